@@ -1,0 +1,24 @@
+"""Errors that tell the user what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class SegueError(Exception):
+    """A mistake in what was asked or given: one line that says what, where and how to mend it.
+
+    The command line prints it to stderr and exits with code 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional library where it is used; a missing one names the extra to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise SegueError(f"this needs the package '{module}': pip install 'segue[{extra}]'") from error

@@ -1,0 +1,21 @@
+"""Shared fixtures. `shared_data(NAME)` gives a folder of real data beside the checkout, or skips with the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def shared_data() -> Callable[[str], Path]:
+    def folder(name: str) -> Path:
+        path = DATA / name
+        if not path.is_dir():
+            pytest.skip(f"real data '{name}' is not beside this checkout")
+        return path
+
+    return folder
