@@ -1,0 +1,31 @@
+# Two commands: `make demo` and `make test`. Each makes its own environment in .venv the first time.
+PYTHON ?= python3
+bin := .venv/bin
+
+.PHONY: demo test lint slow wheel clean
+
+demo: .venv/.core
+	$(bin)/segue demo
+
+test: lint
+	OMP_NUM_THREADS=1 $(bin)/pytest -q
+
+lint: .venv/.dev
+	$(bin)/ruff check .
+	$(bin)/lint-imports
+	$(bin)/mypy
+
+slow: .venv/.dev
+	$(bin)/pytest -q -m slow
+
+wheel: .venv/.dev
+	$(bin)/python -m build --wheel
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+
+.venv/.core: pyproject.toml tools/environment.py
+	$(PYTHON) tools/environment.py
+
+.venv/.dev: pyproject.toml tools/environment.py
+	$(PYTHON) tools/environment.py dev

@@ -1,0 +1,266 @@
+"""The command line: the verbs, typed. It parses, calls one library function, and prints; it knows nothing else.
+
+Results go to stdout, messages to stderr. Exit code 0: done; 2: the user's mistake; 1: ours; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+import segue
+from segue.errors import SegueError
+
+app = typer.Typer(name="segue", add_completion=False, pretty_exceptions_enable=False,
+                  help="Learn from sequences of any kind, continue them fast, and keep learning without forgetting.",
+                  epilog="Start with: segue demo")
+
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # the parser's own error, wherever this version of typer keeps it
+
+
+class Interrupted(Exception):
+    """The user pressed Ctrl-C; the parser would swallow a KeyboardInterrupt and with it what was saved."""
+
+
+def command(name: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function a command, with its example in --help and an interrupt reported by `main`."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except KeyboardInterrupt as stop:
+                raise Interrupted(*stop.args) from stop
+
+        app.command(name, epilog=f"Example: {example}")(run)
+        return function
+
+    return register
+
+
+def show(thing: Any) -> None:
+    """Print a rich renderable or plain text to stdout."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 120).print(thing, markup=False, highlight=False)
+
+
+def show_json(value: Any, file: Path | None = None) -> None:
+    """Data only: to stdout, or to a file."""
+    if file is None:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+    else:
+        from segue.files import write_json
+
+        write_json(file, value)
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """The options that were given: the library's own defaults stand for the others."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
+
+
+def paths_as_text(paths: list[Path]) -> list[str]:
+    return [str(path) for path in paths]
+
+
+Paths = Annotated[list[Path], typer.Argument(metavar="PATH", show_default=False, help="Files, folders or globs.")]
+Model = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="A folder that fit wrote.")]
+Kind = Annotated[str | None, typer.Option(metavar="K", help="What the files hold; found from the files if not said.")]
+Minutes = Annotated[float | None, typer.Option(metavar="M", help="How long to train.")]
+Steps = Annotated[int | None, typer.Option(metavar="N", help="How many optimiser steps to train, instead of minutes.")]
+Seed = Annotated[int | None, typer.Option(metavar="S", help="Fixes everything random.")]
+Temperature = Annotated[float | None, typer.Option(metavar="T", help="Below 1 safer, above 1 wilder.")]
+TopK = Annotated[int | None, typer.Option(metavar="K", help="Only the K likeliest.")]
+TopP = Annotated[float | None, typer.Option(metavar="P", help="Only the likeliest that have this much probability.")]
+MinP = Annotated[float | None, typer.Option(metavar="P", help="Only those with this share of the likeliest one's.")]
+Penalty = Annotated[float | None, typer.Option(metavar="R", help="Above 1 says less readily what was said.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop before this; may be repeated.")]
+OutDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Write a memory-mappable data set.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers here.")]
+
+
+@command("read", "segue read genomes/*.fa.gz --out corpus")
+def read(paths: Paths, kind: Kind = None, out: OutDir = None) -> None:
+    """Say what the files hold: kind, sequences, lengths, vocabulary, examples, problems."""
+    data = segue.read(*paths_as_text(paths), **given(kind=kind))
+    show(data.summary())
+    if out is not None:
+        data.save(out)
+        print(f"written to {out}", file=sys.stderr)
+
+
+@command("fit", "segue fit src/ --out model --minutes 5")
+def fit(paths: Paths,
+        out: Annotated[Path, typer.Option(metavar="DIR", help="Where the model goes. Run again: resumes.",
+                                          show_default=False)],
+        minutes: Minutes = None, steps: Steps = None,
+        mixer: Annotated[str | None, typer.Option(metavar="PATTERN", help="The sequence mixers, for example "
+                                                  "'attention', 'mamba' or 'mamba,mamba,attention'.")] = None,
+        kind: Kind = None, seed: Seed = None) -> None:
+    """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
+    one_dial(minutes, steps)
+    data = segue.read(*paths_as_text(paths), **given(kind=kind))
+    fitted = segue.fit(data, out=out, **given(minutes=minutes, steps=steps, mixer=mixer, seed=seed))
+    show(fitted.report)
+    print(f"saved in {out}", file=sys.stderr)
+
+
+@command("continue", "segue continue model 'def main(' -n 200 --decoder sample --seed 1")
+def continue_(model: Model,
+              prime: Annotated[str | None, typer.Argument(metavar="PRIME", show_default=False,
+                                                          help="What to go on from.")] = None,
+              prime_file: Annotated[Path | None, typer.Option(metavar="F", help="Read the prime from a file.")] = None,
+              n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add.")] = None,
+              decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, ...")] = None,
+              temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
+              repetition_penalty: Penalty = None, stop: Stop = None,
+              seed: Seed = None,
+              as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
+              out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
+                                                       "own file format.")] = None) -> None:
+    """Go on from a prime: what comes next?"""
+    if prime is not None and prime_file is not None:
+        raise SegueError("give a prime or --prime-file, not both")
+    if prime_file is not None:
+        try:
+            prime = prime_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SegueError(f"cannot read the prime from {prime_file}: {error}") from error
+    answer = segue.load(model).continue_(prime or "", **given(
+        n=n, decoder=decoder, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, stop=stop, seed=seed))
+    if out is not None:
+        answer.save(out)
+    if as_json:
+        show_json(answer.as_dict())
+    elif out is None:
+        print(answer.text)
+    if not as_json:
+        print(answer.note, file=sys.stderr)
+
+
+@command("update", "segue update model new/ --strategy replay --minutes 2")
+def update(model: Model, paths: Paths,
+           strategy: Annotated[str | None, typer.Option(metavar="NAME", help="naive, replay, ...")] = None,
+           minutes: Minutes = None, steps: Steps = None) -> None:
+    """Learn new files on top of a model, and measure what was gained and what was forgotten."""
+    one_dial(minutes, steps)
+    report = segue.load(model).update(segue.read(*paths_as_text(paths)),
+                                      **given(strategy=strategy, minutes=minutes, steps=steps))
+    show(report)
+
+
+@command("evaluate", "segue evaluate model held-out/ --json scores.json")
+def evaluate(model: Model, paths: Paths, json_file: JsonFile = None) -> None:
+    """How well the model predicts the files, beside baselines on the same files."""
+    report = segue.load(model).evaluate(segue.read(*paths_as_text(paths)))
+    show(report)
+    if json_file is not None:
+        show_json(report.as_dict(), json_file)
+
+
+@command("compare", "segue compare events.csv --minutes 2")
+def compare(paths: Paths, minutes: Minutes = None, json_file: JsonFile = None) -> None:
+    """Which method predicts these sequences best? Classical and neural, on one split."""
+    report = segue.compare(segue.read(*paths_as_text(paths)), **given(minutes=minutes))
+    show(report)
+    if json_file is not None:
+        show_json(report.as_dict(), json_file)
+
+
+@command("papers", "segue papers --json")
+def papers(as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False) -> None:
+    """Every paper the library knows: slug, title, status, parts."""
+    from segue.papers import PAPERS
+
+    rows = [{"slug": paper.slug, "title": paper.title, "status": paper.status, "parts": list(paper.parts)}
+            for paper in PAPERS.values()]
+    if as_json:
+        show_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table("slug", "title", "status", "parts", box=None)
+    for row in rows:
+        table.add_row(row["slug"], row["title"], row["status"], ", ".join(row["parts"]))
+    show(table)
+
+
+@command("reproduce", "segue reproduce lookahead --scale smoke")
+def reproduce(slug: Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="See: segue papers.")],
+              scale: Annotated[str, typer.Option(metavar="S", help="smoke (seconds), cpu (minutes) or gpu.")] = "cpu",
+              json_file: JsonFile = None,
+              out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the picture goes.")] = None) -> None:
+    """Run a paper's headline claim: the table beside the paper's own figures, the verdict, the picture."""
+    report = segue.reproduce(slug, scale=scale, **given(out=out))
+    show(report)
+    if json_file is not None:
+        show_json(report.as_dict(), json_file)
+
+
+@app.callback(invoke_without_command=True)
+def top(context: typer.Context,
+        version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(segue.__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def one_dial(minutes: float | None, steps: int | None) -> None:
+    if minutes is not None and steps is not None:
+        raise SegueError("give --minutes or --steps, not both")
+    for name, value in (("minutes", minutes), ("steps", steps)):
+        if value is not None and not value > 0:
+            raise SegueError(f"--{name} must be more than 0, not {value:g}")
+
+
+def fail(code: int, message: str) -> NoReturn:
+    print(f"segue: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def usage(error: Any) -> str:
+    """What was wrong on the command line, in one line, with the choices there are."""
+    message, context = " ".join(error.format_message().split()).rstrip("."), error.ctx
+    if context is None:
+        return message
+    choices = list(getattr(context.command, "commands", {})) if message.startswith("No such command") else \
+        [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")] \
+        if message.startswith("No such option") else []
+    if choices:
+        message = f"{message.partition(' (Possible')[0]}; choose from {', '.join(choices)}"
+    return f"{message} (see: {context.command_path} --help)"
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; always ends in SystemExit."""
+    try:
+        code = app(args=arguments, prog_name="segue", standalone_mode=False)
+        sys.stdout.flush()
+        raise SystemExit(code if isinstance(code, int) else 0)
+    except UsageError as error:
+        fail(2, usage(error))
+    except SegueError as error:
+        fail(2, str(error))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        fail(130, f"interrupted; {stop.args[0] if stop.args else 'nothing was left half-written'}")
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except Exception as error:
+        if os.environ.get("SEGUE_TRACEBACK"):
+            traceback.print_exc()
+        what = " ".join(str(error).split()) or "no message"
+        fail(1, f"internal error: {type(error).__name__}: {what[:300]} (SEGUE_TRACEBACK=1 shows where)")
