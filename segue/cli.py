@@ -23,7 +23,7 @@ app = typer.Typer(name="segue", add_completion=False, pretty_exceptions_enable=F
                   help="Learn from sequences of any kind, continue them fast, and keep learning without forgetting.",
                   epilog="Start with: segue demo")
 
-UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # the parser's own error, wherever this version of typer keeps it
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # the parser's own error, wherever typer keeps it
 
 
 class Interrupted(Exception):
