@@ -1,0 +1,72 @@
+"""Gated linear attention (Yang et al. 2024, arXiv 2312.06635): S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, y_t = S_t^T q_t."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 16
+FLOOR = -5.0
+"""Within a chunk, exp(-sum of log decays) must stay finite in float32 and bfloat16: log decays may not be below this."""
+
+
+def gla_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None = None,
+                  ) -> tuple[Tensor, Tensor]:
+    """The naive loop. q, k, g: (B, T, H, K); v: (B, T, H, E); state: (B, H, K, E); starts: (B, T) bool or None.
+
+    Returns outputs (B, T, H, E) and the last state.
+    """
+    outputs = []
+    for t in range(q.shape[1]):
+        decay = g[:, t].exp()
+        if starts is not None:
+            decay = decay.masked_fill(starts[:, t, None, None], 0.0)
+        state = decay[..., None] * state + k[:, t, :, :, None] * v[:, t, :, None]
+        outputs.append((q[:, t, :, :, None] * state).sum(-2))
+    return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)), state
+
+
+def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None = None,
+        lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `gla_reference`, chunk by chunk: matrix products inside a chunk, one state update between chunks.
+
+    g must not be below FLOOR. With `lengths` (B,) the state is the one after so many nodes.
+    """
+    batch, n, heads, _ = q.shape
+    if n == 0:
+        return torch.zeros_like(v), state
+    if lengths is not None:  # nodes past the length neither write nor decay
+        live = (torch.arange(n, device=q.device) < lengths[:, None])[..., None, None]
+        k, g = k * live, g * live
+        starts = None if starts is None else starts & live[:, :, 0, 0]
+    chunk = min(CHUNK, n)
+    pad = -n % chunk
+
+    def chunked(x: Tensor) -> Tensor:  # (B, T, H, X) -> (B, H, T / C, C, X)
+        return F.pad(x, (0, 0, 0, 0, 0, pad)).unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
+
+    q, k, v, g = chunked(q), chunked(k), chunked(v), chunked(g)
+    decay = g.cumsum(-2)
+    total = decay[..., -1:, :]
+    inner, outer = q * decay.exp(), k * (-decay).exp()
+    seen = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
+    keys, carried = k * (total - decay).exp(), total[..., 0, :, None].exp()
+    if starts is not None:
+        # Documents inside a chunk: a pair must share one, the carried state reaches only the first, and only the
+        # last is carried on.
+        document = F.pad(starts, (0, pad)).unflatten(1, (-1, chunk)).long().cumsum(-1)[:, None]  # (B, 1, T / C, C)
+        seen = seen & (document[..., :, None] == document[..., None, :])
+        keys = keys * (document == document[..., -1:])[..., None]
+        carried = carried * (document[..., -1, None, None] == 0)
+        from_state = inner * (document == 0)[..., None]
+    else:
+        from_state = inner
+    local = (inner @ outer.transpose(-1, -2)).masked_fill(~seen, 0.0) @ v
+    writes = keys.transpose(-1, -2) @ v
+    outputs = []
+    for index in range(q.shape[2]):
+        outputs.append(local[:, :, index] + from_state[:, :, index] @ state)
+        state = carried[:, :, index] * state + writes[:, :, index]
+    y = torch.stack(outputs, 2).flatten(2, 3)[:, :, :n]
+    return y.transpose(1, 2), state

@@ -1,0 +1,322 @@
+"""Softmax attention (Vaswani et al. 2017), with grouped key-value heads (Ainslie et al. 2023), rotary positions
+(Su et al. 2021) or ALiBi biases (Press et al. 2022), and mask rules."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers import rules
+from segue.mixers.base import Mixer
+from segue.mixers.state import Layout, Part, gather_nodes
+
+
+def rotary_frequencies(width: int, theta: float = 10_000.0) -> Tensor:
+    """(width / 2,) angular frequencies, radians per position."""
+    return theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+
+
+def rotate(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
+    """Turn the first 2F features of x (B, H, N, E) by position: features i and i + F are one plane.
+
+    positions: (B or 1, N). frequencies: (F,) radians per position. The angles are computed in float64, since a
+    float32 angle is off by radians at the positions a long stream reaches.
+    """
+    angle = (positions[:, None, :, None].double() * frequencies.double())
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    half = frequencies.shape[0]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """(heads,) the slopes of Press et al.: a geometric series, interpolated where heads is no power of two."""
+    whole = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8 * (i + 1) / whole) for i in range(whole)]
+    slopes += [2.0 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
+    return torch.tensor(slopes)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None,
+           ) -> tuple[Tensor, Tensor]:
+    """Attention that also returns the log-sum-exp of its scores, so that partial results can be merged.
+
+    q: (B, H, Q, E). k, v: (B, G, K, E) with H a multiple of G. mask: bool, True = seen, broadcastable to
+    (B, 1, Q, K). bias: added to the scores. Returns (B, H, Q, E) and (B, H, Q); a query that sees nothing gives 0
+    and -inf.
+    """
+    group = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v))
+    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf)
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse.nan_to_num(neginf=0.0)[..., None]).exp()
+    return weights @ v, lse
+
+
+def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Merge attention over disjoint sets of keys: pairs (output (B, H, Q, E), log-sum-exp (B, H, Q))."""
+    outputs, lses = (torch.stack(x) for x in zip(*parts))
+    lse = lses.logsumexp(0)
+    weights = (lses - lse.nan_to_num(neginf=0.0)).exp()
+    return (weights[..., None] * outputs).sum(0), lse
+
+
+class Cache:
+    """Keys and values of the committed nodes, with a cursor per row; pending nodes lie beyond the longest row.
+
+    keep: rows of a windowed attention that stay (None: all). Positions are kept beside the keys, because the index in
+    the cache says nothing about the position.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, keep: int | None = None) -> None:
+        self.k, self.v, self.keep = k, v, keep
+        batch, capacity = k.shape[0], k.shape[2]
+        self.positions = torch.zeros(batch, capacity, dtype=torch.long, device=k.device)
+        self.segments = torch.zeros(batch, capacity, dtype=torch.long, device=k.device)
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=k.device)
+        self.segment = torch.zeros(batch, dtype=torch.long, device=k.device)
+        self.longest, self.uniform = 0, True  # of `lengths`, kept aside to spare a device round trip per token
+        self.pending: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def extend(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, rules.Pairs, Tensor | None]:
+        """Put new nodes (B, G, N, E) behind the committed ones, uncommitted.
+
+        Returns all keys, all values (B, G, L + N, E), the pairs, and where a key is of the same document as the query
+        and exists (None: everywhere).
+        """
+        batch, n, cursor = k.shape[0], k.shape[2], self.longest
+        segments = self.segment[:, None].expand(batch, n)
+        if layout.segments is not None:
+            segments = segments + layout.segments
+        positions = layout.positions.expand(batch, n)
+        self.pending = (k, v, positions, segments)
+        if torch.is_grad_enabled() and (k.requires_grad or self.k.requires_grad):
+            keys = torch.cat([self.k[:, :, :cursor], k], 2)
+            values = torch.cat([self.v[:, :, :cursor], v], 2)
+        else:
+            self._reserve(cursor + n)
+            self.k[:, :, cursor : cursor + n], self.v[:, :, cursor : cursor + n] = k, v
+            keys, values = self.k[:, :, : cursor + n], self.v[:, :, : cursor + n]
+        before = torch.ones(1, n, cursor, dtype=torch.bool, device=k.device)
+        follows = torch.cat([before.expand(layout.follows.shape[0], -1, -1), layout.follows], 2)
+        key_positions = torch.cat([self.positions[:, :cursor], positions], 1)
+        valid = None
+        if not self.uniform:
+            index = torch.arange(cursor + n, device=k.device)
+            valid = ((index < self.lengths[:, None]) | (index >= cursor))[:, None]
+        if layout.segments is not None or int(self.segment.max()):
+            same = segments[:, :, None] == torch.cat([self.segments[:, :cursor], segments], 1)[:, None]
+            valid = same if valid is None else valid & same
+        return keys, values, rules.Pairs(positions[:, :, None], key_positions[:, None], follows), valid
+
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
+        assert self.pending is not None, "extend first"
+        k, v, positions, segments = self.pending
+        batch, n = positions.shape
+        self.pending = None
+        if path is not None:
+            index = path.clamp(min=0)[:, None, :, None]
+            k = k.gather(2, index.expand(-1, k.shape[1], -1, k.shape[3]))
+            v = v.gather(2, index.expand(-1, v.shape[1], -1, v.shape[3]))
+            positions, segments, n = gather_nodes(positions, path), gather_nodes(segments, path), path.shape[1]
+        if counts is None:
+            counts = torch.full((batch,), n, device=k.device)
+        if n == 0:
+            return
+        added = torch.arange(n, device=k.device)
+        kept = added < counts[:, None]
+        if self.uniform and bool(kept.all()):  # the common case: every row takes all n nodes, at the same place
+            end = self.longest + n
+            self._reserve(end)
+            span = slice(self.longest, end)
+            self._write((slice(None), slice(None), span), (slice(None), span), k, v, positions, segments)
+        else:
+            self._reserve(self.longest + n)
+            row, node = torch.nonzero(kept, as_tuple=True)
+            slot = self.lengths[row] + node
+            self._write((row, slice(None), slot), (row, slot), k[row, :, node], v[row, :, node],
+                        positions[row, node], segments[row, node])
+        self.lengths = self.lengths + counts
+        last = (counts - 1).clamp(min=0)[:, None]
+        self.segment = torch.where(counts > 0, segments.gather(1, last)[:, 0], self.segment)
+        self._settle()
+
+    def _write(self, where: tuple, flat: tuple, k: Tensor, v: Tensor, positions: Tensor, segments: Tensor) -> None:
+        if self.k.requires_grad or k.requires_grad:
+            self.k, self.v = self.k.clone(), self.v.clone()
+        self.k[where], self.v[where] = k, v
+        self.positions[flat], self.segments[flat] = positions, segments
+
+    def _reserve(self, capacity: int) -> None:
+        """Grow by doubling, so that n tokens cost O(n) copying."""
+        extra = capacity - self.k.shape[2]
+        if extra <= 0:
+            return
+        extra = max(extra, self.k.shape[2], 64)
+        self.k, self.v = (F.pad(x, (0, 0, 0, extra)) for x in (self.k, self.v))
+        self.positions, self.segments = (F.pad(x, (0, extra)) for x in (self.positions, self.segments))
+
+    def _settle(self) -> None:
+        if self.keep is not None and self.k.shape[2] > 2 * self.keep + 64 and int(self.lengths.max()) > 2 * self.keep:
+            drop = (self.lengths - self.keep).clamp(min=0)
+            index = drop[:, None] + torch.arange(self.keep, device=drop.device)
+            wide = index[:, None, :, None].expand(-1, self.k.shape[1], -1, self.k.shape[3])
+            self.k, self.v = self.k.gather(2, wide), self.v.gather(2, wide)
+            self.positions, self.segments = self.positions.gather(1, index), self.segments.gather(1, index)
+            self.lengths = self.lengths - drop
+        self.longest = int(self.lengths.max()) if len(self.lengths) else 0
+        self.uniform = bool((self.lengths == self.longest).all())
+
+    def rewind(self, n: Tensor) -> None:
+        if (n > self.lengths).any():
+            raise SegueError(f"a windowed cache holds {self.lengths.tolist()} tokens, it cannot go back {n.tolist()}")
+        self.lengths, self.pending = self.lengths - n, None
+        if len(self.lengths):
+            last = (self.lengths - 1).clamp(min=0)[:, None]
+            self.segment = torch.where(self.lengths > 0, self.segments.gather(1, last)[:, 0], 0) \
+                if self.segments.shape[1] else self.segment
+        self._settle()
+
+    def _twin(self, rows: Tensor | slice) -> Cache:
+        used = slice(0, self.longest)
+        twin = Cache(self.k[rows, :, used].clone(), self.v[rows, :, used].clone(), self.keep)
+        twin.positions, twin.segments = self.positions[rows, used].clone(), self.segments[rows, used].clone()
+        twin.lengths, twin.segment = self.lengths[rows], self.segment[rows]
+        twin._settle()
+        return twin
+
+    def select(self, rows: Tensor) -> Cache:
+        return self._twin(rows)
+
+    def copy(self) -> Cache:
+        return self._twin(slice(None))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"k": self.k[:, :, : self.longest], "v": self.v[:, :, : self.longest],
+                "positions": self.positions[:, : self.longest], "lengths": self.lengths}
+
+
+class Attention(Mixer):
+    """Multi-head attention with a key-value cache.
+
+    width: model width D. heads: query heads. kv_heads: key-value heads (default: heads). head_width: features per head
+        (default: width / heads).
+    positions: "rotary", "alibi" or "none". theta, rotary_fraction: base of the rotary frequencies, and how much of a
+        head they turn.
+    causal: False looks both ways. window: at most so many positions back. prefix: so many first positions are seen by
+        all, both ways (then the prompt must be given whole).
+    qkv_bias, out_bias: biases of the projections. qk_norm: RMS-normalise queries and keys per head (epsilon norm_eps).
+    """
+
+    constant_state = False
+    linear_in_values: ClassVar[bool] = True
+
+    def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
+                 positions: str = "rotary", theta: float = 10_000.0, rotary_fraction: float = 1.0,
+                 causal: bool = True, window: int | None = None, prefix: int = 0,
+                 qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False, norm_eps: float = 1e-6) -> None:
+        super().__init__(width)
+        self.heads, self.kv_heads = heads, kv_heads or heads
+        if head_width is None and width % heads:
+            raise SegueError(f"width {width} is not divisible by {heads} heads: choose another number of heads")
+        if heads % self.kv_heads:
+            raise SegueError(f"{heads} heads cannot share {self.kv_heads} key-value heads: choose a divisor")
+        if positions not in ("rotary", "alibi", "none"):
+            raise SegueError(f"attention positions '{positions}' are unknown: choose rotary, alibi or none")
+        self.head_width = head_width or width // heads
+        self.positions, self.window = positions, window
+        self.causal, self.needs_whole_prompt = causal, prefix > 0  # type: ignore[misc]
+        self.constant_state = window is not None  # type: ignore[misc]
+        if not causal:
+            self.rule: rules.Rule = rules.full
+        elif prefix:
+            self.rule = rules.prefix(prefix)
+        else:
+            self.rule = rules.causal if window is None else rules.window(window)
+        self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=qkv_bias)
+        self.out = nn.Linear(heads * self.head_width, width, bias=out_bias)
+        self.q_norm = nn.RMSNorm(self.head_width, eps=norm_eps) if qk_norm else None
+        self.k_norm = nn.RMSNorm(self.head_width, eps=norm_eps) if qk_norm else None
+        if positions == "rotary":
+            turned = int(self.head_width * rotary_fraction) // 2 * 2
+            self.register_buffer("frequencies", rotary_frequencies(turned, theta), persistent=False)
+        if positions == "alibi":
+            self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+
+    def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        # Casting a model to bfloat16 must not cast its rotary frequencies.
+        frequencies = getattr(self, "frequencies", None)
+        super()._apply(fn, recurse)
+        if frequencies is not None:
+            self.frequencies = frequencies.to(self.qkv.weight.device)
+        return self
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        k = like.new_zeros(batch, self.kv_heads, 0, self.head_width)
+        return {"cache": Cache(k, k.clone(), None if self.window is None else self.window + history)}
+
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.positions == "rotary":
+            q, k = (rotate(y, positions, self.frequencies) for y in (q, k))
+        return q, k, v
+
+    def _mask_and_bias(self, pairs: rules.Pairs, valid: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        mask = self.rule(pairs)
+        mask = (mask if valid is None else mask & valid)[:, None]
+        bias = None
+        if self.positions == "alibi":
+            bias = -self.slopes.to(like.dtype)[:, None, None] * (pairs.query - pairs.key)[:, None].abs().to(like.dtype)
+        return mask, bias
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        q, k, v = self._project(x, layout.positions)
+        n = x.shape[1]
+        if parts is None:
+            pairs = rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
+            valid = None if layout.segments is None else layout.segments[:, :, None] == layout.segments[:, None]
+            fresh = True
+        else:
+            cache = parts["cache"]
+            assert isinstance(cache, Cache)
+            fresh = cache.longest == 0
+            k, v, pairs, valid = cache.extend(k, v, layout)
+        plain = valid is None and layout.parents is None and self.positions != "alibi"
+        shared = self.kv_heads != self.heads
+        if plain and self.rule is rules.causal and (fresh or n == 1):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=shared)
+        elif plain and self.rule is rules.full:
+            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
+        else:
+            mask, bias = self._mask_and_bias(pairs, valid, q)
+            if bias is not None:
+                mask = bias.masked_fill(~mask, -math.inf)  # type: ignore[assignment]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
+        return self.output(y, x)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        layout = Layout.chain(x.shape[:2], device=x.device)
+        q, k, _ = self._project(x, layout.positions)
+        pairs = rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
+        mask, bias = self._mask_and_bias(pairs, None, q)
+        eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
+        return attend(q, k, eye, mask, bias)[0]
+
+    def values(self, x: Tensor) -> Tensor:
+        v = self._project(x, Layout.chain(x.shape[:2], device=x.device).positions)[2]
+        return v.repeat_interleave(self.heads // self.kv_heads, 1)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(mixed.transpose(1, 2).flatten(2))

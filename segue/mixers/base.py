@@ -1,0 +1,87 @@
+"""The contract of a sequence mixer: a map over the sequence axis, (B, T, D) -> (B, T, D), in forms that agree.
+
+A mixer writes its body once, in `run`; the training form (`forward`) and the decoding form (`extend`: prefill, one
+step, and verification of a draft chain or tree) both call it. `segue.testing.check_mixer` holds every mixer to this.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.state import Layout, Part, State
+
+
+class Mixer(nn.Module):
+    """Base of all mixers. A subclass declares what it can do and implements `run` and `parts`."""
+
+    causal: ClassVar[bool] = True  # no position sees a later one, so `extend` exists
+    constant_state: ClassVar[bool] = True  # the state's size does not grow with the sequence
+    time_invariant: ClassVar[bool] = False  # the same linear map at every position (a convolution form exists)
+    resettable: ClassVar[bool] = True  # packed documents behave as if run apart
+    linear_in_values: ClassVar[bool] = False  # `matrix`, `values` and `output` exist
+    needs_whole_prompt: ClassVar[bool] = False  # the prompt cannot be given in pieces
+    axes: ClassVar[int] = 1  # how many sequence axes the input may have
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        """(B, N, D) -> (B, N, D). With `parts`, the nodes follow that state and are left pending in it."""
+        raise NotImplementedError
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        """The memories of a fresh state, on the device and of the dtype of `like`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
+        """The training form over whole sequences.
+
+        x: (B, T, D). layout: positions and document starts (default: one document from position 0).
+        state: begin from this state (gradients flow into it) instead of a fresh one.
+        """
+        if layout is None:
+            layout = Layout.chain(x.shape[:2], device=x.device) if state is None else state.layout(x.shape[1])
+        if layout.starts is not None and not self.resettable:
+            raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
+        return self.run(x, layout, None if state is None else state.layers[0])
+
+    def extend(self, x: Tensor, state: State, parents: Tensor | None = None, positions: Tensor | None = None,
+               starts: Tensor | None = None) -> Tensor:
+        """The decoding form: nodes x (B, N, D) that follow `state`, a chain or a tree (`parents`, see `Layout`).
+
+        Prefill (many nodes), a step (one) and the verification of a draft are the same call. The state stays as it
+        was; what was computed is pending in it until `state.commit(path)`.
+        """
+        if not self.causal:
+            raise SegueError(f"{type(self).__name__} looks ahead: it has no causal step, use forward on the whole input")
+        layout = state.layout(x.shape[1], parents, positions, starts)
+        y = self.run(x, layout, state.layers[0])
+        state.pending = layout
+        return y
+
+    def init_state(self, batch: int, history: int = 0) -> State:
+        """A fresh state for `batch` rows. Recurrent states can later go back `history` tokens at most."""
+        like = next(self.parameters())
+        positions = torch.zeros(batch, dtype=torch.long, device=like.device)
+        return State([self.parts(batch, like, history)], positions)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the state itself (decay rates, step sizes): own learning rate, no weight decay."""
+        return []
+
+    def matrix(self, x: Tensor) -> Tensor:
+        """The (B, H, T, T) matrix that the mixer applies to `values(x)`, where it is linear in its values."""
+        raise SegueError(f"{type(self).__name__} is not linear in its values: it has no matrix")
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, H, T, E): what `matrix(x)` is applied to."""
+        raise SegueError(f"{type(self).__name__} is not linear in its values")
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        """From matrix @ values, (B, H, T, E), to the mixer's output (B, T, D)."""
+        raise SegueError(f"{type(self).__name__} is not linear in its values")

@@ -1,0 +1,79 @@
+"""Gated linear attention (Yang et al. 2024, arXiv 2312.06635)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels.gla import FLOOR, gla
+from segue.mixers.base import Mixer
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+
+class GatedLinearRecurrence(Recurrence):
+    """Inputs q, k (B, N, H, K), v (B, N, H, E), log decays g (B, N, H, K); state (B, H, K, E)."""
+
+    def __init__(self, heads: int, key_width: int, value_width: int) -> None:
+        super().__init__()
+        self.shape = (heads, key_width, value_width)
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return (like.new_zeros(batch, *self.shape),)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        y, final = gla(*inputs, state[0], starts, lengths)
+        return y, (final,)
+
+
+class GatedLinearAttention(Mixer):
+    """Linear attention whose state forgets by a data-dependent gate per key feature.
+
+    width: model width D. heads. expand_k, expand_v: widths of all keys and values, relative to D.
+    gate_rank: rank of the gate's projection. temperature: log decays are log sigmoid(.) / temperature, so larger
+        remembers longer.
+    """
+
+    linear_in_values = True
+
+    def __init__(self, width: int, heads: int = 4, expand_k: float = 0.5, expand_v: float = 1.0, gate_rank: int = 16,
+                 temperature: float = 16.0, norm_eps: float = 1e-6) -> None:
+        super().__init__(width)
+        keys, values = int(width * expand_k), int(width * expand_v)
+        if keys % heads or values % heads:
+            raise SegueError(f"key width {keys} and value width {values} must be divisible by {heads} heads")
+        self.heads, self.temperature = heads, temperature
+        self.widths = (keys, keys, values, values)
+        self.qkvr = nn.Linear(width, sum(self.widths), bias=False)
+        self.gate = nn.Sequential(nn.Linear(width, gate_rank, bias=False), nn.Linear(gate_rank, keys))
+        self.norm = nn.RMSNorm(values // heads, eps=norm_eps)
+        self.out = nn.Linear(values, width, bias=False)
+        self.recurrence = GatedLinearRecurrence(heads, keys // heads, values // heads)
+
+    def _project(self, x: Tensor) -> Tensors:
+        q, k, v, _ = self.qkvr(x).split(self.widths, dim=-1)
+        g = (F.logsigmoid(self.gate(x)) / self.temperature).clamp(min=FLOOR)
+        q, k, v, g = (y.unflatten(-1, (self.heads, -1)) for y in (q, k, v, g))
+        return q * q.shape[-1] ** -0.5, k, v, g
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        mixed = self.recurrence(self._project(x), layout, None if parts is None else parts["carry"])
+        return self.output(mixed.transpose(1, 2), x)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        q, k, _, g = (y.transpose(1, 2) for y in self._project(x))
+        decay = g.cumsum(2)
+        between = (decay[:, :, :, None] - decay[:, :, None]).clamp(max=0).exp()
+        return torch.einsum("bhik,bhjk,bhijk->bhij", q, k, between).tril()
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._project(x)[2].transpose(1, 2)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        gate = F.linear(x, self.qkvr.weight[-self.widths[3] :])
+        return self.out(self.norm(mixed.transpose(1, 2)).flatten(2) * F.silu(gate))

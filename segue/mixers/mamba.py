@@ -1,0 +1,95 @@
+"""Mamba: a selective state space behind a short convolution (Gu & Dao 2023, arXiv 2312.00752)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.kernels.scan import linear_scan
+from segue.mixers.base import Mixer
+from segue.mixers.convolution import ShortConvolution
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+
+class SelectiveScan(Recurrence):
+    """h = exp(dt A) h + dt u B; y = C h + D u. Inputs u, dt (B, N, I), B and C (B, N, S); state (B, I, S)."""
+
+    def __init__(self, inner: int, states: int) -> None:
+        super().__init__()
+        self.A_log = nn.Parameter(torch.arange(1, states + 1, dtype=torch.float32).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return (like.new_zeros(batch, *self.A_log.shape),)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        u, dt, B, C = inputs
+        if lengths is not None:  # dt = 0 neither writes nor decays
+            live = torch.arange(u.shape[1], device=u.device) < lengths[:, None]
+            dt = dt * live[..., None]
+            starts = None if starts is None else starts & live
+        a = (dt[..., None] * -self.A_log.exp()).exp()
+        if starts is not None:
+            a = a.masked_fill(starts[..., None, None], 0.0)
+        h = linear_scan(a, (dt * u)[..., None] * B[:, :, None], state[0])
+        y = (h * C[:, :, None]).sum(-1) + self.D * u
+        return y, (h[:, -1] if h.shape[1] else state[0],)
+
+
+class Mamba(Mixer):
+    """width: model width D. states: S per channel. taps: of the convolution. expand: inner width relative to D.
+    rank: of the step-size projection (default: D / 16, rounded up)."""
+
+    linear_in_values = True
+
+    def __init__(self, width: int, states: int = 16, taps: int = 4, expand: int = 2, rank: int | None = None) -> None:
+        super().__init__(width)
+        inner, self.states, self.rank = expand * width, states, rank or math.ceil(width / 16)
+        self.into = nn.Linear(width, 2 * inner, bias=False)
+        self.convolution = ShortConvolution(inner, taps)
+        self.select = nn.Linear(inner, self.rank + 2 * states, bias=False)
+        self.step = nn.Linear(self.rank, inner)
+        self.scan = SelectiveScan(inner, states)
+        self.out = nn.Linear(inner, width, bias=False)
+        # Step sizes begin spread log-uniformly over [0.001, 0.1]: the bias is their inverse softplus.
+        step = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
+        self.step.bias.data = step + torch.log(-torch.expm1(-step))
+        nn.init.uniform_(self.step.weight, -(self.rank**-0.5), self.rank**-0.5)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [self.scan.A_log, self.scan.D, self.step.bias]
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
+                "scan": Carry(self.scan, self.scan.initial(batch, like), history)}
+
+    def _inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor]:
+        u, gate = self.into(x).chunk(2, -1)
+        u = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
+        rank, B, C = self.select(u).split([self.rank, self.states, self.states], dim=-1)
+        return (u, F.softplus(self.step(rank)), B, C), gate
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        inputs, gate = self._inputs(x, layout, parts)
+        y = self.scan(inputs, layout, None if parts is None else parts["scan"])
+        return self.out(y * F.silu(gate))
+
+    def matrix(self, x: Tensor) -> Tensor:
+        """One head per inner channel: (B, I, T, T), the skip D on the diagonal (after Ali et al. 2024, arXiv 2403.01590)."""
+        (_, dt, B, C), _ = self._inputs(x, Layout.chain(x.shape[:2], device=x.device), None)
+        decay = (dt[..., None] * -self.scan.A_log.exp()).cumsum(1)  # (B, T, I, S)
+        between = (decay[:, :, None] - decay[:, None]).clamp(max=0).exp()
+        matrix = torch.einsum("bis,bijcs,bjs,bjc->bcij", C, between, B, dt).tril()
+        return matrix + torch.diag_embed(self.scan.D[:, None].expand(-1, x.shape[1]))
+
+    def values(self, x: Tensor) -> Tensor:
+        (u, *_), _ = self._inputs(x, Layout.chain(x.shape[:2], device=x.device), None)
+        return u.transpose(1, 2)[..., None]
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        gate = self.into(x).chunk(2, -1)[1]
+        return self.out(mixed[..., 0].transpose(1, 2) * F.silu(gate))

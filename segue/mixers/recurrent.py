@@ -1,0 +1,145 @@
+"""Nonlinear recurrences: LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000) and GRU
+(Cho et al. 2014). Reference account: Lipton et al. 2015, arXiv 1506.00019."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+
+from segue.mixers.base import Mixer
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+
+class TorchRecurrence(Recurrence):
+    """Any of torch's fused recurrent modules (nn.LSTM, nn.GRU, nn.RNN; one layer, batch first) as a `Recurrence`."""
+
+    def __init__(self, module: nn.RNNBase) -> None:
+        super().__init__()
+        self.module = module
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        memories = 2 if isinstance(self.module, nn.LSTM) else 1
+        return tuple(like.new_zeros(batch, self.module.hidden_size) for _ in range(memories))
+
+    def _call(self, x: object, state: Tensors) -> tuple[object, Tensors]:
+        layered = tuple(s[None].contiguous() for s in state)
+        y, final = self.module(x, layered if len(layered) > 1 else layered[0])
+        return y, tuple(s[0] for s in (final if isinstance(final, tuple) else (final,)))
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        (x,) = inputs
+        batch, n = x.shape[:2]
+        if n == 0:
+            return x.new_zeros(batch, 0, self.module.hidden_size), state
+        if starts is not None and bool(starts.any()):
+            return self._scan_documents(x, state, starts, lengths)
+        y, final = self._call(x, state)
+        assert isinstance(y, Tensor)
+        if lengths is not None:
+            final = self._ragged_final(x, y, state, lengths, final)
+        return y, final
+
+    def _ragged_final(self, x: Tensor, y: Tensor, state: Tensors, lengths: Tensor, final: Tensors) -> Tensors:
+        if bool((lengths == x.shape[1]).all()):
+            return final
+        some = torch.nonzero(lengths > 0)[:, 0]
+        after = tuple(s.clone() for s in state)
+        if len(some):
+            packed = pack_sequence([x[row, : int(lengths[row])] for row in some], enforce_sorted=False)
+            new = self._call(packed, tuple(s[some] for s in state))[1]
+            after = tuple(s.index_put((some,), f) for s, f in zip(after, new))
+        return after
+
+    def _scan_documents(self, x: Tensor, state: Tensors, starts: Tensor, lengths: Tensor | None,
+                        ) -> tuple[Tensor, Tensors]:
+        """Documents packed in a row are run as rows of their own: torch's kernels cannot reset in the middle."""
+        batch, n = x.shape[:2]
+        pieces: list[tuple[int, int, int, bool]] = []  # row, begin, end, does it continue the state?
+        finals: list[int] = []  # for each row the piece in which its requested final state lies, -1: the given state
+        for row in range(batch):
+            stop = n if lengths is None else int(lengths[row])
+            heads = torch.nonzero(starts[row])[:, 0].tolist()
+            edges = sorted({0, *heads, stop, n})
+            finals.append(-1)
+            for begin, end in zip(edges[:-1], edges[1:]):
+                if begin < stop:
+                    finals[-1] = len(pieces)
+                pieces.append((row, begin, end, begin not in heads))
+        # A piece cut at `stop` must hand its state on: run such tails after their heads, in a second round.
+        fresh = self.initial(1, x)
+        outputs: dict[tuple[int, int], Tensor] = {}
+        ends: dict[tuple[int, int], Tensors] = {}
+        first = [p for p in pieces if not p[3] or p[1] == 0]
+        second = [p for p in pieces if p[3] and p[1] > 0]
+        for group in (first, second):
+            if not group:
+                continue
+            before = []
+            for row, begin, _, continues in group:
+                if not continues:
+                    before.append(tuple(s[0] for s in fresh))
+                else:
+                    before.append(tuple(s[row] for s in state) if begin == 0 else ends[row, begin])
+            packed = pack_sequence([x[row, begin:end] for row, begin, end, _ in group], enforce_sorted=False)
+            y, after = self._call(packed, tuple(torch.stack(s) for s in zip(*before)))
+            for index, ((row, begin, end, _), out) in enumerate(zip(group, unpack_sequence(y))):  # type: ignore[arg-type]
+                outputs[row, begin] = out
+                ends[row, end] = tuple(s[index] for s in after)
+        y = torch.stack([torch.cat([outputs[r, b] for r, b, _, _ in pieces if r == row]) for row in range(batch)])
+        last = [tuple(s[row] for s in state) if piece < 0 else ends[row, pieces[piece][2]]
+                for row, piece in enumerate(finals)]
+        return y, tuple(torch.stack(s) for s in zip(*last))
+
+
+class RecurrentMixer(Mixer):
+    """A fused recurrence of width `inner` (default: width), projected back to the model's width where they differ."""
+
+    module: type[nn.RNNBase]
+
+    def __init__(self, width: int, inner: int | None = None) -> None:
+        super().__init__(width)
+        inner = inner or width
+        self.recurrence = TorchRecurrence(self.module(width, inner, batch_first=True))
+        self.out = nn.Linear(inner, width, bias=False) if inner != width else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Orthogonal hidden-to-hidden weights, uniform +-1/sqrt(n) elsewhere."""
+        cell = self.recurrence.module
+        bound = 1 / math.sqrt(cell.hidden_size)
+        for name, parameter in cell.named_parameters():
+            if name.startswith("weight_hh"):
+                for block in parameter.data.split(cell.hidden_size):
+                    nn.init.orthogonal_(block)
+            elif name.startswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        carry = None if parts is None else parts["carry"]
+        return self.out(self.recurrence((x,), layout, carry))
+
+
+class LSTM(RecurrentMixer):
+    """Long short-term memory with a forget gate, whose bias begins at +1 (half-life of many steps)."""
+
+    module = nn.LSTM
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        n = self.recurrence.module.hidden_size
+        self.recurrence.module.bias_ih_l0.data[n : 2 * n] = 1.0
+
+
+class GRU(RecurrentMixer):
+    """Gated recurrent unit; the reset gate acts on the projected state, as in torch."""
+
+    module = nn.GRU

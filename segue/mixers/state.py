@@ -1,0 +1,307 @@
+"""What a mixer remembers, and the one life cycle all memories share: extend leaves it *pending*, commit makes it real.
+
+A `State` holds the parts of one mixer or of a whole stack, and where each row stands. Parts come in two sorts: a
+`Carry` (a recurrence's state, of constant size) and, in `segue.mixers.attention`, a cache with a cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+
+
+@dataclass
+class Layout:
+    """How the nodes of one call stand to each other and to what came before.
+
+    positions: (B, N) long; explicit, never derived from an index or from the length of a cache.
+    parents: (B, N) long, or None for a chain. `parents[b, i]` is the node that node i follows in this call, -1 the
+        state's end. Nodes are topologically ordered; padding nodes come last and nothing real descends from them.
+    starts: (B, N) bool, or None. True where a new document (episode) begins: nothing before it is seen.
+    """
+
+    positions: Tensor
+    parents: Tensor | None = None
+    starts: Tensor | None = None
+
+    @staticmethod
+    def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,
+              device: torch.device | str | None = None) -> Layout:
+        """`shape` (B, N) nodes one after the other; `first` (B,) is the position of the first (default 0)."""
+        if starts is not None:
+            device = starts.device
+        index = torch.arange(shape[1], device=device if first is None else first.device)
+        positions = index.expand(shape) if first is None else first[:, None] + index
+        if starts is not None:
+            # At a start the position is 0 again: subtract the position that the latest start would have had.
+            latest = torch.where(starts, index, -1).cummax(dim=1).values
+            positions = torch.where(latest >= 0, index - latest, positions)
+        return Layout(positions, None, starts)
+
+    @staticmethod
+    def tree(parents: Tensor, first: Tensor) -> Layout:
+        """Nodes of a draft tree whose roots stand at `first` (B,); a node's position is its parent's plus one."""
+        layout = Layout(first[:, None].expand(parents.shape), parents)
+        return Layout(first[:, None] + layout.follows.sum(-1) - 1, parents)
+
+    @cached_property
+    def follows(self) -> Tensor:
+        """(B or 1, N, N) bool: node k is node q itself or one of its ancestors in this call."""
+        n = self.positions.shape[1]
+        if self.parents is None:
+            return torch.ones(1, n, n, dtype=torch.bool, device=self.positions.device).tril()
+        # Squaring the one-step relation closes it after log2(N) products.
+        one = torch.zeros(*self.parents.shape, n + 1, device=self.positions.device)
+        one.scatter_(2, torch.where(self.parents >= 0, self.parents, n)[..., None], 1.0)
+        reach = one[..., :n] + torch.eye(n, device=self.positions.device)
+        for _ in range(max(n - 1, 1).bit_length()):
+            reach = (reach @ reach).clamp(max=1)
+        return reach > 0
+
+    @cached_property
+    def segments(self) -> Tensor | None:
+        """(B, N) long: 0 continues the state, each start opens the next segment."""
+        return None if self.starts is None else self.starts.long().cumsum(1)
+
+
+def gather_nodes(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x (B, N, ...) at `index` (B, P), where negative entries give row 0 (to be masked by the caller)."""
+    index = index.clamp(min=0).view(*index.shape, *[1] * (x.dim() - 2))
+    return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
+
+
+class Part(Protocol):
+    """One memory inside a state. `path` (B, P) are node indices padded with -1, or None for a chain, of which the
+    first `counts` (B,) nodes are taken (None: all)."""
+
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None: ...
+    def select(self, rows: Tensor) -> Part: ...
+    def rewind(self, n: Tensor) -> None: ...
+    def copy(self) -> Part: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
+class State:
+    """The memory of one mixer (one layer) or of a stack (many), for a batch of rows.
+
+    positions: (B,) long, the position the next token of each row will take.
+    layers: for each layer its named parts.
+    """
+
+    def __init__(self, layers: list[dict[str, Part]], positions: Tensor) -> None:
+        self.layers = layers
+        self.positions = positions
+        self.pending: Layout | None = None
+
+    @property
+    def batch(self) -> int:
+        return self.positions.shape[0]
+
+    def layout(self, n: int, parents: Tensor | None = None, positions: Tensor | None = None,
+               starts: Tensor | None = None) -> Layout:
+        """The layout of `n` new nodes that follow this state."""
+        if positions is not None:
+            return Layout(positions, parents, starts)
+        if parents is not None:
+            if starts is not None:
+                raise SegueError("a draft tree cannot cross the start of a document: give `starts` or `parents`")
+            return Layout.tree(parents, self.positions)
+        return Layout.chain((self.batch, n), self.positions, starts)
+
+    def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
+        """Make pending nodes real, and forget the rest.
+
+        path: (B, P) long, one root-to-node path per row, padded with -1. None takes a chain: all of it, or the
+        first `counts` (B,) nodes of each row (ragged prompts).
+        """
+        layout = self.pending
+        if layout is None:
+            raise SegueError("nothing is pending: call extend before commit")
+        if path is not None:
+            counts = (path >= 0).sum(1)
+        elif layout.parents is not None:
+            raise SegueError("a draft tree is pending: say which path to commit")
+        for _, part in self._parts():
+            part.commit(path, counts)
+        n = layout.positions.shape[1]
+        if counts is None:
+            if n:
+                self.positions = layout.positions[:, -1] + 1
+        elif n:
+            last = (counts - 1).clamp(min=0)[:, None]
+            if path is not None:
+                last = path.gather(1, last).clamp(min=0) if path.shape[1] else torch.zeros_like(last)
+            self.positions = torch.where(counts > 0, layout.positions.gather(1, last)[:, 0] + 1, self.positions)
+        self.pending = None
+
+    def select(self, rows: Tensor) -> State:
+        """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
+        layers = [{name: part.select(rows) for name, part in layer.items()} for layer in self.layers]
+        return State(layers, self.positions[rows])
+
+    def rewind(self, n: int | Tensor) -> None:
+        """Forget the last `n` (int or (B,)) committed tokens; positions go back with them."""
+        n = torch.as_tensor(n, device=self.positions.device).expand(self.batch)
+        if (n < 0).any() or (n > self.positions).any():
+            raise SegueError(f"cannot rewind {n.tolist()} tokens at positions {self.positions.tolist()}")
+        for _, part in self._parts():
+            part.rewind(n)
+        self.positions = self.positions - n
+        self.pending = None
+
+    def snapshot(self) -> State:
+        """An independent copy of what is committed."""
+        layers = [{name: part.copy() for name, part in layer.items()} for layer in self.layers]
+        return State(layers, self.positions.clone())
+
+    def restore(self, snapshot: State) -> None:
+        """Go back to a snapshot, which stays usable."""
+        copy = snapshot.snapshot()
+        self.layers, self.positions, self.pending = copy.layers, copy.positions, None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the committed state by name: to count, move, save, or train (an initial state may be a
+        parameter: gradients flow into it)."""
+        named = {f"{where}.{name}": tensor for where, part in self._parts() for name, tensor in part.tensors().items()}
+        return {"positions": self.positions, **named}
+
+    def _parts(self) -> Iterator[tuple[str, Part]]:
+        for index, layer in enumerate(self.layers):
+            for name, part in layer.items():
+                yield f"{index}.{name}", part
+
+
+Tensors = tuple[Tensor, ...]
+
+
+class Recurrence(nn.Module):
+    """A state of constant size that moves along the sequence: h_t = f(h_{t-1}, inputs_t), outputs_t = g(h_t, inputs_t).
+
+    A subclass says how a fresh state looks and how to run a chain; trees, commits, ragged rows and rewinding follow.
+    """
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        """The state before anything was seen: tensors of shape (B, ...), on the device and of the dtype of `like`."""
+        raise NotImplementedError
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        """Run a chain of inputs (B, N, ...) from `state`; give the outputs (B, N, ...) and the state at the end.
+
+        starts: (B, N) bool, the state is fresh again before these nodes.
+        lengths: (B,), the returned state is the one after this many nodes (0: `state` itself).
+        """
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensors, layout: Layout, carry: Carry | None = None) -> Tensor:
+        """Outputs (B, N, ...) of all nodes; with a `carry`, from its state, leaving the inputs pending in it."""
+        state = self.initial(inputs[0].shape[0], inputs[0]) if carry is None else carry.state
+        if layout.parents is None:
+            outputs, final = self.scan(inputs, state, layout.starts)
+        else:
+            outputs, final = self._scan_tree(inputs, state, layout), None
+        if carry is not None:
+            carry.pending = (inputs, layout.starts, final)
+        return outputs
+
+    def _scan_tree(self, inputs: Tensors, state: Tensors, layout: Layout) -> Tensor:
+        """Level by level: all nodes of one depth take one step from their parents' states."""
+        assert layout.parents is not None
+        parents, depth = layout.parents, layout.follows.sum(-1) - 1
+        # The last slot holds the state the roots follow, so that a parent of -1 finds it by plain indexing.
+        nodes = [torch.cat([s.new_zeros(s.shape[0], parents.shape[1], *s.shape[1:]), s[:, None]], 1) for s in state]
+        order: list[tuple[Tensor, Tensor]] = []
+        outputs: list[Tensor] = []
+        for level in range(int(depth.max()) + 1):
+            row, node = torch.nonzero(depth == level, as_tuple=True)
+            before = tuple(s[row, parents[row, node]] for s in nodes)
+            out, after = self.scan(tuple(x[row, node][:, None] for x in inputs), before)
+            for index, new in enumerate(after):
+                nodes[index] = nodes[index].index_put((row, node), new)
+            order.append((row, node))
+            outputs.append(out[:, 0])
+        row, node = (torch.cat(index) for index in zip(*order))
+        found = torch.cat(outputs)
+        return found.new_zeros(*parents.shape, *found.shape[1:]).index_put((row, node), found)
+
+
+class Carry:
+    """The committed state of a `Recurrence`, with what is pending, and enough past inputs to go back `history` tokens."""
+
+    def __init__(self, recurrence: Recurrence, state: Tensors, history: int = 0) -> None:
+        self.recurrence = recurrence
+        self.state = state
+        self.history = history
+        self.pending: tuple[Tensors, Tensor | None, Tensors | None] | None = None
+        # To rewind, replay: `base` is an older state, `trail` the inputs since then, `fill` how many of them per row.
+        self.base = state
+        self.trail: Tensors | None = None
+        self.fill = torch.zeros(state[0].shape[0], dtype=torch.long, device=state[0].device)
+
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
+        assert self.pending is not None, "extend first"
+        inputs, starts, final = self.pending
+        if path is not None:
+            inputs = tuple(gather_nodes(x, path) for x in inputs)
+        if path is None and counts is None and final is not None:
+            self.state = final
+        elif inputs[0].shape[1]:
+            self.state = self.recurrence.scan(inputs, self.state, starts, counts)[1]
+        if self.history:
+            self._remember(inputs, starts, counts)
+        self.pending = None
+
+    def _remember(self, inputs: Tensors, starts: Tensor | None, counts: Tensor | None) -> None:
+        batch, n = inputs[0].shape[:2]
+        if starts is None:
+            starts = torch.zeros(batch, n, dtype=torch.bool, device=inputs[0].device)
+        if counts is None:
+            counts = torch.full((batch,), n, device=inputs[0].device)
+        new = (*inputs, starts)
+        old = self.trail if self.trail is not None else tuple(x[:, :0] for x in new)
+        index = torch.arange(old[0].shape[1] + n, device=inputs[0].device)
+        kept = torch.where(index < old[0].shape[1], index < self.fill[:, None],
+                           index - old[0].shape[1] < counts[:, None])
+        order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
+        self.fill = self.fill + counts
+        trail = tuple(gather_nodes(torch.cat([a, b], 1), order[:, : int(self.fill.max())]) for a, b in zip(old, new))
+        if trail[0].shape[1] > 2 * self.history:  # move the base forward, so that the trail stays bounded
+            drop = (self.fill - self.history).clamp(min=0)
+            self.base = self.recurrence.scan(trail[:-1], self.base, trail[-1], drop)[1]
+            window = drop[:, None] + torch.arange(self.history, device=drop.device)
+            trail = tuple(gather_nodes(x, window.clamp(max=trail[0].shape[1] - 1)) for x in trail)
+            self.fill = self.fill - drop
+        self.trail = trail
+
+    def rewind(self, n: Tensor) -> None:
+        if not n.any():
+            return
+        if (n > self.fill).any() or self.trail is None:
+            raise SegueError(f"a recurrent state can go back {self.fill.min().item()} tokens here, not "
+                             f"{n.max().item()}: create it with init_state(batch, history=N) for a larger N")
+        self.fill = self.fill - n
+        self.state = self.recurrence.scan(self.trail[:-1], self.base, self.trail[-1], self.fill)[1]
+        self.pending = None
+
+    def select(self, rows: Tensor) -> Carry:
+        chosen = Carry(self.recurrence, tuple(s[rows] for s in self.state), self.history)
+        chosen.base = tuple(s[rows] for s in self.base)
+        chosen.trail = None if self.trail is None else tuple(s[rows] for s in self.trail)
+        chosen.fill = self.fill[rows]
+        return chosen
+
+    def copy(self) -> Carry:
+        # Tensors are replaced, never written into, so a copy may share them.
+        twin = Carry(self.recurrence, self.state, self.history)
+        twin.base, twin.trail, twin.fill = self.base, self.trail, self.fill
+        return twin
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {str(index): tensor for index, tensor in enumerate(self.state)}

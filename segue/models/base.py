@@ -1,0 +1,58 @@
+"""The protocol that decoders, programs and servers know: anything that can be extended by tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from segue.mixers.state import Layout, State
+
+__all__ = ["Decodable", "Decoding", "Layout", "Output", "State"]
+
+
+@dataclass
+class Output:
+    """logits: (B, N, V), or (B, M, V) where only some nodes were asked for. hidden: (B, N, D) after the last norm."""
+
+    logits: Tensor
+    hidden: Tensor
+
+
+class Decoding(Protocol):
+    """What a decodable model remembers: see `segue.mixers.state.State`, which is the native one."""
+
+    positions: Tensor
+
+    @property
+    def batch(self) -> int: ...
+    def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None: ...
+    def select(self, rows: Tensor) -> Decoding: ...
+    def rewind(self, n: int | Tensor) -> None: ...
+    def snapshot(self) -> Decoding: ...
+    def restore(self, snapshot: Decoding) -> None: ...
+
+
+@runtime_checkable
+class Decodable(Protocol):
+    """A model that can be decoded. Native stacks, compiled engines, Hugging Face folders and mixtures all are.
+
+    vocabulary: number of token ids. path: which code runs, for reports (e.g. "torch float32").
+    """
+
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def path(self) -> str: ...
+
+    def init_state(self, batch: int, history: int = 0) -> Decoding:
+        """A fresh memory for `batch` rows, able to go back `history` tokens."""
+        ...
+
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None) -> Output:
+        """Nodes (B, N) long that follow `state`: a chain, or a tree by `parents` (see `Layout`). Left pending in it.
+
+        at: (B, M) long, the nodes whose logits are wanted (default: all of them).
+        """
+        ...

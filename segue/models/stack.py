@@ -1,0 +1,223 @@
+"""The one native model: embed, a stack of blocks (a mixer and a channel mixer each), norm, head.
+
+What differs between two models is the mixers' names in the pattern and nothing else. The same stack with other
+switches holds the GPT-2, Llama, Qwen, GPT-NeoX and Mamba families.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers import MIXERS, Mixer
+from segue.mixers.state import Layout, State, gather_nodes
+from segue.models.base import Decoding, Output
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
+    """'mamba*3+attention' -> one mixer name per layer; the pattern is repeated until `depth` layers (default: once)."""
+    names: list[str] = []
+    for term in pattern.replace(" ", "").split("+"):
+        name, _, times = term.partition("*")
+        if name not in MIXERS:
+            raise SegueError(f"mixer '{name}' in pattern '{pattern}' is unknown: choose from {', '.join(sorted(MIXERS))}")
+        if times and not (times.isdigit() and int(times)):
+            raise SegueError(f"'{term}' in pattern '{pattern}': write NAME*COUNT with a positive whole COUNT")
+        names += [name] * int(times or 1)
+    return names if depth is None else [names[i % len(names)] for i in range(depth)]
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Everything that makes a stack, as plain values (this is the saved `config.json`).
+
+    vocabulary: V. width: D. mixers: one name per layer. options: keyword arguments of each mixer, by name.
+    channel: "glu" (gated), "mlp" or "none". hidden: width inside the channel mixer (default: 8/3 D gated, 4 D plain).
+    activation: see ACTIVATIONS. norm: "rms" or "layer". bias: biases in the channel mixer.
+    learned_positions: how many learned absolute positions are added to the embedding (0: none).
+    parallel: mixer and channel mixer both read the block's input (GPT-NeoX). tied: the head is the embedding.
+    embed_norm: normalise the embedding before the first block. dropout: on each branch, in training only.
+    """
+
+    vocabulary: int
+    width: int
+    mixers: list[str]
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    channel: str = "glu"
+    hidden: int | None = None
+    activation: str = "silu"
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    bias: bool = False
+    learned_positions: int = 0
+    parallel: bool = False
+    tied: bool = True
+    embed_norm: bool = False
+    dropout: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StackConfig:
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise SegueError(f"the model's config has unknown entries {sorted(unknown)}: was it written by a newer segue?")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise SegueError(f"the model's config is incomplete: {error}") from error
+
+
+class ChannelMixer(nn.Module):
+    """Position-wise network: gated (Shazeer 2020) or plain."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        gated = config.channel == "glu"
+        default = math.ceil(config.width * 8 / 3 / 32) * 32 if gated else 4 * config.width
+        self.gated, hidden = gated, config.hidden or default
+        self.activation = ACTIVATIONS[config.activation]
+        self.into = nn.Linear(config.width, hidden * (1 + gated), bias=config.bias)
+        self.out = nn.Linear(hidden, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.into(x)
+        if self.gated:
+            gate, y = y.chunk(2, -1)
+            return self.out(self.activation(gate) * y)
+        return self.out(self.activation(y))
+
+
+def make_norm(config: StackConfig) -> nn.Module:
+    return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=config.norm_eps)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + channel(norm(x)); or both from the same x (`parallel`)."""
+
+    def __init__(self, config: StackConfig, mixer: str) -> None:
+        super().__init__()
+        self.mixer_norm = make_norm(config)
+        try:
+            self.mixer = MIXERS[mixer](config.width, **config.options.get(mixer, {}))
+        except TypeError as error:
+            raise SegueError(f"options of mixer '{mixer}': {error}") from error
+        self.channel_norm = make_norm(config) if config.channel != "none" else None
+        self.channel = ChannelMixer(config) if config.channel != "none" else None
+        self.parallel, self.drop = config.parallel, nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mix: Callable[[Mixer, Tensor], Tensor]) -> Tensor:
+        mixed = self.drop(mix(self.mixer, self.mixer_norm(x)))
+        if self.channel is None or self.channel_norm is None:
+            return x + mixed
+        if self.parallel:
+            return x + mixed + self.drop(self.channel(self.channel_norm(x)))
+        x = x + mixed
+        return x + self.drop(self.channel(self.channel_norm(x)))
+
+
+class Stack(nn.Module):
+    """A language model over element ids. Satisfies `segue.models.base.Decodable`."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        if config.channel not in ("glu", "mlp", "none") or config.activation not in ACTIVATIONS:
+            raise SegueError(f"channel '{config.channel}' with activation '{config.activation}' is unknown: "
+                             f"choose glu, mlp or none, and one of {', '.join(ACTIVATIONS)}")
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.position_embedding = nn.Embedding(config.learned_positions, config.width) \
+            if config.learned_positions else None
+        self.embed_norm = make_norm(config) if config.embed_norm else None
+        self.blocks = nn.ModuleList(Block(config, name) for name in config.mixers)
+        self.norm = make_norm(config)
+        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        self.drop = nn.Dropout(config.dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Embeddings of deviation 0.02; branches that write to the residual stream are scaled down by its length."""
+        for table in (self.embedding, self.position_embedding):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+        if not self.config.tied:
+            nn.init.normal_(self.head.weight, std=0.02)
+        writes = 1 + (self.config.channel != "none")
+        for block in self.blocks:
+            for module in (block.mixer, block.channel):
+                out = getattr(module, "out", None)
+                if isinstance(out, nn.Linear):
+                    out.weight.data /= math.sqrt(writes * len(self.blocks))
+
+    @property
+    def vocabulary(self) -> int:
+        return self.config.vocabulary
+
+    @property
+    def path(self) -> str:
+        weight = self.embedding.weight
+        return f"torch {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        x = self.embedding(tokens)
+        if self.position_embedding is not None:
+            limit = self.position_embedding.num_embeddings
+            if positions.numel() and int(positions.max()) >= limit:
+                raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of this model: "
+                                 "give a shorter prompt or ask for fewer tokens")
+            x = x + self.position_embedding(positions)
+        return self.drop(x if self.embed_norm is None else self.embed_norm(x))
+
+    def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
+        """(B, N) -> (B, N, D) after the last norm."""
+        x = self.embed(tokens, layout.positions)
+        for index, block in enumerate(self.blocks):
+            parts = None if state is None else state.layers[index]
+            x = block(x, lambda mixer, y, parts=parts: mixer.run(y, layout, parts))
+        return self.norm(x)
+
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
+        """The training form: tokens (B, T) long, `layout` for packed documents (default: one document a row)."""
+        if layout is None:
+            layout = Layout.chain(tuple(tokens.shape), device=tokens.device)
+        hidden = self.hidden(tokens, layout)
+        return Output(self.head(hidden), hidden)
+
+    def init_state(self, batch: int, history: int = 0) -> State:
+        like = self.embedding.weight.detach()
+        layers = [block.mixer.parts(batch, like, history) for block in self.blocks]
+        return State(layers, torch.zeros(batch, dtype=torch.long, device=like.device))
+
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,
+               starts: Tensor | None = None) -> Output:
+        """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes."""
+        assert isinstance(state, State)
+        for name, block in zip(self.config.mixers, self.blocks):
+            if not block.mixer.causal:
+                raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
+        layout = state.layout(tokens.shape[1], parents, None, starts)
+        hidden = self.hidden(tokens, layout, state)
+        state.pending = layout
+        return Output(self.head(hidden if at is None else gather_nodes(hidden, at)), hidden)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the mixers' states: own learning rate, no weight decay."""
+        return [parameter for block in self.blocks for parameter in block.mixer.state_parameters()]
