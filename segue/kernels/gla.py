@@ -1,4 +1,5 @@
-"""Gated linear attention (Yang et al. 2024, arXiv 2312.06635): S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, y_t = S_t^T q_t."""
+"""Gated linear attention (Yang et al. 2024, arXiv 2312.06635):
+S_t = diag(exp g_t) S_{t-1} + k_t v_t^T, y_t = S_t^T q_t."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 CHUNK = 16
 FLOOR = -5.0
-"""Within a chunk, exp(-sum of log decays) must stay finite in float32 and bfloat16: log decays may not be below this."""
+"""No log decay may be below this: within a chunk, exp(-sum of log decays) must stay finite in float32 and bfloat16."""
 
 
 def gla_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None = None,

@@ -219,6 +219,8 @@ class Attention(Mixer):
 
     constant_state = False
     linear_in_values: ClassVar[bool] = True
+    frequencies: Tensor
+    slopes: Tensor
 
     def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
                  positions: str = "rotary", theta: float = 10_000.0, rotary_fraction: float = 1.0,
@@ -302,12 +304,12 @@ class Attention(Mixer):
         else:
             mask, bias = self._mask_and_bias(pairs, valid, q)
             if bias is not None:
-                mask = bias.masked_fill(~mask, -math.inf)  # type: ignore[assignment]
+                mask = bias.masked_fill(~mask, -math.inf)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
         return self.output(y, x)
 
     def matrix(self, x: Tensor) -> Tensor:
-        layout = Layout.chain(x.shape[:2], device=x.device)
+        layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
         q, k, _ = self._project(x, layout.positions)
         pairs = rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
         mask, bias = self._mask_and_bias(pairs, None, q)
@@ -315,7 +317,7 @@ class Attention(Mixer):
         return attend(q, k, eye, mask, bias)[0]
 
     def values(self, x: Tensor) -> Tensor:
-        v = self._project(x, Layout.chain(x.shape[:2], device=x.device).positions)[2]
+        v = self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device).positions)[2]
         return v.repeat_interleave(self.heads // self.kv_heads, 1)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Mixer(nn.Module):
         state: begin from this state (gradients flow into it) instead of a fresh one.
         """
         if layout is None:
-            layout = Layout.chain(x.shape[:2], device=x.device) if state is None else state.layout(x.shape[1])
+            layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device) if state is None else state.layout(x.shape[1])
         if layout.starts is not None and not self.resettable:
             raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
         return self.run(x, layout, None if state is None else state.layers[0])
@@ -58,7 +58,7 @@ class Mixer(nn.Module):
         was; what was computed is pending in it until `state.commit(path)`.
         """
         if not self.causal:
-            raise SegueError(f"{type(self).__name__} looks ahead: it has no causal step, use forward on the whole input")
+            raise SegueError(f"{type(self).__name__} looks ahead: it has no causal step, use forward on all of it")
         layout = state.layout(x.shape[1], parents, positions, starts)
         y = self.run(x, layout, state.layers[0])
         state.pending = layout

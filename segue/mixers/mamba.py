@@ -79,15 +79,15 @@ class Mamba(Mixer):
         return self.out(y * F.silu(gate))
 
     def matrix(self, x: Tensor) -> Tensor:
-        """One head per inner channel: (B, I, T, T), the skip D on the diagonal (after Ali et al. 2024, arXiv 2403.01590)."""
-        (_, dt, B, C), _ = self._inputs(x, Layout.chain(x.shape[:2], device=x.device), None)
+        """(B, I, T, T), one head per inner channel, the skip D on the diagonal (Ali et al. 2024, arXiv 2403.01590)."""
+        (_, dt, B, C), _ = self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
         decay = (dt[..., None] * -self.scan.A_log.exp()).cumsum(1)  # (B, T, I, S)
         between = (decay[:, :, None] - decay[:, None]).clamp(max=0).exp()
         matrix = torch.einsum("bis,bijcs,bjs,bjc->bcij", C, between, B, dt).tril()
         return matrix + torch.diag_embed(self.scan.D[:, None].expand(-1, x.shape[1]))
 
     def values(self, x: Tensor) -> Tensor:
-        (u, *_), _ = self._inputs(x, Layout.chain(x.shape[:2], device=x.device), None)
+        (u, *_), _ = self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
         return u.transpose(1, 2)[..., None]
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:

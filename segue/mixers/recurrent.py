@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class TorchRecurrence(Recurrence):
 class RecurrentMixer(Mixer):
     """A fused recurrence of width `inner` (default: width), projected back to the model's width where they differ."""
 
-    module: type[nn.RNNBase]
+    module: Callable[..., nn.RNNBase]
 
     def __init__(self, width: int, inner: int | None = None) -> None:
         super().__init__(width)

@@ -233,7 +233,7 @@ class Recurrence(nn.Module):
 
 
 class Carry:
-    """The committed state of a `Recurrence`, with what is pending, and enough past inputs to go back `history` tokens."""
+    """The committed state of a `Recurrence`, what is pending, and enough past inputs to go back `history` tokens."""
 
     def __init__(self, recurrence: Recurrence, state: Tensors, history: int = 0) -> None:
         self.recurrence = recurrence

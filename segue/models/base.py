@@ -50,7 +50,8 @@ class Decodable(Protocol):
         """A fresh memory for `batch` rows, able to go back `history` tokens."""
         ...
 
-    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None) -> Output:
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
         """Nodes (B, N) long that follow `state`: a chain, or a tree by `parents` (see `Layout`). Left pending in it.
 
         at: (B, M) long, the nodes whose logits are wanted (default: all of them).

@@ -35,7 +35,8 @@ def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
     for term in pattern.replace(" ", "").split("+"):
         name, _, times = term.partition("*")
         if name not in MIXERS:
-            raise SegueError(f"mixer '{name}' in pattern '{pattern}' is unknown: choose from {', '.join(sorted(MIXERS))}")
+            raise SegueError(f"mixer '{name}' in pattern '{pattern}' is unknown: "
+                             f"choose from {', '.join(sorted(MIXERS))}")
         if times and not (times.isdigit() and int(times)):
             raise SegueError(f"'{term}' in pattern '{pattern}': write NAME*COUNT with a positive whole COUNT")
         names += [name] * int(times or 1)
@@ -77,7 +78,8 @@ class StackConfig:
     def from_dict(cls, values: dict[str, Any]) -> StackConfig:
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
-            raise SegueError(f"the model's config has unknown entries {sorted(unknown)}: was it written by a newer segue?")
+            raise SegueError(f"the model's config has unknown entries {sorted(unknown)}: "
+                             "was it written by a newer segue?")
         try:
             return cls(**values)
         except TypeError as error:
@@ -145,7 +147,7 @@ class Stack(nn.Module):
         self.position_embedding = nn.Embedding(config.learned_positions, config.width) \
             if config.learned_positions else None
         self.embed_norm = make_norm(config) if config.embed_norm else None
-        self.blocks = nn.ModuleList(Block(config, name) for name in config.mixers)
+        self.blocks: list[Block] = nn.ModuleList(Block(config, name) for name in config.mixers)  # type: ignore[assignment]
         self.norm = make_norm(config)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         if config.tied:
@@ -181,8 +183,8 @@ class Stack(nn.Module):
         if self.position_embedding is not None:
             limit = self.position_embedding.num_embeddings
             if positions.numel() and int(positions.max()) >= limit:
-                raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of this model: "
-                                 "give a shorter prompt or ask for fewer tokens")
+                raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of "
+                                 "this model: give a shorter prompt or ask for fewer tokens")
             x = x + self.position_embedding(positions)
         return self.drop(x if self.embed_norm is None else self.embed_norm(x))
 
@@ -197,7 +199,7 @@ class Stack(nn.Module):
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form: tokens (B, T) long, `layout` for packed documents (default: one document a row)."""
         if layout is None:
-            layout = Layout.chain(tuple(tokens.shape), device=tokens.device)
+            layout = Layout.chain((tokens.shape[0], tokens.shape[1]), device=tokens.device)
         hidden = self.hidden(tokens, layout)
         return Output(self.head(hidden), hidden)
 
