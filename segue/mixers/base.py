@@ -45,7 +45,8 @@ class Mixer(nn.Module):
         state: begin from this state (gradients flow into it) instead of a fresh one.
         """
         if layout is None:
-            layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device) if state is None else state.layout(x.shape[1])
+            fresh = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
+            layout = fresh if state is None else state.layout(x.shape[1])
         if layout.starts is not None and not self.resettable:
             raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
         return self.run(x, layout, None if state is None else state.layers[0])

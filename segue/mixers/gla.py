@@ -24,7 +24,8 @@ class GatedLinearRecurrence(Recurrence):
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
-        y, final = gla(*inputs, state[0], starts, lengths)
+        q, k, v, g = inputs
+        y, final = gla(q, k, v, g, state[0], starts, lengths)
         return y, (final,)
 
 

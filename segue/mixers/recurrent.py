@@ -137,7 +137,7 @@ class LSTM(RecurrentMixer):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         n = self.recurrence.module.hidden_size
-        self.recurrence.module.bias_ih_l0.data[n : 2 * n] = 1.0
+        self.recurrence.module.get_parameter("bias_ih_l0").data[n : 2 * n] = 1.0
 
 
 class GRU(RecurrentMixer):
