@@ -1,0 +1,245 @@
+"""Published systems, one file each, and the table of all that the library knows."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segue.errors import SegueError
+
+if TYPE_CHECKING:
+    from segue.papers.base import Claim, Report, Scale
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A row of the table. source: year and arXiv number. module: the file in this package that holds the claim, empty
+    while the paper is only planned. parts: the library's parts that come from it."""
+
+    title: str
+    source: str = ""
+    module: str = ""
+    parts: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> str:
+        return "claim" if self.module else "planned"
+
+
+PAPERS: dict[str, Paper] = {
+    "aggressive-decoding": Paper(
+        "Lossless Acceleration for Seq2seq Generation with Aggressive Decoding",
+        "2022, arXiv 2205.10350"),
+    "bert4rec": Paper(
+        "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from Transformer",
+        "2019, arXiv 1904.06690"),
+    "bib": Paper(
+        "Bidirectional Learning for Offline Model-based Biological Sequence Design (BIB)",
+        "2023, arXiv 2301.02931"),
+    "bio-xlstm": Paper(
+        "Bio-xLSTM: Generative modeling, representation and in-context learning of biological and chemical sequences",
+        "2024, arXiv 2411.04165"),
+    "central-dogma": Paper(
+        "Find Central Dogma Again: Leveraging Multilingual Transfer in Large Language Models",
+        "2025, arXiv 2502.06253"),
+    "cl-llm-survey": Paper(
+        "Continual Learning of Large Language Models: A Comprehensive Survey",
+        "2024, arXiv 2404.16789"),
+    "cl-thesis": Paper("Continual Learning in Neural Networks", "2019, arXiv 1910.02718"),
+    "coda-prompt": Paper(
+        "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning",
+        "2023, arXiv 2211.13218"),
+    "code-ood-cl": Paper(
+        "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models of Code",
+        "2023, arXiv 2305.04106"),
+    "continual-few-shot": Paper(
+        "Expanding continual few-shot learning benchmarks to include recognition of specific instances",
+        "2022, arXiv 2209.07863"),
+    "cot-expressivity": Paper(
+        "The Expressive Power of Transformers with Chain of Thought",
+        "2023, arXiv 2310.07923"),
+    "cpt-ift": Paper(
+        "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
+        "2024, arXiv 2410.10739"),
+    "curved-contrastive": Paper(
+        "Imagination is All You Need! Curved Contrastive Learning for Abstract Sequence Modeling Utilized on Long Short-Term Dialogue Planning",
+        "2022, arXiv 2211.07591"),
+    "cycle-prompt": Paper(
+        "Learning How To Ask: Cycle-Consistency Refines Prompts in Multimodal Foundation Models (CyclePrompt)",
+        "2024, arXiv 2402.08756"),
+    "ditto": Paper(
+        "Learning to Break the Loop: Analyzing and Mitigating Repetitions for Neural Text Generation (DITTO)",
+        "2022, arXiv 2206.02369"),
+    "diverse-beam-search": Paper(
+        "Diverse Beam Search: Decoding Diverse Solutions from Neural Sequence Models",
+        "2016, arXiv 1610.02424"),
+    "drakes": Paper(
+        "Fine-Tuning Discrete Diffusion Models via Reward Optimization (DRAKES)",
+        "2024, arXiv 2410.13643"),
+    "faster-lighter": Paper("A Practical Survey on Faster and Lighter Transformers", "2021, arXiv 2103.14636"),
+    "flashrnn": Paper(
+        "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
+        "2024, arXiv 2412.07752"),
+    "gamegen-x": Paper("GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769"),
+    "generator": Paper("GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272"),
+    "gsm-plus-plus": Paper(
+        "Best of Both Worlds: Advantages of Hybrid Graph Sequence Models (GSM, GSM++)",
+        "2024, arXiv 2411.15671"),
+    "gumbel-and-discrete-diffusion": Paper(
+        "Gumbel tricks and masked discrete diffusion: D3PM, SEDD, MDLM",
+        "2021, arXiv 2107.03006"),
+    "hpcr": Paper(
+        "HPCR: Holistic Proxy-based Contrastive Replay for Online Continual Learning",
+        "2023, arXiv 2309.15038"),
+    "hydra-heads": Paper(
+        "Hydra: Sequentially-Dependent Draft Heads for Medusa Decoding",
+        "2024, arXiv 2402.05109"),
+    "hydra-mixers": Paper(
+        "Hydra: Bidirectional State Space Models Through Generalized Matrix Mixers",
+        "2024, arXiv 2407.09941"),
+    "hypernetworks": Paper(
+        "Continual Learning with Dependency Preserving Hypernetworks",
+        "2022, arXiv 2209.07712"),
+    "icl-functions": Paper(
+        "Can Transformers Learn Sequential Function Classes In Context?",
+        "2023, arXiv 2312.12655"),
+    "just-read-twice": Paper(
+        "Just read twice: closing the recall gap for recurrent language models",
+        "2024, arXiv 2407.05483"),
+    "lightnet": Paper(
+        "You Only Scan Once: Efficient Multi-dimension Sequential Modeling with LightNet",
+        "2024, arXiv 2405.21022"),
+    "lina-speech": Paper(
+        "Lina-Speech: Gated Linear Attention is a Fast and Parameter-Efficient Learner for text-to-speech synthesis",
+        "2024, arXiv 2410.23320"),
+    "llm-tree-search": Paper("LLM Tree Search", "2024, arXiv 2410.19117"),
+    "longvq": Paper(
+        "LongVQ: Long Sequence Modeling with Vector Quantization on Structured Memory",
+        "2024, arXiv 2404.11163"),
+    "lookahead": Paper(
+        "Lookahead: An Inference Acceleration Framework for LLMs with Lossless Generation Accuracy",
+        "2023, arXiv 2312.12728"),
+    "lssl": Paper(
+        "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers, LSSL",
+        "2021, arXiv 2110.13985"),
+    "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444"),
+    "making-the-most": Paper(
+        "Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers",
+        "2024, arXiv 2408.16241"),
+    "mamba-360": Paper(
+        "Mamba-360: Survey of State Space Models as Transformer Alternative for Long Sequence Modelling",
+        "2024, arXiv 2404.16112"),
+    "masformer": Paper(
+        "Efficient Long-Range Transformers: You Need to Attend More, but Not Necessarily at Every Layer (MASFormer)",
+        "2023, arXiv 2310.12442"),
+    "music-transformer": Paper("Music Transformer", "2018, arXiv 1809.04281"),
+    "negative-eigenvalues": Paper(
+        "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues",
+        "2024, arXiv 2411.12537"),
+    "next-element": Paper(
+        "An Interdisciplinary Comparison of Sequence Modeling Methods for Next-Element Prediction",
+        "2018, arXiv 1811.00062"),
+    "order-matters": Paper("Order Matters: Sequence to sequence for sets", "2015, arXiv 1511.06391"),
+    "partial-attention-lm": Paper(
+        "Decoder-Only or Encoder-Decoder? Interpreting Language Model as a Regularized Encoder-Decoder",
+        "2023, arXiv 2304.04052"),
+    "peptide": Paper("Peptide Sequencing Via Protein Language Models", "2024, arXiv 2408.00892"),
+    "playlists": Paper(
+        "Representation, Exploration and Recommendation of Music Playlists",
+        "2019, arXiv 1907.01098"),
+    "pointer-networks": Paper("Pointer Networks", "2015, arXiv 1506.03134"),
+    "prompt-tpp": Paper(
+        "Prompt-augmented Temporal Point Process for Streaming Event Sequence, PromptTPP",
+        "2023, arXiv 2310.04993"),
+    "recformer": Paper(
+        "Text Is All You Need: Learning Language Representations for Sequential Recommendation (Recformer)",
+        "2023, arXiv 2305.13731"),
+    "recurrent-gpt": Paper(
+        "RecurrentGPT: Interactive Generation of (Arbitrarily) Long Text",
+        "2023, arXiv 2305.13304"),
+    "restriction-site": Paper(
+        "Machine learning applications to DNA subsequence and restriction site analysis",
+        "2020, arXiv 2011.03544"),
+    "rnn-review": Paper(
+        "A Critical Review of Recurrent Neural Networks for Sequence Learning",
+        "2015, arXiv 1506.00019"),
+    "s4": Paper("Efficiently Modeling Long Sequences with Structured State Spaces, S4", "2021, arXiv 2111.00396"),
+    "s5-rl": Paper(
+        "Structured State Space Models for In-Context Reinforcement Learning",
+        "2023, arXiv 2303.03982"),
+    "seq-star": Paper(
+        "Learn or Recall? Revisiting Incremental Learning with Pre-trained Language Models, SEQ*",
+        "2023, arXiv 2312.07887"),
+    "sequence-generation-metrics": Paper("Sequence generation metrics", ""),
+    "sequence-parallelism": Paper(
+        "Sequence Parallelism: Long Sequence Training from System Perspective",
+        "2021, arXiv 2105.13120"),
+    "sequencematch": Paper(
+        "SequenceMatch: Imitation Learning for Autoregressive Sequence Modelling with Backtracking",
+        "2023, arXiv 2306.05426"),
+    "set-based-prompting": Paper(
+        "Set-Based Prompting: Provably Solving the Language Model Order Dependency Problem",
+        "2024, arXiv 2406.06581"),
+    "sharp": Paper(
+        "SHARP: Sparsity and Hidden Activation RePlay for Neuro-Inspired Continual Learning",
+        "2023, arXiv 2305.18563"),
+    "skipdecode": Paper(
+        "SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
+        "2023, arXiv 2307.02628"),
+    "spar": Paper(
+        "SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in LLMs",
+        "2024, arXiv 2412.11605"),
+    "story-dalle": Paper(
+        "StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation",
+        "2022, arXiv 2209.06192"),
+    "successive-prompting": Paper(
+        "Successive Prompting for Decomposing Complex Questions",
+        "2022, arXiv 2212.04092"),
+    "successor-heads": Paper(
+        "Successor Heads: Recurring, Interpretable Attention Heads In The Wild",
+        "2023, arXiv 2312.09230"),
+    "theme-transformer": Paper(
+        "Theme Transformer: Symbolic Music Generation with Theme-Conditioned Transformer",
+        "2021, arXiv 2111.04093"),
+    "tokenring": Paper(
+        "TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via Bidirectional Communication",
+        "2024, arXiv 2412.20501"),
+    "vif-rag": Paper(
+        "Toward General Instruction-Following Alignment for Retrieval-Augmented Generation (VIF-RAG, FollowRAG)",
+        "2024, arXiv 2410.09584"),
+}
+
+
+def paper(slug: str) -> Paper:
+    if slug not in PAPERS:
+        import difflib
+
+        near = difflib.get_close_matches(slug, PAPERS, n=3)
+        raise SegueError(f"paper '{slug}' is unknown: " + (f"did you mean {' or '.join(near)}?" if near else
+                                                           "`segue papers` lists them all"))
+    return PAPERS[slug]
+
+
+def claim(slug: str) -> Claim:
+    """The claim of a paper."""
+    module = paper(slug).module
+    if not module:
+        ready = ", ".join(name for name, row in PAPERS.items() if row.module)
+        raise SegueError(f"paper '{slug}' is planned, its claim is not there yet: choose from {ready}")
+    return importlib.import_module(f"segue.papers.{module}").CLAIM  # type: ignore[no-any-return]
+
+
+def reproduce(slug: str, scale: Scale = "cpu", seed: int = 0, out: str | Path | None = None,
+              data: str | Path | None = None, quiet: bool = False) -> Report:
+    """Run a paper's headline claim and give its report: table, the paper's figures, verdict by the rule, picture.
+
+    scale: "smoke" (seconds, wiring only, no verdict), "cpu" (minutes on two cores) or "gpu".
+    out: folder for the report (JSON), the picture (PNG) and what is done so far; run again to go on.
+    data: folder that holds the data sets by name (default: the environment variable SEGUE_DATA).
+    """
+    from segue.papers.base import run_claim
+
+    return run_claim(claim(slug), scale, seed, out, data or os.environ.get("SEGUE_DATA"), quiet)

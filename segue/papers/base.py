@@ -1,0 +1,169 @@
+"""Claims: a paper's headline claim as an experiment that anyone can run.
+
+A paper's file defines one `Claim`. Its rule is written down before any run; `measure` fills a table from library
+parts; `judge` is a pure function of the table; `draw` makes the picture. Long claims compute their table cell by cell
+(`Run.cell`): a cell that is done is kept in the output folder, so a run that was interrupted goes on where it stopped
+and ends with the same table.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from segue.errors import SegueError
+from segue.files import read_json, write_json
+from segue.progress import Meter, progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Scale = Literal["smoke", "cpu", "gpu"]
+SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu")
+Verdict = Literal["confirmed", "refuted", "inconclusive"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A paper's headline claim.
+
+    statement: what the paper says, in one sentence. rule: how the verdict is reached, in words, written before running.
+    measure: fills the table (a list of rows with the same columns). judge: table -> verdict and reason, by the rule.
+    draw: draws the table into a figure. paper: the paper's own figures, by what they measure.
+    scales: those at which it runs.
+    """
+
+    slug: str
+    statement: str
+    rule: str
+    measure: Callable[[Run], list[Row]]
+    judge: Callable[[list[Row]], tuple[Verdict, str]]
+    draw: Callable[[Figure, list[Row]], None]
+    paper: Mapping[str, str] = field(default_factory=dict)
+    scales: tuple[Scale, ...] = ("smoke", "cpu")
+
+
+@dataclass
+class Report:
+    """What a run found. `verdict` is None at smoke scale, which only shows that everything is wired."""
+
+    slug: str
+    scale: Scale
+    seed: int
+    statement: str
+    rule: str
+    table: list[Row]
+    paper: dict[str, str]
+    verdict: Verdict | None
+    reason: str
+    notes: list[str]
+    machine: str
+    seconds: float
+    picture: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Run:
+    """One run of a claim: its scale, its seed, and the cells that are already done."""
+
+    def __init__(self, claim: Claim, scale: Scale, seed: int, out: Path | None, data: Path | None) -> None:
+        self.scale, self.seed, self.data = scale, seed, data
+        self.notes: list[str] = []
+        self._path = None if out is None else out / f"{claim.slug}-{scale}-{seed}.cells.json"
+        self._cells: dict[str, Any] = {}
+        if self._path is not None and self._path.exists():
+            self._cells = read_json(self._path)
+        self._meter: Meter = lambda done, note="": None
+
+    def pick(self, smoke: Any, cpu: Any, gpu: Any = None) -> Any:
+        """The value for this scale (gpu: as cpu where not given)."""
+        return {"smoke": smoke, "cpu": cpu, "gpu": cpu if gpu is None else gpu}[self.scale]
+
+    def cell(self, name: str, compute: Callable[[], Any]) -> Any:
+        """`compute()`, a JSON value, done once and kept under `name`."""
+        if name not in self._cells:
+            self._meter(len(self._cells), name)
+            # Through JSON either way, so that a resumed run sees exactly what the first one saw.
+            self._cells[name] = json.loads(json.dumps(compute()))
+            if self._path is not None:
+                write_json(self._path, self._cells)
+        return self._cells[name]
+
+    def note(self, text: str) -> None:
+        """Something the reader of the report must know (what was scaled down, what stood in for what)."""
+        self.notes.append(text)
+
+    def dataset(self, name: str) -> Path:
+        """The folder of a real data set (`--data DIR`), or a SegueError that says what is missing."""
+        path = None if self.data is None else self.data / name
+        if path is None or not path.is_dir():
+            raise SegueError(f"this claim reads the data set '{name}': give the folder that holds it with --data DIR "
+                             "(or SEGUE_DATA); --scale smoke needs none")
+        return path
+
+
+def machine() -> str:
+    """The machine in words, for reports."""
+    import os
+
+    import torch
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path | None = None,
+              data: str | Path | None = None, quiet: bool = False) -> Report:
+    """Run a claim; with `out`, save the report, the picture and the cells there."""
+    if scale not in claim.scales:
+        raise SegueError(f"'{claim.slug}' runs at scale {' or '.join(claim.scales)}, not {scale}")
+    if scale == "gpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SegueError("scale gpu needs a CUDA GPU, and torch sees none: use --scale cpu")
+    folder = None if out is None else Path(out)
+    run = Run(claim, scale, seed, folder, None if data is None else Path(data))
+    begin = time.perf_counter()
+    with progress(claim.slug, total=0, quiet=quiet) as meter:
+        run._meter = meter
+        table = claim.measure(run)
+    verdict: Verdict | None = None
+    reason = "smoke scale: only the wiring is shown, no verdict"
+    if scale != "smoke":
+        verdict, reason = claim.judge(table)
+    report = Report(claim.slug, scale, seed, claim.statement, claim.rule, table, dict(claim.paper), verdict, reason,
+                    run.notes, machine(), round(time.perf_counter() - begin, 1))
+    if folder is not None:
+        picture = folder / f"{claim.slug}-{scale}.png"
+        save_picture(claim, table, picture)
+        report.picture = str(picture)
+        write_json(folder / f"{claim.slug}-{scale}.json", report.to_dict())
+    return report
+
+
+def save_picture(claim: Claim, table: list[Row], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from segue.files import atomic_write
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    claim.draw(figure, table)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
