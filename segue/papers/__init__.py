@@ -53,7 +53,8 @@ PAPERS: dict[str, Paper] = {
         "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning",
         "2023, arXiv 2211.13218"),
     "code-ood-cl": Paper(
-        "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models of Code",
+        "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models "
+        "of Code",
         "2023, arXiv 2305.04106"),
     "continual-few-shot": Paper(
         "Expanding continual few-shot learning benchmarks to include recognition of specific instances",
@@ -65,7 +66,8 @@ PAPERS: dict[str, Paper] = {
         "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
         "2024, arXiv 2410.10739"),
     "curved-contrastive": Paper(
-        "Imagination is All You Need! Curved Contrastive Learning for Abstract Sequence Modeling Utilized on Long Short-Term Dialogue Planning",
+        "Imagination is All You Need! Curved Contrastive Learning for Abstract Sequence Modeling Utilized on Long "
+        "Short-Term Dialogue Planning",
         "2022, arXiv 2211.07591"),
     "cycle-prompt": Paper(
         "Learning How To Ask: Cycle-Consistency Refines Prompts in Multimodal Foundation Models (CyclePrompt)",
@@ -229,7 +231,7 @@ def claim(slug: str) -> Claim:
     if not module:
         ready = ", ".join(name for name, row in PAPERS.items() if row.module)
         raise SegueError(f"paper '{slug}' is planned, its claim is not there yet: choose from {ready}")
-    return importlib.import_module(f"segue.papers.{module}").CLAIM  # type: ignore[no-any-return]
+    return importlib.import_module(f"segue.papers.{module}").CLAIM
 
 
 def reproduce(slug: str, scale: Scale = "cpu", seed: int = 0, out: str | Path | None = None,
