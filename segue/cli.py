@@ -105,7 +105,7 @@ def fit(paths: Paths,
                                           show_default=False)],
         minutes: Minutes = None, steps: Steps = None,
         mixer: Annotated[str | None, typer.Option(metavar="PATTERN", help="The sequence mixers, for example "
-                                                  "'attention', 'mamba' or 'mamba,mamba,attention'.")] = None,
+                                                  "'attention' or 'mamba*3+attention'.")] = None,
         kind: Kind = None, seed: Seed = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)
@@ -142,7 +142,7 @@ def continue_(model: Model,
     if out is not None:
         answer.save(out)
     if as_json:
-        show_json(answer.as_dict())
+        show_json(answer.to_dict())
     elif out is None:
         print(answer.text)
     if not as_json:
@@ -166,7 +166,7 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None) -> None:
     report = segue.load(model).evaluate(segue.read(*paths_as_text(paths)))
     show(report)
     if json_file is not None:
-        show_json(report.as_dict(), json_file)
+        show_json(report.to_dict(), json_file)
 
 
 @command("compare", "segue compare events.csv --minutes 2")
@@ -175,7 +175,7 @@ def compare(paths: Paths, minutes: Minutes = None, json_file: JsonFile = None) -
     report = segue.compare(segue.read(*paths_as_text(paths)), **given(minutes=minutes))
     show(report)
     if json_file is not None:
-        show_json(report.as_dict(), json_file)
+        show_json(report.to_dict(), json_file)
 
 
 @command("papers", "segue papers --json")
@@ -183,16 +183,18 @@ def papers(as_json: Annotated[bool, typer.Option("--json", help="Print data only
     """Every paper the library knows: slug, title, status, parts."""
     from segue.papers import PAPERS
 
-    rows = [{"slug": paper.slug, "title": paper.title, "status": paper.status, "parts": list(paper.parts)}
-            for paper in PAPERS.values()]
+    rows = [{"slug": slug, "title": paper.title, "source": paper.source, "status": paper.status,
+             "parts": list(paper.parts)} for slug, paper in PAPERS.items()]
     if as_json:
         show_json(rows)
         return
     from rich.table import Table
 
     table = Table("slug", "title", "status", "parts", box=None)
-    for row in rows:
-        table.add_row(row["slug"], row["title"], row["status"], ", ".join(row["parts"]))
+    table.columns[0].no_wrap = table.columns[2].no_wrap = True
+    for slug, paper in PAPERS.items():
+        source = f" ({paper.source})" if paper.source else ""
+        table.add_row(slug, paper.title + source, paper.status, ", ".join(paper.parts))
     show(table)
 
 
@@ -200,12 +202,16 @@ def papers(as_json: Annotated[bool, typer.Option("--json", help="Print data only
 def reproduce(slug: Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="See: segue papers.")],
               scale: Annotated[str, typer.Option(metavar="S", help="smoke (seconds), cpu (minutes) or gpu.")] = "cpu",
               json_file: JsonFile = None,
-              out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the picture goes.")] = None) -> None:
+              out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the report and the picture go. "
+                                                       "Run again: goes on where it was.")] = None,
+              seed: Seed = None,
+              data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that holds the data sets a claim "
+                                                        "reads, by name (or set SEGUE_DATA).")] = None) -> None:
     """Run a paper's headline claim: the table beside the paper's own figures, the verdict, the picture."""
-    report = segue.reproduce(slug, scale=scale, **given(out=out))
+    report = segue.reproduce(slug, scale=scale, **given(out=out, seed=seed, data=data))
     show(report)
     if json_file is not None:
-        show_json(report.as_dict(), json_file)
+        show_json(report.to_dict(), json_file)
 
 
 @app.callback(invoke_without_command=True)

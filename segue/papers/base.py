@@ -22,6 +22,7 @@ from segue.progress import Meter, progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import RenderableType
 
 Scale = Literal["smoke", "cpu", "gpu"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu")
@@ -69,6 +70,25 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        """The claim, the table beside the paper's own figures, the verdict by its rule."""
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        ours = Table(*self.table[0] if self.table else (), title="measured here", title_justify="left")
+        for row in self.table:
+            ours.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row.values()))
+        theirs = Table("figure", "paper", title="the paper's own figures", title_justify="left")
+        for what, figure in self.paper.items():
+            theirs.add_row(what, figure)
+        lines = [f"rule: {self.rule}", f"verdict: {self.verdict or 'none'} ({self.reason})", *self.notes,
+                 f"{self.scale} scale, seed {self.seed}, {self.seconds:g} s on {self.machine}"]
+        if self.picture is not None:
+            lines.append(f"picture: {self.picture}")
+        return Group(Text(f"{self.slug}: {self.statement}"), ours, *([theirs] if self.paper else []),
+                     *map(Text, lines))
 
 
 class Run:
