@@ -6,21 +6,12 @@ Everything it reads is on every machine with Python; nothing is downloaded.
 from __future__ import annotations
 
 import hashlib
-import html
-import io
-import platform
-import sys
 import sysconfig
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from segue.errors import SegueError
 from segue.files import write_text
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "pydoc_data", "__pycache__"}
 
