@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
+from segue.mixers.bidirectional import Bidirectional
 from segue.mixers.gla import GatedLinearAttention
 from segue.mixers.mamba import Mamba
-from segue.mixers.recurrent import GRU, LSTM
+from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.state import Layout, State
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
+    "elman": Elman,
+    "jordan": Jordan,
     "lstm": LSTM,
     "gru": GRU,
     "mamba": Mamba,
     "gla": GatedLinearAttention,
+    "bidirectional": Bidirectional,
 }
 
-__all__ = ["GRU", "LSTM", "MIXERS", "Attention", "GatedLinearAttention", "Layout", "Mamba", "Mixer", "State"]
+__all__ = ["GRU", "LSTM", "MIXERS", "Attention", "Bidirectional", "Elman", "GatedLinearAttention", "Jordan", "Layout",
+           "Mamba", "Mixer", "State"]

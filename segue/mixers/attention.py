@@ -200,6 +200,9 @@ class Cache:
     def copy(self) -> Cache:
         return self._twin(slice(None))
 
+    def detach(self) -> None:
+        self.k, self.v = self.k.detach(), self.v.detach()
+
     def tensors(self) -> dict[str, Tensor]:
         return {"k": self.k[:, :, : self.longest], "v": self.v[:, :, : self.longest],
                 "positions": self.positions[:, : self.longest], "lengths": self.lengths}

@@ -1,17 +1,17 @@
-"""Nonlinear recurrences: LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000) and GRU
-(Cho et al. 2014). Reference account: Lipton et al. 2015, arXiv 1506.00019."""
+"""Nonlinear recurrences: Jordan (1986) and Elman (1990) networks, LSTM (Hochreiter & Schmidhuber 1997, with the forget
+gate of Gers et al. 2000) and GRU (Cho et al. 2014). Reference account: Lipton et al. 2015, arXiv 1506.00019."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
+from segue.errors import SegueError
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.state import Carry, Layout, Part, Recurrence, SteppedRecurrence, Tensors
 
 
 class TorchRecurrence(Recurrence):
@@ -97,29 +97,34 @@ class TorchRecurrence(Recurrence):
 
 
 class RecurrentMixer(Mixer):
-    """A fused recurrence of width `inner` (default: width), projected back to the model's width where they differ."""
+    """A recurrence of width `inner` (default: width), projected back to the model's width where they differ.
+
+    recurrent_init: of the hidden-to-hidden weights, "orthogonal" or "uniform" (+-1/sqrt(inner), as torch does it).
+    """
 
     module: Callable[..., nn.RNNBase]
 
-    def __init__(self, width: int, inner: int | None = None) -> None:
+    def __init__(self, width: int, inner: int | None = None, recurrent_init: str = "orthogonal") -> None:
         super().__init__(width)
+        if recurrent_init not in ("orthogonal", "uniform"):
+            raise SegueError(f"recurrent_init '{recurrent_init}' is unknown: choose orthogonal or uniform")
         inner = inner or width
-        self.recurrence = TorchRecurrence(self.module(width, inner, batch_first=True))
+        self.recurrence = self.make(width, inner)
         self.out = nn.Linear(inner, width, bias=False) if inner != width else nn.Identity()
-        self.reset_parameters()
+        self.reset_parameters(inner, recurrent_init)
 
-    def reset_parameters(self) -> None:
-        """Orthogonal hidden-to-hidden weights, uniform +-1/sqrt(n) elsewhere."""
-        cell = self.recurrence.module
-        bound = 1 / math.sqrt(cell.hidden_size)
-        for name, parameter in cell.named_parameters():
-            if name.startswith("weight_hh"):
-                for block in parameter.data.split(cell.hidden_size):
-                    nn.init.orthogonal_(block)
-            elif name.startswith("bias"):
+    def make(self, width: int, inner: int) -> Recurrence:
+        return TorchRecurrence(self.module(width, inner, batch_first=True))
+
+    def reset_parameters(self, inner: int, recurrent_init: str) -> None:
+        for name, parameter in self.recurrence.named_parameters():
+            if "bias" in name:
                 nn.init.zeros_(parameter)
+            elif "weight_hh" in name and recurrent_init == "orthogonal":
+                for block in parameter.data.split(inner):
+                    nn.init.orthogonal_(block)
             else:
-                nn.init.uniform_(parameter, -bound, bound)
+                nn.init.uniform_(parameter, -(inner**-0.5), inner**-0.5)
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
@@ -130,17 +135,57 @@ class RecurrentMixer(Mixer):
 
 
 class LSTM(RecurrentMixer):
-    """Long short-term memory with a forget gate, whose bias begins at +1 (half-life of many steps)."""
+    """Long short-term memory with a forget gate, whose bias begins at `forget_bias` (1: a half-life of many steps)."""
 
     module = nn.LSTM
 
-    def reset_parameters(self) -> None:
-        super().reset_parameters()
-        n = self.recurrence.module.hidden_size
-        self.recurrence.module.get_parameter("bias_ih_l0").data[n : 2 * n] = 1.0
+    def __init__(self, width: int, inner: int | None = None, recurrent_init: str = "orthogonal",
+                 forget_bias: float = 1.0) -> None:
+        super().__init__(width, inner, recurrent_init)
+        n = inner or width
+        self.recurrence.get_parameter("module.bias_ih_l0").data[n : 2 * n] = forget_bias
 
 
 class GRU(RecurrentMixer):
     """Gated recurrent unit; the reset gate acts on the projected state, as in torch."""
 
     module = nn.GRU
+
+
+class Elman(RecurrentMixer):
+    """The simple recurrent network: h_t = tanh(W x_t + U h_{t-1} + b)."""
+
+    module = nn.RNN
+
+
+class JordanRecurrence(SteppedRecurrence):
+    """h_t = tanh(W x_t + U s_t + b), y_t = V h_t, s_{t+1} = decay s_t + y_t: the memory is what was put out."""
+
+    def __init__(self, width: int, inner: int, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.weight_ih = nn.Parameter(torch.empty(inner, width))
+        self.weight_hh = nn.Parameter(torch.empty(inner, width))
+        self.bias = nn.Parameter(torch.empty(inner))
+        self.weight_out = nn.Parameter(torch.empty(width, inner))
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return (like.new_zeros(batch, self.weight_out.shape[0]),)
+
+    def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
+        h = torch.tanh(inputs[0] @ self.weight_ih.T + state[0] @ self.weight_hh.T + self.bias)
+        y = h @ self.weight_out.T
+        return y, (self.decay * state[0] + y,)
+
+
+class Jordan(RecurrentMixer):
+    """The output-feedback network. decay: of the context units' self-loop."""
+
+    def __init__(self, width: int, inner: int | None = None, recurrent_init: str = "orthogonal",
+                 decay: float = 0.5) -> None:
+        self.decay = decay
+        super().__init__(width, inner, recurrent_init)
+        self.out = nn.Identity()  # the recurrence puts out the model's width already
+
+    def make(self, width: int, inner: int) -> Recurrence:
+        return JordanRecurrence(width, inner, self.decay)

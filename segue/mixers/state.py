@@ -85,6 +85,7 @@ class Part(Protocol):
     def select(self, rows: Tensor) -> Part: ...
     def rewind(self, n: Tensor) -> None: ...
     def copy(self) -> Part: ...
+    def detach(self) -> None: ...
     def tensors(self) -> dict[str, Tensor]: ...
 
 
@@ -166,6 +167,11 @@ class State:
         copy = snapshot.snapshot()
         self.layers, self.positions, self.pending = copy.layers, copy.positions, None
 
+    def detach(self) -> None:
+        """Cut the graph: later losses do not flow back beyond here (truncated back-propagation through time)."""
+        for _, part in self._parts():
+            part.detach()
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the committed state by name: to count, move, save, or train (an initial state may be a
         parameter: gradients flow into it)."""
@@ -230,6 +236,34 @@ class Recurrence(nn.Module):
         row, node = (torch.cat(index) for index in zip(*order))
         found = torch.cat(outputs)
         return found.new_zeros(*parents.shape, *found.shape[1:]).index_put((row, node), found)
+
+
+class SteppedRecurrence(Recurrence):
+    """A recurrence given by one step, run in a plain loop: for those that no fused kernel covers."""
+
+    def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
+        """inputs (B, ...) and state (B, ...) of one node -> its output (B, ...) and the next state."""
+        raise NotImplementedError
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        batch, n = inputs[0].shape[:2]
+
+        def choose(rows: Tensor, a: Tensors, b: Tensors) -> Tensors:
+            return tuple(torch.where(rows.view(-1, *[1] * (x.dim() - 1)), x, y) for x, y in zip(a, b))
+
+        fresh, outputs = self.initial(batch, inputs[0]), []
+        wanted = state
+        for t in range(n):
+            if starts is not None:
+                state = choose(starts[:, t], fresh, state)
+            y, state = self.step(tuple(x[:, t] for x in inputs), state)
+            outputs.append(y)
+            wanted = state if lengths is None else choose(t < lengths, state, wanted)
+        if not outputs:
+            y, _ = self.step(tuple(x.new_zeros(batch, *x.shape[2:]) for x in inputs), state)
+            return y.new_zeros(batch, 0, *y.shape[1:]), state
+        return torch.stack(outputs, 1), wanted
 
 
 class Carry:
@@ -302,6 +336,10 @@ class Carry:
         twin = Carry(self.recurrence, self.state, self.history)
         twin.base, twin.trail, twin.fill = self.base, self.trail, self.fill
         return twin
+
+    def detach(self) -> None:
+        self.state, self.base = (tuple(s.detach() for s in x) for x in (self.state, self.base))
+        self.trail = None if self.trail is None else tuple(x.detach() for x in self.trail)
 
     def tensors(self) -> dict[str, Tensor]:
         return {str(index): tensor for index, tensor in enumerate(self.state)}

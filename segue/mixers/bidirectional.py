@@ -1,0 +1,47 @@
+"""Two mixers, one reading each way (Schuster & Paliwal 1997): for scoring and tagging, where the whole
+input is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.base import Mixer
+from segue.mixers.state import Layout, Part
+
+
+class Bidirectional(Mixer):
+    """A causal mixer and its mirror image, side by side, projected back to the model's width.
+
+    mixer: name of the mixer that reads each way; options go to both.
+    """
+
+    causal = False
+
+    def __init__(self, width: int, mixer: str = "lstm", **options: Any) -> None:
+        super().__init__(width)
+        from segue.mixers import MIXERS  # here, because the table lists this class too
+
+        if mixer not in MIXERS or not MIXERS[mixer].causal:
+            raise SegueError(f"mixer '{mixer}' cannot read one way: choose a causal one")
+        self.ahead, self.back = MIXERS[mixer](width, **options), MIXERS[mixer](width, **options)
+        self.resettable = self.ahead.resettable  # type: ignore[misc]
+        self.out = nn.Linear(2 * width, width, bias=False)
+
+    def both(self, x: Tensor, layout: Layout) -> Tensor:
+        """(B, N, 2 D): what was read forwards beside what was read backwards."""
+        starts = None
+        if layout.starts is not None:  # backwards, a document starts at its last node
+            starts = F.pad(layout.starts[:, 1:], (0, 1), value=True).flip(1)
+        mirrored = Layout.chain((x.shape[0], x.shape[1]), starts=starts, device=x.device)
+        return torch.cat([self.ahead.run(x, layout, None), self.back.run(x.flip(1), mirrored, None).flip(1)], -1)
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        return self.out(self.both(x, layout))
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return self.ahead.state_parameters() + self.back.state_parameters()
