@@ -69,13 +69,31 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, [])}
 
 
-def paths_as_text(paths: list[Path]) -> list[str]:
-    return [str(path) for path in paths]
+def settings(given: list[str] | None) -> dict[str, Any]:
+    """['width=256', 'who=user'] -> {'width': 256, 'who': 'user'}: values are JSON where they can be, else text."""
+    values: dict[str, Any] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise SegueError(f"'{text}' is not NAME=VALUE, for example width=256")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None) -> Any:
+    return segue.read(*map(str, paths), **given(kind=kind), **settings(how))
 
 
 Paths = Annotated[list[Path], typer.Argument(metavar="PATH", show_default=False, help="Files, folders or globs.")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="A folder that fit wrote.")]
 Kind = Annotated[str | None, typer.Option(metavar="K", help="What the files hold; found from the files if not said.")]
+How = Annotated[list[str] | None, typer.Option("--read", metavar="NAME=VALUE", help="How the files are read, for "
+                                               "example who=customer; may be repeated.")]
+Choices = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Choose what else is chosen "
+                                                   "for you, for example width=256; may be repeated.")]
 Minutes = Annotated[float | None, typer.Option(metavar="M", help="How long to train.")]
 Steps = Annotated[int | None, typer.Option(metavar="N", help="How many optimiser steps to train, instead of minutes.")]
 Seed = Annotated[int | None, typer.Option(metavar="S", help="Fixes everything random.")]
@@ -90,9 +108,9 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="A
 
 
 @command("read", "segue read genomes/*.fa.gz --out corpus")
-def read(paths: Paths, kind: Kind = None, out: OutDir = None) -> None:
+def read(paths: Paths, kind: Kind = None, how: How = None, out: OutDir = None) -> None:
     """Say what the files hold: kind, sequences, lengths, vocabulary, examples, problems."""
-    data = segue.read(*paths_as_text(paths), **given(kind=kind))
+    data = read_files(paths, kind, how)
     show(data.summary())
     if out is not None:
         data.save(out)
@@ -106,11 +124,13 @@ def fit(paths: Paths,
         minutes: Minutes = None, steps: Steps = None,
         mixer: Annotated[str | None, typer.Option(metavar="PATTERN", help="The sequence mixers, for example "
                                                   "'attention' or 'mamba*3+attention'.")] = None,
-        kind: Kind = None, seed: Seed = None) -> None:
+        kind: Kind = None, seed: Seed = None, how: How = None,
+        choices: Choices = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)
-    data = segue.read(*paths_as_text(paths), **given(kind=kind))
-    fitted = segue.fit(data, out=out, **given(minutes=minutes, steps=steps, mixer=mixer, seed=seed))
+    options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed)
+    data = read_files(paths, kind, how)
+    fitted = segue.fit(data, out=out, **options)
     show(fitted.report)
     print(f"saved in {out}", file=sys.stderr)
 
@@ -152,27 +172,30 @@ def continue_(model: Model,
 @command("update", "segue update model new/ --strategy replay --minutes 2")
 def update(model: Model, paths: Paths,
            strategy: Annotated[str | None, typer.Option(metavar="NAME", help="naive, replay, ...")] = None,
-           minutes: Minutes = None, steps: Steps = None) -> None:
+           minutes: Minutes = None, steps: Steps = None, how: How = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)
-    report = segue.load(model).update(segue.read(*paths_as_text(paths)),
-                                      **given(strategy=strategy, minutes=minutes, steps=steps))
+    data = read_files(paths, how=how)
+    report = segue.load(model).update(data, **given(strategy=strategy, minutes=minutes, steps=steps))
     show(report)
 
 
 @command("evaluate", "segue evaluate model held-out/ --json scores.json")
-def evaluate(model: Model, paths: Paths, json_file: JsonFile = None) -> None:
+def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, how: How = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
-    report = segue.load(model).evaluate(segue.read(*paths_as_text(paths)))
+    data = read_files(paths, how=how)
+    report = segue.load(model).evaluate(data)
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
 
 
 @command("compare", "segue compare events.csv --minutes 2")
-def compare(paths: Paths, minutes: Minutes = None, json_file: JsonFile = None) -> None:
+def compare(paths: Paths, minutes: Minutes = None, json_file: JsonFile = None, kind: Kind = None,
+            how: How = None) -> None:
     """Which method predicts these sequences best? Classical and neural, on one split."""
-    report = segue.compare(segue.read(*paths_as_text(paths)), **given(minutes=minutes))
+    data = read_files(paths, kind, how)
+    report = segue.compare(data, **given(minutes=minutes))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)

@@ -57,6 +57,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     (["fit", "x", "--out", "y", "--steps", "5", "--minutes", "1"], "not both"),
     (["fit", "x", "--out", "y", "--minutes", "-1"], "more than 0"),
     (["continue", "m", "prime", "--prime-file", "f"], "not both"),
+    (["fit", "x", "--out", "y", "--set", "width"], "NAME=VALUE"),
     (["continue", "m", "--prime-file", "no-such-file"], "no-such-file"),
 ])
 def test_a_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
