@@ -13,7 +13,8 @@ class SegueError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        # A file name need not be valid Unicode; the message must print all the same.
+        super().__init__(" ".join(message.encode("utf-8", "backslashreplace").decode().split()))
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -1,0 +1,32 @@
+"""Kinds of sequence. `KINDS` is the plain table of them; a new kind is one file and one line here."""
+
+from __future__ import annotations
+
+from segue.kinds.base import Kind, Problem, Problems, Record
+from segue.kinds.biology import DNA, Protein
+from segue.kinds.codecs import CODECS, BPECodec, ByteCodec, Codec, ItemCodec, KmerCodec, LetterCodec
+from segue.kinds.table import Cases, Events
+from segue.kinds.text import Code, Text
+
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Text(), Code(), DNA(), Protein(), Events(), Cases())}
+
+__all__ = [
+    "CODECS",
+    "DNA",
+    "KINDS",
+    "BPECodec",
+    "ByteCodec",
+    "Cases",
+    "Code",
+    "Codec",
+    "Events",
+    "ItemCodec",
+    "Kind",
+    "KmerCodec",
+    "LetterCodec",
+    "Problem",
+    "Problems",
+    "Protein",
+    "Record",
+    "Text",
+]

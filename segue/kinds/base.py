@@ -1,0 +1,238 @@
+"""What a kind of sequence is: how its files are read and checked, its codec, and how results are written and shown.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from segue.errors import SegueError
+
+if TYPE_CHECKING:
+    from segue.kinds.codecs import Codec
+
+PIECE = 1 << 24  # bytes of one file held at a time
+COMPRESSED = {".gz", ".bgz", ".xz", ".bz2"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sequence as its field knows it.
+
+    object: bytes (text, code), str of letters (DNA, protein) or a list of str or int items (events).
+    channels: arrays aligned with the object's elements (a time, a gap, a quality).
+    name: where it came from: file and record, or the entity whose events these are.
+    """
+
+    object: Any
+    channels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.object)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong in the input: which file, which record, where in it, and what to do."""
+
+    file: str
+    record: str
+    position: int | None
+    text: str
+
+    def __str__(self) -> str:
+        record = f", record {self.record}" if self.record else ""
+        position = f", position {self.position:,}" if self.position is not None else ""
+        return f"{self.file}{record}{position}: {self.text}"
+
+
+class Problems(list[Problem]):
+    """Problems met while reading that were stepped over: the first `keep` of them, and how many there were in all."""
+
+    keep = 1000
+
+    def __init__(self, found: Iterable[Problem] = (), total: int | None = None) -> None:
+        super().__init__(found)
+        self.total = len(self) if total is None else total
+
+    def add(self, problem: Problem) -> None:
+        self.total += 1
+        if len(self) < self.keep:
+            self.append(problem)
+
+
+class Dataset(Protocol):
+    """What a codec may be learned from; `segue.data.Data` is one."""
+
+    @property
+    def total(self) -> int: ...
+
+    @property
+    def vocabulary(self) -> Mapping[Any, int]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Record: ...
+
+
+class Kind(ABC):
+    """The contract of a kind. One object per kind stands in `segue.kinds.KINDS`.
+
+    name: how the user calls it. unit: what one base unit is called ("byte", "base", "residue", "event").
+    storage: what an object is: "bytes", "letters" (a str of ASCII) or "items" (a list of str or of int).
+    split_by: how train and held-out records are told apart by default: "name", "content" or "entity".
+    family: kinds of one family are read together from one folder (text and code).
+    """
+
+    name: ClassVar[str] = ""
+    unit: ClassVar[str] = ""
+    storage: ClassVar[str] = "bytes"
+    split_by: ClassVar[str] = "name"
+    family: ClassVar[str] = ""
+
+    @abstractmethod
+    def sniff(self, path: Path, head: bytes) -> float:
+        """How surely a file is of this kind, 0 to 1. `path` has no compression suffix; `head` is its first 64 KiB."""
+
+    @abstractmethod
+    def read(self, path: Path, problems: Problems | None = None) -> Iterator[Record]:
+        """Records of one file, lazily. A bad record goes to `problems` and is stepped over; without `problems`, and
+        where the whole file cannot be used, it is a SegueError with file, record, position and how to mend it.
+        Each kind adds its own keyword options."""
+
+    def read_all(
+        self, paths: list[Path], problems: Problems, named: frozenset[Path], **options: Any
+    ) -> Iterator[Record]:
+        """Records of many files. A file that cannot be used at all is an error if the user named it (it is in `named`)
+        and a problem otherwise."""
+        for path in paths:
+            try:
+                yield from self.read(path, problems, **options)
+            except SegueError as error:
+                if path in named:
+                    raise
+                problems.add(Problem(str(path), "", None, str(error).removeprefix(f"{path}: ")))
+
+    @abstractmethod
+    def codec(self, data: Dataset) -> Codec:
+        """A codec for this data; what is learned (merges, items) is learned from this data only. Each kind adds its own
+        keyword options."""
+
+    @abstractmethod
+    def write(self, objects: Iterable[Any], path: str | Path) -> None:
+        """Write objects in the field's own file format, atomically."""
+
+    @abstractmethod
+    def show(self, obj: Any) -> str:
+        """The object for a terminal."""
+
+    def normalise(self, obj: Any) -> Any:
+        """A user's prime as an object of this kind (text given as str becomes bytes, and so on)."""
+        return obj
+
+    def cut(self, window: Any) -> int:
+        """Where in `window`, the elements after a wished cut, a long object is best cut (text: after a line end)."""
+        return 0
+
+
+def bad(problems: Problems | None, path: Path | str, record: str, position: int | None, text: str) -> None:
+    """Collect a problem with one record, or raise it where nobody collects."""
+    problem = Problem(str(path), record, position, text)
+    if problems is None:
+        raise SegueError(str(problem))
+    problems.add(problem)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a file for reading bytes, unpacked where it is gzip, xz or bzip2 (told by its first bytes, not its name).
+
+    Whatever goes wrong while it is read, damage in the packed stream included, becomes a SegueError naming the file.
+    """
+    raw: Any = None
+    try:
+        raw = open(path, "rb")  # noqa: SIM115
+        magic = raw.peek(6)[:6]
+        if magic[:2] == b"\x1f\x8b":
+            raw = gzip.GzipFile(fileobj=raw)
+        elif magic == b"\xfd7zXZ\x00":
+            raw = lzma.LZMAFile(raw)  # noqa: SIM115
+        elif magic[:3] == b"BZh" and magic[3:4].isdigit():
+            raw = bz2.BZ2File(raw)
+        yield raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
+    except EOFError as error:
+        raise SegueError(f"{path}: the packed file ends too soon (truncated); fetch or copy it again") from error
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise SegueError(f"{path}: the packed file is damaged ({error}); fetch or copy it again") from error
+    except FileNotFoundError as error:
+        raise SegueError(f"{path}: no such file; check the path") from error
+    except PermissionError as error:
+        raise SegueError(f"{path}: not readable (permission denied); give read permission, e.g. chmod +r") from error
+    except IsADirectoryError as error:
+        raise SegueError(f"{path}: is a folder, not a file") from error
+    except OSError as error:
+        raise SegueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    finally:
+        if raw is not None:
+            raw.close()
+
+
+def head_of(path: Path, size: int = 1 << 16) -> bytes:
+    """The first unpacked bytes of a file; a stream that is damaged further on still gives its beginning."""
+    with opened(path) as handle:
+        parts: list[bytes] = []
+        try:
+            while size > 0 and (part := handle.read1(size)):
+                parts.append(part)
+                size -= len(part)
+        except (EOFError, OSError, zlib.error, lzma.LZMAError):
+            if not parts:
+                raise
+        return b"".join(parts)
+
+
+def bare(path: Path) -> Path:
+    """The path without a compression suffix: genome.fna.gz -> genome.fna."""
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+
+
+def looks_binary(head: bytes) -> bool:
+    """NUL or many control bytes: not text in any usual 8-bit encoding."""
+    if b"\x00" in head:
+        return True
+    control = len(head) - len(head.translate(None, bytes(range(1, 7)) + bytes(range(14, 27)) + b"\x1c\x1d\x1e\x1f\x7f"))
+    return control > len(head) // 20
+
+
+def check_text(path: Path, data: bytes, offset: int = 0) -> None:
+    """Refuse what is not UTF-8 text, saying where; `offset` is where in the file `data` begins."""
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") and offset == 0:
+        raise SegueError(f"{path}: this is UTF-16 text, not UTF-8; give encoding='utf-16'")
+    if offset == 0 and looks_binary(head := data[: 1 << 16]):
+        where = head.find(b"\0")
+        what = f"a NUL byte at byte {where:,}" if where >= 0 else "many control bytes"
+        raise SegueError(f"{path}: this is binary, not text ({what}); give a text file")
+    if data.isascii():
+        return
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = f" (line {data[: error.start].count(10) + 1:,})" if offset == 0 else ""
+        raise SegueError(
+            f"{path}: byte {offset + error.start:,}{line} is not UTF-8 (0x{data[error.start]:02x}); give "
+            "encoding='latin-1' or what it is"
+        ) from error

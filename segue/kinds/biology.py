@@ -1,0 +1,271 @@
+"""DNA (and RNA) and protein: FASTA, FASTQ and GenBank files, checked letter by letter at C speed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from segue.errors import SegueError, require
+from segue.files import write_text
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad, looks_binary, opened
+from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
+
+BLOCK = 1 << 22
+BLANKS = b" \t\r\n\v\f"
+GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
+
+
+class Letters(Kind):
+    """What DNA and protein share. `letters`: the legal ones; `mask`: the one that stands for any."""
+
+    storage = "letters"
+    split_by = "content"
+    letters: ClassVar[str] = ""
+    mask: ClassVar[str] = ""
+    surely: ClassVar[frozenset[str]] = frozenset()  # suffixes that mean this kind
+    perhaps: ClassVar[frozenset[str]] = frozenset((".fa", ".fasta", ".fas", ".fsa", ".seq"))
+
+    def likely(self, sample: bytes) -> float:
+        """0 to 1: how well a sample of letters fits."""
+        raise NotImplementedError
+
+    def sniff(self, path: Path, head: bytes) -> float:
+        suffix = path.suffix.lower()
+        text = head.lstrip()
+        if not text or looks_binary(head):
+            return 0.0
+        if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or b"\n" in text):
+            body = b"".join(line for line in text.splitlines() if line[:1] not in (b">", b";"))
+            sample = body.translate(None, BLANKS).upper()
+            if not sample or len(sample.translate(None, (self.letters + ".").encode())) > len(sample) // 10:
+                return 0.5 if suffix in self.surely else 0.3 if suffix in self.perhaps else 0.0
+            return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
+        return 0.6 if suffix in self.surely else 0.0
+
+    def read(
+        self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip"
+    ) -> Iterator[Record]:
+        """One record a sequence; its name is file:identifier.
+
+        case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
+        what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
+        FASTQ qualities come as the channel `quality` (Phred).
+        """
+        if case not in ("fold", "keep") or illegal not in ("skip", "mask"):
+            raise SegueError(f"case is 'fold' or 'keep' and illegal is 'skip' or 'mask', not {case!r} and {illegal!r}")
+        legal = (self.letters + (self.letters.lower() if case == "keep" else "")).encode()
+        table = bytes.maketrans(b".", b"-")
+        if case == "fold":
+            table = bytes(byte.upper()[0] for byte in (table[i : i + 1] for i in range(256)))
+        any_letter = self.mask.encode()
+        found = False
+        for name, sequence, quality in self._sequences(path, problems):
+            sequence = sequence.translate(table)
+            wrong = sequence.translate(None, legal)
+            if wrong and illegal == "skip":
+                where = sequence.index(wrong[:1])
+                bad(
+                    problems,
+                    path,
+                    name,
+                    where + 1,
+                    f"{chr(wrong[0])!r} is not a {self.unit} code ({self.letters}); mend it, "
+                    f"or illegal='mask' to read it as {self.mask}",
+                )
+                continue
+            if wrong:
+                sequence = sequence.translate(bytes(i if i in legal else any_letter[0] for i in range(256)))
+            found = True
+            yield Record(sequence.decode("ascii"), {} if quality is None else {"quality": quality}, f"{path}:{name}")
+        if not found and problems is None:
+            raise SegueError(f"{path}: there is no sequence in this file")
+
+    def _sequences(self, path: Path, problems: Problems | None) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
+        with opened(path) as handle:
+            head = handle.peek(1 << 12) if hasattr(handle, "peek") else b""
+            start = head.lstrip()[:8]
+            suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+            if not head:
+                raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
+            if looks_binary(head):
+                raise SegueError(
+                    f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)"
+                )
+            if start[:5] == b"LOCUS" or GENBANK.intersection(suffixes):
+                yield from self._genbank(path, handle)
+            elif start[:1] == b"@":
+                yield from _fastq(path, handle, problems)
+            elif start[:1] in (b">", b";"):
+                yield from _fasta(path, handle, problems)
+            else:
+                raise SegueError(
+                    f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins with '>', "
+                    "FASTQ with '@', GenBank with LOCUS"
+                )
+
+    def _genbank(self, path: Path, handle: BinaryIO) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
+        """The sequence of each GenBank record, by Biopython's scanner; features are not parsed."""
+        scanner = require("Bio.GenBank.Scanner", "biology").GenBankScanner()
+        try:
+            for record in scanner.parse_records(io.TextIOWrapper(handle, "utf-8"), do_features=False):
+                try:
+                    yield record.id or record.name or "", bytes(record.seq), None
+                except Exception as error:  # an undefined sequence; the class is Biopython's own
+                    raise SegueError(
+                        f"{path}, record {record.id}: it holds no sequence (only its length); download it in full"
+                    ) from error
+        except (SegueError, OSError, EOFError):
+            raise
+        except Exception as error:  # a foreign parser may raise anything on a broken file
+            raise SegueError(
+                f"{path}: not a GenBank file that Biopython reads ({error}); download it again or give FASTA"
+            ) from error
+
+    def write(self, objects: Iterable[str | Record], path: str | Path) -> None:
+        """FASTA, 60 letters a line; a `Record` gives its name, a bare string its number."""
+        lines = []
+        for number, obj in enumerate(objects, 1):
+            name, letters = (obj.name, obj.object) if isinstance(obj, Record) else (f"sequence{number}", obj)
+            lines.append(f">{' '.join(name.split()) or f'sequence{number}'}")
+            lines += [letters[at : at + 60] for at in range(0, len(letters), 60)]
+        write_text(path, "\n".join(lines) + "\n")
+
+    def show(self, obj: str) -> str:
+        """Sixty letters a line in tens, each line with the position of its first letter."""
+        rows = []
+        for at in range(0, len(obj), 60):
+            tens = " ".join(obj[i : i + 10] for i in range(at, min(at + 60, len(obj)), 10))
+            rows.append(f"{at + 1:>9} {tens}")
+        return "\n".join(rows)
+
+    def normalise(self, obj: Any) -> str:
+        text = obj.decode("ascii", "replace") if isinstance(obj, bytes) else obj
+        if not isinstance(text, str):
+            raise SegueError(f"a {self.name} sequence is a string of letters, not {type(text).__name__}")
+        letters = "".join(text.split()).replace(".", "-").upper()
+        for position, letter in enumerate(letters, 1):
+            if letter not in self.letters:
+                raise SegueError(f"position {position}: {letter!r} is not a {self.unit} code ({self.letters})")
+        return letters
+
+    def alphabet(self, data: Dataset) -> str:
+        """The kind's letters, with lower-case ones where the data keep case."""
+        lower = any(letter.islower() for letter in data.vocabulary)
+        return self.letters + (self.letters.lower().replace("-", "").replace("*", "") if lower else "")
+
+
+def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
+    parts: list[bytes] = []  # the record being read, header included, without its ">"
+    carry = b"\n"
+    number = 0
+
+    def parsed() -> tuple[str, bytes, np.ndarray | None] | None:
+        nonlocal number
+        number += 1
+        header, _, body = b"".join(parts).partition(b"\n")
+        name = (header.split() or [str(number).encode()])[0].decode("utf-8", "replace")
+        sequence = body.translate(None, BLANKS)
+        if not sequence:
+            bad(problems, path, name, None, "the record has no sequence; remove its header or add the letters")
+            return None
+        return name, sequence, None
+
+    begun = False
+    while True:
+        block = handle.read(BLOCK)
+        text = carry + block
+        if b"\r" in text and b"\n" not in text.strip(b"\n"):
+            text = text.replace(b"\r", b"\n")  # line ends of old Macs
+        carry = b"\n" if block and text.endswith(b"\n") else b""
+        text = text[: len(text) - len(carry)]
+        for i, part in enumerate(text.split(b"\n>")):
+            if i == 0:
+                parts.append(part)
+                continue
+            if begun and (record := parsed()):
+                yield record
+            begun = True
+            parts = [part]
+        if not block:
+            break
+    if begun and (record := parsed()):
+        yield record
+
+
+def _fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    number = 0
+    while header := handle.readline():
+        if not header.strip():
+            continue
+        number += 1
+        sequence, plus, quality = (handle.readline().rstrip(b"\r\n") for _ in range(3))
+        name = (header[1:].split() or [str(number).encode()])[0].decode("utf-8", "replace")
+        if header[:1] != b"@" or plus[:1] != b"+":
+            raise SegueError(
+                f"{path}, record {number}: a FASTQ record is four lines (@name, letters, +, qualities), this is "
+                "not; is a line missing before it?"
+            )
+        if not sequence or len(sequence) != len(quality):
+            bad(
+                problems,
+                path,
+                name,
+                min(len(sequence), len(quality)) + 1,
+                f"{len(sequence)} letters but {len(quality)} qualities; is the file cut short?",
+            )
+            continue
+        scores = np.frombuffer(quality, dtype=np.uint8)
+        if scores.min() < 33 or scores.max() > 126:
+            bad(
+                problems,
+                path,
+                name,
+                int(np.flatnonzero((scores < 33) | (scores > 126))[0]) + 1,
+                "the quality is not a sign between ! and ~; mend or remove the record",
+            )
+            continue
+        yield name, sequence, scores - np.uint8(33)
+
+
+class DNA(Letters):
+    name = "dna"
+    unit = "base"
+    letters = NUCLEOTIDES
+    mask = "N"
+    surely = frozenset((".fna", ".ffn", ".frn", ".fastq", ".fq", *GENBANK - {".gp", ".gpff"}))
+
+    def sniff(self, path: Path, head: bytes) -> float:
+        text = head.lstrip()
+        if text[:6] == b"LOCUS " and path.suffix.lower() not in (".gp", ".gpff"):
+            return 0.95
+        lines = text.split(b"\n", 3)
+        if text[:1] == b"@" and len(lines) > 2 and lines[2][:1] == b"+" and not looks_binary(head):
+            return 0.95
+        return super().sniff(path, head)
+
+    def likely(self, sample: bytes) -> float:
+        return 1.0 if len(sample.translate(None, b"ACGTUN-.")) <= len(sample) // 10 else 0.2
+
+    def codec(self, data: Dataset, *, k: int = 1) -> Codec:
+        """k = 1: a base a token (IUPAC codes, U and gap included). k > 1: non-overlapping words of k bases."""
+        letters = self.alphabet(data)
+        return LetterCodec(letters) if k == 1 else KmerCodec(k, letters)
+
+
+class Protein(Letters):
+    name = "protein"
+    unit = "residue"
+    letters = RESIDUES
+    mask = "X"
+    surely = frozenset((".faa", ".pep", ".a3m", ".a2m", ".gp", ".gpff"))
+
+    def likely(self, sample: bytes) -> float:
+        return 1.0 if len(sample.translate(None, b"ACGTUN-.")) > len(sample) // 10 else 0.2
+
+    def codec(self, data: Dataset) -> Codec:
+        """One residue a token: the twenty, U, O, the ambiguous B Z J X, stop and gap."""
+        return LetterCodec(self.alphabet(data))

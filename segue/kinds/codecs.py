@@ -1,0 +1,470 @@
+"""Codecs: objects to token ids and back.
+
+Every codec here is exact (`decode(encode(x)) == x`) on all objects of its alphabet; what lies outside is a SegueError
+that names the position, or, for items, the unknown item. Documents are bounded by one special token that serves as
+begin and as end (`bos == eos`), so that a model's first prediction has something to stand on. `encode` adds none.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# The letters of the bases and residues, in the order of their ids. "-" is a gap; "*" a stop.
+BASES = "ACGT"
+NUCLEOTIDES = "ACGTNRYSWKMBDHVU-"
+RESIDUES = "ACDEFGHIKLMNPQRSTVWYUOBZJX*-"
+
+END = "<end>"
+UNKNOWN = "<unknown>"
+
+
+class Codec(ABC):
+    """The contract of a codec.
+
+    size: number of token ids, specials included. bos, eos, unk, pad: ids of specials, or None.
+    elementwise: one token is one element of the object, so that channels stay aligned.
+    """
+
+    name: ClassVar[str] = ""
+    elementwise: ClassVar[bool] = True
+    size: int
+    bos: int | None = None
+    eos: int | None = None
+    unk: int | None = None
+    pad: int | None = None
+    _weights: np.ndarray | None = None
+
+    @abstractmethod
+    def encode(self, obj: Any) -> np.ndarray:
+        """(n,) int32 ids of an object."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> Any:
+        """The object of ids; begin, end and padding stand for nothing."""
+
+    @abstractmethod
+    def token(self, id: int) -> str:
+        """A token, readable."""
+
+    @abstractmethod
+    def weights(self) -> np.ndarray:
+        """(size,) int64: how many base units (bytes, bases, residues, events) each token stands for; specials 0."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What `codec.json` holds: the keyword arguments that make this codec again."""
+
+    def encode_many(self, objects: Sequence[Any]) -> list[np.ndarray]:
+        """Ids of many objects; codecs that can work on several cores at once do so."""
+        return [self.encode(obj) for obj in objects]
+
+    def units(self, ids: Iterable[int]) -> int:
+        """How many base units these ids stand for."""
+        if self._weights is None:
+            self._weights = self.weights()
+        return int(self._weights[self.checked(ids)].sum())
+
+    def checked(self, ids: Iterable[int]) -> np.ndarray:
+        """Ids as an int64 array; one outside the vocabulary is an error."""
+        array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64).reshape(-1)
+        if array.size and (array.min() < 0 or array.max() >= self.size):
+            wrong = int(np.flatnonzero((array < 0) | (array >= self.size))[0])
+            raise SegueError(
+                f"token id {array[wrong]} at position {wrong} is outside the vocabulary of {self.size} tokens"
+            )
+        return array
+
+    def save(self, folder: str | Path) -> None:
+        write_json(Path(folder) / "codec.json", {"codec": self.name, **self.state()})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Codec:
+        """Load any codec that was saved in a folder."""
+        path = Path(folder) / "codec.json"
+        values = read_json(path)
+        kind = CODECS.get(values.pop("codec", None)) if isinstance(values, dict) else None
+        if kind is None:
+            raise SegueError(f"{path} does not name a codec known here ({', '.join(CODECS)})")
+        try:
+            return kind.restore(Path(folder), values)
+        except (TypeError, ValueError, KeyError) as error:
+            raise SegueError(f"{path} does not describe a '{kind.name}' codec ({error})") from error
+
+    @classmethod
+    def restore(cls, folder: Path, values: dict[str, Any]) -> Codec:
+        return cls(**values)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.state() == other.state()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.size))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.size} tokens)"
+
+
+def as_bytes(obj: Any) -> bytes:
+    return obj.encode("utf-8", "surrogateescape") if isinstance(obj, str) else bytes(obj)
+
+
+def shown(data: bytes) -> str:
+    """Bytes as one readable line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in data.decode("utf-8", "backslashreplace"))
+
+
+class ByteCodec(Codec):
+    """One token a byte, and one that ends a document: 257 tokens."""
+
+    name = "byte"
+
+    def __init__(self) -> None:
+        self.size, self.bos, self.eos = 257, 256, 256
+
+    def encode(self, obj: bytes | str) -> np.ndarray:
+        return np.frombuffer(as_bytes(obj), dtype=np.uint8).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        array = self.checked(ids)
+        return array[array < 256].astype(np.uint8).tobytes()
+
+    def token(self, id: int) -> str:
+        return END if id == 256 else shown(bytes([id]))
+
+    def weights(self) -> np.ndarray:
+        return np.array([1] * 256 + [0], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+
+def byte_letters() -> list[str]:
+    """The printable stand-in for each byte that byte-level tokenizer files use (bytes without a glyph of their own are
+    moved up to U+0100 and on, in order)."""
+    kept = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    moved = iter(range(0x100, 0x200))
+    return [chr(b) if b in kept else chr(next(moved)) for b in range(256)]
+
+
+# A word with the blank before it; up to three digits; a run of signs; line ends with the indentation after; blanks.
+WORDS = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n][ \t]*|\s+(?!\S)|\s+"
+ESCAPED = re.compile("[\udc80-\udcff]+")
+CHUNK = 1 << 15
+
+
+class BPECodec(Codec):
+    """Byte-pair encoding over bytes: exact on any bytes, valid UTF-8 or not. Made by `train` or `from_tokenizer`.
+
+    Valid UTF-8 goes through the `tokenizers` library; each byte that is not takes its own one-byte token. Begin and end
+    of a document lie outside the tokenizer, so no text can spell them.
+    """
+
+    name = "bpe"
+    elementwise = False
+
+    def __init__(self, tokenizer: Tokenizer, end: int | None = None) -> None:
+        """tokenizer: a byte-level BPE of the `tokenizers` library. end: the id that bounds documents (one more than the
+        tokenizer has, if None)."""
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True
+        self.tokenizer = tokenizer
+        known = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.end = known if end is None else end
+        self.bos = self.eos = self.end
+        self.size = max(known, self.end + 1)
+        number = {letter: byte for byte, letter in enumerate(byte_letters())}
+        added = set(tokenizer.get_added_tokens_decoder())
+        self.pieces: list[bytes] = []
+        for id in range(self.size):
+            piece = tokenizer.id_to_token(id) or ""
+            if id in added or not all(letter in number for letter in piece):
+                self.pieces.append(piece.encode())
+            else:
+                self.pieces.append(bytes(number[letter] for letter in piece))
+        self.pieces[self.end] = b""
+        self.single = np.full(256, -1, dtype=np.int32)
+        for byte, letter in enumerate(byte_letters()):
+            id = tokenizer.token_to_id(letter)
+            self.single[byte] = -1 if id is None else id
+        if (self.single < 0).any():
+            missing = int(np.flatnonzero(self.single < 0)[0])
+            raise SegueError(
+                f"this tokenizer has no token for byte {missing}: it is not a byte-level BPE; use its own "
+                "library or train one here"
+            )
+
+    @classmethod
+    def train(cls, texts: Iterable[bytes | str], vocabulary: int = 2048, pattern: str = WORDS) -> BPECodec:
+        """Learn merges from texts until there are `vocabulary` tokens (257 at least), the end token included."""
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        if vocabulary < 257:
+            raise SegueError(
+                f"a BPE vocabulary of {vocabulary} is too small: at least 257 (bytes and the end); "
+                "or take the byte codec"
+            )
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(pattern), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary - 1, show_progress=False, special_tokens=[], initial_alphabet=byte_letters()
+        )
+        tokenizer.train_from_iterator((as_bytes(text).decode("utf-8", "replace") for text in texts), trainer)
+        return cls(tokenizer)
+
+    @classmethod
+    def from_tokenizer(cls, path: str | Path, end: int | str | None = None) -> BPECodec:
+        """Load a `tokenizer.json` written by anyone; `end` names its own end token ("<|endoftext|>") or id."""
+        from tokenizers import Tokenizer
+
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise SegueError(f"{path} is not a tokenizer file of the tokenizers library ({error})") from error
+        if isinstance(end, str):
+            id = tokenizer.token_to_id(end)
+            if id is None:
+                raise SegueError(f"{path} has no token '{end}' to end a document with")
+            end = id
+        return cls(tokenizer, end)
+
+    def encode(self, obj: bytes | str) -> np.ndarray:
+        return self.encode_many([obj])[0]
+
+    def encode_many(self, objects: Sequence[bytes | str]) -> list[np.ndarray]:
+        texts: list[str] = []  # valid UTF-8, in pieces small enough to share among cores
+        plans: list[list[int | bytes]] = []  # per object: an index into texts, or bytes that are not UTF-8
+        for obj in objects:
+            plan: list[int | bytes] = []
+            text = as_bytes(obj).decode("utf-8", "surrogateescape")
+            start = 0
+            for wrong in ESCAPED.finditer(text):
+                plan += self._chunks(text[start : wrong.start()], texts)
+                plan.append(wrong.group().encode("utf-8", "surrogateescape"))
+                start = wrong.end()
+            plan += self._chunks(text[start:], texts)
+            plans.append(plan)
+        found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False) if texts else []
+        encoded = []
+        for plan in plans:
+            parts = [
+                self.single[np.frombuffer(step, dtype=np.uint8)]
+                if isinstance(step, bytes)
+                else np.array(found[step].ids, dtype=np.int32)
+                for step in plan
+            ]
+            encoded.append(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32))
+        return encoded
+
+    @staticmethod
+    def _chunks(text: str, texts: list[str]) -> list[int | bytes]:
+        """Cut text before a line that is not indented, where merges hardly cross, about every CHUNK characters."""
+        indices: list[int | bytes] = []
+        start = 0
+        while start < len(text):
+            stop = len(text)
+            if stop - start > 2 * CHUNK:
+                stop = text.rfind("\n", start + CHUNK, start + 2 * CHUNK)
+                while stop > 0 and text[stop + 1 : stop + 2].isspace():
+                    stop = text.rfind("\n", start + CHUNK, stop)
+                stop = stop + 1 if stop > 0 else start + 2 * CHUNK
+            indices.append(len(texts))
+            texts.append(text[start:stop])
+            start = stop
+        return indices
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        return b"".join([self.pieces[id] for id in self.checked(ids).tolist()])
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else shown(self.pieces[id])
+
+    def weights(self) -> np.ndarray:
+        return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"end": self.eos}
+
+    def save(self, folder: str | Path) -> None:
+        from segue.files import write_text
+
+        write_text(Path(folder) / "tokenizer.json", self.tokenizer.to_str(pretty=False))
+        super().save(folder)
+
+    @classmethod
+    def restore(cls, folder: Path, values: dict[str, Any]) -> BPECodec:
+        return cls.from_tokenizer(folder / "tokenizer.json", int(values["end"]))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, BPECodec)
+            and self.eos == other.eos
+            and self.tokenizer.to_str() == other.tokenizer.to_str()
+        )
+
+    __hash__ = Codec.__hash__
+
+
+class LetterCodec(Codec):
+    """One token a letter of a fixed alphabet (bases, residues), and one that ends a sequence."""
+
+    name = "letters"
+
+    def __init__(self, letters: str) -> None:
+        if not letters or len(set(letters)) != len(letters) or not letters.isascii():
+            raise SegueError(f"an alphabet is made of different ASCII letters, not {letters!r}")
+        self.letters = letters
+        self.size = len(letters) + 1
+        self.bos = self.eos = len(letters)
+        self.table = np.full(256, -1, dtype=np.int32)
+        self.table[np.frombuffer(letters.encode(), dtype=np.uint8)] = np.arange(len(letters))
+        self.back = np.frombuffer(letters.encode(), dtype=np.uint8)
+
+    def encode(self, obj: str) -> np.ndarray:
+        ids = self.table[np.frombuffer(obj.encode("ascii", "replace"), dtype=np.uint8)]
+        if ids.size and ids.min() < 0:
+            wrong = int(np.flatnonzero(ids < 0)[0])
+            raise SegueError(f"position {wrong + 1}: {obj[wrong]!r} is not one of the letters {self.letters}")
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        array = self.checked(ids)
+        return self.back[array[array < len(self.letters)]].tobytes().decode()
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else self.letters[id]
+
+    def weights(self) -> np.ndarray:
+        return np.array([1] * len(self.letters) + [0], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"letters": self.letters}
+
+
+class KmerCodec(Codec):
+    """`k` bases a token, without overlap; the remainder and words with an ambiguous letter are spelled in letters.
+
+    4**k words over ACGT, then the single letters, then the end. Exact, whatever the length.
+    """
+
+    name = "kmer"
+    elementwise = False
+
+    def __init__(self, k: int, letters: str = NUCLEOTIDES) -> None:
+        if not 1 < k <= 10:
+            raise SegueError(
+                f"k = {k}: words of 2 to 10 bases (4**k tokens); for single bases take the nucleotide codec"
+            )
+        self.k = k
+        self.single = LetterCodec(letters)
+        self.words = 4**k
+        self.size = self.words + len(letters) + 1
+        self.bos = self.eos = self.size - 1
+        digit = np.full(256, 4, dtype=np.int64)
+        digit[np.frombuffer(BASES.encode(), dtype=np.uint8)] = np.arange(4)
+        self.digit = digit
+        self.powers = 4 ** np.arange(k - 1, -1, -1, dtype=np.int64)
+
+    def encode(self, obj: str) -> np.ndarray:
+        letters = self.single.encode(obj) + self.words  # also checks the alphabet
+        whole = len(obj) // self.k * self.k
+        digits = self.digit[np.frombuffer(obj.encode(), dtype=np.uint8)[:whole]].reshape(-1, self.k)
+        pure = (digits < 4).all(1)
+        words = (digits @ self.powers).astype(np.int32)
+        if pure.all():
+            return np.concatenate([words, letters[whole:]]).astype(np.int32)
+        width = np.where(pure, 1, self.k)
+        out = np.empty(int(width.sum()), dtype=np.int32)
+        at = np.cumsum(width) - width
+        out[at[pure]] = words[pure]
+        spelled = at[~pure][:, None] + np.arange(self.k)
+        out[spelled] = letters[:whole].reshape(-1, self.k)[~pure]
+        return np.concatenate([out, letters[whole:]]).astype(np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        array = self.checked(ids)
+        array = array[array < self.size - 1]
+        word = array < self.words
+        width = np.where(word, self.k, 1)
+        out = np.empty(int(width.sum()), dtype=np.uint8)
+        at = np.cumsum(width) - width
+        bases = np.frombuffer(BASES.encode(), dtype=np.uint8)
+        out[at[word][:, None] + np.arange(self.k)] = bases[array[word][:, None] // self.powers % 4]
+        out[at[~word]] = self.single.back[array[~word] - self.words]
+        return out.tobytes().decode()
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else self.decode([id])
+
+    def weights(self) -> np.ndarray:
+        return np.array([self.k] * self.words + [1] * len(self.single.letters) + [0], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"k": self.k, "letters": self.single.letters}
+
+
+class ItemCodec(Codec):
+    """One token an item (str or int), most frequent first; then the unknown item; then the end.
+
+    An item never seen (or seen fewer than `min_count` times) becomes the unknown item, which decodes as "<unknown>".
+    """
+
+    name = "items"
+
+    def __init__(self, items: Sequence[str | int]) -> None:
+        self.items = list(items)
+        self.ids = {item: id for id, item in enumerate(self.items)}
+        if len(self.ids) != len(self.items) or not all(isinstance(item, (str, int)) for item in self.items):
+            raise SegueError("the items of a codec are different strings or whole numbers")
+        self.unk = len(self.items)
+        self.bos = self.eos = self.unk + 1
+        self.size = self.unk + 2
+
+    @classmethod
+    def count(cls, counts: Mapping[Any, int], min_count: int = 1, vocabulary: int | None = None) -> ItemCodec:
+        """Items by how often they were seen; ties in the order of the items. `vocabulary` bounds the number of tokens,
+        the unknown item and the end included."""
+        if vocabulary is not None and vocabulary < 3:
+            raise SegueError(f"a vocabulary of {vocabulary} leaves no room for items: at least 3")
+        order = sorted((item for item, n in counts.items() if n >= min_count), key=lambda item: (-counts[item], item))
+        return cls(order if vocabulary is None else order[: vocabulary - 2])
+
+    def encode(self, obj: Sequence[str | int]) -> np.ndarray:
+        ids, unknown = self.ids, self.unk
+        return np.fromiter((ids.get(item, unknown) for item in obj), dtype=np.int32, count=len(obj))
+
+    def decode(self, ids: Iterable[int]) -> list[str | int]:
+        array = self.checked(ids)
+        return [UNKNOWN if id == self.unk else self.items[id] for id in array[array != self.eos].tolist()]
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else UNKNOWN if id == self.unk else str(self.items[id])
+
+    def weights(self) -> np.ndarray:
+        return np.array([1] * (len(self.items) + 1) + [0], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"items": self.items}
+
+
+CODECS: dict[str, type[Codec]] = {
+    codec.name: codec for codec in (ByteCodec, BPECodec, LetterCodec, KmerCodec, ItemCodec)
+}
