@@ -1,4 +1,4 @@
-"""The tour: learn the Python standard library, continue a half-written function, learn its documentation, report.
+"""The tour: learn the Python standard library, continue a half-written function, learn the manual, write a report.
 
 Everything it reads is on every machine with Python; nothing is downloaded.
 """
@@ -6,12 +6,19 @@ Everything it reads is on every machine with Python; nothing is downloaded.
 from __future__ import annotations
 
 import hashlib
+import html
+import io
 import sysconfig
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from segue.errors import SegueError
-from segue.files import write_text
+from segue.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "pydoc_data", "__pycache__"}
 
@@ -24,6 +31,9 @@ def read_header(stream, limit=65536):
     line = stream.readline(limit + 1)
     if len(line) > limit:
         raise ValueError("'''
+
+
+# -- what is learned
 
 
 def held_out(name: str, share: int) -> bool:
@@ -43,7 +53,7 @@ def standard_library() -> tuple[list[Path], list[Path]]:
 
 
 def documentation(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The interpreter's own language reference (what `help("for")` shows), written to files; one in 6 held out."""
+    """The interpreter's own manual (what `help("for")` shows), written to files; one in 6 held out, by hash."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -59,3 +69,88 @@ def documentation(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def megabytes(files: Iterable[Path]) -> float:
     return sum(path.stat().st_size for path in files) / 1e6
+
+
+# -- the report
+
+INK, GREY, BETTER, WORSE = "#2b5d9b", "#b9c2cc", "#2e7d4f", "#b3502d"
+
+STYLE = """
+:root { color-scheme: light }
+body { font: 16px/1.55 system-ui, sans-serif; color: #1f2933; max-width: 60rem; margin: 2.5rem auto; padding: 0 1rem }
+h1 { font-size: 1.9rem; margin-bottom: .2rem } h2 { font-size: 1.25rem; margin-top: 2.6rem }
+p.lead, .small { color: #52606d } .small { font-size: .85rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(12rem, 1fr)); gap: .8rem; margin: 1.4rem 0 }
+.card { background: #f4f7fa; border-radius: .6rem; padding: .9rem 1rem }
+.card b { display: block; font-size: 1.7rem; line-height: 1.2; color: #2b5d9b }
+.pictures { display: flex; flex-wrap: wrap; gap: 1rem } .pictures svg { flex: 1 1 26rem; max-width: 100%; height: auto }
+table { border-collapse: collapse; margin: .8rem 0 } th { font-weight: 600 }
+td, th { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid #e1e7ec; text-align: left; vertical-align: top }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
+pre { background: #f4f7fa; border-radius: .6rem; padding: 1rem; overflow-x: auto; font-size: .85rem; line-height: 1.6 }
+pre .prime { color: #7b8794 } pre .a { background: #d9e7f7 } pre .b { background: #dff0e0 }
+"""
+
+
+def picture(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
+    """A picture as SVG for the page; letters stay letters, in the page's own font."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    look = {"svg.fonttype": "none", "svg.hashsalt": "segue", "font.family": "sans-serif", "font.size": 10,
+            "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(look):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure.subplots())
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg"):]
+
+
+def paint_curve(axes: Axes, curve: list[tuple[float, float]], scores: dict[str, float]) -> None:
+    """curve: (seconds, held-out bits per byte) while training. scores: baselines to draw as lines."""
+    end = max(seconds for seconds, _ in curve) / 60
+    top = 1.25 * max(scores.values())
+    for name, bits in scores.items():
+        axes.axhline(bits, color=GREY, linewidth=1, linestyle=":")
+        axes.annotate(name, (end, bits), ha="right", va="bottom", fontsize=8, color="#52606d")
+    axes.plot([seconds / 60 for seconds, _ in curve], [bits for _, bits in curve], color=INK, marker="o", markersize=3)
+    axes.set(xlabel="minutes of training", ylabel="held-out bits per byte", xlim=(0, end), ylim=(None, top))
+
+
+def paint_bars(axes: Axes, scores: dict[str, float], ours: str) -> None:
+    names = sorted(scores, key=lambda name: scores[name], reverse=True)
+    bars = axes.barh(names, [scores[name] for name in names], color=[INK if name == ours else GREY for name in names])
+    axes.bar_label(bars, [f"{scores[name]:.3f}" for name in names], padding=3)
+    axes.set(xlabel="held-out bits per byte (shorter is better)", xlim=(0, 1.15 * max(scores.values())))
+
+
+def paint_moves(axes: Axes, moves: dict[str, dict[str, tuple[float, float]]]) -> None:
+    """An arrow from before to after the update. moves: strategy -> {"library" or "manual": (before, after)}."""
+    rows = [(what, strategy) for what in ("library", "manual") for strategy in reversed(moves)]
+    for place, (what, strategy) in enumerate(rows):
+        before, after = moves[strategy][what]
+        colour = WORSE if after > before else BETTER
+        axes.annotate("", (after, place), (before, place), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2})
+        axes.plot([before, after], [place, place], linestyle="none", marker="o", color=colour, markersize=4)
+        axes.annotate(f"{before:.3f} to {after:.3f}", (max(before, after), place), (10, 0), va="center", color=colour,
+                      textcoords="offset points")
+    low, high = (f(value for move in moves.values() for pair in move.values() for value in pair) for f in (min, max))
+    axes.set(xlabel="held-out bits per byte (left is better)", yticks=range(len(rows)), ylim=(-0.6, len(rows) - 0.4),
+             xlim=(low - 0.1 * (high - low), high + 0.35 * (high - low)),
+             yticklabels=[f"{what}, {strategy}" for what, strategy in rows])
+
+
+def table(rows: list[list[str]]) -> str:
+    """The first row is the head; the first column is text, the others are numbers."""
+    def line(row: list[str], cell: str) -> str:
+        return "".join(f"<{cell}{' class=n' if i else ''}>{html.escape(text)}</{cell}>" for i, text in enumerate(row))
+
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows[1:])
+    return f"<table><tr>{line(rows[0], 'th')}</tr>{body}</table>"
+
+
+def shaded(prime: str, passes: list[str]) -> str:
+    """The prime in grey, then what each forward pass added, in alternating shades."""
+    spans = [f'<span class="{"ab"[i % 2]}">{html.escape(text)}</span>' for i, text in enumerate(passes)]
+    return f'<pre><span class="prime">{html.escape(prime)}</span>{"".join(spans)}</pre>'

@@ -1,0 +1,38 @@
+"""The pages tell the truth: their Python runs as it stands, their commands exist, their links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from segue import cli
+from segue.mixers import MIXERS
+
+ROOT = Path(__file__).resolve().parents[1]
+PLACES = ("*.md", "docs/**/*.md", "examples/*.md", "benchmarks/*.md")
+PAGES = sorted(page for place in PLACES for page in ROOT.glob(place))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def test_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("segue.mixers.MIXERS", dict(MIXERS))
+    scope: dict[str, object] = {"__name__": "contributing"}
+    for block in blocks(ROOT / "CONTRIBUTING.md", "python"):
+        exec(compile(block, block.splitlines()[0], "exec", dont_inherit=True), scope)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_and_commands(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+        assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+    known = {command.name for command in cli.app.registered_commands}
+    for block in blocks(page, "sh"):
+        for name in re.findall(r"^segue ([a-z]+)", block, re.MULTILINE):
+            assert name in known, f"{page.name} says: segue {name}"
