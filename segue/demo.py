@@ -9,13 +9,12 @@ import hashlib
 import html
 import io
 import sysconfig
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segue.errors import SegueError
-from segue.files import write_json, write_text
+from segue.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +96,7 @@ def picture(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    look = {"svg.fonttype": "none", "svg.hashsalt": "segue", "font.family": "sans-serif", "font.size": 10,
+    look: Any = {"svg.fonttype": "none", "svg.hashsalt": "segue", "font.family": "sans-serif", "font.size": 10,
             "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(look):
         figure = Figure(figsize=size, layout="constrained")
