@@ -131,7 +131,7 @@ def paint_moves(axes: Axes, moves: dict[str, dict[str, tuple[float, float]]]) ->
         before, after = moves[strategy][what]
         colour = WORSE if after > before else BETTER
         axes.annotate("", (after, place), (before, place), arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 2})
-        axes.plot([before, after], [place, place], linestyle="none", marker="o", color=colour, markersize=4)
+        axes.plot([before], [place], marker="o", color=colour, markersize=4)
         axes.annotate(f"{before:.3f} to {after:.3f}", (max(before, after), place), (10, 0), va="center", color=colour,
                       textcoords="offset points")
     low, high = (f(value for move in moves.values() for pair in move.values() for value in pair) for f in (min, max))
@@ -153,3 +153,53 @@ def shaded(prime: str, passes: list[str]) -> str:
     """The prime in grey, then what each forward pass added, in alternating shades."""
     spans = [f'<span class="{"ab"[i % 2]}">{html.escape(text)}</span>' for i, text in enumerate(passes)]
     return f'<pre><span class="prime">{html.escape(prime)}</span>{"".join(spans)}</pre>'
+
+
+def page(facts: dict[str, Any]) -> str:
+    """The whole report as one HTML page that needs nothing else."""
+    data, fit, scores = facts["data"], facts["fit"], facts["scores"]
+    plain, draft, moves = facts["plain"], facts["draft"], facts["update"]
+    ours = scores["segue"]
+    forgot = {strategy: after - before for strategy, move in moves.items() for before, after in [move["library"]]}
+    gained = {strategy: before - after for strategy, move in moves.items() for before, after in [move["manual"]]}
+    best = min((name for name in scores if name != "segue"), key=lambda name: scores[name])
+    cards = [
+        (f"{ours:.3f}", f"bits per byte on held-out files, after {fit['minutes']:.1f} minutes"),
+        (f"{scores[best]:.3f}", f"the best baseline ({best})"),
+        (f"{draft['tokens_per_second'] / plain['tokens_per_second']:.1f}×", "as fast with the trie draft, same text"),
+        (f"{forgot['replay']:+.3f}", f"bits forgotten with replay; {forgot['naive']:+.3f} without"),
+    ]
+    lines = {name: scores[name] for name in facts["lines"] if name in scores}
+    decoding = [["decoder", "tokens per second", "tokens per forward pass", "forward passes"]]
+    for name, answer in (("plain", plain), ("with the trie draft", draft)):
+        speed, per_pass = answer["tokens_per_second"], answer["tokens_per_pass"]
+        decoding.append([name, f"{speed:.0f}", f"{per_pass:.2f}", str(answer["passes"])])
+    updating = [["strategy", "library before", "library after", "forgotten", "manual before", "manual after", "gained"]]
+    for strategy, move in moves.items():
+        updating.append([strategy, *(f"{bits:.3f}" for bits in move["library"]), f"{forgot[strategy]:+.3f}",
+                         *(f"{bits:.3f}" for bits in move["manual"]), f"{gained[strategy]:+.3f}"])
+    same = "The two texts are the same, token by token." if facts["same"] else "The two texts differ."
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Segue: the demo's report</title><style>{STYLE}</style>
+<h1>Segue learned the Python standard library</h1>
+<p class="lead">{data['train_files']} source files ({data['train_megabytes']:.1f} MB) to learn from,
+{data['held_files']} others ({data['held_megabytes']:.1f} MB) kept apart by the hash of their names.</p>
+<div class="cards">{''.join(f'<div class="card"><b>{big}</b>{html.escape(small)}</div>' for big, small in cards)}</div>
+<h2>Learning</h2><p>{html.escape(fit['plan'])}</p>
+<div class="pictures">{picture((5.6, 3.6), lambda axes: paint_curve(axes, fit['curve'], lines))}
+{picture((5.6, 3.6), lambda axes: paint_bars(axes, scores, 'segue'))}</div>
+<p class="small">Baselines are computed on the same split; xz sees the training text before the held-out text.</p>
+<h2>Continuing a half-written function</h2>
+<p>Grey is what was given; each shade is what one forward pass of the model added with the draft. {same}</p>
+{shaded(facts['prime'], facts['pieces'])}{table(decoding)}
+<p class="small">{html.escape(draft['path'])}</p>
+<h2>Learning on: the interpreter's manual</h2>
+<p>The same model then learned {data['manual_files']} pages of documentation ({data['manual_megabytes']:.2f} MB), twice
+from the same start: naively, and with replay of what it had learned before. Green arrows are gains, red ones are what
+was forgotten.</p>
+<div class="pictures">{picture((9, 3), lambda axes: paint_moves(axes, moves))}</div>{table(updating)}
+<p class="small">{html.escape(facts['machine'])}. {facts['seconds'] / 60:.1f} minutes in all.
+Made by <code>segue demo</code>.</p>
+</html>
+"""
