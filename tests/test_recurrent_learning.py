@@ -1,0 +1,88 @@
+"""The parity checks of the recurrent review: truncated and real-time learning against plain back-propagation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segue.errors import SegueError
+from segue.mixers import GRU, LSTM, Attention, Bidirectional, Elman, Jordan, Mixer
+from segue.training.truncated import rtrl, truncated_bptt
+
+CELLS = [Elman, Jordan, LSTM, GRU]
+
+
+def bptt(mixer: Mixer, x: Tensor, target: Tensor) -> dict[str, Tensor]:
+    mixer.zero_grad()
+    (mixer(x) - target).square().sum().backward()
+    return {name: p.grad.clone() for name, p in mixer.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_rtrl_equals_bptt(cell: type[Mixer]) -> None:
+    torch.manual_seed(0)
+    mixer = cell(5).double()
+    x, target = torch.randn(2, 6, 5).double(), torch.randn(2, 6, 5).double()
+    recurrence = mixer.recurrence
+    found = rtrl(recurrence, (x,), recurrence.initial(2, x), lambda row, t, y: (y[0] - target[row, t]).square().sum())
+    for name, expected in bptt(mixer, x, target).items():
+        torch.testing.assert_close(found[name.removeprefix("recurrence.")], expected, atol=1e-8, rtol=1e-8)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(length=st.integers(1, 12), k1=st.integers(1, 5), times=st.integers(1, 4),
+       cell=st.sampled_from([*CELLS, Attention]))
+def test_truncated_bptt_is_exact_when_it_reaches_far_enough(length: int, k1: int, times: int, cell: type[Mixer]) -> None:
+    torch.manual_seed(length)
+    mixer = cell(8).double()
+    x, target = torch.randn(2, length, 8).double(), torch.randn(2, length, 8).double()
+    expected = bptt(mixer, x, target)
+    mixer.zero_grad()
+    outputs = []
+    for where, y in truncated_bptt(mixer.extend, mixer.init_state(2), x, k1, times * k1):
+        (y - target[:, where]).square().sum().backward()
+        outputs.append(y.detach())
+    torch.testing.assert_close(torch.cat(outputs, 1), mixer(x).detach())  # the state is carried exactly
+    reaches = times * k1 >= length
+    for name, p in mixer.named_parameters():
+        same = torch.allclose(p.grad, expected[name], atol=1e-9)
+        assert same or not reaches, name
+
+
+def test_truncation_truncates() -> None:
+    torch.manual_seed(0)
+    mixer = Elman(8).double()
+    x, target = torch.randn(2, 12, 8).double(), torch.randn(2, 12, 8).double()
+    expected = bptt(mixer, x, target)
+    mixer.zero_grad()
+    for where, y in truncated_bptt(mixer.extend, mixer.init_state(2), x, 3):
+        (y - target[:, where]).square().sum().backward()
+    slopes = dict(mixer.named_parameters())["recurrence.module.weight_hh_l0"].grad
+    assert not torch.allclose(slopes, expected["recurrence.module.weight_hh_l0"], atol=1e-3)
+
+
+def test_truncation_must_fit() -> None:
+    with pytest.raises(SegueError, match="multiple"):
+        next(truncated_bptt(Elman(4).extend, Elman(4).init_state(1), torch.zeros(1, 4, 4), 3, 4))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_bidirectional_is_both_ways(cell: type[Mixer]) -> None:
+    torch.manual_seed(0)
+    name = cell.__name__.lower()
+    mixer = Bidirectional(6, mixer=name).double()
+    x = torch.randn(2, 9, 6).double()
+    from segue.mixers import Layout
+
+    both = mixer.both(x, Layout.chain((2, 9)))
+    torch.testing.assert_close(both, torch.cat([mixer.ahead(x), mixer.back(x.flip(1)).flip(1)], -1))
+    starts = torch.zeros(2, 12, dtype=torch.bool)
+    starts[:, 9] = True  # padding is a document of its own, so the backward pass does not begin in it
+    padded = torch.cat([x, torch.randn(2, 3, 6).double()], 1)
+    found = mixer(padded, Layout.chain((2, 12), starts=starts))[:, :9]
+    torch.testing.assert_close(found, mixer(x))
+    with pytest.raises(SegueError, match="looks ahead"):
+        mixer.extend(x, Elman(6).init_state(2))
