@@ -1,0 +1,277 @@
+"""A Critical Review of Recurrent Neural Networks for Sequence Learning (Lipton, Berkowitz & Elkan 2015,
+arXiv 1506.00019).
+
+Three of the review's statements, each with its own arm: gates carry information over long lags where the simple
+recurrent network forgets; context from both sides helps; and on text the LSTM is the better language model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.mixers import MIXERS
+from segue.papers.base import Claim, Row, Run, Verdict
+from segue.training.truncated import truncated_bptt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CUES, DISTRACTORS = 4, 4
+QUERY = CUES + DISTRACTORS
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "LSTM, forget bias 1": ("lstm", {"forget_bias": 1.0}),
+    "LSTM, forget bias 0": ("lstm", {"forget_bias": 0.0}),
+    "GRU": ("gru", {}),
+    "Elman, orthogonal": ("elman", {"recurrent_init": "orthogonal"}),
+    "Elman, uniform": ("elman", {"recurrent_init": "uniform"}),
+}
+
+
+class Reader(nn.Module):
+    """Embed, one mixer, one linear read-out: nothing that could help a recurrence to remember."""
+
+    def __init__(self, symbols: int, classes: int, width: int, mixer: str, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(symbols, width)
+        self.mixer = MIXERS[mixer](width, **options)
+        self.read = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.read(self.mixer(self.embedding(tokens)))
+
+
+def train(model: nn.Module, losses: Iterator[Tensor], rate: float = 3e-3) -> None:
+    """Adam on a stream of losses, gradients clipped to norm 1."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    for loss in losses:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+# --- long lags ---------------------------------------------------------------------------------------------------
+
+
+def lag_batch(batch: int, lag: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A cue, lag - 2 distractors, the query: which cue was it?"""
+    cue = torch.randint(CUES, (batch, 1), generator=generator)
+    noise = torch.randint(CUES, QUERY, (batch, lag - 2), generator=generator)
+    return torch.cat([cue, noise, torch.full((batch, 1), QUERY)], 1), cue[:, 0]
+
+
+def lag_accuracy(model: nn.Module, lag: int, generator: torch.Generator, batch: int = 256) -> float:
+    tokens, cue = lag_batch(batch, lag, generator)
+    with torch.no_grad():
+        return (model(tokens)[:, -1].argmax(-1) == cue).float().mean().item()
+
+
+def reach(model: Reader, lag: int, generator: torch.Generator) -> float:
+    """How much the state at the end still depends on the state after the cue: |d h_T / d h_0|, root mean square over
+    random directions, by one backward pass each."""
+    tokens, _ = lag_batch(8, lag, generator)
+    state = model.mixer.init_state(8)
+    carry: Any = state.layers[0]["carry"]
+    before = tuple(s.requires_grad_() for s in carry.state)
+    carry.state = before
+    model.mixer.extend(model.embedding(tokens), state)
+    state.commit()
+    after = carry.state
+    total = 0.0
+    for _ in range(4):
+        directions = [torch.randn(s.shape, generator=generator) for s in after]
+        slopes = torch.autograd.grad(after, before, directions, retain_graph=True)
+        total += sum(s.square().sum().item() for s in slopes) / 8 / 4
+    return math.sqrt(total / sum(s.shape[1] for s in before))
+
+
+def long_lag(arm: str, lag: int, seed: int, steps: int) -> dict[str, float]:
+    """Train for `steps`, or until the task is solved on fresh sequences; accuracy on other fresh sequences."""
+    torch.manual_seed(seed)
+    train_on, check_on, test_on = (torch.Generator().manual_seed(1000 * seed + i) for i in range(3))
+    mixer, options = ARMS[arm]
+    model = Reader(QUERY + 1, CUES, 64, mixer, options)
+    taken = 0
+
+    def losses() -> Iterator[Tensor]:
+        nonlocal taken
+        for taken in range(1, steps + 1):
+            tokens, cue = lag_batch(16, lag, train_on)
+            yield F.cross_entropy(model(tokens)[:, -1], cue)
+            if taken % 50 == 0 and lag_accuracy(model, lag, check_on) == 1.0:
+                return
+
+    train(model, losses())
+    return {"accuracy": lag_accuracy(model, lag, test_on, 512), "steps": taken, "reach": reach(model, lag, test_on)}
+
+
+# --- context from both sides, and a character model, on the text of Python's own documentation -------------------
+
+
+def documentation() -> tuple[Tensor, Tensor, int]:
+    """Characters of the interpreter's documentation topics: the first 90% to learn, the rest to test; alphabet size."""
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics))
+    alphabet = {character: index for index, character in enumerate(sorted(set(text)))}
+    ids = torch.tensor([alphabet[character] for character in text])
+    cut = len(ids) * 9 // 10
+    return ids[:cut], ids[cut:], len(alphabet)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def equal_size(make: Any, target: int) -> nn.Module:
+    """The model `make(inner)` whose number of parameters is nearest to `target`."""
+    return min((make(inner) for inner in range(32, 257, 4)), key=lambda model: abs(parameters(model) - target))
+
+
+def hidden_characters(both: bool, seed: int, steps: int) -> dict[str, float]:
+    """Accuracy on characters that were hidden from the input (15% of them), from the left or from both sides."""
+    learn, test, symbols = documentation()
+    torch.manual_seed(seed)
+    two = Reader(symbols + 1, symbols, 64, "bidirectional", {"mixer": "lstm"})
+    model = two if both else equal_size(lambda n: Reader(symbols + 1, symbols, 64, "lstm", {"inner": n}),
+                                        parameters(two))
+    generator = torch.Generator().manual_seed(seed)
+
+    def batch(text: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        begin = torch.randint(len(text) - 64, (rows, 1), generator=generator)
+        whole = text[begin + torch.arange(64)]
+        hidden = torch.rand(whole.shape, generator=generator) < 0.15
+        return whole.masked_fill(hidden, symbols), whole, hidden
+
+    def losses() -> Iterator[Tensor]:
+        for _ in range(steps):
+            seen, whole, hidden = batch(learn, 32)
+            yield F.cross_entropy(model(seen)[hidden], whole[hidden])
+
+    train(model, losses())
+    with torch.no_grad():
+        seen, whole, hidden = batch(test, 512)
+        accuracy = (model(seen)[hidden].argmax(-1) == whole[hidden]).float().mean().item()
+    return {"accuracy": accuracy, "parameters": parameters(model)}
+
+
+def characters(mixer: str, seed: int, epochs: int, length: int | None) -> dict[str, float]:
+    """Bits per held-out character of a model of about 100,000 parameters, trained on contiguous streams, each row
+    carrying its state, with gradients through 64 characters."""
+    learn, test, symbols = documentation()
+    learn, test = learn[:length], test[:length]
+    torch.manual_seed(seed)
+    model = equal_size(lambda n: Reader(symbols, symbols, 64, mixer, {"inner": n}), 100_000)
+    assert isinstance(model, Reader)
+    rows = 16
+    stream = learn[: len(learn) // rows * rows].view(rows, -1)
+
+    def run(tokens: Tensor, state: Any) -> Tensor:
+        return model.read(model.mixer.extend(model.embedding(tokens), state))
+
+    def losses() -> Iterator[Tensor]:
+        for _ in range(epochs):
+            for where, logits in truncated_bptt(run, model.mixer.init_state(rows), stream[:, :-1], 64):
+                yield F.cross_entropy(logits.flatten(0, 1), stream[:, 1:][:, where].flatten())
+
+    train(model, losses())
+    nats = 0.0
+    with torch.no_grad():
+        for where, logits in truncated_bptt(run, model.mixer.init_state(1), test[None, :-1], 512):
+            nats += F.cross_entropy(logits[0], test[1:][where], reduction="sum").item()
+    return {"bits": nats / (len(test) - 1) / math.log(2), "parameters": parameters(model)}
+
+
+def kneser_ney(length: int | None) -> dict[str, float]:
+    """Bits per held-out character of an interpolated Kneser-Ney 5-gram on the same text."""
+    from segue.models.counts import CountModel
+
+    learn, test, symbols = documentation()
+    model = CountModel(symbols, order=4, smoothing="kneser-ney")
+    model.fit([learn[:length].numpy()])
+    nats = -model.score(test[:length].numpy())[1:].sum()
+    return {"bits": float(nats) / (len(test[:length]) - 1) / math.log(2), "parameters": 0}
+
+
+# --- the claim ---------------------------------------------------------------------------------------------------
+
+
+def measure(run: Run) -> list[Row]:
+    table: list[Row] = []
+    lags, seeds, steps = run.pick([10, 25], [10, 25, 50, 100, 200]), run.pick(1, 3), run.pick(20, 2000)
+    for arm in ARMS:
+        for lag in lags:
+            found = [run.cell(f"lag {arm} {lag} {seed}", lambda a=arm, t=lag, s=seed: long_lag(a, t, s, steps))
+                     for seed in range(run.seed, run.seed + seeds)]
+            table.append({"task": f"lag {lag}", "model": arm, "measure": "accuracy",
+                          "value": mean(f["accuracy"] for f in found), "steps": mean(f["steps"] for f in found),
+                          "reach": mean(f["reach"] for f in found)})
+    for name, both in (("BLSTM", True), ("LSTM", False)):
+        found = run.cell(f"hidden {name}", lambda b=both: hidden_characters(b, run.seed, run.pick(5, 800)))
+        table.append({"task": "hidden character", "model": name, "measure": "accuracy", "value": found["accuracy"]})
+    length = run.pick(5_000, None)
+    for name in ("LSTM", "Elman"):
+        found = run.cell(f"text {name}", lambda n=name: characters(n.lower(), run.seed, run.pick(1, 3), length))
+        table.append({"task": "text", "model": name, "measure": "bits per character", "value": found["bits"]})
+    found = run.cell("text Kneser-Ney", lambda: kneser_ney(length))
+    table.append({"task": "text", "model": "Kneser-Ney 5-gram", "measure": "bits per character",
+                  "value": found["bits"]})
+    run.note("a long-lag run ends early once 256 fresh sequences are all right; otherwise after the same "
+             f"{steps} steps for all arms")
+    return table
+
+
+def judge(table: list[Row]) -> tuple[Verdict, str]:
+    value = {(row["task"], row["model"]): row["value"] for row in table}
+    lstm, elman = value["lag 100", "LSTM, forget bias 1"], value["lag 100", "Elman, uniform"]
+    sides = value["hidden character", "BLSTM"] - value["hidden character", "LSTM"]
+    saved = value["text", "Elman"] - value["text", "LSTM"]
+    counts = value["text", "Kneser-Ney 5-gram"]
+    reason = (f"at lag 100 the LSTM is right {lstm:.0%} of the time and the uniform Elman network {elman:.0%}; both "
+              f"sides give {100 * sides:+.1f} points; the LSTM saves {saved:.2f} bits per character over Elman and "
+              f"{'beats' if value['text', 'LSTM'] < counts else 'does not beat'} the 5-gram ({counts:.2f})")
+    if elman >= lstm - 0.05 or sides <= 0 or saved <= 0:
+        return "refuted", reason
+    if lstm >= 0.95 and elman <= 0.5 and sides >= 0.10 and saved >= 0.1:
+        return "confirmed", reason
+    return "inconclusive", reason
+
+
+def draw(figure: Figure, table: list[Row]) -> None:
+    lag, text = figure.subplots(1, 2, width_ratios=[2, 1])
+    lines: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row in table:
+        if row["task"].startswith("lag "):
+            lines[row["model"]].append((int(row["task"].removeprefix("lag ")), row["value"]))
+    for arm, points in lines.items():
+        lag.plot(*zip(*points), marker="o", label=arm)
+    lag.axhline(1 / CUES, color="grey", linestyle=":", label="chance")
+    lag.set(xscale="log", xlabel="lag (elements)", ylabel="accuracy", title="Remembering a cue", ylim=(0, 1.05))
+    lag.legend(fontsize="small")
+    bars = [(row["model"], row["value"]) for row in table if row["task"] == "text"]
+    text.bar(*zip(*bars))
+    text.set(ylabel="bits per character", title="Held-out text")
+    text.tick_params(axis="x", rotation=20)
+
+
+CLAIM = Claim(
+    slug="rnn-review",
+    statement="Gated recurrent networks learn lags of a hundred steps and more where the simple recurrent network fails; "
+              "reading both ways helps; and the LSTM is the better model of text.",
+    rule="confirmed if, at lag 100, the LSTM (forget bias 1) is right at least 95% of the time and the uniformly "
+         "initialised Elman network at most 50% (mean of 3 seeds, at most 2,000 steps each), the bidirectional LSTM is "
+         "at least 10 points better than an LSTM of equal size at naming hidden characters, and the LSTM needs at least "
+         "0.1 bits per character less than an Elman network of equal size; refuted if the Elman network comes within "
+         "5 points at lag 100, or both sides do not help, or the LSTM is no better on text; else inconclusive.",
+    measure=measure, judge=judge, draw=draw,
+    paper={"lag": "no figure of its own; it relays lags beyond 1,000 steps for the LSTM against 10 to 100 for simple "
+                  "networks (Hochreiter & Schmidhuber 1997; Bengio et al. 1994)"},
+)
