@@ -167,7 +167,9 @@ PAPERS: dict[str, Paper] = {
         "2020, arXiv 2011.03544"),
     "rnn-review": Paper(
         "A Critical Review of Recurrent Neural Networks for Sequence Learning",
-        "2015, arXiv 1506.00019"),
+        "2015, arXiv 1506.00019", "rnn_review",
+        ("mixers.elman", "mixers.jordan", "mixers.lstm", "mixers.gru", "mixers.bidirectional",
+         "training.truncated_bptt", "training.rtrl")),
     "s4": Paper("Efficiently Modeling Long Sequences with Structured State Spaces, S4", "2021, arXiv 2111.00396"),
     "s5-rl": Paper(
         "Structured State Space Models for In-Context Reinforcement Learning",
@@ -240,8 +242,10 @@ def reproduce(slug: str, scale: Scale = "cpu", seed: int = 0, out: str | Path | 
 
     scale: "smoke" (seconds, wiring only, no verdict), "cpu" (minutes on two cores) or "gpu".
     out: folder for the report (JSON), the picture (PNG) and what is done so far; run again to go on.
-    data: folder that holds the data sets by name (default: the environment variable SEGUE_DATA).
+    data: folder that holds the data sets by name (default: the environment variable SEGUE_DATA, else ./data or
+        ../shared/data where there is one).
     """
     from segue.papers.base import run_claim
 
-    return run_claim(claim(slug), scale, seed, out, data or os.environ.get("SEGUE_DATA"), quiet)
+    usual = (folder for folder in ("data", "../shared/data") if Path(folder).is_dir())
+    return run_claim(claim(slug), scale, seed, out, data or os.environ.get("SEGUE_DATA") or next(usual, None), quiet)

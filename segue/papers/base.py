@@ -9,9 +9,12 @@ and ends with the same table.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,13 +112,36 @@ class Run:
 
     def cell(self, name: str, compute: Callable[[], Any]) -> Any:
         """`compute()`, a JSON value, done once and kept under `name`."""
-        if name not in self._cells:
-            self._meter(len(self._cells), name)
-            # Through JSON either way, so that a resumed run sees exactly what the first one saw.
-            self._cells[name] = json.loads(json.dumps(compute()))
-            if self._path is not None:
-                write_json(self._path, self._cells)
-        return self._cells[name]
+        return self.cells({name: compute}, workers=1)[0]
+
+    def cells(self, wanted: Mapping[str, Callable[[], Any]], workers: int | None = None) -> list[Any]:
+        """Many cells, side by side in processes of one thread each (default: as many as there are cores; the
+        functions must then be importable ones, or `functools.partial` of such)."""
+        missing = {name: compute for name, compute in wanted.items() if name not in self._cells}
+        workers = min(workers or cores(), len(missing))
+        if workers > 1 and self.scale != "smoke":
+            import torch
+
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                running = {pool.submit(compute): name for name, compute in missing.items()}
+                try:
+                    for future in as_completed(running):
+                        self._keep(running[future], future.result())
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+        else:
+            for name, compute in missing.items():
+                self._keep(name, compute())
+        return [self._cells[name] for name in wanted]
+
+    def _keep(self, name: str, value: Any) -> None:
+        # Through JSON either way, so that a resumed run sees exactly what the first one saw.
+        self._cells[name] = json.loads(json.dumps(value))
+        self._meter(len(self._cells), name)
+        if self._path is not None:
+            write_json(self._path, self._cells)
 
     def note(self, text: str) -> None:
         """Something the reader of the report must know (what was scaled down, what stood in for what)."""
@@ -130,10 +156,13 @@ class Run:
         return path
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> str:
     """The machine in words, for reports."""
-    import os
-
     import torch
 
     name = platform.processor() or platform.machine()
@@ -142,8 +171,7 @@ def machine() -> str:
         models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}, {cores()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path | None = None,
