@@ -235,8 +235,8 @@ def measure(run: Run) -> list[Row]:
     run.note("a long-lag run ends early once 256 fresh sequences are all right; otherwise after the same "
              f"{steps} steps for all arms; lag 100 has {seeds.get(100, 0)} seeds, the others one")
     run.note("with a forget bias of 1 a fresh cell halves its memory every two steps or so, which learning undoes too "
-             "slowly beyond a lag of about 25; the 1997 network, which forgets nothing, is the one that relayed claims of "
-             "long lags are about")
+             "slowly beyond a lag of about 25; the 1997 network forgets nothing, and the relayed claims of long lags are "
+             "about that one")
     return table
 
 
@@ -281,8 +281,8 @@ CLAIM = Claim(
     rule="confirmed if, at lag 100, the best of the three LSTMs (1997; forget bias 1; forget bias 0) is right at least "
          "95% of the time and the uniformly initialised Elman network at most 50% (mean of 3 seeds), the bidirectional "
          "LSTM is at least 10 points better than an LSTM of equal size at naming hidden characters, and the LSTM needs "
-         "at least 0.1 bits per character less than an Elman network of equal size; refuted if the Elman network comes within "
-         "5 points at lag 100, or both sides do not help, or the LSTM is no better on text; else inconclusive.",
+         "at least 0.1 bits per character less than an Elman network of equal size; refuted if the Elman network comes "
+         "within 5 points at lag 100, or both sides do not help, or the LSTM is no better on text; else inconclusive.",
     measure=measure, judge=judge, draw=draw,
     paper={"lag": "no figure of its own; it relays lags beyond 1,000 steps for the LSTM against 10 to 100 for simple "
                   "networks (Hochreiter & Schmidhuber 1997; Bengio et al. 1994)"},
