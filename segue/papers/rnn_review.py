@@ -235,7 +235,7 @@ def measure(run: Run) -> list[Row]:
     run.note("a long-lag run ends early once 256 fresh sequences are all right; otherwise after the same "
              f"{steps} steps for all arms; lag 100 has {seeds.get(100, 0)} seeds, the others one")
     run.note("with a forget bias of 1 a fresh cell halves its memory every two steps or so, which learning undoes too "
-             "slowly beyond a lag of about 25; the 1997 network forgets nothing, and the relayed claims of long lags are "
+             "slowly beyond a lag of about 25; the 1997 network forgets nothing, and the relayed claims are "
              "about that one")
     return table
 
