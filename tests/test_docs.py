@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from segue import cli
+from segue.kinds import KINDS
 from segue.mixers import MIXERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,9 +21,19 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
+@pytest.fixture
+def tables() -> Iterator[None]:
+    """The tables of names are what they were, afterwards."""
+    before = [(table, dict(table)) for table in (MIXERS, KINDS)]
+    yield
+    for table, rows in before:
+        table.clear()
+        table.update(rows)
+
+
+@pytest.mark.usefixtures("tables")
 def test_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("segue.mixers.MIXERS", dict(MIXERS))
     scope: dict[str, object] = {"__name__": "contributing"}
     for block in blocks(ROOT / "CONTRIBUTING.md", "python"):
         exec(compile(block, block.splitlines()[0], "exec", dont_inherit=True), scope)
