@@ -1,0 +1,73 @@
+"""The replay buffer and the score matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.continual.buffer import Reservoir
+from segue.continual.metrics import ScoreMatrix
+from segue.errors import SegueError
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(0, 30), max_size=12), capacity=st.integers(1, 8), length=st.integers(2, 9))
+def test_a_reservoir_is_bounded_and_keeps_what_it_was_given(lengths: list[int], capacity: int, length: int) -> None:
+    buffer = Reservoir(capacity, length)
+    start, pieces = 0, []
+    for n in lengths:
+        ids = np.arange(start, start + n)
+        buffer.offer([ids])
+        pieces += [ids[b : b + length].tolist() for b in range(0, max(n - 1, 0), length)]
+        start += n
+    assert buffer.seen == len(pieces)
+    assert len(buffer) == min(capacity, len(pieces))
+    assert all(piece.tolist() in pieces for piece in buffer.pieces)
+
+
+def test_every_piece_has_the_same_chance() -> None:
+    counts = np.zeros(20)
+    for seed in range(2000):
+        buffer = Reservoir(5, 2, seed)
+        buffer.offer(np.array([i, i]) for i in range(20))
+        for piece in buffer.pieces:
+            counts[piece[0]] += 1
+    expected = 2000 * 5 / 20
+    chi2 = ((counts - expected) ** 2 / expected).sum()
+    assert chi2 < 43.8  # 99.9% of the chi-square distribution with 19 degrees of freedom
+
+
+def test_a_reservoir_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    sequences = [np.arange(i, i + 7) for i in range(50)]
+    whole, half = Reservoir(6, 4, 3), Reservoir(6, 4, 3)
+    whole.offer(sequences)
+    half.offer(sequences[:20])
+    half.save(tmp_path)
+    again = Reservoir.load(tmp_path)
+    again.offer(sequences[20:])
+    assert [p.tolist() for p in whole.pieces] == [p.tolist() for p in again.pieces]
+    (tmp_path / "replay.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(SegueError, match="replay"):
+        Reservoir.load(tmp_path)
+
+
+def test_an_empty_reservoir_says_so(tmp_path: Path) -> None:
+    buffer = Reservoir(3, 4)
+    buffer.save(tmp_path)
+    with pytest.raises(SegueError, match="empty"):
+        Reservoir.load(tmp_path).draw(1, np.random.default_rng(0))
+
+
+def test_forgetting_and_gain() -> None:
+    bits = ScoreMatrix(np.array([[2.0, 5.0], [2.5, 3.0], [2.25, 2.5]]), ["old", "new"], ["before", "one", "two"],
+                       "bits per byte")
+    assert bits.forgetting("old") == pytest.approx(0.25)
+    assert bits.gain("new") == pytest.approx(2.5)
+    accuracy = ScoreMatrix(np.array([[0.9, 0.1], [0.7, 0.8]]), ["old", "new"], ["before", "after"], "accuracy", True)
+    assert accuracy.forgetting("old") == pytest.approx(0.2)
+    assert accuracy.gain("old") == pytest.approx(-0.2)
+    assert accuracy.to_dict()["gain"]["new"] == pytest.approx(0.7)
