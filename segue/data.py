@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from segue.errors import SegueError
 from segue.files import atomic_folder, read_json, write_json
 from segue.kinds import KINDS
 from segue.kinds.base import Kind, Problem, Problems, Record, bare, head_of
+from segue.kinds.codecs import shown
 from segue.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -326,19 +327,16 @@ class Data:
             else:
                 for i in range(len(self)):
                     counts += np.bincount(self.values(i), minlength=size)
-            labels = (
-                list(range(256))
-                if self.kind.storage == "bytes"
-                else [chr(i) for i in range(256)]
-                if self.kind.storage == "letters"
-                else self._elements
-            )
+            labels: list[Any] = self._elements or list(range(256))
+            if self.kind.storage == "letters":
+                labels = [chr(i) for i in range(256)]
             self._counts = {labels[i]: int(counts[i]) for i in np.argsort(-counts, kind="stable") if counts[i]}
         return self._counts
 
     def codec(self, **options: Any) -> Codec:
         """The kind's codec for this data."""
-        return self.kind.codec(self, **options)
+        codec: Callable[..., Codec] = self.kind.codec
+        return codec(self, **_check_options(codec, f"the codec of {self.kind.name}", options))
 
     # -- views
 
@@ -372,7 +370,7 @@ class Data:
         "position": blocks of records, so that one long document can be split. "time": no hash; what happened last is
         held out. None: the kind's own way, with records too long to fall on one side (one book, one genome) cut into
         blocks. A hash keeps every record on its side when data are added later, as long as enough records are there
-        for the hash to come near `fraction`; with few records they are dealt out in the order of their hashes.
+        for the hash to come near `fraction`; few records, and blocks, are dealt out in the order of their hashes.
         """
         if not 0 < fraction < 1:
             raise SegueError(f"the held-out fraction lies between 0 and 1, not {fraction}")
@@ -385,6 +383,7 @@ class Data:
             raise SegueError("there is too little data to hold anything out: at least two elements are needed")
         spans = self._all_spans()
         spans = spans[spans[:, 2] > spans[:, 1]]
+        whole = len(spans)
         key = by or self.kind.split_by
         few = len(spans) * fraction < 1
         if by == "position" or (by is None and (few or key != "entity")):
@@ -393,7 +392,7 @@ class Data:
         sizes = spans[:, 2] - spans[:, 1]
         held = hashes < fraction * 2.0**64
         share = sizes[held].sum() / total
-        if not fraction / 1.5 <= share <= fraction * 1.5:
+        if len(spans) > whole or not fraction / 1.5 <= share <= fraction * 1.5:
             distinct, group = np.unique(hashes, return_inverse=True)
             if len(distinct) < 2:
                 raise SegueError(
@@ -599,7 +598,8 @@ class Data:
         which = sorted({int(i) for i in np.linspace(0, len(self) - 1, n)}) if len(self) else []
         shown = []
         for i in which:
-            text = " ".join(self.kind.show(self._object(self.values(i)[: 4 * width])).split())
+            begin = self._object(self.values(i)[: 4 * width])
+            text = " ".join((begin if isinstance(begin, str) else self.kind.show(begin)).split())
             shown.append(
                 (self.name(i), text[:width] + ("…" if len(text) > width or self.lengths[i] > 4 * width else ""))
             )
@@ -618,8 +618,9 @@ class Data:
             if len(lengths)
             else {}
         )
+        storage = self.kind.storage
         top = list(self.vocabulary.items())[:20]
-        label = (lambda e: repr(bytes([e]))[2:-1]) if self.kind.storage == "bytes" else str
+        label = (lambda e: repr(bytes([e]))[1:] if e <= 32 else shown(bytes([e]))) if storage == "bytes" else str
         return {
             "kind": self.kind.name,
             "unit": self.kind.unit,
@@ -662,7 +663,7 @@ class Data:
         if facts["channels"]:
             table.add_row("channels", ", ".join(facts["channels"]))
         for i, (name, text) in enumerate(facts["examples"]):
-            table.add_row("examples" if i == 0 else "", Styled.assemble((f"{name}  ", "dim"), text))
+            table.add_row("examples" if i == 0 else "", Styled.assemble((f"{name.rsplit('/', 1)[-1]}  ", "dim"), text))
         if self.problems.total:
             table.add_row("problems", Styled(f"{self.problems.total:,} stepped over", style="yellow"))
             for problem in self.problems[:5]:
@@ -839,15 +840,15 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
         raise SegueError("nothing to read: give a file, a folder or a pattern such as 'data/*.txt'")
     if kind is not None and kind not in KINDS:
         raise SegueError(f"there is no kind '{kind}'; there are {', '.join(KINDS)}")
-    if len(paths) == 1 and (Path(paths[0]) / "data.json").is_file():
-        data = Data.open(paths[0])
+    if len(paths) == 1 and os.path.isfile(os.path.join(paths[0], "data.json")):
+        data = Data.open(Path(paths[0]))
         if kind not in (None, data.kind.name):
             raise SegueError(f"{paths[0]} holds {data.kind.name}, not {kind}")
         return data
     problems = Problems()
     files, named = find(paths)
     chosen, files = _choose(files, named, kind, problems)
-    _check_options(chosen, options)
+    options = _check_options(chosen.read, f"reading {chosen.name}", options)
     writer = _Writer(chosen, memory=memory)
     for record in chosen.read_all(files, problems, named, **options):
         writer.add(record)
@@ -961,12 +962,29 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
     return winner, chosen
 
 
-def _check_options(kind: Kind, options: Mapping[str, Any]) -> None:
-    """Unknown options are refused before anything is read."""
-    known = [name for name, p in inspect.signature(kind.read).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    for option in options:
+def _check_options(function: Callable[..., Any], whose: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a function takes them; unknown ones and values of the wrong sort are refused before it runs."""
+    known = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
+    checked: dict[str, Any] = {}
+    for option, value in options.items():
         if option not in known:
-            raise SegueError(f"the kind {kind.name} has no option '{option}'; it takes {', '.join(known) or 'none'}")
+            raise SegueError(f"{whose} has no option '{option}'; it takes {', '.join(known) or 'none'}")
+        sort = str(known[option].annotation)
+        if sort.startswith("Sequence"):
+            value = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
+            value = [str(part) for part in value]
+        elif sort.startswith("str") and value is not None:
+            value = str(value)
+        elif sort == "bool" and not isinstance(value, bool):
+            raise SegueError(f"the option '{option}' is true or false, not {value!r}")
+        elif sort.startswith("int") and type(value) is not int and not (value is None and "None" in sort):
+            raise SegueError(f"the option '{option}' is a whole number, not {value!r}")
+        checked[option] = value
+    return checked
 
 
 def _listed(paths: Iterable[Any]) -> str:
@@ -1019,4 +1037,6 @@ def _record(obj: Any, name: str) -> Record:
         return Record(columns.pop(main).tolist(), {c: v for c, v in columns.items() if v.dtype.kind in "iufb"}, name)
     if hasattr(obj, "tolist"):
         obj = obj.tolist()
+    if not isinstance(obj, Iterable):
+        raise SegueError(f"record '{name}' is {obj!r:.40}, not a sequence: give a list of lists, or of strings")
     return Record(list(obj), name=name)

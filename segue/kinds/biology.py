@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -96,7 +97,7 @@ class Letters(Kind):
                     f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)"
                 )
             if start[:5] == b"LOCUS" or GENBANK.intersection(suffixes):
-                yield from self._genbank(path, handle)
+                yield from self._genbank(path, handle, problems)
             elif start[:1] == b"@":
                 yield from _fastq(path, handle, problems)
             elif start[:1] in (b">", b";"):
@@ -107,13 +108,24 @@ class Letters(Kind):
                     "FASTQ with '@', GenBank with LOCUS"
                 )
 
-    def _genbank(self, path: Path, handle: BinaryIO) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
+    def _genbank(
+        self, path: Path, handle: BinaryIO, problems: Problems | None
+    ) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
         """The sequence of each GenBank record, by Biopython's scanner; features are not parsed."""
         scanner = require("Bio.GenBank.Scanner", "biology").GenBankScanner()
+        records = scanner.parse_records(io.TextIOWrapper(handle, "utf-8"), do_features=False)
         try:
-            for record in scanner.parse_records(io.TextIOWrapper(handle, "utf-8"), do_features=False):
+            while True:
+                with warnings.catch_warnings(record=True) as doubts:
+                    warnings.simplefilter("always")
+                    record = next(records, None)
+                if record is None:
+                    return
+                name = record.id or record.name or ""
+                for doubt in doubts if problems is not None else ():
+                    bad(problems, path, name, None, f"doubtful: {' '.join(str(doubt.message).split())}")
                 try:
-                    yield record.id or record.name or "", bytes(record.seq), None
+                    yield name, bytes(record.seq), None
                 except Exception as error:  # an undefined sequence; the class is Biopython's own
                     raise SegueError(
                         f"{path}, record {record.id}: it holds no sequence (only its length); download it in full"

@@ -94,7 +94,7 @@ class Codec(ABC):
         """Load any codec that was saved in a folder."""
         path = Path(folder) / "codec.json"
         values = read_json(path)
-        kind = CODECS.get(values.pop("codec", None)) if isinstance(values, dict) else None
+        kind = CODECS.get(str(values.pop("codec", None))) if isinstance(values, dict) else None
         if kind is None:
             raise SegueError(f"{path} does not name a codec known here ({', '.join(CODECS)})")
         try:
@@ -107,7 +107,7 @@ class Codec(ABC):
         return cls(**values)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.state() == other.state()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.state() == other.state()
 
     def __hash__(self) -> int:
         return hash((type(self), self.size))
@@ -182,7 +182,7 @@ class BPECodec(Codec):
         tokenizer.encode_special_tokens = True
         self.tokenizer = tokenizer
         known = tokenizer.get_vocab_size(with_added_tokens=True)
-        self.end = known if end is None else end
+        self.end: int = known if end is None else end
         self.bos = self.eos = self.end
         self.size = max(known, self.end + 1)
         number = {letter: byte for byte, letter in enumerate(byte_letters())}
@@ -197,8 +197,8 @@ class BPECodec(Codec):
         self.pieces[self.end] = b""
         self.single = np.full(256, -1, dtype=np.int32)
         for byte, letter in enumerate(byte_letters()):
-            id = tokenizer.token_to_id(letter)
-            self.single[byte] = -1 if id is None else id
+            known_id = tokenizer.token_to_id(letter)
+            self.single[byte] = -1 if known_id is None else known_id
         if (self.single < 0).any():
             missing = int(np.flatnonzero(self.single < 0)[0])
             raise SegueError(

@@ -199,7 +199,7 @@ class Events(Kind):
         if problems is None and soft:
             raise SegueError(str(soft[0]))
 
-    def read_all(
+    def read_all(  # type: ignore[override]
         self,
         paths: list[Path],
         problems: Problems,
@@ -366,7 +366,7 @@ def _load(path: Path, problems: Problems, encoding: str) -> _Frame:
         return _load_text(path, raw, problems)
     except (UnicodeError, LookupError) as error:
         raise SegueError(f"{path}: cannot be read as {encoding} ({error}); give the right encoding=") from error
-    except (pa.ArrowException, OSError, NotImplementedError) as error:
+    except (pa.ArrowException, csv.Error, OSError, NotImplementedError) as error:
         raise SegueError(f"{path}: not a readable table ({error}); write it again, or convert it to CSV") from error
 
 
@@ -428,6 +428,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems) -> _Frame:
     sample = raw[: 1 << 16].decode("utf-8", "ignore").split("\n")
     sample = [line.rstrip("\r") for line in (sample[:-1] if len(raw) > 1 << 16 and len(sample) > 1 else sample)][:50]
     sample = [line for line in sample if line.strip()]
+    if not sample:
+        raise SegueError(f"{path}: the file is empty; give a table with a row an event")
     delimiter = _delimiter(path, sample)
     cells = [next(csv.reader([line], delimiter=delimiter), [""]) for line in sample[:2]]
     headed = not any(_number(cell) for cell in cells[0]) and (
@@ -627,14 +629,14 @@ def _events(
     who, what, when = roles
     texts = []
     for role in (who, what):
-        column = frame.columns[role]
+        column = frame.columns[role or what]
         try:
             texts.append(column.cast(pa.large_string()))
         except pa.ArrowException as error:
             raise SegueError(
                 f"{frame.path}: column '{role}' holds {column.type}, which is no name of anything"
             ) from error
-    missing = {who: _absent(texts[0]), what: _absent(texts[1])}
+    missing: dict[str | None, np.ndarray] = {who: _absent(texts[0]), what: _absent(texts[1])}
     times = None
     if when is not None:
         times = _seconds(frame.columns[when], when_format, frame.path)
@@ -651,14 +653,14 @@ def _events(
         numbers.append(values)
         missing[name] = np.isnan(values)
     lacking = np.zeros(len(frame.rows), dtype=bool)
-    for name, absent in missing.items():
+    for column_name, absent in missing.items():
         for row in np.flatnonzero(absent & ~lacking):
             bad(
                 problems,
                 frame.path,
                 f"line {frame.rows[row]}",
                 None,
-                f"no usable value in column '{name}'; mend or remove it",
+                f"no usable value in column '{column_name}'; mend or remove it",
             )
         lacking |= absent
     if lacking.any():

@@ -50,6 +50,8 @@ class Text(Kind):
     )
 
     def sniff(self, path: Path, head: bytes) -> float:
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return 0.3  # UTF-16: text, to be read with encoding=
         if not head or looks_binary(head):
             return 0.0
         if path.suffix.lower() in {".jsonl", ".ndjson"} and _field(head.split(b"\n", 1)[0]) is None:
@@ -81,7 +83,9 @@ class Text(Kind):
             raise SegueError(f"errors is 'strict' or 'keep', not {errors!r}")
         try:
             known = encodings.lookup(encoding)
-        except LookupError as error:
+            if not known._is_text_encoding:
+                raise LookupError
+        except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
         if field is not None or ".jsonl" in suffixes or ".ndjson" in suffixes:
@@ -109,31 +113,25 @@ class Text(Kind):
             decoder = encodings.getincrementaldecoder(encoding)()
             while True:
                 block = handle.read(PIECE)
+                last = len(block) < PIECE
                 if encoding == "utf-8":
                     data = rest + block
-                    cut = data.rfind(b"\n") + 1 if block else len(data)
-                    if not cut:
-                        cut = len(data)
-                        while block and cut > 0 and cut > len(data) - 4 and data[cut - 1] & 0xC0 == 0x80:
-                            cut -= 1  # not inside a character
-                        cut -= bool(block and cut and data[cut - 1] >= 0xC0)
+                    cut = len(data) if last else _cut(data)
                     piece, rest = data[:cut], data[cut:]
                     if errors == "strict":
                         check_text(path, piece, offset)
-                    if piece:
-                        yield offset, piece
-                    offset += len(piece)
+                    size = len(piece)
                 else:
                     try:
-                        piece = decoder.decode(block, final=not block).encode("utf-8")
-                    except UnicodeError as error:
+                        piece, size = decoder.decode(block, final=last).encode("utf-8"), len(block)
+                    except ValueError as error:
                         raise SegueError(
                             f"{path}: near byte {offset:,}: not {encoding} ({error}); give the right encoding="
                         ) from error
-                    if piece:
-                        yield offset, piece
-                    offset += len(block)
-                if not block:
+                if piece:
+                    yield offset, piece
+                offset += size
+                if last:
                     return
 
     def _read_json(self, path: Path, problems: Problems | None, field: str | None) -> Iterator[Record]:
@@ -278,7 +276,17 @@ class Code(Text):
 
     def sniff(self, path: Path, head: bytes) -> float:
         code = path.suffix.lower() in self.extensions or path.name in {"Makefile", "Dockerfile"} or head[:2] == b"#!"
-        return super().sniff(path, head) if code else 0.0
+        return max(0.6, super().sniff(path, head)) if code and not looks_binary(head) else 0.0
+
+
+def _cut(data: bytes) -> int:
+    """Where to cut a piece of a longer file: after its last line end, else before its last character."""
+    cut = data.rfind(b"\n") + 1
+    if not cut:
+        cut = len(data) - 1
+        while cut > max(1, len(data) - 4) and data[cut] & 0xC0 == 0x80:
+            cut -= 1
+    return cut
 
 
 def _field(line: bytes) -> str | None:

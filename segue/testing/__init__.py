@@ -1,0 +1,16 @@
+"""Public checkers of the contracts: what our own tests use, and what a new part should pass. Loaded when first used."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+CHECKERS = {"check_codec": "segue.testing.kinds", "check_kind": "segue.testing.kinds"}
+
+__all__ = ["CHECKERS", *CHECKERS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in CHECKERS:
+        return getattr(importlib.import_module(CHECKERS[name]), name)
+    raise AttributeError(f"module 'segue.testing' has no attribute '{name}'")
