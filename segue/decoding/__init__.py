@@ -1,0 +1,14 @@
+"""From a model to continuations: choosing tokens, drafting and verifying, searching."""
+
+from __future__ import annotations
+
+from segue.decoding.accept import ACCEPTORS
+from segue.decoding.cost import Cost
+from segue.decoding.draft import DRAFTERS
+from segue.decoding.generate import Continuation, Piece, generate, stream
+from segue.decoding.recipes import DECODERS, Recipe
+from segue.decoding.sampling import Sampling
+from segue.decoding.search import SEARCHES
+
+__all__ = ["ACCEPTORS", "DECODERS", "DRAFTERS", "SEARCHES", "Continuation", "Cost", "Piece", "Recipe", "Sampling",
+           "generate", "stream"]

@@ -1,0 +1,97 @@
+"""Acceptors decide how far along a draft the answer goes.
+
+Both here are exact. `walk` draws every token from the model's own distribution *before* looking at the draft, and goes
+on as long as a drafted node carries that token: it needs nothing from the draft, and with `Noise` it gives the very
+text of plain decoding. `reject` is speculative sampling (Leviathan et al. 2023; Chen et al. 2023; for trees Miao et
+al. 2024): it accepts drafted tokens more often when the drafter drew them from a distribution near the model's; the
+text is distributed as the model's, but is another one than plain decoding gives for this seed.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from segue.decoding.draft.base import Tree
+from segue.decoding.sampling import Noise, draw
+from segue.errors import SegueError
+
+
+class Ask(Protocol):
+    """What an acceptor is given: one row of the answer, with the model's scores at the draft's nodes.
+
+    Nodes are those of the draft, -1 stands for the last confirmed token.
+    """
+
+    position: int  # of the next token
+
+    def choose(self, node: int) -> int:
+        """The token that plain decoding puts after `node`."""
+        ...
+
+    def distribution(self, node: int) -> np.ndarray:
+        """(V,) float64, what the token after `node` is drawn from, given all that was taken so far."""
+        ...
+
+    def noise(self, lane: int) -> Noise: ...
+
+    def take(self, token: int, node: int) -> bool:
+        """Put a token, scored at `node`, behind the answer; True if the answer ends with it."""
+        ...
+
+
+class Acceptor(Protocol):
+    def __call__(self, tree: Tree, row: Ask) -> int:
+        """Take one token or more; give the last node of the draft that they went through (-1: none)."""
+        ...
+
+
+def walk(tree: Tree, row: Ask) -> int:
+    """Exact for greedy and for sampling, the same text as without a draft (the rule of the Lookahead paper)."""
+    # Side-by-side branches share beginnings, so several nodes may stand for the same place in the text.
+    live = [-1]
+    while True:
+        token = row.choose(live[0])
+        if row.take(token, live[0]):
+            return live[0]
+        after = [node for place in live for node in tree.children.get(place, ()) if tree.tokens[node] == token]
+        if not after:
+            return live[0]
+        live = after
+
+
+def reject(tree: Tree, row: Ask) -> int:
+    """Exact in distribution, for drafts drawn from known distributions (`Tree.q`; picked ones count as certain)."""
+    place = -1
+    while True:
+        p = row.distribution(place)
+        chance = row.noise(1)
+        accepted = None
+        for turn, node in enumerate(tree.children.get(place, ())):
+            token = tree.tokens[node]
+            q = None if tree.q is None else tree.q[place + 1]
+            odds = p[token] / (1.0 if q is None else q[token])
+            if chance.at(row.position * MOST_CHILDREN + turn) < odds:
+                accepted = node
+                break
+            if q is None:
+                p = p.copy()
+                p[token] = 0
+            else:
+                p = np.maximum(p - q, 0)
+            if p.sum() <= 0:
+                raise SegueError("the draft's distribution does not match its tokens: q must be what they were drawn "
+                                 "from")
+            p = p / p.sum()
+        if accepted is None:
+            row.take(draw(p, row.noise(0).at(row.position)), place)
+            return place
+        if row.take(tree.tokens[accepted], place):
+            return place
+        place = accepted
+
+
+MOST_CHILDREN = 1024  # random numbers set aside for the children of one node
+
+ACCEPTORS: dict[str, Acceptor] = {"walk": walk, "rejection": reject}

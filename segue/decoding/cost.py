@@ -1,0 +1,116 @@
+"""Does drafting pay? Measured while it runs: time of a pass by its number of nodes, tokens won, time of drafting.
+
+Each draft size is an arm of a bandit whose rate is tokens per second; size 0 is plain decoding. The best arm runs;
+the others are tried again after a while that doubles as long as they lose.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+FIRST_WAIT, LONGEST_WAIT, TRIAL = 16, 512, 2  # passes
+
+
+class Clock:
+    """Seconds of a model pass by its number of nodes: the median of the latest few, nodes in powers of two."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, deque[float]] = {}
+
+    def record(self, nodes: int, seconds: float) -> None:
+        self._latest.setdefault((nodes - 1).bit_length(), deque(maxlen=7)).append(seconds)
+
+    def seconds(self, nodes: int) -> float | None:
+        latest = self._latest.get((nodes - 1).bit_length())
+        return None if latest is None else sorted(latest)[len(latest) // 2]
+
+    def table(self) -> dict[int, float]:
+        return {2**size: sorted(times)[len(times) // 2] for size, times in sorted(self._latest.items())}
+
+
+@dataclass
+class Arm:
+    """One draft size: running means per pass, and when it is to be tried again."""
+
+    size: int
+    tokens: float = 1.0  # won per row and pass
+    forward: float = 0.0
+    drafting: float = 0.0
+    tries: int = 0
+    wait: int = FIRST_WAIT
+    due: int = 0
+    trial: int = 0
+
+    @property
+    def rate(self) -> float:
+        return self.tokens / max(self.forward + self.drafting, 1e-9)
+
+
+@dataclass
+class Cost:
+    """Chooses the draft size of every pass. May be kept from one answer to the next.
+
+    sizes: the draft sizes to choose from (nodes), 0 among them. fixed: always the largest (no switching).
+    """
+
+    sizes: Sequence[int] = (64, 0, 16)
+    fixed: bool = False
+    passes: int = 0
+    clock: Clock = field(default_factory=Clock)
+    used: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.arms = [Arm(size) for size in dict.fromkeys(self.sizes)]
+        self._now = self.arms[0]
+
+    def budget(self) -> int:
+        """How many nodes the next pass may draft."""
+        if self.fixed:
+            return max(self.sizes)
+        best = max(self.arms, key=lambda arm: arm.rate if arm.tries else 0.0)
+        arm = next((arm for arm in self.arms if arm.tries < TRIAL), None)
+        if arm is None:
+            arm = next((arm for arm in self.arms if arm.trial), None)
+        if arm is None:
+            arm = next((arm for arm in self.arms if arm is not best and arm.due <= self.passes), None)
+            if arm is not None:
+                arm.trial = TRIAL
+        self._now = arm or best
+        return self._now.size
+
+    def record(self, nodes: int, tokens: float, drafting: float, forward: float) -> None:
+        """A pass of `nodes` nodes a row (with the confirmed one) won `tokens` a row, in so many seconds."""
+        self.passes += 1
+        self.clock.record(nodes, forward)
+        if self.fixed:
+            return
+        arm = self._now
+        self.used[arm.size] = self.used.get(arm.size, 0) + 1
+        arm.tries += 1
+        weight = max(1 / arm.tries, 0.1)
+        usual = self.clock.seconds(nodes) or forward  # the median: one slow pass must not switch drafting off
+        arm.tokens += weight * (tokens - arm.tokens)
+        arm.forward += weight * (usual - arm.forward)
+        arm.drafting += weight * (drafting - arm.drafting)
+        alone = self.clock.seconds(1)
+        for other in self.arms:  # passes where the drafter had no idea tell how long a plain one takes
+            if other.size == 0 and alone is not None and other is not arm:
+                other.forward = alone
+        if arm.trial:
+            arm.trial -= 1
+            if not arm.trial:
+                won = arm.rate >= max(other.rate for other in self.arms if other.tries)
+                arm.wait = FIRST_WAIT if won else min(2 * arm.wait, LONGEST_WAIT)
+                arm.due = self.passes + arm.wait
+        elif arm.tries == TRIAL:
+            arm.due = self.passes + arm.wait
+
+    def report(self) -> dict[str, Any]:
+        """forward_ms: of a pass by its number of nodes. sizes: for each draft size how often it ran, the tokens it
+        wins per pass and its rate in tokens per second and row."""
+        return {"forward_ms": {nodes: round(1e3 * seconds, 3) for nodes, seconds in self.clock.table().items()},
+                "sizes": {arm.size: {"passes": self.used.get(arm.size, 0), "tokens_per_pass": round(arm.tokens, 2),
+                                     "tokens_per_second": round(arm.rate, 1)} for arm in self.arms if arm.tries}}

@@ -1,0 +1,13 @@
+"""Drafters: who guesses what comes next. Names for `draft=`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from segue.decoding.draft.base import NOTHING, Drafter, Tip, Tree
+from segue.decoding.draft.lookup import PromptLookup
+from segue.decoding.draft.trie import Trie, TrieDraft
+
+DRAFTERS: dict[str, Callable[[], Drafter]] = {"trie": TrieDraft, "lookup": PromptLookup}
+
+__all__ = ["DRAFTERS", "NOTHING", "Drafter", "PromptLookup", "Tip", "Tree", "Trie", "TrieDraft"]

@@ -1,0 +1,92 @@
+"""Drafters guess what comes next; the model checks the guess in one pass. A wrong guess costs time, never text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass
+class Tree:
+    """A draft: nodes that follow the last confirmed token.
+
+    tokens: one per node. parents: the node each follows, -1 the last confirmed token; parents come before children.
+    q: (len + 1, V), where the tokens were *drawn*: row p + 1 is the distribution from which the children of node p
+        were drawn, independently of each other. None where they were picked without chance.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    q: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def chain(self) -> bool:
+        return all(parent == node - 1 for node, parent in enumerate(self.parents))
+
+    @cached_property
+    def children(self) -> dict[int, list[int]]:
+        """The children of each node that has some, by node (-1: the last confirmed token), in order."""
+        found: dict[int, list[int]] = {}
+        for node, parent in enumerate(self.parents):
+            found.setdefault(parent, []).append(node)
+        return found
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from a root down to `node`; nothing for -1."""
+        path = []
+        while node >= 0:
+            path.append(node)
+            node = self.parents[node]
+        return path[::-1]
+
+    def depths(self) -> list[int]:
+        """Of each node; a root has 1."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return depths
+
+
+NOTHING = Tree()
+
+
+@dataclass
+class Tip:
+    """Where a draft is wanted.
+
+    row: the request. nodes, depth: at most so many nodes, at most so deep (the rest of the answer is shorter).
+    hidden: (A, D), the last layer's output at the tokens newly confirmed, for drafters with `needs_hidden`.
+    """
+
+    row: int
+    nodes: int
+    depth: int
+    hidden: Tensor | None = None
+
+
+class Drafter(Protocol):
+    """Learns from what was confirmed, and proposes what may follow.
+
+    Every confirmed token of a request is observed once, in order: the prompt with `prompt=True`, then the answer. A
+    rejected draft is never observed. After `forget` nothing of that request's prompt may show up in any proposal.
+    """
+
+    needs_hidden: ClassVar[bool] = False
+
+    def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None: ...
+
+    def propose(self, tips: Sequence[Tip]) -> list[Tree]:
+        """A draft for each tip, to follow the last token observed of its row. Changes nothing."""
+        ...
+
+    def forget(self, row: int) -> None:
+        """The request has ended."""
+        ...

@@ -1,0 +1,63 @@
+"""Names of decoders: how tokens are chosen, who drafts, what searches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from segue.decoding.draft import DRAFTERS, Drafter
+from segue.decoding.sampling import Sampling
+from segue.decoding.search import SEARCHES
+from segue.errors import SegueError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """do_sample: draw or take the likeliest. draft: a name in DRAFTERS. search: a name in SEARCHES."""
+
+    do_sample: bool = False
+    draft: str | None = None
+    search: str | None = None
+
+
+DECODERS: dict[str, Recipe] = {
+    "greedy": Recipe(),
+    "sample": Recipe(do_sample=True),
+    "trie": Recipe(draft="trie"),
+    "lookup": Recipe(draft="lookup"),
+    "beam": Recipe(search="beam"),
+}
+
+ALWAYS = ("repetition_penalty", "processors")  # options that every decoder has
+SAMPLING = tuple(field.name for field in fields(Sampling) if field.name not in ("do_sample", *ALWAYS))
+
+
+def choose(what: str, name: str, table: dict[str, Any]) -> Any:
+    if name not in table:
+        raise SegueError(f"{what} '{name}' is unknown: choose from {', '.join(table)}")
+    return table[name]
+
+
+def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any],
+            ) -> tuple[str, Sampling, Drafter | None, dict[str, Any]]:
+    """The decoder's name, how it chooses tokens, its drafter, and the options left for its search."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if decoder is None:
+        decoder = "sample" if any(name in options for name in SAMPLING) else "greedy"
+    recipe: Recipe = choose("decoder", decoder, DECODERS)
+    searching = SEARCHES[recipe.search].options if recipe.search else ()
+    allowed = (*(SAMPLING if recipe.do_sample else ()), *ALWAYS, *searching)
+    for name in options:
+        if name not in allowed:
+            home = next((other for other, row in DECODERS.items() if name in (
+                *(SAMPLING if row.do_sample else ()), *(SEARCHES[row.search].options if row.search else ()))), None)
+            raise SegueError(f"'{name}' means nothing to decoder '{decoder}': use decoder '{home}'" if home else
+                             f"option '{name}' is unknown: decoder '{decoder}' takes {', '.join(allowed)}")
+    sampling = Sampling(recipe.do_sample, **{name: options.pop(name) for name in list(options)
+                                             if name in (*SAMPLING, *ALWAYS)})
+    drafter = recipe.draft if draft is None else draft
+    if isinstance(drafter, str):
+        drafter = None if drafter == "none" else choose("draft", drafter, {**DRAFTERS, "none": None})()
+    if recipe.search and drafter is not None:
+        raise SegueError(f"decoder '{decoder}' searches, it cannot use a draft: choose greedy or sample")
+    return decoder, sampling, drafter, options

@@ -1,0 +1,204 @@
+"""From scores to a token: processors, the distribution they leave, and the random number that picks from it.
+
+Options are named as in transformers' `GenerationConfig` where they mean the same. A random number belongs to a
+(seed, row, position) and to nothing else, and a token is a fixed function of the scores and that number. So the same
+seed gives the same text with and without drafts, alone or in a batch, in one go or in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+
+from segue.errors import SegueError
+
+Array = np.ndarray
+WINDOW = 65_536  # how much of what was said a prefix holds at least: endless streams need flat memory
+
+
+class Noise:
+    """Uniform numbers in [0, 1) by position, from Philox (Salmon et al. 2011) keyed by seed and row.
+
+    lane: independent streams of one row (0 draws tokens, 1 decides about drafts).
+    """
+
+    BLOCK = 256  # made at once; Philox gives four numbers per count
+
+    def __init__(self, seed: int, row: int = 0, lane: int = 0) -> None:
+        self._key = (seed % 2**64) | (4 * row + lane) % 2**64 << 64
+        self._block, self._values = -1, [0.0]
+
+    def at(self, position: int) -> float:
+        block, offset = divmod(position, self.BLOCK)
+        if block != self._block:
+            bits = np.random.Philox(key=self._key, counter=block * (self.BLOCK // 4)).random_raw(self.BLOCK)
+            self._block, self._values = block, ((bits >> np.uint64(11)) * 2.0**-53).tolist()
+        return self._values[offset]
+
+
+class Prefix:
+    """What one path has said so far, prompt included.
+
+    tokens: the last ones (all of them up to 65,536). seen: (V,) bool, every token ever said.
+    """
+
+    def __init__(self, tokens: Sequence[int], vocabulary: int) -> None:
+        self.tokens = list(tokens)
+        self.vocabulary = vocabulary
+        self._seen: Array | None = None
+
+    def append(self, token: int) -> None:
+        self.tokens.append(token)
+        if self._seen is not None:
+            self._seen[token] = True
+        if len(self.tokens) > 2 * WINDOW:
+            _ = self.seen  # from here on the list no longer knows
+            del self.tokens[:-WINDOW]
+
+    @property
+    def seen(self) -> Array:
+        if self._seen is None:
+            self._seen = np.zeros(self.vocabulary, bool)
+            self._seen[self.tokens] = True
+        return self._seen
+
+    def copy(self) -> Prefix:
+        twin = Prefix(self.tokens, self.vocabulary)
+        twin._seen = None if self._seen is None else self._seen.copy()
+        return twin
+
+
+class Processor(Protocol):
+    """Changes scores (V,) float64 of the next token in the light of this path's prefix; -inf rules a token out."""
+
+    def __call__(self, scores: Array, prefix: Prefix) -> Array: ...
+
+
+def repetition_penalty(scores: Array, prefix: Prefix, penalty: float) -> Array:
+    """Scores of tokens already said are divided by the penalty if positive, else multiplied (Keskar et al. 2019)."""
+    said = np.flatnonzero(prefix.seen)
+    scores = scores.copy()
+    old = scores[said]
+    scores[said] = np.where(old > 0, old / penalty, old * penalty)
+    return scores
+
+
+def top_k(scores: Array, k: int) -> Array:
+    """Only the k likeliest (and what ties with the last of them)."""
+    if k >= len(scores):
+        return scores
+    return np.where(scores < np.partition(scores, -k)[-k], -np.inf, scores)
+
+
+def top_p(scores: Array, p: float) -> Array:
+    """Only the fewest likeliest whose probability reaches p; at least one (Holtzman et al. 2020)."""
+    order = np.argsort(-scores, kind="stable")
+    probabilities = softmax(scores[order])
+    drop = order[np.cumsum(probabilities) - probabilities >= p]
+    scores = scores.copy()
+    scores[drop] = -np.inf
+    return scores
+
+
+def min_p(scores: Array, p: float) -> Array:
+    """Only those with at least p times the probability of the likeliest (Nguyen et al. 2024)."""
+    return np.where(scores < scores.max() + np.log(p), -np.inf, scores)
+
+
+def softmax(scores: Array) -> Array:
+    weights = np.exp(scores - scores.max())
+    return weights / weights.sum()
+
+
+def log_softmax(scores: Array) -> Array:
+    """Over the last axis, in float64."""
+    scores = scores.astype(np.float64) - scores.max(-1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen from the model's scores.
+
+    do_sample: draw from the distribution; False takes the likeliest (then only the repetition penalty and
+        `processors` matter). temperature: above 0, divides the scores; 0 means the likeliest. top_k: 0 is off.
+    top_p, min_p: shares of probability in (0, 1]; 1 and 0 are off. repetition_penalty: 1 is off, above 1 discourages.
+    processors: further ones, applied after the repetition penalty and before the temperature.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    processors: tuple[Processor, ...] = ()
+
+    def __post_init__(self) -> None:
+        bad = [f"{name} must be {rule}, not {value}" for name, value, rule, good in (
+            ("temperature", self.temperature, "0 or more", self.temperature >= 0),
+            ("top_k", self.top_k, "0 (off) or a positive whole number", self.top_k >= 0 and self.top_k % 1 == 0),
+            ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
+            ("min_p", self.min_p, "at least 0 and at most 1", 0 <= self.min_p <= 1),
+            ("repetition_penalty", self.repetition_penalty, "above 0", self.repetition_penalty > 0)) if not good]
+        if bad:
+            raise SegueError("; ".join(bad))
+
+    @cached_property
+    def greedy(self) -> bool:
+        return not self.do_sample or self.temperature == 0
+
+    @cached_property
+    def plain(self) -> bool:
+        """The plain likeliest token: no processor has a say."""
+        return self.greedy and self.repetition_penalty == 1 and not self.processors
+
+    def process(self, scores: Array, prefix: Prefix) -> Array:
+        """What depends on the path: repetition penalty, then the other processors."""
+        if self.repetition_penalty != 1:
+            scores = repetition_penalty(scores, prefix, self.repetition_penalty)
+        for processor in self.processors:
+            scores = processor(scores, prefix)
+        best = scores.max()
+        if not np.isfinite(best):
+            raise SegueError(f"no token can follow after {len(prefix.tokens)} tokens: every score is ruled out or "
+                             "not a number; look at the model's weights or the processors")
+        return scores
+
+    def warp(self, scores: Array, prefix: Prefix) -> Array:
+        """All processors, in transformers' order."""
+        scores = self.process(scores, prefix)
+        if self.temperature != 1:
+            scores = scores / self.temperature
+        if self.top_k:
+            scores = top_k(scores, self.top_k)
+        if self.top_p < 1:
+            scores = top_p(scores, self.top_p)
+        if self.min_p > 0:
+            scores = min_p(scores, self.min_p)
+        return scores
+
+    def distribution(self, scores: Array, prefix: Prefix) -> Array:
+        """(V,) float64: the probability of each next token."""
+        if self.greedy:
+            chosen = np.zeros(len(scores))
+            chosen[self.process(scores, prefix).argmax()] = 1
+            return chosen
+        return softmax(self.warp(scores, prefix))
+
+    def choose(self, scores: Array, prefix: Prefix, noise: float) -> int:
+        """The next token, a fixed function of scores (V,) float64, prefix and `noise` in [0, 1)."""
+        if self.greedy:
+            return int(self.process(scores, prefix).argmax())
+        scores = self.warp(scores, prefix)
+        return draw(np.exp(scores - scores.max()), noise)
+
+
+def draw(weights: Array, noise: float) -> int:
+    """The token at which the running sum of weights (V,) passes `noise` of the total."""
+    total = weights.cumsum()
+    return int(total.searchsorted(noise * total[-1], side="right"))

@@ -1,0 +1,94 @@
+"""Beam search: the `num_beams` likeliest hypotheses live on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from segue.decoding.search.base import Hypothesis
+from segue.errors import SegueError
+
+
+@dataclass(frozen=True)
+class Beam:
+    """Options of a beam search, named as in transformers.
+
+    num_beams: hypotheses that live at once. length_penalty: answers are ranked by log-probability / length **
+    length_penalty (0: the likeliest answer; above 0 favours long ones). The length counts the stop token.
+    early_stopping: False stops when no living hypothesis can still beat the kept answers (nothing is lost by it); True
+    as soon as there are num_beams answers. num_return_sequences: answers given, at most num_beams.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")
+
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    num_return_sequences: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1 or not 1 <= self.num_return_sequences <= self.num_beams:
+            raise SegueError(f"beam search needs num_beams of at least 1, and num_return_sequences from 1 to "
+                             f"num_beams, not {self.num_beams} and {self.num_return_sequences}")
+
+    @property
+    def width(self) -> int:
+        return self.num_beams
+
+    def begin(self, n: int, stops: frozenset[int]) -> BeamSearch:
+        return BeamSearch(self, n, stops)
+
+
+class BeamSearch:
+    def __init__(self, options: Beam, n: int, stops: frozenset[int]) -> None:
+        self.options, self.n, self.stops = options, n, stops
+        self.done: list[Hypothesis] = []  # best first, num_beams at most
+
+    def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
+        width, vocabulary = self.options.num_beams, logprobs.shape[1]
+        totals = (np.array([hypothesis.total for hypothesis in living])[:, None] + logprobs).ravel()
+        # Each living hypothesis may end in every stop token: with so many candidates, `width` of them go on.
+        count = min(width * (1 + len(self.stops)), totals.size)
+        best = np.argpartition(-totals, count - 1)[:count] if count < totals.size else np.arange(count)
+        best = best[np.lexsort((best, -totals[best]))]
+        going: list[Hypothesis] = []
+        length = len(living[0].tokens) + 1
+        for rank, place in enumerate(best.tolist()):
+            if totals[place] == -np.inf or len(going) == width:
+                break
+            parent, token = divmod(place, vocabulary)
+            logprob = float(logprobs[parent, token])
+            if token in self.stops:
+                if rank < width:
+                    self._keep(living[parent].ended(logprob), length)
+            else:
+                going.append(living[parent].extended(token, logprob, parent))
+        if length == self.n or not going:
+            for hypothesis in going:
+                self._keep(hypothesis, length)
+            return []
+        return [] if self._settled(going, length) else going
+
+    def _rank(self, total: float, length: int) -> float:
+        return total / length**self.options.length_penalty
+
+    def _keep(self, hypothesis: Hypothesis, length: int) -> None:
+        hypothesis.score = self._rank(hypothesis.total, length)
+        self.done.append(hypothesis)
+        self.done.sort(key=lambda kept: -kept.score)
+        del self.done[self.options.num_beams :]
+
+    def _settled(self, going: list[Hypothesis], length: int) -> bool:
+        if len(self.done) < self.options.num_beams:
+            return False
+        if self.options.early_stopping:
+            return True
+        # A total only falls; the length that flatters it most is the longest (penalty > 0) or the next one.
+        farthest = self.n if self.options.length_penalty > 0 else length + 1
+        return self._rank(max(hypothesis.total for hypothesis in going), farthest) <= self.done[-1].score
+
+    def results(self) -> list[Hypothesis]:
+        return self.done[: self.options.num_return_sequences]
