@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from segue.errors import SegueError
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.state import Layout, Part, gather_nodes
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 def rotary_frequencies(width: int, theta: float = 10_000.0) -> Tensor:
@@ -310,6 +313,21 @@ class Attention(Mixer):
                 mask = bias.masked_fill(~mask, -math.inf)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
         return self.output(y, x)
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        if not self.causal or self.needs_whole_prompt:
+            raise SegueError("attention that looks ahead has no form for the compiled CPU engine")
+        wide, narrow = self.heads * self.head_width, self.kv_heads * self.head_width
+        qkv, y = program.register("qkv", wide + 2 * narrow), program.register("y", wide)
+        q, k, v = qkv[:wide], qkv[wide : wide + narrow], qkv[wide + narrow :]
+        program.linear(source, qkv, self.qkv.weight, self.qkv.bias)
+        if self.q_norm is not None and self.k_norm is not None:
+            for part, norm, heads in ((q, self.q_norm, self.heads), (k, self.k_norm, self.kv_heads)):
+                program.norm(part, part, "rms", norm.weight, None, norm.eps or 0.0, heads)
+        program.attend(q, k, v, y, self.heads, self.kv_heads, self.window,
+                       self.frequencies if self.positions == "rotary" else None,
+                       self.slopes if self.positions == "alibi" else None)
+        program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
         layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)

@@ -6,13 +6,16 @@ step, and verification of a draft chain or tree) both call it. `segue.testing.ch
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.state import Layout, Part, State
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class Mixer(nn.Module):
@@ -70,6 +73,10 @@ class Mixer(nn.Module):
         like = next(self.parameters())
         positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         return State([self.parts(batch, like, history)], positions)
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        """Emit the mixer's operations for the compiled CPU engine: its output for `source` is added to `into`."""
+        raise SegueError(f"{type(self).__name__} has no form for the compiled CPU engine")
 
     def state_parameters(self) -> list[nn.Parameter]:
         """Parameters of the state itself (decay rates, step sizes): own learning rate, no weight decay."""

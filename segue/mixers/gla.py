@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from segue.errors import SegueError
 from segue.kernels.gla import FLOOR, gla
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class GatedLinearRecurrence(Recurrence):
@@ -65,6 +70,22 @@ class GatedLinearAttention(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         mixed = self.recurrence(self._project(x), layout, None if parts is None else parts["carry"])
         return self.output(mixed.transpose(1, 2), x)
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        keys, _, values, _ = self.widths
+        narrow, wide = self.gate
+        assert isinstance(narrow, nn.Linear) and isinstance(wide, nn.Linear)
+        qkvr, low = program.register("qkvr", sum(self.widths)), program.register("low", narrow.out_features)
+        decay, y = program.register("decay", keys), program.register("y", values)
+        q, k, v, r = qkvr[:keys], qkvr[keys : 2 * keys], qkvr[2 * keys : 2 * keys + values], qkvr[2 * keys + values :]
+        program.linear(source, qkvr, self.qkvr.weight)
+        program.linear(source, low, narrow.weight)
+        program.linear(low, decay, wide.weight, wide.bias)
+        program.decay(decay, self.temperature, FLOOR)
+        program.gla(q, k, v, decay, y, self.heads)
+        program.norm(y, y, "rms", self.norm.weight, None, self.norm.eps or 0.0, self.heads)
+        program.gate(y, r)
+        program.linear(y, into, self.out.weight, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
         q, k, _, g = (y.transpose(1, 2) for y in self._project(x))

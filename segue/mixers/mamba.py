@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,9 @@ from segue.kernels.scan import linear_scan
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class SelectiveScan(Recurrence):
@@ -77,6 +81,19 @@ class Mamba(Mixer):
         inputs, gate = self._inputs(x, layout, parts)
         y = self.scan(inputs, layout, None if parts is None else parts["scan"])
         return self.out(y * F.silu(gate))
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        inner, states, rank = self.step.out_features, self.states, self.rank
+        both, u, dt, y = (program.register(name, width) for name, width in (
+            ("both", 2 * inner), ("u", inner), ("dt", inner), ("y", inner)))
+        chosen = program.register("chosen", rank + 2 * states)
+        program.linear(source, both, self.into.weight)
+        program.convolve(both[:inner], u, self.convolution.weight, self.convolution.bias)
+        program.linear(u, chosen, self.select.weight)
+        program.linear(chosen[:rank], dt, self.step.weight, self.step.bias)
+        program.scan(u, dt, chosen[rank : rank + states], chosen[rank + states :], both[inner:], y,
+                     -self.scan.A_log.exp(), self.scan.D)
+        program.linear(y, into, self.out.weight, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, I, T, T), one head per inner channel, the skip D on the diagonal (Ali et al. 2024, arXiv 2403.01590)."""

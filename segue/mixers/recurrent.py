@@ -4,6 +4,7 @@ gate of Gers et al. 2000) and GRU (Cho et al. 2014). Reference account: Lipton e
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, SteppedRecurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class TorchRecurrence(Recurrence):
@@ -132,6 +136,20 @@ class RecurrentMixer(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         carry = None if parts is None else parts["carry"]
         return self.out(self.recurrence((x,), layout, carry))
+
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        cell = self.recurrence.module
+        into_gates, into_state, bias, state_bias = (cell.get_parameter(f"{name}_l0") for name in (
+            "weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        lstm = isinstance(cell, nn.LSTM)
+        gates, y = program.register("gates", into_gates.shape[0]), program.register("y", cell.hidden_size)
+        program.linear(source, gates, into_gates, bias + state_bias if lstm else bias)
+        program.recur(gates, y, "lstm" if lstm else "gru", into_state, None if lstm else state_bias)
+        if isinstance(self.out, nn.Linear):
+            program.linear(y, into, self.out.weight, add=True)
+        else:
+            program.add(y, into)
 
 
 class LSTM(RecurrentMixer):

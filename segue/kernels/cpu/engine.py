@@ -1,0 +1,208 @@
+"""Running a program: the loop over its operations, and the team of threads that runs it together.
+
+A team is made of the calling thread and of helpers that spin for a moment between calls and then sleep. A call takes
+whoever is awake: nobody is ever waited for who might not come, so a call cannot hang, however few cores there are.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+
+import numpy as np
+from numba import njit
+
+from segue.kernels.cpu import ops
+from segue.kernels.cpu.cache import compiled
+from segue.kernels.cpu.program import (
+    ADD,
+    ANGLES,
+    ATTEND,
+    BARRIER,
+    COLUMNS,
+    CONVOLVE,
+    COUNT,
+    DECAY,
+    EMBED,
+    GATE,
+    GATHER,
+    GLA,
+    JOB,
+    LINEAR,
+    MOVE,
+    NORM,
+    OPERATIONS,
+    RECUR,
+    SCAN,
+    STORE,
+    TEAM,
+    aligned,
+)
+from segue.kernels.cpu.simd import load, longs, relax, store, swap_if, yield_core
+
+# What a helper is doing, as its word in the mail says.
+IDLE, CALLED, BUSY, ASLEEP, WAKING = range(5)
+LINE = 128  # bytes of mail per helper: state, seat, job; two cache lines, since cores prefetch them in pairs
+PATIENCE = 2_000  # spins for a helper that is just finishing or waking up
+LINGER = 20_000  # spins of a helper without work before it sleeps, about a millisecond
+HELPERS = 63
+
+
+@njit
+def run(job, me):
+    """Thread `me`'s part in all operations."""
+    team = job[TEAM]
+    for index in range(job[COUNT]):
+        op = longs(job[OPERATIONS] + 8 * COLUMNS * index, COLUMNS)
+        code = op[0]
+        if code == LINEAR:
+            ops.linear(job, op, me, team)
+        elif code == NORM:
+            ops.norm(job, op, me, team)
+        elif code == STORE:
+            ops.remember(job, op, me, team)
+        elif code == ATTEND:
+            ops.attend(job, op, me, team)
+        elif code == CONVOLVE:
+            ops.convolve(job, op, me, team)
+        elif code == SCAN:
+            ops.scan(job, op, me, team)
+        elif code == DECAY:
+            ops.decay(job, op, me, team)
+        elif code == GLA:
+            ops.gla(job, op, me, team)
+        elif code == RECUR:
+            ops.recur(job, op, me, team)
+        elif code == GATE:
+            ops.gate(job, op, me, team)
+        elif code == ADD:
+            ops.plus(job, op, me, team)
+        elif code == EMBED:
+            ops.embed(job, op, me, team)
+        elif code == ANGLES:
+            ops.angles(job, op, me, team)
+        elif code == GATHER:
+            ops.gather(job, op, me, team)
+        elif code == MOVE:
+            ops.move(job, op, me, team)
+        else:
+            ops.pick(job, op, me, team)
+        ops.barrier(job[BARRIER], team)
+
+
+@compiled
+def enter(mail, helper, helpers, job):
+    """Lead a call (helper = 0) with up to `helpers` others, or help until there was nothing to do for a while.
+
+    One function for both, so that the operations are compiled once. `mail`, `job`: addresses.
+    """
+    mine = mail + LINE * helper
+    if helper:
+        store(mine, IDLE)
+    while True:
+        seat = 0
+        if helper:
+            spins = 0
+            while load(mine) != BUSY:
+                spins += 1
+                relax()
+                if spins % 64 == 0:
+                    yield_core()
+                if spins > LINGER and swap_if(mine, IDLE, ASLEEP):
+                    return
+            letter = longs(mine, 3)
+            seat, job = letter[1], letter[2]
+        else:
+            team = 1
+            for other in range(1, helpers + 1):
+                there = mail + LINE * other
+                spins = 0
+                while (load(there) == BUSY or load(there) == WAKING) and spins < PATIENCE:
+                    spins += 1
+                    relax()
+                if swap_if(there, IDLE, CALLED):
+                    letter = longs(there, 3)
+                    letter[1], letter[2] = team, job
+                    team += 1
+            longs(job, JOB)[TEAM] = team
+            for other in range(1, helpers + 1):
+                if load(mail + LINE * other) == CALLED:
+                    store(mail + LINE * other, BUSY)
+        run(longs(job, JOB), seat)
+        if helper == 0:
+            return
+        store(mine, IDLE)
+
+
+class Team:
+    """The threads of this process that run programs. Python threads, which hold no lock while they compute."""
+
+    def __init__(self) -> None:
+        self.mail = aligned((HELPERS + 1, LINE // 8), np.int64)
+        self.address = self.mail.ctypes.data
+        self.state = self.mail[:, 0]
+        self.bells: list[threading.Semaphore] = []
+        self.threads: list[threading.Thread] = []
+        self.lock = threading.Lock()
+        self.closing = False
+
+    def run(self, job: int, threads: int) -> None:
+        """Run the job at this address with up to `threads` threads. Callable from several Python threads at once:
+        one of them gets the helpers, the others compute alone."""
+        if threads == 1 or not self.lock.acquire(blocking=False):
+            enter(self.address, 0, 0, job)
+            return
+        try:
+            helpers = min(threads - 1, HELPERS)
+            while len(self.threads) < helpers:
+                self._hire()
+            for helper in range(1, helpers + 1):
+                if self.state[helper] == ASLEEP:
+                    self.state[helper] = WAKING
+                    self.bells[helper - 1].release()
+            enter(self.address, 0, helpers, job)
+        finally:
+            self.lock.release()
+
+    def _hire(self) -> None:
+        helper = len(self.threads) + 1
+        self.bells.append(threading.Semaphore(0))
+        self.state[helper] = WAKING
+        self.threads.append(threading.Thread(target=self._help, args=(helper,), name=f"segue-{helper}", daemon=True))
+        self.threads[-1].start()
+
+    def _help(self, helper: int) -> None:
+        while not self.closing:
+            enter(self.address, helper, 0, 0)
+            self.bells[helper - 1].acquire()
+
+    def close(self) -> None:
+        """Let the helpers go, before the interpreter takes the compiled code from under them."""
+        self.closing = True
+        for bell in self.bells:
+            bell.release()
+        for thread in self.threads:
+            thread.join(timeout=1)
+
+
+TEAM_OF_PROCESS = Team()
+
+
+def _forget() -> None:
+    global TEAM_OF_PROCESS
+    TEAM_OF_PROCESS = Team()  # threads do not survive a fork
+
+
+def team() -> Team:
+    return TEAM_OF_PROCESS
+
+
+def ready() -> None:
+    """Load the compiled code from disk, or compile it: a call with nothing to do."""
+    job = aligned((JOB,), np.int64)
+    enter(team().address, 0, 0, job.ctypes.data)
+
+
+atexit.register(lambda: team().close())
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,661 @@
+"""The operations of a program. Each is `operation(job, op, me, team)`: thread `me` of `team` does its share.
+
+`job` holds the integers of this call (see `program.py`), `op` one row of the table. Inner loops run over exactly
+LANES elements, which LLVM turns into straight vector code; rows of registers are padded so that they may.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from segue.kernels.cpu.program import (
+    AFTER,
+    BARRIER,
+    BATCH,
+    BEFORE,
+    CACHE,
+    CAPACITY,
+    CHAIN,
+    FIRST,
+    GELU,
+    GELU_TANH,
+    KEEP,
+    LENGTH,
+    LEVEL,
+    LEVELS,
+    LOCAL,
+    LOCAL_BYTES,
+    LOGITS,
+    NODES,
+    NONE,
+    ORDER,
+    PARENT,
+    PATH,
+    POSITION,
+    RELU,
+    ROW,
+    SCRATCH,
+    SILU,
+    SLOTS,
+    STEPS,
+    TOKEN,
+    WANT,
+    WANTED,
+)
+from segue.kernels.cpu.simd import (
+    BLOCK,
+    LANES,
+    QUAD,
+    TILE,
+    UNROLL,
+    add,
+    exp,
+    floats,
+    load,
+    longs,
+    pair,
+    pair8,
+    quad,
+    quad8,
+    real,
+    relax,
+    store,
+    yield_core,
+)
+
+f32 = np.float32
+ZERO, HALF, ONE, TWO = f32(0), f32(0.5), f32(1), f32(2)
+FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
+ROOT_HALF, TANH_SCALE, TANH_CUBE = f32(math.sqrt(0.5)), f32(math.sqrt(2 / math.pi)), f32(0.044715)
+SPINS = 3000
+
+
+@njit
+def barrier(address, team):
+    """Wait until all of the team are here. `address`: how many came, and 64 bytes on, how often it was full."""
+    if team == 1:
+        return
+    turn = load(address + 64)
+    if add(address, 1) == team - 1:
+        store(address, 0)
+        store(address + 64, turn + 1)
+        return
+    spins = 0
+    while load(address + 64) == turn:
+        spins += 1
+        if spins < SPINS:
+            relax()
+        else:  # more threads than cores: let the others come
+            yield_core()
+
+
+@njit
+def row(job, op, at, node):
+    """The address of a node's row in the operand at columns `at` to `at + 2`: offset, column, stride."""
+    return job[SCRATCH] + 4 * (op[at] * job[NODES] + op[at + 1] + node * op[at + 2])
+
+
+@njit
+def before(job, offset, size, node):
+    """The address of the recurrent state that a node follows: its row's committed one, or its parent's."""
+    parent = longs(job[PARENT], job[NODES])[node]
+    if parent >= 0:
+        return after(job, offset, size, parent)
+    return job[BEFORE] + 4 * (offset * job[BATCH] + longs(job[ROW], job[NODES])[node] * size)
+
+
+@njit
+def after(job, offset, size, node):
+    """The address of the state after a node: a slot for each node, or one for each row, moving along with it."""
+    slot = node if job[KEEP] else longs(job[ROW], job[NODES])[node]
+    return job[AFTER] + 4 * (offset * job[SLOTS] + slot * size)
+
+
+@njit(fastmath=FAST)
+def sigmoid(x):
+    return ONE / (ONE + exp(-x))
+
+
+@njit(fastmath=FAST)
+def tanh(x):
+    return ONE - TWO / (ONE + exp(TWO * x))
+
+
+@njit(fastmath=FAST)
+def softplus(x):
+    """log(1 + e^x): log(1 + z) is 2 atanh(z / (2 + z)), whose series converges fast for z = e^-|x|."""
+    z = exp(-abs(x))
+    s = z / (TWO + z)
+    q = s * s
+    series = f32(1 / 13)
+    for odd in (11, 9, 7, 5, 3, 1):
+        series = series * q + f32(1 / odd)
+    return max(x, ZERO) + TWO * s * series
+
+
+@njit(fastmath=FAST)
+def erf(x):
+    """Abramowitz and Stegun 7.1.26, absolute error below 2e-7."""
+    z = abs(x)
+    t = ONE / (ONE + f32(0.3275911) * z)
+    p = ((((f32(1.061405429) * t - f32(1.453152027)) * t + f32(1.421413741)) * t - f32(0.284496736)) * t
+         + f32(0.254829592)) * t
+    y = ONE - p * exp(-z * z)
+    return y if x >= ZERO else -y
+
+
+@njit(fastmath=FAST)
+def activate(y, kind):
+    """In place, LANES at a time."""
+    if kind == NONE:
+        return
+    for start in range(0, y.size, LANES):
+        v = y[start : start + LANES]
+        if kind == SILU:
+            for j in range(LANES):
+                v[j] = v[j] * sigmoid(v[j])
+        elif kind == GELU:
+            for j in range(LANES):
+                v[j] = HALF * v[j] * (ONE + erf(v[j] * ROOT_HALF))
+        elif kind == GELU_TANH:
+            for j in range(LANES):
+                v[j] = v[j] * sigmoid(TWO * TANH_SCALE * (v[j] + TANH_CUBE * v[j] * v[j] * v[j]))
+        elif kind == RELU:
+            for j in range(LANES):
+                v[j] = max(v[j], ZERO)
+        else:
+            for j in range(LANES):
+                v[j] = max(v[j], ZERO) * max(v[j], ZERO)
+
+
+@njit
+def embed(job, op, me, team):
+    """into(3), width, table, positions or 0."""
+    width = op[4]
+    for node in range(me, job[NODES], team):
+        into = floats(row(job, op, 1, node), width)
+        into[:] = floats(op[5] + 4 * width * longs(job[TOKEN], job[NODES])[node], width)
+        if op[6]:
+            into += floats(op[6] + 4 * width * longs(job[POSITION], job[NODES])[node], width)
+
+
+@njit(fastmath=FAST)
+def norm(job, op, me, team):
+    """source(3), into(3), width, groups, layer?, weight or 0, bias or 0, epsilon."""
+    width, groups = op[7], op[8]
+    epsilon = f32(real(op[12]))
+    for item in range(me, job[NODES] * groups, team):
+        node, group = item // groups, item % groups
+        x = floats(row(job, op, 1, node) + 4 * group * width, width)
+        y = floats(row(job, op, 4, node) + 4 * group * width, width)
+        mean = ZERO
+        if op[9]:
+            for j in range(width):
+                mean += x[j]
+            mean /= f32(width)
+        square = ZERO
+        for j in range(width):
+            square += (x[j] - mean) * (x[j] - mean)
+        scale = ONE / f32(math.sqrt(square / f32(width) + epsilon))
+        if op[10]:
+            w = floats(op[10], width)
+            for j in range(width):
+                y[j] = (x[j] - mean) * scale * w[j]
+        else:
+            for j in range(width):
+                y[j] = (x[j] - mean) * scale
+        if op[11]:
+            b = floats(op[11], width)
+            for j in range(width):
+                y[j] += b[j]
+
+
+@njit
+def angles(job, op, me, team):
+    """into(3), count, frequencies (float64)."""
+    count = op[4]
+    turns = longs(op[5], count)
+    for node in range(me, job[NODES], team):
+        into = floats(row(job, op, 1, node), 2 * count)
+        position = longs(job[POSITION], job[NODES])[node]
+        for j in range(count):
+            angle = position * real(turns[j])
+            into[j] = math.cos(angle)
+            into[count + j] = math.sin(angle)
+
+
+@njit(fastmath=FAST)
+def finish(raw, rows, into, stride, scales, bias, adds, kind, gated, tiles):
+    """From the sums of some tiles to what is stored: scale, bias, activation, gate, add. raw: (rows, tiles * TILE)."""
+    for r in range(rows):
+        y = floats(raw + 4 * r * tiles * TILE, tiles * TILE)
+        if scales:
+            s = floats(scales, tiles * TILE)
+            for start in range(0, tiles * TILE, LANES):
+                for j in range(start, start + LANES):
+                    y[j] *= s[j]
+        if bias:
+            s = floats(bias, tiles * TILE)
+            for start in range(0, tiles * TILE, LANES):
+                for j in range(start, start + LANES):
+                    y[j] += s[j]
+        if gated:
+            for tile in range(tiles):
+                gate, up = y[tile * TILE : tile * TILE + LANES], y[tile * TILE + LANES : tile * TILE + 2 * LANES]
+                out = floats(into + r * stride + 4 * tile * LANES, LANES)
+                activate(gate, kind)
+                for j in range(LANES):
+                    out[j] = gate[j] * up[j]
+        else:
+            activate(y, kind)
+            out = floats(into + r * stride, tiles * TILE)
+            if adds:
+                for start in range(0, tiles * TILE, LANES):
+                    for j in range(start, start + LANES):
+                        out[j] += y[j]
+            else:
+                for start in range(0, tiles * TILE, LANES):
+                    for j in range(start, start + LANES):
+                        out[j] = y[j]
+
+
+@njit
+def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, tiles, adds, kind, gated, me, team):
+    """This thread's tiles of a matrix product: rows of `source` (addresses and strides in bytes) to rows of `into`."""
+    tile, last = tiles * me // team, tiles * (me + 1) // team
+    raw = job[LOCAL] + me * job[LOCAL_BYTES]
+    size = 1 if scales else 4
+    blocks = (nodes + BLOCK - 1) // BLOCK
+    while tile < last:
+        here = 2 if nodes <= QUAD and last - tile >= 2 else 1
+        w = weights + tile * TILE * k * size
+        column = 4 * tile * (LANES if gated else TILE)
+        for block in range(blocks):  # equal blocks: nine rows are 5 + 4, not 8 + 1
+            first, end = nodes * block // blocks, nodes * (block + 1) // blocks
+            rows = end - first
+            x = source + first * stride
+            if here == 2:
+                if scales:
+                    quad8(rows, w, LANES, LANES * k, x, stride, k, raw, 8 * TILE)
+                else:
+                    quad(rows, w, 4 * LANES, 4 * LANES * k, x, stride, k, raw, 8 * TILE)
+            elif scales:
+                pair8(rows, w, LANES, LANES * k, x, stride, k, raw, 4 * TILE)
+            else:
+                pair(rows, w, 4 * LANES, 4 * LANES * k, x, stride, k, raw, 4 * TILE)
+            finish(raw, rows, into + first * out + column, out, scales + 4 * tile * TILE if scales else 0,
+                   bias + 4 * tile * TILE if bias else 0, adds, kind, gated, here)
+        tile += here
+
+
+@njit
+def linear(job, op, me, team):
+    """source(3), into(3), weights, scales or 0, bias or 0, k, tiles, add?, activation, gated?, logits?."""
+    if op[15]:
+        nodes, into = job[WANTED], job[LOGITS]
+    else:
+        nodes, into = job[NODES], row(job, op, 4, 0)
+    multiply(job, row(job, op, 1, 0), 4 * op[3], nodes, into, 4 * op[6], op[7], op[8], op[9], op[10], op[11], op[12],
+             op[13], op[14], me, team)
+
+
+@njit(fastmath=FAST)
+def turn(x, angle, turned):
+    """Rotate in place: features j and j + turned / 2 are one plane."""
+    half = turned // 2
+    for j in range(half):
+        a, b = x[j], x[half + j]
+        x[j] = a * angle[j] - b * angle[half + j]
+        x[half + j] = b * angle[j] + a * angle[half + j]
+
+
+@njit
+def keys_at(job, op, at, b, g):
+    """The addresses of the cached keys and values of row b and head g; sizes in columns `at`: heads, kv_heads, width,
+    key, value, offset. Keys lie in panels (slot / LANES, key, LANES), as weights do; values (slot, value)."""
+    heads, key, value = op[at + 1], op[at + 3], op[at + 4]
+    layer = job[CACHE] + 4 * op[at + 5] * job[BATCH] * job[CAPACITY]
+    pair_at = b * heads + g
+    keys = layer + 4 * job[CAPACITY] * pair_at * key
+    values = layer + 4 * job[CAPACITY] * (job[BATCH] * heads * key + pair_at * value)
+    return keys, values
+
+
+@njit(fastmath=FAST)
+def remember(job, op, me, team):
+    """STORE. q(3), k(3), v(3), angles(3), sizes(6), turned, scale: rotate q and k, scale q, cache k and v."""
+    heads, kv, width, key, value, turned = op[13], op[14], op[15], op[16], op[17], op[19]
+    scale = f32(real(op[20]))
+    parts = heads + kv
+    for item in range(me, job[NODES] * parts, team):
+        node, part = item // parts, item % parts
+        angle = floats(row(job, op, 10, node), turned)
+        if part < heads:
+            q = floats(row(job, op, 1, node) + 4 * part * width, width)
+            turn(q, angle, turned)
+            for j in range(width):
+                q[j] *= scale
+            continue
+        g = part - heads
+        b = longs(job[ROW], job[NODES])[node]
+        slot = longs(job[LENGTH], job[BATCH])[b] + node - longs(job[FIRST], job[BATCH])[b]
+        k = floats(row(job, op, 4, node) + 4 * g * width, width)
+        v = floats(row(job, op, 7, node) + 4 * g * width, width)
+        turn(k, angle, turned)
+        keys, values = keys_at(job, op, 13, b, g)
+        panel = floats(keys + 4 * (slot // LANES * key * LANES + slot % LANES), key * LANES)
+        for j in range(width):
+            panel[j * LANES] = k[j]
+        floats(values + 4 * slot * value, width)[:] = v
+
+
+@njit(fastmath=FAST)
+def weigh(s, q_position, shift, window, slope, past, path, positions, first):
+    """Scores of one query to unnormalised weights, in place; returns their sum. s: slots from `shift`'s zero on.
+
+    past: how many of them are committed; the rest are nodes of this call, the query's path among them marked in
+    `path` (empty: all of them, a chain).
+    """
+    if slope != ZERO or window:
+        for j in range(min(past, s.size)):
+            distance = q_position - (j + shift)
+            s[j] -= slope * f32(distance)
+            if window and distance >= window:
+                s[j] = -np.inf
+        for j in range(past, s.size):
+            distance = q_position - positions[first + j - past]
+            s[j] -= slope * f32(distance)
+            if window and distance >= window:
+                s[j] = -np.inf
+    for j in range(path.size):
+        if path[j] == 0:
+            s[past + j] = -np.inf
+    top = f32(-np.inf)
+    for j in range(s.size):
+        top = max(top, s[j])
+    total = ZERO
+    for j in range(s.size):
+        s[j] = exp(s[j] - top) if s[j] > -np.inf else ZERO
+        total += s[j]
+    return total
+
+
+@njit(fastmath=FAST)
+def attend(job, op, me, team):
+    """q(3), into(3), sizes(6), window or 0, slopes or 0. Up to BLOCK nodes of a row share each pass over its cache."""
+    heads, kv, width, key, value, window = op[7], op[8], op[9], op[10], op[11], op[13]
+    nodes, batch = job[NODES], job[BATCH]
+    firsts, lengths = longs(job[FIRST], batch + 1), longs(job[LENGTH], batch)
+    positions, parents = longs(job[POSITION], nodes), longs(job[PARENT], nodes)
+    room = job[CAPACITY] + TILE
+    local = job[LOCAL] + me * job[LOCAL_BYTES]
+    raw = local + 4 * TILE
+    scores = raw + 4 * BLOCK * 2 * TILE
+    marks = scores + 4 * BLOCK * room
+    scales = floats(local, BLOCK)
+    blocks = 0
+    for b in range(batch):
+        blocks += (firsts[b + 1] - firsts[b] + BLOCK - 1) // BLOCK
+    item, last = heads * blocks * me // team, heads * blocks * (me + 1) // team
+    while item < last:
+        head, block = item // blocks, item % blocks
+        b = 0
+        while block >= (firsts[b + 1] - firsts[b] + BLOCK - 1) // BLOCK:
+            block -= (firsts[b + 1] - firsts[b] + BLOCK - 1) // BLOCK
+            b += 1
+        node = firsts[b] + block * BLOCK
+        rows = min(BLOCK, firsts[b + 1] - node)
+        keys, values = keys_at(job, op, 7, b, head * kv // heads)
+        past, slots = lengths[b], lengths[b] + block * BLOCK + rows
+        shift = positions[firsts[b]] - past  # position minus slot, of what is committed (roots follow the last)
+        start = 0
+        if window:
+            start = max(0, min(past, positions[node] - window + 1 - shift)) // TILE * TILE
+        q = row(job, op, 1, node) + 4 * head * width
+        slot = start
+        while slot < slots:
+            here = 2 if rows <= QUAD and slots - slot > TILE else 1
+            k = keys + 4 * slot * key
+            if here == 2:
+                quad(rows, k, 4 * LANES, 4 * LANES * key, q, 4 * op[3], key, scores + 4 * (slot - start), 4 * room)
+            else:
+                pair(rows, k, 4 * LANES, 4 * LANES * key, q, 4 * op[3], key, scores + 4 * (slot - start), 4 * room)
+            slot += here * TILE
+        inner = (slots - start + UNROLL - 1) // UNROLL * UNROLL
+        slope = floats(op[14], heads)[head] if op[14] else ZERO
+        for r in range(rows):
+            own = past + block * BLOCK + r + 1
+            path = longs(marks, 0)
+            if not job[CHAIN]:
+                path = longs(marks, own - past)
+                path[:] = 0
+                step = node + r
+                while step >= 0:
+                    path[step - firsts[b]] = 1
+                    step = parents[step]
+            s = floats(scores + 4 * r * room, inner)
+            total = weigh(s[: own - start], positions[node + r], shift + start, window, slope, past - start, path,
+                          positions, firsts[b])
+            s[own - start :] = ZERO
+            scales[r] = ONE / total
+        column = 0
+        while column < value:
+            v = values + 4 * (start * value + column)
+            wide = TILE
+            if rows <= QUAD and value - column > TILE:
+                wide = 2 * TILE
+                quad(rows, v, 4 * value, 4 * LANES, scores, 4 * room, inner, raw, 4 * wide)
+            else:
+                pair(rows, v, 4 * value, 4 * LANES, scores, 4 * room, inner, raw, 4 * wide)
+            for r in range(rows):
+                y = floats(raw + 4 * r * wide, wide)
+                out = floats(row(job, op, 4, node + r) + 4 * (head * width + column), min(wide, width - column))
+                for j in range(out.size):
+                    out[j] = y[j] * scales[r]
+            column += wide
+        item += 1
+
+
+@njit
+def share(size, me, team):
+    """This thread's range of `size` elements, in whole vectors."""
+    vectors = size // LANES
+    return vectors * me // team * LANES, vectors * (me + 1) // team * LANES
+
+
+@njit(fastmath=FAST)
+def convolve(job, op, me, team):
+    """source(3), into(3), width, taps, weight (taps, width), bias, state offset. State: (taps - 1, width)."""
+    width, taps, offset = op[7], op[8], op[11]
+    begin, end = share(width, me, team)
+    w, bias = floats(op[9], taps * width), floats(op[10], width)
+    size = (taps - 1) * width
+    for node in range(job[NODES]):
+        x, y = floats(row(job, op, 1, node), width), floats(row(job, op, 4, node), width)
+        old, new = floats(before(job, offset, size, node), size), floats(after(job, offset, size, node), size)
+        for start in range(begin, end, LANES):
+            for j in range(start, start + LANES):
+                y[j] = bias[j] + x[j] * w[(taps - 1) * width + j]
+            for tap in range(taps - 1):
+                for j in range(start, start + LANES):
+                    y[j] += old[tap * width + j] * w[tap * width + j]
+            for tap in range(taps - 2):
+                for j in range(start, start + LANES):
+                    new[tap * width + j] = old[(tap + 1) * width + j]
+            for j in range(start, start + LANES):
+                new[(taps - 2) * width + j] = x[j]
+            activate(y[start : start + LANES], SILU)
+
+
+@njit(fastmath=FAST)
+def scan(job, op, me, team):
+    """u(3), dt(3), b(3), c(3), gate(3), into(3), width, states, a (states, width), d, state offset.
+    State: (states, width)."""
+    width, states, offset = op[19], op[20], op[23]
+    begin, end = share(width, me, team)
+    a, d = floats(op[21], states * width), floats(op[22], width)
+    size = states * width
+    for node in range(job[NODES]):
+        u, dt, gate = (floats(row(job, op, 1, node), width), floats(row(job, op, 4, node), width),
+                       floats(row(job, op, 13, node), width))
+        b, c = floats(row(job, op, 7, node), states), floats(row(job, op, 10, node), states)
+        y = floats(row(job, op, 16, node), width)
+        old, new = floats(before(job, offset, size, node), size), floats(after(job, offset, size, node), size)
+        for start in range(begin, end, LANES):
+            for j in range(start, start + LANES):
+                dt[j] = softplus(dt[j])
+                y[j] = d[j] * u[j]
+            for n in range(states):
+                bn, cn, at = b[n], c[n], n * width
+                for j in range(start, start + LANES):
+                    h = exp(dt[j] * a[at + j]) * old[at + j] + dt[j] * u[j] * bn
+                    new[at + j] = h
+                    y[j] += h * cn
+            for j in range(start, start + LANES):
+                y[j] *= gate[j] * sigmoid(gate[j])
+
+
+@njit(fastmath=FAST)
+def decay(job, op, me, team):
+    """gate(3), width, temperature, floor: exp(max(log sigmoid(gate) / temperature, floor)) in place."""
+    rate, floor = f32(1 / real(op[5])), f32(real(op[6]))
+    for node in range(job[NODES]):
+        x = floats(row(job, op, 1, node), op[4])
+        for j in range(op[4] * me // team, op[4] * (me + 1) // team):
+            x[j] = exp(max(-softplus(-x[j]) * rate, floor))
+
+
+@njit(fastmath=FAST)
+def gla(job, op, me, team):
+    """q(3), k(3), v(3), decay(3), into(3), heads, key, value, state offset, scale. State: (heads, value / LANES, key,
+    LANES), so that a thread's columns of values lie together."""
+    heads, key, value, offset = op[16], op[17], op[18], op[19]
+    scale = f32(real(op[20]))
+    chunks = (value + LANES - 1) // LANES
+    size = heads * chunks * key * LANES
+    for item in range(heads * chunks * me // team, heads * chunks * (me + 1) // team):
+        head, chunk = item // chunks, item % chunks
+        wide = min(LANES, value - chunk * LANES)
+        for node in range(job[NODES]):
+            q = floats(row(job, op, 1, node) + 4 * head * key, key)
+            k = floats(row(job, op, 4, node) + 4 * head * key, key)
+            a = floats(row(job, op, 10, node) + 4 * head * key, key)
+            v = floats(row(job, op, 7, node) + 4 * (head * value + chunk * LANES), LANES)
+            old = floats(before(job, offset, size, node) + 4 * item * key * LANES, key * LANES)
+            new = floats(after(job, offset, size, node) + 4 * item * key * LANES, key * LANES)
+            out = floats(job[LOCAL] + me * job[LOCAL_BYTES], LANES)
+            out[:] = ZERO
+            for i in range(key):
+                ai, ki, qi = a[i], k[i], q[i] * scale
+                for j in range(LANES):
+                    s = ai * old[i * LANES + j] + ki * v[j]
+                    new[i * LANES + j] = s
+                    out[j] += qi * s
+            floats(row(job, op, 13, node) + 4 * (head * value + chunk * LANES), wide)[:] = out[:wide]
+
+
+@njit(fastmath=FAST)
+def recur(job, op, me, team):
+    """inputs(3), into(3), before(3), share(3), weights, scales, bias, k, tiles, hidden, lstm?, state offset.
+
+    Level by level: the nodes of one depth gather their parents' states, one product gives the hidden-to-hidden share
+    of their gates, then the gates act. State: h, and c for the LSTM.
+    """
+    k, tiles, hidden, lstm, offset = op[16], op[17], op[18], op[19], op[20]
+    wide = (hidden + TILE - 1) // TILE * TILE
+    size = wide * (1 + lstm)
+    order, levels = longs(job[ORDER], job[NODES]), longs(job[LEVEL], job[LEVELS] + 1)
+    begin, end = hidden * me // team, hidden * (me + 1) // team
+    for level in range(job[LEVELS]):
+        first, nodes = levels[level], levels[level + 1] - levels[level]
+        for index in range(me, nodes, team):
+            floats(row(job, op, 7, index), wide)[:] = floats(before(job, offset, size, order[first + index]), wide)
+        barrier(job[BARRIER], team)
+        multiply(job, row(job, op, 7, 0), 4 * op[9], nodes, row(job, op, 10, 0), 4 * op[12], op[13], op[14], op[15], k,
+                 tiles, 0, NONE, 0, me, team)
+        barrier(job[BARRIER], team)
+        for index in range(nodes):
+            node = order[first + index]
+            x, s = floats(row(job, op, 1, node), 4 * hidden), floats(row(job, op, 10, index), 4 * hidden)
+            old, new = floats(before(job, offset, size, node), size), floats(after(job, offset, size, node), size)
+            y = floats(row(job, op, 4, node), hidden)
+            if lstm:  # gates in torch's order: input, forget, cell, output
+                for j in range(begin, end):
+                    i, f = sigmoid(x[j] + s[j]), sigmoid(x[hidden + j] + s[hidden + j])
+                    g = tanh(x[2 * hidden + j] + s[2 * hidden + j])
+                    c = f * old[wide + j] + i * g
+                    h = sigmoid(x[3 * hidden + j] + s[3 * hidden + j]) * tanh(c)
+                    new[wide + j] = c
+                    new[j] = h
+                    y[j] = h
+            else:  # reset, update, new
+                for j in range(begin, end):
+                    r, z = sigmoid(x[j] + s[j]), sigmoid(x[hidden + j] + s[hidden + j])
+                    n = tanh(x[2 * hidden + j] + r * s[2 * hidden + j])
+                    h = n + z * (old[j] - n)
+                    new[j] = h
+                    y[j] = h
+        barrier(job[BARRIER], team)
+
+
+@njit(fastmath=FAST)
+def gate(job, op, me, team):
+    """values(3), gate(3), width: values *= SiLU(gate)."""
+    width = op[7]
+    for node in range(job[NODES]):
+        y, g = floats(row(job, op, 1, node), width), floats(row(job, op, 4, node), width)
+        for j in range(width * me // team, width * (me + 1) // team):
+            y[j] *= g[j] * sigmoid(g[j])
+
+
+@njit
+def plus(job, op, me, team):
+    """ADD. source(3), into(3), width."""
+    width = op[7]
+    for node in range(job[NODES]):
+        x, y = floats(row(job, op, 1, node), width), floats(row(job, op, 4, node), width)
+        for j in range(width * me // team, width * (me + 1) // team):
+            y[j] += x[j]
+
+
+@njit
+def gather(job, op, me, team):
+    """source(3), into(3), width: the rows of the wanted nodes, together."""
+    width = op[7]
+    want = longs(job[WANT], job[WANTED])
+    for index in range(me, job[WANTED], team):
+        floats(row(job, op, 4, index), width)[:] = floats(row(job, op, 1, want[index]), width)
+
+
+@njit
+def move(job, op, me, team):
+    """sizes(6). Gather the keys and values along each row's path to the slots right behind its cursor."""
+    heads, key, value = op[2], op[4], op[5]
+    batch, steps = job[BATCH], job[STEPS]
+    lengths, path = longs(job[LENGTH], batch), longs(job[PATH], batch * steps)
+    for item in range(me, batch * heads, team):
+        b = item // heads
+        keys, values = keys_at(job, op, 1, b, item % heads)
+        for step in range(steps):  # a path ascends, so nothing is overwritten before it has moved
+            node = path[b * steps + step]
+            if node > step:
+                old, new = lengths[b] + node, lengths[b] + step
+                source = floats(keys + 4 * (old // LANES * key * LANES + old % LANES), key * LANES)
+                target = floats(keys + 4 * (new // LANES * key * LANES + new % LANES), key * LANES)
+                for j in range(key):
+                    target[j * LANES] = source[j * LANES]
+                floats(values + 4 * new * value, value)[:] = floats(values + 4 * old * value, value)
+
+
+@njit
+def pick(job, op, me, team):
+    """state offset, size. The committed state of each row becomes that of one node (-1: stays)."""
+    offset, size = op[1], op[2]
+    path = longs(job[PATH], job[BATCH])
+    for b in range(me, job[BATCH], team):
+        if path[b] >= 0:
+            target = floats(job[BEFORE] + 4 * (offset * job[BATCH] + b * size), size)
+            target[:] = floats(job[AFTER] + 4 * (offset * job[SLOTS] + path[b] * size), size)

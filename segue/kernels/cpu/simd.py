@@ -1,0 +1,208 @@
+"""What Numba lacks, as intrinsics over LLVM: raw addresses, atomics, vector loops, and the matrix micro-kernel.
+
+Everything here is target-independent vector IR: LLVM turns it into AVX-512, AVX2, NEON or plain scalar code.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Callable
+from inspect import Parameter, Signature
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+WIDE = llvm.get_host_cpu_features().get("avx512f", False)
+LANES = 16 if WIDE else 8  # float32 per vector: one AVX-512 register, one AVX2 register, two NEON registers
+BLOCK = 8 if WIDE else 4  # rows of x that one pass over the weights serves: as many as the registers hold
+QUAD = 4 if WIDE else 2  # up to so many rows, four panels of weights are read at once instead of two
+PANELS = 2
+TILE = PANELS * LANES  # outputs per tile: weights, keys and values are padded to a multiple of it
+UNROLL = 4  # steps of the inner loop per branch: inner sizes are padded to a multiple of it
+AHEAD = 2048  # bytes between the weights being used and those being fetched
+
+F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+VECTOR = ir.VectorType(F32, LANES)
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
+
+
+def _array_at(dtype: Any) -> Any:
+    @njit(inline="always")
+    def view(address, size):
+        return carray(_pointer(address), (size,), dtype)
+
+    return view
+
+
+floats = _array_at(types.float32)
+"""floats(address, size): the float32 array that lies there."""
+longs = _array_at(types.int64)
+
+
+def _define(name: str, signature: Any, body: Callable[[Any, list[Any]], Any]) -> Any:
+    """An intrinsic from a few lines of IR."""
+
+    def typed(typingctx: Any, *args: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, values: Any) -> Any:
+            result = body(builder, values)
+            return context.get_dummy_value() if sig.return_type == types.void else result
+
+        return signature, codegen
+
+    names = ["typingctx", *(f"a{i}" for i in range(len(signature.args)))]
+    typed.__name__ = typed.__qualname__ = name
+    typed.__signature__ = Signature([Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in names])  # type: ignore
+    return intrinsic(typed)
+
+
+def _at(builder: Any, address: Any) -> Any:
+    return builder.inttoptr(address, I64.as_pointer())
+
+
+def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
+
+
+def _compare_and_swap(builder: Any, a: list[Any]) -> Any:
+    pair = builder.cmpxchg(_at(builder, a[0]), a[1], a[2], "acq_rel", "acquire")
+    return builder.zext(builder.extract_value(pair, 1), I64)
+
+
+def _relax(builder: Any, a: list[Any]) -> None:
+    """Tell the core that this is a spin loop."""
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64", "i686", "x86"):
+        _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+    elif machine in ("arm64", "aarch64"):
+        _call(builder, "llvm.aarch64.hint", ir.VoidType(), I32(1))
+
+
+def _exp(builder: Any, a: list[Any]) -> Any:
+    """e^x to about 2 units in the last place. In IR, not in Python: no fast-math flag may reorder the reduction."""
+    b = builder
+
+    def fma(x: Any, y: Any, z: Any) -> Any:
+        return _call(b, "llvm.fmuladd.f32", F32, x, y, z)
+
+    x = _call(b, "llvm.maxnum.f32", F32, _call(b, "llvm.minnum.f32", F32, a[0], F32(88.0)), F32(-87.0))
+    n = _call(b, "llvm.rint.f32", F32, b.fmul(x, F32(1 / math.log(2))))
+    high = round(math.log(2) * 2**16) / 2**16  # so short that n * high is exact
+    r = fma(n, F32(high - math.log(2)), fma(n, F32(-high), x))
+    p = F32(1 / math.factorial(7))
+    for degree in reversed(range(7)):
+        p = fma(p, r, F32(1 / math.factorial(degree)))
+    # 2^n by writing n into the exponent: integers stay 32 bits wide, so that a loop around this stays vectorised.
+    return b.fmul(p, b.bitcast(b.shl(b.add(b.fptosi(n, I32), I32(127)), I32(23)), F32))
+
+
+long, single, void = types.int64, types.float32, types.void
+load = _define("load", long(long), lambda b, a: b.load_atomic(_at(b, a[0]), "acquire", 8))
+store = _define("store", void(long, long), lambda b, a: b.store_atomic(a[1], _at(b, a[0]), "release", 8))
+add = _define("add", long(long, long), lambda b, a: b.atomic_rmw("add", _at(b, a[0]), a[1], "acq_rel"))
+swap_if = _define("swap_if", long(long, long, long), _compare_and_swap)
+relax = _define("relax", void(), _relax)
+yield_core = types.ExternalFunction("sched_yield", types.int32())
+exp = _define("exp", single(single), _exp)
+real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
+"""real(bits): the float64 that was stored as an integer."""
+
+
+def make_tile(panels: int, rows: int, int8: bool) -> Any:
+    """The micro-kernel: y[r, p, lane] = sum over i of x[r, i] * w[p, i, lane], for `rows` rows and `panels` panels.
+
+    All accumulators live in registers, each weight vector is loaded once for all rows, and every sum runs over i in
+    order: a row's result is the same, bit for bit, whatever rows it is computed with. With `int8` the weights are
+    signed bytes, widened as they are loaded (scaling is the caller's).
+
+    tile(w, step, panel, x, row, k, y, out): addresses w, x, y; bytes from one i to the next and from one panel to
+    the next in w; bytes between rows of x; k (a multiple of UNROLL); bytes between rows of y. Panels lie one behind
+    the other in y.
+    """
+
+    def build(builder: Any, args: list[Any]) -> None:
+        w, step, panel, x, row, k, y, out = args
+        b, fma = builder, f"llvm.fmuladd.v{LANES}f32"
+        undefined = ir.Constant(VECTOR, ir.Undefined)
+        first = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+        entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
+        bases = [b.add(w, b.mul(panel, I64(p))) for p in range(panels)]
+        inputs = [b.add(x, b.mul(row, I64(r))) for r in range(rows)]
+        b.branch(loop)
+        b.position_at_end(loop)
+        i, offset = b.phi(I64), b.phi(I64)
+        sums = [[b.phi(VECTOR) for _ in range(rows)] for _ in range(panels)]
+        now = [list(line) for line in sums]
+        for u in range(UNROLL):
+            here = offset if u == 0 else b.add(offset, b.mul(step, I64(u)))
+            weights = []
+            for p in range(panels):
+                address = b.add(bases[p], here)
+                if int8:
+                    kind = ir.VectorType(I8, LANES)
+                    narrow = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
+                    weights.append(b.sitofp(b.sext(narrow, ir.VectorType(I32, LANES)), VECTOR))
+                else:
+                    weights.append(b.load(b.inttoptr(address, VECTOR.as_pointer()), align=4))
+                if not int8 or u == 0:
+                    soon = b.inttoptr(b.add(address, I64(AHEAD)), I8.as_pointer())
+                    _call(b, "llvm.prefetch.p0", ir.VoidType(), soon, I32(0), I32(3), I32(1))
+            for r in range(rows):
+                at = b.add(inputs[r], b.shl(b.add(i, I64(u)), I64(2)))
+                value = b.load(b.inttoptr(at, F32.as_pointer()), align=4)
+                spread = b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, first)
+                for p in range(panels):
+                    now[p][r] = _call(b, fma, VECTOR, weights[p], spread, now[p][r])
+        following, onward = b.add(i, I64(UNROLL)), b.add(offset, b.mul(step, I64(UNROLL)))
+        for phi, start, end in ((i, I64(0), following), (offset, I64(0), onward)):
+            phi.add_incoming(start, entry)
+            phi.add_incoming(end, loop)
+        for p in range(panels):
+            for r in range(rows):
+                sums[p][r].add_incoming(ir.Constant(VECTOR, [0.0] * LANES), entry)
+                sums[p][r].add_incoming(now[p][r], loop)
+        b.cbranch(b.icmp_signed("<", following, k), loop, done)
+        b.position_at_end(done)
+        for r in range(rows):
+            for p in range(panels):
+                at = b.add(y, b.add(b.mul(out, I64(r)), I64(4 * LANES * p)))
+                b.store(now[p][r], b.inttoptr(at, VECTOR.as_pointer()), align=4)
+
+    return _define("tile", void(*[long] * 8), build)
+
+
+def make_block(panels: int, int8: bool, most: int) -> Any:
+    """block(rows, ...): the micro-kernel for that many rows, 1 to `most`."""
+    tile = make_tile(panels, most, int8)
+    if most == 1:
+
+        @njit
+        def block(rows, w, step, panel, x, row, k, y, out):
+            tile(w, step, panel, x, row, k, y, out)
+    else:
+        fewer = make_block(panels, int8, most - 1)
+
+        @njit
+        def block(rows, w, step, panel, x, row, k, y, out):
+            if rows == most:
+                tile(w, step, panel, x, row, k, y, out)
+            else:
+                fewer(rows, w, step, panel, x, row, k, y, out)
+
+    return block
+
+
+pair, quad = make_block(PANELS, False, BLOCK), make_block(2 * PANELS, False, QUAD)
+pair8, quad8 = make_block(PANELS, True, BLOCK), make_block(2 * PANELS, True, QUAD)

@@ -1,0 +1,429 @@
+"""A stack behind the compiled CPU engine: the same `extend`, `commit`, `select` and `rewind`, many times faster.
+
+`compile_model` lowers a stack to a program once; `accelerate` wraps it so that nobody waits for the compiler.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segue.errors import SegueError
+from segue.kernels.cpu import engine
+from segue.kernels.cpu import program as p
+from segue.kernels.cpu.simd import BLOCK, LANES, TILE
+from segue.models.base import Output
+from segue.models.stack import Stack
+
+CHUNK = 256  # nodes (of all rows) that a long prompt is cut into: bounds the scratch memory
+KEPT = 16  # up to so many nodes of a chain, a recurrent state is kept for each of them, as it is for trees
+
+
+def lower(stack: Stack, weights: str = "float32") -> p.Program:
+    """The program of a stack; a SegueError says what has no compiled form."""
+    config = stack.config
+    program = p.Program(weights)
+    x, h, h2 = (program.register(name, config.width) for name in ("x", "h", "h2"))
+
+    def norm(module: Any, source: p.View, into: p.View) -> None:
+        program.norm(source, into, config.norm, module.weight, getattr(module, "bias", None), config.norm_eps)
+
+    table = stack.position_embedding
+    program.embed(x, stack.embedding.weight, None if table is None else table.weight)
+    if stack.embed_norm is not None:
+        norm(stack.embed_norm, x, x)
+    for block in stack.blocks:
+        norm(block.mixer_norm, x, h)
+        channel = block.channel
+        if channel is not None and block.parallel:
+            norm(block.channel_norm, x, h2)
+        block.mixer.lower(program, h, x)
+        if channel is not None:
+            if not block.parallel:
+                norm(block.channel_norm, x, h2)
+            hidden = program.register("hidden", channel.out.in_features)
+            program.linear(h2, hidden, channel.into.weight, channel.into.bias, activation=config.activation,
+                           gated=channel.gated)
+            program.linear(hidden, x, channel.out.weight, channel.out.bias, add=True)
+    norm(stack.norm, x, h)
+    program.head(h, stack.head.weight)
+    program.finish()
+    return program
+
+
+@dataclass
+class Pending:
+    """What an extend left behind: tokens (B, N), whether they are a tree, and the recurrent states `after` the nodes
+    (kept: after each of them; else after the last of each row, with the states `before` each chunk of the prompt)."""
+
+    tokens: np.ndarray
+    tree: bool
+    after: Memory
+    kept: bool
+    before: list[tuple[int, Memory]]
+
+
+class Memory:
+    """A float32 array and its address, which ctypes is slow to tell."""
+
+    def __init__(self, size: int, copy: Memory | None = None) -> None:
+        self.array = p.aligned((size,), np.float32)
+        self.address = self.array.ctypes.data
+        if copy is not None:
+            self.array[:] = copy.array
+
+
+class Space:
+    """The job and the arrays that one run needs: `counts` (B,) nodes per row, chains unless a tree is filled in."""
+
+    def __init__(self, program: p.Program, counts: np.ndarray) -> None:
+        batch, nodes = len(counts), int(counts.sum())
+        self.job, self.nodes = p.aligned((p.JOB,), np.int64), nodes
+        self.first, self.length = p.aligned((batch + 1,), np.int64), p.aligned((batch,), np.int64)
+        self.first[1:] = counts.cumsum()
+        self.row, self.index = np.repeat(np.arange(batch), counts), np.arange(nodes)
+        self.index -= self.first[self.row]  # of a node within its row
+        self.token, self.position = p.aligned((nodes,), np.int64), p.aligned((nodes,), np.int64)
+        self.parent = np.where(self.index > 0, np.arange(nodes) - 1, -1)
+        self.scratch = Memory(nodes * program.floats_per_node + TILE)
+        self._level(self.index)
+        table = program.table
+        for field, value in ((p.OPERATIONS, table), (p.ROW, self.row), (p.PARENT, self.parent),
+                             (p.POSITION, self.position), (p.TOKEN, self.token), (p.FIRST, self.first),
+                             (p.LENGTH, self.length)):
+            self.job[field] = value.ctypes.data
+        self.job[p.COUNT], self.job[p.NODES], self.job[p.BATCH] = len(table), nodes, batch
+        self.job[p.SCRATCH], self.job[p.CHAIN] = self.scratch.address, 1
+        self.barrier = p.aligned((16,), np.int64)
+        self.job[p.BARRIER] = self.barrier.ctypes.data
+        self.address = self.job.ctypes.data
+
+    def _level(self, depth: np.ndarray) -> None:
+        """Nodes ordered by depth, and where each depth begins."""
+        self.order = depth.argsort(kind="stable")
+        self.levels = np.concatenate([[0], np.bincount(depth).cumsum()]).astype(np.int64)
+        self.job[p.ORDER], self.job[p.LEVEL] = self.order.ctypes.data, self.levels.ctypes.data
+        self.job[p.LEVELS] = len(self.levels) - 1
+
+    def tree(self, parents: np.ndarray) -> None:
+        """Parents (B, N) within each row, -1 for the state's end."""
+        batch, n = parents.shape
+        depth = np.zeros((batch, n), np.int64)
+        for node in range(1, n):
+            above = parents[:, node]
+            depth[:, node] = np.where(above >= 0, depth[np.arange(batch), above] + 1, 0)
+        self.index = depth.reshape(-1)
+        self.parent[:] = np.where(parents >= 0, parents + n * np.arange(batch)[:, None], -1).reshape(-1)
+        self.job[p.CHAIN] = 0
+        self._level(self.index)
+
+
+class CompiledState:
+    """The memory of a compiled model for a batch of rows; see `segue.mixers.state.State` for what the verbs mean.
+
+    Keys and values of pending nodes lie behind the committed ones, and the cursor of each row (`lengths`) says where
+    those end: to commit a chain is to move the cursor.
+    """
+
+    def __init__(self, model: CompiledModel, batch: int, history: int = 0) -> None:
+        self.model, self.program = model, model.program
+        self.lengths = np.zeros(batch, np.int64)
+        self.history = history if self.program.states else 0
+        self.capacity = 0
+        self.cache, self.local = Memory(0), Memory(0)
+        self.states = Memory(batch * self.program.floats_per_state)
+        self.spare: Memory | None = None
+        self.pending: Pending | None = None
+        self.spaces: dict[tuple[int, bool], Space] = {}
+        self.said = np.zeros((batch, 0), np.int64)  # with a history: all tokens, to replay them from a mark
+        self.marks: list[tuple[np.ndarray, Memory]] = []  # lengths (B,) and the states there
+        if self.history:
+            self._mark()
+
+    @property
+    def batch(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def positions(self) -> Tensor:
+        """(B,) long: the position of the next token of each row."""
+        return torch.from_numpy(self.lengths.copy())
+
+    def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
+        """Make pending nodes real: a `path` (B, P) padded with -1, or the first `counts` (B,) of a chain (all)."""
+        pending = self.pending
+        if pending is None:
+            raise SegueError("nothing is pending: call extend before commit")
+        batch, n = pending.tokens.shape
+        if path is None:
+            if pending.tree:
+                raise SegueError("a draft tree is pending: say which path to commit")
+            steps = None
+            taken = np.full(batch, n) if counts is None else np.minimum(counts.numpy(), n)
+            last = taken - 1
+        else:
+            steps = np.ascontiguousarray(path.numpy(), np.int64)
+            taken = (steps >= 0).sum(1)
+            last = np.where(taken > 0, steps[np.arange(batch), taken - 1], -1) if steps.shape[1] else taken - 1
+        if self.program.caches and steps is not None and (steps > np.arange(steps.shape[1])).any():
+            self._job(p.MOVE, steps)
+        if self.program.states and n:
+            self._settle(pending, taken, last, steps)
+        self.pending = None
+        if self.history:
+            self._remember(pending.tokens, taken, steps)
+        self.lengths = self.lengths + taken
+        if self.history and (self.lengths - self.marks[-1][0]).min() >= self.history:
+            self._mark()
+
+    def _settle(self, pending: Pending, taken: np.ndarray, last: np.ndarray, steps: np.ndarray | None) -> None:
+        """The recurrent states after the last node taken of each row."""
+        batch, n = pending.tokens.shape
+        if steps is None and (taken == n).all() and (n == 1 or not pending.kept):
+            self.states, self.spare = pending.after, self.states  # one slot per row: exactly what is wanted
+        elif pending.kept:
+            self._job(p.PICK, np.where(last >= 0, last + n * np.arange(batch), -1)[:, None], pending.after)
+        else:  # replay the rest of the chunk in which each row ends
+            after, left = Memory(self.states.array.size, self.states), taken.copy()
+            for start, before in pending.before:
+                for old, new in zip(self._rows(before), self._rows(after)):
+                    new[taken >= start] = old[taken >= start]
+                left = np.where(taken >= start, taken - start, left)
+            if (taken == n).any():
+                for old, new in zip(self._rows(pending.after), self._rows(after)):
+                    new[taken == n] = old[taken == n]
+                left[taken == n] = 0
+            tokens = [row[end - rest : end] for row, end, rest in zip(pending.tokens, taken, left)]
+            self.states = self.model.replay(self, after, self.lengths + taken - left, tokens)
+
+    def _job(self, code: int, path: np.ndarray, after: Memory | None = None) -> None:
+        """Run one operation of bookkeeping over all layers."""
+        table, job = self.program.bookkeeping[code], p.aligned((p.JOB,), np.int64)
+        path = np.ascontiguousarray(path)
+        job[p.OPERATIONS], job[p.COUNT], job[p.BATCH] = table.ctypes.data, len(table), self.batch
+        job[p.CACHE], job[p.CAPACITY], job[p.LENGTH] = self.cache.address, self.capacity, self.lengths.ctypes.data
+        job[p.PATH], job[p.STEPS] = path.ctypes.data, path.shape[1]
+        if after is not None:
+            job[p.BEFORE], job[p.AFTER] = self.states.address, after.address
+            job[p.SLOTS] = after.array.size // self.program.floats_per_state
+        engine.team().run(job.ctypes.data, 1)
+
+    def _rows(self, memory: Memory) -> list[np.ndarray]:
+        """The recurrent states of all layers, each (B, size)."""
+        b = self.batch
+        return [memory.array[b * at : b * (at + size)].reshape(b, size) for at, size in self.program.states]
+
+    def _layers(self, memory: Memory, capacity: int) -> list[np.ndarray]:
+        """Keys and values of all layers, each (B, heads, capacity / LANES, LANES * width)."""
+        b, views = self.batch, []
+        for at, heads, key, value in self.program.caches:
+            layer = memory.array[b * capacity * at : b * capacity * (at + heads * (key + value))]
+            split = b * capacity * heads * key
+            views += [layer[:split].reshape(b, heads, capacity // LANES, key * LANES),
+                      layer[split:].reshape(b, heads, capacity // LANES, value * LANES)]
+        return views
+
+    def reserve(self, nodes: int) -> None:
+        """Room for so many more nodes in each row; grows by doubling, so that n tokens cost O(n) copying."""
+        need = int(self.lengths.max(initial=0)) + nodes
+        if need > self.capacity and self.program.caches:
+            capacity = p.padded(max(need, 2 * self.capacity, 128), TILE)
+            cache = Memory(self.batch * capacity * self.program.floats_per_position)
+            used = self.capacity // LANES
+            for old, new in zip(self._layers(self.cache, self.capacity), self._layers(cache, capacity)):
+                new[:, :, :used] = old
+            self.cache, self.capacity = cache, capacity
+        local = TILE + BLOCK * (3 * TILE + self.capacity) + 2 * nodes
+        if local * self.model.threads > self.local.array.size:
+            self.local = Memory(p.padded(2 * local, 2 * TILE) * self.model.threads)
+
+    def select(self, rows: Tensor) -> CompiledState:
+        """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
+        index = rows.numpy()
+        new = CompiledState(self.model, len(index))
+        new.lengths, new.history, new.said = self.lengths[index], self.history, self.said[index]
+        new.reserve(p.padded(1, TILE))
+        used = -(-int(new.lengths.max(initial=0)) // LANES)
+        for old, view in zip(self._layers(self.cache, self.capacity), new._layers(new.cache, new.capacity)):
+            view[:, :, :used] = old[index, :, :used]
+        new.states = self._chosen(self.states, index, new)
+        new.marks = [(lengths[index], self._chosen(states, index, new)) for lengths, states in self.marks]
+        return new
+
+    def _chosen(self, memory: Memory, index: np.ndarray, new: CompiledState) -> Memory:
+        chosen = Memory(new.states.array.size)
+        for old, view in zip(self._rows(memory), new._rows(chosen)):
+            view[:] = old[index]
+        return chosen
+
+    def rewind(self, n: int | Tensor) -> None:
+        """Forget the last `n` (int or (B,)) committed tokens; recurrent states go back `history` tokens at most."""
+        back = np.broadcast_to(np.asarray(n), (self.batch,))
+        if (back < 0).any() or (back > self.lengths).any():
+            raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}")
+        target = self.lengths - back
+        if self.program.states and back.any():
+            self._replay_to(target)
+        self.lengths, self.pending = target, None
+
+    def _replay_to(self, target: np.ndarray) -> None:
+        start, base = np.full(self.batch, -1), Memory(self.states.array.size)
+        for lengths, states in self.marks:  # of each row the latest mark that is not beyond the target
+            better = (lengths <= target) & (lengths > start)
+            start = np.where(better, lengths, start)
+            for old, new in zip(self._rows(states), self._rows(base)):
+                new[better] = old[better]
+        if (start < 0).any():
+            raise SegueError(f"a recurrent state cannot go back that far: create it with init_state(batch, history=N) "
+                             f"for a larger N than {self.history}")
+        tokens = [said[a:b] for said, a, b in zip(self.said, start, target)]
+        self.states = self.model.replay(self, base, start, tokens)
+        for lengths, _ in self.marks:  # what comes next will differ from what was marked
+            lengths[lengths > target] = np.iinfo(np.int64).max
+
+    def _remember(self, tokens: np.ndarray, taken: np.ndarray, steps: np.ndarray | None) -> None:
+        need = int((self.lengths + taken).max())
+        if need > self.said.shape[1]:
+            self.said = np.pad(self.said, ((0, 0), (0, need)))
+        for row in range(self.batch):
+            new = tokens[row] if steps is None else tokens[row, steps[row]]
+            start, count = self.lengths[row], taken[row]
+            self.said[row, start : start + count] = new[:count]
+
+    def _mark(self) -> None:
+        """Two marks, `history` or more tokens apart: the older one is always far enough back."""
+        self.marks = [*self.marks[-2:], (self.lengths.copy(), Memory(self.states.array.size, self.states))]
+
+    def snapshot(self) -> CompiledState:
+        """An independent copy of what is committed."""
+        return self.select(torch.arange(self.batch))
+
+    def restore(self, snapshot: CompiledState) -> None:
+        """Go back to a snapshot, which stays usable."""
+        self.__dict__.update(snapshot.snapshot().__dict__)
+
+
+class CompiledModel:
+    """A stack whose decoding runs in the compiled CPU engine. Satisfies `segue.models.base.Decodable`.
+
+    weights: "float32", or "int8" (matrices of signed bytes with one scale per output; activations stay float32).
+    threads: how many may work on a call (default: as many as torch uses). Safe to call from several Python threads.
+    """
+
+    def __init__(self, stack: Stack, weights: str = "float32", threads: int | None = None) -> None:
+        if weights not in ("float32", "int8"):
+            raise SegueError(f"weights '{weights}' are unknown: choose float32 or int8")
+        self.weights, self.threads = weights, threads or torch.get_num_threads()
+        self.config, self.vocabulary = stack.config, stack.vocabulary
+        with torch.no_grad():
+            self.program = lower(stack.float() if stack.embedding.weight.dtype != torch.float32 else stack, weights)
+        engine.ready()
+
+    @property
+    def path(self) -> str:
+        return f"cpu kernels {self.weights}, {self.threads} thread{'s' * (self.threads > 1)}"
+
+    def init_state(self, batch: int, history: int = 0) -> CompiledState:
+        return CompiledState(self, batch, history)
+
+    def extend(self, tokens: Tensor, state: CompiledState, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        """See `segue.models.base.Decodable.extend`."""
+        ids = tokens.numpy()
+        batch, n = ids.shape
+        if n and (ids.min() < 0 or ids.max() >= self.vocabulary):
+            raise SegueError(f"token ids must lie in 0..{self.vocabulary - 1}, "
+                             f"these reach from {ids.min()} to {ids.max()}: was another codec used?")
+        limit = self.config.learned_positions
+        if limit and n and (over := int(state.lengths.max()) + n) > limit and parents is None:
+            raise SegueError(f"position {over - 1} is beyond the {limit} learned positions of this model: "
+                             "give a shorter prompt or ask for fewer tokens")
+        state.reserve(n)
+        program, wanted = self.program, n if at is None else at.shape[1]
+        logits = np.empty((batch * wanted, program.logit_stride), np.float32)
+        hidden = np.empty((batch, n, self.config.width), np.float32)
+        kept = bool(program.states) and (parents is not None or n <= KEPT)
+        chunk = n if kept or parents is not None else max(1, CHUNK // max(batch, 1))
+        before, chain = state.states, []
+        after = before
+        for start in range(0, n, max(chunk, 1)):
+            end = min(start + chunk, n)
+            space = self._space(state, end - start, parents)
+            space.token[:] = ids[:, start:end].reshape(-1)
+            if program.states:
+                chain.append((start, before))
+                after = self._room(state, space.nodes if kept else batch)
+                if not kept:
+                    after.array[:] = before.array
+            if at is None:
+                want = None
+                out = logits if chunk >= n else np.empty((space.nodes, program.logit_stride), np.float32)
+            else:
+                chosen = at.numpy()
+                row, column = np.nonzero((chosen >= start) & (chosen < end))
+                want = row * (end - start) + chosen[row, column] - start
+                out = np.empty((len(want), program.logit_stride), np.float32)
+            self._run(state, space, state.lengths + start, before, after, kept, want, out)
+            if at is not None:
+                logits.reshape(batch, wanted, -1)[row, column] = out
+            elif out is not logits:
+                logits.reshape(batch, n, -1)[:, start:end] = out.reshape(batch, end - start, -1)
+            hidden[:, start:end] = program.read(program.top, space.scratch.array, space.nodes).reshape(
+                batch, end - start, -1)
+            before = after
+        state.pending = Pending(ids, parents is not None, after, kept, chain)
+        shaped = torch.from_numpy(logits).view(batch, wanted, -1)[:, :, : self.vocabulary]
+        return Output(shaped, torch.from_numpy(hidden))
+
+    def _room(self, state: CompiledState, slots: int) -> Memory:
+        size = slots * self.program.floats_per_state
+        spare, state.spare = state.spare, None
+        return spare if spare is not None and spare.array.size == size else Memory(size)
+
+    def _space(self, state: CompiledState, n: int, parents: Tensor | None) -> Space:
+        key = n, parents is not None
+        space = state.spaces.get(key)
+        if space is None:
+            space = Space(self.program, np.full(state.batch, n))
+            if n <= KEPT:
+                state.spaces[key] = space
+        if parents is not None:
+            space.tree(parents.numpy())
+        return space
+
+    def _run(self, state: CompiledState, space: Space, lengths: np.ndarray, before: Memory, after: Memory, kept: bool,
+             want: np.ndarray | None, logits: np.ndarray) -> None:
+        """Run the program. want: indices of the nodes whose logits are wanted (None: all)."""
+        space.length[:] = lengths
+        np.add(space.index, lengths[space.row], out=space.position)
+        job = space.job
+        want = np.arange(space.nodes) if want is None else want
+        job[p.LOCAL], job[p.LOCAL_BYTES] = state.local.address, state.local.array.nbytes // self.threads
+        job[p.CACHE], job[p.CAPACITY] = state.cache.address, state.capacity
+        job[p.BEFORE], job[p.AFTER], job[p.KEEP] = before.address, after.address, kept
+        job[p.SLOTS] = space.nodes if kept else state.batch
+        job[p.WANT], job[p.WANTED], job[p.LOGITS] = want.ctypes.data, len(want), logits.ctypes.data
+        engine.team().run(space.address, self.threads)
+
+    def replay(self, state: CompiledState, states: Memory, lengths: np.ndarray, tokens: list[np.ndarray]) -> Memory:
+        """The recurrent states of each row after these tokens, from `states` at `lengths`. (Keys and values are
+        written again as they were.)"""
+        left = np.array([len(row) for row in tokens])
+        done, nothing = np.zeros_like(left), np.empty((0, self.program.logit_stride), np.float32)
+        while left.any():
+            counts = np.minimum(left, max(1, CHUNK // len(left)))
+            space = Space(self.program, counts)
+            space.token[:] = np.concatenate([row[a : a + c] for row, a, c in zip(tokens, done, counts)])
+            after = Memory(states.array.size, states)
+            self._run(state, space, lengths + done, states, after, False, np.empty(0, np.int64), nothing)
+            states, done, left = after, done + counts, left - counts
+        return states
+
+
+def compile_model(stack: Stack, weights: str = "float32", threads: int | None = None) -> CompiledModel:
+    """Lower a stack to the compiled CPU engine. A SegueError says what in it has no compiled form."""
+    return CompiledModel(stack, weights, threads)
