@@ -141,7 +141,10 @@ def continue_(model: Model,
                                                           help="What to go on from.")] = None,
               prime_file: Annotated[Path | None, typer.Option(metavar="F", help="Read the prime from a file.")] = None,
               n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add.")] = None,
-              decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, ...")] = None,
+              decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup or "
+                                                          "beam.")] = None,
+              draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
+                                                        "lookup or none.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None,
               seed: Seed = None,
@@ -157,12 +160,12 @@ def continue_(model: Model,
         except (OSError, UnicodeDecodeError) as error:
             raise SegueError(f"cannot read the prime from {prime_file}: {error}") from error
     answer = segue.load(model).continue_(prime or "", **given(
-        n=n, decoder=decoder, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, seed=seed))
     if out is not None:
         answer.save(out)
     if as_json:
-        show_json(answer.to_dict())
+        show_json(answer.as_dict())
     elif out is None:
         print(answer.text)
     if not as_json:
@@ -171,20 +174,21 @@ def continue_(model: Model,
 
 @command("update", "segue update model new/ --strategy replay --minutes 2")
 def update(model: Model, paths: Paths,
-           strategy: Annotated[str | None, typer.Option(metavar="NAME", help="naive, replay, ...")] = None,
+           strategy: Annotated[str | None, typer.Option(metavar="NAME", help="naive or replay.")] = None,
            minutes: Minutes = None, steps: Steps = None, how: How = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)
-    data = read_files(paths, how=how)
-    report = segue.load(model).update(data, **given(strategy=strategy, minutes=minutes, steps=steps))
+    fitted = segue.load(model)
+    data = read_files(paths, fitted.kind.name, how)
+    report = fitted.update(data, **given(strategy=strategy, minutes=minutes, steps=steps))
     show(report)
 
 
 @command("evaluate", "segue evaluate model held-out/ --json scores.json")
 def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, how: How = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
-    data = read_files(paths, how=how)
-    report = segue.load(model).evaluate(data)
+    fitted = segue.load(model)
+    report = fitted.evaluate(read_files(paths, fitted.kind.name, how))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
