@@ -5,7 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-CHECKERS = {"check_codec": "segue.testing.kinds", "check_kind": "segue.testing.kinds"}
+CHECKERS = {
+    "ContractBroken": "segue.testing.contract",
+    "check_codec": "segue.testing.kinds",
+    "check_kind": "segue.testing.kinds",
+    "check_mixer": "segue.testing.mixers",
+}
 
 __all__ = ["CHECKERS", *CHECKERS]
 

@@ -1,0 +1,438 @@
+"""What the checkers of mixers and of whole models share: drawn cases, comparison, and the life of a decoding state.
+
+Every property here compares a state that went through some life (pieces, drafts, commits, forks, rewinds) with the
+plainest thing there is: the same tokens, one row alone, from the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from segue.errors import SegueError, require
+from segue.models.base import Decoding
+
+
+class ContractBroken(AssertionError):
+    """A contract does not hold: which property, for which shapes, and how far off."""
+
+
+@dataclass
+class Case:
+    """One drawn situation. Its fields are small and plain, so that a failure shrinks to something readable.
+
+    lengths: tokens of each row. cuts: where a run is cut into pieces (repeats make empty pieces). parents: a draft tree
+    per row, -1 = follows the state. picks: for each row, numbers to choose nodes, rows and counts by (modulo).
+    steps: operations of a random life. seed: of the inputs.
+    """
+
+    lengths: list[int]
+    cuts: list[int]
+    parents: list[list[int]]
+    picks: list[int]
+    steps: list[str]
+    seed: int
+
+    @property
+    def batch(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        return max(self.lengths)
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed)
+
+    def edges(self, length: int, first: int = 0) -> list[tuple[int, int]]:
+        """Pieces of 0..length; the first has at least `first` tokens."""
+        inner = sorted(min(max(cut, first), length) for cut in self.cuts)
+        return list(zip([0, *inner], [*inner, length]))
+
+
+STEPS = ("chain", "ragged", "draft", "tree", "rewind", "select", "snapshot", "restore")
+
+
+def draw_cases(least: int = 0, longest: int = 40, rows: int = 3, nodes: int = 7) -> Any:
+    """A hypothesis strategy of `Case`s; every row has at least `least` tokens."""
+    st = require("hypothesis.strategies", extra="dev")
+    small = st.integers(0, 1000)
+
+    @st.composite
+    def case(draw: Callable[[Any], Any]) -> Case:
+        batch, size = draw(st.integers(1, rows)), draw(st.integers(1, nodes))
+        lengths = draw(st.lists(st.integers(least, longest), min_size=batch, max_size=batch))
+        return Case(
+            lengths,
+            draw(st.lists(st.integers(0, longest), max_size=4)),
+            [[draw(st.integers(-1, i - 1)) for i in range(size)] for _ in range(batch)],
+            draw(st.lists(small, min_size=batch, max_size=batch)),
+            draw(st.lists(st.sampled_from(STEPS), max_size=8)),
+            draw(small),
+        )
+
+    return case()
+
+
+@dataclass
+class Checker:
+    """Runs properties on drawn cases and keeps, for each, the largest error seen."""
+
+    name: str
+    examples: int
+    seed: int
+    shrink: bool
+    errors: dict[str, float] = field(default_factory=dict)
+    context: str = ""
+
+    def property(self, name: str, body: Callable[[Case], None], cases: Any, examples: int | None = None) -> None:
+        """Check `body` on drawn cases; a failure is first shrunk to the smallest case that still fails."""
+        hypothesis = require("hypothesis", extra="dev")
+        phases = [hypothesis.Phase.generate] + [hypothesis.Phase.shrink] * self.shrink
+        settings = hypothesis.settings(max_examples=examples or self.examples, database=None, deadline=None,
+                                       phases=phases, suppress_health_check=list(hypothesis.HealthCheck),
+                                       report_multiple_bugs=False)
+
+        def one(case: Case) -> None:
+            self.now(name, f" in {case}")
+            self.guard(lambda: body(case))
+
+        hypothesis.seed(self.seed)(settings(hypothesis.given(cases)(one)))()
+
+    def once(self, name: str, body: Callable[[], None]) -> None:
+        """Check a property that needs no drawn case."""
+        self.now(name)
+        self.guard(body)
+
+    def now(self, name: str, context: str = "") -> None:
+        self.current, self.context = name, context
+        self.errors.setdefault(name, 0.0)
+
+    def guard(self, body: Callable[[], None]) -> None:
+        try:
+            body()
+        except ContractBroken:
+            raise
+        except Exception as error:  # whatever a broken implementation throws is a broken contract
+            raise ContractBroken(f"{self.name}: {self.current}: {type(error).__name__}: {error}{self.context}") from error
+
+    def fail(self, message: str) -> None:
+        raise ContractBroken(f"{self.name}: {self.current}: {message}{self.context}")
+
+    def that(self, condition: bool | Tensor, message: str) -> None:
+        if not bool(condition):
+            self.fail(message)
+
+    def agree(self, what: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+        """`actual` is `expected` within `tolerance` of the larger of 1 and the largest expected magnitude."""
+        if actual.shape != expected.shape:
+            self.fail(f"{what} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
+        if not actual.numel():
+            return
+        error = (actual.double() - expected.double()).abs() / max(1.0, float(expected.double().abs().max()))
+        error = error.nan_to_num(nan=float("inf"))
+        worst = float(error.max())
+        self.errors[self.current] = max(self.errors[self.current], worst)
+        if worst > tolerance:
+            index = [int(i) for i in torch.unravel_index(error.argmax(), error.shape)]
+            self.fail(f"{what} {tuple(actual.shape)} {str(actual.dtype).removeprefix('torch.')}: max error {worst:.2e} "
+                      f"at {index} is above the tolerance {tolerance:.0e}")
+
+    def refuses(self, what: str, call: Callable[[], object]) -> None:
+        """`call` must raise a SegueError, which is what a user can read."""
+        try:
+            call()
+        except SegueError:
+            return
+        except Exception as error:
+            self.fail(f"{what} must be refused with a SegueError, but raised {type(error).__name__}: {error}")
+        self.fail(f"{what} must be refused with a SegueError, but was accepted")
+
+
+class Subject(Protocol):
+    """What the properties of a life need to know of a mixer or a model."""
+
+    check: Checker
+    tolerance: float
+    least: int  # tokens that the first extend must hold (a prompt that must be whole), else 0
+
+    def draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """Inputs (B, N, ...)."""
+        ...
+
+    def init(self, batch: int, history: int = 0) -> Decoding: ...
+
+    def extend(self, x: Tensor, state: Decoding, parents: Tensor | None = None) -> Tensor:
+        """Outputs (B, N, F)."""
+        ...
+
+    def truth(self, x: Tensor) -> Tensor:
+        """Outputs (T, F) of one row (T, ...), alone and from the beginning."""
+        ...
+
+
+def paths_of(parents: list[int]) -> list[list[int]]:
+    """The root-to-node path of every node."""
+    paths: list[list[int]] = []
+    for node, parent in enumerate(parents):
+        paths.append([*(paths[parent] if parent >= 0 else []), node])
+    return paths
+
+
+def padded(paths: list[list[int]]) -> Tensor:
+    """(B, P) long, padded with -1."""
+    width = max(map(len, paths))
+    return torch.tensor([path + [-1] * (width - len(path)) for path in paths], dtype=torch.long).view(len(paths), width)
+
+
+def prefill(subject: Subject, prompts: list[Tensor], history: int = 0) -> Decoding:
+    """A state that holds these prompts (T_b, ...), of whatever lengths, given at once with junk as padding."""
+    state = subject.init(len(prompts), history)
+    longest = max(len(p) for p in prompts)
+    x = subject.draw((len(prompts), longest), torch.Generator().manual_seed(99))
+    for row, prompt in enumerate(prompts):
+        x[row, : len(prompt)] = prompt
+    subject.extend(x, state)
+    state.commit(counts=torch.tensor([len(p) for p in prompts], device=x.device))
+    return state
+
+
+def expect(subject: Subject, what: str, y: Tensor, before: list[Tensor], x: Tensor,
+           parents: list[list[int]] | None = None, counts: list[int] | None = None) -> None:
+    """Outputs y of nodes x (B, N, ...) that follow the rows `before` are those of a run from the beginning."""
+    for row, prompt in enumerate(before):
+        length = len(prompt)
+        if parents is None:
+            n = x.shape[1] if counts is None else counts[row]
+            expected = subject.truth(torch.cat([prompt, x[row, :n]]))[length:]
+            subject.check.agree(f"{what}, row {row} after {length} tokens", y[row, :n], expected, subject.tolerance)
+            continue
+        paths = paths_of(parents[row])
+        for node in set(range(len(paths))) - set(parents[row]):  # the leaves' paths hold all nodes
+            expected = subject.truth(torch.cat([prompt, x[row, paths[node]]]))[length:]
+            subject.check.agree(f"{what}, row {row} after {length} tokens, nodes {paths[node]}", y[row, paths[node]],
+                                expected, subject.tolerance)
+
+
+def rows_of(subject: Subject, case: Case, generator: torch.Generator) -> list[Tensor]:
+    x = subject.draw((case.batch, case.longest), generator)
+    return [x[row, :length] for row, length in enumerate(case.lengths)]
+
+
+def at_positions(subject: Subject, what: str, state: Decoding, rows: list[Tensor]) -> None:
+    lengths = [len(row) for row in rows]
+    subject.check.that(state.batch == len(rows), f"{what}: the state has {state.batch} rows, expected {len(rows)}")
+    subject.check.that(state.positions.tolist() == lengths,
+                       f"{what}: positions are {state.positions.tolist()}, expected {lengths}")
+
+
+def check_pieces(subject: Subject, case: Case) -> None:
+    """All at once, one by one, and in ragged pieces (some of them empty) give the same as a run from the beginning."""
+    length = case.longest
+    x = subject.draw((case.batch, length), case.generator())
+    expected = torch.stack([subject.truth(row) for row in x])
+    single = [(0, subject.least)] * bool(subject.least) + [(i, i + 1) for i in range(subject.least, length)]
+    for what, edges in (("extend at once", [(0, length)]), ("extend one by one", single),
+                        (f"extend in pieces {case.edges(length, subject.least)}", case.edges(length, subject.least))):
+        state = subject.init(case.batch)
+        outputs = []
+        for begin, end in edges:
+            outputs.append(subject.extend(x[:, begin:end], state))
+            state.commit()
+        if outputs:
+            subject.check.agree(what, torch.cat(outputs, 1), expected, subject.tolerance)
+        at_positions(subject, what, state, list(x))
+
+
+def check_ragged(subject: Subject, case: Case) -> None:
+    """Rows of different lengths, padded with junk, in pieces of which each row commits its own count."""
+    generator = case.generator()
+    x = subject.draw((case.batch, case.longest), generator)
+    state = subject.init(case.batch)
+    for begin, end in case.edges(case.longest, case.longest if subject.least else 0):
+        counts = [min(max(length - begin, 0), end - begin) for length in case.lengths]
+        piece = x[:, begin:end]
+        y = subject.extend(piece, state)
+        expect(subject, "extend of padded rows", y, [x[row, : min(begin, length)] for row, length in
+                                                     enumerate(case.lengths)], piece, counts=counts)
+        state.commit(counts=torch.tensor(counts, device=x.device))
+    rows = [x[row, :length] for row, length in enumerate(case.lengths)]
+    at_positions(subject, "after commit(counts)", state, rows)
+    after = subject.draw((case.batch, 2), generator)
+    expect(subject, "extend after commit(counts)", subject.extend(after, state), rows, after)
+
+
+def check_tree(subject: Subject, case: Case) -> None:
+    """Every node of a draft tree sees its own path; a draft that is not committed costs nothing; a committed path,
+    of whatever length in each row, is as if it had been there always."""
+    generator = case.generator()
+    rows = rows_of(subject, case, generator)
+    state = prefill(subject, rows)
+    size = len(case.parents[0])
+    parents = torch.tensor(case.parents, device=rows[0].device)
+    for what in ("extend as a tree", "extend as a tree again, after a draft that was not committed"):
+        x = subject.draw((case.batch, size), generator)
+        expect(subject, what, subject.extend(x, state, parents), rows, x, case.parents)
+        at_positions(subject, f"after {what}, uncommitted", state, rows)
+    chain = subject.draw((case.batch, 3), generator)
+    expect(subject, "extend as a chain after an uncommitted tree", subject.extend(chain, state), rows, chain)
+
+    subject.extend(x, state, parents)
+    # pick `size` is the empty path: this row takes nothing
+    chosen = [([*paths_of(tree), []])[pick % (size + 1)] for tree, pick in zip(case.parents, case.picks)]
+    state.commit(padded(chosen).to(x.device))
+    rows = [torch.cat([row, x[index, path]]) for index, (row, path) in enumerate(zip(rows, chosen))]
+    at_positions(subject, f"after commit(path {chosen})", state, rows)
+    expect(subject, f"extend after commit(path {chosen})", subject.extend(chain, state), rows, chain)
+
+
+def check_chain_path(subject: Subject, case: Case) -> None:
+    """A path may also be committed of a pending chain: its first nodes."""
+    generator = case.generator()
+    rows = rows_of(subject, case, generator)
+    state = prefill(subject, rows)
+    x = subject.draw((case.batch, 4), generator)
+    subject.extend(x, state)
+    chosen = [list(range(pick % 5)) for pick in case.picks]
+    state.commit(padded(chosen).to(x.device))
+    rows = [torch.cat([row, x[index, path]]) for index, (row, path) in enumerate(zip(rows, chosen))]
+    at_positions(subject, f"after commit(path {chosen}) of a chain", state, rows)
+    expect(subject, f"extend after commit(path {chosen}) of a chain", subject.extend(x, state), rows, x)
+
+
+def check_select(subject: Subject, case: Case) -> None:
+    """Fork, reorder and drop rows; the new state and the old one then live apart."""
+    generator = case.generator()
+    rows = rows_of(subject, case, generator)
+    state = prefill(subject, rows)
+    order = [pick % case.batch for pick in case.picks][: 1 + case.picks[0] % case.batch] + [0]
+    forked = state.select(torch.tensor(order, device=rows[0].device))
+    chosen = [rows[row] for row in order]
+    at_positions(subject, f"select({order})", forked, chosen)
+    for _ in range(2):  # turn by turn: what one does must not be seen by the other
+        for what, one, before in ((f"select({order})", forked, chosen), ("the state that was selected from", state, rows)):
+            x = subject.draw((len(before), 3), generator)
+            expect(subject, f"extend of {what}", subject.extend(x, one), before, x)
+            one.commit(counts=torch.tensor([2] * len(before), device=x.device))
+            before[:] = [torch.cat([row, new]) for row, new in zip(before, x[:, :2])]
+
+
+def check_rewind(subject: Subject, case: Case) -> None:
+    """Go back, each row by its own count, within `history`; beyond it there is an error, never a wrong answer, and
+    the state is then as it was."""
+    generator = case.generator()
+    history = 1 + case.picks[0] % 6
+    rows = rows_of(subject, case, generator)
+    state = prefill(subject, rows, history)
+    for turn in range(3):
+        x = subject.draw((case.batch, 1 + case.seed % 3), generator)
+        subject.extend(x, state)
+        state.commit()
+        rows = [torch.cat([row, new]) for row, new in zip(rows, x)]
+        back = [min((pick + turn) % (history + 1), len(row) - subject.least) for pick, row in zip(case.picks, rows)]
+        state.rewind(torch.tensor(back, device=x.device))
+        rows = [row[: len(row) - n] for row, n in zip(rows, back)]
+        at_positions(subject, f"after rewind({back}) with history {history}", state, rows)
+        x = subject.draw((case.batch, 2), generator)
+        expect(subject, f"extend after rewind({back}) with history {history}", subject.extend(x, state), rows, x)
+        state.commit()
+        rows = [torch.cat([row, new]) for row, new in zip(rows, x)]
+        # Grow again by as much as was taken, so that the next turn may go back `history` from here.
+        x = subject.draw((case.batch, history), generator)
+        subject.extend(x, state)
+        state.commit()
+        rows = [torch.cat([row, new]) for row, new in zip(rows, x)]
+    subject.check.refuses("rewinding more tokens than there are", lambda: state.rewind(10**6))
+    far = min(len(row) for row in rows) - subject.least
+    try:
+        state.rewind(far)
+        rows = [row[: len(row) - far] for row in rows]
+    except SegueError:
+        pass
+    at_positions(subject, f"after asking to rewind {far} with history {history}", state, rows)
+    x = subject.draw((case.batch, 2), generator)
+    expect(subject, f"extend after asking to rewind {far} with history {history}", subject.extend(x, state), rows, x)
+
+
+def check_snapshot(subject: Subject, case: Case) -> None:
+    """A snapshot is whole and apart: it can be restored more than once, and whatever was pending is gone."""
+    generator = case.generator()
+    rows = rows_of(subject, case, generator)
+    state = prefill(subject, rows)
+    kept = state.snapshot()
+    for turn in range(2):
+        x = subject.draw((case.batch, 3), generator)
+        subject.extend(x, state)
+        state.commit()
+        subject.extend(x, state)
+        state.restore(kept)
+        at_positions(subject, "after restore", state, rows)
+        subject.check.refuses("commit of what was pending before restore", state.commit)
+        expect(subject, f"extend after restore number {turn + 1}", subject.extend(x, state), rows, x)
+    expect(subject, "extend of the snapshot itself", subject.extend(x, kept), rows, x)
+
+
+def check_life(subject: Subject, case: Case) -> None:
+    """Any life: chains, ragged chains, drafts, trees, rewinds, forks, snapshots and restores, in any order."""
+    generator = case.generator()
+    history = 4
+    rows = rows_of(subject, case, generator)
+    state = prefill(subject, rows, history)
+    floors = [max(len(row) - history, subject.least) for row in rows]
+    kept = (state.snapshot(), list(rows), list(floors))
+    lived = "prefill"
+    for turn, step in enumerate(case.steps):
+        pick, batch = case.picks[turn % len(case.picks)] + turn, len(rows)
+        lived += f", {step}"
+        new: list[Tensor] = [row[:0] for row in rows]
+        if step in ("chain", "ragged"):
+            x = subject.draw((batch, 1 + pick % 3), generator)
+            expect(subject, lived, subject.extend(x, state), rows, x)
+            counts = [x.shape[1] if step == "chain" else (pick + row) % (x.shape[1] + 1) for row in range(batch)]
+            state.commit(counts=None if step == "chain" else torch.tensor(counts, device=x.device))
+            new = [x[row, :n] for row, n in enumerate(counts)]
+        elif step in ("draft", "tree"):
+            trees = [case.parents[(row + turn) % case.batch] for row in range(batch)]
+            x = subject.draw((batch, len(trees[0])), generator)
+            y = subject.extend(x, state, torch.tensor(trees, device=x.device))
+            expect(subject, lived, y, rows, x, trees)
+            if step == "tree":
+                chosen = [paths_of(tree)[(pick + row) % len(tree)] for row, tree in enumerate(trees)]
+                state.commit(padded(chosen).to(x.device))
+                new = [x[row, path] for row, path in enumerate(chosen)]
+        elif step == "rewind":
+            back = [(pick + row) % (len(tokens) - floors[row] + 1) for row, tokens in enumerate(rows)]
+            state.rewind(torch.tensor(back, device=rows[0].device))
+            rows = [tokens[: len(tokens) - n] for tokens, n in zip(rows, back)]
+        elif step == "select":
+            order = [(pick + 2 * row) % batch for row in range(1 + pick % 3)]
+            state = state.select(torch.tensor(order, device=rows[0].device))
+            rows, floors = [rows[row] for row in order], [floors[row] for row in order]
+            new = [row[:0] for row in rows]
+        elif step == "snapshot":
+            kept = (state.snapshot(), list(rows), list(floors))
+        else:
+            state.restore(kept[0])
+            rows, floors = list(kept[1]), list(kept[2])
+        if step in ("chain", "ragged", "tree"):
+            rows = [torch.cat(pair) for pair in zip(rows, new)]
+            floors = [max(floor, len(row) - history) for floor, row in zip(floors, rows)]
+        at_positions(subject, lived, state, rows)
+    x = subject.draw((len(rows), 2), generator)
+    expect(subject, f"{lived}, at the end", subject.extend(x, state), rows, x)
+
+
+LIFE: dict[str, Callable[[Subject, Case], None]] = {
+    "pieces": check_pieces,
+    "ragged rows": check_ragged,
+    "trees": check_tree,
+    "path of a chain": check_chain_path,
+    "select": check_select,
+    "rewind": check_rewind,
+    "snapshot": check_snapshot,
+    "any life": check_life,
+}
