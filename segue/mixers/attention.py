@@ -76,17 +76,18 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 class Cache:
     """Keys and values of the committed nodes, with a cursor per row; pending nodes lie beyond the longest row.
 
-    keep: rows of a windowed attention that stay (None: all). Positions are kept beside the keys, because the index in
-    the cache says nothing about the position.
+    window: of a windowed attention (None: everything stays); then window + history nodes stay. Positions are kept
+    beside the keys, because the index in the cache says nothing about the position.
     """
 
-    def __init__(self, k: Tensor, v: Tensor, keep: int | None = None) -> None:
-        self.k, self.v, self.keep = k, v, keep
+    def __init__(self, k: Tensor, v: Tensor, window: int | None = None, history: int = 0) -> None:
+        self.k, self.v, self.window, self.history = k, v, window, history
         batch, capacity = k.shape[0], k.shape[2]
         self.positions = torch.zeros(batch, capacity, dtype=torch.long, device=k.device)
         self.segments = torch.zeros(batch, capacity, dtype=torch.long, device=k.device)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=k.device)
         self.segment = torch.zeros(batch, dtype=torch.long, device=k.device)
+        self.dropped = torch.zeros(batch, dtype=torch.bool, device=k.device)  # did nodes leave the window for good?
         self.longest, self.uniform = 0, True  # of `lengths`, kept aside to spare a device round trip per token
         self.pending: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
@@ -116,7 +117,7 @@ class Cache:
         if not self.uniform:
             index = torch.arange(cursor + n, device=k.device)
             valid = ((index < self.lengths[:, None]) | (index >= cursor))[:, None]
-        if layout.segments is not None or int(self.segment.max()):
+        if layout.segments is not None or bool(self.segment.any()):
             same = segments[:, :, None] == torch.cat([self.segments[:, :cursor], segments], 1)[:, None]
             valid = same if valid is None else valid & same
         return keys, values, rules.Pairs(positions[:, :, None], key_positions[:, None], follows), valid
@@ -169,9 +170,11 @@ class Cache:
         self.positions, self.segments = (F.pad(x, (0, extra)) for x in (self.positions, self.segments))
 
     def _settle(self) -> None:
-        if self.keep is not None and self.k.shape[2] > 2 * self.keep + 64 and int(self.lengths.max()) > 2 * self.keep:
-            drop = (self.lengths - self.keep).clamp(min=0)
-            index = drop[:, None] + torch.arange(self.keep, device=drop.device)
+        keep = None if self.window is None else self.window + self.history
+        if keep is not None and self.k.shape[2] > 2 * keep + 64 and bool((self.lengths > 2 * keep).any()):
+            drop = (self.lengths - keep).clamp(min=0)
+            self.dropped = self.dropped | (drop > 0)
+            index = drop[:, None] + torch.arange(keep, device=drop.device)
             wide = index[:, None, :, None].expand(-1, self.k.shape[1], -1, self.k.shape[3])
             self.k, self.v = self.k.gather(2, wide), self.v.gather(2, wide)
             self.positions, self.segments = self.positions.gather(1, index), self.segments.gather(1, index)
@@ -179,21 +182,26 @@ class Cache:
         self.longest = int(self.lengths.max()) if len(self.lengths) else 0
         self.uniform = bool((self.lengths == self.longest).all())
 
+    def reach(self) -> Tensor:
+        # Where nodes have left, the next one must still find its whole window.
+        return torch.where(self.dropped, self.lengths - (self.window or 1) + 1, self.lengths)
+
     def rewind(self, n: Tensor) -> None:
-        if (n > self.lengths).any():
-            raise SegueError(f"a windowed cache holds {self.lengths.tolist()} tokens, it cannot go back {n.tolist()}")
         self.lengths, self.pending = self.lengths - n, None
-        if len(self.lengths):
-            last = (self.lengths - 1).clamp(min=0)[:, None]
-            self.segment = torch.where(self.lengths > 0, self.segments.gather(1, last)[:, 0], 0) \
-                if self.segments.shape[1] else self.segment
         self._settle()
+        self._recall()
+
+    def _recall(self) -> None:
+        """The current document of each row is that of its last node."""
+        if self.segments.shape[1]:
+            last = (self.lengths - 1).clamp(min=0)[:, None]
+            self.segment = torch.where(self.lengths > 0, self.segments.gather(1, last)[:, 0], 0)
 
     def _twin(self, rows: Tensor | slice) -> Cache:
         used = slice(0, self.longest)
-        twin = Cache(self.k[rows, :, used].clone(), self.v[rows, :, used].clone(), self.keep)
+        twin = Cache(self.k[rows, :, used].clone(), self.v[rows, :, used].clone(), self.window, self.history)
         twin.positions, twin.segments = self.positions[rows, used].clone(), self.segments[rows, used].clone()
-        twin.lengths, twin.segment = self.lengths[rows], self.segment[rows]
+        twin.lengths, twin.segment, twin.dropped = self.lengths[rows], self.segment[rows], self.dropped[rows]
         twin._settle()
         return twin
 
@@ -208,7 +216,15 @@ class Cache:
 
     def tensors(self) -> dict[str, Tensor]:
         return {"k": self.k[:, :, : self.longest], "v": self.v[:, :, : self.longest],
-                "positions": self.positions[:, : self.longest], "lengths": self.lengths}
+                "positions": self.positions[:, : self.longest], "segments": self.segments[:, : self.longest],
+                "lengths": self.lengths}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self.k, self.v, self.positions, self.segments, self.lengths = (
+            tensors[name].clone() for name in ("k", "v", "positions", "segments", "lengths"))
+        self.dropped, self.pending = torch.zeros_like(self.lengths, dtype=torch.bool), None
+        self._settle()
+        self._recall()
 
 
 class Attention(Mixer):
@@ -240,6 +256,9 @@ class Attention(Mixer):
             raise SegueError(f"{heads} heads cannot share {self.kv_heads} key-value heads: choose a divisor")
         if positions not in ("rotary", "alibi", "none"):
             raise SegueError(f"attention positions '{positions}' are unknown: choose rotary, alibi or none")
+        if window is not None and (window < 1 or prefix or not causal):
+            raise SegueError(f"a window of {window} with prefix {prefix} and causal {causal}: a window is of at least "
+                             "one position, causal and without a prefix")
         self.head_width = head_width or width // heads
         self.positions, self.window = positions, window
         self.causal, self.needs_whole_prompt = causal, prefix > 0  # type: ignore[misc]
@@ -270,13 +289,13 @@ class Attention(Mixer):
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         k = like.new_zeros(batch, self.kv_heads, 0, self.head_width)
-        return {"cache": Cache(k, k.clone(), None if self.window is None else self.window + history)}
+        return {"cache": Cache(k, k.clone(), self.window, history)}
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = (norm(y.to(norm.weight.dtype)) for norm, y in ((self.q_norm, q), (self.k_norm, k)))  # autocast
         if self.positions == "rotary":
             q, k = (rotate(y, positions, self.frequencies) for y in (q, k))
         return q, k, v

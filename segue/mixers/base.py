@@ -45,14 +45,19 @@ class Mixer(nn.Module):
         """The training form over whole sequences.
 
         x: (B, T, D). layout: positions and document starts (default: one document from position 0).
-        state: begin from this state (gradients flow into it) instead of a fresh one.
+        state: begin from this state (gradients flow into it) instead of a fresh one; x is then pending in it.
         """
         if layout is None:
             fresh = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
             layout = fresh if state is None else state.layout(x.shape[1])
         if layout.starts is not None and not self.resettable:
             raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
-        return self.run(x, layout, None if state is None else state.layers[0])
+        if state is None:
+            return self.run(x, layout, None)
+        state.check_rows(x.shape[0])
+        y = self.run(x, layout, state.layers[0])
+        state.pending = layout
+        return y
 
     def extend(self, x: Tensor, state: State, parents: Tensor | None = None, positions: Tensor | None = None,
                starts: Tensor | None = None) -> Tensor:
@@ -61,8 +66,9 @@ class Mixer(nn.Module):
         Prefill (many nodes), a step (one) and the verification of a draft are the same call. The state stays as it
         was; what was computed is pending in it until `state.commit(path)`.
         """
-        if not self.causal:
-            raise SegueError(f"{type(self).__name__} looks ahead: it has no causal step, use forward on all of it")
+        if starts is not None and not self.resettable:
+            raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
+        state.check_rows(x.shape[0])
         layout = state.layout(x.shape[1], parents, positions, starts)
         y = self.run(x, layout, state.layers[0])
         state.pending = layout
@@ -70,6 +76,8 @@ class Mixer(nn.Module):
 
     def init_state(self, batch: int, history: int = 0) -> State:
         """A fresh state for `batch` rows. Recurrent states can later go back `history` tokens at most."""
+        if not self.causal:
+            raise SegueError(f"{type(self).__name__} looks ahead: it has no causal step, use forward on all of it")
         like = next(self.parameters())
         positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         return State([self.parts(batch, like, history)], positions)

@@ -41,7 +41,7 @@ class ShortConvolution(Recurrence):
             last, end = line[:, n:], None if document is None else document[:, -1:]
         else:
             last = gather_nodes(line, lengths[:, None] + torch.arange(taps - 1, device=x.device))
-            end = None if document is None else document.gather(1, lengths[:, None] + taps - 2)
+            end = None if document is None else document.gather(1, (lengths[:, None] + taps - 2).clamp(min=0))
         if document is not None and end is not None:
             index = torch.arange(taps - 1, device=x.device) + (n if lengths is None else lengths[:, None])
             same = document.gather(1, index.expand(x.shape[0], -1)) == end

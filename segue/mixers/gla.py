@@ -97,5 +97,6 @@ class GatedLinearAttention(Mixer):
         return self._project(x)[2].transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        normed = self.norm(mixed.transpose(1, 2).to(self.norm.weight.dtype))  # which autocast may have left
         gate = F.linear(x, self.qkvr.weight[-self.widths[3] :])
-        return self.out(self.norm(mixed.transpose(1, 2)).flatten(2) * F.silu(gate))
+        return self.out(normed.flatten(2) * F.silu(gate))

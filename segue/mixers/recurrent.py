@@ -38,8 +38,8 @@ class TorchRecurrence(Recurrence):
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         (x,) = inputs
         batch, n = x.shape[:2]
-        if n == 0:
-            return x.new_zeros(batch, 0, self.module.hidden_size), state
+        if not x.numel():
+            return x.new_zeros(batch, n, self.module.hidden_size), state
         if starts is not None and bool(starts.any()):
             return self._scan_documents(x, state, starts, lengths)
         y, final = self._call(x, state)

@@ -83,10 +83,12 @@ class Part(Protocol):
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None: ...
     def select(self, rows: Tensor) -> Part: ...
-    def rewind(self, n: Tensor) -> None: ...
+    def reach(self) -> Tensor: ...  # (B,): how many tokens each row can go back
+    def rewind(self, n: Tensor) -> None: ...  # no more than that
     def copy(self) -> Part: ...
     def detach(self) -> None: ...
     def tensors(self) -> dict[str, Tensor]: ...
+    def load(self, tensors: dict[str, Tensor]) -> None: ...
 
 
 class State:
@@ -108,6 +110,11 @@ class State:
     def layout(self, n: int, parents: Tensor | None = None, positions: Tensor | None = None,
                starts: Tensor | None = None) -> Layout:
         """The layout of `n` new nodes that follow this state."""
+        if parents is not None:
+            later = parents >= torch.arange(parents.shape[1], device=parents.device)
+            if parents.shape != (self.batch, n) or bool((later | (parents < -1)).any()):
+                raise SegueError(f"parents {tuple(parents.shape)} of {self.batch} rows of {n} nodes: give for each "
+                                 "node the index of an earlier one, or -1")
         if positions is not None:
             return Layout(positions, parents, starts)
         if parents is not None:
@@ -115,6 +122,10 @@ class State:
                 raise SegueError("a draft tree cannot cross the start of a document: give `starts` or `parents`")
             return Layout.tree(parents, self.positions)
         return Layout.chain((self.batch, n), self.positions, starts)
+
+    def check_rows(self, batch: int) -> None:
+        if batch != self.batch:
+            raise SegueError(f"{batch} rows of input cannot follow a state of {self.batch} rows: select the rows first")
 
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
         """Make pending nodes real, and forget the rest.
@@ -125,13 +136,16 @@ class State:
         layout = self.pending
         if layout is None:
             raise SegueError("nothing is pending: call extend before commit")
+        n = layout.positions.shape[1]
         if path is not None:
+            self._check_path(path, layout)
             counts = (path >= 0).sum(1)
         elif layout.parents is not None:
             raise SegueError("a draft tree is pending: say which path to commit")
+        elif counts is not None and (counts.shape != (self.batch,) or bool(((counts < 0) | (counts > n)).any())):
+            raise SegueError(f"cannot commit {counts.tolist()} of {n} pending nodes in {self.batch} rows")
         for _, part in self._parts():
             part.commit(path, counts)
-        n = layout.positions.shape[1]
         if counts is None:
             if n:
                 self.positions = layout.positions[:, -1] + 1
@@ -141,6 +155,18 @@ class State:
                 last = path.gather(1, last).clamp(min=0) if path.shape[1] else torch.zeros_like(last)
             self.positions = torch.where(counts > 0, layout.positions.gather(1, last)[:, 0] + 1, self.positions)
         self.pending = None
+
+    def _check_path(self, path: Tensor, layout: Layout) -> None:
+        n = layout.positions.shape[1]
+        real, before = path >= 0, torch.cat([path.new_full((path.shape[0], 1), -1), path[:, :-1]], 1)
+        if path.shape[0] == self.batch and bool((path < n).all()):
+            if not path.numel():
+                return
+            parents = path - 1 if layout.parents is None else layout.parents.gather(1, path.clamp(min=0))
+            if bool((~real | (parents == before)).all()):
+                return
+        raise SegueError(f"path {path.tolist()} is no root-to-node path of the {n} pending nodes of {self.batch} rows, "
+                         "padded with -1 at its end")
 
     def select(self, rows: Tensor) -> State:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
@@ -152,6 +178,10 @@ class State:
         n = torch.as_tensor(n, device=self.positions.device).expand(self.batch)
         if (n < 0).any() or (n > self.positions).any():
             raise SegueError(f"cannot rewind {n.tolist()} tokens at positions {self.positions.tolist()}")
+        for where, part in self._parts():  # all are asked before one is moved
+            if (n > part.reach()).any():
+                raise SegueError(f"'{where}' of the state can go back {part.reach().tolist()} tokens here, not "
+                                 f"{n.tolist()}: create it with init_state(batch, history=N) for a larger N")
         for _, part in self._parts():
             part.rewind(n)
         self.positions = self.positions - n
@@ -173,10 +203,20 @@ class State:
             part.detach()
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the committed state by name: to count, move, save, or train (an initial state may be a
-        parameter: gradients flow into it)."""
+        """Every tensor of the committed state by name: to count, move, save, or train. See `load`."""
         named = {f"{where}.{name}": tensor for where, part in self._parts() for name, tensor in part.tensors().items()}
         return {"positions": self.positions, **named}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Put tensors in place, named as `tensors()` names them, all for the same rows.
+
+        They may be parameters (a trained initial state): gradients flow into them. What came before cannot be rewound.
+        """
+        if set(tensors) != set(self.tensors()):
+            raise SegueError(f"a state of {sorted(self.tensors())} cannot load {sorted(tensors)}")
+        for where, part in self._parts():
+            part.load({name: tensors[f"{where}.{name}"] for name in part.tensors()})
+        self.positions, self.pending = tensors["positions"], None
 
     def _parts(self) -> Iterator[tuple[str, Part]]:
         for index, layer in enumerate(self.layers):
@@ -209,7 +249,7 @@ class Recurrence(nn.Module):
     def forward(self, inputs: Tensors, layout: Layout, carry: Carry | None = None) -> Tensor:
         """Outputs (B, N, ...) of all nodes; with a `carry`, from its state, leaving the inputs pending in it."""
         state = self.initial(inputs[0].shape[0], inputs[0]) if carry is None else carry.state
-        if layout.parents is None:
+        if layout.parents is None or not layout.parents.numel():
             outputs, final = self.scan(inputs, state, layout.starts)
         else:
             outputs, final = self._scan_tree(inputs, state, layout), None
@@ -284,6 +324,7 @@ class Carry:
         inputs, starts, final = self.pending
         if path is not None:
             inputs = tuple(gather_nodes(x, path) for x in inputs)
+            starts = None if starts is None else gather_nodes(starts, path)
         if path is None and counts is None and final is not None:
             self.state = final
         elif inputs[0].shape[1]:
@@ -305,7 +346,8 @@ class Carry:
                            index - old[0].shape[1] < counts[:, None])
         order = kept.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
         self.fill = self.fill + counts
-        trail = tuple(gather_nodes(torch.cat([a, b], 1), order[:, : int(self.fill.max())]) for a, b in zip(old, new))
+        order = order[:, : int(self.fill.max()) if batch else 0]
+        trail = tuple(gather_nodes(torch.cat([a, b], 1), order) for a, b in zip(old, new))
         if trail[0].shape[1] > 2 * self.history:  # move the base forward, so that the trail stays bounded
             drop = (self.fill - self.history).clamp(min=0)
             self.base = self.recurrence.scan(trail[:-1], self.base, trail[-1], drop)[1]
@@ -314,15 +356,15 @@ class Carry:
             self.fill = self.fill - drop
         self.trail = trail
 
+    def reach(self) -> Tensor:
+        return self.fill
+
     def rewind(self, n: Tensor) -> None:
-        if not n.any():
+        self.pending = None
+        if self.trail is None or not n.any():
             return
-        if (n > self.fill).any() or self.trail is None:
-            raise SegueError(f"a recurrent state can go back {self.fill.min().item()} tokens here, not "
-                             f"{n.max().item()}: create it with init_state(batch, history=N) for a larger N")
         self.fill = self.fill - n
         self.state = self.recurrence.scan(self.trail[:-1], self.base, self.trail[-1], self.fill)[1]
-        self.pending = None
 
     def select(self, rows: Tensor) -> Carry:
         chosen = Carry(self.recurrence, tuple(s[rows] for s in self.state), self.history)
@@ -343,3 +385,7 @@ class Carry:
 
     def tensors(self) -> dict[str, Tensor]:
         return {str(index): tensor for index, tensor in enumerate(self.state)}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self.state = self.base = tuple(tensors[str(index)] for index in range(len(tensors)))
+        self.trail, self.pending, self.fill = None, None, torch.zeros_like(self.fill)

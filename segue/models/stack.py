@@ -204,6 +204,9 @@ class Stack(nn.Module):
         return Output(self.head(hidden), hidden)
 
     def init_state(self, batch: int, history: int = 0) -> State:
+        for name, block in zip(self.config.mixers, self.blocks):
+            if not block.mixer.causal:
+                raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
         like = self.embedding.weight.detach()
         layers = [block.mixer.parts(batch, like, history) for block in self.blocks]
         return State(layers, torch.zeros(batch, dtype=torch.long, device=like.device))
@@ -212,9 +215,7 @@ class Stack(nn.Module):
                starts: Tensor | None = None) -> Output:
         """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes."""
         assert isinstance(state, State)
-        for name, block in zip(self.config.mixers, self.blocks):
-            if not block.mixer.causal:
-                raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
+        state.check_rows(tokens.shape[0])
         layout = state.layout(tokens.shape[1], parents, None, starts)
         hidden = self.hidden(tokens, layout, state)
         state.pending = layout

@@ -50,7 +50,7 @@ class Case:
 
     def edges(self, length: int, first: int = 0) -> list[tuple[int, int]]:
         """Pieces of 0..length; the first has at least `first` tokens."""
-        inner = sorted(min(max(cut, first), length) for cut in self.cuts)
+        inner = sorted(max(cut % (length + 1), min(first, length)) for cut in self.cuts)
         return list(zip([0, *inner], [*inner, length]))
 
 
@@ -118,28 +118,29 @@ class Checker:
         except ContractBroken:
             raise
         except Exception as error:  # whatever a broken implementation throws is a broken contract
-            raise ContractBroken(f"{self.name}: {self.current}: {type(error).__name__}: {error}{self.context}") from error
+            self.fail(f"{type(error).__name__}: {error}", error)
 
-    def fail(self, message: str) -> None:
-        raise ContractBroken(f"{self.name}: {self.current}: {message}{self.context}")
+    def fail(self, message: str, cause: Exception | None = None) -> None:
+        raise ContractBroken(f"{self.name}: {self.current}: {message}{self.context}") from cause
 
     def that(self, condition: bool | Tensor, message: str) -> None:
         if not bool(condition):
             self.fail(message)
 
     def agree(self, what: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
-        """`actual` is `expected` within `tolerance` of the larger of 1 and the largest expected magnitude."""
+        """`actual` is `expected` within `tolerance` times the largest expected magnitude (0.01 at least)."""
         if actual.shape != expected.shape:
             self.fail(f"{what} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
         if not actual.numel():
             return
-        error = (actual.double() - expected.double()).abs() / max(1.0, float(expected.double().abs().max()))
+        actual, expected, dtype = actual.detach().double(), expected.detach().double(), actual.dtype
+        error = (actual - expected).abs() / max(0.01, float(expected.abs().max()))
         error = error.nan_to_num(nan=float("inf"))
         worst = float(error.max())
         self.errors[self.current] = max(self.errors[self.current], worst)
         if worst > tolerance:
             index = [int(i) for i in torch.unravel_index(error.argmax(), error.shape)]
-            self.fail(f"{what} {tuple(actual.shape)} {str(actual.dtype).removeprefix('torch.')}: max error {worst:.2e} "
+            self.fail(f"{what} {tuple(actual.shape)} {str(dtype).removeprefix('torch.')}: max error {worst:.2e} "
                       f"at {index} is above the tolerance {tolerance:.0e}")
 
     def refuses(self, what: str, call: Callable[[], object]) -> None:
@@ -309,12 +310,12 @@ def check_select(subject: Subject, case: Case) -> None:
     generator = case.generator()
     rows = rows_of(subject, case, generator)
     state = prefill(subject, rows)
-    order = [pick % case.batch for pick in case.picks][: 1 + case.picks[0] % case.batch] + [0]
+    order = [*[pick % case.batch for pick in case.picks][: 1 + case.picks[0] % case.batch], 0]
     forked = state.select(torch.tensor(order, device=rows[0].device))
     chosen = [rows[row] for row in order]
     at_positions(subject, f"select({order})", forked, chosen)
     for _ in range(2):  # turn by turn: what one does must not be seen by the other
-        for what, one, before in ((f"select({order})", forked, chosen), ("the state that was selected from", state, rows)):
+        for what, one, before in ((f"select({order})", forked, chosen), ("what was selected from", state, rows)):
             x = subject.draw((len(before), 3), generator)
             expect(subject, f"extend of {what}", subject.extend(x, one), before, x)
             one.commit(counts=torch.tensor([2] * len(before), device=x.device))
@@ -347,15 +348,17 @@ def check_rewind(subject: Subject, case: Case) -> None:
         state.commit()
         rows = [torch.cat([row, new]) for row, new in zip(rows, x)]
     subject.check.refuses("rewinding more tokens than there are", lambda: state.rewind(10**6))
-    far = min(len(row) for row in rows) - subject.least
-    try:
-        state.rewind(far)
-        rows = [row[: len(row) - far] for row in rows]
-    except SegueError:
-        pass
-    at_positions(subject, f"after asking to rewind {far} with history {history}", state, rows)
     x = subject.draw((case.batch, 2), generator)
-    expect(subject, f"extend after asking to rewind {far} with history {history}", subject.extend(x, state), rows, x)
+    for n in range(history, min(2 * history + 4, min(len(row) for row in rows) - subject.least)):
+        other = state.snapshot()
+        before = [row[: len(row) - n] for row in rows]
+        try:
+            other.rewind(n)
+        except SegueError:
+            subject.check.that(n > history, f"rewind of {n} was refused with history {history}")
+            before = rows
+        at_positions(subject, f"after asking to rewind {n} with history {history}", other, before)
+        expect(subject, f"extend after a wish to rewind {n} with history {history}", subject.extend(x, other), before, x)
 
 
 def check_snapshot(subject: Subject, case: Case) -> None:

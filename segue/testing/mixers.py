@@ -146,7 +146,8 @@ class _MixerChecker:
         y = self.mixer(x)
         for cut in range(self.least, length):
             grad, = torch.autograd.grad(y[:, : cut + 1].sum(), x, retain_graph=True)
-            self.check.that(bool((grad[:, cut + 1 :] == 0).all()), f"outputs up to {cut} have a gradient of later inputs")
+            self.check.agree(f"gradient of later inputs at outputs up to {cut}", grad[:, cut + 1 :],
+                             torch.zeros_like(grad[:, cut + 1 :]), 1e-12)
             grad, = torch.autograd.grad(y[:, cut].square().sum(), x, retain_graph=True)
             self.check.that(bool((grad[:, cut] != 0).any()), f"output {cut} has no gradient of its own input")
 
@@ -189,8 +190,9 @@ class _MixerChecker:
         starts = self._starts(case)
         y = self.mixer(x, Layout.chain((case.batch, case.longest), starts=starts))
         for row in range(case.batch):
-            self.check.agree(f"forward, row {row} of documents that start at {torch.nonzero(starts[row])[:, 0].tolist()}",
-                             y[row], self._apart(x[row], starts[row]), self.tolerance)
+            heads = torch.nonzero(starts[row])[:, 0].tolist()
+            self.check.agree(f"forward, row {row} of documents that start at {heads}", y[row],
+                             self._apart(x[row], starts[row]), self.tolerance)
 
     def packed_decoding(self, case: Case) -> None:
         """Documents in the decoding form, also split over calls, in rows of different lengths."""
@@ -291,8 +293,8 @@ class _MixerChecker:
                 sizes.append(memory(state))
                 shapes[count] = {name: tuple(tensor.shape) for name, tensor in state.tensors().items()}
         if self.mixer.constant_state:
-            self.check.that(max(sizes[6:]) <= max(sizes[:6]), f"the state is declared constant, but holds {sizes} bytes "
-                            f"after each 100 tokens; its tensors: {shapes[1]}, then {shapes[11]}")
+            self.check.that(max(sizes[6:]) <= max(sizes[:6]), f"the state is declared constant, but holds {sizes} "
+                            f"bytes after each 100 tokens; its tensors: {shapes[1]}, then {shapes[11]}")
         else:
             self.check.that(sizes[-1] > sizes[0], f"the state is declared to grow, but holds {sizes} bytes: "
                             "declare constant_state")
@@ -314,8 +316,9 @@ class _MixerChecker:
             self.check.fail(f"{what}: {error}")
         outputs = call(*values, *inputs)
         grads = torch.autograd.grad(outputs.square().sum(), (*values, *inputs), allow_unused=True)
-        missing = [name for name, grad in zip([*names, *(f"input {i}" for i in range(len(inputs)))], grads)
-                   if grad is None or not bool(grad.any())]
+        missing = [name for name, value, grad in zip([*names, *(f"input {i}" for i in range(len(inputs)))],
+                                                     (*values, *inputs), grads)
+                   if value.numel() and (grad is None or not bool(grad.any()))]
         self.check.that(not missing, f"{what}: no gradient reaches {missing}")
 
     def gradients(self) -> None:
@@ -330,7 +333,7 @@ class _MixerChecker:
             self._gradcheck("gradcheck of forward with documents", lambda mixer, x: mixer(x, layout), [x])
             x = x.detach().requires_grad_()
             grad, = torch.autograd.grad(self.mixer(x, layout)[0, 2:].sum(), x)
-            self.check.that(not bool(grad[0, :2].any()), "a document has a gradient of the document before it")
+            self.check.agree("gradient of the document before", grad[0, :2], torch.zeros_like(grad[0, :2]), 1e-12)
 
     def gradients_of_decoding(self) -> None:
         """Gradients flow through extend, commit, trees and into an initial state, as through one long forward."""
@@ -359,7 +362,8 @@ class _MixerChecker:
             return torch.cat(outputs, 1)
 
         self._gradcheck("gradcheck of extend and commit", decode, [x, *tensors])
-        self._gradcheck("gradcheck of forward from a state", lambda mixer, x, *v: mixer(x, state=start(v)), [x, *tensors])
+        self._gradcheck("gradcheck of forward from a state", lambda mixer, x, *values: mixer(x, state=start(values)),
+                        [x, *tensors])
 
         # The gradients of a run in pieces are those of the run in one.
         x = self.draw((2, self.least + 20), generator)
@@ -435,7 +439,8 @@ class _MixerChecker:
             if not self.mixer.causal:
                 continue
             state = self.init(shape[0], history=2)
-            for y in (self.mixer.extend(x, state), self.mixer.extend(x[:, :1], state)):
+            for nodes in (x, x[:, :1]):
+                y = self.mixer.extend(nodes, state)
                 self.check.that(y.shape[0] == shape[0] and y.shape[2] == width, f"extend of {shape} gives {y.shape}")
                 state.commit(counts=torch.zeros(shape[0], dtype=torch.long, device=self.device))
             state.rewind(0)
@@ -481,15 +486,19 @@ class _MixerChecker:
         mixer.extend(self.draw((2, self.least + 3), torch.Generator().manual_seed(0)), state)
         state.commit()
         x = self.draw((2, 3), torch.Generator().manual_seed(1))
-        for what, parents in (("a node that follows itself", [[-1, 1, 0]] * 2), ("a node that follows a later one", [[2, -1, 1]] * 2),
-                              ("a parent below -1", [[-1, -2, 0]] * 2)):
-            check.refuses(what, lambda parents=parents: mixer.extend(x, state, torch.tensor(parents, device=self.device)))  # type: ignore[misc]
+
+        def long(values: list[list[int]]) -> Tensor:
+            return torch.tensor(values, device=self.device)
+
+        for what, parents in {"a node that follows itself": [-1, 1, 0], "a node that follows a later one": [2, -1, 1],
+                              "a parent below -1": [-1, -2, 0]}.items():
+            check.refuses(what, lambda parents=parents: mixer.extend(x, state, long([parents] * 2)))  # type: ignore[misc]
         check.refuses("a state of another number of rows", lambda: mixer.extend(x[:1], state))
-        mixer.extend(x, state, torch.tensor([[-1, 0, 0]] * 2, device=self.device))
+        mixer.extend(x, state, long([[-1, 0, 0]] * 2))
         check.refuses("commit of a tree without a path", state.commit)
-        for what, path in (("a path with a gap", [[0, -1, 1]] * 2), ("a path that jumps to another branch", [[1, 2]] * 2),
-                           ("a path that does not begin at a root", [[1]] * 2), ("a path beyond the nodes", [[0, 3]] * 2)):
-            check.refuses(what, lambda path=path: state.commit(torch.tensor(path, device=self.device)))  # type: ignore[misc]
+        for what, path in {"a path with a gap": [0, -1, 1], "a path that jumps to another branch": [1, 2],
+                           "a path that does not begin at a root": [1], "a path beyond the nodes": [0, 3]}.items():
+            check.refuses(what, lambda path=path: state.commit(long([path] * 2)))  # type: ignore[misc]
         mixer.extend(x, state)
         for counts in ([4, 1], [-1, 1]):
             check.refuses(f"commit of {counts} of three nodes",

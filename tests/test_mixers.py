@@ -1,0 +1,531 @@
+"""Every mixer keeps the contract, and the checker of the contract notices when one does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.errors import SegueError
+from segue.mixers import (
+    GRU,
+    LSTM,
+    MIXERS,
+    Attention,
+    Bidirectional,
+    Elman,
+    GatedLinearAttention,
+    Jordan,
+    Layout,
+    Mamba,
+    Mixer,
+    State,
+)
+from segue.mixers.attention import Cache, alibi_slopes, attend, merge
+from segue.mixers.convolution import ShortConvolution
+from segue.mixers.recurrent import TorchRecurrence
+from segue.mixers.state import Carry, Part, Tensors, gather_nodes
+from segue.testing import ContractBroken, check_mixer
+from segue.testing.mixers import memory
+
+Make = Callable[[int], Mixer]
+
+SUBJECTS: dict[str, Make] = {
+    "attention": lambda width: Attention(width, heads=2),
+    "elman": Elman,
+    "jordan": Jordan,
+    "lstm": LSTM,
+    "gru": GRU,
+    "mamba": lambda width: Mamba(width, states=4),
+    "gla": lambda width: GatedLinearAttention(width, heads=2, gate_rank=4),
+    "bidirectional": lambda width: Bidirectional(width, "gru"),
+}
+VARIANTS: dict[str, Make] = {
+    "attention, grouped": lambda width: Attention(width, heads=4, kv_heads=2, qkv_bias=True, out_bias=True),
+    "attention, alibi": lambda width: Attention(width, heads=3, head_width=4, positions="alibi"),
+    "attention, no positions": lambda width: Attention(width, heads=2, positions="none", qk_norm=True),
+    "attention, half rotary": lambda width: Attention(width, heads=1, rotary_fraction=0.5),
+    "attention, window": lambda width: Attention(width, heads=2, window=5),
+    "attention, window of two": lambda width: Attention(width, heads=3, head_width=4, window=2, positions="alibi"),
+    "attention, prefix": lambda width: Attention(width, heads=2, prefix=3),
+    "attention, both ways": lambda width: Attention(width, heads=2, kv_heads=1, causal=False),
+    "attention, both ways, alibi": lambda width: Attention(width, heads=2, positions="alibi", causal=False),
+    "lstm, wider": lambda width: LSTM(width, inner=12),
+    "jordan, wider": lambda width: Jordan(width, inner=12),
+    "mamba, two taps": lambda width: Mamba(width, states=2, taps=2, expand=1),
+    "mamba, one tap": lambda width: Mamba(width, states=2, taps=1),
+    "gla, wide keys": lambda width: GatedLinearAttention(width, heads=1, expand_k=1.0, expand_v=2.0, temperature=1.0),
+    "bidirectional, attention": lambda width: Bidirectional(width, "attention", heads=2),
+    "bidirectional, mamba": lambda width: Bidirectional(width, "mamba", states=2),
+}
+
+
+def test_every_mixer_is_checked() -> None:
+    assert set(SUBJECTS) == set(MIXERS)
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_contract(name: str) -> None:
+    assert check_mixer(SUBJECTS[name], examples=12)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_contract_of_variants(name: str) -> None:
+    assert check_mixer(VARIANTS[name], examples=8, prompt=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SUBJECTS, *VARIANTS])
+def test_contract_at_length(name: str) -> None:
+    check_mixer((SUBJECTS | VARIANTS)[name], widths=(8, 24), examples=150, prompt=4, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_contract_compiled(name: str) -> None:
+    check_mixer(SUBJECTS[name], compiled=True, only="compiled")
+
+
+# The checker must be able to fail: each of these breaks one thing.
+
+
+class SeesTheFuture(LSTM):
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        return super().run(x, layout, parts) + 1e-6 * x.mean(1, keepdim=True)
+
+
+class ForgetsToReset(LSTM):
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        return super().run(x, Layout(layout.positions, layout.parents), parts)
+
+
+class AliasedCarry(Carry):
+    """Writes into its tensors, which snapshots and forks share."""
+
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
+        before = self.state
+        super().commit(path, counts)
+        for old, new in zip(before, self.state):
+            old.data.copy_(new)
+        self.state = before
+
+    def select(self, rows: Tensor) -> Carry:
+        chosen = super().select(rows)
+        return self._mine(chosen)
+
+    def copy(self) -> Carry:
+        return self._mine(super().copy())
+
+    def _mine(self, other: Carry) -> Carry:
+        twin = AliasedCarry(self.recurrence, other.state, self.history)
+        twin.base, twin.trail, twin.fill = other.base, other.trail, other.fill
+        return twin
+
+
+class Aliases(GRU):
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"carry": AliasedCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+
+class CommitsInExtend(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        y = super().run(x, layout, parts)
+        if parts is not None and layout.parents is None:
+            carry = parts["carry"]
+            assert isinstance(carry, Carry) and carry.pending is not None
+            carry.state = carry.pending[2] or carry.state
+        return y
+
+
+class WrongNodeCarry(Carry):
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
+        super().commit(None if path is None else (path - 1).clamp(min=0).where(path >= 0, -1), counts)
+
+
+class CommitsTheWrongNode(LSTM):
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"carry": WrongNodeCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+
+class NeighbourConvolution(ShortConvolution):
+    """Reads the nodes that stand before it in the call, whether they are its ancestors or not."""
+
+    def forward(self, inputs: Tensors, layout: Layout, carry: Carry | None = None) -> Tensor:
+        pending = super().forward(inputs, layout, carry)
+        if carry is None or layout.parents is None:
+            return pending
+        return self.scan(inputs, carry.state)[0]
+
+
+class ConvolvesOverBranches(Mamba):
+    def __init__(self, width: int) -> None:
+        super().__init__(width, states=4)
+        self.convolution = NeighbourConvolution(2 * width)
+
+
+class ForgetsPadding(TorchRecurrence):
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        y, final = super().scan(inputs, state, starts)
+        one_too_many = None if lengths is None else (lengths + 1).clamp(max=y.shape[1])
+        return (y, final) if lengths is None else super().scan(inputs, state, starts, one_too_many)
+
+
+class CountsPadding(LSTM):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.recurrence = ForgetsPadding(torch.nn.LSTM(width, width, batch_first=True))
+
+
+class PositionIsIndex(Attention):
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        begin = 0
+        if parts is not None:
+            cache = parts["cache"]
+            assert isinstance(cache, Cache)
+            begin = cache.longest
+        index = begin + torch.arange(x.shape[1]).expand(x.shape[:2])
+        return super().run(x, Layout(index, layout.parents, layout.starts), parts)
+
+
+class Float32Angles(Attention):
+    """Positions beyond 2^24 / frequency lose their fraction in float32."""
+
+    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return super()._project(x, (positions.to(torch.bfloat16) if positions.sum() > 10**6 else positions).long())
+
+
+class GrowingState(Attention):
+    constant_state = True
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, heads=2)
+        self.constant_state = True  # type: ignore[misc]
+
+
+class CutsTheGraph(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        if parts is not None:
+            carry = parts["carry"]
+            assert isinstance(carry, Carry)
+            carry.state = tuple(s.detach() for s in carry.state)
+        return super().run(x, layout, parts)
+
+
+class WrongGradient(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        y = super().run(x, layout, parts)
+        return y + (x.detach() - x)[..., :1] * 1e-2
+
+
+class WrongMatrix(GatedLinearAttention):
+    def matrix(self, x: Tensor) -> Tensor:
+        return super().matrix(x).tril(-1)
+
+
+class LosesABuffer(LSTM):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.scale = torch.rand(()).item()
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        return self.scale * super().run(x, layout, parts)
+
+
+class CarelessCarry(Carry):
+    def reach(self) -> Tensor:
+        return self.fill + 1
+
+    def copy(self) -> Carry:
+        twin = super().copy()
+        twin.__class__ = CarelessCarry
+        return twin
+
+
+class RewindsTooFar(LSTM):
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"carry": CarelessCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+
+BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties to which the search may be narrowed
+    (SeesTheFuture, "forward before|row|extend", ""),
+    (ForgetsToReset, "documents", "packed"),
+    (Aliases, "select|snapshot|rewind", ""),
+    (CommitsInExtend, "only commit may", ""),
+    (CommitsTheWrongNode, "commit", ""),
+    (ConvolvesOverBranches, "extend as a tree", ""),
+    (CountsPadding, "commit\\(counts\\)|row", ""),
+    (lambda width: PositionIsIndex(width, heads=2), "row", ""),
+    (lambda width: Float32Angles(width, heads=2), "1,000,000", "shifted"),
+    (GrowingState, "declared constant", "size"),
+    (CutsTheGraph, "gradient", "gradients of"),
+    (WrongGradient, "gradcheck", "gradients"),
+    (WrongMatrix, "matrix @ values", "matrix"),
+    (LosesABuffer, "save and load", "save"),
+    (RewindsTooFar, "rewind", ""),
+]
+
+
+@pytest.mark.parametrize("make, message, only", BROKEN, ids=[str(i) for i in range(len(BROKEN))])
+def test_the_checker_catches(make: Make, message: str, only: str) -> None:
+    with pytest.raises(ContractBroken, match=message):
+        check_mixer(make, examples=25, shrink=False, only=only)
+
+
+def test_a_failure_shrinks_to_a_readable_case() -> None:
+    with pytest.raises(ContractBroken) as caught:
+        check_mixer(CommitsTheWrongNode, only="path of a chain")
+    message = str(caught.value)
+    assert message.startswith("CommitsTheWrongNode: path of a chain: extend after commit(path")
+    assert "float64: max error" in message and "tolerance 1e-09" in message and "lengths=[0]" in message
+
+
+# Naive references.
+
+
+def rotated(x: Tensor, position: int, theta: float, turned: int) -> Tensor:
+    """One head vector turned by its position: pairs (i, i + turned / 2) as complex numbers."""
+    y = x.clone()
+    half = turned // 2
+    for i in range(half):
+        angle = position * theta ** (-2 * i / turned)
+        y[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+        y[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+    return y
+
+
+def attention_by_loops(mixer: Attention, x: Tensor, positions: Tensor, sees: Callable[[int, int], bool]) -> Tensor:
+    """One row x (T, D); `sees(i, j)` says whether node i looks at node j."""
+    heads, groups, e = mixer.heads, mixer.kv_heads, mixer.head_width
+    outputs = []
+    for i in range(len(x)):
+        mixed = []
+        for h in range(heads):
+            g = h // (heads // groups)
+            scores, values = [], []
+            for j in range(len(x)):
+                if not sees(i, j):
+                    continue
+                q = mixer.qkv(x[i])[h * e : (h + 1) * e]
+                k = mixer.qkv(x[j])[(heads + g) * e : (heads + g + 1) * e]
+                if mixer.positions == "rotary":
+                    turned = 2 * len(mixer.frequencies)
+                    q, k = (rotated(y, int(positions[at]), 10_000.0, turned) for y, at in ((q, i), (k, j)))
+                score = q @ k / math.sqrt(e)
+                if mixer.positions == "alibi":
+                    score = score - alibi_slopes(heads)[h] * abs(int(positions[i] - positions[j]))
+                scores.append(score)
+                values.append(mixer.qkv(x[j])[(heads + groups + g) * e : (heads + groups + g + 1) * e])
+            weights = torch.stack(scores).softmax(0)
+            mixed.append(weights @ torch.stack(values))
+        outputs.append(mixer.out(torch.cat(mixed)))
+    return torch.stack(outputs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options, sees", [
+    ({}, lambda i, j: j <= i),
+    ({"kv_heads": 2, "rotary_fraction": 0.5, "head_width": 4}, lambda i, j: j <= i),
+    ({"kv_heads": 1, "positions": "alibi", "qkv_bias": True}, lambda i, j: j <= i),
+    ({"positions": "none", "window": 3}, lambda i, j: i - 3 < j <= i),
+    ({"prefix": 4}, lambda i, j: j <= i or j < 4),
+    ({"causal": False, "positions": "alibi"}, lambda i, j: True),
+])
+def test_attention_by_explicit_loops(options: dict, sees: Callable[[int, int], bool]) -> None:
+    torch.manual_seed(0)
+    mixer = Attention(8, heads=4, **options).double()
+    x = torch.randn(1, 7, 8, dtype=torch.float64)
+    expected = attention_by_loops(mixer, x[0], torch.arange(7), sees)
+    assert (mixer(x)[0] - expected).abs().max() < 1e-10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", ["rotary", "alibi"])
+def test_tree_attention_by_explicit_loops(positions: str) -> None:
+    torch.manual_seed(0)
+    mixer = Attention(8, heads=2, kv_heads=1, positions=positions).double()
+    x = torch.randn(1, 9, 8, dtype=torch.float64)
+    parents = [-1, 0, 0, 1, -1]
+    paths = [[0], [0, 1], [0, 2], [0, 1, 3], [4]]
+    ancestors = {4 + i: {*range(4), *(4 + j for j in path)} for i, path in enumerate(paths)}
+    where = torch.tensor([0, 1, 2, 3, 4, 5, 5, 6, 4])
+    expected = attention_by_loops(mixer, x[0], where, lambda i, j: j <= i if i < 4 else j in ancestors[i])
+    state = mixer.init_state(1)
+    mixer.extend(x[:, :4], state)
+    state.commit()
+    assert (mixer.extend(x[:, 4:], state, torch.tensor([parents]))[0] - expected[4:]).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12])
+def test_alibi_slopes(heads: int) -> None:
+    slopes = alibi_slopes(heads)
+    assert slopes.shape == (heads,) and len(set(slopes.tolist())) == heads
+    if heads == 8:
+        assert slopes.tolist() == [2.0**-i for i in range(1, 9)]
+
+
+def test_attend_and_merge() -> None:
+    """Partial results over disjoint keys merge to attention over all of them, rows that see nothing included."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, h, n, 4, dtype=torch.float64) for h, n in ((4, 5), (2, 9), (2, 9)))
+    mask = torch.rand(2, 1, 5, 9) < 0.5
+    mask[:, :, 0] = False
+    y, lse = attend(q, k, v, mask)
+    assert (y[:, :, 0] == 0).all() and (lse[:, :, 0] == -math.inf).all()
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    assert (y - expected)[:, :, 1:].abs().max() < 1e-12
+    parts = [attend(q, k[:, :, a:b], v[:, :, a:b], mask[..., a:b]) for a, b in ((0, 2), (2, 3), (3, 9))]
+    merged, total = merge(parts)
+    assert (merged - y).abs().max() < 1e-12 and torch.equal(total[:, :, 0], lse[:, :, 0])
+    assert (total - lse)[:, :, 1:].abs().max() < 1e-12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make, cell", [(LSTM, torch.nn.LSTMCell), (GRU, torch.nn.GRUCell), (Elman, torch.nn.RNNCell)])
+def test_recurrent_mixers_against_torch_cells(make: Callable[..., Mixer], cell: type) -> None:
+    torch.manual_seed(0)
+    mixer = make(6, inner=5).double()
+    step = cell(6, 5).double()
+    step.load_state_dict({name.removesuffix("_l0"): tensor for name, tensor in
+                          mixer.recurrence.module.state_dict().items()})  # type: ignore[union-attr, operator]
+    x = torch.randn(3, 11, 6, dtype=torch.float64)
+    memory: Tensor | tuple[Tensor, Tensor] | None = None
+    outputs = []
+    for t in range(11):
+        memory = step(x[:, t], memory)
+        outputs.append(mixer.out(memory[0] if isinstance(memory, tuple) else memory))  # type: ignore[operator]
+    assert (mixer(x) - torch.stack(outputs, 1)).abs().max() < 1e-10
+
+
+def mamba_by_loops(mixer: Mamba, x: Tensor) -> Tensor:
+    """The equations of the paper, one row (T, D), one channel and one state at a time where it matters."""
+    u, gate = mixer.into(x).chunk(2, -1)
+    taps = mixer.convolution.weight.shape[1]
+    line = torch.cat([u.new_zeros(taps - 1, u.shape[1]), u])
+    u = torch.stack([(line[t : t + taps] * mixer.convolution.weight.T).sum(0) for t in range(len(x))])
+    u = F.silu(u + mixer.convolution.bias)
+    A = -mixer.scan.A_log.exp()
+    h = torch.zeros_like(A)
+    outputs = []
+    for t in range(len(x)):
+        chosen = mixer.select(u[t])
+        dt = F.softplus(mixer.step(chosen[: mixer.rank]))
+        B, C = chosen[mixer.rank : mixer.rank + mixer.states], chosen[mixer.rank + mixer.states :]
+        h = (dt[:, None] * A).exp() * h + dt[:, None] * B[None] * u[t][:, None]
+        outputs.append((h @ C + mixer.scan.D * u[t]) * F.silu(gate[t]))
+    return mixer.out(torch.stack(outputs))
+
+
+@torch.no_grad()
+def test_mamba_against_a_plain_loop() -> None:
+    torch.manual_seed(0)
+    mixer = Mamba(10, states=3).double()
+    x = torch.randn(2, 37, 10, dtype=torch.float64)
+    assert (mixer(x) - torch.stack([mamba_by_loops(mixer, row) for row in x])).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_mamba_against_transformers() -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    torch.manual_seed(0)
+    config = transformers.MambaConfig(hidden_size=32, state_size=5, conv_kernel=4, expand=2, time_step_rank=3)
+    peer, mixer = MambaMixer(config, layer_idx=0), Mamba(32, states=5, rank=3)
+    peer.A_log.data += 0.1 * torch.randn_like(peer.A_log)
+    peer.conv1d.bias.data.normal_()
+    mixer.load_state_dict({"into.weight": peer.in_proj.weight, "out.weight": peer.out_proj.weight,
+                           "convolution.weight": peer.conv1d.weight[:, 0], "convolution.bias": peer.conv1d.bias,
+                           "select.weight": peer.x_proj.weight, "step.weight": peer.dt_proj.weight,
+                           "step.bias": peer.dt_proj.bias, "scan.A_log": peer.A_log, "scan.D": peer.D})
+    x = torch.randn(2, 50, 32)
+    y = peer(x)
+    assert (mixer(x) - y).abs().max() < 1e-5
+
+
+@torch.no_grad()
+def test_gla_against_a_plain_loop() -> None:
+    torch.manual_seed(0)
+    mixer = GatedLinearAttention(8, heads=2, expand_k=1.0, gate_rank=3).double()
+    x = torch.randn(1, 41, 8, dtype=torch.float64)
+    weights = mixer.qkvr.weight.split(mixer.widths)
+    state, outputs = torch.zeros(2, 4, 4, dtype=torch.float64), []
+    for t in range(41):
+        q, k, v, r = (x[0, t] @ w.T for w in weights)
+        alpha = torch.sigmoid(mixer.gate(x[0, t])) ** (1 / mixer.temperature)
+        mixed = []
+        for h in range(2):
+            part = slice(4 * h, 4 * h + 4)
+            state[h] = alpha[part, None] * state[h] + k[part, None] * v[part]
+            o = state[h].T @ q[part] / 2
+            mixed.append(o / (o.square().mean() + 1e-6).sqrt() * mixer.norm.weight)
+        outputs.append(mixer.out(torch.cat(mixed) * F.silu(r)))
+    assert (mixer(x)[0] - torch.stack(outputs)).abs().max() < 1e-10
+
+
+# The life of a state, where a checker cannot look.
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["lstm", "gru", "elman", "jordan", "mamba", "gla"])
+@pytest.mark.parametrize("tokens", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_decoding_in_flat_memory(name: str, tokens: int) -> None:
+    torch.manual_seed(0)
+    mixer = SUBJECTS[name](8)
+    state = mixer.init_state(1, history=2)
+    x, sizes = torch.randn(1, 1, 8), []
+    for token in range(tokens):
+        x = mixer.extend(x / x.norm(), state)
+        state.commit()
+        if token % (tokens // 20) == tokens // 20 - 1:
+            sizes.append(memory(state))
+    assert max(sizes[4:]) <= max(sizes[:4]) < 20_000 and x.isfinite().all()
+    assert int(state.positions) == tokens
+
+
+@torch.no_grad()
+def test_a_window_forgets_and_says_so() -> None:
+    mixer = Attention(8, heads=2, window=4)
+    state = mixer.init_state(2, history=3)
+    x = torch.randn(2, 300, 8)
+    for piece in x.split(1, 1):
+        mixer.extend(piece, state)
+        state.commit()
+    with pytest.raises(SegueError, match="history"):
+        state.rewind(200)
+    state.rewind(3)
+    y = mixer.extend(x[:, 297:], state)
+    assert (y - mixer(x)[:, 297:]).abs().max() < 1e-5
+
+
+def test_a_refused_rewind_moves_no_part() -> None:
+    """Two parts of one state: the cache could go back, the recurrence cannot."""
+    attention, recurrence = Attention(8, heads=2), GRU(8)
+    layers = [attention.init_state(1).layers[0], recurrence.init_state(1).layers[0]]
+    state = State(layers, torch.zeros(1, dtype=torch.long))
+    layout = state.layout(3)
+    x = torch.randn(1, 3, 8)
+    attention.run(x, layout, state.layers[0])
+    recurrence.run(x, layout, state.layers[1])
+    state.pending = layout
+    state.commit()
+    with pytest.raises(SegueError, match="history"):
+        state.rewind(2)
+    cache = state.layers[0]["cache"]
+    assert isinstance(cache, Cache) and cache.lengths.tolist() == [3] and state.positions.tolist() == [3]
+
+
+@pytest.mark.parametrize("options", [{"heads": 3}, {"heads": 4, "kv_heads": 3}, {"positions": "sine"},
+                                     {"window": 3, "prefix": 2}, {"window": 0}, {"causal": False, "window": 3}])
+def test_attention_refuses(options: dict) -> None:
+    with pytest.raises(SegueError):
+        Attention(8, **options)
+
+
+def test_gather_nodes_takes_padding() -> None:
+    x = torch.arange(6).view(1, 3, 2)
+    assert gather_nodes(x, torch.tensor([[2, -1]])).tolist() == [[[4, 5], [0, 1]]]
