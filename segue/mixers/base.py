@@ -66,6 +66,7 @@ class Mixer(nn.Module):
         Prefill (many nodes), a step (one) and the verification of a draft are the same call. The state stays as it
         was; what was computed is pending in it until `state.commit(path)`.
         """
+        self._check_causal()
         if starts is not None and not self.resettable:
             raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
         state.check_rows(x.shape[0])
@@ -74,10 +75,13 @@ class Mixer(nn.Module):
         state.pending = layout
         return y
 
-    def init_state(self, batch: int, history: int = 0) -> State:
-        """A fresh state for `batch` rows. Recurrent states can later go back `history` tokens at most."""
+    def _check_causal(self) -> None:
         if not self.causal:
             raise SegueError(f"{type(self).__name__} looks ahead: it has no causal step, use forward on all of it")
+
+    def init_state(self, batch: int, history: int = 0) -> State:
+        """A fresh state for `batch` rows. Recurrent states can later go back `history` tokens at most."""
+        self._check_causal()
         like = next(self.parameters())
         positions = torch.zeros(batch, dtype=torch.long, device=like.device)
         return State([self.parts(batch, like, history)], positions)

@@ -358,7 +358,7 @@ def check_rewind(subject: Subject, case: Case) -> None:
             subject.check.that(n > history, f"rewind of {n} was refused with history {history}")
             before = rows
         at_positions(subject, f"after asking to rewind {n} with history {history}", other, before)
-        expect(subject, f"extend after a wish to rewind {n} with history {history}", subject.extend(x, other), before, x)
+        expect(subject, f"extend after asking to rewind {n} of {history}", subject.extend(x, other), before, x)
 
 
 def check_snapshot(subject: Subject, case: Case) -> None:
