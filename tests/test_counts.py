@@ -1,0 +1,176 @@
+"""Count models against plain dictionaries, and as decodable models."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.errors import SegueError
+from segue.models.counts import CountModel, TokenState, documents_bits
+
+documents = st.lists(st.lists(st.integers(0, 4), max_size=30), min_size=1, max_size=6).filter(any)
+V = 5
+
+
+def contexts(document: list[int], i: int, order: int, start: bool) -> list[tuple[int, ...]]:
+    """Contexts of orders 0..order of position i, longest last; -1 is the start."""
+    past = ([-1] if start else []) + document[:i]
+    return [tuple(past[len(past) - k:]) for k in range(min(order, len(past)) + 1)]
+
+
+def naive(train: list[list[int]], order: int, smoothing: str, start: bool, backoff: bool, discount: float,
+          document: list[int]) -> np.ndarray:
+    table: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+    longer: dict[tuple[int, ...], dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for line in train:
+        for i, x in enumerate(line):
+            for context in contexts(line, i, order, start):
+                table[context][x] += 1
+                if not context or context[0] != -1:
+                    place = i - len(context) - 1
+                    longer[context][x].add(line[place] if place >= 0 else -1)
+    out = []
+    for i in range(len(document)):
+        found = contexts(document, i, order, start)
+        seen = [context for context in found if table[context]]
+        p = np.full(V, 1 / V)
+        if smoothing == "none":
+            if backoff or len(seen) == len(found):
+                p = np.array([table[seen[-1]][x] for x in range(V)]) / table[seen[-1]].total()
+        else:
+            for context in seen:
+                c = np.array([table[context][x] for x in range(V)], float)
+                if smoothing == "kneser-ney" and context != found[-1]:
+                    c = np.array([len(longer[context][x]) for x in range(V)], float)
+                if smoothing == "witten-bell":
+                    t = (c > 0).sum()
+                    p = (c + t * p) / (c.sum() + t)
+                else:
+                    p = (np.maximum(c - discount, 0) + discount * (c > 0).sum() * p) / c.sum()
+        out.append(p)
+    return np.array(out).reshape(len(document), V)
+
+
+@settings(max_examples=60, deadline=None)
+@given(train=documents, document=st.lists(st.integers(0, 4), max_size=20), order=st.integers(0, 6),
+       smoothing=st.sampled_from(["none", "witten-bell", "kneser-ney"]), start=st.booleans(), backoff=st.booleans())
+def test_estimates_equal_dictionary_counts(train: list[list[int]], document: list[int], order: int, smoothing: str,
+                                           start: bool, backoff: bool) -> None:
+    model = CountModel(V, order, smoothing, start, backoff, discount=0.7).fit(train)
+    found = model.predictions(document)
+    assert np.allclose(found, naive(train, order, smoothing, start, backoff, 0.7, document), atol=1e-12)
+    assert np.allclose(found.sum(1), 1)
+
+
+def long_runs() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [np.where(rng.random(600) < 0.9, np.arange(600) % 3, rng.integers(0, V, 600)) for _ in range(6)]
+
+
+@pytest.mark.parametrize("smoothing", ["none", "witten-bell", "kneser-ney"])
+def test_written_out_runs_count_the_same(smoothing: str) -> None:
+    train = long_runs()
+    model = CountModel(V, 8, smoothing, discount=0.6).fit(train[1:])
+    expected = naive([line.tolist() for line in train[1:]], 8, smoothing, True, True, 0.6, train[0][:150].tolist())
+    assert np.allclose(model.predictions(train[0][:150]), expected, atol=1e-12)
+
+
+def test_contexts_are_sorted() -> None:
+    model = CountModel(V, 20).fit(long_runs())
+    tables = model.tables
+
+    def context(place: int) -> list[int]:
+        tokens: list[int] = []
+        while len(tokens) < 20 and (not tokens or tokens[-1] != V):
+            tokens.append(int(tables.stream[place - len(tokens) - 1]))
+        return tokens
+
+    for a, b, shared in zip(tables.order, tables.order[1:], tables.common[1:]):
+        x, y = context(a), context(b)
+        assert x <= y
+        k = next((k for k, (u, v) in enumerate(zip(x, y)) if u != v), 20)
+        assert k == shared
+
+
+@pytest.mark.parametrize("smoothing", ["none", "witten-bell", "kneser-ney"])
+def test_decoding_agrees_with_scoring(smoothing: str) -> None:
+    rng = np.random.default_rng(1)
+    model = CountModel(V, 3, smoothing).fit(long_runs())
+    line = rng.integers(0, V, 12)
+    expected = model.predictions(np.append(line, 0))[1:]
+
+    def check(logits: torch.Tensor, wanted: np.ndarray) -> None:
+        assert np.allclose(logits.exp().numpy(), wanted, atol=1e-6)
+
+    tokens = torch.from_numpy(line)[None]
+    state = model.init_state(1, history=4)
+    check(model.extend(tokens, state).logits[0], expected)                       # all at once
+    check(model.extend(tokens, state, at=torch.tensor([[7]])).logits[0, 0], expected[7])
+    for i in range(12):                                                          # one by one, with a rejected draft
+        model.extend(torch.full((1, 3), 4), state)
+        check(model.extend(tokens[:, i:i + 1], state).logits[0, 0], expected[i])
+        state.commit()
+    state.rewind(4)
+    parents = torch.tensor([[-1, -1, 1, 2, 0]])                                  # a tree: the line is 1, 2, 3
+    tree = torch.tensor([[3, line[8], line[9], line[10], 2]])
+    output = model.extend(tree, state, parents)
+    check(output.logits[0, 1:4], expected[8:11])
+    with pytest.raises(SegueError, match="path"):
+        state.commit()
+    state.commit(torch.tensor([[1, 2, -1]]))
+    assert state.positions.tolist() == [10]
+    check(model.extend(tokens[:, 10:11], state).logits[0, 0], expected[10])
+    fork = state.select(torch.tensor([0, 0]))
+    saved = fork.snapshot()
+    model.extend(torch.tensor([[line[10], line[11]], [1, 2]]), fork)
+    fork.commit(counts=torch.tensor([2, 0]))
+    assert fork.positions.tolist() == [12, 10]
+    check(model.extend(tokens[:, 10:11].expand(2, -1), fork).logits[1, 0], expected[10])
+    fork.restore(saved)
+    assert fork.positions.tolist() == [10, 10]
+
+
+def test_state_is_of_constant_size_and_says_when_it_cannot_go_back() -> None:
+    model = CountModel(V, 3).fit(long_runs())
+    state = model.init_state(1, history=2)
+    for _ in range(50):
+        model.extend(torch.tensor([[1]]), state)
+        state.commit()
+    assert isinstance(state, TokenState) and state.past.shape == (1, 5)
+    state.rewind(2)
+    with pytest.raises(SegueError, match="history"):
+        state.rewind(1)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    model = CountModel(V, 4, "kneser-ney").fit(long_runs())
+    model.save(tmp_path)
+    again = CountModel.load(tmp_path)
+    line = long_runs()[2]
+    assert np.array_equal(model.predictions(line), again.predictions(line))
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(SegueError, match="outside"):
+        CountModel(3).fit([[0, 3]])
+    with pytest.raises(SegueError, match="nothing to count"):
+        CountModel(3).fit([[]])
+    with pytest.raises(SegueError, match="smoothing"):
+        CountModel(3, smoothing="magic")
+
+
+def test_start_symbol_keeps_first_elements_apart() -> None:
+    train = [[0, 1, 2, 2, 2, 2]] * 5
+    assert CountModel(3, 2, "none", start=True).fit(train).next([])[0] == 1
+    assert CountModel(3, 2, "none", start=False).fit(train).next([])[2] == pytest.approx(4 / 6)
+
+
+def test_bits_of_documents() -> None:
+    model = CountModel(4, 0, "none").fit([[0, 1, 2, 3]])
+    assert documents_bits(model, [[0, 1], [2]]) == pytest.approx(6)
