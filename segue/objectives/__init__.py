@@ -1,0 +1,10 @@
+"""Training losses, one file each: `objective(model, batch) -> Loss`."""
+
+from __future__ import annotations
+
+from segue.objectives.base import Batch, Loss, Objective
+from segue.objectives.next_element import NextElement
+
+OBJECTIVES: dict[str, type[Objective]] = {"next": NextElement}
+
+__all__ = ["OBJECTIVES", "Batch", "Loss", "NextElement", "Objective"]

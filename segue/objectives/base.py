@@ -1,0 +1,72 @@
+"""What an objective is given and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from segue.mixers.state import Layout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of elements and what is to be predicted from them.
+
+    tokens: (B, T) long. targets: (B, T) long, -1 where nothing is predicted.
+    starts: (B, T) bool, True where a new document begins in a packed row, or None where each row is of one document.
+    channels: side channels aligned with `tokens`, (B, T) or (B, T, w).
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    starts: Tensor | None = None
+    channels: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How many elements are predicted."""
+        return int((self.targets >= 0).sum())
+
+    @property
+    def layout(self) -> Layout:
+        shape = (self.tokens.shape[0], self.tokens.shape[1])
+        return Layout.chain(shape, starts=self.starts, device=self.tokens.device)
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self.map(lambda x: x.to(device))
+
+    def rows(self, which: slice | Tensor) -> Batch:
+        return self.map(lambda x: x[which])
+
+    def map(self, change) -> Batch:  # type: ignore[no-untyped-def]
+        """The batch with `change` applied to every tensor in it."""
+        starts = None if self.starts is None else change(self.starts)
+        channels = {name: change(values) for name, values in self.channels.items()}
+        return replace(self, tokens=change(self.tokens), targets=change(self.targets), starts=starts, channels=channels)
+
+    @staticmethod
+    def join(batches: list[Batch]) -> Batch:
+        """Rows of several batches of the same length under one another (a strategy that mixes in old rows)."""
+        starts = None
+        if any(batch.starts is not None for batch in batches):
+            starts = torch.cat([torch.zeros_like(b.tokens, dtype=torch.bool) if b.starts is None else b.starts
+                                for b in batches])
+        channels = {name: torch.cat([b.channels[name] for b in batches]) for name in batches[0].channels}
+        return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.targets for b in batches]), starts, channels)
+
+
+@dataclass
+class Loss:
+    """total: scalar, the sum over predicted elements in nats plus whatever is added; divided by `count` for the step.
+    terms: its named parts, detached, likewise sums. count: how many elements are predicted."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    count: int
+
+
+class Objective(Protocol):
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss: ...

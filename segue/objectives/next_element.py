@@ -1,0 +1,81 @@
+"""Predict the next element: the sum of -log p(target) in nats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.objectives.base import Batch, Loss
+
+CHUNK = 1024  # rows of logits held at a time: all of them at once would not stay in any cache
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropies of hidden @ weight.T, chunk by chunk, with the gradients made on the way.
+
+    The logits of a whole batch are the largest thing in training a small model; here only a chunk of them lives.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, wanted: bool) -> Tensor:
+        weight_used = weight.to(hidden.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if wanted else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted else None
+        for begin in range(0, hidden.shape[0], CHUNK):
+            rows = slice(begin, begin + CHUNK)
+            target = targets[rows]
+            live = target >= 0
+            index = target.clamp(min=0)[:, None]
+            logits = (hidden[rows] @ weight_used.T).float()
+            lse = logits.logsumexp(-1, keepdim=True)
+            total += ((lse - logits.gather(1, index))[:, 0] * live).sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            slope = logits.sub_(lse).exp_()
+            slope.scatter_add_(1, index, torch.full_like(lse, -1.0))
+            if not bool(live.all()):
+                slope *= live[:, None]
+            slope = slope.to(hidden.dtype)
+            torch.mm(slope, weight_used, out=grad_hidden[rows])
+            grad_weight += slope.T @ hidden[rows]
+        if wanted:
+            ctx.save_for_backward(grad_hidden, grad_weight)
+            ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        hidden, weight = ctx.saved_tensors
+        return hidden * grads[0].to(hidden.dtype), (weight * grads[0]).to(ctx.weight_dtype), None, None
+
+
+def head_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Scalar: the sum over rows of -log softmax(hidden @ weight.T)[target], nats; rows with target < 0 count nothing.
+
+    hidden: (N, D). weight: (V, D). targets: (N,) long. Matrix products run in bfloat16 under autocast.
+    """
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    wanted = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    with torch.autocast(device, enabled=False):
+        return _HeadCrossEntropy.apply(hidden, weight, targets, wanted)
+
+
+class NextElement:
+    """Maximum likelihood of each element given those before it."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        layout = batch.layout
+        head = getattr(model, "head", None)
+        if isinstance(head, nn.Linear) and head.bias is None:
+            hidden = model.hidden(batch.tokens, layout)  # type: ignore[operator]
+            total = head_cross_entropy(hidden.flatten(0, 1), head.weight, batch.targets.flatten())
+        else:
+            logits = model(batch.tokens, layout).logits.float()
+            total = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="sum")
+        return Loss(total, {"nats": total.detach()}, batch.count)

@@ -1,0 +1,165 @@
+"""Rows to learn from, as a pure function of (seed, step): a resumed run needs no position of the loader but the step.
+
+Documents longer than the context are cut in windows, from a new phase each epoch; shorter ones are packed several to
+a row, with their starts marked, so that none sees another. Batches are of one sort or the other: the first sort needs
+no mask.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from segue.errors import SegueError
+from segue.objectives import Batch
+
+
+class Store(Protocol):
+    """What is read: flat token ids and where documents begin. `segue.data.TokenStore` is one."""
+
+    tokens: np.ndarray
+    offsets: np.ndarray
+    channels: dict[str, np.ndarray]
+
+
+class Arrays:
+    """A store over sequences in memory."""
+
+    def __init__(self, sequences: list[np.ndarray]) -> None:
+        self.tokens = np.concatenate([np.asarray(s) for s in sequences]) if sequences else np.zeros(0, np.int32)
+        self.offsets = np.cumsum([0, *(len(s) for s in sequences)]).astype(np.int64)
+        self.channels: dict[str, np.ndarray] = {}
+
+
+def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
+    """Best fit: indices of documents, in rows of at most `room` elements. Each length is at most `room`."""
+    rows: list[list[int]] = []
+    spaces: list[int] = []  # the different free spaces there are, sorted
+    having: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths.tolist()):
+        at = bisect_left(spaces, length)
+        if at == len(spaces):
+            row, space = len(rows), room
+            rows.append([])
+        else:
+            space = spaces[at]
+            row = having[space].pop()
+            if not having[space]:
+                spaces.pop(at)
+        rows[row].append(index)
+        left = space - length
+        if left > 1:
+            if not having.get(left):
+                insort(spaces, left)
+            having.setdefault(left, []).append(row)
+    return rows
+
+
+@dataclass
+class Epoch:
+    """The rows of one pass over the data, and which of them make each batch (negative: a packed row, -1 the first)."""
+
+    windows: np.ndarray
+    packed: list[np.ndarray]
+    batches: list[np.ndarray]
+
+
+class Batches:
+    """Batches of `rows` rows of `context` elements from a store.
+
+    `batches(step)` -> Batch, always the same for the same step and seed. One epoch shows every element once (a few
+    twice, where windows overlap at the end of a document).
+    """
+
+    def __init__(self, store: Store, context: int, rows: int, seed: int = 0) -> None:
+        self.store, self.context, self.rows, self.seed = store, context, rows, seed
+        offsets = np.asarray(store.offsets)
+        predicted = np.diff(offsets) - 1
+        if not (predicted > 0).any():
+            raise SegueError("there is nothing to learn: every sequence has fewer than two elements")
+        self.long = np.flatnonzero(predicted >= context)
+        self.short = np.flatnonzero((predicted > 0) & (predicted < context))
+        self.offsets, self.predicted = offsets, predicted
+        self._epochs: dict[int, Epoch] = {}
+        self._firsts = [0]  # the step with which each epoch begins; batches per epoch may differ by a few
+        self._ahead: tuple[int, Future[Batch]] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="segue-batches")
+
+    def epoch(self, number: int) -> Epoch:
+        if number not in self._epochs:
+            self._epochs = {k: v for k, v in self._epochs.items() if k >= number - 1}
+            self._epochs[number] = self._plan(np.random.default_rng([self.seed, number]))
+        return self._epochs[number]
+
+    def _plan(self, draw: np.random.Generator) -> Epoch:
+        context, rows = self.context, self.rows
+        first, last = self.offsets[self.long], self.predicted[self.long] - context
+        phase = draw.integers(0, context, len(self.long))
+        # Windows end at phase, phase + context, ...; the first and the last are moved inside the document.
+        count = np.where(last == 0, 1, -(-(last + context - phase) // context) + (phase > 0))
+        document = np.repeat(np.arange(len(self.long)), count)
+        number = np.arange(len(document)) - np.repeat(np.cumsum(count) - count, count)
+        begin = number * context + np.where(phase > 0, phase - context, 0)[document]
+        windows = first[document] + np.clip(begin, 0, last[document])
+        order = draw.permutation(self.short)
+        packed: list[np.ndarray] = []
+        for at in range(0, len(order), 1 << 14):
+            group = order[at : at + (1 << 14)]
+            packed += [group[row] for row in pack(self.predicted[group], context)]
+        plain = draw.permutation(len(windows))
+        several = -1 - draw.permutation(len(packed))
+        batches = [part[at : at + rows] for part in (plain, several) for at in range(0, len(part) - rows + 1, rows)]
+        rest = np.concatenate([plain[len(plain) // rows * rows :], several[len(several) // rows * rows :]])
+        if len(rest):
+            everything = np.concatenate([plain, several])
+            more = draw.choice(everything, -len(rest) % rows)
+            rest = np.concatenate([rest, more])
+            batches += [rest[at : at + rows] for at in range(0, len(rest), rows)]
+        return Epoch(windows, packed, [batches[i] for i in draw.permutation(len(batches))])
+
+    def where(self, step: int) -> tuple[int, int]:
+        """Epoch, and batch within it."""
+        while self._firsts[-1] <= step:
+            self._firsts.append(self._firsts[-1] + len(self.epoch(len(self._firsts) - 1).batches))
+        number = int(np.searchsorted(self._firsts, step, side="right")) - 1
+        return number, step - self._firsts[number]
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of this step; the next one is prepared meanwhile."""
+        ahead, self._ahead = self._ahead, None
+        prepared = None if ahead is None else ahead[1].result()
+        batch = prepared if prepared is not None and ahead is not None and ahead[0] == step else self.make(step)
+        self._ahead = (step + 1, self._pool.submit(self.make, step + 1))
+        return batch
+
+    def make(self, step: int) -> Batch:
+        number, index = self.where(step)
+        epoch = self.epoch(number)
+        chosen = epoch.batches[index]
+        at = np.zeros((len(chosen), self.context), dtype=np.int64)
+        live = np.ones(at.shape, dtype=bool)
+        starts = np.zeros(at.shape, dtype=bool)
+        plain = chosen >= 0
+        at[plain] = epoch.windows[chosen[plain], None] + np.arange(self.context)
+        for row in np.flatnonzero(~plain):
+            cursor = 0
+            for document in epoch.packed[-1 - chosen[row]]:
+                length = int(self.predicted[document])
+                at[row, cursor : cursor + length] = self.offsets[document] + np.arange(length)
+                starts[row, cursor] = cursor > 0
+                cursor += length
+            live[row, cursor:] = False
+            starts[row, cursor : cursor + 1] = True  # the padding is a document of its own
+        tokens = torch.from_numpy(self.store.tokens[at].astype(np.int64))
+        targets = torch.from_numpy(np.where(live, self.store.tokens[at + live].astype(np.int64), -1))
+        channels = {name: torch.from_numpy(np.ascontiguousarray(values[at])) for name, values in
+                    self.store.channels.items()}
+        return Batch(tokens, targets, torch.from_numpy(starts) if starts.any() else None, channels)
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)

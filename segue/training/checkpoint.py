@@ -1,0 +1,101 @@
+"""Checkpoints: one safetensors file with a JSON header entry, replaced in one rename.
+
+A kill leaves the old file or the new one; so does a full disk.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.errors import SegueError
+from segue.files import atomic_write
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], values: dict[str, Any] | None = None) -> None:
+    """Write tensors and plain values to one file, atomically. Views of one storage are written apart."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    seen: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        pointer = tensor.data_ptr()
+        if tensor.numel() and pointer in seen:
+            tensors[name] = tensor.clone()
+        seen[pointer] = name
+    with atomic_write(path) as temporary:
+        try:
+            save_file(tensors, str(temporary), {"values": json.dumps(values or {})})
+        except SafetensorError as error:  # the library's own wrapper around a full disk
+            raise OSError(str(error)) from error
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote; anything wrong with the file is a SegueError that names it."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise SegueError(f"{path} is missing: is this a folder that segue wrote?")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            # Cloned: the file is mapped, and its tensors are not aligned as torch's own are.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            values = json.loads((file.metadata() or {}).get("values", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise SegueError(f"{path} is damaged or not a safetensors file ({error}): copy it again or fit again") from error
+    return tensors, values
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Temporary files of processes that were killed while writing."""
+    for left in folder.glob(".*.tmp"):
+        if left.is_file():
+            with suppress(OSError):
+                left.unlink()
+
+
+def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: str | Path) -> None:
+    """Copy weights into a model, after checking that names, shapes and types are exactly its own."""
+    wanted = model.state_dict()
+    shared = tied_names(model)
+    missing = sorted(set(wanted) - set(tensors) - set(shared))
+    unknown = sorted(set(tensors) - set(wanted))
+    if missing or unknown:
+        what = f"lacks {', '.join(missing[:3])}" if missing else f"has the unknown {', '.join(unknown[:3])}"
+        raise SegueError(f"{where} does not fit its config.json: it {what}; were the two copied from different models?")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            raise SegueError(f"{where}: '{name}' has shape {tuple(tensor.shape)}, config.json asks for "
+                             f"{tuple(wanted[name].shape)}")
+        if tensor.dtype.is_floating_point != wanted[name].dtype.is_floating_point:
+            raise SegueError(f"{where}: '{name}' holds {tensor.dtype}, not numbers of the kind {wanted[name].dtype}")
+        if tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
+            raise SegueError(f"{where}: '{name}' holds numbers that are not finite")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            wanted[name].copy_(tensor)
+
+
+def tied_names(model: torch.nn.Module) -> dict[str, str]:
+    """Names in the state dict that are the very tensor of an earlier name."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) in first:
+            tied[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+    return tied
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The state dict with each tied tensor once."""
+    shared = tied_names(model)
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in shared}

@@ -1,0 +1,61 @@
+"""Several processes on one run (`torchrun --nproc-per-node N -m segue fit ...`): each takes a share of every batch's
+rows and the gradients are summed, so that the run is the one a single process would make, up to rounding."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def join() -> None:
+    """Join the group that torchrun set up, if it did: gloo on CPUs, nccl on GPUs."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(minutes=30))
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if world() > 1:
+        dist.barrier()
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Sum `grad` over processes, in one message. A parameter that has none on some process counts as zero there."""
+    if world() == 1:
+        return
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([part.flatten() for part in parts])
+    dist.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([part.numel() for part in parts])):
+        parameter.grad = part.view_as(parameter)
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum of a scalar over processes."""
+    if world() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def from_first(value: float) -> float:
+    """What the first process says."""
+    if world() == 1:
+        return value
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(tensor, 0)
+    return float(tensor)

@@ -1,0 +1,240 @@
+"""How well a model predicts: each position of each document scored once, beside baselines on the same positions."""
+
+from __future__ import annotations
+
+import lzma
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.models.base import Decodable
+from segue.training.batches import Store
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BINS = 15
+TOPS = (1, 5, 10)
+
+
+@dataclass
+class Scored:
+    """Sums over the positions of each document (D documents): nats (D,), counts (D,), hits (D, 3) among the TOPS most
+    probable; and over all of them, by confidence: how many, their confidence, how many right (BINS,) each."""
+
+    nats: np.ndarray
+    counts: np.ndarray
+    hits: np.ndarray
+    bins: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Nats per element."""
+        return float(self.nats.sum() / max(1, self.counts.sum()))
+
+
+@dataclass
+class Evaluation:
+    """unit: what a base unit is (byte, base, residue, event). bits_per_unit: with its 95% interval over documents.
+    bits_per_element, perplexity: per token. top: share of elements among the k most probable. calibration_error:
+    expected, between confidence and accuracy of the most probable element, over 15 bins. baselines: bits per unit."""
+
+    unit: str
+    documents: int
+    units: int
+    elements: int
+    bits_per_unit: float
+    interval: tuple[float, float]
+    bits_per_element: float
+    perplexity: float
+    top: dict[str, float]
+    calibration_error: float
+    baselines: dict[str, float]
+    path: str
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("", f"bits per {self.unit}", box=None)
+        low, high = self.interval
+        rows = [(f"this model ({self.path})", self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})")]
+        rows += [(name, bits, "") for name, bits in self.baselines.items()]
+        for name, bits, more in sorted(rows, key=lambda row: row[1]):
+            table.add_row(Text(name, style="bold" if more else ""), f"{bits:.3f}{more}")
+        tops = ", ".join(f"{share:.1%} in the top {k}" for k, share in self.top.items())
+        return Group(table, Text(
+            f"{self.documents:,} documents, {self.units:,} {self.unit}s, {self.elements:,} elements: "
+            f"{self.bits_per_element:.3f} bits per element (perplexity {self.perplexity:.2f}), {tops}, "
+            f"calibration error {self.calibration_error:.3f}"), *map(Text, self.notes))
+
+
+class Tally:
+    """Collects scores of logits, document by document."""
+
+    def __init__(self, documents: int) -> None:
+        self.nats, self.counts = np.zeros(documents), np.zeros(documents, dtype=np.int64)
+        self.hits = np.zeros((documents, len(TOPS)), dtype=np.int64)
+        self.bins = np.zeros((3, BINS))
+
+    def add(self, logits: Tensor, targets: Tensor, documents: Tensor) -> None:
+        """logits (N, V), targets (N,), documents (N,): which one each is of."""
+        logits = logits.float()
+        size = len(self.nats)
+        lse = logits.logsumexp(-1)
+        given = logits.gather(1, targets[:, None])[:, 0]
+        nats = (lse - given).double()
+        rank = (logits > given[:, None]).sum(1)
+        confidence = (logits.amax(-1) - lse).exp().double()
+        self.nats += torch.bincount(documents, nats, size).cpu().numpy()
+        self.counts += torch.bincount(documents, minlength=size).cpu().numpy()
+        for i, k in enumerate(TOPS):
+            self.hits[:, i] += torch.bincount(documents[rank < k], minlength=size).cpu().numpy()
+        bin = (confidence * BINS).long().clamp(max=BINS - 1)
+        right = (rank == 0).double()
+        for i, weight in enumerate((torch.ones_like(confidence), confidence, right)):
+            self.bins[i] += torch.bincount(bin, weight, BINS).cpu().numpy()
+
+    def done(self) -> Scored:
+        return Scored(self.nats, self.counts, self.hits, self.bins)
+
+
+@torch.no_grad()
+def score(model: Decodable, store: Store, context: int | None = None, rows: int = 16, limit: int | None = None,
+          overlap: float = 0.5, precision: str = "float32") -> Scored:
+    """Score each predicted position of each document of `store` once.
+
+    context: elements the model was trained to see at once. None carries the state through whole documents (right for
+    states of constant size); otherwise windows of that length are used, of which all but the first score only what
+    has `overlap` x context before it. limit: about so many elements, spread evenly over the documents, and no more.
+    """
+    offsets = np.asarray(store.offsets)
+    predicted = np.diff(offsets) - 1
+    tally = Tally(len(predicted))
+    device = model.embedding.weight.device if isinstance(model, nn.Module) and hasattr(model, "embedding") else "cpu"
+    with torch.autocast(str(device).split(":")[0], torch.bfloat16, enabled=precision == "bfloat16"):
+        if context is None:
+            _carried(model, store, offsets, predicted, rows, tally, device)
+        else:
+            _windowed(model, store, offsets, predicted, context, rows, limit, overlap, tally, device)
+    return tally.done()
+
+
+def windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float) -> np.ndarray:
+    """(W, 4): document, first token, length, and how many leading positions are context only."""
+    step = max(1, context - int(overlap * context))
+    found = []
+    for document in np.flatnonzero(predicted > 0):
+        n, first = int(predicted[document]), int(offsets[document])
+        found.append((document, first, min(n, context), 0))
+        done = min(n, context)
+        while done < n:
+            end = min(n, done + step)
+            begin = max(0, end - context)
+            found.append((document, first + begin, end - begin, done - begin))
+            done = end
+    return np.array(found, dtype=np.int64).reshape(-1, 4)
+
+
+def _windowed(model: Any, store: Store, offsets: np.ndarray, predicted: np.ndarray, context: int, rows: int,
+              limit: int | None, overlap: float, tally: Tally, device: Any) -> None:
+    table = windows(offsets, predicted, context, overlap)
+    if limit is not None and table[:, 2].sum() > limit:
+        keep = max(1, int(len(table) * limit / table[:, 2].sum()))
+        table = table[np.linspace(0, len(table) - 1, keep).astype(np.int64)]
+    table = table[np.argsort(-table[:, 2], kind="stable")]
+    for at in range(0, len(table), rows):
+        part = table[at : at + rows]
+        n = int(part[:, 2].max())
+        index = np.minimum(part[:, 1, None] + np.arange(n + 1), len(store.tokens) - 1)
+        ids = torch.from_numpy(store.tokens[index].astype(np.int64)).to(device)
+        column = np.arange(n)
+        live = torch.from_numpy((column < part[:, 2, None]) & (column >= part[:, 3, None])).to(device)
+        if isinstance(model, nn.Module):
+            logits = model(ids[:, :-1]).logits
+        else:
+            logits = model.extend(ids[:, :-1], model.init_state(len(part))).logits
+        documents = torch.from_numpy(part[:, 0]).to(device)[:, None].expand(-1, n)
+        tally.add(logits[live], ids[:, 1:][live], documents[live])
+
+
+def _carried(model: Decodable, store: Store, offsets: np.ndarray, predicted: np.ndarray, rows: int, tally: Tally,
+             device: Any) -> None:
+    order = np.argsort(-predicted, kind="stable")
+    order = order[predicted[order] > 0]
+    for at in range(0, len(order), rows):
+        group = order[at : at + rows]
+        state = model.init_state(len(group))
+        for begin in range(0, int(predicted[group[0]]), 256):
+            going = int((predicted[group] > begin).sum())  # sorted: the rows still going are the first ones
+            if going < len(group):
+                group = group[:going]
+                state = state.select(torch.arange(going, device=device))
+            n = min(256, int(predicted[group[0]]) - begin)
+            index = np.minimum(offsets[group, None] + begin + np.arange(n + 1), len(store.tokens) - 1)
+            ids = torch.from_numpy(store.tokens[index].astype(np.int64)).to(device)
+            live = torch.from_numpy(begin + np.arange(n) < predicted[group, None]).to(device)
+            logits = model.extend(ids[:, :-1], state).logits
+            state.commit()
+            documents = torch.from_numpy(group).to(device)[:, None].expand(-1, n)
+            tally.add(logits[live], ids[:, 1:][live], documents[live])
+
+
+def interval(nats: np.ndarray, units: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95% of the bits per unit when documents are drawn again (bootstrap). One document has no interval: its value."""
+    live = units > 0
+    nats, units = nats[live], units[live]
+    if len(units) < 2:
+        value = float(nats.sum() / max(1, units.sum()) / math.log(2))
+        return value, value
+    draw = np.random.default_rng(seed)
+    ratios = []
+    for _ in range(draws):
+        weight = np.bincount(draw.integers(0, len(units), len(units)), minlength=len(units))
+        ratios.append((weight @ nats) / (weight @ units) / math.log(2))
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def targets_of(store: Store) -> Iterator[np.ndarray]:
+    """The predicted tokens of each document."""
+    for begin, end in zip(store.offsets[:-1], store.offsets[1:]):
+        yield np.asarray(store.tokens[int(begin) + 1 : max(int(begin) + 1, int(end))])
+
+
+def unigram_nats(counts: np.ndarray, store: Store) -> float:
+    """Nats of all predicted tokens under frequencies with one half added to each count."""
+    counts = np.asarray(counts, dtype=np.float64) + 0.5
+    cost = np.log(counts.sum()) - np.log(counts)
+    return float(sum(cost[part].sum() for part in targets_of(store)))
+
+
+def xz_bits(contents: bytes) -> int:
+    """Bits of what `xz -9e` makes of it."""
+    return 8 * len(lzma.compress(contents, preset=9 | lzma.PRESET_EXTREME))
+
+
+def summarise(scored: Scored, units: np.ndarray, unit: str, path: str, baselines: dict[str, float],
+              notes: list[str] | None = None) -> Evaluation:
+    """Sums -> the numbers of a report. units: (D,) base units of each document."""
+    elements = int(scored.counts.sum())
+    if not elements or not units.sum():
+        raise SegueError("there is nothing to score: every sequence has fewer than two elements")
+    many, confidence, right = scored.bins
+    return Evaluation(
+        unit, len(scored.nats), int(units.sum()), elements,
+        float(scored.nats.sum() / units.sum() / math.log(2)), interval(scored.nats, units),
+        scored.mean / math.log(2), math.exp(min(scored.mean, 700.0)),
+        {str(k): float(scored.hits[:, i].sum() / elements) for i, k in enumerate(TOPS)},
+        float(np.abs(confidence - right).sum() / max(1.0, many.sum())), baselines, path, notes or [])

@@ -1,0 +1,257 @@
+"""`fit`: from data and one dial to a fitted model; killed at any moment, the same call goes on to the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+
+from segue.data import Data, TokenStore
+from segue.errors import SegueError
+from segue.files import read_json, write_json
+from segue.kinds import Codec
+from segue.models import Stack, StackConfig, expand_pattern
+from segue.training import distributed
+from segue.training.batches import Batches
+from segue.training.evaluate import score
+from segue.training.fitted import Fitted, Report, as_data, carries, load
+from segue.training.loop import Run, deterministic
+from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine
+
+__all__ = ["build", "fit", "load"]
+
+MINUTES = 2.0
+HELD_OUT = 0.05
+
+
+def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
+        mixer: str | None = None, seed: int = 0, held_out: Any = None, codec: Codec | None = None,
+        quiet: bool = False, save_seconds: float = 15.0, kind: str | None = None, device: str | None = None,
+        **choices: Any) -> Fitted:
+    """Learn a model of sequences.
+
+    data: a `Data`, a path or paths, or a list of objects in memory. out: the model's folder, and while it is being
+    made the checkpoint's; the same call on the same folder resumes, or, when all is done, loads. minutes: of wall
+    clock, everything included (default: 2); or steps: of the optimiser. mixer: pattern of sequence mixers, e.g.
+    "mamba*3+attention". seed fixes everything random. held_out: data to measure on, of the same kind (default: a
+    twentieth of `data`, split off by hash). codec: made from the training data if None. choices: any entry of
+    `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own options for its codec (e.g.
+    vocabulary).
+
+    Raises SegueError where the data are too few to learn from, or `out` holds something else.
+    """
+    begin = time.monotonic()
+    if minutes is not None and steps is not None:
+        raise SegueError("give minutes or steps, not both")
+    if (minutes is not None and not 0 < minutes < math.inf) or (steps is not None and steps < 1):
+        raise SegueError(f"the dial must be more than 0, not {minutes if steps is None else steps}")
+    if minutes is None and steps is None:
+        minutes = MINUTES
+    distributed.join()
+    if out is None and distributed.world() > 1:
+        raise SegueError("several processes need a folder they share: give out=")
+    data = as_data(data, kind)
+    folder = None if out is None else Path(out)
+    if mixer is not None:
+        choices["mixer"] = mixer
+        expand_pattern(mixer)
+    codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "tokenizer", "k",
+                                                                                   "min_count", "ambiguous")}
+    request = json.loads(json.dumps({
+        "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
+        "codec": codec_options if codec is None else {"given": str(codec), "size": codec.size}}, default=str))
+    if folder is not None and (done := finished(folder, request)) is not None:
+        return done
+
+    with TemporaryDirectory(prefix="segue-") if folder is None else nullcontext() as spare:
+        work = Path(spare) if folder is None else folder / "training"  # type: ignore[arg-type]
+        if distributed.rank() == 0:
+            prepare(work, request, data, held_out, codec, codec_options)
+        distributed.barrier()
+        codec = Codec.load(work / "codec")
+        train, held = (TokenStore.open(work / name) for name in ("train", "held"))
+        where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin, where)
+        line = describe(plan, why)
+        if not quiet and distributed.rank() == 0:
+            print(line, file=sys.stderr)
+        batches = Batches(train, plan.context, plan.rows, plan.seed)
+        model = build(plan).to(where)
+        run = Run(model, batches, plan, folder=None if folder is None else work, key=key_of(request),
+                  held_out=in_passing(held, plan), save_seconds=save_seconds)
+        try:
+            run.train(quiet=quiet)
+        finally:
+            batches.close()
+        counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
+        tokens = run.step * plan.tokens_per_step
+        report = Report({
+            "request": request, "choice": line, "plan": plan.to_dict(), "steps": run.step, "tokens": tokens,
+            "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
+            "precision": plan.precision, "machine": machine(), "processes": distributed.world(),
+            "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
+        fitted = Fitted(model.cpu(), codec, data.kind, report, plan.context, counts)
+        if distributed.rank() == 0:
+            fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
+            if folder is not None:
+                fitted.save(folder)
+                draw_curve(run.curve, folder / "learning-curve.png", data.kind.unit)
+                shutil.move(work / "log.jsonl", folder / "log.jsonl")
+                shutil.rmtree(work)
+        distributed.barrier()
+        return fitted
+
+
+def key_of(request: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def finished(folder: Path, request: dict[str, Any]) -> Fitted | None:
+    """What is in `folder` already: the model of this very call, or an error where it is of another."""
+    if folder.exists() and not folder.is_dir():
+        raise SegueError(f"{folder} is a file: choose another place for the model")
+    plan, report = folder / "training" / "request.json", folder / "report.json"
+    if plan.exists():
+        if read_json(plan) != request:
+            raise SegueError(f"{folder} holds an unfinished fit of other data or settings "
+                             f"({difference(read_json(plan), request)}): choose another folder, or remove it")
+        return None
+    if report.exists():
+        if read_json(report).get("request") != request:
+            raise SegueError(f"{folder} holds a model of other data or settings "
+                             f"({difference(read_json(report).get('request') or {}, request)}): choose another folder, "
+                             "or remove it")
+        return load(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise SegueError(f"{folder} is not empty and holds no model: choose another place")
+    return None
+
+
+def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
+    return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" if n != "data" else "the data" for n in names[:3])
+
+
+def held_data(data: Data, held_out: Any) -> tuple[Data, Data]:
+    if held_out is not None:
+        return data, as_data(held_out, data.kind.name)
+    return data.split(HELD_OUT)
+
+
+def prepare(work: Path, request: Mapping[str, Any], data: Data, held_out: Any, codec: Codec | None,
+            codec_options: dict[str, Any]) -> None:
+    """Write the codec and the tokens, once; they are mapped from there."""
+    train, held = held_data(data, held_out)
+    if train.total < 2 or held.total < 1:
+        raise SegueError("there is too little data to learn from and to measure on: give more sequences")
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / "request.json", request)
+    if not (work / "codec" / "codec.json").exists():
+        try:
+            made = codec if codec is not None else train.codec(**codec_options)
+        except TypeError as error:
+            raise SegueError(f"{data.kind.name} takes no such option for its codec ({error})") from error
+        made.save(work / "codec")
+    codec = Codec.load(work / "codec")
+    train.encode(codec, work / "train")
+    held.encode(codec, work / "held")
+
+
+def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, steps: int | None, seed: int,
+            choices: dict[str, Any], begin: float, device: torch.device) -> tuple[Plan, str]:
+    """The plan of this run: read where it stands already, else chosen, measured and written before the first step."""
+    path = work / "plan.json"
+    if distributed.rank() == 0 and not path.exists():
+        threads = int(choices.get("threads") or cores())
+        bfloat16 = choices.get("precision") == "bfloat16" or \
+            ("precision" not in choices and (device.type == "cuda" or fast_bfloat16(threads)))
+        longest = int(train.lengths.max())
+        facts = Facts(int(train.lengths.sum()), longest, codec.size, threads,
+                      (3e13 if device.type == "cuda" else (1.5e11 if bfloat16 else 5e10) * threads),
+                      "bfloat16" if bfloat16 else "float32", None if minutes is None else minutes * 60)
+        given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
+        plan, why = choose(facts, **given)
+        if minutes is not None and "steps" not in choices:
+            each = seconds_per_step(train, plan, device)
+            left = minutes * 60 - (time.monotonic() - begin)
+            plan = plan.with_(steps=max(1, int(0.93 * left / each)))
+            why = choose(facts, **{**given, "steps": plan.steps})[1]
+        write_json(path, {"plan": plan.to_dict(), "why": why})
+    distributed.barrier()
+    values = read_json(path)
+    return Plan.from_dict(values["plan"]), values["why"]
+
+
+def build(plan: Plan) -> Stack:
+    """The model of a plan, its weights fixed by the seed."""
+    mixers = expand_pattern(plan.mixer)
+    if len(mixers) < plan.depth:
+        mixers = expand_pattern(plan.mixer, plan.depth)
+    options = {"attention": {"heads": plan.heads, "qk_norm": True}, "gla": {"heads": plan.heads}}
+    options = {name: values | plan.options.get(name, {}) for name, values in options.items() if name in mixers} | \
+        {name: values for name, values in plan.options.items() if name not in options}
+    with torch.random.fork_rng():
+        torch.manual_seed(plan.seed)
+        return Stack(StackConfig(plan.vocabulary, plan.width, mixers, options=options, channel=plan.channel,
+                                 hidden=plan.hidden, activation=plan.activation, dropout=plan.dropout))
+
+
+def seconds_per_step(store: TokenStore, plan: Plan, device: torch.device, most: float = 3.0) -> float:
+    """Measured on a throwaway copy: the median of a few steps after two to warm up."""
+    batches = Batches(store, plan.context, plan.rows, plan.seed)
+    run = Run(build(plan).to(device), batches, plan)
+    run.model.train()
+    times: list[float] = []
+    with deterministic(plan.threads):
+        begin = time.monotonic()
+        while len(times) < 4 or (time.monotonic() - begin < most and len(times) < 30):
+            start = time.monotonic()
+            run.advance()
+            times.append(time.monotonic() - start)
+    batches.close()
+    return float(np.median(times[2:]))
+
+
+def in_passing(held: TokenStore, plan: Plan) -> Any:
+    """The held-out score while training: a sample that costs about 3% of the run."""
+    budget = 0.09 * plan.steps * plan.tokens_per_step / plan.measure
+    limit = int(max(2048, min(65536, budget)))
+
+    def measure(model: Any) -> float:
+        return score(model, held, plan.context, rows=plan.rows, limit=limit, overlap=0.0,
+                     precision=plan.precision).mean
+
+    return measure
+
+
+def draw_curve(curve: list[dict[str, float]], path: Path, unit: str) -> None:
+    """The learning curve as a picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from segue.files import atomic_write
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    steps = [entry["step"] for entry in curve]
+    axes.plot(steps, [entry["loss"] / math.log(2) for entry in curve], marker=".", label="training")
+    if all("held_out" in entry for entry in curve):
+        axes.plot(steps, [entry["held_out"] / math.log(2) for entry in curve], marker=".", label="held out")
+    axes.set_xlabel("steps")
+    axes.set_ylabel(f"bits per element ({unit} sequences)")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,216 @@
+"""A fitted model: what `fit` and `load` give, with the verbs on it, and the folder it lives in."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segue.data import Data, of, read
+from segue.errors import SegueError
+from segue.files import read_json, write_json, write_text
+from segue.kinds import KINDS, Codec, Kind
+from segue.models import Stack, StackConfig
+from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
+from segue.training.evaluate import Evaluation, score, summarise, unigram_nats, xz_bits
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FORMAT = "segue model 1"
+
+
+class Report:
+    """What a fit did: plain values (`to_dict`), shown as a few lines."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.values.get(name, default)
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.values
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        v = self.values
+        lines: list[Any] = [Text(str(v["choice"]))] if "choice" in v else []
+        if "steps" in v:
+            lines.append(Text(f"{v['steps']:,} steps, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
+                              f"({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, {v['machine']})"))
+        if v.get("held_out"):
+            lines.append(Evaluation(**v["held_out"]).__rich__())
+        return Group(*lines)
+
+
+class Fitted:
+    """A model with the codec and the kind of its sequences.
+
+    model: the network (a `Stack`). decodable: what decoders are to run (the network, or a mixture that holds it).
+    codec, kind: of the sequences. report: how it was made and how good it is. context: elements a row it was trained
+    on. counts: (V,) how often each token was in the training data (the unigram baseline). folder: where it is saved.
+    """
+
+    def __init__(self, model: Stack, codec: Codec, kind: Kind, report: Report, context: int,
+                 counts: np.ndarray | None = None, folder: Path | None = None) -> None:
+        self.model, self.codec, self.kind, self.report = model, codec, kind, report
+        self.context, self.counts, self.folder = context, counts, folder
+        model.eval()
+
+    # The verbs. Those of higher layers are looked up when called: training does not import them.
+
+    def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
+        """What comes after `prime` (an object of the kind, or a path to one); see `segue.decoding`."""
+        given = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
+        return importlib.import_module("segue.decoding").continue_(self, prime, **given, **options)
+
+    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
+        """Learn more data on top, with a strategy against forgetting; see `segue.continual`."""
+        given = {} if strategy is None else {"strategy": strategy}
+        return importlib.import_module("segue.continual").update(self, as_data(data, self.kind.name), **given,
+                                                                 **options)
+
+    def evaluate(self, data: Any) -> Evaluation:
+        """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents."""
+        data = as_data(data, self.kind.name)
+        if data.kind.storage != self.kind.storage:
+            raise SegueError(f"this model is of {self.kind.name}, the data are {data.kind.name}: "
+                             "give data of the same kind")
+        store = data.encode(self.codec)
+        scored = score(self.model, store, None if carries(self.model) else self.context)
+        baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / int(store.units.sum())}
+        if self.counts is not None:
+            baselines["unigram"] = unigram_nats(self.counts, store) / int(store.units.sum()) / math.log(2)
+        if self.kind.storage in ("bytes", "letters"):
+            whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
+            baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
+        return summarise(scored, store.units, self.kind.unit, self.model.path, baselines)
+
+    # The folder.
+
+    def save(self, folder: str | Path) -> Path:
+        """Write config.json, model.safetensors, codec/, report.json and README.md. Each file is replaced whole."""
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise SegueError(f"{folder} is a file: choose another place for the model")
+        tensors = weights_of(self.model)
+        if self.counts is not None:
+            import torch
+
+            tensors["unigram"] = torch.from_numpy(np.asarray(self.counts, dtype=np.int64))
+        self.codec.save(folder / "codec")
+        save_tensors(folder / "model.safetensors", tensors)
+        write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
+                                            "model": self.model.config.to_dict()})
+        write_text(folder / "README.md", self.card())
+        write_json(folder / "report.json", self.report.to_dict())
+        self.folder = folder
+        return folder
+
+    def card(self) -> str:
+        """The README of a model's folder."""
+        report, config = self.report.to_dict(), self.model.config
+        size = sum(p.numel() for p in self.model.parameters())
+        lines = [f"# A model of {self.kind.name} sequences", "",
+                 f"- {size:,} parameters: {len(config.mixers)} blocks ({', '.join(dict.fromkeys(config.mixers))}) of "
+                 f"width {config.width} over {config.vocabulary:,} tokens, rows of {self.context} elements."]
+        if "steps" in report:
+            lines.append(f"- Trained on {report['train_units']:,} {self.kind.unit}s ({report['train_documents']:,} "
+                         f"sequences): {report['steps']:,} steps, {report['tokens']:,} tokens, "
+                         f"{report['seconds']:.0f} s, seed {report['plan']['seed']}, on {report['machine']}.")
+        if held := report.get("held_out"):
+            low, high = held["interval"]
+            lines.append(f"- Held out: {held['bits_per_unit']:.3f} bits per {held['unit']} (95%: {low:.3f} to "
+                         f"{high:.3f}) on {held['units']:,} {held['unit']}s; " +
+                         ", ".join(f"{name} {bits:.3f}" for name, bits in held["baselines"].items()) + ".")
+        lines += ["", "```", "segue continue . 'a beginning'", "segue evaluate . FILES", "segue update . NEW-FILES",
+                  "```", "", "Files: config.json (shape), model.safetensors (weights), codec/ (tokens), report.json "
+                  "(how it was made). Nothing in it is executed when it is loaded.", ""]
+        return "\n".join(lines)
+
+
+def load(folder: str | Path) -> Fitted:
+    """Load a model that `fit` or `save` wrote. Everything is checked; nothing is executed."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise SegueError(f"{folder} is not a folder: give the folder that fit wrote")
+    if not (folder / "config.json").exists() and (folder / "training" / "plan.json").exists():
+        raise SegueError(f"{folder} holds a fit that has not ended: run the same fit command again to go on")
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}')")
+    try:
+        kind, context, shape = KINDS[values["kind"]], int(values["context"]), dict(values["model"])
+        config = StackConfig.from_dict(shape)
+        check_config(config)
+        model = Stack(config)
+    except SegueError as error:
+        raise SegueError(f"{folder / 'config.json'}: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
+        raise SegueError(f"{folder / 'config.json'} does not describe a model ({type(error).__name__}: {error})") \
+            from error
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    counts = tensors.pop("unigram", None)
+    load_into(model, tensors, folder / "model.safetensors")
+    codec = Codec.load(folder / "codec")
+    if codec.size != config.vocabulary:
+        raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {config.vocabulary}; "
+                         "were the two copied from different models?")
+    report = read_json(folder / "report.json")
+    if not isinstance(report, dict):
+        raise SegueError(f"{folder / 'report.json'} is not a report")
+    return Fitted(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder)
+
+
+def check_config(config: StackConfig) -> None:
+    """Values of a sane size and type, before memory is asked for."""
+    for name, least, most in (("vocabulary", 1, 1 << 24), ("width", 1, 1 << 16)):
+        value = getattr(config, name)
+        if not isinstance(value, int) or not least <= value <= most:
+            raise SegueError(f"{name} is {value!r}, not a whole number from {least} to {most}")
+    if not isinstance(config.mixers, list) or not all(isinstance(m, str) for m in config.mixers):
+        raise SegueError("mixers is not a list of names")
+    from segue.mixers import MIXERS
+
+    for mixer in config.mixers:
+        if mixer not in MIXERS:
+            raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
+
+
+def carries(model: Stack) -> bool:
+    """Whether the whole past of a document fits in the model's state."""
+    return all(block.mixer.constant_state for block in model.blocks)
+
+
+def as_data(data: Any, kind: str | None = None) -> Data:
+    """A `Data`, a path, a list of paths that exist, or objects in memory."""
+    if isinstance(data, Data):
+        return data
+    if isinstance(data, Path) or (isinstance(data, str) and _exists(data)):
+        return read(data, kind=kind)
+    if isinstance(data, (list, tuple)) and data and all(isinstance(x, Path) or (isinstance(x, str) and _exists(x))
+                                                        for x in data):
+        return read(*data, kind=kind)
+    return of(data, kind=kind)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return len(text) < 4096 and "\n" not in text and (Path(text).exists() or any(c in text for c in "*?["))
+    except (OSError, ValueError):
+        return False
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equality after a round trip through JSON."""
+    return json.loads(json.dumps(a)) == json.loads(json.dumps(b))

@@ -1,0 +1,296 @@
+"""The one training loop. `fit` runs it once; continual learning runs it once per experience, with a strategy's hooks.
+
+Everything that happens at a step is a function of the weights, the optimiser's state, the plan, the seed and the step's
+number: no clock decides anything. So a run that is killed and resumed from any checkpoint ends with the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.files import write_text
+from segue.objectives import NextElement, Objective
+from segue.progress import progress
+from segue.training import distributed
+from segue.training.batches import Batches
+from segue.training.checkpoint import load_tensors, remove_leftovers, save_tensors, weights_of
+from segue.training.optimiser import Optimiser
+from segue.training.recipe import Plan
+from segue.training.strategy import Strategy
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Run:
+    """One experience being learned.
+
+    model: moved in place. batches: rows for each step. folder: where the checkpoint and the log go (None: nowhere).
+    held_out: the held-out score, nats per element, lower is better; measured `plan.measure` times. key: what the
+    checkpoint must have been made for; another one is an error. save_seconds: between checkpoints.
+    """
+
+    def __init__(self, model: nn.Module, batches: Batches, plan: Plan, *, objective: Objective | None = None,
+                 strategy: Strategy | None = None, folder: Path | None = None, key: str = "",
+                 held_out: Callable[[nn.Module], float] | None = None, save_seconds: float = 15.0) -> None:
+        self.model, self.batches, self.plan = model, batches, plan
+        self.objective: Objective = objective or NextElement()
+        self.strategy = strategy or Strategy()
+        self.folder, self.key, self.held_out, self.save_seconds = folder, key, held_out, save_seconds
+        self.device = next(model.parameters()).device
+        self.optimiser = self.make_optimiser()
+        self.step = 0
+        self.elapsed = 0.0  # seconds of training, over all sittings; for reports only
+        self.curve: list[dict[str, float]] = []  # step, loss (since the entry before), held_out
+        self.average: dict[str, Tensor] = {}
+        self.best, self.since_best, self.stopped = math.inf, 0, False
+        self.best_weights: dict[str, Tensor] = {}
+        self._losses: list[float] = []  # since the last measurement
+        self._recent = deque[float](maxlen=20)
+
+    def make_optimiser(self) -> Optimiser:
+        plan = self.plan
+        rates = {"matrix": plan.rate, "weight": plan.rate, "table": plan.table_rate, "vector": plan.vector_rate,
+                 "state": plan.state_rate}
+        dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
+        return Optimiser(self.model, rates, plan.decay, plan.muon, dtype=dtype)
+
+    def generator(self) -> torch.Generator:
+        """A generator that depends on the seed and the step alone."""
+        return torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step)
+
+    # One step, in the order a strategy sees it.
+
+    def gradients(self) -> float:
+        """Forward and backward for the batch of this step; returns the loss per element."""
+        plan, batch = self.plan, self.strategy.before_step(self, self.batches(self.step))
+        count = batch.count
+        rank, world = distributed.rank(), distributed.world()
+        total = torch.zeros((), device=self.device)
+        rows = torch.arange(rank, batch.tokens.shape[0], world)
+        parts = [part for part in rows.tensor_split(plan.accumulate) if len(part)]
+        for part in parts:
+            piece = (batch if len(part) == batch.tokens.shape[0] else batch.rows(part)).to(self.device)
+            with autocast(self.device, plan.precision):
+                loss = self.objective(self.model, piece)
+                share = loss.total / count
+                extra = self.strategy.loss_term(self, piece)
+            if extra is not None:
+                share = share + extra * (len(part) / batch.tokens.shape[0])
+            share.backward()
+            total += loss.terms["nats"] / count
+        distributed.sum_gradients(self.optimiser.parameters)
+        self.strategy.after_backward(self)
+        if plan.clip:
+            nn.utils.clip_grad_norm_(self.optimiser.parameters, plan.clip, foreach=True)
+        return float(distributed.total(total))
+
+    def advance(self) -> float:
+        """One whole step."""
+        torch.manual_seed(self.plan.seed * 1_000_003 + self.step)  # dropout
+        loss = self.gradients()
+        if not math.isfinite(loss):
+            raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
+                             f"(rate={self.plan.rate / 3:.2g}) or another seed")
+        self.optimiser.step(self.plan.scale(self.step))
+        self.optimiser.zero_grad()
+        if self.plan.ema:
+            self._average()
+        self.strategy.after_step(self)
+        self.step += 1
+        return loss
+
+    def _average(self) -> None:
+        if not self.average:
+            self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        decay = min(self.plan.ema, (self.step + 1) / (self.step + 10))
+        for name, parameter in self.model.named_parameters():
+            self.average[name].lerp_(parameter.detach(), 1 - decay)
+
+    # The whole run.
+
+    def train(self, title: str = "fit", quiet: bool = False) -> None:
+        """Take all remaining steps, from the checkpoint in `folder` if there is one."""
+        plan = self.plan
+        with deterministic(plan.threads), catch_interrupt() as interrupted:
+            resumed = self.resume()
+            self.strategy.before_experience(self)
+            if not resumed:
+                self.save()
+            quiet = quiet or distributed.rank() > 0
+            begin, saved = time.monotonic(), time.monotonic()
+            before, first = self.elapsed, self.step
+            self.model.train()
+            with progress(title, total=plan.steps, quiet=quiet) as meter:
+                while self.step < plan.steps and not self.stopped:
+                    self._recent.append(self.advance())
+                    self._losses.append(self._recent[-1])
+                    if self.step in self._marks:
+                        self.measure()
+                    now = time.monotonic()
+                    self.elapsed = before + now - begin
+                    speed = (self.step - first) * plan.tokens_per_step / (now - begin)
+                    self.log(speed)
+                    held = f", held out {self.curve[-1]['held_out']:.3f}" if self.curve and \
+                        "held_out" in self.curve[-1] else ""
+                    meter(self.step, f"loss {sum(self._recent) / len(self._recent):.3f}{held}, {speed:,.0f} tokens/s")
+                    last = self.step == plan.steps or self.stopped
+                    if last or interrupted() or now - saved >= self.save_seconds:
+                        self.save()
+                        saved = time.monotonic()
+                    if interrupted() and not last:
+                        where = "" if self.folder is None else "; what was learned is saved, run the same command to go on"
+                        raise KeyboardInterrupt(f"stopped at step {self.step} of {plan.steps}{where}")
+            self.finish()
+
+    def finish(self) -> None:
+        """Leave in the model the weights to keep: the best ones where training stops early, else the averaged ones."""
+        kept = self.best_weights or self.average
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name in kept:
+                    parameter.copy_(kept[name])
+        self.model.eval()
+        self.strategy.after_experience(self)
+
+    @property
+    def _marks(self) -> set[int]:
+        """The steps after which the held-out score is measured."""
+        n = min(self.plan.measure, self.plan.steps)
+        return {round(self.plan.steps * (i + 1) / n) for i in range(n)}
+
+    def measure(self) -> None:
+        entry: dict[str, float] = {"step": self.step, "loss": sum(self._losses) / max(1, len(self._losses))}
+        self._losses = []
+        if self.held_out is not None:
+            self.model.eval()
+            with torch.no_grad():
+                entry["held_out"] = score = self.held_out(self.model)
+            self.model.train()
+            if score < self.best:
+                self.best, self.since_best = score, 0
+                if self.plan.patience:
+                    self.best_weights = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+            else:
+                self.since_best += 1
+                self.stopped = 0 < self.plan.patience <= self.since_best
+        self.curve.append(entry)
+
+    # What survives a kill.
+
+    def save(self) -> None:
+        if self.folder is None or distributed.rank() > 0:
+            return
+        tensors = {f"model.{name}": t for name, t in weights_of(self.model).items()}
+        tensors |= {f"optimiser.{name}": t for name, t in self.optimiser.state().items()}
+        tensors |= {f"average.{name}": t for name, t in self.average.items()}
+        tensors |= {f"best.{name}": t for name, t in self.best_weights.items()}
+        kept, values = self.strategy.state()
+        tensors |= {f"strategy.{name}": t for name, t in kept.items()}
+        save_tensors(self.folder / CHECKPOINT, tensors, {
+            "key": self.key, "plan": self.plan.to_dict(), "step": self.step, "elapsed": self.elapsed,
+            "curve": self.curve, "losses": self._losses, "best": None if self.best == math.inf else self.best,
+            "since_best": self.since_best, "stopped": self.stopped, "strategy": values})
+
+    def resume(self) -> bool:
+        """Go back to the checkpoint in `folder`, if there is one."""
+        if self.folder is None or not (self.folder / CHECKPOINT).exists():
+            return False
+        if distributed.rank() == 0:
+            remove_leftovers(self.folder)
+        path = self.folder / CHECKPOINT
+        tensors, values = load_tensors(path)
+        if values.get("key") != self.key or values.get("plan") != json.loads(json.dumps(self.plan.to_dict())):
+            raise SegueError(f"{path} belongs to another run (other data or settings): choose another folder "
+                             "or remove it")
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        state = self.model.state_dict()
+        with torch.no_grad():
+            for name, tensor in part("model.").items():
+                state[name].copy_(tensor)
+        self.optimiser.load_state(part("optimiser."))
+        self.average = {name: t.to(self.device) for name, t in part("average.").items()}
+        self.best_weights = {name: t.to(self.device) for name, t in part("best.").items()}
+        self.strategy.load_state(part("strategy."), values["strategy"])
+        self.step, self.elapsed, self.curve = values["step"], values["elapsed"], values["curve"]
+        self.best = math.inf if values["best"] is None else values["best"]
+        self.since_best, self.stopped, self._losses = values["since_best"], values["stopped"], values["losses"]
+        self._cut_log()
+        return True
+
+    def log(self, speed: float) -> None:
+        if self.folder is None or distributed.rank() > 0:
+            return
+        entry: dict[str, Any] = {"step": self.step, "loss": round(self._recent[-1], 5),
+                                 "scale": round(self.plan.scale(self.step - 1), 5), "tokens_per_s": round(speed),
+                                 "seconds": round(self.elapsed, 2)}
+        if self.curve and self.curve[-1]["step"] == self.step:
+            entry |= {"loss": self.curve[-1]["loss"], **({"held_out": self.curve[-1]["held_out"]}
+                                                         if "held_out" in self.curve[-1] else {})}
+        with suppress(OSError), open(self.folder / "log.jsonl", "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(entry) + "\n")
+
+    def _cut_log(self) -> None:
+        """Drop what was logged after the checkpoint: those steps are taken again."""
+        path = None if self.folder is None else self.folder / "log.jsonl"
+        if path is None or not path.exists() or distributed.rank() > 0:
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that a kill cut short
+        write_text(path, "".join(kept))
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+@contextmanager
+def deterministic(threads: int) -> Iterator[None]:
+    """Fixed threads, and torch's global generator given back as it was found."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def catch_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C during a step waits for its end (a second one does not); says whether it came."""
+    came = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        if came.is_set():
+            raise KeyboardInterrupt
+        came.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,197 @@
+"""From one dial (minutes, or steps) to everything a run needs; every entry can be chosen instead."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from segue.errors import SegueError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that fixes a run: with the data and the seed it fixes every weight.
+
+    mixer: pattern of sequence mixers, one block each or repeated to `depth`. width, depth, heads. hidden: width inside
+    channel mixers. channel, activation: see `StackConfig`. context: elements a row. rows: rows a step.
+    accumulate: parts a step's rows are cut in, to save memory. steps: optimiser steps. muon: matrices by Muon
+    instead of AdamW. rate: learning rate of matrices; table_rate, vector_rate, state_rate: of embeddings and head, of
+    norms and biases, of the mixers' state parameters. warmup, cooldown: fractions of the steps in which the rates rise
+    from and fall to zero (cooldown 1: all the way after the warm-up). decay: weight decay of matrices. clip: bound of
+    the gradient's norm. dropout. ema: decay of the averaged weights that are kept instead (0: none). precision:
+    "float32" or "bfloat16" (products only). threads: of the CPU. patience: stop when so many held-out measurements in
+    a row are no better than the best (0: never). measure: how often the held-out score is measured, in all.
+    """
+
+    vocabulary: int
+    mixer: str = "attention"
+    width: int = 128
+    depth: int = 4
+    heads: int = 4
+    hidden: int | None = None
+    channel: str = "glu"
+    activation: str = "silu"
+    context: int = 256
+    rows: int = 16
+    accumulate: int = 1
+    steps: int = 1000
+    muon: bool = True
+    rate: float = 0.01
+    table_rate: float = 0.01
+    vector_rate: float = 0.01
+    state_rate: float = 0.002
+    warmup: float = 0.02
+    cooldown: float = 1.0
+    decay: float = 0.05
+    clip: float = 1.0
+    dropout: float = 0.0
+    ema: float = 0.0
+    precision: str = "float32"
+    threads: int = 1
+    patience: int = 0
+    measure: int = 8
+    seed: int = 0
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Plan:
+        return cls(**values)
+
+    def with_(self, **choices: Any) -> Plan:
+        known = {f.name: f.type for f in fields(self)}
+        for name, value in choices.items():
+            if name not in known:
+                raise SegueError(f"there is no '{name}' to choose: choose from {', '.join(known)}")
+            example = getattr(self, name)
+            fits = isinstance(value, bool) if isinstance(example, bool) else \
+                isinstance(value, int | float) and not isinstance(value, bool) if isinstance(example, float) else \
+                isinstance(value, int) and not isinstance(value, bool) if isinstance(example, int) or name == "hidden" \
+                else isinstance(value, type(example))
+            if not fits:
+                raise SegueError(f"{name} cannot be {value!r}: it is, for example, {example!r}")
+        plan = replace(self, **choices)
+        for name in ("width", "depth", "heads", "context", "rows", "accumulate", "steps", "threads", "measure"):
+            if getattr(plan, name) < 1:
+                raise SegueError(f"{name} must be at least 1, not {getattr(plan, name)}")
+        if plan.precision not in ("float32", "bfloat16"):
+            raise SegueError(f"precision '{plan.precision}' is unknown: choose float32 or bfloat16")
+        if not 0 <= plan.warmup <= 1 or not 0 <= plan.cooldown <= 1:
+            raise SegueError("warmup and cooldown are fractions of the steps, between 0 and 1")
+        return plan
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.rows * self.context
+
+    def scale(self, step: int) -> float:
+        """The schedule at `step`: up linearly, level, down linearly to (nearly) zero at the last step."""
+        rise = max(1.0, self.warmup * self.steps)
+        fall = max(1.0, min(self.cooldown * self.steps, self.steps - rise))
+        return min(1.0, (step + 1) / rise, (self.steps - step) / fall)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choice depends on. tokens: of the training data. longest: tokens of the longest sequence. seconds: to
+    train, or None where steps are given. flops: per second that training gets out of this machine."""
+
+    tokens: int
+    longest: int
+    vocabulary: int
+    threads: int
+    flops: float
+    precision: str
+    seconds: float | None = None
+
+
+def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
+    """The plan for the data and the dial, and why, in one line. `choices` override it entry by entry.
+
+    steps is a guess where time is given: it is fixed after the speed is measured.
+    """
+    longest = max(2, facts.longest - 1)
+    context = choices.get("context") or max(8, min(256, 1 << (longest - 1).bit_length()))
+    per_step = max(256, min(4096, facts.tokens // 4))
+    rows = max(1, per_step // context)
+    if facts.seconds is not None:
+        compute = facts.flops * facts.seconds
+    else:  # the compute that so many steps of the best size take
+        compute = (6 * 0.5 * (choices.get("steps") or 1000) * rows * context) ** 2
+    wanted = 0.5 * math.sqrt(compute)
+    size = max(20_000.0, min(wanted, 40.0 * facts.tokens, 3e8))
+    width = max(32, min(1024, round((64 * size / 12) ** (1 / 3) / 32) * 32))
+    depth = max(1, min(24, round(size / (12 * width * width))))
+    steps = max(20, int(compute / (6 * (12 * width * width * depth + facts.vocabulary * width) * rows * context)))
+    plan = Plan(facts.vocabulary, width=width, depth=depth, heads=max(1, width // 64), context=context, rows=rows,
+                steps=steps, threads=facts.threads, precision=facts.precision,
+                dropout=0.1 if facts.tokens < 200_000 else 0.0, patience=3 if facts.tokens < 2_000_000 else 0)
+    if "width" in choices and "heads" not in choices:
+        wide = int(choices["width"])
+        choices = {**choices, "heads": next((h for h in (wide // 64, wide // 32, 4, 2) if h and wide % h == 0), 1)}
+    plan = plan.with_(**choices)
+    passes = plan.steps * plan.tokens_per_step / max(1, facts.tokens)
+    given = f"{facts.seconds:.0f} s" if facts.seconds is not None else f"{plan.steps:,} steps"
+    why = (f"{facts.tokens:,} tokens of {facts.vocabulary:,} kinds, {given} on {facts.threads} threads in "
+           f"{plan.precision}: about {max(passes, 0.01):.2g} passes")
+    return plan, why
+
+
+def describe(plan: Plan, why: str) -> str:
+    """The one line that says what was chosen and why."""
+    muon = "Muon" if plan.muon else "AdamW"
+    return (f"{plan.depth} x {plan.mixer} of width {plan.width}, rows of {plan.context} x {plan.rows}, "
+            f"{plan.steps:,} steps of {muon} at {plan.rate:g}, because: {why}")
+
+
+def cores() -> int:
+    """Physical cores this process may use (torch's own default knows hyper-threads)."""
+    import torch
+
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, torch.get_num_threads()))
+
+
+@cache
+def fast_bfloat16(threads: int) -> bool:
+    """Whether bfloat16 matrix products are measurably faster than float32 ones on this CPU (1.3 times at least)."""
+    import time
+
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        def seconds(dtype: torch.dtype) -> float:
+            a, b = (torch.ones(512, 512, dtype=dtype) for _ in range(2))
+            best = math.inf
+            for _ in range(6):
+                begin = time.perf_counter()
+                for _ in range(4):
+                    a @ b
+                best = min(best, time.perf_counter() - begin)
+            return best
+
+        return seconds(torch.float32) > 1.3 * seconds(torch.bfloat16)
+    finally:
+        torch.set_num_threads(before)
+
+
+def machine() -> str:
+    """The machine in words, for reports."""
+    import torch
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {cores()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
