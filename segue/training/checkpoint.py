@@ -49,7 +49,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             values = json.loads((file.metadata() or {}).get("values", "{}"))
     except (SafetensorError, OSError, ValueError) as error:
-        raise SegueError(f"{path} is damaged or not a safetensors file ({error}): copy it again or fit again") from error
+        raise SegueError(f"{path} is damaged or no safetensors file ({error}): copy it again or fit again") from error
     return tensors, values
 
 

@@ -151,8 +151,8 @@ class Run:
                         self.save()
                         saved = time.monotonic()
                     if interrupted() and not last:
-                        where = "" if self.folder is None else "; what was learned is saved, run the same command to go on"
-                        raise KeyboardInterrupt(f"stopped at step {self.step} of {plan.steps}{where}")
+                        saved_it = "; it is saved, run the same command to go on" if self.folder is not None else ""
+                        raise KeyboardInterrupt(f"stopped at step {self.step} of {plan.steps}{saved_it}")
             self.finish()
 
     def finish(self) -> None:
