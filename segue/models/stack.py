@@ -33,11 +33,11 @@ def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
     """'mamba*3+attention' -> one mixer name per layer; the pattern is repeated until `depth` layers (default: once)."""
     names: list[str] = []
     for term in pattern.replace(" ", "").split("+"):
-        name, _, times = term.partition("*")
+        name, star, times = term.partition("*")
         if name not in MIXERS:
             raise SegueError(f"mixer '{name}' in pattern '{pattern}' is unknown: "
                              f"choose from {', '.join(sorted(MIXERS))}")
-        if times and not (times.isdigit() and int(times)):
+        if star and not (times.isdigit() and int(times)):
             raise SegueError(f"'{term}' in pattern '{pattern}': write NAME*COUNT with a positive whole COUNT")
         names += [name] * int(times or 1)
     return names if depth is None else [names[i % len(names)] for i in range(depth)]
@@ -142,6 +142,10 @@ class Stack(nn.Module):
         if config.channel not in ("glu", "mlp", "none") or config.activation not in ACTIVATIONS:
             raise SegueError(f"channel '{config.channel}' with activation '{config.activation}' is unknown: "
                              f"choose glu, mlp or none, and one of {', '.join(ACTIVATIONS)}")
+        if config.norm not in ("rms", "layer"):
+            raise SegueError(f"norm '{config.norm}' is unknown: choose rms or layer")
+        if unknown := set(config.options) - set(MIXERS):
+            raise SegueError(f"options of unknown mixers {sorted(unknown)}: choose from {', '.join(sorted(MIXERS))}")
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.position_embedding = nn.Embedding(config.learned_positions, config.width) \
@@ -179,10 +183,16 @@ class Stack(nn.Module):
         return f"torch {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        eager = not torch.compiler.is_compiling()
+        if eager and tokens.device.type == "cpu" and tokens.numel():  # elsewhere the look would stall the device
+            least, most = (int(token) for token in tokens.aminmax())
+            if least < 0 or most >= self.config.vocabulary:
+                raise SegueError(f"token ids must be from 0 to {self.config.vocabulary - 1}, these are from {least} to "
+                                 f"{most}: was another codec used?")
         x = self.embedding(tokens)
         if self.position_embedding is not None:
             limit = self.position_embedding.num_embeddings
-            if positions.numel() and int(positions.max()) >= limit:
+            if eager and positions.numel() and int(positions.max()) >= limit:
                 raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of "
                                  "this model: give a shorter prompt or ask for fewer tokens")
             x = x + self.position_embedding(positions)

@@ -10,6 +10,7 @@ CHECKERS = {
     "check_codec": "segue.testing.kinds",
     "check_kind": "segue.testing.kinds",
     "check_mixer": "segue.testing.mixers",
+    "check_model": "segue.testing.models",
 }
 
 __all__ = ["CHECKERS", *CHECKERS]

@@ -1,0 +1,263 @@
+"""`check_model`: does a whole model keep the decoding contract (`segue.models.base.Decodable`)?
+
+It knows only the protocol, so it checks native stacks, compiled engines, adapters and mixtures alike. What only a
+native stack has (a training form, packed documents, a config) is checked of stacks besides.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.mixers.state import Layout, State
+from segue.models.base import Decodable, Decoding
+from segue.models.stack import Stack, StackConfig
+from segue.testing.contract import LIFE, Case, Checker, draw_cases, paths_of, prefill
+from segue.testing.mixers import TOLERANCE
+
+
+def check_model(model: Decodable, tolerance: float | None = None, seed: int = 0, examples: int = 10, prompt: int = 0,
+                longest: int = 40, hidden: bool = True, device: str = "cpu", shrink: bool = True,
+                only: str | None = None) -> dict[str, float]:
+    """Check a model that can be decoded; `ContractBroken` says what fails, where and by how much.
+
+    tolerance: largest error allowed, relative to the largest logit (default: 1e-9 of a native stack, which is checked
+        as a copy in float64; 1e-4 of any other).
+    examples: drawn cases per property (by hypothesis, the same for the same `seed`). longest: tokens in a drawn row.
+    prompt: the least number of tokens in a first `extend`, for models whose prompt must be whole.
+    hidden: the model gives hidden states, and they must agree too.
+    device: where tokens go. shrink: search for the smallest failing case before failing.
+    only: check only properties whose name contains this.
+
+    Returns the largest error seen, by property.
+    """
+    if isinstance(model, Stack):
+        model = copy.deepcopy(model).double().eval().to(device)
+    checker = _ModelChecker(model, tolerance, seed, examples, prompt, hidden, device, shrink)
+    return checker.run(longest, only)
+
+
+class _ModelChecker:
+    def __init__(self, model: Decodable, tolerance: float | None, seed: int, examples: int, prompt: int,
+                 hidden: bool, device: str, shrink: bool) -> None:
+        native = isinstance(model, Stack)
+        self.model, self.hidden, self.device, self.least = model, hidden, device, prompt
+        name = f"Stack {'+'.join(model.config.mixers)}" if isinstance(model, Stack) else type(model).__name__
+        self.check = Checker(name, examples, seed, shrink)
+        self.tolerance = tolerance or (TOLERANCE[torch.float64] if native else TOLERANCE[torch.float32])
+
+    # What `segue.testing.contract.Subject` asks for.
+
+    def draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        return torch.randint(self.model.vocabulary, shape, generator=generator).to(self.device)
+
+    def init(self, batch: int, history: int = 0) -> Decoding:
+        return self.model.init_state(batch, history)
+
+    def extend(self, x: Tensor, state: Decoding, parents: Tensor | None = None) -> Tensor:
+        given = x.clone()
+        output = self.model.extend(x, state, parents)
+        self.check.that(torch.equal(x, given), "extend changed the tokens it was given")
+        self.check.that(output.logits.shape == (*x.shape, self.model.vocabulary),
+                        f"extend of {tuple(x.shape)} tokens gives logits {tuple(output.logits.shape)}")
+        if not self.hidden:
+            return output.logits
+        self.check.that(output.hidden.shape[:2] == x.shape,
+                        f"extend of {tuple(x.shape)} tokens gives hidden states {tuple(output.hidden.shape)}")
+        return torch.cat([output.logits.double(), output.hidden.double()], -1)
+
+    def truth(self, x: Tensor) -> Tensor:
+        return self.extend(x[None], self.init(1))[0].clone()
+
+    def run(self, longest: int, only: str | None) -> dict[str, float]:
+        drawn: dict[str, Callable[[Case], None]] = {
+            **{name: (lambda case, body=body: body(self, case)) for name, body in LIFE.items()},  # type: ignore[misc]
+            "at": self.at,
+        }
+        once: dict[str, Callable[[], None]] = {"protocol": self.protocol, "refused tokens": self.refused,
+                                               "no rows": self.no_rows}
+        if isinstance(self.model, Stack):
+            drawn |= {"forward": self.forward, "packed": self.packed}
+            once |= {"gradients": self.gradients, "dtypes": self.dtypes, "config": self.config}
+        cases = draw_cases(self.least, longest)
+        with torch.no_grad():
+            for name, plain in once.items():
+                if only is None or only in name:
+                    with torch.set_grad_enabled(name == "gradients"):
+                        self.check.once(name, plain)
+            for name, body in drawn.items():
+                if only is None or only in name:
+                    self.check.property(name, body, cases)
+        return self.check.errors
+
+    # Any model.
+
+    def protocol(self) -> None:
+        model, check = self.model, self.check
+        check.that(isinstance(model, Decodable), "it lacks something of segue.models.base.Decodable")
+        check.that(isinstance(model.vocabulary, int) and model.vocabulary > 0, "vocabulary must be a positive int")
+        check.that(isinstance(model.path, str) and bool(model.path), "path must say which code runs")
+        state = self.init(2)
+        check.that(state.batch == 2 and state.positions.tolist() == [0, 0], "a fresh state stands at position 0")
+        check.refuses("commit with nothing pending", state.commit)
+        x = self.draw((2, self.least + 2), torch.Generator().manual_seed(0))
+        y = self.extend(x, state)
+        check.agree("the same extend again", self.extend(x, self.init(2)), y, 1e-12)
+        state.commit()
+        if self.least:
+            return
+        tree = torch.tensor([[-1, 0]] * 2, device=self.device)
+        self.extend(x, state, tree)
+        check.refuses("commit of a tree without a path", state.commit)
+        check.refuses("a path that does not begin at a root", lambda: state.commit(torch.full((2, 1), 1)))
+        check.refuses("a node that follows itself", lambda: self.extend(x, state, tree + 1))
+        check.refuses("more rewound than there is", lambda: state.rewind(3))
+        check.that(state.positions.tolist() == [2, 2], "a refused call has moved the state")
+
+    def refused(self) -> None:
+        for token in (self.model.vocabulary, -1):
+            state = self.init(1)
+            x = self.draw((1, self.least + 2), torch.Generator().manual_seed(0))
+            x[0, 1] = token
+            self.check.refuses(f"token {token} of a vocabulary of {self.model.vocabulary}",
+                               lambda x=x, state=state: self.model.extend(x, state))  # type: ignore[misc]
+
+    def no_rows(self) -> None:
+        """All rows of a served batch may leave."""
+        state = prefill(self, [self.draw((1, self.least + 2), torch.Generator().manual_seed(0))[0]])
+        state = state.select(torch.zeros(0, dtype=torch.long, device=self.device))
+        y = self.extend(torch.zeros(0, 2, dtype=torch.long, device=self.device), state)
+        self.check.that(state.batch == 0 and y.shape[:2] == (0, 2), f"extend of no rows gives {tuple(y.shape)}")
+        state.commit()
+
+    def at(self, case: Case) -> None:
+        """Only the logits that are wanted, of a chain and of a tree."""
+        generator = case.generator()
+        rows = [self.draw((1, length), generator)[0] for length in case.lengths]
+        state = prefill(self, rows)
+        size = len(case.parents[0])
+        x = self.draw((case.batch, size), generator)
+        wanted = torch.tensor([[(pick + i) % size for i in range(1 + case.seed % 4)] for pick in case.picks],
+                              device=self.device)
+        for what, parents in (("a tree", torch.tensor(case.parents, device=self.device)), ("a chain", None)):
+            everything = self.model.extend(x, state, parents).logits.clone()
+            some = self.model.extend(x, state, parents, at=wanted).logits
+            expected = everything.gather(1, wanted[..., None].expand(-1, -1, everything.shape[-1]))
+            self.check.agree(f"logits of nodes {wanted.tolist()} of {what}", some, expected, self.tolerance)
+        chosen = paths_of(list(range(-1, size - 1)))[case.picks[0] % size]
+        state.commit(torch.tensor([chosen] * case.batch, device=self.device))
+        after = self.draw((case.batch, 1), generator)
+        y = self.extend(after, state)
+        for row, tokens in enumerate(rows):
+            expected = self.truth(torch.cat([tokens, x[row, : len(chosen)], after[row]]))[-1:]
+            self.check.agree(f"extend after a commit of what was given with at, row {row}", y[row], expected,
+                             self.tolerance)
+
+    # Native stacks.
+
+    def _forward(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+        output = self.model(tokens, layout)  # type: ignore[operator]
+        return torch.cat([output.logits, output.hidden], -1) if self.hidden else output.logits
+
+    def forward(self, case: Case) -> None:
+        """The training form is the decoding form, and sees no later token."""
+        x = self.draw((case.batch, case.longest), case.generator())
+        y = self._forward(x)
+        self.check.agree("forward", y, self.extend(x, self.init(case.batch)), self.tolerance)
+        if case.longest > self.least:
+            cut = self.least + case.picks[0] % (case.longest - self.least)
+            other = x.clone()
+            other[:, cut:] = (other[:, cut:] + 1) % self.model.vocabulary
+            self.check.agree(f"forward before {cut} after a change of the future", self._forward(other)[:, :cut],
+                             y[:, :cut], self.tolerance)
+
+    def packed(self, case: Case) -> None:
+        """Documents packed in a row are as if run apart, in training and in decoding."""
+        assert isinstance(self.model, Stack)
+        generator = case.generator()
+        x = self.draw((case.batch, case.longest), generator)
+        starts = (torch.rand(x.shape, generator=generator) < 0.2).to(self.device)
+        expected = []
+        for row, begun in zip(x, starts):
+            heads = [0, *torch.nonzero(begun)[:, 0].tolist(), len(row)]
+            expected.append(torch.cat([self.truth(row[a:b]) for a, b in zip(heads[:-1], heads[1:])]))
+        whole = torch.stack(expected)
+        layout = Layout.chain((case.batch, case.longest), starts=starts)
+        self.check.agree("forward of packed documents", self._forward(x, layout), whole, self.tolerance)
+        if self.least:
+            return
+        state = self.model.init_state(case.batch)
+        for begin, end in case.edges(case.longest):
+            output = self.model.extend(x[:, begin:end], state, starts=starts[:, begin:end])
+            y = torch.cat([output.logits, output.hidden], -1) if self.hidden else output.logits
+            self.check.agree(f"extend of packed documents from {begin}", y, whole[:, begin:end], self.tolerance)
+            state.commit()
+
+    def gradients(self) -> None:
+        """Every parameter learns, and learns the same through the decoding form."""
+        assert isinstance(self.model, Stack)
+        model = self.model
+        x = self.draw((2, self.least + 12), torch.Generator().manual_seed(0))
+        parameters = dict(model.named_parameters())
+
+        def gradients(logits: Tensor) -> dict[str, Any]:
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+            return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)))
+
+        whole = gradients(model(x).logits)
+        missing = [name for name, grad in whole.items() if grad is None or not bool(grad.any())]
+        self.check.that(not missing, f"no gradient reaches {missing}")
+        state, outputs = model.init_state(2), []
+        for piece in x.split([self.least + 4, 1, 7], 1):
+            outputs.append(model.extend(piece, state).logits)
+            state.commit()
+        for name, grad in gradients(torch.cat(outputs, 1)).items():
+            self.check.agree(f"gradient of '{name}' through extend", grad, whole[name], 1e-8)
+
+    def dtypes(self) -> None:
+        assert isinstance(self.model, Stack)
+        x = self.draw((2, self.least + 20), torch.Generator().manual_seed(0))
+        for dtype in (torch.float32, torch.bfloat16):
+            model = copy.deepcopy(self.model).to(dtype)
+            expected = copy.deepcopy(model).double()(x).logits
+            state = model.init_state(2)
+            prompt = model.extend(x[:, :-3], state)
+            state.commit(counts=torch.tensor([x.shape[1] - 3] * 2, device=self.device))
+            chain = torch.tensor([[-1, 0, 1]] * 2, device=self.device)
+            tree = model.extend(x[:, -3:], state, chain)
+            state.commit(chain + 1)
+            for what, y, there in (("forward", model(x).logits, slice(None)), ("extend", prompt.logits, slice(0, -3)),
+                                   ("a tree", tree.logits, slice(-3, None))):
+                self.check.that(y.dtype == dtype, f"{what} in {dtype} gives logits in {y.dtype}")
+                self.check.agree(f"{what} in {str(dtype).removeprefix('torch.')}", y, expected[:, there],
+                                 TOLERANCE[dtype])
+
+    def config(self) -> None:
+        """The same model again from its saved form: a config in JSON and a state dict."""
+        assert isinstance(self.model, Stack)
+        config = StackConfig.from_dict(json.loads(json.dumps(self.model.config.to_dict())))
+        again = Stack(config).double().eval().to(self.device)
+        again.load_state_dict(self.model.state_dict())
+        x = self.draw((2, self.least + 9), torch.Generator().manual_seed(0))
+        self.check.agree("forward of the model made again", again(x).logits, self._forward(x)[..., : config.vocabulary],
+                         0.0)
+        ids = {id(parameter) for parameter in self.model.parameters()}
+        self.check.that(all(id(parameter) in ids for parameter in self.model.state_parameters()),
+                        "state_parameters holds tensors that are not parameters of the model")
+        limit = config.learned_positions
+        if limit:
+            x = self.draw((1, limit), torch.Generator().manual_seed(0))
+            state = self.model.init_state(1)
+            assert isinstance(state, State)
+            self.model.extend(x, state)
+            state.commit()
+            self.check.refuses("a token beyond the learned positions", lambda: self.model.extend(x[:, :1], state))
+            self.check.that(state.positions.tolist() == [limit], "a refused token has moved the state")
+
+
+__all__ = ["check_model"]

@@ -1,0 +1,163 @@
+"""Whole stacks keep the decoding contract, mixed ones included, and so does whatever else can be decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.models import Decodable, Output, Stack, StackConfig, expand_pattern
+from segue.models.base import Decoding
+from segue.testing import ContractBroken, check_model
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "attention": {"heads": 2}, "mamba": {"states": 3}, "gla": {"heads": 2, "gate_rank": 3},
+}
+
+
+def stack(pattern: str, **switches: Any) -> Stack:
+    torch.manual_seed(0)
+    values = {"vocabulary": 17, "width": 8, "options": OPTIONS, "hidden": 12, **switches}
+    model = Stack(StackConfig(mixers=expand_pattern(pattern), **values))
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+STACKS: dict[str, dict[str, Any]] = {
+    "attention*2": {},
+    "mamba*3+attention": {},
+    "lstm+gla": {"tied": False},
+    "gru+mamba+elman": {"channel": "none"},
+    "gla+attention+jordan": {"channel": "mlp", "activation": "relu2", "embed_norm": True},
+    "attention+gru": {"options": {"attention": {"heads": 2, "window": 4}}},
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt-2": {"norm": "layer", "channel": "mlp", "activation": "gelu_tanh", "bias": True, "learned_positions": 64,
+              "options": {"attention": {"heads": 2, "positions": "none", "qkv_bias": True, "out_bias": True}}},
+    "gpt-neox": {"norm": "layer", "channel": "mlp", "activation": "gelu", "bias": True, "parallel": True, "tied": False,
+                 "options": {"attention": {"heads": 2, "rotary_fraction": 0.5, "qkv_bias": True, "out_bias": True}}},
+    "qwen": {"options": {"attention": {"heads": 4, "kv_heads": 2, "head_width": 4, "qk_norm": True}}},
+    "bloom": {"embed_norm": True, "options": {"attention": {"heads": 2, "positions": "alibi"}}},
+}
+
+
+@pytest.mark.parametrize("pattern", STACKS)
+def test_contract(pattern: str) -> None:
+    assert check_model(stack(pattern, **STACKS[pattern]), examples=5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_contract_of_families(family: str) -> None:
+    assert check_model(stack("attention*2", **FAMILIES[family]), examples=4)
+
+
+def test_contract_of_a_whole_prompt() -> None:
+    model = stack("attention+attention", options={"attention": {"heads": 2, "prefix": 3}})
+    assert check_model(model, examples=4, prompt=3, only="trees")
+    assert check_model(model, examples=4, prompt=3, only="ragged")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*STACKS, *FAMILIES])
+def test_contract_at_length(name: str) -> None:
+    model = stack(name, **STACKS[name]) if name in STACKS else stack("attention*2", **FAMILIES[name])
+    check_model(model, examples=100, seed=1)
+
+
+class Wrapped:
+    """A model behind the protocol only, as an engine or an adapter is."""
+
+    def __init__(self, model: Stack) -> None:
+        self.model, self.vocabulary, self.path = model, model.vocabulary, "a test"
+
+    def init_state(self, batch: int, history: int = 0) -> Decoding:
+        return self.model.init_state(batch, history)
+
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        return self.model.extend(tokens, state, parents, at)
+
+
+def test_contract_of_any_decodable() -> None:
+    model = Wrapped(stack("mamba+attention"))
+    assert isinstance(model, Decodable)
+    found = check_model(model, examples=5)
+    assert set(found) >= {"any life", "at", "trees"} and "packed" not in found and max(found.values()) < 1e-4
+
+
+class IgnoresAt(Wrapped):
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        output = self.model.extend(tokens, state, parents)
+        return output if at is None else Output(output.logits[:, : at.shape[1]], output.hidden)
+
+
+class DependsOnTheBatch(Wrapped):
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        output = self.model.extend(tokens, state, parents, at)
+        return Output(output.logits - 0.01 * output.logits.mean(0, keepdim=True), output.hidden)
+
+
+class TakesTreesForChains(Wrapped):
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        self.model.extend(tokens, state, parents, at)
+        pending = state.pending  # type: ignore[attr-defined]
+        output = self.model.extend(tokens, state, None, at)
+        state.pending = pending  # type: ignore[attr-defined]
+        return output
+
+
+@pytest.mark.parametrize("wrong, message", [(IgnoresAt, "logits of nodes"), (DependsOnTheBatch, "row|at once"),
+                                            (TakesTreesForChains, "tree")])
+def test_the_checker_catches(wrong: type[Wrapped], message: str) -> None:
+    with pytest.raises(ContractBroken, match=message):
+        check_model(wrong(stack("gru+attention")), examples=20, shrink=False)
+
+
+class SharesALayer(Stack):
+    """A block that is never run: its parameters do not learn."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__(config)
+        self.extra = nn.Linear(3, 3)
+
+
+def test_the_checker_catches_what_does_not_learn() -> None:
+    with pytest.raises(ContractBroken, match="no gradient reaches"):
+        check_model(SharesALayer(stack("gru").config), examples=2)
+
+
+def test_patterns() -> None:
+    assert expand_pattern("mamba*3+attention") == ["mamba"] * 3 + ["attention"]
+    assert expand_pattern("gru + gla", 3) == ["gru", "gla", "gru"]
+    for wrong in ("", "mamba*", "mamba*0", "mamba*-1", "mamba*x", "nothing", "gru+", "gru*2*2"):
+        with pytest.raises(SegueError):
+            expand_pattern(wrong)
+
+
+@pytest.mark.parametrize("switches", [{"channel": "both"}, {"activation": "tanh"}, {"norm": "batch"}, {"width": 9},
+                                      {"options": {"attention": {"head": 2}}}, {"options": {"attn": {}}}])
+def test_wrong_configs_are_refused(switches: dict) -> None:
+    with pytest.raises(SegueError):
+        stack("attention", **switches)
+
+
+def test_unknown_entries_of_a_config_are_refused() -> None:
+    values = stack("gru").config.to_dict()
+    with pytest.raises(SegueError, match="unknown entries"):
+        StackConfig.from_dict({**values, "flux": 1})
+    with pytest.raises(SegueError, match="incomplete"):
+        StackConfig.from_dict({"width": 4})
+
+
+def test_a_stack_that_looks_ahead_only_scores() -> None:
+    model = stack("bidirectional+attention", options={"attention": {"heads": 2}})
+    assert model(torch.zeros(2, 5, dtype=torch.long)).logits.shape == (2, 5, 17)
+    with pytest.raises(SegueError, match="looks ahead"):
+        model.init_state(1)
