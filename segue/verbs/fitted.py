@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 from pathlib import Path
@@ -67,18 +66,19 @@ class Fitted:
         self.context, self.counts, self.folder = context, counts, folder
         model.eval()
 
-    # The verbs. Those of higher layers are looked up when called: training does not import them.
-
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
         """What comes after `prime` (an object of the kind, or a path to one); see `segue.decoding`."""
         given = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
-        return importlib.import_module("segue.decoding").continue_(self, prime, **given, **options)
+        from segue.decoding.continuation import continue_
+
+        return continue_(self, prime, **given, **options)
 
     def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
-        """Learn more data on top, with a strategy against forgetting; see `segue.continual`."""
+        """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`."""
         given = {} if strategy is None else {"strategy": strategy}
-        return importlib.import_module("segue.continual").update(self, as_data(data, self.kind.name), **given,
-                                                                 **options)
+        from segue.verbs.update import update
+
+        return update(self, as_data(data, self.kind.name), **given, **options)
 
     def evaluate(self, data: Any) -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents."""

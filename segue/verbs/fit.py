@@ -25,9 +25,9 @@ from segue.models import Stack, StackConfig, expand_pattern
 from segue.training import distributed
 from segue.training.batches import Batches
 from segue.training.evaluate import score
-from segue.training.fitted import Fitted, Report, as_data, load
 from segue.training.loop import Run, deterministic
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine
+from segue.verbs.fitted import Fitted, Report, as_data, load
 
 __all__ = ["build", "fit", "load"]
 
