@@ -78,13 +78,13 @@ def _sort_newest(stream, age, mark, depth):
     slots = np.empty(mark + 3, np.int64)
     for d in range(depth, 0, -1):
         slots[:] = 0
-        for i in order:                                    # beyond the mark all contexts are equal
-            slots[(stream[i - d] if d <= age[i] else 0) + 1] += 1
+        for at in order:                                   # beyond the mark all contexts are equal
+            slots[(stream[at - d] if d <= age[at] else 0) + 1] += 1
         for v in range(1, mark + 3):
             slots[v] += slots[v - 1]
-        for i in order:
-            v = stream[i - d] if d <= age[i] else 0
-            other[slots[v]] = i
+        for at in order:
+            v = stream[at - d] if d <= age[at] else 0
+            other[slots[v]] = at
             slots[v] += 1
         order, other = other, order
     return order
@@ -362,7 +362,7 @@ class Work(NamedTuple):
     bounds: np.ndarray
     depth: np.ndarray
     token: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment]  # hides tuple.count, which nobody wants here
     second: np.ndarray
 
 

@@ -137,9 +137,10 @@ class RecurrentMixer(Mixer):
         carry = None if parts is None else parts["carry"]
         return self.out(self.recurrence((x,), layout, carry))
 
-
     def lower(self, program: Program, source: View, into: View) -> None:
-        cell = self.recurrence.module
+        cell = self.recurrence.module if isinstance(self.recurrence, TorchRecurrence) else None
+        if not isinstance(cell, nn.LSTM | nn.GRU):
+            return super().lower(program, source, into)
         into_gates, into_state, bias, state_bias = (cell.get_parameter(f"{name}_l0") for name in (
             "weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         lstm = isinstance(cell, nn.LSTM)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -31,7 +31,7 @@ class Decoding(Protocol):
     def select(self, rows: Tensor) -> Decoding: ...
     def rewind(self, n: int | Tensor) -> None: ...
     def snapshot(self) -> Decoding: ...
-    def restore(self, snapshot: Decoding) -> None: ...
+    def restore(self, snapshot: Any) -> None: ...
 
 
 @runtime_checkable

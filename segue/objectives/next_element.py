@@ -73,7 +73,7 @@ class NextElement:
         layout = batch.layout
         head = getattr(model, "head", None)
         if isinstance(head, nn.Linear) and head.bias is None:
-            hidden = model.hidden(batch.tokens, layout)  # type: ignore[operator]
+            hidden = model.hidden(batch.tokens, layout)
             total = head_cross_entropy(hidden.flatten(0, 1), head.weight, batch.targets.flatten())
         else:
             logits = model(batch.tokens, layout).logits.float()

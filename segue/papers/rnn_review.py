@@ -200,7 +200,7 @@ def kneser_ney(length: int | None) -> dict[str, float]:
     learn, test, symbols = documentation()
     model = CountModel(symbols, order=4, smoothing="kneser-ney")
     model.fit([learn[:length].numpy()])
-    nats = -model.score(test[:length].numpy())[1:].sum()
+    nats = -model.log_probabilities(test[:length].numpy())[1:].sum()
     return {"bits": float(nats) / (len(test[:length]) - 1) / math.log(2), "parameters": 0}
 
 

@@ -122,7 +122,7 @@ def score(model: Decodable, store: Store, context: int | None = None, rows: int 
     offsets = np.asarray(store.offsets)
     predicted = np.diff(offsets) - 1
     tally = Tally(len(predicted))
-    device = model.embedding.weight.device if isinstance(model, nn.Module) and hasattr(model, "embedding") else "cpu"
+    device = next(model.parameters()).device if isinstance(model, nn.Module) else "cpu"
     with torch.autocast(str(device).split(":")[0], torch.bfloat16, enabled=precision == "bfloat16"):
         if context is None:
             _carried(model, store, offsets, predicted, rows, tally, device)

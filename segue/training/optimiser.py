@@ -30,7 +30,8 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.f
 
 def groups_of(model: nn.Module, muon: bool) -> dict[str, dict[str, nn.Parameter]]:
     """Parameters by how they are to be treated: "matrix", "table" (embeddings and heads), "vector", "state"."""
-    state = {id(p) for p in model.state_parameters()} if hasattr(model, "state_parameters") else set()
+    state_parameters = getattr(model, "state_parameters", list)
+    state = {id(p) for p in state_parameters()}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = getattr(model, "head", None)
     if isinstance(head, nn.Linear):
