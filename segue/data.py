@@ -36,6 +36,7 @@ FORMAT = "segue data 1"
 STORE = "segue tokens 1"
 BATCH = 1 << 23  # bytes of one Arrow batch
 MEMORY = 1 << 30  # bytes kept in memory before a data set goes to a temporary folder
+MANY = 10            # files given one by one are taken for a pattern from here on
 SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums"}  # beside the data, not data
 
 
@@ -859,7 +860,8 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
 
 
 def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozenset[Path]]:
-    """Files behind paths, folders and patterns, in order, and which of them were named outright.
+    """Files behind paths, folders and patterns, in order, and which of them were named outright: all of a few, none of
+    `MANY` or more, which a shell has written out from a pattern. A bad file is an error if it was named outright.
 
     Hidden files, caches and the README or LICENSE that lies beside data are left out of folders.
     """
@@ -886,7 +888,7 @@ def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozenset
                 raise SegueError(f"{given}: no such file or folder; check the path")
         except (OSError, ValueError) as error:
             raise SegueError(f"{given}: cannot be looked up ({error})") from error
-    return list(files), frozenset(named)
+    return list(files), frozenset(named if len(named) < MANY else ())
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -913,7 +915,7 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
             usable.append(path)
         except SegueError as error:
-            if path in named:
+            if path in named and (path not in heads or len(files) == 1):
                 raise
             problems.add(Problem(str(path), "", None, str(error).removeprefix(f"{path}: ")))
     if name is not None:

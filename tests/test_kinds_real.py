@@ -1,0 +1,124 @@
+"""Real files: the counts that the data's own descriptions state, and the contract of each kind on them."""
+
+from __future__ import annotations
+
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segue.data import read
+from segue.kinds import KINDS
+from segue.testing import check_codec, check_kind
+
+
+def test_shakespeare(shared_data) -> None:
+    data = read(shared_data("tiny-shakespeare"))
+    assert (data.kind.name, len(data), data.total, len(data.vocabulary)) == ("text", 1, 1_115_394, 65)
+    train, held = data.split(0.1)
+    assert abs(held.total / data.total - 0.1) < 0.02
+    codec = train.codec(vocabulary=512)
+    store = held.encode(codec)
+    assert all(codec.decode(store[i].ids) == held[i].object for i in range(len(held)))
+    assert store.units.sum() == held.total and len(store.tokens) < held.total / 1.8
+
+
+def test_novels_in_a_folder(shared_data) -> None:
+    data = read(shared_data("gutenberg-novels"))
+    assert data.kind.name == "text" and len(data) == 8 and not data.problems
+
+
+def test_movielens(shared_data) -> None:
+    folder = shared_data("movielens-latest-small-2016")
+    data = read(folder)
+    assert (data.kind.name, len(data), data.total, len(data.vocabulary)) == ("events", 671, 100_004, 9_066)
+    assert data.lengths.min() == 20 and data.lengths.max() == 2391 and np.median(data.lengths) == 71
+    assert data.problems.total == 3, "the films, links and tags are told, not read"
+    assert all((np.diff(record.channels["time"]) >= 0).all() for record in data)
+    rated = read(folder / "ratings.csv.gz", also="rating")
+    assert {*rated[0].channels["rating"].tolist()} <= {x / 2 for x in range(1, 11)}
+    assert rated.split(0.2, by="time")[1].total == pytest.approx(20_000, rel=0.05)
+
+
+def test_a_genome(shared_data) -> None:
+    folder = shared_data("ecoli-k12")
+    start = time.perf_counter()
+    data = read(folder / "GCF_000005845.2_ASM584v2_genomic.fna.gz")
+    assert time.perf_counter() - start < 2
+    assert (data.kind.name, len(data), data.total) == ("dna", 1, 4_641_652)
+    share = (data.vocabulary["G"] + data.vocabulary["C"]) / data.total
+    assert round(share, 3) == 0.508
+    check_codec(data.codec(), [data[0].object])
+    check_codec(data.codec(k=6), [data[0].object])
+    assert data.encode(data.codec()).tokens.dtype == np.uint8
+    assert abs(data.split(0.1)[1].total / data.total - 0.1) < 0.01
+
+
+def test_the_same_genome_from_genbank(shared_data) -> None:
+    pytest.importorskip("Bio")
+    folder = shared_data("ecoli-k12")
+    fasta = read(folder / "GCF_000005845.2_ASM584v2_genomic.fna.gz")
+    assert read(folder / "GCF_000005845.2_ASM584v2_genomic.gbff.gz")[0].object == fasta[0].object
+
+
+def test_proteins(shared_data) -> None:
+    data = read(shared_data("prokka-proteins"))
+    assert (data.kind.name, len(data)) == ("protein", 4_209 + 9_704 + 2_872)
+    assert data.total == 1_312_517 + 3_322_428 + 904_468
+    train, held = data.split(0.1)
+    assert not {record.object for record in held} & {record.object for record in train}
+
+
+def test_alignments_and_phages(shared_data) -> None:
+    assert read(shared_data("protein-families") / "globins45.fa").kind.name == "protein"
+    assert len(read(shared_data("protein-families") / "A0A1C5UJ41.a3m.gz")) > 10
+    phages = read(shared_data("phage-genomes"))
+    assert (phages.kind.name, len(phages), phages.total) == ("dna", 56, 48_502 + 86_177 + 210_132)
+
+
+@pytest.mark.parametrize("log, cases, events, activities", [
+    ("bpi_12", 13_087, 164_506, 23), ("receipt_phase", 1_434, 8_577, 27), ("sepsis", 1_050, 15_214, 16),
+    ("nasa_complete", 2_566, 36_819, 47), ("mit_b", 17, 1_758, 68)])
+def test_cases_a_line(shared_data, log: str, cases: int, events: int, activities: int) -> None:
+    data = read(shared_data("process-logs-next-element") / f"{log}.txt.gz", kind="cases")
+    assert (len(data), data.total, len(data.vocabulary)) == (cases, events, activities)
+
+
+@pytest.mark.parametrize("folder, log, cases, events, activities", [
+    ("process-logs-next-element", "bpi12", 13_087, 164_506, 23),
+    ("process-logs-next-element", "sepsis", 1_050, 15_214, 16),
+    ("process-logs-timed", "bpi_12_w", 9_658, 72_413, 6), ("process-logs-timed", "env_permit", 937, 38_944, 381)])
+def test_process_logs(shared_data, folder: str, log: str, cases: int, events: int, activities: int) -> None:
+    data = read(shared_data(folder) / f"{log}.csv.gz")
+    assert (data.kind.name, len(data), data.total, len(data.vocabulary)) == ("events", cases, events, activities)
+    assert set(data.channels) == ({"time", "gap"} if folder.endswith("timed") else set())
+
+
+def test_other_sets(shared_data) -> None:
+    taxi = read(shared_data("tpp-taxi"))
+    assert (taxi.kind.name, len(taxi), taxi.total) == ("events", 2_000, 74_078) and "time" in taxi.channels
+    hdfs = read(shared_data("hdfs-log-keys") / "hdfs_train.txt.gz", kind="cases")
+    assert len(hdfs) == 4_855
+    beauty = read(shared_data("amazon-beauty-bert4rec") / "beauty.txt.gz", kind="events")
+    assert beauty.total == 353_962
+    names = read(shared_data("names-makemore"), lines=True)
+    assert len(names) == 32_033
+    code = read(shared_data("code-completion-unixcoder"))
+    assert (code.kind.name, len(code)) == ("text", 6_819)
+
+
+def test_the_standard_library() -> None:
+    folder = Path(sysconfig.get_path("stdlib")) / "json"
+    data = read(folder)
+    assert data.kind.name == "code" and len(data) >= 4
+
+
+def test_the_contract_on_real_files(shared_data) -> None:
+    logs = shared_data("process-logs-next-element")
+    check_kind(KINDS["text"], [shared_data("tiny-shakespeare") / "input.txt"], mutations=8)
+    check_kind(KINDS["dna"], [shared_data("phage-genomes") / "lambda.fa.gz"], mutations=8)
+    check_kind(KINDS["protein"], [shared_data("protein-families") / "globins45.fa"], mutations=8)
+    check_kind(KINDS["events"], [logs / "sepsis.csv.gz"], mutations=8)
+    check_kind(KINDS["cases"], [logs / "sepsis.txt.gz"], mutations=8)
