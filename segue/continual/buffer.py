@@ -10,6 +10,17 @@ import numpy as np
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
 
+MASK = (1 << 64) - 1
+
+
+def mixed(seed: int, count: int) -> int:
+    """64 random bits that depend on seed and count alone (the finaliser of SplitMix64, Steele et al. 2014), so that it
+    does not matter how often a run was interrupted."""
+    z = (seed * 0xD1B54A32D192ED03 + (count + 1) * 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
 
 class Reservoir:
     """At most `capacity` pieces of sequences, each piece ever offered with the same chance to be among them.
@@ -35,8 +46,7 @@ class Reservoir:
                 self._offer(ids[begin : begin + self.length])
 
     def _offer(self, piece: np.ndarray) -> None:
-        # Drawn from (seed, count) alone, so that it does not matter how often a run was interrupted.
-        place = int(np.random.default_rng((self.seed, self.seen)).integers(self.seen + 1))
+        place = mixed(self.seed, self.seen) * (self.seen + 1) >> 64
         self.seen += 1
         if len(self.pieces) < self.capacity:
             self.pieces.append(np.array(piece, dtype=np.int32))
@@ -50,10 +60,9 @@ class Reservoir:
         chosen = generator.choice(len(self.pieces), size=n, replace=n > len(self.pieces))
         return [self.pieces[i] for i in chosen]
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: Path) -> None:
         from safetensors.numpy import save_file
 
-        folder = Path(folder)
         lengths = np.array([len(piece) for piece in self.pieces], dtype=np.int64)
         ids = np.concatenate(self.pieces) if self.pieces else np.empty(0, np.int32)
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,11 +72,10 @@ class Reservoir:
                                             "seen": self.seen})
 
     @classmethod
-    def load(cls, folder: str | Path) -> Reservoir:
+    def load(cls, folder: Path) -> Reservoir:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        folder = Path(folder)
         values = read_json(folder / "replay.json")
         try:
             arrays = load_file(str(folder / "replay.safetensors"))

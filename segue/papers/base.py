@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segue.errors import SegueError
 from segue.files import read_json, write_json
 from segue.progress import Meter, progress
+from segue.training.recipe import cores, machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -154,24 +153,6 @@ class Run:
             raise SegueError(f"this claim reads the data set '{name}': give the folder that holds it with --data DIR "
                              "(or SEGUE_DATA); --scale smoke needs none")
         return path
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def machine() -> str:
-    """The machine in words, for reports."""
-    import torch
-
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {cores()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path | None = None,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from segue.continual import Memory
 from segue.data import Data, TokenStore
 from segue.errors import SegueError
 from segue.files import read_json, write_json
@@ -101,7 +102,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
             "precision": plan.precision, "machine": machine(), "processes": distributed.world(),
             "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
-        fitted = Fitted(model.cpu(), codec, data.kind, report, plan.context, counts)
+        memory = Memory(plan.context, plan.seed)
+        memory.learned("first data", train, held)
+        fitted = Fitted(model.cpu(), codec, data.kind, report, plan.context, counts, memory=memory)
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
             if folder is not None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from segue.continual import Memory
 from segue.data import Data, of, read
 from segue.errors import SegueError
 from segue.files import read_json, write_json, write_text
@@ -57,13 +60,14 @@ class Fitted:
 
     model: the network (a `Stack`). decodable: what decoders are to run (the network, or a mixture that holds it).
     codec, kind: of the sequences. report: how it was made and how good it is. context: elements a row it was trained
-    on. counts: (V,) how often each token was in the training data (the unigram baseline). folder: where it is saved.
+    on. counts: (V,) how often each token was in the training data (the unigram baseline). memory: what it keeps of the
+    past, to learn on. folder: where it is saved.
     """
 
     def __init__(self, model: Stack, codec: Codec, kind: Kind, report: Report, context: int,
-                 counts: np.ndarray | None = None, folder: Path | None = None) -> None:
+                 counts: np.ndarray | None = None, folder: Path | None = None, memory: Memory | None = None) -> None:
         self.model, self.codec, self.kind, self.report = model, codec, kind, report
-        self.context, self.counts, self.folder = context, counts, folder
+        self.context, self.counts, self.folder, self.memory = context, counts, folder, memory
         model.eval()
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
@@ -75,10 +79,9 @@ class Fitted:
 
     def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
         """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`."""
-        given = {} if strategy is None else {"strategy": strategy}
         from segue.verbs.update import update
 
-        return update(self, as_data(data, self.kind.name), **given, **options)
+        return update(self, as_data(data, self.kind.name), strategy or "replay", **options)
 
     def evaluate(self, data: Any) -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents."""
@@ -109,6 +112,8 @@ class Fitted:
 
             tensors["unigram"] = torch.from_numpy(np.asarray(self.counts, dtype=np.int64))
         self.codec.save(folder / "codec")
+        if self.memory is not None:
+            self.memory.save(folder / "memory")
         save_tensors(folder / "model.safetensors", tensors)
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
                                             "model": self.model.config.to_dict()})
@@ -146,6 +151,7 @@ def load(folder: str | Path) -> Fitted:
         raise SegueError(f"{folder} is not a folder: give the folder that fit wrote")
     if not (folder / "config.json").exists() and (folder / "training" / "plan.json").exists():
         raise SegueError(f"{folder} holds a fit that has not ended: run the same fit command again to go on")
+    roll_forward(folder)
     values = read_json(folder / "config.json")
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}')")
@@ -169,7 +175,9 @@ def load(folder: str | Path) -> Fitted:
     report = read_json(folder / "report.json")
     if not isinstance(report, dict):
         raise SegueError(f"{folder / 'report.json'} is not a report")
-    return Fitted(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder)
+    memory = Memory.load(folder / "memory") if (folder / "memory").exists() else None
+    return Fitted(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
+                  memory)
 
 
 def check_config(config: StackConfig) -> None:
@@ -214,3 +222,16 @@ def _exists(text: str) -> bool:
 def same(a: Any, b: Any) -> bool:
     """Equality after a round trip through JSON."""
     return json.loads(json.dumps(a)) == json.loads(json.dumps(b))
+
+
+def roll_forward(folder: Path) -> None:
+    """Finish an update that was cut short while its new model, complete, was moved over the old one."""
+    work = folder / "updating"
+    if not (work / "complete.json").exists():
+        return
+    for new in sorted((work / "new").iterdir()):
+        old = folder / new.name
+        if old.is_dir():
+            shutil.rmtree(old)
+        os.replace(new, old)
+    shutil.rmtree(work)

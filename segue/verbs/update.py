@@ -1,0 +1,211 @@
+"""`update`: learn new data on top of a fitted model, and say what was gained and what was forgotten.
+
+Killed at any moment, the same call goes on to the same weights. Until all is done the model in its folder stays as it
+was: the new one is written beside it and moved over it at the end, and a move that was cut short is finished by
+whoever opens the folder next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from segue.continual import STRATEGIES, Memory, Replay, Reservoir, ScoreMatrix, Strategy
+from segue.data import TokenStore
+from segue.errors import SegueError
+from segue.files import atomic_write, read_json, write_json
+from segue.training.batches import Arrays, Batches
+from segue.training.checkpoint import weights_of
+from segue.training.evaluate import score
+from segue.training.loop import Run
+from segue.training.recipe import Plan
+from segue.verbs.fit import HELD_OUT, in_passing, key_of, seconds_per_step
+from segue.verbs.fitted import Fitted, roll_forward
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import RenderableType
+
+MINUTES = 1.0
+RATE = 0.3  # of the rates that the first fit used: what is known already must not be washed away
+
+
+@dataclass
+class Update:
+    """What an update did. matrix: bits per unit on each experience's held-out pieces, before and after."""
+
+    strategy: str
+    steps: int
+    tokens: int
+    seconds: float
+    unit: str
+    matrix: ScoreMatrix
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"strategy": self.strategy, "steps": self.steps, "tokens": self.tokens, "seconds": self.seconds,
+                "unit": self.unit, "matrix": self.matrix.to_dict()}
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("", *self.matrix.names, box=None)
+        for step, row in zip(self.matrix.steps, self.matrix.scores):
+            table.add_row(step, *(f"{value:.3f}" for value in row))
+        table.add_row("gained", *(f"{self.matrix.gain(name):+.3f}" for name in self.matrix.names))
+        table.add_row("forgotten", *(f"{self.matrix.forgetting(name):+.3f}" for name in self.matrix.names))
+        return Group(Text(f"{self.strategy}: {self.steps:,} steps, {self.tokens:,} tokens in {self.seconds:.0f} s; "
+                          f"bits per {self.unit} on held-out pieces of each experience:"), table)
+
+    def draw(self, figure: Figure) -> None:
+        """Bars before and after, for each experience."""
+        axes = figure.add_subplot()
+        place = np.arange(len(self.matrix.names))
+        for index, (step, row) in enumerate(zip(self.matrix.steps, self.matrix.scores)):
+            bars = axes.bar(place + 0.4 * (index - 0.5), row, 0.4, label=step)
+            axes.bar_label(bars, fmt="%.2f")
+        axes.set_xticks(place, self.matrix.names)
+        axes.set(ylabel=f"bits per {self.unit} (lower is better)", title=f"Learning on with {self.strategy}")
+        axes.margins(y=0.15)
+        axes.legend()
+
+
+def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minutes: float | None = None,
+           steps: int | None = None, seed: int = 0, name: str | None = None, quiet: bool = False,
+           save_seconds: float = 15.0, **choices: Any) -> Update:
+    """Learn `data` on top of `fitted`, whose weights are moved (and whose folder, if it has one, is rewritten).
+
+    strategy: a name in `segue.continual.STRATEGIES`, or a `Strategy`. minutes (default: 1) or steps: how long.
+    name: of the new experience in reports (default: "update N"). choices: entries of the plan, such as rate or rows.
+
+    Raises SegueError where the data do not fit the model, or another update of the same folder is unfinished.
+    """
+    begin = time.monotonic()
+    if minutes is not None and steps is not None:
+        raise SegueError("give minutes or steps, not both")
+    if (minutes is not None and not 0 < minutes < math.inf) or (steps is not None and steps < 1):
+        raise SegueError(f"the dial must be more than 0, not {minutes if steps is None else steps}")
+    if minutes is None and steps is None:
+        minutes = MINUTES
+    if isinstance(strategy, str) and strategy not in STRATEGIES:
+        raise SegueError(f"strategy '{strategy}' is unknown: choose from {', '.join(STRATEGIES)}")
+    if data.kind.storage != fitted.kind.storage:
+        raise SegueError(f"this model is of {fitted.kind.name}, the data are {data.kind.name}: "
+                         "give data of the same kind")
+    memory = fitted.memory or Memory(fitted.context)
+    name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
+    request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else strategy.name,
+               "minutes": minutes, "steps": steps, "seed": seed, "name": name, "choices": choices,
+               "weights": digest(fitted.model)}
+
+    with TemporaryDirectory(prefix="segue-") if fitted.folder is None else nullcontext() as spare:
+        work = Path(spare) if fitted.folder is None else fitted.folder / "updating"  # type: ignore[arg-type]
+        prepare(work, request, data, fitted)
+        train, held = (TokenStore.open(work / part) for part in ("train", "held"))
+        exams = {**memory.exams, name: memory.exam(held)}
+        if not (work / "plan.json").exists():
+            plan = planned(fitted, train, minutes, steps, seed, choices, begin)
+            write_json(work / "plan.json", {"plan": plan.to_dict(), "before": measure(fitted, exams)})
+        kept = read_json(work / "plan.json")
+        plan, before = Plan.from_dict(kept["plan"]), kept["before"]
+        made = make(strategy, memory)
+        batches = Batches(train, plan.context, plan.rows, plan.seed)
+        run = Run(fitted.model, batches, plan, strategy=made, folder=None if fitted.folder is None else work,
+                  key=key_of(request), held_out=in_passing(held, plan), save_seconds=save_seconds)
+        try:
+            run.train("update", quiet)
+        finally:
+            batches.close()
+        after = measure(fitted, exams)
+        scores = ScoreMatrix(np.array([before, after]), list(exams), ["before", "after"],
+                             f"bits per {fitted.kind.unit}")
+        result = Update(made.name, run.step, run.step * plan.tokens_per_step, round(run.elapsed, 2), fitted.kind.unit,
+                        scores)
+        memory.learned(name, train, held)
+        fitted.memory = memory
+        if fitted.counts is not None:
+            fitted.counts = fitted.counts + np.bincount(np.asarray(train.tokens), minlength=len(fitted.counts))
+        fitted.report.values.setdefault("updates", []).append(result.to_dict() | {"request": request})
+        if (folder := fitted.folder) is not None:
+            fitted.save(work / "new")
+            picture(result, work / "new" / "update.png")
+            write_json(work / "complete.json", request)
+            roll_forward(folder)
+            fitted.folder = folder
+        return result
+
+
+def digest(model: torch.nn.Module) -> str:
+    """A hash of all weights."""
+    total = hashlib.blake2b(digest_size=12)
+    for name, tensor in sorted(weights_of(model).items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def make(strategy: str | Strategy, memory: Memory) -> Strategy:
+    if isinstance(strategy, Strategy):
+        return strategy
+    return Replay(memory.replay) if strategy == "replay" else STRATEGIES[strategy]()
+
+
+def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> None:
+    """The new tokens, written once, and a note of what is being done."""
+    if (work / "request.json").exists():
+        if key_of(read_json(work / "request.json")) != key_of(request):
+            raise SegueError(f"{work.parent} holds an unfinished update with other data or settings: run that one "
+                             f"again, or remove {work}")
+        return
+    train, held = data.split(HELD_OUT)
+    if train.total < 2 or held.total < 2:
+        raise SegueError("there is too little new data to learn from and to measure on: give more")
+    work.mkdir(parents=True, exist_ok=True)
+    train.encode(fitted.codec, work / "train")
+    held.encode(fitted.codec, work / "held")
+    write_json(work / "request.json", request)
+
+
+def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, seed: int,
+            choices: dict[str, Any], begin: float) -> Plan:
+    """The first fit's plan with lower rates, and as many steps as fit the dial."""
+    plan = Plan.from_dict(fitted.report["plan"])
+    rates = {rate: RATE * getattr(plan, rate) for rate in ("rate", "table_rate", "vector_rate", "state_rate")}
+    plan = plan.with_(**{**rates, "seed": seed, "warmup": 0.05, "patience": 0, **choices})
+    if steps is None:
+        assert minutes is not None
+        device = next(fitted.model.parameters()).device
+        left = minutes * 60 - (time.monotonic() - begin)
+        steps = max(1, int(0.93 * left / seconds_per_step(train, plan, device)))
+    return plan.with_(steps=steps)
+
+
+def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
+    """Bits per unit on each experience's held-out pieces, every piece read on its own."""
+    found = []
+    for exam in exams.values():
+        scored = score(fitted.model, Arrays(exam.pieces), fitted.context)
+        units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
+        found.append(float(scored.nats.sum() / max(1, units) / math.log(2)))
+    return found
+
+
+def picture(result: Update, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    result.draw(figure)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -1,0 +1,136 @@
+"""`update`: gained and forgotten, kept through a kill, and no half-written model."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import segue
+from segue.errors import SegueError
+from segue.training.loop import Run
+from segue.verbs.fitted import Fitted, roll_forward
+from segue.verbs.update import digest
+
+SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 32, "rows": 8, "threads": 1, "precision": "float32"}
+
+
+def words(letters: str, n: int = 400, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [" ".join("".join(draw.choice(letters) * 2 for _ in range(3)) for _ in range(8)) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def fitted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fitted") / "model"
+    segue.fit(words("abc"), steps=150, out=folder, quiet=True, vocabulary=259, **SMALL)
+    return folder
+
+
+@pytest.fixture
+def folder(fitted_folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(fitted_folder, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_replay_forgets_less_than_naive(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    new = words("xyz", seed=1)
+    naive = segue.load(folder).update(new, strategy="naive", steps=120, quiet=True, rate=0.01)
+    replay = segue.load(tmp_path / "other").update(new, strategy="replay", steps=120, quiet=True, rate=0.01)
+    for result in (naive, replay):
+        assert result.matrix.gain("update 1") > 1.0
+        assert result.matrix.names == ["first data", "update 1"]
+    assert naive.matrix.forgetting("first data") > 2 * max(0.0, replay.matrix.forgetting("first data")) + 0.05
+    again = segue.load(folder)
+    assert again.report["updates"][0]["matrix"]["scores"] == naive.matrix.scores.tolist()
+    assert list(again.memory.exams) == ["first data", "update 1"]
+    assert (folder / "update.png").exists() and not (folder / "updating").exists()
+    third = again.update(words("mno", seed=2), steps=5, quiet=True)
+    assert third.matrix.names == ["first data", "update 1", "update 2"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """From now on, a run dies without any clean-up at this step."""
+    advance = Run.advance
+
+    def dying(self: Run) -> float:
+        if self.step >= steps:
+            raise Killed
+        return advance(self)
+
+    monkeypatch.setattr(Run, "advance", dying)
+
+
+def test_a_killed_update_goes_on_to_the_same_weights(folder: Path, tmp_path: Path,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    new = words("xyz", 100, seed=1)
+    whole = segue.load(tmp_path / "other")
+    whole.update(new, steps=12, quiet=True, save_seconds=0)
+    before = digest(segue.load(folder).model)
+    for at in (0, 5, 9):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            kill_after(patch, at)
+            segue.load(folder).update(new, steps=12, quiet=True, save_seconds=0)
+        assert digest(segue.load(folder).model) == before  # the model in the folder is untouched until the end
+    with pytest.raises(SegueError, match="unfinished update"):
+        segue.load(folder).update(new, steps=13, quiet=True)
+    resumed = segue.load(folder)
+    resumed.update(new, steps=12, quiet=True, save_seconds=0)
+    assert digest(resumed.model) == digest(whole.model) == digest(segue.load(folder).model)
+    assert [p.tolist() for p in resumed.memory.replay.pieces] == [p.tolist() for p in whole.memory.replay.pieces]
+
+
+def test_a_move_that_was_cut_short_is_finished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    moves = 0
+    replace = os.replace
+
+    def dying(a: str, b: str) -> None:
+        nonlocal moves
+        if "updating" in str(a) and "updating" not in str(b):  # from the new model over the old
+            moves += 1
+            if moves == 3:
+                raise Killed
+        replace(a, b)
+
+    model = segue.load(folder)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("segue.verbs.fitted.os.replace", dying)
+        model.update(words("xyz", 60, seed=1), steps=3, quiet=True)
+    assert (folder / "updating" / "complete.json").exists()
+    found = segue.load(folder)
+    assert digest(found.model) == digest(model.model)
+    assert not (folder / "updating").exists()
+    assert json.loads((folder / "report.json").read_text())["updates"]
+    roll_forward(folder)  # nothing left to do
+
+
+def test_updates_are_reproducible(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    new = words("xyz", 60, seed=3)
+    a, b = segue.load(folder), segue.load(tmp_path / "other")
+    one, two = (model.update(new, steps=6, quiet=True) for model in (a, b))
+    assert np.array_equal(one.matrix.scores, two.matrix.scores)
+    assert digest(a.model) == digest(b.model)
+
+
+def test_what_cannot_be_done_says_so(folder: Path) -> None:
+    model: Fitted = segue.load(folder)
+    with pytest.raises(SegueError, match="choose from naive, replay"):
+        model.update(words("x"), strategy="magic")
+    with pytest.raises(SegueError, match="minutes or steps"):
+        model.update(words("x"), steps=3, minutes=1)
+    with pytest.raises(SegueError, match="no old data"):
+        model.memory = None
+        model.update(words("xy"), steps=3, quiet=True)
