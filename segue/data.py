@@ -36,7 +36,7 @@ FORMAT = "segue data 1"
 STORE = "segue tokens 1"
 BATCH = 1 << 23  # bytes of one Arrow batch
 MEMORY = 1 << 30  # bytes kept in memory before a data set goes to a temporary folder
-MANY = 10            # files given one by one are taken for a pattern from here on
+MANY = 10  # files given one by one are taken for a pattern from here on
 SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums"}  # beside the data, not data
 
 
@@ -854,7 +854,8 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
     for record in chosen.read_all(files, problems, named, **options):
         writer.add(record)
     if not writer.count:
-        first = f"; first of {problems.total:,}: {problems[0]}" if problems else ""
+        telling = [problem for problem in problems if not problem.text.startswith("skipped")] or problems
+        first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
         raise SegueError(f"no usable {chosen.name} sequence in {_listed(paths)}{first}")
     return writer.finish(problems)
 
@@ -933,7 +934,7 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
     if not votes:
         path = next((path for path in files if path in named), files[0])
         reason = (
-            f"{path}: not a file of a kind known here ({', '.join(KINDS)}): it is binary or empty; "
+            f"{path}: not a file of a kind known here ({', '.join(KINDS)}): it is binary; "
             "name the kind with kind= if it is one"
         )
         raise SegueError(reason if usable else str(problems[0]))

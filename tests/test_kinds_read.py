@@ -142,6 +142,17 @@ def test_protein(tmp_path: Path) -> None:
     assert data.kind.name == "protein" and data[1].object.endswith("*")
 
 
+def test_sequences_in_a_table(tmp_path: Path) -> None:
+    data = read(put(tmp_path / "a.csv", "sequence,label\nACGT,1\nGGNN,0\n,1\nAC!,0\n"))
+    assert data.kind.name == "dna" and [r.object for r in data] == ["ACGT", "GGNN"] and data.problems.total == 2
+    assert data.name(1).endswith("a.csv:line 3")
+    protein = read(put(tmp_path / "b.tsv", "id\tseq\tscore\np1\tMKLVW\t3\n"))
+    assert protein.kind.name == "protein" and protein.name(0).endswith("b.tsv:p1")
+    assert read(put(tmp_path / "c.csv", "x,y\nAC,GT\n"), kind="dna", column="y")[0].object == "GT"
+    with pytest.raises(SegueError, match=r"no column called z; name one with column= \(columns: 1, 2\)"):
+        read(tmp_path / "c.csv", kind="dna", column="z")
+
+
 @pytest.mark.parametrize("name, content", [
     ("a.csv", EVENTS), ("a.tsv", EVENTS.replace(",", "\t")), ("b.csv", EVENTS.replace(",", ";")),
     ("c.csv", EVENTS.replace("user,item,timestamp", "timestamp,UserID,Movie Id").replace("ann,tea,30", "30,ann,tea")
@@ -270,6 +281,7 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
     ("a.txt", b"words", {"encoding": "rot13"}, "no text encoding called 'rot13'"),
     ("a.txt", b"words", {"encoding": "klingon"}, "no text encoding called 'klingon'"),
     ("a.txt", b"words", {"errors": "ignore"}, "'strict' or 'keep'"),
+    ("a.zip", b"PK\x03\x04" + bytes(range(99)), {}, "not read here .zip"),
     ("a.fa", b">one\nACGTACGTACGTACGTACG!ACGT\n", {}, "record one, position 20: '!' is not a base code"),
     ("a.fa", b">one\n", {}, "record one: the record has no sequence"),
     ("a.fa", b"ACGT\n", {"kind": "dna"}, "FASTA begins with '>'"),

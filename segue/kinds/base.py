@@ -173,6 +173,8 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
             raw = lzma.LZMAFile(raw)  # noqa: SIM115
         elif magic[:3] == b"BZh" and magic[3:4].isdigit():
             raw = bz2.BZ2File(raw)
+        elif magic[:4] in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic == b"7z\xbc\xaf\x27\x1c":
+            raise SegueError(f"{path}: an archive of a sort that is not read here (zip, 7z, zstd); unpack it first")
         yield raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
     except EOFError as error:
         raise SegueError(f"{path}: the packed file ends too soon (truncated); fetch or copy it again") from error

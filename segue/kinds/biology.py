@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +15,11 @@ from segue.errors import SegueError, require
 from segue.files import write_text
 from segue.kinds.base import Dataset, Kind, Problems, Record, bad, looks_binary, opened
 from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
+from segue.kinds.table import load_table
 
 BLOCK = 1 << 22
+COLUMNS = {"sequence", "seq", "dna", "protein", "sequences", "dna_sequence", "protein_sequence", "aa_sequence"}
+NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene"}
 BLANKS = b" \t\r\n\v\f"
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
 
@@ -45,12 +49,26 @@ class Letters(Kind):
             if not sample or len(sample.translate(None, (self.letters + ".").encode())) > len(sample) // 10:
                 return 0.5 if suffix in self.surely else 0.3 if suffix in self.perhaps else 0.0
             return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
+        lines = text.splitlines()[:20]
+        cells = [re.split(r"[,;\t]", line.decode("utf-8", "replace").replace('"', "")) for line in lines]
+        where = next((i for i, name in enumerate(cells[0]) if name.strip().lower() in COLUMNS), None)
+        if where is not None and len(cells[0]) > 1:
+            sample = "".join(row[where] for row in cells[1:] if len(row) > where).upper().encode()
+            if sample and len(sample.translate(None, self.letters.encode())) <= len(sample) // 10:
+                return 0.95 * self.likely(sample)
         return 0.6 if suffix in self.surely else 0.0
 
     def read(
-        self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip"
+        self,
+        path: Path,
+        problems: Problems | None = None,
+        *,
+        case: str = "fold",
+        illegal: str = "skip",
+        column: str | None = None,
     ) -> Iterator[Record]:
-        """One record a sequence; its name is file:identifier.
+        """One record a sequence; its name is file:identifier. FASTA, FASTQ, GenBank, or a table (CSV, TSV, Parquet,
+        JSON Lines) with sequences in a `column` (if None, one called sequence or seq).
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
@@ -64,7 +82,7 @@ class Letters(Kind):
             table = bytes(byte.upper()[0] for byte in (table[i : i + 1] for i in range(256)))
         any_letter = self.mask.encode()
         found = False
-        for name, sequence, quality in self._sequences(path, problems):
+        for name, sequence, quality in self._sequences(path, problems, column):
             sequence = sequence.translate(table)
             wrong = sequence.translate(None, legal)
             if wrong and illegal == "skip":
@@ -85,13 +103,18 @@ class Letters(Kind):
         if not found and problems is None:
             raise SegueError(f"{path}: there is no sequence in this file")
 
-    def _sequences(self, path: Path, problems: Problems | None) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
+    def _sequences(
+        self, path: Path, problems: Problems | None, column: str | None
+    ) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
         with opened(path) as handle:
             head = handle.peek(1 << 12) if hasattr(handle, "peek") else b""
             start = head.lstrip()[:8]
             suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
+            if column is not None or head[:4] == b"PAR1" or _header(head):
+                yield from _column(path, problems, column)
+                return
             if looks_binary(head):
                 raise SegueError(
                     f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)"
@@ -105,7 +128,7 @@ class Letters(Kind):
             else:
                 raise SegueError(
                     f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins with '>', "
-                    "FASTQ with '@', GenBank with LOCUS"
+                    "FASTQ with '@', GenBank with LOCUS; of a table, name the column with column="
                 )
 
     def _genbank(
@@ -168,6 +191,31 @@ class Letters(Kind):
         """The kind's letters, with lower-case ones where the data keep case."""
         lower = any(letter.islower() for letter in data.vocabulary)
         return self.letters + (self.letters.lower().replace("-", "").replace("*", "") if lower else "")
+
+
+def _header(head: bytes) -> str | None:
+    """The column of a table that is called as sequences usually are."""
+    first = head.lstrip(b"\xef\xbb\xbf \r\n").partition(b"\n")[0].decode("utf-8", "replace")
+    names = re.findall(r'"([^"]+)"\s*:', first) if first[:1] == "{" else re.split(r"[,;\t]", first.replace('"', ""))
+    return next((name for name in names if name.strip().lower() in COLUMNS and len(names) > 1), None)
+
+
+def _column(path: Path, problems: Problems | None, column: str | None) -> Iterator[tuple[str, bytes, None]]:
+    frame = load_table(path, problems if problems is not None else Problems(), "utf-8", [column, *COLUMNS])
+    found = column or next((name for name in frame.columns if name.strip().lower() in COLUMNS), None)
+    if found is None or found not in frame.columns:
+        raise SegueError(
+            f"{path}: no column {f'called {column}' if column else 'holds sequences by its name'}; name one with "
+            f"column= (columns: {', '.join(frame.columns)})"
+        )
+    names = next((frame.columns[name].to_pylist() for name in frame.columns if name.strip().lower() in NAMES), None)
+    for i, letters in enumerate(frame.columns[found].to_pylist()):
+        name = f"line {frame.rows[i]}" if names is None or names[i] is None else str(names[i])
+        sequence = "".join(str(letters or "").split()).encode("utf-8", "replace")
+        if not sequence:
+            bad(problems, path, name, None, f"no sequence in column '{found}'; remove the row or fill it")
+            continue
+        yield name, sequence, None
 
 
 def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[tuple[str, bytes, np.ndarray | None]]:

@@ -45,7 +45,7 @@ WHO = (
     "entity",
     "trace",
     "device",
-    "sequence",
+    "sequenceid",
     "host",
     "person",
     "owner",
@@ -134,7 +134,7 @@ Roles = tuple[str | None, str, str | None]  # the columns that say who, what and
 
 
 @dataclass
-class _Frame:
+class Frame:
     """Rows of one file: the columns by name, the header as found, and the number of the first row's line (or 0)."""
 
     path: Path
@@ -214,10 +214,10 @@ class Events(Kind):
     ) -> Iterator[Record]:
         """All files are one table: the events of an entity come together whichever files hold them."""
         also = [also] if isinstance(also, str) else list(also)
-        frames: list[tuple[_Frame, Roles]] = []
+        frames: list[tuple[Frame, Roles]] = []
         for path in paths:
             try:
-                frame = _load(path, problems, encoding)
+                frame = load_table(path, problems, encoding, (who, what, when, *also))
                 frames.append((frame, _roles(frame, who, what, when)))
             except SegueError as error:
                 if path in named:
@@ -332,18 +332,23 @@ class Cases(Kind):
 
 
 def _plain(name: str) -> str:
-    plain = re.sub(r"[^a-z0-9]", "", name.lower())
-    return plain.removesuffix("id") or plain
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def _named(names: Iterable[str], usual: tuple[str, ...]) -> str | None:
     """The column whose name says what is looked for."""
-    ranked = [(usual.index(_plain(name)), i, name) for i, name in enumerate(names) if _plain(name) in usual]
+    ranked = [
+        (usual.index(plain), i, name)
+        for i, name in enumerate(names)
+        for plain in (_plain(name), _plain(name).removesuffix("id"))
+        if plain in usual
+    ]
     return min(ranked)[2] if ranked else None
 
 
-def _load(path: Path, problems: Problems, encoding: str) -> _Frame:
-    """A file as columns: Parquet by its magic, JSON Lines by its first sign, else delimited text."""
+def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[str | None] = ()) -> Frame:
+    """A file as columns: Parquet by its magic, JSON Lines by its first sign, else delimited text. A first line
+    that holds a name of a column `asked` for is a header."""
     import pyarrow as pa
 
     with opened(path) as handle:
@@ -356,14 +361,14 @@ def _load(path: Path, problems: Problems, encoding: str) -> _Frame:
 
             table = parquet.read_table(pa.BufferReader(raw), use_threads=False)
             rows = np.arange(1, len(table) + 1)
-            return _Frame(path, _columns(path, table), True, rows)
+            return Frame(path, _columns(path, table), True, rows)
         if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
             raw = raw.decode(encoding).encode("utf-8")
         raw = raw.removeprefix(b"\xef\xbb\xbf")
         check_text(path, raw)
         if raw.lstrip()[:1] == b"{":
             return _load_json(path, raw, problems)
-        return _load_text(path, raw, problems)
+        return _load_text(path, raw, problems, {name for name in asked if name})
     except (UnicodeError, LookupError) as error:
         raise SegueError(f"{path}: cannot be read as {encoding} ({error}); give the right encoding=") from error
     except (pa.ArrowException, csv.Error, OSError, NotImplementedError) as error:
@@ -377,7 +382,7 @@ def _columns(path: Path, table: pa.Table) -> dict[str, Any]:
     return {name: table.column(name).combine_chunks() for name in table.column_names}
 
 
-def _load_json(path: Path, raw: bytes, problems: Problems) -> _Frame:
+def _load_json(path: Path, raw: bytes, problems: Problems) -> Frame:
     """Line by line, so that a bad line is named and stepped over."""
     import pyarrow as pa
 
@@ -413,10 +418,10 @@ def _load_json(path: Path, raw: bytes, problems: Problems) -> _Frame:
                 [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values],
                 pa.string(),
             )
-    return _Frame(path, columns, True, np.array(numbers))
+    return Frame(path, columns, True, np.array(numbers))
 
 
-def _load_text(path: Path, raw: bytes, problems: Problems) -> _Frame:
+def _load_text(path: Path, raw: bytes, problems: Problems, asked: set[str]) -> Frame:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
@@ -434,6 +439,7 @@ def _load_text(path: Path, raw: bytes, problems: Problems) -> _Frame:
     cells = [next(csv.reader([line], delimiter=delimiter), [""]) for line in sample[:2]]
     headed = not any(_number(cell) for cell in cells[0]) and (
         len(cells) < 2
+        or bool(asked.intersection(cells[0]))
         or any(_number(cell) for cell in cells[1])
         or bool(_named(cells[0], WHO) or _named(cells[0], WHAT) or _named(cells[0], WHEN))
     )
@@ -468,7 +474,7 @@ def _load_text(path: Path, raw: bytes, problems: Problems) -> _Frame:
         table, rows = table.slice(1), rows[1:]
     if not len(table):
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
-    return _Frame(path, _columns(path, table), headed, rows)
+    return Frame(path, _columns(path, table), headed, rows)
 
 
 def _delimiter(path: Path, sample: list[str]) -> str:
@@ -487,7 +493,7 @@ def _number(cell: str) -> bool:
     return bool(re.fullmatch(r"\s*[-+]?(\d[\d.eE+:/TZ -]*)\s*", cell))
 
 
-def _roles(frame: _Frame, who: str | None, what: str | None, when: str | None) -> Roles:
+def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) -> Roles:
     """Which columns say who, what and when: those asked for, else by name, else by what is in them."""
     columns = frame.columns
     listed = ", ".join(columns)
@@ -620,7 +626,7 @@ def _scaled(numbers: np.ndarray) -> np.ndarray:
 
 
 def _events(
-    frame: _Frame, roles: Roles, also: Sequence[str], when_format: str | None, problems: Problems
+    frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None, problems: Problems
 ) -> tuple[Any, ...]:
     """who and what as text arrays, when as seconds, further numbers; rows that lack any of them are stepped over."""
     import pyarrow as pa
@@ -703,7 +709,7 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str]) -> 
         yield Record(items[things[rows]].tolist(), channels, name)
 
 
-def _lists(frame: _Frame, roles: Roles, also: Sequence[str], problems: Problems) -> Iterator[Record]:
+def _lists(frame: Frame, roles: Roles, also: Sequence[str], problems: Problems) -> Iterator[Record]:
     """Rows that hold whole sequences."""
     who, what, when = roles
     names = frame.columns[who].to_pylist() if who is not None else [None] * len(frame.rows)

@@ -14,7 +14,21 @@ from segue.kinds.base import PIECE, Dataset, Kind, Problems, Record, bad, check_
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
-FIELDS = ("text", "content", "code", "body", "document", "sentence", "question", "prompt", "input")
+FIELDS = (
+    "text",
+    "content",
+    "code",
+    "body",
+    "document",
+    "sentence",
+    "question",
+    "prompt",
+    "input",
+    "description",
+    "title",
+    "abstract",
+    "message",
+)
 
 
 class Text(Kind):
