@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,33 @@ if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
 
-def rotary_frequencies(width: int, theta: float = 10_000.0) -> Tensor:
-    """(width / 2,) angular frequencies, radians per position."""
-    return theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+def rotary_frequencies(width: int, theta: float = 10_000.0, scaling: dict[str, Any] | None = None) -> Tensor:
+    """(width / 2,) angular frequencies, radians per position; computed on the CPU, whatever the default device.
+
+    scaling: slows the planes down so that a model reaches further than it was trained for. {"kind": "linear",
+    "factor"} slows all of them. "llama3" and "yarn" (Peng et al. 2023) slow those that turn fewer than `low` times
+    over the `length` trained on, leave those that turn more than `high` times, and go from one to the other linearly
+    in the number of turns (llama3) or in the plane's index (yarn; `whole`: between whole indices).
+    """
+    index = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
+    frequencies = theta**-index
+    if scaling is None:
+        return frequencies
+    kind, factor = scaling["kind"], scaling["factor"]
+    if kind == "linear":
+        return frequencies / factor
+    if kind not in ("llama3", "yarn"):
+        raise SegueError(f"rotary scaling '{kind}' is unknown: choose linear, llama3 or yarn")
+    length, low, high = scaling["length"], scaling["low"], scaling["high"]
+    if kind == "llama3":
+        kept = (frequencies * length / (2 * math.pi) - low) / (high - low)
+    else:
+        first, last = (width * math.log(length / (2 * math.pi * turns)) / math.log(theta) / 2 for turns in (high, low))
+        if scaling.get("whole", True):
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, width - 1)
+        kept = 1 - (index * width / 2 - first) / (last - first or 0.001)
+    return frequencies * torch.lerp(torch.ones_like(kept) / factor, torch.ones_like(kept), kept.clamp(0, 1))
 
 
 def rotate(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
@@ -42,7 +66,7 @@ def alibi_slopes(heads: int) -> Tensor:
     whole = 2 ** math.floor(math.log2(heads))
     slopes = [2.0 ** (-8 * (i + 1) / whole) for i in range(whole)]
     slopes += [2.0 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
-    return torch.tensor(slopes)
+    return torch.tensor(slopes, device="cpu")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None,
@@ -232,8 +256,8 @@ class Attention(Mixer):
 
     width: model width D. heads: query heads. kv_heads: key-value heads (default: heads). head_width: features per head
         (default: width / heads).
-    positions: "rotary", "alibi" or "none". theta, rotary_fraction: base of the rotary frequencies, and how much of a
-        head they turn.
+    positions: "rotary", "alibi" or "none". theta, rotary_fraction, scaling: base of the rotary frequencies, how much
+        of a head they turn, and how they are slowed down (see `rotary_frequencies`).
     causal: False looks both ways. window: at most so many positions back. prefix: so many first positions are seen by
         all, both ways (then the prompt must be given whole).
     qkv_bias, out_bias: biases of the projections. qk_norm: RMS-normalise queries and keys per head (epsilon norm_eps).
@@ -246,7 +270,7 @@ class Attention(Mixer):
 
     def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
                  positions: str = "rotary", theta: float = 10_000.0, rotary_fraction: float = 1.0,
-                 causal: bool = True, window: int | None = None, prefix: int = 0,
+                 scaling: dict[str, Any] | None = None, causal: bool = True, window: int | None = None, prefix: int = 0,
                  qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False, norm_eps: float = 1e-6) -> None:
         super().__init__(width)
         self.heads, self.kv_heads = heads, kv_heads or heads
@@ -275,7 +299,7 @@ class Attention(Mixer):
         self.k_norm = nn.RMSNorm(self.head_width, eps=norm_eps) if qk_norm else None
         if positions == "rotary":
             turned = int(self.head_width * rotary_fraction) // 2 * 2
-            self.register_buffer("frequencies", rotary_frequencies(turned, theta), persistent=False)
+            self.register_buffer("frequencies", rotary_frequencies(turned, theta, scaling), persistent=False)
         if positions == "alibi":
             self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
 

@@ -46,19 +46,20 @@ class SelectiveScan(Recurrence):
 
 class Mamba(Mixer):
     """width: model width D. states: S per channel. taps: of the convolution. expand: inner width relative to D.
-    rank: of the step-size projection (default: D / 16, rounded up)."""
+    rank: of the step-size projection (default: D / 16, rounded up). bias: of the projections in and out."""
 
     linear_in_values = True
 
-    def __init__(self, width: int, states: int = 16, taps: int = 4, expand: int = 2, rank: int | None = None) -> None:
+    def __init__(self, width: int, states: int = 16, taps: int = 4, expand: int = 2, rank: int | None = None,
+                 bias: bool = False) -> None:
         super().__init__(width)
         inner, self.states, self.rank = expand * width, states, rank or math.ceil(width / 16)
-        self.into = nn.Linear(width, 2 * inner, bias=False)
+        self.into = nn.Linear(width, 2 * inner, bias=bias)
         self.convolution = ShortConvolution(inner, taps)
         self.select = nn.Linear(inner, self.rank + 2 * states, bias=False)
         self.step = nn.Linear(self.rank, inner)
         self.scan = SelectiveScan(inner, states)
-        self.out = nn.Linear(inner, width, bias=False)
+        self.out = nn.Linear(inner, width, bias=bias)
         # Step sizes begin spread log-uniformly over [0.001, 0.1]: the bias is their inverse softplus.
         step = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
         self.step.bias.data = step + torch.log(-torch.expm1(-step))
@@ -87,13 +88,13 @@ class Mamba(Mixer):
         both, u, dt, y = (program.register(name, width) for name, width in (
             ("both", 2 * inner), ("u", inner), ("dt", inner), ("y", inner)))
         chosen = program.register("chosen", rank + 2 * states)
-        program.linear(source, both, self.into.weight)
+        program.linear(source, both, self.into.weight, self.into.bias)
         program.convolve(both[:inner], u, self.convolution.weight, self.convolution.bias)
         program.linear(u, chosen, self.select.weight)
         program.linear(chosen[:rank], dt, self.step.weight, self.step.bias)
         program.scan(u, dt, chosen[rank : rank + states], chosen[rank + states :], both[inner:], y,
                      -self.scan.A_log.exp(), self.scan.D)
-        program.linear(y, into, self.out.weight, add=True)
+        program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, I, T, T), one head per inner channel, the skip D on the diagonal (Ali et al. 2024, arXiv 2403.01590)."""

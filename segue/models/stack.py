@@ -34,7 +34,7 @@ def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
     names: list[str] = []
     for term in pattern.replace(" ", "").split("+"):
         name, star, times = term.partition("*")
-        if name not in MIXERS:
+        if name.partition(":")[0] not in MIXERS:
             raise SegueError(f"mixer '{name}' in pattern '{pattern}' is unknown: "
                              f"choose from {', '.join(sorted(MIXERS))}")
         if star and not (times.isdigit() and int(times)):
@@ -47,7 +47,8 @@ def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
 class StackConfig:
     """Everything that makes a stack, as plain values (this is the saved `config.json`).
 
-    vocabulary: V. width: D. mixers: one name per layer. options: keyword arguments of each mixer, by name.
+    vocabulary: V. width: D. mixers: one name per layer, with a label where layers of one mixer differ
+        ("attention:local"). options: keyword arguments of each mixer, by name with label.
     channel: "glu" (gated), "mlp" or "none". hidden: width inside the channel mixer (default: 8/3 D gated, 4 D plain).
     activation: see ACTIVATIONS. norm: "rms" or "layer". bias: biases in the channel mixer.
     learned_positions: how many learned absolute positions are added to the embedding (0: none).
@@ -117,7 +118,7 @@ class Block(nn.Module):
         super().__init__()
         self.mixer_norm = make_norm(config)
         try:
-            self.mixer = MIXERS[mixer](config.width, **config.options.get(mixer, {}))
+            self.mixer = MIXERS[mixer.partition(":")[0]](config.width, **config.options.get(mixer, {}))
         except TypeError as error:
             raise SegueError(f"options of mixer '{mixer}': {error}") from error
         self.channel_norm = make_norm(config) if config.channel != "none" else None

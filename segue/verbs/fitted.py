@@ -191,7 +191,7 @@ def check_config(config: StackConfig) -> None:
     from segue.mixers import MIXERS
 
     for mixer in config.mixers:
-        if mixer not in MIXERS:
+        if mixer.partition(":")[0] not in MIXERS:
             raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
 
 
