@@ -317,7 +317,7 @@ def fold_gpt2(values: Config, layer: int) -> tuple[float, float]:
 def read_neox(values: Config) -> StackConfig:
     width, heads = need(values, "hidden_size"), need(values, "num_attention_heads")
     options, _ = rope(values)
-    fraction = (values.get("rope_parameters") or {}).get("partial_rotary_factor", values.get("rotary_pct", 0.25))
+    fraction: Any = (values.get("rope_parameters") or {}).get("partial_rotary_factor", values.get("rotary_pct", 0.25))
     turned = int(width // heads * fraction)
     if turned % 2:
         raise SegueError(f"a gpt_neox that turns an odd number of features ({turned}) has no native form here")
