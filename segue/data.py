@@ -15,6 +15,7 @@ import os
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from segue.files import atomic_folder, read_json, write_json
 from segue.kinds import KINDS
 from segue.kinds.base import Kind, Problem, Problems, Record, bare, head_of
 from segue.kinds.codecs import shown
+from segue.progress import progress
 from segue.sequence import Sequence
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ STORE = "segue tokens 1"
 BATCH = 1 << 23  # bytes of one Arrow batch
 MEMORY = 1 << 30  # bytes kept in memory before a data set goes to a temporary folder
 MANY = 10  # files given one by one are taken for a pattern from here on
+SHOWN = 1 << 26  # bytes from which on progress is shown
 SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums"}  # beside the data, not data
 
 
@@ -90,6 +93,7 @@ class _Writer:
         self.codes: dict[Any, int] = {}
         self.numbers = False
         self.count = 0
+        self.total = 0
         self.channels: dict[str, Any] | None = None
         self._clear()
 
@@ -127,6 +131,7 @@ class _Writer:
         self.objects.append(obj)
         self.size += len(obj) + 64
         self.count += 1
+        self.total += len(obj)
         if self.size >= BATCH:
             self.flush()
 
@@ -155,7 +160,8 @@ class _Writer:
             lengths = np.array([part.size for part in parts])
             columns[f"channel:{name}"] = _lists(lengths, np.concatenate([part.reshape(-1) for part in parts]))
         batch = pa.RecordBatch.from_pydict(columns)
-        for column in batch.columns:
+        named = self.kind.storage == "items"  # an entity's name says something; where a file lies does not
+        for column in batch.columns[0 if named else 1 :]:
             for buffer in column.buffers():
                 if buffer is not None:
                     self.digest.update(buffer)
@@ -534,9 +540,10 @@ class Data:
         """
         key = f"{self.fingerprint}-{fingerprint_of(codec)}-{int(boundary)}"
         if folder is not None and (Path(folder) / "store.json").is_file():
-            store = TokenStore.open(folder)
-            if store.key == key:
-                return store
+            with suppress(SegueError):  # damaged: made again
+                store = TokenStore.open(folder)
+                if store.key == key:
+                    return store
         width = np.dtype(np.uint8 if codec.size <= 1 << 8 else np.uint16 if codec.size <= 1 << 16 else np.uint32)
         carried = self.channels if codec.elementwise else {}
         if folder is None and self.total * (width.itemsize + sum(t.itemsize for t in carried.values())) <= MEMORY // 4:
@@ -569,28 +576,36 @@ class Data:
 
     def _encode(self, codec: Codec, boundary: bool, writer: _TokenWriter) -> None:
         """Encode groups of records of some megabytes together, so that a codec may use all cores."""
-        group: list[int] = []
-        size = 0
-        lengths = self.lengths
-        for i in range(len(self)):
-            group.append(i)
-            size += int(lengths[i])
-            if size < BATCH // 2 and i + 1 < len(self):
-                continue
-            records = [self[j] for j in group]
-            for j, record, ids in zip(group, records, codec.encode_many([record.object for record in records])):
-                begins, ends = self.whole(j) if boundary else (False, False)
-                begins, ends = begins and codec.bos is not None, ends and codec.eos is not None
-                units = codec.units(ids)
-                if begins or ends:
-                    ids = np.concatenate([[codec.bos] if begins else [], ids, [codec.eos] if ends else []])
-                writer.add(
-                    ids,
-                    units,
-                    record.name,
-                    {name: _framed(name, record.channels[name], begins, ends) for name in writer.channels},
-                )
-            group, size = [], 0
+        ends = np.cumsum(self.lengths)
+        first = 0
+        with progress("encoding", int(ends[-1]) if len(ends) else 0, quiet=self.total < SHOWN) as meter:
+            while first < len(self):
+                reached = ends[first] + BATCH // 2
+                last = max(first + 1, int(np.searchsorted(ends, reached)))
+                self._encode_group(range(first, last), codec, boundary, writer)
+                meter(int(ends[last - 1]))
+                first = last
+
+    def _encode_group(self, group: range, codec: Codec, boundary: bool, writer: _TokenWriter) -> None:
+        records = [self[i] for i in group]
+        try:
+            encoded = codec.encode_many([record.object for record in records])
+        except SegueError:
+            for record in records:  # which one it was
+                try:
+                    codec.encode(record.object)
+                except SegueError as error:
+                    raise SegueError(f"{record.name}: {error}") from error
+            raise
+        for i, record, ids in zip(group, records, encoded):
+            begins, ends = self.whole(i) if boundary else (False, False)
+            begin = [codec.bos] if begins and codec.bos is not None else []
+            end = [codec.eos] if ends and codec.eos is not None else []
+            channels = {name: _framed(name, record.channels[name], len(begin), len(end)) for name in writer.channels}
+            units = codec.units(ids)
+            if begin or end:
+                ids = np.concatenate([np.array(begin, np.int32), ids, np.array(end, np.int32)])
+            writer.add(ids, units, record.name, channels)
 
     # -- for people
 
@@ -693,11 +708,11 @@ def fingerprint_of(codec: Codec) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _framed(name: str, values: np.ndarray, begins: bool, ends: bool) -> np.ndarray:
-    if not (begins or ends):
+def _framed(name: str, values: np.ndarray, before: int, after: int) -> np.ndarray:
+    if not (before or after):
         return values
     edge = "edge" if name == "time" and len(values) else "constant"
-    return np.pad(values, [(int(begins), int(ends))] + [(0, 0)] * (values.ndim - 1), mode=edge)  # type: ignore[call-overload]
+    return np.pad(values, [(before, after)] + [(0, 0)] * (values.ndim - 1), mode=edge)  # type: ignore[call-overload]
 
 
 class _TokenWriter:
@@ -851,13 +866,23 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
     chosen, files = _choose(files, named, kind, problems)
     options = _check_options(chosen.read, f"reading {chosen.name}", options)
     writer = _Writer(chosen, memory=memory)
-    for record in chosen.read_all(files, problems, named, **options):
-        writer.add(record)
+    size = sum(_size(path) * (1 if bare(path) == path else 4) for path in files)
+    with progress("reading", size, quiet=size < SHOWN) as meter:
+        for record in chosen.read_all(files, problems, named, **options):
+            writer.add(record)
+            meter(min(writer.total, size), f"{writer.count:,} sequences")
     if not writer.count:
         telling = [problem for problem in problems if not problem.text.startswith("skipped")] or problems
         first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
         raise SegueError(f"no usable {chosen.name} sequence in {_listed(paths)}{first}")
     return writer.finish(problems)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 where it is gone by now."""
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
 
 
 def find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozenset[Path]]:
@@ -930,7 +955,7 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
             ((kind.sniff(bare(path), heads[path]), kind.name) for kind in KINDS.values()), key=lambda s: s[0]
         )
         if best[path][0] > 0:
-            votes[best[path][1]] = votes.get(best[path][1], 0.0) + best[path][0] * (1 + path.stat().st_size)
+            votes[best[path][1]] = votes.get(best[path][1], 0.0) + best[path][0] * (1 + _size(path))
     if not votes:
         path = next((path for path in files if path in named), files[0])
         reason = (

@@ -111,6 +111,7 @@ def test_items() -> None:
     assert codec.items == ["c", "a", "b"] and codec.size == 5
     check_codec(codec, [[], ["a", "b", "c", "a"]])
     check_codec(ItemCodec([7, 3, -2]), [[7, 7, -2], [3]])
+    assert ItemCodec([7, 3, -2]).encode(["-2", "7", "x"]).tolist() == [2, 0, 3]
     assert codec.decode(codec.encode(["a", "never seen"])) == ["a", "<unknown>"]
     assert codec.units(codec.encode(["a", "never seen"])) == 2
     assert ItemCodec.count({"a": 3, "b": 2, "c": 1}, vocabulary=4).items == ["a", "b"]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from segue.data import Data, TokenStore, of, read
 from segue.errors import SegueError
-from segue.kinds import ByteCodec, KmerCodec, Record
+from segue.kinds import ByteCodec, KmerCodec, LetterCodec, Record
 
 
 def events(n: int = 200, seed: int = 0) -> Data:
@@ -311,6 +311,24 @@ def test_tokens_are_kept_and_only_made_again_when_something_changed(tmp_path: Pa
     (tmp_path / "t/tokens.bin").write_bytes(b"")
     with pytest.raises(SegueError, match="damaged tokens"):
         TokenStore.open(tmp_path / "t")
+    of(["abc", "df"]).encode(codec, tmp_path / "t")
+    assert TokenStore.open(tmp_path / "t").key == other.key
+
+
+def test_a_record_that_a_codec_cannot_take_is_named() -> None:
+    data = of([Record("ACGT", name="good"), Record("ACNT", name="odd")], kind="dna")
+    with pytest.raises(SegueError, match="odd: position 3: 'N' is not one of the letters ACGT"):
+        data.encode(LetterCodec("ACGT"))
+
+
+def test_a_folder_may_move(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        for i in range(30):
+            (tmp_path / name / f"{i}.txt").write_text(f"text {i} " * (i + 1))
+    here, there = read(tmp_path / "here"), read(tmp_path / "there")
+    assert here.fingerprint == there.fingerprint
+    assert [r.object for r in here.split(0.2)[1]] == [r.object for r in there.split(0.2)[1]]
 
 
 def test_channels_go_only_with_elements() -> None:

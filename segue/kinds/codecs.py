@@ -160,6 +160,7 @@ def byte_letters() -> list[str]:
 
 # A word with the blank before it; up to three digits; a run of signs; line ends with the indentation after; blanks.
 WORDS = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n][ \t]*|\s+(?!\S)|\s+"
+NUMBER = re.compile(r"-?[0-9]+")
 ESCAPED = re.compile("[\udc80-\udcff]+")
 CHUNK = 1 << 15
 
@@ -449,6 +450,8 @@ class ItemCodec(Codec):
 
     def encode(self, obj: Sequence[str | int]) -> np.ndarray:
         ids, unknown = self.ids, self.unk
+        if self.items and not isinstance(self.items[0], str):  # numbers typed as text are meant as numbers
+            obj = [int(item) if isinstance(item, str) and NUMBER.fullmatch(item) else item for item in obj]
         return np.fromiter((ids.get(item, unknown) for item in obj), dtype=np.int32, count=len(obj))
 
     def decode(self, ids: Iterable[int]) -> list[str | int]:
