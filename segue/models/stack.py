@@ -145,7 +145,7 @@ class Stack(nn.Module):
                              f"choose glu, mlp or none, and one of {', '.join(ACTIVATIONS)}")
         if config.norm not in ("rms", "layer"):
             raise SegueError(f"norm '{config.norm}' is unknown: choose rms or layer")
-        if unknown := set(config.options) - set(MIXERS):
+        if unknown := {name for name in config.options if name.partition(":")[0] not in MIXERS}:
             raise SegueError(f"options of unknown mixers {sorted(unknown)}: choose from {', '.join(sorted(MIXERS))}")
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
