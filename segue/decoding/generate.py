@@ -47,7 +47,8 @@ class Continuation:
     path: the code that ran, with the decoder and the draft. seconds: prefill, draft, forward, choose and total, of
     the rows that ran together. rows: how many those were. cost: what the cost model measured, where drafts were on.
     score: a search's own score of this answer. others: a search's further answers, best first.
-    text, value: the decoded answer, where a codec is known: for people, and as the kind's own object.
+    text, value, whole: where a codec is known, the decoded answer: for people, as the kind's own object, and that with
+    the prime before it.
     """
 
     tokens: list[int]
@@ -67,6 +68,7 @@ class Continuation:
     others: list[Continuation] = field(default_factory=list)
     text: str | None = None
     value: Any = None
+    whole: Any = None
     writer: Callable[[Any, Any], None] | None = field(default=None, repr=False)
 
     @property
@@ -100,10 +102,10 @@ class Continuation:
                          "others": [other.as_dict() for other in self.others]}
 
     def save(self, path: Any) -> None:
-        """Write the continued object in its kind's own file format."""
+        """Write the prime with what was added in its kind's own file format."""
         if self.writer is None:
             raise SegueError(f"cannot write {path}: only continuations of a fitted model know their file format")
-        self.writer(self.value, path)
+        self.writer(self.whole, path)
 
 
 @dataclass

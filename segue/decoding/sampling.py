@@ -96,12 +96,18 @@ def top_k(scores: Array, k: int) -> Array:
 
 def top_p(scores: Array, p: float) -> Array:
     """Only the fewest likeliest whose probability reaches p; at least one (Holtzman et al. 2020)."""
-    order = np.argsort(-scores, kind="stable")
-    probabilities = softmax(scores[order])
-    drop = order[np.cumsum(probabilities) - probabilities >= p]
-    scores = scores.copy()
-    scores[drop] = -np.inf
-    return scores
+    probabilities = softmax(scores)
+    likely = np.arange(len(scores))
+    if len(scores) > 2048:  # the last of the likeliest 512 is below 1/512, so one cut finds few to sort
+        likely = np.flatnonzero(probabilities >= np.partition(probabilities, -512)[-512])
+        if probabilities[likely].sum() < p:
+            likely = np.arange(len(scores))
+    order = likely[np.argsort(-scores[likely], kind="stable")]
+    sums = probabilities[order].cumsum()
+    keep = order[: 1 + int(np.searchsorted(sums, p))]
+    cut = np.full(len(scores), -np.inf)
+    cut[keep] = scores[keep]
+    return cut
 
 
 def min_p(scores: Array, p: float) -> Array:

@@ -1,0 +1,131 @@
+"""Continuations of objects: a codec on both sides of `generate`, stop strings, text that can be shown as it comes."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segue.decoding.generate import Continuation, generate, stream
+from segue.errors import SegueError
+
+if TYPE_CHECKING:
+    from segue.kinds.base import Kind
+    from segue.kinds.codecs import Codec
+    from segue.models.base import Decodable
+
+Value = bytes | str | list[Any]
+
+
+def as_text(value: Value) -> str:
+    """A decoded value for people."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value if isinstance(value, str) else " ".join(map(str, value))
+
+
+class Stops:
+    """Strings (for event sequences: items) that end an answer; what follows them, and they, are not part of it."""
+
+    def __init__(self, stops: Sequence[Any], codec: Codec) -> None:
+        empty = codec.decode([])
+        self.codec, self.empty = codec, empty
+        self.needles: list[Value] = []
+        for stop in [stops] if isinstance(stops, (str, bytes)) else stops:
+            needle: Value = [stop] if isinstance(empty, list) else \
+                stop.encode() if isinstance(empty, bytes) and isinstance(stop, str) else stop
+            if type(needle) is not type(empty) or not needle:
+                raise SegueError(f"cannot stop at {stop!r}: give text of at least one character" +
+                                 (", or an item" if isinstance(empty, list) else ""))
+            self.needles.append(needle)
+        # Every token stands for one unit or more, so a stop lies within as many tokens as it has units.
+        self.longest = max(map(len, self.needles), default=0)
+
+    def find(self, value: Value) -> int | None:
+        """Where the earliest stop begins."""
+        places = []
+        for needle in self.needles:
+            if isinstance(value, list):
+                place = next((i for i, item in enumerate(value) if str(item) == str(needle[0])), -1)
+            else:
+                place = value.find(needle)  # type: ignore[arg-type]
+            if place >= 0:
+                places.append(place)
+        return min(places, default=None)
+
+    def until(self, tokens: list[int]) -> bool:
+        return self.find(self.codec.decode(tokens[-self.longest :])) is not None
+
+
+def _prime(codec: Codec, prime: Any) -> list[int]:
+    """The prime's ids, behind the token that begins a document."""
+    ids = [] if prime is None or len(prime) == 0 else codec.encode(prime).tolist()
+    return ids if codec.bos is None else [codec.bos, *ids]
+
+
+def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Callable[[list[int]], bool] | None:
+    if stops is None:
+        return also
+    return stops.until if also is None else lambda tokens: stops.until(tokens) or also(tokens)
+
+
+def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = 256,
+                     decoder: str | None = None, draft: Any = None, *, stop: Sequence[Any] = (),
+                     kind: Kind | None = None, until: Callable[[list[int]], bool] | None = None,
+                     **options: Any) -> list[Continuation]:
+    """Continue objects of a codec: text, letters or items. An empty or missing prime begins a document.
+
+    n: tokens to add at most. stop: strings (or items) before which an answer ends. kind: knows the file format that
+    `Continuation.save` writes. The codec's end token always ends an answer. Everything else is as in `generate`.
+    In each answer `value` is what was added, decoded; `whole` the prime with it.
+    """
+    stops = Stops(stop, codec) if len(stop) else None
+    prompts = [_prime(codec, prime) for prime in primes]
+    options.setdefault("eos", codec.eos)
+    answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
+    for prompt, answer in zip(prompts, answers):
+        for each in (answer, *answer.others):
+            value = codec.decode(each.tokens)
+            place = None if stops is None else stops.find(value)
+            each.value = value if place is None else value[:place]
+            each.whole = codec.decode(prompt) + each.value
+            each.text = as_text(each.value)
+            if kind is not None:
+                each.writer = lambda whole, path: kind.write([whole], path)
+    return answers
+
+
+@dataclass
+class Delta:
+    """What is newly certain of one answer of a stream. index: the row. finish: set on its last delta."""
+
+    index: int
+    value: Value
+    text: str
+    finish: str | None
+
+
+def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = None,
+                   decoder: str | None = None, draft: Any = None, *, stop: Sequence[Any] = (),
+                   until: Callable[[list[int]], bool] | None = None, **options: Any) -> Iterator[Delta]:
+    """As `continue_objects`, piece by piece. A character is given once all its bytes are there; what may yet turn out
+    to be the beginning of a stop string is held back. The pieces of a row add up to its `value`."""
+    stops = Stops(stop, codec) if len(stop) else None
+    held = max(stops.longest - 1, 0) if stops is not None else 0
+    prompts = [_prime(codec, prime) for prime in primes]
+    options.setdefault("eos", codec.eos)
+    waiting = [codec.decode([]) for _ in prompts]
+    decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts]
+    for piece in stream(model, prompts, n, decoder, draft, until=_until(stops, until), **options):
+        value = waiting[piece.index] + codec.decode(piece.tokens)
+        place = stops.find(value) if stops is not None else None
+        if place is None:
+            place = len(value) if piece.finish is not None else max(len(value) - held, 0)
+        told, waiting[piece.index] = value[:place], value[place:]
+        if isinstance(told, bytes):
+            text = decoders[piece.index].decode(told, final=piece.finish is not None)
+        else:
+            text = as_text(told)
+        if told or piece.finish is not None:
+            yield Delta(piece.index, told, text, piece.finish)
