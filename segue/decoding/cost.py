@@ -1,7 +1,7 @@
 """Does drafting pay? Measured while it runs: time of a pass by its number of nodes, tokens won, time of drafting.
 
-Each draft size is an arm of a bandit whose rate is tokens per second; size 0 is plain decoding. The best arm runs;
-the others are tried again after a while that doubles as long as they lose.
+Each draft size is an arm of a bandit whose rate is tokens per second; size 0 is plain decoding. The best arm runs; the
+others are tried again now and then, so rarely that what trials lose stays within a share of the time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-FIRST_WAIT, LONGEST_WAIT, TRIAL = 16, 512, 2  # passes
+TRIAL, SHORTEST_WAIT = 3, 16  # passes
+TRIAL_SHARE = 0.05  # of the time may be lost to trials
 
 
 class Clock:
@@ -21,7 +22,7 @@ class Clock:
         self._latest: dict[int, deque[float]] = {}
 
     def record(self, nodes: int, seconds: float) -> None:
-        self._latest.setdefault((nodes - 1).bit_length(), deque(maxlen=7)).append(seconds)
+        self._latest.setdefault((nodes - 1).bit_length(), deque(maxlen=5)).append(seconds)
 
     def seconds(self, nodes: int) -> float | None:
         latest = self._latest.get((nodes - 1).bit_length())
@@ -40,7 +41,6 @@ class Arm:
     forward: float = 0.0
     drafting: float = 0.0
     tries: int = 0
-    wait: int = FIRST_WAIT
     due: int = 0
     trial: int = 0
 
@@ -90,7 +90,7 @@ class Cost:
         arm = self._now
         self.used[arm.size] = self.used.get(arm.size, 0) + 1
         arm.tries += 1
-        weight = max(1 / arm.tries, 0.1)
+        weight = max(1 / arm.tries, 0.4 if arm.trial else 0.1)  # what an arm knew before its trial is old
         usual = self.clock.seconds(nodes) or forward  # the median: one slow pass must not switch drafting off
         arm.tokens += weight * (tokens - arm.tokens)
         arm.forward += weight * (usual - arm.forward)
@@ -99,14 +99,11 @@ class Cost:
         for other in self.arms:  # passes where the drafter had no idea tell how long a plain one takes
             if other.size == 0 and alone is not None and other is not arm:
                 other.forward = alone
-        if arm.trial:
-            arm.trial -= 1
-            if not arm.trial:
-                won = arm.rate >= max(other.rate for other in self.arms if other.tries)
-                arm.wait = FIRST_WAIT if won else min(2 * arm.wait, LONGEST_WAIT)
-                arm.due = self.passes + arm.wait
-        elif arm.tries == TRIAL:
-            arm.due = self.passes + arm.wait
+        arm.trial = max(arm.trial - 1, 0)
+        if not arm.trial:
+            best = max(other.rate for other in self.arms if other.tries)
+            lost = TRIAL * (arm.forward + arm.drafting) * (1 - arm.rate / best)  # seconds, by one trial
+            arm.due = self.passes + max(SHORTEST_WAIT, int(lost * best / TRIAL_SHARE))
 
     def report(self) -> dict[str, Any]:
         """forward_ms: of a pass by its number of nodes. sizes: for each draft size how often it ran, the tokens it

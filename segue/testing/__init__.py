@@ -7,10 +7,13 @@ from typing import Any
 
 CHECKERS = {
     "ContractBroken": "segue.testing.contract",
+    "check_acceptor": "segue.testing.decoding",
     "check_codec": "segue.testing.kinds",
+    "check_drafter": "segue.testing.decoding",
     "check_kind": "segue.testing.kinds",
     "check_mixer": "segue.testing.mixers",
     "check_model": "segue.testing.models",
+    "check_search": "segue.testing.decoding",
 }
 
 __all__ = ["CHECKERS", *CHECKERS]

@@ -1,0 +1,695 @@
+"""Decoding: lossless drafts on every mixer, samplers, stops, streams, beams, and checkers that catch frauds."""
+
+from __future__ import annotations
+
+import sys
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.decoding import Cost, Sampling, generate, stream
+from segue.decoding.accept import reject, walk
+from segue.decoding.draft import NOTHING, PromptLookup, Tip, Tree, Trie, TrieDraft
+from segue.decoding.sampling import Noise, Prefix, log_softmax, min_p, top_k, top_p
+from segue.decoding.search import Beam
+from segue.decoding.search.beam import BeamSearch
+from segue.errors import SegueError
+from segue.models.stack import Stack, StackConfig
+from segue.testing.contract import ContractBroken
+from segue.testing.decoding import (
+    DiceDraft,
+    TableModel,
+    WildDraft,
+    check_acceptor,
+    check_drafter,
+    check_search,
+    check_tree,
+)
+
+STACKS = {"attention": ["attention"], "lstm": ["lstm"], "gru": ["gru"], "mamba": ["mamba"], "gla": ["gla"],
+          "mixed": ["mamba", "attention", "gru"]}
+WAYS: dict[str, dict[str, object]] = {
+    "greedy": {},
+    "greedy with penalty": {"repetition_penalty": 1.2},
+    "sample": {"decoder": "sample", "temperature": 0.7},
+    "sample, processed": {"decoder": "sample", "top_k": 9, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.2},
+}
+
+
+def stack(name: str, vocabulary: int = 13, dtype: torch.dtype = torch.float64, seed: int = 0) -> Stack:
+    torch.manual_seed(seed)
+    model = Stack(StackConfig(vocabulary, 16, STACKS[name])).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2.5  # far from uniform scores, so that there is something to draft
+    return model
+
+
+def prompts_for(seed: int, vocabulary: int = 13, count: int = 4) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    return [random.integers(0, vocabulary, length).tolist() for length in random.integers(1, 12, count)]
+
+
+def drafters(truth: list[list[int]], seed: int, vocabulary: int = 13) -> list[object]:
+    return [TrieDraft(mode="hier"), TrieDraft(mode="par", nodes=16), TrieDraft(mode="one"), PromptLookup(ngram=2),
+            WildDraft(vocabulary, seed), WildDraft(vocabulary, seed, truth=truth)]
+
+
+def compare(model: Stack, way: dict[str, object], seed: int, n: int = 40) -> tuple[int, int]:
+    """Tokens emitted with drafts, and near-ties met; a real difference fails."""
+    prompts, emitted, ties = prompts_for(seed), 0, 0
+    plain = generate(model, prompts, n, seed=seed, eos=0, **way)  # type: ignore[arg-type]
+    truth = [answer.tokens for answer in plain]
+    for drafter in drafters(truth, seed):
+        drafted = generate(model, prompts, n, draft=drafter, seed=seed, eos=0, adaptive=False, **way)  # type: ignore[arg-type]
+        for prompt, one, two in zip(prompts, plain, drafted):
+            emitted += two.produced
+            assert two.passes <= two.produced
+            if (one.tokens, one.finish) != (two.tokens, two.finish):
+                ties += 1
+                assert near_tie(model, prompt, one.tokens, two.tokens), (way, seed, type(drafter).__name__)
+    return emitted, ties
+
+
+def near_tie(model: Stack, prompt: list[int], one: list[int], two: list[int]) -> bool:
+    """In float32 only: where the texts part, the two tokens' scores must be within rounding (greedy)."""
+    if model.embedding.weight.dtype == torch.float64:
+        return False
+    place = next(i for i, pair in enumerate(zip([*one, 0], [*two, 0])) if pair[0] != pair[1])
+    with torch.no_grad():
+        scores = model(torch.tensor([prompt + one[:place]])).logits[0, -1]
+    best = scores.topk(2).values
+    return float(best[0] - best[1]) < 1e-4
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_drafts_change_no_token(name: str) -> None:
+    """Every mixer, ragged prompts and acceptance, greedy and sampled, with processors: zero mismatches in float64."""
+    emitted = 0
+    for seed, way in enumerate(WAYS.values()):
+        tokens, ties = compare(stack(name, seed=seed), way, seed, 25)
+        assert ties == 0
+        emitted += tokens
+    assert emitted > 500
+
+
+def test_drafts_in_float32_differ_only_at_near_ties() -> None:
+    emitted = ties = 0
+    for seed in range(4):
+        tokens, close = compare(stack("attention", dtype=torch.float32, seed=seed), {}, seed, 30)
+        emitted, ties = emitted + tokens, ties + close
+    assert ties <= emitted / 100
+    print(f"{ties} near-ties in {emitted} tokens")
+
+
+@pytest.mark.slow
+def test_hundred_thousand_tokens() -> None:
+    emitted = seed = 0
+    while emitted < 100_000:
+        for name in STACKS:
+            for way in WAYS.values():
+                tokens, ties = compare(stack(name, seed=seed), way, seed, 80)
+                assert ties == 0
+                emitted += tokens
+        seed += 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), vocabulary=st.integers(2, 9), sharpness=st.floats(0.1, 5))
+def test_any_tree_on_any_table(seed: int, vocabulary: int, sharpness: float) -> None:
+    model = TableModel(vocabulary, seed, sharpness)
+    prompts = prompts_for(seed, vocabulary, 3)
+    for way in ({}, {"decoder": "sample", "repetition_penalty": 1.1}):
+        plain = generate(model, prompts, 50, seed=seed, eos=1, **way)  # type: ignore[arg-type]
+        truth = [answer.tokens for answer in plain]
+        for drafter in drafters(truth, seed, vocabulary):
+            drafted = generate(model, prompts, 50, draft=drafter, seed=seed, eos=1, **way)  # type: ignore[arg-type]
+            assert [answer.tokens for answer in drafted] == truth
+            assert all(answer.accepted <= answer.drafted for answer in drafted)
+
+
+@pytest.mark.parametrize("name", ["attention", "mixed"])
+def test_a_row_is_the_same_alone_and_in_a_batch(name: str) -> None:
+    model, prompts = stack(name), prompts_for(3, count=5)
+    seeds = [11, 12, 13, 14, 15]
+    together = generate(model, prompts, 30, "sample", "trie", seed=seeds, eos=0, batch=3, temperature=1.2)
+    alone = [generate(model, [prompt], 30, "sample", seed=seed, eos=0, temperature=1.2)[0]
+             for prompt, seed in zip(prompts, seeds)]
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+    one_seed = generate(model, prompts[:1], 30, "sample", seed=11, eos=0, temperature=1.2)[0]
+    assert one_seed.tokens == alone[0].tokens
+
+
+def test_in_two_goes_as_in_one() -> None:
+    model = TableModel(9)
+    whole = generate(model, [[1, 2]], 40, "sample", seed=5)[0].tokens
+    first = generate(model, [[1, 2]], 15, "sample", seed=5)[0].tokens
+    assert first + generate(model, [[1, 2, *first]], 25, "sample", seed=5)[0].tokens == whole
+
+
+def test_a_shared_prompt_is_run_once_and_rows_differ() -> None:
+    model = stack("mixed")
+    answers = generate(model, [[1, 2, 3]] * 6, 20, "sample", seed=1)
+    assert len({tuple(answer.tokens) for answer in answers}) > 1
+    again = generate(model, [[4, 5], *[[1, 2, 3]] * 5], 20, "sample", seed=1)
+    assert [a.tokens for a in again[1:]] == [a.tokens for a in answers[1:]]
+
+
+def test_long_prompts_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompts = stack("mixed"), [list(range(13)) * 3, [5], [7] * 14]
+    whole = generate(model, prompts, 10)
+    monkeypatch.setattr(sys.modules["segue.decoding.generate"], "PREFILL", 7)
+    assert [a.tokens for a in generate(model, prompts, 10)] == [a.tokens for a in whole]
+
+
+def test_log_probabilities_are_the_models_own() -> None:
+    model = TableModel(9)
+    for way in ({}, {"decoder": "sample", "top_k": 3, "draft": "trie"}):
+        answer = generate(model, [[1, 2]], 30, logprobs=True, seed=2, **way)[0]  # type: ignore[arg-type]
+        rows = model.answer([1, 2], answer.tokens)
+        assert answer.logprobs == pytest.approx([row[token] for row, token in zip(rows, answer.tokens)])
+
+
+def test_stop_tokens_limits_and_conditions() -> None:
+    model = TableModel(6, seed=4, sharpness=0.5)
+    prompts = [[1], [2], [3], [4]]
+    free = generate(model, prompts, 50, "sample", seed=1)
+    stopped = generate(model, prompts, 50, "sample", "trie", seed=1, eos=[0, 5])
+    for one, two in zip(free, stopped):
+        end = next(i for i, token in enumerate(one.tokens) if token in (0, 5))
+        assert two.tokens == one.tokens[:end] and two.finish == "stop" and two.produced == end + 1
+    ragged = generate(model, prompts, [1, 7, 3, 50], "sample", "trie", seed=1)
+    assert [a.tokens for a in ragged] == [a.tokens[:n] for a, n in zip(free, [1, 7, 3, 50])]
+    until = generate(model, prompts, 50, "sample", "trie", seed=1, until=lambda said: said[-2:] == said[-4:-2])
+    for one, two in zip(free, until):
+        assert one.tokens[: len(two.tokens)] == two.tokens
+        if two.finish == "until":
+            assert two.tokens[-2:] == two.tokens[-4:-2]
+
+
+def test_a_stream_tells_what_generate_gives() -> None:
+    model = TableModel(9, sharpness=1)
+    prompts = [[1], [2, 3], [4]]
+    whole = generate(model, prompts, 40, "sample", seed=3, eos=0, logprobs=True)
+    told: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    chances: dict[int, list[float]] = {0: [], 1: [], 2: []}
+    for piece in stream(model, prompts, 40, "sample", "trie", seed=3, eos=0, logprobs=True):
+        told[piece.index] += piece.tokens
+        chances[piece.index] += piece.logprobs or []
+    assert [told[i] for i in range(3)] == [answer.tokens for answer in whole]
+    assert [chances[i] for i in range(3)] == [answer.logprobs for answer in whole]
+
+
+def test_an_endless_stream_keeps_memory_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("sampling", "generate"):
+        monkeypatch.setattr(sys.modules[f"segue.decoding.{module}"], "WINDOW", 200)
+    drafter = TrieDraft(nodes=8, branch=4)
+    pieces = stream(TableModel(7, sharpness=1), [[1]], None, "sample", drafter, seed=1, repetition_penalty=1.05,
+                    logprobs=True)
+    sizes, count = [], 0
+    tracemalloc.start()
+    for piece in pieces:
+        count += len(piece.tokens)
+        if count > 900 * (len(sizes) + 1):
+            sizes.append(tracemalloc.get_traced_memory()[0])
+            if len(sizes) == 4:
+                break
+    tracemalloc.stop()
+    pieces.close()
+    assert sizes[3] - sizes[1] < 300_000, sizes
+    assert not drafter._requests  # a stream that is closed forgets its request
+
+
+def test_the_training_mode_comes_back() -> None:
+    model = stack("attention").train()
+    generate(model, [[1]], 3)
+    assert model.training
+
+
+# Sampling
+
+
+def test_noise_belongs_to_its_place() -> None:
+    one, two = Noise(7, 3), Noise(7, 3)
+    forward = [one.at(position) for position in range(600)]
+    assert [two.at(position) for position in reversed(range(600))] == forward[::-1]
+    assert len(set(forward)) == 600 and 0 <= min(forward) < 0.02 and 0.98 < max(forward) < 1
+    assert Noise(8, 3).at(0) != Noise(7, 4).at(0) != forward[0] != Noise(7, 3, 1).at(0)
+
+
+def transformers_scores(scores: np.ndarray, said: list[int], **options: float) -> np.ndarray:
+    transformers = pytest.importorskip("transformers")
+    made = {"repetition_penalty": transformers.RepetitionPenaltyLogitsProcessor,
+            "temperature": transformers.TemperatureLogitsWarper, "top_k": transformers.TopKLogitsWarper,
+            "top_p": transformers.TopPLogitsWarper, "min_p": transformers.MinPLogitsWarper}
+    x = torch.tensor(scores)[None]
+    for name, make in made.items():
+        if name in options:
+            x = make(options[name])(torch.tensor([said]), x)
+    return x[0].numpy()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), vocabulary=st.sampled_from([2, 5, 50, 5000]))
+def test_processors_agree_with_transformers(seed: int, vocabulary: int) -> None:
+    random = np.random.default_rng(seed)
+    scores = random.normal(0, 3, vocabulary)
+    said = random.integers(0, vocabulary, 6).tolist()
+    for options in ({"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.8}, {"top_p": 0.999}, {"min_p": 0.1},
+                    {"repetition_penalty": 1.3},
+                    {"repetition_penalty": 1.2, "temperature": 1.4, "top_k": 10, "top_p": 0.6, "min_p": 0.01}):
+        ours = Sampling(True, **options).warp(scores.copy(), Prefix(said, vocabulary))
+        np.testing.assert_allclose(ours, transformers_scores(scores.copy(), said, **options))
+
+
+def test_processors_at_their_edges() -> None:
+    scores = np.array([1.0, 3.0, 2.0, 3.0])
+    assert np.isfinite(top_k(scores, 1)).sum() == 2  # a tie
+    assert np.isfinite(top_p(scores, 1e-9)).sum() == 1
+    assert np.isfinite(min_p(scores, 1.0)).sum() == 2
+    assert Sampling(True, temperature=0).greedy
+    prefix = Prefix([1, 1, 2], 4)
+    twin = prefix.copy()
+    twin.append(3)
+    assert prefix.seen.tolist() == [False, True, True, False] and twin.seen.tolist() == [False, True, True, True]
+
+
+def test_a_processor_sees_the_path_and_may_rule_out() -> None:
+    model = TableModel(7)
+
+    def no_repeat(scores: np.ndarray, prefix: Prefix) -> np.ndarray:
+        assert prefix.tokens[0] == 1
+        scores = scores.copy()
+        scores[prefix.tokens[-1]] = -np.inf
+        return scores
+
+    plain = generate(model, [[1, 2]], 60, "sample", processors=(no_repeat,), seed=4)[0].tokens
+    assert all(a != b for a, b in zip(plain, plain[1:]))
+    drafted = generate(model, [[1, 2]], 60, "sample", WildDraft(7, truth=[plain]), processors=(no_repeat,), seed=4)[0]
+    assert drafted.tokens == plain and drafted.accepted > 0
+    with pytest.raises(SegueError, match="ruled out"):
+        generate(model, [[1]], 3, processors=(lambda scores, prefix: scores - np.inf,))
+
+
+@pytest.mark.parametrize("mistake", [
+    lambda model: generate(model, [[]], 3),
+    lambda model: generate(model, [[99]], 3),
+    lambda model: generate(model, [1, 2], 3),  # type: ignore[list-item]
+    lambda model: generate(model, [[1]], 0),
+    lambda model: generate(model, [[1]], 3, "best"),
+    lambda model: generate(model, [[1]], 3, draft="oracle"),
+    lambda model: generate(model, [[1]], 3, "greedy", temperature=0.7),
+    lambda model: generate(model, [[1]], 3, "sample", warmth=0.7),
+    lambda model: generate(model, [[1]], 3, temperature=-1.0),
+    lambda model: generate(model, [[1]], 3, top_p=0.0),
+    lambda model: generate(model, [[1]], 3, "beam", "trie"),
+    lambda model: generate(model, [[1]], 3, "beam", num_beams=0),
+    lambda model: generate(model, [[1]], 3, acceptor="typical"),
+    lambda model: generate(model, [[1], [2]], 3, seed=[1]),
+    lambda model: next(stream(model, [[1]], 3, "beam")),
+    lambda model: TrieDraft(mode="tree"),  # type: ignore[arg-type]
+])
+def test_mistakes_are_told_in_one_line(mistake) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SegueError) as told:
+        mistake(TableModel(7))
+    assert "\n" not in str(told.value)
+
+
+# The trie
+
+
+@settings(max_examples=30, deadline=None)
+@given(tokens=st.lists(st.integers(0, 3), min_size=1, max_size=60), depth=st.integers(1, 6))
+def test_counts_are_those_of_brute_force(tokens: list[int], depth: int) -> None:
+    trie = Trie(depth)
+    trie.insert(tokens, 0, len(tokens))
+    grams = Counter(tuple(tokens[i : i + n]) for n in range(1, depth + 1) for i in range(len(tokens) - n + 1))
+    assert all(trie.count(gram) == count for gram, count in grams.items())
+    assert len(trie) == len(grams)
+
+
+@settings(max_examples=30, deadline=None)
+@given(tokens=st.lists(st.integers(0, 3), min_size=1, max_size=80), cuts=st.lists(st.integers(1, 9), max_size=20))
+def test_streamed_answers_count_as_whole_ones(tokens: list[int], cuts: list[int]) -> None:
+    streamed, whole = TrieDraft(branch=3), TrieDraft(branch=3)
+    start = 0
+    for cut in [*cuts, len(tokens)]:
+        streamed.observe(0, tokens[start : start + cut])
+        start += cut
+    streamed.forget(0)
+    whole.warm([tokens])
+    for n in range(1, 6):
+        for i in range(len(tokens) - n + 1):
+            assert streamed.answers.count(tokens[i : i + n]) == whole.answers.count(tokens[i : i + n])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), nodes=st.integers(1, 20), branch=st.integers(1, 5))
+def test_retrieval_takes_the_most_frequent(seed: int, nodes: int, branch: int) -> None:
+    """From the prompt alone: the drafted nodes are the best S of all by count, for the query that was used."""
+    random = np.random.default_rng(seed)
+    tokens = random.integers(0, 4, 60).tolist()
+    drafter = TrieDraft(nodes=nodes, branch=branch, query=1, source="input")
+    drafter.observe(0, tokens, prompt=True)
+    tree = drafter.propose([Tip(0, 64, 64)])[0]
+    check_tree(tree, Tip(0, nodes, branch), 4)
+    place = tokens[-1]
+    below = Counter(tuple(tokens[i + 1 : i + 1 + n]) for i, token in enumerate(tokens) if token == place
+                    for n in range(1, branch + 1) if i + n < len(tokens))
+    paths = [tuple(tree.tokens[node] for node in tree.path(end)) for end in range(len(tree))]
+    assert len(set(paths)) == len(paths) == min(nodes, len(below))
+    assert sorted((below[path] for path in paths), reverse=True) == sorted(below.values(), reverse=True)[: len(paths)]
+
+
+def test_prompt_outranks_answers_which_break_ties() -> None:
+    drafter = TrieDraft(nodes=2, branch=1, query=1)
+    drafter.warm([[1, 5]] * 9 + [[1, 3]] * 2 + [[1, 4]])
+    drafter.observe(0, [1, 4, 1, 3, 1], prompt=True)
+    assert sorted(drafter.propose([Tip(0, 1, 9)])[0].tokens) == [3]  # in the prompt, and said more often
+    # Half of the draft is kept for the answers' best.
+    assert sorted(drafter.propose([Tip(0, 2, 9)])[0].tokens) == [3, 5]
+    drafter.forget(0)
+    drafter.observe(1, [1], prompt=True)
+    assert drafter.propose([Tip(1, 1, 9)])[0].tokens == [5]
+
+
+def test_modes_sources_and_stop_words() -> None:
+    said = [1, 2, 3, 1, 2, 4, 1, 2, 3, 9, 1, 2]
+    made = {mode: TrieDraft(mode=mode, branch=2, nodes=9) for mode in ("hier", "par", "one")}  # type: ignore[arg-type]
+    for drafter in made.values():
+        drafter.observe(0, said, prompt=True)
+    trees = {mode: drafter.propose([Tip(0, 9, 9)])[0] for mode, drafter in made.items()}
+    assert trees["one"].tokens == [3, 1] and trees["one"].chain
+    branches = {mode: sorted(tuple(tree.tokens[i] for i in tree.path(end)) for end in range(len(tree))
+                             if end not in tree.parents) for mode, tree in trees.items()}
+    assert branches["hier"] == branches["par"] == [(3, 1), (3, 9), (4, 1)]
+    assert len(trees["hier"]) == 5 and len(trees["par"]) == 6
+    for source, known in (("input", True), ("output", False), ("mix", True)):
+        drafter = TrieDraft(source=source, branch=2)  # type: ignore[arg-type]
+        drafter.observe(0, said, prompt=True)
+        assert bool(len(drafter.propose([Tip(0, 9, 9)])[0])) == known
+    common = TrieDraft(stop_words=[2], query=1)
+    common.observe(0, said, prompt=True)
+    assert common.propose([Tip(0, 9, 9)])[0] is NOTHING
+
+
+def test_squeezing_keeps_what_is_said_often() -> None:
+    random = np.random.default_rng(0)
+    trie = Trie(4, max_nodes=200, capacity=2000)
+    for _ in range(300):
+        noise = random.integers(10, 200, 10).tolist()
+        trie.insert([1, 2, 3, 4, *noise], 0, 10)
+    assert trie.count([1, 2, 3]) > 1 and len(trie) <= 2000
+    assert len(trie) == sum(trie.sizes.values())
+    counted = 0
+    for root in trie.roots.values():
+        stack = [root]
+        while stack:
+            node = stack.pop()
+            counted += 1
+            assert all(child.count <= node.count for child in node.children.values())
+            stack += node.children.values()
+    assert counted == len(trie)
+
+
+def test_lookup_copies_and_repeats() -> None:
+    drafter = PromptLookup(ngram=2, length=6)
+    drafter.observe(0, [1, 2, 3, 4, 5, 1, 2], prompt=True)
+    assert drafter.propose([Tip(0, 64, 4)])[0].tokens == [3, 4, 5, 1]
+    drafter.observe(1, [7, 8, 7, 8], prompt=True)
+    assert drafter.propose([Tip(1, 64, 64)])[0].tokens == [7, 8, 7, 8, 7, 8]
+    drafter.observe(2, [1, 2, 3], prompt=True)
+    assert drafter.propose([Tip(2, 64, 64)])[0] is NOTHING
+
+
+def test_drafts_save_passes() -> None:
+    """On text that repeats itself; and never more passes than tokens on text that does not."""
+    repeating = TableModel(5, seed=1, sharpness=9)
+    for name in ("trie", "lookup"):
+        answer = generate(repeating, [[1, 2]], 200, draft=name, adaptive=False)[0]
+        assert answer.tokens_per_pass > 4, answer.note
+    answer = generate(TableModel(40, sharpness=0.1), [[1, 2]], 100, "sample", "trie", adaptive=False)[0]
+    assert answer.passes <= 100
+
+
+# Cost model
+
+
+def run_cost(cost: Cost, passes: int, plain: float, per_node: float, won: float) -> Counter[int]:
+    used: Counter[int] = Counter()
+    for _ in range(passes):
+        size = cost.budget()
+        used[size] += 1
+        cost.record(1 + size, 1 + won * (size / 64) ** 0.5, 1e-5 if size else 0.0, plain * (1 + per_node * size))
+    return used
+
+
+def test_drafting_is_switched_off_where_it_does_not_pay_and_on_again() -> None:
+    cost = Cost()
+    used = run_cost(cost, 600, 1e-3, 0.1, 0.5)  # eight times the time for half a token more
+    assert used[0] > 540, used
+    used = run_cost(cost, 3000, 1e-3, 0.001, 3.0)  # now it is nearly free
+    assert used[64] > 2000, used
+    used = run_cost(cost, 3000, 1e-3, 0.1, 0.5)
+    assert used[0] > 2500, used
+
+
+def test_the_cost_model_finds_the_middle() -> None:
+    used = run_cost(Cost(), 1000, 1e-3, 0.03, 3.0)  # 64 nodes: 2.9 times for 4; 16 nodes: 1.5 times for 2.5
+    assert used.most_common(1)[0][0] == 16 and used[16] > 800, used
+
+
+def test_the_answer_reports_cost() -> None:
+    answer = generate(TableModel(5, sharpness=9), [[1, 2]], 60, draft="trie")[0]
+    assert answer.cost is not None and answer.cost["forward_ms"] and answer.cost["sizes"]
+    assert "a pass" in answer.note and answer.path in answer.note
+    assert set(answer.seconds) == {"prefill", "draft", "forward", "choose", "total"}
+    assert answer.as_dict()["tokens"] == answer.tokens
+
+
+# Search
+
+
+def test_beam_of_one_is_greedy_and_options_count() -> None:
+    model = TableModel(7, sharpness=1.0)
+    prompts = [[1, 2], [3]]
+    greedy = generate(model, prompts, 12)
+    beam = generate(model, prompts, 12, "beam", num_beams=1)
+    assert [answer.tokens for answer in beam] == [answer.tokens for answer in greedy]
+    wide = generate(model, prompts, 12, "beam", num_beams=5, num_return_sequences=3, length_penalty=0.0, logprobs=True)
+    for one, many in zip(beam, wide):
+        assert len(many.others) == 2 and many.score >= one.score * 12 - 1e-9  # type: ignore[operator]
+        assert sum(many.logprobs or []) == pytest.approx(many.score)
+    penalised = generate(model, prompts, 12, "beam", num_beams=3, repetition_penalty=9.0)
+    assert len(set(penalised[0].tokens)) > len(set(beam[0].tokens))
+
+
+def test_beam_on_a_stack_with_copied_states() -> None:
+    model = stack("mixed")
+    prompts = prompts_for(1)
+    for answer, prompt in zip(generate(model, prompts, 8, "beam", num_beams=4, eos=0, logprobs=True), prompts):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + answer.tokens])).logits[0, len(prompt) - 1 :]
+        rows = log_softmax(logits.numpy())
+        assert answer.logprobs == pytest.approx([row[token] for row, token in zip(rows, answer.tokens)])
+
+
+def test_beam_agrees_with_transformers() -> None:
+    """The same weights and options: the same best answer."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=20, n_positions=64, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 4
+    model = model.double().eval()
+
+    class Folder:
+        """The whole prefix again at every step: slow and simple."""
+
+        vocabulary, path = 20, "reference"
+
+        def init_state(self, batch: int, history: int = 0) -> Whole:
+            return Whole(torch.zeros(batch, 0, dtype=torch.long))
+
+        def extend(self, tokens, state, parents=None, at=None):  # type: ignore[no-untyped-def]
+            from segue.models.base import Output
+
+            state.pending = torch.cat([state.tokens, tokens], 1)
+            logits = model(state.pending).logits[:, -1:]
+            return Output(logits, logits)
+
+    class Whole:
+        def __init__(self, tokens: torch.Tensor) -> None:
+            self.tokens, self.positions = tokens, torch.full((len(tokens),), tokens.shape[1])
+
+        def commit(self, path=None, counts=None) -> None:  # type: ignore[no-untyped-def]
+            self.tokens = self.pending
+
+        def select(self, rows: torch.Tensor) -> Whole:
+            return Whole(self.tokens[rows])
+
+    for seed in range(6):
+        prompt = np.random.default_rng(seed).integers(1, 20, 5).tolist()
+        for penalty in (0.0, 1.0, 2.0):
+            theirs = model.generate(torch.tensor([prompt]), max_new_tokens=10, num_beams=3, do_sample=False,
+                                    length_penalty=penalty, early_stopping="never", pad_token_id=0)[0].tolist()
+            theirs = theirs[len(prompt) :]
+            theirs = theirs[: theirs.index(0)] if 0 in theirs else theirs
+            ours = generate(Folder(), [prompt], 10, "beam", num_beams=3, length_penalty=penalty, eos=0)[0]
+            assert ours.tokens == theirs, (seed, penalty)
+
+
+# The checkers, on what is right and on what is broken
+
+
+@pytest.mark.parametrize("make", [TrieDraft, PromptLookup, lambda: TrieDraft(mode="par"), lambda: TrieDraft(mode="one"),
+                                  lambda: TrieDraft(source="input"), lambda: TrieDraft(source="output")])
+def test_drafters_keep_the_contract(make) -> None:  # type: ignore[no-untyped-def]
+    check_drafter(make, memory=make in (TrieDraft, PromptLookup))
+
+
+class TooDeep(PromptLookup):
+    def propose(self, tips):  # type: ignore[no-untyped-def]
+        return super().propose([Tip(tip.row, 99, 99) for tip in tips])
+
+
+class Backwards(PromptLookup):
+    def propose(self, tips):  # type: ignore[no-untyped-def]
+        return [Tree(tree.tokens, list(range(1, len(tree) + 1))) for tree in super().propose(tips)]
+
+
+class Forgetful(TrieDraft):
+    def forget(self, row: int) -> None:
+        pass
+
+
+class Gossip(TrieDraft):
+    def observe(self, row, tokens, prompt=False):  # type: ignore[no-untyped-def]
+        super().observe(row, tokens)
+
+
+class Fickle(PromptLookup):
+    calls = 0
+
+    def propose(self, tips):  # type: ignore[no-untyped-def]
+        Fickle.calls += 1
+        return super().propose(tips) if Fickle.calls % 2 else [NOTHING for _ in tips]
+
+
+class Hoarder(PromptLookup):
+    def observe(self, row, tokens, prompt=False):  # type: ignore[no-untyped-def]
+        super().observe(row, tokens, prompt)
+        self.kept = [*getattr(self, "kept", []), *[object() for _ in range(40 * len(tokens))]]
+
+
+@pytest.mark.parametrize("broken", [TooDeep, Backwards, Forgetful, Gossip, Fickle, Hoarder])
+def test_broken_drafters_are_caught(broken) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ContractBroken, match=broken.__name__):
+        check_drafter(broken, memory=broken is Hoarder)
+
+
+@pytest.mark.parametrize("acceptor", [walk, reject])
+def test_acceptors_keep_the_contract(acceptor) -> None:  # type: ignore[no-untyped-def]
+    check_acceptor(acceptor)
+
+
+def test_rejection_takes_more_from_a_good_drawn_draft() -> None:
+    """Where the drafter draws from nearly the model's distribution, rejection accepts more than sample-and-walk."""
+    model = TableModel(8, sharpness=1.0)
+
+    class Near(DiceDraft):
+        said: int = 0
+
+        def observe(self, row, tokens, prompt=False):  # type: ignore[no-untyped-def]
+            self.context = [*getattr(self, "context", []), *tokens][-2:]
+
+        def propose(self, tips):  # type: ignore[no-untyped-def]
+            q = np.exp(log_softmax(model.table[self.context[-2], self.context[-1]].numpy()))
+            return [Tree([int(self.random.choice(8, p=q))], [-1], np.stack([q, q]))]
+
+    rates = {acceptor: generate(model, [[1, 2]], 400, "sample", Near(8), acceptor=acceptor, adaptive=False)[0]
+             for acceptor in ("walk", "rejection")}
+    assert rates["rejection"].tokens_per_pass > 1.9 > rates["walk"].tokens_per_pass + 0.2
+
+
+def test_broken_acceptors_are_caught() -> None:
+    def lenient(tree, row):  # type: ignore[no-untyped-def]
+        """Takes the first drafted token unseen."""
+        if len(tree) and not row.take(tree.tokens[0], -1):
+            row.take(row.choose(0), 0)
+            return 0
+        if not len(tree):
+            row.take(row.choose(-1), -1)
+        return -1
+
+    def greedy_in_doubt(tree, row):  # type: ignore[no-untyped-def]
+        row.take(int(row.distribution(-1).argmax()), -1)
+        return -1
+
+    def wrong_place(tree, row):  # type: ignore[no-untyped-def]
+        place = walk(tree, row)
+        return place if place < 0 else tree.parents[place]
+
+    def unmoved(tree, row):  # type: ignore[no-untyped-def]
+        return -1
+
+    def no_residual(tree, row):  # type: ignore[no-untyped-def]
+        """Rejection sampling that draws from p, not from what is left of it."""
+        chance = row.noise(1)
+        p = row.distribution(-1)
+        for turn, node in enumerate(tree.children.get(-1, ())):
+            if chance.at(1024 * row.position + turn) < p[tree.tokens[node]]:
+                return -1 if row.take(tree.tokens[node], -1) else (row.take(row.choose(node), node), node)[1]
+        row.take(row.choose(-1), -1)
+        return -1
+
+    for acceptor in (lenient, greedy_in_doubt, wrong_place, unmoved, no_residual):
+        with pytest.raises((ContractBroken, IndexError)):
+            check_acceptor(acceptor)
+
+
+def test_searches_keep_the_contract() -> None:
+    check_search(lambda width: Beam(width, length_penalty=0.0, num_return_sequences=width))
+    check_search(lambda width: Beam(width, length_penalty=1.0, num_return_sequences=width), exact=False)
+
+
+def test_broken_searches_are_caught() -> None:
+    class Hasty(BeamSearch):
+        """Stops at the first answer."""
+
+        def _settled(self, going, length):  # type: ignore[no-untyped-def]
+            return bool(self.done)
+
+    class Amnesiac(BeamSearch):
+        """Loses track of the parents."""
+
+        def advance(self, living, logprobs):  # type: ignore[no-untyped-def]
+            going = super().advance(living, logprobs)
+            for hypothesis in going:
+                hypothesis.parent = 0
+            return going
+
+    class Endless(BeamSearch):
+        """Says the stop token."""
+
+        def _keep(self, hypothesis, length):  # type: ignore[no-untyped-def]
+            if hypothesis.stopped:
+                hypothesis.tokens = [*hypothesis.tokens, 0]
+            super()._keep(hypothesis, length)
+
+    for kind in (Hasty, Amnesiac, Endless):
+        class Options(Beam):
+            made = kind
+
+            def begin(self, n, stops):  # type: ignore[no-untyped-def]
+                return self.made(self, n, stops)
+
+        with pytest.raises(ContractBroken):
+            check_search(lambda width, options=Options: options(width, 0.0, False, width))
