@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from segue.decoding import Cost, Sampling, generate, stream
 from segue.decoding.accept import reject, walk
+from segue.decoding.continuation import continue_, continue_objects, stream_objects
 from segue.decoding.draft import NOTHING, PromptLookup, Tip, Tree, Trie, TrieDraft
 from segue.decoding.sampling import Noise, Prefix, log_softmax, min_p, top_k, top_p
 from segue.decoding.search import Beam
@@ -464,12 +465,90 @@ def test_the_cost_model_finds_the_middle() -> None:
     assert used.most_common(1)[0][0] == 16 and used[16] > 800, used
 
 
+def test_a_short_answer_is_not_spent_on_trials() -> None:
+    """Where drafts are dear and win nothing, a hundred tokens cost little more than without a cost model."""
+    cost, spent = Cost(), 0.0
+    for _ in range(100):
+        size = cost.budget()
+        spent += 1 + 0.25 * size  # 16 nodes cost five passes, 64 nodes seventeen
+        cost.record(1 + size, 1.0, 0.0, 1e-3 * (1 + 0.25 * size))
+    assert spent < 120
+
+
+def test_passes_without_an_idea_do_not_switch_drafting_off() -> None:
+    cost, drafted = Cost(), 0
+    for turn in range(400):
+        size = cost.budget() if turn % 4 == 0 else min(cost.budget(), 0)
+        drafted += size > 0
+        cost.record(1 + size, 4.0 if size else 1.0, 1e-6, 1e-3 * (1 + 0.02 * size))
+    assert drafted > 85
+
+
 def test_the_answer_reports_cost() -> None:
     answer = generate(TableModel(5, sharpness=9), [[1, 2]], 60, draft="trie")[0]
     assert answer.cost is not None and answer.cost["forward_ms"] and answer.cost["sizes"]
     assert "a pass" in answer.note and answer.path in answer.note
     assert set(answer.seconds) == {"prefill", "draft", "forward", "choose", "total"}
     assert answer.as_dict()["tokens"] == answer.tokens
+    assert sum(answer.per_pass) == 60 and len(answer.per_pass) == answer.passes
+
+
+# Objects
+
+
+@pytest.mark.parametrize("codec", ["byte", "letters", "items"])
+def test_objects_go_in_and_come_out(codec: str) -> None:
+    from segue.kinds.codecs import ByteCodec, ItemCodec, LetterCodec
+
+    items = ItemCodec([f"i{n}" for n in range(12)])
+    made = {"byte": ByteCodec(), "letters": LetterCodec("ACGT"), "items": items}[codec]
+    primes = {"byte": [b"ab", b"", None], "letters": ["ACG", "T", ""], "items": [["i1", "i2"], [], ["i3"]]}[codec]
+    model = TableModel(made.size, sharpness=1.0)
+    plain = continue_objects(model, made, primes, 200, "sample", seed=2)
+    for prime, answer in zip(primes, plain):
+        assert made.decode(answer.tokens) == answer.value
+        assert answer.whole == (prime if prime else made.decode([])) + answer.value
+        assert "".join(answer.pieces) == answer.text or codec != "letters"
+    # Stops: a two-unit piece of the first answer (for items, one item).
+    place = len(plain[0].value) // 2
+    stop = plain[0].value[place] if codec == "items" else plain[0].value[place : place + 2]
+    cut = continue_objects(model, made, primes, 200, "sample", "trie", seed=2, stop=[stop])
+    parts: list[list[object]] = [[], [], []]
+    text = ["", "", ""]
+    for delta in stream_objects(model, made, primes, 200, "sample", "trie", seed=2, stop=[stop]):
+        parts[delta.index].append(delta.value)
+        text[delta.index] += delta.text
+    for one, two, told in zip(plain, cut, parts):
+        end = one.value.index(stop) if stop in one.value else len(one.value)
+        assert two.value == one.value[:end]
+        whole = made.decode([])
+        for part in told:
+            whole = whole + part
+        assert whole == two.value
+    if codec != "items":
+        assert text == [answer.text for answer in cut]
+
+
+def test_continue_takes_one_prime_or_many(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from types import SimpleNamespace
+
+    from segue.kinds import KINDS
+    from segue.kinds.codecs import ByteCodec
+
+    fitted = SimpleNamespace(model=TableModel(257, sharpness=1.0), codec=ByteCodec(), kind=KINDS["text"])
+    one = continue_(fitted, "héllo", 20, seed=1)
+    many = continue_(fitted, ["héllo", "b"], 20, seed=1)
+    assert many[0].tokens == one.tokens and one.draft == "TrieDraft"
+    assert continue_(fitted, "héllo", 20, draft="none").draft is None
+    (tmp_path / "prime.txt").write_text("héllo")
+    assert continue_(fitted, tmp_path / "prime.txt", 20, seed=1).tokens == one.tokens
+    one.save(tmp_path / "out.txt")
+    assert (tmp_path / "out.txt").read_bytes() == one.whole
+    assert len(continue_(fitted, None, 4, "beam", num_beams=2).tokens) <= 4
+    with pytest.raises(SegueError):
+        continue_(fitted, [], 4)
+    with pytest.raises(SegueError, match="stop"):
+        continue_(fitted, "a", 4, stop=[3])
 
 
 # Search

@@ -5,9 +5,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 from segue.decoding.generate import Continuation, generate, stream
+from segue.decoding.recipes import searches
 from segue.errors import SegueError
 
 if TYPE_CHECKING:
@@ -91,6 +94,8 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
             each.value = value if place is None else value[:place]
             each.whole = codec.decode(prompt) + each.value
             each.text = as_text(each.value)
+            ends = list(accumulate(each.per_pass))
+            each.pieces = [as_text(codec.decode(each.tokens[start:end])) for start, end in zip([0, *ends], ends)]
             if kind is not None:
                 each.writer = lambda whole, path: kind.write([whole], path)
     return answers
@@ -129,3 +134,46 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
             text = as_text(told)
         if told or piece.finish is not None:
             yield Delta(piece.index, told, text, piece.finish)
+
+
+class FittedModel(Protocol):
+    """What `continue_` needs of a fitted model. `decodable` is taken in place of `model` where there is one."""
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def codec(self) -> Codec: ...
+    @property
+    def kind(self) -> Kind: ...
+
+
+def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decoder: str | None = None,
+              draft: Any = None, *, stop: Sequence[Any] = (), **options: Any) -> Any:
+    """What comes after `prime`: one `Continuation`, or for a list of primes a list of them.
+
+    prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, or a list of these. None or
+        an empty one begins a document.
+    draft: default is the trie with greedy and sampling, which changes no token and is switched off where it does not
+        pay; "none" is plain decoding.
+    Everything else is as in `continue_objects` and `generate`.
+    """
+    kind = fitted.kind
+    items = kind.storage == "items"
+    many = isinstance(prime, (list, tuple)) and (not items or any(isinstance(each, (list, tuple)) for each in prime))
+    primes = [_object(kind, each) for each in (prime if many else [prime])]
+    if not primes:
+        raise SegueError("there is nothing to continue: give a prime, or none at all")
+    if draft is None and not searches(decoder):
+        draft = "trie"
+    model = getattr(fitted, "decodable", None) or fitted.model
+    answers = continue_objects(model, fitted.codec, primes, n, decoder, draft, stop=stop, kind=kind, **options)
+    return answers if many else answers[0]
+
+
+def _object(kind: Kind, prime: Any) -> Any:
+    if isinstance(prime, Path):
+        record = next(iter(kind.read(prime)), None)
+        if record is None:
+            raise SegueError(f"{prime} holds no sequence to continue")
+        prime = record.object
+    return None if prime is None or len(prime) == 0 else kind.normalise(prime)

@@ -53,27 +53,27 @@ class Arm:
 class Cost:
     """Chooses the draft size of every pass. May be kept from one answer to the next.
 
-    sizes: the draft sizes to choose from (nodes), 0 among them. fixed: always the largest (no switching).
+    sizes: the draft sizes to choose from (nodes), 0 and others. fixed: always the largest (no switching).
     """
 
-    sizes: Sequence[int] = (64, 0, 16)
+    sizes: Sequence[int] = (0, 16, 64)
     fixed: bool = False
     passes: int = 0
     clock: Clock = field(default_factory=Clock)
     used: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.arms = [Arm(size) for size in dict.fromkeys(self.sizes)]
+        self.arms = [Arm(size) for size in sorted(set(self.sizes))]
         self._now = self.arms[0]
 
     def budget(self) -> int:
         """How many nodes the next pass may draft."""
         if self.fixed:
             return max(self.sizes)
+        if self.arms[0].tries < TRIAL:
+            return self.arms[0].size
         best = max(self.arms, key=lambda arm: arm.rate if arm.tries else 0.0)
-        arm = next((arm for arm in self.arms if arm.tries < TRIAL), None)
-        if arm is None:
-            arm = next((arm for arm in self.arms if arm.trial), None)
+        arm = next((arm for arm in self.arms if arm.trial), None)
         if arm is None:
             arm = next((arm for arm in self.arms if arm is not best and arm.due <= self.passes), None)
             if arm is not None:
@@ -89,21 +89,35 @@ class Cost:
             return
         arm = self._now
         self.used[arm.size] = self.used.get(arm.size, 0) + 1
+        alone = self.clock.seconds(1)
+        if alone is not None and arm.size:
+            self.arms[0].forward = alone
+        if arm.size and nodes == 1:  # the drafter had no idea: that cost nothing, and says nothing of its drafts
+            return
         arm.tries += 1
         weight = max(1 / arm.tries, 0.4 if arm.trial else 0.1)  # what an arm knew before its trial is old
         usual = self.clock.seconds(nodes) or forward  # the median: one slow pass must not switch drafting off
         arm.tokens += weight * (tokens - arm.tokens)
         arm.forward += weight * (usual - arm.forward)
         arm.drafting += weight * (drafting - arm.drafting)
-        alone = self.clock.seconds(1)
-        for other in self.arms:  # passes where the drafter had no idea tell how long a plain one takes
-            if other.size == 0 and alone is not None and other is not arm:
-                other.forward = alone
         arm.trial = max(arm.trial - 1, 0)
         if not arm.trial:
-            best = max(other.rate for other in self.arms if other.tries)
-            lost = TRIAL * (arm.forward + arm.drafting) * (1 - arm.rate / best)  # seconds, by one trial
-            arm.due = self.passes + max(SHORTEST_WAIT, int(lost * best / TRIAL_SHARE))
+            arm.due = self.passes + self._wait(arm)
+            larger = next((other for other in self.arms if other.size > arm.size), None)
+            if arm.size and larger is not None and not larger.tries:
+                # Guess that a larger draft costs in proportion and wins the same: it waits if this one lost.
+                guess = Arm(larger.size, arm.tokens, arm.forward * larger.size / arm.size, arm.drafting)
+                larger.due = self.passes + (self._wait(guess) if arm.rate < self.best else 0)
+
+    @property
+    def best(self) -> float:
+        """Tokens per second of the best arm."""
+        return max(arm.rate for arm in self.arms if arm.tries)
+
+    def _wait(self, arm: Arm) -> int:
+        """Passes until this arm may be tried again, for what a trial of it loses."""
+        lost = TRIAL * (arm.forward + arm.drafting) * max(0.0, 1 - arm.rate / self.best)  # seconds
+        return max(SHORTEST_WAIT, int(lost * self.best / TRIAL_SHARE))
 
     def report(self) -> dict[str, Any]:
         """forward_ms: of a pass by its number of nodes. sizes: for each draft size how often it ran, the tokens it

@@ -44,11 +44,12 @@ class Continuation:
     (before any processor), natural logarithm; None if not asked for.
     finish: "length", "stop" (a stop token), "until" (a stop string or the caller's condition).
     passes: model passes that gave tokens, prefill included. drafted, accepted: draft nodes checked, and taken over.
-    path: the code that ran, with the decoder and the draft. seconds: prefill, draft, forward, choose and total, of
+    per_pass: how many tokens of the answer each of those passes gave.
+    path: the code that ran. seconds: prefill, draft, forward, choose and total, of
     the rows that ran together. rows: how many those were. cost: what the cost model measured, where drafts were on.
     score: a search's own score of this answer. others: a search's further answers, best first.
     text, value, whole: where a codec is known, the decoded answer: for people, as the kind's own object, and that with
-    the prime before it.
+    the prime before it. pieces: what each pass added, for people.
     """
 
     tokens: list[int]
@@ -69,6 +70,8 @@ class Continuation:
     text: str | None = None
     value: Any = None
     whole: Any = None
+    per_pass: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
     writer: Callable[[Any, Any], None] | None = field(default=None, repr=False)
 
     @property
@@ -250,6 +253,7 @@ class Loop:
             drop = len(row.out) - WINDOW
             del row.out[:drop]
             seen[row.request] -= drop
+        row.per_pass.clear()
         if row.logprobs is not None and len(row.logprobs) > 2 * WINDOW:
             del row.logprobs[:-WINDOW]
 
@@ -306,7 +310,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     # What the model may draft at most follows from the drafter; half-way sizes are for where a wide draft costs more
     # than it wins.
     largest = getattr(drafter, "nodes", None) or getattr(drafter, "length", None) or 64
-    cost = cost or Cost(sizes=(largest, 0, max(largest // 4, 1)), fixed=not adaptive)
+    cost = cost or Cost(sizes=(0, max(largest // 4, 1), largest), fixed=not adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place),
                     model.vocabulary, logprobs, until) for place in range(start, min(start + batch, len(lists)))]
@@ -349,7 +353,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         answers += [Continuation(
             row.out, row.finish or "length", model.path, name, None if drafter is None else type(drafter).__name__,
             row.logprobs, row.produced, row.passes, row.drafted, row.accepted, len(loop.rows), dict(loop.seconds),
-            None if drafter is None else loop.cost.report()) for row in loop.rows]
+            None if drafter is None else loop.cost.report(), per_pass=row.per_pass) for row in loop.rows]
     return answers
 
 

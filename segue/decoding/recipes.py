@@ -38,6 +38,11 @@ def choose(what: str, name: str, table: dict[str, Any]) -> Any:
     return table[name]
 
 
+def searches(decoder: str | None) -> bool:
+    """Whether this decoder is a search (which takes no drafts)."""
+    return decoder in DECODERS and DECODERS[decoder].search is not None
+
+
 def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any],
             ) -> tuple[str, Sampling, Drafter | None, dict[str, Any]]:
     """The decoder's name, how it chooses tokens, its drafter, and the options left for its search."""

@@ -57,6 +57,7 @@ class Row:
         self._noise = noise(0)
         self.out: list[int] = []
         self.logprobs: list[float] | None = [] if logprobs else None
+        self.per_pass: list[int] = []
         self.produced = self.passes = self.drafted = self.accepted = 0
         self.last = -1  # the last token taken, not yet seen by the model
         self.finish: str | None = None
@@ -146,8 +147,9 @@ def accept(rows: Sequence[Row], trees: Sequence[Tree], acceptor: Acceptor) -> li
     """Let each row take tokens along its draft; gives the last accepted node of each."""
     last = []
     for row, tree in zip(rows, trees):
-        before = row.produced
+        before, said = row.produced, len(row.out)
         place = acceptor(tree, row)
+        row.per_pass.append(len(row.out) - said)
         # A token is won by the draft if its node was drafted; the last one taken always comes from the model.
         row.accepted += row.produced - before - 1 if len(tree) else 0
         last.append(place)

@@ -17,7 +17,7 @@ from segue.decoding.accept import Acceptor
 from segue.decoding.draft import Drafter, Tip, Tree
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
 from segue.decoding.search.base import Factory, search
-from segue.models.base import Output
+from segue.models.base import Decoding, Output
 from segue.testing.contract import ContractBroken
 
 
@@ -38,8 +38,9 @@ class TableModel:
     def init_state(self, batch: int, history: int = 0) -> TableState:
         return TableState(torch.full((batch, 2), self.vocabulary), torch.zeros(batch, dtype=torch.long), history)
 
-    def extend(self, tokens: Tensor, state: TableState, parents: Tensor | None = None,
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None) -> Output:
+        assert isinstance(state, TableState)
         self.passes += 1
         batch, n = tokens.shape
         if parents is None:
@@ -100,7 +101,8 @@ class TableState:
     def snapshot(self) -> TableState:
         return TableState(self.context.clone(), self.positions.clone(), self.history)
 
-    def restore(self, snapshot: TableState) -> None:
+    def restore(self, snapshot: Decoding) -> None:
+        assert isinstance(snapshot, TableState)
         self.context, self.positions, self.pending = snapshot.context, snapshot.positions, None
 
 
@@ -240,10 +242,11 @@ def check_drafter(make: Callable[[], Drafter], vocabulary: int = 11, seed: int =
     _check_leaks(make, name)
     model = TableModel(vocabulary, seed, 3.0)
     prompts = [random.integers(0, vocabulary, length).tolist() for length in (1, 7, 3)]
-    for options in ({}, {"decoder": "sample", "temperature": 0.5, "repetition_penalty": 1.1}):
-        plain = generate(model, prompts, 60, seed=seed, eos=0, **options)  # type: ignore[arg-type]
+    ways: list[dict[str, Any]] = [{}, {"decoder": "sample", "temperature": 0.5, "repetition_penalty": 1.1}]
+    for options in ways:
+        plain = generate(model, prompts, 60, seed=seed, eos=0, **options)
         model.passes = 0
-        drafted = generate(model, prompts, 60, seed=seed, eos=0, draft=make(), adaptive=False, **options)  # type: ignore[arg-type]
+        drafted = generate(model, prompts, 60, seed=seed, eos=0, draft=make(), adaptive=False, **options)
         if [answer.tokens for answer in plain] != [answer.tokens for answer in drafted]:
             raise broken(name, "the text with drafts differs from the text without")
         if model.passes > max(answer.produced for answer in drafted):
@@ -338,8 +341,9 @@ def check_acceptor(acceptor: Acceptor, draws: int = 3000, seed: int = 0, vocabul
             drafted = generate(model, prompts, 40, eos=0, draft=drafter, acceptor=checked, adaptive=False)
             if [answer.tokens for answer in greedy] != [answer.tokens for answer in drafted]:
                 raise broken(name, "greedy text changes with the draft")
-    for options in ({"temperature": 0.8}, {"top_k": 3, "repetition_penalty": 1.5}):
-        sampling = Sampling(True, **options)  # type: ignore[arg-type]
+    ways: list[dict[str, Any]] = [{"temperature": 0.8}, {"top_k": 3, "repetition_penalty": 1.5}]
+    for options in ways:
+        sampling = Sampling(True, **options)
         expected = draws * exact_pairs(model, prompts[0], sampling)
         for what, draft in (("no draft", None), ("picked drafts", StubbornDraft(vocabulary)),
                             ("drawn drafts", DiceDraft(vocabulary, seed))):
