@@ -1,0 +1,77 @@
+"""The table of papers, the claim harness, and every claim at smoke scale."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from segue.errors import SegueError
+from segue.papers import PAPERS, claim, reproduce
+from segue.papers.base import Claim, Row, Run, run_claim
+
+CLAIMS = [slug for slug, paper in PAPERS.items() if paper.module]
+
+
+def test_the_table_is_whole() -> None:
+    assert len(PAPERS) == 68  # 66 systems and two reference pages
+    assert len({paper.title for paper in PAPERS.values()}) == len(PAPERS)
+    with pytest.raises(SegueError, match="did you mean lookahead"):
+        claim("lookahed")
+    with pytest.raises(SegueError, match="planned"):
+        claim("drakes")
+
+
+@pytest.mark.parametrize("slug", CLAIMS)
+def test_every_claim_runs_at_smoke_scale(slug: str, tmp_path: Path) -> None:
+    report = reproduce(slug, "smoke", out=tmp_path, quiet=True)
+    assert report.verdict is None and report.table and report.rule
+    saved = json.loads((tmp_path / f"{slug}-smoke.json").read_text())
+    assert saved["table"] == report.table
+    assert (tmp_path / f"{slug}-smoke.png").read_bytes().startswith(b"\x89PNG")
+    columns = set().union(*report.table)
+    assert all(set(row) <= columns for row in report.table)
+
+
+def counting(calls: list[str]) -> Claim:
+    def measure(run: Run) -> list[Row]:
+        def compute(name: str) -> float:
+            calls.append(name)
+            if name == "b" and calls.count("b") == 1:
+                raise KeyboardInterrupt
+            return 0.1 + len(name)
+
+        return [{"name": name, "value": run.cell(name, lambda n=name: compute(n))} for name in ("a", "b")]
+
+    return Claim("toy", "A toy.", "confirmed if a equals b", measure,
+                 lambda table: ("confirmed" if table[0]["value"] == table[1]["value"] else "refuted", "by value"),
+                 lambda figure, table: None, scales=("cpu",))
+
+
+def test_an_interrupted_claim_goes_on(tmp_path: Path) -> None:
+    calls: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_claim(counting(calls), out=tmp_path, quiet=True)
+    report = run_claim(counting(calls), out=tmp_path, quiet=True)
+    assert calls == ["a", "b", "b"]
+    assert report.verdict == "confirmed"
+    with pytest.raises(SegueError, match="runs at scale cpu"):
+        run_claim(counting(calls), "smoke")
+
+
+def review(lstm: float, elman: float, sides: float, saved: float) -> list[Row]:
+    rows = [("lag 100", "LSTM of 1997, no forgetting", lstm), ("lag 100", "LSTM, forget bias 1", 0.25),
+            ("lag 100", "LSTM, forget bias 0", 0.25), ("lag 100", "Elman, uniform", elman),
+            ("hidden character", "BLSTM", 0.3 + sides), ("hidden character", "LSTM", 0.3),
+            ("text", "Elman", 3.0), ("text", "LSTM", 3.0 - saved), ("text", "Kneser-Ney 5-gram", 2.0)]
+    return [{"task": task, "model": model, "value": value} for task, model, value in rows]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((1.0, 0.25, 0.2, 0.3), "confirmed"), ((1.0, 0.97, 0.2, 0.3), "refuted"), ((1.0, 0.25, -0.1, 0.3), "refuted"),
+    ((1.0, 0.25, 0.2, -0.1), "refuted"), ((0.8, 0.25, 0.2, 0.3), "inconclusive"),
+    ((1.0, 0.25, 0.05, 0.3), "inconclusive")])
+def test_the_rule_of_the_recurrent_review(values: tuple[float, float, float, float], verdict: str) -> None:
+    # With the 1997 network no better than the others, the best LSTM is what counts.
+    assert claim("rnn-review").judge(review(*values))[0] == verdict
