@@ -207,6 +207,11 @@ def head_of(path: Path, size: int = 1 << 16) -> bytes:
         return b"".join(parts)
 
 
+def words(text: str) -> tuple[str, ...]:
+    """A list of words, written as one."""
+    return tuple(text.split())
+
+
 def bare(path: Path) -> Path:
     """The path without a compression suffix: genome.fna.gz -> genome.fna."""
     return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path

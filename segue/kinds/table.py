@@ -15,7 +15,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, check_text, opened
+from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, check_text, opened, words
 from segue.kinds.codecs import Codec, ItemCodec
 
 if TYPE_CHECKING:
@@ -23,112 +23,22 @@ if TYPE_CHECKING:
 
 
 # Column names that say who, what and when, best first; compared in lower case without signs, "id" at the end dropped.
-WHO = (
-    "who",
-    "user",
-    "case",
-    "caseconceptname",
-    "session",
-    "customer",
-    "visitor",
-    "patient",
-    "subject",
-    "client",
-    "account",
-    "member",
-    "player",
-    "reviewer",
-    "author",
-    "listener",
-    "reader",
-    "student",
-    "entity",
-    "trace",
-    "device",
-    "sequenceid",
-    "host",
-    "person",
-    "owner",
-    "u",
+WHO = words(
+    "who user case caseconceptname session customer visitor patient subject client account member player "
+    "reviewer author listener reader student entity trace device sequenceid host person owner u"
 )
-WHAT = (
-    "what",
-    "item",
-    "activity",
-    "conceptname",
-    "event",
-    "action",
-    "movie",
-    "product",
-    "asin",
-    "song",
-    "track",
-    "artist",
-    "book",
-    "article",
-    "page",
-    "url",
-    "command",
-    "symbol",
-    "mark",
-    "eventtype",
-    "type",
-    "state",
-    "key",
-    "label",
-    "token",
-    "code",
-    "items",
-    "events",
-    "marks",
-    "types",
-    "activities",
-    "actions",
-    "songs",
-    "tracks",
-    "k",
-    "i",
+WHAT = words(
+    "what item activity conceptname event action movie product asin song track artist book article page "
+    "url command symbol mark eventtype type state key label token code items events marks types "
+    "activities actions songs tracks k i"
 )
-WHEN = (
-    "when",
-    "time",
-    "timestamp",
-    "datetime",
-    "date",
-    "ts",
-    "unixtimestamp",
-    "unixreviewtime",
-    "completetimestamp",
-    "timetimestamp",
-    "starttimestamp",
-    "starttime",
-    "eventtime",
-    "createdat",
-    "created",
-    "times",
-    "timestamps",
-    "day",
-    "t",
+WHEN = words(
+    "when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
+    "starttimestamp starttime eventtime createdat created times timestamps day t"
 )
-FORMATS = (
-    "%Y/%m/%d %H:%M:%S",
-    "%Y/%m/%d %H:%M",
-    "%Y/%m/%d",
-    "%d.%m.%Y %H:%M:%S",
-    "%d.%m.%Y %H:%M",
-    "%d.%m.%Y",
-    "%d-%m-%Y %H:%M:%S",
-    "%d-%m-%Y %H:%M",
-    "%d-%m-%Y",
-    "%d/%m/%Y %H:%M:%S",
-    "%d/%m/%Y %H:%M",
-    "%d/%m/%Y",
-    "%m/%d/%Y %H:%M:%S",
-    "%m/%d/%Y %H:%M",
-    "%m/%d/%Y",
-)
+DATES = words("%Y/%m/%d %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y")
+FORMATS = [date + time for date in DATES for time in (" %H:%M:%S", " %H:%M", "")]
 DELIMITERS = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
-
 
 Roles = tuple[str | None, str, str | None]  # the columns that say who, what and when
 

@@ -10,25 +10,11 @@ from typing import Any, ClassVar
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import PIECE, Dataset, Kind, Problems, Record, bad, check_text, looks_binary, opened
+from segue.kinds.base import PIECE, Dataset, Kind, Problems, Record, bad, check_text, looks_binary, opened, words
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
-FIELDS = (
-    "text",
-    "content",
-    "code",
-    "body",
-    "document",
-    "sentence",
-    "question",
-    "prompt",
-    "input",
-    "description",
-    "title",
-    "abstract",
-    "message",
-)
+FIELDS = words("text content code body document sentence question prompt input description title abstract message")
 
 
 class Text(Kind):
@@ -38,29 +24,10 @@ class Text(Kind):
     family = "text"
     split_by = "content"
     extensions: ClassVar[frozenset[str]] = frozenset(
-        [
-            ".txt",
-            ".text",
-            ".md",
-            ".rst",
-            ".tex",
-            ".org",
-            ".adoc",
-            ".srt",
-            ".log",
-            ".html",
-            ".htm",
-            ".xml",
-            ".jsonl",
-            ".ndjson",
-            ".json",
-            ".yaml",
-            ".yml",
-            ".toml",
-            ".ini",
-            ".cfg",
-            ".abc",
-        ]
+        words(
+            ".txt .text .md .rst .tex .org .adoc .srt .log .html .htm .xml .jsonl .ndjson .json .yaml .yml .toml "
+            ".ini .cfg .abc"
+        )
     )
 
     def sniff(self, path: Path, head: bytes) -> float:
@@ -225,67 +192,11 @@ class Text(Kind):
 class Code(Text):
     name = "code"
     extensions: ClassVar[frozenset[str]] = frozenset(
-        [
-            ".py",
-            ".pyi",
-            ".pyx",
-            ".c",
-            ".h",
-            ".cc",
-            ".cpp",
-            ".cxx",
-            ".hpp",
-            ".cu",
-            ".java",
-            ".kt",
-            ".scala",
-            ".js",
-            ".jsx",
-            ".ts",
-            ".tsx",
-            ".go",
-            ".rs",
-            ".rb",
-            ".php",
-            ".pl",
-            ".pm",
-            ".lua",
-            ".r",
-            ".jl",
-            ".m",
-            ".swift",
-            ".cs",
-            ".fs",
-            ".hs",
-            ".ml",
-            ".mli",
-            ".ex",
-            ".exs",
-            ".erl",
-            ".clj",
-            ".lisp",
-            ".el",
-            ".scm",
-            ".sh",
-            ".bash",
-            ".zsh",
-            ".sql",
-            ".vim",
-            ".asm",
-            ".s",
-            ".f90",
-            ".css",
-            ".scss",
-            ".vue",
-            ".dart",
-            ".zig",
-            ".nim",
-            ".v",
-            ".sv",
-            ".vhd",
-            ".cmake",
-            ".mk",
-        ]
+        words(
+            ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .cu .java .kt .scala .js .jsx .ts .tsx .go .rs .rb .php .pl "
+            ".pm .lua .r .jl .m .swift .cs .fs .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .sql "
+            ".vim .asm .s .f90 .css .scss .vue .dart .zig .nim .v .sv .vhd .cmake .mk"
+        )
     )
 
     def sniff(self, path: Path, head: bytes) -> float:
