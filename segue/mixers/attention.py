@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.kernels.attention import causal_attention, trains_on
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.state import Layout, Part, gather_nodes
@@ -54,6 +55,8 @@ def rotate(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     positions: (B or 1, N). frequencies: (F,) radians per position. The angles are computed in float64, since a
     float32 angle is off by radians at the positions a long stream reaches.
     """
+    if positions.stride(0) == 0:  # every row stands alike: one row of angles serves all
+        positions = positions[:1]
     angle = (positions[:, None, :, None].double() * frequencies.double())
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     half = frequencies.shape[0]
@@ -319,7 +322,8 @@ class Attention(Mixer):
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = (norm(y.to(norm.weight.dtype)) for norm, y in ((self.q_norm, q), (self.k_norm, k)))  # autocast
+            q, k = (F.rms_norm(y, (self.head_width,), norm.weight.to(y.dtype), norm.eps)  # in y's type under autocast
+                    for norm, y in ((self.q_norm, q), (self.k_norm, k)))
         if self.positions == "rotary":
             q, k = (rotate(y, positions, self.frequencies) for y in (q, k))
         return q, k, v
@@ -346,7 +350,13 @@ class Attention(Mixer):
             k, v, pairs, valid = cache.extend(k, v, layout)
         plain = valid is None and layout.parents is None and self.positions != "alibi"
         shared = self.kv_heads != self.heads
-        if plain and self.rule is rules.causal and (fresh or n == 1):
+        reach = self.rule is rules.causal or (self.window is not None and n <= self.window)
+        if parts is None and q.requires_grad and trains_on(q) and reach and layout.parents is None and not shared \
+                and self.positions != "alibi":
+            if torch.is_autocast_enabled("cpu"):
+                q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))
+            y = causal_attention(q, k, v, layout.segments)
+        elif plain and self.rule is rules.causal and (fresh or n == 1):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=shared)
         elif plain and self.rule is rules.full:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)

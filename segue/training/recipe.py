@@ -18,14 +18,15 @@ class Plan:
     """All that fixes a run: with the data and the seed it fixes every weight.
 
     mixer: pattern of sequence mixers, one block each or repeated to `depth`. width, depth, heads. hidden: width inside
-    channel mixers. channel, activation: see `StackConfig`. context: elements a row. rows: rows a step.
-    accumulate: parts a step's rows are cut in, to save memory. steps: optimiser steps. muon: matrices by Muon
-    instead of AdamW. rate: learning rate of matrices; table_rate, vector_rate, state_rate: of embeddings and head, of
-    norms and biases, of the mixers' state parameters. warmup, cooldown: fractions of the steps in which the rates rise
-    from and fall to zero (cooldown 1: all the way after the warm-up). decay: weight decay of matrices. clip: bound of
-    the gradient's norm. dropout. ema: decay of the averaged weights that are kept instead (0: none). precision:
-    "float32" or "bfloat16" (products only). threads: of the CPU. patience: stop when so many held-out measurements in
-    a row are no better than the best (0: never). measure: how often the held-out score is measured, in all.
+    channel mixers. channel, activation, norm: see `StackConfig`; qk_norm: see `Attention`. context: elements a row.
+    rows: rows a step. accumulate: parts a step's rows are cut in, to save memory. steps: optimiser steps. muon:
+    matrices by Muon instead of AdamW. rate: learning rate of matrices; table_rate, vector_rate, state_rate: of
+    embeddings and head, of norms and biases, of the mixers' state parameters. warmup, cooldown: fractions of the steps
+    in which the rates rise from and fall to zero (cooldown 1: all the way after the warm-up). decay: weight decay of
+    matrices. clip: bound of the gradient's norm (0: none). dropout. ema: decay of the averaged weights that are kept
+    instead (0: none). precision: "float32" or "bfloat16" (products only). threads: of the CPU. patience: stop when so
+    many held-out measurements in a row are no better than the best (0: never). measure: how often the held-out score is
+    measured, in all. options: of mixers, by name.
     """
 
     vocabulary: int
@@ -36,6 +37,8 @@ class Plan:
     hidden: int | None = None
     channel: str = "glu"
     activation: str = "silu"
+    norm: str = "layer"
+    qk_norm: bool = False
     context: int = 256
     rows: int = 16
     accumulate: int = 1
@@ -130,18 +133,22 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     width = max(32, min(1024, round((64 * size / 12) ** (1 / 3) / 32) * 32))
     depth = max(1, min(24, round(size / (12 * width * width))))
     steps = max(20, int(compute / (6 * (12 * width * width * depth + facts.vocabulary * width) * rows * context)))
-    plan = Plan(facts.vocabulary, width=width, depth=depth, heads=max(1, width // 64), context=context, rows=rows,
+    plan = Plan(facts.vocabulary, width=width, depth=depth, heads=heads_of(width), context=context, rows=rows,
                 steps=steps, threads=facts.threads, precision=facts.precision,
                 dropout=0.1 if facts.tokens < 200_000 else 0.0, patience=3 if facts.tokens < 2_000_000 else 0)
-    if "width" in choices and "heads" not in choices:
-        wide = int(choices["width"])
-        choices = {**choices, "heads": next((h for h in (wide // 64, wide // 32, 4, 2) if h and wide % h == 0), 1)}
+    if isinstance(choices.get("width"), int) and "heads" not in choices:
+        choices = {**choices, "heads": heads_of(choices["width"])}
     plan = plan.with_(**choices)
     passes = plan.steps * plan.tokens_per_step / max(1, facts.tokens)
     given = f"{facts.seconds:.0f} s" if facts.seconds is not None else f"{plan.steps:,} steps"
     why = (f"{facts.tokens:,} tokens of {facts.vocabulary:,} kinds, {given} on {facts.threads} threads in "
            f"{plan.precision}: about {max(passes, 0.01):.2g} passes")
     return plan, why
+
+
+def heads_of(width: int) -> int:
+    """Heads of 64 features where they divide the width, or of 32, or the nearest that do."""
+    return next((width // each for each in (64, 32, 48, 40, 24, 16) if width % each == 0), 1)
 
 
 def describe(plan: Plan, why: str) -> str:

@@ -201,13 +201,13 @@ def build(plan: Plan) -> Stack:
     mixers = expand_pattern(plan.mixer)
     if len(mixers) < plan.depth:
         mixers = expand_pattern(plan.mixer, plan.depth)
-    options = {"attention": {"heads": plan.heads, "qk_norm": True}, "gla": {"heads": plan.heads}}
+    options = {"attention": {"heads": plan.heads, "qk_norm": plan.qk_norm}, "gla": {"heads": plan.heads}}
     options = {name: values | plan.options.get(name, {}) for name, values in options.items() if name in mixers} | \
         {name: values for name, values in plan.options.items() if name not in options}
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
         return Stack(StackConfig(plan.vocabulary, plan.width, mixers, options=options, channel=plan.channel,
-                                 hidden=plan.hidden, activation=plan.activation, dropout=plan.dropout))
+                                 hidden=plan.hidden, activation=plan.activation, norm=plan.norm, dropout=plan.dropout))
 
 
 def seconds_per_step(store: TokenStore, plan: Plan, device: torch.device, most: float = 3.0) -> float:

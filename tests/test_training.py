@@ -1,0 +1,572 @@
+"""Training: batches, the kernels behind it, the loop that survives a kill, fit, evaluate, save and load."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import segue
+from segue.errors import SegueError
+from segue.kernels.attention import causal_attention
+from segue.models import Stack, StackConfig
+from segue.objectives import Batch, NextElement
+from segue.objectives.next_element import head_cross_entropy
+from segue.training import Arrays, Batches, Plan, Run, Strategy
+from segue.training.batches import pack
+from segue.training.checkpoint import load_tensors, save_tensors, weights_of
+from segue.training.evaluate import Tally, interval, score, windows
+from segue.training.loop import CHECKPOINT
+from segue.training.optimiser import Optimiser, groups_of, orthogonalise
+from segue.training.recipe import Facts, choose
+from segue.verbs.fit import build
+
+SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 16, "rows": 4, "threads": 1, "precision": "float32"}
+
+
+def sequences(n: int = 30, least: int = 2, most: int = 60, vocabulary: int = 20, seed: int = 0) -> list[np.ndarray]:
+    """Learnable: each element is mostly the one before plus one."""
+    draw = np.random.default_rng(seed)
+    out = []
+    for length in draw.integers(least, most, n):
+        steps = np.where(draw.random(length) < 0.8, 1, draw.integers(0, vocabulary, length))
+        out.append((np.cumsum(steps) % vocabulary).astype(np.int32))
+    return out
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# -- batches
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=30), st.integers(2, 40), st.integers(1, 6),
+       st.integers(0, 3))
+def test_an_epoch_shows_every_element_with_its_own_past(lengths: list[int], context: int, rows: int, seed: int) -> None:
+    if max(lengths) < 2:
+        lengths[0] = 2
+    ends = np.cumsum([0, *lengths])
+    flat = np.arange(ends[-1])  # each token is its own place
+    store = Arrays([flat[a:b] for a, b in zip(ends[:-1], ends[1:])])
+    batches = Batches(store, context, rows, seed)
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    seen = np.zeros(len(flat), dtype=int)
+    for step in range(len(batches.epoch(0).batches)):
+        batch = batches.make(step)
+        assert batch.tokens.shape == (rows, context)
+        live = batch.targets >= 0
+        assert (batch.targets[live] == batch.tokens[live] + 1).all()
+        np.add.at(seen, batch.targets[live].numpy(), 1)
+        segments = batch.layout.segments
+        if segments is None:
+            assert (document[batch.tokens.numpy()] == document[batch.tokens[:, :1].numpy()]).all()
+        else:
+            for row in range(rows):
+                for segment in segments[row].unique():
+                    inside = (segments[row] == segment) & live[row]
+                    assert len(np.unique(document[batch.tokens[row][inside].numpy()])) <= 1
+    wanted = np.concatenate([flat[a + 1 : b] for a, b in zip(ends[:-1], ends[1:])])
+    assert (seen[wanted] >= 1).all() and seen.sum() == seen[wanted].sum()
+    batches.close()
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    store = Arrays(sequences())
+    one, two, other = Batches(store, 16, 4, 1), Batches(store, 16, 4, 1), Batches(store, 16, 4, 2)
+    inorder = [one(step) for step in range(30)]
+    for step in (29, 3, 17):
+        assert torch.equal(two(step).tokens, inorder[step].tokens)
+    assert any(not torch.equal(other(step).tokens, inorder[step].tokens) for step in range(5))
+    for batches in (one, two, other):
+        batches.close()
+
+
+@given(st.lists(st.integers(1, 16), max_size=60))
+def test_packing_fits_and_wastes_little(lengths: list[int]) -> None:
+    rows = pack(np.array(lengths, dtype=int), 16)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    assert all(sum(lengths[i] for i in row) <= 16 for row in rows)
+    assert len(rows) <= 2 * max(1, -(-sum(lengths) // 16))
+
+
+@pytest.mark.parametrize("mixer", ["attention", "lstm", "mamba", "gla"])
+def test_packed_is_as_apart(mixer: str) -> None:
+    torch.manual_seed(0)
+    model = Stack(StackConfig(20, 16, [mixer], options={"attention": {"heads": 2}, "gla": {"heads": 2}}))
+    parts = [torch.randint(0, 20, (n,)) for n in (5, 1, 7)]
+    starts = torch.zeros(1, 13, dtype=torch.bool)
+    starts[0, [0, 5, 6]] = True
+    targets = torch.randint(0, 20, (1, 13))
+    packed = NextElement()(model, Batch(torch.cat(parts)[None], targets, starts))
+    packed.total.backward()
+    together = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    apart, at = torch.zeros(()), 0
+    for part in parts:
+        apart = apart + NextElement()(model, Batch(part[None], targets[:, at : at + len(part)])).total
+        at += len(part)
+    apart.backward()
+    torch.testing.assert_close(packed.total, apart, rtol=1e-5, atol=1e-5)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(together[name], p.grad, rtol=1e-4, atol=1e-5)
+
+
+# -- kernels
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 150), st.sampled_from([8, 16]), st.booleans(),
+       st.sampled_from([torch.float32, torch.bfloat16]))
+def test_causal_attention_is_torchs(batch: int, heads: int, n: int, width: int, packed: bool,
+                                    dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(batch, heads, n, width, dtype=dtype, requires_grad=True) for _ in range(3))
+    segments = (torch.rand(batch, n) < 0.1).long().cumsum(1) if packed else None
+    mask = torch.ones(n, n, dtype=torch.bool).tril()[None, None]
+    if segments is not None:
+        mask = mask & (segments[:, None, :, None] == segments[:, None, None])
+    wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    reference = F.scaled_dot_product_attention(*wide, attn_mask=mask)
+    ours = causal_attention(q, k, v, segments)
+    slope = torch.randn_like(reference)
+    reference.backward(slope)
+    ours.backward(slope.to(dtype))
+    close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.06}
+    torch.testing.assert_close(ours.float(), reference, **close)
+    for a, b in zip((q, k, v), wide):
+        torch.testing.assert_close(a.grad.float(), b.grad, **close)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 2100), st.integers(2, 40), st.integers(1, 20))
+def test_head_cross_entropy_is_torchs(n: int, vocabulary: int, width: int) -> None:
+    hidden, weight = torch.randn(n, width, requires_grad=True), torch.randn(vocabulary, width, requires_grad=True)
+    targets = torch.randint(-1, vocabulary, (n,))
+    ours = head_cross_entropy(hidden, weight, targets)
+    grads = torch.autograd.grad(ours * 0.5, (hidden, weight))
+    reference = F.cross_entropy(hidden @ weight.T, targets, ignore_index=-1, reduction="sum")
+    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-4)
+    for a, b in zip(grads, torch.autograd.grad(reference * 0.5, (hidden, weight))):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 24), (3, 64, 16), (1, 16, 80)])
+def test_orthogonalise_evens_out_singular_values(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    turned = orthogonalise(torch.randn(shape))
+    values = torch.linalg.svdvals(turned)
+    assert values.median() > 0.6 and values.min() > 0.1 and values.max() < 1.3
+
+
+def test_groups_of_parameters() -> None:
+    model = Stack(StackConfig(20, 16, ["mamba", "attention"], options={"attention": {"heads": 2}}))
+    groups = groups_of(model, muon=True)
+    state = {id(p) for p in model.state_parameters()}
+    assert {id(p) for p in groups["state"].values()} == state and state
+    assert set(groups["table"]) == {"embedding.weight"}
+    assert all(p.dim() == 2 for p in groups["matrix"].values())
+    everything = [id(p) for group in groups.values() for p in group.values()]
+    assert sorted(everything) == sorted(id(p) for p in model.parameters())
+    optimiser = Optimiser(model, dict.fromkeys(("weight", "table", "vector", "state"), 0.1), 0.5, muon=False)
+    assert {g["name"]: g["weight_decay"] for g in optimiser.adam.param_groups} == \
+        {"weight": 0.5, "table": 0.0, "vector": 0.0, "state": 0.0}
+
+
+# -- the loop
+
+
+def make(folder: Path | None = None, steps: int = 12, strategy: Strategy | None = None, **choices: object) -> Run:
+    plan = Plan(20, **{**SMALL, "steps": steps, "measure": 3, **choices})
+    store = Arrays(sequences())
+    held = Arrays(sequences(5, seed=9))
+    return Run(build(plan), Batches(store, plan.context, plan.rows, plan.seed), plan, folder=folder, key="here",
+               strategy=strategy, held_out=lambda m: score(m, held, plan.context).mean, save_seconds=0)
+
+
+@pytest.mark.parametrize("choices", [{}, {"muon": False, "accumulate": 2}, {"dropout": 0.2, "ema": 0.9, "patience": 9},
+                                     {"mixer": "mamba+lstm", "depth": 2}, {"precision": "bfloat16"}])
+def test_resuming_ends_with_the_same_weights(tmp_path: Path, choices: dict) -> None:
+    whole = make(**choices)
+    whole.train(quiet=True)
+    part = make(tmp_path, **choices)
+
+    class Killed(BaseException):
+        pass
+
+    class Killer(Strategy):
+        def after_step(self, run: Run) -> None:
+            if run.step == 7:
+                raise Killed
+
+    part.strategy = Killer()
+    with pytest.raises(Killed):
+        part.train(quiet=True)
+    rest = make(tmp_path, **choices)
+    rest.train(quiet=True)
+    assert rest.step == whole.step and torch.equal(weights(rest.model), weights(whole.model))
+    assert [e["held_out"] for e in rest.curve] == [e["held_out"] for e in whole.curve]
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 13))
+
+
+def test_a_strategy_sees_every_hook_in_order(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class Watch(Strategy):
+        def before_experience(self, run: Run) -> None:
+            calls.append("before_experience")
+
+        def before_step(self, run: Run, batch: Batch) -> Batch:
+            calls.append("before_step")
+            return Batch.join([batch, batch.rows(slice(0, 2))])
+
+        def loss_term(self, run: Run, batch: Batch) -> torch.Tensor:
+            calls.append("loss_term")
+            assert len(batch.tokens) == 6
+            return sum(p.square().sum() for p in run.model.parameters()) * 0.0
+
+        def after_backward(self, run: Run) -> None:
+            calls.append("after_backward")
+            for p in run.model.parameters():
+                p.grad.zero_()
+
+        def after_step(self, run: Run) -> None:
+            calls.append("after_step")
+
+        def after_experience(self, run: Run) -> None:
+            calls.append("after_experience")
+
+    run = make(tmp_path, steps=2, strategy=Watch(), decay=0.0)
+    before = weights(run.model).clone()
+    run.train(quiet=True)
+    step = ["before_step", "loss_term", "after_backward", "after_step"]
+    assert calls == ["before_experience", *step, *step, "after_experience"]
+    assert torch.equal(before, weights(run.model))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path, steps=4)
+    run.train(quiet=True)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+
+    def full(tensors: object, path: str, metadata: object) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(SegueError, match="No space left"):
+        run.save()
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
+
+
+@pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="no /dev/full here")
+def test_a_full_disk_as_the_library_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import safetensors.torch
+
+    real = safetensors.torch.save_file
+    monkeypatch.setattr("safetensors.torch.save_file", lambda tensors, path, values: real(tensors, "/dev/full", values))
+    save = {"x": torch.zeros(100_000)}
+    with pytest.raises(SegueError):
+        save_tensors(tmp_path / "x.safetensors", save)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
+    scores = iter([3.0, 1.0, 2.0, 2.5, 2.6, 0.1])
+    kept: list[torch.Tensor] = []
+
+    def held(model: torch.nn.Module) -> float:
+        kept.append(weights(model).clone())
+        return next(scores)
+
+    run = make(steps=60, measure=6, patience=2)
+    run.held_out = held
+    run.train(quiet=True)
+    assert run.stopped and run.step == 40 and torch.equal(weights(run.model), kept[1])
+
+
+def test_divergence_is_named() -> None:
+    run = make(steps=30)
+    with torch.no_grad():
+        run.model.embedding.weight.fill_(float("nan"))
+    with pytest.raises(SegueError, match="diverged"):
+        run.train(quiet=True)
+
+
+SCRIPT = """
+import sys, torch, segue
+words = [" ".join(["abc", "bca", "cab"][(i * j) % 3] for j in range(12)) for i in range(60)]
+fitted = segue.fit(words, out=sys.argv[1], steps=int(sys.argv[2]), save_seconds=0, quiet=True, width=32, depth=1,
+                   heads=2, context=32, rows=4, threads=1, precision="float32", measure=2)
+"""
+
+
+def killed_fit(tmp_path: Path, kills: int, steps: int) -> None:
+    """Kill -9 at random moments until it has been killed `kills` times and ends; compare with one left alone."""
+    draw = random.Random(0)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path / name), str(steps)], env=environment,
+                                stderr=subprocess.PIPE)
+
+    def ended(process: subprocess.Popen[bytes]) -> None:
+        _, error = process.communicate()
+        assert process.returncode == 0, error.decode()
+
+    ended(start("alone"))
+    killed = 0
+    work = tmp_path / "killed" / "training"
+    while killed < kills:
+        process = start("killed")
+        deadline = time.monotonic() + 60
+        target = draw.randrange(1, 4)  # kill in various phases: reading, encoding, planning, the steps, saving
+        while process.poll() is None and time.monotonic() < deadline:
+            if [work.exists(), (work / "plan.json").exists(), (work / CHECKPOINT).exists()][target - 1]:
+                time.sleep(draw.random() * 0.25)
+                break
+            time.sleep(0.002)
+        if process.poll() is not None:
+            break  # it ended before the kill
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += 1
+    ended(start("killed"))
+    one, two = (load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("alone", "killed"))
+    assert killed > 0 and one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not (tmp_path / "killed" / "training").exists()
+
+
+def test_kill_9_and_go_on(tmp_path: Path) -> None:
+    killed_fit(tmp_path, 2, 60)
+
+
+@pytest.mark.slow
+def test_kill_9_at_20_random_moments(tmp_path: Path) -> None:
+    killed_fit(tmp_path, 20, 600)
+
+
+TORCHRUN = """
+import sys, json, numpy as np, torch
+from tests.test_training import make
+from segue.training import distributed
+distributed.join()
+run = make(steps=8, rows=4)
+losses = []
+step = run.advance
+run.advance = lambda: losses.append(step()) or losses[-1]
+run.train(quiet=True)
+if distributed.rank() == 0:
+    json.dump(losses, open(sys.argv[1], "w"))
+"""
+
+
+def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
+    script = tmp_path / "two.py"
+    script.write_text(TORCHRUN)
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           str(script), str(tmp_path / "losses.json")], cwd=root, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}, timeout=240)
+    assert done.returncode == 0, done.stderr
+    run = make(steps=8, rows=4)
+    one = [run.advance() for _ in range(8)]
+    run.batches.close()
+    assert np.allclose(json.loads((tmp_path / "losses.json").read_text()), one, rtol=1e-4)
+
+
+# -- fit, save, load
+
+
+def test_fit_learns_saves_and_loads(tmp_path: Path) -> None:
+    items = [[f"item {i}" for i in s] for s in sequences(120, 10, 40)]
+    fitted = segue.fit(items, out=tmp_path / "m", steps=150, quiet=True, **{**SMALL, "rows": 16})
+    held = fitted.report["held_out"]
+    assert held["bits_per_unit"] < 0.8 * held["baselines"]["unigram"] < held["baselines"]["uniform"] + 1
+    assert held["interval"][0] <= held["bits_per_unit"] <= held["interval"][1]
+    assert {p.name for p in (tmp_path / "m").iterdir()} >= {"config.json", "model.safetensors", "codec", "report.json",
+                                                            "README.md", "learning-curve.png", "log.jsonl"}
+    again = segue.load(tmp_path / "m")
+    assert torch.equal(weights(again.model), weights(fitted.model))
+    assert again.evaluate(items).bits_per_unit == pytest.approx(fitted.evaluate(items).bits_per_unit)
+    same = segue.fit(items, out=tmp_path / "m", steps=150, quiet=True, **{**SMALL, "rows": 16})
+    assert torch.equal(weights(same.model), weights(fitted.model))
+    with pytest.raises(SegueError, match="other data or settings"):
+        segue.fit(items, out=tmp_path / "m", steps=151, quiet=True, **SMALL)
+    again.save(tmp_path / "copy")
+    assert torch.equal(weights(segue.load(tmp_path / "copy").model), weights(fitted.model))
+
+
+CASES = {
+    "ten short ones": [list("abcab"), list("bcabc")] * 5,
+    "one long one": "the cat sat on the mat. " * 400,
+    "three elements": [[1, 2, 3] * 20] * 8,
+    "many elements": [[str((i * 37 + j * j) % 4000) for j in range(40)] for i in range(150)],
+    "unequal": [["a"], ["a", "b"], list("abcabc") * 50, ["c"]] * 6,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_shape_of_data_trains(name: str) -> None:
+    fitted = segue.fit(CASES[name], steps=20, quiet=True, threads=1)
+    held = fitted.report["held_out"]
+    assert math.isfinite(held["bits_per_unit"]) and held["elements"] > 0
+    assert fitted.report["plan"]["steps"] == 20
+
+
+def test_bad_requests_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SegueError, match="there is no 'widht' to choose"):
+        segue.fit(CASES["ten short ones"], steps=5, quiet=True, widht=3)
+    with pytest.raises(SegueError, match="mixer 'mamba9'"):
+        segue.fit(CASES["ten short ones"], steps=5, mixer="mamba9", quiet=True)
+    with pytest.raises(SegueError, match="minutes or steps"):
+        segue.fit(CASES["ten short ones"], steps=5, minutes=1, quiet=True)
+    with pytest.raises(SegueError, match="width cannot be"):
+        segue.fit(CASES["ten short ones"], steps=5, width="wide", quiet=True)
+    with pytest.raises(SegueError):
+        segue.fit(["a"], steps=5, quiet=True)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "mine.txt").write_text("mine")
+    with pytest.raises(SegueError, match="not empty"):
+        segue.fit(CASES["ten short ones"], steps=5, out=tmp_path / "x", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "m"
+    segue.fit(CASES["ten short ones"], steps=3, out=folder, quiet=True, **SMALL)
+    return folder
+
+
+def broken(what: str, folder: Path) -> None:
+    weights_file, config = folder / "model.safetensors", folder / "config.json"
+    values = json.loads(config.read_text())
+    tensors, _ = load_tensors(weights_file)
+    if what == "truncated":
+        weights_file.write_bytes(weights_file.read_bytes()[:-50])
+    elif what == "garbage":
+        weights_file.write_bytes(os.urandom(500))
+    elif what == "pickle":
+        torch.save({"x": torch.zeros(2)}, weights_file)
+    elif what == "missing tensor":
+        save_tensors(weights_file, dict(list(tensors.items())[1:]))
+    elif what == "unknown tensor":
+        save_tensors(weights_file, {**tensors, "more": torch.zeros(2)})
+    elif what == "shape":
+        save_tensors(weights_file, {k: v[:-1] if v.dim() == 2 else v for k, v in tensors.items()})
+    elif what == "type":
+        save_tensors(weights_file, {k: v.long() for k, v in tensors.items()})
+    elif what == "not finite":
+        save_tensors(weights_file, {k: v * float("nan") if v.is_floating_point() else v for k, v in tensors.items()})
+    elif what == "no weights":
+        weights_file.unlink()
+    elif what == "no codec":
+        (folder / "codec" / "codec.json").unlink()
+    elif what == "no config":
+        config.unlink()
+    elif what == "not JSON":
+        config.write_text("{")
+    else:
+        change = {"width": {"width": 48}, "vocabulary": {"vocabulary": 9}, "mixer": {"mixers": ["nothing"]},
+                  "unknown entry": {"hue": 3}, "huge": {"width": 1 << 40}, "text": {"width": "wide"},
+                  "negative": {"hidden": -3}}[what]
+        config.write_text(json.dumps({**values, "model": {**values["model"], **change}}))
+
+
+@pytest.mark.parametrize("what", ["truncated", "garbage", "pickle", "missing tensor", "unknown tensor", "shape", "type",
+                                  "not finite", "no weights", "no codec", "no config", "not JSON", "width",
+                                  "vocabulary", "mixer", "unknown entry", "huge", "text", "negative"])
+def test_loading_checks_everything(what: str, saved: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "m"
+    shutil.copytree(saved, folder)
+    broken(what, folder)
+    with pytest.raises(SegueError) as error:
+        segue.load(folder)
+    assert str(folder) in str(error.value)
+
+
+# -- the recipe
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(10, 10**9), st.integers(2, 10**6), st.integers(3, 50_000), st.floats(5, 36_000))
+def test_the_choice_is_sane(tokens: int, longest: int, vocabulary: int, seconds: float) -> None:
+    plan, why = choose(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds))
+    assert 8 <= plan.context <= 4096 and plan.rows >= 1 and plan.width % plan.heads == 0 and plan.steps >= 20
+    assert str(vocabulary) in why.replace(",", "")
+    more, _ = choose(Facts(tokens, min(longest, tokens), vocabulary, 2, 3e11, "bfloat16", seconds * 10))
+    assert more.width >= plan.width
+
+
+def test_the_schedule_rises_and_ends_near_zero() -> None:
+    plan = Plan(20, steps=100, warmup=0.1, cooldown=0.5)
+    scales = [plan.scale(step) for step in range(100)]
+    assert scales[0] == pytest.approx(0.1) and max(scales) == 1.0 and scales[30] == 1.0 and scales[-1] < 0.05
+
+
+# -- evaluate
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=8), st.integers(1, 20), st.floats(0, 0.9))
+def test_windows_score_each_position_once(lengths: list[int], context: int, overlap: float) -> None:
+    offsets = np.cumsum([0, *lengths])
+    predicted = np.diff(offsets) - 1
+    count = np.zeros(int(offsets[-1]) + 1, dtype=int)
+    for document, first, n, skip in windows(offsets, predicted, context, overlap):
+        assert n <= context and offsets[document] <= first and first + n < offsets[document + 1]
+        count[first + skip + 1 : first + n + 1] += 1
+    for begin, end in zip(offsets[:-1], offsets[1:]):
+        assert (count[begin + 1 : end] == 1).all()
+
+
+@pytest.mark.parametrize("mixer", ["attention", "gru"])
+def test_carried_and_windowed_scores_agree(mixer: str) -> None:
+    torch.manual_seed(0)
+    options = {"attention": {"heads": 2, "window": 4096}}
+    model = Stack(StackConfig(20, 16, [mixer], options=options if mixer == "attention" else {})).eval()
+    store = Arrays([*sequences(9, 1, 300), *sequences(1, 600, 601)])
+    whole, carried = score(model, store, 1000, rows=4), score(model, store, None, rows=4)
+    assert np.allclose(whole.nats, carried.nats, rtol=1e-4)
+    assert (whole.counts == carried.counts).all() and (whole.counts == np.maximum(0, np.diff(store.offsets) - 1)).all()
+    assert (whole.hits == carried.hits).all()
+
+
+def test_tally_counts_what_it_says() -> None:
+    tally = Tally(2)
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)], [math.log(9.0), 0.0]])
+    tally.add(logits, torch.tensor([1, 0, 0]), torch.tensor([0, 0, 1]))
+    done = tally.done()
+    assert np.allclose(done.nats, [-math.log(0.75) - math.log(0.25), -math.log(0.9)])
+    assert done.hits[:, 0].tolist() == [1, 1] and done.counts.tolist() == [2, 1]
+    assert done.bins[0].sum() == 3 and done.bins[1].sum() == pytest.approx(0.75 + 0.75 + 0.9)
+
+
+def test_interval_covers() -> None:
+    draw = np.random.default_rng(0)
+    units = draw.integers(50, 100, 40).astype(float)
+    low, high = interval(units * draw.normal(1.0, 0.2, 40) * math.log(2), units)
+    assert low < 1.0 < high and high - low < 0.3
+
+
+def test_weights_of_names_a_tied_table_once() -> None:
+    model = Stack(StackConfig(20, 16, ["gru"]))
+    assert "embedding.weight" in weights_of(model) and "head.weight" not in weights_of(model)
