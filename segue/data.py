@@ -170,15 +170,21 @@ class _Writer:
         if self.sink is None and self.file is None and self.kept <= self.memory:
             self.batches.append(batch)
             return
-        if self.sink is None:
-            if self.file is None:
-                self.folder = tempfile.TemporaryDirectory(prefix="segue-")
-                self.file = Path(self.folder.name) / "records.arrow"
-            self.sink = pa.ipc.new_file(str(self.file), batch.schema)
-            for earlier in self.batches:
-                self.sink.write_batch(earlier)
-            self.batches = []
-        self.sink.write_batch(batch)
+        try:
+            if self.sink is None:
+                if self.file is None:
+                    self.folder = tempfile.TemporaryDirectory(prefix="segue-")
+                    self.file = Path(self.folder.name) / "records.arrow"
+                self.sink = pa.ipc.new_file(str(self.file), batch.schema)
+                for earlier in self.batches:
+                    self.sink.write_batch(earlier)
+                self.batches = []
+            self.sink.write_batch(batch)
+        except OSError as error:
+            raise SegueError(
+                f"cannot write {self.file or tempfile.gettempdir()} ({error}); free some space, or set TMPDIR to "
+                "a place that has it"
+            ) from error
 
     def elements(self) -> list[Any] | None:
         return list(self.codes) if self.kind.storage == "items" else None
@@ -558,8 +564,10 @@ class Data:
             raise SegueError(f"{folder} exists and holds no tokens of segue: choose another place")
         with atomic_folder(folder) as temporary:
             writer = _TokenWriter(temporary, width, carried)
-            self._encode(codec, boundary, writer)
-            writer.close()
+            try:
+                self._encode(codec, boundary, writer)
+            finally:
+                writer.close()
             write_json(
                 temporary / "store.json",
                 {

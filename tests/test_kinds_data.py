@@ -267,6 +267,35 @@ def test_a_killed_write_leaves_nothing_half(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["d"], "what the killed one left is cleared"
 
 
+def test_a_full_disk_is_one_line_and_leaves_what_was(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk."""
+    of(["small"]).save(tmp_path / "d")
+    (tmp_path / "big.txt").write_text("a line of text\n" * 40_000)
+    script = textwrap.dedent(f"""
+        import resource, signal
+        import segue.data as d
+        from segue.errors import SegueError
+        from segue.kinds import ByteCodec
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        file = {str(tmp_path / "big.txt")!r}
+        data = d.read(file)
+        for write in (lambda: data.save({str(tmp_path / "d")!r}),
+                      lambda: data.encode(ByteCodec(), {str(tmp_path)!r} + "/t"),
+                      lambda: d.read(file, memory=1000)):
+            try:
+                write()
+            except SegueError as error:
+                assert "cannot write" in str(error), error
+            else:
+                raise AssertionError("written")
+    """)
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert out.returncode == 0, out.stderr
+    assert Data.open(tmp_path / "d")[0].object == b"small"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["big.txt", "d"]
+
+
 # -- tokens
 
 
