@@ -193,50 +193,50 @@ def _count_run(following, common, left, right, level, count, kinds, seen, tokens
 
 
 @njit(cache=True)
-def _write_out(following, common, mark, levels):
-    """The long runs of each order, with their counts."""
-    n = following.size
-    count = np.zeros(mark, np.int32)
-    kinds = np.zeros(mark, np.int32)
-    seen = np.zeros(mark, np.int32)
-    tokens = np.empty(mark, np.int32)
-    level_start = np.zeros(levels + 2, np.int32)
-    left_of = np.empty(1024, np.int32)
-    entries = np.zeros(1025, np.int64)
-    out_token = np.empty(1 << 16, np.int32)
-    out_count = np.empty(1 << 16, np.int32)
-    out_kinds = np.empty(1 << 16, np.int32)
-    nodes, used = 0, 0
+def _long_runs(common, levels, level_start, ends):
+    """Ends (m, 2) of the long runs of orders 0..levels, order by order; returns how many (all are counted, those that
+    fit are written)."""
+    nodes = 0
     for level in range(levels + 1):
         level_start[level] = nodes
         left = 0
-        while left < n:
+        while left < common.size:
             right = left + 1
-            while right < n and common[right] >= level:
+            while right < common.size and common[right] >= level:
                 right += 1
             if right - left > BIG:
-                distinct = _count_run(following, common, left, right, level, count, kinds, seen, tokens)
-                while used + distinct > out_token.size:
-                    out_token = np.concatenate((out_token, np.empty_like(out_token)))
-                    out_count = np.concatenate((out_count, np.empty_like(out_count)))
-                    out_kinds = np.concatenate((out_kinds, np.empty_like(out_kinds)))
-                if nodes == left_of.size:
-                    left_of = np.concatenate((left_of, np.empty_like(left_of)))
-                    entries = np.concatenate((entries, np.empty(nodes, np.int64)))
-                for x in np.sort(tokens[:distinct]):
-                    out_token[used] = x
-                    out_count[used] = count[x]
-                    out_kinds[used] = kinds[x]
-                    count[x] = 0
-                    kinds[x] = 0
-                    used += 1
-                left_of[nodes] = left
+                if nodes < len(ends):
+                    ends[nodes, 0], ends[nodes, 1] = left, right
                 nodes += 1
-                entries[nodes] = used
             left = right
     level_start[levels + 1] = nodes
-    return (level_start, left_of[:nodes].copy(), entries[:nodes + 1].copy(), out_token[:used].copy(),
-            out_count[:used].copy(), out_kinds[:used].copy())
+    return nodes
+
+
+@njit(cache=True)
+def _write_out(following, common, mark, level_start, ends):
+    """The followers of all long runs."""
+    count, kinds = np.zeros(mark, np.int32), np.zeros(mark, np.int32)
+    seen, tokens = np.zeros(mark, np.int32), np.empty(mark, np.int32)
+    entries = np.zeros(len(ends) + 1, np.int64)
+    lists = np.empty((3, 1 << 16), np.int32)
+    used = 0
+    for level in range(level_start.size - 1):
+        for node in range(level_start[level], level_start[level + 1]):
+            distinct = _count_run(following, common, ends[node, 0], ends[node, 1], level, count, kinds, seen, tokens)
+            if used + distinct > lists.shape[1]:
+                grown = np.empty((3, 2 * (used + distinct)), np.int32)
+                grown[:, :used] = lists[:, :used]
+                lists = grown
+            for x in tokens[:distinct]:
+                lists[0, used] = x
+                lists[1, used] = count[x]
+                lists[2, used] = kinds[x]
+                count[x] = 0
+                kinds[x] = 0
+                used += 1
+            entries[node + 1] = used
+    return entries, lists[0, :used].copy(), lists[1, :used].copy(), lists[2, :used].copy()
 
 
 def build(stream: np.ndarray, vocabulary: int, depth: int) -> Tables:
@@ -255,8 +255,12 @@ def restore(stream: np.ndarray, order: np.ndarray, common: np.ndarray, vocabular
         raise SegueError("stored counts are damaged: their positions do not fit their stream")
     first = np.searchsorted(stream[order - 1], np.arange(vocabulary + 2)).astype(np.int32)
     following = stream[order]
-    return Tables(stream, order, following, common, first,
-                  *_write_out(following, common, vocabulary, min(depth, DEEP)))
+    levels = min(depth, DEEP)
+    level_start = np.zeros(levels + 2, np.int32)
+    ends = np.empty((_long_runs(common, levels, level_start, np.empty((0, 2), np.int32)), 2), np.int32)
+    _long_runs(common, levels, level_start, ends)
+    return Tables(stream, order, following, common, first, level_start, ends[:, 0].copy(),
+                  *_write_out(following, common, vocabulary, level_start, ends))
 
 
 @njit(cache=True)
@@ -495,7 +499,7 @@ def features(work, length, out):
     corpus = STATIC.size + 1
     log = np.log1p
     for level in range(LEVELS):
-        own = level >= corpus
+        own = 1 if level >= corpus else 0
         n, t, once = work.found[level, 0], work.found[level, 1], work.found[level, 2]
         second, age = work.found[level, 3], work.found[level, 4]
         order = work.order[level]

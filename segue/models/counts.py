@@ -269,3 +269,161 @@ class CountModel(_Counted):
 def documents_bits(model: _Counted, documents: Sequence[Any]) -> float:
     """Total cost of documents in bits, every element scored once from those before it in its own document."""
     return -sum(float(model.log_probabilities(document).sum()) for document in documents) / np.log(2)
+
+
+def hold_back(documents: Sequence[Any], share: float = 0.08, seed: int = 0) -> tuple[list[Any], list[Any]]:
+    """Split training documents in those to count and those to learn trust on: whole documents picked at random, the
+    largest left out of the pick; where there are few documents, the last part of each."""
+    sizes = np.array([len(document) for document in documents])
+    if len(documents) >= 20:
+        chosen, total = set(), 0
+        for index in np.random.default_rng(seed).permutation(len(documents)).tolist():
+            if total >= share * sizes.sum():
+                break
+            if sizes[index] <= max(0.25 * share * sizes.sum(), float(np.median(sizes))):
+                chosen.add(index)
+                total += sizes[index]
+        return ([d for i, d in enumerate(documents) if i not in chosen],
+                [d for i, d in enumerate(documents) if i in chosen])
+    cuts = (sizes * (1 - share)).astype(int)
+    return ([d[:cut] for d, cut in zip(documents, cuts)],
+            [d[cut:] for d, cut in zip(documents, cuts) if cut < len(d)])
+
+
+class BlendedCounts(_Counted):
+    """Counts of every order from a corpus and from the sequence's own past, believed as far as was learned.
+
+    Each order's (discounted) distribution is asked in turn, longest first, and passes on to the next shorter one with a
+    probability that a small network gives from the counts themselves: how many observations, how many different
+    followers, how many of them seen once. The last one asked is the uniform distribution, so the blend is proper.
+    The network is fitted on documents that the counts have not seen, which are counted afterwards.
+
+    vocabulary: V. window: how many tokens of its own past a sequence remembers (the state's size).
+    """
+
+    def __init__(self, vocabulary: int, window: int = 2048) -> None:
+        if not (vocabulary >= 1 and window >= kernel.REACH):
+            raise SegueError(f"a blend of counts over {vocabulary} symbols with a window of {window}: "
+                             f"the window must be at least {kernel.REACH}")
+        self.vocabulary, self.window = vocabulary, window
+
+    @property
+    def path(self) -> str:
+        return f"blended counts, {self.tables.order.size:,} observations"
+
+    def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> BlendedCounts:
+        """Count documents and learn trust: on a share of them that is held back first, then counted too.
+
+        positions: how many tokens the trust is fitted on at most. epochs: passes over them.
+        """
+        rest, held = hold_back(documents, seed=seed)
+        self.count(rest)
+        self.learn_trust(held, seed, positions, epochs)
+        self.count(documents)
+        return self
+
+    def count(self, documents: Iterable[Any]) -> None:
+        """Replace the corpus."""
+        self.tables = kernel.build(mark_stream(documents, self.vocabulary), self.vocabulary, kernel.REACH)
+        self.work = kernel.workspace(self.vocabulary, self.window)
+
+    def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> float:
+        """Fit the trust on documents that were not counted; returns their cost in bits per element."""
+        ids = [np.asarray(getattr(document, "ids", document), np.int32) for document in documents]
+        if not sum(map(len, ids)):
+            raise SegueError("there is too little data to learn trust on: give more, or longer, sequences")
+        share = min(1.0, positions / sum(map(len, ids)))
+        rng, rows, facts = np.random.default_rng(seed), [], []
+        for document in ids:
+            # a stretch of each document, at a random place: all ages of its own past are seen
+            size = min(len(document), max(int(np.ceil(share * len(document))), 64))
+            begin = int(rng.integers(0, len(document) - size + 1))
+            rows.append(np.empty((size, kernel.LEVELS, kernel.FEATURES), np.float32))
+            facts.append(np.empty((size, kernel.LEVELS, 5), np.float32))
+            kernel.observe(self.tables, document, begin, begin + size, self.window, self.work, rows[-1], facts[-1])
+        self.trust, bits = _fit_trust(torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts)),
+                                      self.vocabulary, seed, epochs)
+        return bits
+
+    def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
+               chain: bool, at: np.ndarray, out: np.ndarray) -> None:
+        kernel.blend_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, self.window, self.trust,
+                           self.work, out)
+
+    def _document(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+        kernel.blend_document(self.tables, ids, begin, end, self.window, self.trust, self.work, out)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"kind": "blended counts", "vocabulary": self.vocabulary, "window": self.window}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {f"trust.{name}": value for name, value in self.trust._asdict().items()}
+
+    @classmethod
+    def load(cls, folder: str | Path, name: str = "counts") -> BlendedCounts:
+        settings, arrays = _load(folder, name)
+        model = cls(settings["vocabulary"], settings["window"])
+        model.tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
+                                      kernel.REACH)
+        model.trust = kernel.Trust(*(arrays[f"trust.{field}"] for field in kernel.Trust._fields))
+        model.work = kernel.workspace(model.vocabulary, model.window)
+        return model
+
+
+def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: int, hidden: int = 16,
+               batch: int = 512) -> tuple[kernel.Trust, float]:
+    """Maximise the likelihood of what followed. rows (P, LEVELS, FEATURES), facts (P, LEVELS, 5): see `observe`."""
+    corpus = kernel.STATIC.size + 1
+    sources = (slice(0, corpus), slice(corpus, kernel.LEVELS))
+    means = torch.stack([rows[:, s].mean((0, 1)) for s in sources])
+    scales = torch.stack([rows[:, s].std((0, 1)) for s in sources]) + 1e-2
+    draw = torch.Generator().manual_seed(seed)
+    into = torch.randn(2, kernel.FEATURES, hidden, generator=draw) / kernel.FEATURES ** 0.5
+    parameters = [into, torch.zeros(2, 1, hidden), torch.zeros(2, hidden, 2), torch.zeros(2, 1, 2),
+                  torch.ones(2, kernel.LEVELS)]
+    for parameter in parameters:
+        parameter.requires_grad_()
+    into, into_bias, out, out_bias, offs = parameters
+    latest = torch.ones(2, kernel.LEVELS)
+    latest[1, corpus:] = 0  # the latest follower's weight of 1 is not discounted
+    asked = torch.from_numpy(kernel.ASKED).flip(0)
+
+    def likelihood(x: Tensor, facts: Tensor) -> Tensor:
+        found = []
+        for source, part in enumerate(sources):
+            y = (x[:, part] - means[source]) / scales[source]
+            y = torch.tanh(y @ into[source] + into_bias[source])
+            found.append((y @ out[source] + out_bias[source]).sigmoid())
+        passed, plain = torch.cat(found, 1).unbind(-1)
+        n, t, second, hit, second_hit = facts.unbind(-1)
+        off, off_second = offs.sigmoid() * latest
+        there = (t > 0).float()
+        one = hit.sub(off).clamp(min=0) / (n - off * t).clamp(min=1e-6)
+        two = second_hit.sub(off_second).clamp(min=0) / (second - off_second * t).clamp(min=1e-6)
+        chance = (plain * one + (1 - plain) * two) * (1 - passed) * there
+        passed = torch.where(t > 0, passed, 1.0)
+        reach = passed[:, asked].cumprod(1)
+        before = torch.cat([torch.ones_like(reach[:, :1]), reach[:, :-1]], 1)
+        return (before * chance[:, asked]).sum(1) + reach[:, -1] / vocabulary
+
+    steps = max(epochs * len(rows) // batch, 100)
+    optimiser = torch.optim.AdamW(parameters, lr=5e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
+    pick = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        if len(pick) < batch:
+            pick = torch.cat([pick, torch.randperm(len(rows), generator=draw)])
+        now, pick = pick[:batch], pick[batch:]
+        loss = -likelihood(rows[now], facts[now]).clamp(min=1e-12).log().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    with torch.no_grad():
+        bits = -torch.cat([likelihood(*part) for part in zip(rows.split(4096), facts.split(4096))]).log2().mean()
+        # the scaling of the features goes into the first layer
+        into_scaled = into / scales[..., None]
+        bias = into_bias[:, 0] - (means[:, None] @ into_scaled)[:, 0]
+        trust = kernel.Trust(*(x.double().contiguous().numpy() for x in (
+            into_scaled.transpose(1, 2), bias, out.transpose(1, 2), out_bias[:, 0], offs.sigmoid() * latest)))
+    return trust, float(bits)
