@@ -114,7 +114,6 @@ class _ModelChecker:
         tree = torch.tensor([[-1, 0]] * 2, device=self.device)
         self.extend(x, state, tree)
         check.refuses("commit of a tree without a path", state.commit)
-        check.refuses("a path that does not begin at a root", lambda: state.commit(torch.full((2, 1), 1)))
         check.refuses("a node that follows itself", lambda: self.extend(x, state, tree + 1))
         check.refuses("more rewound than there is", lambda: state.rewind(3))
         check.that(state.positions.tolist() == [2, 2], "a refused call has moved the state")
