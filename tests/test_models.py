@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.models import Decodable, Output, Stack, StackConfig, expand_pattern
 from segue.models.base import Decoding
+from segue.models.compiled import compile_model
 from segue.testing import ContractBroken, check_model
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -87,6 +88,12 @@ def test_contract_of_any_decodable() -> None:
     assert isinstance(model, Decodable)
     found = check_model(model, examples=5)
     assert set(found) >= {"any life", "at", "trees"} and "packed" not in found and max(found.values()) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["mamba*3+attention", "lstm+gla", "attention+gru", *FAMILIES])
+def test_contract_of_the_compiled_engine(name: str) -> None:
+    model = stack(name, **STACKS[name]) if name in STACKS else stack("attention*2", **FAMILIES[name])
+    assert check_model(compile_model(model, threads=1), examples=12)
 
 
 class IgnoresAt(Wrapped):

@@ -16,6 +16,7 @@ from segue.errors import SegueError
 from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
 from segue.kernels.cpu.simd import BLOCK, LANES, TILE
+from segue.mixers.state import Layout
 from segue.models.base import Output
 from segue.models.stack import Stack
 
@@ -177,7 +178,7 @@ class CompiledState:
         if self.history:
             self._remember(pending.tokens, taken, steps)
         self.lengths = self.lengths + taken
-        if self.history and (self.lengths - self.marks[-1][0]).min() >= self.history:
+        if self.history and self.batch and (self.lengths - self.marks[-1][0]).min() >= self.history:
             self._mark()
 
     def _settle(self, pending: Pending, taken: np.ndarray, last: np.ndarray, steps: np.ndarray | None) -> None:
@@ -286,7 +287,7 @@ class CompiledState:
             lengths[lengths > target] = np.iinfo(np.int64).max
 
     def _remember(self, tokens: np.ndarray, taken: np.ndarray, steps: np.ndarray | None) -> None:
-        need = int((self.lengths + taken).max())
+        need = int((self.lengths + taken).max(initial=0))
         if need > self.said.shape[1]:
             self.said = np.pad(self.said, ((0, 0), (0, need)))
         for row in range(self.batch):
@@ -335,11 +336,20 @@ class CompiledModel:
         """See `segue.models.base.Decodable.extend`."""
         ids = tokens.numpy()
         batch, n = ids.shape
+        if not ids.size:  # no rows, or no tokens
+            state.pending = Pending(ids, parents is not None, state.states, False, [])
+            return Output(torch.zeros(batch, n if at is None else at.shape[1], self.vocabulary),
+                          torch.zeros(batch, n, self.config.width))
         if n and (ids.min() < 0 or ids.max() >= self.vocabulary):
             raise SegueError(f"token ids must lie in 0..{self.vocabulary - 1}, "
                              f"these reach from {ids.min()} to {ids.max()}: was another codec used?")
         limit = self.config.learned_positions
-        if limit and n and (over := int(state.lengths.max()) + n) > limit and parents is None:
+        deep = n
+        if parents is not None:
+            if bool(((parents < -1) | (parents >= torch.arange(n))).any()):  # the kernels would wait for such a parent
+                raise SegueError("parents of a draft: give for each node the index of an earlier one, or -1")
+            deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1 if limit else 0
+        if limit and (over := int(state.lengths.max()) + deep) > limit:
             raise SegueError(f"position {over - 1} is beyond the {limit} learned positions of this model: "
                              "give a shorter prompt or ask for fewer tokens")
         state.reserve(n)
@@ -366,9 +376,12 @@ class CompiledModel:
                 chosen = at.numpy()
                 row, column = np.nonzero((chosen >= start) & (chosen < end))
                 want = row * (end - start) + chosen[row, column] - start
-                out = np.empty((len(want), program.logit_stride), np.float32)
+                repeated = want if len(want) > space.nodes else None  # there is room to gather each node once
+                want = want if repeated is None else None
+                out = np.empty((space.nodes if want is None else len(want), program.logit_stride), np.float32)
             self._run(state, space, state.lengths + start, before, after, kept, want, out)
             if at is not None:
+                out = out if repeated is None else out[repeated]
                 logits.reshape(batch, wanted, -1)[row, column] = out
             elif out is not logits:
                 logits.reshape(batch, n, -1)[:, start:end] = out.reshape(batch, end - start, -1)
