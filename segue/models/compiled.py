@@ -15,7 +15,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
-from segue.kernels.cpu.simd import BLOCK, LANES, TILE
+from segue.kernels.cpu.simd import BLOCK, TILE
 from segue.mixers.state import Layout
 from segue.models.base import Output
 from segue.models.stack import Stack
@@ -219,13 +219,13 @@ class CompiledState:
         return [memory.array[b * at : b * (at + size)].reshape(b, size) for at, size in self.program.states]
 
     def _layers(self, memory: Memory, capacity: int) -> list[np.ndarray]:
-        """Keys and values of all layers, each (B, heads, capacity / LANES, LANES * width)."""
+        """Keys and values of all layers, each (B, heads, capacity / TILE, TILE * width)."""
         b, views = self.batch, []
         for at, heads, key, value in self.program.caches:
             layer = memory.array[b * capacity * at : b * capacity * (at + heads * (key + value))]
             split = b * capacity * heads * key
-            views += [layer[:split].reshape(b, heads, capacity // LANES, key * LANES),
-                      layer[split:].reshape(b, heads, capacity // LANES, value * LANES)]
+            views += [layer[:split].reshape(b, heads, capacity // TILE, key * TILE),
+                      layer[split:].reshape(b, heads, capacity // TILE, value * TILE)]
         return views
 
     def reserve(self, nodes: int) -> None:
@@ -234,7 +234,7 @@ class CompiledState:
         if need > self.capacity and self.program.caches:
             capacity = p.padded(max(need, 2 * self.capacity, 128), TILE)
             cache = Memory(self.batch * capacity * self.program.floats_per_position)
-            used = self.capacity // LANES
+            used = self.capacity // TILE
             for old, new in zip(self._layers(self.cache, self.capacity), self._layers(cache, capacity)):
                 new[:, :, :used] = old
             self.cache, self.capacity = cache, capacity
@@ -248,7 +248,7 @@ class CompiledState:
         new = CompiledState(self.model, len(index))
         new.lengths, new.history, new.said = self.lengths[index], self.history, self.said[index]
         new.reserve(p.padded(1, TILE))
-        used = -(-int(new.lengths.max(initial=0)) // LANES)
+        used = -(-int(new.lengths.max(initial=0)) // TILE)
         for old, view in zip(self._layers(self.cache, self.capacity), new._layers(new.cache, new.capacity)):
             view[:, :, :used] = old[index, :, :used]
         new.states = self._chosen(self.states, index, new)

@@ -279,13 +279,13 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
             x = source + first * stride
             if here == 2:
                 if scales:
-                    quad8(rows, w, LANES, LANES * k, x, stride, k, raw, 8 * TILE)
+                    quad8(rows, w, TILE, TILE * k, x, stride, k, raw, 8 * TILE)
                 else:
-                    quad(rows, w, 4 * LANES, 4 * LANES * k, x, stride, k, raw, 8 * TILE)
+                    quad(rows, w, 4 * TILE, 4 * TILE * k, x, stride, k, raw, 8 * TILE)
             elif scales:
-                pair8(rows, w, LANES, LANES * k, x, stride, k, raw, 4 * TILE)
+                pair8(rows, w, TILE, 0, x, stride, k, raw, 4 * TILE)
             else:
-                pair(rows, w, 4 * LANES, 4 * LANES * k, x, stride, k, raw, 4 * TILE)
+                pair(rows, w, 4 * TILE, 0, x, stride, k, raw, 4 * TILE)
             finish(raw, rows, into + first * out + column, out, scales + 4 * tile * TILE if scales else 0,
                    bias + 4 * tile * TILE if bias else 0, adds, kind, gated, here)
         tile += here
@@ -315,7 +315,7 @@ def turn(x, angle, turned):
 @njit
 def keys_at(job, op, at, b, g):
     """The addresses of the cached keys and values of row b and head g; sizes in columns `at`: heads, kv_heads, width,
-    key, value, offset. Keys lie in panels (slot / LANES, key, LANES), as weights do; values (slot, value)."""
+    key, value, offset. Keys lie in tiles (slot / TILE, key, TILE), as weights do; values (slot, value)."""
     heads, key, value = op[at + 1], op[at + 3], op[at + 4]
     layer = job[CACHE] + 4 * op[at + 5] * job[BATCH] * job[CAPACITY]
     pair_at = b * heads + g
@@ -346,9 +346,9 @@ def remember(job, op, me, team):
         v = floats(row(job, op, 7, node) + 4 * g * width, width)
         turn(k, angle, turned)
         keys, values = keys_at(job, op, 13, b, g)
-        panel = floats(keys + 4 * (slot // LANES * key * LANES + slot % LANES), key * LANES)
+        panel = floats(keys + 4 * (slot // TILE * key * TILE + slot % TILE), key * TILE)
         for j in range(width):
-            panel[j * LANES] = k[j]
+            panel[j * TILE] = k[j]
         floats(values + 4 * slot * value, width)[:] = v
 
 
@@ -420,9 +420,9 @@ def attend(job, op, me, team):
             here = 2 if rows <= QUAD and slots - slot > TILE else 1
             k = keys + 4 * slot * key
             if here == 2:
-                quad(rows, k, 4 * LANES, 4 * LANES * key, q, 4 * op[3], key, scores + 4 * (slot - start), 4 * room)
+                quad(rows, k, 4 * TILE, 4 * TILE * key, q, 4 * op[3], key, scores + 4 * (slot - start), 4 * room)
             else:
-                pair(rows, k, 4 * LANES, 4 * LANES * key, q, 4 * op[3], key, scores + 4 * (slot - start), 4 * room)
+                pair(rows, k, 4 * TILE, 0, q, 4 * op[3], key, scores + 4 * (slot - start), 4 * room)
             slot += here * TILE
         inner = (slots - start + UNROLL - 1) // UNROLL * UNROLL
         slope = floats(op[14], heads)[head] if op[14] else ZERO
@@ -447,9 +447,9 @@ def attend(job, op, me, team):
             wide = TILE
             if rows <= QUAD and value - column > TILE:
                 wide = 2 * TILE
-                quad(rows, v, 4 * value, 4 * LANES, scores, 4 * room, inner, raw, 4 * wide)
+                quad(rows, v, 4 * value, 4 * TILE, scores, 4 * room, inner, raw, 4 * wide)
             else:
-                pair(rows, v, 4 * value, 4 * LANES, scores, 4 * room, inner, raw, 4 * wide)
+                pair(rows, v, 4 * value, 0, scores, 4 * room, inner, raw, 4 * wide)
             for r in range(rows):
                 y = floats(raw + 4 * r * wide, wide)
                 out = floats(row(job, op, 4, node + r) + 4 * (head * width + column), min(wide, width - column))
@@ -643,10 +643,10 @@ def move(job, op, me, team):
             node = path[b * steps + step]
             if node > step:
                 old, new = lengths[b] + node, lengths[b] + step
-                source = floats(keys + 4 * (old // LANES * key * LANES + old % LANES), key * LANES)
-                target = floats(keys + 4 * (new // LANES * key * LANES + new % LANES), key * LANES)
+                source = floats(keys + 4 * (old // TILE * key * TILE + old % TILE), key * TILE)
+                target = floats(keys + 4 * (new // TILE * key * TILE + new % TILE), key * TILE)
                 for j in range(key):
-                    target[j * LANES] = source[j * LANES]
+                    target[j * TILE] = source[j * TILE]
                 floats(values + 4 * new * value, value)[:] = floats(values + 4 * old * value, value)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from segue.kernels.cpu.simd import LANES, PANELS, TILE, UNROLL
+from segue.kernels.cpu.simd import LANES, TILE, UNROLL
 
 # Operations.
 EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, GLA, RECUR, GATE, ADD, GATHER, MOVE, PICK = range(16)
@@ -28,6 +28,7 @@ ACTIVATIONS = {"none": NONE, "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH,
  NODES, BATCH, TOKEN, ROW, PARENT, POSITION, FIRST, LENGTH, CHAIN, ORDER, LEVEL, LEVELS, WANT, WANTED,
  PATH, STEPS, TEAM, BARRIER) = range(30)
 JOB = 32
+BLOCK_BYTES = 1 << 24
 
 
 def padded(size: int, multiple: int) -> int:
@@ -59,6 +60,7 @@ class Program:
         self.int8 = weights == "int8"
         self.rows: list[list[int]] = []
         self.arrays: list[np.ndarray] = []  # what the operations point into
+        self.block = aligned((0,), np.uint8)  # what is left of the latest block for matrices
         self.names: dict[tuple, View] = {}
         self.floats_per_node = 0  # of all registers
         self.floats_per_position = 0  # of the key-value caches of all layers
@@ -102,9 +104,18 @@ class Program:
         flat[:width] = np.asarray(values.detach() if isinstance(values, Tensor) else values).reshape(-1)
         return self.keep(flat)
 
+    def _room(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """Zeros in a large block of memory, since the system gives only large blocks large pages."""
+        size = padded(int(np.prod(shape)) * dtype.itemsize, 64)
+        if size > self.block.size:
+            self.block = aligned((max(size, BLOCK_BYTES),), np.uint8)
+            self.arrays.append(self.block)
+        room, self.block = self.block[:size], self.block[size:]
+        return room[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
+
     def _matrix(self, weight: Tensor, gated: bool = False) -> tuple[int, int, int, int]:
-        """Pack (out, in) weights into panels of LANES outputs; gives address, address of scales (0: float32), padded
-        inner size, tiles. Gated: the first half of the outputs and the second go to alternate panels."""
+        """Pack (out, in) weights as (tile, in, TILE outputs); gives address, address of scales (0: float32), padded
+        inner size, tiles. Gated: half a tile from the first half of the outputs, half from the second."""
         matrix = weight.detach().numpy()
         outputs, inner = matrix.shape
         if gated:
@@ -120,11 +131,10 @@ class Program:
             largest[largest == 0] = 1
             scales = self._vector(largest, outputs)
             matrix = np.rint(matrix / largest[:, None]).astype(np.int8)
-        packed = aligned((tiles * PANELS, k, LANES), matrix.dtype)
+        packed = self._room((tiles, k, TILE), matrix.dtype)
         whole = np.zeros((tiles * TILE, k), matrix.dtype)
         whole[:outputs, :inner] = matrix
-        packed[:] = whole.reshape(-1, LANES, k).swapaxes(1, 2)
-        self.arrays.append(packed)
+        packed[:] = whole.reshape(-1, TILE, k).swapaxes(1, 2)
         self.weight_bytes += packed.nbytes
         return packed.ctypes.data, scales, k, tiles
 

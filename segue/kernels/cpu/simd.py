@@ -24,7 +24,7 @@ QUAD = 4 if WIDE else 2  # up to so many rows, four panels of weights are read a
 PANELS = 2
 TILE = PANELS * LANES  # outputs per tile: weights, keys and values are padded to a multiple of it
 UNROLL = 4  # steps of the inner loop per branch: inner sizes are padded to a multiple of it
-AHEAD = 2048  # bytes between the weights being used and those being fetched
+AHEAD = 8192  # bytes between the weights being used and those being fetched
 
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR = ir.VectorType(F32, LANES)
@@ -127,38 +127,48 @@ def make_tile(panels: int, rows: int, int8: bool) -> Any:
     order: a row's result is the same, bit for bit, whatever rows it is computed with. With `int8` the weights are
     signed bytes, widened as they are loaded (scaling is the caller's).
 
-    tile(w, step, panel, x, row, k, y, out): addresses w, x, y; bytes from one i to the next and from one panel to
-    the next in w; bytes between rows of x; k (a multiple of UNROLL); bytes between rows of y. Panels lie one behind
-    the other in y.
+    tile(w, step, far, x, row, k, y, out): addresses w, x, y; bytes from one i to the next in w, and from one pair of
+    panels to the next (the two of a pair lie side by side); bytes between rows of x; k (a multiple of UNROLL); bytes
+    between rows of y, in which panels lie one behind the other.
     """
 
     def build(builder: Any, args: list[Any]) -> None:
-        w, step, panel, x, row, k, y, out = args
-        b, fma = builder, f"llvm.fmuladd.v{LANES}f32"
+        w, step, far, x, row, k, y, out = args
+        b, fma, size = builder, f"llvm.fmuladd.v{LANES}f32", 1 if int8 else 4
         undefined = ir.Constant(VECTOR, ir.Undefined)
         first = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+        hint = I32(0), I32(2), I32(1)  # to read, into the second-level cache, data
         entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
-        bases = [b.add(w, b.mul(panel, I64(p))) for p in range(panels)]
+        pairs = [b.add(w, b.mul(far, I64(p))) for p in range(panels // PANELS)]
         inputs = [b.add(x, b.mul(row, I64(r))) for r in range(rows)]
+        # What follows a pair is the next one, which another stream is reading already: fetch past all of them.
+        near_end = b.sub(b.mul(k, step), I64(AHEAD))
+        skip = b.mul(far, I64(panels // PANELS - 1))
         b.branch(loop)
         b.position_at_end(loop)
         i, offset = b.phi(I64), b.phi(I64)
         sums = [[b.phi(VECTOR) for _ in range(rows)] for _ in range(panels)]
         now = [list(line) for line in sums]
+        soon = b.add(offset, I64(AHEAD))
+        if panels > PANELS:
+            soon = b.add(soon, b.select(b.icmp_signed(">=", offset, near_end), skip, I64(0)))
         for u in range(UNROLL):
             here = offset if u == 0 else b.add(offset, b.mul(step, I64(u)))
             weights = []
             for p in range(panels):
-                address = b.add(bases[p], here)
+                address = b.add(b.add(pairs[p // PANELS], here), I64(p % PANELS * LANES * size))
                 if int8:
                     kind = ir.VectorType(I8, LANES)
                     narrow = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
                     weights.append(b.sitofp(b.sext(narrow, ir.VectorType(I32, LANES)), VECTOR))
                 else:
                     weights.append(b.load(b.inttoptr(address, VECTOR.as_pointer()), align=4))
-                if not int8 or u == 0:
-                    soon = b.inttoptr(b.add(address, I64(AHEAD)), I8.as_pointer())
-                    _call(b, "llvm.prefetch.p0", ir.VoidType(), soon, I32(0), I32(3), I32(1))
+            line = PANELS * LANES * size  # of one step, and of one pair
+            for p in range(panels // PANELS):
+                for start in range(0, line, 64):
+                    if u * line % 64 == 0:
+                        at = b.add(b.add(pairs[p], soon), b.add(b.mul(step, I64(u)), I64(start)))
+                        _call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(at, I8.as_pointer()), *hint)
             for r in range(rows):
                 at = b.add(inputs[r], b.shl(b.add(i, I64(u)), I64(2)))
                 value = b.load(b.inttoptr(at, F32.as_pointer()), align=4)
@@ -189,17 +199,17 @@ def make_block(panels: int, int8: bool, most: int) -> Any:
     if most == 1:
 
         @njit
-        def block(rows, w, step, panel, x, row, k, y, out):
-            tile(w, step, panel, x, row, k, y, out)
+        def block(rows, w, step, far, x, row, k, y, out):
+            tile(w, step, far, x, row, k, y, out)
     else:
         fewer = make_block(panels, int8, most - 1)
 
         @njit
-        def block(rows, w, step, panel, x, row, k, y, out):
+        def block(rows, w, step, far, x, row, k, y, out):
             if rows == most:
-                tile(w, step, panel, x, row, k, y, out)
+                tile(w, step, far, x, row, k, y, out)
             else:
-                fewer(rows, w, step, panel, x, row, k, y, out)
+                fewer(rows, w, step, far, x, row, k, y, out)
 
     return block
 
