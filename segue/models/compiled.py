@@ -86,10 +86,11 @@ class Space:
         self.job, self.nodes = p.aligned((p.JOB,), np.int64), nodes
         self.first, self.length = p.aligned((batch + 1,), np.int64), p.aligned((batch,), np.int64)
         self.first[1:] = counts.cumsum()
+        self.all = np.arange(nodes)
         self.row, self.index = np.repeat(np.arange(batch), counts), np.arange(nodes)
         self.index -= self.first[self.row]  # of a node within its row
         self.token, self.position = p.aligned((nodes,), np.int64), p.aligned((nodes,), np.int64)
-        self.parent = np.where(self.index > 0, np.arange(nodes) - 1, -1)
+        self.parent = np.where(self.index > 0, self.all - 1, -1)
         self.scratch = Memory(nodes * program.floats_per_node + TILE)
         self._level(self.index)
         table = program.table
@@ -340,18 +341,13 @@ class CompiledModel:
             state.pending = Pending(ids, parents is not None, state.states, False, [])
             return Output(torch.zeros(batch, n if at is None else at.shape[1], self.vocabulary),
                           torch.zeros(batch, n, self.config.width))
-        if n and (ids.min() < 0 or ids.max() >= self.vocabulary):
-            raise SegueError(f"token ids must lie in 0..{self.vocabulary - 1}, "
-                             f"these reach from {ids.min()} to {ids.max()}: was another codec used?")
-        limit = self.config.learned_positions
         deep = n
         if parents is not None:
             if bool(((parents < -1) | (parents >= torch.arange(n))).any()):  # the kernels would wait for such a parent
                 raise SegueError("parents of a draft: give for each node the index of an earlier one, or -1")
-            deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1 if limit else 0
-        if limit and (over := int(state.lengths.max()) + deep) > limit:
-            raise SegueError(f"position {over - 1} is beyond the {limit} learned positions of this model: "
-                             "give a shorter prompt or ask for fewer tokens")
+            if self.config.learned_positions:
+                deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
+        self._check(ids, state, deep)
         state.reserve(n)
         program, wanted = self.program, n if at is None else at.shape[1]
         logits = np.empty((batch * wanted, program.logit_stride), np.float32)
@@ -392,6 +388,34 @@ class CompiledModel:
         shaped = torch.from_numpy(logits).view(batch, wanted, -1)[:, :, : self.vocabulary]
         return Output(shaped, torch.from_numpy(hidden))
 
+    def step(self, tokens: np.ndarray, state: CompiledState) -> np.ndarray:
+        """One token (B,) int64 per row, made real at once: `extend` and `commit` in one, for loops that count in
+        microseconds. Returns the scores (B, V) of what follows."""
+        if state.history or not len(tokens):
+            logits = self.extend(torch.from_numpy(tokens)[:, None], state).logits[:, 0].numpy()
+            state.commit()
+            return logits
+        self._check(tokens, state, 1)
+        state.reserve(1)
+        space = self._space(state, 1, None)
+        space.token[:] = tokens
+        logits = np.empty((len(tokens), self.program.logit_stride), np.float32)
+        self._run(state, space, state.lengths, state.states, state.states, False, space.all, logits)  # in place
+        state.lengths += 1
+        state.pending = None
+        return logits[:, : self.vocabulary]
+
+    def _check(self, ids: np.ndarray, state: CompiledState, deep: int) -> None:
+        """What the kernels could not: ids and positions that lie outside their tables."""
+        low, high = ids.min(), ids.max()
+        if low < 0 or high >= self.vocabulary:
+            raise SegueError(f"token ids must lie in 0..{self.vocabulary - 1}, these reach from {low} to {high}: "
+                             "was another codec used?")
+        limit = self.config.learned_positions
+        if limit and (over := int(state.lengths.max()) + deep) > limit:
+            raise SegueError(f"position {over - 1} is beyond the {limit} learned positions of this model: "
+                             "give a shorter prompt or ask for fewer tokens")
+
     def _room(self, state: CompiledState, slots: int) -> Memory:
         size = slots * self.program.floats_per_state
         spare, state.spare = state.spare, None
@@ -414,7 +438,7 @@ class CompiledModel:
         space.length[:] = lengths
         np.add(space.index, lengths[space.row], out=space.position)
         job = space.job
-        want = np.arange(space.nodes) if want is None else want
+        want = space.all if want is None else want
         job[p.LOCAL], job[p.LOCAL_BYTES] = state.local.address, state.local.array.nbytes // self.threads
         job[p.CACHE], job[p.CAPACITY] = state.cache.address, state.capacity
         job[p.BEFORE], job[p.AFTER], job[p.KEEP] = before.address, after.address, kept
