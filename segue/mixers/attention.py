@@ -118,36 +118,39 @@ class Cache:
         self.longest, self.uniform = 0, True  # of `lengths`, kept aside to spare a device round trip per token
         self.pending: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
-    def extend(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor, rules.Pairs, Tensor | None]:
-        """Put new nodes (B, G, N, E) behind the committed ones, uncommitted.
-
-        Returns all keys, all values (B, G, L + N, E), the pairs, and where a key is of the same document as the query
-        and exists (None: everywhere).
-        """
+    def put(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Put new nodes (B, G, N, E) behind the committed ones, uncommitted; returns all keys and all values
+        (B, G, L + N, E)."""
         batch, n, cursor = k.shape[0], k.shape[2], self.longest
         segments = self.segment[:, None].expand(batch, n)
         if layout.segments is not None:
             segments = segments + layout.segments
-        positions = layout.positions.expand(batch, n)
-        self.pending = (k, v, positions, segments)
+        self.pending = (k, v, layout.positions.expand(batch, n), segments)
         if torch.is_grad_enabled() and (k.requires_grad or self.k.requires_grad):
-            keys = torch.cat([self.k[:, :, :cursor], k], 2)
-            values = torch.cat([self.v[:, :, :cursor], v], 2)
-        else:
-            self._reserve(cursor + n)
-            self.k[:, :, cursor : cursor + n], self.v[:, :, cursor : cursor + n] = k, v
-            keys, values = self.k[:, :, : cursor + n], self.v[:, :, : cursor + n]
-        before = torch.ones(1, n, cursor, dtype=torch.bool, device=k.device)
+            return torch.cat([self.k[:, :, :cursor], k], 2), torch.cat([self.v[:, :, :cursor], v], 2)
+        self._reserve(cursor + n)
+        self.k[:, :, cursor : cursor + n], self.v[:, :, cursor : cursor + n] = k, v
+        return self.k[:, :, : cursor + n], self.v[:, :, : cursor + n]
+
+    def pairs(self, layout: Layout) -> rules.Pairs:
+        """The nodes of a call and all they may look at: the committed nodes, then each other."""
+        positions, cursor = layout.positions.expand(len(self.lengths), -1), self.longest
+        before = torch.ones(1, positions.shape[1], cursor, dtype=torch.bool, device=positions.device)
         follows = torch.cat([before.expand(layout.follows.shape[0], -1, -1), layout.follows], 2)
-        key_positions = torch.cat([self.positions[:, :cursor], positions], 1)
-        valid = None
+        keys = torch.cat([self.positions[:, :cursor], positions], 1)
+        return rules.Pairs(positions[:, :, None], keys[:, None], follows)
+
+    def valid(self, layout: Layout) -> Tensor | None:
+        """Where a key exists and is of the same document as the query, (B, N or 1, L + N) bool (None: everywhere)."""
+        n, cursor, valid = layout.positions.shape[1], self.longest, None
         if not self.uniform:
-            index = torch.arange(cursor + n, device=k.device)
+            index = torch.arange(cursor + n, device=self.k.device)
             valid = ((index < self.lengths[:, None]) | (index >= cursor))[:, None]
         if layout.segments is not None or bool(self.segment.any()):
+            segments = self.segment[:, None].expand(-1, n) + (0 if layout.segments is None else layout.segments)
             same = segments[:, :, None] == torch.cat([self.segments[:, :cursor], segments], 1)[:, None]
             valid = same if valid is None else valid & same
-        return keys, values, rules.Pairs(positions[:, :, None], key_positions[:, None], follows), valid
+        return valid
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
         assert self.pending is not None, "extend first"
@@ -328,6 +331,10 @@ class Attention(Mixer):
             q, k = (rotate(y, positions, self.frequencies) for y in (q, k))
         return q, k, v
 
+    @staticmethod
+    def _pairs(layout: Layout) -> rules.Pairs:
+        return rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
+
     def _mask_and_bias(self, pairs: rules.Pairs, valid: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
         mask = self.rule(pairs)
         mask = (mask if valid is None else mask & valid)[:, None]
@@ -339,15 +346,15 @@ class Attention(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         q, k, v = self._project(x, layout.positions)
         n = x.shape[1]
+        cache: Any = None
+        fresh = True
         if parts is None:
-            pairs = rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
             valid = None if layout.segments is None else layout.segments[:, :, None] == layout.segments[:, None]
-            fresh = True
         else:
             cache = parts["cache"]
             assert isinstance(cache, Cache)
-            fresh = cache.longest == 0
-            k, v, pairs, valid = cache.extend(k, v, layout)
+            fresh, valid = cache.longest == 0, cache.valid(layout)
+            k, v = cache.put(k, v, layout)
         plain = valid is None and layout.parents is None and self.positions != "alibi"
         shared = self.kv_heads != self.heads
         reach = self.rule is rules.causal or (self.window is not None and n <= self.window)
@@ -361,7 +368,7 @@ class Attention(Mixer):
         elif plain and self.rule is rules.full:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
         else:
-            mask, bias = self._mask_and_bias(pairs, valid, q)
+            mask, bias = self._mask_and_bias(self._pairs(layout) if cache is None else cache.pairs(layout), valid, q)
             if bias is not None:
                 mask = bias.masked_fill(~mask, -math.inf)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
@@ -385,8 +392,7 @@ class Attention(Mixer):
     def matrix(self, x: Tensor) -> Tensor:
         layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
         q, k, _ = self._project(x, layout.positions)
-        pairs = rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
-        mask, bias = self._mask_and_bias(pairs, None, q)
+        mask, bias = self._mask_and_bias(self._pairs(layout), None, q)
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
         return attend(q, k, eye, mask, bias)[0]
 

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-from segue.models.huggingface.files import is_huggingface
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segue.errors import SegueError, require
+from segue.models.base import Decodable
+from segue.models.huggingface.files import is_huggingface, read_config
 from segue.models.huggingface.native import FAMILIES, Info, from_huggingface, to_huggingface
 
-__all__ = ["FAMILIES", "Info", "from_huggingface", "is_huggingface", "to_huggingface"]
+__all__ = ["FAMILIES", "Info", "adapt", "from_huggingface", "is_huggingface", "open_huggingface", "to_huggingface"]
+
+
+def adapt(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """The folder's model run by transformers (extra `hf`): a `segue.models.huggingface.adapter.HuggingFaceModel`."""
+    require("transformers", extra="hf")
+    from segue.models.huggingface.adapter import HuggingFaceModel
+
+    return HuggingFaceModel(folder, dtype, device)
+
+
+def open_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Decodable, Info]:
+    """The folder's model in the best form there is: native where its family is known, else run by transformers."""
+    values = read_config(folder)
+    try:
+        return from_huggingface(folder, dtype)
+    except SegueError as native:
+        try:
+            return adapt(folder, dtype), Info.of(values)
+        except SegueError as adapted:
+            raise SegueError(f"{adapted}; and not natively: {native}" if values["model_type"] in FAMILIES
+                             else str(adapted)) from native
