@@ -14,10 +14,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()
 
+import segue  # noqa: E402
 from segue.errors import SegueError  # noqa: E402
+from segue.kinds import Codec, TokenizerCodec  # noqa: E402
 from segue.models import StackConfig  # noqa: E402
-from segue.models.huggingface import from_huggingface, to_huggingface  # noqa: E402
+from segue.models.huggingface import adapt, from_huggingface, to_huggingface  # noqa: E402
 from segue.models.stack import Stack  # noqa: E402
+from segue.testing import check_model  # noqa: E402
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -244,3 +247,228 @@ def test_broken_folders_are_one_clear_line(tmp_path: Path) -> None:
     (folder / "config.json").write_text("{}")
     with pytest.raises(SegueError, match="names no model_type"):
         from_huggingface(folder)
+
+
+# The adapter.
+
+LOCAL = LLAMA | {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}
+SMALL = {"vocab_size": 61, "n_embd": 32, "n_layer": 2, "n_head": 4}
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {  # how each is run is measured; here is what it must come to
+    "opt": ("edited", "OPT", {"vocab_size": 61, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2,
+                              "num_attention_heads": 4, "max_position_embeddings": 96, "word_embed_proj_dim": 16}),
+    "gptj": ("edited", "GPTJ", SMALL | {"rotary_dim": 4, "n_positions": 96}),
+    "falcon": ("edited", "Falcon", {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2,
+                                    "num_attention_heads": 4}),
+    "phi": ("edited", "Phi", LLAMA),
+    "gemma": ("edited", "Gemma", LLAMA | {"num_key_value_heads": 2, "head_dim": 8}),
+    "bloom": ("copied", "Bloom", {"vocab_size": 61, "hidden_size": 32, "n_layer": 2, "n_head": 4}),
+    "gemma2": ("copied", "Gemma2", LOCAL),
+    "rwkv": ("copied", "Rwkv", {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2,
+                                "attention_hidden_size": 32}),
+    "falcon_mamba": ("stepped", "FalconMamba", MAMBA),
+    "recurrent_gemma": ("reread", "RecurrentGemma", LOCAL | {"num_hidden_layers": 3, "num_key_value_heads": 1,
+                                                             "attention_window_size": 4, "lru_width": 32}),
+}
+MORE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt2": ("edited", "GPT2", GPT2),
+    "llama": ("edited", "Llama", LLAMA | {"num_key_value_heads": 2}),
+    "gpt_neox": ("edited", "GPTNeoX", LLAMA),
+    "gpt_bigcode": ("edited", "GPTBigCode", SMALL | {"n_positions": 96}),
+    "codegen": ("edited", "CodeGen", SMALL | {"rotary_dim": 4, "n_positions": 96}),
+    "stablelm": ("edited", "StableLm", LLAMA | {"num_key_value_heads": 4}),
+    "starcoder2": ("edited", "Starcoder2", LLAMA | {"num_key_value_heads": 2, "sliding_window": None}),
+    "cohere": ("edited", "Cohere", LLAMA),
+    "olmo2": ("edited", "Olmo2", LLAMA),
+    "falcon alibi": ("copied", "Falcon", OTHERS["falcon"][2] | {"alibi": True}),
+    "mpt": ("copied", "Mpt", {"vocab_size": 61, "d_model": 32, "n_layers": 2, "n_heads": 4}),
+    "gemma3": ("copied", "Gemma3Text", LOCAL | {"num_hidden_layers": 6}),
+    "mistral": ("copied", "Mistral", LLAMA | {"num_key_value_heads": 2, "sliding_window": 4}),
+    "mamba2": ("copied", "Mamba2", {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8,
+                                    "num_heads": 4, "head_dim": 16, "n_groups": 1, "chunk_size": 8}),
+    "jamba": ("stepped", "Jamba", LLAMA | {"num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1,
+                                           "num_experts": 2, "use_mamba_kernels": False, "mamba_d_state": 4}),
+}
+
+
+def check_adapter(way: str, name: str, options: dict[str, Any], folder: Path) -> None:
+    theirs = tiny(name, options)
+    theirs.save_pretrained(folder)
+    ours = adapt(folder)
+    assert ours.way == way and ours.vocabulary == 61, (ours.way, ours.path)
+    tokens = torch.randint(61, (2, 30))
+    state, parts = ours.init_state(2), []
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+    for piece in (tokens[:, :20], tokens[:, 20:26], *tokens[:, 26:].split(1, 1)):
+        parts.append(ours.extend(piece, state).logits)
+        state.commit()
+    assert (torch.cat(parts, 1) - expected).abs().max() < 1e-4
+    check_model(ours, examples=3, longest=10, shrink=False)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_adapter_keeps_the_contract(name: str, tmp_path: Path) -> None:
+    check_adapter(*OTHERS[name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE)
+def test_adapter_keeps_the_contract_of_more_architectures(name: str, tmp_path: Path) -> None:
+    check_adapter(*MORE[name], tmp_path)
+
+
+def test_adapter_goes_back_without_reading_all_again(tmp_path: Path) -> None:
+    tiny(*OTHERS["bloom"][1:]).save_pretrained(tmp_path)
+    ours = adapt(tmp_path)
+    tokens = torch.randint(61, (1, 40))
+    state = ours.init_state(1, history=4)
+    for piece in tokens.split(1, 1):
+        expected = ours.extend(piece, state).logits
+        state.commit()
+    row = state.layers[0]["memory"].rows[0]
+    assert len(row.marks) <= 3 and 40 - row.marks[0][0] >= 4
+    state.rewind(4)
+    row = state.layers[0]["memory"].rows[0]
+    assert 30 < row.seen <= 36
+    assert (ours.extend(tokens[:, 36:], state).logits[:, -1] - expected[:, 0]).abs().max() < 1e-4
+
+
+def test_adapter_refuses(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    theirs = tiny(*OTHERS["opt"][1:])
+    theirs.save_pretrained(folder)
+    ours = adapt(folder)
+    with pytest.raises(SegueError, match="beyond the 96 positions"):
+        ours.extend(torch.zeros(1, 120, dtype=torch.long), ours.init_state(1))
+    with pytest.raises(SegueError, match="cannot load"):
+        adapt(broken(folder, model_type="nothing_known"))
+    with pytest.raises(SegueError, match="brings its own code"):
+        adapt(broken(folder, auto_map={"AutoModelForCausalLM": "modeling_x.X"}))
+    theirs.save_pretrained(folder)
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    left = {key: tensor for key, tensor in tensors.items() if "fc1" not in key}
+    save_file(left, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SegueError, match=r"do not fit its config.json: \d+ missing"):
+        adapt(folder)
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(SegueError, match="cannot load"):
+        adapt(folder)
+
+
+# Tokenizers, and the whole folder behind the verbs.
+
+TEXT = ["def main(argument):\n    return argument + 1\n", "the cat sat on the mat, and the dog ate the hat. " * 3,
+        "naïve café, 東京 and 🙂"]
+
+
+def tokenizer_of(sort: str) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    if sort == "bytes":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], show_progress=False,
+                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    else:  # as Llama's
+        tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                               decoders.Strip(" ", 1, 0)])
+        trainer = trainers.BpeTrainer(vocab_size=400, show_progress=False, special_tokens=[
+            "<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))])
+    tokenizer.train_from_iterator(TEXT[:2], trainer)
+    if sort != "bytes":
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return tokenizer
+
+
+@pytest.mark.parametrize("sort", ["bytes", "blanks"])
+def test_tokenizer_codec(sort: str, tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(sort)
+    codec = TokenizerCodec(tokenizer, size=512, eos=0 if sort == "bytes" else 2)
+    assert codec.bos == (None if sort == "bytes" else 1) and codec.size == 512
+    front = [] if codec.bos is None else [codec.bos]
+    for text in TEXT:
+        ids = codec.encode(text)
+        assert [*front, *ids.tolist()] == tokenizer.encode(text).ids
+        assert codec.decode([*front, *ids]).decode() == text
+        # Pieces join, wherever they are cut.
+        assert codec.decode([*front, *ids[:3]]) + codec.decode(ids[3:]) == text.encode()
+        assert codec.units(ids) == len(text.encode()) + (sort != "bytes")
+    assert codec.encode("<|end|>" if sort == "bytes" else "</s>").tolist()[-1] == codec.eos
+    assert codec.decode([codec.eos]) == b"" and codec.token(codec.eos) == "<end>"
+    codec.save(tmp_path)
+    assert Codec.load(tmp_path) == codec
+    with pytest.raises(SegueError, match="byte 1 is not UTF-8"):
+        codec.encode(b"a\xff")
+
+
+def folder_of(name: str, options: dict[str, Any], folder: Path, sort: str | None) -> Any:
+    theirs = tiny(name, options | {"vocab_size": 512})
+    theirs.save_pretrained(folder)
+    if sort is not None:
+        tokenizer_of(sort).save(str(folder / "tokenizer.json"))
+    return theirs
+
+
+@pytest.mark.parametrize("name, options, sort, path", [
+    ("GPT2", GPT2 | {"n_positions": 128}, "bytes", "torch float32"), ("Llama", LLAMA, "blanks", "torch float32"),
+    ("Mamba", MAMBA, "bytes", "torch float32"), ("GPTNeoX", LLAMA, "bytes", "torch float32"),
+    ("OPT", OTHERS["opt"][2], "bytes", "one pass over an edited cache"),
+    ("Bloom", OTHERS["bloom"][2], "blanks", "path by path over copied caches"),
+])
+@pytest.mark.parametrize("draft", ["none", "trie"])
+def test_greedy_is_that_of_transformers(name: str, options: dict[str, Any], sort: str, path: str, draft: str,
+                                        tmp_path: Path) -> None:
+    theirs = folder_of(name, options, tmp_path, sort)
+    model = segue.load(tmp_path)
+    tokenizer = tokenizer_of(sort)
+    for prime in TEXT[:2]:
+        answer = model.continue_(prime[:40], n=30, decoder="greedy", draft=draft)
+        ids = tokenizer.encode(prime[:40]).ids
+        with torch.no_grad():
+            expected = theirs.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+                                       max_new_tokens=30, do_sample=False, pad_token_id=0)[0, len(ids):].tolist()
+        expected = expected[: expected.index(1)] if 1 in expected else expected  # 1 ends a text
+        assert answer.tokens == expected
+        assert path in answer.path
+        assert answer.whole.decode("utf-8", "replace").startswith(prime[:40])
+
+
+def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
+    theirs = folder_of("GPT2", GPT2, tmp_path, None)
+    model = segue.load(tmp_path)
+    answer = model.continue_([5, 6, 7], n=8, decoder="greedy")
+    with torch.no_grad():
+        expected = theirs.generate(torch.tensor([[5, 6, 7]]), attention_mask=torch.ones(1, 3, dtype=torch.long),
+                                   max_new_tokens=8, do_sample=False, pad_token_id=0)[0, 3:].tolist()
+    assert answer.tokens == (expected[: expected.index(1)] if 1 in expected else expected)
+    assert model.continue_("5 6, 7", n=8, decoder="greedy").tokens == answer.tokens
+    with pytest.raises(SegueError, match="without a tokenizer"):
+        model.continue_("hello there", n=8)
+
+
+def test_verbs_of_a_folder(tmp_path: Path) -> None:
+    """Evaluate both; save and update what is native, and say why not of what is not."""
+    held = tmp_path / "held.txt"
+    held.write_text(TEXT[1] * 4)
+    bits = {}
+    for name in ("native", "adapted"):
+        folder = tmp_path / name
+        options = ("GPT2", GPT2) if name == "native" else OTHERS["opt"][1:]
+        folder_of(*options, folder, "bytes")
+        model = segue.load(folder)
+        bits[name] = model.evaluate(held).to_dict()["bits_per_unit"]
+        if name == "native":
+            model.save(tmp_path / "saved")
+            again = segue.load(tmp_path / "saved")
+            assert again.continue_("the cat", n=9, decoder="greedy").tokens == \
+                model.continue_("the cat", n=9, decoder="greedy").tokens
+        else:
+            for call in (lambda model=model: model.save(tmp_path / "no"), lambda model=model: model.update(held)):
+                with pytest.raises(SegueError, match="transformers' own code"):
+                    call()
+    assert all(1 < value < 10 for value in bits.values()), bits

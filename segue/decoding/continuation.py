@@ -62,9 +62,10 @@ class Stops:
 
 
 def _prime(codec: Codec, prime: Any) -> list[int]:
-    """The prime's ids, behind the token that begins a document."""
+    """The prime's ids, behind the token that begins a document. Where nothing begins one, what ends the one before."""
     ids = [] if prime is None or len(prime) == 0 else codec.encode(prime).tolist()
-    return ids if codec.bos is None else [codec.bos, *ids]
+    begin = codec.eos if codec.bos is None and not ids else codec.bos
+    return ids if begin is None else [begin, *ids]
 
 
 def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Callable[[list[int]], bool] | None:

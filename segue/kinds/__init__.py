@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from segue.kinds.base import Kind, Problem, Problems, Record
 from segue.kinds.biology import DNA, Protein
-from segue.kinds.codecs import CODECS, BPECodec, ByteCodec, Codec, ItemCodec, KmerCodec, LetterCodec
+from segue.kinds.codecs import (
+    CODECS,
+    BPECodec,
+    ByteCodec,
+    Codec,
+    IdCodec,
+    ItemCodec,
+    KmerCodec,
+    LetterCodec,
+    TokenizerCodec,
+)
 from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
@@ -20,6 +30,7 @@ __all__ = [
     "Code",
     "Codec",
     "Events",
+    "IdCodec",
     "ItemCodec",
     "Kind",
     "KmerCodec",
@@ -29,4 +40,5 @@ __all__ = [
     "Protein",
     "Record",
     "Text",
+    "TokenizerCodec",
 ]

@@ -7,6 +7,7 @@ begin and as end (`bos == eos`), so that a model's first prediction has somethin
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -468,6 +469,148 @@ class ItemCodec(Codec):
         return {"items": self.items}
 
 
+class TokenizerCodec(Codec):
+    """A `tokenizer.json` of any sort, used as its own model uses it: the codec of a Hugging Face folder.
+
+    Unlike `BPECodec` it reads special tokens where a text spells them (chat marks), and puts in front of a text what
+    the tokenizer puts there (`bos`; None for many). What is encoded must be UTF-8. Decoding gives the bytes of each
+    token by itself, so pieces join; tokenizers that change the text (lower case, other blanks) do not give it back.
+    """
+
+    name = "tokenizer"
+    elementwise = False
+
+    def __init__(self, tokenizer: Tokenizer, size: int | None = None, eos: int | None = None) -> None:
+        """size: of the model's vocabulary, which may be larger than the tokenizer's. eos: the id that ends a text."""
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        known = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.size, self.eos = size or known, eos
+        bare = tokenizer.encode("a", add_special_tokens=False).ids
+        front = tokenizer.encode("a", add_special_tokens=True).ids
+        while bare and front[-len(bare) :] != bare and front:
+            front.pop()  # what is put behind a text is not asked for where it is to be continued
+        front = front[: len(front) - len(bare)]
+        if len(front) > 1:
+            raise SegueError(f"this tokenizer puts {len(front)} tokens before a text, of which only one is supported")
+        self.bos = front[0] if front else None
+        self.pieces = [b""] * self.size
+        sort = decoding_of(tokenizer)
+        number = {letter: byte for byte, letter in enumerate(byte_letters())}
+        added = tokenizer.get_added_tokens_decoder()
+        for id in range(min(known, self.size)):
+            piece = tokenizer.id_to_token(id) or ""
+            byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece) if sort == "blanks" else None
+            if byte:
+                self.pieces[id] = bytes.fromhex(byte[1])
+            elif id in added:
+                self.pieces[id] = b"" if added[id].special else added[id].content.encode()
+            elif sort == "bytes" and all(letter in number for letter in piece):
+                self.pieces[id] = bytes(number[letter] for letter in piece)
+            elif sort == "blanks":
+                self.pieces[id] = piece.replace("\u2581", " ").encode()
+            else:
+                self.pieces[id] = tokenizer.decode([id]).encode()
+        # Tokenizers of this sort put a blank before a text; behind `bos` it is none of the text.
+        self.dummy = sort == "blanks" and self.decode(tokenizer.encode("a", add_special_tokens=False).ids)[:1] == b" "
+
+    @classmethod
+    def from_file(cls, path: str | Path, size: int | None = None, eos: int | None = None) -> TokenizerCodec:
+        from tokenizers import Tokenizer
+
+        try:
+            return cls(Tokenizer.from_file(str(path)), size, eos)
+        except SegueError:
+            raise
+        except Exception as error:  # the library raises bare Exception
+            raise SegueError(f"{path} is not a tokenizer file of the tokenizers library ({error})") from error
+
+    def encode(self, obj: bytes | str) -> np.ndarray:
+        try:
+            text = as_bytes(obj).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise SegueError(f"byte {error.start:,} is not UTF-8, which is all that this tokenizer reads") from error
+        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        array = self.checked(ids).tolist()
+        text = b"".join([self.pieces[id] for id in array])
+        return text[1:] if array and array[0] == self.bos and self.dummy and text[:1] == b" " else text
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else shown(self.pieces[id]) or str(self.tokenizer.id_to_token(id))
+
+    def weights(self) -> np.ndarray:
+        return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"size": self.size, "eos": self.eos}
+
+    def save(self, folder: str | Path) -> None:
+        from segue.files import write_text
+
+        write_text(Path(folder) / "tokenizer.json", self.tokenizer.to_str(pretty=False))
+        super().save(folder)
+
+    @classmethod
+    def restore(cls, folder: Path, values: dict[str, Any]) -> TokenizerCodec:
+        return cls.from_file(folder / "tokenizer.json", **values)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, TokenizerCodec)
+            and self.state() == other.state()
+            and self.tokenizer.to_str() == other.tokenizer.to_str()
+        )
+
+    __hash__ = Codec.__hash__
+
+
+def decoding_of(tokenizer: Tokenizer) -> str:
+    """How a tokenizer spells its tokens: "bytes" (stand-ins for bytes), "blanks" (U+2581 for a blank) or "words"."""
+    decoder = json.loads(tokenizer.to_str()).get("decoder") or {}
+    kinds = [step.get("type") for step in decoder.get("decoders", [decoder])]
+    marks = [step.get("pattern", {}).get("String") for step in decoder.get("decoders", [decoder])]
+    if "ByteLevel" in kinds:
+        return "bytes"
+    return "blanks" if "Metaspace" in kinds or "\u2581" in marks else "words"
+
+
+class IdCodec(Codec):
+    """Token ids as they are, for a model that came without a tokenizer: objects are lists of whole numbers."""
+
+    name = "ids"
+
+    def __init__(self, size: int, eos: int | None = None) -> None:
+        self.size, self.eos = size, eos
+
+    def encode(self, obj: Sequence[int | str]) -> np.ndarray:
+        try:
+            return self.checked([int(item) for item in obj]).astype(np.int32)
+        except ValueError as error:
+            raise SegueError(
+                f"this model came without a tokenizer, so it knows token ids only, not {str(obj)[:60]!r}: give whole "
+                f"numbers below {self.size}"
+            ) from error
+
+    def decode(self, ids: Iterable[int]) -> list[int]:
+        return self.checked(ids).tolist()
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else str(id)
+
+    def weights(self) -> np.ndarray:
+        weights = np.ones(self.size, dtype=np.int64)
+        if self.eos is not None:
+            weights[self.eos] = 0
+        return weights
+
+    def state(self) -> dict[str, Any]:
+        return {"size": self.size, "eos": self.eos}
+
+
 CODECS: dict[str, type[Codec]] = {
-    codec.name: codec for codec in (ByteCodec, BPECodec, LetterCodec, KmerCodec, ItemCodec)
+    codec.name: codec
+    for codec in (ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, ItemCodec, IdCodec)
 }

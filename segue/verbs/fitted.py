@@ -68,11 +68,12 @@ class Fitted:
                  counts: np.ndarray | None = None, folder: Path | None = None, memory: Memory | None = None) -> None:
         self.model, self.codec, self.kind, self.report = model, codec, kind, report
         self.context, self.counts, self.folder, self.memory = context, counts, folder, memory
-        model.eval()
+        if isinstance(model, Stack):
+            model.eval()
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
         """What comes after `prime` (an object of the kind, or a path to one); see `segue.decoding`."""
-        given = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
+        given: dict[str, Any] = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
         from segue.decoding.continuation import continue_
 
         return continue_(self, prime, **given, **options)
@@ -145,7 +146,8 @@ class Fitted:
 
 
 def load(folder: str | Path) -> Fitted:
-    """Load a model that `fit` or `save` wrote. Everything is checked; nothing is executed."""
+    """Load a model that `fit` or `save` wrote, or a local Hugging Face folder. Everything is checked; nothing in the
+    folder is executed."""
     folder = Path(folder)
     if not folder.is_dir():
         raise SegueError(f"{folder} is not a folder: give the folder that fit wrote")
@@ -153,6 +155,10 @@ def load(folder: str | Path) -> Fitted:
         raise SegueError(f"{folder} holds a fit that has not ended: run the same fit command again to go on")
     roll_forward(folder)
     values = read_json(folder / "config.json")
+    if isinstance(values, dict) and "format" not in values and "model_type" in values:
+        from segue.verbs.huggingface import load_huggingface
+
+        return load_huggingface(folder)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}')")
     try:
@@ -195,9 +201,9 @@ def check_config(config: StackConfig) -> None:
             raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
 
 
-def carries(model: Stack) -> bool:
+def carries(model: Any) -> bool:
     """Whether the whole past of a document fits in the model's state."""
-    return all(block.mixer.constant_state for block in model.blocks)
+    return isinstance(model, Stack) and all(block.mixer.constant_state for block in model.blocks)
 
 
 def as_data(data: Any, kind: str | None = None) -> Data:

@@ -142,7 +142,7 @@ class HuggingFaceModel:
             for cache in caches:
                 cache.put(*(x.new_zeros(len(tokens), x.shape[1], tokens.shape[1], x.shape[3])
                             for x in (cache.k, cache.v)), layout)
-            return self._nothing(*tokens.shape, at)
+            return self._nothing(tokens.shape[0], tokens.shape[1], at)
         mask, valid = None, first.valid(layout)
         if valid is not None or layout.parents is not None:
             seen = causal(first.pairs(layout))
@@ -160,10 +160,10 @@ class HuggingFaceModel:
         memory.pending = [{} for _ in memory.rows]
         memory.tokens = tokens
         if not tokens.numel():
-            return self._nothing(*tokens.shape, at)
-        found = [self._extend_row(row, tokens[index], None if layout.parents is None else layout.parents[index].tolist(),
-                                  memory.pending[index], at[index] if at is not None else None)
-                 for index, row in enumerate(memory.rows)]
+            return self._nothing(tokens.shape[0], tokens.shape[1], at)
+        parents = [None] * len(tokens) if layout.parents is None else layout.parents.tolist()
+        found = [self._extend_row(row, tokens[index], parents[index], memory.pending[index],
+                                  at[index] if at is not None else None) for index, row in enumerate(memory.rows)]
         logits, hidden = (torch.stack(x) for x in zip(*found))
         return Output(logits, hidden)
 
@@ -235,8 +235,8 @@ class HuggingFaceModel:
             if not self.hooked:
                 logits, hidden, _ = self._run(line, use_cache=False)
         except Exception as error:
-            raise SegueError(f"transformers loads this {self.name} but cannot run it ({type(error).__name__}: {error})") \
-                from error
+            raise SegueError(f"transformers loads this {self.name} but cannot run it "
+                             f"({type(error).__name__}: {error})") from error
         self.vocabulary, self.width = logits.shape[-1], hidden.shape[-1]
         truths: dict[tuple[int, ...], Tensor] = {}
         for way in (EDITED, COPIED, STEPPED):
@@ -309,7 +309,7 @@ class HuggingFaceModel:
         return worst <= CLOSE * scale
 
 
-class Layer(CacheLayerMixin):  # type: ignore[misc]
+class Layer(CacheLayerMixin):
     """One layer of our cache where transformers looks for one of its own. Lives for one call."""
 
     is_sliding = False
