@@ -12,7 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.errors import SegueError
-from segue.models.counts import CountModel, TokenState, documents_bits
+from segue.models import Stack, StackConfig
+from segue.models.counts import BlendedCounts, CountModel, TokenState, documents_bits, hold_back
+from segue.models.mixture import Mixture
+from segue.testing import check_model
 
 documents = st.lists(st.lists(st.integers(0, 4), max_size=30), min_size=1, max_size=6).filter(any)
 V = 5
@@ -174,3 +177,97 @@ def test_start_symbol_keeps_first_elements_apart() -> None:
 def test_bits_of_documents() -> None:
     model = CountModel(4, 0, "none").fit([[0, 1, 2, 3]])
     assert documents_bits(model, [[0, 1], [2]]) == pytest.approx(6)
+
+
+def sentences(count: int, seed: int) -> list[np.ndarray]:
+    """Documents of words from a small lexicon, each with favourites of its own: corpus and own past both help."""
+    rng = np.random.default_rng(seed)
+    lexicon = [np.random.default_rng(i).integers(0, 12, 2 + i % 4) for i in range(40)]
+    found = []
+    for _ in range(count):
+        mine = rng.choice(40, 4)
+        words = [lexicon[rng.choice(mine) if rng.random() < 0.7 else rng.integers(40)] for _ in range(60)]
+        found.append(np.concatenate(words).astype(np.int32))
+    return found
+
+
+@pytest.fixture(scope="module")
+def blend() -> BlendedCounts:
+    return BlendedCounts(12, window=64).fit(sentences(60, 0), epochs=8)
+
+
+@pytest.fixture(scope="module")
+def mixture(blend: BlendedCounts) -> Mixture:
+    torch.manual_seed(0)
+    network = Stack(StackConfig(12, 16, ["attention", "gru"])).eval()
+    mixture = Mixture(network, blend)
+    mixture.learn_gate(sentences(4, 2), context=16, epochs=2)
+    return mixture
+
+
+def test_blend_is_proper_and_beats_the_classical_estimates(blend: BlendedCounts) -> None:
+    held = sentences(8, 1)
+    assert np.allclose(blend.predictions(held[0]).sum(1), 1)
+    size = sum(map(len, held))
+    bits = documents_bits(blend, held) / size
+    for smoothing in ("witten-bell", "kneser-ney"):
+        other = documents_bits(CountModel(12, 5, smoothing).fit(sentences(60, 0)), held) / size
+        assert bits < 0.95 * other, (bits, other, smoothing)
+
+
+def test_trust_is_fitted_on_what_is_computed(blend: BlendedCounts) -> None:
+    """The cost that the fit reports is the cost that the kernels give."""
+    model, (rest, held) = BlendedCounts(12, window=64), hold_back(sentences(60, 0))
+    model.count(rest)
+    bits = model.learn_trust(held)
+    assert bits == pytest.approx(documents_bits(model, held) / sum(map(len, held)), rel=1e-4)
+
+
+def test_blend_survives_a_file(blend: BlendedCounts, tmp_path: Path) -> None:
+    blend.save(tmp_path)
+    line = sentences(1, 5)[0]
+    assert np.array_equal(BlendedCounts.load(tmp_path).predictions(line), blend.predictions(line))
+    (tmp_path / "counts.safetensors").write_bytes(b"no")
+    with pytest.raises(SegueError, match="cannot be read"):
+        BlendedCounts.load(tmp_path)
+
+
+def test_hold_back_takes_whole_documents_or_the_end_of_few() -> None:
+    many = [np.arange(10 + i) for i in range(50)]
+    rest, held = hold_back(many, 0.1)
+    assert len(rest) + len(held) == 50 and 0.05 < sum(map(len, held)) / sum(map(len, many)) < 0.2
+    rest, held = hold_back([np.arange(100)], 0.1)
+    assert len(rest[0]) == 90 and held[0].tolist() == list(range(90, 100))
+
+
+def test_every_count_model_keeps_the_decoding_contract(blend: BlendedCounts, mixture: Mixture) -> None:
+    train = sentences(5, 3)
+    for model in (CountModel(12, 3).fit(train), CountModel(12, 2, "kneser-ney", start=False).fit(train), blend,
+                  mixture):
+        check_model(model, examples=4, longest=12, hidden=False)
+
+
+def test_mixture_is_proper_and_scores_what_it_decodes(mixture: Mixture, tmp_path: Path) -> None:
+    line = sentences(1, 6)[0][:30]
+    scores = mixture.scores(line, context=40)
+    assert torch.allclose(scores.exp().sum(-1), torch.ones(29), atol=1e-5)
+    tokens = torch.from_numpy(line.astype(np.int64))[None]
+    decoded = mixture.extend(tokens, mixture.init_state(1)).logits[0, :-1]
+    assert torch.allclose(decoded, scores, atol=1e-4)
+    found = mixture.log_probabilities(line, context=40)
+    assert np.allclose(found, scores.gather(1, tokens[0, 1:, None])[:, 0].numpy(), atol=1e-5)
+    mixture.save(tmp_path)
+    again = Mixture.load(mixture.network, tmp_path)
+    assert torch.equal(again.scores(line, context=40), scores)
+    with pytest.raises(SegueError, match="share one codec"):
+        Mixture(mixture.network, BlendedCounts(13))
+
+
+def test_mixture_decodes_losslessly_with_drafts(mixture: Mixture) -> None:
+    from segue.decoding import generate
+    from segue.decoding.draft import DRAFTERS
+
+    prompt = sentences(1, 7)[0][:40].tolist()
+    plain = generate(mixture, [prompt], 30)[0].tokens
+    for name in DRAFTERS:
+        assert generate(mixture, [prompt], 30, draft=name)[0].tokens == plain

@@ -71,8 +71,9 @@ class TokenState:
         index = rows.numpy()
         return TokenState(self.past[index], self.known[index], self.positions[rows], self.window)
 
-    def rewind(self, n: int | Tensor) -> None:
-        back = torch.as_tensor(n).expand(self.batch)
+    def check_rewind(self, n: int | Tensor) -> None:
+        """Raise SegueError where `rewind(n)` would."""
+        back = torch.as_tensor(n).cpu().expand(self.batch)
         positions = self.positions - back
         known = self.known - back.numpy()
         if (back < 0).any() or (positions < 0).any():
@@ -80,8 +81,14 @@ class TokenState:
         if (known < np.minimum(positions.numpy(), self.window)).any():
             raise SegueError(f"a count model can go back {self.past.shape[1] - self.window} tokens here, not "
                              f"{int(back.max())}: create the state with init_state(batch, history=N) for a larger N")
-        self.past = np.stack([np.roll(row, k) for row, k in zip(self.past, back.tolist())])
-        self.known, self.positions, self.pending = known, positions, None
+
+    def rewind(self, n: int | Tensor) -> None:
+        self.check_rewind(n)
+        back = torch.as_tensor(n).cpu().expand(self.batch)
+        self.known = self.known - back.numpy()
+        self.positions, self.pending = self.positions - back, None
+        self.past = np.array([np.roll(row, k) for row, k in zip(self.past, back.tolist())], np.int32) \
+            .reshape(self.past.shape)
 
     def snapshot(self) -> TokenState:
         # arrays are replaced, never written into, so a copy may share them
@@ -128,7 +135,12 @@ class _Counted:
                       at: Tensor | None = None) -> np.ndarray:
         """As `extend`, giving probabilities (B, M, V) float64 instead of logits."""
         ids = tokens.numpy().astype(np.int32)
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary):
+            raise SegueError(f"tokens from {ids.min()} to {ids.max()} were given to a model of {self.vocabulary}")
         tree = np.empty((1, 0), np.int64) if parents is None else np.ascontiguousarray(parents.numpy())
+        if parents is not None and (tree.shape != ids.shape or (tree >= np.arange(ids.shape[1])).any()
+                                    or (tree < -1).any()):
+            raise SegueError("a node of a draft tree must follow an earlier node, or -1, the state's end")
         nodes = np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.numpy()
         out = np.empty((*nodes.shape, self.vocabulary))
         self._nodes(state.past, state.past.shape[1] - state.known, state.whole, ids, tree, parents is None,
@@ -301,7 +313,7 @@ class BlendedCounts(_Counted):
     vocabulary: V. window: how many tokens of its own past a sequence remembers (the state's size).
     """
 
-    def __init__(self, vocabulary: int, window: int = 2048) -> None:
+    def __init__(self, vocabulary: int, window: int = 8192) -> None:
         if not (vocabulary >= 1 and window >= kernel.REACH):
             raise SegueError(f"a blend of counts over {vocabulary} symbols with a window of {window}: "
                              f"the window must be at least {kernel.REACH}")
