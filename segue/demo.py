@@ -43,7 +43,8 @@ def held_out(name: str, share: int) -> bool:
 def standard_library() -> tuple[list[Path], list[Path]]:
     """Source files of this interpreter's standard library, for training and held out (one in 20, by hash)."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(path for path in root.rglob("*.py") if SKIPPED.isdisjoint(path.relative_to(root).parts[:-1]))
+    files = sorted(path for path in root.rglob("*.py")
+                   if SKIPPED.isdisjoint(path.relative_to(root).parts[:-1]) and path.stat().st_size)
     if len(files) < 100:
         raise SegueError(f"only {len(files)} source files of the standard library are in {root}; "
                          "the demo needs them: on Debian, apt install libpython3-stdlib")
@@ -68,6 +69,73 @@ def documentation(folder: Path) -> tuple[list[Path], list[Path]]:
 
 def megabytes(files: Iterable[Path]) -> float:
     return sum(path.stat().st_size for path in files) / 1e6
+
+
+# -- the tour
+
+
+def demo(out: str | Path = "demo-out", minutes: float = 2.0, quiet: bool = False) -> Path:
+    """The whole tour; returns the report's path. out: folder for the model and the report. minutes: of training.
+
+    Interrupted while learning, it goes on from there the next time.
+    """
+    from segue.data import read
+    from segue.verbs.fit import fit
+    from segue.training.recipe import machine
+
+    begin, folder = time.monotonic(), Path(out)
+    train, held = standard_library()
+    manual, manual_held = documentation(folder / "manual")
+    say(f"learning {len(train)} source files of the standard library ({megabytes(train):.1f} MB); "
+        f"{len(held)} others are held out ({megabytes(held):.1f} MB)")
+    if (folder / "model" / "config.json").exists():
+        shutil.rmtree(folder / "model")  # a finished one; an unfinished one goes on
+    library_held, manual_data = read(*held, kind="code"), read(*manual, kind="text")
+    model = fit(read(*train, kind="code"), held_out=library_held, out=folder / "model", minutes=minutes, quiet=quiet)
+    scores = {"segue": model.report["held_out"]["bits_per_unit"], **model.report["held_out"]["baselines"],
+              "xz -9e after the library": xz_after(train, held)}
+    say("held-out bits per byte: " + ", ".join(f"{name} {bits:.3f}" for name, bits in sorted(scores.items(), key=by_value)))
+    facts = {
+        "data": {"train_files": len(train), "train_megabytes": megabytes(train), "held_files": len(held),
+                 "held_megabytes": megabytes(held), "manual_files": len(manual),
+                 "manual_megabytes": megabytes(manual)},
+        "fit": {"plan": model.report["choice"], "minutes": model.report["seconds"] / 60, "curve": curve(model)},
+        "scores": scores, **continued(model),
+        "update": updated(folder / "model", manual_data, library_held, read(*manual_held, kind="text")),
+        "machine": machine(), "seconds": time.monotonic() - begin,
+    }
+    write_json(folder / "report.json", facts)
+    write_text(folder / "report.html", page(facts))
+    say(f"done in {facts['seconds'] / 60:.1f} minutes; the report is {(folder / 'report.html').resolve()}")
+    return folder / "report.html"
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def xz_after(train: list[Path], held: list[Path]) -> float:
+    """Bits per held-out byte of `xz -9e` that has just packed the training text."""
+    before, text = (b"".join(path.read_bytes() for path in files) for files in (train, held))
+    preset = 9 | lzma.PRESET_EXTREME
+    return 8 * (len(lzma.compress(before + text, preset=preset)) - len(lzma.compress(before, preset=preset))) / len(text)
+
+
+def continued(model: Fitted) -> dict[str, Any]:
+    """The half-written function, continued plainly and with the trie draft, and what each pass of the latter added."""
+    from segue.decoding import stream
+
+    model.continue_(PRIME, n=8, draft="none")  # the first call makes the machine warm
+    plain = model.continue_(PRIME, n=TOKENS, draft="none")
+    draft = model.continue_(PRIME, n=TOKENS, draft="trie")
+    ids = [model.codec.bos, *model.codec.encode(PRIME.encode())]
+    pieces = [model.codec.decode(piece.tokens).decode("utf-8", "replace")
+              for piece in stream(model.decodable, [ids], TOKENS, draft="trie", eos=model.codec.eos)]
+    same = plain.tokens == draft.tokens
+    for name, answer in (("plain", plain), ("with the trie draft", draft)):
+        say(f"{name}: {answer.note}")
+    say("the two texts are the same" if same else "the two texts differ")
+    return {"prime": PRIME, "pieces": pieces, "same": same, "plain": plain.as_dict(), "draft": draft.as_dict()}
 
 
 # -- the report
