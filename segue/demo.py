@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import lzma
+import shutil
 import sysconfig
 from collections.abc import Callable, Iterable
 from pathlib import Path
