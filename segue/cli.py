@@ -241,6 +241,17 @@ def reproduce(slug: Annotated[str, typer.Argument(metavar="SLUG", show_default=F
         show_json(report.to_dict(), json_file)
 
 
+@command("demo", "segue demo --minutes 2")
+def demo(out: Annotated[Path, typer.Option(metavar="DIR", help="Where the models and the report go.")]
+         = Path("demo-out"),
+         minutes: Annotated[float, typer.Option(metavar="M", help="How long to learn.")] = 2.0) -> None:
+    """Learn the Python standard library, continue a function, learn the manual; ends with a report to look at."""
+    from segue.demo import demo as tour
+
+    one_dial(minutes, None)
+    tour(out, minutes)
+
+
 @app.callback(invoke_without_command=True)
 def top(context: typer.Context,
         version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:

@@ -9,17 +9,21 @@ import hashlib
 import html
 import io
 import lzma
+import math
 import shutil
 import sysconfig
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segue.errors import SegueError
-from segue.files import write_text
+from segue.files import write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from segue.verbs.fitted import Fitted
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "pydoc_data", "__pycache__"}
 
@@ -54,19 +58,16 @@ def standard_library() -> tuple[list[Path], list[Path]]:
     return [path for path in files if path not in set(held)], held
 
 
-def documentation(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The interpreter's own manual (what `help("for")` shows), written to files; one in 6 held out, by hash."""
+def documentation(folder: Path) -> list[Path]:
+    """The interpreter's own manual (what `help("for")` shows), written to files."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise SegueError("this Python has no pydoc_data.topics, which the demo learns from: "
                          "on Debian, apt install libpython3-stdlib") from error
-    files = []
-    for name, text in sorted(topics.items()):
-        files.append(folder / f"{name}.txt")
-        write_text(files[-1], text)
-    held = [path for path in files if held_out(path.stem, 6)]
-    return [path for path in files if path not in set(held)], held
+    for name, text in topics.items():
+        write_text(folder / f"{name}.txt", text)
+    return sorted(folder.glob("*.txt"))
 
 
 def megabytes(files: Iterable[Path]) -> float:
@@ -75,41 +76,55 @@ def megabytes(files: Iterable[Path]) -> float:
 
 # -- the tour
 
+TOKENS = 200  # added to the half-written function
+STRATEGIES = ("naive", "replay")
 
-def demo(out: str | Path = "demo-out", minutes: float = 2.0, quiet: bool = False) -> Path:
-    """The whole tour; returns the report's path. out: folder for the model and the report. minutes: of training.
 
+def demo(out: str | Path = "demo-out", minutes: float = 2.0, update_minutes: float = 0.5, quiet: bool = False) -> Path:
+    """The whole tour; returns the report's path.
+
+    out: folder for the models and the report. minutes: of learning; update_minutes: of learning on, each of two times.
     Interrupted while learning, it goes on from there the next time.
     """
     from segue.data import read
-    from segue.verbs.fit import fit
     from segue.training.recipe import machine
+    from segue.verbs.fit import fit
 
     begin, folder = time.monotonic(), Path(out)
     train, held = standard_library()
-    manual, manual_held = documentation(folder / "manual")
-    say(f"learning {len(train)} source files of the standard library ({megabytes(train):.1f} MB); "
-        f"{len(held)} others are held out ({megabytes(held):.1f} MB)")
-    if (folder / "model" / "config.json").exists():
-        shutil.rmtree(folder / "model")  # a finished one; an unfinished one goes on
-    library_held, manual_data = read(*held, kind="code"), read(*manual, kind="text")
-    model = fit(read(*train, kind="code"), held_out=library_held, out=folder / "model", minutes=minutes, quiet=quiet)
-    scores = {"segue": model.report["held_out"]["bits_per_unit"], **model.report["held_out"]["baselines"],
-              "xz -9e after the library": xz_after(train, held)}
-    say("held-out bits per byte: " + ", ".join(f"{name} {bits:.3f}" for name, bits in sorted(scores.items(), key=by_value)))
+    manual = documentation(folder / "manual")
+    say(f"Learning {len(train)} source files of the standard library ({megabytes(train):.1f} MB) for {minutes:g} "
+        f"minutes; {len(held)} others ({megabytes(held):.1f} MB) are held out.")
+    for name in ("model", *STRATEGIES):  # what an earlier tour finished; an unfinished one goes on
+        if (folder / name / "config.json").exists():
+            shutil.rmtree(folder / name)
+    model = fit(read(*train, kind="code"), held_out=read(*held, kind="code"), out=folder / "model", minutes=minutes,
+                quiet=quiet)
+    found = model.report["held_out"]
+    scores = {OURS: found["bits_per_unit"], **found["baselines"], "xz -9e after the library": xz_after(train, held)}
+    say("\nHeld-out bits per byte:")
+    for name in sorted(scores, key=lambda name: scores[name]):
+        say(f"  {scores[name]:.3f}  {name}")
     facts = {
         "data": {"train_files": len(train), "train_megabytes": megabytes(train), "held_files": len(held),
                  "held_megabytes": megabytes(held), "manual_files": len(manual),
                  "manual_megabytes": megabytes(manual)},
-        "fit": {"plan": model.report["choice"], "minutes": model.report["seconds"] / 60, "curve": curve(model)},
-        "scores": scores, **continued(model),
-        "update": updated(folder / "model", manual_data, library_held, read(*manual_held, kind="text")),
+        "fit": {"choice": model.report["choice"], "seconds": model.report["seconds"], "curve": curve(model)},
+        "scores": scores, **continued(model), "update": updated(folder, manual, update_minutes, quiet),
         "machine": machine(), "seconds": time.monotonic() - begin,
     }
     write_json(folder / "report.json", facts)
     write_text(folder / "report.html", page(facts))
-    say(f"done in {facts['seconds'] / 60:.1f} minutes; the report is {(folder / 'report.html').resolve()}")
+    say(f"\nDone in {facts['seconds'] / 60:.1f} minutes. The report: {(folder / 'report.html').resolve()}")
     return folder / "report.html"
+
+
+def curve(model: Fitted) -> list[tuple[float, float]]:
+    """(seconds, held-out bits per byte) while the network learned; a sample of the held-out files, to lose no time."""
+    report, held = model.report, model.report["held_out"]
+    per_byte = held["elements"] / held["units"] / math.log(2)
+    return [(report["seconds"] * entry["step"] / report["steps"], entry["held_out"] * per_byte)
+            for entry in report["curve"]]
 
 
 def say(text: str) -> None:
@@ -119,29 +134,46 @@ def say(text: str) -> None:
 def xz_after(train: list[Path], held: list[Path]) -> float:
     """Bits per held-out byte of `xz -9e` that has just packed the training text."""
     before, text = (b"".join(path.read_bytes() for path in files) for files in (train, held))
-    preset = 9 | lzma.PRESET_EXTREME
-    return 8 * (len(lzma.compress(before + text, preset=preset)) - len(lzma.compress(before, preset=preset))) / len(text)
+    packed = [len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)) for content in (before, before + text)]
+    return 8 * (packed[1] - packed[0]) / len(text)
 
 
 def continued(model: Fitted) -> dict[str, Any]:
-    """The half-written function, continued plainly and with the trie draft, and what each pass of the latter added."""
-    from segue.decoding import stream
-
-    model.continue_(PRIME, n=8, draft="none")  # the first call makes the machine warm
-    plain = model.continue_(PRIME, n=TOKENS, draft="none")
-    draft = model.continue_(PRIME, n=TOKENS, draft="trie")
-    ids = [model.codec.bos, *model.codec.encode(PRIME.encode())]
-    pieces = [model.codec.decode(piece.tokens).decode("utf-8", "replace")
-              for piece in stream(model.decodable, [ids], TOKENS, draft="trie", eos=model.codec.eos)]
+    """The half-written function continued, plainly and with the trie draft."""
+    model.continue_(PRIME, n=8, draft="none")  # the first call warms the machine up
+    plain = model.continue_(PRIME, n=TOKENS, decoder="greedy", draft="none")
+    draft = model.continue_(PRIME, n=TOKENS, decoder="greedy", draft="trie")
     same = plain.tokens == draft.tokens
-    for name, answer in (("plain", plain), ("with the trie draft", draft)):
-        say(f"{name}: {answer.note}")
-    say("the two texts are the same" if same else "the two texts differ")
-    return {"prime": PRIME, "pieces": pieces, "same": same, "plain": plain.as_dict(), "draft": draft.as_dict()}
+    say(f"\nA half-written function, continued:\n\n{PRIME}{draft.text}\n")
+    say(f"  plain: {plain.note}\n  with the trie draft: {draft.note}")
+    say(f"  the two texts {'are the same' if same else 'DIFFER'}")
+    return {"prime": PRIME, "pieces": draft.pieces, "same": same, "plain": plain.as_dict(), "draft": draft.as_dict()}
+
+
+def updated(folder: Path, manual: list[Path], minutes: float, quiet: bool) -> dict[str, Any]:
+    """The manual learned on top of the library, by each strategy from the same start.
+
+    strategy -> {"library" or "manual": (before, after)}, bits per byte on held-out pieces.
+    """
+    from segue.data import read
+    from segue.verbs.fit import load
+
+    data, moves = read(*manual, kind="text"), {}
+    for strategy in STRATEGIES:
+        shutil.copytree(folder / "model", folder / strategy, dirs_exist_ok=True)
+        result = load(folder / strategy).update(data, strategy=strategy, minutes=minutes, name="manual", quiet=quiet)
+        before, after = result.matrix.scores.tolist()
+        moves[strategy] = {"library": (before[0], after[0]), "manual": (before[-1], after[-1])}
+        say(f"\nLearning the manual, {strategy}:" if strategy == STRATEGIES[0] else f"\nThe same, with {strategy}:")
+        for what, (start, end) in moves[strategy].items():
+            say(f"  {what}: {start:.3f} before, {end:.3f} after ({'forgotten' if end > start else 'gained'} "
+                f"{abs(end - start):.3f} bits per byte)")
+    return moves
 
 
 # -- the report
 
+OURS = "segue"
 INK, GREY, BETTER, WORSE = "#2b5d9b", "#b9c2cc", "#2e7d4f", "#b3502d"
 
 STYLE = """
@@ -187,9 +219,9 @@ def paint_curve(axes: Axes, curve: list[tuple[float, float]], scores: dict[str, 
     axes.set(xlabel="minutes of training", ylabel="held-out bits per byte", xlim=(0, end), ylim=(None, top))
 
 
-def paint_bars(axes: Axes, scores: dict[str, float], ours: str) -> None:
+def paint_bars(axes: Axes, scores: dict[str, float]) -> None:
     names = sorted(scores, key=lambda name: scores[name], reverse=True)
-    bars = axes.barh(names, [scores[name] for name in names], color=[INK if name == ours else GREY for name in names])
+    bars = axes.barh(names, [scores[name] for name in names], color=[INK if name == OURS else GREY for name in names])
     axes.bar_label(bars, [f"{scores[name]:.3f}" for name in names], padding=3)
     axes.set(xlabel="held-out bits per byte (shorter is better)", xlim=(0, 1.15 * max(scores.values())))
 
@@ -229,17 +261,16 @@ def page(facts: dict[str, Any]) -> str:
     """The whole report as one HTML page that needs nothing else."""
     data, fit, scores = facts["data"], facts["fit"], facts["scores"]
     plain, draft, moves = facts["plain"], facts["draft"], facts["update"]
-    ours = scores["segue"]
     forgot = {strategy: after - before for strategy, move in moves.items() for before, after in [move["library"]]}
     gained = {strategy: before - after for strategy, move in moves.items() for before, after in [move["manual"]]}
-    best = min((name for name in scores if name != "segue"), key=lambda name: scores[name])
+    best = min((name for name in scores if name != OURS), key=lambda name: scores[name])
     cards = [
-        (f"{ours:.3f}", f"bits per byte on held-out files, after {fit['minutes']:.1f} minutes"),
+        (f"{scores[OURS]:.3f}", f"bits per byte on held-out files, after {fit['seconds'] / 60:.1f} minutes"),
         (f"{scores[best]:.3f}", f"the best baseline ({best})"),
         (f"{draft['tokens_per_second'] / plain['tokens_per_second']:.1f}×", "as fast with the trie draft, same text"),
         (f"{forgot['replay']:+.3f}", f"bits forgotten with replay; {forgot['naive']:+.3f} without"),
     ]
-    lines = {name: scores[name] for name in facts["lines"] if name in scores}
+    lines = {name: bits for name, bits in scores.items() if name != OURS and bits < 2}
     decoding = [["decoder", "tokens per second", "tokens per forward pass", "forward passes"]]
     for name, answer in (("plain", plain), ("with the trie draft", draft)):
         speed, per_pass = answer["tokens_per_second"], answer["tokens_per_pass"]
@@ -256,9 +287,9 @@ def page(facts: dict[str, Any]) -> str:
 <p class="lead">{data['train_files']} source files ({data['train_megabytes']:.1f} MB) to learn from,
 {data['held_files']} others ({data['held_megabytes']:.1f} MB) kept apart by the hash of their names.</p>
 <div class="cards">{''.join(f'<div class="card"><b>{big}</b>{html.escape(small)}</div>' for big, small in cards)}</div>
-<h2>Learning</h2><p>{html.escape(fit['plan'])}</p>
+<h2>Learning</h2><p>{html.escape(fit['choice'])}</p>
 <div class="pictures">{picture((5.6, 3.6), lambda axes: paint_curve(axes, fit['curve'], lines))}
-{picture((5.6, 3.6), lambda axes: paint_bars(axes, scores, 'segue'))}</div>
+{picture((5.6, 3.6), lambda axes: paint_bars(axes, scores))}</div>
 <p class="small">Baselines are computed on the same split; xz sees the training text before the held-out text.</p>
 <h2>Continuing a half-written function</h2>
 <p>Grey is what was given; each shade is what one forward pass of the model added with the draft. {same}</p>

@@ -13,7 +13,7 @@ import segue
 from segue import cli
 from segue.errors import SegueError
 
-COMMANDS = ("read", "fit", "continue", "update", "evaluate", "compare", "papers", "reproduce")
+COMMANDS = ("read", "fit", "continue", "update", "evaluate", "compare", "papers", "reproduce", "demo")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
