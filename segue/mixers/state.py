@@ -77,6 +77,14 @@ def gather_nodes(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
 
+def check_parents(parents: Tensor, batch: int, n: int) -> None:
+    """Refuse what is no forest of `n` nodes per row in topological order; a kernel would wait on it for ever."""
+    later = parents >= torch.arange(parents.shape[-1], device=parents.device)
+    if parents.shape != (batch, n) or bool((later | (parents < -1)).any()):
+        raise SegueError(f"parents {tuple(parents.shape)} of {batch} rows of {n} nodes: give for each node the index "
+                         "of an earlier one, or -1")
+
+
 class Part(Protocol):
     """One memory inside a state. `path` (B, P) are node indices padded with -1, or None for a chain, of which the
     first `counts` (B,) nodes are taken (None: all)."""
@@ -111,10 +119,7 @@ class State:
                starts: Tensor | None = None) -> Layout:
         """The layout of `n` new nodes that follow this state."""
         if parents is not None:
-            later = parents >= torch.arange(parents.shape[1], device=parents.device)
-            if parents.shape != (self.batch, n) or bool((later | (parents < -1)).any()):
-                raise SegueError(f"parents {tuple(parents.shape)} of {self.batch} rows of {n} nodes: give for each "
-                                 "node the index of an earlier one, or -1")
+            check_parents(parents, self.batch, n)
         if positions is not None:
             return Layout(positions, parents, starts)
         if parents is not None:

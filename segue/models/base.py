@@ -7,9 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
-__all__ = ["Decodable", "Decoding", "Layout", "Output", "State"]
+__all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "check_tokens"]
 
 
 @dataclass
@@ -18,6 +19,15 @@ class Output:
 
     logits: Tensor
     hidden: Tensor
+
+
+def check_tokens(tokens: Tensor, vocabulary: int) -> None:
+    """Refuse token ids outside the vocabulary. tokens: on the CPU; elsewhere the look would stall the device."""
+    if tokens.numel():
+        least, most = (int(token) for token in tokens.aminmax())
+        if least < 0 or most >= vocabulary:
+            raise SegueError(f"token ids must be from 0 to {vocabulary - 1}, these are from {least} to {most}: "
+                             "was another codec used?")
 
 
 class Decoding(Protocol):

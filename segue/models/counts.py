@@ -18,7 +18,8 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
 from segue.kernels import counts as kernel
-from segue.models.base import Decoding, Output
+from segue.mixers.state import check_parents
+from segue.models.base import Decoding, Output, check_tokens
 
 SMOOTHINGS = {"none": kernel.MARKOV, "witten-bell": kernel.WITTEN_BELL, "kneser-ney": kernel.KNESER_NEY}
 
@@ -134,6 +135,9 @@ class _Counted:
     def probabilities(self, tokens: Tensor, state: TokenState, parents: Tensor | None = None,
                       at: Tensor | None = None) -> np.ndarray:
         """As `extend`, giving probabilities (B, M, V) float64 instead of logits."""
+        check_tokens(tokens, self.vocabulary)
+        if parents is not None:
+            check_parents(parents, *tokens.shape)
         ids = tokens.numpy().astype(np.int32)
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary):
             raise SegueError(f"tokens from {ids.min()} to {ids.max()} were given to a model of {self.vocabulary}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.state import Layout, State, gather_nodes
-from segue.models.base import Decoding, Output
+from segue.models.base import Decoding, Output, check_tokens
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -185,11 +185,8 @@ class Stack(nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         eager = not torch.compiler.is_compiling()
-        if eager and tokens.device.type == "cpu" and tokens.numel():  # elsewhere the look would stall the device
-            least, most = (int(token) for token in tokens.aminmax())
-            if least < 0 or most >= self.config.vocabulary:
-                raise SegueError(f"token ids must be from 0 to {self.config.vocabulary - 1}, these are from {least} to "
-                                 f"{most}: was another codec used?")
+        if eager and tokens.device.type == "cpu":
+            check_tokens(tokens, self.config.vocabulary)
         x = self.embedding(tokens)
         if self.position_embedding is not None:
             limit = self.position_embedding.num_embeddings

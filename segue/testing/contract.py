@@ -134,8 +134,9 @@ class Checker:
         if not actual.numel():
             return
         actual, expected, dtype = actual.detach().double(), expected.detach().double(), actual.dtype
-        error = (actual - expected).abs() / max(0.01, float(expected.abs().max()))
-        error = error.nan_to_num(nan=float("inf"))
+        scale = max(0.01, float(expected.abs().nan_to_num(0.0, 0.0).max()))
+        error = ((actual - expected).abs() / scale).nan_to_num(nan=float("inf"))
+        error = error.masked_fill(actual == expected, 0.0)  # infinities of one sign are the same, too
         worst = float(error.max())
         self.errors[self.current] = max(self.errors[self.current], worst)
         if worst > tolerance:
