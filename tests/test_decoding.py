@@ -413,8 +413,8 @@ def test_squeezing_keeps_what_is_said_often() -> None:
         while stack:
             node = stack.pop()
             counted += 1
-            assert all(child.count <= node.count for child in node.children.values())
-            stack += node.children.values()
+            assert all(child.count <= node.count for child in node.below().values())
+            stack += node.below().values()
     assert counted == len(trie)
 
 

@@ -8,7 +8,8 @@ shared. Retrieval walks both at once. (The authors keep both counts in one trie,
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
+from operator import itemgetter
 from typing import ClassVar, Literal, NamedTuple
 
 from segue.decoding.draft.base import NOTHING, Tip, Tree
@@ -18,11 +19,20 @@ INPUT_WEIGHT, OUTPUT_WEIGHT = 1 - 1e-4, 1e-4  # hits in the prompt outrank hits 
 
 
 class Node:
-    __slots__ = ("children", "count")
+    """A path that was said `count` times. As long as what follows it was said only once, that is kept as `tail`, the
+    tokens themselves; most of a trie is such tails, and they cost a tenth of nodes."""
 
-    def __init__(self, count: float) -> None:
-        self.count = count
-        self.children: dict[int, Node] = {}
+    __slots__ = ("children", "count", "tail")
+
+    def __init__(self, count: float, tail: tuple[int, ...] = ()) -> None:
+        self.count, self.tail = count, tail
+        self.children: dict[int, Node] | None = None
+
+    def below(self) -> dict[int, Node]:
+        """The nodes one token further."""
+        if self.children is not None:
+            return self.children
+        return {self.tail[0]: Node(1, self.tail[1:])} if self.tail else {}
 
 
 class Trie:
@@ -30,12 +40,12 @@ class Trie:
 
     max_nodes: a first token's tree that outgrows it is squeezed (what was said once is dropped, counts are halved)
     when 1,024 trees were touched, or max_nodes nodes added, since the last look. capacity: all trees are squeezed
-    when together they hold more nodes than this (about 200 bytes each).
+    when together they hold more nodes than this (some 30 bytes each, since most are in tails).
     """
 
     LOOK_AFTER = 1024
 
-    def __init__(self, depth: int, max_nodes: int = 65_536, capacity: int = 400_000) -> None:
+    def __init__(self, depth: int, max_nodes: int = 65_536, capacity: int = 2_000_000) -> None:
         self.depth, self.max_nodes, self.capacity = depth, max_nodes, capacity
         self.roots: dict[int, Node] = {}
         self.sizes: dict[int, int] = {}
@@ -46,22 +56,29 @@ class Trie:
     def insert(self, tokens: Sequence[int], start: int, stop: int) -> None:
         """Count the branches that begin at the places start..stop-1 of `tokens`, each up to `depth` tokens long."""
         for place in range(start, stop):
-            branch = tokens[place : place + self.depth]
+            branch = tuple(tokens[place : place + self.depth])
             first = branch[0]
-            root = self.roots.get(first)
-            if root is None:
-                root = self.roots[first] = Node(0)
+            node = self.roots.get(first)
+            if node is None:
+                node = self.roots[first] = Node(0)
                 self.sizes[first] = 0
-            root.count += 1
-            node, created = root, 1 - bool(self.sizes[first])
-            for token in branch[1:]:
-                child = node.children.get(token)
+            node.count += 1
+            created, at, length = 1 - bool(self.sizes[first]), 1, len(branch)
+            while at < length:
+                if node.children is None:
+                    if not node.tail:
+                        node.tail = branch[at:]
+                        created += length - at
+                        break
+                    node.children, node.tail = node.below(), ()
+                child = node.children.get(branch[at])
                 if child is None:
-                    child = node.children[token] = Node(1)
-                    created += 1
-                else:
-                    child.count += 1
+                    node.children[branch[at]] = Node(1, branch[at + 1 :])
+                    created += length - at
+                    break
+                child.count += 1
                 node = child
+                at += 1
             self.sizes[first] += created
             self.size += created
             self._added += created
@@ -83,9 +100,10 @@ class Trie:
             stack = [root]
             while stack:
                 node = stack.pop()
-                node.children = {token: child for token, child in node.children.items() if child.count > 1}
-                size += len(node.children)
-                for child in node.children.values():
+                kept = {token: child for token, child in node.below().items() if child.count > 1}
+                node.children, node.tail = kept or None, ()
+                size += len(kept)
+                for child in kept.values():
                     child.count /= 2
                     stack.append(child)
             self.sizes[first] = size
@@ -98,7 +116,7 @@ class Trie:
         for token in tokens[1:]:
             if node is None:
                 return None
-            node = node.children.get(token)
+            node = node.below().get(token)
         return node
 
     def count(self, tokens: Sequence[int]) -> float:
@@ -118,6 +136,27 @@ class _Place(NamedTuple):
     parent: int
     depth: int
     rank: float  # the mixed count
+
+
+_Sibling = tuple[float, int, Node | None, Node | None]  # rank, token, where in the prompt's trie and the answers'
+_rank = itemgetter(0)
+
+
+def _siblings(prompt: Node | None, answer: Node | None) -> list[_Sibling]:
+    """What follows a place in either trie, best first."""
+    beside = answer.below() if answer is not None else {}
+    if prompt is None:
+        found: list[_Sibling] = [(OUTPUT_WEIGHT * y.count, token, None, y) for token, y in beside.items()]
+    else:
+        below = prompt.below()
+        found = []
+        for token, x in below.items():
+            y = beside.get(token)
+            rank = INPUT_WEIGHT * x.count
+            found.append((rank if y is None else rank + OUTPUT_WEIGHT * y.count, token, x, y))
+        found += [(OUTPUT_WEIGHT * y.count, token, None, y) for token, y in beside.items() if token not in below]
+    found.sort(key=_rank, reverse=True)
+    return found
 
 
 class _Request:
@@ -227,45 +266,39 @@ class TrieDraft:
     def _take(self, chosen: list[_Place], known: dict[tuple[int, int], int], prompt: Node | None, answer: Node | None,
               limit: int, branch: int) -> None:
         """Take the best below a place into `chosen` until it holds `limit`."""
-        heap: list[tuple[float, int, int, int, Node | None, Node | None]] = []
-        age = 0  # breaks ties: first come, first served
-        parent, depth = -1, 0
+        # Of each set of siblings, sorted by rank, only the best not yet taken is in the heap.
+        heap: list[tuple[float, int, int, int, list[_Sibling]]] = []
+        age = visited = depth = 0  # age breaks ties: first come, first served
+        parent = -1
         while True:
-            if depth < branch and age < self.max_visited:
-                below = prompt.children if prompt is not None else {}
-                beside = answer.children if answer is not None else {}
-                for token, x in below.items():
-                    y = beside.get(token)
-                    rank = INPUT_WEIGHT * x.count + (OUTPUT_WEIGHT * y.count if y is not None else 0.0)
+            if depth < branch and visited < self.max_visited:
+                siblings = _siblings(prompt, answer)
+                if siblings:
                     age += 1
-                    heappush(heap, (-rank, age, token, parent, x, y))
-                for token, y in beside.items():
-                    if token not in below:
-                        age += 1
-                        heappush(heap, (-OUTPUT_WEIGHT * y.count, age, token, parent, None, y))
+                    visited += len(siblings)
+                    heappush(heap, (-siblings[0][0], age, 0, parent, siblings))
             if not heap or len(chosen) >= limit:
                 return
-            negative, _, token, parent, prompt, answer = heappop(heap)
-            depth = 1 if parent < 0 else chosen[parent].depth + 1
-            place = known.get((parent, token))
-            if place is None:
-                place = known[parent, token] = len(chosen)
-                chosen.append(_Place(token, parent, depth, -negative))
-            parent = place
+            _, place, turn, above, siblings = heap[0]
+            rank, token, prompt, answer = siblings[turn]
+            if turn + 1 < len(siblings):
+                heapreplace(heap, (-siblings[turn + 1][0], place, turn + 1, above, siblings))
+            else:
+                heappop(heap)
+            depth = 1 if above < 0 else chosen[above].depth + 1
+            parent = known.get((above, token), -1)
+            if parent < 0:
+                parent = known[above, token] = len(chosen)
+                chosen.append(_Place(token, above, depth, rank))
 
     def _follow(self, prompt: Node | None, answer: Node | None, length: int) -> list[_Place]:
         chosen: list[_Place] = []
         while len(chosen) < length:
-            below: dict[int, float] = {}
-            for node, weight in ((prompt, INPUT_WEIGHT), (answer, OUTPUT_WEIGHT)):
-                for token, child in node.children.items() if node is not None else ():
-                    below[token] = below.get(token, 0.0) + weight * child.count
-            if not below:
+            siblings = _siblings(prompt, answer)
+            if not siblings:
                 break
-            token = max(below, key=below.__getitem__)
-            prompt = prompt.children.get(token) if prompt is not None else None
-            answer = answer.children.get(token) if answer is not None else None
-            chosen.append(_Place(token, len(chosen) - 1, len(chosen) + 1, below[token]))
+            rank, token, prompt, answer = siblings[0]
+            chosen.append(_Place(token, len(chosen) - 1, len(chosen) + 1, rank))
         return chosen
 
     def _lay_out(self, found: list[_Place], nodes: int) -> Tree:
