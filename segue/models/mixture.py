@@ -71,6 +71,9 @@ def agreement(p: Tensor, q: Tensor) -> Tensor:
 class Gate(nn.Module):
     """The exponents a (of the network) and b (of the counts)."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, hidden: int = 16) -> None:
         super().__init__()
         self.into, self.out = nn.Linear(7, hidden), nn.Linear(hidden, 2)

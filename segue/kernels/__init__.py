@@ -1,0 +1,1 @@
+"""The hot loops behind mixers and models, each beside its plain reference."""
