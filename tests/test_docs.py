@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from segue import cli
+from segue.continual import STRATEGIES
 from segue.kinds import KINDS
 from segue.mixers import MIXERS
 
@@ -24,7 +25,7 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.fixture
 def tables() -> Iterator[None]:
     """The tables of names are what they were, afterwards."""
-    before = [(table, dict(table)) for table in (MIXERS, KINDS)]
+    before = [(table, dict(table)) for table in (MIXERS, KINDS, STRATEGIES)]
     yield
     for table, rows in before:
         table.clear()
