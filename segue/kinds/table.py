@@ -181,7 +181,7 @@ class Events(Kind):
                 for i, item in enumerate(record.object)
             ]
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
-            writer = csv.writer(handle)
+            writer = csv.writer(handle, lineterminator="\n")
             writer.writerow(["who", "what", "when"] if timed else ["who", "what"])
             writer.writerows(row if timed else row[:2] for row in rows)
 
