@@ -50,6 +50,7 @@ class _Batch:
         self.arrow = batch
         self.names = batch.column("name")
         self.offsets, self.values = _ragged(batch.column("object"), storage != "items")
+        self.sizes = np.diff(self.offsets)
         self.channels = {
             column.removeprefix("channel:"): _ragged(batch.column(column), False)
             for column in batch.schema.names
@@ -59,14 +60,16 @@ class _Batch:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def channel(self, name: str, row: int, start: int, stop: int) -> np.ndarray:
-        """One channel of a part of a row; entries wider than one number come with a second axis."""
+    def flat_channel(self, name: str) -> np.ndarray:
+        """One channel, aligned with the batch's own elements; entries wider than one number have a second axis."""
         offsets, values = self.channels[name]
-        part = values[offsets[row] : offsets[row + 1]]
-        length = int(self.offsets[row + 1] - self.offsets[row])
-        if length and len(part) != length:
-            part = part.reshape(length, -1)
-        return part[start:stop]
+        values = values[offsets[0] : offsets[-1]]
+        elements = int(self.offsets[-1] - self.offsets[0])
+        return values if len(values) == elements else values.reshape(elements, -1)
+
+    def channel(self, name: str, row: int, start: int, stop: int) -> np.ndarray:
+        first = int(self.offsets[row] - self.offsets[0])
+        return self.flat_channel(name)[first + start : first + stop]
 
 
 def _ragged(array: pa.Array, packed: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +259,7 @@ class Data:
         self._spans = spans
         self._keep = keep
         self._counts: dict[Any, int] | None = None
-        whole = [np.diff(batch.offsets) for batch in self._batches]
+        whole = [batch.sizes for batch in self._batches]
         self._whole = np.concatenate(whole) if whole else np.zeros(0, dtype=np.int64)
 
     # -- what is in it
@@ -316,16 +319,23 @@ class Data:
     def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
 
+    def objects(self, step: int = 1) -> Iterator[Any]:
+        """The objects of every `step`-th record, quicker than whole records."""
+        for batch, rows, starts, stops in self._runs(self._all_spans()[::step]):
+            first = batch.offsets[rows]
+            for start, stop in zip((first + starts).tolist(), (first + stops).tolist()):
+                yield self._object(batch.values[start:stop])
+
     def name(self, i: int) -> str:
         """Where record `i` came from; a part of a record carries its start."""
         batch, row, start, stop = self._where(i)
         name = batch.names[row].as_py()
-        return name if start == 0 and stop == batch.offsets[row + 1] - batch.offsets[row] else f"{name}[{start}:{stop}]"
+        return name if start == 0 and stop == batch.sizes[row] else f"{name}[{start}:{stop}]"
 
     def whole(self, i: int) -> tuple[bool, bool]:
         """Whether record `i` begins, and ends, where its source does."""
         batch, row, start, stop = self._where(i)
-        return start == 0, stop == int(batch.offsets[row + 1] - batch.offsets[row])
+        return start == 0, stop == int(batch.sizes[row])
 
     @property
     def vocabulary(self) -> dict[Any, int]:
@@ -333,13 +343,10 @@ class Data:
         if self._counts is None:
             size = 256 if self._elements is None else len(self._elements)
             counts = np.zeros(size, dtype=np.int64)
-            if self._spans is None:
-                for batch in self._batches:
-                    for at in range(0, len(batch.values), BATCH):
-                        counts += np.bincount(batch.values[at : at + BATCH], minlength=size)
-            else:
-                for i in range(len(self)):
-                    counts += np.bincount(self.values(i), minlength=size)
+            for batch, rows, starts, stops in self._runs(self._all_spans()):
+                values = _gather(batch.values, batch.offsets[rows] + starts, stops - starts)
+                for at in range(0, len(values), BATCH):
+                    counts += np.bincount(values[at : at + BATCH], minlength=size)
             labels: list[Any] = self._elements or list(range(256))
             if self.kind.storage == "letters":
                 labels = [chr(i) for i in range(256)]
@@ -358,10 +365,20 @@ class Data:
         index = np.asarray(list(which), dtype=np.int64).reshape(-1)
         return self._view(self._all_spans()[index])
 
-    def _all_spans(self) -> np.ndarray:
+    def _all_spans(self, first: int = 0, last: int | None = None) -> np.ndarray:
+        """(n, 3) record, start and stop of this view's records from `first` to `last`."""
         if self._spans is not None:
-            return self._spans
-        return np.stack([np.arange(len(self)), np.zeros(len(self), dtype=np.int64), self._whole], 1)
+            return self._spans[first:last]
+        lengths = self._whole[first:last]
+        return np.stack([np.arange(first, first + len(lengths)), np.zeros(len(lengths), dtype=np.int64), lengths], 1)
+
+    def _runs(self, spans: np.ndarray) -> Iterator[tuple[_Batch, np.ndarray, np.ndarray, np.ndarray]]:
+        """Spans by the batch they lie in: batch, rows within it, starts, stops."""
+        at = np.searchsorted(self._firsts, spans[:, 0], side="right") - 1
+        for part in np.split(np.arange(len(spans)), np.flatnonzero(np.diff(at)) + 1):
+            if len(part):
+                number = int(at[part[0]])
+                yield self._batches[number], spans[part, 0] - self._firsts[number], spans[part, 1], spans[part, 2]
 
     def _view(self, spans: np.ndarray) -> Data:
         key = hashlib.blake2b(self.fingerprint.encode() + spans.astype(np.int64).tobytes(), digest_size=16).hexdigest()
@@ -407,6 +424,8 @@ class Data:
         share = sizes[held].sum() / total
         if len(spans) > whole or not fraction / 1.5 <= share <= fraction * 1.5:
             distinct, group = np.unique(hashes, return_inverse=True)
+            if len(distinct) < 2 and by is None:
+                return self.split(fraction, "position", seed)
             if len(distinct) < 2:
                 raise SegueError(
                     f"all {len(spans)} records have the same {key}: nothing can be held out by {key}; split by position"
@@ -433,20 +452,20 @@ class Data:
 
     def _hashes(self, spans: np.ndarray, key: str, seed: int) -> np.ndarray:
         salt = seed.to_bytes(8, "little", signed=True)
-        out = np.empty(len(spans), dtype=np.uint64)
-        for i, (record, start, stop) in enumerate(spans.tolist()):
-            at = bisect_right(self._firsts, record) - 1
-            batch, row = self._batches[at], record - self._firsts[at]
-            first = int(batch.offsets[row])
+        digests = []
+        for batch, rows, starts, stops in self._runs(spans):
             if key == "content":
-                content = batch.values[first + start : first + stop]
-                text = content.tobytes() if self._elements is None else json.dumps(self._object(content)).encode()
-            else:
-                text = batch.names[row].as_py().encode()
-                if key in ("name", "position") and (start, stop) != (0, int(self._whole[record])):
-                    text += b"@%d" % start
-            out[i] = int.from_bytes(hashlib.blake2b(text, digest_size=8, key=salt).digest(), "little")
-        return out
+                first = batch.offsets[rows]
+                for start, stop in zip((first + starts).tolist(), (first + stops).tolist()):
+                    part = batch.values[start:stop]
+                    content = part.data if self._elements is None else json.dumps(self._object(part)).encode()
+                    digests.append(hashlib.blake2b(content, digest_size=8, key=salt).digest())
+                continue
+            cut = (starts != 0) | (stops != batch.sizes[rows])
+            for name, start, is_cut in zip(batch.names.take(pa.array(rows)).to_pylist(), starts, cut):
+                text = f"{name}@{start}" if is_cut and key in ("name", "position") else name
+                digests.append(hashlib.blake2b(text.encode(), digest_size=8, key=salt).digest())
+        return np.frombuffer(b"".join(digests), dtype="<u8")
 
     def _split_time(self, fraction: float) -> tuple[Data, Data]:
         if "time" not in self.channels:
@@ -585,35 +604,87 @@ class Data:
     def _encode(self, codec: Codec, boundary: bool, writer: _TokenWriter) -> None:
         """Encode groups of records of some megabytes together, so that a codec may use all cores."""
         ends = np.cumsum(self.lengths)
+        lookup = codec.lookup(self._elements)
         first = 0
         with progress("encoding", int(ends[-1]) if len(ends) else 0, quiet=self.total < SHOWN) as meter:
             while first < len(self):
                 reached = ends[first] + BATCH // 2
                 last = max(first + 1, int(np.searchsorted(ends, reached)))
-                self._encode_group(range(first, last), codec, boundary, writer)
+                for batch, rows, starts, stops in self._runs(self._all_spans(first, last)):
+                    self._encode_run(batch, rows, starts, stops, codec, lookup, boundary, writer)
                 meter(int(ends[last - 1]))
                 first = last
 
-    def _encode_group(self, group: range, codec: Codec, boundary: bool, writer: _TokenWriter) -> None:
-        records = [self[i] for i in group]
+    def _encode_run(
+        self,
+        batch: _Batch,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        stops: np.ndarray,
+        codec: Codec,
+        lookup: np.ndarray | None,
+        boundary: bool,
+        writer: _TokenWriter,
+    ) -> None:
+        """Records of one batch, all at once: by a table where the codec has one, else object by object."""
+        cut = (starts != 0) | (stops != batch.sizes[rows])
+        names = batch.names.take(pa.array(rows))
+        if cut.any():
+            names = pa.array(
+                [
+                    f"{name}[{start}:{stop}]" if is_cut else name
+                    for name, start, stop, is_cut in zip(names.to_pylist(), starts, stops, cut)
+                ],
+                pa.string(),
+            )
+        lengths = stops - starts
+        edges = _edges(lengths)
+        values = _gather(batch.values, batch.offsets[rows] + starts, lengths)
+        if lookup is not None:
+            ids = lookup[values]
+            sizes = units = lengths
+            if len(ids) and ids.min() < 0:
+                where = int(np.argmax(ids < 0))
+                row = int(np.searchsorted(edges, where, side="right")) - 1
+                self._refused(names[row].as_py(), codec, values[edges[row] : edges[row + 1]])
+        else:
+            objects = [self._object(values[a:b]) for a, b in zip(edges[:-1].tolist(), edges[1:].tolist())]
+            try:
+                encoded = codec.encode_many(objects)
+            except SegueError:
+                for row in range(len(objects)):
+                    self._refused(names[row].as_py(), codec, values[edges[row] : edges[row + 1]])
+                raise
+            sizes = np.array([len(part) for part in encoded], dtype=np.int64)
+            ids = np.concatenate(encoded)
+            units = np.diff(_edges(codec.weights()[ids])[_edges(sizes)])
+        before = (starts == 0) & boundary & (codec.bos is not None)
+        after = (stops == batch.sizes[rows]) & boundary & (codec.eos is not None)
+        framed = sizes + before + after
+        outer = _edges(framed)
+        inside = _positions(outer[:-1] + before, sizes)
+        tokens = np.empty(int(outer[-1]), dtype=np.int64)
+        tokens[inside] = ids
+        tokens[outer[:-1][before]] = codec.bos if codec.bos is not None else 0
+        tokens[outer[1:][after] - 1] = codec.eos if codec.eos is not None else 0
+        channels = {}
+        for name in writer.channels:
+            flat = batch.flat_channel(name)
+            part = _gather(flat, batch.offsets[rows] - batch.offsets[0] + starts, lengths)
+            channels[name] = np.zeros((len(tokens), *part.shape[1:]), dtype=part.dtype)
+            channels[name][inside] = part
+            if name == "time":
+                some = sizes > 0
+                channels[name][outer[:-1][before & some]] = part[edges[:-1][before & some]]
+                channels[name][outer[1:][after & some] - 1] = part[edges[1:][after & some] - 1]
+        writer.add(tokens, framed, units, names, channels)
+
+    def _refused(self, name: str, codec: Codec, values: np.ndarray) -> None:
+        """Say which record the codec cannot take, if this is it."""
         try:
-            encoded = codec.encode_many([record.object for record in records])
-        except SegueError:
-            for record in records:  # which one it was
-                try:
-                    codec.encode(record.object)
-                except SegueError as error:
-                    raise SegueError(f"{record.name}: {error}") from error
-            raise
-        for i, record, ids in zip(group, records, encoded):
-            begins, ends = self.whole(i) if boundary else (False, False)
-            begin = [codec.bos] if begins and codec.bos is not None else []
-            end = [codec.eos] if ends and codec.eos is not None else []
-            channels = {name: _framed(name, record.channels[name], len(begin), len(end)) for name in writer.channels}
-            units = codec.units(ids)
-            if begin or end:
-                ids = np.concatenate([np.array(begin, np.int32), ids, np.array(end, np.int32)])
-            writer.add(ids, units, record.name, channels)
+            codec.encode(self._object(values))
+        except SegueError as error:
+            raise SegueError(f"{name}: {error}") from error
 
     # -- for people
 
@@ -716,11 +787,25 @@ def fingerprint_of(codec: Codec) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _framed(name: str, values: np.ndarray, before: int, after: int) -> np.ndarray:
-    if not (before or after):
-        return values
-    edge = "edge" if name == "time" and len(values) else "constant"
-    return np.pad(values, [(before, after)] + [(0, 0)] * (values.ndim - 1), mode=edge)  # type: ignore[call-overload]
+def _edges(lengths: np.ndarray) -> np.ndarray:
+    """(n + 1,) where parts of these lengths begin and end when they follow each other."""
+    edges = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=edges[1:])
+    return edges
+
+
+def _positions(begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The indices begin, begin + 1, ... of every part, one after the other."""
+    return np.repeat(begins - _edges(lengths)[:-1], lengths) + np.arange(int(lengths.sum()))
+
+
+def _gather(values: np.ndarray, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Parts of flat values one after the other; no copy where they lie so."""
+    if not len(begins):
+        return values[:0]
+    if (begins[1:] == begins[:-1] + lengths[:-1]).all():
+        return values[begins[0] : begins[0] + int(lengths.sum())]
+    return values[_positions(begins, lengths)]
 
 
 class _TokenWriter:
@@ -731,20 +816,22 @@ class _TokenWriter:
         self.dtype = dtype
         self.channels = dict(channels)
         self.widths: dict[str, int] = {}
-        self.ends = [0]
-        self.units: list[int] = []
-        self.names: list[str] = []
+        self.sizes: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+        self.units: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+        self.names: list[pa.Array] = []
         self.parts: dict[str, list[np.ndarray]] = {name: [] for name in ["tokens", *(f"channel.{c}" for c in channels)]}
         self.files = {name: open(folder / f"{name}.bin", "wb", 1 << 20) for name in self.parts} if folder else {}  # noqa: SIM115
 
-    def add(self, ids: np.ndarray, units: int, name: str, channels: Mapping[str, np.ndarray]) -> None:
-        self._put("tokens", np.asarray(ids).astype(self.dtype))
+    def add(
+        self, ids: np.ndarray, sizes: np.ndarray, units: np.ndarray, names: pa.Array, channels: Mapping[str, np.ndarray]
+    ) -> None:
+        self._put("tokens", ids.astype(self.dtype))
         for channel, values in channels.items():
             self.widths[channel] = values.shape[1] if values.ndim > 1 else 1
             self._put(f"channel.{channel}", np.ascontiguousarray(values))
-        self.ends.append(self.ends[-1] + len(ids))
+        self.sizes.append(sizes)
         self.units.append(units)
-        self.names.append(name)
+        self.names.append(names)
 
     def _put(self, name: str, values: np.ndarray) -> None:
         if self.files:
@@ -762,9 +849,9 @@ class _TokenWriter:
         }
         return {
             "tokens": flat["tokens"],
-            "offsets": np.array(self.ends, dtype=np.int64),
-            "units": np.array(self.units, dtype=np.int64),
-            "names": pa.array(self.names, pa.string()),
+            "offsets": _edges(np.concatenate(self.sizes)),
+            "units": np.concatenate(self.units),
+            "names": pa.chunked_array(self.names, pa.string()),
             "channels": {name: flat[f"channel.{name}"] for name in self.channels},
         }
 
@@ -772,11 +859,11 @@ class _TokenWriter:
         assert self.folder is not None
         for handle in self.files.values():
             handle.close()
-        np.array(self.ends, dtype=np.int64).tofile(self.folder / "offsets.bin")
-        np.array(self.units, dtype=np.int64).tofile(self.folder / "units.bin")
-        batch = pa.RecordBatch.from_pydict({"name": pa.array(self.names, pa.string())})
-        with pa.ipc.new_file(str(self.folder / "names.arrow"), batch.schema) as sink:
-            sink.write_batch(batch)
+        _edges(np.concatenate(self.sizes)).tofile(self.folder / "offsets.bin")
+        np.concatenate(self.units).tofile(self.folder / "units.bin")
+        with pa.ipc.new_file(str(self.folder / "names.arrow"), pa.schema([("name", pa.string())])) as sink:
+            for names in self.names:
+                sink.write_batch(pa.RecordBatch.from_arrays([names], ["name"]))
 
 
 class TokenStore:
@@ -836,7 +923,7 @@ class TokenStore:
                 "offsets": _map(folder / "offsets.bin", np.dtype(np.int64)),
                 "units": _map(folder / "units.bin", np.dtype(np.int64)),
                 "channels": channels,
-                "names": _mapped(folder / "names.arrow")[0].column("name"),
+                "names": pa.chunked_array((b.column("name") for b in _mapped(folder / "names.arrow")), pa.string()),
             }
             if parts["offsets"][-1] != len(parts["tokens"]):
                 raise ValueError("tokens.bin is not as long as offsets.bin says")

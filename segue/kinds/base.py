@@ -88,6 +88,8 @@ class Dataset(Protocol):
 
     def __getitem__(self, i: int) -> Record: ...
 
+    def objects(self, step: int = 1) -> Iterator[Any]: ...
+
 
 class Kind(ABC):
     """The contract of a kind. One object per kind stands in `segue.kinds.KINDS`.

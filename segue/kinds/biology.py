@@ -18,6 +18,7 @@ from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCo
 from segue.kinds.table import load_table
 
 BLOCK = 1 << 22
+PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "sequences", "dna_sequence", "protein_sequence", "aa_sequence"}
 NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene"}
 BLANKS = b" \t\r\n\v\f"
@@ -279,7 +280,7 @@ def _fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[
             )
             continue
         scores = np.frombuffer(quality, dtype=np.uint8)
-        if scores.min() < 33 or scores.max() > 126:
+        if quality.translate(None, PHRED):
             bad(
                 problems,
                 path,

@@ -71,6 +71,11 @@ class Codec(ABC):
         """Ids of many objects; codecs that can work on several cores at once do so."""
         return [self.encode(obj) for obj in objects]
 
+    def lookup(self, elements: Sequence[Any] | None) -> np.ndarray | None:
+        """Ids of all elements there are (the 256 bytes or letters, or `elements`; -1: none), so that many records are
+        encoded at once; None where elements are not encoded one by one."""
+        return None
+
     def units(self, ids: Iterable[int]) -> int:
         """How many base units these ids stand for."""
         if self._weights is None:
@@ -136,6 +141,9 @@ class ByteCodec(Codec):
 
     def encode(self, obj: bytes | str) -> np.ndarray:
         return np.frombuffer(as_bytes(obj), dtype=np.uint8).astype(np.int32)
+
+    def lookup(self, elements: Sequence[Any] | None) -> np.ndarray | None:
+        return np.arange(256, dtype=np.int32) if elements is None else None
 
     def decode(self, ids: Iterable[int]) -> bytes:
         array = self.checked(ids)
@@ -347,6 +355,9 @@ class LetterCodec(Codec):
             raise SegueError(f"position {wrong + 1}: {obj[wrong]!r} is not one of the letters {self.letters}")
         return ids
 
+    def lookup(self, elements: Sequence[Any] | None) -> np.ndarray | None:
+        return self.table if elements is None else None
+
     def decode(self, ids: Iterable[int]) -> str:
         array = self.checked(ids)
         return self.back[array[array < len(self.letters)]].tobytes().decode()
@@ -454,6 +465,9 @@ class ItemCodec(Codec):
         if self.items and not isinstance(self.items[0], str):  # numbers typed as text are meant as numbers
             obj = [int(item) if isinstance(item, str) and NUMBER.fullmatch(item) else item for item in obj]
         return np.fromiter((ids.get(item, unknown) for item in obj), dtype=np.int32, count=len(obj))
+
+    def lookup(self, elements: Sequence[Any] | None) -> np.ndarray | None:
+        return None if elements is None else self.encode(elements)
 
     def decode(self, ids: Iterable[int]) -> list[str | int]:
         array = self.checked(ids)

@@ -166,8 +166,7 @@ class Text(Kind):
         if vocabulary <= 257:
             return ByteCodec()
         step = max(1, -(-size // SAMPLE))  # every step-th record, so that a sample is spread over the whole
-        texts = (data[i].object for i in range(0, len(data), step))
-        return BPECodec.train(texts, vocabulary)
+        return BPECodec.train(data.objects(step), vocabulary)
 
     def write(self, objects: Iterable[bytes | str], path: str | Path) -> None:
         """One file; several objects follow each other, each ending with a line end."""
