@@ -1,0 +1,371 @@
+"""Classical models of discrete sequences, beside `segue.models.counts`: hidden Markov models, state merging, spectral
+learning. All are `SequencePredictor`s. Paper: next-element."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from segue.errors import SegueError
+from segue.models.counts import CountModel
+
+
+def as_ids(sequence: Any) -> np.ndarray:
+    return np.asarray(getattr(sequence, "ids", sequence), np.int64)
+
+
+def checked(sequences: Iterable[Any], vocabulary: int) -> list[tuple[int, ...]]:
+    found = [tuple(as_ids(sequence).tolist()) for sequence in sequences]
+    if not any(found):
+        raise SegueError("there is nothing to learn: every sequence is empty")
+    for number, ids in enumerate(found):
+        if ids and (min(ids) < 0 or max(ids) >= vocabulary):
+            raise SegueError(f"sequence {number} has ids outside 0..{vocabulary - 1}")
+    return found
+
+
+def directly_follows(sequences: Iterable[Any], vocabulary: int) -> CountModel:
+    """The directly-follows graph as a predictor: each element from the one before it, the first from the start."""
+    return CountModel(vocabulary, 1, "none").fit(sequences)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Hidden Markov model
+
+
+@njit(cache=True)
+def _forward(ids, start, move, emit, alpha, scale):  # type: ignore[no-untyped-def]
+    """Normalised forward vectors alpha (n, K), the state after each element; scale (n,) are the probabilities of each
+    element. One that is impossible tells nothing: the state then moves on as if unobserved."""
+    states = start.size
+    for t in range(ids.size):
+        total = 0.0
+        for j in range(states):
+            before = start[j]
+            if t:
+                before = 0.0
+                for i in range(states):
+                    before += alpha[t - 1, i] * move[i, j]
+            alpha[t, j] = before
+            total += before * emit[j, ids[t]]
+        scale[t] = total
+        if total > 0:
+            for j in range(states):
+                alpha[t, j] *= emit[j, ids[t]] / total
+
+
+@njit(cache=True)
+def _expect(flat, offsets, weights, start, move, emit, starts, moves, emits):  # type: ignore[no-untyped-def]
+    """One expectation step: adds expected counts, returns the weighted log-likelihood."""
+    states = start.size
+    longest = 1
+    for s in range(weights.size):
+        longest = max(longest, offsets[s + 1] - offsets[s])
+    alpha, scale = np.empty((longest, states)), np.empty(longest)
+    beta, older = np.empty(states), np.empty(states)
+    likelihood = 0.0
+    for s in range(weights.size):
+        ids = flat[offsets[s]:offsets[s + 1]]
+        _forward(ids, start, move, emit, alpha, scale)
+        beta[:] = 1.0
+        for t in range(ids.size - 1, -1, -1):
+            likelihood += weights[s] * np.log(max(scale[t], 1e-300))
+            for i in range(states):
+                posterior = weights[s] * alpha[t, i] * beta[i]
+                emits[i, ids[t]] += posterior
+                if t == 0:
+                    starts[i] += posterior
+            if t:
+                for i in range(states):
+                    older[i] = 0.0
+                    for j in range(states):
+                        flow = move[i, j] * emit[j, ids[t]] * beta[j] / max(scale[t], 1e-300)
+                        older[i] += flow
+                        moves[i, j] += weights[s] * alpha[t - 1, i] * flow
+                beta[:] = older
+    return likelihood
+
+
+class HMM:
+    """Hidden Markov model with categorical emissions, fitted by Baum-Welch from several random starts.
+
+    vocabulary: V. states: K. restarts: fits from different random starts, of which the likeliest is kept (the first
+    `trial` iterations decide). iterations: at most, of the kept one. tolerance: stop when the mean log-likelihood of an
+    element improves by less.
+    start (K,), move (K, K), emit (K, V): probabilities, rows sum to 1. history: log-likelihood of the training data
+    before each iteration of the kept fit, never falling.
+    """
+
+    def __init__(self, vocabulary: int, states: int, restarts: int = 10, iterations: int = 500,
+                 tolerance: float = 1e-5, trial: int = 15, seed: int = 0) -> None:
+        if states < 1 or vocabulary < 1 or restarts < 1:
+            raise SegueError(f"a hidden Markov model with {states} states, {vocabulary} symbols and {restarts} "
+                             "restarts: each must be at least 1")
+        self.vocabulary, self.states, self.restarts = vocabulary, states, restarts
+        self.iterations, self.tolerance, self.trial, self.seed = iterations, tolerance, trial, seed
+        self.history: list[float] = []
+
+    def fit(self, sequences: Iterable[Any]) -> HMM:
+        # logs repeat themselves: each different sequence is visited once, with a weight
+        unique = Counter(ids for ids in checked(sequences, self.vocabulary) if ids)
+        flat = np.concatenate([np.array(ids, np.int64) for ids in unique])
+        offsets = np.cumsum([0, *map(len, unique)])
+        weights = np.array(list(unique.values()), float)
+        size = float(sum(len(ids) * n for ids, n in unique.items()))
+        rng = np.random.default_rng(self.seed)
+        frequency = np.bincount(flat, np.repeat(weights, np.diff(offsets)), self.vocabulary) / size
+        best, best_score = None, -np.inf
+        for _ in range(self.restarts):
+            self.start = rng.dirichlet(np.ones(self.states))
+            self.move = rng.dirichlet(np.ones(self.states), self.states)
+            self.emit = rng.dirichlet(np.ones(self.vocabulary), self.states) * (frequency > 0) + frequency
+            self.emit /= self.emit.sum(1, keepdims=True)
+            history = self._climb(flat, offsets, weights, size, self.trial if self.restarts > 1 else self.iterations)
+            if history[-1] > best_score:
+                best, best_score = (self.start, self.move, self.emit, history), history[-1]
+        assert best is not None
+        self.start, self.move, self.emit, self.history = best
+        if self.restarts > 1:
+            self.history = self.history + self._climb(flat, offsets, weights, size, self.iterations)
+        return self
+
+    def _climb(self, flat: np.ndarray, offsets: np.ndarray, weights: np.ndarray, size: float,
+               iterations: int) -> list[float]:
+        history: list[float] = []
+        for _ in range(iterations):
+            starts, moves, emits = (np.zeros_like(x) for x in (self.start, self.move, self.emit))
+            history.append(_expect(flat, offsets, weights, self.start, self.move, self.emit, starts, moves, emits))
+            if len(history) > 1 and history[-1] - history[-2] < self.tolerance * size:
+                break
+            # a state that nothing visits keeps its rows
+            self.start = starts / starts.sum()
+            self.move = np.where(moves.sum(1, keepdims=True) > 0,
+                                 moves / np.maximum(moves.sum(1, keepdims=True), 1e-300), self.move)
+            self.emit = np.where(emits.sum(1, keepdims=True) > 0,
+                                 emits / np.maximum(emits.sum(1, keepdims=True), 1e-300), self.emit)
+        return history
+
+    def _states(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        alpha, scale = np.empty((ids.size, self.states)), np.empty(ids.size)
+        _forward(ids, self.start, self.move, self.emit, alpha, scale)
+        return alpha, scale
+
+    def log_likelihood(self, sequence: Any) -> float:
+        """Natural logarithm of the probability of a sequence, -inf if it is impossible."""
+        with np.errstate(divide="ignore"):
+            return float(np.log(self._states(as_ids(sequence))[1]).sum())
+
+    def next(self, prefix: Any) -> np.ndarray:
+        ids = as_ids(prefix)
+        state = self.start if not ids.size else self._states(ids)[0][-1] @ self.move
+        return state @ self.emit
+
+    def predictions(self, sequence: Any) -> np.ndarray:
+        ids = as_ids(sequence)
+        before = np.vstack([self.start[None], self._states(ids)[0][:-1] @ self.move]) if ids.size else \
+            np.empty((0, self.states))
+        return before @ self.emit
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# State merging
+
+
+class StateMerging:
+    """ALERGIA (Carrasco & Oncina 1994): a probabilistic automaton, by merging compatible states of the prefix tree.
+
+    vocabulary: V. alpha: of the Hoeffding test by which two states are told apart; smaller merges more. end: id of the
+    end symbol with which sequences end, if any; it leads to no state.
+    States are tried in the order of their shortest prefix against those kept already (red-blue). Where a prefix leaves
+    the automaton, the overall frequencies are predicted and the walk goes on from the start.
+
+    counts: (states, V) transitions seen; moves: (states, V) next state or -1; stops: (states,).
+    """
+
+    def __init__(self, vocabulary: int, alpha: float = 0.05, end: int | None = None) -> None:
+        if not 0 < alpha <= 2:
+            raise SegueError(f"alpha {alpha} of a Hoeffding test must lie in (0, 2]")
+        self.vocabulary, self.alpha, self.end = vocabulary, alpha, end
+
+    def fit(self, sequences: Iterable[Any]) -> StateMerging:
+        self._seen: list[dict[int, int]] = [{}]
+        self._next: list[dict[int, int]] = [{}]
+        self._total = [0]
+        lines = Counter(checked(sequences, self.vocabulary))
+        for ids, times in lines.items():
+            node = 0
+            self._total[0] += times
+            for x in ids:
+                self._seen[node][x] = self._seen[node].get(x, 0) + times
+                if x == self.end:
+                    break
+                if x not in self._next[node]:
+                    self._next[node][x] = len(self._total)
+                    self._seen.append({})
+                    self._next.append({})
+                    self._total.append(0)
+                node = self._next[node][x]
+                self._total[node] += times
+        self._merge_all()
+        return self
+
+    def _merge_all(self) -> None:
+        red = [0]
+        blue = deque((0, x) for x in sorted(self._next[0]))  # named by the arc that leads there: shortest prefix first
+        while blue:
+            parent, x = blue.popleft()
+            node = self._next[parent][x]
+            for state in red:
+                if self._compatible(state, node):
+                    self._next[parent][x] = state
+                    grown = self._fold(state, node, set(red))
+                    blue.extend(arc for arc in grown if arc not in blue)
+                    break
+            else:
+                red.append(node)
+                blue.extend((node, y) for y in sorted(self._next[node]))
+        index = {node: i for i, node in enumerate(red)}
+        self.moves = np.full((len(red), self.vocabulary), -1)
+        self.counts = np.zeros((len(red), self.vocabulary))
+        for node, i in index.items():
+            for x, n in self._seen[node].items():
+                self.counts[i, x] = n
+                self.moves[i, x] = index[self._next[node][x]] if x in self._next[node] else -1
+        self.stops = np.array([self._total[node] for node in red]) - self.counts.sum(1)
+        self.overall = self.counts.sum(0) / max(self.counts.sum(), 1)
+        del self._seen, self._next, self._total
+
+    def _different(self, f: int, n: int, g: int, m: int) -> bool:
+        return abs(f / n - g / m) > np.sqrt(0.5 * np.log(2 / self.alpha)) * (1 / np.sqrt(n) + 1 / np.sqrt(m))
+
+    def _compatible(self, a: int, b: int) -> bool:
+        pairs = [(a, b)]
+        while pairs:
+            a, b = pairs.pop()
+            n, m = self._total[a], self._total[b]
+            if not n or not m:
+                continue
+            left, right = self._seen[a], self._seen[b]
+            if self._different(n - sum(left.values()), n, m - sum(right.values()), m):
+                return False
+            for x in left.keys() | right.keys():
+                if self._different(left.get(x, 0), n, right.get(x, 0), m):
+                    return False
+                if x in self._next[a] and x in self._next[b]:
+                    pairs.append((self._next[a][x], self._next[b][x]))
+        return True
+
+    def _fold(self, into: int, tree: int, red: set[int]) -> list[tuple[int, int]]:
+        """Add a tree to the automaton; gives the arcs out of kept states that it made."""
+        pairs, made = [(into, tree)], []
+        while pairs:
+            a, b = pairs.pop()
+            self._total[a] += self._total[b]
+            for x, n in self._seen[b].items():
+                self._seen[a][x] = self._seen[a].get(x, 0) + n
+            for x, child in self._next[b].items():
+                if x in self._next[a]:
+                    pairs.append((self._next[a][x], child))
+                else:
+                    self._next[a][x] = child
+                    if a in red:
+                        made.append((a, x))
+        return sorted(made)
+
+    @property
+    def states(self) -> int:
+        return len(self.moves)
+
+    def _walk(self, ids: np.ndarray) -> list[int]:
+        """The state before each element and after the last; -1 where the automaton was just left."""
+        at = [0]
+        for x in ids.tolist():
+            at.append(int(self.moves[max(at[-1], 0), x]))
+        return at
+
+    def _distribution(self, state: int) -> np.ndarray:
+        total = self.counts[state].sum() if state >= 0 else 0
+        return self.counts[state] / total if total else self.overall
+
+    def next(self, prefix: Any) -> np.ndarray:
+        return self._distribution(self._walk(as_ids(prefix))[-1])
+
+    def predictions(self, sequence: Any) -> np.ndarray:
+        ids = as_ids(sequence)
+        return np.array([self._distribution(state) for state in self._walk(ids)[:-1]]).reshape(-1, self.vocabulary)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Spectral learning
+
+
+class Spectral:
+    """Weighted automaton from the singular value decomposition of a Hankel matrix (Hsu, Kakade & Zhang 2009).
+
+    vocabulary: V, with `end` the id that ends every sequence. rank: of the automaton. length: of the prefixes and
+    suffixes whose statistics are used.
+    Its values can be negative: a prediction is shifted to be at least 0 and made to sum to 1.
+    """
+
+    def __init__(self, vocabulary: int, end: int, rank: int = 8, length: int = 3) -> None:
+        self.vocabulary, self.end, self.rank, self.length = vocabulary, end, rank, length
+
+    def fit(self, sequences: Iterable[Any]) -> Spectral:
+        lines = Counter(ids[:-1] if ids and ids[-1] == self.end else ids
+                        for ids in checked(sequences, self.vocabulary))
+        total = lines.total()
+        prefixes: Counter[tuple[int, ...]] = Counter()
+        for ids, n in lines.items():
+            for k in range(len(ids) + 1):
+                prefixes[ids[:k]] += n
+        basis = [w for w in prefixes if len(w) <= self.length]
+        return self.learn(lambda w: prefixes.get(w, 0) / total, lambda w: lines.get(w, 0) / total, basis)
+
+    def learn(self, prefix_value: Callable[[tuple[int, ...]], float], value: Callable[[tuple[int, ...]], float],
+              basis: Sequence[tuple[int, ...]]) -> Spectral:
+        """From any values: prefix_value(w) is the probability that a sequence begins with w, value(w) that it is w.
+        The Hankel matrix holds prefix values of basis words before basis words."""
+        rows = list(basis)
+        symbols = [x for x in range(self.vocabulary) if x != self.end]
+        hankel = np.array([[prefix_value(u + v) for v in rows] for u in rows])
+        _, sizes, right = np.linalg.svd(hankel)
+        rank = min(self.rank, int((sizes > 1e-12 * sizes[0]).sum()))
+        right = right[:rank].T
+        back = np.linalg.pinv(hankel @ right)
+        empty = rows.index(())
+        self.start = hankel[empty] @ right
+        self.step = {x: back @ np.array([[prefix_value((*u, x, *v)) for v in rows] for u in rows]) @ right
+                     for x in symbols}
+        self.weigh = back @ hankel[:, empty]
+        self.stop = back @ np.array([value(u) for u in rows])
+        return self
+
+    def _distribution(self, state: np.ndarray) -> np.ndarray:
+        out = np.zeros(self.vocabulary)
+        for x, step in self.step.items():
+            out[x] = state @ step @ self.weigh
+        out[self.end] = state @ self.stop
+        out -= min(out.min(), 0)
+        return out / out.sum() if out.sum() > 0 else np.full(self.vocabulary, 1 / self.vocabulary)
+
+    def predictions(self, sequence: Any) -> np.ndarray:
+        ids = as_ids(sequence)
+        return self._predictions(ids)[:len(ids)]
+
+    def _predictions(self, ids: np.ndarray) -> np.ndarray:
+        state, out = self.start, []
+        for x in [*ids.tolist(), self.end]:
+            out.append(self._distribution(state))
+            if x in self.step:
+                state = state @ self.step[x]
+                weight = state @ self.weigh
+                if abs(weight) > 1e-12:  # only the direction matters
+                    state = state / weight
+        return np.array(out)
+
+    def next(self, prefix: Any) -> np.ndarray:
+        return self._predictions(as_ids(prefix))[-1]
