@@ -20,6 +20,7 @@ from segue.decoding.sampling import Noise, Prefix, log_softmax, min_p, top_k, to
 from segue.decoding.search import Beam
 from segue.decoding.search.beam import BeamSearch
 from segue.errors import SegueError
+from segue.mixers.state import Layout
 from segue.models.stack import Stack, StackConfig
 from segue.testing.contract import ContractBroken
 from segue.testing.decoding import (
@@ -57,8 +58,12 @@ def prompts_for(seed: int, vocabulary: int = 13, count: int = 4) -> list[list[in
 
 
 def drafters(truth: list[list[int]], seed: int, vocabulary: int = 13) -> list[object]:
+    hostile = TrieDraft(nodes=12, branch=3)  # a trie full of things that were never said, and of answers cut to pieces
+    random = np.random.default_rng(seed)
+    hostile.warm([random.integers(0, vocabulary, 30).tolist() for _ in range(20)])
+    hostile.warm([said[start : start + 3] for said in truth for start in range(0, len(said), 2) if said[start:]])
     return [TrieDraft(mode="hier"), TrieDraft(mode="par", nodes=16), TrieDraft(mode="one"), PromptLookup(ngram=2),
-            WildDraft(vocabulary, seed), WildDraft(vocabulary, seed, truth=truth)]
+            hostile, WildDraft(vocabulary, seed), WildDraft(vocabulary, seed, truth=truth)]
 
 
 def compare(model: Stack, way: dict[str, object], seed: int, n: int = 40) -> tuple[int, int]:
@@ -224,6 +229,24 @@ def test_an_endless_stream_keeps_memory_flat(monkeypatch: pytest.MonkeyPatch) ->
     pieces.close()
     assert sizes[3] - sizes[1] < 300_000, sizes
     assert not drafter._requests  # a stream that is closed forgets its request
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gru", "mamba", "gla"])
+def test_a_hundred_thousand_tokens_in_flat_memory(name: str) -> None:
+    """A recurrent stack with a trie and a repetition penalty, streamed: the last half allocates nothing that stays."""
+    pieces = stream(stack(name, dtype=torch.float32), [[1]], None, "sample", TrieDraft(nodes=8, branch=4), seed=1,
+                    repetition_penalty=1.05)
+    tracemalloc.start()
+    sizes, count = [], 0
+    for piece in pieces:
+        count += len(piece.tokens)
+        if count >= 25_000 * (len(sizes) + 1):
+            sizes.append(tracemalloc.get_traced_memory()[0])
+            if len(sizes) == 4:
+                break
+    tracemalloc.stop()
+    assert sizes[3] - sizes[1] < 3_000_000, sizes  # the window of 65,536 tokens is still filling
 
 
 def test_the_training_mode_comes_back() -> None:
@@ -397,6 +420,23 @@ def test_modes_sources_and_stop_words() -> None:
     common = TrieDraft(stop_words=[2], query=1)
     common.observe(0, said, prompt=True)
     assert common.propose([Tip(0, 9, 9)])[0] is NOTHING
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), mode=st.sampled_from(["hier", "par", "one"]))
+def test_the_mask_is_the_closure_of_the_parents(seed: int, mode: str) -> None:
+    """A drafted node sees itself, its ancestors and the confirmed token, at the position that its depth says."""
+    drafter = TrieDraft(mode=mode, branch=4)  # type: ignore[arg-type]
+    drafter.observe(0, np.random.default_rng(seed).integers(0, 3, 40).tolist(), prompt=True)
+    tree = drafter.propose([Tip(0, 20, 4)])[0]
+    parents = torch.tensor([[-1, *[parent + 1 for parent in tree.parents]]])
+    layout = Layout.tree(parents, torch.tensor([17]))
+    mask = np.zeros((len(tree) + 1, len(tree) + 1), bool)
+    mask[0, 0] = True
+    for node in range(len(tree)):
+        mask[node + 1, [0, *[seen + 1 for seen in tree.path(node)]]] = True
+    assert (layout.follows[0].numpy() == mask).all()
+    assert layout.positions[0].tolist() == [17, *[17 + depth for depth in tree.depths()]]
 
 
 def test_squeezing_keeps_what_is_said_often() -> None:

@@ -123,7 +123,8 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2404.11163"),
     "lookahead": Paper(
         "Lookahead: An Inference Acceleration Framework for LLMs with Lossless Generation Accuracy",
-        "2023, arXiv 2312.12728"),
+        "2023, arXiv 2312.12728", "lookahead",
+        ("decoding.draft.trie", "decoding.verify", "decoding.accept.walk")),
     "lssl": Paper(
         "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers, LSSL",
         "2021, arXiv 2110.13985"),
