@@ -94,7 +94,6 @@ class _Writer:
         self.sink: pa.ipc.RecordBatchFileWriter | None = None
         self.digest = hashlib.blake2b(kind.name.encode(), digest_size=16)
         self.codes: dict[Any, int] = {}
-        self.numbers = False
         self.count = 0
         self.total = 0
         self.channels: dict[str, Any] | None = None
@@ -141,14 +140,17 @@ class _Writer:
     def _items(self, items: Iterable[Any], name: str) -> np.ndarray:
         items = list(items)
         codes = self.codes
-        if not codes and items:
-            self.numbers = not isinstance(items[0], str)
-        wanted = int if self.numbers else str
-        if not self.numbers or not all(type(item) is int for item in items):
-            items = [item.item() if isinstance(item, np.generic) else item for item in items]
-            if not all(isinstance(item, wanted) for item in items):
+        try:
+            return np.fromiter(map(codes.__getitem__, items), dtype=np.int32, count=len(items))
+        except (KeyError, TypeError):  # some are new
+            pass
+        for item in items:
+            item = item.item() if isinstance(item, np.generic) else item
+            wanted = str if not codes else type(next(iter(codes)))
+            if type(item) is not wanted and not (not codes and type(item) is int):
                 raise SegueError(f"record '{name}': items are all strings or all whole numbers, in every record alike")
-        return np.fromiter((codes.setdefault(item, len(codes)) for item in items), dtype=np.int32, count=len(items))
+            codes.setdefault(item, len(codes))
+        return np.fromiter(map(codes.__getitem__, items), dtype=np.int32, count=len(items))
 
     def flush(self) -> None:
         if not self.names:

@@ -379,7 +379,9 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: set[str]) -> F
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
         ),
     )
-    rows = np.setdiff1d(np.arange(1, len(table) + len(dropped) + 1), dropped)[: len(table)] + first_line - 1
+    rows = np.arange(1, len(table) + len(dropped) + 1) + first_line - 1
+    if dropped:
+        rows = np.delete(rows, np.unique(np.array(dropped) - 1).clip(0, len(rows) - 1))[: len(table)]
     if headed:
         table, rows = table.slice(1), rows[1:]
     if not len(table):
@@ -610,13 +612,16 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str]) -> 
     numbers = [np.concatenate([part[3][i] for part in parts]) for i in range(len(also))]
     order = np.lexsort((times, codes)) if times is not None else np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(len(names) + 1))
-    for i, name in enumerate(names):
-        rows = order[bounds[i] : bounds[i + 1]]
-        channels: dict[str, np.ndarray] = {}
-        if times is not None:
-            channels = {"time": times[rows], "gap": np.diff(times[rows], prepend=times[rows[0]])}
-        channels |= {column: values[rows] for column, values in zip(also, numbers)}
-        yield Record(items[things[rows]].tolist(), channels, name)
+    things = things[order]
+    channels: dict[str, np.ndarray] = {}
+    if times is not None:
+        times = times[order]
+        channels = {"time": times, "gap": np.diff(times, prepend=times[0])}
+        channels["gap"][bounds[:-1]] = 0.0
+    channels |= {column: values[order] for column, values in zip(also, numbers)}
+    for name, start, stop in zip(names, bounds[:-1].tolist(), bounds[1:].tolist()):
+        parts_of = {channel: values[start:stop] for channel, values in channels.items()}
+        yield Record(items[things[start:stop]].tolist(), parts_of, name)
 
 
 def _lists(frame: Frame, roles: Roles, also: Sequence[str], problems: Problems) -> Iterator[Record]:
