@@ -97,11 +97,13 @@ def top_k(scores: Array, k: int) -> Array:
 def top_p(scores: Array, p: float) -> Array:
     """Only the fewest likeliest whose probability reaches p; at least one (Holtzman et al. 2020)."""
     probabilities = softmax(scores)
-    likely = np.arange(len(scores))
-    if len(scores) > 2048:  # the last of the likeliest 512 is below 1/512, so one cut finds few to sort
-        likely = np.flatnonzero(probabilities >= np.partition(probabilities, -512)[-512])
-        if probabilities[likely].sum() < p:
-            likely = np.arange(len(scores))
+    likely, few = np.arange(len(scores)), 512
+    while few < len(scores) // 2:  # sorting is dear: first cut out what surely holds enough
+        cut_out = np.flatnonzero(probabilities >= np.partition(probabilities, -few)[-few])
+        if probabilities[cut_out].sum() >= p:
+            likely = cut_out
+            break
+        few *= 8
     order = likely[np.argsort(-scores[likely], kind="stable")]
     sums = probabilities[order].cumsum()
     keep = order[: 1 + int(np.searchsorted(sums, p))]
