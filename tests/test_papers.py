@@ -75,3 +75,18 @@ def review(lstm: float, elman: float, sides: float, saved: float) -> list[Row]:
 def test_the_rule_of_the_recurrent_review(values: tuple[float, float, float, float], verdict: str) -> None:
     # With the 1997 network no better than the others, the best LSTM is what counts.
     assert claim("rnn-review").judge(review(*values))[0] == verdict
+
+
+def logs(gru: float, graph: float) -> list[Row]:
+    rows: list[Row] = [{"log": log, "method": method, "Brier": 0.02 * r, "to AKOM": r} for log in ("A", "B")
+                       for method, r in (("AKOM", 1.0), ("GRU", gru), ("directly-follows graph", graph),
+                                         ("ALERGIA", 1.3))]
+    return rows + [{"log": "B", "method": f"AKOM, order {k}, {way} start symbol", "Brier": 0.02}
+                   for k in (4, 12) for way in ("with", "without")]
+
+
+@pytest.mark.parametrize(("gru", "graph", "verdict"), [
+    (0.9, 1.2, "confirmed"), (1.01, 1.2, "refuted"), (0.9, 1.01, "refuted"), (0.99, 1.2, "inconclusive"),
+    (0.9, 1.05, "inconclusive")])
+def test_the_rule_of_next_element(gru: float, graph: float, verdict: str) -> None:
+    assert claim("next-element").judge(logs(gru, graph))[0] == verdict

@@ -144,7 +144,8 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2411.12537"),
     "next-element": Paper(
         "An Interdisciplinary Comparison of Sequence Modeling Methods for Next-Element Prediction",
-        "2018, arXiv 1811.00062"),
+        "2018, arXiv 1811.00062", "next_element",
+        ("models.counts", "models.classical", "models.predict", "analysis.metrics", "kinds.table")),
     "order-matters": Paper("Order Matters: Sequence to sequence for sets", "2015, arXiv 1511.06391"),
     "partial-attention-lm": Paper(
         "Decoder-Only or Encoder-Decoder? Interpreting Language Model as a Regularized Encoder-Decoder",
