@@ -94,7 +94,7 @@ def gru(learn: list[np.ndarray], check: list[np.ndarray], size: int, epochs: int
     torch.manual_seed(seed)
     model = Stack(StackConfig(size + 1, 64, ["gru"], channel="none", tied=False, dropout=0.1))
     batches = Batches(stream(learn), plan.context, plan.rows, seed)
-    run = Training(model, batches, plan, held_out=lambda m: score(m, stream(check)).mean)
+    run = Training(model, batches, plan, held_out=lambda _: score(model, stream(check)).mean)
     run.train(quiet=True)
     batches.close()
     return DecodablePredictor(model, start, size)
@@ -198,7 +198,7 @@ CLAIM = Claim(
     statement="Neural networks and all-k-order Markov models predict the next activity best; models that people can "
               "read (directly-follows graphs, automata) are less accurate.",
     rule="confirmed if on both logs the GRU's Brier score is at most 0.97 of AKOM's and every readable model's at "
-         "least 1.1 of it (means of 3 splits; AKOM's order chosen on cases set aside); refuted if a readable model comes "
-         "within 2% of AKOM on either log, or the GRU is worse than AKOM on either; else inconclusive.",
+         "least 1.1 of it (means of 3 splits; AKOM's order chosen on cases set aside); refuted if a readable model "
+         "comes within 2% of AKOM on either log, or the GRU is worse than AKOM on either; else inconclusive.",
     measure=measure, judge=judge, draw=draw, paper=PAPER,
 )
