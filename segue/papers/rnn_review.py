@@ -237,8 +237,8 @@ def measure(run: Run) -> list[Row]:
     run.note("with a forget bias of 1 a fresh cell halves its memory every two steps or so, which learning undoes too "
              "slowly beyond a lag of about 25; the 1997 network forgets nothing, and the relayed claims are "
              "about that one")
-    run.note("three lengths of training were tried on text, judged on a part of the training text: 3 passes (LSTM 2.08, "
-             "Elman 2.05 bits per character), 9 (1.93, 1.99) and 20 (LSTM 1.95, it overfits); 9 are used")
+    run.note("three lengths of training were tried on text, judged on a part of the training text: 3 passes (LSTM 2.08,"
+             " Elman 2.05 bits per character), 9 (1.93, 1.99) and 20 (LSTM 1.95, it overfits); 9 are used")
     return table
 
 
