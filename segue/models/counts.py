@@ -343,6 +343,11 @@ class BlendedCounts(_Counted):
         self.tables = kernel.build(mark_stream(documents, self.vocabulary), self.vocabulary, kernel.REACH)
         self.work = kernel.workspace(self.vocabulary, self.window)
 
+    def add(self, documents: Iterable[Any]) -> None:
+        """Count further documents beside those of the corpus."""
+        stream = np.concatenate([self.tables.stream, mark_stream(documents, self.vocabulary)])
+        self.tables = kernel.build(stream, self.vocabulary, kernel.REACH)
+
     def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> float:
         """Fit the trust on documents that were not counted; returns their cost in bits per element."""
         ids = [np.asarray(getattr(document, "ids", document), np.int32) for document in documents]

@@ -7,7 +7,9 @@ are. A product keeps what both know and lets either veto; on held-out source cod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -137,40 +139,62 @@ class Mixture:
 
     @torch.no_grad()
     def _network_scores(self, ids: np.ndarray, begin: int, end: int, context: int) -> Tensor:
-        """(end - begin, V) log-probabilities of the tokens [begin, end), begin > 0: windows of `context` tokens, of
-        which all but a document's first half only follow."""
-        found, done = [], begin
+        """(end - begin, V) log-probabilities of the tokens [begin, end), begin > 0, by the network alone: in windows
+        of `context` tokens, each of which scores its later half (at a document's start all of it)."""
+        table, done = [], begin
         while done < end:
             low = max(0, done - context // 2 - 1)
-            high = min(end, low + context + 1)
-            window = torch.from_numpy(ids[low:high - 1].astype(np.int64))[None]
-            keep = torch.arange(done - 1 - low, high - 1 - low)[None]
-            logits = self.network.extend(window, self.network.init_state(1), at=keep).logits[0]
-            found.append(logits.float().cpu().log_softmax(-1))
-            done = high
-        return torch.cat(found)
+            table.append((low, done, min(end, low + context + 1)))
+            done = table[-1][2]
+        longest, most = (max(high - at for at, _, high in table), max(high - at for _, at, high in table))
+        tokens = np.zeros((len(table), longest - 1), np.int64)      # what follows a window's end changes nothing in it
+        wanted = torch.zeros(len(table), most, dtype=torch.long)
+        for row, (low, at, high) in enumerate(table):
+            tokens[row, :high - low - 1] = ids[low:high - 1]
+            wanted[row, :high - at] = torch.arange(at - 1 - low, high - 1 - low)
+        device = next(self.network.parameters()).device if isinstance(self.network, nn.Module) else "cpu"
+        found = self.network.extend(torch.from_numpy(tokens).to(device), self.network.init_state(len(table)),
+                                    at=wanted.to(device)).logits.float().cpu()
+        return torch.cat([found[row, :high - at] for row, (_, at, high) in enumerate(table)]).log_softmax(-1)
 
-    def _pair(self, ids: np.ndarray, begin: int, end: int, context: int) -> tuple[Tensor, Tensor]:
-        chances = np.empty((end - begin, self.vocabulary))
-        self.counts._document(ids, begin, end, chances)
-        return self._network_scores(ids, begin, end, context), torch.from_numpy(chances.clip(1e-30)).log().float()
+    def _pairs(self, pieces: Sequence[tuple[np.ndarray, int, int]], context: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Log-distributions of both for pieces (document, begin, end), in order; the counts work one piece ahead in a
+        thread of their own."""
+        def count(piece: tuple[np.ndarray, int, int]) -> Tensor:
+            chances = np.empty((piece[2] - piece[1], self.vocabulary))
+            self.counts._document(*piece, chances)
+            return torch.from_numpy(chances.clip(1e-30)).log_().float()
+
+        with ThreadPoolExecutor(1, thread_name_prefix="segue-counts") as pool:
+            ahead = deque(pool.submit(count, piece) for piece in pieces[:2])
+            for number, piece in enumerate(pieces):
+                if number + 2 < len(pieces):
+                    ahead.append(pool.submit(count, pieces[number + 2]))
+                yield self._network_scores(*piece, context), ahead.popleft().result()
 
     @torch.no_grad()
-    def scores(self, document: Any, context: int, begin: int = 1, end: int | None = None) -> Tensor:
-        """(end - begin, V) log-probabilities of the tokens [begin, end) of a document, 1 <= begin: the network sees
-        `context` tokens at a time (at least half of them before what it scores), the counts all of their window."""
-        ids = np.asarray(getattr(document, "ids", document), np.int32)
-        end = len(ids) if end is None else end
-        pieces = [self.gate.mix(*self._pair(ids, at, min(at + 1024, end), context)) for at in range(begin, end, 1024)]
-        return torch.cat(pieces) if pieces else torch.empty(0, self.vocabulary)
+    def walk(self, documents: Sequence[Any], context: int, piece: int = 2048) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Score documents, each token but a document's first once: yields the document's number, log-probabilities
+        (n, V) and the tokens (n,) that they are of, piece by piece in order.
+
+        The network sees `context` tokens at a time, at least half of them before what it scores (but for a document's
+        beginning), the counts all of their window.
+        """
+        table = [(number, (ids, at, min(at + piece, len(ids)))) for number, document in enumerate(documents)
+                 for ids in [np.asarray(getattr(document, "ids", document), np.int32)]
+                 for at in range(1, len(ids), piece)]
+        for (number, (ids, begin, end)), pair in zip(table, self._pairs([row[1] for row in table], context)):
+            yield number, self.gate.mix(*pair), torch.from_numpy(ids[begin:end].astype(np.int64))
+
+    def scores(self, document: Any, context: int) -> Tensor:
+        """(n - 1, V) log-probabilities of all tokens of a document but the first; see `walk`."""
+        found = [scores for _, scores, _ in self.walk([document], context)]
+        return torch.cat(found) if found else torch.empty(0, self.vocabulary)
 
     def log_probabilities(self, document: Any, context: int) -> np.ndarray:
         """(n - 1,): natural logarithm of the probability of each token but the first, given those before it."""
-        ids = np.asarray(getattr(document, "ids", document), np.int64)
-        return np.concatenate([np.empty(0), *(
-            self.scores(ids, context, at, min(at + 1024, len(ids))).gather(
-                1, torch.from_numpy(ids[at:at + 1024])[:, None])[:, 0].double().numpy()
-            for at in range(1, len(ids), 1024))])
+        return np.concatenate([np.empty(0), *(scores.gather(1, targets[:, None])[:, 0].double().numpy()
+                                              for _, scores, targets in self.walk([document], context))])
 
     def learn_gate(self, documents: Sequence[Any], context: int, seed: int = 0, positions: int = 12_000,
                    epochs: int = 6) -> float:
@@ -183,14 +207,16 @@ class Mixture:
             raise SegueError("there is too little data to learn the mixture on: give more, or longer, sequences")
         positions = min(positions, (1 << 26) // self.vocabulary + 1)
         share, draw = min(1.0, positions / sum(map(len, ids))), np.random.default_rng(seed)
-        pairs, targets = [], []
+        pieces = []
         for document in ids:
             size = min(len(document) - 1, max(int(np.ceil(share * len(document))), 64))
             begin = int(draw.integers(1, len(document) - size + 1))
-            pairs.append([x.half() for x in self._pair(document, begin, begin + size, context)])
-            targets.append(torch.from_numpy(document[begin:begin + size].astype(np.int64)))
-        p, q = (torch.cat(side) for side in zip(*pairs))
-        return fit_gate(self.gate, p, q, torch.cat(targets), seed, epochs)
+            pieces.append((document, begin, begin + size))
+        with torch.no_grad():
+            p, q = (torch.cat(side) for side in zip(*([x.half() for x in pair] for pair in
+                                                      self._pairs(pieces, context))))
+        targets = np.concatenate([document[begin:end] for document, begin, end in pieces])
+        return fit_gate(self.gate, p, q, torch.from_numpy(targets.astype(np.int64)), seed, epochs)
 
     def save(self, folder: str | Path, name: str = "mixture") -> None:
         """Write the gate and the counts into a folder (the network is saved by whoever made it)."""

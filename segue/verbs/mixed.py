@@ -1,0 +1,68 @@
+"""Counts beside the network in `fit`: which documents are set aside, when each part is fitted, how it is scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from segue.models import Stack
+from segue.models.counts import BlendedCounts, hold_back
+from segue.models.mixture import Mixture
+from segue.training.batches import Arrays, Store
+from segue.training.evaluate import Scored, Tally
+
+FEWEST, MOST = 20_000, 100_000_000  # elements: below, trust is not learned well; above, the stream fills the memory
+WIDEST = 1 << 16  # tokens: a distribution is dense
+
+
+@dataclass
+class Parts:
+    """Training documents: those to learn from, and those set aside to fit trust and gate on (counted at the end)."""
+
+    rest: list[np.ndarray]
+    aside: list[np.ndarray]
+
+    @property
+    def store(self) -> Arrays:
+        """What the network learns from."""
+        return Arrays(self.rest)
+
+
+def part(train: Store, vocabulary: int, seed: int) -> Parts | None:
+    """How to fit a mixture on this data; None where a network alone is better: few data, too many, side channels."""
+    size = len(train.tokens)
+    if not FEWEST <= size <= MOST or vocabulary > WIDEST or train.channels:
+        return None
+    return Parts(*hold_back(documents(train), seed=seed))
+
+
+def documents(store: Store) -> list[np.ndarray]:
+    return [np.asarray(store.tokens[int(begin):int(end)], np.int32)
+            for begin, end in zip(store.offsets[:-1], store.offsets[1:])]
+
+
+def reserve(train: Store, minutes: float) -> float:
+    """Seconds of the dial that the counts take: sorting the stream twice, and two small fits."""
+    return min(0.25 * 60 * minutes, 8 + 2e-6 * len(train.tokens))
+
+
+def mix(model: Stack, parts: Parts, context: int, seed: int) -> Mixture:
+    """The fitted network with counts of all training documents."""
+    counts = BlendedCounts(model.vocabulary)
+    counts.count(parts.rest)
+    counts.learn_trust(parts.aside, seed)
+    mixture = Mixture(model, counts)
+    mixture.learn_gate(parts.aside, context, seed)
+    counts.count([*parts.rest, *parts.aside])
+    return mixture
+
+
+def score(mixture: Mixture, store: Store, context: int) -> Scored:
+    """As `segue.training.evaluate.score`: every position of every document but its first, once."""
+    given = documents(store)
+    tally = Tally(len(given))
+    for number, scores, targets in mixture.walk(given, context):
+        tally.add(scores, targets, torch.full_like(targets, number))
+    return tally.done()
