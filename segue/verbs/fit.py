@@ -39,19 +39,22 @@ HELD_OUT = 0.05
 def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
         mixer: str | None = None, seed: int = 0, held_out: Any = None, codec: Codec | None = None,
         quiet: bool = False, save_seconds: float = 15.0, kind: str | None = None, device: str | None = None,
-        **choices: Any) -> Fitted:
+        mix: bool = True, **choices: Any) -> Fitted:
     """Learn a model of sequences.
 
     data: a `Data`, a path or paths, or a list of objects in memory. out: the model's folder, and while it is being
     made the checkpoint's; the same call on the same folder resumes, or, when all is done, loads. minutes: of wall
     clock, everything included (default: 2); or steps: of the optimiser. mixer: pattern of sequence mixers, e.g.
     "mamba*3+attention". seed fixes everything random. held_out: data to measure on, of the same kind (default: a
-    twentieth of `data`, split off by hash). codec: made from the training data if None. choices: any entry of
+    twentieth of `data`, split off by hash). codec: made from the training data if None. mix: count the training data
+    too and mix the two (`segue.models.mixture`), where there is enough to learn how. choices: any entry of
     `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own options for its codec (e.g.
     vocabulary).
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
+    from segue.verbs import mixed
+
     begin = time.monotonic()
     if minutes is not None and steps is not None:
         raise SegueError("give minutes or steps, not both")
@@ -71,6 +74,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                                                                                    "min_count", "ambiguous")}
     request = json.loads(json.dumps({
         "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
+        **({} if mix else {"mix": False}),
         "codec": codec_options if codec is None else {"given": str(codec), "size": codec.size}}, default=str))
     if folder is not None and (done := finished(folder, request)) is not None:
         return done
@@ -83,11 +87,13 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         codec = Codec.load(work / "codec")
         train, held = (TokenStore.open(work / name) for name in ("train", "held"))
         where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin, where)
+        parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
+        spare_seconds = mixed.reserve(train, minutes) if parts is not None and minutes is not None else 0.0
+        plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where)
         line = describe(plan, why)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
-        batches = Batches(train, plan.context, plan.rows, plan.seed)
+        batches = Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed)
         model = build(plan).to(where)
         run = Run(model, batches, plan, folder=None if folder is None else work, key=key_of(request),
                   held_out=in_passing(held, plan), save_seconds=save_seconds)
@@ -104,7 +110,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
         memory = Memory(plan.context, plan.seed)
         memory.learned("first data", train, held)
-        fitted = Fitted(model.cpu(), codec, data.kind, report, plan.context, counts, memory=memory)
+        model = model.cpu().eval()
+        mixture = None if parts is None else mixed.mix(model, parts, plan.context, seed)
+        fitted = Fitted(model, codec, data.kind, report, plan.context, counts, memory=memory, mixture=mixture)
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
             if folder is not None:

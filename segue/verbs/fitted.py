@@ -23,6 +23,8 @@ from segue.training.evaluate import Evaluation, score, summarise, unigram_nats, 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from segue.models.mixture import Mixture
+
 FORMAT = "segue model 1"
 
 
@@ -61,15 +63,22 @@ class Fitted:
     model: the network (a `Stack`). decodable: what decoders are to run (the network, or a mixture that holds it).
     codec, kind: of the sequences. report: how it was made and how good it is. context: elements a row it was trained
     on. counts: (V,) how often each token was in the training data (the unigram baseline). memory: what it keeps of the
-    past, to learn on. folder: where it is saved.
+    past, to learn on. mixture: the network with counts of its training data, if it was fitted so. folder: where it is
+    saved.
     """
 
     def __init__(self, model: Stack, codec: Codec, kind: Kind, report: Report, context: int,
-                 counts: np.ndarray | None = None, folder: Path | None = None, memory: Memory | None = None) -> None:
+                 counts: np.ndarray | None = None, folder: Path | None = None, memory: Memory | None = None,
+                 mixture: Mixture | None = None) -> None:
         self.model, self.codec, self.kind, self.report = model, codec, kind, report
         self.context, self.counts, self.folder, self.memory = context, counts, folder, memory
+        self.mixture = mixture
         if isinstance(model, Stack):
             model.eval()
+
+    @property
+    def decodable(self) -> Any:
+        return self.model if self.mixture is None else self.mixture
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
         """What comes after `prime` (an object of the kind, or a path to one); see `segue.decoding`."""
@@ -91,14 +100,19 @@ class Fitted:
             raise SegueError(f"this model is of {self.kind.name}, the data are {data.kind.name}: "
                              "give data of the same kind")
         store = data.encode(self.codec)
-        scored = score(self.model, store, None if carries(self.model) else self.context)
+        if self.mixture is not None:
+            from segue.verbs import mixed
+
+            scored = mixed.score(self.mixture, store, self.context)
+        else:
+            scored = score(self.model, store, None if carries(self.model) else self.context)
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / int(store.units.sum())}
         if self.counts is not None:
             baselines["unigram"] = unigram_nats(self.counts, store) / int(store.units.sum()) / math.log(2)
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
-        return summarise(scored, store.units, self.kind.unit, self.model.path, baselines)
+        return summarise(scored, store.units, self.kind.unit, self.decodable.path, baselines)
 
     # The folder.
 
@@ -115,6 +129,8 @@ class Fitted:
         self.codec.save(folder / "codec")
         if self.memory is not None:
             self.memory.save(folder / "memory")
+        if self.mixture is not None:
+            self.mixture.save(folder)
         save_tensors(folder / "model.safetensors", tensors)
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
                                             "model": self.model.config.to_dict()})
@@ -130,6 +146,8 @@ class Fitted:
         lines = [f"# A model of {self.kind.name} sequences", "",
                  f"- {size:,} parameters: {len(config.mixers)} blocks ({', '.join(dict.fromkeys(config.mixers))}) of "
                  f"width {config.width} over {config.vocabulary:,} tokens, rows of {self.context} elements."]
+        if self.mixture is not None:
+            lines.append(f"- Mixed with {self.mixture.counts.path} of its training data.")
         if "steps" in report:
             lines.append(f"- Trained on {report['train_units']:,} {self.kind.unit}s ({report['train_documents']:,} "
                          f"sequences): {report['steps']:,} steps, {report['tokens']:,} tokens, "
@@ -182,8 +200,13 @@ def load(folder: str | Path) -> Fitted:
     if not isinstance(report, dict):
         raise SegueError(f"{folder / 'report.json'} is not a report")
     memory = Memory.load(folder / "memory") if (folder / "memory").exists() else None
+    mixture = None
+    if (folder / "mixture.safetensors").exists():
+        from segue.models.mixture import Mixture
+
+        mixture = Mixture.load(model, folder)
     return Fitted(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
-                  memory)
+                  memory, mixture)
 
 
 def check_config(config: StackConfig) -> None:

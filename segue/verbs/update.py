@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from segue.continual import STRATEGIES, Memory, Replay, Reservoir, ScoreMatrix, Strategy
+from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
@@ -126,6 +127,8 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
             run.train("update", quiet)
         finally:
             batches.close()
+        if fitted.mixture is not None:
+            fitted.mixture.counts.add(sequences(train))
         after = measure(fitted, exams)
         scores = ScoreMatrix(np.array([before, after]), list(exams), ["before", "after"],
                              f"bits per {fitted.kind.unit}")
@@ -194,7 +197,13 @@ def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
     """Bits per unit on each experience's held-out pieces, every piece read on its own."""
     found = []
     for exam in exams.values():
-        scored = score(fitted.model, Arrays(exam.pieces), fitted.context)
+        pieces = Arrays(exam.pieces)
+        if fitted.mixture is None:
+            scored = score(fitted.model, pieces, fitted.context)
+        else:
+            from segue.verbs import mixed
+
+            scored = mixed.score(fitted.mixture, pieces, fitted.context)
         units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
         found.append(float(scored.nats.sum() / max(1, units) / math.log(2)))
     return found
