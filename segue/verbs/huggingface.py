@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from segue.kinds import KINDS, Codec
 from segue.kinds.codecs import IdCodec, TokenizerCodec
 from segue.models import Stack
 from segue.models.huggingface import Info, open_huggingface
+from segue.training.evaluate import Evaluation
 from segue.verbs.fitted import Fitted, Report
 
 CONTEXT = 1024  # elements that evaluation shows a model at once, where the model can take that many
@@ -23,6 +25,15 @@ class Foreign(Fitted):
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
         return super().continue_(prime, n, decoder, **{"eos": self.ends, **options})
+
+    def evaluate(self, data: Any) -> Evaluation:
+        if self.codec.bos is not None or self.codec.eos is None:
+            return super().evaluate(data)
+        # Where nothing begins a text, the end of the one before stands there, so that the first token is scored too.
+        twin = copy.copy(self)
+        twin.codec = copy.copy(self.codec)
+        twin.codec.bos = twin.codec.eos
+        return Fitted.evaluate(twin, data)
 
     def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
         self._native("updated")
