@@ -86,7 +86,9 @@ class Space:
         self.job, self.nodes = p.aligned((p.JOB,), np.int64), nodes
         self.first, self.length = p.aligned((batch + 1,), np.int64), p.aligned((batch,), np.int64)
         self.first[1:] = counts.cumsum()
+        self.single = bool((counts == 1).all())
         self.all = np.arange(nodes)
+        self.every = self.all.ctypes.data
         self.row, self.index = np.repeat(np.arange(batch), counts), np.arange(nodes)
         self.index -= self.first[self.row]  # of a node within its row
         self.token, self.position = p.aligned((nodes,), np.int64), p.aligned((nodes,), np.int64)
@@ -148,7 +150,21 @@ class CompiledState:
 
     @property
     def batch(self) -> int:
-        return len(self.lengths)
+        return len(self._lengths)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(B,) how many tokens are committed."""
+        return self._lengths
+
+    @lengths.setter
+    def lengths(self, lengths: np.ndarray) -> None:
+        self._lengths, self.longest = lengths, int(lengths.max(initial=0))
+
+    def advance(self) -> None:
+        """One more token in every row."""
+        self._lengths += 1
+        self.longest += 1
 
     @property
     def positions(self) -> Tensor:
@@ -231,7 +247,7 @@ class CompiledState:
 
     def reserve(self, nodes: int) -> None:
         """Room for so many more nodes in each row; grows by doubling, so that n tokens cost O(n) copying."""
-        need = int(self.lengths.max(initial=0)) + nodes
+        need = self.longest + nodes
         if need > self.capacity and self.program.caches:
             capacity = p.padded(max(need, 2 * self.capacity, 128), TILE)
             cache = Memory(self.batch * capacity * self.program.floats_per_position)
@@ -249,7 +265,7 @@ class CompiledState:
         new = CompiledState(self.model, len(index))
         new.lengths, new.history, new.said = self.lengths[index], self.history, self.said[index]
         new.reserve(p.padded(1, TILE))
-        used = -(-int(new.lengths.max(initial=0)) // TILE)
+        used = -(-new.longest // TILE)
         for old, view in zip(self._layers(self.cache, self.capacity), new._layers(new.cache, new.capacity)):
             view[:, :, :used] = old[index, :, :used]
         new.states = self._chosen(self.states, index, new)
@@ -347,7 +363,7 @@ class CompiledModel:
                 raise SegueError("parents of a draft: give for each node the index of an earlier one, or -1")
             if self.config.learned_positions:
                 deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
-        self._check(ids, state, deep)
+        self._check(ids.min(), ids.max(), state, deep)
         state.reserve(n)
         program, wanted = self.program, n if at is None else at.shape[1]
         logits = np.empty((batch * wanted, program.logit_stride), np.float32)
@@ -395,24 +411,24 @@ class CompiledModel:
             logits = self.extend(torch.from_numpy(tokens)[:, None], state).logits[:, 0].numpy()
             state.commit()
             return logits
-        self._check(tokens, state, 1)
+        ids = tokens.tolist()
+        self._check(min(ids), max(ids), state, 1)
         state.reserve(1)
-        space = self._space(state, 1, None)
+        space = state.spaces.get((1, False)) or self._space(state, 1, None)
         space.token[:] = tokens
-        logits = np.empty((len(tokens), self.program.logit_stride), np.float32)
-        self._run(state, space, state.lengths, state.states, state.states, False, space.all, logits)  # in place
-        state.lengths += 1
+        logits = np.empty((len(ids), self.program.logit_stride), np.float32)
+        self._run(state, space, state.lengths, state.states, state.states, False, None, logits)  # in place
+        state.advance()
         state.pending = None
         return logits[:, : self.vocabulary]
 
-    def _check(self, ids: np.ndarray, state: CompiledState, deep: int) -> None:
-        """What the kernels could not: ids and positions that lie outside their tables."""
-        low, high = ids.min(), ids.max()
+    def _check(self, low: int, high: int, state: CompiledState, deep: int) -> None:
+        """What the kernels could not: that ids and positions lie within their tables."""
         if low < 0 or high >= self.vocabulary:
             raise SegueError(f"token ids must lie in 0..{self.vocabulary - 1}, these reach from {low} to {high}: "
                              "was another codec used?")
         limit = self.config.learned_positions
-        if limit and (over := int(state.lengths.max()) + deep) > limit:
+        if limit and (over := state.longest + deep) > limit:
             raise SegueError(f"position {over - 1} is beyond the {limit} learned positions of this model: "
                              "give a shorter prompt or ask for fewer tokens")
 
@@ -436,14 +452,17 @@ class CompiledModel:
              want: np.ndarray | None, logits: np.ndarray) -> None:
         """Run the program. want: indices of the nodes whose logits are wanted (None: all)."""
         space.length[:] = lengths
-        np.add(space.index, lengths[space.row], out=space.position)
+        if space.single:
+            space.position[:] = lengths
+        else:
+            np.add(space.index, lengths[space.row], out=space.position)
         job = space.job
-        want = space.all if want is None else want
         job[p.LOCAL], job[p.LOCAL_BYTES] = state.local.address, state.local.array.nbytes // self.threads
         job[p.CACHE], job[p.CAPACITY] = state.cache.address, state.capacity
         job[p.BEFORE], job[p.AFTER], job[p.KEEP] = before.address, after.address, kept
         job[p.SLOTS] = space.nodes if kept else state.batch
-        job[p.WANT], job[p.WANTED], job[p.LOGITS] = want.ctypes.data, len(want), logits.ctypes.data
+        job[p.WANT], job[p.WANTED] = (space.every, space.nodes) if want is None else (want.ctypes.data, len(want))
+        job[p.LOGITS] = logits.ctypes.data
         engine.team().run(space.address, self.threads)
 
     def replay(self, state: CompiledState, states: Memory, lengths: np.ndarray, tokens: list[np.ndarray]) -> Memory:
