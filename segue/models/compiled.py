@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
+from segue.kernels.cpu.cache import prepare, warm
 from segue.kernels.cpu.simd import BLOCK, TILE
 from segue.mixers.state import Layout
 from segue.models.base import Output
@@ -25,7 +27,9 @@ KEPT = 16  # up to so many nodes of a chain, a recurrent state is kept for each 
 
 
 def lower(stack: Stack, weights: str = "float32") -> p.Program:
-    """The program of a stack; a SegueError says what has no compiled form."""
+    """The program of a stack, its weights still to be packed; a SegueError says what has no compiled form."""
+    if not isinstance(stack, Stack):
+        raise SegueError(f"a {type(stack).__name__} has no form for the compiled CPU engine: only native stacks have")
     config = stack.config
     program = p.Program(weights)
     x, h, h2 = (program.register(name, config.width) for name in ("x", "h", "h2"))
@@ -52,7 +56,6 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
             program.linear(hidden, x, channel.out.weight, channel.out.bias, add=True)
     norm(stack.norm, x, h)
     program.head(h, stack.head.weight)
-    program.finish()
     return program
 
 
@@ -228,7 +231,7 @@ class CompiledState:
         if after is not None:
             job[p.BEFORE], job[p.AFTER] = self.states.address, after.address
             job[p.SLOTS] = after.array.size // self.program.floats_per_state
-        engine.team().run(job.ctypes.data, 1)
+        engine.team().run(job, job.ctypes.data, 1)
 
     def _rows(self, memory: Memory) -> list[np.ndarray]:
         """The recurrent states of all layers, each (B, size)."""
@@ -338,8 +341,14 @@ class CompiledModel:
         self.weights, self.threads = weights, threads or torch.get_num_threads()
         self.config, self.vocabulary = stack.config, stack.vocabulary
         with torch.no_grad():
-            self.program = lower(stack.float() if stack.embedding.weight.dtype != torch.float32 else stack, weights)
+            self.program = lower(stack, weights)
+
+    def load(self) -> CompiledModel:
+        """Pack the weights, and load or compile the engine."""
+        with torch.no_grad():
+            self.program.finish()
         engine.ready()
+        return self
 
     @property
     def path(self) -> str:
@@ -463,7 +472,7 @@ class CompiledModel:
         job[p.SLOTS] = space.nodes if kept else state.batch
         job[p.WANT], job[p.WANTED] = (space.every, space.nodes) if want is None else (want.ctypes.data, len(want))
         job[p.LOGITS] = logits.ctypes.data
-        engine.team().run(space.address, self.threads)
+        engine.team().run(job, space.address, self.threads)
 
     def replay(self, state: CompiledState, states: Memory, lengths: np.ndarray, tokens: list[np.ndarray]) -> Memory:
         """The recurrent states of each row after these tokens, from `states` at `lengths`. (Keys and values are
@@ -480,6 +489,63 @@ class CompiledModel:
         return states
 
 
+class Accelerated:
+    """A stack that is decoded by the compiled engine from the moment that is there, and by torch until then.
+
+    Each state stays with the code that made it; `path` says which code a new one would get.
+    """
+
+    def __init__(self, stack: Stack, compiled: CompiledModel) -> None:
+        self.stack, self.compiled, self.loaded = stack.eval(), compiled, False
+        self.vocabulary = stack.vocabulary
+        self._builder: threading.Thread | None = None
+        if not prepare():  # nothing can be kept on disk: compile here, beside the torch path
+            self._builder = threading.Thread(target=engine.ready, daemon=True)
+            self._builder.start()
+
+    @property
+    def model(self) -> Stack | CompiledModel:
+        """What new states are made by."""
+        if not self.loaded and (warm() if self._builder is None else not self._builder.is_alive()):
+            self.compiled.load()
+            self.loaded = True
+        return self.compiled if self.loaded else self.stack
+
+    @property
+    def path(self) -> str:
+        if isinstance(self.model, CompiledModel):
+            return self.model.path
+        return f"{self.stack.path} (the cpu kernels are being compiled, once)"
+
+    def init_state(self, batch: int, history: int = 0) -> Any:
+        return self.model.init_state(batch, history)
+
+    def extend(self, tokens: Tensor, state: Any, parents: Tensor | None = None, at: Tensor | None = None) -> Output:
+        """See `segue.models.base.Decodable.extend`."""
+        if isinstance(state, CompiledState):
+            return self.compiled.extend(tokens, state, parents, at)
+        with torch.no_grad():
+            return self.stack.extend(tokens, state, parents, at)
+
+    def step(self, tokens: np.ndarray, state: Any) -> np.ndarray:
+        """See `CompiledModel.step`."""
+        if isinstance(state, CompiledState):
+            return self.compiled.step(tokens, state)
+        logits = self.extend(torch.from_numpy(tokens)[:, None], state).logits[:, 0].numpy()
+        state.commit()
+        return logits
+
+
+def accelerate(stack: Stack, weights: str = "float32", threads: int | None = None) -> CompiledModel | Accelerated:
+    """The stack behind the compiled engine, without ever waiting for a compiler.
+
+    Where the engine has been compiled before on this machine, it is loaded, in about half a second. Else another
+    process compiles it, once, and until that is done torch decodes. A SegueError says what has no compiled form.
+    """
+    model = CompiledModel(stack, weights, threads)
+    return model.load() if warm() else Accelerated(stack, model)
+
+
 def compile_model(stack: Stack, weights: str = "float32", threads: int | None = None) -> CompiledModel:
     """Lower a stack to the compiled CPU engine. A SegueError says what in it has no compiled form."""
-    return CompiledModel(stack, weights, threads)
+    return CompiledModel(stack, weights, threads).load()

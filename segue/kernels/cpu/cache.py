@@ -1,40 +1,96 @@
-"""Where compiled code is kept between runs: a folder of the user's, not beside the sources (they may be read-only)."""
+"""Where compiled code is kept between runs: a folder of the user's, not beside the sources (they may be read-only).
+
+Compiling the engine takes many seconds, loading it half of one. `prepare` has it compiled by another process, so that
+neither the first prompt nor the interpreter lock waits for it; `warm` says whether that is done.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import numba
 
+STALE = 300  # seconds after which a build that left no result is taken for dead
 
-def folder() -> Path:
-    """`$SEGUE_CACHE`, else `$XDG_CACHE_HOME/segue`, else `~/.cache/segue`; below it, one folder per state of the code.
 
-    Numba notices changes in the file of the function that it cached, not in the files that this one calls into; the
-    digest does.
+@cache
+def folder() -> Path | None:
+    """`$SEGUE_CACHE`, else `$XDG_CACHE_HOME/segue`, else `~/.cache/segue`; below it, one folder per state of the code,
+    of the interpreter and of the processor. None: there is no place to write.
+
+    Numba itself notices changes in the file of the function that it cached, not in the files that this one calls into.
     """
-    home = os.environ.get("SEGUE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "segue"
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvm.get_host_cpu_name()} "
+                            f"{llvm.get_host_cpu_features().flatten()}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    return Path(home) / f"kernels-{digest.hexdigest()[:12]}"
+    try:
+        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        place = Path(os.environ.get("SEGUE_CACHE") or Path(user, "segue"), f"kernels-{digest.hexdigest()[:12]}")
+        place.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home, or one that is read-only
+        return None
+    return place if os.access(place, os.W_OK) else None
 
 
 def compiled(function: Callable[..., Any]) -> Any:
     """`numba.njit` without the interpreter lock, cached on disk where that is possible."""
-    before = numba.config.CACHE_DIR
+    place = folder()
+    if place is None:
+        return numba.njit(nogil=True)(function)
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(place)
     try:
-        place = folder()
-        place.mkdir(parents=True, exist_ok=True)
-        if os.access(place, os.W_OK):
-            numba.config.CACHE_DIR = str(place)
-            return numba.njit(nogil=True, cache=True)(function)
-    except (OSError, RuntimeError):
-        pass  # no home, or a read-only one: compile anew in each process
+        return numba.njit(nogil=True, cache=True)(function)
     finally:
         numba.config.CACHE_DIR = before
-    return numba.njit(nogil=True)(function)
+
+
+def warm() -> bool:
+    """Whether the engine is loaded rather than compiled when it is first used."""
+    place = folder()
+    return place is not None and (place / "ready").exists()
+
+
+def mark() -> None:
+    """Say that the engine has been compiled here."""
+    place = folder()
+    if place is not None:
+        (place / "ready").touch()
+
+
+def prepare() -> bool:
+    """See that the engine gets compiled, by a process of its own that outlives this one; False where that cannot be.
+
+    At most one such process runs at a time.
+    """
+    place = folder()
+    if place is None:
+        return False
+    if warm():
+        return True
+    building = place / "building"
+    try:
+        if building.exists() and time.time() - building.stat().st_mtime > STALE:
+            building.unlink()
+        building.open("x").close()
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    code = "import os; os.nice(5); from segue.kernels.cpu import engine; engine.ready()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    try:
+        subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True,
+                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    except OSError:
+        return False
+    return True

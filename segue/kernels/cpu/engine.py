@@ -14,12 +14,11 @@ import numpy as np
 from numba import njit
 
 from segue.kernels.cpu import ops
-from segue.kernels.cpu.cache import compiled
+from segue.kernels.cpu.cache import compiled, mark
 from segue.kernels.cpu.program import (
     ADD,
     ANGLES,
     ATTEND,
-    BARRIER,
     COLUMNS,
     CONVOLVE,
     COUNT,
@@ -31,10 +30,12 @@ from segue.kernels.cpu.program import (
     JOB,
     LINEAR,
     MOVE,
+    NODES,
     NORM,
     OPERATIONS,
     RECUR,
     SCAN,
+    STALLS,
     STORE,
     TEAM,
     aligned,
@@ -47,6 +48,7 @@ LINE = 128  # bytes of mail per helper: state, seat, job; two cache lines, since
 PATIENCE = 2_000  # spins for a helper that is just finishing or waking up
 LINGER = 20_000  # spins of a helper without work before it sleeps, about a millisecond
 HELPERS = 63
+ALONE = 50  # calls that are made without helpers once their cores turned out to be taken by other processes
 
 
 @njit
@@ -88,7 +90,7 @@ def run(job, me):
             ops.move(job, op, me, team)
         else:
             ops.pick(job, op, me, team)
-        ops.barrier(job[BARRIER], team)
+        ops.barrier(job, team)
 
 
 @compiled
@@ -145,13 +147,15 @@ class Team:
         self.bells: list[threading.Semaphore] = []
         self.threads: list[threading.Thread] = []
         self.lock = threading.Lock()
+        self.alone = 0
         self.closing = False
 
-    def run(self, job: int, threads: int) -> None:
-        """Run the job at this address with up to `threads` threads. Callable from several Python threads at once:
-        one of them gets the helpers, the others compute alone."""
-        if threads == 1 or not self.lock.acquire(blocking=False):
-            enter(self.address, 0, 0, job)
+    def run(self, job: np.ndarray, address: int, threads: int) -> None:
+        """Run a job (and its address) with up to `threads` threads. Callable from several Python threads at once: one
+        of them gets the helpers, the others compute alone."""
+        if threads == 1 or self.alone or not self.lock.acquire(blocking=False):
+            self.alone = max(self.alone - 1, 0)
+            enter(self.address, 0, 0, address)
             return
         try:
             helpers = min(threads - 1, HELPERS)
@@ -161,7 +165,11 @@ class Team:
                 if self.state[helper] == ASLEEP:
                     self.state[helper] = WAKING
                     self.bells[helper - 1].release()
-            enter(self.address, 0, helpers, job)
+            job[STALLS] = 0
+            enter(self.address, 0, helpers, address)
+            # A helper that was thrown off its core holds up everybody at every operation: better alone, for a while.
+            if job[STALLS] > job[COUNT] // 8 and job[NODES] <= 32:
+                self.alone = ALONE
         finally:
             self.lock.release()
 
@@ -202,6 +210,7 @@ def ready() -> None:
     """Load the compiled code from disk, or compile it: a call with nothing to do."""
     job = aligned((JOB,), np.int64)
     enter(team().address, 0, 0, job.ctypes.data)
+    mark()
 
 
 atexit.register(lambda: team().close())

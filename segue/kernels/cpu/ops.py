@@ -40,6 +40,7 @@ from segue.kernels.cpu.program import (
     SCRATCH,
     SILU,
     SLOTS,
+    STALLS,
     STEPS,
     TOKEN,
     WANT,
@@ -74,10 +75,11 @@ SPINS = 3000
 
 
 @njit
-def barrier(address, team):
-    """Wait until all of the team are here. `address`: how many came, and 64 bytes on, how often it was full."""
+def barrier(job, team):
+    """Wait until all of the team are here. At BARRIER lies how many came, and 64 bytes on, how often it was full."""
     if team == 1:
         return
+    address = job[BARRIER]
     turn = load(address + 64)
     if add(address, 1) == team - 1:
         store(address, 0)
@@ -88,7 +90,9 @@ def barrier(address, team):
         spins += 1
         if spins < SPINS:
             relax()
-        else:  # more threads than cores: let the others come
+        else:  # others want the cores: let them, and remember it
+            if spins == SPINS:
+                job[STALLS] += 1
             yield_core()
 
 
@@ -573,10 +577,10 @@ def recur(job, op, me, team):
         first, nodes = levels[level], levels[level + 1] - levels[level]
         for index in range(me, nodes, team):
             floats(row(job, op, 7, index), wide)[:] = floats(before(job, offset, size, order[first + index]), wide)
-        barrier(job[BARRIER], team)
+        barrier(job, team)
         multiply(job, row(job, op, 7, 0), 4 * op[9], nodes, row(job, op, 10, 0), 4 * op[12], op[13], op[14], op[15], k,
                  tiles, 0, NONE, 0, me, team)
-        barrier(job[BARRIER], team)
+        barrier(job, team)
         for index in range(nodes):
             node = order[first + index]
             x, s = floats(row(job, op, 1, node), 4 * hidden), floats(row(job, op, 10, index), 4 * hidden)
@@ -598,7 +602,7 @@ def recur(job, op, me, team):
                     h = n + z * (old[j] - n)
                     new[j] = h
                     y[j] = h
-        barrier(job[BARRIER], team)
+        barrier(job, team)
 
 
 @njit(fastmath=FAST)

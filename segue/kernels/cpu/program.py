@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, float32, float64
 
 from segue.kernels.cpu.simd import LANES, TILE, UNROLL
 
@@ -26,7 +26,7 @@ ACTIVATIONS = {"none": NONE, "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH,
 # What one call needs to know, as integers: counts, and addresses of the arrays that `segue.models.compiled` fills.
 (OPERATIONS, COUNT, SCRATCH, LOCAL, LOCAL_BYTES, CACHE, CAPACITY, BEFORE, AFTER, SLOTS, KEEP, LOGITS,
  NODES, BATCH, TOKEN, ROW, PARENT, POSITION, FIRST, LENGTH, CHAIN, ORDER, LEVEL, LEVELS, WANT, WANTED,
- PATH, STEPS, TEAM, BARRIER) = range(30)
+ PATH, STEPS, TEAM, BARRIER, STALLS) = range(31)
 JOB = 32
 BLOCK_BYTES = 1 << 24
 
@@ -60,6 +60,7 @@ class Program:
         self.int8 = weights == "int8"
         self.rows: list[list[int]] = []
         self.arrays: list[np.ndarray] = []  # what the operations point into
+        self.matrices: list[tuple[list[int], int, Tensor, bool]] = []  # row, column, weights, gated: packed at the end
         self.block = aligned((0,), np.uint8)  # what is left of the latest block for matrices
         self.names: dict[tuple, View] = {}
         self.floats_per_node = 0  # of all registers
@@ -90,9 +91,7 @@ class Program:
 
     def keep(self, array: Tensor | np.ndarray) -> int:
         """The address of a float32 array, which the program keeps alive (a tensor's memory is shared, not copied)."""
-        if isinstance(array, Tensor):
-            array = array.detach().numpy()
-        array = np.ascontiguousarray(array, np.float32)
+        array = np.ascontiguousarray(plain(array), np.float32)
         self.arrays.append(array)
         return array.ctypes.data
 
@@ -101,7 +100,7 @@ class Program:
         if values is None:
             return 0
         flat = np.zeros(padded(width, TILE), np.float32)
-        flat[:width] = np.asarray(values.detach() if isinstance(values, Tensor) else values).reshape(-1)
+        flat[:width] = plain(values).reshape(-1)
         return self.keep(flat)
 
     def _room(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
@@ -113,10 +112,17 @@ class Program:
         room, self.block = self.block[:size], self.block[size:]
         return room[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
-    def _matrix(self, weight: Tensor, gated: bool = False) -> tuple[int, int, int, int]:
-        """Pack (out, in) weights as (tile, in, TILE outputs); gives address, address of scales (0: float32), padded
-        inner size, tiles. Gated: half a tile from the first half of the outputs, half from the second."""
-        matrix = weight.detach().numpy()
+    @staticmethod
+    def _sizes(weight: Tensor, gated: bool = False) -> tuple[int, int]:
+        """Padded inner size and number of tiles of (out, in) weights."""
+        outputs, inner = weight.shape
+        tiles = padded(outputs // 2, LANES) // LANES if gated else padded(outputs, TILE) // TILE
+        return padded(inner, UNROLL), tiles
+
+    def _pack(self, weight: Tensor, gated: bool) -> tuple[int, int]:
+        """Pack (out, in) weights as (tile, in, TILE outputs); gives their address, and that of their scales (0: they
+        are float32). Gated: half a tile from the first half of the outputs, half from the second."""
+        matrix = plain(weight).astype(np.float32, copy=False)
         outputs, inner = matrix.shape
         if gated:
             half = padded(outputs // 2, LANES)
@@ -124,7 +130,7 @@ class Program:
             paired[:, : outputs // 2] = matrix.reshape(2, -1, inner)
             matrix = paired.reshape(2, -1, LANES, inner).swapaxes(0, 1).reshape(-1, inner)
             outputs = matrix.shape[0]
-        k, tiles = padded(inner, UNROLL), padded(outputs, TILE) // TILE
+        k, tiles = self._sizes(weight, gated)
         scales = 0
         if self.int8:
             largest = np.abs(matrix).max(axis=1, initial=0) / 127
@@ -136,13 +142,14 @@ class Program:
         whole[:outputs, :inner] = matrix
         packed[:] = whole.reshape(-1, TILE, k).swapaxes(1, 2)
         self.weight_bytes += packed.nbytes
-        return packed.ctypes.data, scales, k, tiles
+        return packed.ctypes.data, scales
 
-    def emit(self, code: int, *columns: int | View) -> None:
+    def emit(self, code: int, *columns: int | View) -> list[int]:
         row = [code]
         for column in columns:
             row += column.columns if isinstance(column, View) else [int(column)]
         self.rows.append(row + [0] * (COLUMNS - len(row)))
+        return self.rows[-1]
 
     # Operations, in the order of their codes.
 
@@ -158,7 +165,7 @@ class Program:
 
     def angles(self, frequencies: Tensor) -> View:
         """A register with the cosines, then the sines, of each node's position times these frequencies."""
-        turns = np.ascontiguousarray(frequencies.detach().numpy(), np.float64)
+        turns = np.ascontiguousarray(plain(frequencies), np.float64)
         key = "angles " + turns.tobytes().hex()
         known = (key, 2 * len(turns)) in self.names
         into = self.register(key, 2 * len(turns))
@@ -171,24 +178,26 @@ class Program:
                activation: str = "none", gated: bool = False) -> None:
         """into = activation(weight source + bias), or into += that. Gated: activation(first half) * second half."""
         outputs = weight.shape[0]
-        address, scales, k, tiles = self._matrix(weight, gated)
+        k, tiles = self._sizes(weight, gated)
         if gated and bias is not None:
             pairs = np.zeros((2, tiles * LANES), np.float32)
-            pairs[:, : outputs // 2] = bias.detach().numpy().reshape(2, -1)
+            pairs[:, : outputs // 2] = plain(bias).reshape(2, -1)
             bias_at = self._vector(pairs.reshape(2, -1, LANES).swapaxes(0, 1), tiles * TILE)
         else:
             bias_at = self._vector(bias, outputs)
-        self.emit(LINEAR, source, into, address, scales, bias_at, k, tiles, add, ACTIVATIONS[activation], gated, 0)
+        row = self.emit(LINEAR, source, into, 0, 0, bias_at, k, tiles, add, ACTIVATIONS[activation], gated, 0)
+        self.matrices.append((row, 7, weight, gated))
 
     def head(self, source: View, weight: Tensor) -> None:
         """Logits of the wanted nodes, to memory outside the registers."""
         self.top = source
         top = self.register("top", source.width)
         self.emit(GATHER, source, top, source.width)
-        address, scales, k, tiles = self._matrix(weight)
+        k, tiles = self._sizes(weight)
         self.vocabulary, self.logit_stride = weight.shape[0], tiles * TILE
         outside = View(0, 0, weight.shape[0], self.logit_stride)
-        self.emit(LINEAR, top, outside, address, scales, 0, k, tiles, 0, NONE, 0, 1)
+        row = self.emit(LINEAR, top, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1)
+        self.matrices.append((row, 7, weight, False))
 
     def attend(self, q: View, k: View, v: View, into: View, heads: int, kv_heads: int, window: int | None,
                frequencies: Tensor | None, slopes: Tensor | None) -> None:
@@ -210,7 +219,7 @@ class Program:
         wide = padded(width, LANES)
         offset = self.state((taps - 1) * wide)
         rows = np.zeros((taps, wide), np.float32)
-        rows[:, :width] = weight.detach().numpy().T
+        rows[:, :width] = plain(weight).T
         self.emit(CONVOLVE, source, into, wide, taps, self.keep(rows), self._vector(bias, width), offset)
 
     def scan(self, u: View, dt: View, b: View, c: View, gate: View, into: View, a: Tensor, d: Tensor) -> None:
@@ -218,7 +227,7 @@ class Program:
         width, states = a.shape
         wide = padded(width, LANES)
         rows = np.zeros((states, wide), np.float32)
-        rows[:, :width] = a.detach().numpy().T
+        rows[:, :width] = plain(a).T
         self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self.keep(rows), self._vector(d, width),
                   self.state(states * wide))
 
@@ -235,11 +244,12 @@ class Program:
     def recur(self, inputs: View, into: View, kind: str, weight: Tensor, bias: Tensor | None) -> None:
         """LSTM or GRU over `inputs` (the gates' share of the input); weight (gates * hidden, hidden) from the state."""
         hidden = weight.shape[1]
-        address, scales, k, tiles = self._matrix(weight)
+        k, tiles = self._sizes(weight)
         before, share = self.register("before", hidden), self.register("share", weight.shape[0])
         wide = padded(hidden, TILE)
-        self.emit(RECUR, inputs, into, before, share, address, scales, self._vector(bias, weight.shape[0]), k, tiles,
-                  hidden, kind == "lstm", self.state(wide * (1 + (kind == "lstm"))))
+        row = self.emit(RECUR, inputs, into, before, share, 0, 0, self._vector(bias, weight.shape[0]), k, tiles,
+                        hidden, kind == "lstm", self.state(wide * (1 + (kind == "lstm"))))
+        self.matrices.append((row, 13, weight, False))
 
     def gate(self, values: View, gate: View) -> None:
         """values *= SiLU(gate)."""
@@ -249,7 +259,10 @@ class Program:
         self.emit(ADD, source, into, source.width)
 
     def finish(self) -> None:
-        """The tables: of the step, and of the bookkeeping that commits do over all layers."""
+        """Pack the matrices and make the tables: of the step, and of what commits do over all layers."""
+        for row, column, weight, gated in self.matrices:
+            row[column], row[column + 1] = self._pack(weight, gated)
+        self.matrices.clear()
         step, self.rows = self.rows, []
         for offset, heads, key, value in self.caches:
             self.emit(MOVE, heads, heads, 0, key, value, offset)
@@ -268,6 +281,14 @@ class Program:
 def bits(value: float) -> int:
     """A float64 as the integer with the same bits."""
     return int(np.array([value], np.float64).view(np.int64)[0])
+
+
+def plain(values: Tensor | np.ndarray) -> np.ndarray:
+    """The numbers of a tensor of any float type, on any device; memory is shared where that is possible."""
+    if isinstance(values, np.ndarray):
+        return values
+    values = values.detach().cpu()
+    return values.numpy() if values.dtype in (float32, float64) else values.float().numpy()
 
 
 def aligned(shape: Sequence[int], dtype: np.dtype | type) -> np.ndarray:
