@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from segue.decoding.generate import Continuation, generate, stream
-from segue.decoding.recipes import searches
+from segue.decoding.recipes import drafts_itself
 from segue.errors import SegueError
 
 if TYPE_CHECKING:
@@ -154,8 +154,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
 
     prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, or a list of these. None or
         an empty one begins a document.
-    draft: default is the trie with greedy and sampling, which changes no token and is switched off where it does not
-        pay; "none" is plain decoding.
+    draft: default is "both" (trie and lookup) with greedy and sampling: it changes no token and is switched off where
+        it does not pay; "none" is plain decoding.
     Everything else is as in `continue_objects` and `generate`.
     """
     kind = fitted.kind
@@ -164,8 +164,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     primes = [_object(kind, each) for each in (prime if many else [prime])]
     if not primes:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
-    if draft is None and not searches(decoder):
-        draft = "trie"
+    if draft is None and not drafts_itself(decoder):
+        draft = "both"
     model = getattr(fitted, "decodable", None) or fitted.model
     answers = continue_objects(model, fitted.codec, primes, n, decoder, draft, stop=stop, kind=kind, **options)
     return answers if many else answers[0]

@@ -340,7 +340,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beam: num_beams,
         length_penalty, early_stopping, num_return_sequences (see `search.beam`).
     """
-    name, sampling, drafter, rest = resolve(decoder, draft, options)
+    name, sampling, drafter, label, rest = resolve(decoder, draft, options)
     if (recipe := DECODERS[name]).search is not None:
         if n is None:
             raise SegueError(f"decoder '{name}' needs to know how long the answer may be: give n")
@@ -351,8 +351,8 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         for _ in loop:
             pass
         answers += [Continuation(
-            row.out, row.finish or "length", model.path, name, None if drafter is None else type(drafter).__name__,
-            row.logprobs, row.produced, row.passes, row.drafted, row.accepted, len(loop.rows), dict(loop.seconds),
+            row.out, row.finish or "length", model.path, name, label, row.logprobs, row.produced, row.passes,
+            row.drafted, row.accepted, len(loop.rows), dict(loop.seconds),
             None if drafter is None else loop.cost.report(), per_pass=row.per_pass) for row in loop.rows]
     return answers
 
@@ -367,7 +367,7 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     Memory stays flat however long it runs (with a model of constant state): only the last 65,536 tokens of an answer
     are kept for processors and `until`.
     """
-    name, sampling, drafter, _ = resolve(decoder, draft, options)
+    name, sampling, drafter, _, _ = resolve(decoder, draft, options)
     if DECODERS[name].search is not None:
         raise SegueError(f"decoder '{name}' knows its answer only at the end: it cannot stream")
     for loop in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,

@@ -38,14 +38,15 @@ def choose(what: str, name: str, table: dict[str, Any]) -> Any:
     return table[name]
 
 
-def searches(decoder: str | None) -> bool:
-    """Whether this decoder is a search (which takes no drafts)."""
-    return decoder in DECODERS and DECODERS[decoder].search is not None
+def drafts_itself(decoder: str | None) -> bool:
+    """Whether a decoder says who drafts, or is a search, which takes no drafts."""
+    recipe = DECODERS.get(decoder or "")
+    return recipe is not None and (recipe.draft or recipe.search) is not None
 
 
 def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any],
-            ) -> tuple[str, Sampling, Drafter | None, dict[str, Any]]:
-    """The decoder's name, how it chooses tokens, its drafter, and the options left for its search."""
+            ) -> tuple[str, Sampling, Drafter | None, str | None, dict[str, Any]]:
+    """The decoder's name, how it chooses tokens, its drafter and that one's name, the options left for its search."""
     options = {name: value for name, value in options.items() if value is not None}
     if decoder is None:
         decoder = "sample" if any(name in options for name in SAMPLING) else "greedy"
@@ -60,9 +61,11 @@ def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str,
                              f"option '{name}' is unknown: decoder '{decoder}' takes {', '.join(allowed)}")
     sampling = Sampling(recipe.do_sample, **{name: options.pop(name) for name in list(options)
                                              if name in (*SAMPLING, *ALWAYS)})
-    drafter = recipe.draft if draft is None else draft
-    if isinstance(drafter, str):
-        drafter = None if drafter == "none" else choose("draft", drafter, {**DRAFTERS, "none": None})()
+    draft = recipe.draft if draft is None else draft
+    if draft == "none":
+        draft = None
+    drafter = choose("draft", draft, {**DRAFTERS, "none": None})() if isinstance(draft, str) else draft
     if recipe.search and drafter is not None:
         raise SegueError(f"decoder '{decoder}' searches, it cannot use a draft: choose greedy or sample")
-    return decoder, sampling, drafter, options
+    label = draft if draft is None or isinstance(draft, str) else type(draft).__name__
+    return decoder, sampling, drafter, label, options

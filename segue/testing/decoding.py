@@ -323,7 +323,7 @@ def exact_pairs(model: TableModel, prompt: Sequence[int], sampling: Sampling) ->
     return pairs.ravel()
 
 
-def check_acceptor(acceptor: Acceptor, draws: int = 3000, seed: int = 0, vocabulary: int = 5) -> None:
+def check_acceptor(acceptor: Acceptor, draws: int = 2500, seed: int = 0, vocabulary: int = 5) -> None:
     """Check that an acceptor is exact.
 
     It takes at least one token, along one path of the draft, and stops where the answer ends; greedy text is that of

@@ -6,8 +6,14 @@ from collections.abc import Callable
 
 from segue.decoding.draft.base import NOTHING, Drafter, Tip, Tree
 from segue.decoding.draft.lookup import PromptLookup
+from segue.decoding.draft.together import Together
 from segue.decoding.draft.trie import Trie, TrieDraft
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {"trie": TrieDraft, "lookup": PromptLookup}
+DRAFTERS: dict[str, Callable[[], Drafter]] = {
+    "trie": TrieDraft,
+    "lookup": PromptLookup,
+    # The trie ranks what was said often, but learns an answer only branch by branch; the lookup sees it at once.
+    "both": lambda: Together([TrieDraft(), PromptLookup()]),
+}
 
-__all__ = ["DRAFTERS", "NOTHING", "Drafter", "PromptLookup", "Tip", "Tree", "Trie", "TrieDraft"]
+__all__ = ["DRAFTERS", "NOTHING", "Drafter", "PromptLookup", "Tip", "Together", "Tree", "Trie", "TrieDraft"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -79,7 +79,10 @@ class Drafter(Protocol):
     rejected draft is never observed. After `forget` nothing of that request's prompt may show up in any proposal.
     """
 
-    needs_hidden: ClassVar[bool] = False
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether tips must bring hidden states."""
+        ...
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None: ...
 
