@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 # Where each verb lives. Loaded when first used: `import segue` stays light and free of torch.
 VERBS = {"read": "segue.data", "fit": "segue.verbs.fit", "load": "segue.verbs.fit",
-         "compare": "segue.papers", "reproduce": "segue.papers"}
+         "compare": "segue.verbs.compare", "reproduce": "segue.papers"}
 
 __all__ = ["VERBS", "__version__", *VERBS]
 

@@ -12,7 +12,7 @@ import gzip
 import zipfile
 from collections import Counter
 from difflib import SequenceMatcher
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -230,7 +230,7 @@ def measure(run: Run) -> list[Row]:
     table = [{"trie": "none", "mode": "plain", **run.cell("plain", plain)}]
     for trie in ("cold", "warm"):
         for mode in MODES:
-            cell = run.cell(f"{trie} {mode}", lambda mode=mode, trie=trie: drafted(mode, trie == "warm"))
+            cell = run.cell(f"{trie} {mode}", partial(drafted, mode, trie == "warm"))
             table.append({"trie": trie, "mode": mode, **cell})
     shuffled = run.cell("shuffled", lambda: drafted("hier", True, True))
     table.append({"trie": "shuffled", "mode": "hier", **shuffled})

@@ -31,9 +31,9 @@ class Parts:
 
 
 def part(train: Store, vocabulary: int, seed: int) -> Parts | None:
-    """How to fit a mixture on this data; None where a network alone is better: few data, too many, side channels."""
+    """How to fit a mixture on this data; None where a network alone is better: few data, or too many."""
     size = len(train.tokens)
-    if not FEWEST <= size <= MOST or vocabulary > WIDEST or train.channels:
+    if not FEWEST <= size <= MOST or vocabulary > WIDEST:
         return None
     return Parts(*hold_back(documents(train), seed=seed))
 

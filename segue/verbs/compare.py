@@ -1,0 +1,179 @@
+"""`compare`: which method predicts these sequences best? Classical and neural ones, on one split, by one scorer.
+
+The next-element comparison (Tax et al., arXiv 1811.00062) as a tool for anybody's sequences.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segue.analysis.metrics import evaluate
+from segue.data import Data, TokenStore
+from segue.errors import SegueError
+from segue.models.classical import HMM, StateMerging, directly_follows
+from segue.models.counts import CountModel
+from segue.models.predict import DecodablePredictor, SequencePredictor
+from segue.progress import progress
+from segue.training.recipe import machine
+from segue.verbs.fit import fit
+from segue.verbs.fitted import as_data
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+HELD_OUT = 0.2
+PIECE = 256  # elements: longer sequences are scored in pieces of this length, the same for all methods
+TEST_ELEMENTS = 20_000  # scored at most, spread over the held-out sequences
+LEARN_ELEMENTS = 2_000_000  # that the slow classical methods learn from at most
+SMALL = 200  # elements in the vocabulary up to which automata and hidden Markov models are tried
+NETWORKS = ("attention", "gru", "lstm", "mamba", "gla")
+
+
+@dataclass
+class Result:
+    """One method. bits_per_unit, bits, accuracy, brier: see `segue.analysis.metrics`. seconds: to learn."""
+
+    method: str
+    bits_per_unit: float
+    bits: float
+    accuracy: float
+    brier: float
+    seconds: float
+    chosen: str
+
+
+@dataclass
+class Comparison:
+    """Methods, best first, on the same held-out elements. unit: of `bits_per_unit`. classes: in the vocabulary."""
+
+    results: list[Result]
+    unit: str
+    classes: int
+    elements: int
+    sequences: int
+    machine: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("method", f"bits per {self.unit}", "accuracy", "Brier x classes", "learned in", "chosen",
+                      box=None)
+        for r in self.results:
+            table.add_row(r.method, f"{r.bits_per_unit:.3f}", f"{r.accuracy:.1%}", f"{r.brier * self.classes:.4f}",
+                          f"{r.seconds:.1f} s", r.chosen)
+        return Group(table, Text(f"{self.elements:,} held-out elements of {self.sequences:,} sequences, "
+                                 f"{self.classes:,} different ones; {self.machine}"))
+
+
+def pieces(store: TokenStore, start: int | None) -> list[np.ndarray]:
+    """The sequences, without the token that begins each, cut where they are longer than PIECE."""
+    found = []
+    for begin, end in zip(store.offsets[:-1], store.offsets[1:]):
+        ids = np.asarray(store.tokens[int(begin) : int(end)], np.int32)
+        ids = ids[1:] if len(ids) and start is not None and ids[0] == start else ids
+        found += [ids[at : at + PIECE] for at in range(0, len(ids), PIECE)]
+    return [piece for piece in found if len(piece)]
+
+
+def sample(sequences: list[np.ndarray], elements: int) -> list[np.ndarray]:
+    """About so many elements, of whole sequences spread evenly."""
+    total = sum(map(len, sequences))
+    if total <= elements:
+        return sequences
+    keep = max(1, int(len(sequences) * elements / total))
+    return [sequences[i] for i in np.linspace(0, len(sequences) - 1, keep).astype(int)]
+
+
+def compare(data: Any, minutes: float = 2.0, seed: int = 0, quiet: bool = False) -> Comparison:
+    """Learn with every method from four fifths of the sequences, and score all of them on the same held-out rest.
+
+    data: a `Data`, paths, or objects in memory. minutes: for the networks together; count models take seconds.
+    The setting of a method (its order) is chosen on a part of the training sequences.
+    """
+    if not 0 < minutes < math.inf:
+        raise SegueError(f"minutes must be more than 0, not {minutes}")
+    data = as_data(data)
+    train, test = data.split(HELD_OUT)
+    codec = train.codec()
+    start = codec.bos
+    learn = pieces(train.encode(codec), start)
+    exam = sample(pieces(test.encode(codec), start), TEST_ELEMENTS)
+    if len(learn) < 5 or not exam:
+        raise SegueError("there is too little to learn from and to compare on: give more sequences")
+    order = np.random.default_rng(seed).permutation(len(learn))
+    check = sample([learn[i] for i in order[: len(learn) // 5]], TEST_ELEMENTS)
+    rest = [learn[i] for i in order[len(learn) // 5 :]]
+    units = max(1, sum(codec.units(piece) for piece in exam))
+    methods = classical(learn, rest, check, codec.size, codec.eos, seed)
+    share = minutes / (len(NETWORKS) + 1)
+    for mixer in NETWORKS:
+        methods[mixer] = partial(network, train, codec, share, seed, mixer=mixer, mix=False)
+    methods["segue's own choice"] = partial(network, train, codec, share, seed)
+
+    results = []
+    with progress("compare", total=len(methods), quiet=quiet) as meter:
+        for number, (name, make) in enumerate(methods.items()):
+            meter(number, name)
+            begin = time.perf_counter()
+            model, chosen = make()
+            seconds = time.perf_counter() - begin
+            scores = evaluate(model, exam)
+            results.append(Result(name, scores.bits * scores.predictions / units, scores.bits, scores.accuracy,
+                                  scores.brier, seconds, chosen))
+    results.sort(key=lambda result: result.bits)
+    return Comparison(results, data.kind.unit, codec.size, sum(map(len, exam)), len(exam), machine())
+
+
+Made = tuple[SequencePredictor, str]
+
+
+def classical(learn: list[np.ndarray], rest: list[np.ndarray], check: list[np.ndarray], size: int, end: int | None,
+              seed: int) -> dict[str, Callable[[], Made]]:
+    """Methods that count. Orders are chosen on `check`, then all of `learn` is counted."""
+    def best(smoothing: str) -> Made:
+        def made(order: int, sequences: list[np.ndarray]) -> CountModel:
+            return CountModel(size, order, smoothing).fit(sequences)
+
+        order = min(range(1, 9), key=lambda k: evaluate(made(k, rest), check).bits)
+        return made(order, learn), f"order {order}"
+
+    some = sample(learn, LEARN_ELEMENTS)
+    methods: dict[str, Callable[[], Made]] = {
+        "frequencies": lambda: (CountModel(size, 0).fit(learn), ""),
+        "directly-follows graph": lambda: (directly_follows(learn, size), ""),
+        "all-order Markov (AKOM)": lambda: best("none"),
+        "Witten-Bell": lambda: best("witten-bell"),
+        "Kneser-Ney": lambda: best("kneser-ney"),
+    }
+    if size <= SMALL:
+        def automaton() -> Made:
+            model = StateMerging(size, end=end).fit(sample(learn, LEARN_ELEMENTS // 20))
+            return model, f"{model.states} states"
+
+        states = min(size, 40)
+        methods["automaton (ALERGIA)"] = automaton
+        methods["hidden Markov model"] = lambda: (
+            HMM(size, states, restarts=3, iterations=100, seed=seed).fit(sample(some, LEARN_ELEMENTS // 10)),
+            f"{states} states")
+    return methods
+
+
+def network(train: Data, codec: Any, minutes: float, seed: int, **choices: Any) -> Made:
+    fitted = fit(train, minutes=minutes, codec=codec, seed=seed, quiet=True, **choices)
+    config = fitted.model.config
+    if codec.bos is None:
+        raise SegueError(f"{codec} has no token that begins a sequence: its networks cannot predict first elements")
+    chosen = f"{len(config.mixers)} layers of width {config.width}" + (", mixed with counts" if fitted.mixture else "")
+    return DecodablePredictor(fitted.decodable, codec.bos), chosen
