@@ -227,7 +227,10 @@ def _lists(lengths: np.ndarray, values: np.ndarray) -> pa.Array:
 
 def _mapped(file: Path | None) -> list[pa.RecordBatch]:
     reader = pa.ipc.open_file(pa.memory_map(str(file)))
-    return [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+    for batch in batches:
+        batch.validate(full=True)  # a damaged file must not be read past its end
+    return batches
 
 
 class Data:
@@ -309,7 +312,7 @@ class Data:
         if self.kind.storage == "bytes":
             return values.tobytes()
         if self.kind.storage == "letters":
-            return values.tobytes().decode("ascii")
+            return values.tobytes().decode("ascii", "replace")
         return self._items[values].tolist()  # type: ignore[index]
 
     def __getitem__(self, i: int) -> Record:
@@ -551,6 +554,9 @@ class Data:
             )
             if len(data) != meta["records"] or data.total != meta["elements"]:
                 raise ValueError("records.arrow does not hold what data.json says")
+            for batch in data._batches if elements is not None else ():
+                if len(batch.values) and (batch.values.min() < 0 or batch.values.max() >= len(elements or ())):
+                    raise ValueError("records.arrow names items that elements.json does not hold")
         except (KeyError, TypeError, ValueError, OSError, pa.ArrowException, AttributeError) as error:
             raise SegueError(
                 f"{folder} is a damaged data set ({error}); make it again with segue read --out"
@@ -927,8 +933,13 @@ class TokenStore:
                 "channels": channels,
                 "names": pa.chunked_array((b.column("name") for b in _mapped(folder / "names.arrow")), pa.string()),
             }
-            if parts["offsets"][-1] != len(parts["tokens"]):
+            offsets, count = parts["offsets"], len(parts["tokens"])
+            if offsets[0] != 0 or offsets[-1] != count or (np.diff(offsets) < 0).any():
                 raise ValueError("tokens.bin is not as long as offsets.bin says")
+            if any(len(values) != count for values in channels.values()):
+                raise ValueError("a channel is not as long as tokens.bin")
+            if not len(parts["names"]) == len(parts["units"]) == len(offsets) - 1:
+                raise ValueError("names, units and offsets are not of one length")
             return cls(parts, int(meta["size"]), meta["key"])
         except (KeyError, TypeError, ValueError, IndexError, OSError, pa.ArrowException) as error:
             raise SegueError(f"{folder} holds damaged tokens ({error}); remove it and encode again") from error

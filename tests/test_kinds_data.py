@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -242,6 +243,30 @@ def test_damaged_folders_are_named(tmp_path: Path, spoil: str) -> None:
         (tmp_path / "d/data.json").write_text(json.dumps(meta))
     with pytest.raises(SegueError, match=str(tmp_path / "d")):
         read(tmp_path / "d")
+
+
+def test_no_damage_to_a_saved_folder_causes_a_traceback(tmp_path: Path) -> None:
+    generator = random.Random(0)
+    wide = of([Record([1, 2], {"place": np.array([[1, 2], [3, 4]])}, "w")])
+    for number, data in enumerate([events(20), of(["one", "two é"]), of(["ACGT"] * 5, kind="dna"), wide] * 15):
+        folder = tmp_path / str(number)
+        codec = data.codec()
+        tokens = number % 3 == 0
+        data.encode(codec, folder) if tokens else data.save(folder)
+        file = generator.choice(sorted(folder.iterdir()))
+        content = bytearray(file.read_bytes())
+        for _ in range(generator.randrange(1, 5)):
+            content[generator.randrange(len(content))] = generator.randrange(256)
+        file.write_bytes(content[:generator.choice([len(content), len(content), generator.randrange(len(content))])])
+        try:
+            if tokens:
+                assert [codec.decode(sequence.ids) for sequence in TokenStore.open(folder)]
+            else:
+                opened = Data.open(folder)
+                opened.describe()
+                opened.encode(opened.codec())
+        except SegueError as error:
+            assert "\n" not in str(error)
 
 
 def test_a_killed_write_leaves_nothing_half(tmp_path: Path) -> None:
