@@ -19,6 +19,7 @@ from segue.kinds import KINDS, Codec, Kind
 from segue.models import Stack, StackConfig
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import Evaluation, score, summarise, unigram_nats, xz_bits
+from segue.training.recipe import cores, fast_bfloat16
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -100,19 +101,24 @@ class Fitted:
             raise SegueError(f"this model is of {self.kind.name}, the data are {data.kind.name}: "
                              "give data of the same kind")
         store = data.encode(self.codec)
+        path = self.decodable.path
         if self.mixture is not None:
             from segue.verbs import mixed
 
             scored = mixed.score(self.mixture, store, self.context)
+        elif carries(self.model):
+            scored = score(self.model, store, None)  # in float32: a carried state would gather bfloat16's rounding
         else:
-            scored = score(self.model, store, None if carries(self.model) else self.context)
+            precision = "bfloat16" if fast_bfloat16(cores()) else "float32"
+            scored = score(self.model, store, self.context, precision=precision)
+            path += f", {precision} products"
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / int(store.units.sum())}
         if self.counts is not None:
             baselines["unigram"] = unigram_nats(self.counts, store) / int(store.units.sum()) / math.log(2)
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
-        return summarise(scored, store.units, self.kind.unit, self.decodable.path, baselines)
+        return summarise(scored, store.units, self.kind.unit, path, baselines)
 
     # The folder.
 

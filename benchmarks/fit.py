@@ -1,0 +1,120 @@
+"""Training speed beside a plain loop over the transformers model of the same shape, in one run.
+
+    python benchmarks/fit.py [--steps 12] [--json FILE]
+
+The plain loop is what its users write: AdamW, the model's own loss, a batch padded to its longest sequence. Rounds of
+the two alternate, and the median step counts, so that a busy machine troubles both alike. Tokens are those predicted;
+padding is not counted. Long documents: rows are full for both. Short ones: lengths drawn from 20 to 200.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from segue.models import StackConfig
+from segue.training import Arrays, Batches, Plan, Run
+from segue.training.loop import autocast
+from segue.training.recipe import cores, fast_bfloat16, machine
+from segue.verbs.fit import build
+
+VOCABULARY, WIDTH, DEPTH, HEADS, HIDDEN, CONTEXT, ROWS = 2048, 256, 4, 4, 704, 256, 16
+
+
+def ours(store: Arrays, precision: str, muon: bool, threads: int) -> Callable[[], int]:
+    plan = Plan(VOCABULARY, width=WIDTH, depth=DEPTH, heads=HEADS, hidden=HIDDEN, context=CONTEXT, rows=ROWS,
+                precision=precision, muon=muon, threads=threads)
+    run = Run(build(plan), Batches(store, CONTEXT, ROWS), plan)
+    run.model.train()
+
+    def step() -> int:
+        count = run.batches.make(run.step).count
+        run.advance()
+        return count
+
+    return step
+
+
+def theirs(store: Arrays, precision: str) -> Callable[[], int]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS,
+        num_key_value_heads=HEADS, intermediate_size=HIDDEN, max_position_embeddings=CONTEXT,
+        tie_word_embeddings=True, use_cache=False)).train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    draw = np.random.default_rng(0)
+    lengths = np.diff(store.offsets)
+
+    def step() -> int:
+        ids = torch.zeros(ROWS, CONTEXT, dtype=torch.long)
+        mask = torch.zeros(ROWS, CONTEXT, dtype=torch.long)
+        for row, document in enumerate(draw.integers(0, len(lengths), ROWS)):
+            n = min(CONTEXT, int(lengths[document]))
+            begin = int(store.offsets[document]) + int(draw.integers(0, lengths[document] - n + 1))
+            ids[row, :n], mask[row, :n] = torch.from_numpy(store.tokens[begin : begin + n].astype(np.int64)), 1
+        longest = int(mask.sum(1).max())
+        ids, mask = ids[:, :longest], mask[:, :longest]
+        with autocast(torch.device("cpu"), precision):
+            loss = model(input_ids=ids, attention_mask=None if mask.all() else mask,
+                         labels=ids.masked_fill(mask == 0, -100)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return int(mask.sum()) - ROWS
+
+    return step
+
+
+def race(runners: dict[str, Callable[[], int]], steps: int) -> dict[str, float]:
+    """Median seconds per token of each, as tokens per second."""
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for index in range(steps + 2):
+        for name, step in runners.items():
+            begin = time.perf_counter()
+            count = step()
+            if index >= 2:
+                times[name].append((time.perf_counter() - begin) / count)
+    return {name: 1 / statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--json")
+    given = parser.parse_args()
+    threads = cores()
+    torch.set_num_threads(threads)
+    draw = np.random.default_rng(0)
+    stores = {"long": Arrays([draw.integers(0, VOCABULARY, 5000) for _ in range(40)]),
+              "short": Arrays([draw.integers(0, VOCABULARY, n) for n in draw.integers(20, 201, 2000)])}
+    best = "bfloat16" if fast_bfloat16(threads) else "float32"
+    shape = StackConfig(VOCABULARY, WIDTH, ["attention"] * DEPTH)
+    print(f"{DEPTH} blocks of width {shape.width}, {ROWS} rows of {CONTEXT}, vocabulary {VOCABULARY}; {machine()}")
+    result: dict[str, dict[str, float]] = {}
+    for documents, store in stores.items():
+        speeds = race({"transformers, float32": theirs(store, "float32"),
+                       **({"transformers, bfloat16": theirs(store, best)} if best != "float32" else {}),
+                       "segue, float32, AdamW": ours(store, "float32", False, threads),
+                       f"segue as fit runs it ({best}, Muon)": ours(store, best, True, threads),
+                       **({"segue, bfloat16, AdamW": ours(store, best, False, threads)} if best != "float32" else {}),
+                       }, given.steps)
+        result[documents] = speeds
+        print(f"\n{documents} documents: tokens/s, and the ratio to transformers in float32 and in {best}")
+        for name, speed in speeds.items():
+            peers = [speeds[p] for p in ("transformers, float32", "transformers, bfloat16") if p in speeds]
+            print(f"  {name:42} {speed:9,.0f}  " + "  ".join(f"{speed / peer:5.2f}x" for peer in peers))
+    if given.json:
+        from segue.files import write_json
+
+        write_json(given.json, {"machine": machine(), "tokens_per_second": result})
+
+
+if __name__ == "__main__":
+    main()
