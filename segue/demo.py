@@ -76,6 +76,7 @@ def megabytes(files: Iterable[Path]) -> float:
 
 # -- the tour
 
+NGRAM = 8  # bytes of context of the n-gram baseline
 TOKENS = 200  # added to the half-written function
 STRATEGIES = ("naive", "replay")
 
@@ -101,7 +102,7 @@ def demo(out: str | Path = "demo-out", minutes: float = 2.0, update_minutes: flo
     model = fit(read(*train, kind="code"), held_out=read(*held, kind="code"), out=folder / "model", minutes=minutes,
                 quiet=quiet)
     found = model.report["held_out"]
-    scores = {OURS: found["bits_per_unit"], **found["baselines"], "xz -9e after the library": xz_after(train, held)}
+    scores = {OURS: found["bits_per_unit"], **found["baselines"], **baselines(train, held)}
     say("\nHeld-out bits per byte:")
     for name in sorted(scores, key=lambda name: scores[name]):
         say(f"  {scores[name]:.3f}  {name}")
@@ -131,11 +132,19 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def xz_after(train: list[Path], held: list[Path]) -> float:
-    """Bits per held-out byte of `xz -9e` that has just packed the training text."""
-    before, text = (b"".join(path.read_bytes() for path in files) for files in (train, held))
-    packed = [len(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME)) for content in (before, before + text)]
-    return 8 * (packed[1] - packed[0]) / len(text)
+def baselines(train: list[Path], held: list[Path]) -> dict[str, float]:
+    """Bits per held-out byte of what needs no network: `xz` that has just packed the training text, and a byte n-gram."""
+    import numpy as np
+
+    from segue.models.counts import CountModel, documents_bits
+
+    before, text = ([path.read_bytes() for path in files] for files in (train, held))
+    size = sum(map(len, text))
+    packed = [len(lzma.compress(b"".join(part), preset=9 | lzma.PRESET_EXTREME)) for part in (before, before + text)]
+    counts = CountModel(256, NGRAM, "kneser-ney").fit([np.frombuffer(content, np.uint8) for content in before])
+    bits = documents_bits(counts, [np.frombuffer(content, np.uint8) for content in text])
+    return {"xz -9e after the library": 8 * (packed[1] - packed[0]) / size,
+            f"bytes, Kneser-Ney of order {NGRAM}": float(bits / size)}
 
 
 def continued(model: Fitted) -> dict[str, Any]:
