@@ -133,7 +133,7 @@ def say(text: str) -> None:
 
 
 def baselines(train: list[Path], held: list[Path]) -> dict[str, float]:
-    """Bits per held-out byte of what needs no network: `xz` that has just packed the training text, and a byte n-gram."""
+    """Bits per held-out byte of what needs no network: `xz` that has packed the training text first, an n-gram."""
     import numpy as np
 
     from segue.models.counts import CountModel, documents_bits
