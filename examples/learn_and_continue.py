@@ -10,13 +10,15 @@ import sys
 import segue
 
 
-def main(folder: str, prime: str, minutes: float = 1.0) -> None:
-    data = segue.read(folder)
-    model = segue.fit(data, minutes=minutes)
-    print(prime + model.continue_(prime, n=100, decoder="sample", seed=0).text)
+def main(folder: str, prime: str, **dial: float) -> str:
+    model = segue.fit(segue.read(folder), **dial)
+    answer = model.continue_(prime, n=100, decoder="sample", temperature=0.8, seed=0)
+    print(prime + answer.text)
+    print(f"[{answer.note}]")
+    return answer.text
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:], minutes=1)
