@@ -1,13 +1,19 @@
-"""The linear scan h_t = a_t * h_{t-1} + b_t: diagonal, time-varying, signed, zero allowed.
+"""The linear scan h_t = a_t * h_{t-1} + b_t: diagonal, time-varying, signed, zero allowed; and the selective scan.
 
-It serves every diagonal state-space model and gated linear recurrence. Not in log space: a = 0 (a reset) and a < 0
-(a parity) are ordinary values.
+They serve every diagonal state-space model and gated linear recurrence. Not in log space: a = 0 (a reset) and a < 0
+(a parity) are ordinary values. On a CPU, in float32 and float64, long sequences take compiled loops
+(`segue.kernels.cpu.scan`); everything else takes the plain torch forms here.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+COMPILED_FROM = 32
+"""Shorter sequences stay in torch: a short prompt must not wait for a compiler."""
 
 
 def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
@@ -20,12 +26,14 @@ def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
 
 
 def linear_scan(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
-    """As `linear_scan_reference`, in about log2(T) passes over the data.
+    """As `linear_scan_reference`: compiled where it can be, else in about log2(T) passes over the data.
 
     Elements (a, b) compose as (a2 * a1, a2 * b1 + b2); each pass composes every element with the one 2^i before it.
     """
     if a.shape[1] == 0:
         return b
+    if _compiles(b, a, initial):
+        return _LinearScan.apply(a, b, initial)
     b = torch.cat([(a[:, :1] * initial[:, None] + b[:, :1]), b[:, 1:]], 1)
     step = 1
     while step < a.shape[1]:
@@ -33,3 +41,102 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
         a = torch.cat([a[:, :step], a[:, step:] * a[:, :-step]], 1)
         step *= 2
     return b
+
+
+def selective_scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor,
+                             starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t, y_t = h_t C_t + D u_t, in torch (Gu & Dao 2023, arXiv 2312.00752).
+
+    u, dt: (B, T, I). A: (I, S). B, C: (B, T, S). D: (I,). state: (B, I, S). starts: (B, T) bool, the state is zero
+    before these. Returns y (B, T, I) and the last state (B, I, S).
+    """
+    a = (dt[..., None] * A).exp()
+    if starts is not None:
+        a = a.masked_fill(starts[..., None, None], 0.0)
+    h = linear_scan(a, (dt * u)[..., None] * B[:, :, None], state)
+    return (h * C[:, :, None]).sum(-1) + D * u, (h[:, -1] if h.shape[1] else state)
+
+
+def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor,
+                   starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `selective_scan_reference`; where it is compiled, the states (B, T, I, S) are never all in memory."""
+    if not _compiles(u, dt, A, B, C, D, state):
+        return selective_scan_reference(u, dt, A, B, C, D, state, starts)
+    mask = torch.zeros(u.shape[0], 0, dtype=torch.bool) if starts is None else starts
+    y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), mask, torch.is_grad_enabled())
+    return y, final.transpose(1, 2)
+
+
+def _compiles(x: Tensor, *others: Tensor) -> bool:
+    return (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.shape[1] >= COMPILED_FROM
+            and x.numel() > 0 and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling())
+
+
+def _array(x: Tensor) -> Any:
+    return x.detach().contiguous().numpy()
+
+
+class _LinearScan(torch.autograd.Function):
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
+        return _run_linear(a, b, initial, False)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0], inputs[2], output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, initial, states = ctx.saved_tensors
+        grad = _run_linear(a, grad, initial, True)
+        before = torch.cat([initial[:, None], states[:, :-1]], 1)
+        return grad * before, grad, a[:, 0] * grad[:, 0]
+
+
+def _run_linear(a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Tensor:
+    from segue.kernels.cpu import scan, threads
+
+    rows, length = b.shape[:2]
+    states = torch.empty(b.shape, dtype=b.dtype)
+    # One row is cut into its channels only by the vector unit: a batch is what the threads share.
+    threads.share(scan.linear, rows, _array(a).reshape(rows, length, -1), _array(b).reshape(rows, length, -1),
+                  _array(initial).reshape(rows, -1), reverse, states.numpy().reshape(rows, length, -1))
+    return states
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """Inputs as of the compiled form: A (S, I), state (B, S, I); gives the states that were kept, too."""
+
+    @staticmethod
+    def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, starts: Tensor,
+                learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+        from segue.kernels.cpu import scan, threads
+
+        rows, length, inner = u.shape
+        y, final = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(rows, A.shape[0], inner)
+        kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, A.shape[0], inner)
+        threads.share(scan.selective, rows * -(-inner // scan.WIDE), *map(_array, (u, dt, A, B, C, D, starts, state)),
+                      y.numpy(), final.numpy(), kept.numpy())
+        return y, final, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(True)
+        ctx.save_for_backward(*inputs[:6], inputs[7], output[2])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        from segue.kernels.cpu import scan, threads
+
+        u, dt, A, B, C, D, starts, kept = ctx.saved_tensors
+        (rows, length, inner), states = u.shape, A.shape[0]
+        blocks = -(-inner // scan.WIDE)
+        du, ddt = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
+        dA, dstate = (u.new_empty(rows, states, inner) for _ in range(2))
+        dB, dC = (u.new_empty(blocks, rows, length, states) for _ in range(2))
+        threads.share(scan.selective_backward, rows * blocks, *map(_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal)),
+                      *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
+        return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), (dy * u).sum((0, 1)), dstate, None, None

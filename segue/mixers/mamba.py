@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.kernels.scan import linear_scan
+from segue.kernels.scan import selective_scan
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
@@ -36,12 +36,8 @@ class SelectiveScan(Recurrence):
             live = torch.arange(u.shape[1], device=u.device) < lengths[:, None]
             dt = dt * live[..., None]
             starts = None if starts is None else starts & live
-        a = (dt[..., None] * -self.A_log.exp()).exp()
-        if starts is not None:
-            a = a.masked_fill(starts[..., None, None], 0.0)
-        h = linear_scan(a, (dt * u)[..., None] * B[:, :, None], state[0])
-        y = (h * C[:, :, None]).sum(-1) + self.D * u
-        return y, (h[:, -1] if h.shape[1] else state[0],)
+        y, final = selective_scan(u, dt, -self.A_log.exp(), B, C, self.D, state[0], starts)
+        return y, (final,)
 
 
 class Mamba(Mixer):

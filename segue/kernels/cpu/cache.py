@@ -42,14 +42,14 @@ def folder() -> Path | None:
     return place if os.access(place, os.W_OK) else None
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """`numba.njit` without the interpreter lock, cached on disk where that is possible."""
     place = folder()
     if place is None:
-        return numba.njit(nogil=True)(function)
+        return numba.njit(nogil=True, **options)(function)
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(place)
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        return numba.njit(nogil=True, cache=True, **options)(function)
     finally:
         numba.config.CACHE_DIR = before
 

@@ -1,0 +1,184 @@
+"""Fast kernels agree with their naive references, forward and backward."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segue.kernels import scan as kernels
+from segue.kernels.gla import FLOOR, gla, gla_reference
+from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
+
+EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No compiled loops."""
+    monkeypatch.setattr(kernels, "COMPILED_FROM", 10**9)
+
+
+def with_gradients(function: Any, inputs: list[Tensor], *others: Any) -> list[Tensor]:
+    """Outputs, and gradients of a fixed random weighing of them."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    outputs = function(*inputs, *others)
+    outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
+    generator = torch.Generator().manual_seed(5)
+    loss = sum((y * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)).sum() for y in outputs)
+    return outputs + list(torch.autograd.grad(loss, inputs))  # type: ignore[arg-type]
+
+
+def agree(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for index, (a, b) in enumerate(zip(actual, expected)):
+        assert a.shape == b.shape, index
+        assert a.isfinite().all(), index
+        if b.numel():
+            assert (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())), index
+
+
+def linear_inputs(rows: int, length: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    a = torch.rand(rows, length, *shape, generator=g, dtype=torch.float64) * 2 - 1  # signed
+    a = a.masked_fill(torch.rand(a.shape, generator=g) < 0.1, 0.0)
+    b = torch.randn(rows, length, *shape, generator=g, dtype=torch.float64)
+    initial = torch.randn(rows, *shape, generator=g, dtype=torch.float64)
+    return [x.to(dtype) for x in (a, b, initial)]
+
+
+def selective_inputs(rows: int, length: int, inner: int, states: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    values = (normal(rows, length, inner), normal(rows, length, inner).abs() * 0.3, -normal(inner, states).abs(),
+              normal(rows, length, states), normal(rows, length, states), normal(inner), normal(rows, inner, states))
+    return [x.to(dtype) for x in values]
+
+
+def plain_selective(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, h: Tensor,
+                    starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    outputs = []
+    for t in range(u.shape[1]):
+        if starts is not None:
+            h = h * ~starts[:, t, None, None]
+        h = (dt[:, t, :, None] * A).exp() * h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
+        outputs.append((h * C[:, t, None]).sum(-1) + D * u[:, t])
+    return (torch.stack(outputs, 1) if outputs else u), h
+
+
+@given(st.integers(1, 3), st.integers(0, 70), st.sampled_from([(), (3,), (2, 5)]), st.integers(0, 99),
+       st.sampled_from([torch.float64, torch.float32]))
+@EXAMPLES
+def test_linear_scan(rows: int, length: int, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> None:
+    inputs = linear_inputs(rows, length, shape, dtype, seed)
+    if length:
+        agree(with_gradients(linear_scan, inputs), with_gradients(linear_scan_reference, inputs), TOLERANCE[dtype])
+    else:
+        assert linear_scan(*inputs).shape == inputs[1].shape
+
+
+def test_linear_scan_in_plain_torch(plain: None) -> None:
+    for length in (1, 2, 3, 17, 64, 65):
+        inputs = linear_inputs(2, length, (3,), torch.float64, length)
+        agree(with_gradients(linear_scan, inputs), with_gradients(linear_scan_reference, inputs), 1e-12)
+
+
+@given(st.integers(1, 3), st.sampled_from([0, 1, 31, 32, 33, 64, 65, 100]), st.sampled_from([1, 5, 64, 70, 130]),
+       st.integers(1, 6), st.booleans(), st.integers(0, 99), st.sampled_from([torch.float64, torch.float32]))
+@EXAMPLES
+def test_selective_scan(rows: int, length: int, inner: int, states: int, packed: bool, seed: int,
+                        dtype: torch.dtype) -> None:
+    inputs = selective_inputs(rows, length, inner, states, dtype, seed)
+    starts = torch.rand(rows, length, generator=torch.Generator().manual_seed(seed)) < 0.1 if packed else None
+    expected = with_gradients(plain_selective, inputs, starts) if length else [inputs[0], inputs[-1]]
+    if not length:
+        return agree(list(selective_scan(*inputs, starts)), expected, 0.0)
+    agree(with_gradients(selective_scan, inputs, starts), expected, TOLERANCE[dtype])
+    agree(with_gradients(selective_scan_reference, inputs, starts), expected, TOLERANCE[dtype])
+
+
+def test_selective_scan_takes_views_and_long_steps() -> None:
+    """Inputs are slices of projections; a step size may be so large that the state is wiped."""
+    inputs = selective_inputs(2, 80, 64, 4, torch.float64, 0)
+    u, dt, A, B, C, D, h = inputs
+    dt = dt * torch.where(torch.rand(dt.shape) < 0.05, 1e4, 1.0)
+    views = [torch.cat([x, x], -1)[..., : x.shape[-1]] for x in (u, dt)]
+    both = torch.cat([B, C], -1)
+    given = [*views, A, both[..., :4], both[..., 4:], D, h]
+    agree(with_gradients(selective_scan, given, None), with_gradients(plain_selective, given, None), 1e-9)
+
+
+def test_selective_scan_gradcheck() -> None:
+    inputs = [x.requires_grad_() for x in selective_inputs(2, 34, 3, 2, torch.float64, 1)]
+    starts = torch.zeros(2, 34, dtype=torch.bool)
+    starts[0, 20] = starts[1, 0] = True
+    assert torch.autograd.gradcheck(lambda *x: selective_scan(*x, starts), inputs, fast_mode=True)
+
+
+def test_no_gradient_keeps_no_states() -> None:
+    with torch.no_grad():
+        inputs = selective_inputs(1, 64, 64, 4, torch.float32, 1)
+        y, final = selective_scan(*inputs)
+    expected = plain_selective(*inputs, None)
+    agree([y, final], list(expected), 1e-4)
+    assert y.grad_fn is None
+
+
+def test_scans_from_many_threads() -> None:
+    inputs = selective_inputs(3, 90, 70, 4, torch.float32, 2)
+    y = selective_scan(*inputs)[0]
+    with ThreadPoolExecutor(8) as pool:
+        for other in pool.map(lambda _: selective_scan(*inputs)[0], range(40)):
+            assert torch.equal(other, y)
+
+
+def test_threads_give_the_same_bits() -> None:
+    inputs, before = selective_inputs(5, 90, 130, 4, torch.float32, 2), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(with_gradients(selective_scan, inputs, None))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0][:-1], other[:-1]))
+
+
+def gla_inputs(rows: int, length: int, heads: int, keys: int, values: int, seed: int, strong: float) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    gates = (-normal(rows, length, heads, keys).abs() * strong).clamp(min=FLOOR)
+    return [normal(rows, length, heads, keys), normal(rows, length, heads, keys), normal(rows, length, heads, values),
+            gates, normal(rows, heads, keys, values)]
+
+
+@given(st.integers(1, 3), st.integers(0, 150), st.integers(1, 2), st.sampled_from([1, 4, 7]), st.sampled_from([1, 5]),
+       st.booleans(), st.sampled_from([0.05, 1.0, 100.0]), st.integers(0, 99),
+       st.sampled_from([torch.float64, torch.float32]))
+@EXAMPLES
+def test_gla(rows: int, length: int, heads: int, keys: int, values: int, packed: bool, strong: float, seed: int,
+             dtype: torch.dtype) -> None:
+    inputs = [x.to(dtype) for x in gla_inputs(rows, length, heads, keys, values, seed, strong)]
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.rand(rows, length, generator=generator) < 0.1 if packed else None
+    if not length:
+        return agree(list(gla(*inputs, starts)), [inputs[2], inputs[4]], 0.0)
+    agree(with_gradients(gla, inputs, starts), with_gradients(gla_reference, inputs, starts), 10 * TOLERANCE[dtype])
+    lengths = torch.randint(0, length + 1, (rows,), generator=generator)
+    final = gla(*inputs, starts, lengths)[1]
+    for row, count in enumerate(lengths.tolist()):
+        cut = [x[row : row + 1, :count] for x in inputs[:4]]
+        begun = None if starts is None else starts[row : row + 1, :count]
+        agree([final[row : row + 1]], [gla_reference(*cut, inputs[4][row : row + 1], begun)[1]], TOLERANCE[dtype])
