@@ -137,6 +137,7 @@ class _SelectiveScan(torch.autograd.Function):
         du, ddt = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
         dA, dstate = (u.new_empty(rows, states, inner) for _ in range(2))
         dB, dC = (u.new_empty(blocks, rows, length, states) for _ in range(2))
-        threads.share(scan.selective_backward, rows * blocks, *map(_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal)),
+        given = map(_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal))
+        threads.share(scan.selective_backward, rows * blocks, *given,
                       *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
         return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), (dy * u).sum((0, 1)), dstate, None, None
