@@ -102,6 +102,7 @@ TopK = Annotated[int | None, typer.Option(metavar="K", help="Only the K likelies
 TopP = Annotated[float | None, typer.Option(metavar="P", help="Only the likeliest that have this much probability.")]
 MinP = Annotated[float | None, typer.Option(metavar="P", help="Only those with this share of the likeliest one's.")]
 Penalty = Annotated[float | None, typer.Option(metavar="R", help="Above 1 says less readily what was said.")]
+Weights = Annotated[str | None, typer.Option(metavar="W", help="float32, or int8: faster, a little worse.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop before this; may be repeated.")]
 OutDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Write a memory-mappable data set.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers here.")]
@@ -147,7 +148,7 @@ def continue_(model: Model,
                                                         "lookup or none.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None,
-              seed: Seed = None,
+              weights: Weights = None, seed: Seed = None,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:
@@ -161,7 +162,7 @@ def continue_(model: Model,
             raise SegueError(f"cannot read the prime from {prime_file}: {error}") from error
     answer = segue.load(model).continue_(prime or "", **given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, stop=stop, seed=seed))
+        repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed))
     if out is not None:
         answer.save(out)
     if as_json:
@@ -185,10 +186,11 @@ def update(model: Model, paths: Paths,
 
 
 @command("evaluate", "segue evaluate model held-out/ --json scores.json")
-def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, how: How = None) -> None:
+def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None,
+             how: How = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
-    report = fitted.evaluate(read_files(paths, fitted.kind.name, how))
+    report = fitted.evaluate(read_files(paths, fitted.kind.name, how), **given(weights=weights))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)

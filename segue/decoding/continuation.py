@@ -138,10 +138,9 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
 
 
 class FittedModel(Protocol):
-    """What `continue_` needs of a fitted model. `decodable` is taken in place of `model` where there is one."""
+    """What `continue_` needs of a fitted model. decodable: the model to run, its weights rounded as asked for."""
 
-    @property
-    def model(self) -> Any: ...
+    def decodable(self, weights: str = "float32") -> Decodable: ...
     @property
     def codec(self) -> Codec: ...
     @property
@@ -149,13 +148,14 @@ class FittedModel(Protocol):
 
 
 def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decoder: str | None = None,
-              draft: Any = None, *, stop: Sequence[Any] = (), **options: Any) -> Any:
+              draft: Any = None, *, stop: Sequence[Any] = (), weights: str = "float32", **options: Any) -> Any:
     """What comes after `prime`: one `Continuation`, or for a list of primes a list of them.
 
     prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, or a list of these. None or
         an empty one begins a document.
     draft: default is "both" (trie and lookup) with greedy and sampling: it changes no token and is switched off where
         it does not pay; "none" is plain decoding.
+    weights: "float32", or "int8" for matrices rounded to bytes: faster, and a little worse (see `Fitted.evaluate`).
     Everything else is as in `continue_objects` and `generate`.
     """
     kind = fitted.kind
@@ -166,8 +166,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     if draft is None and not drafts_itself(decoder):
         draft = "both"
-    model = getattr(fitted, "decodable", None) or fitted.model
-    answers = continue_objects(model, fitted.codec, primes, n, decoder, draft, stop=stop, kind=kind, **options)
+    answers = continue_objects(fitted.decodable(weights), fitted.codec, primes, n, decoder, draft, stop=stop,
+                               kind=kind, **options)
     return answers if many else answers[0]
 
 

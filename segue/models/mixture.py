@@ -115,6 +115,10 @@ class Mixture:
                              "they must share one codec")
         self.network, self.counts, self.gate = network, counts, gate or Gate()
 
+    def over(self, network: Decodable) -> Mixture:
+        """The same counts and gate over another form of the same network (compiled, rounded)."""
+        return Mixture(network, self.counts, self.gate)
+
     @property
     def vocabulary(self) -> int:
         return self.counts.vocabulary

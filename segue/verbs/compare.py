@@ -176,4 +176,4 @@ def network(train: Data, codec: Any, minutes: float, seed: int, **choices: Any) 
     if codec.bos is None:
         raise SegueError(f"{codec} has no token that begins a sequence: its networks cannot predict first elements")
     chosen = f"{len(config.mixers)} layers of width {config.width}" + (", mixed with counts" if fitted.mixture else "")
-    return DecodablePredictor(fitted.decodable, codec.bos), chosen
+    return DecodablePredictor(fitted.decodable(), codec.bos), chosen

@@ -19,7 +19,6 @@ from segue.kinds import KINDS, Codec, Kind
 from segue.models import Stack, StackConfig
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import Evaluation, score, summarise, unigram_nats, xz_bits
-from segue.training.recipe import cores, fast_bfloat16
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,7 +60,7 @@ class Report:
 class Fitted:
     """A model with the codec and the kind of its sequences.
 
-    model: the network (a `Stack`). decodable: what decoders are to run (the network, or a mixture that holds it).
+    model: the network (a `Stack`).
     codec, kind: of the sequences. report: how it was made and how good it is. context: elements a row it was trained
     on. counts: (V,) how often each token was in the training data (the unigram baseline). memory: what it keeps of the
     past, to learn on. mixture: the network with counts of its training data, if it was fitted so. folder: where it is
@@ -74,15 +73,34 @@ class Fitted:
         self.model, self.codec, self.kind, self.report = model, codec, kind, report
         self.context, self.counts, self.folder, self.memory = context, counts, folder, memory
         self.mixture = mixture
+        self._engine: tuple[Any, Any] | None = None
         if isinstance(model, Stack):
             model.eval()
 
-    @property
-    def decodable(self) -> Any:
-        return self.model if self.mixture is None else self.mixture
+    def decodable(self, weights: str = "float32") -> Any:
+        """What decoders run: the network in the compiled CPU engine where it has a compiled form, mixed with counts if
+        it was fitted so. weights: "float32", or "int8": matrices rounded to bytes, smaller and faster, a little worse.
+        """
+        from segue.models.compiled import accelerate
+
+        network: Any = self.model
+        if isinstance(self.model, Stack) and self.model.embedding.weight.device.type == "cpu":
+            # The engine holds weights of its own: they are made again when the network has moved.
+            key = (weights, sum(p._version for p in self.model.parameters()))
+            if self._engine is None or self._engine[0] != key:
+                try:
+                    self._engine = key, accelerate(self.model, weights)
+                except SegueError:
+                    if weights != "float32":
+                        raise
+                    self._engine = key, self.model
+            network = self._engine[1]
+        elif weights != "float32":
+            raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
+        return network if self.mixture is None else self.mixture.over(network)
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
-        """What comes after `prime` (an object of the kind, or a path to one); see `segue.decoding`."""
+        """What comes after `prime` (an object of the kind, or a path to one); see `segue.decoding.continue_`."""
         given: dict[str, Any] = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
         from segue.decoding.continuation import continue_
 
@@ -94,31 +112,30 @@ class Fitted:
 
         return update(self, as_data(data, self.kind.name), strategy or "replay", **options)
 
-    def evaluate(self, data: Any) -> Evaluation:
-        """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents."""
+    def evaluate(self, data: Any, weights: str = "float32") -> Evaluation:
+        """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
+
+        weights: "int8" measures what rounding the network costs, see `decodable`.
+        """
         data = as_data(data, self.kind.name)
         if data.kind.storage != self.kind.storage:
             raise SegueError(f"this model is of {self.kind.name}, the data are {data.kind.name}: "
                              "give data of the same kind")
         store = data.encode(self.codec)
-        path = self.decodable.path
+        running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         if self.mixture is not None:
             from segue.verbs import mixed
 
-            scored = mixed.score(self.mixture, store, self.context)
-        elif carries(self.model):
-            scored = score(self.model, store, None)  # in float32: a carried state would gather bfloat16's rounding
+            scored = mixed.score(running, store, self.context)
         else:
-            precision = "bfloat16" if fast_bfloat16(cores()) else "float32"
-            scored = score(self.model, store, self.context, precision=precision)
-            path += f", {precision} products"
+            scored = score(running, store, None if carries(self.model) else self.context)
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / int(store.units.sum())}
         if self.counts is not None:
             baselines["unigram"] = unigram_nats(self.counts, store) / int(store.units.sum()) / math.log(2)
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
-        return summarise(scored, store.units, self.kind.unit, path, baselines)
+        return summarise(scored, store.units, self.kind.unit, running.path, baselines)
 
     # The folder.
 

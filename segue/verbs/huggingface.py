@@ -26,14 +26,14 @@ class Foreign(Fitted):
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
         return super().continue_(prime, n, decoder, **{"eos": self.ends, **options})
 
-    def evaluate(self, data: Any) -> Evaluation:
+    def evaluate(self, data: Any, weights: str = "float32") -> Evaluation:
         if self.codec.bos is not None or self.codec.eos is None:
-            return super().evaluate(data)
+            return super().evaluate(data, weights)
         # Where nothing begins a text, the end of the one before stands there, so that the first token is scored too.
         twin = copy.copy(self)
         twin.codec = copy.copy(self.codec)
         twin.codec.bos = twin.codec.eos
-        return Fitted.evaluate(twin, data)
+        return Fitted.evaluate(twin, data, weights)
 
     def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
         self._native("updated")
