@@ -8,12 +8,15 @@ from typing import Any
 CHECKERS = {
     "ContractBroken": "segue.testing.contract",
     "check_acceptor": "segue.testing.decoding",
+    "check_claim": "segue.testing.claims",
     "check_codec": "segue.testing.kinds",
     "check_drafter": "segue.testing.decoding",
     "check_kind": "segue.testing.kinds",
     "check_mixer": "segue.testing.mixers",
     "check_model": "segue.testing.models",
+    "check_objective": "segue.testing.learning",
     "check_search": "segue.testing.decoding",
+    "check_strategy": "segue.testing.learning",
 }
 
 __all__ = ["CHECKERS", *CHECKERS]

@@ -1,0 +1,155 @@
+"""Checkers of what trains: objectives and continual-learning strategies."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segue.models import Stack, StackConfig
+from segue.objectives import Batch, Objective
+from segue.testing.contract import ContractBroken
+from segue.training.batches import Arrays, Batches
+from segue.training.checkpoint import weights_of
+from segue.training.loop import Run
+from segue.training.recipe import Plan
+from segue.training.strategy import Strategy
+
+VOCABULARY = 11
+STEPS = 6
+
+
+def check_objective(objective: Objective, make: Callable[[], nn.Module] | None = None, seed: int = 0,
+                    tolerance: float = 1e-6) -> None:
+    """Check a training loss; `ContractBroken` says what fails.
+
+    It counts the predicted elements; its total is a finite sum that reaches the parameters; its terms are detached
+    and the same twice; rows add up (so gradient accumulation and several processes change nothing); what is not
+    predicted (target -1) and comes after everything that is, changes nothing; packed documents count as apart.
+
+    make: gives the model it is for, over 11 tokens (default: a small stack, in float64).
+    """
+    name = type(objective).__name__
+    torch.manual_seed(seed)
+    model = (make or _small)().double()
+    draw = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(0, VOCABULARY, (3, 9), generator=draw)
+    targets = torch.randint(0, VOCABULARY, (3, 9), generator=draw)
+    targets[1, 6:] = -1
+    batch = Batch(tokens, targets)
+
+    def total(of: Batch) -> Tensor:
+        torch.manual_seed(seed)
+        return objective(model, of).total
+
+    loss = objective(model, batch)
+    _that(loss.count == batch.count == int((targets >= 0).sum()), name, f"it counts {loss.count} of {batch.count}")
+    _that(loss.total.dim() == 0 and bool(loss.total.isfinite()), name, "the total is not one finite number")
+    _that(bool(loss.terms) and not any(term.requires_grad for term in loss.terms.values()), name,
+          "there are no terms, or they carry gradients")
+    loss.total.backward()
+    reached = sum(float(p.grad.abs().sum()) > 0 for p in model.parameters() if p.grad is not None)
+    _that(reached > 0, name, "no gradient reaches the parameters")
+
+    whole = total(batch)
+    _near(name, "the total, asked twice,", total(batch), whole, tolerance)
+    apart = torch.stack([total(batch.rows(slice(i, i + 1))) for i in range(3)]).sum()
+    _near(name, "the sum over the rows, each alone,", apart, whole, tolerance)
+    noise = tokens.clone()
+    noise[1, 7:] = (noise[1, 7:] + 1) % VOCABULARY
+    _near(name, "the total with other tokens behind the last prediction", total(Batch(noise, targets)), whole,
+          tolerance)
+
+    starts = torch.zeros(1, 9, dtype=torch.bool)
+    starts[0, [0, 4]] = True
+    packed = total(Batch(tokens[:1], targets[:1], starts))
+    parts = total(Batch(tokens[:1, :4], targets[:1, :4])) + total(Batch(tokens[:1, 4:], targets[:1, 4:]))
+    _near(name, "the total of packed documents", packed, parts, tolerance)
+
+
+def check_strategy(make: Callable[[], Strategy], seed: int = 0) -> None:
+    """Check a continual-learning strategy made by `make()`; `ContractBroken` says what fails.
+
+    The same seed gives the same weights; a run killed after any step goes on to the same weights, bit for bit (so
+    `state()` holds all it remembers, as tensors and plain values); weights stay finite; its batches keep the length
+    of their rows; one object lives through several experiences.
+    """
+    name = type(make()).__name__
+    whole, strategy = _weights(make(), seed)
+    _that(all(bool(w.isfinite().all()) for w in whole.values()), name, "weights are not finite any more")
+    _same(name, "a second run with the same seed", _weights(make(), seed)[0], whole)
+    for stop in range(1, STEPS):
+        with tempfile.TemporaryDirectory() as folder:
+            with suppress(_Stop):
+                _weights(make(), seed, Path(folder), stop)
+            _same(name, f"a run killed after step {stop} and resumed", _weights(make(), seed, Path(folder))[0], whole)
+    tensors, values = strategy.state()
+    _that(all(isinstance(tensor, Tensor) for tensor in tensors.values()), name, "state() holds more than tensors")
+    try:
+        plain = json.loads(json.dumps(values)) == values
+    except (TypeError, ValueError):
+        plain = False
+    _that(plain, name, "the values of state() are not plain JSON values")
+    again, _ = _weights(strategy, seed + 1)
+    _that(all(bool(w.isfinite().all()) for w in again.values()), name, "a second experience breaks it")
+
+
+class _Stop(Exception):
+    pass
+
+
+class _Run(Run):
+    """Stops, as a kill would, once the checkpoint of step `stop` is written; watches what the strategy does to rows."""
+
+    stop: int | None = None
+
+    def gradients(self) -> float:
+        if self.step == self.stop:
+            raise _Stop
+        given = self.batches(self.step)
+        batch = self.strategy.before_step(self, given)
+        _that(batch.tokens.shape[1] == given.tokens.shape[1], self.strategy.name,
+              f"before_step made rows of {batch.tokens.shape[1]} elements from rows of {given.tokens.shape[1]}")
+        return super().gradients()
+
+
+def _small() -> Stack:
+    return Stack(StackConfig(VOCABULARY, 16, ["attention", "gru"]))
+
+
+def _weights(strategy: Strategy, seed: int, folder: Path | None = None, stop: int | None = None,
+             ) -> tuple[dict[str, Tensor], Strategy]:
+    """The weights after an experience of a few steps."""
+    draw = np.random.default_rng(seed)
+    store = Arrays([draw.integers(0, VOCABULARY, 12).astype(np.int32) for _ in range(8)])
+    plan = Plan(VOCABULARY, width=16, depth=2, context=8, rows=4, steps=STEPS, measure=1, muon=False, seed=seed)
+    torch.manual_seed(0)
+    batches = Batches(store, plan.context, plan.rows, plan.seed)
+    run = _Run(_small(), batches, plan, strategy=strategy, folder=folder, key="check", save_seconds=0.0)
+    run.stop = stop
+    try:
+        run.train(quiet=True)
+    finally:
+        batches.close()
+    return {name: weight.clone() for name, weight in weights_of(run.model).items()}, strategy
+
+
+def _that(condition: bool, name: str, message: str) -> None:
+    if not condition:
+        raise ContractBroken(f"{name}: {message}")
+
+
+def _near(name: str, what: str, actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    error = float((actual - expected).detach().abs() / max(1.0, float(expected.detach().abs())))
+    _that(error <= tolerance, name, f"{what} is off by {error:.1e} (relative), more than {tolerance:.0e}")
+
+
+def _same(name: str, what: str, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    wrong = [key for key in expected if not torch.equal(actual[key], expected[key])]
+    _that(not wrong, name, f"{what} ends with other weights ({', '.join(wrong[:3])})")

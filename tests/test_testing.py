@@ -1,0 +1,110 @@
+"""The checkers of objectives, strategies and claims: they pass what is right, and catch what is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segue.continual import Replay, Reservoir, Strategy
+from segue.objectives import OBJECTIVES, Batch, Loss, NextElement
+from segue.papers.base import Claim
+from segue.testing import ContractBroken, check_claim, check_objective, check_strategy
+from segue.training.loop import Run
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_objectives_keep_the_contract(name: str) -> None:
+    check_objective(OBJECTIVES[name]())
+
+
+class Mean(NextElement):
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        loss = super().__call__(model, batch)
+        return Loss(loss.total / loss.count, loss.terms, loss.count)
+
+
+class Everything(NextElement):
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        loss = super().__call__(model, Batch(batch.tokens, batch.targets.clamp(min=0), batch.starts))
+        return Loss(loss.total, loss.terms, batch.count)
+
+
+class Unpacked(NextElement):
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        return super().__call__(model, Batch(batch.tokens, batch.targets))
+
+
+class Numb(NextElement):
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        loss = super().__call__(model, batch)
+        return Loss(loss.total.detach().requires_grad_(), loss.terms, loss.count)
+
+
+@pytest.mark.parametrize(("wrong", "says"), [(Mean, "each alone"), (Everything, "behind the last"),
+                                             (Unpacked, "packed"), (Numb, "gradient")])
+def test_wrong_objectives_are_caught(wrong: type[NextElement], says: str) -> None:
+    with pytest.raises(ContractBroken, match=says):
+        check_objective(wrong())
+
+
+def replay() -> Replay:
+    buffer = Reservoir(4, 9)
+    buffer.offer([torch.arange(9).numpy() for _ in range(4)])
+    return Replay(buffer)
+
+
+@pytest.mark.parametrize("make", [Strategy, replay])
+def test_strategies_keep_the_contract(make: Callable[[], Strategy]) -> None:
+    check_strategy(make)
+
+
+class Forgetful(Strategy):
+    """Remembers where it began, and loses it with a kill."""
+
+    def before_experience(self, run: Run) -> None:
+        self.start = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+
+    def loss_term(self, run: Run, batch: Batch) -> Tensor:
+        return torch.stack([(p - self.start[name]).square().sum() for name, p in run.model.named_parameters()]).sum()
+
+
+class Random(Strategy):
+    """Draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator()
+        self.generator.seed()
+
+    def after_step(self, run: Run) -> None:
+        with torch.no_grad():
+            for p in run.model.parameters():
+                p.add_(0.01 * torch.randn(p.shape, generator=self.generator))
+
+
+class Short(Strategy):
+    def before_step(self, run: Run, batch: Batch) -> Batch:
+        return batch.map(lambda x: x[:, :-1])
+
+
+@pytest.mark.parametrize(("wrong", "says"), [(Forgetful, "killed"), (Random, "same seed"), (Short, "rows of")])
+def test_wrong_strategies_are_caught(wrong: type[Strategy], says: str) -> None:
+    with pytest.raises(ContractBroken, match=says):
+        check_strategy(wrong)
+
+
+GOOD = Claim("toy", "A toy.", "confirmed if one is 1", lambda run: [{"one": run.cell("one", lambda: 1)}],
+             lambda table: ("confirmed" if table[0]["one"] == 1 else "refuted", "by its value"),
+             lambda figure, table: None)
+
+
+def test_claims_are_checked() -> None:
+    assert check_claim(GOOD).table == [{"one": 1}]
+    for wrong, says in ((replace(GOOD, rule=" "), "no rule"), (replace(GOOD, measure=lambda run: []), "empty"),
+                        (replace(GOOD, judge=lambda table: ("yes", "so")), "answers"),
+                        (replace(GOOD, judge=lambda table: (table[0].update(one=2), "inconclusive")[::-1]), "pure")):
+        with pytest.raises(ContractBroken, match=says):
+            check_claim(wrong)
