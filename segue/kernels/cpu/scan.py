@@ -27,7 +27,7 @@ def _exp(x: Any) -> Any:
 
 
 @overload(_exp, inline="always")
-def _typed_exp(x):  # type: ignore[no-untyped-def]
+def _typed_exp(x):
     if x == types.float32:
         return lambda x: simd.exp(x)
     return lambda x: math.exp(x)
