@@ -182,3 +182,23 @@ def test_gla(rows: int, length: int, heads: int, keys: int, values: int, packed:
         cut = [x[row : row + 1, :count] for x in inputs[:4]]
         begun = None if starts is None else starts[row : row + 1, :count]
         agree([final[row : row + 1]], [gla_reference(*cut, inputs[4][row : row + 1], begun)[1]], TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("form", ["parameters", "autocast"])
+def test_bfloat16_keeps_decays_and_states_wide(form: str) -> None:
+    """A long memory is as good in bfloat16 as its inputs allow: rounding does not add up in the state."""
+    length = 400
+    q, k, v, g, state = (x.float() for x in gla_inputs(2, length, 1, 4, 5, 0, 0.003))
+    u, dt, A, B, C, D, h = (x.float() for x in selective_inputs(2, length, 16, 4, torch.float64, 0))
+    dt = dt * 0.01
+    with torch.autocast("cpu", torch.bfloat16, enabled=form == "autocast"):
+        low = [x.bfloat16() for x in (q, k, v)]
+        y, final = gla(*low, g, state)
+        expected = gla_reference(*(x.float() for x in low), g, state)
+        assert final.dtype == torch.float32 and y.dtype == torch.bfloat16
+        agree([y.float(), final], list(expected), 0.02)
+        low = [x.bfloat16() for x in (u, B, C)]
+        y, final = selective_scan(low[0], dt, A, low[1], low[2], D, h)
+        expected = plain_selective(low[0].float(), dt, A, low[1].float(), low[2].float(), D, h, None)
+        assert final.dtype == torch.float32 and y.dtype == torch.bfloat16
+        agree([y.float(), final], list(expected), 0.01)

@@ -472,7 +472,7 @@ def test_gla_against_a_plain_loop() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["lstm", "gru", "elman", "jordan", "mamba", "gla"])
-@pytest.mark.parametrize("tokens", [5_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tokens", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_decoding_in_flat_memory(name: str, tokens: int) -> None:
     torch.manual_seed(0)
     mixer = SUBJECTS[name](8)

@@ -32,11 +32,15 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tenso
         lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As `gla_reference`, chunk by chunk: matrix products inside a chunk, one state update between chunks.
 
-    g must not be below FLOOR. With `lengths` (B,) the state is the one after so many nodes.
+    g must not be below FLOOR. With `lengths` (B,) the state is the one after so many nodes. Decays and the state are
+    kept in float32 at least, also where the products are in bfloat16.
     """
     batch, n, heads, _ = q.shape
     if n == 0:
         return torch.zeros_like(v), state
+    if n == 1 and starts is None and lengths is None:  # a step
+        final = g[:, 0, :, :, None].exp() * state + k[:, 0, :, :, None] * v[:, 0, :, None]
+        return (q[:, 0, :, :, None] * final).sum(-2)[:, None].to(v.dtype), final.to(state.dtype)
     if lengths is not None:  # nodes past the length neither write nor decay
         live = (torch.arange(n, device=q.device) < lengths[:, None])[..., None, None]
         k, g = k * live, g * live
@@ -47,11 +51,12 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tenso
     def chunked(x: Tensor) -> Tensor:  # (B, T, H, X) -> (B, H, T / C, C, X)
         return F.pad(x, (0, 0, 0, 0, 0, pad)).unflatten(1, (-1, chunk)).permute(0, 3, 1, 2, 4)
 
-    q, k, v, g = chunked(q), chunked(k), chunked(v), chunked(g)
-    decay = g.cumsum(-2)
+    kind, wide = v.dtype, torch.promote_types(g.dtype, torch.float32)
+    q, k, v = chunked(q), chunked(k), chunked(v)
+    decay = chunked(g).to(wide).cumsum(-2)
     total = decay[..., -1:, :]
     middle = decay[..., chunk // 2, None, :].detach()  # any would do: pairs only meet in differences
-    inner, outer = q * (decay - middle).exp(), k * (middle - decay).exp()
+    inner, outer = (q * (decay - middle).exp()).to(kind), (k * (middle - decay).exp()).to(kind)
     seen = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
     keys, carried = k * (total - decay).exp(), total[..., 0, :, None].exp()
     if starts is not None:
@@ -65,10 +70,11 @@ def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tenso
     else:
         from_state = q * decay.exp()
     local = (inner @ outer.transpose(-1, -2)).masked_fill(~seen, 0.0) @ v
-    writes = keys.transpose(-1, -2) @ v
+    writes = (keys.to(kind).transpose(-1, -2) @ v).to(wide)
+    final = state.to(wide)
     befores = []  # the state before each chunk; taken apart by unbind, whose gradient is one stack
     for keeps, adds in zip(carried.unbind(2), writes.unbind(2)):
-        befores.append(state)
-        state = torch.addcmul(adds, keeps, state)
-    y = (local + from_state @ torch.stack(befores, 2)).flatten(2, 3)[:, :, :n]
-    return y.transpose(1, 2), state
+        befores.append(final)
+        final = torch.addcmul(adds, keeps, final)
+    y = (local + from_state.to(kind) @ torch.stack(befores, 2).to(kind)).flatten(2, 3)[:, :, :n]
+    return y.transpose(1, 2), final.to(state.dtype)

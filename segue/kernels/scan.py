@@ -59,12 +59,21 @@ def selective_scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
 
 def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor,
                    starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As `selective_scan_reference`; where it is compiled, the states (B, T, I, S) are never all in memory."""
-    if not _compiles(u, dt, A, B, C, D, state):
-        return selective_scan_reference(u, dt, A, B, C, D, state, starts)
-    mask = torch.zeros(u.shape[0], 0, dtype=torch.bool) if starts is None else starts
-    y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), mask, torch.is_grad_enabled())
-    return y, final.transpose(1, 2)
+    """As `selective_scan_reference`; where it is compiled, the states (B, T, I, S) are never all in memory.
+
+    Computed in float32 at least, since decays near one do not survive bfloat16; y is of the dtype of u, the last state
+    of that of `state`.
+    """
+    kind, kept = u.dtype, state.dtype
+    wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
+    u, dt, A, B, C, D, state = (x.to(wide) for x in (u, dt, A, B, C, D, state))
+    if not _compiles(u):
+        y, final = selective_scan_reference(u, dt, A, B, C, D, state, starts)
+    else:
+        mask = torch.zeros(u.shape[0], 0, dtype=torch.bool) if starts is None else starts
+        y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), mask, torch.is_grad_enabled())
+        final = final.transpose(1, 2)
+    return y.to(kind), final.to(kept)
 
 
 def _compiles(x: Tensor, *others: Tensor) -> bool:

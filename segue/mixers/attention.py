@@ -57,8 +57,8 @@ def rotate(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
     """
     if positions.stride(0) == 0:  # every row stands alike: one row of angles serves all
         positions = positions[:1]
-    angle = (positions[:, None, :, None].double() * frequencies.double())
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    angle = positions[:, None, :, None].to(frequencies.device).double() * frequencies.double()
+    cos, sin = angle.cos().to(x.dtype).to(x.device), angle.sin().to(x.dtype).to(x.device)
     half = frequencies.shape[0]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
@@ -310,11 +310,13 @@ class Attention(Mixer):
             self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
-        # Casting a model to bfloat16 must not cast its rotary frequencies.
-        frequencies = getattr(self, "frequencies", None)
+        # Casting a model to bfloat16 must not cast its rotary frequencies; a device without float64 cannot hold them.
+        frequencies = self._buffers.pop("frequencies", None)
         super()._apply(fn, recurse)
         if frequencies is not None:
-            self.frequencies = frequencies.to(self.qkv.weight.device)
+            device = self.qkv.weight.device
+            self.register_buffer("frequencies", frequencies if device.type == "mps" else frequencies.to(device),
+                                 persistent=False)
         return self
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:

@@ -59,7 +59,7 @@ class GatedLinearAttention(Mixer):
         self.recurrence = GatedLinearRecurrence(heads, keys // heads, values // heads)
 
     def _project(self, x: Tensor) -> Tensors:
-        q, k, v, _ = self.qkvr(x).split(self.widths, dim=-1)
+        q, k, v = F.linear(x, self.qkvr.weight[: -self.widths[3]]).split(self.widths[:3], dim=-1)
         g = (F.logsigmoid(self.gate(x)) / self.temperature).clamp(min=FLOOR)
         q, k, v, g = (y.unflatten(-1, (self.heads, -1)) for y in (q, k, v, g))
         return q * q.shape[-1] ** -0.5, k, v, g
