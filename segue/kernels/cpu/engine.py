@@ -51,7 +51,7 @@ HELPERS = 63
 ALONE = 50  # calls that are made without helpers once their cores turned out to be taken by other processes
 
 
-@njit
+@njit(inline="always")  # into its one caller: all the operations are optimised again wherever they are linked in
 def run(job, me):
     """Thread `me`'s part in all operations."""
     team = job[TEAM]

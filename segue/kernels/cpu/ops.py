@@ -36,6 +36,7 @@ from segue.kernels.cpu.program import (
     PATH,
     POSITION,
     RELU,
+    RELU2,
     ROW,
     SCRATCH,
     SILU,
@@ -71,6 +72,7 @@ f32 = np.float32
 ZERO, HALF, ONE, TWO = f32(0), f32(0.5), f32(1), f32(2)
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
 ROOT_HALF, TANH_SCALE, TANH_CUBE = f32(math.sqrt(0.5)), f32(math.sqrt(2 / math.pi)), f32(0.044715)
+LOWEST = f32(-3e38)  # the score of what is not seen
 SPINS = 3000
 
 
@@ -152,27 +154,25 @@ def erf(x):
 
 
 @njit(fastmath=FAST)
-def activate(y, kind):
+def activate(address, size, kind):
     """In place, LANES at a time."""
-    if kind == NONE:
-        return
-    for start in range(0, y.size, LANES):
-        v = y[start : start + LANES]
+    y = floats(address, size)
+    for start in range(0, size, LANES):
         if kind == SILU:
-            for j in range(LANES):
-                v[j] = v[j] * sigmoid(v[j])
+            for j in range(start, start + LANES):
+                y[j] = y[j] * sigmoid(y[j])
         elif kind == GELU:
-            for j in range(LANES):
-                v[j] = HALF * v[j] * (ONE + erf(v[j] * ROOT_HALF))
+            for j in range(start, start + LANES):
+                y[j] = HALF * y[j] * (ONE + erf(y[j] * ROOT_HALF))
         elif kind == GELU_TANH:
-            for j in range(LANES):
-                v[j] = v[j] * sigmoid(TWO * TANH_SCALE * (v[j] + TANH_CUBE * v[j] * v[j] * v[j]))
+            for j in range(start, start + LANES):
+                y[j] = y[j] * sigmoid(TWO * TANH_SCALE * (y[j] + TANH_CUBE * y[j] * y[j] * y[j]))
         elif kind == RELU:
-            for j in range(LANES):
-                v[j] = max(v[j], ZERO)
-        else:
-            for j in range(LANES):
-                v[j] = max(v[j], ZERO) * max(v[j], ZERO)
+            for j in range(start, start + LANES):
+                y[j] = max(y[j], ZERO)
+        elif kind == RELU2:
+            for j in range(start, start + LANES):
+                y[j] = max(y[j], ZERO) * max(y[j], ZERO)
 
 
 @njit
@@ -232,38 +232,26 @@ def angles(job, op, me, team):
 
 
 @njit(fastmath=FAST)
-def finish(raw, rows, into, stride, scales, bias, adds, kind, gated, tiles):
-    """From the sums of some tiles to what is stored: scale, bias, activation, gate, add. raw: (rows, tiles * TILE)."""
+def finish(raw, rows, tiles, into, stride, kind, gated, adds):
+    """Activation, gate and sum over what the micro-kernel left in raw (rows, tiles * TILE)."""
+    y = floats(raw, rows * tiles * TILE)
+    if not gated:
+        activate(raw, rows * tiles * TILE, kind)
+    wide = LANES if gated else TILE
     for r in range(rows):
-        y = floats(raw + 4 * r * tiles * TILE, tiles * TILE)
-        if scales:
-            s = floats(scales, tiles * TILE)
-            for start in range(0, tiles * TILE, LANES):
-                for j in range(start, start + LANES):
-                    y[j] *= s[j]
-        if bias:
-            s = floats(bias, tiles * TILE)
-            for start in range(0, tiles * TILE, LANES):
-                for j in range(start, start + LANES):
-                    y[j] += s[j]
-        if gated:
-            for tile in range(tiles):
-                gate, up = y[tile * TILE : tile * TILE + LANES], y[tile * TILE + LANES : tile * TILE + 2 * LANES]
-                out = floats(into + r * stride + 4 * tile * LANES, LANES)
-                activate(gate, kind)
+        out = floats(into + r * stride, tiles * wide)
+        for tile in range(tiles):
+            at = (r * tiles + tile) * TILE
+            if gated:
+                activate(raw + 4 * at, LANES, kind)
                 for j in range(LANES):
-                    out[j] = gate[j] * up[j]
-        else:
-            activate(y, kind)
-            out = floats(into + r * stride, tiles * TILE)
-            if adds:
-                for start in range(0, tiles * TILE, LANES):
-                    for j in range(start, start + LANES):
-                        out[j] += y[j]
+                    out[tile * LANES + j] = y[at + j] * y[at + LANES + j]
+            elif adds:
+                for j in range(TILE):
+                    out[tile * TILE + j] += y[at + j]
             else:
-                for start in range(0, tiles * TILE, LANES):
-                    for j in range(start, start + LANES):
-                        out[j] = y[j]
+                for j in range(TILE):
+                    out[tile * TILE + j] = y[at + j]
 
 
 @njit
@@ -272,26 +260,30 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
     tile, last = tiles * me // team, tiles * (me + 1) // team
     raw = job[LOCAL] + me * job[LOCAL_BYTES]
     size = 1 if scales else 4
+    plain = kind == NONE and not gated  # then the micro-kernel stores where the result belongs
     blocks = (nodes + BLOCK - 1) // BLOCK
     while tile < last:
         here = 2 if nodes <= QUAD and last - tile >= 2 else 1
         w = weights + tile * TILE * k * size
+        scale = scales + 4 * tile * TILE if scales else 0
+        shift = bias + 4 * tile * TILE if bias else 0
         column = 4 * tile * (LANES if gated else TILE)
         for block in range(blocks):  # equal blocks: nine rows are 5 + 4, not 8 + 1
             first, end = nodes * block // blocks, nodes * (block + 1) // blocks
             rows = end - first
-            x = source + first * stride
+            x, target = source + first * stride, into + first * out + column
+            y, between, onto = (target, out, adds) if plain else (raw, 4 * here * TILE, 0)
             if here == 2:
                 if scales:
-                    quad8(rows, w, TILE, TILE * k, x, stride, k, raw, 8 * TILE)
+                    quad8(rows, w, TILE, TILE * k, x, stride, k, y, between, scale, shift, onto)
                 else:
-                    quad(rows, w, 4 * TILE, 4 * TILE * k, x, stride, k, raw, 8 * TILE)
+                    quad(rows, w, 4 * TILE, 4 * TILE * k, x, stride, k, y, between, 0, shift, onto)
             elif scales:
-                pair8(rows, w, TILE, 0, x, stride, k, raw, 4 * TILE)
+                pair8(rows, w, TILE, 0, x, stride, k, y, between, scale, shift, onto)
             else:
-                pair(rows, w, 4 * TILE, 0, x, stride, k, raw, 4 * TILE)
-            finish(raw, rows, into + first * out + column, out, scales + 4 * tile * TILE if scales else 0,
-                   bias + 4 * tile * TILE if bias else 0, adds, kind, gated, here)
+                pair(rows, w, 4 * TILE, 0, x, stride, k, y, between, 0, shift, onto)
+            if not plain:
+                finish(raw, rows, here, target, out, kind, gated, adds)
         tile += here
 
 
@@ -357,32 +349,30 @@ def remember(job, op, me, team):
 
 
 @njit(fastmath=FAST)
-def weigh(s, q_position, shift, window, slope, past, path, positions, first):
-    """Scores of one query to unnormalised weights, in place; returns their sum. s: slots from `shift`'s zero on.
+def weigh(scores, size, q_position, shift, window, slope, past, marks, positions, first):
+    """Scores of one query to unnormalised weights, in place; returns their sum.
 
-    past: how many of them are committed; the rest are nodes of this call, the query's path among them marked in
-    `path` (empty: all of them, a chain).
+    past: how many of the `size` slots are committed (slot + shift is their position); the others are nodes of this
+    call, from `first` on, of which `marks` (an address; 0: all) tells those on the query's path.
     """
+    s = floats(scores, size)
     if slope != ZERO or window:
-        for j in range(min(past, s.size)):
-            distance = q_position - (j + shift)
+        for j in range(size):
+            distance = q_position - (j + shift if j < past else positions[first + j - past])
             s[j] -= slope * f32(distance)
             if window and distance >= window:
-                s[j] = -np.inf
-        for j in range(past, s.size):
-            distance = q_position - positions[first + j - past]
-            s[j] -= slope * f32(distance)
-            if window and distance >= window:
-                s[j] = -np.inf
-    for j in range(path.size):
-        if path[j] == 0:
-            s[past + j] = -np.inf
-    top = f32(-np.inf)
-    for j in range(s.size):
+                s[j] = LOWEST
+    if marks:
+        path = longs(marks, size - past)
+        for j in range(size - past):
+            if path[j] == 0:
+                s[past + j] = LOWEST
+    top = LOWEST
+    for j in range(size):
         top = max(top, s[j])
     total = ZERO
-    for j in range(s.size):
-        s[j] = exp(s[j] - top) if s[j] > -np.inf else ZERO
+    for j in range(size):
+        s[j] = exp(s[j] - top) if s[j] > LOWEST else ZERO
         total += s[j]
     return total
 
@@ -422,17 +412,16 @@ def attend(job, op, me, team):
         slot = start
         while slot < slots:
             here = 2 if rows <= QUAD and slots - slot > TILE else 1
-            k = keys + 4 * slot * key
+            k, s = keys + 4 * slot * key, scores + 4 * (slot - start)
             if here == 2:
-                quad(rows, k, 4 * TILE, 4 * TILE * key, q, 4 * op[3], key, scores + 4 * (slot - start), 4 * room)
+                quad(rows, k, 4 * TILE, 4 * TILE * key, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
             else:
-                pair(rows, k, 4 * TILE, 0, q, 4 * op[3], key, scores + 4 * (slot - start), 4 * room)
+                pair(rows, k, 4 * TILE, 0, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
             slot += here * TILE
         inner = (slots - start + UNROLL - 1) // UNROLL * UNROLL
         slope = floats(op[14], heads)[head] if op[14] else ZERO
         for r in range(rows):
             own = past + block * BLOCK + r + 1
-            path = longs(marks, 0)
             if not job[CHAIN]:
                 path = longs(marks, own - past)
                 path[:] = 0
@@ -440,10 +429,10 @@ def attend(job, op, me, team):
                 while step >= 0:
                     path[step - firsts[b]] = 1
                     step = parents[step]
-            s = floats(scores + 4 * r * room, inner)
-            total = weigh(s[: own - start], positions[node + r], shift + start, window, slope, past - start, path,
-                          positions, firsts[b])
-            s[own - start :] = ZERO
+            total = weigh(scores + 4 * r * room, own - start, positions[node + r], shift + start, window, slope,
+                          past - start, 0 if job[CHAIN] else marks, positions, firsts[b])
+            rest = floats(scores + 4 * (r * room + own - start), inner - own + start)
+            rest[:] = ZERO
             scales[r] = ONE / total
         column = 0
         while column < value:
@@ -451,9 +440,9 @@ def attend(job, op, me, team):
             wide = TILE
             if rows <= QUAD and value - column > TILE:
                 wide = 2 * TILE
-                quad(rows, v, 4 * value, 4 * TILE, scores, 4 * room, inner, raw, 4 * wide)
+                quad(rows, v, 4 * value, 4 * TILE, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
             else:
-                pair(rows, v, 4 * value, 0, scores, 4 * room, inner, raw, 4 * wide)
+                pair(rows, v, 4 * value, 0, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
             for r in range(rows):
                 y = floats(raw + 4 * r * wide, wide)
                 out = floats(row(job, op, 4, node + r) + 4 * (head * width + column), min(wide, width - column))
@@ -491,7 +480,7 @@ def convolve(job, op, me, team):
                     new[tap * width + j] = old[(tap + 1) * width + j]
             for j in range(start, start + LANES):
                 new[(taps - 2) * width + j] = x[j]
-            activate(y[start : start + LANES], SILU)
+        activate(row(job, op, 4, node) + 4 * begin, end - begin, SILU)
 
 
 @njit(fastmath=FAST)

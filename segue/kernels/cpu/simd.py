@@ -120,96 +120,111 @@ real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.Doub
 """real(bits): the float64 that was stored as an integer."""
 
 
-def make_tile(panels: int, rows: int, int8: bool) -> Any:
+def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> None:
     """The micro-kernel: y[r, p, lane] = sum over i of x[r, i] * w[p, i, lane], for `rows` rows and `panels` panels.
 
     All accumulators live in registers, each weight vector is loaded once for all rows, and every sum runs over i in
     order: a row's result is the same, bit for bit, whatever rows it is computed with. With `int8` the weights are
-    signed bytes, widened as they are loaded (scaling is the caller's).
+    signed bytes, widened as they are loaded.
 
-    tile(w, step, far, x, row, k, y, out): addresses w, x, y; bytes from one i to the next in w, and from one pair of
-    panels to the next (the two of a pair lie side by side); bytes between rows of x; k (a multiple of UNROLL); bytes
-    between rows of y, in which panels lie one behind the other.
+    args: addresses w, x, y; bytes from one i to the next in w (step), and from one pair of panels to the next (far; the
+    two of a pair lie side by side); bytes between rows of x (row); k (a multiple of UNROLL); bytes between rows of y
+    (out), in which panels lie one behind the other. Before it is stored, each sum is multiplied by its scale (an
+    address; with int8), its bias is added (an address, or 0), and what lies in y (where adds is not 0).
     """
-
-    def build(builder: Any, args: list[Any]) -> None:
-        w, step, far, x, row, k, y, out = args
-        b, fma, size = builder, f"llvm.fmuladd.v{LANES}f32", 1 if int8 else 4
-        undefined = ir.Constant(VECTOR, ir.Undefined)
-        first = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
-        hint = I32(0), I32(2), I32(1)  # to read, into the second-level cache, data
-        entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
-        pairs = [b.add(w, b.mul(far, I64(p))) for p in range(panels // PANELS)]
-        inputs = [b.add(x, b.mul(row, I64(r))) for r in range(rows)]
-        # What follows a pair is the next one, which another stream is reading already: fetch past all of them.
-        near_end = b.sub(b.mul(k, step), I64(AHEAD))
-        skip = b.mul(far, I64(panels // PANELS - 1))
-        b.branch(loop)
-        b.position_at_end(loop)
-        i, offset = b.phi(I64), b.phi(I64)
-        sums = [[b.phi(VECTOR) for _ in range(rows)] for _ in range(panels)]
-        now = [list(line) for line in sums]
-        soon = b.add(offset, I64(AHEAD))
-        if panels > PANELS:
-            soon = b.add(soon, b.select(b.icmp_signed(">=", offset, near_end), skip, I64(0)))
-        for u in range(UNROLL):
-            here = offset if u == 0 else b.add(offset, b.mul(step, I64(u)))
-            weights = []
-            for p in range(panels):
-                address = b.add(b.add(pairs[p // PANELS], here), I64(p % PANELS * LANES * size))
-                if int8:
-                    kind = ir.VectorType(I8, LANES)
-                    narrow = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
-                    weights.append(b.sitofp(b.sext(narrow, ir.VectorType(I32, LANES)), VECTOR))
-                else:
-                    weights.append(b.load(b.inttoptr(address, VECTOR.as_pointer()), align=4))
-            line = PANELS * LANES * size  # of one step, and of one pair
-            for p in range(panels // PANELS):
-                for start in range(0, line, 64):
-                    if u * line % 64 == 0:
-                        at = b.add(b.add(pairs[p], soon), b.add(b.mul(step, I64(u)), I64(start)))
-                        _call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(at, I8.as_pointer()), *hint)
-            for r in range(rows):
-                at = b.add(inputs[r], b.shl(b.add(i, I64(u)), I64(2)))
-                value = b.load(b.inttoptr(at, F32.as_pointer()), align=4)
-                spread = b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, first)
-                for p in range(panels):
-                    now[p][r] = _call(b, fma, VECTOR, weights[p], spread, now[p][r])
-        following, onward = b.add(i, I64(UNROLL)), b.add(offset, b.mul(step, I64(UNROLL)))
-        for phi, start, end in ((i, I64(0), following), (offset, I64(0), onward)):
-            phi.add_incoming(start, entry)
-            phi.add_incoming(end, loop)
+    w, step, far, x, row, k, y, out, scale, bias, adds = args
+    b, fma, size = builder, f"llvm.fmuladd.v{LANES}f32", 1 if int8 else 4
+    undefined = ir.Constant(VECTOR, ir.Undefined)
+    first = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+    hint = I32(0), I32(2), I32(1)  # to read, into the second-level cache, data
+    entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
+    pairs = [b.add(w, b.mul(far, I64(p))) for p in range(panels // PANELS)]
+    inputs = [b.add(x, b.mul(row, I64(r))) for r in range(rows)]
+    # What follows a pair is the next one, which another stream is reading already: fetch past all of them.
+    near_end = b.sub(b.mul(k, step), I64(AHEAD))
+    skip = b.mul(far, I64(panels // PANELS - 1))
+    b.branch(loop)
+    b.position_at_end(loop)
+    i, offset = b.phi(I64), b.phi(I64)
+    sums = [[b.phi(VECTOR) for _ in range(rows)] for _ in range(panels)]
+    now = [list(line) for line in sums]
+    soon = b.add(offset, I64(AHEAD))
+    if panels > PANELS:
+        soon = b.add(soon, b.select(b.icmp_signed(">=", offset, near_end), skip, I64(0)))
+    for u in range(UNROLL):
+        here = offset if u == 0 else b.add(offset, b.mul(step, I64(u)))
+        weights = []
         for p in range(panels):
-            for r in range(rows):
-                sums[p][r].add_incoming(ir.Constant(VECTOR, [0.0] * LANES), entry)
-                sums[p][r].add_incoming(now[p][r], loop)
-        b.cbranch(b.icmp_signed("<", following, k), loop, done)
-        b.position_at_end(done)
+            address = b.add(b.add(pairs[p // PANELS], here), I64(p % PANELS * LANES * size))
+            if int8:
+                kind = ir.VectorType(I8, LANES)
+                narrow = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
+                weights.append(b.sitofp(b.sext(narrow, ir.VectorType(I32, LANES)), VECTOR))
+            else:
+                weights.append(b.load(b.inttoptr(address, VECTOR.as_pointer()), align=4))
+        line = PANELS * LANES * size  # of one step, and of one pair
+        for p in range(panels // PANELS):
+            for start in range(0, line if u * line % 64 == 0 else 0, 64):
+                    at = b.add(b.add(pairs[p], soon), b.add(b.mul(step, I64(u)), I64(start)))
+                    _call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(at, I8.as_pointer()), *hint)
         for r in range(rows):
+            at = b.add(inputs[r], b.shl(b.add(i, I64(u)), I64(2)))
+            value = b.load(b.inttoptr(at, F32.as_pointer()), align=4)
+            spread = b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, first)
             for p in range(panels):
-                at = b.add(y, b.add(b.mul(out, I64(r)), I64(4 * LANES * p)))
-                b.store(now[p][r], b.inttoptr(at, VECTOR.as_pointer()), align=4)
+                now[p][r] = _call(b, fma, VECTOR, weights[p], spread, now[p][r])
+    following, onward = b.add(i, I64(UNROLL)), b.add(offset, b.mul(step, I64(UNROLL)))
+    for phi, start, end in ((i, I64(0), following), (offset, I64(0), onward)):
+        phi.add_incoming(start, entry)
+        phi.add_incoming(end, loop)
+    for p in range(panels):
+        for r in range(rows):
+            sums[p][r].add_incoming(ir.Constant(VECTOR, [0.0] * LANES), entry)
+            sums[p][r].add_incoming(now[p][r], loop)
+    b.cbranch(b.icmp_signed("<", following, k), loop, done)
+    b.position_at_end(done)
 
-    return _define("tile", void(*[long] * 8), build)
+    def place(address: Any, p: int) -> Any:
+        return b.inttoptr(b.add(address, I64(4 * LANES * p)), VECTOR.as_pointer())
+
+    if int8:
+        scales = [b.load(place(scale, p), align=4) for p in range(panels)]
+        now = [[b.fmul(now[p][r], scales[p]) for r in range(rows)] for p in range(panels)]
+    none = cgutils.global_constant(b, "none", ir.Constant(ir.ArrayType(F32, LANES * panels), None))
+    bias = b.select(b.icmp_signed("==", bias, I64(0)), b.ptrtoint(none, I64), bias)
+    biases = [b.load(place(bias, p), align=4) for p in range(panels)]
+    now = [[b.fadd(now[p][r], biases[p]) for r in range(rows)] for p in range(panels)]
+    targets = [[place(b.add(y, b.mul(out, I64(r))), p) for r in range(rows)] for p in range(panels)]
+    with b.if_else(b.icmp_signed("==", adds, I64(0))) as (put, add):
+        with put:
+            for p in range(panels):
+                for r in range(rows):
+                    b.store(now[p][r], targets[p][r], align=4)
+        with add:
+            for p in range(panels):
+                for r in range(rows):
+                    b.store(b.fadd(b.load(targets[p][r], align=4), now[p][r]), targets[p][r], align=4)
 
 
 def make_block(panels: int, int8: bool, most: int) -> Any:
-    """block(rows, ...): the micro-kernel for that many rows, 1 to `most`."""
-    tile = make_tile(panels, most, int8)
-    if most == 1:
+    """block(rows, w, step, far, x, row, k, y, out, scale, bias, adds): the micro-kernel for 1 to `most` rows."""
 
-        @njit
-        def block(rows, w, step, far, x, row, k, y, out):
-            tile(w, step, far, x, row, k, y, out)
-    else:
-        fewer = make_block(panels, int8, most - 1)
+    def build(builder: Any, args: list[Any]) -> None:
+        end = builder.append_basic_block("end")
+        switch = builder.switch(args[0], end)
+        for rows in range(1, most + 1):
+            case = builder.append_basic_block(f"rows{rows}")
+            switch.add_case(I64(rows), case)
+            builder.position_at_end(case)
+            _tile(builder, panels, rows, int8, args[1:])
+            builder.branch(end)
+        builder.position_at_end(end)
 
-        @njit
-        def block(rows, w, step, far, x, row, k, y, out):
-            if rows == most:
-                tile(w, step, far, x, row, k, y, out)
-            else:
-                fewer(rows, w, step, far, x, row, k, y, out)
+    choose = _define("choose", void(*[long] * 12), build)
+
+    @njit
+    def block(rows, w, step, far, x, row, k, y, out, scale, bias, adds):
+        choose(rows, w, step, far, x, row, k, y, out, scale, bias, adds)
 
     return block
 
