@@ -256,6 +256,9 @@ def test_mixture_is_proper_and_scores_what_it_decodes(mixture: Mixture, tmp_path
     assert torch.allclose(decoded, scores, atol=1e-4)
     found = mixture.log_probabilities(line, context=40)
     assert np.allclose(found, scores.gather(1, tokens[0, 1:, None])[:, 0].numpy(), atol=1e-5)
+    state = mixture.init_state(1)
+    stepped = [mixture.step(tokens[:, i].numpy(), state)[0] for i in range(4)]
+    assert np.allclose(stepped, scores[:4].numpy(), atol=1e-4) and state.positions.tolist() == [4]
     mixture.save(tmp_path)
     again = Mixture.load(mixture.network, tmp_path)
     assert torch.equal(again.scores(line, context=40), scores)

@@ -142,7 +142,26 @@ class Mixture:
         return Output(mixed.to(output.logits.device), output.hidden)
 
     @torch.no_grad()
-    def _network_scores(self, ids: np.ndarray, begin: int, end: int, context: int) -> Tensor:
+    def step(self, tokens: np.ndarray, state: MixtureState) -> np.ndarray:
+        """One token (B,) int64 per row, made real at once: scores (B, V) of what follows. For loops that count in
+        microseconds; uses the network's own `step` where it has one."""
+        ids = torch.from_numpy(tokens)[:, None]
+        step = getattr(self.network, "step", None)
+        if step is not None:
+            logits = torch.from_numpy(step(tokens, state.network))
+        else:
+            logits = self.network.extend(ids.to(self._device), state.network).logits[:, 0].float().cpu()
+            state.network.commit()
+        others = self.counts.extend(ids, state.counts).logits[:, 0]
+        state.counts.commit()
+        return self.gate.mix(logits.log_softmax(-1), others).numpy()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device if isinstance(self.network, nn.Module) else torch.device("cpu")
+
+    @torch.no_grad()
+    def _network_scores(self, ids: np.ndarray, begin: int, end: int, context: int, precision: str) -> Tensor:
         """(end - begin, V) log-probabilities of the tokens [begin, end), begin > 0, by the network alone: in windows
         of `context` tokens, each of which scores its later half (at a document's start all of it)."""
         table, done = [], begin
@@ -156,12 +175,14 @@ class Mixture:
         for row, (low, at, high) in enumerate(table):
             tokens[row, :high - low - 1] = ids[low:high - 1]
             wanted[row, :high - at] = torch.arange(at - 1 - low, high - 1 - low)
-        device = next(self.network.parameters()).device if isinstance(self.network, nn.Module) else "cpu"
-        found = self.network.extend(torch.from_numpy(tokens).to(device), self.network.init_state(len(table)),
-                                    at=wanted.to(device)).logits.float().cpu()
+        device = self._device
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            found = self.network.extend(torch.from_numpy(tokens).to(device), self.network.init_state(len(table)),
+                                        at=wanted.to(device)).logits.float().cpu()
         return torch.cat([found[row, :high - at] for row, (_, at, high) in enumerate(table)]).log_softmax(-1)
 
-    def _pairs(self, pieces: Sequence[tuple[np.ndarray, int, int]], context: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self, pieces: Sequence[tuple[np.ndarray, int, int]], context: int,
+               precision: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Log-distributions of both for pieces (document, begin, end), in order; the counts work one piece ahead in a
         thread of their own."""
         def count(piece: tuple[np.ndarray, int, int]) -> Tensor:
@@ -174,20 +195,23 @@ class Mixture:
             for number, piece in enumerate(pieces):
                 if number + 2 < len(pieces):
                     ahead.append(pool.submit(count, pieces[number + 2]))
-                yield self._network_scores(*piece, context), ahead.popleft().result()
+                yield self._network_scores(*piece, context, precision), ahead.popleft().result()
 
     @torch.no_grad()
-    def walk(self, documents: Sequence[Any], context: int, piece: int = 2048) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def walk(self, documents: Sequence[Any], context: int, precision: str = "float32",
+             piece: int = 2048) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Score documents, each token but a document's first once: yields the document's number, log-probabilities
         (n, V) and the tokens (n,) that they are of, piece by piece in order.
 
         The network sees `context` tokens at a time, at least half of them before what it scores (but for a document's
-        beginning), the counts all of their window.
+        beginning), the counts all of their window. precision: "bfloat16" lets the network multiply so, where that is
+        faster.
         """
         table = [(number, (ids, at, min(at + piece, len(ids)))) for number, document in enumerate(documents)
                  for ids in [np.asarray(getattr(document, "ids", document), np.int32)]
                  for at in range(1, len(ids), piece)]
-        for (number, (ids, begin, end)), pair in zip(table, self._pairs([row[1] for row in table], context)):
+        for (number, (ids, begin, end)), pair in zip(table, self._pairs([row[1] for row in table], context,
+                                                                           precision)):
             yield number, self.gate.mix(*pair), torch.from_numpy(ids[begin:end].astype(np.int64))
 
     def scores(self, document: Any, context: int) -> Tensor:
@@ -201,10 +225,10 @@ class Mixture:
                                               for _, scores, targets in self.walk([document], context))])
 
     def learn_gate(self, documents: Sequence[Any], context: int, seed: int = 0, positions: int = 12_000,
-                   epochs: int = 6) -> float:
+                   epochs: int = 6, precision: str = "float32") -> float:
         """Fit the gate on documents that neither side has seen; returns their cost in bits per element.
 
-        context: how many tokens the network sees at once. positions: tokens it is fitted on at most.
+        context, precision: see `walk`. positions: tokens it is fitted on at most.
         """
         ids = [d for d in (np.asarray(getattr(d, "ids", d), np.int32) for d in documents) if len(d) > 1]
         if not ids:
@@ -218,7 +242,7 @@ class Mixture:
             pieces.append((document, begin, begin + size))
         with torch.no_grad():
             p, q = (torch.cat(side) for side in zip(*([x.half() for x in pair] for pair in
-                                                      self._pairs(pieces, context))))
+                                                      self._pairs(pieces, context, precision))))
         targets = np.concatenate([document[begin:end] for document, begin, end in pieces])
         return fit_gate(self.gate, p, q, torch.from_numpy(targets.astype(np.int64)), seed, epochs)
 

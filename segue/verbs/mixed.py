@@ -48,21 +48,21 @@ def reserve(train: Store, minutes: float) -> float:
     return min(0.25 * 60 * minutes, 8 + 2e-6 * len(train.tokens))
 
 
-def mix(model: Stack, parts: Parts, context: int, seed: int) -> Mixture:
+def mix(model: Stack, parts: Parts, context: int, seed: int, precision: str = "float32") -> Mixture:
     """The fitted network with counts of all training documents."""
     counts = BlendedCounts(model.vocabulary)
     counts.count(parts.rest)
     counts.learn_trust(parts.aside, seed)
     mixture = Mixture(model, counts)
-    mixture.learn_gate(parts.aside, context, seed)
+    mixture.learn_gate(parts.aside, context, seed, precision=precision)
     counts.count([*parts.rest, *parts.aside])
     return mixture
 
 
-def score(mixture: Mixture, store: Store, context: int) -> Scored:
+def score(mixture: Mixture, store: Store, context: int, precision: str = "float32") -> Scored:
     """As `segue.training.evaluate.score`: every position of every document but its first, once."""
     given = documents(store)
     tally = Tally(len(given))
-    for number, scores, targets in mixture.walk(given, context):
+    for number, scores, targets in mixture.walk(given, context, precision):
         tally.add(scores, targets, torch.full_like(targets, number))
     return tally.done()

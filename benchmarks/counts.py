@@ -1,0 +1,119 @@
+"""Count models and their mixture with a network on the demo's data: bits per byte of held-out files, seconds, speed.
+
+    python benchmarks/counts.py [--minutes 2] [--quick] [--out benchmarks/results/counts.md]
+
+Trains on the Python standard library's own source files and scores those that the demo holds out, every byte once
+(with each file's end). Nothing is tuned on the held-out files: trust and gate are fitted on training files that are
+set aside first. --minutes: also `fit` for so long, with and without counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import lzma
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from segue.data import read
+from segue.demo import standard_library
+from segue.files import write_text
+from segue.models.counts import BlendedCounts, CountModel, documents_bits, hold_back
+from segue.training.recipe import machine
+
+
+def xz(contents: bytes) -> int:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 1 << 26}]
+    return 8 * len(lzma.compress(contents, format=lzma.FORMAT_RAW, filters=filters))
+
+
+def encoded(files: list[Path], codec: Any) -> list[np.ndarray]:
+    return [np.append(ids, codec.eos).astype(np.int32)
+            for ids in codec.encode_many([path.read_bytes().decode("utf-8", "replace") for path in files])]
+
+
+def timed(action: Callable[[], Any]) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    value = action()
+    return value, time.perf_counter() - begin
+
+
+def rows(quick: bool, minutes: float) -> Iterator[tuple[str, float, str]]:
+    """(what, bits per byte, speeds)"""
+    train, held = standard_library()
+    whole, rest = (b"".join(path.read_bytes() for path in files) for files in (train, held))
+    size = len(rest)
+    yield "xz -9e of the held-out files", xz(rest) / size, ""
+    yield "xz -9e, the training files as its prefix", (xz(whole + rest) - xz(whole)) / size, ""
+
+    pieces = [[np.append(np.frombuffer(path.read_bytes(), np.uint8).astype(np.int32), 256) for path in files]
+              for files in (train, held)]
+    for smoothing, order in (("witten-bell", 5), ("witten-bell", 8), ("kneser-ney", 8)):
+        model, counting = timed(lambda: CountModel(257, order, smoothing).fit(pieces[0]))  # noqa: B023
+        bits, scoring = timed(lambda: documents_bits(model, pieces[1]))  # noqa: B023
+        speeds = f"counted in {counting:.1f} s, scored in {scoring:.1f} s"
+        yield f"bytes, order {order}, {smoothing}", bits / size, speeds
+
+    for vocabulary in (2048,) if quick else (1024, 2048, 4096, 8192):
+        codec = read(*train, kind="code").codec(vocabulary=vocabulary)
+        seen, unseen = encoded(train, codec), encoded(held, codec)
+        model = CountModel(codec.size, 5, "kneser-ney").fit(seen)
+        yield f"{vocabulary} tokens, order 5, kneser-ney", documents_bits(model, unseen) / size, ""
+        for window in (8192,) if quick or vocabulary != 2048 else (1024, 4096, 8192, 32768):
+            yield blended(seen, unseen, codec.size, window, size)
+    if minutes:
+        from segue.verbs.fit import fit
+
+        for mix in (False, True):
+            fitted = fit(read(*train, kind="code"), held_out=read(*held, kind="code"), minutes=minutes, mix=mix)
+            yield (f"network of {minutes:g} minutes" + " and counts" * mix, fitted.report["held_out"]["bits_per_unit"],
+                   f"{fitted.report['tokens']:,} tokens learned; {fitted.report['held_out']['path']}")
+
+
+def blended(seen: list[np.ndarray], unseen: list[np.ndarray], vocabulary: int, window: int,
+            size: int) -> tuple[str, float, str]:
+    rest, aside = hold_back(seen)
+    model = BlendedCounts(vocabulary, window)
+    _, counting = timed(lambda: model.count(rest))
+    _, trusting = timed(lambda: model.learn_trust(aside))
+    model.count(seen)
+    bits, scoring = timed(lambda: documents_bits(model, unseen))
+    state, tokens = model.init_state(1), torch.from_numpy(np.concatenate(unseen)[:3000].astype(np.int64))[None]
+    model.extend(tokens, state, at=torch.tensor([[2999]]))
+    state.commit()
+
+    def decode() -> None:
+        for i in range(300):
+            model.extend(tokens[:, i:i + 1], state)
+            state.commit()
+
+    _, decoding = timed(decode)
+    return (f"{vocabulary} tokens, blended counts, window {window}", bits / size,
+            f"counted in {counting:.1f} s, trust in {trusting:.1f} s, scored {sum(map(len, unseen)) / scoring:,.0f} "
+            f"tokens/s, decodes {300 / decoding:,.0f} tokens/s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    blended([np.arange(40) % 7] * 40, [np.arange(3500) % 7], 8, 64, 1)  # compile, apart from what is timed
+    lines = ["# Count models on the standard library's source", "",
+             f"Printed by `python benchmarks/counts.py` on {machine()}, {torch.get_num_threads()} threads.", "",
+             "| model | bits per byte | |", "| --- | --- | --- |"]
+    print("\n".join(lines))
+    for what, bits, speed in rows(options.quick, options.minutes):
+        lines.append(f"| {what} | {bits:.3f} | {speed} |")
+        print(lines[-1], flush=True)
+    if options.out:
+        write_text(options.out, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
