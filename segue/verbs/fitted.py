@@ -19,6 +19,7 @@ from segue.kinds import KINDS, Codec, Kind
 from segue.models import Stack, StackConfig
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import Evaluation, score, summarise, unigram_nats, xz_bits
+from segue.training.recipe import cores, fast_bfloat16
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -123,19 +124,23 @@ class Fitted:
                              "give data of the same kind")
         store = data.encode(self.codec)
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
+        # A state carried through a long document would gather the rounding of bfloat16; a window does not.
+        windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
+        precision = "bfloat16" if windows and fast_bfloat16(cores()) else "float32"
         if self.mixture is not None:
             from segue.verbs import mixed
 
-            scored = mixed.score(running, store, self.context)
+            scored = mixed.score(running, store, self.context, precision)
         else:
-            scored = score(running, store, None if carries(self.model) else self.context)
+            scored = score(running, store, None if carries(self.model) else self.context, precision=precision)
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / int(store.units.sum())}
         if self.counts is not None:
             baselines["unigram"] = unigram_nats(self.counts, store) / int(store.units.sum()) / math.log(2)
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
-        return summarise(scored, store.units, self.kind.unit, running.path, baselines)
+        path = running.path + (", bfloat16 products" if precision == "bfloat16" else "")
+        return summarise(scored, store.units, self.kind.unit, path, baselines)
 
     # The folder.
 
