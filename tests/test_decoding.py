@@ -585,7 +585,8 @@ def test_continue_takes_one_prime_or_many(tmp_path) -> None:  # type: ignore[no-
     from segue.kinds import KINDS
     from segue.kinds.codecs import ByteCodec
 
-    fitted = SimpleNamespace(model=TableModel(257, sharpness=1.0), codec=ByteCodec(), kind=KINDS["text"])
+    model = TableModel(257, sharpness=1.0)
+    fitted = SimpleNamespace(decodable=lambda weights: model, codec=ByteCodec(), kind=KINDS["text"])
     one = continue_(fitted, "héllo", 20, seed=1)
     many = continue_(fitted, ["héllo", "b"], 20, seed=1)
     assert many[0].tokens == one.tokens and one.draft == "both"

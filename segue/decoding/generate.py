@@ -130,7 +130,7 @@ class Loop:
     def __init__(self, model: Decodable, rows: list[Row], drafter: Drafter | None, acceptor: Acceptor, cost: Cost,
                  keep: bool = True) -> None:
         self.model, self.rows, self.drafter, self.acceptor, self.cost = model, rows, drafter, acceptor, cost
-        self.keep = keep
+        self.keep, self.path = keep, model.path
         self.seconds = {"prefill": 0.0, "draft": 0.0, "forward": 0.0, "choose": 0.0, "total": 0.0}
 
     def __iter__(self) -> Iterator[list[Row]]:
@@ -224,6 +224,7 @@ class Loop:
         seen: list[list[Tensor]] = [[] for _ in unique]
         with torch.inference_mode():
             state = model.init_state(len(unique))
+            self.path = model.path  # now: a model may pass to other code later, but not for this state
             device = state.positions.device
             table, lengths = table.to(device), lengths.to(device)
             for start in range(0, longest, size):
@@ -351,7 +352,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         for _ in loop:
             pass
         answers += [Continuation(
-            row.out, row.finish or "length", model.path, name, label, row.logprobs, row.produced, row.passes,
+            row.out, row.finish or "length", loop.path, name, label, row.logprobs, row.produced, row.passes,
             row.drafted, row.accepted, len(loop.rows), dict(loop.seconds),
             None if drafter is None else loop.cost.report(), per_pass=row.per_pass) for row in loop.rows]
     return answers
