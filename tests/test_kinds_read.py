@@ -157,7 +157,8 @@ def test_sequences_in_a_table(tmp_path: Path) -> None:
     ("a.csv", EVENTS), ("a.tsv", EVENTS.replace(",", "\t")), ("b.csv", EVENTS.replace(",", ";")),
     ("c.csv", EVENTS.replace("user,item,timestamp", "timestamp,UserID,Movie Id").replace("ann,tea,30", "30,ann,tea")
      .replace("bob,milk,5", "5,bob,milk").replace("ann,milk,10", "10,ann,milk").replace("ann,tea,20", "20,ann,tea")),
-    ("d.csv", "\ufeff" + EVENTS), ("e.csv", EVENTS.replace("\n", "\r\n")), ("f.csv.gz", gzip.compress(EVENTS.encode(), mtime=0)),
+    ("d.csv", "\ufeff" + EVENTS), ("e.csv", EVENTS.replace("\n", "\r\n")),
+    ("f.csv.gz", gzip.compress(EVENTS.encode(), mtime=0)),
     ("g.jsonl", "".join(json.dumps(dict(zip(("user", "item", "timestamp"), line.split(",")))) + "\n"
                         for line in EVENTS.splitlines()[1:])),
     ("h.csv", EVENTS.replace("tea", '"tea"').replace("user", '"user"'))])
