@@ -122,6 +122,7 @@ class Cache:
         """Put new nodes (B, G, N, E) behind the committed ones, uncommitted; returns all keys and all values
         (B, G, L + N, E)."""
         batch, n, cursor = k.shape[0], k.shape[2], self.longest
+        k, v = k.to(self.k.dtype), v.to(self.v.dtype)  # autocast gives others
         segments = self.segment[:, None].expand(batch, n)
         if layout.segments is not None:
             segments = segments + layout.segments

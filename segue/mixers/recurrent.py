@@ -32,7 +32,8 @@ class TorchRecurrence(Recurrence):
     def _call(self, x: object, state: Tensors) -> tuple[object, Tensors]:
         layered = tuple(s[None].contiguous() for s in state)
         y, final = self.module(x, layered if len(layered) > 1 else layered[0])
-        return y, tuple(s[0] for s in (final if isinstance(final, tuple) else (final,)))
+        final = final if isinstance(final, tuple) else (final,)
+        return y, tuple(new[0].to(old.dtype) for new, old in zip(final, state))  # autocast gives others
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:

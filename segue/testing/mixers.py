@@ -412,10 +412,29 @@ class _MixerChecker:
             chain = torch.tensor([[-1, 0, 1]] * len(x), device=x.device)
             forms["a tree"] = torch.cat([outputs[0][:, :0], mixer.extend(x[:, -3:], state, chain)], 1)
             state.commit(torch.tensor([[0, 1, 2]] * len(x), device=x.device))
+            self._ragged(mixer, x)
         for name, y in forms.items():
             self.check.that(not same or y.dtype == x.dtype, f"{name} of {x.dtype} gives {y.dtype}")
             self.check.agree(f"{name} in {str(dtype).removeprefix('torch.')} {how}", y, expected[:, -y.shape[1] :],
                              TOLERANCE[dtype])
+
+    def _ragged(self, mixer: Mixer, x: Tensor) -> None:
+        """The rare roads of a state work in every dtype, which stays that of the state's making."""
+        state = mixer.init_state(len(x), history=2)
+        kinds = {name: tensor.dtype for name, tensor in state.tensors().items()}
+        mixer.extend(x, state)
+        state.commit(counts=torch.tensor([x.shape[1], self.least + 2], device=x.device))
+        if mixer.resettable and not self.least:
+            starts = torch.zeros(2, 4, dtype=torch.bool, device=x.device)
+            starts[0, 1] = starts[1, 3] = True
+            mixer.extend(x[:, :4], state, starts=starts)
+            state.commit(counts=torch.tensor([4, 3], device=x.device))
+        state.rewind(torch.tensor([0, 2], device=x.device))
+        state = state.select(torch.tensor([1, 0], device=x.device))
+        mixer.extend(x[:, :2], state, torch.tensor([[-1, -1]] * 2, device=x.device))
+        state.commit(torch.tensor([[1], [-1]], device=x.device))
+        for name, tensor in state.tensors().items():
+            self.check.that(tensor.dtype == kinds[name], f"'{name}' of the state was {kinds[name]}, now {tensor.dtype}")
 
     def save_and_load(self) -> None:
         from safetensors.torch import load, save
@@ -510,6 +529,7 @@ class _MixerChecker:
 
     def compiled(self) -> None:
         x = self.draw((2, self.least + 16), torch.Generator().manual_seed(0))
+        torch.compiler.reset()  # else what was compiled before counts against the limit of recompiling
         compiled = torch.compile(self.mixer)
         with torch.no_grad():
             self.check.agree("compiled forward", compiled(x), self.mixer(x), 1e-7)
