@@ -105,6 +105,7 @@ Penalty = Annotated[float | None, typer.Option(metavar="R", help="Above 1 says l
 Weights = Annotated[str | None, typer.Option(metavar="W", help="float32, or int8: faster, a little worse.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop before this; may be repeated.")]
 OutDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Write a memory-mappable data set.")]
+PrimeFile = Annotated[Path | None, typer.Option(metavar="F", help="Go on from the first sequence of a file.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the numbers here.")]
 
 
@@ -140,7 +141,7 @@ def fit(paths: Paths,
 def continue_(model: Model,
               prime: Annotated[str | None, typer.Argument(metavar="PRIME", show_default=False,
                                                           help="What to go on from.")] = None,
-              prime_file: Annotated[Path | None, typer.Option(metavar="F", help="Read the prime from a file.")] = None,
+              prime_file: PrimeFile = None,
               n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add.")] = None,
               decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup or "
                                                           "beam.")] = None,
@@ -155,12 +156,7 @@ def continue_(model: Model,
     """Go on from a prime: what comes next?"""
     if prime is not None and prime_file is not None:
         raise SegueError("give a prime or --prime-file, not both")
-    if prime_file is not None:
-        try:
-            prime = prime_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SegueError(f"cannot read the prime from {prime_file}: {error}") from error
-    answer = segue.load(model).continue_(prime or "", **given(
+    answer = segue.load(model).continue_(prime or prime_file, **given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed))
     if out is not None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     (["fit", "x", "--out", "y", "--minutes", "-1"], "more than 0"),
     (["continue", "m", "prime", "--prime-file", "f"], "not both"),
     (["fit", "x", "--out", "y", "--set", "width"], "NAME=VALUE"),
-    (["continue", "m", "--prime-file", "no-such-file"], "no-such-file"),
+    (["continue", "no-such-model", "x"], "no-such-model is not a folder"),
 ])
 def test_a_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
     code, out, err = run(capsys, *arguments)
@@ -89,6 +90,37 @@ def test_a_traceback_on_request(capsys: pytest.CaptureFixture[str], monkeypatch:
     monkeypatch.setenv("SEGUE_TRACEBACK", "1")
     code, _, err = run(capsys, "read", "x")
     assert code == 1 and "Traceback" in err and "deep inside" in err
+
+
+def test_the_verbs_on_a_small_model(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for i in range(12):
+        (tmp_path / "corpus" / f"{i}.txt").write_text(f"number {i} sat on the mat and slept\n" * 20)
+    corpus, model, prime = (str(tmp_path / name) for name in ("corpus", "model", "prime.txt"))
+    Path(prime).write_text("number 3 sat")
+    code, out, err = run(capsys, "read", corpus, "--out", str(tmp_path / "data"))
+    assert code == 0 and "sequences" in out and "written to" in err
+    code, out, err = run(capsys, "fit", corpus, "--out", model, "--steps", "2", "--set", "width=32", "--set", "depth=1")
+    assert code == 0 and "bits per byte" in out and "saved in" in err
+    code, out, err = run(capsys, "fit", corpus, "--out", model, "--steps", "2", "--set", "wdth=32")
+    assert code == 2 and "width" in one_line(err)
+    code, out, _ = run(capsys, "continue", model, "number", "-n", "5", "--json")
+    assert code == 0 and len(json.loads(out)["tokens"]) <= 5
+    whole = tmp_path / "whole.txt"
+    code, out, err = run(capsys, "continue", model, "--prime-file", prime, "-n", "3", "--out", str(whole))
+    assert code == 0 and not out and "tokens/s" in err
+    assert whole.read_text().startswith("number 3 sat")
+    for arguments, says in ((["--decoder", "greeedy"], "greedy"), (["--prime-file", "nowhere.txt"], "nowhere.txt"),
+                            (["-n", "0"], "at least 1"), (["--top-k", "3", "--decoder", "greedy"], "sample")):
+        code, out, err = run(capsys, "continue", model, *arguments)
+        assert code == 2 and not out and says in one_line(err)
+    code, out, _ = run(capsys, "evaluate", model, corpus, "--json", str(tmp_path / "scores.json"))
+    assert code == 0 and "xz -9e" in out
+    assert json.loads((tmp_path / "scores.json").read_text())["unit"] == "byte"
+    code, out, _ = run(capsys, "update", model, corpus, "--strategy", "naive", "--steps", "1")
+    assert code == 0 and "forgotten" in out
+    code, _, err = run(capsys, "update", model, corpus, "--strategy", "magic", "--steps", "1")
+    assert code == 2 and "naive, replay" in one_line(err)
 
 
 def test_a_closed_pipe_is_no_error() -> None:
