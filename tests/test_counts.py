@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segue.decoding.draft.counts import CountDraft
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
 from segue.models.counts import BlendedCounts, CountModel, TokenState, documents_bits, hold_back
 from segue.models.mixture import Mixture
-from segue.testing import check_model
+from segue.testing import check_drafter, check_model
 
 documents = st.lists(st.lists(st.integers(0, 4), max_size=30), min_size=1, max_size=6).filter(any)
 V = 5
@@ -271,6 +272,15 @@ def test_mixture_decodes_losslessly_with_drafts(mixture: Mixture) -> None:
     from segue.decoding.draft import DRAFTERS
 
     prompt = sentences(1, 7)[0][:40].tolist()
-    plain = generate(mixture, [prompt], 30)[0].tokens
-    for name in DRAFTERS:
-        assert generate(mixture, [prompt], 30, draft=name)[0].tokens == plain
+    for options in ({}, {"temperature": 0.8, "seed": 3}):
+        plain = generate(mixture, [prompt], 30, **options)[0].tokens
+        for draft in (*DRAFTERS, CountDraft(mixture.counts)):
+            answer = generate(mixture, [prompt], 30, draft=draft, adaptive=False, **options)[0]
+            assert answer.tokens == plain
+        assert answer.draft == "counts" and answer.tokens_per_pass > 1.3
+
+
+def test_drafts_by_counting_keep_the_contract() -> None:
+    # the checker looks for secrets made of 7 to 10: none may be in the corpus
+    counts = BlendedCounts(12, window=64).fit([line % 6 for line in sentences(30, 0)])
+    check_drafter(lambda: CountDraft(counts), vocabulary=12, memory=False)

@@ -153,8 +153,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
 
     prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, or a list of these. None or
         an empty one begins a document.
-    draft: default is "both" (trie and lookup) with greedy and sampling: it changes no token and is switched off where
-        it does not pay; "none" is plain decoding.
+    draft: default with greedy and sampling is "counts" where the model is a mixture with counts, else "both" (trie and
+        lookup): it changes no token and is switched off where it does not pay; "none" is plain decoding.
     weights: "float32", or "int8" for matrices rounded to bytes: faster, and a little worse (see `Fitted.evaluate`).
     Everything else is as in `continue_objects` and `generate`.
     """
@@ -164,8 +164,15 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     primes = [_object(kind, each) for each in (prime if many else [prime])]
     if not primes:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
+    mixture = getattr(fitted, "mixture", None)
     if draft is None and not drafts_itself(decoder):
-        draft = "both"
+        draft = "both" if mixture is None else "counts"
+    if draft == "counts":
+        if mixture is None:
+            raise SegueError("draft 'counts' needs a model that was fitted with counts: choose both, trie or lookup")
+        from segue.decoding.draft.counts import CountDraft
+
+        draft = CountDraft(mixture.counts)
     answers = continue_objects(fitted.decodable(weights), fitted.codec, primes, n, decoder, draft, stop=stop,
                                kind=kind, **options)
     return answers if many else answers[0]

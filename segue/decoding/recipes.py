@@ -67,5 +67,5 @@ def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str,
     drafter = choose("draft", draft, {**DRAFTERS, "none": None})() if isinstance(draft, str) else draft
     if recipe.search and drafter is not None:
         raise SegueError(f"decoder '{decoder}' searches, it cannot use a draft: choose greedy or sample")
-    label = draft if draft is None or isinstance(draft, str) else type(draft).__name__
+    label = draft if draft is None or isinstance(draft, str) else getattr(draft, "name", type(draft).__name__)
     return decoder, sampling, drafter, label, options

@@ -760,3 +760,23 @@ def plain_nodes(tables, past, begins, whole, tokens, parents, chain, at, start, 
             low = max(begins[b], end - order)
             plain_row(tables, scratch[low:end], start and whole[b] and low == begins[b], order, smoothing, backoff,
                       discount, work, out[b, m])
+
+
+@njit(cache=True, nogil=True)
+def blend_draft(tables, past, begin, whole, window, trust, work, least, tokens):
+    """The likeliest continuation of one past (S,), valid from `begin` on, by the blend alone: fills `tokens` until one
+    is less likely than `least`; returns how many there are."""
+    rows, weights = np.empty((LEVELS, FEATURES)), np.empty((LEVELS, 2))
+    out = np.empty(tables.first.size - 2)
+    size = past.size
+    scratch = np.empty(size + tokens.size, np.int32)
+    scratch[:size] = past
+    for n in range(tokens.size):
+        low = max(begin, size + n - window)
+        blend_row(tables, scratch[low:size + n], whole and low == begin, trust, work, rows, weights, out)
+        best = np.argmax(out)
+        if out[best] < least:
+            return n
+        tokens[n] = best
+        scratch[size + n] = best
+    return tokens.size

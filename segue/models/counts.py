@@ -366,6 +366,15 @@ class BlendedCounts(_Counted):
                                       self.vocabulary, seed, epochs)
         return bits
 
+    def likeliest(self, state: TokenState, length: int, least: float) -> list[int]:
+        """What follows a state's first row most probably, token by token: at most `length`, none less likely than
+        `least`."""
+        tokens = np.empty(length, np.int64)
+        past = state.past[0]
+        n = kernel.blend_draft(self.tables, past, past.size - state.known[0], bool(state.whole[0]), self.window,
+                               self.trust, self.work, least, tokens)
+        return tokens[:n].tolist()
+
     def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
                chain: bool, at: np.ndarray, out: np.ndarray) -> None:
         kernel.blend_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, self.window, self.trust,
