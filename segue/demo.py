@@ -302,7 +302,7 @@ def page(facts: dict[str, Any]) -> str:
 <h2>Learning</h2><p>{html.escape(fit['choice'])}</p>
 <div class="pictures">{picture((5.6, 3.6), lambda axes: paint_curve(axes, fit['curve'], scores))}
 {picture((5.6, 3.6), lambda axes: paint_bars(axes, scores))}</div>
-<p class="small">Baselines are computed on the same split; 'after the library', xz has packed the training text first.</p>
+<p class="small">All on the same split; 'after the library', xz has packed the training text first.</p>
 <h2>Continuing a half-written function</h2>
 <p>Grey is what was given; each shade is what one forward pass of the model added with the draft. {same}</p>
 {shaded(facts['prime'], facts['pieces'])}{table(decoding)}
