@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="write the page from the tries made so far")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     HERE.mkdir(exist_ok=True)
     if not given.table:
         choices = {**BASE, "steps": given.steps, **settings(given.choices)}

@@ -1,0 +1,101 @@
+"""Which sequence mixer learns most in a given time? Small trainings on data of several kinds, one table.
+
+    python benchmarks/stacks.py --seconds 120 input.txt genome.fna log.csv
+    python benchmarks/stacks.py --seconds 120 --stacks attention gla -- input.txt
+
+Every cell has the same processor time on one thread (so a busy machine troubles none), the same split, the recipe's
+plan for that data and time, and another mixer. Bits per unit on held-out data, of the network alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import segue
+from segue.models import expand_pattern
+from segue.training import Batches, Run
+from segue.training.evaluate import score
+from segue.training.recipe import Facts, choose, fast_bfloat16, machine
+from segue.verbs.fit import build
+from segue.verbs.fitted import carries
+
+HERE = Path(__file__).parent / "results"
+STACKS = ("attention", "lstm", "gru", "mamba", "gla", "gla+attention")
+
+
+def cell(path: str, stack: str, seconds: float, seed: int = 0) -> dict:
+    data = segue.read(path)
+    train, held = data.split(0.05)
+    codec = train.codec()
+    store, exam = train.encode(codec), held.encode(codec)
+    precision = "bfloat16" if fast_bfloat16(1) else "float32"
+    plan, _ = choose(Facts(int(store.lengths.sum()), int(store.lengths.max()), codec.size, 1, 1.5e11, precision,
+                           seconds), mixer=stack, seed=seed)
+
+    def running(plan) -> Run:  # type: ignore[no-untyped-def]
+        return Run(build(plan), Batches(store, plan.context, plan.rows, seed), plan)
+
+    trial = running(plan)
+    trial.model.train()
+    trial.advance()
+    begin = time.process_time()
+    trial.advance()
+    trial.advance()
+    each = (time.process_time() - begin) / 2
+    trial.batches.close()
+    plan = replace(plan, steps=max(4, int(seconds / each)), measure=4)
+    run = running(plan)
+    run.train(quiet=True)
+    run.batches.close()
+    scored = score(run.model, exam, None if carries(run.model) else plan.context)
+    return {"data": f"{data.kind.name}: {Path(path).name}", "unit": data.kind.unit, "stack": stack, "seconds": seconds,
+            "bits": round(float(scored.nats.sum()) / math.log(2) / int(exam.units.sum()), 4), "steps": plan.steps,
+            "tokens_per_second": round(plan.tokens_per_step / each), "width": plan.width, "depth": plan.depth,
+            "parameters": sum(p.numel() for p in run.model.parameters())}
+
+
+def table(rows: list[dict]) -> str:
+    stacks = list(dict.fromkeys(row["stack"] for row in rows))
+    lines = ["# Which mixer learns most in a given time", "",
+             f"One thread each, {machine()}. Held-out bits per unit of the network alone (tokens/s in training). "
+             "Regenerate: see `benchmarks/stacks.py`.", "",
+             "| data | unit | seconds | " + " | ".join(stacks) + " |", "|---|---|---|" + "---|" * len(stacks)]
+    for key in dict.fromkeys((row["data"], row["unit"], row["seconds"]) for row in rows):
+        cells = {row["stack"]: row for row in rows if (row["data"], row["unit"], row["seconds"]) == key}
+        best = min(cell["bits"] for cell in cells.values())
+        shown = [f"{'**' if c['bits'] == best else ''}{c['bits']:.3f}{'**' if c['bits'] == best else ''} "
+                 f"({c['tokens_per_second']:,})" if (c := cells.get(stack)) else "" for stack in stacks]
+        lines.append(f"| {key[0]} | {key[1]} | {key[2]:g} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", metavar="PATH")
+    parser.add_argument("--stacks", nargs="*", default=list(STACKS))
+    parser.add_argument("--seconds", type=float, default=120.0)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    HERE.mkdir(exist_ok=True)
+    record = HERE / "stacks.jsonl"
+    for stack in given.stacks:
+        expand_pattern(stack)
+    for path in given.data:
+        for stack in given.stacks:
+            row = cell(path, stack, given.seconds)
+            print(row, flush=True)
+            with open(record, "a") as handle:
+                handle.write(json.dumps(row) + "\n")
+    rows = {(r["data"], r["stack"], r["seconds"]): r for r in map(json.loads, record.read_text().splitlines())}
+    (HERE / "stacks.md").write_text(table(list(rows.values())))
+
+
+if __name__ == "__main__":
+    main()
