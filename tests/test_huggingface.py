@@ -416,8 +416,8 @@ def folder_of(name: str, options: dict[str, Any], folder: Path, sort: str | None
 
 
 @pytest.mark.parametrize("name, options, sort, path", [
-    ("GPT2", GPT2 | {"n_positions": 128}, "bytes", "float32"), ("Llama", LLAMA, "blanks", "torch float32"),
-    ("Mamba", MAMBA, "bytes", "float32"), ("GPTNeoX", LLAMA, "bytes", "torch float32"),
+    ("GPT2", GPT2 | {"n_positions": 128}, "bytes", "float32"), ("Llama", LLAMA, "blanks", "float32"),
+    ("Mamba", MAMBA, "bytes", "float32"), ("GPTNeoX", LLAMA, "bytes", "float32"),
     ("OPT", OTHERS["opt"][2], "bytes", "one pass over an edited cache"),
     ("Bloom", OTHERS["bloom"][2], "blanks", "path by path over copied caches"),
 ])

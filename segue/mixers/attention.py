@@ -117,6 +117,7 @@ class Cache:
         self.dropped = torch.zeros(batch, dtype=torch.bool, device=k.device)  # did nodes leave the window for good?
         self.longest, self.uniform = 0, True  # of `lengths`, kept aside to spare a device round trip per token
         self.pending: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self.placed = False  # do the pending keys and values lie behind the committed ones already?
 
     def put(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
         """Put new nodes (B, G, N, E) behind the committed ones, uncommitted; returns all keys and all values
@@ -127,7 +128,8 @@ class Cache:
         if layout.segments is not None:
             segments = segments + layout.segments
         self.pending = (k, v, layout.positions.expand(batch, n), segments)
-        if torch.is_grad_enabled() and (k.requires_grad or self.k.requires_grad):
+        self.placed = not (torch.is_grad_enabled() and (k.requires_grad or self.k.requires_grad))
+        if not self.placed:
             return torch.cat([self.k[:, :, :cursor], k], 2), torch.cat([self.v[:, :, :cursor], v], 2)
         self._reserve(cursor + n)
         self.k[:, :, cursor : cursor + n], self.v[:, :, cursor : cursor + n] = k, v
@@ -158,6 +160,16 @@ class Cache:
         k, v, positions, segments = self.pending
         batch, n = positions.shape
         self.pending = None
+        if path is None and counts is None and self.uniform and n:  # the common case: all rows take all nodes
+            end = self.longest + n
+            if not self.placed:
+                self._reserve(end)
+                self._write((slice(None), slice(None), slice(self.longest, end)), k, v)
+            self.positions[:, self.longest : end], self.segments[:, self.longest : end] = positions, segments
+            self.lengths, self.segment, self.longest = self.lengths + n, segments[:, -1], end
+            if self.window is not None:
+                self._settle()
+            return
         if path is not None:
             index = path.clamp(min=0)[:, None, :, None]
             k = k.gather(2, index.expand(-1, k.shape[1], -1, k.shape[3]))
@@ -169,27 +181,20 @@ class Cache:
             return
         added = torch.arange(n, device=k.device)
         kept = added < counts[:, None]
-        if self.uniform and bool(kept.all()):  # the common case: every row takes all n nodes, at the same place
-            end = self.longest + n
-            self._reserve(end)
-            span = slice(self.longest, end)
-            self._write((slice(None), slice(None), span), (slice(None), span), k, v, positions, segments)
-        else:
-            self._reserve(self.longest + n)
-            row, node = torch.nonzero(kept, as_tuple=True)
-            slot = self.lengths[row] + node
-            self._write((row, slice(None), slot), (row, slot), k[row, :, node], v[row, :, node],
-                        positions[row, node], segments[row, node])
+        self._reserve(self.longest + n)
+        row, node = torch.nonzero(kept, as_tuple=True)
+        slot = self.lengths[row] + node
+        self._write((row, slice(None), slot), k[row, :, node], v[row, :, node])
+        self.positions[row, slot], self.segments[row, slot] = positions[row, node], segments[row, node]
         self.lengths = self.lengths + counts
         last = (counts - 1).clamp(min=0)[:, None]
         self.segment = torch.where(counts > 0, segments.gather(1, last)[:, 0], self.segment)
         self._settle()
 
-    def _write(self, where: tuple, flat: tuple, k: Tensor, v: Tensor, positions: Tensor, segments: Tensor) -> None:
+    def _write(self, where: tuple, k: Tensor, v: Tensor) -> None:
         if self.k.requires_grad or k.requires_grad:
             self.k, self.v = self.k.clone(), self.v.clone()
         self.k[where], self.v[where] = k, v
-        self.positions[flat], self.segments[flat] = positions, segments
 
     def _reserve(self, capacity: int) -> None:
         """Grow by doubling, so that n tokens cost O(n) copying."""

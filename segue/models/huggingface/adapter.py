@@ -6,7 +6,7 @@ run in each of the ways below and compared with the model's plain forward, and t
 1. EDITED: keys and values lie in our own cache; trees and ragged rows run in one pass, by explicit positions and a
    mask of four axes. This is most attention models.
 2. COPIED: the model's own cache, of whatever kind (a recurrent state, a sliding window), is never edited, only copied
-   and fed. Each row, and each path of a tree, is a pass of its own: slower, and exact.
+   and fed. Rows of one length run together; others, and each path of a tree, in passes of their own: slower, and exact.
 3. STEPPED: the same, where a cache takes only one token at a time.
 4. REREAD: no cache; every pass begins at the first token.
 """
@@ -60,7 +60,7 @@ class HuggingFaceModel:
         self.slot = next((name for name in CACHES if name in parameters), None)
         self.placed = "position_ids" in parameters
         self.layers: list[tuple[int, int, int]] = []  # heads, key and value features of each layer's cache
-        self.hooked, self.way = True, REREAD
+        self.hooked, self.together, self.way = True, True, REREAD
         self.vocabulary, self.way = self._measure()
         self.model.to(device=device, dtype=dtype)
         self.dtype, self.device = dtype, torch.device(device)
@@ -161,22 +161,33 @@ class HuggingFaceModel:
         memory.tokens = tokens
         if not tokens.numel():
             return self._nothing(tokens.shape[0], tokens.shape[1], at)
-        parents = [None] * len(tokens) if layout.parents is None else layout.parents.tolist()
-        found = [self._extend_row(row, tokens[index], parents[index], memory.pending[index],
-                                  at[index] if at is not None else None) for index, row in enumerate(memory.rows)]
-        logits, hidden = (torch.stack(x) for x in zip(*found))
+        logits = tokens.new_zeros(len(tokens), tokens.shape[1] if at is None else at.shape[1], self.vocabulary,
+                                  dtype=self._weight.dtype)
+        hidden = tokens.new_zeros(*tokens.shape, self.width, dtype=self._weight.dtype)
+        if layout.parents is not None:
+            for index, (row, parents) in enumerate(zip(memory.rows, layout.parents.tolist())):
+                found, hidden[index] = self._extend_tree(row, tokens[index], parents, memory.pending[index])
+                logits[index] = found if at is None else found[at[index]]
+            return Output(logits, hidden)
+        groups: dict[Any, list[int]] = {}  # rows that stand alike run together
+        for index, row in enumerate(memory.rows):
+            alike = (id(row.cache), row.seen, len(row.tokens))
+            groups.setdefault(alike if self.together else index, []).append(index)
+        for group in groups.values():
+            logits[group], hidden[group], after = self._feed(
+                [memory.rows[index] for index in group], tokens[group], None if at is None else at[group])
+            for index, row in zip(group, after):
+                memory.pending[index][tokens.shape[1] - 1] = row
         return Output(logits, hidden)
 
-    def _extend_row(self, row: Row, tokens: Tensor, parents: list[int] | None, after: dict[int, Any],
-                    at: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits (N or M, V) and hidden (N, D) of one row's nodes. `after` takes the row as it is behind each leaf."""
+    def _extend_tree(self, row: Row, tokens: Tensor, parents: list[int],
+                     after: dict[int, Row]) -> tuple[Tensor, Tensor]:
+        """Logits (N, V) and hidden (N, D) of one row's nodes. `after` takes the row as it is behind each leaf."""
         n = len(tokens)
-        if parents is None:
-            logits, hidden, after[n - 1] = self._feed(row, tokens, at)
-            return logits, hidden
         leaves = [node for node in range(n) if node not in parents]
-        if len(leaves) > 1 and row.stale:  # what all paths share is read once
-            self._feed(row, tokens[:0], None, into=row)
+        if len(leaves) > 1 and row.stale and self.way != REREAD:  # what all paths share is read once
+            new = self._feed([row], tokens[None, :0], None)[2][0]
+            row.cache, row.place, row.seen, row.marks = new.cache, new.place, new.seen, new.marks
         logits = tokens.new_zeros(n, self.vocabulary, dtype=self._weight.dtype)
         hidden = tokens.new_zeros(n, self.width, dtype=self._weight.dtype)
         for leaf in leaves:
@@ -184,40 +195,43 @@ class HuggingFaceModel:
             while (above := parents[path[-1]]) >= 0:
                 path.append(above)
             path.reverse()
-            logits[path], hidden[path], after[leaf] = self._feed(row, tokens[path], None)
-        return (logits if at is None else logits[at]), hidden
+            found, seen, (after[leaf],) = self._feed([row], tokens[path][None], None)
+            logits[path], hidden[path] = found[0], seen[0]
+        return logits, hidden
 
-    def _feed(self, row: Row, tokens: Tensor, at: Tensor | None, into: Row | None = None) -> tuple[Tensor, Tensor, Row]:
-        """Run what the row's cache has not seen yet, then `tokens` (n,): logits and hidden of these, and the row after.
-        """
-        behind = torch.tensor(row.tokens[row.seen :], dtype=torch.long, device=tokens.device)
-        line = torch.cat([behind, tokens])[None]
-        skip = len(behind)
-        wanted = torch.arange(skip, line.shape[1], device=line.device) if at is None else at + skip
+    def _feed(self, rows: list[Row], tokens: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, list[Row]]:
+        """Run what the rows' cache has not seen yet, the same number of tokens each, then `tokens` (R, N): logits and
+        hidden of these, and the rows after."""
+        first = rows[0]
+        behind = torch.tensor([row.tokens[row.seen :] for row in rows], dtype=torch.long, device=tokens.device)
+        line, skip = torch.cat([behind, tokens], 1), behind.shape[1]
+        n = line.shape[1]
+        wanted = torch.arange(skip, n, device=line.device).expand(len(rows), -1) if at is None else at + skip
         if self.way == REREAD or self.slot is None:
-            logits, hidden, _ = self._run(line, wanted[None], use_cache=False)
-            return logits[0], hidden[0, skip:], row.after(tokens, None)
-        cache = copy.deepcopy(row.cache)
-        pieces = [line] if self.way == COPIED or cache is None else line.split(1, 1)
-        parts: list[tuple[Tensor, Tensor]] = []
-        begin = 0
-        for piece in pieces:
-            here = wanted - begin
-            inside = here[(here >= 0) & (here < piece.shape[1])] if len(pieces) > 1 else here
-            given = {} if cache is None else {self.slot: cache}
-            logits, hidden, out = self._run(piece, inside[None], use_cache=True, **given)
-            cache = getattr(out, self.slot, None)
-            if cache is None:
-                raise LookupError("the model keeps its cache to itself")
-            parts.append((logits[0], hidden[0]))
-            begin += piece.shape[1]
-        logits, hidden = (torch.cat(x) for x in zip(*parts))
-        if len(pieces) > 1:  # pieces give wanted nodes in their order
-            logits = logits[wanted.argsort().argsort()]
-        after = row.after(tokens, cache)
-        if into is not None:
-            into.cache, into.seen, into.marks = after.cache, after.seen, after.marks
-        return logits, hidden[skip:], after
+            logits, hidden, _ = self._run(line, wanted, use_cache=False)
+            return logits, hidden[:, skip:], [row.after(new, None, 0) for row, new in zip(rows, tokens)]
+        cache = None if first.cache is None else first.cache.pick([row.place for row in rows])
+        if self.way == COPIED or cache is None or n == 1:
+            logits, hidden, cache = self._remember(line, wanted, cache)
+        else:
+            found = []
+            for piece in line.split(1, 1):
+                *one, cache = self._remember(piece, None, cache)
+                found.append(one)
+            logits, hidden = (torch.cat(x, 1) for x in zip(*found))
+            logits = gather_nodes(logits, wanted)
+        kept = Kept(cache, len(rows))
+        return logits, hidden[:, skip:], [row.after(new, kept, place)
+                                          for place, (row, new) in enumerate(zip(rows, tokens))]
+
+    def _remember(self, line: Tensor, wanted: Tensor | None, cache: Any) -> tuple[Tensor, Tensor, Any]:
+        assert self.slot is not None
+        given = {} if cache is None else {self.slot: cache}
+        logits, hidden, out = self._run(line, wanted, use_cache=True, **given)
+        cache = getattr(out, self.slot, None)
+        if cache is None:
+            raise LookupError("the model keeps its cache to itself")
+        return logits, hidden, cache
 
     # Measuring.
 
@@ -239,13 +253,15 @@ class HuggingFaceModel:
                              f"({type(error).__name__}: {error})") from error
         self.vocabulary, self.width = logits.shape[-1], hidden.shape[-1]
         truths: dict[tuple[int, ...], Tensor] = {}
-        for way in (EDITED, COPIED, STEPPED):
-            self.way = way
+        for way, together in ((EDITED, True), (COPIED, True), (COPIED, False), (STEPPED, True), (STEPPED, False),
+                              (REREAD, True)):
+            self.way, self.together = way, together
             try:
                 if (way != EDITED or self._editable(line)) and self._agrees(truths):
                     return self.vocabulary, way
             except Exception:  # whatever a model throws that cannot be run this way
                 continue
+        self.together = False  # each row alone and from its beginning is the plain forward itself
         return self.vocabulary, REREAD
 
     def _editable(self, line: Tensor) -> bool:
@@ -306,6 +322,15 @@ class HuggingFaceModel:
             rows = [row + new for row, new in zip(rows, x.tolist())]
             for row in range(2):
                 compare(y[row], rows[row])
+        state = state.select(torch.tensor([1, 1]))  # rows of one length, from the same cache
+        rows = [rows[1]] * 2
+        for n in (2, 1):
+            x = draw(2, n)
+            y = self.extend(x, state).logits
+            state.commit()
+            rows = [row + new for row, new in zip(rows, x.tolist())]
+            for row in range(2):
+                compare(y[row], rows[row])
         return worst <= CLOSE * scale
 
 
@@ -334,19 +359,36 @@ class Layer(CacheLayerMixin):
         return -1
 
 
-class Row:
-    """One row of a model that is not edited: its tokens, and a cache that has seen the first `seen` of them.
+class Kept:
+    """A cache of the model's own for a number of rows, never written to once it is here."""
 
-    A cache is never written to once it is here, so rows share them. marks: older caches, (seen, cache) from old to new,
-    for going back up to `history` tokens without reading everything again.
+    def __init__(self, cache: Any, rows: int) -> None:
+        self.cache, self.rows = cache, rows
+
+    def pick(self, places: list[int]) -> Any:
+        """A copy that holds these rows."""
+        twin = copy.deepcopy(self.cache)
+        if places == list(range(self.rows)):
+            return twin
+        if isinstance(twin, (list, tuple)):
+            return type(twin)(tensor[places] for tensor in twin)
+        twin.reorder_cache(torch.tensor(places))
+        return twin
+
+
+class Row:
+    """One row of a model that is not edited: its tokens, and its place in a cache that has seen the first `seen`.
+
+    marks: older caches, (seen, cache, place) from old to new, for going back up to `history` tokens without reading
+    everything again.
     """
 
     def __init__(self, history: int = 0) -> None:
         self.history = history
         self.tokens: list[int] = []
-        self.cache: Any = None
-        self.seen = 0
-        self.marks: list[tuple[int, Any]] = []
+        self.cache: Kept | None = None
+        self.place = self.seen = 0
+        self.marks: list[tuple[int, Kept | None, int]] = []
 
     @property
     def stale(self) -> bool:
@@ -354,18 +396,19 @@ class Row:
 
     def copy(self) -> Row:
         twin = Row(self.history)
-        twin.tokens, twin.cache, twin.seen, twin.marks = list(self.tokens), self.cache, self.seen, list(self.marks)
+        twin.tokens, twin.marks = list(self.tokens), list(self.marks)
+        twin.cache, twin.place, twin.seen = self.cache, self.place, self.seen
         return twin
 
-    def after(self, tokens: Tensor, cache: Any) -> Row:
+    def after(self, tokens: Tensor, cache: Kept | None, place: int) -> Row:
         """The row with these tokens more, all of them seen by `cache` (None: no cache)."""
         twin = self.copy()
         twin.tokens += tokens.tolist()
         if cache is not None:
-            twin.cache, twin.seen = cache, len(twin.tokens)
+            twin.cache, twin.place, twin.seen = cache, place, len(twin.tokens)
             if self.history and self.cache is not None and \
                     (not self.marks or self.seen - self.marks[-1][0] >= self.history):
-                twin.marks.append((self.seen, self.cache))
+                twin.marks.append((self.seen, self.cache, self.place))
                 while len(twin.marks) > 1 and twin.marks[1][0] <= len(twin.tokens) - self.history:
                     del twin.marks[0]
         return twin
@@ -376,7 +419,7 @@ class Row:
         if n:
             del twin.tokens[-n:]
             while twin.seen > len(twin.tokens):
-                twin.seen, twin.cache = twin.marks.pop() if twin.marks else (0, None)
+                twin.seen, twin.cache, twin.place = twin.marks.pop() if twin.marks else (0, None, 0)
         return twin
 
 
@@ -396,7 +439,7 @@ class Memory:
                 [node for node in path[index].tolist() if node >= 0]
             if nodes:
                 ready = self.pending[index].get(nodes[-1])
-                self.rows[index] = row.after(self.tokens[index, nodes], None) if ready is None else ready
+                self.rows[index] = row.after(self.tokens[index, nodes], None, 0) if ready is None else ready
         self.tokens, self.pending = None, []
 
     def select(self, rows: Tensor) -> Memory:
