@@ -48,14 +48,17 @@ from segue.kernels.cpu.program import (
     WANTED,
 )
 from segue.kernels.cpu.simd import (
+    AHEAD,
     BLOCK,
     LANES,
+    NEAR,
     QUAD,
     TILE,
     UNROLL,
     add,
     exp,
     floats,
+    gla_lanes,
     load,
     longs,
     pair,
@@ -64,13 +67,16 @@ from segue.kernels.cpu.simd import (
     quad8,
     real,
     relax,
+    scan_lanes,
     store,
     yield_core,
 )
 
 f32 = np.float32
 ZERO, HALF, ONE, TWO = f32(0), f32(0.5), f32(1), f32(2)
-FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
+# Sums may be reordered and fused, infinities and NaN stay what they are; a check for division by zero would keep
+# loops from being vectorised.
+fast = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 ROOT_HALF, TANH_SCALE, TANH_CUBE = f32(math.sqrt(0.5)), f32(math.sqrt(2 / math.pi)), f32(0.044715)
 LOWEST = f32(-3e38)  # the score of what is not seen
 SPINS = 3000
@@ -120,17 +126,17 @@ def after(job, offset, size, node):
     return job[AFTER] + 4 * (offset * job[SLOTS] + slot * size)
 
 
-@njit(fastmath=FAST)
+@fast
 def sigmoid(x):
     return ONE / (ONE + exp(-x))
 
 
-@njit(fastmath=FAST)
+@fast
 def tanh(x):
     return ONE - TWO / (ONE + exp(TWO * x))
 
 
-@njit(fastmath=FAST)
+@fast
 def softplus(x):
     """log(1 + e^x): log(1 + z) is 2 atanh(z / (2 + z)), whose series converges fast for z = e^-|x|."""
     z = exp(-abs(x))
@@ -142,7 +148,7 @@ def softplus(x):
     return max(x, ZERO) + TWO * s * series
 
 
-@njit(fastmath=FAST)
+@fast
 def erf(x):
     """Abramowitz and Stegun 7.1.26, absolute error below 2e-7."""
     z = abs(x)
@@ -153,26 +159,25 @@ def erf(x):
     return y if x >= ZERO else -y
 
 
-@njit(fastmath=FAST)
+@fast
 def activate(address, size, kind):
-    """In place, LANES at a time."""
+    """In place."""
     y = floats(address, size)
-    for start in range(0, size, LANES):
-        if kind == SILU:
-            for j in range(start, start + LANES):
-                y[j] = y[j] * sigmoid(y[j])
-        elif kind == GELU:
-            for j in range(start, start + LANES):
-                y[j] = HALF * y[j] * (ONE + erf(y[j] * ROOT_HALF))
-        elif kind == GELU_TANH:
-            for j in range(start, start + LANES):
-                y[j] = y[j] * sigmoid(TWO * TANH_SCALE * (y[j] + TANH_CUBE * y[j] * y[j] * y[j]))
-        elif kind == RELU:
-            for j in range(start, start + LANES):
-                y[j] = max(y[j], ZERO)
-        elif kind == RELU2:
-            for j in range(start, start + LANES):
-                y[j] = max(y[j], ZERO) * max(y[j], ZERO)
+    if kind == SILU:
+        for j in range(size):
+            y[j] = y[j] * sigmoid(y[j])
+    elif kind == GELU:
+        for j in range(size):
+            y[j] = HALF * y[j] * (ONE + erf(y[j] * ROOT_HALF))
+    elif kind == GELU_TANH:
+        for j in range(size):
+            y[j] = y[j] * sigmoid(TWO * TANH_SCALE * (y[j] + TANH_CUBE * y[j] * y[j] * y[j]))
+    elif kind == RELU:
+        for j in range(size):
+            y[j] = max(y[j], ZERO)
+    elif kind == RELU2:
+        for j in range(size):
+            y[j] = max(y[j], ZERO) * max(y[j], ZERO)
 
 
 @njit
@@ -186,7 +191,7 @@ def embed(job, op, me, team):
             into += floats(op[6] + 4 * width * longs(job[POSITION], job[NODES])[node], width)
 
 
-@njit(fastmath=FAST)
+@fast
 def norm(job, op, me, team):
     """source(3), into(3), width, groups, layer?, weight or 0, bias or 0, epsilon."""
     width, groups = op[7], op[8]
@@ -231,27 +236,27 @@ def angles(job, op, me, team):
             into[count + j] = math.sin(angle)
 
 
-@njit(fastmath=FAST)
+@fast
 def finish(raw, rows, tiles, into, stride, kind, gated, adds):
     """Activation, gate and sum over what the micro-kernel left in raw (rows, tiles * TILE)."""
-    y = floats(raw, rows * tiles * TILE)
     if not gated:
         activate(raw, rows * tiles * TILE, kind)
     wide = LANES if gated else TILE
     for r in range(rows):
-        out = floats(into + r * stride, tiles * wide)
         for tile in range(tiles):
-            at = (r * tiles + tile) * TILE
+            at = raw + 4 * (r * tiles + tile) * TILE
+            y, out = floats(at, wide), floats(into + r * stride + 4 * tile * wide, wide)
             if gated:
-                activate(raw + 4 * at, LANES, kind)
+                activate(at, LANES, kind)
+                up = floats(at + 4 * LANES, LANES)
                 for j in range(LANES):
-                    out[tile * LANES + j] = y[at + j] * y[at + LANES + j]
+                    out[j] = y[j] * up[j]
             elif adds:
                 for j in range(TILE):
-                    out[tile * TILE + j] += y[at + j]
+                    out[j] += y[j]
             else:
                 for j in range(TILE):
-                    out[tile * TILE + j] = y[at + j]
+                    out[j] = y[j]
 
 
 @njit
@@ -275,13 +280,13 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
             y, between, onto = (target, out, adds) if plain else (raw, 4 * here * TILE, 0)
             if here == 2:
                 if scales:
-                    quad8(rows, w, TILE, TILE * k, x, stride, k, y, between, scale, shift, onto)
+                    quad8(rows, w, TILE, TILE * k, AHEAD, x, stride, k, y, between, scale, shift, onto)
                 else:
-                    quad(rows, w, 4 * TILE, 4 * TILE * k, x, stride, k, y, between, 0, shift, onto)
+                    quad(rows, w, 4 * TILE, 4 * TILE * k, AHEAD, x, stride, k, y, between, 0, shift, onto)
             elif scales:
-                pair8(rows, w, TILE, 0, x, stride, k, y, between, scale, shift, onto)
+                pair8(rows, w, TILE, 0, AHEAD, x, stride, k, y, between, scale, shift, onto)
             else:
-                pair(rows, w, 4 * TILE, 0, x, stride, k, y, between, 0, shift, onto)
+                pair(rows, w, 4 * TILE, 0, AHEAD, x, stride, k, y, between, 0, shift, onto)
             if not plain:
                 finish(raw, rows, here, target, out, kind, gated, adds)
         tile += here
@@ -298,7 +303,7 @@ def linear(job, op, me, team):
              op[13], op[14], me, team)
 
 
-@njit(fastmath=FAST)
+@fast
 def turn(x, angle, turned):
     """Rotate in place: features j and j + turned / 2 are one plane."""
     half = turned // 2
@@ -320,7 +325,7 @@ def keys_at(job, op, at, b, g):
     return keys, values
 
 
-@njit(fastmath=FAST)
+@fast
 def remember(job, op, me, team):
     """STORE. q(3), k(3), v(3), angles(3), sizes(6), turned, scale: rotate q and k, scale q, cache k and v."""
     heads, kv, width, key, value, turned = op[13], op[14], op[15], op[16], op[17], op[19]
@@ -348,7 +353,7 @@ def remember(job, op, me, team):
         floats(values + 4 * slot * value, width)[:] = v
 
 
-@njit(fastmath=FAST)
+@fast
 def weigh(scores, size, q_position, shift, window, slope, past, marks, positions, first):
     """Scores of one query to unnormalised weights, in place; returns their sum.
 
@@ -377,7 +382,7 @@ def weigh(scores, size, q_position, shift, window, slope, past, marks, positions
     return total
 
 
-@njit(fastmath=FAST)
+@fast
 def attend(job, op, me, team):
     """q(3), into(3), sizes(6), window or 0, slopes or 0. Up to BLOCK nodes of a row share each pass over its cache."""
     heads, kv, width, key, value, window = op[7], op[8], op[9], op[10], op[11], op[13]
@@ -414,9 +419,9 @@ def attend(job, op, me, team):
             here = 2 if rows <= QUAD and slots - slot > TILE else 1
             k, s = keys + 4 * slot * key, scores + 4 * (slot - start)
             if here == 2:
-                quad(rows, k, 4 * TILE, 4 * TILE * key, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
+                quad(rows, k, 4 * TILE, 4 * TILE * key, NEAR, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
             else:
-                pair(rows, k, 4 * TILE, 0, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
+                pair(rows, k, 4 * TILE, 0, NEAR, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
             slot += here * TILE
         inner = (slots - start + UNROLL - 1) // UNROLL * UNROLL
         slope = floats(op[14], heads)[head] if op[14] else ZERO
@@ -440,9 +445,9 @@ def attend(job, op, me, team):
             wide = TILE
             if rows <= QUAD and value - column > TILE:
                 wide = 2 * TILE
-                quad(rows, v, 4 * value, 4 * TILE, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
+                quad(rows, v, 4 * value, 4 * TILE, NEAR, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
             else:
-                pair(rows, v, 4 * value, 0, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
+                pair(rows, v, 4 * value, 0, NEAR, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
             for r in range(rows):
                 y = floats(raw + 4 * r * wide, wide)
                 out = floats(row(job, op, 4, node + r) + 4 * (head * width + column), min(wide, width - column))
@@ -453,75 +458,70 @@ def attend(job, op, me, team):
 
 
 @njit
-def share(size, me, team):
-    """This thread's range of `size` elements, in whole vectors."""
-    vectors = size // LANES
-    return vectors * me // team * LANES, vectors * (me + 1) // team * LANES
+def part(width, me, team):
+    """This thread's range of `width` elements, in whole vectors: where it begins and how many they are."""
+    vectors = (width + LANES - 1) // LANES
+    begin, end = vectors * me // team * LANES, vectors * (me + 1) // team * LANES
+    return begin, min(end, width) - begin
 
 
-@njit(fastmath=FAST)
+@fast
 def convolve(job, op, me, team):
     """source(3), into(3), width, taps, weight (taps, width), bias, state offset. State: (taps - 1, width)."""
     width, taps, offset = op[7], op[8], op[11]
-    begin, end = share(width, me, team)
-    w, bias = floats(op[9], taps * width), floats(op[10], width)
-    size = (taps - 1) * width
+    begin, count = part(width, me, team)
+    bias = floats(op[10] + 4 * begin, count)
     for node in range(job[NODES]):
-        x, y = floats(row(job, op, 1, node), width), floats(row(job, op, 4, node), width)
-        old, new = floats(before(job, offset, size, node), size), floats(after(job, offset, size, node), size)
-        for start in range(begin, end, LANES):
-            for j in range(start, start + LANES):
-                y[j] = bias[j] + x[j] * w[(taps - 1) * width + j]
-            for tap in range(taps - 1):
-                for j in range(start, start + LANES):
-                    y[j] += old[tap * width + j] * w[tap * width + j]
-            for tap in range(taps - 2):
-                for j in range(start, start + LANES):
-                    new[tap * width + j] = old[(tap + 1) * width + j]
-            for j in range(start, start + LANES):
-                new[(taps - 2) * width + j] = x[j]
-        activate(row(job, op, 4, node) + 4 * begin, end - begin, SILU)
+        x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
+        old = before(job, offset, (taps - 1) * width, node) + 4 * begin
+        new = after(job, offset, (taps - 1) * width, node) + 4 * begin
+        w = floats(op[9] + 4 * ((taps - 1) * width + begin), count)
+        for j in range(count):
+            y[j] = bias[j] + x[j] * w[j]
+        for tap in range(taps - 1):
+            past, w = floats(old + 4 * tap * width, count), floats(op[9] + 4 * (tap * width + begin), count)
+            for j in range(count):
+                y[j] += past[j] * w[j]
+        for tap in range(taps - 1):  # forward, so that old and new may be the same memory
+            source = x if tap == taps - 2 else floats(old + 4 * (tap + 1) * width, count)
+            floats(new + 4 * tap * width, count)[:] = source
+        activate(row(job, op, 4, node) + 4 * begin, count, SILU)
 
 
-@njit(fastmath=FAST)
+@fast
 def scan(job, op, me, team):
     """u(3), dt(3), b(3), c(3), gate(3), into(3), width, states, a (states, width), d, state offset.
     State: (states, width)."""
     width, states, offset = op[19], op[20], op[23]
-    begin, end = share(width, me, team)
-    a, d = floats(op[21], states * width), floats(op[22], width)
-    size = states * width
+    begin, count = part(width, me, team)
     for node in range(job[NODES]):
-        u, dt, gate = (floats(row(job, op, 1, node), width), floats(row(job, op, 4, node), width),
-                       floats(row(job, op, 13, node), width))
-        b, c = floats(row(job, op, 7, node), states), floats(row(job, op, 10, node), states)
-        y = floats(row(job, op, 16, node), width)
-        old, new = floats(before(job, offset, size, node), size), floats(after(job, offset, size, node), size)
-        for start in range(begin, end, LANES):
-            for j in range(start, start + LANES):
-                dt[j] = softplus(dt[j])
-                y[j] = d[j] * u[j]
-            for n in range(states):
-                bn, cn, at = b[n], c[n], n * width
-                for j in range(start, start + LANES):
-                    h = exp(dt[j] * a[at + j]) * old[at + j] + dt[j] * u[j] * bn
-                    new[at + j] = h
-                    y[j] += h * cn
-            for j in range(start, start + LANES):
-                y[j] *= gate[j] * sigmoid(gate[j])
+        steps = floats(row(job, op, 4, node) + 4 * begin, count)
+        for j in range(count):
+            steps[j] = softplus(steps[j])
+        old = before(job, offset, states * width, node)
+        new = after(job, offset, states * width, node)
+        for start in range(begin, begin + count, LANES):
+            at = 4 * start
+            scan_lanes(row(job, op, 4, node) + at, row(job, op, 1, node) + at, op[22] + at, op[21] + at,
+                       row(job, op, 7, node), row(job, op, 10, node), old + at, new + at,
+                       row(job, op, 16, node) + at, states, 4 * width)
+        y, gates = floats(row(job, op, 16, node) + 4 * begin, count), floats(row(job, op, 13, node) + 4 * begin, count)
+        for j in range(count):
+            y[j] *= gates[j] * sigmoid(gates[j])
 
 
-@njit(fastmath=FAST)
+@fast
 def decay(job, op, me, team):
     """gate(3), width, temperature, floor: exp(max(log sigmoid(gate) / temperature, floor)) in place."""
     rate, floor = f32(1 / real(op[5])), f32(real(op[6]))
+    begin, count = part(op[4], me, team)
     for node in range(job[NODES]):
-        x = floats(row(job, op, 1, node), op[4])
-        for j in range(op[4] * me // team, op[4] * (me + 1) // team):
+        x = floats(row(job, op, 1, node) + 4 * begin, count)
+        for j in range(count):
             x[j] = exp(max(-softplus(-x[j]) * rate, floor))
 
 
-@njit(fastmath=FAST)
+@fast
 def gla(job, op, me, team):
     """q(3), k(3), v(3), decay(3), into(3), heads, key, value, state offset, scale. State: (heads, value / LANES, key,
     LANES), so that a thread's columns of values lie together."""
@@ -529,28 +529,20 @@ def gla(job, op, me, team):
     scale = f32(real(op[20]))
     chunks = (value + LANES - 1) // LANES
     size = heads * chunks * key * LANES
+    local = job[LOCAL] + me * job[LOCAL_BYTES]
     for item in range(heads * chunks * me // team, heads * chunks * (me + 1) // team):
         head, chunk = item // chunks, item % chunks
-        wide = min(LANES, value - chunk * LANES)
+        wide, place, column = min(LANES, value - chunk * LANES), 4 * item * key * LANES, 4 * head * key
         for node in range(job[NODES]):
-            q = floats(row(job, op, 1, node) + 4 * head * key, key)
-            k = floats(row(job, op, 4, node) + 4 * head * key, key)
-            a = floats(row(job, op, 10, node) + 4 * head * key, key)
-            v = floats(row(job, op, 7, node) + 4 * (head * value + chunk * LANES), LANES)
-            old = floats(before(job, offset, size, node) + 4 * item * key * LANES, key * LANES)
-            new = floats(after(job, offset, size, node) + 4 * item * key * LANES, key * LANES)
-            out = floats(job[LOCAL] + me * job[LOCAL_BYTES], LANES)
-            out[:] = ZERO
-            for i in range(key):
-                ai, ki, qi = a[i], k[i], q[i] * scale
-                for j in range(LANES):
-                    s = ai * old[i * LANES + j] + ki * v[j]
-                    new[i * LANES + j] = s
-                    out[j] += qi * s
-            floats(row(job, op, 13, node) + 4 * (head * value + chunk * LANES), wide)[:] = out[:wide]
+            gla_lanes(row(job, op, 1, node) + column, row(job, op, 4, node) + column, row(job, op, 10, node) + column,
+                      row(job, op, 7, node) + 4 * (head * value + chunk * LANES),
+                      before(job, offset, size, node) + place, after(job, offset, size, node) + place, local, key)
+            y, out = floats(row(job, op, 13, node) + 4 * (head * value + chunk * LANES), wide), floats(local, wide)
+            for j in range(wide):
+                y[j] = out[j] * scale
 
 
-@njit(fastmath=FAST)
+@fast
 def recur(job, op, me, team):
     """inputs(3), into(3), before(3), share(3), weights, scales, bias, k, tiles, hidden, lstm?, state offset.
 
@@ -561,7 +553,7 @@ def recur(job, op, me, team):
     wide = (hidden + TILE - 1) // TILE * TILE
     size = wide * (1 + lstm)
     order, levels = longs(job[ORDER], job[NODES]), longs(job[LEVEL], job[LEVELS] + 1)
-    begin, end = hidden * me // team, hidden * (me + 1) // team
+    begin, count = part(hidden, me, team)
     for level in range(job[LEVELS]):
         first, nodes = levels[level], levels[level + 1] - levels[level]
         for index in range(me, nodes, team):
@@ -572,45 +564,47 @@ def recur(job, op, me, team):
         barrier(job, team)
         for index in range(nodes):
             node = order[first + index]
-            x, s = floats(row(job, op, 1, node), 4 * hidden), floats(row(job, op, 10, index), 4 * hidden)
-            old, new = floats(before(job, offset, size, node), size), floats(after(job, offset, size, node), size)
-            y = floats(row(job, op, 4, node), hidden)
-            if lstm:  # gates in torch's order: input, forget, cell, output
-                for j in range(begin, end):
-                    i, f = sigmoid(x[j] + s[j]), sigmoid(x[hidden + j] + s[hidden + j])
-                    g = tanh(x[2 * hidden + j] + s[2 * hidden + j])
-                    c = f * old[wide + j] + i * g
-                    h = sigmoid(x[3 * hidden + j] + s[3 * hidden + j]) * tanh(c)
-                    new[wide + j] = c
-                    new[j] = h
-                    y[j] = h
+            x, s = row(job, op, 1, node) + 4 * begin, row(job, op, 10, index) + 4 * begin
+            old, new = before(job, offset, size, node) + 4 * begin, after(job, offset, size, node) + 4 * begin
+            y, h = floats(row(job, op, 4, node) + 4 * begin, count), floats(new, count)
+            # The gates' shares of the input and of the state, each a stretch of `hidden`.
+            xa, xb, xc = floats(x, count), floats(x + 4 * hidden, count), floats(x + 8 * hidden, count)
+            sa, sb, sc = floats(s, count), floats(s + 4 * hidden, count), floats(s + 8 * hidden, count)
+            if lstm:  # in torch's order: input, forget, cell, output
+                xd, sd = floats(x + 12 * hidden, count), floats(s + 12 * hidden, count)
+                cell = sa  # computed where it cannot be mistaken for the old one, then stored
+                past, c = floats(old + 4 * wide, count), floats(new + 4 * wide, count)
+                for j in range(count):
+                    kept = sigmoid(xb[j] + sb[j]) * past[j]
+                    cell[j] = kept + sigmoid(xa[j] + sa[j]) * tanh(xc[j] + sc[j])
+                    y[j] = sigmoid(xd[j] + sd[j]) * tanh(cell[j])
+                c[:] = cell
             else:  # reset, update, new
-                for j in range(begin, end):
-                    r, z = sigmoid(x[j] + s[j]), sigmoid(x[hidden + j] + s[hidden + j])
-                    n = tanh(x[2 * hidden + j] + r * s[2 * hidden + j])
-                    h = n + z * (old[j] - n)
-                    new[j] = h
-                    y[j] = h
+                past = floats(old, count)
+                for j in range(count):
+                    n = tanh(xc[j] + sigmoid(xa[j] + sa[j]) * sc[j])
+                    y[j] = n + sigmoid(xb[j] + sb[j]) * (past[j] - n)
+            h[:] = y
         barrier(job, team)
 
 
-@njit(fastmath=FAST)
+@fast
 def gate(job, op, me, team):
     """values(3), gate(3), width: values *= SiLU(gate)."""
-    width = op[7]
+    begin, count = part(op[7], me, team)
     for node in range(job[NODES]):
-        y, g = floats(row(job, op, 1, node), width), floats(row(job, op, 4, node), width)
-        for j in range(width * me // team, width * (me + 1) // team):
+        y, g = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
+        for j in range(count):
             y[j] *= g[j] * sigmoid(g[j])
 
 
 @njit
 def plus(job, op, me, team):
     """ADD. source(3), into(3), width."""
-    width = op[7]
+    begin, count = part(op[7], me, team)
     for node in range(job[NODES]):
-        x, y = floats(row(job, op, 1, node), width), floats(row(job, op, 4, node), width)
-        for j in range(width * me // team, width * (me + 1) // team):
+        x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
+        for j in range(count):
             y[j] += x[j]
 
 

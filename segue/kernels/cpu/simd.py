@@ -24,7 +24,8 @@ QUAD = 4 if WIDE else 2  # up to so many rows, four panels of weights are read a
 PANELS = 2
 TILE = PANELS * LANES  # outputs per tile: weights, keys and values are padded to a multiple of it
 UNROLL = 4  # steps of the inner loop per branch: inner sizes are padded to a multiple of it
-AHEAD = 8192  # bytes between the weights being used and those being fetched
+AHEAD = 8192  # bytes between the weights being used and those being fetched: a few hundred nanoseconds
+NEAR = 1024  # the same for keys and values, whose streams are short
 
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR = ir.VectorType(F32, LANES)
@@ -91,21 +92,100 @@ def _relax(builder: Any, a: list[Any]) -> None:
 
 
 def _exp(builder: Any, a: list[Any]) -> Any:
-    """e^x to about 2 units in the last place. In IR, not in Python: no fast-math flag may reorder the reduction."""
-    b = builder
+    """e^x of a float or a vector, to about 2 units in the last place. In IR, not in Python: no fast-math flag may
+    reorder the reduction."""
+    b, kind = builder, a[0].type
+    name = "f32" if kind == F32 else f"v{LANES}f32"
+
+    def constant(value: float) -> Any:
+        return ir.Constant(kind, value if kind == F32 else [value] * LANES)
+
+    def integer(value: int) -> Any:
+        return I32(value) if kind == F32 else ir.Constant(ir.VectorType(I32, LANES), [value] * LANES)
 
     def fma(x: Any, y: Any, z: Any) -> Any:
-        return _call(b, "llvm.fmuladd.f32", F32, x, y, z)
+        return _call(b, f"llvm.fmuladd.{name}", kind, x, y, z)
 
-    x = _call(b, "llvm.maxnum.f32", F32, _call(b, "llvm.minnum.f32", F32, a[0], F32(88.0)), F32(-87.0))
-    n = _call(b, "llvm.rint.f32", F32, b.fmul(x, F32(1 / math.log(2))))
+    x = _call(b, f"llvm.minnum.{name}", kind, a[0], constant(88.0))
+    x = _call(b, f"llvm.maxnum.{name}", kind, x, constant(-87.0))
+    n = _call(b, f"llvm.rint.{name}", kind, b.fmul(x, constant(1 / math.log(2))))
     high = round(math.log(2) * 2**16) / 2**16  # so short that n * high is exact
-    r = fma(n, F32(high - math.log(2)), fma(n, F32(-high), x))
-    p = F32(1 / math.factorial(7))
+    r = fma(n, constant(high - math.log(2)), fma(n, constant(-high), x))
+    p = constant(1 / math.factorial(7))
     for degree in reversed(range(7)):
-        p = fma(p, r, F32(1 / math.factorial(degree)))
+        p = fma(p, r, constant(1 / math.factorial(degree)))
     # 2^n by writing n into the exponent: integers stay 32 bits wide, so that a loop around this stays vectorised.
-    return b.fmul(p, b.bitcast(b.shl(b.add(b.fptosi(n, I32), I32(127)), I32(23)), F32))
+    exponent = b.shl(b.add(b.fptosi(n, integer(0).type), integer(127)), integer(23))
+    return b.fmul(p, b.bitcast(exponent, kind))
+
+
+def _vector(builder: Any, address: Any) -> Any:
+    """The LANES floats at an address."""
+    return builder.load(builder.inttoptr(address, VECTOR.as_pointer()), align=4)
+
+
+def _put(builder: Any, value: Any, address: Any) -> None:
+    builder.store(value, builder.inttoptr(address, VECTOR.as_pointer()), align=4)
+
+
+def _spread(builder: Any, address: Any) -> Any:
+    """The float at an address, LANES times."""
+    value = builder.load(builder.inttoptr(address, F32.as_pointer()), align=4)
+    undefined, first = ir.Constant(VECTOR, ir.Undefined), ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, I32(0)), undefined, first)
+
+
+def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    return _call(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, x, y, z)
+
+
+def _each(builder: Any, count: Any, total: Any, body: Callable[[Any, Any], Any]) -> Any:
+    """Loop i over 0..count - 1 (at least once), total = body(i, total); gives the last total."""
+    b, entry = builder, builder.block
+    loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
+    b.branch(loop)
+    b.position_at_end(loop)
+    i, carried = b.phi(I64), b.phi(total.type)
+    after, following = body(i, carried), b.add(i, I64(1))
+    for phi, first, later in ((i, I64(0), following), (carried, total, after)):
+        phi.add_incoming(first, entry)
+        phi.add_incoming(later, b.block)
+    b.cbranch(b.icmp_signed("<", following, count), loop, done)
+    b.position_at_end(done)
+    return after
+
+
+def _scan(builder: Any, args: list[Any]) -> None:
+    """A step of the selective scan for LANES channels: h = exp(dt a) h + dt u b, y = sum of h c, plus d u."""
+    b = builder
+    dt, u, d, a, write, read, old, new, y, states, stride = args
+    step, value = _vector(b, dt), _vector(b, u)
+    written = b.fmul(step, value)
+
+    def state(n: Any, total: Any) -> Any:
+        at, one = b.mul(n, stride), b.shl(n, I64(2))
+        decay = _exp(b, [b.fmul(step, _vector(b, b.add(a, at)))])
+        h = _fma(b, decay, _vector(b, b.add(old, at)), b.fmul(written, _spread(b, b.add(write, one))))
+        _put(b, h, b.add(new, at))
+        return _fma(b, h, _spread(b, b.add(read, one)), total)
+
+    _put(b, _each(b, states, b.fmul(_vector(b, d), value), state), y)
+
+
+def _gla(builder: Any, args: list[Any]) -> None:
+    """A step of gated linear attention for LANES columns of values: s = decay s + k v, y = sum of q s."""
+    b = builder
+    q, k, decay, v, old, new, y, keys = args
+    value = _vector(b, v)
+
+    def line(i: Any, total: Any) -> Any:
+        at, one = b.mul(i, I64(4 * LANES)), b.shl(i, I64(2))
+        s = b.fmul(_spread(b, b.add(k, one)), value)
+        s = _fma(b, _spread(b, b.add(decay, one)), _vector(b, b.add(old, at)), s)
+        _put(b, s, b.add(new, at))
+        return _fma(b, _spread(b, b.add(q, one)), s, total)
+
+    _put(b, _each(b, keys, ir.Constant(VECTOR, [0.0] * LANES), line), y)
 
 
 long, single, void = types.int64, types.float32, types.void
@@ -116,6 +196,8 @@ swap_if = _define("swap_if", long(long, long, long), _compare_and_swap)
 relax = _define("relax", void(), _relax)
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 exp = _define("exp", single(single), _exp)
+scan_lanes = _define("scan_lanes", void(*[long] * 11), _scan)
+gla_lanes = _define("gla_lanes", void(*[long] * 8), _gla)
 real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
 """real(bits): the float64 that was stored as an integer."""
 
@@ -132,23 +214,21 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
     (out), in which panels lie one behind the other. Before it is stored, each sum is multiplied by its scale (an
     address; with int8), its bias is added (an address, or 0), and what lies in y (where adds is not 0).
     """
-    w, step, far, x, row, k, y, out, scale, bias, adds = args
-    b, fma, size = builder, f"llvm.fmuladd.v{LANES}f32", 1 if int8 else 4
-    undefined = ir.Constant(VECTOR, ir.Undefined)
-    first = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
+    w, step, far, ahead, x, row, k, y, out, scale, bias, adds = args
+    b, size = builder, 1 if int8 else 4
     hint = I32(0), I32(2), I32(1)  # to read, into the second-level cache, data
     entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
     pairs = [b.add(w, b.mul(far, I64(p))) for p in range(panels // PANELS)]
     inputs = [b.add(x, b.mul(row, I64(r))) for r in range(rows)]
     # What follows a pair is the next one, which another stream is reading already: fetch past all of them.
-    near_end = b.sub(b.mul(k, step), I64(AHEAD))
+    near_end = b.sub(b.mul(k, step), ahead)
     skip = b.mul(far, I64(panels // PANELS - 1))
     b.branch(loop)
     b.position_at_end(loop)
     i, offset = b.phi(I64), b.phi(I64)
     sums = [[b.phi(VECTOR) for _ in range(rows)] for _ in range(panels)]
     now = [list(line) for line in sums]
-    soon = b.add(offset, I64(AHEAD))
+    soon = b.add(offset, ahead)
     if panels > PANELS:
         soon = b.add(soon, b.select(b.icmp_signed(">=", offset, near_end), skip, I64(0)))
     for u in range(UNROLL):
@@ -161,7 +241,7 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
                 narrow = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
                 weights.append(b.sitofp(b.sext(narrow, ir.VectorType(I32, LANES)), VECTOR))
             else:
-                weights.append(b.load(b.inttoptr(address, VECTOR.as_pointer()), align=4))
+                weights.append(_vector(b, address))
         line = PANELS * LANES * size  # of one step, and of one pair
         for p in range(panels // PANELS):
             for start in range(0, line if u * line % 64 == 0 else 0, 64):
@@ -169,10 +249,9 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
                     _call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(at, I8.as_pointer()), *hint)
         for r in range(rows):
             at = b.add(inputs[r], b.shl(b.add(i, I64(u)), I64(2)))
-            value = b.load(b.inttoptr(at, F32.as_pointer()), align=4)
-            spread = b.shuffle_vector(b.insert_element(undefined, value, I32(0)), undefined, first)
+            value = _spread(b, at)
             for p in range(panels):
-                now[p][r] = _call(b, fma, VECTOR, weights[p], spread, now[p][r])
+                now[p][r] = _fma(b, weights[p], value, now[p][r])
     following, onward = b.add(i, I64(UNROLL)), b.add(offset, b.mul(step, I64(UNROLL)))
     for phi, start, end in ((i, I64(0), following), (offset, I64(0), onward)):
         phi.add_incoming(start, entry)
@@ -184,30 +263,25 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
     b.cbranch(b.icmp_signed("<", following, k), loop, done)
     b.position_at_end(done)
 
-    def place(address: Any, p: int) -> Any:
-        return b.inttoptr(b.add(address, I64(4 * LANES * p)), VECTOR.as_pointer())
-
     if int8:
-        scales = [b.load(place(scale, p), align=4) for p in range(panels)]
+        scales = [_vector(b, b.add(scale, I64(4 * LANES * p))) for p in range(panels)]
         now = [[b.fmul(now[p][r], scales[p]) for r in range(rows)] for p in range(panels)]
     none = cgutils.global_constant(b, "none", ir.Constant(ir.ArrayType(F32, LANES * panels), None))
     bias = b.select(b.icmp_signed("==", bias, I64(0)), b.ptrtoint(none, I64), bias)
-    biases = [b.load(place(bias, p), align=4) for p in range(panels)]
-    now = [[b.fadd(now[p][r], biases[p]) for r in range(rows)] for p in range(panels)]
-    targets = [[place(b.add(y, b.mul(out, I64(r))), p) for r in range(rows)] for p in range(panels)]
+    biases = [_vector(b, b.add(bias, I64(4 * LANES * p))) for p in range(panels)]
+    results = [(b.fadd(now[p][r], biases[p]), b.add(y, b.add(b.mul(out, I64(r)), I64(4 * LANES * p))))
+               for r in range(rows) for p in range(panels)]
     with b.if_else(b.icmp_signed("==", adds, I64(0))) as (put, add):
         with put:
-            for p in range(panels):
-                for r in range(rows):
-                    b.store(now[p][r], targets[p][r], align=4)
+            for value, target in results:
+                _put(b, value, target)
         with add:
-            for p in range(panels):
-                for r in range(rows):
-                    b.store(b.fadd(b.load(targets[p][r], align=4), now[p][r]), targets[p][r], align=4)
+            for value, target in results:
+                _put(b, b.fadd(_vector(b, target), value), target)
 
 
 def make_block(panels: int, int8: bool, most: int) -> Any:
-    """block(rows, w, step, far, x, row, k, y, out, scale, bias, adds): the micro-kernel for 1 to `most` rows."""
+    """block(rows, w, step, far, ahead, x, row, k, y, out, scale, bias, adds): the micro-kernel for 1 to `most` rows."""
 
     def build(builder: Any, args: list[Any]) -> None:
         end = builder.append_basic_block("end")
@@ -220,11 +294,11 @@ def make_block(panels: int, int8: bool, most: int) -> Any:
             builder.branch(end)
         builder.position_at_end(end)
 
-    choose = _define("choose", void(*[long] * 12), build)
+    choose = _define("choose", void(*[long] * 13), build)
 
     @njit
-    def block(rows, w, step, far, x, row, k, y, out, scale, bias, adds):
-        choose(rows, w, step, far, x, row, k, y, out, scale, bias, adds)
+    def block(rows, w, step, far, ahead, x, row, k, y, out, scale, bias, adds):
+        choose(rows, w, step, far, ahead, x, row, k, y, out, scale, bias, adds)
 
     return block
 
