@@ -101,6 +101,9 @@ class Plan:
         return min(1.0, (step + 1) / rise, (self.steps - step) / fall)
 
 
+SIZE = 0.3  # parameters of the blocks, per root of the compute in floating-point operations
+
+
 @dataclass(frozen=True)
 class Facts:
     """What the choice depends on. tokens: of the training data. longest: tokens of the longest sequence. seconds: to
@@ -121,16 +124,18 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     steps is a guess where time is given: it is fixed after the speed is measured.
     """
     longest = max(2, facts.longest - 1)
-    context = choices.get("context") or max(8, min(256, 1 << (longest - 1).bit_length()))
-    per_step = max(256, min(4096, facts.tokens // 4))
-    rows = max(1, per_step // context)
-    if facts.seconds is not None:
-        compute = facts.flops * facts.seconds
-    else:  # the compute that so many steps of the best size take
-        compute = (6 * 0.5 * (choices.get("steps") or 1000) * rows * context) ** 2
-    wanted = 0.5 * math.sqrt(compute)
-    size = max(20_000.0, min(wanted, 40.0 * facts.tokens, 3e8))
+    context = choices.get("context")
+    if not isinstance(context, int) or context < 1:
+        context = max(8, min(256, 1 << (longest - 1).bit_length()))
+    steps = choices.get("steps")
+    given_steps = steps if isinstance(steps, int) and steps > 0 else 1000
+    # The compute of the dial; of a number of steps, what they take with the size that would be chosen for it.
+    compute = facts.flops * facts.seconds if facts.seconds is not None else (6 * SIZE * given_steps * 2048) ** 2
+    wanted = 1 << max(9, min(13, round(math.log2(math.sqrt(compute) / 3000))))  # small batches in short runs
+    rows = max(1, max(256, min(wanted, facts.tokens // 4)) // context)
+    size = max(20_000.0, min(SIZE * math.sqrt(compute), 40.0 * facts.tokens, 3e8))
     width = max(32, min(1024, round((64 * size / 12) ** (1 / 3) / 32) * 32))
+    width = width if width < 128 else width // 64 * 64  # whole heads of 64
     depth = max(1, min(24, round(size / (12 * width * width))))
     steps = max(20, int(compute / (6 * (12 * width * width * depth + facts.vocabulary * width) * rows * context)))
     plan = Plan(facts.vocabulary, width=width, depth=depth, heads=heads_of(width), context=context, rows=rows,
@@ -144,6 +149,11 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     why = (f"{facts.tokens:,} tokens of {facts.vocabulary:,} kinds, {given} on {facts.threads} threads in "
            f"{plan.precision}: about {max(passes, 0.01):.2g} passes")
     return plan, why
+
+
+def most_steps(tokens: int, plan: Plan) -> int:
+    """Beyond so many passes a few sequences are only learned by heart, however much time there is."""
+    return max(500, 100 * tokens // plan.tokens_per_step)
 
 
 def heads_of(width: int) -> int:

@@ -27,7 +27,7 @@ from segue.training import distributed
 from segue.training.batches import Batches
 from segue.training.evaluate import score
 from segue.training.loop import Run, deterministic
-from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine
+from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
 from segue.verbs.fitted import Fitted, Report, as_data, load
 
 __all__ = ["build", "fit", "load"]
@@ -196,7 +196,7 @@ def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, 
         if minutes is not None and "steps" not in choices:
             each = seconds_per_step(train, plan, device)
             left = minutes * 60 - (time.monotonic() - begin)
-            plan = plan.with_(steps=max(1, int(0.93 * left / each)))
+            plan = plan.with_(steps=min(max(1, int(0.93 * left / each)), most_steps(facts.tokens, plan)))
             why = choose(facts, **{**given, "steps": plan.steps})[1]
         write_json(path, {"plan": plan.to_dict(), "why": why})
     distributed.barrier()
