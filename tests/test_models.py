@@ -66,7 +66,7 @@ def test_contract_of_a_whole_prompt() -> None:
 @pytest.mark.parametrize("name", [*STACKS, *FAMILIES])
 def test_contract_at_length(name: str) -> None:
     model = stack(name, **STACKS[name]) if name in STACKS else stack("attention*2", **FAMILIES[name])
-    check_model(model, examples=100, seed=1)
+    check_model(model, examples=30, seed=1)
 
 
 class Wrapped:

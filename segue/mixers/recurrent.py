@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
@@ -29,7 +28,7 @@ class TorchRecurrence(Recurrence):
         memories = 2 if isinstance(self.module, nn.LSTM) else 1
         return tuple(like.new_zeros(batch, self.module.hidden_size) for _ in range(memories))
 
-    def _call(self, x: object, state: Tensors) -> tuple[object, Tensors]:
+    def _call(self, x: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
         layered = tuple(s[None].contiguous() for s in state)
         y, final = self.module(x, layered if len(layered) > 1 else layered[0])
         final = final if isinstance(final, tuple) else (final,)
@@ -41,64 +40,24 @@ class TorchRecurrence(Recurrence):
         batch, n = x.shape[:2]
         if not x.numel():
             return x.new_zeros(batch, n, self.module.hidden_size), state
-        if starts is not None and bool(starts.any()):
-            return self._scan_documents(x, state, starts, lengths)
-        y, final = self._call(x, state)
-        assert isinstance(y, Tensor)
-        if lengths is not None:
-            final = self._ragged_final(x, y, state, lengths, final)
-        return y, final
+        # Torch's kernels cannot stop or reset in the middle: cut the run wherever some row does.
+        cuts = set() if starts is None else set(torch.nonzero(starts.any(0))[:, 0].tolist())
+        cuts |= set() if lengths is None else set(lengths.tolist())
+        edges = [0, *sorted(cuts - {0, n}), n]
+        fresh, wanted, outputs = self.initial(batch, x), state, []
+        for begin, end in zip(edges[:-1], edges[1:]):
+            if lengths is not None:
+                wanted = _choose(lengths == begin, state, wanted)
+            if starts is not None and begin in cuts:
+                state = _choose(starts[:, begin], fresh, state)
+            y, state = self._call(x[:, begin:end], state)
+            outputs.append(y)
+        final = state if lengths is None else _choose(lengths == n, state, wanted)
+        return (torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]), final
 
-    def _ragged_final(self, x: Tensor, y: Tensor, state: Tensors, lengths: Tensor, final: Tensors) -> Tensors:
-        if bool((lengths == x.shape[1]).all()):
-            return final
-        some = torch.nonzero(lengths > 0)[:, 0]
-        after = tuple(s.clone() for s in state)
-        if len(some):
-            packed = pack_sequence([x[row, : int(lengths[row])] for row in some], enforce_sorted=False)
-            new = self._call(packed, tuple(s[some] for s in state))[1]
-            after = tuple(s.index_put((some,), f) for s, f in zip(after, new))
-        return after
 
-    def _scan_documents(self, x: Tensor, state: Tensors, starts: Tensor, lengths: Tensor | None,
-                        ) -> tuple[Tensor, Tensors]:
-        """Documents packed in a row are run as rows of their own: torch's kernels cannot reset in the middle."""
-        batch, n = x.shape[:2]
-        pieces: list[tuple[int, int, int, bool]] = []  # row, begin, end, does it continue the state?
-        finals: list[int] = []  # for each row the piece in which its requested final state lies, -1: the given state
-        for row in range(batch):
-            stop = n if lengths is None else int(lengths[row])
-            heads = torch.nonzero(starts[row])[:, 0].tolist()
-            edges = sorted({0, *heads, stop, n})
-            finals.append(-1)
-            for begin, end in zip(edges[:-1], edges[1:]):
-                if begin < stop:
-                    finals[-1] = len(pieces)
-                pieces.append((row, begin, end, begin not in heads))
-        # A piece cut at `stop` must hand its state on: run such tails after their heads, in a second round.
-        fresh = self.initial(1, x)
-        outputs: dict[tuple[int, int], Tensor] = {}
-        ends: dict[tuple[int, int], Tensors] = {}
-        first = [p for p in pieces if not p[3] or p[1] == 0]
-        second = [p for p in pieces if p[3] and p[1] > 0]
-        for group in (first, second):
-            if not group:
-                continue
-            before = []
-            for row, begin, _, continues in group:
-                if not continues:
-                    before.append(tuple(s[0] for s in fresh))
-                else:
-                    before.append(tuple(s[row] for s in state) if begin == 0 else ends[row, begin])
-            packed = pack_sequence([x[row, begin:end] for row, begin, end, _ in group], enforce_sorted=False)
-            y, after = self._call(packed, tuple(torch.stack(s) for s in zip(*before)))
-            for index, ((row, begin, end, _), out) in enumerate(zip(group, unpack_sequence(y))):  # type: ignore[arg-type]
-                outputs[row, begin] = out
-                ends[row, end] = tuple(s[index] for s in after)
-        y = torch.stack([torch.cat([outputs[r, b] for r, b, _, _ in pieces if r == row]) for row in range(batch)])
-        last = [tuple(s[row] for s in state) if piece < 0 else ends[row, pieces[piece][2]]
-                for row, piece in enumerate(finals)]
-        return y, tuple(torch.stack(s) for s in zip(*last))
+def _choose(rows: Tensor, a: Tensors, b: Tensors) -> Tensors:
+    return tuple(torch.where(rows[:, None], x, y) for x, y in zip(a, b))
 
 
 class RecurrentMixer(Mixer):
