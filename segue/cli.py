@@ -146,7 +146,7 @@ def continue_(model: Model,
               decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup or "
                                                           "beam.")] = None,
               draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
-                                                        "lookup or none.")] = None,
+                                                        "lookup, both, counts or none.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None,
               weights: Weights = None, seed: Seed = None,
