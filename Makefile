@@ -8,7 +8,7 @@ demo: .venv/.core
 	$(bin)/segue demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(bin)/pytest -q
+	OMP_NUM_THREADS=1 $(bin)/pytest -q -n 2
 
 lint: .venv/.dev
 	$(bin)/ruff check .
