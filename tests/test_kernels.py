@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segue.kernels import scan as kernels
+from segue.kernels.convolution import long_convolution, long_convolution_reference
 from segue.kernels.gla import FLOOR, gla, gla_reference
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
 
@@ -202,3 +203,10 @@ def test_bfloat16_keeps_decays_and_states_wide(form: str) -> None:
         expected = plain_selective(low[0].float(), dt, A, low[1].float(), low[2].float(), D, h, None)
         assert final.dtype == torch.float32 and y.dtype == torch.bfloat16
         agree([y.float(), final], list(expected), 0.01)
+
+
+@EXAMPLES
+@given(batch=st.integers(1, 3), length=st.integers(0, 40), taps=st.integers(1, 50))
+def test_long_convolution_is_the_naive_sum(batch: int, length: int, taps: int) -> None:
+    u, kernel = torch.randn(batch, length, 3, dtype=torch.float64), torch.randn(taps, 3, dtype=torch.float64)
+    torch.testing.assert_close(long_convolution(u, kernel), long_convolution_reference(u, kernel), rtol=0, atol=1e-11)

@@ -570,3 +570,11 @@ def test_interval_covers() -> None:
 def test_weights_of_names_a_tied_table_once() -> None:
     model = Stack(StackConfig(20, 16, ["gru"]))
     assert "embedding.weight" in weights_of(model) and "head.weight" not in weights_of(model)
+
+
+def test_documents_that_cannot_share_a_row_get_one_each() -> None:
+    store = Arrays([np.arange(n) for n in (3, 5, 9, 2)])
+    batch = Batches(store, context=8, rows=4, packing=False).make(0)
+    assert batch.starts is None
+    found = {tuple(row[row >= 0].tolist()) for row in batch.targets}
+    assert found == {tuple(range(1, n)) for n in (3, 5, 9, 2)}

@@ -50,8 +50,7 @@ class Mixer(nn.Module):
         if layout is None:
             fresh = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
             layout = fresh if state is None else state.layout(x.shape[1])
-        if layout.starts is not None and not self.resettable:
-            raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
+        self.accept(layout)
         if state is None:
             return self.run(x, layout, None)
         state.check_rows(x.shape[0])
@@ -67,13 +66,20 @@ class Mixer(nn.Module):
         was; what was computed is pending in it until `state.commit(path)`.
         """
         self._check_causal()
-        if starts is not None and not self.resettable:
-            raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
         state.check_rows(x.shape[0])
         layout = state.layout(x.shape[1], parents, positions, starts)
+        self.accept(layout)
         y = self.run(x, layout, state.layers[0])
         state.pending = layout
         return y
+
+    def accept(self, layout: Layout) -> None:
+        """Refuse a layout that asks for more than this mixer declares."""
+        if layout.starts is not None and not self.resettable:
+            raise SegueError(f"{type(self).__name__} cannot reset inside a sequence: give it one document per row")
+        if layout.grid is not None and len(layout.grid) > self.axes:
+            raise SegueError(f"{type(self).__name__} takes {self.axes} sequence axes, not {len(layout.grid)}: "
+                             "give the elements as one sequence, or choose a mixer of more axes (docs/mixers.md)")
 
     def _check_causal(self) -> None:
         if not self.causal:

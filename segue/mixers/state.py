@@ -6,6 +6,7 @@ A `State` holds the parts of one mixer or of a whole stack, and where each row s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,15 +26,18 @@ class Layout:
     parents: (B, N) long, or None for a chain. `parents[b, i]` is the node that node i follows in this call, -1 the
         state's end. Nodes are topologically ordered; padding nodes come last and nothing real descends from them.
     starts: (B, N) bool, or None. True where a new document (episode) begins: nothing before it is seen.
+    grid: sizes of the sequence axes (time, height, width ...) whose product is N, where the nodes lie on a grid in
+        row-major order, or None for one axis. A mixer says how many axes it takes (`Mixer.axes`).
     """
 
     positions: Tensor
     parents: Tensor | None = None
     starts: Tensor | None = None
+    grid: tuple[int, ...] | None = None
 
     @staticmethod
     def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,
-              device: torch.device | str | None = None) -> Layout:
+              device: torch.device | str | None = None, grid: tuple[int, ...] | None = None) -> Layout:
         """`shape` (B, N) nodes one after the other; `first` (B,) is the position of the first (default 0)."""
         if starts is not None:
             device = starts.device
@@ -43,7 +47,10 @@ class Layout:
             # At a start the position is 0 again: subtract the position that the latest start would have had.
             latest = torch.where(starts, index, -1).cummax(dim=1).values
             positions = torch.where(latest >= 0, index - latest, positions)
-        return Layout(positions, None, starts)
+        if grid is not None and math.prod(grid) != shape[1]:
+            raise SegueError(f"a grid of {' x '.join(map(str, grid))} has {math.prod(grid)} places, "
+                             f"but there are {shape[1]} nodes")
+        return Layout(positions, None, starts, grid)
 
     @staticmethod
     def tree(parents: Tensor, first: Tensor) -> Layout:

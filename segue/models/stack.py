@@ -54,6 +54,9 @@ class StackConfig:
     learned_positions: how many learned absolute positions are added to the embedding (0: none).
     parallel: mixer and channel mixer both read the block's input (GPT-NeoX). tied: the head is the embedding.
     embed_norm: normalise the embedding before the first block. dropout: on each branch, in training only.
+    inputs: C, where the elements are vectors of C real numbers instead of ids (a linear map embeds them).
+    pool: "mean" reads the head off the mean of the document's hidden vectors so far instead of the last one: at its
+        last element that is the mean of them all, as a classifier wants it. "" (default) pools nothing.
     """
 
     vocabulary: int
@@ -71,6 +74,8 @@ class StackConfig:
     tied: bool = True
     embed_norm: bool = False
     dropout: float = 0.0
+    inputs: int = 0
+    pool: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -135,6 +140,17 @@ class Block(nn.Module):
         return x + self.drop(self.channel(self.channel_norm(x)))
 
 
+def running_mean(x: Tensor, layout: Layout) -> Tensor:
+    """(B, N, D) -> at each node the mean of its document up to there."""
+    total = x.float().cumsum(1)
+    count = torch.arange(1, x.shape[1] + 1, device=x.device).expand(x.shape[:2])
+    if layout.starts is not None:  # less what was summed before the document began
+        begin = torch.where(layout.starts, count - 1, 0).cummax(1).values
+        before = gather_nodes(F.pad(total, (0, 0, 1, 0)), begin)
+        total, count = total - before, count - begin
+    return (total / count[..., None]).to(x.dtype)
+
+
 class Stack(nn.Module):
     """A language model over element ids. Satisfies `segue.models.base.Decodable`."""
 
@@ -147,8 +163,12 @@ class Stack(nn.Module):
             raise SegueError(f"norm '{config.norm}' is unknown: choose rms or layer")
         if unknown := {name for name in config.options if name.partition(":")[0] not in MIXERS}:
             raise SegueError(f"options of unknown mixers {sorted(unknown)}: choose from {', '.join(sorted(MIXERS))}")
+        if config.pool not in ("", "mean") or (config.inputs and config.tied):
+            raise SegueError(f"pool '{config.pool}', inputs {config.inputs}, tied {config.tied} do not fit: pool is "
+                             "'' or 'mean', and a model of real vectors has an untied head")
         self.config = config
-        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.embedding = nn.Linear(config.inputs, config.width) if config.inputs else \
+            nn.Embedding(config.vocabulary, config.width)
         self.position_embedding = nn.Embedding(config.learned_positions, config.width) \
             if config.learned_positions else None
         self.embed_norm = make_norm(config) if config.embed_norm else None
@@ -163,7 +183,7 @@ class Stack(nn.Module):
     def reset_parameters(self) -> None:
         """Embeddings of deviation 0.02; branches that write to the residual stream are scaled down by its length."""
         for table in (self.embedding, self.position_embedding):
-            if table is not None:
+            if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
         if not self.config.tied:
             nn.init.normal_(self.head.weight, std=0.02)
@@ -179,13 +199,18 @@ class Stack(nn.Module):
         return self.config.vocabulary
 
     @property
+    def resettable(self) -> bool:
+        """Whether documents may be packed into one row."""
+        return all(block.mixer.resettable for block in self.blocks)
+
+    @property
     def path(self) -> str:
         weight = self.embedding.weight
         return f"torch {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         eager = not torch.compiler.is_compiling()
-        if eager and tokens.device.type == "cpu":
+        if eager and tokens.device.type == "cpu" and not self.config.inputs:
             check_tokens(tokens, self.config.vocabulary)
         x = self.embedding(tokens)
         if self.position_embedding is not None:
@@ -197,12 +222,14 @@ class Stack(nn.Module):
         return self.drop(x if self.embed_norm is None else self.embed_norm(x))
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """(B, N) -> (B, N, D) after the last norm."""
+        """(B, N), or (B, N, C) real vectors -> (B, N, D) after the last norm, pooled where the config says so."""
         x = self.embed(tokens, layout.positions)
         for index, block in enumerate(self.blocks):
+            block.mixer.accept(layout)
             parts = None if state is None else state.layers[index]
             x = block(x, lambda mixer, y, parts=parts: mixer.run(y, layout, parts))
-        return self.norm(x)
+        x = self.norm(x)
+        return running_mean(x, layout) if self.config.pool else x
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form: tokens (B, T) long, `layout` for packed documents (default: one document a row)."""
@@ -212,6 +239,8 @@ class Stack(nn.Module):
         return Output(self.head(hidden), hidden)
 
     def init_state(self, batch: int, history: int = 0) -> State:
+        if self.config.pool or self.config.inputs:
+            raise SegueError("this model reads whole sequences (pool, or real inputs): it cannot continue them")
         for name, block in zip(self.config.mixers, self.blocks):
             if not block.mixer.causal:
                 raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")

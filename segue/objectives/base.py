@@ -15,15 +15,17 @@ from segue.mixers.state import Layout
 class Batch:
     """Rows of elements and what is to be predicted from them.
 
-    tokens: (B, T) long. targets: (B, T) long, -1 where nothing is predicted.
+    tokens: (B, T) long, or (B, T, C) real vectors. targets: (B, T) long, -1 where nothing is predicted.
     starts: (B, T) bool, True where a new document begins in a packed row, or None where each row is of one document.
     channels: side channels aligned with `tokens`, (B, T) or (B, T, w).
+    grid: sizes of the sequence axes whose product is T, where elements lie on a grid (see `Layout`).
     """
 
     tokens: Tensor
     targets: Tensor
     starts: Tensor | None = None
     channels: dict[str, Tensor] = field(default_factory=dict)
+    grid: tuple[int, ...] | None = None
 
     @property
     def count(self) -> int:
@@ -33,7 +35,7 @@ class Batch:
     @property
     def layout(self) -> Layout:
         shape = (self.tokens.shape[0], self.tokens.shape[1])
-        return Layout.chain(shape, starts=self.starts, device=self.tokens.device)
+        return Layout.chain(shape, starts=self.starts, device=self.tokens.device, grid=self.grid)
 
     def to(self, device: torch.device | str) -> Batch:
         return self.map(lambda x: x.to(device))
@@ -52,10 +54,11 @@ class Batch:
         """Rows of several batches of the same length under one another (a strategy that mixes in old rows)."""
         starts = None
         if any(batch.starts is not None for batch in batches):
-            starts = torch.cat([torch.zeros_like(b.tokens, dtype=torch.bool) if b.starts is None else b.starts
+            starts = torch.cat([torch.zeros_like(b.targets, dtype=torch.bool) if b.starts is None else b.starts
                                 for b in batches])
         channels = {name: torch.cat([b.channels[name] for b in batches]) for name in batches[0].channels}
-        return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.targets for b in batches]), starts, channels)
+        return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.targets for b in batches]), starts, channels,
+                     batches[0].grid)
 
 
 @dataclass

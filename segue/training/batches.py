@@ -73,11 +73,12 @@ class Batches:
     """Batches of `rows` rows of `context` elements from a store.
 
     `batches(step)` -> Batch, always the same for the same step and seed. One epoch shows every element once (a few
-    twice, where windows overlap at the end of a document).
+    twice, where windows overlap at the end of a document). packing: several short documents to a row; False gives each
+    a row of its own, for models that cannot reset inside a sequence.
     """
 
-    def __init__(self, store: Store, context: int, rows: int, seed: int = 0) -> None:
-        self.store, self.context, self.rows, self.seed = store, context, rows, seed
+    def __init__(self, store: Store, context: int, rows: int, seed: int = 0, packing: bool = True) -> None:
+        self.store, self.context, self.rows, self.seed, self.packing = store, context, rows, seed, packing
         offsets = np.asarray(store.offsets)
         predicted = np.diff(offsets) - 1
         if not (predicted > 0).any():
@@ -110,7 +111,8 @@ class Batches:
         packed: list[np.ndarray] = []
         for at in range(0, len(order), 1 << 14):
             group = order[at : at + (1 << 14)]
-            packed += [group[row] for row in pack(self.predicted[group], context)]
+            members = pack(self.predicted[group], context) if self.packing else [[i] for i in range(len(group))]
+            packed += [group[row] for row in members]
         plain = draw.permutation(len(windows))
         several = -1 - draw.permutation(len(packed))
         batches = [part[at : at + rows] for part in (plain, several) for at in range(0, len(part) - rows + 1, rows)]
@@ -154,7 +156,7 @@ class Batches:
                 starts[row, cursor] = cursor > 0
                 cursor += length
             live[row, cursor:] = False
-            starts[row, cursor : cursor + 1] = True  # the padding is a document of its own
+            starts[row, cursor : cursor + 1] = self.packing  # the padding is a document of its own
         tokens = torch.from_numpy(self.store.tokens[at].astype(np.int64))
         targets = torch.from_numpy(np.where(live, self.store.tokens[at + live].astype(np.int64), -1))
         channels = {name: torch.from_numpy(np.ascontiguousarray(values[at])) for name, values in

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.files import write_text
-from segue.objectives import NextElement, Objective
+from segue.objectives import Batch, NextElement, Objective
 from segue.progress import progress
 from segue.training import distributed
-from segue.training.batches import Batches
 from segue.training.checkpoint import load_tensors, remove_leftovers, save_tensors, weights_of
 from segue.training.optimiser import Optimiser
 from segue.training.recipe import Plan
@@ -37,14 +36,16 @@ CHECKPOINT = "checkpoint.safetensors"
 class Run:
     """One experience being learned.
 
-    model: moved in place. batches: rows for each step. folder: where the checkpoint and the log go (None: nowhere).
-    held_out: the held-out score, nats per element, lower is better; measured `plan.measure` times. key: what the
-    checkpoint must have been made for; another one is an error. save_seconds: between checkpoints.
+    model: moved in place. batches: the rows of a step, a pure function of it (`Batches`, or a task that draws them).
+    folder: where the checkpoint and the log go (None: nowhere). held_out: the held-out score, nats per element, lower
+    is better; measured `plan.measure` times. key: what the checkpoint must have been made for; another one is an error.
+    save_seconds: between checkpoints.
     """
 
-    def __init__(self, model: nn.Module, batches: Batches, plan: Plan, *, objective: Objective | None = None,
-                 strategy: Strategy | None = None, folder: Path | None = None, key: str = "",
-                 held_out: Callable[[nn.Module], float] | None = None, save_seconds: float = 15.0) -> None:
+    def __init__(self, model: nn.Module, batches: Callable[[int], Batch], plan: Plan, *,
+                 objective: Objective | None = None, strategy: Strategy | None = None,
+                 folder: Path | None = None, key: str = "", held_out: Callable[[nn.Module], float] | None = None,
+                 save_seconds: float = 15.0) -> None:
         self.model, self.batches, self.plan = model, batches, plan
         self.objective: Objective = objective or NextElement()
         self.strategy = strategy or Strategy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import shutil
@@ -22,6 +23,7 @@ from segue.data import Data, TokenStore
 from segue.errors import SegueError
 from segue.files import read_json, write_json
 from segue.kinds import Codec
+from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
 from segue.training import distributed
 from segue.training.batches import Batches
@@ -69,7 +71,10 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     folder = None if out is None else Path(out)
     if mixer is not None:
         choices["mixer"] = mixer
-        expand_pattern(mixer)
+        for name in expand_pattern(mixer):
+            if not MIXERS[name.partition(":")[0]].causal:
+                raise SegueError(f"mixer '{name}' looks ahead: a model fitted with it could not continue a sequence; "
+                                 "choose a causal one (docs/mixers.md)")
     codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "tokenizer", "k",
                                                                                    "min_count", "ambiguous")}
     request = json.loads(json.dumps({
@@ -93,8 +98,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         line = describe(plan, why)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
-        batches = Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed)
         model = build(plan).to(where)
+        batches = Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed, model.resettable)
         run = Run(model, batches, plan, folder=None if folder is None else work, key=key_of(request),
                   held_out=in_passing(held, plan), save_seconds=save_seconds)
         try:
@@ -209,9 +214,11 @@ def build(plan: Plan) -> Stack:
     mixers = expand_pattern(plan.mixer)
     if len(mixers) < plan.depth:
         mixers = expand_pattern(plan.mixer, plan.depth)
-    options = {"attention": {"heads": plan.heads, "qk_norm": plan.qk_norm}, "gla": {"heads": plan.heads}}
-    options = {name: values | plan.options.get(name, {}) for name, values in options.items() if name in mixers} | \
-        {name: values for name, values in plan.options.items() if name not in options}
+    shared = {"heads": plan.heads, "qk_norm": plan.qk_norm}
+    options = dict(plan.options)
+    for name in set(mixers):
+        takes = inspect.signature(MIXERS[name.partition(":")[0]]).parameters
+        options[name] = {key: value for key, value in shared.items() if key in takes} | plan.options.get(name, {})
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
         return Stack(StackConfig(plan.vocabulary, plan.width, mixers, options=options, channel=plan.channel,
@@ -220,8 +227,9 @@ def build(plan: Plan) -> Stack:
 
 def seconds_per_step(store: TokenStore, plan: Plan, device: torch.device, most: float = 3.0) -> float:
     """Measured on a throwaway copy: the median of a few steps after two to warm up."""
-    batches = Batches(store, plan.context, plan.rows, plan.seed)
-    run = Run(build(plan).to(device), batches, plan)
+    model = build(plan).to(device)
+    batches = Batches(store, plan.context, plan.rows, plan.seed, model.resettable)
+    run = Run(model, batches, plan)
     run.model.train()
     times: list[float] = []
     with deterministic(plan.threads):

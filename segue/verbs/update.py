@@ -120,7 +120,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         kept = read_json(work / "plan.json")
         plan, before = Plan.from_dict(kept["plan"]), kept["before"]
         made = make(strategy, memory)
-        batches = Batches(train, plan.context, plan.rows, plan.seed)
+        batches = Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable)
         run = Run(fitted.model, batches, plan, strategy=made, folder=None if fitted.folder is None else work,
                   key=key_of(request), held_out=in_passing(held, plan), save_seconds=save_seconds)
         try:

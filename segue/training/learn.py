@@ -1,0 +1,38 @@
+"""Train any model on batches that are drawn, with the one loop: for tasks, claims and experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from segue.objectives import Batch, Objective
+from segue.training.loop import Run
+from segue.training.recipe import Plan
+
+
+def learn(model: nn.Module, batches: Callable[[int], Batch], steps: int, *, rate: float = 3e-3, seed: int = 0,
+          objective: Objective | None = None, quiet: bool = True, **choices: Any) -> Run:
+    """Move the model `steps` steps by AdamW; the finished `Run` has the learning curve.
+
+    batches: the rows of each step, a pure function of it (see `Task.batches`). rate: of all parameters but the mixers'
+    state parameters, which learn at most at 0.001. choices: any other entry of `Plan` (warmup, decay, clip ...).
+    """
+    first = batches(0).targets
+    plan = Plan(vocabulary=1, rows=first.shape[0], context=first.shape[1], steps=steps, seed=seed, muon=False,
+                rate=rate, table_rate=rate, vector_rate=rate, state_rate=min(rate, 1e-3), decay=0.0, warmup=0.05,
+                threads=torch.get_num_threads())
+    run = Run(model, batches, plan.with_(**choices), objective=objective)
+    run.train(quiet=quiet)
+    return run
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batch: Batch) -> float:
+    """The share of asked-for elements that the model names (greedy)."""
+    model.eval()
+    guess = model(batch.tokens, batch.layout).logits.argmax(-1)
+    asked = batch.targets >= 0
+    return float((guess == batch.targets)[asked].float().mean())
