@@ -203,6 +203,21 @@ def compare(paths: Paths, minutes: Minutes = None, json_file: JsonFile = None, k
         show_json(report.to_dict(), json_file)
 
 
+@command("look", "segue look model 'to be or not to be' --out look.png")
+def look(model: Model,
+         text: Annotated[str | None, typer.Argument(metavar="INPUT", show_default=False,
+                                                    help="The sequence to read.")] = None,
+         file: Annotated[Path | None, typer.Option("--file", metavar="F", help="Read the first sequence of a file "
+                                                   "instead.")] = None,
+         out: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")] = Path("look.png")) -> None:
+    """Draw what each element reads, layer by layer: the matrices a model's mixers apply."""
+    from segue.verbs.look import look as draw
+
+    if (text is None) == (file is None):
+        raise SegueError("give a sequence or --file, one of them")
+    show(str(draw(segue.load(model), text if text is not None else file, out=out)))
+
+
 @command("papers", "segue papers --json")
 def papers(as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False) -> None:
     """Every paper the library knows: slug, title, status, parts."""

@@ -61,7 +61,7 @@ class Stops:
         return self.find(self.codec.decode(tokens[-self.longest :])) is not None
 
 
-def _prime(codec: Codec, prime: Any) -> list[int]:
+def prime_tokens(codec: Codec, prime: Any) -> list[int]:
     """The prime's ids, behind the token that begins a document. Where nothing begins one, what ends the one before."""
     ids = [] if prime is None or len(prime) == 0 else codec.encode(prime).tolist()
     begin = codec.eos if codec.bos is None and not ids else codec.bos
@@ -85,7 +85,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
     stops = Stops(stop, codec) if len(stop) else None
-    prompts = [_prime(codec, prime) for prime in primes]
+    prompts = [prime_tokens(codec, prime) for prime in primes]
     options.setdefault("eos", codec.eos)
     answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
     for prompt, answer in zip(prompts, answers):
@@ -119,7 +119,7 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
     to be the beginning of a stop string is held back. The pieces of a row add up to its `value`."""
     stops = Stops(stop, codec) if len(stop) else None
     held = max(stops.longest - 1, 0) if stops is not None else 0
-    prompts = [_prime(codec, prime) for prime in primes]
+    prompts = [prime_tokens(codec, prime) for prime in primes]
     options.setdefault("eos", codec.eos)
     waiting = [codec.decode([]) for _ in prompts]
     decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts]
@@ -161,7 +161,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     kind = fitted.kind
     items = kind.storage == "items"
     many = isinstance(prime, (list, tuple)) and (not items or any(isinstance(each, (list, tuple)) for each in prime))
-    primes = [_object(kind, each) for each in (prime if many else [prime])]
+    primes = [prime_object(kind, each) for each in (prime if many else [prime])]
     if not primes:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     mixture = getattr(fitted, "mixture", None)
@@ -178,7 +178,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     return answers if many else answers[0]
 
 
-def _object(kind: Kind, prime: Any) -> Any:
+def prime_object(kind: Kind, prime: Any) -> Any:
     if isinstance(prime, Path):
         record = next(iter(kind.read(prime)), None)
         if record is None:
