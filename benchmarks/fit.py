@@ -1,6 +1,6 @@
 """Training speed beside a plain loop over the transformers model of the same shape, in one run.
 
-    python benchmarks/fit.py [--steps 12] [--json FILE]
+    python benchmarks/fit.py [--steps 12]      # writes results/fit.md
 
 The plain loop is what its users write: AdamW, the model's own loss, a batch padded to its longest sequence. Rounds of
 the two alternate, and the median step counts, so that a busy machine troubles both alike. Tokens are those predicted;
@@ -13,11 +13,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from segue.models import StackConfig
 from segue.training import Arrays, Batches, Plan, Run
 from segue.training.loop import autocast
 from segue.training.recipe import cores, fast_bfloat16, machine
@@ -87,7 +87,6 @@ def race(runners: dict[str, Callable[[], int]], steps: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--json")
     given = parser.parse_args()
     threads = cores()
     torch.set_num_threads(threads)
@@ -95,9 +94,13 @@ def main() -> None:
     stores = {"long": Arrays([draw.integers(0, VOCABULARY, 5000) for _ in range(40)]),
               "short": Arrays([draw.integers(0, VOCABULARY, n) for n in draw.integers(20, 201, 2000)])}
     best = "bfloat16" if fast_bfloat16(threads) else "float32"
-    shape = StackConfig(VOCABULARY, WIDTH, ["attention"] * DEPTH)
-    print(f"{DEPTH} blocks of width {shape.width}, {ROWS} rows of {CONTEXT}, vocabulary {VOCABULARY}; {machine()}")
-    result: dict[str, dict[str, float]] = {}
+    precisions = list(dict.fromkeys(("float32", best)))
+    lines = ["# Training beside a plain loop over transformers", "", "`python benchmarks/fit.py`", "",
+             f"{DEPTH} blocks of width {WIDTH}, {ROWS} rows of {CONTEXT}, vocabulary {VOCABULARY:,}, on {machine()}. "
+             "Tokens are those predicted, padding is not counted. Long documents fill the rows of both; of short ones "
+             "(20 to 200 tokens) we pack several in a row, and the plain loop pads.", "",
+             f"| documents | loop | tokens/s | {' | '.join(f'to transformers, {p}' for p in precisions)} |",
+             "|---|---|---|" + "---|" * len(precisions)]
     for documents, store in stores.items():
         speeds = race({"transformers, float32": theirs(store, "float32"),
                        **({"transformers, bfloat16": theirs(store, best)} if best != "float32" else {}),
@@ -105,15 +108,12 @@ def main() -> None:
                        f"segue as fit runs it ({best}, Muon)": ours(store, best, True, threads),
                        **({"segue, bfloat16, AdamW": ours(store, best, False, threads)} if best != "float32" else {}),
                        }, given.steps)
-        result[documents] = speeds
-        print(f"\n{documents} documents: tokens/s, and the ratio to transformers in float32 and in {best}")
         for name, speed in speeds.items():
-            peers = [speeds[p] for p in ("transformers, float32", "transformers, bfloat16") if p in speeds]
-            print(f"  {name:42} {speed:9,.0f}  " + "  ".join(f"{speed / peer:5.2f}x" for peer in peers))
-    if given.json:
-        from segue.files import write_json
-
-        write_json(given.json, {"machine": machine(), "tokens_per_second": result})
+            ratios = [f"{speed / speeds[f'transformers, {precision}']:.2f}x" for precision in precisions]
+            lines.append(f"| {documents} | {name} | {speed:,.0f} | {' | '.join(ratios)} |")
+    text = "\n".join(lines) + "\n"
+    print(text)
+    (Path(__file__).parent / "results" / "fit.md").write_text(text)
 
 
 if __name__ == "__main__":

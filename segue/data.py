@@ -531,6 +531,7 @@ class Data:
                 "fingerprint": fingerprint,
                 "problems": [asdict(problem) for problem in self.problems],
                 "problems_total": self.problems.total,
+                "note": self.problems.note,
             },
         )
 
@@ -544,7 +545,8 @@ class Data:
                 raise SegueError(f"{folder} was written as '{meta['format']}'; this version reads '{FORMAT}'")
             kind = KINDS[meta["kind"]]
             elements = read_json(folder / "elements.json") if kind.storage == "items" else None
-            problems = Problems((Problem(**problem) for problem in meta["problems"]), meta["problems_total"])
+            found = (Problem(**problem) for problem in meta["problems"])
+            problems = Problems(found, meta["problems_total"], meta.get("note", ""))
             data = cls(
                 kind,
                 _mapped(folder / "records.arrow"),
@@ -733,6 +735,7 @@ class Data:
             "vocabulary": len(self.vocabulary),
             "most_frequent": {label(e): n for e, n in top},
             "channels": sorted(self.channels),
+            "note": self.problems.note,
             "examples": [list(example) for example in self.examples()],
             "problems": [str(problem) for problem in self.problems],
             "problems_total": self.problems.total,
@@ -750,6 +753,8 @@ class Data:
         table.add_column(style="bold")
         table.add_column(overflow="fold")
         table.add_row("kind", facts["kind"])
+        if facts["note"]:
+            table.add_row("read as", Styled(facts["note"]))
         table.add_row("sequences", f"{facts['sequences']:,}")
         table.add_row(f"{unit}s", f"{facts['total']:,}")
         if spread := facts["lengths"]:

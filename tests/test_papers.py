@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from segue.errors import SegueError
 from segue.papers import PAPERS, claim, reproduce
 from segue.papers.base import Claim, Row, Run, run_claim
 
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = sorted((ROOT / "benchmarks" / "results" / "claims").glob("*-[cg]pu.json"))
 CLAIMS = [slug for slug, paper in PAPERS.items() if paper.module]
 
 
@@ -32,6 +35,21 @@ def test_every_claim_runs_at_smoke_scale(slug: str, tmp_path: Path) -> None:
     assert (tmp_path / f"{slug}-smoke.png").read_bytes().startswith(b"\x89PNG")
     columns = set().union(*report.table)
     assert all(set(row) <= columns for row in report.table)
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_a_committed_report_is_what_its_claim_says_today(path: Path) -> None:
+    """The rule was not bent after the run, and the verdict follows from the table by it."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    told = claim(report["slug"])
+    assert path.stem == f"{told.slug}-{report['scale']}" and path.with_suffix(".png").exists()
+    assert (report["statement"], report["rule"], report["paper"]) == (told.statement, told.rule, dict(told.paper))
+    assert told.judge(report["table"]) == (report["verdict"], report["reason"])
+
+
+def test_the_page_of_papers_is_current() -> None:
+    page = runpy.run_path(str(ROOT / "tools" / "papers.py"))["page"]()
+    assert page == (ROOT / "docs" / "papers.md").read_text(encoding="utf-8"), "run python tools/papers.py"
 
 
 def counting(calls: list[str]) -> Claim:

@@ -61,13 +61,17 @@ class Problem:
 
 
 class Problems(list[Problem]):
-    """Problems met while reading that were stepped over: the first `keep` of them, and how many there were in all."""
+    """Problems met while reading that were stepped over: the first `keep` of them, and how many there were in all.
+
+    note: how the input was understood, where that had to be found out (which column says what).
+    """
 
     keep = 1000
 
-    def __init__(self, found: Iterable[Problem] = (), total: int | None = None) -> None:
+    def __init__(self, found: Iterable[Problem] = (), total: int | None = None, note: str = "") -> None:
         super().__init__(found)
         self.total = len(self) if total is None else total
+        self.note = note
 
     def add(self, problem: Problem) -> None:
         self.total += 1

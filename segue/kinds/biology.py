@@ -48,7 +48,7 @@ class Letters(Kind):
             body = b"".join(line for line in text.splitlines() if line[:1] not in (b">", b";"))
             sample = body.translate(None, BLANKS).upper()
             if not sample or len(sample.translate(None, (self.letters + ".").encode())) > len(sample) // 10:
-                return 0.5 if suffix in self.surely else 0.3 if suffix in self.perhaps else 0.0
+                return 0.5 if suffix in self.surely else 0.3 * self.likely(sample) if suffix in self.perhaps else 0.0
             return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
         lines = text.splitlines()[:20]
         cells = [re.split(r"[,;\t]", line.decode("utf-8", "replace").replace('"', "")) for line in lines]
@@ -82,7 +82,7 @@ class Letters(Kind):
         if case == "fold":
             table = bytes(byte.upper()[0] for byte in (table[i : i + 1] for i in range(256)))
         any_letter = self.mask.encode()
-        found = False
+        found, before = False, problems.total if problems is not None else 0
         for name, sequence, quality in self._sequences(path, problems, column):
             sequence = sequence.translate(table)
             wrong = sequence.translate(None, legal)
@@ -101,7 +101,7 @@ class Letters(Kind):
                 sequence = sequence.translate(bytes(i if i in legal else any_letter[0] for i in range(256)))
             found = True
             yield Record(sequence.decode("ascii"), {} if quality is None else {"quality": quality}, f"{path}:{name}")
-        if not found and problems is None:
+        if not found and (problems is None or problems.total == before):
             raise SegueError(f"{path}: there is no sequence in this file")
 
     def _sequences(

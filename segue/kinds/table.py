@@ -15,7 +15,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, check_text, opened, words
+from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, bare, check_text, opened, words
 from segue.kinds.codecs import Codec, ItemCodec
 
 if TYPE_CHECKING:
@@ -149,6 +149,10 @@ class Events(Kind):
                     raise SegueError(f"{frame.path}: {text}; read them apart")
                 problems.add(Problem(str(frame.path), "", None, f"skipped: {text}; name the file to read it alone"))
         roles = chosen[0][1]
+        said = [f"{role}={name}" for role, name in zip(("who", "what", "when"), roles) if name is not None]
+        unread = [name for name in header if name not in (*roles, *also)]
+        problems.note = ", ".join(said + [f"also={name}" for name in also]) + \
+            (f"; not read: {', '.join(unread)}" if unread else "")
         for name in also:
             if name not in header:
                 raise SegueError(f"{chosen[0][0].path}: there is no column '{name}'; there are {', '.join(header)}")
@@ -265,6 +269,8 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
         raw = handle.read()
     if not raw.strip():
         raise SegueError(f"{path}: the file is empty; give a table with a row an event")
+    if bare(path).suffix.lower() in (".parquet", ".pq") and raw[:4] != b"PAR1":
+        raise SegueError(f"{path}: called Parquet, but does not begin as Parquet does; fetch it again or rename it")
     try:
         if raw[:4] == b"PAR1":
             import pyarrow.parquet as parquet
@@ -384,6 +390,9 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: set[str]) -> F
         rows = np.delete(rows, np.unique(np.array(dropped) - 1).clip(0, len(rows) - 1))[: len(table)]
     if headed:
         table, rows = table.slice(1), rows[1:]
+    if len(dropped) > len(table):
+        raise SegueError(f"{path}: most lines have not the {len(names)} cells of the first ({problems[-1].record}: "
+                         f"{problems[-1].text}); if it is no table, name the kind with kind=")
     if not len(table):
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
     return Frame(path, _columns(path, table), headed, rows)

@@ -181,7 +181,8 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
         picture = folder / f"{claim.slug}-{scale}.png"
         save_picture(claim, table, picture)
         report.picture = str(picture)
-        write_json(folder / f"{claim.slug}-{scale}.json", report.to_dict())
+        # The picture lies beside the saved report, wherever the folder goes.
+        write_json(folder / f"{claim.slug}-{scale}.json", report.to_dict() | {"picture": picture.name})
     return report
 
 

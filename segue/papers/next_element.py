@@ -191,6 +191,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
         axes.axvline(next(row["Brier"] for row in rows if row["method"] == "AKOM"), color="grey", linestyle=":")
         axes.set(title=f"{name} ({rows[0]['classes']} classes)", xlabel="Brier score (lower is better)")
         axes.margins(x=0.25)
+        axes.locator_params(axis="x", nbins=5)
 
 
 CLAIM = Claim(

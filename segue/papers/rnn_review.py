@@ -269,7 +269,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
         lag.plot(*zip(*points), marker="o", label=arm)
     lag.axhline(1 / CUES, color="grey", linestyle=":", label="chance")
     lag.set(xscale="log", xlabel="lag (elements)", ylabel="accuracy", title="Remembering a cue", ylim=(0, 1.05))
-    lag.legend(fontsize="small")
+    figure.legend(*lag.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     bars = [(row["model"], row["value"]) for row in table if row["task"] == "text"]
     text.bar(*zip(*bars))
     text.set(ylabel="bits per character", title="Held-out text")

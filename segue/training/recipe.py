@@ -210,5 +210,6 @@ def machine() -> str:
     if cpuinfo.exists():
         models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
+    processors = "1 core" if cores() == 1 else f"{cores()} cores"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {cores()} cores{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{name}, {processors}{gpu}; Python {platform.python_version()}, torch {torch.__version__}"
