@@ -276,6 +276,7 @@ class Attention(Mixer):
     """
 
     constant_state = False
+    cost = "T²"
     linear_in_values: ClassVar[bool] = True
     frequencies: Tensor
     slopes: Tensor

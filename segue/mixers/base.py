@@ -28,6 +28,7 @@ class Mixer(nn.Module):
     linear_in_values: ClassVar[bool] = False  # `matrix`, `values` and `output` exist
     needs_whole_prompt: ClassVar[bool] = False  # the prompt cannot be given in pieces
     axes: ClassVar[int] = 1  # how many sequence axes the input may have
+    cost: ClassVar[str] = "T"  # growth of the training form's time and memory with the length T
 
     def __init__(self, width: int) -> None:
         super().__init__()

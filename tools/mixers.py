@@ -1,0 +1,94 @@
+"""Write docs/mixers.md: what every mixer declares, what its state weighs, and what the contract's checker finds.
+
+    python tools/mixers.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from segue.mixers import MIXERS, Mixer
+from segue.testing import check_mixer
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "mixers.md"
+WIDTH = 64
+HEADER = """# Mixers
+
+Every way to let positions talk to each other, one file each in `segue/mixers/`, behind one contract. Any of them, or any
+mixture, makes a model: `segue fit PATH --out model --mixer "mamba*3+attention"`. This page is written by
+`python tools/mixers.py`, which asks each class what it declares, weighs its state, and runs the contract's checker.
+
+- **reads**: `back` is causal and can continue a sequence; `both ways` can only read a whole one.
+- **state**: numbers kept per row at width {width} while decoding; `+ n` grows by so many with each element.
+- **cost**: of the training form in the length T, time and memory alike.
+- **resets**: several documents packed into one row behave as if apart.
+- **axes**: how many sequence axes (time, height, width) it takes.
+- **matrix**: linear in its values, so `segue look` can draw what it reads.
+- **engine**: has a form in the compiled CPU engine; the others decode in plain torch.
+- **contract**: properties that `check_mixer` verified in float64 and the largest error it saw: parallel = pieces = one by
+  one = tree, causality, packed = apart, select, commit, rewind, padding, gradients, precision, save and load.
+
+"""
+
+
+def build(name: str, width: int) -> Mixer:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return MIXERS[name](width)
+
+
+def state_size(mixer: Mixer) -> str:
+    """Numbers in the state after 128 elements, and what 128 more add."""
+    if not mixer.causal:
+        return ""
+    state, sizes = mixer.init_state(1), []
+    with torch.no_grad():
+        for _ in range(2):
+            mixer.extend(torch.zeros(1, 128, mixer.width), state)
+            state.commit()
+            sizes.append(sum(t.numel() for t in state.tensors().values() if t.is_floating_point() or t.is_complex()))
+    return f"{sizes[0]:,}" if sizes[0] == sizes[1] else f"{sizes[0] - (sizes[1] - sizes[0]):,} + " \
+        f"{(sizes[1] - sizes[0]) / 128:,.0f}"
+
+
+def source(mixer: type[Mixer]) -> str:
+    """The papers that the mixer's file names."""
+    page = f"{inspect.getmodule(mixer).__doc__} {mixer.__doc__}"
+    found = dict.fromkeys(re.findall(r"[A-Z]\S*(?: et al\.| & [A-Z]\S*|) \(?\d{4}|arXiv \d{4}\.\d{5}", page))
+    numbers = [text for text in found if text.startswith("arXiv")]
+    return ", ".join(numbers or list(found))
+
+
+def contract(name: str, examples: int = 6) -> str:
+    mixer = build(name, 16)
+    errors = check_mixer(mixer, examples=examples, prompt=4 if mixer.needs_whole_prompt else 0, relative=False)
+    exact = [error for name, error in errors.items() if name != "dtypes"]  # that one is of float32 and bfloat16
+    return f"{len(errors)} hold, {max(exact, default=0.0):.0e}"
+
+
+def row(name: str) -> str:
+    kind, mixer = MIXERS[name], build(name, WIDTH)
+    yes = {True: "yes", False: ""}
+    file = Path(inspect.getfile(kind)).name
+    cells = [f"[`{name}`](../segue/mixers/{file})", "back" if mixer.causal else "both ways", state_size(mixer), kind.cost,
+             yes[mixer.resettable], str(mixer.axes), yes[mixer.linear_in_values], yes[kind.lower is not Mixer.lower],
+             source(kind), contract(name)]
+    return f"| {' | '.join(cells)} |"
+
+
+def page() -> str:
+    columns = ("mixer", "reads", "state", "cost", "resets", "axes", "matrix", "engine", "source", "contract")
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for name in sorted(MIXERS):
+        lines.append(row(name))
+        print(lines[-1], file=sys.stderr, flush=True)
+    return HEADER.replace("{width}", str(WIDTH)) + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
