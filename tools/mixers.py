@@ -19,8 +19,8 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "mixers.md"
 WIDTH = 64
 HEADER = """# Mixers
 
-Every way to let positions talk to each other, one file each in `segue/mixers/`, behind one contract. Any of them, or any
-mixture, makes a model: `segue fit PATH --out model --mixer "mamba*3+attention"`. This page is written by
+Every way to let positions talk to each other, one file each in `segue/mixers/`, behind one contract. Any of them, or
+any mixture, makes a model: `segue fit PATH --out model --mixer "mamba*3+attention"`. This page is written by
 `python tools/mixers.py`, which asks each class what it declares, weighs its state, and runs the contract's checker.
 
 - **reads**: `back` is causal and can continue a sequence; `both ways` can only read a whole one.
@@ -30,8 +30,8 @@ mixture, makes a model: `segue fit PATH --out model --mixer "mamba*3+attention"`
 - **axes**: how many sequence axes (time, height, width) it takes.
 - **matrix**: linear in its values, so `segue look` can draw what it reads.
 - **engine**: has a form in the compiled CPU engine; the others decode in plain torch.
-- **contract**: properties that `check_mixer` verified in float64 and the largest error it saw: parallel = pieces = one by
-  one = tree, causality, packed = apart, select, commit, rewind, padding, gradients, precision, save and load.
+- **contract**: properties that `check_mixer` verified in float64 and the largest error it saw: parallel = pieces =
+  one by one = tree, causality, packed = apart, select, commit, rewind, padding, gradients, precision, save and load.
 
 """
 
@@ -75,8 +75,8 @@ def row(name: str) -> str:
     kind, mixer = MIXERS[name], build(name, WIDTH)
     yes = {True: "yes", False: ""}
     file = Path(inspect.getfile(kind)).name
-    cells = [f"[`{name}`](../segue/mixers/{file})", "back" if mixer.causal else "both ways", state_size(mixer), kind.cost,
-             yes[mixer.resettable], str(mixer.axes), yes[mixer.linear_in_values], yes[kind.lower is not Mixer.lower],
+    cells = [f"[`{name}`](../segue/mixers/{file})", "back" if mixer.causal else "both ways", state_size(mixer),
+             kind.cost, yes[mixer.resettable], str(mixer.axes), yes[mixer.linear_in_values], yes[kind.lower is not Mixer.lower],
              source(kind), contract(name)]
     return f"| {' | '.join(cells)} |"
 
