@@ -143,20 +143,22 @@ def continue_(model: Model,
                                                           help="What to go on from.")] = None,
               prime_file: PrimeFile = None,
               n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add.")] = None,
-              decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup or "
-                                                          "beam.")] = None,
+              decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup, "
+                                                          "beam or diverse-beam.")] = None,
               draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
                                                         "lookup, both, counts or none.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None,
               weights: Weights = None, seed: Seed = None,
+              choices: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option "
+                                                                "of the decoder, such as num_beams=8.")] = None,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:
     """Go on from a prime: what comes next?"""
     if prime is not None and prime_file is not None:
         raise SegueError("give a prime or --prime-file, not both")
-    answer = segue.load(model).continue_(prime or prime_file, **given(
+    answer = segue.load(model).continue_(prime or prime_file, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed))
     if out is not None:

@@ -343,8 +343,9 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
 
     prompts: any number, of any lengths, at least one token each. n: tokens to add at most (None: until it stops), one
         for all or one for each.
-    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam (default: sample if an option of it is given, else
-        greedy). draft: a name in DRAFTERS, "none", or a `Drafter` (one that is kept has learned from earlier answers).
+    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam (default: sample if an option of it is
+        given, else greedy). draft: a name in DRAFTERS, "none", or a `Drafter` (one that is kept has learned from
+        earlier answers).
     eos: stop tokens. They end an answer and are not part of it.
     seed: fixes sampling; one per prompt makes each answer what it would be alone.
     logprobs: also give the log-probability of each token.
@@ -353,8 +354,9 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     adaptive: let the cost model choose draft sizes and switch drafting off where it does not pay; cost: keep what it
         measures from one call to the next. Neither changes the text.
     batch: rows that run together at most.
-    options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beam: num_beams,
-        length_penalty, early_stopping, num_return_sequences (see `search.beam`).
+    options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beams: num_beams,
+        length_penalty, early_stopping, num_return_sequences (see `search.beam`) and what keeps them apart
+        (`search.diverse`).
     """
     name, sampling, drafter, label, rest = resolve(decoder, draft, options)
     if (recipe := DECODERS[name]).search is not None:
