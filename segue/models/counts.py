@@ -72,6 +72,11 @@ class TokenState:
         index = rows.numpy()
         return TokenState(self.past[index], self.known[index], self.positions[rows], self.window)
 
+    def join(self, others: Sequence[TokenState]) -> TokenState:
+        parts = [self, *others]
+        return TokenState(np.concatenate([part.past for part in parts]), np.concatenate([part.known for part in parts]),
+                          torch.cat([part.positions for part in parts]), self.window)
+
     def check_rewind(self, n: int | Tensor) -> None:
         """Raise SegueError where `rewind(n)` would."""
         back = torch.as_tensor(n).cpu().expand(self.batch)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from segue.decoding.search.base import Hypothesis
+from segue.decoding.search.base import Hypothesis, Search
 from segue.errors import SegueError
 
 
@@ -38,7 +38,7 @@ class Beam:
     def width(self) -> int:
         return self.num_beams
 
-    def begin(self, n: int, stops: frozenset[int]) -> BeamSearch:
+    def begin(self, n: int, stops: frozenset[int]) -> Search:
         return BeamSearch(self, n, stops)
 
 
