@@ -92,7 +92,7 @@ class Row:
         return self.finish is not None
 
 
-Step = Callable[[np.ndarray, Decoding], np.ndarray]  # see `segue.decoding.generate`
+Step = Callable[[np.ndarray, Decoding], np.ndarray]  # see `segue.decoding.loop`
 
 
 def forward(model: Decodable, state: Decoding, rows: Sequence[Row], trees: Sequence[Tree], step: Step | None,
