@@ -1,4 +1,4 @@
-"""From prompts to continuations: `generate` gives whole answers, `stream` their pieces, `search` what a search finds."""
+"""From prompts to continuations: `generate` gives whole answers, `stream` their pieces; searches go through here too."""
 
 from __future__ import annotations
 

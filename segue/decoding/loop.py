@@ -31,10 +31,10 @@ class Prefill:
     """Prompts being read, a piece at a time; those that are the same are read once.
 
     state: where to begin, one row for each different prompt in order of appearance, and `done`, how many of its tokens
-    that has seen already (a prefix that was kept). size: tokens per piece.
+    that has seen already (a prefix that was kept). size: tokens per piece (default: PREFILL).
     """
 
-    def __init__(self, model: Decodable, rows: list[Row], hidden: bool = False, size: int = PREFILL,
+    def __init__(self, model: Decodable, rows: list[Row], hidden: bool = False, size: int | None = None,
                  state: Decoding | None = None, done: int = 0) -> None:
         self.model, self.rows, self.hidden, self.done = model, rows, hidden, done
         prompts = [tuple(row.prefix.tokens) for row in rows]
@@ -47,7 +47,7 @@ class Prefill:
             table[place, : len(prompt)] = torch.tensor(prompt)
         whole = isinstance(model, nn.Module) and any(getattr(part, "needs_whole_prompt", False)
                                                      for part in model.modules())
-        self.size = self.longest if whole else size
+        self.size = self.longest if whole else size or PREFILL
         self.first: list[Any] = [None] * len(self.unique)
         self.seen: list[list[Tensor]] = [[] for _ in self.unique]
         with torch.inference_mode(), undisturbed(model):
