@@ -205,6 +205,25 @@ def compare(paths: Paths, minutes: Minutes = None, json_file: JsonFile = None, k
         show_json(report.to_dict(), json_file)
 
 
+@command("serve", "segue serve model --port 8000")
+def serve(model: Model,
+          host: Annotated[str, typer.Option(metavar="H", help="Where to listen; others than this machine need "
+                                            "--key.")] = "127.0.0.1",
+          port: Annotated[int, typer.Option(metavar="P", help="The port.", min=1, max=65535)] = 8000,
+          key: Annotated[str | None, typer.Option(metavar="K", envvar="SEGUE_KEY",
+                                                  help="What clients must send.")] = None,
+          rows: Annotated[int, typer.Option(metavar="N", help="Answers at once, at most.")] = 32,
+          tokens: Annotated[int, typer.Option(metavar="N", help="Tokens those may hold, at most: bounds the memory.")]
+          = 65_536,
+          queue: Annotated[int, typer.Option(metavar="N", help="Requests that wait, at most; then 429.")] = 64,
+          draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts: trie, lookup or both.")] = None,
+          weights: Weights = None) -> None:
+    """Answer the OpenAI completions API with a model, and show a page to try it on."""
+    from segue.serving.serve import serve as run
+
+    run(model, host, port, key, rows, tokens, queue, draft, weights or "float32")
+
+
 @command("look", "segue look model 'to be or not to be' --out look.png")
 def look(model: Model,
          text: Annotated[str | None, typer.Argument(metavar="INPUT", show_default=False,

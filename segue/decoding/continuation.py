@@ -112,27 +112,37 @@ class Delta:
     finish: str | None
 
 
+class Telling:
+    """Tokens as they come -> what is certain of the answer: whole characters, and nothing that may yet turn out to be
+    the beginning of a stop string."""
+
+    def __init__(self, codec: Codec, stops: Stops | None = None) -> None:
+        self.codec, self.stops = codec, stops
+        self.held = max(stops.longest - 1, 0) if stops is not None else 0
+        self.waiting: Any = codec.decode([])
+        self.characters = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def __call__(self, tokens: Sequence[int], last: bool) -> tuple[Value, str]:
+        """What became certain with these tokens, as a value and as text; all of the rest with the `last` ones."""
+        value = self.waiting + self.codec.decode(tokens)
+        place = self.stops.find(value) if self.stops is not None else None
+        if place is None:
+            place = len(value) if last else max(len(value) - self.held, 0)
+        told, self.waiting = value[:place], value[place:]
+        return told, self.characters.decode(told, final=last) if isinstance(told, bytes) else as_text(told)
+
+
 def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = None,
                    decoder: str | None = None, draft: Any = None, *, stop: Sequence[Any] = (),
                    until: Callable[[list[int]], bool] | None = None, **options: Any) -> Iterator[Delta]:
     """As `continue_objects`, piece by piece. A character is given once all its bytes are there; what may yet turn out
     to be the beginning of a stop string is held back. The pieces of a row add up to its `value`."""
     stops = Stops(stop, codec) if len(stop) else None
-    held = max(stops.longest - 1, 0) if stops is not None else 0
     prompts = [prime_tokens(codec, prime) for prime in primes]
     options.setdefault("eos", codec.eos)
-    waiting = [codec.decode([]) for _ in prompts]
-    decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts]
+    tellings = [Telling(codec, stops) for _ in prompts]
     for piece in stream(model, prompts, n, decoder, draft, until=_until(stops, until), **options):
-        value = waiting[piece.index] + codec.decode(piece.tokens)
-        place = stops.find(value) if stops is not None else None
-        if place is None:
-            place = len(value) if piece.finish is not None else max(len(value) - held, 0)
-        told, waiting[piece.index] = value[:place], value[place:]
-        if isinstance(told, bytes):
-            text = decoders[piece.index].decode(told, final=piece.finish is not None)
-        else:
-            text = as_text(told)
+        told, text = tellings[piece.index](piece.tokens, piece.finish is not None)
         if told or piece.finish is not None:
             yield Delta(piece.index, told, text, piece.finish)
 

@@ -1,4 +1,4 @@
-"""From prompts to continuations: `generate` gives whole answers, `stream` their pieces; searches go through here too."""
+"""From prompts to continuations: `generate` gives whole answers, `stream` their pieces; searches go through here."""
 
 from __future__ import annotations
 
@@ -133,6 +133,13 @@ def _limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
     return limits
 
 
+def draft_sizes(drafter: Drafter | None) -> tuple[int, ...]:
+    """The sizes to choose from follow from the drafter; the one between is for where a wide draft costs more than it
+    wins."""
+    largest = getattr(drafter, "nodes", None) or getattr(drafter, "length", None) or 64
+    return 0, max(largest // 4, 1), largest
+
+
 def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None, sampling: Sampling,
            drafter: Drafter | None, eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool,
            until: Callable[[list[int]], bool] | None, acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
@@ -148,10 +155,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
         # A list of seeds makes each row what it would be alone; one seed makes row i the i-th stream of that seed.
         return lambda lane: Noise(seed, row, lane) if isinstance(seed, int) else Noise(seed[row], 0, lane)
 
-    # What the model may draft at most follows from the drafter; half-way sizes are for where a wide draft costs more
-    # than it wins.
-    largest = getattr(drafter, "nodes", None) or getattr(drafter, "length", None) or 64
-    cost = cost or Cost(sizes=(0, max(largest // 4, 1), largest), fixed=not adaptive)
+    cost = cost or Cost(sizes=draft_sizes(drafter), fixed=not adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place),
                     model.vocabulary, logprobs, until) for place in range(start, min(start + batch, len(lists)))]

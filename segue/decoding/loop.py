@@ -14,17 +14,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from segue.decoding.accept import Acceptor
 from segue.decoding.cost import Cost
 from segue.decoding.draft import NOTHING, Drafter, Tip, Tree
-from segue.decoding.sampling import WINDOW
+from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
+from segue.mixers.state import gather_nodes
 from segue.models.base import Decodable, Decoding
 
 PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the memory of a book times the width
+
+
+def reads_whole(model: Decodable) -> bool:
+    """Whether some part must see the whole prompt at once."""
+    return isinstance(model, nn.Module) and any(getattr(part, "needs_whole_prompt", False) for part in model.modules())
 
 
 class Prefill:
@@ -32,11 +39,13 @@ class Prefill:
 
     state: where to begin, one row for each different prompt in order of appearance, and `done`, how many of its tokens
     that has seen already (a prefix that was kept). size: tokens per piece (default: PREFILL).
+    told: keep the log-probabilities (V,) of each prompt's tokens but the first, for those who want them back.
     """
 
     def __init__(self, model: Decodable, rows: list[Row], hidden: bool = False, size: int | None = None,
-                 state: Decoding | None = None, done: int = 0) -> None:
+                 state: Decoding | None = None, done: int = 0, told: bool = False) -> None:
         self.model, self.rows, self.hidden, self.done = model, rows, hidden, done
+        self.told: list[np.ndarray] | None = [] if told else None  # (U, n, V) of each piece
         prompts = [tuple(row.prefix.tokens) for row in rows]
         self.unique = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         self.places = [self.unique[prompt] for prompt in prompts]
@@ -45,9 +54,7 @@ class Prefill:
         table = torch.zeros(len(self.unique), self.longest, dtype=torch.long)
         for prompt, place in self.unique.items():
             table[place, : len(prompt)] = torch.tensor(prompt)
-        whole = isinstance(model, nn.Module) and any(getattr(part, "needs_whole_prompt", False)
-                                                     for part in model.modules())
-        self.size = self.longest if whole else size or PREFILL
+        self.size = self.longest if reads_whole(model) else size or PREFILL
         self.first: list[Any] = [None] * len(self.unique)
         self.seen: list[list[Tensor]] = [[] for _ in self.unique]
         with torch.inference_mode(), undisturbed(model):
@@ -60,7 +67,11 @@ class Prefill:
         with torch.inference_mode(), undisturbed(self.model):
             piece = self.table[:, self.done : self.done + self.size]
             counts = (self.lengths - self.done).clamp(0, piece.shape[1])
-            output = self.model.extend(piece, self.state, None, (counts - 1).clamp(min=0)[:, None])
+            last = (counts - 1).clamp(min=0)[:, None]
+            output = self.model.extend(piece, self.state, None, last if self.told is None else None)
+            if self.told is not None:
+                self.told.append(log_softmax(output.logits.double().cpu().numpy()))
+                output.logits = gather_nodes(output.logits, last)
             self.state.commit(None, None if bool((counts == piece.shape[1]).all()) else counts)
         for place, (count, length) in enumerate(zip(counts.tolist(), self.lengths.tolist())):
             if count and self.hidden:
@@ -121,23 +132,25 @@ class Loop:
         finally:
             self.forget(self.live)
 
-    def admit(self, prefill: Prefill) -> list[Row]:
+    def admit(self, *read: Prefill) -> list[Row]:
         """Rows whose prompts are read join the batch; each takes its first token."""
         begin = time.perf_counter()
         self._leave()
-        state = prefill.finish()
+        states = ([] if self.state is None else [self.state]) + [prefill.finish() for prefill in read]
         with torch.inference_mode():
-            self.state = state if self.state is None else self.state.join([state])
-        self.path = prefill.path
-        self.live += prefill.rows
-        for row in prefill.rows:
-            self._observed[row.request] = 0
-            if self.drafter is not None:
-                self.drafter.observe(row.request, row.prefix.tokens, prompt=True)
-        accept(prefill.rows, [NOTHING] * len(prefill.rows), self.acceptor)
-        self._observe(prefill.rows)
+            self.state = states[0].join(states[1:]) if states[1:] else states[0]
+        self.path = read[0].path
+        for prefill in read:
+            self.live += prefill.rows
+            for row in prefill.rows:
+                self._observed[row.request] = 0
+                if self.drafter is not None:
+                    self.drafter.observe(row.request, row.prefix.tokens, prompt=True)
+            accept(prefill.rows, [NOTHING] * len(prefill.rows), self.acceptor)
+        rows = [row for prefill in read for row in prefill.rows]
+        self._observe(rows)
         self.seconds["total"] += time.perf_counter() - begin
-        return prefill.rows
+        return rows
 
     def turn(self) -> list[Row]:
         """One pass of all rows that have not finished; gives them, or none where none is left."""

@@ -117,6 +117,29 @@ def min_p(scores: Array, p: float) -> Array:
     return np.where(scores < scores.max() + np.log(p), -np.inf, scores)
 
 
+@dataclass(frozen=True)
+class Leaning:
+    """A processor that leans towards or away from tokens, by constants added to their scores.
+
+    bias: by token. frequency, presence: taken off for each time, and once if, a token was said after the first
+    `prompt` tokens.
+    """
+
+    bias: tuple[tuple[int, float], ...] = ()
+    frequency: float = 0.0
+    presence: float = 0.0
+    prompt: int = 0
+
+    def __call__(self, scores: Array, prefix: Prefix) -> Array:
+        scores = scores.copy()
+        for token, value in self.bias:
+            scores[token] += value
+        if self.frequency or self.presence:
+            said, times = np.unique(np.asarray(prefix.tokens[self.prompt :], np.int64), return_counts=True)
+            scores[said] -= self.frequency * times + self.presence
+        return scores
+
+
 def softmax(scores: Array) -> Array:
     weights = np.exp(scores - scores.max())
     return weights / weights.sum()
