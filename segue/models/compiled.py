@@ -144,6 +144,8 @@ class CompiledState:
         self.capacity = 0
         self.cache, self.local = Memory(0), Memory(0)
         self.states = Memory(batch * self.program.floats_per_state)
+        for rows, initial in zip(self._rows(self.states), self.program.initial):
+            rows[:] = initial
         self.spare: Memory | None = None
         self.pending: Pending | None = None
         self.spaces: dict[tuple[int, bool], Space] = {}
