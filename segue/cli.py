@@ -188,8 +188,11 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
              how: How = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
-    report = fitted.evaluate(read_files(paths, fitted.kind.name, how), **given(weights=weights))
+    data = read_files(paths, fitted.kind.name, how)
+    report = fitted.evaluate(data, **given(weights=weights))
     show(report)
+    if (fitted.report.get("request") or {}).get("data") == data.fingerprint:
+        print("the model was fitted on these very files: this is how well it remembers them", file=sys.stderr)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
 

@@ -441,6 +441,9 @@ def test_bad_requests_are_one_line(tmp_path: Path) -> None:
         segue.fit(CASES["ten short ones"], steps=5, width="wide", quiet=True)
     with pytest.raises(SegueError):
         segue.fit(["a"], steps=5, quiet=True)
+    with pytest.raises(SegueError, match="there is no 'widht'"):
+        segue.fit(CASES["ten short ones"], out=tmp_path / "model", steps=5, quiet=True, widht=3)
+    assert not (tmp_path / "model").exists(), "a wrong setting stands in the way of the right one"
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine.txt").write_text("mine")
     with pytest.raises(SegueError, match="not empty"):

@@ -174,6 +174,11 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     primes = [prime_object(kind, each) for each in (prime if many else [prime])]
     if not primes:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
+    unknown = getattr(fitted.codec, "unk", None)
+    for each in primes:
+        if unknown is not None and each is not None and (fitted.codec.encode(each) == unknown).all():
+            raise SegueError(f"the model knows nothing of {as_text(each)[:60]!r}: give what was in its training data, "
+                             f"for example {as_text(fitted.codec.decode([0]))}")
     mixture = getattr(fitted, "mixture", None)
     if draft is None and not drafts_itself(decoder):
         draft = "both" if mixture is None else "counts"

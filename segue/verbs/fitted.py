@@ -49,7 +49,7 @@ class Report:
         from rich.text import Text
 
         v = self.values
-        lines: list[Any] = [Text(str(v["choice"]))] if "choice" in v else []
+        lines: list[Any] = []  # the choice was said when the fit began
         if "steps" in v:
             lines.append(Text(f"{v['steps']:,} steps, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
                               f"({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, {v['machine']})"))
