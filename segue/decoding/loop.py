@@ -135,7 +135,7 @@ class Loop:
     def admit(self, *read: Prefill) -> list[Row]:
         """Rows whose prompts are read join the batch; each takes its first token."""
         begin = time.perf_counter()
-        self._leave()
+        self.leave()
         states = ([] if self.state is None else [self.state]) + [prefill.finish() for prefill in read]
         with torch.inference_mode():
             self.state = states[0].join(states[1:]) if states[1:] else states[0]
@@ -155,7 +155,7 @@ class Loop:
     def turn(self) -> list[Row]:
         """One pass of all rows that have not finished; gives them, or none where none is left."""
         begin = time.perf_counter()
-        self._leave()
+        self.leave()
         if self.live:
             self._pass(self.live)
             self._observe(self.live)
@@ -168,7 +168,7 @@ class Loop:
             if self._observed.pop(row.request, None) is not None and self.drafter is not None:
                 self.drafter.forget(row.request)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Rows that have finished leave the batch."""
         if not self.keep:
             for row in self.live:

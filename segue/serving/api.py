@@ -230,7 +230,7 @@ def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = fr
     @app.exception_handler(RequestValidationError)
     async def invalid(_: HTTPRequest, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        where = str(first["loc"][1]) if len(first["loc"]) > 1 else ""
         return refusal(400, f"{where or 'body'}: {first['msg']}", where or None)
 
     @app.post("/v1/completions", dependencies=[Depends(allowed)], response_model=None)

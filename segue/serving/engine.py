@@ -166,6 +166,13 @@ class Engine:
             self._change.notify()
         return ticket
 
+    def warm(self) -> None:
+        """Answer a request of its own, so that the first real one does not wait for a compiler."""
+        done = threading.Event()
+        self.submit(Request([0], 2), lambda news: done.set() if news.finish or news.error else None)
+        done.wait()
+        self.served = self.passes = 0
+
     def close(self) -> None:
         """End all requests and the thread."""
         with self._change:
@@ -194,6 +201,7 @@ class Engine:
                     self._read()
                     if self.loop.live:
                         self._report(self.loop.turn())
+                        self.loop.leave()
                         self.passes += 1
                 except Exception as error:  # one bad request must not take the server with it
                     self._fail(error)

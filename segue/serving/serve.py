@@ -32,6 +32,7 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
     engine = Engine(fitted.decodable(weights), rows=rows, tokens=tokens, queue=queue,
                     draft=DRAFTERS[draft]() if draft is not None else None)
     app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(ends), key)
+    engine.warm()
     print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
           "(ctrl-C ends)", file=sys.stderr)
     try:
