@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, generate, stream
 from segue.decoding.recipes import drafts_itself
 from segue.errors import SegueError
@@ -77,16 +78,22 @@ def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Cal
 def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = 256,
                      decoder: str | None = None, draft: Any = None, *, stop: Sequence[Any] = (),
                      kind: Kind | None = None, until: Callable[[list[int]], bool] | None = None,
+                     regex: str | None = None, json_schema: str | dict[str, Any] | None = None,
                      **options: Any) -> list[Continuation]:
     """Continue objects of a codec: text, letters or items. An empty or missing prime begins a document.
 
     n: tokens to add at most. stop: strings (or items) before which an answer ends. kind: knows the file format that
-    `Continuation.save` writes. The codec's end token always ends an answer. Everything else is as in `generate`.
+    `Continuation.save` writes. The codec's end token always ends an answer. regex, json_schema: what each answer must
+    match (see `segue.decoding.constrain`). Everything else is as in `generate`.
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime) for prime in primes]
     options.setdefault("eos", codec.eos)
+    if regex is not None or json_schema is not None:
+        rules = [] if regex is None else [Pattern(codec, regex)]
+        rules += [] if json_schema is None else [schema(codec, json_schema)]
+        options["processors"] = (*options.get("processors", ()), *rules)
     answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
     for prompt, answer in zip(prompts, answers):
         for each in (answer, *answer.others):

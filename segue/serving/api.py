@@ -93,9 +93,8 @@ class Answering:
         bias = {token: value for token, value in (body.logit_bias or {}).items() if value}
         if any(not 0 <= token < engine.model.vocabulary for token in bias):
             raise Refused(400, "logit_bias names a token outside the vocabulary", "logit_bias")
+        leaning = Leaning(tuple(bias.items()), body.frequency_penalty or 0.0, body.presence_penalty or 0.0)
         for prompt in self.prompts:
-            leaning = Leaning(tuple(bias.items()), body.frequency_penalty or 0.0, body.presence_penalty or 0.0,
-                              len(prompt))
             sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k,
                                 body.top_p or 1.0, body.min_p, body.repetition_penalty,
                                 (leaning,) if bias or body.frequency_penalty or body.presence_penalty else ())
