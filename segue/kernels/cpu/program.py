@@ -15,8 +15,7 @@ needs no more than that, or one new operation in `ops.py`.
 
 | to | say |
 | --- | --- |
-| project | `linear(x, y, weight, bias, add=, activation=, gated=)` |
-| normalise | `norm(x, y, "rms" / "layer" / "l2", ..., groups=)` |
+| project | `linear(x, y, weight, bias, add=, activation=, gated=)`, `norm(x, y, "rms", "layer" or "l2", ..., groups)` |
 | act on numbers | `map(x, y, activation, scale, shift)`, `multiply(y, by, activation)`, `add(x, y, weight)` |
 | look a few tokens back | `convolve(x, y, weight, bias, activation)` |
 | attend | `attend(q, k, v, y, ...)` |
