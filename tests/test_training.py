@@ -427,6 +427,7 @@ def test_any_shape_of_data_trains(name: str) -> None:
     fitted = segue.fit(CASES[name], steps=20, quiet=True, threads=1)
     held = fitted.report["held_out"]
     assert math.isfinite(held["bits_per_unit"]) and held["elements"] > 0
+    assert {"uniform", "unigram", "Kneser-Ney of order 5"} <= held["baselines"].keys()
     assert fitted.report["plan"]["steps"] == 20
 
 

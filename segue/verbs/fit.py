@@ -125,7 +125,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         memory.learned("first data", train, held)
         model = model.cpu().eval()
         mixture = None if parts is None else mixed.mix(model, parts, plan.context, seed, plan.precision)
-        fitted = Fitted(model, codec, data.kind, report, plan.context, counts, memory=memory, mixture=mixture)
+        ngram = mixed.classical(train, codec.size) if mixture is None else None
+        fitted = Fitted(model, codec, data.kind, report, plan.context, counts, memory=memory, mixture=mixture,
+                        ngram=ngram)
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
             if folder is not None:
