@@ -71,15 +71,16 @@ class DiagonalMixer(Mixer):
         return list(self.recurrence.parameters())
 
     def matrix(self, x: Tensor) -> Tensor:
-        """(B, P, T, T), complex, one head per state: the powers of its decay."""
+        """(B, 2P, T, T), the powers of each decay: the real parts of all, then the imaginary parts."""
         lag = torch.arange(x.shape[1], device=x.device)
-        lag = lag[:, None] - lag
-        powers = self.recurrence.decay()[:, None, None] ** lag.clamp(min=0)
-        return powers.tril().expand(len(x), -1, -1, -1)
+        powers = (self.recurrence.decay()[:, None, None] ** (lag[:, None] - lag).clamp(min=0)).tril()
+        return torch.cat([powers.real, powers.imag]).to(x.dtype).expand(len(x), -1, -1, -1)
 
     def values(self, x: Tensor) -> Tensor:
-        """(B, P, T, 1), complex: what is written into each state."""
-        return torch.view_as_complex(self._write(x)).transpose(1, 2)[..., None]
+        """(B, 2P, T, 2): what is written into each state, real and imaginary part, for both halves of the heads."""
+        return self._write(x).transpose(1, 2).repeat(1, 2, 1, 1)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self._read(torch.view_as_real(mixed[..., 0].transpose(1, 2)), x)
+        by_real, by_imaginary = mixed.transpose(1, 2).chunk(2, 2)
+        turned = torch.stack([-by_imaginary[..., 1], by_imaginary[..., 0]], -1)
+        return self._read(by_real + turned, x)

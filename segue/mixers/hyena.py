@@ -22,7 +22,8 @@ class ImplicitFilters(nn.Module):
     """(lags, width): decaying windows times a small network of sines, which reads the lag; any length, same weights.
 
     bands: waves of the lag that the network reads, beside the lag itself. hidden: its width. frequency: of its sines at
-    the beginning. horizon: lag at which the slowest channel's window is down to a fifth or so.
+    the beginning. horizon: the windows of the channels are
+    down to a hundredth at 0.3 to 1.5 times this lag.
     """
 
     def __init__(self, width: int, bands: int = 2, hidden: int = 64, frequency: float = 10.0,
@@ -36,18 +37,17 @@ class ImplicitFilters(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         """The filters at lags 0 to length - 1, in float32 at least."""
-        device = self.last.weight.device
-        wide = torch.promote_types(self.last.weight.dtype, torch.float32)
-        with torch.autocast(device.type, enabled=False):
-            lag = torch.arange(length, dtype=wide, device=device)[:, None] / self.horizon
-            waves = 2 * math.pi * lag * torch.linspace(1e-4, max(self.bands - 1, 1), self.bands, device=device)
+        weight = self.last.weight
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        with torch.autocast(weight.device.type, enabled=False):
+            lag = torch.arange(length, dtype=wide.dtype, device=wide.device)[:, None] / self.horizon
+            waves = 2 * math.pi * lag * torch.linspace(1e-4, max(self.bands - 1, 1), self.bands).to(lag)
             y = torch.cat([lag, waves.cos(), -waves.sin()], 1)
             for layer, frequency in zip(self.layers, self.frequencies):
                 assert isinstance(layer, nn.Linear)
                 y = torch.sin(frequency * F.linear(y, layer.weight.to(wide), layer.bias.to(wide)))
-            fastest, slowest = math.log(100) / 0.3, math.log(100) / 1.5
-            rates = torch.linspace(slowest, fastest, self.width, dtype=wide, device=device)
-            return F.linear(y, self.last.weight.to(wide)) * (-rates * lag).exp()
+            rates = math.log(100) / torch.linspace(1.5, 0.3, self.width).to(lag)
+            return F.linear(y, wide) * (-rates * lag).exp()
 
 
 class Hyena(Mixer):
@@ -60,6 +60,7 @@ class Hyena(Mixer):
 
     constant_state = False
     resettable = False
+    cost = "T log T"
     linear_in_values = True
 
     def __init__(self, width: int, order: int = 2, taps: int = 3, horizon: int = 1024, hidden: int = 64) -> None:
