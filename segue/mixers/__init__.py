@@ -6,8 +6,12 @@ from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.bidirectional import Bidirectional
 from segue.mixers.gla import GatedLinearAttention
+from segue.mixers.hyena import Hyena
+from segue.mixers.lru import LRU
 from segue.mixers.mamba import Mamba
+from segue.mixers.mamba2 import Mamba2
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
+from segue.mixers.s5 import S5
 from segue.mixers.state import Layout, State
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -17,9 +21,13 @@ MIXERS: dict[str, type[Mixer]] = {
     "lstm": LSTM,
     "gru": GRU,
     "mamba": Mamba,
+    "mamba2": Mamba2,
+    "s5": S5,
+    "lru": LRU,
+    "hyena": Hyena,
     "gla": GatedLinearAttention,
     "bidirectional": Bidirectional,
 }
 
-__all__ = ["GRU", "LSTM", "MIXERS", "Attention", "Bidirectional", "Elman", "GatedLinearAttention", "Jordan", "Layout",
-           "Mamba", "Mixer", "State"]
+__all__ = ["GRU", "LRU", "LSTM", "MIXERS", "S5", "Attention", "Bidirectional", "Elman", "GatedLinearAttention", "Hyena",
+           "Jordan", "Layout", "Mamba", "Mamba2", "Mixer", "State"]
