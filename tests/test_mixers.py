@@ -520,7 +520,7 @@ def test_a_refused_rewind_moves_no_part() -> None:
 
 
 @pytest.mark.parametrize("options", [{"heads": 3}, {"heads": 4, "kv_heads": 3}, {"positions": "sine"},
-                                     {"window": 3, "prefix": 2}, {"window": 0}, {"causal": False, "window": 3}])
+                                     {"window": 3, "prefix": 2}, {"window": 0}])
 def test_attention_refuses(options: dict) -> None:
     with pytest.raises(SegueError):
         Attention(8, **options)
