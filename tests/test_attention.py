@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.mixers import Attention, Layout, Mixer
+from segue.mixers import Attention, BlockRecurrent, Layout, Linformer, Mixer, Reformer
 from segue.mixers.attention import attend
 from segue.mixers.positions import relative_scores, sinusoids, skew
 from segue.mixers.rules import Sparse
@@ -283,7 +283,8 @@ def test_sinusoids_shift_by_rotation() -> None:
 
 @pytest.mark.parametrize("options, message", [
     ({"positions": "polar"}, "unknown"), ({"window": 3, "block": 4}, "choose one"),
-    ({"span": 3, "prefix": 4}, "choose"), ({"look_back": 1}, "give block"), ({"global_tokens": 1}, "give one of them"), ({"window": 0}, "at least one"),
+    ({"span": 3, "prefix": 4}, "choose"), ({"look_back": 1}, "give block"), ({"global_tokens": 1}, "give one of them"),
+    ({"window": 0}, "at least one"),
     ({"prefix": 2, "causal": False}, "prefix"),
 ])
 def test_structures_that_contradict_themselves_are_refused(options: dict[str, Any], message: str) -> None:
@@ -300,3 +301,114 @@ def test_learned_positions_end() -> None:
 def test_attend_takes_any_number_of_leading_axes() -> None:
     q, k, v = (torch.randn(2, 3, 4, 5, 6).double() for _ in range(3))
     assert torch.allclose(attend(q, k, v)[0], torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+@pytest.mark.parametrize("n", [1, 6, 8, 33])
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_reformer_is_attention_to_whom_the_hashes_name(n: int, rounds: int) -> None:
+    """The union of what each round finds, sorted and cut by hand, under one softmax."""
+    torch.manual_seed(0)
+    mixer = Reformer(8, heads=2, chunk=4, rounds=rounds, positions="none").double()
+    x = torch.randn(2, n, 8, dtype=torch.float64)
+    q, v = mixer._heads(x)
+    keys = torch.nn.functional.normalize(q, dim=-1)
+    buckets = mixer.hashed(q)
+    mixed = torch.zeros_like(v)
+    for row in range(2):
+        for head in range(2):
+            seen: list[set[int]] = [set() for _ in range(n)]
+            for bucket in buckets[:, row, head].tolist():
+                order = sorted(range(n), key=lambda i: (bucket[i], i))
+                chunk = {node: place // 4 for place, node in enumerate(order)}
+                for i in range(n):
+                    seen[i] |= {j for j in range(n) if bucket[i] == bucket[j] and chunk[i] - chunk[j] in (0, 1)} - {i}
+            for i in range(n):
+                found = sorted(seen[i] or {i})
+                weights = (keys[row, head, found] @ q[row, head, i] / 2).softmax(0)
+                mixed[row, head, i] = weights @ v[row, head, found]
+    assert torch.allclose(mixer(x), mixer.output(mixed, x), atol=1e-10)
+
+
+def test_reformer_of_one_bucket_is_full_attention_with_shared_keys() -> None:
+    torch.manual_seed(0)
+    mixer, x = Reformer(8, chunk=16, positions="none").double(), torch.randn(2, 12, 8).double()
+    q, v = mixer._heads(x)
+    other = ~torch.eye(12, dtype=torch.bool)
+    expected = attend(q, torch.nn.functional.normalize(q, dim=-1), v, other)[0]
+    assert torch.allclose(mixer(x), mixer.output(expected, x), atol=1e-12)
+
+
+def test_reformer_finds_its_like() -> None:
+    """Vectors that are nearly alike fall together far more often than others; more rounds find more of them."""
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(1, 1, 512, 16, generator=generator)
+    shares = {}
+    for rounds in (1, 4):
+        hashed = Reformer(16, heads=1, chunk=32, rounds=rounds).hashed
+        near, far = hashed(one + 0.1 * torch.randn(one.shape, generator=generator)), hashed(one.roll(1, 2))
+        shares[rounds] = [float((hashed(one) == other).any(0).float().mean()) for other in (near, far)]
+    assert shares[1][0] > 0.7 and shares[1][1] < 0.2 and shares[4][0] > shares[1][0]
+
+
+def test_linformer_of_full_rank_is_full_attention() -> None:
+    torch.manual_seed(0)
+    mixer, x = Linformer(8, rank=12, length=12).double(), torch.randn(2, 12, 8).double()
+    for mix in (mixer.mix_keys, mixer.mix_values):
+        mix.data = torch.eye(12).double()
+    full = Attention(8, positions="none", causal=False).double()
+    full.load_state_dict({"qkv.weight": mixer.qkv.weight, "out.weight": mixer.out.weight})
+    assert torch.allclose(mixer(x), full(x), atol=1e-12)
+
+
+def test_linformer_is_its_formula() -> None:
+    torch.manual_seed(0)
+    mixer, x = Linformer(8, heads=2, rank=3, length=20).double(), torch.randn(2, 9, 8).double()
+    q, k, v = mixer._heads(x)
+    mixed = torch.zeros_like(v)
+    for row in range(2):
+        for head in range(2):
+            few = [[sum(mix[r, j] * y[row, head, j] for j in range(9)) for r in range(3)]
+                   for mix, y in ((mixer.mix_keys, k), (mixer.mix_values, v))]
+            for i in range(9):
+                weights = torch.stack([q[row, head, i] @ key / 2 for key in few[0]]).softmax(0)
+                mixed[row, head, i] = sum(w * value for w, value in zip(weights, few[1]))
+    assert torch.allclose(mixer(x), mixer.output(mixed, x), atol=1e-12)
+
+
+@pytest.mark.parametrize("mixer", [Linformer(8), Reformer(8)])
+def test_what_looks_at_all_of_it_neither_continues_nor_resets(mixer: Mixer) -> None:
+    with pytest.raises(SegueError, match="looks ahead"):
+        mixer.init_state(1)
+    with pytest.raises(SegueError, match="cannot reset"):
+        mixer(torch.randn(1, 4, 8), Layout.chain((1, 4), starts=torch.ones(1, 4, dtype=torch.bool)))
+
+
+def test_linformer_ends_where_its_columns_do() -> None:
+    with pytest.raises(SegueError, match="beyond the 8"):
+        Linformer(8, length=8)(torch.randn(1, 9, 8))
+
+
+def test_block_recurrence_is_its_equations() -> None:
+    """Block after block with plain softmaxes: tokens look at their block so far and at the memory, then it moves."""
+    torch.manual_seed(0)
+    mixer, x = BlockRecurrent(8, heads=2, block=4, memory=3).double(), torch.randn(1, 10, 8).double()
+    cell = mixer.recurrence
+
+    def heads(y: Tensor, count: int) -> list[Tensor]:
+        return list(y.unflatten(-1, (count, 8)).unbind(-2))
+
+    def soft(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        pieces = [(q[:, s] @ k[:, s].T / 2).softmax(-1) @ v[:, s] for s in (slice(0, 4), slice(4, 8))]
+        return torch.cat(pieces, -1)
+
+    q, r, k, v = heads(mixer.qrkv(x[0]), 4)
+    memory, outputs = cell.first, []
+    for begin in range(0, 10, 4):
+        mine, theirs, keys, values = heads(cell.project(cell.norm(memory)), 4)
+        for t in range(begin, min(begin + 4, 10)):
+            own = soft(q[t : t + 1], k[begin : t + 1], v[begin : t + 1])
+            outputs.append(torch.cat([own, soft(r[t : t + 1], keys, values)], -1))
+        block = slice(begin, begin + 4)
+        z = cell.update(torch.cat([soft(mine, keys, values), soft(theirs, k[block], v[block])], -1))
+        memory = cell.gate.sigmoid() * memory + (1 - cell.gate.sigmoid()) * z
+    assert torch.allclose(mixer(x)[0], mixer.out(torch.cat(outputs)), atol=1e-12)

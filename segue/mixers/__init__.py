@@ -5,9 +5,12 @@ from __future__ import annotations
 from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.bidirectional import Bidirectional
+from segue.mixers.block_recurrent import BlockRecurrent
 from segue.mixers.gla import GatedLinearAttention
+from segue.mixers.linformer import Linformer
 from segue.mixers.mamba import Mamba
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
+from segue.mixers.reformer import Reformer
 from segue.mixers.state import Layout, State
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -18,8 +21,11 @@ MIXERS: dict[str, type[Mixer]] = {
     "gru": GRU,
     "mamba": Mamba,
     "gla": GatedLinearAttention,
+    "block-recurrent": BlockRecurrent,
+    "linformer": Linformer,
+    "reformer": Reformer,
     "bidirectional": Bidirectional,
 }
 
-__all__ = ["GRU", "LSTM", "MIXERS", "Attention", "Bidirectional", "Elman", "GatedLinearAttention", "Jordan", "Layout",
-           "Mamba", "Mixer", "State"]
+__all__ = ["GRU", "LSTM", "MIXERS", "Attention", "Bidirectional", "BlockRecurrent", "Elman", "GatedLinearAttention",
+           "Jordan", "Layout", "Linformer", "Mamba", "Mixer", "Reformer", "State"]
