@@ -17,12 +17,15 @@ from segue.mixers import (
     MIXERS,
     Attention,
     Bidirectional,
+    BlockRecurrent,
     Elman,
     GatedLinearAttention,
     Jordan,
     Layout,
+    Linformer,
     Mamba,
     Mixer,
+    Reformer,
     State,
 )
 from segue.mixers.attention import Cache, alibi_slopes, attend, merge
@@ -43,6 +46,9 @@ SUBJECTS: dict[str, Make] = {
     "mamba": lambda width: Mamba(width, states=4),
     "gla": lambda width: GatedLinearAttention(width, heads=2, gate_rank=4),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
+    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=4, memory=3),
+    "linformer": lambda width: Linformer(width, heads=2, rank=4, length=64),
+    "reformer": lambda width: Reformer(width, heads=2, chunk=4),
 }
 VARIANTS: dict[str, Make] = {
     "attention, grouped": lambda width: Attention(width, heads=4, kv_heads=2, qkv_bias=True, out_bias=True),
@@ -64,13 +70,16 @@ VARIANTS: dict[str, Make] = {
 }
 
 
+ABSOLUTE = {"linformer"}  # these know where a sequence begins
+
+
 def test_every_mixer_is_checked() -> None:
     assert set(SUBJECTS) == set(MIXERS)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_contract(name: str) -> None:
-    assert check_mixer(SUBJECTS[name], examples=12)
+    assert check_mixer(SUBJECTS[name], examples=12, relative=name not in ABSOLUTE)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -81,7 +90,8 @@ def test_contract_of_variants(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*SUBJECTS, *VARIANTS])
 def test_contract_at_length(name: str) -> None:
-    check_mixer((SUBJECTS | VARIANTS)[name], widths=(8, 24), examples=50, prompt=4, seed=1)
+    check_mixer((SUBJECTS | VARIANTS)[name], widths=(8, 24), examples=50, prompt=4, seed=1,
+                relative=name not in ABSOLUTE)
 
 
 @pytest.mark.slow
@@ -520,7 +530,7 @@ def test_a_refused_rewind_moves_no_part() -> None:
 
 
 @pytest.mark.parametrize("options", [{"heads": 3}, {"heads": 4, "kv_heads": 3}, {"positions": "sine"},
-                                     {"window": 3, "prefix": 2}, {"window": 0}, {"causal": False, "window": 3}])
+                                     {"window": 3, "prefix": 2}, {"window": 0}])
 def test_attention_refuses(options: dict) -> None:
     with pytest.raises(SegueError):
         Attention(8, **options)

@@ -106,8 +106,8 @@ def test_lru_is_an_s5_of_the_same_eigenvalues() -> None:
 @torch.no_grad()
 def test_the_ring_begins_between_its_radii() -> None:
     decay = LRU(8, states=4000, radii=(0.6, 0.9), phase=1.0).recurrence.decay()
-    assert 0.6 <= float(decay.abs().min()) and float(decay.abs().max()) <= 0.9
-    assert 0 <= float(decay.angle().min()) and 0.99 < float(decay.angle().max()) <= 1.0
+    assert float(decay.abs().min()) >= 0.6 and float(decay.abs().max()) <= 0.9
+    assert float(decay.angle().min()) >= 0 and 0.99 < float(decay.angle().max()) <= 1.0
     # Evenly over the ring's area: half of it lies beyond the radius where half the area is.
     half = math.sqrt((0.6**2 + 0.9**2) / 2)
     assert abs(float((decay.abs() > half).double().mean()) - 0.5) < 0.05
@@ -207,7 +207,8 @@ def test_mamba2_is_its_loop() -> None:
     x, inner = torch.randn(1, 12, 4, dtype=torch.float64), 8
     gate, u, dt = mixer.into(x[0]).split(mixer.widths, -1)
     line = F.pad(u, (0, 0, 3, 0))
-    u = F.silu(sum(line[tap : tap + 12] * mixer.convolution.weight[:, tap] for tap in range(4)) + mixer.convolution.bias)
+    taps = [line[tap : tap + 12] * mixer.convolution.weight[:, tap] for tap in range(4)]
+    u = F.silu(sum(taps) + mixer.convolution.bias)
     dt, a = F.softplus(dt + mixer.step_bias), -mixer.scan.A_log.exp()
     h, outputs = torch.zeros(4, 3, 2, dtype=torch.float64), []
     for t in range(12):

@@ -18,13 +18,17 @@ ROWS = 16  # rows of (batch, head) done together: their scores stay in the cache
 
 
 @lru_cache(maxsize=32)
-def _bias(queries: int, keys: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((queries, keys), -math.inf, dtype=dtype).triu(1 + keys - queries)
+def _bias(queries: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Of the last `queries` of so many nodes, to all of them: -inf for later nodes and for those out of the window."""
+    none = torch.full((queries, keys), -math.inf, dtype=dtype)
+    later = none.triu(1 + keys - queries)
+    return later if window is None else later + none.tril(keys - queries - window)
 
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None,
+                window: int | None) -> Tensor:
         batch, heads, n, width = q.shape
         block = 128 if q.dtype == torch.bfloat16 else 64
         q, k, v = (x.reshape(batch * heads, n, width) for x in (q * width**-0.5, k, v))
@@ -33,20 +37,21 @@ class _CausalAttention(torch.autograd.Function):
         for first in range(0, batch * heads, ROWS):
             rows = slice(first, first + ROWS)
             for begin in range(0, n, block):
-                end = min(n, begin + block)
-                scores = torch.baddbmm(_bias(end - begin, end, q.dtype), q[rows, begin:end], k[rows, :end].mT)
+                end, low = min(n, begin + block), 0 if window is None else max(0, begin - window + 1)
+                bias = _bias(end - begin, end - low, window, q.dtype)
+                scores = torch.baddbmm(bias, q[rows, begin:end], k[rows, low:end].mT)
                 if segments is not None:
                     row = segments[torch.arange(first, min(first + ROWS, batch * heads)) // heads]
-                    scores.masked_fill_(row[:, begin:end, None] != row[:, None, :end], -math.inf)
+                    scores.masked_fill_(row[:, begin:end, None] != row[:, None, low:end], -math.inf)
                 weights = scores.softmax(-1)
-                y[rows, begin:end] = torch.bmm(weights, v[rows, :end])
+                y[rows, begin:end] = torch.bmm(weights, v[rows, low:end])
                 kept.append(weights)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.block = block
+        ctx.block, ctx.window = block, window
         return y.view(batch, heads, n, width)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, *kept = ctx.saved_tensors
         batch, heads, n, width = grads[0].shape
         grad = grads[0].reshape(batch * heads, n, width)
@@ -55,15 +60,15 @@ class _CausalAttention(torch.autograd.Function):
         for first in range(0, batch * heads, ROWS):
             rows = slice(first, first + ROWS)
             for begin in range(0, n, ctx.block):
-                end = min(n, begin + ctx.block)
+                end, low = min(n, begin + ctx.block), 0 if ctx.window is None else max(0, begin - ctx.window + 1)
                 weights, g = kept[index], grad[rows, begin:end]
                 index += 1
-                dv[rows, :end] += torch.bmm(weights.mT, g)
-                slope = torch._softmax_backward_data(torch.bmm(g, v[rows, :end].mT), weights, -1, weights.dtype)
-                dq[rows, begin:end] = torch.bmm(slope, k[rows, :end])
-                dk[rows, :end] += torch.bmm(slope.mT, q[rows, begin:end])
+                dv[rows, low:end] += torch.bmm(weights.mT, g)
+                slope = torch._softmax_backward_data(torch.bmm(g, v[rows, low:end].mT), weights, -1, weights.dtype)
+                dq[rows, begin:end] = torch.bmm(slope, k[rows, low:end])
+                dk[rows, low:end] += torch.bmm(slope.mT, q[rows, begin:end])
         shape = (batch, heads, n, width)
-        return (dq * width**-0.5).view(shape), dk.view(shape), dv.view(shape), None
+        return (dq * width**-0.5).view(shape), dk.view(shape), dv.view(shape), None, None
 
 
 def trains_on(x: Tensor) -> bool:
@@ -71,6 +76,8 @@ def trains_on(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None = None) -> Tensor:
-    """q, k, v: (B, H, T, E) -> (B, H, T, E). segments: (B, T) long, positions of another segment are not seen."""
-    return _CausalAttention.apply(q, k, v, segments)
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None = None,
+                     window: int | None = None) -> Tensor:
+    """q, k, v: (B, H, T, E) -> (B, H, T, E). segments: (B, T) long, positions of another segment are not seen.
+    window: only nodes fewer than so many back are seen; the cost is then linear in T."""
+    return _CausalAttention.apply(q, k, v, segments, window)

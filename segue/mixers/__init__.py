@@ -5,12 +5,15 @@ from __future__ import annotations
 from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.bidirectional import Bidirectional
+from segue.mixers.block_recurrent import BlockRecurrent
 from segue.mixers.gla import GatedLinearAttention
 from segue.mixers.hyena import Hyena
+from segue.mixers.linformer import Linformer
 from segue.mixers.lru import LRU
 from segue.mixers.mamba import Mamba
 from segue.mixers.mamba2 import Mamba2
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
+from segue.mixers.reformer import Reformer
 from segue.mixers.s5 import S5
 from segue.mixers.state import Layout, State
 
@@ -26,8 +29,30 @@ MIXERS: dict[str, type[Mixer]] = {
     "lru": LRU,
     "hyena": Hyena,
     "gla": GatedLinearAttention,
+    "block-recurrent": BlockRecurrent,
+    "linformer": Linformer,
+    "reformer": Reformer,
     "bidirectional": Bidirectional,
 }
 
-__all__ = ["GRU", "LRU", "LSTM", "MIXERS", "S5", "Attention", "Bidirectional", "Elman", "GatedLinearAttention", "Hyena",
-           "Jordan", "Layout", "Mamba", "Mamba2", "Mixer", "State"]
+__all__ = [
+    "GRU",
+    "LRU",
+    "LSTM",
+    "MIXERS",
+    "S5",
+    "Attention",
+    "Bidirectional",
+    "BlockRecurrent",
+    "Elman",
+    "GatedLinearAttention",
+    "Hyena",
+    "Jordan",
+    "Layout",
+    "Linformer",
+    "Mamba",
+    "Mamba2",
+    "Mixer",
+    "Reformer",
+    "State",
+]

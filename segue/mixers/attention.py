@@ -1,10 +1,10 @@
-"""Softmax attention (Vaswani et al. 2017), with grouped key-value heads (Ainslie et al. 2023), rotary positions
-(Su et al. 2021) or ALiBi biases (Press et al. 2022), and mask rules."""
+"""Softmax attention (Vaswani et al. 2017), with grouped key-value heads (Ainslie et al. 2023), positions of every sort
+(`segue.mixers.positions`), learned spans (Sukhbaatar et al. 2019, arXiv 1905.07799) and mask rules
+(`segue.mixers.rules`)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,62 +15,15 @@ from segue.errors import SegueError
 from segue.kernels.attention import causal_attention, trains_on
 from segue.mixers import rules
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Part, gather_nodes
+from segue.mixers.cache import Cache
+from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
+from segue.mixers.state import Layout, Part
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
 
-def rotary_frequencies(width: int, theta: float = 10_000.0, scaling: dict[str, Any] | None = None) -> Tensor:
-    """(width / 2,) angular frequencies, radians per position; computed on the CPU, whatever the default device.
-
-    scaling: slows the planes down so that a model reaches further than it was trained for. {"kind": "linear",
-    "factor"} slows all of them. "llama3" and "yarn" (Peng et al. 2023) slow those that turn fewer than `low` times
-    over the `length` trained on, leave those that turn more than `high` times, and go from one to the other linearly
-    in the number of turns (llama3) or in the plane's index (yarn; `whole`: between whole indices).
-    """
-    index = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
-    frequencies = theta**-index
-    if scaling is None:
-        return frequencies
-    kind, factor = scaling["kind"], scaling["factor"]
-    if kind == "linear":
-        return frequencies / factor
-    if kind not in ("llama3", "yarn"):
-        raise SegueError(f"rotary scaling '{kind}' is unknown: choose linear, llama3 or yarn")
-    length, low, high = scaling["length"], scaling["low"], scaling["high"]
-    if kind == "llama3":
-        kept = (frequencies * length / (2 * math.pi) - low) / (high - low)
-    else:
-        first, last = (width * math.log(length / (2 * math.pi * turns)) / math.log(theta) / 2 for turns in (high, low))
-        if scaling.get("whole", True):
-            first, last = math.floor(first), math.ceil(last)
-        first, last = max(first, 0), min(last, width - 1)
-        kept = 1 - (index * width / 2 - first) / (last - first or 0.001)
-    return frequencies * torch.lerp(torch.ones_like(kept) / factor, torch.ones_like(kept), kept.clamp(0, 1))
-
-
-def rotate(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
-    """Turn the first 2F features of x (B, H, N, E) by position: features i and i + F are one plane.
-
-    positions: (B or 1, N). frequencies: (F,) radians per position. The angles are computed in float64, since a
-    float32 angle is off by radians at the positions a long stream reaches.
-    """
-    if positions.stride(0) == 0:  # every row stands alike: one row of angles serves all
-        positions = positions[:1]
-    angle = positions[:, None, :, None].to(frequencies.device).double() * frequencies.double()
-    cos, sin = angle.cos().to(x.dtype).to(x.device), angle.sin().to(x.dtype).to(x.device)
-    half = frequencies.shape[0]
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """(heads,) the slopes of Press et al.: a geometric series, interpolated where heads is no power of two."""
-    whole = 2 ** math.floor(math.log2(heads))
-    slopes = [2.0 ** (-8 * (i + 1) / whole) for i in range(whole)]
-    slopes += [2.0 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
-    return torch.tensor(slopes, device="cpu")
+POSITIONS = ("rotary", "alibi", "learned", "sinusoidal", "none")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None,
@@ -101,194 +54,24 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return (weights[..., None] * outputs).sum(0), lse
 
 
-class Cache:
-    """Keys and values of the committed nodes, with a cursor per row; pending nodes lie beyond the longest row.
-
-    window: of a windowed attention (None: everything stays); then window + history nodes stay. Positions are kept
-    beside the keys, because the index in the cache says nothing about the position.
-    """
-
-    def __init__(self, k: Tensor, v: Tensor, window: int | None = None, history: int = 0) -> None:
-        self.k, self.v, self.window, self.history = k, v, window, history
-        batch, capacity = k.shape[0], k.shape[2]
-        self.positions = torch.zeros(batch, capacity, dtype=torch.long, device=k.device)
-        self.segments = torch.zeros(batch, capacity, dtype=torch.long, device=k.device)
-        self.lengths = torch.zeros(batch, dtype=torch.long, device=k.device)
-        self.segment = torch.zeros(batch, dtype=torch.long, device=k.device)
-        self.dropped = torch.zeros(batch, dtype=torch.bool, device=k.device)  # did nodes leave the window for good?
-        self.longest, self.uniform = 0, True  # of `lengths`, kept aside to spare a device round trip per token
-        self.pending: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
-        self.placed = False  # do the pending keys and values lie behind the committed ones already?
-
-    def put(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Put new nodes (B, G, N, E) behind the committed ones, uncommitted; returns all keys and all values
-        (B, G, L + N, E)."""
-        batch, n, cursor = k.shape[0], k.shape[2], self.longest
-        k, v = k.to(self.k.dtype), v.to(self.v.dtype)  # autocast gives others
-        segments = self.segment[:, None].expand(batch, n)
-        if layout.segments is not None:
-            segments = segments + layout.segments
-        self.pending = (k, v, layout.positions.expand(batch, n), segments)
-        self.placed = not (torch.is_grad_enabled() and (k.requires_grad or self.k.requires_grad))
-        if not self.placed:
-            return torch.cat([self.k[:, :, :cursor], k], 2), torch.cat([self.v[:, :, :cursor], v], 2)
-        self._reserve(cursor + n)
-        self.k[:, :, cursor : cursor + n], self.v[:, :, cursor : cursor + n] = k, v
-        return self.k[:, :, : cursor + n], self.v[:, :, : cursor + n]
-
-    def pairs(self, layout: Layout) -> rules.Pairs:
-        """The nodes of a call and all they may look at: the committed nodes, then each other."""
-        positions, cursor = layout.positions.expand(len(self.lengths), -1), self.longest
-        before = torch.ones(1, positions.shape[1], cursor, dtype=torch.bool, device=positions.device)
-        follows = torch.cat([before.expand(layout.follows.shape[0], -1, -1), layout.follows], 2)
-        keys = torch.cat([self.positions[:, :cursor], positions], 1)
-        return rules.Pairs(positions[:, :, None], keys[:, None], follows)
-
-    def valid(self, layout: Layout) -> Tensor | None:
-        """Where a key exists and is of the same document as the query, (B, N or 1, L + N) bool (None: everywhere)."""
-        n, cursor, valid = layout.positions.shape[1], self.longest, None
-        if not self.uniform:
-            index = torch.arange(cursor + n, device=self.k.device)
-            valid = ((index < self.lengths[:, None]) | (index >= cursor))[:, None]
-        if layout.segments is not None or bool(self.segment.any()):
-            segments = self.segment[:, None].expand(-1, n) + (0 if layout.segments is None else layout.segments)
-            same = segments[:, :, None] == torch.cat([self.segments[:, :cursor], segments], 1)[:, None]
-            valid = same if valid is None else valid & same
-        return valid
-
-    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
-        assert self.pending is not None, "extend first"
-        k, v, positions, segments = self.pending
-        batch, n = positions.shape
-        self.pending = None
-        if path is None and counts is None and self.uniform and n:  # the common case: all rows take all nodes
-            end = self.longest + n
-            if not self.placed:
-                self._reserve(end)
-                self._write((slice(None), slice(None), slice(self.longest, end)), k, v)
-            self.positions[:, self.longest : end], self.segments[:, self.longest : end] = positions, segments
-            self.lengths, self.segment, self.longest = self.lengths + n, segments[:, -1], end
-            if self.window is not None:
-                self._settle()
-            return
-        if path is not None:
-            index = path.clamp(min=0)[:, None, :, None]
-            k = k.gather(2, index.expand(-1, k.shape[1], -1, k.shape[3]))
-            v = v.gather(2, index.expand(-1, v.shape[1], -1, v.shape[3]))
-            positions, segments, n = gather_nodes(positions, path), gather_nodes(segments, path), path.shape[1]
-        if counts is None:
-            counts = torch.full((batch,), n, device=k.device)
-        if n == 0:
-            return
-        added = torch.arange(n, device=k.device)
-        kept = added < counts[:, None]
-        self._reserve(self.longest + n)
-        row, node = torch.nonzero(kept, as_tuple=True)
-        slot = self.lengths[row] + node
-        self._write((row, slice(None), slot), k[row, :, node], v[row, :, node])
-        self.positions[row, slot], self.segments[row, slot] = positions[row, node], segments[row, node]
-        self.lengths = self.lengths + counts
-        last = (counts - 1).clamp(min=0)[:, None]
-        self.segment = torch.where(counts > 0, segments.gather(1, last)[:, 0], self.segment)
-        self._settle()
-
-    def _write(self, where: tuple, k: Tensor, v: Tensor) -> None:
-        if self.k.requires_grad or k.requires_grad:
-            self.k, self.v = self.k.clone(), self.v.clone()
-        self.k[where], self.v[where] = k, v
-
-    def _reserve(self, capacity: int) -> None:
-        """Grow by doubling, so that n tokens cost O(n) copying."""
-        extra = capacity - self.k.shape[2]
-        if extra <= 0:
-            return
-        extra = max(extra, self.k.shape[2], 64)
-        self.k, self.v = (F.pad(x, (0, 0, 0, extra)) for x in (self.k, self.v))
-        self.positions, self.segments = (F.pad(x, (0, extra)) for x in (self.positions, self.segments))
-
-    def _settle(self) -> None:
-        keep = None if self.window is None else self.window + self.history
-        if keep is not None and self.k.shape[2] > 2 * keep + 64 and bool((self.lengths > 2 * keep).any()):
-            drop = (self.lengths - keep).clamp(min=0)
-            self.dropped = self.dropped | (drop > 0)
-            index = drop[:, None] + torch.arange(keep, device=drop.device)
-            wide = index[:, None, :, None].expand(-1, self.k.shape[1], -1, self.k.shape[3])
-            self.k, self.v = self.k.gather(2, wide), self.v.gather(2, wide)
-            self.positions, self.segments = self.positions.gather(1, index), self.segments.gather(1, index)
-            self.lengths = self.lengths - drop
-        self.longest = int(self.lengths.max()) if len(self.lengths) else 0
-        self.uniform = bool((self.lengths == self.longest).all())
-
-    def reach(self) -> Tensor:
-        # Where nodes have left, the next one must still find its whole window.
-        return torch.where(self.dropped, self.lengths - (self.window or 1) + 1, self.lengths)
-
-    def rewind(self, n: Tensor) -> None:
-        self.lengths, self.pending = self.lengths - n, None
-        self._settle()
-        self._recall()
-
-    def _recall(self) -> None:
-        """The current document of each row is that of its last node."""
-        if self.segments.shape[1]:
-            last = (self.lengths - 1).clamp(min=0)[:, None]
-            self.segment = torch.where(self.lengths > 0, self.segments.gather(1, last)[:, 0], 0)
-
-    def _twin(self, rows: Tensor | slice) -> Cache:
-        used = slice(0, self.longest)
-        twin = Cache(self.k[rows, :, used].clone(), self.v[rows, :, used].clone(), self.window, self.history)
-        twin.positions, twin.segments = self.positions[rows, used].clone(), self.segments[rows, used].clone()
-        twin.lengths, twin.segment, twin.dropped = self.lengths[rows], self.segment[rows], self.dropped[rows]
-        twin._settle()
-        return twin
-
-    def select(self, rows: Tensor) -> Cache:
-        return self._twin(rows)
-
-    def join(self, others: Sequence[Cache]) -> Cache:
-        parts = [self, *others]
-        capacity = max(part.longest for part in parts)
-
-        def stacked(name: str, axis: int) -> Tensor:
-            tensors = [getattr(part, name)[(slice(None),) * axis + (slice(0, capacity),)] for part in parts]
-            room = [capacity - x.shape[axis] for x in tensors]
-            return torch.cat([F.pad(x, (*[0] * (2 * (x.dim() - 1 - axis)), 0, n)) for x, n in zip(tensors, room)])
-
-        joined = Cache(stacked("k", 2), stacked("v", 2), self.window, self.history)
-        joined.positions, joined.segments = stacked("positions", 1), stacked("segments", 1)
-        joined.lengths, joined.segment, joined.dropped = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("lengths", "segment", "dropped"))
-        joined._settle()
-        return joined
-
-    def copy(self) -> Cache:
-        return self._twin(slice(None))
-
-    def detach(self) -> None:
-        self.k, self.v = self.k.detach(), self.v.detach()
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"k": self.k[:, :, : self.longest], "v": self.v[:, :, : self.longest],
-                "positions": self.positions[:, : self.longest], "segments": self.segments[:, : self.longest],
-                "lengths": self.lengths}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        self.k, self.v, self.positions, self.segments, self.lengths = (
-            tensors[name].clone() for name in ("k", "v", "positions", "segments", "lengths"))
-        self.dropped, self.pending = torch.zeros_like(self.lengths, dtype=torch.bool), None
-        self._settle()
-        self._recall()
-
-
 class Attention(Mixer):
     """Multi-head attention with a key-value cache.
 
     width: model width D. heads: query heads. kv_heads: key-value heads (default: heads). head_width: features per head
         (default: width / heads).
-    positions: "rotary", "alibi" or "none". theta, rotary_fraction, scaling: base of the rotary frequencies, how much
+    positions: "rotary", "alibi", "learned" (a vector for each of `length` positions) or "sinusoidal" (both are added
+        to the mixer's input), or "none". theta, rotary_fraction, scaling: base of the rotary frequencies, how much
         of a head they turn, and how they are slowed down (see `rotary_frequencies`).
-    causal: False looks both ways. window: at most so many positions back. prefix: so many first positions are seen by
-        all, both ways (then the prompt must be given whole).
+    relative: so many distances have a learned vector per head that queries are compared with (Music Transformer), on
+        top of `positions`; clamp: farther keys have the last of them, instead of none. 0: none.
+    causal: False looks both ways. prefix: so many first positions are seen by all, both ways (then the prompt must be
+        given whole).
+    window: fewer than so many positions away. block, look_back: in the same block of positions, or so many blocks
+        before. global_tokens, random_blocks: what is seen besides (see `rules.Sparse`; the cost is linear in T).
+        Segment recurrence (Transformer-XL, Dai et al. 2019) is a block with look_back=1, read block by block with
+        `segue.training.truncated.truncated_bptt`.
+    span: each head learns how far it looks, at most so many positions: weights fade to nothing over `ramp` positions
+        beyond what it learned. span_penalty: what the mean learned part of `span` costs in the loss (`penalty`).
     qkv_bias, out_bias: biases of the projections. qk_norm: RMS-normalise queries and keys per head (epsilon norm_eps).
     """
 
@@ -300,29 +83,36 @@ class Attention(Mixer):
 
     def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
                  positions: str = "rotary", theta: float = 10_000.0, rotary_fraction: float = 1.0,
-                 scaling: dict[str, Any] | None = None, causal: bool = True, window: int | None = None, prefix: int = 0,
-                 qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False, norm_eps: float = 1e-6) -> None:
+                 scaling: dict[str, Any] | None = None, length: int = 1024, relative: int = 0, clamp: bool = False,
+                 causal: bool = True, window: int | None = None, prefix: int = 0, block: int | None = None,
+                 look_back: int = 0, global_tokens: int = 0, random_blocks: int = 0, span: int = 0, ramp: int = 32,
+                 span_penalty: float = 0.0, qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False,
+                 norm_eps: float = 1e-6) -> None:
         super().__init__(width)
         self.heads, self.kv_heads = heads, kv_heads or heads
         if head_width is None and width % heads:
             raise SegueError(f"width {width} is not divisible by {heads} heads: choose another number of heads")
         if heads % self.kv_heads:
             raise SegueError(f"{heads} heads cannot share {self.kv_heads} key-value heads: choose a divisor")
-        if positions not in ("rotary", "alibi", "none"):
-            raise SegueError(f"attention positions '{positions}' are unknown: choose rotary, alibi or none")
-        if window is not None and (window < 1 or prefix or not causal):
-            raise SegueError(f"a window of {window} with prefix {prefix} and causal {causal}: a window is of at least "
-                             "one position, causal and without a prefix")
+        if positions not in POSITIONS:
+            raise SegueError(f"attention positions '{positions}' are unknown: choose from {', '.join(POSITIONS)}")
+        if min(x if x is not None else 1 for x in (window, block)) < 1 or (prefix and not causal):
+            raise SegueError(f"a window of {window}, a block of {block}, a prefix of {prefix} with causal {causal}: "
+                             "windows and blocks hold at least one position, and only a causal mixer has a prefix")
+        if sum(map(bool, (window, block, prefix, span))) > 1:
+            raise SegueError("window, block, prefix and span are four ways to say what is near: choose one")
+        if (look_back or random_blocks) and not block:
+            raise SegueError("look_back and random_blocks count blocks: give block too")
+        if global_tokens and not (window or block):
+            raise SegueError("global_tokens are seen besides a window or a block: give one of them too")
         self.head_width = head_width or width // heads
-        self.positions, self.window = positions, window
+        self.positions, self.window, self.clamp = positions, window, clamp
+        self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
         self.causal, self.needs_whole_prompt = causal, prefix > 0  # type: ignore[misc]
-        self.constant_state = window is not None  # type: ignore[misc]
-        if not causal:
-            self.rule: rules.Rule = rules.full
-        elif prefix:
-            self.rule = rules.prefix(prefix)
-        else:
-            self.rule = rules.causal if window is None else rules.window(window)
+        self.rule: rules.Rule = rules.prefix(prefix) if prefix else rules.causal if causal else rules.full
+        if window or block:
+            self.rule = rules.Sparse(window, block, look_back, global_tokens, random_blocks, causal)
+        self.constant_state = self._kept() is not None  # type: ignore[misc]
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=qkv_bias)
         self.out = nn.Linear(heads * self.head_width, width, bias=out_bias)
         self.q_norm = nn.RMSNorm(self.head_width, eps=norm_eps) if qk_norm else None
@@ -332,6 +122,12 @@ class Attention(Mixer):
             self.register_buffer("frequencies", rotary_frequencies(turned, theta, scaling), persistent=False)
         if positions == "alibi":
             self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
+        self.places = nn.Embedding(length, width) if positions == "learned" else None
+        if self.places is not None:
+            nn.init.normal_(self.places.weight, std=0.02)
+        distances = torch.randn(heads, relative if causal else max(0, 2 * relative - 1), self.head_width)
+        self.distances = nn.Parameter(distances * self.head_width**-0.5) if relative else None
+        self.learned_span = nn.Parameter(torch.full((heads,), 0.5)) if span else None  # as a part of `span`
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
         # Casting a model to bfloat16 must not cast its rotary frequencies; a device without float64 cannot hold them.
@@ -345,9 +141,32 @@ class Attention(Mixer):
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         k = like.new_zeros(batch, self.kv_heads, 0, self.head_width)
-        return {"cache": Cache(k, k.clone(), self.window, history)}
+        return {"cache": Cache(k, k.clone(), self._kept(), history)}
+
+    def _structure(self) -> rules.Rule:
+        """The mask rule; of learned spans, that of the longest."""
+        if self.learned_span is None:
+            return self.rule
+        longest = self.ramp + float(self.learned_span.detach().clamp(0, 1).max()) * self.span
+        return rules.Sparse(window=math.ceil(longest), causal=self.causal)
+
+    def _kept(self) -> int | None:
+        """How many nodes a cache must hold, None for all."""
+        if self.span and self.causal:
+            return self.ramp + self.span
+        rule = self.rule
+        sparse = isinstance(rule, rules.Sparse) and rule.causal and not rule.first and not rule.random
+        return rule.reach if isinstance(rule, rules.Sparse) and sparse else None
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.places is not None:
+            limit = self.places.num_embeddings
+            if not torch.compiler.is_compiling() and positions.numel() and int(positions.max()) >= limit:
+                raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of this "
+                                 "attention: give a shorter sequence or choose a larger length")
+            x = x + self.places(positions)
+        elif self.positions == "sinusoidal":
+            x = x + sinusoids(positions, self.width, x.dtype)
         qkv = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
@@ -361,17 +180,31 @@ class Attention(Mixer):
     def _pairs(layout: Layout) -> rules.Pairs:
         return rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
 
-    def _mask_and_bias(self, pairs: rules.Pairs, valid: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
-        mask = self.rule(pairs)
-        mask = (mask if valid is None else mask & valid)[:, None]
-        bias = None
+    def _bias(self, q: Tensor, pairs: rules.Pairs, even: bool = False) -> Tensor | None:
+        """What is added to the scores, (B or 1, H, ..., Q, K). even: see `relative_scores`."""
+        bias: Tensor | None = None
+        distance = pairs.query - pairs.key
+        away = distance.abs()[:, None]
+        each = (-1, *[1] * (distance.dim() - 1))
         if self.positions == "alibi":
-            bias = -self.slopes.to(like.dtype)[:, None, None] * (pairs.query - pairs.key)[:, None].abs().to(like.dtype)
-        return mask, bias
+            bias = -self.slopes.to(q.dtype).view(each) * away.to(q.dtype)
+        if self.distances is not None:
+            scores = relative_scores(q, self.distances, distance, self.causal, even, self.clamp)
+            scores = scores / math.sqrt(self.head_width)
+            bias = scores if bias is None else bias + scores
+        if self.learned_span is not None:
+            # Weights times m, normalised again, are the weights of scores plus log m.
+            ends = self.ramp + self.span * self.learned_span.clamp(0, 1).view(each)
+            share = ((ends - away) / self.ramp).clamp(max=1)
+            fade = share.clamp(min=torch.finfo(share.dtype).tiny).log().masked_fill(share <= 0, -math.inf).to(q.dtype)
+            bias = fade if bias is None else bias + fade
+        return bias
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        if self.training and self.learned_span is not None:
+            self.learned_span.data.clamp_(0, 1)  # outside it would have no gradient to come back by
         q, k, v = self._project(x, layout.positions)
-        n = x.shape[1]
+        n, rule = x.shape[1], self._structure()
         cache: Any = None
         fresh = True
         if parts is None:
@@ -381,28 +214,87 @@ class Attention(Mixer):
             assert isinstance(cache, Cache)
             fresh, valid = cache.longest == 0, cache.valid(layout)
             k, v = cache.put(k, v, layout)
-        plain = valid is None and layout.parents is None and self.positions != "alibi"
         shared = self.kv_heads != self.heads
-        reach = self.rule is rules.causal or (self.window is not None and n <= self.window)
-        if parts is None and q.requires_grad and trains_on(q) and reach and layout.parents is None and not shared \
-                and self.positions != "alibi":
+        bare = self.positions != "alibi" and self.distances is None and self.learned_span is None
+        plain = bare and valid is None and layout.parents is None
+        trains = parts is None and q.requires_grad and trains_on(q) and bare and not shared and layout.parents is None
+        if trains and (rule is rules.causal or (self.window is not None and self._kept() and layout.even)):
             if torch.is_autocast_enabled("cpu"):
                 q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))
-            y = causal_attention(q, k, v, layout.segments)
-        elif plain and self.rule is rules.causal and (fresh or n == 1):
+            y = causal_attention(q, k, v, layout.segments, self.window)
+        elif plain and rule is rules.causal and (fresh or n == 1):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=shared)
-        elif plain and self.rule is rules.full:
+        elif plain and rule is rules.full:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
+        elif isinstance(rule, rules.Sparse) and fresh and n > 2 * rule.tile and layout.even and \
+                (layout.aligned or not (rule.first or rule.random)):
+            y = self._tiled(q, k, v, layout, rule)
         else:
-            mask, bias = self._mask_and_bias(self._pairs(layout) if cache is None else cache.pairs(layout), valid, q)
-            if bias is not None:
-                mask = bias.masked_fill(~mask, -math.inf)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
+            pairs = self._pairs(layout) if cache is None else cache.pairs(layout)
+            y = self._softmax(q, k, v, pairs, rule, valid, even=layout.even and fresh)
         return self.output(y, x)
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, pairs: rules.Pairs, rule: rules.Rule, valid: Tensor | None,
+                 even: bool = False) -> Tensor:
+        mask, bias = rule(pairs), self._bias(q, pairs, even)
+        mask = (mask if valid is None else mask & valid)[:, None]
+        if bias is not None and bias.requires_grad:  # torch's fused attention has no gradient for it
+            return attend(q, k, v, mask, bias)[0]
+        if bias is not None:
+            mask = bias.masked_fill(~mask, -math.inf)
+        if q.dim() == 4:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        rows = (q.shape[0], q.shape[2])
+        mask = mask.expand(rows[0], -1, -1, -1, -1)
+        q, k, v, mask = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v, mask))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+        return y.unflatten(0, rows).transpose(1, 2)
+
+    def _tiled(self, q: Tensor, k: Tensor, v: Tensor, layout: Layout, rule: rules.Sparse) -> Tensor:
+        """A chain by tiles of queries, each against the few tiles of keys that hold all it may see."""
+        n, size = q.shape[2], rule.tile
+        count = -(-n // size)
+        index = rules.tiles(rule, count, layout.aligned).to(q.device)
+        nodes = torch.arange(count * size, device=q.device).view(count, size)
+        keys = nodes[index.clamp(min=0)].flatten(1)
+
+        def padded(x: Tensor) -> Tensor:  # (B, n, ...) or (B, G, n, E)
+            return F.pad(x, (0, 0) * (x.dim() == 4) + (0, count * size - n))
+
+        def spread(x: Tensor) -> Tensor:
+            return padded(x).unflatten(2, (count, size)).index_select(2, index.clamp(min=0).flatten()) \
+                .unflatten(2, index.shape).flatten(3, 4)
+
+        positions = padded(layout.positions[:1] if layout.positions.stride(0) == 0 else layout.positions)
+        pairs = rules.Pairs(positions[:, nodes][..., None], positions[:, keys][:, :, None],
+                            (keys[:, None] <= nodes[..., None])[None])
+        there = (index >= 0).repeat_interleave(size, 1)[:, None]
+        valid = (there & ((keys < n)[:, None] | (keys[:, None] == nodes[..., None])))[None]  # padding sees itself
+        if layout.segments is not None:
+            segments = padded(layout.segments)
+            valid = valid & (segments[:, nodes][..., None] == segments[:, keys][:, :, None])
+        tiled = padded(q).unflatten(2, (count, size))
+        y = self._softmax(tiled, spread(k), spread(v), pairs, rule, valid).flatten(2, 3)[:, :, :n]
+        if rule.first and not rule.causal:
+            first = min(rule.first, n)
+            at = layout.positions[:, :, None]
+            all_keys = rules.Pairs(at[:, :first], layout.positions[:, None], layout.follows[:, :first])
+            seen = self._softmax(q[:, :, :first], k, v, all_keys, rules.full, None)
+            y = torch.cat([seen, y[:, :, first:]], 2)
+        return y
+
+    def penalty(self) -> Tensor | None:
+        if self.learned_span is None or not self.span_penalty:
+            return None
+        return self.span_penalty * self.learned_span.clamp(0, 1).mean()
 
     def lower(self, program: Program, source: View, into: View) -> None:
         if not self.causal or self.needs_whole_prompt:
             raise SegueError("attention that looks ahead has no form for the compiled CPU engine")
+        if self.distances is not None or self.span or self.positions in ("learned", "sinusoidal") or \
+                (self.rule is not rules.causal and (self.window is None or self._kept() is None)):
+            raise SegueError("this attention has no form for the compiled CPU engine: causal ones and windows with "
+                             "rotary, ALiBi or no positions have")
         wide, narrow = self.heads * self.head_width, self.kv_heads * self.head_width
         qkv, y = program.register("qkv", wide + 2 * narrow), program.register("y", wide)
         q, k, v = qkv[:wide], qkv[wide : wide + narrow], qkv[wide + narrow :]
@@ -418,9 +310,9 @@ class Attention(Mixer):
     def matrix(self, x: Tensor) -> Tensor:
         layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
         q, k, _ = self._project(x, layout.positions)
-        mask, bias = self._mask_and_bias(self._pairs(layout), None, q)
+        pairs = self._pairs(layout)
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
-        return attend(q, k, eye, mask, bias)[0]
+        return attend(q, k, eye, self._structure()(pairs)[:, None], self._bias(q, pairs))[0]
 
     def values(self, x: Tensor) -> Tensor:
         v = self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device).positions)[2]

@@ -101,6 +101,10 @@ class Mixer(nn.Module):
         """Parameters of the state itself (decay rates, step sizes): own learning rate, no weight decay."""
         return []
 
+    def penalty(self) -> Tensor | None:
+        """A scalar that the loss per element grows by while training (how far a head looks, say), or None."""
+        return None
+
     def matrix(self, x: Tensor) -> Tensor:
         """The (B, H, T, T) matrix that the mixer applies to `values(x)`, where it is linear in its values."""
         raise SegueError(f"{type(self).__name__} is not linear in its values: it has no matrix")

@@ -73,6 +73,19 @@ class Layout:
         return reach > 0
 
     @cached_property
+    def even(self) -> bool:
+        """A chain whose positions go up by one within each document: distances are those of the indices."""
+        if self.parents is not None:
+            return False
+        steps = self.positions.diff(dim=1) == 1
+        return bool((steps if self.starts is None else steps | self.starts[:, 1:]).all())
+
+    @cached_property
+    def aligned(self) -> bool:
+        """A chain of one document per row whose node i stands at position i."""
+        return self.even and self.starts is None and not bool(self.positions[:, :1].any())
+
+    @cached_property
     def segments(self) -> Tensor | None:
         """(B, N) long: 0 continues the state, each start opens the next segment."""
         return None if self.starts is None else self.starts.long().cumsum(1)

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
-from segue.mixers.state import Layout, State, gather_nodes
+from segue.mixers.state import Layout, Part, State, gather_nodes
 from segue.models.base import Decoding, Output, check_tokens
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -55,6 +56,7 @@ class StackConfig:
     parallel: mixer and channel mixer both read the block's input (GPT-NeoX). tied: the head is the embedding.
     embed_norm: normalise the embedding before the first block. dropout: on each branch, in training only.
     inputs: C, where the elements are vectors of C real numbers instead of ids (a linear map embeds them).
+    shared: layers of one name (with label) are one block, applied again and again (ALBERT, Lan et al. 2020).
     pool: "mean" reads the head off the mean of the document's hidden vectors so far instead of the last one: at its
         last element that is the mean of them all, as a classifier wants it. "" (default) pools nothing.
     """
@@ -76,6 +78,7 @@ class StackConfig:
     dropout: float = 0.0
     inputs: int = 0
     pool: str = ""
+    shared: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -172,7 +175,12 @@ class Stack(nn.Module):
         self.position_embedding = nn.Embedding(config.learned_positions, config.width) \
             if config.learned_positions else None
         self.embed_norm = make_norm(config) if config.embed_norm else None
-        self.blocks: list[Block] = nn.ModuleList(Block(config, name) for name in config.mixers)  # type: ignore[assignment]
+        blocks: list[Block] = []
+        for index, name in enumerate(config.mixers):
+            same = config.mixers.index(name)
+            blocks.append(blocks[same] if config.shared and same < index else Block(config, name))
+        self.blocks: list[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
+        self.checkpointing = False  # keep the blocks' inputs only, and compute the rest again on the way back
         self.norm = make_norm(config)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
         if config.tied:
@@ -188,7 +196,7 @@ class Stack(nn.Module):
         if not self.config.tied:
             nn.init.normal_(self.head.weight, std=0.02)
         writes = 1 + (self.config.channel != "none")
-        for block in self.blocks:
+        for block in dict.fromkeys(self.blocks):
             for module in (block.mixer, block.channel):
                 out = getattr(module, "out", None)
                 if isinstance(out, nn.Linear):
@@ -227,7 +235,14 @@ class Stack(nn.Module):
         for index, block in enumerate(self.blocks):
             block.mixer.accept(layout)
             parts = None if state is None else state.layers[index]
-            x = block(x, lambda mixer, y, parts=parts: mixer.run(y, layout, parts))
+
+            def mix(mixer: Mixer, y: Tensor, parts: dict[str, Part] | None = parts) -> Tensor:
+                return mixer.run(y, layout, parts)
+
+            if self.checkpointing and state is None and torch.is_grad_enabled():
+                x = checkpoint(block, x, mix, use_reentrant=False)
+            else:
+                x = block(x, mix)
         x = self.norm(x)
         return running_mean(x, layout) if self.config.pool else x
 
@@ -260,4 +275,4 @@ class Stack(nn.Module):
 
     def state_parameters(self) -> list[nn.Parameter]:
         """Parameters of the mixers' states: own learning rate, no weight decay."""
-        return [parameter for block in self.blocks for parameter in block.mixer.state_parameters()]
+        return [parameter for block in dict.fromkeys(self.blocks) for parameter in block.mixer.state_parameters()]

@@ -11,10 +11,12 @@ from torch import nn
 from segue.objectives import Batch, Objective
 from segue.training.loop import Run
 from segue.training.recipe import Plan
+from segue.training.strategy import Strategy
 
 
 def learn(model: nn.Module, batches: Callable[[int], Batch], steps: int, *, rate: float = 3e-3, seed: int = 0,
-          objective: Objective | None = None, quiet: bool = True, **choices: Any) -> Run:
+          objective: Objective | None = None, strategy: Strategy | None = None, quiet: bool = True,
+          **choices: Any) -> Run:
     """Move the model `steps` steps by AdamW; the finished `Run` has the learning curve.
 
     batches: the rows of each step, a pure function of it (see `Task.batches`). rate: of all parameters but the mixers'
@@ -24,7 +26,7 @@ def learn(model: nn.Module, batches: Callable[[int], Batch], steps: int, *, rate
     plan = Plan(vocabulary=1, rows=first.shape[0], context=first.shape[1], steps=steps, seed=seed, muon=False,
                 rate=rate, table_rate=rate, vector_rate=rate, state_rate=min(rate, 1e-3), decay=0.0, warmup=0.05,
                 threads=torch.get_num_threads())
-    run = Run(model, batches, plan.with_(**choices), objective=objective)
+    run = Run(model, batches, plan.with_(**choices), objective=objective, strategy=strategy)
     run.train(quiet=quiet)
     return run
 

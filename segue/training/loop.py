@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.files import write_text
+from segue.mixers import Mixer
+from segue.models.stack import Stack
 from segue.objectives import Batch, NextElement, Objective
 from segue.progress import progress
 from segue.training import distributed
@@ -50,6 +52,10 @@ class Run:
         self.objective: Objective = objective or NextElement()
         self.strategy = strategy or Strategy()
         self.folder, self.key, self.held_out, self.save_seconds = folder, key, held_out, save_seconds
+        if plan.checkpointing and not isinstance(model, Stack):
+            raise SegueError(f"a {type(model).__name__} cannot recompute its blocks: leave checkpointing out")
+        if isinstance(model, Stack):
+            model.checkpointing = plan.checkpointing
         self.device = next(model.parameters()).device
         self.optimiser = self.make_optimiser()
         self.step = 0
@@ -87,9 +93,10 @@ class Run:
             with autocast(self.device, plan.precision):
                 loss = self.objective(self.model, piece)
                 share = loss.total / count
-                extra = self.strategy.loss_term(self, piece)
-            if extra is not None:
-                share = share + extra * (len(part) / batch.tokens.shape[0])
+                penalties = [m.penalty() for m in self.model.modules() if isinstance(m, Mixer)]
+                for extra in (self.strategy.loss_term(self, piece), *penalties):
+                    if extra is not None:
+                        share = share + extra * (len(part) / batch.tokens.shape[0])
             share.backward()
             total += loss.terms["nats"] / count
         distributed.sum_gradients(self.optimiser.parameters)

@@ -26,7 +26,10 @@ class Plan:
     matrices. clip: bound of the gradient's norm (0: none). dropout. ema: decay of the averaged weights that are kept
     instead (0: none). precision: "float32" or "bfloat16" (products only). threads: of the CPU. patience: stop when so
     many held-out measurements in a row are no better than the best (0: never). measure: how often the held-out score is
-    measured, in all. options: of mixers, by name.
+    measured, in all. shared: layers of one name are one block. checkpointing: keep the blocks' inputs only, and compute
+    the rest again on the way back: less memory, more time. prune: part of the matrices' weights that ends at zero (see
+    `segue.training.pruning`). teacher: folder of a fitted model whose predictions are learned too, with its codec;
+    distil: their part of the loss. options: of mixers, by name.
     """
 
     vocabulary: int
@@ -59,6 +62,11 @@ class Plan:
     patience: int = 0
     measure: int = 8
     seed: int = 0
+    shared: bool = False
+    checkpointing: bool = False
+    prune: float = 0.0
+    teacher: str = ""
+    distil: float = 0.5
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +96,8 @@ class Plan:
             raise SegueError(f"precision '{plan.precision}' is unknown: choose float32 or bfloat16")
         if not 0 <= plan.warmup <= 1 or not 0 <= plan.cooldown <= 1:
             raise SegueError("warmup and cooldown are fractions of the steps, between 0 and 1")
+        if not 0 <= plan.prune < 1 or not 0 <= plan.distil <= 1:
+            raise SegueError("prune and distil are parts of a whole, between 0 and 1 (prune: below 1)")
         return plan
 
     @property

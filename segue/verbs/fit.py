@@ -25,10 +25,12 @@ from segue.files import read_json, write_json
 from segue.kinds import Codec
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
+from segue.objectives import Distillation, Objective
 from segue.training import distributed
 from segue.training.batches import Batches
 from segue.training.evaluate import score
 from segue.training.loop import Run, deterministic
+from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
 from segue.verbs.fitted import Fitted, Report, as_data, load
 
@@ -75,6 +77,12 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             if not MIXERS[name.partition(":")[0]].causal:
                 raise SegueError(f"mixer '{name}' looks ahead: a model fitted with it could not continue a sequence; "
                                  "choose a causal one (docs/mixers.md)")
+    objective: Objective | None = None
+    if choices.get("teacher"):
+        taught = load(choices["teacher"])
+        if not isinstance(taught.model, Stack):
+            raise SegueError(f"{choices['teacher']} holds no model that fit wrote: only such a one can teach")
+        codec, objective = codec or taught.codec, Distillation(taught.model, choices.get("distil", Plan.distil))
     codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "tokenizer", "k",
                                                                                    "min_count", "ambiguous")}
     request = json.loads(json.dumps({
@@ -96,7 +104,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
             spare_seconds = mixed.reserve(train, minutes) if parts is not None and minutes is not None else 0.0
-            plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where)
+            plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where,
+                                objective)
             model = build(plan).to(where)
         except SegueError:  # a wrong setting must not stand in the way of the right one
             if fresh and distributed.rank() == 0:
@@ -108,8 +117,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
         batches = Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed, model.resettable)
-        run = Run(model, batches, plan, folder=None if folder is None else work, key=key_of(request),
-                  held_out=in_passing(held, plan), save_seconds=save_seconds)
+        run = Run(model, batches, plan, objective=objective, strategy=Prune(plan.prune) if plan.prune else None,
+                  folder=None if folder is None else work, key=key_of(request), held_out=in_passing(held, plan),
+                  save_seconds=save_seconds)
         try:
             run.train(quiet=quiet)
         finally:
@@ -195,7 +205,8 @@ def prepare(work: Path, request: Mapping[str, Any], data: Data, held_out: Any, c
 
 
 def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, steps: int | None, seed: int,
-            choices: dict[str, Any], begin: float, device: torch.device) -> tuple[Plan, str]:
+            choices: dict[str, Any], begin: float, device: torch.device,
+            objective: Objective | None = None) -> tuple[Plan, str]:
     """The plan of this run: read where it stands already, else chosen, measured and written before the first step."""
     path = work / "plan.json"
     if distributed.rank() == 0 and not path.exists():
@@ -209,7 +220,7 @@ def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, 
         given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
         plan, why = choose(facts, **given)
         if minutes is not None and "steps" not in choices:
-            each = seconds_per_step(train, plan, device)
+            each = seconds_per_step(train, plan, device, objective)
             left = minutes * 60 - (time.monotonic() - begin)
             plan = plan.with_(steps=min(max(1, int(0.93 * left / each)), most_steps(facts.tokens, plan)))
             why = choose(facts, **{**given, "steps": plan.steps})[1]
@@ -232,14 +243,16 @@ def build(plan: Plan) -> Stack:
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
         return Stack(StackConfig(plan.vocabulary, plan.width, mixers, options=options, channel=plan.channel,
-                                 hidden=plan.hidden, activation=plan.activation, norm=plan.norm, dropout=plan.dropout))
+                                 hidden=plan.hidden, activation=plan.activation, norm=plan.norm, dropout=plan.dropout,
+                                 shared=plan.shared))
 
 
-def seconds_per_step(store: TokenStore, plan: Plan, device: torch.device, most: float = 3.0) -> float:
+def seconds_per_step(store: TokenStore, plan: Plan, device: torch.device, objective: Objective | None = None,
+                     most: float = 3.0) -> float:
     """Measured on a throwaway copy: the median of a few steps after two to warm up."""
     model = build(plan).to(device)
     batches = Batches(store, plan.context, plan.rows, plan.seed, model.resettable)
-    run = Run(model, batches, plan)
+    run = Run(model, batches, plan, objective=objective)
     run.model.train()
     times: list[float] = []
     with deterministic(plan.threads):

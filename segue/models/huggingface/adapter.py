@@ -27,7 +27,7 @@ from transformers.cache_utils import Cache as TheirCache
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 from segue.errors import SegueError
-from segue.mixers.attention import Cache
+from segue.mixers.cache import Cache
 from segue.mixers.rules import causal
 from segue.mixers.state import Layout, State, gather_nodes
 from segue.models.base import Decoding, Output

@@ -1,0 +1,74 @@
+"""How the cost of the lighter attentions grows with the length: the exponent of a power law fitted to seconds and to
+bytes at the peak, forward and backward, of one layer over one sequence.
+
+    python benchmarks/growth.py [--width 64] [--shortest 2048] [--longest 32768] [--rounds 3] [NAME ...]
+
+At most 1.1 is what a cost linear in the length may show; full attention is beside, up to 8,192 elements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from segue.analysis.memory import peak_memory
+from segue.mixers import MIXERS
+from segue.training.recipe import machine
+
+SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full": ("attention", {}),
+    "window": ("attention", {"window": 256}),
+    "block": ("attention", {"block": 256}),
+    "longformer": ("attention", {"window": 256, "global_tokens": 4, "positions": "alibi"}),
+    "bigbird": ("attention", {"block": 64, "look_back": 1, "global_tokens": 64, "random_blocks": 3}),
+    "relative, window": ("attention", {"window": 256, "relative": 256, "positions": "none"}),
+    "span": ("attention", {"span": 256, "ramp": 32}),
+    "reformer": ("reformer", {}),
+    "linformer": ("linformer", {"rank": 64}),
+    "block-recurrent": ("block-recurrent", {"block": 256}),
+}
+
+
+def measure(name: str, length: int, width: int, rounds: int) -> tuple[float, int]:
+    """Seconds (median) and bytes of forward and backward."""
+    mixer, options = SUBJECTS[name]
+    layer = MIXERS[mixer](width, **options, **({"length": length} if mixer == "linformer" else {}))
+    x = torch.randn(1, length, width, requires_grad=True)
+
+    def step() -> None:
+        layer(x).sum().backward()
+
+    taken = []
+    for _ in range(rounds + 1):  # the first warms up
+        begin = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[1:]), peak_memory(step)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(SUBJECTS)} (default: all)")
+    for name, value in (("width", 64), ("shortest", 2048), ("longest", 32768), ("rounds", 3)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    given = parser.parse_args()
+    torch.manual_seed(0)
+    lengths = [n for n in (2**i for i in range(7, 25)) if given.shortest <= n <= given.longest]
+    print(f"{machine()}, {torch.get_num_threads()} threads; float32, one sequence, width {given.width}\n")
+    print(f"| forward and backward | {' | '.join(f'{n:,}' for n in lengths)} | time grows as | memory grows as |")
+    print(f"|---|{'---:|' * (len(lengths) + 2)}")
+    for name in given.names or SUBJECTS:
+        mine = [n for n in lengths if name != "full" or n <= 8192]
+        found = [measure(name, n, given.width, given.rounds) for n in mine]
+        cells = [f"{1000 * seconds:.0f} ms, {size / 2**20:.0f} MiB" for seconds, size in found]
+        powers = [f"T^{np.polyfit(np.log(mine), np.log(values), 1)[0]:.2f}" for values in zip(*found)]
+        print(f"| {name} | {' | '.join([*cells, *[''] * (len(lengths) - len(mine)), *powers])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

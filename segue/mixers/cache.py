@@ -1,0 +1,191 @@
+"""The memory of an attention: keys and values with a cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.mixers import rules
+from segue.mixers.state import Layout, gather_nodes
+
+
+class Cache:
+    """Keys and values of the committed nodes, with a cursor per row; pending nodes lie beyond the longest row.
+
+    window: of a windowed attention (None: everything stays); then window + history nodes stay. Positions are kept
+    beside the keys, because the index in the cache says nothing about the position.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, window: int | None = None, history: int = 0) -> None:
+        self.k, self.v, self.window, self.history = k, v, window, history
+        batch, capacity = k.shape[0], k.shape[2]
+        self.positions = torch.zeros(batch, capacity, dtype=torch.long, device=k.device)
+        self.segments = torch.zeros(batch, capacity, dtype=torch.long, device=k.device)
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=k.device)
+        self.segment = torch.zeros(batch, dtype=torch.long, device=k.device)
+        self.dropped = torch.zeros(batch, dtype=torch.bool, device=k.device)  # did nodes leave the window for good?
+        self.longest, self.uniform = 0, True  # of `lengths`, kept aside to spare a device round trip per token
+        self.pending: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self.placed = False  # do the pending keys and values lie behind the committed ones already?
+
+    def put(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Put new nodes (B, G, N, E) behind the committed ones, uncommitted; returns all keys and all values
+        (B, G, L + N, E)."""
+        batch, n, cursor = k.shape[0], k.shape[2], self.longest
+        k, v = k.to(self.k.dtype), v.to(self.v.dtype)  # autocast gives others
+        segments = self.segment[:, None].expand(batch, n)
+        if layout.segments is not None:
+            segments = segments + layout.segments
+        self.pending = (k, v, layout.positions.expand(batch, n), segments)
+        self.placed = not (torch.is_grad_enabled() and (k.requires_grad or self.k.requires_grad))
+        if not self.placed:
+            return torch.cat([self.k[:, :, :cursor], k], 2), torch.cat([self.v[:, :, :cursor], v], 2)
+        self._reserve(cursor + n)
+        self.k[:, :, cursor : cursor + n], self.v[:, :, cursor : cursor + n] = k, v
+        return self.k[:, :, : cursor + n], self.v[:, :, : cursor + n]
+
+    def pairs(self, layout: Layout) -> rules.Pairs:
+        """The nodes of a call and all they may look at: the committed nodes, then each other."""
+        positions, cursor = layout.positions.expand(len(self.lengths), -1), self.longest
+        before = torch.ones(1, positions.shape[1], cursor, dtype=torch.bool, device=positions.device)
+        follows = torch.cat([before.expand(layout.follows.shape[0], -1, -1), layout.follows], 2)
+        keys = torch.cat([self.positions[:, :cursor], positions], 1)
+        return rules.Pairs(positions[:, :, None], keys[:, None], follows)
+
+    def valid(self, layout: Layout) -> Tensor | None:
+        """Where a key exists and is of the same document as the query, (B, N or 1, L + N) bool (None: everywhere)."""
+        n, cursor, valid = layout.positions.shape[1], self.longest, None
+        if not self.uniform:
+            index = torch.arange(cursor + n, device=self.k.device)
+            valid = ((index < self.lengths[:, None]) | (index >= cursor))[:, None]
+        if layout.segments is not None or bool(self.segment.any()):
+            segments = self.segment[:, None].expand(-1, n) + (0 if layout.segments is None else layout.segments)
+            same = segments[:, :, None] == torch.cat([self.segments[:, :cursor], segments], 1)[:, None]
+            valid = same if valid is None else valid & same
+        return valid
+
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
+        assert self.pending is not None, "extend first"
+        k, v, positions, segments = self.pending
+        batch, n = positions.shape
+        self.pending = None
+        if path is None and counts is None and self.uniform and n:  # the common case: all rows take all nodes
+            end = self.longest + n
+            if not self.placed:
+                self._reserve(end)
+                self._write((slice(None), slice(None), slice(self.longest, end)), k, v)
+            self.positions[:, self.longest : end], self.segments[:, self.longest : end] = positions, segments
+            self.lengths, self.segment, self.longest = self.lengths + n, segments[:, -1], end
+            if self.window is not None:
+                self._settle()
+            return
+        if path is not None:
+            index = path.clamp(min=0)[:, None, :, None]
+            k = k.gather(2, index.expand(-1, k.shape[1], -1, k.shape[3]))
+            v = v.gather(2, index.expand(-1, v.shape[1], -1, v.shape[3]))
+            positions, segments, n = gather_nodes(positions, path), gather_nodes(segments, path), path.shape[1]
+        if counts is None:
+            counts = torch.full((batch,), n, device=k.device)
+        if n == 0:
+            return
+        added = torch.arange(n, device=k.device)
+        kept = added < counts[:, None]
+        self._reserve(self.longest + n)
+        row, node = torch.nonzero(kept, as_tuple=True)
+        slot = self.lengths[row] + node
+        self._write((row, slice(None), slot), k[row, :, node], v[row, :, node])
+        self.positions[row, slot], self.segments[row, slot] = positions[row, node], segments[row, node]
+        self.lengths = self.lengths + counts
+        last = (counts - 1).clamp(min=0)[:, None]
+        self.segment = torch.where(counts > 0, segments.gather(1, last)[:, 0], self.segment)
+        self._settle()
+
+    def _write(self, where: tuple, k: Tensor, v: Tensor) -> None:
+        if self.k.requires_grad or k.requires_grad:
+            self.k, self.v = self.k.clone(), self.v.clone()
+        self.k[where], self.v[where] = k, v
+
+    def _reserve(self, capacity: int) -> None:
+        """Grow by doubling, so that n tokens cost O(n) copying."""
+        extra = capacity - self.k.shape[2]
+        if extra <= 0:
+            return
+        extra = max(extra, self.k.shape[2], 64)
+        self.k, self.v = (F.pad(x, (0, 0, 0, extra)) for x in (self.k, self.v))
+        self.positions, self.segments = (F.pad(x, (0, extra)) for x in (self.positions, self.segments))
+
+    def _settle(self) -> None:
+        keep = None if self.window is None else self.window + self.history
+        if keep is not None and self.k.shape[2] > 2 * keep + 64 and bool((self.lengths > 2 * keep).any()):
+            drop = (self.lengths - keep).clamp(min=0)
+            self.dropped = self.dropped | (drop > 0)
+            index = drop[:, None] + torch.arange(keep, device=drop.device)
+            wide = index[:, None, :, None].expand(-1, self.k.shape[1], -1, self.k.shape[3])
+            self.k, self.v = self.k.gather(2, wide), self.v.gather(2, wide)
+            self.positions, self.segments = self.positions.gather(1, index), self.segments.gather(1, index)
+            self.lengths = self.lengths - drop
+        self.longest = int(self.lengths.max()) if len(self.lengths) else 0
+        self.uniform = bool((self.lengths == self.longest).all())
+
+    def reach(self) -> Tensor:
+        # Where nodes have left, the next one must still find its whole window.
+        return torch.where(self.dropped, self.lengths - (self.window or 1) + 1, self.lengths)
+
+    def rewind(self, n: Tensor) -> None:
+        self.lengths, self.pending = self.lengths - n, None
+        self._settle()
+        self._recall()
+
+    def _recall(self) -> None:
+        """The current document of each row is that of its last node."""
+        if self.segments.shape[1]:
+            last = (self.lengths - 1).clamp(min=0)[:, None]
+            self.segment = torch.where(self.lengths > 0, self.segments.gather(1, last)[:, 0], 0)
+
+    def _twin(self, rows: Tensor | slice) -> Cache:
+        used = slice(0, self.longest)
+        twin = Cache(self.k[rows, :, used].clone(), self.v[rows, :, used].clone(), self.window, self.history)
+        twin.positions, twin.segments = self.positions[rows, used].clone(), self.segments[rows, used].clone()
+        twin.lengths, twin.segment, twin.dropped = self.lengths[rows], self.segment[rows], self.dropped[rows]
+        twin._settle()
+        return twin
+
+    def select(self, rows: Tensor) -> Cache:
+        return self._twin(rows)
+
+    def join(self, others: Sequence[Cache]) -> Cache:
+        parts = [self, *others]
+        capacity = max(part.longest for part in parts)
+
+        def stacked(name: str, axis: int) -> Tensor:
+            tensors = [getattr(part, name)[(slice(None),) * axis + (slice(0, capacity),)] for part in parts]
+            room = [capacity - x.shape[axis] for x in tensors]
+            return torch.cat([F.pad(x, (*[0] * (2 * (x.dim() - 1 - axis)), 0, n)) for x, n in zip(tensors, room)])
+
+        joined = Cache(stacked("k", 2), stacked("v", 2), self.window, self.history)
+        joined.positions, joined.segments = stacked("positions", 1), stacked("segments", 1)
+        joined.lengths, joined.segment, joined.dropped = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("lengths", "segment", "dropped"))
+        joined._settle()
+        return joined
+
+    def copy(self) -> Cache:
+        return self._twin(slice(None))
+
+    def detach(self) -> None:
+        self.k, self.v = self.k.detach(), self.v.detach()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"k": self.k[:, :, : self.longest], "v": self.v[:, :, : self.longest],
+                "positions": self.positions[:, : self.longest], "segments": self.segments[:, : self.longest],
+                "lengths": self.lengths}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self.k, self.v, self.positions, self.segments, self.lengths = (
+            tensors[name].clone() for name in ("k", "v", "positions", "segments", "lengths"))
+        self.dropped, self.pending = torch.zeros_like(self.lengths, dtype=torch.bool), None
+        self._settle()
+        self._recall()

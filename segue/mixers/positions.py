@@ -1,0 +1,103 @@
+"""Ways to tell attention where things stand: rotations (Su et al. 2021), biases (Press et al. 2022), sinusoids
+(Vaswani et al. 2017) and relative positions by skewing (Huang et al. 2018, arXiv 1809.04281)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.errors import SegueError
+
+
+def rotary_frequencies(width: int, theta: float = 10_000.0, scaling: dict[str, Any] | None = None) -> Tensor:
+    """(width / 2,) angular frequencies, radians per position; computed on the CPU, whatever the default device.
+
+    scaling: slows the planes down so that a model reaches further than it was trained for. {"kind": "linear",
+    "factor"} slows all of them. "llama3" and "yarn" (Peng et al. 2023) slow those that turn fewer than `low` times
+    over the `length` trained on, leave those that turn more than `high` times, and go from one to the other linearly
+    in the number of turns (llama3) or in the plane's index (yarn; `whole`: between whole indices).
+    """
+    index = torch.arange(0, width, 2, dtype=torch.float64, device="cpu") / width
+    frequencies = theta**-index
+    if scaling is None:
+        return frequencies
+    kind, factor = scaling["kind"], scaling["factor"]
+    if kind == "linear":
+        return frequencies / factor
+    if kind not in ("llama3", "yarn"):
+        raise SegueError(f"rotary scaling '{kind}' is unknown: choose linear, llama3 or yarn")
+    length, low, high = scaling["length"], scaling["low"], scaling["high"]
+    if kind == "llama3":
+        kept = (frequencies * length / (2 * math.pi) - low) / (high - low)
+    else:
+        first, last = (width * math.log(length / (2 * math.pi * turns)) / math.log(theta) / 2 for turns in (high, low))
+        if scaling.get("whole", True):
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, width - 1)
+        kept = 1 - (index * width / 2 - first) / (last - first or 0.001)
+    return frequencies * torch.lerp(torch.ones_like(kept) / factor, torch.ones_like(kept), kept.clamp(0, 1))
+
+
+def rotate(x: Tensor, positions: Tensor, frequencies: Tensor) -> Tensor:
+    """Turn the first 2F features of x (B, H, N, E) by position: features i and i + F are one plane.
+
+    positions: (B or 1, N). frequencies: (F,) radians per position. The angles are computed in float64, since a
+    float32 angle is off by radians at the positions a long stream reaches.
+    """
+    if positions.stride(0) == 0:  # every row stands alike: one row of angles serves all
+        positions = positions[:1]
+    angle = positions[:, None, :, None].to(frequencies.device).double() * frequencies.double()
+    cos, sin = angle.cos().to(x.dtype).to(x.device), angle.sin().to(x.dtype).to(x.device)
+    half = frequencies.shape[0]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """(heads,) the slopes of Press et al.: a geometric series, interpolated where heads is no power of two."""
+    whole = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8 * (i + 1) / whole) for i in range(whole)]
+    slopes += [2.0 ** (-4 * (2 * i + 1) / whole) for i in range(heads - whole)]
+    return torch.tensor(slopes, device="cpu")
+
+
+def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """(B, N) positions -> (B, N, width): sines, then cosines, of angles that turn ever slower along the features."""
+    half = (width + 1) // 2
+    angle = positions[..., None].double() * rotary_frequencies(2 * half).to(positions.device)
+    return torch.cat([angle.sin(), angle.cos()], -1)[..., :width].to(dtype)
+
+
+def skew(scores: Tensor) -> Tensor:
+    """(..., N, N) whose column r speaks of distance N - 1 - r -> (..., N, N) whose column j speaks of key j, so that
+    entry (i, j) is what was said at query i of distance i - j. Entries with j > i are garbage."""
+    n = scores.shape[-1]
+    padded = F.pad(scores, (1, 0)).flatten(-2)
+    return padded[..., n:].unflatten(-1, (n, n))
+
+
+def relative_scores(q: Tensor, table: Tensor, distance: Tensor, causal: bool, even: bool, clamp: bool) -> Tensor:
+    """q_i . E_(i - j) for every query and key with no vector per pair: q E^T, whose columns are then put in place.
+
+    q: (B, H, ..., Q, E). table: (H, M, E), row k for a distance of k positions back; where `causal` is false
+    (H, 2 M - 1, E), row M - 1 + k, with k < 0 for later keys. distance: (B, ..., Q, K) long. even: queries and keys are
+    the same nodes of a chain whose positions go up by one, so that columns can be skewed instead of gathered.
+    clamp: beyond the table its last row counts (Shaw et al. 2018), instead of nothing (Huang et al. 2018).
+    """
+    table, rows, n = table.to(q.dtype), table.shape[1], q.shape[-2]
+    if causal and even:
+        if n <= rows:
+            table = table[:, :n]
+        elif clamp:
+            table = torch.cat([table, table[:, -1:].expand(-1, n - rows, -1)], 1)
+        scores = torch.einsum("bh...e,hme->bh...m", q, table.flip(1))
+        return skew(F.pad(scores, (n - scores.shape[-1], 0)))
+    scores = torch.einsum("bh...e,hme->bh...m", q, table)
+    index = distance if causal else distance + rows // 2
+    near = index.clamp(0, rows - 1)[:, None]
+    found = scores.gather(-1, near.expand(*scores.shape[:-1], near.shape[-1]))
+    return found if clamp else found.masked_fill((index != index.clamp(0, rows - 1))[:, None], 0.0)

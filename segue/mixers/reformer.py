@@ -1,0 +1,118 @@
+"""Reformer (Kitaev, Kaiser & Levskaya 2020, arXiv 2001.04451): attention among those that one hash throws together."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.attention import attend, merge
+from segue.mixers.base import Mixer
+from segue.mixers.positions import rotary_frequencies, rotate
+from segue.mixers.state import Layout, Part
+
+
+class Reformer(Mixer):
+    """Queries, scaled to length one, are the keys; random rotations put near ones into a bucket; nodes sorted by bucket
+    are cut into chunks, and each sees those of its bucket in its own chunk and the one before. Several rounds are
+    merged by their log-sum-exps, a pair that several find counting once. A node sees itself only when alone.
+
+    width: model width D. heads. chunk: nodes in a chunk, and the mean size of a bucket. rounds: of hashing.
+    positions: "rotary" or "none". seed: of the rotations, which are alike in every call. Where a chunk ends depends on
+        all that is hashed, later elements and other documents included: so this neither continues nor resets.
+    """
+
+    causal = False
+    resettable = False
+    linear_in_values = True
+    frequencies: Tensor
+
+    def __init__(self, width: int, heads: int = 4, chunk: int = 64, rounds: int = 2, positions: str = "rotary",
+                 seed: int = 0) -> None:
+        super().__init__(width)
+        if width % heads or chunk < 1 or rounds < 1 or positions not in ("rotary", "none"):
+            raise SegueError(f"width {width}, heads {heads}, chunk {chunk}, rounds {rounds}, positions '{positions}': "
+                             "heads must divide the width, chunk and rounds be positive, positions rotary or none")
+        self.heads, self.chunk, self.rounds, self.positions, self.seed = heads, chunk, rounds, positions, seed
+        self.qv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        turned = width // heads // 2 * 2 if positions == "rotary" else 0
+        self.register_buffer("frequencies", rotary_frequencies(turned) if turned else torch.zeros(0), persistent=False)
+
+    def hashed(self, q: Tensor) -> Tensor:
+        """(rounds, B, H, N) long: buckets of about `chunk` nodes, argmax([q R; -q R]) for random R."""
+        half = max(1, q.shape[2] // (2 * self.chunk))
+        generator = torch.Generator().manual_seed(self.seed)
+        rotations = torch.randn(self.rounds, q.shape[-1], half, generator=generator, dtype=torch.float64)
+        turned = torch.einsum("bhne,rek->rbhnk", q.detach(), rotations.to(q))
+        if q.shape[2] <= self.chunk:  # one chunk holds all there is: one bucket, then
+            return torch.zeros(turned.shape[:-1], dtype=torch.long, device=q.device)
+        return torch.cat([turned, -turned], -1).argmax(-1)
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q, v = self.qv(x).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, 1)
+        return q, v
+
+    def _attend(self, q: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+        n, size = q.shape[2], self.chunk
+        if n == 0:
+            return v
+        buckets = self.hashed(q)
+        if self.positions == "rotary":
+            q = rotate(q, positions, self.frequencies)
+        keys = F.normalize(q, dim=-1)
+        order = buckets.sort(dim=-1, stable=True).indices
+        place = order.argsort(-1)
+        count = -(-n // size)
+        rounds = []
+        alone = torch.ones(q.shape[:3], dtype=torch.bool, device=q.device)
+        for at in range(self.rounds):
+            ours = F.pad(order[at], (0, count * size - n), value=-1).unflatten(-1, (count, size))
+            theirs = torch.cat([F.pad(ours[:, :, :-1], (0, 0, 1, 0), value=-1), ours], -1)
+            together = torch.stack([_together(bucket, chunk, ours, theirs)
+                                    for bucket, chunk in zip(buckets, place // size)])
+            itself = ours[..., None] == theirs[..., None, :]
+            real = (theirs >= 0)[..., None, :]
+            seen = together[at] & real & ~itself
+            alone &= ~_back(seen.any(-1), place[at])
+            rounds.append((ours, theirs, seen, itself & real, together.sum(0)))
+        parts = []
+        for at, (ours, theirs, seen, itself, found) in enumerate(rounds):
+            mask = seen | (itself & _take(alone, ours)[..., None])
+            y, lse = attend(_take(q, ours), _take(keys, theirs), _take(v, theirs), mask,
+                            -found.clamp(min=1).to(q.dtype).log())  # a pair that several rounds find counts once
+            parts.append((_back(y, place[at]), _back(lse, place[at])))
+        return merge(parts)[0]
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        return self.output(self._attend(*self._heads(x), layout.positions), x)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        q, v = self._heads(x)
+        eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*q.shape[:2], -1, -1)
+        return self._attend(q, eye, Layout.chain((x.shape[0], x.shape[1]), device=x.device).positions)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._heads(x)[1]
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Nodes of x (B, H, N, ...) at index (B, H, C, S); where that is -1, those of node 0."""
+    flat = index.clamp(min=0).flatten(2)
+    flat = flat.view(*flat.shape, *[1] * (x.dim() - 3)).expand(-1, -1, -1, *x.shape[3:])
+    return x.gather(2, flat).unflatten(2, index.shape[2:])
+
+
+def _back(x: Tensor, place: Tensor) -> Tensor:
+    """From sorted chunks (B, H, C, S, ...) to the nodes' own order (B, H, N, ...): node i lies at place[i]."""
+    return _take(x.flatten(2, 3), place[..., None])[:, :, :, 0]
+
+
+def _together(bucket: Tensor, chunk: Tensor, ours: Tensor, theirs: Tensor) -> Tensor:
+    """(B, H, C, S, 2 S) bool: of one bucket, the key in the query's own chunk or in the one before."""
+    later = _take(chunk, ours)[..., None] - _take(chunk, theirs)[..., None, :]
+    return (_take(bucket, ours)[..., None] == _take(bucket, theirs)[..., None, :]) & (later >= 0) & (later <= 1)

@@ -1,0 +1,35 @@
+"""Learn from a larger model's predictions as well as from the data (Hinton, Vinyals & Dean 2015, arXiv 1503.02531)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from segue.errors import SegueError
+from segue.objectives.base import Batch, Loss
+
+
+class Distillation:
+    """(1 - part) * cross-entropy + part * T^2 * KL(teacher at temperature T, model at temperature T), sums in nats.
+
+    teacher: a model over the same elements; it is not moved. part: from 0 (the data alone) to 1 (the teacher alone).
+    temperature: T; the larger, the more the teacher's unlikely elements count. T^2 keeps the gradient's size.
+    """
+
+    def __init__(self, teacher: nn.Module, part: float = 0.5, temperature: float = 2.0) -> None:
+        self.teacher, self.part, self.temperature = teacher.eval(), part, temperature
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        asked = batch.targets >= 0
+        logits = model(batch.tokens, batch.layout).logits[asked].float()
+        with torch.no_grad():
+            known = self.teacher.to(batch.tokens.device)(batch.tokens, batch.layout).logits[asked].float()
+        if known.shape != logits.shape:
+            raise SegueError(f"a teacher of {known.shape[-1]} elements cannot teach a model of {logits.shape[-1]}: "
+                             "both need the same codec")
+        nats = F.cross_entropy(logits, batch.targets[asked], reduction="sum")
+        apart = F.kl_div((logits / self.temperature).log_softmax(-1), (known / self.temperature).log_softmax(-1),
+                         reduction="sum", log_target=True)
+        total = (1 - self.part) * nats + self.part * self.temperature**2 * apart
+        return Loss(total, {"nats": nats.detach(), "distillation": apart.detach()}, batch.count)

@@ -1,0 +1,260 @@
+"""A Practical Survey on Faster and Lighter Transformers (Fournier, Caron & Aloise 2021, arXiv 2103.14636).
+
+The survey's closing comparison, on small tasks: of the lighter attentions the sparse one is the most accurate, the
+kernel or the low-rank one the fastest, the low-rank one the leanest. And three general methods: recomputing blocks,
+distillation, pruning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from segue.analysis.memory import peak_memory
+from segue.errors import require
+from segue.mixers import MIXERS, Attention, Layout
+from segue.models import Stack, StackConfig
+from segue.objectives import Batch, Distillation, NextElement, Objective
+from segue.papers.base import Claim, Row, Run, Verdict
+from segue.tasks import TASKS
+from segue.training.learn import accuracy, learn
+from segue.training.pruning import Prune
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LENGTH = 64  # pixels of a digit, and elements of an expression
+WIDTH, ROWS = 64, 32
+FULL, SPARSE = "full", "sparse (window 32 + 1 global)"
+LOW, KERNEL = "low rank (Linformer, 32)", "kernel (Performer, 64)"
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    FULL: ("attention", {"causal": False, "positions": "none"}),
+    SPARSE: ("attention", {"causal": False, "positions": "none", "window": 17, "global_tokens": 1}),
+    LOW: ("linformer", {"rank": 32}),
+    KERNEL: ("bidirectional", {"mixer": "linear-attention", "features": "favor", "heads": WIDTH // 32}),
+}
+
+
+# --- accuracy ------------------------------------------------------------------------------------------------------
+
+
+def digits(part: str) -> tuple[Tensor, Tensor]:
+    """Handwritten digits as (N, 64, 1) pixels from 0 to 1 and (N,) labels; every fifth is for testing."""
+    found = require("sklearn.datasets", extra="classical").load_digits()
+    pixels, labels = torch.tensor(found.data).float()[..., None] / 16, torch.tensor(found.target)
+    chosen = (torch.arange(len(labels)) % 5 == 0) == (part == "test")
+    return pixels[chosen], labels[chosen]
+
+
+def digit_batch(pixels: Tensor, labels: Tensor) -> Batch:
+    """The label is asked for at the last pixel."""
+    targets = torch.full(pixels.shape[:2], -1)
+    targets[:, -1] = labels
+    return Batch(pixels, targets)
+
+
+def drawn(task: str, seed: int) -> tuple[Callable[[int], Batch], Batch]:
+    """Rows for each step, and rows to test on."""
+    if task == "ListOps":
+        return TASKS["listops"].batches(ROWS, (LENGTH, LENGTH), seed), TASKS["listops"].test(512, LENGTH, seed)
+    pixels, labels = digits("train")
+
+    def batch(step: int) -> Batch:
+        rows = torch.randint(len(labels), (ROWS,), generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
+        return digit_batch(pixels[rows], labels[rows])
+
+    return batch, digit_batch(*digits("test"))
+
+
+def classifier(arm: str, task: str, seed: int, width: int = WIDTH, layers: int = 2) -> Stack:
+    torch.manual_seed(seed)
+    name, options = ARMS[arm]
+    vocabulary = TASKS["listops"].vocabulary if task == "ListOps" else 10
+    return Stack(StackConfig(vocabulary, width, [name] * layers, {name: options}, pool="mean", tied=False,
+                             learned_positions=LENGTH, inputs=0 if task == "ListOps" else 1))
+
+
+def trained(arm: str, task: str, seed: int, steps: int, width: int = WIDTH, objective: Objective | None = None,
+            **choices: Any) -> tuple[Stack, float]:
+    batches, test = drawn(task, seed)
+    model = classifier(arm, task, seed, width)
+    learn(model, batches, steps, rate=2e-3, seed=seed, objective=objective, **choices)
+    return model, accuracy(model, test)
+
+
+def right(arm: str, task: str, seed: int, steps: int) -> float:
+    return trained(arm, task, seed, steps)[1]
+
+
+# --- cost ----------------------------------------------------------------------------------------------------------
+
+
+def unfused(x: Tensor, mixer: Attention) -> Tensor:
+    """Full attention with its matrix of weights written out, as before fused kernels."""
+    q, k, v = mixer._project(x, Layout.chain((x.shape[0], x.shape[1])).positions)
+    return mixer.output((q @ k.mT * mixer.head_width**-0.5).softmax(-1) @ v, x)
+
+
+def cost(arm: str, length: int) -> dict[str, float]:
+    """Median seconds of three, and bytes at the peak, of one layer forward and backward over one sequence."""
+    torch.manual_seed(0)
+    name, options = ARMS[FULL if arm == "full, unfused" else arm]
+    mixer = MIXERS[name](WIDTH, **options, **({"length": length} if arm == LOW else {}))
+    forward = partial(unfused, mixer=mixer) if arm == "full, unfused" and isinstance(mixer, Attention) else mixer
+    x = torch.randn(1, length, WIDTH, requires_grad=True)
+
+    def step() -> None:
+        forward(x).square().sum().backward()
+
+    taken = []
+    for _ in range(4):  # the first warms up
+        begin = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - begin)
+    return {"seconds": median(taken[1:]), "bytes": peak_memory(step)}
+
+
+# --- general methods -----------------------------------------------------------------------------------------------
+
+
+def recomputed() -> dict[str, float]:
+    """Of eight layers: bytes at the peak and seconds of a training step with blocks recomputed, as parts of without."""
+    batches, _ = drawn("digits", 0)
+    batch, found = batches(0), []
+    for checkpointing in (False, True):
+        model = classifier(FULL, "digits", 0, layers=8)
+        model.checkpointing = checkpointing
+
+        def step(model: Stack = model) -> None:
+            NextElement()(model, batch).total.backward()
+            model.zero_grad()
+
+        step()
+        taken = []
+        for _ in range(5):
+            begin = time.perf_counter()
+            step()
+            taken.append(time.perf_counter() - begin)
+        found.append((peak_memory(step), median(taken)))
+    (plain, slow), (light, again) = found
+    return {"memory": light / plain, "seconds": again / slow}
+
+
+def general(seed: int, steps: int) -> dict[str, float]:
+    """Accuracy on digits of the full model, half of it pruned, a student of half its width, and the same taught."""
+    teacher, full = trained(FULL, "digits", seed, steps)
+    _, pruned = trained(FULL, "digits", seed, steps, strategy=Prune(0.5))
+    _, alone = trained(FULL, "digits", seed, steps, WIDTH // 2)
+    _, taught = trained(FULL, "digits", seed, steps, WIDTH // 2, Distillation(teacher, 0.7))
+    return {"full": full, "half the weights pruned": pruned, "half the width": alone, "half the width, taught": taught}
+
+
+# --- the claim -----------------------------------------------------------------------------------------------------
+
+
+def measure(run: Run) -> list[Row]:
+    steps, seeds, lengths = run.pick(3, 200), run.pick(1, 2), run.pick([64, 128], [512, 1024, 2048, 4096])
+    table: list[Row] = []
+
+    def add(part: str, arm: str, measure: str, value: float, length: int = LENGTH) -> None:
+        table.append({"part": part, "arm": arm, "measure": measure, "length": length, "value": value})
+
+    jobs = {(arm, task, seed): partial(right, arm, task, seed, steps) for arm in ARMS
+            for task in ("digits", "ListOps") for seed in range(run.seed, run.seed + seeds)}
+    pupils = run.pick(1, 3)
+    ways = {f"general {seed}": partial(general, seed, steps) for seed in range(run.seed, run.seed + pupils)}
+    named = {" ".join(map(str, key)): job for key, job in jobs.items()} | ways
+    done = dict(zip([*jobs, *ways], run.cells(named)))
+    for arm in ARMS:
+        for task in ("digits", "ListOps"):
+            add(task, arm, "accuracy", mean(done[key] for key in jobs if key[:2] == (arm, task)))
+    for length in lengths:
+        for arm in ("full, unfused", *ARMS):
+            found = run.cell(f"cost {arm} {length}", partial(cost, arm, length))
+            add("cost", arm, "seconds", found["seconds"], length)
+            add("cost", arm, "MiB", found["bytes"] / 2**20, length)
+    ratios = run.cell("recomputed", recomputed)
+    for measure in ("memory", "seconds"):
+        add("general", "blocks recomputed", measure, ratios[measure])
+    for name in ways:
+        for arm, value in done[name].items():
+            add(name, arm, "accuracy", value)
+    run.note(f"2 layers of width {WIDTH}, learned positions, the mean of all elements read, {ROWS} rows, AdamW at "
+             f"0.002, {steps} steps, {seeds} seeds; 1,437 digits of 64 pixels to learn and 360 to test; expressions of "
+             "ListOps drawn fresh; the kernel reads both ways by two causal scans: twice the mixer's parameters")
+    run.note("cost: one layer forward and backward over one sequence, one thread count for all; 'full' is the fused "
+             "attention of today, 'full, unfused' writes its matrix of weights, as when the survey was written")
+    run.note("memory and seconds of recomputed blocks are parts of those without")
+    return table
+
+
+def judge(table: list[Row]) -> tuple[Verdict, str]:
+    right = {arm: mean(row["value"] for row in table if row["arm"] == arm and row["part"] in ("digits", "ListOps"))
+             for arm in ARMS}
+    longest = max(row["length"] for row in table)
+    price = {(row["arm"], row["measure"]): row["value"] for row in table
+             if row["part"] == "cost" and row["length"] == longest}
+    light = (SPARSE, LOW, KERNEL)
+    fastest, leanest = (min(light, key=lambda arm: price[arm, measure]) for measure in ("seconds", "MiB"))
+    best = max(light, key=lambda arm: right[arm])
+    speed = price[fastest, "seconds"] / price["full, unfused", "seconds"]
+    saved = {row["measure"]: row["value"] for row in table if row["part"] == "general"}
+    pupils: dict[str, dict[str, float]] = {}
+    for row in table:
+        if row["part"].startswith("general "):
+            pupils.setdefault(row["part"], {})[row["arm"]] = row["value"]
+    wins = sum(found["half the width, taught"] > found["half the width"] for found in pupils.values())
+    lost = mean(found["full"] - found["half the weights pruned"] for found in pupils.values())
+    reason = (f"most accurate {best} ({right[best]:.1%}; sparse {right[SPARSE]:.1%}, full {right[FULL]:.1%}); at "
+              f"{longest} fastest {fastest} ({speed:.2f} of unfused full), leanest {leanest}; recomputing takes "
+              f"{saved['memory']:.0%} of the memory in {saved['seconds']:.2f} times the time; teaching helps {wins} of "
+              f"{len(pupils)} students; pruning half loses {100 * lost:.1f} points")
+    general = saved["memory"] <= 0.65 and saved["seconds"] <= 1.5 and 3 * wins >= 2 * len(pupils) and lost <= 0.01
+    if right[best] - right[SPARSE] > 0.02 or fastest == SPARSE or leanest != LOW:
+        return "refuted", reason
+    if best == SPARSE and right[FULL] - right[SPARSE] <= 0.02 and speed <= 0.5 and general:
+        return "confirmed", reason
+    return "inconclusive", reason
+
+
+def draw(figure: Figure, table: list[Row]) -> None:
+    accuracies, seconds, memory = figure.subplots(1, 3)
+    for offset, task in enumerate(("digits", "ListOps")):
+        values = [row["value"] for row in table if row["part"] == task]
+        accuracies.bar([i + 0.4 * offset for i in range(len(ARMS))], values, 0.4, label=task)
+    accuracies.set_xticks([i + 0.2 for i in range(len(ARMS))], [arm.partition(" (")[0] for arm in ARMS], fontsize=7)
+    accuracies.set(title="Accuracy")
+    accuracies.legend(fontsize="x-small")
+    for axes, measure, title in ((seconds, "seconds", "Seconds, forward and backward"), (memory, "MiB", "Peak MiB")):
+        for arm in ("full, unfused", *ARMS):
+            points = [(row["length"], row["value"]) for row in table
+                      if row["part"] == "cost" and row["arm"] == arm and row["measure"] == measure]
+            axes.plot(*zip(*points), marker="o", label=arm)
+        axes.set(xscale="log", yscale="log", xlabel="length")
+        axes.set_title(title, fontsize=9)
+    seconds.legend(fontsize=5)
+
+
+CLAIM = Claim(
+    slug="faster-lighter",
+    statement="Of the lighter attentions the sparse one is the most accurate, the kernel or the low-rank one the "
+              "fastest and the low-rank one the leanest; recomputing, distillation and pruning make a model lighter at "
+              "a small price.",
+    rule="confirmed if the sparse attention has the best mean accuracy of the three and is within 2 points of full "
+         "attention, the fastest of the three at the longest length is the kernel or the low-rank one, at no more than "
+         "half the time of unfused full attention, the leanest is the low-rank one, recomputing saves at least 35% of "
+         "the peak memory at no more than 1.5 times the time, a taught student of half the width beats the same alone "
+         "in two of three seeds, and pruning half the weights loses at most 1 point; refuted if the sparse one is more "
+         "than 2 points below the best of the three, or is the fastest, or the low-rank one is not the leanest; else "
+         "inconclusive.",
+    measure=measure, judge=judge, draw=draw,
+    paper={"Long Range Arena, mean accuracy": "Transformer 54.4, BigBird 55.0, Longformer 53.5, Performer 51.4, "
+                                              "Linformer 51.4, linear 50.6 (from memory, not verified)",
+           "its ranking": "sparse most accurate, kernels fastest, low rank leanest; no method is best everywhere"},
+)

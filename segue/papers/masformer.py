@@ -1,0 +1,166 @@
+"""Efficient Long-Range Transformers: You Need to Attend More, but Not Necessarily at Every Layer (Zhang et al. 2023,
+arXiv 2310.12442).
+
+MASFormer: a few layers at the bottom of the stack attend to everything, all others to their own block of positions.
+Here: recall of pairs that were read many blocks before, by equal stacks that differ in their layers' spans alone; and
+what happens when a trained full model is given local layers.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from segue.mixers import Attention, Layout
+from segue.mixers.rules import Pairs
+from segue.models import Stack, StackConfig, expand_pattern
+from segue.objectives import Batch
+from segue.papers.base import Claim, Row, Run, Verdict
+from segue.tasks import Task
+from segue.training.learn import accuracy, learn
+from segue.training.loop import Run as Training
+from segue.training.strategy import Strategy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KEYS = VALUES = 24
+FILLER, PAIRS = 8, 4
+BLOCK, LENGTH, LAYERS = 16, 128, 4
+ARMS = {
+    "all full": "attention*4",
+    "2 full at the bottom": "attention*2+attention:block*2",
+    "1 full at the bottom": "attention+attention:block*3",
+    "all local": "attention:block*4",
+}
+CONVERTED = "all full, then 2 full at the bottom"
+
+
+def pairs(rows: int, length: int, generator: torch.Generator) -> Batch:
+    """Pairs of a key and its value in the first quarter, filler, and the keys once more, one by one and in any order,
+    in the last quarter, where each asks for its value."""
+    tokens = KEYS + VALUES + torch.randint(FILLER, (rows, length), generator=generator)
+    targets = torch.full_like(tokens, -1)
+
+    def some(of: int, count: int) -> torch.Tensor:
+        return torch.rand(rows, of, generator=generator).argsort(1)[:, :count]
+
+    keys, values = some(KEYS, PAIRS), KEYS + torch.randint(VALUES, (rows, PAIRS), generator=generator)
+    where, asked = 2 * some(length // 8, PAIRS), 3 * length // 4 + some(length // 4, PAIRS)
+    for at, element in ((where, keys), (where + 1, values), (asked, keys)):
+        tokens.scatter_(1, at, element)
+    return Batch(tokens, targets.scatter(1, asked, values))
+
+
+TASK = Task("far pairs", KEYS + VALUES + FILLER, pairs, 1 / VALUES, "arXiv 2310.12442", shortest=32)
+
+
+class Solved(Strategy):
+    """Ends the training once fresh rows are all right; notes the accuracy on the way."""
+
+    def __init__(self, batch: Batch, every: int = 25) -> None:
+        self.batch, self.every = batch, every
+        self.curve: list[tuple[int, float]] = []
+
+    def after_step(self, run: Training) -> None:
+        if (run.step + 1) % self.every == 0:
+            self.curve.append((run.step + 1, accuracy(run.model, self.batch)))
+            run.model.train()
+            run.stopped = self.curve[-1][1] == 1.0
+
+
+def build(pattern: str, width: int) -> Stack:
+    """The layers of a pattern on one that sees an element and the one before it, which finding a pair begins with."""
+    options: dict[str, dict[str, Any]] = {
+        "attention": {}, "attention:block": {"block": BLOCK},
+        "attention:shift": {"window": 2, "relative": 2, "positions": "none"}}
+    return Stack(StackConfig(TASK.vocabulary, width, expand_pattern(f"attention:shift+{pattern}"), options))
+
+
+def looked_at(model: Stack, length: int) -> int:
+    """Pairs of positions that the layers' rules let see each other, all layers (but the shift) together."""
+    layout = Layout.chain((1, length))
+    seen = Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
+    return sum(int(block.mixer.rule(seen).sum()) for block in model.blocks[1:] if isinstance(block.mixer, Attention))
+
+
+def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    drawn = TASK.batches(32, (LENGTH, LENGTH), seed)
+    rate, check = 2e-3, TASK.test(64, LENGTH, seed + 1000)
+    model = build(ARMS["all full" if arm == CONVERTED else arm], width)
+    watch = Solved(check)
+    learn(model, drawn, steps, rate=rate, seed=seed, strategy=watch, cooldown=0.5)
+    before = 0
+    if arm == CONVERTED:  # the same weights under other masks, learning on
+        before = watch.curve[-1][0] if watch.curve else steps
+        full, model = model, build(ARMS["2 full at the bottom"], width)
+        model.load_state_dict(full.state_dict())
+        watch = Solved(check)
+        learn(model, lambda step: drawn(before + step), steps, rate=rate, seed=seed, strategy=watch, cooldown=0.5)
+    taken = watch.curve[-1][0] if watch.curve else steps
+    return {"accuracy": accuracy(model, TASK.test(512, LENGTH, seed)), "steps": taken,
+            "pairs": looked_at(model, LENGTH), "curve": watch.curve}
+
+
+def measure(run: Run) -> list[Row]:
+    steps, width = run.pick(4, 400), run.pick(32, 64)
+    arms = [*ARMS, CONVERTED]
+    jobs = {f"{arm}, seed {run.seed}": partial(recall, arm, run.seed, steps, width) for arm in arms}
+    found = run.cells(jobs)
+    full = found[0]["pairs"]
+    run.note(f"{LAYERS} layers of width {width} on one layer that sees the element before (in every arm: else no layer "
+             f"could join a key to its value), 4 heads, rotary positions, blocks of {BLOCK} in {LENGTH} elements, "
+             f"32 rows, AdamW at 0.002, at most {steps} steps; training ends when 256 answers on fresh rows are right")
+    run.note("pairs: of a query and a key that it may see, part of those of full layers; attention's own cost, not "
+             "that of projections and channel mixers")
+    run.note(f"'{CONVERTED}': the steps are those after the layers were made local")
+    return [{"layers": arm, "accuracy": cell["accuracy"], "pairs": cell["pairs"] / full, "steps": cell["steps"],
+             "curve": cell["curve"]} for arm, cell in zip(arms, found)]
+
+
+def judge(table: list[Row]) -> tuple[Verdict, str]:
+    row = {row["layers"]: row for row in table}
+    full, mixed, local = (row[name]["accuracy"] for name in ("all full", "2 full at the bottom", "all local"))
+    cost = row["2 full at the bottom"]["pairs"]
+    reason = (f"2 of {LAYERS} layers full are right {mixed:.1%} of the time at {cost:.0%} of the attention's cost, all "
+              f"full {full:.1%}, all local {local:.1%} (chance {TASK.chance:.1%}), 1 full "
+              f"{row['1 full at the bottom']['accuracy']:.1%}; converted after training "
+              f"{row[CONVERTED]['accuracy']:.1%} in {row[CONVERTED]['steps']} more steps")
+    if full < 0.95:
+        return "inconclusive", f"the full model itself did not learn the task; {reason}"
+    if mixed < full - 0.10 or local > full - 0.10:
+        return "refuted", reason
+    if mixed >= full - 0.03 and mixed >= local + 0.40 and cost <= 0.60:
+        return "confirmed", reason
+    return "inconclusive", reason
+
+
+def draw(figure: Figure, table: list[Row]) -> None:
+    curves, bars = figure.subplots(1, 2, width_ratios=[3, 2])
+    for row in table:
+        curves.plot(*zip(*(row["curve"] or [(0, 0.0)])), marker=".", label=row["layers"])
+    curves.axhline(TASK.chance, color="grey", linestyle=":", label="chance")
+    curves.set(xlabel="steps", ylabel="accuracy on fresh rows", title="Recall of far pairs", ylim=(0, 1.05))
+    curves.legend(fontsize="x-small")
+    bars.barh([row["layers"] for row in table], [row["pairs"] for row in table],
+              color=[f"C{i}" for i in range(len(table))])
+    bars.invert_yaxis()
+    bars.tick_params(axis="y", labelsize=7)
+    bars.set(xlabel="part of full attention's pairs", title="Attention's cost")
+
+
+CLAIM = Claim(
+    slug="masformer",
+    statement="A stack in which only a few layers at the bottom attend to everything, and the others to their own "
+              "block, reaches as far as one of full attention at a fraction of the attention's cost.",
+    rule="void (inconclusive) if the stack of full layers is right less than 95% of the time; confirmed if two full "
+         "layers of four at the bottom come within 3 points of it, are at least 40 points above all local layers, and "
+         "look at no more than 60% of the pairs; refuted if they stay more than 10 points below it, or if all local "
+         "layers come within 10 points of it; else inconclusive.",
+    measure=measure, judge=judge, draw=draw,
+    paper={"cost": "up to 75% less attention cost at 8,192 elements and blocks of 1,024, with competitive perplexity "
+                   "and summaries (1.3 billion parameters; its tables could not be read)"},
+)
