@@ -9,6 +9,7 @@ from segue.mixers.gla import GatedLinearAttention
 from segue.mixers.mamba import Mamba
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.state import Layout, State
+from segue.mixers.xlstm import MLSTM, SLSTM
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
@@ -16,10 +17,12 @@ MIXERS: dict[str, type[Mixer]] = {
     "jordan": Jordan,
     "lstm": LSTM,
     "gru": GRU,
+    "slstm": SLSTM,
+    "mlstm": MLSTM,
     "mamba": Mamba,
     "gla": GatedLinearAttention,
     "bidirectional": Bidirectional,
 }
 
-__all__ = ["GRU", "LSTM", "MIXERS", "Attention", "Bidirectional", "Elman", "GatedLinearAttention", "Jordan", "Layout",
-           "Mamba", "Mixer", "State"]
+__all__ = ["GRU", "LSTM", "MIXERS", "MLSTM", "SLSTM", "Attention", "Bidirectional", "Elman", "GatedLinearAttention",
+           "Jordan", "Layout", "Mamba", "Mixer", "State"]
