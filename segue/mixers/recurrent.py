@@ -80,6 +80,20 @@ class Headwise(Recurrence):
         return y.flatten(2), final
 
 
+    def lower(self, program: Program, source: View, into: nn.Linear) -> View:
+        """The register of h; `into` projects to the gates, head by head, which the engine wants gate by gate."""
+        rows = into.weight.unflatten(0, (self.shape[0], -1, self.shape[1])).transpose(0, 1).flatten(0, 2)
+        bias = None if into.bias is None else into.bias.unflatten(0, (self.shape[0], -1, self.shape[1]))
+        gates = program.register("gates", rows.shape[0])
+        program.linear(source, gates, rows, None if bias is None else bias.transpose(0, 1).flatten())
+        return self.lower_gates(program, gates)
+
+    def lower_gates(self, program: Program, gates: View) -> View:
+        y = program.register("y", self.shape[0] * self.shape[1])
+        program.recur(gates, y, self.cell, self.weight_hh.flatten(1, 2), self.bias_hh.flatten(1), self.shape[0])
+        return y
+
+
 class RecurrentMixer(Mixer):
     """A recurrence of width `inner` (default: width), projected back to the model's width where they differ.
 
@@ -135,19 +149,26 @@ class RecurrentMixer(Mixer):
         return self.out(self.recurrence((x,), layout, carry))
 
     def lower(self, program: Program, source: View, into: View) -> None:
-        cell = self.recurrence.module if isinstance(self.recurrence, TorchRecurrence) else None
-        if cell is None:
+        if isinstance(self.recurrence, Headwise) and isinstance(self.into, nn.Linear):
+            y = self.recurrence.lower(program, source, self.into)
+        elif isinstance(self.recurrence, TorchRecurrence):
+            y = self._lower_module(program, source, self.recurrence.module)
+        else:
             return super().lower(program, source, into)
+        if isinstance(self.out, nn.Linear):
+            program.linear(y, into, self.out.weight, add=True)
+        else:
+            program.add(y, into)
+
+    @staticmethod
+    def _lower_module(program: Program, source: View, cell: nn.RNNBase) -> View:
         into_gates, into_state, bias, state_bias = (cell.get_parameter(f"{name}_l0") for name in (
             "weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         kind = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "elman"}[type(cell)]
         gates, y = program.register("gates", into_gates.shape[0]), program.register("y", cell.hidden_size)
         program.linear(source, gates, into_gates, bias)
         program.recur(gates, y, kind, into_state, state_bias)
-        if isinstance(self.out, nn.Linear):
-            program.linear(y, into, self.out.weight, add=True)
-        else:
-            program.add(y, into)
+        return y
 
 
 class LSTM(RecurrentMixer):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,12 @@ from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.recurrent import Headwise
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
+
+EPSILON = 1e-6  # of the matrix memory's normaliser
+NORM_EPSILON = 1e-5
 
 
 class BlockLinear(nn.Module):
@@ -30,6 +37,10 @@ class BlockLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("...ni,noji->...noj", x.unflatten(-1, (len(self.weight), -1)), self.weight)
 
+    def dense(self) -> Tensor:
+        """The same map as one matrix: (outputs D, D), output by output."""
+        return torch.cat([torch.block_diag(*blocks) for blocks in self.weight.unbind(1)])
+
 
 class HeadNorm(nn.Module):
     """Layer norm of each head by itself, with one weight per channel: (B, N, H, d) -> (B, N, H d)."""
@@ -39,7 +50,11 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.to(self.weight.dtype), x.shape[-1:], eps=1e-5).flatten(2) * self.weight
+        return F.layer_norm(x.to(self.weight.dtype), x.shape[-1:], eps=NORM_EPSILON).flatten(2) * self.weight
+
+    def lower(self, program: Program, y: View, heads: int) -> None:
+        program.norm(y, y, "layer", None, None, NORM_EPSILON, heads)
+        program.multiply(y, self.weight)
 
 
 class SLSTM(Mixer):
@@ -68,6 +83,15 @@ class SLSTM(Mixer):
         projected = torch.cat([self.gates(near), self.inputs(x)], -2)  # i, f, z, o
         return self.norm(self.recurrence((projected,), layout, carry).unflatten(2, self.recurrence.shape))
 
+    def lower(self, program: Program, source: View, into: View) -> None:
+        near, gates = program.register("near", self.width), program.register("gates", 4 * self.width)
+        program.convolve(source, near, self.convolution.weight, self.convolution.bias)
+        program.linear(near, gates[: 2 * self.width], self.gates.dense())
+        program.linear(source, gates[2 * self.width :], self.inputs.dense())
+        y = self.recurrence.lower_gates(program, gates)
+        self.norm.lower(program, y, self.recurrence.shape[0])
+        program.add(y, into)
+
 
 class MatrixMemory(Recurrence):
     """Inputs q, k (B, N, H, K), v (B, N, H, E), gates i, f (B, N, H); state [C n] (B, H, K, E + 1) and m (B, H)."""
@@ -83,7 +107,7 @@ class MatrixMemory(Recurrence):
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         q, k, v, i, f = inputs
         memory, m = state
-        y, memory, m = mlstm(q, k, v, i, f, memory, m, starts, lengths)
+        y, memory, m = mlstm(q, k, v, i, f, memory, m, starts, lengths, EPSILON)
         return y, (memory, m)
 
 
@@ -135,6 +159,25 @@ class MLSTM(Mixer):
     def _finish(self, mixed: Tensor, near: Tensor, gate: Tensor) -> Tensor:
         return self.out((self.norm(mixed) + self.skip * near) * F.silu(gate))
 
+    def lower(self, program: Program, source: View, into: View) -> None:
+        inner, heads = self.norm.weight.shape[0], self.heads
+        both, near, qkv = (program.register(name, n * inner) for name, n in (("both", 2), ("near", 1), ("qkv", 3)))
+        gates, floor, y = (program.register(name, n) for name, n in (
+            ("gates", 2 * heads), ("floor", heads), ("y", inner)))
+        q, k, v, write, forget = qkv[:inner], qkv[inner : 2 * inner], qkv[2 * inner :], gates[:heads], gates[heads:]
+        program.linear(source, both, self.into.weight)
+        program.convolve(both[:inner], near, self.convolution.weight, self.convolution.bias)
+        program.linear(near, qkv[: 2 * inner], self.qk.dense())
+        program.linear(both[:inner], v, self.v.dense())
+        program.linear(qkv, gates, self.gates.weight, self.gates.bias)
+        program.map(forget, forget, "log_sigmoid")
+        program.stabilise(forget, write, floor, -math.inf)
+        program.matrix(q, k, v, y, heads, forget, write, scale=(inner // heads) ** -0.5, floor=floor, epsilon=EPSILON)
+        self.norm.lower(program, y, heads)
+        program.add(near, y, self.skip)
+        program.multiply(y, both[inner:], "silu")
+        program.linear(y, into, self.out.weight, add=True)
+
     def _whole(self, x: Tensor) -> tuple[Tensors, Tensor, Tensor]:
         return self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
 
@@ -146,7 +189,7 @@ class MLSTM(Mixer):
                                       -torch.inf)
         m = weights.amax(-1, keepdim=True)
         scores = torch.einsum("bthk,bshk->bhts", q, k) * (weights - m).exp()
-        return scores / (torch.maximum(scores.sum(-1, keepdim=True).abs(), (-m).exp()) + 1e-6)
+        return scores / (torch.maximum(scores.sum(-1, keepdim=True).abs(), (-m).exp()) + EPSILON)
 
     def values(self, x: Tensor) -> Tensor:
         return self._whole(x)[0][2].transpose(1, 2)
