@@ -16,6 +16,7 @@ from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.reformer import Reformer
 from segue.mixers.s5 import S5
 from segue.mixers.state import Layout, State
+from segue.mixers.xlstm import MLSTM, SLSTM
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
@@ -23,6 +24,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "jordan": Jordan,
     "lstm": LSTM,
     "gru": GRU,
+    "slstm": SLSTM,
+    "mlstm": MLSTM,
     "mamba": Mamba,
     "mamba2": Mamba2,
     "s5": S5,
@@ -40,7 +43,9 @@ __all__ = [
     "LRU",
     "LSTM",
     "MIXERS",
+    "MLSTM",
     "S5",
+    "SLSTM",
     "Attention",
     "Bidirectional",
     "BlockRecurrent",
