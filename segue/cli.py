@@ -146,7 +146,8 @@ def continue_(model: Model,
               decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup, "
                                                           "beam or diverse-beam.")] = None,
               draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
-                                                        "lookup, both, counts or none.")] = None,
+                                                        "lookup, both, counts, none, or the folder of a small "
+                                                        "model.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None,
               weights: Weights = None, seed: Seed = None,

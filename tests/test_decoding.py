@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segue.decoding import Cost, Sampling, generate, stream
-from segue.decoding.accept import reject, walk
+from segue.decoding.accept import reject, typical, walk
 from segue.decoding.continuation import continue_, continue_objects, stream_objects
-from segue.decoding.draft import DRAFTERS, NOTHING, PromptLookup, Tip, Tree, Trie, TrieDraft
+from segue.decoding.draft import DRAFTERS, NOTHING, ModelDraft, PromptLookup, Tip, Tree, Trie, TrieDraft
 from segue.decoding.draft.together import merge
 from segue.decoding.sampling import Noise, Prefix, log_softmax, min_p, top_k, top_p
 from segue.decoding.search import Beam
@@ -824,3 +824,26 @@ def test_broken_searches_are_caught() -> None:
 
         with pytest.raises(ContractBroken):
             check_search(lambda width, options=Options: options(width, 0.0, False, width))
+
+
+def test_a_small_model_drafts_for_a_large_one() -> None:
+    small = TableModel(11, seed=0, sharpness=3.0)
+    small.table[..., 7:] -= 100  # what the checker keeps secret it would never guess
+    check_drafter(lambda: ModelDraft(small, length=6), memory=False)
+    large = stack("mixed")
+    for way in WAYS.values():
+        prompts = prompts_for(3)
+        plain = generate(large, prompts, 30, **way)  # type: ignore[arg-type]
+        for drafter in (ModelDraft(large, least=0.0), ModelDraft(stack("gru", seed=1), least=0.1)):
+            drafted = generate(large, prompts, 30, draft=drafter, adaptive=False, **way)  # type: ignore[arg-type]
+            assert [answer.tokens for answer in plain] == [answer.tokens for answer in drafted]
+    itself = generate(large, [[1, 2]], 30, draft=ModelDraft(large, length=5, least=0.0), adaptive=False)[0]
+    assert itself.tokens_per_pass > 4  # every draft of the model itself is taken
+
+
+def test_the_typical_acceptor_is_exact_when_greedy_and_lossy_when_sampling() -> None:
+    model = TableModel(7, 0, 1.5)
+    greedy = generate(model, [[1, 2]], 40, draft=WildDraft(7, 0), acceptor="typical", adaptive=False)[0]
+    assert greedy.tokens == generate(model, [[1, 2]], 40)[0].tokens
+    with pytest.raises(ContractBroken, match="distributed"):
+        check_acceptor(typical)

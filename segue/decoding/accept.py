@@ -1,10 +1,11 @@
 """Acceptors decide how far along a draft the answer goes.
 
-Both here are exact. `walk` draws every token from the model's own distribution *before* looking at the draft, and goes
-on as long as a drafted node carries that token: it needs nothing from the draft, and with `Noise` it gives the very
-text of plain decoding. `reject` is speculative sampling (Leviathan et al. 2023; Chen et al. 2023; for trees Miao et
+`walk` and `reject` are exact. `walk` draws every token from the model's own distribution *before* looking at the
+draft, and goes on as long as a drafted node carries that token: it needs nothing from the draft, and with `Noise` it
+gives the very text of plain decoding. `reject` is speculative sampling (Leviathan et al. 2023; Chen et al. 2023; for trees Miao et
 al. 2024): it accepts drafted tokens more often when the drafter drew them from a distribution near the model's; the
-text is distributed as the model's, but is another one than plain decoding gives for this seed.
+text is distributed as the model's, but is another one than plain decoding gives for this seed. `typical` (Cai et al.
+2024, arXiv 2401.10774) is lossy: it takes what is likely enough.
 """
 
 from __future__ import annotations
@@ -92,6 +93,24 @@ def reject(tree: Tree, row: Ask) -> int:
         place = accepted
 
 
+def typical(tree: Tree, row: Ask, floor: float = 0.09, share: float = 0.3) -> int:
+    """Lossy: a drafted token is taken if its probability is above min(floor, share * exp(-entropy)), the likeliest such
+    one first; greedy decoding stays as it is. What comes behind the draft is drawn from the model."""
+    place = -1
+    while True:
+        p = row.distribution(place)
+        entropy = -float((p * np.log(np.maximum(p, 1e-300))).sum())
+        fits = [node for node in tree.children.get(place, ())
+                if p[tree.tokens[node]] > min(floor, share * np.exp(-entropy))]
+        if not fits:
+            row.take(draw(p, row.noise(0).at(row.position)), place)
+            return place
+        best = max(fits, key=lambda node: p[tree.tokens[node]])
+        if row.take(tree.tokens[best], place):
+            return place
+        place = best
+
+
 MOST_CHILDREN = 1024  # random numbers set aside for the children of one node
 
-ACCEPTORS: dict[str, Acceptor] = {"walk": walk, "rejection": reject}
+ACCEPTORS: dict[str, Acceptor] = {"walk": walk, "rejection": reject, "typical": typical}

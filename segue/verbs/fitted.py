@@ -104,9 +104,21 @@ class Fitted:
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
         """What comes after `prime` (an object of the kind, or a path to one); see `segue.decoding.continue_`."""
         given: dict[str, Any] = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
+        if isinstance(draft := options.get("draft"), str | Path) and Path(draft).is_dir():
+            options["draft"] = self._drafter(Path(draft))
         from segue.decoding.continuation import continue_
 
         return continue_(self, prime, **given, **options)
+
+    def _drafter(self, folder: Path) -> Any:
+        """The model in `folder` drafts for this one."""
+        from segue.decoding.draft import ModelDraft
+        from segue.verbs.fit import load
+
+        small = load(folder)
+        if small.codec != self.codec:
+            raise SegueError(f"{folder} reads with another codec than this model: fit it with codec=model.codec")
+        return ModelDraft(small.decodable())
 
     def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
         """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from segue.decoding.draft.base import NOTHING, Drafter, Tip, Tree
 from segue.decoding.draft.lookup import PromptLookup
+from segue.decoding.draft.model import ModelDraft
 from segue.decoding.draft.together import Together
 from segue.decoding.draft.trie import Trie, TrieDraft
 
@@ -16,4 +17,5 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "both": lambda: Together([TrieDraft(), PromptLookup()]),
 }
 
-__all__ = ["DRAFTERS", "NOTHING", "Drafter", "PromptLookup", "Tip", "Together", "Tree", "Trie", "TrieDraft"]
+__all__ = ["DRAFTERS", "NOTHING", "Drafter", "ModelDraft", "PromptLookup", "Tip", "Together", "Tree", "Trie",
+           "TrieDraft"]

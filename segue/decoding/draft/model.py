@@ -1,0 +1,77 @@
+"""A small model drafts for a large one (Leviathan et al. 2023, arXiv 2211.17192; Chen et al., arXiv 2302.01318)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from segue.decoding.draft.base import NOTHING, Tip, Tree
+from segue.decoding.sampling import softmax
+from segue.models.base import Decodable, Decoding
+
+
+class ModelDraft:
+    """A chain of what the small model finds likeliest, as long as that is likely enough.
+
+    model: anything decodable with the large one's vocabulary. length: tokens drafted at most. least: a token less
+    likely than this ends the draft.
+    """
+
+    name: ClassVar[str] = "model"
+    needs_hidden: ClassVar[bool] = False
+
+    def __init__(self, model: Decodable, length: int = 8, least: float = 0.3) -> None:
+        self.model, self.length, self.least = model, length, least
+        self._states: dict[int, Decoding] = {}  # what the model has seen of each request, all but `_ahead`
+        self._ahead: dict[int, list[int]] = {}  # at least the last token
+
+    def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
+        if row not in self._states:
+            self._states[row] = self.model.init_state(1)
+        self._ahead.setdefault(row, []).extend(tokens)
+
+    def propose(self, tips: Sequence[Tip]) -> list[Tree]:
+        asked = [tip for tip in tips if self._ahead.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0]
+        chains: dict[int, list[int]] = {tip.row: [] for tip in asked}
+        if asked:
+            with torch.inference_mode():
+                self._draft(asked, chains)
+        trees = [Tree(chain, list(range(-1, len(chain) - 1))) if (chain := chains.get(tip.row)) else NOTHING
+                 for tip in tips]
+        return trees
+
+    def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
+        rows = [tip.row for tip in asked]
+        states = [self._states[row] for row in rows]
+        state = states[0].join(states[1:])
+        counts = torch.tensor([len(self._ahead[row]) - 1 for row in rows])
+        if int(counts.max()):
+            new = torch.zeros(len(rows), int(counts.max()), dtype=torch.long)
+            for place, row in enumerate(rows):
+                new[place, : counts[place]] = torch.tensor(self._ahead[row][:-1])
+            self.model.extend(new, state, None, torch.empty(len(rows), 0, dtype=torch.long))
+            state.commit(None, counts)
+            for place, row in enumerate(rows):
+                self._states[row], self._ahead[row] = state.select(torch.tensor([place])), self._ahead[row][-1:]
+        live, last = list(range(len(rows))), [self._ahead[row][-1] for row in rows]
+        for depth in range(max(min(tip.nodes, tip.depth, self.length) for tip in asked)):
+            scores = self.model.extend(torch.tensor(last)[:, None], state).logits[:, -1].double().cpu().numpy()
+            state.commit()
+            best = scores.argmax(-1)
+            likely = [float(softmax(row)[token]) >= self.least for row, token in zip(scores, best)]
+            room = [depth < min(asked[place].nodes, asked[place].depth, self.length) for place in live]
+            stay = np.flatnonzero(np.array(likely) & np.array(room)).tolist()
+            if not stay:
+                return
+            live, last = [live[at] for at in stay], [int(best[at]) for at in stay]
+            for place, token in zip(live, last):
+                chains[rows[place]].append(token)
+            if len(stay) < len(likely):
+                state = state.select(torch.tensor(stay))
+
+    def forget(self, row: int) -> None:
+        self._states.pop(row, None)
+        self._ahead.pop(row, None)
