@@ -2,10 +2,10 @@
 
 `walk` and `reject` are exact. `walk` draws every token from the model's own distribution *before* looking at the
 draft, and goes on as long as a drafted node carries that token: it needs nothing from the draft, and with `Noise` it
-gives the very text of plain decoding. `reject` is speculative sampling (Leviathan et al. 2023; Chen et al. 2023; for trees Miao et
-al. 2024): it accepts drafted tokens more often when the drafter drew them from a distribution near the model's; the
-text is distributed as the model's, but is another one than plain decoding gives for this seed. `typical` (Cai et al.
-2024, arXiv 2401.10774) is lossy: it takes what is likely enough.
+gives the very text of plain decoding. `reject` is speculative sampling (Leviathan et al. 2023; Chen et al. 2023; for
+trees Miao et al. 2024): it accepts drafted tokens more often when the drafter drew them from a distribution near the
+model's; the text is distributed as the model's, but is another one than plain decoding gives for this seed. `typical`
+(Cai et al. 2024, arXiv 2401.10774) is lossy: it takes what is likely enough.
 """
 
 from __future__ import annotations
