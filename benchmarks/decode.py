@@ -1,9 +1,11 @@
 """Decoding speed on this CPU, side by side: Segue's compiled engine, plain torch, transformers and ctranslate2.
 
-    python benchmarks/decode.py [--models llama-7m,gpt2-100m,...] [--tokens 128] [--rounds 3] [--page docs/speed.md]
+    python benchmarks/decode.py llama-7m gpt2-7m llama-100m gpt2-100m mixers drafts   # all parts, some minutes each
+    python benchmarks/decode.py --table                                               # the page from the parts so far
 
-One run, the same random weights (saved as a Hugging Face folder and converted by each), the same prompts, the same
-number of tokens out, greedy; the contenders take turns and the best round of each counts. Needs the extra `bench`.
+Of each part one run: the same random weights (saved as a Hugging Face folder and converted by each), the same prompts,
+the same number of tokens out, greedy; the contenders take turns and the best round of each counts. Needs the extra
+`bench`. Parts are kept in results/decode.jsonl, the page is results/decode.md.
 """
 
 from __future__ import annotations
@@ -12,10 +14,7 @@ import argparse
 import io
 import json
 import logging
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,12 +26,18 @@ from typing import Any
 import numpy as np
 import torch
 
+import segue
 from segue.decoding import generate
+from segue.demo import standard_library
+from segue.errors import SegueError
+from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig
 from segue.models.compiled import CompiledModel, compile_model
 from segue.models.huggingface import from_huggingface
+from segue.training import recipe
 
 PROMPT = 32
+HERE = Path(__file__).parent / "results"
 SHAPES = {"7m": {"width": 256, "layers": 8, "heads": 8, "gated": 704, "vocabulary": 2000},
           "100m": {"width": 768, "layers": 12, "heads": 12, "gated": 2048, "vocabulary": 20_000}}
 
@@ -63,8 +68,9 @@ def make(name: str, folder: Path) -> Any:
     return model
 
 
-def contenders(name: str, folder: Path, threads: int) -> dict[str, Callable[[list[list[int]], int], list[list[int]]]]:
-    """By name: a function from prompts and a number of tokens to the tokens."""
+def contenders(name: str, folder: Path, threads: int,
+               ) -> tuple[Stack, dict[str, Callable[[list[list[int]], int], list[list[int]]]]]:
+    """The native model, and by name: a function from prompts and a number of tokens to the tokens."""
     import ctranslate2
 
     peer = make(name, folder)
@@ -96,12 +102,12 @@ def contenders(name: str, folder: Path, threads: int) -> dict[str, Callable[[lis
 
         return run
 
-    return {"segue float32": ours(compile_model(stack, "float32", threads)),
-            "segue int8": ours(compile_model(stack, "int8", threads)),
-            "eager torch": ours(stack),
-            "transformers": transformers_generate,
-            "ctranslate2 float32": ctranslate("float32"),
-            "ctranslate2 int8": ctranslate("int8")}
+    return stack, {"segue float32": ours(compile_model(stack, "float32", threads)),
+                   "segue int8": ours(compile_model(stack, "int8", threads)),
+                   "eager torch": ours(stack),
+                   "transformers": transformers_generate,
+                   "ctranslate2 float32": ctranslate("float32"),
+                   "ctranslate2 int8": ctranslate("int8")}
 
 
 def speeds(runs: dict[str, Callable], batch: int, tokens: int, rounds: int, vocabulary: int,
@@ -195,14 +201,8 @@ def int8_loss(exact: CompiledModel, rounded: CompiledModel) -> tuple[float, floa
 
 
 def machine(threads: int) -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    versions = ", ".join(f"{p} {version(p)}" for p in ("torch", "numba", "transformers", "ctranslate2"))
-    return f"{name}, {os.cpu_count()} cores, {threads} threads; Python {platform.python_version()}, {versions}"
+    versions = ", ".join(f"{p} {version(p)}" for p in ("numba", "transformers", "ctranslate2"))
+    return f"{recipe.machine()}, {versions}; {threads} threads"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -210,22 +210,18 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def measure_shape(name: str, threads: int, args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+def measure_shape(name: str, threads: int, tokens: int, rounds: int) -> str:
     size = SHAPES[name.split("-")[1]]
-    values: dict[str, Any] = {}
+    rows, single = [], {}
     with tempfile.TemporaryDirectory() as folder:
-        runs = contenders(name, Path(folder), threads)
-    rows, ratios = [], []
+        stack, runs = contenders(name, Path(folder), threads)
     for batch in (1, 8):
-        best, same = speeds(runs, batch, args.tokens, args.rounds, size["vocabulary"])
-        values[f"batch {batch}"] = best
+        best, same = speeds(runs, batch, tokens, rounds, size["vocabulary"])
+        single = single or best
         for run, speed in best.items():
-            cells = [f"{run}, batch {batch}", f"{speed:,.0f}", f"{speed / best['transformers']:.2f}",
-                     f"{speed / best['ctranslate2 int8' if 'int8' in run else 'ctranslate2 float32']:.2f}",
-                     f"{same[run]:.0%}"]
-            rows.append(cells)
-    stack = Stack(StackConfig(size["vocabulary"], size["width"], ["attention"] * size["layers"],
-                              {"attention": {"heads": size["heads"]}})).eval()
+            rows.append([f"{run}, batch {batch}", f"{speed:,.0f}", f"{speed / best['transformers']:.2f}",
+                         f"{speed / best['ctranslate2 int8' if 'int8' in run else 'ctranslate2 float32']:.2f}",
+                         f"{same[run]:.0%}"])
     exact, rounded = compile_model(stack, "float32", threads), compile_model(stack, "int8", threads)
     moved = bandwidth(exact.program.weight_bytes, threads)
     floor = exact.program.weight_bytes / moved
@@ -233,84 +229,112 @@ def measure_shape(name: str, threads: int, args: argparse.Namespace) -> tuple[st
     one8, eight8 = step_time(rounded, 1), step_time(rounded, 8)
     loss, agree = int8_loss(exact, rounded)
     long, long_torch = prefill_speed(exact, 512), prefill_speed(stack, 512)
-    speed = values["batch 1"]["segue float32"]
-    values |= {"bandwidth": moved, "floor": 1 / floor, "of floor": speed * floor, "one": one, "eight": eight,
-               "one int8": one8, "eight int8": eight8, "int8 bits": loss, "int8 agreement": agree, "prefill": long,
-               "prefill torch": long_torch}
-    ratios = [
+    speed = single["segue float32"]
+    notes = [
         f"- floor: {exact.program.weight_bytes / 1e6:.0f} MB of weights at {moved / 1e9:.1f} GB/s (row-parallel "
         f"matrix-vector product) allow {1 / floor:,.0f} tokens/s; reached {speed:,.0f}, {speed * floor:.0%}",
         f"- 8 tokens at once cost {eight / one:.2f} times one token ({eight * 1e3:.2f} ms, {one * 1e3:.2f} ms); int8 "
         f"{eight8 / one8:.2f} times ({eight8 * 1e3:.2f} ms, {one8 * 1e3:.2f} ms)",
-        f"- int8 against our float32: {values['batch 1']['segue int8'] / speed:.2f} times as fast; its loss, at random "
-        f"weights: {loss:.2g} bits per token (KL), the same first choice in {agree:.1%}",
+        f"- int8 against our float32: {single['segue int8'] / speed:.2f} times as fast; its loss, at random weights: "
+        f"{loss:.2g} bits per token (KL), the same first choice in {agree:.1%}",
         f"- a prompt of 512 tokens: {long:,.0f} tokens/s, plain torch {long_torch:,.0f}",
     ]
-    title = f"### {name}: {sum(p.numel() for p in stack.parameters()) / 1e6:.1f}M parameters\n\n"
     head = ["", "tokens/s", "times transformers", "times ctranslate2", "same tokens"]
-    return title + table(head, rows) + "\n\n" + "\n".join(ratios) + "\n", values
+    return (f"### {name}: {sum(p.numel() for p in stack.parameters()) / 1e6:.1f}M parameters\n\n" + table(head, rows)
+            + "\n\n" + "\n".join(notes))
 
 
-def measure_mixers(threads: int, args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """Every mixer at width 256, 8 layers: the engine against plain torch, and what 8 tokens cost."""
-    rows, values = [], {}
-    for name in ("attention", "lstm", "gru", "mamba", "gla", "mamba+attention"):
-        mixers = (name.split("+") * 8)[:8]
+def measure_mixers(threads: int, tokens: int, rounds: int) -> str:
+    """Every mixer that has a form for the engine, at width 256, 8 layers: against torch, and what 8 tokens cost."""
+    rows = []
+    for name in (*MIXERS, "mamba+attention"):
         torch.manual_seed(0)
-        stack = Stack(StackConfig(2000, 256, mixers)).eval()
-        model = compile_model(stack, "float32", threads)
-        found = {}
-        for label, run in (("engine", model), ("torch", stack)):
-            best = 0.0
-            for _ in range(args.rounds):
+        try:
+            stack = Stack(StackConfig(2000, 256, (name.split("+") * 8)[:8])).eval()
+            models = [compile_model(stack, weights, threads) for weights in ("float32", "int8")]
+        except SegueError:  # not causal, or nothing for the engine
+            continue
+        best = [0.0, 0.0, 0.0]
+        for _ in range(rounds):
+            for index, run in enumerate((*models, stack)):
                 start = time.perf_counter()
-                generate(run, [[5] * PROMPT], args.tokens, decoder="greedy")
-                best = max(best, args.tokens / (time.perf_counter() - start))
-            found[label] = best
-        one, eight = step_time(model, 1), step_time(model, 8)
-        rows.append([name, f"{found['engine']:,.0f}", f"{found['torch']:,.0f}",
-                     f"{found['engine'] / found['torch']:.1f}", f"{eight / one:.2f}"])
-        values[name] = found | {"one": one, "eight": eight}
-    head = ["mixer", "engine tokens/s", "torch tokens/s", "times", "8 tokens cost, times one"]
-    return "### Every mixer: width 256, 8 layers, batch 1, float32\n\n" + table(head, rows) + "\n", values
+                generate(run, [[5] * PROMPT], tokens, decoder="greedy")
+                best[index] = max(best[index], tokens / (time.perf_counter() - start))
+        costs = [f"{step_time(model, 8) / step_time(model, 1):.2f}" for model in models]
+        rows.append([name, *(f"{speed:,.0f}" for speed in best), f"{best[0] / best[2]:.1f}", *costs])
+    head = ["mixer", "engine tokens/s", "int8", "plain torch", "times torch", "8 tokens cost, times one", "int8"]
+    return "### Every mixer of the engine: width 256, 8 layers, batch 1\n\n" + table(head, rows)
+
+
+def measure_drafts(threads: int, tokens: int, rounds: int) -> str:
+    """What drafts gain on a model that has learned something, and what int8 weights lose there."""
+    learn, held = standard_library()
+    fitted = segue.fit(segue.read(*map(str, learn), kind="code"), minutes=1.0, mix=False, quiet=True)
+    stack, rows, answers = fitted.model.eval(), [], {}
+    store = segue.read(*map(str, held), kind="code").encode(fitted.codec)
+    prompts = [prompt for prompt in (store[i].ids[:256].tolist() for i in range(len(store))) if len(prompt) == 256]
+    for weights in ("float32", "int8"):
+        model = compile_model(stack, weights, threads)
+        for decoder in ("greedy", "sample"):
+            for draft in ("none", "lookup", "trie", "both"):
+                best = 0.0
+                for _ in range(rounds):
+                    found = [generate(model, [prompt], 2 * tokens, decoder=decoder, draft=draft, seed=0)[0]
+                             for prompt in prompts[:8]]
+                    best = max(best, sum(len(a.tokens) for a in found) / sum(a.seconds["total"] for a in found))
+                answers[weights, decoder, draft] = [a.tokens for a in found]
+                same = sum(a == b for x, y in zip(answers[weights, decoder, draft], answers[weights, decoder, "none"])
+                           for a, b in zip(x, y)) / sum(len(x) for x in answers[weights, decoder, "none"])
+                per_pass = sum(len(a.tokens) for a in found) / sum(a.passes for a in found)
+                rows.append([f"{weights}, {decoder}", draft, f"{best:,.0f}", f"{per_pass:.2f}", f"{same:.1%}"])
+    some = segue.read(*map(str, held[:8]), kind="code")
+    exact, rounded = (fitted.evaluate(some, weights).bits_per_unit for weights in ("float32", "int8"))
+    head = ["", "draft", "tokens/s", "tokens a pass", "same tokens as without"]
+    return ("### Drafts, on a model of source code that trained for a minute\n\n" + table(head, rows)
+            + f"\n\n- int8 weights: {rounded:.4f} bits per byte on held-out source, float32 {exact:.4f}")
 
 
 PAGE = """# Decoding speed on a CPU
 
-Printed by `python benchmarks/decode.py --page docs/speed.md` (needs `pip install 'segue[bench]'`): one run, the same
-random weights, prompts of {prompt} tokens, {tokens} tokens out, greedy; the contenders take turns, the best of
-{rounds} rounds counts, prompt included. *same tokens*: the share equal to those of transformers; int8 differs, and
-over a long greedy answer one rounding that tips a tie changes all that follows.
-
-Machine: {machine}
-
+Printed by `python benchmarks/decode.py llama-7m gpt2-7m llama-100m gpt2-100m mixers drafts` (needs
+`pip install 'segue[bench]'`). Each part is one run: the same random weights, prompts of {prompt} tokens, greedy; the
+contenders take turns, the best round of each counts, prompt included. *same tokens*: the share equal to those of
+transformers; int8 differs, and over a long greedy answer one rounding that tips a tie changes all that follows.
+*8 tokens*: a chain of 8, as a draft is.
 """
 
 
+def page(parts: dict[str, dict[str, str]]) -> str:
+    text, seen = PAGE.format(prompt=PROMPT), ""
+    for part in parts.values():
+        if part["machine"] != seen:
+            seen = part["machine"]
+            text += f"\nOn {seen}.\n"
+        text += f"\n{part['text']}\n"
+    return text
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default="gpt2-7m,llama-7m,gpt2-100m,llama-100m,mixers")
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--page", help="write the page here")
-    parser.add_argument("--json", help="write the numbers here")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART")
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--table", action="store_true", help="write the page from the parts measured so far")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     threads = torch.get_num_threads()
-    page = PAGE.format(prompt=PROMPT, tokens=args.tokens, rounds=args.rounds, machine=machine(threads))
-    print(page, flush=True)
-    numbers: dict[str, Any] = {"machine": machine(threads)}
-    for name in args.models.split(","):
+    special: dict[str, Callable[[int, int, int], str]] = {"mixers": measure_mixers, "drafts": measure_drafts}
+    HERE.mkdir(exist_ok=True)
+    for name in args.parts:
+        measure = special.get(name) or (lambda *a, name=name: measure_shape(name, *a))
         with redirect_stderr(io.StringIO()):  # progress bars of the converters
-            text, numbers[name] = measure_mixers(threads, args) if name == "mixers" else \
-                measure_shape(name, threads, args)
+            text = measure(threads, args.tokens, args.rounds)
         print(text, flush=True)
-        page += text + "\n"
-    if args.page:
-        Path(args.page).write_text(page.rstrip() + "\n")
-    if args.json:
-        Path(args.json).write_text(json.dumps(numbers, indent=2))
+        with open(HERE / "decode.jsonl", "a") as handle:
+            handle.write(json.dumps({"part": name, "machine": machine(threads), "text": text}) + "\n")
+    rows = [json.loads(line) for line in (HERE / "decode.jsonl").read_text().splitlines()]
+    (HERE / "decode.md").write_text(page({row["part"]: row for row in rows}))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

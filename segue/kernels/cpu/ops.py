@@ -278,21 +278,31 @@ def angles(job, op, me, team):
             into[count + j] = math.sin(angle)
 
 
+@njit
+def put(source, target, count):
+    """Copy `count` floats."""
+    floats(target, count)[:] = floats(source, count)
+
+
 @fast
 def finish(raw, rows, tiles, into, stride, kind, gated, adds):
     """Activation, gate and sum over what the micro-kernel left in raw (rows, tiles * TILE)."""
-    if not gated:
-        activate(raw, rows * tiles * TILE, kind)
     wide = LANES if gated else TILE
+    gates = raw + 4 * FEW
+    if gated:  # together, since a loop of LANES steps would be unrolled where it should become vector code
+        for i in range(rows * tiles):
+            put(raw + 4 * i * TILE, gates + 4 * i * LANES, LANES)
+        activate(gates, rows * tiles * LANES, kind)
+    else:
+        activate(raw, rows * tiles * TILE, kind)
     for r in range(rows):
         for tile in range(tiles):
             at = raw + 4 * (r * tiles + tile) * TILE
             y, out = floats(at, wide), floats(into + r * stride + 4 * tile * wide, wide)
             if gated:
-                activate(at, LANES, kind)
-                up = floats(at + 4 * LANES, LANES)
+                gate, up = floats(gates + 4 * (r * tiles + tile) * LANES, LANES), floats(at + 4 * LANES, LANES)
                 for j in range(LANES):
-                    out[j] = y[j] * up[j]
+                    out[j] = gate[j] * up[j]
             elif adds:
                 for j in range(TILE):
                     out[j] += y[j]
@@ -562,12 +572,6 @@ def decay(job, op, me, team):
         x = floats(row(job, op, 1, node) + 4 * begin, count)
         for j in range(count):
             x[j] = exp(max(-softplus(-x[j]) * rate, floor))
-
-
-@njit
-def put(source, target, count):
-    """Copy `count` floats."""
-    floats(target, count)[:] = floats(source, count)
 
 
 @njit
