@@ -237,12 +237,13 @@ def paint_curve(axes: Axes, curve: list[tuple[float, float]], scores: dict[str, 
     """curve: (seconds, held-out bits per byte) of the network alone. scores: ours and the baselines, drawn as lines."""
     end = max(seconds for seconds, _ in curve) / 60
     lines = {name: bits for name, bits in scores.items() if bits < 2 * scores[OURS]}
-    for name, bits in lines.items():
+    for number, (name, bits) in enumerate(sorted(lines.items(), key=lambda line: line[1])):
         axes.axhline(bits, color=INK if name == OURS else GREY, linewidth=1, linestyle=":")
         if name == OURS:
             axes.annotate(" segue, when all is done", (0, bits), ha="left", va="bottom", fontsize=8, color=INK)
         else:
-            axes.annotate(name, (end, bits), ha="right", va="bottom", fontsize=8, color="#52606d")
+            axes.annotate(name, (end if number % 2 else 0.6 * end, bits), ha="right", va="bottom", fontsize=8,
+                          color="#52606d")
     axes.plot([seconds / 60 for seconds, _ in curve], [bits for _, bits in curve], color=INK, marker="o", markersize=3)
     axes.set(xlabel="minutes of training the network", ylabel="held-out bits per byte", xlim=(0, end),
              ylim=(0.95 * min(scores.values()), 1.3 * max(lines.values())))

@@ -220,7 +220,7 @@ def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, 
         given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
         plan, why = choose(facts, **given)
         if minutes is not None and "steps" not in choices:
-            each = seconds_per_step(train, plan, device, objective)
+            each = seconds_per_step(train, plan, device, minutes, objective)
             left = minutes * 60 - (time.monotonic() - begin)
             plan = plan.with_(steps=min(max(1, int(0.93 * left / each)), most_steps(facts.tokens, plan)))
             why = choose(facts, **{**given, "steps": plan.steps})[1]
@@ -247,9 +247,10 @@ def build(plan: Plan) -> Stack:
                                  shared=plan.shared))
 
 
-def seconds_per_step(store: TokenStore, plan: Plan, device: torch.device, objective: Objective | None = None,
-                     most: float = 3.0) -> float:
-    """Measured on a throwaway copy: the median of a few steps after two to warm up."""
+def seconds_per_step(store: TokenStore, plan: Plan, device: torch.device, minutes: float,
+                     objective: Objective | None = None) -> float:
+    """Measured on a throwaway copy: the median of a few steps after two to warm up; a twentieth of the dial at most."""
+    most = min(3.0, 0.05 * 60 * minutes)
     model = build(plan).to(device)
     batches = Batches(store, plan.context, plan.rows, plan.seed, model.resettable)
     run = Run(model, batches, plan, objective=objective)

@@ -190,7 +190,7 @@ def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int
         assert minutes is not None
         device = next(fitted.model.parameters()).device
         left = minutes * 60 - (time.monotonic() - begin)
-        steps = max(1, int(0.93 * left / seconds_per_step(train, plan, device)))
+        steps = max(1, int(0.93 * left / seconds_per_step(train, plan, device, minutes)))
     return plan.with_(steps=steps)
 
 
