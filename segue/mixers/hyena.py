@@ -4,6 +4,7 @@ arXiv 2302.10866)."""
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,7 @@ class ImplicitFilters(nn.Module):
     """(lags, width): decaying windows times a small network of sines, which reads the lag; any length, same weights.
 
     bands: waves of the lag that the network reads, beside the lag itself. hidden: its width. frequency: of its sines at
-    the beginning. horizon: the windows of the channels are
-    down to a hundredth at 0.3 to 1.5 times this lag.
+    the beginning. horizon: the channels' windows are down to a hundredth at 0.3 to 1.5 times this lag.
     """
 
     def __init__(self, width: int, bands: int = 2, hidden: int = 64, frequency: float = 10.0,
@@ -39,14 +39,15 @@ class ImplicitFilters(nn.Module):
         """The filters at lags 0 to length - 1, in float32 at least."""
         weight = self.last.weight
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        linspace = partial(torch.linspace, dtype=wide.dtype, device=wide.device)
         with torch.autocast(weight.device.type, enabled=False):
-            lag = torch.arange(length, dtype=wide.dtype, device=wide.device)[:, None] / self.horizon
-            waves = 2 * math.pi * lag * torch.linspace(1e-4, max(self.bands - 1, 1), self.bands).to(lag)
+            lag = linspace(0, length - 1, length)[:, None] / self.horizon
+            waves = 2 * math.pi * lag * linspace(1e-4, max(self.bands - 1, 1), self.bands)
             y = torch.cat([lag, waves.cos(), -waves.sin()], 1)
             for layer, frequency in zip(self.layers, self.frequencies):
                 assert isinstance(layer, nn.Linear)
                 y = torch.sin(frequency * F.linear(y, layer.weight.to(wide), layer.bias.to(wide)))
-            rates = math.log(100) / torch.linspace(1.5, 0.3, self.width).to(lag)
+            rates = math.log(100) / linspace(1.5, 0.3, self.width)
             return F.linear(y, wide) * (-rates * lag).exp()
 
 

@@ -27,7 +27,7 @@ class Ring(DiagonalRecurrence):
 
 
 class LRU(DiagonalMixer):
-    """h_t = a h_{t-1} + gamma B u_t, y_t = Re(C h_t) + D u_t; gamma makes states as large, whatever their decay.
+    """h_t = a h_{t-1} + gamma B u_t, y_t = Re(C h_t) + D u_t; gamma makes all states of one size, whatever their decay.
 
     width: model width H. states: P (default: width). radii: between which |a| begins; nearer to one remembers longer.
     phase: largest angle of a at the beginning, radians.
