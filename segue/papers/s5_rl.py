@@ -141,7 +141,7 @@ class RepeatPrevious:
         """Say suits (B,); rewards (B,)."""
         then = self.decks.gather(1, (self.at - BACK).clamp(min=0)[:, None])[:, 0]
         reward = torch.where(self.at >= BACK, (action == then) * 2.0 - 1.0, 0.0) / (CARDS - BACK)
-        self.at, self.said = self.at + 1, action
+        self.at, self.said = self.at + 1, action.clone()
         self.first = self.at == CARDS
         for row in torch.nonzero(self.first)[:, 0].tolist():
             self.decks[row], self.at[row], self.said[row] = self._shuffled(), 0, SUITS
