@@ -12,15 +12,21 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers import (
+    DSS,
     GRU,
+    LSSL,
     LSTM,
     MIXERS,
+    S4,
+    S4D,
+    S4ND,
     Attention,
     Bidirectional,
     Elman,
     GatedLinearAttention,
     Jordan,
     Layout,
+    LiquidS4,
     Mamba,
     Mixer,
     State,
@@ -42,6 +48,12 @@ SUBJECTS: dict[str, Make] = {
     "gru": GRU,
     "mamba": lambda width: Mamba(width, states=4),
     "gla": lambda width: GatedLinearAttention(width, heads=2, gate_rank=4),
+    "lssl": lambda width: LSSL(width, states=4),
+    "s4": lambda width: S4(width, states=4),
+    "s4d": lambda width: S4D(width, states=4),
+    "dss": lambda width: DSS(width, states=4, length=16),
+    "liquid-s4": lambda width: LiquidS4(width, states=4, dt_min=0.1, dt_max=1.0),
+    "s4nd": lambda width: S4ND(width, states=4),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
 }
 VARIANTS: dict[str, Make] = {
@@ -59,6 +71,11 @@ VARIANTS: dict[str, Make] = {
     "mamba, two taps": lambda width: Mamba(width, states=2, taps=2, expand=1),
     "mamba, one tap": lambda width: Mamba(width, states=2, taps=1),
     "gla, wide keys": lambda width: GatedLinearAttention(width, heads=1, expand_k=1.0, expand_v=2.0, temperature=1.0),
+    "lssl, frozen": lambda width: LSSL(width, states=4, channels=2, init="legt", learn_a=False, learn_dt=False),
+    "s4d, bilinear": lambda width: S4D(width, states=4, init="random", rule="bilinear"),
+    "liquid-s4, kb": lambda width: LiquidS4(width, states=4, degree=3, liquid="kb", dt_min=0.1, dt_max=1.0),
+    "s4nd, three axes": lambda width: S4ND(width, axes=3, states=4),
+    "bidirectional, s4": lambda width: Bidirectional(width, "s4", states=4),
     "bidirectional, attention": lambda width: Bidirectional(width, "attention", heads=2),
     "bidirectional, mamba": lambda width: Bidirectional(width, "mamba", states=2),
 }
