@@ -290,6 +290,7 @@ CASES: dict[str, dict[str, Any]] = {
     "mamba2, groups": {"mixers": ["mamba2"] * 2, "options": {"mamba2": {"states": 7, "groups": 2, "bias": True}}},
     "s5": {"mixers": ["s5"] * 2},
     "lru": {"mixers": ["lru"] * 2, "options": {"lru": {"states": 20}}},
+    "gss": {"mixers": ["gss"] * 2, "options": {"gss": {"states": 6}}},
     "gla": {"mixers": ["gla"] * 2},
     "elman": {"mixers": ["elman"] * 2},
     "mixed": {"mixers": ["attention", "lstm", "mamba", "gla", "gru"]},

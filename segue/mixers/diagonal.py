@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segue.kernels.scan import linear_scan
 from segue.mixers.base import Mixer
+from segue.mixers.ssm import wide
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
 
 if TYPE_CHECKING:
@@ -28,8 +29,7 @@ class DiagonalRecurrence(Recurrence):
         raise NotImplementedError
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        kind = torch.promote_types(like.dtype, torch.float32)
-        return (like.new_zeros(batch, *self.decay().shape, 2, dtype=kind),)
+        return (wide(like.new_zeros(batch, *self.decay().shape, 2)),)
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
@@ -60,8 +60,7 @@ class DiagonalMixer(Mixer):
     def _write(self, x: Tensor) -> Tensor:
         """B u: (B, N, P, 2)."""
         weight = torch.view_as_real(self.inputs()).transpose(1, 2).flatten(0, 1)  # real and imaginary rows in turn
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return F.linear(x, weight.to(x.dtype)).to(wide).unflatten(-1, (-1, 2))
+        return wide(F.linear(x, weight.to(x.dtype))).unflatten(-1, (-1, 2))
 
     def _read(self, states: Tensor, x: Tensor) -> Tensor:
         weight = self.C * self.C.new_tensor([1.0, -1.0])  # Re(c h) = Re c Re h - Im c Im h

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.mixers.diagonal import DiagonalMixer, DiagonalRecurrence
+from segue.mixers.ssm import wide
 
 
 class Ring(DiagonalRecurrence):
@@ -22,8 +23,7 @@ class Ring(DiagonalRecurrence):
         self.theta = nn.Parameter((torch.rand(states) * phase).clamp(min=smallest).log())
 
     def decay(self) -> Tensor:
-        wide = torch.promote_types(self.nu.dtype, torch.float32)
-        return torch.polar((-self.nu.to(wide).exp()).exp(), self.theta.to(wide).exp())
+        return torch.polar((-wide(self.nu).exp()).exp(), wide(self.theta).exp())
 
 
 class LRU(DiagonalMixer):
@@ -47,5 +47,4 @@ class LRU(DiagonalMixer):
         return [*super().state_parameters(), self.gamma]
 
     def inputs(self) -> Tensor:
-        wide = torch.promote_types(self.B.dtype, torch.float32)
-        return self.gamma.to(wide).exp()[:, None] * torch.view_as_complex(self.B.to(wide))
+        return wide(self.gamma).exp()[:, None] * torch.view_as_complex(wide(self.B))
