@@ -14,7 +14,15 @@ from torch import Tensor
 from segue.kernels import scan as kernels
 from segue.kernels.convolution import long_convolution, long_convolution_reference
 from segue.kernels.gla import FLOOR, gla, gla_reference
-from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
+from segue.kernels.scan import (
+    diagonal_kernel,
+    diagonal_scan,
+    diagonal_scan_reference,
+    linear_scan,
+    linear_scan_reference,
+    selective_scan,
+    selective_scan_reference,
+)
 
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.complex128: 1e-11, torch.complex64: 2e-4}
@@ -140,6 +148,58 @@ def test_selective_scan_takes_views_and_long_steps() -> None:
     agree(with_gradients(selective_scan, given, None), with_gradients(plain_selective, given, None), 1e-9)
 
 
+def diagonal_inputs(rows: int, length: int, width: int, states: int, dtype: torch.dtype, seed: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    u, weights, state = (torch.randn(*shape, generator=g, dtype=torch.float64)
+                         for shape in ((rows, length, width), (2, states, width), (rows, 2, states, width)))
+    size, turn = (torch.rand(states, width, generator=g, dtype=torch.float64) for _ in range(2))
+    decay = torch.stack([size * (7 * turn).cos(), size * (7 * turn).sin()])
+    return [x.to(dtype) for x in (u, decay, weights, state)]
+
+
+def plain_diagonal(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, starts: Tensor | None = None,
+                   lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    h, a, w = torch.complex(state[:, 0], state[:, 1]), torch.complex(*decay), torch.complex(*weights)
+    outputs, final = [], h
+    for t in range(u.shape[1]):
+        if starts is not None:
+            h = h * ~starts[:, t, None, None]
+        h = a * h + u[:, t, None]
+        outputs.append((w * h).sum(1).real)
+        final = h if lengths is None else torch.where((t < lengths)[:, None, None], h, final)
+    return (torch.stack(outputs, 1) if outputs else u), torch.stack([final.real, final.imag], 1)
+
+
+@given(st.integers(1, 3), st.sampled_from([0, 1, 31, 32, 33, 64, 65, 100]), st.sampled_from([1, 5, 64, 70]),
+       st.integers(1, 5), st.booleans(), st.booleans(), st.integers(0, 99),
+       st.sampled_from([torch.float64, torch.float32]))
+@EXAMPLES
+def test_diagonal_scan(rows: int, length: int, width: int, states: int, packed: bool, ragged: bool, seed: int,
+                       dtype: torch.dtype) -> None:
+    inputs, g = diagonal_inputs(rows, length, width, states, dtype, seed), torch.Generator().manual_seed(seed)
+    starts = torch.rand(rows, length, generator=g) < 0.1 if packed else None
+    lengths = torch.randint(0, length + 1, (rows,), generator=g) if ragged else None
+    real = torch.arange(length) < (torch.full((rows,), length) if lengths is None else lengths)[:, None]
+
+    def run(function: Any) -> list[Tensor]:
+        def within(*given: Tensor) -> tuple[Tensor, Tensor]:
+            y, final = function(*given, starts, lengths)
+            return y * real[..., None], final
+
+        return with_gradients(within, inputs) if length else list(within(*inputs))
+
+    agree(run(diagonal_scan), run(plain_diagonal), TOLERANCE[dtype])
+    agree(run(diagonal_scan_reference), run(plain_diagonal), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("length", [1, 7, 31, 32, 100])
+def test_diagonal_kernel_is_a_sum_of_powers(length: int) -> None:
+    _, decay, weights, _ = diagonal_inputs(1, 1, 5, 3, torch.float64, length)
+    a, w = torch.complex(*decay), torch.complex(*weights)
+    expected = torch.stack([(w * a**power).sum(0).real for power in range(length)])
+    assert (diagonal_kernel(decay, weights, length) - expected).abs().max() < 1e-12
+
+
 def test_selective_scan_gradcheck() -> None:
     inputs = [x.requires_grad_() for x in selective_inputs(2, 34, 3, 2, torch.float64, 1)]
     starts = torch.zeros(2, 34, dtype=torch.bool)
@@ -229,7 +289,9 @@ def test_bfloat16_keeps_decays_and_states_wide(form: str) -> None:
 
 
 @EXAMPLES
-@given(batch=st.integers(1, 3), length=st.integers(0, 40), taps=st.integers(1, 50))
-def test_long_convolution_is_the_naive_sum(batch: int, length: int, taps: int) -> None:
+@given(batch=st.integers(1, 3), length=st.integers(0, 40), taps=st.integers(1, 50), both=st.booleans())
+def test_long_convolution_is_the_naive_sum(batch: int, length: int, taps: int, both: bool) -> None:
     u, kernel = torch.randn(batch, length, 3, dtype=torch.float64), torch.randn(taps, 3, dtype=torch.float64)
-    torch.testing.assert_close(long_convolution(u, kernel), long_convolution_reference(u, kernel), rtol=0, atol=1e-11)
+    back = torch.randn(2 * taps // 3 + 1, 3, dtype=torch.float64) if both else None
+    torch.testing.assert_close(long_convolution(u, kernel, back), long_convolution_reference(u, kernel, back),
+                               rtol=0, atol=1e-11)

@@ -108,3 +108,28 @@ def logs(gru: float, graph: float) -> list[Row]:
     (0.9, 1.05, "inconclusive")])
 def test_the_rule_of_next_element(gru: float, graph: float, verdict: str) -> None:
     assert claim("next-element").judge(logs(gru, graph))[0] == verdict
+
+
+@pytest.mark.parametrize(("reset", "leaky", "gru", "loop", "gain", "verdict"), [
+    (0.99, 0.8, 0.99, 4.0, 0.3, "confirmed"), (0.99, 0.99, 0.99, 4.0, 0.3, "refuted"),
+    (0.96, 0.8, 0.98, 4.0, 0.3, "refuted"), (0.99, 0.8, 0.99, 2.0, 0.3, "inconclusive"),
+    (0.99, 0.8, 0.99, 4.0, 0.1, "inconclusive"), (0.97, 0.8, 0.97, 4.0, 0.3, "inconclusive")])
+def test_the_rule_of_resettable_s5(reset: float, leaky: float, gru: float, loop: float, gain: float,
+                                   verdict: str) -> None:
+    rows = [("recall", "S5, resetting", reset), ("recall", "S5, no reset", leaky), ("recall", "GRU, resetting", gru),
+            ("repeat previous", "S5, resetting", gain - 0.5), ("repeat previous", "no memory", -0.5)]
+    for span, times in ((128, 0.5), (1024, loop), (4096, 9.0)):  # short sequences do not count
+        rows += [(f"step of {span}", "S5, resetting", 1.0), (f"step of {span}", "GRU, loop in Python", times)]
+    table = [{"task": task, "model": model, "value": value} for task, model, value in rows]
+    assert claim("s5-rl").judge(table)[0] == verdict
+
+
+@pytest.mark.parametrize(("best", "attention", "lookup", "lru", "verdict"), [
+    (0.8, 0.7, 0.9, 0.7, "confirmed"), (0.7, 0.8, 0.9, 0.7, "refuted"), (0.8, 0.7, 0.6, 0.7, "refuted"),
+    (0.72, 0.7, 0.9, 0.7, "inconclusive"), (0.8, 0.7, 0.9, 0.85, "inconclusive")])
+def test_the_rule_of_mamba_360(best: float, attention: float, lookup: float, lru: float, verdict: str) -> None:
+    long = {"attention": attention, "s4d": 0.3, "lru": 0.3, "hyena": 0.3, "mamba": best}
+    recall = {"attention": lookup, "s4d": 0.1, "lru": lru, "hyena": 1.0, "mamba": 1.0}  # which are not invariant
+    table = [{"mixer": mixer, "task": task, "accuracy": recall[mixer] if task == "recall" else long[mixer]}
+             for mixer in long for task in ("listops", "digits", "delayed cue", "recall")]
+    assert claim("mamba-360").judge(table)[0] == verdict

@@ -1,4 +1,4 @@
-"""S5, the linear recurrent unit, Mamba-2 and Hyena against the equations written out, and against peers."""
+"""S5, the linear recurrent unit, the gated state space, Mamba-2 and Hyena against the equations written out, and against peers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.kernels.scan import linear_scan
 from segue.kernels.ssd import ssd, ssd_reference
-from segue.mixers import LRU, S5, Hyena, Layout, Mamba2, Mixer, hippo
+from segue.mixers import GSS, LRU, S5, Hyena, Layout, Mamba2, Mixer, hippo
 from segue.testing import check_mixer
 
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
@@ -244,6 +244,25 @@ def test_mamba2_is_that_of_transformers(groups: int) -> None:
     ours.load_state_dict({name: theirs[other].view(ours.state_dict()[name].shape) for name, other in names.items()})
     x = torch.randn(2, 50, 16)
     torch.testing.assert_close(ours(x), peer(x), rtol=0, atol=1e-5)
+
+
+# The gated state space.
+
+
+@torch.no_grad()
+def test_gss_is_its_loop() -> None:
+    mixer = GSS(6, states=4, narrow=3, wide=5)
+    made(mixer)
+    x, modes = torch.randn(1, 25, 6, dtype=torch.float64), mixer.recurrence.modes
+    eigenvalues, step = torch.complex(-modes.decay.exp(), modes.frequency), modes.steps.log.exp()
+    decay = (eigenvalues * step).exp()
+    gain = torch.complex(modes.weight[0], modes.weight[1]) * (decay - 1) / eigenvalues  # the input is held over a step
+    h, outputs = torch.zeros_like(decay), []
+    for t in range(25):
+        u, gate = F.gelu(mixer.into(x[0, t])).split([3, 5])
+        h = decay * h + u
+        outputs.append(mixer.out(mixer.widen(2 * (gain * h).sum(0).real) * gate))
+    torch.testing.assert_close(mixer(x)[0], torch.stack(outputs), rtol=0, atol=1e-12)
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from segue.errors import SegueError
-from segue.mixers import hippo
+from segue.kernels.convolution import long_convolution_reference
+from segue.mixers import DSS, LSSL, S4, S4D, S4ND, Layout, LiquidS4, hippo
+from segue.mixers.lssl import Dense
+from segue.mixers.s4d import Diagonal
+from segue.mixers.ssm import StateSpaceMixer, resample
 
 
 def response(family: str, states: int, times: torch.Tensor) -> torch.Tensor:
@@ -91,3 +100,231 @@ def test_hippo_refuses() -> None:
                  lambda: hippo.discretise(torch.ones(1), torch.ones(1), "euler")):
         with pytest.raises(SegueError):
             call()
+
+
+# Naive references: the equations, one step at a time.
+
+
+def by_loop(a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
+    """x = A x + B u and y = Re(C x) for one feature: u (T,) -> y (T,)."""
+    x, outputs = torch.zeros_like(b), []
+    for t in range(len(u)):
+        x = a @ x + b * u[t]
+        outputs.append((c @ x).real)
+    return torch.stack(outputs)
+
+
+def finish(mixer: StateSpaceMixer, y: Tensor, x: Tensor) -> Tensor:
+    """From what the state space gave, (T, D), to the output; a liquid one adds up what its orders give."""
+    heads = F.pad(y.T, (0, 0, 0, mixer.recurrence.kernel(1).shape[1] - len(y.T) if mixer.causal else 0))
+    return mixer.output(heads[None, ..., None], x[None])[0]
+
+
+def modes(recurrence: Diagonal) -> tuple[Tensor, Tensor, Tensor]:
+    """Lambda, C B and dt, written out from the parameters."""
+    m = recurrence.modes
+    return torch.complex(-m.decay.exp(), m.frequency), torch.complex(*m.weight), m.steps.log.exp()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["zoh", "bilinear"])
+def test_s4d_by_loops(rule: str) -> None:
+    torch.manual_seed(0)
+    mixer, x = S4D(3, states=6, init="legs", rule=rule).double(), torch.randn(40, 3, dtype=torch.float64)
+    eigenvalues, weight, dt = modes(mixer.recurrence)
+    rows = []
+    for h in range(3):
+        z, eye = torch.diag(eigenvalues[:, h]) * dt[h], torch.eye(3)
+        if rule == "zoh":
+            a, gain = torch.matrix_exp(z), torch.linalg.solve(z / dt[h], torch.matrix_exp(z) - eye)
+        else:
+            a, gain = torch.linalg.solve(eye - z / 2, eye + z / 2), torch.linalg.inv(eye - z / 2) * dt[h]
+        rows.append(by_loop(a, gain.sum(1), 2 * weight[:, h], x[:, h]))
+    assert (mixer(x[None])[0] - finish(mixer, torch.stack(rows, 1), x)).abs().max() < 1e-11
+
+
+@torch.no_grad()
+def test_dss_by_its_formula() -> None:
+    """Both signs of the real part: the softmax over the length, shifted so that nothing overflows."""
+    torch.manual_seed(0)
+    mixer = DSS(4, states=6, length=50).double()
+    m = mixer.recurrence.modes
+    m.decay += torch.randn_like(m.decay)
+    assert (m.decay > 0).any() and (m.decay < 0).any()
+    eigenvalues, weight, dt = torch.complex(m.decay, m.frequency), torch.complex(*m.weight), m.steps.log.exp()
+    exponents = torch.arange(50)[:, None, None] * eigenvalues * dt
+    shift = exponents.real.amax(0)
+    share = (exponents - shift).exp() / (exponents - shift).exp().sum(0)
+    expected = (weight / eigenvalues * share).sum(1).real
+    assert (mixer.recurrence.kernel(50) - expected).abs().max() < 1e-10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("liquid", ["pb", "kb"])
+def test_liquid_s4_by_its_sums(liquid: str) -> None:
+    torch.manual_seed(0)
+    mixer = LiquidS4(2, states=4, degree=3, liquid=liquid, init="lin", dt_min=0.1, dt_max=1.0).double()
+    x = torch.randn(12, 2, dtype=torch.float64)
+    eigenvalues, c, dt = modes(mixer.recurrence)
+    a = (eigenvalues * dt).exp()
+    b = (a - 1) / eigenvalues * torch.complex(*mixer.recurrence.modes.b)
+    y = torch.zeros_like(x)
+    for t in range(12):
+        for p in (1, 2, 3):
+            for lag in range(t - p + 2):
+                if p == 1 or liquid == "kb" or lag == 0:
+                    kernel = (2 * c * a**lag * b**p).sum(0).real
+                    y[t] += kernel * x[t - lag - p + 1 : t - lag + 1].prod(0)
+    assert (mixer(x[None])[0] - finish(mixer, y, x)).abs().max() < 1e-11
+
+
+@torch.no_grad()
+def test_liquid_s4_is_the_liquid_system_to_second_order() -> None:
+    """x_k = (A + B u_k) x_{k-1} + B u_k with inputs at two neighbouring nodes only, where no product is left out."""
+    torch.manual_seed(0)
+    mixer = LiquidS4(1, states=2, liquid="kb", init="lin", dt_min=0.5, dt_max=1.0).double()
+    eigenvalues, c, dt = modes(mixer.recurrence)
+    a = (eigenvalues * dt).exp()
+    b = (a - 1) / eigenvalues * torch.complex(*mixer.recurrence.modes.b)
+    x = torch.zeros(9, 1, dtype=torch.float64)
+    x[3:5] = torch.randn(2, 1)
+    state, outputs = torch.zeros_like(a), []
+    for t in range(9):
+        state = (a + b * x[t]) * state + b * x[t]
+        outputs.append((2 * c * state).sum(0).real)
+    assert (mixer(x[None])[0] - finish(mixer, torch.stack(outputs), x)).abs().max() < 1e-11
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("length", [1, 2, 17, 64, 101])
+def test_s4_kernel_is_the_powers_of_its_matrix(length: int) -> None:
+    torch.manual_seed(0)
+    space = S4(3, states=32).double().recurrence
+    a, b, c = space.discrete()
+    eigenvalues, (p, drive, out) = space.eigenvalues(), space.vectors()
+    for h in range(3):
+        # Both halves of every pair, and no trick at all.
+        poles, low, b_, c_ = (torch.cat([x[h], x[h].conj()]) for x in (eigenvalues, p, drive, out))
+        whole, dt = torch.diag(poles) - low[:, None] * low.conj(), space.steps()[h]
+        power, step = hippo.bilinear(whole, b_, dt.to(whole.dtype))
+        expected = []
+        for _ in range(length):
+            expected.append(c_ @ step)
+            step = power @ step
+        expected = torch.stack(expected)
+        assert expected.imag.abs().max() < 1e-12
+        assert (space.kernel(length)[:, h] - expected.real).abs().max() < 1e-10
+        assert (Dense.kernel(space, length)[:, h] - expected.real).abs().max() < 1e-10
+    assert space.kernel(0).shape == (0, 3)
+
+
+@torch.no_grad()
+def test_lssl_is_s4_is_the_recurrence() -> None:
+    """Three algorithms, one HiPPO-LegS."""
+    torch.manual_seed(0)
+    states, length = 32, 150
+    lssl, s4 = LSSL(2, states=states).double(), S4(2, states=states).double()
+    a, b = hippo.transition("legs", states)
+    assert (lssl.recurrence.transition() - a).abs().max() < 1e-4  # whose square roots were rounded to float32
+    root = b
+    for parameter in (lssl.recurrence.p, lssl.recurrence.q, lssl.recurrence.b):
+        parameter.copy_(root)
+    n = torch.arange(states, dtype=torch.float64)
+    lssl.recurrence.d.copy_(-n / (2 * n + 1))
+    assert (lssl.recurrence.transition() - a).abs().max() < 1e-11
+    eigenvalues, p, drive, v = hippo.dplr("legs", states)
+    s4.recurrence.steps.log.copy_(lssl.recurrence.steps.log)
+    s4.recurrence.decay.copy_((-eigenvalues.real).log())
+    s4.recurrence.frequency.copy_(eigenvalues.imag)
+    s4.recurrence.p.copy_(torch.view_as_real(p[0]).T[:, None])
+    s4.recurrence.b.copy_(torch.view_as_real(drive).T[:, None])
+    c = lssl.recurrence.weight[0].to(v.dtype) @ v
+    s4.recurrence.weight.copy_(torch.stack([c.real, c.imag]))
+    kernel = lssl.recurrence.kernel(length)
+    assert (kernel - s4.recurrence.kernel(length)).abs().max() < 1e-9
+    u = torch.randn(length, dtype=torch.float64)
+    for h in range(2):
+        step = lssl.recurrence.steps()[h]
+        eye = torch.eye(states, dtype=torch.float64)
+        inverse = torch.linalg.inv(eye - step / 2 * a)
+        y = by_loop(inverse @ (eye + step / 2 * a), inverse @ b * step, lssl.recurrence.weight[0, h], u)
+        assert (long_convolution_reference(u[None, :, None], kernel[:, h : h + 1])[0, :, 0] - y).abs().max() < 1e-9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [LSSL, partial(LSSL, channels=2, init="legt", learn_a=False), S4, S4D,
+                                  partial(LiquidS4, liquid="kb")])
+def test_long_prompts_in_pieces(make: Callable[..., StateSpaceMixer]) -> None:
+    """Over many chunks, in rows of different lengths, however the prompt is cut."""
+    torch.manual_seed(0)
+    mixer = make(4, states=8).double()
+    x, lengths = torch.randn(3, 300, 4, dtype=torch.float64), torch.tensor([300, 129, 0])
+    expected, state = mixer(x), mixer.init_state(3)
+    outputs, last = [], 0
+    for size in (70, 1, 5, 224):
+        outputs.append(mixer.extend(x[:, last : last + size], state))
+        state.commit(counts=(lengths - last).clamp(0, size))
+        last += size
+    y = torch.cat(outputs, 1)
+    assert all((y[row, :n] - expected[row, :n]).abs().max() < 1e-9 for row, n in enumerate((300, 129)))
+    more = torch.randn(3, 20, 4, dtype=torch.float64)
+    y = mixer.extend(more, state)
+    for row, n in enumerate(lengths.tolist()):
+        whole = mixer(torch.cat([x[row, :n], more[row]])[None])[0, n:]
+        assert (y[row] - whole).abs().max() < 1e-9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grid, axes", [((5,), 1), ((5,), 2), ((4, 3), 2), ((3, 4), 3), ((2, 3, 4), 3)])
+def test_s4nd_by_explicit_sums(grid: tuple[int, ...], axes: int) -> None:
+    torch.manual_seed(0)
+    mixer = S4ND(2, axes=axes, states=4).double()
+    count = math.prod(grid)
+    x = torch.randn(count, 2, dtype=torch.float64)
+    full = (1,) * (axes - len(grid)) + grid
+    kernels = [mixer.recurrence.kernels(axis, size) for axis, size in enumerate(full)]
+    places = list(itertools.product(*map(range, full)))
+    y = torch.zeros_like(x)
+    for i, at in enumerate(places):
+        for j, other in enumerate(places):
+            factor = torch.ones(2, dtype=torch.float64)
+            for (ahead, back), a, b in zip(kernels, at, other):
+                factor *= (ahead[a - b] if a >= b else 0) + (back[b - a] if b >= a else 0)
+            y[i] += factor * x[j]
+    found = mixer(x[None], Layout.chain((1, count), grid=grid))[0]
+    assert (found - finish(mixer, y, x)).abs().max() < 1e-11
+    with pytest.raises(SegueError, match="sequence axes"):
+        mixer(x[None], Layout.chain((1, count), grid=(1,) * axes + (count,)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make", [S4D, S4, LSSL])
+def test_resampling_rescales_time(make: Callable[..., StateSpaceMixer]) -> None:
+    """Every other sample of a slow signal, with steps twice as long, gives every other output."""
+    torch.manual_seed(0)
+    mixer = make(2, states=8, dt_min=1e-3, dt_max=1e-2).double()
+    time = torch.arange(400, dtype=torch.float64) / 400
+    x = torch.stack([(7 * time).sin(), (11 * time).cos() - 1], -1)[None]
+    y, slow = mixer(x)[:, 1::2], x[:, 1::2]
+    before = (mixer(slow) - y).abs().max()
+    resample(mixer, 2.0)
+    assert (mixer(slow) - y).abs().max() < 0.05 * before
+
+
+@torch.no_grad()
+def test_bandlimit_leaves_out_what_the_rate_cannot_hold() -> None:
+    mixer = S4D(3, states=64, init="lin", dt_min=0.03, bandlimit=0.5)
+    decay, weights = mixer.recurrence.modes.discrete()
+    turn = torch.atan2(decay[1], decay[0]).abs()
+    kept = mixer.recurrence.modes.frequency * mixer.recurrence.modes.steps() < math.pi / 2
+    assert torch.equal((weights != 0).any(0), kept) and not kept.all() and (turn[kept] < math.pi / 2).all()
+
+
+@pytest.mark.parametrize("make", [
+    lambda: S4D(4, states=5), lambda: S4D(4, init="none"), lambda: S4D(4, rule="euler")(torch.zeros(1, 3, 4)),
+    lambda: S4(4, states=3), lambda: LSSL(4, init="legt"), lambda: LSSL(4, init="x", learn_a=False),
+    lambda: LiquidS4(4, degree=1), lambda: LiquidS4(4, liquid="x"), lambda: S4ND(4, axes=0),
+])
+def test_refusals(make: Callable[[], object]) -> None:
+    with pytest.raises(SegueError):
+        make()

@@ -1,4 +1,5 @@
-"""The linear scan h_t = a_t * h_{t-1} + b_t: diagonal, real or complex, zero allowed; and the selective scan.
+"""The linear scan h_t = a_t * h_{t-1} + b_t: diagonal, real or complex, zero allowed; the selective scan; and the
+diagonal scan, whose complex decays stay the same and whose states are read at once.
 
 They serve every diagonal state-space model and gated linear recurrence. Not in log space: a = 0 (a reset) and a < 0
 (a parity) are ordinary values. On a CPU, in float32 and float64 and their complex kinds, long sequences take compiled
@@ -10,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 COMPILED_FROM = 32
@@ -78,6 +80,53 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
                                            torch.is_grad_enabled())
         final = final.transpose(1, 2)
     return y.to(kind), final.to(kept)
+
+
+def diagonal_scan_reference(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, starts: Tensor | None = None,
+                            lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """h_t = decay h_{t-1} + u_t, y_t = Re sum_n weights h_t, N complex numbers h a channel, in torch.
+
+    u: (B, T, H). decay, weights: (2, N, H), real and imaginary parts, as those of state: (B, 2, N, H). starts: (B, T)
+    bool, the state is zero before these. lengths: (B,), how many nodes each row has (default T): the outputs after them
+    say nothing. Returns y (B, T, H) and the last state (B, 2, N, H).
+    """
+    a, w, h = torch.complex(*decay), torch.complex(*weights), torch.complex(*state.unbind(1))
+    a = a.expand(*u.shape[:2], *a.shape)
+    if lengths is not None:
+        over = torch.arange(u.shape[1], device=u.device) >= lengths[:, None]
+        a, u = a.masked_fill(over[..., None, None], 1.0), u.masked_fill(over[..., None], 0.0)
+        starts = None if starts is None else starts & ~over
+    every = linear_scan(a, u[:, :, None].to(a.dtype).expand(a.shape), h, starts)
+    final = every[:, -1] if every.shape[1] else h
+    return (every * w).sum(2).real, torch.stack([final.real, final.imag], 1)
+
+
+def diagonal_scan(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, starts: Tensor | None = None,
+                  lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `diagonal_scan_reference`; where it is compiled, the states (B, T, N, H) are never all in memory.
+
+    Computed in float32 at least; y is of the dtype of u, the last state of that of `state`.
+    """
+    kind, kept = u.dtype, state.dtype
+    wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
+    u, decay, weights, state = (x.to(wide) for x in (u, decay, weights, state))
+    if not _compiles(u):
+        y, final = diagonal_scan_reference(u, decay, weights, state, starts, lengths)
+    else:
+        ends = torch.full(u.shape[:1], u.shape[1]) if lengths is None else lengths
+        y, final, _ = _DiagonalScan.apply(u, decay, weights, state, _mask(u, starts), ends, torch.is_grad_enabled())
+    return y.to(kind), final.to(kept)
+
+
+def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
+    """(L, H): what `diagonal_scan` answers to a single one, Re sum_n weights decay^l (a Vandermonde product)."""
+    one = F.pad(decay.new_ones(1, 1, decay.shape[2]), (0, 0, 0, length - 1))
+    if _compiles(one):
+        return diagonal_scan(one, decay, weights, decay.new_zeros(1, *decay.shape))[0][0]
+    a, powers = torch.complex(*decay), torch.complex(*weights)[None]
+    while powers.shape[0] < length:  # all powers there are, times the next one: log2(L) products
+        powers, a = torch.cat([powers, a * powers]), a * a
+    return powers[:length].sum(1).real
 
 
 def _compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
@@ -165,3 +214,35 @@ class _SelectiveScan(torch.autograd.Function):
         threads.share(scan.selective_backward, rows * blocks, *given,
                       *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
         return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), (dy * u).sum((0, 1)), dstate, None, None
+
+
+class _DiagonalScan(torch.autograd.Function):
+    @staticmethod
+    def forward(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
+                learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+        from segue.kernels.cpu import scan, threads
+
+        rows, length, width = u.shape
+        y, final = u.new_zeros(u.shape), u.new_empty(rows, *decay.shape)
+        kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, *decay.shape)
+        threads.share(scan.diagonal, rows * -(-width // scan.WIDE),
+                      *map(_array, (u, decay, weights, starts, lengths, state)), y.numpy(), final.numpy(), kept.numpy())
+        return y, final, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(*inputs[:3], *inputs[4:6], output[2])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        from segue.kernels.cpu import scan, threads
+
+        u, decay, weights, starts, lengths, kept = ctx.saved_tensors
+        du = u.new_zeros(u.shape)
+        ddecay, dweights, dstate = (u.new_empty(u.shape[0], *decay.shape) for _ in range(3))
+        threads.share(scan.diagonal_backward, u.shape[0] * -(-u.shape[2] // scan.WIDE),
+                      *map(_array, (u, decay, weights, starts, lengths, kept, dy, dfinal)),
+                      *(x.numpy() for x in (du, ddecay, dweights, dstate)))
+        return du, ddecay.sum(0), dweights.sum(0), dstate, None, None, None

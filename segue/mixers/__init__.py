@@ -6,14 +6,21 @@ from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.bidirectional import Bidirectional
 from segue.mixers.block_recurrent import BlockRecurrent
+from segue.mixers.dss import DSS
 from segue.mixers.gla import GatedLinearAttention
+from segue.mixers.gss import GSS
 from segue.mixers.hyena import Hyena
 from segue.mixers.linformer import Linformer
+from segue.mixers.liquid import LiquidS4
 from segue.mixers.lru import LRU
+from segue.mixers.lssl import LSSL
 from segue.mixers.mamba import Mamba
 from segue.mixers.mamba2 import Mamba2
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.reformer import Reformer
+from segue.mixers.s4 import S4
+from segue.mixers.s4d import S4D
+from segue.mixers.s4nd import S4ND
 from segue.mixers.s5 import S5
 from segue.mixers.state import Layout, State
 from segue.mixers.xlstm import MLSTM, SLSTM
@@ -30,8 +37,15 @@ MIXERS: dict[str, type[Mixer]] = {
     "mamba2": Mamba2,
     "s5": S5,
     "lru": LRU,
+    "gss": GSS,
     "hyena": Hyena,
     "gla": GatedLinearAttention,
+    "lssl": LSSL,
+    "s4": S4,
+    "s4d": S4D,
+    "dss": DSS,
+    "liquid-s4": LiquidS4,
+    "s4nd": S4ND,
     "block-recurrent": BlockRecurrent,
     "linformer": Linformer,
     "reformer": Reformer,
@@ -39,11 +53,17 @@ MIXERS: dict[str, type[Mixer]] = {
 }
 
 __all__ = [
+    "DSS",
     "GRU",
+    "GSS",
     "LRU",
+    "LSSL",
     "LSTM",
     "MIXERS",
     "MLSTM",
+    "S4",
+    "S4D",
+    "S4ND",
     "S5",
     "SLSTM",
     "Attention",
@@ -55,6 +75,7 @@ __all__ = [
     "Jordan",
     "Layout",
     "Linformer",
+    "LiquidS4",
     "Mamba",
     "Mamba2",
     "Mixer",

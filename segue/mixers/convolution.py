@@ -1,7 +1,8 @@
-"""The short causal convolution that recurrent mixers put before their state."""
+"""The short causal convolution that recurrent mixers put before their state, and other functions of a few inputs."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -10,33 +11,32 @@ from torch import Tensor, nn
 from segue.mixers.state import Recurrence, Tensors, gather_nodes
 
 
-class ShortConvolution(Recurrence):
-    """Depthwise causal convolution over `taps` nodes; its state is the last taps - 1 inputs.
+class Window(Recurrence):
+    """What is made of the last `taps` inputs of each node, channel by channel; its state is the last taps - 1 of them.
 
-    weight: (D, taps), the last tap weighs the node itself. bias: (D,).
+    Before the beginning, and before a document's, inputs are nought.
     """
 
-    def __init__(self, width: int, taps: int = 4) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(taps)
-        self.weight = nn.Parameter(torch.empty(width, taps).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(width))
+    width: int
+    taps: int
+
+    def combine(self, seen: list[Tensor]) -> Tensor:
+        """The inputs (B, N, D) as each node sees them, from taps - 1 nodes before to its own -> outputs (B, N, ...)."""
+        raise NotImplementedError
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        return (like.new_zeros(batch, self.weight.shape[1] - 1, self.weight.shape[0]),)
+        return (like.new_zeros(batch, self.taps - 1, self.width),)
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         (x,), (window,) = inputs, state
-        n, taps = x.shape[1], self.weight.shape[1]
+        n, taps = x.shape[1], self.taps
         line = torch.cat([window, x], 1)
         document = None if starts is None else nn.functional.pad(starts.long().cumsum(1), (taps - 1, 0))
-        y = self.bias.expand_as(x)
-        for tap in range(taps):
-            seen = line[:, tap : tap + n]
-            if document is not None:
-                seen = seen * (document[:, tap : tap + n] == document[:, taps - 1 :])[..., None]
-            y = y + seen * self.weight[:, tap]
+        seen = [line[:, tap : tap + n] for tap in range(taps)]
+        if document is not None:
+            seen = [inputs * (document[:, tap : tap + n] == document[:, taps - 1 :])[..., None]
+                    for tap, inputs in enumerate(seen)]
         if lengths is None:
             last, end = line[:, n:], None if document is None else document[:, -1:]
         else:
@@ -46,4 +46,35 @@ class ShortConvolution(Recurrence):
             index = torch.arange(taps - 1, device=x.device) + (n if lengths is None else lengths[:, None])
             same = document.gather(1, index.expand(x.shape[0], -1)) == end
             last = last * same[..., None]
-        return y, (last,)
+        return self.combine(seen), (last,)
+
+
+class ShortConvolution(Window):
+    """Depthwise causal convolution over `taps` nodes.
+
+    weight: (D, taps), the last tap weighs the node itself. bias: (D,).
+    """
+
+    def __init__(self, width: int, taps: int = 4) -> None:
+        super().__init__()
+        self.width, self.taps = width, taps
+        bound = 1 / math.sqrt(taps)
+        self.weight = nn.Parameter(torch.empty(width, taps).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def combine(self, seen: list[Tensor]) -> Tensor:
+        y = self.bias.expand_as(seen[0])
+        for tap, inputs in enumerate(seen):
+            y = y + inputs * self.weight[:, tap]
+        return y
+
+
+class Products(Window):
+    """Products of the last 1, 2, ... `taps` inputs of each of `width` channels: outputs (B, N, taps * D)."""
+
+    def __init__(self, width: int, taps: int) -> None:
+        super().__init__()
+        self.width, self.taps = width, taps
+
+    def combine(self, seen: list[Tensor]) -> Tensor:
+        return torch.cat([*itertools.accumulate(reversed(seen), torch.mul)], -1)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.kernels.scan import linear_scan
 from segue.mixers.base import Mixer
+from segue.mixers.ssm import wide
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class DiagonalRecurrence(Recurrence):
@@ -23,16 +29,16 @@ class DiagonalRecurrence(Recurrence):
         raise NotImplementedError
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
-        kind = torch.promote_types(like.dtype, torch.float32)
-        return (like.new_zeros(batch, *self.decay().shape, 2, dtype=kind),)
+        return (wide(like.new_zeros(batch, *self.decay().shape, 2)),)
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         u, h = (torch.view_as_complex(x) for x in (inputs[0], state[0]))
         states = torch.view_as_real(linear_scan(self.decay().to(u.dtype)[None, None], u, h, starts))
-        every = torch.cat([state[0][:, None], states], 1)
-        rows = torch.arange(len(every), device=every.device)
-        return states, (every[:, -1] if lengths is None else every[rows, lengths],)
+        if not states.shape[1] or lengths is None:
+            return states, (states[:, -1] if states.shape[1] else state[0],)
+        last = states[torch.arange(len(states), device=states.device), (lengths - 1).clamp(min=0)]
+        return states, (torch.where(lengths.view(-1, *[1] * (last.dim() - 1)) > 0, last, state[0]),)
 
 
 class DiagonalMixer(Mixer):
@@ -54,8 +60,7 @@ class DiagonalMixer(Mixer):
     def _write(self, x: Tensor) -> Tensor:
         """B u: (B, N, P, 2)."""
         weight = torch.view_as_real(self.inputs()).transpose(1, 2).flatten(0, 1)  # real and imaginary rows in turn
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return F.linear(x, weight.to(x.dtype)).to(wide).unflatten(-1, (-1, 2))
+        return wide(F.linear(x, weight.to(x.dtype))).unflatten(-1, (-1, 2))
 
     def _read(self, states: Tensor, x: Tensor) -> Tensor:
         weight = self.C * self.C.new_tensor([1.0, -1.0])  # Re(c h) = Re c Re h - Im c Im h
@@ -69,6 +74,14 @@ class DiagonalMixer(Mixer):
 
     def state_parameters(self) -> list[nn.Parameter]:
         return list(self.recurrence.parameters())
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        write = self.inputs()  # the engine keeps all real parts before all imaginary ones
+        written, states = (program.register(name, 2 * len(write)) for name in ("written", "states"))
+        program.linear(source, written, torch.cat([write.real, write.imag]))
+        program.diagonal(self.recurrence.decay(), written, states)
+        program.linear(states, into, torch.cat([self.C[..., 0], -self.C[..., 1]], 1), add=True)
+        program.add(source, into, self.D)
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, 2P, T, T), the powers of each decay: the real parts of all, then the imaginary parts."""

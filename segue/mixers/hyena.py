@@ -4,6 +4,7 @@ arXiv 2302.10866)."""
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from segue.kernels.convolution import long_convolution
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
+from segue.mixers.ssm import toeplitz, wide
 from segue.mixers.state import Carry, Layout, Part
 
 FEW = 8  # nodes up to which a sum over the past is cheaper than a transform of it
@@ -22,8 +24,7 @@ class ImplicitFilters(nn.Module):
     """(lags, width): decaying windows times a small network of sines, which reads the lag; any length, same weights.
 
     bands: waves of the lag that the network reads, beside the lag itself. hidden: its width. frequency: of its sines at
-    the beginning. horizon: the windows of the channels are
-    down to a hundredth at 0.3 to 1.5 times this lag.
+    the beginning. horizon: the channels' windows are down to a hundredth at 0.3 to 1.5 times this lag.
     """
 
     def __init__(self, width: int, bands: int = 2, hidden: int = 64, frequency: float = 10.0,
@@ -37,17 +38,17 @@ class ImplicitFilters(nn.Module):
 
     def forward(self, length: int) -> Tensor:
         """The filters at lags 0 to length - 1, in float32 at least."""
-        weight = self.last.weight
-        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        with torch.autocast(weight.device.type, enabled=False):
-            lag = torch.arange(length, dtype=wide.dtype, device=wide.device)[:, None] / self.horizon
-            waves = 2 * math.pi * lag * torch.linspace(1e-4, max(self.bands - 1, 1), self.bands).to(lag)
+        last = wide(self.last.weight)
+        linspace = partial(torch.linspace, dtype=last.dtype, device=last.device)
+        with torch.autocast(last.device.type, enabled=False):
+            lag = linspace(0, length - 1, length)[:, None] / self.horizon
+            waves = 2 * math.pi * lag * linspace(1e-4, max(self.bands - 1, 1), self.bands)
             y = torch.cat([lag, waves.cos(), -waves.sin()], 1)
             for layer, frequency in zip(self.layers, self.frequencies):
                 assert isinstance(layer, nn.Linear)
-                y = torch.sin(frequency * F.linear(y, layer.weight.to(wide), layer.bias.to(wide)))
-            rates = math.log(100) / torch.linspace(1.5, 0.3, self.width).to(lag)
-            return F.linear(y, wide) * (-rates * lag).exp()
+                y = torch.sin(frequency * F.linear(y, wide(layer.weight), wide(layer.bias)))
+            rates = math.log(100) / linspace(1.5, 0.3, self.width)
+            return F.linear(y, last) * (-rates * lag).exp()
 
 
 class Hyena(Mixer):
@@ -111,11 +112,9 @@ class Hyena(Mixer):
         """(B, D, T, T), one head per channel: filters and gates in turn."""
         n = x.shape[1]
         *gates, _ = self._alone(x)
-        lag = torch.arange(n, device=x.device)[:, None] - torch.arange(n, device=x.device)
         matrix = torch.eye(n, dtype=x.dtype, device=x.device).expand(len(x), self.width, n, n)
         for gate, kernel in zip(gates, self.kernels(max(n, 1))):
-            toeplitz = kernel.to(x.dtype).T[:, lag.clamp(min=0)].tril()
-            matrix = gate.transpose(1, 2)[..., None] * (toeplitz @ matrix)
+            matrix = gate.transpose(1, 2)[..., None] * (toeplitz(kernel[:n]).to(x.dtype) @ matrix)
         return matrix
 
     def values(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.mixers.diagonal import DiagonalMixer, DiagonalRecurrence
+from segue.mixers.ssm import wide
 
 
 class Ring(DiagonalRecurrence):
@@ -22,12 +23,11 @@ class Ring(DiagonalRecurrence):
         self.theta = nn.Parameter((torch.rand(states) * phase).clamp(min=smallest).log())
 
     def decay(self) -> Tensor:
-        wide = torch.promote_types(self.nu.dtype, torch.float32)
-        return torch.polar((-self.nu.to(wide).exp()).exp(), self.theta.to(wide).exp())
+        return torch.polar((-wide(self.nu).exp()).exp(), wide(self.theta).exp())
 
 
 class LRU(DiagonalMixer):
-    """h_t = a h_{t-1} + gamma B u_t, y_t = Re(C h_t) + D u_t; gamma makes states as large, whatever their decay.
+    """h_t = a h_{t-1} + gamma B u_t, y_t = Re(C h_t) + D u_t; gamma makes all states of one size, whatever their decay.
 
     width: model width H. states: P (default: width). radii: between which |a| begins; nearer to one remembers longer.
     phase: largest angle of a at the beginning, radians.
@@ -47,5 +47,4 @@ class LRU(DiagonalMixer):
         return [*super().state_parameters(), self.gamma]
 
     def inputs(self) -> Tensor:
-        wide = torch.promote_types(self.B.dtype, torch.float32)
-        return self.gamma.to(wide).exp()[:, None] * torch.view_as_complex(self.B.to(wide))
+        return wide(self.gamma).exp()[:, None] * torch.view_as_complex(wide(self.B))

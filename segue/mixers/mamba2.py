@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,9 @@ from segue.kernels.ssd import ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class StateSpaceDual(Recurrence):
@@ -82,6 +86,23 @@ class Mamba2(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         y = self.scan(self._inputs(x, layout, parts), layout, None if parts is None else parts["scan"])
         return self.output(y.transpose(1, 2), x)
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        inner, convolved, heads = self.widths
+        both, u, y = (program.register(name, width) for name, width in (
+            ("both", sum(self.widths)), ("u", convolved), ("y", inner)))
+        step, decay = program.register("step", heads), program.register("decay", heads)
+        middle = (inner + convolved) // 2
+        program.linear(source, both, self.into.weight, self.into.bias)
+        program.convolve(both[inner : inner + convolved], u, self.convolution.weight, self.convolution.bias)
+        program.map(both[inner + convolved :], step, "softplus", shift=self.step_bias)
+        program.map(step, decay, "exp", scale=-self.scan.A_log.exp())
+        program.matrix(u[middle:], u[inner:middle], u[:inner], y, heads, decay, write=step, groups=self.groups)
+        program.add(u[:inner], y, self.scan.D.repeat_interleave(inner // heads))
+        program.multiply(y, both[:inner], "silu")
+        program.norm(y, y, "rms", None, None, self.norm.eps or 0.0, self.groups)
+        program.multiply(y, self.scale)
+        program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def _alone(self, x: Tensor) -> Tensors:
         return self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import hippo
 from segue.mixers.diagonal import DiagonalMixer, DiagonalRecurrence
+from segue.mixers.ssm import wide
 
 
 class Sampled(DiagonalRecurrence):
@@ -25,8 +26,7 @@ class Sampled(DiagonalRecurrence):
 
     def discrete(self) -> hippo.Pair:
         """(P,) decays and the factor of what is written, for an input that is held over a step."""
-        wide = torch.promote_types(self.rate.dtype, torch.float32)
-        rate, frequency, step = (x.to(wide) for x in (self.rate, self.frequency, self.step))
+        rate, frequency, step = map(wide, (self.rate, self.frequency, self.step))
         return hippo.discretise(torch.complex(-rate.exp(), frequency), step.exp())
 
     def decay(self) -> Tensor:
@@ -55,5 +55,4 @@ class S5(DiagonalMixer):
         self.D = nn.Parameter(torch.randn(width))
 
     def inputs(self) -> Tensor:
-        wide = torch.promote_types(self.B.dtype, torch.float32)
-        return self.recurrence.discrete()[1][:, None] * torch.view_as_complex(self.B.to(wide))
+        return self.recurrence.discrete()[1][:, None] * torch.view_as_complex(wide(self.B))

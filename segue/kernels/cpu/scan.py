@@ -1,4 +1,5 @@
-"""Linear and selective scans on the CPU, forward and backward, in float32 and float64; linear ones in complex, too.
+"""Linear, selective and diagonal scans on the CPU, forward and backward, in float32 and float64; linear ones of complex
+numbers, too.
 
 Channels lie side by side, so that one instruction moves many of them; the states of a selective scan, (B, T, I, S)
 numbers in the plain form, never leave the cache: one in SPAN is kept for the backward pass, which makes the rest anew.
@@ -195,3 +196,114 @@ def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, 
         for n in range(states):
             for j in range(width):
                 da[row, n, i + j], dstate[row, n, i + j] = drate[n, j], g[n, j]
+
+
+@partial(compiled, fastmath=FAST)
+def diagonal(begin, end, u, decay, weights, starts, lengths, state, y, final, kept):
+    """h = decay h + u, y = Re sum_n weights h, complex as (real, imaginary), for the blocks of channels begin..end of
+    all rows; a row ends after lengths[row] nodes.
+
+    u, y: (B, T, H). decay, weights: (2, N, H). starts: (B, T) bool, or (B, 0). state, final: (B, 2, N, H).
+    kept: (B, T / SPAN, 2, N, H), the states before every SPAN-th node, or (B, 0, ...).
+    """
+    width, states = u.shape[2], decay.shape[1]
+    blocks = (width + WIDE - 1) // WIDE
+    x, out, h = np.zeros((SPAN, WIDE), u.dtype), np.zeros((SPAN, WIDE), u.dtype), np.zeros((2, states, WIDE), u.dtype)
+    a, w = np.zeros((2, states, WIDE), u.dtype), np.zeros((2, states, WIDE), u.dtype)
+    for task in range(begin, end):
+        row, i = task // blocks, task % blocks * WIDE
+        wide = min(WIDE, width - i)
+        if wide < WIDE:
+            x[:], h[:], a[:], w[:] = 0, 0, 0, 0
+        for c in range(2):
+            for n in range(states):
+                for j in range(wide):
+                    h[c, n, j] = state[row, c, n, i + j]
+                    a[c, n, j], w[c, n, j] = decay[c, n, i + j], weights[c, n, i + j]
+        for start in range(0, lengths[row], SPAN):
+            nodes = min(SPAN, lengths[row] - start)
+            for k in range(nodes):
+                for j in range(wide):
+                    x[k, j] = u[row, start + k, i + j]
+            out[:] = 0
+            for n in range(states):  # one state after the other, each through the whole span, all in the nearest cache
+                re, im, ar, ai, wr, wi = h[0, n], h[1, n], a[0, n], a[1, n], w[0, n], w[1, n]
+                if kept.shape[1]:
+                    for j in range(wide):
+                        kept[row, start // SPAN, 0, n, i + j] = re[j]
+                        kept[row, start // SPAN, 1, n, i + j] = im[j]
+                for k in range(nodes):
+                    if starts.shape[1] and starts[row, start + k]:
+                        re[:], im[:] = 0, 0
+                    for j in range(WIDE):
+                        p, q = re[j], im[j]
+                        re[j] = ar[j] * p - ai[j] * q + x[k, j]
+                        im[j] = ar[j] * q + ai[j] * p
+                        out[k, j] += wr[j] * re[j] - wi[j] * im[j]
+            for k in range(nodes):
+                for j in range(wide):
+                    y[row, start + k, i + j] = out[k, j]
+        for c in range(2):
+            for n in range(states):
+                for j in range(wide):
+                    final[row, c, n, i + j] = h[c, n, j]
+
+
+@partial(compiled, fastmath=FAST)
+def diagonal_backward(begin, end, u, decay, weights, starts, lengths, kept, dy, dfinal, du, ddecay, dweights, dstate):
+    """The gradients of `diagonal`. ddecay, dweights: (B, 2, N, H), per row."""
+    width, states = u.shape[2], decay.shape[1]
+    blocks, kind = (width + WIDE - 1) // WIDE, u.dtype
+    x, top, dx = np.zeros((SPAN, WIDE), kind), np.zeros((SPAN, WIDE), kind), np.zeros((SPAN, WIDE), kind)
+    real, imaginary = np.zeros((SPAN + 1, WIDE), kind), np.zeros((SPAN + 1, WIDE), kind)
+    a, w, g = np.zeros((2, states, WIDE), kind), np.zeros((2, states, WIDE), kind), np.zeros((2, states, WIDE), kind)
+    da, dw = np.zeros((2, states, WIDE), kind), np.zeros((2, states, WIDE), kind)
+    on = np.ones(SPAN, kind)  # 0 where a node follows nothing
+    for task in range(begin, end):
+        row, i = task // blocks, task % blocks * WIDE
+        wide = min(WIDE, width - i)
+        da[:], dw[:] = 0, 0
+        if wide < WIDE:
+            x[:], top[:], a[:], w[:], g[:], real[:], imaginary[:] = 0, 0, 0, 0, 0, 0, 0
+        for c in range(2):
+            for n in range(states):
+                for j in range(wide):
+                    g[c, n, j] = dfinal[row, c, n, i + j]
+                    a[c, n, j], w[c, n, j] = decay[c, n, i + j], weights[c, n, i + j]
+        for span in range((lengths[row] - 1) // SPAN, -1, -1):
+            start = span * SPAN
+            nodes = min(SPAN, lengths[row] - start)
+            for k in range(nodes):
+                on[k] = kind.type(0) if starts.shape[1] and starts[row, start + k] else kind.type(1)
+                for j in range(wide):
+                    x[k, j], top[k, j] = u[row, start + k, i + j], dy[row, start + k, i + j]
+            dx[:] = 0
+            for n in range(states):
+                ar, ai, wr, wi, gr, gi = a[0, n], a[1, n], w[0, n], w[1, n], g[0, n], g[1, n]
+                dar, dai, dwr, dwi = da[0, n], da[1, n], dw[0, n], dw[1, n]
+                for j in range(wide):
+                    real[0, j], imaginary[0, j] = kept[row, span, 0, n, i + j], kept[row, span, 1, n, i + j]
+                for k in range(nodes):  # the states of this span again
+                    for j in range(WIDE):
+                        p, q = real[k, j] * on[k], imaginary[k, j] * on[k]
+                        real[k + 1, j] = ar[j] * p - ai[j] * q + x[k, j]
+                        imaginary[k + 1, j] = ar[j] * q + ai[j] * p
+                for k in range(nodes - 1, -1, -1):
+                    for j in range(WIDE):
+                        p, q = gr[j] + wr[j] * top[k, j], gi[j] - wi[j] * top[k, j]
+                        dwr[j] += top[k, j] * real[k + 1, j]
+                        dwi[j] -= top[k, j] * imaginary[k + 1, j]
+                        dx[k, j] += p
+                        p, q = p * on[k], q * on[k]
+                        dar[j] += p * real[k, j] + q * imaginary[k, j]
+                        dai[j] += q * real[k, j] - p * imaginary[k, j]
+                        gr[j] = ar[j] * p + ai[j] * q
+                        gi[j] = ar[j] * q - ai[j] * p
+            for k in range(nodes):
+                for j in range(wide):
+                    du[row, start + k, i + j] = dx[k, j]
+        for c in range(2):
+            for n in range(states):
+                for j in range(wide):
+                    ddecay[row, c, n, i + j], dweights[row, c, n, i + j] = da[c, n, j], dw[c, n, j]
+                    dstate[row, c, n, i + j] = g[c, n, j]

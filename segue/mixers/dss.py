@@ -1,0 +1,45 @@
+"""DSS: a diagonal state space whose kernel is normalised over a length (Gupta et al. 2022, arXiv 2203.14343)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from segue.mixers.s4d import Diagonal, Modes, parts
+from segue.mixers.ssm import StateSpaceMixer, wide
+
+GROWTH = 20.0  # how many e-folds a mode may grow over the length: all that float32 can hold beside the others
+
+
+class Softmax(Modes):
+    """Modes that decay or grow: Re sum_n w_n / lambda_n e^{l dt lambda_n} / sum_{r < length} e^{r dt lambda_n}.
+
+    A growing mode looks at the beginning rather than at the end. `decay` is the real part of lambda itself.
+    """
+
+    def __init__(self, width: int, states: int, length: int, dt_min: float, dt_max: float) -> None:
+        super().__init__(width, states, dt_min=dt_min, dt_max=dt_max)
+        self.length = length
+        self.decay.data = -self.decay.data.exp()
+        nn.init.normal_(self.weight, std=0.5**0.5)
+
+    def discrete(self) -> tuple[Tensor, Tensor]:
+        dt = self.steps()
+        real = torch.minimum(wide(self.decay), GROWTH / (self.length * dt))
+        eigenvalues = torch.complex(real, wide(self.frequency))
+        z = eigenvalues * dt
+        share = torch.expm1(z) / torch.expm1(self.length * z)  # one over a geometric sum
+        return parts(z.exp()), parts(torch.complex(*wide(self.weight)) / eigenvalues * share)
+
+
+class DSS(StateSpaceMixer):
+    """A diagonal state space on each feature, normalised by a softmax over `length` elements (the DSS of exponential
+    kernels is S4D with the rule "zoh").
+
+    width: model width D. states: N, of which N/2 complex ones are held. length: of the sequences to come; longer ones
+        are read all the same, but what grows keeps growing. dt_min, dt_max: range of the step sizes.
+    """
+
+    def __init__(self, width: int, states: int = 64, length: int = 1024, dt_min: float = 1e-3,
+                 dt_max: float = 0.1) -> None:
+        super().__init__(width, Diagonal(Softmax(width, states, length, dt_min, dt_max)))

@@ -1,0 +1,73 @@
+"""Liquid-S4: a state space whose transition depends on the input (Hasani et al. 2022, arXiv 2209.12951).
+
+x_k = (A + B u_k) x_{k-1} + B u_k, multiplied out and cut off: of the products of inputs, those of neighbours are kept,
+y = sum_p K_p * (u_k u_{k-1} ... u_{k-p+1}), so that it stays a convolution, over more inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers import hippo
+from segue.mixers.convolution import Products
+from segue.mixers.s4d import Diagonal, Modes, parts
+from segue.mixers.ssm import StateSpaceMixer, wide
+from segue.mixers.state import Carry, Layout, Part, Tensors
+
+
+class LiquidModes(Modes):
+    """Kernels of each order p of `degree`, side by side: K_p[l] = C A^l B^p with the rule "kb", and with "pb", which
+    drops A beyond the first order, C B^p at l = 0 alone."""
+
+    def __init__(self, width: int, states: int, degree: int, liquid: str, init: str, dt_min: float,
+                 dt_max: float) -> None:
+        super().__init__(width, states, init, dt_min=dt_min, dt_max=dt_max)
+        self.degree, self.keeps = degree, liquid == "kb"
+        nn.init.normal_(self.weight, std=0.5**0.5)  # C alone: here B has a place of its own
+        b = hippo.diagonal(init, states)[1].to(torch.complex64)[:, None].expand(-1, width)
+        self.b = nn.Parameter(parts(b).contiguous())
+
+    def discrete(self) -> tuple[Tensor, Tensor]:
+        decay, gain = hippo.discretise(self.eigenvalues(), self.steps(), self.rule)
+        b, c = gain * torch.complex(*wide(self.b)), 2 * torch.complex(*wide(self.weight))
+        decays = [decay, *[decay * self.keeps] * (self.degree - 1)]
+        return parts(torch.cat(decays, -1)), parts(torch.cat([c * b**p for p in range(1, self.degree + 1)], -1))
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [*super().state_parameters(), self.b]
+
+
+class LiquidDiagonal(Diagonal):
+    """One recurrence for every order of products."""
+
+    modes: LiquidModes
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return (super().initial(batch, like)[0].repeat(1, 1, 1, self.modes.degree),)
+
+
+class LiquidS4(StateSpaceMixer):
+    """A diagonal liquid state space on each feature.
+
+    width: model width D. states: N. degree: the highest order of products of inputs, 2 or more. liquid: "pb" or "kb",
+    see `LiquidModes`. init, dt_min, dt_max: as of S4D. `matrix` applies to the products, which are not linear in x.
+    """
+
+    def __init__(self, width: int, states: int = 64, degree: int = 2, liquid: str = "pb", init: str = "legs",
+                 dt_min: float = 1e-3, dt_max: float = 0.1) -> None:
+        if degree < 2 or liquid not in ("pb", "kb"):
+            raise SegueError(f"degree {degree} with liquid '{liquid}': choose 2 or more, and pb or kb")
+        super().__init__(width, LiquidDiagonal(LiquidModes(width, states, degree, liquid, init, dt_min, dt_max)))
+        self.degree, self.products = degree, Products(width, degree)
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        products = Carry(self.products, self.products.initial(batch, like), history)
+        return {**super().parts(batch, like, history), "products": products}
+
+    def inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        return self.products((x,), layout, None if parts is None else parts["products"])
+
+    def _finish(self, y: Tensor, x: Tensor) -> Tensor:
+        return super()._finish(y.unflatten(-1, (self.degree, -1)).sum(-2), x)

@@ -1,0 +1,141 @@
+"""LSSL: a dense linear state space, as a recurrence, a convolution and an ODE (Gu et al. 2021, arXiv 2110.13985).
+
+O(N^2 L) time and O(N L) memory a feature: the reference that faster state spaces are held against. Take it with few
+states; S4 computes the same kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels.convolution import long_convolution
+from segue.mixers import hippo
+from segue.mixers.ssm import StateSpace, StateSpaceMixer, Steps, wide
+from segue.mixers.state import Tensors
+
+CHUNK = 64  # nodes that decoding takes at once
+Advance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def krylov(a: Tensor, b: Tensor, length: int) -> Tensor:
+    """a (..., N, N), b (..., N) -> (..., N, L): a^l b, by squaring a."""
+    x = b[..., None]
+    while x.shape[-1] < length:
+        x, a = torch.cat([x, a @ x], -1), a @ a
+    return x[..., :length]
+
+
+class Dense(StateSpace):
+    """x_k = A x_{k-1} + B u_k, y_k = C x_k for any A. State (B, H, N), in float32 at least."""
+
+    states: int
+    features: int
+
+    def discrete(self) -> Tensors:
+        """A (H, N, N), B (H, N) and C (channels, H, N), in float32 at least."""
+        raise NotImplementedError
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return (wide(like.new_zeros(batch, self.features, self.states)),)
+
+    def kernel(self, length: int) -> Tensor:
+        with self.exact():
+            a, b, c = self.discrete()
+            return torch.einsum("mhn,hnl->lmh", c, krylov(a, b, length)).flatten(1)
+
+    def exact(self) -> torch.autocast:
+        """No lower precision inside: powers of A would not survive it."""
+        return torch.autocast(next(self.parameters()).device.type, enabled=False)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        (u,), (x,) = inputs, state
+        n = u.shape[1]
+        # Cut where a chunk, a document or a row ends.
+        ends = {*range(CHUNK, n, CHUNK), n, *([] if lengths is None else lengths.tolist()),
+                *([] if starts is None else torch.nonzero(starts.any(0))[:, 0].tolist())}
+        edges = [0, *sorted(ends - {0})]
+        outputs, wanted = [u[:, :0].repeat(1, 1, self.channels)], x
+        with self.exact():
+            advance = self.advance(max((b - a for a, b in pairwise(edges)), default=0))
+            for begin, end in pairwise(edges):
+                if starts is not None:
+                    x = x.masked_fill(starts[:, begin, None, None], 0.0)
+                y, x = advance(wide(u[:, begin:end]), wide(x))
+                outputs.append(y.to(u.dtype))
+                wanted = x if lengths is None else torch.where((lengths >= end)[:, None, None], x, wanted)
+        return torch.cat(outputs, 1), (wanted.to(state[0].dtype),)
+
+    def advance(self, size: int) -> Advance:
+        """The function (u (B, n, H), x) -> (y, x after them) for any n <= size."""
+        a, b, c = self.discrete()
+        drive, recall = krylov(a, b, size), krylov(a.mT, torch.einsum("mhn,hnk->mhk", c, a), size)  # A^l B, C A^(l+1)
+        kernel = torch.einsum("mhn,hnl->lmh", c, drive).flatten(1)
+        power = cache(lambda n: torch.linalg.matrix_power(a, n))
+
+        def run(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            n = u.shape[1]
+            y = torch.einsum("bhn,mhnl->blmh", x, recall[..., :n]).flatten(2)
+            y = y + long_convolution(u.repeat(1, 1, self.channels), kernel)
+            return y, (power(n) @ x[..., None])[..., 0] + torch.einsum("blh,hnl->bhn", u, drive[..., :n].flip(-1))
+
+        return run
+
+
+class Linear(Dense):
+    """A and B the same for all features; see `LSSL`."""
+
+    a: Tensor
+    b: Tensor
+
+    def __init__(self, width: int, states: int, channels: int, init: str, learn_a: bool, steps: Steps) -> None:
+        super().__init__()
+        self.features, self.states, self.channels, self.learns = width, states, channels, learn_a
+        self.steps = steps
+        self.weight = nn.Parameter(torch.randn(channels, width, states))  # C
+        a, b = hippo.transition(init, states)
+        if not learn_a:
+            self.register_buffer("a", a.float())
+            self.register_buffer("b", b.float())
+            return
+        if init != "legs":
+            raise SegueError(f"a learning transition matrix begins as 'legs', not '{init}': set learn_a to false")
+        # -A = P (D + T^-1) Q with diagonal P, D and Q and a tridiagonal T, here the one whose inverse sums.
+        self.p, self.q, self.b = (nn.Parameter(b.float()) for _ in range(3))
+        n = torch.arange(states)
+        self.d = nn.Parameter(-n / (2 * n + 1))
+        self.t = nn.Parameter(torch.tensor([[-1.0], [1.0], [0.0]]).repeat(1, states))  # below, on, above the diagonal
+
+    def transition(self) -> Tensor:
+        """A (N, N)."""
+        if not self.learns:
+            return wide(self.a)
+        below, on, above = wide(self.t)
+        t = torch.diag(below[1:], -1) + torch.diag(on) + torch.diag(above[:-1], 1)
+        return -wide(self.p)[:, None] * (torch.diag(wide(self.d)) + torch.linalg.inv(t)) * wide(self.q)
+
+    def discrete(self) -> Tensors:
+        a, b = (x.expand(self.features, *x.shape) for x in (self.transition(), wide(self.b)))
+        return *hippo.bilinear(a, b, self.steps()), wide(self.weight)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p is not self.weight]
+
+
+class LSSL(StateSpaceMixer):
+    """A dense state space on each feature.
+
+    width: model width D. states: N. channels: outputs of each feature. init: HiPPO family of A, see `hippo.FAMILIES`.
+    learn_a, learn_dt: whether A and B, and the step sizes, are trained. dt_min, dt_max: range of the step sizes.
+    """
+
+    def __init__(self, width: int, states: int = 64, channels: int = 1, init: str = "legs", learn_a: bool = True,
+                 learn_dt: bool = True, dt_min: float = 1e-3, dt_max: float = 0.1) -> None:
+        steps = Steps(width, dt_min, dt_max, learn_dt)
+        super().__init__(width, Linear(width, states, channels, init, learn_a, steps), gated=False)

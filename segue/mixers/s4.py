@@ -1,0 +1,122 @@
+"""S4: a state space whose matrix is diagonal plus a low rank (Gu et al. 2021, arXiv 2111.00396).
+
+Of an L-long kernel the generating function is known in closed form at L places: Cauchy sums over the eigenvalues,
+joined by Woodbury's identity; an inverse Fourier transform gives the kernel, without one power of A.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from segue.mixers import hippo
+from segue.mixers.lssl import Advance, Dense
+from segue.mixers.s4d import parts
+from segue.mixers.ssm import StateSpaceMixer, Steps, wide
+from segue.mixers.state import Tensors
+
+STEPPED = 16  # up to so many nodes the O(N) step is ahead of products with dense matrices
+
+
+def real(x: Tensor) -> Tensor:
+    """Half of a vector of conjugate pairs, complex (..., N/2) -> the vector in real coordinates (..., N)."""
+    return math.sqrt(2) * torch.cat([x.real, x.imag], -1)
+
+
+def half(x: Tensor) -> Tensor:
+    """The inverse of `real`."""
+    return torch.complex(*x.chunk(2, -1)) / math.sqrt(2)
+
+
+class LowRank(Dense):
+    """x' = (Lambda - P P*) x + B u, y = C x by the bilinear rule, of each pair one half; starts as HiPPO-LegS.
+
+    The state is kept in real coordinates, where A is blocks of two by two less a dyad.
+    """
+
+    def __init__(self, width: int, states: int, steps: Steps) -> None:
+        super().__init__()
+        self.features, self.states, self.steps = width, states, steps
+        eigenvalues, p, b, _ = hippo.dplr("legs", states)
+        self.decay = nn.Parameter((-eigenvalues.real).log().float().repeat(width, 1))  # its logarithm: it stays a decay
+        self.frequency = nn.Parameter(eigenvalues.imag.float().repeat(width, 1))
+        self.p, self.b = (nn.Parameter(parts(x).float()[:, None].repeat(1, width, 1)) for x in (p[0], b))
+        self.weight = nn.Parameter(torch.randn(2, width, states // 2) / math.sqrt(2))  # C
+
+    def eigenvalues(self) -> Tensor:
+        return torch.complex(-wide(self.decay).exp(), wide(self.frequency))
+
+    def vectors(self) -> Tensors:
+        """P, B and C, complex (H, N/2)."""
+        p, b, c = (torch.complex(*wide(x)) for x in (self.p, self.b, self.weight))
+        return p, b, c
+
+    def discrete(self) -> Tensors:
+        eigenvalues, (p, b, c) = self.eigenvalues(), self.vectors()
+        on, off = (torch.diag_embed(x) for x in (eigenvalues.real, eigenvalues.imag))
+        blocks = torch.cat([torch.cat([on, -off], -1), torch.cat([off, on], -1)], -2)
+        a = blocks - real(p)[..., None] * real(p)[..., None, :]
+        a, drive = hippo.bilinear(a, real(b), self.steps())
+        return a, drive, real(c.conj())[None]
+
+    def kernel(self, length: int) -> Tensor:
+        if not length:
+            return self.decay.new_zeros(0, self.features)
+        with self.exact():
+            (p, b, _), (a, _, c) = self.vectors(), self.discrete()
+            # C (I - A^L): what lets L terms stand for the infinite sum.
+            c = half(c[0] - (c[0][:, None] @ torch.linalg.matrix_power(a, length))[:, 0]).conj()
+            angle = 2 * math.pi / length * torch.arange(length // 2 + 1, device=p.device, dtype=a.dtype)
+            turn = torch.polar(torch.ones_like(angle), -angle)
+            spectrum = woodbury(self.eigenvalues(), torch.stack([c * b, c * p, p.conj() * b, p.conj() * p], 1),
+                                turn, self.steps())
+            return torch.fft.irfft(spectrum, n=length).T
+
+    def advance(self, size: int) -> Advance:
+        if size > STEPPED:
+            return super().advance(size)
+        eigenvalues, (p, b, c), rate = self.eigenvalues(), self.vectors(), 2 / self.steps()[:, None]
+        inverse, forward = 1 / (rate - eigenvalues), rate + eigenvalues
+        back = p.conj() * inverse / (1 + 2 * (p.conj() * inverse * p).real.sum(-1, keepdim=True))
+
+        def dot(a: Tensor, x: Tensor) -> Tensor:  # over both halves of every pair
+            return 2 * (a * x).real.sum(-1, keepdim=True)
+
+        def run(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            x, outputs = half(x), []
+            for t in range(u.shape[1]):
+                x = forward * x - p * dot(p.conj(), x) + 2 * b * u[:, t, :, None]
+                x = inverse * (x - p * dot(back, x))
+                outputs.append(dot(c, x)[..., 0])
+            return torch.stack(outputs, 1), real(x)
+
+        return run
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [self.decay, self.frequency, self.p, self.b, self.steps.log]
+
+
+def woodbury(eigenvalues: Tensor, products: Tensor, turn: Tensor, dt: Tensor) -> Tensor:
+    """The spectrum (H, F) of a bilinear kernel of Lambda - P P* at the points `turn` (F,) of the unit circle.
+
+    products: (H, 4, N/2), C B, C P, P* B and P* P, of each conjugate pair one. With g = 2 / dt (1 - w) / (1 + w), the
+    two Cauchy terms of a pair are one fraction with real coefficients; all is multiplied out by 1 + w, so that w = -1
+    is not special.
+    """
+    far, near = 2 / dt[:, None, None] * (1 - turn), 1 + turn
+    poles = eigenvalues[..., None]
+    fraction = 1 / (far * far - 2 * poles.real * far * near + poles.abs().square() * near * near)  # (H, N/2, F)
+    coefficients = 2 * torch.cat([products, products * eigenvalues[:, None].conj()], 1).real  # (H, 8, N/2)
+    sums = torch.view_as_complex((coefficients @ torch.view_as_real(fraction).flatten(2)).unflatten(2, (-1, 2)))
+    cb, cp, pb, pp = (far * sums[:, :4] - near * sums[:, 4:]).unbind(1)
+    return 2 * (cb - near * cp * pb / (1 + near * pp))
+
+
+class S4(StateSpaceMixer):
+    """A state space of diagonal plus low rank on each feature. width: model width D. states: N, of which N/2 complex
+    ones are held. dt_min, dt_max: range of the step sizes."""
+
+    def __init__(self, width: int, states: int = 64, dt_min: float = 1e-3, dt_max: float = 0.1) -> None:
+        super().__init__(width, LowRank(width, states, Steps(width, dt_min, dt_max)))

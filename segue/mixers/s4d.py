@@ -1,0 +1,85 @@
+"""S4D: a diagonal state space (Gu et al. 2022, arXiv 2206.11893)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from segue.kernels.scan import diagonal_kernel, diagonal_scan
+from segue.mixers import hippo
+from segue.mixers.ssm import StateSpace, StateSpaceMixer, Steps, wide
+from segue.mixers.state import Tensors
+
+
+class Modes(nn.Module):
+    """N/2 conjugate pairs of decaying oscillations for each of H features: y = 2 Re(C x), x' = Lambda x + u.
+
+    width: H. states: N. init: of Lambda, see `hippo.diagonal`. rule: of discretisation, "zoh" or "bilinear".
+    dt_min, dt_max: range of the step sizes. bandlimit: leave out modes above this share of the sampling rate / 2, so
+        that what was learnt at one rate holds at another (S4ND, arXiv 2210.06583); 0 keeps all.
+    """
+
+    def __init__(self, width: int, states: int = 64, init: str = "legs", rule: str = "zoh", dt_min: float = 1e-3,
+                 dt_max: float = 0.1, bandlimit: float = 0.0) -> None:
+        super().__init__()
+        drawn = [hippo.diagonal(init, states) for _ in range(width if init == "random" else 1)]
+        eigenvalues, b = (torch.stack(x, 1).to(torch.complex64).expand(-1, width) for x in zip(*drawn))
+        self.rule, self.bandlimit = rule, bandlimit
+        self.steps = Steps(width, dt_min, dt_max)
+        self.decay = nn.Parameter((-eigenvalues.real).log().contiguous())  # its logarithm: it stays a decay
+        self.frequency = nn.Parameter(eigenvalues.imag.contiguous())
+        # Only the product of C and B matters: it is one parameter, as (real, imaginary).
+        product = b * torch.randn(states // 2, width, dtype=torch.complex64)
+        self.weight = nn.Parameter(torch.view_as_real(product).movedim(-1, 0).contiguous())
+
+    def eigenvalues(self) -> Tensor:
+        return torch.complex(-wide(self.decay).exp(), wide(self.frequency))
+
+    def discrete(self) -> tuple[Tensor, Tensor]:
+        """Decays and weights (2, N/2, H) of `diagonal_scan`."""
+        eigenvalues, dt = self.eigenvalues(), self.steps()
+        decay, gain = hippo.discretise(eigenvalues, dt, self.rule)
+        weights = 2 * torch.complex(*wide(self.weight)) * gain
+        if self.bandlimit:
+            weights = weights * (eigenvalues.imag.abs() * dt < math.pi * self.bandlimit)
+        return parts(decay), parts(weights)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [self.decay, self.frequency, self.steps.log]
+
+
+def parts(x: Tensor) -> Tensor:
+    """Complex (...) -> real (2, ...): real and imaginary parts."""
+    return torch.stack([x.real, x.imag])
+
+
+class Diagonal(StateSpace):
+    """The recurrence of `modes`; state (B, 2, N/2, H), real and imaginary parts, in float32 at least."""
+
+    def __init__(self, modes: Modes) -> None:
+        super().__init__()
+        self.modes = modes
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return (wide(like.new_zeros(batch, 2, *self.modes.decay.shape)),)
+
+    def kernel(self, length: int) -> Tensor:
+        return diagonal_kernel(*self.modes.discrete(), length)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        y, final = diagonal_scan(inputs[0], *self.modes.discrete(), state[0], starts, lengths)
+        return y, (final,)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return self.modes.state_parameters()
+
+
+class S4D(StateSpaceMixer):
+    """A diagonal state space on each feature. width: model width D. Other options: see `Modes`."""
+
+    def __init__(self, width: int, states: int = 64, init: str = "legs", rule: str = "zoh", dt_min: float = 1e-3,
+                 dt_max: float = 0.1, bandlimit: float = 0.0) -> None:
+        super().__init__(width, Diagonal(Modes(width, states, init, rule, dt_min, dt_max, bandlimit)))

@@ -1,0 +1,136 @@
+"""Linear time-invariant state spaces, x' = A x + B u and y = C x + D u for each feature: what all of them share.
+
+Sampled every dt, such a system is a recurrence, which decoding follows, and a long convolution, which training takes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.kernels.convolution import long_convolution
+from segue.mixers.base import Mixer
+from segue.mixers.state import Carry, Layout, Part, Recurrence
+
+
+class Steps(nn.Module):
+    """One step size dt a feature, log-uniform in [dt_min, dt_max]; 1 / dt is how many elements a feature looks back.
+
+    learn: whether dt is trained.
+    """
+
+    def __init__(self, width: int, dt_min: float = 1e-3, dt_max: float = 0.1, learn: bool = True) -> None:
+        super().__init__()
+        log = math.log(dt_min) + (math.log(dt_max) - math.log(dt_min)) * torch.rand(width)
+        self.log = nn.Parameter(log, requires_grad=learn)
+
+    def forward(self) -> Tensor:
+        """dt (H,), in float32 at least."""
+        return wide(self.log).exp()
+
+
+@torch.no_grad()
+def resample(model: nn.Module, rate: float) -> None:
+    """From now on `model` reads signals with `rate` times fewer samples a second: all its step sizes grow by it."""
+    for module in model.modules():
+        if isinstance(module, Steps):
+            module.log.add_(math.log(rate))
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least: decays near one do not survive bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class StateSpace(Recurrence):
+    """Inputs u (B, N, H); outputs (B, N, H), or channels * H. A subclass gives `initial`, `kernel` and `scan`."""
+
+    channels = 1  # outputs of each feature
+
+    def kernel(self, length: int) -> Tensor:
+        """(L, channels * H): what a single one leads to, for `length` nodes."""
+        raise NotImplementedError
+
+    def forward(self, inputs: tuple[Tensor, ...], layout: Layout, carry: Carry | None = None) -> Tensor:
+        if carry is not None or layout.parents is not None:
+            return super().forward(inputs, layout, carry)
+        u = inputs[0].repeat(1, 1, self.channels)
+        if layout.starts is not None:
+            return self._apart(u, layout.starts)
+        return long_convolution(u, self.kernel(u.shape[1]))
+
+    def _apart(self, u: Tensor, starts: Tensor) -> Tensor:
+        """A convolution cannot forget half-way: documents become rows, those of about one length together."""
+        index = torch.arange(u.shape[1], device=u.device)
+        begins = starts | (index == 0)
+        place = (index - torch.where(begins, index, 0).cummax(1).values).flatten()  # of an element in its document
+        document = begins.flatten().cumsum(0) - 1
+        lengths = torch.bincount(document)
+        kernel, flat, y = self.kernel(int(lengths.max()) if len(lengths) else 0), u.flatten(0, 1), torch.zeros_like(u)
+        room = 1
+        while u.numel() and room < 2 * int(lengths.max()):
+            chosen = (lengths > room // 2) & (lengths <= room)
+            which = torch.nonzero(chosen[document])[:, 0]
+            at = (chosen.cumsum(0)[document[which]] - 1, place[which])
+            rows = u.new_zeros(int(chosen.sum()), room, u.shape[2]).index_put(at, flat[which])
+            y = y.flatten(0, 1).index_put((which,), long_convolution(rows, kernel)[at]).view_as(u)
+            room *= 2
+        return y
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        """Those of A, B and dt; C learns like any other weight."""
+        raise NotImplementedError
+
+
+class StateSpaceMixer(Mixer):
+    """A state space on each feature, D u added, a GELU, and a linear map that mixes the features.
+
+    recurrence: the state space. gated: the linear map is followed by a gated linear unit.
+    """
+
+    time_invariant = True
+    linear_in_values = True
+
+    def __init__(self, width: int, recurrence: StateSpace, gated: bool = True) -> None:
+        super().__init__(width)
+        self.recurrence, self.gated = recurrence, gated
+        self.skip = nn.Parameter(torch.randn(recurrence.channels * width))
+        self.out = nn.Linear(recurrence.channels * width, width * (1 + gated))
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.recurrence.state_parameters() if parameter.requires_grad]
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+    def inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        """What the state space reads, (B, N, F)."""
+        return x
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        u = self.inputs(x, layout, parts)
+        return self._finish(self.recurrence((u,), layout, None if parts is None else parts["carry"]), x)
+
+    def _finish(self, y: Tensor, x: Tensor) -> Tensor:
+        mixed = self.out(F.gelu(y + self.skip * x.repeat(1, 1, self.recurrence.channels)))
+        return F.glu(mixed, -1) if self.gated else mixed
+
+    def matrix(self, x: Tensor) -> Tensor:
+        """(B, F, T, T), one head a feature: the Toeplitz matrix of its kernel, which no input changes."""
+        return toeplitz(self.recurrence.kernel(x.shape[1])).to(x.dtype).expand(x.shape[0], -1, -1, -1)
+
+    def values(self, x: Tensor) -> Tensor:
+        u = self.inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        return u.repeat(1, 1, self.recurrence.channels).transpose(1, 2)[..., None]
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self._finish(mixed[..., 0].transpose(1, 2), x)
+
+
+def toeplitz(kernel: Tensor) -> Tensor:
+    """(L, H) -> (H, L, L), whose entry (i, j) is kernel[i - j], nought above the diagonal."""
+    index = torch.arange(kernel.shape[0], device=kernel.device)
+    return kernel.T[:, (index[:, None] - index).clamp(min=0)].tril()
