@@ -143,20 +143,22 @@ def continue_(model: Model,
                                                           help="What to go on from.")] = None,
               prime_file: PrimeFile = None,
               n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add.")] = None,
-              decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup or "
-                                                          "beam.")] = None,
+              decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup, "
+                                                          "beam or diverse-beam.")] = None,
               draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
                                                         "lookup, both, counts or none.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None,
               weights: Weights = None, seed: Seed = None,
+              choices: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option "
+                                                                "of the decoder, such as num_beams=8.")] = None,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:
     """Go on from a prime: what comes next?"""
     if prime is not None and prime_file is not None:
         raise SegueError("give a prime or --prime-file, not both")
-    answer = segue.load(model).continue_(prime or prime_file, **given(
+    answer = segue.load(model).continue_(prime or prime_file, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed))
     if out is not None:
@@ -186,8 +188,11 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
              how: How = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
-    report = fitted.evaluate(read_files(paths, fitted.kind.name, how), **given(weights=weights))
+    data = read_files(paths, fitted.kind.name, how)
+    report = fitted.evaluate(data, **given(weights=weights))
     show(report)
+    if (fitted.report.get("request") or {}).get("data") == data.fingerprint:
+        print("the model was fitted on these very files: this is how well it remembers them", file=sys.stderr)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
 
@@ -201,6 +206,25 @@ def compare(paths: Paths, minutes: Minutes = None, json_file: JsonFile = None, k
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
+
+
+@command("serve", "segue serve model --port 8000")
+def serve(model: Model,
+          host: Annotated[str, typer.Option(metavar="H", help="Where to listen; others than this machine need "
+                                            "--key.")] = "127.0.0.1",
+          port: Annotated[int, typer.Option(metavar="P", help="The port.", min=1, max=65535)] = 8000,
+          key: Annotated[str | None, typer.Option(metavar="K", envvar="SEGUE_KEY",
+                                                  help="What clients must send.")] = None,
+          rows: Annotated[int, typer.Option(metavar="N", help="Answers at once, at most.")] = 32,
+          tokens: Annotated[int, typer.Option(metavar="N", help="Tokens those may hold, at most: bounds the memory.")]
+          = 65_536,
+          queue: Annotated[int, typer.Option(metavar="N", help="Requests that wait, at most; then 429.")] = 64,
+          draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts: trie, lookup or both.")] = None,
+          weights: Weights = None) -> None:
+    """Answer the OpenAI completions API with a model, and show a page to try it on."""
+    from segue.serving.serve import serve as run
+
+    run(model, host, port, key, rows, tokens, queue, draft, weights or "float32")
 
 
 @command("look", "segue look model 'to be or not to be' --out look.png")

@@ -14,7 +14,7 @@ import segue
 from segue import cli
 from segue.errors import SegueError
 
-COMMANDS = ("read", "fit", "continue", "update", "evaluate", "compare", "look", "papers", "reproduce", "demo")
+COMMANDS = ("read", "fit", "continue", "update", "evaluate", "compare", "serve", "look", "papers", "reproduce", "demo")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -114,8 +114,8 @@ def test_the_verbs_on_a_small_model(capsys: pytest.CaptureFixture[str], tmp_path
                             (["-n", "0"], "at least 1"), (["--top-k", "3", "--decoder", "greedy"], "sample")):
         code, out, err = run(capsys, "continue", model, *arguments)
         assert code == 2 and not out and says in one_line(err)
-    code, out, _ = run(capsys, "evaluate", model, corpus, "--json", str(tmp_path / "scores.json"))
-    assert code == 0 and "xz -9e" in out
+    code, out, err = run(capsys, "evaluate", model, corpus, "--json", str(tmp_path / "scores.json"))
+    assert code == 0 and "xz -9e" in out and "remembers" in one_line(err)
     assert json.loads((tmp_path / "scores.json").read_text())["unit"] == "byte"
     code, out, _ = run(capsys, "update", model, corpus, "--strategy", "naive", "--steps", "1")
     assert code == 0 and "forgotten" in out

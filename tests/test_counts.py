@@ -85,6 +85,15 @@ def test_written_out_runs_count_the_same(smoothing: str) -> None:
     assert np.allclose(model.predictions(train[0][:150]), expected, atol=1e-12)
 
 
+def test_a_blend_holds_every_classical_model() -> None:
+    blend = BlendedCounts(V)
+    blend.count(long_runs()[1:])
+    for order, smoothing in ((5, "kneser-ney"), (2, "witten-bell")):
+        found = blend.classical(order, smoothing).predictions(long_runs()[0])
+        expected = CountModel(V, order, smoothing).fit(long_runs()[1:]).predictions(long_runs()[0])
+        assert np.allclose(found, expected, atol=1e-12)
+
+
 def test_contexts_are_sorted() -> None:
     model = CountModel(V, 20).fit(long_runs())
     tables = model.tables

@@ -170,7 +170,7 @@ def test_a_shared_prompt_is_run_once_and_rows_differ() -> None:
 def test_long_prompts_run_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prompts = stack("mixed"), [list(range(13)) * 3, [5], [7] * 14]
     whole = generate(model, prompts, 10)
-    monkeypatch.setattr(sys.modules["segue.decoding.generate"], "PREFILL", 7)
+    monkeypatch.setattr(sys.modules["segue.decoding.loop"], "PREFILL", 7)
     assert [a.tokens for a in generate(model, prompts, 10)] == [a.tokens for a in whole]
 
 
@@ -213,7 +213,7 @@ def test_a_stream_tells_what_generate_gives() -> None:
 
 
 def test_an_endless_stream_keeps_memory_flat(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("sampling", "generate"):
+    for module in ("sampling", "loop"):
         monkeypatch.setattr(sys.modules[f"segue.decoding.{module}"], "WINDOW", 200)
     drafter = TrieDraft(nodes=8, branch=4)
     pieces = stream(TableModel(7, sharpness=1), [[1]], None, "sample", drafter, seed=1, repetition_penalty=1.05,

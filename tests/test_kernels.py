@@ -17,7 +17,7 @@ from segue.kernels.gla import FLOOR, gla, gla_reference
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
 
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4}
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.complex128: 1e-11, torch.complex64: 2e-4}
 
 
 @pytest.fixture
@@ -32,7 +32,9 @@ def with_gradients(function: Any, inputs: list[Tensor], *others: Any) -> list[Te
     outputs = function(*inputs, *others)
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
     generator = torch.Generator().manual_seed(5)
-    loss = sum((y * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)).sum() for y in outputs)
+    wide = [torch.promote_types(y.dtype, torch.float64) for y in outputs]
+    loss = sum((y * torch.randn(y.shape, generator=generator, dtype=kind).to(y.dtype)).sum().real
+               for y, kind in zip(outputs, wide))
     return outputs + list(torch.autograd.grad(loss, inputs))  # type: ignore[arg-type]
 
 
@@ -44,12 +46,18 @@ def agree(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> Non
             assert (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())), index
 
 
-def linear_inputs(rows: int, length: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> list[Tensor]:
+def linear_inputs(rows: int, length: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int,
+                  same: tuple[bool, bool] = (False, False)) -> list[Tensor]:
+    """same: whether all rows, and all nodes, have the same decays."""
     g = torch.Generator().manual_seed(seed)
-    a = torch.rand(rows, length, *shape, generator=g, dtype=torch.float64) * 2 - 1  # signed
+    a = torch.rand(*(1 if s else n for s, n in zip(same, (rows, length))), *shape, generator=g, dtype=torch.float64)
+    a = a * 2 - 1  # signed
+    if dtype.is_complex:
+        a = a * torch.exp(6j * torch.rand(a.shape, generator=g, dtype=torch.float64))
     a = a.masked_fill(torch.rand(a.shape, generator=g) < 0.1, 0.0)
-    b = torch.randn(rows, length, *shape, generator=g, dtype=torch.float64)
-    initial = torch.randn(rows, *shape, generator=g, dtype=torch.float64)
+    wide = torch.promote_types(dtype, torch.float64)
+    b = torch.randn(rows, length, *shape, generator=g, dtype=wide)
+    initial = torch.randn(rows, *shape, generator=g, dtype=wide)
     return [x.to(dtype) for x in (a, b, initial)]
 
 
@@ -75,21 +83,36 @@ def plain_selective(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: T
     return (torch.stack(outputs, 1) if outputs else u), h
 
 
+def some_starts(packed: bool, rows: int, length: int, seed: int) -> Tensor | None:
+    return torch.rand(rows, length, generator=torch.Generator().manual_seed(seed)) < 0.1 if packed else None
+
+
 @given(st.integers(1, 3), st.integers(0, 70), st.sampled_from([(), (3,), (2, 5)]), st.integers(0, 99),
-       st.sampled_from([torch.float64, torch.float32]))
+       st.sampled_from(list(TOLERANCE)), st.booleans(), st.tuples(st.booleans(), st.booleans()))
 @EXAMPLES
-def test_linear_scan(rows: int, length: int, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> None:
-    inputs = linear_inputs(rows, length, shape, dtype, seed)
+def test_linear_scan(rows: int, length: int, shape: tuple[int, ...], seed: int, dtype: torch.dtype, packed: bool,
+                     same: tuple[bool, bool]) -> None:
+    inputs = linear_inputs(rows, length, shape, dtype, seed, same)
+    starts = some_starts(packed, rows, length, seed)
     if length:
-        agree(with_gradients(linear_scan, inputs), with_gradients(linear_scan_reference, inputs), TOLERANCE[dtype])
+        agree(with_gradients(linear_scan, inputs, starts), with_gradients(linear_scan_reference, inputs, starts),
+              TOLERANCE[dtype])
     else:
-        assert linear_scan(*inputs).shape == inputs[1].shape
+        assert linear_scan(*inputs, starts).shape == inputs[1].shape
 
 
-def test_linear_scan_in_plain_torch(plain: None) -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("same", [(False, False), (True, True)])
+def test_linear_scan_in_plain_torch(plain: None, dtype: torch.dtype, same: tuple[bool, bool]) -> None:
     for length in (1, 2, 3, 17, 64, 65):
-        inputs = linear_inputs(2, length, (3,), torch.float64, length)
-        agree(with_gradients(linear_scan, inputs), with_gradients(linear_scan_reference, inputs), 1e-12)
+        inputs, starts = linear_inputs(2, length, (3,), dtype, length, same), some_starts(True, 2, length, length)
+        agree(with_gradients(linear_scan, inputs, starts), with_gradients(linear_scan_reference, inputs, starts), 1e-12)
+
+
+def test_linear_scan_takes_conjugates_and_views() -> None:
+    a, b, h = linear_inputs(2, 40, (6,), torch.complex64, 0)
+    given = [a.conj(), torch.view_as_complex(torch.view_as_real(b).flip(1)), h[:, ::2].repeat(1, 2)]
+    agree(with_gradients(linear_scan, given), with_gradients(linear_scan_reference, given), 2e-4)
 
 
 @given(st.integers(1, 3), st.sampled_from([0, 1, 31, 32, 33, 64, 65, 100]), st.sampled_from([1, 5, 64, 70, 130]),
@@ -98,7 +121,7 @@ def test_linear_scan_in_plain_torch(plain: None) -> None:
 def test_selective_scan(rows: int, length: int, inner: int, states: int, packed: bool, seed: int,
                         dtype: torch.dtype) -> None:
     inputs = selective_inputs(rows, length, inner, states, dtype, seed)
-    starts = torch.rand(rows, length, generator=torch.Generator().manual_seed(seed)) < 0.1 if packed else None
+    starts = some_starts(packed, rows, length, seed)
     expected = with_gradients(plain_selective, inputs, starts) if length else [inputs[0], inputs[-1]]
     if not length:
         return agree(list(selective_scan(*inputs, starts)), expected, 0.0)

@@ -8,7 +8,21 @@ import torch
 from segue.errors import SegueError
 from segue.mixers import Layout
 from segue.models import Stack, StackConfig
-from segue.tasks import TASKS, Task
+from segue.models.automata import (
+    DFA,
+    alternating,
+    compose,
+    counter,
+    even,
+    generators,
+    random_dfa,
+    swaps,
+    symmetric,
+    word_problem,
+)
+from segue.tasks import TASKS, Scratchpad, Task
+from segue.tasks.automata import dyck, tracking
+from segue.tasks.listops import SYMBOLS, value
 from segue.training.learn import accuracy, learn
 
 
@@ -32,6 +46,121 @@ def test_copy_asks_for_what_was_read() -> None:
     asked = batch.targets >= 0
     assert asked.sum(1).tolist() == [5] * 4
     assert torch.equal(batch.targets[asked].view(4, 5), batch.tokens[:, :5])
+
+
+def test_an_automaton_runs_by_its_table() -> None:
+    dfa = random_dfa(5, 3, seed=1)
+    word = torch.randint(3, (4, 20))
+    for row, states in zip(word, dfa.run(word)):
+        state = 0
+        for symbol, expected in zip(row.tolist(), states.tolist()):
+            state = int(dfa.delta[state, symbol])
+            assert state == expected
+    assert dfa.run(word[:, :0]).shape == (4, 0)
+    with pytest.raises(SegueError, match="names states that it does not have"):
+        DFA(torch.tensor([[0, 2], [1, 1]]))
+
+
+def test_counters_add() -> None:
+    word = torch.randint(5, (3, 30))
+    assert torch.equal(counter(5, 5).run(word), word.cumsum(1) % 5)
+
+
+def test_words_of_groups_are_products() -> None:
+    three, five = symmetric(3), alternating(5)
+    assert len(five) == 60 and all(map(even, five)) and len(swaps(5)) == 11
+    alphabet = generators(five, 6)
+    dfa = word_problem(five, alphabet)
+    word = torch.randint(6, (1, 40))
+    product = five[0]
+    for symbol, state in zip(word[0].tolist(), dfa.run(word)[0].tolist()):
+        product = compose(product, alphabet[symbol])
+        assert five[state] == product
+    # Associative, and not commutative.
+    table = word_problem(three).delta
+    for a in range(6):
+        for b in range(6):
+            assert torch.equal(table[table[a, b]], table[a][table[b]])
+    assert not torch.equal(table, table.T)
+
+
+def test_tracking_asks_for_every_prefix() -> None:
+    batch = tracking("sum", counter(4, 4)).test(3, 12)
+    assert bool((batch.tokens[:, 0] == 4).all()) and bool((batch.targets[:, 0] == -1).all())
+    assert torch.equal(batch.targets[:, 1:], batch.tokens[:, 1:].cumsum(1) % 4)
+
+
+def test_dyck_words_nest() -> None:
+    batch = dyck(kinds=3, depth=4).test(20, 60)
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist()):
+        stack: list[int] = []
+        for token, target in zip(tokens[1:], targets[1:]):
+            if token < 3:
+                stack.append(token)
+            else:
+                assert stack.pop() == token - 3
+            assert len(stack) <= 4 and target == (stack[-1] if stack else 3)
+
+
+@pytest.mark.parametrize(("policy", "steps"), [("none", [11]), ("dummy", [11]), ("log", [2, 4, 8, 11]),
+                                               ("linear", list(range(1, 12)))])
+def test_scratchpads_write_states(policy: str, steps: list[int]) -> None:
+    pad, dfa = Scratchpad(policy), counter(5, 5)
+    assert pad.steps(11) == steps
+    length = pad.length(11)
+    batch = pad.task("sum", dfa).test(4, length + (policy == "dummy"))
+    sums = batch.tokens[:, -length:][:, 1:12].cumsum(1) % 5
+    written = batch.targets[batch.targets >= 0].view(4, -1)
+    assert torch.equal(written - 5, sums[:, torch.tensor(steps) - 1])
+    assert torch.equal(batch.tokens[:, batch.tokens.shape[1] - len(steps) + 1 :], written[:, :-1])
+    with pytest.raises(SegueError, match="unknown"):
+        Scratchpad("square")
+
+
+def test_selective_copy_leaves_the_blanks_out() -> None:
+    batch = TASKS["selective-copy"].test(4, 21)
+    for tokens, targets in zip(batch.tokens, batch.targets):
+        body = tokens[:16]
+        assert torch.equal(body[body < 8], targets[targets >= 0]) and tokens[16] == 8
+
+
+def test_recall_names_the_value_of_each_key() -> None:
+    batch = TASKS["mqar"].test(4, 30)
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist()):
+        held = dict(zip(tokens[:14:2], tokens[1:14:2]))
+        assert len(held) == 7 and targets[:14] == [-1] * 14
+        asked = {token: target for token, target in zip(tokens, targets) if target >= 0}
+        assert asked == held
+
+
+def test_induction_names_what_followed_last() -> None:
+    batch = TASKS["induction"].test(4, 40)
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist()):
+        followed: dict[int, int] = {}
+        for t, (token, target) in enumerate(zip(tokens, targets)):
+            if t:
+                followed[tokens[t - 1]] = token
+            assert target == followed.get(token, -1)
+        assert targets[-1] >= 0
+
+
+def test_the_needle_is_in_the_haystack() -> None:
+    batch = TASKS["needle"].test(20, 9)
+    for tokens, targets in zip(batch.tokens.tolist(), batch.targets.tolist()):
+        assert targets == [-1] * 8 + [tokens[tokens.index(16) + 1]] and targets[-1] < 8 and tokens[-1] == 17
+
+
+def test_values_of_lists() -> None:
+    for text, expected in (("[MAX 2 9 [MIN 4 7 ] 0 ]", 9), ("[MED 1 5 8 2 ]", 3), ("[SM 9 8 [MED 4 ] ]", 1), ("7", 7)):
+        assert value(text.split()) == expected  # the first is the paper's example
+    for wrong in ("[MAX 2 9", "[MAX ]", "2 ]", "[SUM 1 2 ]", "1 2", ""):
+        with pytest.raises(SegueError, match=r"place|whole"):
+            value(wrong.split())
+    batch = TASKS["listops"].test(50, 40)
+    lengths = (batch.tokens < len(SYMBOLS)).sum(1)
+    assert int(lengths.max()) > 30
+    for tokens, length, target in zip(batch.tokens.tolist(), lengths.tolist(), batch.targets[:, -1].tolist()):
+        assert value([SYMBOLS[i] for i in tokens[-length:]]) == target
 
 
 def test_learning_a_task() -> None:

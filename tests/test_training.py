@@ -427,6 +427,7 @@ def test_any_shape_of_data_trains(name: str) -> None:
     fitted = segue.fit(CASES[name], steps=20, quiet=True, threads=1)
     held = fitted.report["held_out"]
     assert math.isfinite(held["bits_per_unit"]) and held["elements"] > 0
+    assert {"uniform", "unigram", "Kneser-Ney of order 5"} <= held["baselines"].keys()
     assert fitted.report["plan"]["steps"] == 20
 
 
@@ -441,6 +442,9 @@ def test_bad_requests_are_one_line(tmp_path: Path) -> None:
         segue.fit(CASES["ten short ones"], steps=5, width="wide", quiet=True)
     with pytest.raises(SegueError):
         segue.fit(["a"], steps=5, quiet=True)
+    with pytest.raises(SegueError, match="there is no 'widht'"):
+        segue.fit(CASES["ten short ones"], out=tmp_path / "model", steps=5, quiet=True, widht=3)
+    assert not (tmp_path / "model").exists(), "a wrong setting stands in the way of the right one"
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "mine.txt").write_text("mine")
     with pytest.raises(SegueError, match="not empty"):

@@ -75,9 +75,10 @@ def row(name: str) -> str:
     kind, mixer = MIXERS[name], build(name, WIDTH)
     yes = {True: "yes", False: ""}
     file = Path(inspect.getfile(kind)).name
-    cells = [f"[`{name}`](../segue/mixers/{file})", "back" if mixer.causal else "both ways", state_size(mixer),
-             kind.cost, yes[mixer.resettable], str(mixer.axes), yes[mixer.linear_in_values], yes[kind.lower is not Mixer.lower],
-             source(kind), contract(name)]
+    reads = "back" if mixer.causal else "both ways"
+    cells = [f"[`{name}`](../segue/mixers/{file})", reads, state_size(mixer), kind.cost, yes[mixer.resettable],
+             str(mixer.axes), yes[mixer.linear_in_values], yes[kind.lower is not Mixer.lower], source(kind),
+             contract(name)]
     return f"| {' | '.join(cells)} |"
 
 

@@ -9,6 +9,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, generate, stream
 from segue.decoding.recipes import drafts_itself
 from segue.errors import SegueError
@@ -77,16 +78,22 @@ def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Cal
 def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = 256,
                      decoder: str | None = None, draft: Any = None, *, stop: Sequence[Any] = (),
                      kind: Kind | None = None, until: Callable[[list[int]], bool] | None = None,
+                     regex: str | None = None, json_schema: str | dict[str, Any] | None = None,
                      **options: Any) -> list[Continuation]:
     """Continue objects of a codec: text, letters or items. An empty or missing prime begins a document.
 
     n: tokens to add at most. stop: strings (or items) before which an answer ends. kind: knows the file format that
-    `Continuation.save` writes. The codec's end token always ends an answer. Everything else is as in `generate`.
+    `Continuation.save` writes. The codec's end token always ends an answer. regex, json_schema: what each answer must
+    match (see `segue.decoding.constrain`). Everything else is as in `generate`.
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime) for prime in primes]
     options.setdefault("eos", codec.eos)
+    if regex is not None or json_schema is not None:
+        rules = [] if regex is None else [Pattern(codec, regex)]
+        rules += [] if json_schema is None else [schema(codec, json_schema)]
+        options["processors"] = (*options.get("processors", ()), *rules)
     answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
     for prompt, answer in zip(prompts, answers):
         for each in (answer, *answer.others):
@@ -112,27 +119,37 @@ class Delta:
     finish: str | None
 
 
+class Telling:
+    """Tokens as they come -> what is certain of the answer: whole characters, and nothing that may yet turn out to be
+    the beginning of a stop string."""
+
+    def __init__(self, codec: Codec, stops: Stops | None = None) -> None:
+        self.codec, self.stops = codec, stops
+        self.held = max(stops.longest - 1, 0) if stops is not None else 0
+        self.waiting: Any = codec.decode([])
+        self.characters = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def __call__(self, tokens: Sequence[int], last: bool) -> tuple[Value, str]:
+        """What became certain with these tokens, as a value and as text; all of the rest with the `last` ones."""
+        value = self.waiting + self.codec.decode(tokens)
+        place = self.stops.find(value) if self.stops is not None else None
+        if place is None:
+            place = len(value) if last else max(len(value) - self.held, 0)
+        told, self.waiting = value[:place], value[place:]
+        return told, self.characters.decode(told, final=last) if isinstance(told, bytes) else as_text(told)
+
+
 def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = None,
                    decoder: str | None = None, draft: Any = None, *, stop: Sequence[Any] = (),
                    until: Callable[[list[int]], bool] | None = None, **options: Any) -> Iterator[Delta]:
     """As `continue_objects`, piece by piece. A character is given once all its bytes are there; what may yet turn out
     to be the beginning of a stop string is held back. The pieces of a row add up to its `value`."""
     stops = Stops(stop, codec) if len(stop) else None
-    held = max(stops.longest - 1, 0) if stops is not None else 0
     prompts = [prime_tokens(codec, prime) for prime in primes]
     options.setdefault("eos", codec.eos)
-    waiting = [codec.decode([]) for _ in prompts]
-    decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in prompts]
+    tellings = [Telling(codec, stops) for _ in prompts]
     for piece in stream(model, prompts, n, decoder, draft, until=_until(stops, until), **options):
-        value = waiting[piece.index] + codec.decode(piece.tokens)
-        place = stops.find(value) if stops is not None else None
-        if place is None:
-            place = len(value) if piece.finish is not None else max(len(value) - held, 0)
-        told, waiting[piece.index] = value[:place], value[place:]
-        if isinstance(told, bytes):
-            text = decoders[piece.index].decode(told, final=piece.finish is not None)
-        else:
-            text = as_text(told)
+        told, text = tellings[piece.index](piece.tokens, piece.finish is not None)
         if told or piece.finish is not None:
             yield Delta(piece.index, told, text, piece.finish)
 
@@ -164,6 +181,11 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     primes = [prime_object(kind, each) for each in (prime if many else [prime])]
     if not primes:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
+    unknown = getattr(fitted.codec, "unk", None)
+    for each in primes:
+        if unknown is not None and each is not None and (fitted.codec.encode(each) == unknown).all():
+            raise SegueError(f"the model knows nothing of {as_text(each)[:60]!r}: give what was in its training data, "
+                             f"for example {as_text(fitted.codec.decode([0]))}")
     mixture = getattr(fitted, "mixture", None)
     if draft is None and not drafts_itself(decoder):
         draft = "both" if mixture is None else "counts"

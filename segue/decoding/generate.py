@@ -1,37 +1,28 @@
-"""The one loop that turns a model into continuations: prompts in, tokens out, many rows at once.
-
-Rows are independent: an answer is the same alone or in a batch. A row that has finished leaves the batch.
-
-A model may offer, beside `extend`, the hook `step(tokens, state) -> logits`: one token (B,) int64 per row is made real
-at once (extend and commit in one), and the scores (B, V) of what follows come back, both as numpy arrays. The plain
-loop then costs no torch operation per token; engines that step in a millisecond want that.
-"""
+"""From prompts to continuations: `generate` gives whole answers, `stream` their pieces; searches go through here."""
 
 from __future__ import annotations
 
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from segue.decoding.accept import ACCEPTORS, Acceptor
 from segue.decoding.cost import Cost
-from segue.decoding.draft import NOTHING, Drafter, Tip, Tree
+from segue.decoding.draft import Drafter
+from segue.decoding.loop import Loop, evaluating
 from segue.decoding.recipes import DECODERS, choose, resolve
-from segue.decoding.sampling import WINDOW, Noise, Sampling
+from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, search
-from segue.decoding.verify import Row, Scores, accept, forward
+from segue.decoding.verify import Row
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding
+from segue.models.base import Decodable
 
 Prompt = Sequence[int] | Tensor | np.ndarray
-PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the memory of a book times the width
 
 _requests = itertools.count()  # a drafter may serve many calls: its rows need names of their own
 
@@ -121,172 +112,6 @@ class Piece:
     finish: str | None
 
 
-class Loop:
-    """One batch of rows, from prompts to finished answers. Iterating runs pass after pass and yields the rows it moved.
-
-    `keep=False` forgets what was yielded (endless streams).
-    """
-
-    def __init__(self, model: Decodable, rows: list[Row], drafter: Drafter | None, acceptor: Acceptor, cost: Cost,
-                 keep: bool = True) -> None:
-        self.model, self.rows, self.drafter, self.acceptor, self.cost = model, rows, drafter, acceptor, cost
-        self.keep, self.path = keep, model.path
-        self.seconds = {"prefill": 0.0, "draft": 0.0, "forward": 0.0, "choose": 0.0, "total": 0.0}
-
-    def __iter__(self) -> Iterator[list[Row]]:
-        drafter, live = self.drafter, self.rows
-        seen = {row.request: 0 for row in live}  # how much of each answer the drafter has observed
-        hidden = drafter is not None and drafter.needs_hidden
-        step = getattr(self.model, "step", None)
-        try:
-            with evaluating(self.model):
-                begin = time.perf_counter()
-                state = self._prefill(hidden)
-                self.seconds["prefill"] = time.perf_counter() - begin
-                accept(live, [NOTHING] * len(live), self.acceptor)
-                moved = live
-                while True:
-                    if drafter is not None:
-                        for row in moved:
-                            drafter.observe(row.request, row.out[seen[row.request]:])
-                            seen[row.request] = len(row.out)
-                            if row.finish is not None:
-                                drafter.forget(row.request)
-                    self.seconds["total"] += time.perf_counter() - begin
-                    yield moved
-                    begin = time.perf_counter()
-                    if not self.keep:
-                        for row in moved:
-                            self._trim(row, seen)
-                    if any(row.finish is not None for row in live):
-                        stay = [place for place, row in enumerate(live) if row.finish is None]
-                        live = [live[place] for place in stay]
-                        if not live:
-                            return
-                        with torch.inference_mode():
-                            state = state.select(torch.tensor(stay, device=state.positions.device))
-                    self._pass(state, live, step, hidden)
-                    moved = live
-        finally:
-            if drafter is not None:
-                for row in self.rows:
-                    if row.finish is None:
-                        drafter.forget(row.request)
-
-    def _pass(self, state: Decoding, live: list[Row], step: Any, hidden: bool) -> None:
-        start = time.perf_counter()
-        trees = self._draft(live) if self.drafter is not None else [NOTHING] * len(live)
-        drafted = time.perf_counter()
-        with torch.inference_mode(), undisturbed(self.model):
-            commit = forward(self.model, state, live, trees, step, hidden)
-            ran = time.perf_counter()
-            before = sum(row.produced for row in live)
-            last = accept(live, trees, self.acceptor)
-            chosen = time.perf_counter()
-            if any(row.finish is None for row in live):
-                commit(last)
-        end = time.perf_counter()
-        seconds = self.seconds
-        seconds["draft"] += drafted - start
-        seconds["forward"] += ran - drafted + end - chosen
-        seconds["choose"] += chosen - ran
-        if self.drafter is not None:
-            won = (sum(row.produced for row in live) - before) / len(live)
-            self.cost.record(1 + max(map(len, trees)), won, drafted - start, end - drafted)
-
-    def _draft(self, live: list[Row]) -> list[Tree]:
-        assert self.drafter is not None
-        budget = self.cost.budget()
-        # The last token of an answer is the model's own, so a draft may be one shorter than what is left.
-        left = [budget if row.limit is None else min(row.limit - row.produced - 1, budget) for row in live]
-        wanted = [place for place, depth in enumerate(left) if depth > 0]
-        if not wanted:
-            return [NOTHING] * len(live)
-        tips = [Tip(live[place].request, budget, left[place], live[place].hidden) for place in wanted]
-        trees = [NOTHING] * len(live)
-        for place, tree in zip(wanted, self.drafter.propose(tips)):
-            trees[place] = tree
-        return trees
-
-    def _prefill(self, hidden: bool) -> Decoding:
-        """Run the prompts, shared ones once, in pieces; every row gets the scores of its first token."""
-        model, prompts = self.model, [tuple(row.prefix.tokens) for row in self.rows]
-        unique = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-        lengths = torch.tensor([len(prompt) for prompt in unique])
-        longest = int(lengths.max())
-        table = torch.zeros(len(unique), longest, dtype=torch.long)
-        for prompt, place in unique.items():
-            table[place, : len(prompt)] = torch.tensor(prompt)
-        whole = isinstance(model, nn.Module) and any(getattr(part, "needs_whole_prompt", False)
-                                                     for part in model.modules())
-        size = longest if whole else PREFILL
-        first: list[Any] = [None] * len(unique)
-        seen: list[list[Tensor]] = [[] for _ in unique]
-        with torch.inference_mode(), undisturbed(model):
-            state = model.init_state(len(unique))
-            self.path = model.path  # now: a model may pass to other code later, but not for this state
-            device = state.positions.device
-            table, lengths = table.to(device), lengths.to(device)
-            for start in range(0, longest, size):
-                piece = table[:, start : start + size]
-                counts = (lengths - start).clamp(0, piece.shape[1])
-                output = model.extend(piece, state, None, (counts - 1).clamp(min=0)[:, None])
-                state.commit(None, None if bool((counts == piece.shape[1]).all()) else counts)
-                for place, (count, length) in enumerate(zip(counts.tolist(), lengths.tolist())):
-                    if count and hidden:
-                        seen[place].append(output.hidden[place, :count])
-                    if count and start + count == length:
-                        first[place] = output.logits[place]
-            places = [unique[prompt] for prompt in prompts]
-            if len(unique) < len(prompts):
-                state = state.select(torch.tensor(places, device=device))
-            scores = Scores(torch.stack([first[place] for place in places]),
-                            any(row.sampling.plain for row in self.rows))
-        for number, (row, place) in enumerate(zip(self.rows, places)):
-            row.scores, row.place, row.passes = scores, number, 1
-            row.hidden = torch.cat(seen[place]) if hidden else None
-            if self.drafter is not None:
-                self.drafter.observe(row.request, prompts[number], prompt=True)
-        return state
-
-    def _trim(self, row: Row, seen: dict[int, int]) -> None:
-        if len(row.out) > 2 * WINDOW:
-            drop = len(row.out) - WINDOW
-            del row.out[:drop]
-            seen[row.request] -= drop
-        row.per_pass.clear()
-        if row.logprobs is not None and len(row.logprobs) > 2 * WINDOW:
-            del row.logprobs[:-WINDOW]
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Dropout off while decoding."""
-    training = isinstance(model, nn.Module) and model.training
-    if training:
-        model.eval()
-    try:
-        yield
-    finally:
-        if training:
-            model.train()
-
-
-@contextmanager
-def undisturbed(model: Decodable) -> Iterator[None]:
-    """One thread for torch's small operations while the compiled engine has threads of its own: two pools on the same
-    cores wait for each other (seen: 80 ms instead of 2 for a draft of 16 nodes)."""
-    threads = torch.get_num_threads()
-    if threads == 1 or not model.path.startswith("cpu kernels"):
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def _prompts(prompts: Sequence[Prompt], vocabulary: int) -> list[list[int]]:
     if isinstance(prompts, (Tensor, np.ndarray)) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
         raise SegueError("prompts must be a list of prompts: put your one prompt in brackets")
@@ -308,10 +133,17 @@ def _limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
     return limits
 
 
+def draft_sizes(drafter: Drafter | None) -> tuple[int, ...]:
+    """The sizes to choose from follow from the drafter; the one between is for where a wide draft costs more than it
+    wins."""
+    largest = getattr(drafter, "nodes", None) or getattr(drafter, "length", None) or 64
+    return 0, max(largest // 4, 1), largest
+
+
 def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None, sampling: Sampling,
            drafter: Drafter | None, eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool,
            until: Callable[[list[int]], bool] | None, acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
-           batch: int, keep: bool) -> Iterator[Loop]:
+           batch: int, keep: bool) -> Iterator[tuple[Loop, list[Row]]]:
     lists = _prompts(prompts, model.vocabulary)
     limits = _limits(n, len(lists))
     stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
@@ -323,14 +155,11 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
         # A list of seeds makes each row what it would be alone; one seed makes row i the i-th stream of that seed.
         return lambda lane: Noise(seed, row, lane) if isinstance(seed, int) else Noise(seed[row], 0, lane)
 
-    # What the model may draft at most follows from the drafter; half-way sizes are for where a wide draft costs more
-    # than it wins.
-    largest = getattr(drafter, "nodes", None) or getattr(drafter, "length", None) or 64
-    cost = cost or Cost(sizes=(0, max(largest // 4, 1), largest), fixed=not adaptive)
+    cost = cost or Cost(sizes=draft_sizes(drafter), fixed=not adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place),
                     model.vocabulary, logprobs, until) for place in range(start, min(start + batch, len(lists)))]
-        yield Loop(model, rows, drafter, rule, cost, keep)
+        yield Loop(model, drafter, rule, cost, keep), rows
 
 
 def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None = 256,
@@ -343,8 +172,9 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
 
     prompts: any number, of any lengths, at least one token each. n: tokens to add at most (None: until it stops), one
         for all or one for each.
-    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam (default: sample if an option of it is given, else
-        greedy). draft: a name in DRAFTERS, "none", or a `Drafter` (one that is kept has learned from earlier answers).
+    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam (default: sample if an option of it is
+        given, else greedy). draft: a name in DRAFTERS, "none", or a `Drafter` (one that is kept has learned from
+        earlier answers).
     eos: stop tokens. They end an answer and are not part of it.
     seed: fixes sampling; one per prompt makes each answer what it would be alone.
     logprobs: also give the log-probability of each token.
@@ -353,8 +183,9 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     adaptive: let the cost model choose draft sizes and switch drafting off where it does not pay; cost: keep what it
         measures from one call to the next. Neither changes the text.
     batch: rows that run together at most.
-    options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beam: num_beams,
-        length_penalty, early_stopping, num_return_sequences (see `search.beam`).
+    options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beams: num_beams,
+        length_penalty, early_stopping, num_return_sequences (see `search.beam`) and what keeps them apart
+        (`search.diverse`).
     """
     name, sampling, drafter, label, rest = resolve(decoder, draft, options)
     if (recipe := DECODERS[name]).search is not None:
@@ -362,14 +193,14 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
             raise SegueError(f"decoder '{name}' needs to know how long the answer may be: give n")
         return _search(model, prompts, n, name, SEARCHES[recipe.search](**rest), sampling, eos, batch, logprobs)
     answers: list[Continuation] = []
-    for loop in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
-                       batch, True):
-        for _ in loop:
+    for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
+                             batch, True):
+        for _ in loop.run(rows):
             pass
         answers += [Continuation(
             row.out, row.finish or "length", loop.path, name, label, row.logprobs, row.produced, row.passes,
-            row.drafted, row.accepted, len(loop.rows), dict(loop.seconds),
-            None if drafter is None else loop.cost.report(), per_pass=row.per_pass) for row in loop.rows]
+            row.drafted, row.accepted, len(rows), dict(loop.seconds),
+            None if drafter is None else loop.cost.report(), per_pass=row.per_pass) for row in rows]
     return answers
 
 
@@ -386,10 +217,10 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     name, sampling, drafter, _, _ = resolve(decoder, draft, options)
     if DECODERS[name].search is not None:
         raise SegueError(f"decoder '{name}' knows its answer only at the end: it cannot stream")
-    for loop in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
-                       batch, False):
-        produced = {row.index: 0 for row in loop.rows}
-        for moved in loop:
+    for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
+                             batch, False):
+        produced = {row.index: 0 for row in rows}
+        for moved in loop.run(rows):
             for row in moved:
                 fresh = row.produced - produced[row.index] - (row.finish == "stop")
                 produced[row.index] = row.produced

@@ -26,6 +26,7 @@ DECODERS: dict[str, Recipe] = {
     "trie": Recipe(draft="trie"),
     "lookup": Recipe(draft="lookup"),
     "beam": Recipe(search="beam"),
+    "diverse-beam": Recipe(search="diverse-beam"),
 }
 
 ALWAYS = ("repetition_penalty", "processors")  # options that every decoder has

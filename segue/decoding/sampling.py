@@ -43,11 +43,12 @@ class Noise:
 class Prefix:
     """What one path has said so far, prompt included.
 
-    tokens: the last ones (all of them up to 65,536). seen: (V,) bool, every token ever said.
+    tokens: the last ones (all of them up to 65,536), of which the first `prompt` are the prompt's. said: the others.
+    seen: (V,) bool, every token ever said.
     """
 
     def __init__(self, tokens: Sequence[int], vocabulary: int) -> None:
-        self.tokens = list(tokens)
+        self.tokens, self.prompt = list(tokens), len(tokens)
         self.vocabulary = vocabulary
         self._seen: Array | None = None
 
@@ -57,7 +58,12 @@ class Prefix:
             self._seen[token] = True
         if len(self.tokens) > 2 * WINDOW:
             _ = self.seen  # from here on the list no longer knows
+            self.prompt = max(0, self.prompt - len(self.tokens) + WINDOW)
             del self.tokens[:-WINDOW]
+
+    @property
+    def said(self) -> list[int]:
+        return self.tokens[self.prompt :]
 
     @property
     def seen(self) -> Array:
@@ -68,6 +74,7 @@ class Prefix:
 
     def copy(self) -> Prefix:
         twin = Prefix(self.tokens, self.vocabulary)
+        twin.prompt = self.prompt
         twin._seen = None if self._seen is None else self._seen.copy()
         return twin
 
@@ -115,6 +122,27 @@ def top_p(scores: Array, p: float) -> Array:
 def min_p(scores: Array, p: float) -> Array:
     """Only those with at least p times the probability of the likeliest (Nguyen et al. 2024)."""
     return np.where(scores < scores.max() + np.log(p), -np.inf, scores)
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """A processor that leans towards or away from tokens, by constants added to their scores.
+
+    bias: by token. frequency, presence: taken off for each time, and once if, a token was said after the prompt.
+    """
+
+    bias: tuple[tuple[int, float], ...] = ()
+    frequency: float = 0.0
+    presence: float = 0.0
+
+    def __call__(self, scores: Array, prefix: Prefix) -> Array:
+        scores = scores.copy()
+        for token, value in self.bias:
+            scores[token] += value
+        if self.frequency or self.presence:
+            said, times = np.unique(np.asarray(prefix.said, np.int64), return_counts=True)
+            scores[said] -= self.frequency * times + self.presence
+        return scores
 
 
 def softmax(scores: Array) -> Array:

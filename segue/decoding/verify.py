@@ -43,12 +43,13 @@ class Row:
     """One answer in the making. What an acceptor asks (see `accept.Ask`) is answered here.
 
     index: its place among the prompts. request: its name towards drafters. out: the tokens said, without a stop
-    token. finish: why it ended ("length", "stop", "until"), None while it runs.
+    token. finish: why it ended ("length", "stop", "until"), None while it runs. tops: with `top` above 0, at each token
+    of `out` so many of the likeliest ones there.
     """
 
     def __init__(self, index: int, request: int, prompt: Sequence[int], limit: int | None, sampling: Sampling,
                  stops: frozenset[int], noise: Callable[[int], Noise], vocabulary: int, logprobs: bool = False,
-                 until: Callable[[list[int]], bool] | None = None) -> None:
+                 until: Callable[[list[int]], bool] | None = None, top: int = 0) -> None:
         self.index, self.request, self.limit = index, request, limit
         self.sampling, self.stops, self.until = sampling, stops, until
         self.prefix = Prefix(prompt, vocabulary)
@@ -57,6 +58,7 @@ class Row:
         self._noise = noise(0)
         self.out: list[int] = []
         self.logprobs: list[float] | None = [] if logprobs else None
+        self.top, self.tops = top, list[list[tuple[int, float]]]()
         self.per_pass: list[int] = []
         self.produced = self.passes = self.drafted = self.accepted = 0
         self.last = -1  # the last token taken, not yet seen by the model
@@ -84,7 +86,10 @@ class Row:
         self.out.append(token)
         self.prefix.append(token)
         if self.logprobs is not None:
-            self.logprobs.append(float(log_softmax(self.scores.at(self.place, node + 1))[token]))
+            scores = log_softmax(self.scores.at(self.place, node + 1))
+            self.logprobs.append(float(scores[token]))
+            if self.top:
+                self.tops.append(likeliest(scores, self.top))
         if self.until is not None and self.until(self.out):
             self.finish = "until"
         elif self.produced == self.limit:
@@ -92,7 +97,14 @@ class Row:
         return self.finish is not None
 
 
-Step = Callable[[np.ndarray, Decoding], np.ndarray]  # see `segue.decoding.generate`
+def likeliest(logprobs: np.ndarray, count: int) -> list[tuple[int, float]]:
+    """Of log-probabilities (V,), the `count` likeliest tokens with theirs, best first."""
+    count = min(count, len(logprobs))
+    best = np.argpartition(-logprobs, count - 1)[:count]
+    return [(int(token), float(logprobs[token])) for token in best[np.lexsort((best, -logprobs[best]))]]
+
+
+Step = Callable[[np.ndarray, Decoding], np.ndarray]  # see `segue.decoding.loop`
 
 
 def forward(model: Decodable, state: Decoding, rows: Sequence[Row], trees: Sequence[Tree], step: Step | None,

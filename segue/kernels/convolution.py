@@ -17,7 +17,7 @@ def long_convolution_reference(u: Tensor, kernel: Tensor) -> Tensor:
 def long_convolution(u: Tensor, kernel: Tensor) -> Tensor:
     """As `long_convolution_reference`, in O(T log T). Computed in float32 at least; y has the dtype of u."""
     n, taps = u.shape[1], min(kernel.shape[0], u.shape[1])
-    if n == 0:
+    if not u.numel():
         return u
     wide = torch.promote_types(u.dtype, torch.float32)
     size = 1 << (n + taps - 2).bit_length() if n + taps > 2 else 1  # the end of the line must not wrap to its beginning

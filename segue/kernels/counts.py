@@ -13,12 +13,17 @@ Runs longer than `BIG` have their counts written out beforehand; shorter ones ar
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
 from segue.errors import SegueError
+
+# For quick compiling: divisions are as in C, arrays are copied in loops, and loops over levels have a length that the
+# compiler does not know, so that it does not unroll them.
+jit = partial(njit, cache=True, error_model="numpy")
 
 BIG = 48          # runs at most this long are counted on demand
 DEEP = 12         # orders above this one are never written out beforehand (their long runs are boilerplate, and few)
@@ -49,7 +54,7 @@ class Tables(NamedTuple):
     entry_kinds: np.ndarray
 
 
-@njit(cache=True)
+@jit()
 def _ages(stream, mark):
     """Distance from each position back to the mark that opens its document."""
     age = np.empty(stream.size, np.int32)
@@ -61,7 +66,7 @@ def _ages(stream, mark):
     return age
 
 
-@njit(cache=True)
+@jit()
 def _sort_newest(stream, age, mark, depth):
     """Stable counting sort of the observed positions on the token at distance `depth`, ..., 1."""
     n = 0
@@ -90,7 +95,7 @@ def _sort_newest(stream, age, mark, depth):
     return order
 
 
-@njit(cache=True)
+@jit()
 def _older(stream, age, a, b, d, depth):
     """Whether the context of position a sorts before that of b; both agree on the d newest tokens."""
     while d < depth:
@@ -104,7 +109,7 @@ def _older(stream, age, a, b, d, depth):
     return False
 
 
-@njit(cache=True)
+@jit()
 def _sort_deeper(stream, age, order, depth, known):
     """Finish a sort on the `known` newest tokens: three-way radix quicksort of each run, token by token."""
     low_of, high_of, level_of = np.empty(4096, np.int64), np.empty(4096, np.int64), np.empty(4096, np.int64)
@@ -157,7 +162,7 @@ def _sort_deeper(stream, age, order, depth, known):
                     low_of[top], high_of[top], level_of[top] = begin, end, level
 
 
-@njit(cache=True)
+@jit()
 def _common(stream, order, mark, depth):
     common = np.zeros(order.size, np.uint8)
     for m in range(1, order.size):
@@ -171,7 +176,7 @@ def _common(stream, order, mark, depth):
     return common
 
 
-@njit(cache=True)
+@jit()
 def _count_run(following, common, left, right, level, count, kinds, seen, tokens):
     """Count what follows in one run into the scratch arrays (V,), which must be zero; returns how many distinct."""
     distinct = 0
@@ -192,7 +197,7 @@ def _count_run(following, common, left, right, level, count, kinds, seen, tokens
     return distinct
 
 
-@njit(cache=True)
+@jit()
 def _long_runs(common, levels, level_start, ends):
     """Ends (m, 2) of the long runs of orders 0..levels, order by order; returns how many (all are counted, those that
     fit are written)."""
@@ -213,7 +218,7 @@ def _long_runs(common, levels, level_start, ends):
     return nodes
 
 
-@njit(cache=True)
+@jit()
 def _write_out(following, common, mark, level_start, ends):
     """The followers of all long runs."""
     count, kinds = np.zeros(mark, np.int32), np.zeros(mark, np.int32)
@@ -226,7 +231,9 @@ def _write_out(following, common, mark, level_start, ends):
             distinct = _count_run(following, common, ends[node, 0], ends[node, 1], level, count, kinds, seen, tokens)
             if used + distinct > lists.shape[1]:
                 grown = np.empty((3, 2 * (used + distinct)), np.int32)
-                grown[:, :used] = lists[:, :used]
+                for kind in range(3):
+                    for e in range(used):
+                        grown[kind, e] = lists[kind, e]
                 lists = grown
             for x in tokens[:distinct]:
                 lists[0, used] = x
@@ -263,7 +270,7 @@ def restore(stream: np.ndarray, order: np.ndarray, common: np.ndarray, vocabular
                   *_write_out(following, common, vocabulary, level_start, ends))
 
 
-@njit(cache=True)
+@jit()
 def _narrow(stream, order, left, right, distance, token):
     """The part of a run whose token at `distance` before the observation is `token`."""
     low, high = left, right
@@ -289,7 +296,7 @@ def _narrow(stream, order, left, right, distance, token):
     return left, low
 
 
-@njit(cache=True)
+@jit()
 def descend(tables, context, whole, limit, left, right):
     """Runs of every order of a context (its newest token last): left[k], right[k] for k = 0..the returned order.
 
@@ -319,7 +326,7 @@ def descend(tables, context, whole, limit, left, right):
     return k
 
 
-@njit(cache=True)
+@jit()
 def find_node(tables, level, left, right):
     """Index of a run's written-out counts, or -1 where it must be counted on demand."""
     if right - left <= BIG or level + 1 >= tables.node_level.size:
@@ -379,7 +386,7 @@ def workspace(vocabulary: int, window: int, limit: int = REACH) -> Work:
                 np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int32))
 
 
-@njit(cache=True)
+@jit()
 def list_run(tables, level, left, right, work, used):
     """Append the followers of a run to the lists; returns where they end."""
     node = find_node(tables, level, left, right)
@@ -404,7 +411,7 @@ def list_run(tables, level, left, right, work, used):
     return used
 
 
-@njit(cache=True)
+@jit()
 def _sum_level(work, level):
     begin, end = work.bounds[level], work.bounds[level + 1]
     n, once, second = 0, 0, 0
@@ -418,13 +425,14 @@ def _sum_level(work, level):
     work.found[level, 3] = second
 
 
-@njit(cache=True)
+@jit()
 def collect(tables, context, whole, work):
     """Fill `work` with all that the corpus and the sequence's own past say about one context (newest token last)."""
     work.found[:] = 0
     deep = descend(tables, context, whole, REACH, work.left, work.right)
     work.depth[0] = deep
-    used, corpus = 0, STATIC.size + 1
+    used, levels = 0, work.order.size
+    corpus = levels - RECENT.size
     for level in range(corpus):
         work.bounds[level] = used
         order = STATIC[level] if level < STATIC.size else deep
@@ -458,7 +466,7 @@ def collect(tables, context, whole, work):
                 hits += 1
                 longest = max(longest, k)
     work.depth[1] = longest
-    for level in range(corpus, LEVELS):
+    for level in range(corpus, levels):
         order = RECENT[level - corpus]
         work.order[level] = order
         latest, distinct = -1, 0
@@ -493,12 +501,12 @@ def collect(tables, context, whole, work):
         work.found[level, 4] = length - latest
 
 
-@njit(cache=True)
+@jit()
 def features(work, length, out):
     """(LEVELS, FEATURES) of what `collect` found: counts on a log scale, of each level and of its neighbours."""
     corpus = STATIC.size + 1
     log = np.log1p
-    for level in range(LEVELS):
+    for level in range(work.order.size):
         own = 1 if level >= corpus else 0
         n, t, once = work.found[level, 0], work.found[level, 1], work.found[level, 2]
         second, age = work.found[level, 3], work.found[level, 4]
@@ -539,13 +547,13 @@ ASKED = np.array([level for k in range(STATIC.size + 1) for level in
                   [k] + [STATIC.size + 1 + i for i, order in enumerate(RECENT) if order == k]])
 
 
-@njit(cache=True)
+@jit()
 def weigh(work, trust, rows, weights):
     """weights (LEVELS, 2): of each level's discounted counts and second weights; returns what is left for uniform."""
     hidden = trust.into.shape[1]
     left = 1.0
     weights[:] = 0
-    for a in range(ASKED.size - 1, -1, -1):
+    for a in range(work.order.size - 1, -1, -1):
         level = ASKED[a]
         if work.found[level, 1] == 0:
             continue
@@ -553,7 +561,7 @@ def weigh(work, trust, rows, weights):
         pass_on, plain = trust.out_bias[source, 0], trust.out_bias[source, 1]
         for h in range(hidden):
             z = trust.into_bias[source, h]
-            for f in range(FEATURES):
+            for f in range(rows.shape[1]):
                 z += trust.into[source, h, f] * rows[level, f]
             z = np.tanh(z)
             pass_on += trust.out[source, 0, h] * z
@@ -566,11 +574,11 @@ def weigh(work, trust, rows, weights):
     return left
 
 
-@njit(cache=True)
+@jit()
 def spread(work, trust, weights, left, out):
     """The distribution (V,) that the weights of `weigh` make of the listed counts."""
     out[:] = left / out.size
-    for level in range(LEVELS):
+    for level in range(work.order.size):
         n, t, second = work.found[level, 0], work.found[level, 1], work.found[level, 3]
         if t == 0:
             continue
@@ -581,7 +589,7 @@ def spread(work, trust, weights, left, out):
             out[work.token[e]] += a * (work.count[e] - off) + b * max(work.second[e] - off_second, 0.0)
 
 
-@njit(cache=True)
+@jit()
 def blend_row(tables, context, whole, trust, work, rows, weights, out):
     """One context's blended distribution (V,), and its features (`rows`) and weights on the way."""
     collect(tables, context, whole, work)
@@ -590,7 +598,7 @@ def blend_row(tables, context, whole, trust, work, rows, weights, out):
     spread(work, trust, weights, left, out)
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def observe(tables, document, begin, end, window, work, rows, facts):
     """What the blend is fitted on, for the tokens [begin, end) of a document.
 
@@ -602,10 +610,11 @@ def observe(tables, document, begin, end, window, work, rows, facts):
         low = max(0, i - window)
         collect(tables, document[low:i], low == 0, work)
         features(work, i - low, scratch)
-        rows[i - begin] = scratch
-        fact = facts[i - begin]
+        row, fact = rows[i - begin], facts[i - begin]
         fact[:] = 0
-        for level in range(LEVELS):
+        for level in range(work.order.size):
+            for f in range(FEATURES):
+                row[level, f] = scratch[level, f]
             fact[level, 0] = work.found[level, 0]
             fact[level, 1] = work.found[level, 1]
             fact[level, 2] = work.found[level, 3]
@@ -615,7 +624,7 @@ def observe(tables, document, begin, end, window, work, rows, facts):
                     fact[level, 4] = work.second[e]
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def blend_document(tables, document, begin, end, window, trust, work, out):
     """Distributions (end - begin, V) of the tokens [begin, end) of a document, each from what precedes it."""
     rows, weights = np.empty((LEVELS, FEATURES)), np.empty((LEVELS, 2))
@@ -630,7 +639,7 @@ def blend_document(tables, document, begin, end, window, trust, work, out):
 MARKOV, WITTEN_BELL, KNESER_NEY = 0, 1, 2
 
 
-@njit(cache=True)
+@jit()
 def plain_row(tables, context, whole, order, smoothing, backoff, discount, work, out):
     """One context's distribution (V,) from counts of orders 0..order.
 
@@ -666,11 +675,11 @@ def plain_row(tables, context, whole, order, smoothing, backoff, discount, work,
         for e in range(used):
             out[work.token[e]] += scale * ((work.second[e] if kinds else work.count[e]) - off)
         left *= passed
-    if left > 0:
-        out += left / out.size
+    for x in range(out.size if left > 0 else 0):
+        out[x] += left / out.size
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def plain_document(tables, document, begin, end, start, order, smoothing, backoff, discount, work, out):
     """Distributions (end - begin, V) of the tokens [begin, end) of a document, each from what precedes it."""
     for i in range(begin, end):
@@ -679,7 +688,7 @@ def plain_document(tables, document, begin, end, start, order, smoothing, backof
                   out[i - begin])
 
 
-@njit(cache=True)
+@jit()
 def seen_once_and_twice(tables, order, out):
     """out (order + 1, 2): at each order, how many (context, follower) pairs were seen once and twice; below the
     highest order, seen after that many distinct longer contexts."""
@@ -709,7 +718,7 @@ def seen_once_and_twice(tables, order, out):
 # Nodes of a chain or a tree that follow a remembered past.
 
 
-@njit(cache=True)
+@jit()
 def _contexts(past, tokens, parents, chain, at, b, m, scratch):
     """Write the context of node at[b, m] (itself the newest token) behind the past; returns where it ends."""
     size = past.shape[1]
@@ -728,7 +737,7 @@ def _contexts(past, tokens, parents, chain, at, b, m, scratch):
     return end
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def blend_nodes(tables, past, begins, whole, tokens, parents, chain, at, window, trust, work, out):
     """Distributions (B, M, V) after the nodes `at` of a chain or tree. past: (B, S), valid from begins[b] on;
     whole[b]: it reaches back to the start of the document."""
@@ -736,25 +745,27 @@ def blend_nodes(tables, past, begins, whole, tokens, parents, chain, at, window,
     size = past.shape[1]
     scratch = np.empty(size + tokens.shape[1], np.int32)
     for b in range(past.shape[0]):
-        scratch[:size] = past[b]
-        if chain:
-            scratch[size:] = tokens[b]
+        for i in range(size):
+            scratch[i] = past[b, i]
+        for i in range(tokens.shape[1] if chain else 0):
+            scratch[size + i] = tokens[b, i]
         for m in range(at.shape[1]):
             end = _contexts(past, tokens, parents, chain, at, b, m, scratch)
             low = max(begins[b], end - window)
             blend_row(tables, scratch[low:end], whole[b] and low == begins[b], trust, work, rows, weights, out[b, m])
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def plain_nodes(tables, past, begins, whole, tokens, parents, chain, at, start, order, smoothing, backoff, discount,
                 work, out):
     """As `blend_nodes`, for the classical estimates."""
     size = past.shape[1]
     scratch = np.empty(size + tokens.shape[1], np.int32)
     for b in range(past.shape[0]):
-        scratch[:size] = past[b]
-        if chain:
-            scratch[size:] = tokens[b]
+        for i in range(size):
+            scratch[i] = past[b, i]
+        for i in range(tokens.shape[1] if chain else 0):
+            scratch[size + i] = tokens[b, i]
         for m in range(at.shape[1]):
             end = _contexts(past, tokens, parents, chain, at, b, m, scratch)
             low = max(begins[b], end - order)
@@ -762,7 +773,7 @@ def plain_nodes(tables, past, begins, whole, tokens, parents, chain, at, start, 
                       discount, work, out[b, m])
 
 
-@njit(cache=True, nogil=True)
+@jit(nogil=True)
 def blend_draft(tables, past, begin, whole, window, trust, work, least, tokens):
     """The likeliest continuation of one past (S,), valid from `begin` on, by the blend alone: fills `tokens` until one
     is less likely than `least`; returns how many there are."""
@@ -770,7 +781,8 @@ def blend_draft(tables, past, begin, whole, window, trust, work, least, tokens):
     out = np.empty(tables.first.size - 2)
     size = past.size
     scratch = np.empty(size + tokens.size, np.int32)
-    scratch[:size] = past
+    for i in range(size):
+        scratch[i] = past[i]
     for n in range(tokens.size):
         low = max(begin, size + n - window)
         blend_row(tables, scratch[low:size + n], whole and low == begin, trust, work, rows, weights, out)

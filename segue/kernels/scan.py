@@ -1,8 +1,8 @@
-"""The linear scan h_t = a_t * h_{t-1} + b_t: diagonal, time-varying, signed, zero allowed; and the selective scan.
+"""The linear scan h_t = a_t * h_{t-1} + b_t: diagonal, real or complex, zero allowed; and the selective scan.
 
 They serve every diagonal state-space model and gated linear recurrence. Not in log space: a = 0 (a reset) and a < 0
-(a parity) are ordinary values. On a CPU, in float32 and float64, long sequences take compiled loops
-(`segue.kernels.cpu.scan`); everything else takes the plain torch forms here.
+(a parity) are ordinary values. On a CPU, in float32 and float64 and their complex kinds, long sequences take compiled
+loops (`segue.kernels.cpu.scan`); everything else takes the plain torch forms here.
 """
 
 from __future__ import annotations
@@ -16,24 +16,31 @@ COMPILED_FROM = 32
 """Shorter sequences stay in torch: a short prompt must not wait for a compiler."""
 
 
-def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
-    """The naive loop. a, b: (B, T, ...). initial: (B, ...). Returns all states (B, T, ...)."""
-    states, h = [], initial
-    for t in range(a.shape[1]):
+def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = None) -> Tensor:
+    """The naive loop. a: (B or 1, T or 1, ...), real or complex. b: (B, T, ...). initial: (B, ...). starts: (B, T) bool
+    or None, the state is zero before these. Returns all states (B, T, ...)."""
+    a, states, h = a.expand(b.shape), [], initial
+    for t in range(b.shape[1]):
+        if starts is not None:
+            h = h * ~starts[:, t].view(-1, *[1] * (h.dim() - 1))
         h = a[:, t] * h + b[:, t]
         states.append(h)
     return torch.stack(states, 1) if states else b
 
 
-def linear_scan(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
+def linear_scan(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = None) -> Tensor:
     """As `linear_scan_reference`: compiled where it can be, else in about log2(T) passes over the data.
 
     Elements (a, b) compose as (a2 * a1, a2 * b1 + b2); each pass composes every element with the one 2^i before it.
+    A start is an element whose a is zero.
     """
-    if a.shape[1] == 0:
+    if b.shape[1] == 0:
         return b
-    if _compiles(b, a, initial):
-        return _LinearScan.apply(a, b, initial)
+    if _compiles(b, a, initial, complex_too=True):
+        return _LinearScan.apply(a, b, initial, _mask(b, starts))
+    a = a.expand(b.shape)
+    if starts is not None:
+        a = a.masked_fill(starts.view(*starts.shape, *[1] * (a.dim() - 2)), 0.0)
     b = torch.cat([(a[:, :1] * initial[:, None] + b[:, :1]), b[:, 1:]], 1)
     step = 1
     while step < a.shape[1]:
@@ -50,10 +57,7 @@ def selective_scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Ten
     u, dt: (B, T, I). A: (I, S). B, C: (B, T, S). D: (I,). state: (B, I, S). starts: (B, T) bool, the state is zero
     before these. Returns y (B, T, I) and the last state (B, I, S).
     """
-    a = (dt[..., None] * A).exp()
-    if starts is not None:
-        a = a.masked_fill(starts[..., None, None], 0.0)
-    h = linear_scan(a, (dt * u)[..., None] * B[:, :, None], state)
+    h = linear_scan((dt[..., None] * A).exp(), (dt * u)[..., None] * B[:, :, None], state, starts)
     return (h * C[:, :, None]).sum(-1) + D * u, (h[:, -1] if h.shape[1] else state)
 
 
@@ -70,48 +74,59 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     if not _compiles(u):
         y, final = selective_scan_reference(u, dt, A, B, C, D, state, starts)
     else:
-        mask = torch.zeros(u.shape[0], 0, dtype=torch.bool) if starts is None else starts
-        y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), mask, torch.is_grad_enabled())
+        y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), _mask(u, starts),
+                                           torch.is_grad_enabled())
         final = final.transpose(1, 2)
     return y.to(kind), final.to(kept)
 
 
-def _compiles(x: Tensor, *others: Tensor) -> bool:
-    return (x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.shape[1] >= COMPILED_FROM
+def _compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
+    kinds = (torch.float32, torch.float64, *((torch.complex64, torch.complex128) if complex_too else ()))
+    return (x.device.type == "cpu" and x.dtype in kinds and x.shape[1] >= COMPILED_FROM
             and x.numel() > 0 and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling())
 
 
 def _array(x: Tensor) -> Any:
-    return x.detach().contiguous().numpy()
+    return x.detach().resolve_conj().resolve_neg().contiguous().numpy()
+
+
+def _mask(x: Tensor, starts: Tensor | None) -> Tensor:
+    """The starts as compiled loops take them: (B, 0) for none."""
+    return torch.zeros(x.shape[0], 0, dtype=torch.bool) if starts is None else starts
 
 
 class _LinearScan(torch.autograd.Function):
     @staticmethod
-    def forward(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
-        return _run_linear(a, b, initial, False)
+    def forward(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor) -> Tensor:
+        from segue.kernels.cpu import scan, threads
+
+        states = torch.empty(b.shape, dtype=b.dtype)
+        # One row is cut into its channels only by the vector unit: a batch is what the threads share.
+        threads.share(scan.linear, len(b), *map(_flat, (a, b)), _array(initial).reshape(len(b), -1), _array(starts),
+                      _flat(states))
+        return states
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0], inputs[2], output)
+        ctx.save_for_backward(inputs[0], *inputs[2:], output)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, initial, states = ctx.saved_tensors
-        grad = _run_linear(a, grad, initial, True)
-        before = torch.cat([initial[:, None], states[:, :-1]], 1)
-        return grad * before, grad, a[:, 0] * grad[:, 0]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from segue.kernels.cpu import scan, threads
+
+        a, initial, starts, states = ctx.saved_tensors
+        rows = len(grad)
+        da = torch.zeros(rows, *a.shape[1:], dtype=a.dtype)
+        db, dinitial = torch.empty(grad.shape, dtype=a.dtype), torch.empty(initial.shape, dtype=a.dtype)
+        threads.share(scan.linear_backward, rows, _flat(a), _array(initial).reshape(rows, -1), _array(starts),
+                      *map(_flat, (states, grad, da, db)), dinitial.numpy().reshape(rows, -1))
+        return da.sum_to_size(a.shape), db, dinitial, None
 
 
-def _run_linear(a: Tensor, b: Tensor, initial: Tensor, reverse: bool) -> Tensor:
-    from segue.kernels.cpu import scan, threads
-
-    rows, length = b.shape[:2]
-    states = torch.empty(b.shape, dtype=b.dtype)
-    # One row is cut into its channels only by the vector unit: a batch is what the threads share.
-    threads.share(scan.linear, rows, _array(a).reshape(rows, length, -1), _array(b).reshape(rows, length, -1),
-                  _array(initial).reshape(rows, -1), reverse, states.numpy().reshape(rows, length, -1))
-    return states
+def _flat(x: Tensor) -> Any:
+    """(B, T, ...) -> an array (B, T, C)."""
+    return _array(x).reshape(*x.shape[:2], -1)
 
 
 class _SelectiveScan(torch.autograd.Function):

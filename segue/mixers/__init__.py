@@ -8,9 +8,13 @@ from segue.mixers.bidirectional import Bidirectional
 from segue.mixers.block_recurrent import BlockRecurrent
 from segue.mixers.gla import GatedLinearAttention
 from segue.mixers.linformer import Linformer
+from segue.mixers.hyena import Hyena
+from segue.mixers.lru import LRU
 from segue.mixers.mamba import Mamba
+from segue.mixers.mamba2 import Mamba2
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.reformer import Reformer
+from segue.mixers.s5 import S5
 from segue.mixers.state import Layout, State
 
 MIXERS: dict[str, type[Mixer]] = {
@@ -20,6 +24,10 @@ MIXERS: dict[str, type[Mixer]] = {
     "lstm": LSTM,
     "gru": GRU,
     "mamba": Mamba,
+    "mamba2": Mamba2,
+    "s5": S5,
+    "lru": LRU,
+    "hyena": Hyena,
     "gla": GatedLinearAttention,
     "block-recurrent": BlockRecurrent,
     "linformer": Linformer,
@@ -27,5 +35,6 @@ MIXERS: dict[str, type[Mixer]] = {
     "bidirectional": Bidirectional,
 }
 
-__all__ = ["GRU", "LSTM", "MIXERS", "Attention", "Bidirectional", "BlockRecurrent", "Elman", "GatedLinearAttention",
-           "Jordan", "Layout", "Linformer", "Mamba", "Mixer", "Reformer", "State"]
+__all__ = ["GRU", "LRU", "LSTM", "MIXERS", "S5", "Attention", "Bidirectional", "BlockRecurrent", "Elman",
+           "GatedLinearAttention", "Hyena", "Jordan", "Layout", "Linformer", "Mamba", "Mamba2", "Mixer", "Reformer",
+           "State"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -153,6 +155,22 @@ class Cache:
 
     def select(self, rows: Tensor) -> Cache:
         return self._twin(rows)
+
+    def join(self, others: Sequence[Cache]) -> Cache:
+        parts = [self, *others]
+        capacity = max(part.longest for part in parts)
+
+        def stacked(name: str, axis: int) -> Tensor:
+            tensors = [getattr(part, name)[(slice(None),) * axis + (slice(0, capacity),)] for part in parts]
+            room = [capacity - x.shape[axis] for x in tensors]
+            return torch.cat([F.pad(x, (*[0] * (2 * (x.dim() - 1 - axis)), 0, n)) for x, n in zip(tensors, room)])
+
+        joined = Cache(stacked("k", 2), stacked("v", 2), self.window, self.history)
+        joined.positions, joined.segments = stacked("positions", 1), stacked("segments", 1)
+        joined.lengths, joined.segment, joined.dropped = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("lengths", "segment", "dropped"))
+        joined._settle()
+        return joined
 
     def copy(self) -> Cache:
         return self._twin(slice(None))

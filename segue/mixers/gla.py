@@ -82,9 +82,9 @@ class GatedLinearAttention(Mixer):
         program.linear(source, low, narrow.weight)
         program.linear(low, decay, wide.weight, wide.bias)
         program.decay(decay, self.temperature, FLOOR)
-        program.gla(q, k, v, decay, y, self.heads)
+        program.matrix(q, k, v, y, self.heads, decay, scale=(keys // self.heads) ** -0.5)
         program.norm(y, y, "rms", self.norm.weight, None, self.norm.eps or 0.0, self.heads)
-        program.gate(y, r)
+        program.multiply(y, r, "silu")
         program.linear(y, into, self.out.weight, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:

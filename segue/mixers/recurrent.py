@@ -99,14 +99,14 @@ class RecurrentMixer(Mixer):
 
     def lower(self, program: Program, source: View, into: View) -> None:
         cell = self.recurrence.module if isinstance(self.recurrence, TorchRecurrence) else None
-        if not isinstance(cell, nn.LSTM | nn.GRU):
+        if cell is None:
             return super().lower(program, source, into)
         into_gates, into_state, bias, state_bias = (cell.get_parameter(f"{name}_l0") for name in (
             "weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        lstm = isinstance(cell, nn.LSTM)
+        kind = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "elman"}[type(cell)]
         gates, y = program.register("gates", into_gates.shape[0]), program.register("y", cell.hidden_size)
-        program.linear(source, gates, into_gates, bias + state_bias if lstm else bias)
-        program.recur(gates, y, "lstm" if lstm else "gru", into_state, None if lstm else state_bias)
+        program.linear(source, gates, into_gates, bias)
+        program.recur(gates, y, kind, into_state, state_bias)
         if isinstance(self.out, nn.Linear):
             program.linear(y, into, self.out.weight, add=True)
         else:

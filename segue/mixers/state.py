@@ -7,10 +7,10 @@ A `State` holds the parts of one mixer or of a whole stack, and where each row s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,7 @@ class Part(Protocol):
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None: ...
     def select(self, rows: Tensor) -> Part: ...
+    def join(self, others: Sequence[Any]) -> Part: ...  # the rows of other parts of its sort below its own
     def reach(self) -> Tensor: ...  # (B,): how many tokens each row can go back
     def rewind(self, n: Tensor) -> None: ...  # no more than that
     def copy(self) -> Part: ...
@@ -197,6 +198,12 @@ class State:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
         layers = [{name: part.select(rows) for name, part in layer.items()} for layer in self.layers]
         return State(layers, self.positions[rows])
+
+    def join(self, others: Sequence[State]) -> State:
+        """A new state with the rows of this one and of others of the same model below them (requests join a batch)."""
+        layers = [{name: part.join([other.layers[index][name] for other in others]) for name, part in layer.items()}
+                  for index, layer in enumerate(self.layers)]
+        return State(layers, torch.cat([self.positions, *(other.positions for other in others)]))
 
     def rewind(self, n: int | Tensor) -> None:
         """Forget the last `n` (int or (B,)) committed tokens; positions go back with them."""
@@ -397,6 +404,25 @@ class Carry:
         chosen.trail = None if self.trail is None else tuple(s[rows] for s in self.trail)
         chosen.fill = self.fill[rows]
         return chosen
+
+    def join(self, others: Sequence[Carry]) -> Carry:
+        parts = [self, *others]
+
+        def stacked(states: list[Tensors]) -> Tensors:
+            return tuple(torch.cat(tensors) for tensors in zip(*states))
+
+        joined = Carry(self.recurrence, stacked([part.state for part in parts]), self.history)
+        joined.base, joined.fill = stacked([part.base for part in parts]), torch.cat([part.fill for part in parts])
+        trails = [part.trail for part in parts if part.trail is not None]
+        if trails:
+            longest = max(trail[0].shape[1] for trail in trails)
+            padded = []
+            for part in parts:
+                trail = part.trail or tuple(x.new_zeros(len(part.fill), 0, *x.shape[2:]) for x in trails[0])
+                padded.append(tuple(torch.cat([x, x.new_zeros(x.shape[0], longest - x.shape[1], *x.shape[2:])], 1)
+                                    for x in trail))
+            joined.trail = stacked(padded)
+        return joined
 
     def copy(self) -> Carry:
         # Tensors are replaced, never written into, so a copy may share them.

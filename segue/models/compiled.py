@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,8 @@ class CompiledState:
         self.capacity = 0
         self.cache, self.local = Memory(0), Memory(0)
         self.states = Memory(batch * self.program.floats_per_state)
+        for rows, initial in zip(self._rows(self.states), self.program.initial):
+            rows[:] = initial
         self.spare: Memory | None = None
         self.pending: Pending | None = None
         self.spaces: dict[tuple[int, bool], Space] = {}
@@ -273,6 +276,35 @@ class CompiledState:
             view[:, :, :used] = old[index, :, :used]
         new.states = self._chosen(self.states, index, new)
         new.marks = [(lengths[index], self._chosen(states, index, new)) for lengths, states in self.marks]
+        return new
+
+    def join(self, others: Sequence[CompiledState]) -> CompiledState:
+        """A new state with the rows of this one and of others below them."""
+        parts = [self, *others]
+        new = CompiledState(self.model, sum(part.batch for part in parts))
+        new.lengths, new.history = np.concatenate([part.lengths for part in parts]), self.history
+        width = max(part.said.shape[1] for part in parts)
+        new.said = np.concatenate([np.pad(part.said, ((0, 0), (0, width - part.said.shape[1]))) for part in parts])
+        new.reserve(p.padded(1, TILE))
+        ends = np.cumsum([part.batch for part in parts])
+        rows = [slice(end - part.batch, end) for part, end in zip(parts, ends)]
+        for part, where in zip(parts, rows):
+            used = min(part.capacity, new.capacity) // TILE
+            for old, view in zip(part._layers(part.cache, part.capacity), new._layers(new.cache, new.capacity)):
+                view[where, :, :used] = old[:, :, :used]
+
+        def stacked(memories: Sequence[Memory]) -> Memory:
+            joined = Memory(new.states.array.size)
+            for part, memory, where in zip(parts, memories, rows):
+                for old, view in zip(part._rows(memory), new._rows(joined)):
+                    view[where] = old
+            return joined
+
+        new.states = stacked([part.states for part in parts])
+        if self.history:  # paired from the latest; a part with fewer marks has its oldest one twice
+            for age in range(max(len(part.marks) for part in parts), 0, -1):
+                marks = [part.marks[max(-age, -len(part.marks))] for part in parts]
+                new.marks.append((np.concatenate([lengths for lengths, _ in marks]), stacked([m for _, m in marks])))
         return new
 
     def _chosen(self, memory: Memory, index: np.ndarray, new: CompiledState) -> Memory:

@@ -72,6 +72,11 @@ class TokenState:
         index = rows.numpy()
         return TokenState(self.past[index], self.known[index], self.positions[rows], self.window)
 
+    def join(self, others: Sequence[TokenState]) -> TokenState:
+        parts = [self, *others]
+        return TokenState(np.concatenate([part.past for part in parts]), np.concatenate([part.known for part in parts]),
+                          torch.cat([part.positions for part in parts]), self.window)
+
     def check_rewind(self, n: int | Tensor) -> None:
         """Raise SegueError where `rewind(n)` would."""
         back = torch.as_tensor(n).cpu().expand(self.batch)
@@ -184,6 +189,10 @@ class _Counted:
             found[begin:end] = out[np.arange(end - begin), ids[begin:end]]
         return np.log(np.maximum(found, 1e-300))
 
+    def classical(self, order: int = 5, smoothing: str = "kneser-ney") -> CountModel:
+        """The classical model of this order over the same counts."""
+        return CountModel(self.vocabulary, order, smoothing)._with(self.tables)
+
     def _settings(self) -> dict[str, Any]:
         raise NotImplementedError
 
@@ -275,11 +284,14 @@ class CountModel(_Counted):
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> CountModel:
         settings, arrays = _load(folder, name)
-        settings.pop("kind", None)
-        model = cls(**settings)
-        model.discount = arrays["discount"]
-        return model._with(kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
-                                          max(model.order, 1)))
+        try:
+            model = cls(**{key: value for key, value in settings.items() if key != "kind"})
+            model.discount = arrays["discount"]
+            return model._with(kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
+                                              max(model.order, 1)))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise SegueError(f"{Path(folder) / name}.json does not describe the counts beside it ({error}): was the "
+                             "folder copied whole?") from error
 
 
 def documents_bits(model: _Counted, documents: Sequence[Any]) -> float:

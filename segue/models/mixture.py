@@ -45,6 +45,10 @@ class MixtureState:
     def select(self, rows: Tensor) -> MixtureState:
         return MixtureState(self.network.select(rows), self.counts.select(rows.cpu()))
 
+    def join(self, others: Sequence[MixtureState]) -> MixtureState:
+        return MixtureState(self.network.join([other.network for other in others]),
+                            self.counts.join([other.counts for other in others]))
+
     def rewind(self, n: int | Tensor) -> None:
         self.counts.check_rewind(n)
         self.network.rewind(n)

@@ -54,7 +54,7 @@ class Case:
         return list(zip([0, *inner], [*inner, length]))
 
 
-STEPS = ("chain", "ragged", "draft", "tree", "rewind", "select", "snapshot", "restore")
+STEPS = ("chain", "ragged", "draft", "tree", "rewind", "select", "join", "snapshot", "restore")
 
 
 def draw_cases(least: int = 0, longest: int = 40, rows: int = 3, nodes: int = 7) -> Any:
@@ -323,6 +323,26 @@ def check_select(subject: Subject, case: Case) -> None:
             before[:] = [torch.cat([row, new]) for row, new in zip(before, x[:, :2])]
 
 
+def check_join(subject: Subject, case: Case) -> None:
+    """Rows of several states, of whatever lengths, live on together as each would have alone; the parts stay whole."""
+    generator = case.generator()
+    rows = rows_of(subject, case, generator)
+    apart = [prefill(subject, [row], history=2) for row in rows]
+    fresh = [] if subject.least else [subject.init(1, history=2)]
+    state = apart[0].join([*apart[1:], *fresh])
+    before = [*rows, *(rows[0][:0] for _ in fresh)]
+    at_positions(subject, "join", state, before)
+    for what, one, lived in [("joined rows", state, before), ("a part that was joined", apart[0], rows[:1])]:
+        for back in (0, 1):
+            x = subject.draw((len(lived), 3), generator)
+            expect(subject, f"extend of {what}", subject.extend(x, one), lived, x)
+            one.commit()
+            one.rewind(back)
+            lived = [torch.cat([row, new])[: len(row) + 3 - back] for row, new in zip(lived, x)]
+        x = subject.draw((len(lived), 2), generator)
+        expect(subject, f"extend of {what} after rewind", subject.extend(x, one), lived, x)
+
+
 def check_rewind(subject: Subject, case: Case) -> None:
     """Go back, each row by its own count, within `history`; beyond it there is an error, never a wrong answer, and
     the state is then as it was."""
@@ -417,6 +437,11 @@ def check_life(subject: Subject, case: Case) -> None:
             state = state.select(torch.tensor(order, device=rows[0].device))
             rows, floors = [rows[row] for row in order], [floors[row] for row in order]
             new = [row[:0] for row in rows]
+        elif step == "join":
+            order = [(pick + row) % batch for row in range(1 + pick % 2)]
+            state = state.join([state.select(torch.tensor(order, device=rows[0].device))])
+            rows, floors = [*rows, *(rows[row] for row in order)], [*floors, *(floors[row] for row in order)]
+            new = [row[:0] for row in rows]
         elif step == "snapshot":
             kept = (state.snapshot(), list(rows), list(floors))
         else:
@@ -436,6 +461,7 @@ LIFE: dict[str, Callable[[Subject, Case], None]] = {
     "trees": check_tree,
     "path of a chain": check_chain_path,
     "select": check_select,
+    "join": check_join,
     "rewind": check_rewind,
     "snapshot": check_snapshot,
     "any life": check_life,

@@ -95,6 +95,10 @@ class TableState:
     def select(self, rows: Tensor) -> TableState:
         return TableState(self.context[rows], self.positions[rows], self.history)
 
+    def join(self, others: Sequence[TableState]) -> TableState:
+        return TableState(torch.cat([self.context, *(other.context for other in others)]),
+                          torch.cat([self.positions, *(other.positions for other in others)]), self.history)
+
     def rewind(self, n: int | Tensor) -> None:
         raise ContractBroken("decoding never rewinds here")
 

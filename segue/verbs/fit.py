@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -94,19 +94,28 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
 
     with TemporaryDirectory(prefix="segue-") if folder is None else nullcontext() as spare:
         work = Path(spare) if folder is None else folder / "training"  # type: ignore[arg-type]
-        if distributed.rank() == 0:
-            prepare(work, request, data, held_out, codec, codec_options)
-        distributed.barrier()
-        codec = Codec.load(work / "codec")
-        train, held = (TokenStore.open(work / name) for name in ("train", "held"))
-        where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
-        spare_seconds = mixed.reserve(train, minutes) if parts is not None and minutes is not None else 0.0
-        plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where, objective)
+        fresh = not work.exists()
+        try:
+            if distributed.rank() == 0:
+                prepare(work, request, data, held_out, codec, codec_options)
+            distributed.barrier()
+            codec = Codec.load(work / "codec")
+            train, held = (TokenStore.open(work / name) for name in ("train", "held"))
+            where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
+            spare_seconds = mixed.reserve(train, minutes) if parts is not None and minutes is not None else 0.0
+            plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where,
+                                objective)
+            model = build(plan).to(where)
+        except SegueError:  # a wrong setting must not stand in the way of the right one
+            if fresh and distributed.rank() == 0:
+                shutil.rmtree(work, ignore_errors=True)
+                with suppress(OSError):
+                    work.parent.rmdir()
+            raise
         line = describe(plan, why)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
-        model = build(plan).to(where)
         batches = Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed, model.resettable)
         run = Run(model, batches, plan, objective=objective, strategy=Prune(plan.prune) if plan.prune else None,
                   folder=None if folder is None else work, key=key_of(request), held_out=in_passing(held, plan),
@@ -126,7 +135,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         memory.learned("first data", train, held)
         model = model.cpu().eval()
         mixture = None if parts is None else mixed.mix(model, parts, plan.context, seed, plan.precision)
-        fitted = Fitted(model, codec, data.kind, report, plan.context, counts, memory=memory, mixture=mixture)
+        ngram = mixed.classical(train, codec.size) if mixture is None else None
+        fitted = Fitted(model, codec, data.kind, report, plan.context, counts, memory=memory, mixture=mixture,
+                        ngram=ngram)
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
             if folder is not None:

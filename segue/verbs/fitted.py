@@ -24,6 +24,7 @@ from segue.training.recipe import cores, fast_bfloat16
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
 
 FORMAT = "segue model 1"
@@ -49,7 +50,7 @@ class Report:
         from rich.text import Text
 
         v = self.values
-        lines: list[Any] = [Text(str(v["choice"]))] if "choice" in v else []
+        lines: list[Any] = []  # the choice was said when the fit began
         if "steps" in v:
             lines.append(Text(f"{v['steps']:,} steps, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
                               f"({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, {v['machine']})"))
@@ -64,16 +65,16 @@ class Fitted:
     model: the network (a `Stack`).
     codec, kind: of the sequences. report: how it was made and how good it is. context: elements a row it was trained
     on. counts: (V,) how often each token was in the training data (the unigram baseline). memory: what it keeps of the
-    past, to learn on. mixture: the network with counts of its training data, if it was fitted so. folder: where it is
-    saved.
+    past, to learn on. mixture: the network with counts of its training data, if it was fitted so. ngram: a classical
+    model of its training data to measure against, where there is no mixture. folder: where it is saved.
     """
 
     def __init__(self, model: Stack, codec: Codec, kind: Kind, report: Report, context: int,
                  counts: np.ndarray | None = None, folder: Path | None = None, memory: Memory | None = None,
-                 mixture: Mixture | None = None) -> None:
+                 mixture: Mixture | None = None, ngram: CountModel | None = None) -> None:
         self.model, self.codec, self.kind, self.report = model, codec, kind, report
         self.context, self.counts, self.folder, self.memory = context, counts, folder, memory
-        self.mixture = mixture
+        self.mixture, self.ngram = mixture, ngram
         self._engine: tuple[Any, Any] | None = None
         if isinstance(model, Stack):
             model.eval()
@@ -136,6 +137,10 @@ class Fitted:
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / int(store.units.sum())}
         if self.counts is not None:
             baselines["unigram"] = unigram_nats(self.counts, store) / int(store.units.sum()) / math.log(2)
+        ngram = self.mixture.counts.classical() if self.mixture is not None else self.ngram
+        if ngram is not None:
+            nats = -sum(ngram.log_probabilities(sequence)[1:].sum() for sequence in store)
+            baselines[f"Kneser-Ney of order {ngram.order}"] = float(nats) / int(store.units.sum()) / math.log(2)
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
@@ -159,6 +164,8 @@ class Fitted:
             self.memory.save(folder / "memory")
         if self.mixture is not None:
             self.mixture.save(folder)
+        if self.ngram is not None:
+            self.ngram.save(folder, "ngram")
         save_tensors(folder / "model.safetensors", tensors)
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
                                             "model": self.model.config.to_dict()})
@@ -233,8 +240,13 @@ def load(folder: str | Path) -> Fitted:
         from segue.models.mixture import Mixture
 
         mixture = Mixture.load(model, folder)
+    ngram = None
+    if (folder / "ngram.safetensors").exists():
+        from segue.models.counts import CountModel
+
+        ngram = CountModel.load(folder, "ngram")
     return Fitted(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
-                  memory, mixture)
+                  memory, mixture, ngram)
 
 
 def check_config(config: StackConfig) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from segue.models import Stack
-from segue.models.counts import BlendedCounts, hold_back
+from segue.models.counts import BlendedCounts, CountModel, hold_back
 from segue.models.mixture import Mixture
 from segue.training.batches import Arrays, Store
 from segue.training.evaluate import Scored, Tally
@@ -28,6 +28,13 @@ class Parts:
     def store(self) -> Arrays:
         """What the network learns from."""
         return Arrays(self.rest)
+
+
+def classical(train: Store, vocabulary: int) -> CountModel | None:
+    """What a network without counts is measured against; None where the data are too many."""
+    if len(train.tokens) > MOST or vocabulary > WIDEST:
+        return None
+    return CountModel(vocabulary, smoothing="kneser-ney").fit(documents(train))
 
 
 def part(train: Store, vocabulary: int, seed: int) -> Parts | None:

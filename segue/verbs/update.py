@@ -63,8 +63,9 @@ class Update:
         table = Table("", *self.matrix.names, box=None)
         for step, row in zip(self.matrix.steps, self.matrix.scores):
             table.add_row(step, *(f"{value:.3f}" for value in row))
-        table.add_row("gained", *(f"{self.matrix.gain(name):+.3f}" for name in self.matrix.names))
-        table.add_row("forgotten", *(f"{self.matrix.forgetting(name):+.3f}" for name in self.matrix.names))
+        *old, new = self.matrix.names
+        table.add_row("forgotten", *(f"{self.matrix.forgetting(name):+.3f}" for name in old), "")
+        table.add_row("gained", *[""] * len(old), f"{self.matrix.gain(new):+.3f}")
         return Group(Text(f"{self.strategy}: {self.steps:,} steps, {self.tokens:,} tokens in {self.seconds:.0f} s; "
                           f"bits per {self.unit} on held-out pieces of each experience:"), table)
 

@@ -22,25 +22,30 @@ class Hypothesis:
     """An answer under consideration.
 
     tokens, logprobs: what was added to the prompt, without a stop token; the stop token's log-probability is in
-    `total` only. total: natural log-probability of all of it. stopped: it ended with a stop token.
-    score: what the search ranks finished answers by. parent: its place among the hypotheses before the last step.
+    `total` only. total: natural log-probability of all of it. bonus: what score terms other than the probability
+    have added to it, for its rank among hypotheses. stopped: it ended with a stop token. score: what the search ranks
+    finished answers by. parent: its place among the hypotheses before the last step. group: of a search in groups.
     """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     total: float = 0.0
+    bonus: float = 0.0
     stopped: bool = False
     score: float = 0.0
     parent: int = 0
+    group: int = 0
     prefix: Prefix | None = None  # only where a processor needs it
 
-    def extended(self, token: int, logprob: float, parent: int) -> Hypothesis:
+    def extended(self, token: int, logprob: float, parent: int, bonus: float = 0.0) -> Hypothesis:
         """One token further; `parent` is this hypothesis' own place."""
-        return Hypothesis([*self.tokens, token], [*self.logprobs, logprob], self.total + logprob, parent=parent)
+        return Hypothesis([*self.tokens, token], [*self.logprobs, logprob], self.total + logprob, self.bonus + bonus,
+                          parent=parent, group=self.group)
 
-    def ended(self, logprob: float) -> Hypothesis:
+    def ended(self, logprob: float, bonus: float = 0.0) -> Hypothesis:
         """With a stop token behind it."""
-        return Hypothesis(self.tokens, self.logprobs, self.total + logprob, stopped=True)
+        return Hypothesis(self.tokens, self.logprobs, self.total + logprob, self.bonus + bonus, stopped=True,
+                          group=self.group)
 
 
 class Search(Protocol):

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from segue.decoding.search.base import Hypothesis
+from segue.decoding.search.base import Hypothesis, Search
 from segue.errors import SegueError
 
 
@@ -38,7 +38,7 @@ class Beam:
     def width(self) -> int:
         return self.num_beams
 
-    def begin(self, n: int, stops: frozenset[int]) -> BeamSearch:
+    def begin(self, n: int, stops: frozenset[int]) -> Search:
         return BeamSearch(self, n, stops)
 
 
@@ -47,9 +47,13 @@ class BeamSearch:
         self.options, self.n, self.stops = options, n, stops
         self.done: list[Hypothesis] = []  # best first, num_beams at most
 
-    def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
+    def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray,
+                bonus: np.ndarray | None = None) -> list[Hypothesis]:
+        """bonus: (L, V), added to the rank of each next token, and to that of all that follows it; at most 0."""
         width, vocabulary = self.options.num_beams, logprobs.shape[1]
-        totals = (np.array([hypothesis.total for hypothesis in living])[:, None] + logprobs).ravel()
+        extra = np.zeros_like(logprobs) if bonus is None else bonus
+        totals = (np.array([hypothesis.total + hypothesis.bonus for hypothesis in living])[:, None] + logprobs
+                  + extra).ravel()
         # Each living hypothesis may end in every stop token: with so many candidates, `width` of them go on.
         count = min(width * (1 + len(self.stops)), totals.size)
         best = np.argpartition(-totals, count - 1)[:count] if count < totals.size else np.arange(count)
@@ -60,12 +64,12 @@ class BeamSearch:
             if totals[place] == -np.inf or len(going) == width:
                 break
             parent, token = divmod(place, vocabulary)
-            logprob = float(logprobs[parent, token])
+            said = float(logprobs[parent, token]), float(extra[parent, token])
             if token in self.stops:
                 if rank < width:
-                    self._keep(living[parent].ended(logprob), length)
+                    self._keep(living[parent].ended(*said), length)
             else:
-                going.append(living[parent].extended(token, logprob, parent))
+                going.append(living[parent].extended(token, said[0], parent, said[1]))
         if length == self.n or not going:
             for hypothesis in going:
                 self._keep(hypothesis, length)
@@ -76,7 +80,7 @@ class BeamSearch:
         return total / length**self.options.length_penalty
 
     def _keep(self, hypothesis: Hypothesis, length: int) -> None:
-        hypothesis.score = self._rank(hypothesis.total, length)
+        hypothesis.score = self._rank(hypothesis.total + hypothesis.bonus, length)
         self.done.append(hypothesis)
         self.done.sort(key=lambda kept: -kept.score)
         del self.done[self.options.num_beams :]
@@ -88,7 +92,8 @@ class BeamSearch:
             return True
         # A total only falls; the length that flatters it most is the longest (penalty > 0) or the next one.
         farthest = self.n if self.options.length_penalty > 0 else length + 1
-        return self._rank(max(hypothesis.total for hypothesis in going), farthest) <= self.done[-1].score
+        best = max(hypothesis.total + hypothesis.bonus for hypothesis in going)
+        return self._rank(best, farthest) <= self.done[-1].score
 
     def results(self) -> list[Hypothesis]:
         return self.done[: self.options.num_return_sequences]

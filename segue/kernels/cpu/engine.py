@@ -23,18 +23,23 @@ from segue.kernels.cpu.program import (
     CONVOLVE,
     COUNT,
     DECAY,
+    DIAGONAL,
     EMBED,
-    GATE,
     GATHER,
-    GLA,
     JOB,
     LINEAR,
+    MAP,
+    MATRIX,
+    MODES,
     MOVE,
+    MULTIPLY,
     NODES,
     NORM,
+    NORMALISE,
     OPERATIONS,
     RECUR,
     SCAN,
+    STABILISE,
     STALLS,
     STORE,
     TEAM,
@@ -72,12 +77,22 @@ def run(job, me):
             ops.scan(job, op, me, team)
         elif code == DECAY:
             ops.decay(job, op, me, team)
-        elif code == GLA:
-            ops.gla(job, op, me, team)
+        elif code == MATRIX:
+            ops.matrix(job, op, me, team)
+        elif code == NORMALISE:
+            ops.normalise(job, op, me, team)
+        elif code == STABILISE:
+            ops.stabilise(job, op, me, team)
+        elif code == DIAGONAL:
+            ops.diagonal(job, op, me, team)
+        elif code == MODES:
+            ops.modes(job, op, me, team)
         elif code == RECUR:
             ops.recur(job, op, me, team)
-        elif code == GATE:
-            ops.gate(job, op, me, team)
+        elif code == MAP:
+            ops.map(job, op, me, team)
+        elif code == MULTIPLY:
+            ops.scale(job, op, me, team)
         elif code == ADD:
             ops.plus(job, op, me, team)
         elif code == EMBED:

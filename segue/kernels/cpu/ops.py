@@ -19,16 +19,25 @@ from segue.kernels.cpu.program import (
     CACHE,
     CAPACITY,
     CHAIN,
+    CONSTANT,
+    ELMAN,
+    ELU1,
+    EXP,
     FIRST,
     GELU,
     GELU_TANH,
+    GRU,
     KEEP,
+    L2,
+    LAYER,
     LENGTH,
     LEVEL,
     LEVELS,
     LOCAL,
     LOCAL_BYTES,
+    LOG_SIGMOID,
     LOGITS,
+    LSTM,
     NODES,
     NONE,
     ORDER,
@@ -39,10 +48,14 @@ from segue.kernels.cpu.program import (
     RELU2,
     ROW,
     SCRATCH,
+    SIGMOID,
     SILU,
     SLOTS,
+    SLSTM,
+    SOFTPLUS,
     STALLS,
     STEPS,
+    TANH,
     TOKEN,
     WANT,
     WANTED,
@@ -56,11 +69,15 @@ from segue.kernels.cpu.simd import (
     TILE,
     UNROLL,
     add,
+    complex_lanes,
+    delta_lanes,
+    diagonal_lanes,
     exp,
     floats,
-    gla_lanes,
     load,
     longs,
+    matrix_lanes,
+    modes_lanes,
     pair,
     pair8,
     quad,
@@ -80,6 +97,7 @@ fast = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
 ROOT_HALF, TANH_SCALE, TANH_CUBE = f32(math.sqrt(0.5)), f32(math.sqrt(2 / math.pi)), f32(0.044715)
 LOWEST = f32(-3e38)  # the score of what is not seen
 SPINS = 3000
+FEW = BLOCK * TILE  # numbers that a thread's local memory always has room for
 
 
 @njit
@@ -106,7 +124,10 @@ def barrier(job, team):
 
 @njit
 def row(job, op, at, node):
-    """The address of a node's row in the operand at columns `at` to `at + 2`: offset, column, stride."""
+    """The address of a node's row in the operand at columns `at` to `at + 2`: offset, column, stride; or of the vector
+    that stands for all of them."""
+    if op[at] == CONSTANT:
+        return op[at + 1]
     return job[SCRATCH] + 4 * (op[at] * job[NODES] + op[at + 1] + node * op[at + 2])
 
 
@@ -178,6 +199,24 @@ def activate(address, size, kind):
     elif kind == RELU2:
         for j in range(size):
             y[j] = max(y[j], ZERO) * max(y[j], ZERO)
+    elif kind == SIGMOID:
+        for j in range(size):
+            y[j] = sigmoid(y[j])
+    elif kind == TANH:
+        for j in range(size):
+            y[j] = tanh(y[j])
+    elif kind == EXP:
+        for j in range(size):
+            y[j] = exp(y[j])
+    elif kind == SOFTPLUS:
+        for j in range(size):
+            y[j] = softplus(y[j])
+    elif kind == LOG_SIGMOID:
+        for j in range(size):
+            y[j] = -softplus(-y[j])
+    elif kind == ELU1:
+        for j in range(size):
+            y[j] = exp(min(y[j], ZERO)) + max(y[j], ZERO)
 
 
 @njit
@@ -193,7 +232,7 @@ def embed(job, op, me, team):
 
 @fast
 def norm(job, op, me, team):
-    """source(3), into(3), width, groups, layer?, weight or 0, bias or 0, epsilon."""
+    """source(3), into(3), width, groups, kind, weight or 0, bias or 0, epsilon."""
     width, groups = op[7], op[8]
     epsilon = f32(real(op[12]))
     for item in range(me, job[NODES] * groups, team):
@@ -201,14 +240,17 @@ def norm(job, op, me, team):
         x = floats(row(job, op, 1, node) + 4 * group * width, width)
         y = floats(row(job, op, 4, node) + 4 * group * width, width)
         mean = ZERO
-        if op[9]:
+        if op[9] == LAYER:
             for j in range(width):
                 mean += x[j]
             mean /= f32(width)
         square = ZERO
         for j in range(width):
             square += (x[j] - mean) * (x[j] - mean)
-        scale = ONE / f32(math.sqrt(square / f32(width) + epsilon))
+        if op[9] == L2:
+            scale = ONE / max(f32(math.sqrt(square)), epsilon)
+        else:
+            scale = ONE / f32(math.sqrt(square / f32(width) + epsilon))
         if op[10]:
             w = floats(op[10], width)
             for j in range(width):
@@ -467,7 +509,8 @@ def part(width, me, team):
 
 @fast
 def convolve(job, op, me, team):
-    """source(3), into(3), width, taps, weight (taps, width), bias, state offset. State: (taps - 1, width)."""
+    """source(3), into(3), width, taps, weight (taps, width), bias, state offset, activation.
+    State: (taps - 1, width)."""
     width, taps, offset = op[7], op[8], op[11]
     begin, count = part(width, me, team)
     bias = floats(op[10] + 4 * begin, count)
@@ -485,7 +528,7 @@ def convolve(job, op, me, team):
         for tap in range(taps - 1):  # forward, so that old and new may be the same memory
             source = x if tap == taps - 2 else floats(old + 4 * (tap + 1) * width, count)
             floats(new + 4 * tap * width, count)[:] = source
-        activate(row(job, op, 4, node) + 4 * begin, count, SILU)
+        activate(row(job, op, 4, node) + 4 * begin, count, op[12])
 
 
 @fast
@@ -521,91 +564,252 @@ def decay(job, op, me, team):
             x[j] = exp(max(-softplus(-x[j]) * rate, floor))
 
 
+@njit
+def put(source, target, count):
+    """Copy `count` floats."""
+    floats(target, count)[:] = floats(source, count)
+
+
+@njit
+def diagonal(job, op, me, team):
+    """decay(3), source(3), into(3), width, complex?, state offset. State: real parts, then imaginary ones."""
+    width, whole, offset = op[10], op[11], op[12]
+    begin, count = part(width, me, team)
+    wide = (width + LANES - 1) // LANES * LANES
+    y = job[LOCAL] + me * job[LOCAL_BYTES]
+    for node in range(job[NODES]):
+        a, x, into = row(job, op, 1, node), row(job, op, 4, node), row(job, op, 7, node)
+        old, new = before(job, offset, wide * (1 + whole), node), after(job, offset, wide * (1 + whole), node)
+        for start in range(begin, begin + count, LANES):
+            at, rest = 4 * start, min(LANES, width - start)
+            if whole:
+                complex_lanes(a + at, x + at, old + at, new + at, y, 4 * width, 4 * wide)
+                put(y + 4 * LANES, into + at + 4 * width, rest)
+            else:
+                diagonal_lanes(a + at, x + at, old + at, new + at, y)
+            put(y, into + at, rest)
+
+
+@njit
+def modes(job, op, me, team):
+    """u(3), into(3), width, modes, a, c (each (2 modes, width)), d, state offset. State: as a, real and imaginary parts
+    of each mode."""
+    width, count, offset = op[7], op[8], op[12]
+    begin, mine = part(width, me, team)
+    wide = (width + LANES - 1) // LANES * LANES
+    y = job[LOCAL] + me * job[LOCAL_BYTES]
+    for node in range(job[NODES]):
+        u, into = row(job, op, 1, node), row(job, op, 4, node)
+        old, new = before(job, offset, 2 * count * wide, node), after(job, offset, 2 * count * wide, node)
+        for start in range(begin, begin + mine, LANES):
+            at = 4 * start
+            modes_lanes(u + at, op[9] + at, op[10] + at, op[11] + at, old + at, new + at, y, count, 4 * wide)
+            put(y, into + at, min(LANES, width - start))
+
+
 @fast
-def gla(job, op, me, team):
-    """q(3), k(3), v(3), decay(3), into(3), heads, key, value, state offset, scale. State: (heads, value / LANES, key,
-    LANES), so that a thread's columns of values lie together."""
-    heads, key, value, offset = op[16], op[17], op[18], op[19]
-    scale = f32(real(op[20]))
+def matrix(job, op, me, team):
+    """q(3), k(3), v(3), decay(3), write(3), into(3), heads, groups, key, value, steps, decay per feature?, delta?,
+    scale, state offset.
+    State: (heads, value / LANES, key, LANES), so that a thread's columns of values lie together."""
+    heads, groups, key, value, steps, featured, delta, offset = (
+        op[19], op[20], op[21], op[22], op[23], op[24], op[25], op[27])
+    scale = f32(real(op[26]))
     chunks = (value + LANES - 1) // LANES
     size = heads * chunks * key * LANES
     local = job[LOCAL] + me * job[LOCAL_BYTES]
+    none = local + 4 * LANES
+    floats(none, 1)[0] = ONE
     for item in range(heads * chunks * me // team, heads * chunks * (me + 1) // team):
         head, chunk = item // chunks, item % chunks
-        wide, place, column = min(LANES, value - chunk * LANES), 4 * item * key * LANES, 4 * head * key
+        wide, place, column = min(LANES, value - chunk * LANES), 4 * item * key * LANES, head * groups // heads * key
         for node in range(job[NODES]):
-            gla_lanes(row(job, op, 1, node) + column, row(job, op, 4, node) + column, row(job, op, 10, node) + column,
-                      row(job, op, 7, node) + 4 * (head * value + chunk * LANES),
-                      before(job, offset, size, node) + place, after(job, offset, size, node) + place, local, key)
-            y, out = floats(row(job, op, 13, node) + 4 * (head * value + chunk * LANES), wide), floats(local, wide)
+            old, new = before(job, offset, size, node) + place, after(job, offset, size, node) + place
+            q, k = row(job, op, 1, node) + 4 * column, row(job, op, 4, node) + 4 * column
+            v, write = row(job, op, 7, node) + 4 * (head * value + chunk * LANES), row(job, op, 13, node) + 4 * head
+            decay, hop = row(job, op, 10, node) + 4 * head * (key if featured else 1), 4 * featured
+            for _ in range(steps):
+                if delta:
+                    delta_lanes(q, k, decay, hop, v, write, old, new, local, key)
+                else:
+                    matrix_lanes(q, k, decay, hop, v, write, old, new, local, key)
+                k, v, write = k + 4 * groups * key, v + 4 * heads * value, write + 4 * heads
+                old, decay, hop = new, none, 0
+            y, out = floats(row(job, op, 16, node) + 4 * (head * value + chunk * LANES), wide), floats(local, wide)
             for j in range(wide):
                 y[j] = out[j] * scale
 
 
 @fast
-def recur(job, op, me, team):
-    """inputs(3), into(3), before(3), share(3), weights, scales, bias, k, tiles, hidden, lstm?, state offset.
+def stabilise(job, op, me, team):
+    """forget(3), write(3), floor(3), heads, state offset. State: the running maximum."""
+    offset = op[11]
+    size = (op[10] + LANES - 1) // LANES * LANES
+    begin, count = part(op[10], me, team)
+    for node in range(job[NODES]):
+        f, i = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
+        least = floats(row(job, op, 7, node) + 4 * begin, count)
+        old = floats(before(job, offset, size, node) + 4 * begin, count)
+        new = floats(after(job, offset, size, node) + 4 * begin, count)
+        for j in range(count):
+            kept = f[j] + old[j]
+            top = max(kept, i[j])
+            f[j], i[j], least[j], new[j] = exp(kept - top), exp(i[j] - top), exp(-top), top
 
-    Level by level: the nodes of one depth gather their parents' states, one product gives the hidden-to-hidden share
-    of their gates, then the gates act. State: h, and c for the LSTM.
+
+@fast
+def normalise(job, op, me, team):
+    """q(3), k(3), decay(3), write(3), into(3), floor(3), heads, groups, key, value, decay per feature?, scale, epsilon,
+    state offset. State: (heads, key)."""
+    heads, groups, key, value, featured, offset = op[19], op[20], op[21], op[22], op[23], op[26]
+    scale, epsilon = f32(real(op[24])), f32(real(op[25]))
+    size = (heads * key + LANES - 1) // LANES * LANES
+    for head in range(heads * me // team, heads * (me + 1) // team):
+        column = 4 * (head * groups // heads) * key
+        for node in range(job[NODES]):
+            q, k = floats(row(job, op, 1, node) + column, key), floats(row(job, op, 4, node) + column, key)
+            decay = floats(row(job, op, 7, node) + 4 * head * (key if featured else 1), key if featured else 1)
+            write = floats(row(job, op, 10, node), heads)[head]
+            old = floats(before(job, offset, size, node) + 4 * head * key, key)
+            new = floats(after(job, offset, size, node) + 4 * head * key, key)
+            total = ZERO
+            for j in range(key):
+                n = decay[j if featured else 0] * old[j] + write * k[j]
+                total += q[j] * n
+                new[j] = n
+            y = floats(row(job, op, 13, node) + 4 * head * value, value)
+            factor = ONE / (max(abs(total * scale), floats(row(job, op, 16, node), heads)[head]) + epsilon)
+            for j in range(value):
+                y[j] *= factor
+
+
+@fast
+def recur(job, op, me, team):
+    """inputs(3), into(3), before(3), share(3), weights, scales, bias, k, tiles, hidden, cell, heads, floor, state
+    offset, offset of the running maximum.
+
+    Level by level: the nodes of one depth gather their parents' states, one product per head gives the hidden-to-hidden
+    share of their gates, then the gates act. State: h, and what the cell has besides.
     """
-    k, tiles, hidden, lstm, offset = op[16], op[17], op[18], op[19], op[20]
+    weights, scales, bias, k, tiles, hidden, cell, heads = (
+        op[13], op[14], op[15], op[16], op[17], op[18], op[19], op[20])
+    floor, offset = f32(real(op[21])), op[22]
     wide = (hidden + TILE - 1) // TILE * TILE
-    size = wide * (1 + lstm)
+    size = wide * (3 if cell == SLSTM else 2 if cell == LSTM else 1)
     order, levels = longs(job[ORDER], job[NODES]), longs(job[LEVEL], job[LEVELS] + 1)
-    begin, count = part(hidden, me, team)
+    narrow, block = hidden // heads, tiles * TILE
+    begin, count = part(narrow, me, team)
     for level in range(job[LEVELS]):
         first, nodes = levels[level], levels[level + 1] - levels[level]
         for index in range(me, nodes, team):
             floats(row(job, op, 7, index), wide)[:] = floats(before(job, offset, size, order[first + index]), wide)
         barrier(job, team)
-        multiply(job, row(job, op, 7, 0), 4 * op[9], nodes, row(job, op, 10, 0), 4 * op[12], op[13], op[14], op[15], k,
-                 tiles, 0, NONE, 0, me, team)
+        for head in range(heads):
+            at = head * block
+            multiply(job, row(job, op, 7, 0) + 4 * head * narrow, 4 * op[9], nodes, row(job, op, 10, 0) + 4 * at,
+                     4 * op[12], weights + at * k * (1 if scales else 4), scales + 4 * at if scales else 0,
+                     bias + 4 * at if bias else 0, k, tiles, 0, NONE, 0, me, team)
         barrier(job, team)
-        for index in range(nodes):
-            node = order[first + index]
-            x, s = row(job, op, 1, node) + 4 * begin, row(job, op, 10, index) + 4 * begin
-            old, new = before(job, offset, size, node) + 4 * begin, after(job, offset, size, node) + 4 * begin
-            y, h = floats(row(job, op, 4, node) + 4 * begin, count), floats(new, count)
-            # The gates' shares of the input and of the state, each a stretch of `hidden`.
-            xa, xb, xc = floats(x, count), floats(x + 4 * hidden, count), floats(x + 8 * hidden, count)
-            sa, sb, sc = floats(s, count), floats(s + 4 * hidden, count), floats(s + 8 * hidden, count)
-            if lstm:  # in torch's order: input, forget, cell, output
-                xd, sd = floats(x + 12 * hidden, count), floats(s + 12 * hidden, count)
-                cell = sa  # computed where it cannot be mistaken for the old one, then stored
-                past, c = floats(old + 4 * wide, count), floats(new + 4 * wide, count)
+        for item in range(nodes * heads):
+            index, head = item // heads, item % heads
+            node, place = order[first + index], 4 * (head * narrow + begin)
+            x, s = row(job, op, 1, node) + place, row(job, op, 10, index) + 4 * (head * block + begin)
+            old, new = before(job, offset, size, node) + place, after(job, offset, size, node) + place
+            y = floats(row(job, op, 4, node) + place, count)
+            # The gates' shares of the input and of the state: stretches of all heads, and of one.
+            xa, sa = floats(x, count), floats(s, count)
+            xb, sb = floats(x + 4 * hidden, count), floats(s + 4 * narrow, count)
+            xc, sc = floats(x + 8 * hidden, count), floats(s + 8 * narrow, count)
+            xd, sd = floats(x + 12 * hidden, count), floats(s + 12 * narrow, count)
+            # What is new is computed where it cannot be mistaken for what is old, then stored.
+            if cell == LSTM:  # in torch's order: input, forget, cell, output
+                past = floats(old + 4 * wide, count)
                 for j in range(count):
                     kept = sigmoid(xb[j] + sb[j]) * past[j]
-                    cell[j] = kept + sigmoid(xa[j] + sa[j]) * tanh(xc[j] + sc[j])
-                    y[j] = sigmoid(xd[j] + sd[j]) * tanh(cell[j])
-                c[:] = cell
-            else:  # reset, update, new
+                    sa[j] = kept + sigmoid(xa[j] + sa[j]) * tanh(xc[j] + sc[j])
+                    y[j] = sigmoid(xd[j] + sd[j]) * tanh(sa[j])
+                floats(new + 4 * wide, count)[:] = sa
+            elif cell == GRU:  # reset, update, new
                 past = floats(old, count)
                 for j in range(count):
                     n = tanh(xc[j] + sigmoid(xa[j] + sa[j]) * sc[j])
                     y[j] = n + sigmoid(xb[j] + sb[j]) * (past[j] - n)
-            h[:] = y
+            elif cell == ELMAN:
+                for j in range(count):
+                    y[j] = tanh(xa[j] + sa[j])
+            else:  # input, forget, cell, output; memories c, n and the maximum m
+                high = op[23]
+                past, norm = floats(old + 4 * wide, count), floats(old + 8 * wide, count)
+                top = floats(before(job, high, wide, node) + place, count)
+                for j in range(count):
+                    kept, i = top[j] - softplus(-(xb[j] + sb[j])), xa[j] + sa[j]
+                    m = max(kept, i)
+                    f, i = exp(kept - m), exp(i - m)
+                    sa[j] = f * past[j] + i * tanh(xc[j] + sc[j])
+                    sb[j] = max(f * norm[j] + i, floor)
+                    sc[j] = m
+                    y[j] = sigmoid(xd[j] + sd[j]) * sa[j] / sb[j]
+                floats(new + 4 * wide, count)[:] = sa
+                floats(new + 8 * wide, count)[:] = sb
+                floats(after(job, high, wide, node) + place, count)[:] = sc
+            floats(new, count)[:] = y
         barrier(job, team)
 
 
 @fast
-def gate(job, op, me, team):
-    """values(3), gate(3), width: values *= SiLU(gate)."""
-    begin, count = part(op[7], me, team)
-    for node in range(job[NODES]):
-        y, g = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
-        for j in range(count):
-            y[j] *= g[j] * sigmoid(g[j])
-
-
-@njit
-def plus(job, op, me, team):
-    """ADD. source(3), into(3), width."""
+def map(job, op, me, team):
+    """source(3), into(3), width, scale or 0, shift or 0, activation."""
     begin, count = part(op[7], me, team)
     for node in range(job[NODES]):
         x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
-        for j in range(count):
-            y[j] += x[j]
+        if op[8]:
+            scale = floats(op[8] + 4 * begin, count)
+            for j in range(count):
+                y[j] = x[j] * scale[j]
+        else:
+            y[:] = x
+        if op[9]:
+            shift = floats(op[9] + 4 * begin, count)
+            for j in range(count):
+                y[j] += shift[j]
+        activate(row(job, op, 4, node) + 4 * begin, count, op[10])
+
+
+@fast
+def scale(job, op, me, team):
+    """MULTIPLY. values(3), by(3), width of by, values to each of its numbers, activation of by."""
+    width, each = op[7], op[8]
+    begin, count = part(width, me, team)
+    local = job[LOCAL] + me * job[LOCAL_BYTES]
+    for node in range(job[NODES]):
+        values, by = row(job, op, 1, node), row(job, op, 4, node)
+        for start in range(begin, begin + count, FEW):
+            some = min(FEW, begin + count - start)
+            put(by + 4 * start, local, some)
+            activate(local, some, op[9])
+            factors, y = floats(local, some), floats(values + 4 * start * each, some * each)
+            if each == 1:
+                for j in range(some):
+                    y[j] *= factors[j]
+            else:
+                for i in range(some):
+                    for j in range(each):
+                        y[i * each + j] *= factors[i]
+
+
+@fast
+def plus(job, op, me, team):
+    """ADD. source(3), into(3), width, weight or 0."""
+    begin, count = part(op[7], me, team)
+    for node in range(job[NODES]):
+        x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
+        if op[8]:
+            w = floats(op[8] + 4 * begin, count)
+            for j in range(count):
+                y[j] += w[j] * x[j]
+        else:
+            for j in range(count):
+                y[j] += x[j]
 
 
 @njit

@@ -1,27 +1,68 @@
 """The program: what one decoding step of a stack does, as a table of operations over registers.
 
 A register is a (nodes, width) float32 matrix in scratch memory; an operation is one row of integers: its code, its
-operands, sizes, and addresses of weights. Mixers lower themselves by calling the builder's methods (see
-`Mixer.lower`), and a new mixer needs no more than that, or one new operation in `ops.py`.
+operands, sizes, and addresses of weights. Mixers lower themselves by calling the builder's methods, and a new mixer
+needs no more than that, or one new operation in `ops.py`.
+
+`Mixer.lower(program, source, into)` adds the mixer's output for the register `source` to the register `into`:
+
+- `program.register(name, width)` gives room for what lies between, `view[a:b]` some of its columns. Registers of one
+  name are shared by all layers, so write before you read; `source` and registers passed on are only read.
+- weights are given as tensors (`self.into.weight`, or anything computed from parameters: `-self.A_log.exp()`), and
+  copied once: what can be folded into a weight costs nothing later.
+- memory is the operations' own affair: those in the second group take room for it, and trees, commits, forks and
+  roll-back follow.
+
+| to | say |
+| --- | --- |
+| project | `linear(x, y, weight, bias, add=, activation=, gated=)`, `norm(x, y, "rms", "layer" or "l2", ..., groups)` |
+| act on numbers | `map(x, y, activation, scale, shift)`, `multiply(y, by, activation)`, `add(x, y, weight)` |
+| look a few tokens back | `convolve(x, y, weight, bias, activation)` |
+| attend | `attend(q, k, v, y, ...)` |
+| remember numbers, real or complex (LRU, S5, gated averages) | `diagonal(decay, x, y)` |
+| remember complex modes of each channel (S4D, DSS) | `modes(u, y, a, c, d)` |
+| remember by a selective scan (Mamba) | `scan(u, dt, b, c, gate, y, a, d)` |
+| remember a matrix (linear attention, GLA, Mamba-2, mLSTM, DeltaNet) | `matrix(q, k, v, y, heads, decay, write, ...)` |
+| ... with exponential gates (mLSTM) | before it `stabilise(forget, write, floor)` |
+| remember nonlinearly (LSTM, GRU, Elman, sLSTM, with heads) | `recur(gates, y, kind, weight, bias, heads)` |
+
+Mamba-2, with decay exp(-dt exp(A)) and write strength dt per head, and keys that all heads share:
+
+    program.linear(source, dt, step.weight, step.bias, activation="softplus")
+    program.map(dt, decay, "exp", scale=-A_log.exp())
+    program.matrix(C, B, u, y, heads, decay, write=dt, groups=1)
+
+Activations: none, silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh, exp, softplus, log_sigmoid, elu1 (elu + 1).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor, float32, float64
+import torch
+from torch import Tensor, nn
 
 from segue.kernels.cpu.simd import LANES, TILE, UNROLL
 
 # Operations.
-EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, GLA, RECUR, GATE, ADD, GATHER, MOVE, PICK = range(16)
+(EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, DIAGONAL, MODES, MATRIX, NORMALISE, STABILISE,
+ RECUR, MAP, MULTIPLY, ADD, GATHER, MOVE, PICK) = range(21)
 COLUMNS = 32
 
-# Activations.
-NONE, SILU, GELU, GELU_TANH, RELU, RELU2 = range(6)
-ACTIVATIONS = {"none": NONE, "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2}
+# Activations, norms and the cells of nonlinear recurrences.
+(NONE, SILU, GELU, GELU_TANH, RELU, RELU2, SIGMOID, TANH, EXP, SOFTPLUS, LOG_SIGMOID, ELU1) = range(12)
+ACTIVATIONS = {"none": NONE, "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2,
+               "sigmoid": SIGMOID, "tanh": TANH, "exp": EXP, "softplus": SOFTPLUS, "log_sigmoid": LOG_SIGMOID,
+               "elu1": ELU1}
+RMS, LAYER, L2 = range(3)
+NORMS = {"rms": RMS, "layer": LAYER, "l2": L2}
+LSTM, GRU, ELMAN, SLSTM = range(4)
+CELLS = {"lstm": (LSTM, 4, 2), "gru": (GRU, 3, 1), "elman": (ELMAN, 1, 1), "slstm": (SLSTM, 4, 3)}
+"""By name: code, gates, memories as wide as the hidden state (the LSTM with exponential gates has one more, which does
+not begin as zero)."""
 
 # What one call needs to know, as integers: counts, and addresses of the arrays that `segue.models.compiled` fills.
 (OPERATIONS, COUNT, SCRATCH, LOCAL, LOCAL_BYTES, CACHE, CAPACITY, BEFORE, AFTER, SLOTS, KEEP, LOGITS,
@@ -53,6 +94,9 @@ class View:
         return self.offset, self.column, self.stride
 
 
+CONSTANT = -1  # the offset of a view that is no register but one vector for every node, whose address is its column
+
+
 class Program:
     """The builder. `weights`: "float32", or "int8" for the matrices (one scale per output, symmetric)."""
 
@@ -68,6 +112,7 @@ class Program:
         self.caches: list[tuple[int, int, int, int]] = []  # offset, heads, key width, value width
         self.floats_per_state = 0  # of the recurrent states of all layers
         self.states: list[tuple[int, int]] = []  # offset, size
+        self.initial: list[float] = []  # what each of them is filled with when it is fresh
         self.weight_bytes = 0  # read by every step
         self.vocabulary, self.logit_stride = 0, 0
 
@@ -82,10 +127,11 @@ class Program:
             self.floats_per_node += stride
         return self.names[name, width]
 
-    def state(self, size: int) -> int:
-        """Room for `size` floats of recurrent state per row; gives its offset."""
+    def state(self, size: int, initial: float = 0.0) -> int:
+        """Room for `size` floats of recurrent state per row, which begin as `initial`; gives its offset."""
         offset, size = self.floats_per_state, padded(size, LANES)
         self.states.append((offset, size))
+        self.initial.append(initial)
         self.floats_per_state += size
         return offset
 
@@ -102,6 +148,17 @@ class Program:
         flat = np.zeros(padded(width, TILE), np.float32)
         flat[:width] = plain(values).reshape(-1)
         return self.keep(flat)
+
+    def constant(self, values: Tensor | np.ndarray) -> View:
+        """An operand that is the same for every node: one vector, read as (width,)."""
+        width = int(np.prod(values.shape))
+        return View(CONSTANT, self._vector(values, width), width, 0)
+
+    def _operand(self, values: View | Tensor | None, width: int) -> View:
+        """A register, a vector that is the same for every node, or ones."""
+        if isinstance(values, View):
+            return values
+        return self.constant(np.ones(width, np.float32) if values is None else values)
 
     def _room(self, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
         """Zeros in a large block of memory, since the system gives only large blocks large pages."""
@@ -158,9 +215,10 @@ class Program:
 
     def norm(self, source: View, into: View, kind: str, weight: Tensor | None, bias: Tensor | None, epsilon: float,
              groups: int = 1) -> None:
-        """RMS ("rms") or layer ("layer") normalisation of `groups` equal parts of a row, by the same weight."""
+        """RMS ("rms") or layer ("layer") normalisation of `groups` equal parts of a row, by the same weight; "l2" makes
+        each part's length 1 (x / max(|x|, epsilon))."""
         width = source.width // groups
-        self.emit(NORM, source, into, width, groups, kind == "layer", self._vector(weight, width),
+        self.emit(NORM, source, into, width, groups, NORMS[kind], self._vector(weight, width),
                   self._vector(bias, width), bits(epsilon))
 
     def angles(self, frequencies: Tensor) -> View:
@@ -213,50 +271,137 @@ class Program:
         self.emit(STORE, q, k, v, angles, *sizes, turned, bits(width**-0.5))
         self.emit(ATTEND, q, into, *sizes, window or 0, self._vector(slopes, heads))
 
-    def convolve(self, source: View, into: View, weight: Tensor, bias: Tensor) -> None:
-        """Short causal depthwise convolution (weight (width, taps)) along the node's own path, then SiLU."""
+    def convolve(self, source: View, into: View, weight: Tensor, bias: Tensor | None = None,
+                 activation: str = "silu") -> None:
+        """Short causal depthwise convolution (weight (width, taps)) along the node's own path, then an activation."""
         width, taps = weight.shape
         wide = padded(width, LANES)
         offset = self.state((taps - 1) * wide)
-        rows = np.zeros((taps, wide), np.float32)
-        rows[:, :width] = plain(weight).T
-        self.emit(CONVOLVE, source, into, wide, taps, self.keep(rows), self._vector(bias, width), offset)
+        bias_at = self._vector(np.zeros(width, np.float32) if bias is None else bias, width)
+        self.emit(CONVOLVE, source, into, wide, taps, self._lines(weight), bias_at, offset, ACTIVATIONS[activation])
+
+    def _lines(self, values: Tensor) -> int:
+        """The address of values (width, n) as n lines of whole vectors, with one number per channel."""
+        rows = np.zeros((values.shape[1], padded(values.shape[0], LANES)), np.float32)
+        rows[:, : values.shape[0]] = plain(values).T
+        return self.keep(rows)
 
     def scan(self, u: View, dt: View, b: View, c: View, gate: View, into: View, a: Tensor, d: Tensor) -> None:
         """Selective scan (a (width, states), negative), step sizes softplus(dt), its output times SiLU(gate)."""
         width, states = a.shape
         wide = padded(width, LANES)
-        rows = np.zeros((states, wide), np.float32)
-        rows[:, :width] = plain(a).T
-        self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self.keep(rows), self._vector(d, width),
+        self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self._lines(a), self._vector(d, width),
                   self.state(states * wide))
 
     def decay(self, gate: View, temperature: float, floor: float) -> None:
         """In place: exp(max(log sigmoid(gate) / temperature, floor))."""
         self.emit(DECAY, gate, gate.width, bits(temperature), bits(floor))
 
-    def gla(self, q: View, k: View, v: View, decay: View, into: View, heads: int) -> None:
-        """Gated linear attention, q scaled by its width to the power -1/2."""
-        key, value = q.width // heads, v.width // heads
+    def diagonal(self, decay: View | Tensor, source: View, into: View, complex: bool = False) -> None:
+        """h = decay h + source, number by number, and into = h.
+
+        decay: a register, one decay per node, or a vector for all of them. complex: each of the three holds the real
+        parts of its numbers, then the imaginary ones; a complex vector as `decay` says so itself.
+        """
+        if isinstance(decay, Tensor) and decay.is_complex():
+            decay, complex = torch.cat([decay.real, decay.imag]), True
+        width = into.width // (2 if complex else 1)
+        offset = self.state(padded(width, LANES) * (2 if complex else 1))
+        self.emit(DIAGONAL, self._operand(decay, into.width), source, into, width, complex, offset)
+
+    def modes(self, u: View, into: View, a: Tensor, c: Tensor, d: Tensor | None = None) -> None:
+        """Each channel's own complex modes: h_n = a_n h_n + u, into = Re(sum of c_n h_n) + d u.
+
+        a, c: (width, modes), complex. What a method has besides (input weights, step sizes, a factor 2 for conjugate
+        pairs) is a factor of `c`. d: (width,).
+        """
+        width, modes = a.shape
+        lines = [self._lines(torch.view_as_real(values).flatten(1)) for values in (a.resolve_conj(), c.resolve_conj())]
+        skip = self._vector(torch.zeros(width) if d is None else d, width)
+        self.emit(MODES, u, into, width, modes, *lines, skip, self.state(2 * modes * padded(width, LANES)))
+
+    def matrix(self, q: View, k: View, v: View, into: View, heads: int, decay: View | Tensor | None = None,
+               write: View | None = None, delta: bool = False, steps: int = 1, groups: int | None = None,
+               scale: float = 1.0, floor: View | Tensor | None = None, epsilon: float | None = None) -> None:
+        """A matrix as memory, one per head: S = decay S + write k v^T, into = scale q S.
+
+        q: (groups * key); k: (steps * groups * key); v: (steps * heads * value); `groups` (default: heads) of heads
+        share queries and keys. decay: factors, not logarithms, one per head or one per head and key feature; a register
+        or a vector. write: (steps * heads), how strongly each head writes. delta: write k (v - k S')^T instead, where
+        S' is the memory after it decayed. steps: so many writes for one node, of which the first decays and the last is
+        followed by the reading (a product of Householder matrices). floor, epsilon: either of them divides into by
+        max(|scale q n|, floor) + epsilon, where n = decay n + write k; floor is (heads).
+        """
+        groups = groups or heads
+        key, value = q.width // groups, v.width // (heads * steps)
+        factors, strength = self._operand(decay, heads), self._operand(write, steps * heads)
+        featured = factors.width != heads
+        if factors.width not in (heads, heads * key) or k.width != steps * groups * key:
+            raise ValueError(f"{heads} heads with keys of {key} cannot have {factors.width} decays, {k.width} keys")
         offset = self.state(heads * key * padded(value, LANES))
-        self.emit(GLA, q, k, v, decay, into, heads, key, value, offset, bits(key**-0.5))
+        self.emit(MATRIX, q, k, v, factors, strength, into, heads, groups, key, value, steps, featured, delta,
+                  bits(scale), offset)
+        if floor is None and epsilon is None:
+            return
+        if delta or steps > 1:
+            raise ValueError("a memory with the delta rule has no normaliser")
+        least = self._operand(torch.zeros(heads) if floor is None else floor, heads)
+        self.emit(NORMALISE, q, k, factors, strength, into, least, heads, groups, key, value, featured, bits(scale),
+                  bits(epsilon or 0.0), self.state(heads * key))
 
-    def recur(self, inputs: View, into: View, kind: str, weight: Tensor, bias: Tensor | None) -> None:
-        """LSTM or GRU over `inputs` (the gates' share of the input); weight (gates * hidden, hidden) from the state."""
-        hidden = weight.shape[1]
-        k, tiles = self._sizes(weight)
-        before, share = self.register("before", hidden), self.register("share", weight.shape[0])
+    def stabilise(self, forget: View, write: View, floor: View, initial: float = 0.0) -> None:
+        """Exponential gates whose common factor is taken out, per head: forget and write hold logarithms and become
+        factors, with the running maximum m = max(forget + m, write) taken off, and floor = exp(-m). In place.
+
+        initial: the first m (-inf: the first write is never damped).
+        """
+        self.emit(STABILISE, forget, write, floor, forget.width, self.state(forget.width, initial))
+
+    def recur(self, inputs: View, into: View, kind: str, weight: Tensor, bias: Tensor | None, heads: int = 1,
+              floor: float = 0.0) -> None:
+        """A nonlinear recurrence over `inputs`, the gates' share of the input (gates * hidden, gate by gate).
+
+        kind, and its gates: "lstm" (input, forget, cell, output), "gru" (reset, update, new), "elman" (tanh), "slstm"
+        (as the LSTM; exponential input gate, normaliser at least `floor`). weight: (gates * hidden, hidden) from the
+        state; with heads (heads, gates * hidden / heads, hidden / heads), each head from its own part of the state.
+        bias: as the weight without its last axis, added to the state's share.
+        """
+        code, _, memories = CELLS[kind]
+        blocks = weight.reshape(heads, -1, weight.shape[-1])
+        hidden, outputs = heads * weight.shape[-1], padded(blocks.shape[1], TILE)
+        blocks = nn.functional.pad(blocks, (0, 0, 0, outputs - blocks.shape[1])).flatten(0, 1)
+        if bias is not None:
+            bias = nn.functional.pad(bias.reshape(heads, -1), (0, outputs - bias.numel() // heads))
+        k, tiles = self._sizes(blocks)
+        before, share = self.register("before", hidden), self.register("share", heads * outputs)
         wide = padded(hidden, TILE)
-        row = self.emit(RECUR, inputs, into, before, share, 0, 0, self._vector(bias, weight.shape[0]), k, tiles,
-                        hidden, kind == "lstm", self.state(wide * (1 + (kind == "lstm"))))
-        self.matrices.append((row, 13, weight, False))
+        offset = self.state(memories * wide)
+        top = self.state(wide, -math.inf) if kind == "slstm" else 0
+        row = self.emit(RECUR, inputs, into, before, share, 0, 0, self._vector(bias, heads * outputs), k,
+                        tiles // heads, hidden, code, heads, bits(floor), offset, top)
+        self.matrices.append((row, 13, blocks, False))
 
-    def gate(self, values: View, gate: View) -> None:
-        """values *= SiLU(gate)."""
-        self.emit(GATE, values, gate, values.width)
+    # Number by number. A vector (a tensor) may stand where a register does not change from node to node.
 
-    def add(self, source: View, into: View) -> None:
-        self.emit(ADD, source, into, source.width)
+    def map(self, source: View, into: View, activation: str = "none", scale: Tensor | float | None = None,
+            shift: Tensor | float | None = None) -> None:
+        """into = activation(scale * source + shift), where into may be source. scale, shift: numbers or vectors."""
+        vectors = [values if values is None or isinstance(values, Tensor) else torch.full((into.width,), float(values))
+                   for values in (scale, shift)]
+        self.emit(MAP, source, into, into.width, *(self._vector(v, into.width) for v in vectors),
+                  ACTIVATIONS[activation])
+
+    def multiply(self, values: View, by: View | Tensor, activation: str = "none") -> None:
+        """values *= activation(by). Where `by` is narrower (one number per head), each of its numbers serves as many
+        neighbouring values."""
+        by = self._operand(by, values.width)
+        if values.width % by.width:
+            raise ValueError(f"{by.width} numbers cannot each serve as many of {values.width} values")
+        self.emit(MULTIPLY, values, by, by.width, values.width // by.width, ACTIVATIONS[activation])
+
+    def add(self, source: View | Tensor, into: View, weight: Tensor | None = None) -> None:
+        """into += source, or weight * source (weight: (width,))."""
+        self.emit(ADD, self._operand(source, into.width), into, into.width, self._vector(weight, into.width))
 
     def finish(self) -> None:
         """Pack the matrices and make the tables: of the step, and of what commits do over all layers."""
@@ -288,7 +433,7 @@ def plain(values: Tensor | np.ndarray) -> np.ndarray:
     if isinstance(values, np.ndarray):
         return values
     values = values.detach().cpu()
-    return values.numpy() if values.dtype in (float32, float64) else values.float().numpy()
+    return values.numpy() if values.dtype in (torch.float32, torch.float64) else values.float().numpy()
 
 
 def aligned(shape: Sequence[int], dtype: np.dtype | type) -> np.ndarray:

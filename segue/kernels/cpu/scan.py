@@ -1,4 +1,4 @@
-"""Linear and selective scans on the CPU, forward and backward, in float32 and float64.
+"""Linear and selective scans on the CPU, forward and backward, in float32 and float64; linear ones in complex, too.
 
 Channels lie side by side, so that one instruction moves many of them; the states of a selective scan, (B, T, I, S)
 numbers in the plain form, never leave the cache: one in SPAN is kept for the backward pass, which makes the rest anew.
@@ -34,21 +34,48 @@ def _typed_exp(x):
 
 
 @partial(compiled, fastmath=FAST)
-def linear(begin, end, a, b, initial, reverse, states):
-    """states[t] = a[t] * states[t - 1] + b[t], all (B, T, C); from the other end, a[t + 1], with `reverse`."""
+def linear(begin, end, a, b, initial, starts, states):
+    """states[t] = a[t] * states[t - 1] + b[t], all (B, T, C), real or complex.
+
+    a: (B or 1, T or 1, C), the same for all rows or nodes where it is 1. starts: (B, T) bool, or (B, 0): the state is
+    zero before these.
+    """
     length, width = b.shape[1], b.shape[2]
+    many, varying = a.shape[0] > 1, a.shape[1] > 1
     for row in range(begin, end):
-        for i in range(length):
-            t = length - 1 - i if reverse else i
-            if i == 0:
+        for t in range(length):
+            if starts.shape[1] and starts[row, t]:
+                states[row, t] = b[row, t]
+                continue
+            decay = a[row if many else 0, t if varying else 0]
+            last = states[row, t - 1] if t else initial[row]
+            for j in range(width):
+                states[row, t, j] = decay[j] * last[j] + b[row, t, j]
+
+
+@partial(compiled, fastmath=FAST)
+def linear_backward(begin, end, a, initial, starts, states, grad, da, db, dinitial):
+    """The gradients of `linear`. da: (B, T or 1, C), zeros to begin with."""
+    length, width = grad.shape[1], grad.shape[2]
+    many, varying = a.shape[0] > 1, a.shape[1] > 1
+    for row in range(begin, end):
+        which = row if many else 0
+        for t in range(length - 1, -1, -1):
+            if t + 1 < length and not (starts.shape[1] and starts[row, t + 1]):
+                decay = a[which, t + 1 if varying else 0]
                 for j in range(width):
-                    states[row, t, j] = b[row, t, j] + (b.dtype.type(0) if reverse else a[row, t, j] * initial[row, j])
-            elif reverse:
-                for j in range(width):
-                    states[row, t, j] = a[row, t + 1, j] * states[row, t + 1, j] + b[row, t, j]
+                    db[row, t, j] = grad[row, t, j] + np.conj(decay[j]) * db[row, t + 1, j]
             else:
+                db[row, t] = grad[row, t]
+            if not (starts.shape[1] and starts[row, t]):
+                last = states[row, t - 1] if t else initial[row]
+                node = t if varying else 0
                 for j in range(width):
-                    states[row, t, j] = a[row, t, j] * states[row, t - 1, j] + b[row, t, j]
+                    da[row, node, j] += db[row, t, j] * np.conj(last[j])
+        for j in range(width):
+            dinitial[row, j] = np.conj(a[which, 0, j]) * db[row, 0, j]
+        if starts.shape[1] and starts[row, 0]:
+            dinitial[row] = 0
 
 
 @partial(compiled, fastmath=FAST)

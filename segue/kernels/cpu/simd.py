@@ -172,20 +172,80 @@ def _scan(builder: Any, args: list[Any]) -> None:
     _put(b, _each(b, states, b.fmul(_vector(b, d), value), state), y)
 
 
-def _gla(builder: Any, args: list[Any]) -> None:
-    """A step of gated linear attention for LANES columns of values: s = decay s + k v, y = sum of q s."""
+def _diagonal(builder: Any, args: list[Any]) -> None:
+    """h = a h + x for LANES numbers."""
+    a, x, old, new, y = args
+    h = _fma(builder, _vector(builder, a), _vector(builder, old), _vector(builder, x))
+    _put(builder, h, new)
+    _put(builder, h, y)
+
+
+def _rotated(builder: Any, a: Any, h: Any, apart: Any, between: Any) -> tuple[Any, Any]:
+    """The product of LANES complex numbers at a with those at h; imaginary parts lie `apart`, `between` bytes on."""
     b = builder
-    q, k, decay, v, old, new, y, keys = args
-    value = _vector(b, v)
+    ar, ai, hr, hi = (_vector(b, at) for at in (a, b.add(a, apart), h, b.add(h, between)))
+    return b.fsub(b.fmul(ar, hr), b.fmul(ai, hi)), _fma(b, ar, hi, b.fmul(ai, hr))
+
+
+def _complex(builder: Any, args: list[Any]) -> None:
+    """h = a h + x for LANES complex numbers. Imaginary parts lie `apart` bytes behind the real ones in a and x,
+    `between` in the states, and one vector in y."""
+    b = builder
+    a, x, old, new, y, apart, between = args
+    for part, at, state, out in zip(_rotated(b, a, old, apart, between), (x, b.add(x, apart)),
+                                    (new, b.add(new, between)), (y, b.add(y, I64(4 * LANES)))):
+        h = b.fadd(part, _vector(b, at))
+        _put(b, h, state)
+        _put(b, h, out)
+
+
+def _modes(builder: Any, args: list[Any]) -> None:
+    """h = a h + u for all modes of LANES channels, y = sum of the real parts of c h, plus d u. Real and imaginary parts
+    of a mode lie one behind the other, `stride` bytes apart."""
+    b = builder
+    u, a, c, d, old, new, y, modes, stride = args
+    value = _vector(b, u)
+
+    def mode(n: Any, total: Any) -> Any:
+        at = b.mul(n, b.shl(stride, I64(1)))
+        on = b.add(at, stride)
+        r, i = _rotated(b, b.add(a, at), b.add(old, at), stride, stride)
+        r = b.fadd(r, value)
+        _put(b, r, b.add(new, at))
+        _put(b, i, b.add(new, on))
+        total = _fma(b, r, _vector(b, b.add(c, at)), total)
+        return b.fsub(total, b.fmul(i, _vector(b, b.add(c, on))))
+
+    _put(b, _each(b, modes, b.fmul(_vector(b, d), value), mode), y)
+
+
+def _matrix(builder: Any, args: list[Any], delta: bool) -> None:
+    """One write to a matrix memory, for LANES columns of values: s = decay s + write k v, y = sum of q s. The decay of
+    the next key feature lies `hop` bytes on (0: one for all). With `delta`, v less what the memory, decayed, has."""
+    b = builder
+    q, k, decay, hop, v, write, old, new, y, keys = args
+    zero, value = ir.Constant(VECTOR, [0.0] * LANES), _vector(b, v)
+
+    def at(i: Any, address: Any) -> Any:
+        return _spread(b, b.add(address, b.shl(i, I64(2))))
+
+    def faded(i: Any) -> tuple[Any, Any]:
+        return _spread(b, b.add(decay, b.mul(i, hop))), _vector(b, b.add(old, b.mul(i, I64(4 * LANES))))
+
+    def seen(i: Any, total: Any) -> Any:
+        rate, s = faded(i)
+        return _fma(b, b.fmul(at(i, k), rate), s, total)
 
     def line(i: Any, total: Any) -> Any:
-        at, one = b.mul(i, I64(4 * LANES)), b.shl(i, I64(2))
-        s = b.fmul(_spread(b, b.add(k, one)), value)
-        s = _fma(b, _spread(b, b.add(decay, one)), _vector(b, b.add(old, at)), s)
-        _put(b, s, b.add(new, at))
-        return _fma(b, _spread(b, b.add(q, one)), s, total)
+        rate, s = faded(i)
+        s = _fma(b, rate, s, b.fmul(at(i, k), value))
+        _put(b, s, b.add(new, b.mul(i, I64(4 * LANES))))
+        return _fma(b, at(i, q), s, total)
 
-    _put(b, _each(b, keys, ir.Constant(VECTOR, [0.0] * LANES), line), y)
+    if delta:
+        value = b.fsub(value, _each(b, keys, zero, seen))
+    value = b.fmul(value, _spread(b, write))
+    _put(b, _each(b, keys, zero, line), y)
 
 
 long, single, void = types.int64, types.float32, types.void
@@ -197,7 +257,11 @@ relax = _define("relax", void(), _relax)
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 exp = _define("exp", single(single), _exp)
 scan_lanes = _define("scan_lanes", void(*[long] * 11), _scan)
-gla_lanes = _define("gla_lanes", void(*[long] * 8), _gla)
+diagonal_lanes = _define("diagonal_lanes", void(*[long] * 5), _diagonal)
+complex_lanes = _define("complex_lanes", void(*[long] * 7), _complex)
+modes_lanes = _define("modes_lanes", void(*[long] * 9), _modes)
+matrix_lanes = _define("matrix_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False))
+delta_lanes = _define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True))
 real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
 """real(bits): the float64 that was stored as an integer."""
 

@@ -445,6 +445,9 @@ class Memory:
     def select(self, rows: Tensor) -> Memory:
         return Memory([self.rows[row].copy() for row in rows.tolist()])
 
+    def join(self, others: Sequence[Memory]) -> Memory:
+        return Memory([row.copy() for part in (self, *others) for row in part.rows])
+
     def reach(self) -> Tensor:
         return torch.tensor([len(row.tokens) for row in self.rows], dtype=torch.long)
 

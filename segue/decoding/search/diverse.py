@@ -1,0 +1,140 @@
+"""Diverse beam search (Vijayakumar et al. 2016, arXiv 1610.02424): groups of beams, each kept off the paths of the
+groups before it, at the cost of a beam search of the same width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from segue.decoding.search.base import Hypothesis
+from segue.decoding.search.beam import Beam, BeamSearch
+from segue.errors import SegueError
+
+
+@dataclass(frozen=True)
+class DiverseBeam(Beam):
+    """Options, named as in transformers. The score of an answer stays its own; penalties only steer the search.
+
+    num_beam_groups: how many groups share the num_beams hypotheses (default: each is a group of its own).
+    diversity_penalty: weight of the dissimilarity, in nats. diversity: how likeness to the groups before is measured:
+        "hamming" (how many of them say this token at this place), "cumulative" (exp(-places that differ /
+        diversity_scale), summed over their hypotheses), "ngram" (how often they have said, anywhere, the last
+        diversity_ngram tokens that this token would complete) or "embedding" (as hamming, by the cosine of the tokens'
+        vectors instead of equality). diversity_embedding: (V, E) those vectors.
+    """
+
+    options: ClassVar[tuple[str, ...]] = (*Beam.options, "num_beam_groups", "diversity_penalty", "diversity",
+                                          "diversity_scale", "diversity_ngram", "diversity_embedding")
+
+    num_beam_groups: int | None = None
+    diversity_penalty: float = 0.5
+    diversity: str = "hamming"
+    diversity_scale: float = 1.0
+    diversity_ngram: int = 2
+    diversity_embedding: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        groups = self.groups
+        if groups < 1 or self.num_beams % groups:
+            raise SegueError(f"num_beam_groups must divide num_beams, not {groups} and {self.num_beams}")
+        if self.diversity not in DISSIMILARITIES:
+            raise SegueError(f"diversity '{self.diversity}' is unknown: choose from {', '.join(DISSIMILARITIES)}")
+        if self.diversity_penalty < 0 or self.diversity_scale <= 0 or self.diversity_ngram < 1:
+            raise SegueError("diversity_penalty must be at least 0, diversity_scale above 0, diversity_ngram at least "
+                             f"1, not {self.diversity_penalty}, {self.diversity_scale} and {self.diversity_ngram}")
+        if (self.diversity == "embedding") != (self.diversity_embedding is not None):
+            raise SegueError("diversity 'embedding', and no other, needs diversity_embedding: a vector of each token")
+
+    @property
+    def groups(self) -> int:
+        return self.num_beams if self.num_beam_groups is None else self.num_beam_groups
+
+    def begin(self, n: int, stops: frozenset[int]) -> DiverseBeamSearch:
+        return DiverseBeamSearch(self, n, stops)
+
+
+def hamming(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
+    said = np.bincount([hypothesis.tokens[-1] for hypothesis in earlier], minlength=v)
+    return np.broadcast_to(said.astype(float), (len(living), v))
+
+
+def cumulative(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
+    found = np.zeros((len(living), v))
+    for row, hypothesis in enumerate(living):
+        for other in earlier:
+            apart = sum(a != b for a, b in zip(hypothesis.tokens, other.tokens))
+            found[row] += np.exp(-(apart + 1) / options.diversity_scale)
+            found[row, other.tokens[-1]] += np.exp(-apart / options.diversity_scale) \
+                - np.exp(-(apart + 1) / options.diversity_scale)
+    return found
+
+
+def ngram(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
+    found, n = np.zeros((len(living), v)), options.diversity_ngram
+    for row, hypothesis in enumerate(living):
+        before = hypothesis.tokens[len(hypothesis.tokens) - n + 1 :]
+        if len(before) < n - 1:
+            continue
+        for other in earlier:
+            for at in range(n - 1, len(other.tokens)):
+                if other.tokens[at - n + 1 : at] == before:
+                    found[row, other.tokens[at]] += 1
+    return found
+
+
+def embedding(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
+    assert options.diversity_embedding is not None
+    table = options.diversity_embedding / np.maximum(np.linalg.norm(options.diversity_embedding, axis=1, keepdims=True),
+                                                     1e-12)
+    said = table[[hypothesis.tokens[-1] for hypothesis in earlier]].sum(0)
+    return np.broadcast_to((table @ said).clip(min=0), (len(living), v))
+
+
+Likeness = Callable[[DiverseBeam, Sequence[Hypothesis], Sequence[Hypothesis], int], np.ndarray]
+DISSIMILARITIES: dict[str, Likeness] = {"hamming": hamming, "cumulative": cumulative, "ngram": ngram,
+                                        "embedding": embedding}
+"""(options, living of this group, hypotheses of earlier groups one token longer, V) -> (L, V) likeness, at least 0."""
+
+
+class DiverseBeamSearch:
+    def __init__(self, options: DiverseBeam, n: int, stops: frozenset[int]) -> None:
+        self.options = options
+        width = options.num_beams // options.groups
+        beam = Beam(width, options.length_penalty, options.early_stopping, width)
+        self.groups = [BeamSearch(beam, n, stops) for _ in range(options.groups)]
+
+    def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
+        """Groups go one after the other; each sees what those before it have just said."""
+        begun, length = bool(living[0].tokens), len(living[0].tokens) + 1
+        going: list[Hypothesis] = []
+        said: list[Hypothesis] = []  # by the groups before; at the last step they live on in none
+        for number, group in enumerate(self.groups):
+            places = [place for place, hypothesis in enumerate(living) if hypothesis.group == number or not begun]
+            if not places:
+                continue
+            mine = [replace(living[place], group=number) for place in places]
+            bonus = None
+            if said and self.options.diversity_penalty:
+                likeness = DISSIMILARITIES[self.options.diversity](self.options, mine, said, logprobs.shape[1])
+                bonus = -self.options.diversity_penalty * likeness
+            advanced = group.advance(mine, logprobs[places], bonus)
+            said += advanced or [done for done in group.done if len(done.tokens) == length]
+            for hypothesis in advanced:
+                hypothesis.parent = places[hypothesis.parent]
+            going += advanced
+        return going
+
+    def results(self) -> list[Hypothesis]:
+        """Of all groups, by the model's own score; an answer that several groups found is given once."""
+        found: dict[tuple[int, ...], Hypothesis] = {}
+        for group in self.groups:
+            for hypothesis in group.done:
+                length = len(hypothesis.tokens) + hypothesis.stopped
+                hypothesis.score = hypothesis.total / length**self.options.length_penalty
+                found.setdefault((*hypothesis.tokens, -1 if hypothesis.stopped else -2), hypothesis)
+        best = sorted(found.values(), key=lambda hypothesis: -hypothesis.score)
+        return best[: self.options.num_return_sequences]

@@ -1,0 +1,86 @@
+"""What linear state spaces with a complex diagonal share: the recurrence, and the mixer of many inputs and outputs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.kernels.scan import linear_scan
+from segue.mixers.base import Mixer
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+
+class DiagonalRecurrence(Recurrence):
+    """h_t = a h_{t-1} + u_t, with complex decays a of some shape S, the same at every node.
+
+    Inputs and outputs (B, N, *S, 2) and the state (B, *S, 2) are pairs of real and imaginary part, float32 at least:
+    a state that decays slowly does not survive bfloat16.
+    """
+
+    def decay(self) -> Tensor:
+        """(*S), complex."""
+        raise NotImplementedError
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        kind = torch.promote_types(like.dtype, torch.float32)
+        return (like.new_zeros(batch, *self.decay().shape, 2, dtype=kind),)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        u, h = (torch.view_as_complex(x) for x in (inputs[0], state[0]))
+        states = torch.view_as_real(linear_scan(self.decay().to(u.dtype)[None, None], u, h, starts))
+        every = torch.cat([state[0][:, None], states], 1)
+        rows = torch.arange(len(every), device=every.device)
+        return states, (every[:, -1] if lengths is None else every[rows, lengths],)
+
+
+class DiagonalMixer(Mixer):
+    """y_t = Re(C h_t) + D u_t with h_t = a h_{t-1} + B u_t: P complex states see all channels, and all see them.
+
+    C: (H, P, 2), real and imaginary parts. D: (H,). A subclass sets both, the recurrence, and says what B is.
+    """
+
+    linear_in_values = True
+    time_invariant = True
+    recurrence: DiagonalRecurrence
+    C: nn.Parameter
+    D: nn.Parameter
+
+    def inputs(self) -> Tensor:
+        """B: (P, H), complex."""
+        raise NotImplementedError
+
+    def _write(self, x: Tensor) -> Tensor:
+        """B u: (B, N, P, 2)."""
+        weight = torch.view_as_real(self.inputs()).transpose(1, 2).flatten(0, 1)  # real and imaginary rows in turn
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.linear(x, weight.to(x.dtype)).to(wide).unflatten(-1, (-1, 2))
+
+    def _read(self, states: Tensor, x: Tensor) -> Tensor:
+        weight = self.C * self.C.new_tensor([1.0, -1.0])  # Re(c h) = Re c Re h - Im c Im h
+        return F.linear(states.flatten(2).to(x.dtype), weight.flatten(1)) + self.D * x
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        return self._read(self.recurrence((self._write(x),), layout, None if parts is None else parts["carry"]), x)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return list(self.recurrence.parameters())
+
+    def matrix(self, x: Tensor) -> Tensor:
+        """(B, 2P, T, T), the powers of each decay: the real parts of all, then the imaginary parts."""
+        lag = torch.arange(x.shape[1], device=x.device)
+        powers = (self.recurrence.decay()[:, None, None] ** (lag[:, None] - lag).clamp(min=0)).tril()
+        return torch.cat([powers.real, powers.imag]).to(x.dtype).expand(len(x), -1, -1, -1)
+
+    def values(self, x: Tensor) -> Tensor:
+        """(B, 2P, T, 2): what is written into each state, real and imaginary part, for both halves of the heads."""
+        return self._write(x).transpose(1, 2).repeat(1, 2, 1, 1)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        by_real, by_imaginary = mixed.transpose(1, 2).chunk(2, 2)
+        turned = torch.stack([-by_imaginary[..., 1], by_imaginary[..., 0]], -1)
+        return self._read(by_real + turned, x)

@@ -1,0 +1,130 @@
+"""HiPPO: transition matrices of linear state spaces that remember, x' = A x + B u (Gu et al. 2020, arXiv 2008.07669).
+
+Each family keeps the coefficients of the past u(t - s) in an orthonormal basis, e^{As} B in closed form:
+
+- "legs": sqrt(2n + 1) P_n(2 e^-s - 1) e^-s, Legendre polynomials of an exponentially warped past: all time scales.
+- "legt": Legendre polynomials on a sliding window of one unit of time (approximately: N of them).
+- "lagt": Laguerre functions L_n(s) e^(-s/2).
+- "fourier": cosines and sines on a sliding window of one unit of time (Gu et al. 2022, arXiv 2206.12037).
+
+All are normal but for a low rank, A + sum P P^T = V Lambda V* (S4, arXiv 2111.00396), which is what makes long kernels
+cheap. Everything here is of float64 or complex128; of conjugate pairs one is kept, so a real output is 2 Re(C x).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from segue.errors import SegueError
+
+FAMILIES = ("legs", "legt", "lagt", "fourier")
+DIAGONALS = ("legs", "lin", "inv", "real", "random")
+Pair = tuple[Tensor, Tensor]
+
+
+def transition(family: str, states: int) -> Pair:
+    """A (N, N) and B (N,) of a family (see FAMILIES) for N `states`, an even number for "fourier"."""
+    n = torch.arange(states, dtype=torch.float64)
+    root, lower = (2 * n + 1).sqrt(), torch.ones(states, states, dtype=torch.float64).tril()
+    if family == "legs":
+        return -root[:, None] * root * lower.tril(-1) - torch.diag(n + 1), root
+    if family == "legt":
+        sign = (1 - 2 * ((n[:, None] - n) % 2)) * (1 - lower) + lower  # (-1)^(n - k) above the diagonal
+        return -root[:, None] * root * sign, root
+    if family == "lagt":
+        return torch.eye(states, dtype=torch.float64) / 2 - lower, torch.ones(states, dtype=torch.float64)
+    if family == "fourier":
+        _check_even(states)
+        # Pairs (cosine, sine) of frequency f, of which the first sine is nought. At the far end of the window the
+        # series gives the mean of u(t - 1) and u(t): that is how the state knows what leaves the window.
+        turn = torch.zeros(states - 1, dtype=torch.float64)
+        turn[::2] = 2 * math.pi * torch.arange(states // 2)
+        now = torch.zeros(states, dtype=torch.float64)
+        now[::2], now[0] = math.sqrt(2), 1
+        return torch.diag(turn, -1) - torch.diag(turn, 1) - 2 * now[:, None] * now, 2 * now
+    raise SegueError(f"HiPPO family '{family}' is unknown: choose from {', '.join(FAMILIES)}")
+
+
+def correction(family: str, states: int) -> Tensor:
+    """P (R, N), real: A + P^T P is normal (skew, or -1/2 plus skew). R is 2 for "legt", else 1."""
+    b = transition(family, states)[1]
+    if family == "legt":
+        even = torch.arange(states) % 2 == 0
+        return torch.stack([b * even, b * ~even])
+    return (b * math.sqrt(0.5))[None]
+
+
+def dplr(family: str, states: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lambda (N/2,), P (R, N/2), B (N/2,), V (N, N/2): A = V (Lambda - P^T conj(P)) V* over whole pairs.
+
+    Eigenvectors are turned so that B is real and not negative: the same numbers on every machine.
+    """
+    _check_even(states)
+    a, b = transition(family, states)
+    p = correction(family, states)
+    normal = a + p.T @ p
+    if family == "fourier":  # is in blocks already, and its frequency 0 is twofold
+        eye = torch.eye(states, dtype=torch.complex128)
+        v = (eye[:, ::2] - 1j * eye[:, 1::2]) / math.sqrt(2)
+        turn = torch.diag(normal, -1)[::2]
+    else:
+        turn, v = torch.linalg.eigh(-1j * (normal - normal.diagonal().mean() * torch.eye(states)))
+        turn, v = turn[states // 2 :], v[:, states // 2 :]
+        at = v.mH @ b.to(v.dtype)
+        v = v * (at / at.abs())
+    eigenvalues = torch.complex(normal.diagonal().mean().expand_as(turn), turn)
+    return eigenvalues, p.to(v.dtype) @ v.conj(), v.mH @ b.to(v.dtype), v
+
+
+def diagonal(init: str, states: int, generator: torch.Generator | None = None) -> Pair:
+    """Eigenvalues (N/2,) with negative real parts, and B (N/2,), of a diagonal state space (S4D, arXiv 2206.11893).
+
+    init: "legs", HiPPO-LegS without its low rank; "lin" and "inv", two approximations of it; "real", decays alone;
+        "random", log-normal decays and frequencies, which remember nothing in particular.
+    """
+    _check_even(states)
+    n = torch.arange(states // 2, dtype=torch.float64)
+    half, one = torch.full_like(n, -0.5), torch.ones(states // 2, dtype=torch.complex128)
+    if init == "legs":
+        eigenvalues, _, b, _ = dplr("legs", states)
+        return eigenvalues, b
+    if init == "lin":
+        return torch.complex(half, math.pi * n), one
+    if init == "inv":
+        return torch.complex(half, states / math.pi * (states / (2 * n + 1) - 1)), one
+    if init == "real":
+        return torch.complex(-(n + 1), torch.zeros_like(n)), one
+    if init == "random":
+        decay, turn = (torch.randn(states // 2, dtype=torch.float64, generator=generator).exp() for _ in range(2))
+        return torch.complex(-decay, turn), one
+    raise SegueError(f"initial state matrix '{init}' is unknown: choose from {', '.join(DIAGONALS)}")
+
+
+def bilinear(a: Tensor, b: Tensor, dt: Tensor, alpha: float = 0.5) -> Pair:
+    """Dense A (..., N, N), B (..., N) and steps dt (...) -> those of x_k = A x_{k-1} + B u_k, by the generalised
+    bilinear rule: alpha 0 is Euler's, 1 the backward Euler, 1/2 the bilinear one."""
+    eye, step = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device), dt[..., None, None]
+    both = torch.cat([eye + (1 - alpha) * step * a, step * b[..., None].expand(*a.shape[:-1], 1)], -1)
+    both = torch.linalg.solve(eye - alpha * step * a, both)
+    return both[..., :-1], both[..., -1]
+
+
+def discretise(eigenvalues: Tensor, dt: Tensor, rule: str = "zoh") -> Pair:
+    """Of a diagonal state space: the factor of the state in one step, and that of B. dt broadcasts.
+
+    rule: "zoh", the input is held over the step; or "bilinear".
+    """
+    z = eigenvalues * dt
+    if rule == "zoh":
+        return z.exp(), torch.expm1(z) / eigenvalues
+    if rule == "bilinear":
+        return (1 + z / 2) / (1 - z / 2), dt / (1 - z / 2)
+    raise SegueError(f"discretisation '{rule}' is unknown: choose zoh or bilinear")
+
+
+def _check_even(states: int) -> None:
+    if states < 2 or states % 2:
+        raise SegueError(f"{states} states cannot be of conjugate pairs: give an even number")

@@ -1,0 +1,151 @@
+"""Hyena: gates and long convolutions in turn, whose filters are functions of the lag (Poli et al. 2023,
+arXiv 2302.10866)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.kernels.convolution import long_convolution
+from segue.mixers.attention import Cache
+from segue.mixers.base import Mixer
+from segue.mixers.convolution import ShortConvolution
+from segue.mixers.state import Carry, Layout, Part
+
+FEW = 8  # nodes up to which a sum over the past is cheaper than a transform of it
+
+
+class ImplicitFilters(nn.Module):
+    """(lags, width): decaying windows times a small network of sines, which reads the lag; any length, same weights.
+
+    bands: waves of the lag that the network reads, beside the lag itself. hidden: its width. frequency: of its sines at
+    the beginning. horizon: the windows of the channels are
+    down to a hundredth at 0.3 to 1.5 times this lag.
+    """
+
+    def __init__(self, width: int, bands: int = 2, hidden: int = 64, frequency: float = 10.0,
+                 horizon: int = 1024) -> None:
+        super().__init__()
+        self.width, self.bands, self.horizon = width, bands, horizon
+        self.layers = nn.ModuleList([nn.Linear(1 + 2 * bands, hidden), nn.Linear(hidden, hidden),
+                                     nn.Linear(hidden, hidden)])
+        self.frequencies = nn.Parameter(torch.full((len(self.layers), hidden), frequency))
+        self.last = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, length: int) -> Tensor:
+        """The filters at lags 0 to length - 1, in float32 at least."""
+        weight = self.last.weight
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        with torch.autocast(weight.device.type, enabled=False):
+            lag = torch.arange(length, dtype=wide.dtype, device=wide.device)[:, None] / self.horizon
+            waves = 2 * math.pi * lag * torch.linspace(1e-4, max(self.bands - 1, 1), self.bands).to(lag)
+            y = torch.cat([lag, waves.cos(), -waves.sin()], 1)
+            for layer, frequency in zip(self.layers, self.frequencies):
+                assert isinstance(layer, nn.Linear)
+                y = torch.sin(frequency * F.linear(y, layer.weight.to(wide), layer.bias.to(wide)))
+            rates = math.log(100) / torch.linspace(1.5, 0.3, self.width).to(lag)
+            return F.linear(y, wide) * (-rates * lag).exp()
+
+
+class Hyena(Mixer):
+    """z = v; z = x_n * (h_n * z) for each of `order` gates x_n and filters h_n; v and x_n are short convolutions of the
+    input. No state of constant size exists: decoding keeps what was convolved, and costs O(T) a token.
+
+    width: model width D. order: gates and filters. taps: of the short convolution. horizon, hidden: see
+    `ImplicitFilters`.
+    """
+
+    constant_state = False
+    resettable = False
+    cost = "T log T"
+    linear_in_values = True
+
+    def __init__(self, width: int, order: int = 2, taps: int = 3, horizon: int = 1024, hidden: int = 64) -> None:
+        super().__init__(width)
+        self.order = order
+        self.into = nn.Linear(width, (order + 1) * width)
+        self.convolution = ShortConvolution((order + 1) * width, taps)
+        self.filters = ImplicitFilters(order * width, hidden=hidden, horizon=horizon)
+        self.skip = nn.Parameter(torch.randn(order * width))
+        self.out = nn.Linear(width, width)
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        past = like.new_zeros(batch, self.order, 0, self.width)
+        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
+                "past": Cache(past, past[..., :0], None, history)}
+
+    def kernels(self, length: int) -> tuple[Tensor, ...]:
+        """`order` filters (L, D); the skip belongs to lag 0."""
+        taps = self.filters(length)
+        return (taps + F.pad(self.skip.to(taps.dtype)[None], (0, 0, 0, length - 1))).chunk(self.order, 1)
+
+    def _gates(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensor, ...]:
+        """The gates and, last, the values, each (B, N, D)."""
+        u = self.convolution((self.into(x),), layout, None if parts is None else parts["convolution"])
+        return u.chunk(self.order + 1, -1)
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        *gates, z = self._gates(x, layout, parts)
+        cache = None if parts is None else parts["past"]
+        assert cache is None or isinstance(cache, Cache)
+        before = 0 if cache is None else cache.longest
+        read = []
+        for index, kernel in enumerate(self.kernels(max(before + x.shape[1], 1))):
+            read.append(z)
+            mixed = convolve(z, kernel, layout)
+            if cache is not None and before:
+                mixed = mixed + beyond(cache, index, kernel, layout).to(z.dtype)
+            z = gates[index] * mixed
+        if cache is not None:
+            past = torch.stack(read, 1)
+            cache.put(past, past[..., :0], layout)
+        return self.out(z)
+
+    def _alone(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self._gates(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        """(B, D, T, T), one head per channel: filters and gates in turn."""
+        n = x.shape[1]
+        *gates, _ = self._alone(x)
+        lag = torch.arange(n, device=x.device)[:, None] - torch.arange(n, device=x.device)
+        matrix = torch.eye(n, dtype=x.dtype, device=x.device).expand(len(x), self.width, n, n)
+        for gate, kernel in zip(gates, self.kernels(max(n, 1))):
+            toeplitz = kernel.to(x.dtype).T[:, lag.clamp(min=0)].tril()
+            matrix = gate.transpose(1, 2)[..., None] * (toeplitz @ matrix)
+        return matrix
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._alone(x)[-1].transpose(1, 2)[..., None]
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(mixed[..., 0].transpose(1, 2))
+
+
+def convolve(z: Tensor, kernel: Tensor, layout: Layout) -> Tensor:
+    """z (B, N, D) along the paths of this call, by taps (L, D)."""
+    if layout.parents is None or not layout.parents.numel():
+        return long_convolution(z, kernel)
+    depth = layout.follows.sum(-1) - 1
+    taps = kernel[(depth[:, :, None] - depth[:, None]).clamp(min=0)]  # (B, N, N, D)
+    return torch.einsum("bqkd,bkd->bqd", taps.to(z.dtype) * layout.follows[..., None], z)
+
+
+def beyond(cache: Cache, index: int, kernel: Tensor, layout: Layout) -> Tensor:
+    """What the committed nodes add to each node of this call, (B, N, D): by how deep it lies, not by which it is."""
+    before, depth = cache.longest, layout.follows.sum(-1) - 1
+    past = cache.k[:, index, :before].to(kernel.dtype)
+    if not cache.uniform:  # let all rows end at the same place
+        place = torch.arange(before, device=past.device) - (before - cache.lengths)[:, None]
+        past = past.gather(1, place.clamp(min=0)[..., None].expand_as(past)) * (place >= 0)[..., None]
+    deepest = int(depth.max()) + 1 if depth.numel() else 0
+    if deepest <= FEW:
+        levels = [torch.einsum("btd,td->bd", past, kernel[level + 1 : level + 1 + before].flip(0))
+                  for level in range(deepest)]
+        far = torch.stack(levels, 1) if levels else past[:, :0]
+    else:
+        far = long_convolution(F.pad(past, (0, 0, 0, deepest)), kernel)[:, before:]
+    return far.gather(1, depth[..., None].expand(len(far), -1, far.shape[2]))

@@ -1,0 +1,105 @@
+"""Mamba-2: a selective state space whose decay is one number per head (Dao & Gu 2024, arXiv 2405.21060)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels.ssd import ssd
+from segue.mixers.base import Mixer
+from segue.mixers.convolution import ShortConvolution
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+
+class StateSpaceDual(Recurrence):
+    """h = exp(dt A) h + dt B x^T; y = h^T C + D x, with one A and D per head.
+
+    Inputs x (B, N, H, E), dt (B, N, H), B and C (B, N, G, S), each for H / G heads; state (B, H, S, E).
+    """
+
+    def __init__(self, heads: int, states: int, head_width: int) -> None:
+        super().__init__()
+        self.shape = (heads, states, head_width)
+        self.A_log = nn.Parameter(torch.empty(heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(heads))
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return (like.new_zeros(batch, *self.shape),)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        x, dt, B, C = inputs
+        y, final = ssd(C, B, x * dt[..., None].to(x.dtype), dt * -self.A_log.exp(), state[0], starts, lengths)
+        return y + x * self.D[:, None].to(x.dtype), (final,)
+
+
+class Mamba2(Mixer):
+    """width: model width D. states: S per head and channel. head_width: channels that share a decay (default: 64, or
+    what divides the inner width). groups: of heads, each with its own B and C. taps: of the convolution. expand: inner
+    width relative to D. bias: of the projections in and out."""
+
+    linear_in_values = True
+
+    def __init__(self, width: int, states: int = 64, head_width: int | None = None, groups: int = 1, taps: int = 4,
+                 expand: int = 2, bias: bool = False, norm_eps: float = 1e-5) -> None:
+        super().__init__(width)
+        inner = expand * width
+        head_width = head_width or math.gcd(64, inner)
+        if inner % head_width or inner // head_width % groups:
+            raise SegueError(f"an inner width of {inner} is not {groups} groups of heads of {head_width} channels: "
+                             "choose head_width and groups that divide it")
+        self.heads, self.groups = inner // head_width, groups
+        self.widths = (inner, inner + 2 * groups * states, self.heads)  # gate, what is convolved, step sizes
+        self.into = nn.Linear(width, sum(self.widths), bias=bias)
+        self.convolution = ShortConvolution(self.widths[1], taps)
+        self.scan = StateSpaceDual(self.heads, states, head_width)
+        self.norm = nn.RMSNorm(inner // groups, eps=norm_eps, elementwise_affine=False)
+        self.scale = nn.Parameter(torch.ones(inner))
+        self.out = nn.Linear(inner, width, bias=bias)
+        # Step sizes begin spread log-uniformly over [0.001, 0.1]: the bias is their inverse softplus.
+        step = torch.exp(torch.rand(self.heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
+        self.step_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [self.scan.A_log, self.scan.D, self.step_bias]
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
+                "scan": Carry(self.scan, self.scan.initial(batch, like), history)}
+
+    def _inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensors:
+        _, u, dt = self.into(x).split(self.widths, -1)
+        u = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
+        inner, both = self.widths[0], (self.widths[1] - self.widths[0]) // 2
+        values, B, C = u.split([inner, both, both], -1)
+        return (values.unflatten(-1, (self.heads, -1)), F.softplus(dt + self.step_bias),
+                B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1)))
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        y = self.scan(self._inputs(x, layout, parts), layout, None if parts is None else parts["scan"])
+        return self.output(y.transpose(1, 2), x)
+
+    def _alone(self, x: Tensor) -> Tensors:
+        return self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        """(B, H, T, T), the skip D on the diagonal."""
+        _, dt, B, C = self._alone(x)
+        B, C = (y.repeat_interleave(self.heads // self.groups, 2) for y in (B, C))
+        decay = (dt * -self.scan.A_log.exp()).cumsum(1).transpose(1, 2)  # (B, H, T)
+        between = (decay[..., None] - decay[..., None, :]).clamp(max=0).exp()
+        matrix = torch.einsum("bihs,bjhs,bhij,bjh->bhij", C, B, between, dt).tril()
+        return matrix + torch.diag_embed(self.scan.D[:, None].expand(-1, x.shape[1]))
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._alone(x)[0].transpose(1, 2)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        gate = F.linear(x, self.into.weight[: self.widths[0]],
+                        None if self.into.bias is None else self.into.bias[: self.widths[0]])
+        y = (mixed.transpose(1, 2).flatten(2) * F.silu(gate)).unflatten(-1, (self.groups, -1))
+        return self.out(self.norm(y).flatten(2) * self.scale)

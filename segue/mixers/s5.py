@@ -1,0 +1,57 @@
+"""S5: one state space of many inputs and outputs, run by a scan (Smith et al. 2022, arXiv 2208.04933), which resets where
+an episode starts (Lu et al. 2023, arXiv 2303.03982)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers import hippo
+from segue.mixers.diagonal import DiagonalMixer, DiagonalRecurrence
+
+
+class Sampled(DiagonalRecurrence):
+    """Decays exp(Lambda dt), from Lambda = -exp(rate) + i frequency, which cannot grow, and one dt per state."""
+
+    def __init__(self, eigenvalues: Tensor, steps: tuple[float, float]) -> None:
+        super().__init__()
+        low, high = map(math.log, steps)
+        self.rate = nn.Parameter((-eigenvalues.real).log().float())
+        self.frequency = nn.Parameter(eigenvalues.imag.float())
+        self.step = nn.Parameter(torch.rand(len(eigenvalues)) * (high - low) + low)
+
+    def discrete(self) -> hippo.Pair:
+        """(P,) decays and the factor of what is written, for an input that is held over a step."""
+        wide = torch.promote_types(self.rate.dtype, torch.float32)
+        rate, frequency, step = (x.to(wide) for x in (self.rate, self.frequency, self.step))
+        return hippo.discretise(torch.complex(-rate.exp(), frequency), step.exp())
+
+    def decay(self) -> Tensor:
+        return self.discrete()[0]
+
+
+class S5(DiagonalMixer):
+    """width: model width H. states: P complex ones, each standing for a conjugate pair (default: half the width).
+    blocks: in how many blocks of its own the HiPPO-N matrix begins. steps: range of the step sizes at the beginning."""
+
+    def __init__(self, width: int, states: int | None = None, blocks: int = 1,
+                 steps: tuple[float, float] = (0.001, 0.1)) -> None:
+        super().__init__(width)
+        states = states or max(width // 2, 1)
+        if blocks < 1 or states % blocks:
+            raise SegueError(f"{states} states cannot be in {blocks} blocks: choose a number that divides them")
+        eigenvalues, _, _, v = hippo.dplr("legs", 2 * states // blocks)
+        v = torch.block_diag(*[v] * blocks)
+        self.recurrence = Sampled(eigenvalues.repeat(blocks), steps)
+        b = torch.randn(2 * states, width, dtype=torch.float64) / math.sqrt(width)
+        c = torch.randn(width, 2 * states, dtype=torch.complex128) / math.sqrt(states)
+        self.B = nn.Parameter(torch.view_as_real(v.mH @ b.to(v.dtype)).float())
+        self.C = nn.Parameter(2 * torch.view_as_real(c @ v).float())  # twice: the other of each pair is not computed
+        self.D = nn.Parameter(torch.randn(width))
+
+    def inputs(self) -> Tensor:
+        wide = torch.promote_types(self.B.dtype, torch.float32)
+        return self.recurrence.discrete()[1][:, None] * torch.view_as_complex(self.B.to(wide))

@@ -1,0 +1,7 @@
+"""Serving a model: the batching engine, the OpenAI-compatible API in front of it, and a page for people."""
+
+from __future__ import annotations
+
+from segue.serving.engine import Engine, Overloaded, Request, Ticket
+
+__all__ = ["Engine", "Overloaded", "Request", "Ticket"]

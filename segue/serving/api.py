@@ -1,0 +1,289 @@
+"""The OpenAI completions API in front of an engine: the official client and curl work unchanged.
+
+`segue serve MODEL` runs it on the loopback interface. Beside /v1/completions and /v1/models there are /health, with the
+engine's numbers, and a page for people at /.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header
+from fastapi import Request as HTTPRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from segue.decoding.continuation import Stops, Telling, prime_tokens
+from segue.decoding.sampling import Leaning, Sampling
+from segue.errors import SegueError
+from segue.kinds import Codec
+from segue.serving.engine import Engine, News, Overloaded, Request, Ticket
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Completion(BaseModel):
+    """The body of a request, as OpenAI documents it; top_k, min_p and repetition_penalty are ours."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = ""
+    prompt: str | list[str] | list[int] | list[list[int]] = ""
+    max_tokens: int | None = Field(16, ge=0)
+    temperature: float | None = Field(1.0, ge=0, le=2)
+    top_p: float | None = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[int, float] | None = None
+    n: int | None = Field(1, ge=1, le=128)
+    best_of: int | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    echo: bool | None = False
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    suffix: str | None = None
+    user: str | None = None
+
+
+class Refused(Exception):
+    """A request that gets an error instead of an answer."""
+
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+
+
+def refusal(status: int, message: str, param: str | None = None) -> JSONResponse:
+    kind = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error",
+            500: "server_error"}.get(status, "invalid_request_error")
+    headers = {"Retry-After": "1"} if status == 429 else None
+    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": None}}, status, headers)
+
+
+class Answering:
+    """One HTTP request: its prompts become requests to the engine, the news of those one queue."""
+
+    def __init__(self, engine: Engine, codec: Codec, eos: frozenset[int], body: Completion) -> None:
+        self.engine, self.codec, self.body = engine, codec, body
+        self.n = body.n or 1
+        self.queue: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
+        self.tickets: list[Ticket] = []
+        if body.suffix or body.best_of not in (None, self.n):
+            raise Refused(400, "suffix, and best_of other than n, are not offered here",
+                          "suffix" if body.suffix else "best_of")
+        stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+        self.stops = Stops(stops, codec) if stops else None
+        self.prompts = self._prompts(body.prompt)
+        seed = secrets.randbits(63) if body.seed is None else body.seed
+        bias = {token: value for token, value in (body.logit_bias or {}).items() if value}
+        if any(not 0 <= token < engine.model.vocabulary for token in bias):
+            raise Refused(400, "logit_bias names a token outside the vocabulary", "logit_bias")
+        leaning = Leaning(tuple(bias.items()), body.frequency_penalty or 0.0, body.presence_penalty or 0.0)
+        for prompt in self.prompts:
+            sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k,
+                                body.top_p or 1.0, body.min_p, body.repetition_penalty,
+                                (leaning,) if bias or body.frequency_penalty or body.presence_penalty else ())
+            told = bool(body.echo) and body.logprobs is not None
+            n = 16 if body.max_tokens is None else body.max_tokens
+            if n == 0 and not body.echo:
+                raise Refused(400, "max_tokens must be at least 1, or echo the prompt", "max_tokens")
+            self.tickets.append(Ticket(Request(
+                prompt, n, sampling, eos, self.n, seed, body.logprobs, told or n == 0,
+                None if self.stops is None else self.stops.until), self._deliver(len(self.tickets))))
+
+    def _prompts(self, prompt: Any) -> list[list[int]]:
+        many = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+        found = []
+        for one in many:
+            ids = prime_tokens(self.codec, one) if isinstance(one, str) else list(one)
+            if not ids:
+                raise Refused(400, "the prompt is empty", "prompt")
+            found.append(ids)
+        return found
+
+    def _deliver(self, place: int) -> Any:
+        home = asyncio.get_running_loop()
+        return lambda news: home.call_soon_threadsafe(self.queue.put_nowait, (place, news))
+
+    def submit(self) -> None:
+        """All prompts, or none where there is no room."""
+        sent = []
+        try:
+            for ticket in self.tickets:
+                sent.append(self.engine.submit(ticket.request, ticket.deliver))
+        except SegueError:
+            for ticket in sent:
+                ticket.cancel()
+            raise
+        self.tickets = sent
+
+    def cancel(self) -> None:
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    async def choices(self) -> AsyncIterator[dict[str, Any]]:
+        """What becomes certain of each choice, as OpenAI puts it: text, logprobs, finish_reason."""
+        tellings = [Telling(self.codec, self.stops) for _ in range(len(self.prompts) * self.n)]
+        offsets = [0] * len(tellings)
+        open_, echoed, self.said = len(tellings), set[int](), 0
+        while open_:
+            place, news = await self.queue.get()
+            if news.error is not None:
+                raise news.error
+            if self.body.echo and place not in echoed:
+                echoed.add(place)
+                for index in range(place * self.n, (place + 1) * self.n):
+                    yield self._echo(place, index, news, offsets)
+            if news.prompt is not None:
+                continue
+            index = place * self.n + news.index
+            self.said += len(news.tokens)
+            _, text = tellings[index](news.tokens, news.finish is not None)
+            open_ -= news.finish is not None
+            if text or news.tokens or news.finish:
+                yield self._choice(index, text, news.tokens, news.logprobs, news.tops, news.finish, offsets)
+
+    def _echo(self, place: int, index: int, news: News, offsets: list[int]) -> dict[str, Any]:
+        ids = self.prompts[place]
+        given = news.prompt or []
+        logprobs: list[Any] = [None if one is None else one[0] for one in given]
+        tops: list[Any] = [None if one is None else one[1] for one in given]
+        text = Telling(self.codec)(ids, True)[1]
+        return self._choice(index, text, ids if given else [], logprobs, tops, None, offsets)
+
+    def _choice(self, index: int, text: str, tokens: list[int], logprobs: list[Any], tops: list[Any],
+                finish: str | None, offsets: list[int]) -> dict[str, Any]:
+        told = None
+        if self.body.logprobs is not None:
+            names = [self.codec.token(token) for token in tokens]
+            places = [offsets[index] + sum(map(len, names[:i])) for i in range(len(names))]
+            alternatives = [None if top is None else {self.codec.token(token): value for token, value in top}
+                            for top in tops] if self.body.logprobs else None
+            told = {"tokens": names, "token_logprobs": logprobs, "top_logprobs": alternatives, "text_offset": places}
+        offsets[index] += len(text)
+        reason = None if finish is None else "length" if finish == "length" else "stop"
+        return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
+
+    @property
+    def usage(self) -> dict[str, int]:
+        read = sum(map(len, self.prompts))
+        return {"prompt_tokens": read, "completion_tokens": self.said, "total_tokens": read + self.said}
+
+
+def merge(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+    """Add a piece to the choice it belongs to."""
+    choice = choices[piece["index"]]
+    choice["text"] += piece["text"]
+    choice["finish_reason"] = piece["finish_reason"] or choice["finish_reason"]
+    if piece["logprobs"] is not None:
+        have = choice["logprobs"] or {name: [] for name in piece["logprobs"]}
+        choice["logprobs"] = {name: None if values is None else [*(have[name] or []), *values]
+                              for name, values in piece["logprobs"].items()}
+
+
+def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = frozenset(),
+               key: str | None = None) -> FastAPI:
+    """name: of the model, in answers. eos: tokens that end an answer. key: what clients must send as a bearer token
+    (None: nothing). The engine is closed with the app."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    app = FastAPI(title="segue", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    born = int(time.time())
+
+    def allowed(authorization: Annotated[str | None, Header()] = None) -> None:
+        sent = (authorization or "").removeprefix("Bearer ")
+        if key is not None and not secrets.compare_digest(sent.encode(), key.encode()):
+            raise Refused(401, "send the key of this server as 'Authorization: Bearer KEY'")
+
+    @app.exception_handler(Refused)
+    async def refused(_: HTTPRequest, error: Refused) -> JSONResponse:
+        return refusal(error.status, str(error), error.param)
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(_: HTTPRequest, error: Overloaded) -> JSONResponse:
+        return refusal(429, str(error))
+
+    @app.exception_handler(SegueError)
+    async def mistaken(_: HTTPRequest, error: SegueError) -> JSONResponse:
+        return refusal(400, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: HTTPRequest, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = str(first["loc"][1]) if len(first["loc"]) > 1 else ""
+        return refusal(400, f"{where or 'body'}: {first['msg']}", where or None)
+
+    @app.post("/v1/completions", dependencies=[Depends(allowed)], response_model=None)
+    async def completions(body: Completion, http: HTTPRequest) -> JSONResponse | StreamingResponse:
+        if body.model not in ("", name):
+            raise Refused(404, f"there is no model '{body.model}' here, only '{name}'", "model")
+        answering = Answering(engine, codec, eos, body)
+        answering.submit()
+        frame = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
+                 "model": name}
+        if body.stream:
+            return StreamingResponse(events(answering, frame), media_type="text/event-stream")
+        choices = [{"index": index, "text": "", "logprobs": None, "finish_reason": None}
+                   for index in range(len(answering.prompts) * answering.n)]
+
+        async def collect() -> None:
+            async for piece in answering.choices():
+                merge(choices, piece)
+
+        work = asyncio.create_task(collect())
+        try:
+            while not (await asyncio.wait([work], timeout=0.5))[0]:
+                if await http.is_disconnected():
+                    work.cancel()
+                    break
+            await work
+        except asyncio.CancelledError:
+            return refusal(400, "the client has gone")
+        finally:
+            answering.cancel()  # what is finished does not mind
+        return JSONResponse(frame | {"choices": choices, "usage": answering.usage})
+
+    async def events(answering: Answering, frame: dict[str, Any]) -> AsyncIterator[str]:
+        try:
+            async for piece in answering.choices():
+                yield f"data: {json.dumps(frame | {'choices': [piece]})}\n\n"
+            if answering.body.stream_options is not None and answering.body.stream_options.include_usage:
+                yield f"data: {json.dumps(frame | {'choices': [], 'usage': answering.usage})}\n\n"
+            yield "data: [DONE]\n\n"
+        except Exception as error:  # the status is long sent: say it in the stream
+            yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error'}})}\n\n"
+        finally:
+            answering.cancel()
+
+    @app.get("/v1/models", dependencies=[Depends(allowed)])
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [{"id": name, "object": "model", "created": born, "owned_by": "segue"}]}
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "model": name, "path": engine.model.path, **engine.stats()}
+
+    @app.get("/", response_class=HTMLResponse)
+    async def page() -> str:
+        return resources.files("segue.serving").joinpath("page.html").read_text(encoding="utf-8")
+
+    return app

@@ -1,0 +1,312 @@
+"""The batching engine: requests join and leave one running batch, each with its own length and decoder settings.
+
+One thread owns the model. Between two passes of the batch it reads a bounded piece of the waiting prompts (a long
+prompt must not hold up those who are being answered), lets rows whose prompts are read join, and drops those that
+finished or were cancelled. Beginnings of prompts that were read before are not read again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from segue.decoding.accept import walk
+from segue.decoding.cost import Cost
+from segue.decoding.draft import Drafter
+from segue.decoding.generate import draft_sizes
+from segue.decoding.loop import Loop, Prefill, evaluating, reads_whole
+from segue.decoding.sampling import Noise, Sampling
+from segue.decoding.verify import Row, likeliest
+from segue.errors import SegueError
+from segue.models.base import Decodable, Decoding
+
+WORTH = 16  # shorter beginnings are read again sooner than they are looked up and copied
+
+_requests = itertools.count(1 << 40)  # names towards drafters, apart from those of `generate`
+
+
+class Overloaded(SegueError):
+    """The queue is full: try again later."""
+
+
+@dataclass
+class Request:
+    """prompt: token ids, at least one. n: tokens to add at most (0: only read the prompt, with `told`). sampling: how
+    they are chosen. stops: tokens that end an answer. count: how many answers. seed: fixes them. logprobs: of so many
+    likeliest tokens at each place beside the chosen one's (None: none at all). told: also those of the prompt's tokens.
+    until: makes, for each answer, what is called after each token with its tokens so far; True ends it."""
+
+    prompt: list[int]
+    n: int = 16
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: frozenset[int] = frozenset()
+    count: int = 1
+    seed: int = 0
+    logprobs: int | None = None
+    told: bool = False
+    until: Callable[[list[int]], bool] | None = None
+
+
+@dataclass
+class News:
+    """What one pass added to one answer. index: which of the request's answers. tokens; logprobs and tops of them,
+    where asked for. finish: why it ended, on its last news. prompt: log-probability and likeliest ones of each token of
+    the prompt (None for the first), before all other news, where asked for. error: why the request has no answer."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    tops: list[list[tuple[int, float]]] = field(default_factory=list)
+    finish: str | None = None
+    prompt: list[tuple[float, list[tuple[int, float]]] | None] | None = None
+    error: Exception | None = None
+
+
+class Ticket:
+    """A request in the engine. `cancel` frees its rows; `deliver` is called from the engine's thread with all news."""
+
+    def __init__(self, request: Request, deliver: Callable[[News], None]) -> None:
+        self.request, self.deliver = request, deliver
+        self.cancelled = threading.Event()
+        self.rows: list[Row] = []
+        self.told: dict[int, int] = {}
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    @property
+    def room(self) -> int:
+        """Tokens its rows may come to hold."""
+        return self.request.count * (len(self.request.prompt) + self.request.n)
+
+
+class Prefixes:
+    """States behind the beginnings of prompts, the latest used kept, `tokens` of them in all."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.kept: OrderedDict[tuple[int, ...], Decoding] = OrderedDict()
+        self.hits = self.saved = 0
+
+    def put(self, beginning: Sequence[int], state: Decoding) -> None:
+        """state: one row that has seen exactly `beginning`."""
+        if not WORTH <= len(beginning) <= self.tokens or tuple(beginning) in self.kept:
+            return
+        self.kept[tuple(beginning)] = state.snapshot()
+        while sum(map(len, self.kept)) > self.tokens:
+            self.kept.popitem(last=False)
+
+    def find(self, prompt: Sequence[int]) -> tuple[int, Decoding] | None:
+        """The longest beginning of the prompt that a state here stands behind or can go back to, and that state."""
+        prompt = tuple(prompt)[:-1]  # the last token is always read: its scores are wanted
+        shared = {key: next((i for i, (a, b) in enumerate(zip(key, prompt)) if a != b), min(len(key), len(prompt)))
+                  for key in self.kept}
+        for key in sorted(shared, key=lambda key: -shared[key]):
+            if (length := shared[key]) < WORTH:
+                return None
+            state = self.kept[key].snapshot()
+            try:
+                state.rewind(len(key) - length)
+            except SegueError:  # a recurrence cannot: another key may stand at the place itself
+                continue
+            self.kept.move_to_end(key)
+            self.hits, self.saved = self.hits + 1, self.saved + length
+            return length, state
+        return None
+
+
+class Engine:
+    """Answers many requests at once.
+
+    rows: answered at the same time, at most. tokens: that those may come to hold, prompts included (the memory bound).
+    queue: requests that wait, at most; beyond that `submit` raises `Overloaded`. piece: prompt tokens read between two
+    passes. prefixes: tokens of kept beginnings of prompts. draft: a drafter all requests share, or None.
+    """
+
+    def __init__(self, model: Decodable, *, rows: int = 32, tokens: int = 65_536, queue: int = 64, piece: int = 256,
+                 prefixes: int = 8_192, draft: Drafter | None = None) -> None:
+        if min(rows, tokens, queue, piece) < 1:
+            raise SegueError(f"rows, tokens, queue and piece must be at least 1, not {rows}, {tokens}, {queue} and "
+                             f"{piece}")
+        self.model, self.rows, self.tokens, self.queue, self.piece = model, rows, tokens, queue, piece
+        # What was read both ways, or seen by a drafter, cannot be gone on from.
+        self.prefixes = Prefixes(0 if reads_whole(model) or (draft is not None and draft.needs_hidden) else prefixes)
+        self.loop = Loop(model, draft, walk, Cost(sizes=draft_sizes(draft)), keep=True)
+        self.waiting: deque[Ticket] = deque()
+        self.reading: list[tuple[Ticket, Prefill]] = []
+        self.answering: list[Ticket] = []
+        self.served = self.passes = 0
+        self._change = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="segue-engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, deliver: Callable[[News], None]) -> Ticket:
+        """Queue a request. Raises SegueError where it can never be answered, Overloaded where the queue is full."""
+        ticket = Ticket(request, deliver)
+        if not request.prompt or not 0 <= min(request.prompt) <= max(request.prompt) < self.model.vocabulary:
+            raise SegueError("the prompt must hold at least one token, all of them in the model's vocabulary")
+        if request.n < (0 if request.told else 1) or request.count < 1:
+            raise SegueError(f"ask for at least one token and one answer, not {request.n} and {request.count}")
+        if request.count > self.rows or ticket.room > self.tokens:
+            raise SegueError(f"{request.count} answers of {len(request.prompt)} + {request.n} tokens are more than "
+                             f"this server holds at once ({self.rows} rows, {self.tokens} tokens)")
+        with self._change:
+            if self._closed:
+                raise SegueError("the engine is closed")
+            if len(self.waiting) >= self.queue:
+                raise Overloaded(f"{len(self.waiting)} requests are waiting already: try again later")
+            self.waiting.append(ticket)
+            self._change.notify()
+        return ticket
+
+    def warm(self) -> None:
+        """Answer a request of its own, so that the first real one does not wait for a compiler."""
+        done = threading.Event()
+        self.submit(Request([0], 2), lambda news: done.set() if news.finish or news.error else None)
+        done.wait()
+        self.served = self.passes = 0
+
+    def close(self) -> None:
+        """End all requests and the thread."""
+        with self._change:
+            self._closed = True
+            self._change.notify()
+        self._thread.join()
+
+    def stats(self) -> dict[str, int]:
+        return {"waiting": len(self.waiting), "reading": len(self.reading), "answering": len(self.answering),
+                "rows": len(self.loop.live), "served": self.served, "passes": self.passes,
+                "prefix_hits": self.prefixes.hits, "prefix_tokens_saved": self.prefixes.saved}
+
+    # Everything below runs in the engine's own thread.
+
+    def _run(self) -> None:
+        with evaluating(self.model):
+            while True:
+                with self._change:
+                    while not (self._closed or self.waiting or self.reading or self.answering):
+                        self._change.wait()
+                    if self._closed:
+                        break
+                try:
+                    self._drop_cancelled()
+                    self._accept()
+                    self._read()
+                    if self.loop.live:
+                        self._report(self.loop.turn())
+                        self.loop.leave()
+                        self.passes += 1
+                except Exception as error:  # one bad request must not take the server with it
+                    self._fail(error)
+        self._fail(SegueError("the server is closing"))
+
+    def _drop_cancelled(self) -> None:
+        for ticket in self.answering:
+            if ticket.cancelled.is_set():
+                for row in ticket.rows:
+                    row.finish = row.finish or "cancelled"
+                self.loop.forget(ticket.rows)
+        self.answering = [ticket for ticket in self.answering if not ticket.cancelled.is_set()]
+        self.reading = [pair for pair in self.reading if not pair[0].cancelled.is_set()]
+        with self._change:
+            self.waiting = deque(ticket for ticket in self.waiting if not ticket.cancelled.is_set())
+
+    def _accept(self) -> None:
+        """Begin to read waiting requests, in order, while there is room for them."""
+        while self.waiting:
+            held = [*self.answering, *(ticket for ticket, _ in self.reading)]
+            ticket = self.waiting[0]
+            if sum(t.request.count for t in held) + ticket.request.count > self.rows or \
+                    sum(t.room for t in held) + ticket.room > self.tokens:
+                return
+            with self._change:
+                self.waiting.popleft()
+            self.reading.append((ticket, self._begin(ticket)))
+
+    def _begin(self, ticket: Ticket) -> Prefill:
+        request = ticket.request
+
+        def noise(index: int) -> Callable[[int], Noise]:
+            return lambda lane: Noise(request.seed, index, lane)
+
+        ticket.rows = [Row(index, next(_requests), request.prompt, max(request.n, 1), request.sampling, request.stops,
+                           noise(index), self.model.vocabulary, request.logprobs is not None, request.until,
+                           request.logprobs or 0) for index in range(request.count)]
+        known = None if request.told else self.prefixes.find(request.prompt)
+        done, state = known or (0, None)
+        return Prefill(self.model, ticket.rows, self.loop.hidden, self.piece, state, done, told=request.told)
+
+    def _read(self) -> None:
+        """A bounded piece of the prompts; those that are read join the batch."""
+        budget, ready = self.piece, []
+        while self.reading and budget > 0:
+            ticket, prefill = self.reading[0]
+            before = prefill.done
+            whole = prefill.advance()
+            budget -= prefill.done - before
+            self.prefixes.put(ticket.request.prompt[: prefill.done], prefill.state)
+            if whole:
+                self.reading.pop(0)
+                ready.append((ticket, prefill))
+        if not ready:
+            return
+        for ticket, prefill in ready:
+            if prefill.told is not None:
+                ticket.deliver(News(0, prompt=told(prefill, ticket.request)))
+        only = [ticket for ticket, _ in ready if ticket.request.n == 0]
+        for ticket in only:
+            self._end(ticket)
+        joining = [(ticket, prefill) for ticket, prefill in ready if ticket.request.n]
+        if joining:
+            self.answering += [ticket for ticket, _ in joining]
+            self._report(self.loop.admit(*(prefill for _, prefill in joining)))
+
+    def _end(self, ticket: Ticket) -> None:
+        for index in range(ticket.request.count):
+            ticket.deliver(News(index, finish="length"))
+        self.served += 1
+
+    def _report(self, moved: Sequence[Row]) -> None:
+        """Deliver what is new of the rows that moved."""
+        rows = {id(row) for row in moved}
+        for ticket in list(self.answering):
+            for row in ticket.rows:
+                if id(row) not in rows:
+                    continue
+                since, now = ticket.told.get(row.index, 0), len(row.out)
+                ticket.told[row.index] = now
+                ticket.deliver(News(row.index, row.out[since:now], (row.logprobs or [])[since:now],
+                                    row.tops[since:now], row.finish))
+            if all(row.finish is not None for row in ticket.rows):
+                self.answering.remove(ticket)
+                self.served += 1
+
+    def _fail(self, error: Exception) -> None:
+        """Nobody who is being answered can be: say why, and begin anew."""
+        with self._change:
+            lost = [*self.answering, *(ticket for ticket, _ in self.reading)]
+            if self._closed:
+                lost += self.waiting
+                self.waiting.clear()
+        self.loop.forget([row for ticket in self.answering for row in ticket.rows])
+        self.reading, self.answering = [], []
+        self.loop.live, self.loop.state = [], None
+        for ticket in lost:
+            ticket.deliver(News(0, error=error))
+
+
+def told(prefill: Prefill, request: Request) -> list[tuple[float, list[tuple[int, float]]] | None]:
+    """What the model thought of each token of the prompt."""
+    scores = np.concatenate([piece[0] for piece in prefill.told or []])
+    given: list[Any] = [None]
+    for at, token in enumerate(request.prompt[1:]):
+        tops = likeliest(scores[at], request.logprobs) if request.logprobs else []
+        given.append((float(scores[at, token]), tops))
+    return given

@@ -1,0 +1,41 @@
+"""`serve`: a saved model behind the API, until interrupted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from segue.decoding.draft import DRAFTERS
+from segue.errors import SegueError, require
+from segue.serving.engine import Engine
+from segue.verbs.fit import load
+
+
+def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: str | None = None, rows: int = 32,
+          tokens: int = 65_536, queue: int = 64, draft: str | None = None, weights: str = "float32") -> None:
+    """Answer the OpenAI completions API with the model in `folder`.
+
+    host, port: where to listen; the loopback interface unless told otherwise, and then only with a key. rows, tokens,
+    queue: what is answered at once, what that may hold, how many wait (see `Engine`). draft: a name in DRAFTERS, for
+    all requests; it changes no token. weights: "float32" or "int8".
+    """
+    uvicorn = require("uvicorn", extra="serve")
+    require("fastapi", extra="serve")
+    from segue.serving.api import create_app
+
+    if host not in ("127.0.0.1", "localhost", "::1") and key is None:
+        raise SegueError(f"{host} can be reached by others: give a key (--key), or listen on 127.0.0.1")
+    if draft is not None and draft not in DRAFTERS:
+        raise SegueError(f"draft '{draft}' is unknown: choose from {', '.join(DRAFTERS)}")
+    fitted = load(folder)
+    ends = getattr(fitted, "ends", None) or ([] if fitted.codec.eos is None else [fitted.codec.eos])
+    engine = Engine(fitted.decodable(weights), rows=rows, tokens=tokens, queue=queue,
+                    draft=DRAFTERS[draft]() if draft is not None else None)
+    app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(ends), key)
+    engine.warm()
+    print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
+          "(ctrl-C ends)", file=sys.stderr)
+    try:
+        uvicorn.run(app, host=host, port=port, log_level="warning")
+    finally:
+        engine.close()

@@ -1,0 +1,113 @@
+"""Tasks of tracking a state: an automaton reads symbols, and the model says where it stands.
+
+Every prefix is asked for (Grazzi et al. 2024, arXiv 2411.12537), or, behind a `Scratchpad`, only the answer after some
+steps of work in between (Merrill & Sabharwal 2023, arXiv 2310.07923).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from segue.errors import SegueError
+from segue.models.automata import DFA, alternating, counter, generators, random_dfa, swaps, symmetric, word_problem
+from segue.objectives import Batch
+from segue.tasks.base import Task
+
+
+def tracking(name: str, dfa: DFA, source: str = "arXiv 2411.12537") -> Task:
+    """A start token and random symbols; after each, which state is the automaton in?"""
+    start = dfa.symbols
+
+    def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
+        word = torch.randint(dfa.symbols, (rows, length - 1), generator=generator)
+        nothing = torch.full((rows, 1), -1)
+        return Batch(torch.cat([torch.full_like(nothing, start), word], 1), torch.cat([nothing, dfa.run(word)], 1))
+
+    return Task(name, max(dfa.symbols + 1, dfa.states), draw, 1 / dfa.states, source)
+
+
+def dyck(kinds: int = 2, depth: int = 8) -> Task:
+    """A walk through nested brackets, never deeper than `depth`: after each, which kind would close, or `kinds` for
+    none. Symbols 0 ... kinds - 1 open, kinds ... 2 kinds - 1 close, 2 kinds starts."""
+
+    def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
+        tokens = torch.full((rows, length), 2 * kinds)
+        targets = torch.full((rows, length), -1)
+        stack, height = torch.full((rows, depth + 1), kinds), torch.zeros(rows, dtype=torch.long)
+        row = torch.arange(rows)
+        for t in range(1, length):
+            opens = (torch.rand(rows, generator=generator) < 0.5) & (height < depth) | (height == 0)
+            kind = torch.randint(kinds, (rows,), generator=generator)
+            tokens[:, t] = torch.where(opens, kind, kinds + stack[row, height])
+            height = height + torch.where(opens, 1, -1)
+            stack[row[opens], height[opens]] = kind[opens]
+            targets[:, t] = stack[row, height]
+        return Batch(tokens, targets)
+
+    return Task("dyck", 2 * kinds + 1, draw, 1 / (kinds + 1), "arXiv 2310.07923")
+
+
+POLICIES = ("none", "dummy", "log", "linear")
+
+
+@dataclass(frozen=True)
+class Scratchpad:
+    """What is written between a word of n symbols and its answer, the state after all of it.
+
+    policy: "none"; "dummy", n tokens that say nothing; "log", the states after 2, 4, 8 ... symbols; "linear", all of
+    them. Symbols keep their ids, then come the states, a start token and the dummy.
+    """
+
+    policy: str
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise SegueError(f"scratchpad '{self.policy}' is unknown: choose from {', '.join(POLICIES)}")
+
+    def steps(self, n: int) -> list[int]:
+        """After how many symbols the state is written; the last one is the answer."""
+        if self.policy == "linear":
+            return list(range(1, n + 1))
+        return [2**i for i in range(1, n.bit_length()) if 2**i < n and self.policy == "log"] + [n]
+
+    def length(self, n: int) -> int:
+        """Tokens of a row: the start, the symbols and what is written, without the answer itself."""
+        return 1 + n + len(self.steps(n)) - 1 + n * (self.policy == "dummy")
+
+    def task(self, name: str, dfa: DFA) -> Task:
+        """The word problem behind this scratchpad; a row that has room left begins with more start tokens."""
+        start, dummy = dfa.symbols + dfa.states, dfa.symbols + dfa.states + 1
+
+        def draw(rows: int, length: int, generator: torch.Generator) -> Batch:
+            n = max(n for n in range(1, length) if self.length(n) <= length)
+            word = torch.randint(dfa.symbols, (rows, n), generator=generator)
+            written = dfa.symbols + dfa.run(word)[:, torch.tensor(self.steps(n)) - 1]
+            front = torch.full((rows, length - self.length(n) + 1), start)
+            silent = torch.full((rows, n * (self.policy == "dummy")), dummy)
+            tokens = torch.cat([front, word, silent, written[:, :-1]], 1)
+            targets = torch.full_like(tokens, -1)
+            targets[:, length - written.shape[1] :] = written
+            return Batch(tokens, targets)
+
+        return Task(name, dfa.symbols + dfa.states + 2, draw, 1 / dfa.states, "arXiv 2310.07923",
+                    shortest=self.length(1))
+
+
+S5 = symmetric(5)
+A5 = alternating(5)
+A5_WORDS = word_problem(A5, generators(A5, 6))
+
+AUTOMATA = (
+    tracking("parity", counter(2)),
+    tracking("modular-count", counter(3)),
+    tracking("modular-sum", counter(3, 3)),
+    tracking("s3-words", word_problem(symmetric(3))),
+    tracking("s5-words", word_problem(S5, generators(S5, 6))),
+    tracking("s5-swaps", word_problem(S5, swaps(5))),
+    tracking("a5-words", A5_WORDS, "arXiv 2310.07923"),
+    tracking("random-dfa", random_dfa(6, 3)),
+    dyck(),
+    *(Scratchpad(policy).task(f"a5-words-{policy}", A5_WORDS) for policy in POLICIES),
+)

@@ -1,0 +1,260 @@
+"""The batching engine answers each request as if it were alone; the API answers the official client."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from segue.decoding import generate
+from segue.decoding.draft import TrieDraft
+from segue.decoding.sampling import Sampling
+from segue.errors import SegueError
+from segue.kinds.codecs import ByteCodec
+from segue.models import Stack, StackConfig
+from segue.models.compiled import compile_model
+from segue.serving.engine import Engine, News, Overloaded, Request
+from segue.testing.decoding import TableModel
+
+
+def stack(*mixers: str, vocabulary: int = 11) -> Stack:
+    torch.manual_seed(0)
+    model = Stack(StackConfig(vocabulary, 16, list(mixers), {"attention": {"heads": 2}, "gla": {"heads": 2}})).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+class Asked:
+    """A request, and what came back of it."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self.request, self.news = request, queue.Queue[News]()
+        self.ticket = engine.submit(request, self.news.put)
+
+    def answers(self) -> list[list[int]]:
+        said: list[list[int]] = [[] for _ in range(self.request.count)]
+        running = self.request.count
+        while running:
+            news = self.news.get(timeout=60)
+            if news.error is not None:
+                raise news.error
+            said[news.index] += news.tokens
+            running -= news.finish is not None
+        return said
+
+
+@pytest.fixture
+def engines() -> Iterator[Any]:
+    made: list[Engine] = []
+
+    def make(model: Any, **options: Any) -> Engine:
+        made.append(Engine(model, **options))
+        return made[-1]
+
+    yield make
+    for engine in made:
+        engine.close()
+
+
+MODELS = {
+    "attention": lambda: stack("attention", "attention").double(),
+    "recurrent": lambda: stack("mamba", "lstm").double(),
+    "mixed": lambda: stack("gla", "attention").double(),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("draft", [False, True])
+def test_every_answer_is_what_it_would_be_alone(engines: Any, name: str, draft: bool) -> None:
+    """Requests of all sorts come and go, three rows at a time; prompts share beginnings; pieces are short."""
+    model = MODELS[name]()
+    engine = engines(model, rows=3, piece=5, prefixes=200, draft=TrieDraft() if draft else None)
+    torch.manual_seed(1)
+    shared = torch.randint(11, (20,)).tolist()
+    asked, expected = [], []
+    for number in range(12):
+        prompt = shared[: 5 * (number % 5)] + torch.randint(11, (1 + 3 * (number % 4),)).tolist()
+        n, sampled = 3 + 5 * (number % 3), number % 2 == 1
+        sampling = Sampling(sampled, temperature=0.9 if sampled else 1.0, top_k=5 if number % 4 == 3 else 0)
+        asked.append(Asked(engine, Request(prompt, n, sampling, frozenset([0]), seed=number)))
+        options = {"temperature": 0.9, "top_k": sampling.top_k} if sampled else {}
+        expected.append(generate(model, [prompt], n, "sample" if sampled else "greedy", seed=number, eos=0, **options))
+        if number % 3 == 0:
+            time.sleep(0.01)  # so that some join a running batch
+    for one, alone in zip(asked, expected):
+        assert one.answers() == [alone[0].tokens]
+    assert engine.stats()["served"] == 12 and engine.stats()["rows"] in (0, 1, 2, 3)
+
+
+def test_beginnings_are_read_once(engines: Any) -> None:
+    model = stack("attention", "attention").double()
+    engine = engines(model, piece=64)
+    beginning = torch.randint(11, (40,)).tolist()
+    for end in ([1, 2], [3], [1, 2, 5]):
+        assert Asked(engine, Request([*beginning, *end], 4)).answers()[0] == \
+            generate(model, [[*beginning, *end]], 4)[0].tokens
+    assert engine.stats()["prefix_hits"] == 2 and engine.stats()["prefix_tokens_saved"] >= 80
+
+
+def test_several_answers_and_log_probabilities(engines: Any) -> None:
+    model = stack("gru", "attention").double()
+    engine = engines(model)
+    request = Request([1, 2, 3], 6, Sampling(True), count=3, seed=5, logprobs=2, told=True)
+    asked = Asked(engine, request)
+    first = asked.news.get(timeout=60)
+    assert first.prompt is not None and first.prompt[0] is None and len(first.prompt) == 3
+    scores = model(torch.tensor([[1, 2, 3]])).logits.log_softmax(-1)[0].detach()
+    for at, token in ((1, 2), (2, 3)):
+        told = first.prompt[at]
+        assert told is not None and told[0] == pytest.approx(float(scores[at - 1, token]), abs=1e-9)
+        assert told[1][0][0] == int(scores[at - 1].argmax())
+    rows = generate(model, [[1, 2, 3]] * 3, 6, "sample", seed=5)
+    assert asked.answers() == [row.tokens for row in rows]
+
+
+def test_the_compiled_engine_serves_too(engines: Any) -> None:
+    model = compile_model(stack("attention", "mamba"))
+    engine = engines(model, piece=4)
+    prompts = [[1, 2, 3, 4, 5, 6], [7], [1, 2, 3, 9]]
+    asked = [Asked(engine, Request(prompt, 12)) for prompt in prompts]
+    assert [one.answers()[0] for one in asked] == [answer.tokens for answer in generate(model, prompts, 12)]
+
+
+class Slow(TableModel):
+    """A table that takes its time, or breaks on a token."""
+
+    def extend(self, tokens: Any, *rest: Any, **options: Any) -> Any:
+        time.sleep(0.005)
+        if bool((tokens == 6).any()):
+            raise RuntimeError("this model breaks")
+        return super().extend(tokens, *rest, **options)
+
+
+def test_bounds_overload_and_cancelling(engines: Any) -> None:
+    engine = engines(Slow(7), rows=1, tokens=100_000, queue=2)
+    running = Asked(engine, Request([1], 50_000))
+    assert running.news.get(timeout=60).tokens
+    waiting = [Asked(engine, Request([2], 3)) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        engine.submit(Request([3], 3), print)
+    with pytest.raises(SegueError, match="more than this server holds"):
+        engine.submit(Request([3], 200_000), print)
+    with pytest.raises(SegueError, match="vocabulary"):
+        engine.submit(Request([7], 3), print)
+    running.ticket.cancel()
+    for one in waiting:
+        assert len(one.answers()[0]) == 3
+    assert engine.stats()["rows"] <= 1 and not engine.stats()["waiting"]
+
+
+def test_a_failing_request_does_not_take_the_server_with_it(engines: Any) -> None:
+    engine = engines(Slow(7))
+    with pytest.raises(RuntimeError, match="breaks"):
+        Asked(engine, Request([1, 6], 3)).answers()
+    assert len(Asked(engine, Request([1], 3, stops=frozenset([6]))).answers()) == 1
+
+
+# The API.
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[str, Engine]]:
+    uvicorn = pytest.importorskip("uvicorn")
+    from segue.serving.api import create_app
+
+    codec = ByteCodec()
+    engine = Engine(stack("attention", "gru", vocabulary=codec.size), rows=4, queue=4, tokens=4000)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = uvicorn.Server(uvicorn.Config(create_app(engine, codec, "tiny", key="secret"), port=port,
+                                            log_level="error"))
+    thread = threading.Thread(target=running.run, daemon=True)
+    thread.start()
+    while not running.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}", engine
+    running.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def client(server: tuple[str, Engine]) -> Any:
+    openai = pytest.importorskip("openai")
+    return openai.OpenAI(base_url=f"{server[0]}/v1", api_key="secret", max_retries=0)
+
+
+def test_the_official_client(client: Any) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    whole = client.completions.create(model="tiny", prompt="abc", max_tokens=20, seed=3, temperature=0.8)
+    again = client.completions.create(model="tiny", prompt="abc", max_tokens=20, seed=3, temperature=0.8)
+    assert whole.choices[0].text == again.choices[0].text and whole.choices[0].finish_reason in ("length", "stop")
+    assert whole.usage.completion_tokens <= 20
+    pieces = list(client.completions.create(model="tiny", prompt="abc", max_tokens=20, seed=3, temperature=0.8,
+                                            stream=True, stream_options={"include_usage": True}))
+    assert "".join(choice.text for piece in pieces for choice in piece.choices) == whole.choices[0].text
+    assert pieces[-1].usage.total_tokens == whole.usage.total_tokens
+    several = client.completions.create(model="tiny", prompt=["abc", "x"], max_tokens=5, n=2, seed=1)
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+
+
+def test_log_probabilities_echo_and_stop(client: Any) -> None:
+    told = client.completions.create(model="tiny", prompt="hello", max_tokens=4, temperature=0, logprobs=2, echo=True)
+    choice = told.choices[0]
+    assert choice.text.startswith("hello") and choice.logprobs.token_logprobs[0] is None
+    assert len(choice.logprobs.tokens) == len(choice.logprobs.token_logprobs) == len(choice.logprobs.top_logprobs)
+    assert all(value <= 0 for value in choice.logprobs.token_logprobs[1:])
+    scored = client.completions.create(model="tiny", prompt="hello", max_tokens=0, logprobs=1, echo=True)
+    assert scored.choices[0].text == "hello"
+    n = len(scored.choices[0].logprobs.token_logprobs)
+    assert scored.choices[0].logprobs.token_logprobs[1:] == pytest.approx(choice.logprobs.token_logprobs[1:n], abs=1e-5)
+    text = client.completions.create(model="tiny", prompt="q", max_tokens=60, seed=8).choices[0].text
+    stop = text[len(text) // 2]
+    cut = client.completions.create(model="tiny", prompt="q", max_tokens=60, seed=8, stop=stop).choices[0]
+    assert cut.text == text[: text.index(stop)] and cut.finish_reason == "stop"
+
+
+def test_refusals(client: Any, server: tuple[str, Engine]) -> None:
+    import openai
+
+    for options, says in (({"max_tokens": -1}, "max_tokens"), ({"temperature": 9}, "temperature"),
+                          ({"extra_body": {"colour": 1}}, "colour"), ({"max_tokens": 10_000}, "more than this server"),
+                          ({"suffix": "x"}, "suffix"), ({"prompt": [999_999]}, "vocabulary")):
+        with pytest.raises(openai.BadRequestError, match=says):
+            client.completions.create(**{"model": "tiny", "prompt": "a", "max_tokens": 3, **options})
+    with pytest.raises(openai.NotFoundError, match="only 'tiny'"):
+        client.completions.create(model="other", prompt="a")
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{server[0]}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_overload_is_429_and_a_lost_client_frees_its_row(client: Any, server: tuple[str, Engine]) -> None:
+    import openai
+
+    engine = server[1]
+    streams = [client.completions.create(model="tiny", prompt="z", max_tokens=900, stream=True, seed=i)
+               for i in range(4)]
+    for stream in streams:
+        next(iter(stream))
+    refused = 0
+    waiting = []
+    for i in range(8):
+        try:
+            waiting.append(client.completions.create(model="tiny", prompt="y", max_tokens=900, stream=True, seed=i))
+        except openai.RateLimitError:
+            refused += 1
+    assert refused >= 2 or engine.stats()["served"] > 0
+    for stream in [*streams, *waiting]:
+        stream.close()
+    for _ in range(200):
+        if not (engine.stats()["rows"] or engine.stats()["waiting"] or engine.stats()["answering"]):
+            break
+        time.sleep(0.05)
+    assert not engine.stats()["answering"] and not engine.stats()["waiting"]
