@@ -106,8 +106,8 @@ def test_lru_is_an_s5_of_the_same_eigenvalues() -> None:
 @torch.no_grad()
 def test_the_ring_begins_between_its_radii() -> None:
     decay = LRU(8, states=4000, radii=(0.6, 0.9), phase=1.0).recurrence.decay()
-    assert 0.6 <= float(decay.abs().min()) and float(decay.abs().max()) <= 0.9
-    assert 0 <= float(decay.angle().min()) and 0.99 < float(decay.angle().max()) <= 1.0
+    assert float(decay.abs().min()) >= 0.6 and float(decay.abs().max()) <= 0.9
+    assert float(decay.angle().min()) >= 0 and 0.99 < float(decay.angle().max()) <= 1.0
     # Evenly over the ring's area: half of it lies beyond the radius where half the area is.
     half = math.sqrt((0.6**2 + 0.9**2) / 2)
     assert abs(float((decay.abs() > half).double().mean()) - 0.5) < 0.05

@@ -7,8 +7,8 @@ from segue.mixers.base import Mixer
 from segue.mixers.bidirectional import Bidirectional
 from segue.mixers.block_recurrent import BlockRecurrent
 from segue.mixers.gla import GatedLinearAttention
-from segue.mixers.linformer import Linformer
 from segue.mixers.hyena import Hyena
+from segue.mixers.linformer import Linformer
 from segue.mixers.lru import LRU
 from segue.mixers.mamba import Mamba
 from segue.mixers.mamba2 import Mamba2

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.kernels.convolution import long_convolution
-from segue.mixers.attention import Cache
 from segue.mixers.base import Mixer
+from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.state import Carry, Layout, Part
 
