@@ -207,7 +207,8 @@ def test_mamba2_is_its_loop() -> None:
     x, inner = torch.randn(1, 12, 4, dtype=torch.float64), 8
     gate, u, dt = mixer.into(x[0]).split(mixer.widths, -1)
     line = F.pad(u, (0, 0, 3, 0))
-    u = F.silu(sum(line[tap : tap + 12] * mixer.convolution.weight[:, tap] for tap in range(4)) + mixer.convolution.bias)
+    taps = [line[tap : tap + 12] * mixer.convolution.weight[:, tap] for tap in range(4)]
+    u = F.silu(sum(taps) + mixer.convolution.bias)
     dt, a = F.softplus(dt + mixer.step_bias), -mixer.scan.A_log.exp()
     h, outputs = torch.zeros(4, 3, 2, dtype=torch.float64), []
     for t in range(12):

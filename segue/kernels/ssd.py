@@ -1,5 +1,5 @@
 """State space duality (Dao & Gu 2024, arXiv 2405.21060): S_t = exp(g_t) S_{t-1} + k_t v_t^T, y_t = S_t^T q_t, with one
-log decay g per head. A pair's decay is then a number, so that no bound on it is needed (compare `segue.kernels.gla`)."""
+log decay g per head. A pair's decay is then a number, which needs no bound (compare `segue.kernels.gla`)."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.reformer import Reformer
 from segue.mixers.s5 import S5
 from segue.mixers.state import Layout, State
+from segue.mixers.xlstm import MLSTM, SLSTM
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": Attention,
@@ -23,6 +24,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "jordan": Jordan,
     "lstm": LSTM,
     "gru": GRU,
+    "slstm": SLSTM,
+    "mlstm": MLSTM,
     "mamba": Mamba,
     "mamba2": Mamba2,
     "s5": S5,
@@ -35,6 +38,26 @@ MIXERS: dict[str, type[Mixer]] = {
     "bidirectional": Bidirectional,
 }
 
-__all__ = ["GRU", "LRU", "LSTM", "MIXERS", "S5", "Attention", "Bidirectional", "BlockRecurrent", "Elman",
-           "GatedLinearAttention", "Hyena", "Jordan", "Layout", "Linformer", "Mamba", "Mamba2", "Mixer", "Reformer",
-           "State"]
+__all__ = [
+    "GRU",
+    "LRU",
+    "LSTM",
+    "MIXERS",
+    "MLSTM",
+    "S5",
+    "SLSTM",
+    "Attention",
+    "Bidirectional",
+    "BlockRecurrent",
+    "Elman",
+    "GatedLinearAttention",
+    "Hyena",
+    "Jordan",
+    "Layout",
+    "Linformer",
+    "Mamba",
+    "Mamba2",
+    "Mixer",
+    "Reformer",
+    "State",
+]

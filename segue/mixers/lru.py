@@ -27,7 +27,7 @@ class Ring(DiagonalRecurrence):
 
 
 class LRU(DiagonalMixer):
-    """h_t = a h_{t-1} + gamma B u_t, y_t = Re(C h_t) + D u_t; gamma keeps the size of a state the same whatever its decay.
+    """h_t = a h_{t-1} + gamma B u_t, y_t = Re(C h_t) + D u_t; gamma makes states as large, whatever their decay.
 
     width: model width H. states: P (default: width). radii: between which |a| begins; nearer to one remembers longer.
     phase: largest angle of a at the beginning, radians.

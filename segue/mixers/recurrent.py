@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.kernels.rnn import CELLS, empty_state, recurrence
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, SteppedRecurrence, Tensors
 
@@ -60,20 +61,65 @@ def _choose(rows: Tensor, a: Tensors, b: Tensors) -> Tensors:
     return tuple(torch.where(rows[:, None], x, y) for x, y in zip(a, b))
 
 
+class Headwise(Recurrence):
+    """A cell of `segue.kernels.rnn` as N heads of D units that do not see each other's states (FlashRNN: Pöppel et al.
+    2024, arXiv 2412.07752). Inputs, projected before: (B, T, N, G, D) for G gates; state: tensors (B, N, D)."""
+
+    def __init__(self, cell: str, heads: int, width: int) -> None:
+        super().__init__()
+        self.cell, self.shape = cell, (heads, width)
+        self.weight_hh = nn.Parameter(torch.zeros(heads, CELLS[cell].gates, width, width))
+        self.bias_hh = nn.Parameter(torch.zeros(heads, CELLS[cell].gates, width))
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return empty_state(self.cell, (batch, *self.shape), like)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        y, final = recurrence(self.cell, inputs[0], self.weight_hh, self.bias_hh, state, starts, lengths)
+        return y.flatten(2), final
+
+
+    def lower(self, program: Program, source: View, into: nn.Linear) -> View:
+        """The register of h; `into` projects to the gates, head by head, which the engine wants gate by gate."""
+        rows = into.weight.unflatten(0, (self.shape[0], -1, self.shape[1])).transpose(0, 1).flatten(0, 2)
+        bias = None if into.bias is None else into.bias.unflatten(0, (self.shape[0], -1, self.shape[1]))
+        gates = program.register("gates", rows.shape[0])
+        program.linear(source, gates, rows, None if bias is None else bias.transpose(0, 1).flatten())
+        return self.lower_gates(program, gates)
+
+    def lower_gates(self, program: Program, gates: View) -> View:
+        y = program.register("y", self.shape[0] * self.shape[1])
+        program.recur(gates, y, self.cell, self.weight_hh.flatten(1, 2), self.bias_hh.flatten(1), self.shape[0])
+        return y
+
+
 class RecurrentMixer(Mixer):
     """A recurrence of width `inner` (default: width), projected back to the model's width where they differ.
 
     recurrent_init: of the hidden-to-hidden weights, "orthogonal" or "uniform" (+-1/sqrt(inner), as torch does it).
+    heads: the state is so many parts that do not see each other, which is faster the more there are; 1 runs torch's own
+        module, more run `segue.kernels.rnn`.
     """
 
     module: Callable[..., nn.RNNBase]
+    into: nn.Module | None = None
 
-    def __init__(self, width: int, inner: int | None = None, recurrent_init: str = "orthogonal") -> None:
+    def __init__(self, width: int, inner: int | None = None, recurrent_init: str = "orthogonal",
+                 heads: int = 1) -> None:
         super().__init__(width)
         if recurrent_init not in ("orthogonal", "uniform"):
             raise SegueError(f"recurrent_init '{recurrent_init}' is unknown: choose orthogonal or uniform")
         inner = inner or width
-        self.recurrence = self.make(width, inner)
+        if heads < 1 or inner % heads:
+            raise SegueError(f"a state of {inner} units cannot be {heads} heads: choose a divisor")
+        if heads == 1:
+            self.recurrence = self.make(width, inner)
+        else:
+            cell = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "elman"}[self.module]  # type: ignore[index]
+            self.recurrence = Headwise(cell, heads, inner // heads)
+            # Only a GRU needs a second bias: its reset gate lies between the two.
+            self.into = nn.Linear(width, CELLS[cell].gates * inner, bias=cell == "gru")
         self.out = nn.Linear(inner, width, bias=False) if inner != width else nn.Identity()
         self.reset_parameters(inner, recurrent_init)
 
@@ -81,11 +127,13 @@ class RecurrentMixer(Mixer):
         return TorchRecurrence(self.module(width, inner, batch_first=True))
 
     def reset_parameters(self, inner: int, recurrent_init: str) -> None:
-        for name, parameter in self.recurrence.named_parameters():
+        for name, parameter in self.named_parameters():
+            if name.startswith("out."):
+                continue
             if "bias" in name:
                 nn.init.zeros_(parameter)
             elif "weight_hh" in name and recurrent_init == "orthogonal":
-                for block in parameter.data.split(inner):
+                for block in parameter.data.flatten(0, -2).split(parameter.shape[-1]):  # one per head and gate
                     nn.init.orthogonal_(block)
             else:
                 nn.init.uniform_(parameter, -(inner**-0.5), inner**-0.5)
@@ -95,22 +143,32 @@ class RecurrentMixer(Mixer):
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         carry = None if parts is None else parts["carry"]
+        if isinstance(self.recurrence, Headwise) and self.into is not None:
+            heads, units = self.recurrence.shape
+            x = self.into(x).unflatten(-1, (heads, -1, units))
         return self.out(self.recurrence((x,), layout, carry))
 
     def lower(self, program: Program, source: View, into: View) -> None:
-        cell = self.recurrence.module if isinstance(self.recurrence, TorchRecurrence) else None
-        if cell is None:
+        if isinstance(self.recurrence, Headwise) and isinstance(self.into, nn.Linear):
+            y = self.recurrence.lower(program, source, self.into)
+        elif isinstance(self.recurrence, TorchRecurrence):
+            y = self._lower_module(program, source, self.recurrence.module)
+        else:
             return super().lower(program, source, into)
+        if isinstance(self.out, nn.Linear):
+            program.linear(y, into, self.out.weight, add=True)
+        else:
+            program.add(y, into)
+
+    @staticmethod
+    def _lower_module(program: Program, source: View, cell: nn.RNNBase) -> View:
         into_gates, into_state, bias, state_bias = (cell.get_parameter(f"{name}_l0") for name in (
             "weight_ih", "weight_hh", "bias_ih", "bias_hh"))
         kind = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "elman"}[type(cell)]
         gates, y = program.register("gates", into_gates.shape[0]), program.register("y", cell.hidden_size)
         program.linear(source, gates, into_gates, bias)
         program.recur(gates, y, kind, into_state, state_bias)
-        if isinstance(self.out, nn.Linear):
-            program.linear(y, into, self.out.weight, add=True)
-        else:
-            program.add(y, into)
+        return y
 
 
 class LSTM(RecurrentMixer):
@@ -119,10 +177,13 @@ class LSTM(RecurrentMixer):
     module = nn.LSTM
 
     def __init__(self, width: int, inner: int | None = None, recurrent_init: str = "orthogonal",
-                 forget_bias: float = 1.0) -> None:
-        super().__init__(width, inner, recurrent_init)
-        n = inner or width
-        self.recurrence.get_parameter("module.bias_ih_l0").data[n : 2 * n] = forget_bias
+                 forget_bias: float = 1.0, heads: int = 1) -> None:
+        super().__init__(width, inner, recurrent_init, heads)
+        if isinstance(self.recurrence, Headwise):
+            self.recurrence.bias_hh.data[:, 1] = forget_bias
+        else:
+            n = inner or width
+            self.recurrence.get_parameter("module.bias_ih_l0").data[n : 2 * n] = forget_bias
 
 
 class GRU(RecurrentMixer):

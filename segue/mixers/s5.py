@@ -1,5 +1,5 @@
-"""S5: one state space of many inputs and outputs, run by a scan (Smith et al. 2022, arXiv 2208.04933), which resets where
-an episode starts (Lu et al. 2023, arXiv 2303.03982)."""
+"""S5: one state space of many inputs and outputs, run by a scan (Smith et al. 2022, arXiv 2208.04933), which resets
+where an episode starts (Lu et al. 2023, arXiv 2303.03982)."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ class Sampled(DiagonalRecurrence):
 class S5(DiagonalMixer):
     """width: model width H. states: P complex ones, each standing for a conjugate pair (default: half the width).
     blocks: in how many blocks of its own the HiPPO-N matrix begins. steps: range of the step sizes at the beginning."""
+
+    recurrence: Sampled
 
     def __init__(self, width: int, states: int | None = None, blocks: int = 1,
                  steps: tuple[float, float] = (0.001, 0.1)) -> None:

@@ -41,7 +41,7 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2301.02931"),
     "bio-xlstm": Paper(
         "Bio-xLSTM: Generative modeling, representation and in-context learning of biological and chemical sequences",
-        "2024, arXiv 2411.04165"),
+        "2024, arXiv 2411.04165", "bio_xlstm", ("mixers.mlstm", "mixers.slstm", "models.equivariant")),
     "central-dogma": Paper(
         "Find Central Dogma Again: Leveraging Multilingual Transfer in Large Language Models",
         "2025, arXiv 2502.06253"),

@@ -244,8 +244,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
 CLAIM = Claim(
     slug="faster-lighter",
     statement="Of the lighter attentions the sparse one is the most accurate, the kernel or the low-rank one the "
-              "fastest and the low-rank one the leanest; recomputing, distillation and pruning make a model "
-              "lighter at a small price.",
+              "fastest and the low-rank one the leanest; recomputing, distillation and pruning make a model lighter at "
+              "a small price.",
     rule="confirmed if the sparse attention has the best mean accuracy of the three and is within 2 points of full "
          "attention, the fastest of the three at the longest length is the kernel or the low-rank one, at no more than "
          "half the time of unfused full attention, the leanest is the low-rank one, recomputing saves at least 35% of "

@@ -1,0 +1,101 @@
+"""The matrix memory of the mLSTM (Beck et al. 2024, arXiv 2405.04517): gated linear attention whose input gate is
+exponential, kept finite by a running maximum m and made a mean by a normaliser n.
+
+m_t = max(log f_t + m_{t-1}, i_t);  [C n]_t = exp(log f_t + m_{t-1} - m_t) [C n]_{t-1} + exp(i_t - m_t) k_t [v_t 1]^T
+y_t = C_t^T q_t / (max(|n_t q_t|, exp(-m_t)) + eps),  with log f = log sigmoid of the gate's input
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 64
+EMPTY = -1e30
+"""The maximum of a memory that holds nothing: any input is larger."""
+
+
+def _read(joined: Tensor, m: Tensor, eps: float) -> Tensor:
+    """From [C n] q to the output."""
+    return joined[..., :-1] / (torch.maximum(joined[..., -1:].abs(), (-m)[..., None].exp()) + eps)
+
+
+def mlstm_reference(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor, m: Tensor,
+                    starts: Tensor | None = None, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """The naive loop. q, k: (B, T, H, K). v: (B, T, H, E). i, f: (B, T, H), the gates' inputs. memory:
+    (B, H, K, E + 1), [C n]. m: (B, H). starts: (B, T) bool or None, the memory is empty again before these.
+
+    Returns the outputs (B, T, H, E), the memory and m. No gradient flows through the maximum, on which y does not
+    depend (but for eps); it does flow into the m that is given, which weighs the memory.
+    """
+    joined, outputs = F.pad(v, (0, 1), value=1.0), []
+    for t in range(q.shape[1]):
+        if starts is not None:
+            memory = memory.masked_fill(starts[:, t, None, None, None], 0.0)
+            m = m.masked_fill(starts[:, t, None], EMPTY)
+        kept = F.logsigmoid(f[:, t]) + m
+        m = torch.maximum(kept, i[:, t]).detach()
+        memory = (kept - m).exp()[..., None, None] * memory + (
+            (i[:, t] - m).exp()[..., None] * k[:, t])[..., None] * joined[:, t, :, None]
+        outputs.append(_read((q[:, t, :, None] @ memory)[:, :, 0], m, eps))
+    return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)), memory, m
+
+
+def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor, m: Tensor,
+          starts: Tensor | None = None, lengths: Tensor | None = None,
+          eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """As `mlstm_reference`, chunk by chunk: the parallel form inside a chunk, one update of the memory between chunks.
+
+    With `lengths` (B,) the memory is the one after so many nodes. Gates and memory are kept in float32 at least.
+    """
+    n, kind, kinds = q.shape[1], v.dtype, (memory.dtype, m.dtype)
+    wide = torch.promote_types(i.dtype, torch.float32)
+    if n == 0:
+        return torch.zeros_like(v), memory, m
+    if n == 1 and starts is None and lengths is None:  # a step
+        y, memory, m = mlstm_reference(*(x.to(wide) for x in (q, k, v, i, f, memory, m)), eps=eps)
+        return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
+    chunk = min(CHUNK, n)
+    pad = -n % chunk
+
+    def chunked(x: Tensor, value: float = 0.0) -> Tensor:  # (B, T, H, ...) -> (B, H, T / C, C, ...)
+        return F.pad(x, (0, 0) * (x.dim() - 2) + (0, pad), value=value).unflatten(1, (-1, chunk)).movedim(3, 1)
+
+    i, decay = i.to(wide), F.logsigmoid(f.to(wide))
+    if lengths is not None:  # nodes past the length neither write nor decay
+        live = (torch.arange(n, device=q.device) < lengths[:, None])[..., None]
+        k, i, decay = k * live[..., None], i.masked_fill(~live, EMPTY), decay * live
+        starts = None if starts is None else starts & live[..., 0]
+    q, k, joined = chunked(q), chunked(k), chunked(F.pad(v, (0, 1), value=1.0))
+    i, decay = chunked(i, EMPTY), chunked(decay).cumsum(-1)
+    seen = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device).tril()
+    first = None
+    if starts is not None:  # a pair must share a document; what is carried reaches only the first of a chunk
+        document = F.pad(starts, (0, pad)).unflatten(1, (-1, chunk)).long().cumsum(-1)[:, None]
+        seen, first = seen & (document[..., :, None] == document[..., None, :]), document == 0
+    weights = (decay[..., :, None] - decay[..., None, :] + i[..., None, :]).masked_fill(~seen, -torch.inf)
+    largest = weights.detach().amax(-1)
+
+    given, before, carried = m.to(wide), [], []
+    m = given.detach()
+    for own, decays, last in zip(largest[..., -1].unbind(2), decay[..., -1].detach().unbind(2),
+                                 [None] * decay.shape[2] if first is None else first[..., -1].unbind(2)):
+        before.append(m)
+        reached = decays + m if last is None else (decays + m).masked_fill(~last, -torch.inf)
+        m = torch.maximum(own, reached)
+    carried = decay + torch.stack([given, *before[1:]], 2)[..., None]
+    if first is not None:
+        carried = carried.masked_fill(~first, -torch.inf)
+    maximum = torch.maximum(largest, carried.detach())
+    weights, carried = (weights - maximum[..., None]).exp(), (carried - maximum).exp()
+    local = ((q @ k.transpose(-1, -2)) * weights.to(kind)) @ joined
+    writes = ((k * weights[..., -1, :, None].to(kind)).transpose(-1, -2) @ joined).to(wide)
+    memory = memory.to(wide)
+    memories = []
+    for keeps, adds in zip(carried[..., -1, None, None].unbind(2), writes.unbind(2)):
+        memories.append(memory)
+        memory = torch.addcmul(adds, keeps, memory)
+    read = local.to(wide) + (carried[..., None] * q) @ torch.stack(memories, 2)
+    y = _read(read, maximum, eps).movedim(1, 3).flatten(1, 2)[:, :n]
+    return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])

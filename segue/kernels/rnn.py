@@ -1,0 +1,204 @@
+"""Head-wise nonlinear recurrences: Elman, LSTM, GRU and sLSTM cells whose recurrent weights are block-diagonal over
+heads (FlashRNN: Pöppel, Beck & Hochreiter 2024, arXiv 2412.07752; sLSTM: Beck et al. 2024, arXiv 2405.04517).
+
+Every cell has one contract. Its gates see inputs that were projected outside, for all steps at once, and R h + b of the
+state before. On a CPU, in float32 and float64, long sequences take compiled loops (`segue.kernels.cpu.rnn`), on a GPU
+Triton kernels (`segue.kernels.triton.rnn`); everything else takes the plain loop here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.errors import SegueError
+from segue.kernels.scan import _array, _compiles
+from segue.kernels.tiles import tiles
+
+Tensors = tuple[Tensor, ...]
+EMPTY = -1e30
+"""The stabiliser of an sLSTM cell that holds nothing: any input is larger, so its first step is exp(0)."""
+
+
+def _elman(x: Tensor, g: Tensor, state: Tensors) -> Tensors:
+    return (torch.tanh(x[..., 0, :] + g[..., 0, :]),)
+
+
+def _lstm(x: Tensor, g: Tensor, state: Tensors) -> Tensors:
+    i, f, z, o = (x + g).unbind(-2)
+    c = torch.sigmoid(f) * state[1] + torch.sigmoid(i) * torch.tanh(z)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _gru(x: Tensor, g: Tensor, state: Tensors) -> Tensors:
+    r, z = torch.sigmoid(x[..., :2, :] + g[..., :2, :]).unbind(-2)
+    n = torch.tanh(x[..., 2, :] + r * g[..., 2, :])
+    return (n + z * (state[0] - n),)
+
+
+def _slstm(x: Tensor, g: Tensor, state: Tensors) -> Tensors:
+    i, f, z, o = (x + g).unbind(-2)
+    _, c, n, m = state
+    kept = F.logsigmoid(f) + m
+    m = torch.maximum(kept, i)
+    i, f = (i - m).exp(), (kept - m).exp()
+    c, n = f * c + i * torch.tanh(z), f * n + i
+    return torch.sigmoid(o) * c / n, c, n, m
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a recurrence.
+
+    gates: G, parts of its input. states: how many tensors its state has, of which the first, h, is its output. kept:
+        numbers per unit and step that a compiled backward pass needs. code: its number in compiled code.
+    step: inputs x (..., N, G, D), g = R h + b of the same shape, and the state -> the next state.
+    """
+
+    gates: int
+    states: int
+    kept: int
+    code: int
+    step: Callable[[Tensor, Tensor, Tensors], Tensors]
+
+
+CELLS: dict[str, Cell] = {
+    "elman": Cell(1, 1, 0, 0, _elman),  # h = tanh(g)
+    "lstm": Cell(4, 2, 5, 1, _lstm),  # gates i, f, z, o; states h, c
+    "gru": Cell(3, 1, 4, 2, _gru),  # gates r, z, n, of which r weighs R h + b of n, as in torch
+    "slstm": Cell(4, 4, 7, 3, _slstm),  # gates i, f, z, o, of which i is exponential; states h, c, n, m
+}
+
+
+def empty_state(cell: str, shape: tuple[int, ...], like: Tensor) -> Tensors:
+    """The state before anything was seen: tensors of `shape` (B, N, D)."""
+    state = tuple(like.new_zeros(shape) for _ in range(CELLS[cell].states))
+    return (*state[:3], torch.full_like(state[3], EMPTY)) if cell == "slstm" else state
+
+
+def recurrence_reference(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensors,
+                         starts: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+    """The plain loop over time.
+
+    cell: see CELLS. x: (B, T, N, G, D), N heads of D units. weight: (N, G, D, D), [head, gate, out, in]. bias:
+    (N, G, D). state: tensors (B, N, D). starts: (B, T) bool, the state is empty again before these. lengths: (B,), the
+    returned state is the one after so many steps. Returns all h (B, T, N, D) and the state.
+    """
+    run, transposed = CELLS[cell].step, weight.flatten(1, 2).transpose(1, 2)
+    empty, wanted, outputs = empty_state(cell, tuple(state[0].shape), state[0]), state, []
+    for t, now in enumerate(x.unbind(1)):  # taken apart at once: the gradient of x[:, t] would be all of x, every step
+        if starts is not None:
+            state = tuple(torch.where(starts[:, t, None, None], e, s) for e, s in zip(empty, state))
+        g = (state[0].transpose(0, 1) @ transposed).transpose(0, 1).unflatten(2, weight.shape[1:3]) + bias
+        state = run(now, g, state)
+        outputs.append(state[0])
+        wanted = state if lengths is None else tuple(
+            torch.where((t < lengths)[:, None, None], s, w) for s, w in zip(state, wanted))
+    return (torch.stack(outputs, 1) if outputs else x[:, :, :, 0]), wanted
+
+
+def recurrence(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensors, starts: Tensor | None = None,
+               lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+    """As `recurrence_reference`, all steps in one compiled call where that can be.
+
+    Computed in float32 at least, since a recurrence in bfloat16 drifts; h is of the dtype of x, the state
+    keeps its own.
+    """
+    if cell not in CELLS:
+        raise SegueError(f"cell '{cell}' is unknown: choose from {', '.join(CELLS)}")
+    kind, kinds = x.dtype, tuple(s.dtype for s in state)
+    wide = torch.promote_types(torch.promote_types(kind, weight.dtype), torch.promote_types(kinds[0], torch.float32))
+    x, weight, bias = (y.to(wide) for y in (x, weight, bias))
+    state = tuple(s.to(wide) for s in state)
+    if _compiles(x) or _on_gpu(x):
+        batch, length = x.shape[:2]
+        if starts is None:
+            starts = torch.zeros(batch, 0, dtype=torch.bool, device=x.device)
+        if lengths is None:
+            lengths = torch.full((batch,), length, device=x.device)
+        y, last, _ = _Recurrence.apply(cell, x, weight, bias, torch.stack(state), starts, lengths,
+                                       torch.is_grad_enabled())
+        final = last.unbind(0)
+    else:
+        y, final = recurrence_reference(cell, x, weight, bias, state, starts, lengths)
+    return y.to(kind), tuple(s.to(dtype) for s, dtype in zip(final, kinds))
+
+
+def _on_gpu(x: Tensor) -> bool:
+    """Whether the Triton kernels take it: their weights live on the chip, so heads are small, and powers of two."""
+    if x.device.type != "cuda" or x.dtype != torch.float32 or not x.numel() or torch.compiler.is_compiling():
+        return False
+    return x.shape[-1] in (16, 32, 64, 128) and find_spec("triton") is not None
+
+
+class _Recurrence(torch.autograd.Function):
+    """The fused kernels. state: (S, B, N, D). Gives h, the last state, and what backward needs of each step."""
+
+    @staticmethod
+    def forward(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
+                learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+        (batch, length, heads, _, width), spec = x.shape, CELLS[cell]
+        y = x.new_empty(batch, length, heads, width)
+        kept = x.new_empty(batch, length if learning else 0, heads, spec.kept, width)
+        final = torch.empty(state.shape, dtype=x.dtype, device=x.device)
+        _kernels(x)[0](spec.code, x, weight, bias, state, starts, lengths, y, kept, final)
+        return y, final, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(True)
+        ctx.code = CELLS[inputs[0]].code
+        ctx.save_for_backward(inputs[2], *inputs[4:7], output[0], output[2])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, *_kernels(dy)[1](ctx.code, *ctx.saved_tensors, dy, dfinal), None, None, None)
+
+
+def _kernels(x: Tensor) -> tuple[Callable[..., None], Callable[..., Tensors]]:
+    """Forward and backward of the device of x."""
+    if x.device.type == "cpu":
+        return _forward, _backward
+    from segue.kernels.triton import rnn
+
+    return rnn.forward, rnn.backward
+
+
+def pack(matrix: Tensor, tile: int) -> Tensor:
+    """(N, K, Q) -> (N, panels, K, tile): panels of `tile` columns, the last one filled up with zeros."""
+    return F.pad(matrix, (0, -matrix.shape[2] % tile)).unflatten(2, (-1, tile)).transpose(1, 2).contiguous()
+
+
+def _forward(code: int, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
+             y: Tensor, kept: Tensor, final: Tensor) -> None:
+    from segue.kernels.cpu import rnn, threads
+
+    batch, _, heads, gates, width = x.shape
+    plan = tiles(x.dtype, gates, width)
+    packed = pack(weight.detach().flatten(1, 2).transpose(1, 2), plan.forward * plan.lanes)
+    threads.share(rnn.forward, heads * -(-batch // plan.rows), code, plan.rows, plan.forward,
+                  *map(_array, (x, packed, bias, starts, lengths, state)), *(z.numpy() for z in (y, kept, final)))
+
+
+def _backward(code: int, weight: Tensor, state: Tensor, starts: Tensor, lengths: Tensor, y: Tensor, kept: Tensor,
+              dy: Tensor, dfinal: Tensor) -> Tensors:
+    from segue.kernels.cpu import rnn, threads
+
+    (batch, length), (heads, gates, width) = y.shape[:2], weight.shape[:3]
+    plan = tiles(y.dtype, gates, width)
+    packed, blocks = pack(weight.flatten(1, 2), plan.backward * plan.lanes), -(-batch // plan.rows)
+    dx, dstate = y.new_empty(batch, length, heads, gates, width), torch.empty_like(state)
+    dweight = y.new_zeros(blocks, heads, gates * width, packed.shape[1] * packed.shape[3])
+    dbias = y.new_zeros(blocks, heads, gates * width)
+    threads.share(rnn.backward, heads * blocks, code, plan.rows, plan.backward, plan.span,
+                  *map(_array, (packed, starts, lengths, state, y, kept, dy, dfinal)),
+                  *(z.numpy() for z in (dx, dweight, dbias, dstate)))
+    return (dx, dweight.sum(0)[..., :width].reshape(weight.shape), dbias.sum(0).reshape(weight.shape[:3]), dstate)

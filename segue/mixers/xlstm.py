@@ -1,0 +1,199 @@
+"""The two cells of the xLSTM (Beck et al. 2024, arXiv 2405.04517) in their blocks, as Bio-xLSTM uses them
+(Schmidinger et al. 2024, arXiv 2411.04165): the sLSTM, which tracks states, and the mLSTM, which stores pairs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels.mlstm import EMPTY, mlstm
+from segue.mixers.base import Mixer
+from segue.mixers.convolution import ShortConvolution
+from segue.mixers.recurrent import Headwise
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
+
+EPSILON = 1e-6  # of the matrix memory's normaliser
+NORM_EPSILON = 1e-5
+
+
+class BlockLinear(nn.Module):
+    """`outputs` block-diagonal linear maps of D = blocks * d: (..., D) -> (..., blocks, outputs, d)."""
+
+    def __init__(self, width: int, blocks: int, outputs: int = 1) -> None:
+        super().__init__()
+        if width % blocks:
+            raise SegueError(f"width {width} must be divisible by {blocks} blocks")
+        self.weight = nn.Parameter(torch.empty(blocks, outputs, width // blocks, width // blocks))
+        nn.init.normal_(self.weight, std=math.sqrt(2 / (5 * width)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...ni,noji->...noj", x.unflatten(-1, (len(self.weight), -1)), self.weight)
+
+    def dense(self) -> Tensor:
+        """The same map as one matrix: (outputs D, D), output by output."""
+        return torch.cat([torch.block_diag(*blocks) for blocks in self.weight.unbind(1)])
+
+
+class HeadNorm(nn.Module):
+    """Layer norm of each head by itself, with one weight per channel: (B, N, H, d) -> (B, N, H d)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x.to(self.weight.dtype), x.shape[-1:], eps=NORM_EPSILON).flatten(2) * self.weight
+
+    def lower(self, program: Program, y: View, heads: int) -> None:
+        program.norm(y, y, "layer", None, None, NORM_EPSILON, heads)
+        program.multiply(y, self.weight)
+
+
+class SLSTM(Mixer):
+    """Exponential gates, a stabiliser and block-diagonal recurrent weights, which begin at zero.
+
+    heads: that do not see each other's states. taps: of the convolution before the input and the forget gate.
+    depth: of the layer in its stack, 0 to 1; forget biases begin at 5 - 12 (j / (d - 1))^(0.3 + 1.3 depth) for unit j.
+    """
+
+    def __init__(self, width: int, heads: int = 4, taps: int = 4, depth: float = 0.0) -> None:
+        super().__init__(width)
+        self.convolution = ShortConvolution(width, taps)
+        self.gates, self.inputs = BlockLinear(width, heads, 2), BlockLinear(width, heads, 2)
+        self.recurrence = Headwise("slstm", heads, width // heads)
+        self.norm = HeadNorm(width)
+        place = torch.linspace(0, 1, width // heads)
+        self.recurrence.bias_hh.data[:, 1] = 5 - 12 * place ** (0.3 + 1.3 * depth)
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
+                "carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        convolution, carry = (None, None) if parts is None else (parts["convolution"], parts["carry"])
+        near = F.silu(self.convolution((x,), layout, convolution))
+        projected = torch.cat([self.gates(near), self.inputs(x)], -2)  # i, f, z, o
+        return self.norm(self.recurrence((projected,), layout, carry).unflatten(2, self.recurrence.shape))
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        near, gates = program.register("near", self.width), program.register("gates", 4 * self.width)
+        program.convolve(source, near, self.convolution.weight, self.convolution.bias)
+        program.linear(near, gates[: 2 * self.width], self.gates.dense())
+        program.linear(source, gates[2 * self.width :], self.inputs.dense())
+        y = self.recurrence.lower_gates(program, gates)
+        self.norm.lower(program, y, self.recurrence.shape[0])
+        program.add(y, into)
+
+
+class MatrixMemory(Recurrence):
+    """Inputs q, k (B, N, H, K), v (B, N, H, E), gates i, f (B, N, H); state [C n] (B, H, K, E + 1) and m (B, H)."""
+
+    def __init__(self, heads: int, key_width: int, value_width: int) -> None:
+        super().__init__()
+        self.shape = (heads, key_width, value_width + 1)
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return like.new_zeros(batch, *self.shape), like.new_full((batch, self.shape[0]), EMPTY)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        q, k, v, i, f = inputs
+        memory, m = state
+        y, memory, m = mlstm(q, k, v, i, f, memory, m, starts, lengths, EPSILON)
+        return y, (memory, m)
+
+
+class MLSTM(Mixer):
+    """A matrix memory behind a short convolution, between projections up and down.
+
+    heads. expand: inner width relative to D. taps: of the convolution before queries and keys. block: channels of one
+    block of the block-diagonal maps to queries, keys and values.
+    """
+
+    linear_in_values = True
+
+    def __init__(self, width: int, heads: int = 4, expand: int = 2, taps: int = 4, block: int = 4) -> None:
+        super().__init__(width)
+        inner, self.heads = expand * width, heads
+        if inner % heads or inner % block:
+            raise SegueError(f"inner width {inner} must be divisible by {heads} heads and by blocks of {block}")
+        self.into = nn.Linear(width, 2 * inner, bias=False)
+        self.convolution = ShortConvolution(inner, taps)
+        self.qk, self.v = BlockLinear(inner, inner // block, 2), BlockLinear(inner, inner // block)
+        self.gates = nn.Linear(3 * inner, 2 * heads)
+        self.memory = MatrixMemory(heads, inner // heads, inner // heads)
+        self.norm = HeadNorm(inner)
+        self.skip = nn.Parameter(torch.ones(inner))
+        self.out = nn.Linear(inner, width, bias=False)
+        nn.init.normal_(self.into.weight, std=math.sqrt(2 / (5 * width)))
+        nn.init.zeros_(self.gates.weight)
+        nn.init.normal_(self.gates.bias[:heads], std=0.1)
+        self.gates.bias.data[heads:] = torch.linspace(3, 6, heads)  # heads that remember for tens to hundreds of nodes
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
+                "memory": Carry(self.memory, self.memory.initial(batch, like), history)}
+
+    def _project(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor, Tensor]:
+        """What the memory takes, the convolved input, and the output gate."""
+        u, gate = self.into(x).chunk(2, -1)
+        near = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
+        qkv = (*(y.flatten(2) for y in self.qk(near).unbind(-2)), self.v(u).flatten(2))
+        i, f = self.gates(torch.cat(qkv, -1)).chunk(2, -1)
+        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in qkv)
+        return (q, k * k.shape[-1] ** -0.5, v, i, f), near, gate
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        inputs, near, gate = self._project(x, layout, parts)
+        mixed = self.memory(inputs, layout, None if parts is None else parts["memory"])
+        return self._finish(mixed, near, gate)
+
+    def _finish(self, mixed: Tensor, near: Tensor, gate: Tensor) -> Tensor:
+        return self.out((self.norm(mixed) + self.skip * near) * F.silu(gate))
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        inner, heads = self.norm.weight.shape[0], self.heads
+        both, near, qkv = (program.register(name, n * inner) for name, n in (("both", 2), ("near", 1), ("qkv", 3)))
+        gates, floor, y = (program.register(name, n) for name, n in (
+            ("gates", 2 * heads), ("floor", heads), ("y", inner)))
+        q, k, v, write, forget = qkv[:inner], qkv[inner : 2 * inner], qkv[2 * inner :], gates[:heads], gates[heads:]
+        program.linear(source, both, self.into.weight)
+        program.convolve(both[:inner], near, self.convolution.weight, self.convolution.bias)
+        program.linear(near, qkv[: 2 * inner], self.qk.dense())
+        program.linear(both[:inner], v, self.v.dense())
+        program.linear(qkv, gates, self.gates.weight, self.gates.bias)
+        program.map(forget, forget, "log_sigmoid")
+        program.stabilise(forget, write, floor, -math.inf)
+        program.matrix(q, k, v, y, heads, forget, write, scale=(inner // heads) ** -0.5, floor=floor, epsilon=EPSILON)
+        self.norm.lower(program, y, heads)
+        program.add(near, y, self.skip)
+        program.multiply(y, both[inner:], "silu")
+        program.linear(y, into, self.out.weight, add=True)
+
+    def _whole(self, x: Tensor) -> tuple[Tensors, Tensor, Tensor]:
+        return self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        (q, k, _, i, f), _, _ = self._whole(x)
+        decay = F.logsigmoid(f).cumsum(1).transpose(1, 2)
+        weights = decay[..., :, None] - decay[..., None, :] + i.transpose(1, 2)[..., None, :]
+        weights = weights.masked_fill(torch.ones(weights.shape[-2:], dtype=torch.bool, device=x.device).triu(1),
+                                      -torch.inf)
+        m = weights.amax(-1, keepdim=True)
+        scores = torch.einsum("bthk,bshk->bhts", q, k) * (weights - m).exp()
+        return scores / (torch.maximum(scores.sum(-1, keepdim=True).abs(), (-m).exp()) + EPSILON)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._whole(x)[0][2].transpose(1, 2)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        _, near, gate = self._whole(x)
+        return self._finish(mixed.transpose(1, 2), near, gate)

@@ -1,0 +1,44 @@
+"""Models that treat an element and its mirror image alike: DNA read from either strand (the parameter sharing of
+Caduceus, Schiff et al. 2024, arXiv 2403.03234, and of DNA-xLSTM, Schmidinger et al. 2024, arXiv 2411.04165)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.state import Layout
+from segue.models.base import Output
+
+
+def mirror(tokens: Tensor, partner: Tensor) -> Tensor:
+    """The same rows read from their other end, each element as its partner: the reverse complement of DNA, where
+    partner (V,) long takes A to T and C to G."""
+    return partner[tokens.flip(1)]
+
+
+class Equivariant(nn.Module):
+    """Runs one model on the rows and on their mirror images and takes the mean of both answers, so that
+    f(mirror(x)) = mirror(f(x)) whatever the weights.
+
+    partner: (V,) long, an involution of the element ids. classes: the outputs are the class of a whole row (the same
+    for both strands) and not elements; they are then given at the last element.
+    """
+
+    partner: Tensor
+
+    def __init__(self, model: nn.Module, partner: Tensor, classes: bool = False) -> None:
+        super().__init__()
+        if not bool((partner[partner] == partner.new_tensor(range(len(partner)))).all()):
+            raise SegueError(f"partner {partner.tolist()} is no involution: each id must be its partner's partner")
+        self.model, self.classes = model, classes
+        self.register_buffer("partner", partner)
+
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
+        if layout is not None and layout.starts is not None:
+            raise SegueError("a mirrored model reads one document a row: do not pack several into one")
+        ahead, back = self.model(tokens).logits, self.model(mirror(tokens, self.partner)).logits
+        if self.classes:
+            logits = (ahead[:, -1:] + back[:, -1:]) / 2
+            return Output(logits.expand(-1, tokens.shape[1], -1), logits)
+        logits = (ahead + back.flip(1)[..., self.partner]) / 2
+        return Output(logits, logits)
