@@ -133,3 +133,54 @@ def test_the_rule_of_mamba_360(best: float, attention: float, lookup: float, lru
     table = [{"mixer": mixer, "task": task, "accuracy": recall[mixer] if task == "recall" else long[mixer]}
              for mixer in long for task in ("listops", "digits", "delayed cue", "recall")]
     assert claim("mamba-360").judge(table)[0] == verdict
+
+
+def recalled(full: float, mixed: float, local: float, pairs: float) -> list[Row]:
+    rows = [("all full", full, 1.0), ("2 full at the bottom", mixed, pairs), ("1 full at the bottom", 0.9, 0.3),
+            ("all local", local, 0.1), ("all full, then 2 full at the bottom", 0.9, pairs)]
+    return [{"layers": name, "accuracy": right, "pairs": part, "steps": 100} for name, right, part in rows]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((1.0, 0.99, 0.05, 0.56), "confirmed"), ((1.0, 0.85, 0.05, 0.56), "refuted"), ((1.0, 0.99, 0.95, 0.56), "refuted"),
+    ((0.9, 0.99, 0.05, 0.56), "inconclusive"), ((1.0, 0.95, 0.05, 0.56), "inconclusive"),
+    ((1.0, 0.99, 0.05, 0.7), "inconclusive")])
+def test_the_rule_of_masformer(values: tuple[float, float, float, float], verdict: str) -> None:
+    assert claim("masformer").judge(recalled(*values))[0] == verdict
+
+
+@pytest.mark.parametrize(("gaps", "looked_up", "verdict"), [
+    ((0.2, 0.1), 64.0, "confirmed"), ((0.2, 0.05), 64.0, "inconclusive"), ((0.02, 0.01), 64.0, "refuted"),
+    ((0.2, 0.1), 10.0, "inconclusive"), ((0.2, 0.1), 1.0, "refuted")])
+def test_the_rule_of_the_music_transformer(gaps: tuple[float, float], looked_up: float, verdict: str) -> None:
+    rows: list[Row] = [{"part": "chorales", "arm": arm, "seed": seed, "nats": 1.0 - saved}
+                       for seed, gap in enumerate(gaps)
+                       for arm, saved in (("sinusoids", 0.0), ("sinusoids + relative", gap))]
+    rows += [{"part": "memory", "arm": how, "length": n, "MiB": n * size} for n in (128, 256)
+             for how, size in (("skewed", 1.0), ("looked up", looked_up))]
+    assert claim("music-transformer").judge(rows)[0] == verdict
+
+
+@pytest.mark.parametrize(("change", "verdict"), [
+    ({}, "confirmed"), ({"sparse": 0.70}, "refuted"), ({"sparse": 0.83}, "inconclusive"),
+    ({"sparse seconds": 0.1}, "refuted"), ({"low MiB": 5.0}, "refuted"), ({"full": 0.95}, "inconclusive"),
+    ({"taught": 0.5}, "inconclusive"), ({"pruned": 0.8}, "inconclusive"), ({"memory": 0.9}, "inconclusive")])
+def test_the_rule_of_faster_and_lighter(change: dict[str, float], verdict: str) -> None:
+    from segue.papers.faster_lighter import FULL, KERNEL, LOW, SPARSE
+
+    value = {"full": 0.86, "sparse": 0.85, "low": 0.8, "kernel": 0.84, "full seconds": 1.0, "sparse seconds": 0.5,
+             "low seconds": 0.4, "kernel seconds": 0.3, "full MiB": 9.0, "sparse MiB": 3.0, "low MiB": 1.0,
+             "kernel MiB": 2.0, "taught": 0.9, "pruned": 0.9, "memory": 0.5} | change
+    rows: list[Row] = []
+    for key, arm in (("full", FULL), ("sparse", SPARSE), ("low", LOW), ("kernel", KERNEL)):
+        rows += [{"part": task, "arm": arm, "measure": "accuracy", "length": 64, "value": value[key]}
+                 for task in ("digits", "ListOps")]
+        rows += [{"part": "cost", "arm": name, "measure": what, "length": 512, "value": value[f"{key} {what}"]}
+                 for name in ([arm, "full, unfused"] if arm == FULL else [arm]) for what in ("seconds", "MiB")]
+    rows += [{"part": "general", "arm": "blocks recomputed", "measure": what, "length": 64, "value": number}
+             for what, number in (("memory", value["memory"]), ("seconds", 1.3))]
+    pupils = {"full": 0.9, "half the weights pruned": value["pruned"], "half the width": 0.85,
+              "half the width, taught": value["taught"]}
+    rows += [{"part": f"general {seed}", "arm": arm, "measure": "accuracy", "length": 64, "value": number}
+             for seed in range(3) for arm, number in pupils.items()]
+    assert claim("faster-lighter").judge(rows)[0] == verdict

@@ -116,7 +116,8 @@ def test_distillation_is_its_formula() -> None:
     apart = (p * (p.log() - q.log())).sum()
     expected = 0.7 * F.cross_entropy(given, BATCH.targets.flatten(), reduction="sum") + 0.3 * 9 * apart
     loss = Distillation(teacher, 0.3, 3.0)(student, BATCH)
-    assert abs(float(loss.total) - float(expected)) < 1e-3 and set(loss.terms) == {"nats", "distillation"}
+    assert abs(float(loss.total.detach()) - float(expected.detach())) < 1e-3
+    assert set(loss.terms) == {"nats", "distillation"}
     loss.total.backward()
     assert all(p.grad is None for p in teacher.parameters())
 
@@ -164,7 +165,8 @@ def test_every_saving_is_one_word_away(tmp_path: Path) -> None:
     weight = student.model.blocks[0].mixer.qkv.weight
     assert 0.2 < float((weight == 0).float().mean()) < 0.9
     again = segue.load(tmp_path / "student")
-    assert again.continue_("3 times", n=5, decoder="greedy") == student.continue_("3 times", n=5, decoder="greedy")
+    told, told_again = (model.continue_("3 times", n=5, decoder="greedy").tokens for model in (student, again))
+    assert told == told_again
     for wrong in ({"prune": 1.0}, {"distil": 2.0}):
         with pytest.raises(SegueError, match="parts of a whole"):
             build(Plan(9).with_(**wrong))

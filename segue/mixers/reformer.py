@@ -40,12 +40,18 @@ class Reformer(Mixer):
         turned = width // heads // 2 * 2 if positions == "rotary" else 0
         self.register_buffer("frequencies", rotary_frequencies(turned) if turned else torch.zeros(0), persistent=False)
 
-    def hashed(self, q: Tensor) -> Tensor:
-        """(rounds, B, H, N) long: buckets of about `chunk` nodes, argmax([q R; -q R]) for random R."""
+    @torch.no_grad()
+    def hashed(self, x: Tensor) -> Tensor:
+        """(rounds, B, H, N) long: buckets of about `chunk` nodes, argmax([q R; -q R]) for random R. Queries are made
+        in float32 at least, since a node that changes its bucket by rounding is another node's neighbour."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            q = F.linear(x.to(wide), self.qv.weight[: self.width].to(wide))
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         half = max(1, q.shape[2] // (2 * self.chunk))
         generator = torch.Generator().manual_seed(self.seed)
         rotations = torch.randn(self.rounds, q.shape[-1], half, generator=generator, dtype=torch.float64)
-        turned = torch.einsum("bhne,rek->rbhnk", q.detach(), rotations.to(q))
+        turned = torch.einsum("bhne,rek->rbhnk", q, rotations.to(q))
         if q.shape[2] <= self.chunk:  # one chunk holds all there is: one bucket, then
             return torch.zeros(turned.shape[:-1], dtype=torch.long, device=q.device)
         return torch.cat([turned, -turned], -1).argmax(-1)
@@ -54,11 +60,11 @@ class Reformer(Mixer):
         q, v = self.qv(x).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, 1)
         return q, v
 
-    def _attend(self, q: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    def _attend(self, x: Tensor, q: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         n, size = q.shape[2], self.chunk
         if n == 0:
             return v
-        buckets = self.hashed(q)
+        buckets = self.hashed(x)
         if self.positions == "rotary":
             q = rotate(q, positions, self.frequencies)
         keys = F.normalize(q, dim=-1)
@@ -86,12 +92,12 @@ class Reformer(Mixer):
         return merge(parts)[0]
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        return self.output(self._attend(*self._heads(x), layout.positions), x)
+        return self.output(self._attend(x, *self._heads(x), layout.positions), x)
 
     def matrix(self, x: Tensor) -> Tensor:
-        q, v = self._heads(x)
+        q, _ = self._heads(x)
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*q.shape[:2], -1, -1)
-        return self._attend(q, eye, Layout.chain((x.shape[0], x.shape[1]), device=x.device).positions)
+        return self._attend(x, q, eye, Layout.chain((x.shape[0], x.shape[1]), device=x.device).positions)
 
     def values(self, x: Tensor) -> Tensor:
         return self._heads(x)[1]

@@ -81,7 +81,10 @@ PAPERS: dict[str, Paper] = {
     "drakes": Paper(
         "Fine-Tuning Discrete Diffusion Models via Reward Optimization (DRAKES)",
         "2024, arXiv 2410.13643"),
-    "faster-lighter": Paper("A Practical Survey on Faster and Lighter Transformers", "2021, arXiv 2103.14636"),
+    "faster-lighter": Paper(
+        "A Practical Survey on Faster and Lighter Transformers", "2021, arXiv 2103.14636", "faster_lighter",
+        ("mixers.rules.Sparse", "mixers.attention (span)", "mixers.linformer", "mixers.reformer",
+         "mixers.block_recurrent", "training.pruning", "objectives.distillation", "analysis.memory")),
     "flashrnn": Paper(
         "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
         "2024, arXiv 2412.07752"),

@@ -236,7 +236,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
             points = [(row["length"], row["value"]) for row in table
                       if row["part"] == "cost" and row["arm"] == arm and row["measure"] == measure]
             axes.plot(*zip(*points), marker="o", label=arm)
-        axes.set(xscale="log", yscale="log", xlabel="length")
+        axes.set_xscale("log", base=2)
+        axes.set(yscale="log", xlabel="length")
         axes.set_title(title, fontsize=9)
     seconds.legend(fontsize=5)
 

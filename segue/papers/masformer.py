@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 
 from segue.mixers import Attention, Layout
 from segue.mixers.rules import Pairs
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 KEYS = VALUES = 24
 FILLER, PAIRS = 8, 4
+ELEMENTS = KEYS + VALUES + FILLER
 BLOCK, LENGTH, LAYERS = 16, 128, 4
 ARMS = {
     "all full": "attention*4",
@@ -40,7 +42,8 @@ CONVERTED = "all full, then 2 full at the bottom"
 
 def pairs(rows: int, length: int, generator: torch.Generator) -> Batch:
     """Pairs of a key and its value in the first quarter, filler, and the keys once more, one by one and in any order,
-    in the last quarter, where each asks for its value."""
+    in the last quarter, where each asks for its value. An element comes as two marks, for itself and for the one before
+    it, so that every stack, whatever its spans, knows which value stands behind which key."""
     tokens = KEYS + VALUES + torch.randint(FILLER, (rows, length), generator=generator)
     targets = torch.full_like(tokens, -1)
 
@@ -51,10 +54,12 @@ def pairs(rows: int, length: int, generator: torch.Generator) -> Batch:
     where, asked = 2 * some(length // 8, PAIRS), 3 * length // 4 + some(length // 4, PAIRS)
     for at, element in ((where, keys), (where + 1, values), (asked, keys)):
         tokens.scatter_(1, at, element)
-    return Batch(tokens, targets.scatter(1, asked, values))
+    marks = F.one_hot(torch.stack([tokens, tokens.roll(1, 1)], 2), ELEMENTS).float()
+    marks[:, 0, 1] = 0
+    return Batch(marks.flatten(2), targets.scatter(1, asked, values))
 
 
-TASK = Task("far pairs", KEYS + VALUES + FILLER, pairs, 1 / VALUES, "arXiv 2310.12442", shortest=32)
+TASK = Task("far pairs", ELEMENTS, pairs, 1 / VALUES, "arXiv 2310.12442", shortest=32)
 
 
 class Solved(Strategy):
@@ -72,18 +77,15 @@ class Solved(Strategy):
 
 
 def build(pattern: str, width: int) -> Stack:
-    """The layers of a pattern on one that sees an element and the one before it, which finding a pair begins with."""
-    options: dict[str, dict[str, Any]] = {
-        "attention": {}, "attention:block": {"block": BLOCK},
-        "attention:shift": {"window": 2, "relative": 2, "positions": "none"}}
-    return Stack(StackConfig(TASK.vocabulary, width, expand_pattern(f"attention:shift+{pattern}"), options))
+    return Stack(StackConfig(TASK.vocabulary, width, expand_pattern(pattern), {"attention:block": {"block": BLOCK}},
+                             inputs=2 * ELEMENTS, tied=False))
 
 
 def looked_at(model: Stack, length: int) -> int:
-    """Pairs of positions that the layers' rules let see each other, all layers (but the shift) together."""
+    """Pairs of positions that the layers' rules let see each other, all layers together."""
     layout = Layout.chain((1, length))
     seen = Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
-    return sum(int(block.mixer.rule(seen).sum()) for block in model.blocks[1:] if isinstance(block.mixer, Attention))
+    return sum(int(block.mixer.rule(seen).sum()) for block in model.blocks if isinstance(block.mixer, Attention))
 
 
 def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, Any]:
@@ -111,9 +113,11 @@ def measure(run: Run) -> list[Row]:
     jobs = {f"{arm}, seed {run.seed}": partial(recall, arm, run.seed, steps, width) for arm in arms}
     found = run.cells(jobs)
     full = found[0]["pairs"]
-    run.note(f"{LAYERS} layers of width {width} on one layer that sees the element before (in every arm: else no layer "
-             f"could join a key to its value), 4 heads, rotary positions, blocks of {BLOCK} in {LENGTH} elements, "
-             f"32 rows, AdamW at 0.002, at most {steps} steps; training ends when 256 answers on fresh rows are right")
+    run.note(f"{LAYERS} layers of width {width}, 4 heads, rotary positions, blocks of {BLOCK} in {LENGTH} elements, 32 "
+             f"rows, AdamW at 0.002, at most {steps} steps; training ends when 256 answers on fresh rows are right")
+    run.note("every element comes with the one before it, in all arms: in a first try a layer of its own, which sees "
+             "two elements, was to find them, and after 400 steps every arm, the full one too, still chose among the "
+             "four values (31% to 34%), which by the rule says nothing")
     run.note("pairs: of a query and a key that it may see, part of those of full layers; attention's own cost, not "
              "that of projections and channel mixers")
     run.note(f"'{CONVERTED}': the steps are those after the layers were made local")
