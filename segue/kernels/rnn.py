@@ -181,10 +181,10 @@ def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor,
     plan = tiles(x.dtype, gates, width)
     rest, tasks = -width % plan.lanes, heads * -(-batch // plan.rows)
     y, final = x.new_empty(batch, length, heads, width), x.new_empty(state.shape)
-    kept = x.new_empty(tasks, length if learning else 2, cell.parts, plan.rows, width + rest)
+    kept = x.new_empty(tasks, length if learning else 2, cell.parts, plan.rows * (width + rest))
     packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.panels * plan.lanes)
-    threads.share(rnn.forward, tasks, cell.code, plan.rows, plan.panels, plan.lanes,
-                  *map(_array, (x, packed, F.pad(bias.detach(), (0, rest)), starts, lengths, state)),
+    threads.share(rnn.forward, tasks, cell.code, plan.rows, plan.panels, width + rest,
+                  *map(_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
                   *(z.numpy() for z in (y, kept, final)))
     return y, final, kept
 
@@ -200,7 +200,7 @@ def _backward(cell: Cell, weight: Tensor, state: Tensor, starts: Tensor, lengths
     dweight = dy.new_zeros(blocks, heads, gates, width, width + rest)
     dbias = dy.new_zeros(blocks, heads, gates, width)
     packed = _pack(F.pad(weight, (0, rest)).flatten(1, 2), plan.panels * plan.lanes)
-    threads.share(rnn.backward, heads * blocks, cell.code, plan.rows, plan.panels, plan.lanes, plan.span,
+    threads.share(rnn.backward, heads * blocks, cell.code, plan.rows, plan.panels, width + rest, plan.span,
                   *map(_array, (packed, starts, lengths, state, kept, dy, dfinal)),
                   *(z.numpy() for z in (dx, dweight, dbias, dstate)))
     return dx, dweight.sum(0)[..., :width], dbias.sum(0), dstate

@@ -147,8 +147,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     most, few = max(speed), min(speed)
     over, beside = speed[most]["times the loop"], speed[few]["times torch's module"]
     gain = speed[most]["tokens/s"] / speed[few]["tokens/s"]
-    reason = (f"parity at length {TESTED}: {name} {best:.1%}, the best of attention and Mamba {other:.1%}; {most} "
-              f"heads are {over:.1f} times as fast as the loop and {gain:.1f} times as fast as one, and one head runs at "
+    reason = (f"parity at length {TESTED}: {name} {best:.1%}, attention and Mamba at best {other:.1%}; {most} heads "
+              f"are {over:.1f} times as fast as the loop and {gain:.1f} times as fast as one, and one head runs at "
               f"{beside:.2f} times torch's module")
     if best < 0.99 or other > 0.6:
         return "refuted", reason

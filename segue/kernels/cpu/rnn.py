@@ -323,111 +323,114 @@ def _slstm_back(i, f, z, o, s, c, n, last_c, last_n, dh, dc, dn, dm, di, df, dz,
 
 
 @partial(compiled, **OPTIONS)
-def forward(begin, end, cell, rows, panels, lanes, x, w, bias, starts, lengths, state, y, kept, final):
+def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, state, y, kept, final):
     """All steps of the tasks begin..end, of which each is a head of up to `rows` rows.
 
-    x: (B, T, N, G, D), the gates' inputs. w: (N, G W / tile, D, tile), packed, W being D filled up to whole vectors.
-    bias: (N, G, W). starts: (B, T) bool or (B, 0). lengths: (B,). state, final: (S, B, N, D). y: (B, T, N, D). kept:
-    (tasks, T, parts, rows, W), what the backward pass needs of each step, ending with the states c, n (where the cell
-    has them) and h; or two steps long, if there will be no backward pass.
+    wide: W, which is D filled up to whole vectors. x: (B, T, N, G, D), the gates' inputs. w: (N, G W / tile, D, tile),
+    packed. bias: (N, G W). starts: (B, T) bool or (B, 0). lengths: (B,). state, final: (S, B, N, D). y: (B, T, N, D).
+    kept: (tasks, T, parts, rows W), what the backward pass needs of each step, ending with the states c, n (where the
+    cell has them) and h; or two steps long, if there will be no backward pass.
     """
     batch, length, heads, gates, d = x.shape
-    states, slots, parts, wide, tile = state.shape[0], kept.shape[1], kept.shape[2], kept.shape[4], w.shape[3]
+    states, slots, parts, tile = state.shape[0], kept.shape[1], kept.shape[2], w.shape[3]
     inner = min(states - 1, 2)  # states besides h that backward needs
+    at = parts - 1 - inner  # where they begin
     summed = gates - (cell == GRU)  # gates to whose share of the state the input is added at once
     direct = wide == d
-    source = np.zeros((gates, rows, wide), x.dtype)
-    now = np.zeros((4, rows, wide), x.dtype)  # h, c, n before the step, where they are not those that are kept; m
+    row_step = length * heads * gates * d if direct else wide
+    source = np.zeros((gates, rows * wide), x.dtype)
+    now = np.zeros((4, rows * wide), x.dtype)  # h, c, n before the step, where they are not those that are kept; m
     for task in range(begin, end):
         n, row = task % heads, task // heads * rows
         count = min(rows, batch - row)
         size = count * wide
         for s in range(states):
             for r in range(count):
-                _copy(state[s, row + r, n], now[s, r, :d])
+                _copy(state[s, row + r, n], now[s, r * wide : r * wide + d])
                 if lengths[row + r] == 0:
                     _copy(state[s, row + r, n], final[s, row + r, n])
-        m = now[3].reshape(-1)[:size]
         for t in range(length):
             g, before = kept[task, t % slots], kept[task, (t - 1) % slots]
             fresh = t == 0
             if starts.shape[1]:
                 for r in range(count):
                     fresh |= starts[row + r, t]
-            if fresh:
-                if t > 0:
-                    _copy(before[parts - 1].reshape(-1), now[0].reshape(-1)[:size])
-                    for s in range(1, inner + 1):
-                        _copy(before[parts - 2 - inner + s].reshape(-1), now[s].reshape(-1)[:size])
-                if starts.shape[1]:
-                    for r in range(count):
-                        if starts[row + r, t]:
-                            now[:3, r] = 0
-                            if cell == SLSTM:
-                                now[3, r] = EMPTY
-            last_h = now[0] if fresh else before[parts - 1]
+            if fresh and t > 0:
+                _copy(before[parts - 1], now[0, :size])
+                for s in range(1, inner + 1):
+                    _copy(before[at + s - 1], now[s, :size])
+            if fresh and starts.shape[1]:
+                for r in range(count):
+                    if starts[row + r, t]:
+                        now[:3, r * wide : r * wide + wide] = 0
+                        if cell == SLSTM:
+                            now[3, r * wide : r * wide + wide] = EMPTY
             if not direct:
                 for r in range(count):
                     for k in range(gates):
-                        _copy(x[row + r, t, n, k], source[k, r, :d])
+                        _copy(x[row + r, t, n, k], source[k, r * wide : r * wide + d])
+            last_h = now[0] if fresh else before[parts - 1]
+            lies, given, into, first = _at(last_h), _at(source), _at(g), _at(bias[n])
+            if direct:
+                given = _at(x[row, t, n])
+            k, j = 0, 0
             for p in range(w.shape[1]):
-                k, j = p * tile // wide, p * tile % wide
-                given = np.int64(0)
-                if k < summed:
-                    given = (_at(x[row, t, n, k]) if direct else _at(source[k])) + j * x.itemsize
-                _run(x, count, panels, _at(bias[n, k, j:]), _at(w[n, p]), _at(last_h), given, _at(g[k, 0, j:]), tile,
-                     wide, 1, 0, d, 1, length * heads * gates * d if direct else wide, wide)
-            h = g[parts - 1].reshape(-1)[:size]
-            a = g[0].reshape(-1)[:size]
+                _run(x, count, panels, first + (k * wide + j) * x.itemsize, _at(w[n, p]), lies,
+                     given + (k * (d if direct else rows * wide) + j) * x.itemsize if k < summed else 0,
+                     into + (k * rows * wide + j) * x.itemsize, tile, wide, 1, 0, d, 1, row_step, wide)
+                j += tile
+                if j == wide:
+                    k, j = k + 1, 0
+            h = g[parts - 1, :size]
             if cell == ELMAN:
                 _tanh(h)
             elif cell == GRU:
                 for r in range(count):
-                    _copy(x[row + r, t, n, 2], g[3, r, :d])
-                    g[3, r, d:] = 0
-                _gru(a, g[1].reshape(-1)[:size], g[2].reshape(-1), g[3].reshape(-1)[:size], last_h.reshape(-1), h)
+                    _copy(x[row + r, t, n, 2], g[3, r * wide : r * wide + d])
+                    g[3, r * wide + d : r * wide + wide] = 0
+                _gru(g[0, :size], g[1, :size], g[2], g[3, :size], last_h, h)
             else:
-                f, z, o = g[1].reshape(-1)[:size], g[2].reshape(-1)[:size], g[3].reshape(-1)[:size]
-                at = parts - 1 - inner
-                c, last_c = g[at].reshape(-1), (now[1] if fresh else before[at]).reshape(-1)
+                last_c = now[1] if fresh else before[at]
                 if cell == LSTM:
-                    _lstm(a, f, z, o, last_c, c, h)
+                    _lstm(g[0, :size], g[1, :size], g[2, :size], g[3, :size], last_c, g[4], h)
                 else:
-                    last_n = (now[2] if fresh else before[at + 1]).reshape(-1)
-                    _slstm(a, f, z, o, g[4].reshape(-1)[:size], last_c, last_n, m, c, g[at + 1].reshape(-1), h)
+                    last_n = now[2] if fresh else before[6]
+                    _slstm(g[0, :size], g[1, :size], g[2, :size], g[3, :size], g[4, :size], last_c, last_n, now[3],
+                           g[5], g[6], h)
             for r in range(count):
-                _copy(g[parts - 1, r, :d], y[row + r, t, n])
+                _copy(h[r * wide : r * wide + d], y[row + r, t, n])
                 if lengths[row + r] == t + 1:
-                    _copy(g[parts - 1, r, :d], final[0, row + r, n])
+                    line = slice(r * wide, r * wide + d)
+                    _copy(h[line], final[0, row + r, n])
                     for s in range(1, inner + 1):
-                        _copy(g[parts - 2 - inner + s, r, :d], final[s, row + r, n])
+                        _copy(g[at + s - 1, line], final[s, row + r, n])
                     if states == 4:
-                        _copy(now[3, r, :d], final[3, row + r, n])
+                        _copy(now[3, line], final[3, row + r, n])
 
 
 @partial(compiled, **OPTIONS)
-def backward(begin, end, cell, rows, panels, lanes, span, w, starts, lengths, state, kept, dy, dfinal, dx, dweight,
+def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, state, kept, dy, dfinal, dx, dweight,
              dbias, dstate):
     """The gradients of `forward`. w: (N, W / tile, G D, tile), packed the other way round. dx: as x. dweight: (tiles,
     N, G, D, W), added to, and dbias: (tiles, N, G, D), per batch tile. dstate: as state."""
     batch, length, heads, gates, d = dx.shape
-    states, parts, wide, tile = state.shape[0], kept.shape[2], kept.shape[4], w.shape[3]
+    states, parts, tile = state.shape[0], kept.shape[2], w.shape[3]
     inner = min(states - 1, 2)
-    dg = np.zeros((span, gates, rows, wide), dx.dtype)
-    total = np.zeros((gates, rows, wide), dx.dtype)
-    hs = np.zeros((span * rows, wide), dx.dtype)  # the states before, row by row
+    at = parts - 1 - inner
+    dg = np.zeros((span, gates, rows * wide), dx.dtype)
+    total = np.zeros((gates, rows * wide), dx.dtype)
+    hs = np.zeros(span * rows * wide, dx.dtype)  # the states before, row by row
     nothing = np.zeros(max(wide, tile), dx.dtype)
-    back = np.zeros((4, rows, wide), dx.dtype)  # gradients of h, c, n, m
-    carried = np.zeros((rows, wide), dx.dtype)
-    now = np.zeros((3, rows, wide), dx.dtype)
+    back = np.zeros((4, rows * wide), dx.dtype)  # gradients of h, c, n, m
+    carried = np.zeros(rows * wide, dx.dtype)
+    now = np.zeros((3, rows * wide), dx.dtype)
     for task in range(begin, end):
         n, block = task % heads, task // heads
         row = block * rows
         count = min(rows, batch - row)
         size = count * wide
         back[:], total[:] = 0, 0
-        dh, dc, dn, dm = (back[0].reshape(-1)[:size], back[1].reshape(-1)[:size], back[2].reshape(-1)[:size],
-                          back[3].reshape(-1)[:size])
+        dh, dc, dn, dm = back[0, :size], back[1], back[2], back[3]
         slot = 0
         for t in range(length - 1, -1, -1):
             g, before = kept[task, t], kept[task, max(t - 1, 0)]
@@ -438,68 +441,66 @@ def backward(begin, end, cell, rows, panels, lanes, span, w, starts, lengths, st
                     fresh |= starts[b, t]
                 if lengths[b] == t + 1:
                     for s in range(states):
-                        _add(back[s, r], dfinal[s, b, n])
-                _add(back[0, r], dy[b, t, n])
+                        _add(back[s, r * wide :], dfinal[s, b, n])
+                _add(dh[r * wide :], dy[b, t, n])
             if fresh:  # what was before, where a document starts nothing
                 for s in range(inner + 1):
-                    at = parts - 1 if s == 0 else parts - 2 - inner + s
                     for r in range(count):
+                        line = slice(r * wide, r * wide + d)
                         if starts.shape[1] and starts[row + r, t]:
-                            now[s, r] = 0
+                            now[s, line] = 0
                         elif t == 0:
-                            _copy(state[s, row + r, n], now[s, r, :d])
+                            _copy(state[s, row + r, n], now[s, line])
                         else:
-                            _copy(before[at, r], now[s, r])
-            last_h = (now[0] if fresh else before[parts - 1]).reshape(-1)
-            _copy(last_h, hs[slot * count : slot * count + count].reshape(-1))
+                            _copy(before[parts - 1 if s == 0 else at + s - 1, line], now[s, line])
+            last_h = now[0] if fresh else before[parts - 1]
+            _copy(last_h, hs[slot * size : slot * size + size])
             to = dg[slot]
-            first = to[0].reshape(-1)
-            a = g[0].reshape(-1)
             if cell == ELMAN:
-                _elman_back(a, dh, first)
+                _elman_back(g[0], dh, to[0])
             elif cell == GRU:
-                _gru_back(a, g[1].reshape(-1), g[2].reshape(-1), g[3].reshape(-1), last_h, dh, carried.reshape(-1),
-                          first, to[1].reshape(-1), to[2].reshape(-1))
+                _gru_back(g[0], g[1], g[2], g[3], last_h, dh, carried, to[0], to[1], to[2])
             else:
-                f, z, o = g[1].reshape(-1), g[2].reshape(-1), g[3].reshape(-1)
-                at = parts - 1 - inner
-                last_c = (now[1] if fresh else before[at]).reshape(-1)
+                last_c = now[1] if fresh else before[at]
                 if cell == LSTM:
-                    _lstm_back(a, f, z, o, g[at].reshape(-1), last_c, dh, dc, first, to[1].reshape(-1),
-                               to[2].reshape(-1), to[3].reshape(-1))
+                    _lstm_back(g[0], g[1], g[2], g[3], g[4], last_c, dh, dc, to[0], to[1], to[2], to[3])
                 else:
-                    last_n = (now[2] if fresh else before[at + 1]).reshape(-1)
-                    _slstm_back(a, f, z, o, g[4].reshape(-1), g[at].reshape(-1), g[at + 1].reshape(-1), last_c, last_n,
-                                dh, dc, dn, dm, first, to[1].reshape(-1), to[2].reshape(-1), to[3].reshape(-1))
+                    last_n = now[2] if fresh else before[6]
+                    _slstm_back(g[0], g[1], g[2], g[3], g[4], g[5], g[6], last_c, last_n, dh, dc, dn, dm, to[0], to[1],
+                                to[2], to[3])
             for r in range(count):
                 for k in range(gates):
-                    _copy(to[k, r, :d], dx[row + r, t, n, k])
+                    _copy(to[k, r * wide : r * wide + d], dx[row + r, t, n, k])
             if cell == GRU:
-                _multiply(to[2].reshape(-1), a[:size])
-            _add(total.reshape(-1), to.reshape(-1))
+                _multiply(to[2], g[0, :size])
+            for k in range(gates):
+                _add(total[k], to[k, :size])
+            source, into = _at(to), _at(back)
             for p in range(w.shape[1]):
-                _run(dx, count, panels, _at(nothing), _at(w[n, p]), _at(to), 0, _at(back[0, 0, p * tile :]), tile, wide,
-                     1, rows * wide - d, d, gates, 0, wide)
+                _run(dx, count, panels, _at(nothing), _at(w[n, p]), source, 0, into + p * tile * dx.itemsize, tile,
+                     wide, 1, rows * wide - d, d, gates, 0, wide)
             if cell == GRU:
-                _add(dh, carried.reshape(-1)[:size])
+                _add(dh, carried[:size])
             if starts.shape[1]:
                 for r in range(count):
                     if starts[row + r, t]:
-                        back[:, r] = 0
+                        back[:, r * wide : r * wide + wide] = 0
             slot += 1
             if t == 0 or slot == span:
+                left, right = _at(dg), _at(hs)
                 for k in range(gates):
                     for i in range(0, d, rows):
-                        for j in range(0, wide, tile):
-                            target = _at(dweight[block, n, k, i, j:])
-                            _run(dx, min(rows, d - i), panels, _at(nothing), _at(hs[0, j:]), _at(dg[0, k, 0, i:]),
-                                 target, target, wide, 1, wide, (gates * rows - count) * wide, count, slot, wide, wide)
+                        target = _at(dweight[block, n, k, i])
+                        for j in range(0, wide * dx.itemsize, tile * dx.itemsize):
+                            _run(dx, min(rows, d - i), panels, _at(nothing), right + j,
+                                 left + (k * rows * wide + i) * dx.itemsize, target + j, target + j, wide, 1, wide,
+                                 (gates * rows - count) * wide, count, slot, wide, wide)
                 slot = 0
-        for k in range(gates):
-            for r in range(count):
-                _add(dbias[block, n, k], total[k, r])
         for r in range(count):
+            line = slice(r * wide, r * wide + d)
+            for k in range(gates):
+                _add(dbias[block, n, k], total[k, line])
             for s in range(states):
-                _copy(back[s, r], dstate[s, row + r, n])
+                _copy(back[s, line], dstate[s, row + r, n])
                 if lengths[row + r] == 0:
                     _add(dstate[s, row + r, n], dfinal[s, row + r, n])
