@@ -85,16 +85,15 @@ def test_the_stabiliser_changes_nothing() -> None:
 
 
 def test_parity_with_the_native_kernels_of_transformers() -> None:
+    """The slow path's steps; its chunks call a tensor method that torch does not have."""
     peer = pytest.importorskip("transformers.models.xlstm.modeling_xlstm", reason="transformers is not installed")
     if not hasattr(peer, "mlstm_recurrent_sequence_native"):
         pytest.skip("transformers uses the package xlstm here")
-    q, k, v, i, f, memory, m = drawn(2, 128, 2, 4, 4, 3)
+    q, k, v, i, f, memory, m = drawn(2, 70, 2, 4, 4, 3)
     y, _, _ = mlstm(q, k * 4**-0.5, v, i, f, memory, m, eps=0.0)
     heads_first = [x.transpose(1, 2) for x in (q, k, v, i, f)]
     steps = peer.mlstm_recurrent_sequence_native(*heads_first, eps=0.0, dtype_state=torch.float64)
     agree([y], [steps.transpose(1, 2)], 1e-10)
-    chunks = peer.mlstm_chunkwise_fw(*heads_first, chunk_size=64, eps=0.0)[0]
-    agree([y], [chunks.transpose(1, 2)], 1e-4)  # it keeps its states in float32
 
 
 def test_blocks_are_one_matrix() -> None:

@@ -56,23 +56,24 @@ def _slstm(x: Tensor, g: Tensor, state: Tensors) -> Tensors:
 class Cell:
     """A cell of a recurrence.
 
-    gates: G, parts of its input. states: how many tensors its state has, of which the first, h, is its output. kept:
-        numbers per unit and step that a compiled backward pass needs. code: its number in compiled code.
+    gates: G, parts of its input. states: how many tensors its state has, of which the first, h, is its output. parts:
+        numbers per unit and step that a fused backward pass needs: the gates after their nonlinearities (for "gru", R h
+        + b of n before n; for "slstm", sigmoid(f) after the rest), c, n, h. code: its number in compiled code.
     step: inputs x (..., N, G, D), g = R h + b of the same shape, and the state -> the next state.
     """
 
     gates: int
     states: int
-    kept: int
+    parts: int
     code: int
     step: Callable[[Tensor, Tensor, Tensors], Tensors]
 
 
 CELLS: dict[str, Cell] = {
-    "elman": Cell(1, 1, 0, 0, _elman),  # h = tanh(g)
-    "lstm": Cell(4, 2, 5, 1, _lstm),  # gates i, f, z, o; states h, c
-    "gru": Cell(3, 1, 4, 2, _gru),  # gates r, z, n, of which r weighs R h + b of n, as in torch
-    "slstm": Cell(4, 4, 7, 3, _slstm),  # gates i, f, z, o, of which i is exponential; states h, c, n, m
+    "elman": Cell(1, 1, 1, 0, _elman),  # h = tanh(g)
+    "lstm": Cell(4, 2, 6, 1, _lstm),  # gates i, f, z, o; states h, c
+    "gru": Cell(3, 1, 5, 2, _gru),  # gates r, z, n, of which r weighs R h + b of n, as in torch
+    "slstm": Cell(4, 4, 8, 3, _slstm),  # gates i, f, z, o, of which i is exponential; states h, c, n, m
 }
 
 
@@ -142,28 +143,23 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
-                learning: bool) -> tuple[Tensor, Tensor, Tensor]:
-        (batch, length, heads, _, width), spec = x.shape, CELLS[cell]
-        y = x.new_empty(batch, length, heads, width)
-        kept = x.new_empty(batch, length if learning else 0, heads, spec.kept, width)
-        final = torch.empty(state.shape, dtype=x.dtype, device=x.device)
-        _kernels(x)[0](spec.code, x, weight, bias, state, starts, lengths, y, kept, final)
-        return y, final, kept
+                learning: bool) -> Tensors:
+        return _kernels(x)[0](CELLS[cell], x, weight, bias, state, starts, lengths, learning)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(True)
-        ctx.code = CELLS[inputs[0]].code
-        ctx.save_for_backward(inputs[2], *inputs[4:7], output[0], output[2])
+        ctx.cell = CELLS[inputs[0]]
+        ctx.save_for_backward(inputs[2], *inputs[4:7], output[2])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return (None, *_kernels(dy)[1](ctx.code, *ctx.saved_tensors, dy, dfinal), None, None, None)
+        return (None, *_kernels(dy)[1](ctx.cell, *ctx.saved_tensors, dy, dfinal), None, None, None)
 
 
-def _kernels(x: Tensor) -> tuple[Callable[..., None], Callable[..., Tensors]]:
+def _kernels(x: Tensor) -> tuple[Callable[..., Tensors], Callable[..., Tensors]]:
     """Forward and backward of the device of x."""
     if x.device.type == "cpu":
         return _forward, _backward
@@ -172,33 +168,39 @@ def _kernels(x: Tensor) -> tuple[Callable[..., None], Callable[..., Tensors]]:
     return rnn.forward, rnn.backward
 
 
-def pack(matrix: Tensor, tile: int) -> Tensor:
-    """(N, K, Q) -> (N, panels, K, tile): panels of `tile` columns, the last one filled up with zeros."""
-    return F.pad(matrix, (0, -matrix.shape[2] % tile)).unflatten(2, (-1, tile)).transpose(1, 2).contiguous()
+def _pack(matrix: Tensor, tile: int) -> Tensor:
+    """(N, K, Q) -> (N, Q / tile, K, tile)."""
+    return matrix.unflatten(2, (-1, tile)).transpose(1, 2).contiguous()
 
 
-def _forward(code: int, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
-             y: Tensor, kept: Tensor, final: Tensor) -> None:
+def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
+             learning: bool) -> Tensors:
     from segue.kernels.cpu import rnn, threads
 
-    batch, _, heads, gates, width = x.shape
+    batch, length, heads, gates, width = x.shape
     plan = tiles(x.dtype, gates, width)
-    packed = pack(weight.detach().flatten(1, 2).transpose(1, 2), plan.forward * plan.lanes)
-    threads.share(rnn.forward, heads * -(-batch // plan.rows), code, plan.rows, plan.forward,
-                  *map(_array, (x, packed, bias, starts, lengths, state)), *(z.numpy() for z in (y, kept, final)))
+    rest, tasks = -width % plan.lanes, heads * -(-batch // plan.rows)
+    y, final = x.new_empty(batch, length, heads, width), x.new_empty(state.shape)
+    kept = x.new_empty(tasks, length if learning else 2, cell.parts, plan.rows * (width + rest))
+    packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.panels * plan.lanes)
+    threads.share(rnn.forward, tasks, cell.code, plan.rows, plan.panels, width + rest,
+                  *map(_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
+                  *(z.numpy() for z in (y, kept, final)))
+    return y, final, kept
 
 
-def _backward(code: int, weight: Tensor, state: Tensor, starts: Tensor, lengths: Tensor, y: Tensor, kept: Tensor,
-              dy: Tensor, dfinal: Tensor) -> Tensors:
+def _backward(cell: Cell, weight: Tensor, state: Tensor, starts: Tensor, lengths: Tensor, kept: Tensor, dy: Tensor,
+              dfinal: Tensor) -> Tensors:
     from segue.kernels.cpu import rnn, threads
 
-    (batch, length), (heads, gates, width) = y.shape[:2], weight.shape[:3]
-    plan = tiles(y.dtype, gates, width)
-    packed, blocks = pack(weight.flatten(1, 2), plan.backward * plan.lanes), -(-batch // plan.rows)
-    dx, dstate = y.new_empty(batch, length, heads, gates, width), torch.empty_like(state)
-    dweight = y.new_zeros(blocks, heads, gates * width, packed.shape[1] * packed.shape[3])
-    dbias = y.new_zeros(blocks, heads, gates * width)
-    threads.share(rnn.backward, heads * blocks, code, plan.rows, plan.backward, plan.span,
-                  *map(_array, (packed, starts, lengths, state, y, kept, dy, dfinal)),
+    (batch, length), (heads, gates, width) = dy.shape[:2], weight.shape[:3]
+    plan = tiles(dy.dtype, gates, width)
+    rest, blocks = -width % plan.lanes, -(-batch // plan.rows)
+    dx, dstate = dy.new_empty(batch, length, heads, gates, width), dy.new_empty(state.shape)
+    dweight = dy.new_zeros(blocks, heads, gates, width, width + rest)
+    dbias = dy.new_zeros(blocks, heads, gates, width)
+    packed = _pack(F.pad(weight, (0, rest)).flatten(1, 2), plan.panels * plan.lanes)
+    threads.share(rnn.backward, heads * blocks, cell.code, plan.rows, plan.panels, width + rest, plan.span,
+                  *map(_array, (packed, starts, lengths, state, kept, dy, dfinal)),
                   *(z.numpy() for z in (dx, dweight, dbias, dstate)))
-    return (dx, dweight.sum(0)[..., :width].reshape(weight.shape), dbias.sum(0).reshape(weight.shape[:3]), dstate)
+    return dx, dweight.sum(0)[..., :width], dbias.sum(0), dstate

@@ -15,6 +15,7 @@ import torch
 BATCH = 16  # rows of a batch that tiles should divide: what FlashRNN pads to
 CACHE = 1 << 19  # bytes for the gradients and states of a span: half of a second-level cache of 1 MiB
 IN_FLIGHT = 8  # fused multiply-adds that must be independent: four cycles of latency, two units
+LEAST = 64  # rows and steps of a span whose product outweighs reading and writing the gradient of the weights
 MOST = {"rows": 8, "panels": 3, "span": 64}
 WIDTHS = (16, 32, 64, 128, 256, 512, 768)
 GATES = (1, 3, 4)
@@ -33,77 +34,61 @@ MACHINES = (Machine(32, 16, 4), Machine(32, 8, 8), Machine(16, 8, 4), Machine(16
 
 
 class Tiles(NamedTuple):
-    """rows of a batch per task; panels (vectors of columns) of a register tile going forward and backward; steps per
-    span; numbers per vector."""
+    """rows of a batch per task; panels (vectors of columns) of a register tile; steps per span; lanes, the numbers of
+    a vector."""
 
     rows: int
-    forward: int
-    backward: int
+    panels: int
     span: int
     lanes: int
 
 
-def waste(columns: int, panels: int, lanes: int) -> int:
-    """Columns of zeros that fill up the last tile."""
-    return -columns % (panels * lanes)
+def vectors(width: int, lanes: int) -> int:
+    """Vectors that a head's units fill."""
+    return -(-width // lanes)
 
 
-def satisfies(machine: Machine, gates: int, width: int, rows: int, forward: int, backward: int, span: int) -> bool:
-    """The constraints: sums, one vector per panel and one broadcast fit the registers; rows divide the batch; the span
-    fits the cache; neither direction multiplies more zeros than the narrowest tile would, and enough sums are in flight
-    as far as the columns reach."""
-    for columns, panels in ((gates * width, forward), (width, backward)):
-        if rows * panels + panels + 1 > machine.registers or waste(columns, panels, machine.lanes) != \
-                waste(columns, 1, machine.lanes):
-            return False
-    return BATCH % rows == 0 and span * rows * (gates + 1) * width * machine.size <= CACHE and rows * forward >= min(
-        IN_FLIGHT, gates * width // machine.lanes)
+def satisfies(machine: Machine, gates: int, width: int, rows: int, panels: int, span: int) -> bool:
+    """The constraints: sums, a vector of weights per panel and a broadcast fit the registers; tiles divide the batch
+    and the head; as many sums are in flight as can be; the span fits the cache, or is so short that it need not."""
+    columns = vectors(width, machine.lanes)
+    held = span * rows * (gates + 1) * columns * machine.lanes * machine.size
+    return (rows * panels + panels + 1 <= machine.registers and BATCH % rows == 0 and columns % panels == 0
+            and rows * panels >= IN_FLIGHT // (1 if columns > 1 else 2) and (held <= CACHE or span * rows <= LEAST))
 
 
-def score(rows: int, forward: int, backward: int, span: int) -> int:
-    """What is wanted, the weightiest first: many multiply-adds per loaded number (both directions), few spans."""
-    return sum(1000 * rows * panels // (rows + panels) for panels in (forward, backward)) * 100 + span
+def score(rows: int, panels: int, span: int) -> int:
+    """What is wanted, the weightiest first: many multiply-adds per loaded number, few spans."""
+    return 1000 * (1000 * rows * panels // (rows + panels)) + span
 
 
-SOLVED: dict[tuple[int, int, int, int], tuple[int, int, int, int]] = {
-    (32, 16, 1, 16): (8, 1, 1, 64), (32, 16, 1, 32): (8, 2, 2, 64), (32, 16, 1, 64): (8, 2, 2, 64),
-    (32, 16, 1, 128): (8, 2, 2, 64), (32, 16, 1, 256): (8, 2, 2, 32), (32, 16, 1, 512): (8, 2, 2, 16),
-    (32, 16, 1, 768): (8, 3, 3, 10),
-    (32, 16, 3, 16): (8, 3, 1, 64), (32, 16, 3, 32): (8, 3, 2, 64), (32, 16, 3, 64): (8, 3, 2, 64),
-    (32, 16, 3, 128): (8, 3, 2, 32), (32, 16, 3, 256): (8, 3, 2, 16), (32, 16, 3, 512): (8, 3, 2, 8),
-    (32, 16, 3, 768): (8, 3, 3, 5),
-    (32, 16, 4, 16): (8, 2, 1, 64), (32, 16, 4, 32): (8, 2, 2, 64), (32, 16, 4, 64): (8, 2, 2, 51),
-    (32, 16, 4, 128): (8, 2, 2, 25), (32, 16, 4, 256): (8, 2, 2, 12), (32, 16, 4, 512): (8, 2, 2, 6),
-    (32, 16, 4, 768): (8, 3, 3, 4),
-    (32, 8, 1, 16): (8, 2, 2, 64), (32, 8, 1, 32): (8, 2, 2, 64), (32, 8, 1, 64): (8, 2, 2, 64),
-    (32, 8, 1, 128): (8, 2, 2, 32), (32, 8, 1, 256): (8, 2, 2, 16), (32, 8, 1, 512): (8, 2, 2, 8),
-    (32, 8, 1, 768): (8, 3, 3, 5),
-    (32, 8, 3, 16): (8, 3, 2, 64), (32, 8, 3, 32): (8, 3, 2, 64), (32, 8, 3, 64): (8, 3, 2, 32),
-    (32, 8, 3, 128): (8, 3, 2, 16), (32, 8, 3, 256): (8, 3, 2, 8), (32, 8, 3, 512): (8, 3, 2, 4),
-    (32, 8, 3, 768): (8, 3, 3, 2),
-    (32, 8, 4, 16): (8, 2, 2, 64), (32, 8, 4, 32): (8, 2, 2, 51), (32, 8, 4, 64): (8, 2, 2, 25),
-    (32, 8, 4, 128): (8, 2, 2, 12), (32, 8, 4, 256): (8, 2, 2, 6), (32, 8, 4, 512): (8, 2, 2, 3),
-    (32, 8, 4, 768): (8, 3, 3, 2),
-    (16, 8, 1, 16): (4, 2, 2, 64), (16, 8, 1, 32): (4, 2, 2, 64), (16, 8, 1, 64): (4, 2, 2, 64),
-    (16, 8, 1, 128): (4, 2, 2, 64), (16, 8, 1, 256): (4, 2, 2, 64), (16, 8, 1, 512): (4, 2, 2, 32),
-    (16, 8, 1, 768): (4, 3, 3, 21),
-    (16, 8, 3, 16): (4, 3, 2, 64), (16, 8, 3, 32): (4, 3, 2, 64), (16, 8, 3, 64): (4, 3, 2, 64),
-    (16, 8, 3, 128): (4, 3, 2, 64), (16, 8, 3, 256): (4, 3, 2, 32), (16, 8, 3, 512): (4, 3, 2, 16),
-    (16, 8, 3, 768): (4, 3, 3, 10),
-    (16, 8, 4, 16): (4, 2, 2, 64), (16, 8, 4, 32): (4, 2, 2, 64), (16, 8, 4, 64): (4, 2, 2, 64),
-    (16, 8, 4, 128): (4, 2, 2, 51), (16, 8, 4, 256): (4, 2, 2, 25), (16, 8, 4, 512): (4, 2, 2, 12),
-    (16, 8, 4, 768): (4, 3, 3, 8),
-    (16, 4, 1, 16): (4, 2, 2, 64), (16, 4, 1, 32): (4, 2, 2, 64), (16, 4, 1, 64): (4, 2, 2, 64),
-    (16, 4, 1, 128): (4, 2, 2, 64), (16, 4, 1, 256): (4, 2, 2, 32), (16, 4, 1, 512): (4, 2, 2, 16),
-    (16, 4, 1, 768): (4, 3, 3, 10),
-    (16, 4, 3, 16): (4, 3, 2, 64), (16, 4, 3, 32): (4, 3, 2, 64), (16, 4, 3, 64): (4, 3, 2, 64),
-    (16, 4, 3, 128): (4, 3, 2, 32), (16, 4, 3, 256): (4, 3, 2, 16), (16, 4, 3, 512): (4, 3, 2, 8),
-    (16, 4, 3, 768): (4, 3, 3, 5),
-    (16, 4, 4, 16): (4, 2, 2, 64), (16, 4, 4, 32): (4, 2, 2, 64), (16, 4, 4, 64): (4, 2, 2, 51),
-    (16, 4, 4, 128): (4, 2, 2, 25), (16, 4, 4, 256): (4, 2, 2, 12), (16, 4, 4, 512): (4, 2, 2, 6),
-    (16, 4, 4, 768): (4, 3, 3, 4),
+SOLVED: dict[tuple[int, int, int, int], tuple[int, int, int]] = {
+    (32, 16, 1, 16): (8, 1, 64), (32, 16, 1, 32): (8, 2, 64), (32, 16, 1, 64): (8, 2, 64), (32, 16, 1, 128): (8, 2, 64),
+    (32, 16, 1, 256): (8, 2, 32), (32, 16, 1, 512): (8, 2, 16), (32, 16, 1, 768): (8, 3, 10),
+    (32, 16, 3, 16): (8, 1, 64), (32, 16, 3, 32): (8, 2, 64), (32, 16, 3, 64): (8, 2, 64), (32, 16, 3, 128): (8, 2, 32),
+    (32, 16, 3, 256): (8, 2, 16), (32, 16, 3, 512): (8, 2, 8), (32, 16, 3, 768): (8, 3, 8),
+    (32, 16, 4, 16): (8, 1, 64), (32, 16, 4, 32): (8, 2, 64), (32, 16, 4, 64): (8, 2, 51), (32, 16, 4, 128): (8, 2, 25),
+    (32, 16, 4, 256): (8, 2, 12), (32, 16, 4, 512): (8, 2, 8), (32, 16, 4, 768): (8, 3, 8),
+    (32, 8, 1, 16): (8, 2, 64), (32, 8, 1, 32): (8, 2, 64), (32, 8, 1, 64): (8, 2, 64), (32, 8, 1, 128): (8, 2, 32),
+    (32, 8, 1, 256): (8, 2, 16), (32, 8, 1, 512): (8, 2, 8), (32, 8, 1, 768): (8, 3, 8),
+    (32, 8, 3, 16): (8, 2, 64), (32, 8, 3, 32): (8, 2, 64), (32, 8, 3, 64): (8, 2, 32), (32, 8, 3, 128): (8, 2, 16),
+    (32, 8, 3, 256): (8, 2, 8), (32, 8, 3, 512): (8, 2, 8), (32, 8, 3, 768): (8, 3, 8),
+    (32, 8, 4, 16): (8, 2, 64), (32, 8, 4, 32): (8, 2, 51), (32, 8, 4, 64): (8, 2, 25), (32, 8, 4, 128): (8, 2, 12),
+    (32, 8, 4, 256): (8, 2, 8), (32, 8, 4, 512): (8, 2, 8), (32, 8, 4, 768): (8, 3, 8),
+    (16, 8, 1, 16): (4, 2, 64), (16, 8, 1, 32): (4, 2, 64), (16, 8, 1, 64): (4, 2, 64), (16, 8, 1, 128): (4, 2, 64),
+    (16, 8, 1, 256): (4, 2, 64), (16, 8, 1, 512): (4, 2, 32), (16, 8, 1, 768): (4, 3, 21),
+    (16, 8, 3, 16): (4, 2, 64), (16, 8, 3, 32): (4, 2, 64), (16, 8, 3, 64): (4, 2, 64), (16, 8, 3, 128): (4, 2, 64),
+    (16, 8, 3, 256): (4, 2, 32), (16, 8, 3, 512): (4, 2, 16), (16, 8, 3, 768): (4, 3, 16),
+    (16, 8, 4, 16): (4, 2, 64), (16, 8, 4, 32): (4, 2, 64), (16, 8, 4, 64): (4, 2, 64), (16, 8, 4, 128): (4, 2, 51),
+    (16, 8, 4, 256): (4, 2, 25), (16, 8, 4, 512): (4, 2, 16), (16, 8, 4, 768): (4, 3, 16),
+    (16, 4, 1, 16): (4, 2, 64), (16, 4, 1, 32): (4, 2, 64), (16, 4, 1, 64): (4, 2, 64), (16, 4, 1, 128): (4, 2, 64),
+    (16, 4, 1, 256): (4, 2, 32), (16, 4, 1, 512): (4, 2, 16), (16, 4, 1, 768): (4, 3, 16),
+    (16, 4, 3, 16): (4, 2, 64), (16, 4, 3, 32): (4, 2, 64), (16, 4, 3, 64): (4, 2, 64), (16, 4, 3, 128): (4, 2, 32),
+    (16, 4, 3, 256): (4, 2, 16), (16, 4, 3, 512): (4, 2, 16), (16, 4, 3, 768): (4, 3, 16),
+    (16, 4, 4, 16): (4, 2, 64), (16, 4, 4, 32): (4, 2, 64), (16, 4, 4, 64): (4, 2, 51), (16, 4, 4, 128): (4, 2, 25),
+    (16, 4, 4, 256): (4, 2, 16), (16, 4, 4, 512): (4, 2, 16), (16, 4, 4, 768): (4, 3, 16),
 }
-"""(registers, lanes, gates, width) -> rows, forward, backward, span."""
+"""(registers, lanes, gates, width) -> rows, panels, span."""
 
 
 @cache
@@ -112,7 +97,6 @@ def tiles(dtype: torch.dtype, gates: int, width: int) -> Tiles:
     from segue.kernels.cpu import simd
 
     machine = MACHINES[2 * (not simd.WIDE) + (dtype == torch.float64)]
-    solved = [w for w in WIDTHS if w <= width]
-    if not solved or width % solved[-1]:
-        return Tiles(*SOLVED[(*machine[:2], gates, 16)][:1], 1, 1, 8, machine.lanes)
-    return Tiles(*SOLVED[(*machine[:2], gates, solved[-1])], machine.lanes)
+    solved = max((w for w in WIDTHS if w <= width), default=WIDTHS[0])
+    rows, panels, span = SOLVED[(*machine[:2], gates, solved)]
+    return Tiles(rows, panels if vectors(width, machine.lanes) % panels == 0 else 1, span, machine.lanes)

@@ -79,7 +79,6 @@ class Headwise(Recurrence):
         y, final = recurrence(self.cell, inputs[0], self.weight_hh, self.bias_hh, state, starts, lengths)
         return y.flatten(2), final
 
-
     def lower(self, program: Program, source: View, into: nn.Linear) -> View:
         """The register of h; `into` projects to the gates, head by head, which the engine wants gate by gate."""
         rows = into.weight.unflatten(0, (self.shape[0], -1, self.shape[1])).transpose(0, 1).flatten(0, 2)
@@ -103,7 +102,6 @@ class RecurrentMixer(Mixer):
     """
 
     module: Callable[..., nn.RNNBase]
-    into: nn.Module | None = None
 
     def __init__(self, width: int, inner: int | None = None, recurrent_init: str = "orthogonal",
                  heads: int = 1) -> None:
@@ -113,6 +111,7 @@ class RecurrentMixer(Mixer):
         inner = inner or width
         if heads < 1 or inner % heads:
             raise SegueError(f"a state of {inner} units cannot be {heads} heads: choose a divisor")
+        self.into: nn.Linear | None = None  # projects to the gates of heads
         if heads == 1:
             self.recurrence = self.make(width, inner)
         else:

@@ -87,7 +87,7 @@ PAPERS: dict[str, Paper] = {
          "mixers.block_recurrent", "training.pruning", "objectives.distillation", "analysis.memory")),
     "flashrnn": Paper(
         "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
-        "2024, arXiv 2412.07752"),
+        "2024, arXiv 2412.07752", "flashrnn", ("kernels.rnn", "kernels.tiles", "mixers.slstm")),
     "gamegen-x": Paper("GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769"),
     "generator": Paper("GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272"),
     "gsm-plus-plus": Paper(

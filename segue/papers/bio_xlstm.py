@@ -210,7 +210,7 @@ def measure(run: Run) -> list[Row]:
             table.append({"task": f"strands {size}", "model": sharing, "accuracy": mean(c["accuracy"] for c in cells),
                           "error": max(c["error"] for c in cells)})
     run.note(f"{steps} steps of 8 rows of {context} elements each; own and foreign are nats per element of molecules "
-             "of domains that training never saw, behind so many molecules of their own domain or of another unseen one")
+             "of domains that training never saw, behind so many of their own domain or of another unseen one")
     run.note("the 50 lines of the published file are fewer domains: lines that share more than a tenth of their "
              "molecules were joined before the split, which by lines would put most test molecules into training")
     run.note(f"strands: mean of {seeds} seeds")

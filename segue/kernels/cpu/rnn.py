@@ -1,8 +1,9 @@
 """Head-wise nonlinear recurrences on the CPU, forward and backward, in float32 and float64: one call runs all steps.
 
-A task is one head of a few rows (a batch tile). Its hidden states, its part of the recurrent weights and its gradient
-stay in the nearest caches; the products of a step run in a register tile, whose size `segue.kernels.tiles` gives; the
-gradient of the weights is gathered over a span of steps, so that it, too, is a product that fills the registers.
+A task is one head of a few rows (a batch tile). Its states, its part of the recurrent weights and its gradient stay in
+the nearest caches; the products of a step run in a register tile, whose size `segue.kernels.tiles` gives; the gradient
+of the weights is gathered over a span of steps, so that it, too, is a product that fills the registers. Numbers of a
+step lie gate by gate, then row by row, so that one loop over whole vectors serves all rows.
 """
 
 from __future__ import annotations
@@ -55,60 +56,71 @@ def _typed_log1p(x):
 
 
 def _tile(builder: Any, kind: Any, lanes: int, rows: int, panels: int, args: list[Any]) -> None:
-    """y[r, c] (+)= sum over i < k of x[r, i] * w[i, c], for `rows` rows and `panels` vectors of columns, in registers.
+    """y[r, c] = first[c] + sum over o < outer, i < k of x[r, o, i] * w[o k + i, c] (+ source[r, c]), for `rows` rows
+    and `panels` vectors of columns c, in registers.
 
-    args: addresses w, x, y; bytes from one i to the next in w (w_step) and in x (x_step), from one row to the next in x
-    (x_row) and in y (y_row); k; adds (0: y is overwritten).
+    args: addresses first (of a vector of columns), w, x, source (0: none), y; bytes from one line of w to the next
+    (w_step); bytes from one row of x to the next (x_row), from one i (x_step), and what is added after k of them
+    (x_jump); k, outer; bytes from one row to the next in source (source_row) and in y (y_row).
     """
-    w, w_step, x, x_row, x_step, k, y, y_row, adds = args
+    first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row = args
     b, size = builder, 4 if kind == simd.F32 else 8
     vector = ir.VectorType(kind, lanes)
-    zero = ir.Constant(vector, [0.0] * lanes)
-    undefined, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(simd.I32, lanes), [0] * lanes)
+    undefined, zeros = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(simd.I32, lanes), [0] * lanes)
 
-    def load(address: Any) -> Any:
-        return b.load(b.inttoptr(address, vector.as_pointer()), align=size)
+    def load(address: Any, p: int) -> Any:
+        return b.load(b.inttoptr(b.add(address, simd.I64(p * lanes * size)), vector.as_pointer()), align=size)
 
     def spread(address: Any) -> Any:
         value = b.load(b.inttoptr(address, kind.as_pointer()), align=size)
-        return b.shuffle_vector(b.insert_element(undefined, value, simd.I32(0)), undefined, first)
+        return b.shuffle_vector(b.insert_element(undefined, value, simd.I32(0)), undefined, zeros)
 
     name = f"llvm.fmuladd.v{lanes}f{8 * size}"
-    entry, loop, done = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
+    begin = [load(first, p) for p in range(panels)]
     lines = [b.add(x, b.mul(x_row, simd.I64(r))) for r in range(rows)]
+    entry, loop, done = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
     b.branch(loop)
     b.position_at_end(loop)
-    i, at_w, at_x = b.phi(simd.I64), b.phi(simd.I64), b.phi(simd.I64)
+    i, left, at_w, at_x = (b.phi(simd.I64) for _ in range(4))
     sums = [[b.phi(vector) for _ in range(panels)] for _ in range(rows)]
-    weights = [load(b.add(at_w, simd.I64(p * lanes * size))) for p in range(panels)]
+    weights = [load(at_w, p) for p in range(panels)]
     after = []
     for r in range(rows):
         value = spread(b.add(lines[r], at_x))
         after.append([simd._call(b, name, vector, weights[p], value, sums[r][p]) for p in range(panels)])
     following = b.add(i, simd.I64(1))
-    for phi, start, end in ((i, simd.I64(0), following), (at_w, w, b.add(at_w, w_step)),
-                            (at_x, simd.I64(0), b.add(at_x, x_step))):
+    turns = b.icmp_signed("==", following, k)
+    onward = b.add(at_x, b.select(turns, b.add(x_step, x_jump), x_step))
+    remaining = b.select(turns, b.sub(left, simd.I64(1)), left)
+    for phi, start, end in ((i, simd.I64(0), b.select(turns, simd.I64(0), following)), (left, outer, remaining),
+                            (at_w, w, b.add(at_w, w_step)), (at_x, simd.I64(0), onward)):
         phi.add_incoming(start, entry)
         phi.add_incoming(end, loop)
     for r in range(rows):
         for p in range(panels):
-            sums[r][p].add_incoming(zero, entry)
+            sums[r][p].add_incoming(begin[p], entry)
             sums[r][p].add_incoming(after[r][p], loop)
-    b.cbranch(b.icmp_signed("<", following, k), loop, done)
+    b.cbranch(b.icmp_signed(">", remaining, simd.I64(0)), loop, done)
     b.position_at_end(done)
-    targets = [(after[r][p], b.inttoptr(b.add(b.add(y, b.mul(y_row, simd.I64(r))), simd.I64(p * lanes * size)),
-                                        vector.as_pointer())) for r in range(rows) for p in range(panels)]
-    with b.if_else(b.icmp_signed("==", adds, simd.I64(0))) as (put, add):
-        with put:
-            for value, target in targets:
-                b.store(value, target, align=size)
-        with add:
-            for value, target in targets:
-                b.store(b.fadd(b.load(target, align=size), value), target, align=size)
+
+    def put(r: int, p: int, value: Any) -> None:
+        address = b.add(b.add(y, b.mul(y_row, simd.I64(r))), simd.I64(p * lanes * size))
+        b.store(value, b.inttoptr(address, vector.as_pointer()), align=size)
+
+    with b.if_else(b.icmp_signed("==", source, simd.I64(0))) as (plain, added):
+        with plain:
+            for r in range(rows):
+                for p in range(panels):
+                    put(r, p, after[r][p])
+        with added:
+            for r in range(rows):
+                line = b.add(source, b.mul(source_row, simd.I64(r)))
+                for p in range(panels):
+                    put(r, p, b.fadd(after[r][p], load(line, p)))
 
 
 def _make_tile(kind: Any, lanes: int) -> Any:
-    """tile(rows, panels, w, w_step, x, x_row, x_step, k, y, y_row, adds) for up to MOST_ROWS and MOST_PANELS."""
+    """tile(rows, panels, ...) for up to MOST_ROWS and MOST_PANELS; the rest as of `_tile`."""
 
     def build(builder: Any, args: list[Any]) -> None:
         end = builder.append_basic_block("end")
@@ -123,11 +135,11 @@ def _make_tile(kind: Any, lanes: int) -> Any:
                 builder.branch(end)
         builder.position_at_end(end)
 
-    choose = simd._define("choose", types.void(*[types.int64] * 11), build)
+    choose = simd._define("choose", types.void(*[types.int64] * 15), build)
 
     @njit
-    def tile(rows, panels, w, w_step, x, x_row, x_step, k, y, y_row, adds):
-        choose(rows, panels, w, w_step, x, x_row, x_step, k, y, y_row, adds)
+    def tile(rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row):
+        choose(rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row)
 
     return tile
 
@@ -135,45 +147,30 @@ def _make_tile(kind: Any, lanes: int) -> Any:
 _tile32, _tile64 = _make_tile(simd.F32, simd.LANES), _make_tile(ir.DoubleType(), simd.LANES // 2)
 
 
-def _product(rows, panels, w, x, k, y, x_row, x_step):
+def _at(array):
     raise NotImplementedError
 
 
-@overload(_product)
-def _typed_product(rows, panels, w, x, k, y, x_row, x_step):
-    """y[r, p * tile + c] = sum over i < k of x[r * x_row + i * x_step] * w[p, i, c] for all panels p of w; y is (rows,
-    columns), and x begins at its address."""
-    tile = _tile32 if w.dtype == types.float32 else _tile64
-    size = 4 if w.dtype == types.float32 else 8
-
-    def product(rows, panels, w, x, k, y, x_row, x_step):
-        width = w.shape[2]
-        for p in range(w.shape[0]):
-            tile(rows, panels, np.int64(w[p].ctypes.data), width * size, np.int64(x.ctypes.data), x_row * size,
-                 x_step * size, k, np.int64(y.ctypes.data) + p * width * size, y.shape[1] * size, 0)
-
-    return product
+@overload(_at, inline="always")
+def _typed_at(array):
+    """The address of an array."""
+    return lambda array: np.int64(array.ctypes.data)
 
 
-def _gather(most, panels, tile, dg, h, count, gates, dr):
+def _run(like, rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row):
     raise NotImplementedError
 
 
-@overload(_gather)
-def _typed_gather(most, panels, tile, dg, h, count, gates, dr):
-    """dr[q, j] += sum over i < count of dg[i, q] * h[i, j], for q < gates; panels of `tile` columns j."""
-    run = _tile32 if h.dtype == types.float32 else _tile64
-    size = 4 if h.dtype == types.float32 else 8
+@overload(_run)
+def _typed_run(like, rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row):
+    """`tile` for numbers as in `like`; steps and rows in numbers instead of bytes."""
+    tile, size = (_tile32, 4) if like.dtype == types.float32 else (_tile64, 8)
 
-    def gather(most, panels, tile, dg, h, count, gates, dr):
-        width, columns = h.shape[1], dg.shape[1]
-        for j in range(0, width, tile):
-            for q in range(0, gates, most):
-                run(min(most, gates - q), panels, np.int64(h.ctypes.data) + j * size, width * size,
-                    np.int64(dg.ctypes.data) + q * size, size, columns * size, count,
-                    np.int64(dr.ctypes.data) + (q * width + j) * size, width * size, 1)
+    def run(like, rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row):
+        tile(rows, panels, first, w, x, source, y, w_step * size, x_row * size, x_step * size, x_jump * size, k, outer,
+             source_row * size, y_row * size)
 
-    return gather
+    return run
 
 
 @fast
@@ -205,266 +202,305 @@ def _copy(source, target):
 @fast
 def _elman_back(h, dh, dg):
     one = h.dtype.type(1)
-    for j in range(len(h)):
+    for j in range(len(dh)):
         dg[j] = dh[j] * (one - h[j] * h[j])
 
 
 @fast
-def _lstm(g, c, h):
-    """One row: gates i, f, z, o in g become what they are after their nonlinearity; the cell and h move on."""
-    d = len(h)
+def _lstm(i, f, z, o, last, c, h):
+    """Gates become what they are after their nonlinearity; c and h are the next states."""
     one, two = h.dtype.type(1), h.dtype.type(2)
-    _sigmoid(g[: 2 * d])
-    _tanh(g[2 * d : 3 * d])
-    _sigmoid(g[3 * d : 4 * d])
-    i, f, z, o = g[:d], g[d : 2 * d], g[2 * d : 3 * d], g[3 * d : 4 * d]
-    for j in range(d):
-        c[j] = f[j] * c[j] + i[j] * z[j]
-    for j in range(d):
+    _sigmoid(i)
+    _sigmoid(f)
+    _tanh(z)
+    _sigmoid(o)
+    for j in range(len(h)):
+        c[j] = f[j] * last[j] + i[j] * z[j]
+    for j in range(len(h)):
         h[j] = o[j] * (two / (one + _exp(-two * c[j])) - one)
 
 
 @fast
-def _lstm_back(g, c, before, dh, dc, dg):
-    """dh in; dc moves back; dg are the gradients of the gates before their nonlinearity."""
-    d = len(dh)
+def _lstm_back(i, f, z, o, c, last, dh, dc, di, df, dz, do):
+    """dh in; dc moves back; di, df, dz, do are the gradients of the gates before their nonlinearity."""
     one, two = dh.dtype.type(1), dh.dtype.type(2)
-    i, f, z, o = g[:d], g[d : 2 * d], g[2 * d : 3 * d], g[3 * d : 4 * d]
-    di, df, dz, do = dg[:d], dg[d : 2 * d], dg[2 * d : 3 * d], dg[3 * d : 4 * d]
-    for j in range(d):
+    for j in range(len(dh)):
         t = two / (one + _exp(-two * c[j])) - one
         do[j] = dh[j] * t * o[j] * (one - o[j])
         dc[j] += dh[j] * o[j] * (one - t * t)
-    for j in range(d):
-        df[j] = dc[j] * before[j] * f[j] * (one - f[j])
-    for j in range(d):
+    for j in range(len(dh)):
+        df[j] = dc[j] * last[j] * f[j] * (one - f[j])
+    for j in range(len(dh)):
         di[j] = dc[j] * z[j] * i[j] * (one - i[j])
+    for j in range(len(dh)):
         dz[j] = dc[j] * i[j] * (one - z[j] * z[j])
-    for j in range(d):
+    for j in range(len(dh)):
         dc[j] *= f[j]
 
 
 @fast
-def _gru(g, x, h):
-    """One row: g holds R h + b of r, z, n, and a fourth part is free; it becomes r, z, R h + b of n, n."""
-    d = len(h)
-    r, z, s, n, last = g[:d], g[d : 2 * d], g[2 * d : 3 * d], g[3 * d : 4 * d], x[2 * d : 3 * d]
-    _add(g[: 2 * d], x[: 2 * d])
-    _sigmoid(g[: 2 * d])
-    for j in range(d):
-        n[j] = last[j] + r[j] * s[j]
+def _gru(r, z, s, n, last, h):
+    """r, z: with their inputs; s: R h + b of n; n: its input."""
+    _sigmoid(r)
+    _sigmoid(z)
+    for j in range(len(h)):
+        n[j] += r[j] * s[j]
     _tanh(n)
-    for j in range(d):
-        h[j] = n[j] + z[j] * (h[j] - n[j])
+    for j in range(len(h)):
+        h[j] = n[j] + z[j] * (last[j] - n[j])
 
 
 @fast
-def _gru_back(g, before, dh, carried, dx, dg):
-    """dx: gradients of the inputs of r, z, n; dg: of R h + b; carried: what reaches the state before besides R."""
-    d = len(dh)
+def _gru_back(r, z, s, n, last, dh, carried, dr, dz, dn):
+    """carried: what reaches the state before besides through R."""
     one = dh.dtype.type(1)
-    r, z, s, n = g[:d], g[d : 2 * d], g[2 * d : 3 * d], g[3 * d : 4 * d]
-    dr, dz, dn = dx[:d], dx[d : 2 * d], dx[2 * d : 3 * d]
-    for j in range(d):
+    for j in range(len(dh)):
         dn[j] = dh[j] * (one - z[j]) * (one - n[j] * n[j])
-    for j in range(d):
-        dz[j] = dh[j] * (before[j] - n[j]) * z[j] * (one - z[j])
-    for j in range(d):
+    for j in range(len(dh)):
+        dz[j] = dh[j] * (last[j] - n[j]) * z[j] * (one - z[j])
+    for j in range(len(dh)):
         dr[j] = dn[j] * s[j] * r[j] * (one - r[j])
-    _copy(dx, dg)
-    s = dg[2 * d : 3 * d]
-    for j in range(d):
-        s[j] *= r[j]
-    for j in range(d):
+    for j in range(len(dh)):
         carried[j] = dh[j] * z[j]
 
 
 @fast
-def _slstm(g, c, n, m, h):
-    """One row: the gates i, f, z, o in g become i and f after stabilising, z, o, and a fifth part sigmoid(f)."""
-    d = len(h)
+def _multiply(x, y):
+    for j in range(len(y)):
+        x[j] *= y[j]
+
+
+@fast
+def _slstm(i, f, z, o, s, last_c, last_n, m, c, n, h):
+    """i and f become what they are after stabilising, s sigmoid(f); m moves on."""
     zero = h.dtype.type(0)
-    i, f, z, o, s = g[:d], g[d : 2 * d], g[2 * d : 3 * d], g[3 * d : 4 * d], g[4 * d : 5 * d]
     _copy(f, s)
-    for j in range(d):  # the log of sigmoid(f), plus m
+    for j in range(len(h)):  # the log of sigmoid(f), plus m
         f[j] = min(f[j], zero) - _log1p(_exp(-abs(f[j]))) + m[j]
     _sigmoid(s)
     _tanh(z)
     _sigmoid(o)
-    for j in range(d):
+    for j in range(len(h)):
         m[j] = max(i[j], f[j])
-    for j in range(d):
+    for j in range(len(h)):
         i[j] = _exp(i[j] - m[j])
-    for j in range(d):
+    for j in range(len(h)):
         f[j] = _exp(f[j] - m[j])
-    for j in range(d):
-        c[j] = f[j] * c[j] + i[j] * z[j]
-    for j in range(d):
-        n[j] = f[j] * n[j] + i[j]
-    for j in range(d):
+    for j in range(len(h)):
+        c[j] = f[j] * last_c[j] + i[j] * z[j]
+    for j in range(len(h)):
+        n[j] = f[j] * last_n[j] + i[j]
+    for j in range(len(h)):
         h[j] = o[j] * c[j] / n[j]
 
 
 @fast
-def _slstm_back(g, c, n, last_c, last_n, dh, dc, dn, dm, dg):
-    d = len(dh)
+def _slstm_back(i, f, z, o, s, c, n, last_c, last_n, dh, dc, dn, dm, di, df, dz, do):
     one, zero = dh.dtype.type(1), dh.dtype.type(0)
-    i, f, z, o, s = g[:d], g[d : 2 * d], g[2 * d : 3 * d], g[3 * d : 4 * d], g[4 * d : 5 * d]
-    di, df, dz, do = dg[:d], dg[d : 2 * d], dg[2 * d : 3 * d], dg[3 * d : 4 * d]
-    for j in range(d):
-        mean = c[j] / n[j]
-        share = dh[j] * o[j] / n[j]
-        do[j] = dh[j] * mean * o[j] * (one - o[j])
-        dc[j] += share
-        dn[j] -= share * mean
-    for j in range(d):
+    for j in range(len(dh)):
+        do[j] = dh[j] * o[j] / n[j]
+    for j in range(len(dh)):
+        dc[j] += do[j]
+        dn[j] -= do[j] * c[j] / n[j]
+    for j in range(len(dh)):
+        do[j] *= c[j] * (one - o[j])
+    for j in range(len(dh)):
         di[j] = (dc[j] * z[j] + dn[j]) * i[j]
+    for j in range(len(dh)):
         dz[j] = dc[j] * i[j] * (one - z[j] * z[j])
-    for j in range(d):
+    for j in range(len(dh)):
         df[j] = (dc[j] * last_c[j] + dn[j] * last_n[j]) * f[j]
-    for j in range(d):  # the larger of both log gates was the stabiliser: what it takes from both goes to it
+    for j in range(len(dh)):  # the larger of both log gates was the stabiliser: what it takes from both goes to it
         rest = dm[j] - di[j] - df[j]
         kept = rest if i[j] < one else zero
         di[j] += rest - kept
         dm[j] = df[j] + kept
+    for j in range(len(dh)):
         df[j] = dm[j] * (one - s[j])
-    for j in range(d):
+    for j in range(len(dh)):
         dc[j] *= f[j]
         dn[j] *= f[j]
 
 
 @partial(compiled, **OPTIONS)
-def forward(begin, end, cell, rows, panels, wx, w, bias, starts, lengths, state, y, kept, final):
+def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, state, y, kept, final):
     """All steps of the tasks begin..end, of which each is a head of up to `rows` rows.
 
-    wx: (B, T, N, G, D) gates' inputs. w: (N, P, D, tile) packed weights. bias: (N, G, D). starts: (B, T) bool or
-    (B, 0). lengths: (B,). state, final: (S, B, N, D). y: (B, T, N, D). kept: (B, T, N, K, D) or (B, 0, ...), for the
-    backward pass.
+    wide: W, which is D filled up to whole vectors. x: (B, T, N, G, D), the gates' inputs. w: (N, G W / tile, D, tile),
+    packed. bias: (N, G W). starts: (B, T) bool or (B, 0). lengths: (B,). state, final: (S, B, N, D). y: (B, T, N, D).
+    kept: (tasks, T, parts, rows W), what the backward pass needs of each step, ending with the states c, n (where the
+    cell has them) and h; or two steps long, if there will be no backward pass.
     """
-    batch, length, heads, gates, d = wx.shape
-    states, parts = state.shape[0], kept.shape[3]
+    batch, length, heads, gates, d = x.shape
+    states, slots, parts, tile = state.shape[0], kept.shape[1], kept.shape[2], w.shape[3]
     inner = min(states - 1, 2)  # states besides h that backward needs
-    columns = max(w.shape[1] * w.shape[3], 5 * d)
-    g = np.zeros((rows, columns), wx.dtype)
-    now = np.zeros((states, rows, d), wx.dtype)
+    at = parts - 1 - inner  # where they begin
+    summed = gates - (cell == GRU)  # gates to whose share of the state the input is added at once
+    direct = wide == d
+    row_step = length * heads * gates * d if direct else wide
+    source = np.zeros((gates, rows * wide), x.dtype)
+    now = np.zeros((4, rows * wide), x.dtype)  # h, c, n before the step, where they are not those that are kept; m
     for task in range(begin, end):
         n, row = task % heads, task // heads * rows
         count = min(rows, batch - row)
-        flat = bias[n].reshape(gates * d)
+        size = count * wide
         for s in range(states):
             for r in range(count):
-                _copy(state[s, row + r, n], now[s, r])
+                _copy(state[s, row + r, n], now[s, r * wide : r * wide + d])
                 if lengths[row + r] == 0:
                     _copy(state[s, row + r, n], final[s, row + r, n])
         for t in range(length):
+            g, before = kept[task, t % slots], kept[task, (t - 1) % slots]
+            fresh = t == 0
             if starts.shape[1]:
                 for r in range(count):
+                    fresh |= starts[row + r, t]
+            if fresh and t > 0:
+                _copy(before[parts - 1], now[0, :size])
+                for s in range(1, inner + 1):
+                    _copy(before[at + s - 1], now[s, :size])
+            if fresh and starts.shape[1]:
+                for r in range(count):
                     if starts[row + r, t]:
-                        now[:, r] = 0
+                        now[:3, r * wide : r * wide + wide] = 0
                         if cell == SLSTM:
-                            now[3, r] = EMPTY
-            _product(count, panels, w[n], now[0], d, g, d, 1)
-            for r in range(count):
-                b, h, gate = row + r, now[0, r], g[r]
-                x = wx[b, t, n].reshape(gates * d)
-                _add(gate, flat)
-                if cell == GRU:
-                    _gru(gate, x, h)
+                            now[3, r * wide : r * wide + wide] = EMPTY
+            if not direct:
+                for r in range(count):
+                    for k in range(gates):
+                        _copy(x[row + r, t, n, k], source[k, r * wide : r * wide + d])
+            last_h = now[0] if fresh else before[parts - 1]
+            lies, given, into, first = _at(last_h), _at(source), _at(g), _at(bias[n])
+            if direct:
+                given = _at(x[row, t, n])
+            k, j = 0, 0
+            for p in range(w.shape[1]):
+                _run(x, count, panels, first + (k * wide + j) * x.itemsize, _at(w[n, p]), lies,
+                     given + (k * (d if direct else rows * wide) + j) * x.itemsize if k < summed else 0,
+                     into + (k * rows * wide + j) * x.itemsize, tile, wide, 1, 0, d, 1, row_step, wide)
+                j += tile
+                if j == wide:
+                    k, j = k + 1, 0
+            h = g[parts - 1, :size]
+            if cell == ELMAN:
+                _tanh(h)
+            elif cell == GRU:
+                for r in range(count):
+                    _copy(x[row + r, t, n, 2], g[3, r * wide : r * wide + d])
+                    g[3, r * wide + d : r * wide + wide] = 0
+                _gru(g[0, :size], g[1, :size], g[2], g[3, :size], last_h, h)
+            else:
+                last_c = now[1] if fresh else before[at]
+                if cell == LSTM:
+                    _lstm(g[0, :size], g[1, :size], g[2, :size], g[3, :size], last_c, g[4], h)
                 else:
-                    _add(gate, x)
-                    if cell == LSTM:
-                        _lstm(gate, now[1, r], h)
-                    elif cell == SLSTM:
-                        _slstm(gate, now[1, r], now[2, r], now[3, r], h)
-                    else:
-                        _tanh(gate[:d])
-                        _copy(gate, h)
-                _copy(h, y[b, t, n])
-                if kept.shape[1] and parts:
-                    memory = kept[b, t, n].reshape(parts * d)
-                    first = parts - inner
-                    _copy(gate, memory[: first * d])
+                    last_n = now[2] if fresh else before[6]
+                    _slstm(g[0, :size], g[1, :size], g[2, :size], g[3, :size], g[4, :size], last_c, last_n, now[3],
+                           g[5], g[6], h)
+            for r in range(count):
+                _copy(h[r * wide : r * wide + d], y[row + r, t, n])
+                if lengths[row + r] == t + 1:
+                    line = slice(r * wide, r * wide + d)
+                    _copy(h[line], final[0, row + r, n])
                     for s in range(1, inner + 1):
-                        _copy(now[s, r], memory[(first + s - 1) * d : (first + s) * d])
-                if lengths[b] == t + 1:
-                    for s in range(states):
-                        _copy(now[s, r], final[s, b, n])
+                        _copy(g[at + s - 1, line], final[s, row + r, n])
+                    if states == 4:
+                        _copy(now[3, line], final[3, row + r, n])
 
 
 @partial(compiled, **OPTIONS)
-def backward(begin, end, cell, rows, panels, span, w, starts, lengths, state, y, kept, dy, dfinal, dwx, dr, dbias,
-             dstate):
-    """The gradients of `forward`. w: (N, P, G D, tile), packed the other way round. dwx: as wx. dr: (tiles, N, G D, D
-    padded) and dbias: (tiles, N, G D), per batch tile; both are added to. dstate: as state."""
-    batch, length, heads, gates, d = dwx.shape
-    states, tile = state.shape[0], w.shape[3]
+def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, state, kept, dy, dfinal, dx, dweight,
+             dbias, dstate):
+    """The gradients of `forward`. w: (N, W / tile, G D, tile), packed the other way round. dx: as x. dweight: (tiles,
+    N, G, D, W), added to, and dbias: (tiles, N, G, D), per batch tile. dstate: as state."""
+    batch, length, heads, gates, d = dx.shape
+    states, parts, tile = state.shape[0], kept.shape[2], w.shape[3]
     inner = min(states - 1, 2)
-    wide = w.shape[1] * tile
-    dg = np.zeros((span * rows, gates * d), dwx.dtype)
-    h = np.zeros((span * rows, wide), dwx.dtype)
-    dh, carried = np.zeros((rows, wide), dwx.dtype), np.zeros((rows, d), dwx.dtype)
-    back = np.zeros((states, rows, d), dwx.dtype)  # gradients of the other states; 0 is not used
-    last = np.zeros((3, d), dwx.dtype)
+    at = parts - 1 - inner
+    dg = np.zeros((span, gates, rows * wide), dx.dtype)
+    total = np.zeros((gates, rows * wide), dx.dtype)
+    hs = np.zeros(span * rows * wide, dx.dtype)  # the states before, row by row
+    nothing = np.zeros(max(wide, tile), dx.dtype)
+    back = np.zeros((4, rows * wide), dx.dtype)  # gradients of h, c, n, m
+    carried = np.zeros(rows * wide, dx.dtype)
+    now = np.zeros((3, rows * wide), dx.dtype)
     for task in range(begin, end):
         n, block = task % heads, task // heads
         row = block * rows
         count = min(rows, batch - row)
-        back[:], dh[:], carried[:] = 0, 0, 0
-        filled = 0
+        size = count * wide
+        back[:], total[:] = 0, 0
+        dh, dc, dn, dm = back[0, :size], back[1], back[2], back[3]
+        slot = 0
         for t in range(length - 1, -1, -1):
+            g, before = kept[task, t], kept[task, max(t - 1, 0)]
+            fresh = t == 0
             for r in range(count):
                 b = row + r
-                fresh = starts.shape[1] and starts[b, t]
+                if starts.shape[1]:
+                    fresh |= starts[b, t]
                 if lengths[b] == t + 1:
-                    _add(dh[r], dfinal[0, b, n])
-                    for s in range(1, states):
-                        _add(back[s, r], dfinal[s, b, n])
-                slot = filled + r
-                _add(dh[r], dy[b, t, n])
-                for s in range(1, inner + 1):  # what the cell held before
-                    if fresh:
-                        last[s] = 0
-                    elif t == 0:
-                        _copy(state[s, b, n], last[s])
-                    else:
-                        _copy(kept[b, t - 1, n, kept.shape[3] - inner + s - 1], last[s])
-                if fresh:
-                    h[slot] = 0
-                elif t == 0:
-                    _copy(state[0, b, n], h[slot, :d])
+                    for s in range(states):
+                        _add(back[s, r * wide :], dfinal[s, b, n])
+                _add(dh[r * wide :], dy[b, t, n])
+            if fresh:  # what was before, where a document starts nothing
+                for s in range(inner + 1):
+                    for r in range(count):
+                        line = slice(r * wide, r * wide + d)
+                        if starts.shape[1] and starts[row + r, t]:
+                            now[s, line] = 0
+                        elif t == 0:
+                            _copy(state[s, row + r, n], now[s, line])
+                        else:
+                            _copy(before[parts - 1 if s == 0 else at + s - 1, line], now[s, line])
+            last_h = now[0] if fresh else before[parts - 1]
+            _copy(last_h, hs[slot * size : slot * size + size])
+            to = dg[slot]
+            if cell == ELMAN:
+                _elman_back(g[0], dh, to[0])
+            elif cell == GRU:
+                _gru_back(g[0], g[1], g[2], g[3], last_h, dh, carried, to[0], to[1], to[2])
+            else:
+                last_c = now[1] if fresh else before[at]
+                if cell == LSTM:
+                    _lstm_back(g[0], g[1], g[2], g[3], g[4], last_c, dh, dc, to[0], to[1], to[2], to[3])
                 else:
-                    _copy(y[b, t - 1, n], h[slot, :d])
-                out = dwx[b, t, n].reshape(gates * d)
-                if cell == GRU:
-                    gate = kept[b, t, n].reshape(4 * d)
-                    _gru_back(gate, h[slot, :d], dh[r, :d], carried[r], out, dg[slot])
-                else:
-                    if cell == LSTM:
-                        gate = kept[b, t, n].reshape(5 * d)
-                        _lstm_back(gate, gate[4 * d :], last[1], dh[r, :d], back[1, r], dg[slot])
-                    elif cell == SLSTM:
-                        gate = kept[b, t, n].reshape(7 * d)
-                        _slstm_back(gate, gate[5 * d : 6 * d], gate[6 * d :], last[1], last[2], dh[r, :d], back[1, r],
-                                    back[2, r], back[3, r], dg[slot])
-                    else:
-                        _elman_back(y[b, t, n], dh[r], dg[slot])
-                    _copy(dg[slot], out)
-            _product(count, panels, w[n], dg[filled], gates * d, dh, gates * d, 1)
+                    last_n = now[2] if fresh else before[6]
+                    _slstm_back(g[0], g[1], g[2], g[3], g[4], g[5], g[6], last_c, last_n, dh, dc, dn, dm, to[0], to[1],
+                                to[2], to[3])
             for r in range(count):
-                if cell == GRU:
-                    _add(dh[r], carried[r])
-                if starts.shape[1] and starts[row + r, t]:
-                    dh[r] = 0
-                    back[:, r] = 0
-            filled += count
-            if t == 0 or filled + count > span * rows:
-                _gather(rows, panels, tile, dg, h, filled, gates * d, dr[block, n])
-                for k in range(filled):
-                    _add(dbias[block, n], dg[k])
-                filled = 0
+                for k in range(gates):
+                    _copy(to[k, r * wide : r * wide + d], dx[row + r, t, n, k])
+            if cell == GRU:
+                _multiply(to[2], g[0, :size])
+            for k in range(gates):
+                _add(total[k], to[k, :size])
+            source, into = _at(to), _at(back)
+            for p in range(w.shape[1]):
+                _run(dx, count, panels, _at(nothing), _at(w[n, p]), source, 0, into + p * tile * dx.itemsize, tile,
+                     wide, 1, rows * wide - d, d, gates, 0, wide)
+            if cell == GRU:
+                _add(dh, carried[:size])
+            if starts.shape[1]:
+                for r in range(count):
+                    if starts[row + r, t]:
+                        back[:, r * wide : r * wide + wide] = 0
+            slot += 1
+            if t == 0 or slot == span:
+                left, right = _at(dg), _at(hs)
+                for k in range(gates):
+                    for i in range(0, d, rows):
+                        target = _at(dweight[block, n, k, i])
+                        for j in range(0, wide * dx.itemsize, tile * dx.itemsize):
+                            _run(dx, min(rows, d - i), panels, _at(nothing), right + j,
+                                 left + (k * rows * wide + i) * dx.itemsize, target + j, target + j, wide, 1, wide,
+                                 (gates * rows - count) * wide, count, slot, wide, wide)
+                slot = 0
         for r in range(count):
-            b = row + r
+            line = slice(r * wide, r * wide + d)
+            for k in range(gates):
+                _add(dbias[block, n, k], total[k, line])
             for s in range(states):
-                _copy(dh[r] if s == 0 else back[s, r], dstate[s, b, n])
-                if lengths[b] == 0:
-                    _add(dstate[s, b, n], dfinal[s, b, n])
+                _copy(back[s, line], dstate[s, row + r, n])
+                if lengths[row + r] == 0:
+                    _add(dstate[s, row + r, n], dfinal[s, row + r, n])

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from segue.kernels.rnn import Cell
+
 ROWS = 16  # of a batch per program: the least that a tensor core multiplies
 WIDTHS = (16, 32, 64, 128)
 ELMAN, LSTM, GRU, SLSTM = (tl.constexpr(code) for code in range(4))
@@ -98,6 +100,8 @@ def _forward(x, weight, bias, state, starts, lengths, y, kept, final, batch, len
                     tl.store(saved + 4 * D, tl.sigmoid(g1), live)
                     tl.store(saved + 5 * D, c, live)
                     tl.store(saved + 6 * D, n, live)
+        if KEEP:
+            tl.store(saved + (K - 1) * D, h, live)
         tl.store(y + place * D + unit, h, live)
         ended = live & (until == t + 1)
         tl.store(final + at, h, ended)
@@ -109,7 +113,7 @@ def _forward(x, weight, bias, state, starts, lengths, y, kept, final, batch, len
 
 
 @triton.jit
-def _backward(weight, state, starts, lengths, y, kept, dy, dfinal, dx, dweight, dbias, dstate, batch, length, heads,
+def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbias, dstate, batch, length, heads,
               CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
               ROWS: tl.constexpr, STARTS: tl.constexpr):
     head, tile, unit = tl.program_id(0), tl.program_id(1), tl.arange(0, D)
@@ -137,14 +141,14 @@ def _backward(weight, state, starts, lengths, y, kept, dy, dfinal, dx, dweight, 
         first, later = live & (t == 0), live & (t > 0)
         ended = live & (until == t + 1)
         dh += tl.load(dy + place * D + unit, live, 0.0) + tl.load(dfinal + at, ended, 0.0)
-        last = tl.load(state + at, first, 0.0) + tl.load(y + (place - heads) * D + unit, later, 0.0)
+        last = tl.load(state + at, first, 0.0) + tl.load(before + (K - 1) * D, later, 0.0)
         fresh = live & (row[:, None] < 0)
         if STARTS:
             fresh = tl.load(starts + row * length + t, row < batch, 0)[:, None] != 0
             last = tl.where(fresh, 0.0, last)
         out = dx + place * (G * D) + unit
         if CELL == ELMAN:
-            h = tl.load(y + place * D + unit, live, 0.0)
+            h = tl.load(saved, live, 0.0)
             d0 = dh * (1 - h * h)
             tl.store(out, d0, live)
             dh = _product(d0, w0)
@@ -217,25 +221,28 @@ def _backward(weight, state, starts, lengths, y, kept, dy, dfinal, dx, dweight, 
         tl.store(dstate + 3 * every + at, dm + tl.load(dfinal + 3 * every + at, ended, 0.0), live)
 
 
-def forward(code: int, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
-            y: Tensor, kept: Tensor, final: Tensor) -> None:
-    """Fill y, kept (where it has steps) and final; arguments as of `segue.kernels.rnn`."""
+def forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
+            learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """h, the last state and what backward needs, (B, T, N, parts, D); arguments as of `segue.kernels.rnn`."""
     batch, length, heads, gates, width = x.shape
+    y, final = x.new_empty(batch, length, heads, width), torch.empty_like(state).contiguous()
+    kept = x.new_empty(batch, length if learning else 0, heads, cell.parts, width)
     _forward[(heads, -(-batch // ROWS))](
         x.contiguous(), weight.contiguous(), bias.contiguous(), state.contiguous(), starts.to(torch.int8).contiguous(),
-        lengths, y, kept, final, batch, length, heads, code, gates, state.shape[0], kept.shape[3], width, ROWS,
-        bool(kept.shape[1]), bool(starts.shape[1]))
+        lengths, y, kept, final, batch, length, heads, cell.code, gates, cell.states, cell.parts, width, ROWS, learning,
+        bool(starts.shape[1]))
+    return y, final, kept
 
 
-def backward(code: int, weight: Tensor, state: Tensor, starts: Tensor, lengths: Tensor, y: Tensor, kept: Tensor,
-             dy: Tensor, dfinal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(cell: Cell, weight: Tensor, state: Tensor, starts: Tensor, lengths: Tensor, kept: Tensor, dy: Tensor,
+             dfinal: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, weight, bias and state."""
-    (batch, length), (heads, gates, width) = y.shape[:2], weight.shape[:3]
+    (batch, length), (heads, gates, width) = dy.shape[:2], weight.shape[:3]
     tiles = -(-batch // ROWS)
-    dx, dstate = y.new_empty(batch, length, heads, gates, width), torch.empty_like(state).contiguous()
-    dweight, dbias = y.new_empty(tiles, *weight.shape), y.new_empty(tiles, heads, gates, width)
+    dx, dstate = dy.new_empty(batch, length, heads, gates, width), torch.empty_like(state).contiguous()
+    dweight, dbias = dy.new_empty(tiles, *weight.shape), dy.new_empty(tiles, heads, gates, width)
     _backward[(heads, tiles)](
-        weight.contiguous(), state.contiguous(), starts.to(torch.int8).contiguous(), lengths, y, kept, dy.contiguous(),
-        dfinal.contiguous(), dx, dweight, dbias, dstate, batch, length, heads, code, gates, state.shape[0],
-        kept.shape[3], width, ROWS, bool(starts.shape[1]))
+        weight.contiguous(), state.contiguous(), starts.to(torch.int8).contiguous(), lengths, kept, dy.contiguous(),
+        dfinal.contiguous(), dx, dweight, dbias, dstate, batch, length, heads, cell.code, gates, cell.states,
+        cell.parts, width, ROWS, bool(starts.shape[1]))
     return dx, dweight.sum(0), dbias.sum(0), dstate
