@@ -1,4 +1,4 @@
-"""S5, the linear recurrent unit, the gated state space, Mamba-2 and Hyena against the equations written out, and against peers."""
+"""S5, LRU, GSS, Mamba-2 and Hyena against their equations written out, and against peers."""
 
 from __future__ import annotations
 
