@@ -23,6 +23,7 @@ from segue.mixers import (
     Layout,
     Mamba,
     Mixer,
+    PrefixLinearAttention,
     State,
 )
 from segue.mixers.attention import Cache, alibi_slopes, attend, merge
@@ -42,6 +43,7 @@ SUBJECTS: dict[str, Make] = {
     "gru": GRU,
     "mamba": lambda width: Mamba(width, states=4),
     "gla": lambda width: GatedLinearAttention(width, heads=2, gate_rank=4),
+    "jrt": lambda width: PrefixLinearAttention(width, heads=2, features=2, prefix=3),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
 }
 VARIANTS: dict[str, Make] = {
@@ -70,7 +72,7 @@ def test_every_mixer_is_checked() -> None:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_contract(name: str) -> None:
-    assert check_mixer(SUBJECTS[name], examples=12)
+    assert check_mixer(SUBJECTS[name], examples=12, prompt=4)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -6,6 +6,7 @@ from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.bidirectional import Bidirectional
 from segue.mixers.gla import GatedLinearAttention
+from segue.mixers.jrt import PrefixLinearAttention
 from segue.mixers.mamba import Mamba
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.state import Layout, State
@@ -18,8 +19,9 @@ MIXERS: dict[str, type[Mixer]] = {
     "gru": GRU,
     "mamba": Mamba,
     "gla": GatedLinearAttention,
+    "jrt": PrefixLinearAttention,
     "bidirectional": Bidirectional,
 }
 
 __all__ = ["GRU", "LSTM", "MIXERS", "Attention", "Bidirectional", "Elman", "GatedLinearAttention", "Jordan", "Layout",
-           "Mamba", "Mixer", "State"]
+           "Mamba", "Mixer", "PrefixLinearAttention", "State"]
