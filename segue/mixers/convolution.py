@@ -1,4 +1,4 @@
-"""The short causal convolution that recurrent mixers put before their state."""
+"""Short convolutions: the causal one that recurrent mixers put before their state, and one that looks both ways."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from segue.mixers.state import Recurrence, Tensors, gather_nodes
+from segue.mixers.state import Layout, Recurrence, Tensors, gather_nodes
 
 
 class ShortConvolution(Recurrence):
@@ -47,3 +47,29 @@ class ShortConvolution(Recurrence):
             same = document.gather(1, index.expand(x.shape[0], -1)) == end
             last = last * same[..., None]
         return y, (last,)
+
+
+class CentredConvolution(nn.Module):
+    """Depthwise convolution over `taps` nodes of a document, `ahead` of them after the node itself (default: half).
+
+    weight: (D, taps), from the node furthest back to the one furthest ahead.
+    """
+
+    def __init__(self, width: int, taps: int, ahead: int | None = None) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(taps)
+        self.weight = nn.Parameter(torch.empty(width, taps).uniform_(-bound, bound))
+        self.ahead = taps // 2 if ahead is None else ahead
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        n, taps, segments = x.shape[1], self.weight.shape[1], layout.segments
+        around = (taps - 1 - self.ahead, self.ahead)
+        line = nn.functional.pad(x, (0, 0, *around))
+        document = None if segments is None else nn.functional.pad(segments, around, value=-1)
+        y = torch.zeros_like(x)
+        for tap in range(taps):
+            seen = line[:, tap : tap + n]
+            if document is not None and segments is not None:
+                seen = seen * (document[:, tap : tap + n] == segments)[..., None]
+            y = y + seen * self.weight[:, tap]
+        return y

@@ -78,8 +78,8 @@ class Layout:
 
     def mirrored(self) -> Layout:
         """The chain read from its end: a document then starts at its last node. Positions count from 0 there."""
-        starts = None if self.starts is None else F.pad(self.starts[:, 1:], (0, 1), value=True).flip(1)
         batch, n = self.positions.shape
+        starts = None if self.starts is None else F.pad(self.starts[:, 1:], (0, 1), value=True)[:, :n].flip(1)
         return Layout.chain((batch, n), starts=starts, device=self.positions.device)
 
     @cached_property
