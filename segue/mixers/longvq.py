@@ -45,13 +45,16 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def learn(self, keys: Tensor) -> None:
-        """Move towards keys (N, Z): one step of k-means."""
+        """Move towards keys (N, Z), those of all processes: one step of k-means."""
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not bool(self.begun):
             self.sums.copy_(keys[torch.linspace(0, len(keys) - 1, len(self.sums), device=keys.device).long()])
             self.begun.fill_(True)
+            if together:
+                torch.distributed.broadcast(self.sums, 0)
         belongs = F.one_hot(self.nearest(keys), len(self.sums)).to(self.sums.dtype)
         new = torch.cat([belongs.T @ keys.to(self.sums.dtype), belongs.sum(0)[:, None]], 1)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if together:
             torch.distributed.all_reduce(new)
         self.sums.lerp_(new[:, :-1], 1 - self.decay)
         self.counts.lerp_(new[:, -1], 1 - self.decay)
