@@ -39,6 +39,15 @@ from segue.mixers import (
     Mamba2,
     Mixer,
     Reformer,
+    Hydra,
+    Jordan,
+    Layout,
+    LightNet,
+    LongVQ,
+    Mamba,
+    MatrixMixer,
+    Mixer,
+    PrefixLinearAttention,
     State,
 )
 from segue.mixers.attention import Cache, alibi_slopes, attend, merge
@@ -71,6 +80,11 @@ SUBJECTS: dict[str, Make] = {
     "dss": lambda width: DSS(width, states=4, length=16),
     "liquid-s4": lambda width: LiquidS4(width, states=4, dt_min=0.1, dt_max=1.0),
     "s4nd": lambda width: S4ND(width, states=4),
+    "jrt": lambda width: PrefixLinearAttention(width, heads=2, features=2, prefix=3),
+    "lightnet": lambda width: LightNet(width, heads=2, gate_rank=4, toeplitz=2),
+    "longvq": lambda width: LongVQ(width, keys=4, expand=1, codes=3, window=4, states=2),
+    "hydra": lambda width: Hydra(width, heads=2, states=3),
+    "matrix": lambda width: MatrixMixer(width, heads=2, features=2),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
     "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=4, memory=3),
     "linformer": lambda width: Linformer(width, heads=2, rank=4, length=64),
@@ -116,6 +130,7 @@ def test_every_mixer_is_checked() -> None:
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_contract(name: str) -> None:
     assert check_mixer(SUBJECTS[name], examples=12, relative=name not in ABSOLUTE)
+    assert check_mixer(SUBJECTS[name], examples=12, prompt=4)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -16,6 +16,11 @@ from segue.mixers.lru import LRU
 from segue.mixers.lssl import LSSL
 from segue.mixers.mamba import Mamba
 from segue.mixers.mamba2 import Mamba2
+from segue.mixers.hydra import Hydra
+from segue.mixers.jrt import PrefixLinearAttention
+from segue.mixers.lightnet import LightNet
+from segue.mixers.longvq import LongVQ
+from segue.mixers.matrix import MatrixMixer
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.reformer import Reformer
 from segue.mixers.s4 import S4
@@ -52,33 +57,13 @@ MIXERS: dict[str, type[Mixer]] = {
     "bidirectional": Bidirectional,
 }
 
-__all__ = [
-    "DSS",
-    "GRU",
-    "GSS",
-    "LRU",
-    "LSSL",
-    "LSTM",
-    "MIXERS",
-    "MLSTM",
-    "S4",
-    "S4D",
-    "S4ND",
-    "S5",
-    "SLSTM",
-    "Attention",
-    "Bidirectional",
-    "BlockRecurrent",
-    "Elman",
-    "GatedLinearAttention",
-    "Hyena",
-    "Jordan",
-    "Layout",
-    "Linformer",
-    "LiquidS4",
-    "Mamba",
-    "Mamba2",
-    "Mixer",
-    "Reformer",
-    "State",
-]
+    "jrt": PrefixLinearAttention,
+    "lightnet": LightNet,
+    "longvq": LongVQ,
+    "hydra": Hydra,
+    "matrix": MatrixMixer,
+
+__all__ = ["Attention", "Bidirectional", "BlockRecurrent", "DSS", "Elman", "GRU", "GSS", "GatedLinearAttention",
+           "Hydra", "Hyena", "Jordan", "LRU", "LSSL", "LSTM", "Layout", "LightNet", "Linformer", "LiquidS4",
+           "LongVQ", "MIXERS", "MLSTM", "Mamba", "Mamba2", "MatrixMixer", "Mixer", "PrefixLinearAttention",
+           "Reformer", "S4", "S4D", "S4ND", "S5", "SLSTM", "State"]

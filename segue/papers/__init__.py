@@ -104,7 +104,7 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2402.05109"),
     "hydra-mixers": Paper(
         "Hydra: Bidirectional State Space Models Through Generalized Matrix Mixers",
-        "2024, arXiv 2407.09941"),
+        "2024, arXiv 2407.09941", "hydra_mixers", ("mixers.hydra", "mixers.matrix", "mixers.convolution")),
     "hypernetworks": Paper(
         "Continual Learning with Dependency Preserving Hypernetworks",
         "2022, arXiv 2209.07712"),
@@ -113,17 +113,17 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2312.12655"),
     "just-read-twice": Paper(
         "Just read twice: closing the recall gap for recurrent language models",
-        "2024, arXiv 2407.05483"),
+        "2024, arXiv 2407.05483", "just_read_twice", ("mixers.jrt", "kernels.linear", "tasks.sets")),
     "lightnet": Paper(
         "You Only Scan Once: Efficient Multi-dimension Sequential Modeling with LightNet",
-        "2024, arXiv 2405.21022"),
+        "2024, arXiv 2405.21022", "lightnet", ("mixers.lightnet", "mixers.average", "kernels.linear")),
     "lina-speech": Paper(
         "Lina-Speech: Gated Linear Attention is a Fast and Parameter-Efficient Learner for text-to-speech synthesis",
         "2024, arXiv 2410.23320"),
     "llm-tree-search": Paper("LLM Tree Search", "2024, arXiv 2410.19117"),
     "longvq": Paper(
         "LongVQ: Long Sequence Modeling with Vector Quantization on Structured Memory",
-        "2024, arXiv 2404.11163"),
+        "2024, arXiv 2404.11163", "longvq", ("mixers.longvq", "mixers.average")),
     "lookahead": Paper(
         "Lookahead: An Inference Acceleration Framework for LLMs with Lossless Generation Accuracy",
         "2023, arXiv 2312.12728", "lookahead",
