@@ -159,7 +159,7 @@ def general(seed: int, steps: int) -> dict[str, float]:
 
 
 def measure(run: Run) -> list[Row]:
-    steps, seeds, lengths = run.pick(3, 200), run.pick(1, 2), run.pick([64, 128], [512, 1024, 2048, 4096])
+    steps, seeds, lengths = run.pick(3, 150), run.pick(1, 2), run.pick([64, 128], [512, 1024, 2048, 4096])
     table: list[Row] = []
 
     def add(part: str, arm: str, measure: str, value: float, length: int = LENGTH) -> None:
