@@ -6,10 +6,12 @@ from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.bidirectional import Bidirectional
 from segue.mixers.block_recurrent import BlockRecurrent
+from segue.mixers.delta import DeltaNet
 from segue.mixers.dss import DSS
 from segue.mixers.gla import GatedLinearAttention
 from segue.mixers.gss import GSS
 from segue.mixers.hyena import Hyena
+from segue.mixers.linear import LinearAttention
 from segue.mixers.linformer import Linformer
 from segue.mixers.liquid import LiquidS4
 from segue.mixers.lru import LRU
@@ -40,6 +42,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "gss": GSS,
     "hyena": Hyena,
     "gla": GatedLinearAttention,
+    "linear-attention": LinearAttention,
+    "deltanet": DeltaNet,
     "lssl": LSSL,
     "s4": S4,
     "s4d": S4D,
@@ -69,11 +73,13 @@ __all__ = [
     "Attention",
     "Bidirectional",
     "BlockRecurrent",
+    "DeltaNet",
     "Elman",
     "GatedLinearAttention",
     "Hyena",
     "Jordan",
     "Layout",
+    "LinearAttention",
     "Linformer",
     "LiquidS4",
     "Mamba",
