@@ -38,7 +38,7 @@ def track(arm: tuple[str, str], seed: int, steps: int, width: int) -> dict[str, 
     task = tracking(arm[0], counter(modulus, modulus))
     torch.manual_seed(seed)
     model = Stack(StackConfig(task.vocabulary, width, [mixer], {mixer: options}, channel="none"))
-    learn(model, task.batches(64, (4, 1 + TRAINED), seed), steps, rate=5e-3, seed=seed)
+    learn(model, task.batches(64, (4, 1 + TRAINED), seed), steps, rate=5e-3, state_rate=5e-3, seed=seed)
     near, far = (task.test(512, 1 + length, seed) for length in (TRAINED, FAR))
     near.targets[:, :-1] = -1  # its last position
     return {"near": accuracy(model, near), "far": accuracy(model, far)}
