@@ -6,10 +6,12 @@ from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.bidirectional import Bidirectional
 from segue.mixers.block_recurrent import BlockRecurrent
+from segue.mixers.delta import DeltaNet
 from segue.mixers.dss import DSS
 from segue.mixers.gla import GatedLinearAttention
 from segue.mixers.gss import GSS
 from segue.mixers.hyena import Hyena
+from segue.mixers.linear import LinearAttention
 from segue.mixers.linformer import Linformer
 from segue.mixers.liquid import LiquidS4
 from segue.mixers.lru import LRU
@@ -45,6 +47,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "gss": GSS,
     "hyena": Hyena,
     "gla": GatedLinearAttention,
+    "linear-attention": LinearAttention,
+    "deltanet": DeltaNet,
     "lssl": LSSL,
     "s4": S4,
     "s4d": S4D,
@@ -63,7 +67,40 @@ MIXERS: dict[str, type[Mixer]] = {
     "hydra": Hydra,
     "matrix": MatrixMixer,
 
-__all__ = ["Attention", "Bidirectional", "BlockRecurrent", "DSS", "Elman", "GRU", "GSS", "GatedLinearAttention",
-           "Hydra", "Hyena", "Jordan", "LRU", "LSSL", "LSTM", "Layout", "LightNet", "Linformer", "LiquidS4",
-           "LongVQ", "MIXERS", "MLSTM", "Mamba", "Mamba2", "MatrixMixer", "Mixer", "PrefixLinearAttention",
-           "Reformer", "S4", "S4D", "S4ND", "S5", "SLSTM", "State"]
+__all__ = [
+    "DSS",
+    "GRU",
+    "GSS",
+    "LRU",
+    "LSSL",
+    "LSTM",
+    "MIXERS",
+    "MLSTM",
+    "S4",
+    "S4D",
+    "S4ND",
+    "S5",
+    "SLSTM",
+    "Attention",
+    "Bidirectional",
+    "BlockRecurrent",
+    "DeltaNet",
+    "Elman",
+    "GatedLinearAttention",
+    "Hyena",
+    "Jordan",
+    "Layout",
+    "LinearAttention",
+    "Linformer",
+    "LiquidS4",
+    "Mamba",
+    "Mamba2",
+    "Mixer",
+    "Reformer",
+    "State",
+]
+
+__all__ = ["Attention", "Bidirectional", "BlockRecurrent", "DSS", "DeltaNet", "Elman", "GRU", "GSS",
+           "GatedLinearAttention", "Hydra", "Hyena", "Jordan", "LRU", "LSSL", "LSTM", "Layout", "LightNet",
+           "LinearAttention", "Linformer", "LiquidS4", "LongVQ", "MIXERS", "MLSTM", "Mamba", "Mamba2", "MatrixMixer",
+           "Mixer", "PrefixLinearAttention", "Reformer", "S4", "S4D", "S4ND", "S5", "SLSTM", "State"]

@@ -61,7 +61,8 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2209.07863"),
     "cot-expressivity": Paper(
         "The Expressive Power of Transformers with Chain of Thought",
-        "2023, arXiv 2310.07923"),
+        "2023, arXiv 2310.07923", "cot_expressivity",
+        ("models.compiler", "mixers.saturated", "models.automata", "tasks.scratchpad")),
     "cpt-ift": Paper(
         "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
         "2024, arXiv 2410.10739"),
@@ -147,7 +148,8 @@ PAPERS: dict[str, Paper] = {
         ("mixers.attention (relative)", "mixers.positions.skew", "analysis.memory")),
     "negative-eigenvalues": Paper(
         "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues",
-        "2024, arXiv 2411.12537"),
+        "2024, arXiv 2411.12537", "negative_eigenvalues",
+        ("mixers.deltanet", "mixers.mamba", "kernels.delta", "tasks.automata")),
     "next-element": Paper(
         "An Interdisciplinary Comparison of Sequence Modeling Methods for Next-Element Prediction",
         "2018, arXiv 1811.00062", "next_element",
