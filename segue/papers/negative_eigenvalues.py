@@ -45,7 +45,7 @@ def track(arm: tuple[str, str], seed: int, steps: int, width: int) -> dict[str, 
 
 
 def measure(run: Run) -> list[Row]:
-    steps, width = run.pick(3, 1000, 3000), run.pick(16, 32, 64)
+    steps, width = run.pick(3, 800, 3000), run.pick(16, 32, 64)
     seeds = range(run.seed, run.seed + run.pick(1, SEEDS))
     jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, steps, width) for arm in ARMS for seed in seeds}
     done = dict(zip(jobs, run.cells(jobs)))
