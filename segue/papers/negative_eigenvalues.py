@@ -103,8 +103,8 @@ CLAIM = Claim(
          f"at length {TRAINED} at least 99% of the time with each of {SEEDS} seeds and Mamba with [0, 1] at most 65% "
          f"with each, the first is also better in the mean over positions to {FAR}, and on sums modulo three DeltaNet "
          "with two steps in [-1, 1] reaches 95% with its best seed while the same in [0, 1] and Mamba in [-1, 1] do "
-         "not; refuted if on parity [0, 1] is as good in the median, or on sums one of the other arms reaches 95%; else "
-         "inconclusive.",
+         "not; refuted if on parity [0, 1] is as good in the median, or on sums one of the other arms reaches 95%; "
+         "else inconclusive.",
     measure=measure, judge=judge, draw=draw,
     paper={"parity, lengths 40 to 256 (scaled: 0 is chance)": "Mamba 0.000 in [0, 1], 1.000 in [-1, 1]; DeltaNet "
                                                               "0.017, 1.000; Transformer 0.022",
