@@ -72,7 +72,7 @@ SUBJECTS: dict[str, Make] = {
     "liquid-s4": lambda width: LiquidS4(width, states=4, dt_min=0.1, dt_max=1.0),
     "s4nd": lambda width: S4ND(width, states=4),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
-    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=4, memory=3),
+    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=2, memory=3),
     "linformer": lambda width: Linformer(width, heads=2, rank=4, length=64),
     "reformer": lambda width: Reformer(width, heads=2, chunk=4),
 }
