@@ -329,6 +329,7 @@ def main() -> None:
         measure = special.get(name) or (lambda *a, name=name: measure_shape(name, *a))
         with redirect_stderr(io.StringIO()):  # progress bars of the converters
             text = measure(threads, args.tokens, args.rounds)
+        text += f"\n\n{args.tokens} tokens, best of {args.rounds} rounds."
         print(text, flush=True)
         with open(HERE / "decode.jsonl", "a") as handle:
             handle.write(json.dumps({"part": name, "machine": machine(threads), "text": text}) + "\n")

@@ -199,11 +199,18 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
 
 
 @command("compare", "segue compare events.csv --minutes 2")
-def compare(paths: Paths, minutes: Minutes = None, json_file: JsonFile = None, kind: Kind = None,
-            how: How = None) -> None:
-    """Which method predicts these sequences best? Classical and neural, on one split."""
-    data = read_files(paths, kind, how)
-    report = segue.compare(data, **given(minutes=minutes))
+def compare(paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", show_default=False,
+                                                               help="Files, folders or globs.")] = None,
+            minutes: Minutes = None, json_file: JsonFile = None, kind: Kind = None, how: How = None,
+            tasks: Annotated[str | None, typer.Option(metavar="NAMES", help="Instead of files: 'synthetic', or tasks "
+                                                      "with commas between. Which mixer tracks and recalls what?")]
+            = None,
+            out: Annotated[Path | None, typer.Option(metavar="DIR", help="With --tasks: where the board and picture "
+                                                     "go. Run again: goes on where it was.")] = None,
+            seed: Seed = None, choices: Choices = None) -> None:
+    """Which method predicts these sequences best? Classical and neural, on one split. Or: which mixer learns what?"""
+    data = read_files(paths, kind, how) if paths else None
+    report = segue.compare(data, **settings(choices) | given(minutes=minutes, tasks=tasks, out=out, seed=seed))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)

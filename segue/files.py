@@ -6,12 +6,15 @@ import glob
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segue.errors import SegueError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -86,3 +89,15 @@ def read_json(path: str | Path) -> Any:
         raise SegueError(f"{path} is missing: is this a folder that segue wrote?") from error
     except (OSError, ValueError) as error:
         raise SegueError(f"{path} is not readable JSON ({error})") from error
+
+
+def write_picture(path: str | Path, draw: Callable[[Figure], None], size: tuple[float, float] = (8, 4.5)) -> None:
+    """What `draw` draws into a figure of `size` inches, as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    draw(figure)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

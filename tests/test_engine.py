@@ -286,6 +286,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lstm": {"mixers": ["lstm"] * 2, "activation": "relu", "channel": "mlp"},
     "gru": {"mixers": ["gru"] * 2, "options": {"gru": {"inner": 40}}, "activation": "relu2", "channel": "mlp"},
     "mamba": {"mixers": ["mamba"] * 2, "channel": "none"},
+    "mamba, signed": {"mixers": ["mamba"] * 2, "options": {"mamba": {"eigenvalues": (-1, 1)}}},
     "mamba2": {"mixers": ["mamba2"] * 2, "channel": "none", "options": {"mamba2": {"states": 10, "head_width": 16}}},
     "mamba2, groups": {"mixers": ["mamba2"] * 2, "options": {"mamba2": {"states": 7, "groups": 2, "bias": True}}},
     "s5": {"mixers": ["s5"] * 2},
@@ -293,6 +294,11 @@ CASES: dict[str, dict[str, Any]] = {
     "gss": {"mixers": ["gss"] * 2, "options": {"gss": {"states": 6}}},
     "gla": {"mixers": ["gla"] * 2},
     "elman": {"mixers": ["elman"] * 2},
+    "deltanet": {"mixers": ["deltanet"] * 2},
+    "deltanet, products": {"mixers": ["deltanet"], "options": {"deltanet": {
+        "eigenvalues": (-1, 1), "householders": 2, "gate": True, "expand_k": 0.5}}},
+    "linear attention": {"mixers": ["linear-attention:relu", "linear-attention"], "options": {
+        "linear-attention:relu": {"features": "relu"}}},
     "mixed": {"mixers": ["attention", "lstm", "mamba", "gla", "gru"]},
 }
 for name, (_, options) in PROBES.items():

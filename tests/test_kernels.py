@@ -81,12 +81,13 @@ def selective_inputs(rows: int, length: int, inner: int, states: int, dtype: tor
 
 
 def plain_selective(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, h: Tensor,
-                    starts: Tensor | None) -> tuple[Tensor, Tensor]:
+                    starts: Tensor | None, low: float = 0.0) -> tuple[Tensor, Tensor]:
     outputs = []
     for t in range(u.shape[1]):
         if starts is not None:
             h = h * ~starts[:, t, None, None]
-        h = (dt[:, t, :, None] * A).exp() * h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
+        factor = low + (1 - low) * (dt[:, t, :, None] * A).exp()
+        h = factor * h + (dt[:, t] * u[:, t])[..., None] * B[:, t, None]
         outputs.append((h * C[:, t, None]).sum(-1) + D * u[:, t])
     return (torch.stack(outputs, 1) if outputs else u), h
 
@@ -124,17 +125,18 @@ def test_linear_scan_takes_conjugates_and_views() -> None:
 
 
 @given(st.integers(1, 3), st.sampled_from([0, 1, 31, 32, 33, 64, 65, 100]), st.sampled_from([1, 5, 64, 70, 130]),
-       st.integers(1, 6), st.booleans(), st.integers(0, 99), st.sampled_from([torch.float64, torch.float32]))
+       st.integers(1, 6), st.booleans(), st.sampled_from([0.0, -1.0]), st.integers(0, 99),
+       st.sampled_from([torch.float64, torch.float32]))
 @EXAMPLES
-def test_selective_scan(rows: int, length: int, inner: int, states: int, packed: bool, seed: int,
+def test_selective_scan(rows: int, length: int, inner: int, states: int, packed: bool, low: float, seed: int,
                         dtype: torch.dtype) -> None:
     inputs = selective_inputs(rows, length, inner, states, dtype, seed)
     starts = some_starts(packed, rows, length, seed)
-    expected = with_gradients(plain_selective, inputs, starts) if length else [inputs[0], inputs[-1]]
+    expected = with_gradients(plain_selective, inputs, starts, low) if length else [inputs[0], inputs[-1]]
     if not length:
-        return agree(list(selective_scan(*inputs, starts)), expected, 0.0)
-    agree(with_gradients(selective_scan, inputs, starts), expected, TOLERANCE[dtype])
-    agree(with_gradients(selective_scan_reference, inputs, starts), expected, TOLERANCE[dtype])
+        return agree(list(selective_scan(*inputs, starts, low)), expected, 0.0)
+    agree(with_gradients(selective_scan, inputs, starts, low), expected, TOLERANCE[dtype])
+    agree(with_gradients(selective_scan_reference, inputs, starts, low), expected, TOLERANCE[dtype])
 
 
 def test_selective_scan_takes_views_and_long_steps() -> None:

@@ -1,4 +1,4 @@
-"""S5, the linear recurrent unit, the gated state space, Mamba-2 and Hyena against the equations written out, and against peers."""
+"""S5, LRU, GSS, Mamba-2 and Hyena against their equations written out, and against peers."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_hyena_is_its_sums(order: int) -> None:
     filters = []
     for t in range(length):
         lag = t / 10
-        waves = [2 * math.pi * lag * float(f) for f in torch.tensor([1e-4, 1.0])]
+        waves = [2 * math.pi * lag * f for f in (1e-4, 1.0)]
         y = torch.tensor([lag, *map(math.cos, waves), *(-math.sin(w) for w in waves)], dtype=torch.float64)
         for layer, frequency in zip(mixer.filters.layers, mixer.filters.frequencies):
             y = torch.sin(frequency * layer(y))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -173,6 +174,12 @@ def _pack(matrix: Tensor, tile: int) -> Tensor:
     return matrix.unflatten(2, (-1, tile)).transpose(1, 2).contiguous()
 
 
+def _room(like: Tensor, *shape: int) -> Tensor:
+    """An empty tensor from NumPy, which asks the system for large pages: touching a fresh small page for the first time
+    costs more than computing what goes there."""
+    return torch.from_numpy(np.empty(shape, {torch.float32: np.float32, torch.float64: np.float64}[like.dtype]))
+
+
 def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
              learning: bool) -> Tensors:
     from segue.kernels.cpu import rnn, threads
@@ -180,8 +187,8 @@ def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor,
     batch, length, heads, gates, width = x.shape
     plan = tiles(x.dtype, gates, width)
     rest, tasks = -width % plan.lanes, heads * -(-batch // plan.rows)
-    y, final = x.new_empty(batch, length, heads, width), x.new_empty(state.shape)
-    kept = x.new_empty(tasks, length if learning else 2, cell.parts, plan.rows * (width + rest))
+    y, final = _room(x, batch, length, heads, width), x.new_empty(state.shape)
+    kept = _room(x, tasks, length if learning else 2, cell.parts, plan.rows * (width + rest))
     packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.panels * plan.lanes)
     threads.share(rnn.forward, tasks, cell.code, plan.rows, plan.panels, width + rest,
                   *map(_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
@@ -196,7 +203,7 @@ def _backward(cell: Cell, weight: Tensor, state: Tensor, starts: Tensor, lengths
     (batch, length), (heads, gates, width) = dy.shape[:2], weight.shape[:3]
     plan = tiles(dy.dtype, gates, width)
     rest, blocks = -width % plan.lanes, -(-batch // plan.rows)
-    dx, dstate = dy.new_empty(batch, length, heads, gates, width), dy.new_empty(state.shape)
+    dx, dstate = _room(dy, batch, length, heads, gates, width), dy.new_empty(state.shape)
     dweight = dy.new_zeros(blocks, heads, gates, width, width + rest)
     dbias = dy.new_zeros(blocks, heads, gates, width)
     packed = _pack(F.pad(weight, (0, rest)).flatten(1, 2), plan.panels * plan.lanes)

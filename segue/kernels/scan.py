@@ -53,18 +53,20 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = N
 
 
 def selective_scan_reference(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor,
-                             starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t, y_t = h_t C_t + D u_t, in torch (Gu & Dao 2023, arXiv 2312.00752).
+                             starts: Tensor | None = None, low: float = 0.0) -> tuple[Tensor, Tensor]:
+    """h_t = a_t h_{t-1} + dt_t u_t B_t, y_t = h_t C_t + D u_t, in torch (Gu & Dao 2023, arXiv 2312.00752), with a_t =
+    exp(dt_t A) spread over `low` to 1: low + (1 - low) exp(dt_t A), where -1 tracks states (arXiv 2411.12537).
 
     u, dt: (B, T, I). A: (I, S). B, C: (B, T, S). D: (I,). state: (B, I, S). starts: (B, T) bool, the state is zero
     before these. Returns y (B, T, I) and the last state (B, I, S).
     """
-    h = linear_scan((dt[..., None] * A).exp(), (dt * u)[..., None] * B[:, :, None], state, starts)
+    factors = low + (1 - low) * (dt[..., None] * A).exp()
+    h = linear_scan(factors, (dt * u)[..., None] * B[:, :, None], state, starts)
     return (h * C[:, :, None]).sum(-1) + D * u, (h[:, -1] if h.shape[1] else state)
 
 
 def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor,
-                   starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                   starts: Tensor | None = None, low: float = 0.0) -> tuple[Tensor, Tensor]:
     """As `selective_scan_reference`; where it is compiled, the states (B, T, I, S) are never all in memory.
 
     Computed in float32 at least, since decays near one do not survive bfloat16; y is of the dtype of u, the last state
@@ -74,9 +76,9 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     u, dt, A, B, C, D, state = (x.to(wide) for x in (u, dt, A, B, C, D, state))
     if not _compiles(u):
-        y, final = selective_scan_reference(u, dt, A, B, C, D, state, starts)
+        y, final = selective_scan_reference(u, dt, A, B, C, D, state, starts, low)
     else:
-        y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), _mask(u, starts),
+        y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), _mask(u, starts), low,
                                            torch.is_grad_enabled())
         final = final.transpose(1, 2)
     return y.to(kind), final.to(kept)
@@ -183,14 +185,14 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, starts: Tensor,
-                learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+                low: float, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
         from segue.kernels.cpu import scan, threads
 
         rows, length, inner = u.shape
         y, final = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(rows, A.shape[0], inner)
         kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, A.shape[0], inner)
         threads.share(scan.selective, rows * -(-inner // scan.WIDE), *map(_array, (u, dt, A, B, C, D, starts, state)),
-                      y.numpy(), final.numpy(), kept.numpy())
+                      low, y.numpy(), final.numpy(), kept.numpy())
         return y, final, kept
 
     @staticmethod
@@ -198,6 +200,7 @@ class _SelectiveScan(torch.autograd.Function):
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(True)
         ctx.save_for_backward(*inputs[:6], inputs[7], output[2])
+        ctx.low = inputs[8]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -211,9 +214,9 @@ class _SelectiveScan(torch.autograd.Function):
         dA, dstate = (u.new_empty(rows, states, inner) for _ in range(2))
         dB, dC = (u.new_empty(blocks, rows, length, states) for _ in range(2))
         given = map(_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal))
-        threads.share(scan.selective_backward, rows * blocks, *given,
+        threads.share(scan.selective_backward, rows * blocks, *given, ctx.low,
                       *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
-        return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), (dy * u).sum((0, 1)), dstate, None, None
+        return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), (dy * u).sum((0, 1)), dstate, None, None, None
 
 
 class _DiagonalScan(torch.autograd.Function):

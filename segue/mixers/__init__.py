@@ -6,16 +6,23 @@ from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.bidirectional import Bidirectional
 from segue.mixers.block_recurrent import BlockRecurrent
+from segue.mixers.delta import DeltaNet
 from segue.mixers.dss import DSS
 from segue.mixers.gla import GatedLinearAttention
 from segue.mixers.gss import GSS
 from segue.mixers.hyena import Hyena
+from segue.mixers.linear import LinearAttention
 from segue.mixers.linformer import Linformer
 from segue.mixers.liquid import LiquidS4
 from segue.mixers.lru import LRU
 from segue.mixers.lssl import LSSL
 from segue.mixers.mamba import Mamba
 from segue.mixers.mamba2 import Mamba2
+from segue.mixers.hydra import Hydra
+from segue.mixers.jrt import PrefixLinearAttention
+from segue.mixers.lightnet import LightNet
+from segue.mixers.longvq import LongVQ
+from segue.mixers.matrix import MatrixMixer
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.reformer import Reformer
 from segue.mixers.s4 import S4
@@ -40,6 +47,8 @@ MIXERS: dict[str, type[Mixer]] = {
     "gss": GSS,
     "hyena": Hyena,
     "gla": GatedLinearAttention,
+    "linear-attention": LinearAttention,
+    "deltanet": DeltaNet,
     "lssl": LSSL,
     "s4": S4,
     "s4d": S4D,
@@ -51,6 +60,12 @@ MIXERS: dict[str, type[Mixer]] = {
     "reformer": Reformer,
     "bidirectional": Bidirectional,
 }
+
+    "jrt": PrefixLinearAttention,
+    "lightnet": LightNet,
+    "longvq": LongVQ,
+    "hydra": Hydra,
+    "matrix": MatrixMixer,
 
 __all__ = [
     "DSS",
@@ -69,11 +84,13 @@ __all__ = [
     "Attention",
     "Bidirectional",
     "BlockRecurrent",
+    "DeltaNet",
     "Elman",
     "GatedLinearAttention",
     "Hyena",
     "Jordan",
     "Layout",
+    "LinearAttention",
     "Linformer",
     "LiquidS4",
     "Mamba",
@@ -82,3 +99,8 @@ __all__ = [
     "Reformer",
     "State",
 ]
+
+__all__ = ["Attention", "Bidirectional", "BlockRecurrent", "DSS", "DeltaNet", "Elman", "GRU", "GSS",
+           "GatedLinearAttention", "Hydra", "Hyena", "Jordan", "LRU", "LSSL", "LSTM", "Layout", "LightNet",
+           "LinearAttention", "Linformer", "LiquidS4", "LongVQ", "MIXERS", "MLSTM", "Mamba", "Mamba2", "MatrixMixer",
+           "Mixer", "PrefixLinearAttention", "Reformer", "S4", "S4D", "S4ND", "S5", "SLSTM", "State"]

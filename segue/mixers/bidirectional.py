@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
@@ -34,11 +33,8 @@ class Bidirectional(Mixer):
 
     def both(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, N, 2 D): what was read forwards beside what was read backwards."""
-        starts = None
-        if layout.starts is not None:  # backwards, a document starts at its last node
-            starts = F.pad(layout.starts[:, 1:], (0, 1), value=True).flip(1)
-        mirrored = Layout.chain((x.shape[0], x.shape[1]), starts=starts, device=x.device)
-        return torch.cat([self.ahead.run(x, layout, None), self.back.run(x.flip(1), mirrored, None).flip(1)], -1)
+        back = self.back.run(x.flip(1), layout.mirrored(), None).flip(1)
+        return torch.cat([self.ahead.run(x, layout, None), back], -1)
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         return self.out(self.both(x, layout))

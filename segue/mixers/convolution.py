@@ -1,4 +1,5 @@
-"""The short causal convolution that recurrent mixers put before their state, and other functions of a few inputs."""
+"""Functions of a few neighbours: the causal convolution that recurrent mixers put before their state, products of the
+last inputs, and a convolution that looks both ways."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from segue.mixers.state import Recurrence, Tensors, gather_nodes
+from segue.mixers.state import Layout, Recurrence, Tensors, gather_nodes
 
 
 class Window(Recurrence):
@@ -78,3 +79,29 @@ class Products(Window):
 
     def combine(self, seen: list[Tensor]) -> Tensor:
         return torch.cat([*itertools.accumulate(reversed(seen), torch.mul)], -1)
+
+
+class CentredConvolution(nn.Module):
+    """Depthwise convolution over `taps` nodes of a document, `ahead` of them after the node itself (default: half).
+
+    weight: (D, taps), from the node furthest back to the one furthest ahead.
+    """
+
+    def __init__(self, width: int, taps: int, ahead: int | None = None) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(taps)
+        self.weight = nn.Parameter(torch.empty(width, taps).uniform_(-bound, bound))
+        self.ahead = taps // 2 if ahead is None else ahead
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        n, taps, segments = x.shape[1], self.weight.shape[1], layout.segments
+        around = (taps - 1 - self.ahead, self.ahead)
+        line = nn.functional.pad(x, (0, 0, *around))
+        document = None if segments is None else nn.functional.pad(segments, around, value=-1)
+        y = torch.zeros_like(x)
+        for tap in range(taps):
+            seen = line[:, tap : tap + n]
+            if document is not None and segments is not None:
+                seen = seen * (document[:, tap : tap + n] == segments)[..., None]
+            y = y + seen * self.weight[:, tap]
+        return y

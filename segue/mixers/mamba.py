@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from segue.kernels.scan import selective_scan
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
+from segue.mixers.delta import lowest
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
 
 class SelectiveScan(Recurrence):
-    """h = exp(dt A) h + dt u B; y = C h + D u. Inputs u, dt (B, N, I), B and C (B, N, S); state (B, I, S)."""
+    """h = a h + dt u B; y = C h + D u, with a = low + (1 - low) exp(dt A). Inputs u, dt (B, N, I), B and C (B, N, S);
+    state (B, I, S)."""
 
-    def __init__(self, inner: int, states: int) -> None:
+    def __init__(self, inner: int, states: int, low: float = 0.0) -> None:
         super().__init__()
+        self.low = low
         self.A_log = nn.Parameter(torch.arange(1, states + 1, dtype=torch.float32).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
 
@@ -36,25 +39,26 @@ class SelectiveScan(Recurrence):
             live = torch.arange(u.shape[1], device=u.device) < lengths[:, None]
             dt = dt * live[..., None]
             starts = None if starts is None else starts & live
-        y, final = selective_scan(u, dt, -self.A_log.exp(), B, C, self.D, state[0], starts)
+        y, final = selective_scan(u, dt, -self.A_log.exp(), B, C, self.D, state[0], starts, self.low)
         return y, (final,)
 
 
 class Mamba(Mixer):
     """width: model width D. states: S per channel. taps: of the convolution. expand: inner width relative to D.
-    rank: of the step-size projection (default: D / 16, rounded up). bias: of the projections in and out."""
+    rank: of the step-size projection (default: D / 16, rounded up). bias: of the projections in and out. eigenvalues:
+    range of the state's factors, (0, 1), or (-1, 1) to track states (Grazzi et al. 2024, arXiv 2411.12537)."""
 
     linear_in_values = True
 
     def __init__(self, width: int, states: int = 16, taps: int = 4, expand: int = 2, rank: int | None = None,
-                 bias: bool = False) -> None:
+                 bias: bool = False, eigenvalues: tuple[float, float] = (0.0, 1.0)) -> None:
         super().__init__(width)
         inner, self.states, self.rank = expand * width, states, rank or math.ceil(width / 16)
         self.into = nn.Linear(width, 2 * inner, bias=bias)
         self.convolution = ShortConvolution(inner, taps)
         self.select = nn.Linear(inner, self.rank + 2 * states, bias=False)
         self.step = nn.Linear(self.rank, inner)
-        self.scan = SelectiveScan(inner, states)
+        self.scan = SelectiveScan(inner, states, lowest(eigenvalues))
         self.out = nn.Linear(inner, width, bias=bias)
         # Step sizes begin spread log-uniformly over [0.001, 0.1]: the bias is their inverse softplus.
         step = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
@@ -89,14 +93,15 @@ class Mamba(Mixer):
         program.linear(u, chosen, self.select.weight)
         program.linear(chosen[:rank], dt, self.step.weight, self.step.bias)
         program.scan(u, dt, chosen[rank : rank + states], chosen[rank + states :], both[inner:], y,
-                     -self.scan.A_log.exp(), self.scan.D)
+                     -self.scan.A_log.exp(), self.scan.D, self.scan.low)
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, I, T, T), one head per inner channel, the skip D on the diagonal (Ali et al. 2024, arXiv 2403.01590)."""
         (_, dt, B, C), _ = self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
-        decay = (dt[..., None] * -self.scan.A_log.exp()).cumsum(1)  # (B, T, I, S)
-        between = (decay[:, :, None] - decay[:, None]).clamp(max=0).exp()
+        factor = self.scan.low + (1 - self.scan.low) * (dt[..., None] * -self.scan.A_log.exp()).exp()  # (B, T, I, S)
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril(-1)[..., None, None]
+        between = torch.where(later, factor[:, :, None], 1.0).cumprod(1)  # not by logarithms: factors may be negative
         matrix = torch.einsum("bis,bijcs,bjs,bjc->bcij", C, between, B, dt).tril()
         return matrix + torch.diag_embed(self.scan.D[:, None].expand(-1, x.shape[1]))
 

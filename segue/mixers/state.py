@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
@@ -28,16 +29,19 @@ class Layout:
     starts: (B, N) bool, or None. True where a new document (episode) begins: nothing before it is seen.
     grid: sizes of the sequence axes (time, height, width ...) whose product is N, where the nodes lie on a grid in
         row-major order, or None for one axis. A mixer says how many axes it takes (`Mixer.axes`).
+    prompt: (B, N) bool, or None. True at the nodes of a document's prompt, for mixers that read a prompt both ways.
     """
 
     positions: Tensor
     parents: Tensor | None = None
     starts: Tensor | None = None
     grid: tuple[int, ...] | None = None
+    prompt: Tensor | None = None
 
     @staticmethod
     def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,
-              device: torch.device | str | None = None, grid: tuple[int, ...] | None = None) -> Layout:
+              device: torch.device | str | None = None, grid: tuple[int, ...] | None = None,
+              prompt: Tensor | None = None) -> Layout:
         """`shape` (B, N) nodes one after the other; `first` (B,) is the position of the first (default 0)."""
         if starts is not None:
             device = starts.device
@@ -50,7 +54,7 @@ class Layout:
         if grid is not None and math.prod(grid) != shape[1]:
             raise SegueError(f"a grid of {' x '.join(map(str, grid))} has {math.prod(grid)} places, "
                              f"but there are {shape[1]} nodes")
-        return Layout(positions, None, starts, grid)
+        return Layout(positions, None, starts, grid, prompt)
 
     @staticmethod
     def tree(parents: Tensor, first: Tensor) -> Layout:
@@ -71,6 +75,12 @@ class Layout:
         for _ in range(max(n - 1, 1).bit_length()):
             reach = (reach @ reach).clamp(max=1)
         return reach > 0
+
+    def mirrored(self) -> Layout:
+        """The chain read from its end: a document then starts at its last node. Positions count from 0 there."""
+        batch, n = self.positions.shape
+        starts = None if self.starts is None else F.pad(self.starts[:, 1:], (0, 1), value=True)[:, :n].flip(1)
+        return Layout.chain((batch, n), starts=starts, device=self.positions.device)
 
     @cached_property
     def even(self) -> bool:
@@ -125,11 +135,14 @@ class State:
 
     positions: (B,) long, the position the next token of each row will take.
     layers: for each layer its named parts.
+    prompt: (B,) long, or None: how many first positions are the prompt of each row, for mixers that read a prompt both
+        ways; set it before the prompt is given.
     """
 
-    def __init__(self, layers: list[dict[str, Part]], positions: Tensor) -> None:
+    def __init__(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None = None) -> None:
         self.layers = layers
         self.positions = positions
+        self.prompt = prompt
         self.pending: Layout | None = None
 
     @property
@@ -142,12 +155,16 @@ class State:
         if parents is not None:
             check_parents(parents, self.batch, n)
         if positions is not None:
-            return Layout(positions, parents, starts)
-        if parents is not None:
-            if starts is not None:
-                raise SegueError("a draft tree cannot cross the start of a document: give `starts` or `parents`")
-            return Layout.tree(parents, self.positions)
-        return Layout.chain((self.batch, n), self.positions, starts)
+            layout = Layout(positions, parents, starts)
+        elif parents is None:
+            layout = Layout.chain((self.batch, n), self.positions, starts)
+        elif starts is None:
+            layout = Layout.tree(parents, self.positions)
+        else:
+            raise SegueError("a draft tree cannot cross the start of a document: give `starts` or `parents`")
+        if self.prompt is not None:
+            layout.prompt = layout.positions < self.prompt[:, None]
+        return layout
 
     def check_rows(self, batch: int) -> None:
         if batch != self.batch:
@@ -197,7 +214,7 @@ class State:
     def select(self, rows: Tensor) -> State:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
         layers = [{name: part.select(rows) for name, part in layer.items()} for layer in self.layers]
-        return State(layers, self.positions[rows])
+        return State(layers, self.positions[rows], None if self.prompt is None else self.prompt[rows])
 
     def join(self, others: Sequence[State]) -> State:
         """A new state with the rows of this one and of others of the same model below them (requests join a batch)."""
@@ -222,7 +239,7 @@ class State:
     def snapshot(self) -> State:
         """An independent copy of what is committed."""
         layers = [{name: part.copy() for name, part in layer.items()} for layer in self.layers]
-        return State(layers, self.positions.clone())
+        return State(layers, self.positions.clone(), self.prompt)
 
     def restore(self, snapshot: State) -> None:
         """Go back to a snapshot, which stays usable."""

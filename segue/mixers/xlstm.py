@@ -187,7 +187,7 @@ class MLSTM(Mixer):
         weights = decay[..., :, None] - decay[..., None, :] + i.transpose(1, 2)[..., None, :]
         weights = weights.masked_fill(torch.ones(weights.shape[-2:], dtype=torch.bool, device=x.device).triu(1),
                                       -torch.inf)
-        m = weights.amax(-1, keepdim=True)
+        m = (decay + (i.transpose(1, 2) - decay).cummax(-1).values)[..., None]  # the largest of each row
         scores = torch.einsum("bthk,bshk->bhts", q, k) * (weights - m).exp()
         return scores / (torch.maximum(scores.sum(-1, keepdim=True).abs(), (-m).exp()) + EPSILON)
 

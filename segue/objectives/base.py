@@ -19,6 +19,7 @@ class Batch:
     starts: (B, T) bool, True where a new document begins in a packed row, or None where each row is of one document.
     channels: side channels aligned with `tokens`, (B, T) or (B, T, w).
     grid: sizes of the sequence axes whose product is T, where elements lie on a grid (see `Layout`).
+    prompt: (B, T) bool, True at the elements of a prompt, for mixers that read a prompt both ways (see `Layout`).
     """
 
     tokens: Tensor
@@ -26,6 +27,7 @@ class Batch:
     starts: Tensor | None = None
     channels: dict[str, Tensor] = field(default_factory=dict)
     grid: tuple[int, ...] | None = None
+    prompt: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -35,7 +37,8 @@ class Batch:
     @property
     def layout(self) -> Layout:
         shape = (self.tokens.shape[0], self.tokens.shape[1])
-        return Layout.chain(shape, starts=self.starts, device=self.tokens.device, grid=self.grid)
+        return Layout.chain(shape, starts=self.starts, device=self.tokens.device, grid=self.grid,
+                            prompt=self.prompt)
 
     def to(self, device: torch.device | str) -> Batch:
         return self.map(lambda x: x.to(device))
@@ -45,20 +48,24 @@ class Batch:
 
     def map(self, change) -> Batch:  # type: ignore[no-untyped-def]
         """The batch with `change` applied to every tensor in it."""
-        starts = None if self.starts is None else change(self.starts)
+        starts, prompt = (None if x is None else change(x) for x in (self.starts, self.prompt))
         channels = {name: change(values) for name, values in self.channels.items()}
-        return replace(self, tokens=change(self.tokens), targets=change(self.targets), starts=starts, channels=channels)
+        return replace(self, tokens=change(self.tokens), targets=change(self.targets), starts=starts, channels=channels,
+                       prompt=prompt)
 
     @staticmethod
     def join(batches: list[Batch]) -> Batch:
         """Rows of several batches of the same length under one another (a strategy that mixes in old rows)."""
-        starts = None
-        if any(batch.starts is not None for batch in batches):
-            starts = torch.cat([torch.zeros_like(b.targets, dtype=torch.bool) if b.starts is None else b.starts
-                                for b in batches])
+        def mask(name: str) -> Tensor | None:
+            masks = [getattr(batch, name) for batch in batches]
+            if all(mask is None for mask in masks):
+                return None
+            return torch.cat([torch.zeros_like(b.targets, dtype=torch.bool) if mask is None else mask
+                              for b, mask in zip(batches, masks)])
+
         channels = {name: torch.cat([b.channels[name] for b in batches]) for name in batches[0].channels}
-        return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.targets for b in batches]), starts, channels,
-                     batches[0].grid)
+        return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.targets for b in batches]), mask("starts"),
+                     channels, batches[0].grid, mask("prompt"))
 
 
 @dataclass

@@ -61,7 +61,8 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2209.07863"),
     "cot-expressivity": Paper(
         "The Expressive Power of Transformers with Chain of Thought",
-        "2023, arXiv 2310.07923"),
+        "2023, arXiv 2310.07923", "cot_expressivity",
+        ("models.compiler", "mixers.saturated", "models.automata", "tasks.scratchpad")),
     "cpt-ift": Paper(
         "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
         "2024, arXiv 2410.10739"),
@@ -104,7 +105,7 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2402.05109"),
     "hydra-mixers": Paper(
         "Hydra: Bidirectional State Space Models Through Generalized Matrix Mixers",
-        "2024, arXiv 2407.09941"),
+        "2024, arXiv 2407.09941", "hydra_mixers", ("mixers.hydra", "mixers.matrix", "mixers.convolution")),
     "hypernetworks": Paper(
         "Continual Learning with Dependency Preserving Hypernetworks",
         "2022, arXiv 2209.07712"),
@@ -113,17 +114,17 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2312.12655"),
     "just-read-twice": Paper(
         "Just read twice: closing the recall gap for recurrent language models",
-        "2024, arXiv 2407.05483"),
+        "2024, arXiv 2407.05483", "just_read_twice", ("mixers.jrt", "kernels.linear", "tasks.sets")),
     "lightnet": Paper(
         "You Only Scan Once: Efficient Multi-dimension Sequential Modeling with LightNet",
-        "2024, arXiv 2405.21022"),
+        "2024, arXiv 2405.21022", "lightnet", ("mixers.lightnet", "mixers.average", "kernels.linear")),
     "lina-speech": Paper(
         "Lina-Speech: Gated Linear Attention is a Fast and Parameter-Efficient Learner for text-to-speech synthesis",
         "2024, arXiv 2410.23320"),
     "llm-tree-search": Paper("LLM Tree Search", "2024, arXiv 2410.19117"),
     "longvq": Paper(
         "LongVQ: Long Sequence Modeling with Vector Quantization on Structured Memory",
-        "2024, arXiv 2404.11163"),
+        "2024, arXiv 2404.11163", "longvq", ("mixers.longvq", "mixers.average")),
     "lookahead": Paper(
         "Lookahead: An Inference Acceleration Framework for LLMs with Lossless Generation Accuracy",
         "2023, arXiv 2312.12728", "lookahead",
@@ -147,7 +148,8 @@ PAPERS: dict[str, Paper] = {
         ("mixers.attention (relative)", "mixers.positions.skew", "analysis.memory")),
     "negative-eigenvalues": Paper(
         "Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues",
-        "2024, arXiv 2411.12537"),
+        "2024, arXiv 2411.12537", "negative_eigenvalues",
+        ("mixers.deltanet", "mixers.mamba", "kernels.delta", "tasks.automata")),
     "next-element": Paper(
         "An Interdisciplinary Comparison of Sequence Modeling Methods for Next-Element Prediction",
         "2018, arXiv 1811.00062", "next_element",

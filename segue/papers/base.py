@@ -8,18 +8,16 @@ and ends with the same table.
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from segue.cells import Cells
 from segue.errors import SegueError
-from segue.files import read_json, write_json
-from segue.progress import Meter, progress
+from segue.files import write_json, write_picture
+from segue.progress import progress
 from segue.training.recipe import cores, machine
 
 if TYPE_CHECKING:
@@ -99,11 +97,7 @@ class Run:
     def __init__(self, claim: Claim, scale: Scale, seed: int, out: Path | None, data: Path | None) -> None:
         self.scale, self.seed, self.data = scale, seed, data
         self.notes: list[str] = []
-        self._path = None if out is None else out / f"{claim.slug}-{scale}-{seed}.cells.json"
-        self._cells: dict[str, Any] = {}
-        if self._path is not None and self._path.exists():
-            self._cells = read_json(self._path)
-        self._meter: Meter = lambda done, note="": None
+        self.done = Cells(None if out is None else out / f"{claim.slug}-{scale}-{seed}.cells.json")
 
     def pick(self, smoke: Any, cpu: Any, gpu: Any = None) -> Any:
         """The value for this scale (gpu: as cpu where not given)."""
@@ -116,31 +110,7 @@ class Run:
     def cells(self, wanted: Mapping[str, Callable[[], Any]], workers: int | None = None) -> list[Any]:
         """Many cells, side by side in processes of one thread each (default: as many as there are cores; the
         functions must then be importable ones, or `functools.partial` of such)."""
-        missing = {name: compute for name, compute in wanted.items() if name not in self._cells}
-        workers = min(workers or cores(), len(missing))
-        if workers > 1 and self.scale != "smoke":
-            import torch
-
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                running = {pool.submit(compute): name for name, compute in missing.items()}
-                try:
-                    for future in as_completed(running):
-                        self._keep(running[future], future.result())
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
-        else:
-            for name, compute in missing.items():
-                self._keep(name, compute())
-        return [self._cells[name] for name in wanted]
-
-    def _keep(self, name: str, value: Any) -> None:
-        # Through JSON either way, so that a resumed run sees exactly what the first one saw.
-        self._cells[name] = json.loads(json.dumps(value))
-        self._meter(len(self._cells), name)
-        if self._path is not None:
-            write_json(self._path, self._cells)
+        return self.done.compute(wanted, 1 if self.scale == "smoke" else workers or cores())
 
     def note(self, text: str) -> None:
         """Something the reader of the report must know (what was scaled down, what stood in for what)."""
@@ -169,7 +139,7 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
     run = Run(claim, scale, seed, folder, None if data is None else Path(data))
     begin = time.perf_counter()
     with progress(claim.slug, total=0, quiet=quiet) as meter:
-        run._meter = meter
+        run.done.meter = meter
         table = claim.measure(run)
     verdict: Verdict | None = None
     reason = "smoke scale: only the wiring is shown, no verdict"
@@ -187,13 +157,4 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
 
 
 def save_picture(claim: Claim, table: list[Row], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from segue.files import atomic_write
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    claim.draw(figure, table)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    write_picture(path, lambda figure: claim.draw(figure, table))

@@ -224,11 +224,11 @@ def play(memory: bool, seed: int, rollouts: int, rows: int = 64, length: int = C
 
 
 def measure(run: Run) -> list[Row]:
-    steps, length, seeds = run.pick(3, 400), run.pick(128, 512), range(run.seed, run.seed + run.pick(1, 2))
+    steps, length, seeds = run.pick(3, 200), run.pick(128, 512), range(run.seed, run.seed + run.pick(1, 2))
     players = range(run.seed, run.seed + run.pick(1, 3))
     jobs: dict[str, Callable[[], Any]] = {
         f"recall {arm} {seed}": partial(remember, arm, seed, steps, length) for arm in ARMS for seed in seeds}
-    jobs |= {f"play {memory} {seed}": partial(play, memory, seed, run.pick(2, 60), run.pick(4, 64))
+    jobs |= {f"play {memory} {seed}": partial(play, memory, seed, run.pick(2, 80), run.pick(4, 64))
              for memory in (True, False) for seed in players}
     done = dict(zip(jobs, run.cells(jobs)))
     table: list[Row] = []

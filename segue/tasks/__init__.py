@@ -4,10 +4,11 @@ heart, so accuracy on other lengths and seeds says what a model can do."""
 from __future__ import annotations
 
 from segue.tasks.automata import AUTOMATA, Scratchpad
-from segue.tasks.base import Task
+from segue.tasks.base import Task, read_twice
 from segue.tasks.listops import LISTOPS
 from segue.tasks.recall import RECALL
+from segue.tasks.sets import INTERSECTION
 
-TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, LISTOPS)}
+TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, INTERSECTION, LISTOPS)}
 
-__all__ = ["TASKS", "Scratchpad", "Task"]
+__all__ = ["TASKS", "Scratchpad", "Task", "read_twice"]

@@ -36,3 +36,11 @@ class Task:
     def test(self, rows: int, length: int, seed: int = 0) -> Batch:
         """Rows from a stream that no training step draws from."""
         return self.draw(rows, length, torch.Generator().manual_seed(-1 - seed))
+
+
+def read_twice(batch: Batch) -> Batch:
+    """Every row twice, one reading after the other, with its answers asked for only in the second: a model of limited
+    memory then knows at the second reading what the first one asked (Arora et al. 2024, arXiv 2407.05483)."""
+    unasked = torch.full_like(batch.targets, -1)
+    prompt = None if batch.prompt is None else torch.cat([torch.ones_like(batch.prompt), batch.prompt], 1)
+    return Batch(torch.cat([batch.tokens, batch.tokens], 1), torch.cat([unasked, batch.targets], 1), prompt=prompt)

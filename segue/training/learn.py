@@ -38,3 +38,16 @@ def accuracy(model: nn.Module, batch: Batch) -> float:
     guess = model(batch.tokens, batch.layout).logits.argmax(-1)
     asked = batch.targets >= 0
     return float((guess == batch.targets)[asked].float().mean())
+
+
+@torch.no_grad()
+def answer_accuracy(model: Any, batch: Batch) -> float:
+    """The share of rows whose last answer is right where the model reads what it said before (greedy), not what would
+    have been right. model: one that can continue. batch: asks for the elements of all rows from one position on."""
+    model.eval()
+    first = int((batch.targets[0] >= 0).nonzero()[0])
+    state, tokens = model.init_state(batch.tokens.shape[0]), batch.tokens[:, : first + 1]
+    for _ in range(first, batch.tokens.shape[1]):
+        tokens = model.extend(tokens, state).logits[:, -1:].argmax(-1)
+        state.commit()
+    return float((tokens[:, 0] == batch.targets[:, -1]).float().mean())

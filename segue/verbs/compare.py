@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from segue.progress import progress
 from segue.training.recipe import machine
 from segue.verbs.fit import fit
 from segue.verbs.fitted import as_data
+from segue.verbs.scoreboard import Scoreboard, scoreboard
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -96,12 +98,28 @@ def sample(sequences: list[np.ndarray], elements: int) -> list[np.ndarray]:
     return [sequences[i] for i in np.linspace(0, len(sequences) - 1, keep).astype(int)]
 
 
-def compare(data: Any, minutes: float = 2.0, seed: int = 0, quiet: bool = False) -> Comparison:
+def compare(data: Any = None, minutes: float | None = None, seed: int = 0, quiet: bool = False, *,
+            tasks: str | None = None, out: str | Path | None = None, **choices: Any) -> Comparison | Scoreboard:
     """Learn with every method from four fifths of the sequences, and score all of them on the same held-out rest.
 
-    data: a `Data`, paths, or objects in memory. minutes: for the networks together; count models take seconds.
-    The setting of a method (its order) is chosen on a part of the training sequences.
+    data: a `Data`, paths, or objects in memory. minutes: for the networks together; count models take seconds (default:
+    2, with `tasks` 30). The setting of a method (its order) is chosen on a part of the training sequences.
+    tasks: instead of data, "synthetic" or names of synthetic tasks: which mixer learns to track and to recall what?
+    out and choices: see `segue.verbs.scoreboard.scoreboard`.
     """
+    if (data is None) == (tasks is None):
+        raise SegueError("compare takes sequences or tasks, one of them: give paths, or --tasks synthetic")
+    if tasks is not None:
+        return scoreboard(tasks, seed=seed, out=out, quiet=quiet,
+                          **choices | ({} if minutes is None else {"minutes": minutes}))
+    if out is not None or choices:
+        named = ["out"] * (out is not None) + list(choices)
+        raise SegueError(f"{', '.join(named)} goes with tasks, not with sequences")
+    return compare_on(data, 2.0 if minutes is None else minutes, seed, quiet)
+
+
+def compare_on(data: Any, minutes: float, seed: int, quiet: bool) -> Comparison:
+    """The comparison on sequences."""
     if not 0 < minutes < math.inf:
         raise SegueError(f"minutes must be more than 0, not {minutes}")
     data = as_data(data)

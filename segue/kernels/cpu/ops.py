@@ -543,7 +543,7 @@ def convolve(job, op, me, team):
 
 @fast
 def scan(job, op, me, team):
-    """u(3), dt(3), b(3), c(3), gate(3), into(3), width, states, a (states, width), d, state offset.
+    """u(3), dt(3), b(3), c(3), gate(3), into(3), width, states, a (states, width), d, state offset, range (2).
     State: (states, width)."""
     width, states, offset = op[19], op[20], op[23]
     begin, count = part(width, me, team)
@@ -557,7 +557,7 @@ def scan(job, op, me, team):
             at = 4 * start
             scan_lanes(row(job, op, 4, node) + at, row(job, op, 1, node) + at, op[22] + at, op[21] + at,
                        row(job, op, 7, node), row(job, op, 10, node), old + at, new + at,
-                       row(job, op, 16, node) + at, states, 4 * width)
+                       row(job, op, 16, node) + at, states, 4 * width, op[24])
         y, gates = floats(row(job, op, 16, node) + 4 * begin, count), floats(row(job, op, 13, node) + 4 * begin, count)
         for j in range(count):
             y[j] *= gates[j] * sigmoid(gates[j])

@@ -286,12 +286,14 @@ class Program:
         rows[:, : values.shape[0]] = plain(values).T
         return self.keep(rows)
 
-    def scan(self, u: View, dt: View, b: View, c: View, gate: View, into: View, a: Tensor, d: Tensor) -> None:
-        """Selective scan (a (width, states), negative), step sizes softplus(dt), its output times SiLU(gate)."""
+    def scan(self, u: View, dt: View, b: View, c: View, gate: View, into: View, a: Tensor, d: Tensor,
+             low: float = 0.0) -> None:
+        """Selective scan (a (width, states), negative, with factors from `low` to 1), step sizes softplus(dt), its
+        output times SiLU(gate)."""
         width, states = a.shape
         wide = padded(width, LANES)
         self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self._lines(a), self._vector(d, width),
-                  self.state(states * wide))
+                  self.state(states * wide), self.keep(np.array([low, 1 - low], np.float32)))
 
     def decay(self, gate: View, temperature: float, floor: float) -> None:
         """In place: exp(max(log sigmoid(gate) / temperature, floor))."""

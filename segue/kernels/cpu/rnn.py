@@ -23,7 +23,7 @@ from segue.kernels.cpu.scan import FAST, _exp
 
 ELMAN, LSTM, GRU, SLSTM = range(4)
 EMPTY = -1e30  # the stabiliser of an sLSTM cell that holds nothing yet
-MOST_ROWS, MOST_PANELS = 8, 3
+ROWS, MOST_PANELS = (8, 4, 2, 1), 3  # each combination is code of its own: what there is no code for, runs in parts
 OPTIONS = {"fastmath": FAST, "error_model": "numpy"}  # a test for division by zero would keep loops from vectorising
 fast = njit(**OPTIONS)
 
@@ -120,16 +120,16 @@ def _tile(builder: Any, kind: Any, lanes: int, rows: int, panels: int, args: lis
 
 
 def _make_tile(kind: Any, lanes: int) -> Any:
-    """tile(rows, panels, ...) for up to MOST_ROWS and MOST_PANELS; the rest as of `_tile`."""
+    """tile(rows, panels, ...) for the powers of two in ROWS and up to MOST_PANELS; the rest as of `_tile`."""
 
     def build(builder: Any, args: list[Any]) -> None:
         end = builder.append_basic_block("end")
-        which = builder.add(builder.mul(args[1], simd.I64(MOST_ROWS + 1)), args[0])
+        which = builder.add(builder.mul(args[1], simd.I64(ROWS[0] + 1)), args[0])
         switch = builder.switch(which, end)
         for panels in range(1, MOST_PANELS + 1):
-            for rows in range(1, MOST_ROWS + 1):
+            for rows in ROWS:
                 case = builder.append_basic_block(f"tile{rows}x{panels}")
-                switch.add_case(simd.I64(panels * (MOST_ROWS + 1) + rows), case)
+                switch.add_case(simd.I64(panels * (ROWS[0] + 1) + rows), case)
                 builder.position_at_end(case)
                 _tile(builder, kind, lanes, rows, panels, args[2:])
                 builder.branch(end)
@@ -163,12 +163,20 @@ def _run(like, rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_ju
 
 @overload(_run)
 def _typed_run(like, rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row):
-    """`tile` for numbers as in `like`; steps and rows in numbers instead of bytes."""
-    tile, size = (_tile32, 4) if like.dtype == types.float32 else (_tile64, 8)
+    """`tile` for any number of rows, and for numbers as in `like`; steps and rows in numbers instead of bytes."""
+    tile, size, most = (_tile32, 4, ROWS[0]) if like.dtype == types.float32 else (_tile64, 8, ROWS[0])
 
     def run(like, rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row):
-        tile(rows, panels, first, w, x, source, y, w_step * size, x_row * size, x_step * size, x_jump * size, k, outer,
-             source_row * size, y_row * size)
+        part = most
+        while rows > 0:
+            while part > rows:
+                part >>= 1
+            tile(part, panels, first, w, x, source, y, w_step * size, x_row * size, x_step * size, x_jump * size, k,
+                 outer, source_row * size, y_row * size)
+            rows -= part
+            x, y = x + part * x_row * size, y + part * y_row * size
+            if source != 0:
+                source += part * source_row * size
 
     return run
 

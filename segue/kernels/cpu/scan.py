@@ -80,13 +80,15 @@ def linear_backward(begin, end, a, initial, starts, states, grad, da, db, diniti
 
 
 @partial(compiled, fastmath=FAST)
-def selective(begin, end, u, dt, a, b, c, d, starts, state, y, final, kept):
-    """h = exp(dt a) h + dt u b, y = h c + d u, for the blocks of channels begin..end of all rows.
+def selective(begin, end, u, dt, a, b, c, d, starts, state, low, y, final, kept):
+    """h = e h + dt u b, y = h c + d u, with e = low + (1 - low) exp(dt a), for the blocks of channels begin..end of all
+    rows.
 
     u, dt, y: (B, T, I). a: (S, I). b, c: (B, T, S). d: (I,). starts: (B, T) bool, or (B, 0). state, final: (B, S, I).
     kept: (B, T / SPAN, S, I), the states before every SPAN-th node, or (B, 0, ...).
     """
     length, inner, states = u.shape[1], u.shape[2], a.shape[0]
+    low, span = u.dtype.type(low), u.dtype.type(1 - low)
     blocks = (inner + WIDE - 1) // WIDE
     rate, h = np.zeros((states, WIDE), u.dtype), np.zeros((states, WIDE), u.dtype)
     step, x, out = np.zeros(WIDE, u.dtype), np.zeros(WIDE, u.dtype), np.zeros(WIDE, u.dtype)
@@ -112,7 +114,7 @@ def selective(begin, end, u, dt, a, b, c, d, starts, state, y, final, kept):
             for n in range(states):
                 bn, cn = b[row, t, n], c[row, t, n]
                 for j in range(WIDE):
-                    v = _exp(step[j] * rate[n, j]) * h[n, j] + x[j] * bn
+                    v = (low + span * _exp(step[j] * rate[n, j])) * h[n, j] + x[j] * bn
                     h[n, j] = v
                     out[j] += v * cn
             for j in range(width):
@@ -123,11 +125,12 @@ def selective(begin, end, u, dt, a, b, c, d, starts, state, y, final, kept):
 
 
 @partial(compiled, fastmath=FAST)
-def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, du, ddt, da, db, dc, dstate):
+def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, low, du, ddt, da, db, dc, dstate):
     """The gradients of `selective`. da: (B, S, I), per row. db, dc: (blocks of channels, B, T, S), per block."""
     length, inner, states = u.shape[1], u.shape[2], a.shape[0]
     blocks = (inner + WIDE - 1) // WIDE
     kind = u.dtype
+    low, reach = kind.type(low), kind.type(1 - low)
     rate, before, g, drate = (np.zeros((states, WIDE), kind), np.zeros((states, WIDE), kind),
                               np.zeros((states, WIDE), kind), np.zeros((states, WIDE), kind))
     h, decay = np.zeros((SPAN, states, WIDE), kind), np.zeros((SPAN, states, WIDE), kind)
@@ -154,14 +157,15 @@ def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, 
                     step[k, j] = dt[row, t, i + j]
                     x[k, j] = step[k, j] * u[row, t, i + j]
                 fresh = starts.shape[1] and starts[row, t]
+                floor = kind.type(0) if fresh else low
                 for n in range(states):
                     bn = b[row, t, n]
                     for j in range(WIDE):
-                        e = _exp(step[k, j] * rate[n, j])
+                        e = reach * _exp(step[k, j] * rate[n, j])
                         if fresh:
                             e = kind.type(0)
-                        decay[k, n, j] = e
-                        v = e * before[n, j] + x[k, j] * bn
+                        decay[k, n, j] = e  # what of it moves with dt and a
+                        v = (floor + e) * before[n, j] + x[k, j] * bn
                         h[k, n, j] = v
                         before[n, j] = v
             for t in range(stop - 1, start - 1, -1):
@@ -169,6 +173,7 @@ def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, 
                 for j in range(width):
                     top[j] = dy[row, t, i + j]
                     dx[j], dstep[j] = 0, 0
+                floor = kind.type(0) if starts.shape[1] and starts[row, t] else low
                 if k:
                     last = h[k - 1]
                 else:
@@ -183,9 +188,8 @@ def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, 
                         v = g[n, j] + top[j] * cn
                         toward_b += v * x[k, j]
                         dx[j] += v * bn
-                        v *= decay[k, n, j]
-                        g[n, j] = v
-                        v *= last[n, j]
+                        g[n, j] = v * (floor + decay[k, n, j])
+                        v *= decay[k, n, j] * last[n, j]
                         dstep[j] += v * rate[n, j]
                         drate[n, j] += v * step[k, j]
                     db[block, row, t, n], dc[block, row, t, n] = toward_b, toward_c

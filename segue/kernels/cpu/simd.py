@@ -156,15 +156,17 @@ def _each(builder: Any, count: Any, total: Any, body: Callable[[Any, Any], Any])
 
 
 def _scan(builder: Any, args: list[Any]) -> None:
-    """A step of the selective scan for LANES channels: h = exp(dt a) h + dt u b, y = sum of h c, plus d u."""
+    """A step of the selective scan for LANES channels: h = e h + dt u b, y = sum of h c, plus d u, where e is exp(dt a)
+    spread over a range: its least, and how much there is above it, are the two floats at `reach`."""
     b = builder
-    dt, u, d, a, write, read, old, new, y, states, stride = args
+    dt, u, d, a, write, read, old, new, y, states, stride, reach = args
     step, value = _vector(b, dt), _vector(b, u)
     written = b.fmul(step, value)
+    low, above = _spread(b, reach), _spread(b, b.add(reach, I64(4)))
 
     def state(n: Any, total: Any) -> Any:
         at, one = b.mul(n, stride), b.shl(n, I64(2))
-        decay = _exp(b, [b.fmul(step, _vector(b, b.add(a, at)))])
+        decay = _fma(b, above, _exp(b, [b.fmul(step, _vector(b, b.add(a, at)))]), low)
         h = _fma(b, decay, _vector(b, b.add(old, at)), b.fmul(written, _spread(b, b.add(write, one))))
         _put(b, h, b.add(new, at))
         return _fma(b, h, _spread(b, b.add(read, one)), total)
@@ -256,7 +258,7 @@ swap_if = _define("swap_if", long(long, long, long), _compare_and_swap)
 relax = _define("relax", void(), _relax)
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 exp = _define("exp", single(single), _exp)
-scan_lanes = _define("scan_lanes", void(*[long] * 11), _scan)
+scan_lanes = _define("scan_lanes", void(*[long] * 12), _scan)
 diagonal_lanes = _define("diagonal_lanes", void(*[long] * 5), _diagonal)
 complex_lanes = _define("complex_lanes", void(*[long] * 7), _complex)
 modes_lanes = _define("modes_lanes", void(*[long] * 9), _modes)

@@ -1,0 +1,105 @@
+"""The delta rule with M generalised Householder steps per token: S <- (I - beta k k^T) S + beta k v^T for each (k, v,
+beta) of the token, then y = S^T q (Yang et al. 2024, arXiv 2406.06484; Siems et al. 2025, arXiv 2502.10297)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 32  # steps solved together
+
+
+def delta_reference(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None = None,
+                    ) -> tuple[Tensor, Tensor]:
+    """The naive loop. q: (B, T, H, K); k: (B, T, M, H, K); v: (B, T, M, H, E); beta: (B, T, M, H), from 0 to 2 for keys
+    of length 1; state: (B, H, K, E); starts: (B, T) bool or None, the state is zero before these.
+
+    Returns outputs (B, T, H, E) and the last state.
+    """
+    outputs = []
+    for t in range(q.shape[1]):
+        if starts is not None:
+            state = state.masked_fill(starts[:, t, None, None, None], 0.0)
+        for key, value, strength in zip(k[:, t].unbind(1), v[:, t].unbind(1), beta[:, t].unbind(1)):
+            known = (state * key[..., None]).sum(-2)
+            state = state + (strength[..., None] * key)[..., None] * (value - known)[..., None, :]
+        outputs.append((q[:, t, :, :, None] * state).sum(-2))
+    return (torch.stack(outputs, 1) if outputs else v.new_zeros(*q.shape[:3], v.shape[-1])), state
+
+
+def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None = None,
+          lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """As `delta_reference`, chunk by chunk in the WY form: what the steps of a chunk write solves one triangular
+    system, and the states between chunks follow by matrix products.
+
+    With `lengths` (B,) the state is the one after so many nodes. Computed in float32 at least, since a product of
+    reflections does not survive bfloat16; y is of the dtype of v, the last state of that of `state`.
+    """
+    batch, n, steps = k.shape[:3]
+    if n == 0:
+        return v.new_zeros(*q.shape[:3], v.shape[-1]), state
+    kind, kept = v.dtype, state.dtype
+    wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
+    q, k, v, beta, state = (x.to(wide) for x in (q, k, v, beta, state))
+    with torch.autocast(q.device.type, enabled=False):
+        if n == 1 and starts is None and lengths is None:
+            y, final = delta_reference(q, k, v, beta, state)
+            return y.to(kind), final.to(kept)
+        if lengths is not None:  # a step of strength 0 does nothing
+            live = torch.arange(n, device=q.device) < lengths[:, None]
+            beta = beta * live[..., None, None]
+            starts = None if starts is None else starts & live
+        chunk = min(max(1, CHUNK // steps), n)
+        pad = -n % chunk
+
+        def chunked(x: Tensor) -> Tensor:  # (B, T, M, H, X) -> (B, H, T / C, C M, X)
+            x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, pad)).unflatten(1, (-1, chunk))
+            return x.permute(0, 4, 1, 2, 3, 5).flatten(3, 4)
+
+        q, k, v, beta = chunked(q[:, :, None]), chunked(k), chunked(v), chunked(beta[..., None])
+        before, seen = _order(chunk, steps, q.device)
+        from_state, writes = q, k
+        keeps = None
+        if starts is not None:
+            # Documents inside a chunk: a pair must share one, the carried state reaches only the first, and only the
+            # last is carried on.
+            document = F.pad(starts, (0, pad)).unflatten(1, (-1, chunk)).long().cumsum(-1)[:, None]  # (B, 1, T / C, C)
+            row = document.repeat_interleave(steps, -1)
+            before = before & (row[..., :, None] == row[..., None, :])
+            seen = seen & (document[..., :, None] == row[..., None, :])
+            from_state = q * (document == 0)[..., None]
+            writes = k * (row == row[..., -1:])[..., None]
+            keeps = (document[..., -1, None, None] == 0).to(wide)
+            reach = (row == 0)[..., None]
+        system = (beta * k @ k.mT).masked_fill(~before, 0.0)
+        solved = torch.linalg.solve_triangular(system, beta * torch.cat([v, k], -1), upper=False, unitriangular=True)
+        new, forgets = solved.split([v.shape[-1], k.shape[-1]], -1)
+        if starts is not None:
+            forgets = forgets * reach
+        befores, written, final = [], [], state  # taken apart by unbind, whose gradient is one stack
+        for index, (u, w, key) in enumerate(zip(new.unbind(2), forgets.unbind(2), writes.mT.unbind(2))):
+            befores.append(final)
+            written.append(u - w @ final)
+            final = (final if keeps is None else keeps[:, :, index] * final) + key @ written[-1]
+        local = (q @ k.mT).masked_fill(~seen, 0.0)
+        y = from_state @ torch.stack(befores, 2) + local @ torch.stack(written, 2)
+        return y.flatten(2, 3)[:, :, :n].transpose(1, 2).to(kind), final.to(kept)
+
+
+def delta_matrix(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:
+    """(B, H, M, T, T): what the values of each of the M steps are multiplied with, from a fresh state."""
+    n, steps = k.shape[1:3]
+    q, rows = q.transpose(1, 2), k.permute(0, 3, 1, 2, 4).flatten(2, 3)  # (B, H, T M, K)
+    strength = beta.permute(0, 3, 1, 2).flatten(2)
+    before, seen = _order(n, steps, q.device)
+    system = (strength[..., None] * rows @ rows.mT).masked_fill(~before, 0.0)
+    local = (q @ rows.mT).masked_fill(~seen, 0.0)
+    matrix = torch.linalg.solve_triangular(system, local, upper=False, left=False, unitriangular=True)
+    return (matrix * strength[..., None, :]).unflatten(-1, (n, steps)).movedim(-1, 2)
+
+
+def _order(tokens: int, steps: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which steps come before which, (C M, C M), and which are done when a token is read, (C, C M)."""
+    step = torch.arange(tokens * steps, device=device)
+    return step[:, None] > step, torch.arange(tokens, device=device)[:, None] >= step // steps

@@ -1,0 +1,53 @@
+"""Moving averages: the past through a sum of decaying exponentials per channel (the multi-dimensional damped average of
+Ma et al. 2022, Mega, arXiv 2209.10655; as positions on a grid, Qin et al. 2023, arXiv 2305.04749)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.kernels.convolution import long_convolution
+from segue.kernels.scan import linear_scan
+from segue.mixers.state import Recurrence, Tensors
+
+
+class ExponentialAverage(Recurrence):
+    """h_t = a h_{t-1} + (1 - a) x_t for each channel and each of its decays a; y_t is a weighted sum of a channel's h.
+
+    Inputs x (B, N, D); state (B, D, S), float32 at least: a slow decay does not survive bfloat16.
+    """
+
+    def __init__(self, width: int, states: int = 4) -> None:
+        super().__init__()
+        # Time constants begin spread over about 1.4 to 64 elements.
+        self.rate = nn.Parameter(torch.linspace(0.0, 4.1, states).repeat(width, 1))  # a = sigmoid(rate)
+        self.weight = nn.Parameter(torch.randn(width, states) / states**0.5)
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return (like.new_zeros(batch, *self.rate.shape, dtype=torch.promote_types(like.dtype, torch.float32)),)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        (x,), (h,) = inputs, state
+        n, rate, weight = x.shape[1], self.rate.to(h.dtype), self.weight.to(h.dtype)
+        if not x.numel():
+            return x, state
+        if n > 1 and starts is None and lengths is None:  # the same for all nodes: one convolution
+            steps = torch.arange(n + 1, dtype=h.dtype, device=x.device)
+            power = (F.logsigmoid(rate) * steps[:, None, None]).exp()  # (N + 1, D, S)
+            taken = power[:-1] * torch.sigmoid(-rate)
+            y = long_convolution(x.to(h.dtype), (taken * weight).sum(-1))
+            y = y + torch.einsum("bds,nds->bnd", h, power[1:] * weight)
+            final = h * power[-1] + torch.einsum("bnd,nds->bds", x.to(h.dtype), taken.flip(0))
+            return y.to(x.dtype), (final,)
+        a = torch.sigmoid(rate).expand(x.shape[0], n, *rate.shape)
+        b = torch.sigmoid(-rate) * x.to(h.dtype)[..., None]
+        if lengths is not None:
+            live = torch.arange(n, device=x.device) < lengths[:, None]
+            starts = None if starts is None else starts & live
+            a, b = a.where(live[..., None, None], 1.0), b * live[..., None, None]
+        if starts is not None:
+            a = a.masked_fill(starts[..., None, None], 0.0)
+        states = linear_scan(a, b, h)
+        return (states * weight).sum(-1).to(x.dtype), (states[:, -1],)

@@ -1,0 +1,131 @@
+"""DeltaNet (Yang et al. 2024, arXiv 2406.06484), with eigenvalues down to -1 (Grazzi et al. 2024, arXiv 2411.12537) and
+several Householder steps per token (DeltaProduct: Siems et al. 2025, arXiv 2502.10297)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels.delta import delta, delta_matrix
+from segue.mixers.base import Mixer
+from segue.mixers.convolution import ShortConvolution
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
+
+LEAST = 1e-6  # a shorter key is not made one of length 1
+
+
+class DeltaRecurrence(Recurrence):
+    """Inputs q (B, N, H, K), k (B, N, M, H, K), v (B, N, M, H, E), beta (B, N, M, H); state (B, H, K, E)."""
+
+    def __init__(self, heads: int, key_width: int, value_width: int) -> None:
+        super().__init__()
+        self.shape = (heads, key_width, value_width)
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        return (like.new_zeros(batch, *self.shape, dtype=torch.promote_types(like.dtype, torch.float32)),)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        q, k, v, beta = inputs
+        y, final = delta(q, k, v, beta, state[0], starts, lengths)
+        return y, (final,)
+
+
+def lowest(eigenvalues: tuple[float, float]) -> float:
+    """The lower end of the range of a transition's eigenvalues, which must be (0, 1) or reach below 0."""
+    low, high = eigenvalues
+    if high != 1 or not -1 <= low <= 0:
+        raise SegueError(f"eigenvalues from {low:g} to {high:g}: give (0, 1), or (-1, 1) to track states")
+    return float(low)
+
+
+class DeltaNet(Mixer):
+    """Fast weights that overwrite what they knew of a key: S <- (I - beta k k^T) S + beta k v^T.
+
+    width: model width D. heads. expand_k, expand_v: widths of all keys and values, relative to D. eigenvalues: range of
+        1 - beta, (0, 1) or (-1, 1), where a reflection can track a state. householders: steps per token, each with its
+        own key, value and beta. taps: of the short convolution. gate: multiply the output by a SiLU gate.
+    """
+
+    linear_in_values = True
+
+    def __init__(self, width: int, heads: int = 4, expand_k: float = 1.0, expand_v: float = 1.0,
+                 eigenvalues: tuple[float, float] = (0.0, 1.0), householders: int = 1, taps: int = 4,
+                 gate: bool = False, norm_eps: float = 1e-6) -> None:
+        super().__init__(width)
+        keys, values = int(width * expand_k), int(width * expand_v)
+        if keys % heads or values % heads or householders < 1:
+            raise SegueError(f"key width {keys} and value width {values} must be divisible by {heads} heads, and "
+                             f"householders ({householders}) at least 1")
+        self.heads, self.householders, self.span = heads, householders, 1 - lowest(eigenvalues)
+        self.widths = (keys, keys * householders, values * householders)
+        self.into = nn.Linear(width, sum(self.widths), bias=False)
+        self.convolution = ShortConvolution(sum(self.widths), taps)
+        self.strength = nn.Linear(width, heads * householders, bias=False)
+        self.gate = nn.Linear(width, values, bias=False) if gate else None
+        self.norm = nn.RMSNorm(values // heads, eps=norm_eps)
+        self.out = nn.Linear(values, width, bias=False)
+        self.recurrence = DeltaRecurrence(heads, keys // heads, values // heads)
+        for linear in (self.into, self.strength, self.gate, self.out):
+            if linear is not None:
+                nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
+                "carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+    def _project(self, x: Tensor, layout: Layout | None = None, parts: dict[str, Part] | None = None) -> Tensors:
+        layout = layout or Layout.chain((x.shape[0], x.shape[1]), device=x.device)
+        mixed = self.convolution((self.into(x),), layout, None if parts is None else parts["convolution"])
+        q, k, v = F.silu(mixed).split(self.widths, dim=-1)
+        steps = (self.householders, self.heads, -1)
+        # Exactly of length 1: a longer key under a beta near 2 would make the state explode.
+        q, k = (F.normalize(y, dim=-1, eps=LEAST) for y in (q.unflatten(-1, steps[1:]), k.unflatten(-1, steps)))
+        beta = self.span * torch.sigmoid(self.strength(x)).unflatten(-1, steps[:2])
+        return q * q.shape[-1] ** -0.5, k, v.unflatten(-1, steps), beta
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        inputs = self._project(x, layout, parts)
+        return self._out(self.recurrence(inputs, layout, None if parts is None else parts["carry"]), x)
+
+    def _out(self, mixed: Tensor, x: Tensor) -> Tensor:
+        y = self.norm(mixed.to(self.norm.weight.dtype)).flatten(2)  # which autocast may have left
+        return self.out(y if self.gate is None else y * F.silu(self.gate(x)))
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        keys, stepped, _ = self.widths
+        raw, mixed = (program.register(name, sum(self.widths)) for name in ("raw", "mixed"))
+        beta, y = program.register("beta", self.strength.out_features), program.register("y", self.out.in_features)
+        q, k, v = mixed[:keys], mixed[keys : keys + stepped], mixed[keys + stepped :]
+        program.linear(source, raw, self.into.weight)
+        program.convolve(raw, mixed, self.convolution.weight, self.convolution.bias)
+        program.norm(q, q, "l2", None, None, LEAST, self.heads)
+        program.norm(k, k, "l2", None, None, LEAST, self.heads * self.householders)
+        program.linear(source, beta, self.strength.weight, activation="sigmoid")
+        program.map(beta, beta, scale=self.span)
+        program.matrix(q, k, v, y, self.heads, write=beta, delta=True, steps=self.householders,
+                       scale=(keys // self.heads) ** -0.5)
+        program.norm(y, y, "rms", self.norm.weight, None, self.norm.eps or 0.0, self.heads)
+        if self.gate is not None:
+            gate = program.register("gate", self.out.in_features)
+            program.linear(source, gate, self.gate.weight)
+            program.multiply(y, gate, "silu")
+        program.linear(y, into, self.out.weight, add=True)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        """(B, H M, T, T), the M steps of a head beside each other."""
+        q, k, _, beta = self._project(x)
+        return delta_matrix(q, k, beta).flatten(1, 2)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._project(x)[2].permute(0, 3, 2, 1, 4).flatten(1, 2)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self._out(mixed.unflatten(1, (self.heads, -1)).sum(2).transpose(1, 2), x)

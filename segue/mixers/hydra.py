@@ -1,0 +1,135 @@
+"""Hydra: a state space that reads both ways as one quasiseparable matrix (Hwang et al. 2024, arXiv 2407.09941)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels.gla import FLOOR, gla
+from segue.mixers.base import Mixer
+from segue.mixers.convolution import CentredConvolution
+from segue.mixers.state import Layout, Part, Tensors
+
+MERGES = ("quasiseparable", "add", "multiply", "concatenate", "forward")
+
+
+def later(y: Tensor, starts: Tensor | None) -> Tensor:
+    """(B, N, ...) moved one node on, with zeros where a document begins."""
+    moved = torch.cat([y.new_zeros(y.shape[0], 1, *y.shape[2:]), y], 1)[:, :-1]
+    return moved if starts is None else moved.masked_fill(starts.view(*starts.shape, *[1] * (y.dim() - 2)), 0.0)
+
+
+def semiseparable(b: Tensor, c: Tensor, dt: Tensor, g: Tensor) -> Tensor:
+    """(B, H, T, T): entries c_i . b_j exp(g_{j+1} + ... + g_i) dt_j for i >= j. b, c: (B, T, S). dt, g: (B, T, H)."""
+    decay = g.transpose(1, 2).cumsum(-1)
+    between = (decay[..., :, None] - decay[..., None, :]).clamp(max=0).exp()
+    return (torch.einsum("bis,bjs->bij", c, b)[:, None] * between * dt.transpose(1, 2)[:, :, None]).tril()
+
+
+class Hydra(Mixer):
+    """Two selective state spaces, one from each end, moved one node on so that neither counts the node itself, which
+    has a weight of its own: below, above and on the diagonal the matrix is free. Both ways run as one batch, and share
+    the projections in and out.
+
+    width: model width D. heads: of the inner width. states: S per head. taps: of the convolution, which looks both
+    ways. expand: inner width relative to D.
+    merge: "quasiseparable", or how the ways are joined instead, unmoved: "add", "multiply", "concatenate" (and a
+        linear map), or "forward": one way alone, with a convolution that looks back.
+    """
+
+    causal = False
+
+    def __init__(self, width: int, heads: int = 4, states: int = 64, taps: int = 7, expand: int = 2,
+                 merge: str = "quasiseparable", norm_eps: float = 1e-6) -> None:
+        super().__init__(width)
+        inner = expand * width
+        if inner % heads:
+            raise SegueError(f"inner width {inner} is not divisible by {heads} heads: choose another number of heads")
+        if merge not in MERGES:
+            raise SegueError(f"merge '{merge}' is unknown: choose from {', '.join(MERGES)}")
+        self.heads, self.merge, self.ways = heads, merge, 1 if merge == "forward" else 2
+        self.linear_in_values = merge in ("quasiseparable", "add", "forward")  # type: ignore[misc]
+        mixed = inner + 2 * self.ways * states  # x, and b and c of each way
+        self.widths, self.inner = [inner, mixed, self.ways * heads], [inner, *[states] * (2 * self.ways)]
+        self.into = nn.Linear(width, sum(self.widths), bias=False)
+        self.convolution = CentredConvolution(mixed, taps, ahead=None if self.ways == 2 else 0)
+        # Step sizes begin spread log-uniformly over [0.001, 0.1]: the bias is their inverse softplus.
+        step = torch.exp(torch.rand(heads) * (math.log(0.1) - math.log(0.001)) + math.log(0.001))
+        self.step = nn.Parameter(step + torch.log(-torch.expm1(-step)))
+        self.A_log = nn.Parameter(torch.zeros(heads))
+        self.diagonal = nn.Linear(inner, heads)
+        nn.init.ones_(self.diagonal.bias)
+        self.join = nn.Linear(2 * inner, inner, bias=False) if merge == "concatenate" else None
+        self.norm = nn.RMSNorm(inner, eps=norm_eps)
+        self.out = nn.Linear(inner, width, bias=False)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [self.A_log, self.step]
+
+    def _inputs(self, x: Tensor, layout: Layout) -> tuple[Tensor, list[Tensors]]:
+        """Values (B, N, H, E), and for each way, in its own order of nodes, b and c (B, N, S), step sizes and log
+        decays (B, N, H)."""
+        _, mixed, dt = self.into(x).split(self.widths, -1)
+        v, *bc = F.silu(self.convolution(mixed, layout)).split(self.inner, -1)
+        ways: list[Tensors] = []
+        for way, steps in enumerate(dt.chunk(self.ways, -1)):
+            b, c, steps = (y.flip(1) if way else y for y in (bc[2 * way], bc[2 * way + 1], steps))
+            steps = F.softplus(steps + self.step)
+            ways.append((b, c, steps, (-steps * self.A_log.exp()).clamp(min=FLOOR)))
+        return v.unflatten(-1, (self.heads, -1)), ways
+
+    def _weights(self, v: Tensor) -> Tensor:
+        """(B, N, H): each node's weight of itself."""
+        return self.diagonal(v.flatten(2))
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        v, ways = self._inputs(x, layout)
+        b, c, dt, g = (torch.cat(both) for both in zip(*ways))
+        u = torch.cat([v, v.flip(1)])[: len(b)] * dt[..., None]
+        starts = layout.starts
+        if starts is not None and self.ways == 2:
+            mirrored = layout.mirrored().starts
+            assert mirrored is not None
+            starts = torch.cat([starts, mirrored])
+        y, _ = gla(c[:, :, None], b[:, :, None], u, g[..., None], u.new_zeros(len(u), self.heads, b.shape[-1],
+                                                                             u.shape[-1]), starts)
+        if self.merge == "quasiseparable":
+            y = later(y, starts)
+        own = self._weights(v)[..., None] * v
+        if self.ways == 1:
+            return self._finish((y + own).flatten(2), x)
+        ahead, back = y.chunk(2)
+        back = back.flip(1)
+        if self.join is not None:
+            return self._finish(self.join(torch.cat([ahead.flatten(2), back.flatten(2)], -1)) + own.flatten(2), x)
+        return self._finish(((ahead * back if self.merge == "multiply" else ahead + back) + own).flatten(2), x)
+
+    def _finish(self, y: Tensor, x: Tensor) -> Tensor:
+        gate = F.linear(x, self.into.weight[: self.widths[0]])
+        return self.out(self.norm(y.to(self.norm.weight.dtype)) * F.silu(gate))
+
+    def matrix(self, x: Tensor) -> Tensor:
+        if not self.linear_in_values:
+            return super().matrix(x)
+        v, ways = self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device))
+        matrix = torch.diag_embed(self._weights(v).transpose(1, 2))
+        for way, inputs in enumerate(ways):
+            one = semiseparable(*inputs)
+            if self.merge == "quasiseparable":
+                one = later(one.transpose(1, 2), None).transpose(1, 2)
+            matrix = matrix + (one.flip(2, 3) if way else one)
+        return matrix
+
+    def values(self, x: Tensor) -> Tensor:
+        if not self.linear_in_values:
+            return super().values(x)
+        return self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device))[0].transpose(1, 2)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        if not self.linear_in_values:
+            return super().output(mixed, x)
+        return self._finish(mixed.transpose(1, 2).flatten(2), x)

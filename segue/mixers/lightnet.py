@@ -1,0 +1,182 @@
+"""LightNet: linear attention normalised over the positions, in one scan over one or more axes (Qin et al. 2024,
+arXiv 2405.21022)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels.linear import linear_attention, linear_attention_both_ways
+from segue.kernels.scan import linear_scan
+from segue.mixers.average import ExponentialAverage
+from segue.mixers.base import Mixer
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+LIMIT = 30.0
+"""Keys are kept within +-LIMIT, so that sums of their exponentials are finite and exact in float32."""
+
+
+def divided(q: Tensor, totals: Tensor) -> Tensor:
+    """Queries (B, N, H, F) over the sums of weights (B, N, H, E) of their features; F may be a multiple of E."""
+    return (q.unflatten(-1, (-1, totals.shape[-1])) / totals.clamp(min=1e-37)[..., None, :]).flatten(-2)
+
+
+class AdditiveRecurrence(Recurrence):
+    """Per key channel a softmax over the positions so far. The decay g_{t-1} / g_t of the additive recurrence, where
+    g_t sums all weights up to t, telescopes: so nothing decays, and queries are divided by g_t instead.
+
+    Inputs q, k (B, N, H, F), v (B, N, H, E), the keys' weights (B, N, H, K), of which k are F / K turned copies.
+    State (B, H, F, E) and g (B, H, K), float32 at least.
+    """
+
+    def __init__(self, heads: int, turned: int, key_width: int, value_width: int) -> None:
+        super().__init__()
+        self.shape = (heads, turned, key_width, value_width)
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        heads, turned, key_width, value_width = self.shape
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return (like.new_zeros(batch, heads, turned, value_width, dtype=wide),
+                like.new_zeros(batch, heads, key_width, dtype=wide))
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        q, k, v, weights = inputs
+        if not q.shape[1]:
+            return v, state
+        weights = weights.to(state[1].dtype)
+        if lengths is not None:
+            live = torch.arange(q.shape[1], device=q.device) < lengths[:, None]
+            weights, starts = weights * live[..., None, None], None if starts is None else starts & live
+        if starts is None:
+            totals = weights.cumsum(1) + state[1][:, None]
+        else:
+            keeps = torch.logical_not(starts).to(weights.dtype)[..., None, None].expand_as(weights)
+            totals = linear_scan(keeps, weights, state[1])
+        y, final = linear_attention(divided(q, totals), k, v, state[0], starts, lengths)
+        return y, (final, totals[:, -1])
+
+
+class LightNet(Mixer):
+    """width: model width D. heads. causal: False reads all of a document at once, and then also elements on a grid.
+    axes: of the grid (time, height, width ...), each of which has its share of the features to tell places apart by
+    (MD-LRPE); 0 tells none apart. toeplitz: decays per channel and axis of the moving averages that are added to the
+    input (MD-TPE, which the paper has once, in the first layer; 0: none). gate_rank: of the output gate. theta: base of
+    the angles. norm_eps: of the norm of each head.
+    """
+
+    linear_in_values = True
+
+    def __init__(self, width: int, heads: int = 4, causal: bool = True, axes: int = 1, toeplitz: int = 0,
+                 gate_rank: int = 16, theta: float = 10_000.0, norm_eps: float = 1e-6) -> None:
+        super().__init__(width)
+        if width % heads:
+            raise SegueError(f"width {width} is not divisible by {heads} heads: choose another number of heads")
+        if causal and axes > 1:
+            raise SegueError(f"a causal LightNet has one axis, not {axes}: choose causal=False")
+        self.heads, self.places = heads, axes
+        self.causal, self.axes = causal, max(1, axes)  # type: ignore[misc]
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.gate = nn.Sequential(nn.Linear(width, gate_rank, bias=False), nn.Linear(gate_rank, width, bias=False))
+        self.norm = nn.RMSNorm(width // heads, eps=norm_eps)
+        self.out = nn.Linear(width, width, bias=False)
+        share = math.ceil(width / heads / max(1, axes))
+        self.angles = [theta ** (-i / share) for i in range(share)]
+        self.averages = nn.ModuleList(ExponentialAverage(width, toeplitz) for _ in range(self.axes if toeplitz else 0))
+        self.placed = nn.Sequential(nn.RMSNorm(width, eps=norm_eps), nn.Linear(width, width, bias=False)) \
+            if toeplitz else None
+        self.recurrence = AdditiveRecurrence(heads, (2 if axes else 1) * width // heads, width // heads, width // heads)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [average.rate for average in self.averages if isinstance(average, ExponentialAverage)]
+
+    def accept(self, layout: Layout) -> None:
+        super().accept(layout)
+        if layout.grid is not None and (self.causal or layout.starts is not None):
+            raise SegueError("LightNet reads a grid as a whole: choose causal=False, and give one document per row")
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        carries: dict[str, Recurrence] = {"carry": self.recurrence}
+        carries |= {f"average{axis}": average for axis, average in enumerate(self.averages)
+                    if isinstance(average, Recurrence)}
+        return {name: Carry(one, one.initial(batch, like), history) for name, one in carries.items()}
+
+    def _place(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        """x with moving averages along each axis added."""
+        if self.placed is None:
+            return x
+        grid = layout.grid or (x.shape[1],)
+        total = torch.zeros_like(x)
+        for axis, average in enumerate(self.averages[: len(grid)]):
+            if layout.grid is None:
+                total = total + average((x,), layout, None if parts is None else parts[f"average{axis}"])
+                continue
+            lines = x.unflatten(1, grid).movedim(1 + axis, -2)  # (B, other axes, this axis, D)
+            flat = lines.reshape(-1, grid[axis], self.width)
+            y = average((flat,), Layout.chain((flat.shape[0], flat.shape[1]), device=x.device))
+            total = total + y.view_as(lines).movedim(-2, 1 + axis).reshape(x.shape)
+        return x + self.placed(total)
+
+    def _turn(self, x: Tensor, layout: Layout) -> Tensor:
+        """(B, N, H, E) -> (B, N, H, 2 E): cosine and sine parts, whose inner products depend on differences of places
+        only. Angles in float64, as those of rotary positions."""
+        if not self.places:
+            return x
+        if layout.grid is None:
+            where = layout.positions[..., None]
+        else:
+            index = torch.arange(x.shape[1], device=x.device)
+            where = torch.stack(torch.unravel_index(index, layout.grid), -1)[None]
+        angles = torch.tensor(self.angles, dtype=torch.float64, device=x.device)
+        angle = (where[..., None].double() * angles).flatten(-2)[..., : x.shape[-1]]  # an axis after the other
+        angle = F.pad(angle, (0, x.shape[-1] - angle.shape[-1]))[:, :, None]
+        return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], -1)
+
+    def _project(self, x: Tensor, layout: Layout) -> Tensors:
+        """Queries and weighted keys, turned; values; the keys' weights."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        weights = k.clamp(-LIMIT, LIMIT).to(torch.promote_types(k.dtype, torch.float32)).exp()
+        return self._turn(F.silu(q), layout), self._turn(weights, layout).to(v.dtype), v, weights
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        x = self._place(x, layout, parts)
+        q, k, v, weights = inputs = self._project(x, layout)
+        if self.causal:
+            y = self.recurrence(inputs, layout, None if parts is None else parts["carry"])
+        else:
+            y = linear_attention_both_ways(divided(q, self._totals(weights, layout)).to(v.dtype), k, v, layout.starts)
+        return self._finish(y, x)
+
+    @staticmethod
+    def _totals(weights: Tensor, layout: Layout) -> Tensor:
+        """The sum of the weights (B, N, H, K) of each node's document."""
+        if layout.segments is None:
+            return weights.sum(1, keepdim=True)
+        index = layout.segments[..., None, None].expand_as(weights)
+        return torch.zeros_like(weights[:, :1]).repeat(1, weights.shape[1] + 1, 1, 1).scatter_add(
+            1, index, weights).gather(1, index)
+
+    def _finish(self, y: Tensor, x: Tensor) -> Tensor:
+        return self.out(self.norm(y.to(self.norm.weight.dtype)).flatten(2) * F.silu(self.gate(x)))
+
+    def _inputs(self, x: Tensor) -> tuple[Tensor, Layout]:
+        layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
+        return self._place(x, layout, None), layout
+
+    def matrix(self, x: Tensor) -> Tensor:
+        x, layout = self._inputs(x)
+        q, k, _, weights = self._project(x, layout)
+        totals = weights.cumsum(1) if self.causal else weights.sum(1, keepdim=True)
+        matrix = torch.einsum("bihf,bjhf->bhij", divided(q, totals), k)
+        return matrix.tril() if self.causal else matrix
+
+    def values(self, x: Tensor) -> Tensor:
+        x, layout = self._inputs(x)
+        return self._project(x, layout)[2].transpose(1, 2)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self._finish(mixed.transpose(1, 2), self._inputs(x)[0])

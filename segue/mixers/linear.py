@@ -1,0 +1,161 @@
+"""Linear attention (Katharopoulos et al. 2020, arXiv 2006.16236): softmax's exp(q . k) replaced by a product of
+features of the query and of the key, so that what was read is one sum of constant size."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels.gla import gla
+from segue.mixers.base import Mixer
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
+
+FAINT = 1e-3  # what a feature has at least
+
+
+class Features(nn.Module):
+    """(..., K) queries and keys -> (..., size) features whose products are not negative."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = self.size = width
+
+
+class Elu(Features):
+    """elu(x) + 1 (Katharopoulos et al. 2020)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.elu(x) + 1
+
+
+class Relu(Features):
+    """relu(x) + FAINT, so that there always is some weight (Choromanski et al. 2020)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x) + FAINT
+
+
+class Taylor(Features):
+    """[1, x / K^1/4, x x^T / sqrt(2 K)]: products are 1 + s + s^2 / 2 of s = q . k / sqrt(K), the second-order Taylor
+    polynomial of exp s (Based: Arora et al. 2024, arXiv 2402.18668)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.size = 1 + width + width**2
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = (x[..., :, None] * x[..., None, :]).flatten(-2) / math.sqrt(2 * self.width)
+        return torch.cat([torch.ones_like(x[..., :1]), x * self.width**-0.25, square], -1)
+
+
+class Favor(Features):
+    """Positive random features whose products estimate exp(q . k / sqrt(K)) without bias, from orthogonal directions
+    (Performer: Choromanski et al. 2020, arXiv 2009.14794). As many features as K, times 2."""
+
+    directions: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.size = 2 * width
+        q, r = torch.linalg.qr(torch.randn(self.size // width, width, width))
+        q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None]  # without which the directions are not uniform
+        lengths = torch.randn(self.size, width).norm(dim=1, keepdim=True)
+        self.register_buffer("directions", q.flatten(0, 1) * lengths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.width**-0.25
+        return (x @ self.directions.T - x.square().sum(-1, keepdim=True) / 2).exp() * self.size**-0.5
+
+
+FEATURES: dict[str, type[Features]] = {"elu": Elu, "taylor": Taylor, "favor": Favor, "relu": Relu}
+
+
+def normalised(sums: Tensor, weight: Tensor) -> Tensor:
+    """Sums divided by their weight, which random features can make too small for a float."""
+    return sums / weight.clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+class LinearRecurrence(Recurrence):
+    """Inputs features q, k (B, N, H, F) and v (B, N, H, E); state (B, H, F, E + 1): sums of k v^T, and of k."""
+
+    def __init__(self, heads: int, features: int, value_width: int) -> None:
+        super().__init__()
+        self.shape = (heads, features, value_width + 1)
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        # A sum that never decays outgrows the precision of bfloat16 after some hundred nodes.
+        return (like.new_zeros(batch, *self.shape, dtype=torch.promote_types(like.dtype, torch.float32)),)
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        q, k, v = inputs
+        y, final = gla(q, k, F.pad(v, (0, 1), value=1.0), None, state[0], starts, lengths)
+        return normalised(y[..., :-1], y[..., -1:]), (final,)
+
+
+class LinearAttention(Mixer):
+    """Attention with weights features(q) . features(k), divided by their sum; no positions.
+
+    width: model width D. heads. features: "elu", "taylor", "favor" or "relu". key_width: of each head (default: width /
+        heads, but at most 16 for "taylor", whose features are its square).
+    """
+
+    linear_in_values = True
+
+    def __init__(self, width: int, heads: int = 4, features: str = "elu", key_width: int | None = None) -> None:
+        super().__init__(width)
+        if width % heads or features not in FEATURES:
+            raise SegueError(f"features '{features}' with {heads} heads at width {width}: the width must be divisible "
+                             f"by the heads, the features one of {', '.join(FEATURES)}")
+        keys = key_width or min(width // heads, 16 if features == "taylor" else width)
+        self.heads, self.widths = heads, (heads * keys, heads * keys, width)
+        self.qkv = nn.Linear(width, sum(self.widths), bias=False)
+        self.features = FEATURES[features](keys)
+        self.out = nn.Linear(width, width, bias=False)
+        self.recurrence = LinearRecurrence(heads, self.features.size, width // heads)
+
+    def _project(self, x: Tensor) -> Tensors:
+        q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in self.qkv(x).split(self.widths, dim=-1))
+        return self.features(q), self.features(k), v
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        mixed = self.recurrence(self._project(x), layout, None if parts is None else parts["carry"])
+        return self.output(mixed.transpose(1, 2), x)
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        if not isinstance(self.features, Elu | Relu):
+            raise SegueError("linear attention has a form for the compiled CPU engine with features elu and relu only")
+        keys, _, values = self.widths
+        qkv, y = program.register("qkv", sum(self.widths)), program.register("y", values)
+        q, k, v = qkv[:keys], qkv[keys : 2 * keys], qkv[2 * keys :]
+        program.linear(source, qkv, self.qkv.weight)
+        both = qkv[: 2 * keys]
+        if isinstance(self.features, Elu):
+            program.map(both, both, "elu1")
+        else:
+            program.map(both, both, "relu")
+            program.map(both, both, shift=FAINT)
+        program.matrix(q, k, v, y, self.heads, epsilon=0.0)
+        program.linear(y, into, self.out.weight, add=True)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        q, k, _ = (y.transpose(1, 2) for y in self._project(x))
+        weights = (q @ k.mT).tril()
+        return normalised(weights, weights.sum(-1, keepdim=True))
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._project(x)[2].transpose(1, 2)
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(mixed.transpose(1, 2).flatten(2))

@@ -1,0 +1,214 @@
+"""LongVQ: gated attention over structured memory, exact nearby and over a codebook of keys beyond (Liu et al. 2024,
+arXiv 2404.11163), in the shape of Mega (Ma et al. 2022, arXiv 2209.10655) and Transformer-VQ (Lingle 2023, arXiv
+2309.16354)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels.scan import linear_scan
+from segue.mixers.average import ExponentialAverage
+from segue.mixers.base import Mixer
+from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors, gather_nodes
+
+
+class Codebook(nn.Module):
+    """S codes that follow the keys by k-means with moving averages of sums and counts: no gradient, no update outside
+    training. The first batch seen in training gives the first codes."""
+
+    sums: Tensor
+    counts: Tensor
+    begun: Tensor
+
+    def __init__(self, codes: int, width: int, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("sums", torch.randn(codes, width))
+        self.register_buffer("counts", torch.ones(codes))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
+
+    @property
+    def codes(self) -> Tensor:
+        """(S, Z)."""
+        return self.sums / self.counts.clamp(min=0.01)[:, None]
+
+    def nearest(self, keys: Tensor) -> Tensor:
+        """(..., Z) -> (...) long, in float32 at least, since rounding would flip codes."""
+        codes = self.codes.to(torch.promote_types(self.sums.dtype, torch.float32))
+        return (keys.to(codes.dtype) @ codes.mT - codes.square().sum(-1) / 2).argmax(-1)
+
+    @torch.no_grad()
+    def learn(self, keys: Tensor) -> None:
+        """Move towards keys (N, Z), those of all processes: one step of k-means."""
+        together = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not bool(self.begun):
+            self.sums.copy_(keys[torch.linspace(0, len(keys) - 1, len(self.sums), device=keys.device).long()])
+            self.begun.fill_(True)
+            if together:
+                torch.distributed.broadcast(self.sums, 0)
+        belongs = F.one_hot(self.nearest(keys), len(self.sums)).to(self.sums.dtype)
+        new = torch.cat([belongs.T @ keys.to(self.sums.dtype), belongs.sum(0)[:, None]], 1)
+        if together:
+            torch.distributed.all_reduce(new)
+        self.sums.lerp_(new[:, :-1], 1 - self.decay)
+        self.counts.lerp_(new[:, -1], 1 - self.decay)
+
+
+class QuantisedAttention(Recurrence):
+    """Softmax attention whose keys are exact while less than `window` nodes back, where a bias by distance is added,
+    and the codes nearest to them from there on. Keys of one code weigh the same, so what has left the window is a
+    count and a sum of values per code: time is linear in the length, the state of constant size.
+
+    Queries and keys are of norm sqrt(Z), so that exponentials are finite without subtracting a maximum.
+
+    Inputs q, k (B, N, Z), v (B, N, E) and the keys' codes (B, N) long. State: of the last `window` nodes the keys,
+    values and codes (-1: none), and of all before them the sums of values, and their count, by code (B, S, E + 1),
+    float32 at least; all of the document that goes on.
+    """
+
+    def __init__(self, width: int, value_width: int, codes: int, window: int) -> None:
+        super().__init__()
+        self.window, self.widths = window, (width, value_width)
+        self.bias = nn.Parameter(torch.zeros(window))
+        self.codebook = Codebook(codes, width)
+
+    def initial(self, batch: int, like: Tensor) -> Tensors:
+        width, value_width = self.widths
+        wide = torch.promote_types(like.dtype, torch.float32)
+        return (like.new_zeros(batch, self.window, width), like.new_zeros(batch, self.window, value_width),
+                torch.full((batch, self.window), -1, device=like.device),
+                like.new_zeros(batch, len(self.codebook.counts), value_width + 1, dtype=wide))
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        if not inputs[0].shape[1]:
+            return inputs[2], state
+        q, k, v, code = inputs[0], *(torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, inputs[1:]))
+        sums, w, n = state[3], self.window, q.shape[1]
+        document = torch.zeros_like(inputs[3]) if starts is None else starts.long().cumsum(1)
+        document = F.pad(document, (w, 0)).where(code >= 0, -1)  # of each node of the line
+        valued = torch.cat([v, torch.ones_like(v[..., :1])], -1).to(sums.dtype)  # the ones sum up the weights
+        y = self._blocks(q, k, valued, code, document, sums)[:, :n]
+
+        taken = torch.full_like(code[:, 0], n) if lengths is None else lengths
+        owner = document.gather(1, (taken + w - 1)[:, None]).clamp(min=0)
+        index = torch.arange(n + w, device=q.device)
+        old = (index < taken[:, None]) & (document == owner)
+        sums = sums * (owner == 0)[..., None] + self._by_code(code, valued, old)
+        recent = taken[:, None] + index[:w]
+        k, v, code = (gather_nodes(x, recent) for x in (k, v, code.where(document == owner, -1)))
+        return (y[..., :-1] / y[..., -1:]).to(v.dtype), (k.to(state[0].dtype), v.to(state[1].dtype), code, sums)
+
+    def _by_code(self, code: Tensor, valued: Tensor, which: Tensor) -> Tensor:
+        """(..., N) codes and (..., N, E + 1) -> (..., S, E + 1), the sums over `which` nodes (..., N) of each code."""
+        hot = F.one_hot(code.clamp(min=0), len(self.codebook.counts)).to(valued.dtype) * which[..., None]
+        return hot.mT @ valued
+
+    def _blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor) -> Tensor:
+        """Unnormalised outputs (B, N + padding, E + 1) of the queries (B, N, Z), which are the line's nodes from
+        `window` on. Each block of them sees the line from `window` nodes before it to its end, node by node, and what
+        is before that by code."""
+        w, n = self.window, q.shape[1]
+        size = min(w, n)
+        blocks, pad = -(-n // size), -n % size
+        q = F.pad(q, (0, 0, 0, pad)).unflatten(1, (blocks, size)) / math.sqrt(q.shape[-1])
+        k, valued = (F.pad(x, (0, 0, 0, pad)) for x in (k, valued))
+        code, document = (F.pad(x, (0, pad), value=-1) for x in (code, document))
+        nodes = torch.arange(w + size, device=q.device)
+        near = torch.arange(blocks, device=q.device)[:, None] * size + nodes
+        apart = w + nodes[:size, None] - nodes
+        mine, theirs = document[:, w:].unflatten(1, (blocks, size))[..., None], document[:, near][..., None, :]
+        seen = (mine == theirs) & (theirs >= 0) & (apart >= 0)
+        exact = (q @ k[:, near].mT).to(sums.dtype) + self.bias[apart.clamp(0, w - 1)].to(sums.dtype)
+        coded = (q @ self.codebook.codes.to(q.dtype).mT).to(sums.dtype)  # (B, blocks, size, S)
+        quantised = coded.gather(-1, code[:, near][..., None, :].clamp(min=0).expand_as(exact))
+        y = torch.where(apart < w, exact, quantised).masked_fill(~seen, -math.inf).exp() @ valued[:, near]
+
+        # Sums before each block, of the document of the last node that left.
+        code, valued, theirs = (x[:, : (blocks - 1) * size].unflatten(1, (blocks - 1, size))
+                                for x in (code, valued, document))
+        owner = F.pad(theirs[..., -1], (1, 0)).cummax(1).values
+        adds = self._by_code(code, valued, theirs == owner[:, 1:, None])
+        keeps = (owner[:, 1:] == owner[:, :-1]).to(sums.dtype)[..., None, None].expand_as(adds)
+        before = torch.cat([sums[:, None], linear_scan(keeps, adds, sums)], 1)
+        y = y + (coded.exp() * (mine == owner[..., None, None])) @ before
+        return y.flatten(1, 2)
+
+
+class LongVQ(Mixer):
+    """width: model width D. keys: Z, width of queries and keys (default: D / 4). expand: width of values relative to D.
+    codes: S, of the codebook; window: nodes back that are seen exactly. states: decays per channel of the structured
+    memory, a moving average that queries, keys and gates are read off.
+    """
+
+    linear_in_values = True
+
+    def __init__(self, width: int, keys: int | None = None, expand: int = 2, codes: int = 64, window: int = 64,
+                 states: int = 4) -> None:
+        super().__init__(width)
+        if codes < 1 or window < 1:
+            raise SegueError(f"LongVQ needs at least one code and a window of one node, not {codes} and {window}")
+        keys, values = keys or max(1, width // 4), expand * width
+        self.average = ExponentialAverage(width, states)
+        self.skip = nn.Parameter(torch.ones(width))
+        self.shared = nn.Linear(width, keys)
+        self.scale = nn.Parameter(1 + 0.02 * torch.randn(2, keys))
+        self.shift = nn.Parameter(torch.zeros(2, keys))
+        self.v = nn.Linear(width, values)
+        self.gates = nn.Linear(width, values + 2 * width)
+        self.join = nn.Linear(values, width, bias=False)
+        self.attention = QuantisedAttention(keys, values, codes, window)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return [self.average.rate]
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"average": Carry(self.average, self.average.initial(batch, like), history),
+                "attention": Carry(self.attention, self.attention.initial(batch, like), history)}
+
+    def _remember(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        """The structured memory (B, N, D)."""
+        average = self.average((x,), layout, None if parts is None else parts["average"])
+        return F.silu(average + self.skip * x)
+
+    def _project(self, x: Tensor, memory: Tensor) -> Tensors:
+        both = F.silu(self.shared(memory))[..., None, :] * self.scale + self.shift
+        q, k = F.rms_norm(both, both.shape[-1:], eps=1e-6).unbind(-2)
+        return q, k, F.silu(self.v(x)), self.attention.codebook.nearest(k)
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        memory = self._remember(x, layout, parts)
+        inputs = self._project(x, memory)
+        y = self.attention(inputs, layout, None if parts is None else parts["attention"])
+        if self.training:
+            self.attention.codebook.learn(inputs[1].flatten(0, 1))
+        return self._gate(y, memory)
+
+    def _gate(self, y: Tensor, memory: Tensor) -> Tensor:
+        width = self.width
+        reset, update, plain = self.gates(memory).split([y.shape[-1], width, width], -1)
+        return torch.sigmoid(update) * F.silu(plain + self.join(F.silu(reset) * y))
+
+    def _alone(self, x: Tensor) -> Tensor:
+        return self._remember(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        q, k, _, code = self._project(x, self._alone(x))
+        index = torch.arange(x.shape[1], device=x.device)
+        apart, w = index[:, None] - index, self.attention.window
+        exact = q @ k.mT / math.sqrt(q.shape[-1]) + self.attention.bias[apart.clamp(0, w - 1)]
+        quantised = q @ self.attention.codebook.codes[code].mT / math.sqrt(q.shape[-1])
+        scores = torch.where(apart < w, exact, quantised).masked_fill(apart < 0, -math.inf)
+        return scores.softmax(-1)[:, None]
+
+    def values(self, x: Tensor) -> Tensor:
+        return F.silu(self.v(x))[:, None]
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self._gate(mixed[:, 0], self._alone(x))

@@ -1,0 +1,179 @@
+"""Sequence mixers as what they are, a matrix per head: the classes of structured matrices that the Hydra paper compares
+(Hwang et al. 2024, arXiv 2407.09941)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.base import Mixer
+from segue.mixers.convolution import CentredConvolution
+from segue.mixers.state import Layout, Part
+
+PERIOD = 1e-3  # how fast the angles of a Vandermonde matrix turn
+TEMPERATURE = 16.0  # of the decays of semiseparable matrices: larger remembers longer
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What the entries of a matrix are made of. p: (B, H, T, P), the numbers of each node. index: (B, T), its place in
+    its document. same: (B, 1, T, T) bool, whether two nodes share a document. features: d. shift: (H,), of Cauchy."""
+
+    p: Tensor
+    index: Tensor
+    same: Tensor
+    features: int
+    shift: Tensor | None = None
+
+    def split(self) -> tuple[Tensor, ...]:
+        return self.p.split(self.features, -1)
+
+    def scale(self, by: float = 1.0) -> Tensor:
+        """(B, 1, T, 1): 1 / sqrt(by * length of the node's document)."""
+        return (by * self.same.sum(-1, keepdim=True)).to(self.p.dtype).rsqrt()
+
+
+def dense(e: Entries) -> Tensor:
+    """Free numbers: those of a node are its row."""
+    return e.p.gather(-1, e.index[:, None, None].expand(*e.p.shape[:3], -1)) * e.scale()
+
+
+def toeplitz(e: Entries) -> Tensor:
+    """A document's node t gives the weight of all that is t nodes behind, and of all that is t nodes ahead."""
+    n = e.p.shape[2]
+    apart = e.index[:, :, None] - e.index[:, None]
+    begin = torch.arange(n, device=e.p.device) - e.index
+    source = (apart.abs() + begin[:, :, None]).clamp(max=n - 1)[:, None].expand(-1, e.p.shape[1], -1, -1).flatten(2)
+    behind, ahead = (y.gather(-1, source).unflatten(-1, (n, n)) for y in e.p.unbind(-1))
+    return torch.where(apart[:, None] >= 0, behind, ahead) * e.scale(4.0)
+
+
+def vandermonde(e: Entries) -> Tensor:
+    q, k = e.split()
+    angle = 2 * math.pi * PERIOD * e.index.to(q.dtype)[:, None]
+    rows = (q[..., :, None, :] * angle[..., None, :, None]).cos()
+    columns = (k[..., None, :, :] * angle[..., :, None, None]).cos()
+    return (rows - columns).sum(-1) * e.scale(2 * e.features)
+
+
+def cauchy(e: Entries) -> Tensor:
+    assert e.shift is not None
+    q, k = (y.exp() for y in e.split())
+    total = q[..., :, None, :] + k[..., None, :, :] + 2 * e.shift.view(-1, 1, 1, 1) + 1e-8
+    return total.reciprocal().sum(-1) * e.scale(e.features)
+
+
+def low_rank(e: Entries) -> Tensor:
+    q, k = e.split()
+    return q @ k.mT * e.scale(e.features)
+
+
+def attention(e: Entries) -> Tensor:
+    q, k = e.split()
+    return (q @ k.mT / math.sqrt(e.features)).masked_fill(~e.same, -math.inf).softmax(-1)
+
+
+def semiseparable(e: Entries) -> Tensor:
+    """One way: products of features, decayed by all that lies between."""
+    q, k, decay = e.split()
+    total = F.logsigmoid(decay[..., 0]).cumsum(-1) / TEMPERATURE
+    between = (total[..., :, None] - total[..., None, :]).clamp(max=0).exp()
+    return (q @ k.mT * between).tril() * e.scale(e.features)
+
+
+def quasiseparable(e: Entries) -> Tensor:
+    """Both ways, each with its own features and decays, and a diagonal of its own."""
+    below, above, own = e.p.split([2 * e.features + 1, 2 * e.features + 1, 1], -1)
+    above = semiseparable(replace(e, p=above.flip(2), same=e.same.flip(2, 3))).flip(2, 3)
+    return semiseparable(replace(e, p=below)).tril(-1) + above.triu(1) + torch.diag_embed(own[..., 0])
+
+
+STRUCTURES: dict[str, tuple[Callable[..., Tensor], Callable[[int], int]]] = {  # the matrix; how many numbers of a node
+    "dense": (dense, lambda d: 0),
+    "toeplitz": (toeplitz, lambda d: 2),
+    "vandermonde": (vandermonde, lambda d: 2 * d),
+    "cauchy": (cauchy, lambda d: 2 * d),
+    "low-rank": (low_rank, lambda d: 2 * d),
+    "attention": (attention, lambda d: 2 * d),
+    "semiseparable": (semiseparable, lambda d: 2 * d + 1),
+    "quasiseparable": (quasiseparable, lambda d: 4 * d + 3),
+}
+
+
+class MatrixMixer(Mixer):
+    """A matrix of the chosen class per head, written out and applied (plus the identity): time and memory are quadratic
+    in the length, for every class alike. It is for comparing classes; `hydra`, `attention` and `gla` are fast ones.
+
+    width: model width D. structure: one of STRUCTURES. aligned: each node's numbers are read off that node (the matrix
+    is sequence-aligned: it depends on the data, and extends to any length); otherwise they are free parameters for
+    documents of at most `length`. heads. features: d per head. expand: width of the values relative to D. taps: of the
+    convolution, which looks both ways, that values and numbers are read off.
+    """
+
+    causal = False
+    linear_in_values = True
+
+    def __init__(self, width: int, structure: str = "quasiseparable", aligned: bool = True, length: int = 256,
+                 heads: int = 4, features: int = 16, expand: int = 2, taps: int = 7) -> None:
+        super().__init__(width)
+        if structure not in STRUCTURES:
+            raise SegueError(f"structure '{structure}' is unknown: choose from {', '.join(STRUCTURES)}")
+        if structure == "dense" and aligned:
+            raise SegueError("a dense matrix has no aligned form: give aligned=False and a length")
+        if expand * width % heads:
+            raise SegueError(f"value width {expand * width} is not divisible by {heads} heads")
+        self.heads, self.features, self.aligned, self.length = heads, features, aligned, length
+        self.make, numbers = STRUCTURES[structure]
+        count = numbers(features) or length
+        inner = expand * width
+        self.numbers = nn.Linear(inner, heads * count) if aligned else \
+            nn.Parameter(torch.randn(length, heads * count) / math.sqrt(features))
+        self.shift = nn.Parameter(torch.full((heads,), 0.5)) if structure == "cauchy" else None
+        self.v = nn.Linear(width, inner, bias=False)
+        self.convolution = CentredConvolution(inner, taps)
+        self.out = nn.Linear(inner, width, bias=False)
+
+    def _read(self, x: Tensor, layout: Layout) -> Tensor:
+        return F.silu(self.convolution(self.v(x), layout))
+
+    def _matrix(self, u: Tensor, layout: Layout) -> Tensor:
+        """The matrix (B, H, T, T) for what was read (B, T, I)."""
+        batch, n = u.shape[:2]
+        index = torch.arange(n, device=u.device).expand(batch, n)
+        same = torch.ones(batch, 1, n, n, dtype=torch.bool, device=u.device)
+        if layout.starts is not None and layout.segments is not None:
+            index = index - torch.where(layout.starts, index, 0).cummax(1).values
+            same = (layout.segments[:, :, None] == layout.segments[:, None])[:, None]
+        if isinstance(self.numbers, nn.Linear):
+            numbers = self.numbers(u)
+        else:
+            if index.numel() and int(index.max()) >= self.length:
+                raise SegueError(f"a document of {int(index.max()) + 1} elements is longer than the {self.length} of "
+                                 "this matrix: make the mixer with a larger length, or aligned")
+            numbers = self.numbers[index]
+        p = numbers.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        matrix = self.make(Entries(p, index, same, self.features, self.shift)).masked_fill(~same, 0.0)
+        return matrix + torch.eye(n, dtype=matrix.dtype, device=u.device)
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        u = self._read(x, layout)
+        return self.output(self._matrix(u, layout) @ self._heads(u), x)
+
+    def _heads(self, u: Tensor) -> Tensor:
+        return u.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
+        return self._matrix(self._read(x, layout), layout)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._heads(self._read(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device)))
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(mixed.transpose(1, 2).flatten(2))

@@ -1,0 +1,66 @@
+"""Average-hard ("saturated") attention (Merrill & Sabharwal 2023, arXiv 2310.07923): for weights set by hand."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.mixers import rules
+from segue.mixers.base import Mixer
+from segue.mixers.cache import Cache
+from segue.mixers.state import Layout, Part
+
+
+class SaturatedAttention(Mixer):
+    """Each head weighs evenly the keys of its largest score, all others not at all; no positions.
+
+    Queries and keys are projected to `head_width` features and then layer-normalised (the paper's projected pre-norm),
+    so that (x, y, -x, -y) becomes a hash that all multiples of (x, y) share. Choosing has no gradient: no part of
+    MIXERS, which learn.
+    """
+
+    constant_state = False
+    linear_in_values = True
+    cost = "T²"
+
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__(width)
+        self.heads, self.head_width = heads, head_width
+        self.qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
+        self.out = nn.Linear(heads * head_width, width, bias=False)
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        k = like.new_zeros(batch, self.heads, 0, self.head_width)
+        return {"cache": Cache(k, k.clone(), history=history)}
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_width)).permute(2, 0, 3, 1, 4)
+        q, k = (F.layer_norm(y, (self.head_width,), eps=0.0) for y in (q, k))
+        return q, k, v
+
+    def _weights(self, q: Tensor, k: Tensor, seen: Tensor) -> Tensor:
+        scores = (q @ k.mT).masked_fill(~seen[:, None], -float("inf"))
+        best = (scores == scores.amax(-1, keepdim=True)).to(q.dtype)
+        return best / best.sum(-1, keepdim=True)
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        q, k, v = self._project(x)
+        seen = layout.follows
+        if parts is None:
+            same = None if layout.segments is None else layout.segments[:, :, None] == layout.segments[:, None]
+        else:
+            cache = parts["cache"]
+            assert isinstance(cache, Cache)
+            seen, same = rules.causal(cache.pairs(layout)), cache.valid(layout)
+            k, v = cache.put(k, v, layout)
+        return self.output(self._weights(q, k, seen if same is None else seen & same) @ v, x)
+
+    def matrix(self, x: Tensor) -> Tensor:
+        q, k, _ = self._project(x)
+        return self._weights(q, k, Layout.chain((x.shape[0], x.shape[1]), device=x.device).follows)
+
+    def values(self, x: Tensor) -> Tensor:
+        return self._project(x)[2]
+
+    def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        return self.out(mixed.transpose(1, 2).flatten(2))

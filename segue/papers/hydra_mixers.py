@@ -1,0 +1,125 @@
+"""Hydra: Bidirectional State Space Models Through Generalized Matrix Mixers (Hwang et al. 2024, arXiv 2407.09941).
+
+Characters are hidden in the text of Python's own documentation and must be named from both sides. Two comparisons, each
+of models that differ in the mixer alone: how a state space is made to read both ways; and, for three classes of
+matrices, free parameters against numbers that each element gives (sequence alignment).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import sqrt
+from statistics import mean, variance
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from segue.models import Stack, StackConfig
+from segue.objectives import Batch
+from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.rnn_review import documentation
+from segue.training.learn import learn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LENGTH, HIDDEN, WIDTH = 64, 0.2, 64
+WAYS = {"one way": "forward", "added": "add", "multiplied": "multiply", "concatenated": "concatenate",
+        "quasiseparable": "quasiseparable"}
+CLASSES = ("low-rank", "toeplitz", "attention")
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: ("hydra", {"heads": 2, "states": 16, "merge": merge}) for name, merge in WAYS.items()},
+    **{f"{name}, {kind}": ("matrix", {"structure": name, "aligned": kind == "aligned", "length": LENGTH, "heads": 2})
+       for name in CLASSES for kind in ("free", "aligned")},
+}
+
+
+def hidden(text: torch.Tensor, rows: int, symbols: int, generator: torch.Generator) -> Batch:
+    """Pieces of text, some characters replaced by one more symbol; those are to be named, in place."""
+    begin = torch.randint(len(text) - LENGTH, (rows, 1), generator=generator)
+    whole = text[begin + torch.arange(LENGTH)]
+    mask = torch.rand(whole.shape, generator=generator) < HIDDEN
+    return Batch(whole.masked_fill(mask, symbols), whole.masked_fill(~mask, -1))
+
+
+def batches(text: torch.Tensor, symbols: int, seed: int) -> Callable[[int], Batch]:
+    return lambda step: hidden(text, 16, symbols, torch.Generator().manual_seed(seed * 1_000_003 + step))
+
+
+def train(arm: str, seed: int, steps: int) -> dict[str, float]:
+    """Nats per hidden character of the held-out text."""
+    text, test, symbols = documentation()
+    torch.manual_seed(seed)
+    name, options = ARMS[arm]
+    model = Stack(StackConfig(symbols + 1, WIDTH, [name] * 2, {name: options}, channel="none"))
+    learn(model, batches(text, symbols, seed), steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)
+    batch = hidden(test, 512, symbols, torch.Generator().manual_seed(-1 - seed))
+    with torch.no_grad():
+        logits = model(batch.tokens).logits
+    nats = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1).item()
+    return {"nats": nats, "parameters": sum(p.numel() for p in model.parameters())}
+
+
+def measure(run: Run) -> list[Row]:
+    steps, seeds = run.pick(2, 300), range(run.seed, run.seed + run.pick(2, 3))
+    jobs = {f"{arm} {seed}": partial(train, arm, seed, steps) for arm in ARMS for seed in seeds}
+    done = dict(zip(jobs, run.cells(jobs)))
+    table: list[Row] = []
+    for arm in ARMS:
+        nats = [done[f"{arm} {seed}"]["nats"] for seed in seeds]
+        table.append({"mixer": arm, "nats": mean(nats), "error": sqrt(variance(nats) / len(nats)),
+                      "parameters": done[f"{arm} {run.seed}"]["parameters"]})
+    run.note(f"two blocks of width {WIDTH} without channel mixers, {steps} steps of 16 rows of {LENGTH} characters, of "
+             f"which {HIDDEN:.0%} are hidden; {len(seeds)} seeds; error: standard error of the mean")
+    run.note("every class of matrices stands behind the same convolution over 7 elements, as in the paper")
+    return table
+
+
+def judge(table: list[Row]) -> tuple[Verdict, str]:
+    row = {row["mixer"]: row for row in table}
+
+    def gap(worse: str, better: str) -> tuple[float, float]:
+        """By how much `better` is ahead, and twice the standard error of that."""
+        return (row[worse]["nats"] - row[better]["nats"],
+                2 * sqrt(row[worse]["error"] ** 2 + row[better]["error"] ** 2))
+
+    both, _ = gap("one way", "quasiseparable")
+    added, noise = gap("added", "quasiseparable")
+    aligned = {name: gap(f"{name}, free", f"{name}, aligned") for name in CLASSES}
+    reason = (f"reading both ways saves {both:.2f} nats; quasiseparable against added {added:+.3f} (noise {noise:.3f}"
+              "); alignment saves " + ", ".join(f"{g:.3f} (noise {n:.3f}, {name})" for name, (g, n) in aligned.items()))
+    if both <= 0 or added < -noise or any(g < -n for g, n in aligned.values()):
+        return "refuted", reason
+    if both >= 0.3 and all(g > n for g, n in aligned.values()):
+        return "confirmed", reason
+    return "inconclusive", reason
+
+
+def draw(figure: Figure, table: list[Row]) -> None:
+    ways, classes = figure.subplots(1, 2, width_ratios=[1, 1.2])
+    for axes, rows, title in ((ways, [row for row in table if row["mixer"] in WAYS], "Reading both ways"),
+                              (classes, [row for row in table if row["mixer"] not in WAYS], "Classes of matrices")):
+        axes.bar([row["mixer"].replace(", ", "\n") for row in rows], [row["nats"] for row in rows],
+                 yerr=[2 * row["error"] for row in rows], capsize=3,
+                 color=["tab:grey" if "free" in row["mixer"] else "tab:blue" for row in rows])
+        axes.set(ylabel="nats per hidden character", title=title)
+        axes.set_ylim(bottom=0.9 * min(row["nats"] for row in rows))
+        axes.tick_params(axis="x", rotation=30, labelsize="small")
+
+
+CLAIM = Claim(
+    slug="hydra-mixers",
+    statement="Reading both ways beats reading one way, as one quasiseparable matrix no worse than by adding two state "
+              "spaces; and matrices whose entries come from the elements beat matrices of free parameters.",
+    rule="on hidden characters, held out, mean of 3 seeds, equal steps: confirmed if one way is at least 0.3 nats "
+         "worse than quasiseparable, and for low-rank, Toeplitz and attention matrices the aligned ones are better "
+         "than the free ones by more than twice the standard error of the difference; refuted if one way is as good, "
+         "or adding beats quasiseparable or a free class its aligned one by more than twice that error; else "
+         "inconclusive.",
+    measure=measure, judge=judge, draw=draw,
+    paper={"C4 loss, reading both ways": "one way 3.45, added 1.68, multiplied 1.72, concatenated 1.71, "
+                                         "quasiseparable 1.66",
+           "GLUE, free to aligned": "Toeplitz 75.8 to 77.7, low-rank 74.9 to 78.4, attention 71.9 to 78.8"},
+)

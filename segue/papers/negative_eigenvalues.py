@@ -1,0 +1,109 @@
+"""Unlocking State-Tracking in Linear RNNs Through Negative Eigenvalues (Grazzi et al. 2024, arXiv 2411.12537).
+
+Two of its statements, each with its arms: a diagonal linear recurrence learns parity once its factors may be negative;
+counting modulo three needs more than that, products of reflections.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from segue.models import Stack, StackConfig
+from segue.models.automata import counter
+from segue.papers.base import Claim, Row, Run, Verdict
+from segue.tasks.automata import tracking
+from segue.training.learn import accuracy, learn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TRAINED, FAR = 40, 256
+SEEDS = 3
+ARMS: dict[tuple[str, str], tuple[int, str, dict[str, Any]]] = {
+    ("parity", "Mamba, [-1, 1]"): (2, "mamba", {"eigenvalues": (-1, 1), "states": 4}),
+    ("parity", "Mamba, [0, 1]"): (2, "mamba", {"eigenvalues": (0, 1), "states": 4}),
+    ("sum mod 3", "DeltaNet, 2 steps, [-1, 1]"): (3, "deltanet", {"eigenvalues": (-1, 1), "householders": 2}),
+    ("sum mod 3", "DeltaNet, 2 steps, [0, 1]"): (3, "deltanet", {"eigenvalues": (0, 1), "householders": 2}),
+    ("sum mod 3", "Mamba, [-1, 1]"): (3, "mamba", {"eigenvalues": (-1, 1), "states": 4}),
+}
+
+
+def track(arm: tuple[str, str], seed: int, steps: int, width: int) -> dict[str, float]:
+    """One layer without a channel mixer, every prefix asked for, rows of 3 to 40 symbols behind a start token."""
+    modulus, mixer, options = ARMS[arm]
+    task = tracking(arm[0], counter(modulus, modulus))
+    torch.manual_seed(seed)
+    model = Stack(StackConfig(task.vocabulary, width, [mixer], {mixer: options}, channel="none"))
+    learn(model, task.batches(64, (4, 1 + TRAINED), seed), steps, rate=5e-3, state_rate=5e-3, seed=seed)
+    near, far = (task.test(512, 1 + length, seed) for length in (TRAINED, FAR))
+    near.targets[:, :-1] = -1  # its last position
+    return {"near": accuracy(model, near), "far": accuracy(model, far)}
+
+
+def measure(run: Run) -> list[Row]:
+    steps, width = run.pick(3, 1000, 3000), run.pick(16, 32, 64)
+    seeds = range(run.seed, run.seed + run.pick(1, SEEDS))
+    jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, steps, width) for arm in ARMS for seed in seeds}
+    done = dict(zip(jobs, run.cells(jobs)))
+    table: list[Row] = []
+    for arm in ARMS:
+        found = [done[f"{' '.join(arm)} {seed}"] for seed in seeds]
+        near = [f["near"] for f in found]
+        table.append({"task": arm[0], "model": arm[1], f"best at {TRAINED}": max(near), "median": median(near),
+                      "worst": min(near), f"mean over positions to {FAR}": mean(f["far"] for f in found)})
+    run.note(f"one layer of width {width}, {steps} steps of 64 rows of 3 to {TRAINED} symbols, {len(seeds)} seeds; at "
+             f"{TRAINED} the last position is scored, to {FAR} all of them (mean of the seeds)")
+    return table
+
+
+def judge(table: list[Row]) -> tuple[Verdict, str]:
+    rows = {(row["task"], row["model"]): row for row in table}
+    far, best = f"mean over positions to {FAR}", f"best at {TRAINED}"
+    signed, plain = (rows["parity", f"Mamba, {reach}"] for reach in ("[-1, 1]", "[0, 1]"))
+    products, *others = (row for (task, _), row in rows.items() if task == "sum mod 3")
+    other = max(row[best] for row in others)
+    reason = (f"parity at {TRAINED}: {signed['median']:.2f} with negative eigenvalues, {plain['median']:.2f} without "
+              f"(to {FAR}: {signed[far]:.2f}, {plain[far]:.2f}); sum mod 3, best of the seeds: {products[best]:.2f} "
+              f"with two reflections, {other:.2f} otherwise")
+    if signed["worst"] >= 0.99 and plain[best] <= 0.65 and signed[far] > plain[far] and products[best] >= 0.95 > other:
+        return "confirmed", reason
+    if plain["median"] >= signed["median"] or other >= products[best]:
+        return "refuted", reason
+    return "inconclusive", reason
+
+
+def draw(figure: Figure, table: list[Row]) -> None:
+    chance = {"parity": 1 / 2, "sum mod 3": 1 / 3}
+    for panel, task in zip(figure.subplots(1, 2, sharey=True), chance):
+        rows = [row for row in table if row["task"] == task]
+        for index, (what, label) in enumerate(((f"best at {TRAINED}", f"at {TRAINED}, best seed"),
+                                               ("median", f"at {TRAINED}, median"),
+                                               (f"mean over positions to {FAR}", f"to {FAR}, mean"))):
+            panel.bar([i + 0.27 * index for i in range(len(rows))], [row[what] for row in rows], 0.25, label=label)
+        panel.axhline(chance[task], color="grey", linestyle=":", label="chance")
+        panel.set_xticks([i + 0.27 for i in range(len(rows))], [row["model"].replace(", ", "\n") for row in rows],
+                         fontsize="small")
+        panel.set(title=task, ylabel="accuracy", ylim=(0, 1.05))
+    panel.legend(fontsize="small")
+
+
+CLAIM = Claim(
+    slug="negative-eigenvalues",
+    statement="A linear RNN whose transitions may have negative eigenvalues learns parity, which one confined to "
+              "[0, 1] does not; sums modulo three take products of reflections.",
+    rule=f"confirmed if, trained on up to {TRAINED} symbols, Mamba with eigenvalues in [-1, 1] names the last parity "
+         f"at length {TRAINED} at least 99% of the time with each of {SEEDS} seeds and Mamba with [0, 1] at most 65% "
+         f"with each, the first is also better in the mean over positions to {FAR}, and on sums modulo three DeltaNet "
+         "with two steps in [-1, 1] reaches 95% with its best seed while the same in [0, 1] and Mamba in [-1, 1] do "
+         "not; refuted if on parity [0, 1] is as good in the median, or on sums another arm is as good as the "
+         "products; else inconclusive.",
+    measure=measure, judge=judge, draw=draw,
+    paper={"parity, lengths 40 to 256 (scaled: 0 is chance)": "Mamba 0.000 in [0, 1], 1.000 in [-1, 1]; DeltaNet "
+                                                              "0.017, 1.000; Transformer 0.022",
+           "modular arithmetic without brackets": "Mamba 0.095, 0.241; DeltaNet 0.314, 0.971"},
+    scales=("smoke", "cpu", "gpu"),
+)

@@ -1,0 +1,128 @@
+"""LongVQ against softmax attention written out, and its codebook against k-means by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.errors import SegueError
+from segue.mixers import Layout, LongVQ
+from segue.mixers.average import ExponentialAverage
+from segue.mixers.longvq import Codebook
+from segue.models import Stack, StackConfig
+from segue.tasks import TASKS
+from segue.testing import check_mixer, check_model
+from segue.training.learn import learn
+
+
+def mixer(codes: int = 5, window: int = 4) -> LongVQ:
+    torch.manual_seed(0)
+    made = LongVQ(8, keys=3, expand=1, codes=codes, window=window, states=2).double().eval()
+    for parameter in made.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return made
+
+
+def by_loops(mixer: LongVQ, x: Tensor) -> Tensor:
+    """One row x (T, D): the moving average step by step, then every weight of every query."""
+    a = torch.sigmoid(mixer.average.rate)
+    h, memory = torch.zeros_like(a), []
+    for t in range(len(x)):
+        h = a * h + (1 - a) * x[t, :, None]
+        memory.append(F.silu((h * mixer.average.weight).sum(-1) + mixer.skip * x[t]))
+    memory = torch.stack(memory)
+    q, k, v, _ = mixer._project(x, memory)
+    codes, w = mixer.attention.codebook.codes, mixer.attention.window
+    rows = []
+    for i in range(len(x)):
+        scores = []
+        for j in range(i + 1):
+            nearest = codes[(codes - k[j]).square().sum(-1).argmin()]
+            near = i - j < w
+            bias = mixer.attention.bias[i - j] if near else 0.0
+            scores.append(q[i] @ (k[j] if near else nearest) / math.sqrt(3) + bias)
+        rows.append(torch.stack(scores).softmax(0) @ v[: i + 1])
+    return mixer._gate(torch.stack(rows), memory)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("codes, window", [(5, 4), (1, 3), (5, 1), (3, 50)])
+def test_by_loops(codes: int, window: int) -> None:
+    model, x = mixer(codes, window), torch.randn(2, 23, 8, dtype=torch.float64)
+    for row in range(2):
+        assert (model(x)[row] - by_loops(model, x[row])).abs().max() < 1e-10
+
+
+@torch.no_grad()
+def test_a_codebook_of_all_keys_is_exact() -> None:
+    """A code for every key: the window then makes no difference, but for its bias."""
+    x, outputs = torch.randn(1, 16, 8, dtype=torch.float64), []
+    for window in (2, 16):
+        model = mixer(16, window)
+        model.load_state_dict(mixer(16, 2).state_dict() | {"attention.bias": torch.zeros(window)})
+        _, k, _, _ = model._project(x, model._alone(x))
+        model.attention.codebook.sums.copy_(k[0])
+        outputs.append(model(x))
+    assert (outputs[0] - outputs[1]).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("codes, window", [(1, 3), (4, 1), (2, 60)])
+def test_contract_of_variants(codes: int, window: int) -> None:
+    assert check_mixer(lambda width: LongVQ(width, keys=4, expand=1, codes=codes, window=window, states=2), examples=5)
+
+
+@torch.no_grad()
+def test_the_codebook_is_a_moving_k_means() -> None:
+    torch.manual_seed(0)
+    book, keys = Codebook(3, 2, decay=0.9).double(), torch.randn(20, 2, dtype=torch.float64)
+    first = keys[torch.linspace(0, 19, 3).long()]
+    book.learn(keys)
+    nearest = [int((first - key).square().sum(-1).argmin()) for key in keys]
+    for code in range(3):
+        mine = keys[[i for i in range(20) if nearest[i] == code]]
+        total, count = 0.9 * first[code] + 0.1 * mine.sum(0), 0.9 + 0.1 * len(mine)
+        assert (book.codes[code] - total / count).abs().max() < 1e-12
+    assert book.nearest(book.codes).tolist() == [0, 1, 2]
+
+
+@torch.no_grad()
+def test_only_training_moves_the_codebook() -> None:
+    model, x = mixer(), torch.randn(1, 9, 8, dtype=torch.float64)
+    before = model.attention.codebook.codes.clone()
+    model(x)
+    assert torch.equal(model.attention.codebook.codes, before)
+    model.train()(x)
+    assert not torch.equal(model.attention.codebook.codes, before)
+
+
+@torch.no_grad()
+def test_averages_step_by_step_and_by_convolution() -> None:
+    torch.manual_seed(0)
+    average, x = ExponentialAverage(3, 2).double(), torch.randn(2, 30, 3, dtype=torch.float64)
+    whole = average((x,), Layout.chain((2, 30)))
+    h = average.initial(2, x)
+    for t in range(30):
+        y, h = average.scan((x[:, t : t + 1],), h)
+        assert (y[:, 0] - whole[:, t]).abs().max() < 1e-12
+    assert (average.scan((x,), average.initial(2, x))[1][0] - h[0]).abs().max() < 1e-12
+
+
+def test_an_empty_codebook_is_refused() -> None:
+    with pytest.raises(SegueError, match="at least one code"):
+        LongVQ(8, codes=0)
+
+
+@pytest.mark.parametrize("names", [["longvq", "lstm"], ["mamba", "longvq", "attention"]])
+def test_with_mixers_the_paper_never_had(names: list[str]) -> None:
+    """After training, which moves the codes, every decoding form still agrees with the whole."""
+    torch.manual_seed(0)
+    options = {"longvq": {"codes": 4, "window": 3}, "mamba": {"states": 2}, "attention": {"heads": 2}}
+    task = TASKS["copy"]
+    config = StackConfig(task.vocabulary, 8, names, {name: options[name] for name in names if name in options})
+    model = Stack(config)
+    learn(model, task.batches(4, (9, 9)), 3)
+    check_model(model, examples=3, longest=12, shrink=False, only="any life")
