@@ -10,18 +10,18 @@ from segue.mixers.delta import DeltaNet
 from segue.mixers.dss import DSS
 from segue.mixers.gla import GatedLinearAttention
 from segue.mixers.gss import GSS
+from segue.mixers.hydra import Hydra
 from segue.mixers.hyena import Hyena
+from segue.mixers.jrt import PrefixLinearAttention
+from segue.mixers.lightnet import LightNet
 from segue.mixers.linear import LinearAttention
 from segue.mixers.linformer import Linformer
 from segue.mixers.liquid import LiquidS4
+from segue.mixers.longvq import LongVQ
 from segue.mixers.lru import LRU
 from segue.mixers.lssl import LSSL
 from segue.mixers.mamba import Mamba
 from segue.mixers.mamba2 import Mamba2
-from segue.mixers.hydra import Hydra
-from segue.mixers.jrt import PrefixLinearAttention
-from segue.mixers.lightnet import LightNet
-from segue.mixers.longvq import LongVQ
 from segue.mixers.matrix import MatrixMixer
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.reformer import Reformer
@@ -58,49 +58,15 @@ MIXERS: dict[str, type[Mixer]] = {
     "block-recurrent": BlockRecurrent,
     "linformer": Linformer,
     "reformer": Reformer,
-    "bidirectional": Bidirectional,
-}
-
     "jrt": PrefixLinearAttention,
     "lightnet": LightNet,
     "longvq": LongVQ,
     "hydra": Hydra,
     "matrix": MatrixMixer,
+    "bidirectional": Bidirectional,
+}
 
-__all__ = [
-    "DSS",
-    "GRU",
-    "GSS",
-    "LRU",
-    "LSSL",
-    "LSTM",
-    "MIXERS",
-    "MLSTM",
-    "S4",
-    "S4D",
-    "S4ND",
-    "S5",
-    "SLSTM",
-    "Attention",
-    "Bidirectional",
-    "BlockRecurrent",
-    "DeltaNet",
-    "Elman",
-    "GatedLinearAttention",
-    "Hyena",
-    "Jordan",
-    "Layout",
-    "LinearAttention",
-    "Linformer",
-    "LiquidS4",
-    "Mamba",
-    "Mamba2",
-    "Mixer",
-    "Reformer",
-    "State",
-]
-
-__all__ = ["Attention", "Bidirectional", "BlockRecurrent", "DSS", "DeltaNet", "Elman", "GRU", "GSS",
-           "GatedLinearAttention", "Hydra", "Hyena", "Jordan", "LRU", "LSSL", "LSTM", "Layout", "LightNet",
-           "LinearAttention", "Linformer", "LiquidS4", "LongVQ", "MIXERS", "MLSTM", "Mamba", "Mamba2", "MatrixMixer",
-           "Mixer", "PrefixLinearAttention", "Reformer", "S4", "S4D", "S4ND", "S5", "SLSTM", "State"]
+__all__ = ["DSS", "GRU", "GSS", "LRU", "LSSL", "LSTM", "MIXERS", "MLSTM", "S4", "S4D", "S4ND", "S5", "SLSTM",
+           "Attention", "Bidirectional", "BlockRecurrent", "DeltaNet", "Elman", "GatedLinearAttention", "Hydra",
+           "Hyena", "Jordan", "Layout", "LightNet", "LinearAttention", "Linformer", "LiquidS4", "LongVQ", "Mamba",
+           "Mamba2", "MatrixMixer", "Mixer", "PrefixLinearAttention", "Reformer", "State"]

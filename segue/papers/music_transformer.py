@@ -211,8 +211,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
 
 CLAIM = Claim(
     slug="music-transformer",
-    statement="Attention with relative distances models music better than with sinusoids alone, and skewing spares it a "
-              "vector for every pair of positions.",
+    statement="Attention with relative distances models music better than with sinusoids alone, and skewing spares it "
+              "a vector for every pair of positions.",
     rule="confirmed if on the chorales the model with relative distances needs at least 0.08 nats per note less than "
          f"the one with sinusoids alone at every seed, and a vector per pair takes at least {HEAD // 4} (a quarter of "
          "a head's features) times the extra memory of skewing at the longest length; refuted if the mean "
