@@ -138,7 +138,8 @@ def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbi
         t = length - 1 - i
         place = (row[:, None] * length + t) * heads + head
         saved, before = kept + place * (K * D) + unit, kept + (place - heads) * (K * D) + unit
-        first, later = live & (t == 0), live & (t > 0)
+        step = row[:, None] * 0 + t
+        first, later = live & (step == 0), live & (step > 0)
         ended = live & (until == t + 1)
         dh += tl.load(dy + place * D + unit, live, 0.0) + tl.load(dfinal + at, ended, 0.0)
         last = tl.load(state + at, first, 0.0) + tl.load(before + (K - 1) * D, later, 0.0)
