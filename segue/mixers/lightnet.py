@@ -117,8 +117,8 @@ class LightNet(Mixer):
                 total = total + average((x,), layout, None if parts is None else parts[f"average{axis}"])
                 continue
             lines = x.unflatten(1, grid).movedim(1 + axis, -2)  # (B, other axes, this axis, D)
-            flat = lines.reshape(-1, grid[axis], self.width)
-            y = average((flat,), Layout.chain((flat.shape[0], flat.shape[1]), device=x.device))
+            assert isinstance(average, ExponentialAverage)
+            y = average.along(lines.reshape(-1, grid[axis], self.width))
             total = total + y.view_as(lines).movedim(-2, 1 + axis).reshape(x.shape)
         return x + self.placed(total)
 
