@@ -26,7 +26,6 @@ class Reformer(Mixer):
     causal = False
     resettable = False
     linear_in_values = True
-    frequencies: Tensor
 
     def __init__(self, width: int, heads: int = 4, chunk: int = 64, rounds: int = 2, positions: str = "rotary",
                  seed: int = 0) -> None:
@@ -37,8 +36,6 @@ class Reformer(Mixer):
         self.heads, self.chunk, self.rounds, self.positions, self.seed = heads, chunk, rounds, positions, seed
         self.qv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
-        turned = width // heads // 2 * 2 if positions == "rotary" else 0
-        self.register_buffer("frequencies", rotary_frequencies(turned) if turned else torch.zeros(0), persistent=False)
 
     @torch.no_grad()
     def hashed(self, x: Tensor) -> Tensor:
@@ -66,7 +63,7 @@ class Reformer(Mixer):
             return v
         buckets = self.hashed(x)
         if self.positions == "rotary":
-            q = rotate(q, positions, self.frequencies)
+            q = rotate(q, positions, rotary_frequencies(q.shape[-1] // 2 * 2).to(q.device))
         keys = F.normalize(q, dim=-1)
         order = buckets.sort(dim=-1, stable=True).indices
         place = order.argsort(-1)
