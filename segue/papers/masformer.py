@@ -9,7 +9,7 @@ what happens when a trained full model is given local layers.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ def looked_at(model: Stack, length: int) -> int:
     return sum(int(block.mixer.rule(seen).sum()) for block in model.blocks if isinstance(block.mixer, Attention))
 
 
-def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, Any]:
+def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, float]:
     torch.manual_seed(seed)
     drawn = TASK.batches(32, (LENGTH, LENGTH), seed)
     rate, check = 2e-3, TASK.test(64, LENGTH, seed + 1000)
