@@ -390,7 +390,8 @@ def test_linformer_ends_where_its_columns_do() -> None:
 
 
 def test_block_recurrence_is_its_equations() -> None:
-    """Block after block with plain softmaxes: tokens look at their block so far and at the memory, then it moves."""
+    """Block after block with plain softmaxes: tokens look at their block so far, at the one before and at the memory,
+    then it moves."""
     torch.manual_seed(0)
     mixer, x = BlockRecurrent(8, heads=2, block=4, memory=3).double(), torch.randn(1, 10, 8).double()
     cell = mixer.recurrence
@@ -403,11 +404,12 @@ def test_block_recurrence_is_its_equations() -> None:
         return torch.cat(pieces, -1)
 
     q, r, k, v = heads(mixer.qrkv(x[0]), 4)
-    memory, outputs = cell.first, []
+    memory, outputs = torch.zeros(3, 8).double(), []
     for begin in range(0, 10, 4):
-        mine, theirs, keys, values = heads(cell.project(cell.norm(memory)), 4)
+        mine, theirs, keys, values = heads(cell.project(cell.norm(memory + cell.names)), 4)
         for t in range(begin, min(begin + 4, 10)):
-            own = soft(q[t : t + 1], k[begin : t + 1], v[begin : t + 1])
+            here = slice(max(0, begin - 4), t + 1)
+            own = soft(q[t : t + 1], k[here], v[here])
             outputs.append(torch.cat([own, soft(r[t : t + 1], keys, values)], -1))
         block = slice(begin, begin + 4)
         z = cell.update(torch.cat([soft(mine, keys, values), soft(theirs, k[block], v[block])], -1))
