@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segue.decoding import generate
 from segue.mixers import Layout, PrefixLinearAttention
-from segue.mixers.jrt import taylor
+from segue.mixers.linear import taylor
 from segue.models import Stack, StackConfig
 from segue.tasks import TASKS, read_twice
 from segue.testing import check_model

@@ -44,11 +44,11 @@ def test_board_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_minutes_become_steps_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "cores", lambda: 2)
-    monkeypatch.setattr(module, "seconds_per_step", lambda mixer, *_: 0.1 if mixer == "attention" else 0.2)
+    monkeypatch.setattr(module, "seconds_per_step", lambda mixer, *_: 0.25 if mixer == "attention" else 0.5)
     monkeypatch.setattr(module.Cells, "compute", lambda self, wanted, workers: [
         make() if name.startswith("steps") else {"accuracy": 0.5, "longer": 0.5, "parameters": 1, "seconds": 0.0}
         for name, make in wanted.items()])
-    assert module.scoreboard("parity,copy", minutes=1, quiet=True, **SETTING).steps == 200  # type: ignore[arg-type]
+    assert module.scoreboard("parity,copy", minutes=1, quiet=True, **SETTING).steps == 80  # type: ignore[arg-type]
 
 
 def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

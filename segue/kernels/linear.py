@@ -16,7 +16,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, state: Tensor, starts: Ten
                      lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Each node reads what stands before it, chunk by chunk. q, k: (B, T, H, K); v: (B, T, H, E); state: (B, H, K, E);
     starts, lengths: as of `gla`. Returns outputs (B, T, H, E) and the last state."""
-    return gla(q, k, v, q.new_zeros(*q.shape[:2], 1, 1), state, starts, lengths)
+    return gla(q, k, v, None, state, starts, lengths)
 
 
 def linear_attention_both_ways(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None) -> Tensor:

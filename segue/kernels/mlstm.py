@@ -54,7 +54,8 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     if n == 0:
         return torch.zeros_like(v), memory, m
     if n == 1 and starts is None and lengths is None:  # a step
-        y, memory, m = mlstm_reference(*(x.to(wide) for x in (q, k, v, i, f, memory, m)), eps=eps)
+        q, k, v, i, f, memory, m = (x.to(wide) for x in (q, k, v, i, f, memory, m))
+        y, memory, m = mlstm_reference(q, k, v, i, f, memory, m, None, eps)
         return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
     chunk = min(CHUNK, n)
     pad = -n % chunk
@@ -77,7 +78,7 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     weights = (decay[..., :, None] - decay[..., None, :] + i[..., None, :]).masked_fill(~seen, -torch.inf)
     largest = weights.detach().amax(-1)
 
-    given, before, carried = m.to(wide), [], []
+    given, before = m.to(wide), []
     m = given.detach()
     for own, decays, last in zip(largest[..., -1].unbind(2), decay[..., -1].detach().unbind(2),
                                  [None] * decay.shape[2] if first is None else first[..., -1].unbind(2)):

@@ -136,7 +136,8 @@ def _on_gpu(x: Tensor) -> bool:
     """Whether the Triton kernels take it: their weights live on the chip, so heads are small, and powers of two."""
     if x.device.type != "cuda" or x.dtype != torch.float32 or not x.numel() or torch.compiler.is_compiling():
         return False
-    return x.shape[-1] in (16, 32, 64, 128) and find_spec("triton") is not None
+    widths = (16, 32, 64) if torch.backends.cudnn.allow_tf32 else (16, 32)  # exact products hold three parts
+    return x.shape[-1] in widths and find_spec("triton") is not None
 
 
 class _Recurrence(torch.autograd.Function):

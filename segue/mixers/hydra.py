@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.gla import FLOOR, gla
+from segue.kernels.ssd import ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import CentredConvolution
 from segue.mixers.state import Layout, Part, Tensors
@@ -79,7 +79,7 @@ class Hydra(Mixer):
         for way, steps in enumerate(dt.chunk(self.ways, -1)):
             b, c, steps = (y.flip(1) if way else y for y in (bc[2 * way], bc[2 * way + 1], steps))
             steps = F.softplus(steps + self.step)
-            ways.append((b, c, steps, (-steps * self.A_log.exp()).clamp(min=FLOOR)))
+            ways.append((b, c, steps, -steps * self.A_log.exp()))
         return v.unflatten(-1, (self.heads, -1)), ways
 
     def _weights(self, v: Tensor) -> Tensor:
@@ -95,8 +95,8 @@ class Hydra(Mixer):
             mirrored = layout.mirrored().starts
             assert mirrored is not None
             starts = torch.cat([starts, mirrored])
-        y, _ = gla(c[:, :, None], b[:, :, None], u, g[..., None], u.new_zeros(len(u), self.heads, b.shape[-1],
-                                                                             u.shape[-1]), starts)
+        fresh = u.new_zeros(len(u), self.heads, b.shape[-1], u.shape[-1])
+        y, _ = ssd(c[:, :, None], b[:, :, None], u, g, fresh, starts)
         if self.merge == "quasiseparable":
             y = later(y, starts)
         own = self._weights(v)[..., None] * v

@@ -10,16 +10,8 @@ from segue.errors import SegueError
 from segue.kernels.linear import linear_attention, linear_attention_both_ways
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
+from segue.mixers.linear import taylor
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
-
-
-def taylor(x: Tensor) -> Tensor:
-    """(..., d) -> (..., 1 + d + d (d + 1) / 2) features: those of a and b have the inner product 1 + s + s^2 / 2, the
-    beginning of exp(s), where s = a . b / sqrt(d). It is at least 1/2. A product of two coordinates stands once."""
-    d = x.shape[-1]
-    i, j = torch.triu_indices(d, d, device=x.device)
-    share = (d + d * (i == j)).to(x.dtype).rsqrt()
-    return torch.cat([torch.ones_like(x[..., :1]), x * d**-0.25, x[..., i] * x[..., j] * share], -1)
 
 
 class PrefixLinearRecurrence(Recurrence):

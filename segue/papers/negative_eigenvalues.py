@@ -32,22 +32,25 @@ ARMS: dict[tuple[str, str], tuple[int, str, dict[str, Any]]] = {
 }
 
 
-def track(arm: tuple[str, str], seed: int, steps: int, width: int) -> dict[str, float]:
+def track(arm: tuple[str, str], seed: int, steps: int, rows: int, width: int) -> dict[str, float]:
     """One layer without a channel mixer, every prefix asked for, rows of 3 to 40 symbols behind a start token."""
     modulus, mixer, options = ARMS[arm]
     task = tracking(arm[0], counter(modulus, modulus))
     torch.manual_seed(seed)
     model = Stack(StackConfig(task.vocabulary, width, [mixer], {mixer: options}, channel="none"))
-    learn(model, task.batches(64, (4, 1 + TRAINED), seed), steps, rate=5e-3, state_rate=5e-3, seed=seed)
+    learn(model, task.batches(rows, (4, 1 + TRAINED), seed), steps, rate=5e-3, state_rate=5e-3, seed=seed)
     near, far = (task.test(512, 1 + length, seed) for length in (TRAINED, FAR))
     near.targets[:, :-1] = -1  # its last position
     return {"near": accuracy(model, near), "far": accuracy(model, far)}
 
 
 def measure(run: Run) -> list[Row]:
-    steps, width = run.pick(3, 1000, 3000), run.pick(16, 32, 64)
+    training = run.pick({"parity": (2, 8), "sum mod 3": (2, 8)}, {"parity": (600, 64), "sum mod 3": (2000, 32)},
+                        {"parity": (3000, 256), "sum mod 3": (20_000, 256)})  # steps, rows
+    width = run.pick(16, 32, 64)
     seeds = range(run.seed, run.seed + run.pick(1, SEEDS))
-    jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, steps, width) for arm in ARMS for seed in seeds}
+    jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, *training[arm[0]], width)
+            for arm in reversed(ARMS) for seed in seeds}  # the slow ones first
     done = dict(zip(jobs, run.cells(jobs)))
     table: list[Row] = []
     for arm in ARMS:
@@ -55,8 +58,9 @@ def measure(run: Run) -> list[Row]:
         near = [f["near"] for f in found]
         table.append({"task": arm[0], "model": arm[1], f"best at {TRAINED}": max(near), "median": median(near),
                       "worst": min(near), f"mean over positions to {FAR}": mean(f["far"] for f in found)})
-    run.note(f"one layer of width {width}, {steps} steps of 64 rows of 3 to {TRAINED} symbols, {len(seeds)} seeds; at "
-             f"{TRAINED} the last position is scored, to {FAR} all of them (mean of the seeds)")
+    lessons = ", ".join(f"{task}: {steps:,} steps of {rows} rows" for task, (steps, rows) in training.items())
+    run.note(f"one layer of width {width}; {lessons}, of 3 to {TRAINED} symbols each; {len(seeds)} seeds; at {TRAINED} "
+             f"the last position is scored, to {FAR} all of them (mean of the seeds)")
     return table
 
 
@@ -71,7 +75,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"with two reflections, {other:.2f} otherwise")
     if signed["worst"] >= 0.99 and plain[best] <= 0.65 and signed[far] > plain[far] and products[best] >= 0.95 > other:
         return "confirmed", reason
-    if plain["median"] >= signed["median"] or other >= products[best]:
+    if plain["median"] >= signed["median"] or other >= 0.95:
         return "refuted", reason
     return "inconclusive", reason
 
@@ -99,8 +103,8 @@ CLAIM = Claim(
          f"at length {TRAINED} at least 99% of the time with each of {SEEDS} seeds and Mamba with [0, 1] at most 65% "
          f"with each, the first is also better in the mean over positions to {FAR}, and on sums modulo three DeltaNet "
          "with two steps in [-1, 1] reaches 95% with its best seed while the same in [0, 1] and Mamba in [-1, 1] do "
-         "not; refuted if on parity [0, 1] is as good in the median, or on sums another arm is as good as the "
-         "products; else inconclusive.",
+         "not; refuted if on parity [0, 1] is as good in the median, or on sums one of the other arms reaches 95%; "
+         "else inconclusive.",
     measure=measure, judge=judge, draw=draw,
     paper={"parity, lengths 40 to 256 (scaled: 0 is chance)": "Mamba 0.000 in [0, 1], 1.000 in [-1, 1]; DeltaNet "
                                                               "0.017, 1.000; Transformer 0.022",

@@ -24,7 +24,8 @@ from segue.kernels.cpu.scan import FAST, _exp
 ELMAN, LSTM, GRU, SLSTM = range(4)
 EMPTY = -1e30  # the stabiliser of an sLSTM cell that holds nothing yet
 ROWS, MOST_PANELS = (8, 4, 2, 1), 3  # each combination is code of its own: what there is no code for, runs in parts
-OPTIONS = {"fastmath": FAST, "error_model": "numpy"}  # a test for division by zero would keep loops from vectorising
+OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
+"""A test for division by zero would keep loops from vectorising."""
 fast = njit(**OPTIONS)
 
 

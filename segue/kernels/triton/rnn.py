@@ -1,6 +1,6 @@
 """Head-wise nonlinear recurrences in Triton, forward and backward: one program runs all steps of one head of a few
 rows, with the recurrent weights (and, going back, their gradient) on the chip throughout (FlashRNN's fused form, Pöppel
-et al. 2024, arXiv 2412.07752). Heads are 16, 32, 64 or 128 units wide.
+et al. 2024, arXiv 2412.07752). Heads are 16, 32 or 64 units wide: four gates of wider ones do not fit an H100's chip.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from torch import Tensor
 from segue.kernels.rnn import Cell
 
 ROWS = 16  # of a batch per program: the least that a tensor core multiplies
-WIDTHS = (16, 32, 64, 128)
 ELMAN, LSTM, GRU, SLSTM = (tl.constexpr(code) for code in range(4))
 EMPTY = tl.constexpr(-1e30)  # the stabiliser of an sLSTM cell that holds nothing yet
 
@@ -24,14 +23,14 @@ def _tanh(x):
 
 
 @triton.jit
-def _product(x, w):
-    return tl.dot(x, w, input_precision="ieee", out_dtype=x.dtype)
+def _product(x, w, PRECISION: tl.constexpr):
+    return tl.dot(x, w, input_precision=PRECISION, out_dtype=x.dtype)
 
 
 @triton.jit
 def _forward(x, weight, bias, state, starts, lengths, y, kept, final, batch, length, heads, CELL: tl.constexpr,
              G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
-             KEEP: tl.constexpr, STARTS: tl.constexpr):
+             KEEP: tl.constexpr, STARTS: tl.constexpr, PRECISION: tl.constexpr):
     head, row, unit = tl.program_id(0), tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.arange(0, D)
     live = (row < batch)[:, None]
     at, every = (row[:, None] * heads + head) * D + unit, batch * heads * D  # in a state; from one state to the next
@@ -64,19 +63,19 @@ def _forward(x, weight, bias, state, starts, lengths, y, kept, final, batch, len
             m = tl.where(fresh, EMPTY, m)
         place = (row[:, None] * length + t) * heads + head
         given, saved = x + place * (G * D) + unit, kept + place * (K * D) + unit
-        g0 = _product(h, w0) + b0
+        g0 = _product(h, w0, PRECISION) + b0
         x0 = tl.load(given, live, 0.0)
         if CELL == ELMAN:
             h = _tanh(g0 + x0)
         else:
-            g1, g2 = _product(h, w1) + b1, _product(h, w2) + b2
+            g1, g2 = _product(h, w1, PRECISION) + b1, _product(h, w2, PRECISION) + b2
             x1, x2 = tl.load(given + D, live, 0.0), tl.load(given + 2 * D, live, 0.0)
             if CELL == GRU:
                 a0, a1 = tl.sigmoid(g0 + x0), tl.sigmoid(g1 + x1)
                 a2, a3 = g2, _tanh(x2 + a0 * g2)
                 h = a3 + a1 * (h - a3)
             else:
-                g3 = _product(h, w3) + b3 + tl.load(given + 3 * D, live, 0.0)
+                g3 = _product(h, w3, PRECISION) + b3 + tl.load(given + 3 * D, live, 0.0)
                 a2, a3 = _tanh(g2 + x2), tl.sigmoid(g3)
                 if CELL == LSTM:
                     a0, a1 = tl.sigmoid(g0 + x0), tl.sigmoid(g1 + x1)
@@ -115,7 +114,7 @@ def _forward(x, weight, bias, state, starts, lengths, y, kept, final, batch, len
 @triton.jit
 def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbias, dstate, batch, length, heads,
               CELL: tl.constexpr, G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
-              ROWS: tl.constexpr, STARTS: tl.constexpr):
+              ROWS: tl.constexpr, STARTS: tl.constexpr, PRECISION: tl.constexpr):
     head, tile, unit = tl.program_id(0), tl.program_id(1), tl.arange(0, D)
     row = tile * ROWS + tl.arange(0, ROWS)
     live = (row < batch)[:, None]
@@ -138,7 +137,8 @@ def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbi
         t = length - 1 - i
         place = (row[:, None] * length + t) * heads + head
         saved, before = kept + place * (K * D) + unit, kept + (place - heads) * (K * D) + unit
-        first, later = live & (t == 0), live & (t > 0)
+        step = row[:, None] * 0 + t
+        first, later = live & (step == 0), live & (step > 0)
         ended = live & (until == t + 1)
         dh += tl.load(dy + place * D + unit, live, 0.0) + tl.load(dfinal + at, ended, 0.0)
         last = tl.load(state + at, first, 0.0) + tl.load(before + (K - 1) * D, later, 0.0)
@@ -151,7 +151,7 @@ def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbi
             h = tl.load(saved, live, 0.0)
             d0 = dh * (1 - h * h)
             tl.store(out, d0, live)
-            dh = _product(d0, w0)
+            dh = _product(d0, w0, PRECISION)
         else:
             a0, a1 = tl.load(saved, live, 0.0), tl.load(saved + D, live, 0.0)
             a2, a3 = tl.load(saved + 2 * D, live, 0.0), tl.load(saved + 3 * D, live, 0.0)
@@ -161,7 +161,7 @@ def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbi
                 d0 = d2 * a2 * a0 * (1 - a0)
                 tl.store(out + 2 * D, d2, live)
                 d2 = d2 * a0
-                dh = dh * a1 + _product(d0, w0) + _product(d1, w1) + _product(d2, w2)
+                dh = dh * a1 + _product(d0, w0, PRECISION) + _product(d1, w1, PRECISION) + _product(d2, w2, PRECISION)
             else:
                 dc += tl.load(dfinal + every + at, ended, 0.0)
                 if CELL == LSTM:
@@ -192,13 +192,14 @@ def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbi
                 dc = tl.where(fresh, 0.0, dc * a1)
                 tl.store(out + 2 * D, d2, live)
                 tl.store(out + 3 * D, d3, live)
-                r3, s3 = r3 + _product(tl.trans(d3), last), s3 + tl.sum(d3, 0)
-                dh = _product(d0, w0) + _product(d1, w1) + _product(d2, w2) + _product(d3, w3)
+                r3, s3 = r3 + _product(tl.trans(d3), last, PRECISION), s3 + tl.sum(d3, 0)
+                dh = _product(d0, w0, PRECISION) + _product(d1, w1, PRECISION)
+                dh += _product(d2, w2, PRECISION) + _product(d3, w3, PRECISION)
             tl.store(out, d0, live)
             tl.store(out + D, d1, live)
-            r1, s1 = r1 + _product(tl.trans(d1), last), s1 + tl.sum(d1, 0)
-            r2, s2 = r2 + _product(tl.trans(d2), last), s2 + tl.sum(d2, 0)
-        r0, s0 = r0 + _product(tl.trans(d0), last), s0 + tl.sum(d0, 0)
+            r1, s1 = r1 + _product(tl.trans(d1), last, PRECISION), s1 + tl.sum(d1, 0)
+            r2, s2 = r2 + _product(tl.trans(d2), last, PRECISION), s2 + tl.sum(d2, 0)
+        r0, s0 = r0 + _product(tl.trans(d0), last, PRECISION), s0 + tl.sum(d0, 0)
         dh = tl.where(fresh, 0.0, dh)
     mine = tile * heads + head
     matrix, biases = dweight + mine * G * D * D + square, dbias + mine * G * D + unit
@@ -221,6 +222,11 @@ def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbi
         tl.store(dstate + 3 * every + at, dm + tl.load(dfinal + 3 * every + at, ended, 0.0), live)
 
 
+def _precision() -> str:
+    """Of products of float32: as torch lets cuDNN's recurrences have it."""
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "tf32x3"
+
+
 def forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
             learning: bool) -> tuple[Tensor, Tensor, Tensor]:
     """h, the last state and what backward needs, (B, T, N, parts, D); arguments as of `segue.kernels.rnn`."""
@@ -230,7 +236,7 @@ def forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, 
     _forward[(heads, -(-batch // ROWS))](
         x.contiguous(), weight.contiguous(), bias.contiguous(), state.contiguous(), starts.to(torch.int8).contiguous(),
         lengths, y, kept, final, batch, length, heads, cell.code, gates, cell.states, cell.parts, width, ROWS, learning,
-        bool(starts.shape[1]))
+        bool(starts.shape[1]), _precision())
     return y, final, kept
 
 
@@ -244,5 +250,5 @@ def backward(cell: Cell, weight: Tensor, state: Tensor, starts: Tensor, lengths:
     _backward[(heads, tiles)](
         weight.contiguous(), state.contiguous(), starts.to(torch.int8).contiguous(), lengths, kept, dy.contiguous(),
         dfinal.contiguous(), dx, dweight, dbias, dstate, batch, length, heads, cell.code, gates, cell.states,
-        cell.parts, width, ROWS, bool(starts.shape[1]))
+        cell.parts, width, ROWS, bool(starts.shape[1]), _precision())
     return dx, dweight.sum(0), dbias.sum(0), dstate
