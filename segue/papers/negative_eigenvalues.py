@@ -32,9 +32,9 @@ ARMS: dict[tuple[str, str], tuple[int, str, dict[str, Any]]] = {
 }
 
 
-def track(arm: tuple[str, str], seed: int, steps: int, rows: int, width: int) -> dict[str, float]:
+def track(arm: tuple[str, str], seed: int, lesson: tuple[int, int], width: int) -> dict[str, float]:
     """One layer without a channel mixer, every prefix asked for, rows of 3 to 40 symbols behind a start token."""
-    modulus, mixer, options = ARMS[arm]
+    (modulus, mixer, options), (steps, rows) = ARMS[arm], lesson
     task = tracking(arm[0], counter(modulus, modulus))
     torch.manual_seed(seed)
     model = Stack(StackConfig(task.vocabulary, width, [mixer], {mixer: options}, channel="none"))
@@ -45,11 +45,11 @@ def track(arm: tuple[str, str], seed: int, steps: int, rows: int, width: int) ->
 
 
 def measure(run: Run) -> list[Row]:
-    training = run.pick({"parity": (2, 8), "sum mod 3": (2, 8)}, {"parity": (600, 64), "sum mod 3": (2000, 32)},
+    training = run.pick({"parity": (2, 8), "sum mod 3": (2, 8)}, {"parity": (600, 64), "sum mod 3": (3000, 32)},
                         {"parity": (3000, 256), "sum mod 3": (20_000, 256)})  # steps, rows
     width = run.pick(16, 32, 64)
     seeds = range(run.seed, run.seed + run.pick(1, SEEDS))
-    jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, *training[arm[0]], width)
+    jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, training[arm[0]], width)
             for arm in reversed(ARMS) for seed in seeds}  # the slow ones first
     done = dict(zip(jobs, run.cells(jobs)))
     table: list[Row] = []
