@@ -297,8 +297,6 @@ CASES: dict[str, dict[str, Any]] = {
     "deltanet": {"mixers": ["deltanet"] * 2},
     "deltanet, products": {"mixers": ["deltanet"], "options": {"deltanet": {
         "eigenvalues": (-1, 1), "householders": 2, "gate": True, "expand_k": 0.5}}},
-    "linear attention": {"mixers": ["linear-attention:relu", "linear-attention"], "options": {
-        "linear-attention:relu": {"features": "relu"}}},
     "mixed": {"mixers": ["attention", "lstm", "mamba", "gla", "gru"]},
 }
 for name, (_, options) in PROBES.items():

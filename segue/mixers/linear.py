@@ -3,8 +3,6 @@ features of the query and of the key, so that what was read is one sum of consta
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,9 +11,6 @@ from segue.errors import SegueError
 from segue.kernels.gla import gla
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
-
-if TYPE_CHECKING:
-    from segue.kernels.cpu.program import Program, View
 
 FAINT = 1e-3  # what a feature has at least
 
@@ -133,22 +128,6 @@ class LinearAttention(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         mixed = self.recurrence(self._project(x), layout, None if parts is None else parts["carry"])
         return self.output(mixed.transpose(1, 2), x)
-
-    def lower(self, program: Program, source: View, into: View) -> None:
-        if not isinstance(self.features, Elu | Relu):
-            raise SegueError("linear attention has a form for the compiled CPU engine with features elu and relu only")
-        keys, _, values = self.widths
-        qkv, y = program.register("qkv", sum(self.widths)), program.register("y", values)
-        q, k, v = qkv[:keys], qkv[keys : 2 * keys], qkv[2 * keys :]
-        program.linear(source, qkv, self.qkv.weight)
-        both = qkv[: 2 * keys]
-        if isinstance(self.features, Elu):
-            program.map(both, both, "elu1")
-        else:
-            program.map(both, both, "relu")
-            program.map(both, both, shift=FAINT)
-        program.matrix(q, k, v, y, self.heads, epsilon=0.0)
-        program.linear(y, into, self.out.weight, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
         q, k, _ = (y.transpose(1, 2) for y in self._project(x))
