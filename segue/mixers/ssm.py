@@ -133,13 +133,13 @@ class StateSpaceMixer(Mixer):
         return F.glu(mixed, -1) if self.gated else mixed
 
     def lower(self, program: Program, source: View, into: View) -> None:
-        y = program.register("y", self.out.in_features)
+        y, mixed = program.register("y", self.out.in_features), program.register("mixed", self.width)
         self.recurrence.lower(program, source, y, self.skip)
         program.map(y, y, "gelu")
         # The engine's gated maps take the gate first.
         weight, bias = (torch.cat([x[self.width :], x[: self.width]]) for x in (self.out.weight, self.out.bias))
-        program.linear(y, into, weight, bias, add=True, activation="sigmoid" if self.gated else "none",
-                       gated=self.gated)
+        program.linear(y, mixed, weight, bias, activation="sigmoid" if self.gated else "none", gated=self.gated)
+        program.add(mixed, into)
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, F, T, T), one head a feature: the Toeplitz matrix of its kernel, which no input changes."""
