@@ -292,6 +292,8 @@ CASES: dict[str, dict[str, Any]] = {
     "s5": {"mixers": ["s5"] * 2},
     "lru": {"mixers": ["lru"] * 2, "options": {"lru": {"states": 20}}},
     "gss": {"mixers": ["gss"] * 2, "options": {"gss": {"states": 6}}},
+    "s4d": {"mixers": ["s4d"] * 2, "options": {"s4d": {"states": 6, "rule": "bilinear"}}},
+    "dss": {"mixers": ["dss"] * 2, "options": {"dss": {"states": 10, "length": 64}}},
     "gla": {"mixers": ["gla"] * 2},
     "elman": {"mixers": ["elman"] * 2},
     "deltanet": {"mixers": ["deltanet"] * 2},

@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.mixers import hippo
 from segue.mixers.convolution import Products
 from segue.mixers.s4d import Diagonal, Modes, parts
-from segue.mixers.ssm import StateSpaceMixer, wide
+from segue.mixers.ssm import StateSpace, StateSpaceMixer, wide
 from segue.mixers.state import Carry, Layout, Part, Tensors
 
 
@@ -43,6 +43,7 @@ class LiquidDiagonal(Diagonal):
     """One recurrence for every order of products."""
 
     modes: LiquidModes
+    lower = StateSpace.lower  # which refuses: the engine knows no products of inputs
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return (super().initial(batch, like)[0].repeat(1, 1, 1, self.modes.degree),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from segue.kernels.scan import diagonal_kernel, diagonal_scan
 from segue.mixers import hippo
 from segue.mixers.ssm import StateSpace, StateSpaceMixer, Steps, wide
 from segue.mixers.state import Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class Modes(nn.Module):
@@ -75,6 +79,10 @@ class Diagonal(StateSpace):
 
     def state_parameters(self) -> list[nn.Parameter]:
         return self.modes.state_parameters()
+
+    def lower(self, program: Program, source: View, into: View, skip: Tensor) -> None:
+        decay, weights = (torch.complex(*x).T for x in self.modes.discrete())
+        program.modes(source, into, decay, weights, skip)
 
 
 class S4D(StateSpaceMixer):

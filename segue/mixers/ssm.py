@@ -6,14 +6,19 @@ Sampled every dt, such a system is a recurrence, which decoding follows, and a l
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segue.errors import SegueError
 from segue.kernels.convolution import long_convolution
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class Steps(nn.Module):
@@ -22,10 +27,15 @@ class Steps(nn.Module):
     learn: whether dt is trained.
     """
 
+    log: nn.Parameter  # or a buffer, where it is not trained
+
     def __init__(self, width: int, dt_min: float = 1e-3, dt_max: float = 0.1, learn: bool = True) -> None:
         super().__init__()
         log = math.log(dt_min) + (math.log(dt_max) - math.log(dt_min)) * torch.rand(width)
-        self.log = nn.Parameter(log) if learn else nn.Buffer(log)
+        if learn:
+            self.log = nn.Parameter(log)
+        else:
+            self.register_buffer("log", log)
 
     def forward(self) -> Tensor:
         """dt (H,), in float32 at least."""
@@ -84,6 +94,10 @@ class StateSpace(Recurrence):
         """Those of A, B and dt; C learns like any other weight."""
         raise NotImplementedError
 
+    def lower(self, program: Program, source: View, into: View, skip: Tensor) -> None:
+        """Emit the recurrence, plus skip * source, for the compiled CPU engine."""
+        raise SegueError(f"{type(self).__name__} has no form for the compiled CPU engine")
+
 
 class StateSpaceMixer(Mixer):
     """A state space on each feature, D u added, a GELU, and a linear map that mixes the features.
@@ -117,6 +131,15 @@ class StateSpaceMixer(Mixer):
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         mixed = self.out(F.gelu(y + self.skip * x.repeat(1, 1, self.recurrence.channels)))
         return F.glu(mixed, -1) if self.gated else mixed
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        y, mixed = program.register("y", self.out.in_features), program.register("mixed", self.width)
+        self.recurrence.lower(program, source, y, self.skip)
+        program.map(y, y, "gelu")
+        # The engine's gated maps take the gate first.
+        weight, bias = (torch.cat([x[self.width :], x[: self.width]]) for x in (self.out.weight, self.out.bias))
+        program.linear(y, mixed, weight, bias, activation="sigmoid" if self.gated else "none", gated=self.gated)
+        program.add(mixed, into)
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, F, T, T), one head a feature: the Toeplitz matrix of its kernel, which no input changes."""
