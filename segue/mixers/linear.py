@@ -3,7 +3,6 @@ features of the query and of the key, so that what was read is one sum of consta
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,15 +44,17 @@ class Relu(Features):
 
 class Taylor(Features):
     """[1, x / K^1/4, x x^T / sqrt(2 K)]: products are 1 + s + s^2 / 2 of s = q . k / sqrt(K), the second-order Taylor
-    polynomial of exp s (Based: Arora et al. 2024, arXiv 2402.18668)."""
+    polynomial of exp s (Based: Arora et al. 2024, arXiv 2402.18668). They are at least 1/2. Of x x^T, what stands
+    twice is taken once, times sqrt(2)."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
-        self.size = 1 + width + width**2
+        self.size = 1 + width + width * (width + 1) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        square = (x[..., :, None] * x[..., None, :]).flatten(-2) / math.sqrt(2 * self.width)
-        return torch.cat([torch.ones_like(x[..., :1]), x * self.width**-0.25, square], -1)
+        i, j = torch.triu_indices(self.width, self.width, device=x.device)
+        share = (self.width * (1 + (i == j).to(x.dtype))).rsqrt()
+        return torch.cat([torch.ones_like(x[..., :1]), x * self.width**-0.25, x[..., i] * x[..., j] * share], -1)
 
 
 class Favor(Features):
