@@ -3,9 +3,9 @@
     python benchmarks/mixers.py [--width 256] [--length 256] [--rows 8] [--rounds 5] [--json FILE]
 
 Rounds of ours and of the peer alternate, and the median counts, so that a busy machine troubles both alike. Peers:
-torch's own modules for attention and the recurrences, the Mamba block of transformers in the torch form it takes on
-CPUs, the plain loop over time for gated linear attention; and for the selective scan alone, the same recurrence as
-log2(T) passes of torch.
+torch's own modules for attention and the recurrences, the Mamba blocks of transformers in the torch form they take on
+CPUs, the plain loop over time for gated linear attention and the complex scan; and for the selective scan alone, the
+same recurrence as log2(T) passes of torch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.gla import gla, gla_reference
-from segue.kernels.scan import selective_scan, selective_scan_reference
-from segue.mixers import GRU, LSTM, Attention, GatedLinearAttention, Mamba
+from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
+from segue.mixers import GRU, LSTM, Attention, GatedLinearAttention, Mamba, Mamba2
 from segue.training.recipe import machine
 
 Step = Callable[[], None]
@@ -51,13 +51,18 @@ def peers(rows: int, length: int, width: int) -> dict[str, tuple[Step, str, Step
         table[name] = (training(ours(width), x), f"torch nn.{theirs.__name__}",
                        training(lambda x, module=module: module(x)[0], x))  # type: ignore[misc]
     try:
-        from transformers import MambaConfig
+        from transformers import Mamba2Config, MambaConfig
         from transformers.models.mamba.modeling_mamba import MambaMixer
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
         peer = MambaMixer(MambaConfig(hidden_size=width, state_size=16), layer_idx=0)
         table["mamba"] = (training(Mamba(width), x), "transformers MambaMixer", training(peer, x))
+        config = Mamba2Config(hidden_size=width, num_heads=width // 32, head_dim=64, state_size=64, n_groups=1,
+                              chunk_size=64, num_hidden_layers=1)
+        table["mamba2"] = (training(Mamba2(width), x), "transformers Mamba2Mixer",
+                           training(Mamba2Mixer(config, layer_idx=0), x))
     except ImportError:
-        print("transformers is not installed: no peer for mamba")
+        print("transformers is not installed: no peer for mamba and mamba2")
 
     def inputs(*shapes: tuple[int, ...]) -> list[Tensor]:
         return [torch.randn(*shape, requires_grad=True) for shape in shapes]
@@ -69,6 +74,11 @@ def peers(rows: int, length: int, width: int) -> dict[str, tuple[Step, str, Step
     scan = (u, dt, A.requires_grad_(), B, C, D, h)
     table["selective scan"] = (training(lambda *x: selective_scan(*x)[0], *scan), "the same in torch",
                                training(lambda *x: selective_scan_reference(*x)[0], *scan))
+    decay = torch.polar(torch.rand(1, 1, width), torch.rand(1, 1, width)).requires_grad_()
+    wave = (decay, torch.randn(rows, length, width, dtype=torch.complex64, requires_grad=True),
+            torch.zeros(rows, width, dtype=torch.complex64))
+    table["linear scan, complex"] = (training(lambda *x: linear_scan(*x).real, *wave), "a loop over time in torch",
+                                     training(lambda *x: linear_scan_reference(*x).real, *wave))
     q, k, v = inputs(*[(rows, length, 4, width // 8)] * 2, (rows, length, 4, width // 4))
     g = torch.rand_like(q).mul(-0.1).requires_grad_()
     linear = (q, k, v, g, torch.zeros(rows, 4, width // 8, width // 4))
