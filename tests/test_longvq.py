@@ -93,6 +93,16 @@ def test_the_codebook_is_a_moving_k_means() -> None:
 
 
 @torch.no_grad()
+def test_codes_that_the_keys_have_left_follow_them() -> None:
+    torch.manual_seed(0)
+    book, corners = Codebook(4, 2), torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    book.learn(0.01 * torch.randn(40, 2) + 30)
+    for _ in range(300):
+        book.learn(corners.repeat(10, 1) + 0.01 * torch.randn(40, 2))
+    assert sorted(book.nearest(corners).tolist()) == [0, 1, 2, 3]
+
+
+@torch.no_grad()
 def test_only_training_moves_the_codebook() -> None:
     model, x = mixer(), torch.randn(1, 9, 8, dtype=torch.float64)
     before = model.attention.codebook.codes.clone()
