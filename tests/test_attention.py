@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from segue.analysis.memory import peak_memory
 from segue.errors import SegueError
 from segue.mixers import Attention, BlockRecurrent, Layout, Linformer, Mixer, Reformer
 from segue.mixers.attention import attend
@@ -389,7 +390,8 @@ def test_linformer_ends_where_its_columns_do() -> None:
 
 
 def test_block_recurrence_is_its_equations() -> None:
-    """Block after block with plain softmaxes: tokens look at their block so far and at the memory, then it moves."""
+    """Block after block with plain softmaxes: tokens look at their block so far, at the one before and at the memory,
+    then it moves."""
     torch.manual_seed(0)
     mixer, x = BlockRecurrent(8, heads=2, block=4, memory=3).double(), torch.randn(1, 10, 8).double()
     cell = mixer.recurrence
@@ -402,11 +404,12 @@ def test_block_recurrence_is_its_equations() -> None:
         return torch.cat(pieces, -1)
 
     q, r, k, v = heads(mixer.qrkv(x[0]), 4)
-    memory, outputs = cell.first, []
+    memory, outputs = torch.zeros(3, 8).double(), []
     for begin in range(0, 10, 4):
-        mine, theirs, keys, values = heads(cell.project(cell.norm(memory)), 4)
+        mine, theirs, keys, values = heads(cell.project(cell.norm(memory + cell.names)), 4)
         for t in range(begin, min(begin + 4, 10)):
-            own = soft(q[t : t + 1], k[begin : t + 1], v[begin : t + 1])
+            here = slice(max(0, begin - 4), t + 1)
+            own = soft(q[t : t + 1], k[here], v[here])
             outputs.append(torch.cat([own, soft(r[t : t + 1], keys, values)], -1))
         block = slice(begin, begin + 4)
         z = cell.update(torch.cat([soft(mine, keys, values), soft(theirs, k[block], v[block])], -1))
@@ -438,3 +441,33 @@ def test_relative_attention_reads_genes() -> None:
                       options={"attention:music": {"relative": 16, "positions": "none"}})
     plain = model.continue_("ACGTACGTAC", n=12, decoder="greedy")
     assert plain.tokens == model.continue_("ACGTACGTAC", n=12, decoder="trie").tokens
+
+
+def test_peak_memory_counts_what_lives_together() -> None:
+    x = torch.randn(1000)
+    assert peak_memory(lambda: x * 2) == 4000 and peak_memory(lambda: x.view(10, 100)) == 0
+    assert peak_memory(lambda: (x * 2 + 1).exp()) == 8000  # of three, two at a time
+    assert peak_memory(lambda: [x + i for i in range(5)]) == 20_000
+
+
+LIGHT: dict[str, Callable[[int], Mixer]] = {
+    "window": lambda n: Attention(16, window=32),
+    "block": lambda n: Attention(16, block=32, look_back=1),
+    "longformer, both ways": lambda n: Attention(16, window=16, global_tokens=2, causal=False),
+    "bigbird": lambda n: Attention(16, block=16, look_back=1, global_tokens=16, random_blocks=2),
+    "relative in a window": lambda n: Attention(16, window=32, relative=32, positions="none"),
+    "span": lambda n: Attention(16, span=32, ramp=8),
+    "reformer": lambda n: Reformer(16, chunk=16),
+    "linformer": lambda n: Linformer(16, rank=16, length=n),
+    "block-recurrent": lambda n: BlockRecurrent(16, block=32),
+}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_memory_grows_with_the_length_and_not_with_its_square(name: str) -> None:
+    def training(make: Callable[[int], Mixer], n: int) -> int:
+        mixer, x = make(n), torch.randn(1, n, 16)
+        return peak_memory(lambda: mixer(x).sum().backward())
+
+    assert training(LIGHT[name], 2048) < 4.5 * training(LIGHT[name], 512)
+    assert training(lambda n: Attention(16), 2048) > 6 * training(lambda n: Attention(16), 512)

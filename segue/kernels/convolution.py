@@ -23,8 +23,13 @@ def long_convolution(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> T
     if u.numel() == 0:
         return u
     wide = torch.promote_types(u.dtype, torch.float32)
-    size = 1 << (n + taps - 2).bit_length() if n + taps > 2 else 1  # the end of the line must not wrap to its beginning
+    size = _fast_size(n + taps - 1)  # the end of the line must not wrap to its beginning
     spectrum = torch.fft.rfft(kernel[:taps].to(wide), n=size, dim=0)
     if back is not None:  # a mirrored kernel has the conjugate spectrum
         spectrum = spectrum + torch.fft.rfft(back[:taps].to(wide), n=size, dim=0).conj()
     return torch.fft.irfft(torch.fft.rfft(u.to(wide), n=size, dim=1) * spectrum, n=size, dim=1)[:, :n].to(u.dtype)
+
+
+def _fast_size(least: int) -> int:
+    """The smallest size from `least` on that is a power of two times a small odd number, as transforms like it."""
+    return min(odd << (-(-least // odd) - 1).bit_length() for odd in (1, 3, 5, 9, 15, 25, 27))

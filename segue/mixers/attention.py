@@ -277,8 +277,8 @@ class Attention(Mixer):
         y = self._softmax(tiled, spread(k), spread(v), pairs, rule, valid).flatten(2, 3)[:, :, :n]
         if rule.first and not rule.causal:
             first = min(rule.first, n)
-            at = layout.positions[:, :, None]
-            all_keys = rules.Pairs(at[:, :first], layout.positions[:, None], layout.follows[:, :first])
+            follows = torch.ones(1, first, n, dtype=torch.bool, device=q.device)  # not of all queries: that is N x N
+            all_keys = rules.Pairs(layout.positions[:, :first, None], layout.positions[:, None], follows)
             seen = self._softmax(q[:, :, :first], k, v, all_keys, rules.full, None)
             y = torch.cat([seen, y[:, :, first:]], 2)
         return y

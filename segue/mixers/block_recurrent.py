@@ -13,16 +13,16 @@ from segue.mixers.state import Carry, Layout, Part, SteppedRecurrence, Tensors
 
 
 class BlockRecurrence(SteppedRecurrence):
-    """Inputs q, r, k, v (B, N, H, E): queries of the block and of the memory, keys and values. State: memory (B, S, D),
-    the block's keys and values so far (B, W, H, E), and how many there are (B,) long.
+    """Inputs q, r, k, v (B, N, H, E): queries of blocks and of memory, keys and values. State: memory (B, S, D), then
+    keys and values of the block before and of this one so far (B, 2 W, H, E), and how many nodes there were (B,) long.
 
     When a block is full, the memory looks at itself and at the block, and moves by a learned gate.
     """
 
     def __init__(self, width: int, heads: int, memory: int, block: int) -> None:
         super().__init__()
-        self.heads, self.block, self.shape = heads, block, (block, heads, width // heads)
-        self.first = nn.Parameter(torch.randn(memory, width))
+        self.heads, self.block, self.shape = heads, block, (2 * block, heads, width // heads)
+        self.names = nn.Parameter(torch.randn(memory, width))  # what tells the memory's vectors apart
         self.norm = nn.LayerNorm(width)
         self.project = nn.Linear(width, 4 * width, bias=False)
         self.update = nn.Linear(2 * width, width)
@@ -30,27 +30,29 @@ class BlockRecurrence(SteppedRecurrence):
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         empty = like.new_zeros(batch, *self.shape)
-        fill = torch.zeros(batch, dtype=torch.long, device=like.device)
-        return self.first.to(like.dtype).expand(batch, -1, -1), empty, empty, fill
+        count = torch.zeros(batch, dtype=torch.long, device=like.device)
+        return like.new_zeros(batch, *self.names.shape), empty, empty, count
 
     def piece(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
-        """Nodes (B, M, ...) that lie in one block; M is 1, or the same room is left in every row."""
-        (q, r, k, v), (memory, keys, values, fill) = inputs, state
-        index = fill[:, None] + torch.arange(q.shape[1], device=fill.device)
+        """Nodes (B, M, ...) that lie in one block; M is 1, or every row has seen as many nodes."""
+        (q, r, k, v), (memory, keys, values, count) = inputs, state
+        block, slots = self.block, torch.arange(2 * self.block, device=count.device)
+        index = block + (count % block)[:, None] + torch.arange(q.shape[1], device=count.device)
         slot = index[..., None, None].expand_as(k)
         keys, values = keys.scatter(1, slot, k.to(keys.dtype)), values.scatter(1, slot, v.to(values.dtype))
-        seen = torch.arange(self.block, device=fill.device) <= index[..., None]  # (B, M, W)
-        ours = self.project(self.norm(memory)).unflatten(-1, (-1, keys.shape[-1])).chunk(4, -2)
-        mine, theirs, memory_keys, memory_values = ours
+        seen = (slots <= index[..., None]) & ((slots >= block) | (count >= block)[:, None, None])  # (B, M, 2 W)
+        parts = self.project(self.norm(memory + self.names.to(memory.dtype)))
+        mine, theirs, memory_keys, memory_values = parts.unflatten(-1, (-1, keys.shape[-1])).chunk(4, -2)
         y = torch.cat([look(q, keys, values, seen), look(r, memory_keys, memory_values)], -1)
-        full = fill + q.shape[1] == self.block
+        count = count + q.shape[1]
+        full = count % block == 0
         if bool(full.any()):
-            found = torch.cat([look(mine, memory_keys, memory_values), look(theirs, keys, values)], -1)
+            found = torch.cat([look(mine, memory_keys, memory_values),
+                               look(theirs, keys[:, block:], values[:, block:])], -1)
             moved = torch.lerp(self.update(found), memory.to(found.dtype), self.gate.sigmoid().to(found.dtype))
             memory = torch.where(full[:, None, None], moved.to(memory.dtype), memory)
-        room = full[:, None, None, None]
-        return y, (memory, keys.masked_fill(room, 0.0), values.masked_fill(room, 0.0),
-                   torch.where(full, 0, fill + q.shape[1]))
+            keys, values = (torch.where(full[:, None, None, None], x.roll(block, 1), x) for x in (keys, values))
+        return y, (memory, keys, values, count)
 
     def step(self, inputs: Tensors, state: Tensors) -> tuple[Tensor, Tensors]:
         y, state = self.piece(tuple(x[:, None] for x in inputs), state)
@@ -58,11 +60,11 @@ class BlockRecurrence(SteppedRecurrence):
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
-        n, fill = inputs[0].shape[1], state[3]
-        if starts is not None or lengths is not None or not n or not len(fill) or bool((fill != fill[0]).any()):
+        n, count = inputs[0].shape[1], state[3]
+        if starts is not None or lengths is not None or not n or not len(count) or bool((count != count[0]).any()):
             return super().scan(inputs, state, starts, lengths)
         outputs = []
-        edges = [0, *range(self.block - int(fill[0]), n, self.block), n]
+        edges = [0, *range(self.block - int(count[0]) % self.block, n, self.block), n]
         for begin, end in zip(edges, edges[1:]):
             y, state = self.piece(tuple(x[:, begin:end] for x in inputs), state)
             outputs.append(y)
@@ -76,11 +78,11 @@ def look(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
 
 
 class BlockRecurrent(Mixer):
-    """Each node looks at its own block so far and at the memory that the blocks before it left.
+    """Each node looks at its own block so far, at the block before, and at the memory that all those before left.
 
     width: model width D. heads. block: nodes in a block, counted from where a document begins. memory: vectors.
-    Training takes one step per block; rows with several documents take one per node. No positions: a block is a set to
-    its nodes but for what they were told before.
+    Training takes one step per block; rows with several documents take one per node. No positions: what is seen is a
+    set, but for what its elements were told before.
     """
 
     def __init__(self, width: int, heads: int = 4, block: int = 64, memory: int = 16) -> None:

@@ -25,7 +25,7 @@ class Steps(nn.Module):
     def __init__(self, width: int, dt_min: float = 1e-3, dt_max: float = 0.1, learn: bool = True) -> None:
         super().__init__()
         log = math.log(dt_min) + (math.log(dt_max) - math.log(dt_min)) * torch.rand(width)
-        self.log = nn.Parameter(log, requires_grad=learn)
+        self.log = nn.Parameter(log) if learn else nn.Buffer(log)
 
     def forward(self) -> Tensor:
         """dt (H,), in float32 at least."""
@@ -101,7 +101,7 @@ class StateSpaceMixer(Mixer):
         self.out = nn.Linear(recurrence.channels * width, width * (1 + gated))
 
     def state_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.recurrence.state_parameters() if parameter.requires_grad]
+        return self.recurrence.state_parameters()
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}

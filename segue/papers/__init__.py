@@ -131,7 +131,8 @@ PAPERS: dict[str, Paper] = {
         ("decoding.draft.trie", "decoding.verify", "decoding.accept.walk")),
     "lssl": Paper(
         "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers, LSSL",
-        "2021, arXiv 2110.13985"),
+        "2021, arXiv 2110.13985", "lssl",
+        ("mixers.lssl", "mixers.hippo", "mixers.ssm.resample")),
     "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444"),
     "making-the-most": Paper(
         "Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers",
@@ -180,7 +181,11 @@ PAPERS: dict[str, Paper] = {
         "2015, arXiv 1506.00019", "rnn_review",
         ("mixers.elman", "mixers.jordan", "mixers.lstm", "mixers.gru", "mixers.bidirectional",
          "training.truncated_bptt", "training.rtrl")),
-    "s4": Paper("Efficiently Modeling Long Sequences with Structured State Spaces, S4", "2021, arXiv 2111.00396"),
+    "s4": Paper(
+        "Efficiently Modeling Long Sequences with Structured State Spaces, S4",
+        "2021, arXiv 2111.00396", "s4",
+        ("mixers.s4", "mixers.s4d", "mixers.dss", "mixers.hippo", "kernels.scan.diagonal_scan",
+         "kernels.convolution")),
     "s5-rl": Paper(
         "Structured State Space Models for In-Context Reinforcement Learning",
         "2023, arXiv 2303.03982", "s5_rl",

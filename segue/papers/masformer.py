@@ -9,7 +9,7 @@ what happens when a trained full model is given local layers.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +88,7 @@ def looked_at(model: Stack, length: int) -> int:
     return sum(int(block.mixer.rule(seen).sum()) for block in model.blocks if isinstance(block.mixer, Attention))
 
 
-def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, Any]:
+def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, float]:
     torch.manual_seed(seed)
     drawn = TASK.batches(32, (LENGTH, LENGTH), seed)
     rate, check = 2e-3, TASK.test(64, LENGTH, seed + 1000)
@@ -104,7 +104,7 @@ def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, Any]:
         learn(model, lambda step: drawn(before + step), steps, rate=rate, seed=seed, strategy=watch, cooldown=0.5)
     taken = watch.curve[-1][0] if watch.curve else steps
     return {"accuracy": accuracy(model, TASK.test(512, LENGTH, seed)), "steps": taken,
-            "pairs": looked_at(model, LENGTH), "curve": watch.curve}
+            "pairs": looked_at(model, LENGTH)}
 
 
 def measure(run: Run) -> list[Row]:
@@ -121,8 +121,8 @@ def measure(run: Run) -> list[Row]:
     run.note("pairs: of a query and a key that it may see, part of those of full layers; attention's own cost, not "
              "that of projections and channel mixers")
     run.note(f"'{CONVERTED}': the steps are those after the layers were made local")
-    return [{"layers": arm, "accuracy": cell["accuracy"], "pairs": cell["pairs"] / full, "steps": cell["steps"],
-             "curve": cell["curve"]} for arm, cell in zip(arms, found)]
+    return [{"layers": arm, "accuracy": cell["accuracy"], "pairs": cell["pairs"] / full, "steps": cell["steps"]}
+            for arm, cell in zip(arms, found)]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
@@ -143,17 +143,17 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
-    curves, bars = figure.subplots(1, 2, width_ratios=[3, 2])
-    for row in table:
-        curves.plot(*zip(*(row["curve"] or [(0, 0.0)])), marker=".", label=row["layers"])
-    curves.axhline(TASK.chance, color="grey", linestyle=":", label="chance")
-    curves.set(xlabel="steps", ylabel="accuracy on fresh rows", title="Recall of far pairs", ylim=(0, 1.05))
-    curves.legend(fontsize="x-small")
-    bars.barh([row["layers"] for row in table], [row["pairs"] for row in table],
-              color=[f"C{i}" for i in range(len(table))])
-    bars.invert_yaxis()
-    bars.tick_params(axis="y", labelsize=7)
-    bars.set(xlabel="part of full attention's pairs", title="Attention's cost")
+    right, cost = figure.subplots(1, 2, sharey=True)
+    names, colours = [row["layers"] for row in table], [f"C{i}" for i in range(len(table))]
+    right.barh(names, [row["accuracy"] for row in table], color=colours)
+    for at, row in enumerate(table):
+        right.text(0.02, at, f"after {row['steps']} steps", va="center", fontsize=7)
+    right.axvline(TASK.chance, color="grey", linestyle=":")
+    right.set(xlabel="accuracy (dotted: chance)", title="Recall of far pairs", xlim=(0, 1))
+    right.tick_params(axis="y", labelsize=8)
+    right.invert_yaxis()
+    cost.barh(names, [row["pairs"] for row in table], color=colours)
+    cost.set(xlabel="part of full attention's pairs", title="Attention's cost")
 
 
 CLAIM = Claim(
