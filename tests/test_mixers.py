@@ -136,7 +136,6 @@ def test_every_mixer_is_checked() -> None:
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_contract(name: str) -> None:
     assert check_mixer(SUBJECTS[name], examples=12, prompt=4, relative=name not in ABSOLUTE)
-    assert check_mixer(SUBJECTS[name], examples=12, prompt=4)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
