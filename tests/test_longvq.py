@@ -70,7 +70,7 @@ def test_a_codebook_of_all_keys_is_exact() -> None:
     assert (outputs[0] - outputs[1]).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("codes, window", [(1, 3), (4, 1), (2, 60)])
+@pytest.mark.parametrize("codes, window", [(1, 3), (4, 2), (2, 60)])
 def test_contract_of_variants(codes: int, window: int) -> None:
     assert check_mixer(lambda width: LongVQ(width, keys=4, expand=1, codes=codes, window=window, states=2), examples=5)
 
@@ -90,6 +90,16 @@ def test_the_codebook_is_a_moving_k_means() -> None:
         total, count = 0.9 * first[code] + 0.1 * mine.sum(0), 0.9 + 0.1 * len(mine)
         assert (book.codes[code] - total / count).abs().max() < 1e-12
     assert book.nearest(book.codes).tolist() == [0, 1, 2]
+
+
+@torch.no_grad()
+def test_codes_that_the_keys_have_left_follow_them() -> None:
+    torch.manual_seed(0)
+    book, corners = Codebook(4, 2), torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+    book.learn(0.01 * torch.randn(40, 2) + 30)
+    for _ in range(300):
+        book.learn(corners.repeat(10, 1) + 0.01 * torch.randn(40, 2))
+    assert sorted(book.nearest(corners).tolist()) == [0, 1, 2, 3]
 
 
 @torch.no_grad()

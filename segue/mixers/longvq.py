@@ -20,8 +20,9 @@ from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors, gather_
 
 class Codebook(nn.Module):
     """S codes that follow the keys by k-means with moving averages of sums and counts, in training only. The first
-    batch seen in training gives the first codes: keys that are far from each other, since codes that begin alike stay
-    unused."""
+    batch seen in training gives the first codes: keys that are far from each other. A code that stands for less than
+    one key of a batch, on average, is dead, and moves to one of the keys that are furthest from their codes: keys move
+    as they learn, and would leave all codes but a few behind."""
 
     sums: Tensor
     counts: Tensor
@@ -56,12 +57,19 @@ class Codebook(nn.Module):
             self.begun.fill_(True)
             if together:
                 torch.distributed.broadcast(self.sums, 0)
-        belongs = F.one_hot(self.nearest(keys), len(self.sums)).to(self.sums.dtype)
+        nearest = self.nearest(keys)
+        missed = (keys - self.codes[nearest].to(keys.dtype)).square().sum(-1)
+        belongs = F.one_hot(nearest, len(self.sums)).to(self.sums.dtype)
         new = torch.cat([belongs.T @ keys.to(self.sums.dtype), belongs.sum(0)[:, None]], 1)
         if together:
             torch.distributed.all_reduce(new)
         self.sums.lerp_(new[:, :-1], 1 - self.decay)
         self.counts.lerp_(new[:, -1], 1 - self.decay)
+        dead = torch.nonzero(self.counts < 1)[: len(keys), 0]
+        self.sums[dead] = keys[missed.topk(len(dead)).indices].to(self.sums.dtype)
+        self.counts[dead] = 1.0
+        if together:
+            torch.distributed.broadcast(self.sums, 0)
 
 
 class QuantisedAttention(Recurrence):
