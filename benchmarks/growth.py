@@ -31,6 +31,10 @@ SUBJECTS: dict[str, tuple[str, dict[str, Any]]] = {
     "reformer": ("reformer", {}),
     "linformer": ("linformer", {"rank": 64}),
     "block-recurrent": ("block-recurrent", {"block": 256}),
+    "longvq": ("longvq", {"window": 64}),
+    "lightnet": ("lightnet", {"toeplitz": 4}),
+    "jrt": ("jrt", {"key_width": 8}),
+    "hydra": ("hydra", {}),
 }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segue.decoding import generate
 from segue.mixers import Layout, PrefixLinearAttention
-from segue.mixers.linear import taylor
+from segue.mixers.linear import FEATURES
 from segue.models import Stack, StackConfig
 from segue.tasks import TASKS, read_twice
 from segue.testing import check_model
@@ -18,7 +18,7 @@ from segue.testing import check_model
 
 def mixer(prefix: int = 0, **options: int) -> PrefixLinearAttention:
     torch.manual_seed(0)
-    made = PrefixLinearAttention(8, heads=2, features=3, prefix=prefix, **options).double()
+    made = PrefixLinearAttention(8, heads=2, key_width=3, prefix=prefix, **options).double()
     for parameter in made.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return made
@@ -26,7 +26,7 @@ def mixer(prefix: int = 0, **options: int) -> PrefixLinearAttention:
 
 def by_loops(mixer: PrefixLinearAttention, x: Tensor, prompt: int) -> Tensor:
     """The equations of the paper, one row (T, D) whose first `prompt` nodes are its prompt, node by node."""
-    taps, d, heads = mixer.convolution.weight.shape[1], mixer.features, mixer.heads
+    taps, d, heads = mixer.convolution.weight.shape[1], mixer.features.width, mixer.heads
     line = torch.cat([x.new_zeros(taps - 1, x.shape[1]), x])
     u = torch.stack([(line[t : t + taps] * mixer.convolution.weight.T).sum(0) for t in range(len(x))])
     u = u + mixer.convolution.bias
@@ -52,7 +52,8 @@ def by_loops(mixer: PrefixLinearAttention, x: Tensor, prompt: int) -> Tensor:
 def test_the_features_are_the_beginning_of_the_exponential(d: int) -> None:
     a, b = torch.randn(2, 7, d, dtype=torch.float64)
     s = (a * b).sum(-1) / math.sqrt(d)
-    assert taylor(a).shape[-1] == 1 + d + d * (d + 1) // 2
+    taylor = FEATURES["taylor"](d)
+    assert taylor(a).shape[-1] == taylor.size == 1 + d + d * (d + 1) // 2
     assert ((taylor(a) * taylor(b)).sum(-1) - (1 + s + s**2 / 2)).abs().max() < 1e-12
 
 
@@ -100,7 +101,7 @@ def test_packed_documents_have_their_own_prompts() -> None:
 def test_with_mixers_the_paper_never_had(pattern: str) -> None:
     """Between recurrences and attention, with drafts as trees; the text of a draft is that of plain decoding."""
     torch.manual_seed(0)
-    options = {"jrt": {"heads": 2, "features": 2, "prefix": 3}, "mamba": {"states": 2}, "attention": {"heads": 2}}
+    options = {"jrt": {"heads": 2, "key_width": 2, "prefix": 3}, "mamba": {"states": 2}, "attention": {"heads": 2}}
     names = pattern.split("+")
     model = Stack(StackConfig(6, 8, names, {name: options[name] for name in names if name in options}))
     check_model(model, examples=3, longest=12, prompt=3, shrink=False, only="any life")

@@ -79,7 +79,10 @@ def test_contract_of_variants(codes: int, window: int) -> None:
 def test_the_codebook_is_a_moving_k_means() -> None:
     torch.manual_seed(0)
     book, keys = Codebook(3, 2, decay=0.9).double(), torch.randn(20, 2, dtype=torch.float64)
-    first = keys[torch.linspace(0, 19, 3).long()]
+    first = [keys[0]]  # then, twice, the key furthest from those chosen
+    for _ in range(2):
+        first.append(max(keys, key=lambda key: min((key - other).square().sum() for other in first)))
+    first = torch.stack(first)
     book.learn(keys)
     nearest = [int((first - key).square().sum(-1).argmin()) for key in keys]
     for code in range(3):

@@ -80,7 +80,7 @@ SUBJECTS: dict[str, Make] = {
     "dss": lambda width: DSS(width, states=4, length=16),
     "liquid-s4": lambda width: LiquidS4(width, states=4, dt_min=0.1, dt_max=1.0),
     "s4nd": lambda width: S4ND(width, states=4),
-    "jrt": lambda width: PrefixLinearAttention(width, heads=2, features=2, prefix=3),
+    "jrt": lambda width: PrefixLinearAttention(width, heads=2, key_width=2, prefix=3),
     "lightnet": lambda width: LightNet(width, heads=2, gate_rank=4, toeplitz=2),
     "longvq": lambda width: LongVQ(width, keys=4, expand=1, codes=3, window=4, states=2),
     "hydra": lambda width: Hydra(width, heads=2, states=3),

@@ -27,6 +27,19 @@ class ExponentialAverage(Recurrence):
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return (like.new_zeros(batch, *self.rate.shape, dtype=torch.promote_types(like.dtype, torch.float32)),)
 
+    def along(self, x: Tensor) -> Tensor:
+        """Averages (B, N, D) along whole lines of their own, (B, N, D): one convolution, and no state."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return long_convolution(x, (self._taken(self._powers(x.shape[1], wide)) * self.weight.to(wide)).sum(-1))
+
+    def _powers(self, n: int, dtype: torch.dtype) -> Tensor:
+        """(N, D, S): the decays to the power 0, 1, ... N - 1."""
+        steps = torch.arange(n, dtype=dtype, device=self.rate.device)
+        return (F.logsigmoid(self.rate.to(dtype)) * steps[:, None, None]).exp()
+
+    def _taken(self, power: Tensor) -> Tensor:
+        return power * torch.sigmoid(-self.rate.to(power.dtype))
+
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         (x,), (h,) = inputs, state
@@ -34,13 +47,10 @@ class ExponentialAverage(Recurrence):
         if not x.numel():
             return x, state
         if n > 1 and starts is None and lengths is None:  # the same for all nodes: one convolution
-            steps = torch.arange(n + 1, dtype=h.dtype, device=x.device)
-            power = (F.logsigmoid(rate) * steps[:, None, None]).exp()  # (N + 1, D, S)
-            taken = power[:-1] * torch.sigmoid(-rate)
-            y = long_convolution(x.to(h.dtype), (taken * weight).sum(-1))
-            y = y + torch.einsum("bds,nds->bnd", h, power[1:] * weight)
-            final = h * power[-1] + torch.einsum("bnd,nds->bds", x.to(h.dtype), taken.flip(0))
-            return y.to(x.dtype), (final,)
+            power = self._powers(n + 1, h.dtype)
+            before = torch.einsum("bds,nds->bnd", h, power[1:] * weight)
+            final = h * power[-1] + torch.einsum("bnd,nds->bds", x.to(h.dtype), self._taken(power[:-1].flip(0)))
+            return self.along(x) + before.to(x.dtype), (final,)
         a = torch.sigmoid(rate).expand(x.shape[0], n, *rate.shape)
         b = torch.sigmoid(-rate) * x.to(h.dtype)[..., None]
         if lengths is not None:

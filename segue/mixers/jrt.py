@@ -4,44 +4,41 @@ arXiv 2407.05483), with the Taylor feature map of Based (Arora et al. 2024, arXi
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.linear import linear_attention, linear_attention_both_ways
+from segue.kernels.gla import gla
+from segue.kernels.linear import linear_attention_both_ways
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
-from segue.mixers.linear import taylor
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.linear import FEATURES, LinearRecurrence, normalised
+from segue.mixers.state import Carry, Layout, Part, Tensors
 
 
-class PrefixLinearRecurrence(Recurrence):
+class PrefixLinearRecurrence(LinearRecurrence):
     """The sum of key-value products so far, begun with those of the whole prompt by the encoder's projections.
 
-    Inputs q, k (B, N, H, K), v (B, N, H, E), the encoder's keys and values alike, and prompt (B, N) bool: the nodes
-    that the encoder reads. State (B, H, K, E), float32 at least: a long sum does not survive bfloat16.
+    Inputs features q, k (B, N, H, F), v (B, N, H, E), the encoder's keys and values alike, and prompt (B, N) bool: the
+    nodes that the encoder reads. State as of `LinearRecurrence`.
     """
-
-    def __init__(self, heads: int, key_width: int, value_width: int) -> None:
-        super().__init__()
-        self.shape = (heads, key_width, value_width)
-
-    def initial(self, batch: int, like: Tensor) -> Tensors:
-        return (like.new_zeros(batch, *self.shape, dtype=torch.promote_types(like.dtype, torch.float32)),)
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         q, k, v, keys, values, read = inputs
+        v, values = (F.pad(x, (0, 1), value=1.0) for x in (v, values))  # the ones sum up the weights
         if lengths is not None:
             live = torch.arange(q.shape[1], device=q.device) < lengths[:, None]
             read, starts = read & live, None if starts is None else starts & live
         keys = keys * read[..., None, None]
         if starts is None:
-            y, final = linear_attention(q, k, v, state[0] + self._sum(keys, values), None, lengths)
-            return y, (final,)
-        y, final = linear_attention(q, k, v, state[0], starts, lengths)
-        document = starts.long().cumsum(1)
-        last = keys * (document == document[:, -1:])[..., None, None]
-        return y + linear_attention_both_ways(q, keys, values, starts), (final + self._sum(last, values),)
+            y, final = gla(q, k, v, None, state[0] + self._sum(keys, values), None, lengths)
+        else:
+            y, final = gla(q, k, v, None, state[0], starts, lengths)
+            y = y + linear_attention_both_ways(q, keys, values, starts)
+            document = starts.long().cumsum(1)
+            final = final + self._sum(keys * (document == document[:, -1:])[..., None, None], values)
+        return normalised(y[..., :-1], y[..., -1:]), (final,)
 
     @staticmethod
     def _sum(keys: Tensor, values: Tensor) -> Tensor:
@@ -56,24 +53,27 @@ class PrefixLinearAttention(Mixer):
     document; without either nothing is read ahead. It must be given whole, and its elements see each other: only what
     comes after it may be predicted from what comes before.
 
-    width: model width D. heads. features: d, the width of queries and keys per head; the state then has
-    1 + d + d (d + 1) / 2 rows per head. taps: of the short convolution before the projections (1: the node alone).
+    width: model width D. heads. features: "taylor", "elu", "favor" or "relu" (see `LinearAttention`). key_width: of
+    queries and keys per head, before the features. taps: of the short convolution before the projections (1: the node
+    alone). prefix: see above.
     """
 
     linear_in_values = True
     needs_whole_prompt = True
 
-    def __init__(self, width: int, heads: int = 4, features: int = 16, taps: int = 3, prefix: int = 0) -> None:
+    def __init__(self, width: int, heads: int = 4, features: str = "taylor", key_width: int = 16, taps: int = 3,
+                 prefix: int = 0) -> None:
         super().__init__(width)
-        if width % heads:
-            raise SegueError(f"width {width} is not divisible by {heads} heads: choose another number of heads")
-        self.heads, self.features, self.prefix = heads, features, prefix
+        if width % heads or features not in FEATURES:
+            raise SegueError(f"features '{features}' with {heads} heads at width {width}: the width must be divisible "
+                             f"by the heads, the features one of {', '.join(FEATURES)}")
+        self.heads, self.prefix = heads, prefix
         self.convolution = ShortConvolution(width, taps)
-        self.qk = nn.Linear(width, 3 * heads * features, bias=False)  # queries, keys, keys of the encoder
+        self.qk = nn.Linear(width, 3 * heads * key_width, bias=False)  # queries, keys, keys of the encoder
         self.v = nn.Linear(width, 2 * width, bias=False)  # values, values of the encoder
+        self.features = FEATURES[features](key_width)
         self.out = nn.Linear(width, width, bias=False)
-        self.recurrence = PrefixLinearRecurrence(heads, 1 + features + features * (features + 1) // 2,
-                                                 width // heads + 1)
+        self.recurrence = PrefixLinearRecurrence(heads, self.features.size, width // heads)
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
@@ -81,16 +81,14 @@ class PrefixLinearAttention(Mixer):
 
     def _project(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensors:
         x = self.convolution((x,), layout, None if parts is None else parts["convolution"])
-        q, k, keys = taylor(self.qk(x).unflatten(-1, (3, self.heads, self.features))).unbind(2)
-        both = self.v(x).unflatten(-1, (2, self.heads, -1))
-        v, values = torch.cat([both, torch.ones_like(both[..., :1])], -1).unbind(2)  # the ones sum up the weights
+        q, k, keys = self.features(self.qk(x).unflatten(-1, (3, self.heads, -1))).unbind(2)
+        v, values = self.v(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
         read = layout.positions < self.prefix if layout.prompt is None else layout.prompt
         return q, k, v, keys, values, read.expand(x.shape[:2])
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         inputs = self._project(x, layout, parts)
-        y = self.recurrence(inputs, layout, None if parts is None else parts["carry"])
-        return self.out((y[..., :-1] / y[..., -1:]).flatten(2))
+        return self.out(self.recurrence(inputs, layout, None if parts is None else parts["carry"]).flatten(2))
 
     def _inputs(self, x: Tensor) -> Tensors:
         return self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
@@ -105,7 +103,7 @@ class PrefixLinearAttention(Mixer):
 
     def values(self, x: Tensor) -> Tensor:
         _, _, v, _, values, _ = self._inputs(x)
-        return torch.cat([v, values], 2)[..., :-1].transpose(1, 2)
+        return torch.cat([v, values], 2).transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
         own, ahead = mixed.chunk(2, 1)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.linear import linear_attention, linear_attention_both_ways
+from segue.kernels.gla import gla
+from segue.kernels.linear import linear_attention_both_ways
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
@@ -57,7 +58,7 @@ class AdditiveRecurrence(Recurrence):
         else:
             keeps = torch.logical_not(starts).to(weights.dtype)[..., None, None].expand_as(weights)
             totals = linear_scan(keeps, weights, state[1])
-        y, final = linear_attention(divided(q, totals), k, v, state[0], starts, lengths)
+        y, final = gla(divided(q, totals), k, v, None, state[0], starts, lengths)
         return y, (final, totals[:, -1])
 
 
@@ -116,8 +117,8 @@ class LightNet(Mixer):
                 total = total + average((x,), layout, None if parts is None else parts[f"average{axis}"])
                 continue
             lines = x.unflatten(1, grid).movedim(1 + axis, -2)  # (B, other axes, this axis, D)
-            flat = lines.reshape(-1, grid[axis], self.width)
-            y = average((flat,), Layout.chain((flat.shape[0], flat.shape[1]), device=x.device))
+            assert isinstance(average, ExponentialAverage)
+            y = average.along(lines.reshape(-1, grid[axis], self.width))
             total = total + y.view_as(lines).movedim(-2, 1 + axis).reshape(x.shape)
         return x + self.placed(total)
 

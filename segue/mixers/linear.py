@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.linear import linear_attention
+from segue.kernels.gla import gla
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
 
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
 FAINT = 1e-3  # what a feature has at least
-
-
-def taylor(x: Tensor) -> Tensor:
-    """(..., d) -> (..., 1 + d + d (d + 1) / 2) features: those of a and b have the inner product 1 + s + s^2 / 2, the
-    beginning of exp(s), where s = a . b / sqrt(d). It is at least 1/2. A product of two coordinates stands once."""
-    d = x.shape[-1]
-    i, j = torch.triu_indices(d, d, device=x.device)
-    share = (d + d * (i == j)).to(x.dtype).rsqrt()
-    return torch.cat([torch.ones_like(x[..., :1]), x * d**-0.25, x[..., i] * x[..., j] * share], -1)
 
 
 class Features(nn.Module):
@@ -52,14 +43,18 @@ class Relu(Features):
 
 
 class Taylor(Features):
-    """As of `taylor`, the feature map of Based (Arora et al. 2024, arXiv 2402.18668)."""
+    """[1, x / K^1/4, x x^T / sqrt(2 K)]: products are 1 + s + s^2 / 2 of s = q . k / sqrt(K), the second-order Taylor
+    polynomial of exp s (Based: Arora et al. 2024, arXiv 2402.18668). They are at least 1/2. Of x x^T, what stands
+    twice is taken once, times sqrt(2)."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
         self.size = 1 + width + width * (width + 1) // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return taylor(x)
+        i, j = torch.triu_indices(self.width, self.width, device=x.device)
+        share = (self.width * (1 + (i == j).to(x.dtype))).rsqrt()
+        return torch.cat([torch.ones_like(x[..., :1]), x * self.width**-0.25, x[..., i] * x[..., j] * share], -1)
 
 
 class Favor(Features):
@@ -103,7 +98,7 @@ class LinearRecurrence(Recurrence):
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         q, k, v = inputs
-        y, final = linear_attention(q, k, F.pad(v, (0, 1), value=1.0), state[0], starts, lengths)
+        y, final = gla(q, k, F.pad(v, (0, 1), value=1.0), None, state[0], starts, lengths)
         return normalised(y[..., :-1], y[..., -1:]), (final,)
 
 

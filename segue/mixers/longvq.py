@@ -19,8 +19,9 @@ from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors, gather_
 
 
 class Codebook(nn.Module):
-    """S codes that follow the keys by k-means with moving averages of sums and counts: no gradient, no update outside
-    training. The first batch seen in training gives the first codes."""
+    """S codes that follow the keys by k-means with moving averages of sums and counts, in training only. The first
+    batch seen in training gives the first codes: keys that are far from each other, since codes that begin alike stay
+    unused."""
 
     sums: Tensor
     counts: Tensor
@@ -48,7 +49,10 @@ class Codebook(nn.Module):
         """Move towards keys (N, Z), those of all processes: one step of k-means."""
         together = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not bool(self.begun):
-            self.sums.copy_(keys[torch.linspace(0, len(keys) - 1, len(self.sums), device=keys.device).long()])
+            apart = torch.full_like(keys[:, 0], math.inf)
+            for code in self.sums:
+                code.copy_(keys[apart.argmax()])
+                apart = torch.minimum(apart, (keys - code.to(keys.dtype)).square().sum(-1))
             self.begun.fill_(True)
             if together:
                 torch.distributed.broadcast(self.sums, 0)
@@ -89,12 +93,13 @@ class QuantisedAttention(Recurrence):
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         if not inputs[0].shape[1]:
             return inputs[2], state
+        codes = self._codes(inputs[1], inputs[3])
         q, k, v, code = inputs[0], *(torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, inputs[1:]))
         sums, w, n = state[3], self.window, q.shape[1]
         document = torch.zeros_like(inputs[3]) if starts is None else starts.long().cumsum(1)
         document = F.pad(document, (w, 0)).where(code >= 0, -1)  # of each node of the line
         valued = torch.cat([v, torch.ones_like(v[..., :1])], -1).to(sums.dtype)  # the ones sum up the weights
-        y = self._blocks(q, k, valued, code, document, sums)[:, :n]
+        y = self._blocks(q, k, valued, code, codes, document, sums)[:, :n]
 
         taken = torch.full_like(code[:, 0], n) if lengths is None else lengths
         owner = document.gather(1, (taken + w - 1)[:, None]).clamp(min=0)
@@ -105,12 +110,22 @@ class QuantisedAttention(Recurrence):
         k, v, code = (gather_nodes(x, recent) for x in (k, v, code.where(document == owner, -1)))
         return (y[..., :-1] / y[..., -1:]).to(v.dtype), (k.to(state[0].dtype), v.to(state[1].dtype), code, sums)
 
+    def _codes(self, k: Tensor, code: Tensor) -> Tensor:
+        """The codes (S, Z). In training their gradient goes to the keys (B, N, Z) that they stand for, on average."""
+        codes = self.codebook.codes.to(k.dtype)
+        if not self.training:
+            return codes
+        belongs = F.one_hot(code.flatten(), len(codes)).to(k.dtype)
+        mean = belongs.T @ k.flatten(0, 1) / belongs.sum(0).clamp(min=1)[:, None]
+        return codes + (mean - mean.detach())
+
     def _by_code(self, code: Tensor, valued: Tensor, which: Tensor) -> Tensor:
         """(..., N) codes and (..., N, E + 1) -> (..., S, E + 1), the sums over `which` nodes (..., N) of each code."""
         hot = F.one_hot(code.clamp(min=0), len(self.codebook.counts)).to(valued.dtype) * which[..., None]
         return hot.mT @ valued
 
-    def _blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor) -> Tensor:
+    def _blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, codes: Tensor, document: Tensor,
+                sums: Tensor) -> Tensor:
         """Unnormalised outputs (B, N + padding, E + 1) of the queries (B, N, Z), which are the line's nodes from
         `window` on. Each block of them sees the line from `window` nodes before it to its end, node by node, and what
         is before that by code."""
@@ -126,7 +141,7 @@ class QuantisedAttention(Recurrence):
         mine, theirs = document[:, w:].unflatten(1, (blocks, size))[..., None], document[:, near][..., None, :]
         seen = (mine == theirs) & (theirs >= 0) & (apart >= 0)
         exact = (q @ k[:, near].mT).to(sums.dtype) + self.bias[apart.clamp(0, w - 1)].to(sums.dtype)
-        coded = (q @ self.codebook.codes.to(q.dtype).mT).to(sums.dtype)  # (B, blocks, size, S)
+        coded = (q @ codes.mT).to(sums.dtype)  # (B, blocks, size, S)
         quantised = coded.gather(-1, code[:, near][..., None, :].clamp(min=0).expand_as(exact))
         y = torch.where(apart < w, exact, quantised).masked_fill(~seen, -math.inf).exp() @ valued[:, near]
 

@@ -118,6 +118,7 @@ class MatrixMixer(Mixer):
 
     causal = False
     linear_in_values = True
+    cost = "T²"
 
     def __init__(self, width: int, structure: str = "quasiseparable", aligned: bool = True, length: int = 256,
                  heads: int = 4, features: int = 16, expand: int = 2, taps: int = 7) -> None:

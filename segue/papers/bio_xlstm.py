@@ -110,26 +110,23 @@ def in_context(name: str, path: Path | None, steps: int, context: int, queries: 
     run = learn(model, batches, steps, rate=3e-3, seed=seed, cooldown=1.0, clip=1.0)
     model.eval()
     result = {"parameters": float(sum(p.numel() for p in model.parameters())), "training loss": run.curve[-1]["loss"]}
-    for own in (True, False):
+    rng, drawn = np.random.default_rng(seed + 1), []  # the same molecules behind either context
+    for index, domain in enumerate(held):
+        for _ in range(queries):
+            query, *own = (domain[i] for i in rng.permutation(len(domain))[: max(GIVEN) + 1])
+            other = held[(index + int(rng.integers(1, len(held)))) % len(held)]
+            drawn.append((query, own, [other[i] for i in rng.permutation(len(other))[: max(GIVEN)]]))
+    for side, kind in enumerate(("own", "foreign"), 1):
         for given in GIVEN:
-            rng, prompts, counts = np.random.default_rng(seed + 1), [], []
-            for index, domain in enumerate(held):
-                for _ in range(queries):
-                    chosen, away = rng.permutation(len(domain))[: max(GIVEN) + 1], int(rng.integers(1, len(held)))
-                    other = held[(index + away) % len(held)]
-                    before = [domain[i] for i in chosen[1:]] if own else \
-                        [other[i] for i in rng.permutation(len(other))[: max(GIVEN)]]
-                    query = domain[chosen[0]]
-                    prompts.append(np.concatenate([np.zeros(1, np.int64), *before[:given], query]))
-                    counts.append(len(query))
-            result[f"{'own' if own else 'foreign'} {given}"] = scores(model, prompts, counts)
+            prompts = [np.concatenate([np.zeros(1, np.int64), *each[side][:given], each[0]]) for each in drawn]
+            result[f"{kind} {given}"] = scores(model, prompts, [len(each[0]) for each in drawn])
     return result
 
 
 # --- both strands ------------------------------------------------------------------------------------------------
 
 PARTNER = torch.tensor([3, 2, 1, 0])  # A C G T
-MOTIF = torch.tensor([2, 1, 3, 2, 0, 2, 3, 1, 0, 1])  # GCTGAGTCAC: its reverse complement is another word
+MOTIF, COPIES = torch.tensor([3, 2, 0, 2, 3, 1, 0, 1]), 4  # TGAGTCAC: its reverse complement is another word
 LENGTH = 256
 SHARING = ("none", "augmentation", "parameter sharing")
 
@@ -147,13 +144,15 @@ def genome(path: Path | None) -> Tensor:
 
 
 def strands(bases: Tensor, rows: int, generator: torch.Generator) -> Batch:
-    """Stretches of the genome, in half of which the motif is written over, on either strand; asked for at the end."""
+    """Stretches of the genome; in half of them the motif is written over, each copy on either strand; asked for at the
+    end."""
     begin = torch.randint(len(bases) - LENGTH, (rows, 1), generator=generator)
     tokens = bases[begin + torch.arange(LENGTH)]
     label = torch.randint(2, (rows,), generator=generator)
-    place = torch.randint(LENGTH - len(MOTIF), (rows, 1), generator=generator) + torch.arange(len(MOTIF))
-    either = torch.where(torch.rand(rows, 1, generator=generator) < 0.5, MOTIF, PARTNER[MOTIF.flip(0)])
-    tokens = tokens.scatter(1, place, torch.where(label[:, None] == 1, either, tokens.gather(1, place)))
+    for _ in range(COPIES):
+        place = torch.randint(LENGTH - len(MOTIF), (rows, 1), generator=generator) + torch.arange(len(MOTIF))
+        either = torch.where(torch.rand(rows, 1, generator=generator) < 0.5, MOTIF, PARTNER[MOTIF.flip(0)])
+        tokens = tokens.scatter(1, place, torch.where(label[:, None] == 1, either, tokens.gather(1, place)))
     targets = torch.full_like(tokens, -1)
     targets[:, -1] = label
     return Batch(tokens, targets)
@@ -172,8 +171,8 @@ def both_strands(sharing: str, path: Path | None, rows: int, steps: int, seed: i
 
     def batches(step: int) -> Batch:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        batch = train.rows(torch.randint(rows, (32,), generator=generator))
-        turned = torch.rand(32, 1, generator=generator) < (0.5 if sharing == "augmentation" else 0.0)
+        batch = train.rows(torch.randint(rows, (16,), generator=generator))
+        turned = torch.rand(16, 1, generator=generator) < (0.5 if sharing == "augmentation" else 0.0)
         return Batch(torch.where(turned, mirror(batch.tokens, PARTNER), batch.tokens), batch.targets)
 
     learn(model, batches, steps, rate=3e-3, seed=seed, cooldown=1.0, clip=1.0)
@@ -190,8 +189,8 @@ def both_strands(sharing: str, path: Path | None, rows: int, steps: int, seed: i
 def measure(run: Run) -> list[Row]:
     molecules = None if run.scale == "smoke" else run.dataset("chembl-chem-xlstm")
     dna = None if run.scale == "smoke" else run.dataset("ecoli-k12")
-    steps, context, queries = run.pick(3, 160), run.pick(64, 768), run.pick(2, 24)
-    seeds, sizes, shots = run.pick(1, 2), run.pick((32,), (200,)), run.pick(2, 200)
+    steps, context, queries = run.pick(3, 150), run.pick(64, 512), run.pick(2, 16)
+    seeds, sizes, shots = run.pick(1, 1), run.pick((32,), (200,)), run.pick(2, 200)
     jobs: dict[str, Any] = {f"molecules {name}": partial(in_context, name, molecules, steps, context, queries, run.seed)
                             for name in MODELS}
     jobs |= {f"strands {sharing} {size} {seed}": partial(both_strands, sharing, dna, size, shots, seed)

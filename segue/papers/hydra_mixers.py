@@ -48,14 +48,14 @@ def batches(text: torch.Tensor, symbols: int, seed: int) -> Callable[[int], Batc
     return lambda step: hidden(text, 16, symbols, torch.Generator().manual_seed(seed * 1_000_003 + step))
 
 
-def train(arm: str, seed: int, steps: int) -> dict[str, float]:
-    """Nats per hidden character of the held-out text."""
+def train(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
+    """Nats per hidden character of `rows` pieces of the held-out text."""
     text, test, symbols = documentation()
     torch.manual_seed(seed)
     name, options = ARMS[arm]
     model = Stack(StackConfig(symbols + 1, WIDTH, [name] * 2, {name: options}, channel="none"))
     learn(model, batches(text, symbols, seed), steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)
-    batch = hidden(test, 512, symbols, torch.Generator().manual_seed(-1 - seed))
+    batch = hidden(test, rows, symbols, torch.Generator().manual_seed(-1 - seed))
     with torch.no_grad():
         logits = model(batch.tokens).logits
     nats = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1).item()
@@ -64,7 +64,7 @@ def train(arm: str, seed: int, steps: int) -> dict[str, float]:
 
 def measure(run: Run) -> list[Row]:
     steps, seeds = run.pick(2, 300), range(run.seed, run.seed + run.pick(2, 3))
-    jobs = {f"{arm} {seed}": partial(train, arm, seed, steps) for arm in ARMS for seed in seeds}
+    jobs = {f"{arm} {seed}": partial(train, arm, seed, steps, run.pick(8, 512)) for arm in ARMS for seed in seeds}
     done = dict(zip(jobs, run.cells(jobs)))
     table: list[Row] = []
     for arm in ARMS:

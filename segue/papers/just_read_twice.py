@@ -38,7 +38,7 @@ def shown(arm: str) -> Callable[[Batch], Batch]:
 
 
 def model(arm: str) -> Stack:
-    return Stack(StackConfig(TASK.vocabulary, WIDTHS[arm], ["jrt"] * 2, {"jrt": {"heads": 1, "features": 3}},
+    return Stack(StackConfig(TASK.vocabulary, WIDTHS[arm], ["jrt"] * 2, {"jrt": {"heads": 1, "key_width": 3}},
                              tied=False))
 
 

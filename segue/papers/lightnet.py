@@ -19,7 +19,7 @@ from segue.errors import require
 from segue.mixers import MIXERS, LightNet, Mixer
 from segue.mixers.state import Layout, Tensors
 from segue.models import Stack, StackConfig
-from segue.objectives import Batch
+from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import accuracy, learn
 
@@ -96,16 +96,15 @@ def train(arm: str, seed: int, steps: int) -> float:
 
 
 def step_time(arms: tuple[str, ...], side: int, repeats: int) -> dict[str, float]:
-    """Milliseconds of forward and backward of one mixer on random grids: the least of `repeats`, turn by turn."""
+    """Milliseconds of forward and backward of the model on two random grids: the least of `repeats`, turn by turn."""
     torch.manual_seed(0)
-    x, grid = torch.randn(2, side * side, WIDTH, requires_grad=True), (side, side)
-    mixers = {arm: ARMS[arm][0](WIDTH, **ARMS[arm][1]) for arm in arms}
-    best = dict.fromkeys(arms, float("inf"))
+    pictures, labels, objective = torch.randn(2, side * side), torch.zeros(2, dtype=torch.long), NextElement()
+    models, best = {arm: classifier(arm) for arm in arms}, dict.fromkeys(arms, float("inf"))
     for _ in range(repeats + 1):
-        for arm, mixer in mixers.items():
-            layout = Layout.chain((2, side * side), grid=grid if mixer.axes == 2 else None)
+        for arm, model in models.items():
+            given = batch(arm, pictures, labels, side)
             begin = time.perf_counter()
-            mixer(x, layout).square().mean().backward()
+            objective(model, given).total.backward()
             best[arm] = min(best[arm], 1000 * (time.perf_counter() - begin))
     return best
 
@@ -117,7 +116,7 @@ def measure(run: Run) -> list[Row]:
     sides = run.pick((8,), (16, 32, 64))
     timed = {side: run.cell(f"time {side}", partial(step_time, tuple(ARMS), side, run.pick(1, 3))) for side in sides}
     run.note(f"{steps} steps of 32 pictures of 8 x 8 pixels, two blocks of width {WIDTH}, {len(seeds)} seeds; times "
-             "are of one mixer, forward and backward, two random grids, float32, the processes' own threads")
+             "are of the same models, forward and backward, on two random grids, in float32")
     return [{"model": arm, "accuracy": mean(done[f"{arm} {seed}"] for seed in seeds),
              **{f"ms at {side} x {side}": timed[side][arm] for side in sides}} for arm in ARMS]
 

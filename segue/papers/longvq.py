@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.linear import linear_attention
+from segue.kernels.gla import gla
 from segue.mixers import LongVQ
 from segue.mixers.attention import attend
 from segue.mixers.state import Layout, Part
@@ -54,8 +54,8 @@ class Linear(LongVQ):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         memory = self._remember(x, layout, None)
         q, k, v, _ = (y[:, :, None] for y in self._project(x, memory))
-        v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-        y, _ = linear_attention(F.elu(q) + 1, F.elu(k) + 1, v, v.new_zeros(len(v), 1, q.shape[-1], v.shape[-1]))
+        v = F.pad(v, (0, 1), value=1.0)
+        y, _ = gla(F.elu(q) + 1, F.elu(k) + 1, v, None, v.new_zeros(len(v), 1, q.shape[-1], v.shape[-1]))
         return self._gate((y[..., :-1] / y[..., -1:])[:, :, 0], memory)
 
 
@@ -198,7 +198,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     far_back.set(ylabel="accuracy", ylim=(0, 1.05), title=f"Recall from more than {2 * WINDOW} elements back")
     far_back.legend()
     both = [row for row in table if row["nats per note"] is not None]
-    notes.bar([f"{row['attention']}\ntime ~ length^{row['cost exponent']:.2f}" for row in both],
+    notes.bar([f"{row['attention']}\ntime as\nlength^{row['cost exponent']:.2f}" for row in both],
               [row["nats per note"] for row in both])
     notes.set(ylabel="nats per note", title="Chorales, held out")
 
