@@ -1,16 +1,18 @@
 """Fused head-wise recurrences beside plain loops over time and torch's own fused modules, in one run.
 
     python benchmarks/flashrnn.py [--cells lstm gru] [--heads 48 1] [--length 1024] [--rows 16] [--rounds 3]
-                                  [--device cuda] [--markdown FILE]
+                                  [--device cuda] [--processor] [--markdown FILE]
 
 The sizes are FlashRNN's: a width of 768 as N heads of D units, 16 rows, 1,024 steps; forward and backward, float32.
 What is timed, and how, says `segue.papers.flashrnn.timings`. The loop that indexes and writes is timed at 128 steps,
-since its backward pass grows with the square of the length, and ours beside it.
+since its backward pass grows with the square of the length, and ours beside it. `--processor` counts the processor's
+time with one thread instead of the clock's, for a machine that others use, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import torch
@@ -30,10 +32,15 @@ def main() -> None:
     for name, value in (("rows", 16), ("length", 1024), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--processor", action="store_true", help="one thread, processor time")
     parser.add_argument("--markdown", type=Path, help="write the table here, too")
     given = parser.parse_args()
     torch.manual_seed(0)
+    if given.processor:
+        torch.set_num_threads(1)
+    clock = time.process_time if given.processor else time.perf_counter
     name = torch.cuda.get_device_name() if given.device == "cuda" else f"{machine()}, {torch.get_num_threads()} threads"
+    name += ", processor time" if given.processor else ""
     lines = [f"{name}; torch {torch.__version__}, float32; {given.rows} rows of {given.length} steps, forward and "
              "backward", "", "| cell | heads x units | tokens/s | plain loop, tokens/s | times that | times one that "
              f"writes ({SHORT} steps) | times torch's module |", "|---|---:|---:|---:|---:|---:|---:|"]
@@ -41,8 +48,8 @@ def main() -> None:
     tokens = given.rows * given.length
     for cell in given.cells:
         for heads in given.heads:
-            took = timings(cell, heads, given.rows, given.length, given.rounds, given.device)
-            short = timings(cell, heads, given.rows, SHORT, given.rounds, given.device)
+            took = timings(cell, heads, given.rows, given.length, given.rounds, given.device, clock)
+            short = timings(cell, heads, given.rows, SHORT, given.rounds, given.device, clock)
             beside = f"{took['module'] / took['projected']:.2f}" if "module" in took else ""
             lines.append(f"| {cell} | {heads} x {WIDTH // heads} | {tokens / took['ours']:,.0f} | "
                          f"{tokens / took['loop']:,.0f} | {took['loop'] / took['ours']:.1f} | "

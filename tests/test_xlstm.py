@@ -13,8 +13,10 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
-from segue.mixers import MLSTM, SLSTM
+from segue.mixers import MLSTM, SLSTM, Layout
 from segue.mixers.xlstm import BlockLinear
+from segue.models import Stack, StackConfig
+from segue.models.equivariant import Equivariant, mirror
 
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 
@@ -172,3 +174,28 @@ def test_widths_must_divide() -> None:
         MLSTM(6, heads=5)
     with pytest.raises(SegueError, match="width 8 must be divisible by 3 blocks"):
         SLSTM(8, heads=3)
+
+
+@pytest.mark.parametrize("mixers", [["slstm", "mlstm"], ["mlstm", "attention"], ["bidirectional"]])
+def test_both_strands_are_read_alike(mixers: list[str]) -> None:
+    """f(reverse complement of x) is the reverse complement of f(x), for elements and for classes of rows."""
+    torch.manual_seed(0)
+    partner, tokens = torch.tensor([3, 2, 1, 0]), torch.randint(4, (2, 40))
+    stack = Stack(StackConfig(4, 16, mixers, tied=False)).double()
+    model = Equivariant(stack, partner)
+    turned = model(mirror(tokens, partner)).logits
+    agree([turned], [model(tokens).logits.flip(1)[..., partner]], 1e-12)
+    assert not torch.equal(stack(tokens).logits, model(tokens).logits)
+    pooled = Equivariant(Stack(StackConfig(4, 16, mixers, tied=False, pool="mean")).double(), partner, classes=True)
+    agree([pooled(mirror(tokens, partner)).logits], [pooled(tokens).logits], 1e-12)
+    assert torch.equal(mirror(mirror(tokens, partner), partner), tokens)
+
+
+def test_what_cannot_be_mirrored() -> None:
+    stack = Stack(StackConfig(4, 16, ["slstm"]))
+    with pytest.raises(SegueError, match="no involution"):
+        Equivariant(stack, torch.tensor([1, 2, 3, 0]))
+    starts = torch.zeros(1, 8, dtype=torch.bool)
+    with pytest.raises(SegueError, match="one document a row"):
+        Equivariant(stack, torch.tensor([3, 2, 1, 0]))(torch.zeros(1, 8, dtype=torch.long),
+                                                       Layout.chain((1, 8), starts=starts))

@@ -9,7 +9,7 @@ step lie gate by gate, then row by row, so that one loop over whole vectors serv
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,10 @@ ROWS, MOST_PANELS = (8, 4, 2, 1), 3  # each combination is code of its own: what
 OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
 """A test for division by zero would keep loops from vectorising."""
 fast = njit(**OPTIONS)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    return compiled(function, **OPTIONS)
 
 
 def _log1p(x: Any) -> Any:
@@ -331,7 +335,7 @@ def _slstm_back(i, f, z, o, s, c, n, last_c, last_n, dh, dc, dn, dm, di, df, dz,
         dn[j] *= f[j]
 
 
-@partial(compiled, **OPTIONS)
+@kernel
 def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, state, y, kept, final):
     """All steps of the tasks begin..end, of which each is a head of up to `rows` rows.
 
@@ -417,7 +421,7 @@ def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, s
                         _copy(now[3, line], final[3, row + r, n])
 
 
-@partial(compiled, **OPTIONS)
+@kernel
 def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, state, kept, dy, dfinal, dx, dweight,
              dbias, dstate):
     """The gradients of `forward`. w: (N, W / tile, G D, tile), packed the other way round. dx: as x. dweight: (tiles,
