@@ -181,7 +181,7 @@ def play(memory: bool, seed: int, rollouts: int, rows: int = 64, length: int = C
     brought: list[float] = []
     for _ in range(rollouts):
         before: State = state.snapshot()
-        seen, firsts, said, told, rewards, values = [], [], [], [], [], []
+        seen, firsts, said, told, rewards, values = (list[Tensor]() for _ in range(6))
         with torch.no_grad():
             for _ in range(length):
                 tokens, first = game.see()
