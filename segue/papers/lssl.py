@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STATES, CLASSES, LENGTH = 64, 8, 512
 STEPS = (1e-3, 1e-2, 1e-1, 1.0)
 LAGS = (100, 200, 400, 800)
-RIDGES = (1e-6, 1e-3, 1e-2)  # the verdict is taken at the last: a readout that bears noise of a tenth of the state
+RIDGES = (1e-6, 1e-3, 1e-2)  # the last bears noise of a tenth of the state
 MEMORY = f"memory, ridge {RIDGES[-1]:g}"
 ARMS: dict[str, dict[str, Any]] = {"lssl": {"states": 16}, "gru": {}}
 
@@ -121,23 +121,25 @@ def measure(run: Run) -> list[Row]:
              f"layers of width 32 (LSSL of 16 states, A and dt learning), {steps} steps, measured by accuracy")
     run.note("how much a random matrix recalls depends on how exact the readout may be, which the paper leaves open: "
              "trials on other seeds gave 0.91 at 400 steps with a ridge of 1e-6, 0.66 with 1e-3 and 0.51 with 1e-2, "
-             "HiPPO above 0.999 with each; the verdict is taken at 1e-2, all three are in the table")
+             "HiPPO above 0.999 with each; so the verdict asks for all three")
     return table
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     value = {(row["task"], row["model"], row["dt"], row["lag or rate"]): row["value"] for row in table}
-    legs, legt = (value[MEMORY, family, STEPS[0], 400] for family in ("legs", "legt"))
-    chance = max(value[MEMORY, "random", dt, 400] for dt in STEPS)
+    memory = {ridge: (min(value[f"memory, ridge {ridge:g}", family, STEPS[0], 400] for family in ("legs", "legt")),
+                      max(value[f"memory, ridge {ridge:g}", "random", dt, 400] for dt in STEPS)) for ridge in RIDGES}
+    holds = [hippo >= 0.95 and chance <= 0.6 for hippo, chance in memory.values()]
+    told = ", ".join(f"{hippo:.3f} and {chance:.3f}" for hippo, chance in memory.values())
     base = value["as it is", "lssl", "", 1]
     plain, scaled = (max(base - value[how, "lssl", "", rate] for rate in (2, 4)) for how in ("as it is", "rescaled"))
     least = min(base - value["as it is", "lssl", "", rate] for rate in (2, 4))
-    reason = (f"400 steps back LegS recalls {legs:.3f} (R2), LegT {legt:.3f}, the best random matrix {chance:.3f}; "
-              f"right {base:.1%} at the rate of training, at lower rates up to {100 * scaled:.1f} points less with dt "
+    reason = (f"400 steps back the worse of LegS and LegT recalls, and the best random matrix (R2, ridges "
+              f"{', '.join(f'{ridge:g}' for ridge in RIDGES)}): {told}; right {base:.1%} at the rate of training, at lower rates up to {100 * scaled:.1f} points less with dt "
               f"rescaled and {100 * least:.1f} to {100 * plain:.1f} less without")
-    if min(legs, legt) < 0.95 or chance > 0.6 or scaled >= plain:
+    if not any(holds) or scaled >= plain:
         return "refuted", reason
-    return ("confirmed" if scaled <= 0.05 and least >= 0.4 else "inconclusive"), reason
+    return ("confirmed" if all(holds) and scaled <= 0.05 and least >= 0.4 else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
@@ -168,9 +170,10 @@ CLAIM = Claim(
     statement="A linear state space with a HiPPO matrix remembers where one with a random matrix does not, and adapts "
               "to another sampling rate by rescaling its step.",
     rule="confirmed if, 400 steps back, both HiPPO-LegS and HiPPO-LegT (dt 1/1000) recall a slow signal with R2 of "
-         "at least 0.95 and a random stable matrix at its best dt with at most 0.6, and at a half and a quarter of the "
-         "sampling rate a trained model loses at most 5 points of accuracy with dt rescaled and at least 40 without; "
-         "refuted if the memory part fails or rescaling dt does not help; else inconclusive.",
+         "at least 0.95 and a random stable matrix at its best dt with at most 0.6, whatever the ridge of the readout "
+         "(1e-6, 1e-3, 1e-2), and at a half and a quarter of the sampling rate a trained model loses at most 5 points "
+         "of accuracy with dt rescaled and at least 40 without; refuted if the memory part fails at every ridge or "
+         "rescaling dt does not help; else inconclusive.",
     measure=measure, judge=judge, draw=draw,
     paper={"random A": "permuted MNIST 62% against 98.8%",
            "half the sampling rate at test": "raw Speech Commands 88.7%, after 95.9% at the full rate"},
