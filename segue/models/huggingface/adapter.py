@@ -36,7 +36,7 @@ from segue.models.huggingface.files import Weights, read_config
 EDITED, COPIED, STEPPED, REREAD = "edited", "copied", "stepped", "reread"
 WAYS = {EDITED: "one pass over an edited cache", COPIED: "path by path over copied caches",
         STEPPED: "token by token over copied caches", REREAD: "path by path without a cache"}
-CACHES = ("past_key_values", "cache_params", "state")  # what models call what they remember
+CACHES = ("cache", "past_key_values", "cache_params", "state")  # what models call what they remember, new names first
 CLOSE = 1e-4  # how far ways may differ, relative to the largest logit: float32 rounding of deep models
 
 
@@ -151,7 +151,7 @@ class HuggingFaceModel:
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
         cache = TheirCache(layers=[Layer(cache, layout) for cache in caches])
         logits, hidden, _ = self._run(tokens, at, attention_mask=mask, position_ids=positions, use_cache=True,
-                                      past_key_values=cache)
+                                      **{str(self.slot): cache})
         return Output(logits, hidden)
 
     def _extend_copied(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:
@@ -266,9 +266,9 @@ class HuggingFaceModel:
 
     def _editable(self, line: Tensor) -> bool:
         """Is all that the model remembers keys and values, one of each per token and layer?"""
-        if self.slot != "past_key_values" or not self.placed:
+        if self.slot is None or not self.placed:
             return False
-        cache = self._run(line, use_cache=True)[2].past_key_values
+        cache = getattr(self._run(line, use_cache=True)[2], self.slot, None)
         if not isinstance(cache, DynamicCache) or not cache.layers:
             return False
         self.layers = []
