@@ -17,7 +17,7 @@ from segue.decoding.draft import Drafter
 from segue.decoding.loop import Loop, evaluating
 from segue.decoding.recipes import DECODERS, choose, resolve
 from segue.decoding.sampling import Noise, Sampling
-from segue.decoding.search import SEARCHES, Hypothesis, search
+from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
 from segue.errors import SegueError
 from segue.models.base import Decodable
@@ -38,7 +38,9 @@ class Continuation:
     per_pass: how many tokens of the answer each of those passes gave.
     path: the code that ran. seconds: prefill, draft, forward, choose and total, of
     the rows that ran together. rows: how many those were. cost: what the cost model measured, where drafts were on.
-    score: a search's own score of this answer. others: a search's further answers, best first.
+    score: a search's own score of this answer. others: a search's further answers, best first. nodes: tokens that the
+    model read for the search, the prompt left out. proven: of an exact search, whether it ended, so that nothing better
+    exists; False if its budget ran out before.
     text, value, whole: where a codec is known, the decoded answer: for people, as the kind's own object, and that with
     the prime before it. pieces: what each pass added, for people.
     """
@@ -58,6 +60,8 @@ class Continuation:
     cost: dict[str, Any] | None = None
     score: float | None = None
     others: list[Continuation] = field(default_factory=list)
+    nodes: int = 0
+    proven: bool | None = None
     text: str | None = None
     value: Any = None
     whole: Any = None
@@ -82,13 +86,15 @@ class Continuation:
         if self.draft:
             drafts = f", {self.tokens_per_pass:.2f} a pass ({self.accepted} of {self.drafted} drafted)"
         together = f", {self.rows} rows together" if self.rows > 1 else ""
+        if self.proven is not None:
+            together += ", the best there is" if self.proven else ", the best until the budget ran out: not proven"
         return (f"{len(self.tokens)} tokens, {self.tokens_per_second:.0f} tokens/s{drafts}{together}; "
                 f"ended by {self.finish}; {self.path}, {self.decoder}{f' + {self.draft}' if self.draft else ''}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         names = ("tokens", "finish", "path", "decoder", "draft", "logprobs", "passes", "drafted", "accepted", "rows",
-                 "cost", "score", "text")
+                 "cost", "score", "nodes", "proven", "text")
         values = {name: getattr(self, name) for name in names}
         return values | {"tokens_per_pass": round(self.tokens_per_pass, 4),
                          "tokens_per_second": round(self.tokens_per_second, 2),
@@ -231,7 +237,7 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
 
 
 def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str,
-            make: Any, sampling: Sampling, eos: int | Sequence[int] | None, batch: int,
+            make: Options, sampling: Sampling, eos: int | Sequence[int] | None, batch: int,
             logprobs: bool) -> list[Continuation]:
     lists = _prompts(prompts, model.vocabulary)
     limits = _limits(n, len(lists))
@@ -242,17 +248,17 @@ def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int],
         group = slice(start, start + together)
         begin = time.perf_counter()
         with evaluating(model):
-            found, passes = search(model, lists[group], limits[group], make, sampling, stops)
+            found = make.run(model, lists[group], limits[group], sampling, stops)
         seconds = {"total": time.perf_counter() - begin}
 
-        def tell(best: Hypothesis, passes: int = passes, rows: int = len(lists[group]),
+        def tell(best: Hypothesis, passes: int, nodes: int, rows: int = len(lists[group]),
                  seconds: dict[str, float] = seconds) -> Continuation:
             return Continuation(best.tokens, "stop" if best.stopped else "length", model.path, name,
-                                logprobs=best.logprobs if logprobs else None, produced=len(best.tokens) + best.stopped,
-                                passes=passes, rows=rows, seconds=seconds, score=best.score)
+                                logprobs=best.logprobs if logprobs else None, produced=best.length, passes=passes,
+                                rows=rows, seconds=seconds, score=best.score, nodes=nodes, proven=best.proven)
 
-        for hypotheses in found:
-            told = [tell(hypothesis) for hypothesis in hypotheses]
+        for each in found:
+            told = [tell(hypothesis, each.passes, each.nodes) for hypothesis in each.answers]
             told[0].others = told[1:]
             answers.append(told[0])
     return answers

@@ -27,6 +27,7 @@ DECODERS: dict[str, Recipe] = {
     "lookup": Recipe(draft="lookup"),
     "beam": Recipe(search="beam"),
     "diverse-beam": Recipe(search="diverse-beam"),
+    "exact": Recipe(search="exact"),
 }
 
 ALWAYS = ("repetition_penalty", "processors")  # options that every decoder has
