@@ -1,4 +1,4 @@
-"""Searches beyond the plain beam: groups kept apart, the true mode."""
+"""Searches beyond the plain beam: groups kept apart, the true mode, trees, attributes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from segue.decoding import generate
+from segue.decoding import Continuation, generate
 from segue.decoding.constrain import LegalNext
 from segue.decoding.sampling import Sampling
-from segue.decoding.search import Beam, DiverseBeam, Exact, Options
+from segue.decoding.search import Beam, ConditionalBeam, DiverseBeam, Exact, Hypothesis, Options, Tree, foresee
+from segue.decoding.search.tree import Node, TreeSearch, repeated
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
 from segue.models.base import Decodable
@@ -27,7 +28,8 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def found(options: Options, stop: int | None = 0, n: int = 4, vocabulary: int = 5) -> list[list[tuple[list[int], float]]]:
+def found(options: Options, stop: int | None = 0, n: int = 4,
+          vocabulary: int = 5) -> list[list[tuple[list[int], float]]]:
     stops = frozenset(() if stop is None else [stop])
     brought = options.run(TableModel(vocabulary, 3, 1.5), PROMPTS, [n] * 3, Sampling(), stops)
     return [[(answer.tokens, round(answer.total, 9)) for answer in each.answers] for each in brought]
@@ -176,3 +178,210 @@ def test_exact_search_obeys_a_constraint() -> None:
     answer = generate(model, [[1, 2]], n, "exact", eos=0, processors=(rule,))[0]
     wide = generate(model, [[1, 2]], n, "beam", eos=0, processors=(rule,), num_beams=300, length_penalty=0.0)[0]
     assert answer.tokens == wide.tokens and answer.score == pytest.approx(wide.score) and len(answer.tokens) >= 2
+
+
+def told(answer: Continuation) -> list[tuple[list[int], bool]]:
+    return [(each.tokens, each.finish == "stop") for each in (answer, *answer.others)]
+
+
+def observed(n: int = 5, **options: Any) -> TreeSearch:
+    """A tree search after it has ended."""
+    begun: list[TreeSearch] = []
+
+    class Watched(Tree):
+        def begin(self, n: int, stops: frozenset[int]) -> TreeSearch:
+            begun.append(super().begin(n, stops))
+            return begun[-1]
+
+    Watched(**options).run(TableModel(4, 5, 1.5), [[1, 2]], [n], Sampling(), frozenset([0]))
+    return begun[0]
+
+
+def nodes_of(node: Node) -> Iterator[Node]:
+    yield node
+    for child in node.children or ():
+        yield from nodes_of(child)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_tree_of_one_branch_is_greedy_and_its_answers_are_scored_as_the_model_scores_them(name: str) -> None:
+    """Whatever states were forked, joined, given up and read again."""
+    model, prompts, n, stop = MODELS[name](), [[1, 2, 3], [2]], 6, 0
+    greedy = generate(model, prompts, n, eos=stop)
+    narrow = generate(model, prompts, n, "tree", eos=stop, branching=1)
+    assert [answer.tokens for answer in narrow] == [answer.tokens for answer in greedy]
+    ways: list[dict[str, Any]] = [
+        {"backup": "mean"}, {"parallel": 3, "states": 2}, {"chunk": 2, "branching": 3}, {"chunk": 3, "parallel": 2},
+        {"selection": "best-first", "rollout": 0, "states": 1}, {"move_every": 8, "rollout": 2}]
+    for way in ways:
+        answers = generate(model, prompts, n, "tree", eos=stop, budget=40, num_return_sequences=99, **way)
+        for prompt, answer in zip(prompts, answers):
+            totals = forced(model, prompt, told(answer), stop)
+            scores = [total / each.produced for total, each in zip(totals, (answer, *answer.others))]
+            np.testing.assert_allclose([each.score for each in (answer, *answer.others)], scores, rtol=1e-9)
+            assert answer.nodes <= 40 and all(a > b - 1e-9 for a, b in itertools.pairwise(scores))
+
+
+@pytest.mark.parametrize("options", [{"confidence": "mean"}, {"confidence": "sum", "parallel": 4},
+                                     {"confidence": "min", "backup": "mean"}, {"selection": "best-first"},
+                                     {"selection": "best-first", "parallel": 3, "rollout": 0, "states": 3}])
+def test_with_time_enough_a_tree_search_sees_every_answer(options: dict[str, Any]) -> None:
+    model, prompt, n, stop = TableModel(4, 5, 1.5), [1, 2], 5, 0
+    every = list(answers_of(n, 4, stop))
+    answer = generate(model, [prompt], n, "tree", eos=stop, budget=10**6, branching=4, num_return_sequences=10**6,
+                      **options)[0]
+    assert sorted(told(answer)) == sorted(every)
+    if options.get("confidence") != "min":
+        penalty = 0.0 if options.get("confidence") == "sum" else 1.0
+        mode = generate(model, [prompt], n, "exact", eos=stop, length_penalty=penalty)[0]
+        assert answer.tokens == mode.tokens and answer.score == pytest.approx(mode.score)
+    if options.get("states") is None:  # every prefix that can be gone on from was read once
+        assert answer.nodes == sum(3**length for length in range(1, n))
+
+
+def test_best_first_by_the_whole_probability_completes_the_mode_first() -> None:
+    search = observed(budget=10**6, branching=4, selection="best-first", confidence="sum", rollout=0)
+    assert next(iter(search.pool.values())).total == max(answer.total for answer in search.pool.values())
+
+
+@pytest.mark.parametrize("options", [{}, {"backup": "mean", "parallel": 3}, {"selection": "best-first"},
+                                     {"chunk": 2, "branching": 3}])
+def test_visits_add_up_and_values_are_those_below(options: dict[str, Any]) -> None:
+    search = observed(budget=60, **options)
+    for node in nodes_of(search.root):
+        if node.children is not None:
+            assert sum(child.visits for child in node.children) == node.visits - 1
+            assert sum(child.prior for child in node.children) == pytest.approx(1)
+            texts = [(*child.hypothesis.tokens, child.hypothesis.stopped) for child in node.children]
+            assert len(set(texts)) == len(texts)
+        assert node.worth <= node.visits * node.best + 1e-12
+    best = max(np.exp(answer.score) for answer in search.pool.values())
+    assert search.root.best == pytest.approx(best)
+
+
+def test_more_budget_is_never_worse_and_is_kept_to() -> None:
+    won = 0.0
+    ways: list[dict[str, Any]] = [{"exploration": 0.0, "backup": "max"}, {"selection": "best-first"}]
+    for seed, options in itertools.product(range(3), ways):
+        model, scores = TableModel(6, seed, 1.0), []
+        for budget in (8, 12, 20, 40, 80):
+            answer = generate(model, [[1, 2]], 8, "tree", budget=budget, **options)[0]
+            scores.append(answer.score or 0.0)
+            assert answer.nodes <= budget
+        assert scores == sorted(scores)
+        won += scores[-1] - scores[0]
+    assert won > 0
+    model = TableModel(6, 2, 1.0)
+    assert len(generate(model, [[1, 2]], 8, "tree", budget=3, rollout=0)[0].tokens) == 8  # one answer there always is
+
+
+def test_tree_search_keeps_the_contract_of_a_search() -> None:
+    check_search(lambda width: Tree(10**6, width, confidence="sum", num_return_sequences=width))
+    check_search(lambda width: Tree(30, width, chunk=2, parallel=2, num_return_sequences=width), exact=False)
+
+
+def test_a_tree_search_can_shun_loops_and_serve_any_reward() -> None:
+    model = TableModel(3, 0, 4.0)
+    assert repeated([1, 2, 3, 1, 2, 3, 1]) == pytest.approx(2 / 5) and repeated([1, 2]) == 0
+    looping = generate(model, [[1, 2]], 12, "tree", branching=3, budget=400)[0]
+    moving = generate(model, [[1, 2]], 12, "tree", branching=3, budget=400, repetition_cost=20.0)[0]
+    assert repeated(moving.tokens) < repeated(looping.tokens)
+    rewarded = generate(model, [[1, 2]], 6, "tree", branching=3, budget=400,
+                        confidence=lambda hypothesis: -abs(sum(hypothesis.tokens) - 7))[0]
+    assert sum(rewarded.tokens) == 7 and rewarded.score == 0
+
+
+@pytest.mark.parametrize("options", [{"budget": 0}, {"chunk": 0}, {"selection": "luck"}, {"confidence": "high"}])
+def test_impossible_options_of_a_tree_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(SegueError):
+        Tree(**options)
+    with pytest.raises(SegueError, match="one seed"):
+        generate(TableModel(), [[1]], 4, "tree", seed=[1])
+
+
+def foreseen(prompt: list[int], n: int,
+             holds: Callable[[list[int]], bool]) -> tuple[Any, list[tuple[float, list[int]]]]:
+    """The exact q of an attribute under the table model, and all answers that have it with their log-probability."""
+    model, stop = TableModel(4, 5, 1.5), 0
+    every = list(answers_of(n, 4, stop))
+    totals = forced(model, prompt, every, stop)
+    mass: dict[tuple[int, ...], np.ndarray] = {}
+    for (tokens, stopped), total in zip(every, totals):
+        said = (*tokens, *[stop] * stopped)
+        for length in range(len(said) + 1):
+            mass[said[:length]] = mass.get(said[:length], np.zeros(2)) + np.exp(total) * np.array([holds(tokens), 1])
+
+    def attribute(living: Sequence[Hypothesis], tokens: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore"):
+            return np.log([[np.divide(*mass[(*hypothesis.tokens, token)]) for token in row]
+                           for hypothesis, row in zip(living, tokens.tolist())])
+
+    good = [(total, tokens) for (tokens, _), total in zip(every, totals) if holds(tokens)]
+    return attribute, sorted(good, reverse=True)
+
+
+ATTRIBUTES: dict[str, Callable[[list[int]], bool]] = {
+    "four long": lambda tokens: len(tokens) == 4, "ends as it begins": lambda tokens: tokens[-2:] == [3, 1],
+    "no token twice": lambda tokens: len(tokens) > 1 and len(set(tokens)) == len(tokens)}
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_conditional_beam_finds_the_conditional_mode(name: str) -> None:
+    holds, prompt, n = ATTRIBUTES[name], [1, 2], 6
+    attribute, good = foreseen(prompt, n, holds)
+    model = TableModel(4, 5, 1.5)
+
+    def answer(width: int, **options: Any) -> Continuation:
+        return generate(model, [prompt], n, "conditional-beam", eos=0, num_beams=width, length_penalty=0.0,
+                        num_return_sequences=min(width, 9), attribute=attribute, **options)[0]
+
+    wide = answer(4**6)
+    expected = [total for total, _ in good[: len(told(wide))]]
+    np.testing.assert_allclose([each.score for each in (wide, *wide.others)], expected, rtol=1e-9)
+    assert wide.tokens == good[0][1]
+    narrow = answer(2, holds=holds)
+    assert holds(narrow.tokens)  # where q is exact, what cannot come to have it never lives on
+    blind = generate(model, [prompt], n, "beam", eos=0, num_beams=2, length_penalty=0.0, num_return_sequences=2)[0]
+    lucky = [each.score for each in (blind, *blind.others) if holds(each.tokens)]
+    assert narrow.score >= max(lucky, default=-np.inf)
+
+
+def test_conditional_beam_without_weight_is_the_beam() -> None:
+    attribute, _ = foreseen([1, 2], 4, ATTRIBUTES["four long"])
+    for width in (1, 3, 6):
+        options = {"num_beams": width, "num_return_sequences": width}
+        assert found(Beam(**options)) == found(ConditionalBeam(**options, attribute=attribute, attribute_weight=0.0))
+        few = found(ConditionalBeam(**options, attribute=lambda living, tokens: np.zeros(tokens.shape)))
+        assert found(Beam(**options)) == few
+    check_search(lambda width: ConditionalBeam(width, num_return_sequences=width, attribute_top=2,
+                                               attribute=lambda living, tokens: -tokens / 9.0), exact=False)
+
+
+def test_what_a_text_will_be_like_is_foreseen_from_any_model() -> None:
+    """On states of both sorts: a learnt attribute is foreseen better than by chance, and steers the beam."""
+    model = stack("mamba", "attention", vocabulary=6, wild=2.0)
+    prompts = [[1 + number % 5, number // 5 % 6] for number in range(240)]
+    said = generate(model, prompts, 6, "sample", seed=1)
+    texts = [[*prompt, *answer.tokens] for prompt, answer in zip(prompts, said)]
+
+    def holds(tokens: list[int]) -> bool:
+        return tokens.count(3) >= 2
+
+    foresight = foresee(model, texts, [holds(text[2:]) for text in texts], 2, steps=300)
+    assert foresight.report["loss"] < 0.9 * foresight.report["base"]
+    plain = generate(model, prompts[:30], 6, "beam", num_beams=3)
+    steered = generate(model, prompts[:30], 6, "conditional-beam", num_beams=3, attribute=foresight.attribute,
+                       attribute_weight=2.0, holds=holds)
+    assert sum(holds(answer.tokens) for answer in steered) > sum(holds(answer.tokens) for answer in plain) + 3
+
+
+def test_impossible_attributes_are_refused() -> None:
+    with pytest.raises(SegueError, match="needs attribute"):
+        generate(TableModel(), [[1]], 4, "conditional-beam")
+    for wrong in (lambda living, tokens: np.ones(tokens.shape), lambda living, tokens: np.zeros(3)):
+        with pytest.raises(SegueError, match="log-probabilities"):
+            generate(TableModel(), [[1]], 4, "conditional-beam", attribute=wrong)
+    with pytest.raises(SegueError, match="at least 10 texts"):
+        foresee(TableModel(), [[1, 2]] * 20, [True] * 20)
+    with pytest.raises(SegueError, match="behind it"):
+        foresee(TableModel(), [[1, 2]] * 20, [True, False] * 10, prompts=2)

@@ -178,8 +178,8 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
 
     prompts: any number, of any lengths, at least one token each. n: tokens to add at most (None: until it stops), one
         for all or one for each.
-    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam (default: sample if an option of it is
-        given, else greedy). draft: a name in DRAFTERS, "none", or a `Drafter` (one that is kept has learned from
+    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam, conditional-beam, exact, tree
+        (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "none", or a `Drafter` (one that is kept has learned from
         earlier answers).
     eos: stop tokens. They end an answer and are not part of it.
     seed: fixes sampling; one per prompt makes each answer what it would be alone.
@@ -191,13 +191,18 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         measures from one call to the next. Neither changes the text.
     batch: rows that run together at most.
     options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beams: num_beams,
-        length_penalty, early_stopping, num_return_sequences (see `search.beam`) and what keeps them apart
-        (`search.diverse`).
+        length_penalty, early_stopping, num_return_sequences (see `search.beam`), what keeps them apart
+        (`search.diverse`) or conditions them (`search.conditional`); budget and more of the other searches
+        (`search.exact`, `search.tree`).
     """
     name, sampling, drafter, label, rest = resolve(decoder, draft, options)
     if (recipe := DECODERS[name]).search is not None:
         if n is None:
             raise SegueError(f"decoder '{name}' needs to know how long the answer may be: give n")
+        if "seed" in SEARCHES[recipe.search].options:
+            if not isinstance(seed, int):
+                raise SegueError(f"decoder '{name}' draws the same for every prompt: give one seed")
+            rest["seed"] = seed
         return _search(model, prompts, n, name, SEARCHES[recipe.search](**rest), sampling, eos, batch, logprobs)
     answers: list[Continuation] = []
     for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,

@@ -27,7 +27,9 @@ DECODERS: dict[str, Recipe] = {
     "lookup": Recipe(draft="lookup"),
     "beam": Recipe(search="beam"),
     "diverse-beam": Recipe(search="diverse-beam"),
+    "conditional-beam": Recipe(search="conditional-beam"),
     "exact": Recipe(search="exact"),
+    "tree": Recipe(search="tree"),
 }
 
 ALWAYS = ("repetition_penalty", "processors")  # options that every decoder has

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from segue.decoding.search.base import Found, Hypothesis, Options, Search, search
 from segue.decoding.search.beam import Beam
+from segue.decoding.search.conditional import ConditionalBeam
 from segue.decoding.search.diverse import DiverseBeam
 from segue.decoding.search.exact import Exact
+from segue.decoding.search.foresight import Foresight, foresee
+from segue.decoding.search.tree import Tree
 
-SEARCHES: dict[str, type[Options]] = {"beam": Beam, "diverse-beam": DiverseBeam, "exact": Exact}
+SEARCHES: dict[str, type[Options]] = {"beam": Beam, "diverse-beam": DiverseBeam, "conditional-beam": ConditionalBeam,
+                                      "exact": Exact, "tree": Tree}
 
-__all__ = ["SEARCHES", "Beam", "DiverseBeam", "Exact", "Found", "Hypothesis", "Options", "Search", "search"]
+__all__ = ["SEARCHES", "Beam", "ConditionalBeam", "DiverseBeam", "Exact", "Foresight", "Found", "Hypothesis", "Options",
+           "Search", "Tree", "foresee", "search"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -172,7 +172,7 @@ def follow(model: Decodable, hypotheses: Sequence[Hypothesis], returns: bool) ->
     back = [0] * len(order)
     for row, number in enumerate(order):
         back[number] = row
-    if back != order:
+    if len(parts) > 1:
         index = torch.tensor(back, device=output.logits.device)
         output = Output(output.logits[index], output.hidden[index])
     return [Place(state, row, len(hypothesis.tokens)) for row, hypothesis in zip(back, hypotheses)], output
