@@ -1,9 +1,11 @@
-"""Searches beyond the plain beam: groups kept apart, the true mode, trees, attributes."""
+"""Searches beyond the plain beam: groups kept apart, the true mode, trees, attributes,
+contrast."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,23 @@ import torch
 from segue.decoding import Continuation, generate
 from segue.decoding.constrain import LegalNext
 from segue.decoding.sampling import Sampling
-from segue.decoding.search import Beam, ConditionalBeam, DiverseBeam, Exact, Hypothesis, Options, Tree, foresee
+from segue.decoding.search import (
+    Beam,
+    ConditionalBeam,
+    Contrastive,
+    DiverseBeam,
+    Exact,
+    Hypothesis,
+    Options,
+    Tree,
+    foresee,
+)
 from segue.decoding.search.tree import Node, TreeSearch, repeated
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
-from segue.models.base import Decodable
+from segue.models.base import Decodable, Output
+from segue.models.compiled import compile_model
+from segue.models.huggingface import adapt
 from segue.testing import check_search
 from segue.testing.decoding import TableModel
 
@@ -385,3 +399,55 @@ def test_impossible_attributes_are_refused() -> None:
         foresee(TableModel(), [[1, 2]] * 20, [True] * 20)
     with pytest.raises(SegueError, match="behind it"):
         foresee(TableModel(), [[1, 2]] * 20, [True, False] * 10, prompts=2)
+
+
+@pytest.mark.parametrize("name", ["attention", "mixed"])
+def test_contrastive_search_agrees_with_reading_everything_anew(name: str) -> None:
+    model, n, alpha, k = MODELS[name](), 7, 0.5, 3
+    for prompt in ([1, 2, 3], [2, 0]):
+        said: list[int] = []
+        for _ in range(n):
+            chances = read([*prompt, *said], model).logits[0, -1].softmax(-1)
+            ranked = []
+            for token in chances.argsort(descending=True)[:k].tolist():
+                hidden = read([*prompt, *said, token], model).hidden[0]
+                like = torch.cosine_similarity(hidden[:-1], hidden[-1:], dim=-1).max()
+                ranked.append((float((1 - alpha) * chances[token] - alpha * like), token))
+            said.append(max(ranked)[1])
+        both = generate(model, [prompt, [3]], n, "contrastive", penalty_alpha=alpha, top_k=k)
+        assert both[0].tokens == said
+    greedy = generate(model, [prompt], n, eos=0)[0]
+    plain = generate(model, [prompt], n, "contrastive", eos=0, penalty_alpha=0.0)[0]
+    assert (plain.tokens, plain.finish) == (greedy.tokens, greedy.finish)
+    check_search(lambda width: Contrastive(0.3, width), exact=False)
+    with pytest.raises(SegueError, match="penalty_alpha"):
+        generate(model, [prompt], n, "contrastive", penalty_alpha=2.0)
+
+
+def read(tokens: list[int], model: Decodable) -> Output:
+    with torch.no_grad():
+        return model.extend(torch.tensor([tokens]), model.init_state(1))
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mamba", "compiled"])
+def test_searches_run_on_adapted_and_compiled_models(name: str, tmp_path: Path) -> None:
+    model: Decodable
+    if name == "compiled":
+        model = compile_model(stack("mamba", "attention", vocabulary=7, wild=2.0).float())
+    else:
+        transformers = pytest.importorskip("transformers")
+        torch.manual_seed(0)
+        sizes = {"Llama": {"num_attention_heads": 2, "intermediate_size": 24}, "Mamba": {"state_size": 4}}[name]
+        config = getattr(transformers, f"{name}Config")(vocab_size=7, hidden_size=16, num_hidden_layers=2,
+                                                        initializer_range=0.4, **sizes)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+        model = adapt(tmp_path)
+    prompts, n = [[1, 2, 3], [4]], 3
+    exact = generate(model, prompts, n, "exact", eos=0)
+    tree = generate(model, prompts, n, "tree", eos=0, budget=10**4, branching=7, confidence="sum", parallel=5, states=4)
+    steered = generate(model, prompts, n, "conditional-beam", eos=0, num_beams=300, length_penalty=0.0,
+                       attribute=lambda living, tokens: np.zeros(tokens.shape))
+    for prompt, *answers in zip(prompts, exact, tree, steered):
+        total = forced(model, prompt, told(answers[0])[:1], 0)[0]
+        assert len({tuple(answer.tokens) for answer in answers}) == 1
+        np.testing.assert_allclose([answer.score for answer in answers], total, rtol=1e-4)

@@ -178,9 +178,9 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
 
     prompts: any number, of any lengths, at least one token each. n: tokens to add at most (None: until it stops), one
         for all or one for each.
-    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam, conditional-beam, exact, tree
-        (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "none", or a `Drafter` (one that is kept has learned from
-        earlier answers).
+    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam, conditional-beam, contrastive, exact,
+        tree (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "none", or a
+        `Drafter` (one that is kept has learned from earlier answers).
     eos: stop tokens. They end an answer and are not part of it.
     seed: fixes sampling; one per prompt makes each answer what it would be alone.
     logprobs: also give the log-probability of each token.
@@ -193,7 +193,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beams: num_beams,
         length_penalty, early_stopping, num_return_sequences (see `search.beam`), what keeps them apart
         (`search.diverse`) or conditions them (`search.conditional`); budget and more of the other searches
-        (`search.exact`, `search.tree`).
+        (`search.exact`, `search.tree`, `search.contrastive`).
     """
     name, sampling, drafter, label, rest = resolve(decoder, draft, options)
     if (recipe := DECODERS[name]).search is not None:

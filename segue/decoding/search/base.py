@@ -37,8 +37,8 @@ class Hypothesis:
     `total` only. total: natural log-probability of all of it. bonus: what score terms other than the probability
     have added to it, for its rank among hypotheses; lean: what one does that looks at the whole and does not add up.
     stopped: it ended with a stop token. score: what the search ranks finished answers by. proven: no better one exists
-    (None: not known). group: of a search in groups. place: where the model goes on from to read it. hidden: (D,) the
-    model's hidden state at its last token, for searches that need it.
+    (None: not known). group: of a search in groups. place: where the model goes on from to read it. hidden: (N, D) the
+    model's hidden states at what was read of it last (at first the prompt), for searches that need them.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -130,27 +130,23 @@ class Options(Protocol):
 
 
 def prefill(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> tuple[Decoding, Output]:
-    """Read prompts; the logits are (B, 1, V), of what follows each; the hidden states (B, 1, D) of its end."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    """Read prompts; the logits are (B, 1, V), of what follows each, the hidden states (B, N, D)."""
     state = model.init_state(len(prompts), history)
-    return state, _read(model, state, prompts, lengths)
+    return state, _read(model, state, prompts)
 
 
-def _read(model: Decodable, state: Decoding, rows: Sequence[Sequence[int]], lengths: Tensor) -> Output:
-    """Rows of tokens of any lengths behind `state`, made real; gives what is known at the end of each."""
+def _read(model: Decodable, state: Decoding, rows: Sequence[Sequence[int]]) -> Output:
+    """Rows of tokens of any lengths behind `state`, made real."""
+    lengths = torch.tensor([len(tokens) for tokens in rows])
     table = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, tokens in enumerate(rows):
         table[row, : len(tokens)] = torch.tensor(tokens)
     device, width = state.positions.device, table.shape[1]
     even = bool((lengths == width).all())
     lengths = lengths.to(device)
-    last = (lengths - 1)[:, None]
-    output = model.extend(table.to(device), state, None, None if width == 1 else last)
+    output = model.extend(table.to(device), state, None, None if width == 1 else (lengths - 1)[:, None])
     state.commit(None, None if even else lengths)
-    hidden = output.hidden
-    if width > 1:
-        hidden = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
-    return Output(output.logits, hidden)
+    return output
 
 
 def follow(model: Decodable, hypotheses: Sequence[Hypothesis], returns: bool) -> tuple[list[Place], Output]:
@@ -167,8 +163,7 @@ def follow(model: Decodable, hypotheses: Sequence[Hypothesis], returns: bool) ->
         parts.append(state)
     state = parts[0].join(parts[1:]) if len(parts) > 1 else parts[0]
     order = [number for numbers in states.values() for number in numbers]
-    fresh = [hypotheses[number].tokens[places[number].read :] for number in order]
-    output = _read(model, state, fresh, torch.tensor([len(tokens) for tokens in fresh]))
+    output = _read(model, state, [hypotheses[number].tokens[places[number].read :] for number in order])
     back = [0] * len(order)
     for row, number in enumerate(order):
         back[number] = row
@@ -201,12 +196,13 @@ def search(model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[
     with torch.inference_mode():
         state, output = prefill(model, prompts)
         places = [Place(state, row) for row in range(len(prompts))]
+        fresh = [len(prompt) for prompt in prompts]
         passes = 1
         while True:
             every = [hypothesis for group in living for hypothesis in group]
             for number, hypothesis in enumerate(every):
                 hypothesis.place = places[number]
-                hypothesis.hidden = output.hidden[number, -1] if make.needs_hidden else None
+                hypothesis.hidden = output.hidden[number, : fresh[number]] if make.needs_hidden else None
             logprobs, start = judged(output, every, sampling), 0
             for number, group in enumerate(living):
                 if group:
@@ -216,5 +212,6 @@ def search(model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[
             every = [hypothesis for group in living for hypothesis in group]
             if not every:
                 return [Found(one.results(), passes, read) for one, read in zip(searches, nodes)]
+            fresh = [len(each.tokens) - each.place.read for each in every if each.place is not None]
             places, output = follow(model, every, make.returns)
             passes += 1

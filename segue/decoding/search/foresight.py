@@ -41,7 +41,7 @@ class Foresight(nn.Module):
 
     def attribute(self, living: Sequence[Hypothesis], tokens: np.ndarray) -> np.ndarray:
         """What a conditional beam search asks for (see `search.conditional`)."""
-        hidden = torch.stack([each.hidden for each in living if each.hidden is not None]).to(self.mean)
+        hidden = torch.stack([each.hidden[-1] for each in living if each.hidden is not None]).to(self.mean)
         with torch.inference_mode():
             logits = self(hidden, torch.from_numpy(tokens).to(hidden.device))
         return F.logsigmoid(logits.double()).cpu().numpy()
