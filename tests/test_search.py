@@ -3,6 +3,7 @@ contrast."""
 
 from __future__ import annotations
 
+import gzip
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from segue.analysis.texts import distinct, sentence_bleu
 from segue.decoding import Continuation, generate
 from segue.decoding.constrain import LegalNext
 from segue.decoding.sampling import Sampling
@@ -32,6 +34,7 @@ from segue.models import Stack, StackConfig
 from segue.models.base import Decodable, Output
 from segue.models.compiled import compile_model
 from segue.models.huggingface import adapt
+from segue.papers import diverse_beam_search
 from segue.testing import check_search
 from segue.testing.decoding import TableModel
 
@@ -429,7 +432,7 @@ def read(tokens: list[int], model: Decodable) -> Output:
         return model.extend(torch.tensor([tokens]), model.init_state(1))
 
 
-@pytest.mark.parametrize("name", ["Llama", "Mamba", "compiled"])
+@pytest.mark.parametrize("name", ["Llama", "Mamba", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_searches_run_on_adapted_and_compiled_models(name: str, tmp_path: Path) -> None:
     model: Decodable
     if name == "compiled":
@@ -451,3 +454,35 @@ def test_searches_run_on_adapted_and_compiled_models(name: str, tmp_path: Path) 
         total = forced(model, prompt, told(answers[0])[:1], 0)[0]
         assert len({tuple(answer.tokens) for answer in answers}) == 1
         np.testing.assert_allclose([answer.score for answer in answers], total, rtol=1e-4)
+
+
+def test_scores_of_lists() -> None:
+    assert sentence_bleu(list("abcde"), [list("xy"), list("abcde")]) == pytest.approx(100)
+    # Hits of totals, one added above unigrams: 2/3, 2/3, 1/2, 1/1; and one word short of four.
+    expected = 100 * (2 / 3 * 2 / 3 * 1 / 2) ** 0.25 * np.exp(1 - 4 / 3)
+    assert sentence_bleu(list("abc"), [list("abde")]) == pytest.approx(expected)
+    # A word counts at most as often as in one reference.
+    assert sentence_bleu(list("aaa"), [list("abc"), list("cab")], 1) == pytest.approx(100 / 3)
+    assert sentence_bleu([], [["a"]]) == sentence_bleu(["b"], [["a"]]) == 0
+    assert distinct([[1, 2, 1, 2], [1, 2]], 2) == pytest.approx(2 / 6) and distinct([[]], 2) == 0
+
+
+def test_the_claim_of_diverse_beams_reads_its_data_and_judges_by_its_rule(tmp_path: Path) -> None:
+    rows = ["mr,ref", '"name[Alimentum], area[city centre], near[The Bakers]","By the Bakers is Alimentum, cheap."']
+    (tmp_path / "some.csv.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    assert diverse_beam_search.read(tmp_path / "some.csv.gz") == {
+        ("name", "name", "area", "city", "centre", "near", "near"): [["by", "near", "is", "name", ",", "cheap", "."]]}
+    assert diverse_beam_search.modes({"decoder": "beam"}, 0) + 3 <= diverse_beam_search.modes(
+        {"decoder": "diverse-beam", "diversity_penalty": 0.8}, 0)
+    table: list[dict[str, Any]] = [
+        {"arm": arm, "chosen": 0.5, "chosen by": by, "oracle@1": 30.0, "oracle@6": best, "distinct-4": variety,
+         "log-prob": likely, "gain": best - 40, "gain, 95% above": best - 40.5, "modes of 12": 2 * variety}
+        for arm, by, best, variety, likely in (
+            ("beam", 0.0, 40.0, 2.0, -9.0), ("hamming, 6 groups", 44.0, 42.0, 4.0, -11.0),
+            ("ngram, 6 groups", 43.0, 50.0, 4.0, -11.0), ("sampling", 41.0, 41.0, 5.0, -8.0))]
+    assert diverse_beam_search.judge(table)[0] == "confirmed"
+    for row, change, verdict in ((1, {"oracle@1": 29.0}, "inconclusive"), (1, {"distinct-4": 2.1}, "inconclusive"),
+                                 (1, {"modes of 12": 6}, "inconclusive"), (1, {"gain": -0.1}, "refuted"),
+                                 (3, {"oracle@6": 43.0}, "refuted")):
+        changed = [each | (change if number == row else {}) for number, each in enumerate(table)]
+        assert diverse_beam_search.judge(changed)[0] == verdict, change

@@ -116,6 +116,14 @@ class Factory(Protocol):
     def begin(self, n: int, stops: frozenset[int]) -> Search: ...
 
 
+class Together:
+    """Of options that are a `Factory`: the loop runs the searches of all prompts together."""
+
+    def run(self: Factory, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
+            sampling: Sampling, stops: frozenset[int]) -> list[Found]:
+        return search(model, prompts, limits, self, sampling, stops)
+
+
 class Options(Protocol):
     """Options of any search, named in `options`, and how to run it."""
 

@@ -8,14 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from segue.decoding.sampling import Sampling
-from segue.decoding.search.base import Found, Hypothesis, Search, search
+from segue.decoding.search.base import Hypothesis, Search, Together
 from segue.errors import SegueError
-from segue.models.base import Decodable
 
 
 @dataclass(frozen=True)
-class Beam:
+class Beam(Together):
     """Options of a beam search, named as in transformers.
 
     num_beams: hypotheses that live at once. length_penalty: answers are ranked by log-probability / length **
@@ -44,10 +42,6 @@ class Beam:
 
     def begin(self, n: int, stops: frozenset[int]) -> Search:
         return BeamSearch(self, n, stops)
-
-    def run(self, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
-            sampling: Sampling, stops: frozenset[int]) -> list[Found]:
-        return search(model, prompts, limits, self, sampling, stops)
 
 
 class BeamSearch:

@@ -11,15 +11,13 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.decoding.sampling import Sampling
-from segue.decoding.search.base import Found, Hypothesis, search
+from segue.decoding.search.base import Hypothesis, Together
 from segue.decoding.verify import likeliest
 from segue.errors import SegueError
-from segue.models.base import Decodable
 
 
 @dataclass(frozen=True)
-class Contrastive:
+class Contrastive(Together):
     """Options, named as in transformers. Each step reads top_k tokens and keeps the one with the largest
     (1 - penalty_alpha) * probability - penalty_alpha * largest cosine of its hidden state with one before."""
 
@@ -41,10 +39,6 @@ class Contrastive:
 
     def begin(self, n: int, stops: frozenset[int]) -> ContrastiveSearch:
         return ContrastiveSearch(self, n, stops)
-
-    def run(self, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
-            sampling: Sampling, stops: frozenset[int]) -> list[Found]:
-        return search(model, prompts, limits, self, sampling, stops)
 
 
 class ContrastiveSearch:

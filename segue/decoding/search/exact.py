@@ -71,7 +71,7 @@ class Descent:
         untried = [self._children(path[0], output)]  # of each hypothesis on the path, the likeliest last
         exhausted = False
         while path:
-            if not untried[-1] or not self._promising(path[-1].total + untried[-1][-1][1], len(path)):
+            if not untried[-1] or path[-1].total + untried[-1][-1][1] <= self._floor(len(path)):
                 path.pop()
                 untried.pop()
                 continue
@@ -104,19 +104,20 @@ class Descent:
         return output
 
     def _children(self, hypothesis: Hypothesis, output: Output) -> list[tuple[int, float]]:
+        """Next tokens that may lead to something, with their log-probabilities."""
         (logprobs,) = judged(output, [hypothesis], self.sampling)
-        order = np.argsort(logprobs, kind="stable")
-        order = order[logprobs[order] > -np.inf]
-        return list(zip(order.tolist(), logprobs[order].tolist()))
+        able = np.flatnonzero(hypothesis.total + logprobs > self._floor(len(hypothesis.tokens) + 1))
+        able = able[np.argsort(logprobs[able], kind="stable")]
+        return list(zip(able.tolist(), logprobs[able].tolist()))
 
     def _rank(self, total: float, length: int) -> float:
         return total / length**self.options.length_penalty
 
-    def _promising(self, total: float, length: int) -> bool:
-        """May an answer that begins with so many tokens, of this log-probability, be worth keeping?"""
+    def _floor(self, length: int) -> float:
+        """The log-probability that so many first tokens of an answer must be above for it to be worth keeping."""
         if self.options.each_length:
-            return any(total > self._worst(end) for end in range(length, self.n + 1))
-        return self._rank(total, self.n) > self._worst(0)
+            return min(self._worst(end) for end in range(length, self.n + 1))
+        return self._worst(0) * self.n**self.options.length_penalty  # it flatters a falling total most to be long
 
     def _worst(self, key: int) -> float:
         """What an answer must beat to be kept (each length has one rank, whatever the penalty)."""

@@ -15,10 +15,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from segue.decoding.sampling import Sampling, draw
-from segue.decoding.search.base import Found, Hypothesis, Place, search
+from segue.decoding.sampling import draw
+from segue.decoding.search.base import Hypothesis, Place, Together
+from segue.decoding.verify import likeliest
 from segue.errors import SegueError
-from segue.models.base import Decodable
 
 NGRAM = 3  # repetition is counted in these
 CONFIDENCES: dict[str, Callable[[Sequence[float]], float]] = {
@@ -27,7 +27,7 @@ CONFIDENCES: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 @dataclass(frozen=True)
-class Tree:
+class Tree(Together):
     """Options of a tree search.
 
     budget: tokens that the model may read for it, the prompt left out, over all hypotheses. (If no answer is complete
@@ -88,10 +88,6 @@ class Tree:
 
     def begin(self, n: int, stops: frozenset[int]) -> TreeSearch:
         return TreeSearch(self, n, stops)
-
-    def run(self, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
-            sampling: Sampling, stops: frozenset[int]) -> list[Found]:
-        return search(model, prompts, limits, self, sampling, stops)
 
 
 @dataclass(eq=False)
@@ -167,9 +163,8 @@ class TreeSearch:
         return sum(len(each.tokens) - each.place.read for each in asked if each.place is not None)
 
     def _learn(self, hypothesis: Hypothesis, logprobs: np.ndarray) -> None:
-        count = min(self.options.branching, int((logprobs > -np.inf).sum()))
-        best = np.argsort(-logprobs, kind="stable")[:count]
-        known = Known([(int(token), float(logprobs[token])) for token in best], place=hypothesis.place)
+        likely = [said for said in likeliest(logprobs, self.options.branching) if said[1] > -np.inf]
+        known = Known(likely, place=hypothesis.place)
         hypothesis.place = None  # kept in one spot, so that it can be given up
         if self.options.chunk > 1:
             drawn = [draw(np.exp(logprobs), float(self.random.random())) for _ in range(self.options.branching)]

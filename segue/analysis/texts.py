@@ -1,0 +1,38 @@
+"""Scores of generated texts as sequences of tokens or words: overlap with references, variety."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from math import exp, log
+
+Text = Sequence[Hashable]
+
+
+def ngrams(text: Text, n: int) -> Counter[tuple[Hashable, ...]]:
+    return Counter(tuple(text[at : at + n]) for at in range(len(text) - n + 1))
+
+
+def sentence_bleu(text: Text, references: Sequence[Text], order: int = 4) -> float:
+    """BLEU of one text, 0 to 100: the geometric mean of its n-gram precisions up to `order`, each n-gram counted at
+    most as often as in one reference, times a penalty where it is shorter than the reference nearest in length
+    (Papineni et al. 2002); above unigrams, one is added to hits and totals (Lin and Och 2004)."""
+    if not text:
+        return 0.0
+    precision = 0.0
+    for n in range(1, order + 1):
+        found = ngrams(text, n)
+        allowed: Counter[tuple[Hashable, ...]] = Counter()
+        for reference in references:
+            allowed |= ngrams(reference, n)
+        hits, total = (found & allowed).total() + (n > 1), found.total() + (n > 1)
+        if not hits:
+            return 0.0
+        precision += log(hits / total) / order
+    nearest = min((abs(len(reference) - len(text)), len(reference)) for reference in references)[1]
+    return 100 * exp(precision + min(0.0, 1 - nearest / len(text)))
+
+
+def distinct(texts: Sequence[Text], n: int) -> float:
+    """How many different n-grams the texts of one list hold, divided by how many tokens (Li et al. 2016)."""
+    return len(set().union(*(ngrams(text, n) for text in texts))) / max(sum(map(len, texts)), 1)
