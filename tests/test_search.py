@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from segue.analysis.texts import distinct, sentence_bleu
+from segue.analysis.texts import distinct, log_likelihoods, sentence_bleu
 from segue.decoding import Continuation, generate
 from segue.decoding.constrain import LegalNext
 from segue.decoding.sampling import Sampling
@@ -34,7 +34,7 @@ from segue.models import Stack, StackConfig
 from segue.models.base import Decodable, Output
 from segue.models.compiled import compile_model
 from segue.models.huggingface import adapt
-from segue.papers import diverse_beam_search
+from segue.papers import diverse_beam_search, llm_tree_search
 from segue.testing import check_search
 from segue.testing.decoding import TableModel
 
@@ -464,6 +464,9 @@ def test_scores_of_lists() -> None:
     # A word counts at most as often as in one reference.
     assert sentence_bleu(list("aaa"), [list("abc"), list("cab")], 1) == pytest.approx(100 / 3)
     assert sentence_bleu([], [["a"]]) == sentence_bleu(["b"], [["a"]]) == 0
+    model, answers = TableModel(4, 5, 1.5), [[2, 3, 0], [0], [1, 1]]
+    expected_totals = forced(model, [1, 2], [(answer, False) for answer in answers], 0)
+    assert log_likelihoods(model, [1, 2], answers) == pytest.approx(expected_totals)
     assert distinct([[1, 2, 1, 2], [1, 2]], 2) == pytest.approx(2 / 6) and distinct([[]], 2) == 0
 
 
@@ -486,3 +489,24 @@ def test_the_claim_of_diverse_beams_reads_its_data_and_judges_by_its_rule(tmp_pa
                                  (3, {"oracle@6": 43.0}, "refuted")):
         changed = [each | (change if number == row else {}) for number, each in enumerate(table)]
         assert diverse_beam_search.judge(changed)[0] == verdict, change
+
+
+def test_the_claim_of_tree_search_knows_its_chain_and_judges_by_its_rule() -> None:
+    chain, prompt = llm_tree_search.Chain(1), [3, 4]
+    every = [list(words) for words in itertools.product(range(llm_tree_search.WORDS), repeat=3)]
+    totals = chain.likelihoods(prompt, every)
+    assert np.exp(totals).sum() == pytest.approx(1) and chain.mode(prompt, 3) == pytest.approx(max(totals))
+    question, answer = llm_tree_search.sums(1, 3, np.random.default_rng(0))[0]
+    digits = "".join(str(token - llm_tree_search.ZERO) for token in question[:3] + question[4:7] + answer)
+    assert int(digits[:3]) + int(digits[3:6]) == int(digits[6:]) and len(digits) == 10
+    right = {"greedy": 0.5, "best of n": 0.5, "beam": 0.55, "diverse beam": 0.5, "tree, mean": 0.54, "tree, max": 0.56,
+             "tree, best first": 0.5}
+    table: list[dict[str, Any]] = [
+        {"arm": arm, "budget": 64, "choosing": value, "accuracy": value, "mean log-prob": -1.0, "modes found": 0.5,
+         "list, distinct-2": 0.1 + value, "list, mean log-prob": -2.0} for arm, value in right.items()]
+    assert llm_tree_search.judge(table)[0] == "confirmed"
+    for arm, change, verdict in (("beam", {"accuracy": 0.6}, "refuted"), ("greedy", {"accuracy": 0.55}, "inconclusive"),
+                                 ("tree, max", {"list, mean log-prob": -2.1}, "inconclusive"),
+                                 ("greedy", {"accuracy": 0.98}, "inconclusive"),
+                                 ("tree, max", {"accuracy": 0.49, "mean log-prob": -0.9}, "refuted")):
+        assert llm_tree_search.judge([row | (change if row["arm"] == arm else {}) for row in table])[0] == verdict

@@ -6,6 +6,10 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from math import exp, log
 
+import torch
+
+from segue.models.base import Decodable
+
 Text = Sequence[Hashable]
 
 
@@ -36,3 +40,16 @@ def sentence_bleu(text: Text, references: Sequence[Text], order: int = 4) -> flo
 def distinct(texts: Sequence[Text], n: int) -> float:
     """How many different n-grams the texts of one list hold, divided by how many tokens (Li et al. 2016)."""
     return len(set().union(*(ngrams(text, n) for text in texts))) / max(sum(map(len, texts)), 1)
+
+
+def log_likelihoods(model: Decodable, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
+    """Natural log-probabilities of answers to a prompt (token ids, the stop token included where there is one)."""
+    table = torch.zeros(len(answers), len(prompt) + max(map(len, answers)), dtype=torch.long)
+    for row, answer in enumerate(answers):
+        table[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+    with torch.inference_mode():
+        state = model.init_state(len(answers))
+        table = table.to(state.positions.device)
+        chances = model.extend(table, state).logits[:, len(prompt) - 1 : -1].double().log_softmax(-1)
+        said = chances.gather(2, table[:, len(prompt) :, None])[..., 0]
+    return [float(row[: len(answer)].sum()) for row, answer in zip(said, answers)]

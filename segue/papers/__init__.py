@@ -121,7 +121,8 @@ PAPERS: dict[str, Paper] = {
     "lina-speech": Paper(
         "Lina-Speech: Gated Linear Attention is a Fast and Parameter-Efficient Learner for text-to-speech synthesis",
         "2024, arXiv 2410.23320"),
-    "llm-tree-search": Paper("LLM Tree Search", "2024, arXiv 2410.19117", parts=("decoding.search.tree",)),
+    "llm-tree-search": Paper(
+        "LLM Tree Search", "2024, arXiv 2410.19117", "llm_tree_search", ("decoding.search.tree",)),
     "longvq": Paper(
         "LongVQ: Long Sequence Modeling with Vector Quantization on Structured Memory",
         "2024, arXiv 2404.11163", "longvq", ("mixers.longvq", "mixers.average")),

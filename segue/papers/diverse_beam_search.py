@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from segue.analysis.texts import distinct, sentence_bleu
+from segue.analysis.texts import distinct, log_likelihoods, sentence_bleu
 from segue.decoding import generate
 from segue.decoding.sampling import Prefix
 from segue.models.stack import Stack, StackConfig
@@ -123,20 +123,9 @@ def lists(model: Any, prompts: list[list[int]], n: int, options: Options, width:
     found = []
     for prompt, group in zip(prompts, groups):
         said = [answer.tokens + [END] * (answer.finish == "stop") for answer in group]
-        pairs = zip(totals(model, prompt, said), (answer.tokens for answer in group))
+        pairs = zip(log_likelihoods(model, prompt, said), (answer.tokens for answer in group))
         found.append(sorted(pairs, key=lambda pair: -pair[0]))
     return found
-
-
-@torch.no_grad()
-def totals(model: Any, prompt: list[int], answers: list[list[int]]) -> list[float]:
-    """Log-probabilities of answers under the model."""
-    table = torch.full((len(answers), len(prompt) + max(map(len, answers))), END)
-    for row, answer in enumerate(answers):
-        table[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-    chances = model(table).logits.double().log_softmax(-1)[:, len(prompt) - 1 : -1]
-    said = chances.gather(2, table[:, len(prompt) :, None])[..., 0]
-    return [float(row[: len(answer)].sum()) for row, answer in zip(said, answers)]
 
 
 def score(found: list[list[tuple[float, list[int]]]], references: list[list[list[int]]]) -> dict[str, Any]:
