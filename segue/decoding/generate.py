@@ -248,7 +248,7 @@ def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int],
     limits = _limits(n, len(lists))
     stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
     answers = []
-    together = max(1, batch // make.width)
+    together = 1 if make.alone else max(1, batch // make.width)
     for start in range(0, len(lists), together):
         group = slice(start, start + together)
         begin = time.perf_counter()

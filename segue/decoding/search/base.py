@@ -119,15 +119,18 @@ class Factory(Protocol):
 class Together:
     """Of options that are a `Factory`: the loop runs the searches of all prompts together."""
 
+    alone: ClassVar[bool] = False
+
     def run(self: Factory, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
             sampling: Sampling, stops: frozenset[int]) -> list[Found]:
         return search(model, prompts, limits, self, sampling, stops)
 
 
 class Options(Protocol):
-    """Options of any search, named in `options`, and how to run it."""
+    """Options of any search, named in `options`, and how to run it. alone: prompts do not share passes."""
 
     options: ClassVar[tuple[str, ...]]
+    alone: ClassVar[bool]
 
     @property
     def width(self) -> int: ...
@@ -166,7 +169,7 @@ def follow(model: Decodable, hypotheses: Sequence[Hypothesis], returns: bool) ->
     parts = []
     for numbers in states.values():
         state, rows = places[numbers[0]].state, [places[number].row for number in numbers]
-        if returns or rows != list(range(state.batch)):
+        if returns or rows != list(range(len(state.positions))):
             state = state.select(torch.tensor(rows, device=state.positions.device))
         parts.append(state)
     state = parts[0].join(parts[1:]) if len(parts) > 1 else parts[0]

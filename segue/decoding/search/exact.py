@@ -32,6 +32,7 @@ class Exact:
     """
 
     options: ClassVar[tuple[str, ...]] = ("budget", "length_penalty", "num_return_sequences", "each_length")
+    alone: ClassVar[bool] = True
 
     budget: int = 10_000
     length_penalty: float = 0.0
