@@ -144,7 +144,7 @@ def continue_(model: Model,
               prime_file: PrimeFile = None,
               n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add.")] = None,
               decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup, "
-                                                          "beam or diverse-beam.")] = None,
+                                                          "beam, diverse-beam, contrastive, exact or tree.")] = None,
               draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
                                                         "lookup, both, counts, none, or the folder of a small "
                                                         "model.")] = None,

@@ -804,7 +804,7 @@ def test_broken_searches_are_caught() -> None:
         def advance(self, living, logprobs):  # type: ignore[no-untyped-def]
             going = super().advance(living, logprobs)
             for hypothesis in going:
-                hypothesis.parent = 0
+                hypothesis.place = living[0].place
             return going
 
     class Endless(BeamSearch):

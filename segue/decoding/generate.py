@@ -17,7 +17,7 @@ from segue.decoding.draft import Drafter
 from segue.decoding.loop import Loop, evaluating
 from segue.decoding.recipes import DECODERS, choose, resolve
 from segue.decoding.sampling import Noise, Sampling
-from segue.decoding.search import SEARCHES, Hypothesis, search
+from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
 from segue.errors import SegueError
 from segue.models.base import Decodable
@@ -38,7 +38,9 @@ class Continuation:
     per_pass: how many tokens of the answer each of those passes gave.
     path: the code that ran. seconds: prefill, draft, forward, choose and total, of
     the rows that ran together. rows: how many those were. cost: what the cost model measured, where drafts were on.
-    score: a search's own score of this answer. others: a search's further answers, best first.
+    score: a search's own score of this answer. others: a search's further answers, best first. nodes: tokens that the
+    model read for the search, the prompt left out. proven: of an exact search, whether it ended, so that nothing better
+    exists; False if its budget ran out before.
     text, value, whole: where a codec is known, the decoded answer: for people, as the kind's own object, and that with
     the prime before it. pieces: what each pass added, for people.
     """
@@ -58,6 +60,8 @@ class Continuation:
     cost: dict[str, Any] | None = None
     score: float | None = None
     others: list[Continuation] = field(default_factory=list)
+    nodes: int = 0
+    proven: bool | None = None
     text: str | None = None
     value: Any = None
     whole: Any = None
@@ -82,13 +86,15 @@ class Continuation:
         if self.draft:
             drafts = f", {self.tokens_per_pass:.2f} a pass ({self.accepted} of {self.drafted} drafted)"
         together = f", {self.rows} rows together" if self.rows > 1 else ""
+        if self.proven is not None:
+            together += ", the best there is" if self.proven else ", the best until the budget ran out: not proven"
         return (f"{len(self.tokens)} tokens, {self.tokens_per_second:.0f} tokens/s{drafts}{together}; "
                 f"ended by {self.finish}; {self.path}, {self.decoder}{f' + {self.draft}' if self.draft else ''}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         names = ("tokens", "finish", "path", "decoder", "draft", "logprobs", "passes", "drafted", "accepted", "rows",
-                 "cost", "score", "text")
+                 "cost", "score", "nodes", "proven", "text")
         values = {name: getattr(self, name) for name in names}
         return values | {"tokens_per_pass": round(self.tokens_per_pass, 4),
                          "tokens_per_second": round(self.tokens_per_second, 2),
@@ -172,9 +178,9 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
 
     prompts: any number, of any lengths, at least one token each. n: tokens to add at most (None: until it stops), one
         for all or one for each.
-    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam (default: sample if an option of it is
-        given, else greedy). draft: a name in DRAFTERS, "none", or a `Drafter` (one that is kept has learned from
-        earlier answers).
+    decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam, conditional-beam, contrastive, exact,
+        tree (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "none", or a
+        `Drafter` (one that is kept has learned from earlier answers).
     eos: stop tokens. They end an answer and are not part of it.
     seed: fixes sampling; one per prompt makes each answer what it would be alone.
     logprobs: also give the log-probability of each token.
@@ -185,13 +191,18 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         measures from one call to the next. Neither changes the text.
     batch: rows that run together at most.
     options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beams: num_beams,
-        length_penalty, early_stopping, num_return_sequences (see `search.beam`) and what keeps them apart
-        (`search.diverse`).
+        length_penalty, early_stopping, num_return_sequences (see `search.beam`), what keeps them apart
+        (`search.diverse`) or conditions them (`search.conditional`); budget and more of the other searches
+        (`search.exact`, `search.tree`, `search.contrastive`).
     """
     name, sampling, drafter, label, rest = resolve(decoder, draft, options)
     if (recipe := DECODERS[name]).search is not None:
         if n is None:
             raise SegueError(f"decoder '{name}' needs to know how long the answer may be: give n")
+        if "seed" in SEARCHES[recipe.search].options:
+            if not isinstance(seed, int):
+                raise SegueError(f"decoder '{name}' draws the same for every prompt: give one seed")
+            rest["seed"] = seed
         return _search(model, prompts, n, name, SEARCHES[recipe.search](**rest), sampling, eos, batch, logprobs)
     answers: list[Continuation] = []
     for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
@@ -231,28 +242,28 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
 
 
 def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str,
-            make: Any, sampling: Sampling, eos: int | Sequence[int] | None, batch: int,
+            make: Options, sampling: Sampling, eos: int | Sequence[int] | None, batch: int,
             logprobs: bool) -> list[Continuation]:
     lists = _prompts(prompts, model.vocabulary)
     limits = _limits(n, len(lists))
     stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
     answers = []
-    together = max(1, batch // make.width)
+    together = 1 if make.alone else max(1, batch // make.width)
     for start in range(0, len(lists), together):
         group = slice(start, start + together)
         begin = time.perf_counter()
         with evaluating(model):
-            found, passes = search(model, lists[group], limits[group], make, sampling, stops)
+            found = make.run(model, lists[group], limits[group], sampling, stops)
         seconds = {"total": time.perf_counter() - begin}
 
-        def tell(best: Hypothesis, passes: int = passes, rows: int = len(lists[group]),
+        def tell(best: Hypothesis, passes: int, nodes: int, rows: int = len(lists[group]),
                  seconds: dict[str, float] = seconds) -> Continuation:
             return Continuation(best.tokens, "stop" if best.stopped else "length", model.path, name,
-                                logprobs=best.logprobs if logprobs else None, produced=len(best.tokens) + best.stopped,
-                                passes=passes, rows=rows, seconds=seconds, score=best.score)
+                                logprobs=best.logprobs if logprobs else None, produced=best.length, passes=passes,
+                                rows=rows, seconds=seconds, score=best.score, nodes=nodes, proven=best.proven)
 
-        for hypotheses in found:
-            told = [tell(hypothesis) for hypothesis in hypotheses]
+        for each in found:
+            told = [tell(hypothesis, each.passes, each.nodes) for hypothesis in each.answers]
             told[0].others = told[1:]
             answers.append(told[0])
     return answers

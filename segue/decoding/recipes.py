@@ -27,6 +27,10 @@ DECODERS: dict[str, Recipe] = {
     "lookup": Recipe(draft="lookup"),
     "beam": Recipe(search="beam"),
     "diverse-beam": Recipe(search="diverse-beam"),
+    "conditional-beam": Recipe(search="conditional-beam"),
+    "contrastive": Recipe(search="contrastive"),
+    "exact": Recipe(search="exact"),
+    "tree": Recipe(search="tree"),
 }
 
 ALWAYS = ("repetition_penalty", "processors")  # options that every decoder has
@@ -61,7 +65,7 @@ def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str,
             raise SegueError(f"'{name}' means nothing to decoder '{decoder}': use decoder '{home}'" if home else
                              f"option '{name}' is unknown: decoder '{decoder}' takes {', '.join(allowed)}")
     sampling = Sampling(recipe.do_sample, **{name: options.pop(name) for name in list(options)
-                                             if name in (*SAMPLING, *ALWAYS)})
+                                             if name in (*SAMPLING, *ALWAYS) and name not in searching})
     draft = recipe.draft if draft is None else draft
     if draft == "none":
         draft = None

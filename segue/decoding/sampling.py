@@ -191,7 +191,12 @@ class Sampling:
     @cached_property
     def plain(self) -> bool:
         """The plain likeliest token: no processor has a say."""
-        return self.greedy and self.repetition_penalty == 1 and not self.processors
+        return self.greedy and not self.remembers
+
+    @cached_property
+    def remembers(self) -> bool:
+        """What was said has a say in what follows."""
+        return self.repetition_penalty != 1 or bool(self.processors)
 
     def process(self, scores: Array, prefix: Prefix) -> Array:
         """What depends on the path: repetition penalty, then the other processors."""

@@ -78,7 +78,7 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2206.02369"),
     "diverse-beam-search": Paper(
         "Diverse Beam Search: Decoding Diverse Solutions from Neural Sequence Models",
-        "2016, arXiv 1610.02424"),
+        "2016, arXiv 1610.02424", "diverse_beam_search", ("decoding.search.diverse", "analysis.texts")),
     "drakes": Paper(
         "Fine-Tuning Discrete Diffusion Models via Reward Optimization (DRAKES)",
         "2024, arXiv 2410.13643"),
@@ -121,7 +121,8 @@ PAPERS: dict[str, Paper] = {
     "lina-speech": Paper(
         "Lina-Speech: Gated Linear Attention is a Fast and Parameter-Efficient Learner for text-to-speech synthesis",
         "2024, arXiv 2410.23320"),
-    "llm-tree-search": Paper("LLM Tree Search", "2024, arXiv 2410.19117"),
+    "llm-tree-search": Paper(
+        "LLM Tree Search", "2024, arXiv 2410.19117", "llm_tree_search", ("decoding.search.tree",)),
     "longvq": Paper(
         "LongVQ: Long Sequence Modeling with Vector Quantization on Structured Memory",
         "2024, arXiv 2404.11163", "longvq", ("mixers.longvq", "mixers.average")),
@@ -136,7 +137,8 @@ PAPERS: dict[str, Paper] = {
     "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444"),
     "making-the-most": Paper(
         "Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers",
-        "2024, arXiv 2408.16241"),
+        "2024, arXiv 2408.16241",
+        parts=("decoding.search.exact", "decoding.search.conditional", "decoding.search.foresight")),
     "mamba-360": Paper(
         "Mamba-360: Survey of State Space Models as Transformer Alternative for Long Sequence Modelling",
         "2024, arXiv 2404.16112", "mamba_360",

@@ -16,7 +16,7 @@ from segue.decoding import generate
 from segue.decoding.accept import Acceptor
 from segue.decoding.draft import Drafter, Tip, Tree
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
-from segue.decoding.search.base import Factory, search
+from segue.decoding.search.base import Options
 from segue.models.base import Decoding, Output
 from segue.testing.contract import ContractBroken
 
@@ -72,7 +72,7 @@ class TableModel:
 class TableState:
     def __init__(self, context: Tensor, positions: Tensor, history: int) -> None:
         self.context, self.positions, self.history = context, positions, history
-        self.past: list[Tensor] = []
+        self.past: list[list[Tensor]] = [[] for _ in positions]  # of each row, the contexts it can go back to
         self.pending: tuple[Tensor, int] | None = None
 
     @property
@@ -89,25 +89,42 @@ class TableState:
         else:
             counts = torch.full((self.batch,), n) if counts is None else counts
             last = counts - 1
+        for row, (past, count) in enumerate(zip(self.past, counts.tolist())):
+            if self.history and count:
+                nodes = [n, *(range(count) if path is None else path[row, :count].tolist())]
+                past += [context[row, node] for node in nodes[:-1]]
+                del past[: -self.history]
         self.context = context[torch.arange(self.batch), torch.where(counts > 0, last, n)]
         self.positions, self.pending = self.positions + counts, None
 
     def select(self, rows: Tensor) -> TableState:
-        return TableState(self.context[rows], self.positions[rows], self.history)
+        chosen = TableState(self.context[rows], self.positions[rows], self.history)
+        chosen.past = [list(self.past[row]) for row in rows.tolist()]
+        return chosen
 
     def join(self, others: Sequence[TableState]) -> TableState:
-        return TableState(torch.cat([self.context, *(other.context for other in others)]),
-                          torch.cat([self.positions, *(other.positions for other in others)]), self.history)
+        joined = TableState(torch.cat([self.context, *(other.context for other in others)]),
+                            torch.cat([self.positions, *(other.positions for other in others)]), self.history)
+        joined.past = [list(past) for part in (self, *others) for past in part.past]
+        return joined
 
     def rewind(self, n: int | Tensor) -> None:
-        raise ContractBroken("decoding never rewinds here")
+        back = torch.as_tensor(n).expand(self.batch)
+        if any(count > len(past) for count, past in zip(back.tolist(), self.past)):
+            raise ContractBroken(f"{back.tolist()} tokens back with a history of {self.history}")
+        for row, (count, past) in enumerate(zip(back.tolist(), self.past)):
+            if count:
+                self.context[row] = past[-count]
+                del past[-count:]
+        self.positions, self.pending = self.positions - back, None
 
     def snapshot(self) -> TableState:
-        return TableState(self.context.clone(), self.positions.clone(), self.history)
+        return self.select(torch.arange(self.batch))
 
     def restore(self, snapshot: Decoding) -> None:
         assert isinstance(snapshot, TableState)
-        self.context, self.positions, self.pending = snapshot.context, snapshot.positions, None
+        self.context, self.positions, self.pending = snapshot.context.clone(), snapshot.positions, None
+        self.past = [list(past) for past in snapshot.past]
 
 
 class WildDraft:
@@ -395,7 +412,7 @@ class _Watched:
         return place
 
 
-def check_search(make: Callable[[int], Factory], exact: bool = True, seed: int = 0) -> None:
+def check_search(make: Callable[[int], Options], exact: bool = True, seed: int = 0) -> None:
     """Check a search, made by `make(width)`.
 
     Answers are apart, best first, within n, hold no stop token, and their log-probabilities are the model's; the same
@@ -408,10 +425,10 @@ def check_search(make: Callable[[int], Factory], exact: bool = True, seed: int =
     n, stop = 4, 0
     for width in (1, 3, 200):
         options = make(width)
-        found, _ = search(model, prompts, [n] * 3, options, Sampling(), frozenset([stop]))
-        for prompt, answers in zip(prompts, found):
-            alone, _ = search(model, [prompt], [n], options, Sampling(), frozenset([stop]))
-            if [answer.tokens for answer in alone[0]] != [answer.tokens for answer in answers]:
+        found = options.run(model, prompts, [n] * 3, Sampling(), frozenset([stop]))
+        for prompt, answers in zip(prompts, [each.answers for each in found]):
+            alone = options.run(model, [prompt], [n], Sampling(), frozenset([stop]))
+            if [answer.tokens for answer in alone[0].answers] != [answer.tokens for answer in answers]:
                 raise broken(name, "an answer depends on the other prompts")
             if not answers:
                 raise broken(name, "no answer")

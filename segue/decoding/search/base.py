@@ -1,20 +1,32 @@
-"""The one search loop: a search says which hypotheses live on and with which token, the loop moves the model's state.
+"""The one search loop: a search says which hypotheses to look behind next, the loop moves the model's state.
 
-    log-probabilities (L, V) of what follows each living hypothesis -> Search.advance -> the next hypotheses
-    state.select(parents of the next) -> extend(their tokens) -> commit
+    log-probabilities (L, V) of what follows each living hypothesis -> Search.advance -> the hypotheses to go on with
+    the rows of the states where they branch off: select, join -> extend(what is new in them) -> commit
+
+Beams go on from the step before; trees from any hypothesis that they have kept the state of.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
-from segue.models.base import Decodable
+from segue.models.base import Decodable, Decoding, Output
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the model stands: row `row` of `state` has read the prompt and the first `read` tokens of an answer."""
+
+    state: Decoding
+    row: int
+    read: int = 0
 
 
 @dataclass
@@ -23,37 +35,62 @@ class Hypothesis:
 
     tokens, logprobs: what was added to the prompt, without a stop token; the stop token's log-probability is in
     `total` only. total: natural log-probability of all of it. bonus: what score terms other than the probability
-    have added to it, for its rank among hypotheses. stopped: it ended with a stop token. score: what the search ranks
-    finished answers by. parent: its place among the hypotheses before the last step. group: of a search in groups.
+    have added to it, for its rank among hypotheses; lean: what one does that looks at the whole and does not add up.
+    stopped: it ended with a stop token. score: what the search ranks finished answers by. proven: no better one exists
+    (None: not known). group: of a search in groups. place: where the model goes on from to read it. hidden: (N, D) the
+    model's hidden states at what was read of it last (at first the prompt), for searches that need them.
     """
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     total: float = 0.0
     bonus: float = 0.0
+    lean: float = 0.0
     stopped: bool = False
     score: float = 0.0
-    parent: int = 0
+    proven: bool | None = None
     group: int = 0
     prefix: Prefix | None = None  # only where a processor needs it
+    place: Place | None = field(default=None, repr=False)
+    hidden: Tensor | None = field(default=None, repr=False)
 
-    def extended(self, token: int, logprob: float, parent: int, bonus: float = 0.0) -> Hypothesis:
-        """One token further; `parent` is this hypothesis' own place."""
+    @property
+    def length(self) -> int:
+        """Tokens, a stop token included."""
+        return len(self.tokens) + self.stopped
+
+    def extended(self, token: int, logprob: float, bonus: float = 0.0, lean: float = 0.0) -> Hypothesis:
+        """One token further, to be read from where this one stands."""
+        prefix = self.prefix
+        if prefix is not None:
+            prefix = prefix.copy()
+            prefix.append(token)
         return Hypothesis([*self.tokens, token], [*self.logprobs, logprob], self.total + logprob, self.bonus + bonus,
-                          parent=parent, group=self.group)
+                          lean, group=self.group, prefix=prefix, place=self.place)
 
-    def ended(self, logprob: float, bonus: float = 0.0) -> Hypothesis:
+    def ended(self, logprob: float, bonus: float = 0.0, lean: float = 0.0) -> Hypothesis:
         """With a stop token behind it."""
-        return Hypothesis(self.tokens, self.logprobs, self.total + logprob, self.bonus + bonus, stopped=True,
+        return Hypothesis(self.tokens, self.logprobs, self.total + logprob, self.bonus + bonus, lean, stopped=True,
                           group=self.group)
+
+
+@dataclass
+class Found:
+    """What a search brought. answers: best first, at least one. passes: of the model, prefill included, shared with
+    the prompts beside it. nodes: tokens that the model read for this prompt's answers."""
+
+    answers: list[Hypothesis]
+    passes: int
+    nodes: int
 
 
 class Search(Protocol):
     """The search of one prompt's answer, of at most `n` tokens, ended by any of `stops`."""
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
-        """The hypotheses that live on, each one token longer than its `parent` in `living`; none ends the search.
+        """The hypotheses to go on with, each longer than one that was read before; none ends the search.
 
+        living: those it went on with, now read (at first the empty one).
         logprobs: (L, V) float64, of the token after each of `living`; -inf is ruled out. Those that end with a stop
         token, or have n tokens, are kept by the search.
         """
@@ -65,54 +102,127 @@ class Search(Protocol):
 
 
 class Factory(Protocol):
-    """Options of a search, and how to begin one. width: living hypotheses at most."""
+    """Options of a search that the loop runs, and how to begin one.
 
-    width: int
+    width: hypotheses read at once at most. needs_hidden: it looks at hidden states. returns: it goes on from
+    hypotheses of earlier steps, not only the last one.
+    """
 
+    needs_hidden: ClassVar[bool]
+    returns: ClassVar[bool]
+
+    @property
+    def width(self) -> int: ...
     def begin(self, n: int, stops: frozenset[int]) -> Search: ...
 
 
+class Together:
+    """Of options that are a `Factory`: the loop runs the searches of all prompts together."""
+
+    alone: ClassVar[bool] = False
+
+    def run(self: Factory, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
+            sampling: Sampling, stops: frozenset[int]) -> list[Found]:
+        return search(model, prompts, limits, self, sampling, stops)
+
+
+class Options(Protocol):
+    """Options of any search, named in `options`, and how to run it. alone: prompts do not share passes."""
+
+    options: ClassVar[tuple[str, ...]]
+    alone: ClassVar[bool]
+
+    @property
+    def width(self) -> int: ...
+    def run(self, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
+            sampling: Sampling, stops: frozenset[int]) -> list[Found]:
+        """Search the answers to prompts."""
+        ...
+
+
+def prefill(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> tuple[Decoding, Output]:
+    """Read prompts; the logits are (B, 1, V), of what follows each, the hidden states (B, N, D)."""
+    state = model.init_state(len(prompts), history)
+    return state, _read(model, state, prompts)
+
+
+def _read(model: Decodable, state: Decoding, rows: Sequence[Sequence[int]]) -> Output:
+    """Rows of tokens of any lengths behind `state`, made real."""
+    lengths = torch.tensor([len(tokens) for tokens in rows])
+    table = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        table[row, : len(tokens)] = torch.tensor(tokens)
+    device, width = state.positions.device, table.shape[1]
+    even = bool((lengths == width).all())
+    lengths = lengths.to(device)
+    output = model.extend(table.to(device), state, None, None if width == 1 else (lengths - 1)[:, None])
+    state.commit(None, None if even else lengths)
+    return output
+
+
+def follow(model: Decodable, hypotheses: Sequence[Hypothesis], returns: bool) -> tuple[list[Place], Output]:
+    """Read what is new in each hypothesis, from its place on; gives where each then stands and what follows it."""
+    states: dict[int, list[int]] = {}
+    places = [hypothesis.place for hypothesis in hypotheses if hypothesis.place is not None]
+    for number, place in enumerate(places):
+        states.setdefault(id(place.state), []).append(number)
+    parts = []
+    for numbers in states.values():
+        state, rows = places[numbers[0]].state, [places[number].row for number in numbers]
+        if returns or rows != list(range(len(state.positions))):
+            state = state.select(torch.tensor(rows, device=state.positions.device))
+        parts.append(state)
+    state = parts[0].join(parts[1:]) if len(parts) > 1 else parts[0]
+    order = [number for numbers in states.values() for number in numbers]
+    output = _read(model, state, [hypotheses[number].tokens[places[number].read :] for number in order])
+    back = [0] * len(order)
+    for row, number in enumerate(order):
+        back[number] = row
+    if len(parts) > 1:
+        index = torch.tensor(back, device=output.logits.device)
+        output = Output(output.logits[index], output.hidden[index])
+    return [Place(state, row, len(hypothesis.tokens)) for row, hypothesis in zip(back, hypotheses)], output
+
+
+def judged(output: Output, hypotheses: Sequence[Hypothesis], sampling: Sampling) -> np.ndarray:
+    """(L, V) float64 log-probabilities of what follows each hypothesis, processors applied."""
+    scores = output.logits[:, -1].double().cpu().numpy()
+    if sampling.remembers:
+        scores = np.stack([sampling.process(row, hypothesis.prefix) for row, hypothesis in zip(scores, hypotheses)
+                           if hypothesis.prefix is not None])
+    return log_softmax(scores)
+
+
+def beginning(model: Decodable, prompt: Sequence[int], sampling: Sampling) -> Hypothesis:
+    """The empty answer."""
+    return Hypothesis(prefix=Prefix(prompt, model.vocabulary) if sampling.remembers else None)
+
+
 def search(model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None], make: Factory,
-           sampling: Sampling, stops: frozenset[int]) -> tuple[list[list[Hypothesis]], int]:
-    """Search the answers to prompts, together. Gives each prompt's results, and how many passes it took."""
-    remembers = sampling.repetition_penalty != 1 or bool(sampling.processors)
+           sampling: Sampling, stops: frozenset[int]) -> list[Found]:
+    """Search the answers to prompts, together."""
     searches = [make.begin(limit or 1, stops) for limit in limits]
-    living = [[Hypothesis(prefix=Prefix(prompt, model.vocabulary) if remembers else None)] for prompt in prompts]
+    living = [[beginning(model, prompt, sampling)] for prompt in prompts]
+    nodes = [0] * len(prompts)
     with torch.inference_mode():
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        table = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            table[row, : len(prompt)] = torch.tensor(prompt)
-        state = model.init_state(len(prompts))
-        device = state.positions.device
-        lengths = lengths.to(device)
-        output = model.extend(table.to(device), state, None, (lengths - 1)[:, None])
-        state.commit(None, None if bool((lengths == table.shape[1]).all()) else lengths)
+        state, output = prefill(model, prompts)
+        places = [Place(state, row) for row in range(len(prompts))]
+        fresh = [len(prompt) for prompt in prompts]
         passes = 1
         while True:
-            scores = output.logits[:, -1].double().cpu().numpy()
-            if remembers:
-                scores = np.stack([sampling.process(row, hypothesis.prefix) for row, hypothesis in
-                                   zip(scores, (h for group in living for h in group)) if hypothesis.prefix])
-            logprobs = log_softmax(scores)
-            rows: list[int] = []
-            start = 0
+            every = [hypothesis for group in living for hypothesis in group]
+            for number, hypothesis in enumerate(every):
+                hypothesis.place = places[number]
+                hypothesis.hidden = output.hidden[number, : fresh[number]] if make.needs_hidden else None
+            logprobs, start = judged(output, every, sampling), 0
             for number, group in enumerate(living):
-                if not group:
-                    continue
-                living[number] = searches[number].advance(group, logprobs[start : start + len(group)])
-                for hypothesis in living[number]:
-                    rows.append(start + hypothesis.parent)
-                    before = group[hypothesis.parent].prefix
-                    if before is not None:
-                        hypothesis.prefix = before.copy()
-                        hypothesis.prefix.append(hypothesis.tokens[-1])
-                start += len(group)
-            if not rows:
-                return [found.results() for found in searches], passes
-            if rows != list(range(start)):
-                state = state.select(torch.tensor(rows, device=device))
-            tokens = [[hypothesis.tokens[-1]] for group in living for hypothesis in group]
-            output = model.extend(torch.tensor(tokens, device=device), state)
-            state.commit()
+                if group:
+                    living[number] = searches[number].advance(group, logprobs[start : start + len(group)])
+                    nodes[number] += sum(len(h.tokens) - h.place.read for h in living[number] if h.place is not None)
+                    start += len(group)
+            every = [hypothesis for group in living for hypothesis in group]
+            if not every:
+                return [Found(one.results(), passes, read) for one, read in zip(searches, nodes)]
+            fresh = [len(each.tokens) - each.place.read for each in every if each.place is not None]
+            places, output = follow(model, every, make.returns)
             passes += 1

@@ -8,12 +8,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from segue.decoding.search.base import Hypothesis, Search
+from segue.decoding.search.base import Hypothesis, Search, Together
 from segue.errors import SegueError
 
 
 @dataclass(frozen=True)
-class Beam:
+class Beam(Together):
     """Options of a beam search, named as in transformers.
 
     num_beams: hypotheses that live at once. length_penalty: answers are ranked by log-probability / length **
@@ -23,6 +23,8 @@ class Beam:
     """
 
     options: ClassVar[tuple[str, ...]] = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")
+    needs_hidden: ClassVar[bool] = False
+    returns: ClassVar[bool] = False
 
     num_beams: int = 4
     length_penalty: float = 1.0
@@ -48,12 +50,14 @@ class BeamSearch:
         self.done: list[Hypothesis] = []  # best first, num_beams at most
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray,
-                bonus: np.ndarray | None = None) -> list[Hypothesis]:
-        """bonus: (L, V), added to the rank of each next token, and to that of all that follows it; at most 0."""
+                bonus: np.ndarray | None = None, lean: np.ndarray | None = None) -> list[Hypothesis]:
+        """bonus: (L, V), added to the rank of each next token, and to that of all that follows it; at most 0.
+        lean: (L, V), added to that of the next token alone; at most 0."""
         width, vocabulary = self.options.num_beams, logprobs.shape[1]
         extra = np.zeros_like(logprobs) if bonus is None else bonus
+        leans = np.zeros_like(logprobs) if lean is None else lean
         totals = (np.array([hypothesis.total + hypothesis.bonus for hypothesis in living])[:, None] + logprobs
-                  + extra).ravel()
+                  + extra + leans).ravel()
         # Each living hypothesis may end in every stop token: with so many candidates, `width` of them go on.
         count = min(width * (1 + len(self.stops)), totals.size)
         best = np.argpartition(-totals, count - 1)[:count] if count < totals.size else np.arange(count)
@@ -64,12 +68,12 @@ class BeamSearch:
             if totals[place] == -np.inf or len(going) == width:
                 break
             parent, token = divmod(place, vocabulary)
-            said = float(logprobs[parent, token]), float(extra[parent, token])
+            said = tuple(float(terms[parent, token]) for terms in (logprobs, extra, leans))
             if token in self.stops:
                 if rank < width:
                     self._keep(living[parent].ended(*said), length)
             else:
-                going.append(living[parent].extended(token, said[0], parent, said[1]))
+                going.append(living[parent].extended(token, *said))
         if length == self.n or not going:
             for hypothesis in going:
                 self._keep(hypothesis, length)
@@ -80,7 +84,7 @@ class BeamSearch:
         return total / length**self.options.length_penalty
 
     def _keep(self, hypothesis: Hypothesis, length: int) -> None:
-        hypothesis.score = self._rank(hypothesis.total + hypothesis.bonus, length)
+        hypothesis.score = self._rank(hypothesis.total + hypothesis.bonus + hypothesis.lean, length)
         self.done.append(hypothesis)
         self.done.sort(key=lambda kept: -kept.score)
         del self.done[self.options.num_beams :]

@@ -123,8 +123,6 @@ class DiverseBeamSearch:
                 bonus = -self.options.diversity_penalty * likeness
             advanced = group.advance(mine, logprobs[places], bonus)
             said += advanced or [done for done in group.done if len(done.tokens) == length]
-            for hypothesis in advanced:
-                hypothesis.parent = places[hypothesis.parent]
             going += advanced
         return going
 
@@ -133,8 +131,7 @@ class DiverseBeamSearch:
         found: dict[tuple[int, ...], Hypothesis] = {}
         for group in self.groups:
             for hypothesis in group.done:
-                length = len(hypothesis.tokens) + hypothesis.stopped
-                hypothesis.score = hypothesis.total / length**self.options.length_penalty
+                hypothesis.score = hypothesis.total / hypothesis.length**self.options.length_penalty
                 found.setdefault((*hypothesis.tokens, -1 if hypothesis.stopped else -2), hypothesis)
         best = sorted(found.values(), key=lambda hypothesis: -hypothesis.score)
         return best[: self.options.num_return_sequences]

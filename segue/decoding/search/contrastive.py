@@ -1,0 +1,72 @@
+"""Contrastive search (Su et al. 2022, arXiv 2202.06417): of the likeliest next tokens, the one whose hidden state is
+least like those before it. A reference against which searches for likelihood are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.decoding.search.base import Hypothesis, Together
+from segue.decoding.verify import likeliest
+from segue.errors import SegueError
+
+
+@dataclass(frozen=True)
+class Contrastive(Together):
+    """Options, named as in transformers. Each step reads top_k tokens and keeps the one with the largest
+    (1 - penalty_alpha) * probability - penalty_alpha * largest cosine of its hidden state with one before."""
+
+    options: ClassVar[tuple[str, ...]] = ("penalty_alpha", "top_k")
+    needs_hidden: ClassVar[bool] = True
+    returns: ClassVar[bool] = False
+
+    penalty_alpha: float = 0.6
+    top_k: int = 4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.penalty_alpha <= 1 or self.top_k < 1:
+            raise SegueError("contrastive search needs a penalty_alpha from 0 to 1 and a top_k of at least 1, not "
+                             f"{self.penalty_alpha} and {self.top_k}")
+
+    @property
+    def width(self) -> int:
+        return self.top_k
+
+    def begin(self, n: int, stops: frozenset[int]) -> ContrastiveSearch:
+        return ContrastiveSearch(self, n, stops)
+
+
+class ContrastiveSearch:
+    def __init__(self, options: Contrastive, n: int, stops: frozenset[int]) -> None:
+        self.options, self.n, self.stops = options, n, stops
+        self.before: list[Tensor] = []  # directions (N, D) of the hidden states so far
+        self.answer = Hypothesis()
+
+    def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
+        """living: the candidates for the last token (a stop token may be one), all behind the same tokens."""
+        directions = [F.normalize(each.hidden.double(), dim=-1) for each in living if each.hidden is not None]
+        best = 0
+        if self.before:
+            alike = [max(float((before @ mine.T).max()) for before in self.before) for mine in directions]
+            weight = self.options.penalty_alpha
+            best = int(np.argmax([(1 - weight) * np.exp(each.logprobs[-1]) - weight * like
+                                  for each, like in zip(living, alike)]))
+        self.before.append(directions[best])
+        chosen = living[best]
+        if chosen.tokens and chosen.tokens[-1] in self.stops:
+            self.answer = Hypothesis(chosen.tokens[:-1], chosen.logprobs[:-1], chosen.total, stopped=True)
+        elif len(chosen.tokens) == self.n:
+            self.answer = chosen
+        else:
+            return [chosen.extended(token, logprob) for token, logprob in likeliest(logprobs[best], self.options.top_k)
+                    if logprob > -np.inf]
+        self.answer.score = self.answer.total
+        return []
+
+    def results(self) -> list[Hypothesis]:
+        return [self.answer]

@@ -1,0 +1,136 @@
+"""The true mode: the likeliest of all answers, found by depth-first branch and bound and known to be it.
+
+An answer's log-probability only falls as it grows, so what a prefix has bounds all that begins with it; a prefix that
+cannot beat the answers at hand is left. One state goes down by `extend` and back up by `rewind`. The modes of each
+length, and what they say about models: Yoshida et al. 2023, "MAP's not dead yet" (arXiv 2311.08817).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from segue.decoding.sampling import Sampling
+from segue.decoding.search.base import Found, Hypothesis, beginning, judged, prefill
+from segue.errors import SegueError
+from segue.models.base import Decodable, Decoding, Output
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Options of an exact search.
+
+    budget: passes of the model at most, each over one token. When it runs out, the answers are the best until then,
+        and not proven.
+    length_penalty: as in a beam search, answers are ranked by log-probability / length ** length_penalty; 0 asks for
+        the mode. num_return_sequences: the so many best of all answers.
+    each_length: the best answer of each length instead (the stop token counts; those of full length may be cut there).
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("budget", "length_penalty", "num_return_sequences", "each_length")
+    alone: ClassVar[bool] = True
+
+    budget: int = 10_000
+    length_penalty: float = 0.0
+    num_return_sequences: int = 1
+    each_length: bool = False
+
+    def __post_init__(self) -> None:
+        if self.budget < 1 or self.num_return_sequences < 1 or self.length_penalty < 0:
+            raise SegueError("exact search needs a budget and num_return_sequences of at least 1 and a length_penalty "
+                             f"of at least 0, not {self.budget}, {self.num_return_sequences} and {self.length_penalty}")
+        if self.each_length and self.num_return_sequences > 1:
+            raise SegueError("each_length gives one answer of each length: leave num_return_sequences out")
+
+    @property
+    def width(self) -> int:
+        return 1
+
+    def run(self, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
+            sampling: Sampling, stops: frozenset[int]) -> list[Found]:
+        with torch.inference_mode():
+            return [Descent(self, model, limit or 1, sampling, stops).search(prompt)
+                    for prompt, limit in zip(prompts, limits)]
+
+
+class Descent:
+    def __init__(self, options: Exact, model: Decodable, n: int, sampling: Sampling, stops: frozenset[int]) -> None:
+        if options.budget < n:
+            raise SegueError(f"a budget of {options.budget} passes cannot reach the end of an answer of {n} tokens: "
+                             "give a larger budget or a smaller n")
+        self.options, self.model, self.n, self.sampling, self.stops = options, model, n, sampling, stops
+        self.kept: dict[int, list[Hypothesis]] = {}  # best first; by length if asked for, else all under 0
+        self.passes = 1
+
+    def search(self, prompt: Sequence[int]) -> Found:
+        state, output = prefill(self.model, [prompt], self.n)
+        path = [beginning(self.model, prompt, self.sampling)]
+        untried = [self._children(path[0], output)]  # of each hypothesis on the path, the likeliest last
+        exhausted = False
+        while path:
+            if not untried[-1] or path[-1].total + untried[-1][-1][1] <= self._floor(len(path)):
+                path.pop()
+                untried.pop()
+                continue
+            token, logprob = untried[-1].pop()
+            if token in self.stops:
+                self._keep(path[-1].ended(logprob))
+                continue
+            deeper = path[-1].extended(token, logprob)
+            if len(deeper.tokens) == self.n:
+                self._keep(deeper)
+            elif exhausted := self.passes >= self.options.budget:
+                break
+            else:
+                untried.append(self._children(deeper, self._step(state, len(prompt), deeper)))
+                path.append(deeper)
+        answers = [answer for answers in self.kept.values() for answer in answers]
+        for answer in answers:
+            answer.proven = not exhausted
+        answers.sort(key=lambda answer: -answer.score)
+        return Found(answers, self.passes, self.passes - 1)
+
+    def _step(self, state: Decoding, prompt: int, hypothesis: Hypothesis) -> Output:
+        """Read the last token of a hypothesis, behind the others of it, wherever the state was before."""
+        self.passes += 1
+        back = int(state.positions[0]) - prompt - len(hypothesis.tokens) + 1
+        if back:
+            state.rewind(back)
+        output = self.model.extend(torch.tensor([hypothesis.tokens[-1:]], device=state.positions.device), state)
+        state.commit()
+        return output
+
+    def _children(self, hypothesis: Hypothesis, output: Output) -> list[tuple[int, float]]:
+        """Next tokens that may lead to something, with their log-probabilities."""
+        (logprobs,) = judged(output, [hypothesis], self.sampling)
+        able = np.flatnonzero(hypothesis.total + logprobs > self._floor(len(hypothesis.tokens) + 1))
+        able = able[np.argsort(logprobs[able], kind="stable")]
+        return list(zip(able.tolist(), logprobs[able].tolist()))
+
+    def _rank(self, total: float, length: int) -> float:
+        return total / length**self.options.length_penalty
+
+    def _floor(self, length: int) -> float:
+        """The log-probability that so many first tokens of an answer must be above for it to be worth keeping."""
+        if self.options.each_length:
+            return min(self._worst(end) for end in range(length, self.n + 1))
+        return self._worst(0) * self.n**self.options.length_penalty  # it flatters a falling total most to be long
+
+    def _worst(self, key: int) -> float:
+        """What an answer must beat to be kept (each length has one rank, whatever the penalty)."""
+        kept = self.kept.get(key, [])
+        if len(kept) < self.options.num_return_sequences:
+            return -np.inf
+        return kept[-1].total if self.options.each_length else kept[-1].score
+
+    def _keep(self, answer: Hypothesis) -> None:
+        key = answer.length if self.options.each_length else 0
+        answer.score, answer.place = self._rank(answer.total, answer.length), None
+        kept = self.kept.setdefault(key, [])
+        kept.append(answer)
+        kept.sort(key=lambda other: -other.score)
+        del kept[self.options.num_return_sequences :]

@@ -1,0 +1,128 @@
+"""A small classifier that foresees, from a model's hidden state, what the complete text will be like: q(A | prefix,
+next token), learnt on prefixes labelled by the text they became (Yoshida et al. 2023, arXiv 2311.08817)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.decoding.search.base import Hypothesis
+from segue.errors import SegueError
+from segue.models.base import Decodable
+
+
+class Foresight(nn.Module):
+    """q(A | prefix, next token) = sigmoid(w . gelu(W h + e[token]) + b), h the hidden state at the prefix' end, each
+    of its components brought to mean 0 and deviation 1.
+
+    dim: of the hidden state. vocabulary: of the model. width: of the layer between.
+    report: after `foresee`, `loss` and `base`, in nats: its log loss on texts kept aside, and that of a constant guess.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, dim: int, vocabulary: int, width: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("deviation", torch.ones(dim))
+        self.read, self.next, self.out = nn.Linear(dim, width), nn.Embedding(vocabulary, width), nn.Linear(width, 1)
+        nn.init.normal_(self.next.weight, std=0.1)
+        self.report: dict[str, float] = {}
+
+    def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """hidden (M, D) and next tokens (M, K) -> logits (M, K) of A."""
+        read = self.read((hidden - self.mean) / self.deviation)
+        return self.out(F.gelu(read[:, None] + self.next(tokens)))[..., 0]
+
+    def attribute(self, living: Sequence[Hypothesis], tokens: np.ndarray) -> np.ndarray:
+        """What a conditional beam search asks for (see `search.conditional`)."""
+        hidden = torch.stack([each.hidden[-1] for each in living if each.hidden is not None]).to(self.mean)
+        with torch.inference_mode():
+            logits = self(hidden, torch.from_numpy(tokens).to(hidden.device))
+        return F.logsigmoid(logits.double()).cpu().numpy()
+
+
+def foresee(model: Decodable, texts: Sequence[Sequence[int]], labels: Sequence[bool],
+            prompts: int | Sequence[int] = 1, width: int = 64, steps: int = 400, rate: float = 3e-3,
+            batch: int = 256, seed: int = 0) -> Foresight:
+    """Learn to foresee a label of complete texts.
+
+    texts: token ids, prompts in front, the stop token behind where there is one; samples of the model, or data. labels:
+        whether each has the attribute. prompts: how many first tokens are the prompt, at least 1; one for all or one
+        for each. steps, rate, batch: of AdamW, over pairs of a prefix and its next token.
+    A tenth of the texts calibrates it (its logits are scaled and shifted), another measures it (`report`).
+    """
+    begins = [prompts] * len(texts) if isinstance(prompts, int) else list(prompts)
+    if len(labels) != len(texts) or len(begins) != len(texts) or len(texts) < 10 or len(set(map(bool, labels))) < 2:
+        raise SegueError(f"to foresee an attribute takes at least 10 texts, some with it and some without, each with a "
+                         f"label and a prompt: these are {len(texts)} texts, {len(labels)} labels of "
+                         f"{len(set(map(bool, labels)))} sorts, {len(begins)} prompts")
+    if any(not 1 <= begin < len(text) for begin, text in zip(begins, texts)):
+        raise SegueError("each text needs a prompt of at least one token, and at least one token behind it")
+    hidden, tokens, owner = _prefixes(model, texts, begins)
+    truth = torch.tensor([float(label) for label in labels], device=hidden.device)[owner]
+    part = torch.from_numpy(np.random.default_rng(seed).permutation(len(texts)) % 10).to(hidden.device)[owner]
+    learning, calibrating, measuring = part > 1, part == 0, part == 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        foresight = Foresight(hidden.shape[1], model.vocabulary, width).to(hidden.device)
+        foresight.mean = hidden[learning].mean(0)
+        foresight.deviation = hidden[learning].std(0, correction=0).clamp(min=1e-6)
+        optimiser = torch.optim.AdamW(foresight.parameters(), rate, weight_decay=0.01)
+        places = learning.nonzero()[:, 0].cpu()
+        for _ in range(steps):
+            chosen = places[torch.randint(len(places), (batch,))].to(hidden.device)
+            loss = F.binary_cross_entropy_with_logits(foresight(hidden[chosen], tokens[chosen])[:, 0], truth[chosen])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    with torch.no_grad():
+        logits = foresight(hidden, tokens)[:, 0]
+        scale, shift = _calibration(logits[calibrating], truth[calibrating])
+        foresight.out.weight *= scale
+        foresight.out.bias.mul_(scale).add_(shift)
+        rate_of_all = truth[~measuring].mean().expand(int(measuring.sum()))
+        foresight.report = {
+            "loss": float(F.binary_cross_entropy_with_logits(scale * logits[measuring] + shift, truth[measuring])),
+            "base": float(F.binary_cross_entropy(rate_of_all, truth[measuring]))}
+    return foresight.eval().requires_grad_(False)
+
+
+def _prefixes(model: Decodable, texts: Sequence[Sequence[int]], begins: Sequence[int],
+              together: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+    """Of every prefix of every text from its prompt on: hidden state (M, D), next token (M, 1), the text's number."""
+    hidden, tokens, owner = [], [], []
+    for start in range(0, len(texts), together):
+        group = range(start, min(start + together, len(texts)))
+        table = torch.zeros(len(group), max(len(texts[number]) for number in group), dtype=torch.long)
+        for row, number in enumerate(group):
+            table[row, : len(texts[number])] = torch.tensor(texts[number])
+        with torch.inference_mode():
+            state = model.init_state(len(group))
+            table = table.to(state.positions.device)
+            every = model.extend(table, state, None, table.new_zeros(len(group), 1)).hidden
+        for row, number in enumerate(group):
+            begin, end = begins[number], len(texts[number])
+            hidden.append(every[row, begin - 1 : end - 1].float().clone())
+            tokens.append(table[row, begin:end, None])
+            owner.append(torch.full((end - begin,), number, device=table.device))
+    return torch.cat(hidden).clone(), torch.cat(tokens), torch.cat(owner)
+
+
+def _calibration(logits: Tensor, truth: Tensor) -> tuple[float, float]:
+    """The scale and shift of logits that make them likeliest (Platt 1999), by Newton's method, held near (1, 0)."""
+    features = torch.stack([logits, torch.ones_like(logits)], 1).double()
+    start = torch.tensor([1.0, 0.0], dtype=torch.float64, device=logits.device)
+    weights = start.clone()
+    for _ in range(20):
+        chance = torch.sigmoid(features @ weights)
+        slope = features.T @ (chance - truth) + weights - start
+        curve = features.T @ (features * (chance * (1 - chance))[:, None]) + torch.eye(2).to(features)
+        weights = weights - torch.linalg.solve(curve, slope)
+    scale, shift = weights.tolist()
+    return max(scale, 0.0), shift
