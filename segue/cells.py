@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -13,13 +14,18 @@ from typing import Any
 from segue.files import read_json, write_json
 from segue.progress import Meter
 
+SECONDS = "(seconds)"  # no cell: how long the file's values took
+
 
 class Cells:
-    """JSON values by name, kept in the file `path` (None: nowhere). meter: is told how many there are."""
+    """JSON values by name, kept in the file `path` (None: nowhere). meter: is told how many there are. earlier: seconds
+    that the sittings before this one took."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.values: dict[str, Any] = read_json(path) if path is not None and path.exists() else {}
+        self.earlier = float(self.values.pop(SECONDS, 0.0))
+        self.begin = time.perf_counter()
         self.meter: Meter = lambda done, note="": None
 
     def compute(self, wanted: Mapping[str, Callable[[], Any]], workers: int) -> list[Any]:
@@ -49,4 +55,9 @@ class Cells:
         self.values[name] = json.loads(json.dumps(value))
         self.meter(len(self.values), name)
         if self.path is not None:
-            write_json(self.path, self.values)
+            write_json(self.path, self.values | {SECONDS: self.seconds})
+
+    @property
+    def seconds(self) -> float:
+        """Of this sitting so far and those before it."""
+        return round(self.earlier + time.perf_counter() - self.begin, 1)

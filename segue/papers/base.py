@@ -8,7 +8,6 @@ and ends with the same table.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -137,7 +136,6 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
             raise SegueError("scale gpu needs a CUDA GPU, and torch sees none: use --scale cpu")
     folder = None if out is None else Path(out)
     run = Run(claim, scale, seed, folder, None if data is None else Path(data))
-    begin = time.perf_counter()
     with progress(claim.slug, total=0, quiet=quiet) as meter:
         run.done.meter = meter
         table = claim.measure(run)
@@ -146,7 +144,7 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
     if scale != "smoke":
         verdict, reason = claim.judge(table)
     report = Report(claim.slug, scale, seed, claim.statement, claim.rule, table, dict(claim.paper), verdict, reason,
-                    run.notes, machine(), round(time.perf_counter() - begin, 1))
+                    run.notes, machine(), run.done.seconds)
     if folder is not None:
         picture = folder / f"{claim.slug}-{scale}.png"
         save_picture(claim, table, picture)

@@ -103,7 +103,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
         drawn = axes.bar(*zip(*bars))
         axes.bar_label(drawn, [f"{value:.1%}" for _, value in bars], fontsize="small")
     panel.set(title=f"Trained: words of {SYMBOLS} symbols", xlabel="scratchpad", ylabel="right answers", ylim=(0, 1.1))
-    exact.set(title=f"Compiled: words of {table[-1]['written'] - 1} symbols", ylabel="right tokens")
+    exact.set(title=f"Compiled: {table[-1]['written'] - 1} symbols", ylabel="right tokens")
 
 
 CLAIM = Claim(
