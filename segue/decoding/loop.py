@@ -216,7 +216,8 @@ class Loop:
         budget = self.cost.budget()
         # The last token of an answer is the model's own, so a draft may be one shorter than what is left.
         left = [budget if row.limit is None else min(row.limit - row.produced - 1, budget) for row in live]
-        wanted = [place for place, depth in enumerate(left) if depth > 0]
+        # Who needs hidden states is shown all of them, also where no draft is wanted.
+        wanted = [place for place, depth in enumerate(left) if depth > 0 or self.hidden]
         if not wanted:
             return [NOTHING] * len(live)
         tips = [Tip(live[place].request, budget, left[place], live[place].hidden) for place in wanted]

@@ -1,0 +1,146 @@
+"""Heads that guess several tokens ahead from the last hidden state of a frozen base, to draft for it.
+
+Medusa (Cai et al. 2024, arXiv 2401.10774): each head sees that hidden state alone. Hydra (Ankner et al. 2024, arXiv
+2402.05109): head k also sees the tokens drafted before its own. Hydra++ puts a causal attention layer over all hidden
+states so far in front of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers import Mixer
+from segue.mixers.state import Layout, Part, State
+from segue.models.stack import Block, Stack, StackConfig, make_norm
+
+__all__ = ["DraftHeads", "HeadsConfig"]
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """vocabulary, width: of the base. heads: K, so many tokens are drafted behind the one that the base itself gives.
+    layers: residual blocks of each head. sequential: head k sees the k tokens before its own (Hydra), or none (Medusa).
+    window: where above 0, an attention layer that sees so many positions comes first (Hydra++); attention_heads: of it.
+    """
+
+    vocabulary: int
+    width: int
+    heads: int = 4
+    layers: int = 1
+    sequential: bool = True
+    window: int = 0
+    attention_heads: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.vocabulary, self.width, self.heads, self.layers, self.attention_heads) < 1 or self.window < 0:
+            raise SegueError(f"draft heads cannot be made by {self}: sizes are at least 1, the window at least 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Head(nn.Module):
+    """u = R z + SiLU(L z), then u + SiLU(L u) block by block, then the output layer: (..., inputs) -> (..., V).
+
+    L is zero at first. R is the identity where the width does not change (Medusa).
+    """
+
+    def __init__(self, inputs: int, width: int, vocabulary: int, layers: int) -> None:
+        super().__init__()
+        self.skip = nn.Linear(inputs, width, bias=False) if inputs != width else None
+        self.blocks = nn.ModuleList(nn.Linear(width if layer else inputs, width) for layer in range(layers))
+        self.out = nn.Linear(width, vocabulary)
+        for block in self.blocks:
+            nn.init.zeros_(block.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(block.bias)  # type: ignore[arg-type]
+
+    def forward(self, z: Tensor) -> Tensor:
+        for index, block in enumerate(self.blocks):
+            kept = z if index or self.skip is None else self.skip(z)
+            z = kept + F.silu(block(z))
+        return self.out(z)
+
+
+class DraftHeads(nn.Module):
+    """Head k = 1 .. K predicts token x_{t+1+k} from the base's hidden state h_t (after its last norm, so its own head
+    predicts x_{t+1} from it) and, if `sequential`, from x_{t+1} .. x_{t+k}.
+
+    embedding, output: (V, D), the base's own tables. The first is used as it is and never moved, the second is where
+    the heads' output layers begin: an untrained Medusa head says what the base's own head says.
+    """
+
+    embedding: Tensor
+
+    def __init__(self, config: HeadsConfig, embedding: Tensor, output: Tensor) -> None:
+        super().__init__()
+        shape = (config.vocabulary, config.width)
+        if tuple(embedding.shape) != shape or tuple(output.shape) != shape:
+            raise SegueError(f"draft heads of {shape} do not fit a base of {tuple(embedding.shape)}: "
+                             "were they made for another model?")
+        self.config = config
+        self.register_buffer("embedding", embedding.detach(), persistent=False)
+        self.heads = nn.ModuleList(Head(config.width * (1 + k * config.sequential), config.width, config.vocabulary,
+                                        config.layers) for k in range(1, config.heads + 1))
+        self.block: Block | None = None
+        if config.window:
+            shaped = StackConfig(config.vocabulary, config.width, ["attention"], {"attention": {
+                "heads": config.attention_heads, "window": config.window}})
+            self.block, self.norm = Block(shaped, "attention"), make_norm(shaped)
+        self.to(output.device, output.dtype)
+        with torch.no_grad():
+            for head in self.heads:
+                head.out.weight.copy_(output)  # type: ignore[union-attr, operator]
+                head.out.bias.zero_()  # type: ignore[union-attr, operator]
+
+    @classmethod
+    def on(cls, base: Any, **choices: Any) -> DraftHeads:
+        """Fresh heads for a base, which must be a `Stack` over ids. choices: entries of `HeadsConfig`."""
+        if not isinstance(base, Stack) or base.config.inputs or base.config.pool:
+            raise SegueError(f"a {type(base).__name__} cannot have draft heads: a native model of ids can")
+        config = HeadsConfig(base.config.vocabulary, base.config.width, **choices)
+        return cls(config, base.embedding.weight, base.head.weight)
+
+    def init_state(self, batch: int) -> State:
+        """The memory of the attention layer, for `see`."""
+        mixer = self._block.mixer
+        return State([mixer.parts(batch, self.embedding, 0)],
+                     torch.zeros(batch, dtype=torch.long, device=self.embedding.device))
+
+    @property
+    def _block(self) -> Block:
+        if self.block is None:
+            raise SegueError("these heads see the last hidden state alone: they have no state")
+        return self.block
+
+    def see(self, hidden: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
+        """Of the base's hidden states (B, N, D) what the heads are shown: these, or the attention over them.
+
+        layout: of training rows. state: hidden then follows it, and is left pending in it.
+        """
+        hidden = hidden.to(self.embedding.dtype)
+        if self.block is None:
+            return hidden
+        if state is not None:
+            layout = state.pending = state.layout(hidden.shape[1])
+        elif layout is None:
+            layout = Layout.chain((hidden.shape[0], hidden.shape[1]), device=hidden.device)
+        parts = None if state is None else state.layers[0]
+
+        def mix(mixer: Mixer, y: Tensor, layout: Layout = layout, parts: dict[str, Part] | None = parts) -> Tensor:
+            return mixer.run(y, layout, parts)
+
+        return self.norm(self.block(hidden, mix))
+
+    def logits(self, k: int, shown: Tensor, tokens: Tensor) -> Tensor:
+        """Head k's scores (..., V). shown: (..., D), see `see`. tokens: (..., k) long, those before the one guessed;
+        the leading sizes of both are broadcast. Where the heads are not `sequential` tokens are not looked at."""
+        if not self.config.sequential:
+            return self.heads[k - 1](shown)
+        said = F.embedding(tokens, self.embedding).flatten(-2)
+        return self.heads[k - 1](torch.cat([shown.expand(*said.shape[:-1], -1), said], -1))
