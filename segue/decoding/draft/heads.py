@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from segue.mixers.state import State
 from segue.models.heads import DraftHeads
 from segue.objectives import Batch
 from segue.objectives.draft_heads import ahead
+from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 
 Paths = tuple[tuple[int, ...], ...]
 
@@ -117,6 +119,30 @@ class HeadsDraft:
         self.nodes = len(self.paths)
         self._seen: dict[int, _Seen] = {}
         self._plans: dict[tuple[int, int], list[_Level]] = {}
+
+    def save(self, path: str | Path) -> None:
+        """Write the heads and the tree to one safetensors file, atomically."""
+        save_tensors(path, weights_of(self.heads), {"heads": self.heads.config.to_dict(),
+                                                    "paths": [list(path) for path in self.paths]})
+
+    @classmethod
+    def load(cls, path: str | Path, base: Any) -> HeadsDraft:
+        """What `save` wrote, for the model it was made for."""
+        try:
+            tensors, values = load_tensors(path)
+            shape, paths = dict(values["heads"]), [[int(rank) for rank in each] for each in values["paths"]]
+            if any(type(value) not in (int, bool) or value > 1 << 16 for name, value in shape.items()
+                   if name not in ("vocabulary", "width")):
+                raise ValueError("sizes")
+            if (shape.pop("vocabulary"), shape.pop("width")) != (base.config.vocabulary, base.config.width):
+                raise SegueError("they were made for a model of another shape")
+            heads = DraftHeads.on(base, **shape)
+            load_into(heads, tensors, path)
+            return cls(heads, paths)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SegueError(f"{path} does not hold draft heads: run segue speed-up again") from error
+        except SegueError as error:
+            raise SegueError(f"{path}: {error}; run segue speed-up again") from error
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
         seen = self._seen.setdefault(row, _Seen())
