@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,8 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
     else:
         left = TRAINING * 60 * minutes - (time.monotonic() - begin)
         result.heads = {"sort": sort} | train_heads(heads, fitted, train, left, steps, seed, sort == "hydra++", quiet)
-        drafter = HeadsDraft(heads, counted_tree(heads, fitted.model, model, beginnings(train, prompts), n, nodes))
+        hits, asked = count_on_own_text(heads, fitted.model, model, beginnings(train, prompts), n)
+        drafter = HeadsDraft(heads, build_tree(hits / np.maximum(asked, 1)[:, None], nodes))
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
         makers["heads"] = lambda: HeadsDraft(drafter.heads, drafter.paths)
     result.drafters = measure(model, makers, beginnings(held, prompts), n, begin + 60 * minutes)
@@ -181,18 +182,18 @@ def train_heads(heads: DraftHeads, fitted: Fitted, train: TokenStore, seconds: f
             "seconds": round(run.elapsed, 2), "loss": [entry["loss"] for entry in run.curve]}
 
 
-def counted_tree(heads: DraftHeads, base: Stack, model: Any, prompts: list[list[int]], n: int,
-                 nodes: int) -> tuple[tuple[int, ...], ...]:
-    """The best tree by how often heads are right on what the model says after some prompts, greedy and sampled."""
+def count_on_own_text(heads: DraftHeads, base: Stack, model: Any, prompts: list[list[int]], n: int,
+                      ways: Sequence[dict[str, Any]] = WAYS) -> tuple[np.ndarray, np.ndarray]:
+    """`count_ranks` over what the model says after some prompts, in some ways."""
     found = []
-    for way in WAYS:
+    for way in ways:
         for prompt, answer in zip(prompts, generate(model, prompts, n, **way)):
             text = torch.tensor([prompt + answer.tokens], device=heads.embedding.device)
             targets = text[:, 1:].clone()
             targets[:, : len(prompt) - 1] = -1
             found.append(count_ranks(heads, base, Batch(text[:, :-1], targets)))
-    hits, asked = (np.sum(counts, axis=0) for counts in zip(*found))
-    return build_tree(hits / np.maximum(asked, 1)[:, None], nodes)
+    hits, asked = zip(*found)
+    return np.sum(hits, axis=0), np.sum(asked, axis=0)
 
 
 def measure(model: Any, makers: dict[str, Callable[[], Drafter | str]], prompts: list[list[int]], n: int,
