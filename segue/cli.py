@@ -240,7 +240,8 @@ def serve(model: Model,
           tokens: Annotated[int, typer.Option(metavar="N", help="Tokens those may hold, at most: bounds the memory.")]
           = 65_536,
           queue: Annotated[int, typer.Option(metavar="N", help="Requests that wait, at most; then 429.")] = 64,
-          draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts: trie, lookup or both.")] = None,
+          draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts: trie, lookup, both or heads.")]
+          = None,
           weights: Weights = None) -> None:
     """Answer the OpenAI completions API with a model, and show a page to try it on."""
     from segue.serving.serve import serve as run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import queue
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from segue.errors import SegueError
 from segue.models.heads import DraftHeads
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, DraftHeadsLoss
+from segue.serving.engine import Engine, News, Request
 from segue.testing.decoding import check_tree
 from segue.testing.learning import check_objective
 from segue.training.learn import learn
@@ -198,6 +200,34 @@ def test_heads_draft_together_with_others() -> None:
     assert both.needs_hidden
     drafted = generate(model, prompts(), 20, eos=0, draft=both, cost=Moody(sizes=(0, 8)))
     assert [answer.tokens for answer in plain] == [answer.tokens for answer in drafted]
+
+
+@pytest.mark.parametrize("kind", ["hydra", "hydra++"])
+def test_requests_that_join_a_running_batch_have_their_own_drafts(kind: str) -> None:
+    model = base("attention+gru")
+    heads = wild(model, kind)
+    drafter = Watched(heads, TREE)
+    engine = Engine(model, rows=3, piece=4, draft=drafter)
+    told: queue.Queue[tuple[int, News]] = queue.Queue()
+    said: dict[int, list[int]] = {}
+    try:
+        for number in range(5):
+            request = Request(prompts(number)[number % 4], 6 + 5 * (number % 3))
+            engine.submit(request, lambda news, number=number: told.put((number, news)))
+        running = 5
+        while running:
+            number, news = told.get(timeout=60)
+            assert news.error is None
+            said.setdefault(number, []).extend(news.tokens)
+            running -= news.finish is not None
+    finally:
+        engine.close()
+    for number, tokens in said.items():
+        assert tokens == generate(model, [prompts(number)[number % 4]], 6 + 5 * (number % 3))[0].tokens
+    assert len({len(text) for text, _, _ in drafter.drafts}) > 5 and not drafter._seen
+    for text, tip, tree in drafter.drafts:
+        paths = [path for path in TREE[: tip.nodes] if len(path) <= tip.depth]
+        assert tree.tokens == naive_draft(model, heads, text, paths)
 
 
 def test_a_tree_is_the_likeliest_paths() -> None:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 import segue
+from segue.cli import main
 from segue.data import of
 from segue.decoding.draft.heads import HeadsDraft
 from segue.errors import SegueError
+from segue.models.heads import DraftHeads
 from segue.verbs.speed_up import beginnings
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 32, "rows": 8, "threads": 1, "precision": "float32"}
@@ -62,6 +64,26 @@ def test_the_fastest_is_kept_and_changes_no_text(folder: Path) -> None:
     # An update carries them on.
     again.update(words()[:40], steps=2, quiet=True)
     assert segue.load(folder).best_draft == "heads"
+
+
+def test_the_command_keeps_to_its_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "words.txt").write_text("\n".join(words()))
+    with pytest.raises(SystemExit) as end:
+        main(["speed-up", str(folder), str(tmp_path / "words.txt"), "--minutes", "0.05"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and "tokens a pass" in shown and "hydra++" in shown
+    assert f"continue now drafts with: {segue.load(folder).best_draft}" in shown
+
+
+def test_a_model_that_can_have_no_heads_is_measured_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(base: Any, **choices: Any) -> DraftHeads:
+        raise SegueError("not this one")
+
+    monkeypatch.setattr(DraftHeads, "on", refuse)
+    report = segue.load(folder).speed_up(words(), **QUICK)
+    assert report.without == "no heads: not this one" and "heads" not in report.drafters and not report.heads
+    assert segue.load(folder).heads is None and segue.load(folder).best_draft == report.best
+    assert not (folder / "drafts" / "heads.safetensors").exists()
 
 
 def test_what_is_wrong_is_said(folder: Path) -> None:

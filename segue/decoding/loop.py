@@ -192,7 +192,8 @@ class Loop:
     def _pass(self, live: list[Row]) -> None:
         assert self.state is not None
         start = time.perf_counter()
-        trees = self._draft(live) if self.drafter is not None else [NOTHING] * len(live)
+        with undisturbed(self.model):
+            trees = self._draft(live) if self.drafter is not None else [NOTHING] * len(live)
         drafted = time.perf_counter()
         with torch.inference_mode(), undisturbed(self.model):
             commit = forward(self.model, self.state, live, trees, getattr(self.model, "step", None), self.hidden)

@@ -124,7 +124,7 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         raise SegueError("there is too little data to learn from and to measure on: give more")
     model = fitted.decodable()
     generate(model, beginnings(held, 1), 2)  # what is made at the first use is made before the clock runs
-    result = SpeedUp("none", model.path, machine())
+    result = SpeedUp("none", "", machine())
     makers: dict[str, Callable[[], Drafter | str]] = {"none": lambda: "none"} | dict(DRAFTERS)
     if fitted.mixture is not None:
         counts = fitted.mixture.counts
@@ -142,6 +142,7 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
         makers["heads"] = lambda: HeadsDraft(drafter.heads, drafter.paths)
     result.drafters = measure(model, makers, beginnings(held, prompts), n, begin + 60 * minutes)
+    result.path = model.path  # a compiled engine may have become ready on the way
     result.best = max(result.drafters, key=lambda name: result.drafters[name].tokens_per_second)
     fitted.heads, fitted.best_draft = drafter, result.best
     if fitted.folder is not None:
