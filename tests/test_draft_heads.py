@@ -17,7 +17,7 @@ from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks, defa
 from segue.decoding.draft.lookup import PromptLookup
 from segue.decoding.draft.together import Together
 from segue.errors import SegueError
-from segue.models.heads import DraftHeads
+from segue.models.heads import DraftHeads, HeadsConfig, Looked
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, DraftHeadsLoss
 from segue.serving.engine import Engine, News, Request
@@ -120,6 +120,17 @@ def test_hydra_that_sees_no_tokens_is_medusa() -> None:
     for k in (1, 2, 3):
         said = torch.randint(VOCABULARY, (5, k))
         torch.testing.assert_close(hydra.logits(k, hidden, said), medusa.logits(k, hidden, said))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
+    heads = wild(base(), "hydra", layers=layers)
+    shown, quick = torch.randn(2, 1, 16, dtype=torch.float64), Looked(heads)
+    for k in (1, 2, 3):
+        said = torch.randint(VOCABULARY, (2, 5, k))
+        torch.testing.assert_close(quick.logits(k, quick.begin(shown), said), heads.logits(k, shown, said))
+    assert HeadsDraft(heads).quick is not None  # so the other tests draft with it
+    assert not Looked.fits(HeadsConfig(50_000, 768), 4) and not Looked.fits(HeadsConfig(11, 16, sequential=False), 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,7 +19,7 @@ from segue.mixers import Mixer
 from segue.mixers.state import Layout, Part, State
 from segue.models.stack import Block, Stack, StackConfig, make_norm
 
-__all__ = ["DraftHeads", "HeadsConfig"]
+__all__ = ["DraftHeads", "HeadsConfig", "Looked"]
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,13 @@ class Head(nn.Module):
             nn.init.zeros_(block.bias)  # type: ignore[arg-type]
 
     def forward(self, z: Tensor) -> Tensor:
-        for index, block in enumerate(self.blocks):
-            kept = z if index or self.skip is None else self.skip(z)
-            z = kept + F.silu(block(z))
-        return self.out(z)
+        return self.rest((z if self.skip is None else self.skip(z)) + F.silu(self.blocks[0](z)))
+
+    def rest(self, u: Tensor) -> Tensor:
+        """From the first block's output on."""
+        for block in self.blocks[1:]:
+            u = u + F.silu(block(u))
+        return self.out(u)
 
 
 class DraftHeads(nn.Module):
@@ -144,3 +147,38 @@ class DraftHeads(nn.Module):
             return self.heads[k - 1](shown)
         said = F.embedding(tokens, self.embedding).flatten(-2)
         return self.heads[k - 1](torch.cat([shown.expand(*said.shape[:-1], -1), said], -1))
+
+
+class Looked:
+    """`DraftHeads.logits` of sequential heads, quicker: what the first layers make of a token is looked up in a table,
+    and what they make of the hidden state is one product for all heads. The weights are those of the moment of making.
+    """
+
+    def __init__(self, heads: DraftHeads) -> None:
+        width = heads.config.width
+        self.heads, self.tables = heads, list[Tensor]()
+        products, biases = [], []
+        with torch.no_grad():
+            for head in heads.heads:
+                first = head.blocks[0]  # type: ignore[index]
+                both = torch.cat([head.skip.weight, first.weight])  # type: ignore[union-attr, list-item]
+                slots = both.unflatten(1, (-1, width))[:, 1:]  # (2 D, k, D)
+                self.tables.append(torch.einsum("vd,fjd->jvf", heads.embedding, slots).flatten(0, 1))
+                products.append(both[:, :width])
+                biases.append(F.pad(first.bias, (width, 0)))  # type: ignore[union-attr]
+            self.product, self.bias = torch.cat(products), torch.cat(biases)
+
+    @staticmethod
+    def fits(config: HeadsConfig, size: int, most: int = 1 << 26) -> bool:
+        """Whether the tables, of numbers of `size` bytes, are small enough to be quicker than products."""
+        return config.sequential and config.heads * (config.heads + 1) * config.vocabulary * config.width * size <= most
+
+    def begin(self, shown: Tensor) -> Tensor:
+        """Of what the heads are shown (..., D), their part of each head's first layers (..., K, 2 D)."""
+        return F.linear(shown, self.product, self.bias).unflatten(-1, (self.heads.config.heads, -1))
+
+    def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
+        """See `DraftHeads.logits`. begun: (..., K, 2 D) from `begin`."""
+        places = tokens + self.heads.config.vocabulary * torch.arange(k, device=tokens.device)
+        kept, inner = (begun[..., k - 1, :] + F.embedding(places, self.tables[k - 1]).sum(-2)).chunk(2, -1)
+        return self.heads.heads[k - 1].rest(kept + F.silu(inner))  # type: ignore[operator]

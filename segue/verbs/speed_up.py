@@ -98,13 +98,14 @@ class SpeedUp:
 
 
 def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: int | None = None,
-             sort: str = "hydra++", seed: int = 0, prompts: int = 8, n: int = 128, nodes: int = 16,
+             sort: str = "hydra", seed: int = 0, prompts: int = 8, n: int = 128, nodes: int = 16,
              quiet: bool = False) -> SpeedUp:
     """Train heads on `data` (best: what the model was fitted on), measure all drafters, keep the fastest.
 
     minutes: of wall clock, about, everything included (default: 3). steps: of the heads' training, instead of as many
-    as fit. sort: of heads, "medusa", "hydra" or "hydra++". prompts, n: so many held-out beginnings, so many tokens
-    after each, once greedy and once sampled; fewer prompts where time runs out. nodes: of the heads' draft tree.
+    as fit. sort: of heads, "medusa", "hydra" or "hydra++" (the best guesses, and the slowest). prompts, n: so many
+    held-out beginnings, so many tokens after each, once greedy and once sampled; fewer prompts where time runs out.
+    nodes: of the heads' draft tree.
 
     The heads and the name of the fastest drafter are kept in `fitted`, and in its folder if it has one. Raises
     SegueError where the data do not fit the model.
@@ -136,7 +137,7 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         result.without = f"no heads: {error}"
     else:
         left = TRAINING * 60 * minutes - (time.monotonic() - begin)
-        result.heads = {"sort": sort} | train_heads(heads, fitted, train, left, steps, seed, sort == "hydra++", quiet)
+        result.heads = {"sort": sort} | train_heads(heads, fitted, train, left, steps, seed, quiet)
         hits, asked = count_on_own_text(heads, fitted.model, model, beginnings(train, prompts), n)
         drafter = HeadsDraft(heads, build_tree(hits / np.maximum(asked, 1)[:, None], nodes))
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
@@ -164,12 +165,12 @@ def beginnings(store: TokenStore, count: int, longest: int = 64) -> list[list[in
 
 
 def train_heads(heads: DraftHeads, fitted: Fitted, train: TokenStore, seconds: float, steps: int | None, seed: int,
-                distil: bool, quiet: bool) -> dict[str, Any]:
-    """Move the heads for so many steps, or seconds; gives what was done."""
+                quiet: bool) -> dict[str, Any]:
+    """Move the heads for so many steps, or seconds, towards what the model itself would say; gives what was done."""
     assert isinstance(fitted.model, Stack)
     batches = Batches(train, fitted.context, max(1, TOKENS_PER_STEP // fitted.context), seed, fitted.model.resettable)
     threads = cores()
-    choices: dict[str, Any] = {"rate": RATE, "seed": seed, "objective": DraftHeadsLoss(fitted.model, distil=distil),
+    choices: dict[str, Any] = {"rate": RATE, "seed": seed, "objective": DraftHeadsLoss(fitted.model, distil=True),
                                "decay": 0.1, "threads": threads,
                                "precision": "bfloat16" if fast_bfloat16(threads) else "float32"}
     try:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segue.decoding.draft.base import NOTHING, Tip, Tree
 from segue.errors import SegueError
 from segue.mixers.state import State
-from segue.models.heads import DraftHeads
+from segue.models.heads import DraftHeads, Looked
 from segue.objectives import Batch
 from segue.objectives.draft_heads import ahead
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
@@ -99,8 +99,8 @@ class _Seen:
 class HeadsDraft:
     """Drafts a tree of fixed shape, depth by depth: one batch for each head.
 
-    heads: made for the model that is decoded. paths: the tree, see `build_tree` (default: `default_tree`); a smaller
-    budget takes the first ones.
+    heads: made for the model that is decoded, their weights as they are now. paths: the tree, see `build_tree`
+    (default: `default_tree`); a smaller budget takes the first ones.
     """
 
     name: ClassVar[str] = "heads"
@@ -117,6 +117,7 @@ class HeadsDraft:
             known.add(path)
         self.paths: Paths = tuple(path for path in tree if max(path) < vocabulary)
         self.nodes = len(self.paths)
+        self.quick = Looked(heads) if Looked.fits(heads.config, heads.embedding.element_size()) else None
         self._seen: dict[int, _Seen] = {}
         self._plans: dict[tuple[int, int], list[_Level]] = {}
 
@@ -200,10 +201,13 @@ class HeadsDraft:
         device = self.heads.embedding.device
         shown = torch.stack([self._seen[tip.row].shown for tip in asked])[:, None]  # type: ignore[misc]
         said = torch.tensor([self._seen[tip.row].last for tip in asked], device=device)[:, None, None]
+        if self.quick is not None:
+            shown = self.quick.begin(shown)
+        score = self.heads.logits if self.quick is None else self.quick.logits
         drafted = torch.zeros(len(asked), self.nodes, dtype=torch.long, device=device)
         for k, level in enumerate(self._plan(nodes, depth), 1):
             said = said[:, level.expand]  # (R, P, k)
-            best = self.heads.logits(k, shown, said).topk(level.ranks, -1).indices
+            best = score(k, shown, said).topk(level.ranks, -1).indices
             tokens = best.expand(-1, len(level.expand), -1)[:, level.slot, level.rank]
             drafted[:, level.nodes] = tokens
             said = torch.cat([said[:, level.slot], tokens[..., None]], -1)
