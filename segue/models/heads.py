@@ -126,7 +126,7 @@ class DraftHeads(nn.Module):
 
         layout: of training rows. state: hidden then follows it, and is left pending in it.
         """
-        hidden = hidden.to(self.embedding.dtype)
+        hidden = hidden.to(self.embedding)  # its device and type
         if self.block is None:
             return hidden
         if state is not None:
@@ -157,6 +157,7 @@ class Looked:
     def __init__(self, heads: DraftHeads) -> None:
         width = heads.config.width
         self.heads, self.tables = heads, list[Tensor]()
+        self.offsets = heads.config.vocabulary * torch.arange(heads.config.heads, device=heads.embedding.device)
         products, biases = [], []
         with torch.no_grad():
             for head in heads.heads:
@@ -179,6 +180,5 @@ class Looked:
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
         """See `DraftHeads.logits`. begun: (..., K, 2 D) from `begin`."""
-        places = tokens + self.heads.config.vocabulary * torch.arange(k, device=tokens.device)
-        kept, inner = (begun[..., k - 1, :] + F.embedding(places, self.tables[k - 1]).sum(-2)).chunk(2, -1)
+        kept, inner = (begun[..., k - 1, :] + F.embedding(tokens + self.offsets[:k], self.tables[k - 1]).sum(-2)).chunk(2, -1)
         return self.heads.heads[k - 1].rest(kept + F.silu(inner))  # type: ignore[operator]

@@ -139,9 +139,9 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         left = TRAINING * 60 * minutes - (time.monotonic() - begin)
         result.heads = {"sort": sort} | train_heads(heads, fitted, train, left, steps, seed, quiet)
         hits, asked = count_on_own_text(heads, fitted.model, model, beginnings(train, prompts), n)
-        drafter = HeadsDraft(heads, build_tree(hits / np.maximum(asked, 1)[:, None], nodes))
+        drafter = trained = HeadsDraft(heads, build_tree(hits / np.maximum(asked, 1)[:, None], nodes))
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
-        makers["heads"] = lambda: HeadsDraft(drafter.heads, drafter.paths)
+        makers["heads"] = lambda: trained  # it forgets every request that has ended
     result.drafters = measure(model, makers, beginnings(held, prompts), n, begin + 60 * minutes)
     result.path = model.path  # a compiled engine may have become ready on the way
     result.best = max(result.drafters, key=lambda name: result.drafters[name].tokens_per_second)

@@ -189,7 +189,7 @@ class HeadsDraft:
         counts = [len(hidden) for hidden in fresh]
         state = states[0].join(states[1:]) if len(rows) > 1 else states[0]
         device = self.heads.embedding.device
-        shown = self.heads.see(nn.utils.rnn.pad_sequence(fresh, batch_first=True).to(device), None, state)
+        shown = self.heads.see(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
         state.commit(None, torch.tensor(counts, device=device))
         for place, row in enumerate(rows):
             seen = self._seen[row]
