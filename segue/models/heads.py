@@ -180,5 +180,6 @@ class Looked:
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
         """See `DraftHeads.logits`. begun: (..., K, 2 D) from `begin`."""
-        kept, inner = (begun[..., k - 1, :] + F.embedding(tokens + self.offsets[:k], self.tables[k - 1]).sum(-2)).chunk(2, -1)
+        said = F.embedding(tokens + self.offsets[:k], self.tables[k - 1]).sum(-2)
+        kept, inner = (begun[..., k - 1, :] + said).chunk(2, -1)
         return self.heads.heads[k - 1].rest(kept + F.silu(inner))  # type: ignore[operator]
