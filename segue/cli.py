@@ -146,8 +146,8 @@ def continue_(model: Model,
               decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup, "
                                                           "beam, diverse-beam, contrastive, exact or tree.")] = None,
               draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
-                                                        "lookup, both, counts, none, or the folder of a small "
-                                                        "model.")] = None,
+                                                        "lookup, both, counts, heads, none, or the folder of a "
+                                                        "small model.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None,
               weights: Weights = None, seed: Seed = None,
@@ -182,6 +182,19 @@ def update(model: Model, paths: Paths,
     data = read_files(paths, fitted.kind.name, how)
     report = fitted.update(data, **given(strategy=strategy, minutes=minutes, steps=steps))
     show(report)
+
+
+@command("speed-up", "segue speed-up model src/ --minutes 5")
+def speed_up(model: Model, paths: Paths,
+             minutes: Annotated[float | None, typer.Option(metavar="M", help="How long it may take.")] = None,
+             json_file: JsonFile = None, how: How = None) -> None:
+    """Train draft heads, measure every drafter, keep the fastest: continue uses it from then on. No text changes."""
+    one_dial(minutes, None)
+    fitted = segue.load(model)
+    report = fitted.speed_up(read_files(paths, fitted.kind.name, how), **given(minutes=minutes))
+    show(report)
+    if json_file is not None:
+        show_json(report.to_dict(), json_file)
 
 
 @command("evaluate", "segue evaluate model held-out/ --json scores.json")
@@ -227,7 +240,8 @@ def serve(model: Model,
           tokens: Annotated[int, typer.Option(metavar="N", help="Tokens those may hold, at most: bounds the memory.")]
           = 65_536,
           queue: Annotated[int, typer.Option(metavar="N", help="Requests that wait, at most; then 429.")] = 64,
-          draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts: trie, lookup or both.")] = None,
+          draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts: trie, lookup, both or heads.")]
+          = None,
           weights: Weights = None) -> None:
     """Answer the OpenAI completions API with a model, and show a page to try it on."""
     from segue.serving.serve import serve as run

@@ -47,5 +47,5 @@ def test_links_and_commands(page: Path) -> None:
         assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
     known = {command.name for command in cli.app.registered_commands}
     for block in blocks(page, "sh"):
-        for name in re.findall(r"^segue ([a-z]+)", block, re.MULTILINE):
+        for name in re.findall(r"^segue ([a-z][a-z-]*)", block, re.MULTILINE):
             assert name in known, f"{page.name} says: segue {name}"

@@ -184,3 +184,18 @@ def test_the_rule_of_faster_and_lighter(change: dict[str, float], verdict: str) 
     rows += [{"part": f"general {seed}", "arm": arm, "measure": "accuracy", "length": 64, "value": number}
              for seed in range(3) for arm, number in pupils.items()]
     assert claim("faster-lighter").judge(rows)[0] == verdict
+
+
+def heads(medusa: float, large: float, hydra: float, unseen: float, gain: float, same: float) -> list[Row]:
+    chains = {"medusa": medusa, "medusa, as large": large, "hydra": hydra, "hydra, hidden state unseen": unseen}
+    return [{"heads": name, "chain": chain, "same texts": same, "head 3": 0.3 + gain * (name == "hydra"),
+             "head 4": 0.2 + gain * (name == "hydra")} for name, chain in chains.items()]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((1.6, 1.7, 2.4, 1.9, 0.3, 1.0), "confirmed"), ((2.2, 1.7, 2.4, 1.9, 0.3, 1.0), "refuted"),
+    ((1.6, 2.3, 2.4, 1.9, 0.3, 1.0), "refuted"), ((1.6, 1.7, 2.4, 2.4, 0.3, 1.0), "refuted"),
+    ((1.6, 1.7, 2.4, 1.9, 0.3, 0.99), "refuted"), ((2.0, 1.7, 2.4, 1.9, 0.3, 1.0), "inconclusive"),
+    ((1.6, 1.7, 2.4, 1.9, 0.1, 1.0), "inconclusive")])
+def test_the_rule_of_hydra_heads(values: tuple[float, float, float, float, float, float], verdict: str) -> None:
+    assert claim("hydra-heads").judge(heads(*values))[0] == verdict

@@ -170,8 +170,9 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
 
     prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, or a list of these. None or
         an empty one begins a document.
-    draft: default with greedy and sampling is "counts" where the model is a mixture with counts, else "both" (trie and
-        lookup): it changes no token and is switched off where it does not pay; "none" is plain decoding.
+    draft: default with greedy and sampling is what `speed_up` found best for this model; where that was not asked,
+        "counts" where the model is a mixture with counts, else "both" (trie and lookup). "heads": those that
+        `speed_up` trained. A draft changes no token and is switched off where it does not pay; "none": plain decoding.
     weights: "float32", or "int8" for matrices rounded to bytes: faster, and a little worse (see `Fitted.evaluate`).
     Everything else is as in `continue_objects` and `generate`.
     """
@@ -188,7 +189,11 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
                              f"for example {as_text(fitted.codec.decode([0]))}")
     mixture = getattr(fitted, "mixture", None)
     if draft is None and not drafts_itself(decoder):
-        draft = "both" if mixture is None else "counts"
+        draft = getattr(fitted, "best_draft", None) or ("both" if mixture is None else "counts")
+    if draft == "heads":
+        draft = getattr(fitted, "heads", None)
+        if draft is None:
+            raise SegueError("draft 'heads' needs trained heads: run segue speed-up on this model first")
     if draft == "counts":
         if mixture is None:
             raise SegueError("draft 'counts' needs a model that was fitted with counts: choose both, trie or lookup")

@@ -192,7 +192,8 @@ class Loop:
     def _pass(self, live: list[Row]) -> None:
         assert self.state is not None
         start = time.perf_counter()
-        trees = self._draft(live) if self.drafter is not None else [NOTHING] * len(live)
+        with undisturbed(self.model):
+            trees = self._draft(live) if self.drafter is not None else [NOTHING] * len(live)
         drafted = time.perf_counter()
         with torch.inference_mode(), undisturbed(self.model):
             commit = forward(self.model, self.state, live, trees, getattr(self.model, "step", None), self.hidden)
@@ -216,7 +217,8 @@ class Loop:
         budget = self.cost.budget()
         # The last token of an answer is the model's own, so a draft may be one shorter than what is left.
         left = [budget if row.limit is None else min(row.limit - row.produced - 1, budget) for row in live]
-        wanted = [place for place, depth in enumerate(left) if depth > 0]
+        # Who needs hidden states is shown all of them, also where no draft is wanted.
+        wanted = [place for place, depth in enumerate(left) if depth > 0 or self.hidden]
         if not wanted:
             return [NOTHING] * len(live)
         tips = [Tip(live[place].request, budget, left[place], live[place].hidden) for place in wanted]

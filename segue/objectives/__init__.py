@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from segue.objectives.base import Batch, Loss, Objective
 from segue.objectives.distillation import Distillation
+from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.next_element import NextElement
 
 OBJECTIVES: dict[str, type[Objective]] = {"next": NextElement, "distillation": Distillation}
 
-__all__ = ["OBJECTIVES", "Batch", "Distillation", "Loss", "NextElement", "Objective"]
+__all__ = ["OBJECTIVES", "Batch", "Distillation", "DraftHeadsLoss", "Loss", "NextElement", "Objective"]

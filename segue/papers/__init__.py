@@ -102,7 +102,8 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2309.15038"),
     "hydra-heads": Paper(
         "Hydra: Sequentially-Dependent Draft Heads for Medusa Decoding",
-        "2024, arXiv 2402.05109"),
+        "2024, arXiv 2402.05109", "hydra_heads",
+        ("models.heads", "objectives.draft_heads", "decoding.draft.heads", "verbs.speed_up")),
     "hydra-mixers": Paper(
         "Hydra: Bidirectional State Space Models Through Generalized Matrix Mixers",
         "2024, arXiv 2407.09941", "hydra_mixers", ("mixers.hydra", "mixers.matrix", "mixers.convolution")),

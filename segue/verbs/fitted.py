@@ -24,6 +24,7 @@ from segue.training.recipe import cores, fast_bfloat16
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from segue.decoding.draft.heads import HeadsDraft
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
 
@@ -66,7 +67,8 @@ class Fitted:
     codec, kind: of the sequences. report: how it was made and how good it is. context: elements a row it was trained
     on. counts: (V,) how often each token was in the training data (the unigram baseline). memory: what it keeps of the
     past, to learn on. mixture: the network with counts of its training data, if it was fitted so. ngram: a classical
-    model of its training data to measure against, where there is no mixture. folder: where it is saved.
+    model of its training data to measure against, where there is no mixture. folder: where it is saved. heads: what
+    `speed_up` trained to draft for it, and best_draft the name of the drafter that it found fastest.
     """
 
     def __init__(self, model: Stack, codec: Codec, kind: Kind, report: Report, context: int,
@@ -75,6 +77,8 @@ class Fitted:
         self.model, self.codec, self.kind, self.report = model, codec, kind, report
         self.context, self.counts, self.folder, self.memory = context, counts, folder, memory
         self.mixture, self.ngram = mixture, ngram
+        self.heads: HeadsDraft | None = None
+        self.best_draft: str | None = None
         self._engine: tuple[Any, Any] | None = None
         if isinstance(model, Stack):
             model.eval()
@@ -125,6 +129,12 @@ class Fitted:
         from segue.verbs.update import update
 
         return update(self, as_data(data, self.kind.name), strategy or "replay", **options)
+
+    def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
+        """Find the drafter that makes `continue_` fastest on `data`, and keep it; see `segue.verbs.speed_up`."""
+        from segue.verbs.speed_up import speed_up
+
+        return speed_up(self, as_data(data, self.kind.name), minutes, **options)
 
     def evaluate(self, data: Any, weights: str = "float32") -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
@@ -178,6 +188,7 @@ class Fitted:
             self.mixture.save(folder)
         if self.ngram is not None:
             self.ngram.save(folder, "ngram")
+        self.save_drafts(folder)
         save_tensors(folder / "model.safetensors", tensors)
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
                                             "model": self.model.config.to_dict()})
@@ -185,6 +196,28 @@ class Fitted:
         write_json(folder / "report.json", self.report.to_dict())
         self.folder = folder
         return folder
+
+    def save_drafts(self, folder: Path) -> None:
+        """Write what `speed_up` found into the model's folder."""
+        if self.best_draft is not None:
+            if self.heads is not None:
+                self.heads.save(folder / "drafts" / "heads.safetensors")
+            write_json(folder / "drafts" / "best.json", {"draft": self.best_draft, "heads": self.heads is not None})
+
+    def load_drafts(self, folder: Path) -> None:
+        """Read what `save_drafts` wrote, if anything."""
+        path = folder / "drafts" / "best.json"
+        if not path.exists():
+            return
+        from segue.decoding.draft import DRAFTERS
+        from segue.decoding.draft.heads import HeadsDraft
+
+        values = read_json(path)
+        best = values.get("draft") if isinstance(values, dict) else None
+        if best not in (*DRAFTERS, "counts", "heads", "none"):
+            raise SegueError(f"{path} names no drafter of this version: run segue speed-up again, or remove it")
+        self.heads = HeadsDraft.load(path.parent / "heads.safetensors", self.model) if values.get("heads") else None
+        self.best_draft = best
 
     def card(self) -> str:
         """The README of a model's folder."""
@@ -223,7 +256,9 @@ def load(folder: str | Path) -> Fitted:
     if isinstance(values, dict) and "format" not in values and "model_type" in values:
         from segue.verbs.huggingface import load_huggingface
 
-        return load_huggingface(folder)
+        foreign = load_huggingface(folder)
+        foreign.load_drafts(folder)
+        return foreign
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}')")
     try:
@@ -257,8 +292,10 @@ def load(folder: str | Path) -> Fitted:
         from segue.models.counts import CountModel
 
         ngram = CountModel.load(folder, "ngram")
-    return Fitted(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
-                  memory, mixture, ngram)
+    fitted = Fitted(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
+                    memory, mixture, ngram)
+    fitted.load_drafts(folder)
+    return fitted
 
 
 def check_config(config: StackConfig) -> None:

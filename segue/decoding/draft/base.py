@@ -63,7 +63,9 @@ class Tip:
     """Where a draft is wanted.
 
     row: the request. nodes, depth: at most so many nodes, at most so deep (the rest of the answer is shorter).
-    hidden: (A, D), the last layer's output at the tokens newly confirmed, for drafters with `needs_hidden`.
+    hidden: (A, D), the last layer's output at the tokens newly confirmed, for drafters with `needs_hidden`. These have
+        a tip in every pass, of depth 0 where no draft is wanted. The last token observed, which the model has yet to
+        read, has none.
     """
 
     row: int
@@ -87,7 +89,7 @@ class Drafter(Protocol):
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None: ...
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
-        """A draft for each tip, to follow the last token observed of its row. Changes nothing."""
+        """A draft for each tip, to follow the last token observed of its row. Asked twice, it says the same."""
         ...
 
     def forget(self, row: int) -> None:

@@ -1,0 +1,244 @@
+"""Drafts by heads on the model's own last hidden state: Medusa, Hydra and Hydra++ (see `segue.models.heads`).
+
+The draft's shape is a fixed tree of child ranks: (0, 2) is the third likeliest child of the likeliest child. Which
+shape pays is counted on text that the model writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segue.decoding.draft.base import NOTHING, Tip, Tree
+from segue.errors import SegueError
+from segue.mixers.state import State
+from segue.models.heads import DraftHeads, Looked
+from segue.objectives import Batch
+from segue.objectives.draft_heads import ahead
+from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
+
+Paths = tuple[tuple[int, ...], ...]
+
+
+def build_tree(chances: np.ndarray, nodes: int) -> Paths:
+    """The `nodes` paths of child ranks that are likeliest to be accepted, best first, so parents before children.
+
+    chances: (K, R), how likely the child of rank r is accepted at depth k + 1, given that its parent was. The chance of
+    a path is the product of its nodes' chances. Any first part of the result is the best tree of its own size.
+    """
+    chances = np.asarray(chances, dtype=np.float64)
+    depth, ranks = chances.shape
+    if nodes < 1 or (chances < 0).any() or (chances > 1).any():
+        raise SegueError(f"a tree of {nodes} nodes: it has at least one, and chances are from 0 to 1")
+    frontier: list[tuple[float, int, tuple[int, ...]]] = [
+        (-float(chance), 1, (rank,)) for rank, chance in enumerate(chances[0])]
+    heapify(frontier)
+    paths: list[tuple[int, ...]] = []
+    while frontier and len(paths) < nodes and frontier[0][0] < 0:
+        chance, size, path = heappop(frontier)
+        paths.append(path)
+        if size < depth:
+            for rank in range(ranks):
+                heappush(frontier, (chance * float(chances[size, rank]), size + 1, (*path, rank)))
+    return tuple(paths) or ((0,),)
+
+
+def default_tree(heads: int, nodes: int = 63) -> Paths:
+    """A tree for heads that were never counted: each rank wins 0.4 times as often as the one before, the first 0.6."""
+    return build_tree(np.broadcast_to(0.6 * 0.4 ** np.arange(10), (heads, 10)), nodes)
+
+
+@torch.inference_mode()
+def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch, ranks: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """How often the text's token is the one of rank r for head k, (K, ranks), and at how many places head k was asked,
+    (K,). The quotient is what `build_tree` wants. Tokens before the head's own are those of the text."""
+    seen = base(batch.tokens, batch.layout)
+    shown = heads.see(seen.hidden, batch.layout)
+    ranks = min(ranks, heads.config.vocabulary)
+    hits, asked = np.zeros((heads.config.heads, ranks), np.int64), np.zeros(heads.config.heads, np.int64)
+    for k in range(1, heads.config.heads + 1):
+        known, said, label = ahead(batch, k)
+        best = heads.logits(k, shown[:, : known.shape[1]][known], said[known]).topk(ranks, -1).indices
+        hits[k - 1] = (best == label[known][:, None]).sum(0).cpu().numpy()
+        asked[k - 1] = int(known.sum())
+    return hits, asked
+
+
+@dataclass
+class _Level:
+    """One depth of a tree. expand: which nodes of the level above have children here. slot, rank: for each node here
+    its parent's place among those and its rank among its siblings. nodes: their numbers. ranks: so many are wanted."""
+
+    expand: Tensor
+    slot: Tensor
+    rank: Tensor
+    nodes: Tensor
+    ranks: int
+
+
+@dataclass
+class _Seen:
+    """What is known of a request. observed: tokens told. last: of those. read: hidden states shown. fresh: those that
+    the attention layer, whose memory `state` is, has yet to read. shown: (D,), what the heads see."""
+
+    observed: int = 0
+    last: int = -1
+    read: int = 0
+    fresh: list[Tensor] = field(default_factory=list)
+    state: State | None = None
+    shown: Tensor | None = None
+
+
+class HeadsDraft:
+    """Drafts a tree of fixed shape, depth by depth: one batch for each head.
+
+    heads: made for the model that is decoded, their weights as they are now. paths: the tree, see `build_tree`
+    (default: `default_tree`); a smaller budget takes the first ones.
+    """
+
+    name: ClassVar[str] = "heads"
+    needs_hidden: ClassVar[bool] = True
+
+    def __init__(self, heads: DraftHeads, paths: Sequence[Sequence[int]] | None = None) -> None:
+        self.heads, vocabulary = heads.eval(), heads.config.vocabulary
+        tree = default_tree(heads.config.heads) if paths is None else tuple(map(tuple, paths))
+        known: set[tuple[int, ...]] = {()}
+        for path in tree:
+            if path in known or path[:-1] not in known or len(path) > heads.config.heads or min(path) < 0:
+                raise SegueError(f"path {path} of a draft tree: each comes once, after its parent, at most "
+                                 f"{heads.config.heads} deep, with ranks from 0")
+            known.add(path)
+        self.paths: Paths = tuple(path for path in tree if max(path) < vocabulary)
+        self.nodes = len(self.paths)
+        self.quick = Looked(heads) if Looked.fits(heads.config, heads.embedding.element_size()) else None
+        self._seen: dict[int, _Seen] = {}
+        self._plans: dict[tuple[int, int], list[_Level]] = {}
+
+    def save(self, path: str | Path) -> None:
+        """Write the heads and the tree to one safetensors file, atomically."""
+        save_tensors(path, weights_of(self.heads), {"heads": self.heads.config.to_dict(),
+                                                    "paths": [list(path) for path in self.paths]})
+
+    @classmethod
+    def load(cls, path: str | Path, base: Any) -> HeadsDraft:
+        """What `save` wrote, for the model it was made for."""
+        try:
+            tensors, values = load_tensors(path)
+            shape, paths = dict(values["heads"]), [[int(rank) for rank in each] for each in values["paths"]]
+            if any(type(value) not in (int, bool) or value > 1 << 16 for name, value in shape.items()
+                   if name not in ("vocabulary", "width")):
+                raise ValueError("sizes")
+            if (shape.pop("vocabulary"), shape.pop("width")) != (base.config.vocabulary, base.config.width):
+                raise SegueError("they were made for a model of another shape")
+            heads = DraftHeads.on(base, **shape)
+            load_into(heads, tensors, path)
+            return cls(heads, paths)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SegueError(f"{path} does not hold draft heads: run segue speed-up again") from error
+        except SegueError as error:
+            raise SegueError(f"{path}: {error}; run segue speed-up again") from error
+
+    def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
+        seen = self._seen.setdefault(row, _Seen())
+        if len(tokens):
+            seen.observed += len(tokens)
+            seen.last = int(tokens[-1])
+
+    @torch.inference_mode()
+    def propose(self, tips: Sequence[Tip]) -> list[Tree]:
+        for tip in tips:
+            self._take_in(tip)
+        asked = [tip for tip in tips if min(tip.nodes, tip.depth) > 0 and tip.row in self._seen
+                 and self._seen[tip.row].read]
+        if self.heads.config.window:
+            wanted = {tip.row for tip in asked}  # the others are read only before they grow long
+            self._read([row for row, seen in self._seen.items() if seen.fresh
+                        and (row in wanted or sum(map(len, seen.fresh)) > self.heads.config.window)])
+        trees = dict.fromkeys((tip.row for tip in tips), NOTHING)
+        if asked:
+            trees |= self._draft(asked)
+        return [trees[tip.row] for tip in tips]
+
+    def forget(self, row: int) -> None:
+        self._seen.pop(row, None)
+
+    def _take_in(self, tip: Tip) -> None:
+        """Keep what a tip brings, once: there is a hidden state for each token observed but the last."""
+        seen = self._seen.get(tip.row)
+        if seen is None or tip.hidden is None or seen.read + len(tip.hidden) >= seen.observed:
+            return
+        seen.read = seen.observed - 1
+        if self.heads.config.window:
+            seen.fresh.append(tip.hidden)
+        else:
+            seen.shown = self.heads.see(tip.hidden[None, -1:])[0, 0]
+
+    def _read(self, rows: list[int]) -> None:
+        """The attention layer reads what is fresh, of all rows at once."""
+        if not rows:
+            return
+        fresh = [torch.cat(self._seen[row].fresh) for row in rows]
+        states = [self._seen[row].state or self.heads.init_state(1) for row in rows]
+        counts = [len(hidden) for hidden in fresh]
+        state = states[0].join(states[1:]) if len(rows) > 1 else states[0]
+        device = self.heads.embedding.device
+        shown = self.heads.see(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
+        state.commit(None, torch.tensor(counts, device=device))
+        for place, row in enumerate(rows):
+            seen = self._seen[row]
+            seen.state = state.select(torch.tensor([place], device=device)) if len(rows) > 1 else state
+            seen.shown, seen.fresh = shown[place, counts[place] - 1], []
+
+    def _draft(self, asked: list[Tip]) -> dict[int, Tree]:
+        nodes, depth = max(tip.nodes for tip in asked), max(tip.depth for tip in asked)
+        device = self.heads.embedding.device
+        shown = torch.stack([self._seen[tip.row].shown for tip in asked])[:, None]  # type: ignore[misc]
+        said = torch.tensor([self._seen[tip.row].last for tip in asked], device=device)[:, None, None]
+        if self.quick is not None:
+            shown = self.quick.begin(shown)
+        score = self.heads.logits if self.quick is None else self.quick.logits
+        drafted = torch.zeros(len(asked), self.nodes, dtype=torch.long, device=device)
+        for k, level in enumerate(self._plan(nodes, depth), 1):
+            said = said[:, level.expand]  # (R, P, k)
+            best = score(k, shown, said).topk(level.ranks, -1).indices
+            tokens = best.expand(-1, len(level.expand), -1)[:, level.slot, level.rank]
+            drafted[:, level.nodes] = tokens
+            said = torch.cat([said[:, level.slot], tokens[..., None]], -1)
+        return {tip.row: self._tree(row, tip) for tip, row in zip(asked, drafted.tolist())}
+
+    def _tree(self, drafted: list[int], tip: Tip) -> Tree:
+        places: dict[tuple[int, ...], int] = {(): -1}
+        tree = Tree()
+        for path, token in zip(self.paths[: tip.nodes], drafted):
+            if len(path) <= tip.depth:
+                places[path] = len(tree.tokens)
+                tree.tokens.append(token)
+                tree.parents.append(places[path[:-1]])
+        return tree
+
+    def _plan(self, nodes: int, depth: int) -> list[_Level]:
+        """The levels of the first `nodes` paths, down to `depth`."""
+        key = min(nodes, self.nodes), min(depth, self.heads.config.heads)
+        if key in self._plans:
+            return self._plans[key]
+        levels: list[_Level] = []
+        above: list[tuple[int, ...]] = [()]
+        for size in range(1, key[1] + 1):
+            here = [path for path in self.paths[: key[0]] if len(path) == size]
+            if not here:
+                break
+            parents = list(dict.fromkeys(path[:-1] for path in here))
+            expand, slot, rank, places = (torch.tensor(column, device=self.heads.embedding.device) for column in (
+                [above.index(path) for path in parents], [parents.index(path[:-1]) for path in here],
+                [path[-1] for path in here], [self.paths.index(path) for path in here]))
+            levels.append(_Level(expand, slot, rank, places, 1 + max(path[-1] for path in here)))
+            above = here
+        self._plans[key] = levels
+        return levels

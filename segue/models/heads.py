@@ -1,0 +1,185 @@
+"""Heads that guess several tokens ahead from the last hidden state of a frozen base, to draft for it.
+
+Medusa (Cai et al. 2024, arXiv 2401.10774): each head sees that hidden state alone. Hydra (Ankner et al. 2024, arXiv
+2402.05109): head k also sees the tokens drafted before its own. Hydra++ puts a causal attention layer over all hidden
+states so far in front of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers import Mixer
+from segue.mixers.state import Layout, Part, State
+from segue.models.stack import Block, Stack, StackConfig, make_norm
+
+__all__ = ["DraftHeads", "HeadsConfig", "Looked"]
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """vocabulary, width: of the base. heads: K, so many tokens are drafted behind the one that the base itself gives.
+    layers: residual blocks of each head. sequential: head k sees the k tokens before its own (Hydra), or none (Medusa).
+    window: where above 0, an attention layer that sees so many positions comes first (Hydra++); attention_heads: of it.
+    """
+
+    vocabulary: int
+    width: int
+    heads: int = 4
+    layers: int = 1
+    sequential: bool = True
+    window: int = 0
+    attention_heads: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.vocabulary, self.width, self.heads, self.layers, self.attention_heads) < 1 or self.window < 0:
+            raise SegueError(f"draft heads cannot be made by {self}: sizes are at least 1, the window at least 0")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Head(nn.Module):
+    """u = R z + SiLU(L z), then u + SiLU(L u) block by block, then the output layer: (..., inputs) -> (..., V).
+
+    L is zero at first. R is the identity where the width does not change (Medusa).
+    """
+
+    def __init__(self, inputs: int, width: int, vocabulary: int, layers: int) -> None:
+        super().__init__()
+        self.skip = nn.Linear(inputs, width, bias=False) if inputs != width else None
+        self.blocks = nn.ModuleList(nn.Linear(width if layer else inputs, width) for layer in range(layers))
+        self.out = nn.Linear(width, vocabulary)
+        for block in self.blocks:
+            nn.init.zeros_(block.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(block.bias)  # type: ignore[arg-type]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.rest((z if self.skip is None else self.skip(z)) + F.silu(self.blocks[0](z)))
+
+    def rest(self, u: Tensor) -> Tensor:
+        """From the first block's output on."""
+        for block in self.blocks[1:]:
+            u = u + F.silu(block(u))
+        return self.out(u)
+
+
+class DraftHeads(nn.Module):
+    """Head k = 1 .. K predicts token x_{t+1+k} from the base's hidden state h_t (after its last norm, so its own head
+    predicts x_{t+1} from it) and, if `sequential`, from x_{t+1} .. x_{t+k}.
+
+    embedding, output: (V, D), the base's own tables. The first is used as it is and never moved, the second is where
+    the heads' output layers begin: an untrained Medusa head says what the base's own head says.
+    """
+
+    embedding: Tensor
+
+    def __init__(self, config: HeadsConfig, embedding: Tensor, output: Tensor) -> None:
+        super().__init__()
+        shape = (config.vocabulary, config.width)
+        if tuple(embedding.shape) != shape or tuple(output.shape) != shape:
+            raise SegueError(f"draft heads of {shape} do not fit a base of {tuple(embedding.shape)}: "
+                             "were they made for another model?")
+        self.config = config
+        self.register_buffer("embedding", embedding.detach(), persistent=False)
+        self.heads = nn.ModuleList(Head(config.width * (1 + k * config.sequential), config.width, config.vocabulary,
+                                        config.layers) for k in range(1, config.heads + 1))
+        self.block: Block | None = None
+        if config.window:
+            shaped = StackConfig(config.vocabulary, config.width, ["attention"], {"attention": {
+                "heads": config.attention_heads, "window": config.window}})
+            self.block, self.norm = Block(shaped, "attention"), make_norm(shaped)
+        self.to(output.device, output.dtype)
+        with torch.no_grad():
+            for head in self.heads:
+                head.out.weight.copy_(output)  # type: ignore[union-attr, operator]
+                head.out.bias.zero_()  # type: ignore[union-attr, operator]
+
+    @classmethod
+    def on(cls, base: Any, **choices: Any) -> DraftHeads:
+        """Fresh heads for a base, which must be a `Stack` over ids. choices: entries of `HeadsConfig`."""
+        if not isinstance(base, Stack) or base.config.inputs or base.config.pool:
+            raise SegueError(f"a {type(base).__name__} cannot have draft heads: a native model of ids can")
+        config = HeadsConfig(base.config.vocabulary, base.config.width, **choices)
+        return cls(config, base.embedding.weight, base.head.weight)
+
+    def init_state(self, batch: int) -> State:
+        """The memory of the attention layer, for `see`."""
+        mixer = self._block.mixer
+        return State([mixer.parts(batch, self.embedding, 0)],
+                     torch.zeros(batch, dtype=torch.long, device=self.embedding.device))
+
+    @property
+    def _block(self) -> Block:
+        if self.block is None:
+            raise SegueError("these heads see the last hidden state alone: they have no state")
+        return self.block
+
+    def see(self, hidden: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
+        """Of the base's hidden states (B, N, D) what the heads are shown: these, or the attention over them.
+
+        layout: of training rows. state: hidden then follows it, and is left pending in it.
+        """
+        hidden = hidden.to(self.embedding)  # its device and type
+        if self.block is None:
+            return hidden
+        if state is not None:
+            layout = state.pending = state.layout(hidden.shape[1])
+        elif layout is None:
+            layout = Layout.chain((hidden.shape[0], hidden.shape[1]), device=hidden.device)
+        parts = None if state is None else state.layers[0]
+
+        def mix(mixer: Mixer, y: Tensor, layout: Layout = layout, parts: dict[str, Part] | None = parts) -> Tensor:
+            return mixer.run(y, layout, parts)
+
+        return self.norm(self.block(hidden, mix))
+
+    def logits(self, k: int, shown: Tensor, tokens: Tensor) -> Tensor:
+        """Head k's scores (..., V). shown: (..., D), see `see`. tokens: (..., k) long, those before the one guessed;
+        the leading sizes of both are broadcast. Where the heads are not `sequential` tokens are not looked at."""
+        if not self.config.sequential:
+            return self.heads[k - 1](shown)
+        said = F.embedding(tokens, self.embedding).flatten(-2)
+        return self.heads[k - 1](torch.cat([shown.expand(*said.shape[:-1], -1), said], -1))
+
+
+class Looked:
+    """`DraftHeads.logits` of sequential heads, quicker: what the first layers make of a token is looked up in a table,
+    and what they make of the hidden state is one product for all heads. The weights are those of the moment of making.
+    """
+
+    def __init__(self, heads: DraftHeads) -> None:
+        width = heads.config.width
+        self.heads, self.tables = heads, list[Tensor]()
+        self.offsets = heads.config.vocabulary * torch.arange(heads.config.heads, device=heads.embedding.device)
+        products, biases = [], []
+        with torch.no_grad():
+            for head in heads.heads:
+                first = head.blocks[0]  # type: ignore[index]
+                both = torch.cat([head.skip.weight, first.weight])  # type: ignore[union-attr, list-item]
+                slots = both.unflatten(1, (-1, width))[:, 1:]  # (2 D, k, D)
+                self.tables.append(torch.einsum("vd,fjd->jvf", heads.embedding, slots).flatten(0, 1))
+                products.append(both[:, :width])
+                biases.append(F.pad(first.bias, (width, 0)))  # type: ignore[union-attr]
+            self.product, self.bias = torch.cat(products), torch.cat(biases)
+
+    @staticmethod
+    def fits(config: HeadsConfig, size: int, most: int = 1 << 26) -> bool:
+        """Whether the tables, of numbers of `size` bytes, are small enough to be quicker than products."""
+        return config.sequential and config.heads * (config.heads + 1) * config.vocabulary * config.width * size <= most
+
+    def begin(self, shown: Tensor) -> Tensor:
+        """Of what the heads are shown (..., D), their part of each head's first layers (..., K, 2 D)."""
+        return F.linear(shown, self.product, self.bias).unflatten(-1, (self.heads.config.heads, -1))
+
+    def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
+        """See `DraftHeads.logits`. begun: (..., K, 2 D) from `begin`."""
+        said = F.embedding(tokens + self.offsets[:k], self.tables[k - 1]).sum(-2)
+        kept, inner = (begun[..., k - 1, :] + said).chunk(2, -1)
+        return self.heads.heads[k - 1].rest(kept + F.silu(inner))  # type: ignore[operator]

@@ -1,0 +1,280 @@
+"""Draft heads: what they start as, what they learn, and that no weights of theirs change a token."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from segue.decoding import Cost, generate
+from segue.decoding.draft.base import Tip, Tree
+from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks, default_tree
+from segue.decoding.draft.lookup import PromptLookup
+from segue.decoding.draft.together import Together
+from segue.errors import SegueError
+from segue.models.heads import DraftHeads, HeadsConfig, Looked
+from segue.models.stack import Stack, StackConfig
+from segue.objectives import Batch, DraftHeadsLoss
+from segue.serving.engine import Engine, News, Request
+from segue.testing.decoding import check_tree
+from segue.testing.learning import check_objective
+from segue.training.learn import learn
+
+VOCABULARY = 11
+KINDS: dict[str, dict[str, Any]] = {
+    "medusa": {"sequential": False, "layers": 2}, "hydra": {"layers": 2}, "hydra++": {"layers": 3, "window": 6}}
+TREE = ((0,), (0, 0), (1,), (0, 1), (0, 0, 2), (2,), (1, 0), (0, 0, 0))
+
+
+def base(mixers: str = "attention", dtype: torch.dtype = torch.float64, seed: int = 0) -> Stack:
+    torch.manual_seed(seed)
+    model = Stack(StackConfig(VOCABULARY, 16, mixers.split("+"))).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2.5  # far from uniform scores, so that there is something to draft
+    return model
+
+
+def wild(model: Stack, kind: str, seed: int = 0, **choices: Any) -> DraftHeads:
+    """Heads with weights that nobody trained."""
+    heads = DraftHeads.on(model, heads=3, **(KINDS[kind] | choices))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for head in heads.heads:
+            for parameter in head.parameters():
+                parameter += torch.randn_like(parameter) * 0.2
+    return heads
+
+
+def prompts(seed: int = 0) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    return [random.integers(1, VOCABULARY, length).tolist() for length in (3, 9, 1, 5)]
+
+
+def naive_draft(model: Stack, heads: DraftHeads, text: list[int], paths: Any) -> list[int]:
+    """The tokens of a tree behind `text`, every path from the beginning and alone."""
+    with torch.no_grad():
+        hidden = model(torch.tensor([text])).hidden[:, :-1]  # the last token has not been read when a draft is made
+        shown = heads.see(hidden)[0, -1]
+        tokens = []
+        for path in paths:
+            said = [text[-1]]
+            for k, rank in enumerate(path, 1):
+                scores = heads.logits(k, shown, torch.tensor(said))
+                said.append(int(scores.argsort(descending=True)[rank]))
+            tokens.append(said[-1])
+    return tokens
+
+
+class Watched(HeadsDraft):
+    """Keeps every draft with the text that it follows."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.texts: dict[int, list[int]] = {}
+        self.drafts: list[tuple[list[int], Tip, Tree]] = []
+
+    def observe(self, row: int, tokens: Any, prompt: bool = False) -> None:
+        super().observe(row, tokens, prompt)
+        self.texts.setdefault(row, []).extend(tokens)
+
+    def propose(self, tips: Any) -> list[Tree]:
+        trees = super().propose(tips)
+        assert [tree.tokens for tree in super().propose(tips)] == [tree.tokens for tree in trees]  # asked twice
+        self.drafts += [(list(self.texts[tip.row]), tip, tree) for tip, tree in zip(tips, trees)]
+        return trees
+
+
+class Moody(Cost):
+    """Another draft size every pass, nothing included."""
+
+    def budget(self) -> int:
+        return (8, 0, 3, 1, 0, 0, 5)[self.passes % 7]
+
+
+def test_an_untrained_medusa_head_says_what_the_base_says() -> None:
+    model = base()
+    output = model(torch.arange(8)[None])
+    heads = DraftHeads.on(model, layers=3, sequential=False)
+    for k in range(1, 5):
+        assert torch.equal(heads.logits(k, output.hidden, torch.zeros(1, 8, k).long()), output.logits)
+
+
+def test_hydra_that_sees_no_tokens_is_medusa() -> None:
+    model = base()
+    medusa, hydra = wild(model, "medusa"), wild(model, "hydra", seed=1)
+    with torch.no_grad():
+        for one, two in zip(medusa.heads, hydra.heads):
+            two.skip.weight.zero_()
+            two.skip.weight[:, :16] = torch.eye(16)
+            two.blocks[0].weight.zero_()
+            two.blocks[0].weight[:, :16], two.blocks[0].bias[:] = one.blocks[0].weight, one.blocks[0].bias
+            two.blocks[1].load_state_dict(one.blocks[1].state_dict())
+            two.out.load_state_dict(one.out.state_dict())
+    hidden = torch.randn(5, 16, dtype=torch.float64)
+    for k in (1, 2, 3):
+        said = torch.randint(VOCABULARY, (5, k))
+        torch.testing.assert_close(hydra.logits(k, hidden, said), medusa.logits(k, hidden, said))
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
+    heads = wild(base(), "hydra", layers=layers)
+    shown, quick = torch.randn(2, 1, 16, dtype=torch.float64), Looked(heads)
+    for k in (1, 2, 3):
+        said = torch.randint(VOCABULARY, (2, 5, k))
+        torch.testing.assert_close(quick.logits(k, quick.begin(shown), said), heads.logits(k, shown, said))
+    assert HeadsDraft(heads).quick is not None  # so the other tests draft with it
+    assert not Looked.fits(HeadsConfig(50_000, 768), 4) and not Looked.fits(HeadsConfig(11, 16, sequential=False), 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("distil", [False, True])
+def test_the_loss_is_that_of_every_place_alone(kind: str, distil: bool) -> None:
+    model = base("attention")
+    heads = wild(model, kind)
+    random = torch.Generator().manual_seed(0)
+    documents = [torch.randint(VOCABULARY, (length,), generator=random) for length in (7, 3, 6)]
+    # One packed row, as `Batches` makes it: each document without its last token, which is only a target.
+    starts = torch.zeros(1, 15, dtype=torch.bool)
+    starts[0, [6, 8, 13]] = True
+    tokens = torch.cat([*(document[:-1] for document in documents), torch.zeros(2).long()])[None]
+    targets = torch.cat([*(document[1:] for document in documents), torch.full((2,), -1)])[None]
+    expected = 0.0
+    for document in documents:
+        output = model(document[None, :-1])
+        shown = heads.see(output.hidden)[0]
+        for k in (1, 2, 3):
+            for t in range(len(document) - 1 - k):
+                scores = heads.logits(k, shown[t], document[t + 1 : t + 1 + k]).log_softmax(-1)
+                wanted = output.logits[0, t + k].softmax(-1) if distil else \
+                    F.one_hot(document[t + 1 + k], VOCABULARY)
+                expected += 0.8**k * -float((wanted * scores).sum().detach())
+    loss = DraftHeadsLoss(model, distil=distil)(heads, Batch(tokens, targets, starts))
+    assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5)
+    assert loss.count == 13
+    check_objective(DraftHeadsLoss(model, distil=distil), lambda: wild(model, kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mixers", ["attention", "gru", "mamba+attention+gru"])
+def test_no_heads_change_a_token(mixers: str, kind: str) -> None:
+    """Greedy and sampled, ragged rows, drafts switched on and off; and every draft is the naive one."""
+    emitted = 0
+    for seed, way in enumerate(({}, {"decoder": "sample", "temperature": 0.8, "repetition_penalty": 1.1})):
+        model = base(mixers, seed=seed)
+        heads = wild(model, kind, seed)
+        eos = 0 if way else None
+        plain = generate(model, prompts(seed), 24, seed=seed, eos=eos, **way)  # type: ignore[arg-type]
+        for cost in (Cost(sizes=(8,), fixed=True), Moody(sizes=(0, 8))):
+            drafter = Watched(heads, TREE)
+            drafted = generate(model, prompts(seed), 24, draft=drafter, seed=seed, eos=eos, cost=cost,
+                               **way)  # type: ignore[arg-type]
+            assert [(a.tokens, a.finish) for a in plain] == [(a.tokens, a.finish) for a in drafted]
+            assert not drafter._seen  # nothing stays of requests that have ended
+            emitted += sum(answer.produced for answer in drafted)
+            for text, tip, tree in drafter.drafts[::5]:
+                check_tree(tree, tip, VOCABULARY)
+                paths = [path for path in TREE[: tip.nodes] if len(path) <= tip.depth]
+                assert tree.tokens == naive_draft(model, heads, text, paths)
+    assert emitted > 100
+
+
+def test_scores_at_the_nodes_are_those_of_the_paths() -> None:
+    model = base("mamba+attention+gru")
+    drafter = HeadsDraft(wild(model, "hydra++"), TREE)
+    text = prompts()[1]
+    drafter.observe(0, text)
+    state = model.init_state(1)
+    with torch.inference_mode():
+        hidden = model.extend(torch.tensor([text[:-1]]), state).hidden[0]
+        state.commit()
+        tree = drafter.propose([Tip(0, 8, 3, hidden)])[0]
+        assert len(tree) == len(TREE)
+        output = model.extend(torch.tensor([[text[-1], *tree.tokens]]), state.snapshot(),
+                              torch.tensor([[-1, *(parent + 1 for parent in tree.parents)]]))
+        for node in range(len(tree)):
+            path = [tree.tokens[each] for each in tree.path(node)]
+            alone = model(torch.tensor([[*text, *path]])).logits[0, -1]
+            torch.testing.assert_close(output.logits[0, node + 1], alone)
+
+
+def test_heads_draft_together_with_others() -> None:
+    model = base("gru")
+    plain = generate(model, prompts(), 20, eos=0)
+    both = Together([HeadsDraft(wild(model, "hydra++"), TREE), PromptLookup()])
+    assert both.needs_hidden
+    drafted = generate(model, prompts(), 20, eos=0, draft=both, cost=Moody(sizes=(0, 8)))
+    assert [answer.tokens for answer in plain] == [answer.tokens for answer in drafted]
+
+
+@pytest.mark.parametrize("kind", ["hydra", "hydra++"])
+def test_requests_that_join_a_running_batch_have_their_own_drafts(kind: str) -> None:
+    model = base("attention+gru")
+    heads = wild(model, kind)
+    drafter = Watched(heads, TREE)
+    engine = Engine(model, rows=3, piece=4, draft=drafter)
+    told: queue.Queue[tuple[int, News]] = queue.Queue()
+    said: dict[int, list[int]] = {}
+    try:
+        for number in range(5):
+            request = Request(prompts(number)[number % 4], 6 + 5 * (number % 3))
+            engine.submit(request, lambda news, number=number: told.put((number, news)))
+        running = 5
+        while running:
+            number, news = told.get(timeout=60)
+            assert news.error is None
+            said.setdefault(number, []).extend(news.tokens)
+            running -= news.finish is not None
+    finally:
+        engine.close()
+    for number, tokens in said.items():
+        assert tokens == generate(model, [prompts(number)[number % 4]], 6 + 5 * (number % 3))[0].tokens
+    assert len({len(text) for text, _, _ in drafter.drafts}) > 5 and not drafter._seen
+    for text, tip, tree in drafter.drafts:
+        paths = [path for path in TREE[: tip.nodes] if len(path) <= tip.depth]
+        assert tree.tokens == naive_draft(model, heads, text, paths)
+
+
+def test_a_tree_is_the_likeliest_paths() -> None:
+    chances = np.random.default_rng(0).random((3, 4)) * 0.5
+    every = [path for size in (1, 2, 3) for path in itertools.product(range(4), repeat=size)]
+    product = {path: np.prod([chances[depth, rank] for depth, rank in enumerate(path)]) for path in every}
+    best = sorted(every, key=lambda path: -product[path])
+    for nodes in (1, 5, 30):
+        assert build_tree(chances, nodes) == tuple(best[:nodes])
+    assert build_tree(np.zeros((2, 3)), 5) == ((0,),)  # heads that are never right: the least there is
+    tree = default_tree(4)
+    assert len(tree) == 63 and max(map(len, tree)) == 4
+    with pytest.raises(SegueError, match="after its parent"):
+        HeadsDraft(wild(base(), "medusa"), [(0, 1), (0,)])
+    with pytest.raises(SegueError, match="native model"):
+        DraftHeads.on(base().blocks[0])
+
+
+def test_learned_heads_draft_what_the_base_says() -> None:
+    """On the base's own text each sort of heads gets better at it, the base stays, and a counted tree saves passes."""
+    model = base("gru", torch.float32, seed=3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    starts = [[i, j] for i in range(VOCABULARY) for j in (1, 2, 3)]
+    said = [start + answer.tokens for start, answer in zip(starts, generate(model, starts, 30))]
+    text = torch.tensor(said)
+    batch = Batch(text[:, :-1], text[:, 1:])
+    for kind in KINDS:
+        torch.manual_seed(0)
+        heads = DraftHeads.on(model, heads=3, **KINDS[kind])
+        hits = count_ranks(heads, model, batch)[0]
+        learn(heads, lambda step: batch, 40, rate=3e-3, objective=DraftHeadsLoss(model, distil=kind == "hydra++"))
+        after, asked = count_ranks(heads, model, batch)
+        assert asked.tolist() == [len(said) * (31 - k) for k in (1, 2, 3)]
+        assert after.sum() <= asked.sum() and after[:, 0].sum() > hits[:, 0].sum()
+        drafter = HeadsDraft(heads, build_tree(after / asked[:, None], 12))
+        answers = generate(model, starts[:4], 30, draft=drafter, adaptive=False)
+        assert [answer.tokens for answer in answers] == [row[2:] for row in said[:4]]
+        assert sum(answer.passes for answer in answers) < 0.7 * sum(answer.produced for answer in answers)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

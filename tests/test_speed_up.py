@@ -1,0 +1,128 @@
+"""`speed_up`: heads trained, drafters measured, the fastest kept with the model, and no text changed."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import segue
+from segue.cli import main
+from segue.data import of
+from segue.decoding.draft.heads import HeadsDraft
+from segue.errors import SegueError
+from segue.models.heads import DraftHeads
+from segue.verbs.speed_up import beginnings
+
+SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 32, "rows": 8, "threads": 1, "precision": "float32"}
+QUICK: dict[str, Any] = {"steps": 12, "prompts": 2, "n": 12, "nodes": 8, "quiet": True}
+
+
+def words(n: int = 200) -> list[str]:
+    draw = random.Random(0)
+    return [" ".join("".join(draw.choice("abc") * 2 for _ in range(3)) for _ in range(8)) for _ in range(n)]
+
+
+@pytest.fixture(scope="module", params=["attention", "gru"])
+def fitted_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fitted") / "model"
+    segue.fit(words(), steps=20, out=folder, quiet=True, vocabulary=259, mixer=request.param,
+              mix=request.param == "gru", **SMALL)
+    return folder
+
+
+@pytest.fixture
+def folder(fitted_folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(fitted_folder, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_fastest_is_kept_and_changes_no_text(folder: Path) -> None:
+    model = segue.load(folder)
+    plain = model.continue_("aabb", n=20, draft="none")
+    report = model.speed_up(words(), sort="hydra++", **QUICK)
+    names = {"none", "trie", "lookup", "both", "heads"} | ({"counts"} if model.mixture is not None else set())
+    assert set(report.drafters) == names
+    assert report.best == max(names, key=lambda name: report.drafters[name].tokens_per_second)
+    for row in report.drafters.values():
+        assert row.texts == 4 and row.same >= 3  # float32: a near-tie may part one
+    assert report.drafters["none"].tokens_per_pass == 1
+    assert report.heads["steps"] == 12 and json.loads(json.dumps(report.to_dict()))["best"] == report.best
+
+    again = segue.load(folder)
+    assert again.best_draft == report.best and again.heads.paths == model.heads.paths
+    for draft in (None, "heads"):
+        assert again.continue_("aabb", n=20, draft=draft).text == plain.text
+    again.best_draft = "heads"
+    again.save_drafts(folder)
+    answer = segue.load(folder).continue_("aabb", n=20)
+    assert (answer.draft, answer.text) == ("heads", plain.text)
+    # An update carries them on.
+    again.update(words()[:40], steps=2, quiet=True)
+    assert segue.load(folder).best_draft == "heads"
+
+
+def test_the_command_keeps_to_its_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "words.txt").write_text("\n".join(words()))
+    with pytest.raises(SystemExit) as end:
+        main(["speed-up", str(folder), str(tmp_path / "words.txt"), "--minutes", "0.05"])
+    shown = capsys.readouterr().out
+    assert end.value.code == 0 and "tokens a pass" in shown and "hydra" in shown
+    assert f"continue now drafts with: {segue.load(folder).best_draft}" in shown
+
+
+def test_a_model_that_can_have_no_heads_is_measured_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(base: Any, **choices: Any) -> DraftHeads:
+        raise SegueError("not this one")
+
+    monkeypatch.setattr(DraftHeads, "on", refuse)
+    report = segue.load(folder).speed_up(words(), **QUICK)
+    assert report.without == "no heads: not this one" and "heads" not in report.drafters and not report.heads
+    assert segue.load(folder).heads is None and segue.load(folder).best_draft == report.best
+    assert not (folder / "drafts" / "heads.safetensors").exists()
+
+
+def test_what_is_wrong_is_said(folder: Path) -> None:
+    model = segue.load(folder)
+    with pytest.raises(SegueError, match="speed-up"):
+        model.continue_("a", n=2, draft="heads")
+    with pytest.raises(SegueError, match="medusa, hydra"):
+        model.speed_up(words(), sort="cerberus")
+    with pytest.raises(SegueError, match="more than 0"):
+        model.speed_up(words(), 0.0)
+    with pytest.raises(SegueError, match="same kind"):
+        model.speed_up(of([["a", "b"], ["c"]] * 9))
+    model.speed_up(words(), sort="medusa", **QUICK)
+    path = folder / "drafts" / "heads.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    for name in ("a damaged file", "no file"):
+        with pytest.raises(SegueError, match="speed-up"):
+            print(name, segue.load(folder))
+        path.unlink(missing_ok=True)
+    path.write_bytes(whole)
+    (folder / "drafts" / "best.json").write_text('{"draft": "magic"}')
+    with pytest.raises(SegueError, match="speed-up"):
+        segue.load(folder)
+
+
+def test_heads_of_another_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    model = segue.load(folder)
+    model.speed_up(words(), sort="hydra", **QUICK)
+    other = segue.fit(words(), steps=1, quiet=True, mix=False, vocabulary=259, **{**SMALL, "width": 64})
+    with pytest.raises(SegueError, match="another shape"):
+        HeadsDraft.load(folder / "drafts" / "heads.safetensors", other.model)
+
+
+def test_beginnings_end_inside_documents() -> None:
+    store = of(["abc", "d", "efghijk" * 20]).encode(of(["abc"]).codec())
+    offsets = set(store.offsets.tolist())
+    tokens = store.tokens.tolist()
+    for piece in beginnings(store, 40, 10):
+        assert 1 <= len(piece) <= 10
+        places = [end for end in range(len(piece), len(tokens)) if tokens[end - len(piece) : end] == piece]
+        assert any(not offsets & set(range(end - len(piece) + 1, end + 1)) for end in places)
