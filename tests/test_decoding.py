@@ -335,7 +335,6 @@ def test_a_processor_sees_the_path_and_may_rule_out() -> None:
     lambda model: generate(model, [[1]], 3, "beam", "trie"),
     lambda model: generate(model, [[1]], 3, "beam", num_beams=0),
     lambda model: generate(model, [[1]], 3, acceptor="wishful"),
-    lambda model: generate(model, [[1]], 3, acceptor="hopeful"),
     lambda model: generate(model, [[1], [2]], 3, seed=[1]),
     lambda model: next(stream(model, [[1]], 3, "beam")),
     lambda model: TrieDraft(mode="tree"),  # type: ignore[arg-type]
