@@ -126,7 +126,8 @@ def test_the_rule_of_resettable_s5(reset: float, leaky: float, gru: float, loop:
 
 @pytest.mark.parametrize(("best", "attention", "lookup", "lru", "verdict"), [
     (0.8, 0.7, 0.9, 0.7, "confirmed"), (0.7, 0.8, 0.9, 0.7, "refuted"), (0.8, 0.7, 0.6, 0.7, "refuted"),
-    (0.72, 0.7, 0.9, 0.7, "inconclusive"), (0.8, 0.7, 0.9, 0.85, "inconclusive")])
+    (0.72, 0.7, 0.9, 0.7, "inconclusive"), (0.8, 0.7, 0.9, 0.85, "inconclusive"), (0.15, 0.3, 0.9, 0.7, "inconclusive"),
+    (0.7, 0.8, 0.2, 0.1, "inconclusive")])
 def test_the_rule_of_mamba_360(best: float, attention: float, lookup: float, lru: float, verdict: str) -> None:
     long = {"attention": attention, "s4d": 0.3, "lru": 0.3, "hyena": 0.3, "mamba": best}
     recall = {"attention": lookup, "s4d": 0.1, "lru": lru, "hyena": 1.0, "mamba": 1.0}  # which are not invariant
