@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
+from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
+from segue.models import Stack, StackConfig
+from segue.models.compiled import CompiledModel
 from segue.testing import check_mixer
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "mixers.md"
@@ -63,6 +66,16 @@ def state_size(mixer: Mixer) -> str:
         f"{(sizes[1] - sizes[0]) / 128:,.0f}"
 
 
+def compiles(name: str) -> bool:
+    """Whether the compiled CPU engine has a form for it."""
+    options = {name: {"prefix": 3}} if name == "jrt" else {}
+    try:
+        CompiledModel(Stack(StackConfig(8, WIDTH, [name], options)))
+    except SegueError:
+        return False
+    return MIXERS[name].causal
+
+
 def source(mixer: type[Mixer]) -> str:
     """The papers that the mixer's file names."""
     page = f"{inspect.getmodule(mixer).__doc__} {mixer.__doc__}"
@@ -84,8 +97,7 @@ def row(name: str) -> str:
     file = Path(inspect.getfile(kind)).name
     reads = "back" if mixer.causal else "both ways"
     cells = [f"[`{name}`](../segue/mixers/{file})", reads, state_size(mixer), kind.cost, yes[mixer.resettable],
-             str(mixer.axes), yes[mixer.linear_in_values], yes[kind.lower is not Mixer.lower], source(kind),
-             contract(name)]
+             str(mixer.axes), yes[mixer.linear_in_values], yes[compiles(name)], source(kind), contract(name)]
     return f"| {' | '.join(cells)} |"
 
 
