@@ -282,7 +282,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
             lines.setdefault(row["model"], []).append((int(row["task"].removeprefix("step of ")), row["value"]))
     for name, points in lines.items():
         speed.plot(*zip(*points), marker="o", label=name)
-    speed.set(xscale="log", yscale="log", xlabel="length (steps)", ylabel="milliseconds", title="A training step")
+    speed.set_xscale("log", base=2)
+    speed.set(yscale="log", xlabel="length (steps)", ylabel="milliseconds", title="A training step")
     figure.legend(*speed.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize="small")
     bars = [(row["model"], row["value"]) for row in table if row["task"] == "repeat previous"]
     game.bar(*zip(*bars))
