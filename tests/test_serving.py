@@ -90,7 +90,11 @@ def test_every_answer_is_what_it_would_be_alone(engines: Any, name: str, draft: 
             time.sleep(0.01)  # so that some join a running batch
     for one, alone in zip(asked, expected):
         assert one.answers() == [alone[0].tokens]
-    assert engine.stats()["served"] == 12 and engine.stats()["rows"] in (0, 1, 2, 3)
+    for _ in range(200):  # the engine counts just after it has told
+        if engine.stats()["served"] == 12 and not engine.stats()["rows"]:
+            break
+        time.sleep(0.01)
+    assert engine.stats()["served"] == 12 and not engine.stats()["rows"]
 
 
 def test_beginnings_are_read_once(engines: Any) -> None:
@@ -250,7 +254,7 @@ def test_overload_is_429_and_a_lost_client_frees_its_row(client: Any, server: tu
             waiting.append(client.completions.create(model="tiny", prompt="y", max_tokens=900, stream=True, seed=i))
         except openai.RateLimitError:
             refused += 1
-    assert refused >= 2 or engine.stats()["served"] > 0
+    assert refused >= 2
     for stream in [*streams, *waiting]:
         stream.close()
     for _ in range(200):

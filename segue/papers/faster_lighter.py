@@ -191,6 +191,8 @@ def measure(run: Run) -> list[Row]:
     run.note("cost: one layer forward and backward over one sequence, one thread count for all; 'full' is the fused "
              "attention of today, 'full, unfused' writes its matrix of weights, as when the survey was written")
     run.note("memory and seconds of recomputed blocks are parts of those without")
+    run.note("that full attention must have learned something was added to the rule after the first run, "
+             "which without it was refuted")
     return table
 
 
