@@ -307,6 +307,7 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
     ("a.parquet", b"PAR1nonsense", {}, "not a readable table"),
     ("a.jsonl", b'{"user": 1\n', {"kind": "events"}, "not a line of JSON"),
     ("a.jsonl", b'{"a": 1}\n', {"kind": "text"}, "no text in field"),
+    ("a.csv", b"text,b\n,1\n", {"kind": "text"}, "no row holds text"),
 ])
 def test_bad_input_is_one_line(tmp_path: Path, name: str, content: bytes, options: dict, message: str) -> None:
     path = put(tmp_path / name, content)
@@ -422,3 +423,20 @@ def test_no_bytes_under_any_name_ever_cause_a_traceback(tmp_path_factory, name: 
     path = tmp_path_factory.mktemp("fuzz") / name
     path.write_bytes(content)
     survives(path, kind)
+
+
+def test_a_table_with_a_column_of_text_is_text(tmp_path: Path) -> None:
+    """Rows become documents, quoted line ends and delimiters included; a table of events stays one."""
+    path = tmp_path / "asked.csv"
+    path.write_text('Text,category\n"where, when\nand why",card\n,card\nhow much,fee\n')
+    data = read(path)
+    assert data.kind.name == "text" and [*data.objects()] == [b"where, when\nand why", b"how much"]
+    assert [*read(path, field="category").objects()] == [b"card", b"card", b"fee"]
+    path.write_text("text,category\none,two,three\nfour,five\n")
+    data = read(path)
+    assert [*data.objects()] == [b"four"] and "3 columns" in str(data.problems[0])
+    path.write_text('text,category\n"open,two\n')
+    with pytest.raises(SegueError, match="line 2"):
+        read(path)
+    path.write_text("user,event,text\na,1,x\na,2,y\n")
+    assert read(path).kind.name == "events"

@@ -1,8 +1,10 @@
-"""Text and code: bytes that are UTF-8, from plain files or from a field of JSON Lines."""
+"""Text and code: bytes that are UTF-8, from plain files, a field of JSON Lines or a column of a table."""
 
 from __future__ import annotations
 
 import codecs as encodings
+import csv
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import Any, ClassVar
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import PIECE, Dataset, Kind, Problems, Record, bad, check_text, looks_binary, opened, words
+from segue.kinds.base import PIECE, Dataset, Kind, Problems, Record, bad, bare, check_text, looks_binary, opened, words
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 FIELDS = words("text content code body document sentence question prompt input description title abstract message")
+COLUMNS = words("text content body document sentence question message review comment utterance abstract")  # of tables
+TABLES = {".csv": ",", ".tsv": "\t"}  # their delimiters
 
 
 class Text(Kind):
@@ -38,6 +42,8 @@ class Text(Kind):
         if path.suffix.lower() in {".jsonl", ".ndjson"} and _field(head.split(b"\n", 1)[0]) is None:
             return 0.3
         surely = 0.8 if path.suffix.lower() in self.extensions else 0.2
+        if path.suffix.lower() in TABLES and _column(path.suffix.lower(), head) is not None:
+            surely = 0.7  # less than a table of events is sure of itself
         try:
             encodings.getincrementaldecoder("utf-8")().decode(head)
         except UnicodeDecodeError:
@@ -57,8 +63,8 @@ class Text(Kind):
         """One record a file (in pieces of 16 MiB, cut at a line end, where it is longer).
 
         encoding: the file's; it is turned into UTF-8. errors: "strict" stops at the first broken byte with its offset;
-        "keep" takes bytes as they are. lines: one record a line that is not empty. field: of JSON Lines, the field that
-        holds the text (found if None).
+        "keep" takes bytes as they are. lines: one record a line that is not empty. field: of JSON Lines the field, of
+        CSV and TSV the column that holds the text, one record a row (found if None; a table without one is plain text).
         """
         if errors not in ("strict", "keep"):
             raise SegueError(f"errors is 'strict' or 'keep', not {errors!r}")
@@ -69,6 +75,12 @@ class Text(Kind):
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+        if (table := bare(path).suffix.lower()) in TABLES and not lines:
+            with opened(path) as handle:
+                head = handle.readline(1 << 16)
+            if field is not None or _column(table, head) is not None:
+                yield from self._read_table(path, problems, field, TABLES[table], known.name)
+                return
         if field is not None or ".jsonl" in suffixes or ".ndjson" in suffixes:
             yield from self._read_json(path, problems, field)
             return
@@ -152,6 +164,34 @@ class Text(Kind):
                 f"{path}: no line holds text; name its field with field=" + (f" ({problems[0]})" if problems else "")
             )
 
+    def _read_table(self, path: Path, problems: Problems | None, field: str | None, delimiter: str,
+                    encoding: str) -> Iterator[Record]:
+        found = False
+        with opened(path) as handle:
+            if encoding == "utf-8":
+                encoding = "utf-8-sig"
+            rows = csv.reader(io.TextIOWrapper(handle, encoding, newline=""), delimiter=delimiter, strict=True)
+            try:
+                names = next(rows, [])
+                field = field or next((name for name in COLUMNS if name in map(str.lower, names)), None)
+                place = next((place for place, name in enumerate(names) if field in (name, name.lower())), None)
+                if place is None:
+                    raise SegueError(f"{path}: there is no column '{field}'; there are {', '.join(names)}")
+                for row in rows:
+                    if len(row) != len(names):
+                        if row:
+                            bad(problems, path, str(rows.line_num), None,
+                                f"{len(row)} columns where the first line has {len(names)}; quote what holds a "
+                                "delimiter")
+                    elif row[place]:
+                        found = True
+                        yield Record(row[place].encode(), name=f"{path}:{rows.line_num}")
+            except (csv.Error, UnicodeError) as error:
+                raise SegueError(f"{path}: line {rows.line_num}: {error}; mend it, or read it as plain text with "
+                                 "lines=true") from error
+        if not found:
+            raise SegueError(f"{path}: no row holds text in column '{field}'; name another one with field=")
+
     def codec(self, data: Dataset, *, vocabulary: int | None = None, tokenizer: str | Path | None = None) -> Codec:
         """Bytes or byte-pair encoding.
 
@@ -211,6 +251,13 @@ def _cut(data: bytes) -> int:
         while cut > max(1, len(data) - 4) and data[cut] & 0xC0 == 0x80:
             cut -= 1
     return cut
+
+
+def _column(suffix: str, head: bytes) -> str | None:
+    """The column of a delimited table that holds its text, by its usual name."""
+    first = head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode("utf-8", "replace")
+    names = [name.strip().strip('"').lower() for name in first.split(TABLES[suffix])]
+    return next((name for name in COLUMNS if name in names), None) if len(names) > 1 else None
 
 
 def _field(line: bytes) -> str | None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 POSITIONS = ("rotary", "alibi", "learned", "sinusoidal", "none")
+SCORES = 1 << 21  # attention in tiles makes so many scores at once
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None,
@@ -254,31 +255,40 @@ class Attention(Mixer):
         """A chain by tiles of queries, each against the few tiles of keys that hold all it may see."""
         n, size = q.shape[2], rule.tile
         count = -(-n // size)
-        index = rules.tiles(rule, count, layout.aligned).to(q.device)
-        nodes = torch.arange(count * size, device=q.device).view(count, size)
-        keys = nodes[index.clamp(min=0)].flatten(1)
+        every = rules.tiles(rule, count, layout.aligned).to(q.device)
+        places = torch.arange(count * size, device=q.device).view(count, size)
 
         def padded(x: Tensor) -> Tensor:  # (B, n, ...) or (B, G, n, E)
             return F.pad(x, (0, 0) * (x.dim() == 4) + (0, count * size - n))
 
-        def spread(x: Tensor) -> Tensor:
-            return padded(x).unflatten(2, (count, size)).index_select(2, index.clamp(min=0).flatten()) \
-                .unflatten(2, index.shape).flatten(3, 4)
-
+        q, k, v = (padded(x).unflatten(2, (count, size)) for x in (q, k, v))
         positions = padded(layout.positions[:1] if layout.positions.stride(0) == 0 else layout.positions)
-        pairs = rules.Pairs(positions[:, nodes][..., None], positions[:, keys][:, :, None],
-                            (keys[:, None] <= nodes[..., None])[None])
-        there = (index >= 0).repeat_interleave(size, 1)[:, None]
-        valid = (there & ((keys < n)[:, None] | (keys[:, None] == nodes[..., None])))[None]  # padding sees itself
-        if layout.segments is not None:
-            segments = padded(layout.segments)
-            valid = valid & (segments[:, nodes][..., None] == segments[:, keys][:, :, None])
-        tiled = padded(q).unflatten(2, (count, size))
-        y = self._softmax(tiled, spread(k), spread(v), pairs, rule, valid).flatten(2, 3)[:, :, :n]
+        segments = None if layout.segments is None else padded(layout.segments)
+
+        def some(index: Tensor, nodes: Tensor, tiled: Tensor) -> Tensor:
+            """What tiles of queries (B, H, C, size, E) see; nodes: (C, size). index: (C, K), their tiles of keys."""
+            keys = places[index.clamp(min=0)].flatten(1)
+
+            def spread(x: Tensor) -> Tensor:
+                return x.index_select(2, index.clamp(min=0).flatten()).unflatten(2, index.shape).flatten(3, 4)
+
+            pairs = rules.Pairs(positions[:, nodes][..., None], positions[:, keys][:, :, None],
+                                (keys[:, None] <= nodes[..., None])[None])
+            there = (index >= 0).repeat_interleave(size, 1)[:, None]
+            valid = (there & ((keys < n)[:, None] | (keys[:, None] == nodes[..., None])))[None]  # padding sees itself
+            if segments is not None:
+                valid = valid & (segments[:, nodes][..., None] == segments[:, keys][:, :, None])
+            return self._softmax(tiled, spread(k), spread(v), pairs, rule, valid).flatten(2, 3)
+
+        # As many at once as keep the scores small: memory that is asked for in large pieces is fresh each time.
+        at_once = max(1, SCORES // (q.shape[0] * self.heads * size * size * every.shape[1]))
+        y = torch.cat([some(every[at : at + at_once], places[at : at + at_once], q[:, :, at : at + at_once])
+                       for at in range(0, count, at_once)], 2)[:, :, :n]
         if rule.first and not rule.causal:
             first = min(rule.first, n)
             follows = torch.ones(1, first, n, dtype=torch.bool, device=q.device)  # not of all queries: that is N x N
             all_keys = rules.Pairs(layout.positions[:, :first, None], layout.positions[:, None], follows)
+            q, k, v = (x.flatten(2, 3)[:, :, :n] for x in (q, k, v))
             seen = self._softmax(q[:, :, :first], k, v, all_keys, rules.full, None)
             y = torch.cat([seen, y[:, :, first:]], 2)
         return y

@@ -1,0 +1,196 @@
+"""Drafts and searches side by side: against our own plain decoding, transformers and ctranslate2.
+
+    python benchmarks/decoding.py searches-7m searches-100m     # greedy, beams, prompt lookup: same weights and prompts
+    python benchmarks/decoding.py heads-attention heads-mamba   # draft heads on a model of 25M that learned
+    python benchmarks/decoding.py --table
+
+Models of the second line learn the Python standard library first (`--minutes`, kept in `--models`, so that a second run
+only measures). Needs the extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from decode import HERE, PROMPT, SHAPES, machine, make, table
+
+import segue
+from segue.decoding import generate
+from segue.decoding.draft.heads import HeadsDraft, build_tree
+from segue.demo import standard_library
+from segue.models.compiled import compile_model
+from segue.models.heads import DraftHeads
+from segue.models.huggingface import from_huggingface
+from segue.training.recipe import heads_of
+from segue.verbs.speed_up import SORTS, WAYS, beginnings, count_on_own_text, measure, train_heads
+
+BEAM = {"num_beams": 4}
+DIVERSE = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}
+
+
+def searches(size: str, threads: int, tokens: int, rounds: int) -> str:
+    """The decoders that transformers or ctranslate2 have too, on a Llama shape with random weights."""
+    import ctranslate2
+
+    name = f"llama-{size}"
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        peer = make(name, folder)
+        stack, _ = from_huggingface(folder)
+        converted = str(folder / "ctranslate2")
+        ctranslate2.converters.TransformersConverter(str(folder)).convert(converted)
+        other = ctranslate2.Generator(converted, device="cpu", compute_type="float32", inter_threads=1,
+                                      intra_threads=threads)
+    model = compile_model(stack.eval(), "float32", threads)
+    draw = np.random.default_rng(0)
+    prompts = draw.integers(2, SHAPES[size]["vocabulary"], (2, PROMPT)).tolist()
+
+    def ours(**options: Any) -> Callable[[list[int]], list[int]]:
+        return lambda prompt: generate(model, [prompt], tokens, **options)[0].tokens
+
+    def theirs(**options: Any) -> Callable[[list[int]], list[int]]:
+        def run(prompt: list[int]) -> list[int]:
+            ids = torch.tensor([prompt])
+            with torch.inference_mode():
+                return peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens,
+                                     min_new_tokens=tokens, do_sample=False, pad_token_id=1,
+                                     **options)[0, len(prompt) :].tolist()
+        return run
+
+    def converted_run(beams: int) -> Callable[[list[int]], list[int]]:
+        return lambda prompt: other.generate_batch([[f"t{token}" for token in prompt]], max_length=tokens,
+                                                   min_length=tokens, beam_size=beams, sampling_topk=1,
+                                                   include_prompt_in_result=False)[0].sequences_ids[0]
+
+    runs: dict[str, dict[str, Callable[[list[int]], list[int]]]] = {
+        "greedy": {"segue": ours(decoder="greedy"), "transformers": theirs(), "ctranslate2": converted_run(1)},
+        "beam, 4": {"segue": ours(decoder="beam", **BEAM), "transformers": theirs(**BEAM),
+                    "ctranslate2": converted_run(4)},
+        "diverse beam, 4 in 2 groups": {"segue": ours(decoder="diverse-beam", **DIVERSE),
+                                        "transformers": theirs(**DIVERSE)},
+        "greedy, prompt lookup": {"segue": ours(decoder="greedy", draft="lookup"),
+                                  "transformers": theirs(prompt_lookup_num_tokens=10)},
+        "greedy, trie": {"segue": ours(decoder="greedy", draft="trie")},
+    }
+    rows = []
+    for what, contenders in runs.items():
+        best: dict[str, float] = {}
+        said: dict[str, list[list[int]]] = {}
+        failed: dict[str, str] = {}
+        for turn in range(rounds + 1):  # the first warms up
+            for who, run in contenders.items():
+                if who in failed:
+                    continue
+                start = time.perf_counter()
+                try:
+                    said[who] = [run(prompt) for prompt in prompts]
+                except Exception as error:  # a peer without this decoder
+                    failed[who] = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
+                    continue
+                speed = sum(map(len, said[who])) / (time.perf_counter() - start)
+                best[who] = max(best.get(who, 0.0), speed if turn else 0.0)
+        mine = best["segue"]
+        ratios = [f"{mine / best[who]:.2f}" if who in best else "-" for who in ("transformers", "ctranslate2")]
+        truth = said.get("transformers", said["segue"])
+        same = np.mean([a == b for x, y in zip(said["segue"], truth) for a, b in zip(x, y)])
+        rows.append([what, f"{mine:,.0f}", *ratios, f"{same:.0%}" if "transformers" in said else "-",
+                     "; ".join(f"{who}: {why}" for who, why in failed.items())])
+    head = ["", "tokens/s", "times transformers", "times ctranslate2", "same tokens as transformers", ""]
+    return (f"### Searches, Llama shape, {size}, batch 1, {tokens} tokens, float32\n\n" + table(head, rows)
+            + f"\n\nBest of {rounds} rounds.")
+
+
+def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: float, models: Path) -> str:
+    """Medusa, Hydra and Hydra++ heads on a model of 25M that learned source code, on held-out code and prose."""
+    learn, held = standard_library()
+    data = segue.read(*map(str, learn), kind="code")
+    fitted = segue.fit(data, out=models / mixer, minutes=minutes, mixer=mixer, mix=False, width=512, depth=8,
+                       quiet=True)
+    assert fitted.model is not None
+    train = data.encode(fitted.codec)
+    model = compile_model(fitted.model.eval(), "float32", threads)
+    code = beginnings(segue.read(*map(str, held), kind="code").encode(fitted.codec), 8)
+    prose = beginnings(segue.read(str(prose_file(models)), kind="text").encode(fitted.codec), 8)
+    makers: dict[str, Callable[[], Any]] = {"none": lambda: "none", "lookup": lambda: "lookup", "both": lambda: "both"}
+    notes = []
+    for sort, shape in SORTS.items():
+        trained = DraftHeads.on(fitted.model, **shape, attention_heads=heads_of(fitted.model.config.width))
+        kept = models / mixer / f"{sort}.safetensors"
+        if kept.exists():
+            drafter = HeadsDraft.load(kept, fitted.model)
+        else:
+            done = train_heads(trained, fitted, train, 60 * head_minutes, None, 0, True)
+            hits, asked = count_on_own_text(trained, fitted.model, model, beginnings(train, 8), tokens)
+            drafter = HeadsDraft(trained, build_tree(hits / np.maximum(asked, 1)[:, None], 16))
+            drafter.save(kept)
+            notes.append(f"{sort}: {done['parameters'] / 1e6:.1f}M parameters, {done['steps']} steps")
+        makers[sort] = lambda drafter=drafter: drafter
+    rows = []
+    for where, prompts in (("code", code), ("prose", prose)):
+        measured = measure(model, makers, prompts, tokens, float("inf"))
+        plain, medusa = measured["none"], measured["medusa"]
+        for name, row in measured.items():
+            rows.append([f"{where}, {name}", f"{row.tokens_per_pass:.2f}",
+                         f"{row.tokens_per_pass / medusa.tokens_per_pass:.2f}", f"{row.tokens_per_second:,.0f}",
+                         f"{row.tokens_per_second / plain.tokens_per_second:.2f}", f"{row.same} of {row.texts}"])
+    size = sum(parameter.numel() for parameter in fitted.model.parameters()) / 1e6
+    head = ["", "tokens a pass", "times medusa", "tokens/s", "times plain", "same texts"]
+    return (f"### Draft heads on {mixer}, {size:.0f}M parameters, half greedy and half sampled at temperature 1\n\n"
+            + table(head, rows) + "\n\n" + "; ".join(notes) + f"; {model.path}; {len(WAYS)} ways, "
+            f"{len(code)} prompts each, {tokens} tokens.")
+
+
+def prose_file(models: Path) -> Path:
+    """The interpreter's own documentation, as text."""
+    from pydoc_data.topics import topics
+
+    path = models / "topics.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(topics.values()), encoding="utf-8")
+    return path
+
+
+PAGE = """# Drafts and searches on a CPU
+
+Printed by `python benchmarks/decoding.py searches-7m searches-100m heads-attention heads-mamba` (needs
+`pip install 'segue[bench]'`).
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART")
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=6, help="of each model's training")
+    parser.add_argument("--head-minutes", type=float, default=2, help="of the training of each sort of heads")
+    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "segue-decoding-models")
+    parser.add_argument("--table", action="store_true", help="write the page from the parts measured so far")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    threads, file = torch.get_num_threads(), HERE / "decoding.jsonl"
+    for name in args.parts:
+        sort, _, which = name.partition("-")
+        with redirect_stderr(io.StringIO()):
+            text = searches(which, threads, args.tokens, args.rounds) if sort == "searches" else \
+                heads(which, threads, args.tokens, args.minutes, args.head_minutes, args.models)
+        print(text, flush=True)
+        with open(file, "a") as handle:
+            handle.write(json.dumps({"part": name, "text": text + f"\n\nOn {machine(threads)}."}) + "\n")
+    parts = {row["part"]: row["text"] for row in map(json.loads, file.read_text().splitlines())}
+    (HERE / "decoding.md").write_text(PAGE + "".join(f"\n{text}\n" for text in parts.values()))
+
+
+if __name__ == "__main__":
+    main()
