@@ -3,14 +3,19 @@ bytes at the peak, forward and backward, of one layer over one sequence.
 
     python benchmarks/growth.py [--width 64] [--shortest 2048] [--longest 32768] [--rounds 3] [NAME ...]
 
-At most 1.1 is what a cost linear in the length may show; full attention is beside, up to 8,192 elements.
+At most 1.1 is what a cost linear in the length may show; full attention is beside, up to 8,192 elements. The process is
+told to keep freed memory (glibc's MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_): else pieces above 32 MB are fresh pages
+each time, and what grows is the kernel's part (up to twice the time at 32,768). The page is results/growth.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,23 +60,34 @@ def measure(name: str, length: int, width: int, rounds: int) -> tuple[float, int
     return statistics.median(taken[1:]), peak_memory(step)
 
 
+KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+
+
 def main() -> None:
+    if not os.environ.keys() >= KEEPING.keys():  # read by the allocator when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEPING)
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(SUBJECTS)} (default: all)")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(SUBJECTS)} (default: all, and the page is written)")
     for name, value in (("width", 64), ("shortest", 2048), ("longest", 32768), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     torch.manual_seed(0)
     lengths = [n for n in (2**i for i in range(7, 25)) if given.shortest <= n <= given.longest]
-    print(f"{machine()}, {torch.get_num_threads()} threads; float32, one sequence, width {given.width}\n")
-    print(f"| forward and backward | {' | '.join(f'{n:,}' for n in lengths)} | time grows as | memory grows as |")
-    print(f"|---|{'---:|' * (len(lengths) + 2)}")
+    lines = ["# How cost grows with the length", "",
+             f"`python benchmarks/growth.py` on {machine()}, {torch.get_num_threads()} threads; float32, one sequence, "
+             f"width {given.width}, forward and backward", "",
+             f"|  | {' | '.join(f'{n:,}' for n in lengths)} | time grows as | memory grows as |",
+             f"|---|{'---:|' * (len(lengths) + 2)}"]
+    print("\n".join(lines))
     for name in given.names or SUBJECTS:
         mine = [n for n in lengths if name != "full" or n <= 8192]
         found = [measure(name, n, given.width, given.rounds) for n in mine]
         cells = [f"{1000 * seconds:.0f} ms, {size / 2**20:.0f} MiB" for seconds, size in found]
         powers = [f"T^{np.polyfit(np.log(mine), np.log(values), 1)[0]:.2f}" for values in zip(*found)]
-        print(f"| {name} | {' | '.join([*cells, *[''] * (len(lengths) - len(mine)), *powers])} |", flush=True)
+        lines.append(f"| {name} | {' | '.join([*cells, *[''] * (len(lengths) - len(mine)), *powers])} |")
+        print(lines[-1], flush=True)
+    if not given.names:
+        (Path(__file__).parent / "results" / "growth.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

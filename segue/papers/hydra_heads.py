@@ -28,7 +28,7 @@ from segue.verbs.speed_up import count_on_own_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HEADS, CONTEXT, ROWS = 4, 96, 32
+HEADS, CONTEXT, ROWS = 4, 96, 16
 CHAIN = tuple((0,) * size for size in range(1, HEADS + 1))
 TREE = default_tree(HEADS, 16)
 # Two layers of Hydra hold 5, 7, 9 and 11 square matrices, as many as eight layers of four Medusa heads.
@@ -118,7 +118,7 @@ def score(arm: str, path: Path | None, width: int, depth: int, base_steps: int, 
 
 def measure(run: Run) -> list[Row]:
     path = None if run.scale == "smoke" else run.dataset("tiny-shakespeare")
-    width, depth, base_steps, steps = run.pick((32, 1, 5, 3), (128, 4, 1200, 600))
+    width, depth, base_steps, steps = run.pick((32, 1, 5, 3), (128, 4, 600, 400))
     prompts, n = run.pick((2, 12), (24, 64))
     run.note(f"a base of {depth} layers of width {width}, {base_steps} steps; heads {steps} steps, {ROWS} rows of "
              f"{CONTEXT} characters; {prompts} held-out prompts, {n} characters after each; agreement is with the "
