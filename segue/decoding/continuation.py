@@ -13,6 +13,7 @@ from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, generate, stream
 from segue.decoding.recipes import drafts_itself
 from segue.errors import SegueError
+from segue.models.base import begin_of
 
 if TYPE_CHECKING:
     from segue.kinds.base import Kind
@@ -62,8 +63,11 @@ class Stops:
         return self.find(self.codec.decode(tokens[-self.longest :])) is not None
 
 
-def prime_tokens(codec: Codec, prime: Any) -> list[int]:
-    """The prime's ids, behind the token that begins a document. Where nothing begins one, what ends the one before."""
+def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> list[int]:
+    """The prime's ids, behind the token that begins a document. Where nothing begins one, what ends the one before.
+    To an encoder-decoder the prime is the source, with all that its tokenizer puts around a text."""
+    if begin_of(model) is not None:
+        return model.prompt(getattr(codec, "surrounded", codec.encode)("" if prime is None else prime).tolist())
     ids = [] if prime is None or len(prime) == 0 else codec.encode(prime).tolist()
     begin = codec.eos if codec.bos is None and not ids else codec.bos
     return ids if begin is None else [begin, *ids]
@@ -88,7 +92,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
     stops = Stops(stop, codec) if len(stop) else None
-    prompts = [prime_tokens(codec, prime) for prime in primes]
+    prompts = [prime_tokens(codec, prime, model) for prime in primes]
     options.setdefault("eos", codec.eos)
     if regex is not None or json_schema is not None:
         rules = [] if regex is None else [Pattern(codec, regex)]
@@ -100,7 +104,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
             value = codec.decode(each.tokens)
             place = None if stops is None else stops.find(value)
             each.value = value if place is None else value[:place]
-            each.whole = codec.decode(prompt) + each.value
+            each.whole = each.value if begin_of(model) is not None else codec.decode(prompt) + each.value
             each.text = as_text(each.value)
             ends = list(accumulate(each.per_pass))
             each.pieces = [as_text(codec.decode(each.tokens[start:end])) for start, end in zip([0, *ends], ends)]
@@ -145,7 +149,7 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
     """As `continue_objects`, piece by piece. A character is given once all its bytes are there; what may yet turn out
     to be the beginning of a stop string is held back. The pieces of a row add up to its `value`."""
     stops = Stops(stop, codec) if len(stop) else None
-    prompts = [prime_tokens(codec, prime) for prime in primes]
+    prompts = [prime_tokens(codec, prime, model) for prime in primes]
     options.setdefault("eos", codec.eos)
     tellings = [Telling(codec, stops) for _ in prompts]
     for piece in stream(model, prompts, n, decoder, draft, until=_until(stops, until), **options):

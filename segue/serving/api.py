@@ -25,6 +25,7 @@ from segue.decoding.continuation import Stops, Telling, prime_tokens
 from segue.decoding.sampling import Leaning, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec
+from segue.models.base import begin_of
 from segue.serving.engine import Engine, News, Overloaded, Request, Ticket
 
 
@@ -110,7 +111,13 @@ class Answering:
         many = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
         found = []
         for one in many:
-            ids = prime_tokens(self.codec, one) if isinstance(one, str) else list(one)
+            model = self.engine.model
+            ids = prime_tokens(self.codec, one, model) if isinstance(one, str) else list(one)
+            if (begin := begin_of(model)) is not None:
+                if self.body.echo:
+                    raise Refused(400, "an encoder-decoder does not echo what it read", "echo")
+                if begin not in ids:
+                    ids = model.prompt(ids)  # type: ignore[attr-defined]
             if not ids:
                 raise Refused(400, "the prompt is empty", "prompt")
             found.append(ids)
