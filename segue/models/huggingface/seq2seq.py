@@ -50,7 +50,8 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         def setting(name: str) -> Any:
             return next((value for each in settings if (value := getattr(each, name, None)) is not None), None)
 
-        self.start = setting("decoder_start_token_id")
+        starts = [start for name in ("decoder_start_token_id", "bos_token_id") if (start := setting(name)) is not None]
+        self.start = starts[0] if starts else None
         if self.start is None:
             raise SegueError(f"the config of this {self.name} has no decoder_start_token_id: add the id that its "
                              "targets begin with")
