@@ -204,3 +204,140 @@ def test_it_learns_to_reverse() -> None:
     said = ours.eval()(test.tokens).logits.argmax(-1)
     asked = test.targets >= 0
     assert float((said == test.targets)[asked].float().mean()) > 0.9
+
+
+# Hugging Face folders.
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.set_verbosity_error()
+transformers.utils.logging.disable_progress_bar()
+
+BART: dict[str, Any] = {
+    "vocab_size": 37, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+    "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 40, "forced_eos_token_id": None}
+T5: dict[str, Any] = {
+    "vocab_size": 37, "pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "d_model": 16, "d_kv": 6,
+    "d_ff": 24, "num_layers": 2, "num_heads": 3, "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12}
+FOLDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bart": ("BartForConditionalGeneration", BART),
+    "marian": ("MarianMTModel", BART | {"decoder_start_token_id": 0, "scale_embedding": True}),
+    "t5": ("T5ForConditionalGeneration", T5),
+    "t5 gated, untied": ("T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu",
+                                                             "tie_word_embeddings": False}),
+    "umt5": ("UMT5ForConditionalGeneration", T5),
+    "mbart": ("MBartForConditionalGeneration", BART),
+    "pegasus": ("PegasusForConditionalGeneration", BART),
+    "m2m100": ("M2M100ForConditionalGeneration", BART),
+}
+SOURCES = [[5, 9, 11, 30, 7, 2], [21, 2], [3, 14, 15, 9, 26, 5, 35, 8, 9, 7, 2]]
+
+
+def theirs_and_ours(name: str, folder: Path, **settings: Any) -> tuple[Any, Any]:
+    """settings: of generation_config.json."""
+    from segue.models.huggingface import adapt
+
+    kind, values = FOLDERS[name]
+    torch.manual_seed(0)
+    made = getattr(transformers, kind)
+    theirs = made(made.config_class(**values)).eval()
+    theirs.generation_config.update(**settings)
+    for key, parameter in theirs.named_parameters():
+        if "embed_positions" not in key or name not in ("marian", "pegasus", "m2m100"):  # those are computed
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    theirs.save_pretrained(folder)
+    return theirs, adapt(folder)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_gives_what_transformers_gives(name: str, tmp_path: Path) -> None:
+    theirs, ours = theirs_and_ours(name, tmp_path)
+    assert (ours.way == "edited") == (name != "m2m100") and ours.begin == 37 and ours.vocabulary == 38
+    targets = torch.randint(3, 37, (3, 6), generator=torch.Generator().manual_seed(1))
+    ids = torch.zeros(3, 18, dtype=torch.long)
+    for row, source in enumerate(SOURCES):
+        ids[row, : len(source) + 7] = torch.tensor([*source, ours.begin, *targets[row].tolist()])
+    output = ours.extend(ids, ours.init_state(3))
+    with torch.no_grad():
+        for row, source in enumerate(SOURCES):
+            expected = theirs(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor(
+                [[ours.start, *targets[row].tolist()]])).logits[0]
+            found = output.logits[row, len(source) : len(source) + 7]
+            torch.testing.assert_close(found[:, :37], expected, atol=1e-4, rtol=1e-5)
+            assert bool((found[:, 37] == -torch.inf).all())
+    for decoder, options in {"greedy": {}, "beam": {"num_beams": 3}}.items():
+        answers = generate(ours, [ours.prompt(source) for source in SOURCES], 10, decoder, eos=2, **options)
+        for source, answer in zip(SOURCES, answers):
+            settings = {"early_stopping": "never"} if options else {}  # ours never stops too early
+            said = theirs.generate(torch.tensor([source]), max_new_tokens=10, do_sample=False, **options, **settings)
+            assert [*answer.tokens, *[2] * (answer.finish == "stop")] == said[0, 1:].tolist()
+
+
+@pytest.mark.parametrize("name", ["bart", "marian", "t5"])
+def test_contract_of_a_folder(name: str, tmp_path: Path) -> None:
+    ours = theirs_and_ours(name, tmp_path)[1]
+    check_model(ours, examples=2, prompt=4, longest=9, shrink=False)
+    alone = generate(ours, [ours.prompt(source) for source in SOURCES], 20)
+    drafted = generate(ours, [ours.prompt(source) for source in SOURCES], 20, draft="both", adaptive=False)
+    assert [answer.tokens for answer in drafted] == [answer.tokens for answer in alone]
+    assert sum(answer.drafted for answer in drafted)
+    if name != "t5":
+        with pytest.raises(SegueError, match="40 positions"):
+            generate(ours, [ours.prompt(SOURCES[0])], 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOLDERS)
+def test_contract_of_a_folder_at_length(name: str, tmp_path: Path) -> None:
+    check_model(theirs_and_ours(name, tmp_path)[1], examples=12, prompt=6, longest=20, shrink=False)
+
+
+def test_a_folder_continues_a_text(tmp_path: Path) -> None:
+    """As the verb does it: the prime is the source as its tokenizer writes one, the answer the target."""
+    import segue
+
+    words = ["<pad>", "<s>", "</s>", *["the", "cat", "dog", "sat", "ran", "on", "mat", "under", "a", "tree"]]
+    theirs, _ = theirs_and_ours("t5", tmp_path)
+    tokenizer = tiny_tokenizer(words, 37)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    model = segue.load(tmp_path)
+    answer = model.continue_("the cat sat on a mat", 8)
+    source = tokenizer.encode("the cat sat on a mat").ids
+    assert source[-1] == 2 and "".join(answer.pieces) == answer.text
+    said = theirs.generate(torch.tensor([source]), max_new_tokens=8, do_sample=False)[0, 1:].tolist()
+    assert answer.tokens == [token for token in said if token != 2]
+    assert answer.text == answer.whole.decode() == tokenizer.decode(said)
+    many = model.continue_(["the cat", "a dog ran under the tree"], 8, draft="both")
+    assert [each.text for each in many] == [model.continue_(each, 8, draft="none").text for each in
+                                            ("the cat", "a dog ran under the tree")]
+    with pytest.raises(SegueError, match="only continued"):
+        model.evaluate(["the cat sat"])
+    with pytest.raises(SegueError, match="only continued"):
+        model.update(["the cat sat"])
+    with pytest.raises(SegueError, match="empty source"):
+        model.continue_("")
+    (tmp_path / "tokenizer.json").unlink()
+    bare = segue.load(tmp_path).continue_(source, 8)  # ids in, ids out
+    assert [int(token) for token in bare.value] == answer.tokens
+
+
+def test_what_a_folder_makes_targets_begin_with(tmp_path: Path) -> None:
+    theirs, ours = theirs_and_ours("mbart", tmp_path, forced_bos_token_id=7)
+    assert ours.prompt([5, 2]) == [5, 2, 37, 7] and ours.prompt([5, 2], [9]) == [5, 2, 37, 9]
+    said = theirs.generate(torch.tensor([SOURCES[0]]), max_new_tokens=7, do_sample=False)[0].tolist()
+    assert said[:2] == [2, 7] and generate(ours, [ours.prompt(SOURCES[0])], 6)[0].tokens == said[2:]
+
+
+def tiny_tokenizer(words: list[str], size: int) -> Any:
+    """Words with a blank before each, and an end behind a text, as T5 writes them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    vocabulary = {word if word.startswith("<") else "\u2581" + word: i for i, word in enumerate(words)}
+    vocabulary |= {f"\u2581w{i}": i for i in range(len(vocabulary), size)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in words[:3]])
+    return tokenizer

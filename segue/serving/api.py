@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from segue.decoding.continuation import Stops, Telling, prime_tokens
+from segue.decoding.continuation import Stops, Telling, begins_with_blank, prime_tokens
 from segue.decoding.sampling import Leaning, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec
@@ -145,7 +145,8 @@ class Answering:
 
     async def choices(self) -> AsyncIterator[dict[str, Any]]:
         """What becomes certain of each choice, as OpenAI puts it: text, logprobs, finish_reason."""
-        tellings = [Telling(self.codec, self.stops) for _ in range(len(self.prompts) * self.n)]
+        blank = begins_with_blank(self.codec, self.engine.model)
+        tellings = [Telling(self.codec, self.stops, blank) for _ in range(len(self.prompts) * self.n)]
         offsets = [0] * len(tellings)
         open_, echoed, self.said = len(tellings), set[int](), 0
         while open_:
