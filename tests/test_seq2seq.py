@@ -6,14 +6,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from segue.decoding import generate
+from segue.decoding.draft import ModelDraft
+from segue.decoding.sampling import Prefix
 from segue.errors import SegueError
 from segue.mixers.cross import CrossAttention, Source
 from segue.mixers.state import Layout
 from segue.models import Decodable, EncoderDecoder, EncoderDecoderConfig, StackConfig, expand_pattern
+from segue.models.base import source_of
 from segue.objectives import Batch, NextElement
 from segue.serving.engine import Engine, News, Request
 from segue.testing import check_model
@@ -53,15 +57,21 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_contract(name: str) -> None:
     ours = model(name, **MODELS[name])
     assert isinstance(ours, Decodable)
-    found = check_model(ours, examples=4, prompt=5, longest=14)
+    found = check_model(ours, examples=2, prompt=5, longest=10)
     assert {"forward", "trees", "join", "any life", "gradients", "dtypes", "config"} <= set(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_contract_at_length(name: str) -> None:
+    check_model(model(name, **MODELS[name]), examples=30, prompt=6, seed=1)
 
 
 def test_encoders_that_cannot_reset_read_each_length_by_itself() -> None:
     options = {**OPTIONS, "reformer": {"heads": 2}}
     ours = model("gru", "reformer", options=options)
     assert not ours.encoder.resettable
-    check_model(ours, examples=3, prompt=5, longest=12, only="ragged")
+    check_model(ours, examples=3, prompt=5, longest=10, only="ragged")
 
 
 PROMPTS = [[3, 1, 4, 1, 5, V], [2, 7, V], [1, 8, 2, 8, 1, 8, 2, V, 4, 5]]
@@ -114,7 +124,9 @@ def test_every_decoder(name: str) -> None:
             alone = generate(ours, PROMPTS, 24, **options)
             drafted = generate(ours, PROMPTS, 24, draft=draft, adaptive=False, **options)
             assert [answer.tokens for answer in drafted] == [answer.tokens for answer in alone]
-        assert sum(answer.accepted for answer in drafted) + sum(answer.drafted for answer in drafted) > 0
+        assert sum(answer.drafted for answer in drafted)
+    small = ModelDraft(model("gru", encoder="gru").double(), least=0.0)
+    assert [answer.tokens for answer in generate(ours, PROMPTS, 8, draft=small)] == [answer.tokens for answer in plain]
     for decoder, options in {"beam": {"num_beams": 3}, "diverse-beam": {"num_beams": 4, "num_beam_groups": 2},
                              "exact": {"budget": 60}, "tree": {"budget": 40}, "contrastive": {"top_k": 3}}.items():
         together = generate(ours, PROMPTS, 5, decoder, eos=0, **options)
@@ -124,6 +136,20 @@ def test_every_decoder(name: str) -> None:
     wide = generate(ours, PROMPTS[:1], 2, "beam", num_beams=V)[0]  # so wide a beam sees every answer of two tokens
     best = generate(ours, PROMPTS[:1], 2, "exact", budget=10_000)[0]
     assert best.proven and best.tokens == wide.tokens
+
+
+def test_a_source_is_not_what_was_said() -> None:
+    ours = model()
+    assert np.flatnonzero(Prefix([1, 2, V, 4], V + 1, source_of(ours, [1, 2, V, 4])).seen).tolist() == [4]
+    expected: list[int] = []
+    for _ in range(8):
+        scores = ours(torch.tensor([[*range(V), V, *expected]])).logits[0, -1]
+        said = scores[expected]
+        scores[expected] = torch.where(said > 0, said / 3, said * 3)
+        expected.append(int(scores.argmax()))
+    for decoder, options in {"greedy": {}, "beam": {"num_beams": 1}}.items():
+        answer = generate(ours, [ours.prompt(range(V))], 8, decoder, repetition_penalty=3.0, **options)[0]
+        assert answer.tokens == expected
 
 
 def test_requests_join_a_running_batch() -> None:
@@ -198,7 +224,7 @@ def test_it_learns_to_reverse() -> None:
     both = NextElement()(ours, first).total, torch.nn.functional.cross_entropy(
         ours(first.tokens).logits.flatten(0, 1), first.targets.flatten(), ignore_index=-1, reduction="sum")
     torch.testing.assert_close(*both)
-    run = learn(ours, batch, 150, rate=1e-2)
+    run = learn(ours, batch, 100, rate=1e-2)
     assert run.curve[-1]["loss"] < 0.5 * both[0].item() / first.count
     test = batch(10_000)
     said = ours.eval()(test.tokens).logits.argmax(-1)
@@ -277,7 +303,7 @@ def test_a_folder_gives_what_transformers_gives(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", ["bart", "marian", "t5"])
 def test_contract_of_a_folder(name: str, tmp_path: Path) -> None:
     ours = theirs_and_ours(name, tmp_path)[1]
-    check_model(ours, examples=2, prompt=4, longest=9, shrink=False)
+    check_model(ours, examples=2, prompt=4, longest=8, shrink=False, only=None if name == "t5" else "tree")
     alone = generate(ours, [ours.prompt(source) for source in SOURCES], 20)
     drafted = generate(ours, [ours.prompt(source) for source in SOURCES], 20, draft="both", adaptive=False)
     assert [answer.tokens for answer in drafted] == [answer.tokens for answer in alone]

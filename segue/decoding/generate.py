@@ -20,7 +20,7 @@ from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
 from segue.errors import SegueError
-from segue.models.base import Decodable, check_prompt
+from segue.models.base import Decodable, check_prompt, source_of
 
 Prompt = Sequence[int] | Tensor | np.ndarray
 
@@ -165,7 +165,8 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     cost = cost or Cost(sizes=draft_sizes(drafter), fixed=not adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place),
-                    model.vocabulary, logprobs, until) for place in range(start, min(start + batch, len(lists)))]
+                    model.vocabulary, logprobs, until, source=source_of(model, lists[place]))
+                for place in range(start, min(start + batch, len(lists)))]
         yield Loop(model, drafter, rule, cost, keep), rows
 
 

@@ -24,7 +24,7 @@ from segue.decoding.loop import Loop, Prefill, evaluating, reads_whole
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.verify import Row, likeliest
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_of, check_prompt
+from segue.models.base import Decodable, Decoding, begin_of, check_prompt, source_of
 
 WORTH = 16  # shorter beginnings are read again sooner than they are looked up and copied
 
@@ -241,7 +241,8 @@ class Engine:
 
         ticket.rows = [Row(index, next(_requests), request.prompt, max(request.n, 1), request.sampling, request.stops,
                            noise(index), self.model.vocabulary, request.logprobs is not None, request.until,
-                           request.logprobs or 0) for index in range(request.count)]
+                           request.logprobs or 0, source_of(self.model, request.prompt))
+                       for index in range(request.count)]
         known = None if request.told else self.prefixes.find(request.prompt)
         done, state = known or (0, None)
         return Prefill(self.model, ticket.rows, self.loop.hidden, self.piece, state, done, told=request.told)
