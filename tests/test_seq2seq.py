@@ -106,6 +106,12 @@ def test_forks_share_the_source() -> None:
     assert joined.select(torch.tensor([0, 5])).k.data_ptr() != joined.k.data_ptr()  # not one origin
 
 
+SAMPLINGS: list[dict[str, Any]] = [{}, {"temperature": 1.3, "seed": 3}]
+SEARCHES: dict[str, dict[str, Any]] = {
+    "beam": {"num_beams": 3}, "diverse-beam": {"num_beams": 4, "num_beam_groups": 2}, "exact": {"budget": 60},
+    "tree": {"budget": 40}, "contrastive": {"top_k": 3}}
+
+
 def greedy(ours: Any, prompt: list[int], n: int) -> list[int]:
     """Token by token through the training form."""
     said: list[int] = []
@@ -120,15 +126,14 @@ def test_every_decoder(name: str) -> None:
     plain = generate(ours, PROMPTS, 8, logprobs=True)
     assert [answer.tokens for answer in plain] == [greedy(ours, prompt, 8) for prompt in PROMPTS]
     for draft in ("lookup", "trie", "both"):  # they also propose begin, which the prompt holds: it is never taken
-        for options in ({}, {"temperature": 1.3, "seed": 3}):
+        for options in SAMPLINGS:
             alone = generate(ours, PROMPTS, 24, **options)
             drafted = generate(ours, PROMPTS, 24, draft=draft, adaptive=False, **options)
             assert [answer.tokens for answer in drafted] == [answer.tokens for answer in alone]
         assert sum(answer.drafted for answer in drafted)
     small = ModelDraft(model("gru", encoder="gru").double(), least=0.0)
     assert [answer.tokens for answer in generate(ours, PROMPTS, 8, draft=small)] == [answer.tokens for answer in plain]
-    for decoder, options in {"beam": {"num_beams": 3}, "diverse-beam": {"num_beams": 4, "num_beam_groups": 2},
-                             "exact": {"budget": 60}, "tree": {"budget": 40}, "contrastive": {"top_k": 3}}.items():
+    for decoder, options in SEARCHES.items():
         together = generate(ours, PROMPTS, 5, decoder, eos=0, **options)
         for prompt, answer in zip(PROMPTS, together):
             assert V not in answer.tokens and answer.tokens == generate(ours, [prompt], 5, decoder, eos=0,
@@ -147,8 +152,8 @@ def test_a_source_is_not_what_was_said() -> None:
         said = scores[expected]
         scores[expected] = torch.where(said > 0, said / 3, said * 3)
         expected.append(int(scores.argmax()))
-    for decoder, options in {"greedy": {}, "beam": {"num_beams": 1}}.items():
-        answer = generate(ours, [ours.prompt(range(V))], 8, decoder, repetition_penalty=3.0, **options)[0]
+    for decoder in ("greedy", "beam"):
+        answer = generate(ours, [ours.prompt(range(V))], 8, decoder, repetition_penalty=3.0)[0]
         assert answer.tokens == expected
 
 
@@ -292,7 +297,8 @@ def test_a_folder_gives_what_transformers_gives(name: str, tmp_path: Path) -> No
             found = output.logits[row, len(source) : len(source) + 7]
             torch.testing.assert_close(found[:, :37], expected, atol=1e-4, rtol=1e-5)
             assert bool((found[:, 37] == -torch.inf).all())
-    for decoder, options in {"greedy": {}, "beam": {"num_beams": 3}}.items():
+    beams: dict[str, Any] = {"num_beams": 3}
+    for decoder, options in ("greedy", {}), ("beam", beams):
         answers = generate(ours, [ours.prompt(source) for source in SOURCES], 10, decoder, eos=2, **options)
         for source, answer in zip(SOURCES, answers):
             settings = {"early_stopping": "never"} if options else {}  # ours never stops too early

@@ -154,10 +154,11 @@ class HuggingFaceModel:
         """What is given, and the layout of the nodes that are pending."""
         if not tokens.numel():
             return self._nothing_edited(tokens, state, layout, at), layout
-        logits, hidden, _ = self._run(
-            tokens, at, attention_mask=self._mask(state, layout, len(tokens)), use_cache=True,
-            position_ids=layout.positions.expand(tokens.shape),
-            **{str(self.slot): TheirCache(layers=[Layer(layer["cache"], layout) for layer in state.layers])})
+        layers: list[Any] = state.layers
+        cache = TheirCache(layers=[Layer(layer["cache"], layout) for layer in layers])
+        mask, positions = self._mask(state, layout, len(tokens)), layout.positions.expand(tokens.shape)
+        logits, hidden, _ = self._run(tokens, at, attention_mask=mask, position_ids=positions, use_cache=True,
+                                      **{str(self.slot): cache})
         return Output(logits, hidden), layout
 
     def _nothing_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:

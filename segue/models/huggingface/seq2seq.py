@@ -51,10 +51,10 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
             return next((value for each in settings if (value := getattr(each, name, None)) is not None), None)
 
         starts = [start for name in ("decoder_start_token_id", "bos_token_id") if (start := setting(name)) is not None]
-        self.start = starts[0] if starts else None
-        if self.start is None:
+        if not starts:
             raise SegueError(f"the config of this {self.name} has no decoder_start_token_id: add the id that its "
                              "targets begin with")
+        self.start: int = starts[0]
         first = setting("forced_bos_token_id")
         self.forced = [] if first is None else [first]
         self.sources: list[tuple[int, int, int]] = []  # heads, key and value features of each layer's source
