@@ -353,7 +353,7 @@ def test_adapter_refuses(tmp_path: Path) -> None:
     save_file(left, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(SegueError, match=r"do not fit its config.json: \d+ missing"):
         adapt(folder)
-    (folder / "config.json").write_text('{"model_type": "t5"}')
+    (folder / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(SegueError, match="cannot load"):
         adapt(folder)
 

@@ -13,6 +13,7 @@ from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, generate, stream
 from segue.decoding.recipes import drafts_itself
 from segue.errors import SegueError
+from segue.models.base import begin_of
 
 if TYPE_CHECKING:
     from segue.kinds.base import Kind
@@ -62,11 +63,20 @@ class Stops:
         return self.find(self.codec.decode(tokens[-self.longest :])) is not None
 
 
-def prime_tokens(codec: Codec, prime: Any) -> list[int]:
-    """The prime's ids, behind the token that begins a document. Where nothing begins one, what ends the one before."""
-    ids = [] if prime is None or len(prime) == 0 else codec.encode(prime).tolist()
+def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> list[int]:
+    """The prime's ids, behind the token that begins a document. Where nothing begins one, what ends the one before.
+    To an encoder-decoder the prime is the source, with all that its tokenizer puts around a text."""
+    empty = prime is None or len(prime) == 0
+    if begin_of(model) is not None:
+        return model.prompt([] if empty else getattr(codec, "surrounded", codec.encode)(prime).tolist())
+    ids = [] if empty else codec.encode(prime).tolist()
     begin = codec.eos if codec.bos is None and not ids else codec.bos
     return ids if begin is None else [begin, *ids]
+
+
+def begins_with_blank(codec: Codec, model: Any) -> bool:
+    """Whether answers are texts of their own, before which the tokenizer puts a blank that is not theirs."""
+    return begin_of(model) is not None and getattr(codec, "dummy", False)
 
 
 def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Callable[[list[int]], bool] | None:
@@ -88,22 +98,25 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
     stops = Stops(stop, codec) if len(stop) else None
-    prompts = [prime_tokens(codec, prime) for prime in primes]
+    prompts = [prime_tokens(codec, prime, model) for prime in primes]
     options.setdefault("eos", codec.eos)
     if regex is not None or json_schema is not None:
         rules = [] if regex is None else [Pattern(codec, regex)]
         rules += [] if json_schema is None else [schema(codec, json_schema)]
         options["processors"] = (*options.get("processors", ()), *rules)
     answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
+    blank: Any = b" " if begins_with_blank(codec, model) else b""
     for prompt, answer in zip(prompts, answers):
         for each in (answer, *answer.others):
             value = codec.decode(each.tokens)
+            value = value.removeprefix(blank) if blank else value
             place = None if stops is None else stops.find(value)
             each.value = value if place is None else value[:place]
-            each.whole = codec.decode(prompt) + each.value
+            each.whole = each.value if begin_of(model) is not None else codec.decode(prompt) + each.value
             each.text = as_text(each.value)
             ends = list(accumulate(each.per_pass))
             each.pieces = [as_text(codec.decode(each.tokens[start:end])) for start, end in zip([0, *ends], ends)]
+            each.pieces[:1] = [piece.removeprefix(as_text(blank)) for piece in each.pieces[:1]]
             if kind is not None:
                 each.writer = lambda whole, path: kind.write([whole], path)
     return answers
@@ -121,10 +134,10 @@ class Delta:
 
 class Telling:
     """Tokens as they come -> what is certain of the answer: whole characters, and nothing that may yet turn out to be
-    the beginning of a stop string."""
+    the beginning of a stop string. blank: one before the first text is not told."""
 
-    def __init__(self, codec: Codec, stops: Stops | None = None) -> None:
-        self.codec, self.stops = codec, stops
+    def __init__(self, codec: Codec, stops: Stops | None = None, blank: bool = False) -> None:
+        self.codec, self.stops, self.blank = codec, stops, blank
         self.held = max(stops.longest - 1, 0) if stops is not None else 0
         self.waiting: Any = codec.decode([])
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
@@ -132,6 +145,8 @@ class Telling:
     def __call__(self, tokens: Sequence[int], last: bool) -> tuple[Value, str]:
         """What became certain with these tokens, as a value and as text; all of the rest with the `last` ones."""
         value = self.waiting + self.codec.decode(tokens)
+        if self.blank and value:
+            value, self.blank = value.removeprefix(b" "), False
         place = self.stops.find(value) if self.stops is not None else None
         if place is None:
             place = len(value) if last else max(len(value) - self.held, 0)
@@ -145,9 +160,9 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
     """As `continue_objects`, piece by piece. A character is given once all its bytes are there; what may yet turn out
     to be the beginning of a stop string is held back. The pieces of a row add up to its `value`."""
     stops = Stops(stop, codec) if len(stop) else None
-    prompts = [prime_tokens(codec, prime) for prime in primes]
+    prompts = [prime_tokens(codec, prime, model) for prime in primes]
     options.setdefault("eos", codec.eos)
-    tellings = [Telling(codec, stops) for _ in prompts]
+    tellings = [Telling(codec, stops, begins_with_blank(codec, model)) for _ in prompts]
     for piece in stream(model, prompts, n, decoder, draft, until=_until(stops, until), **options):
         told, text = tellings[piece.index](piece.tokens, piece.finish is not None)
         if told or piece.finish is not None:

@@ -20,7 +20,7 @@ from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
 from segue.errors import SegueError
-from segue.models.base import Decodable
+from segue.models.base import Decodable, check_prompt, source_of
 
 Prompt = Sequence[int] | Tensor | np.ndarray
 
@@ -118,10 +118,10 @@ class Piece:
     finish: str | None
 
 
-def _prompts(prompts: Sequence[Prompt], vocabulary: int) -> list[list[int]]:
+def _prompts(prompts: Sequence[Prompt], model: Decodable) -> list[list[int]]:
     if isinstance(prompts, (Tensor, np.ndarray)) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
         raise SegueError("prompts must be a list of prompts: put your one prompt in brackets")
-    lists = [[int(token) for token in prompt] for prompt in prompts]
+    lists, vocabulary = [[int(token) for token in prompt] for prompt in prompts], model.vocabulary
     for number, prompt in enumerate(lists):
         if not prompt:
             raise SegueError(f"prompt {number} is empty: give at least one token, for example the one that begins a "
@@ -129,6 +129,7 @@ def _prompts(prompts: Sequence[Prompt], vocabulary: int) -> list[list[int]]:
         if not 0 <= min(prompt) <= max(prompt) < vocabulary:
             raise SegueError(f"prompt {number} has a token outside the model's vocabulary of {vocabulary}: was it "
                              "encoded with another codec?")
+        check_prompt(model, prompt)
     return lists
 
 
@@ -150,7 +151,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
            drafter: Drafter | None, eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool,
            until: Callable[[list[int]], bool] | None, acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
            batch: int, keep: bool) -> Iterator[tuple[Loop, list[Row]]]:
-    lists = _prompts(prompts, model.vocabulary)
+    lists = _prompts(prompts, model)
     limits = _limits(n, len(lists))
     stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
     rule: Acceptor = choose("acceptor", acceptor, ACCEPTORS) if isinstance(acceptor, str) else acceptor
@@ -164,7 +165,8 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     cost = cost or Cost(sizes=draft_sizes(drafter), fixed=not adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place),
-                    model.vocabulary, logprobs, until) for place in range(start, min(start + batch, len(lists)))]
+                    model.vocabulary, logprobs, until, source=source_of(model, lists[place]))
+                for place in range(start, min(start + batch, len(lists)))]
         yield Loop(model, drafter, rule, cost, keep), rows
 
 
@@ -244,7 +246,7 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
 def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str,
             make: Options, sampling: Sampling, eos: int | Sequence[int] | None, batch: int,
             logprobs: bool) -> list[Continuation]:
-    lists = _prompts(prompts, model.vocabulary)
+    lists = _prompts(prompts, model)
     limits = _limits(n, len(lists))
     stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
     answers = []

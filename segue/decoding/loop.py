@@ -31,7 +31,8 @@ PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the m
 
 def reads_whole(model: Decodable) -> bool:
     """Whether some part must see the whole prompt at once."""
-    return isinstance(model, nn.Module) and any(getattr(part, "needs_whole_prompt", False) for part in model.modules())
+    parts = model.modules() if isinstance(model, nn.Module) else [model]
+    return any(getattr(part, "needs_whole_prompt", False) for part in parts)
 
 
 class Prefill:

@@ -44,12 +44,12 @@ class Prefix:
     """What one path has said so far, prompt included.
 
     tokens: the last ones (all of them up to 65,536), of which the first `prompt` are the prompt's. said: the others.
-    seen: (V,) bool, every token ever said.
+    seen: (V,) bool, every token ever said, those of the prompt included but for its first `source` ones.
     """
 
-    def __init__(self, tokens: Sequence[int], vocabulary: int) -> None:
+    def __init__(self, tokens: Sequence[int], vocabulary: int, source: int = 0) -> None:
         self.tokens, self.prompt = list(tokens), len(tokens)
-        self.vocabulary = vocabulary
+        self.vocabulary, self.source = vocabulary, source
         self._seen: Array | None = None
 
     def append(self, token: int) -> None:
@@ -69,11 +69,11 @@ class Prefix:
     def seen(self) -> Array:
         if self._seen is None:
             self._seen = np.zeros(self.vocabulary, bool)
-            self._seen[self.tokens] = True
+            self._seen[self.tokens[self.source :]] = True
         return self._seen
 
     def copy(self) -> Prefix:
-        twin = Prefix(self.tokens, self.vocabulary)
+        twin = Prefix(self.tokens, self.vocabulary, self.source)
         twin.prompt = self.prompt
         twin._seen = None if self._seen is None else self._seen.copy()
         return twin

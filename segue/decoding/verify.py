@@ -44,15 +44,15 @@ class Row:
 
     index: its place among the prompts. request: its name towards drafters. out: the tokens said, without a stop
     token. finish: why it ended ("length", "stop", "until"), None while it runs. tops: with `top` above 0, at each token
-    of `out` so many of the likeliest ones there.
+    of `out` so many of the likeliest ones there. source: see `Prefix`.
     """
 
     def __init__(self, index: int, request: int, prompt: Sequence[int], limit: int | None, sampling: Sampling,
                  stops: frozenset[int], noise: Callable[[int], Noise], vocabulary: int, logprobs: bool = False,
-                 until: Callable[[list[int]], bool] | None = None, top: int = 0) -> None:
+                 until: Callable[[list[int]], bool] | None = None, top: int = 0, source: int = 0) -> None:
         self.index, self.request, self.limit = index, request, limit
         self.sampling, self.stops, self.until = sampling, stops, until
-        self.prefix = Prefix(prompt, vocabulary)
+        self.prefix = Prefix(prompt, vocabulary, source)
         self.position = len(prompt)
         self.noise = noise
         self._noise = noise(0)

@@ -541,11 +541,18 @@ class TokenizerCodec(Codec):
             raise SegueError(f"{path} is not a tokenizer file of the tokenizers library ({error})") from error
 
     def encode(self, obj: bytes | str) -> np.ndarray:
+        return self._encode(obj, False)
+
+    def surrounded(self, obj: bytes | str) -> np.ndarray:
+        """A whole text with what the tokenizer puts before and behind one, as an encoder reads it."""
+        return self._encode(obj, True)
+
+    def _encode(self, obj: bytes | str, around: bool) -> np.ndarray:
         try:
             text = as_bytes(obj).decode("utf-8")
         except UnicodeDecodeError as error:
             raise SegueError(f"byte {error.start:,} is not UTF-8, which is all that this tokenizer reads") from error
-        return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        return np.array(self.tokenizer.encode(text, add_special_tokens=around).ids, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> bytes:
         array = self.checked(ids).tolist()

@@ -30,6 +30,8 @@ class Layout:
     grid: sizes of the sequence axes (time, height, width ...) whose product is N, where the nodes lie on a grid in
         row-major order, or None for one axis. A mixer says how many axes it takes (`Mixer.axes`).
     prompt: (B, N) bool, or None. True at the nodes of a document's prompt, for mixers that read a prompt both ways.
+    source: (B, S, D) and (B,) long, or None. What an encoder made of another sequence, and how much of it is real, for
+        cross-attention; a state remembers it, so that only the first call brings it.
     """
 
     positions: Tensor
@@ -37,6 +39,7 @@ class Layout:
     starts: Tensor | None = None
     grid: tuple[int, ...] | None = None
     prompt: Tensor | None = None
+    source: tuple[Tensor, Tensor] | None = None
 
     @staticmethod
     def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,
@@ -214,13 +217,13 @@ class State:
     def select(self, rows: Tensor) -> State:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
         layers = [{name: part.select(rows) for name, part in layer.items()} for layer in self.layers]
-        return State(layers, self.positions[rows], None if self.prompt is None else self.prompt[rows])
+        return type(self)(layers, self.positions[rows], None if self.prompt is None else self.prompt[rows])
 
     def join(self, others: Sequence[State]) -> State:
         """A new state with the rows of this one and of others of the same model below them (requests join a batch)."""
         layers = [{name: part.join([other.layers[index][name] for other in others]) for name, part in layer.items()}
                   for index, layer in enumerate(self.layers)]
-        return State(layers, torch.cat([self.positions, *(other.positions for other in others)]))
+        return type(self)(layers, torch.cat([self.positions, *(other.positions for other in others)]))
 
     def rewind(self, n: int | Tensor) -> None:
         """Forget the last `n` (int or (B,)) committed tokens; positions go back with them."""
@@ -239,7 +242,7 @@ class State:
     def snapshot(self) -> State:
         """An independent copy of what is committed."""
         layers = [{name: part.copy() for name, part in layer.items()} for layer in self.layers]
-        return State(layers, self.positions.clone(), self.prompt)
+        return type(self)(layers, self.positions.clone(), self.prompt)
 
     def restore(self, snapshot: State) -> None:
         """Go back to a snapshot, which stays usable."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
-__all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "check_tokens"]
+__all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
+           "source_of"]
 
 
 @dataclass
@@ -29,6 +30,30 @@ def check_tokens(tokens: Tensor, vocabulary: int) -> None:
         if least < 0 or most >= vocabulary:
             raise SegueError(f"token ids must be from 0 to {vocabulary - 1}, these are from {least} to {most}: "
                              "was another codec used?")
+
+
+def begin_of(model: Any) -> int | None:
+    """The id between source and target in the prompts of an encoder-decoder (see `segue.models.seq2seq`), else None."""
+    begin = getattr(model, "begin", None)
+    return begin if isinstance(begin, int) else None
+
+
+def source_of(model: Any, prompt: Sequence[int]) -> int:
+    """How many first tokens of a prompt are no part of what is said: source and begin of an encoder-decoder, else 0."""
+    begin = begin_of(model)
+    return 0 if begin is None or begin not in prompt else list(prompt).index(begin) + 1
+
+
+def check_prompt(model: Any, prompt: Sequence[int]) -> None:
+    """Refuse a prompt that an encoder-decoder cannot read."""
+    begin = begin_of(model)
+    if begin is None:
+        return
+    if prompt.count(begin) != 1:
+        raise SegueError(f"the prompt of an encoder-decoder has one begin ({begin}) between source and target, not "
+                         f"{prompt.count(begin)}: make it with model.prompt(source, prefix)")
+    if prompt[0] == begin:
+        raise SegueError("the prompt has an empty source: an encoder-decoder needs something to read")
 
 
 class Decoding(Protocol):
@@ -66,6 +91,7 @@ class Decodable(Protocol):
                at: Tensor | None = None) -> Output:
         """Nodes (B, N) long that follow `state`: a chain, or a tree by `parents` (see `Layout`). Left pending in it.
 
-        at: (B, M) long, the nodes whose logits are wanted (default: all of them).
+        at: (B, M) long, the nodes whose logits are wanted (default: all of them). In the prompt of an encoder-decoder
+            those behind the last of them are padding.
         """
         ...

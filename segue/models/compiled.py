@@ -32,6 +32,8 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
     if not isinstance(stack, Stack):
         raise SegueError(f"a {type(stack).__name__} has no form for the compiled CPU engine: only native stacks have")
     config = stack.config
+    if config.cross is not None:
+        raise SegueError("cross-attention has no form for the compiled CPU engine")
     program = p.Program(weights)
     x, h, h2 = (program.register(name, config.width) for name in ("x", "h", "h2"))
 

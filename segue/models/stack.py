@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
+from segue.mixers.cross import CrossAttention
 from segue.mixers.state import Layout, Part, State, gather_nodes
 from segue.models.base import Decoding, Output, check_tokens
 
@@ -59,6 +60,8 @@ class StackConfig:
     shared: layers of one name (with label) are one block, applied again and again (ALBERT, Lan et al. 2020).
     pool: "mean" reads the head off the mean of the document's hidden vectors so far instead of the last one: at its
         last element that is the mean of them all, as a classifier wants it. "" (default) pools nothing.
+    cross: keyword arguments of a cross-attention in each block, between mixer and channel mixer, to the source that the
+        layout brings (see `segue.models.seq2seq`); the id behind the vocabulary then begins a text. None (default): no.
     """
 
     vocabulary: int
@@ -79,6 +82,7 @@ class StackConfig:
     inputs: int = 0
     pool: str = ""
     shared: bool = False
+    cross: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -120,7 +124,8 @@ def make_norm(config: StackConfig) -> nn.Module:
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + channel(norm(x)); or both from the same x (`parallel`)."""
+    """x + mixer(norm(x)), x + cross-attention(norm(x)) where there is one, then x + channel(norm(x)); or mixer and
+    channel mixer from the same x (`parallel`)."""
 
     def __init__(self, config: StackConfig, mixer: str) -> None:
         super().__init__()
@@ -129,18 +134,27 @@ class Block(nn.Module):
             self.mixer = MIXERS[mixer.partition(":")[0]](config.width, **config.options.get(mixer, {}))
         except TypeError as error:
             raise SegueError(f"options of mixer '{mixer}': {error}") from error
+        self.cross_norm = make_norm(config) if config.cross is not None else None
+        self.cross = CrossAttention(config.width, **config.cross) if config.cross is not None else None
         self.channel_norm = make_norm(config) if config.channel != "none" else None
         self.channel = ChannelMixer(config) if config.channel != "none" else None
         self.parallel, self.drop = config.parallel, nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mix: Callable[[Mixer, Tensor], Tensor]) -> Tensor:
         mixed = self.drop(mix(self.mixer, self.mixer_norm(x)))
-        if self.channel is None or self.channel_norm is None:
-            return x + mixed
-        if self.parallel:
+        if self.channel is not None and self.channel_norm is not None and self.parallel:
             return x + mixed + self.drop(self.channel(self.channel_norm(x)))
         x = x + mixed
+        if self.cross is not None and self.cross_norm is not None:
+            x = x + self.drop(mix(self.cross, self.cross_norm(x)))
+        if self.channel is None or self.channel_norm is None:
+            return x
         return x + self.drop(self.channel(self.channel_norm(x)))
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        """The memories of a fresh state."""
+        parts = self.mixer.parts(batch, like, history)
+        return parts if self.cross is None else parts | self.cross.parts(batch, like, history)
 
 
 def running_mean(x: Tensor, layout: Layout) -> Tensor:
@@ -169,9 +183,13 @@ class Stack(nn.Module):
         if config.pool not in ("", "mean") or (config.inputs and config.tied):
             raise SegueError(f"pool '{config.pool}', inputs {config.inputs}, tied {config.tied} do not fit: pool is "
                              "'' or 'mean', and a model of real vectors has an untied head")
+        if config.cross is not None and (config.parallel or config.inputs):
+            raise SegueError("cross-attention stands between mixer and channel mixer, in a model of ids: leave "
+                             "parallel and inputs out")
         self.config = config
         self.embedding = nn.Linear(config.inputs, config.width) if config.inputs else \
             nn.Embedding(config.vocabulary, config.width)
+        self.begin_embedding = nn.Parameter(torch.empty(config.width)) if config.cross is not None else None
         self.position_embedding = nn.Embedding(config.learned_positions, config.width) \
             if config.learned_positions else None
         self.embed_norm = make_norm(config) if config.embed_norm else None
@@ -193,11 +211,13 @@ class Stack(nn.Module):
         for table in (self.embedding, self.position_embedding):
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
+        if self.begin_embedding is not None:
+            nn.init.normal_(self.begin_embedding, std=0.02)
         if not self.config.tied:
             nn.init.normal_(self.head.weight, std=0.02)
-        writes = 1 + (self.config.channel != "none")
+        writes = 1 + (self.config.channel != "none") + (self.config.cross is not None)
         for block in dict.fromkeys(self.blocks):
-            for module in (block.mixer, block.channel):
+            for module in (block.mixer, block.cross, block.channel):
                 out = getattr(module, "out", None)
                 if isinstance(out, nn.Linear):
                     out.weight.data /= math.sqrt(writes * len(self.blocks))
@@ -219,8 +239,12 @@ class Stack(nn.Module):
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         eager = not torch.compiler.is_compiling()
         if eager and tokens.device.type == "cpu" and not self.config.inputs:
-            check_tokens(tokens, self.config.vocabulary)
-        x = self.embedding(tokens)
+            check_tokens(tokens, self.config.vocabulary + (self.begin_embedding is not None))
+        if self.begin_embedding is None:
+            x = self.embedding(tokens)
+        else:
+            begins = tokens == self.config.vocabulary
+            x = torch.where(begins[..., None], self.begin_embedding, self.embedding(tokens.masked_fill(begins, 0)))
         if self.position_embedding is not None:
             limit = self.position_embedding.num_embeddings
             if eager and positions.numel() and int(positions.max()) >= limit:
@@ -260,7 +284,7 @@ class Stack(nn.Module):
             if not block.mixer.causal:
                 raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
         like = self.embedding.weight.detach()
-        layers = [block.mixer.parts(batch, like, history) for block in self.blocks]
+        layers = [block.parts(batch, like, history) for block in self.blocks]
         return State(layers, torch.zeros(batch, dtype=torch.long, device=like.device))
 
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,

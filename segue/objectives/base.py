@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -52,6 +53,19 @@ class Batch:
         channels = {name: change(values) for name, values in self.channels.items()}
         return replace(self, tokens=change(self.tokens), targets=change(self.targets), starts=starts, channels=channels,
                        prompt=prompt)
+
+    @staticmethod
+    def pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], begin: int) -> Batch:
+        """Rows of source, `begin` and target for an encoder-decoder (`segue.models.seq2seq`), padded behind.
+
+        pairs: of source and target, the end token included where there is one. Only the target is predicted.
+        """
+        rows = [([*source, begin, *target[:-1]], [*[-1] * len(source), *target]) for source, target in pairs]
+        longest = max(len(tokens) for tokens, _ in rows)
+        tokens, targets = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), -1)
+        for index, (said, wanted) in enumerate(rows):
+            tokens[index, : len(said)], targets[index, : len(wanted)] = torch.tensor(said), torch.tensor(wanted)
+        return Batch(tokens, targets)
 
     @staticmethod
     def join(batches: list[Batch]) -> Batch:

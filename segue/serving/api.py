@@ -21,10 +21,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from segue.decoding.continuation import Stops, Telling, prime_tokens
+from segue.decoding.continuation import Stops, Telling, begins_with_blank, prime_tokens
 from segue.decoding.sampling import Leaning, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec
+from segue.models.base import begin_of
 from segue.serving.engine import Engine, News, Overloaded, Request, Ticket
 
 
@@ -110,7 +111,13 @@ class Answering:
         many = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
         found = []
         for one in many:
-            ids = prime_tokens(self.codec, one) if isinstance(one, str) else list(one)
+            model = self.engine.model
+            ids = prime_tokens(self.codec, one, model) if isinstance(one, str) else list(one)
+            if (begin := begin_of(model)) is not None:
+                if self.body.echo:
+                    raise Refused(400, "an encoder-decoder does not echo what it read", "echo")
+                if begin not in ids:
+                    ids = model.prompt(ids)  # type: ignore[attr-defined]
             if not ids:
                 raise Refused(400, "the prompt is empty", "prompt")
             found.append(ids)
@@ -138,7 +145,8 @@ class Answering:
 
     async def choices(self) -> AsyncIterator[dict[str, Any]]:
         """What becomes certain of each choice, as OpenAI puts it: text, logprobs, finish_reason."""
-        tellings = [Telling(self.codec, self.stops) for _ in range(len(self.prompts) * self.n)]
+        blank = begins_with_blank(self.codec, self.engine.model)
+        tellings = [Telling(self.codec, self.stops, blank) for _ in range(len(self.prompts) * self.n)]
         offsets = [0] * len(tellings)
         open_, echoed, self.said = len(tellings), set[int](), 0
         while open_:

@@ -24,7 +24,7 @@ from segue.decoding.loop import Loop, Prefill, evaluating, reads_whole
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.verify import Row, likeliest
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding
+from segue.models.base import Decodable, Decoding, begin_of, check_prompt, source_of
 
 WORTH = 16  # shorter beginnings are read again sooner than they are looked up and copied
 
@@ -152,6 +152,7 @@ class Engine:
         ticket = Ticket(request, deliver)
         if not request.prompt or not 0 <= min(request.prompt) <= max(request.prompt) < self.model.vocabulary:
             raise SegueError("the prompt must hold at least one token, all of them in the model's vocabulary")
+        check_prompt(self.model, request.prompt)
         if request.n < (0 if request.told else 1) or request.count < 1:
             raise SegueError(f"ask for at least one token and one answer, not {request.n} and {request.count}")
         if request.count > self.rows or ticket.room > self.tokens:
@@ -169,7 +170,9 @@ class Engine:
     def warm(self) -> None:
         """Answer a request of its own, so that the first real one does not wait for a compiler."""
         done = threading.Event()
-        self.submit(Request([0], 2), lambda news: done.set() if news.finish or news.error else None)
+        begin = begin_of(self.model)
+        prompt = [0] if begin is None else [0, begin]
+        self.submit(Request(prompt, 2), lambda news: done.set() if news.finish or news.error else None)
         done.wait()
         self.served = self.passes = 0
 
@@ -238,7 +241,8 @@ class Engine:
 
         ticket.rows = [Row(index, next(_requests), request.prompt, max(request.n, 1), request.sampling, request.stops,
                            noise(index), self.model.vocabulary, request.logprobs is not None, request.until,
-                           request.logprobs or 0) for index in range(request.count)]
+                           request.logprobs or 0, source_of(self.model, request.prompt))
+                       for index in range(request.count)]
         known = None if request.told else self.prefixes.find(request.prompt)
         done, state = known or (0, None)
         return Prefill(self.model, ticket.rows, self.loop.hidden, self.piece, state, done, told=request.told)

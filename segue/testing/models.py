@@ -1,7 +1,8 @@
 """`check_model`: does a whole model keep the decoding contract (`segue.models.base.Decodable`)?
 
 It knows only the protocol, so it checks native stacks, compiled engines, adapters and mixtures alike. What only a
-native stack has (a training form, packed documents, a config) is checked of stacks besides.
+native model has (a training form, packed documents, a config) is checked of those besides. To an encoder-decoder each
+drawn row is source, begin and target.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor
 
 from segue.mixers.state import Layout, State
-from segue.models.base import Decodable, Decoding
-from segue.models.stack import Stack, StackConfig
+from segue.models.base import Decodable, Decoding, begin_of
+from segue.models.seq2seq import EncoderDecoder
+from segue.models.stack import Stack
 from segue.testing.contract import LIFE, Case, Checker, draw_cases, paths_of, prefill
 from segue.testing.mixers import TOLERANCE
+
+NATIVE = (Stack, EncoderDecoder)
 
 
 def check_model(model: Decodable, tolerance: float | None = None, seed: int = 0, examples: int = 10, prompt: int = 0,
@@ -26,17 +30,18 @@ def check_model(model: Decodable, tolerance: float | None = None, seed: int = 0,
                 only: str | None = None) -> dict[str, float]:
     """Check a model that can be decoded; `ContractBroken` says what fails, where and by how much.
 
-    tolerance: largest error allowed, relative to the largest logit (default: 1e-9 of a native stack, which is checked
+    tolerance: largest error allowed, relative to the largest logit (default: 1e-9 of a native model, which is checked
         as a copy in float64; 1e-4 of any other).
     examples: drawn cases per property (by hypothesis, the same for the same `seed`). longest: tokens in a drawn row.
-    prompt: the least number of tokens in a first `extend`, for models whose prompt must be whole.
+    prompt: the least number of tokens in a first `extend`, for models whose prompt must be whole (of an encoder-decoder
+        at least 2: begin is put somewhere among them, behind one token at least).
     hidden: the model gives hidden states, and they must agree too.
     device: where tokens go. shrink: search for the smallest failing case before failing.
     only: check only properties whose name contains this.
 
     Returns the largest error seen, by property.
     """
-    if isinstance(model, Stack):
+    if isinstance(model, NATIVE):
         model = copy.deepcopy(model).double().eval().to(device)
     checker = _ModelChecker(model, tolerance, seed, examples, prompt, hidden, device, shrink)
     return checker.run(longest, only)
@@ -45,7 +50,8 @@ def check_model(model: Decodable, tolerance: float | None = None, seed: int = 0,
 class _ModelChecker:
     def __init__(self, model: Decodable, tolerance: float | None, seed: int, examples: int, prompt: int,
                  hidden: bool, device: str, shrink: bool) -> None:
-        native = isinstance(model, Stack)
+        native = isinstance(model, NATIVE)
+        self.begin = begin_of(model)
         self.model, self.hidden, self.device, self.least = model, hidden, device, prompt
         name = f"Stack {'+'.join(model.config.mixers)}" if isinstance(model, Stack) else type(model).__name__
         self.check = Checker(name, examples, seed, shrink)
@@ -54,12 +60,21 @@ class _ModelChecker:
     # What `segue.testing.contract.Subject` asks for.
 
     def draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-        return torch.randint(self.model.vocabulary, shape, generator=generator).to(self.device)
+        return torch.randint(self.begin or self.model.vocabulary, shape, generator=generator).to(self.device)
+
+    def opened(self, x: Tensor) -> Tensor:
+        """Tokens (B, N) from the beginning of rows as the model reads them: of an encoder-decoder with a begin, at a
+        place that follows from the first token."""
+        if self.begin is None:
+            return x
+        return x.scatter(1, 1 + x[:, :1] % (self.least - 1), self.begin)
 
     def init(self, batch: int, history: int = 0) -> Decoding:
         return self.model.init_state(batch, history)
 
     def extend(self, x: Tensor, state: Decoding, parents: Tensor | None = None) -> Tensor:
+        if len(x) and not bool(state.positions.any()):
+            x = self.opened(x)
         given = x.clone()
         output = self.model.extend(x, state, parents)
         self.check.that(torch.equal(x, given), "extend changed the tokens it was given")
@@ -82,7 +97,9 @@ class _ModelChecker:
         once: dict[str, Callable[[], None]] = {"protocol": self.protocol, "refused tokens": self.refused,
                                                "no rows": self.no_rows}
         if isinstance(self.model, Stack):
-            drawn |= {"forward": self.forward, "packed": self.packed}
+            drawn["packed"] = self.packed
+        if isinstance(self.model, NATIVE):
+            drawn["forward"] = self.forward
             once |= {"gradients": self.gradients, "dtypes": self.dtypes, "config": self.config}
         cases = draw_cases(self.least, longest)
         with torch.no_grad():
@@ -122,7 +139,8 @@ class _ModelChecker:
         for token in (self.model.vocabulary, -1):
             state = self.init(1)
             x = self.draw((1, self.least + 2), torch.Generator().manual_seed(0))
-            x[0, 1] = token
+            x = self.opened(x)
+            x[0, -1] = token
             self.check.refuses(f"token {token} of a vocabulary of {self.model.vocabulary}",
                                lambda x=x, state=state: self.model.extend(x, state))  # type: ignore[misc]
 
@@ -157,7 +175,7 @@ class _ModelChecker:
             self.check.agree(f"extend after a commit of what was given with at, row {row}", y[row], expected,
                              self.tolerance)
 
-    # Native stacks.
+    # Native models.
 
     def _forward(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
         output = self.model(tokens, layout)  # type: ignore[operator]
@@ -165,13 +183,13 @@ class _ModelChecker:
 
     def forward(self, case: Case) -> None:
         """The training form is the decoding form, and sees no later token."""
-        x = self.draw((case.batch, case.longest), case.generator())
+        x = self.opened(self.draw((case.batch, case.longest), case.generator()))
         y = self._forward(x)
         self.check.agree("forward", y, self.extend(x, self.init(case.batch)), self.tolerance)
         if case.longest > self.least:
             cut = self.least + case.picks[0] % (case.longest - self.least)
             other = x.clone()
-            other[:, cut:] = (other[:, cut:] + 1) % self.model.vocabulary
+            other[:, cut:] = (other[:, cut:] + 1) % (self.begin or self.model.vocabulary)
             self.check.agree(f"forward before {cut} after a change of the future", self._forward(other)[:, :cut],
                              y[:, :cut], self.tolerance)
 
@@ -199,13 +217,14 @@ class _ModelChecker:
 
     def gradients(self) -> None:
         """Every parameter learns, and learns the same through the decoding form."""
-        assert isinstance(self.model, Stack)
+        assert isinstance(self.model, NATIVE)
         model = self.model
-        x = self.draw((2, self.least + 12), torch.Generator().manual_seed(0))
+        x = self.opened(self.draw((2, self.least + 12), torch.Generator().manual_seed(0)))
         parameters = dict(model.named_parameters())
 
         def gradients(logits: Tensor) -> dict[str, Any]:
-            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+            asked = slice(self.least, -1)  # what a prompt says of itself need not mean anything
+            loss = torch.nn.functional.cross_entropy(logits[:, asked].flatten(0, 1), x[:, self.least + 1 :].flatten())
             return dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)))
 
         whole = gradients(model(x).logits)
@@ -219,8 +238,8 @@ class _ModelChecker:
             self.check.agree(f"gradient of '{name}' through extend", grad, whole[name], 1e-8)
 
     def dtypes(self) -> None:
-        assert isinstance(self.model, Stack)
-        x = self.draw((2, self.least + 20), torch.Generator().manual_seed(0))
+        assert isinstance(self.model, NATIVE)
+        x = self.opened(self.draw((2, self.least + 20), torch.Generator().manual_seed(0)))
         for dtype in (torch.float32, torch.bfloat16):
             model = copy.deepcopy(self.model).to(dtype)
             expected = copy.deepcopy(model).double()(x).logits
@@ -238,17 +257,17 @@ class _ModelChecker:
 
     def config(self) -> None:
         """The same model again from its saved form: a config in JSON and a state dict."""
-        assert isinstance(self.model, Stack)
-        config = StackConfig.from_dict(json.loads(json.dumps(self.model.config.to_dict())))
-        again = Stack(config).double().eval().to(self.device)
-        again.load_state_dict(self.model.state_dict())
-        x = self.draw((2, self.least + 9), torch.Generator().manual_seed(0))
-        self.check.agree("forward of the model made again", again(x).logits, self._forward(x)[..., : config.vocabulary],
+        model: Any = self.model
+        config = type(model.config).from_dict(json.loads(json.dumps(model.config.to_dict())))
+        again = type(model)(config).double().eval().to(self.device)
+        again.load_state_dict(model.state_dict())
+        x = self.opened(self.draw((2, self.least + 9), torch.Generator().manual_seed(0)))
+        self.check.agree("forward of the model made again", again(x).logits, self._forward(x)[..., : model.vocabulary],
                          0.0)
-        ids = {id(parameter) for parameter in self.model.parameters()}
-        self.check.that(all(id(parameter) in ids for parameter in self.model.state_parameters()),
+        ids = {id(parameter) for parameter in model.parameters()}
+        self.check.that(all(id(parameter) in ids for parameter in model.state_parameters()),
                         "state_parameters holds tensors that are not parameters of the model")
-        limit = config.learned_positions
+        limit = 0 if self.begin is not None else config.learned_positions
         if limit:
             x = self.draw((1, limit), torch.Generator().manual_seed(0))
             state = self.model.init_state(1)

@@ -11,6 +11,7 @@ from segue.files import read_json
 from segue.kinds import KINDS, Codec
 from segue.kinds.codecs import IdCodec, TokenizerCodec
 from segue.models import Stack
+from segue.models.base import begin_of
 from segue.models.huggingface import Info, open_huggingface
 from segue.training.evaluate import Evaluation
 from segue.verbs.fitted import Fitted, Report
@@ -19,7 +20,8 @@ CONTEXT = 1024  # elements that evaluation shows a model at once, where the mode
 
 
 class Foreign(Fitted):
-    """A model from a Hugging Face folder. What is native can do all that a fitted model can."""
+    """A model from a Hugging Face folder. What is native can do all that a fitted model can; an encoder-decoder can be
+    continued: the prime is its source, the answer its target."""
 
     ends: list[int]
 
@@ -27,6 +29,7 @@ class Foreign(Fitted):
         return super().continue_(prime, n, decoder, **{"eos": self.ends, **options})
 
     def evaluate(self, data: Any, weights: str = "float32") -> Evaluation:
+        self._one_sided("evaluated")
         if self.codec.bos is not None or self.codec.eos is None:
             return super().evaluate(data, weights)
         # Where nothing begins a text, the end of the one before stands there, so that the first token is scored too.
@@ -35,6 +38,10 @@ class Foreign(Fitted):
         twin.codec.bos = twin.codec.eos
         return Fitted.evaluate(twin, data, weights)
 
+    def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
+        self._one_sided("sped up")
+        return super().speed_up(data, minutes, **options)
+
     def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
         self._native("updated")
         return super().update(data, strategy, **options)
@@ -42,6 +49,11 @@ class Foreign(Fitted):
     def save(self, folder: str | Path) -> Path:
         self._native("saved")
         return super().save(folder)
+
+    def _one_sided(self, what: str) -> None:
+        if begin_of(self.model) is not None:
+            raise SegueError(f"an encoder-decoder cannot be {what} on single texts, only continued: the prime is what "
+                             "it reads")
 
     def _native(self, what: str) -> None:
         if not isinstance(self.model, Stack):
@@ -54,7 +66,8 @@ def load_huggingface(folder: str | Path) -> Foreign:
     folder = Path(folder)
     model, info = open_huggingface(folder)
     ends = ends_of(folder, info)
-    codec = codec_of(folder, model.vocabulary, ends[0] if ends else None)
+    begin = begin_of(model)
+    codec = codec_of(folder, model.vocabulary if begin is None else begin, ends[0] if ends else None)
     kind = KINDS["text" if isinstance(codec, TokenizerCodec) else "events"]
     context = min(info.positions or CONTEXT, CONTEXT)
     report = Report({"choice": f"a {info.family} model of {folder.name}; {model.path}", "path": model.path,

@@ -10,7 +10,7 @@ import torch
 
 from segue.decoding.draft.base import NOTHING, Tip, Tree
 from segue.decoding.sampling import softmax
-from segue.models.base import Decodable, Decoding
+from segue.models.base import Decodable, Decoding, begin_of
 
 
 class ModelDraft:
@@ -45,6 +45,11 @@ class ModelDraft:
 
     def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
         rows = [tip.row for tip in asked]
+        for row in rows if begin_of(self.model) is not None else []:
+            if not bool(self._states[row].positions.any()):  # its prompt is read before it joins others
+                self.model.extend(torch.tensor([self._ahead[row][:-1]]), self._states[row])
+                self._states[row].commit()
+                self._ahead[row] = self._ahead[row][-1:]
         states = [self._states[row] for row in rows]
         state = states[0].join(states[1:])
         counts = torch.tensor([len(self._ahead[row]) - 1 for row in rows])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
-from segue.models.base import Decodable, Decoding, Output
+from segue.models.base import Decodable, Decoding, Output, source_of
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,9 @@ def judged(output: Output, hypotheses: Sequence[Hypothesis], sampling: Sampling)
 
 def beginning(model: Decodable, prompt: Sequence[int], sampling: Sampling) -> Hypothesis:
     """The empty answer."""
-    return Hypothesis(prefix=Prefix(prompt, model.vocabulary) if sampling.remembers else None)
+    if not sampling.remembers:
+        return Hypothesis()
+    return Hypothesis(prefix=Prefix(prompt, model.vocabulary, source_of(model, prompt)))
 
 
 def search(model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None], make: Factory,

@@ -56,7 +56,8 @@ class ContrastiveSearch:
             weight = self.options.penalty_alpha
             best = int(np.argmax([(1 - weight) * np.exp(each.logprobs[-1]) - weight * like
                                   for each, like in zip(living, alike)]))
-        self.before.append(directions[best])
+        said = directions[best]
+        self.before.append(said[said.any(-1)])  # an encoder-decoder says nothing at its source
         chosen = living[best]
         if chosen.tokens and chosen.tokens[-1] in self.stops:
             self.answer = Hypothesis(chosen.tokens[:-1], chosen.logprobs[:-1], chosen.total, stopped=True)

@@ -105,7 +105,8 @@ def _prefixes(model: Decodable, texts: Sequence[Sequence[int]], begins: Sequence
         with torch.inference_mode():
             state = model.init_state(len(group))
             table = table.to(state.positions.device)
-            every = model.extend(table, state, None, table.new_zeros(len(group), 1)).hidden
+            last = torch.tensor([[len(texts[number]) - 1] for number in group], device=table.device)
+            every = model.extend(table, state, None, last).hidden  # no other logits are wanted
         for row, number in enumerate(group):
             begin, end = begins[number], len(texts[number])
             hidden.append(every[row, begin - 1 : end - 1].float().clone())

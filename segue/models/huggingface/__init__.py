@@ -16,11 +16,16 @@ __all__ = ["FAMILIES", "Info", "adapt", "from_huggingface", "is_huggingface", "o
 
 
 def adapt(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
-    """The folder's model run by transformers (extra `hf`): a `segue.models.huggingface.adapter.HuggingFaceModel`."""
-    require("transformers", extra="hf")
+    """The folder's model run by transformers (extra `hf`): a `segue.models.huggingface.adapter.HuggingFaceModel`, or
+    `segue.models.huggingface.seq2seq.HuggingFaceEncoderDecoder`."""
+    transformers = require("transformers", extra="hf")
     from segue.models.huggingface.adapter import HuggingFaceModel
+    from segue.models.huggingface.seq2seq import HuggingFaceEncoderDecoder
 
-    return HuggingFaceModel(folder, dtype, device)
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    values = read_config(folder)
+    both = values["model_type"] in known and values.get("is_encoder_decoder", True)
+    return (HuggingFaceEncoderDecoder if both else HuggingFaceModel)(folder, dtype, device)
 
 
 def open_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Decodable, Info]:

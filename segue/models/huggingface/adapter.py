@@ -18,7 +18,7 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers
@@ -48,22 +48,37 @@ class HuggingFaceModel:
     way: how it is run (see WAYS), measured while loading.
     """
 
+    auto: ClassVar[Any] = transformers.AutoModelForCausalLM
+    what: ClassVar[str] = "a causal language model"
+    ways: ClassVar[list[tuple[str, bool]]] = [(EDITED, True), (COPIED, True), (COPIED, False), (STEPPED, True),
+                                              (STEPPED, False), (REREAD, True)]  # and whether like rows run together
+    tokens: ClassVar[str] = "input_ids"  # what the model calls the tokens that it goes on from
+
     def __init__(self, folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
         values = read_config(folder)
         Weights(folder)  # says clearly what is wrong with the files
-        self.model = _load(Path(folder), values)
+        self.model = _load(Path(folder), values, self.auto, self.what)
         self.model.requires_grad_(False)
         self.name = type(self.model).__name__
         self.head = self.model.get_output_embeddings()
-        self.size = self.model.get_input_embeddings().weight.shape[0]
+        self.size = self.model.get_input_embeddings().weight.shape[0]  # ids that it reads
         parameters = inspect.signature(self.model.forward).parameters
         self.slot = next((name for name in CACHES if name in parameters), None)
         self.placed = "position_ids" in parameters
         self.layers: list[tuple[int, int, int]] = []  # heads, key and value features of each layer's cache
         self.hooked, self.together, self.way = True, True, REREAD
-        self.vocabulary, self.way = self._measure()
+        self.said = 0  # ids that the model has logits for
+        self._prepare()
+        self.way = self._measure()
         self.model.to(device=device, dtype=dtype)
         self.dtype, self.device = dtype, torch.device(device)
+
+    def _prepare(self) -> None:
+        """Whatever else must be known before the model can be run."""
+
+    @property
+    def vocabulary(self) -> int:
+        return self.said
 
     @property
     def path(self) -> str:
@@ -93,7 +108,7 @@ class HuggingFaceModel:
         layout = state.layout(tokens.shape[1], parents)
         try:
             if self.way == EDITED:
-                output = self._extend_edited(tokens, state, layout, at)
+                output, layout = self._extend_edited(tokens, state, layout, at)
             else:
                 output = self._extend_copied(tokens, state, layout, at)
         except IndexError as error:  # how a table of learned positions ends
@@ -122,7 +137,7 @@ class HuggingFaceModel:
 
         handle = self.head.register_forward_pre_hook(look) if self.hooked else None
         try:
-            out = self.model(tokens, return_dict=True, output_hidden_states=not self.hooked, **given)
+            out = self.model(**{self.tokens: tokens}, return_dict=True, output_hidden_states=not self.hooked, **given)
         finally:
             if handle is not None:
                 handle.remove()
@@ -132,27 +147,37 @@ class HuggingFaceModel:
 
     def _nothing(self, batch: int, n: int, at: Tensor | None) -> Output:
         weight = self._weight
-        return Output(weight.new_zeros(batch, n if at is None else at.shape[1], self.vocabulary),
+        return Output(weight.new_zeros(batch, n if at is None else at.shape[1], self.said),
                       weight.new_zeros(batch, n, self.width))
 
-    def _extend_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:
-        caches: list[Any] = [layer["cache"] for layer in state.layers]
-        first, positions = caches[0], layout.positions.expand(tokens.shape)
+    def _extend_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> tuple[Output, Layout]:
+        """What is given, and the layout of the nodes that are pending."""
         if not tokens.numel():
-            for cache in caches:
-                cache.put(*(x.new_zeros(len(tokens), x.shape[1], tokens.shape[1], x.shape[3])
-                            for x in (cache.k, cache.v)), layout)
-            return self._nothing(tokens.shape[0], tokens.shape[1], at)
-        mask, valid = None, first.valid(layout)
-        if valid is not None or layout.parents is not None:
-            seen = causal(first.pairs(layout))
-            seen = (seen if valid is None else seen & valid).expand(len(tokens), -1, -1)[:, None]
-            dtype = self._weight.dtype
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-        cache = TheirCache(layers=[Layer(cache, layout) for cache in caches])
+            return self._nothing_edited(tokens, state, layout, at), layout
+        layers: list[Any] = state.layers
+        cache = TheirCache(layers=[Layer(layer["cache"], layout) for layer in layers])
+        mask, positions = self._mask(state, layout, len(tokens)), layout.positions.expand(tokens.shape)
         logits, hidden, _ = self._run(tokens, at, attention_mask=mask, position_ids=positions, use_cache=True,
                                       **{str(self.slot): cache})
-        return Output(logits, hidden)
+        return Output(logits, hidden), layout
+
+    def _nothing_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:
+        for layer in state.layers:
+            cache: Any = layer["cache"]
+            cache.put(*(x.new_zeros(len(tokens), x.shape[1], tokens.shape[1], x.shape[3])
+                        for x in (cache.k, cache.v)), layout)
+        return self._nothing(tokens.shape[0], tokens.shape[1], at)
+
+    def _mask(self, state: State, layout: Layout, batch: int) -> Tensor | None:
+        """(B, 1, N, L + N) to be added to the scores, or None where the nodes are a chain behind rows of one length."""
+        first: Any = state.layers[0]["cache"]
+        valid = first.valid(layout)
+        if valid is None and layout.parents is None:
+            return None
+        seen = causal(first.pairs(layout))
+        seen = (seen if valid is None else seen & valid).expand(batch, -1, -1)[:, None]
+        dtype = self._weight.dtype
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
     def _extend_copied(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> Output:
         memory = state.layers[0]["memory"]
@@ -161,7 +186,7 @@ class HuggingFaceModel:
         memory.tokens = tokens
         if not tokens.numel():
             return self._nothing(tokens.shape[0], tokens.shape[1], at)
-        logits = tokens.new_zeros(len(tokens), tokens.shape[1] if at is None else at.shape[1], self.vocabulary,
+        logits = tokens.new_zeros(len(tokens), tokens.shape[1] if at is None else at.shape[1], self.said,
                                   dtype=self._weight.dtype)
         hidden = tokens.new_zeros(*tokens.shape, self.width, dtype=self._weight.dtype)
         if layout.parents is not None:
@@ -188,7 +213,7 @@ class HuggingFaceModel:
         if len(leaves) > 1 and row.stale and self.way != REREAD:  # what all paths share is read once
             new = self._feed([row], tokens[None, :0], None)[2][0]
             row.cache, row.place, row.seen, row.marks = new.cache, new.place, new.seen, new.marks
-        logits = tokens.new_zeros(n, self.vocabulary, dtype=self._weight.dtype)
+        logits = tokens.new_zeros(n, self.said, dtype=self._weight.dtype)
         hidden = tokens.new_zeros(n, self.width, dtype=self._weight.dtype)
         for leaf in leaves:
             path = [leaf]
@@ -236,10 +261,10 @@ class HuggingFaceModel:
     # Measuring.
 
     @torch.no_grad()
-    def _measure(self) -> tuple[int, str]:
-        """The vocabulary, and the first way that agrees with the plain forward."""
+    def _measure(self) -> str:
+        """The first way that agrees with the plain forward."""
         generator = torch.Generator().manual_seed(0)
-        line = torch.randint(self.size, (1, 4), generator=generator)
+        line = self._begun(self._draw(1, 4, generator=generator))
         try:
             try:
                 logits, hidden, _ = self._run(line, use_cache=False)
@@ -251,18 +276,24 @@ class HuggingFaceModel:
         except Exception as error:
             raise SegueError(f"transformers loads this {self.name} but cannot run it "
                              f"({type(error).__name__}: {error})") from error
-        self.vocabulary, self.width = logits.shape[-1], hidden.shape[-1]
+        self.said, self.width = logits.shape[-1], hidden.shape[-1]
         truths: dict[tuple[int, ...], Tensor] = {}
-        for way, together in ((EDITED, True), (COPIED, True), (COPIED, False), (STEPPED, True), (STEPPED, False),
-                              (REREAD, True)):
+        for way, together in self.ways:
             self.way, self.together = way, together
             try:
                 if (way != EDITED or self._editable(line)) and self._agrees(truths):
-                    return self.vocabulary, way
+                    return way
             except Exception:  # whatever a model throws that cannot be run this way
                 continue
         self.together = False  # each row alone and from its beginning is the plain forward itself
-        return self.vocabulary, REREAD
+        return REREAD
+
+    def _draw(self, *shape: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.size, shape, generator=generator)
+
+    def _begun(self, x: Tensor) -> Tensor:
+        """Random tokens (B, N) as prompts that the model can read."""
+        return x
 
     def _editable(self, line: Tensor) -> bool:
         """Is all that the model remembers keys and values, one of each per token and layer?"""
@@ -284,7 +315,7 @@ class HuggingFaceModel:
         generator = torch.Generator().manual_seed(1)
 
         def draw(*shape: int) -> Tensor:
-            return torch.randint(self.size, shape, generator=generator)
+            return self._draw(*shape, generator=generator)
 
         def truth(tokens: Sequence[int]) -> Tensor:
             key = tuple(tokens)
@@ -300,8 +331,8 @@ class HuggingFaceModel:
             scale = max(scale, float(expected.abs().max()))
             worst = max(worst, float((found - expected[-len(found) :]).abs().nan_to_num(nan=1e9).max()))
 
-        state, x = self.init_state(2), draw(2, 5)
-        y = self.extend(x, state).logits
+        state, x = self.init_state(2), self._begun(draw(2, 5))
+        y = self.extend(x, state).logits[..., : self.said]
         counts = [5, 2]
         state.commit(counts=torch.tensor(counts))
         rows = [x[row, :count].tolist() for row, count in enumerate(counts)]
@@ -309,7 +340,7 @@ class HuggingFaceModel:
             compare(y[row, : counts[row]], rows[row])
         parents, paths = [-1, 0, 0, 1], ([0], [0, 1], [0, 2], [0, 1, 3])
         x = draw(2, 4)
-        y = self.extend(x, state, torch.tensor([parents, parents])).logits
+        y = self.extend(x, state, torch.tensor([parents, parents])).logits[..., : self.said]
         for row in range(2):
             for path in paths[2:]:
                 compare(y[row, path], rows[row] + x[row, path].tolist())
@@ -317,7 +348,7 @@ class HuggingFaceModel:
         rows = [rows[0] + x[0, [0, 2]].tolist(), rows[1] + x[1, [0, 1, 3]].tolist()]
         for n in (2, 1):
             x = draw(2, n)
-            y = self.extend(x, state).logits
+            y = self.extend(x, state).logits[..., : self.said]
             state.commit()
             rows = [row + new for row, new in zip(rows, x.tolist())]
             for row in range(2):
@@ -326,7 +357,7 @@ class HuggingFaceModel:
         rows = [rows[1]] * 2
         for n in (2, 1):
             x = draw(2, n)
-            y = self.extend(x, state).logits
+            y = self.extend(x, state).logits[..., : self.said]
             state.commit()
             rows = [row + new for row, new in zip(rows, x.tolist())]
             for row in range(2):
@@ -483,7 +514,7 @@ def quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _load(folder: Path, values: dict[str, Any]) -> Any:
+def _load(folder: Path, values: dict[str, Any], auto: Any, what: str) -> Any:
     if values.get("auto_map"):
         kind = values["model_type"]
         if kind not in transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES:
@@ -491,15 +522,15 @@ def _load(folder: Path, values: dict[str, Any]) -> Any:
                              "architecture that transformers has itself")
     try:
         with quiet():
-            model, notes = transformers.AutoModelForCausalLM.from_pretrained(
+            model, notes = auto.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True,
                 output_loading_info=True)
     except Exception as error:  # transformers raises anything
-        what = " ".join(str(error).split())
-        raise SegueError(f"transformers cannot load {folder} as a causal language model "
-                         f"({type(error).__name__}: {what[:200]})") from error
-    for what in ("missing_keys", "mismatched_keys"):
-        if left := list(notes.get(what) or []):
-            raise SegueError(f"the weights in {folder} do not fit its config.json: {len(left)} {what.split('_')[0]} "
+        said = " ".join(str(error).split())
+        raise SegueError(f"transformers cannot load {folder} as {what} "
+                         f"({type(error).__name__}: {said[:200]})") from error
+    for wrong in ("missing_keys", "mismatched_keys"):
+        if left := list(notes.get(wrong) or []):
+            raise SegueError(f"the weights in {folder} do not fit its config.json: {len(left)} {wrong.split('_')[0]} "
                              f"('{left[0]}')")
     return model.eval()

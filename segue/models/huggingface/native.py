@@ -512,7 +512,7 @@ def family_of(config: StackConfig) -> Config:
     rotary = all(o.get("positions", "rotary") == "rotary" for o in options)
     plain = all(o.get("causal", True) and not o.get("prefix") for o in options)
     common: Config = {}
-    if not config.embed_norm and plain:
+    if not config.embed_norm and plain and config.cross is None:
         shape = (config.norm, config.channel)
         if kinds == {"mamba"} and shape == ("rms", "none") and not config.learned_positions:
             common = write_mamba(config)

@@ -1,0 +1,130 @@
+"""Cross-attention (Vaswani et al. 2017): every node looks at all of another sequence, the source, which stays as it
+is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.base import Mixer
+from segue.mixers.state import Layout, Part
+
+
+class Source:
+    """Keys and values (B, G, S, E) of a source, of which the first `lengths` (B,) of each row are real.
+
+    They come with the first call and are fixed from then on: commit and rewind do not touch them. Rows that were forked
+    from one another have the same `origin` (B,), and share their memory where that is possible.
+    """
+
+    def __init__(self, k: Tensor, v: Tensor, lengths: Tensor, origin: Tensor | None = None) -> None:
+        self.k, self.v, self.lengths = k, v, lengths
+        self.origin = torch.arange(len(lengths), device=k.device) if origin is None else origin
+        self.pending: Source | None = None
+        real = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
+        self.mask = None if bool(real.all()) else real[:, None, None]  # (B, 1, 1, S), None: all are real
+
+    @property
+    def empty(self) -> bool:
+        """Has nothing been read yet?"""
+        return self.k.shape[2] == 0
+
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
+        if self.pending is not None:
+            self._become(self.pending)
+
+    def _become(self, other: Source) -> None:
+        self.k, self.v, self.lengths, self.origin, self.mask = other.k, other.v, other.lengths, other.origin, other.mask
+        self.pending = None
+
+    def select(self, rows: Tensor) -> Source:
+        origin = self.origin[rows]
+        if torch.equal(origin, self.origin):  # the forks of each row change places
+            return self.copy()
+        if len(rows) and bool((origin == origin[0]).all()):
+            first = int(rows[0])
+            k, v = (x[first : first + 1].expand(len(rows), -1, -1, -1) for x in (self.k, self.v))
+        else:
+            k, v = self.k[rows], self.v[rows]
+        return Source(k, v, self.lengths[rows], origin)
+
+    def join(self, others: Sequence[Source]) -> Source:
+        parts, origins, first = [self, *others], [], 0
+        longest = max(part.k.shape[2] for part in parts)
+        k, v = (torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[2])) for x in tensors])
+                for tensors in zip(*((part.k, part.v) for part in parts)))
+        for part in parts:
+            origins.append(part.origin + first)
+            first += int(part.origin.max()) + 1 if len(part.origin) else 0
+        return Source(k, v, torch.cat([part.lengths for part in parts]), torch.cat(origins))
+
+    def reach(self) -> Tensor:
+        return torch.full_like(self.lengths, torch.iinfo(torch.long).max)
+
+    def rewind(self, n: Tensor) -> None:
+        self.pending = None
+
+    def copy(self) -> Source:
+        twin = Source.__new__(Source)  # tensors are replaced, never written into, so a copy may share them
+        twin._become(self)
+        return twin
+
+    def detach(self) -> None:
+        self.k, self.v = self.k.detach(), self.v.detach()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"k": self.k, "v": self.v, "lengths": self.lengths}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        self._become(Source(tensors["k"], tensors["v"], tensors["lengths"]))
+
+
+class CrossAttention(Mixer):
+    """Queries of the sequence's nodes, keys and values of the source, no positions.
+
+    The source is what the first call's layout brings (`Layout.source`), and what the state remembers from then on.
+
+    width: model width D. heads: query heads. kv_heads: key-value heads (default: heads). head_width: features per head
+        (default: width / heads). bias: of all projections.
+    """
+
+    cost: ClassVar[str] = "T S"
+
+    def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
+                 bias: bool = False) -> None:
+        super().__init__(width)
+        self.heads, self.kv_heads = heads, kv_heads or heads
+        if (head_width is None and width % heads) or heads % self.kv_heads:
+            raise SegueError(f"cross-attention of {heads} heads, {self.kv_heads} of keys and values, at width {width}: "
+                             "the width must be divisible by the heads, and these by those of keys and values")
+        self.head_width = head_width or width // heads
+        self.q = nn.Linear(width, heads * self.head_width, bias=bias)
+        self.kv = nn.Linear(width, 2 * self.kv_heads * self.head_width, bias=bias)
+        self.out = nn.Linear(heads * self.head_width, width, bias=bias)
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        k = like.new_zeros(batch, self.kv_heads, 0, self.head_width)
+        return {"source": Source(k, k, torch.zeros(batch, dtype=torch.long, device=like.device))}
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        held = None if parts is None else parts["source"]
+        assert held is None or isinstance(held, Source)
+        if layout.source is not None:
+            encoded, lengths = layout.source
+            k, v = self.kv(encoded).unflatten(-1, (-1, self.head_width)).transpose(1, 2).chunk(2, 1)
+            source = Source(k, v, lengths)
+            if held is not None:
+                held.pending = source
+        elif held is None or held.empty:
+            raise SegueError("cross-attention has no source: give the whole prompt first, or a layout with a source")
+        else:
+            source = held
+        q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = source.k, source.v
+        y = F.scaled_dot_product_attention(q, k, v, source.mask, enable_gqa=self.heads != self.kv_heads)
+        return self.out(y.transpose(1, 2).flatten(2))

@@ -1,0 +1,213 @@
+"""Encoder-decoders of transformers (T5, BART, Marian and their kin) behind the interface of our own, see
+`segue.models.seq2seq`: `begin` is fed as the token that the model begins its target with.
+
+As with other models, what can be done is measured when one is loaded. Where the decoder tells positions by one table or
+one bias, trees and ragged rows run in one pass over our own cache; anything else is read again path by path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from inspect import signature
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers.cache_utils import Cache as TheirCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from segue.errors import SegueError
+from segue.mixers.cross import Source
+from segue.mixers.state import Layout, State, gather_nodes
+from segue.models.base import Decoding, Output
+from segue.models.huggingface.adapter import EDITED, REREAD, HuggingFaceModel, Layer
+from segue.models.seq2seq import Prompts, Reading, prompt_ends
+
+
+class HuggingFaceEncoderDecoder(HuggingFaceModel):
+    """An encoder-decoder of a local Hugging Face folder. Satisfies `segue.models.base.Decodable`.
+
+    begin: the id between source and target. forced: what the folder says that each target begins with.
+    """
+
+    needs_whole_prompt: ClassVar[bool] = True
+    auto: ClassVar[Any] = transformers.AutoModelForSeq2SeqLM
+    what: ClassVar[str] = "an encoder-decoder"
+    ways: ClassVar[list[tuple[str, bool]]] = [(EDITED, True), (REREAD, True)]
+    tokens: ClassVar[str] = "decoder_input_ids"
+
+    def _prepare(self) -> None:
+        known = self.head.weight.shape[0]
+        self.drawn, self.begin = min(self.size, known), max(self.size, known)
+        self.size = self.begin + 1
+        settings = [self.model.generation_config, self.model.config]
+
+        def setting(name: str) -> Any:
+            return next((value for each in settings if (value := getattr(each, name, None)) is not None), None)
+
+        starts = [start for name in ("decoder_start_token_id", "bos_token_id") if (start := setting(name)) is not None]
+        if not starts:
+            raise SegueError(f"the config of this {self.name} has no decoder_start_token_id: add the id that its "
+                             "targets begin with")
+        self.start: int = starts[0]
+        first = setting("forced_bos_token_id")
+        self.forced = [] if first is None else [first]
+        self.sources: list[tuple[int, int, int]] = []  # heads, key and value features of each layer's source
+
+    @property
+    def vocabulary(self) -> int:
+        return self.begin + 1
+
+    def prompt(self, source: Sequence[int], prefix: Sequence[int] = ()) -> list[int]:
+        """The prompt for the target of `source` that begins with `prefix` (default: what the folder says)."""
+        return [*source, self.begin, *(prefix or self.forced)]
+
+    def init_state(self, batch: int, history: int = 0) -> State:
+        state = super().init_state(batch, history)
+        if self.way != EDITED:
+            return state
+        like, none = self._weight, torch.zeros(batch, dtype=torch.long, device=self._weight.device)
+        for layer, (heads, keys, values) in zip(state.layers, self.sources):
+            k, v = (like.new_zeros(batch, heads, 0, width) for width in (keys, values))
+            layer["source"] = Source(k, v, none)
+        return Reading(state.layers, state.positions)
+
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        """See `Decodable.extend` and `EncoderDecoder.extend`."""
+        output = super().extend(tokens, state, parents, at)
+        return Output(F.pad(output.logits, (0, self.vocabulary - self.said), value=-torch.inf), output.hidden)
+
+    def _fed(self, target: Tensor) -> Tensor:
+        return target.masked_fill(target == self.begin, self.start)
+
+    def _run(self, tokens: Tensor, at: Tensor | None = None, **given: Any) -> tuple[Tensor, Tensor, Any]:
+        """As of any model; without `encoder_outputs`, tokens are whole rows of source, begin and target."""
+        if "encoder_outputs" in given:
+            return super()._run(tokens, at, **given)
+        prompts = Prompts(self, tokens)
+        logits, hidden, out = super()._run(self._fed(prompts.target), input_ids=prompts.source,
+                                           attention_mask=prompts.real.long(), **given)
+        logits = prompts.spread(logits)
+        return logits if at is None else gather_nodes(logits, at), prompts.spread(hidden), out
+
+    def _extend_edited(self, tokens: Tensor, state: State, layout: Layout, at: Tensor | None) -> tuple[Output, Layout]:
+        assert isinstance(state, Reading)
+        prompts = Prompts(self, tokens, prompt_ends(at)) if state.source.empty else None
+        if prompts is not None:
+            lengths, real, target, nodes = prompts.lengths, prompts.real, prompts.target, Layout(prompts.node)
+            encoded = self.model.get_encoder()(input_ids=prompts.source, attention_mask=real.long(),
+                                               return_dict=True).last_hidden_state
+            wanted = None if at is None else (at - lengths[:, None]).clamp(min=0)
+        else:
+            lengths, target, wanted = state.source.lengths, tokens, at
+            nodes = replace(layout, positions=layout.positions - lengths[:, None])
+            if not tokens.numel():
+                return self._nothing_edited(tokens, state, nodes, at), layout
+            real = torch.arange(state.source.k.shape[2], device=tokens.device) < lengths[:, None]
+            encoded = self._weight.new_zeros(1, 1, 1).expand(*real.shape, self.width)  # only its shape is looked at
+        layers: list[Any] = state.layers
+        cache = EncoderDecoderCache(TheirCache(layers=[Layer(layer["cache"], nodes) for layer in layers]),
+                                    TheirCache(layers=[SourceLayer(layer["source"], lengths) for layer in layers]))
+        mask = self._mask(state, nodes, len(tokens))
+        with self._standing(state, nodes):
+            logits, hidden, _ = self._run(
+                self._fed(target), wanted, encoder_outputs=BaseModelOutput(encoded), attention_mask=real.long(),
+                decoder_attention_mask=mask, use_cache=True, **{str(self.slot): cache})
+        if prompts is None:
+            return Output(logits, hidden), layout
+        return Output(prompts.spread(logits) if at is None else logits, prompts.spread(hidden)), prompts.layout
+
+    # Positions: the model counts them along its cache, here they are said.
+
+    def _tables(self) -> list[nn.Module]:
+        """Modules of the decoder that give each position a vector."""
+        table = getattr(self.model.get_decoder(), "embed_positions", None)
+        return [] if table is None or "position_ids" not in signature(table.forward).parameters else [table]
+
+    def _biases(self) -> list[nn.Module]:
+        """Modules of the decoder that add to the scores what the distance of query and key says (T5)."""
+        return [module for module in self.model.get_decoder().modules()
+                if getattr(module, "has_relative_attention_bias", False) and hasattr(module, "compute_bias")]
+
+    @contextmanager
+    def _standing(self, state: Reading, nodes: Layout) -> Iterator[None]:
+        """While it runs, the decoder's nodes stand where the layout says."""
+        held: Any = state.layers[0]["cache"]
+        positions = nodes.positions.expand(state.batch, -1)
+        pairs = held.pairs(nodes)
+        distance = (pairs.query - pairs.key).clamp(min=0)
+
+        def looked_up(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def place(shape: Any, *_: Any, **__: Any) -> Tensor:
+                return forward(shape, 0, position_ids=positions.flatten()).view(*positions.shape, -1)
+
+            return place
+
+        def compared(compute_bias: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def bias(*_: Any, device: Any = None, **__: Any) -> Tensor:
+                far = int(distance.max()) + 1
+                row = compute_bias(1, far, device=device, past_seen_tokens=far - 1)[0, :, 0]  # (H, far), farthest first
+                return row.flip(-1)[:, distance].transpose(0, 1)
+
+            return bias
+
+        with ExitStack() as stack:
+            for modules, name, change in ((self._tables(), "forward", looked_up),
+                                          (self._biases(), "compute_bias", compared)):
+                for module in modules:
+                    setattr(module, name, change(getattr(module, name)))
+                    stack.callback(delattr, module, name)
+            yield
+
+    # Measuring.
+
+    def _draw(self, *shape: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(self.drawn, shape, generator=generator)
+
+    def _begun(self, x: Tensor) -> Tensor:
+        place = 2 - torch.arange(len(x))[:, None] % 2
+        return x.scatter(1, place, self.begin)
+
+    def _editable(self, line: Tensor) -> bool:
+        cache = getattr(self._run(line, use_cache=True)[2], str(self.slot), None)
+        if not isinstance(cache, EncoderDecoderCache) or not (self._tables() or self._biases()):
+            return False
+        for part, found in ((cache.self_attention_cache, self.layers), (cache.cross_attention_cache, self.sources)):
+            for layer in part.layers:
+                if type(layer) is not DynamicLayer or layer.keys is None or layer.keys.dim() != 4:
+                    return False
+                found.append((layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]))
+        return len(self.layers) == len(self.sources) > 0
+
+
+class SourceLayer(CacheLayerMixin):
+    """One layer of our memory of the source where transformers looks for one of its own. Lives for one call."""
+
+    is_sliding = False
+
+    def __init__(self, source: Source, lengths: Tensor) -> None:
+        super().__init__()
+        self.source, self.lengths, self.is_initialized = source, lengths, True
+        self.keys, self.values = source.k, source.v
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        pass
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.source.pending = Source(key_states, value_states, self.lengths)
+        return key_states, value_states
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.source.k.shape[2], 0
+
+    def get_seq_length(self) -> int:
+        return self.source.k.shape[2]
+
+    def get_max_length(self) -> int:
+        return -1

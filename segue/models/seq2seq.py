@@ -1,0 +1,263 @@
+"""Encoder-decoders (Sutskever et al. 2014; Vaswani et al. 2017) behind the interface of every other model.
+
+A row is `source + [begin] + target`: `begin` is an id of its own behind the model's other ids, and is never said. What
+stands before it is encoded once, both ways, into keys and values that stay; `begin` and what follows are read by the
+decoder, as by any stack. So decoders, drafts, searches and servers see a model that continues prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.files import atomic_folder, read_json, write_json
+from segue.mixers.cross import Source
+from segue.mixers.state import Layout, State, gather_nodes
+from segue.models.base import Decoding, Output, check_prompt
+from segue.models.stack import Stack, StackConfig
+
+FORMAT = "segue encoder-decoder 1"
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """encoder: of any mixers, those that look ahead included. decoder: of causal mixers; its `cross` says how it looks
+    at the source (default: the options that `CrossAttention` has). Both have one vocabulary and width.
+    shared: one embedding for both. restart: target positions count from 0, else they go on behind the source.
+    """
+
+    encoder: StackConfig
+    decoder: StackConfig
+    shared: bool = True
+    restart: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderDecoderConfig:
+        try:
+            encoder, decoder = (StackConfig.from_dict(values[name]) for name in ("encoder", "decoder"))
+            return cls(**{**values, "encoder": encoder, "decoder": decoder})
+        except (KeyError, TypeError) as error:
+            raise SegueError(f"this is no config of an encoder-decoder ({type(error).__name__}: {error})") from error
+
+
+class Reading(State):
+    """The state of a decoder beside a source that was read with the prompt; positions count the source too."""
+
+    @property
+    def source(self) -> Source:
+        part = self.layers[0]["source"]
+        assert isinstance(part, Source)
+        return part
+
+    def layout(self, n: int, parents: Tensor | None = None, positions: Tensor | None = None,
+               starts: Tensor | None = None) -> Layout:
+        if parents is not None and self.source.empty:
+            raise SegueError("a prompt is a chain: read it before a draft tree")
+        return super().layout(n, parents, positions, starts)
+
+    def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
+        """See `State.commit`; the prompt is counted from the beginning of the source, and must hold `begin`."""
+        source = self.source.pending
+        if source is not None and self.pending is not None:
+            read = self.pending.positions.shape[1]
+            if path is not None:
+                raise SegueError("a prompt is a chain: commit it by counts")
+            counts = (read + source.lengths.min() if counts is None else counts) - source.lengths
+            if bool((counts < 1).any()):
+                raise SegueError("the prompt of an encoder-decoder cannot be read in pieces: commit source and begin "
+                                 "together")
+            counts = None if bool((counts == read).all()) else counts
+        super().commit(path, counts)
+
+    def join(self, others: Sequence[State]) -> State:
+        if any(other.source.empty != self.source.empty for other in others if isinstance(other, Reading)):
+            raise SegueError("rows that have read no source cannot go on beside rows that have: give them a prompt "
+                             "first")
+        return super().join(others)
+
+    def rewind(self, n: int | Tensor) -> None:
+        back = torch.as_tensor(n, device=self.positions.device).expand(self.batch)
+        target = (self.positions - self.source.lengths - 1).clamp(min=0)
+        if bool((back > target).any()):
+            raise SegueError(f"cannot rewind {back.tolist()} tokens where the target has {target.tolist()}: source and "
+                             "begin stay")
+        super().rewind(n)
+
+
+class Prompts:
+    """Prompts of an encoder-decoder (B, N), of which the first `ends` (B,) tokens are real (None: all), taken apart.
+
+    source: (B, S) long, 0 behind its `lengths` (B,); real: (B, S) bool. target: (B, M) long, `begin` and what follows.
+    node: (B, M) long, target positions from 0. layout: the target's nodes where they stand in the rows.
+    """
+
+    def __init__(self, model: Any, tokens: Tensor, ends: Tensor | None = None) -> None:
+        begins, n, device = tokens == model.begin, tokens.shape[1], tokens.device
+        good = begins.sum(1) == 1
+        if n:
+            good &= ~begins[:, 0]
+        if not bool(good.all()):
+            check_prompt(model, tokens[int(good.long().argmin())].tolist())
+        self.lengths = begins.long().argmax(1)
+        longest = int(self.lengths.max())
+        count = max(1, int(((n if ends is None else ends) - self.lengths).max()))
+        self.real = torch.arange(longest, device=device) < self.lengths[:, None]
+        self.source = tokens[:, :longest].masked_fill(~self.real, 0)
+        self.node = torch.arange(count, device=device).expand(len(tokens), -1)
+        self.layout = Layout(self.node + self.lengths[:, None])
+        self.target = tokens.gather(1, self.layout.positions.clamp(max=n - 1))
+        self._place = torch.arange(n, device=device) - self.lengths[:, None]
+
+    def spread(self, y: Tensor) -> Tensor:
+        """(B, M, F) of the target's nodes -> (B, N, F), zero at the source and at padding."""
+        there = (self._place >= 0) & (self._place < y.shape[1])
+        return gather_nodes(y, self._place.clamp(max=y.shape[1] - 1)).masked_fill(~there[..., None], 0.0)
+
+
+def prompt_ends(at: Tensor | None) -> Tensor | None:
+    """Where rows end of which the nodes `at` (B, M) are wanted: what stands behind the last of them is padding."""
+    return None if at is None or not at.shape[1] else at.max(1).values + 1
+
+
+class EncoderDecoder(nn.Module):
+    """A stack that reads the source and one that says the target. Satisfies `segue.models.base.Decodable`.
+
+    begin: the id between source and target; `vocabulary` is one more. Logits at the nodes of the source mean nothing.
+    """
+
+    needs_whole_prompt = True
+    resettable = False
+
+    def __init__(self, config: EncoderDecoderConfig) -> None:
+        super().__init__()
+        encoder, decoder = replace(config.encoder, tied=True), replace(config.decoder, cross=config.decoder.cross or {})
+        if (encoder.vocabulary, encoder.width) != (decoder.vocabulary, decoder.width):
+            raise SegueError(f"an encoder of {encoder.vocabulary} ids at width {encoder.width} and a decoder of "
+                             f"{decoder.vocabulary} at {decoder.width} do not fit: both must be equal")
+        if any(each.inputs or each.pool for each in (encoder, decoder)) or encoder.cross is not None:
+            raise SegueError("an encoder-decoder reads ids and pools nothing, and its encoder has no cross-attention: "
+                             "leave inputs, pool and the encoder's cross out")
+        self.config = replace(config, encoder=encoder, decoder=decoder)
+        self.encoder, self.decoder = Stack(encoder), Stack(decoder)
+        if config.shared:
+            self.encoder.embedding = self.decoder.embedding
+            self.encoder.head.weight = self.decoder.embedding.weight
+        for name, block in zip(decoder.mixers, self.decoder.blocks):
+            if not block.mixer.causal:
+                raise SegueError(f"mixer '{name}' looks ahead: the decoder must be causal")
+
+    @property
+    def begin(self) -> int:
+        return self.config.decoder.vocabulary
+
+    @property
+    def vocabulary(self) -> int:
+        return self.begin + 1
+
+    @property
+    def head(self) -> nn.Linear:
+        """From hidden states to the logits of all ids but `begin`."""
+        return self.decoder.head
+
+    @property
+    def path(self) -> str:
+        return self.decoder.path
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return self.encoder.state_parameters() + self.decoder.state_parameters()
+
+    def prompt(self, source: Sequence[int], prefix: Sequence[int] = ()) -> list[int]:
+        """The prompt for the target of `source` that begins with `prefix`."""
+        return [*source, self.begin, *prefix]
+
+    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
+        """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
+        batch, n = source.shape
+        if bool((lengths == n).all()):
+            return self.encoder.hidden(source, Layout.chain((batch, n), device=source.device))
+        if self.encoder.resettable:  # the padding is a document of its own, of which no mixer shows the other anything
+            starts = torch.arange(n, device=source.device) == lengths[:, None]
+            return self.encoder.hidden(source, Layout.chain((batch, n), starts=starts))
+        encoded = self.encoder.embedding.weight.new_zeros(batch, n, self.config.encoder.width)
+        for length in lengths.unique().tolist():
+            rows = torch.nonzero(lengths == length)[:, 0]
+            alone = self.encode(source[rows, :length], lengths[rows])
+            encoded = encoded.index_copy(0, rows, F.pad(alone.to(encoded.dtype), (0, 0, 0, n - length)))
+        return encoded
+
+    def _read(self, prompts: Prompts, state: Reading | None = None) -> Tensor:
+        """(B, N, D), zero at the source and at padding."""
+        encoded = self.encode(prompts.source, prompts.lengths)
+        positions = prompts.node if self.config.restart else prompts.layout.positions
+        layout = Layout(positions, source=(encoded, prompts.lengths))
+        return prompts.spread(self.decoder.hidden(prompts.target, layout, state))
+
+    def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+        """(B, T) rows of source, begin and target, padded behind it -> (B, T, D), zero at the source."""
+        if layout is not None and layout.starts is not None:
+            raise SegueError("an encoder-decoder cannot reset inside a sequence: give it one pair of source and target "
+                             "per row")
+        return self._read(Prompts(self, tokens))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return F.pad(self.head(hidden), (0, 1), value=-torch.inf)
+
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
+        """The training form, see `hidden`."""
+        hidden = self.hidden(tokens, layout)
+        return Output(self._logits(hidden), hidden)
+
+    def init_state(self, batch: int, history: int = 0) -> Reading:
+        state = self.decoder.init_state(batch, history)
+        return Reading(state.layers, state.positions)
+
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        """See `Decodable.extend`. The first call takes the whole prompts; where it says `at`, what stands behind the
+        last of those nodes is padding, and cannot be committed."""
+        assert isinstance(state, Reading)
+        state.check_rows(tokens.shape[0])
+        layout = state.layout(tokens.shape[1], parents)
+        if state.source.empty:
+            prompts = Prompts(self, tokens, prompt_ends(at))
+            hidden, layout = self._read(prompts, state), prompts.layout
+        else:
+            begun = state.source.lengths[:, None] if self.config.restart else 0
+            hidden = self.decoder.hidden(tokens, replace(layout, positions=layout.positions - begun), state)
+        state.pending = layout
+        return Output(self._logits(hidden if at is None else gather_nodes(hidden, at)), hidden)
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors, replacing the folder atomically."""
+        from safetensors.torch import save_model
+
+        with atomic_folder(folder) as temporary:
+            write_json(temporary / "config.json", {"format": FORMAT, "model": self.config.to_dict()})
+            save_model(self, str(temporary / "model.safetensors"))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> EncoderDecoder:
+        """What `save` wrote."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_model
+
+        values, path = read_json(Path(folder) / "config.json"), Path(folder) / "model.safetensors"
+        if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("model"), dict):
+            raise SegueError(f"{Path(folder) / 'config.json'} is not the config of an encoder-decoder (format "
+                             f"'{FORMAT}')")
+        model = cls(EncoderDecoderConfig.from_dict(values["model"]))
+        try:
+            load_model(model, path)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise SegueError(f"{path} does not fit its config.json ({error}): was the folder copied whole?") from error
+        return model.eval()
