@@ -28,7 +28,7 @@ from segue.testing.decoding import TableModel
 V, END, BEGIN, MASK = 12, 0, 12, 13  # what is said is below V
 MIXERS = {"attention": ["attention"] * 2, "mamba": ["mamba"], "gru": ["gru"], "mixed": ["mamba", "attention", "gru"]}
 BOTH_WAYS = {"attention": {"attention": {"causal": False}}, "bidirectional": {"bidirectional": {"mixer": "gru"}},
-             "hydra": {"hydra": {"states": 8}}, "linformer": {"linformer": {"causal": False}}}
+             "hydra": {"hydra": {"states": 8}}, "linformer": {"linformer": {"rank": 4, "length": 32}}}
 
 
 def stack(mixers: Sequence[str], vocabulary: int = V + 1, seed: int = 0, **options: dict[str, object]) -> Stack:
