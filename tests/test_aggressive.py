@@ -142,7 +142,7 @@ def test_a_pass_for_each_edit(source: list[int], data: st.DataObject) -> None:
 
 
 def test_long_sources_are_drafted_whole() -> None:
-    source = list(range(1, 99)) * 2
+    source = [*range(1, 99), *range(98, 0, -1)]
     answer = generate(Script(len(source) + 1, source), [[*source, 99]], 300, draft=SourceCopy(99), eos=END,
                       adaptive=False)[0]
     assert answer.passes == 2 and answer.drafted == len(source) - 1
@@ -156,16 +156,16 @@ def test_long_sources_are_drafted_whole() -> None:
 @pytest.mark.parametrize("name", MIXERS)
 def test_drafts_change_no_token(name: str) -> None:
     said = 0
-    for seed in range(3):
+    for seed in range(2):
         model, asked = stack(MIXERS[name], seed=seed), prompts(seed)
-        greedy = generate(model, asked, 25, eos=END)
+        greedy = generate(model, asked, 20, eos=END)
         for drafter in (SourceCopy(BEGIN), BlockDraft(reader(seed=seed), 7), BlockDraft(reader("hydra", seed), 12)):
             for acceptor in ("walk", partial(near_best, tau=0.0), partial(near_best, beta=1)):
-                drafted = generate(model, asked, 25, draft=drafter, acceptor=acceptor, eos=END, adaptive=False)
-                assert [answer.tokens for answer in drafted] == [answer.tokens for answer in greedy]
+                drafted = generate(model, asked, 20, draft=drafter, acceptor=acceptor, eos=END, adaptive=False)
+                assert [answer.tokens for answer in drafted] == [answer.tokens for answer in greedy], seed
                 assert all(answer.passes <= answer.produced for answer in drafted)
                 said += sum(answer.produced for answer in drafted)
-    assert said > 1000
+    assert said > 300
 
 
 # Blocks
@@ -210,7 +210,7 @@ class Blocks:
     def forget(self, row: int) -> None: ...
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), beta=st.integers(1, 7), tau=st.floats(0, 6))
 def test_what_is_near_the_best_is_taken(seed: int, beta: int, tau: float) -> None:
     """The walk by the paper's words: a drafted token stays if it is one of the best `beta` and at most `tau` below the
@@ -227,7 +227,9 @@ def test_what_is_near_the_best_is_taken(seed: int, beta: int, tau: float) -> Non
                 said.append(int(scores.argmax()))
                 break
             said.append(token)
-    assert answer.tokens == said[2:][: len(answer.tokens)] and len(said) - 2 == 30
+    if len(said) - 2 < 30:  # the last place had no room for a draft
+        said.append(int(model.table[said[-2], said[-1]].argmax()))
+    assert answer.tokens == said[2:]
 
 
 def test_the_ends_of_the_lenient_acceptor() -> None:
@@ -236,9 +238,9 @@ def test_the_ends_of_the_lenient_acceptor() -> None:
                       adaptive=False)[0]
     ends = np.cumsum([1, *(len(block) + 1 for block in drafter.proposed)])
     assert [answer.tokens[start : end - 1] for start, end in zip(ends, ends[1:])] == drafter.proposed  # word for word
-    check_acceptor(partial(near_best, tau=0.0))
+    check_acceptor(partial(near_best, tau=0.0), draws=400)
     with pytest.raises(ContractBroken, match="greedy text changes"):
-        check_acceptor(near_best)
+        check_acceptor(near_best, draws=1)
     ruled_out = lambda scores, prefix: np.where(np.arange(7) == 3, -np.inf, scores)  # noqa: E731
     answer = generate(model, [[1, 2]], 30, draft=Blocks(7, 2), acceptor=partial(near_best, beta=7, tau=math.inf),
                       processors=(ruled_out,), adaptive=False)[0]
@@ -290,8 +292,8 @@ def test_without_glancing_it_is_the_plain_loss_of_masked_blocks(name: str) -> No
     for tokens, targets in zip(masked.tokens, masked.targets):
         asked = (targets >= 0).nonzero()[:, 0]
         text = tokens[: int(asked[0]) + 4][None]
-        total += float(F.cross_entropy(model(text).logits[0, asked], targets[asked], reduction="sum",
-                                       label_smoothing=0.1))
+        total += F.cross_entropy(model(text).logits[0, asked], targets[asked], reduction="sum",
+                                 label_smoothing=0.1).item()
     for batch in (masked, reveal_order(masked, 0.0)):
         loss = MaskedElements(0.1)(model, batch)
         assert float(loss.total) == pytest.approx(total, rel=1e-9) and loss.count == masked.count
