@@ -24,7 +24,7 @@ from segue.decoding.draft import NOTHING, Drafter, SourceCopy, Tip, Tree
 from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.mixers.state import gather_nodes
-from segue.models.base import Decodable, Decoding
+from segue.models.base import Decodable, Decoding, begin_of
 
 PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the memory of a book times the width
 
@@ -106,7 +106,7 @@ class Loop:
                  keep: bool = True) -> None:
         self.model, self.drafter, self.acceptor, self.cost = model, drafter, acceptor, cost
         if isinstance(drafter, SourceCopy) and drafter.separator is None:
-            drafter.separator = getattr(model, "begin", None)  # an encoder-decoder knows what ends its source
+            drafter.separator = begin_of(model)  # an encoder-decoder knows what ends its source
         self.keep, self.path = keep, model.path
         self.live: list[Row] = []
         self.state: Decoding | None = None

@@ -25,6 +25,13 @@ def padding(lengths: Tensor, n: int) -> Tensor | None:
     return (places == lengths[:, None]) if bool((lengths < n).any()) else None
 
 
+def in_place(batch: Batch) -> Batch:
+    """A batch that asks for each element one place before it (B, T), one document a row -> (B, T + 1), asked for where
+    it stands."""
+    asked = F.pad(batch.targets, (1, 0), value=-1)
+    return Batch(torch.where(asked >= 0, asked, F.pad(batch.tokens, (0, 1))), asked)
+
+
 def mask_block(batch: Batch, length: int, mask: int, generator: torch.Generator | None = None) -> Batch:
     """Of each row's answer a first part, of random length, is kept, and behind it stand `length` masks.
 
@@ -65,12 +72,12 @@ def reveal_order(batch: Batch, ratio: float, generator: torch.Generator | None =
 
 def masked_blocks(batches: Callable[[int], Batch], length: int, mask: int, steps: int, seed: int = 0,
                   ratios: tuple[float, float] = (0.5, 0.3)) -> Callable[[int], Batch]:
-    """Batches with whole answers -> batches with a masked block (`mask_block`) and what to show of it (`reveal_order`),
-    whose ratio goes from the first of `ratios` to the second in `steps` steps."""
+    """Batches of whole answers, as for the next element (`Batch.pairs`) -> batches of masked blocks (`mask_block`) and
+    what to show of them (`reveal_order`), the ratio going from the first of `ratios` to the second in `steps` steps."""
     def draw(step: int) -> Batch:
         generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + step)
         ratio = ratios[0] + (ratios[1] - ratios[0]) * min(1.0, step / max(1, steps - 1))
-        return reveal_order(mask_block(batches(step), length, mask, generator), ratio, generator)
+        return reveal_order(mask_block(in_place(batches(step)), length, mask, generator), ratio, generator)
 
     return draw
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from segue.decoding import Continuation, generate
 from segue.decoding.draft import BlockDraft, Drafter, SourceCopy
-from segue.models import Stack, StackConfig
+from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.objectives import Batch, MaskedElements
 from segue.objectives.masked import masked_blocks
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -99,20 +99,8 @@ def cipher(count: int, random: np.random.Generator) -> list[Pair]:
     return pairs
 
 
-def batch(pairs: Sequence[Pair], separator: int) -> Batch:
-    """Source, separator, answer and its end, a pair a row; the answer is asked for in place."""
-    longest = 2 + max(len(source) + len(answer) for source, answer in pairs)
-    tokens, targets = torch.full((len(pairs), longest), END), torch.full((len(pairs), longest), -1)
-    for row, (source, answer) in enumerate(pairs):
-        text = torch.tensor([*source, separator, *answer, END])
-        tokens[row, : len(text)] = text
-        targets[row, len(source) + 1 : len(text)] = text[len(source) + 1 :]
-    return Batch(tokens, targets)
-
-
-def ahead(whole: Batch) -> Batch:
-    """Asked for one place before."""
-    return Batch(whole.tokens[:, :-1], whole.targets[:, 1:])
+def asked(pairs: Sequence[Pair], separator: int) -> Batch:
+    return Batch.pairs([(source, [*answer, END]) for source, answer in pairs], separator)
 
 
 def of_one_length(pairs: list[Pair], rows: int, seed: int, change: Callable[[Pair, np.random.Generator], Pair],
@@ -123,7 +111,7 @@ def of_one_length(pairs: list[Pair], rows: int, seed: int, change: Callable[[Pai
     def draw(step: int) -> Batch:
         random = np.random.default_rng([seed, step])
         first = int(random.integers(0, max(1, len(pairs) - rows + 1)))
-        return batch([change(pair, random) for pair in pairs[first : first + rows]], separator)
+        return asked([change(pair, random) for pair in pairs[first : first + rows]], separator)
 
     return draw
 
@@ -131,13 +119,15 @@ def of_one_length(pairs: list[Pair], rows: int, seed: int, change: Callable[[Pai
 # --- the models --------------------------------------------------------------------------------------------------
 
 
-def writer(size: int, width: int, places: int = 0) -> nn.Module:
-    """A model of the answer after source and separator; the separator's id is `size`."""
-    return Stack(StackConfig(size + 1, width, ["attention"] * 4, learned_positions=places))
+def writer(size: int, width: int, places: int = 0) -> EncoderDecoder:
+    """A model of the answer to a source; `size` is the id that begins an answer."""
+    decoder = StackConfig(size, width, ["attention"] * 2, learned_positions=places)
+    encoder = replace(decoder, options={"attention": {"causal": False}})
+    return EncoderDecoder(EncoderDecoderConfig(encoder, decoder))
 
 
-def taught(model: nn.Module, draw: Callable[[int], Batch], steps: int, seed: int) -> nn.Module:
-    learn(model, lambda step: ahead(draw(step)), steps, rate=0.01, seed=seed, muon=True, cooldown=1.0,
+def taught(model: EncoderDecoder, draw: Callable[[int], Batch], steps: int, seed: int) -> EncoderDecoder:
+    learn(model, draw, steps, rate=0.01, seed=seed, muon=True, cooldown=1.0,
           objective=MaskedElements())  # it scores the asked places alone
     return model.double().eval()
 
@@ -155,17 +145,15 @@ def milliseconds(answers: Sequence[Continuation]) -> float:
     return 1e3 * spent / sum(answer.produced - 1 for answer in answers)
 
 
-def decode(model: Any, pairs: Sequence[Pair], separator: int, drafter: Drafter | None, acceptor: str = "walk",
+def decode(model: EncoderDecoder, pairs: Sequence[Pair], drafter: Drafter | None = None, acceptor: str = "walk",
            ) -> list[Continuation]:
-    return [generate(model, [[*source, separator]], 60, draft=drafter, acceptor=acceptor, eos=END, adaptive=False)[0]
+    """Greedy answers, one after the other."""
+    return [generate(model, [model.prompt(source)], 60, draft=drafter, acceptor=acceptor, eos=END, adaptive=False)[0]
             for source, _ in pairs]
 
 
-def compare(model: Any, pairs: Sequence[Pair], separator: int, drafter: Drafter,
-            acceptor: str = "walk") -> dict[str, Any]:
-    """Greedy answers with and without drafts, one pair after the other."""
-    plain = decode(model, pairs, separator, None)
-    drafted = decode(model, pairs, separator, drafter, acceptor)
+def compare(pairs: Sequence[Pair], plain: Sequence[Continuation], drafted: Sequence[Continuation]) -> dict[str, Any]:
+    """Greedy answers without and with drafts."""
 
     def right(answers: Sequence[Continuation]) -> float:
         return mean(SequenceMatcher(None, answer.tokens, wanted, False).ratio()
@@ -192,7 +180,7 @@ def corrected(folder: Path | None, size: int, width: int, steps: int, rows: int,
         random = np.random.default_rng([seed, 1])
         pairs = [(with_mistakes(words, rate, size, random), words) for _, words in test[:held]]
         table.append({"task": f"captions, {rate:.0%} mistakes", "decoding": "IAD"} |
-                     compare(model, pairs, size, SourceCopy(size)))
+                     compare(pairs, decode(model, pairs), decode(model, pairs, SourceCopy())))
     return table
 
 
@@ -202,7 +190,9 @@ def translated(folder: Path | None, size: int, width: int, steps: int, rows: int
     torch.manual_seed(seed)
     draw = of_one_length(train, rows, seed, lambda pair, random: pair, size)
     model = taught(writer(size, width), draw, steps, seed)
-    return [{"task": "German to English", "decoding": "IAD"} | compare(model, test[:held], size, SourceCopy(size))]
+    test = test[:held]
+    return [{"task": "German to English", "decoding": "IAD"} |
+            compare(test, decode(model, test), decode(model, test, SourceCopy()))]
 
 
 def deciphered(width: int, steps: int, block_steps: int, rows: int, held: int, seed: int) -> list[Row]:
@@ -210,7 +200,7 @@ def deciphered(width: int, steps: int, block_steps: int, rows: int, held: int, s
     size, places = WORDS + LETTERS, 2 * LONGEST + 2 + BLOCK
 
     def draw(step: int) -> Batch:
-        return batch(cipher(rows, np.random.default_rng([seed, step])), size)
+        return asked(cipher(rows, np.random.default_rng([seed, step])), size)
 
     torch.manual_seed(seed)
     model = taught(writer(size, width, places), draw, steps, seed)
@@ -220,7 +210,8 @@ def deciphered(width: int, steps: int, block_steps: int, rows: int, held: int, s
           objective=MaskedElements(0.1))
     test = cipher(held, np.random.default_rng([seed, 1 << 30]))
     drafter = BlockDraft(blocks.double(), BLOCK)
-    return [{"task": "cipher", "decoding": name} | compare(model, test, size, drafter, acceptor)
+    plain = decode(model, test)
+    return [{"task": "cipher", "decoding": name} | compare(test, plain, decode(model, test, drafter, acceptor))
             for name, acceptor in (("GAD", "walk"), ("GAD++", "near-best"))]
 
 
