@@ -5,7 +5,8 @@ draft, and goes on as long as a drafted node carries that token: it needs nothin
 gives the very text of plain decoding. `reject` is speculative sampling (Leviathan et al. 2023; Chen et al. 2023; for
 trees Miao et al. 2024): it accepts drafted tokens more often when the drafter drew them from a distribution near the
 model's; the text is distributed as the model's, but is another one than plain decoding gives for this seed. `typical`
-(Cai et al. 2024, arXiv 2401.10774) is lossy: it takes what is likely enough.
+(Cai et al. 2024, arXiv 2401.10774) and `near_best` (Xia et al. 2022, arXiv 2205.10350) are lossy: they take what is
+likely enough.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class Ask(Protocol):
 
     def distribution(self, node: int) -> np.ndarray:
         """(V,) float64, what the token after `node` is drawn from, given all that was taken so far."""
+        ...
+
+    def ranking(self, node: int) -> np.ndarray:
+        """(V,) float64, the scores by which the token after `node` is chosen, given all that was taken so far."""
         ...
 
     def noise(self, lane: int) -> Noise: ...
@@ -111,6 +116,28 @@ def typical(tree: Tree, row: Ask, floor: float = 0.09, share: float = 0.3) -> in
         place = best
 
 
+def near_best(tree: Tree, row: Ask, beta: int = 5, tau: float = 3.0) -> int:
+    """Lossy: where no drafted node carries the model's own token, the best drafted one is taken in its stead if it is
+    among the `beta` likeliest and its score less than `tau` below the highest. tau = 0 is `walk`, and when greedy so is
+    beta = 1. (GAD++; a draft that is taken to its end is followed by a token of the model's own.)"""
+    live = [-1]
+    while True:
+        token = row.choose(live[0])
+        below = [node for place in live for node in tree.children.get(place, ())]
+        if below and all(tree.tokens[node] != token for node in below):
+            scores = row.ranking(live[0])
+            best = max((tree.tokens[node] for node in below), key=lambda drafted: scores[drafted])
+            if scores.max() - scores[best] < tau and (scores >= scores[best]).sum() <= beta:
+                token = best
+        if row.take(token, live[0]):
+            return live[0]
+        after = [node for node in below if tree.tokens[node] == token]
+        if not after:
+            return live[0]
+        live = after
+
+
 MOST_CHILDREN = 1024  # random numbers set aside for the children of one node
 
-ACCEPTORS: dict[str, Acceptor] = {"walk": walk, "rejection": reject, "typical": typical}
+ACCEPTORS: dict[str, Acceptor] = {"walk": walk, "rejection": reject, "typical": typical,
+                                  "near-best": near_best}

@@ -187,8 +187,9 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     seed: fixes sampling; one per prompt makes each answer what it would be alone.
     logprobs: also give the log-probability of each token.
     until: called after each token with the answer's tokens so far; True ends it.
-    acceptor: "walk" (the very text of plain decoding), "rejection" (the same distribution) or "typical" (lossy when
-        sampling: longer drafts are taken), see `accept`.
+    acceptor: "walk" (the very text of plain decoding), "rejection" (the same distribution), "typical" (lossy when
+        sampling: longer drafts are taken) or "near-best" (lossy: what is drafted is taken if it is nearly the
+        likeliest; `partial(near_best, beta=..., tau=...)` says how nearly), see `accept`.
     adaptive: let the cost model choose draft sizes and switch drafting off where it does not pay; cost: keep what it
         measures from one call to the next. Neither changes the text.
     batch: rows that run together at most.

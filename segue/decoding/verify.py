@@ -76,6 +76,10 @@ class Row:
     def distribution(self, node: int) -> np.ndarray:
         return self.sampling.distribution(self.scores.at(self.place, node + 1), self.prefix)
 
+    def ranking(self, node: int) -> np.ndarray:
+        scores = self.scores.at(self.place, node + 1)
+        return (self.sampling.process if self.sampling.greedy else self.sampling.warp)(scores, self.prefix)
+
     def take(self, token: int, node: int) -> bool:
         self.produced += 1
         self.position += 1

@@ -5,8 +5,14 @@ from __future__ import annotations
 from segue.objectives.base import Batch, Loss, Objective
 from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
+from segue.objectives.masked import MaskedElements
 from segue.objectives.next_element import NextElement
 
-OBJECTIVES: dict[str, type[Objective]] = {"next": NextElement, "distillation": Distillation}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "next": NextElement,
+    "distillation": Distillation,
+    "masked": MaskedElements,
+}
 
-__all__ = ["OBJECTIVES", "Batch", "Distillation", "DraftHeadsLoss", "Loss", "NextElement", "Objective"]
+__all__ = ["OBJECTIVES", "Batch", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements", "NextElement",
+           "Objective"]

@@ -32,7 +32,8 @@ class Paper:
 PAPERS: dict[str, Paper] = {
     "aggressive-decoding": Paper(
         "Lossless Acceleration for Seq2seq Generation with Aggressive Decoding",
-        "2022, arXiv 2205.10350"),
+        "2022, arXiv 2205.10350", "aggressive_decoding",
+        ("decoding.draft.source", "decoding.draft.block", "decoding.accept.near_best", "objectives.masked")),
     "bert4rec": Paper(
         "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from Transformer",
         "2019, arXiv 1904.06690"),

@@ -58,6 +58,11 @@ class Tree:
 NOTHING = Tree()
 
 
+def branch(tokens: Sequence[int]) -> Tree:
+    """A draft of one branch."""
+    return Tree(list(tokens), list(range(-1, len(tokens) - 1))) if tokens else NOTHING
+
+
 @dataclass
 class Tip:
     """Where a draft is wanted.

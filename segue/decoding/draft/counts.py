@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from segue.decoding.draft.base import NOTHING, Tip, Tree
+from segue.decoding.draft.base import Tip, Tree, branch
 from segue.models.counts import BlendedCounts, TokenState
 
 
@@ -39,7 +39,7 @@ class CountDraft:
         for tip in tips:
             state, length = self._states.get(tip.row), min(self.length, tip.nodes, tip.depth)
             tokens = [] if state is None or length < 1 else self.counts.likeliest(state, length, self.least)
-            drafts.append(Tree(tokens, list(range(-1, len(tokens) - 1))) if tokens else NOTHING)
+            drafts.append(branch(tokens))
         return drafts
 
     def forget(self, row: int) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from segue.decoding.draft.base import NOTHING, Tip, Tree
+from segue.decoding.draft.base import NOTHING, Tip, Tree, branch
+
+
+def suffixes(tokens: Sequence[int], longest: int) -> Iterator[tuple[int, ...]]:
+    """The last token, the last two, and so on up to the last `longest`."""
+    for n in range(1, min(longest, len(tokens)) + 1):
+        yield tuple(tokens[-n:])
 
 
 class _Text:
@@ -19,8 +25,8 @@ class _Text:
     def extend(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             place = len(self.tokens)
-            for n in range(1, min(self.ngram, place) + 1):
-                self.after[tuple(self.tokens[-n:])] = place
+            for suffix in suffixes(self.tokens, self.ngram):
+                self.after[suffix] = place
             self.tokens.append(token)
             if place >= 2 * self.window:  # begin afresh with the recent half: memory stays flat
                 recent = self.tokens[-self.window:]
@@ -29,8 +35,8 @@ class _Text:
 
     def follow(self, length: int) -> list[int]:
         """What followed the latest occurrence of the longest suffix known; repeats itself where it reaches the end."""
-        for n in range(min(self.ngram, len(self.tokens)), 0, -1):
-            place = self.after.get(tuple(self.tokens[-n:]))
+        for suffix in reversed(list(suffixes(self.tokens, self.ngram))):
+            place = self.after.get(suffix)
             if place is not None:
                 copied = self.tokens[place : place + length]
                 while len(copied) < length:
@@ -61,8 +67,7 @@ class PromptLookup:
         drafts = []
         for tip in tips:
             text = self._texts.get(tip.row)
-            tokens = text.follow(min(self.length, tip.nodes, tip.depth)) if text else []
-            drafts.append(Tree(tokens, list(range(-1, len(tokens) - 1))) if tokens else NOTHING)
+            drafts.append(branch(text.follow(min(self.length, tip.nodes, tip.depth))) if text else NOTHING)
         return drafts
 
     def forget(self, row: int) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from segue.decoding.draft.base import NOTHING, Tip, Tree
+from segue.decoding.draft.base import Tip, Tree, branch
 from segue.decoding.sampling import softmax
 from segue.models.base import Decodable, Decoding, begin_of
 
@@ -39,9 +39,7 @@ class ModelDraft:
         if asked:
             with torch.inference_mode():
                 self._draft(asked, chains)
-        trees = [Tree(chain, list(range(-1, len(chain) - 1))) if (chain := chains.get(tip.row)) else NOTHING
-                 for tip in tips]
-        return trees
+        return [branch(chains.get(tip.row, [])) for tip in tips]
 
     def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
         rows = [tip.row for tip in asked]

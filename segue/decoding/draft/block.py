@@ -1,0 +1,62 @@
+"""Generalised aggressive decoding (Ge, Xia et al. 2022, arXiv 2205.10350): a model that looks both ways guesses a block
+of tokens at once, behind all that was said. It learns to by `segue.objectives.masked`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from segue.decoding.draft.base import Tip, Tree, branch
+from segue.mixers.state import Layout, gather_nodes
+from segue.models.stack import Stack
+from segue.objectives.masked import padding
+
+
+class BlockDraft:
+    """Puts masks behind the prompt and the answer so far, and drafts what the model finds likeliest at each of them.
+
+    model: a stack of mixers that look both ways, whose last element id is the mask; the other ids are those of the
+        model that is decoded. It reads everything anew for every draft. length: masks, so tokens drafted at most.
+    """
+
+    name: ClassVar[str] = "block"
+    needs_hidden: ClassVar[bool] = False
+
+    def __init__(self, model: Stack, length: int = 25) -> None:
+        self.model, self.length, self.mask = model.eval(), length, model.vocabulary - 1
+        self._said: dict[int, list[int]] = {}
+
+    def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
+        self._said.setdefault(row, []).extend(tokens)
+
+    def propose(self, tips: Sequence[Tip]) -> list[Tree]:
+        rows = [tip.row for tip in tips if self._said.get(tip.row) and min(tip.nodes, tip.depth) > 0]
+        together: dict[int, list[int]] = {}
+        for row in rows:  # what cannot reset inside a row cannot be kept from looking at padding
+            together.setdefault(0 if self.model.resettable else len(self._said[row]), []).append(row)
+        guesses: dict[int, list[int]] = {}
+        for group in together.values():
+            guesses |= zip(group, self.guess([self._said[row] for row in group]))
+        return [branch(guesses.get(tip.row, [])[: min(tip.nodes, tip.depth)]) for tip in tips]
+
+    @torch.inference_mode()
+    def guess(self, texts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The likeliest token at each of `length` masks behind each text."""
+        device = next(self.model.parameters()).device
+        lengths = torch.tensor([len(text) for text in texts])
+        tokens = torch.full((len(texts), int(lengths.max()) + self.length), self.mask)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = torch.tensor(text)
+        starts = padding(lengths + self.length, tokens.shape[1])
+        layout = Layout.chain((tokens.shape[0], tokens.shape[1]), starts=None if starts is None else starts.to(device),
+                              device=device)
+        hidden = self.model.hidden(tokens.to(device), layout)
+        masks = lengths[:, None] + torch.arange(self.length)
+        scores: Tensor = self.model.head(gather_nodes(hidden, masks.to(device)))
+        return scores[..., : self.mask].argmax(-1).tolist()
+
+    def forget(self, row: int) -> None:
+        self._said.pop(row, None)

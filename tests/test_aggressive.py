@@ -1,0 +1,360 @@
+"""Aggressive decoding: copying the source, blocks at once, the lenient acceptor, and the loss that teaches blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segue.decoding import generate
+from segue.decoding.accept import near_best
+from segue.decoding.draft import BlockDraft, SourceCopy, Tip, Tree
+from segue.decoding.draft.base import branch
+from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
+from segue.models.base import Decoding, Output
+from segue.objectives import Batch, MaskedElements
+from segue.objectives.masked import glance, in_place, mask_block, masked_blocks, padding, reveal_order
+from segue.testing import ContractBroken, check_acceptor, check_drafter
+from segue.testing.decoding import TableModel
+
+V, END, BEGIN, MASK = 12, 0, 12, 13  # what is said is below V
+MIXERS = {"attention": ["attention"] * 2, "mamba": ["mamba"], "gru": ["gru"], "mixed": ["mamba", "attention", "gru"]}
+BOTH_WAYS = {"attention": {"attention": {"causal": False}}, "bidirectional": {"bidirectional": {"mixer": "gru"}},
+             "hydra": {"hydra": {"states": 8}}, "linformer": {"linformer": {"rank": 4, "length": 32}}}
+
+
+def stack(mixers: Sequence[str], vocabulary: int = V + 1, seed: int = 0, **options: dict[str, object]) -> Stack:
+    """Random weights, with scores far from uniform, in float64."""
+    torch.manual_seed(seed)
+    model = Stack(StackConfig(vocabulary, 16, list(mixers), options)).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2.5
+    return model.eval()
+
+
+def reader(name: str = "attention", seed: int = 0) -> Stack:
+    """A drafter of blocks: it looks both ways."""
+    return stack([name], MASK + 1, seed, **BOTH_WAYS[name])
+
+
+def prompts(seed: int, count: int = 4) -> list[list[int]]:
+    draw = np.random.default_rng(seed)
+    return [[*draw.integers(1, V, length).tolist(), BEGIN] for length in draw.integers(1, 14, count)]
+
+
+# Copying the source
+
+
+def place(source: list[int], said: list[int]) -> int | None:
+    """By the paper's words: 0 at the beginning; else behind the suffix of one, two or three tokens that is there once.
+    The beginning counts as a token of both."""
+    source, said = [-1, *source], [-1, *said]
+    for n in range(1, min(3, len(said)) + 1):
+        ends = [end for end in range(n, len(source) + 1) if source[end - n : end] == said[-n:]]
+        if not ends:
+            return None
+        if len(ends) == 1:
+            return ends[0] - 1
+    return None
+
+
+@settings(max_examples=200, deadline=None)
+@given(source=st.lists(st.integers(0, 5), min_size=1, max_size=20), said=st.lists(st.integers(0, 5), max_size=8),
+       length=st.integers(1, 25), cut=st.integers(0, 8))
+def test_the_draft_is_the_rest_of_the_source(source: list[int], said: list[int], length: int, cut: int) -> None:
+    drafter = SourceCopy(separator=9)
+    drafter.observe(0, [*source, 9, *said[:cut]], prompt=True)
+    drafter.observe(0, said[cut:])
+    at = place(source, said)
+    assert drafter.propose([Tip(0, length, 25)])[0].tokens == ([] if at is None else source[at : at + length])
+
+
+def test_where_the_source_ends() -> None:
+    whole, told = SourceCopy(), SourceCopy(separator=3)
+    for drafter in (whole, told):
+        drafter.observe(0, [5, 6, 3, 7, 8], prompt=True)
+    assert whole.propose([Tip(0, 9, 9)])[0].tokens == [5, 6, 3, 7, 8]
+    assert told.propose([Tip(0, 9, 9)])[0].tokens == []  # 8 is not in the source
+    told.observe(0, [5])
+    assert told.propose([Tip(0, 9, 9)])[0].tokens == [6]
+    check_drafter(SourceCopy)
+    check_drafter(lambda: SourceCopy(separator=4, ngram=2, length=3), memory=False)
+
+
+class Script(TableModel):
+    """Says the target, whatever was said before. One row."""
+
+    def __init__(self, prompt: int, target: Sequence[int]) -> None:
+        super().__init__(100)
+        self.prompt, self.target = prompt, [*target, END, END]
+
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        output = super().extend(tokens, state, parents, at)
+        index = (torch.arange(tokens.shape[1])[None] if at is None else at) + int(state.positions) - self.prompt + 1
+        index = index.clamp(0, len(self.target) - 1)
+        output.logits = F.one_hot(torch.tensor(self.target)[index], self.vocabulary).double()
+        return output
+
+
+def passes(source: list[int], target: list[int]) -> tuple[int, int, int]:
+    """Of the paper's loop once the first token is there: passes, those that reject something, those without draft."""
+    wanted, said, count, rejections, alone = [*target, END], [target[0]], 0, 0, 0
+    while said[-1] != END:
+        at = place(source, said)
+        draft = [] if at is None else source[at:]
+        left = wanted[len(said) :]
+        same = next((i for i, pair in enumerate(zip(draft, left)) if pair[0] != pair[1]), min(len(draft), len(left)))
+        said += left[: same + 1]
+        count += 1
+        alone += not draft
+        rejections += same < len(draft)
+    return count, rejections, alone
+
+
+@settings(max_examples=40, deadline=None)
+@given(source=st.lists(st.integers(1, 30), min_size=1, max_size=30), data=st.data())
+def test_a_pass_for_each_edit(source: list[int], data: st.DataObject) -> None:
+    """One pass for a sentence without edits; one more for each rejection and each step without a draft."""
+    edits = data.draw(st.dictionaries(st.integers(0, len(source) - 1), st.integers(1, 40), max_size=4))
+    target = [edits.get(at, token) for at, token in enumerate(source)]
+    prompt = [*source, 99]
+    answer = generate(Script(len(prompt), target), [prompt], len(target) + 1, draft=SourceCopy(99), eos=END,
+                      adaptive=False)[0]
+    assert answer.tokens == target and answer.finish == "stop"
+    count, rejections, alone = passes(source, target)
+    assert answer.passes - 1 == count <= 1 + rejections + alone
+    if target == source and len(set(source)) == len(source):
+        assert answer.passes == 2
+
+
+def test_long_sources_are_drafted_whole() -> None:
+    source = [*range(1, 99), *range(98, 0, -1)]
+    answer = generate(Script(len(source) + 1, source), [[*source, 99]], 300, draft=SourceCopy(99), eos=END,
+                      adaptive=False)[0]
+    assert answer.passes == 2 and answer.drafted == len(source) - 1
+    adaptive = generate(Script(len(source) + 1, source), [[*source, 99]], 300, draft=SourceCopy(99), eos=END)[0]
+    assert adaptive.tokens == source and adaptive.passes <= 8  # some to measure, the rest in long pieces
+
+
+# The same text on every mixer
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_drafts_change_no_token(name: str) -> None:
+    said = 0
+    for seed in range(2):
+        model, asked = stack(MIXERS[name], seed=seed), prompts(seed)
+        greedy = generate(model, asked, 20, eos=END)
+        for drafter in (SourceCopy(BEGIN), BlockDraft(reader(seed=seed), 7), BlockDraft(reader("hydra", seed), 12)):
+            for acceptor in ("walk", partial(near_best, tau=0.0), partial(near_best, beta=1))[: 3 - seed]:
+                drafted = generate(model, asked, 20, draft=drafter, acceptor=acceptor, eos=END, adaptive=False)
+                assert [answer.tokens for answer in drafted] == [answer.tokens for answer in greedy], seed
+                assert all(answer.passes <= answer.produced for answer in drafted)
+                said += sum(answer.produced for answer in drafted)
+    assert said > 300
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_an_encoder_decoder_says_what_is_its_source(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = StackConfig(V, 16, ["attention"], {"attention": {"causal": False}})
+    model = EncoderDecoder(EncoderDecoderConfig(encoder, StackConfig(V, 16, MIXERS[name]))).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2.5
+    for asked in (prompts(5, 2), [model.prompt([3, 4, 5, 6], [3])]):  # the latter begins an answer
+        greedy = generate(model, asked, 20, eos=END)
+        drafters = (SourceCopy(), BlockDraft(reader(), 7))
+        for drafter in drafters:
+            drafted = generate(model, asked, 20, draft=drafter, eos=END, adaptive=False)
+            assert [answer.tokens for answer in drafted] == [answer.tokens for answer in greedy]
+        assert drafters[0].separator == model.begin
+        named = generate(model, asked, 20, draft="source", eos=END, adaptive=False)
+        assert [answer.tokens for answer in named] == [answer.tokens for answer in greedy]
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("name", BOTH_WAYS)
+def test_a_block_is_guessed_behind_all_that_was_said(name: str) -> None:
+    """Rows of any lengths together, and each as a plain pass over text and masks has it."""
+    model = reader(name)
+    drafter = BlockDraft(model, 5)
+    texts = [prompt[:-1] for prompt in prompts(1, 6)]
+    for row, text in enumerate(texts):
+        drafter.observe(row, text[:2], prompt=True)
+        drafter.observe(row, text[2:])
+    drafts = drafter.propose([Tip(row, 4, 9) for row in range(6)])
+    for text, draft in zip(texts, drafts):
+        scores = model(torch.tensor([text + [MASK] * 5])).logits[0, len(text) :, :MASK]
+        assert draft.tokens == scores.argmax(-1).tolist()[:4]
+
+
+def test_the_block_drafter_keeps_the_contract() -> None:
+    model = reader()
+    model.head.register_forward_hook(lambda module, given, scores: scores - 1e3 * (torch.arange(MASK + 1) > 6))
+    check_drafter(lambda: BlockDraft(model, 5), memory=False)  # the checker keeps 7 to 10 secret
+
+
+class Blocks:
+    """Drafts what it is told, and remembers it."""
+
+    needs_hidden = False
+
+    def __init__(self, vocabulary: int, seed: int, length: int = 6) -> None:
+        self.draw, self.vocabulary, self.length = np.random.default_rng(seed), vocabulary, length
+        self.proposed: list[list[int]] = []
+
+    def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None: ...
+
+    def propose(self, tips: Sequence[Tip]) -> list[Tree]:
+        self.proposed += [self.draw.integers(0, self.vocabulary, min(self.length, tip.depth)).tolist() for tip in tips]
+        return [branch(block) for block in self.proposed[-len(tips) :]]
+
+    def forget(self, row: int) -> None: ...
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), beta=st.integers(1, 7), tau=st.floats(0, 6))
+def test_what_is_near_the_best_is_taken(seed: int, beta: int, tau: float) -> None:
+    """The walk by the paper's words: a drafted token stays if it is one of the best `beta` and at most `tau` below the
+    best; the first that is not gives way to the best one, and ends the block; a whole block has one token more."""
+    model, drafter = TableModel(7, seed), Blocks(7, seed)
+    answer = generate(model, [[1, 2]], 30, draft=drafter, acceptor=partial(near_best, beta=beta, tau=tau),
+                      adaptive=False)[0]
+    said = [1, 2, answer.tokens[0]]
+    for block in drafter.proposed:
+        for token in [*block, None]:
+            scores = model.table[said[-2], said[-1]].numpy()
+            best = np.argsort(-scores)[:beta].tolist()
+            if token is None or token not in best or (token != best[0] and scores[best[0]] - scores[token] >= tau):
+                said.append(int(scores.argmax()))
+                break
+            said.append(token)
+    if len(said) - 2 < 30:  # the last place had no room for a draft
+        said.append(int(model.table[said[-2], said[-1]].argmax()))
+    assert answer.tokens == said[2:]
+
+
+def test_the_ends_of_the_lenient_acceptor() -> None:
+    model, drafter = TableModel(7, 0), Blocks(7, 1)
+    answer = generate(model, [[1, 2]], 30, draft=drafter, acceptor=partial(near_best, beta=7, tau=math.inf),
+                      adaptive=False)[0]
+    ends = np.cumsum([1, *(len(block) + 1 for block in drafter.proposed)])
+    assert [answer.tokens[start : end - 1] for start, end in zip(ends, ends[1:])] == drafter.proposed  # word for word
+    check_acceptor(partial(near_best, tau=0.0), draws=400)
+    with pytest.raises(ContractBroken, match="greedy text changes"):
+        check_acceptor(near_best, draws=1)
+    ruled_out = lambda scores, prefix: np.where(np.arange(7) == 3, -np.inf, scores)  # noqa: E731
+    answer = generate(model, [[1, 2]], 30, draft=Blocks(7, 2), acceptor=partial(near_best, beta=7, tau=math.inf),
+                      processors=(ruled_out,), adaptive=False)[0]
+    assert 3 not in answer.tokens
+    assert generate(model, [[1, 2]], 30, draft=Blocks(7, 1), acceptor="near-best")[0].produced == 30
+
+
+# What teaches blocks
+
+
+def pairs(seed: int, rows: int = 5) -> list[tuple[list[int], list[int]]]:
+    draw = np.random.default_rng(seed)
+    texts = [draw.integers(1, V, length).tolist() for length in draw.integers(1, 7, 2 * rows)]
+    return [(source, [*answer, END]) for source, answer in zip(texts[:rows], texts[rows:])]
+
+
+def answers(seed: int) -> Batch:
+    """Source, separator, answer and its end, padded to one length; the answer named in place."""
+    return in_place(Batch.pairs(pairs(seed), BEGIN))
+
+
+def test_answers_are_named_where_they_stand() -> None:
+    batch = answers(0)
+    for row, (source, answer) in enumerate(pairs(0)):
+        text = [*source, BEGIN, *answer]
+        assert batch.tokens[row].tolist()[: len(text)] == text
+        wanted = [-1] * (len(source) + 1) + answer
+        assert batch.targets[row].tolist() == wanted + [-1] * (batch.targets.shape[1] - len(wanted))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), length=st.integers(1, 9))
+def test_blocks_are_masked_behind_a_kept_part(seed: int, length: int) -> None:
+    batch = answers(seed)
+    masked = mask_block(batch, length, MASK, torch.Generator().manual_seed(seed))
+    chance = torch.rand(5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
+    lengths = []
+    for row, u in enumerate(chance):
+        text = batch.tokens[row].tolist()[: int((batch.targets[row] >= 0).nonzero().max()) + 1]
+        n = int((batch.targets[row] >= 0).sum())
+        kept = len(text) - (math.floor(n * u) + 1)
+        lengths.append(kept + length)
+        assert masked.tokens[row, : kept + length].tolist() == text[:kept] + [MASK] * length
+        wanted = [-1] * kept + text[kept : kept + length]
+        assert masked.targets[row].tolist() == wanted + [-1] * (masked.tokens.shape[1] - len(wanted))
+    assert masked.tokens.shape[1] == max(lengths)
+    if masked.starts is not None:
+        assert masked.starts.nonzero().tolist() == [[row, end] for row, end in enumerate(lengths) if end < max(lengths)]
+
+
+@pytest.mark.parametrize("name", ["attention", "bidirectional", "hydra"])
+def test_without_glancing_it_is_the_plain_loss_of_masked_blocks(name: str) -> None:
+    model = reader(name)
+    masked = mask_block(answers(3), 4, MASK, torch.Generator().manual_seed(0))
+    total = 0.0
+    for tokens, targets in zip(masked.tokens, masked.targets):
+        asked = (targets >= 0).nonzero()[:, 0]
+        text = tokens[: int(asked[0]) + 4][None]
+        total += F.cross_entropy(model(text).logits[0, asked], targets[asked], reduction="sum",
+                                 label_smoothing=0.1).item()
+    for batch in (masked, reveal_order(masked, 0.0)):
+        loss = MaskedElements(0.1)(model, batch)
+        assert float(loss.total) == pytest.approx(total, rel=1e-9) and loss.count == masked.count
+    nats = MaskedElements()(model, masked)
+    assert float(nats.total) == pytest.approx(float(nats.terms["nats"])) != pytest.approx(total)
+    assert float(MaskedElements(0.1)(model, masked).terms["nats"]) == pytest.approx(float(nats.total))
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), ratio=st.sampled_from([0.0, 0.3, 0.4, 0.5, 1.0]))
+def test_a_glance_shows_a_share_of_what_is_wrong(seed: int, ratio: float) -> None:
+    model = reader(seed=seed)
+    masked = mask_block(answers(seed), 6, MASK, torch.Generator().manual_seed(seed))
+    batch = reveal_order(masked, ratio, torch.Generator().manual_seed(seed))
+    seen = glance(model, batch)
+    hidden, guess = masked.targets >= 0, model(masked.tokens, masked.layout).logits.argmax(-1)
+    wrong = (hidden & (guess != masked.targets)).sum(1)
+    shown = hidden & (seen.targets < 0)
+    assert shown.sum(1).tolist() == [math.floor(ratio * count + 1e-9) for count in wrong.tolist()]
+    assert torch.equal(seen.tokens, torch.where(shown, masked.targets, masked.tokens))
+    assert torch.equal(seen.targets, masked.targets.masked_fill(shown, -1))
+
+
+def test_the_second_look_has_the_chance_of_the_first() -> None:
+    torch.manual_seed(0)
+    model = Stack(StackConfig(MASK + 1, 16, ["attention"], {"attention": {"causal": False}}, dropout=0.5)).train()
+    batch = reveal_order(mask_block(answers(0), 6, MASK), 1e-9)  # looks, shows nothing
+    torch.manual_seed(1)
+    seen = glance(model, batch)
+    second = model(seen.tokens, seen.layout).logits
+    torch.manual_seed(1)
+    assert torch.equal(second, model(batch.tokens, batch.layout).logits)
+    assert not torch.equal(second, model(batch.tokens, batch.layout).logits)
+
+
+def test_batches_of_blocks_belong_to_their_step() -> None:
+    draw = masked_blocks(lambda step: Batch.pairs(pairs(step), BEGIN), 6, MASK, steps=11)
+    one, two = draw(3), draw(3)
+    assert torch.equal(one.tokens, two.tokens) and torch.equal(one.channels["reveal"], two.channels["reveal"])
+    least = [float(draw(step).channels["reveal"].min()) for step in (0, 5, 10)]
+    assert least == pytest.approx([1 / 0.5, 1 / 0.4, 1 / 0.3])  # the share that is shown falls from 0.5 to 0.3
+    assert padding(torch.tensor([3, 3]), 3) is None
