@@ -11,7 +11,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
-__all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "check_tokens"]
+__all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "check_tokens", "tell_prompt"]
 
 
 @dataclass
@@ -69,3 +69,10 @@ class Decodable(Protocol):
         at: (B, M) long, the nodes whose logits are wanted (default: all of them).
         """
         ...
+
+
+def tell_prompt(model: Decodable, state: Decoding, lengths: Tensor) -> None:
+    """Say how long the prompt of each row is, (B,) long, to a model that declares `counts_from_prompt`; before it reads
+    what stands behind it."""
+    if getattr(model, "counts_from_prompt", False):
+        state.prompt = lengths.to(state.positions.device)  # type: ignore[attr-defined]

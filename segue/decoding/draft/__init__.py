@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from segue.decoding.draft.base import NOTHING, Drafter, Tip, Tree
 from segue.decoding.draft.lookup import PromptLookup
-from segue.decoding.draft.model import ModelDraft
+from segue.decoding.draft.model import ModelDraft, depth_draft
 from segue.decoding.draft.together import Together
 from segue.decoding.draft.trie import Trie, TrieDraft
 
@@ -18,4 +18,4 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
 }
 
 __all__ = ["DRAFTERS", "NOTHING", "Drafter", "ModelDraft", "PromptLookup", "Tip", "Together", "Tree", "Trie",
-           "TrieDraft"]
+           "TrieDraft", "depth_draft"]
