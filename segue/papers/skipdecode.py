@@ -185,21 +185,21 @@ def measure(run: Run) -> list[Row]:
 
 RULE = (
     "Nats per element of test sentences, means of three seeds; the full model is taken where it is best, before or "
-    "after the further steps that all arms have. Confirmed if at 2x the falling schedule (top layers, one of warm-up) is "
-    "at most 3% above the full model, not above the one that keeps the bottom layers, nor above the one without warm-up, "
-    "makes exactly half of the full model's layer calls over the planned length, and decodes at least 1.4 times as many "
-    "tokens per second at batch 8. Refuted if it is more than 1% above the bottom layers or above constant depth, or "
-    "more than 10% above the full model. Else inconclusive.")
+    "after the further steps that all arms have. Confirmed if at 2x the falling schedule (top layers, one of warm-up) "
+    "is at most 3% above the full model, not above the one that keeps the bottom layers, nor above the one without "
+    "warm-up, makes exactly half of the full model's layer calls over the planned length, and decodes at least 1.4 "
+    "times as many tokens per second at batch 8. Refuted if it is more than 1% above the bottom layers or above "
+    "constant depth, or more than 10% above the full model. Else inconclusive.")
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
     rows = {row["arm"]: row for row in table}
     full, ours = min(rows[FULL]["nats"], rows[FULL]["before"]), rows[OURS]["nats"]
     loss = ours / full - 1
-    reason = (f"{ours:.3f} nats at 2x, {loss:+.1%} against the full model ({rows[OURS]['before']:.2f} before learning the "
-              f"schedule); bottom layers {rows[BOTTOM]['nats']:.3f}, no warm-up {rows[BARE]['nats']:.3f}, constant depth "
-              f"{rows[CONSTANT]['nats']:.3f}; {rows[OURS]['calls']:.1%} of the layer calls, {rows[OURS]['times']:.2f} "
-              "times the tokens/s")
+    reason = (f"{ours:.3f} nats at 2x, {loss:+.1%} against the full model ({rows[OURS]['before']:.2f} before learning "
+              f"the schedule); bottom layers {rows[BOTTOM]['nats']:.3f}, no warm-up {rows[BARE]['nats']:.3f}, constant "
+              f"depth {rows[CONSTANT]['nats']:.3f}; {rows[OURS]['calls']:.1%} of the layer calls, "
+              f"{rows[OURS]['times']:.2f} times the tokens/s")
     if ours > 1.01 * min(rows[BOTTOM]["nats"], rows[CONSTANT]["nats"]) or loss > 0.10:
         return "refuted", reason
     if loss <= 0.03 and ours <= min(rows[BOTTOM]["nats"], rows[BARE]["nats"]) and rows[OURS]["calls"] == 0.5 \
