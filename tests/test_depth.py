@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -69,7 +69,7 @@ def marked(lengths: list[int], n: int) -> Layout:
 
 
 def near(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() < 1e-9)
+    return a.shape == b.shape and bool(((a - b).abs() < 1e-9).all())
 
 
 # --- the schedule --------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_the_paper_s_schedules() -> None:
     assert DepthSchedule((5,), keep="bottom").active(5, 8) == [0, 1, 2, 3, 4]
     for faster, layers in ((1, 8), (1.2, 8), (2, 8), (3, 8), (5, 24)):
         depths = DepthSchedule.times(faster, layers, 400).depths
-        assert abs(sum(depths) / len(depths) - layers / faster) < 0.02 and depths[0] <= layers and depths[-1] >= 1
+        assert abs(sum(depths) / len(depths) - layers / faster) < 0.05 and depths[0] <= layers and depths[-1] >= 1
 
 
 @pytest.mark.parametrize("make", [lambda: DepthSchedule(()), lambda: DepthSchedule((3, 1), warmup=2),
@@ -136,7 +136,7 @@ def test_full_depth_is_the_stack_bit_for_bit(pattern: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("pattern", PATTERNS)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None, phases=[Phase.generate])
 @given(data=st.data())
 def test_training_and_decoding_against_loops(pattern: str, data: Any) -> None:
     """Uneven prompts in one batch: the parallel form, and steps behind a ragged prefill in pieces."""
@@ -171,12 +171,22 @@ class Told(Scheduled):
         return state
 
 
-@pytest.mark.parametrize("pattern", PATTERNS[:-1])
-@pytest.mark.parametrize("schedule", [DepthSchedule((3, 3, 2, 2, 1), prompt=3), DepthSchedule((4, 2), keep="bottom")])
-def test_the_contract_of_models(pattern: str, schedule: DepthSchedule) -> None:
+SCHEDULES = DepthSchedule((3, 3, 2, 2, 1), prompt=3), DepthSchedule((4, 2), keep="bottom")
+
+
+@pytest.mark.parametrize("pattern", ["attention:near*2+gru*2", "mamba+attention+gla*2"])
+def test_the_contract_of_models(pattern: str) -> None:
     """Trees, ragged commits, select, join, rewind and snapshots, by position, counted from a prompt or without."""
-    for wrapper in (Scheduled, Told):
+    for wrapper, schedule in zip((Told, Scheduled), SCHEDULES):
         check_model(wrapper(stack(pattern), schedule), tolerance=1e-9, examples=2, longest=12, shrink=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", PATTERNS[:-1])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_contract_at_length(pattern: str, schedule: DepthSchedule) -> None:
+    for wrapper in (Scheduled, Told):
+        check_model(wrapper(stack(pattern), schedule), tolerance=1e-9, examples=10, seed=1)
 
 
 @torch.no_grad()
@@ -309,11 +319,11 @@ def test_a_model_that_cannot_draft_for_itself_is_told() -> None:
 def test_fine_tuning_under_the_schedule() -> None:
     """It moves the stack's own weights, and the shallow model learns what the deep one knew."""
     def batches(step: int) -> Batch:
-        first = torch.randint(VOCABULARY, (16, 1), generator=torch.Generator().manual_seed(step))
+        first = torch.randint(VOCABULARY, (8, 1), generator=torch.Generator().manual_seed(step))
         tokens = (first + torch.arange(13)) % VOCABULARY
         targets = tokens[:, 1:].clone()
         targets[:, :2] = -1
-        return Batch(tokens[:, :-1], targets, prompt=(torch.arange(12) < 3).expand(16, -1))
+        return Batch(tokens[:, :-1], targets, prompt=(torch.arange(12) < 3).expand(8, -1))
 
     def nats(model: Any) -> float:
         with torch.no_grad():
@@ -321,9 +331,9 @@ def test_fine_tuning_under_the_schedule() -> None:
         return float(loss.total) / loss.count
 
     torch.manual_seed(0)
-    model = Stack(StackConfig(VOCABULARY, 16, ["attention", "gru", "attention", "gru"]))
-    learn(model, batches, 120, rate=1e-2)
+    model = Stack(StackConfig(VOCABULARY, 16, ["attention", "linear-attention", "attention"]))
+    learn(model, batches, 60, rate=2e-2)
     shallow = Scheduled(model, DepthSchedule((2, 2, 1)))
     before = nats(shallow)
-    learn(shallow, batches, 60, rate=1e-2)
+    learn(shallow, batches, 40, rate=2e-2)
     assert nats(shallow) < 0.1 < before and {*shallow.stack.parameters()} == {*shallow.parameters()}
