@@ -146,8 +146,8 @@ def continue_(model: Model,
               decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup, "
                                                           "beam, diverse-beam, contrastive, exact or tree.")] = None,
               draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
-                                                        "lookup, source, both, counts, heads, none, or the folder of "
-                                                        "a small model.")] = None,
+                                                        "lookup, source, both, counts, depth, heads, none, or the "
+                                                        "folder of a small model.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None,
               weights: Weights = None, seed: Seed = None,
@@ -241,8 +241,8 @@ def serve(model: Model,
           tokens: Annotated[int, typer.Option(metavar="N", help="Tokens those may hold, at most: bounds the memory.")]
           = 65_536,
           queue: Annotated[int, typer.Option(metavar="N", help="Requests that wait, at most; then 429.")] = 64,
-          draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts: trie, lookup, source, both or "
-                                                    "heads.")] = None,
+          draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts: trie, lookup, source, both, "
+                                                    "depth or heads.")] = None,
           weights: Weights = None) -> None:
     """Answer the OpenAI completions API with a model, and show a page to try it on."""
     from segue.serving.serve import serve as run

@@ -187,7 +187,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         an empty one begins a document.
     draft: default with greedy and sampling is what `speed_up` found best for this model; where that was not asked,
         "counts" where the model is a mixture with counts, else "both" (trie and lookup). "heads": those that
-        `speed_up` trained. A draft changes no token and is switched off where it does not pay; "none": plain decoding.
+        `speed_up` trained. "depth": some of the model's own layers. A draft changes no token and is switched off where
+        it does not pay; "none": plain decoding.
     weights: "float32", or "int8" for matrices rounded to bytes: faster, and a little worse (see `Fitted.evaluate`).
     Everything else is as in `continue_objects` and `generate`.
     """
@@ -209,6 +210,10 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         draft = getattr(fitted, "heads", None)
         if draft is None:
             raise SegueError("draft 'heads' needs trained heads: run segue speed-up on this model first")
+    if draft == "depth":
+        from segue.decoding.draft import depth_draft
+
+        draft = depth_draft(getattr(fitted, "model", None))
     if draft == "counts":
         if mixture is None:
             raise SegueError("draft 'counts' needs a model that was fitted with counts: choose both, trie or lookup")

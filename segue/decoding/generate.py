@@ -181,8 +181,9 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     prompts: any number, of any lengths, at least one token each. n: tokens to add at most (None: until it stops), one
         for all or one for each.
     decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam, conditional-beam, contrastive, exact,
-        tree (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "none", or a
-        `Drafter` (one that is kept has learned from earlier answers).
+        tree (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "depth" (a
+        native stack drafts by some of its layers), "none", or a `Drafter` (one that is kept has learned from earlier
+        answers).
     eos: stop tokens. They end an answer and are not part of it.
     seed: fixes sampling; one per prompt makes each answer what it would be alone.
     logprobs: also give the log-probability of each token.
@@ -198,7 +199,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         (`search.diverse`) or conditions them (`search.conditional`); budget and more of the other searches
         (`search.exact`, `search.tree`, `search.contrastive`).
     """
-    name, sampling, drafter, label, rest = resolve(decoder, draft, options)
+    name, sampling, drafter, label, rest = resolve(decoder, draft, options, model)
     if (recipe := DECODERS[name]).search is not None:
         if n is None:
             raise SegueError(f"decoder '{name}' needs to know how long the answer may be: give n")
@@ -229,7 +230,7 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     Memory stays flat however long it runs (with a model of constant state): only the last 65,536 tokens of an answer
     are kept for processors and `until`.
     """
-    name, sampling, drafter, _, _ = resolve(decoder, draft, options)
+    name, sampling, drafter, _, _ = resolve(decoder, draft, options, model)
     if DECODERS[name].search is not None:
         raise SegueError(f"decoder '{name}' knows its answer only at the end: it cannot stream")
     for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,

@@ -24,7 +24,7 @@ from segue.decoding.draft import NOTHING, Drafter, SourceCopy, Tip, Tree
 from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.mixers.state import gather_nodes
-from segue.models.base import Decodable, Decoding, begin_of
+from segue.models.base import Decodable, Decoding, begin_of, tell_prompt
 
 PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the memory of a book times the width
 
@@ -62,6 +62,7 @@ class Prefill:
             self.state = model.init_state(len(self.unique)) if state is None else state
         self.path = model.path  # now: a model may pass to other code later, but not for this state
         self.table, self.lengths = table.to(self.state.positions.device), lengths.to(self.state.positions.device)
+        tell_prompt(model, self.state, self.lengths)
 
     def advance(self) -> bool:
         """Read one piece; True once all is read."""

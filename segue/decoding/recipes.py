@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from segue.decoding.draft import DRAFTERS, Drafter
+from segue.decoding.draft import DRAFTERS, Drafter, depth_draft
 from segue.decoding.sampling import Sampling
 from segue.decoding.search import SEARCHES
 from segue.errors import SegueError
+from segue.models.base import Decodable
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def drafts_itself(decoder: str | None) -> bool:
     return recipe is not None and (recipe.draft or recipe.search) is not None
 
 
-def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any],
+def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any], model: Decodable,
             ) -> tuple[str, Sampling, Drafter | None, str | None, dict[str, Any]]:
     """The decoder's name, how it chooses tokens, its drafter and that one's name, the options left for its search."""
     options = {name: value for name, value in options.items() if value is not None}
@@ -69,7 +70,9 @@ def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str,
     draft = recipe.draft if draft is None else draft
     if draft == "none":
         draft = None
-    drafter = choose("draft", draft, {**DRAFTERS, "none": None})() if isinstance(draft, str) else draft
+    elif draft == "depth":
+        draft = depth_draft(model)
+    drafter = choose("draft", draft, {**DRAFTERS, "depth": None, "none": None})() if isinstance(draft, str) else draft
     if recipe.search and drafter is not None:
         raise SegueError(f"decoder '{decoder}' searches, it cannot use a draft: choose greedy or sample")
     label = draft if draft is None or isinstance(draft, str) else getattr(draft, "name", type(draft).__name__)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +118,63 @@ def check_parents(parents: Tensor, batch: int, n: int) -> None:
                          "of an earlier one, or -1")
 
 
+@dataclass
+class Nodes:
+    """Those nodes of a call that one layer runs on, where these are not all.
+
+    taken: (B, N) bool; no taken node follows one that is not. layout: of the layer's M nodes, which are the taken ones
+        of each row in order, then padding. index: (B, M) long, where they stand in the call (None: its first M).
+    """
+
+    taken: Tensor
+    layout: Layout
+    index: Tensor | None
+
+    @staticmethod
+    def of(layout: Layout, taken: Tensor) -> Nodes:
+        taken = taken.expand(layout.positions.shape)
+        size = int(taken.sum(1).max())
+        if layout.parents is None and layout.starts is None:  # a row takes its beginning
+            some = Layout(layout.positions[:, :size], prompt=None if layout.prompt is None else layout.prompt[:, :size])
+            return Nodes(taken, some, None)
+        index = taken.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
+        starts, prompt = (None if x is None else gather_nodes(x.expand(taken.shape), index)
+                          for x in (layout.starts, layout.prompt))
+        nodes = Nodes(taken, Layout(gather_nodes(layout.positions, index), None, starts, None, prompt), index)
+        if layout.parents is not None:
+            parents = gather_nodes(layout.parents, index)
+            real = (parents >= 0) & gather_nodes(taken, index)
+            nodes.layout.parents = torch.where(real, gather_nodes(nodes.places, parents), -1)
+        return nodes
+
+    @cached_property
+    def places(self) -> Tensor:
+        """(B, N) long: which of the layer's nodes each taken one is."""
+        return self.taken.long().cumsum(1) - 1
+
+    def take(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, M, D)."""
+        return x[:, : self.layout.positions.shape[1]] if self.index is None else gather_nodes(x, self.index)
+
+    def put(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (B, N, D) with y (B, M, D), which the layer made of its nodes, in their places."""
+        if self.index is None:
+            y = F.pad(y, (0, 0, 0, x.shape[1] - y.shape[1]))
+        else:
+            y = gather_nodes(y, self.places.clamp(max=y.shape[1] - 1))
+        return torch.where(self.taken[..., None], y, x)
+
+    def chosen(self, path: Tensor | None, counts: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """What is committed of the call, in the numbers of this layer's nodes (see `State.commit`)."""
+        if path is not None:
+            real = (path >= 0) & gather_nodes(self.taken, path)
+            return torch.where(real, gather_nodes(self.places, path), -1), real.sum(1)
+        taken = self.taken
+        if counts is not None:
+            taken = taken & (torch.arange(taken.shape[1], device=taken.device) < counts[:, None])
+        return None, taken.sum(1)
+
+
 class Part(Protocol):
     """One memory inside a state. `path` (B, P) are node indices padded with -1, or None for a chain, of which the
     first `counts` (B,) nodes are taken (None: all)."""
@@ -139,14 +196,20 @@ class State:
     positions: (B,) long, the position the next token of each row will take.
     layers: for each layer its named parts.
     prompt: (B,) long, or None: how many first positions are the prompt of each row, for mixers that read a prompt both
-        ways; set it before the prompt is given.
+        ways and models that count from its end; set it before the prompt is given.
+    spans: for each layer, or None: it runs only on nodes that stand less than so many places behind the prompt (see
+        `behind`); where it does not run, its memory stays as it was. Whoever runs the layers of a call says in `given`
+        which nodes a layer had where those are not all (None: not one).
     """
 
-    def __init__(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None = None) -> None:
+    def __init__(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None = None,
+                 spans: Sequence[int] | None = None) -> None:
         self.layers = layers
         self.positions = positions
         self.prompt = prompt
+        self.spans = spans
         self.pending: Layout | None = None
+        self.given: dict[int, Nodes | None] = {}
 
     @property
     def batch(self) -> int:
@@ -169,6 +232,10 @@ class State:
             layout.prompt = layout.positions < self.prompt[:, None]
         return layout
 
+    def behind(self, positions: Tensor) -> Tensor:
+        """How many places behind their row's prompt `positions` (B, N) stand: 0 the first, below 0 within it."""
+        return positions if self.prompt is None else positions - self.prompt[:, None]
+
     def check_rows(self, batch: int) -> None:
         if batch != self.batch:
             raise SegueError(f"{batch} rows of input cannot follow a state of {self.batch} rows: select the rows first")
@@ -190,8 +257,13 @@ class State:
             raise SegueError("a draft tree is pending: say which path to commit")
         elif counts is not None and (counts.shape != (self.batch,) or bool(((counts < 0) | (counts > n)).any())):
             raise SegueError(f"cannot commit {counts.tolist()} of {n} pending nodes in {self.batch} rows")
-        for _, part in self._parts():
-            part.commit(path, counts)
+        for index, layer in enumerate(self.layers):
+            nodes = self.given.get(index)
+            if nodes is None and index in self.given:
+                continue
+            own = (path, counts) if nodes is None else nodes.chosen(path, counts)
+            for part in layer.values():
+                part.commit(*own)
         if counts is None:
             if n:
                 self.positions = layout.positions[:, -1] + 1
@@ -217,46 +289,63 @@ class State:
     def select(self, rows: Tensor) -> State:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
         layers = [{name: part.select(rows) for name, part in layer.items()} for layer in self.layers]
-        return type(self)(layers, self.positions[rows], None if self.prompt is None else self.prompt[rows])
+        return self._like(layers, self.positions[rows], None if self.prompt is None else self.prompt[rows])
 
     def join(self, others: Sequence[State]) -> State:
         """A new state with the rows of this one and of others of the same model below them (requests join a batch)."""
         layers = [{name: part.join([other.layers[index][name] for other in others]) for name, part in layer.items()}
                   for index, layer in enumerate(self.layers)]
-        return type(self)(layers, torch.cat([self.positions, *(other.positions for other in others)]))
+        states, prompt = [self, *others], None
+        if any(state.prompt is not None for state in states):
+            prompt = torch.cat([torch.zeros_like(state.positions) if state.prompt is None else state.prompt
+                                for state in states])
+        return self._like(layers, torch.cat([state.positions for state in states]), prompt)
+
+    def _like(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None) -> Self:
+        """A state of the same model for other rows."""
+        return type(self)(layers, positions, prompt, self.spans)
 
     def rewind(self, n: int | Tensor) -> None:
         """Forget the last `n` (int or (B,)) committed tokens; positions go back with them."""
         n = torch.as_tensor(n, device=self.positions.device).expand(self.batch)
         if (n < 0).any() or (n > self.positions).any():
             raise SegueError(f"cannot rewind {n.tolist()} tokens at positions {self.positions.tolist()}")
-        for where, part in self._parts():  # all are asked before one is moved
-            if (n > part.reach()).any():
+        back = [self._taken_of_last(n, index) for index in range(len(self.layers))]
+        for index, where, part in self._parts():  # all are asked before one is moved
+            if (back[index] > part.reach()).any():
                 raise SegueError(f"'{where}' of the state can go back {part.reach().tolist()} tokens here, not "
-                                 f"{n.tolist()}: create it with init_state(batch, history=N) for a larger N")
-        for _, part in self._parts():
-            part.rewind(n)
+                                 f"{back[index].tolist()}: create it with init_state(batch, history=N) for a larger N")
+        for index, _, part in self._parts():
+            part.rewind(back[index])
         self.positions = self.positions - n
         self.pending = None
+
+    def _taken_of_last(self, n: Tensor, index: int) -> Tensor:
+        """(B,): how many of the last `n` tokens layer `index` ran on."""
+        if self.spans is None:
+            return n
+        first = self.behind((self.positions - n)[:, None])[:, 0]
+        return (self.spans[index] - first).clamp(min=0).minimum(n)
 
     def snapshot(self) -> State:
         """An independent copy of what is committed."""
         layers = [{name: part.copy() for name, part in layer.items()} for layer in self.layers]
-        return type(self)(layers, self.positions.clone(), self.prompt)
+        return self._like(layers, self.positions.clone(), self.prompt)
 
     def restore(self, snapshot: State) -> None:
         """Go back to a snapshot, which stays usable."""
         copy = snapshot.snapshot()
-        self.layers, self.positions, self.pending = copy.layers, copy.positions, None
+        self.layers, self.positions, self.prompt, self.pending = copy.layers, copy.positions, copy.prompt, None
 
     def detach(self) -> None:
         """Cut the graph: later losses do not flow back beyond here (truncated back-propagation through time)."""
-        for _, part in self._parts():
+        for _, _, part in self._parts():
             part.detach()
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the committed state by name: to count, move, save, or train. See `load`."""
-        named = {f"{where}.{name}": tensor for where, part in self._parts() for name, tensor in part.tensors().items()}
+        named = {f"{where}.{name}": tensor for _, where, part in self._parts()
+                 for name, tensor in part.tensors().items()}
         return {"positions": self.positions, **named}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
@@ -266,14 +355,14 @@ class State:
         """
         if set(tensors) != set(self.tensors()):
             raise SegueError(f"a state of {sorted(self.tensors())} cannot load {sorted(tensors)}")
-        for where, part in self._parts():
+        for _, where, part in self._parts():
             part.load({name: tensors[f"{where}.{name}"] for name in part.tensors()})
         self.positions, self.pending = tensors["positions"], None
 
-    def _parts(self) -> Iterator[tuple[str, Part]]:
+    def _parts(self) -> Iterator[tuple[int, str, Part]]:
         for index, layer in enumerate(self.layers):
             for name, part in layer.items():
-                yield f"{index}.{name}", part
+                yield index, f"{index}.{name}", part
 
 
 Tensors = tuple[Tensor, ...]

@@ -12,7 +12,7 @@ from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
 __all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "source_of"]
+           "source_of", "tell_prompt"]
 
 
 @dataclass
@@ -95,3 +95,10 @@ class Decodable(Protocol):
             those behind the last of them are padding.
         """
         ...
+
+
+def tell_prompt(model: Decodable, state: Decoding, lengths: Tensor) -> None:
+    """Say how long the prompt of each row is, (B,) long, to a model that declares `counts_from_prompt`; before it reads
+    what stands behind it."""
+    if getattr(model, "counts_from_prompt", False):
+        state.prompt = lengths.to(state.positions.device)  # type: ignore[attr-defined]

@@ -253,22 +253,29 @@ class Stack(nn.Module):
             x = x + self.position_embedding(positions)
         return self.drop(x if self.embed_norm is None else self.embed_norm(x))
 
+    def run_block(self, index: int, x: Tensor, layout: Layout, state: State | None = None) -> Tensor:
+        """Block `index` on (B, N, D); with a state its nodes are left pending there."""
+        block, parts = self.blocks[index], None if state is None else state.layers[index]
+        block.mixer.accept(layout)
+
+        def mix(mixer: Mixer, y: Tensor) -> Tensor:
+            return mixer.run(y, layout, parts)
+
+        if self.checkpointing and state is None and torch.is_grad_enabled():
+            return checkpoint(block, x, mix, use_reentrant=False)
+        return block(x, mix)
+
+    def finish(self, x: Tensor, layout: Layout) -> Tensor:
+        """What comes after the last block: the norm, and the pool where the config has one."""
+        x = self.norm(x)
+        return running_mean(x, layout) if self.config.pool else x
+
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """(B, N), or (B, N, C) real vectors -> (B, N, D) after the last norm, pooled where the config says so."""
         x = self.embed(tokens, layout.positions)
-        for index, block in enumerate(self.blocks):
-            block.mixer.accept(layout)
-            parts = None if state is None else state.layers[index]
-
-            def mix(mixer: Mixer, y: Tensor, parts: dict[str, Part] | None = parts) -> Tensor:
-                return mixer.run(y, layout, parts)
-
-            if self.checkpointing and state is None and torch.is_grad_enabled():
-                x = checkpoint(block, x, mix, use_reentrant=False)
-            else:
-                x = block(x, mix)
-        x = self.norm(x)
-        return running_mean(x, layout) if self.config.pool else x
+        for index in range(len(self.blocks)):
+            x = self.run_block(index, x, layout, state)
+        return self.finish(x, layout)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form: tokens (B, T) long, `layout` for packed documents (default: one document a row)."""

@@ -212,7 +212,8 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2305.18563"),
     "skipdecode": Paper(
         "SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
-        "2023, arXiv 2307.02628"),
+        "2023, arXiv 2307.02628", "skipdecode",
+        ("models.depth", "mixers.state.Nodes", "decoding.draft (depth)", "training.learn")),
     "spar": Paper(
         "SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in LLMs",
         "2024, arXiv 2412.11605"),

@@ -91,14 +91,19 @@ def made_up(random: np.random.Generator) -> tuple[int, Facts, Facts, Facts]:
 
 
 def batches(facts: Facts, rows: int, seed: int, step: int) -> Batch:
-    """Facts, separator, sentence, end; only the sentence is asked for."""
+    """Facts and sentences that are drawn, see `batch_of`."""
     random, keys = np.random.default_rng((seed, step)), list(facts)
     pairs = []
     for number in random.integers(0, len(keys), rows):
         texts = facts[keys[number]]
         pairs.append((keys[number], texts[random.integers(len(texts))]))
+    return batch_of(pairs)
+
+
+def batch_of(pairs: list[tuple[tuple[int, ...], list[int]]]) -> Batch:
+    """Facts, separator, sentence, end; only the sentence is asked for."""
     longest = 1 + max(len(source) + len(text) for source, text in pairs)
-    tokens, targets = torch.full((rows, longest), END), torch.full((rows, longest), -1)
+    tokens, targets = torch.full((len(pairs), longest), END), torch.full((len(pairs), longest), -1)
     for row, (source, text) in enumerate(pairs):
         whole = torch.tensor([*source, SEPARATOR, *text, END])
         tokens[row, : len(whole) - 1] = whole[:-1]

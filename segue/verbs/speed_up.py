@@ -17,7 +17,7 @@ import torch
 
 from segue.data import TokenStore
 from segue.decoding import generate
-from segue.decoding.draft import DRAFTERS, Drafter
+from segue.decoding.draft import DRAFTERS, Drafter, depth_draft
 from segue.decoding.draft.counts import CountDraft
 from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks
 from segue.errors import SegueError
@@ -130,6 +130,8 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
     if fitted.mixture is not None:
         counts = fitted.mixture.counts
         makers["counts"] = lambda: CountDraft(counts)
+    if isinstance(fitted.model, Stack) and len(fitted.model.blocks) > 1:
+        makers["depth"] = lambda: depth_draft(fitted.model)
     drafter = None
     try:
         heads = DraftHeads.on(fitted.model, **SORTS[sort], attention_heads=heads_of(fitted.model.config.width))

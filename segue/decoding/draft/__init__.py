@@ -7,7 +7,7 @@ from collections.abc import Callable
 from segue.decoding.draft.base import NOTHING, Drafter, Tip, Tree
 from segue.decoding.draft.block import BlockDraft
 from segue.decoding.draft.lookup import PromptLookup
-from segue.decoding.draft.model import ModelDraft
+from segue.decoding.draft.model import ModelDraft, depth_draft
 from segue.decoding.draft.source import SourceCopy
 from segue.decoding.draft.together import Together
 from segue.decoding.draft.trie import Trie, TrieDraft
@@ -21,4 +21,4 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
 }
 
 __all__ = ["DRAFTERS", "NOTHING", "BlockDraft", "Drafter", "ModelDraft", "PromptLookup", "SourceCopy", "Tip",
-           "Together", "Tree", "Trie", "TrieDraft"]
+           "Together", "Tree", "Trie", "TrieDraft", "depth_draft"]

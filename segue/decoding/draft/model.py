@@ -10,21 +10,23 @@ import torch
 
 from segue.decoding.draft.base import Tip, Tree, branch
 from segue.decoding.sampling import softmax
-from segue.models.base import Decodable, Decoding, begin_of
+from segue.errors import SegueError
+from segue.models.base import Decodable, Decoding, begin_of, tell_prompt
+from segue.models.depth import DepthSchedule, Scheduled
+from segue.models.stack import Stack
 
 
 class ModelDraft:
     """A chain of what the small model finds likeliest, as long as that is likely enough.
 
     model: anything decodable with the large one's vocabulary. length: tokens drafted at most. least: a token less
-    likely than this ends the draft.
+    likely than this ends the draft. name: for reports.
     """
 
-    name: ClassVar[str] = "model"
     needs_hidden: ClassVar[bool] = False
 
-    def __init__(self, model: Decodable, length: int = 8, least: float = 0.3) -> None:
-        self.model, self.length, self.least = model, length, least
+    def __init__(self, model: Decodable, length: int = 8, least: float = 0.3, name: str = "model") -> None:
+        self.model, self.length, self.least, self.name = model, length, least, name
         self._states: dict[int, Decoding] = {}  # what the model has seen of each request, all but `_ahead`
         self._ahead: dict[int, list[int]] = {}  # at least the last token
 
@@ -32,6 +34,8 @@ class ModelDraft:
         if row not in self._states:
             self._states[row] = self.model.init_state(1)
         self._ahead.setdefault(row, []).extend(tokens)
+        if prompt:
+            tell_prompt(self.model, self._states[row], self._states[row].positions + len(self._ahead[row]))
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
         asked = [tip for tip in tips if self._ahead.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0]
@@ -78,3 +82,18 @@ class ModelDraft:
     def forget(self, row: int) -> None:
         self._states.pop(row, None)
         self._ahead.pop(row, None)
+
+
+def depth_draft(model: Decodable | None, schedule: DepthSchedule | None = None) -> ModelDraft:
+    """A native stack drafts for itself with some of its layers (as in LayerSkip, Elhoushi et al. 2024,
+    arXiv 2404.16710), of whatever mixers.
+
+    schedule: which (default: half of them at every position, the first one and those at the top). The prompt is read
+    once more, by all layers. It drafts well where the model has learned to go without the others.
+    """
+    stack = getattr(model, "stack", model)
+    if not isinstance(stack, Stack) or len(stack.blocks) < 2:
+        raise SegueError("draft 'depth' leaves out some layers of a native model: for this one choose trie, lookup or "
+                         "both")
+    schedule = schedule or DepthSchedule((len(stack.blocks) // 2,))
+    return ModelDraft(Scheduled(stack, schedule), name="depth")
