@@ -24,14 +24,9 @@ from segue.decoding.draft import NOTHING, Drafter, Tip, Tree
 from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.mixers.state import gather_nodes
-from segue.models.base import Decodable, Decoding
+from segue.models.base import Decodable, Decoding, reads_whole, state_for
 
 PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the memory of a book times the width
-
-
-def reads_whole(model: Decodable) -> bool:
-    """Whether some part must see the whole prompt at once."""
-    return isinstance(model, nn.Module) and any(getattr(part, "needs_whole_prompt", False) for part in model.modules())
 
 
 class Prefill:
@@ -58,7 +53,7 @@ class Prefill:
         self.first: list[Any] = [None] * len(self.unique)
         self.seen: list[list[Tensor]] = [[] for _ in self.unique]
         with torch.inference_mode(), undisturbed(model):
-            self.state = model.init_state(len(self.unique)) if state is None else state
+            self.state = state_for(model, list(self.unique)) if state is None else state
         self.path = model.path  # now: a model may pass to other code later, but not for this state
         self.table, self.lengths = table.to(self.state.positions.device), lengths.to(self.state.positions.device)
 

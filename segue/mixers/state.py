@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ class Layout:
     grid: sizes of the sequence axes (time, height, width ...) whose product is N, where the nodes lie on a grid in
         row-major order, or None for one axis. A mixer says how many axes it takes (`Mixer.axes`).
     prompt: (B, N) bool, or None. True at the nodes of a document's prompt, for mixers that read a prompt both ways.
+    prompt_end: (B, 1) long, the position behind the prompt, where the prompt is not among these nodes; else None.
     """
 
     positions: Tensor
@@ -37,6 +38,7 @@ class Layout:
     starts: Tensor | None = None
     grid: tuple[int, ...] | None = None
     prompt: Tensor | None = None
+    prompt_end: Tensor | None = None
 
     @staticmethod
     def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,
@@ -83,6 +85,22 @@ class Layout:
         return Layout.chain((batch, n), starts=starts, device=self.positions.device)
 
     @cached_property
+    def restarted(self) -> Layout:
+        """The same nodes, with positions that begin at 0 again behind the prompt of each document."""
+        if self.prompt is None:
+            return self
+        end = self.prompt_end
+        if end is None:
+            behind = torch.where(self.prompt, self.positions + 1, 0)
+            if self.segments is None:
+                end = behind.amax(1, keepdim=True) if behind.shape[1] else behind
+            else:
+                segments = self.segments
+                table = segments.new_zeros(segments.shape[0], segments.shape[1] + 1)  # a row has so many at most
+                end = table.scatter_reduce(1, segments, behind, "amax").gather(1, segments)
+        return replace(self, positions=torch.where(self.prompt, self.positions, self.positions - end))
+
+    @cached_property
     def even(self) -> bool:
         """A chain whose positions go up by one within each document: distances are those of the indices."""
         if self.parents is not None:
@@ -99,6 +117,11 @@ class Layout:
     def segments(self) -> Tensor | None:
         """(B, N) long: 0 continues the state, each start opens the next segment."""
         return None if self.starts is None else self.starts.long().cumsum(1)
+
+    @property
+    def together(self) -> Tensor | None:
+        """(B, N, N) bool: two nodes are of one document. None where all are."""
+        return None if self.segments is None else self.segments[:, :, None] == self.segments[:, None]
 
 
 def gather_nodes(x: Tensor, index: Tensor) -> Tensor:
@@ -163,7 +186,8 @@ class State:
         else:
             raise SegueError("a draft tree cannot cross the start of a document: give `starts` or `parents`")
         if self.prompt is not None:
-            layout.prompt = layout.positions < self.prompt[:, None]
+            layout.prompt_end = self.prompt[:, None]
+            layout.prompt = layout.positions < layout.prompt_end
         return layout
 
     def check_rows(self, batch: int) -> None:
@@ -220,7 +244,10 @@ class State:
         """A new state with the rows of this one and of others of the same model below them (requests join a batch)."""
         layers = [{name: part.join([other.layers[index][name] for other in others]) for name, part in layer.items()}
                   for index, layer in enumerate(self.layers)]
-        return State(layers, torch.cat([self.positions, *(other.positions for other in others)]))
+        states = [self, *others]
+        prompts = [torch.zeros_like(each.positions) if each.prompt is None else each.prompt for each in states]
+        return State(layers, torch.cat([each.positions for each in states]),
+                     None if all(each.prompt is None for each in states) else torch.cat(prompts))
 
     def rewind(self, n: int | Tensor) -> None:
         """Forget the last `n` (int or (B,)) committed tokens; positions go back with them."""
@@ -244,7 +271,7 @@ class State:
     def restore(self, snapshot: State) -> None:
         """Go back to a snapshot, which stays usable."""
         copy = snapshot.snapshot()
-        self.layers, self.positions, self.pending = copy.layers, copy.positions, None
+        self.layers, self.positions, self.prompt, self.pending = copy.layers, copy.positions, copy.prompt, None
 
     def detach(self) -> None:
         """Cut the graph: later losses do not flow back beyond here (truncated back-propagation through time)."""

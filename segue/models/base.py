@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
-__all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "check_tokens"]
+__all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "check_tokens", "reads_whole", "state_for"]
 
 
 @dataclass
@@ -69,3 +70,16 @@ class Decodable(Protocol):
         at: (B, M) long, the nodes whose logits are wanted (default: all of them).
         """
         ...
+
+
+def reads_whole(model: Decodable) -> bool:
+    """Whether some part must see the whole prompt at once."""
+    return isinstance(model, nn.Module) and any(getattr(part, "needs_whole_prompt", False) for part in model.modules())
+
+
+def state_for(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> Decoding:
+    """A fresh memory for these prompts, a row each; parts that read a prompt both ways are told where each ends."""
+    state = model.init_state(len(prompts), history)
+    if isinstance(state, State) and reads_whole(model):
+        state.prompt = torch.tensor([len(prompt) for prompt in prompts], device=state.positions.device)
+    return state

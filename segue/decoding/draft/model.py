@@ -10,7 +10,7 @@ import torch
 
 from segue.decoding.draft.base import NOTHING, Tip, Tree
 from segue.decoding.sampling import softmax
-from segue.models.base import Decodable, Decoding
+from segue.models.base import Decodable, Decoding, state_for
 
 
 class ModelDraft:
@@ -30,7 +30,7 @@ class ModelDraft:
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
         if row not in self._states:
-            self._states[row] = self.model.init_state(1)
+            self._states[row] = state_for(self.model, [tokens if prompt else []])
         self._ahead.setdefault(row, []).extend(tokens)
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
