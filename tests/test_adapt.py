@@ -117,7 +117,11 @@ def by_hand(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
 
 def test_every_key_and_value_has_an_adam_of_its_own() -> None:
     model, tokens = stack("attention"), text(24)
-    torch.testing.assert_close(state_evaluation(model, tokens, 5, 0.05), by_hand(model, tokens, 5, 0.05))
+    expected = by_hand(model, tokens, 5, 0.05)
+    torch.testing.assert_close(state_evaluation(model, tokens, 5, 0.05), expected)
+    model.requires_grad_(False)
+    torch.testing.assert_close(state_evaluation(model, tokens, 5, 0.05), expected)
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_moments_leave_with_what_the_window_drops() -> None:

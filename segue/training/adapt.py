@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class StateOptimiser:
         """Nats (B, N) of a block's targets; the state before it by name; the gradients of their sum by that, and, in a
         cache, by the block's own nodes behind it. The block is pending then."""
         state, new = self.state, dict[str, Tensor]()
-        with torch.enable_grad():
+        with torch.enable_grad(), _unfrozen(self.model):
             tensors = state.tensors()
             before = {name: x.detach().requires_grad_() for name, x in tensors.items()
                       if x.is_floating_point() or x.is_complex()}
@@ -91,6 +92,19 @@ class StateOptimiser:
         first, second, age = a * first + (1 - a) * grad, b * second + (1 - b) * grad.abs().square(), age + 1
         self.moments[name] = first, second, age
         return self.rate * first / (1 - a**age) / ((second / (1 - b**age)).sqrt() + self.eps)
+
+
+@contextmanager
+def _unfrozen(model: Stack) -> Iterator[None]:
+    """The keys and values of a frozen model's first layer would come from nothing that has a gradient."""
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def nats_of(model: Stack, tokens: Tensor, targets: Tensor, state: State) -> Tensor:
