@@ -180,7 +180,7 @@ def test_a_window_hears_of_those_before_it_alone(places: dict[str, int]) -> None
         other[:, place] = (other[:, place] + 1) % 9
         changed = (model(tokens).logits != model(other).logits).any(-1).any(0)
         assert not changed[:place].any() and changed[place]
-        later = changed[(place // 6 + 1) * 6 :]  # all windows from the next one on, or, where no chain is made, that one
+        later = changed[(place // 6 + 1) * 6 :]  # the next window, and, where a chain is made, all that follow
         assert later.all() if model.into <= model.source else later[:6].all() and not later[6:].any()
 
 

@@ -65,5 +65,5 @@ def prompt_sensitivity(model: Any, tokens: Tensor, layout: Layout, asked: Tensor
         place = torch.multinomial(places.double(), 1, generator=generator)
         other = pool[torch.randint(len(pool), place.shape, generator=generator)]
         after = model(tokens.scatter(1, place, other), layout).logits.log_softmax(-1)
-        moved = moved + (before.exp() * (before - after)).sum(-1)
+        moved = moved + torch.where(before > -torch.inf, before.exp() * (before - after), 0.0).sum(-1)
     return by_step(moved / swaps, asked)

@@ -6,7 +6,8 @@ from segue.objectives.base import Batch, Loss, Objective
 from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.next_element import NextElement
+from segue.objectives.sundae import Sundae
 
 OBJECTIVES: dict[str, type[Objective]] = {"next": NextElement, "distillation": Distillation}
 
-__all__ = ["OBJECTIVES", "Batch", "Distillation", "DraftHeadsLoss", "Loss", "NextElement", "Objective"]
+__all__ = ["OBJECTIVES", "Batch", "Distillation", "DraftHeadsLoss", "Loss", "NextElement", "Objective", "Sundae"]

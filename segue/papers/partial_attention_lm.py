@@ -23,7 +23,7 @@ from segue.decoding import generate
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.diverse_beam_search import END, SEPARATOR, Facts, made_up, real
+from segue.papers.diverse_beam_search import END, Facts, made_up, real
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -38,16 +38,15 @@ ARMS: dict[str, dict[str, bool]] = {LM: dict.fromkeys(PARTS, False),
 LESS = {f"PALM without {name}": {**ARMS[PALM], part: False} for part, name in PARTS.items()}
 SOURCE, TIMES, VALUES = 12, 4, 3  # of the source, whose symbols have as many features as it is gone through
 SYMBOLS = VALUES**TIMES
-BEGIN = SYMBOLS
 Pair = tuple[list[int], list[int]]
 
 
-def together(pairs: list[Pair], separator: int) -> Batch:
-    """Source, separator, target, of which only the target is asked for; the first two are the prompt."""
+def together(pairs: list[Pair], begin: int) -> Batch:
+    """Source, `begin`, target, of which only the target is asked for; the first two are the prompt."""
     longest = max(len(source) + len(target) for source, target in pairs)
-    tokens, targets = torch.full((len(pairs), longest), separator), torch.full((len(pairs), longest), -1)
+    tokens, targets = torch.full((len(pairs), longest), END), torch.full((len(pairs), longest), -1)
     for row, (source, target) in enumerate(pairs):
-        whole = torch.tensor([*source, separator, *target])
+        whole = torch.tensor([*source, begin, *target])
         tokens[row, : len(whole) - 1] = whole[:-1]
         targets[row, len(source) : len(whole) - 1] = whole[len(source) + 1 :]
     ends = torch.tensor([len(source) for source, _ in pairs])[:, None]
@@ -59,38 +58,39 @@ def repeats(rows: int, random: np.random.Generator) -> Batch:
     does not tell it, so that the last step needs the source as much as the first."""
     sources = random.integers(0, SYMBOLS, (rows, SOURCE))
     number = np.arange(TIMES)[:, None]
-    said = BEGIN + 1 + number * VALUES + sources[:, None] // VALUES**number % VALUES
-    return together(list(zip(sources.tolist(), said.reshape(rows, -1).tolist())), BEGIN)
+    said = SYMBOLS + number * VALUES + sources[:, None] // VALUES**number % VALUES
+    return together(list(zip(sources.tolist(), said.reshape(rows, -1).tolist())), SYMBOLS + TIMES * VALUES)
 
 
-def sentences(facts: Facts, rows: int, random: np.random.Generator) -> Batch:
+def sentences(facts: Facts, begin: int, rows: int, random: np.random.Generator) -> Batch:
     """Facts, and one of the sentences that were written about them."""
     keys, pairs = list(facts), list[Pair]()
     for number in random.integers(0, len(keys), rows):
         texts = facts[keys[number]]
         pairs.append((list(keys[number]), [*texts[random.integers(len(texts))], END]))
-    return together(pairs, SEPARATOR)
+    return together(pairs, begin)
 
 
-def build(vocabulary: int, width: int, parts: dict[str, bool]) -> Stack:
-    """Stacks of one size: what partial attention adds is taken from the channel mixers."""
+def build(ids: int, width: int, parts: dict[str, bool]) -> Stack:
+    """Stacks of one size over so many ids and one more: what partial attention adds is taken from the channel mixers.
+    """
     hidden = (4 if parts["partial"] else 8) * width // 3
-    return Stack(StackConfig(vocabulary, width, ["palm"] * 4, {"palm": {"heads": 4, **parts}}, hidden=hidden))
+    return Stack(StackConfig(ids + 1, width, ["palm"] * 4, {"palm": {"heads": 4, **parts}}, hidden=hidden))
 
 
-def trained(arm: str, seed: int, vocabulary: int, width: int, batches: Any, steps: int) -> Stack:
+def trained(arm: str, seed: int, ids: int, width: int, batches: Any, steps: int) -> Stack:
     torch.manual_seed(seed)
-    model = build(vocabulary, width, (ARMS | LESS)[arm])
+    model = build(ids, width, (ARMS | LESS)[arm])
     learn(model, batches, steps, rate=RATE, seed=seed, muon=True, cooldown=0.7)
     return model
 
 
-RATE, ROWS, STEPS, REAL_STEPS = 0.01, 16, 300, 200
+RATE, ROWS, STEPS, REAL_STEPS = 0.01, 16, 250, 200
 
 
 def copied(arm: str, seed: int, width: int, steps: int, rows: int) -> dict[str, Any]:
     """By step of the target: the share that is right, attention to the source, and sensitivity to it."""
-    model = trained(arm, seed, BEGIN + 1 + TIMES * VALUES, width,
+    model = trained(arm, seed, SYMBOLS + TIMES * VALUES, width,
                     lambda step: repeats(ROWS, np.random.default_rng((seed, step))), steps)
     batch = repeats(rows, np.random.default_rng((seed, 0, 1)))
     asked, layout = batch.targets >= 0, batch.layout
@@ -115,15 +115,15 @@ def told(arm: str, seed: int, folder: Path | None, width: int, steps: int, held:
     """Nats per word of every test sentence, and BLEU of greedy ones against all references."""
     vocabulary, train, test = task(folder)
     model = trained(arm, seed, vocabulary, width,
-                    lambda step: sentences(train, ROWS, np.random.default_rng((seed, step))), steps)
+                    lambda step: sentences(train, vocabulary, ROWS, np.random.default_rng((seed, step))), steps)
     pairs = [(list(facts), [*text, END]) for facts, texts in test.items() for text in texts]
     nats = count = 0.0
     with torch.no_grad():
         for begin in range(0, len(pairs), 64):
-            loss = NextElement()(model, together(pairs[begin : begin + 64], SEPARATOR))
+            loss = NextElement()(model, together(pairs[begin : begin + 64], vocabulary))
             nats, count = nats + float(loss.total), count + loss.count
     chosen = list(test)[:held]
-    answers = generate(model, [[*facts, SEPARATOR] for facts in chosen], 50, eos=END, batch=64)
+    answers = generate(model, [[*facts, vocabulary] for facts in chosen], 50, eos=END, batch=64)
     return {"cross-entropy": nats / count, "parameters": sum(p.numel() for p in model.parameters()),
             "BLEU": mean(sentence_bleu(answer.tokens, test[facts]) for facts, answer in zip(chosen, answers))}
 
