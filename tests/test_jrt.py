@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from queue import Queue
 
 import pytest
 import torch
 from torch import Tensor
 
+from segue.analysis.texts import log_likelihoods
 from segue.decoding import generate
 from segue.mixers import Layout, PrefixLinearAttention
 from segue.mixers.linear import FEATURES
 from segue.models import Stack, StackConfig
+from segue.serving.engine import Engine, News, Request
 from segue.tasks import TASKS, read_twice
 from segue.testing import check_model
 
@@ -108,6 +111,80 @@ def test_with_mixers_the_paper_never_had(pattern: str) -> None:
     prompts = [[1, 2, 3, 1, 2, 3, 1, 2], [4, 5, 4, 5, 4, 5]]
     plain = generate(model, prompts, 12)
     assert [c.tokens for c in generate(model, prompts, 12, draft="lookup")] == [c.tokens for c in plain]
+
+
+def decodable() -> Stack:
+    torch.manual_seed(0)
+    model = Stack(StackConfig(9, 16, ["jrt", "gru", "jrt"], {"jrt": {"heads": 2, "key_width": 3}})).double().eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+PROMPTS = [[1, 5, 2, 7, 7, 3, 8], [4, 6], [2, 2, 8, 1, 3], [4, 6]]
+
+
+@torch.no_grad()
+def scores(model: Stack, prompt: list[int], said: list[int]) -> Tensor:
+    """(n, V) log-probabilities of each token of an answer, in one pass that is told what the prompt is."""
+    tokens = torch.tensor([prompt + said])
+    told = Layout.chain((1, tokens.shape[1]), prompt=torch.arange(tokens.shape[1])[None] < len(prompt))
+    return model(tokens, told).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+
+
+def by_passes(model: Stack, prompt: list[int], n: int) -> list[int]:
+    """Greedy, each token from a pass over everything."""
+    said: list[int] = []
+    for _ in range(n):
+        said.append(int(scores(model, prompt, [*said, 0])[-1].argmax()))
+    return said
+
+
+def test_decoding_tells_the_model_where_the_prompt_ends() -> None:
+    """Prompts of different lengths, two of them the same, by the plain loop, with drafts, by a beam and an exact
+    search; rows that leave and join."""
+    model = decodable()
+    wanted = [by_passes(model, prompt, 6) for prompt in PROMPTS]
+    assert [answer.tokens for answer in generate(model, PROMPTS, 6)] == wanted
+    assert [answer.tokens for answer in generate(model, PROMPTS, [6, 2, 4, 6])] == \
+        [wanted[0], wanted[1][:2], wanted[2][:4], wanted[3]]
+    assert [answer.tokens for answer in generate(model, PROMPTS, 6, draft="lookup")] == wanted
+    for options in ({"decoder": "beam", "num_beams": 3}, {"decoder": "exact", "budget": 200}):
+        for prompt, answer in zip(PROMPTS, generate(model, PROMPTS, 4, logprobs=True, **options)):
+            truth = scores(model, prompt, answer.tokens)[range(4), answer.tokens]
+            torch.testing.assert_close(torch.tensor(answer.logprobs).to(truth), truth)
+            assert math.isclose(log_likelihoods(model, prompt, [answer.tokens])[0], float(truth.sum()), rel_tol=1e-9)
+
+
+def test_requests_that_join_a_running_batch_keep_their_prompts() -> None:
+    model = decodable()
+    engine = Engine(model, piece=3)
+    try:
+        asked = []
+        for prompt in PROMPTS:
+            asked.append(Queue[News]())
+            engine.submit(Request(prompt, 40), asked[-1].put)
+        for prompt, news in zip(PROMPTS, asked):
+            said: list[int] = []
+            while True:
+                new = news.get(timeout=60)
+                assert new.error is None
+                said += new.tokens
+                if new.finish:
+                    break
+            assert said == by_passes(model, prompt, 40)
+    finally:
+        engine.close()
+
+
+def test_a_state_goes_back_to_the_prompts_of_its_snapshot() -> None:
+    state = decodable().init_state(2)
+    state.prompt = torch.tensor([3, 5])
+    kept = state.snapshot()
+    other = state.select(torch.tensor([1, 1, 0]))
+    assert other.join([decodable().init_state(1)]).prompt.tolist() == [5, 5, 3, 0]  # type: ignore[union-attr]
+    other.restore(kept)
+    assert other.prompt is not None and other.prompt.tolist() == [3, 5]
 
 
 def test_intersection_has_one_answer_and_is_read_twice() -> None:

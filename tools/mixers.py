@@ -25,7 +25,7 @@ WIDTH = 64
 SHORT: dict[str, dict[str, Any]] = {
     "block-recurrent": {"block": 2, "memory": 3}, "dss": {"length": 16}, "hyena": {"horizon": 40}, "jrt": {"prefix": 3},
     "linformer": {"length": 64, "rank": 4}, "liquid-s4": {"dt_min": 0.1, "dt_max": 1.0},
-    "longvq": {"window": 4, "codes": 3, "keys": 4}, "reformer": {"chunk": 4},
+    "longvq": {"window": 4, "codes": 3, "keys": 4}, "palm": {"prefix": 3}, "reformer": {"chunk": 4},
 }
 HEADER = """# Mixers
 

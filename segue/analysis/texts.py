@@ -8,7 +8,7 @@ from math import exp, log
 
 import torch
 
-from segue.models.base import Decodable, tell_prompt
+from segue.models.base import Decodable, state_for
 
 Text = Sequence[Hashable]
 
@@ -48,8 +48,7 @@ def log_likelihoods(model: Decodable, prompt: Sequence[int], answers: Sequence[S
     for row, answer in enumerate(answers):
         table[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
     with torch.inference_mode():
-        state = model.init_state(len(answers))
-        tell_prompt(model, state, torch.full((len(answers),), len(prompt)))
+        state = state_for(model, [prompt] * len(answers))
         table = table.to(state.positions.device)
         chances = model.extend(table, state).logits[:, len(prompt) - 1 : -1].double().log_softmax(-1)
         said = chances.gather(2, table[:, len(prompt) :, None])[..., 0]

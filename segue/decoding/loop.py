@@ -24,15 +24,9 @@ from segue.decoding.draft import NOTHING, Drafter, SourceCopy, Tip, Tree
 from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.mixers.state import gather_nodes
-from segue.models.base import Decodable, Decoding, begin_of, tell_prompt
+from segue.models.base import Decodable, Decoding, begin_of, reads_whole, tell_prompt
 
 PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the memory of a book times the width
-
-
-def reads_whole(model: Decodable) -> bool:
-    """Whether some part must see the whole prompt at once."""
-    parts = model.modules() if isinstance(model, nn.Module) else [model]
-    return any(getattr(part, "needs_whole_prompt", False) for part in parts)
 
 
 class Prefill:

@@ -23,6 +23,7 @@ from segue.mixers.lssl import LSSL
 from segue.mixers.mamba import Mamba
 from segue.mixers.mamba2 import Mamba2
 from segue.mixers.matrix import MatrixMixer
+from segue.mixers.partial import PartialAttention
 from segue.mixers.recurrent import GRU, LSTM, Elman, Jordan
 from segue.mixers.reformer import Reformer
 from segue.mixers.s4 import S4
@@ -59,6 +60,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "linformer": Linformer,
     "reformer": Reformer,
     "jrt": PrefixLinearAttention,
+    "palm": PartialAttention,
     "lightnet": LightNet,
     "longvq": LongVQ,
     "hydra": Hydra,
@@ -69,4 +71,4 @@ MIXERS: dict[str, type[Mixer]] = {
 __all__ = ["DSS", "GRU", "GSS", "LRU", "LSSL", "LSTM", "MIXERS", "MLSTM", "S4", "S4D", "S4ND", "S5", "SLSTM",
            "Attention", "Bidirectional", "BlockRecurrent", "DeltaNet", "Elman", "GatedLinearAttention", "Hydra",
            "Hyena", "Jordan", "Layout", "LightNet", "LinearAttention", "Linformer", "LiquidS4", "LongVQ", "Mamba",
-           "Mamba2", "MatrixMixer", "Mixer", "PrefixLinearAttention", "Reformer", "State"]
+           "Mamba2", "MatrixMixer", "Mixer", "PartialAttention", "PrefixLinearAttention", "Reformer", "State"]

@@ -65,8 +65,8 @@ class Attention(Mixer):
         of a head they turn, and how they are slowed down (see `rotary_frequencies`).
     relative: so many distances have a learned vector per head that queries are compared with (Music Transformer), on
         top of `positions`; clamp: farther keys have the last of them, instead of none. 0: none.
-    causal: False looks both ways. prefix: so many first positions are seen by all, both ways (then the prompt must be
-        given whole).
+    causal: False looks both ways. prefix: so many first positions are seen by all, both ways; prompt: so is the prompt
+        (`Layout.prompt`, `State.prompt`), a prefix language model (either must be given whole).
     window: fewer than so many positions away. block, look_back: in the same block of positions, or so many blocks
         before. global_tokens, random_blocks: what is seen besides (see `rules.Sparse`; the cost is linear in T).
         Segment recurrence (Transformer-XL, Dai et al. 2019) is a block with look_back=1, read block by block with
@@ -88,7 +88,7 @@ class Attention(Mixer):
                  causal: bool = True, window: int | None = None, prefix: int = 0, block: int | None = None,
                  look_back: int = 0, global_tokens: int = 0, random_blocks: int = 0, span: int = 0, ramp: int = 32,
                  span_penalty: float = 0.0, qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False,
-                 norm_eps: float = 1e-6) -> None:
+                 norm_eps: float = 1e-6, prompt: bool = False) -> None:
         super().__init__(width)
         self.heads, self.kv_heads = heads, kv_heads or heads
         if head_width is None and width % heads:
@@ -97,11 +97,12 @@ class Attention(Mixer):
             raise SegueError(f"{heads} heads cannot share {self.kv_heads} key-value heads: choose a divisor")
         if positions not in POSITIONS:
             raise SegueError(f"attention positions '{positions}' are unknown: choose from {', '.join(POSITIONS)}")
-        if min(x if x is not None else 1 for x in (window, block)) < 1 or (prefix and not causal):
-            raise SegueError(f"a window of {window}, a block of {block}, a prefix of {prefix} with causal {causal}: "
-                             "windows and blocks hold at least one position, and only a causal mixer has a prefix")
-        if sum(map(bool, (window, block, prefix, span))) > 1:
-            raise SegueError("window, block, prefix and span are four ways to say what is near: choose one")
+        if min(x if x is not None else 1 for x in (window, block)) < 1 or ((prefix or prompt) and not causal):
+            raise SegueError(f"a window of {window}, a block of {block}, a prefix of {prefix}, a prompt {prompt} with "
+                             f"causal {causal}: windows and blocks hold at least one position, and only a causal mixer "
+                             "has a prefix or a prompt")
+        if sum(map(bool, (window, block, prefix, prompt, span))) > 1:
+            raise SegueError("window, block, prefix, prompt and span are five ways to say what is near: choose one")
         if (look_back or random_blocks) and not block:
             raise SegueError("look_back and random_blocks count blocks: give block too")
         if global_tokens and not (window or block):
@@ -109,8 +110,10 @@ class Attention(Mixer):
         self.head_width = head_width or width // heads
         self.positions, self.window, self.clamp = positions, window, clamp
         self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
-        self.causal, self.needs_whole_prompt = causal, prefix > 0  # type: ignore[misc]
+        self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt  # type: ignore[misc]
         self.rule: rules.Rule = rules.prefix(prefix) if prefix else rules.causal if causal else rules.full
+        if prompt:
+            self.rule = rules.prompted
         if window or block:
             self.rule = rules.Sparse(window, block, look_back, global_tokens, random_blocks, causal)
         self.constant_state = self._kept() is not None  # type: ignore[misc]
@@ -179,7 +182,8 @@ class Attention(Mixer):
 
     @staticmethod
     def _pairs(layout: Layout) -> rules.Pairs:
-        return rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows)
+        prompt = None if layout.prompt is None else layout.prompt[:, None]
+        return rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows, prompt)
 
     def _bias(self, q: Tensor, pairs: rules.Pairs, even: bool = False) -> Tensor | None:
         """What is added to the scores, (B or 1, H, ..., Q, K). even: see `relative_scores`."""
@@ -206,10 +210,12 @@ class Attention(Mixer):
             self.learned_span.data.clamp_(0, 1)  # outside it would have no gradient to come back by
         q, k, v = self._project(x, layout.positions)
         n, rule = x.shape[1], self._structure()
+        if rule is rules.prompted and (layout.prompt is None or n == 1):
+            rule = rules.causal
         cache: Any = None
         fresh = True
         if parts is None:
-            valid = None if layout.segments is None else layout.segments[:, :, None] == layout.segments[:, None]
+            valid = layout.together
         else:
             cache = parts["cache"]
             assert isinstance(cache, Cache)
@@ -318,11 +324,16 @@ class Attention(Mixer):
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
-        layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
+        return self.weights(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device))
+
+    def weights(self, x: Tensor, layout: Layout) -> Tensor:
+        """(B, H, T, T): how much each node reads of each."""
         q, k, _ = self._project(x, layout.positions)
-        pairs = self._pairs(layout)
+        pairs, together = self._pairs(layout), layout.together
+        mask = self._structure()(pairs)
+        mask = (mask if together is None else mask & together)[:, None]
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
-        return attend(q, k, eye, self._structure()(pairs)[:, None], self._bias(q, pairs))[0]
+        return attend(q, k, eye, mask, self._bias(q, pairs))[0]
 
     def values(self, x: Tensor) -> Tensor:
         v = self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device).positions)[2]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.errors import SegueError
 from segue.mixers import rules
 from segue.mixers.state import Layout, gather_nodes
 
@@ -18,6 +20,8 @@ class Cache:
     window: of a windowed attention (None: everything stays); then window + history nodes stay. Positions are kept
     beside the keys, because the index in the cache says nothing about the position.
     """
+
+    rows: ClassVar[tuple[str, ...]] = ("lengths", "segment", "dropped")  # of each row one entry
 
     def __init__(self, k: Tensor, v: Tensor, window: int | None = None, history: int = 0) -> None:
         self.k, self.v, self.window, self.history = k, v, window, history
@@ -53,7 +57,11 @@ class Cache:
         before = torch.ones(1, positions.shape[1], cursor, dtype=torch.bool, device=positions.device)
         follows = torch.cat([before.expand(layout.follows.shape[0], -1, -1), layout.follows], 2)
         keys = torch.cat([self.positions[:, :cursor], positions], 1)
-        return rules.Pairs(positions[:, :, None], keys[:, None], follows)
+        prompt = None
+        if layout.prompt is not None:
+            prompt = layout.prompt.expand(positions.shape)
+            prompt = torch.cat([prompt.new_ones(len(prompt), cursor), prompt], 1)[:, None]
+        return rules.Pairs(positions[:, :, None], keys[:, None], follows, prompt)
 
     def valid(self, layout: Layout) -> Tensor | None:
         """Where a key exists and is of the same document as the query, (B, N or 1, L + N) bool (None: everywhere)."""
@@ -147,9 +155,10 @@ class Cache:
 
     def _twin(self, rows: Tensor | slice) -> Cache:
         used = slice(0, self.longest)
-        twin = Cache(self.k[rows, :, used].clone(), self.v[rows, :, used].clone(), self.window, self.history)
+        twin = type(self)(self.k[rows, :, used].clone(), self.v[rows, :, used].clone(), self.window, self.history)
         twin.positions, twin.segments = self.positions[rows, used].clone(), self.segments[rows, used].clone()
-        twin.lengths, twin.segment, twin.dropped = self.lengths[rows], self.segment[rows], self.dropped[rows]
+        for name in self.rows:
+            setattr(twin, name, getattr(self, name)[rows])
         twin._settle()
         return twin
 
@@ -165,10 +174,10 @@ class Cache:
             room = [capacity - x.shape[axis] for x in tensors]
             return torch.cat([F.pad(x, (*[0] * (2 * (x.dim() - 1 - axis)), 0, n)) for x, n in zip(tensors, room)])
 
-        joined = Cache(stacked("k", 2), stacked("v", 2), self.window, self.history)
+        joined = type(self)(stacked("k", 2), stacked("v", 2), self.window, self.history)
         joined.positions, joined.segments = stacked("positions", 1), stacked("segments", 1)
-        joined.lengths, joined.segment, joined.dropped = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("lengths", "segment", "dropped"))
+        for name in self.rows:
+            setattr(joined, name, torch.cat([getattr(part, name) for part in parts]))
         joined._settle()
         return joined
 
@@ -189,3 +198,48 @@ class Cache:
         self.dropped, self.pending = torch.zeros_like(self.lengths, dtype=torch.bool), None
         self._settle()
         self._recall()
+
+
+class PromptCache(Cache):
+    """The keys and values of a prompt alone, which begins its row; nothing that follows is kept.
+
+    count: (B,) how many nodes each row has committed in all, to know when a rewind reaches into the prompt.
+    """
+
+    rows: ClassVar[tuple[str, ...]] = (*Cache.rows, "count")
+
+    def __init__(self, k: Tensor, v: Tensor, window: int | None = None, history: int = 0) -> None:
+        super().__init__(k, v, window, history)
+        self.count = torch.zeros_like(self.lengths)
+        self.prompt: Tensor | None = None  # which of the pending nodes
+
+    def put(self, k: Tensor, v: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        assert layout.prompt is not None
+        if layout.starts is not None:
+            raise SegueError("a state holds the prompt of one document: begin the next one with a fresh state")
+        self.prompt = layout.prompt
+        return super().put(k, v, layout)
+
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
+        assert self.prompt is not None, "extend first"
+        if path is None:
+            path = torch.arange(self.prompt.shape[1], device=self.k.device).expand(self.prompt.shape)
+            path = path if counts is None else torch.where(path < counts[:, None], path, -1)
+        self.count = self.count + (path >= 0).sum(1)
+        kept = (path >= 0) & self.prompt.gather(1, path.clamp(min=0))
+        super().commit(path[:, : int(kept.any(0).sum())], kept.sum(1))
+        self.prompt = None
+
+    def reach(self) -> Tensor:
+        return self.count
+
+    def rewind(self, n: Tensor) -> None:
+        self.count = self.count - n
+        super().rewind((self.lengths - self.count).clamp(min=0))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {**super().tensors(), "count": self.count}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        super().load(tensors)
+        self.count = tensors["count"].clone()

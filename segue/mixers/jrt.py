@@ -49,9 +49,9 @@ class PrefixLinearAttention(Mixer):
     """Linear attention whose state, before the first step, already holds the whole prompt: every node reads what stands
     before it and, through keys and values of their own (the encoder's), all of the prompt.
 
-    The prompt is what the layout says (`Layout.prompt`, `State.prompt`), or else the first `prefix` positions of each
-    document; without either nothing is read ahead. It must be given whole, and its elements see each other: only what
-    comes after it may be predicted from what comes before.
+    The prompt is the first `prefix` positions of each document, or, with a `prefix` of 0, what the layout says
+    (`Layout.prompt`, `State.prompt`); where it says nothing, nothing is read ahead. It must be given whole, and its
+    elements see each other: only what comes after it may be predicted from what comes before.
 
     width: model width D. heads. features: "taylor", "elu", "favor" or "relu" (see `LinearAttention`). key_width: of
     queries and keys per head, before the features. taps: of the short convolution before the projections (1: the node
@@ -83,7 +83,7 @@ class PrefixLinearAttention(Mixer):
         x = self.convolution((x,), layout, None if parts is None else parts["convolution"])
         q, k, keys = self.features(self.qk(x).unflatten(-1, (3, self.heads, -1))).unbind(2)
         v, values = self.v(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        read = layout.positions < self.prefix if layout.prompt is None else layout.prompt
+        read = layout.positions < self.prefix if self.prefix or layout.prompt is None else layout.prompt
         return q, k, v, keys, values, read.expand(x.shape[:2])
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:

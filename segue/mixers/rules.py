@@ -20,11 +20,13 @@ class Pairs:
 
     query: (B, Q, 1) long, positions. key: (B, 1, K) long, positions.
     follows: (B or 1, Q, K) bool, the key is the query itself, one of its ancestors in this call, or committed before.
+    prompt: (B or 1, 1, K) bool, or None: the key is of the prompt, or was committed before.
     """
 
     query: Tensor
     key: Tensor
     follows: Tensor
+    prompt: Tensor | None = None
 
 
 Rule = Callable[[Pairs], Tensor]
@@ -43,6 +45,11 @@ def full(pairs: Pairs) -> Tensor:
 def prefix(length: int) -> Rule:
     """The first `length` positions are seen by all, both ways; after them, causal."""
     return lambda pairs: pairs.follows | (pairs.key < length)
+
+
+def prompted(pairs: Pairs) -> Tensor:
+    """The prompt is seen by all, both ways; after it, causal."""
+    return pairs.follows if pairs.prompt is None else pairs.follows | pairs.prompt
 
 
 @dataclass(frozen=True)

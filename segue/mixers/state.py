@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, Self
 
@@ -32,6 +32,7 @@ class Layout:
     prompt: (B, N) bool, or None. True at the nodes of a document's prompt, for mixers that read a prompt both ways.
     source: (B, S, D) and (B,) long, or None. What an encoder made of another sequence, and how much of it is real, for
         cross-attention; a state remembers it, so that only the first call brings it.
+    prompt_end: (B, 1) long, the position behind the prompt, where the prompt is not among these nodes; else None.
     """
 
     positions: Tensor
@@ -40,6 +41,7 @@ class Layout:
     grid: tuple[int, ...] | None = None
     prompt: Tensor | None = None
     source: tuple[Tensor, Tensor] | None = None
+    prompt_end: Tensor | None = None
 
     @staticmethod
     def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,
@@ -86,6 +88,22 @@ class Layout:
         return Layout.chain((batch, n), starts=starts, device=self.positions.device)
 
     @cached_property
+    def restarted(self) -> Layout:
+        """The same nodes, with positions that begin at 0 again behind the prompt of each document."""
+        if self.prompt is None:
+            return self
+        end = self.prompt_end
+        if end is None:
+            behind = torch.where(self.prompt, self.positions + 1, 0)
+            if self.segments is None:
+                end = behind.amax(1, keepdim=True) if behind.shape[1] else behind
+            else:
+                segments = self.segments
+                table = segments.new_zeros(segments.shape[0], segments.shape[1] + 1)  # a row has so many at most
+                end = table.scatter_reduce(1, segments, behind, "amax").gather(1, segments)
+        return replace(self, positions=torch.where(self.prompt, self.positions, self.positions - end))
+
+    @cached_property
     def even(self) -> bool:
         """A chain whose positions go up by one within each document: distances are those of the indices."""
         if self.parents is not None:
@@ -102,6 +120,11 @@ class Layout:
     def segments(self) -> Tensor | None:
         """(B, N) long: 0 continues the state, each start opens the next segment."""
         return None if self.starts is None else self.starts.long().cumsum(1)
+
+    @property
+    def together(self) -> Tensor | None:
+        """(B, N, N) bool: two nodes are of one document. None where all are."""
+        return None if self.segments is None else self.segments[:, :, None] == self.segments[:, None]
 
 
 def gather_nodes(x: Tensor, index: Tensor) -> Tensor:
@@ -229,7 +252,8 @@ class State:
         else:
             raise SegueError("a draft tree cannot cross the start of a document: give `starts` or `parents`")
         if self.prompt is not None:
-            layout.prompt = layout.positions < self.prompt[:, None]
+            layout.prompt_end = self.prompt[:, None]
+            layout.prompt = layout.positions < layout.prompt_end
         return layout
 
     def behind(self, positions: Tensor) -> Tensor:

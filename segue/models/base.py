@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
 __all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "source_of", "tell_prompt"]
+           "reads_whole", "source_of", "state_for", "tell_prompt"]
 
 
 @dataclass
@@ -97,8 +98,22 @@ class Decodable(Protocol):
         ...
 
 
+def reads_whole(model: Decodable) -> bool:
+    """Whether some part must see the whole prompt at once."""
+    parts = model.modules() if isinstance(model, nn.Module) else [model]
+    return any(getattr(part, "needs_whole_prompt", False) for part in parts)
+
+
 def tell_prompt(model: Decodable, state: Decoding, lengths: Tensor) -> None:
-    """Say how long the prompt of each row is, (B,) long, to a model that declares `counts_from_prompt`; before it reads
-    what stands behind it."""
-    if getattr(model, "counts_from_prompt", False):
-        state.prompt = lengths.to(state.positions.device)  # type: ignore[attr-defined]
+    """Say how long the prompt of each row is, (B,) long, where a part reads it both ways or the model counts from its
+    end (`counts_from_prompt`); before it reads what stands behind it. An encoder-decoder sees that for itself."""
+    if isinstance(state, State) and (getattr(model, "counts_from_prompt", False)
+                                     or (reads_whole(model) and begin_of(model) is None)):
+        state.prompt = lengths.to(state.positions.device)
+
+
+def state_for(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> Decoding:
+    """A fresh memory for these prompts, a row each, told where each ends (see `tell_prompt`)."""
+    state = model.init_state(len(prompts), history)
+    tell_prompt(model, state, torch.tensor([len(prompt) for prompt in prompts]))
+    return state

@@ -7,6 +7,7 @@ from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.masked import MaskedElements
 from segue.objectives.next_element import NextElement
+from segue.objectives.sundae import Sundae
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
@@ -15,4 +16,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 
 __all__ = ["OBJECTIVES", "Batch", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements", "NextElement",
-           "Objective"]
+           "Objective", "Sundae"]

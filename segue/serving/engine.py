@@ -20,11 +20,11 @@ from segue.decoding.accept import walk
 from segue.decoding.cost import Cost
 from segue.decoding.draft import Drafter
 from segue.decoding.generate import draft_sizes
-from segue.decoding.loop import Loop, Prefill, evaluating, reads_whole
+from segue.decoding.loop import Loop, Prefill, evaluating
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.verify import Row, likeliest
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_of, check_prompt, source_of
+from segue.models.base import Decodable, Decoding, begin_of, check_prompt, reads_whole, source_of
 
 WORTH = 16  # shorter beginnings are read again sooner than they are looked up and copied
 

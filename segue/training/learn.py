@@ -47,6 +47,8 @@ def answer_accuracy(model: Any, batch: Batch) -> float:
     model.eval()
     first = int((batch.targets[0] >= 0).nonzero()[0])
     state, tokens = model.init_state(batch.tokens.shape[0]), batch.tokens[:, : first + 1]
+    if batch.prompt is not None:
+        state.prompt = batch.prompt.sum(1)
     for _ in range(first, batch.tokens.shape[1]):
         tokens = model.extend(tokens, state).logits[:, -1:].argmax(-1)
         state.commit()

@@ -11,7 +11,7 @@ import torch
 from segue.decoding.draft.base import Tip, Tree, branch
 from segue.decoding.sampling import softmax
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_of, tell_prompt
+from segue.models.base import Decodable, Decoding, begin_of, state_for
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import Stack
 
@@ -32,10 +32,8 @@ class ModelDraft:
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
         if row not in self._states:
-            self._states[row] = self.model.init_state(1)
+            self._states[row] = state_for(self.model, [tokens if prompt else []])
         self._ahead.setdefault(row, []).extend(tokens)
-        if prompt:
-            tell_prompt(self.model, self._states[row], self._states[row].positions + len(self._ahead[row]))
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
         asked = [tip for tip in tips if self._ahead.get(tip.row) and min(tip.nodes, tip.depth, self.length) > 0]

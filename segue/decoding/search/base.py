@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
-from segue.models.base import Decodable, Decoding, Output, source_of, tell_prompt
+from segue.models.base import Decodable, Decoding, Output, source_of, state_for
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,7 @@ class Options(Protocol):
 
 def prefill(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> tuple[Decoding, Output]:
     """Read prompts; the logits are (B, 1, V), of what follows each, the hidden states (B, N, D)."""
-    state = model.init_state(len(prompts), history)
-    tell_prompt(model, state, torch.tensor([len(prompt) for prompt in prompts]))
+    state = state_for(model, prompts, history)
     return state, _read(model, state, prompts)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segue.decoding.search.base import Hypothesis
 from segue.errors import SegueError
-from segue.models.base import Decodable
+from segue.models.base import Decodable, state_for
 
 
 class Foresight(nn.Module):
@@ -103,7 +103,7 @@ def _prefixes(model: Decodable, texts: Sequence[Sequence[int]], begins: Sequence
         for row, number in enumerate(group):
             table[row, : len(texts[number])] = torch.tensor(texts[number])
         with torch.inference_mode():
-            state = model.init_state(len(group))
+            state = state_for(model, [texts[number][: begins[number]] for number in group])
             table = table.to(state.positions.device)
             last = torch.tensor([[len(texts[number]) - 1] for number in group], device=table.device)
             every = model.extend(table, state, None, last).hidden  # no other logits are wanted

@@ -1,0 +1,114 @@
+"""Partial attention (2023, arXiv 2304.04052): a language model that, besides what it said, always attends to its whole
+prompt, as the decoder of an encoder-decoder does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.attention import Attention
+from segue.mixers.base import Mixer
+from segue.mixers.cache import PromptCache
+from segue.mixers.state import Layout, Part
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
+
+NEAR = {"window", "block", "look_back", "global_tokens", "random_blocks", "span", "ramp", "span_penalty"}
+
+
+class PartialAttention(Mixer):
+    """Self-attention, and behind it a second attention whose keys and values are those of the prompt alone.
+
+    One softmax over prompt and answer together gives the prompt ever less as the answer grows (of m and i nodes about
+    m / (m + i)); the second one gives it all. Its output projection begins at zero, so that a trained language model is
+    at first what it was. Four parts make a prompt differ from what follows it, and each can be left out; without any
+    this is `Attention`. The prompt is the first `prefix` positions of each document, or, with a `prefix` of 0, what the
+    layout says (`Layout.prompt`, `State.prompt`). It must be given whole, and a state holds one document.
+
+    width: model width D. heads. partial: the second attention. bidirectional: nodes of the prompt see all of it, in
+    both attentions. restart: positions begin at 0 again behind the prompt. segments: a learned vector is added to the
+    nodes of the prompt, another one to all others. options: of both attentions (see `Attention`); what is near is said
+    to the first one alone.
+    """
+
+    constant_state = False
+    cost = "T²"
+
+    def __init__(self, width: int, heads: int = 4, partial: bool = True, bidirectional: bool = True,
+                 restart: bool = True, segments: bool = True, prefix: int = 0, **options: Any) -> None:
+        super().__init__(width)
+        if not options.get("causal", True) or options.get("prompt"):
+            raise SegueError("palm looks back, and reads its prompt both ways if bidirectional: leave causal and "
+                             "prompt out")
+        self.needs_whole_prompt = partial or bidirectional or restart or segments  # type: ignore[misc]
+        self.bidirectional, self.restart, self.prefix = bidirectional, restart, prefix
+        self.attention = Attention(width, heads, prompt=bidirectional, **options)
+        self.constant_state = self.attention.constant_state  # type: ignore[misc]
+        self.kinds = nn.Embedding(2, width) if segments else None  # of the answer, of the prompt
+        if self.kinds is not None:
+            nn.init.zeros_(self.kinds.weight)
+        self.norm, self.source = None, None
+        if partial:
+            self.norm = nn.RMSNorm(width)
+            self.source = Attention(width, heads, **{name: x for name, x in options.items() if name not in NEAR})
+            for parameter in self.source.out.parameters():
+                nn.init.zeros_(parameter)
+
+    @property
+    def out(self) -> nn.Linear:
+        """What writes to the residual stream when training begins."""
+        return self.attention.out
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        parts = self.attention.parts(batch, like, history)
+        if self.source is not None:
+            k = like.new_zeros(batch, self.source.kv_heads, 0, self.source.head_width)
+            parts["source"] = PromptCache(k, k.clone())
+        return parts
+
+    def seen(self, x: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
+        """What self-attention reads, and from where: with the vectors of segments, and positions that restart."""
+        if self.prefix:
+            end = torch.full_like(layout.positions[:, :1], self.prefix)
+            layout = replace(layout, prompt=layout.positions < self.prefix, prompt_end=end)
+        elif layout.prompt is None:
+            layout = replace(layout, prompt=torch.zeros_like(layout.positions, dtype=torch.bool))
+        assert layout.prompt is not None
+        x = x if self.kinds is None else x + self.kinds(layout.prompt.long())
+        return x, layout.restarted if self.restart else layout
+
+    def weights(self, x: Tensor, layout: Layout) -> Tensor:
+        """(B, H, T, T): how much each node reads of each in the first attention."""
+        return self.attention.weights(*self.seen(x, layout))
+
+    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        x, layout = self.seen(x, layout)
+        y = self.attention.run(x, layout, parts)
+        return y if self.source is None else y + self._partial(x + y, layout, parts)
+
+    def _partial(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+        assert self.source is not None and self.norm is not None
+        q, k, v = self.source._project(self.norm(x), layout.positions)
+        if parts is None:
+            pairs, valid = self.source._pairs(layout), layout.together
+        else:
+            cache = parts["source"]
+            assert isinstance(cache, PromptCache)
+            pairs, valid = cache.pairs(layout), cache.valid(layout)
+            k, v = cache.put(k, v, layout)
+        assert pairs.prompt is not None
+        mask = pairs.prompt.expand(-1, x.shape[1], -1) if self.bidirectional else pairs.prompt & pairs.follows
+        mask = mask if valid is None else mask & valid
+        any_seen = mask.any(-1, keepdim=True)  # else there is no prompt, and nothing is added
+        y = self.source._softmax(q, k, v, pairs, lambda _: mask | ~any_seen, None)
+        return self.source.out(y.transpose(1, 2).flatten(2) * any_seen)
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        if self.needs_whole_prompt:
+            raise SegueError("attention that is told of its prompt has no form for the compiled CPU engine")
+        self.attention.lower(program, source, into)

@@ -1,0 +1,334 @@
+"""Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers (2024, arXiv 2408.16241).
+
+Three ways to get more from a trained language model: its state learns from the text that it scores, also where that is
+of another sort; windows that are told what the one before was about; and answers that are likely, but not the
+degenerate ones that are likeliest of all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections import Counter
+from functools import cache, partial
+from pathlib import Path
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from segue.decoding import Continuation, generate
+from segue.decoding.search import foresee
+from segue.models import Stack, StackConfig
+from segue.models.windows import WindowRecurrence
+from segue.objectives import Batch, NextElement
+from segue.papers.base import Claim, Row, Run, Verdict
+from segue.training.adapt import dynamic_evaluation, state_evaluation
+from segue.training.learn import learn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NONE, STATE, WEIGHTS = "no adaptation", "the state learns", "the weights learn"
+RATES = {STATE: (0.001, 0.003, 0.01, 0.03), WEIGHTS: (0.03, 0.1, 0.3, 1.0)}
+ALONE, TOLD, WHOLE = "windows of 32 alone", "windows of 32 told by the last one", "context of 128"
+SLIDING = "sliding windows of 32, twice the computing"
+WINDOW, CONTEXT, BLOCK = 32, 128, 16
+END, UNKNOWN, WORDS = 0, 1, 2  # ids; words begin at WORDS
+STEPS, MORE, WORD_STEPS = 250, 80, 200
+GIVEN, WIDE = 3, 20  # words of a caption that are its prompt; the wider beam
+FILTERED, CONDITIONAL = "beam 5, answers of the length", "conditional beam 5"
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def shakespeare(folder: Path | None) -> Tensor:
+    """Bytes; without a folder, for wiring, some that are made up."""
+    text = b"the king is dead, long live the king\n" * 200 if folder is None else (folder / "input.txt").read_bytes()
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
+
+
+def python_source(name: str) -> Tensor:
+    """Bytes of a module of the standard library."""
+    return torch.frombuffer(bytearray((Path(json.__file__).parents[1] / name).read_bytes()), dtype=torch.uint8).long()
+
+
+def rows_of(text: Tensor, rows: int, length: int) -> Tensor:
+    """(rows, length): pieces of the text, evenly spread."""
+    begins = torch.linspace(0, len(text) - length, rows).long()
+    return text[begins[:, None] + torch.arange(length)]
+
+
+def batches(text: Tensor, rows: int, length: int, seed: int, step: int) -> Batch:
+    begins = torch.from_numpy(np.random.default_rng((seed, step)).integers(0, len(text) - length, (rows, 1)))
+    whole = text[begins + torch.arange(length + 1)]
+    return Batch(whole[:, :-1], whole[:, 1:])
+
+
+def reader(width: int, **attention: Any) -> Stack:
+    return Stack(StackConfig(256, width, ["attention"] * 4, {"attention": {"heads": 4, **attention}}))
+
+
+# --- (1) what learns while a text is scored --------------------------------------------------------------------------
+
+
+def adapted(folder: Path | None, seed: int, width: int, steps: int, length: int) -> dict[str, float]:
+    """Nats per byte in the domain and out of it, each with the rate that is best on another text of that domain."""
+    text = shakespeare(folder)
+    learned, choosing, testing = (text[int(a * len(text)) : int(b * len(text))] for a, b in ((0, 0.9), (0.9, 0.95),
+                                                                                            (0.95, 1)))
+    torch.manual_seed(seed)
+    model = reader(width, window=64)
+    learn(model, partial(batches, learned, 16, min(CONTEXT, length), seed), steps, rate=0.02, seed=seed, muon=True)
+    model.requires_grad_(False)
+    found: dict[str, float] = {}
+    evaluations = {STATE: state_evaluation, WEIGHTS: dynamic_evaluation}
+    for domain, (choose, test) in {"Shakespeare": (choosing, testing), "Python": (
+            python_source("argparse.py"), python_source("dataclasses.py"))}.items():
+        choose, test = rows_of(choose, 4, length), rows_of(test, 4, length)
+        found[f"{domain}, {NONE}"] = float(state_evaluation(model, test, BLOCK, 0.0).mean())
+        for arm, evaluate in evaluations.items():
+            scores = {rate: float(evaluate(model, choose, BLOCK, rate).mean()) for rate in RATES[arm]}
+            rate = min(scores, key=lambda rate: scores[rate])
+            found[f"{domain}, {arm}"] = float(evaluate(model, test, BLOCK, rate).mean())
+            found[f"{domain}, {arm}, rate"] = rate
+    return found
+
+
+# --- (2) windows -----------------------------------------------------------------------------------------------------
+
+
+class Windows(nn.Module):
+    """A stack that reads a row window by window, each alone."""
+
+    def __init__(self, stack: Stack) -> None:
+        super().__init__()
+        self.stack = stack
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.stack.head
+
+    def hidden(self, tokens: Tensor, layout: Any = None) -> Tensor:
+        pieces = tokens.unflatten(1, (-1, WINDOW)).flatten(0, 1)
+        return self.stack(pieces).hidden.unflatten(0, (len(tokens), -1)).flatten(1, 2)
+
+
+def score(model: nn.Module, text: Tensor) -> float:
+    """Nats per byte of rows of the context."""
+    batch = Batch(text[:, :-1], text[:, 1:])
+    with torch.no_grad():
+        return float(NextElement()(model, batch).total) / batch.count
+
+
+def windowed(folder: Path | None, seed: int, width: int, steps: int, more: int, rows: int) -> dict[str, float]:
+    """A model of the whole context, trained on as it is, in windows alone, and in windows told by the last one."""
+    text = shakespeare(folder)
+    learned, testing = text[: int(0.9 * len(text))], rows_of(text[int(0.95 * len(text)) :], rows, CONTEXT + 1)
+    torch.manual_seed(seed)
+    base = reader(width)
+    learn(base, partial(batches, learned, 16, CONTEXT, seed), steps, rate=0.02, seed=seed, muon=True)
+    weights = {name: value.clone() for name, value in base.state_dict().items()}
+    found = {}
+    for arm, wrap in ((WHOLE, lambda stack: stack), (ALONE, Windows),
+                      (TOLD, lambda stack: WindowRecurrence(stack, WINDOW, vectors=4))):
+        torch.manual_seed(seed)
+        stack = reader(width)
+        stack.load_state_dict(weights)
+        model = wrap(stack)
+        learn(model, partial(batches, learned, 16, CONTEXT, seed + 1), more, rate=0.01, seed=seed, muon=True)
+        found[arm] = score(model, testing)
+        if arm == ALONE:
+            found[SLIDING] = sliding(stack, testing)
+    return found
+
+
+@torch.no_grad()
+def sliding(stack: Stack, text: Tensor) -> float:
+    """Windows that overlap by half: of all but the first only the later half is scored."""
+    tokens, targets, nats = text[:, :-1], text[:, 1:].clone(), 0.0
+    for begin in range(0, tokens.shape[1] - WINDOW + 1, WINDOW // 2):
+        asked = targets[:, begin : begin + WINDOW].clone()
+        asked[:, : WINDOW // 2 if begin else 0] = -1
+        nats += float(NextElement()(stack, Batch(tokens[:, begin : begin + WINDOW], asked)).total)
+    return nats / targets.numel()
+
+
+# --- (3) likely and degenerate ---------------------------------------------------------------------------------------
+
+
+@cache
+def captions(folder: Path | None, vocabulary: int) -> tuple[int, list[list[int]], list[list[int]]]:
+    """Size of the vocabulary, captions to learn from and test captions."""
+    if folder is None:
+        random = np.random.default_rng(0)
+        made = [random.integers(WORDS, 12, random.integers(5, 9)).tolist() for _ in range(80)]
+        return 12, made[:60], made[60:]
+
+    def lines(name: str) -> list[list[str]]:
+        text = gzip.decompress((folder / name).read_bytes()).decode("utf-8").lower()
+        for mark in ".,\"":
+            text = text.replace(mark, f" {mark} ")
+        return [words for line in text.splitlines() if len(words := line.split()) > GIVEN + 1]
+
+    learned, test = lines("train.en.gz"), lines("test_2016_flickr.en.gz")
+    counts = Counter(word for words in learned for word in words)
+    ids = {word: WORDS + rank for rank, (word, _) in enumerate(counts.most_common(vocabulary - WORDS))}
+    return vocabulary, *([[ids.get(word, UNKNOWN) for word in words] for words in each] for each in (learned, test))
+
+
+def begun(learned: list[list[int]], rows: int, seed: int, step: int) -> Batch:
+    """Captions, one in twenty of them broken off behind its first words."""
+    random = np.random.default_rng((seed, step))
+    chosen = [learned[i] for i in random.integers(0, len(learned), rows)]
+    texts = [[*(words[:GIVEN] if broken else words), END] for words, broken in zip(chosen, random.random(rows) < 0.05)]
+    longest = max(map(len, texts)) - 1
+    tokens, targets = torch.full((rows, longest), END), torch.full((rows, longest), -1)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text) - 1] = torch.tensor(text[:-1])
+        targets[row, : len(text) - 1] = torch.tensor(text[1:])
+    return Batch(tokens, targets)
+
+
+def degenerate(folder: Path | None, seed: int, width: int, steps: int, held: int) -> dict[str, float]:
+    """How often the answer is empty, by search; and how likely the answers of one length are that searches find."""
+    vocabulary, learned, test = captions(folder, 2500)
+    torch.manual_seed(seed)
+    model = Stack(StackConfig(vocabulary, width, ["attention"] * 4, {"attention": {"heads": 4}}))
+    learn(model, partial(begun, learned, 64, seed), steps, rate=0.02, seed=seed, muon=True)
+    prompts = [list(prompt) for prompt in dict.fromkeys(tuple(words[:GIVEN]) for words in test)][:held]
+    length = int(np.median([len(words) for words in learned])) - GIVEN
+
+    def answers(**options: Any) -> list[Continuation]:
+        return generate(model, prompts, 2 * length, eos=END, batch=64, **options)
+
+    def finished(answer: Continuation) -> bool:
+        return len(answer.tokens) == length and answer.finish == "stop"
+
+    found: dict[str, float] = {}
+    plain = {"num_beams": 5, "num_return_sequences": 5, "length_penalty": 0.0}
+    for name, options in {"greedy": {}, "beam 2": {"decoder": "beam", "num_beams": 2, "length_penalty": 0.0},
+                          f"beam {WIDE}": {"decoder": "beam", "num_beams": WIDE, "length_penalty": 0.0},
+                          "exact": {"decoder": "exact", "budget": 500}}.items():
+        found[f"empty, {name}"] = mean(not answer.tokens for answer in answers(**options))
+    texts = [[*words, END] for words in learned[:1500]]
+    foresight = foresee(model, texts, [len(text) == GIVEN + length + 1 for text in texts], prompts=GIVEN, seed=seed)
+    lists = {FILTERED: answers(decoder="beam", **plain),
+             CONDITIONAL: answers(decoder="conditional-beam", attribute=foresight.attribute,
+                                  holds=lambda tokens: len(tokens) == length, **plain)}
+    best = {arm: [max((each.score or 0.0 for each in (answer, *answer.others) if finished(each)), default=-math.inf)
+                  for answer in every] for arm, every in lists.items()}
+    for arm, every in lists.items():
+        found[f"empty, {arm}"] = mean(not answer.tokens for answer in every) if arm == CONDITIONAL else 0.0
+        found[f"found, {arm}"] = mean(score > -math.inf for score in best[arm])
+        found[f"tokens read, {arm}"] = mean(answer.nodes for answer in every)
+    pairs = [(a, b) for a, b in zip(best[CONDITIONAL], best[FILTERED]) if max(a, b) > -math.inf]
+    both = [a - b for a, b in pairs if min(a, b) > -math.inf]
+    found["at least as likely"] = mean(a >= b - 1e-9 for a, b in pairs) if pairs else 0.0
+    found["nats more where both found one"] = mean(both) if both else 0.0
+    found["length"] = length
+    return found
+
+
+# --- the claim -------------------------------------------------------------------------------------------------------
+
+
+def measure(run: Run) -> list[Row]:
+    width = run.pick(16, 128)
+    shakespeare_folder, multi30k = (None, None) if run.scale == "smoke" else \
+        (run.dataset("tiny-shakespeare"), run.dataset("multi30k-en-de"))
+    steps, more, words = run.pick((2, 2, 2), (STEPS, MORE, WORD_STEPS))
+    jobs = {"adapted": partial(adapted, shakespeare_folder, run.seed, width, steps, run.pick(40, 2048)),
+            "windowed": partial(windowed, shakespeare_folder, run.seed, width, steps, more, run.pick(2, 256)),
+            "degenerate": partial(degenerate, multi30k, run.seed, width, words, run.pick(2, 60))}
+    state, windows, search = run.cells(jobs)
+    rates = [f"{name.removesuffix(', rate')} {value:g}" for name, value in state.items() if name.endswith("rate")]
+    run.note(f"rates chosen: {'; '.join(rates)}")
+    table: list[Row] = []
+    for domain in ("Shakespeare", "Python"):
+        for arm in (NONE, STATE, WEIGHTS):
+            nats = state[f"{domain}, {arm}"]
+            table.append({"part": domain, "arm": arm, "measure": "perplexity per byte", "value": math.exp(nats)})
+    for arm in (ALONE, TOLD, SLIDING, WHOLE):
+        table.append({"part": "windows", "arm": arm, "measure": "nats per byte", "value": windows[arm]})
+    for name in ("greedy", "beam 2", f"beam {WIDE}", "exact", CONDITIONAL):
+        table.append({"part": "captions", "arm": name, "measure": "empty", "value": search[f"empty, {name}"]})
+    for name in (FILTERED, CONDITIONAL):
+        for what in ("found", "tokens read"):
+            table.append({"part": "captions", "arm": name, "measure": what, "value": search[f"{what}, {name}"]})
+    for what in ("at least as likely", "nats more where both found one"):
+        table.append({"part": "captions", "arm": CONDITIONAL, "measure": what, "value": search[what]})
+    run.note(f"4 layers of width {width}, Muon; {steps} steps of 16 rows of {CONTEXT} bytes and {more} more for each "
+             f"kind of window; {words} steps of 64 captions, of which one in twenty is broken off behind its first "
+             f"{GIVEN} words, the prompt; the length asked for is {search['length']} more words; Python is the text of "
+             "two modules of the standard library of the Python that runs this, one to choose rates by, one to test on")
+    return table
+
+
+def judge(table: list[Row]) -> tuple[Verdict, str]:
+    value = {(row["part"], row["arm"], row["measure"]): row["value"] for row in table}
+    what = "perplexity per byte"
+    lower = {domain: 100 * (1 - value[domain, STATE, what] / value[domain, NONE, what])
+             for domain in ("Shakespeare", "Python")}
+    alone, told, whole = (value["windows", arm, "nats per byte"] for arm in (ALONE, TOLD, WHOLE))
+    closed = (alone - told) / (alone - whole) if alone > whole else 0.0
+    empty = {name: value["captions", name, "empty"] for name in ("beam 2", f"beam {WIDE}", "exact", CONDITIONAL)}
+    likely = value["captions", CONDITIONAL, "at least as likely"]
+    more = value["captions", CONDITIONAL, "nats more where both found one"]
+    reason = (f"a state that learns lowers perplexity by {lower['Python']:.1f}% out of the domain and "
+              f"{lower['Shakespeare']:.1f}% in it; windows told by the last one close {closed:.0%} of the gap to a "
+              f"context of 128; empty answers: beam 2 {empty['beam 2']:.0%}, beam {WIDE} {empty[f'beam {WIDE}']:.0%}, "
+              f"exact {empty['exact']:.0%}, conditional beam {empty[CONDITIONAL]:.0%}; of one length its answer is at "
+              f"least as likely as that of a beam {likely:.0%} of the time, by {more:.2f} nats in the mean")
+    if max(lower.values()) <= 0 or likely < 0.5:
+        return "refuted", reason
+    rises = empty["exact"] >= empty[f"beam {WIDE}"] >= empty["beam 2"] and empty["exact"] > empty["beam 2"]
+    if lower["Python"] >= 2 and lower["Shakespeare"] >= 0 and closed >= 0.25 and rises and not empty[CONDITIONAL] \
+            and more >= 0:
+        return "confirmed", reason
+    return "inconclusive", reason
+
+
+def draw(figure: Figure, table: list[Row]) -> None:
+    left, middle, right = figure.subplots(1, 3)
+    for place, domain in enumerate(("Shakespeare", "Python")):
+        rows = [row for row in table if row["part"] == domain]
+        for offset, row in enumerate(rows):
+            left.bar(place + 0.27 * (offset - 1), 100 * (row["value"] / rows[0]["value"] - 1), 0.25, color=f"C{offset}",
+                     label=row["arm"] if not place else None)
+    left.set_xticks((0, 1), ("Shakespeare", "Python"))
+    left.set(title="Perplexity, % of change")
+    left.legend(frameon=False, fontsize="x-small")
+    for axes, part, what, title in ((middle, "windows", "nats per byte", "Nats per byte"),
+                                    (right, "captions", "empty", "Empty answers")):
+        rows = [row for row in table if row["part"] == part and row["measure"] == what]
+        axes.barh([row["arm"].replace(", ", ",\n").replace(" told", "\ntold") for row in rows],
+                  [row["value"] for row in rows])
+        axes.invert_yaxis()
+        axes.set(title=title)
+    values = [row["value"] for row in table if row["part"] == "windows"]
+    middle.set_xlim(min(values) - 0.1, max(values) + 0.05)
+
+
+CLAIM = Claim(
+    slug="making-the-most",
+    statement="A trained language model predicts better where its state learns from the text, knows more where windows "
+              "are told of those before, and answers well where search is held to answers that are not degenerate.",
+    rule="rates are chosen on another text of the same sort. Confirmed if (1) optimising the state lowers perplexity "
+         "by at least 2% out of the domain and does not raise it in the domain; (2) vectors from the window before "
+         "close at least 25% of the gap between windows of 32 alone and a context of 128; and (3) the share of empty "
+         "answers does not fall from beam 2 to beam 20 to exact search and is larger for the last than the first, "
+         "while the conditional beam has none, and its answers of one length are at least as likely as the beam's in "
+         "at least half of the prompts and in the mean. Refuted if optimising the state lowers neither perplexity, or "
+         "the conditional beam is less likely than the beam in more than half of the prompts. Else inconclusive.",
+    measure=measure, judge=judge, draw=draw,
+    paper={"hidden-state optimisation": "lower perplexity of Transformer-XL and GPT-2 on WikiText-103 and PG-19, more "
+                                        "so out of the domain",
+           "recurrence": "lower perplexity than GPT-2 at equal computing or memory",
+           "modes": "often empty; likely and fluent once conditioned on their length"},
+)

@@ -1,0 +1,197 @@
+"""What learns while a text is scored, and what windows tell each other, against what they must equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.mixers.cache import Cache
+from segue.models import Stack, StackConfig
+from segue.models.windows import WindowRecurrence
+from segue.objectives import Batch, NextElement
+from segue.training.adapt import StateOptimiser, dynamic_evaluation, nats_of, state_evaluation
+
+MIXED = ["attention", "gru", "mamba"]
+
+
+def stack(*mixers: str, **options: Any) -> Stack:
+    torch.manual_seed(0)
+    each = {"attention": {"heads": 2, **options}, "mamba": {"states": 2}, "jrt": {"heads": 2, "key_width": 3}}
+    made = Stack(StackConfig(9, 16, list(mixers), {name: each[name] for name in mixers if name in each}))
+    made = made.double().eval()
+    for parameter in made.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return made
+
+
+def text(length: int, rows: int = 2) -> Tensor:
+    return torch.randint(9, (rows, length), generator=torch.Generator().manual_seed(1))
+
+
+def plain(model: Stack, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = model(tokens[:, :-1]).logits
+    return F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none")
+
+
+# --- hidden-state optimisation ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mixers", [["attention"], ["gru"], MIXED, ["s4", "attention"]])
+def test_without_a_rate_it_is_evaluation(mixers: list[str]) -> None:
+    model, tokens = stack(*mixers), text(23)
+    for block in (1, 5, 40):
+        torch.testing.assert_close(state_evaluation(model, tokens, block, 0.0), plain(model, tokens))
+        torch.testing.assert_close(dynamic_evaluation(model, tokens, block, 0.0), plain(model, tokens))
+
+
+@pytest.mark.parametrize("mixers", [["attention"], MIXED, ["s4"]])
+def test_a_block_is_scored_before_anything_is_learned_from_it(mixers: list[str]) -> None:
+    """The first block's score is that of plain evaluation, and what comes later changes nothing of what came before."""
+    model, tokens = stack(*mixers), text(21)
+    weights = [p.clone() for p in model.parameters()]
+    for evaluate in (state_evaluation, dynamic_evaluation):
+        found = evaluate(model, tokens, 5, 0.1)
+        torch.testing.assert_close(found[:, :5], plain(model, tokens)[:, :5])
+        assert (found[:, 5:] - plain(model, tokens)[:, 5:]).abs().max() > 1e-3
+        other = tokens.clone()
+        other[:, 16:] = (other[:, 16:] + 1) % 9
+        torch.testing.assert_close(evaluate(model, other, 5, 0.1)[:, :15], found[:, :15])
+    assert all(torch.equal(a, b) for a, b in zip(weights, model.parameters()))
+
+
+@pytest.mark.parametrize("mixers", [["attention", "attention"], MIXED])
+def test_gradients_of_the_state_against_finite_differences(mixers: list[str]) -> None:
+    model, tokens = stack(*mixers), text(12)
+    state = model.init_state(2)
+    with torch.no_grad():
+        model.extend(tokens[:, :5], state)
+        state.commit()
+    kept = state.snapshot()
+    _, before, grads = StateOptimiser(model, state, 0.1).gradients(tokens[:, 5:11], tokens[:, 6:])
+
+    def loss(name: str, place: tuple[int, ...], change: float) -> float:
+        one, tensors = kept.snapshot(), kept.tensors()
+        moved = tensors[name].clone()
+        moved[place] += change
+        one.load({**tensors, name: moved})
+        with torch.no_grad():
+            return float(nats_of(model, tokens[:, 5:11], tokens[:, 6:], one).sum())
+
+    for name, x in before.items():
+        place = tuple(size // 2 for size in x.shape)
+        slope = (loss(name, place, 1e-6) - loss(name, place, -1e-6)) / 2e-6
+        assert abs(slope - float(grads[name][place])) < 1e-6, name
+        assert grads[name].shape[2:3] == x.shape[2:3] or grads[name].shape[2] == x.shape[2] + 6
+
+
+def by_hand(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
+    """One layer of attention, of which each node's key and value have an optimiser of their own."""
+    layer, told = model.blocks[0], []
+    mixer: Any = layer.mixer
+    nodes: list[tuple[list[Tensor], torch.optim.Adam]] = []
+    for begin in range(0, tokens.shape[1] - 1, block):
+        end = min(begin + block, tokens.shape[1] - 1)
+        x = model.embedding(tokens[:, begin:end])
+        q, k, v = mixer._project(layer.mixer_norm(x), torch.arange(begin, end).expand(len(tokens), -1))
+        for i in range(end - begin):
+            pair = [y[:, :, i].detach().clone().requires_grad_() for y in (k, v)]
+            nodes.append((pair, torch.optim.Adam(pair, rate)))
+        keys, values = (torch.stack([pair[which] for pair, _ in nodes], 2) for which in (0, 1))
+        seen = torch.arange(len(nodes)) <= torch.arange(begin, end)[:, None]
+        x = x + mixer.output(F.scaled_dot_product_attention(q, keys, values, attn_mask=seen), x)
+        logits = model.head(model.norm(x + layer.channel(layer.channel_norm(x))))  # type: ignore[misc]
+        nats = F.cross_entropy(logits.transpose(1, 2), tokens[:, begin + 1 : end + 1], reduction="none")
+        told.append(nats.detach())
+        for _, adam in nodes:
+            adam.zero_grad()
+        nats.sum().backward()
+        for _, adam in nodes:
+            adam.step()
+    return torch.cat(told, 1)
+
+
+def test_every_key_and_value_has_an_adam_of_its_own() -> None:
+    model, tokens = stack("attention"), text(24)
+    expected = by_hand(model, tokens, 5, 0.05)
+    torch.testing.assert_close(state_evaluation(model, tokens, 5, 0.05), expected)
+    model.requires_grad_(False)
+    torch.testing.assert_close(state_evaluation(model, tokens, 5, 0.05), expected)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_moments_leave_with_what_the_window_drops() -> None:
+    """A windowed cache forgets; what stays in sight moves as if nothing had been dropped."""
+    model, tokens = stack("attention", "attention", window=6), text(160, 1)
+    optimiser = StateOptimiser(model, model.init_state(1), 0.05)
+    found, sizes = [], []
+    for begin in range(0, 155, 5):
+        found.append(optimiser.read(tokens[:, begin : begin + 5], tokens[:, begin + 1 : begin + 6]))
+        cache = optimiser.state.layers[0]["cache"]
+        assert isinstance(cache, Cache) and optimiser.moments["0.cache.k"][0].shape == cache.tensors()["k"].shape
+        sizes.append(cache.longest)
+    assert max(sizes) < 100 and sizes != sorted(sizes)
+    kept = stack("attention", "attention", window=6)
+    for block in kept.blocks:
+        block.mixer._kept = lambda: None  # type: ignore[method-assign, union-attr, operator]
+    torch.testing.assert_close(torch.cat(found, 1), state_evaluation(kept, tokens[:, :156], 5, 0.05))
+
+
+def test_it_lowers_the_loss_of_a_text_that_repeats() -> None:
+    """Both learn a text of one phrase that the model knows nothing of; of caches and of carries."""
+    tokens = torch.tensor([[1, 5, 2, 7, 3, 3, 8, 0] * 12])
+    for mixers, least in ((["attention"], 0.05), (["gru"], 0.0), (MIXED, 0.05)):  # a gated unit soon forgets
+        model = stack(*mixers)
+        before = float(plain(model, tokens).mean())
+        assert float(state_evaluation(model, tokens, 8, 0.05).mean()) < before - least, mixers
+        assert float(dynamic_evaluation(model, tokens, 8, 0.1).mean()) < before - 0.05, mixers
+
+
+# --- recurrence between windows --------------------------------------------------------------------------------------
+
+
+def recurrent(*mixers: str, **options: Any) -> WindowRecurrence:
+    model = WindowRecurrence(stack(*mixers), 6, vectors=3, heads=2, **options).double()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mixers", [["attention", "attention"], MIXED])
+def test_at_first_each_window_is_read_alone(mixers: list[str]) -> None:
+    base, tokens = stack(*mixers), text(20)
+    fresh = WindowRecurrence(base, 6, vectors=2, heads=2).double()
+    alone = torch.cat([base(piece).logits for piece in tokens.split(6, 1)], 1)
+    assert torch.equal(fresh(tokens).logits, alone)
+    assert not torch.allclose(recurrent(*mixers)(tokens).logits[:, 6:], alone[:, 6:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("places", [{}, {"source": 0, "into": 0}, {"source": 0, "into": 2}, {"source": 2, "into": 0}])
+def test_a_window_hears_of_those_before_it_alone(places: dict[str, int]) -> None:
+    model, tokens = recurrent(*MIXED, **places), text(20)
+    for place in (3, 6, 11, 19):
+        other = tokens.clone()
+        other[:, place] = (other[:, place] + 1) % 9
+        changed = (model(tokens).logits != model(other).logits).any(-1).any(0)
+        assert not changed[:place].any() and changed[place]
+        later = changed[(place // 6 + 1) * 6 :]  # the next window, and, where a chain is made, all that follow
+        assert later.all() if model.into <= model.source else later[:6].all() and not later[6:].any()
+
+
+def test_gradients_reach_through_the_windows_and_with_less_memory_are_the_same() -> None:
+    tokens, found = text(21), []
+    for checkpointing in (False, True):
+        torch.manual_seed(3)
+        model = recurrent("attention", "gru", checkpointing=checkpointing)
+        loss = NextElement()(model, Batch(tokens[:, :-1], torch.where(torch.arange(20) == 19, tokens[:, 1:], -1)))
+        found.append(torch.autograd.grad(loss.total, list(model.parameters())))
+        names = [name for name, _ in model.named_parameters()]
+    for name, a, b in zip(names, *found):
+        assert a.abs().max() > 0, name
+        torch.testing.assert_close(a, b)

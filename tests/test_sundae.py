@@ -1,0 +1,94 @@
+"""Step-unrolled denoising against naive loops, and what a model taught by it writes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.decoding.denoise import denoise
+from segue.errors import SegueError
+from segue.models import Stack, StackConfig
+from segue.objectives import Batch, Sundae
+from segue.training.learn import learn
+
+
+def stack(vocabulary: int = 7, width: int = 16) -> Stack:
+    torch.manual_seed(0)
+    return Stack(StackConfig(vocabulary, width, ["attention"] * 2, {"attention": {"heads": 2, "causal": False}}))
+
+
+def pairs(rows: int, seed: int) -> Batch:
+    """A source of four elements, and behind it the next one of each."""
+    source = torch.randint(7, (rows, 4), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.cat([source, (source + 1) % 7], 1)
+    return Batch(tokens, torch.where(torch.arange(8) < 4, -1, tokens))
+
+
+def test_nothing_replaced_and_one_step_is_an_autoencoder() -> None:
+    model, batch = stack().double().eval(), pairs(5, 0)
+    expected = F.cross_entropy(model(batch.tokens).logits[:, 4:].detach().flatten(0, 1), batch.tokens[:, 4:].flatten(),
+                               reduction="sum")
+    loss = Sundae(steps=1, rate=0.0)(model, batch)
+    assert loss.count == 20 and math.isclose(float(loss.total.detach()), float(expected), rel_tol=1e-6)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.sampled_from([None, 0.0, 0.4, 1.0]), st.integers(0, 99))
+def test_the_loss_against_a_loop(steps: int, rate: float | None, seed: int) -> None:
+    """The same draws, row by row and step by step."""
+    model, batch = stack().eval(), pairs(3, seed)
+    torch.manual_seed(seed)
+    found = Sundae(steps, rate)(model, batch)
+    torch.manual_seed(seed)
+    rates = [float(x) for x in torch.rand(3, 1)] if rate is None else [rate] * 3
+    noise, drawn = torch.randint(7, (12,)), torch.rand(3, 8)
+    said = batch.tokens.clone()
+    for row in range(3):
+        for place in range(4, 8):
+            if drawn[row, place] < rates[row]:
+                said[row, place] = noise[row * 4 + place - 4]
+    total = 0.0
+    for _ in range(steps):
+        chances = torch.stack([model(said[row : row + 1]).logits[0].softmax(-1) for row in range(3)]).detach()
+        total -= sum(math.log(chances[row, place, batch.tokens[row, place]])
+                     for row in range(3) for place in range(4, 8)) / steps
+        said[:, 4:] = torch.multinomial(chances[:, 4:].reshape(12, 7), 1).view(3, 4)
+    assert math.isclose(float(found.total), total, rel_tol=1e-4)
+
+
+def test_what_is_drawn_has_no_gradient_and_sources_stay() -> None:
+    model, batch = stack(), pairs(4, 1)
+    seen: list[torch.Tensor] = []
+    forward = model.forward
+    model.forward = lambda tokens, layout=None: (seen.append(tokens), forward(tokens, layout))[1]  # type: ignore
+    Sundae(3, rate=1.0)(model, batch).total.backward()
+    assert len(seen) == 3 and all(torch.equal(tokens[:, :4], batch.tokens[:, :4]) for tokens in seen)
+    assert not torch.equal(seen[0], seen[1]) and all(p.grad is not None for p in model.parameters())
+
+
+def test_a_taught_model_writes_from_noise() -> None:
+    """All of a text at once; of several lengths the one that the model is surest of."""
+    model = stack(width=32)
+    learn(model, lambda step: pairs(32, 1000 + step), 150, rate=0.02, objective=Sundae(), muon=True)
+    sources = [row[:4] for row in pairs(20, 0).tokens.tolist()]
+    answers = denoise(model, sources, [[4]] * 20, steps=6)
+    assert sum(answer.tokens == [(x + 1) % 7 for x in source] for answer, source in zip(answers, sources)) >= 18
+    tried = denoise(model, sources, [[3, 4, 5]] * 20, steps=6)
+    assert all(answer.score >= other.score - 0.1 for answer, other in zip(tried, answers))  # one of them has length 4
+    drawn = denoise(model, sources[:3], [[4]] * 3, steps=6, temperature=0.5, seed=3)
+    assert [answer.tokens for answer in drawn] == \
+        [answer.tokens for answer in denoise(model, sources[:3], [[4]] * 3, steps=6, temperature=0.5, seed=3)]
+
+
+def test_what_cannot_be_asked() -> None:
+    for steps, rate in ((0, None), (1, 1.5)):
+        with pytest.raises(SegueError, match="rate"):
+            Sundae(steps, rate)
+    for lengths in ([], [[]], [[0]]):
+        with pytest.raises(SegueError, match="lengths"):
+            denoise(stack(), [[1, 2]], lengths)
