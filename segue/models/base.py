@@ -12,7 +12,7 @@ from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
 __all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "source_of", "tell_prompt"]
+           "explicit", "source_of", "tell_prompt"]
 
 
 @dataclass
@@ -102,3 +102,15 @@ def tell_prompt(model: Decodable, state: Decoding, lengths: Tensor) -> None:
     what stands behind it."""
     if getattr(model, "counts_from_prompt", False):
         state.prompt = lengths.to(state.positions.device)  # type: ignore[attr-defined]
+
+
+def explicit(model: Decodable) -> Decodable:
+    """The form of a model whose `extend` takes a `layout`: where nodes stand and what they see, for prompts with sets.
+
+    A model that has one says so by an attribute `explicit`; the compiled engine's is the stack in plain torch.
+    """
+    form: Decodable | None = getattr(model, "explicit", None)
+    if form is None:
+        raise SegueError(f"a {type(model).__name__} reads a prompt in its order only: sets need a native model of "
+                         "attention, or one of transformers")
+    return form
