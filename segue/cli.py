@@ -87,6 +87,16 @@ def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None
     return segue.read(*map(str, paths), **given(kind=kind), **settings(how))
 
 
+def set_prompt(file: Path) -> Any:
+    from segue.decoding import SetPrompt
+    from segue.files import read_json
+
+    pieces = read_json(file)
+    if not isinstance(pieces, list):
+        raise SegueError(f"{file} holds no JSON list: write [text, [part, part], text]")
+    return SetPrompt(pieces)
+
+
 Paths = Annotated[list[Path], typer.Argument(metavar="PATH", show_default=False, help="Files, folders or globs.")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="A folder that fit wrote.")]
 Kind = Annotated[str | None, typer.Option(metavar="K", help="What the files hold; found from the files if not said.")]
@@ -142,6 +152,9 @@ def continue_(model: Model,
               prime: Annotated[str | None, typer.Argument(metavar="PRIME", show_default=False,
                                                           help="What to go on from.")] = None,
               prime_file: PrimeFile = None,
+              parts: Annotated[Path | None, typer.Option(metavar="F", help="Go on from a prompt some parts of which "
+                                                         "have no order: a file with a JSON list, text, list of "
+                                                         "parts, text, ..., text.")] = None,
               n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add.")] = None,
               decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup, "
                                                           "beam, diverse-beam, contrastive, exact or tree.")] = None,
@@ -158,9 +171,10 @@ def continue_(model: Model,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:
     """Go on from a prime: what comes next?"""
-    if prime is not None and prime_file is not None:
-        raise SegueError("give a prime or --prime-file, not both")
-    answer = segue.load(model).continue_(prime or prime_file, **settings(choices) | given(
+    if sum(given is not None for given in (prime, prime_file, parts)) > 1:
+        raise SegueError("give a prime, --prime-file or --parts, not both")
+    begin = prime or prime_file if parts is None else set_prompt(parts)
+    answer = segue.load(model).continue_(begin, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed))
     if out is not None:

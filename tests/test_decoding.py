@@ -53,9 +53,9 @@ def stack(name: str, vocabulary: int = 13, dtype: torch.dtype = torch.float64, s
     return model
 
 
-def prompts_for(seed: int, vocabulary: int = 13, count: int = 4) -> list[list[int]]:
+def prompts_for(seed: int, vocabulary: int = 13, count: int = 4, shortest: int = 1) -> list[list[int]]:
     random = np.random.default_rng(seed)
-    return [random.integers(0, vocabulary, length).tolist() for length in random.integers(1, 12, count)]
+    return [random.integers(0, vocabulary, length).tolist() for length in random.integers(shortest, 12, count)]
 
 
 def drafters(truth: list[list[int]], seed: int, vocabulary: int = 13) -> list[object]:
@@ -112,18 +112,6 @@ def test_drafts_in_float32_differ_only_at_near_ties() -> None:
         emitted, ties = emitted + tokens, ties + close
     assert ties <= emitted / 100
     print(f"{ties} near-ties in {emitted} tokens")
-
-
-@pytest.mark.slow
-def test_hundred_thousand_tokens() -> None:
-    emitted = seed = 0
-    while emitted < 100_000:
-        for name in STACKS:
-            for way in WAYS.values():
-                tokens, ties = compare(stack(name, seed=seed), way, seed, 80)
-                assert ties == 0
-                emitted += tokens
-        seed += 1
 
 
 @settings(max_examples=12, deadline=None)

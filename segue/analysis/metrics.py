@@ -71,6 +71,24 @@ def reciprocal_rank(rank: np.ndarray) -> float:
 
 
 @dataclass(frozen=True)
+class OrderSensitivity:
+    """Of questions asked with their parts in several orders: the accuracy over all orders (`mean`), of those right in
+    some order (`best`) and in every order (`worst`); the share whose answer is not the same in all (`changed`)."""
+
+    mean: float
+    best: float
+    worst: float
+    changed: float
+
+
+def order_sensitivity(answers: np.ndarray, truth: np.ndarray) -> OrderSensitivity:
+    """answers: (N, orders), what was said to each question in each order. truth: (N,)."""
+    right = answers == truth[:, None]
+    return OrderSensitivity(float(right.mean()), float(right.any(1).mean()), float(right.all(1).mean()),
+                            float((answers != answers[:, :1]).any(1).mean()))
+
+
+@dataclass(frozen=True)
 class Scores:
     """Of a predictor on sequences: every prefix counts once, the empty one included. See `brier`, `log_loss`, `top_k`.
 

@@ -7,6 +7,7 @@ from segue.decoding.continuation import Delta, continue_objects, stream_objects
 from segue.decoding.cost import Cost
 from segue.decoding.draft import DRAFTERS
 from segue.decoding.generate import Continuation, Piece, generate, stream
+from segue.decoding.prompt import SetPrompt
 from segue.decoding.recipes import DECODERS, Recipe
 from segue.decoding.sampling import Sampling
 from segue.decoding.search import SEARCHES
@@ -22,6 +23,7 @@ __all__ = [
     "Piece",
     "Recipe",
     "Sampling",
+    "SetPrompt",
     "continue_objects",
     "generate",
     "stream",

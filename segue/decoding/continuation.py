@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, generate, stream
+from segue.decoding.prompt import SetPrompt
 from segue.decoding.recipes import drafts_itself
 from segue.errors import SegueError
 from segue.models.base import begin_of
@@ -63,9 +64,12 @@ class Stops:
         return self.find(self.codec.decode(tokens[-self.longest :])) is not None
 
 
-def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> list[int]:
+def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
     """The prime's ids, behind the token that begins a document. Where nothing begins one, what ends the one before.
     To an encoder-decoder the prime is the source, with all that its tokenizer puts around a text."""
+    if isinstance(prime, SetPrompt):
+        told = prime.mapped(lambda run: codec.encode(run).tolist())
+        return told if codec.bos is None else told.behind([codec.bos])
     empty = prime is None or len(prime) == 0
     if begin_of(model) is not None:
         return model.prompt([] if empty else getattr(codec, "surrounded", codec.encode)(prime).tolist())
@@ -112,7 +116,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
             value = value.removeprefix(blank) if blank else value
             place = None if stops is None else stops.find(value)
             each.value = value if place is None else value[:place]
-            each.whole = each.value if begin_of(model) is not None else codec.decode(prompt) + each.value
+            each.whole = each.value if begin_of(model) is not None else codec.decode(list(prompt)) + each.value
             each.text = as_text(each.value)
             ends = list(accumulate(each.per_pass))
             each.pieces = [as_text(codec.decode(each.tokens[start:end])) for start, end in zip([0, *ends], ends)]
@@ -183,8 +187,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
               draft: Any = None, *, stop: Sequence[Any] = (), weights: str = "float32", **options: Any) -> Any:
     """What comes after `prime`: one `Continuation`, or for a list of primes a list of them.
 
-    prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, or a list of these. None or
-        an empty one begins a document.
+    prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, a `SetPrompt` of them
+        whose parts have no order, or a list of these. None or an empty one begins a document.
     draft: default with greedy and sampling is what `speed_up` found best for this model; where that was not asked,
         "counts" where the model is a mixture with counts, else "both" (trie and lookup). "heads": those that
         `speed_up` trained. "depth": some of the model's own layers. A draft changes no token and is switched off where
@@ -200,7 +204,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     unknown = getattr(fitted.codec, "unk", None)
     for each in primes:
-        if unknown is not None and each is not None and (fitted.codec.encode(each) == unknown).all():
+        told = () if each is None or isinstance(each, SetPrompt) else fitted.codec.encode(each)
+        if unknown is not None and len(told) and (told == unknown).all():
             raise SegueError(f"the model knows nothing of {as_text(each)[:60]!r}: give what was in its training data, "
                              f"for example {as_text(fitted.codec.decode([0]))}")
     mixture = getattr(fitted, "mixture", None)
@@ -226,6 +231,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
 
 
 def prime_object(kind: Kind, prime: Any) -> Any:
+    if isinstance(prime, SetPrompt):
+        return prime.mapped(kind.normalise)
     if isinstance(prime, Path):
         record = next(iter(kind.read(prime)), None)
         if record is None:

@@ -15,12 +15,13 @@ from segue.decoding.accept import ACCEPTORS, Acceptor
 from segue.decoding.cost import Cost
 from segue.decoding.draft import Drafter
 from segue.decoding.loop import Loop, evaluating
+from segue.decoding.prompt import SetPrompt
 from segue.decoding.recipes import DECODERS, choose, resolve
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
 from segue.errors import SegueError
-from segue.models.base import Decodable, check_prompt, source_of
+from segue.models.base import Decodable, check_prompt, explicit, source_of
 
 Prompt = Sequence[int] | Tensor | np.ndarray
 
@@ -118,10 +119,17 @@ class Piece:
     finish: str | None
 
 
-def _prompts(prompts: Sequence[Prompt], model: Decodable) -> list[list[int]]:
+def _prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodable, list[Sequence[int]]]:
+    """The model to read them with, and the prompts, checked."""
     if isinstance(prompts, (Tensor, np.ndarray)) or (len(prompts) and isinstance(prompts[0], (int, np.integer))):
         raise SegueError("prompts must be a list of prompts: put your one prompt in brackets")
-    lists, vocabulary = [[int(token) for token in prompt] for prompt in prompts], model.vocabulary
+    lists: list[Sequence[int]] = []
+    for prompt in prompts:
+        sets = prompt.mapped(lambda run: [int(token) for token in run]) if isinstance(prompt, SetPrompt) else None
+        lists.append([int(token) for token in prompt] if sets is None or sets.ordered else sets)
+    if any(isinstance(prompt, SetPrompt) for prompt in lists):
+        model = explicit(model)
+    vocabulary = model.vocabulary
     for number, prompt in enumerate(lists):
         if not prompt:
             raise SegueError(f"prompt {number} is empty: give at least one token, for example the one that begins a "
@@ -130,7 +138,7 @@ def _prompts(prompts: Sequence[Prompt], model: Decodable) -> list[list[int]]:
             raise SegueError(f"prompt {number} has a token outside the model's vocabulary of {vocabulary}: was it "
                              "encoded with another codec?")
         check_prompt(model, prompt)
-    return lists
+    return model, lists
 
 
 def _limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
@@ -151,7 +159,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
            drafter: Drafter | None, eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool,
            until: Callable[[list[int]], bool] | None, acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
            batch: int, keep: bool) -> Iterator[tuple[Loop, list[Row]]]:
-    lists = _prompts(prompts, model)
+    model, lists = _prompts(prompts, model)
     limits = _limits(n, len(lists))
     stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
     rule: Acceptor = choose("acceptor", acceptor, ACCEPTORS) if isinstance(acceptor, str) else acceptor
@@ -178,7 +186,8 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
              **options: Any) -> list[Continuation]:
     """Continue prompts of token ids; one `Continuation` per prompt, in order.
 
-    prompts: any number, of any lengths, at least one token each. n: tokens to add at most (None: until it stops), one
+    prompts: any number, of any lengths, at least one token each; a `SetPrompt` has parts whose order has no say (it
+        needs attention alone, in plain torch or transformers). n: tokens to add at most (None: until it stops), one
         for all or one for each.
     decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam, conditional-beam, contrastive, exact,
         tree (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "depth" (a
@@ -248,7 +257,7 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
 def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str,
             make: Options, sampling: Sampling, eos: int | Sequence[int] | None, batch: int,
             logprobs: bool) -> list[Continuation]:
-    lists = _prompts(prompts, model)
+    model, lists = _prompts(prompts, model)
     limits = _limits(n, len(lists))
     stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
     answers = []

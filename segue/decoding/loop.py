@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from segue.decoding.accept import Acceptor
 from segue.decoding.cost import Cost
 from segue.decoding.draft import NOTHING, Drafter, SourceCopy, Tip, Tree
+from segue.decoding.prompt import arrange
 from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.mixers.state import gather_nodes
@@ -41,20 +42,22 @@ class Prefill:
                  state: Decoding | None = None, done: int = 0, told: bool = False) -> None:
         self.model, self.rows, self.hidden, self.done = model, rows, hidden, done
         self.told: list[np.ndarray] | None = [] if told else None  # (U, n, V) of each piece
-        prompts = [tuple(row.prefix.tokens) for row in rows]
+        prompts: list[Sequence[int]] = [row.sets or tuple(row.prefix.tokens) for row in rows]
         self.unique = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         self.places = [self.unique[prompt] for prompt in prompts]
         lengths = torch.tensor([len(prompt) for prompt in self.unique])
         self.longest = int(lengths.max())
         table = torch.zeros(len(self.unique), self.longest, dtype=torch.long)
         for prompt, place in self.unique.items():
-            table[place, : len(prompt)] = torch.tensor(prompt)
-        self.size = self.longest if reads_whole(model) else size or PREFILL
+            table[place, : len(prompt)] = torch.tensor(list(prompt))
         self.first: list[Any] = [None] * len(self.unique)
         self.seen: list[list[Tensor]] = [[] for _ in self.unique]
         with torch.inference_mode(), undisturbed(model):
             self.state = model.init_state(len(self.unique)) if state is None else state
         self.path = model.path  # now: a model may pass to other code later, but not for this state
+        layout = arrange(list(self.unique), self.state.positions.device)
+        self.placed: dict[str, Any] = {} if layout is None else {"layout": layout}
+        self.size = self.longest if self.placed or reads_whole(model) else size or PREFILL
         self.table, self.lengths = table.to(self.state.positions.device), lengths.to(self.state.positions.device)
         tell_prompt(model, self.state, self.lengths)
 
@@ -64,7 +67,8 @@ class Prefill:
             piece = self.table[:, self.done : self.done + self.size]
             counts = (self.lengths - self.done).clamp(0, piece.shape[1])
             last = (counts - 1).clamp(min=0)[:, None]
-            output = self.model.extend(piece, self.state, None, last if self.told is None else None)
+            output = self.model.extend(piece, self.state, None, last if self.told is None else None,
+                                       **self.placed)
             if self.told is not None:
                 self.told.append(log_softmax(output.logits.double().cpu().numpy()))
                 output.logits = gather_nodes(output.logits, last)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from segue.decoding.accept import Acceptor
 from segue.decoding.draft.base import Tree
+from segue.decoding.prompt import SetPrompt
 from segue.decoding.sampling import Noise, Prefix, Sampling, log_softmax
 from segue.models.base import Decodable, Decoding
 
@@ -43,8 +44,8 @@ class Row:
     """One answer in the making. What an acceptor asks (see `accept.Ask`) is answered here.
 
     index: its place among the prompts. request: its name towards drafters. out: the tokens said, without a stop
-    token. finish: why it ended ("length", "stop", "until"), None while it runs. tops: with `top` above 0, at each token
-    of `out` so many of the likeliest ones there. source: see `Prefix`.
+    token. sets: the prompt, if it has sets. finish: why it ended ("length", "stop", "until"), None while it runs.
+    tops: with `top` above 0, at each token of `out` so many of the likeliest ones there. source: see `Prefix`.
     """
 
     def __init__(self, index: int, request: int, prompt: Sequence[int], limit: int | None, sampling: Sampling,
@@ -53,6 +54,7 @@ class Row:
         self.index, self.request, self.limit = index, request, limit
         self.sampling, self.stops, self.until = sampling, stops, until
         self.prefix = Prefix(prompt, vocabulary, source)
+        self.sets = prompt if isinstance(prompt, SetPrompt) else None
         self.position = len(prompt)
         self.noise = noise
         self._noise = noise(0)

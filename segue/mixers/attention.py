@@ -111,6 +111,7 @@ class Attention(Mixer):
         self.positions, self.window, self.clamp = positions, window, clamp
         self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
         self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt  # type: ignore[misc]
+        self.sets = causal and not self.needs_whole_prompt  # type: ignore[misc]
         self.rule: rules.Rule = rules.prefix(prefix) if prefix else rules.causal if causal else rules.full
         if prompt:
             self.rule = rules.prompted
@@ -223,8 +224,8 @@ class Attention(Mixer):
             k, v = cache.put(k, v, layout)
         shared = self.kv_heads != self.heads
         bare = self.positions != "alibi" and self.distances is None and self.learned_span is None
-        plain = bare and valid is None and layout.parents is None
-        trains = parts is None and q.requires_grad and trains_on(q) and bare and not shared and layout.parents is None
+        plain = bare and valid is None and layout.line
+        trains = parts is None and q.requires_grad and trains_on(q) and bare and not shared and layout.line
         if trains and (rule is rules.causal or (self.window is not None and self._kept() and layout.even)):
             if torch.is_autocast_enabled("cpu"):
                 q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))

@@ -27,6 +27,7 @@ class Mixer(nn.Module):
     resettable: ClassVar[bool] = True  # packed documents behave as if run apart
     linear_in_values: ClassVar[bool] = False  # `matrix`, `values` and `output` exist
     needs_whole_prompt: ClassVar[bool] = False  # the prompt cannot be given in pieces
+    sets: ClassVar[bool] = False  # the order of the parts of a set has no say (`Layout.sets`)
     axes: ClassVar[int] = 1  # how many sequence axes the input may have
     cost: ClassVar[str] = "T"  # growth of the training form's time and memory with the length T
 
@@ -81,6 +82,10 @@ class Mixer(nn.Module):
         if layout.grid is not None and len(layout.grid) > self.axes:
             raise SegueError(f"{type(self).__name__} takes {self.axes} sequence axes, not {len(layout.grid)}: "
                              "give the elements as one sequence, or choose a mixer of more axes (docs/mixers.md)")
+        if layout.sets is not None and (not self.sets or layout.parents is not None):
+            raise SegueError("a draft tree holds no sets" if self.sets else
+                             f"{type(self).__name__} cannot read parts without their order: sets in a prompt need a "
+                             "model of causal attention alone")
 
     def _check_causal(self) -> None:
         if not self.causal:

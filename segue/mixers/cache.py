@@ -17,8 +17,9 @@ from segue.mixers.state import Layout, gather_nodes
 class Cache:
     """Keys and values of the committed nodes, with a cursor per row; pending nodes lie beyond the longest row.
 
-    window: of a windowed attention (None: everything stays); then window + history nodes stay. Positions are kept
-    beside the keys, because the index in the cache says nothing about the position.
+    window: of a windowed attention (None: everything stays); then window + history nodes stay, and as many more as the
+    sets it was given had nodes, since parts share positions. Positions are kept beside the keys, because the index in
+    the cache says nothing about the position.
     """
 
     rows: ClassVar[tuple[str, ...]] = ("lengths", "segment", "dropped")  # of each row one entry
@@ -43,6 +44,8 @@ class Cache:
         segments = self.segment[:, None].expand(batch, n)
         if layout.segments is not None:
             segments = segments + layout.segments
+        if layout.sets is not None and self.window is not None:
+            self.window += n
         self.pending = (k, v, layout.positions.expand(batch, n), segments)
         self.placed = not (torch.is_grad_enabled() and (k.requires_grad or self.k.requires_grad))
         if not self.placed:
@@ -174,7 +177,8 @@ class Cache:
             room = [capacity - x.shape[axis] for x in tensors]
             return torch.cat([F.pad(x, (*[0] * (2 * (x.dim() - 1 - axis)), 0, n)) for x, n in zip(tensors, room)])
 
-        joined = type(self)(stacked("k", 2), stacked("v", 2), self.window, self.history)
+        window = None if self.window is None else max(part.window or 0 for part in parts)
+        joined = type(self)(stacked("k", 2), stacked("v", 2), window, self.history)
         joined.positions, joined.segments = stacked("positions", 1), stacked("segments", 1)
         for name in self.rows:
             setattr(joined, name, torch.cat([getattr(part, name) for part in parts]))

@@ -21,6 +21,7 @@ class SaturatedAttention(Mixer):
 
     constant_state = False
     linear_in_values = True
+    sets = True
     cost = "T²"
 
     def __init__(self, width: int, heads: int, head_width: int) -> None:

@@ -33,6 +33,8 @@ class Layout:
     source: (B, S, D) and (B,) long, or None. What an encoder made of another sequence, and how much of it is real, for
         cross-attention; a state remembers it, so that only the first call brings it.
     prompt_end: (B, 1) long, the position behind the prompt, where the prompt is not among these nodes; else None.
+    sets: (B, N, 2) long, or None. For each node of a chain the set it lies in (0: none) and its part of that set.
+        Parts of one set do not see each other; give them the same positions, and their order has no say.
     """
 
     positions: Tensor
@@ -42,6 +44,7 @@ class Layout:
     prompt: Tensor | None = None
     source: tuple[Tensor, Tensor] | None = None
     prompt_end: Tensor | None = None
+    sets: Tensor | None = None
 
     @staticmethod
     def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,
@@ -72,7 +75,12 @@ class Layout:
         """(B or 1, N, N) bool: node k is node q itself or one of its ancestors in this call."""
         n = self.positions.shape[1]
         if self.parents is None:
-            return torch.ones(1, n, n, dtype=torch.bool, device=self.positions.device).tril()
+            before = torch.ones(1, n, n, dtype=torch.bool, device=self.positions.device).tril()
+            if self.sets is None:
+                return before
+            one, part = self.sets.unbind(-1)
+            return before & ~((one[:, :, None] == one[:, None]) & (one > 0)[:, None]
+                              & (part[:, :, None] != part[:, None]))
         # Squaring the one-step relation closes it after log2(N) products.
         one = torch.zeros(*self.parents.shape, n + 1, device=self.positions.device)
         one.scatter_(2, torch.where(self.parents >= 0, self.parents, n)[..., None], 1.0)
@@ -86,6 +94,11 @@ class Layout:
         batch, n = self.positions.shape
         starts = None if self.starts is None else F.pad(self.starts[:, 1:], (0, 1), value=True)[:, :n].flip(1)
         return Layout.chain((batch, n), starts=starts, device=self.positions.device)
+
+    @property
+    def line(self) -> bool:
+        """Every node sees all before it: no tree, no sets."""
+        return self.parents is None and self.sets is None
 
     @cached_property
     def restarted(self) -> Layout:
@@ -106,7 +119,7 @@ class Layout:
     @cached_property
     def even(self) -> bool:
         """A chain whose positions go up by one within each document: distances are those of the indices."""
-        if self.parents is not None:
+        if not self.line:
             return False
         steps = self.positions.diff(dim=1) == 1
         return bool((steps if self.starts is None else steps | self.starts[:, 1:]).all())
@@ -155,6 +168,8 @@ class Nodes:
 
     @staticmethod
     def of(layout: Layout, taken: Tensor) -> Nodes:
+        if layout.sets is not None:
+            raise SegueError("sets need all layers at all nodes: depth by position reads in order")
         taken = taken.expand(layout.positions.shape)
         size = int(taken.sum(1).max())
         if layout.parents is None and layout.starts is None:  # a row takes its beginning
@@ -223,6 +238,7 @@ class State:
     spans: for each layer, or None: it runs only on nodes that stand less than so many places behind the prompt (see
         `behind`); where it does not run, its memory stays as it was. Whoever runs the layers of a call says in `given`
         which nodes a layer had where those are not all (None: not one).
+    floor: (B,) long, the position behind each row's last set (see `Layout.sets`): no row can go back into one.
     """
 
     def __init__(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None = None,
@@ -231,6 +247,7 @@ class State:
         self.positions = positions
         self.prompt = prompt
         self.spans = spans
+        self.floor = torch.zeros_like(positions)
         self.pending: Layout | None = None
         self.given: dict[int, Nodes | None] = {}
 
@@ -281,6 +298,8 @@ class State:
             raise SegueError("a draft tree is pending: say which path to commit")
         elif counts is not None and (counts.shape != (self.batch,) or bool(((counts < 0) | (counts > n)).any())):
             raise SegueError(f"cannot commit {counts.tolist()} of {n} pending nodes in {self.batch} rows")
+        if layout.sets is not None and n:
+            self._leave_sets(layout.sets[..., 0] > 0, layout.positions, counts)
         for index, layer in enumerate(self.layers):
             nodes = self.given.get(index)
             if nodes is None and index in self.given:
@@ -298,6 +317,16 @@ class State:
             self.positions = torch.where(counts > 0, layout.positions.gather(1, last)[:, 0] + 1, self.positions)
         self.pending = None
 
+    def _leave_sets(self, inside: Tensor, positions: Tensor, counts: Tensor | None) -> None:
+        """Where each row stands behind its last set. inside: (B, N) bool, the nodes of sets."""
+        index = torch.arange(inside.shape[1], device=inside.device)
+        counts = torch.full_like(self.positions, inside.shape[1]) if counts is None else counts
+        after = torch.where(inside & (index < counts[:, None]), index + 1, 0).amax(1)
+        if bool(((after > 0) & (after >= counts)).any()):
+            raise SegueError("a row ends within a set: commit it with at least one token that follows the whole set")
+        behind = positions.gather(1, after.clamp(max=inside.shape[1] - 1)[:, None])[:, 0]
+        self.floor = torch.where(after > 0, behind, self.floor)
+
     def _check_path(self, path: Tensor, layout: Layout) -> None:
         n = layout.positions.shape[1]
         real, before = path >= 0, torch.cat([path.new_full((path.shape[0], 1), -1), path[:, :-1]], 1)
@@ -313,7 +342,8 @@ class State:
     def select(self, rows: Tensor) -> State:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
         layers = [{name: part.select(rows) for name, part in layer.items()} for layer in self.layers]
-        return self._like(layers, self.positions[rows], None if self.prompt is None else self.prompt[rows])
+        prompt = None if self.prompt is None else self.prompt[rows]
+        return self._like(layers, self.positions[rows], prompt, self.floor[rows])
 
     def join(self, others: Sequence[State]) -> State:
         """A new state with the rows of this one and of others of the same model below them (requests join a batch)."""
@@ -323,17 +353,21 @@ class State:
         if any(state.prompt is not None for state in states):
             prompt = torch.cat([torch.zeros_like(state.positions) if state.prompt is None else state.prompt
                                 for state in states])
-        return self._like(layers, torch.cat([state.positions for state in states]), prompt)
+        return self._like(layers, torch.cat([state.positions for state in states]), prompt,
+                          torch.cat([state.floor for state in states]))
 
-    def _like(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None) -> Self:
+    def _like(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None, floor: Tensor) -> Self:
         """A state of the same model for other rows."""
-        return type(self)(layers, positions, prompt, self.spans)
+        state = type(self)(layers, positions, prompt, self.spans)
+        state.floor = floor
+        return state
 
     def rewind(self, n: int | Tensor) -> None:
         """Forget the last `n` (int or (B,)) committed tokens; positions go back with them."""
         n = torch.as_tensor(n, device=self.positions.device).expand(self.batch)
-        if (n < 0).any() or (n > self.positions).any():
-            raise SegueError(f"cannot rewind {n.tolist()} tokens at positions {self.positions.tolist()}")
+        if (n < 0).any() or (n > self.positions - self.floor).any():
+            raise SegueError(f"cannot rewind {n.tolist()} tokens at positions {self.positions.tolist()}" +
+                             (f", sets ending before {self.floor.tolist()}" if self.floor.any() else ""))
         back = [self._taken_of_last(n, index) for index in range(len(self.layers))]
         for index, where, part in self._parts():  # all are asked before one is moved
             if (back[index] > part.reach()).any():
@@ -354,12 +388,13 @@ class State:
     def snapshot(self) -> State:
         """An independent copy of what is committed."""
         layers = [{name: part.copy() for name, part in layer.items()} for layer in self.layers]
-        return self._like(layers, self.positions.clone(), self.prompt)
+        return self._like(layers, self.positions.clone(), self.prompt, self.floor)
 
     def restore(self, snapshot: State) -> None:
         """Go back to a snapshot, which stays usable."""
         copy = snapshot.snapshot()
-        self.layers, self.positions, self.prompt, self.pending = copy.layers, copy.positions, copy.prompt, None
+        self.layers, self.positions, self.prompt, self.floor = copy.layers, copy.positions, copy.prompt, copy.floor
+        self.pending = None
 
     def detach(self) -> None:
         """Cut the graph: later losses do not flow back beyond here (truncated back-propagation through time)."""
@@ -381,7 +416,7 @@ class State:
             raise SegueError(f"a state of {sorted(self.tensors())} cannot load {sorted(tensors)}")
         for _, where, part in self._parts():
             part.load({name: tensors[f"{where}.{name}"] for name in part.tensors()})
-        self.positions, self.pending = tensors["positions"], None
+        self.positions, self.floor, self.pending = tensors["positions"], torch.zeros_like(self.floor), None
 
     def _parts(self) -> Iterator[tuple[int, str, Part]]:
         for index, layer in enumerate(self.layers):

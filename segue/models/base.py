@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
 __all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "reads_whole", "source_of", "state_for", "tell_prompt"]
+           "explicit", "reads_whole", "source_of", "state_for", "tell_prompt"]
 
 
 @dataclass
@@ -117,3 +117,15 @@ def state_for(model: Decodable, prompts: Sequence[Sequence[int]], history: int =
     state = model.init_state(len(prompts), history)
     tell_prompt(model, state, torch.tensor([len(prompt) for prompt in prompts]))
     return state
+
+
+def explicit(model: Decodable) -> Decodable:
+    """The form of a model whose `extend` takes a `layout`: where nodes stand and what they see, for prompts with sets.
+
+    A model that has one says so by an attribute `explicit`; the compiled engine's is the stack in plain torch.
+    """
+    form: Decodable | None = getattr(model, "explicit", None)
+    if form is None:
+        raise SegueError(f"a {type(model).__name__} reads a prompt in its order only: sets need a native model of "
+                         "attention, or one of transformers")
+    return form

@@ -373,7 +373,7 @@ class CompiledModel:
         if weights not in ("float32", "int8"):
             raise SegueError(f"weights '{weights}' are unknown: choose float32 or int8")
         self.weights, self.threads = weights, threads or torch.get_num_threads()
-        self.config, self.vocabulary = stack.config, stack.vocabulary
+        self.config, self.vocabulary, self.explicit = stack.config, stack.vocabulary, stack
         with torch.no_grad():
             self.program = lower(stack, weights)
 
@@ -531,7 +531,7 @@ class Accelerated:
 
     def __init__(self, stack: Stack, compiled: CompiledModel) -> None:
         self.stack, self.compiled, self.loaded = stack.eval(), compiled, False
-        self.vocabulary = stack.vocabulary
+        self.vocabulary, self.explicit = stack.vocabulary, stack
         self._builder: threading.Thread | None = None
         if not prepare():  # nothing can be kept on disk: compile here, beside the torch path
             self._builder = threading.Thread(target=engine.ready, daemon=True)

@@ -294,12 +294,18 @@ class Stack(nn.Module):
         layers = [block.parts(batch, like, history) for block in self.blocks]
         return State(layers, torch.zeros(batch, dtype=torch.long, device=like.device))
 
+    @property
+    def explicit(self) -> Stack:
+        """See `segue.models.base.explicit`."""
+        return self
+
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,
-               starts: Tensor | None = None) -> Output:
-        """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes."""
+               starts: Tensor | None = None, layout: Layout | None = None) -> Output:
+        """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes.
+        layout: in place of parents and starts, where the nodes stand and what they see."""
         assert isinstance(state, State)
         state.check_rows(tokens.shape[0])
-        layout = state.layout(tokens.shape[1], parents, None, starts)
+        layout = state.layout(tokens.shape[1], parents, None, starts) if layout is None else layout
         hidden = self.hidden(tokens, layout, state)
         state.pending = layout
         return Output(self.head(hidden if at is None else gather_nodes(hidden, at)), hidden)

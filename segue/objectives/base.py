@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.mixers.state import Layout
@@ -21,6 +22,8 @@ class Batch:
     channels: side channels aligned with `tokens`, (B, T) or (B, T, w).
     grid: sizes of the sequence axes whose product is T, where elements lie on a grid (see `Layout`).
     prompt: (B, T) bool, True at the elements of a prompt, for mixers that read a prompt both ways (see `Layout`).
+    sets: (B, T, 3) long, the position of each element, its set and its part of that, where some of a row are parts
+        without an order (see `Layout`, `segue.decoding.prompt.placed`).
     """
 
     tokens: Tensor
@@ -29,6 +32,7 @@ class Batch:
     channels: dict[str, Tensor] = field(default_factory=dict)
     grid: tuple[int, ...] | None = None
     prompt: Tensor | None = None
+    sets: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -37,6 +41,8 @@ class Batch:
 
     @property
     def layout(self) -> Layout:
+        if self.sets is not None:
+            return Layout(self.sets[..., 0], None, self.starts, self.grid, self.prompt, sets=self.sets[..., 1:])
         shape = (self.tokens.shape[0], self.tokens.shape[1])
         return Layout.chain(shape, starts=self.starts, device=self.tokens.device, grid=self.grid,
                             prompt=self.prompt)
@@ -49,10 +55,10 @@ class Batch:
 
     def map(self, change) -> Batch:  # type: ignore[no-untyped-def]
         """The batch with `change` applied to every tensor in it."""
-        starts, prompt = (None if x is None else change(x) for x in (self.starts, self.prompt))
+        starts, prompt, sets = (None if x is None else change(x) for x in (self.starts, self.prompt, self.sets))
         channels = {name: change(values) for name, values in self.channels.items()}
         return replace(self, tokens=change(self.tokens), targets=change(self.targets), starts=starts, channels=channels,
-                       prompt=prompt)
+                       prompt=prompt, sets=sets)
 
     @staticmethod
     def pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], begin: int) -> Batch:
@@ -78,8 +84,12 @@ class Batch:
                               for b, mask in zip(batches, masks)])
 
         channels = {name: torch.cat([b.channels[name] for b in batches]) for name in batches[0].channels}
+        sets = None
+        if any(batch.sets is not None for batch in batches):
+            sets = torch.cat([F.pad(b.layout.positions.expand(b.targets.shape)[..., None], (0, 2))
+                              if b.sets is None else b.sets for b in batches])
         return Batch(torch.cat([b.tokens for b in batches]), torch.cat([b.targets for b in batches]), mask("starts"),
-                     channels, batches[0].grid, mask("prompt"))
+                     channels, batches[0].grid, mask("prompt"), sets)
 
 
 @dataclass

@@ -206,7 +206,7 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2306.05426"),
     "set-based-prompting": Paper(
         "Set-Based Prompting: Provably Solving the Language Model Order Dependency Problem",
-        "2024, arXiv 2406.06581"),
+        "2024, arXiv 2406.06581", "set_based_prompting", ("decoding.prompt",)),
     "sharp": Paper(
         "SHARP: Sparsity and Hidden Activation RePlay for Neuro-Inspired Continual Learning",
         "2023, arXiv 2305.18563"),

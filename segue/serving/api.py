@@ -112,7 +112,7 @@ class Answering:
         found = []
         for one in many:
             model = self.engine.model
-            ids = prime_tokens(self.codec, one, model) if isinstance(one, str) else list(one)
+            ids = list(prime_tokens(self.codec, one, model)) if isinstance(one, str) else list(one)
             if (begin := begin_of(model)) is not None:
                 if self.body.echo:
                     raise Refused(400, "an encoder-decoder does not echo what it read", "echo")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import tracemalloc
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from segue.decoding.draft import Drafter, Tip, Tree
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
 from segue.decoding.search.base import Options
 from segue.models.base import Decoding, Output
+from segue.models.counts import TokenState
 from segue.testing.contract import ContractBroken
 
 
@@ -67,6 +69,47 @@ class TableModel:
         start = len(prompt) + 2
         return log_softmax(np.stack([self.table[said[i - 2], said[i - 1]].numpy()
                                      for i in range(start, start + len(tokens))]))
+
+
+class Reread:
+    """The reference of every decoder: a model with no memory but the tokens. Whatever is asked, all of that path is
+    read again from its first token, in the training form. Satisfies `Decodable`.
+
+    read: tokens (T,) long -> the plain forward over them, (1, T, ...).
+    """
+
+    path = "everything read again"
+
+    def __init__(self, read: Callable[[Tensor], Output], vocabulary: int, longest: int = 1024) -> None:
+        self.vocabulary, self.longest = vocabulary, longest
+        self.read = lru_cache(maxsize=4096)(lambda tokens: read(torch.tensor(tokens)))
+
+    def init_state(self, batch: int, history: int = 0) -> TokenState:
+        return TokenState.fresh(batch, self.longest, history)
+
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        assert isinstance(state, TokenState)
+        n = tokens.shape[1]
+        above = torch.arange(-1, n - 1).expand(tokens.shape) if parents is None else parents
+        logits: list[Tensor] = []
+        hidden: list[Tensor] = []
+        for said, known, row, parent in zip(state.past, state.known, tokens.tolist(), above.tolist()):
+            before, found = said[len(said) - known :].tolist(), list[tuple[Tensor, Tensor]]([None] * n)  # type: ignore[list-item]
+            for leaf in set(range(n)) - set(parent):
+                path = [leaf]
+                while parent[path[-1]] >= 0:
+                    path.append(parent[path[-1]])
+                out = self.read((*before, *(row[node] for node in path[::-1])))
+                for place, node in enumerate(path[::-1], len(before)):
+                    found[node] = out.logits[0, place], out.hidden[0, place]
+            for into, values in zip((logits, hidden), zip(*found)):
+                into.append(torch.stack(values))
+        state.pending = tokens.numpy(), None if parents is None else parents.numpy()
+        every = torch.stack(logits)
+        if at is not None:
+            every = every.gather(1, at[..., None].expand(-1, -1, self.vocabulary))
+        return Output(every, torch.stack(hidden))
 
 
 class TableState:

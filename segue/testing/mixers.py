@@ -106,6 +106,8 @@ class _MixerChecker:
             drawn["packed"] = self.packed
             if mixer.causal and not self.least:
                 drawn["packed, decoding"] = self.packed_decoding
+        if mixer.sets:
+            drawn["sets"] = self.sets
         if mixer.linear_in_values:
             drawn["matrix"] = self.matrix
         if relative:
@@ -241,6 +243,51 @@ class _MixerChecker:
         if case.longest:
             self.check.that(torch.equal(state.positions, positions[:, -1] + 1),
                             "after commit the state's positions are not the last given ones plus one")
+
+    def sets(self, case: Case) -> None:
+        """A part is read as if it stood alone behind what came before; what follows a set does not know the order of
+        its parts, in one forward, from the cache, and in a row beside one without sets."""
+        generator = case.generator()
+        sizes = torch.randint(0, 5, (5,), generator=generator).tolist()
+        before, *parts, after = (self.draw((1, size), generator) for size in sizes)
+        after = torch.cat([after, self.draw((1, 3), generator)], 1)
+        expected: Tensor | None = None
+        for order in ([0, 1, 2], [2, 0, 1], [1, 0, 2]):
+            pieces = [before, *(parts[part] for part in order), after]
+            first = [0, *[sizes[0]] * 3, sizes[0] + max(sizes[1:4])]
+            places = torch.cat([torch.arange(x.shape[1]) + start for x, start in zip(pieces, first)])
+            marks = torch.cat([torch.tensor([[1, part] if 0 < place < 4 else [0, 0]]).expand(x.shape[1], 2)
+                               for place, (part, x) in enumerate(zip([0, *order, 0], pieces))])
+            marks = marks[None].to(self.device)
+            layout = Layout(places[None].to(self.device), sets=marks)
+            x = torch.cat(pieces, 1)
+            y = self.mixer(x, layout)
+            expected = y[:, -after.shape[1] :] if expected is None else expected
+            self.check.agree(f"what follows a set in the order {order}", y[:, -after.shape[1] :], expected,
+                             self.tolerance)
+            for place, part in enumerate(order):
+                if not sizes[1 + part]:
+                    continue
+                begin = sizes[0] + sum(sizes[1 + other] for other in order[:place])
+                alone = self.mixer(torch.cat([before, parts[part]], 1))[:, sizes[0] :]
+                self.check.agree("a part beside others and alone", y[:, begin : begin + sizes[1 + part]], alone,
+                                 self.tolerance)
+            n, state = x.shape[1] - 2, self.init(2)
+            both = Layout(torch.cat([layout.positions[:, :n], torch.arange(n, device=self.device)[None]]),
+                          sets=torch.cat([marks[:, :n], torch.zeros_like(marks[:, :n])]))
+            other = self.draw((1, x.shape[1]), generator)
+            self.mixer(torch.cat([x, other])[:, :n], both, state)
+            state.commit()
+            for step in (n, n + 1):
+                z = self.mixer.extend(torch.cat([x, other])[:, step : step + 1], state)
+                state.commit()
+                self.check.agree("a step behind a set", z[:1], y[:, step : step + 1], self.tolerance)
+                self.check.agree("a step beside a row with sets", z[1:], self.mixer(other)[:, step : step + 1],
+                                 self.tolerance)
+            state.rewind(torch.tensor([after.shape[1], 0], device=self.device))
+            if max(sizes[1:4]):
+                self.check.refuses("going back into a set",
+                                   lambda state=state: state.rewind(torch.tensor([1, 0])))  # type: ignore[misc]
 
     def shifted(self) -> None:
         """A million positions later nothing is lost, in float64 and in float32."""
@@ -491,6 +538,10 @@ class _MixerChecker:
             if mixer.causal:
                 check.refuses("a start inside extend of a mixer that is not resettable",
                               lambda: mixer.extend(x, mixer.init_state(1), starts=starts))
+        if not mixer.sets:
+            sets = torch.ones(1, x.shape[1], 2, dtype=torch.long, device=self.device)
+            check.refuses("sets of a mixer that does not take them",
+                          lambda: mixer(x, Layout(torch.arange(x.shape[1], device=self.device)[None], sets=sets)))
         if not mixer.linear_in_values:
             for what in (lambda: mixer.matrix(x), lambda: mixer.values(x), lambda: mixer.output(x, x)):
                 check.refuses("matrix, values and output of a mixer that is not linear in its values", what)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from segue.decoding.prompt import arrange
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
 from segue.models.base import Decodable, Decoding, Output, source_of, state_for
 
@@ -143,19 +144,21 @@ class Options(Protocol):
 def prefill(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> tuple[Decoding, Output]:
     """Read prompts; the logits are (B, 1, V), of what follows each, the hidden states (B, N, D)."""
     state = state_for(model, prompts, history)
-    return state, _read(model, state, prompts)
+    layout = arrange(prompts, state.positions.device)
+    return state, _read(model, state, prompts, **({} if layout is None else {"layout": layout}))
 
 
-def _read(model: Decodable, state: Decoding, rows: Sequence[Sequence[int]]) -> Output:
+def _read(model: Decodable, state: Decoding, rows: Sequence[Sequence[int]], **placed: Any) -> Output:
     """Rows of tokens of any lengths behind `state`, made real."""
     lengths = torch.tensor([len(tokens) for tokens in rows])
     table = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, tokens in enumerate(rows):
-        table[row, : len(tokens)] = torch.tensor(tokens)
+        table[row, : len(tokens)] = torch.tensor(list(tokens))
     device, width = state.positions.device, table.shape[1]
     even = bool((lengths == width).all())
     lengths = lengths.to(device)
-    output = model.extend(table.to(device), state, None, None if width == 1 else (lengths - 1)[:, None])
+    output = model.extend(table.to(device), state, None, None if width == 1 else (lengths - 1)[:, None],
+                          **placed)
     state.commit(None, None if even else lengths)
     return output
 

@@ -68,6 +68,7 @@ class Descent:
 
     def search(self, prompt: Sequence[int]) -> Found:
         state, output = prefill(self.model, [prompt], self.n)
+        begin = int(state.positions[0])
         path = [beginning(self.model, prompt, self.sampling)]
         untried = [self._children(path[0], output)]  # of each hypothesis on the path, the likeliest last
         exhausted = False
@@ -86,7 +87,7 @@ class Descent:
             elif exhausted := self.passes >= self.options.budget:
                 break
             else:
-                untried.append(self._children(deeper, self._step(state, len(prompt), deeper)))
+                untried.append(self._children(deeper, self._step(state, begin, deeper)))
                 path.append(deeper)
         answers = [answer for answers in self.kept.values() for answer in answers]
         for answer in answers:
@@ -94,10 +95,11 @@ class Descent:
         answers.sort(key=lambda answer: -answer.score)
         return Found(answers, self.passes, self.passes - 1)
 
-    def _step(self, state: Decoding, prompt: int, hypothesis: Hypothesis) -> Output:
-        """Read the last token of a hypothesis, behind the others of it, wherever the state was before."""
+    def _step(self, state: Decoding, begin: int, hypothesis: Hypothesis) -> Output:
+        """Read the last token of a hypothesis, behind the others of it, wherever the state was before. begin: the
+        position behind the prompt."""
         self.passes += 1
-        back = int(state.positions[0]) - prompt - len(hypothesis.tokens) + 1
+        back = int(state.positions[0]) - begin - len(hypothesis.tokens) + 1
         if back:
             state.rewind(back)
         output = self.model.extend(torch.tensor([hypothesis.tokens[-1:]], device=state.positions.device), state)

@@ -85,6 +85,11 @@ class HuggingFaceModel:
         return f"transformers {self.name} {str(self.dtype).removeprefix('torch.')} on {self.device.type}, " \
             f"{WAYS[self.way]}"
 
+    @property
+    def explicit(self) -> HuggingFaceModel:
+        """See `segue.models.base.explicit`."""
+        return self
+
     def init_state(self, batch: int, history: int = 0) -> State:
         device = self._weight.device
         if self.way == EDITED:
@@ -98,14 +103,18 @@ class HuggingFaceModel:
 
     @torch.no_grad()
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,
-               ) -> Output:
-        """See `Decodable.extend`."""
+               layout: Layout | None = None) -> Output:
+        """See `Decodable.extend`. layout: in place of parents, where the nodes stand and what they see."""
         assert isinstance(state, State)
         state.check_rows(tokens.shape[0])
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.size:
             raise SegueError(f"a token outside the model's vocabulary of {self.size}: was it encoded with another "
                              "codec?")
-        layout = state.layout(tokens.shape[1], parents)
+        if layout is None:
+            layout = state.layout(tokens.shape[1], parents)
+        elif self.way != EDITED:
+            raise SegueError(f"{self.name} runs {WAYS[self.way]}, with positions of its own: sets in a prompt need a "
+                             f"model that runs in {WAYS[EDITED]}")
         try:
             if self.way == EDITED:
                 output, layout = self._extend_edited(tokens, state, layout, at)
@@ -172,7 +181,7 @@ class HuggingFaceModel:
         """(B, 1, N, L + N) to be added to the scores, or None where the nodes are a chain behind rows of one length."""
         first: Any = state.layers[0]["cache"]
         valid = first.valid(layout)
-        if valid is None and layout.parents is None:
+        if valid is None and layout.line:
             return None
         seen = causal(first.pairs(layout))
         seen = (seen if valid is None else seen & valid).expand(batch, -1, -1)[:, None]
@@ -199,8 +208,9 @@ class HuggingFaceModel:
             alike = (id(row.cache), row.seen, len(row.tokens))
             groups.setdefault(alike if self.together else index, []).append(index)
         for group in groups.values():
-            logits[group], hidden[group], after = self._feed(
-                [memory.rows[index] for index in group], tokens[group], None if at is None else at[group])
+            found, seen, after = self._feed([memory.rows[index] for index in group], tokens[group],
+                                            None if at is None else at[group])
+            logits[group], hidden[group] = found.to(logits), seen.to(hidden)  # some give float32 whatever they are
             for index, row in zip(group, after):
                 memory.pending[index][tokens.shape[1] - 1] = row
         return Output(logits, hidden)
@@ -221,7 +231,7 @@ class HuggingFaceModel:
                 path.append(above)
             path.reverse()
             found, seen, (after[leaf],) = self._feed([row], tokens[path][None], None)
-            logits[path], hidden[path] = found[0], seen[0]
+            logits[path], hidden[path] = found[0].to(logits), seen[0].to(hidden)
         return logits, hidden
 
     def _feed(self, rows: list[Row], tokens: Tensor, at: Tensor | None) -> tuple[Tensor, Tensor, list[Row]]:

@@ -59,6 +59,8 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         self.forced = [] if first is None else [first]
         self.sources: list[tuple[int, int, int]] = []  # heads, key and value features of each layer's source
 
+    explicit: Any = None  # it reads its prompt in order
+
     @property
     def vocabulary(self) -> int:
         return self.begin + 1

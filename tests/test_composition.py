@@ -1,0 +1,110 @@
+"""Any decoder on any model: the committed page names all there are, and drafts change no token, wherever they run."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_decoding import WAYS, drafters, prompts_for
+
+from segue.decoding import ACCEPTORS, DECODERS, DRAFTERS, generate
+from segue.mixers import MIXERS
+from segue.models import Stack, StackConfig
+from segue.testing.decoding import Reread, TableModel
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@pytest.fixture(scope="module")
+def tool() -> Any:
+    spec = importlib.util.spec_from_file_location("decoders", ROOT / "tools" / "decoders.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["decoders"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_has_every_name_and_no_mistake(tool: Any) -> None:
+    page = (ROOT / "docs" / "composition.md").read_text(encoding="utf-8")
+    assert "≠" not in page
+    tables = re.findall(r"^\| model \|(.*?)\|\n\|[-|]+\|\n(.*?)\n\n", page, re.DOTALL | re.MULTILINE)
+    assert len(tables) == 2
+    for head, rows in tables:
+        columns = [column.strip() for column in head.split("|")]
+        assert {*DECODERS, *DRAFTERS, *(name for name in ACCEPTORS if name != "walk"), "sets"} <= set(columns)
+        found = {row.split("|")[1].strip(" `"): row.split("|")[2:-1] for row in rows.split("\n")}
+        assert {name for name in MIXERS if MIXERS[name].causal} | set(tool.TRANSFORMERS) <= set(found)
+        assert all(len(cells) == len(columns) and all(cell.strip() for cell in cells) for cells in found.values())
+    assert "·" not in page or "Not applicable:\n\n- " in page
+
+
+@pytest.mark.parametrize("name", ["attention", "mamba", "mixed"])
+def test_a_row_of_it(tool: Any, name: str) -> None:
+    cells = tool.row(name, 8)
+    assert all(isinstance(cells[column], str) or cells[column][0] in "=≈" for column in tool.COLUMNS), cells
+    refused = {column for column in tool.COLUMNS if isinstance(cells[column], str)}
+    assert refused == (set() if name == "attention" else {"sets"})
+    assert {column for column in tool.COLUMNS if cells[column][0] == "≈"} == {"acceptor rejection", "acceptor typical"}
+
+
+def test_a_wrong_model_is_seen(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, truth = tool.native("gru")
+    commit = type(model.init_state(1)).commit
+
+    def forgetful(state: Any, path: Any = None, counts: Any = None) -> None:
+        commit(state, None if path is None else path[:, :1], None if counts is None else counts.clamp(max=1))
+
+    assert tool.answers(model, truth, "beam", 8)[1] and tool.answers(model, truth, "both", 8)[1]
+    monkeypatch.setattr(type(model.init_state(1)), "commit", forgetful)
+    assert not tool.answers(model, truth, "beam", 8)[1] and not tool.answers(model, truth, "both", 8)[1]
+
+
+def test_reading_again_is_the_same_model() -> None:
+    torch.manual_seed(0)
+    stack = Stack(StackConfig(7, 16, ["lstm"])).double().eval().requires_grad_(False)
+    truth = Reread(lambda tokens: stack(tokens[None]), 7)
+    for way in ({}, {"decoder": "beam", "num_beams": 3}, {"decoder": "sample", "draft": "both"}):
+        expected = generate(stack, [[1, 2], [3]], 12, **way)  # type: ignore[arg-type]
+        assert [a.tokens for a in generate(truth, [[1, 2], [3]], 12, **way)] == [a.tokens for a in expected]  # type: ignore[arg-type]
+    table = TableModel(7)
+    tokens = torch.tensor([[1, 2, 3, 4, 5]])
+    parents = torch.tensor([[-1, 0, 0, 2, 1]])
+    again = Reread(lambda tokens: table.extend(tokens[None], table.init_state(1)), 7)
+    for at in (None, torch.tensor([[4, 0]])):
+        states = [model.init_state(1) for model in (table, again)]
+        one, two = (model.extend(tokens, state, parents, at) for model, state in zip((table, again), states))
+        assert torch.equal(one.logits, two.logits)
+        for state in states:
+            state.commit(torch.tensor([[0, 2, 3]]))
+        assert torch.equal(table.extend(tokens, states[0]).logits, again.extend(tokens, states[1]).logits)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_tokens(tool: Any) -> None:
+    """Every mixer, mixed stacks and models of transformers, hostile drafts, ragged batches, greedy and sampled, with
+    processors: not one token differs in float64."""
+    pytest.importorskip("transformers")
+    rounds, emitted = itertools.cycle(WAYS.items()), dict.fromkeys(tool.MODELS, 0)
+    for seed in itertools.count():
+        for name in tool.MODELS:
+            model, _ = tool.MODELS[name](name)
+            what, way = next(rounds)
+            prompts = prompts_for(seed, shortest=3)
+            plain = generate(model, prompts, 60, seed=seed, **way)  # type: ignore[arg-type]
+            truth = [answer.tokens for answer in plain]
+            for drafter in drafters(truth, seed):
+                drafted = generate(model, prompts, 60, draft=drafter, seed=seed, adaptive=False, **way)  # type: ignore[arg-type]
+                assert [answer.tokens for answer in drafted] == truth, (name, what, seed, type(drafter).__name__)
+                emitted[name] += sum(answer.produced for answer in drafted)
+        if sum(emitted.values()) >= 100_000:
+            break
+    print(f"{sum(emitted.values()):,} tokens, at least {min(emitted.values()):,} of each of {len(emitted)} models")
