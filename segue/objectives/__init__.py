@@ -5,8 +5,17 @@ from __future__ import annotations
 from segue.objectives.base import Batch, Loss, Objective
 from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
+from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
+from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 
-OBJECTIVES: dict[str, type[Objective]] = {"next": NextElement, "distillation": Distillation}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "next": NextElement,
+    "distillation": Distillation,
+    "mixed": Mixed,
+    "decayed-repetition": DecayedRepetition,
+    "unlikelihood": TokenUnlikelihood,
+}
 
-__all__ = ["OBJECTIVES", "Batch", "Distillation", "DraftHeadsLoss", "Loss", "NextElement", "Objective"]
+__all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "Mixed", "NextElement",
+           "Objective", "TokenUnlikelihood"]
