@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -184,10 +185,8 @@ def test_the_coin_is_a_function_of_the_step(tmp_path: Path) -> None:
 
         holder.append(Run(Stack(StackConfig(5, 8, ["gru"])), batches, plan, folder=folder, key="coin",
                           objective=Mixed([(heads, 3.0), (tails, 1.0)]), save_seconds=0.0))
-        try:
+        with suppress(KeyboardInterrupt):
             holder[0].train(quiet=True)
-        except KeyboardInterrupt:
-            pass
         return heads.steps, tails.steps, holder[0]
 
     heads, tails, run = learn(40, None)
