@@ -7,6 +7,7 @@ from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
+from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -15,7 +16,9 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "mixed": Mixed,
     "decayed-repetition": DecayedRepetition,
     "unlikelihood": TokenUnlikelihood,
+    "occupancy": OccupancyMatching,
+    "rollout-unlikelihood": RolloutUnlikelihood,
 }
 
 __all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "Mixed", "NextElement",
-           "Objective", "TokenUnlikelihood"]
+           "Objective", "OccupancyMatching", "RolloutUnlikelihood", "TokenUnlikelihood"]

@@ -184,10 +184,10 @@ RULE = (
     "On test text, means over three seeds. Void (inconclusive) unless the control itself believes more in a line the "
     "more often it was said: TP_4 at least 1.5 times TP_0 and WR_4 at least 0.2 above WR_0. Confirmed if with decayed "
     "repetition TP falls (TP_4 below TP_0, and no step up of more than 0.01), rep-12 of greedy text is at most half "
-    "the control's, and perplexity at most 2% above it. Refuted if perplexity is more than 5% above the control's at every "
-    "setting that halves rep-12, of those tried on the tuning text and the one on test text, or if unlikelihood has "
-    "both the lower rep-12 and the lower perplexity; else inconclusive. Coin, gamma and rate are those of the lowest "
-    "perplexity among those that halve rep-12 on the tuning text, with a base model of another seed.")
+    "the control's, and perplexity at most 2% above it. Refuted if perplexity is more than 5% above the control's at "
+    "every setting that halves rep-12, of those tried on the tuning text and the one on test text, or if unlikelihood "
+    "has both the lower rep-12 and the lower perplexity; else inconclusive. Coin, gamma and rate are those of the "
+    "lowest perplexity among those that halve rep-12 on the tuning text, with a base model of another seed.")
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
@@ -195,9 +195,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
                                 for arm in (CONTROL, DITTO, UNLIKELY))
     tp, wr = control["TP"], control["WR"]
     reason = (f"control: TP {tp[0]:.2f} to {tp[-1]:.2f}, WR {wr[0]:.2f} to {wr[-1]:.2f}, rep-12 "
-              f"{control['rep-12']:.2f}; decayed repetition ({ditto['setting']}): TP {ditto['TP'][0]:.2f} to {ditto['TP'][-1]:.2f}, rep-12 "
-              f"{ditto['rep-12']:.2f}, perplexity {ditto['to control'] - 1:+.1%}; unlikelihood: rep-12 "
-              f"{unlikely['rep-12']:.2f}, perplexity {unlikely['to control'] - 1:+.1%}")
+              f"{control['rep-12']:.2f}; decayed repetition ({ditto['setting']}): TP {ditto['TP'][0]:.2f} to "
+              f"{ditto['TP'][-1]:.2f}, rep-12 {ditto['rep-12']:.2f}, perplexity {ditto['to control'] - 1:+.1%}; "
+              f"unlikelihood: rep-12 {unlikely['rep-12']:.2f}, perplexity {unlikely['to control'] - 1:+.1%}")
     if tp[-1] < 1.5 * tp[0] or wr[-1] - wr[0] < 0.2:
         return "inconclusive", f"the control does not reinforce itself; {reason}"
     tuned = next(row for row in table if (row["text"], row["arm"]) == ("tuning", CONTROL))
