@@ -66,18 +66,18 @@ def test_tokens_are_taken_back(mixers: str, draft: str | None) -> None:
     stack: Any = TableModel(V, 1, 1.0) if mixers == "table" else model(mixers)
     sampling = Sampling(True, repetition_penalty=1.2)
     taken = 0
-    for seed in range(3):
-        wanted = [walked(stack, prompt, 30, sampling, seed, row, EOS) for row, prompt in enumerate(PROMPTS)]
+    for seed, eos in ((0, None), (1, EOS)):
+        wanted = [walked(stack, prompt, 30, sampling, seed, row, eos) for row, prompt in enumerate(PROMPTS)]
         drafter: Any = draft if draft != "wild" else WildDraft(V, seed, truth=[said for _, said in wanted], honest=0.9)
-        answers = generate(stack, PROMPTS, 30, "sample", drafter, eos=EOS, seed=seed, backspace=BACK, logprobs=True,
+        answers = generate(stack, PROMPTS, 30, "sample", drafter, eos=eos, seed=seed, backspace=BACK, logprobs=True,
                            repetition_penalty=1.2, adaptive=False)
         for answer, (actions, said) in zip(answers, wanted):
             assert answer.actions == actions and answer.tokens == said
-            assert answer.finish == ("stop" if actions[-1] == EOS else "length")
+            assert answer.finish == ("stop" if actions[-1] == eos else "length")
             assert answer.produced == len(actions) <= 30 and len(answer.logprobs or []) == len(said)
             assert sum(answer.per_pass) == len(said) and min(answer.per_pass) >= 0
             taken += actions.count(BACK)
-    assert taken > 20
+    assert taken >= 5
 
 
 @pytest.mark.parametrize("acceptor", ["rejection", "typical"])
@@ -150,10 +150,10 @@ class Codec:
 def test_what_cannot_be_taken_back_is_told() -> None:
     stack = model("attention")
     whole = Stack(StackConfig(V, 8, ["jrt"]))
-    for given, message in (((stack, PROMPTS, None), "give n"), ((whole, PROMPTS, 5), "at once"),
+    for asked, message in (((stack, PROMPTS, None), "give n"), ((whole, PROMPTS, 5), "at once"),
                            ((stack, PROMPTS, 5, "beam"), "searches")):
         with pytest.raises(SegueError, match=message):
-            generate(*given, backspace=BACK)  # type: ignore[arg-type]
+            generate(*asked, backspace=BACK)  # type: ignore[arg-type]
     with pytest.raises(SegueError, match="ends no answer"):
         generate(stack, PROMPTS, 5, eos=BACK, backspace=BACK)
     with pytest.raises(SegueError, match="vocabulary"):
@@ -279,7 +279,7 @@ def test_the_right_action_after_noise_is_the_backspace() -> None:
     stack, given = model("attention"), batch()
     objective = OccupancyMatching("none", eos=EOS, backspace=BACK, noise=0.5)
     torch.manual_seed(3)
-    loss = objective(stack, given).total
+    loss = objective(stack, given).total.detach()
     from segue.objectives.base import drawn
 
     expected = 0.0

@@ -52,7 +52,7 @@ def test_by_hand() -> None:
     assert again.tokens.tolist() == [[3, 4, END, 7, END, 7, END, 7]]
     assert again.targets.tolist() == [[4, END, 7, END, 7, END, 7, END]]
     assert period.tolist() == [[0, 0, 0, 2, 2, 2, 2, 2]]
-    assert weight.tolist() == [[0, 0, 0, 8 / 5, 8 / 5, 8 / 5, 8 / 5, 8 / 5]]
+    torch.testing.assert_close(weight, torch.tensor([[0, 0, 0, 8 / 5, 8 / 5, 8 / 5, 8 / 5, 8 / 5]]))
     # Probabilities of the targets at each place; all others share the rest.
     p = torch.tensor([0.2, 0.5, 0.6, 0.5, 0.3, 0.1, 0.9, 0.7], dtype=torch.float64)
     scores = ((1 - p) / 9).log()[:, None].repeat(1, 10)
