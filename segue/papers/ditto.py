@@ -157,8 +157,8 @@ def measure(run: Run) -> list[Row]:
     cells = run.cells({f"seed {seed}, {chosen}": partial(arms, data, seed, width, steps, count, "test", final)
                        for seed in seeds})
     run.note("a GRU, which knows what came before, and a layer of attention without positions, which finds it again, "
-             f"width {width}: {steps[0]} steps on repeated random strings, so that it can copy, {steps[1]} with four fifths "
-             f"of text, then {steps[2]} of each arm (AdamW)")
+             f"width {width}: {steps[0]} steps on repeated random strings, so that it can copy, {steps[1]} with four "
+             f"fifths of text, then {steps[2]} of each arm (AdamW)")
     run.note(f"greedy continuations of {SAID} characters behind {PROMPT}; 'copied': of random strings that repeat "
              "themselves, the share of characters that the model names")
     table: list[Row] = []

@@ -162,8 +162,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     reason = (f"all right: {both['all right']:.1%} with matching and backspaces ({both['least']:.1%} to "
               f"{both['most']:.1%}), {plain['all right']:.1%} with maximum likelihood ({plain['least']:.1%} to "
               f"{plain['most']:.1%}) and {longer['all right']:.1%} with {LONG} times the steps, "
-              f"{cloned['all right']:.1%} with cloned backspaces, {rows[MATCHED]['all right']:.1%} with matching alone; "
-              f"taken back rightly {both['well taken']:.0%}, wrong without {plain['wrong']:.1%}")
+              f"{cloned['all right']:.1%} with cloned backspaces, {rows[MATCHED]['all right']:.1%} with matching "
+              f"alone; taken back rightly {both['well taken']:.0%}, wrong without {plain['wrong']:.1%}")
     if cloned["all right"] > both["all right"] - 0.01 or longer["all right"] >= both["all right"]:
         return "refuted", reason
     if both["all right"] >= plain["all right"] + 0.05 and both["least"] > plain["most"] \
