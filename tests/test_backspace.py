@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -170,10 +169,10 @@ def test_what_cannot_be_taken_back_is_told() -> None:
 
 # Learning.
 
-programs = st.lists(st.sampled_from([0, 1, 2, BACK, BACK]), min_size=1, max_size=14)
+programs = st.lists(st.sampled_from([0, 1, 2, BACK, BACK]), min_size=1, max_size=10)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(st.lists(programs, min_size=1, max_size=3), st.sampled_from(MIXERS), st.integers(0, 9))
 def test_one_pass_reads_every_stack(many: list[list[int]], mixers: str, seed: int) -> None:
     """Parity check 4: scores along walks with deletions are those of a fresh forward on each stack, and of a state that
@@ -294,24 +293,21 @@ def test_the_right_action_after_noise_is_the_backspace() -> None:
     assert float(loss) == pytest.approx(expected)
 
 
-TREE = [(), *((a,) for a in range(3)), *((a, b) for a in range(3) for b in range(3))]  # 3 tokens, length 3
+STATES = 1 + 3 + 9  # of texts of three tokens out of three: the empty one, of one token, of two
 
 
-def exact(weights: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Of a policy (states, 3): the discounted occupancy of each state and action, and the chance of each text."""
-    chance, occupancy = {(): torch.ones((), dtype=torch.float64)}, []
-    for number, state in enumerate(TREE):
-        for action in range(3):
-            chance[(*state, action)] = chance[state] * weights[number, action]
-            occupancy.append(gamma ** len(state) * chance[(*state, action)])
-    return torch.stack(occupancy), torch.stack([chance[text] for text in chance if len(text) == 3])
+def exact(policy: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Of a policy (13, 3): the discounted occupancy of each state and action (39,), the chance of each text (27,)."""
+    first = policy[0]
+    second = (first[:, None] * policy[1:4]).flatten()
+    third = (second[:, None] * policy[4:]).flatten()
+    return torch.cat([first, gamma * second, gamma**2 * third]), third
 
 
 def terms(scores: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, value and value after of each state and action; action a in state s leads to state 3 s + a + 1."""
     values = scores.logsumexp(-1)
-    after = torch.stack([values[TREE.index((*state, action))] if len(state) < 2 else values.new_zeros(())
-                         for state in TREE for action in range(3)])
-    return scores.flatten(), values.repeat_interleave(3), after
+    return scores.flatten(), values.repeat_interleave(3), torch.cat([values[1:], values.new_zeros(27)])
 
 
 @pytest.mark.parametrize(("c", "low", "high"), [(0.0, 0.0, 0.001), (0.001, 0.0, 0.002), (0.01, 0.003, 0.009),
@@ -320,12 +316,12 @@ def test_exact_occupancies_are_matched(c: float, low: float, high: float) -> Non
     """Parity check 2: how far from the data the optimum lies, by the weight of the squared rewards."""
     gamma = 0.99
     torch.manual_seed(0)
-    data = (1.5 * torch.randn(len(TREE), 3, dtype=torch.float64)).softmax(-1)
+    data = (1.5 * torch.randn(STATES, 3, dtype=torch.float64)).softmax(-1)
     occupancy, texts = exact(data, gamma)
-    scores = torch.zeros(len(TREE), 3, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.Adam([scores], 0.05)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 800)
-    for _ in range(800):
+    scores = torch.zeros(STATES, 3, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([scores], 0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 500)
+    for _ in range(500):
         optimiser.zero_grad()
         own = exact(scores.detach().softmax(-1), gamma)[0]
         sum(matching(*terms(scores, gamma), occupancy, own, gamma, c)).backward()  # type: ignore[union-attr]
@@ -340,7 +336,7 @@ def test_values_telescope(seed: int, gamma: float) -> None:
     """Parity check 3: in the exact discounted occupancy of any policy, E[V(s) - gamma V(s')] is (1 - gamma) V(s_0), of
     which the part (1 - gamma) is left out here (occupancies sum to the length, not to one)."""
     torch.manual_seed(seed)
-    scores, policy = (torch.randn(len(TREE), 3, dtype=torch.float64) for _ in range(2))
+    scores, policy = (torch.randn(STATES, 3, dtype=torch.float64) for _ in range(2))
     _, value, after = terms(scores, gamma)
     occupancy = exact(policy.softmax(-1), gamma)[0]
     torch.testing.assert_close((occupancy * (value - gamma * after)).sum(), value[0])
@@ -388,7 +384,7 @@ def test_the_loss_by_hand() -> None:
         for score, value, after in along(actions):
             expected += share * (0.02 * (score - 0.9 * after) ** 2 + (-0.5 if data else 0.5) * (value - 0.9 * after))
             expected -= score - value if data else 0.0
-    assert float(loss.total) == pytest.approx(expected) and math.isfinite(expected)
+    assert float(loss.total.detach()) == pytest.approx(expected)
 
 
 def test_settings_are_checked() -> None:
