@@ -76,7 +76,7 @@ def test_a_sentence_is_repeated_with_the_one_before_it(text: list[int], seed: in
     if found is None:
         assert not choices
         return
-    said = row[found.index].tolist()
+    said = row[found.places].tolist()
     assert len(said) == len(text) + 1
     assert said in [(before + sentence * len(text))[: len(text) + 1] for before, sentence in choices]
     assert said[found.begin : -found.period] == said[found.begin + found.period :]

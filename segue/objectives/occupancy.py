@@ -67,9 +67,9 @@ def stacks(walks: Sequence[Walk], eos: int | None = None, backspace: int | None 
             steps.append((number, action, before, -1 if action == eos else stack[-1]))
         every.append((tokens, parents))
     longest = max(len(tokens) for tokens, _ in every)
-    tokens, parents = (torch.tensor([side + [pad] * (longest - len(side)) for side in sides], device=device)
-                       for sides, pad in zip(zip(*every), (0, -1)))
-    return Stacks(tokens, parents, *torch.tensor(steps, device=device).unbind(1))
+    table, below = (torch.tensor([side + [pad] * (longest - len(side)) for side in sides], device=device)
+                    for sides, pad in zip(zip(*every), (0, -1)))
+    return Stacks(table, below, *torch.tensor(steps, device=device).unbind(1))
 
 
 def insert_noise(walk: Walk, rate: float, vocabulary: int, backspace: int, eos: int | None,

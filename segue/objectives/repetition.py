@@ -18,11 +18,11 @@ from segue.objectives.base import Batch, Loss, drawn
 class Repeated(NamedTuple):
     """A text that says one sentence over and over.
 
-    index: (n + 1,) long, which element of the row stands at each place. begin: where the sentence stands first.
+    places: (n + 1,) long, which element of the row stands at each place. begin: where the sentence stands first.
     period: its length, so that places i and i + period hold the same element from there on.
     """
 
-    index: Tensor
+    places: Tensor
     begin: int
     period: int
 
@@ -75,8 +75,8 @@ class DecayedRepetition:
             if found is None:
                 continue
             asked = int(weight[row, span].sum())
-            index[row, span] = span.start + found.index[:-1]
-            targets[row, span] = text[found.index[1:]]
+            index[row, span] = span.start + found.places[:-1]
+            targets[row, span] = text[found.places[1:]]
             # Place i predicts element i + 1. Nothing predicts a document's first element.
             again = slice(span.start + max(found.begin - 1, 0) + found.period, span.stop)
             period[row, again], weight[row, span] = found.period, 0

@@ -25,7 +25,7 @@ from segue.training.strategy import Strategy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUMS, ROWS = 24, 64
+SUMS, ROWS = 12, 64
 MARK, EOS, BACK, VOCABULARY = 10, 11, 12, 13
 PLAIN, LONGER = "maximum likelihood", "maximum likelihood, as long"
 CLONED, MATCHED, BOTH = "cloned backspaces", "matched", "matched, with backspaces"
@@ -56,10 +56,12 @@ class Until(Strategy):
 
 
 def objective(arm: str, c: float, noise: float) -> Objective:
-    return {PLAIN: NextElement(), LONGER: NextElement(), UNLIKELY: RolloutUnlikelihood(eos=EOS),
-            CLONED: OccupancyMatching("none", eos=EOS, backspace=BACK, noise=noise),
-            MATCHED: OccupancyMatching(c=c, eos=EOS),
-            BOTH: OccupancyMatching(c=c, eos=EOS, backspace=BACK, noise=noise)}[arm]
+    table: dict[str, Objective] = {
+        PLAIN: NextElement(), LONGER: NextElement(), UNLIKELY: RolloutUnlikelihood(eos=EOS),
+        CLONED: OccupancyMatching("none", eos=EOS, backspace=BACK, noise=noise),
+        MATCHED: OccupancyMatching(c=c, eos=EOS),
+        BOTH: OccupancyMatching(c=c, eos=EOS, backspace=BACK, noise=noise)}
+    return table[arm]
 
 
 def look(model: Stack, rows: Batch, seed: int) -> dict[str, float]:
@@ -118,8 +120,8 @@ def arms(seed: int, width: int, right: float, steps: tuple[int, int], prompts: i
 
 
 def measure(run: Run) -> list[Row]:
-    width, right, steps = run.pick(16, 64), run.pick(0.0, 0.94), run.pick((10, 2), (1500, 150))
-    prompts, noise = run.pick(4, 1000), 0.05
+    width, right, steps = run.pick(16, 64), run.pick(0.0, 0.94), run.pick((10, 2), (1500, 300))
+    prompts, noise = run.pick(4, 1000), 0.3
     weights = run.pick((0.01,), (0.003, 0.01, 0.03))
     every = (PLAIN, LONGER, CLONED, MATCHED, BOTH, UNLIKELY)
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
