@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segue.continual import Replay, Reservoir, Strategy
 from segue.models import Stack, StackConfig
-from segue.objectives import OBJECTIVES, Batch, Loss, NextElement
+from segue.objectives import OBJECTIVES, Batch, DecayedRepetition, Loss, NextElement
 from segue.papers.base import Claim
 from segue.testing import ContractBroken, check_claim, check_objective, check_strategy
 from segue.training.loop import Run
@@ -20,7 +20,9 @@ from segue.training.loop import Run
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_objectives_keep_the_contract(name: str) -> None:
     torch.manual_seed(1)
-    given = {"distillation": [Stack(StackConfig(11, 8, ["gru"])).double()]}  # a teacher
+    given = {"distillation": [Stack(StackConfig(11, 8, ["gru"])).double()],  # a teacher
+             "mixed": [[(NextElement(), 0.5), (DecayedRepetition(range(7)), 0.5)]],
+             "decayed-repetition": [range(7)]}  # so many separators that some sentence can be repeated
     check_objective(OBJECTIVES[name](*given.get(name, [])))
 
 

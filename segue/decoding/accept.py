@@ -43,7 +43,8 @@ class Ask(Protocol):
     def noise(self, lane: int) -> Noise: ...
 
     def take(self, token: int, node: int) -> bool:
-        """Put a token, scored at `node`, behind the answer; True if the answer ends with it."""
+        """Put a token, scored at `node`, behind the answer; True if no other may follow in this pass (the answer ends
+        with it, or it took one back)."""
         ...
 
 

@@ -163,6 +163,9 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
                    until: Callable[[list[int]], bool] | None = None, **options: Any) -> Iterator[Delta]:
     """As `continue_objects`, piece by piece. A character is given once all its bytes are there; what may yet turn out
     to be the beginning of a stop string is held back. The pieces of a row add up to its `value`."""
+    if options.get("backspace") is not None:
+        raise SegueError("text that may be taken back cannot be told piece by piece: use continue_objects, or stream, "
+                         "whose pieces of tokens say so")
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
     options.setdefault("eos", codec.eos)

@@ -21,7 +21,7 @@ from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
 from segue.errors import SegueError
-from segue.models.base import Decodable, check_prompt, explicit, source_of
+from segue.models.base import Decodable, check_prompt, explicit, reads_whole, source_of
 
 Prompt = Sequence[int] | Tensor | np.ndarray
 
@@ -37,6 +37,7 @@ class Continuation:
     finish: "length", "stop" (a stop token), "until" (a stop string or the caller's condition).
     passes: model passes that gave tokens, prefill included. drafted, accepted: draft nodes checked, and taken over.
     per_pass: how many tokens of the answer each of those passes gave.
+    actions: where a backspace may take tokens back, all that was said in order, backspaces and what they took included.
     path: the code that ran. seconds: prefill, draft, forward, choose and total, of
     the rows that ran together. rows: how many those were. cost: what the cost model measured, where drafts were on.
     score: a search's own score of this answer. others: a search's further answers, best first. nodes: tokens that the
@@ -67,6 +68,7 @@ class Continuation:
     value: Any = None
     whole: Any = None
     per_pass: list[int] = field(default_factory=list)
+    actions: list[int] | None = None
     pieces: list[str] = field(default_factory=list)
     writer: Callable[[Any, Any], None] | None = field(default=None, repr=False)
 
@@ -95,7 +97,7 @@ class Continuation:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         names = ("tokens", "finish", "path", "decoder", "draft", "logprobs", "passes", "drafted", "accepted", "rows",
-                 "cost", "score", "nodes", "proven", "text")
+                 "cost", "score", "nodes", "proven", "text", "actions")
         values = {name: getattr(self, name) for name in names}
         return values | {"tokens_per_pass": round(self.tokens_per_pass, 4),
                          "tokens_per_second": round(self.tokens_per_second, 2),
@@ -111,12 +113,14 @@ class Continuation:
 
 @dataclass
 class Piece:
-    """What one pass added to one row of a stream. index: the row. finish: set on the row's last piece."""
+    """What one pass added to one row of a stream. index: the row. finish: set on the row's last piece. back: so many of
+    the tokens told before are taken back."""
 
     index: int
     tokens: list[int]
     logprobs: list[float] | None
     finish: str | None
+    back: int = 0
 
 
 def _prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodable, list[Sequence[int]]]:
@@ -158,10 +162,12 @@ def draft_sizes(drafter: Drafter | None) -> tuple[int, ...]:
 def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None, sampling: Sampling,
            drafter: Drafter | None, eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool,
            until: Callable[[list[int]], bool] | None, acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
-           batch: int, keep: bool) -> Iterator[tuple[Loop, list[Row]]]:
+           batch: int, keep: bool, backspace: int | None) -> Iterator[tuple[Loop, list[Row]]]:
     model, lists = _prompts(prompts, model)
     limits = _limits(n, len(lists))
     stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
+    if backspace is not None:
+        _check_backspace(backspace, model, limits, stops, drafter)
     rule: Acceptor = choose("acceptor", acceptor, ACCEPTORS) if isinstance(acceptor, str) else acceptor
     if not isinstance(seed, int) and len(seed) != len(lists):
         raise SegueError(f"{len(seed)} seeds for {len(lists)} prompts: give one for all or one for each")
@@ -173,16 +179,40 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     cost = cost or Cost(sizes=draft_sizes(drafter), fixed=not adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place),
-                    model.vocabulary, logprobs, until, source=source_of(model, lists[place]))
+                    model.vocabulary, logprobs, until, source=source_of(model, lists[place]), backspace=backspace)
                 for place in range(start, min(start + batch, len(lists)))]
         yield Loop(model, drafter, rule, cost, keep), rows
+
+
+def _check_backspace(backspace: int, model: Decodable, limits: list[int | None], stops: frozenset[int],
+                     drafter: Drafter | None) -> None:
+    if not 0 <= backspace < model.vocabulary or backspace in stops:
+        raise SegueError(f"backspace {backspace} must be a token of the model's vocabulary of {model.vocabulary} that "
+                         "ends no answer")
+    if None in limits:
+        raise SegueError("with a backspace an answer may go on for ever: give n, the most tokens and backspaces")
+    if reads_whole(model):
+        raise SegueError("a backspace goes back to the prompt's last token, and this model must read its prompt at "
+                         "once: choose another mixer")
+    if drafter is not None and drafter.needs_hidden:
+        raise SegueError("draft heads cannot follow backspaces: choose draft both, trie, lookup or none")
+
+
+def _stayed(per_pass: list[int]) -> list[int]:
+    """Of the tokens that each pass gave, those that stayed; a pass that only took one back is a -1."""
+    stayed: list[int] = []
+    for count in per_pass:
+        stayed.append(max(count, 0))
+        if count < 0:
+            stayed[max(place for place, left in enumerate(stayed) if left)] -= 1
+    return stayed
 
 
 def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None = 256,
              decoder: str | None = None, draft: str | Drafter | None = None, *,
              eos: int | Sequence[int] | None = None, seed: int | Sequence[int] = 0, logprobs: bool = False,
              until: Callable[[list[int]], bool] | None = None, acceptor: str | Acceptor = "walk",
-             adaptive: bool = True, cost: Cost | None = None, batch: int = 32,
+             adaptive: bool = True, cost: Cost | None = None, batch: int = 32, backspace: int | None = None,
              **options: Any) -> list[Continuation]:
     """Continue prompts of token ids; one `Continuation` per prompt, in order.
 
@@ -203,6 +233,8 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     adaptive: let the cost model choose draft sizes and switch drafting off where it does not pay; cost: keep what it
         measures from one call to the next. Neither changes the text.
     batch: rows that run together at most.
+    backspace: a token that takes the answer's last token back, for models that have learned to use it (see
+        `segue.objectives.OccupancyMatching`); n then counts tokens and backspaces together.
     options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beams: num_beams,
         length_penalty, early_stopping, num_return_sequences (see `search.beam`), what keeps them apart
         (`search.diverse`) or conditions them (`search.conditional`); budget and more of the other searches
@@ -216,16 +248,19 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
             if not isinstance(seed, int):
                 raise SegueError(f"decoder '{name}' draws the same for every prompt: give one seed")
             rest["seed"] = seed
+        if backspace is not None:
+            raise SegueError(f"decoder '{name}' searches, nothing is taken back there: choose greedy or sample")
         return _search(model, prompts, n, name, SEARCHES[recipe.search](**rest), sampling, eos, batch, logprobs)
     answers: list[Continuation] = []
     for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
-                             batch, True):
+                             batch, True, backspace):
         for _ in loop.run(rows):
             pass
         answers += [Continuation(
             row.out, row.finish or "length", loop.path, name, label, row.logprobs, row.produced, row.passes,
             row.drafted, row.accepted, len(rows), dict(loop.seconds),
-            None if drafter is None else loop.cost.report(), per_pass=row.per_pass) for row in rows]
+            None if drafter is None else loop.cost.report(), per_pass=_stayed(row.per_pass), actions=row.actions)
+            for row in rows]
     return answers
 
 
@@ -233,25 +268,24 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
            decoder: str | None = None, draft: str | Drafter | None = None, *,
            eos: int | Sequence[int] | None = None, seed: int | Sequence[int] = 0, logprobs: bool = False,
            until: Callable[[list[int]], bool] | None = None, acceptor: str | Acceptor = "walk",
-           adaptive: bool = True, cost: Cost | None = None, batch: int = 32, **options: Any) -> Iterator[Piece]:
+           adaptive: bool = True, cost: Cost | None = None, batch: int = 32, backspace: int | None = None,
+           **options: Any) -> Iterator[Piece]:
     """As `generate`, but gives each row's tokens as soon as they are known; n=None goes on until the caller stops.
 
     Memory stays flat however long it runs (with a model of constant state): only the last 65,536 tokens of an answer
-    are kept for processors and `until`.
+    are kept for processors and `until`. With a `backspace` a piece may take back what was told before (`Piece.back`).
     """
     name, sampling, drafter, _, _ = resolve(decoder, draft, options, model)
     if DECODERS[name].search is not None:
         raise SegueError(f"decoder '{name}' knows its answer only at the end: it cannot stream")
     for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
-                             batch, False):
-        produced = {row.index: 0 for row in rows}
+                             batch, False, backspace):
         for moved in loop.run(rows):
             for row in moved:
-                fresh = row.produced - produced[row.index] - (row.finish == "stop")
-                produced[row.index] = row.produced
+                fresh = max(row.per_pass[-1], 0)
                 told = row.out[len(row.out) - fresh :]
                 chances = None if row.logprobs is None else row.logprobs[len(row.logprobs) - fresh :]
-                yield Piece(row.index, told, chances, row.finish)
+                yield Piece(row.index, told, chances, row.finish, max(-row.per_pass[-1], 0))
 
 
 def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str,

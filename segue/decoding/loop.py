@@ -53,7 +53,8 @@ class Prefill:
         self.first: list[Any] = [None] * len(self.unique)
         self.seen: list[list[Tensor]] = [[] for _ in self.unique]
         with torch.inference_mode(), undisturbed(model):
-            self.state = model.init_state(len(self.unique)) if state is None else state
+            history = max(row.history for row in rows)
+            self.state = model.init_state(len(self.unique), history) if state is None else state
         self.path = model.path  # now: a model may pass to other code later, but not for this state
         layout = arrange(list(self.unique), self.state.positions.device)
         self.placed: dict[str, Any] = {} if layout is None else {"layout": layout}
@@ -150,6 +151,7 @@ class Loop:
                     self.drafter.observe(row.request, row.prefix.tokens, prompt=True)
             accept(prefill.rows, [NOTHING] * len(prefill.rows), self.acceptor)
         rows = [row for prefill in read for row in prefill.rows]
+        self._go_back()
         self._observe(rows)
         self.seconds["total"] += time.perf_counter() - begin
         return rows
@@ -183,10 +185,23 @@ class Loop:
         with torch.inference_mode():
             self.state = self.state.select(torch.tensor(stay, device=self.state.positions.device)) if stay else None
 
+    def _go_back(self) -> None:
+        """The states of rows that took a token back follow them."""
+        if any(row.back for row in self.live):
+            assert self.state is not None
+            with torch.inference_mode():
+                self.state.rewind(torch.tensor([row.back for row in self.live], device=self.state.positions.device))
+        for row in self.live:
+            row.back = 0
+
     def _observe(self, rows: list[Row]) -> None:
         if self.drafter is None:
             return
         for row in rows:
+            if self._observed[row.request] > len(row.out):  # the drafter saw what is no more: begin anew
+                self.drafter.forget(row.request)
+                self.drafter.observe(row.request, row.prefix.tokens[: row.prefix.prompt], prompt=True)
+                self._observed[row.request] = 0
             self.drafter.observe(row.request, row.out[self._observed[row.request] :])
             self._observed[row.request] = len(row.out)
         self.forget([row for row in rows if row.finish is not None])
@@ -205,6 +220,7 @@ class Loop:
             chosen = time.perf_counter()
             if any(row.finish is None for row in live):
                 commit(last)
+                self._go_back()
         end = time.perf_counter()
         seconds = self.seconds
         seconds["draft"] += drafted - start

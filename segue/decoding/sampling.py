@@ -61,6 +61,12 @@ class Prefix:
             self.prompt = max(0, self.prompt - len(self.tokens) + WINDOW)
             del self.tokens[:-WINDOW]
 
+    def pop(self) -> None:
+        """Take the last token back."""
+        token = self.tokens.pop()
+        if self._seen is not None:
+            self._seen[token] = token in self.tokens
+
     @property
     def said(self) -> list[int]:
         return self.tokens[self.prompt :]

@@ -5,7 +5,8 @@
     place = acceptor(tree, row)                         # takes tokens along the draft, at least one
     state.commit(path)                                  # what was accepted is real, the rest was never there
 
-Rows accept different lengths and run together. Without a draft this is ordinary decoding.
+Rows accept different lengths and run together. Without a draft this is ordinary decoding. A row that took a token back
+(SequenceMatch: Cundy & Ermon 2023, arXiv 2306.05426) ends its pass there, and its state goes back after the commit.
 """
 
 from __future__ import annotations
@@ -46,11 +47,15 @@ class Row:
     index: its place among the prompts. request: its name towards drafters. out: the tokens said, without a stop
     token. sets: the prompt, if it has sets. finish: why it ended ("length", "stop", "until"), None while it runs.
     tops: with `top` above 0, at each token of `out` so many of the likeliest ones there. source: see `Prefix`.
+    backspace: the token that takes the last one of `out` back, and does nothing where there is none. It counts towards
+    `limit` as any other; `actions` has all of them in order. back: so many tokens the state must then go back after
+    the commit of this pass, so that the token that is last now can be read again.
     """
 
     def __init__(self, index: int, request: int, prompt: Sequence[int], limit: int | None, sampling: Sampling,
                  stops: frozenset[int], noise: Callable[[int], Noise], vocabulary: int, logprobs: bool = False,
-                 until: Callable[[list[int]], bool] | None = None, top: int = 0, source: int = 0) -> None:
+                 until: Callable[[list[int]], bool] | None = None, top: int = 0, source: int = 0,
+                 backspace: int | None = None) -> None:
         self.index, self.request, self.limit = index, request, limit
         self.sampling, self.stops, self.until = sampling, stops, until
         self.prefix = Prefix(prompt, vocabulary, source)
@@ -62,12 +67,19 @@ class Row:
         self.logprobs: list[float] | None = [] if logprobs else None
         self.top, self.tops = top, list[list[tuple[int, float]]]()
         self.per_pass: list[int] = []
+        self.backspace, self.back = backspace, 0
+        self.actions: list[int] | None = None if backspace is None else []
         self.produced = self.passes = self.drafted = self.accepted = 0
         self.last = -1  # the last token taken, not yet seen by the model
         self.finish: str | None = None
         self.hidden: Tensor | None = None
         self.scores: Scores
         self.place = 0  # in this pass' batch
+
+    @property
+    def history(self) -> int:
+        """How far a state may have to go back: the whole answer, and the prompt's last token."""
+        return 0 if self.backspace is None else (self.limit or 0) + 1
 
     def choose(self, node: int) -> int:
         best = self.scores.best
@@ -84,7 +96,12 @@ class Row:
 
     def take(self, token: int, node: int) -> bool:
         self.produced += 1
-        self.position += 1
+        self.position += 1  # also with a backspace: a second try must not draw the same number
+        if self.actions is not None:
+            self.actions.append(token)
+        if token == self.backspace:
+            self.erase()
+            return True
         self.last = token
         if token in self.stops:
             self.finish = "stop"
@@ -101,6 +118,22 @@ class Row:
         elif self.produced == self.limit:
             self.finish = "length"
         return self.finish is not None
+
+
+    def erase(self) -> None:
+        """Take the last token of the answer back."""
+        self.back = 1
+        if self.out:
+            self.back = 2
+            self.out.pop()
+            self.prefix.pop()
+            if self.logprobs:
+                self.logprobs.pop()
+            if self.tops:
+                self.tops.pop()
+        self.last = self.prefix.tokens[-1]
+        if self.produced == self.limit:
+            self.finish = "length"
 
 
 def likeliest(logprobs: np.ndarray, count: int) -> list[tuple[int, float]]:

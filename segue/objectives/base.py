@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,6 +47,17 @@ class Batch:
         shape = (self.tokens.shape[0], self.tokens.shape[1])
         return Layout.chain(shape, starts=self.starts, device=self.tokens.device, grid=self.grid,
                             prompt=self.prompt)
+
+    def documents(self) -> list[tuple[int, slice]]:
+        """Row and span of each document in which something is predicted, up to its last prediction."""
+        found = []
+        for row, asked in enumerate((self.targets >= 0).cpu()):
+            begins = [0] if self.starts is None else sorted({0, *self.starts[row].nonzero()[:, 0].tolist()})
+            for begin, end in zip(begins, [*begins[1:], len(asked)]):
+                live = asked[begin:end].nonzero()
+                if len(live):
+                    found.append((row, slice(begin, begin + int(live[-1]) + 1)))
+        return found
 
     def to(self, device: torch.device | str) -> Batch:
         return self.map(lambda x: x.to(device))
@@ -100,6 +112,12 @@ class Loss:
     total: Tensor
     terms: dict[str, Tensor]
     count: int
+
+
+def drawn(*tokens: int) -> np.random.Generator:
+    """Random numbers that belong to these tokens and to the step (by the seed that the training loop gives torch): the
+    same for a document alone, in any batch, in any process, and in a resumed run."""
+    return np.random.default_rng([torch.initial_seed() % 2**64, *tokens])
 
 
 class Objective(Protocol):

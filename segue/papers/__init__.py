@@ -76,7 +76,8 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2402.08756"),
     "ditto": Paper(
         "Learning to Break the Loop: Analyzing and Mitigating Repetitions for Neural Text Generation (DITTO)",
-        "2022, arXiv 2206.02369"),
+        "2022, arXiv 2206.02369", "ditto",
+        ("objectives.repetition", "objectives.mixed", "analysis.texts (reinforcement, repetition)")),
     "diverse-beam-search": Paper(
         "Diverse Beam Search: Decoding Diverse Solutions from Neural Sequence Models",
         "2016, arXiv 1610.02424", "diverse_beam_search", ("decoding.search.diverse", "analysis.texts")),
@@ -203,7 +204,8 @@ PAPERS: dict[str, Paper] = {
         "2021, arXiv 2105.13120"),
     "sequencematch": Paper(
         "SequenceMatch: Imitation Learning for Autoregressive Sequence Modelling with Backtracking",
-        "2023, arXiv 2306.05426"),
+        "2023, arXiv 2306.05426", "sequencematch",
+        ("objectives.occupancy", "decoding.verify (backspace)")),
     "set-based-prompting": Paper(
         "Set-Based Prompting: Provably Solving the Language Model Order Dependency Problem",
         "2024, arXiv 2406.06581", "set_based_prompting", ("decoding.prompt",)),

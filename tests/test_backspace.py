@@ -1,0 +1,393 @@
+"""Backspaces: in decoding, where the state goes back, and in learning, where all stacks of a walk are one tree."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segue.decoding import generate, stream
+from segue.decoding.continuation import stream_objects
+from segue.decoding.draft.lookup import PromptLookup
+from segue.decoding.sampling import Noise, Prefix, Sampling
+from segue.errors import SegueError
+from segue.mixers.state import Layout
+from segue.models import Stack, StackConfig
+from segue.models.compiled import compile_model
+from segue.objectives import Batch, NextElement, OccupancyMatching, RolloutUnlikelihood
+from segue.objectives.occupancy import Walk, insert_noise, matching, read, rollouts, stacks, walks_of
+from segue.testing import check_objective
+from segue.testing.decoding import TableModel, WildDraft
+
+V, BACK, EOS = 7, 6, 5
+MIXERS = ("attention", "gru", "mamba+attention", "gla", "attention:near")
+
+
+def model(mixers: str, seed: int = 0, scale: float = 3.0) -> Stack:
+    torch.manual_seed(seed)
+    stack = Stack(StackConfig(V, 16, mixers.split("+"), {"attention:near": {"window": 3}})).double().eval()
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter *= scale
+    return stack
+
+
+def walked(stack: Any, prompt: list[int], n: int, sampling: Sampling, seed: int, row: int, eos: int | None,
+           ) -> tuple[list[int], list[int]]:
+    """What is said, and what remains: every action from a fresh forward over the stack."""
+    said, actions, noise = list(prompt), list[int](), Noise(seed, row)
+    while len(actions) < n:
+        with torch.no_grad():
+            scores = stack.extend(torch.tensor([said]), stack.init_state(1)).logits[0, -1].double().numpy()
+        token = sampling.choose(scores, Prefix(said, V), noise.at(len(prompt) + len(actions)))
+        actions.append(token)
+        if token == eos:
+            break
+        if token != BACK:
+            said.append(token)
+        elif len(said) > len(prompt):
+            said.pop()
+    return actions, said[len(prompt) :]
+
+
+PROMPTS = [[1, 2, 3], [4], [0, 0, 2, 1, 3, 3, 2]]
+
+
+@pytest.mark.parametrize("mixers", [*MIXERS, "table"])
+@pytest.mark.parametrize("draft", [None, "wild", "both"])
+def test_tokens_are_taken_back(mixers: str, draft: str | None) -> None:
+    stack: Any = TableModel(V, 1, 1.0) if mixers == "table" else model(mixers)
+    sampling = Sampling(True, repetition_penalty=1.2)
+    taken = 0
+    for seed, eos in ((0, None), (1, EOS)):
+        wanted = [walked(stack, prompt, 30, sampling, seed, row, eos) for row, prompt in enumerate(PROMPTS)]
+        drafter: Any = draft if draft != "wild" else WildDraft(V, seed, truth=[said for _, said in wanted], honest=0.9)
+        answers = generate(stack, PROMPTS, 30, "sample", drafter, eos=eos, seed=seed, backspace=BACK, logprobs=True,
+                           repetition_penalty=1.2, adaptive=False)
+        for answer, (actions, said) in zip(answers, wanted):
+            assert answer.actions == actions and answer.tokens == said
+            assert answer.finish == ("stop" if actions[-1] == eos else "length")
+            assert answer.produced == len(actions) <= 30 and len(answer.logprobs or []) == len(said)
+            assert sum(answer.per_pass) == len(said) and min(answer.per_pass) >= 0
+            taken += actions.count(BACK)
+    assert taken >= 5
+
+
+@pytest.mark.parametrize("acceptor", ["rejection", "typical"])
+def test_other_acceptors_take_back_too(acceptor: str) -> None:
+    stack = TableModel(V, 1, 1.0)
+    for seed in range(5):
+        for answer in generate(stack, PROMPTS, 25, "sample", WildDraft(V, seed), seed=seed, backspace=BACK,
+                               acceptor=acceptor, adaptive=False):
+            left: list[int] = []
+            for action in answer.actions or []:
+                if action != BACK:
+                    left.append(action)
+                elif left:
+                    left.pop()
+            assert answer.tokens == left and answer.produced == 25 == len(answer.actions or [])
+
+
+def test_logprobs_are_those_of_what_remains() -> None:
+    stack = model("mamba+attention")
+    answer, = generate(stack, [[1, 2, 3]], 40, "sample", backspace=BACK, seed=4, logprobs=True)
+    assert BACK in (answer.actions or []) and answer.tokens
+    with torch.no_grad():
+        scores = stack(torch.tensor([[1, 2, 3, *answer.tokens]])).logits[0, 2:-1].log_softmax(-1)
+    np.testing.assert_allclose(answer.logprobs, scores[range(len(answer.tokens)), answer.tokens])
+
+
+def test_a_backspace_at_the_prompt_does_nothing_and_counts() -> None:
+    class Always(TableModel):
+        def extend(self, *given: Any) -> Any:
+            output = super().extend(*given)
+            output.logits[..., BACK] = 99.0
+            return output
+
+    answer, = generate(Always(V), [[1]], 9, "greedy", backspace=BACK)
+    assert answer.tokens == [] and answer.actions == [BACK] * 9 and answer.finish == "length" and answer.produced == 9
+
+
+@pytest.mark.parametrize("draft", [None, "wild"])
+def test_a_stream_says_what_is_taken_back(draft: str | None) -> None:
+    stack = model("gru")
+    drafter: Any = (lambda: WildDraft(V, 3)) if draft else (lambda: None)
+    answers = generate(stack, PROMPTS, 40, "sample", drafter(), backspace=BACK, seed=2, adaptive=False)
+    told: list[list[int]] = [[] for _ in PROMPTS]
+    back = 0
+    for piece in stream(stack, PROMPTS, 40, "sample", drafter(), backspace=BACK, seed=2, adaptive=False):
+        del told[piece.index][len(told[piece.index]) - piece.back :]
+        told[piece.index] += piece.tokens
+        back += piece.back
+    assert told == [answer.tokens for answer in answers] and back > 5
+
+
+def test_the_compiled_engine_takes_back_too() -> None:
+    stack = model("mamba+attention", scale=1.5).float().requires_grad_(False)
+    plain = generate(stack, PROMPTS, 30, "sample", "none", backspace=BACK, seed=1)
+    answers = generate(compile_model(stack), PROMPTS, 30, "sample", "none", backspace=BACK, seed=1)
+    assert [answer.actions for answer in answers] == [answer.actions for answer in plain]
+    assert any(BACK in (answer.actions or []) for answer in answers)
+
+
+class Codec:
+    eos, bos = EOS, None
+
+    def decode(self, tokens: Sequence[int]) -> list[int]:
+        return list(tokens)
+
+    def encode(self, prime: Sequence[int]) -> np.ndarray:
+        return np.array(prime)
+
+
+def test_what_cannot_be_taken_back_is_told() -> None:
+    stack = model("attention")
+    whole = Stack(StackConfig(V, 8, ["jrt"]))
+    for asked, message in (((stack, PROMPTS, None), "give n"), ((whole, PROMPTS, 5), "at once"),
+                           ((stack, PROMPTS, 5, "beam"), "searches")):
+        with pytest.raises(SegueError, match=message):
+            generate(*asked, backspace=BACK)  # type: ignore[arg-type]
+    with pytest.raises(SegueError, match="ends no answer"):
+        generate(stack, PROMPTS, 5, eos=BACK, backspace=BACK)
+    with pytest.raises(SegueError, match="vocabulary"):
+        generate(stack, PROMPTS, 5, backspace=V)
+    with pytest.raises(SegueError, match="piece by piece"):
+        next(stream_objects(stack, Codec(), PROMPTS, 5, backspace=BACK))  # type: ignore[arg-type]
+
+    class Heads(PromptLookup):
+        needs_hidden = True  # type: ignore[misc]
+
+    with pytest.raises(SegueError, match="heads"):
+        generate(stack, PROMPTS, 5, draft=Heads(), backspace=BACK)
+
+
+# Learning.
+
+programs = st.lists(st.sampled_from([0, 1, 2, BACK, BACK]), min_size=1, max_size=10)
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.lists(programs, min_size=1, max_size=3), st.sampled_from(MIXERS), st.integers(0, 9))
+def test_one_pass_reads_every_stack(many: list[list[int]], mixers: str, seed: int) -> None:
+    """Parity check 4: scores along walks with deletions are those of a fresh forward on each stack, and of a state that
+    goes back."""
+    stack = model(mixers, seed)
+    walks = [Walk([3, 4, 1][: 1 + number], actions, [True] * len(actions)) for number, actions in enumerate(many)]
+    with torch.no_grad():
+        found, known = stacks(walks, EOS, BACK), read(stack, walks, EOS, BACK, torch.device("cpu"))
+        logits = stack(found.tokens, Layout.tree(found.parents, torch.zeros(len(walks), dtype=torch.long))).logits
+    at = 0
+    for number, walk in enumerate(walks):
+        state, left = stack.init_state(1, history=30), list(walk.prompt)
+        with torch.no_grad():
+            rewound = stack.extend(torch.tensor([left]), state).logits[0, -1]
+        state.commit()
+        for action in walk.actions:
+            with torch.no_grad():
+                fresh = stack(torch.tensor([left])).logits[0, -1]
+            assert found.row[at] == number and found.action[at] == action
+            torch.testing.assert_close(logits[number, found.before[at]], fresh)
+            torch.testing.assert_close(rewound, fresh)
+            torch.testing.assert_close(known.value[at], fresh.logsumexp(-1))
+            torch.testing.assert_close(known.score[at], fresh[action])
+            if action != BACK:
+                left.append(action)
+            elif len(left) > len(walk.prompt):
+                left.pop()
+                state.rewind(2)
+            else:
+                state.rewind(1)
+            with torch.no_grad():
+                rewound = stack.extend(torch.tensor([left[-1:]]), state).logits[0, -1]
+                value = stack(torch.tensor([left])).logits[0, -1].logsumexp(-1)
+            state.commit()
+            torch.testing.assert_close(known.after[at], value)
+            at += 1
+    assert at == len(found.row)
+
+
+def test_a_token_that_is_read_again_says_the_same() -> None:
+    """The other layout of the paper, in which a backspace feeds the older token anew: parents say that as well."""
+    stack = model("mamba+attention")
+    tokens, parents = [3, 1, 2, 1, 0], [-1, 0, 1, 0, 3]  # 3, 1, 2, backspace: 1 again on top of 3, then 0
+    with torch.no_grad():
+        again = stack(torch.tensor([tokens]), Layout.tree(torch.tensor([parents]), torch.zeros(1).long())).logits[0]
+        for place, text in ((1, [3, 1]), (2, [3, 1, 2]), (3, [3, 1]), (4, [3, 1, 0])):
+            torch.testing.assert_close(again[place], stack(torch.tensor([text])).logits[0, -1])
+
+
+@pytest.mark.parametrize("mixers", ["attention", "gru"])
+def test_rollouts_are_what_decoding_says(mixers: str) -> None:
+    stack = model(mixers)
+    rows = [Noise(7, row) for row in range(3)]
+    noise = [np.array([row.at(len(prompt) + step) for step in range(12 + 5 * number)])
+             for number, (row, prompt) in enumerate(zip(rows, PROMPTS))]
+    stack.train()
+    walks = rollouts(stack, PROMPTS, noise, EOS, BACK)
+    assert stack.training
+    answers = generate(stack, PROMPTS, [12, 17, 22], "sample", "none", eos=EOS, backspace=BACK, seed=7)
+    assert [walk.actions for walk in walks] == [answer.actions for answer in answers]
+    assert any(BACK in walk.actions for walk in walks)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.floats(0, 0.9), st.integers(0, 9))
+def test_noise_is_put_in_and_taken_back(actions: list[int], rate: float, seed: int) -> None:
+    walk = Walk([1], [*actions, EOS], [True] * (len(actions) + 1))
+    noisy = insert_noise(walk, rate, V, BACK, EOS, np.random.default_rng(seed))
+    left: list[int] = []
+    for place, (action, learned) in enumerate(zip(noisy.actions, noisy.learned)):
+        if not learned:
+            right = noisy.actions[place + 2]
+            assert action not in (right, BACK, EOS) and noisy.actions[place + 1] == BACK
+        if action == BACK:
+            left.pop()
+        else:
+            left.append(action)
+    assert left == walk.actions and sum(noisy.learned) == len(walk.actions) + noisy.actions.count(BACK)
+
+
+def batch() -> Batch:
+    tokens = torch.randint(0, 5, (3, 10))
+    targets = tokens.roll(-1, 1).clone()
+    targets[:, :3], targets[:, -1], targets[1, 7:] = -1, EOS, -1
+    return Batch(tokens, targets)
+
+
+def test_prompts_and_walks() -> None:
+    given = Batch(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[-1, 3, -1, EOS]]))
+    assert walks_of(given) == [Walk([1, 2], [3, 4, EOS], [True, False, True])]
+
+
+@pytest.mark.parametrize("mixers", ["attention", "gru"])
+def test_without_values_it_is_maximum_likelihood(mixers: str) -> None:
+    """Parity check 1."""
+    stack, given = model(mixers), batch()
+    wanted = NextElement()(stack, given).total
+    for objective in (OccupancyMatching("none", eos=EOS), OccupancyMatching("none", eos=EOS, backspace=BACK)):
+        torch.testing.assert_close(objective(stack, given).total.float(), wanted.float())
+
+
+def test_the_right_action_after_noise_is_the_backspace() -> None:
+    stack, given = model("attention"), batch()
+    objective = OccupancyMatching("none", eos=EOS, backspace=BACK, noise=0.5)
+    torch.manual_seed(3)
+    loss = objective(stack, given).total.detach()
+    from segue.objectives.base import drawn
+
+    expected = 0.0
+    for walk in walks_of(given):
+        noisy = insert_noise(walk, 0.5, V, BACK, EOS, drawn(*walk.prompt, *walk.actions))
+        left = list(walk.prompt)
+        for action, learned in zip(noisy.actions, noisy.learned):
+            with torch.no_grad():
+                scores = stack(torch.tensor([left])).logits[0, -1].log_softmax(-1)
+            expected -= float(scores[action]) if learned else 0.0
+            left = left[:-1] if action == BACK else [*left, action]
+    assert float(loss) == pytest.approx(expected)
+
+
+STATES = 1 + 3 + 9  # of texts of three tokens out of three: the empty one, of one token, of two
+
+
+def exact(policy: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """Of a policy (13, 3): the discounted occupancy of each state and action (39,), the chance of each text (27,)."""
+    first = policy[0]
+    second = (first[:, None] * policy[1:4]).flatten()
+    third = (second[:, None] * policy[4:]).flatten()
+    return torch.cat([first, gamma * second, gamma**2 * third]), third
+
+
+def terms(scores: Tensor, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, value and value after of each state and action; action a in state s leads to state 3 s + a + 1."""
+    values = scores.logsumexp(-1)
+    return scores.flatten(), values.repeat_interleave(3), torch.cat([values[1:], values.new_zeros(27)])
+
+
+@pytest.mark.parametrize(("c", "low", "high"), [(0.0, 0.0, 0.001), (0.001, 0.0, 0.002), (0.01, 0.003, 0.009),
+                                                (0.05, 0.015, 0.045), (0.25, 0.07, 0.16), (1.0, 0.2, 0.35)])
+def test_exact_occupancies_are_matched(c: float, low: float, high: float) -> None:
+    """Parity check 2: how far from the data the optimum lies, by the weight of the squared rewards."""
+    gamma = 0.99
+    torch.manual_seed(0)
+    data = (1.5 * torch.randn(STATES, 3, dtype=torch.float64)).softmax(-1)
+    occupancy, texts = exact(data, gamma)
+    scores = torch.zeros(STATES, 3, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([scores], 0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 500)
+    for _ in range(500):
+        optimiser.zero_grad()
+        own = exact(scores.detach().softmax(-1), gamma)[0]
+        sum(matching(*terms(scores, gamma), occupancy, own, gamma, c)).backward()  # type: ignore[union-attr]
+        optimiser.step()
+        schedule.step()
+    found = exact(scores.detach().softmax(-1), gamma)[1]
+    assert low <= float((found - texts).abs().sum() / 2) <= high
+
+
+@given(st.integers(0, 99), st.floats(0.5, 1.0))
+def test_values_telescope(seed: int, gamma: float) -> None:
+    """Parity check 3: in the exact discounted occupancy of any policy, E[V(s) - gamma V(s')] is (1 - gamma) V(s_0), of
+    which the part (1 - gamma) is left out here (occupancies sum to the length, not to one)."""
+    torch.manual_seed(seed)
+    scores, policy = (torch.randn(STATES, 3, dtype=torch.float64) for _ in range(2))
+    _, value, after = terms(scores, gamma)
+    occupancy = exact(policy.softmax(-1), gamma)[0]
+    torch.testing.assert_close((occupancy * (value - gamma * after)).sum(), value[0])
+
+
+def test_the_same_states_cancel() -> None:
+    """Parity check 5: where the model's states are those of the data, values have no gradient."""
+    value, after = (torch.randn(20, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    weights = torch.rand(20, dtype=torch.float64)
+    gap = matching(torch.randn(20), value, after, weights, weights, 0.9, 0.1)[1]
+    for gradient in torch.autograd.grad(gap, (value, after)):
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("objective", [
+    OccupancyMatching(), OccupancyMatching(backspace=10, noise=0.2), OccupancyMatching(eos=9, c=0.05),
+    OccupancyMatching("none", backspace=10, eos=9, noise=0.3), RolloutUnlikelihood(0.5, eos=9)])
+def test_the_contract(objective: Any) -> None:
+    check_objective(objective)
+
+
+def test_the_loss_by_hand() -> None:
+    """Sums over one row, from the definition."""
+    stack = model("attention")
+    given = Batch(torch.tensor([[1, 2, 3]]), torch.tensor([[-1, 3, EOS]]))
+    objective = OccupancyMatching(gamma=0.9, c=0.04, eos=EOS)
+    from segue.objectives.base import drawn
+
+    torch.manual_seed(5)
+    loss = objective(stack, given)
+    own, = rollouts(stack, [[1, 2]], [drawn(1, 2, 3, EOS).random(2)], EOS)
+
+    def along(actions: list[int]) -> list[tuple[float, float, float]]:
+        found, left = [], [1, 2]
+        for action in actions:
+            with torch.no_grad():
+                scores = stack(torch.tensor([left])).logits[0, -1]
+                left = [*left, action]
+                after = 0.0 if action == EOS else float(stack(torch.tensor([left])).logits[0, -1].logsumexp(-1))
+            found.append((float(scores[action]), float(scores.logsumexp(-1)), after))
+        return found
+
+    expected = 0.0
+    for actions, share, data in (([3, EOS], 1.0, True), (own.actions, 2 / len(own.actions), False)):
+        for score, value, after in along(actions):
+            expected += share * (0.02 * (score - 0.9 * after) ** 2 + (-0.5 if data else 0.5) * (value - 0.9 * after))
+            expected -= score - value if data else 0.0
+    assert float(loss.total.detach()) == pytest.approx(expected)
+
+
+def test_settings_are_checked() -> None:
+    for wrong in ({"divergence": "kl"}, {"gamma": 0.0}, {"c": -1.0}, {"noise": 0.1}):
+        with pytest.raises(SegueError):
+            OccupancyMatching(**wrong)  # type: ignore[arg-type]
