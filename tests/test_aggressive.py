@@ -174,11 +174,10 @@ def test_an_encoder_decoder_says_what_is_its_source(name: str) -> None:
             parameter *= 2.5
     for asked in (prompts(5, 2), [model.prompt([3, 4, 5, 6], [3])]):  # the latter begins an answer
         greedy = generate(model, asked, 20, eos=END)
-        drafters = (SourceCopy(), BlockDraft(reader(), 7))
+        drafters = (SourceCopy(model.begin), BlockDraft(reader(), 7))
         for drafter in drafters:
             drafted = generate(model, asked, 20, draft=drafter, eos=END, adaptive=False)
             assert [answer.tokens for answer in drafted] == [answer.tokens for answer in greedy]
-        assert drafters[0].separator == model.begin
         named = generate(model, asked, 20, draft="source", eos=END, adaptive=False)
         assert [answer.tokens for answer in named] == [answer.tokens for answer in greedy]
 

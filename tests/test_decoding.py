@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tracemalloc
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def drafters(truth: list[list[int]], seed: int, vocabulary: int = 13) -> list[ob
     hostile.warm([random.integers(0, vocabulary, 30).tolist() for _ in range(20)])
     hostile.warm([said[start : start + 3] for said in truth for start in range(0, len(said), 2) if said[start:]])
     return [TrieDraft(mode="hier"), TrieDraft(mode="par", nodes=16), TrieDraft(mode="one"), PromptLookup(ngram=2),
-            DRAFTERS["both"](), hostile, WildDraft(vocabulary, seed), WildDraft(vocabulary, seed, truth=truth)]
+            DRAFTERS["both"](None), hostile, WildDraft(vocabulary, seed), WildDraft(vocabulary, seed, truth=truth)]
 
 
 def compare(model: Stack, way: dict[str, object], seed: int, n: int = 40) -> tuple[int, int]:
@@ -669,7 +670,7 @@ def test_beam_agrees_with_transformers() -> None:
 
 @pytest.mark.parametrize("make", [TrieDraft, PromptLookup, lambda: TrieDraft(mode="par"), lambda: TrieDraft(mode="one"),
                                   lambda: TrieDraft(source="input"), lambda: TrieDraft(source="output"),
-                                  DRAFTERS["both"]])
+                                  partial(DRAFTERS["both"], None)])
 def test_drafters_keep_the_contract(make) -> None:  # type: ignore[no-untyped-def]
     check_drafter(make, memory=make in (TrieDraft, PromptLookup))
 

@@ -149,7 +149,7 @@ def drafters(model: Any) -> dict[str, Callable[[], Any]]:
     def heads() -> HeadsDraft:
         return HeadsDraft(DraftHeads.on(model))
 
-    return dict(DRAFTERS) | {"heads": heads, "small model": small}
+    return {name: partial(make, model) for name, make in DRAFTERS.items()} | {"heads": heads, "small model": small}
 
 
 COLUMNS = [*DECODERS, *(name for name in (*DRAFTERS, "heads", "small model") if name not in DECODERS),

@@ -218,10 +218,6 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         draft = getattr(fitted, "heads", None)
         if draft is None:
             raise SegueError("draft 'heads' needs trained heads: run segue speed-up on this model first")
-    if draft == "depth":
-        from segue.decoding.draft import depth_draft
-
-        draft = depth_draft(getattr(fitted, "model", None))
     if draft == "counts":
         if mixture is None:
             raise SegueError("draft 'counts' needs a model that was fitted with counts: choose both, trie or lookup")

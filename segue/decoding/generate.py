@@ -220,9 +220,8 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         needs attention alone, in plain torch or transformers). n: tokens to add at most (None: until it stops), one
         for all or one for each.
     decoder: a name in DECODERS: greedy, sample, trie, lookup, beam, diverse-beam, conditional-beam, contrastive, exact,
-        tree (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "depth" (a
-        native stack drafts by some of its layers), "none", or a `Drafter` (one that is kept has learned from earlier
-        answers).
+        tree (default: sample if an option of it is given, else greedy). draft: a name in DRAFTERS, "none", or a
+        `Drafter` (one that is kept has learned from earlier answers).
     eos: stop tokens. They end an answer and are not part of it.
     seed: fixes sampling; one per prompt makes each answer what it would be alone.
     logprobs: also give the log-probability of each token.

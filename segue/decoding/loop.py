@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from segue.decoding.accept import Acceptor
 from segue.decoding.cost import Cost
-from segue.decoding.draft import NOTHING, Drafter, SourceCopy, Tip, Tree
+from segue.decoding.draft import NOTHING, Drafter, Tip, Tree
 from segue.decoding.prompt import arrange
 from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.mixers.state import gather_nodes
-from segue.models.base import Decodable, Decoding, begin_of, reads_whole, tell_prompt
+from segue.models.base import Decodable, Decoding, reads_whole, tell_prompt
 
 PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the memory of a book times the width
 
@@ -105,8 +105,6 @@ class Loop:
     def __init__(self, model: Decodable, drafter: Drafter | None, acceptor: Acceptor, cost: Cost,
                  keep: bool = True) -> None:
         self.model, self.drafter, self.acceptor, self.cost = model, drafter, acceptor, cost
-        if isinstance(drafter, SourceCopy) and drafter.separator is None:
-            drafter.separator = begin_of(model)  # an encoder-decoder knows what ends its source
         self.keep, self.path = keep, model.path
         self.live: list[Row] = []
         self.state: Decoding | None = None

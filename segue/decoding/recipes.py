@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from segue.decoding.draft import DRAFTERS, Drafter, depth_draft
+from segue.decoding.draft import DRAFTERS, Drafter
 from segue.decoding.sampling import Sampling
 from segue.decoding.search import SEARCHES
 from segue.errors import SegueError
@@ -70,9 +70,7 @@ def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str,
     draft = recipe.draft if draft is None else draft
     if draft == "none":
         draft = None
-    elif draft == "depth":
-        draft = depth_draft(model)
-    drafter = choose("draft", draft, {**DRAFTERS, "depth": None, "none": None})() if isinstance(draft, str) else draft
+    drafter = choose("draft", draft, {**DRAFTERS, "none": None})(model) if isinstance(draft, str) else draft
     if recipe.search and drafter is not None:
         raise SegueError(f"decoder '{decoder}' searches, it cannot use a draft: choose greedy or sample")
     label = draft if draft is None or isinstance(draft, str) else getattr(draft, "name", type(draft).__name__)

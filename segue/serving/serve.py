@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
-from segue.decoding.draft import DRAFTERS, depth_draft
+from segue.decoding.draft import DRAFTERS
 from segue.errors import SegueError, require
 from segue.serving.engine import Engine
 from segue.verbs.fit import load
@@ -18,7 +17,7 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
 
     host, port: where to listen; the loopback interface unless told otherwise, and then only with a key. rows, tokens,
     queue: what is answered at once, what that may hold, how many wait (see `Engine`). draft: a name in DRAFTERS,
-    "depth" or the "heads" that `speed_up` trained, for all requests; it changes no token. weights: "float32" or "int8".
+    or the "heads" that `speed_up` trained, for all requests; it changes no token. weights: "float32" or "int8".
     """
     uvicorn = require("uvicorn", extra="serve")
     require("fastapi", extra="serve")
@@ -26,15 +25,16 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
 
     if host not in ("127.0.0.1", "localhost", "::1") and key is None:
         raise SegueError(f"{host} can be reached by others: give a key (--key), or listen on 127.0.0.1")
-    if draft is not None and draft not in (*DRAFTERS, "depth", "heads"):
-        raise SegueError(f"draft '{draft}' is unknown: choose from {', '.join(DRAFTERS)}, depth, heads")
+    if draft is not None and draft not in (*DRAFTERS, "heads"):
+        raise SegueError(f"draft '{draft}' is unknown: choose from {', '.join(DRAFTERS)}, heads")
     fitted = load(folder)
     if draft == "heads" and fitted.heads is None:
         raise SegueError(f"draft 'heads' needs trained heads: run segue speed-up {folder} first")
+    model = fitted.decodable(weights)
+    drafter = None if draft is None else fitted.heads if draft == "heads" else DRAFTERS[draft](model)
     ends = getattr(fitted, "ends", None) or ([] if fitted.codec.eos is None else [fitted.codec.eos])
-    makers: dict[str, Any] = {**DRAFTERS, "depth": lambda: depth_draft(fitted.model), "heads": lambda: fitted.heads}
-    engine = Engine(fitted.decodable(weights), rows=rows, tokens=tokens, queue=queue,
-                    draft=None if draft is None else makers[draft]())
+    engine = Engine(model, rows=rows, tokens=tokens, queue=queue,
+                    draft=drafter)
     app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(ends), key)
     engine.warm()
     print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "

@@ -214,7 +214,7 @@ class Fitted:
 
         values = read_json(path)
         best = values.get("draft") if isinstance(values, dict) else None
-        if best not in (*DRAFTERS, "counts", "depth", "heads", "none"):
+        if best not in (*DRAFTERS, "counts", "heads", "none"):
             raise SegueError(f"{path} names no drafter of this version: run segue speed-up again, or remove it")
         self.heads = HeadsDraft.load(path.parent / "heads.safetensors", self.model) if values.get("heads") else None
         self.best_draft = best

@@ -9,7 +9,9 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import torch
 
 from segue.data import TokenStore
 from segue.decoding import generate
-from segue.decoding.draft import DRAFTERS, Drafter, depth_draft
+from segue.decoding.draft import DRAFTERS, Drafter
 from segue.decoding.draft.counts import CountDraft
 from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks
 from segue.errors import SegueError
@@ -126,12 +128,14 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
     model = fitted.decodable()
     generate(model, beginnings(held, 1), 2)  # what is made at the first use is made before the clock runs
     result = SpeedUp("none", "", machine())
-    makers: dict[str, Callable[[], Drafter | str]] = {"none": lambda: "none"} | dict(DRAFTERS)
+    makers: dict[str, Callable[[], Drafter | str]] = {"none": lambda: "none"}
+    for name, make in DRAFTERS.items():
+        with suppress(SegueError):  # not every model has what a drafter needs
+            make(model)
+            makers[name] = partial(make, model)
     if fitted.mixture is not None:
         counts = fitted.mixture.counts
         makers["counts"] = lambda: CountDraft(counts)
-    if isinstance(fitted.model, Stack) and len(fitted.model.blocks) > 1:
-        makers["depth"] = lambda: depth_draft(fitted.model)
     drafter = None
     try:
         heads = DraftHeads.on(fitted.model, **SORTS[sort], attention_heads=heads_of(fitted.model.config.width))

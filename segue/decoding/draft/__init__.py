@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from segue.decoding.draft.base import NOTHING, Drafter, Tip, Tree
 from segue.decoding.draft.block import BlockDraft
@@ -11,13 +12,16 @@ from segue.decoding.draft.model import ModelDraft, depth_draft
 from segue.decoding.draft.source import SourceCopy
 from segue.decoding.draft.together import Together
 from segue.decoding.draft.trie import Trie, TrieDraft
+from segue.models.base import begin_of
 
-DRAFTERS: dict[str, Callable[[], Drafter]] = {
-    "trie": TrieDraft,
-    "lookup": PromptLookup,
-    "source": SourceCopy,
+# Each is made for a model; those that draft from what was said look at nothing of it.
+DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
+    "trie": lambda model: TrieDraft(),
+    "lookup": lambda model: PromptLookup(),
+    "source": lambda model: SourceCopy(begin_of(model)),
     # The trie ranks what was said often, but learns an answer only branch by branch; the lookup sees it at once.
-    "both": lambda: Together([TrieDraft(), PromptLookup()]),
+    "both": lambda model: Together([TrieDraft(), PromptLookup()]),
+    "depth": depth_draft,
 }
 
 __all__ = ["DRAFTERS", "NOTHING", "BlockDraft", "Drafter", "ModelDraft", "PromptLookup", "SourceCopy", "Tip",

@@ -82,14 +82,15 @@ class ModelDraft:
         self._ahead.pop(row, None)
 
 
-def depth_draft(model: Decodable | None, schedule: DepthSchedule | None = None) -> ModelDraft:
+def depth_draft(model: Decodable, schedule: DepthSchedule | None = None) -> ModelDraft:
     """A native stack drafts for itself with some of its layers (as in LayerSkip, Elhoushi et al. 2024,
     arXiv 2404.16710), of whatever mixers.
 
     schedule: which (default: half of them at every position, the first one and those at the top). The prompt is read
     once more, by all layers. It drafts well where the model has learned to go without the others.
     """
-    stack = getattr(model, "stack", model)
+    stack = getattr(model, "network", model)  # of a mixture
+    stack = getattr(stack, "stack", stack)  # of what the compiled engine runs
     if not isinstance(stack, Stack) or len(stack.blocks) < 2:
         raise SegueError("draft 'depth' leaves out some layers of a native model: for this one choose trie, lookup or "
                          "both")

@@ -45,8 +45,8 @@ class _Request:
 class SourceCopy:
     """Copies the rest of the source from where the answer stands in it.
 
-    separator: the token that ends the source in a prompt; what a prompt holds behind it belongs to the answer.
-        None: the model's `begin`, where it has one (an encoder-decoder), or else the whole prompt is the source.
+    separator: the token that ends the source in a prompt (`begin` of an encoder-decoder); what a prompt holds behind it
+        belongs to the answer. None: the whole prompt is the source.
     ngram: the answer's last token says where it stands, or if it is in the source several times the last two, and so
         on up to so many. length: tokens drafted at most.
     """
