@@ -164,8 +164,8 @@ def measure(run: Run) -> list[Row]:
     if folder is not None:
         facts = task(folder, run.seed)[1]
         run.note(f"real data, words in lower case, names left open; {LAYERS} layers of width {width}, {shape[2]} steps "
-                 f"of Muon on {shape[1]} rows, then {shape[3]} under each schedule; three sentences for each of 200 test "
-                 f"inputs, BLEU of the greedy answers to 100; seeds {', '.join(map(str, seeds))}")
+                 f"of Muon on {shape[1]} rows, then {shape[3]} under each schedule; three sentences for each of 200 "
+                 f"test inputs, BLEU of the greedy answers to 100; seeds {' and '.join(map(str, seeds))}")
         run.note("schedules fall from one and a half times their mean depth to half of it, over "
                  f"{planned(OURS, facts)} (2x) and {planned('3x', facts)} (3x) elements, so that the sentences learned "
                  "from are read at that mean; prompts are read by all layers")
@@ -178,7 +178,7 @@ def measure(run: Run) -> list[Row]:
              "bleu": round(mean(cell[arm]["bleu"] for cell in found), 2),
              "layers": round(mean(cell[arm]["layers"] for cell in found), 3),
              "calls": quick[arm]["calls"] / quick[FULL]["calls"],
-             "tokens/s": round(median(rates[arm])), "times": round(median(rates[arm] / rates[FULL]), 3)}
+             "tokens/s": round(median(rates[arm])), "times": round(float(np.median(rates[arm] / rates[FULL])), 3)}
             for arm in ARMS]
 
 
