@@ -173,12 +173,13 @@ class Nodes:
         taken = taken.expand(layout.positions.shape)
         size = int(taken.sum(1).max())
         if layout.parents is None and layout.starts is None:  # a row takes its beginning
-            some = Layout(layout.positions[:, :size], prompt=None if layout.prompt is None else layout.prompt[:, :size])
-            return Nodes(taken, some, None)
+            prompt = None if layout.prompt is None else layout.prompt[:, :size]
+            return Nodes(taken, replace(layout, positions=layout.positions[:, :size], grid=None, prompt=prompt), None)
         index = taken.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :size]
         starts, prompt = (None if x is None else gather_nodes(x.expand(taken.shape), index)
                           for x in (layout.starts, layout.prompt))
-        nodes = Nodes(taken, Layout(gather_nodes(layout.positions, index), None, starts, None, prompt), index)
+        nodes = Nodes(taken, replace(layout, positions=gather_nodes(layout.positions, index), parents=None,
+                                     starts=starts, grid=None, prompt=prompt), index)
         if layout.parents is not None:
             parents = gather_nodes(layout.parents, index)
             real = (parents >= 0) & gather_nodes(taken, index)
