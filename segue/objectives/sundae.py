@@ -3,6 +3,8 @@ a text better from any state it may be in, its own drafts included, and so to wr
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -28,7 +30,8 @@ class Sundae:
         tokens, asked, layout = batch.tokens, batch.targets >= 0, batch.layout
         wanted, total = batch.targets[asked], torch.zeros((), device=tokens.device)
         rate = torch.rand(len(tokens), 1, device=tokens.device) if self.rate is None else self.rate
-        noise = torch.randint(int(model.vocabulary), (len(wanted),), device=tokens.device)
+        elements: Any = model.vocabulary
+        noise = torch.randint(elements, (len(wanted),), device=tokens.device)
         replaced = (torch.rand(tokens.shape, device=tokens.device) < rate)[asked]
         said = torch.where(replaced, noise, wanted)
         for _ in range(self.steps):

@@ -140,8 +140,9 @@ PAPERS: dict[str, Paper] = {
     "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444"),
     "making-the-most": Paper(
         "Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers",
-        "2024, arXiv 2408.16241",
-        parts=("decoding.search.exact", "decoding.search.conditional", "decoding.search.foresight")),
+        "2024, arXiv 2408.16241", "making_the_most",
+        ("training.adapt", "models.windows", "objectives.sundae", "decoding.denoise", "decoding.search.exact",
+         "decoding.search.conditional", "decoding.search.foresight")),
     "mamba-360": Paper(
         "Mamba-360: Survey of State Space Models as Transformer Alternative for Long Sequence Modelling",
         "2024, arXiv 2404.16112", "mamba_360",
@@ -163,7 +164,7 @@ PAPERS: dict[str, Paper] = {
     "order-matters": Paper("Order Matters: Sequence to sequence for sets", "2015, arXiv 1511.06391"),
     "partial-attention-lm": Paper(
         "Decoder-Only or Encoder-Decoder? Interpreting Language Model as a Regularized Encoder-Decoder",
-        "2023, arXiv 2304.04052"),
+        "2023, arXiv 2304.04052", "partial_attention_lm", ("mixers.partial", "analysis.influence")),
     "peptide": Paper("Peptide Sequencing Via Protein Language Models", "2024, arXiv 2408.00892"),
     "playlists": Paper(
         "Representation, Exploration and Recommendation of Music Playlists",

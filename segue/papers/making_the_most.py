@@ -179,7 +179,11 @@ def captions(folder: Path | None, vocabulary: int) -> tuple[int, list[list[int]]
     learned, test = lines("train.en.gz"), lines("test_2016_flickr.en.gz")
     counts = Counter(word for words in learned for word in words)
     ids = {word: WORDS + rank for rank, (word, _) in enumerate(counts.most_common(vocabulary - WORDS))}
-    return vocabulary, *([[ids.get(word, UNKNOWN) for word in words] for words in each] for each in (learned, test))
+
+    def encode(texts: list[list[str]]) -> list[list[int]]:
+        return [[ids.get(word, UNKNOWN) for word in words] for words in texts]
+
+    return vocabulary, encode(learned), encode(test)
 
 
 def begun(learned: list[list[int]], rows: int, seed: int, step: int) -> Batch:

@@ -142,5 +142,5 @@ def dynamic_evaluation(model: Stack, tokens: Tensor, block: int, rate: float) ->
         with torch.no_grad():
             for parameter, grad in zip(parameters, grads):
                 if grad is not None:
-                    parameter -= rate * grad
+                    parameter.sub_(rate * grad)
     return torch.cat(told, 1)

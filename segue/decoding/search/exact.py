@@ -78,9 +78,6 @@ class Descent:
                 untried.pop()
                 continue
             token, logprob = untried[-1].pop()
-            if token in self.stops:
-                self._keep(path[-1].ended(logprob))
-                continue
             deeper = path[-1].extended(token, logprob)
             if len(deeper.tokens) == self.n:
                 self._keep(deeper)
@@ -107,8 +104,13 @@ class Descent:
         return output
 
     def _children(self, hypothesis: Hypothesis, output: Output) -> list[tuple[int, float]]:
-        """Next tokens that may lead to something, with their log-probabilities."""
+        """Next tokens that may lead to something, with their log-probabilities. Where it may end it ends at once: that
+        takes no pass, and bounds all that follows."""
         (logprobs,) = judged(output, [hypothesis], self.sampling)
+        for token in self.stops:
+            if hypothesis.total + logprobs[token] > self._floor(len(hypothesis.tokens) + 1):
+                self._keep(hypothesis.ended(float(logprobs[token])))
+            logprobs[token] = -np.inf
         able = np.flatnonzero(hypothesis.total + logprobs > self._floor(len(hypothesis.tokens) + 1))
         able = able[np.argsort(logprobs[able], kind="stable")]
         return list(zip(able.tolist(), logprobs[able].tolist()))
