@@ -13,6 +13,7 @@ import pytest
 import segue
 from segue.cli import main
 from segue.data import of
+from segue.decoding.draft import DRAFTERS
 from segue.decoding.draft.heads import HeadsDraft
 from segue.errors import SegueError
 from segue.models.heads import DraftHeads
@@ -45,7 +46,8 @@ def test_the_fastest_is_kept_and_changes_no_text(folder: Path) -> None:
     model = segue.load(folder)
     plain = model.continue_("aabb", n=20, draft="none")
     report = model.speed_up(words(), sort="hydra++", **QUICK)
-    names = {"none", "trie", "lookup", "both", "heads"} | ({"counts"} if model.mixture is not None else set())
+    names = {"none", "heads", *DRAFTERS} - {"depth"}  # it has one layer
+    names |= {"counts"} if model.mixture is not None else set()
     assert set(report.drafters) == names
     assert report.best == max(names, key=lambda name: report.drafters[name].tokens_per_second)
     for row in report.drafters.values():
