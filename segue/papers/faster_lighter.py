@@ -14,14 +14,14 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.analysis.memory import peak_memory
-from segue.errors import require
 from segue.mixers import MIXERS, Attention, Layout
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, Distillation, NextElement, Objective
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.mamba_360 import digits, expressions, some
 from segue.tasks import TASKS
 from segue.training.learn import accuracy, learn
 from segue.training.pruning import Prune
@@ -44,40 +44,21 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 # --- accuracy ------------------------------------------------------------------------------------------------------
 
 
-def digits(part: str) -> tuple[Tensor, Tensor]:
-    """Handwritten digits as (N, 64, 1) pixels from 0 to 1 and (N,) labels; every fifth is for testing."""
-    found = require("sklearn.datasets", extra="classical").load_digits()
-    pixels, labels = torch.tensor(found.data).float()[..., None] / 16, torch.tensor(found.target)
-    chosen = (torch.arange(len(labels)) % 5 == 0) == (part == "test")
-    return pixels[chosen], labels[chosen]
-
-
-def digit_batch(pixels: Tensor, labels: Tensor) -> Batch:
-    """The label is asked for at the last pixel."""
-    targets = torch.full(pixels.shape[:2], -1)
-    targets[:, -1] = labels
-    return Batch(pixels, targets)
-
-
 def drawn(task: str, seed: int) -> tuple[Callable[[int], Batch], Batch]:
     """Rows for each step, and rows to test on."""
-    if task == "ListOps":
-        return TASKS["listops"].batches(ROWS, (LENGTH, LENGTH), seed), TASKS["listops"].test(512, LENGTH, seed)
-    pixels, labels = digits("train")
-
-    def batch(step: int) -> Batch:
-        rows = torch.randint(len(labels), (ROWS,), generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
-        return digit_batch(pixels[rows], labels[rows])
-
-    return batch, digit_batch(*digits("test"))
+    known, new = digits(8) if task == "digits" else (expressions(4096, LENGTH, 1), expressions(512, LENGTH, 2))
+    return some(known, ROWS, seed), new
 
 
 def classifier(arm: str, task: str, seed: int, width: int = WIDTH, layers: int = 2) -> Stack:
     torch.manual_seed(seed)
     name, options = ARMS[arm]
-    vocabulary = TASKS["listops"].vocabulary if task == "ListOps" else 10
-    return Stack(StackConfig(vocabulary, width, [name] * layers, {name: options}, pool="mean", tied=False,
-                             learned_positions=LENGTH, inputs=0 if task == "ListOps" else 1))
+    vocabulary, inputs = (TASKS["listops"].vocabulary, 0) if task == "ListOps" else (10, 1)
+    model = Stack(StackConfig(vocabulary, width, [name] * layers, {name: options}, pool="mean", tied=False,
+                              learned_positions=LENGTH, inputs=inputs))
+    if inputs and model.position_embedding is not None:  # as large as the pixels beside them, or nobody sees them
+        nn.init.normal_(model.position_embedding.weight, std=0.5)
+    return model
 
 
 def trained(arm: str, task: str, seed: int, steps: int, width: int = WIDTH, objective: Objective | None = None,
