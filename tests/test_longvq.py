@@ -57,6 +57,27 @@ def test_by_loops(codes: int, window: int) -> None:
         assert (model(x)[row] - by_loops(model, x[row])).abs().max() < 1e-10
 
 
+@pytest.mark.parametrize("window, packed", [(4, False), (4, True), (1, True), (50, False)])
+def test_gradients_go_straight_through_the_codes(window: int, packed: bool) -> None:
+    """In training, against every weight written out with keys K + constant(C - K)."""
+    attention = mixer(5, window).attention.train()
+    q, k, v = (torch.randn(2, 23, width, dtype=torch.float64, requires_grad=True) for width in (3, 3, 8))
+    code, codes = attention.codebook.nearest(k), attention.codebook.codes
+    starts = torch.zeros(2, 23, dtype=torch.bool)
+    starts[0, [7, 9]] = starts[1, 16] = packed
+    y, _ = attention.scan((q, k, v, code), attention.initial(2, q), starts)
+    apart, document = torch.arange(23)[:, None] - torch.arange(23), starts.long().cumsum(1)
+    quantised = k + (codes[code] - k).detach()
+    scores = torch.where(apart < window, q @ k.mT / math.sqrt(3) + attention.bias[apart.clamp(0, window - 1)],
+                         q @ quantised.mT / math.sqrt(3))
+    seen = (apart >= 0) & (document[:, :, None] == document[:, None])
+    whole = scores.masked_fill(~seen, -math.inf).softmax(-1) @ v
+    pull, wanted = torch.randn_like(y), (q, k, v, attention.bias)
+    assert (y - whole).abs().max() < 1e-12
+    for ours, theirs in zip(*(torch.autograd.grad((x * pull).sum(), wanted) for x in (y, whole))):
+        assert (ours - theirs).abs().max() < 1e-12
+
+
 @torch.no_grad()
 def test_a_codebook_of_all_keys_is_exact() -> None:
     """A code for every key: the window then makes no difference, but for its bias."""

@@ -5,6 +5,7 @@ arXiv 2404.11163), in the shape of Mega (Ma et al. 2022, arXiv 2209.10655) and T
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed
@@ -17,6 +18,9 @@ from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors, gather_nodes
 
+WHOLE = 256
+"""Nodes of a block in training, at least: gradients node by node are then cheaper than those of sums by code."""
+
 
 class Codebook(nn.Module):
     """S codes that follow the keys by k-means with moving averages of sums and counts, in training only. The first
@@ -28,7 +32,7 @@ class Codebook(nn.Module):
     counts: Tensor
     begun: Tensor
 
-    def __init__(self, codes: int, width: int, decay: float = 0.99) -> None:
+    def __init__(self, codes: int, width: int, decay: float = 0.9) -> None:
         super().__init__()
         self.decay = decay
         self.register_buffer("sums", torch.randn(codes, width))
@@ -75,7 +79,8 @@ class Codebook(nn.Module):
 class QuantisedAttention(Recurrence):
     """Softmax attention whose keys are exact while less than `window` nodes back, where a bias by distance is added,
     and the codes nearest to them from there on. Keys of one code weigh the same, so what has left the window is a
-    count and a sum of values per code: time is linear in the length, the state of constant size.
+    count and a sum of values per code: time is linear in the length, the state of constant size. In training each key
+    has the gradient that its code would have if no other key shared it (straight through).
 
     Queries and keys are of norm sqrt(Z), so that exponentials are finite without subtracting a maximum.
 
@@ -84,11 +89,11 @@ class QuantisedAttention(Recurrence):
     float32 at least; all of the document that goes on.
     """
 
-    def __init__(self, width: int, value_width: int, codes: int, window: int) -> None:
+    def __init__(self, width: int, value_width: int, codes: int, window: int, decay: float) -> None:
         super().__init__()
         self.window, self.widths = window, (width, value_width)
         self.bias = nn.Parameter(torch.zeros(window))
-        self.codebook = Codebook(codes, width)
+        self.codebook = Codebook(codes, width, decay)
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         width, value_width = self.widths
@@ -101,13 +106,12 @@ class QuantisedAttention(Recurrence):
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         if not inputs[0].shape[1]:
             return inputs[2], state
-        codes = self._codes(inputs[1], inputs[3])
         q, k, v, code = inputs[0], *(torch.cat([old.to(new.dtype), new], 1) for old, new in zip(state, inputs[1:]))
         sums, w, n = state[3], self.window, q.shape[1]
         document = torch.zeros_like(inputs[3]) if starts is None else starts.long().cumsum(1)
         document = F.pad(document, (w, 0)).where(code >= 0, -1)  # of each node of the line
         valued = torch.cat([v, torch.ones_like(v[..., :1])], -1).to(sums.dtype)  # the ones sum up the weights
-        y = self._blocks(q, k, valued, code, codes, document, sums)[:, :n]
+        y = self._blocks(q, k, valued, code, document, sums)[:, :n]
 
         taken = torch.full_like(code[:, 0], n) if lengths is None else lengths
         owner = document.gather(1, (taken + w - 1)[:, None]).clamp(min=0)
@@ -118,27 +122,17 @@ class QuantisedAttention(Recurrence):
         k, v, code = (gather_nodes(x, recent) for x in (k, v, code.where(document == owner, -1)))
         return (y[..., :-1] / y[..., -1:]).to(v.dtype), (k.to(state[0].dtype), v.to(state[1].dtype), code, sums)
 
-    def _codes(self, k: Tensor, code: Tensor) -> Tensor:
-        """The codes (S, Z). In training their gradient goes to the keys (B, N, Z) that they stand for, on average."""
-        codes = self.codebook.codes.to(k.dtype)
-        if not self.training:
-            return codes
-        belongs = F.one_hot(code.flatten(), len(codes)).to(k.dtype)
-        mean = belongs.T @ k.flatten(0, 1) / belongs.sum(0).clamp(min=1)[:, None]
-        return codes + (mean - mean.detach())
-
     def _by_code(self, code: Tensor, valued: Tensor, which: Tensor) -> Tensor:
         """(..., N) codes and (..., N, E + 1) -> (..., S, E + 1), the sums over `which` nodes (..., N) of each code."""
         hot = F.one_hot(code.clamp(min=0), len(self.codebook.counts)).to(valued.dtype) * which[..., None]
         return hot.mT @ valued
 
-    def _blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, codes: Tensor, document: Tensor,
-                sums: Tensor) -> Tensor:
+    def _blocks(self, q: Tensor, k: Tensor, valued: Tensor, code: Tensor, document: Tensor, sums: Tensor) -> Tensor:
         """Unnormalised outputs (B, N + padding, E + 1) of the queries (B, N, Z), which are the line's nodes from
         `window` on. Each block of them sees the line from `window` nodes before it to its end, node by node, and what
         is before that by code."""
         w, n = self.window, q.shape[1]
-        size = min(w, n)
+        size = min(n, max(w, WHOLE) if self.training else w)
         blocks, pad = -(-n // size), -n % size
         q = F.pad(q, (0, 0, 0, pad)).unflatten(1, (blocks, size)) / math.sqrt(q.shape[-1])
         k, valued = (F.pad(x, (0, 0, 0, pad)) for x in (k, valued))
@@ -149,31 +143,66 @@ class QuantisedAttention(Recurrence):
         mine, theirs = document[:, w:].unflatten(1, (blocks, size))[..., None], document[:, near][..., None, :]
         seen = (mine == theirs) & (theirs >= 0) & (apart >= 0)
         exact = (q @ k[:, near].mT).to(sums.dtype) + self.bias[apart.clamp(0, w - 1)].to(sums.dtype)
-        coded = (q @ codes.mT).to(sums.dtype)  # (B, blocks, size, S)
-        quantised = coded.gather(-1, code[:, near][..., None, :].clamp(min=0).expand_as(exact))
-        y = torch.where(apart < w, exact, quantised).masked_fill(~seen, -math.inf).exp() @ valued[:, near]
+        codes = self.codebook.codes.to(k.dtype)
+        quantised = codes[code.clamp(min=0)]
+        if self.training:  # straight through: their gradient is the keys' own
+            quantised = quantised + (k - k.detach())
+        coded = (q @ quantised[:, near].mT).to(sums.dtype)
+        y = torch.where(apart < w, exact, coded).masked_fill(~seen, -math.inf).exp() @ valued[:, near]
 
         # Sums before each block, of the document of the last node that left.
-        code, valued, theirs = (x[:, : (blocks - 1) * size].unflatten(1, (blocks - 1, size))
-                                for x in (code, valued, document))
+        k, code, valued, theirs = (x[:, : (blocks - 1) * size].unflatten(1, (blocks - 1, size))
+                                   for x in (k, code, valued, document))
         owner = F.pad(theirs[..., -1], (1, 0)).cummax(1).values
-        adds = self._by_code(code, valued, theirs == owner[:, 1:, None])
+        left = theirs == owner[:, 1:, None]
+        adds = self._by_code(code, valued, left)
         keeps = (owner[:, 1:] == owner[:, :-1]).to(sums.dtype)[..., None, None].expand_as(adds)
         before = torch.cat([sums[:, None], linear_scan(keeps, adds, sums)], 1)
-        y = y + (coded.exp() * (mine == owner[..., None, None])) @ before
+        weights = (q @ codes.mT).to(sums.dtype).exp() * (mine == owner[..., None, None])  # (B, blocks, size, S)
+        y = y + weights @ before
+        if self.training and blocks > 1:
+            y = y + _StraightThrough.apply(k, q, weights, code.clamp(min=0), valued * left[..., None], keeps)
         return y.flatten(1, 2)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Zeros (B, blocks, C, E + 1) with the gradient for keys k (B, blocks - 1, C, Z) of sums by code: what each key's
+    own value, weighted by exp(q . code), would gain if the key's code moved. q (B, blocks, C, Z), weights exp(q . code)
+    (B, blocks, C, S), code (B, blocks - 1, C), valued (B, blocks - 1, C, E + 1), keeps (B, blocks - 1, S, E + 1).
+
+    Slopes (B, S, Z, E + 1) of all later queries are summed up block by block, so that this too is linear in the length.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, k: Tensor, q: Tensor, weights: Tensor, code: Tensor, valued: Tensor, keeps: Tensor) -> Tensor:
+        ctx.save_for_backward(q, weights, code, valued, keeps)
+        return weights.new_zeros(*weights.shape[:3], valued.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        q, weights, code, valued, keeps = ctx.saved_tensors
+        row, found = torch.arange(len(q), device=q.device)[:, None], []
+        slopes = weights.new_zeros(len(q), weights.shape[-1], q.shape[-1], grad.shape[-1])
+        for block in reversed(range(code.shape[1])):
+            if block + 1 < code.shape[1]:
+                slopes = slopes * keeps[:, block + 1, :, None]
+            pairs = weights[:, block + 1, :, :, None] * q[:, block + 1, :, None].to(weights.dtype)
+            slopes = slopes + (pairs.flatten(2).mT @ grad[:, block + 1]).unflatten(1, slopes.shape[1:3])
+            found.append((slopes[row, code[:, block]] @ valued[:, block, :, :, None])[..., 0])
+        return torch.stack(found[::-1], 1).to(q.dtype), None, None, None, None, None
 
 
 class LongVQ(Mixer):
     """width: model width D. keys: Z, width of queries and keys (default: D / 4). expand: width of values relative to D.
     codes: S, of the codebook; window: nodes back that are seen exactly. states: decays per channel of the structured
-    memory, a moving average that queries, keys and gates are read off.
+    memory, a moving average that queries, keys and gates are read off. decay: of the codebook's averages, per step of
+    training; slower codes (0.99 in Transformer-VQ) stay behind keys that learn fast.
     """
 
     linear_in_values = True
 
     def __init__(self, width: int, keys: int | None = None, expand: int = 2, codes: int = 64, window: int = 64,
-                 states: int = 4) -> None:
+                 states: int = 4, decay: float = 0.9) -> None:
         super().__init__(width)
         if codes < 1 or window < 1:
             raise SegueError(f"LongVQ needs at least one code and a window of one node, not {codes} and {window}")
@@ -186,7 +215,7 @@ class LongVQ(Mixer):
         self.v = nn.Linear(width, values)
         self.gates = nn.Linear(width, values + 2 * width)
         self.join = nn.Linear(values, width, bias=False)
-        self.attention = QuantisedAttention(keys, values, codes, window)
+        self.attention = QuantisedAttention(keys, values, codes, window, decay)
 
     def state_parameters(self) -> list[nn.Parameter]:
         return [self.average.rate]

@@ -14,14 +14,14 @@ from statistics import mean, median
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segue.analysis.memory import peak_memory
-from segue.errors import require
 from segue.mixers import MIXERS, Attention, Layout
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, Distillation, NextElement, Objective
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.mamba_360 import digits, expressions, some
 from segue.tasks import TASKS
 from segue.training.learn import accuracy, learn
 from segue.training.pruning import Prune
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LENGTH = 64  # pixels of a digit, and elements of an expression
 WIDTH, ROWS = 64, 32
+LEARNING: dict[str, Any] = {"muon": True, "rate": 0.01, "table_rate": 0.01, "vector_rate": 0.01, "cooldown": 1.0}
 FULL, SPARSE = "full", "sparse (window 32 + 1 global)"
 LOW, KERNEL = "low rank (Linformer, 32)", "kernel (Performer, 64)"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,47 +45,28 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 # --- accuracy ------------------------------------------------------------------------------------------------------
 
 
-def digits(part: str) -> tuple[Tensor, Tensor]:
-    """Handwritten digits as (N, 64, 1) pixels from 0 to 1 and (N,) labels; every fifth is for testing."""
-    found = require("sklearn.datasets", extra="classical").load_digits()
-    pixels, labels = torch.tensor(found.data).float()[..., None] / 16, torch.tensor(found.target)
-    chosen = (torch.arange(len(labels)) % 5 == 0) == (part == "test")
-    return pixels[chosen], labels[chosen]
-
-
-def digit_batch(pixels: Tensor, labels: Tensor) -> Batch:
-    """The label is asked for at the last pixel."""
-    targets = torch.full(pixels.shape[:2], -1)
-    targets[:, -1] = labels
-    return Batch(pixels, targets)
-
-
 def drawn(task: str, seed: int) -> tuple[Callable[[int], Batch], Batch]:
     """Rows for each step, and rows to test on."""
-    if task == "ListOps":
-        return TASKS["listops"].batches(ROWS, (LENGTH, LENGTH), seed), TASKS["listops"].test(512, LENGTH, seed)
-    pixels, labels = digits("train")
-
-    def batch(step: int) -> Batch:
-        rows = torch.randint(len(labels), (ROWS,), generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
-        return digit_batch(pixels[rows], labels[rows])
-
-    return batch, digit_batch(*digits("test"))
+    known, new = digits(8) if task == "digits" else (expressions(4096, LENGTH, 1), expressions(512, LENGTH, 2))
+    return some(known, ROWS, seed), new
 
 
 def classifier(arm: str, task: str, seed: int, width: int = WIDTH, layers: int = 2) -> Stack:
     torch.manual_seed(seed)
     name, options = ARMS[arm]
-    vocabulary = TASKS["listops"].vocabulary if task == "ListOps" else 10
-    return Stack(StackConfig(vocabulary, width, [name] * layers, {name: options}, pool="mean", tied=False,
-                             learned_positions=LENGTH, inputs=0 if task == "ListOps" else 1))
+    vocabulary, inputs = (TASKS["listops"].vocabulary, 0) if task == "ListOps" else (10, 1)
+    model = Stack(StackConfig(vocabulary, width, [name] * layers, {name: options}, pool="mean", tied=False,
+                              learned_positions=LENGTH, inputs=inputs))
+    if inputs and model.position_embedding is not None:  # as large as the pixels beside them, or nobody sees them
+        nn.init.normal_(model.position_embedding.weight, std=0.5)
+    return model
 
 
 def trained(arm: str, task: str, seed: int, steps: int, width: int = WIDTH, objective: Objective | None = None,
             **choices: Any) -> tuple[Stack, float]:
     batches, test = drawn(task, seed)
     model = classifier(arm, task, seed, width)
-    learn(model, batches, steps, rate=2e-3, seed=seed, objective=objective, **choices)
+    learn(model, batches, steps, seed=seed, objective=objective, **LEARNING, **choices)
     return model, accuracy(model, test)
 
 
@@ -159,7 +141,7 @@ def general(seed: int, steps: int) -> dict[str, float]:
 
 
 def measure(run: Run) -> list[Row]:
-    steps, seeds, lengths = run.pick(3, 150), run.pick(1, 2), run.pick([64, 128], [512, 1024, 2048, 4096])
+    steps, seeds, lengths = run.pick(3, 200), run.pick(1, 2), run.pick([64, 128], [512, 1024, 2048, 4096])
     table: list[Row] = []
 
     def add(part: str, arm: str, measure: str, value: float, length: int = LENGTH) -> None:
@@ -185,14 +167,18 @@ def measure(run: Run) -> list[Row]:
     for name in ways:
         for arm, value in done[name].items():
             add(name, arm, "accuracy", value)
-    run.note(f"2 layers of width {WIDTH}, learned positions, the mean of all elements read, {ROWS} rows, AdamW at "
-             f"0.002, {steps} steps, {seeds} seeds; 1,437 digits of 64 pixels to learn and 360 to test; expressions of "
-             "ListOps drawn fresh; the kernel reads both ways by two causal scans: twice the mixer's parameters")
+    run.note(f"2 layers of width {WIDTH}, learned positions, the mean of all elements read, {ROWS} rows, Muon at "
+             f"0.01, {steps} steps, {seeds} seeds; 1,437 digits of 64 pixels to learn and 360 to test; 4,096 expressions "
+             "of ListOps to learn and 512 to test, of 8 to 64 elements; the kernel reads both ways by two causal scans: "
+             "twice the mixer's parameters")
     run.note("cost: one layer forward and backward over one sequence, one thread count for all; 'full' is the fused "
              "attention of today, 'full, unfused' writes its matrix of weights, as when the survey was written")
     run.note("memory and seconds of recomputed blocks are parts of those without")
-    run.note("that full attention must have learned something was added to the rule after the first run, "
-             "which without it was refuted")
+    run.note("that full attention must have learned something was added to the rule after the first run, which without "
+             "it was refuted; a second run was inconclusive for that reason (full 14%): positions were 30 times smaller "
+             "than pixels, and nobody saw them. Tried since, on seed 100 and a fifth of the digits to learn: positions as "
+             "large as pixels, full attention after 60 steps of AdamW at 0.002 32%, after 100 of Muon at 0.01 87% "
+             "(ListOps 18%); the rule then took the bar of 20 points above chance")
     return table
 
 
@@ -218,7 +204,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"{saved['memory']:.0%} of the memory in {saved['seconds']:.2f} times the time; teaching helps {wins} of "
               f"{len(pupils)} students; pruning half loses {100 * lost:.1f} points")
     general = saved["memory"] <= 0.65 and saved["seconds"] <= 1.5 and 3 * wins >= 2 * len(pupils) and lost <= 0.01
-    if right[FULL] < 0.2:
+    if right[FULL] < 0.3:
         return "inconclusive", f"{reason}; full attention itself has learned next to nothing in so few steps"
     if right[best] - right[SPARSE] > 0.02 or fastest == SPARSE or leanest != LOW:
         return "refuted", reason
@@ -257,7 +243,7 @@ CLAIM = Claim(
          "the peak memory at no more than 1.5 times the time, a taught student of half the width beats the same alone "
          "in two of three seeds, and pruning half the weights loses at most 1 point; refuted if the sparse one is more "
          "than 2 points below the best of the three, or is the fastest, or the low-rank one is not the leanest; "
-         "inconclusive in between, and where full attention is right less than 20% of the time, twice as often as "
+         "inconclusive in between, and where full attention is right less than 30% of the time, 20 points above "
          "chance: nothing was learned then.",
     measure=measure, judge=judge, draw=draw,
     paper={"Long Range Arena, mean accuracy": "Transformer 54.4, BigBird 55.0, Longformer 53.5, Performer 51.4, "

@@ -32,6 +32,7 @@ MIXERS: dict[str, dict[str, Any]] = {
     "attention": {}, "s4d": {}, "lru": {"radii": (0.9, 0.999), "phase": 0.314}, "hyena": {}, "mamba": {}}
 INVARIANT = ("s4d", "lru")  # the same linear map at every position
 LONG = ("listops", "digits", "delayed cue")
+LEARNING: dict[str, Any] = {"muon": True, "rate": 0.01, "table_rate": 0.01, "vector_rate": 0.01, "cooldown": 1.0}
 
 
 @cache
@@ -108,7 +109,7 @@ def score(mixer: str, task: str, seed: int, steps: int, size: int) -> dict[str, 
     reading, batches, test = setting(task, seed, size)
     torch.manual_seed(seed)
     model = build(mixer, reading)
-    learn(model, batches, steps, seed=seed)
+    learn(model, batches, steps, seed=seed, **LEARNING)
     parts = [test.rows(part) for part in torch.arange(len(test.tokens)).split(64)]
     right = sum(accuracy(model, part) * part.count for part in parts) / test.count
     return {"accuracy": right, "parameters": sum(parameter.numel() for parameter in model.parameters())}

@@ -6,6 +6,7 @@ counting modulo three needs more than that, products of reflections.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,8 @@ from segue.training.learn import accuracy, learn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TRAINED, FAR = 40, 256
+TRAINED, FAR, SHORT = 40, 256, 16
+FRESH = 1000  # the stream of tests from which no choice was made
 SEEDS = 3
 ARMS: dict[tuple[str, str], tuple[int, str, dict[str, Any]]] = {
     ("parity", "Mamba, [-1, 1]"): (2, "mamba", {"eigenvalues": (-1, 1), "states": 4}),
@@ -32,21 +34,37 @@ ARMS: dict[tuple[str, str], tuple[int, str, dict[str, Any]]] = {
 }
 
 
-def track(arm: tuple[str, str], seed: int, lesson: tuple[int, int], width: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Lesson:
+    """How a task is learned. steps of `rows` rows, by AdamW at `rate`, which falls to zero in the last `cooldown` of
+    the steps; the first `short` of them have up to 16 symbols, the others up to 40. test: which stream is tested on."""
+
+    steps: int
+    rows: int
+    rate: float = 5e-3
+    cooldown: float = 0.0
+    short: float = 0.0
+    test: int = 0
+
+
+def track(arm: tuple[str, str], seed: int, lesson: Lesson, width: int) -> dict[str, float]:
     """One layer without a channel mixer, every prefix asked for, rows of 3 to 40 symbols behind a start token."""
-    (modulus, mixer, options), (steps, rows) = ARMS[arm], lesson
+    modulus, mixer, options = ARMS[arm]
     task = tracking(arm[0], counter(modulus, modulus))
     torch.manual_seed(seed)
     model = Stack(StackConfig(task.vocabulary, width, [mixer], {mixer: options}, channel="none"))
-    learn(model, task.batches(rows, (4, 1 + TRAINED), seed), steps, rate=5e-3, state_rate=5e-3, seed=seed)
-    near, far = (task.test(512, 1 + length, seed) for length in (TRAINED, FAR))
+    short, long = (task.batches(lesson.rows, (4, 1 + length), seed) for length in (SHORT, TRAINED))
+    learn(model, lambda step: (short if step < lesson.short * lesson.steps else long)(step), lesson.steps,
+          rate=lesson.rate, state_rate=5e-3, cooldown=lesson.cooldown, seed=seed)
+    near, far = (task.test(256, 1 + length, lesson.test + seed) for length in (TRAINED, FAR))
     near.targets[:, :-1] = -1  # its last position
     return {"near": accuracy(model, near), "far": accuracy(model, far)}
 
 
 def measure(run: Run) -> list[Row]:
-    training = run.pick({"parity": (2, 8), "sum mod 3": (2, 8)}, {"parity": (600, 64), "sum mod 3": (3000, 32)},
-                        {"parity": (3000, 256), "sum mod 3": (20_000, 256)})  # steps, rows
+    training = run.pick({"parity": Lesson(2, 8), "sum mod 3": Lesson(2, 8)},
+                        {"parity": Lesson(600, 64), "sum mod 3": Lesson(1500, 32, 0.01, 1.0, 0.5, FRESH)},
+                        {"parity": Lesson(3000, 256), "sum mod 3": Lesson(20_000, 256, test=FRESH)})
     width = run.pick(16, 32, 64)
     seeds = range(run.seed, run.seed + run.pick(1, SEEDS))
     jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, training[arm[0]], width)
@@ -58,8 +76,9 @@ def measure(run: Run) -> list[Row]:
         near = [f["near"] for f in found]
         table.append({"task": arm[0], "model": arm[1], f"best at {TRAINED}": max(near), "median": median(near),
                       "worst": min(near), f"mean over positions to {FAR}": mean(f["far"] for f in found)})
-    lessons = ", ".join(f"{task}: {steps:,} steps of {rows} rows" for task, (steps, rows) in training.items())
-    run.note(f"one layer of width {width}; {lessons}, of 3 to {TRAINED} symbols each; {len(seeds)} seeds; at {TRAINED} "
+    lessons = ", ".join(f"{task}: {lesson.steps:,} steps of {lesson.rows} rows, {lesson.short:.0%} of them of at most "
+                        f"{SHORT} symbols" for task, lesson in training.items())
+    run.note(f"one layer of width {width}; {lessons}, the others of 3 to {TRAINED}; {len(seeds)} seeds; at {TRAINED} "
              f"the last position is scored, to {FAR} all of them (mean of the seeds)")
     return table
 
