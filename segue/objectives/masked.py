@@ -86,7 +86,7 @@ def logits_at(model: nn.Module, batch: Batch, asked: Tensor) -> Tensor:
     """(count, V) float32 or float64 scores of the elements where `asked` (B, T) is True."""
     head = getattr(model, "head", None)
     if isinstance(head, nn.Linear):
-        logits = head(model.hidden(batch.tokens, batch.layout)[asked])
+        logits = head(model.hidden(batch.tokens, batch.layout)[asked])  # type: ignore[operator]
     else:
         logits = model(batch.tokens, batch.layout).logits[asked]
     return logits if logits.dtype == torch.float64 else logits.float()

@@ -80,8 +80,10 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         return Reading(state.layers, state.positions)
 
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
-               at: Tensor | None = None) -> Output:
-        """See `Decodable.extend` and `EncoderDecoder.extend`."""
+               at: Tensor | None = None, layout: Layout | None = None) -> Output:
+        """See `Decodable.extend` and `EncoderDecoder.extend`; it reads its prompt in order, so it takes no layout."""
+        if layout is not None:
+            raise SegueError("an encoder-decoder of transformers reads its prompt in order: give no layout")
         output = super().extend(tokens, state, parents, at)
         return Output(F.pad(output.logits, (0, self.vocabulary - self.said), value=-torch.inf), output.hidden)
 
