@@ -1,6 +1,6 @@
 """Decoding speed on this CPU, side by side: Segue's compiled engine, plain torch, transformers and ctranslate2.
 
-    python benchmarks/decode.py llama-7m gpt2-7m llama-100m gpt2-100m mixers drafts   # all parts, some minutes each
+    python benchmarks/decode.py llama-7m gpt2-7m llama-100m gpt2-100m mixers floors drafts   # some minutes each
     python benchmarks/decode.py --table                                               # the page from the parts so far
 
 Of each part one run: the same random weights (saved as a Hugging Face folder and converted by each), the same prompts,
@@ -266,6 +266,27 @@ def measure_mixers(threads: int, tokens: int, rounds: int) -> str:
     return "### Every mixer of the engine: width 256, 8 layers, batch 1\n\n" + table(head, rows)
 
 
+def measure_floors(threads: int, tokens: int, rounds: int) -> str:
+    """Every mixer of the engine at width 768, where a step is the reading of the weights: how near it comes to that."""
+    rows = []
+    for name in MIXERS:
+        torch.manual_seed(0)
+        try:
+            model = compile_model(Stack(StackConfig(2000, 768, [name] * 4)).eval(), "float32", threads)
+        except SegueError:
+            continue
+        size = model.program.weight_bytes
+        shares, eights = [], []
+        for _ in range(rounds):  # the machine's bandwidth varies: it is measured beside each
+            one = step_time(model, 1, repeats=20)
+            shares.append(size / bandwidth(size, threads) / one)
+            eights.append(step_time(model, 8, repeats=20) / one)
+        rows.append([name, f"{size / 1e6:.0f} MB", f"{statistics.median(shares):.0%}",
+                     f"{statistics.median(eights):.2f}"])
+    head = ["mixer", "weights", "of what the memory allows", "8 tokens cost, times one"]
+    return "### Every mixer of the engine: width 768, 4 layers, float32, batch 1\n\n" + table(head, rows)
+
+
 def measure_drafts(threads: int, tokens: int, rounds: int) -> str:
     """What drafts gain on a model that has learned something, and what int8 weights lose there."""
     learn, held = standard_library()
@@ -296,7 +317,8 @@ def measure_drafts(threads: int, tokens: int, rounds: int) -> str:
 
 PAGE = """# Decoding speed on a CPU
 
-Printed by `python benchmarks/decode.py llama-7m gpt2-7m llama-100m gpt2-100m mixers drafts` (needs
+Printed by `python benchmarks/decode.py llama-7m gpt2-7m llama-100m gpt2-100m mixers floors drafts`
+(needs
 `pip install 'segue[bench]'`). Each part is one run: the same random weights, prompts of {prompt} tokens, greedy; the
 contenders take turns, the best round of each counts, prompt included. *same tokens*: the share equal to those of
 transformers; int8 differs, and over a long greedy answer one rounding that tips a tie changes all that follows.
@@ -323,7 +345,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     threads = torch.get_num_threads()
-    special: dict[str, Callable[[int, int, int], str]] = {"mixers": measure_mixers, "drafts": measure_drafts}
+    special: dict[str, Callable[[int, int, int], str]] = {
+        "mixers": measure_mixers, "floors": measure_floors, "drafts": measure_drafts}
     HERE.mkdir(exist_ok=True)
     for name in args.parts:
         measure = special.get(name) or (lambda *a, name=name: measure_shape(name, *a))
