@@ -206,6 +206,14 @@ def test_the_block_drafter_keeps_the_contract() -> None:
     check_drafter(lambda: BlockDraft(model, 5), memory=False)  # the checker keeps 7 to 10 secret
 
 
+def test_blocks_end_with_the_learned_positions() -> None:
+    drafter = BlockDraft(Stack(StackConfig(MASK + 1, 16, ["attention"], learned_positions=12)), 5)
+    drafter.observe(0, [1] * 7, prompt=True)
+    assert len(drafter.propose([Tip(0, 9, 9)])[0]) == 5
+    drafter.observe(0, [1])
+    assert len(drafter.propose([Tip(0, 9, 9)])[0]) == 0
+
+
 class Blocks:
     """Drafts what it is told, and remembers it."""
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 END, UNKNOWN, WORDS = 0, 1, 2  # ids; words begin at WORDS, and behind them stand the separator and the mask
 RATES = (0.08, 0.25, 0.5)
 LETTERS, CHUNK, SHORTEST, LONGEST, BLOCK = 40, 4, 24, 40, 12
+LIMIT = 60  # tokens of an answer
 Pair = tuple[list[int], list[int]]  # source and answer
 
 
@@ -148,7 +149,7 @@ def milliseconds(answers: Sequence[Continuation]) -> float:
 def decode(model: EncoderDecoder, pairs: Sequence[Pair], drafter: Drafter | None = None, acceptor: str = "walk",
            ) -> list[Continuation]:
     """Greedy answers, one after the other."""
-    return [generate(model, [model.prompt(source)], 60, draft=drafter, acceptor=acceptor, eos=END, adaptive=False)[0]
+    return [generate(model, [model.prompt(source)], LIMIT, draft=drafter, acceptor=acceptor, eos=END, adaptive=False)[0]
             for source, _ in pairs]
 
 
@@ -197,7 +198,7 @@ def translated(folder: Path | None, size: int, width: int, steps: int, rows: int
 
 def deciphered(width: int, steps: int, block_steps: int, rows: int, held: int, seed: int) -> list[Row]:
     """Learn the cipher, and a drafter of blocks for it; decode with both acceptors."""
-    size, places = WORDS + LETTERS, 2 * LONGEST + 2 + BLOCK
+    size, places = WORDS + LETTERS, LONGEST + 1 + LIMIT + BLOCK
 
     def draw(step: int) -> Batch:
         return asked(cipher(rows, np.random.default_rng([seed, step])), size)
