@@ -206,6 +206,14 @@ def test_the_block_drafter_keeps_the_contract() -> None:
     check_drafter(lambda: BlockDraft(model, 5), memory=False)  # the checker keeps 7 to 10 secret
 
 
+def test_blocks_end_with_the_learned_positions() -> None:
+    drafter = BlockDraft(Stack(StackConfig(MASK + 1, 16, ["attention"], learned_positions=12)), 5)
+    drafter.observe(0, [1] * 7, prompt=True)
+    assert len(drafter.propose([Tip(0, 9, 9)])[0]) == 5
+    drafter.observe(0, [1])
+    assert len(drafter.propose([Tip(0, 9, 9)])[0]) == 0
+
+
 class Blocks:
     """Drafts what it is told, and remembers it."""
 
@@ -317,10 +325,10 @@ def test_without_glancing_it_is_the_plain_loss_of_masked_blocks(name: str) -> No
                                  label_smoothing=0.1).item()
     for batch in (masked, reveal_order(masked, 0.0)):
         loss = MaskedElements(0.1)(model, batch)
-        assert float(loss.total) == pytest.approx(total, rel=1e-9) and loss.count == masked.count
+        assert loss.total.item() == pytest.approx(total, rel=1e-9) and loss.count == masked.count
     nats = MaskedElements()(model, masked)
-    assert float(nats.total) == pytest.approx(float(nats.terms["nats"])) != pytest.approx(total)
-    assert float(MaskedElements(0.1)(model, masked).terms["nats"]) == pytest.approx(float(nats.total))
+    assert nats.total.item() == pytest.approx(float(nats.terms["nats"])) != pytest.approx(total)
+    assert float(MaskedElements(0.1)(model, masked).terms["nats"]) == pytest.approx(nats.total.item())
 
 
 @settings(max_examples=25, deadline=None)

@@ -3,6 +3,7 @@ of tokens at once, behind all that was said. It learns to by `segue.objectives.m
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -19,7 +20,8 @@ class BlockDraft:
     """Puts masks behind the prompt and the answer so far, and drafts what the model finds likeliest at each of them.
 
     model: a stack of mixers that look both ways, whose last element id is the mask; the other ids are those of the
-        model that is decoded. It reads everything anew for every draft. length: masks, so tokens drafted at most.
+        model that is decoded. It reads everything anew for every draft, as far as its learned positions go.
+        length: masks, so tokens drafted at most.
     """
 
     name: ClassVar[str] = "block"
@@ -27,13 +29,15 @@ class BlockDraft:
 
     def __init__(self, model: Stack, length: int = 25) -> None:
         self.model, self.length, self.mask = model.eval(), length, model.vocabulary - 1
+        self.places = model.config.learned_positions or sys.maxsize
         self._said: dict[int, list[int]] = {}
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
         self._said.setdefault(row, []).extend(tokens)
 
     def propose(self, tips: Sequence[Tip]) -> list[Tree]:
-        rows = [tip.row for tip in tips if self._said.get(tip.row) and min(tip.nodes, tip.depth) > 0]
+        rows = [tip.row for tip in tips if self._said.get(tip.row) and min(tip.nodes, tip.depth) > 0
+                and len(self._said[tip.row]) + self.length <= self.places]
         together: dict[int, list[int]] = {}
         for row in rows:  # what cannot reset inside a row cannot be kept from looking at padding
             together.setdefault(0 if self.model.resettable else len(self._said[row]), []).append(row)
