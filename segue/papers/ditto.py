@@ -40,8 +40,8 @@ UNLIKELIHOODS = [{"weight": weight, "rate": 5e-4} for weight in (1.0, 0.1)]
 
 def characters(path: Path | None) -> tuple[Tensor, int]:
     """The text as ids, and the id of a line's end."""
-    text = "".join(f"the {a} of {b}\nand then {b}\n" for a in "abcdefgh" * 9 for b in "mnopqrstu") if path is None else \
-        (path / "input.txt").read_text(encoding="utf-8")
+    made = "".join(f"the {a} of {b}\nand then {b}\n" for a in "abcdefgh" * 9 for b in "mnopqrstu")
+    text = made if path is None else (path / "input.txt").read_text(encoding="utf-8")
     alphabet = sorted(set(text))
     return torch.tensor([alphabet.index(letter) for letter in text]), alphabet.index("\n")
 
