@@ -114,16 +114,18 @@ def rollouts(model: Decodable, prompts: Sequence[Sequence[int]], noise: Sequence
     for step in range(max(counts)):
         sums = scores.double().softmax(-1).cumsum(-1).cpu()
         mark = torch.tensor([numbers[step] if step < len(numbers) else 0.0 for numbers in noise], dtype=torch.float64)
-        drawn_ = torch.searchsorted(sums, mark[:, None] * sums[:, -1:], right=True)[:, 0].tolist()
+        actions = torch.searchsorted(sums, mark[:, None] * sums[:, -1:], right=True)[:, 0].tolist()
         back = [0] * len(walks)
-        for row, (walk, action) in enumerate(zip(walks, drawn_)):
+        for row, (walk, action) in enumerate(zip(walks, actions)):
             if step >= counts[row] or (walk.actions and walk.actions[-1] == eos):
                 continue
             walk.actions.append(action)
             walk.learned.append(False)
-            if action == backspace:  # the token below is read again
-                back[row] = 1 + (len(answers[row]) > len(walk.prompt))
-                del answers[row][len(answers[row]) + 1 - back[row] :]
+            if action == backspace and len(answers[row]) > len(walk.prompt):
+                answers[row].pop()
+                back[row] = 2  # the token below is read again
+            elif action == backspace:
+                back[row] = 1
             else:
                 answers[row].append(action)
         if any(back):
@@ -149,13 +151,12 @@ def walks_of(batch: Batch) -> list[Walk]:
 
 @dataclass
 class Read:
-    """What a model thinks of the actions of walks, (A,) each: its scores, the values of the states before and after
-    (nought behind the end), and which walk each is of."""
+    """What a model thinks of the actions of walks, (A,) each: its scores, and the values of the states before and after
+    (nought behind the end)."""
 
     score: Tensor
     value: Tensor
     after: Tensor
-    row: Tensor
 
 
 def read(model: nn.Module, walks: Sequence[Walk], eos: int | None, backspace: int | None, device: torch.device) -> Read:
@@ -168,7 +169,7 @@ def read(model: nn.Module, walks: Sequence[Walk], eos: int | None, backspace: in
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     values = logits.logsumexp(-1)
     after = torch.where(found.after >= 0, values[found.row, found.after.clamp(min=0)], 0.0)
-    return Read(logits[found.row, found.before, found.action], values[found.row, found.before], after, found.row)
+    return Read(logits[found.row, found.before, found.action], values[found.row, found.before], after)
 
 
 def matching(score: Tensor, value: Tensor, after: Tensor, data: Tensor, own: Tensor, gamma: float, c: float,
@@ -206,26 +207,23 @@ class OccupancyMatching:
         self.eos, self.backspace, self.noise = eos, backspace, noise
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        walks = walks_of(batch)
+        walks, decoder = walks_of(batch), decodable(model)
         draws = [drawn(*walk.prompt, *walk.actions) for walk in walks]
         if self.noise and self.backspace is not None:
-            walks = [insert_noise(walk, self.noise, vocabulary_of(model), self.backspace, self.eos, draw)
+            walks = [insert_noise(walk, self.noise, decoder.vocabulary, self.backspace, self.eos, draw)
                      for walk, draw in zip(walks, draws)]
-        data = [torch.tensor(walk.learned, dtype=torch.float32) for walk in walks]
-        own: list[Tensor] = []
+        mine: list[Walk] = []
         if self.divergence == "chi2":
-            mine = rollouts(decodable(model), [walk.prompt for walk in walks],
+            mine = rollouts(decoder, [walk.prompt for walk in walks],
                             [draw.random(len(walk.actions)) for walk, draw in zip(walks, draws)],
                             self.eos, self.backspace)
-            own = [weights.sum() / len(walk.actions) * torch.ones(len(walk.actions))
-                   for weights, walk in zip(data, mine)]
-            walks = walks + mine
+        shares = [sum(walk.learned) / len(own.actions) for walk, own in zip(walks, mine)]
         device = batch.tokens.device
-        found = read(model, walks, self.eos, self.backspace, device)
-        empty = [torch.zeros(len(weights)) for weights in own]
-        none = [torch.zeros(len(weights)) for weights in data]
-        nats, gap, squares = matching(found.score, found.value, found.after, torch.cat(data + empty).to(device),
-                                      torch.cat(none + own).to(device), self.gamma, self.c)
+        found = read(model, walks + mine, self.eos, self.backspace, device)
+        data = torch.tensor([float(learned) for walk in walks + mine for learned in walk.learned], device=device)
+        own = torch.tensor([0.0 for walk in walks for _ in walk.actions] +
+                           [share for walk, share in zip(mine, shares) for _ in walk.actions], device=device)
+        nats, gap, squares = matching(found.score, found.value, found.after, data, own, self.gamma, self.c)
         if self.divergence == "none":
             return Loss(nats, {"nats": nats.detach()}, batch.count)
         return Loss(nats + gap + squares, {"nats": nats.detach(), "values": gap.detach(), "rewards": squares.detach()},
@@ -259,7 +257,3 @@ def decodable(model: Any) -> Decodable:
     if not isinstance(model, Decodable):
         raise SegueError(f"a {type(model).__name__} cannot continue a prompt: rollouts need a model that can")
     return model
-
-
-def vocabulary_of(model: Any) -> int:
-    return decodable(model).vocabulary

@@ -40,8 +40,8 @@ UNLIKELIHOODS = [{"weight": weight, "rate": 5e-4} for weight in (1.0, 0.1)]
 
 def characters(path: Path | None) -> tuple[Tensor, int]:
     """The text as ids, and the id of a line's end."""
-    text = "".join(f"the {a} of {b}\nand {b}\n\n" for a in "abcdefgh" * 9 for b in "mnopqrstu") if path is None else \
-        (path / "input.txt").read_text(encoding="utf-8")
+    made = "".join(f"the {a} of {b}\nand then {b}\n" for a in "abcdefgh" * 9 for b in "mnopqrstu")
+    text = made if path is None else (path / "input.txt").read_text(encoding="utf-8")
     alphabet = sorted(set(text))
     return torch.tensor([alphabet.index(letter) for letter in text]), alphabet.index("\n")
 
@@ -162,8 +162,8 @@ def measure(run: Run) -> list[Row]:
                        for seed in seeds})
     run.note("a GRU, which knows what came before, and a layer of attention without positions, which finds it again, "
              f"width {width}: {steps[0]} steps on repeated random strings, so that it can copy, {steps[1]} on text, "
-             f"of which one row in five is a piece said over and over, then {steps[2]} of each arm (AdamW); with "
-             "random strings in that fifth too, a first try, it copied those alone: TP rose by a fifth only")
+             f"of which one row in five is a piece said over and over, then {steps[2]} of each arm (AdamW); in a first "
+             "try that fifth were random strings too, and it copied those alone: TP rose by a fifth only")
     run.note(f"greedy continuations of {SAID} characters behind {PROMPT}; 'copied': of random strings that repeat "
              "themselves, the share of characters that the model names")
     table: list[Row] = []
