@@ -160,7 +160,8 @@ def drafters(model: Any) -> dict[str, Callable[[], Any]]:
 
 MODEL_DRAFTS = ("heads", "small model", "block")  # those that need a model
 COLUMNS = [*DECODERS, *(name for name in (*DRAFTERS, *MODEL_DRAFTS) if name not in DECODERS),
-           *(f"acceptor {name}" for name in ACCEPTORS if name != "walk"), "callback", "regex", "sets"]
+           *(f"acceptor {name}" for name in ACCEPTORS if name != "walk"), "callback", "regex", "backspace",
+           "sets"]
 
 
 def same(found: Sequence[Any], expected: Sequence[Any]) -> bool:
@@ -193,6 +194,9 @@ def answers(model: Any, truth: Reread, column: str, n: int) -> tuple[list[Any], 
         return with_sets(model, n)
     if column.startswith("acceptor "):
         return run(decoder="sample", draft="both", acceptor=column.removeprefix("acceptor ")), None
+    if column == "backspace":
+        found = run(backspace=5, draft="both")
+        return found, same(found, run(truth, backspace=5))
     if column in ("callback", "regex"):
         rule = Pattern(LETTERS, "(abc|d?e)*[f-i]{0,9}") if column == "regex" else LegalNext(
             lambda said: [token for token in range(VOCABULARY) if (token + len(said)) % 3])
