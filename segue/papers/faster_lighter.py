@@ -167,18 +167,18 @@ def measure(run: Run) -> list[Row]:
     for name in ways:
         for arm, value in done[name].items():
             add(name, arm, "accuracy", value)
-    run.note(f"2 layers of width {WIDTH}, learned positions, the mean of all elements read, {ROWS} rows, Muon at "
-             f"0.01, {steps} steps, {seeds} seeds; 1,437 digits of 64 pixels to learn and 360 to test; 4,096 expressions "
-             "of ListOps to learn and 512 to test, of 8 to 64 elements; the kernel reads both ways by two causal scans: "
+    run.note(f"2 layers of width {WIDTH}, learned positions, the mean of all elements read, {ROWS} rows, Muon at 0.01, "
+             f"{steps} steps, {seeds} seeds; 1,437 digits of 64 pixels to learn and 360 to test; 4,096 expressions of "
+             "ListOps of 8 to 64 elements to learn and 512 to test; the kernel reads both ways by two causal scans: "
              "twice the mixer's parameters")
     run.note("cost: one layer forward and backward over one sequence, one thread count for all; 'full' is the fused "
              "attention of today, 'full, unfused' writes its matrix of weights, as when the survey was written")
     run.note("memory and seconds of recomputed blocks are parts of those without")
-    run.note("that full attention must have learned something was added to the rule after the first run, which without "
-             "it was refuted; a second run was inconclusive for that reason (full 14%): positions were 30 times smaller "
-             "than pixels, and nobody saw them. Tried since, on seed 100 and a fifth of the digits to learn: positions as "
-             "large as pixels, full attention after 60 steps of AdamW at 0.002 32%, after 100 of Muon at 0.01 87% "
-             "(ListOps 18%); the rule then took the bar of 20 points above chance")
+    run.note("that full attention must have learned something was added to the rule after the first run, which "
+             "without it was refuted; a second run was inconclusive for that reason (full 14%): positions were 30 "
+             "times smaller than pixels, and nobody saw them. Tried since, on seed 100 and a fifth of the digits to "
+             "learn, with positions as large as pixels: full attention after 60 steps of AdamW at 0.002 32%, after 100 "
+             "of Muon at 0.01 87% (ListOps 18%); the rule then took the bar of 20 points above chance")
     return table
 
 
