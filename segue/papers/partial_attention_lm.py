@@ -20,7 +20,7 @@ import torch
 from segue.analysis.influence import by_step, prompt_mass, prompt_sensitivity
 from segue.analysis.texts import sentence_bleu
 from segue.decoding import generate
-from segue.models import Stack, StackConfig
+from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.diverse_beam_search import END, Facts, made_up, real
@@ -29,7 +29,7 @@ from segue.training.learn import learn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LM, PREFIX, PALM = "language model", "prefix language model", "PALM"
+LM, PREFIX, PALM, BOTH = "language model", "prefix language model", "PALM", "encoder-decoder, 2 + 2 layers"
 PARTS = {"partial": "partial attention", "bidirectional": "the source read both ways",
          "restart": "positions of its own", "segments": "vectors of segments"}
 ARMS: dict[str, dict[str, bool]] = {LM: dict.fromkeys(PARTS, False),
@@ -71,21 +71,26 @@ def sentences(facts: Facts, begin: int, rows: int, random: np.random.Generator) 
     return together(pairs, begin)
 
 
-def build(ids: int, width: int, parts: dict[str, bool]) -> Stack:
-    """Stacks of one size over so many ids and one more: what partial attention adds is taken from the channel mixers.
-    """
+def build(ids: int, width: int, arm: str) -> Stack | EncoderDecoder:
+    """Models of one size over so many ids and one more, the mark between source and target: what partial and
+    cross-attention and positions add is taken from the channel mixers."""
+    if arm == BOTH:
+        encoder, decoder = (StackConfig(ids, width, ["attention"] * 2, {"attention": {"causal": causal}},
+                                        hidden=2 * width - 22, learned_positions=128) for causal in (False, True))
+        return EncoderDecoder(EncoderDecoderConfig(encoder, decoder))
+    parts = (ARMS | LESS)[arm]
     hidden = (4 if parts["partial"] else 8) * width // 3
     return Stack(StackConfig(ids + 1, width, ["palm"] * 4, {"palm": {"heads": 4, **parts}}, hidden=hidden))
 
 
-def trained(arm: str, seed: int, ids: int, width: int, batches: Any, steps: int) -> Stack:
+def trained(arm: str, seed: int, ids: int, width: int, batches: Any, steps: int) -> Stack | EncoderDecoder:
     torch.manual_seed(seed)
-    model = build(ids, width, (ARMS | LESS)[arm])
+    model = build(ids, width, arm)
     learn(model, batches, steps, rate=RATE, seed=seed, muon=True, cooldown=0.7)
     return model
 
 
-RATE, ROWS, STEPS, REAL_STEPS = 0.01, 16, 250, 200
+RATE, ROWS, STEPS, REAL_STEPS = 0.01, 16, 220, 150
 
 
 def copied(arm: str, seed: int, width: int, steps: int, rows: int) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def copied(arm: str, seed: int, width: int, steps: int, rows: int) -> dict[str, 
     asked, layout = batch.targets >= 0, batch.layout
     with torch.no_grad():
         right = model(batch.tokens, layout).logits.argmax(-1) == batch.targets
-    mass = prompt_mass(model, batch.tokens, layout, asked)
+    mass = prompt_mass(model, batch.tokens, layout, asked) if isinstance(model, Stack) else torch.ones(TIMES * SOURCE)
     moved = prompt_sensitivity(model, batch.tokens, layout, asked, layout.prompt & (batch.tokens < SYMBOLS))
     return {"right": by_step(right.float(), asked).tolist(), "mass": mass.tolist(), "sensitivity": moved.tolist(),
             "exact": float((right | ~asked).all(1).float().mean()),
@@ -137,11 +142,12 @@ def measure(run: Run) -> list[Row]:
         for arm in ARMS:
             jobs[f"copy, {arm}, {seed}"] = partial(copied, arm, seed, width, steps, run.pick(8, 256))
             jobs[f"told, {arm}, {seed}"] = partial(told, arm, seed, folder, width, real_steps, run.pick(2, 150))
-    for arm in LESS:
+    for arm in (BOTH, *LESS):
         jobs[f"copy, {arm}, {run.seed}"] = partial(copied, arm, run.seed, width, steps, run.pick(8, 256))
+    jobs[f"told, {BOTH}, {run.seed}"] = partial(told, BOTH, run.seed, folder, width, real_steps, run.pick(2, 150))
     done = dict(zip(jobs, run.cells(jobs)))
     table: list[Row] = []
-    for arm in ARMS | LESS:
+    for arm in (*ARMS, BOTH, *LESS):
         found = {name: [cell for key, cell in done.items() if key.rpartition(", ")[0] == f"{name}, {arm}"]
                  for name in ("copy", "told")}
         cells = found["copy"]
@@ -161,8 +167,8 @@ def measure(run: Run) -> list[Row]:
         table.append(row)
     run.note(f"4 layers of width {width}, 4 heads, Muon at {RATE}, {ROWS} rows a step; {steps} steps on the "
              f"source, {real_steps} on E2E (its development set to learn from, its test set to test on); what partial "
-             "attention adds is taken from the channel mixers; each arm without one part has one seed, and does not "
-             "count for the verdict")
+             "attention adds is taken from the channel mixers; the encoder-decoder (learned positions; its attention "
+             "to the source is 1) and the arms without one part have one seed, and do not count for the verdict")
     return table
 
 
