@@ -37,6 +37,7 @@ class PartialAttention(Mixer):
     """
 
     constant_state = False
+    needs_whole_prompt = True
     cost = "T²"
 
     def __init__(self, width: int, heads: int = 4, partial: bool = True, bidirectional: bool = True,

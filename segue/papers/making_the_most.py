@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NONE, STATE, WEIGHTS = "no adaptation", "the state learns", "the weights learn"
-RATES = {STATE: (0.001, 0.003, 0.01, 0.03), WEIGHTS: (0.03, 0.1, 0.3, 1.0)}
+RATES = {STATE: (0.003, 0.01, 0.03, 0.1), WEIGHTS: (0.01, 0.03, 0.1, 0.3)}
 ALONE, TOLD, WHOLE = "windows of 32 alone", "windows of 32 told by the last one", "context of 128"
 SLIDING = "sliding windows of 32, twice the computing"
 WINDOW, CONTEXT, BLOCK = 32, 128, 16
