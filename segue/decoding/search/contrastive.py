@@ -52,12 +52,13 @@ class ContrastiveSearch:
         directions = [F.normalize(each.hidden.double(), dim=-1) for each in living if each.hidden is not None]
         best = 0
         if self.before:
-            alike = [max(float((before @ mine.T).max()) for before in self.before) for mine in directions]
+            alike = [max((float((before @ mine.T).max()) for before in self.before if len(before)), default=0.0)
+                     for mine in directions]
             weight = self.options.penalty_alpha
             best = int(np.argmax([(1 - weight) * np.exp(each.logprobs[-1]) - weight * like
                                   for each, like in zip(living, alike)]))
         said = directions[best]
-        self.before.append(said[said.any(-1)])  # an encoder-decoder says nothing at its source
+        self.before.append(said[said.any(-1)])  # nothing is said at the source of an encoder-decoder
         chosen = living[best]
         if chosen.tokens and chosen.tokens[-1] in self.stops:
             self.answer = Hypothesis(chosen.tokens[:-1], chosen.logprobs[:-1], chosen.total, stopped=True)
