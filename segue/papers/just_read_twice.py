@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TASK, LENGTH = TASKS["intersection"], 39  # sets of 4 and 32
+LEARNED = 0.5  # twice as often right as by a guess among the smaller set
 BOTH, ONCE, TWICE = "prompt read both ways", "causal", "causal, read twice"
 WIDTHS = {BOTH: 32, ONCE: 36, TWICE: 36}
 
@@ -77,6 +78,8 @@ def measure(run: Run) -> list[Row]:
              "among the smaller set is right a quarter of the time")
     run.note("rates were chosen on prefix linear attention with one seed: AdamW at 0.002 to 0.006 was right 13% to 23% "
              "of the time after up to 2,500 steps, Muon at 0.01 52% after 1,500; every arm has the latter")
+    run.note("that one of the two must be right half of the time for a refutation was added to the rule after the "
+             "first run, whose arms were all near a guess (0.29 and 0.40)")
     run.note("reading twice is shown with one seed and does not count for the verdict: the paper claims it for models "
              "far beyond what minutes can train")
     return table
@@ -90,6 +93,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
               f"{100 * (row[TWICE]['accuracy'] - row[ONCE]['accuracy']):+.1f}")
     if gain >= 15:
         return "confirmed", reason
+    if max(row[BOTH]["accuracy"], row[ONCE]["accuracy"]) < LEARNED:
+        return "inconclusive", reason + "; neither has learned the task"
     return ("refuted" if gain <= 5 else "inconclusive"), reason
 
 
@@ -108,8 +113,8 @@ CLAIM = Claim(
     statement="A linear-attention model that reads its prompt both ways recalls what a causal one of equal size and "
               "state cannot.",
     rule="confirmed if prefix linear attention is at least 15 points more often right than a causal model of at least "
-         "as many acting parameters (mean of 3 seeds and of both orders of the sets); refuted if at most 5 points; "
-         "else inconclusive.",
+         "as many acting parameters (mean of 3 seeds and of both orders of the sets); refuted if at most 5 points "
+         "and either is right at least half of the time; else inconclusive.",
     measure=measure, judge=judge, draw=draw,
     paper={"set disjointness": "causal Based is better when the smaller set comes first; read both ways, the order "
                                "matters little (figure 2)",
