@@ -150,6 +150,19 @@ def test_the_rule_of_masformer(values: tuple[float, float, float, float], verdic
     assert claim("masformer").judge(recalled(*values))[0] == verdict
 
 
+@pytest.mark.parametrize(("change", "verdict"), [
+    ({}, "confirmed"), ({"2x": 1.04}, "refuted"), ({"2x": 1.025}, "inconclusive"), ({"full": 0.92}, "refuted"),
+    ({"before": 0.96}, "inconclusive"), ({"2x, bottom layers": 1.0}, "refuted"), ({"times": 1.3}, "inconclusive"),
+    ({"2x, constant depth": 1.0}, "refuted"), ({"2x, no warm-up": 1.0}, "inconclusive"),
+    ({"calls": 0.51}, "inconclusive")])
+def test_the_rule_of_skipdecode(change: dict[str, float], verdict: str) -> None:
+    nats = {"full": 1.0, "2x": 1.02, "2x, no warm-up": 1.03, "2x, bottom layers": 1.021, "2x, constant depth": 1.021}
+    rows: list[Row] = [{"arm": arm, "nats": change.get(arm, each), "before": change.get("before", 1.5),
+                        "calls": change.get("calls", 0.5), "times": change.get("times", 1.5)}
+                       for arm, each in nats.items()]
+    assert claim("skipdecode").judge(rows)[0] == verdict
+
+
 @pytest.mark.parametrize(("gaps", "looked_up", "verdict"), [
     ((0.2, 0.1), 64.0, "confirmed"), ((0.2, 0.05), 64.0, "inconclusive"), ((0.02, 0.01), 64.0, "refuted"),
     ((0.2, 0.1), 10.0, "inconclusive"), ((0.2, 0.1), 1.0, "refuted")])
