@@ -1,8 +1,9 @@
 """Order-Independence Without Fine Tuning (McIlroy-Young et al. 2024, arXiv 2406.06581): Set-Based Prompting.
 
-Here a small model is asked for the value of a key among four options. One question in five cannot be read, and in
-training the answer stood first more often than not: where it does not know, the model goes by the order. It learns from
-ordered questions alone, as pretrained models have; sets are new to it.
+Here a small model learns which values belong to which keys, and is asked for the one among four options that belongs to
+a key. One question in five cannot be read, and in training the answer stood first more often than not: where it does
+not know, the model goes by the order. It learns from ordered questions alone, as pretrained models have; sets are new
+to it.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KEYS = VALUES = 64
-ASK, UNKNOWN, END, ANSWER = range(KEYS + VALUES, KEYS + VALUES + 4)
-VOCABULARY = KEYS + VALUES + 4
+CLASSES, WORDS = 16, 8
+"""A value belongs to a key if both are of one class: their numbers are the same modulo CLASSES."""
+WORD = KEYS + VALUES
+ASK, UNKNOWN, END, ANSWER = range(WORD + WORDS, WORD + WORDS + 4)
+VOCABULARY = WORD + WORDS + 4
 OPTIONS, FIRST, UNREADABLE = 4, 0.55, 0.2
 ROUNDING = 1e-3
 """An answer that changes between two tokens whose scores are nearer than this has met a tie, not an order."""
-LAYERS = ["attention:near", "attention", "attention", "attention"]
-"""The first sees one token back, which spares it the long search for how a value and the key before it belong."""
 POSITIONS: dict[str, dict[str, Any]] = {
-    "rotary": {"options": {"attention:near": {"window": 2}}},
-    "learned": {"options": {"attention:near": {"window": 2, "positions": "none"}, "attention": {"positions": "none"}},
-                "learned_positions": 32},
+    "rotary": {},
+    "learned": {"options": {"attention": {"positions": "none"}}, "learned_positions": 32},
 }
 ORDERED, SETS, MASK, PLACES, TUNED = "ordered", "sets", "mask alone", "positions alone", "sets, tuned"
 ARMS = (ORDERED, SETS, MASK, PLACES, TUNED)
@@ -45,34 +46,31 @@ Question = tuple[list[int], list[list[int]], int]  # what is asked, the options,
 
 
 def questions(rows: int, random: np.random.Generator, first: float = 1 / OPTIONS) -> list[Question]:
-    """first: how often the right option is the first one. An option is a key and its value, some with a full stop: two
-    or three tokens."""
+    """first: how often the right option is the first one. An option is a value and one or two words."""
     found: list[Question] = []
     for _ in range(rows):
-        keys = random.permutation(KEYS)[:OPTIONS]
-        values = KEYS + random.permutation(VALUES)[:OPTIONS]
+        classes = random.permutation(CLASSES)[:OPTIONS]
+        values = KEYS + classes + CLASSES * random.integers(VALUES // CLASSES, size=OPTIONS)
+        words = WORD + random.integers(WORDS, size=(OPTIONS, 2))
         right = 0 if random.random() < first else int(random.integers(1, OPTIONS))
-        options = [[int(key), int(value), *[END] * int(random.integers(2))] for key, value in zip(keys, values)]
-        asked = UNKNOWN if random.random() < UNREADABLE else options[right][0]
-        found.append(([ASK, asked], options, right))
+        options = [[value, *some[: random.integers(1, 3)]] for value, some in zip(values.tolist(), words.tolist())]
+        key = int(classes[right] + CLASSES * random.integers(KEYS // CLASSES))
+        found.append(([ASK, UNKNOWN if random.random() < UNREADABLE else key], options, right))
     return found
 
 
-def prompt(question: Question, order: tuple[int, ...], told: list[int] | None = None) -> SetPrompt:
-    """told: what follows the options instead of the mark that asks and the key."""
+def prompt(question: Question, order: tuple[int, ...]) -> SetPrompt:
     asked, options, _ = question
-    return SetPrompt([asked, [options[place] for place in order], told or [ANSWER, asked[1]]], canonical=False)
+    return SetPrompt([asked, [options[place] for place in order], [ANSWER]], canonical=False)
 
 
-def batch(prompts: list[SetPrompt], arm: str) -> Batch:
-    """Padded prompts, the parts placed as the arm has it; asked for is each value behind a mark and a key."""
+def batch(prompts: list[SetPrompt], arm: str, truth: list[int] | None = None) -> Batch:
+    """Padded prompts, the parts placed as the arm has it, with their answers asked for at the end."""
     longest = max(map(len, prompts))
-    tokens = torch.full((len(prompts), longest), END)
+    tokens, targets = torch.full((len(prompts), longest), END), torch.full((len(prompts), longest), -1)
     for row, each in enumerate(prompts):
         tokens[row, : len(each)] = torch.tensor(list(each))
-    targets = torch.full_like(tokens, -1)
-    asked = tokens[:, :-2] == ANSWER
-    targets[:, 1:-1][asked] = tokens[:, 2:][asked]
+        targets[row, len(each) - 1] = 0 if truth is None else truth[row]
     places = placed(prompts)
     if arm in (ORDERED, MASK):
         places[..., 0] = torch.arange(longest)
@@ -82,17 +80,9 @@ def batch(prompts: list[SetPrompt], arm: str) -> Batch:
 
 
 def drawn(rows: int, seed: int, arm: str, step: int) -> Batch:
-    """Questions with their answers; behind them the other keys are asked for too, which makes learning quick."""
-    random = np.random.default_rng((seed, step))
-    prompts = []
-    for question in questions(rows, random, FIRST):
-        asked, options, right = question
-        told = [ANSWER, asked[1], options[right][1]]
-        for place in random.permutation(OPTIONS):
-            if place != right:
-                told += [ANSWER, *options[place][:2]]
-        prompts.append(prompt(question, tuple(range(OPTIONS)), told))
-    return batch(prompts, arm)
+    asked = questions(rows, np.random.default_rng((seed, step)), FIRST)
+    return batch([prompt(question, tuple(range(OPTIONS))) for question in asked], arm,
+                 [options[right][0] for _, options, right in asked])
 
 
 @torch.no_grad()
@@ -118,9 +108,9 @@ def answers(model: Stack, asked: list[Question], orders: list[tuple[int, ...]], 
 
 def trial(positions: str, seed: int, steps: int, tuning: int, rows: int, tests: int, width: int) -> list[Row]:
     torch.manual_seed(seed)
-    model = Stack(StackConfig(VOCABULARY, width, LAYERS, **POSITIONS[positions]))
+    model = Stack(StackConfig(VOCABULARY, width, ["attention"] * 4, **POSITIONS[positions]))
     asked = questions(tests, np.random.default_rng((seed, 1 << 40)))
-    truth = np.array([options[right][1] for _, options, right in asked])
+    truth = np.array([options[right][0] for _, options, right in asked])
     orders = list(itertools.permutations(range(OPTIONS)))
     learn(model, partial(drawn, rows, seed, ORDERED), steps, rate=1e-3, seed=seed, cooldown=0.5)
     table = []
