@@ -47,7 +47,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def drawn(task: str, seed: int) -> tuple[Callable[[int], Batch], Batch]:
     """Rows for each step, and rows to test on."""
-    known, new = digits(8) if task == "digits" else (expressions(4096, LENGTH, 1), expressions(512, LENGTH, 2))
+    known, new = digits(8) if task == "digits" else (expressions(2048, LENGTH, 1), expressions(512, LENGTH, 2))
     return some(known, ROWS, seed), new
 
 
@@ -168,7 +168,7 @@ def measure(run: Run) -> list[Row]:
         for arm, value in done[name].items():
             add(name, arm, "accuracy", value)
     run.note(f"2 layers of width {WIDTH}, learned positions, the mean of all elements read, {ROWS} rows, Muon at 0.01, "
-             f"{steps} steps, {seeds} seeds; 1,437 digits of 64 pixels to learn and 360 to test; 4,096 expressions of "
+             f"{steps} steps, {seeds} seeds; 1,437 digits of 64 pixels to learn and 360 to test; 2,048 expressions of "
              "ListOps of 8 to 64 elements to learn and 512 to test; the kernel reads both ways by two causal scans: "
              "twice the mixer's parameters")
     run.note("cost: one layer forward and backward over one sequence, one thread count for all; 'full' is the fused "
