@@ -191,9 +191,10 @@ RULE = (
     "in a line the more often it was said: TP_4 at least 1.5 times TP_0 and WR_4 at least 0.2 above WR_0. Confirmed if "
     "with decayed repetition TP falls (TP_4 below TP_0, and no step up of more than 0.01), rep-12 of greedy text is at "
     "most half the control's, and perplexity at most 2% above it. Refuted if perplexity is more than 5% above the "
-    "control's at every setting that halves rep-12, of those tried on the tuning text and the one on test text, or if "
-    "unlikelihood has both the lower rep-12 and the lower perplexity; else inconclusive. Coin, gamma and rate are those "
-    "of the lowest perplexity among those that halve rep-12 on the tuning text, with a base model of another seed.")
+    "control's at every setting that halves rep-12, of those tried on the tuning text and the one on test text, or "
+    "if unlikelihood has both the lower rep-12 and the lower perplexity; else inconclusive. Coin, gamma and rate are "
+    "those of the lowest perplexity among those that halve rep-12 on the tuning text, with a base model of another "
+    "seed.")
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
