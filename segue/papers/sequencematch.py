@@ -113,8 +113,8 @@ def arms(seed: int, width: int, right: float, steps: tuple[int, int], prompts: i
     for arm in wanted:
         for weight in c if arm in (MATCHED, BOTH) else c[:1]:
             model.load_state_dict(base)
-            learn(model, lambda step: batches(first.step + step, ROWS), steps[1] * (LONG if arm == LONGER else 1), rate=1e-3,
-                  seed=seed, objective=objective(arm, weight, noise))
+            learn(model, lambda step: batches(first.step + step, ROWS), steps[1] * (LONG if arm == LONGER else 1),
+                  rate=1e-3, seed=seed, objective=objective(arm, weight, noise))
             found.append({"c": weight, "base": accuracy(model, held), **look(model, asked, seed)})
     return found
 
