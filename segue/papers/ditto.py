@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CONTEXT, ROWS, TIMES = 128, 16, 5
 NGRAM, PROMPT, SAID = 12, 50, 200
-CONTROL = "maximum likelihood"
+START, CONTROL = "before", "maximum likelihood"
 DITTO = "decayed repetition"
 UNLIKELY = "unlikelihood"
 DECAYS = [{"coin": coin, "gamma": gamma, "rate": rate} for coin in (0.5, 0.2) for gamma in (0.5, 0.8)
@@ -129,8 +129,9 @@ def arms(data: Path | None, seed: int, width: int, steps: tuple[int, int, int], 
     begin = {name: weight.clone() for name, weight in model.state_dict().items()}
     for arm, setting in wanted:
         model.load_state_dict(begin)
-        learn(model, batches(train, vocabulary, seed + 1000), steps[2], rate=setting["rate"], seed=seed,
-              objective=objective(arm, newline, setting))
+        if arm != START:
+            learn(model, batches(train, vocabulary, seed + 1000), steps[2], rate=setting["rate"], seed=seed,
+                  objective=objective(arm, newline, setting))
         found.append(look(model, tune if piece == "tune" else test, vocabulary, newline, count))
     return found
 
@@ -145,7 +146,7 @@ def choose(tried: list[tuple[dict[str, float], dict[str, Any]]], control: dict[s
 
 def measure(run: Run) -> list[Row]:
     data = None if run.scale == "smoke" else run.dataset("tiny-shakespeare")
-    width, steps, count = run.pick(16, 96), run.pick((2, 2, 2), (200, 500, 150)), run.pick(4, 64)
+    width, steps, count = run.pick(16, 96), run.pick((2, 2, 2), (150, 300, 100)), run.pick(4, 64)
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
     plain: tuple[str, dict[str, float]] = (CONTROL, {"rate": 5e-4})
     grid = [(DITTO, setting) for setting in DECAYS] + [(UNLIKELY, setting) for setting in UNLIKELIHOODS]
@@ -157,7 +158,7 @@ def measure(run: Run) -> list[Row]:
     control = looks[0][2]
     chosen = {arm: choose([(setting, each) for name, setting, each in looks if name == arm], control)
               for arm in (DITTO, UNLIKELY)}
-    final = [plain, *chosen.items()]
+    final: list[tuple[str, dict[str, float]]] = [(START, {}), plain, *chosen.items()]
     cells = run.cells({f"seed {seed}, {chosen}": partial(arms, data, seed, width, steps, count, "test", final)
                        for seed in seeds})
     run.note("a GRU, which knows what came before, and a layer of attention without positions, which finds it again, "
@@ -170,7 +171,7 @@ def measure(run: Run) -> list[Row]:
     for arm, setting, each in looks[: len(halves[0])] + looks[len(halves[0]) + 1 :]:
         table.append(row("tuning", arm, setting, [each], [control]))
     for place, (arm, setting) in enumerate(final):
-        table.append(row("test", arm, setting, [cell[place] for cell in cells], [cell[0] for cell in cells]))
+        table.append(row("test", arm, setting, [cell[place] for cell in cells], [cell[1] for cell in cells]))
     return table
 
 
@@ -186,25 +187,27 @@ def row(piece: str, arm: str, setting: dict[str, float], looks: list[dict[str, A
 
 
 RULE = (
-    "On test text, means over three seeds. Void (inconclusive) unless the control itself believes more in a line the "
-    "more often it was said: TP_4 at least 1.5 times TP_0 and WR_4 at least 0.2 above WR_0. Confirmed if with decayed "
-    "repetition TP falls (TP_4 below TP_0, and no step up of more than 0.01), rep-12 of greedy text is at most half "
-    "the control's, and perplexity at most 2% above it. Refuted if perplexity is more than 5% above the control's at "
-    "every setting that halves rep-12, of those tried on the tuning text and the one on test text, or if unlikelihood "
-    "has both the lower rep-12 and the lower perplexity; else inconclusive. Coin, gamma and rate are those of the "
-    "lowest perplexity among those that halve rep-12 on the tuning text, with a base model of another seed.")
+    "On test text, means over three seeds. Void (inconclusive) unless the model that all arms go on from believes more "
+    "in a line the more often it was said: TP_4 at least 1.5 times TP_0 and WR_4 at least 0.2 above WR_0. Confirmed if "
+    "with decayed repetition TP falls (TP_4 below TP_0, and no step up of more than 0.01), rep-12 of greedy text is at "
+    "most half the control's, and perplexity at most 2% above it. Refuted if perplexity is more than 5% above the "
+    "control's at every setting that halves rep-12, of those tried on the tuning text and the one on test text, or "
+    "if unlikelihood has both the lower rep-12 and the lower perplexity; else inconclusive. Coin, gamma and rate are "
+    "those of the lowest perplexity among those that halve rep-12 on the tuning text, with a base model of another "
+    "seed.")
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
-    control, ditto, unlikely = (next(row for row in table if (row["text"], row["arm"]) == ("test", arm))
-                                for arm in (CONTROL, DITTO, UNLIKELY))
-    tp, wr = control["TP"], control["WR"]
-    reason = (f"control: TP {tp[0]:.2f} to {tp[-1]:.2f}, WR {wr[0]:.2f} to {wr[-1]:.2f}, rep-12 "
-              f"{control['rep-12']:.2f}; decayed repetition ({ditto['setting']}): TP {ditto['TP'][0]:.2f} to "
-              f"{ditto['TP'][-1]:.2f}, rep-12 {ditto['rep-12']:.2f}, perplexity {ditto['to control'] - 1:+.1%}; "
-              f"unlikelihood: rep-12 {unlikely['rep-12']:.2f}, perplexity {unlikely['to control'] - 1:+.1%}")
+    start, control, ditto, unlikely = (next(row for row in table if (row["text"], row["arm"]) == ("test", arm))
+                                       for arm in (START, CONTROL, DITTO, UNLIKELY))
+    tp, wr = start["TP"], start["WR"]
+    reason = (f"before: TP {tp[0]:.2f} to {tp[-1]:.2f}, WR {wr[0]:.2f} to {wr[-1]:.2f}; control: TP "
+              f"{control['TP'][0]:.2f} to {control['TP'][-1]:.2f}, rep-12 {control['rep-12']:.2f}; decayed repetition "
+              f"({ditto['setting']}): TP {ditto['TP'][0]:.2f} to {ditto['TP'][-1]:.2f}, rep-12 {ditto['rep-12']:.2f}, "
+              f"perplexity {ditto['to control'] - 1:+.1%}; unlikelihood: rep-12 {unlikely['rep-12']:.2f}, perplexity "
+              f"{unlikely['to control'] - 1:+.1%}")
     if tp[-1] < 1.5 * tp[0] or wr[-1] - wr[0] < 0.2:
-        return "inconclusive", f"the control does not reinforce itself; {reason}"
+        return "inconclusive", f"the model does not reinforce itself; {reason}"
     tuned = next(row for row in table if (row["text"], row["arm"]) == ("tuning", CONTROL))
     halving = [row for row, other in [(row, tuned) for row in table if row["text"] == "tuning"] + [(ditto, control)]
                if row["arm"] == DITTO and row["rep-12"] <= 0.5 * other["rep-12"]]
@@ -220,11 +223,13 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 
 def draw(figure: Figure, table: list[Row]) -> None:
     curves, trade = figure.subplots(1, 2)
-    colours = {CONTROL: "#52606d", DITTO: "#2f6fb3", UNLIKELY: "#c0504d"}
+    colours = {START: "#c3ccd5", CONTROL: "#52606d", DITTO: "#2f6fb3", UNLIKELY: "#c0504d"}
     for each in table:
         colour = colours[each["arm"]]
         if each["text"] == "test":
             curves.plot(range(len(each["TP"])), each["TP"], "o-", color=colour, label=each["arm"])
+        if each["arm"] == START:
+            continue
         trade.plot(100 * (each["to control"] - 1), each["rep-12"], "o" if each["text"] == "test" else ".",
                    color=colour, markersize=10 if each["text"] == "test" else 7,
                    alpha=1 if each["text"] == "test" else 0.5)

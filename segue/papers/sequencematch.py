@@ -25,7 +25,7 @@ from segue.training.strategy import Strategy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUMS, ROWS = 12, 64
+SUMS, ROWS, FIRST = 12, 64, 128  # rows a step: of the arms, and before
 MARK, EOS, BACK, VOCABULARY = 10, 11, 12, 13
 PLAIN, LONGER = "maximum likelihood", "maximum likelihood, as long"
 CLONED, MATCHED, BOTH = "cloned backspaces", "matched", "matched, with backspaces"
@@ -99,9 +99,9 @@ def arms(seed: int, width: int, right: float, steps: tuple[int, int], prompts: i
     """One base model, stopped while it still errs; then each wanted arm from it, once for each c where that matters."""
     rows = sums(20_000, torch.Generator().manual_seed(seed))
 
-    def batches(step: int) -> Batch:
+    def batches(step: int, count: int = FIRST) -> Batch:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        return rows.rows(torch.randint(20_000, (ROWS,), generator=generator))
+        return rows.rows(torch.randint(20_000, (count,), generator=generator))
 
     torch.manual_seed(seed)
     model = Stack(StackConfig(VOCABULARY, width, ["attention"] * 2))
@@ -113,8 +113,8 @@ def arms(seed: int, width: int, right: float, steps: tuple[int, int], prompts: i
     for arm in wanted:
         for weight in c if arm in (MATCHED, BOTH) else c[:1]:
             model.load_state_dict(base)
-            learn(model, lambda step: batches(first.step + step), steps[1] * (LONG if arm == LONGER else 1), rate=1e-3,
-                  seed=seed, objective=objective(arm, weight, noise))
+            learn(model, lambda step: batches(first.step + step, ROWS), steps[1] * (LONG if arm == LONGER else 1),
+                  rate=1e-3, seed=seed, objective=objective(arm, weight, noise))
             found.append({"c": weight, "base": accuracy(model, held), **look(model, asked, seed)})
     return found
 
