@@ -90,7 +90,7 @@ def trained(arm: str, seed: int, ids: int, width: int, batches: Any, steps: int)
     return model
 
 
-RATE, ROWS, STEPS, REAL_STEPS = 0.01, 16, 220, 150
+RATE, ROWS, STEPS, REAL_STEPS = 0.01, 16, 120, 150
 
 
 def copied(arm: str, seed: int, width: int, steps: int, rows: int) -> dict[str, Any]:
@@ -169,6 +169,9 @@ def measure(run: Run) -> list[Row]:
              f"source, {real_steps} on E2E (its development set to learn from, its test set to test on); what partial "
              "attention adds is taken from the channel mixers; the encoder-decoder (learned positions; its attention "
              "to the source is 1) and the arms without one part have one seed, and do not count for the verdict")
+    run.note("in a first try with 220 steps on the source the language model, too, was right at 99.9% of all steps (one "
+             "seed: attention at step 40 was 0.33 of that at step 4, late sensitivity 0.91 of early), which by the rule "
+             "says nothing; steps were then cut to 120 for all arms")
     return table
 
 
