@@ -174,7 +174,7 @@ def measure(run: Run) -> list[Row]:
                 "modes found": modes(arm, budget, seed, run.pick(2, 60), run.pick(3, 6))}
 
     table = []
-    for budget in run.pick((BUDGET,), (8, 16, 32, BUDGET, 128, 256)):
+    for budget in run.pick((BUDGET,), (8, 16, 32, BUDGET, 128)):
         for arm in ARMS:
             cells = [run.cell(f"{arm} {budget} {seed}", partial(cell, arm, budget, seed))
                      for seed in (seeds if budget == BUDGET else seeds[:1])]
