@@ -131,7 +131,7 @@ def measure(run: Run) -> list[Row]:
     run.note(f"questions drawn at random, one in five with its key blotted out; the right option was the first in "
              f"{FIRST:.0%} of the training rows; best and worst: right in some order, right in every order; the "
              "paper's data (CSQA, MMLU) need a pretrained model")
-    steps, tuning, rows, tests, width = run.pick((3, 2, 8, 4, 16), (2000, 200, 64, 1000, 128))
+    steps, tuning, rows, tests, width = run.pick((3, 2, 8, 4, 16), (1000, 200, 64, 1000, 128))
     found = run.cells({positions: partial(trial, positions, run.seed, steps, tuning, rows, tests, width)
                        for positions in POSITIONS})
     return [row for table in found for row in table]
