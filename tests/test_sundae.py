@@ -58,7 +58,7 @@ def test_the_loss_against_a_loop(steps: int, rate: float | None, seed: int) -> N
         total -= sum(math.log(chances[row, place, batch.tokens[row, place]])
                      for row in range(3) for place in range(4, 8)) / steps
         said[:, 4:] = torch.multinomial(chances[:, 4:].reshape(12, 7), 1).view(3, 4)
-    assert math.isclose(float(found.total), total, rel_tol=1e-4)
+    assert math.isclose(float(found.total.detach()), total, rel_tol=1e-4)
 
 
 def test_what_is_drawn_has_no_gradient_and_sources_stay() -> None:
