@@ -158,12 +158,14 @@ def measure(run: Run) -> list[Row]:
     seeds = range(run.seed, run.seed + run.pick(1, 3))
     run.note("confidence is the mean log-probability of an answer's tokens; three seeds at 64 tokens, the first of "
              "them at the other budgets; the prompt is not counted")
+    run.note("a first run, of 1,000 steps, was inconclusive: greedy was right 97.8% of the time, which leaves no room. On "
+             "other sums and seed 100 greedy was right 5% of the time after 600 steps, 82% after 750, 93% after 850")
 
     @cache
     def model(seed: int) -> Stack:
         torch.manual_seed(seed)
         stack = Stack(StackConfig(VOCABULARY, run.pick(16, 128), ["attention"] * run.pick(1, 4)))
-        learn(stack, partial(batches, run.pick(8, 64), digits, seed), run.pick(5, 1000), rate=1e-3, seed=seed)
+        learn(stack, partial(batches, run.pick(8, 64), digits, seed), run.pick(5, 750), rate=1e-3, seed=seed)
         return stack.eval()
 
     def cell(arm: str, budget: int, seed: int) -> dict[str, float]:
@@ -220,7 +222,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
             axes.plot([row["budget"] for row in rows], [row[key] for row in rows], marker="o", label=arm,
                       linestyle="-" if arm in TREES else "--")
         axes.set_xscale("log", base=2)
-        axes.set(xlabel="tokens read for an answer", title=title)
+        axes.set(xlabel="tokens read for an answer", title=title, ylim=(0, 1.03))
     left.legend(frameon=False, fontsize="small")
 
 
