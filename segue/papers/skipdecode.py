@@ -172,8 +172,8 @@ def measure(run: Run) -> list[Row]:
         run.note("schedules fall from one and a half times their mean depth to half of it, over "
                  f"{planned(OURS, facts)} (2x) and {planned('3x', facts)} (3x) elements, so that the sentences learned "
                  "from are read at that mean; prompts are read by all layers")
-    run.note(f"calls and tokens/s: {TOGETHER} rows over the planned length of 2x, torch on one thread, the prompt's reading left "
-             "out; times: tokens/s against the full model's, the median of alternating rounds")
+    run.note(f"calls and tokens/s: {TOGETHER} rows over the planned length of 2x, torch on one thread, the prompt's "
+             "reading left out; times: tokens/s against the full model's, the median of alternating rounds")
     rates = {arm: np.array(quick[arm]["rates"]) for arm in ARMS}
     return [{"arm": arm, "nats": round(mean(cell[arm]["nats"] for cell in found), 4),
              "by seed": ", ".join(f"{cell[arm]['nats']:.3f}" for cell in found),
