@@ -148,15 +148,15 @@ def test_cached_generation_is_the_full_forward(structure: str) -> None:
 def test_a_window_holds_more_nodes_than_positions() -> None:
     """A cache that keeps `window` nodes would have dropped parts that are still near."""
     model = stack("window", layers=2)
-    parts = [[token, 2, 7] for token in range(V)] * 4
-    given = SetPrompt([list(range(V)) * 12, parts, [1]])
-    answer = generate(model, [given, [3] * 150], 30)
-    assert answer[0].tokens == reference(model, given, 30)
-    assert answer[1].tokens == generate(model, [[3] * 150], 30)[0].tokens
+    parts = [[token, 2, 7] for token in range(V)] * 2
+    given = SetPrompt([list(range(V)) * 6, parts, [1]])
+    answer = generate(model, [given, [3] * 90], 20)
+    assert answer[0].tokens == reference(model, given, 20)
+    assert answer[1].tokens == generate(model, [[3] * 90], 20)[0].tokens
     state = model.init_state(1)
     model.extend(torch.tensor([list(given)]), state, layout=arrange([given]))
     state.commit()
-    for token in range(500):
+    for token in range(260):
         model.extend(torch.tensor([[token % V]]), state)
         state.commit()
     assert state.layers[0]["cache"].longest < 2 * (4 + len(given)) + 64  # and yet stays bounded
@@ -168,7 +168,7 @@ WAYS: dict[str, dict[str, Any]] = {
         "decoder": "sample", "draft": "both", "adaptive": False},
     "beam": {"decoder": "beam", "num_beams": 3}, "diverse": {"decoder": "diverse-beam", "num_beams": 4,
                                                              "num_beam_groups": 2},
-    "exact": {"decoder": "exact", "budget": 100}, "tree": {"decoder": "tree", "budget": 60},
+    "exact": {"decoder": "exact", "budget": 40}, "tree": {"decoder": "tree", "budget": 30},
     "contrastive": {"decoder": "contrastive", "top_k": 3},
 }
 
@@ -266,7 +266,7 @@ def test_mistakes_are_told_in_one_line() -> None:
 @pytest.mark.parametrize("options", [{}, {"window": 3}, {"positions": "alibi", "kv_heads": 2}, {"relative": 3},
                                      {"span": 4, "ramp": 2}])
 def test_attention_keeps_the_contract_of_sets(options: dict[str, Any]) -> None:
-    check_mixer(lambda width: Attention(width, **options), only="sets", examples=4)
+    check_mixer(lambda width: Attention(width, **options), only="sets", examples=3)
 
 
 def test_saturated_attention_too() -> None:
