@@ -25,7 +25,7 @@ from segue.training.strategy import Strategy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SUMS, ROWS, FIRST = 12, 64, 128  # rows a step: of the arms, and before
+SUMS, ROWS, FIRST = 24, 32, 64  # rows a step: of the arms, and before
 MARK, EOS, BACK, VOCABULARY = 10, 11, 12, 13
 PLAIN, LONGER = "maximum likelihood", "maximum likelihood, as long"
 CLONED, MATCHED, BOTH = "cloned backspaces", "matched", "matched, with backspaces"
