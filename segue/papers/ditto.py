@@ -194,10 +194,10 @@ RULE = (
     "in a line the more often it was said: TP_4 at least 1.5 times TP_0 and WR_4 at least 0.2 above WR_0. Confirmed if "
     "with decayed repetition TP falls (TP_4 below TP_0, and no step up of more than 0.01), rep-12 of greedy text is at "
     "most half the control's, and perplexity at most 2% above it. Refuted if perplexity is more than 5% above the "
-    "control's at every setting that halves rep-12, of those tried on the tuning text and the one on test text, or "
-    "if unlikelihood has both the lower rep-12 and the lower perplexity; else inconclusive. Settings are chosen on the "
-    "tuning text, with a base model of another seed: the control's rate by perplexity, the others' by perplexity among "
-    "those that halve rep-12, or by rep-12 where none does.")
+    "control's at every setting that halves rep-12 (if any), of those tried on the tuning text and the one on test "
+    "text, or if unlikelihood has both the lower rep-12 and the lower perplexity; else inconclusive. Settings are "
+    "chosen on the tuning text, with a base model of another seed: the control's rate by perplexity, the others' by "
+    "perplexity among those that halve rep-12, or by rep-12 where none does.")
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
@@ -215,7 +215,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
                 key=lambda row: row["perplexity"])
     halving = [row for row, other in [(row, tuned) for row in table if row["text"] == "tuning"] + [(ditto, control)]
                if row["arm"] == DITTO and row["rep-12"] <= 0.5 * other["rep-12"]]
-    if all(row["to control"] > 1.05 for row in halving):
+    if halving and all(row["to control"] > 1.05 for row in halving):
         return "refuted", reason
     if unlikely["rep-12"] < ditto["rep-12"] and unlikely["to control"] < ditto["to control"]:
         return "refuted", reason
