@@ -158,8 +158,8 @@ def measure(run: Run) -> list[Row]:
     seeds = range(run.seed, run.seed + run.pick(1, 3))
     run.note("confidence is the mean log-probability of an answer's tokens; three seeds at 64 tokens, the first of "
              "them at the other budgets; the prompt is not counted")
-    run.note("a first run, of 1,000 steps, was inconclusive: greedy was right 97.8% of the time, which leaves no room. On "
-             "other sums and seed 100 greedy was right 5% of the time after 600 steps, 82% after 750, 93% after 850")
+    run.note("a first run, of 1,000 steps, was inconclusive: greedy was right 97.8% of the time, which leaves no room. "
+             "On other sums and seed 100 greedy was right 5% of the time after 600 steps, 82% after 750, 93% after 850")
 
     @cache
     def model(seed: int) -> Stack:
