@@ -226,6 +226,9 @@ def measure(run: Run) -> list[Row]:
              f"(width {letters}) {steps[2]}, of its drafter (4 layers both ways, blocks of {BLOCK}) {steps[3]}")
     run.note(f"{held} held-out pairs each, greedy, float64, batch 1, no cost model; iterations leave out the pass that "
              "reads the source and gives the first token, for all alike")
+    run.note("the rate was chosen by 400 steps on captions with mistakes: Muon at 0.005, 0.01 and 0.02 came to 1.78, "
+             "1.70 and 2.16 nats a word; with random words to copy in half of the rows fewer words were right, 69% "
+             "against 77%, on 50 captions kept from training")
     cells = run.cells({
         "captions": partial(corrected, folder, size, width, steps[0], rows, held, run.seed),
         "cipher": partial(deciphered, letters, steps[2], steps[3], rows, held, run.seed),
