@@ -152,11 +152,11 @@ def measure(run: Run) -> list[Row]:
 RULE = (
     "Share of 1,000 answers that are right in every digit, three seeds. Void (inconclusive) unless backspaces were "
     "learned at all: at least half of what cloned backspaces take back was wrong. Confirmed if matching with "
-    "backspaces is at least 5 points above maximum likelihood of as many steps in the mean, its worst seed above the other's best, at "
-    "least 1 point above cloned backspaces, and what it takes back was wrong more than three times as often as what "
-    "maximum likelihood says. Refuted if cloned backspaces come within that 1 point of it or above, so that matching "
-    "is not needed, or if maximum likelihood is as good in the same time (four times the steps); else inconclusive. c "
-    "is chosen with another base model on other prompts.")
+    "backspaces is at least 5 points above maximum likelihood of as many steps in the mean, its worst seed above the "
+    "other's best, at least 1 point above cloned backspaces, and what it takes back was wrong more than three times as "
+    "often as what maximum likelihood says. Refuted if cloned backspaces come within that 1 point of it or above, so "
+    "that matching is not needed, or if maximum likelihood is as good in the same time (four times the steps); else "
+    "inconclusive. c is chosen with another base model on other prompts.")
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:
