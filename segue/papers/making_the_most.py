@@ -186,11 +186,14 @@ def captions(folder: Path | None, vocabulary: int) -> tuple[int, list[list[int]]
     return vocabulary, encode(learned), encode(test)
 
 
-def begun(learned: list[list[int]], rows: int, seed: int, step: int) -> Batch:
+def drawn(learned: list[list[int]], rows: int, random: np.random.Generator) -> list[list[int]]:
     """Captions, one in twenty of them broken off behind its first words."""
-    random = np.random.default_rng((seed, step))
     chosen = [learned[i] for i in random.integers(0, len(learned), rows)]
-    texts = [[*(words[:GIVEN] if broken else words), END] for words, broken in zip(chosen, random.random(rows) < 0.05)]
+    return [[*(words[:GIVEN] if broken else words), END] for words, broken in zip(chosen, random.random(rows) < 0.05)]
+
+
+def batch_of(learned: list[list[int]], rows: int, seed: int, step: int) -> Batch:
+    texts = drawn(learned, rows, np.random.default_rng((seed, step)))
     longest = max(map(len, texts)) - 1
     tokens, targets = torch.full((rows, longest), END), torch.full((rows, longest), -1)
     for row, text in enumerate(texts):
@@ -204,7 +207,7 @@ def degenerate(folder: Path | None, seed: int, width: int, steps: int, held: int
     vocabulary, learned, test = captions(folder, 2500)
     torch.manual_seed(seed)
     model = Stack(StackConfig(vocabulary, width, ["attention"] * 4, {"attention": {"heads": 4}}))
-    learn(model, partial(begun, learned, 64, seed), steps, rate=0.02, seed=seed, muon=True)
+    learn(model, partial(batch_of, learned, 64, seed), steps, rate=0.02, seed=seed, muon=True)
     prompts = [list(prompt) for prompt in dict.fromkeys(tuple(words[:GIVEN]) for words in test)][:held]
     length = int(np.median([len(words) for words in learned])) - GIVEN
 
@@ -220,7 +223,7 @@ def degenerate(folder: Path | None, seed: int, width: int, steps: int, held: int
                           f"beam {WIDE}": {"decoder": "beam", "num_beams": WIDE, "length_penalty": 0.0},
                           "exact": {"decoder": "exact", "budget": 500}}.items():
         found[f"empty, {name}"] = mean(not answer.tokens for answer in answers(**options))
-    texts = [[*words, END] for words in learned[:1500]]
+    texts = drawn(learned, 1500, np.random.default_rng((seed, 0, 1)))
     foresight = foresee(model, texts, [len(text) == GIVEN + length + 1 for text in texts], prompts=GIVEN, seed=seed)
     lists = {FILTERED: answers(decoder="beam", **plain),
              CONDITIONAL: answers(decoder="conditional-beam", attribute=foresight.attribute,
