@@ -49,7 +49,9 @@ LETTERS = LetterCodec("abcdefghijkl")  # with the end token, the models' vocabul
 SHORT: dict[str, dict[str, Any]] = {
     "block-recurrent": {"block": 4, "memory": 3}, "dss": {"length": 16}, "hyena": {"horizon": 256},
     "jrt": {"prefix": 3}, "liquid-s4": {"dt_min": 0.1, "dt_max": 1.0}, "longvq": {"window": 4, "codes": 3, "keys": 4},
+    "palm": {"prefix": 3},
 }
+STIFF = {"lssl"}  # state matrices that are stable as they are, and twice as large are not
 STACKS = {name: [name] * 2 for name in MIXERS if MIXERS[name].causal} | {"mixed": ["mamba", "attention", "gru"]}
 SMALL: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
                          "num_attention_heads": 4}
@@ -97,8 +99,9 @@ def native(name: str) -> tuple[Any, Reread]:
     torch.manual_seed(sum(map(ord, name)))
     options = {each: SHORT[each] for each in STACKS[name] if each in SHORT}
     model = Stack(StackConfig(VOCABULARY, WIDTH, STACKS[name], options)).double().eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.mul_(2.0)  # far from even scores
+    for key, parameter in model.named_parameters():
+        if name not in STIFF or ".recurrence." not in key:
+            parameter.mul_(2.0)  # far from even scores
     return model, Reread(lambda tokens: model(tokens[None]), VOCABULARY)
 
 
