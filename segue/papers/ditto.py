@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONTEXT, ROWS, TIMES = 128, 16, 5
+FAR = 20  # per cent of perplexity, as far as the picture goes
 NGRAM, PROMPT, SAID = 12, 50, 200
 START, CONTROL = "before", "maximum likelihood"
 DITTO = "decayed repetition"
@@ -234,14 +235,14 @@ def draw(figure: Figure, table: list[Row]) -> None:
             curves.plot(range(len(each["TP"])), each["TP"], "o-", color=colour, label=each["arm"])
         if each["arm"] == START:
             continue
-        trade.plot(100 * (each["to control"] - 1), each["rep-12"], "o" if each["text"] == "test" else ".",
+        trade.plot(min(100 * (each["to control"] - 1), FAR), each["rep-12"], "o" if each["text"] == "test" else ".",
                    color=colour, markersize=10 if each["text"] == "test" else 7,
                    alpha=1 if each["text"] == "test" else 0.5)
     curves.set(xlabel="how often the line was said before", ylabel="probability of its characters (TP)",
                title="A line said again", ylim=(0, None), xticks=range(TIMES))
     curves.legend(fontsize=8)
     trade.axvspan(-2, 2, color="#2f6fb3", alpha=0.1)
-    trade.set(xlabel="perplexity, % above the control (band: 2%)", ylabel="rep-12 of greedy text",
+    trade.set(xlabel=f"perplexity, % above the control (band: 2%; {FAR} or more: at the edge)", ylabel="rep-12 of greedy text",
               title="Every setting (small: tuning)", ylim=(0, 1.02))
 
 
