@@ -242,8 +242,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
                title="A line said again", ylim=(0, None), xticks=range(TIMES))
     curves.legend(fontsize=8)
     trade.axvspan(-2, 2, color="#2f6fb3", alpha=0.1)
-    trade.set(xlabel=f"perplexity, % above the control (band: 2%; {FAR} or more: at the edge)", ylabel="rep-12 of greedy text",
-              title="Every setting (small: tuning)", ylim=(0, 1.02))
+    trade.set(xlabel="perplexity, % above the control (band: 2%)", ylabel="rep-12 of greedy text",
+              title=f"Every setting (small: tuning; up to {FAR}%)", ylim=(0, 1.02))
 
 
 CLAIM = Claim(
