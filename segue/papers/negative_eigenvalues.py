@@ -113,8 +113,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
                                                (f"mean over positions to {FAR}", f"to {FAR}, mean"))):
             panel.bar([i + 0.27 * index for i in range(len(rows))], [row[what] for row in rows], 0.25, label=label)
         panel.axhline(chance[task], color="grey", linestyle=":", label="chance")
-        panel.set_xticks([i + 0.27 for i in range(len(rows))], [row["model"].replace(", ", "\n") for row in rows],
-                         fontsize="small")
+        names = [row["model"].replace(", ", "\n").replace("\n1]", ", 1]") for row in rows]  # a range stays in one line
+        panel.set_xticks([i + 0.27 for i in range(len(rows))], names, fontsize="small")
         panel.set(title=task, ylabel="accuracy", ylim=(0, 1.05))
     panel.legend(fontsize="small")
 
