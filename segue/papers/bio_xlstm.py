@@ -259,6 +259,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     bars = [(row["model"], row["accuracy"]) for row in table if row["task"] != "molecules"][: len(SHARING)]
     right.bar([name.replace(" ", "\n") for name, _ in bars], [value for _, value in bars])
     right.set(ylim=(0.4, 1), ylabel="accuracy", title="A motif on either strand")
+    right.tick_params(axis="x", labelsize=7)
 
 
 CLAIM = Claim(
