@@ -127,7 +127,7 @@ async def stream(client: httpx.AsyncClient, url: str, model: str, asked: list[st
         if time.perf_counter() > until:
             return
         text, _, first = await ask(client, url, body(model, prompt, tokens))
-        tally.tokens += len(text.split())
+        tally.tokens += text.count("t")  # the words of these models are t0, t1, ...
         tally.answers += 1
         tally.first.append(first)
         tally.wrong += text != known[prompt]
@@ -191,7 +191,7 @@ async def wander(client: httpx.AsyncClient, url: str, texts: list[str], known: d
         text, _, first = await ask(client, url, body("soak", prompt, tokens), drop)
         whole = known[prompt, tokens]
         tally.answers += 1
-        tally.tokens += len(text.split())
+        tally.tokens += text.count("t")  # the words of these models are t0, t1, ...
         tally.first.append(first)
         tally.wrong += (not whole.startswith(text)) if drop is not None else text != whole
         if draw.random() < 0.1:
