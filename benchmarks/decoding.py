@@ -163,8 +163,7 @@ def prose_file(models: Path) -> Path:
 
 PAGE = """# Drafts and searches on a CPU
 
-Printed by `python benchmarks/decoding.py searches-7m searches-100m heads-attention heads-mamba` (needs
-`pip install 'segue[bench]'`).
+Printed by `python benchmarks/decoding.py`, with the names of its parts (needs `pip install 'segue[bench]'`).
 """
 
 
