@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from functools import partial
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from segue.decoding.draft import ModelDraft, depth_draft
 from segue.errors import SegueError
 from segue.mixers import Layout
 from segue.models import Stack, StackConfig, expand_pattern
+from segue.models.compiled import accelerate, compile_model
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.objectives import Batch, NextElement
 from segue.serving.engine import Engine, News, Request
@@ -337,3 +339,11 @@ def test_fine_tuning_under_the_schedule() -> None:
     before = nats(shallow)
     learn(shallow, batches, 40, rate=2e-2)
     assert nats(shallow) < 0.1 < before and {*shallow.stack.parameters()} == {*shallow.parameters()}
+
+
+def test_what_the_engine_runs_drafts_by_depth() -> None:
+    """Whatever stands around the stack: the compiled engine, or a mixture with counts."""
+    inner = Stack(StackConfig(11, 16, ["attention"] * 2))
+    for model in (inner, compile_model(inner), accelerate(inner), SimpleNamespace(network=compile_model(inner))):
+        draft = depth_draft(model)  # type: ignore[arg-type]
+        assert isinstance(draft.model, Scheduled) and draft.model.stack is inner

@@ -89,8 +89,7 @@ def depth_draft(model: Decodable, schedule: DepthSchedule | None = None) -> Mode
     schedule: which (default: half of them at every position, the first one and those at the top). The prompt is read
     once more, by all layers. It drafts well where the model has learned to go without the others.
     """
-    stack = getattr(model, "network", model)  # of a mixture
-    stack = getattr(stack, "stack", stack)  # of what the compiled engine runs
+    stack = getattr(getattr(model, "network", model), "explicit", None)  # of a mixture, of what the engine runs
     if not isinstance(stack, Stack) or len(stack.blocks) < 2:
         raise SegueError("draft 'depth' leaves out some layers of a native model: for this one choose trie, lookup or "
                          "both")
