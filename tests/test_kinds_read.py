@@ -137,6 +137,16 @@ def test_genbank(tmp_path: Path) -> None:
     assert data.name(0).endswith("g.gb:TEST.1")
 
 
+def test_one_genome_in_two_files_is_read_once(tmp_path: Path) -> None:
+    genome, other = "ACGTTGCA" * 150, "ACGTTGCC" * 150
+    put(tmp_path / "a.fna", f">NC_1\n{genome}\n>twice\n{genome}\n>short\nACGT\n")
+    put(tmp_path / "b.fna", f">NC_1.1\n{genome.lower()}\n>more\n{other}\n>short\nACGT\n")
+    data = read(tmp_path)
+    assert [record.object for record in data] == [genome, genome, "ACGT", other, "ACGT"]
+    assert data.problems.total == 1 and "b.fna, record NC_1.1" in str(data.problems[0])
+    assert str(data.problems[0]).endswith(f"the same sequence as {tmp_path / 'a.fna'}:twice; read once")
+
+
 def test_protein(tmp_path: Path) -> None:
     data = read(put(tmp_path / "p.fasta", PROTEIN))
     assert data.kind.name == "protein" and data[1].object.endswith("*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import warnings
@@ -13,11 +14,12 @@ import numpy as np
 
 from segue.errors import SegueError, require
 from segue.files import write_text
-from segue.kinds.base import Dataset, Kind, Problems, Record, bad, looks_binary, opened
+from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, looks_binary, opened
 from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
 from segue.kinds.table import load_table
 
 BLOCK = 1 << 22
+LONG = 1000  # letters: that two records are the same is then no chance
 PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "sequences", "dna_sequence", "protein_sequence", "aa_sequence"}
 NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene"}
@@ -103,6 +105,25 @@ class Letters(Kind):
             yield Record(sequence.decode("ascii"), {} if quality is None else {"quality": quality}, f"{path}:{name}")
         if not found and (problems is None or problems.total == before):
             raise SegueError(f"{path}: there is no sequence in this file")
+
+    def read_all(
+        self, paths: list[Path], problems: Problems, named: frozenset[Path], **options: Any
+    ) -> Iterator[Record]:
+        """As `Kind.read_all`, but a long sequence that an earlier file has too (a genome is often there as FASTA and as
+        GenBank) is told and stepped over: it would count twice, and be learned twice."""
+        first: dict[bytes, str] = {}  # from a digest of the letters: the record that has them
+        for path in paths:
+            here: dict[bytes, str] = {}  # within a file, what is repeated is meant
+            for record in super().read_all([path], problems, named, **options):
+                if len(record.object) >= LONG:
+                    digest = hashlib.blake2b(record.object.encode(), digest_size=16).digest()
+                    if digest in first:
+                        problems.add(Problem(str(path), record.name.removeprefix(f"{path}:"), None,
+                                             f"the same sequence as {first[digest]}; read once"))
+                        continue
+                    here[digest] = record.name
+                yield record
+            first.update(here)
 
     def _sequences(
         self, path: Path, problems: Problems | None, column: str | None
