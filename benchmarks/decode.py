@@ -271,20 +271,25 @@ def measure_floors(threads: int, tokens: int, rounds: int) -> str:
     rows = []
     for name in MIXERS:
         torch.manual_seed(0)
-        try:
-            model = compile_model(Stack(StackConfig(2000, 768, [name] * 4)).eval(), "float32", threads)
-        except SegueError:
-            continue
-        size = model.program.weight_bytes
-        shares, eights = [], []
-        for _ in range(rounds):  # the machine's bandwidth varies: it is measured beside each
-            one = step_time(model, 1, repeats=20)
-            shares.append(size / bandwidth(size, threads) / one)
-            eights.append(step_time(model, 8, repeats=20) / one)
-        rows.append([name, f"{size / 1e6:.0f} MB", f"{statistics.median(shares):.0%}",
-                     f"{statistics.median(eights):.2f}"])
-    head = ["mixer", "weights", "of what the memory allows", "8 tokens cost, times one"]
-    return "### Every mixer of the engine: width 768, 4 layers, float32, batch 1\n\n" + table(head, rows)
+        stack = Stack(StackConfig(2000, 768, [name] * 4)).eval()
+        row = [name]
+        for weights in ("float32", "int8"):
+            try:
+                model = compile_model(stack, weights, threads)
+            except SegueError:
+                break
+            size = model.program.weight_bytes
+            shares, eights = [], []
+            for _ in range(rounds):  # the machine's bandwidth varies: it is measured beside each
+                one = step_time(model, 1, repeats=20)
+                shares.append(size / bandwidth(size, threads) / one)
+                eights.append(step_time(model, 8, repeats=20) / one)
+            row += [f"{size / 1e6:.0f} MB", f"{statistics.median(shares):.0%}", f"{statistics.median(eights):.2f}"]
+        else:
+            rows.append(row)
+    head = ["mixer", "weights", "of what the memory allows", "8 tokens cost, times one", "int8 weights",
+            "of what the memory allows", "8 tokens cost, times one"]
+    return "### Every mixer of the engine: width 768, 4 layers, batch 1\n\n" + table(head, rows)
 
 
 def measure_drafts(threads: int, tokens: int, rounds: int) -> str:

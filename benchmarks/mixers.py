@@ -1,17 +1,20 @@
-"""Training speed of every mixer, forward and backward, beside the peer a user would pick, in one run.
+"""Speed of the mixers, forward alone and forward and backward, beside the peers that a user would pick, in one run.
 
-    python benchmarks/mixers.py [--width 256] [--length 256] [--rows 8] [--rounds 5] [--json FILE]
+    python benchmarks/mixers.py [--width 256] [--lengths 512 2048 8192 32768] [--tokens 8192] [--rounds 5]
 
-Rounds of ours and of the peer alternate, and the median counts, so that a busy machine troubles both alike. Peers:
-torch's own modules for attention and the recurrences, the Mamba blocks of transformers in the torch form they take on
-CPUs, the plain loop over time for gated linear attention and the complex scan; and for the selective scan alone, the
-same recurrence as log2(T) passes of torch.
+Rows of a batch are `--tokens` over the length, at least one. Rounds of all contenders alternate and the median counts,
+so that a busy machine troubles all alike. Peers: torch's own modules for attention and the recurrences; x-transformers;
+the torch forms that transformers' Mamba, Mamba-2, xLSTM, RWKV and gated DeltaNet take on CPUs; mambapy; and for kernels
+alone, the same recurrence as torch operations. Who would need over a minute for a step is left out. Needs the extra
+`bench`, mambapy and x-transformers; what is not installed is not measured. Parts are kept in results/mixers.jsonl, the
+page is results/mixers.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -22,47 +25,117 @@ from torch import Tensor, nn
 
 from segue.kernels.gla import gla, gla_reference
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
-from segue.mixers import GRU, LSTM, Attention, GatedLinearAttention, Mamba, Mamba2
+from segue.mixers import GRU, LSTM, MIXERS, Attention, GatedLinearAttention, Mamba, Mamba2
 from segue.training.recipe import machine
 
-Step = Callable[[], None]
+HERE = Path(__file__).parent / "results"
+PATIENCE = 60.0  # seconds that a step may take
+Contender = Callable[[], Tensor]
 
 
-def training(function: Callable[..., Tensor], *inputs: Tensor) -> Step:
-    def step() -> None:
-        function(*inputs).sum().backward()
+def torch_attention(width: int, heads: int = 4) -> nn.Module:
+    class Plain(nn.Module):
+        """Projections around `scaled_dot_product_attention`."""
 
-    return step
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return self.out(y.transpose(1, 2).flatten(2))
+
+    return Plain()
 
 
-def peers(rows: int, length: int, width: int) -> dict[str, tuple[Step, str, Step]]:
+def x_transformers(width: int) -> nn.Module:
+    from x_transformers.x_transformers import Attention as Peer
+
+    return Peer(width, dim_head=64, heads=width // 64, causal=True, flash=True)
+
+
+def mambapy(width: int) -> nn.Module:
+    from mambapy.mamba import MambaBlock, MambaConfig
+
+    return MambaBlock(MambaConfig(d_model=width, n_layers=1))
+
+
+def transformers_mamba(width: int) -> nn.Module:
+    from transformers import MambaConfig
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+
+    return MambaMixer(MambaConfig(hidden_size=width, state_size=16), layer_idx=0)
+
+
+def transformers_mamba2(width: int) -> nn.Module:
+    from transformers import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
+    return Mamba2Mixer(Mamba2Config(hidden_size=width, num_heads=width // 32, head_dim=64, state_size=64, n_groups=1,
+                                    chunk_size=64, num_hidden_layers=1), layer_idx=0)
+
+
+def transformers_xlstm(width: int) -> nn.Module:
+    from transformers import xLSTMConfig
+    from transformers.models.xlstm.modeling_xlstm import xLSTMLayer
+
+    return xLSTMLayer(xLSTMConfig(hidden_size=width, num_hidden_layers=1, num_heads=4, mode="train",
+                                  autocast_kernel_dtype="float32", return_last_states=False))
+
+
+def transformers_rwkv(width: int) -> nn.Module:
+    from transformers import RwkvConfig
+    from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
+
+    return RwkvSelfAttention(RwkvConfig(hidden_size=width, num_hidden_layers=1))
+
+
+def transformers_deltanet(width: int) -> nn.Module:
+    from transformers import Qwen3NextConfig
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+
+    return Qwen3NextGatedDeltaNet(Qwen3NextConfig(
+        hidden_size=width, num_hidden_layers=1, layer_types=["linear_attention"], linear_num_value_heads=4,
+        linear_num_key_heads=4, linear_key_head_dim=width // 4, linear_value_head_dim=width // 4), layer_idx=0)
+
+
+LAYERS: list[tuple[str, Callable[[int], nn.Module], dict[str, Callable[[int], nn.Module]]]] = [
+    ("attention", Attention, {"torch SDPA": torch_attention, "x-transformers": x_transformers}),
+    ("lstm", LSTM, {"torch nn.LSTM": lambda width: nn.LSTM(width, width, batch_first=True)}),
+    ("gru", GRU, {"torch nn.GRU": lambda width: nn.GRU(width, width, batch_first=True)}),
+    ("mamba", Mamba, {"transformers Mamba": transformers_mamba, "mambapy": mambapy}),
+    ("mamba2", Mamba2, {"transformers Mamba-2": transformers_mamba2}),
+    ("mlstm", MIXERS["mlstm"], {"transformers xLSTM": transformers_xlstm}),
+    ("gla", GatedLinearAttention, {"transformers RWKV": transformers_rwkv}),
+    ("deltanet", MIXERS["deltanet"], {"transformers gated DeltaNet": transformers_deltanet}),
+]
+
+
+def layers(rows: int, length: int, width: int) -> dict[str, dict[str, Contender]]:
+    """By mixer: first ours, then what is installed of the peers, on one input."""
     x = torch.randn(rows, length, width, requires_grad=True)
-    table: dict[str, tuple[Step, str, Step]] = {}
 
-    class Torch(nn.MultiheadAttention):
-        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-            mask = nn.Transformer.generate_square_subsequent_mask(length)
-            return super().forward(x, x, x, attn_mask=mask, is_causal=True, need_weights=False)[0]
+    def contender(module: nn.Module) -> Contender:
+        def run() -> Tensor:
+            y = module(x)
+            return y[0] if isinstance(y, tuple) else y
 
-    table["attention"] = (training(Attention(width), x), "torch nn.MultiheadAttention",
-                          training(Torch(width, 4, bias=False, batch_first=True), x))
-    for name, ours, theirs in (("lstm", LSTM, nn.LSTM), ("gru", GRU, nn.GRU)):
-        module = theirs(width, width, batch_first=True)
-        table[name] = (training(ours(width), x), f"torch nn.{theirs.__name__}",
-                       training(lambda x, module=module: module(x)[0], x))  # type: ignore[misc]
-    try:
-        from transformers import Mamba2Config, MambaConfig
-        from transformers.models.mamba.modeling_mamba import MambaMixer
-        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+        return run
 
-        peer = MambaMixer(MambaConfig(hidden_size=width, state_size=16), layer_idx=0)
-        table["mamba"] = (training(Mamba(width), x), "transformers MambaMixer", training(peer, x))
-        config = Mamba2Config(hidden_size=width, num_heads=width // 32, head_dim=64, state_size=64, n_groups=1,
-                              chunk_size=64, num_hidden_layers=1)
-        table["mamba2"] = (training(Mamba2(width), x), "transformers Mamba2Mixer",
-                           training(Mamba2Mixer(config, layer_idx=0), x))
-    except ImportError:
-        print("transformers is not installed: no peer for mamba and mamba2")
+    table: dict[str, dict[str, Contender]] = {}
+    for name, ours, theirs in LAYERS:
+        table[name] = {"segue": contender(ours(width))}
+        for peer, make in theirs.items():
+            try:
+                table[name][peer] = contender(make(width))
+            except ImportError as error:
+                print(f"{peer} is not measured: {error}")
+    return table
+
+
+def kernels(rows: int, length: int, width: int) -> dict[str, dict[str, Contender]]:
+    """Recurrences alone, beside the same in torch."""
 
     def inputs(*shapes: tuple[int, ...]) -> list[Tensor]:
         return [torch.randn(*shape, requires_grad=True) for shape in shapes]
@@ -70,47 +143,97 @@ def peers(rows: int, length: int, width: int) -> dict[str, tuple[Step, str, Step
     inner, states = 2 * width, 16
     u, B, C, D = inputs((rows, length, inner), (rows, length, states), (rows, length, states), (inner,))
     dt = torch.rand(rows, length, inner).mul_(0.1).requires_grad_()
-    A, h = -torch.rand(inner, states).add_(0.1), torch.zeros(rows, inner, states)
-    scan = (u, dt, A.requires_grad_(), B, C, D, h)
-    table["selective scan"] = (training(lambda *x: selective_scan(*x)[0], *scan), "the same in torch",
-                               training(lambda *x: selective_scan_reference(*x)[0], *scan))
+    A = (-torch.rand(inner, states).add_(0.1)).requires_grad_()
+    scan = (u, dt, A, B, C, D, torch.zeros(rows, inner, states))
     decay = torch.polar(torch.rand(1, 1, width), torch.rand(1, 1, width)).requires_grad_()
     wave = (decay, torch.randn(rows, length, width, dtype=torch.complex64, requires_grad=True),
             torch.zeros(rows, width, dtype=torch.complex64))
-    table["linear scan, complex"] = (training(lambda *x: linear_scan(*x).real, *wave), "a loop over time in torch",
-                                     training(lambda *x: linear_scan_reference(*x).real, *wave))
     q, k, v = inputs(*[(rows, length, 4, width // 8)] * 2, (rows, length, 4, width // 4))
     g = torch.rand_like(q).mul(-0.1).requires_grad_()
     linear = (q, k, v, g, torch.zeros(rows, 4, width // 8, width // 4))
-    table["gla, recurrence"] = (training(lambda *x: gla(*x)[0], *linear), "a loop over time in torch",
-                                training(lambda *x: gla_reference(*x)[0], *linear))
-    table["gla"] = (training(GatedLinearAttention(width), x), "our attention", training(Attention(width), x))
-    return table
+    return {"selective scan": {"segue": lambda: selective_scan(*scan)[0],
+                               "log2(T) passes of torch": lambda: selective_scan_reference(*scan)[0]},
+            "linear scan, complex": {"segue": lambda: linear_scan(*wave).real,
+                                     "a loop of torch": lambda: linear_scan_reference(*wave).real},
+            "gla, recurrence": {"segue": lambda: gla(*linear)[0],
+                                "a loop of torch": lambda: gla_reference(*linear)[0]}}
+
+
+def once(run: Contender, backward: bool) -> float:
+    begin = time.perf_counter()
+    if backward:
+        run().sum().backward()
+    else:
+        with torch.no_grad():
+            run()
+    return time.perf_counter() - begin
+
+
+def timed(contenders: dict[str, Contender], backward: bool, rounds: int, slow: set[str]) -> dict[str, float]:
+    """Median seconds of each that is not `slow`."""
+    taken: dict[str, list[float]] = {name: [] for name in contenders if name not in slow}
+    for turn in range(rounds + 1):  # the first round warms up
+        for name, times in taken.items():
+            if turn < 2 or sum(times) < PATIENCE:
+                times.append(once(contenders[name], backward))
+    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+
+
+def part(length: int, width: int, tokens: int, rounds: int, slow: set[str]) -> list[dict[str, object]]:
+    rows, found = max(1, tokens // length), []
+    for make in (layers, kernels):
+        for name, contenders in make(rows, length, width).items():
+            forward = timed(contenders, False, rounds, slow)
+            both = timed(contenders, True, rounds, slow)
+            grown = max(4 * length, tokens) / (rows * length) * (4 if name == "attention" else 1)  # at the next length
+            slow |= {peer for peer, seconds in both.items() if peer != "segue" and seconds * grown > PATIENCE}
+            for peer in list(contenders)[1:]:
+                row: dict[str, object] = {"length": length, "rows": rows, "width": width, "mixer": name, "peer": peer,
+                                          "tokens_per_second": round(rows * length / both["segue"])}
+                if peer in both:
+                    row |= {"forward": round(forward[peer] / forward["segue"], 2),
+                            "both": round(both[peer] / both["segue"], 2)}
+                print(row, flush=True)
+                found.append(row)
+    return found
+
+
+def page(record: list[dict]) -> str:
+    lengths = sorted({row["length"] for row in record})
+    cells = {(row["mixer"], row["peer"], row["length"]): row for row in record}
+    lines = ["# Speed of the mixers", "",
+             f"`python benchmarks/mixers.py` on {record[-1]['machine']}; float32, width {record[-1]['width']}. How many"
+             " times as fast as the peer we are, forward / forward and backward, and our tokens per second in training."
+             " -: the peer would need over a minute for a step.", "",
+             "| | beside | " + " | ".join(f"{length:,}" for length in lengths) + " |",
+             "|---|---|" + "---|" * len(lengths)]
+    for mixer, peer in dict.fromkeys((row["mixer"], row["peer"]) for row in record):
+        shown = []
+        for length in lengths:
+            cell = cells.get((mixer, peer, length))
+            ratio = "" if cell is None else f"{cell['forward']:.2f} / {cell['both']:.2f}" if "both" in cell else "-"
+            shown.append(f"{ratio} ({cell['tokens_per_second']:,}/s)" if cell else "")
+        lines.append(f"| {mixer} | {peer} | " + " | ".join(shown) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("width", 256), ("length", 256), ("rows", 8), ("rounds", 5)):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, value in (("width", 256), ("tokens", 8192), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 32768])
     given = parser.parse_args()
     torch.manual_seed(0)
-    tokens, results = given.rows * given.length, []
-    print(f"{machine()}, {torch.get_num_threads()} threads; torch {torch.__version__}, float32; {given.rows} rows of "
-          f"{given.length} tokens, width {given.width}\n")
-    print("| forward and backward | tokens/s | peer | its tokens/s | ratio |\n|---|---:|---|---:|---:|")
-    for name, (ours, peer, theirs) in peers(given.rows, given.length, given.width).items():
-        taken: tuple[list[float], list[float]] = [], []
-        for _ in range(given.rounds + 1):  # the first round warms up
-            for times, step in zip(taken, (ours, theirs)):
-                begin = time.perf_counter()
-                step()
-                times.append(time.perf_counter() - begin)
-        mine, other = (tokens / statistics.median(times[1:]) for times in taken)
-        results.append({"name": name, "tokens_per_second": mine, "peer": peer, "peer_tokens_per_second": other})
-        print(f"| {name} | {mine:,.0f} | {peer} | {other:,.0f} | {mine / other:.2f} |", flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    logging.disable(logging.WARNING)
+    HERE.mkdir(exist_ok=True)
+    file, slow = HERE / "mixers.jsonl", set[str]()
+    here = f"{machine()}, {torch.get_num_threads()} threads"
+    for length in given.lengths:
+        rows = [row | {"machine": here} for row in part(length, given.width, given.tokens, given.rounds, slow)]
+        with open(file, "a") as handle:
+            handle.writelines(json.dumps(row) + "\n" for row in rows)
+    record = {(r["mixer"], r["peer"], r["length"]): r for r in map(json.loads, file.read_text().splitlines())}
+    (HERE / "mixers.md").write_text(page(list(record.values())))
 
 
 if __name__ == "__main__":
