@@ -148,6 +148,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
     for row in table:
         took.plot([side * side for side in sides], [row[name] for name in columns], marker="o", label=row["model"])
     took.set(xscale="log", yscale="log", xlabel="pixels", ylabel="milliseconds", title="Forward and backward")
+    took.set_xticks([side * side for side in sides], [f"{side} x {side}" for side in sides])
+    took.set_xticks([], minor=True)
     took.legend(fontsize="x-small")
 
 
