@@ -1,11 +1,12 @@
 """Speed of the mixers, forward alone and forward and backward, beside the peers that a user would pick, in one run.
 
-    python benchmarks/mixers.py [--width 256] [--lengths 512 2048 8192 32768] [--tokens 8192] [--rounds 5]
+    python benchmarks/mixers.py [--width 256] [--lengths 512 2048 8192 32768] [--tokens 4096] [--rounds 5]
+                                [--only MIXER ...]
 
 Rows of a batch are `--tokens` over the length, at least one. Rounds of all contenders alternate and the median counts,
 so that a busy machine troubles all alike. Peers: torch's own modules for attention and the recurrences; x-transformers;
 the torch forms that transformers' Mamba, Mamba-2, xLSTM, RWKV and gated DeltaNet take on CPUs; mambapy; and for kernels
-alone, the same recurrence as torch operations. Who would need over a minute for a step is left out. Needs the extra
+alone, the same recurrence as torch operations. Who would need over 20 seconds for a step is left out. Needs the extra
 `bench`, mambapy and x-transformers; what is not installed is not measured. Parts are kept in results/mixers.jsonl, the
 page is results/mixers.md.
 """
@@ -17,7 +18,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ from segue.mixers import GRU, LSTM, MIXERS, Attention, GatedLinearAttention, Mam
 from segue.training.recipe import machine
 
 HERE = Path(__file__).parent / "results"
-PATIENCE = 60.0  # seconds that a step may take
+PATIENCE = 20.0  # seconds that a step may take
 Contender = Callable[[], Tensor]
 
 
@@ -81,7 +82,7 @@ def transformers_xlstm(width: int) -> nn.Module:
     from transformers.models.xlstm.modeling_xlstm import xLSTMLayer
 
     return xLSTMLayer(xLSTMConfig(hidden_size=width, num_hidden_layers=1, num_heads=4, mode="train",
-                                  autocast_kernel_dtype="float32", return_last_states=False))
+                                  autocast_kernel_dtype="float32"))
 
 
 def transformers_rwkv(width: int) -> nn.Module:
@@ -101,12 +102,13 @@ def transformers_deltanet(width: int) -> nn.Module:
 
 
 LAYERS: list[tuple[str, Callable[[int], nn.Module], dict[str, Callable[[int], nn.Module]]]] = [
-    ("attention", Attention, {"torch SDPA": torch_attention, "x-transformers": x_transformers}),
+    ("attention", lambda width: Attention(width, positions="none"),
+     {"torch SDPA": torch_attention, "x-transformers": x_transformers}),
     ("lstm", LSTM, {"torch nn.LSTM": lambda width: nn.LSTM(width, width, batch_first=True)}),
     ("gru", GRU, {"torch nn.GRU": lambda width: nn.GRU(width, width, batch_first=True)}),
     ("mamba", Mamba, {"transformers Mamba": transformers_mamba, "mambapy": mambapy}),
     ("mamba2", Mamba2, {"transformers Mamba-2": transformers_mamba2}),
-    ("mlstm", MIXERS["mlstm"], {"transformers xLSTM": transformers_xlstm}),
+    ("mlstm", lambda width: MIXERS["mlstm"](width, expand=1), {"transformers xLSTM": transformers_xlstm}),
     ("gla", GatedLinearAttention, {"transformers RWKV": transformers_rwkv}),
     ("deltanet", MIXERS["deltanet"], {"transformers gated DeltaNet": transformers_deltanet}),
 ]
@@ -179,13 +181,16 @@ def timed(contenders: dict[str, Contender], backward: bool, rounds: int, slow: s
     return {name: statistics.median(times[1:]) for name, times in taken.items()}
 
 
-def part(length: int, width: int, tokens: int, rounds: int, slow: set[str]) -> list[dict[str, object]]:
-    rows, found = max(1, tokens // length), []
+def part(length: int, width: int, tokens: int, rounds: int, slow: set[str], only: list[str],
+         ) -> Iterator[dict[str, object]]:
+    rows = max(1, tokens // length)
     for make in (layers, kernels):
         for name, contenders in make(rows, length, width).items():
+            if only and name not in only:
+                continue
             forward = timed(contenders, False, rounds, slow)
             both = timed(contenders, True, rounds, slow)
-            grown = max(4 * length, tokens) / (rows * length) * (4 if name == "attention" else 1)  # at the next length
+            grown = 4 * max(4 * length, tokens) / (rows * length)  # at most, at the next length
             slow |= {peer for peer, seconds in both.items() if peer != "segue" and seconds * grown > PATIENCE}
             for peer in list(contenders)[1:]:
                 row: dict[str, object] = {"length": length, "rows": rows, "width": width, "mixer": name, "peer": peer,
@@ -194,8 +199,7 @@ def part(length: int, width: int, tokens: int, rounds: int, slow: set[str]) -> l
                     row |= {"forward": round(forward[peer] / forward["segue"], 2),
                             "both": round(both[peer] / both["segue"], 2)}
                 print(row, flush=True)
-                found.append(row)
-    return found
+                yield row
 
 
 def page(record: list[dict]) -> str:
@@ -204,7 +208,7 @@ def page(record: list[dict]) -> str:
     lines = ["# Speed of the mixers", "",
              f"`python benchmarks/mixers.py` on {record[-1]['machine']}; float32, width {record[-1]['width']}. How many"
              " times as fast as the peer we are, forward / forward and backward, and our tokens per second in training."
-             " -: the peer would need over a minute for a step.", "",
+             " -: the peer would need over 20 seconds for a step.", "",
              "| | beside | " + " | ".join(f"{length:,}" for length in lengths) + " |",
              "|---|---|" + "---|" * len(lengths)]
     for mixer, peer in dict.fromkeys((row["mixer"], row["peer"]) for row in record):
@@ -219,9 +223,10 @@ def page(record: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("width", 256), ("tokens", 8192), ("rounds", 5)):
+    for name, value in (("width", 256), ("tokens", 4096), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 32768])
+    parser.add_argument("--only", nargs="*", default=[], metavar="MIXER")
     given = parser.parse_args()
     torch.manual_seed(0)
     logging.disable(logging.WARNING)
@@ -229,9 +234,9 @@ def main() -> None:
     file, slow = HERE / "mixers.jsonl", set[str]()
     here = f"{machine()}, {torch.get_num_threads()} threads"
     for length in given.lengths:
-        rows = [row | {"machine": here} for row in part(length, given.width, given.tokens, given.rounds, slow)]
-        with open(file, "a") as handle:
-            handle.writelines(json.dumps(row) + "\n" for row in rows)
+        for row in part(length, given.width, given.tokens, given.rounds, slow, given.only):
+            with open(file, "a") as handle:
+                handle.write(json.dumps(row | {"machine": here}) + "\n")
     record = {(r["mixer"], r["peer"], r["length"]): r for r in map(json.loads, file.read_text().splitlines())}
     (HERE / "mixers.md").write_text(page(list(record.values())))
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.kernels.scan import _array, _compiles
+from segue.kernels.scan import _array, compiles
 from segue.kernels.tiles import tiles
 
 Tensors = tuple[Tensor, ...]
@@ -118,7 +118,7 @@ def recurrence(cell: str, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor
     wide = torch.promote_types(torch.promote_types(kind, weight.dtype), torch.promote_types(kinds[0], torch.float32))
     x, weight, bias = (y.to(wide) for y in (x, weight, bias))
     state = tuple(s.to(wide) for s in state)
-    if _compiles(x) or _on_gpu(x):
+    if compiles(x) or _on_gpu(x):
         batch, length = x.shape[:2]
         if starts is None:
             starts = torch.zeros(batch, 0, dtype=torch.bool, device=x.device)

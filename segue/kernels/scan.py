@@ -38,7 +38,7 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = N
     """
     if b.shape[1] == 0:
         return b
-    if _compiles(b, a, initial, complex_too=True):
+    if compiles(b, a, initial, complex_too=True):
         return _LinearScan.apply(a, b, initial, _mask(b, starts))
     a = a.expand(b.shape)
     if starts is not None:
@@ -75,7 +75,7 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     kind, kept = u.dtype, state.dtype
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     u, dt, A, B, C, D, state = (x.to(wide) for x in (u, dt, A, B, C, D, state))
-    if not _compiles(u):
+    if not compiles(u):
         y, final = selective_scan_reference(u, dt, A, B, C, D, state, starts, low)
     else:
         y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), _mask(u, starts), low,
@@ -112,7 +112,7 @@ def diagonal_scan(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, star
     kind, kept = u.dtype, state.dtype
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     u, decay, weights, state = (x.to(wide) for x in (u, decay, weights, state))
-    if not _compiles(u):
+    if not compiles(u):
         y, final = diagonal_scan_reference(u, decay, weights, state, starts, lengths)
     else:
         ends = torch.full(u.shape[:1], u.shape[1]) if lengths is None else lengths
@@ -123,7 +123,7 @@ def diagonal_scan(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, star
 def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
     """(L, H): what `diagonal_scan` answers to a single one, Re sum_n weights decay^l (a Vandermonde product)."""
     one = F.pad(decay.new_ones(1, 1, decay.shape[2]), (0, 0, 0, length - 1))
-    if _compiles(one):
+    if compiles(one):
         return diagonal_scan(one, decay, weights, decay.new_zeros(1, *decay.shape))[0][0]
     a, powers = torch.complex(*decay), torch.complex(*weights)[None]
     while powers.shape[0] < length:  # all powers there are, times the next one: log2(L) products
@@ -131,7 +131,7 @@ def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
     return powers[:length].sum(1).real
 
 
-def _compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
+def compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
     kinds = (torch.float32, torch.float64, *((torch.complex64, torch.complex128) if complex_too else ()))
     return (x.device.type == "cpu" and x.dtype in kinds and x.shape[1] >= COMPILED_FROM
             and x.numel() > 0 and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling())

@@ -225,8 +225,9 @@ class Attention(Mixer):
         shared = self.kv_heads != self.heads
         bare = self.positions != "alibi" and self.distances is None and self.learned_span is None
         plain = bare and valid is None and layout.line
-        trains = parts is None and q.requires_grad and trains_on(q) and bare and not shared and layout.line
-        if trains and (rule is rules.causal or (self.window is not None and self._kept() and layout.even)):
+        trains = parts is None and q.requires_grad and bare and not shared and layout.line
+        near = self.window is not None and self._kept() and layout.even
+        if trains and (rule is rules.causal or near) and trains_on(q, self.window, layout.segments):
             if torch.is_autocast_enabled("cpu"):
                 q, k, v = (y.to(torch.get_autocast_dtype("cpu")) for y in (q, k, v))
             y = causal_attention(q, k, v, layout.segments, self.window)

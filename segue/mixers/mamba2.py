@@ -75,17 +75,22 @@ class Mamba2(Mixer):
         return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
                 "scan": Carry(self.scan, self.scan.initial(batch, like), history)}
 
-    def _inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensors:
-        _, u, dt = self.into(x).split(self.widths, -1)
+    def _inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor]:
+        """What is scanned, and the gate."""
+        gate, u, dt = self.into(x).split(self.widths, -1)
         u = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
         inner, both = self.widths[0], (self.widths[1] - self.widths[0]) // 2
         values, B, C = u.split([inner, both, both], -1)
         return (values.unflatten(-1, (self.heads, -1)), F.softplus(dt + self.step_bias),
-                B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1)))
+                B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))), gate
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        y = self.scan(self._inputs(x, layout, parts), layout, None if parts is None else parts["scan"])
-        return self.output(y.transpose(1, 2), x)
+        inputs, gate = self._inputs(x, layout, parts)
+        return self._finish(self.scan(inputs, layout, None if parts is None else parts["scan"]), gate)
+
+    def _finish(self, y: Tensor, gate: Tensor) -> Tensor:
+        y = (y.flatten(2) * F.silu(gate)).unflatten(-1, (self.groups, -1))
+        return self.out(self.norm(y).flatten(2) * self.scale)
 
     def lower(self, program: Program, source: View, into: View) -> None:
         inner, convolved, heads = self.widths
@@ -104,12 +109,12 @@ class Mamba2(Mixer):
         program.multiply(y, self.scale)
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
-    def _alone(self, x: Tensor) -> Tensors:
+    def _alone(self, x: Tensor) -> tuple[Tensors, Tensor]:
         return self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, H, T, T), the skip D on the diagonal."""
-        _, dt, B, C = self._alone(x)
+        (_, dt, B, C), _ = self._alone(x)
         B, C = (y.repeat_interleave(self.heads // self.groups, 2) for y in (B, C))
         decay = (dt * -self.scan.A_log.exp()).cumsum(1).transpose(1, 2)  # (B, H, T)
         between = (decay[..., None] - decay[..., None, :]).clamp(max=0).exp()
@@ -117,10 +122,7 @@ class Mamba2(Mixer):
         return matrix + torch.diag_embed(self.scan.D[:, None].expand(-1, x.shape[1]))
 
     def values(self, x: Tensor) -> Tensor:
-        return self._alone(x)[0].transpose(1, 2)
+        return self._alone(x)[0][0].transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        gate = F.linear(x, self.into.weight[: self.widths[0]],
-                        None if self.into.bias is None else self.into.bias[: self.widths[0]])
-        y = (mixed.transpose(1, 2).flatten(2) * F.silu(gate)).unflatten(-1, (self.groups, -1))
-        return self.out(self.norm(y).flatten(2) * self.scale)
+        return self._finish(mixed.transpose(1, 2), self._alone(x)[1])

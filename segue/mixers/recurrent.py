@@ -7,19 +7,25 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.rnn import CELLS, empty_state, recurrence
+from segue.kernels.rnn import CELLS, compiles, empty_state, recurrence
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, SteppedRecurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
+KINDS: dict[type[nn.RNNBase], str] = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "elman"}
+"""Torch's modules as cells of `segue.kernels.rnn`."""
+
 
 class TorchRecurrence(Recurrence):
-    """Any of torch's fused recurrent modules (nn.LSTM, nn.GRU, nn.RNN; one layer, batch first) as a `Recurrence`."""
+    """Any of torch's fused recurrent modules (nn.LSTM, nn.GRU, nn.RNN; one layer, batch first) as a `Recurrence`. Where
+    they are compiled it runs the kernels of `segue.kernels.rnn` instead, which stop and reset anywhere, and are faster
+    than all but torch's LSTM."""
 
     def __init__(self, module: nn.RNNBase) -> None:
         super().__init__()
@@ -41,6 +47,14 @@ class TorchRecurrence(Recurrence):
         batch, n = x.shape[:2]
         if not x.numel():
             return x.new_zeros(batch, n, self.module.hidden_size), state
+        whole = starts is None and lengths is None
+        if compiles(x) and not (whole and isinstance(self.module, nn.LSTM)):
+            into_gates, into_state, bias, state_bias = weights(self.module)
+            cell, units = KINDS[type(self.module)], self.module.hidden_size
+            gates = F.linear(x, into_gates, bias).unflatten(-1, (1, -1, units))
+            y, after = recurrence(cell, gates, into_state.view(1, -1, units, units), state_bias.view(1, -1, units),
+                                  tuple(s[:, None] for s in state), starts, lengths)
+            return y.flatten(2), tuple(s[:, 0] for s in after)
         # Torch's kernels cannot stop or reset in the middle: cut the run wherever some row does.
         cuts = set() if starts is None else set(torch.nonzero(starts.any(0))[:, 0].tolist())
         cuts |= set() if lengths is None else set(lengths.tolist())
@@ -55,6 +69,11 @@ class TorchRecurrence(Recurrence):
             outputs.append(y)
         final = state if lengths is None else _choose(lengths == n, state, wanted)
         return (torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]), final
+
+
+def weights(module: nn.RNNBase) -> Tensors:
+    """Of the inputs (G D, width), of the state (G D, D), and the bias of each (G D,)."""
+    return tuple(module.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
 
 def _choose(rows: Tensor, a: Tensors, b: Tensors) -> Tensors:
@@ -97,8 +116,8 @@ class RecurrentMixer(Mixer):
     """A recurrence of width `inner` (default: width), projected back to the model's width where they differ.
 
     recurrent_init: of the hidden-to-hidden weights, "orthogonal" or "uniform" (+-1/sqrt(inner), as torch does it).
-    heads: the state is so many parts that do not see each other, which is faster the more there are; 1 runs torch's own
-        module, more run `segue.kernels.rnn`.
+    heads: the state is so many parts that do not see each other, which is faster the more there are; 1 is torch's own
+        module.
     """
 
     module: Callable[..., nn.RNNBase]
@@ -115,7 +134,7 @@ class RecurrentMixer(Mixer):
         if heads == 1:
             self.recurrence = self.make(width, inner)
         else:
-            cell = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "elman"}[self.module]  # type: ignore[index]
+            cell = KINDS[self.module]  # type: ignore[index]
             self.recurrence = Headwise(cell, heads, inner // heads)
             # Only a GRU needs a second bias: its reset gate lies between the two.
             self.into = nn.Linear(width, CELLS[cell].gates * inner, bias=cell == "gru")
@@ -161,12 +180,10 @@ class RecurrentMixer(Mixer):
 
     @staticmethod
     def _lower_module(program: Program, source: View, cell: nn.RNNBase) -> View:
-        into_gates, into_state, bias, state_bias = (cell.get_parameter(f"{name}_l0") for name in (
-            "weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        kind = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "elman"}[type(cell)]
+        into_gates, into_state, bias, state_bias = weights(cell)
         gates, y = program.register("gates", into_gates.shape[0]), program.register("y", cell.hidden_size)
         program.linear(source, gates, into_gates, bias)
-        program.recur(gates, y, kind, into_state, state_bias)
+        program.recur(gates, y, KINDS[type(cell)], into_state, state_bias)
         return y
 
 
