@@ -175,7 +175,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
                   for task in tasks]
         axes.bar([at + 0.16 * (index - 2) for at in range(len(tasks))], values, 0.15, label=mixer)
     axes.set_xticks(range(len(tasks)), tasks)
-    axes.set(ylabel="accuracy", ylim=(0, 1.05), title="Three long tasks, and recall, at equal parameters and steps")
+    axes.set(ylabel="accuracy", ylim=(0, 1.2), title="Three long tasks, and recall, at equal parameters and steps")
     axes.legend(ncols=len(MIXERS), loc="upper center", fontsize="small")
 
 
