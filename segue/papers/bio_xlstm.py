@@ -220,7 +220,7 @@ def measure(run: Run) -> list[Row]:
              "Tried since, on seed 100: 60 steps of AdamW at 0.003 or of Muon, 200 rows, 48% (none, augmentation), "
              "100 of Muon with eight copies, 1,000 rows, 52%; four copies in 64 bases, 1,000 rows, 200 steps, 94%. "
              "Molecules, on known domains left out: 20 steps of Muon, gaps 0.068, 0.155 and 0.162 at 1, 4 and 8. That "
-             "some arm must find the motif was added to the rule after the first of these. A second run, of 80 steps over "
+             "some arm must find the motif was added to the rule after the first of these. A run of 80 steps over "
              "molecules and 200 over strands, had used half of its time and learned little of either (1.2 nats; 51% to "
              "63%). On seed 100, 400 steps over strands: sharing 99%, none 97% with four copies, 99% and 88% with two")
     return table
