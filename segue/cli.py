@@ -165,8 +165,8 @@ def continue_(model: Model,
               repetition_penalty: Penalty = None, stop: Stop = None,
               weights: Weights = None, seed: Seed = None,
               choices: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option "
-                                                                "of the decoder, such as num_beams=8, or "
-                                                                "acceptor=near-best.")] = None,
+                                                                "of the decoder, named as in transformers, such as "
+                                                                "num_beams=8 or no_repeat_ngram_size=3.")] = None,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:

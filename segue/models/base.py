@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
 __all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "explicit", "reads_whole", "source_of", "state_for", "tell_prompt"]
+           "explicit", "reads_whole", "source_of", "start_of", "state_for", "tell_prompt"]
 
 
 @dataclass
@@ -43,6 +43,12 @@ def source_of(model: Any, prompt: Sequence[int]) -> int:
     """How many first tokens of a prompt are no part of what is said: source and begin of an encoder-decoder, else 0."""
     begin = begin_of(model)
     return 0 if begin is None or begin not in prompt else list(prompt).index(begin) + 1
+
+
+def start_of(model: Any) -> int | None:
+    """The id that the decoder of an encoder-decoder of transformers reads where its prompt has begin; else None."""
+    start = getattr(model, "start", None)
+    return start if begin_of(model) is not None and isinstance(start, int) else None
 
 
 def check_prompt(model: Any, prompt: Sequence[int]) -> None:
