@@ -136,11 +136,14 @@ def fit(paths: Paths,
         minutes: Minutes = None, steps: Steps = None,
         mixer: Annotated[str | None, typer.Option(metavar="PATTERN", help="The sequence mixers, for example "
                                                   "'attention' or 'mamba*3+attention'.")] = None,
+        objective: Annotated[str | None, typer.Option(metavar="NAME", help="What the network learns by: next (the "
+                                                      "next element; default), unlikelihood, occupancy or "
+                                                      "rollout-unlikelihood.")] = None,
         kind: Kind = None, seed: Seed = None, how: How = None,
         choices: Choices = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)
-    options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed)
+    options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed, objective=objective)
     data = read_files(paths, kind, how)
     fitted = segue.fit(data, out=out, **options)
     show(fitted.report)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +145,8 @@ class MaskedElements:
 
     smoothing: so much of each label is spread evenly over all elements (Szegedy et al. 2016).
     """
+
+    in_place: ClassVar[bool] = True  # targets are asked for where they stand
 
     def __init__(self, smoothing: float = 0.0) -> None:
         self.smoothing = smoothing
