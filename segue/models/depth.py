@@ -67,6 +67,17 @@ class DepthSchedule:
         spread = min(mean / 2, layers - mean, mean - max(warmup, 1))
         return cls.linear(mean + spread, mean - spread, length, warmup, keep, prompt)
 
+    @classmethod
+    def said(cls, depth: DepthSchedule | int | str, length: int) -> DepthSchedule:
+        """From "8-3", eight layers at the first of `length` positions and three at the last, or 5, always so many."""
+        if isinstance(depth, DepthSchedule):
+            return depth
+        most, _, least = str(depth).partition("-")
+        if not most.isdigit() or not (least or most).isdigit():
+            raise SegueError(f"depth '{depth}' is not a number of layers, such as 4, or two, such as 8-3: so many at "
+                             "an answer's beginning and at its end")
+        return cls.linear(int(most), int(least or most), length)
+
     def depth(self, t: int) -> int:
         return self.depths[min(t, len(self.depths) - 1)]
 
