@@ -137,7 +137,7 @@ def test_how_elements_are_masked() -> None:
 
 
 @pytest.mark.parametrize("mixer, options", [("attention", {"heads": 2, "causal": False}), ("bidirectional", {}),
-                                            ("hydra", {})])
+                                            ("hydra", {"states": 8})])
 def test_a_masked_language_model_goes_on_as_sundae(mixer: str, options: dict[str, object]) -> None:
     """It has the pairs' language before it has seen one, and writes without its mask."""
     def build() -> Stack:

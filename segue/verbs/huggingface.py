@@ -29,7 +29,7 @@ HONOURED = (*SAMPLING, *RULES, "repetition_penalty", "renormalize_logits", *Beam
 SILENT = ("transformers_version", "pad_token_id", "bos_token_id", "decoder_start_token_id", "use_cache", "use_mtp",
           "max_cache_len", "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule",
           "max_matching_ngram_size", "target_lookbehind", "speculation_type", "disable_compile", "low_memory",
-          "remove_invalid_values")
+          "remove_invalid_values", "prefill_chunk_size")
 SILENT_BEGINNINGS = ("_", "output_", "return_", "cache_", "compile_", "assistant_", "continuous_batching_")
 
 
