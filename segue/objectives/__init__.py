@@ -41,7 +41,7 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
     if getattr(kind, "in_place", False):
         raise SegueError(f"objective '{name}' teaches models that read both ways to fill in what is hidden, and those "
                          "cannot continue a sequence: give it in Python, to segue.training.learn")
-    return kind(**({"eos": eos} if "eos" in parameters else {}))  # type: ignore[no-any-return]
+    return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
 __all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements",
