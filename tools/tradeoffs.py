@@ -118,15 +118,15 @@ class Models:
 
     @cached_property
     def fitted(self) -> Any:
-        return self._fit("writer", 450, width=192, depth=4, vocabulary=512)
+        return self._fit("writer", 300, width=128, depth=4, vocabulary=512)
 
     @cached_property
     def judge(self) -> Any:
-        return self._fit("judge", 450, width=320, depth=6, codec=self.fitted.codec, seed=1).model
+        return self._fit("judge", 400, width=192, depth=4, codec=self.fitted.codec, seed=1).model
 
     @cached_property
     def small(self) -> Any:
-        return compile_model(self._fit("small", 250, width=64, depth=2, codec=self.fitted.codec, seed=2).model)
+        return compile_model(self._fit("small", 150, width=64, depth=2, codec=self.fitted.codec, seed=2).model)
 
     @cached_property
     def engine(self) -> Any:
@@ -236,22 +236,23 @@ def draw(found: dict[str, dict[str, float]], speeds: dict[str, float], figure: A
     plane.set_ylabel(f"distinct-2 of {LIST} answers to one prompt (up: more diverse)")
     plane.margins(0.14)
     plane.legend(loc="lower left", fontsize=9, frameon=False)
-    plane.set_title("quality and diversity", fontsize=11)
+    plane.set_title("quality and diversity", fontsize=11, loc="left")
+    plane.annotate(TRUTH, (found[TRUTH]["judge"], 1), (0, 4), xycoords=("data", "axes fraction"),
+                   textcoords="offset points", ha="center", fontsize=9)
     plane.grid(alpha=0.25)
     names = list(reversed(WAYS))
     bars.barh(names, [speeds[name] for name in names], color=[COLOURS[WAYS[name].family] for name in names], height=0.7)
     for row, name in enumerate(names):
         bars.annotate(f"{speeds[name]:.2g}", (speeds[name], row), (4, 0), textcoords="offset points", va="center",
-                      fontsize=9)
+                      fontsize=9, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
     bars.axvline(1, color="black", lw=1, ls=":")
     bars.set_xscale("log")
+    bars.set_xticks([0.03, 0.1, 0.3, 1, 3], ["0.03", "0.1", "0.3", "1", "3"])
+    bars.minorticks_off()
     bars.margins(x=0.12, y=0.01)
     bars.set_xlabel("speed of one answer, times greedy decoding (log scale)")
-    bars.set_title("speed", fontsize=11)
+    bars.set_title("speed", fontsize=11, loc="left")
     figure.canvas.draw()
-    low, high = plane.get_ylim()
-    plane.annotate(TRUTH, (found[TRUTH]["judge"], low + 0.99 * (high - low)), (-4, 0), textcoords="offset points",
-                   rotation=90, ha="right", va="top", fontsize=9)
     label(plane, points, figure.canvas.get_renderer())
 
 
