@@ -136,11 +136,14 @@ def fit(paths: Paths,
         minutes: Minutes = None, steps: Steps = None,
         mixer: Annotated[str | None, typer.Option(metavar="PATTERN", help="The sequence mixers, for example "
                                                   "'attention' or 'mamba*3+attention'.")] = None,
+        objective: Annotated[str | None, typer.Option(metavar="NAME", help="What the network learns by: next (the "
+                                                      "next element; default), unlikelihood, occupancy or "
+                                                      "rollout-unlikelihood.")] = None,
         kind: Kind = None, seed: Seed = None, how: How = None,
         choices: Choices = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)
-    options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed)
+    options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed, objective=objective)
     data = read_files(paths, kind, how)
     fitted = segue.fit(data, out=out, **options)
     show(fitted.report)
@@ -164,9 +167,13 @@ def continue_(model: Model,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None,
               weights: Weights = None, seed: Seed = None,
+              depth: Annotated[str | None, typer.Option(metavar="L", help="How many layers read each next element: 4, "
+                                                        "or 8-3, from so many at the answer's beginning to so many at "
+                                                        "its end. Another text, good if the model learned it so.")]
+              = None,
               choices: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option "
-                                                                "of the decoder, such as num_beams=8, or "
-                                                                "acceptor=near-best.")] = None,
+                                                                "of the decoder, named as in transformers, such as "
+                                                                "num_beams=8 or no_repeat_ngram_size=3.")] = None,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:
@@ -176,7 +183,7 @@ def continue_(model: Model,
     begin = prime or prime_file if parts is None else set_prompt(parts)
     answer = segue.load(model).continue_(begin, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed))
+        repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth))
     if out is not None:
         answer.save(out)
     if as_json:

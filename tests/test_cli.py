@@ -55,6 +55,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     (["fit", "x"], "--out"),
     (["fit", "--out", "y"], "PATH"),
     (["fit", "x", "--out", "y", "--steps", "many"], "--steps"),
+    (["fit", __file__, "--out", "y", "--objective", "masked"], "read both ways"),
     (["fit", "x", "--out", "y", "--steps", "5", "--minutes", "1"], "not both"),
     (["fit", "x", "--out", "y", "--minutes", "-1"], "more than 0"),
     (["continue", "m", "prime", "--prime-file", "f"], "not both"),

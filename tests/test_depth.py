@@ -14,8 +14,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import segue
 from segue.analysis.texts import log_likelihoods
 from segue.decoding import generate
+from segue.decoding.continuation import prime_tokens
 from segue.decoding.draft import ModelDraft, depth_draft
 from segue.errors import SegueError
 from segue.mixers import Layout
@@ -26,6 +28,7 @@ from segue.objectives import Batch, NextElement
 from segue.serving.engine import Engine, News, Request
 from segue.testing import check_model
 from segue.training.learn import learn
+from segue.verbs import mixed
 
 VOCABULARY = 13
 PATTERNS = ("attention*4", "mamba*4", "gla*4", "gru*4", "mamba+attention+gru+gla", "attention:near*2+gru*2",
@@ -347,3 +350,34 @@ def test_what_the_engine_runs_drafts_by_depth() -> None:
     for model in (inner, compile_model(inner), accelerate(inner), SimpleNamespace(network=compile_model(inner))):
         draft = depth_draft(model)  # type: ignore[arg-type]
         assert isinstance(draft.model, Scheduled) and draft.model.stack is inner
+
+
+# --- the verb ------------------------------------------------------------------------------------------------------
+
+
+def test_a_fitted_model_is_continued_with_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all layers as ever, with and without counts; with fewer as the schedule says it."""
+    texts, prime = [[(i * j) % 7 for j in range(60)] for i in range(40)], [3, 6, 2]
+    monkeypatch.setattr(mixed, "FEWEST", 1000)
+    for mix in (True, False):
+        fitted = segue.fit(texts, steps=2, width=32, depth=3, threads=1, mix=mix, quiet=True)
+        assert (fitted.mixture is None) == (not mix)
+        plain = fitted.continue_(prime, 12, draft="none")
+        assert fitted.continue_(prime, 12, depth=3, draft="none").tokens == plain.tokens
+        shallow = fitted.continue_(prime, 12, depth="3-1", draft="none")
+        assert "3 to 1 of 3 layers" in shallow.path
+        model = fitted.scheduled(DepthSchedule.linear(3, 1, 12))
+        prompt = prime_tokens(fitted.codec, fitted.kind.normalise(prime))
+        assert shallow.tokens == generate(model, [prompt], 12, eos=fitted.codec.eos)[0].tokens
+        assert fitted.continue_(prime, 12, depth="3-1").tokens == shallow.tokens  # drafts change no token
+        calls: list[int] = []
+        hooks = [block.register_forward_hook(lambda *_, calls=calls: calls.append(1)) for block in fitted.model.blocks]
+        few = fitted.continue_(prime, 12, depth=1, draft="none", eos=None)
+        for hook in hooks:
+            hook.remove()
+        assert len(calls) == 3 + 11 and len(few.tokens) == 12  # the prompt by all layers, what is said by one
+        for wrong, match in (("deep", "number of layers"), ("1-3", "must not grow"), (9, "do not fit")):
+            with pytest.raises(SegueError, match=match):
+                fitted.continue_(prime, 5, depth=wrong)
+        with pytest.raises(SegueError, match="leaves weights"):
+            fitted.continue_(prime, 5, depth=2, weights="int8")

@@ -16,6 +16,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from segue.decoding import generate
+from segue.decoding.draft import ModelDraft
 from segue.errors import SegueError
 from segue.kernels.cpu import cache
 from segue.kernels.cpu.program import Program, View
@@ -432,6 +434,24 @@ def test_other_float_types_and_shapes_are_taken(pairs: Any) -> None:
         assert stack.embedding.weight.dtype == kind
         torch.testing.assert_close(model.extend(ids, model.init_state(2)).logits, expected,
                                    atol=1e-4 if kind == torch.float64 else 0.1, rtol=0)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "mamba"])
+def test_it_reads_without_being_asked_for_scores(mixer: str) -> None:
+    """As a drafter does, of several tokens at once."""
+    stack = build(mixers=[mixer])
+    model, ids = compile_model(stack), draw(stack, 2, 7)
+    a, b = stack.init_state(2), model.init_state(2)
+    none = torch.empty(2, 0, dtype=torch.long)
+    theirs, ours = stack.extend(ids, a, None, none), model.extend(ids, b, None, none)
+    assert ours.logits.shape == theirs.logits.shape == (2, 0, stack.vocabulary)
+    torch.testing.assert_close(ours.hidden, theirs.hidden, atol=TOLERANCE, rtol=TOLERANCE)
+    for state in (a, b):
+        state.commit()
+    torch.testing.assert_close(model.extend(ids, b).logits, stack.extend(ids, a).logits, atol=TOLERANCE, rtol=TOLERANCE)
+    plain = generate(stack, ids.tolist(), 12)
+    drafted = generate(stack, ids.tolist(), 12, draft=ModelDraft(model, least=0.0), adaptive=False)
+    assert [answer.tokens for answer in drafted] == [answer.tokens for answer in plain]
 
 
 def test_many_python_threads_may_call_at_once(pairs: Any) -> None:

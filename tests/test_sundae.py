@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from hypothesis import strategies as st
 from segue.decoding.denoise import denoise
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
-from segue.objectives import Batch, Sundae
+from segue.objectives import Batch, MaskedElements, Sundae
+from segue.objectives.masked import in_place, mask_some, masked_some
 from segue.training.learn import learn
 
 
@@ -92,3 +95,73 @@ def test_what_cannot_be_asked() -> None:
     for lengths in ([], [[]], [[0]]):
         with pytest.raises(SegueError, match="lengths"):
             denoise(stack(), [[1, 2]], lengths)
+
+
+# From a masked language model.
+
+
+def counting(rows: int, seed: int) -> Batch:
+    """Texts that count on from anywhere, as for the next element."""
+    begin = torch.randint(7, (rows, 1), generator=torch.Generator().manual_seed(seed))
+    text = (begin + torch.arange(9)) % 7
+    return Batch(text[:, :-1], text[:, 1:])
+
+
+def continued(rows: int, seed: int) -> Batch:
+    """Pairs: three elements of such a text, and the five behind them."""
+    text = counting(rows, seed).tokens
+    return Batch(text, torch.where(torch.arange(8) < 3, -1, text))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([0.0, 0.15, 0.6, 1.0]))
+def test_what_is_masked_is_asked_for(seed: int, share: float) -> None:
+    whole = in_place(counting(4, seed))
+    batch = mask_some(whole, 7, share, torch.Generator().manual_seed(seed))
+    hidden = batch.targets >= 0
+    assert bool(hidden.any(1).all()) and not bool(hidden[:, 0].any())  # the first element is given
+    assert torch.equal(batch.targets[hidden], whole.targets[hidden])
+    assert torch.equal(batch.tokens[~hidden], whole.tokens[~hidden])
+    if share in (0.0, 1.0):
+        assert hidden.sum(1).tolist() == [8 if share else 1] * 4
+
+
+def test_how_elements_are_masked() -> None:
+    whole = Batch(torch.full((200, 100), 3), torch.full((200, 100), 3))
+    batch = mask_some(whole, 7, 0.15, torch.Generator().manual_seed(1))
+    hidden = batch.targets >= 0
+    assert abs(float(hidden.float().mean()) - 0.15) < 0.01
+    shown = batch.tokens[hidden].bincount(minlength=8) / hidden.sum()
+    assert abs(float(shown[7]) - 0.8) < 0.03 and abs(float(shown[3]) - 0.1 - 0.1 / 7) < 0.02
+    assert float(shown[[0, 1, 2, 4, 5, 6]].min()) > 0.005
+
+
+@pytest.mark.parametrize("mixer, options", [("attention", {"heads": 2, "causal": False}), ("bidirectional", {}),
+                                            ("hydra", {"states": 8})])
+def test_a_masked_language_model_goes_on_as_sundae(mixer: str, options: dict[str, object]) -> None:
+    """It has the pairs' language before it has seen one, and writes without its mask."""
+    def build() -> Stack:
+        torch.manual_seed(0)
+        return Stack(StackConfig(8, 32, [mixer] * 2, {mixer: options}))
+
+    masked, fresh = build(), build()
+    learn(masked, masked_some(lambda step: counting(32, step), mask=7, share=0.3), 60, rate=0.02,
+          objective=MaskedElements(), muon=True)
+    nats = {}
+    for name, model in (("masked", masked), ("fresh", fresh)):
+        run = learn(model, lambda step: continued(32, 5000 + step), 24, rate=0.01, objective=Sundae(elements=7),
+                    muon=True)
+        nats[name] = run.curve[-1]["loss"]
+    assert nats["masked"] < 0.8 * nats["fresh"], nats
+    sources = [[(first + i) % 7 for i in range(3)] for first in range(7)]
+    answers = denoise(masked, sources, [[5]] * 7, elements=7)
+    assert sum(answer.tokens == [(source[0] + i) % 7 for i in range(3, 8)]
+               for answer, source in zip(answers, sources)) >= 6
+    forward = masked.forward
+
+    def fond_of_masks(*given: Any) -> Any:
+        output = forward(*given)
+        return replace(output, logits=output.logits.index_fill(-1, torch.tensor([7]), 99.0))
+
+    masked.forward = fond_of_masks  # type: ignore[method-assign]
+    assert all(7 not in answer.tokens for answer in denoise(masked, sources, [[5]] * 7, elements=7))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ import segue
 from segue.errors import SegueError
 from segue.kernels.attention import causal_attention
 from segue.models import Stack, StackConfig
-from segue.objectives import Batch, NextElement
+from segue.objectives import Batch, NextElement, objective_named
 from segue.objectives.next_element import head_cross_entropy
 from segue.training import Arrays, Batches, Plan, Run, Strategy
 from segue.training.batches import pack
@@ -429,6 +430,27 @@ def test_any_shape_of_data_trains(name: str) -> None:
     assert math.isfinite(held["bits_per_unit"]) and held["elements"] > 0
     assert {"uniform", "unigram", "Kneser-Ney of order 5"} <= held["baselines"].keys()
     assert fitted.report["plan"]["steps"] == 20
+
+
+@pytest.mark.parametrize("name", ["unlikelihood", "occupancy", "rollout-unlikelihood"])
+def test_fit_by_another_objective(name: str) -> None:
+    """It is taken, and told where sequences end; in bfloat16 too, where the model says them itself."""
+    options: dict[str, Any] = {**SMALL, "steps": 3, "mix": False, "quiet": True, "precision": "bfloat16"}
+    plain, other = (segue.fit(CASES["ten short ones"], objective=each, **options) for each in ("next", name))
+    assert other.report["request"]["objective"] == name and "objective" not in plain.report["request"]
+    assert not torch.equal(weights(other.model), weights(plain.model))
+    assert getattr(objective_named(name, 7), "eos", 7) == 7
+    assert all(math.isfinite(entry["loss"]) for entry in other.report["curve"])
+
+
+def test_objectives_that_need_more_are_refused(tmp_path: Path) -> None:
+    for name, match in (("ditto", "choose from next"), ("decayed-repetition", "needs separator"),
+                        ("mixed", "needs parts"), ("distillation", "teacher=FOLDER"), ("masked", "read both ways")):
+        with pytest.raises(SegueError, match=match) as told:
+            segue.fit(CASES["ten short ones"], out=tmp_path / "m", steps=3, objective=name, quiet=True)
+        assert "\n" not in str(told.value) and not (tmp_path / "m").exists()
+    with pytest.raises(SegueError, match="of its own"):
+        segue.fit(CASES["ten short ones"], steps=3, objective="occupancy", teacher="folder", quiet=True)
 
 
 def test_bad_requests_are_one_line(tmp_path: Path) -> None:

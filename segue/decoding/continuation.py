@@ -15,6 +15,7 @@ from segue.decoding.prompt import SetPrompt
 from segue.decoding.recipes import drafts_itself
 from segue.errors import SegueError
 from segue.models.base import begin_of
+from segue.models.depth import DepthSchedule
 
 if TYPE_CHECKING:
     from segue.kinds.base import Kind
@@ -177,9 +178,11 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
 
 
 class FittedModel(Protocol):
-    """What `continue_` needs of a fitted model. decodable: the model to run, its weights rounded as asked for."""
+    """What `continue_` needs of a fitted model. decodable: the model to run, its weights rounded as asked for.
+    scheduled: that with fewer layers by position."""
 
     def decodable(self, weights: str = "float32") -> Decodable: ...
+    def scheduled(self, schedule: DepthSchedule) -> Decodable: ...
     @property
     def codec(self) -> Codec: ...
     @property
@@ -187,7 +190,8 @@ class FittedModel(Protocol):
 
 
 def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decoder: str | None = None,
-              draft: Any = None, *, stop: Sequence[Any] = (), weights: str = "float32", **options: Any) -> Any:
+              draft: Any = None, *, stop: Sequence[Any] = (), weights: str = "float32",
+              depth: DepthSchedule | int | str | None = None, **options: Any) -> Any:
     """What comes after `prime`: one `Continuation`, or for a list of primes a list of them.
 
     prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, a `SetPrompt` of them
@@ -197,6 +201,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         `speed_up` trained. "depth": some of the model's own layers. A draft changes no token and is switched off where
         it does not pay; "none": plain decoding.
     weights: "float32", or "int8" for matrices rounded to bytes: faster, and a little worse (see `Fitted.evaluate`).
+    depth: how many of a native model's layers read each next element: "8-3", from eight at the answer's beginning to
+        three at its end, 5 at all places, or a `DepthSchedule`. Another text, for models that have learned it.
     Everything else is as in `continue_objects` and `generate`.
     """
     kind = fitted.kind
@@ -224,7 +230,10 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         from segue.decoding.draft.counts import CountDraft
 
         draft = CountDraft(mixture.counts)
-    answers = continue_objects(fitted.decodable(weights), fitted.codec, primes, n, decoder, draft, stop=stop,
+    if depth is not None and (weights != "float32" or not isinstance(n, int)):
+        raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
+    model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
+    answers = continue_objects(model, fitted.codec, primes, n, decoder, draft, stop=stop,
                                kind=kind, **options)
     return answers if many else answers[0]
 

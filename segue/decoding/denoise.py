@@ -25,11 +25,11 @@ class Rewritten:
 
 @torch.inference_mode()
 def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]], steps: int = 10,
-            temperature: float = 0.0, seed: int = 0) -> list[Rewritten]:
+            temperature: float = 0.0, seed: int = 0, elements: int | None = None) -> list[Rewritten]:
     """The best answer to each prompt of any of the lengths that may be tried for it.
 
     model: one that reads both ways. lengths: for each prompt at least one. steps: passes over all answers. temperature:
-    0 takes the likeliest element everywhere; above, elements are drawn, but for the last pass.
+    0 takes the likeliest element everywhere; above, elements are drawn, but for the last pass. elements: see `Sundae`.
     """
     if len(lengths) != len(prompts) or not all(map(len, lengths)) or min(map(min, lengths), default=1) < 1 or steps < 1:
         raise SegueError(f"{len(prompts)} prompts, {len(lengths)} lists of lengths and {steps} steps: give for each "
@@ -44,11 +44,11 @@ def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Se
     asked, starts = (index >= first) & (index < end), index == end  # the padding is a document of its own
     generator = torch.Generator().manual_seed(seed)
     count = int(asked.sum())
-    said = torch.randint(model.vocabulary, (count,), generator=generator)
+    said = torch.randint(elements or model.vocabulary, (count,), generator=generator)
     layout = Layout.chain((len(tries), len(index)), starts=starts)
 
     def logits(said: Tensor) -> Tensor:
-        return model(tokens.masked_scatter(asked, said), layout).logits[asked].float()
+        return model(tokens.masked_scatter(asked, said), layout).logits[asked][:, :elements].float()
 
     with evaluating(model):
         for step in range(steps):

@@ -21,7 +21,7 @@ from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
 from segue.errors import SegueError
-from segue.models.base import Decodable, check_prompt, explicit, reads_whole, source_of
+from segue.models.base import Decodable, check_prompt, explicit, reads_whole
 
 Prompt = Sequence[int] | Tensor | np.ndarray
 
@@ -44,7 +44,7 @@ class Continuation:
     model read for the search, the prompt left out. proven: of an exact search, whether it ended, so that nothing better
     exists; False if its budget ran out before.
     text, value, whole: where a codec is known, the decoded answer: for people, as the kind's own object, and that with
-    the prime before it. pieces: what each pass added, for people.
+    the prime before it. pieces: what each pass added, for people. remark: what else a person should know.
     """
 
     tokens: list[int]
@@ -70,6 +70,7 @@ class Continuation:
     per_pass: list[int] = field(default_factory=list)
     actions: list[int] | None = None
     pieces: list[str] = field(default_factory=list)
+    remark: str = ""
     writer: Callable[[Any, Any], None] | None = field(default=None, repr=False)
 
     @property
@@ -92,12 +93,13 @@ class Continuation:
         if self.proven is not None:
             together += ", the best there is" if self.proven else ", the best until the budget ran out: not proven"
         return (f"{len(self.tokens)} tokens, {self.tokens_per_second:.0f} tokens/s{drafts}{together}; "
-                f"ended by {self.finish}; {self.path}, {self.decoder}{f' + {self.draft}' if self.draft else ''}")
+                f"ended by {self.finish}; {self.path}, {self.decoder}{f' + {self.draft}' if self.draft else ''}"
+                f"{f'; {self.remark}' if self.remark else ''}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         names = ("tokens", "finish", "path", "decoder", "draft", "logprobs", "passes", "drafted", "accepted", "rows",
-                 "cost", "score", "nodes", "proven", "text", "actions")
+                 "cost", "score", "nodes", "proven", "text", "actions", "remark")
         values = {name: getattr(self, name) for name in names}
         return values | {"tokens_per_pass": round(self.tokens_per_pass, 4),
                          "tokens_per_second": round(self.tokens_per_second, 2),
@@ -178,8 +180,8 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
 
     cost = cost or Cost(sizes=draft_sizes(drafter), fixed=not adaptive)
     for start in range(0, len(lists), batch):
-        rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place),
-                    model.vocabulary, logprobs, until, source=source_of(model, lists[place]), backspace=backspace)
+        rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place), model,
+                    logprobs, until, backspace=backspace)
                 for place in range(start, min(start + batch, len(lists)))]
         yield Loop(model, drafter, rule, cost, keep), rows
 
@@ -234,9 +236,10 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     batch: rows that run together at most.
     backspace: a token that takes the answer's last token back, for models that have learned to use it (see
         `segue.objectives.OccupancyMatching`); n then counts tokens and backspaces together.
-    options: temperature, top_k, top_p, min_p, repetition_penalty, processors (see `Sampling`); for beams: num_beams,
-        length_penalty, early_stopping, num_return_sequences (see `search.beam`), what keeps them apart
-        (`search.diverse`) or conditions them (`search.conditional`); budget and more of the other searches
+    options: temperature, top_k, top_p, min_p, typical_p, epsilon_cutoff, eta_cutoff, repetition_penalty, processors
+        (see `Sampling`); no_repeat_ngram_size, bad_words_ids, min_new_tokens and the other `Rules`, with any decoder;
+        for beams: num_beams, length_penalty, early_stopping, num_return_sequences (see `search.beam`), what keeps them
+        apart (`search.diverse`) or conditions them (`search.conditional`); budget and more of the other searches
         (`search.exact`, `search.tree`, `search.contrastive`).
     """
     name, sampling, drafter, label, rest = resolve(decoder, draft, options, model)

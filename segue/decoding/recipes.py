@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from segue.decoding.draft import DRAFTERS, Drafter
+from segue.decoding.rules import Rules
 from segue.decoding.sampling import Sampling
 from segue.decoding.search import SEARCHES
 from segue.errors import SegueError
@@ -34,8 +35,12 @@ DECODERS: dict[str, Recipe] = {
     "tree": Recipe(search="tree"),
 }
 
-ALWAYS = ("repetition_penalty", "processors")  # options that every decoder has
+RULES = tuple(field.name for field in fields(Rules))
+ALWAYS = ("repetition_penalty", *RULES, "processors", "renormalize_logits")  # options that every decoder has
 SAMPLING = tuple(field.name for field in fields(Sampling) if field.name not in ("do_sample", *ALWAYS))
+# What transformers' GenerationConfig calls otherwise.
+CALLED = {"max_new_tokens": "n", "max_length": "n", "eos_token_id": "eos", "stop_strings": "stop",
+          "do_sample": "decoder='sample'", "prompt_lookup_num_tokens": "draft='lookup'"}
 
 
 def choose(what: str, name: str, table: dict[str, Any]) -> Any:
@@ -50,21 +55,31 @@ def drafts_itself(decoder: str | None) -> bool:
     return recipe is not None and (recipe.draft or recipe.search) is not None
 
 
+def takes(decoder: str) -> tuple[str, ...]:
+    """The names of the options that a decoder has."""
+    recipe: Recipe = choose("decoder", decoder, DECODERS)
+    searching = SEARCHES[recipe.search].options if recipe.search else ()
+    return (*(SAMPLING if recipe.do_sample else ()), *ALWAYS, *searching)
+
+
 def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any], model: Decodable,
             ) -> tuple[str, Sampling, Drafter | None, str | None, dict[str, Any]]:
     """The decoder's name, how it chooses tokens, its drafter and that one's name, the options left for its search."""
     options = {name: value for name, value in options.items() if value is not None}
     if decoder is None:
         decoder = "sample" if any(name in options for name in SAMPLING) else "greedy"
-    recipe: Recipe = choose("decoder", decoder, DECODERS)
+    allowed = takes(decoder)
+    recipe = DECODERS[decoder]
     searching = SEARCHES[recipe.search].options if recipe.search else ()
-    allowed = (*(SAMPLING if recipe.do_sample else ()), *ALWAYS, *searching)
     for name in options:
         if name not in allowed:
-            home = next((other for other, row in DECODERS.items() if name in (
-                *(SAMPLING if row.do_sample else ()), *(SEARCHES[row.search].options if row.search else ()))), None)
+            home = next((other for other in DECODERS if name in takes(other)), None)
             raise SegueError(f"'{name}' means nothing to decoder '{decoder}': use decoder '{home}'" if home else
+                             f"option '{name}' of transformers is {CALLED[name]} here" if name in CALLED else
                              f"option '{name}' is unknown: decoder '{decoder}' takes {', '.join(allowed)}")
+    rules = Rules(**{name: options.pop(name) for name in RULES if name in options})
+    if rules != Rules():
+        options["processors"] = (rules, *options.get("processors", ()))
     sampling = Sampling(recipe.do_sample, **{name: options.pop(name) for name in list(options)
                                              if name in (*SAMPLING, *ALWAYS) and name not in searching})
     draft = recipe.draft if draft is None else draft

@@ -7,6 +7,7 @@ seed gives the same text with and without drafts, alone or in a batch, in one go
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from segue.errors import SegueError
+from segue.models.base import Decodable, source_of, start_of
 
 Array = np.ndarray
 WINDOW = 65_536  # how much of what was said a prefix holds at least: endless streams need flat memory
@@ -43,27 +45,43 @@ class Noise:
 class Prefix:
     """What one path has said so far, prompt included.
 
-    tokens: the last ones (all of them up to 65,536), of which the first `prompt` are the prompt's. said: the others.
-    seen: (V,) bool, every token ever said, those of the prompt included but for its first `source` ones.
+    tokens: the last ones (all of them up to 65,536), of which the first `prompt` are the prompt's. said: the others;
+    count: how many there ever were. source: so many first tokens, source and begin of an encoder-decoder, are no part
+    of what is said. start: the id that its decoder reads for begin, and which counts as said (None: it has none).
+    length: how far the text goes, the prompt included, of an encoder-decoder its target, begin included.
+    seen: (V,) bool, every token ever said, those of the prompt included.
+    limit: how many tokens may be said behind the prompt (None: any number). stops: tokens that end the answer.
     """
 
-    def __init__(self, tokens: Sequence[int], vocabulary: int, source: int = 0) -> None:
+    def __init__(self, tokens: Sequence[int], vocabulary: int, source: int = 0, start: int | None = None,
+                 limit: int | None = None, stops: frozenset[int] = frozenset()) -> None:
         self.tokens, self.prompt = list(tokens), len(tokens)
-        self.vocabulary, self.source = vocabulary, source
+        self.vocabulary, self.source, self.start = vocabulary, source, start
+        self.limit, self.stops, self.count = limit, stops, 0
+        self._begun = len(tokens) - source + (source > 0)
         self._seen: Array | None = None
+
+    @classmethod
+    def of(cls, model: Decodable, prompt: Sequence[int], limit: int | None = None,
+           stops: frozenset[int] = frozenset()) -> Prefix:
+        """The beginning of an answer of this model."""
+        return cls(prompt, model.vocabulary, source_of(model, prompt), start_of(model), limit, stops)
 
     def append(self, token: int) -> None:
         self.tokens.append(token)
+        self.count += 1
         if self._seen is not None:
             self._seen[token] = True
         if len(self.tokens) > 2 * WINDOW:
             _ = self.seen  # from here on the list no longer knows
-            self.prompt = max(0, self.prompt - len(self.tokens) + WINDOW)
-            del self.tokens[:-WINDOW]
+            gone = len(self.tokens) - WINDOW
+            self.prompt, self.source = max(0, self.prompt - gone), max(0, self.source - gone)
+            del self.tokens[:gone]
 
     def pop(self) -> None:
         """Take the last token back."""
         token = self.tokens.pop()
+        self.count -= 1
         if self._seen is not None:
             self._seen[token] = token in self.tokens
 
@@ -72,15 +90,24 @@ class Prefix:
         return self.tokens[self.prompt :]
 
     @property
+    def whole(self) -> list[int]:
+        """The prompt and what was said; of an encoder-decoder what its decoder has read, where begin has an id."""
+        return [*([] if self.start is None else [self.start]), *self.tokens[self.source :]]
+
+    @property
+    def length(self) -> int:
+        return self._begun + self.count
+
+    @property
     def seen(self) -> Array:
         if self._seen is None:
             self._seen = np.zeros(self.vocabulary, bool)
-            self._seen[self.tokens[self.source :]] = True
+            self._seen[self.whole] = True
         return self._seen
 
     def copy(self) -> Prefix:
-        twin = Prefix(self.tokens, self.vocabulary, self.source)
-        twin.prompt = self.prompt
+        twin = copy.copy(self)
+        twin.tokens = list(self.tokens)
         twin._seen = None if self._seen is None else self._seen.copy()
         return twin
 
@@ -130,6 +157,32 @@ def min_p(scores: Array, p: float) -> Array:
     return np.where(scores < scores.max() + np.log(p), -np.inf, scores)
 
 
+def typical_p(scores: Array, p: float) -> Array:
+    """Only the fewest whose surprise is nearest to the entropy, with probability p in all (Meister et al. 2022)."""
+    logs = log_softmax(scores)
+    chances = np.exp(logs)
+    far = np.abs(-logs - entropy(chances))
+    order = np.argsort(far, kind="stable")
+    last = order[min(int((chances[order].cumsum() < p).sum()), len(scores) - 1)]
+    return np.where(far > far[last], -np.inf, scores)
+
+
+def epsilon_cutoff(scores: Array, least: float) -> Array:
+    """Only the likeliest, and those with a probability of at least `least` (Hewitt et al. 2022)."""
+    return np.where((softmax(scores) < least) & (scores < scores.max()), -np.inf, scores)
+
+
+def eta_cutoff(scores: Array, least: float) -> Array:
+    """As epsilon_cutoff, with a least probability that falls to sqrt(least) exp(-entropy) where many are likely."""
+    return epsilon_cutoff(scores, min(least, np.sqrt(least) * np.exp(-entropy(softmax(scores)))))
+
+
+def entropy(chances: Array) -> float:
+    """Of a distribution (V,), in nats."""
+    live = chances[chances > 0]
+    return -float((live * np.log(live)).sum())
+
+
 @dataclass(frozen=True)
 class Leaning:
     """A processor that leans towards or away from tokens, by constants added to their scores.
@@ -168,8 +221,11 @@ class Sampling:
 
     do_sample: draw from the distribution; False takes the likeliest (then only the repetition penalty and
         `processors` matter). temperature: above 0, divides the scores; 0 means the likeliest. top_k: 0 is off.
-    top_p, min_p: shares of probability in (0, 1]; 1 and 0 are off. repetition_penalty: 1 is off, above 1 discourages.
+    top_p, min_p, typical_p: shares of probability in (0, 1]; 1, 0 and 1 are off. epsilon_cutoff, eta_cutoff: least
+        probabilities below 1; 0 is off. repetition_penalty: 1 is off, above 1 discourages.
     processors: further ones, applied after the repetition penalty and before the temperature.
+    renormalize_logits: searches that rank whole answers by their log-probability make what a processor leaves add up to
+        1 again (elsewhere that goes without saying).
     """
 
     do_sample: bool = False
@@ -177,8 +233,12 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     repetition_penalty: float = 1.0
     processors: tuple[Processor, ...] = ()
+    renormalize_logits: bool = False
 
     def __post_init__(self) -> None:
         bad = [f"{name} must be {rule}, not {value}" for name, value, rule, good in (
@@ -186,6 +246,9 @@ class Sampling:
             ("top_k", self.top_k, "0 (off) or a positive whole number", self.top_k >= 0 and self.top_k % 1 == 0),
             ("top_p", self.top_p, "above 0 and at most 1", 0 < self.top_p <= 1),
             ("min_p", self.min_p, "at least 0 and at most 1", 0 <= self.min_p <= 1),
+            ("typical_p", self.typical_p, "above 0 and at most 1", 0 < self.typical_p <= 1),
+            ("epsilon_cutoff", self.epsilon_cutoff, "at least 0 and below 1", 0 <= self.epsilon_cutoff < 1),
+            ("eta_cutoff", self.eta_cutoff, "at least 0 and below 1", 0 <= self.eta_cutoff < 1),
             ("repetition_penalty", self.repetition_penalty, "above 0", self.repetition_penalty > 0)) if not good]
         if bad:
             raise SegueError("; ".join(bad))
@@ -227,6 +290,12 @@ class Sampling:
             scores = top_p(scores, self.top_p)
         if self.min_p > 0:
             scores = min_p(scores, self.min_p)
+        if self.typical_p < 1:
+            scores = typical_p(scores, self.typical_p)
+        if self.epsilon_cutoff:
+            scores = epsilon_cutoff(scores, self.epsilon_cutoff)
+        if self.eta_cutoff:
+            scores = eta_cutoff(scores, self.eta_cutoff)
         return scores
 
     def distribution(self, scores: Array, prefix: Prefix) -> Array:

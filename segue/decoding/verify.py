@@ -46,19 +46,19 @@ class Row:
 
     index: its place among the prompts. request: its name towards drafters. out: the tokens said, without a stop
     token. sets: the prompt, if it has sets. finish: why it ended ("length", "stop", "until"), None while it runs.
-    tops: with `top` above 0, at each token of `out` so many of the likeliest ones there. source: see `Prefix`.
+    tops: with `top` above 0, at each token of `out` so many of the likeliest ones there.
     backspace: the token that takes the last one of `out` back, and does nothing where there is none. It counts towards
     `limit` as any other; `actions` has all of them in order. back: so many tokens the state must then go back after
     the commit of this pass, so that the token that is last now can be read again.
     """
 
     def __init__(self, index: int, request: int, prompt: Sequence[int], limit: int | None, sampling: Sampling,
-                 stops: frozenset[int], noise: Callable[[int], Noise], vocabulary: int, logprobs: bool = False,
-                 until: Callable[[list[int]], bool] | None = None, top: int = 0, source: int = 0,
+                 stops: frozenset[int], noise: Callable[[int], Noise], model: Decodable, logprobs: bool = False,
+                 until: Callable[[list[int]], bool] | None = None, top: int = 0,
                  backspace: int | None = None) -> None:
         self.index, self.request, self.limit = index, request, limit
         self.sampling, self.stops, self.until = sampling, stops, until
-        self.prefix = Prefix(prompt, vocabulary, source)
+        self.prefix = Prefix.of(model, prompt, limit, stops)
         self.sets = prompt if isinstance(prompt, SetPrompt) else None
         self.position = len(prompt)
         self.noise = noise
@@ -132,6 +132,8 @@ class Row:
             if self.tops:
                 self.tops.pop()
         self.last = self.prefix.tokens[-1]
+        if self.prefix.limit is not None:
+            self.prefix.limit -= self.back  # so many tokens fewer can remain at the end
         if self.produced == self.limit:
             self.finish = "length"
 

@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
 __all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "explicit", "reads_whole", "source_of", "state_for", "tell_prompt"]
+           "explicit", "reads_whole", "source_of", "start_of", "state_for", "tell_prompt"]
 
 
 @dataclass
@@ -43,6 +43,12 @@ def source_of(model: Any, prompt: Sequence[int]) -> int:
     """How many first tokens of a prompt are no part of what is said: source and begin of an encoder-decoder, else 0."""
     begin = begin_of(model)
     return 0 if begin is None or begin not in prompt else list(prompt).index(begin) + 1
+
+
+def start_of(model: Any) -> int | None:
+    """The id that the decoder of an encoder-decoder of transformers reads where its prompt has begin; else None."""
+    start = getattr(model, "start", None)
+    return start if begin_of(model) is not None and isinstance(start, int) else None
 
 
 def check_prompt(model: Any, prompt: Sequence[int]) -> None:
@@ -106,10 +112,12 @@ def reads_whole(model: Decodable) -> bool:
 
 def tell_prompt(model: Decodable, state: Decoding, lengths: Tensor) -> None:
     """Say how long the prompt of each row is, (B,) long, where a part reads it both ways or the model counts from its
-    end (`counts_from_prompt`); before it reads what stands behind it. An encoder-decoder sees that for itself."""
-    if isinstance(state, State) and (getattr(model, "counts_from_prompt", False)
-                                     or (reads_whole(model) and begin_of(model) is None)):
-        state.prompt = lengths.to(state.positions.device)
+    end (`counts_from_prompt`), also as the network of a mixture; before it reads what stands behind it. An
+    encoder-decoder sees that for itself."""
+    inner, memory = getattr(model, "network", model), getattr(state, "network", state)
+    if isinstance(memory, State) and (getattr(inner, "counts_from_prompt", False)
+                                      or (reads_whole(model) and begin_of(model) is None)):
+        memory.prompt = lengths.to(memory.positions.device)
 
 
 def state_for(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> Decoding:

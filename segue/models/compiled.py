@@ -437,14 +437,14 @@ class CompiledModel:
             self._run(state, space, state.lengths + start, before, after, kept, want, out)
             if at is not None:
                 out = out if repeated is None else out[repeated]
-                logits.reshape(batch, wanted, -1)[row, column] = out
+                logits.reshape(batch, wanted, program.logit_stride)[row, column] = out
             elif out is not logits:
                 logits.reshape(batch, n, -1)[:, start:end] = out.reshape(batch, end - start, -1)
             hidden[:, start:end] = program.read(program.top, space.scratch.array, space.nodes).reshape(
                 batch, end - start, -1)
             before = after
         state.pending = Pending(ids, parents is not None, after, kept, chain)
-        shaped = torch.from_numpy(logits).view(batch, wanted, -1)[:, :, : self.vocabulary]
+        shaped = torch.from_numpy(logits).view(batch, wanted, program.logit_stride)[:, :, : self.vocabulary]
         return Output(shaped, torch.from_numpy(hidden))
 
     def step(self, tokens: np.ndarray, state: CompiledState) -> np.ndarray:

@@ -14,9 +14,8 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, Nodes, State, gather_nodes
-from segue.models.base import Decoding, Output
-from segue.models.stack import Stack
+from segue.mixers.state import Layout, Nodes, State
+from segue.models.stack import Forms, Stack
 
 ALWAYS = 1 << 40  # a span longer than any document
 
@@ -68,6 +67,17 @@ class DepthSchedule:
         spread = min(mean / 2, layers - mean, mean - max(warmup, 1))
         return cls.linear(mean + spread, mean - spread, length, warmup, keep, prompt)
 
+    @classmethod
+    def said(cls, depth: DepthSchedule | int | str, length: int) -> DepthSchedule:
+        """From "8-3", eight layers at the first of `length` positions and three at the last, or 5, always so many."""
+        if isinstance(depth, DepthSchedule):
+            return depth
+        most, _, least = str(depth).partition("-")
+        if not most.isdigit() or not (least or most).isdigit():
+            raise SegueError(f"depth '{depth}' is not a number of layers, such as 4, or two, such as 8-3: so many at "
+                             "an answer's beginning and at its end")
+        return cls.linear(int(most), int(least or most), length)
+
     def depth(self, t: int) -> int:
         return self.depths[min(t, len(self.depths) - 1)]
 
@@ -87,7 +97,7 @@ class DepthSchedule:
                      else sum(layer in run for run in runs[1:]) for layer in range(layers))
 
 
-class Scheduled(nn.Module):
+class Scheduled(Forms, nn.Module):
     """A stack under a schedule, with the stack's own weights. Satisfies `segue.models.base.Decodable`.
 
     In training (`forward`, `hidden`; hence `learn` with any objective) a layer reads only the beginning of each
@@ -144,27 +154,10 @@ class Scheduled(nn.Module):
             state.given = given
         return self.stack.finish(x, layout)
 
-    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
-        """The training form, see `Stack.forward`."""
-        if layout is None:
-            layout = Layout.chain((tokens.shape[0], tokens.shape[1]), device=tokens.device)
-        hidden = self.hidden(tokens, layout)
-        return Output(self.head(hidden), hidden)
-
     def init_state(self, batch: int, history: int = 0) -> State:
         state = self.stack.init_state(batch, history)
         state.spans = self.spans
         return state
-
-    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,
-               starts: Tensor | None = None) -> Output:
-        """The decoding form, see `Stack.extend`."""
-        assert isinstance(state, State)
-        state.check_rows(tokens.shape[0])
-        layout = state.layout(tokens.shape[1], parents, None, starts)
-        hidden = self.hidden(tokens, layout, state)
-        state.pending = layout
-        return Output(self.head(hidden if at is None else gather_nodes(hidden, at)), hidden)
 
 
 def behind_prompts(layout: Layout) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -168,7 +168,37 @@ def running_mean(x: Tensor, layout: Layout) -> Tensor:
     return (total / count[..., None]).to(x.dtype)
 
 
-class Stack(nn.Module):
+class Reads(Protocol):
+    """What `Forms` are made of: hidden vectors, and the head that scores them."""
+
+    @property
+    def head(self) -> nn.Linear: ...
+    def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor: ...
+
+
+class Forms:
+    """The two forms of a model that reads all nodes of a layout in one pass."""
+
+    def forward(self: Reads, tokens: Tensor, layout: Layout | None = None) -> Output:
+        """The training form: tokens (B, T) long, `layout` for packed documents (default: one document a row)."""
+        if layout is None:
+            layout = Layout.chain((tokens.shape[0], tokens.shape[1]), device=tokens.device)
+        hidden = self.hidden(tokens, layout)
+        return Output(self.head(hidden), hidden)
+
+    def extend(self: Reads, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,
+               starts: Tensor | None = None, layout: Layout | None = None) -> Output:
+        """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes.
+        layout: in place of parents and starts, where the nodes stand and what they see."""
+        assert isinstance(state, State)
+        state.check_rows(tokens.shape[0])
+        layout = state.layout(tokens.shape[1], parents, None, starts) if layout is None else layout
+        hidden = self.hidden(tokens, layout, state)
+        state.pending = layout
+        return Output(self.head(hidden if at is None else gather_nodes(hidden, at)), hidden)
+
+
+class Stack(Forms, nn.Module):
     """A language model over element ids. Satisfies `segue.models.base.Decodable`."""
 
     def __init__(self, config: StackConfig) -> None:
@@ -277,13 +307,6 @@ class Stack(nn.Module):
             x = self.run_block(index, x, layout, state)
         return self.finish(x, layout)
 
-    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
-        """The training form: tokens (B, T) long, `layout` for packed documents (default: one document a row)."""
-        if layout is None:
-            layout = Layout.chain((tokens.shape[0], tokens.shape[1]), device=tokens.device)
-        hidden = self.hidden(tokens, layout)
-        return Output(self.head(hidden), hidden)
-
     def init_state(self, batch: int, history: int = 0) -> State:
         if self.config.pool or self.config.inputs:
             raise SegueError("this model reads whole sequences (pool, or real inputs): it cannot continue them")
@@ -298,17 +321,6 @@ class Stack(nn.Module):
     def explicit(self) -> Stack:
         """See `segue.models.base.explicit`."""
         return self
-
-    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None,
-               starts: Tensor | None = None, layout: Layout | None = None) -> Output:
-        """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes.
-        layout: in place of parents and starts, where the nodes stand and what they see."""
-        assert isinstance(state, State)
-        state.check_rows(tokens.shape[0])
-        layout = state.layout(tokens.shape[1], parents, None, starts) if layout is None else layout
-        hidden = self.hidden(tokens, layout, state)
-        state.pending = layout
-        return Output(self.head(hidden if at is None else gather_nodes(hidden, at)), hidden)
 
     def state_parameters(self) -> list[nn.Parameter]:
         """Parameters of the mixers' states: own learning rate, no weight decay."""

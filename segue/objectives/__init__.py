@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
+from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective
 from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
@@ -23,6 +27,23 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "rollout-unlikelihood": RolloutUnlikelihood,
 }
 
+
+def objective_named(name: str, eos: int | None = None) -> Objective:
+    """An objective that needs nothing but sequences, to teach a model that continues them. eos: the id that ends one,
+    for objectives that look at ends."""
+    if name not in OBJECTIVES:
+        raise SegueError(f"objective '{name}' is unknown: choose from {', '.join(OBJECTIVES)}")
+    kind: Any = OBJECTIVES[name]
+    parameters = inspect.signature(kind).parameters
+    if missing := [each for each, parameter in parameters.items() if parameter.default is parameter.empty]:
+        raise SegueError(f"objective '{name}' needs {' and '.join(missing)} beside the sequences: " + (
+            "fit with teacher=FOLDER" if "teacher" in missing else "give it in Python, to segue.training.learn"))
+    if getattr(kind, "in_place", False):
+        raise SegueError(f"objective '{name}' teaches models that read both ways to fill in what is hidden, and those "
+                         "cannot continue a sequence: give it in Python, to segue.training.learn")
+    return kind(**({"eos": eos} if "eos" in parameters else {}))
+
+
 __all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements",
            "Mixed", "NextElement", "Objective", "OccupancyMatching", "RolloutUnlikelihood", "Sundae",
-           "TokenUnlikelihood"]
+           "TokenUnlikelihood", "objective_named"]

@@ -1,13 +1,15 @@
 """Predict hidden elements in place: masks, what is shown of them after a glance, and the loss at the rest.
 
-Masking (`mask_block`), glancing (`glance`, Qian et al. 2021, arXiv 2008.07905) and the loss are apart: batches are
-masked as they are drawn, a pure function of the step; all chance is in the batch, none in the objective.
+Masking (`mask_some`, as of masked language models, and `mask_block`), glancing (`glance`, Qian et al. 2021, arXiv
+2008.07905) and the loss are apart: batches are masked as they are drawn, a pure function of the step; all chance is in
+the batch, none in the objective.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,35 @@ def in_place(batch: Batch) -> Batch:
     it stands."""
     asked = F.pad(batch.targets, (1, 0), value=-1)
     return Batch(torch.where(asked >= 0, asked, F.pad(batch.tokens, (0, 1))), asked)
+
+
+def mask_some(batch: Batch, mask: int, share: float = 0.15, generator: torch.Generator | None = None) -> Batch:
+    """Hide some of the elements that `targets` names in place, (B, T), and ask for those (BERT: Devlin et al. 2019).
+
+    mask: the id of a mask, behind all others. share: of the elements, each with this chance; at least one of a row. Of
+    those hidden, 8 in 10 are masks, 1 in 10 a random element, 1 in 10 as they were.
+    """
+    asked = batch.targets >= 0
+    chance, how = (torch.rand(asked.shape, generator=generator, dtype=torch.float64).to(asked.device) for _ in range(2))
+    random = torch.randint(mask, asked.shape, generator=generator).to(asked.device)
+    chance = chance.masked_fill(~asked, 2.0)
+    hidden = asked & ((chance < share) | (chance == chance.min(1, keepdim=True).values))
+    tokens = torch.where(how < 0.8, mask, torch.where(how < 0.9, random, batch.tokens))
+    return replace(batch, tokens=torch.where(hidden, tokens, batch.tokens),
+                   targets=batch.targets.masked_fill(~hidden, -1))
+
+
+def masked_some(batches: Callable[[int], Batch], mask: int, share: float = 0.15, seed: int = 0,
+                ) -> Callable[[int], Batch]:
+    """Batches as for the next element -> batches for a masked language model (`mask_some`)."""
+    def draw(step: int) -> Batch:
+        return mask_some(in_place(batches(step)), mask, share, generator_of(seed, step))
+
+    return draw
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    return torch.Generator().manual_seed(1_000_003 * (seed + 1) + step)
 
 
 def mask_block(batch: Batch, length: int, mask: int, generator: torch.Generator | None = None) -> Batch:
@@ -75,7 +106,7 @@ def masked_blocks(batches: Callable[[int], Batch], length: int, mask: int, steps
     """Batches of whole answers, as for the next element (`Batch.pairs`) -> batches of masked blocks (`mask_block`) and
     what to show of them (`reveal_order`), the ratio going from the first of `ratios` to the second in `steps` steps."""
     def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + step)
+        generator = generator_of(seed, step)
         ratio = ratios[0] + (ratios[1] - ratios[0]) * min(1.0, step / max(1, steps - 1))
         return reveal_order(mask_block(in_place(batches(step)), length, mask, generator), ratio, generator)
 
@@ -114,6 +145,8 @@ class MaskedElements:
 
     smoothing: so much of each label is spread evenly over all elements (Szegedy et al. 2016).
     """
+
+    in_place: ClassVar[bool] = True  # targets are asked for where they stand
 
     def __init__(self, smoothing: float = 0.0) -> None:
         self.smoothing = smoothing

@@ -214,9 +214,10 @@ class OccupancyMatching:
                      for walk, draw in zip(walks, draws)]
         mine: list[Walk] = []
         if self.divergence == "chi2":
-            mine = rollouts(decoder, [walk.prompt for walk in walks],
-                            [draw.random(len(walk.actions)) for walk, draw in zip(walks, draws)],
-                            self.eos, self.backspace)
+            with full_precision(batch):
+                mine = rollouts(decoder, [walk.prompt for walk in walks],
+                                [draw.random(len(walk.actions)) for walk, draw in zip(walks, draws)],
+                                self.eos, self.backspace)
         shares = [sum(walk.learned) / len(own.actions) for walk, own in zip(walks, mine)]
         device = batch.tokens.device
         found = read(model, walks + mine, self.eos, self.backspace, device)
@@ -240,7 +241,8 @@ class RolloutUnlikelihood:
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         walks, device = walks_of(batch), batch.tokens.device
         noise = [drawn(*walk.prompt, *walk.actions).random(len(walk.actions)) for walk in walks]
-        mine = rollouts(decodable(model), [walk.prompt for walk in walks], noise, self.eos)
+        with full_precision(batch):
+            mine = rollouts(decodable(model), [walk.prompt for walk in walks], noise, self.eos)
         found = read(model, walks + mine, self.eos, None, device)
         data = torch.tensor([learned for walk in walks + mine for learned in walk.learned], device=device)
         wrong = torch.tensor([False for walk in walks for _ in walk.actions] +
@@ -251,6 +253,11 @@ class RolloutUnlikelihood:
         unlikely = -((1 - chance.exp()).clamp(min=1e-20).log() * wrong).sum()
         return Loss(nats + self.weight * unlikely, {"nats": nats.detach(), "unlikelihood": unlikely.detach()},
                     batch.count)
+
+
+def full_precision(batch: Batch) -> torch.autocast:
+    """A state is kept as the model's weights are, also where training rounds products."""
+    return torch.autocast(batch.tokens.device.type, enabled=False)
 
 
 def decodable(model: Any) -> Decodable:

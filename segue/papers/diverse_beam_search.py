@@ -162,9 +162,9 @@ class Templates:
                     after[token] = after.get(token, 0.0) + chance
 
     def __call__(self, scores: np.ndarray, prefix: Prefix) -> np.ndarray:
-        known = np.full_like(scores, -np.inf)
-        for token, chance in self.mass[tuple(prefix.said)].items():
-            known[token] = np.log(chance)
+        known, after = np.full_like(scores, -np.inf), self.mass[tuple(prefix.said)]
+        for token, chance in after.items():
+            known[token] = np.log(chance / sum(after.values()))
         return known
 
 

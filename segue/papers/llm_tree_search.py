@@ -17,7 +17,7 @@ import torch
 
 from segue.analysis.texts import distinct, log_likelihoods
 from segue.decoding import Continuation, generate
-from segue.decoding.sampling import Prefix
+from segue.decoding.sampling import Prefix, log_softmax
 from segue.decoding.search.tree import repeated
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch
@@ -64,14 +64,10 @@ class Chain:
     def __init__(self, seed: int) -> None:
         random = np.random.default_rng(seed)
         sharpness = random.choice([0.3, 3.0], (WORDS, WORDS, 1))
-        self.scores = random.normal(size=(WORDS, WORDS, WORDS)) * sharpness
+        self.logprobs = log_softmax(random.normal(size=(WORDS, WORDS, WORDS)) * sharpness)
 
     def __call__(self, scores: np.ndarray, prefix: Prefix) -> np.ndarray:
-        return self.scores[prefix.tokens[-2], prefix.tokens[-1]]
-
-    @property
-    def logprobs(self) -> np.ndarray:
-        return self.scores - np.log(np.exp(self.scores).sum(2, keepdims=True))
+        return self.logprobs[prefix.tokens[-2], prefix.tokens[-1]]
 
     def likelihoods(self, prompt: list[int], answers: list[list[int]]) -> list[float]:
         whole = [[*prompt, *answer] for answer in answers]

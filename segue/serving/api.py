@@ -22,7 +22,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from segue.decoding.continuation import Stops, Telling, begins_with_blank, prime_tokens
-from segue.decoding.sampling import Leaning, Sampling
+from segue.decoding.sampling import Leaning, Processor, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec
 from segue.models.base import begin_of
@@ -79,7 +79,8 @@ def refusal(status: int, message: str, param: str | None = None) -> JSONResponse
 class Answering:
     """One HTTP request: its prompts become requests to the engine, the news of those one queue."""
 
-    def __init__(self, engine: Engine, codec: Codec, eos: frozenset[int], body: Completion) -> None:
+    def __init__(self, engine: Engine, codec: Codec, eos: frozenset[int], body: Completion,
+                 processors: tuple[Processor, ...] = ()) -> None:
         self.engine, self.codec, self.body = engine, codec, body
         self.n = body.n or 1
         self.queue: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
@@ -96,9 +97,10 @@ class Answering:
             raise Refused(400, "logit_bias names a token outside the vocabulary", "logit_bias")
         leaning = Leaning(tuple(bias.items()), body.frequency_penalty or 0.0, body.presence_penalty or 0.0)
         for prompt in self.prompts:
+            leans = bool(bias or body.frequency_penalty or body.presence_penalty)
             sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k,
-                                body.top_p or 1.0, body.min_p, body.repetition_penalty,
-                                (leaning,) if bias or body.frequency_penalty or body.presence_penalty else ())
+                                body.top_p or 1.0, body.min_p, repetition_penalty=body.repetition_penalty,
+                                processors=(*processors, leaning) if leans else processors)
             told = bool(body.echo) and body.logprobs is not None
             n = 16 if body.max_tokens is None else body.max_tokens
             if n == 0 and not body.echo:
@@ -205,9 +207,9 @@ def merge(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
 
 
 def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = frozenset(),
-               key: str | None = None) -> FastAPI:
+               key: str | None = None, processors: tuple[Processor, ...] = ()) -> FastAPI:
     """name: of the model, in answers. eos: tokens that end an answer. key: what clients must send as a bearer token
-    (None: nothing). The engine is closed with the app."""
+    (None: nothing). processors: those of every answer. The engine is closed with the app."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -244,7 +246,7 @@ def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = fr
     async def completions(body: Completion, http: HTTPRequest) -> JSONResponse | StreamingResponse:
         if body.model not in ("", name):
             raise Refused(404, f"there is no model '{body.model}' here, only '{name}'", "model")
-        answering = Answering(engine, codec, eos, body)
+        answering = Answering(engine, codec, eos, body, processors)
         answering.submit()
         frame = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
                  "model": name}

@@ -24,7 +24,7 @@ from segue.decoding.loop import Loop, Prefill, evaluating
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.verify import Row, likeliest
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_of, check_prompt, reads_whole, source_of
+from segue.models.base import Decodable, Decoding, begin_of, check_prompt, reads_whole
 
 WORTH = 16  # shorter beginnings are read again sooner than they are looked up and copied
 
@@ -240,8 +240,8 @@ class Engine:
             return lambda lane: Noise(request.seed, index, lane)
 
         ticket.rows = [Row(index, next(_requests), request.prompt, max(request.n, 1), request.sampling, request.stops,
-                           noise(index), self.model.vocabulary, request.logprobs is not None, request.until,
-                           request.logprobs or 0, source_of(self.model, request.prompt))
+                           noise(index), self.model, request.logprobs is not None, request.until,
+                           request.logprobs or 0)
                        for index in range(request.count)]
         known = None if request.told else self.prefixes.find(request.prompt)
         done, state = known or (0, None)

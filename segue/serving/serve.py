@@ -35,7 +35,8 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
     ends = getattr(fitted, "ends", None) or ([] if fitted.codec.eos is None else [fitted.codec.eos])
     engine = Engine(model, rows=rows, tokens=tokens, queue=queue,
                     draft=drafter)
-    app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(ends), key)
+    app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(ends), key,
+                     getattr(fitted, "processors", ()))
     engine.warm()
     print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
           "(ctrl-C ends)", file=sys.stderr)

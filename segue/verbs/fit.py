@@ -25,7 +25,7 @@ from segue.files import read_json, write_json
 from segue.kinds import Codec
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
-from segue.objectives import Distillation, Objective
+from segue.objectives import Distillation, Objective, objective_named
 from segue.training import distributed
 from segue.training.batches import Batches
 from segue.training.evaluate import score
@@ -43,7 +43,7 @@ HELD_OUT = 0.05
 def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
         mixer: str | None = None, seed: int = 0, held_out: Any = None, codec: Codec | None = None,
         quiet: bool = False, save_seconds: float = 15.0, kind: str | None = None, device: str | None = None,
-        mix: bool = True, **choices: Any) -> Fitted:
+        mix: bool = True, objective: str = "next", **choices: Any) -> Fitted:
     """Learn a model of sequences.
 
     data: a `Data`, a path or paths, or a list of objects in memory. out: the model's folder, and while it is being
@@ -51,7 +51,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     clock, everything included (default: 2); or steps: of the optimiser. mixer: pattern of sequence mixers, e.g.
     "mamba*3+attention". seed fixes everything random. held_out: data to measure on, of the same kind (default: a
     twentieth of `data`, split off by hash). codec: made from the training data if None. mix: count the training data
-    too and mix the two (`segue.models.mixture`), where there is enough to learn how. choices: any entry of
+    too and mix the two (`segue.models.mixture`), where there is enough to learn how. objective: the network's, a name
+    in `segue.objectives.OBJECTIVES` that needs nothing but the sequences. choices: any entry of
     `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own options for its codec (e.g.
     vocabulary).
 
@@ -77,17 +78,20 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             if not MIXERS[name.partition(":")[0]].causal:
                 raise SegueError(f"mixer '{name}' looks ahead: a model fitted with it could not continue a sequence; "
                                  "choose a causal one (docs/mixers.md)")
-    objective: Objective | None = None
+    objective_named(objective)  # refused here if at all
+    teaching: Objective | None = None
     if choices.get("teacher"):
+        if objective != "next":
+            raise SegueError(f"a teacher is an objective of its own: leave it, or objective '{objective}', out")
         taught = load(choices["teacher"])
         if not isinstance(taught.model, Stack):
             raise SegueError(f"{choices['teacher']} holds no model that fit wrote: only such a one can teach")
-        codec, objective = codec or taught.codec, Distillation(taught.model, choices.get("distil", Plan.distil))
+        codec, teaching = codec or taught.codec, Distillation(taught.model, choices.get("distil", Plan.distil))
     codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "tokenizer", "k",
                                                                                    "min_count", "ambiguous")}
     request = json.loads(json.dumps({
         "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
-        **({} if mix else {"mix": False}),
+        **({} if mix else {"mix": False}), **({} if objective == "next" else {"objective": objective}),
         "codec": codec_options if codec is None else {"given": str(codec), "size": codec.size}}, default=str))
     if folder is not None and (done := finished(folder, request)) is not None:
         return done
@@ -100,12 +104,13 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                 prepare(work, request, data, held_out, codec, codec_options)
             distributed.barrier()
             codec = Codec.load(work / "codec")
+            teaching = teaching or objective_named(objective, codec.eos)
             train, held = (TokenStore.open(work / name) for name in ("train", "held"))
             where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
             spare_seconds = mixed.reserve(train, minutes) if parts is not None and minutes is not None else 0.0
             plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where,
-                                objective)
+                                teaching)
             model = build(plan).to(where)
         except SegueError:  # a wrong setting must not stand in the way of the right one
             if fresh and distributed.rank() == 0:
@@ -117,7 +122,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
         batches = Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed, model.resettable)
-        run = Run(model, batches, plan, objective=objective, strategy=Prune(plan.prune) if plan.prune else None,
+        run = Run(model, batches, plan, objective=teaching, strategy=Prune(plan.prune) if plan.prune else None,
                   folder=None if folder is None else work, key=key_of(request), held_out=in_passing(held, plan),
                   save_seconds=save_seconds)
         try:

@@ -17,6 +17,7 @@ from segue.errors import SegueError
 from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
 from segue.models import Stack, StackConfig
+from segue.models.depth import DepthSchedule, Scheduled
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import Evaluation, score, summarise, unigram_nats, xz_bits
 from segue.training.recipe import cores, fast_bfloat16
@@ -103,6 +104,13 @@ class Fitted:
             network = self._engine[1]
         elif weights != "float32":
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
+        return network if self.mixture is None else self.mixture.over(network)
+
+    def scheduled(self, schedule: DepthSchedule) -> Any:
+        """What decoders run where each next element is read by fewer layers, in plain torch (see `models.depth`)."""
+        if not isinstance(self.model, Stack):
+            raise SegueError("depth is for native models, of which some layers can be left out: leave it out here")
+        network = Scheduled(self.model, schedule)
         return network if self.mixture is None else self.mixture.over(network)
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:

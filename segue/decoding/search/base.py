@@ -18,7 +18,7 @@ from torch import Tensor
 
 from segue.decoding.prompt import arrange
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
-from segue.models.base import Decodable, Decoding, Output, source_of, state_for
+from segue.models.base import Decodable, Decoding, Output, state_for
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,12 @@ class Factory(Protocol):
     """Options of a search that the loop runs, and how to begin one.
 
     width: hypotheses read at once at most. needs_hidden: it looks at hidden states. returns: it goes on from
-    hypotheses of earlier steps, not only the last one.
+    hypotheses of earlier steps, not only the last one. ranks_whole: it ranks whole answers by their log-probability.
     """
 
     needs_hidden: ClassVar[bool]
     returns: ClassVar[bool]
+    ranks_whole: ClassVar[bool]
 
     @property
     def width(self) -> int: ...
@@ -121,6 +122,7 @@ class Together:
     """Of options that are a `Factory`: the loop runs the searches of all prompts together."""
 
     alone: ClassVar[bool] = False
+    ranks_whole: ClassVar[bool] = False
 
     def run(self: Factory, model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None],
             sampling: Sampling, stops: frozenset[int]) -> list[Found]:
@@ -187,27 +189,30 @@ def follow(model: Decodable, hypotheses: Sequence[Hypothesis], returns: bool) ->
     return [Place(state, row, len(hypothesis.tokens)) for row, hypothesis in zip(back, hypotheses)], output
 
 
-def judged(output: Output, hypotheses: Sequence[Hypothesis], sampling: Sampling) -> np.ndarray:
-    """(L, V) float64 log-probabilities of what follows each hypothesis, processors applied."""
+def judged(output: Output, hypotheses: Sequence[Hypothesis], sampling: Sampling, ranks_whole: bool) -> np.ndarray:
+    """(L, V) float64 log-probabilities of what follows each hypothesis, processors applied: to the log-probabilities
+    where whole answers are ranked by their sum, so that what is ruled out makes nothing else likelier (as in
+    transformers); else to the scores, as when one token is chosen."""
     scores = output.logits[:, -1].double().cpu().numpy()
-    if sampling.remembers:
-        scores = np.stack([sampling.process(row, hypothesis.prefix) for row, hypothesis in zip(scores, hypotheses)
-                           if hypothesis.prefix is not None])
-    return log_softmax(scores)
-
-
-def beginning(model: Decodable, prompt: Sequence[int], sampling: Sampling) -> Hypothesis:
-    """The empty answer."""
     if not sampling.remembers:
-        return Hypothesis()
-    return Hypothesis(prefix=Prefix(prompt, model.vocabulary, source_of(model, prompt)))
+        return log_softmax(scores)
+    scores = log_softmax(scores) if ranks_whole else scores
+    scores = np.stack([sampling.process(row, hypothesis.prefix) for row, hypothesis in zip(scores, hypotheses)
+                       if hypothesis.prefix is not None])
+    return scores if ranks_whole and not sampling.renormalize_logits else log_softmax(scores)
+
+
+def beginning(model: Decodable, prompt: Sequence[int], sampling: Sampling, limit: int, stops: frozenset[int],
+              ) -> Hypothesis:
+    """The empty answer, which may become `limit` tokens long."""
+    return Hypothesis(prefix=Prefix.of(model, prompt, limit, stops) if sampling.remembers else None)
 
 
 def search(model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[int | None], make: Factory,
            sampling: Sampling, stops: frozenset[int]) -> list[Found]:
     """Search the answers to prompts, together."""
     searches = [make.begin(limit or 1, stops) for limit in limits]
-    living = [[beginning(model, prompt, sampling)] for prompt in prompts]
+    living = [[beginning(model, prompt, sampling, limit or 1, stops)] for prompt, limit in zip(prompts, limits)]
     nodes = [0] * len(prompts)
     with torch.inference_mode():
         state, output = prefill(model, prompts)
@@ -219,7 +224,7 @@ def search(model: Decodable, prompts: Sequence[Sequence[int]], limits: Sequence[
             for number, hypothesis in enumerate(every):
                 hypothesis.place = places[number]
                 hypothesis.hidden = output.hidden[number, : fresh[number]] if make.needs_hidden else None
-            logprobs, start = judged(output, every, sampling), 0
+            logprobs, start = judged(output, every, sampling, make.ranks_whole), 0
             for number, group in enumerate(living):
                 if group:
                     living[number] = searches[number].advance(group, logprobs[start : start + len(group)])

@@ -18,23 +18,26 @@ class Beam(Together):
 
     num_beams: hypotheses that live at once. length_penalty: answers are ranked by log-probability / length **
     length_penalty (0: the likeliest answer; above 0 favours long ones). The length counts the stop token.
-    early_stopping: False stops when no living hypothesis can still beat the kept answers (nothing is lost by it); True
-    as soon as there are num_beams answers. num_return_sequences: answers given, at most num_beams.
+    early_stopping: False, or "never", stops when no living hypothesis can still beat the kept answers (nothing is lost
+    by it); True as soon as there are num_beams answers. num_return_sequences: answers given, at most num_beams.
     """
 
     options: ClassVar[tuple[str, ...]] = ("num_beams", "length_penalty", "early_stopping", "num_return_sequences")
     needs_hidden: ClassVar[bool] = False
     returns: ClassVar[bool] = False
+    ranks_whole: ClassVar[bool] = True
 
     num_beams: int = 4
     length_penalty: float = 1.0
-    early_stopping: bool = False
+    early_stopping: bool | str = False
     num_return_sequences: int = 1
 
     def __post_init__(self) -> None:
         if self.num_beams < 1 or not 1 <= self.num_return_sequences <= self.num_beams:
             raise SegueError(f"beam search needs num_beams of at least 1, and num_return_sequences from 1 to "
                              f"num_beams, not {self.num_beams} and {self.num_return_sequences}")
+        if self.early_stopping not in (True, False, "never"):
+            raise SegueError(f"early_stopping is True, False or 'never', not {self.early_stopping!r}")
 
     @property
     def width(self) -> int:
@@ -92,7 +95,7 @@ class BeamSearch:
     def _settled(self, going: list[Hypothesis], length: int) -> bool:
         if len(self.done) < self.options.num_beams:
             return False
-        if self.options.early_stopping:
+        if self.options.early_stopping is True:
             return True
         # A total only falls; the length that flatters it most is the longest (penalty > 0) or the next one.
         farthest = self.n if self.options.length_penalty > 0 else length + 1

@@ -69,7 +69,7 @@ class Descent:
     def search(self, prompt: Sequence[int]) -> Found:
         state, output = prefill(self.model, [prompt], self.n)
         begin = int(state.positions[0])
-        path = [beginning(self.model, prompt, self.sampling)]
+        path = [beginning(self.model, prompt, self.sampling, self.n, self.stops)]
         untried = [self._children(path[0], output)]  # of each hypothesis on the path, the likeliest last
         exhausted = False
         while path:
@@ -106,7 +106,10 @@ class Descent:
     def _children(self, hypothesis: Hypothesis, output: Output) -> list[tuple[int, float]]:
         """Next tokens that may lead to something, with their log-probabilities. Where it may end it ends at once: that
         takes no pass, and bounds all that follows."""
-        (logprobs,) = judged(output, [hypothesis], self.sampling)
+        (logprobs,) = judged(output, [hypothesis], self.sampling, True)
+        if logprobs.max() > 0:
+            raise SegueError("a processor raises a log-probability above 0: exact search cannot use it, since answers "
+                             "must become less likely as they grow")
         for token in self.stops:
             if hypothesis.total + logprobs[token] > self._floor(len(hypothesis.tokens) + 1):
                 self._keep(hypothesis.ended(float(logprobs[token])))

@@ -32,7 +32,7 @@ from segue.models.seq2seq import Prompts, Reading, prompt_ends
 class HuggingFaceEncoderDecoder(HuggingFaceModel):
     """An encoder-decoder of a local Hugging Face folder. Satisfies `segue.models.base.Decodable`.
 
-    begin: the id between source and target. forced: what the folder says that each target begins with.
+    begin: the id between source and target. start: what the decoder reads in its place.
     """
 
     needs_whole_prompt: ClassVar[bool] = True
@@ -45,18 +45,13 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         known = self.head.weight.shape[0]
         self.drawn, self.begin = min(self.size, known), max(self.size, known)
         self.size = self.begin + 1
-        settings = [self.model.generation_config, self.model.config]
-
-        def setting(name: str) -> Any:
-            return next((value for each in settings if (value := getattr(each, name, None)) is not None), None)
-
-        starts = [start for name in ("decoder_start_token_id", "bos_token_id") if (start := setting(name)) is not None]
-        if not starts:
-            raise SegueError(f"the config of this {self.name} has no decoder_start_token_id: add the id that its "
-                             "targets begin with")
+        starts = [start for name in ("decoder_start_token_id", "bos_token_id")
+                  for settings in (self.model.generation_config, self.model.config)
+                  if (start := getattr(settings, name, None)) is not None]
+        if not starts or not isinstance(starts[0], int):
+            raise SegueError(f"the config of this {self.name} has no decoder_start_token_id: add the id, one for all, "
+                             "that its targets begin with")
         self.start: int = starts[0]
-        first = setting("forced_bos_token_id")
-        self.forced = [] if first is None else [first]
         self.sources: list[tuple[int, int, int]] = []  # heads, key and value features of each layer's source
 
     explicit: Any = None  # it reads its prompt in order
@@ -66,8 +61,8 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         return self.begin + 1
 
     def prompt(self, source: Sequence[int], prefix: Sequence[int] = ()) -> list[int]:
-        """The prompt for the target of `source` that begins with `prefix` (default: what the folder says)."""
-        return [*source, self.begin, *(prefix or self.forced)]
+        """The prompt for the target of `source` that begins with `prefix`."""
+        return [*source, self.begin, *prefix]
 
     def init_state(self, batch: int, history: int = 0) -> State:
         state = super().init_state(batch, history)
