@@ -77,9 +77,9 @@ def measure(run: Run) -> list[Row]:
     run.note(f"{steps} steps of 64 rows; two layers, one head, queries and keys of 3: a state of 10 features; a guess "
              "among the smaller set is right a quarter of the time")
     run.note("rates were chosen on prefix linear attention with one seed: AdamW at 0.002 to 0.006 was right 13% to 23% "
-             "of the time after up to 2,500 steps, Muon at 0.01 52% after 1,500; every arm has the latter. A run of that "
-             "was inconclusive: neither learned (0.28 and 0.40). Embeddings began 50 times smaller than what the blocks "
-             "add to them; as large, on seed 100, 0.57 and 0.54 after 1,500 steps, 0.67 and 0.58 after 2,500")
+             "of the time after up to 2,500 steps, Muon at 0.01 52% after 1,500; every arm has the latter. A run of "
+             "that was inconclusive: neither learned (0.28 and 0.40). Embeddings began 50 times smaller than what "
+             "blocks add to them; as large, on seed 100, 0.57 and 0.54 after 1,500 steps, 0.67 and 0.58 after 2,500")
     run.note("that one of the two must be right half of the time for a refutation was added to the rule after the "
              "first run, whose arms were all near a guess (0.29 and 0.40)")
     run.note("reading twice is shown with one seed and does not count for the verdict: the paper claims it for models "
