@@ -78,10 +78,17 @@ class Memory:
     """A float32 array and its address, which ctypes is slow to tell."""
 
     def __init__(self, size: int, copy: Memory | None = None) -> None:
-        self.array = p.aligned((size,), np.float32)
+        self.whole = self.array = p.aligned((size,), np.float32)
         self.address = self.array.ctypes.data
         if copy is not None:
             self.array[:] = copy.array
+
+    def resized(self, size: int) -> Memory:
+        """This memory, of another size, or a larger one in its place. What lies there is lost."""
+        if size > self.whole.size:
+            return Memory(size)
+        self.array = self.whole[:size]
+        return self
 
 
 class Space:
@@ -148,7 +155,8 @@ class CompiledState:
         self.states = Memory(batch * self.program.floats_per_state)
         for rows, initial in zip(self._rows(self.states), self.program.initial):
             rows[:] = initial
-        self.spare: Memory | None = None
+        self.spare: Memory | None = None  # for states of one slot per row
+        self.draft = Memory(0)  # for those after each node of a draft
         self.pending: Pending | None = None
         self.spaces: dict[tuple[int, bool], Space] = {}
         self.said = np.zeros((batch, 0), np.int64)  # with a history: all tokens, to replay them from a mark
@@ -263,7 +271,7 @@ class CompiledState:
             for old, new in zip(self._layers(self.cache, self.capacity), self._layers(cache, capacity)):
                 new[:, :, :used] = old
             self.cache, self.capacity = cache, capacity
-        local = TILE + BLOCK * (3 * TILE + self.capacity) + 2 * nodes
+        local = TILE + BLOCK * (3 * TILE + self.capacity + self.program.widest) + 2 * nodes
         if local * self.model.threads > self.local.array.size:
             self.local = Memory(p.padded(2 * local, 2 * TILE) * self.model.threads)
 
@@ -365,7 +373,8 @@ class CompiledState:
 class CompiledModel:
     """A stack whose decoding runs in the compiled CPU engine. Satisfies `segue.models.base.Decodable`.
 
-    weights: "float32", or "int8" (matrices of signed bytes with one scale per output; activations stay float32).
+    weights: "float32", or "int8": matrices of signed bytes with one scale per output. Where the processor multiplies
+    bytes (VNNI), a matrix's inputs become bytes too, with one scale per node; elsewhere they stay float32.
     threads: how many may work on a call (default: as many as torch uses). Safe to call from several Python threads.
     """
 
@@ -408,6 +417,9 @@ class CompiledModel:
                 deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
         self._check(ids.min(), ids.max(), state, deep)
         state.reserve(n)
+        unused = None if state.pending is None else state.pending.after  # nobody will commit that
+        if unused is not None and unused is not state.states and unused.array.size == state.states.array.size:
+            state.spare = unused
         program, wanted = self.program, n if at is None else at.shape[1]
         logits = np.empty((batch * wanted, program.logit_stride), np.float32)
         hidden = np.empty((batch, n, self.config.width), np.float32)
@@ -476,9 +488,14 @@ class CompiledModel:
                              "give a shorter prompt or ask for fewer tokens")
 
     def _room(self, state: CompiledState, slots: int) -> Memory:
+        """Memory for the states after a run, where there is some that of an earlier one: to touch fresh pages would
+        take as long as the run."""
         size = slots * self.program.floats_per_state
+        if slots > state.batch:
+            state.draft = state.draft.resized(size)
+            return state.draft
         spare, state.spare = state.spare, None
-        return spare if spare is not None and spare.array.size == size else Memory(size)
+        return Memory(size) if spare is None else spare
 
     def _space(self, state: CompiledState, n: int, parents: Tensor | None) -> Space:
         key = n, parents is not None

@@ -63,6 +63,8 @@ from segue.kernels.cpu.program import (
 from segue.kernels.cpu.simd import (
     AHEAD,
     BLOCK,
+    GROUP,
+    INTEGER,
     LANES,
     NEAR,
     QUAD,
@@ -82,6 +84,7 @@ from segue.kernels.cpu.simd import (
     pair8,
     quad,
     quad8,
+    quantise,
     real,
     relax,
     scan_lanes,
@@ -313,10 +316,11 @@ def finish(raw, rows, tiles, into, stride, kind, gated, adds):
 
 @njit
 def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, tiles, adds, kind, gated, me, team):
-    """This thread's tiles of a matrix product: rows of `source` (addresses and strides in bytes) to rows of `into`."""
+    """This thread's tiles of a matrix product: rows of `source` (addresses and strides in bytes) to rows of `into`.
+    With int8 weights and INTEGER the rows are bytes."""
     tile, last = tiles * me // team, tiles * (me + 1) // team
     raw = job[LOCAL] + me * job[LOCAL_BYTES]
-    size = 1 if scales else 4
+    size = GROUP if scales else 4
     plain = kind == NONE and not gated  # then the micro-kernel stores where the result belongs
     blocks = (nodes + BLOCK - 1) // BLOCK
     while tile < last:
@@ -332,11 +336,11 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
             y, between, onto = (target, out, adds) if plain else (raw, 4 * here * TILE, 0)
             if here == 2:
                 if scales:
-                    quad8(rows, w, TILE, TILE * k, AHEAD, x, stride, k, y, between, scale, shift, onto)
+                    quad8(rows, w, size * TILE, size * TILE * k, AHEAD, x, stride, k, y, between, scale, shift, onto)
                 else:
                     quad(rows, w, 4 * TILE, 4 * TILE * k, AHEAD, x, stride, k, y, between, 0, shift, onto)
             elif scales:
-                pair8(rows, w, TILE, 0, AHEAD, x, stride, k, y, between, scale, shift, onto)
+                pair8(rows, w, size * TILE, 0, AHEAD, x, stride, k, y, between, scale, shift, onto)
             else:
                 pair(rows, w, 4 * TILE, 0, AHEAD, x, stride, k, y, between, 0, shift, onto)
             if not plain:
@@ -346,13 +350,26 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
 
 @njit
 def linear(job, op, me, team):
-    """source(3), into(3), weights, scales or 0, bias or 0, k, tiles, add?, activation, gated?, logits?."""
+    """source(3), into(3), weights, scales or 0, bias or 0, k, tiles, add?, activation, gated?, logits?, width,
+    bytes(3)."""
     if op[15]:
         nodes, into = job[WANTED], job[LOGITS]
     else:
         nodes, into = job[NODES], row(job, op, 4, 0)
-    multiply(job, row(job, op, 1, 0), 4 * op[3], nodes, into, 4 * op[6], op[7], op[8], op[9], op[10], op[11], op[12],
-             op[13], op[14], me, team)
+    source, stride = row(job, op, 1, 0), 4 * op[3]
+    if INTEGER and op[8]:
+        floating, apart, k = source, stride, op[10]
+        if nodes <= BLOCK:  # for itself: that takes less than waiting for the others
+            source, stride = job[LOCAL] + me * job[LOCAL_BYTES] + 8 * FEW, 4 * (k + 2)
+            for node in range(nodes):
+                quantise(floating + node * apart, op[16], source + node * stride, k)
+        else:
+            source, stride = row(job, op, 17, 0), 4 * op[19]
+            for node in range(me, nodes, team):
+                quantise(floating + node * apart, op[16], source + node * stride, k)
+            barrier(job, team)
+    multiply(job, source, stride, nodes, into, 4 * op[6], op[7], op[8], op[9], op[10], op[11], op[12], op[13], op[14],
+             me, team)
 
 
 @fast
@@ -690,7 +707,7 @@ def normalise(job, op, me, team):
 @fast
 def recur(job, op, me, team):
     """inputs(3), into(3), before(3), share(3), weights, scales, bias, k, tiles, hidden, cell, heads, floor, state
-    offset, offset of the running maximum.
+    offset, offset of the running maximum, bytes(3).
 
     Level by level: the nodes of one depth gather their parents' states, one product per head gives the hidden-to-hidden
     share of their gates, then the gates act. State: h, and what the cell has besides.
@@ -707,11 +724,17 @@ def recur(job, op, me, team):
         first, nodes = levels[level], levels[level + 1] - levels[level]
         for index in range(me, nodes, team):
             floats(row(job, op, 7, index), wide)[:] = floats(before(job, offset, size, order[first + index]), wide)
+            if INTEGER and scales:
+                for head in range(heads):
+                    quantise(row(job, op, 7, index) + 4 * head * narrow, narrow,
+                             row(job, op, 24, index) + 4 * head * (k + 2), k)
         barrier(job, team)
         for head in range(heads):
-            at = head * block
-            multiply(job, row(job, op, 7, 0) + 4 * head * narrow, 4 * op[9], nodes, row(job, op, 10, 0) + 4 * at,
-                     4 * op[12], weights + at * k * (1 if scales else 4), scales + 4 * at if scales else 0,
+            at, source, stride = head * block, row(job, op, 7, 0) + 4 * head * narrow, 4 * op[9]
+            if INTEGER and scales:
+                source, stride = row(job, op, 24, 0) + 4 * head * (k + 2), 4 * op[26]
+            multiply(job, source, stride, nodes, row(job, op, 10, 0) + 4 * at, 4 * op[12],
+                     weights + at * k * (GROUP if scales else 4), scales + 4 * at if scales else 0,
                      bias + 4 * at if bias else 0, k, tiles, 0, NONE, 0, me, team)
         barrier(job, team)
         for item in range(nodes * heads):

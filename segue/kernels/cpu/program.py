@@ -45,7 +45,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.cpu.simd import LANES, TILE, UNROLL
+from segue.kernels.cpu.simd import GROUP, INTEGER, LANES, TILE, UNROLL
 
 # Operations.
 (EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, DIAGONAL, MODES, MATRIX, NORMALISE, STABILISE,
@@ -114,6 +114,7 @@ class Program:
         self.states: list[tuple[int, int]] = []  # offset, size
         self.initial: list[float] = []  # what each of them is filled with when it is fresh
         self.weight_bytes = 0  # read by every step
+        self.widest = 0  # floats that the inputs of a matrix, as bytes, take
         self.vocabulary, self.logit_stride = 0, 0
 
     # Registers, states, weights.
@@ -169,16 +170,23 @@ class Program:
         room, self.block = self.block[:size], self.block[size:]
         return room[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
-    @staticmethod
-    def _sizes(weight: Tensor, gated: bool = False) -> tuple[int, int]:
-        """Padded inner size and number of tiles of (out, in) weights."""
+    def _sizes(self, weight: Tensor, gated: bool = False) -> tuple[int, int]:
+        """Steps of the inner loop and number of tiles of (out, in) weights."""
         outputs, inner = weight.shape
         tiles = padded(outputs // 2, LANES) // LANES if gated else padded(outputs, TILE) // TILE
-        return padded(inner, UNROLL), tiles
+        return padded(-(-inner // GROUP) if self.int8 else inner, UNROLL), tiles
+
+    def _bytes(self, k: int, parts: int = 1) -> View:
+        """A register for a matrix's inputs as bytes, in `parts` of k words each, with what `quantise` leaves behind."""
+        if not (self.int8 and INTEGER):
+            return View(0, 0, 0, 0)
+        self.widest = max(self.widest, k + 2)
+        return self.register("bytes", parts * (k + 2))
 
     def _pack(self, weight: Tensor, gated: bool) -> tuple[int, int]:
-        """Pack (out, in) weights as (tile, in, TILE outputs); gives their address, and that of their scales (0: they
-        are float32). Gated: half a tile from the first half of the outputs, half from the second."""
+        """Pack (out, in) weights as (tile, in, TILE outputs), int8 ones as (tile, in / GROUP, TILE, GROUP); gives their
+        address, and that of their scales (0: they are float32). Gated: half a tile from the first half of the outputs,
+        half from the second."""
         matrix = plain(weight).astype(np.float32, copy=False)
         outputs, inner = matrix.shape
         if gated:
@@ -188,16 +196,18 @@ class Program:
             matrix = paired.reshape(2, -1, LANES, inner).swapaxes(0, 1).reshape(-1, inner)
             outputs = matrix.shape[0]
         k, tiles = self._sizes(weight, gated)
-        scales = 0
+        scales, group = 0, GROUP if self.int8 else 1
         if self.int8:
             largest = np.abs(matrix).max(axis=1, initial=0) / 127
             largest[largest == 0] = 1
             scales = self._vector(largest, outputs)
             matrix = np.rint(matrix / largest[:, None]).astype(np.int8)
-        packed = self._room((tiles, k, TILE), matrix.dtype)
-        whole = np.zeros((tiles * TILE, k), matrix.dtype)
+        packed = self._room((tiles, k, TILE, group), matrix.dtype)
+        whole = np.zeros((tiles * TILE, k * group), matrix.dtype)
         whole[:outputs, :inner] = matrix
-        packed[:] = whole.reshape(-1, TILE, k).swapaxes(1, 2)
+        if self.int8 and INTEGER:
+            whole ^= np.int8(-128)  # as an unsigned byte: 128 more
+        packed[:] = whole.reshape(-1, TILE, k, group).swapaxes(1, 2)
         self.weight_bytes += packed.nbytes
         return packed.ctypes.data, scales
 
@@ -243,7 +253,8 @@ class Program:
             bias_at = self._vector(pairs.reshape(2, -1, LANES).swapaxes(0, 1), tiles * TILE)
         else:
             bias_at = self._vector(bias, outputs)
-        row = self.emit(LINEAR, source, into, 0, 0, bias_at, k, tiles, add, ACTIVATIONS[activation], gated, 0)
+        row = self.emit(LINEAR, source, into, 0, 0, bias_at, k, tiles, add, ACTIVATIONS[activation], gated, 0,
+                        source.width, self._bytes(k))
         self.matrices.append((row, 7, weight, gated))
 
     def head(self, source: View, weight: Tensor) -> None:
@@ -254,7 +265,7 @@ class Program:
         k, tiles = self._sizes(weight)
         self.vocabulary, self.logit_stride = weight.shape[0], tiles * TILE
         outside = View(0, 0, weight.shape[0], self.logit_stride)
-        row = self.emit(LINEAR, top, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1)
+        row = self.emit(LINEAR, top, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1, top.width, self._bytes(k))
         self.matrices.append((row, 7, weight, False))
 
     def attend(self, q: View, k: View, v: View, into: View, heads: int, kv_heads: int, window: int | None,
@@ -380,7 +391,7 @@ class Program:
         offset = self.state(memories * wide)
         top = self.state(wide, -math.inf) if kind == "slstm" else 0
         row = self.emit(RECUR, inputs, into, before, share, 0, 0, self._vector(bias, heads * outputs), k,
-                        tiles // heads, hidden, code, heads, bits(floor), offset, top)
+                        tiles // heads, hidden, code, heads, bits(floor), offset, top, self._bytes(k, heads))
         self.matrices.append((row, 13, blocks, False))
 
     # Number by number. A vector (a tensor) may stand where a register does not change from node to node.

@@ -1,6 +1,7 @@
 """What Numba lacks, as intrinsics over LLVM: raw addresses, atomics, vector loops, and the matrix micro-kernel.
 
-Everything here is target-independent vector IR: LLVM turns it into AVX-512, AVX2, NEON or plain scalar code.
+Everything here is target-independent vector IR, which LLVM turns into AVX-512, AVX2, NEON or plain scalar code, but for
+products of bytes, where the processor has an instruction for them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,22 @@ from inspect import Parameter, Signature
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+
+def has(feature: str) -> bool:
+    """Whether code is compiled for a processor with it: this one, unless Numba was told another."""
+    if config.CPU_FEATURES is None:
+        return llvm.get_host_cpu_features().get(feature, False)
+    return f"+{feature}" in config.CPU_FEATURES.split(",")
+
+
 WIDE = llvm.get_host_cpu_features().get("avx512f", False)
+INTEGER = has("avx512vnni" if WIDE else "avxvnni")  # products of bytes, four to a lane; else int8 weights are widened
 LANES = 16 if WIDE else 8  # float32 per vector: one AVX-512 register, one AVX2 register, two NEON registers
 BLOCK = 8 if WIDE else 4  # rows of x that one pass over the weights serves: as many as the registers hold
 QUAD = 4 if WIDE else 2  # up to so many rows, four panels of weights are read at once instead of two
@@ -28,7 +39,10 @@ AHEAD = 8192  # bytes between the weights being used and those being fetched: a 
 NEAR = 1024  # the same for keys and values, whose streams are short
 
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
-VECTOR = ir.VectorType(F32, LANES)
+VECTOR, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+FLOAT, WIDENED, BYTES = range(3)  # micro-kernels: for float32; for int8 weights; for int8 weights and inputs
+INT8 = BYTES if INTEGER else WIDENED
+GROUP = 4 if INTEGER else 1  # int8 weights of one output that lie together, one step of the inner loop
 
 
 @intrinsic
@@ -128,11 +142,16 @@ def _put(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, VECTOR.as_pointer()), align=4)
 
 
-def _spread(builder: Any, address: Any) -> Any:
-    """The float at an address, LANES times."""
-    value = builder.load(builder.inttoptr(address, F32.as_pointer()), align=4)
-    undefined, first = ir.Constant(VECTOR, ir.Undefined), ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
-    return builder.shuffle_vector(builder.insert_element(undefined, value, I32(0)), undefined, first)
+def _filled(builder: Any, value: Any) -> Any:
+    """A vector of LANES times the same value."""
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, I32(0)), undefined,
+                                  ir.Constant(WORDS, [0] * LANES))
+
+
+def _spread(builder: Any, address: Any, kind: Any = F32) -> Any:
+    """The number at an address, LANES times."""
+    return _filled(builder, builder.load(builder.inttoptr(address, kind.as_pointer()), align=4))
 
 
 def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
@@ -250,6 +269,45 @@ def _matrix(builder: Any, args: list[Any], delta: bool) -> None:
     _put(b, _each(b, keys, zero, line), y)
 
 
+def _quantise(builder: Any, args: list[Any]) -> None:
+    """`width` floats at x as signed bytes, k words of four, the largest magnitude as 127.
+
+    Behind them: their scale (float = scale * byte; NaN if there is one), and -128 times their sum, with which a sum of
+    products begins, since the weights' bytes have 128 added.
+    """
+    x, width, into, k = args
+    b, lanes = builder, ir.Constant(WORDS, list(range(LANES)))
+    vectors = b.udiv(k, I64(LANES // 4))
+
+    def values(i: Any) -> tuple[Any, Any]:
+        first = b.mul(i, I64(LANES))
+        inside = b.icmp_signed("<", lanes, _filled(b, b.trunc(b.sub(width, first), I32)))
+        return first, b.select(inside, _vector(b, b.add(x, b.shl(first, I64(2)))), ir.Constant(VECTOR, [0.0] * LANES))
+
+    def larger(i: Any, top: Any) -> Any:  # as integers: the order is the same, and a NaN is the largest
+        size = b.and_(b.bitcast(values(i)[1], WORDS), ir.Constant(WORDS, [2**31 - 1] * LANES))
+        return _call(b, f"llvm.smax.v{LANES}i32", WORDS, top, size)
+
+    least = int(np.float32(1e-30).view(np.int32))  # so that no quotient is infinite
+    top = _each(b, vectors, ir.Constant(WORDS, [least] * LANES), larger)
+    top = b.bitcast(_call(b, f"llvm.vector.reduce.smax.v{LANES}i32", I32, top), F32)
+    steps = _filled(b, b.fdiv(F32(127), top))
+
+    def rounded(i: Any, total: Any) -> Any:
+        first, value = values(i)
+        value = _call(b, f"llvm.maxnum.v{LANES}f32", VECTOR, b.fmul(value, steps), _filled(b, F32(-127)))  # no NaN
+        whole = b.fptosi(_call(b, f"llvm.rint.v{LANES}f32", VECTOR, value), WORDS)
+        kind = ir.VectorType(I8, LANES)
+        b.store(b.trunc(whole, kind), b.inttoptr(b.add(into, first), kind.as_pointer()), align=1)
+        return b.add(total, whole)
+
+    total = _call(b, f"llvm.vector.reduce.add.v{LANES}i32", I32,
+                  _each(b, vectors, ir.Constant(WORDS, [0] * LANES), rounded))
+    behind = b.add(into, b.shl(k, I64(2)))
+    b.store(b.fmul(top, F32(1 / 127)), b.inttoptr(behind, F32.as_pointer()), align=4)
+    b.store(b.mul(total, I32(-128)), b.inttoptr(b.add(behind, I64(4)), I32.as_pointer()), align=4)
+
+
 long, single, void = types.int64, types.float32, types.void
 load = _define("load", long(long), lambda b, a: b.load_atomic(_at(b, a[0]), "acquire", 8))
 store = _define("store", void(long, long), lambda b, a: b.store_atomic(a[1], _at(b, a[0]), "release", 8))
@@ -264,24 +322,33 @@ complex_lanes = _define("complex_lanes", void(*[long] * 7), _complex)
 modes_lanes = _define("modes_lanes", void(*[long] * 9), _modes)
 matrix_lanes = _define("matrix_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False))
 delta_lanes = _define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True))
+quantise = _define("quantise", void(*[long] * 4), _quantise)
 real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
 """real(bits): the float64 that was stored as an integer."""
 
 
-def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> None:
+def _tile(builder: Any, panels: int, rows: int, kind: int, args: list[Any]) -> None:
     """The micro-kernel: y[r, p, lane] = sum over i of x[r, i] * w[p, i, lane], for `rows` rows and `panels` panels.
 
     All accumulators live in registers, each weight vector is loaded once for all rows, and every sum runs over i in
-    order: a row's result is the same, bit for bit, whatever rows it is computed with. With `int8` the weights are
-    signed bytes, widened as they are loaded.
+    order: a row's result is the same, bit for bit, whatever rows it is computed with. WIDENED: the weights are signed
+    bytes, which become floats as they are loaded. BYTES: x[r, i] and w[p, i, lane] are four bytes each, as `quantise`
+    leaves the one and with 128 added to the other, and the sums are integers.
 
     args: addresses w, x, y; bytes from one i to the next in w (step), and from one pair of panels to the next (far; the
     two of a pair lie side by side); bytes between rows of x (row); k (a multiple of UNROLL); bytes between rows of y
     (out), in which panels lie one behind the other. Before it is stored, each sum is multiplied by its scale (an
-    address; with int8), its bias is added (an address, or 0), and what lies in y (where adds is not 0).
+    address; not FLOAT), its bias is added (an address, or 0), and what lies in y (where adds is not 0).
     """
     w, step, far, ahead, x, row, k, y, out, scale, bias, adds = args
-    b, size = builder, 1 if int8 else 4
+    b, size = builder, 1 if kind == WIDENED else 4
+    element, number = (WORDS, I32) if kind == BYTES else (VECTOR, F32)
+
+    def product(weights: Any, value: Any, total: Any) -> Any:
+        if kind == BYTES:  # unsigned times signed
+            return _call(b, f"llvm.x86.avx512.vpdpbusd.{32 * LANES}", WORDS, total, weights, value)
+        return _fma(b, weights, value, total)
+
     hint = I32(0), I32(2), I32(1)  # to read, into the second-level cache, data
     entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
     pairs = [b.add(w, b.mul(far, I64(p))) for p in range(panels // PANELS)]
@@ -289,10 +356,13 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
     # What follows a pair is the next one, which another stream is reading already: fetch past all of them.
     near_end = b.sub(b.mul(k, step), ahead)
     skip = b.mul(far, I64(panels // PANELS - 1))
+    behind = [b.add(line, b.shl(k, I64(2))) for line in inputs]  # BYTES: scale and first sum of each row
+    starts = [_spread(b, b.add(at, I64(4)), I32) if kind == BYTES else ir.Constant(VECTOR, [0.0] * LANES)
+              for at in behind]
     b.branch(loop)
     b.position_at_end(loop)
     i, offset = b.phi(I64), b.phi(I64)
-    sums = [[b.phi(VECTOR) for _ in range(rows)] for _ in range(panels)]
+    sums = [[b.phi(element) for _ in range(rows)] for _ in range(panels)]
     now = [list(line) for line in sums]
     soon = b.add(offset, ahead)
     if panels > PANELS:
@@ -302,12 +372,11 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
         weights = []
         for p in range(panels):
             address = b.add(b.add(pairs[p // PANELS], here), I64(p % PANELS * LANES * size))
-            if int8:
-                kind = ir.VectorType(I8, LANES)
-                narrow = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
-                weights.append(b.sitofp(b.sext(narrow, ir.VectorType(I32, LANES)), VECTOR))
+            if kind == WIDENED:
+                narrow = b.load(b.inttoptr(address, ir.VectorType(I8, LANES).as_pointer()), align=1)
+                weights.append(b.sitofp(b.sext(narrow, WORDS), VECTOR))
             else:
-                weights.append(_vector(b, address))
+                weights.append(b.load(b.inttoptr(address, element.as_pointer()), align=4))
         line = PANELS * LANES * size  # of one step, and of one pair
         for p in range(panels // PANELS):
             for start in range(0, line if u * line % 64 == 0 else 0, 64):
@@ -315,21 +384,23 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
                     _call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(at, I8.as_pointer()), *hint)
         for r in range(rows):
             at = b.add(inputs[r], b.shl(b.add(i, I64(u)), I64(2)))
-            value = _spread(b, at)
+            value = _spread(b, at, number)
             for p in range(panels):
-                now[p][r] = _fma(b, weights[p], value, now[p][r])
+                now[p][r] = product(weights[p], value, now[p][r])
     following, onward = b.add(i, I64(UNROLL)), b.add(offset, b.mul(step, I64(UNROLL)))
     for phi, start, end in ((i, I64(0), following), (offset, I64(0), onward)):
         phi.add_incoming(start, entry)
         phi.add_incoming(end, loop)
     for p in range(panels):
         for r in range(rows):
-            sums[p][r].add_incoming(ir.Constant(VECTOR, [0.0] * LANES), entry)
+            sums[p][r].add_incoming(starts[r], entry)
             sums[p][r].add_incoming(now[p][r], loop)
     b.cbranch(b.icmp_signed("<", following, k), loop, done)
     b.position_at_end(done)
 
-    if int8:
+    if kind == BYTES:
+        now = [[b.fmul(b.sitofp(now[p][r], VECTOR), _spread(b, behind[r])) for r in range(rows)] for p in range(panels)]
+    if kind != FLOAT:
         scales = [_vector(b, b.add(scale, I64(4 * LANES * p))) for p in range(panels)]
         now = [[b.fmul(now[p][r], scales[p]) for r in range(rows)] for p in range(panels)]
     none = cgutils.global_constant(b, "none", ir.Constant(ir.ArrayType(F32, LANES * panels), None))
@@ -346,7 +417,7 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
                 _put(b, b.fadd(_vector(b, target), value), target)
 
 
-def make_block(panels: int, int8: bool, most: int) -> Any:
+def make_block(panels: int, kind: int, most: int) -> Any:
     """block(rows, w, step, far, ahead, x, row, k, y, out, scale, bias, adds): the micro-kernel for 1 to `most` rows."""
 
     def build(builder: Any, args: list[Any]) -> None:
@@ -356,7 +427,7 @@ def make_block(panels: int, int8: bool, most: int) -> Any:
             case = builder.append_basic_block(f"rows{rows}")
             switch.add_case(I64(rows), case)
             builder.position_at_end(case)
-            _tile(builder, panels, rows, int8, args[1:])
+            _tile(builder, panels, rows, kind, args[1:])
             builder.branch(end)
         builder.position_at_end(end)
 
@@ -369,5 +440,5 @@ def make_block(panels: int, int8: bool, most: int) -> Any:
     return block
 
 
-pair, quad = make_block(PANELS, False, BLOCK), make_block(2 * PANELS, False, QUAD)
-pair8, quad8 = make_block(PANELS, True, BLOCK), make_block(2 * PANELS, True, QUAD)
+pair, quad = make_block(PANELS, FLOAT, BLOCK), make_block(2 * PANELS, FLOAT, QUAD)
+pair8, quad8 = make_block(PANELS, INT8, BLOCK), make_block(2 * PANELS, INT8, QUAD)
