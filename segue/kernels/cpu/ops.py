@@ -66,20 +66,26 @@ from segue.kernels.cpu.simd import (
     GROUP,
     INTEGER,
     LANES,
+    MANY,
     NEAR,
     QUAD,
     TILE,
     UNROLL,
     add,
+    add_lanes,
     complex_lanes,
+    copy_lanes,
     delta_lanes,
+    delta_many,
     diagonal_lanes,
     exp,
     floats,
     load,
     longs,
     matrix_lanes,
+    matrix_many,
     modes_lanes,
+    multiply_lanes,
     pair,
     pair8,
     quad,
@@ -290,28 +296,25 @@ def put(source, target, count):
 @fast
 def finish(raw, rows, tiles, into, stride, kind, gated, adds):
     """Activation, gate and sum over what the micro-kernel left in raw (rows, tiles * TILE)."""
-    wide = LANES if gated else TILE
     gates = raw + 4 * FEW
     if gated:  # together, since a loop of LANES steps would be unrolled where it should become vector code
         for i in range(rows * tiles):
-            put(raw + 4 * i * TILE, gates + 4 * i * LANES, LANES)
+            copy_lanes(raw + 4 * i * TILE, gates + 4 * i * LANES)
         activate(gates, rows * tiles * LANES, kind)
     else:
         activate(raw, rows * tiles * TILE, kind)
     for r in range(rows):
         for tile in range(tiles):
-            at = raw + 4 * (r * tiles + tile) * TILE
-            y, out = floats(at, wide), floats(into + r * stride + 4 * tile * wide, wide)
+            i, out = r * tiles + tile, into + r * stride + 4 * tile * (LANES if gated else TILE)
+            y = raw + 4 * i * TILE
             if gated:
-                gate, up = floats(gates + 4 * (r * tiles + tile) * LANES, LANES), floats(at + 4 * LANES, LANES)
-                for j in range(LANES):
-                    out[j] = gate[j] * up[j]
+                multiply_lanes(gates + 4 * i * LANES, y + 4 * LANES, out)
             elif adds:
-                for j in range(TILE):
-                    out[j] += y[j]
+                add_lanes(y, out)
+                add_lanes(y + 4 * LANES, out + 4 * LANES)
             else:
-                for j in range(TILE):
-                    out[j] = y[j]
+                copy_lanes(y, out)
+                copy_lanes(y + 4 * LANES, out + 4 * LANES)
 
 
 @njit
@@ -597,18 +600,21 @@ def diagonal(job, op, me, team):
     width, whole, offset = op[10], op[11], op[12]
     begin, count = part(width, me, team)
     wide = (width + LANES - 1) // LANES * LANES
-    y = job[LOCAL] + me * job[LOCAL_BYTES]
+    local = job[LOCAL] + me * job[LOCAL_BYTES]
     for node in range(job[NODES]):
         a, x, into = row(job, op, 1, node), row(job, op, 4, node), row(job, op, 7, node)
         old, new = before(job, offset, wide * (1 + whole), node), after(job, offset, wide * (1 + whole), node)
         for start in range(begin, begin + count, LANES):
-            at, rest = 4 * start, min(LANES, width - start)
+            at, rest = 4 * start, width - start
+            y, beyond = (into + at, 4 * width) if rest >= LANES else (local, 4 * LANES)  # the next columns are others'
             if whole:
-                complex_lanes(a + at, x + at, old + at, new + at, y, 4 * width, 4 * wide)
-                put(y + 4 * LANES, into + at + 4 * width, rest)
+                complex_lanes(a + at, x + at, old + at, new + at, y, 4 * width, 4 * wide, beyond)
             else:
                 diagonal_lanes(a + at, x + at, old + at, new + at, y)
-            put(y, into + at, rest)
+            if rest < LANES:
+                put(local, into + at, rest)
+                if whole:
+                    put(local + beyond, into + at + 4 * width, rest)
 
 
 @njit
@@ -618,14 +624,16 @@ def modes(job, op, me, team):
     width, count, offset = op[7], op[8], op[12]
     begin, mine = part(width, me, team)
     wide = (width + LANES - 1) // LANES * LANES
-    y = job[LOCAL] + me * job[LOCAL_BYTES]
+    local = job[LOCAL] + me * job[LOCAL_BYTES]
     for node in range(job[NODES]):
         u, into = row(job, op, 1, node), row(job, op, 4, node)
         old, new = before(job, offset, 2 * count * wide, node), after(job, offset, 2 * count * wide, node)
         for start in range(begin, begin + mine, LANES):
-            at = 4 * start
+            at, rest = 4 * start, width - start
+            y = into + at if rest >= LANES else local
             modes_lanes(u + at, op[9] + at, op[10] + at, op[11] + at, old + at, new + at, y, count, 4 * wide)
-            put(y, into + at, min(LANES, width - start))
+            if rest < LANES:
+                put(local, into + at, rest)
 
 
 @fast
@@ -639,19 +647,26 @@ def matrix(job, op, me, team):
     chunks = (value + LANES - 1) // LANES
     size = heads * chunks * key * LANES
     local = job[LOCAL] + me * job[LOCAL_BYTES]
-    none = local + 4 * LANES
+    none = local + 4 * MANY * LANES
     floats(none, 1)[0] = ONE
-    for item in range(heads * chunks * me // team, heads * chunks * (me + 1) // team):
+    item, last = heads * chunks * me // team, heads * chunks * (me + 1) // team
+    while item < last:
         head, chunk = item // chunks, item % chunks
-        wide, place, column = min(LANES, value - chunk * LANES), 4 * item * key * LANES, head * groups // heads * key
+        here = MANY if min(chunks - chunk, last - item) >= MANY else 1
+        wide = min(here * LANES, value - chunk * LANES)
+        place, column = 4 * item * key * LANES, head * groups // heads * key
         for node in range(job[NODES]):
             old, new = before(job, offset, size, node) + place, after(job, offset, size, node) + place
             q, k = row(job, op, 1, node) + 4 * column, row(job, op, 4, node) + 4 * column
             v, write = row(job, op, 7, node) + 4 * (head * value + chunk * LANES), row(job, op, 13, node) + 4 * head
             decay, hop = row(job, op, 10, node) + 4 * head * (key if featured else 1), 4 * featured
             for _ in range(steps):
-                if delta:
+                if delta and here == 1:
                     delta_lanes(q, k, decay, hop, v, write, old, new, local, key)
+                elif delta:
+                    delta_many(q, k, decay, hop, v, write, old, new, local, key)
+                elif here > 1:
+                    matrix_many(q, k, decay, hop, v, write, old, new, local, key)
                 else:
                     matrix_lanes(q, k, decay, hop, v, write, old, new, local, key)
                 k, v, write = k + 4 * groups * key, v + 4 * heads * value, write + 4 * heads
@@ -659,6 +674,7 @@ def matrix(job, op, me, team):
             y, out = floats(row(job, op, 16, node) + 4 * (head * value + chunk * LANES), wide), floats(local, wide)
             for j in range(wide):
                 y[j] = out[j] * scale
+        item += here
 
 
 @fast

@@ -40,6 +40,8 @@ NEAR = 1024  # the same for keys and values, whose streams are short
 
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
+MANY = 4  # vectors that a matrix as memory works on at once, so that sums need not wait for each other
 FLOAT, WIDENED, BYTES = range(3)  # micro-kernels: for float32; for int8 weights; for int8 weights and inputs
 INT8 = BYTES if INTEGER else WIDENED
 GROUP = 4 if INTEGER else 1  # int8 weights of one output that lie together, one step of the inner loop
@@ -158,15 +160,15 @@ def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
     return _call(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, x, y, z)
 
 
-def _each(builder: Any, count: Any, total: Any, body: Callable[[Any, Any], Any]) -> Any:
-    """Loop i over 0..count - 1 (at least once), total = body(i, total); gives the last total."""
+def _each(builder: Any, count: Any, totals: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
+    """Loop i over 0..count - 1 (at least once), totals = body(i, *totals); gives the last totals."""
     b, entry = builder, builder.block
     loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
     b.branch(loop)
     b.position_at_end(loop)
-    i, carried = b.phi(I64), b.phi(total.type)
-    after, following = body(i, carried), b.add(i, I64(1))
-    for phi, first, later in ((i, I64(0), following), (carried, total, after)):
+    i, carried = b.phi(I64), [b.phi(total.type) for total in totals]
+    after, following = body(i, *carried), b.add(i, I64(1))
+    for phi, first, later in zip([i, *carried], [I64(0), *totals], [following, *after]):
         phi.add_incoming(first, entry)
         phi.add_incoming(later, b.block)
     b.cbranch(b.icmp_signed("<", following, count), loop, done)
@@ -183,14 +185,14 @@ def _scan(builder: Any, args: list[Any]) -> None:
     written = b.fmul(step, value)
     low, above = _spread(b, reach), _spread(b, b.add(reach, I64(4)))
 
-    def state(n: Any, total: Any) -> Any:
+    def state(n: Any, total: Any) -> list[Any]:
         at, one = b.mul(n, stride), b.shl(n, I64(2))
         decay = _fma(b, above, _exp(b, [b.fmul(step, _vector(b, b.add(a, at)))]), low)
         h = _fma(b, decay, _vector(b, b.add(old, at)), b.fmul(written, _spread(b, b.add(write, one))))
         _put(b, h, b.add(new, at))
-        return _fma(b, h, _spread(b, b.add(read, one)), total)
+        return [_fma(b, h, _spread(b, b.add(read, one)), total)]
 
-    _put(b, _each(b, states, b.fmul(_vector(b, d), value), state), y)
+    _put(b, *_each(b, states, [b.fmul(_vector(b, d), value)], state), y)
 
 
 def _diagonal(builder: Any, args: list[Any]) -> None:
@@ -210,11 +212,11 @@ def _rotated(builder: Any, a: Any, h: Any, apart: Any, between: Any) -> tuple[An
 
 def _complex(builder: Any, args: list[Any]) -> None:
     """h = a h + x for LANES complex numbers. Imaginary parts lie `apart` bytes behind the real ones in a and x,
-    `between` in the states, and one vector in y."""
+    `between` in the states, and `beyond` in y."""
     b = builder
-    a, x, old, new, y, apart, between = args
+    a, x, old, new, y, apart, between, beyond = args
     for part, at, state, out in zip(_rotated(b, a, old, apart, between), (x, b.add(x, apart)),
-                                    (new, b.add(new, between)), (y, b.add(y, I64(4 * LANES)))):
+                                    (new, b.add(new, between)), (y, b.add(y, beyond))):
         h = b.fadd(part, _vector(b, at))
         _put(b, h, state)
         _put(b, h, out)
@@ -227,46 +229,53 @@ def _modes(builder: Any, args: list[Any]) -> None:
     u, a, c, d, old, new, y, modes, stride = args
     value = _vector(b, u)
 
-    def mode(n: Any, total: Any) -> Any:
+    def mode(n: Any, real: Any, imaginary: Any) -> list[Any]:  # two sums: they need not wait for each other
         at = b.mul(n, b.shl(stride, I64(1)))
         on = b.add(at, stride)
         r, i = _rotated(b, b.add(a, at), b.add(old, at), stride, stride)
         r = b.fadd(r, value)
         _put(b, r, b.add(new, at))
         _put(b, i, b.add(new, on))
-        total = _fma(b, r, _vector(b, b.add(c, at)), total)
-        return b.fsub(total, b.fmul(i, _vector(b, b.add(c, on))))
+        return [_fma(b, r, _vector(b, b.add(c, at)), real), _fma(b, i, _vector(b, b.add(c, on)), imaginary)]
 
-    _put(b, _each(b, modes, b.fmul(_vector(b, d), value), mode), y)
+    _put(b, b.fsub(*_each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
 
 
-def _matrix(builder: Any, args: list[Any], delta: bool) -> None:
-    """One write to a matrix memory, for LANES columns of values: s = decay s + write k v, y = sum of q s. The decay of
-    the next key feature lies `hop` bytes on (0: one for all). With `delta`, v less what the memory, decayed, has."""
+def _matrix(builder: Any, args: list[Any], delta: bool, many: int) -> None:
+    """One write to a matrix memory, for `many` times LANES columns of values: s = decay s + write k v, y = sum of q s.
+    The decay of the next key feature lies `hop` bytes on (0: one for all). With `delta`, v less what the memory,
+    decayed, has. The states of LANES columns lie behind those of the LANES before them."""
     b = builder
     q, k, decay, hop, v, write, old, new, y, keys = args
-    zero, value = ir.Constant(VECTOR, [0.0] * LANES), _vector(b, v)
+    size = I64(4 * LANES)
+    places = [b.mul(b.mul(keys, size), I64(c)) for c in range(many)]
+    values = [_vector(b, b.add(v, I64(4 * LANES * c))) for c in range(many)]
 
     def at(i: Any, address: Any) -> Any:
         return _spread(b, b.add(address, b.shl(i, I64(2))))
 
-    def faded(i: Any) -> tuple[Any, Any]:
-        return _spread(b, b.add(decay, b.mul(i, hop))), _vector(b, b.add(old, b.mul(i, I64(4 * LANES))))
+    def faded(i: Any) -> tuple[Any, list[Any]]:
+        lines = b.add(old, b.mul(i, size))
+        return _spread(b, b.add(decay, b.mul(i, hop))), [_vector(b, b.add(lines, place)) for place in places]
 
-    def seen(i: Any, total: Any) -> Any:
-        rate, s = faded(i)
-        return _fma(b, b.fmul(at(i, k), rate), s, total)
+    def seen(i: Any, *totals: Any) -> list[Any]:
+        rate, lines = faded(i)
+        factor = b.fmul(at(i, k), rate)
+        return [_fma(b, factor, s, total) for s, total in zip(lines, totals)]
 
-    def line(i: Any, total: Any) -> Any:
-        rate, s = faded(i)
-        s = _fma(b, rate, s, b.fmul(at(i, k), value))
-        _put(b, s, b.add(new, b.mul(i, I64(4 * LANES))))
-        return _fma(b, at(i, q), s, total)
+    def line(i: Any, *totals: Any) -> list[Any]:
+        (rate, lines), key, query, after = faded(i), at(i, k), at(i, q), b.add(new, b.mul(i, size))
+        lines = [_fma(b, rate, s, b.fmul(key, value)) for s, value in zip(lines, values)]
+        for s, place in zip(lines, places):
+            _put(b, s, b.add(after, place))
+        return [_fma(b, query, s, total) for s, total in zip(lines, totals)]
 
     if delta:
-        value = b.fsub(value, _each(b, keys, zero, seen))
-    value = b.fmul(value, _spread(b, write))
-    _put(b, _each(b, keys, zero, line), y)
+        values = [b.fsub(value, known) for value, known in zip(values, _each(b, keys, [ZEROS] * many, seen))]
+    strength = _spread(b, write)
+    values = [b.fmul(value, strength) for value in values]
+    for c, total in enumerate(_each(b, keys, [ZEROS] * many, line)):
+        _put(b, total, b.add(y, I64(4 * LANES * c)))
 
 
 def _quantise(builder: Any, args: list[Any]) -> None:
@@ -282,27 +291,27 @@ def _quantise(builder: Any, args: list[Any]) -> None:
     def values(i: Any) -> tuple[Any, Any]:
         first = b.mul(i, I64(LANES))
         inside = b.icmp_signed("<", lanes, _filled(b, b.trunc(b.sub(width, first), I32)))
-        return first, b.select(inside, _vector(b, b.add(x, b.shl(first, I64(2)))), ir.Constant(VECTOR, [0.0] * LANES))
+        return first, b.select(inside, _vector(b, b.add(x, b.shl(first, I64(2)))), ZEROS)
 
-    def larger(i: Any, top: Any) -> Any:  # as integers: the order is the same, and a NaN is the largest
+    def larger(i: Any, top: Any) -> list[Any]:  # as integers: the order is the same, and a NaN is the largest
         size = b.and_(b.bitcast(values(i)[1], WORDS), ir.Constant(WORDS, [2**31 - 1] * LANES))
-        return _call(b, f"llvm.smax.v{LANES}i32", WORDS, top, size)
+        return [_call(b, f"llvm.smax.v{LANES}i32", WORDS, top, size)]
 
     least = int(np.float32(1e-30).view(np.int32))  # so that no quotient is infinite
-    top = _each(b, vectors, ir.Constant(WORDS, [least] * LANES), larger)
+    (top,) = _each(b, vectors, [ir.Constant(WORDS, [least] * LANES)], larger)
     top = b.bitcast(_call(b, f"llvm.vector.reduce.smax.v{LANES}i32", I32, top), F32)
     steps = _filled(b, b.fdiv(F32(127), top))
 
-    def rounded(i: Any, total: Any) -> Any:
+    def rounded(i: Any, total: Any) -> list[Any]:
         first, value = values(i)
         value = _call(b, f"llvm.maxnum.v{LANES}f32", VECTOR, b.fmul(value, steps), _filled(b, F32(-127)))  # no NaN
         whole = b.fptosi(_call(b, f"llvm.rint.v{LANES}f32", VECTOR, value), WORDS)
         kind = ir.VectorType(I8, LANES)
         b.store(b.trunc(whole, kind), b.inttoptr(b.add(into, first), kind.as_pointer()), align=1)
-        return b.add(total, whole)
+        return [b.add(total, whole)]
 
     total = _call(b, f"llvm.vector.reduce.add.v{LANES}i32", I32,
-                  _each(b, vectors, ir.Constant(WORDS, [0] * LANES), rounded))
+                  *_each(b, vectors, [ir.Constant(WORDS, [0] * LANES)], rounded))
     behind = b.add(into, b.shl(k, I64(2)))
     b.store(b.fmul(top, F32(1 / 127)), b.inttoptr(behind, F32.as_pointer()), align=4)
     b.store(b.mul(total, I32(-128)), b.inttoptr(b.add(behind, I64(4)), I32.as_pointer()), align=4)
@@ -316,12 +325,18 @@ swap_if = _define("swap_if", long(long, long, long), _compare_and_swap)
 relax = _define("relax", void(), _relax)
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 exp = _define("exp", single(single), _exp)
+copy_lanes = _define("copy_lanes", void(long, long), lambda b, a: _put(b, _vector(b, a[0]), a[1]))
+add_lanes = _define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
+multiply_lanes = _define("multiply_lanes", void(long, long, long), lambda b, a: _put(
+    b, b.fmul(_vector(b, a[0]), _vector(b, a[1])), a[2]))
 scan_lanes = _define("scan_lanes", void(*[long] * 12), _scan)
 diagonal_lanes = _define("diagonal_lanes", void(*[long] * 5), _diagonal)
-complex_lanes = _define("complex_lanes", void(*[long] * 7), _complex)
+complex_lanes = _define("complex_lanes", void(*[long] * 8), _complex)
 modes_lanes = _define("modes_lanes", void(*[long] * 9), _modes)
-matrix_lanes = _define("matrix_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False))
-delta_lanes = _define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True))
+matrix_lanes = _define("matrix_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=1))
+matrix_many = _define("matrix_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=MANY))
+delta_lanes = _define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=1))
+delta_many = _define("delta_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=MANY))
 quantise = _define("quantise", void(*[long] * 4), _quantise)
 real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
 """real(bits): the float64 that was stored as an integer."""
@@ -357,8 +372,7 @@ def _tile(builder: Any, panels: int, rows: int, kind: int, args: list[Any]) -> N
     near_end = b.sub(b.mul(k, step), ahead)
     skip = b.mul(far, I64(panels // PANELS - 1))
     behind = [b.add(line, b.shl(k, I64(2))) for line in inputs]  # BYTES: scale and first sum of each row
-    starts = [_spread(b, b.add(at, I64(4)), I32) if kind == BYTES else ir.Constant(VECTOR, [0.0] * LANES)
-              for at in behind]
+    starts = [_spread(b, b.add(at, I64(4)), I32) if kind == BYTES else ZEROS for at in behind]
     b.branch(loop)
     b.position_at_end(loop)
     i, offset = b.phi(I64), b.phi(I64)
