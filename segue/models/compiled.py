@@ -24,7 +24,7 @@ from segue.models.base import Output
 from segue.models.stack import Stack
 
 CHUNK = 256  # nodes (of all rows) that a long prompt is cut into: bounds the scratch memory
-KEPT = 16  # up to so many nodes of a chain, a recurrent state is kept for each of them, as it is for trees
+KEPT = 16  # up to so many nodes of a chain, a recurrent state is kept for each, as for trees, unless it is large
 
 
 def lower(stack: Stack, weights: str = "float32") -> p.Program:
@@ -35,7 +35,7 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
     if config.cross is not None:
         raise SegueError("cross-attention has no form for the compiled CPU engine")
     program = p.Program(weights)
-    x, h, h2 = (program.register(name, config.width) for name in ("x", "h", "h2"))
+    x, h2 = program.register("x", config.width), program.register("h2", config.width)
 
     def norm(module: Any, source: p.View, into: p.View) -> None:
         program.norm(source, into, config.norm, module.weight, getattr(module, "bias", None), config.norm_eps)
@@ -45,6 +45,7 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
     if stack.embed_norm is not None:
         norm(stack.embed_norm, x, x)
     for block in stack.blocks:
+        h = program.register("h", config.width)  # a new one where the block before keeps it
         norm(block.mixer_norm, x, h)
         channel = block.channel
         if channel is not None and block.parallel:
@@ -57,6 +58,7 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
             program.linear(h2, hidden, channel.into.weight, channel.into.bias, activation=config.activation,
                            gated=channel.gated)
             program.linear(hidden, x, channel.out.weight, channel.out.bias, add=True)
+    h = program.register("h", config.width)
     norm(stack.norm, x, h)
     program.head(h, stack.head.weight)
     return program
@@ -65,7 +67,8 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
 @dataclass
 class Pending:
     """What an extend left behind: tokens (B, N), whether they are a tree, and the recurrent states `after` the nodes
-    (kept: after each of them; else after the last of each row, with the states `before` each chunk of the prompt)."""
+    (kept: after each of them, of a chain's large ones after the last; else after the last of each row, with the states
+    `before` each chunk of the prompt)."""
 
     tokens: np.ndarray
     tree: bool
@@ -204,7 +207,7 @@ class CompiledState:
             taken = (steps >= 0).sum(1)
             last = np.where(taken > 0, steps[np.arange(batch), taken - 1], -1) if steps.shape[1] else taken - 1
         if self.program.caches and steps is not None and (steps > np.arange(steps.shape[1])).any():
-            self._job(p.MOVE, steps)
+            self._job(self.program.moves, steps)
         if self.program.states and n:
             self._settle(pending, taken, last, steps)
         self.pending = None
@@ -220,7 +223,10 @@ class CompiledState:
         if steps is None and (taken == n).all() and (n == 1 or not pending.kept):
             self.states, self.spare = pending.after, self.states  # one slot per row: exactly what is wanted
         elif pending.kept:
-            self._job(p.PICK, np.where(last >= 0, last + n * np.arange(batch), -1)[:, None], pending.after)
+            chosen = np.where(last >= 0, last + n * np.arange(batch), -1)[:, None]
+            self._job(self.program.picks if pending.tree else self.program.small_picks, chosen, pending.after)
+            if not pending.tree and len(self.program.repeats):
+                self._repeat(n, taken)
         else:  # replay the rest of the chunk in which each row ends
             after, left = Memory(self.states.array.size, self.states), taken.copy()
             for start, before in pending.before:
@@ -234,9 +240,18 @@ class CompiledState:
             tokens = [row[end - rest : end] for row, end, rest in zip(pending.tokens, taken, left)]
             self.states = self.model.replay(self, after, self.lengths + taken - left, tokens)
 
-    def _job(self, code: int, path: np.ndarray, after: Memory | None = None) -> None:
-        """Run one operation of bookkeeping over all layers."""
-        table, job = self.program.bookkeeping[code], p.aligned((p.JOB,), np.int64)
+    def _repeat(self, n: int, taken: np.ndarray) -> None:
+        """The large states after the first `taken` (B,) nodes of each row of a chain: the operations on them again."""
+        space, table = self.spaces[n, False], self.program.repeats
+        rows, job = np.where(space.index < taken[space.row], space.row, -1), space.job.copy()
+        job[p.OPERATIONS], job[p.COUNT], job[p.ROW] = table.ctypes.data, len(table), rows.ctypes.data
+        job[p.BEFORE] = job[p.AFTER] = self.states.address
+        job[p.KEEP], job[p.SLOTS] = 0, self.batch
+        engine.team().run(job, job.ctypes.data, self.model.threads)
+
+    def _job(self, table: np.ndarray, path: np.ndarray, after: Memory | None = None) -> None:
+        """Run operations of bookkeeping over all layers."""
+        job = p.aligned((p.JOB,), np.int64)
         path = np.ascontiguousarray(path)
         job[p.OPERATIONS], job[p.COUNT], job[p.BATCH] = table.ctypes.data, len(table), self.batch
         job[p.CACHE], job[p.CAPACITY], job[p.LENGTH] = self.cache.address, self.capacity, self.lengths.ctypes.data

@@ -141,18 +141,19 @@ def row(job, op, at, node):
 
 
 @njit
-def before(job, offset, size, node):
+def before(job, offset, size, node, large=False):
     """The address of the recurrent state that a node follows: its row's committed one, or its parent's."""
     parent = longs(job[PARENT], job[NODES])[node]
     if parent >= 0:
-        return after(job, offset, size, parent)
+        return after(job, offset, size, parent, large)
     return job[BEFORE] + 4 * (offset * job[BATCH] + longs(job[ROW], job[NODES])[node] * size)
 
 
 @njit
-def after(job, offset, size, node):
-    """The address of the state after a node: a slot for each node, or one for each row, moving along with it."""
-    slot = node if job[KEEP] else longs(job[ROW], job[NODES])[node]
+def after(job, offset, size, node, large=False):
+    """The address of the state after a node: a slot for each node, or one for each row, moving along with it. On a
+    chain `large` ones always move: to write one for each node may take longer than to read all weights."""
+    slot = node if job[KEEP] and not (large and job[CHAIN]) else longs(job[ROW], job[NODES])[node]
     return job[AFTER] + 4 * (offset * job[SLOTS] + slot * size)
 
 
@@ -625,15 +626,19 @@ def modes(job, op, me, team):
     begin, mine = part(width, me, team)
     wide = (width + LANES - 1) // LANES * LANES
     local = job[LOCAL] + me * job[LOCAL_BYTES]
-    for node in range(job[NODES]):
-        u, into = row(job, op, 1, node), row(job, op, 4, node)
-        old, new = before(job, offset, 2 * count * wide, node), after(job, offset, 2 * count * wide, node)
-        for start in range(begin, begin + mine, LANES):
-            at, rest = 4 * start, width - start
-            y = into + at if rest >= LANES else local
-            modes_lanes(u + at, op[9] + at, op[10] + at, op[11] + at, old + at, new + at, y, count, 4 * wide)
+    rows = longs(job[ROW], job[NODES])
+    for start in range(begin, begin + mine, LANES):
+        at, rest = 4 * start, width - start
+        for node in range(job[NODES]):
+            if rows[node] < 0:  # not among those to repeat
+                continue
+            u, into = row(job, op, 1, node) + at, row(job, op, 4, node) + at
+            old = before(job, offset, 2 * count * wide, node, True) + at
+            new = after(job, offset, 2 * count * wide, node, True) + at
+            y = into if rest >= LANES else local
+            modes_lanes(u, op[9] + at, op[10] + at, op[11] + at, old, new, y, count, 4 * wide)
             if rest < LANES:
-                put(local, into + at, rest)
+                put(local, into, rest)
 
 
 @fast
@@ -649,6 +654,7 @@ def matrix(job, op, me, team):
     local = job[LOCAL] + me * job[LOCAL_BYTES]
     none = local + 4 * MANY * LANES
     floats(none, 1)[0] = ONE
+    rows = longs(job[ROW], job[NODES])
     item, last = heads * chunks * me // team, heads * chunks * (me + 1) // team
     while item < last:
         head, chunk = item // chunks, item % chunks
@@ -656,7 +662,9 @@ def matrix(job, op, me, team):
         wide = min(here * LANES, value - chunk * LANES)
         place, column = 4 * item * key * LANES, head * groups // heads * key
         for node in range(job[NODES]):
-            old, new = before(job, offset, size, node) + place, after(job, offset, size, node) + place
+            if rows[node] < 0:  # not among those to repeat
+                continue
+            old, new = before(job, offset, size, node, True) + place, after(job, offset, size, node, True) + place
             q, k = row(job, op, 1, node) + 4 * column, row(job, op, 4, node) + 4 * column
             v, write = row(job, op, 7, node) + 4 * (head * value + chunk * LANES), row(job, op, 13, node) + 4 * head
             decay, hop = row(job, op, 10, node) + 4 * head * (key if featured else 1), 4 * featured

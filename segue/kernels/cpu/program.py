@@ -11,7 +11,7 @@ needs no more than that, or one new operation in `ops.py`.
 - weights are given as tensors (`self.into.weight`, or anything computed from parameters: `-self.A_log.exp()`), and
   copied once: what can be folded into a weight costs nothing later.
 - memory is the operations' own affair: those in the second group take room for it, and trees, commits, forks and
-  roll-back follow.
+  roll-back follow. What `modes` and `matrix` read must stay as it is until the end of the step.
 
 | to | say |
 | --- | --- |
@@ -112,6 +112,7 @@ class Program:
         self.caches: list[tuple[int, int, int, int]] = []  # offset, heads, key width, value width
         self.floats_per_state = 0  # of the recurrent states of all layers
         self.states: list[tuple[int, int]] = []  # offset, size
+        self.large: set[int] = set()  # the offsets of those that a chain does not keep for each node, see `repeat`
         self.initial: list[float] = []  # what each of them is filled with when it is fresh
         self.weight_bytes = 0  # read by every step
         self.widest = 0  # floats that the inputs of a matrix, as bytes, take
@@ -135,6 +136,13 @@ class Program:
         self.initial.append(initial)
         self.floats_per_state += size
         return offset
+
+    def repeat(self, offset: int, *inputs: View) -> None:
+        """The state at `offset` is large: of a chain only the last is written, and to commit a part of the chain is to
+        repeat the operation. So nobody may write to its inputs any more: other layers get other registers."""
+        self.large.add(offset)
+        read = {view.offset for view in inputs}
+        self.names = {name: view for name, view in self.names.items() if view.offset not in read}
 
     def keep(self, array: Tensor | np.ndarray) -> int:
         """The address of a float32 array, which the program keeps alive (a tensor's memory is shared, not copied)."""
@@ -331,7 +339,9 @@ class Program:
         width, modes = a.shape
         lines = [self._lines(torch.view_as_real(values).flatten(1)) for values in (a.resolve_conj(), c.resolve_conj())]
         skip = self._vector(torch.zeros(width) if d is None else d, width)
-        self.emit(MODES, u, into, width, modes, *lines, skip, self.state(2 * modes * padded(width, LANES)))
+        offset = self.state(2 * modes * padded(width, LANES))
+        self.emit(MODES, u, into, width, modes, *lines, skip, offset)
+        self.repeat(offset, u)
 
     def matrix(self, q: View, k: View, v: View, into: View, heads: int, decay: View | Tensor | None = None,
                write: View | None = None, delta: bool = False, steps: int = 1, groups: int | None = None,
@@ -354,6 +364,7 @@ class Program:
         offset = self.state(heads * key * padded(value, LANES))
         self.emit(MATRIX, q, k, v, factors, strength, into, heads, groups, key, value, steps, featured, delta,
                   bits(scale), offset)
+        self.repeat(offset, q, k, v, factors, strength)
         if floor is None and epsilon is None:
             return
         if delta or steps > 1:
@@ -422,13 +433,12 @@ class Program:
             row[column], row[column + 1] = self._pack(weight, gated)
         self.matrices.clear()
         step, self.rows = self.rows, []
-        for offset, heads, key, value in self.caches:
-            self.emit(MOVE, heads, heads, 0, key, value, offset)
-        moves, self.rows = self.rows, []
-        for offset, size in self.states:
-            self.emit(PICK, offset, size)
-        self.bookkeeping = {MOVE: np.array(moves, np.int64), PICK: np.array(self.rows, np.int64)}
-        self.table, self.rows = np.array(step, np.int64), step
+        moves = [self.emit(MOVE, heads, heads, 0, key, value, offset) for offset, heads, key, value in self.caches]
+        picks = [self.emit(PICK, offset, size) for offset, size in self.states]
+        self.rows = step
+        self.table, self.moves, self.picks, self.small_picks, self.repeats = (np.array(rows, np.int64) for rows in (
+            step, moves, picks, [row for row in picks if row[1] not in self.large],
+            [row for row in step if row[0] in (MODES, MATRIX)]))
 
     def read(self, view: View, scratch: np.ndarray, nodes: int) -> np.ndarray:
         """What a run over `nodes` left in a register."""
