@@ -414,13 +414,15 @@ def _tile(builder: Any, panels: int, rows: int, kind: int, args: list[Any]) -> N
 
     if kind == BYTES:
         now = [[b.fmul(b.sitofp(now[p][r], VECTOR), _spread(b, behind[r])) for r in range(rows)] for p in range(panels)]
-    if kind != FLOAT:
-        scales = [_vector(b, b.add(scale, I64(4 * LANES * p))) for p in range(panels)]
-        now = [[b.fmul(now[p][r], scales[p]) for r in range(rows)] for p in range(panels)]
     none = cgutils.global_constant(b, "none", ir.Constant(ir.ArrayType(F32, LANES * panels), None))
     bias = b.select(b.icmp_signed("==", bias, I64(0)), b.ptrtoint(none, I64), bias)
     biases = [_vector(b, b.add(bias, I64(4 * LANES * p))) for p in range(panels)]
-    results = [(b.fadd(now[p][r], biases[p]), b.add(y, b.add(b.mul(out, I64(r)), I64(4 * LANES * p))))
+    if kind == FLOAT:
+        now = [[b.fadd(now[p][r], biases[p]) for r in range(rows)] for p in range(panels)]
+    else:  # fused explicitly: left to LLVM, some of the kernels would be and some not
+        scales = [_vector(b, b.add(scale, I64(4 * LANES * p))) for p in range(panels)]
+        now = [[_fma(b, now[p][r], scales[p], biases[p]) for r in range(rows)] for p in range(panels)]
+    results = [(now[p][r], b.add(y, b.add(b.mul(out, I64(r)), I64(4 * LANES * p))))
                for r in range(rows) for p in range(panels)]
     with b.if_else(b.icmp_signed("==", adds, I64(0))) as (put, add):
         with put:
