@@ -74,6 +74,7 @@ from segue.kernels.cpu.simd import (
     add,
     add_lanes,
     complex_lanes,
+    convolve_lanes,
     copy_lanes,
     delta_lanes,
     delta_many,
@@ -544,22 +545,13 @@ def convolve(job, op, me, team):
     State: (taps - 1, width)."""
     width, taps, offset = op[7], op[8], op[11]
     begin, count = part(width, me, team)
-    bias = floats(op[10] + 4 * begin, count)
     for node in range(job[NODES]):
-        x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
-        old = before(job, offset, (taps - 1) * width, node) + 4 * begin
-        new = after(job, offset, (taps - 1) * width, node) + 4 * begin
-        w = floats(op[9] + 4 * ((taps - 1) * width + begin), count)
-        for j in range(count):
-            y[j] = bias[j] + x[j] * w[j]
-        for tap in range(taps - 1):
-            past, w = floats(old + 4 * tap * width, count), floats(op[9] + 4 * (tap * width + begin), count)
-            for j in range(count):
-                y[j] += past[j] * w[j]
-        for tap in range(taps - 1):  # forward, so that old and new may be the same memory
-            source = x if tap == taps - 2 else floats(old + 4 * (tap + 1) * width, count)
-            floats(new + 4 * tap * width, count)[:] = source
-        activate(row(job, op, 4, node) + 4 * begin, count, op[12])
+        x, y = row(job, op, 1, node), row(job, op, 4, node)
+        old, new = before(job, offset, (taps - 1) * width, node), after(job, offset, (taps - 1) * width, node)
+        for start in range(begin, begin + count, LANES):
+            at = 4 * start
+            convolve_lanes(x + at, op[9] + at, op[10] + at, old + at, new + at, y + at, taps, 4 * width)
+        activate(y + 4 * begin, count, op[12])
 
 
 @fast
@@ -568,17 +560,17 @@ def scan(job, op, me, team):
     State: (states, width)."""
     width, states, offset = op[19], op[20], op[23]
     begin, count = part(width, me, team)
+    rows = longs(job[ROW], job[NODES])
+    for start in range(begin, begin + count, LANES):
+        at = 4 * start
+        for node in range(job[NODES]):
+            if rows[node] >= 0:  # else not among those to repeat
+                scan_lanes(row(job, op, 4, node) + at, row(job, op, 1, node) + at, op[22] + at, op[21] + at,
+                           row(job, op, 7, node), row(job, op, 10, node),
+                           before(job, offset, states * width, node, True) + at,
+                           after(job, offset, states * width, node, True) + at,
+                           row(job, op, 16, node) + at, states, 4 * width, op[24])
     for node in range(job[NODES]):
-        steps = floats(row(job, op, 4, node) + 4 * begin, count)
-        for j in range(count):
-            steps[j] = softplus(steps[j])
-        old = before(job, offset, states * width, node)
-        new = after(job, offset, states * width, node)
-        for start in range(begin, begin + count, LANES):
-            at = 4 * start
-            scan_lanes(row(job, op, 4, node) + at, row(job, op, 1, node) + at, op[22] + at, op[21] + at,
-                       row(job, op, 7, node), row(job, op, 10, node), old + at, new + at,
-                       row(job, op, 16, node) + at, states, 4 * width, op[24])
         y, gates = floats(row(job, op, 16, node) + 4 * begin, count), floats(row(job, op, 13, node) + 4 * begin, count)
         for j in range(count):
             y[j] *= gates[j] * sigmoid(gates[j])
@@ -641,7 +633,7 @@ def modes(job, op, me, team):
                 put(local, into, rest)
 
 
-@fast
+@njit  # not `fast`: both widths of its lanes must round alike
 def matrix(job, op, me, team):
     """q(3), k(3), v(3), decay(3), write(3), into(3), heads, groups, key, value, steps, decay per feature?, delta?,
     scale, state offset.
@@ -836,9 +828,11 @@ def scale(job, op, me, team):
         values, by = row(job, op, 1, node), row(job, op, 4, node)
         for start in range(begin, begin + count, FEW):
             some = min(FEW, begin + count - start)
-            put(by + 4 * start, local, some)
-            activate(local, some, op[9])
-            factors, y = floats(local, some), floats(values + 4 * start * each, some * each)
+            factors, y = floats(by + 4 * start, some), floats(values + 4 * start * each, some * each)
+            if op[9] != NONE:
+                put(by + 4 * start, local, some)
+                activate(local, some, op[9])
+                factors = floats(local, some)
             if each == 1:
                 for j in range(some):
                     y[j] *= factors[j]

@@ -11,7 +11,7 @@ needs no more than that, or one new operation in `ops.py`.
 - weights are given as tensors (`self.into.weight`, or anything computed from parameters: `-self.A_log.exp()`), and
   copied once: what can be folded into a weight costs nothing later.
 - memory is the operations' own affair: those in the second group take room for it, and trees, commits, forks and
-  roll-back follow. What `modes` and `matrix` read must stay as it is until the end of the step.
+  roll-back follow. What `scan`, `modes` and `matrix` read must stay as it is until the end of the step.
 
 | to | say |
 | --- | --- |
@@ -311,8 +311,11 @@ class Program:
         output times SiLU(gate)."""
         width, states = a.shape
         wide = padded(width, LANES)
-        self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self._lines(a), self._vector(d, width),
-                  self.state(states * wide), self.keep(np.array([low, 1 - low], np.float32)))
+        offset = self.state(states * wide)
+        self.map(dt, dt, "softplus")
+        self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self._lines(a), self._vector(d, width), offset,
+                  self.keep(np.array([low, 1 - low], np.float32)))
+        self.repeat(offset, u, dt, b, c)
 
     def decay(self, gate: View, temperature: float, floor: float) -> None:
         """In place: exp(max(log sigmoid(gate) / temperature, floor))."""
@@ -438,7 +441,7 @@ class Program:
         self.rows = step
         self.table, self.moves, self.picks, self.small_picks, self.repeats = (np.array(rows, np.int64) for rows in (
             step, moves, picks, [row for row in picks if row[1] not in self.large],
-            [row for row in step if row[0] in (MODES, MATRIX)]))
+            [row for row in step if row[0] in (SCAN, MODES, MATRIX)]))
 
     def read(self, view: View, scratch: np.ndarray, nodes: int) -> np.ndarray:
         """What a run over `nodes` left in a register."""

@@ -195,6 +195,23 @@ def _scan(builder: Any, args: list[Any]) -> None:
     _put(b, *_each(b, states, [b.fmul(_vector(b, d), value)], state), y)
 
 
+def _convolve(builder: Any, args: list[Any]) -> None:
+    """A step of a short convolution for LANES channels: y = bias + sum of w times the last inputs, which lie in `old`,
+    and x; `new` has all but the first of these. Rows of w and of the states lie `stride` bytes apart."""
+    b = builder
+    x, w, bias, old, new, y, taps, stride = args
+    latest = _vector(b, x)
+
+    def tap(t: Any, total: Any) -> list[Any]:
+        last, at = b.icmp_signed("==", b.add(t, I64(1)), taps), b.mul(t, stride)
+        value = b.select(last, latest, _vector(b, b.select(last, x, b.add(old, at))))
+        kept = b.select(b.icmp_signed("==", t, I64(0)), y, b.sub(b.add(new, at), stride))
+        _put(b, value, kept)  # the first goes where the result will lie
+        return [_fma(b, value, _vector(b, b.add(w, at)), total)]
+
+    _put(b, *_each(b, taps, [_vector(b, bias)], tap), y)
+
+
 def _diagonal(builder: Any, args: list[Any]) -> None:
     """h = a h + x for LANES numbers."""
     a, x, old, new, y = args
@@ -330,6 +347,7 @@ add_lanes = _define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*
 multiply_lanes = _define("multiply_lanes", void(long, long, long), lambda b, a: _put(
     b, b.fmul(_vector(b, a[0]), _vector(b, a[1])), a[2]))
 scan_lanes = _define("scan_lanes", void(*[long] * 12), _scan)
+convolve_lanes = _define("convolve_lanes", void(*[long] * 8), _convolve)
 diagonal_lanes = _define("diagonal_lanes", void(*[long] * 5), _diagonal)
 complex_lanes = _define("complex_lanes", void(*[long] * 8), _complex)
 modes_lanes = _define("modes_lanes", void(*[long] * 9), _modes)
