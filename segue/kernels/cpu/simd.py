@@ -192,7 +192,8 @@ def _scan(builder: Any, args: list[Any]) -> None:
         _put(b, h, b.add(new, at))
         return [_fma(b, h, _spread(b, b.add(read, one)), total)]
 
-    _put(b, *_each(b, states, [b.fmul(_vector(b, d), value)], state), y)
+    (total,) = _each(b, states, [b.fmul(_vector(b, d), value)], state)
+    _put(b, total, y)
 
 
 def _convolve(builder: Any, args: list[Any]) -> None:
@@ -209,7 +210,8 @@ def _convolve(builder: Any, args: list[Any]) -> None:
         _put(b, value, kept)  # the first goes where the result will lie
         return [_fma(b, value, _vector(b, b.add(w, at)), total)]
 
-    _put(b, *_each(b, taps, [_vector(b, bias)], tap), y)
+    (total,) = _each(b, taps, [_vector(b, bias)], tap)
+    _put(b, total, y)
 
 
 def _diagonal(builder: Any, args: list[Any]) -> None:
