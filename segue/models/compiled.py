@@ -24,7 +24,7 @@ from segue.models.base import Output
 from segue.models.stack import Stack
 
 CHUNK = 256  # nodes (of all rows) that a long prompt is cut into: bounds the scratch memory
-KEPT = 16  # up to so many nodes of a chain, a recurrent state is kept for each of them, as it is for trees
+KEPT = 16  # up to so many nodes of a chain, a recurrent state is kept for each, as for trees, unless it is large
 
 
 def lower(stack: Stack, weights: str = "float32") -> p.Program:
@@ -35,7 +35,7 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
     if config.cross is not None:
         raise SegueError("cross-attention has no form for the compiled CPU engine")
     program = p.Program(weights)
-    x, h, h2 = (program.register(name, config.width) for name in ("x", "h", "h2"))
+    x, h2 = program.register("x", config.width), program.register("h2", config.width)
 
     def norm(module: Any, source: p.View, into: p.View) -> None:
         program.norm(source, into, config.norm, module.weight, getattr(module, "bias", None), config.norm_eps)
@@ -45,6 +45,7 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
     if stack.embed_norm is not None:
         norm(stack.embed_norm, x, x)
     for block in stack.blocks:
+        h = program.register("h", config.width)  # a new one where the block before keeps it
         norm(block.mixer_norm, x, h)
         channel = block.channel
         if channel is not None and block.parallel:
@@ -57,6 +58,7 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
             program.linear(h2, hidden, channel.into.weight, channel.into.bias, activation=config.activation,
                            gated=channel.gated)
             program.linear(hidden, x, channel.out.weight, channel.out.bias, add=True)
+    h = program.register("h", config.width)
     norm(stack.norm, x, h)
     program.head(h, stack.head.weight)
     return program
@@ -65,7 +67,8 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
 @dataclass
 class Pending:
     """What an extend left behind: tokens (B, N), whether they are a tree, and the recurrent states `after` the nodes
-    (kept: after each of them; else after the last of each row, with the states `before` each chunk of the prompt)."""
+    (kept: after each of them, of a chain's large ones after the last; else after the last of each row, with the states
+    `before` each chunk of the prompt)."""
 
     tokens: np.ndarray
     tree: bool
@@ -78,10 +81,17 @@ class Memory:
     """A float32 array and its address, which ctypes is slow to tell."""
 
     def __init__(self, size: int, copy: Memory | None = None) -> None:
-        self.array = p.aligned((size,), np.float32)
+        self.whole = self.array = p.aligned((size,), np.float32)
         self.address = self.array.ctypes.data
         if copy is not None:
             self.array[:] = copy.array
+
+    def resized(self, size: int) -> Memory:
+        """This memory, of another size, or a larger one in its place. What lies there is lost."""
+        if size > self.whole.size:
+            return Memory(size)
+        self.array = self.whole[:size]
+        return self
 
 
 class Space:
@@ -148,7 +158,8 @@ class CompiledState:
         self.states = Memory(batch * self.program.floats_per_state)
         for rows, initial in zip(self._rows(self.states), self.program.initial):
             rows[:] = initial
-        self.spare: Memory | None = None
+        self.spare: Memory | None = None  # for states of one slot per row
+        self.draft = Memory(0)  # for those after each node of a draft
         self.pending: Pending | None = None
         self.spaces: dict[tuple[int, bool], Space] = {}
         self.said = np.zeros((batch, 0), np.int64)  # with a history: all tokens, to replay them from a mark
@@ -196,7 +207,7 @@ class CompiledState:
             taken = (steps >= 0).sum(1)
             last = np.where(taken > 0, steps[np.arange(batch), taken - 1], -1) if steps.shape[1] else taken - 1
         if self.program.caches and steps is not None and (steps > np.arange(steps.shape[1])).any():
-            self._job(p.MOVE, steps)
+            self._job(self.program.moves, steps)
         if self.program.states and n:
             self._settle(pending, taken, last, steps)
         self.pending = None
@@ -212,7 +223,10 @@ class CompiledState:
         if steps is None and (taken == n).all() and (n == 1 or not pending.kept):
             self.states, self.spare = pending.after, self.states  # one slot per row: exactly what is wanted
         elif pending.kept:
-            self._job(p.PICK, np.where(last >= 0, last + n * np.arange(batch), -1)[:, None], pending.after)
+            chosen = np.where(last >= 0, last + n * np.arange(batch), -1)[:, None]
+            self._job(self.program.picks if pending.tree else self.program.small_picks, chosen, pending.after)
+            if not pending.tree and len(self.program.repeats):
+                self._repeat(n, taken)
         else:  # replay the rest of the chunk in which each row ends
             after, left = Memory(self.states.array.size, self.states), taken.copy()
             for start, before in pending.before:
@@ -226,9 +240,18 @@ class CompiledState:
             tokens = [row[end - rest : end] for row, end, rest in zip(pending.tokens, taken, left)]
             self.states = self.model.replay(self, after, self.lengths + taken - left, tokens)
 
-    def _job(self, code: int, path: np.ndarray, after: Memory | None = None) -> None:
-        """Run one operation of bookkeeping over all layers."""
-        table, job = self.program.bookkeeping[code], p.aligned((p.JOB,), np.int64)
+    def _repeat(self, n: int, taken: np.ndarray) -> None:
+        """The large states after the first `taken` (B,) nodes of each row of a chain: the operations on them again."""
+        space, table = self.spaces[n, False], self.program.repeats
+        rows, job = np.where(space.index < taken[space.row], space.row, -1), space.job.copy()
+        job[p.OPERATIONS], job[p.COUNT], job[p.ROW] = table.ctypes.data, len(table), rows.ctypes.data
+        job[p.BEFORE] = job[p.AFTER] = self.states.address
+        job[p.KEEP], job[p.SLOTS] = 0, self.batch
+        engine.team().run(job, job.ctypes.data, self.model.threads)
+
+    def _job(self, table: np.ndarray, path: np.ndarray, after: Memory | None = None) -> None:
+        """Run operations of bookkeeping over all layers."""
+        job = p.aligned((p.JOB,), np.int64)
         path = np.ascontiguousarray(path)
         job[p.OPERATIONS], job[p.COUNT], job[p.BATCH] = table.ctypes.data, len(table), self.batch
         job[p.CACHE], job[p.CAPACITY], job[p.LENGTH] = self.cache.address, self.capacity, self.lengths.ctypes.data
@@ -263,7 +286,7 @@ class CompiledState:
             for old, new in zip(self._layers(self.cache, self.capacity), self._layers(cache, capacity)):
                 new[:, :, :used] = old
             self.cache, self.capacity = cache, capacity
-        local = TILE + BLOCK * (3 * TILE + self.capacity) + 2 * nodes
+        local = TILE + BLOCK * (3 * TILE + self.capacity + self.program.widest) + 2 * nodes
         if local * self.model.threads > self.local.array.size:
             self.local = Memory(p.padded(2 * local, 2 * TILE) * self.model.threads)
 
@@ -365,7 +388,8 @@ class CompiledState:
 class CompiledModel:
     """A stack whose decoding runs in the compiled CPU engine. Satisfies `segue.models.base.Decodable`.
 
-    weights: "float32", or "int8" (matrices of signed bytes with one scale per output; activations stay float32).
+    weights: "float32", or "int8": matrices of signed bytes with one scale per output. Where the processor multiplies
+    bytes (VNNI), a matrix's inputs become bytes too, with one scale per node; elsewhere they stay float32.
     threads: how many may work on a call (default: as many as torch uses). Safe to call from several Python threads.
     """
 
@@ -408,6 +432,9 @@ class CompiledModel:
                 deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
         self._check(ids.min(), ids.max(), state, deep)
         state.reserve(n)
+        unused = None if state.pending is None else state.pending.after  # nobody will commit that
+        if unused is not None and unused is not state.states and unused.array.size == state.states.array.size:
+            state.spare = unused
         program, wanted = self.program, n if at is None else at.shape[1]
         logits = np.empty((batch * wanted, program.logit_stride), np.float32)
         hidden = np.empty((batch, n, self.config.width), np.float32)
@@ -476,9 +503,14 @@ class CompiledModel:
                              "give a shorter prompt or ask for fewer tokens")
 
     def _room(self, state: CompiledState, slots: int) -> Memory:
+        """Memory for the states after a run, where there is some that of an earlier one: to touch fresh pages would
+        take as long as the run."""
         size = slots * self.program.floats_per_state
+        if slots > state.batch:
+            state.draft = state.draft.resized(size)
+            return state.draft
         spare, state.spare = state.spare, None
-        return spare if spare is not None and spare.array.size == size else Memory(size)
+        return Memory(size) if spare is None else spare
 
     def _space(self, state: CompiledState, n: int, parents: Tensor | None) -> Space:
         key = n, parents is not None

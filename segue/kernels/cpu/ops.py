@@ -63,25 +63,35 @@ from segue.kernels.cpu.program import (
 from segue.kernels.cpu.simd import (
     AHEAD,
     BLOCK,
+    GROUP,
+    INTEGER,
     LANES,
+    MANY,
     NEAR,
     QUAD,
     TILE,
     UNROLL,
     add,
+    add_lanes,
     complex_lanes,
+    convolve_lanes,
+    copy_lanes,
     delta_lanes,
+    delta_many,
     diagonal_lanes,
     exp,
     floats,
     load,
     longs,
     matrix_lanes,
+    matrix_many,
     modes_lanes,
+    multiply_lanes,
     pair,
     pair8,
     quad,
     quad8,
+    quantise,
     real,
     relax,
     scan_lanes,
@@ -132,18 +142,19 @@ def row(job, op, at, node):
 
 
 @njit
-def before(job, offset, size, node):
+def before(job, offset, size, node, large=False):
     """The address of the recurrent state that a node follows: its row's committed one, or its parent's."""
     parent = longs(job[PARENT], job[NODES])[node]
     if parent >= 0:
-        return after(job, offset, size, parent)
+        return after(job, offset, size, parent, large)
     return job[BEFORE] + 4 * (offset * job[BATCH] + longs(job[ROW], job[NODES])[node] * size)
 
 
 @njit
-def after(job, offset, size, node):
-    """The address of the state after a node: a slot for each node, or one for each row, moving along with it."""
-    slot = node if job[KEEP] else longs(job[ROW], job[NODES])[node]
+def after(job, offset, size, node, large=False):
+    """The address of the state after a node: a slot for each node, or one for each row, moving along with it. On a
+    chain `large` ones always move: to write one for each node may take longer than to read all weights."""
+    slot = node if job[KEEP] and not (large and job[CHAIN]) else longs(job[ROW], job[NODES])[node]
     return job[AFTER] + 4 * (offset * job[SLOTS] + slot * size)
 
 
@@ -287,36 +298,34 @@ def put(source, target, count):
 @fast
 def finish(raw, rows, tiles, into, stride, kind, gated, adds):
     """Activation, gate and sum over what the micro-kernel left in raw (rows, tiles * TILE)."""
-    wide = LANES if gated else TILE
     gates = raw + 4 * FEW
     if gated:  # together, since a loop of LANES steps would be unrolled where it should become vector code
         for i in range(rows * tiles):
-            put(raw + 4 * i * TILE, gates + 4 * i * LANES, LANES)
+            copy_lanes(raw + 4 * i * TILE, gates + 4 * i * LANES)
         activate(gates, rows * tiles * LANES, kind)
     else:
         activate(raw, rows * tiles * TILE, kind)
     for r in range(rows):
         for tile in range(tiles):
-            at = raw + 4 * (r * tiles + tile) * TILE
-            y, out = floats(at, wide), floats(into + r * stride + 4 * tile * wide, wide)
+            i, out = r * tiles + tile, into + r * stride + 4 * tile * (LANES if gated else TILE)
+            y = raw + 4 * i * TILE
             if gated:
-                gate, up = floats(gates + 4 * (r * tiles + tile) * LANES, LANES), floats(at + 4 * LANES, LANES)
-                for j in range(LANES):
-                    out[j] = gate[j] * up[j]
+                multiply_lanes(gates + 4 * i * LANES, y + 4 * LANES, out)
             elif adds:
-                for j in range(TILE):
-                    out[j] += y[j]
+                add_lanes(y, out)
+                add_lanes(y + 4 * LANES, out + 4 * LANES)
             else:
-                for j in range(TILE):
-                    out[j] = y[j]
+                copy_lanes(y, out)
+                copy_lanes(y + 4 * LANES, out + 4 * LANES)
 
 
 @njit
 def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, tiles, adds, kind, gated, me, team):
-    """This thread's tiles of a matrix product: rows of `source` (addresses and strides in bytes) to rows of `into`."""
+    """This thread's tiles of a matrix product: rows of `source` (addresses and strides in bytes) to rows of `into`.
+    With int8 weights and INTEGER the rows are bytes."""
     tile, last = tiles * me // team, tiles * (me + 1) // team
     raw = job[LOCAL] + me * job[LOCAL_BYTES]
-    size = 1 if scales else 4
+    size = GROUP if scales else 4
     plain = kind == NONE and not gated  # then the micro-kernel stores where the result belongs
     blocks = (nodes + BLOCK - 1) // BLOCK
     while tile < last:
@@ -332,11 +341,11 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
             y, between, onto = (target, out, adds) if plain else (raw, 4 * here * TILE, 0)
             if here == 2:
                 if scales:
-                    quad8(rows, w, TILE, TILE * k, AHEAD, x, stride, k, y, between, scale, shift, onto)
+                    quad8(rows, w, size * TILE, size * TILE * k, AHEAD, x, stride, k, y, between, scale, shift, onto)
                 else:
                     quad(rows, w, 4 * TILE, 4 * TILE * k, AHEAD, x, stride, k, y, between, 0, shift, onto)
             elif scales:
-                pair8(rows, w, TILE, 0, AHEAD, x, stride, k, y, between, scale, shift, onto)
+                pair8(rows, w, size * TILE, 0, AHEAD, x, stride, k, y, between, scale, shift, onto)
             else:
                 pair(rows, w, 4 * TILE, 0, AHEAD, x, stride, k, y, between, 0, shift, onto)
             if not plain:
@@ -346,13 +355,26 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
 
 @njit
 def linear(job, op, me, team):
-    """source(3), into(3), weights, scales or 0, bias or 0, k, tiles, add?, activation, gated?, logits?."""
+    """source(3), into(3), weights, scales or 0, bias or 0, k, tiles, add?, activation, gated?, logits?, width,
+    bytes(3)."""
     if op[15]:
         nodes, into = job[WANTED], job[LOGITS]
     else:
         nodes, into = job[NODES], row(job, op, 4, 0)
-    multiply(job, row(job, op, 1, 0), 4 * op[3], nodes, into, 4 * op[6], op[7], op[8], op[9], op[10], op[11], op[12],
-             op[13], op[14], me, team)
+    source, stride = row(job, op, 1, 0), 4 * op[3]
+    if INTEGER and op[8]:
+        floating, apart, k = source, stride, op[10]
+        if nodes <= BLOCK:  # for itself: that takes less than waiting for the others
+            source, stride = job[LOCAL] + me * job[LOCAL_BYTES] + 8 * FEW, 4 * (k + 2)
+            for node in range(nodes):
+                quantise(floating + node * apart, op[16], source + node * stride, k)
+        else:
+            source, stride = row(job, op, 17, 0), 4 * op[19]
+            for node in range(me, nodes, team):
+                quantise(floating + node * apart, op[16], source + node * stride, k)
+            barrier(job, team)
+    multiply(job, source, stride, nodes, into, 4 * op[6], op[7], op[8], op[9], op[10], op[11], op[12], op[13], op[14],
+             me, team)
 
 
 @fast
@@ -523,22 +545,13 @@ def convolve(job, op, me, team):
     State: (taps - 1, width)."""
     width, taps, offset = op[7], op[8], op[11]
     begin, count = part(width, me, team)
-    bias = floats(op[10] + 4 * begin, count)
     for node in range(job[NODES]):
-        x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
-        old = before(job, offset, (taps - 1) * width, node) + 4 * begin
-        new = after(job, offset, (taps - 1) * width, node) + 4 * begin
-        w = floats(op[9] + 4 * ((taps - 1) * width + begin), count)
-        for j in range(count):
-            y[j] = bias[j] + x[j] * w[j]
-        for tap in range(taps - 1):
-            past, w = floats(old + 4 * tap * width, count), floats(op[9] + 4 * (tap * width + begin), count)
-            for j in range(count):
-                y[j] += past[j] * w[j]
-        for tap in range(taps - 1):  # forward, so that old and new may be the same memory
-            source = x if tap == taps - 2 else floats(old + 4 * (tap + 1) * width, count)
-            floats(new + 4 * tap * width, count)[:] = source
-        activate(row(job, op, 4, node) + 4 * begin, count, op[12])
+        x, y = row(job, op, 1, node), row(job, op, 4, node)
+        old, new = before(job, offset, (taps - 1) * width, node), after(job, offset, (taps - 1) * width, node)
+        for start in range(begin, begin + count, LANES):
+            at = 4 * start
+            convolve_lanes(x + at, op[9] + at, op[10] + at, old + at, new + at, y + at, taps, 4 * width)
+        activate(y + 4 * begin, count, op[12])
 
 
 @fast
@@ -547,17 +560,17 @@ def scan(job, op, me, team):
     State: (states, width)."""
     width, states, offset = op[19], op[20], op[23]
     begin, count = part(width, me, team)
+    rows = longs(job[ROW], job[NODES])
+    for start in range(begin, begin + count, LANES):
+        at = 4 * start
+        for node in range(job[NODES]):
+            if rows[node] >= 0:  # else not among those to repeat
+                scan_lanes(row(job, op, 4, node) + at, row(job, op, 1, node) + at, op[22] + at, op[21] + at,
+                           row(job, op, 7, node), row(job, op, 10, node),
+                           before(job, offset, states * width, node, True) + at,
+                           after(job, offset, states * width, node, True) + at,
+                           row(job, op, 16, node) + at, states, 4 * width, op[24])
     for node in range(job[NODES]):
-        steps = floats(row(job, op, 4, node) + 4 * begin, count)
-        for j in range(count):
-            steps[j] = softplus(steps[j])
-        old = before(job, offset, states * width, node)
-        new = after(job, offset, states * width, node)
-        for start in range(begin, begin + count, LANES):
-            at = 4 * start
-            scan_lanes(row(job, op, 4, node) + at, row(job, op, 1, node) + at, op[22] + at, op[21] + at,
-                       row(job, op, 7, node), row(job, op, 10, node), old + at, new + at,
-                       row(job, op, 16, node) + at, states, 4 * width, op[24])
         y, gates = floats(row(job, op, 16, node) + 4 * begin, count), floats(row(job, op, 13, node) + 4 * begin, count)
         for j in range(count):
             y[j] *= gates[j] * sigmoid(gates[j])
@@ -580,18 +593,21 @@ def diagonal(job, op, me, team):
     width, whole, offset = op[10], op[11], op[12]
     begin, count = part(width, me, team)
     wide = (width + LANES - 1) // LANES * LANES
-    y = job[LOCAL] + me * job[LOCAL_BYTES]
+    local = job[LOCAL] + me * job[LOCAL_BYTES]
     for node in range(job[NODES]):
         a, x, into = row(job, op, 1, node), row(job, op, 4, node), row(job, op, 7, node)
         old, new = before(job, offset, wide * (1 + whole), node), after(job, offset, wide * (1 + whole), node)
         for start in range(begin, begin + count, LANES):
-            at, rest = 4 * start, min(LANES, width - start)
+            at, rest = 4 * start, width - start
+            y, beyond = (into + at, 4 * width) if rest >= LANES else (local, 4 * LANES)  # the next columns are others'
             if whole:
-                complex_lanes(a + at, x + at, old + at, new + at, y, 4 * width, 4 * wide)
-                put(y + 4 * LANES, into + at + 4 * width, rest)
+                complex_lanes(a + at, x + at, old + at, new + at, y, 4 * width, 4 * wide, beyond)
             else:
                 diagonal_lanes(a + at, x + at, old + at, new + at, y)
-            put(y, into + at, rest)
+            if rest < LANES:
+                put(local, into + at, rest)
+                if whole:
+                    put(local + beyond, into + at + 4 * width, rest)
 
 
 @njit
@@ -601,17 +617,23 @@ def modes(job, op, me, team):
     width, count, offset = op[7], op[8], op[12]
     begin, mine = part(width, me, team)
     wide = (width + LANES - 1) // LANES * LANES
-    y = job[LOCAL] + me * job[LOCAL_BYTES]
-    for node in range(job[NODES]):
-        u, into = row(job, op, 1, node), row(job, op, 4, node)
-        old, new = before(job, offset, 2 * count * wide, node), after(job, offset, 2 * count * wide, node)
-        for start in range(begin, begin + mine, LANES):
-            at = 4 * start
-            modes_lanes(u + at, op[9] + at, op[10] + at, op[11] + at, old + at, new + at, y, count, 4 * wide)
-            put(y, into + at, min(LANES, width - start))
+    local = job[LOCAL] + me * job[LOCAL_BYTES]
+    rows = longs(job[ROW], job[NODES])
+    for start in range(begin, begin + mine, LANES):
+        at, rest = 4 * start, width - start
+        for node in range(job[NODES]):
+            if rows[node] < 0:  # not among those to repeat
+                continue
+            u, into = row(job, op, 1, node) + at, row(job, op, 4, node) + at
+            old = before(job, offset, 2 * count * wide, node, True) + at
+            new = after(job, offset, 2 * count * wide, node, True) + at
+            y = into if rest >= LANES else local
+            modes_lanes(u, op[9] + at, op[10] + at, op[11] + at, old, new, y, count, 4 * wide)
+            if rest < LANES:
+                put(local, into, rest)
 
 
-@fast
+@njit  # not `fast`: both widths of its lanes must round alike
 def matrix(job, op, me, team):
     """q(3), k(3), v(3), decay(3), write(3), into(3), heads, groups, key, value, steps, decay per feature?, delta?,
     scale, state offset.
@@ -622,19 +644,29 @@ def matrix(job, op, me, team):
     chunks = (value + LANES - 1) // LANES
     size = heads * chunks * key * LANES
     local = job[LOCAL] + me * job[LOCAL_BYTES]
-    none = local + 4 * LANES
+    none = local + 4 * MANY * LANES
     floats(none, 1)[0] = ONE
-    for item in range(heads * chunks * me // team, heads * chunks * (me + 1) // team):
+    rows = longs(job[ROW], job[NODES])
+    item, last = heads * chunks * me // team, heads * chunks * (me + 1) // team
+    while item < last:
         head, chunk = item // chunks, item % chunks
-        wide, place, column = min(LANES, value - chunk * LANES), 4 * item * key * LANES, head * groups // heads * key
+        here = MANY if min(chunks - chunk, last - item) >= MANY else 1
+        wide = min(here * LANES, value - chunk * LANES)
+        place, column = 4 * item * key * LANES, head * groups // heads * key
         for node in range(job[NODES]):
-            old, new = before(job, offset, size, node) + place, after(job, offset, size, node) + place
+            if rows[node] < 0:  # not among those to repeat
+                continue
+            old, new = before(job, offset, size, node, True) + place, after(job, offset, size, node, True) + place
             q, k = row(job, op, 1, node) + 4 * column, row(job, op, 4, node) + 4 * column
             v, write = row(job, op, 7, node) + 4 * (head * value + chunk * LANES), row(job, op, 13, node) + 4 * head
             decay, hop = row(job, op, 10, node) + 4 * head * (key if featured else 1), 4 * featured
             for _ in range(steps):
-                if delta:
+                if delta and here == 1:
                     delta_lanes(q, k, decay, hop, v, write, old, new, local, key)
+                elif delta:
+                    delta_many(q, k, decay, hop, v, write, old, new, local, key)
+                elif here > 1:
+                    matrix_many(q, k, decay, hop, v, write, old, new, local, key)
                 else:
                     matrix_lanes(q, k, decay, hop, v, write, old, new, local, key)
                 k, v, write = k + 4 * groups * key, v + 4 * heads * value, write + 4 * heads
@@ -642,6 +674,7 @@ def matrix(job, op, me, team):
             y, out = floats(row(job, op, 16, node) + 4 * (head * value + chunk * LANES), wide), floats(local, wide)
             for j in range(wide):
                 y[j] = out[j] * scale
+        item += here
 
 
 @fast
@@ -690,7 +723,7 @@ def normalise(job, op, me, team):
 @fast
 def recur(job, op, me, team):
     """inputs(3), into(3), before(3), share(3), weights, scales, bias, k, tiles, hidden, cell, heads, floor, state
-    offset, offset of the running maximum.
+    offset, offset of the running maximum, bytes(3).
 
     Level by level: the nodes of one depth gather their parents' states, one product per head gives the hidden-to-hidden
     share of their gates, then the gates act. State: h, and what the cell has besides.
@@ -707,11 +740,17 @@ def recur(job, op, me, team):
         first, nodes = levels[level], levels[level + 1] - levels[level]
         for index in range(me, nodes, team):
             floats(row(job, op, 7, index), wide)[:] = floats(before(job, offset, size, order[first + index]), wide)
+            if INTEGER and scales:
+                for head in range(heads):
+                    quantise(row(job, op, 7, index) + 4 * head * narrow, narrow,
+                             row(job, op, 24, index) + 4 * head * (k + 2), k)
         barrier(job, team)
         for head in range(heads):
-            at = head * block
-            multiply(job, row(job, op, 7, 0) + 4 * head * narrow, 4 * op[9], nodes, row(job, op, 10, 0) + 4 * at,
-                     4 * op[12], weights + at * k * (1 if scales else 4), scales + 4 * at if scales else 0,
+            at, source, stride = head * block, row(job, op, 7, 0) + 4 * head * narrow, 4 * op[9]
+            if INTEGER and scales:
+                source, stride = row(job, op, 24, 0) + 4 * head * (k + 2), 4 * op[26]
+            multiply(job, source, stride, nodes, row(job, op, 10, 0) + 4 * at, 4 * op[12],
+                     weights + at * k * (GROUP if scales else 4), scales + 4 * at if scales else 0,
                      bias + 4 * at if bias else 0, k, tiles, 0, NONE, 0, me, team)
         barrier(job, team)
         for item in range(nodes * heads):
@@ -789,9 +828,11 @@ def scale(job, op, me, team):
         values, by = row(job, op, 1, node), row(job, op, 4, node)
         for start in range(begin, begin + count, FEW):
             some = min(FEW, begin + count - start)
-            put(by + 4 * start, local, some)
-            activate(local, some, op[9])
-            factors, y = floats(local, some), floats(values + 4 * start * each, some * each)
+            factors, y = floats(by + 4 * start, some), floats(values + 4 * start * each, some * each)
+            if op[9] != NONE:
+                put(by + 4 * start, local, some)
+                activate(local, some, op[9])
+                factors = floats(local, some)
             if each == 1:
                 for j in range(some):
                     y[j] *= factors[j]

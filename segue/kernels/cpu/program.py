@@ -11,7 +11,7 @@ needs no more than that, or one new operation in `ops.py`.
 - weights are given as tensors (`self.into.weight`, or anything computed from parameters: `-self.A_log.exp()`), and
   copied once: what can be folded into a weight costs nothing later.
 - memory is the operations' own affair: those in the second group take room for it, and trees, commits, forks and
-  roll-back follow.
+  roll-back follow. What `scan`, `modes` and `matrix` read must stay as it is until the end of the step.
 
 | to | say |
 | --- | --- |
@@ -45,7 +45,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.cpu.simd import LANES, TILE, UNROLL
+from segue.kernels.cpu.simd import GROUP, INTEGER, LANES, TILE, UNROLL
 
 # Operations.
 (EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, DIAGONAL, MODES, MATRIX, NORMALISE, STABILISE,
@@ -112,8 +112,10 @@ class Program:
         self.caches: list[tuple[int, int, int, int]] = []  # offset, heads, key width, value width
         self.floats_per_state = 0  # of the recurrent states of all layers
         self.states: list[tuple[int, int]] = []  # offset, size
+        self.large: set[int] = set()  # the offsets of those that a chain does not keep for each node, see `repeat`
         self.initial: list[float] = []  # what each of them is filled with when it is fresh
         self.weight_bytes = 0  # read by every step
+        self.widest = 0  # floats that the inputs of a matrix, as bytes, take
         self.vocabulary, self.logit_stride = 0, 0
 
     # Registers, states, weights.
@@ -134,6 +136,13 @@ class Program:
         self.initial.append(initial)
         self.floats_per_state += size
         return offset
+
+    def repeat(self, offset: int, *inputs: View) -> None:
+        """The state at `offset` is large: of a chain only the last is written, and to commit a part of the chain is to
+        repeat the operation. So nobody may write to its inputs any more: other layers get other registers."""
+        self.large.add(offset)
+        read = {view.offset for view in inputs}
+        self.names = {name: view for name, view in self.names.items() if view.offset not in read}
 
     def keep(self, array: Tensor | np.ndarray) -> int:
         """The address of a float32 array, which the program keeps alive (a tensor's memory is shared, not copied)."""
@@ -169,16 +178,23 @@ class Program:
         room, self.block = self.block[:size], self.block[size:]
         return room[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
-    @staticmethod
-    def _sizes(weight: Tensor, gated: bool = False) -> tuple[int, int]:
-        """Padded inner size and number of tiles of (out, in) weights."""
+    def _sizes(self, weight: Tensor, gated: bool = False) -> tuple[int, int]:
+        """Steps of the inner loop and number of tiles of (out, in) weights."""
         outputs, inner = weight.shape
         tiles = padded(outputs // 2, LANES) // LANES if gated else padded(outputs, TILE) // TILE
-        return padded(inner, UNROLL), tiles
+        return padded(-(-inner // GROUP) if self.int8 else inner, UNROLL), tiles
+
+    def _bytes(self, k: int, parts: int = 1) -> View:
+        """A register for a matrix's inputs as bytes, in `parts` of k words each, with what `quantise` leaves behind."""
+        if not (self.int8 and INTEGER):
+            return View(0, 0, 0, 0)
+        self.widest = max(self.widest, k + 2)
+        return self.register("bytes", parts * (k + 2))
 
     def _pack(self, weight: Tensor, gated: bool) -> tuple[int, int]:
-        """Pack (out, in) weights as (tile, in, TILE outputs); gives their address, and that of their scales (0: they
-        are float32). Gated: half a tile from the first half of the outputs, half from the second."""
+        """Pack (out, in) weights as (tile, in, TILE outputs), int8 ones as (tile, in / GROUP, TILE, GROUP); gives their
+        address, and that of their scales (0: they are float32). Gated: half a tile from the first half of the outputs,
+        half from the second."""
         matrix = plain(weight).astype(np.float32, copy=False)
         outputs, inner = matrix.shape
         if gated:
@@ -188,16 +204,18 @@ class Program:
             matrix = paired.reshape(2, -1, LANES, inner).swapaxes(0, 1).reshape(-1, inner)
             outputs = matrix.shape[0]
         k, tiles = self._sizes(weight, gated)
-        scales = 0
+        scales, group = 0, GROUP if self.int8 else 1
         if self.int8:
             largest = np.abs(matrix).max(axis=1, initial=0) / 127
             largest[largest == 0] = 1
             scales = self._vector(largest, outputs)
             matrix = np.rint(matrix / largest[:, None]).astype(np.int8)
-        packed = self._room((tiles, k, TILE), matrix.dtype)
-        whole = np.zeros((tiles * TILE, k), matrix.dtype)
+        packed = self._room((tiles, k, TILE, group), matrix.dtype)
+        whole = np.zeros((tiles * TILE, k * group), matrix.dtype)
         whole[:outputs, :inner] = matrix
-        packed[:] = whole.reshape(-1, TILE, k).swapaxes(1, 2)
+        if self.int8 and INTEGER:
+            whole ^= np.int8(-128)  # as an unsigned byte: 128 more
+        packed[:] = whole.reshape(-1, TILE, k, group).swapaxes(1, 2)
         self.weight_bytes += packed.nbytes
         return packed.ctypes.data, scales
 
@@ -243,7 +261,8 @@ class Program:
             bias_at = self._vector(pairs.reshape(2, -1, LANES).swapaxes(0, 1), tiles * TILE)
         else:
             bias_at = self._vector(bias, outputs)
-        row = self.emit(LINEAR, source, into, 0, 0, bias_at, k, tiles, add, ACTIVATIONS[activation], gated, 0)
+        row = self.emit(LINEAR, source, into, 0, 0, bias_at, k, tiles, add, ACTIVATIONS[activation], gated, 0,
+                        source.width, self._bytes(k))
         self.matrices.append((row, 7, weight, gated))
 
     def head(self, source: View, weight: Tensor) -> None:
@@ -254,7 +273,7 @@ class Program:
         k, tiles = self._sizes(weight)
         self.vocabulary, self.logit_stride = weight.shape[0], tiles * TILE
         outside = View(0, 0, weight.shape[0], self.logit_stride)
-        row = self.emit(LINEAR, top, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1)
+        row = self.emit(LINEAR, top, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1, top.width, self._bytes(k))
         self.matrices.append((row, 7, weight, False))
 
     def attend(self, q: View, k: View, v: View, into: View, heads: int, kv_heads: int, window: int | None,
@@ -292,8 +311,11 @@ class Program:
         output times SiLU(gate)."""
         width, states = a.shape
         wide = padded(width, LANES)
-        self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self._lines(a), self._vector(d, width),
-                  self.state(states * wide), self.keep(np.array([low, 1 - low], np.float32)))
+        offset = self.state(states * wide)
+        self.map(dt, dt, "softplus")
+        self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self._lines(a), self._vector(d, width), offset,
+                  self.keep(np.array([low, 1 - low], np.float32)))
+        self.repeat(offset, u, dt, b, c)
 
     def decay(self, gate: View, temperature: float, floor: float) -> None:
         """In place: exp(max(log sigmoid(gate) / temperature, floor))."""
@@ -320,7 +342,9 @@ class Program:
         width, modes = a.shape
         lines = [self._lines(torch.view_as_real(values).flatten(1)) for values in (a.resolve_conj(), c.resolve_conj())]
         skip = self._vector(torch.zeros(width) if d is None else d, width)
-        self.emit(MODES, u, into, width, modes, *lines, skip, self.state(2 * modes * padded(width, LANES)))
+        offset = self.state(2 * modes * padded(width, LANES))
+        self.emit(MODES, u, into, width, modes, *lines, skip, offset)
+        self.repeat(offset, u)
 
     def matrix(self, q: View, k: View, v: View, into: View, heads: int, decay: View | Tensor | None = None,
                write: View | None = None, delta: bool = False, steps: int = 1, groups: int | None = None,
@@ -343,6 +367,7 @@ class Program:
         offset = self.state(heads * key * padded(value, LANES))
         self.emit(MATRIX, q, k, v, factors, strength, into, heads, groups, key, value, steps, featured, delta,
                   bits(scale), offset)
+        self.repeat(offset, q, k, v, factors, strength)
         if floor is None and epsilon is None:
             return
         if delta or steps > 1:
@@ -380,7 +405,7 @@ class Program:
         offset = self.state(memories * wide)
         top = self.state(wide, -math.inf) if kind == "slstm" else 0
         row = self.emit(RECUR, inputs, into, before, share, 0, 0, self._vector(bias, heads * outputs), k,
-                        tiles // heads, hidden, code, heads, bits(floor), offset, top)
+                        tiles // heads, hidden, code, heads, bits(floor), offset, top, self._bytes(k, heads))
         self.matrices.append((row, 13, blocks, False))
 
     # Number by number. A vector (a tensor) may stand where a register does not change from node to node.
@@ -411,13 +436,12 @@ class Program:
             row[column], row[column + 1] = self._pack(weight, gated)
         self.matrices.clear()
         step, self.rows = self.rows, []
-        for offset, heads, key, value in self.caches:
-            self.emit(MOVE, heads, heads, 0, key, value, offset)
-        moves, self.rows = self.rows, []
-        for offset, size in self.states:
-            self.emit(PICK, offset, size)
-        self.bookkeeping = {MOVE: np.array(moves, np.int64), PICK: np.array(self.rows, np.int64)}
-        self.table, self.rows = np.array(step, np.int64), step
+        moves = [self.emit(MOVE, heads, heads, 0, key, value, offset) for offset, heads, key, value in self.caches]
+        picks = [self.emit(PICK, offset, size) for offset, size in self.states]
+        self.rows = step
+        self.table, self.moves, self.picks, self.small_picks, self.repeats = (np.array(rows, np.int64) for rows in (
+            step, moves, picks, [row for row in picks if row[1] not in self.large],
+            [row for row in step if row[0] in (SCAN, MODES, MATRIX)]))
 
     def read(self, view: View, scratch: np.ndarray, nodes: int) -> np.ndarray:
         """What a run over `nodes` left in a register."""

@@ -1,6 +1,7 @@
 """What Numba lacks, as intrinsics over LLVM: raw addresses, atomics, vector loops, and the matrix micro-kernel.
 
-Everything here is target-independent vector IR: LLVM turns it into AVX-512, AVX2, NEON or plain scalar code.
+Everything here is target-independent vector IR, which LLVM turns into AVX-512, AVX2, NEON or plain scalar code, but for
+products of bytes, where the processor has an instruction for them.
 """
 
 from __future__ import annotations
@@ -12,12 +13,22 @@ from inspect import Parameter, Signature
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+
+def has(feature: str) -> bool:
+    """Whether code is compiled for a processor with it: this one, unless Numba was told another."""
+    if config.CPU_FEATURES is None:
+        return llvm.get_host_cpu_features().get(feature, False)
+    return f"+{feature}" in config.CPU_FEATURES.split(",")
+
+
 WIDE = llvm.get_host_cpu_features().get("avx512f", False)
+INTEGER = has("avx512vnni" if WIDE else "avxvnni")  # products of bytes, four to a lane; else int8 weights are widened
 LANES = 16 if WIDE else 8  # float32 per vector: one AVX-512 register, one AVX2 register, two NEON registers
 BLOCK = 8 if WIDE else 4  # rows of x that one pass over the weights serves: as many as the registers hold
 QUAD = 4 if WIDE else 2  # up to so many rows, four panels of weights are read at once instead of two
@@ -28,7 +39,12 @@ AHEAD = 8192  # bytes between the weights being used and those being fetched: a 
 NEAR = 1024  # the same for keys and values, whose streams are short
 
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
-VECTOR = ir.VectorType(F32, LANES)
+VECTOR, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
+ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
+MANY = 4  # vectors that a matrix as memory works on at once, so that sums need not wait for each other
+FLOAT, WIDENED, BYTES = range(3)  # micro-kernels: for float32; for int8 weights; for int8 weights and inputs
+INT8 = BYTES if INTEGER else WIDENED
+GROUP = 4 if INTEGER else 1  # int8 weights of one output that lie together, one step of the inner loop
 
 
 @intrinsic
@@ -128,26 +144,31 @@ def _put(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, VECTOR.as_pointer()), align=4)
 
 
-def _spread(builder: Any, address: Any) -> Any:
-    """The float at an address, LANES times."""
-    value = builder.load(builder.inttoptr(address, F32.as_pointer()), align=4)
-    undefined, first = ir.Constant(VECTOR, ir.Undefined), ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
-    return builder.shuffle_vector(builder.insert_element(undefined, value, I32(0)), undefined, first)
+def _filled(builder: Any, value: Any) -> Any:
+    """A vector of LANES times the same value."""
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    return builder.shuffle_vector(builder.insert_element(undefined, value, I32(0)), undefined,
+                                  ir.Constant(WORDS, [0] * LANES))
+
+
+def _spread(builder: Any, address: Any, kind: Any = F32) -> Any:
+    """The number at an address, LANES times."""
+    return _filled(builder, builder.load(builder.inttoptr(address, kind.as_pointer()), align=4))
 
 
 def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
     return _call(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, x, y, z)
 
 
-def _each(builder: Any, count: Any, total: Any, body: Callable[[Any, Any], Any]) -> Any:
-    """Loop i over 0..count - 1 (at least once), total = body(i, total); gives the last total."""
+def _each(builder: Any, count: Any, totals: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
+    """Loop i over 0..count - 1 (at least once), totals = body(i, *totals); gives the last totals."""
     b, entry = builder, builder.block
     loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
     b.branch(loop)
     b.position_at_end(loop)
-    i, carried = b.phi(I64), b.phi(total.type)
-    after, following = body(i, carried), b.add(i, I64(1))
-    for phi, first, later in ((i, I64(0), following), (carried, total, after)):
+    i, carried = b.phi(I64), [b.phi(total.type) for total in totals]
+    after, following = body(i, *carried), b.add(i, I64(1))
+    for phi, first, later in zip([i, *carried], [I64(0), *totals], [following, *after]):
         phi.add_incoming(first, entry)
         phi.add_incoming(later, b.block)
     b.cbranch(b.icmp_signed("<", following, count), loop, done)
@@ -164,14 +185,33 @@ def _scan(builder: Any, args: list[Any]) -> None:
     written = b.fmul(step, value)
     low, above = _spread(b, reach), _spread(b, b.add(reach, I64(4)))
 
-    def state(n: Any, total: Any) -> Any:
+    def state(n: Any, total: Any) -> list[Any]:
         at, one = b.mul(n, stride), b.shl(n, I64(2))
         decay = _fma(b, above, _exp(b, [b.fmul(step, _vector(b, b.add(a, at)))]), low)
         h = _fma(b, decay, _vector(b, b.add(old, at)), b.fmul(written, _spread(b, b.add(write, one))))
         _put(b, h, b.add(new, at))
-        return _fma(b, h, _spread(b, b.add(read, one)), total)
+        return [_fma(b, h, _spread(b, b.add(read, one)), total)]
 
-    _put(b, _each(b, states, b.fmul(_vector(b, d), value), state), y)
+    (total,) = _each(b, states, [b.fmul(_vector(b, d), value)], state)
+    _put(b, total, y)
+
+
+def _convolve(builder: Any, args: list[Any]) -> None:
+    """A step of a short convolution for LANES channels: y = bias + sum of w times the last inputs, which lie in `old`,
+    and x; `new` has all but the first of these. Rows of w and of the states lie `stride` bytes apart."""
+    b = builder
+    x, w, bias, old, new, y, taps, stride = args
+    latest = _vector(b, x)
+
+    def tap(t: Any, total: Any) -> list[Any]:
+        last, at = b.icmp_signed("==", b.add(t, I64(1)), taps), b.mul(t, stride)
+        value = b.select(last, latest, _vector(b, b.select(last, x, b.add(old, at))))
+        kept = b.select(b.icmp_signed("==", t, I64(0)), y, b.sub(b.add(new, at), stride))
+        _put(b, value, kept)  # the first goes where the result will lie
+        return [_fma(b, value, _vector(b, b.add(w, at)), total)]
+
+    (total,) = _each(b, taps, [_vector(b, bias)], tap)
+    _put(b, total, y)
 
 
 def _diagonal(builder: Any, args: list[Any]) -> None:
@@ -191,11 +231,11 @@ def _rotated(builder: Any, a: Any, h: Any, apart: Any, between: Any) -> tuple[An
 
 def _complex(builder: Any, args: list[Any]) -> None:
     """h = a h + x for LANES complex numbers. Imaginary parts lie `apart` bytes behind the real ones in a and x,
-    `between` in the states, and one vector in y."""
+    `between` in the states, and `beyond` in y."""
     b = builder
-    a, x, old, new, y, apart, between = args
+    a, x, old, new, y, apart, between, beyond = args
     for part, at, state, out in zip(_rotated(b, a, old, apart, between), (x, b.add(x, apart)),
-                                    (new, b.add(new, between)), (y, b.add(y, I64(4 * LANES)))):
+                                    (new, b.add(new, between)), (y, b.add(y, beyond))):
         h = b.fadd(part, _vector(b, at))
         _put(b, h, state)
         _put(b, h, out)
@@ -208,46 +248,92 @@ def _modes(builder: Any, args: list[Any]) -> None:
     u, a, c, d, old, new, y, modes, stride = args
     value = _vector(b, u)
 
-    def mode(n: Any, total: Any) -> Any:
+    def mode(n: Any, real: Any, imaginary: Any) -> list[Any]:  # two sums: they need not wait for each other
         at = b.mul(n, b.shl(stride, I64(1)))
         on = b.add(at, stride)
         r, i = _rotated(b, b.add(a, at), b.add(old, at), stride, stride)
         r = b.fadd(r, value)
         _put(b, r, b.add(new, at))
         _put(b, i, b.add(new, on))
-        total = _fma(b, r, _vector(b, b.add(c, at)), total)
-        return b.fsub(total, b.fmul(i, _vector(b, b.add(c, on))))
+        return [_fma(b, r, _vector(b, b.add(c, at)), real), _fma(b, i, _vector(b, b.add(c, on)), imaginary)]
 
-    _put(b, _each(b, modes, b.fmul(_vector(b, d), value), mode), y)
+    _put(b, b.fsub(*_each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
 
 
-def _matrix(builder: Any, args: list[Any], delta: bool) -> None:
-    """One write to a matrix memory, for LANES columns of values: s = decay s + write k v, y = sum of q s. The decay of
-    the next key feature lies `hop` bytes on (0: one for all). With `delta`, v less what the memory, decayed, has."""
+def _matrix(builder: Any, args: list[Any], delta: bool, many: int) -> None:
+    """One write to a matrix memory, for `many` times LANES columns of values: s = decay s + write k v, y = sum of q s.
+    The decay of the next key feature lies `hop` bytes on (0: one for all). With `delta`, v less what the memory,
+    decayed, has. The states of LANES columns lie behind those of the LANES before them."""
     b = builder
     q, k, decay, hop, v, write, old, new, y, keys = args
-    zero, value = ir.Constant(VECTOR, [0.0] * LANES), _vector(b, v)
+    size = I64(4 * LANES)
+    places = [b.mul(b.mul(keys, size), I64(c)) for c in range(many)]
+    values = [_vector(b, b.add(v, I64(4 * LANES * c))) for c in range(many)]
 
     def at(i: Any, address: Any) -> Any:
         return _spread(b, b.add(address, b.shl(i, I64(2))))
 
-    def faded(i: Any) -> tuple[Any, Any]:
-        return _spread(b, b.add(decay, b.mul(i, hop))), _vector(b, b.add(old, b.mul(i, I64(4 * LANES))))
+    def faded(i: Any) -> tuple[Any, list[Any]]:
+        lines = b.add(old, b.mul(i, size))
+        return _spread(b, b.add(decay, b.mul(i, hop))), [_vector(b, b.add(lines, place)) for place in places]
 
-    def seen(i: Any, total: Any) -> Any:
-        rate, s = faded(i)
-        return _fma(b, b.fmul(at(i, k), rate), s, total)
+    def seen(i: Any, *totals: Any) -> list[Any]:
+        rate, lines = faded(i)
+        factor = b.fmul(at(i, k), rate)
+        return [_fma(b, factor, s, total) for s, total in zip(lines, totals)]
 
-    def line(i: Any, total: Any) -> Any:
-        rate, s = faded(i)
-        s = _fma(b, rate, s, b.fmul(at(i, k), value))
-        _put(b, s, b.add(new, b.mul(i, I64(4 * LANES))))
-        return _fma(b, at(i, q), s, total)
+    def line(i: Any, *totals: Any) -> list[Any]:
+        (rate, lines), key, query, after = faded(i), at(i, k), at(i, q), b.add(new, b.mul(i, size))
+        lines = [_fma(b, rate, s, b.fmul(key, value)) for s, value in zip(lines, values)]
+        for s, place in zip(lines, places):
+            _put(b, s, b.add(after, place))
+        return [_fma(b, query, s, total) for s, total in zip(lines, totals)]
 
     if delta:
-        value = b.fsub(value, _each(b, keys, zero, seen))
-    value = b.fmul(value, _spread(b, write))
-    _put(b, _each(b, keys, zero, line), y)
+        values = [b.fsub(value, known) for value, known in zip(values, _each(b, keys, [ZEROS] * many, seen))]
+    strength = _spread(b, write)
+    values = [b.fmul(value, strength) for value in values]
+    for c, total in enumerate(_each(b, keys, [ZEROS] * many, line)):
+        _put(b, total, b.add(y, I64(4 * LANES * c)))
+
+
+def _quantise(builder: Any, args: list[Any]) -> None:
+    """`width` floats at x as signed bytes, k words of four, the largest magnitude as 127.
+
+    Behind them: their scale (float = scale * byte; NaN if there is one), and -128 times their sum, with which a sum of
+    products begins, since the weights' bytes have 128 added.
+    """
+    x, width, into, k = args
+    b, lanes = builder, ir.Constant(WORDS, list(range(LANES)))
+    vectors = b.udiv(k, I64(LANES // 4))
+
+    def values(i: Any) -> tuple[Any, Any]:
+        first = b.mul(i, I64(LANES))
+        inside = b.icmp_signed("<", lanes, _filled(b, b.trunc(b.sub(width, first), I32)))
+        return first, b.select(inside, _vector(b, b.add(x, b.shl(first, I64(2)))), ZEROS)
+
+    def larger(i: Any, top: Any) -> list[Any]:  # as integers: the order is the same, and a NaN is the largest
+        size = b.and_(b.bitcast(values(i)[1], WORDS), ir.Constant(WORDS, [2**31 - 1] * LANES))
+        return [_call(b, f"llvm.smax.v{LANES}i32", WORDS, top, size)]
+
+    least = int(np.float32(1e-30).view(np.int32))  # so that no quotient is infinite
+    (top,) = _each(b, vectors, [ir.Constant(WORDS, [least] * LANES)], larger)
+    top = b.bitcast(_call(b, f"llvm.vector.reduce.smax.v{LANES}i32", I32, top), F32)
+    steps = _filled(b, b.fdiv(F32(127), top))
+
+    def rounded(i: Any, total: Any) -> list[Any]:
+        first, value = values(i)
+        value = _call(b, f"llvm.maxnum.v{LANES}f32", VECTOR, b.fmul(value, steps), _filled(b, F32(-127)))  # no NaN
+        whole = b.fptosi(_call(b, f"llvm.rint.v{LANES}f32", VECTOR, value), WORDS)
+        kind = ir.VectorType(I8, LANES)
+        b.store(b.trunc(whole, kind), b.inttoptr(b.add(into, first), kind.as_pointer()), align=1)
+        return [b.add(total, whole)]
+
+    total = _call(b, f"llvm.vector.reduce.add.v{LANES}i32", I32,
+                  *_each(b, vectors, [ir.Constant(WORDS, [0] * LANES)], rounded))
+    behind = b.add(into, b.shl(k, I64(2)))
+    b.store(b.fmul(top, F32(1 / 127)), b.inttoptr(behind, F32.as_pointer()), align=4)
+    b.store(b.mul(total, I32(-128)), b.inttoptr(b.add(behind, I64(4)), I32.as_pointer()), align=4)
 
 
 long, single, void = types.int64, types.float32, types.void
@@ -258,30 +344,46 @@ swap_if = _define("swap_if", long(long, long, long), _compare_and_swap)
 relax = _define("relax", void(), _relax)
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 exp = _define("exp", single(single), _exp)
+copy_lanes = _define("copy_lanes", void(long, long), lambda b, a: _put(b, _vector(b, a[0]), a[1]))
+add_lanes = _define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
+multiply_lanes = _define("multiply_lanes", void(long, long, long), lambda b, a: _put(
+    b, b.fmul(_vector(b, a[0]), _vector(b, a[1])), a[2]))
 scan_lanes = _define("scan_lanes", void(*[long] * 12), _scan)
+convolve_lanes = _define("convolve_lanes", void(*[long] * 8), _convolve)
 diagonal_lanes = _define("diagonal_lanes", void(*[long] * 5), _diagonal)
-complex_lanes = _define("complex_lanes", void(*[long] * 7), _complex)
+complex_lanes = _define("complex_lanes", void(*[long] * 8), _complex)
 modes_lanes = _define("modes_lanes", void(*[long] * 9), _modes)
-matrix_lanes = _define("matrix_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False))
-delta_lanes = _define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True))
+matrix_lanes = _define("matrix_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=1))
+matrix_many = _define("matrix_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=MANY))
+delta_lanes = _define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=1))
+delta_many = _define("delta_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=MANY))
+quantise = _define("quantise", void(*[long] * 4), _quantise)
 real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
 """real(bits): the float64 that was stored as an integer."""
 
 
-def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> None:
+def _tile(builder: Any, panels: int, rows: int, kind: int, args: list[Any]) -> None:
     """The micro-kernel: y[r, p, lane] = sum over i of x[r, i] * w[p, i, lane], for `rows` rows and `panels` panels.
 
     All accumulators live in registers, each weight vector is loaded once for all rows, and every sum runs over i in
-    order: a row's result is the same, bit for bit, whatever rows it is computed with. With `int8` the weights are
-    signed bytes, widened as they are loaded.
+    order: a row's result is the same, bit for bit, whatever rows it is computed with. WIDENED: the weights are signed
+    bytes, which become floats as they are loaded. BYTES: x[r, i] and w[p, i, lane] are four bytes each, as `quantise`
+    leaves the one and with 128 added to the other, and the sums are integers.
 
     args: addresses w, x, y; bytes from one i to the next in w (step), and from one pair of panels to the next (far; the
     two of a pair lie side by side); bytes between rows of x (row); k (a multiple of UNROLL); bytes between rows of y
     (out), in which panels lie one behind the other. Before it is stored, each sum is multiplied by its scale (an
-    address; with int8), its bias is added (an address, or 0), and what lies in y (where adds is not 0).
+    address; not FLOAT), its bias is added (an address, or 0), and what lies in y (where adds is not 0).
     """
     w, step, far, ahead, x, row, k, y, out, scale, bias, adds = args
-    b, size = builder, 1 if int8 else 4
+    b, size = builder, 1 if kind == WIDENED else 4
+    element, number = (WORDS, I32) if kind == BYTES else (VECTOR, F32)
+
+    def product(weights: Any, value: Any, total: Any) -> Any:
+        if kind == BYTES:  # unsigned times signed
+            return _call(b, f"llvm.x86.avx512.vpdpbusd.{32 * LANES}", WORDS, total, weights, value)
+        return _fma(b, weights, value, total)
+
     hint = I32(0), I32(2), I32(1)  # to read, into the second-level cache, data
     entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
     pairs = [b.add(w, b.mul(far, I64(p))) for p in range(panels // PANELS)]
@@ -289,10 +391,12 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
     # What follows a pair is the next one, which another stream is reading already: fetch past all of them.
     near_end = b.sub(b.mul(k, step), ahead)
     skip = b.mul(far, I64(panels // PANELS - 1))
+    behind = [b.add(line, b.shl(k, I64(2))) for line in inputs]  # BYTES: scale and first sum of each row
+    starts = [_spread(b, b.add(at, I64(4)), I32) if kind == BYTES else ZEROS for at in behind]
     b.branch(loop)
     b.position_at_end(loop)
     i, offset = b.phi(I64), b.phi(I64)
-    sums = [[b.phi(VECTOR) for _ in range(rows)] for _ in range(panels)]
+    sums = [[b.phi(element) for _ in range(rows)] for _ in range(panels)]
     now = [list(line) for line in sums]
     soon = b.add(offset, ahead)
     if panels > PANELS:
@@ -302,12 +406,11 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
         weights = []
         for p in range(panels):
             address = b.add(b.add(pairs[p // PANELS], here), I64(p % PANELS * LANES * size))
-            if int8:
-                kind = ir.VectorType(I8, LANES)
-                narrow = b.load(b.inttoptr(address, kind.as_pointer()), align=1)
-                weights.append(b.sitofp(b.sext(narrow, ir.VectorType(I32, LANES)), VECTOR))
+            if kind == WIDENED:
+                narrow = b.load(b.inttoptr(address, ir.VectorType(I8, LANES).as_pointer()), align=1)
+                weights.append(b.sitofp(b.sext(narrow, WORDS), VECTOR))
             else:
-                weights.append(_vector(b, address))
+                weights.append(b.load(b.inttoptr(address, element.as_pointer()), align=4))
         line = PANELS * LANES * size  # of one step, and of one pair
         for p in range(panels // PANELS):
             for start in range(0, line if u * line % 64 == 0 else 0, 64):
@@ -315,27 +418,31 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
                     _call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(at, I8.as_pointer()), *hint)
         for r in range(rows):
             at = b.add(inputs[r], b.shl(b.add(i, I64(u)), I64(2)))
-            value = _spread(b, at)
+            value = _spread(b, at, number)
             for p in range(panels):
-                now[p][r] = _fma(b, weights[p], value, now[p][r])
+                now[p][r] = product(weights[p], value, now[p][r])
     following, onward = b.add(i, I64(UNROLL)), b.add(offset, b.mul(step, I64(UNROLL)))
     for phi, start, end in ((i, I64(0), following), (offset, I64(0), onward)):
         phi.add_incoming(start, entry)
         phi.add_incoming(end, loop)
     for p in range(panels):
         for r in range(rows):
-            sums[p][r].add_incoming(ir.Constant(VECTOR, [0.0] * LANES), entry)
+            sums[p][r].add_incoming(starts[r], entry)
             sums[p][r].add_incoming(now[p][r], loop)
     b.cbranch(b.icmp_signed("<", following, k), loop, done)
     b.position_at_end(done)
 
-    if int8:
-        scales = [_vector(b, b.add(scale, I64(4 * LANES * p))) for p in range(panels)]
-        now = [[b.fmul(now[p][r], scales[p]) for r in range(rows)] for p in range(panels)]
+    if kind == BYTES:
+        now = [[b.fmul(b.sitofp(now[p][r], VECTOR), _spread(b, behind[r])) for r in range(rows)] for p in range(panels)]
     none = cgutils.global_constant(b, "none", ir.Constant(ir.ArrayType(F32, LANES * panels), None))
     bias = b.select(b.icmp_signed("==", bias, I64(0)), b.ptrtoint(none, I64), bias)
     biases = [_vector(b, b.add(bias, I64(4 * LANES * p))) for p in range(panels)]
-    results = [(b.fadd(now[p][r], biases[p]), b.add(y, b.add(b.mul(out, I64(r)), I64(4 * LANES * p))))
+    if kind == FLOAT:
+        now = [[b.fadd(now[p][r], biases[p]) for r in range(rows)] for p in range(panels)]
+    else:  # fused explicitly: left to LLVM, some of the kernels would be and some not
+        scales = [_vector(b, b.add(scale, I64(4 * LANES * p))) for p in range(panels)]
+        now = [[_fma(b, now[p][r], scales[p], biases[p]) for r in range(rows)] for p in range(panels)]
+    results = [(now[p][r], b.add(y, b.add(b.mul(out, I64(r)), I64(4 * LANES * p))))
                for r in range(rows) for p in range(panels)]
     with b.if_else(b.icmp_signed("==", adds, I64(0))) as (put, add):
         with put:
@@ -346,7 +453,7 @@ def _tile(builder: Any, panels: int, rows: int, int8: bool, args: list[Any]) -> 
                 _put(b, b.fadd(_vector(b, target), value), target)
 
 
-def make_block(panels: int, int8: bool, most: int) -> Any:
+def make_block(panels: int, kind: int, most: int) -> Any:
     """block(rows, w, step, far, ahead, x, row, k, y, out, scale, bias, adds): the micro-kernel for 1 to `most` rows."""
 
     def build(builder: Any, args: list[Any]) -> None:
@@ -356,7 +463,7 @@ def make_block(panels: int, int8: bool, most: int) -> Any:
             case = builder.append_basic_block(f"rows{rows}")
             switch.add_case(I64(rows), case)
             builder.position_at_end(case)
-            _tile(builder, panels, rows, int8, args[1:])
+            _tile(builder, panels, rows, kind, args[1:])
             builder.branch(end)
         builder.position_at_end(end)
 
@@ -369,5 +476,5 @@ def make_block(panels: int, int8: bool, most: int) -> Any:
     return block
 
 
-pair, quad = make_block(PANELS, False, BLOCK), make_block(2 * PANELS, False, QUAD)
-pair8, quad8 = make_block(PANELS, True, BLOCK), make_block(2 * PANELS, True, QUAD)
+pair, quad = make_block(PANELS, FLOAT, BLOCK), make_block(2 * PANELS, FLOAT, QUAD)
+pair8, quad8 = make_block(PANELS, INT8, BLOCK), make_block(2 * PANELS, INT8, QUAD)
