@@ -107,9 +107,10 @@ def reads_whole(model: Decodable) -> bool:
 def tell_prompt(model: Decodable, state: Decoding, lengths: Tensor) -> None:
     """Say how long the prompt of each row is, (B,) long, where a part reads it both ways or the model counts from its
     end (`counts_from_prompt`); before it reads what stands behind it. An encoder-decoder sees that for itself."""
-    if isinstance(state, State) and (getattr(model, "counts_from_prompt", False)
-                                     or (reads_whole(model) and begin_of(model) is None)):
-        state.prompt = lengths.to(state.positions.device)
+    told: Any = state
+    if hasattr(told, "prompt") and (getattr(model, "counts_from_prompt", False)
+                                    or (reads_whole(model) and begin_of(model) is None)):
+        told.prompt = lengths.to(told.positions.device)
 
 
 def state_for(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> Decoding:

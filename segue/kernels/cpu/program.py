@@ -16,15 +16,22 @@ needs no more than that, or one new operation in `ops.py`.
 | to | say |
 | --- | --- |
 | project | `linear(x, y, weight, bias, add=, activation=, gated=)`, `norm(x, y, "rms", "layer" or "l2", ..., groups)` |
-| act on numbers | `map(x, y, activation, scale, shift)`, `multiply(y, by, activation)`, `add(x, y, weight)` |
+| act on numbers | `map(x, y, activation, scale, shift, limit)`, `multiply(y, by, activation)`, `add(x, y, weight)` |
+| make features of them | `polynomial(x, y, weight, groups)`, `turn(x, y, frequencies, groups)` |
 | look a few tokens back | `convolve(x, y, weight, bias, activation)` |
+| look far back, by fixed filters (Hyena) | `filter(x, y, taps)` |
 | attend | `attend(q, k, v, y, ...)` |
+| attend, to codes beyond a window (LongVQ) | `quantised(q, k, v, y, codes, bias)` |
 | remember numbers, real or complex (LRU, S5, gated averages) | `diagonal(decay, x, y)` |
 | remember complex modes of each channel (S4D, DSS) | `modes(u, y, a, c, d)` |
+| ... that see one number of each other (S4) | `low_rank(u, y, a, away, seen, b, c, d)` |
+| remember by a dense matrix for each channel (LSSL) | `dense(u, y, a, b, c, d)` |
 | remember by a selective scan (Mamba) | `scan(u, dt, b, c, gate, y, a, d)` |
+| remember a few vectors, from block to block | `recall(q, y, ...)` |
 | remember a matrix (linear attention, GLA, Mamba-2, mLSTM, DeltaNet) | `matrix(q, k, v, y, heads, decay, write, ...)` |
+| ... that reads its prompt ahead | `prefixed(q, k, v, keys, values, y, heads)`, and `tell` what is prompt |
 | ... with exponential gates (mLSTM) | before it `stabilise(forget, write, floor)` |
-| remember nonlinearly (LSTM, GRU, Elman, sLSTM, with heads) | `recur(gates, y, kind, weight, bias, heads)` |
+| remember nonlinearly (LSTM, GRU, Elman, Jordan, sLSTM, with heads) | `recur(gates, y, kind, weight, bias, heads)` |
 
 Mamba-2, with decay exp(-dt exp(A)) and write strength dt per head, and keys that all heads share:
 
@@ -32,7 +39,8 @@ Mamba-2, with decay exp(-dt exp(A)) and write strength dt per head, and keys tha
     program.map(dt, decay, "exp", scale=-A_log.exp())
     program.matrix(C, B, u, y, heads, decay, write=dt, groups=1)
 
-Activations: none, silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh, exp, softplus, log_sigmoid, elu1 (elu + 1).
+Activations: none, silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh, exp, softplus, log_sigmoid, elu1 (elu + 1),
+reciprocal.
 """
 
 from __future__ import annotations
@@ -49,25 +57,27 @@ from segue.kernels.cpu.simd import LANES, TILE, UNROLL
 
 # Operations.
 (EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, DIAGONAL, MODES, MATRIX, NORMALISE, STABILISE,
- RECUR, MAP, MULTIPLY, ADD, GATHER, MOVE, PICK) = range(21)
+ RECUR, MAP, MULTIPLY, ADD, GATHER, MOVE, PICK, POLYNOMIAL, TURN, FILTER, LOW_RANK, DENSE,
+ QUANTISED, PREFIXED, RECALL, TELL) = range(30)
 COLUMNS = 32
 
 # Activations, norms and the cells of nonlinear recurrences.
-(NONE, SILU, GELU, GELU_TANH, RELU, RELU2, SIGMOID, TANH, EXP, SOFTPLUS, LOG_SIGMOID, ELU1) = range(12)
+(NONE, SILU, GELU, GELU_TANH, RELU, RELU2, SIGMOID, TANH, EXP, SOFTPLUS, LOG_SIGMOID, ELU1, RECIPROCAL) = range(13)
 ACTIVATIONS = {"none": NONE, "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2,
                "sigmoid": SIGMOID, "tanh": TANH, "exp": EXP, "softplus": SOFTPLUS, "log_sigmoid": LOG_SIGMOID,
-               "elu1": ELU1}
+               "elu1": ELU1, "reciprocal": RECIPROCAL}
 RMS, LAYER, L2 = range(3)
 NORMS = {"rms": RMS, "layer": LAYER, "l2": L2}
-LSTM, GRU, ELMAN, SLSTM = range(4)
-CELLS = {"lstm": (LSTM, 4, 2), "gru": (GRU, 3, 1), "elman": (ELMAN, 1, 1), "slstm": (SLSTM, 4, 3)}
+LSTM, GRU, ELMAN, SLSTM, JORDAN = range(5)
+CELLS = {"lstm": (LSTM, 4, 2), "gru": (GRU, 3, 1), "elman": (ELMAN, 1, 1), "slstm": (SLSTM, 4, 3),
+         "jordan": (JORDAN, 1, 2)}
 """By name: code, gates, memories as wide as the hidden state (the LSTM with exponential gates has one more, which does
 not begin as zero)."""
 
 # What one call needs to know, as integers: counts, and addresses of the arrays that `segue.models.compiled` fills.
 (OPERATIONS, COUNT, SCRATCH, LOCAL, LOCAL_BYTES, CACHE, CAPACITY, BEFORE, AFTER, SLOTS, KEEP, LOGITS,
  NODES, BATCH, TOKEN, ROW, PARENT, POSITION, FIRST, LENGTH, CHAIN, ORDER, LEVEL, LEVELS, WANT, WANTED,
- PATH, STEPS, TEAM, BARRIER, STALLS) = range(31)
+ PATH, STEPS, TEAM, BARRIER, STALLS, PROMPT) = range(32)
 JOB = 32
 BLOCK_BYTES = 1 << 24
 
@@ -113,6 +123,7 @@ class Program:
         self.floats_per_state = 0  # of the recurrent states of all layers
         self.states: list[tuple[int, int]] = []  # offset, size
         self.initial: list[float] = []  # what each of them is filled with when it is fresh
+        self.local = 0  # floats of its own that an operation asks for in each thread
         self.weight_bytes = 0  # read by every step
         self.vocabulary, self.logit_stride = 0, 0
 
@@ -221,15 +232,16 @@ class Program:
         self.emit(NORM, source, into, width, groups, NORMS[kind], self._vector(weight, width),
                   self._vector(bias, width), bits(epsilon))
 
-    def angles(self, frequencies: Tensor) -> View:
-        """A register with the cosines, then the sines, of each node's position times these frequencies."""
+    def angles(self, frequencies: Tensor, restart: bool = False, prefix: int = 0) -> View:
+        """A register with the cosines, then the sines, of each node's position times these frequencies. restart:
+        positions begin at 0 again behind the prompt (see `attend`)."""
         turns = np.ascontiguousarray(plain(frequencies), np.float64)
-        key = "angles " + turns.tobytes().hex()
+        key = f"angles {restart} {prefix} {turns.tobytes().hex()}"
         known = (key, 2 * len(turns)) in self.names
         into = self.register(key, 2 * len(turns))
         if not known and len(turns):
             self.arrays.append(turns)
-            self.emit(ANGLES, into, len(turns), turns.ctypes.data)
+            self.emit(ANGLES, into, len(turns), turns.ctypes.data, restart, prefix)
         return into
 
     def linear(self, source: View, into: View, weight: Tensor, bias: Tensor | None = None, add: bool = False,
@@ -258,18 +270,49 @@ class Program:
         self.matrices.append((row, 7, weight, False))
 
     def attend(self, q: View, k: View, v: View, into: View, heads: int, kv_heads: int, window: int | None,
-               frequencies: Tensor | None, slopes: Tensor | None) -> None:
-        """Softmax attention to the cached keys and to the node's own ancestors. Rotates q in place."""
+               frequencies: Tensor | None, slopes: Tensor | None, block: int | None = None, back: int = 0,
+               ahead: bool = False, alone: bool = False, restart: bool = False, prefix: int = 0) -> None:
+        """Softmax attention to the cached keys and to the node's own ancestors. Rotates q in place.
+
+        window: fewer than so many positions away; or block, back: in the same block of positions, or one of `back`
+        before. ahead: the prompt is seen by all. alone: nothing else is. restart: angles are of positions that begin at
+        0 again behind the prompt. prefix: so many first positions are the prompt (0: as the state says).
+        """
         width = q.width // heads
         key, value = padded(width, UNROLL), padded(width, TILE)
         offset = self.floats_per_position
         self.caches.append((offset, kv_heads, key, value))
         self.floats_per_position += kv_heads * (key + value)
         turned = 0 if frequencies is None else 2 * len(frequencies)
-        angles = q if frequencies is None else self.angles(frequencies)
+        angles = q if frequencies is None else self.angles(frequencies, restart, prefix)
         sizes = (heads, kv_heads, width, key, value, offset)
         self.emit(STORE, q, k, v, angles, *sizes, turned, bits(width**-0.5))
-        self.emit(ATTEND, q, into, *sizes, window or 0, self._vector(slopes, heads))
+        self.emit(ATTEND, q, into, *sizes, window or 0, self._vector(slopes, heads), block or 0, back, ahead, alone,
+                  prefix)
+
+    def tell(self, source: View, into: View, table: Tensor, prefix: int = 0) -> None:
+        """into = source + table[1] at nodes of the prompt (see `attend`), + table[0] at all others."""
+        self.emit(TELL, source, into, into.width, self.keep(table), prefix)
+
+    def recall(self, source: View, into: View, heads: int, block: int, names: Tensor, norm: nn.LayerNorm,
+               project: Tensor, update: nn.Linear, gate: Tensor) -> None:
+        """Attention to a memory of a few vectors, by queries of `source`; see `segue.mixers.block_recurrent`. At the
+        end of each `block` of nodes it looks at itself and at the block, whose keys and values are those of the latest
+        `attend`, and moves. names: (vectors, width). project: (4 width, width), to what the memory looks with at itself
+        and at the block, and to its keys and values. gate: (width,), how much of the memory stays."""
+        vectors, width = names.shape
+        offset, _, key, value = self.caches[-1]
+        wide, both = padded(width, TILE), padded(2 * width, TILE)
+        asks, tells = project[: 2 * width], project[2 * width :]
+        first = np.zeros((vectors, both), np.float32)
+        first[:, : 2 * width] = plain(norm(names) @ tells.mT)
+        self.local = max(self.local, 2 * vectors * (wide + both) + 3 * (padded(max(block, vectors), TILE)))
+        row = self.emit(RECALL, source, into, heads, heads, width // heads, key, value, offset, 0, 0, 0, 0, 0, 0,
+                        self._vector(update.bias, width), vectors, block, width, self.keep(names),
+                        self._vector(norm.weight, width), self._vector(norm.bias, width), bits(norm.eps),
+                        self._vector(gate, width), self.keep(first), self.state(vectors * (wide + both)))
+        self.matrices += [(row, 13 + 2 * index, weight, False) for index, weight in enumerate(
+            (asks, tells, update.weight))]
 
     def convolve(self, source: View, into: View, weight: Tensor, bias: Tensor | None = None,
                  activation: str = "silu") -> None:
@@ -285,6 +328,13 @@ class Program:
         rows = np.zeros((values.shape[1], padded(values.shape[0], LANES)), np.float32)
         rows[:, : values.shape[0]] = plain(values).T
         return self.keep(rows)
+
+    def _blocks(self, values: Tensor) -> int:
+        """The address of values (width, n) as (width / LANES, n, LANES): those of LANES channels lie together."""
+        width, n = values.shape
+        rows = np.zeros((padded(width, LANES), n), np.float32)
+        rows[:width] = plain(values)
+        return self.keep(rows.reshape(-1, LANES, n).swapaxes(1, 2))
 
     def scan(self, u: View, dt: View, b: View, c: View, gate: View, into: View, a: Tensor, d: Tensor,
              low: float = 0.0) -> None:
@@ -322,6 +372,50 @@ class Program:
         skip = self._vector(torch.zeros(width) if d is None else d, width)
         self.emit(MODES, u, into, width, modes, *lines, skip, self.state(2 * modes * padded(width, LANES)))
 
+    def low_rank(self, u: View, into: View, a: Tensor, away: Tensor, seen: Tensor, b: Tensor, c: Tensor,
+                 d: Tensor | None = None) -> None:
+        """Each channel's own complex modes, less what one number tells of all of them: h = a h + b u - away t with
+        t = Re(sum of seen h), into = Re(sum of c h) + d u. a, away, seen, b, c: (width, modes), complex. d: (width,).
+        """
+        width, modes = a.shape
+        table = torch.view_as_real(torch.stack([x.resolve_conj() for x in (seen, a, b, away, c)], 2))
+        skip = self._vector(torch.zeros(width) if d is None else d, width)
+        self.emit(LOW_RANK, u, into, width, modes, self._blocks(table.flatten(1)), skip,
+                  self.state(2 * modes * padded(width, LANES)))
+
+    def dense(self, u: View, into: View, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None = None) -> None:
+        """Each channel's own state by its own matrix: h = a h + b u, into = c h + d u, where the first outputs of all
+        channels come before all second ones. a: (width, states, states). b: (width, states). c: (outputs, width,
+        states). d: (outputs * width,)."""
+        outputs, width, states = c.shape
+        self.local = max(self.local, (states + 1) * LANES)
+        skip = (torch.zeros(outputs, width) if d is None else d.reshape(outputs, width)).T
+        self.emit(DENSE, u, into, width, states, outputs, self._blocks(a.mT.flatten(1)), self._blocks(b),
+                  self._blocks(c.transpose(0, 1).flatten(1)), self._blocks(skip),
+                  self.state(states * padded(width, LANES)))
+
+    def filter(self, source: View, into: View, taps: Tensor) -> None:
+        """into = the sum of what was at `source` along the node's own path, taps (lags, width) times itself, the node
+        before it, and so on. All of the past is kept."""
+        lags, width = taps.shape
+        value, offset = padded(width, TILE), self.floats_per_position
+        self.caches.append((offset, 1, 0, value))
+        self.floats_per_position += value
+        self.emit(FILTER, source, into, 1, 1, 0, 0, value, offset, width, lags, self._lines(taps.T))
+
+    def quantised(self, q: View, k: View, v: View, into: View, codes: Tensor, bias: Tensor) -> None:
+        """Softmax attention of one head, without a maximum taken off, to the last len(bias) nodes of the path, where
+        the bias of the distance is added to scores, and to all before them, whose keys are then the nearest of `codes`
+        (codes, key)."""
+        key, value, window = q.width, v.width, len(bias)
+        value_room, key_room = padded(value, TILE), padded(key, TILE)
+        line, offset = value_room + key_room + TILE, self.floats_per_position  # of each node v, k, and k's code
+        self.caches.append((offset, 1, 0, line))
+        self.floats_per_position += line
+        self.emit(QUANTISED, q, k, v, into, 1, 1, 0, 0, line, offset, key, value, window, len(codes),
+                  self.keep(codes), self.keep(codes.square().sum(1) / 2), self.keep(bias), bits(key**-0.5),
+                  self.state(len(codes) * value_room + padded(len(codes), LANES)))
+
     def matrix(self, q: View, k: View, v: View, into: View, heads: int, decay: View | Tensor | None = None,
                write: View | None = None, delta: bool = False, steps: int = 1, groups: int | None = None,
                scale: float = 1.0, floor: View | Tensor | None = None, epsilon: float | None = None) -> None:
@@ -351,6 +445,14 @@ class Program:
         self.emit(NORMALISE, q, k, factors, strength, into, least, heads, groups, key, value, featured, bits(scale),
                   bits(epsilon or 0.0), self.state(heads * key))
 
+    def prefixed(self, q: View, k: View, v: View, keys: View, values: View, into: View, heads: int,
+                 prefix: int = 0) -> None:
+        """A matrix memory and its normaliser, as of `matrix`, to which the first node of a call adds the `keys` and
+        `values` of all of the prompt in it (see `attend`): what a node reads ahead. In a tree each adds its own."""
+        key, value = q.width // heads, v.width // heads
+        self.emit(PREFIXED, q, k, v, keys, values, into, heads, key, value, prefix,
+                  self.state(heads * key * padded(value, LANES)), self.state(heads * key))
+
     def stabilise(self, forget: View, write: View, floor: View, initial: float = 0.0) -> None:
         """Exponential gates whose common factor is taken out, per head: forget and write hold logarithms and become
         factors, with the running maximum m = max(forget + m, write) taken off, and floor = exp(-m). In place.
@@ -360,11 +462,12 @@ class Program:
         self.emit(STABILISE, forget, write, floor, forget.width, self.state(forget.width, initial))
 
     def recur(self, inputs: View, into: View, kind: str, weight: Tensor, bias: Tensor | None, heads: int = 1,
-              floor: float = 0.0) -> None:
+              floor: float = 0.0, decay: float = 0.0) -> None:
         """A nonlinear recurrence over `inputs`, the gates' share of the input (gates * hidden, gate by gate).
 
-        kind, and its gates: "lstm" (input, forget, cell, output), "gru" (reset, update, new), "elman" (tanh), "slstm"
-        (as the LSTM; exponential input gate, normaliser at least `floor`). weight: (gates * hidden, hidden) from the
+        kind, and its gates: "lstm" (input, forget, cell, output), "gru" (reset, update, new), "elman" (tanh), "jordan"
+        (tanh; the state's shares add up, each `decay` times what it was a node before), "slstm" (as the LSTM;
+        exponential input gate, normaliser at least `floor`). weight: (gates * hidden, hidden) from the
         state; with heads (heads, gates * hidden / heads, hidden / heads), each head from its own part of the state.
         bias: as the weight without its last axis, added to the state's share.
         """
@@ -380,18 +483,19 @@ class Program:
         offset = self.state(memories * wide)
         top = self.state(wide, -math.inf) if kind == "slstm" else 0
         row = self.emit(RECUR, inputs, into, before, share, 0, 0, self._vector(bias, heads * outputs), k,
-                        tiles // heads, hidden, code, heads, bits(floor), offset, top)
+                        tiles // heads, hidden, code, heads, bits(floor), offset, top, bits(decay))
         self.matrices.append((row, 13, blocks, False))
 
     # Number by number. A vector (a tensor) may stand where a register does not change from node to node.
 
     def map(self, source: View, into: View, activation: str = "none", scale: Tensor | float | None = None,
-            shift: Tensor | float | None = None) -> None:
-        """into = activation(scale * source + shift), where into may be source. scale, shift: numbers or vectors."""
+            shift: Tensor | float | None = None, limit: float = math.inf) -> None:
+        """into = activation(scale * source + shift), where into may be source. scale, shift: numbers or vectors.
+        limit: what is activated is kept within +-limit."""
         vectors = [values if values is None or isinstance(values, Tensor) else torch.full((into.width,), float(values))
                    for values in (scale, shift)]
         self.emit(MAP, source, into, into.width, *(self._vector(v, into.width) for v in vectors),
-                  ACTIVATIONS[activation])
+                  ACTIVATIONS[activation], bits(limit))
 
     def multiply(self, values: View, by: View | Tensor, activation: str = "none") -> None:
         """values *= activation(by). Where `by` is narrower (one number per head), each of its numbers serves as many
@@ -402,8 +506,24 @@ class Program:
         self.emit(MULTIPLY, values, by, by.width, values.width // by.width, ACTIVATIONS[activation])
 
     def add(self, source: View | Tensor, into: View, weight: Tensor | None = None) -> None:
-        """into += source, or weight * source (weight: (width,))."""
-        self.emit(ADD, self._operand(source, into.width), into, into.width, self._vector(weight, into.width))
+        """into += source, or weight * source (weight: (width,)). Where `source` is narrower, each of its numbers is
+        added to as many neighbouring values."""
+        source = self._operand(source, into.width)
+        if into.width % source.width or (weight is not None and source.width != into.width):
+            raise ValueError(f"{source.width} numbers cannot each be added to as many of {into.width} values")
+        self.emit(ADD, source, into, source.width, self._vector(weight, into.width), into.width // source.width)
+
+    # Features.
+
+    def polynomial(self, source: View, into: View, weight: Tensor, groups: int = 1) -> None:
+        """into = weight * [1, x_i, x_i x_j for i <= j] for each of `groups` equal parts x of a row."""
+        size = len(weight)
+        self.emit(POLYNOMIAL, source, into, source.width // groups, groups, self._vector(weight, size), size)
+
+    def turn(self, source: View, into: View, frequencies: Tensor, groups: int = 1) -> None:
+        """into = [x cos, x sin] for each of `groups` equal parts x of a row, the angles the node's position times
+        `frequencies`, one for each number of x."""
+        self.emit(TURN, source, into, self.angles(frequencies), source.width // groups, groups)
 
     def finish(self) -> None:
         """Pack the matrices and make the tables: of the step, and of what commits do over all layers."""
