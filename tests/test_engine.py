@@ -295,7 +295,7 @@ class Pointwise(Probe):
         y = torch.tanh((line * self.taps.T).sum(1))
         y = (y * gate.sigmoid()).unflatten(-1, (3, -1)) * torch.nn.functional.softplus(each)[..., None]
         y = torch.nn.functional.normalize(y, dim=-1).flatten(1) + self.scale * x + self.scale
-        y = (0.5 * y - self.scale).exp() + each.repeat_interleave(7, -1)
+        y = (0.5 * y - self.scale).exp()
         return (1 + y.clamp(-1.5, 1.5).exp()).reciprocal(), (line[:, 1:],)
 
     def emit(self, program: Program, inputs: list[View], y: View) -> None:
@@ -307,7 +307,6 @@ class Pointwise(Probe):
         program.add(x, y, self.scale)
         program.add(self.scale, y)
         program.map(y, y, "exp", scale=0.5, shift=-self.scale)
-        program.add(each, y)
         program.map(y, y, "exp", limit=1.5)
         program.map(y, y, "reciprocal", shift=1.0)
 

@@ -3,7 +3,6 @@ features of the query and of the key, so that what was read is one sum of consta
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -99,16 +98,8 @@ class Favor(Features):
         return (x @ self.directions.T - x.square().sum(-1, keepdim=True) / 2).exp() * self.size**-0.5
 
     def lower(self, program: Program, name: str, x: View, heads: int) -> View:
-        into, square, sums = (program.register(f"{name}{part}", size) for part, size in (
-            ("", heads * self.size), (" square", x.width), (" sums", heads)))
-        directions = self.directions * self.width**-0.25
-        program.linear(x, into, torch.block_diag(*[directions] * heads))
-        program.map(x, square)
-        program.multiply(square, x)
-        program.linear(square, sums, torch.block_diag(*[directions.new_full((1, self.width), -0.5 * self.width**-0.5)]
-                                                      * heads))
-        program.add(sums, into)
-        program.map(into, into, "exp", shift=-0.5 * math.log(self.size))
+        into = program.register(name, heads * self.size)
+        program.exponential(x, into, self.directions, heads)
         return into
 
 

@@ -55,10 +55,11 @@ class LiquidDiagonal(Diagonal):
 
     def lower(self, program: Program, source: View, into: View, skip: Tensor) -> None:
         decays, weights = (torch.complex(*x).T.chunk(self.modes.degree) for x in self.modes.discrete())
-        product, before, y = (program.register(name, source.width) for name in ("product", "before", "order"))
+        product, before, y = source, program.register("before", source.width), program.register("order", source.width)
         program.modes(source, into, decays[0], weights[0], skip)
-        program.map(source, product)
         for lag in range(1, self.modes.degree):
+            last, product = product, program.register(f"product {lag}", source.width)
+            program.map(last, product)
             program.convolve(source, before, F.pad(torch.ones(source.width, 1), (0, lag)), activation="none")
             program.multiply(product, before)
             if self.modes.keeps:

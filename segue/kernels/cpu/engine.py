@@ -26,6 +26,7 @@ from segue.kernels.cpu.program import (
     DENSE,
     DIAGONAL,
     EMBED,
+    EXPONENTIAL,
     FILTER,
     GATHER,
     JOB,
@@ -128,6 +129,8 @@ def run(job, me):
             ops.move(job, op, me, team)
         elif code == POLYNOMIAL:
             ops.polynomial(job, op, me, team)
+        elif code == EXPONENTIAL:
+            ops.exponential(job, op, me, team)
         elif code == TURN:
             ops.spread(job, op, me, team)
         else:

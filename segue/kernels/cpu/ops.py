@@ -723,6 +723,7 @@ def filter(job, op, me, team):
 
 @fast
 def dot(x, y, count):
+    """The sum of products of `count` numbers at either address."""
     a, b, total = floats(x, count), floats(y, count), ZERO
     for j in range(count):
         total += a[j] * b[j]
@@ -1176,17 +1177,11 @@ def scale(job, op, me, team):
 
 @fast
 def plus(job, op, me, team):
-    """ADD. source(3), into(3), width of source, weight or 0, values to each of its numbers."""
-    each = op[9]
+    """ADD. source(3), into(3), width, weight or 0."""
     begin, count = part(op[7], me, team)
     for node in range(job[NODES]):
-        x = floats(row(job, op, 1, node) + 4 * begin, count)
-        y = floats(row(job, op, 4, node) + 4 * begin * each, count * each)
-        if each > 1:
-            for i in range(count):
-                for j in range(each):
-                    y[i * each + j] += x[i]
-        elif op[8]:
+        x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
+        if op[8]:
             w = floats(op[8] + 4 * begin, count)
             for j in range(count):
                 y[j] += w[j] * x[j]
@@ -1213,6 +1208,20 @@ def polynomial(job, op, me, team):
             at += width - i
         for j in range(size):
             y[j] *= w[j]
+
+
+@fast
+def exponential(job, op, me, team):
+    """source(3), into(3), width, groups, directions, size."""
+    width, groups, size = op[7], op[8], op[10]
+    scale, share = f32(width**-0.25), f32(math.log(size) / 2)
+    for item in range(me, job[NODES] * groups, team):
+        node, group = item // groups, item % groups
+        x, y = row(job, op, 1, node) + 4 * group * width, floats(row(job, op, 4, node) + 4 * group * size, size)
+        less = HALF * dot(x, x, width) * scale * scale + share
+        for j in range(size):
+            y[j] = dot(x, op[9] + 4 * j * width, width) * scale - less
+        activate(row(job, op, 4, node) + 4 * group * size, size, EXP)
 
 
 @fast

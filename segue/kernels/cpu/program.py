@@ -17,7 +17,7 @@ needs no more than that, or one new operation in `ops.py`.
 | --- | --- |
 | project | `linear(x, y, weight, bias, add=, activation=, gated=)`, `norm(x, y, "rms", "layer" or "l2", ..., groups)` |
 | act on numbers | `map(x, y, activation, scale, shift, limit)`, `multiply(y, by, activation)`, `add(x, y, weight)` |
-| make features of them | `polynomial(x, y, weight, groups)`, `turn(x, y, frequencies, groups)` |
+| make features of them | `polynomial(x, y, weight)`, `exponential(x, y, directions)`, `turn(x, y, frequencies)` |
 | look a few tokens back | `convolve(x, y, weight, bias, activation)` |
 | look far back, by fixed filters (Hyena) | `filter(x, y, taps)` |
 | attend | `attend(q, k, v, y, ...)` |
@@ -58,7 +58,7 @@ from segue.kernels.cpu.simd import LANES, TILE, UNROLL
 # Operations.
 (EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, DIAGONAL, MODES, MATRIX, NORMALISE, STABILISE,
  RECUR, MAP, MULTIPLY, ADD, GATHER, MOVE, PICK, POLYNOMIAL, TURN, FILTER, LOW_RANK, DENSE,
- QUANTISED, PREFIXED, RECALL, TELL) = range(30)
+ QUANTISED, PREFIXED, RECALL, TELL, EXPONENTIAL) = range(31)
 COLUMNS = 32
 
 # Activations, norms and the cells of nonlinear recurrences.
@@ -506,12 +506,8 @@ class Program:
         self.emit(MULTIPLY, values, by, by.width, values.width // by.width, ACTIVATIONS[activation])
 
     def add(self, source: View | Tensor, into: View, weight: Tensor | None = None) -> None:
-        """into += source, or weight * source (weight: (width,)). Where `source` is narrower, each of its numbers is
-        added to as many neighbouring values."""
-        source = self._operand(source, into.width)
-        if into.width % source.width or (weight is not None and source.width != into.width):
-            raise ValueError(f"{source.width} numbers cannot each be added to as many of {into.width} values")
-        self.emit(ADD, source, into, source.width, self._vector(weight, into.width), into.width // source.width)
+        """into += source, or weight * source (weight: (width,))."""
+        self.emit(ADD, self._operand(source, into.width), into, into.width, self._vector(weight, into.width))
 
     # Features.
 
@@ -519,6 +515,12 @@ class Program:
         """into = weight * [1, x_i, x_i x_j for i <= j] for each of `groups` equal parts x of a row."""
         size = len(weight)
         self.emit(POLYNOMIAL, source, into, source.width // groups, groups, self._vector(weight, size), size)
+
+    def exponential(self, source: View, into: View, directions: Tensor, groups: int = 1) -> None:
+        """Positive random features, into = exp(directions x - |x|^2 / 2) / sqrt(M), of each of `groups` equal parts of a
+        row, which are divided by K^(1/4) before. directions: (M, K)."""
+        size, width = directions.shape
+        self.emit(EXPONENTIAL, source, into, width, groups, self.keep(directions), size)
 
     def turn(self, source: View, into: View, frequencies: Tensor, groups: int = 1) -> None:
         """into = [x cos, x sin] for each of `groups` equal parts x of a row, the angles the node's position times
