@@ -25,6 +25,7 @@ from segue.kernels.cpu.program import Program, View
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.state import Carry, Layout, Part, SteppedRecurrence, Tensors
 from segue.models import Stack, StackConfig, compiled
+from segue.models.base import tell_prompt
 from segue.models.compiled import KEPT, Accelerated, CompiledModel, accelerate, compile_model
 
 
@@ -121,6 +122,58 @@ class Modes(Probe):
 
     def emit(self, program: Program, inputs: list[View], y: View) -> None:
         program.modes(inputs[0], y, self.a, self.c, self.d)
+
+
+class LowRank(Modes):
+    """S4's shape: the modes see one number of each other."""
+
+    def __init__(self, width: int, inner: int = 20, modes: int = 3) -> None:
+        super().__init__(width, inner, modes)
+        self.b, self.away, self.seen = (0.2 * torch.randn(inner, modes, dtype=torch.complex64) for _ in range(3))
+        self.a = 0.8 * self.a
+
+    def step(self, inputs: Tensors, state: Tensors) -> tuple[torch.Tensor, Tensors]:
+        h = torch.view_as_complex(state[0].contiguous())
+        told = (self.seen * h).real.sum(-1, keepdim=True)
+        h = h * self.a + self.b * inputs[0][..., None] - self.away * told
+        return (h * self.c).real.sum(-1) + self.d * inputs[0], (torch.view_as_real(h),)
+
+    def emit(self, program: Program, inputs: list[View], y: View) -> None:
+        program.low_rank(inputs[0], y, self.a, self.away, self.seen, self.b, self.c, self.d)
+
+
+class Dense(Probe):
+    """LSSL's shape: a matrix for each channel, and two outputs of it."""
+
+    def __init__(self, width: int, inner: int = 20, states: int = 5) -> None:
+        self.widths = (inner,)
+        super().__init__(width, ((0.0, (inner, states)),), 2 * inner)
+        self.a = torch.randn(inner, states, states) / (2 * states**0.5)
+        self.b, self.c, self.d = torch.randn(inner, states), torch.randn(2, inner, states), torch.randn(2 * inner)
+
+    def step(self, inputs: Tensors, state: Tensors) -> tuple[torch.Tensor, Tensors]:
+        h = torch.einsum("cij,bcj->bci", self.a, state[0]) + self.b * inputs[0][..., None]
+        y = torch.einsum("mci,bci->bmc", self.c, h).flatten(1)
+        return y + self.d * inputs[0].repeat(1, 2), (h,)
+
+    def emit(self, program: Program, inputs: list[View], y: View) -> None:
+        program.dense(inputs[0], y, self.a, self.b, self.c, self.d)
+
+
+class Filter(Probe):
+    """Fixed filters over the past, which end before it does."""
+
+    def __init__(self, width: int, inner: int = 20, lags: int = 60) -> None:
+        self.widths = (inner,)
+        super().__init__(width, ((0.0, (lags - 1, inner)),), inner)
+        self.taps = torch.randn(lags, inner) / lags**0.5
+
+    def step(self, inputs: Tensors, state: Tensors) -> tuple[torch.Tensor, Tensors]:
+        line = torch.cat([inputs[0][:, None], state[0]], 1)
+        return (line * self.taps).sum(1), (line[:, :-1],)
+
+    def emit(self, program: Program, inputs: list[View], y: View) -> None:
+        program.filter(inputs[0], y, self.taps)
 
 
 class Matrix(Probe):
@@ -244,7 +297,8 @@ class Pointwise(Probe):
         y = torch.tanh((line * self.taps.T).sum(1))
         y = (y * gate.sigmoid()).unflatten(-1, (3, -1)) * torch.nn.functional.softplus(each)[..., None]
         y = torch.nn.functional.normalize(y, dim=-1).flatten(1) + self.scale * x + self.scale
-        return (0.5 * y - self.scale).exp(), (line[:, 1:],)
+        y = (0.5 * y - self.scale).exp()
+        return (1 + y.clamp(-1.5, 1.5).exp()).reciprocal(), (line[:, 1:],)
 
     def emit(self, program: Program, inputs: list[View], y: View) -> None:
         x, gate, each = inputs
@@ -255,6 +309,8 @@ class Pointwise(Probe):
         program.add(x, y, self.scale)
         program.add(self.scale, y)
         program.map(y, y, "exp", scale=0.5, shift=-self.scale)
+        program.map(y, y, "exp", limit=1.5)
+        program.map(y, y, "reciprocal", shift=1.0)
 
 
 PROBES: dict[str, tuple[type[Probe], dict[str, Any]]] = {
@@ -263,6 +319,9 @@ PROBES: dict[str, tuple[type[Probe], dict[str, Any]]] = {
     "complex": (Diagonal, {"complex": True}),
     "complex fixed": (Diagonal, {"complex": True, "fixed": True}),
     "modes": (Modes, {}),
+    "low rank": (LowRank, {}),
+    "dense": (Dense, {}),
+    "filter": (Filter, {}),
     "matrix": (Matrix, {}),
     "matrix fixed": (Matrix, {"decay": "fixed", "groups": 1}),
     "matrix normalised": (Matrix, {"decay": "feature", "normaliser": "sum"}),
@@ -302,7 +361,39 @@ CASES: dict[str, dict[str, Any]] = {
     "deltanet": {"mixers": ["deltanet"] * 2},
     "deltanet, products": {"mixers": ["deltanet"], "options": {"deltanet": {
         "eigenvalues": (-1, 1), "householders": 2, "gate": True, "expand_k": 0.5}}},
+    "xlstm": {"mixers": ["mlstm", "slstm"]},
+    "linear attention": {"mixers": ["linear-attention"] * 2},
+    "linear attention, taylor": {"mixers": ["linear-attention"] * 2, "options": {"linear-attention": {
+        "features": "taylor", "key_width": 5}}},
+    "linear attention, favor": {"mixers": ["linear-attention"] * 2, "options": {"linear-attention": {
+        "features": "favor", "key_width": 6}}},
+    "linear attention, relu": {"mixers": ["linear-attention"] * 2, "options": {"linear-attention": {
+        "features": "relu", "heads": 2}}},
+    "jordan": {"mixers": ["jordan"] * 2, "options": {"jordan": {"inner": 40, "decay": 0.7}}},
+    "s4": {"mixers": ["s4"] * 2, "options": {"s4": {"states": 6}}},
+    "lssl": {"mixers": ["lssl"] * 2, "options": {"lssl": {"states": 5, "channels": 2, "init": "legt",
+                                                          "learn_a": False}}},
+    "liquid-s4": {"mixers": ["liquid-s4"] * 2, "options": {"liquid-s4": {"states": 6}}},
+    "liquid-s4, kb": {"mixers": ["liquid-s4"] * 2, "options": {"liquid-s4": {
+        "states": 4, "degree": 3, "liquid": "kb", "dt_min": 0.1, "dt_max": 1.0}}},
+    "lightnet": {"mixers": ["lightnet"] * 2},
+    "lightnet, averages": {"mixers": ["lightnet"] * 2, "options": {"lightnet": {"axes": 0, "toeplitz": 3, "heads": 2}}},
+    "hyena": {"mixers": ["hyena"] * 2, "options": {"hyena": {"order": 3, "horizon": 20, "hidden": 8}}},
+    "longvq": {"mixers": ["longvq"] * 2, "options": {"longvq": {"window": 5, "codes": 7, "keys": 6}}},
+    "block-recurrent": {"mixers": ["block-recurrent"] * 2, "options": {"block-recurrent": {"block": 5, "memory": 3}}},
+    "blocks": {"mixers": ["attention"] * 2, "options": {"attention": {"block": 7, "look_back": 2}}},
+    "jrt": {"mixers": ["jrt"] * 2, "options": {"jrt": {"key_width": 4}}},
+    "palm": {"mixers": ["palm"] * 2},
     "mixed": {"mixers": ["attention", "lstm", "mamba", "gla", "gru"]},
+}
+PROMPTED: dict[str, dict[str, Any]] = {  # these read their prompts both ways
+    "prefix": {"mixers": ["attention"] * 2, "options": {"attention": {"prompt": True, "positions": "alibi"}}},
+    "jrt": CASES["jrt"],
+    "jrt, elu": {"mixers": ["jrt"] * 2, "options": {"jrt": {"features": "elu", "taps": 1}}},
+    "palm": CASES["palm"],
+    "palm, one way": {"mixers": ["palm"] * 2, "options": {"palm": {
+        "bidirectional": False, "restart": False, "segments": False, "window": 12}}},
+    "both": {"mixers": ["jrt", "palm", "gru"]},
 }
 for name, (_, options) in PROBES.items():
     CASES[name] = {"mixers": [name] * 2, "options": {name: options}, "channel": "none"}
@@ -402,8 +493,7 @@ def test_a_step_is_an_extend_and_a_commit(pairs: Any, name: str) -> None:
     assert torch.equal(a.positions, b.positions)
 
 
-@pytest.mark.parametrize("name", [*(name for name in CASES if name not in ("window", "alibi")),
-                                  *(f"{name}, int8" for name in INT8)])
+@pytest.mark.parametrize("name", [*CASES, *(f"{name}, int8" for name in INT8)])
 def test_the_same_bits_alone_in_a_batch_as_a_draft_and_on_any_number_of_threads(pairs: Any, name: str) -> None:
     _, model = pairs[name]
     prompts, draft = draw(model, 9, 21), draw(model, 9, 8, seed=1)
@@ -500,8 +590,90 @@ def test_products_of_bytes_are_exact(blocks: Any, name: str, rows: int, panels: 
     assert np.array_equal(y, expected)
 
 
-def test_int8_weights_stay_within_their_error() -> None:
-    stack = build(width=128, mixers=["attention", "mamba", "lstm", "gla"])
+def told(name: str, lengths: list[int], history: int = 0) -> tuple[Stack, CompiledModel, Any, Any]:
+    """Both forms, and states that hold these prompts, drawn, of which they have been told where they end."""
+    stack = build(**PROMPTED[name])
+    for parameter in stack.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model, counts = compile_model(stack, threads=2), torch.tensor(lengths)
+    ids, states, outputs = draw(stack, len(lengths), max(lengths)), [], []
+    forms: tuple[Any, ...] = (stack, model)
+    for form in forms:
+        states.append(form.init_state(len(lengths), history))
+        tell_prompt(form, states[-1], counts)
+        outputs.append(form.extend(ids, states[-1]))
+        states[-1].commit(counts=counts)
+    real = torch.arange(max(lengths)) < counts[:, None]
+    torch.testing.assert_close(outputs[1].logits[real], outputs[0].logits[real], atol=TOLERANCE, rtol=TOLERANCE)
+    return stack, model, states[0], states[1]
+
+
+@pytest.mark.parametrize("name", PROMPTED)
+@pytest.mark.parametrize("lengths", [[5, 1, 12, 9], [300, 17]])
+def test_prompts_are_read_both_ways_as_torch_reads_them(name: str, lengths: list[int]) -> None:
+    stack, model, a, b = told(name, lengths, history=4)
+    batch = len(lengths)
+
+    def both(n: int, parents: torch.Tensor | None = None) -> None:
+        tokens = draw(stack, batch, n, seed=n)
+        torch.testing.assert_close(model.extend(tokens, b, parents).logits, stack.extend(tokens, a, parents).logits,
+                                   atol=TOLERANCE, rtol=TOLERANCE)
+
+    for n in (1, 20, 3):
+        both(n)
+        a.commit(), b.commit()
+    both(4, torch.tensor([[-1, 0, 0, 2]]).expand(batch, 4))
+    path = torch.tensor([[0, 2, 3]]).expand(batch, 3)
+    a.commit(path), b.commit(path)
+    a.rewind(2), b.rewind(2)
+    both(2)
+    counts = torch.arange(batch) % 2
+    a.commit(counts=counts), b.commit(counts=counts)
+    rows = torch.tensor([batch - 1, 0, batch - 1])
+    a, b, batch = a.select(rows), b.select(rows), 3
+    both(2)
+    a.commit(), b.commit()
+    a, b, batch = a.join([a]), b.join([b]), 6
+    both(3)
+
+
+def test_prompts_are_told_to_the_engine_too() -> None:
+    *forms, _, state = told("both", [5, 9], history=8)
+    expected, found = ([x.tokens for x in generate(form, [[5, 8, 2, 9, 9, 1], [7]], 12)] for form in forms)
+    assert found == expected
+    with pytest.raises(SegueError, match="go back"):
+        state.rewind(1)
+
+
+def test_what_is_learned_of_a_transition_matrix_and_s4_at_its_default_size() -> None:
+    for name, options in (("lssl", {"states": 8}), ("s4", {})):
+        torch.manual_seed(0)
+        stack = Stack(StackConfig(50, 40, [name] * 2, {name: options})).eval().requires_grad_(False)
+        model, ids = compile_model(stack), draw(stack, 2, 150)
+        expected = stack.extend(ids, stack.init_state(2)).logits
+        torch.testing.assert_close(model.extend(ids, model.init_state(2)).logits, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_every_causal_mixer_has_a_form() -> None:
+    for name, kind in MIXERS.items():
+        if kind.causal and name not in PROBES:
+            CompiledModel(Stack(StackConfig(50, 64, [name])))
+    for options in ({"relative": 8}, {"span": 8}, {"window": 8, "global_tokens": 2}, {"positions": "learned"}):
+        with pytest.raises(SegueError, match="this attention has no form"):
+            CompiledModel(Stack(StackConfig(50, 64, ["attention"], {"attention": options})))
+    with pytest.raises(SegueError, match="restart"):
+        CompiledModel(Stack(StackConfig(50, 64, ["palm"], {"palm": {"positions": "alibi"}})))
+    with pytest.raises(SegueError, match="looks ahead"):
+        CompiledModel(Stack(StackConfig(50, 64, ["lightnet"], {"lightnet": {"causal": False}})))
+
+
+@pytest.mark.parametrize("mixers", [["attention", "mamba", "lstm", "gla"], ["jordan", "s4", "jrt", "palm"],
+                                    ["linear-attention", "liquid-s4", "lightnet", "hyena"],
+                                    ["block-recurrent", "longvq", "lssl"]])
+def test_int8_weights_stay_within_their_error(mixers: list[str]) -> None:
+    options = {"lssl": {"states": 8, "learn_a": False}, "block-recurrent": {"block": 7, "memory": 3}}
+    stack = build(width=128, mixers=mixers, options={name: options[name] for name in mixers if name in options})
     ids = draw(stack, 4, 60)
     exact, rounded = (m.extend(ids, m.init_state(4)).logits for m in (stack, compile_model(stack, "int8")))
     assert (exact - rounded).square().mean().sqrt() < 0.08 * exact.std()

@@ -16,6 +16,8 @@ from segue.testing import ContractBroken, check_model
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "attention": {"heads": 2}, "mamba": {"states": 3}, "gla": {"heads": 2, "gate_rank": 3},
+    "block-recurrent": {"heads": 2, "block": 3, "memory": 2}, "longvq": {"keys": 4, "codes": 3, "window": 4},
+    "s4": {"states": 4},
 }
 
 
@@ -60,6 +62,7 @@ def test_contract_of_a_whole_prompt() -> None:
     model = stack("attention+attention", options={"attention": {"heads": 2, "prefix": 3}})
     assert check_model(model, examples=4, prompt=3, only="trees")
     assert check_model(model, examples=4, prompt=3, only="ragged")
+    assert check_model(compile_model(model, threads=1), examples=6, prompt=3)
 
 
 @pytest.mark.slow
@@ -90,9 +93,10 @@ def test_contract_of_any_decodable() -> None:
     assert set(found) >= {"any life", "at", "trees"} and "packed" not in found and max(found.values()) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["mamba*3+attention", "lstm+gla", "attention+gru", *FAMILIES])
+@pytest.mark.parametrize("name", ["mamba*3+attention", "lstm+gla", "attention+gru", "hyena+jordan+s4",
+                                  "longvq+block-recurrent", "linear-attention+lightnet+jrt", *FAMILIES])
 def test_contract_of_the_compiled_engine(name: str) -> None:
-    model = stack(name, **STACKS[name]) if name in STACKS else stack("attention*2", **FAMILIES[name])
+    model = stack("attention*2", **FAMILIES[name]) if name in FAMILIES else stack(name, **STACKS.get(name, {}))
     assert check_model(compile_model(model, threads=1), examples=12)
 
 

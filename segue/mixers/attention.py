@@ -111,6 +111,7 @@ class Attention(Mixer):
         self.positions, self.window, self.clamp = positions, window, clamp
         self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
         self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt  # type: ignore[misc]
+        self.prefix = prefix
         self.sets = causal and not self.needs_whole_prompt  # type: ignore[misc]
         self.rule: rules.Rule = rules.prefix(prefix) if prefix else rules.causal if causal else rules.full
         if prompt:
@@ -306,13 +307,20 @@ class Attention(Mixer):
             return None
         return self.span_penalty * self.learned_span.clamp(0, 1).mean()
 
-    def lower(self, program: Program, source: View, into: View) -> None:
-        if not self.causal or self.needs_whole_prompt:
+    def lower(self, program: Program, source: View, into: View, **prompt: Any) -> None:
+        """prompt: how `Program.attend` sees it, where another than this mixer says so."""
+        if not self.causal:
             raise SegueError("attention that looks ahead has no form for the compiled CPU engine")
+        sparse = self.rule if isinstance(self.rule, rules.Sparse) else rules.Sparse()
         if self.distances is not None or self.span or self.positions in ("learned", "sinusoidal") or \
-                (self.rule is not rules.causal and (self.window is None or self._kept() is None)):
-            raise SegueError("this attention has no form for the compiled CPU engine: causal ones and windows with "
-                             "rotary, ALiBi or no positions have")
+                sparse.first or sparse.random:
+            raise SegueError("this attention has no form for the compiled CPU engine: causal ones, prefixes, windows "
+                             "and blocks have, with rotary, ALiBi or no positions")
+        if prompt.get("restart") and (self.positions == "alibi" or self.window or sparse.block):
+            raise SegueError("distances of positions that restart behind a prompt have no form for the compiled CPU "
+                             "engine: leave out ALiBi, window and block, or restart")
+        if self.needs_whole_prompt and not prompt:
+            prompt = {"ahead": True, "prefix": self.prefix}
         wide, narrow = self.heads * self.head_width, self.kv_heads * self.head_width
         qkv, y = program.register("qkv", wide + 2 * narrow), program.register("y", wide)
         q, k, v = qkv[:wide], qkv[wide : wide + narrow], qkv[wide + narrow :]
@@ -322,7 +330,7 @@ class Attention(Mixer):
                 program.norm(part, part, "rms", norm.weight, None, norm.eps or 0.0, heads)
         program.attend(q, k, v, y, self.heads, self.kv_heads, self.window,
                        self.frequencies if self.positions == "rotary" else None,
-                       self.slopes if self.positions == "alibi" else None)
+                       self.slopes if self.positions == "alibi" else None, sparse.block, sparse.back, **prompt)
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:

@@ -3,6 +3,8 @@ Ma et al. 2022, Mega, arXiv 2209.10655; as positions on a grid, Qin et al. 2023,
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,9 @@ from torch import Tensor, nn
 from segue.kernels.convolution import long_convolution
 from segue.kernels.scan import linear_scan
 from segue.mixers.state import Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class ExponentialAverage(Recurrence):
@@ -61,3 +66,10 @@ class ExponentialAverage(Recurrence):
             a = a.masked_fill(starts[..., None, None], 0.0)
         states = linear_scan(a, b, h)
         return (states * weight).sum(-1).to(x.dtype), (states[:, -1],)
+
+    def lower(self, program: Program, source: View, into: View, skip: Tensor | None = None) -> None:
+        """Emit into = the averages of `source`, plus skip * source, for the compiled CPU engine."""
+        wide = torch.promote_types(self.rate.dtype, torch.float32)
+        decay, weight = (torch.complex(x, torch.zeros_like(x)) for x in (
+            torch.sigmoid(self.rate.to(wide)), self._taken(self.weight.to(wide))))
+        program.modes(source, into, decay, weight, skip)

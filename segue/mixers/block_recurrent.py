@@ -3,6 +3,8 @@ carry on from block to block."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,9 @@ from segue.errors import SegueError
 from segue.mixers.attention import attend
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, SteppedRecurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class BlockRecurrence(SteppedRecurrence):
@@ -101,3 +106,13 @@ class BlockRecurrent(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         inputs = self.qrkv(x).unflatten(-1, (4 * self.heads, -1)).chunk(4, -2)
         return self.out(self.recurrence(inputs, layout, None if parts is None else parts["carry"]))
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        width, heads, memory = self.width, self.heads, self.recurrence
+        qrkv, y = program.register("qrkv", 4 * width), program.register("y", 2 * width)
+        q, r, k, v = (qrkv[part * width : (part + 1) * width] for part in range(4))
+        program.linear(source, qrkv, self.qrkv.weight)
+        program.attend(q, k, v, y[:width], heads, heads, None, None, None, memory.block, back=1)
+        program.recall(r, y[width:], heads, memory.block, memory.names, memory.norm, memory.project.weight,
+                       memory.update, memory.gate.sigmoid())
+        program.linear(y, into, self.out.weight, add=True)

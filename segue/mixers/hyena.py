@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.ssm import toeplitz, wide
 from segue.mixers.state import Carry, Layout, Part
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 FEW = 8  # nodes up to which a sum over the past is cheaper than a transform of it
 
@@ -35,6 +39,11 @@ class ImplicitFilters(nn.Module):
                                      nn.Linear(hidden, hidden)])
         self.frequencies = nn.Parameter(torch.full((len(self.layers), hidden), frequency))
         self.last = nn.Linear(hidden, width, bias=False)
+
+    @property
+    def reach(self) -> int:
+        """So many lags hold all that does not round away in float32: windows are below 2^-24 from there on."""
+        return math.ceil(1.5 * self.horizon * math.log(2**24) / math.log(100)) + 1
 
     def forward(self, length: int) -> Tensor:
         """The filters at lags 0 to length - 1, in float32 at least."""
@@ -104,6 +113,19 @@ class Hyena(Mixer):
             past = torch.stack(read, 1)
             cache.put(past, past[..., :0], layout)
         return self.out(z)
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        width = self.width
+        raw, u = (program.register(name, (self.order + 1) * width) for name in ("raw", "u"))
+        program.linear(source, raw, self.into.weight, self.into.bias)
+        program.convolve(raw, u, self.convolution.weight, self.convolution.bias, activation="none")
+        z = u[self.order * width :]
+        for index, taps in enumerate(self.kernels(self.filters.reach)):
+            y = program.register(f"z{index % 2}", width)
+            program.filter(z, y, taps)
+            program.multiply(y, u[index * width : (index + 1) * width])
+            z = y
+        program.linear(z, into, self.out.weight, self.out.bias, add=True)
 
     def _alone(self, x: Tensor) -> tuple[Tensor, ...]:
         return self._gates(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)

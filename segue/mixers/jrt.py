@@ -3,6 +3,8 @@ arXiv 2407.05483), with the Taylor feature map of Based (Arora et al. 2024, arXi
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.linear import FEATURES, LinearRecurrence, normalised
 from segue.mixers.state import Carry, Layout, Part, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class PrefixLinearRecurrence(LinearRecurrence):
@@ -89,6 +94,18 @@ class PrefixLinearAttention(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         inputs = self._project(x, layout, parts)
         return self.out(self.recurrence(inputs, layout, None if parts is None else parts["carry"]).flatten(2))
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        heads, width, keys = self.heads, self.width, self.qk.out_features // 3
+        x, qk, v, y = (program.register(name, size) for name, size in (
+            ("near", width), ("qk", 3 * keys), ("v", 2 * width), ("y", width)))
+        program.convolve(source, x, self.convolution.weight, self.convolution.bias, activation="none")
+        program.linear(x, qk, self.qk.weight)
+        program.linear(x, v, self.v.weight)
+        q, own, ahead = (self.features.lower(program, name, qk[part * keys : (part + 1) * keys], heads)
+                         for part, name in enumerate(("q", "k", "keys")))
+        program.prefixed(q, own, v[:width], ahead, v[width:], y, heads, self.prefix)
+        program.linear(y, into, self.out.weight, add=True)
 
     def _inputs(self, x: Tensor) -> Tensors:
         return self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)

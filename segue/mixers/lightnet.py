@@ -4,6 +4,7 @@ arXiv 2405.21022)."""
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,9 @@ from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 LIMIT = 30.0
 """Keys are kept within +-LIMIT, so that sums of their exponentials are finite and exact in float32."""
@@ -163,6 +167,37 @@ class LightNet(Mixer):
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         return self.out(self.norm(y.to(self.norm.weight.dtype)).flatten(2) * F.silu(self.gate(x)))
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        if not self.causal:
+            raise SegueError("a LightNet that looks ahead has no form for the compiled CPU engine")
+        width, heads, x = self.width, self.heads, source
+        qkv, y, totals, gate = (program.register(name, size) for name, size in (
+            ("qkv", 3 * width), ("y", width), ("totals", width), ("gate", width)))
+        if self.placed is not None:
+            x, average = (program.register(name, width) for name in ("placed", "average"))
+            self.averages[0].lower(program, source, average)  # type: ignore[operator]
+            program.norm(average, average, "rms", self.placed.get_parameter("0.weight"), None, self.norm.eps or 0.0)
+            program.map(source, x)
+            program.linear(average, x, self.placed.get_parameter("1.weight"), add=True)
+        program.linear(x, qkv, self.qkv.weight)
+        q, k, v = (qkv[part * width : (part + 1) * width] for part in range(3))
+        program.map(q, q, "silu")
+        program.map(k, k, "exp", limit=LIMIT)
+        program.diagonal(torch.ones(width), k, totals)
+        program.multiply(q, totals, "reciprocal")
+        if self.places:
+            turned = [program.register(name, 2 * width) for name in ("turned q", "turned k")]
+            for part, into_part in zip((q, k), turned):
+                program.turn(part, into_part, torch.tensor(self.angles, dtype=torch.float64), heads)
+            q, k = turned
+        program.matrix(q, k, v, y, heads)
+        program.norm(y, y, "rms", self.norm.weight, None, self.norm.eps or 0.0, heads)
+        narrow = program.register("narrow", self.gate.get_parameter("0.weight").shape[0])
+        program.linear(x, narrow, self.gate.get_parameter("0.weight"))
+        program.linear(narrow, gate, self.gate.get_parameter("1.weight"), activation="silu")
+        program.multiply(y, gate)
+        program.linear(y, into, self.out.weight, add=True)
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Layout]:
         layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)

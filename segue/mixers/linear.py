@@ -3,6 +3,8 @@ features of the query and of the key, so that what was read is one sum of consta
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from segue.errors import SegueError
 from segue.kernels.gla import gla
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 FAINT = 1e-3  # what a feature has at least
 
@@ -22,6 +27,10 @@ class Features(nn.Module):
         super().__init__()
         self.width = self.size = width
 
+    def lower(self, program: Program, name: str, x: View, heads: int) -> View:
+        """Emit the features of the `heads` parts of x for the compiled CPU engine: in place, or in a register."""
+        raise NotImplementedError
+
 
 class Elu(Features):
     """elu(x) + 1 (Katharopoulos et al. 2020)."""
@@ -29,12 +38,21 @@ class Elu(Features):
     def forward(self, x: Tensor) -> Tensor:
         return F.elu(x) + 1
 
+    def lower(self, program: Program, name: str, x: View, heads: int) -> View:
+        program.map(x, x, "elu1")
+        return x
+
 
 class Relu(Features):
     """relu(x) + FAINT, so that there always is some weight (Choromanski et al. 2020)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x) + FAINT
+
+    def lower(self, program: Program, name: str, x: View, heads: int) -> View:
+        program.map(x, x, "relu")
+        program.map(x, x, shift=FAINT)
+        return x
 
 
 class Taylor(Features):
@@ -46,10 +64,19 @@ class Taylor(Features):
         super().__init__(width)
         self.size = 1 + width + width * (width + 1) // 2
 
+    def _pairs(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        i, j = torch.triu_indices(self.width, self.width, device=like.device)
+        return i, j, (self.width * (1 + (i == j).to(like.dtype))).rsqrt()
+
     def forward(self, x: Tensor) -> Tensor:
-        i, j = torch.triu_indices(self.width, self.width, device=x.device)
-        share = (self.width * (1 + (i == j).to(x.dtype))).rsqrt()
+        i, j, share = self._pairs(x)
         return torch.cat([torch.ones_like(x[..., :1]), x * self.width**-0.25, x[..., i] * x[..., j] * share], -1)
+
+    def lower(self, program: Program, name: str, x: View, heads: int) -> View:
+        into, one = program.register(name, heads * self.size), torch.ones(1)
+        program.polynomial(x, into, torch.cat([one, one.expand(self.width) * self.width**-0.25, self._pairs(one)[2]]),
+                           heads)
+        return into
 
 
 class Favor(Features):
@@ -69,6 +96,11 @@ class Favor(Features):
     def forward(self, x: Tensor) -> Tensor:
         x = x * self.width**-0.25
         return (x @ self.directions.T - x.square().sum(-1, keepdim=True) / 2).exp() * self.size**-0.5
+
+    def lower(self, program: Program, name: str, x: View, heads: int) -> View:
+        into = program.register(name, heads * self.size)
+        program.exponential(x, into, self.directions, heads)
+        return into
 
 
 FEATURES: dict[str, type[Features]] = {"elu": Elu, "taylor": Taylor, "favor": Favor, "relu": Relu}
@@ -128,6 +160,16 @@ class LinearAttention(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         mixed = self.recurrence(self._project(x), layout, None if parts is None else parts["carry"])
         return self.output(mixed.transpose(1, 2), x)
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        keys, _, width = self.widths
+        qkv, y = program.register("qkv", sum(self.widths)), program.register("y", width)
+        program.linear(source, qkv, self.qkv.weight)
+        q, k = (self.features.lower(program, name, x, self.heads) for name, x in (
+            ("q", qkv[:keys]), ("k", qkv[keys : 2 * keys])))
+        program.matrix(q, k, qkv[2 * keys :], y, self.heads,
+                       floor=torch.full((self.heads,), torch.finfo(torch.float32).tiny))
+        program.linear(y, into, self.out.weight, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
         q, k, _ = (y.transpose(1, 2) for y in self._project(x))

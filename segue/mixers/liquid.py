@@ -6,15 +6,21 @@ y = sum_p K_p * (u_k u_{k-1} ... u_{k-p+1}), so that it stays a convolution, ove
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import hippo
 from segue.mixers.convolution import Products
 from segue.mixers.s4d import Diagonal, Modes, parts
-from segue.mixers.ssm import StateSpace, StateSpaceMixer, wide
+from segue.mixers.ssm import StateSpaceMixer, wide
 from segue.mixers.state import Carry, Layout, Part, Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 
 class LiquidModes(Modes):
@@ -43,10 +49,24 @@ class LiquidDiagonal(Diagonal):
     """One recurrence for every order of products."""
 
     modes: LiquidModes
-    lower = StateSpace.lower  # which refuses: the engine knows no products of inputs
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return (super().initial(batch, like)[0].repeat(1, 1, 1, self.modes.degree),)
+
+    def lower(self, program: Program, source: View, into: View, skip: Tensor) -> None:
+        decays, weights = (torch.complex(*x).T.chunk(self.modes.degree) for x in self.modes.discrete())
+        product, before, y = source, program.register("before", source.width), program.register("order", source.width)
+        program.modes(source, into, decays[0], weights[0], skip)
+        for lag in range(1, self.modes.degree):
+            last, product = product, program.register(f"product {lag}", source.width)
+            program.map(last, product)
+            program.convolve(source, before, F.pad(torch.ones(source.width, 1), (0, lag)), activation="none")
+            program.multiply(product, before)
+            if self.modes.keeps:
+                program.modes(product, y, decays[lag], weights[lag])
+                program.add(y, into)
+            else:  # nothing of it is remembered
+                program.add(product, into, weights[lag].real.sum(1))
 
 
 class LiquidS4(StateSpaceMixer):

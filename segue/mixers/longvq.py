@@ -5,7 +5,7 @@ arXiv 2404.11163), in the shape of Mega (Ma et al. 2022, arXiv 2209.10655) and T
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
@@ -17,6 +17,9 @@ from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors, gather_nodes
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 WHOLE = 256
 """Nodes of a block in training, at least: gradients node by node are then cheaper than those of sums by code."""
@@ -246,6 +249,27 @@ class LongVQ(Mixer):
         width = self.width
         reset, update, plain = self.gates(memory).split([y.shape[-1], width, width], -1)
         return torch.sigmoid(update) * F.silu(plain + self.join(F.silu(reset) * y))
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        keys, values, width = self.shared.out_features, self.v.out_features, self.width
+        memory, shared, q, k, v, y, gates, plain = (program.register(name, size) for name, size in (
+            ("memory", width), ("shared", keys), ("q", keys), ("k", keys), ("v", values), ("y", values),
+            ("gates", values + width), ("plain", width)))
+        self.average.lower(program, source, memory, self.skip)
+        program.map(memory, memory, "silu")
+        program.linear(memory, shared, self.shared.weight, self.shared.bias, activation="silu")
+        for part, scale, shift in zip((q, k), self.scale, self.shift):
+            program.map(shared, part, scale=scale, shift=shift)
+            program.norm(part, part, "rms", None, None, 1e-6)
+        program.linear(source, v, self.v.weight, self.v.bias, activation="silu")
+        program.quantised(q, k, v, y, self.attention.codebook.codes, self.attention.bias)
+        for part, rows in ((gates, slice(values + width)), (plain, slice(values + width, None))):
+            program.linear(memory, part, self.gates.weight[rows], self.gates.bias[rows])
+        program.multiply(y, gates[:values], "silu")
+        program.linear(y, plain, self.join.weight, add=True)
+        program.map(plain, plain, "silu")
+        program.multiply(plain, gates[values:], "sigmoid")
+        program.add(plain, into)
 
     def _alone(self, x: Tensor) -> Tensor:
         return self._remember(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)

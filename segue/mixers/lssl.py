@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from segue.kernels.convolution import long_convolution
 from segue.mixers import hippo
 from segue.mixers.ssm import StateSpace, StateSpaceMixer, Steps, wide
 from segue.mixers.state import Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 CHUNK = 64  # nodes that decoding takes at once
 Advance = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -86,6 +90,10 @@ class Dense(StateSpace):
             return y, (power(n) @ x[..., None])[..., 0] + torch.einsum("blh,hnl->bhn", u, drive[..., :n].flip(-1))
 
         return run
+
+    def lower(self, program: Program, source: View, into: View, skip: Tensor) -> None:
+        a, b, c = self.discrete()
+        program.dense(source, into, a, b, c, skip)
 
 
 class Linear(Dense):

@@ -110,6 +110,18 @@ class PartialAttention(Mixer):
         return self.source.out(y.transpose(1, 2).flatten(2) * any_seen)
 
     def lower(self, program: Program, source: View, into: View) -> None:
-        if self.needs_whole_prompt:
-            raise SegueError("attention that is told of its prompt has no form for the compiled CPU engine")
-        self.attention.lower(program, source, into)
+        x, width = source, self.width
+        told = {"prefix": self.prefix, "ahead": self.bidirectional, "restart": self.restart}
+        if self.kinds is not None:
+            x = program.register("of a kind", width)
+            program.tell(source, x, self.kinds.weight, self.prefix)
+        if self.source is None or self.norm is None:
+            self.attention.lower(program, x, into, **told)
+            return
+        y = program.register("attended", width)
+        program.map(x, y)
+        self.attention.lower(program, x, y, **told)
+        program.add(y, into)
+        program.add(x, into, -torch.ones(width))
+        program.norm(y, y, "rms", self.norm.weight, None, self.norm.eps or torch.finfo(torch.float32).eps)
+        self.source.lower(program, y, into, **told, alone=True)

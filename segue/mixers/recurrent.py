@@ -245,3 +245,12 @@ class Jordan(RecurrentMixer):
 
     def make(self, width: int, inner: int) -> Recurrence:
         return JordanRecurrence(width, inner, self.decay)
+
+    def lower(self, program: Program, source: View, into: View) -> None:
+        cell = self.recurrence
+        assert isinstance(cell, JordanRecurrence)
+        gates, y = (program.register(name, len(cell.bias)) for name in ("gates", "y"))
+        program.linear(source, gates, cell.weight_ih, cell.bias)
+        # U s adds up what U V makes of each h, fading as s does: so s itself is not needed.
+        program.recur(gates, y, "jordan", cell.weight_hh @ cell.weight_out, None, decay=cell.decay)
+        program.linear(y, into, cell.weight_out, add=True)

@@ -6,7 +6,9 @@ joined by Woodbury's identity; an inverse Fourier transform gives the kernel, wi
 
 from __future__ import annotations
 
+import copy
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from segue.mixers.lssl import Advance, Dense
 from segue.mixers.s4d import parts
 from segue.mixers.ssm import StateSpaceMixer, Steps, wide
 from segue.mixers.state import Tensors
+
+if TYPE_CHECKING:
+    from segue.kernels.cpu.program import Program, View
 
 STEPPED = 16  # up to so many nodes the O(N) step is ahead of products with dense matrices
 
@@ -28,6 +33,11 @@ def real(x: Tensor) -> Tensor:
 def half(x: Tensor) -> Tensor:
     """The inverse of `real`."""
     return torch.complex(*x.chunk(2, -1)) / math.sqrt(2)
+
+
+def dot(a: Tensor, x: Tensor) -> Tensor:
+    """Over both halves of every pair: complex (..., N/2) -> real (..., 1)."""
+    return 2 * (a * x).real.sum(-1, keepdim=True)
 
 
 class LowRank(Dense):
@@ -77,22 +87,29 @@ class LowRank(Dense):
     def advance(self, size: int) -> Advance:
         if size > STEPPED:
             return super().advance(size)
-        eigenvalues, (p, b, c), rate = self.eigenvalues(), self.vectors(), 2 / self.steps()[:, None]
-        inverse, forward = 1 / (rate - eigenvalues), rate + eigenvalues
-        back = p.conj() * inverse / (1 + 2 * (p.conj() * inverse * p).real.sum(-1, keepdim=True))
-
-        def dot(a: Tensor, x: Tensor) -> Tensor:  # over both halves of every pair
-            return 2 * (a * x).real.sum(-1, keepdim=True)
+        (a, away, seen, b), c = self.step(), self.vectors()[2]
 
         def run(u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
             x, outputs = half(x), []
             for t in range(u.shape[1]):
-                x = forward * x - p * dot(p.conj(), x) + 2 * b * u[:, t, :, None]
-                x = inverse * (x - p * dot(back, x))
+                x = a * x - away * dot(seen, x) + b * u[:, t, :, None]
                 outputs.append(dot(c, x)[..., 0])
             return torch.stack(outputs, 1), real(x)
 
         return run
+
+    def step(self) -> Tensors:
+        """a, away, seen, b, complex (H, N/2): x_k = a x_{k-1} - away dot(seen, x_{k-1}) + b u_k. The bilinear rule
+        keeps what is diagonal but for a dyad."""
+        eigenvalues, (p, b, _), rate = self.eigenvalues(), self.vectors(), 2 / self.steps()[:, None]
+        inverse = 1 / (rate - eigenvalues)
+        back = p.conj() * inverse / (1 + dot(p.conj() * inverse, p))
+        return (rate + eigenvalues) * inverse, inverse * p, 2 * rate * back, 2 * inverse * (b - p * dot(back, b))
+
+    def lower(self, program: Program, source: View, into: View, skip: Tensor) -> None:
+        exact = copy.deepcopy(self).double()
+        a, away, seen, b = exact.step()
+        program.low_rank(source, into, a, away, 2 * seen, b, 2 * exact.vectors()[2], skip)
 
     def state_parameters(self) -> list[nn.Parameter]:
         return [self.decay, self.frequency, self.p, self.b, self.steps.log]

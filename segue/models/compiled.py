@@ -20,7 +20,7 @@ from segue.kernels.cpu import program as p
 from segue.kernels.cpu.cache import prepare, warm
 from segue.kernels.cpu.simd import BLOCK, TILE
 from segue.mixers.state import Layout
-from segue.models.base import Output
+from segue.models.base import Output, reads_whole
 from segue.models.stack import Stack
 
 CHUNK = 256  # nodes (of all rows) that a long prompt is cut into: bounds the scratch memory
@@ -100,7 +100,8 @@ class Space:
     def __init__(self, program: p.Program, counts: np.ndarray) -> None:
         batch, nodes = len(counts), int(counts.sum())
         self.job, self.nodes = p.aligned((p.JOB,), np.int64), nodes
-        self.first, self.length = p.aligned((batch + 1,), np.int64), p.aligned((batch,), np.int64)
+        self.first = p.aligned((batch + 1,), np.int64)
+        self.length, self.prompt = p.aligned((batch,), np.int64), p.aligned((batch,), np.int64)
         self.first[1:] = counts.cumsum()
         self.single = bool((counts == 1).all())
         self.all = np.arange(nodes)
@@ -114,7 +115,7 @@ class Space:
         table = program.table
         for field, value in ((p.OPERATIONS, table), (p.ROW, self.row), (p.PARENT, self.parent),
                              (p.POSITION, self.position), (p.TOKEN, self.token), (p.FIRST, self.first),
-                             (p.LENGTH, self.length)):
+                             (p.LENGTH, self.length), (p.PROMPT, self.prompt)):
             self.job[field] = value.ctypes.data
         self.job[p.COUNT], self.job[p.NODES], self.job[p.BATCH] = len(table), nodes, batch
         self.job[p.SCRATCH], self.job[p.CHAIN] = self.scratch.address, 1
@@ -146,13 +147,14 @@ class CompiledState:
     """The memory of a compiled model for a batch of rows; see `segue.mixers.state.State` for what the verbs mean.
 
     Keys and values of pending nodes lie behind the committed ones, and the cursor of each row (`lengths`) says where
-    those end: to commit a chain is to move the cursor.
+    those end: to commit a chain is to move the cursor. `prompt` is as of `segue.mixers.state.State`.
     """
 
     def __init__(self, model: CompiledModel, batch: int, history: int = 0) -> None:
         self.model, self.program = model, model.program
         self.lengths = np.zeros(batch, np.int64)
         self.history = history if self.program.states else 0
+        self.prompt: Tensor | None = None
         self.capacity = 0
         self.cache, self.local = Memory(0), Memory(0)
         self.states = Memory(batch * self.program.floats_per_state)
@@ -286,7 +288,7 @@ class CompiledState:
             for old, new in zip(self._layers(self.cache, self.capacity), self._layers(cache, capacity)):
                 new[:, :, :used] = old
             self.cache, self.capacity = cache, capacity
-        local = TILE + BLOCK * (3 * TILE + self.capacity + self.program.widest) + 2 * nodes
+        local = max(TILE + BLOCK * (3 * TILE + self.capacity + self.program.widest) + 2 * nodes, self.program.local)
         if local * self.model.threads > self.local.array.size:
             self.local = Memory(p.padded(2 * local, 2 * TILE) * self.model.threads)
 
@@ -295,6 +297,7 @@ class CompiledState:
         index = rows.numpy()
         new = CompiledState(self.model, len(index))
         new.lengths, new.history, new.said = self.lengths[index], self.history, self.said[index]
+        new.prompt = None if self.prompt is None else self.prompt[rows]
         new.reserve(p.padded(1, TILE))
         used = -(-new.longest // TILE)
         for old, view in zip(self._layers(self.cache, self.capacity), new._layers(new.cache, new.capacity)):
@@ -308,6 +311,9 @@ class CompiledState:
         parts = [self, *others]
         new = CompiledState(self.model, sum(part.batch for part in parts))
         new.lengths, new.history = np.concatenate([part.lengths for part in parts]), self.history
+        if any(part.prompt is not None for part in parts):
+            new.prompt = torch.cat([torch.zeros(part.batch, dtype=torch.long) if part.prompt is None else part.prompt
+                                    for part in parts])
         width = max(part.said.shape[1] for part in parts)
         new.said = np.concatenate([np.pad(part.said, ((0, 0), (0, width - part.said.shape[1]))) for part in parts])
         new.reserve(p.padded(1, TILE))
@@ -345,6 +351,9 @@ class CompiledState:
             raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}")
         target = self.lengths - back
         if self.program.states and back.any():
+            if self.prompt is not None and ((target < self.prompt.numpy()) & (back > 0)).any():
+                raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.lengths.tolist()}: a state "
+                                 f"that has read prompts of {self.prompt.tolist()} as a whole cannot go back into them")
             self._replay_to(target)
         self.lengths, self.pending = target, None
 
@@ -398,6 +407,7 @@ class CompiledModel:
             raise SegueError(f"weights '{weights}' are unknown: choose float32 or int8")
         self.weights, self.threads = weights, threads or torch.get_num_threads()
         self.config, self.vocabulary, self.explicit = stack.config, stack.vocabulary, stack
+        self.needs_whole_prompt = reads_whole(stack)
         with torch.no_grad():
             self.program = lower(stack, weights)
 
@@ -439,7 +449,9 @@ class CompiledModel:
         logits = np.empty((batch * wanted, program.logit_stride), np.float32)
         hidden = np.empty((batch, n, self.config.width), np.float32)
         kept = bool(program.states) and (parents is not None or n <= KEPT)
-        chunk = n if kept or parents is not None else max(1, CHUNK // max(batch, 1))
+        if parents is None and state.prompt is not None:  # what a node of the prompt leaves, all of it has a say in
+            kept = kept and bool((state.lengths >= state.prompt.numpy()).all())
+        chunk = n if kept or parents is not None or self.needs_whole_prompt else max(1, CHUNK // max(batch, 1))
         before, chain = state.states, []
         after = before
         for start in range(0, n, max(chunk, 1)):
@@ -527,6 +539,8 @@ class CompiledModel:
              want: np.ndarray | None, logits: np.ndarray) -> None:
         """Run the program. want: indices of the nodes whose logits are wanted (None: all)."""
         space.length[:] = lengths
+        if state.prompt is not None:
+            space.prompt[:] = state.prompt.numpy()
         if space.single:
             space.position[:] = lengths
         else:
@@ -546,7 +560,7 @@ class CompiledModel:
         left = np.array([len(row) for row in tokens])
         done, nothing = np.zeros_like(left), np.empty((0, self.program.logit_stride), np.float32)
         while left.any():
-            counts = np.minimum(left, max(1, CHUNK // len(left)))
+            counts = left if self.needs_whole_prompt else np.minimum(left, max(1, CHUNK // len(left)))
             space = Space(self.program, counts)
             space.token[:] = np.concatenate([row[a : a + c] for row, a, c in zip(tokens, done, counts)])
             after = Memory(states.array.size, states)
@@ -564,6 +578,7 @@ class Accelerated:
     def __init__(self, stack: Stack, compiled: CompiledModel) -> None:
         self.stack, self.compiled, self.loaded = stack.eval(), compiled, False
         self.vocabulary, self.explicit = stack.vocabulary, stack
+        self.needs_whole_prompt = compiled.needs_whole_prompt
         self._builder: threading.Thread | None = None
         if not prepare():  # nothing can be kept on disk: compile here, beside the torch path
             self._builder = threading.Thread(target=engine.ready, daemon=True)

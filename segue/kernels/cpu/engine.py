@@ -23,11 +23,15 @@ from segue.kernels.cpu.program import (
     CONVOLVE,
     COUNT,
     DECAY,
+    DENSE,
     DIAGONAL,
     EMBED,
+    EXPONENTIAL,
+    FILTER,
     GATHER,
     JOB,
     LINEAR,
+    LOW_RANK,
     MAP,
     MATRIX,
     MODES,
@@ -37,12 +41,18 @@ from segue.kernels.cpu.program import (
     NORM,
     NORMALISE,
     OPERATIONS,
+    POLYNOMIAL,
+    PREFIXED,
+    QUANTISED,
+    RECALL,
     RECUR,
     SCAN,
     STABILISE,
     STALLS,
     STORE,
     TEAM,
+    TELL,
+    TURN,
     aligned,
 )
 from segue.kernels.cpu.simd import load, longs, relax, store, swap_if, yield_core
@@ -87,6 +97,20 @@ def run(job, me):
             ops.diagonal(job, op, me, team)
         elif code == MODES:
             ops.modes(job, op, me, team)
+        elif code == LOW_RANK:
+            ops.low_rank(job, op, me, team)
+        elif code == DENSE:
+            ops.dense(job, op, me, team)
+        elif code == FILTER:
+            ops.filter(job, op, me, team)
+        elif code == QUANTISED:
+            ops.quantised(job, op, me, team)
+        elif code == PREFIXED:
+            ops.prefixed(job, op, me, team)
+        elif code == RECALL:
+            ops.recall(job, op, me, team)
+        elif code == TELL:
+            ops.tell(job, op, me, team)
         elif code == RECUR:
             ops.recur(job, op, me, team)
         elif code == MAP:
@@ -103,6 +127,12 @@ def run(job, me):
             ops.gather(job, op, me, team)
         elif code == MOVE:
             ops.move(job, op, me, team)
+        elif code == POLYNOMIAL:
+            ops.polynomial(job, op, me, team)
+        elif code == EXPONENTIAL:
+            ops.exponential(job, op, me, team)
+        elif code == TURN:
+            ops.spread(job, op, me, team)
         else:
             ops.pick(job, op, me, team)
         ops.barrier(job, team)

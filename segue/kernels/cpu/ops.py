@@ -27,6 +27,7 @@ from segue.kernels.cpu.program import (
     GELU,
     GELU_TANH,
     GRU,
+    JORDAN,
     KEEP,
     L2,
     LAYER,
@@ -44,6 +45,8 @@ from segue.kernels.cpu.program import (
     PARENT,
     PATH,
     POSITION,
+    PROMPT,
+    RECIPROCAL,
     RELU,
     RELU2,
     ROW,
@@ -78,11 +81,14 @@ from segue.kernels.cpu.simd import (
     copy_lanes,
     delta_lanes,
     delta_many,
+    dense_lanes,
     diagonal_lanes,
+    dot_lanes,
     exp,
     floats,
     load,
     longs,
+    low_rank_lanes,
     matrix_lanes,
     matrix_many,
     modes_lanes,
@@ -105,8 +111,10 @@ ZERO, HALF, ONE, TWO = f32(0), f32(0.5), f32(1), f32(2)
 # loops from being vectorised.
 fast = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 ROOT_HALF, TANH_SCALE, TANH_CUBE = f32(math.sqrt(0.5)), f32(math.sqrt(2 / math.pi)), f32(0.044715)
-LOWEST = f32(-3e38)  # the score of what is not seen
+LOWEST, LARGEST = f32(-3e38), f32(3e38)  # the score of what is not seen; a limit from here on is none
+TINY = f32(np.finfo(np.float32).tiny)
 SPINS = 3000
+PHASE = 4 * TILE  # sums over slots that begin at multiples of it round alike, whatever is before those
 FEW = BLOCK * TILE  # numbers that a thread's local memory always has room for
 
 
@@ -156,6 +164,12 @@ def after(job, offset, size, node, large=False):
     chain `large` ones always move: to write one for each node may take longer than to read all weights."""
     slot = node if job[KEEP] and not (large and job[CHAIN]) else longs(job[ROW], job[NODES])[node]
     return job[AFTER] + 4 * (offset * job[SLOTS] + slot * size)
+
+
+@njit
+def prompt_end(job, prefix, b):
+    """The position behind the prompt of row b."""
+    return prefix if prefix else longs(job[PROMPT], job[BATCH])[b]
 
 
 @fast
@@ -228,6 +242,9 @@ def activate(address, size, kind):
     elif kind == ELU1:
         for j in range(size):
             y[j] = exp(min(y[j], ZERO)) + max(y[j], ZERO)
+    elif kind == RECIPROCAL:
+        for j in range(size):
+            y[j] = ONE / y[j]
 
 
 @njit
@@ -277,12 +294,15 @@ def norm(job, op, me, team):
 
 @njit
 def angles(job, op, me, team):
-    """into(3), count, frequencies (float64)."""
+    """into(3), count, frequencies (float64), restart?, prefix."""
     count = op[4]
     turns = longs(op[5], count)
     for node in range(me, job[NODES], team):
         into = floats(row(job, op, 1, node), 2 * count)
         position = longs(job[POSITION], job[NODES])[node]
+        if op[6]:
+            end = prompt_end(job, op[7], longs(job[ROW], job[NODES])[node])
+            position -= end if position >= end else 0
         for j in range(count):
             angle = position * real(turns[j])
             into[j] = math.cos(angle)
@@ -438,11 +458,11 @@ def weigh(scores, size, q_position, shift, window, slope, past, marks, positions
     if slope != ZERO or window:
         for j in range(size):
             distance = q_position - (j + shift if j < past else positions[first + j - past])
-            s[j] -= slope * f32(distance)
+            s[j] -= slope * f32(abs(distance))
             if window and distance >= window:
                 s[j] = LOWEST
     if marks:
-        path = longs(marks, size - past)
+        path = longs(marks, max(size - past, 0))
         for j in range(size - past):
             if path[j] == 0:
                 s[past + j] = LOWEST
@@ -458,8 +478,10 @@ def weigh(scores, size, q_position, shift, window, slope, past, marks, positions
 
 @fast
 def attend(job, op, me, team):
-    """q(3), into(3), sizes(6), window or 0, slopes or 0. Up to BLOCK nodes of a row share each pass over its cache."""
+    """q(3), into(3), sizes(6), window or 0, slopes or 0, block of positions or 0, how many before it, prompt seen by
+    all?, prompt alone?, prefix. Up to BLOCK nodes of a row share each pass over its cache."""
     heads, kv, width, key, value, window = op[7], op[8], op[9], op[10], op[11], op[13]
+    span, back, ahead, alone = op[15], op[16], op[17], op[18]
     nodes, batch = job[NODES], job[BATCH]
     firsts, lengths = longs(job[FIRST], batch + 1), longs(job[LENGTH], batch)
     positions, parents = longs(job[POSITION], nodes), longs(job[PARENT], nodes)
@@ -484,9 +506,18 @@ def attend(job, op, me, team):
         keys, values = keys_at(job, op, 7, b, head * kv // heads)
         past, slots = lengths[b], lengths[b] + block * BLOCK + rows
         shift = positions[firsts[b]] - past  # position minus slot, of what is committed (roots follow the last)
-        start = 0
-        if window:
-            start = max(0, min(past, positions[node] - window + 1 - shift)) // TILE * TILE
+        end, last_slot, start = prompt_end(job, op[19], b), past + firsts[b + 1] - firsts[b], 0
+        prompt = min(end, last_slot) if job[CHAIN] or past >= end else last_slot  # slots among which the prompt lies
+        if ahead:
+            slots = max(slots, prompt)
+        if alone:
+            slots = min(slots, prompt)
+        if window or span:
+            start = past
+            for r in range(rows):
+                near = window if window else positions[node + r] % span + 1 + span * back
+                start = min(start, positions[node + r] - near + 1 - shift)
+            start = max(0, start) // PHASE * PHASE
         q = row(job, op, 1, node) + 4 * head * width
         slot = start
         while slot < slots:
@@ -497,22 +528,33 @@ def attend(job, op, me, team):
             else:
                 pair(rows, k, 4 * TILE, 0, NEAR, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
             slot += here * TILE
-        inner = (slots - start + UNROLL - 1) // UNROLL * UNROLL
+        inner = max(1, (slots - start + UNROLL - 1) // UNROLL) * UNROLL
         slope = floats(op[14], heads)[head] if op[14] else ZERO
         for r in range(rows):
             own = past + block * BLOCK + r + 1
             if not job[CHAIN]:
-                path = longs(marks, own - past)
+                path = longs(marks, last_slot - past)
                 path[:] = 0
                 step = node + r
                 while step >= 0:
                     path[step - firsts[b]] = 1
                     step = parents[step]
-            total = weigh(scores + 4 * r * room, own - start, positions[node + r], shift + start, window, slope,
+                if (ahead or alone) and past < end:
+                    for j in range(last_slot - past):
+                        inside = 1 if positions[firsts[b] + j] < end else 0
+                        path[j] = max(path[j], inside * ahead)
+                        if alone:
+                            path[j] = path[j] * inside
+            if ahead:
+                own = max(own, prompt)
+            if alone:
+                own = min(own, prompt)
+            near = positions[node + r] % span + 1 + span * back if span else window
+            total = weigh(scores + 4 * r * room, own - start, positions[node + r], shift + start, near, slope,
                           past - start, 0 if job[CHAIN] else marks, positions, firsts[b])
             rest = floats(scores + 4 * (r * room + own - start), inner - own + start)
             rest[:] = ZERO
-            scales[r] = ONE / total
+            scales[r] = ONE / total if total > ZERO else ZERO  # a prompt that is not there
         column = 0
         while column < value:
             v = values + 4 * (start * value + column)
@@ -633,6 +675,143 @@ def modes(job, op, me, team):
                 put(local, into, rest)
 
 
+@njit
+def low_rank(job, op, me, team):
+    """u(3), into(3), width, modes, table (width / LANES, modes, 10, LANES), d, state offset.
+    State: (width / LANES, modes, 2, LANES)."""
+    width, count, offset = op[7], op[8], op[11]
+    begin, mine = part(width, me, team)
+    size = (width + LANES - 1) // LANES * LANES * 2 * count
+    y = job[LOCAL] + me * job[LOCAL_BYTES]
+    for start in range(begin, begin + mine, LANES):
+        at = 4 * start
+        for node in range(job[NODES]):
+            u, into = row(job, op, 1, node), row(job, op, 4, node)
+            old, new = before(job, offset, size, node), after(job, offset, size, node)
+            low_rank_lanes(u + at, op[9] + 10 * count * at, op[10] + at, old + 2 * count * at, new + 2 * count * at, y,
+                           count)
+            put(y, into + at, min(LANES, width - start))
+
+
+@njit
+def dense(job, op, me, team):
+    """u(3), into(3), width, states, outputs, a (width / LANES, states, states, LANES) by columns, b (width / LANES,
+    states, LANES), c (width / LANES, outputs, states, LANES), d (width / LANES, outputs, LANES), state offset.
+    State: as b."""
+    width, states, outputs, offset = op[7], op[8], op[9], op[14]
+    begin, mine = part(width, me, team)
+    size = (width + LANES - 1) // LANES * LANES * states
+    y = job[LOCAL] + me * job[LOCAL_BYTES]
+    fresh = y + 4 * LANES  # the next state, since all of the last one is needed for each number of it
+    for start in range(begin, begin + mine, LANES):
+        at, rest = 4 * start, min(LANES, width - start)
+        for node in range(job[NODES]):
+            u, into = row(job, op, 1, node), row(job, op, 4, node)
+            old, new = before(job, offset, size, node), after(job, offset, size, node)
+            dense_lanes(u + at, op[10] + states * states * at, op[11] + states * at, old + states * at, fresh, states)
+            put(fresh, new + states * at, states * LANES)
+            for output in range(outputs):
+                dot_lanes(u + at, op[13] + outputs * at + 4 * LANES * output,
+                          op[12] + outputs * states * at + 4 * LANES * states * output, fresh, y, states)
+                put(y, into + at + 4 * width * output, rest)
+
+
+@fast
+def filter(job, op, me, team):
+    """source(3), into(3), sizes(6), width, lags, taps (lags, width). From the node itself back: the order of the sum is
+    the same whatever was committed before."""
+    value, width, lags = op[11], op[13], op[14]
+    begin, count = part(width, me, team)
+    wide = (width + LANES - 1) // LANES * LANES
+    parents = longs(job[PARENT], job[NODES])
+    for node in range(job[NODES]):
+        b = longs(job[ROW], job[NODES])[node]
+        past, first = longs(job[LENGTH], job[BATCH])[b], longs(job[FIRST], job[BATCH])[b]
+        cached = keys_at(job, op, 7, b, 0)[1] + 4 * begin
+        put(row(job, op, 1, node) + 4 * begin, cached + 4 * (past + node - first) * value, count)
+        y, step, lag = floats(row(job, op, 4, node) + 4 * begin, count), node, 0
+        y[:] = ZERO
+        while lag < lags and (step >= 0 or past > 0):
+            if step >= 0:
+                slot, step = past + step - first, parents[step]
+            else:
+                past -= 1
+                slot = past
+            w, x = floats(op[15] + 4 * (lag * wide + begin), count), floats(cached + 4 * slot * value, count)
+            for j in range(count):
+                y[j] += w[j] * x[j]
+            lag += 1
+
+
+@fast
+def dot(x, y, count):
+    """The sum of products of `count` numbers at either address."""
+    a, b, total = floats(x, count), floats(y, count), ZERO
+    for j in range(count):
+        total += a[j] * b[j]
+    return total
+
+
+@fast
+def quantised(job, op, me, team):
+    """q(3), k(3), v(3), into(3), sizes(6), key, value, window, count of codes, codes, half of their squares, bias,
+    scale, state offset. Cache: v, k and the code of k. State: of what has left the window, by code, the sums of values
+    (codes, value) and their number."""
+    line, key, value, window, codes, offset = op[17], op[19], op[20], op[21], op[22], op[27]
+    room = (value + TILE - 1) // TILE * TILE
+    to_key, to_code = 4 * room, 4 * (line - TILE)
+    size = codes * room + (codes + LANES - 1) // LANES * LANES
+    scale, halves, bias = f32(real(op[26])), floats(op[24], codes), floats(op[25], window)
+    firsts, parents = longs(job[FIRST], job[BATCH] + 1), longs(job[PARENT], job[NODES])
+    for b in range(me, job[BATCH], team):
+        cached, past, first = keys_at(job, op, 13, b, 0)[1], longs(job[LENGTH], job[BATCH])[b], firsts[b]
+        for node in range(first, firsts[b + 1]):
+            q, k, into = row(job, op, 1, node), row(job, op, 4, node), row(job, op, 10, node)
+            here = cached + 4 * line * (past + node - first)
+            nearest, best = 0, LOWEST
+            for code in range(codes):
+                score = dot(op[23] + 4 * key * code, k, key) - halves[code]
+                if score > best:
+                    nearest, best = code, score
+            put(row(job, op, 7, node), here, value)
+            put(k, here + to_key, key)
+            floats(here + to_code, 1)[0] = nearest
+            old, new = before(job, offset, size, node), after(job, offset, size, node)
+            if old != new:
+                put(old, new, size)
+            counts = floats(new + 4 * codes * room, codes)
+            y, total, step, left, distance = floats(into, value), ZERO, node, past, 0
+            y[:] = ZERO
+            while step >= 0 or left > 0:  # back along the path, to the node that has just left the window
+                if step >= 0:
+                    there, step = cached + 4 * line * (past + step - first), parents[step]
+                else:
+                    left -= 1
+                    there = cached + 4 * line * left
+                v = floats(there, value)
+                if distance == window:
+                    code = int(floats(there + to_code, 1)[0])
+                    sums = floats(new + 4 * code * room, value)
+                    for j in range(value):
+                        sums[j] += v[j]
+                    counts[code] += ONE
+                    break
+                weight = exp(dot(q, there + to_key, key) * scale + bias[distance])
+                total += weight
+                for j in range(value):
+                    y[j] += weight * v[j]
+                distance += 1
+            for code in range(codes):
+                if counts[code] > ZERO:
+                    weight = exp(dot(q, op[23] + 4 * key * code, key) * scale)
+                    total += weight * counts[code]
+                    sums = floats(new + 4 * code * room, value)
+                    for j in range(value):
+                        y[j] += weight * sums[j]
+            for j in range(value):
+                y[j] /= total
+
+
 @njit  # not `fast`: both widths of its lanes must round alike
 def matrix(job, op, me, team):
     """q(3), k(3), v(3), decay(3), write(3), into(3), heads, groups, key, value, steps, decay per feature?, delta?,
@@ -678,6 +857,191 @@ def matrix(job, op, me, team):
 
 
 @fast
+def prefixed(job, op, me, team):
+    """q(3), k(3), v(3), keys(3), values(3), into(3), heads, key, value, prefix, state offset, that of the normaliser.
+    States: as of `matrix` and `normalise`."""
+    heads, key, value, offset, sums = op[19], op[20], op[21], op[23], op[24]
+    chunks = (value + LANES - 1) // LANES
+    size, short = heads * chunks * key * LANES, (heads * key + LANES - 1) // LANES * LANES
+    local = job[LOCAL] + me * job[LOCAL_BYTES]
+    one = local + 4 * LANES
+    floats(one, 1)[0] = ONE
+    firsts, positions = longs(job[FIRST], job[BATCH] + 1), longs(job[POSITION], job[NODES])
+    for head in range(heads * me // team, heads * (me + 1) // team):
+        column, at = 4 * head * key, 4 * head * value
+        for node in range(job[NODES]):
+            b = longs(job[ROW], job[NODES])[node]
+            end, begin, stop = prompt_end(job, op[22], b), node, node + 1
+            if job[CHAIN]:  # the first node of a row brings the prompt of all
+                begin, stop = firsts[b], firsts[b + 1] if node == firsts[b] else firsts[b]
+            q, k = row(job, op, 1, node) + column, row(job, op, 4, node) + column
+            old, new = before(job, sums, short, node) + column, after(job, sums, short, node) + column
+            put(old, new, key)
+            norm, own = floats(new, key), floats(k, key)
+            for other in range(begin, stop):
+                if positions[other] < end:
+                    ahead = floats(row(job, op, 10, other) + column, key)
+                    for j in range(key):
+                        norm[j] += ahead[j]
+            for j in range(key):
+                norm[j] += own[j]
+            factor = ONE / max(dot(q, new, key), TINY)
+            for chunk in range(chunks):
+                place, part_at = 4 * (head * chunks + chunk) * key * LANES, at + 4 * chunk * LANES
+                old, new = before(job, offset, size, node) + place, after(job, offset, size, node) + place
+                for other in range(begin, stop):
+                    if positions[other] < end:
+                        matrix_lanes(q, row(job, op, 10, other) + column, one, 0, row(job, op, 13, other) + part_at,
+                                     one, old, new, local, key)
+                        old = new
+                matrix_lanes(q, k, one, 0, row(job, op, 7, node) + part_at, one, old, new, local, key)
+                wide = min(LANES, value - chunk * LANES)
+                y, out = floats(row(job, op, 16, node) + part_at, wide), floats(local, wide)
+                for j in range(wide):
+                    y[j] = out[j] * factor
+
+
+@fast
+def softmax(scores, count):
+    """In place."""
+    s, top, total = floats(scores, count), LOWEST, ZERO
+    for j in range(count):
+        top = max(top, s[j])
+    for j in range(count):
+        s[j] = exp(s[j] - top)
+        total += s[j]
+    for j in range(count):
+        s[j] /= total
+
+
+@fast
+def look(q, keys, values, stride, count, width, into, scores):
+    """Attention of one query to `count` keys and values, `stride` bytes apart."""
+    s, y, scale = floats(scores, count), floats(into, width), f32(1 / math.sqrt(width))
+    for i in range(count):
+        s[i] = dot(q, keys + i * stride, width) * scale
+    softmax(scores, count)
+    y[:] = ZERO
+    for i in range(count):
+        v = floats(values + i * stride, width)
+        for j in range(width):
+            y[j] += s[i] * v[j]
+
+
+@fast
+def named(job, op, memory, i, into):
+    """The layer norm of vector i of the memory plus its name, filled up with zeros."""
+    width = op[22]
+    wide = (width + TILE - 1) // TILE * TILE
+    x, name, y = floats(memory + 4 * i * wide, width), floats(op[23] + 4 * i * width, width), floats(into, wide)
+    mean, square = ZERO, ZERO
+    y[:] = ZERO
+    for j in range(width):
+        y[j] = x[j] + name[j]
+        mean += y[j]
+    mean /= f32(width)
+    for j in range(width):
+        square += (y[j] - mean) * (y[j] - mean)
+    scale = ONE / f32(math.sqrt(square / f32(width) + f32(real(op[26]))))
+    weight, bias = floats(op[24], width), floats(op[25], width)
+    for j in range(width):
+        y[j] = (y[j] - mean) * scale * weight[j] + bias[j]
+
+
+@fast
+def recall(job, op, me, team):
+    """queries(3), into(3), sizes(6), asks, scales, tells, scales, update, scales, bias, vectors, block, width, names,
+    norm's weight, bias, epsilon, gate, first keys and values, state offset.
+
+    Level by level. State: the memory (vectors, width), and its keys beside its values (vectors, 2 width).
+    """
+    heads, narrow, key, value = op[7], op[9], op[10], op[11]
+    vectors, block, width, offset = op[20], op[21], op[22], op[29]
+    wide, both = (width + TILE - 1) // TILE * TILE, (2 * width + TILE - 1) // TILE * TILE
+    size, inner = vectors * (wide + both), (width + UNROLL - 1) // UNROLL * UNROLL
+    twice = (2 * width + UNROLL - 1) // UNROLL * UNROLL
+    normed = job[LOCAL]  # all threads share the memory of the first
+    asked = normed + 4 * vectors * wide
+    found = asked + 4 * vectors * both
+    moved = found + 4 * vectors * both
+    scores = job[LOCAL] + me * job[LOCAL_BYTES] + 8 * size
+    slots = scores + 4 * ((max(block, vectors) + TILE - 1) // TILE * TILE)
+    order, levels = longs(job[ORDER], job[NODES]), longs(job[LEVEL], job[LEVELS] + 1)
+    positions, parents = longs(job[POSITION], job[NODES]), longs(job[PARENT], job[NODES])
+    for level in range(job[LEVELS]):
+        first, nodes = levels[level], levels[level + 1] - levels[level]
+        for item in range(me, nodes * heads, team):
+            node, head = order[first + item // heads], 4 * (item % heads) * narrow
+            memory = op[28] if positions[node] < block else before(job, offset, size, node) + 4 * vectors * wide
+            look(row(job, op, 1, node) + head, memory + head, memory + 4 * width + head, 4 * both, vectors, narrow,
+                 row(job, op, 4, node) + head, scores)
+        for index in range(me, nodes, team):
+            node = order[first + index]
+            put(before(job, offset, size, node), after(job, offset, size, node), size)
+        barrier(job, team)
+        for index in range(nodes):
+            node = order[first + index]
+            if (positions[node] + 1) % block:
+                continue
+            memory = after(job, offset, size, node)
+            pairs = memory + 4 * vectors * wide
+            looks = op[28] if positions[node] < block else pairs
+            for i in range(me, vectors, team):
+                named(job, op, memory, i, normed + 4 * i * wide)
+            barrier(job, team)
+            multiply(job, normed, 4 * wide, vectors, asked, 4 * both, op[13], op[14], 0, inner, both // TILE, 0, NONE,
+                     0, me, team)
+            barrier(job, team)
+            b = longs(job[ROW], job[NODES])[node]
+            left, step = longs(job[LENGTH], job[BATCH])[b], node
+            base = left - longs(job[FIRST], job[BATCH])[b]
+            path = longs(slots, block)
+            for i in range(block):  # the nodes of the block
+                if step >= 0:
+                    path[i], step = base + step, parents[step]
+                else:
+                    left -= 1
+                    path[i] = left
+            for item in range(me, vectors * heads, team):
+                i, head = item // heads, 4 * (item % heads) * narrow
+                ask, answer = asked + 4 * i * both + head, found + 4 * i * both + head
+                look(ask, looks + head, looks + 4 * width + head, 4 * both, vectors, narrow, answer, scores)
+                keys, values = keys_at(job, op, 7, b, item % heads)
+                q, y, s = floats(ask + 4 * width, narrow), floats(answer + 4 * width, narrow), floats(scores, block)
+                scale = f32(1 / math.sqrt(narrow))
+                for n in range(block):
+                    panel = floats(keys + 4 * (path[n] // TILE * key * TILE + path[n] % TILE), key * TILE)
+                    total = ZERO
+                    for j in range(narrow):
+                        total += q[j] * panel[j * TILE]
+                    s[n] = total * scale
+                softmax(scores, block)
+                y[:] = ZERO
+                for n in range(block):
+                    v = floats(values + 4 * path[n] * value, narrow)
+                    for j in range(narrow):
+                        y[j] += s[n] * v[j]
+                if item % heads == 0:
+                    rest = floats(found + 4 * (i * both + 2 * width), both - 2 * width)
+                    rest[:] = ZERO
+            barrier(job, team)
+            multiply(job, found, 4 * both, vectors, moved, 4 * wide, op[17], op[18], op[19], twice, wide // TILE, 0,
+                     NONE, 0, me, team)
+            barrier(job, team)
+            gate = floats(op[27], width)
+            for i in range(me, vectors, team):
+                x, y = floats(moved + 4 * i * wide, width), floats(memory + 4 * i * wide, width)
+                for j in range(width):
+                    y[j] = x[j] + gate[j] * (y[j] - x[j])
+                named(job, op, memory, i, normed + 4 * i * wide)
+            barrier(job, team)
+            multiply(job, normed, 4 * wide, vectors, pairs, 4 * both, op[15], op[16], 0, inner, both // TILE, 0, NONE,
+                     0, me, team)
+            barrier(job, team)
+        barrier(job, team)
+
+
+@fast
 def stabilise(job, op, me, team):
     """forget(3), write(3), floor(3), heads, state offset. State: the running maximum."""
     offset = op[11]
@@ -704,16 +1068,15 @@ def normalise(job, op, me, team):
     for head in range(heads * me // team, heads * (me + 1) // team):
         column = 4 * (head * groups // heads) * key
         for node in range(job[NODES]):
-            q, k = floats(row(job, op, 1, node) + column, key), floats(row(job, op, 4, node) + column, key)
+            q, k = row(job, op, 1, node) + column, floats(row(job, op, 4, node) + column, key)
             decay = floats(row(job, op, 7, node) + 4 * head * (key if featured else 1), key if featured else 1)
             write = floats(row(job, op, 10, node), heads)[head]
             old = floats(before(job, offset, size, node) + 4 * head * key, key)
-            new = floats(after(job, offset, size, node) + 4 * head * key, key)
-            total = ZERO
+            sums = after(job, offset, size, node) + 4 * head * key
+            new = floats(sums, key)
             for j in range(key):
-                n = decay[j if featured else 0] * old[j] + write * k[j]
-                total += q[j] * n
-                new[j] = n
+                new[j] = decay[j if featured else 0] * old[j] + write * k[j]
+            total = dot(q, sums, key)  # apart, since a loop is not vectorised where old and new are the same memory
             y = floats(row(job, op, 13, node) + 4 * head * value, value)
             factor = ONE / (max(abs(total * scale), floats(row(job, op, 16, node), heads)[head]) + epsilon)
             for j in range(value):
@@ -723,7 +1086,7 @@ def normalise(job, op, me, team):
 @fast
 def recur(job, op, me, team):
     """inputs(3), into(3), before(3), share(3), weights, scales, bias, k, tiles, hidden, cell, heads, floor, state
-    offset, offset of the running maximum, bytes(3).
+    offset, offset of the running maximum, decay of the sum of shares, bytes(3).
 
     Level by level: the nodes of one depth gather their parents' states, one product per head gives the hidden-to-hidden
     share of their gates, then the gates act. State: h, and what the cell has besides.
@@ -732,7 +1095,7 @@ def recur(job, op, me, team):
         op[13], op[14], op[15], op[16], op[17], op[18], op[19], op[20])
     floor, offset = f32(real(op[21])), op[22]
     wide = (hidden + TILE - 1) // TILE * TILE
-    size = wide * (3 if cell == SLSTM else 2 if cell == LSTM else 1)
+    size = wide * (3 if cell == SLSTM else 2 if cell in (LSTM, JORDAN) else 1)
     order, levels = longs(job[ORDER], job[NODES]), longs(job[LEVEL], job[LEVELS] + 1)
     narrow, block = hidden // heads, tiles * TILE
     begin, count = part(narrow, me, team)
@@ -743,12 +1106,12 @@ def recur(job, op, me, team):
             if INTEGER and scales:
                 for head in range(heads):
                     quantise(row(job, op, 7, index) + 4 * head * narrow, narrow,
-                             row(job, op, 24, index) + 4 * head * (k + 2), k)
+                             row(job, op, 25, index) + 4 * head * (k + 2), k)
         barrier(job, team)
         for head in range(heads):
             at, source, stride = head * block, row(job, op, 7, 0) + 4 * head * narrow, 4 * op[9]
             if INTEGER and scales:
-                source, stride = row(job, op, 24, 0) + 4 * head * (k + 2), 4 * op[26]
+                source, stride = row(job, op, 25, 0) + 4 * head * (k + 2), 4 * op[27]
             multiply(job, source, stride, nodes, row(job, op, 10, 0) + 4 * at, 4 * op[12],
                      weights + at * k * (GROUP if scales else 4), scales + 4 * at if scales else 0,
                      bias + 4 * at if bias else 0, k, tiles, 0, NONE, 0, me, team)
@@ -780,6 +1143,12 @@ def recur(job, op, me, team):
             elif cell == ELMAN:
                 for j in range(count):
                     y[j] = tanh(xa[j] + sa[j])
+            elif cell == JORDAN:
+                past, rate = floats(old + 4 * wide, count), f32(real(op[24]))
+                for j in range(count):
+                    sa[j] += rate * past[j]
+                    y[j] = tanh(xa[j] + sa[j])
+                floats(new + 4 * wide, count)[:] = sa
             else:  # input, forget, cell, output; memories c, n and the maximum m
                 high = op[23]
                 past, norm = floats(old + 4 * wide, count), floats(old + 8 * wide, count)
@@ -801,8 +1170,9 @@ def recur(job, op, me, team):
 
 @fast
 def map(job, op, me, team):
-    """source(3), into(3), width, scale or 0, shift or 0, activation."""
+    """source(3), into(3), width, scale or 0, shift or 0, activation, limit."""
     begin, count = part(op[7], me, team)
+    limit = f32(real(op[11]))
     for node in range(job[NODES]):
         x, y = floats(row(job, op, 1, node) + 4 * begin, count), floats(row(job, op, 4, node) + 4 * begin, count)
         if op[8]:
@@ -815,6 +1185,9 @@ def map(job, op, me, team):
             shift = floats(op[9] + 4 * begin, count)
             for j in range(count):
                 y[j] += shift[j]
+        if limit < LARGEST:
+            for j in range(count):
+                y[j] = min(max(y[j], -limit), limit)
         activate(row(job, op, 4, node) + 4 * begin, count, op[10])
 
 
@@ -855,6 +1228,66 @@ def plus(job, op, me, team):
         else:
             for j in range(count):
                 y[j] += x[j]
+
+
+@fast
+def polynomial(job, op, me, team):
+    """source(3), into(3), width, groups, weight, size."""
+    width, groups, size = op[7], op[8], op[10]
+    for item in range(me, job[NODES] * groups, team):
+        node, group = item // groups, item % groups
+        x, w = floats(row(job, op, 1, node) + 4 * group * width, width), floats(op[9], size)
+        into = row(job, op, 4, node) + 4 * group * size
+        y = floats(into, size)
+        y[0] = ONE
+        y[1 : 1 + width] = x
+        at = 1 + width
+        for i in range(width):
+            for j in range(width - i):
+                y[at + j] = x[i] * x[i + j]
+            at += width - i
+        for j in range(size):
+            y[j] *= w[j]
+
+
+@fast
+def exponential(job, op, me, team):
+    """source(3), into(3), width, groups, directions, size."""
+    width, groups, size = op[7], op[8], op[10]
+    scale, share = f32(width**-0.25), f32(math.log(size) / 2)
+    for item in range(me, job[NODES] * groups, team):
+        node, group = item // groups, item % groups
+        x, y = row(job, op, 1, node) + 4 * group * width, floats(row(job, op, 4, node) + 4 * group * size, size)
+        less = HALF * dot(x, x, width) * scale * scale + share
+        for j in range(size):
+            y[j] = dot(x, op[9] + 4 * j * width, width) * scale - less
+        activate(row(job, op, 4, node) + 4 * group * size, size, EXP)
+
+
+@fast
+def tell(job, op, me, team):
+    """source(3), into(3), width, table, prefix."""
+    width = op[7]
+    for node in range(me, job[NODES], team):
+        end = prompt_end(job, op[9], longs(job[ROW], job[NODES])[node])
+        inside = 1 if longs(job[POSITION], job[NODES])[node] < end else 0
+        x, kind = floats(row(job, op, 1, node), width), floats(op[8] + 4 * width * inside, width)
+        y = floats(row(job, op, 4, node), width)
+        for j in range(width):
+            y[j] = x[j] + kind[j]
+
+
+@fast
+def spread(job, op, me, team):
+    """TURN. source(3), into(3), angles(3), width, groups."""
+    width, groups = op[10], op[11]
+    for item in range(me, job[NODES] * groups, team):
+        node, group = item // groups, item % groups
+        angle = floats(row(job, op, 7, node), 2 * width)
+        x, y = floats(row(job, op, 1, node) + 4 * group * width, width), floats(
+            row(job, op, 4, node) + 8 * group * width, 2 * width)
+        for j in range(width):
+            y[j], y[width + j] = x[j] * angle[j], x[j] * angle[width + j]
 
 
 @njit

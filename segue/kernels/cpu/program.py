@@ -16,15 +16,22 @@ needs no more than that, or one new operation in `ops.py`.
 | to | say |
 | --- | --- |
 | project | `linear(x, y, weight, bias, add=, activation=, gated=)`, `norm(x, y, "rms", "layer" or "l2", ..., groups)` |
-| act on numbers | `map(x, y, activation, scale, shift)`, `multiply(y, by, activation)`, `add(x, y, weight)` |
+| act on numbers | `map(x, y, activation, scale, shift, limit)`, `multiply(y, by, activation)`, `add(x, y, weight)` |
+| make features of them | `polynomial(x, y, weight)`, `exponential(x, y, directions)`, `turn(x, y, frequencies)` |
 | look a few tokens back | `convolve(x, y, weight, bias, activation)` |
+| look far back, by fixed filters (Hyena) | `filter(x, y, taps)` |
 | attend | `attend(q, k, v, y, ...)` |
+| attend, to codes beyond a window (LongVQ) | `quantised(q, k, v, y, codes, bias)` |
 | remember numbers, real or complex (LRU, S5, gated averages) | `diagonal(decay, x, y)` |
 | remember complex modes of each channel (S4D, DSS) | `modes(u, y, a, c, d)` |
+| ... that see one number of each other (S4) | `low_rank(u, y, a, away, seen, b, c, d)` |
+| remember by a dense matrix for each channel (LSSL) | `dense(u, y, a, b, c, d)` |
 | remember by a selective scan (Mamba) | `scan(u, dt, b, c, gate, y, a, d)` |
+| remember a few vectors, from block to block | `recall(q, y, ...)` |
 | remember a matrix (linear attention, GLA, Mamba-2, mLSTM, DeltaNet) | `matrix(q, k, v, y, heads, decay, write, ...)` |
+| ... that reads its prompt ahead | `prefixed(q, k, v, keys, values, y, heads)`, and `tell` what is prompt |
 | ... with exponential gates (mLSTM) | before it `stabilise(forget, write, floor)` |
-| remember nonlinearly (LSTM, GRU, Elman, sLSTM, with heads) | `recur(gates, y, kind, weight, bias, heads)` |
+| remember nonlinearly (LSTM, GRU, Elman, Jordan, sLSTM, with heads) | `recur(gates, y, kind, weight, bias, heads)` |
 
 Mamba-2, with decay exp(-dt exp(A)) and write strength dt per head, and keys that all heads share:
 
@@ -32,7 +39,8 @@ Mamba-2, with decay exp(-dt exp(A)) and write strength dt per head, and keys tha
     program.map(dt, decay, "exp", scale=-A_log.exp())
     program.matrix(C, B, u, y, heads, decay, write=dt, groups=1)
 
-Activations: none, silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh, exp, softplus, log_sigmoid, elu1 (elu + 1).
+Activations: none, silu, gelu, gelu_tanh, relu, relu2, sigmoid, tanh, exp, softplus, log_sigmoid, elu1 (elu + 1),
+reciprocal.
 """
 
 from __future__ import annotations
@@ -49,25 +57,27 @@ from segue.kernels.cpu.simd import GROUP, INTEGER, LANES, TILE, UNROLL
 
 # Operations.
 (EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, DIAGONAL, MODES, MATRIX, NORMALISE, STABILISE,
- RECUR, MAP, MULTIPLY, ADD, GATHER, MOVE, PICK) = range(21)
+ RECUR, MAP, MULTIPLY, ADD, GATHER, MOVE, PICK, POLYNOMIAL, TURN, FILTER, LOW_RANK, DENSE,
+ QUANTISED, PREFIXED, RECALL, TELL, EXPONENTIAL) = range(31)
 COLUMNS = 32
 
 # Activations, norms and the cells of nonlinear recurrences.
-(NONE, SILU, GELU, GELU_TANH, RELU, RELU2, SIGMOID, TANH, EXP, SOFTPLUS, LOG_SIGMOID, ELU1) = range(12)
+(NONE, SILU, GELU, GELU_TANH, RELU, RELU2, SIGMOID, TANH, EXP, SOFTPLUS, LOG_SIGMOID, ELU1, RECIPROCAL) = range(13)
 ACTIVATIONS = {"none": NONE, "silu": SILU, "gelu": GELU, "gelu_tanh": GELU_TANH, "relu": RELU, "relu2": RELU2,
                "sigmoid": SIGMOID, "tanh": TANH, "exp": EXP, "softplus": SOFTPLUS, "log_sigmoid": LOG_SIGMOID,
-               "elu1": ELU1}
+               "elu1": ELU1, "reciprocal": RECIPROCAL}
 RMS, LAYER, L2 = range(3)
 NORMS = {"rms": RMS, "layer": LAYER, "l2": L2}
-LSTM, GRU, ELMAN, SLSTM = range(4)
-CELLS = {"lstm": (LSTM, 4, 2), "gru": (GRU, 3, 1), "elman": (ELMAN, 1, 1), "slstm": (SLSTM, 4, 3)}
+LSTM, GRU, ELMAN, SLSTM, JORDAN = range(5)
+CELLS = {"lstm": (LSTM, 4, 2), "gru": (GRU, 3, 1), "elman": (ELMAN, 1, 1), "slstm": (SLSTM, 4, 3),
+         "jordan": (JORDAN, 1, 2)}
 """By name: code, gates, memories as wide as the hidden state (the LSTM with exponential gates has one more, which does
 not begin as zero)."""
 
 # What one call needs to know, as integers: counts, and addresses of the arrays that `segue.models.compiled` fills.
 (OPERATIONS, COUNT, SCRATCH, LOCAL, LOCAL_BYTES, CACHE, CAPACITY, BEFORE, AFTER, SLOTS, KEEP, LOGITS,
  NODES, BATCH, TOKEN, ROW, PARENT, POSITION, FIRST, LENGTH, CHAIN, ORDER, LEVEL, LEVELS, WANT, WANTED,
- PATH, STEPS, TEAM, BARRIER, STALLS) = range(31)
+ PATH, STEPS, TEAM, BARRIER, STALLS, PROMPT) = range(32)
 JOB = 32
 BLOCK_BYTES = 1 << 24
 
@@ -104,7 +114,7 @@ class Program:
         self.int8 = weights == "int8"
         self.rows: list[list[int]] = []
         self.arrays: list[np.ndarray] = []  # what the operations point into
-        self.matrices: list[tuple[list[int], int, Tensor, bool]] = []  # row, column, weights, gated: packed at the end
+        self.matrices: list[tuple[list[int], int, Tensor, bool, bool]] = []  # row, column, weights, gated, int8
         self.block = aligned((0,), np.uint8)  # what is left of the latest block for matrices
         self.names: dict[tuple, View] = {}
         self.floats_per_node = 0  # of all registers
@@ -114,6 +124,7 @@ class Program:
         self.states: list[tuple[int, int]] = []  # offset, size
         self.large: set[int] = set()  # the offsets of those that a chain does not keep for each node, see `repeat`
         self.initial: list[float] = []  # what each of them is filled with when it is fresh
+        self.local = 0  # floats of its own that an operation asks for in each thread
         self.weight_bytes = 0  # read by every step
         self.widest = 0  # floats that the inputs of a matrix, as bytes, take
         self.vocabulary, self.logit_stride = 0, 0
@@ -178,11 +189,12 @@ class Program:
         room, self.block = self.block[:size], self.block[size:]
         return room[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
-    def _sizes(self, weight: Tensor, gated: bool = False) -> tuple[int, int]:
+    @staticmethod
+    def _sizes(weight: Tensor, int8: bool, gated: bool = False) -> tuple[int, int]:
         """Steps of the inner loop and number of tiles of (out, in) weights."""
         outputs, inner = weight.shape
         tiles = padded(outputs // 2, LANES) // LANES if gated else padded(outputs, TILE) // TILE
-        return padded(-(-inner // GROUP) if self.int8 else inner, UNROLL), tiles
+        return padded(-(-inner // GROUP) if int8 else inner, UNROLL), tiles
 
     def _bytes(self, k: int, parts: int = 1) -> View:
         """A register for a matrix's inputs as bytes, in `parts` of k words each, with what `quantise` leaves behind."""
@@ -191,7 +203,7 @@ class Program:
         self.widest = max(self.widest, k + 2)
         return self.register("bytes", parts * (k + 2))
 
-    def _pack(self, weight: Tensor, gated: bool) -> tuple[int, int]:
+    def _pack(self, weight: Tensor, gated: bool, int8: bool) -> tuple[int, int]:
         """Pack (out, in) weights as (tile, in, TILE outputs), int8 ones as (tile, in / GROUP, TILE, GROUP); gives their
         address, and that of their scales (0: they are float32). Gated: half a tile from the first half of the outputs,
         half from the second."""
@@ -203,9 +215,9 @@ class Program:
             paired[:, : outputs // 2] = matrix.reshape(2, -1, inner)
             matrix = paired.reshape(2, -1, LANES, inner).swapaxes(0, 1).reshape(-1, inner)
             outputs = matrix.shape[0]
-        k, tiles = self._sizes(weight, gated)
-        scales, group = 0, GROUP if self.int8 else 1
-        if self.int8:
+        k, tiles = self._sizes(weight, int8, gated)
+        scales, group = 0, GROUP if int8 else 1
+        if int8:
             largest = np.abs(matrix).max(axis=1, initial=0) / 127
             largest[largest == 0] = 1
             scales = self._vector(largest, outputs)
@@ -213,7 +225,7 @@ class Program:
         packed = self._room((tiles, k, TILE, group), matrix.dtype)
         whole = np.zeros((tiles * TILE, k * group), matrix.dtype)
         whole[:outputs, :inner] = matrix
-        if self.int8 and INTEGER:
+        if int8 and INTEGER:
             whole ^= np.int8(-128)  # as an unsigned byte: 128 more
         packed[:] = whole.reshape(-1, TILE, k, group).swapaxes(1, 2)
         self.weight_bytes += packed.nbytes
@@ -239,22 +251,23 @@ class Program:
         self.emit(NORM, source, into, width, groups, NORMS[kind], self._vector(weight, width),
                   self._vector(bias, width), bits(epsilon))
 
-    def angles(self, frequencies: Tensor) -> View:
-        """A register with the cosines, then the sines, of each node's position times these frequencies."""
+    def angles(self, frequencies: Tensor, restart: bool = False, prefix: int = 0) -> View:
+        """A register with the cosines, then the sines, of each node's position times these frequencies. restart:
+        positions begin at 0 again behind the prompt (see `attend`)."""
         turns = np.ascontiguousarray(plain(frequencies), np.float64)
-        key = "angles " + turns.tobytes().hex()
+        key = f"angles {restart} {prefix} {turns.tobytes().hex()}"
         known = (key, 2 * len(turns)) in self.names
         into = self.register(key, 2 * len(turns))
         if not known and len(turns):
             self.arrays.append(turns)
-            self.emit(ANGLES, into, len(turns), turns.ctypes.data)
+            self.emit(ANGLES, into, len(turns), turns.ctypes.data, restart, prefix)
         return into
 
     def linear(self, source: View, into: View, weight: Tensor, bias: Tensor | None = None, add: bool = False,
                activation: str = "none", gated: bool = False) -> None:
         """into = activation(weight source + bias), or into += that. Gated: activation(first half) * second half."""
         outputs = weight.shape[0]
-        k, tiles = self._sizes(weight, gated)
+        k, tiles = self._sizes(weight, self.int8, gated)
         if gated and bias is not None:
             pairs = np.zeros((2, tiles * LANES), np.float32)
             pairs[:, : outputs // 2] = plain(bias).reshape(2, -1)
@@ -263,32 +276,63 @@ class Program:
             bias_at = self._vector(bias, outputs)
         row = self.emit(LINEAR, source, into, 0, 0, bias_at, k, tiles, add, ACTIVATIONS[activation], gated, 0,
                         source.width, self._bytes(k))
-        self.matrices.append((row, 7, weight, gated))
+        self.matrices.append((row, 7, weight, gated, self.int8))
 
     def head(self, source: View, weight: Tensor) -> None:
         """Logits of the wanted nodes, to memory outside the registers."""
         self.top = source
         top = self.register("top", source.width)
         self.emit(GATHER, source, top, source.width)
-        k, tiles = self._sizes(weight)
+        k, tiles = self._sizes(weight, self.int8)
         self.vocabulary, self.logit_stride = weight.shape[0], tiles * TILE
         outside = View(0, 0, weight.shape[0], self.logit_stride)
         row = self.emit(LINEAR, top, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1, top.width, self._bytes(k))
-        self.matrices.append((row, 7, weight, False))
+        self.matrices.append((row, 7, weight, False, self.int8))
 
     def attend(self, q: View, k: View, v: View, into: View, heads: int, kv_heads: int, window: int | None,
-               frequencies: Tensor | None, slopes: Tensor | None) -> None:
-        """Softmax attention to the cached keys and to the node's own ancestors. Rotates q in place."""
+               frequencies: Tensor | None, slopes: Tensor | None, block: int | None = None, back: int = 0,
+               ahead: bool = False, alone: bool = False, restart: bool = False, prefix: int = 0) -> None:
+        """Softmax attention to the cached keys and to the node's own ancestors. Rotates q in place.
+
+        window: fewer than so many positions away; or block, back: in the same block of positions, or one of `back`
+        before. ahead: the prompt is seen by all. alone: nothing else is. restart: angles are of positions that begin at
+        0 again behind the prompt. prefix: so many first positions are the prompt (0: as the state says).
+        """
         width = q.width // heads
         key, value = padded(width, UNROLL), padded(width, TILE)
         offset = self.floats_per_position
         self.caches.append((offset, kv_heads, key, value))
         self.floats_per_position += kv_heads * (key + value)
         turned = 0 if frequencies is None else 2 * len(frequencies)
-        angles = q if frequencies is None else self.angles(frequencies)
+        angles = q if frequencies is None else self.angles(frequencies, restart, prefix)
         sizes = (heads, kv_heads, width, key, value, offset)
         self.emit(STORE, q, k, v, angles, *sizes, turned, bits(width**-0.5))
-        self.emit(ATTEND, q, into, *sizes, window or 0, self._vector(slopes, heads))
+        self.emit(ATTEND, q, into, *sizes, window or 0, self._vector(slopes, heads), block or 0, back, ahead, alone,
+                  prefix)
+
+    def tell(self, source: View, into: View, table: Tensor, prefix: int = 0) -> None:
+        """into = source + table[1] at nodes of the prompt (see `attend`), + table[0] at all others."""
+        self.emit(TELL, source, into, into.width, self.keep(table), prefix)
+
+    def recall(self, source: View, into: View, heads: int, block: int, names: Tensor, norm: nn.LayerNorm,
+               project: Tensor, update: nn.Linear, gate: Tensor) -> None:
+        """Attention to a memory of a few vectors, by queries of `source`; see `segue.mixers.block_recurrent`. At the
+        end of each `block` of nodes it looks at itself and at the block, whose keys and values are those of the latest
+        `attend`, and moves. names: (vectors, width). project: (4 width, width), to what the memory looks with at itself
+        and at the block, and to its keys and values. gate: (width,), how much of the memory stays."""
+        vectors, width = names.shape
+        offset, _, key, value = self.caches[-1]
+        wide, both = padded(width, TILE), padded(2 * width, TILE)
+        asks, tells = project[: 2 * width], project[2 * width :]
+        first = np.zeros((vectors, both), np.float32)
+        first[:, : 2 * width] = plain(norm(names) @ tells.mT)
+        self.local = max(self.local, 2 * vectors * (wide + both) + 3 * (padded(max(block, vectors), TILE)))
+        row = self.emit(RECALL, source, into, heads, heads, width // heads, key, value, offset, 0, 0, 0, 0, 0, 0,
+                        self._vector(update.bias, width), vectors, block, width, self.keep(names),
+                        self._vector(norm.weight, width), self._vector(norm.bias, width), bits(norm.eps),
+                        self._vector(gate, width), self.keep(first), self.state(vectors * (wide + both)))
+        self.matrices += [(row, 13 + 2 * index, weight, False, False) for index, weight in enumerate(
+            (asks, tells, update.weight))]  # needed once a block: they stay float32
 
     def convolve(self, source: View, into: View, weight: Tensor, bias: Tensor | None = None,
                  activation: str = "silu") -> None:
@@ -304,6 +348,13 @@ class Program:
         rows = np.zeros((values.shape[1], padded(values.shape[0], LANES)), np.float32)
         rows[:, : values.shape[0]] = plain(values).T
         return self.keep(rows)
+
+    def _blocks(self, values: Tensor) -> int:
+        """The address of values (width, n) as (width / LANES, n, LANES): those of LANES channels lie together."""
+        width, n = values.shape
+        rows = np.zeros((padded(width, LANES), n), np.float32)
+        rows[:width] = plain(values)
+        return self.keep(rows.reshape(-1, LANES, n).swapaxes(1, 2))
 
     def scan(self, u: View, dt: View, b: View, c: View, gate: View, into: View, a: Tensor, d: Tensor,
              low: float = 0.0) -> None:
@@ -346,6 +397,50 @@ class Program:
         self.emit(MODES, u, into, width, modes, *lines, skip, offset)
         self.repeat(offset, u)
 
+    def low_rank(self, u: View, into: View, a: Tensor, away: Tensor, seen: Tensor, b: Tensor, c: Tensor,
+                 d: Tensor | None = None) -> None:
+        """Each channel's own complex modes, less what one number tells of all of them: h = a h + b u - away t with
+        t = Re(sum of seen h), into = Re(sum of c h) + d u. a, away, seen, b, c: (width, modes), complex. d: (width,).
+        """
+        width, modes = a.shape
+        table = torch.view_as_real(torch.stack([x.resolve_conj() for x in (seen, a, b, away, c)], 2))
+        skip = self._vector(torch.zeros(width) if d is None else d, width)
+        self.emit(LOW_RANK, u, into, width, modes, self._blocks(table.flatten(1)), skip,
+                  self.state(2 * modes * padded(width, LANES)))
+
+    def dense(self, u: View, into: View, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None = None) -> None:
+        """Each channel's own state by its own matrix: h = a h + b u, into = c h + d u, where the first outputs of all
+        channels come before all second ones. a: (width, states, states). b: (width, states). c: (outputs, width,
+        states). d: (outputs * width,)."""
+        outputs, width, states = c.shape
+        self.local = max(self.local, (states + 1) * LANES)
+        skip = (torch.zeros(outputs, width) if d is None else d.reshape(outputs, width)).T
+        self.emit(DENSE, u, into, width, states, outputs, self._blocks(a.mT.flatten(1)), self._blocks(b),
+                  self._blocks(c.transpose(0, 1).flatten(1)), self._blocks(skip),
+                  self.state(states * padded(width, LANES)))
+
+    def filter(self, source: View, into: View, taps: Tensor) -> None:
+        """into = the sum of what was at `source` along the node's own path, taps (lags, width) times itself, the node
+        before it, and so on. All of the past is kept."""
+        lags, width = taps.shape
+        value, offset = padded(width, TILE), self.floats_per_position
+        self.caches.append((offset, 1, 0, value))
+        self.floats_per_position += value
+        self.emit(FILTER, source, into, 1, 1, 0, 0, value, offset, width, lags, self._lines(taps.T))
+
+    def quantised(self, q: View, k: View, v: View, into: View, codes: Tensor, bias: Tensor) -> None:
+        """Softmax attention of one head, without a maximum taken off, to the last len(bias) nodes of the path, where
+        the bias of the distance is added to scores, and to all before them, whose keys are then the nearest of `codes`
+        (codes, key)."""
+        key, value, window = q.width, v.width, len(bias)
+        value_room, key_room = padded(value, TILE), padded(key, TILE)
+        line, offset = value_room + key_room + TILE, self.floats_per_position  # of each node v, k, and k's code
+        self.caches.append((offset, 1, 0, line))
+        self.floats_per_position += line
+        self.emit(QUANTISED, q, k, v, into, 1, 1, 0, 0, line, offset, key, value, window, len(codes),
+                  self.keep(codes), self.keep(codes.square().sum(1) / 2), self.keep(bias), bits(key**-0.5),
+                  self.state(len(codes) * value_room + padded(len(codes), LANES)))
+
     def matrix(self, q: View, k: View, v: View, into: View, heads: int, decay: View | Tensor | None = None,
                write: View | None = None, delta: bool = False, steps: int = 1, groups: int | None = None,
                scale: float = 1.0, floor: View | Tensor | None = None, epsilon: float | None = None) -> None:
@@ -376,6 +471,14 @@ class Program:
         self.emit(NORMALISE, q, k, factors, strength, into, least, heads, groups, key, value, featured, bits(scale),
                   bits(epsilon or 0.0), self.state(heads * key))
 
+    def prefixed(self, q: View, k: View, v: View, keys: View, values: View, into: View, heads: int,
+                 prefix: int = 0) -> None:
+        """A matrix memory and its normaliser, as of `matrix`, to which the first node of a call adds the `keys` and
+        `values` of all of the prompt in it (see `attend`): what a node reads ahead. In a tree each adds its own."""
+        key, value = q.width // heads, v.width // heads
+        self.emit(PREFIXED, q, k, v, keys, values, into, heads, key, value, prefix,
+                  self.state(heads * key * padded(value, LANES)), self.state(heads * key))
+
     def stabilise(self, forget: View, write: View, floor: View, initial: float = 0.0) -> None:
         """Exponential gates whose common factor is taken out, per head: forget and write hold logarithms and become
         factors, with the running maximum m = max(forget + m, write) taken off, and floor = exp(-m). In place.
@@ -385,11 +488,12 @@ class Program:
         self.emit(STABILISE, forget, write, floor, forget.width, self.state(forget.width, initial))
 
     def recur(self, inputs: View, into: View, kind: str, weight: Tensor, bias: Tensor | None, heads: int = 1,
-              floor: float = 0.0) -> None:
+              floor: float = 0.0, decay: float = 0.0) -> None:
         """A nonlinear recurrence over `inputs`, the gates' share of the input (gates * hidden, gate by gate).
 
-        kind, and its gates: "lstm" (input, forget, cell, output), "gru" (reset, update, new), "elman" (tanh), "slstm"
-        (as the LSTM; exponential input gate, normaliser at least `floor`). weight: (gates * hidden, hidden) from the
+        kind, and its gates: "lstm" (input, forget, cell, output), "gru" (reset, update, new), "elman" (tanh), "jordan"
+        (tanh; the state's shares add up, each `decay` times what it was a node before), "slstm" (as the LSTM;
+        exponential input gate, normaliser at least `floor`). weight: (gates * hidden, hidden) from the
         state; with heads (heads, gates * hidden / heads, hidden / heads), each head from its own part of the state.
         bias: as the weight without its last axis, added to the state's share.
         """
@@ -399,24 +503,26 @@ class Program:
         blocks = nn.functional.pad(blocks, (0, 0, 0, outputs - blocks.shape[1])).flatten(0, 1)
         if bias is not None:
             bias = nn.functional.pad(bias.reshape(heads, -1), (0, outputs - bias.numel() // heads))
-        k, tiles = self._sizes(blocks)
+        k, tiles = self._sizes(blocks, self.int8)
         before, share = self.register("before", hidden), self.register("share", heads * outputs)
         wide = padded(hidden, TILE)
         offset = self.state(memories * wide)
         top = self.state(wide, -math.inf) if kind == "slstm" else 0
         row = self.emit(RECUR, inputs, into, before, share, 0, 0, self._vector(bias, heads * outputs), k,
-                        tiles // heads, hidden, code, heads, bits(floor), offset, top, self._bytes(k, heads))
-        self.matrices.append((row, 13, blocks, False))
+                        tiles // heads, hidden, code, heads, bits(floor), offset, top, bits(decay),
+                        self._bytes(k, heads))
+        self.matrices.append((row, 13, blocks, False, self.int8))
 
     # Number by number. A vector (a tensor) may stand where a register does not change from node to node.
 
     def map(self, source: View, into: View, activation: str = "none", scale: Tensor | float | None = None,
-            shift: Tensor | float | None = None) -> None:
-        """into = activation(scale * source + shift), where into may be source. scale, shift: numbers or vectors."""
+            shift: Tensor | float | None = None, limit: float = math.inf) -> None:
+        """into = activation(scale * source + shift), where into may be source. scale, shift: numbers or vectors.
+        limit: what is activated is kept within +-limit."""
         vectors = [values if values is None or isinstance(values, Tensor) else torch.full((into.width,), float(values))
                    for values in (scale, shift)]
         self.emit(MAP, source, into, into.width, *(self._vector(v, into.width) for v in vectors),
-                  ACTIVATIONS[activation])
+                  ACTIVATIONS[activation], bits(limit))
 
     def multiply(self, values: View, by: View | Tensor, activation: str = "none") -> None:
         """values *= activation(by). Where `by` is narrower (one number per head), each of its numbers serves as many
@@ -430,10 +536,28 @@ class Program:
         """into += source, or weight * source (weight: (width,))."""
         self.emit(ADD, self._operand(source, into.width), into, into.width, self._vector(weight, into.width))
 
+    # Features.
+
+    def polynomial(self, source: View, into: View, weight: Tensor, groups: int = 1) -> None:
+        """into = weight * [1, x_i, x_i x_j for i <= j] for each of `groups` equal parts x of a row."""
+        size = len(weight)
+        self.emit(POLYNOMIAL, source, into, source.width // groups, groups, self._vector(weight, size), size)
+
+    def exponential(self, source: View, into: View, directions: Tensor, groups: int = 1) -> None:
+        """Positive random features, into = exp(directions x - |x|^2 / 2) / sqrt(M), of each of `groups` equal parts of
+        a row, which are divided by K^(1/4) before. directions: (M, K)."""
+        size, width = directions.shape
+        self.emit(EXPONENTIAL, source, into, width, groups, self.keep(directions), size)
+
+    def turn(self, source: View, into: View, frequencies: Tensor, groups: int = 1) -> None:
+        """into = [x cos, x sin] for each of `groups` equal parts x of a row, the angles the node's position times
+        `frequencies`, one for each number of x."""
+        self.emit(TURN, source, into, self.angles(frequencies), source.width // groups, groups)
+
     def finish(self) -> None:
         """Pack the matrices and make the tables: of the step, and of what commits do over all layers."""
-        for row, column, weight, gated in self.matrices:
-            row[column], row[column + 1] = self._pack(weight, gated)
+        for row, column, weight, gated, int8 in self.matrices:
+            row[column], row[column + 1] = self._pack(weight, gated, int8)
         self.matrices.clear()
         step, self.rows = self.rows, []
         moves = [self.emit(MOVE, heads, heads, 0, key, value, offset) for offset, heads, key, value in self.caches]

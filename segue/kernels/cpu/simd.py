@@ -336,6 +336,75 @@ def _quantise(builder: Any, args: list[Any]) -> None:
     b.store(b.mul(total, I32(-128)), b.inttoptr(b.add(behind, I64(4)), I32.as_pointer()), align=4)
 
 
+def _low_rank(builder: Any, args: list[Any]) -> None:
+    """h = a h + b u - away t for all modes of LANES channels, t = sum of the real parts of seen h, y = sum of those of
+    c h, plus d u. Of each mode real and imaginary parts of seen, a, b, away, c lie one behind the other."""
+    b = builder
+    u, table, d, old, new, y, modes = args
+    value, size = _vector(b, u), I64(4 * LANES)
+
+    def places(n: Any) -> tuple[list[Any], list[Any]]:
+        line, at = b.add(table, b.mul(n, I64(10 * 4 * LANES))), b.mul(n, I64(2 * 4 * LANES))
+        return [b.add(line, I64(part * 4 * LANES)) for part in range(10)], [b.add(x, at) for x in (old, new)]
+
+    def told(n: Any, total: Any) -> list[Any]:
+        (real, imaginary, *_), (h, _) = places(n)
+        total = _fma(b, _vector(b, real), _vector(b, h), total)
+        return [b.fsub(total, b.fmul(_vector(b, imaginary), _vector(b, b.add(h, size))))]
+
+    (t,) = _each(b, modes, [ZEROS], told)
+
+    def mode(n: Any, total: Any) -> list[Any]:
+        (_, _, a, _, *rest), (h, into) = places(n)
+        write, write_on, away, away_on, c, c_on = (_vector(b, at) for at in rest)
+        r, i = _rotated(b, a, h, size, size)
+        r = b.fsub(_fma(b, write, value, r), b.fmul(away, t))
+        i = b.fsub(_fma(b, write_on, value, i), b.fmul(away_on, t))
+        _put(b, r, into)
+        _put(b, i, b.add(into, size))
+        return [b.fsub(_fma(b, r, c, total), b.fmul(i, c_on))]
+
+    _put(b, *_each(b, modes, [b.fmul(_vector(b, d), value)], mode), y)
+
+
+def _dense(builder: Any, args: list[Any]) -> None:
+    """h = A h + w u for the states of LANES channels, A by columns; `new` is not the memory of `old`."""
+    b = builder
+    u, a, write, old, new, states = args
+    value, size = _vector(b, u), I64(4 * LANES)
+
+    def begin(i: Any) -> list[Any]:
+        at = b.mul(i, size)
+        _put(b, b.fmul(_vector(b, b.add(write, at)), value), b.add(new, at))
+        return []
+
+    def column(j: Any) -> list[Any]:
+        from_j, line = _vector(b, b.add(old, b.mul(j, size))), b.add(a, b.mul(b.mul(j, states), size))
+
+        def entry(i: Any) -> list[Any]:
+            at = b.mul(i, size)
+            into = b.add(new, at)
+            _put(b, _fma(b, _vector(b, b.add(line, at)), from_j, _vector(b, into)), into)
+            return []
+
+        return _each(b, states, [], entry)
+
+    _each(b, states, [], begin)
+    _each(b, states, [], column)
+
+
+def _dot(builder: Any, args: list[Any]) -> None:
+    """y = sum of c h, plus d u, for LANES channels."""
+    b = builder
+    u, d, c, h, y, states = args
+
+    def term(i: Any, total: Any) -> list[Any]:
+        at = b.mul(i, I64(4 * LANES))
+        return [_fma(b, _vector(b, b.add(c, at)), _vector(b, b.add(h, at)), total)]
+
+    _put(b, *_each(b, states, [b.fmul(_vector(b, d), _vector(b, u))], term), y)
+
+
 long, single, void = types.int64, types.float32, types.void
 load = _define("load", long(long), lambda b, a: b.load_atomic(_at(b, a[0]), "acquire", 8))
 store = _define("store", void(long, long), lambda b, a: b.store_atomic(a[1], _at(b, a[0]), "release", 8))
@@ -358,6 +427,9 @@ matrix_many = _define("matrix_many", void(*[long] * 10), lambda b, a: _matrix(b,
 delta_lanes = _define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=1))
 delta_many = _define("delta_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=MANY))
 quantise = _define("quantise", void(*[long] * 4), _quantise)
+low_rank_lanes = _define("low_rank_lanes", void(*[long] * 7), _low_rank)
+dense_lanes = _define("dense_lanes", void(*[long] * 6), _dense)
+dot_lanes = _define("dot_lanes", void(*[long] * 6), _dot)
 real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
 """real(bits): the float64 that was stored as an integer."""
 
