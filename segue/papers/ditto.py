@@ -77,12 +77,9 @@ def batches(text: Tensor, vocabulary: int, seed: int, pieces: int = 0, strings: 
 
 
 def build(vocabulary: int, width: int, seed: int) -> Stack:
-    """What stands right before each element, then attention without positions, which finds where that stood before: a
-    model that copies at any period. (A recurrence in front speaks well without copying, and turns in circles that are
-    its own: no loss on repeated lines reaches those.)"""
     torch.manual_seed(seed)
-    return Stack(StackConfig(vocabulary, width, expand_pattern("attention:near+attention*2"),
-                             {"attention:near": {"window": 4}, "attention": {"positions": "none"}}))
+    return Stack(StackConfig(vocabulary, width, expand_pattern("gru+attention"),
+                             {"attention": {"positions": "none"}}))
 
 
 def base(text: Tensor, vocabulary: int, seed: int, width: int, steps: tuple[int, int]) -> Stack:
