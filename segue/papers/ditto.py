@@ -39,7 +39,7 @@ WORDS = 8  # that are said over and over together, at most
 CLIP = 0.1  # of the gradient's norm, as in the official runs: else steps of maximum likelihood, whose gradients are
 # larger, outweigh the others
 CONTROLS = [{"rate": rate} for rate in (5e-4, 1e-3)]
-DECAYS = [{"coin": coin, "gamma": gamma, "rate": 1e-3} for coin in (0.5, 0.25) for gamma in (0.5, 0.8)]
+DECAYS = [{"coin": coin, "gamma": gamma, "rate": 1e-3} for coin in (0.25, 0.1) for gamma in (0.5, 0.8)]
 UNLIKELIHOODS = [{"weight": weight, "rate": 1e-3} for weight in (1.0, 3.0)]
 
 
@@ -152,7 +152,7 @@ def choose(tried: list[tuple[dict[str, float], dict[str, Any]]], control: dict[s
 
 def measure(run: Run) -> list[Row]:
     data = None if run.scale == "smoke" else run.dataset("tiny-shakespeare")
-    width, steps, count = run.pick(16, 96), run.pick((2, 2, 2), (120, 220, 150)), run.pick(4, 64)
+    width, steps, count = run.pick(16, 96), run.pick((2, 2, 2), (120, 400, 150)), run.pick(4, 64)
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
     some = run.pick(1, None)
     grid = [(arm, setting) for arm, settings in ((CONTROL, CONTROLS), (DITTO, DECAYS), (UNLIKELY, UNLIKELIHOODS))
