@@ -65,8 +65,9 @@ def grown(small: Stack) -> Stack:
     stack = build(small.config.width, 3)
     stack.load_state_dict(small.state_dict(), strict=False)
     with torch.no_grad():
-        for out in (stack.blocks[2].mixer.out, stack.blocks[2].channel.out):
-            out.weight.zero_()
+        for name, weight in stack.blocks[2].named_parameters():
+            if name.endswith("out.weight"):
+                weight.zero_()
     return stack
 
 
