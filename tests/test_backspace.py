@@ -19,11 +19,14 @@ from segue.decoding.sampling import Noise, Prefix, Sampling
 from segue.errors import SegueError
 from segue.mixers.state import Layout
 from segue.models import Stack, StackConfig
+from segue.models.base import Output
 from segue.models.compiled import compile_model
 from segue.objectives import Batch, NextElement, OccupancyMatching, RolloutUnlikelihood
-from segue.objectives.occupancy import Walk, insert_noise, matching, read, rollouts, stacks, walks_of
+from segue.objectives.base import drawn
+from segue.objectives.occupancy import Noise as Wrong
+from segue.objectives.occupancy import Walk, matching, read, rollouts, stacks, walks_of
 from segue.testing import check_objective
-from segue.testing.decoding import TableModel, WildDraft
+from segue.testing.decoding import Reread, TableModel, WildDraft
 
 V, BACK, EOS = 7, 6, 5
 MIXERS = ("attention", "gru", "mamba+attention", "gla", "attention:near")
@@ -240,17 +243,49 @@ def test_rollouts_are_what_decoding_says(mixers: str) -> None:
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=20), st.floats(0, 0.9), st.integers(0, 9))
 def test_noise_is_put_in_and_taken_back(actions: list[int], rate: float, seed: int) -> None:
     walk = Walk([1], [*actions, EOS], [True] * (len(actions) + 1))
-    noisy = insert_noise(walk, rate, V, BACK, EOS, np.random.default_rng(seed))
+    noisy = Wrong(rate, V, BACK, EOS).insert(walk, np.random.default_rng(seed))
     left: list[int] = []
-    for place, (action, learned) in enumerate(zip(noisy.actions, noisy.learned)):
-        if not learned:
+    for place, (action, counted) in enumerate(zip(noisy.actions, noisy.counted)):
+        if not counted:
             right = noisy.actions[place + 2]
             assert action not in (right, BACK, EOS) and noisy.actions[place + 1] == BACK
         if action == BACK:
             left.pop()
         else:
             left.append(action)
-    assert left == walk.actions and sum(noisy.learned) == len(walk.actions) + noisy.actions.count(BACK)
+    assert left == walk.actions and sum(noisy.counted) == len(walk.actions) + noisy.actions.count(BACK)
+
+
+class Expert(Reread):
+    """Does surely what some walks do, and takes back whatever they do not say."""
+
+    def __init__(self, walks: Sequence[Walk]) -> None:
+        self.walks = walks
+        super().__init__(self.scores, V)
+
+    def scores(self, tokens: Tensor) -> Output:
+        said = tokens.tolist()
+        logits = torch.full((1, len(said), V), -99.0, dtype=torch.float64)
+        for place in range(len(said)):
+            logits[0, place, self.action(said[: place + 1])] = 99.0
+        return Output(logits, logits[..., :1])
+
+    def action(self, said: list[int]) -> int:
+        whole = [walk.prompt + walk.actions for walk in self.walks]
+        return next((each[len(said)] for each in whole if each[: len(said)] == said != each), BACK)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.floats(0.1, 0.9), st.integers(0, 99))
+def test_noise_comes_to_rollouts_as_to_data(actions: list[int], rate: float, seed: int) -> None:
+    """Parity check 5, with noise: a model that does what the data do comes through the same states."""
+    walks = [Walk([prompt, 1], [*actions, EOS], [True] * (len(actions) + 1)) for prompt in range(3)]
+    noise = Wrong(rate, V, BACK, EOS)
+    noisy = [noise.insert(walk, np.random.default_rng([seed, row])) for row, walk in enumerate(walks)]
+    chances = [np.full(len(walk.actions), 0.5) for walk in noisy]
+    found = rollouts(Expert(walks), [walk.prompt for walk in walks], chances, EOS, BACK, noise,
+                     [np.random.default_rng([seed, row]) for row in range(3)])
+    assert found == noisy
 
 
 def batch() -> Batch:
@@ -279,16 +314,14 @@ def test_the_right_action_after_noise_is_the_backspace() -> None:
     objective = OccupancyMatching("none", eos=EOS, backspace=BACK, noise=0.5)
     torch.manual_seed(3)
     loss = objective(stack, given).total.detach()
-    from segue.objectives.base import drawn
-
     expected = 0.0
     for walk in walks_of(given):
-        noisy = insert_noise(walk, 0.5, V, BACK, EOS, drawn(*walk.prompt, *walk.actions))
+        noisy = Wrong(0.5, V, BACK, EOS).insert(walk, drawn(*walk.prompt, *walk.actions, BACK))
         left = list(walk.prompt)
-        for action, learned in zip(noisy.actions, noisy.learned):
+        for action, counted in zip(noisy.actions, noisy.counted):
             with torch.no_grad():
                 scores = stack(torch.tensor([left])).logits[0, -1].log_softmax(-1)
-            expected -= float(scores[action]) if learned else 0.0
+            expected -= float(scores[action]) if counted else 0.0
             left = left[:-1] if action == BACK else [*left, action]
     assert float(loss) == pytest.approx(expected)
 
@@ -363,8 +396,6 @@ def test_the_loss_by_hand() -> None:
     stack = model("attention")
     given = Batch(torch.tensor([[1, 2, 3]]), torch.tensor([[-1, 3, EOS]]))
     objective = OccupancyMatching(gamma=0.9, c=0.04, eos=EOS)
-    from segue.objectives.base import drawn
-
     torch.manual_seed(5)
     loss = objective(stack, given)
     own, = rollouts(stack, [[1, 2]], [drawn(1, 2, 3, EOS).random(2)], EOS)

@@ -66,12 +66,13 @@ def test_by_hand() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 99))
-def test_a_sentence_is_repeated_with_the_one_before_it(text: list[int], seed: int) -> None:
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(0, 99), st.integers(1, 3))
+def test_a_sentence_is_repeated_with_the_one_before_it(text: list[int], seed: int, together: int) -> None:
     row = torch.tensor(text)
-    found = repeat_sentence(row, END, np.random.default_rng(seed))
+    found = repeat_sentence(row, END, np.random.default_rng(seed), together)
     ends = [i for i, token in enumerate(text) if token == END]
-    choices = [(text[a + 1 : b], text[b:c]) for a, b, c in zip(ends, ends[1:], ends[2:])]
+    choices = [(text[a + 1 : b], text[b:c]) for a, b in zip(ends, ends[1:]) for c in ends
+               if c > b and text[b:c].count(END) <= together]
     choices = [(before, said) for before, said in choices if len(said) > 1 and len(before) + 2 * len(said) <= len(text)]
     if found is None:
         assert not choices
@@ -80,7 +81,7 @@ def test_a_sentence_is_repeated_with_the_one_before_it(text: list[int], seed: in
     assert len(said) == len(text) + 1
     assert said in [(before + sentence * len(text))[: len(text) + 1] for before, sentence in choices]
     assert said[found.begin : -found.period] == said[found.begin + found.period :]
-    assert said[found.begin : found.begin + found.period].count(END) == 1
+    assert 1 <= said[found.begin : found.begin + found.period].count(END) <= together
 
 
 def test_what_is_drawn_belongs_to_the_step() -> None:
@@ -205,6 +206,8 @@ def test_shares_and_gamma_are_checked() -> None:
         Mixed([(NextElement(), 0.0)])
     with pytest.raises(SegueError, match="gamma"):
         DecayedRepetition(END, 1.5)
+    with pytest.raises(SegueError, match="together"):
+        DecayedRepetition(END, together=0)
 
 
 @given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 5))

@@ -24,11 +24,12 @@ from segue.objectives.base import Batch, Loss, drawn
 
 @dataclass
 class Walk:
-    """Actions behind a prompt. learned: which of them are to be imitated."""
+    """Actions behind a prompt. counted: which of them the walker chose; noise and what the data leave open count
+    nowhere."""
 
     prompt: list[int]
     actions: list[int]
-    learned: list[bool]
+    counted: list[bool]
 
 
 class Stacks(NamedTuple):
@@ -72,32 +73,53 @@ def stacks(walks: Sequence[Walk], eos: int | None = None, backspace: int | None 
     return Stacks(table, below, *torch.tensor(steps, device=device).unbind(1))
 
 
-def insert_noise(walk: Walk, rate: float, vocabulary: int, backspace: int, eos: int | None,
-                 draw: np.random.Generator) -> Walk:
-    """Before each action, with probability `rate`, a random wrong token, which is not to be imitated, and the backspace
-    that takes it off, which is."""
-    noisy = Walk(walk.prompt, [], [])
-    for action, learned in zip(walk.actions, walk.learned):
-        spared = {action, backspace, eos}
-        if draw.random() < rate and len(spared - {None}) < vocabulary:
-            wrong = action
-            while wrong in spared:
-                wrong = int(draw.integers(vocabulary))
-            noisy.actions += [wrong, backspace]
-            noisy.learned += [False, True]
-        noisy.actions.append(action)
-        noisy.learned.append(learned)
-    return noisy
+@dataclass(frozen=True)
+class Noise:
+    """Wrong tokens that come between: with probability `rate` a random one is there before an action is taken. It is
+    taken back, the action is taken, and only then may the next one come.
+
+    vocabulary: of the model; neither `backspace` nor `eos` is ever noise.
+    """
+
+    rate: float
+    vocabulary: int
+    backspace: int
+    eos: int | None
+
+    def wrong(self, action: int, draw: np.random.Generator) -> int | None:
+        """The token that comes before `action`, if one does: any other."""
+        spared = {action, self.backspace, self.eos}
+        if action == self.backspace or draw.random() >= self.rate or len(spared - {None}) >= self.vocabulary:
+            return None
+        while (token := int(draw.integers(self.vocabulary))) in spared:
+            pass
+        return token
+
+    def insert(self, walk: Walk, draw: np.random.Generator) -> Walk:
+        """The walk with noise, which does not count, and the backspaces that take it off, which do."""
+        noisy = Walk(walk.prompt, [], [])
+        for action, counted in zip(walk.actions, walk.counted):
+            wrong = self.wrong(action, draw)
+            if wrong is not None:
+                noisy.actions += [wrong, self.backspace]
+                noisy.counted += [False, True]
+            noisy.actions.append(action)
+            noisy.counted.append(counted)
+        return noisy
 
 
 @torch.no_grad()
-def rollouts(model: Decodable, prompts: Sequence[Sequence[int]], noise: Sequence[np.ndarray], eos: int | None = None,
-             backspace: int | None = None) -> list[Walk]:
-    """What the model does behind each prompt, drawn from its own distribution; nothing of it is learned.
+def rollouts(model: Decodable, prompts: Sequence[Sequence[int]], chances: Sequence[np.ndarray], eos: int | None = None,
+             backspace: int | None = None, noise: Noise | None = None,
+             draws: Sequence[np.random.Generator] = ()) -> list[Walk]:
+    """What the model does behind each prompt, drawn from its own distribution.
 
-    noise: for each prompt, uniform numbers in [0, 1), one for each action that it may take.
+    chances: for each prompt, uniform numbers in [0, 1), one for each action that it may take. noise: comes between as
+    in `Noise.insert`, by one of `draws` for each prompt: with the same draws, a model that does what the data do walks
+    as they do.
     """
-    counts = [len(numbers) for numbers in noise]
+    counts = [len(numbers) for numbers in chances]
+    calm = [0] * len(prompts)  # the step from which noise may come again
     walks = [Walk(list(prompt), [], []) for prompt in prompts]
     answers: list[list[int]] = [list(prompt) for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
@@ -113,14 +135,18 @@ def rollouts(model: Decodable, prompts: Sequence[Sequence[int]], noise: Sequence
     state.commit(None, lengths.to(device))
     for step in range(max(counts)):
         sums = scores.double().softmax(-1).cumsum(-1).cpu()
-        mark = torch.tensor([numbers[step] if step < len(numbers) else 0.0 for numbers in noise], dtype=torch.float64)
+        mark = torch.tensor([numbers[step] if step < len(numbers) else 0.0 for numbers in chances],
+                            dtype=torch.float64)
         actions = torch.searchsorted(sums, mark[:, None] * sums[:, -1:], right=True)[:, 0].tolist()
         back = [0] * len(walks)
         for row, (walk, action) in enumerate(zip(walks, actions)):
             if step >= counts[row] or (walk.actions and walk.actions[-1] == eos):
                 continue
+            wrong = None if noise is None or step < calm[row] else noise.wrong(action, draws[row])
+            if wrong is not None:
+                action, calm[row] = wrong, step + 3
             walk.actions.append(action)
-            walk.learned.append(False)
+            walk.counted.append(wrong is None)
             if action == backspace and len(answers[row]) > len(walk.prompt):
                 answers[row].pop()
                 back[row] = 2  # the token below is read again
@@ -191,7 +217,8 @@ class OccupancyMatching:
         cloning of backspaces), which needs no rollouts. gamma: discount of the value of what follows. c: weight of the
         squared rewards, 1 / (4 alpha) of the paper; it buys entropy too, so keep it at most 0.05.
     eos: the token that ends an answer, behind which all values are nought. backspace: the token that takes the last one
-        back; noise: how often a random wrong token, and a backspace, are put into the data.
+        back; noise: how often a random wrong token comes before an action. It comes to the model's rollouts as to the
+        data: were it in the data alone, a model could come through those states only by errors of its own.
     Prompts are what stands before a document's first prediction. Rollouts are fresh at every step, as long as the
     document's own walk; actions of the data count as one each, those of a rollout as many in all.
     """
@@ -208,22 +235,24 @@ class OccupancyMatching:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         walks, decoder = walks_of(batch), decodable(model)
-        draws = [drawn(*walk.prompt, *walk.actions) for walk in walks]
+        seeds, noise = [(*walk.prompt, *walk.actions) for walk in walks], None
         if self.noise and self.backspace is not None:
-            walks = [insert_noise(walk, self.noise, decoder.vocabulary, self.backspace, self.eos, draw)
-                     for walk, draw in zip(walks, draws)]
+            noise = Noise(self.noise, decoder.vocabulary, self.backspace, self.eos)
+            walks = [noise.insert(walk, drawn(*seed, self.backspace)) for walk, seed in zip(walks, seeds)]
         mine: list[Walk] = []
         if self.divergence == "chi2":
             with full_precision(batch):
                 mine = rollouts(decoder, [walk.prompt for walk in walks],
-                                [draw.random(len(walk.actions)) for walk, draw in zip(walks, draws)],
-                                self.eos, self.backspace)
-        shares = [sum(walk.learned) / len(own.actions) for walk, own in zip(walks, mine)]
+                                [drawn(*seed).random(len(walk.actions)) for walk, seed in zip(walks, seeds)], self.eos,
+                                self.backspace, noise, [drawn(*seed, self.backspace or 0) for seed in seeds])
+        shares = [sum(walk.counted) / max(sum(own.counted), 1) for walk, own in zip(walks, mine)]
         device = batch.tokens.device
         found = read(model, walks + mine, self.eos, self.backspace, device)
-        data = torch.tensor([float(learned) for walk in walks + mine for learned in walk.learned], device=device)
+        data = torch.tensor([float(counted) for walk in walks for counted in walk.counted] +
+                            [0.0 for walk in mine for _ in walk.actions], device=device)
         own = torch.tensor([0.0 for walk in walks for _ in walk.actions] +
-                           [share for walk, share in zip(mine, shares) for _ in walk.actions], device=device)
+                           [share * counted for walk, share in zip(mine, shares) for counted in walk.counted],
+                           device=device)
         nats, gap, squares = matching(found.score, found.value, found.after, data, own, self.gamma, self.c)
         if self.divergence == "none":
             return Loss(nats, {"nats": nats.detach()}, batch.count)
@@ -240,11 +269,12 @@ class RolloutUnlikelihood:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         walks, device = walks_of(batch), batch.tokens.device
-        noise = [drawn(*walk.prompt, *walk.actions).random(len(walk.actions)) for walk in walks]
+        chances = [drawn(*walk.prompt, *walk.actions).random(len(walk.actions)) for walk in walks]
         with full_precision(batch):
-            mine = rollouts(decodable(model), [walk.prompt for walk in walks], noise, self.eos)
+            mine = rollouts(decodable(model), [walk.prompt for walk in walks], chances, self.eos)
         found = read(model, walks + mine, self.eos, None, device)
-        data = torch.tensor([learned for walk in walks + mine for learned in walk.learned], device=device)
+        data = torch.tensor([counted for walk in walks for counted in walk.counted] +
+                            [False for walk in mine for _ in walk.actions], device=device)
         wrong = torch.tensor([False for walk in walks for _ in walk.actions] +
                              [a != b for walk, own in zip(walks, mine) for a, b in zip(own.actions, walk.actions)],
                              device=device)

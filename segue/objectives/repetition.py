@@ -27,15 +27,17 @@ class Repeated(NamedTuple):
     period: int
 
 
-def repeat_sentence(row: Tensor, separator: int | Sequence[int], draw: np.random.Generator) -> Repeated | None:
+def repeat_sentence(row: Tensor, separator: int | Sequence[int], draw: np.random.Generator,
+                    together: int = 1) -> Repeated | None:
     """A sentence of the row with the one before it in front, then that sentence over and over.
 
     row: (n,) long. separator: the ids that end sentences. A sentence here begins with the separator that ended the one
     before and stops ahead of its own, so each copy has exactly one. It is drawn among those of which two copies fit
-    into n elements, empty ones apart; None where there is none.
+    into n elements, empty ones apart; None where there is none. together: up to so many sentences in a row are one.
     """
     ends = torch.isin(row, torch.as_tensor(separator, device=row.device)).nonzero()[:, 0].tolist()
-    fit = [(first + 1, begin, end) for first, begin, end in zip(ends, ends[1:], ends[2:])
+    fit = [(first + 1, begin, end) for place, (first, begin) in enumerate(zip(ends, ends[1:]), 2)
+           for end in ends[place : place + together]
            if end - begin > 1 and begin - first - 1 + 2 * (end - begin) <= len(row)]
     if not fit:
         return None
@@ -49,18 +51,20 @@ class DecayedRepetition:
     """Of each document a sentence is said over and over; from its second time on, the probability p of each element is
     to be gamma times p*, what it was one time earlier: -log(1 - |p - gamma p*|), where p* is not moved.
 
-    separator: ids that end sentences (or bars, lines, records). gamma: between 0 and 1. excess: punish only what is
-    above gamma p* (with gamma 0, unlikelihood of the repeated elements).
+    separator: ids that end sentences (or bars, lines, words). together: up to so many of them are repeated as one; a
+        model is kept only from circles of a length that it is shown. gamma: between 0 and 1. excess: punish only what
+        is above gamma p* (with gamma 0, unlikelihood of the repeated elements).
     A document counts as many nats as it has predictions, at their mean, so that this and maximum likelihood weigh alike
     (`Mixed` takes them in turns); documents without a sentence to repeat are learned by maximum likelihood.
     """
 
     FLOOR = 1e-20
 
-    def __init__(self, separator: int | Sequence[int], gamma: float = 0.5, excess: bool = False) -> None:
-        if not 0 <= gamma <= 1:
-            raise SegueError(f"gamma must lie between 0 and 1, not {gamma}")
-        self.separator, self.gamma, self.excess = separator, gamma, excess
+    def __init__(self, separator: int | Sequence[int], gamma: float = 0.5, excess: bool = False,
+                 together: int = 1) -> None:
+        if not 0 <= gamma <= 1 or together < 1:
+            raise SegueError(f"gamma must lie between 0 and 1, not {gamma}, and together be at least 1, not {together}")
+        self.separator, self.gamma, self.excess, self.together = separator, gamma, excess, together
 
     def repeat(self, batch: Batch) -> tuple[Batch, Tensor, Tensor]:
         """The batch with its documents repeating themselves; (B, T) long, how many places earlier the same prediction
@@ -71,7 +75,7 @@ class DecayedRepetition:
         weight = (batch.targets >= 0).float()
         for row, span in batch.documents():
             text = batch.tokens[row, span]
-            found = repeat_sentence(text, self.separator, drawn(*text.tolist()))
+            found = repeat_sentence(text, self.separator, drawn(*text.tolist()), self.together)
             if found is None:
                 continue
             asked = int(weight[row, span].sum())
