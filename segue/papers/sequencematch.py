@@ -19,9 +19,7 @@ from segue.decoding import generate
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, Mixed, NextElement, Objective, OccupancyMatching, RolloutUnlikelihood
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import accuracy, learn
-from segue.training.loop import Run as Training
-from segue.training.strategy import Strategy
+from segue.training.learn import Until, accuracy, learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,18 +67,6 @@ def grown(small: Stack) -> Stack:
             if name.endswith("out.weight"):
                 weight.zero_()
     return stack
-
-
-class Until(Strategy):
-    """Ends the training once so many of the asked-for digits are right."""
-
-    def __init__(self, batch: Batch, right: float, every: int = 10) -> None:
-        self.batch, self.right, self.every = batch, right, every
-
-    def after_step(self, run: Training) -> None:
-        if (run.step + 1) % self.every == 0:
-            run.stopped = accuracy(run.model, self.batch) >= self.right
-            run.model.train()
 
 
 def objective(arm: str, c: float, noise: float) -> Objective:

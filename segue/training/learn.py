@@ -31,6 +31,18 @@ def learn(model: nn.Module, batches: Callable[[int], Batch], steps: int, *, rate
     return run
 
 
+class Until(Strategy):
+    """Ends the training once the model is right about so much of a batch, see `accuracy`; looks every few steps."""
+
+    def __init__(self, batch: Batch, right: float, every: int = 10) -> None:
+        self.batch, self.right, self.every = batch, right, every
+
+    def after_step(self, run: Run) -> None:
+        if (run.step + 1) % self.every == 0:
+            run.stopped = accuracy(run.model, self.batch) >= self.right
+            run.model.train()
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, batch: Batch) -> float:
     """The share of asked-for elements that the model names (greedy)."""
