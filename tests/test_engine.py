@@ -397,7 +397,7 @@ PROMPTED: dict[str, dict[str, Any]] = {  # these read their prompts both ways
 }
 for name, (_, options) in PROBES.items():
     CASES[name] = {"mixers": [name] * 2, "options": {name: options}, "channel": "none"}
-INT8 = ["llama", "mamba2", "slstm", "delta", "mixed"]
+INT8 = ["llama", "mamba2", "slstm", "delta", "jordan", "block-recurrent", "mixed"]
 
 
 def build(vocabulary: int = 97, width: int = 64, **options: Any) -> Stack:

@@ -114,10 +114,10 @@ def tell_prompt(model: Decodable, state: Decoding, lengths: Tensor) -> None:
     """Say how long the prompt of each row is, (B,) long, where a part reads it both ways or the model counts from its
     end (`counts_from_prompt`), also as the network of a mixture; before it reads what stands behind it. An
     encoder-decoder sees that for itself."""
-    inner, told = getattr(model, "network", model), getattr(state, "network", state)
-    if hasattr(told, "prompt") and (getattr(inner, "counts_from_prompt", False)
-                                    or (reads_whole(model) and begin_of(model) is None)):
-        told.prompt = lengths.to(told.positions.device)
+    inner, memory = getattr(model, "network", model), getattr(state, "network", state)
+    if hasattr(memory, "prompt") and (getattr(inner, "counts_from_prompt", False)
+                                      or (reads_whole(model) and begin_of(model) is None)):
+        memory.prompt = lengths.to(memory.positions.device)
 
 
 def state_for(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0) -> Decoding:

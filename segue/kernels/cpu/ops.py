@@ -683,11 +683,14 @@ def low_rank(job, op, me, team):
     begin, mine = part(width, me, team)
     size = (width + LANES - 1) // LANES * LANES * 2 * count
     y = job[LOCAL] + me * job[LOCAL_BYTES]
+    rows = longs(job[ROW], job[NODES])
     for start in range(begin, begin + mine, LANES):
         at = 4 * start
         for node in range(job[NODES]):
+            if rows[node] < 0:  # not among those to repeat
+                continue
             u, into = row(job, op, 1, node), row(job, op, 4, node)
-            old, new = before(job, offset, size, node), after(job, offset, size, node)
+            old, new = before(job, offset, size, node, True), after(job, offset, size, node, True)
             low_rank_lanes(u + at, op[9] + 10 * count * at, op[10] + at, old + 2 * count * at, new + 2 * count * at, y,
                            count)
             put(y, into + at, min(LANES, width - start))
@@ -703,11 +706,14 @@ def dense(job, op, me, team):
     size = (width + LANES - 1) // LANES * LANES * states
     y = job[LOCAL] + me * job[LOCAL_BYTES]
     fresh = y + 4 * LANES  # the next state, since all of the last one is needed for each number of it
+    rows = longs(job[ROW], job[NODES])
     for start in range(begin, begin + mine, LANES):
         at, rest = 4 * start, min(LANES, width - start)
         for node in range(job[NODES]):
+            if rows[node] < 0:  # not among those to repeat
+                continue
             u, into = row(job, op, 1, node), row(job, op, 4, node)
-            old, new = before(job, offset, size, node), after(job, offset, size, node)
+            old, new = before(job, offset, size, node, True), after(job, offset, size, node, True)
             dense_lanes(u + at, op[10] + states * states * at, op[11] + states * at, old + states * at, fresh, states)
             put(fresh, new + states * at, states * LANES)
             for output in range(outputs):
@@ -948,23 +954,37 @@ def named(job, op, memory, i, into):
         y[j] = (y[j] - mean) * scale * weight[j] + bias[j]
 
 
+@njit
+def product(job, source, width, stride, rows, words, into, out, weights, scales, bias, k, tiles, me, team):
+    """A matrix product of a few rows that all threads share, and of which all threads have made a part; `words` is room
+    for them as bytes."""
+    barrier(job, team)
+    if INTEGER and scales:
+        for i in range(me, rows, team):
+            quantise(source + i * stride, width, words + 4 * i * (k + 2), k)
+        source, stride = words, 4 * (k + 2)
+        barrier(job, team)
+    multiply(job, source, stride, rows, into, out, weights, scales, bias, k, tiles, 0, NONE, 0, me, team)
+    barrier(job, team)
+
+
 @fast
 def recall(job, op, me, team):
     """queries(3), into(3), sizes(6), asks, scales, tells, scales, update, scales, bias, vectors, block, width, names,
-    norm's weight, bias, epsilon, gate, first keys and values, state offset.
+    norm's weight, bias, epsilon, gate, first keys and values, state offset, steps of either product.
 
     Level by level. State: the memory (vectors, width), and its keys beside its values (vectors, 2 width).
     """
     heads, narrow, key, value = op[7], op[9], op[10], op[11]
     vectors, block, width, offset = op[20], op[21], op[22], op[29]
     wide, both = (width + TILE - 1) // TILE * TILE, (2 * width + TILE - 1) // TILE * TILE
-    size, inner = vectors * (wide + both), (width + UNROLL - 1) // UNROLL * UNROLL
-    twice = (2 * width + UNROLL - 1) // UNROLL * UNROLL
+    size = vectors * (wide + both)
     normed = job[LOCAL]  # all threads share the memory of the first
     asked = normed + 4 * vectors * wide
     found = asked + 4 * vectors * both
     moved = found + 4 * vectors * both
-    scores = job[LOCAL] + me * job[LOCAL_BYTES] + 8 * size
+    words = moved + 4 * vectors * wide
+    scores = words + me * job[LOCAL_BYTES] + 4 * vectors * (op[31] + 2)
     slots = scores + 4 * ((max(block, vectors) + TILE - 1) // TILE * TILE)
     order, levels = longs(job[ORDER], job[NODES]), longs(job[LEVEL], job[LEVELS] + 1)
     positions, parents = longs(job[POSITION], job[NODES]), longs(job[PARENT], job[NODES])
@@ -988,10 +1008,8 @@ def recall(job, op, me, team):
             looks = op[28] if positions[node] < block else pairs
             for i in range(me, vectors, team):
                 named(job, op, memory, i, normed + 4 * i * wide)
-            barrier(job, team)
-            multiply(job, normed, 4 * wide, vectors, asked, 4 * both, op[13], op[14], 0, inner, both // TILE, 0, NONE,
-                     0, me, team)
-            barrier(job, team)
+            product(job, normed, width, 4 * wide, vectors, words, asked, 4 * both, op[13], op[14], 0, op[30],
+                    both // TILE, me, team)
             b = longs(job[ROW], job[NODES])[node]
             left, step = longs(job[LENGTH], job[BATCH])[b], node
             base = left - longs(job[FIRST], job[BATCH])[b]
@@ -1024,20 +1042,16 @@ def recall(job, op, me, team):
                 if item % heads == 0:
                     rest = floats(found + 4 * (i * both + 2 * width), both - 2 * width)
                     rest[:] = ZERO
-            barrier(job, team)
-            multiply(job, found, 4 * both, vectors, moved, 4 * wide, op[17], op[18], op[19], twice, wide // TILE, 0,
-                     NONE, 0, me, team)
-            barrier(job, team)
+            product(job, found, 2 * width, 4 * both, vectors, words, moved, 4 * wide, op[17], op[18], op[19], op[31],
+                    wide // TILE, me, team)
             gate = floats(op[27], width)
             for i in range(me, vectors, team):
                 x, y = floats(moved + 4 * i * wide, width), floats(memory + 4 * i * wide, width)
                 for j in range(width):
                     y[j] = x[j] + gate[j] * (y[j] - x[j])
                 named(job, op, memory, i, normed + 4 * i * wide)
-            barrier(job, team)
-            multiply(job, normed, 4 * wide, vectors, pairs, 4 * both, op[15], op[16], 0, inner, both // TILE, 0, NONE,
-                     0, me, team)
-            barrier(job, team)
+            product(job, normed, width, 4 * wide, vectors, words, pairs, 4 * both, op[15], op[16], 0, op[30],
+                    both // TILE, me, team)
         barrier(job, team)
 
 
@@ -1086,7 +1100,7 @@ def normalise(job, op, me, team):
 @fast
 def recur(job, op, me, team):
     """inputs(3), into(3), before(3), share(3), weights, scales, bias, k, tiles, hidden, cell, heads, floor, state
-    offset, offset of the running maximum, decay of the sum of shares, bytes(3).
+    offset, offset of the running maximum, bytes(3), decay.
 
     Level by level: the nodes of one depth gather their parents' states, one product per head gives the hidden-to-hidden
     share of their gates, then the gates act. State: h, and what the cell has besides.
@@ -1106,12 +1120,12 @@ def recur(job, op, me, team):
             if INTEGER and scales:
                 for head in range(heads):
                     quantise(row(job, op, 7, index) + 4 * head * narrow, narrow,
-                             row(job, op, 25, index) + 4 * head * (k + 2), k)
+                             row(job, op, 24, index) + 4 * head * (k + 2), k)
         barrier(job, team)
         for head in range(heads):
             at, source, stride = head * block, row(job, op, 7, 0) + 4 * head * narrow, 4 * op[9]
             if INTEGER and scales:
-                source, stride = row(job, op, 25, 0) + 4 * head * (k + 2), 4 * op[27]
+                source, stride = row(job, op, 24, 0) + 4 * head * (k + 2), 4 * op[26]
             multiply(job, source, stride, nodes, row(job, op, 10, 0) + 4 * at, 4 * op[12],
                      weights + at * k * (GROUP if scales else 4), scales + 4 * at if scales else 0,
                      bias + 4 * at if bias else 0, k, tiles, 0, NONE, 0, me, team)
@@ -1144,7 +1158,7 @@ def recur(job, op, me, team):
                 for j in range(count):
                     y[j] = tanh(xa[j] + sa[j])
             elif cell == JORDAN:
-                past, rate = floats(old + 4 * wide, count), f32(real(op[24]))
+                past, rate = floats(old + 4 * wide, count), f32(real(op[27]))
                 for j in range(count):
                     sa[j] += rate * past[j]
                     y[j] = tanh(xa[j] + sa[j])

@@ -11,7 +11,8 @@ needs no more than that, or one new operation in `ops.py`.
 - weights are given as tensors (`self.into.weight`, or anything computed from parameters: `-self.A_log.exp()`), and
   copied once: what can be folded into a weight costs nothing later.
 - memory is the operations' own affair: those in the second group take room for it, and trees, commits, forks and
-  roll-back follow. What `scan`, `modes` and `matrix` read must stay as it is until the end of the step.
+  roll-back follow. What `scan`, `modes`, `low_rank`, `dense` and `matrix` read must stay as it is until the end of the
+  step.
 
 | to | say |
 | --- | --- |
@@ -114,7 +115,7 @@ class Program:
         self.int8 = weights == "int8"
         self.rows: list[list[int]] = []
         self.arrays: list[np.ndarray] = []  # what the operations point into
-        self.matrices: list[tuple[list[int], int, Tensor, bool, bool]] = []  # row, column, weights, gated, int8
+        self.matrices: list[tuple[list[int], int, Tensor, bool]] = []  # row, column, weights, gated: packed at the end
         self.block = aligned((0,), np.uint8)  # what is left of the latest block for matrices
         self.names: dict[tuple, View] = {}
         self.floats_per_node = 0  # of all registers
@@ -189,12 +190,11 @@ class Program:
         room, self.block = self.block[:size], self.block[size:]
         return room[: int(np.prod(shape)) * dtype.itemsize].view(dtype).reshape(shape)
 
-    @staticmethod
-    def _sizes(weight: Tensor, int8: bool, gated: bool = False) -> tuple[int, int]:
+    def _sizes(self, weight: Tensor, gated: bool = False) -> tuple[int, int]:
         """Steps of the inner loop and number of tiles of (out, in) weights."""
         outputs, inner = weight.shape
         tiles = padded(outputs // 2, LANES) // LANES if gated else padded(outputs, TILE) // TILE
-        return padded(-(-inner // GROUP) if int8 else inner, UNROLL), tiles
+        return padded(-(-inner // GROUP) if self.int8 else inner, UNROLL), tiles
 
     def _bytes(self, k: int, parts: int = 1) -> View:
         """A register for a matrix's inputs as bytes, in `parts` of k words each, with what `quantise` leaves behind."""
@@ -203,7 +203,7 @@ class Program:
         self.widest = max(self.widest, k + 2)
         return self.register("bytes", parts * (k + 2))
 
-    def _pack(self, weight: Tensor, gated: bool, int8: bool) -> tuple[int, int]:
+    def _pack(self, weight: Tensor, gated: bool) -> tuple[int, int]:
         """Pack (out, in) weights as (tile, in, TILE outputs), int8 ones as (tile, in / GROUP, TILE, GROUP); gives their
         address, and that of their scales (0: they are float32). Gated: half a tile from the first half of the outputs,
         half from the second."""
@@ -215,9 +215,9 @@ class Program:
             paired[:, : outputs // 2] = matrix.reshape(2, -1, inner)
             matrix = paired.reshape(2, -1, LANES, inner).swapaxes(0, 1).reshape(-1, inner)
             outputs = matrix.shape[0]
-        k, tiles = self._sizes(weight, int8, gated)
-        scales, group = 0, GROUP if int8 else 1
-        if int8:
+        k, tiles = self._sizes(weight, gated)
+        scales, group = 0, GROUP if self.int8 else 1
+        if self.int8:
             largest = np.abs(matrix).max(axis=1, initial=0) / 127
             largest[largest == 0] = 1
             scales = self._vector(largest, outputs)
@@ -225,8 +225,8 @@ class Program:
         packed = self._room((tiles, k, TILE, group), matrix.dtype)
         whole = np.zeros((tiles * TILE, k * group), matrix.dtype)
         whole[:outputs, :inner] = matrix
-        if int8 and INTEGER:
-            whole ^= np.int8(-128)  # as an unsigned byte: 128 more
+        if self.int8 and INTEGER:
+            whole = whole ^ np.int8(-128)  # as an unsigned byte: 128 more
         packed[:] = whole.reshape(-1, TILE, k, group).swapaxes(1, 2)
         self.weight_bytes += packed.nbytes
         return packed.ctypes.data, scales
@@ -267,7 +267,7 @@ class Program:
                activation: str = "none", gated: bool = False) -> None:
         """into = activation(weight source + bias), or into += that. Gated: activation(first half) * second half."""
         outputs = weight.shape[0]
-        k, tiles = self._sizes(weight, self.int8, gated)
+        k, tiles = self._sizes(weight, gated)
         if gated and bias is not None:
             pairs = np.zeros((2, tiles * LANES), np.float32)
             pairs[:, : outputs // 2] = plain(bias).reshape(2, -1)
@@ -276,18 +276,18 @@ class Program:
             bias_at = self._vector(bias, outputs)
         row = self.emit(LINEAR, source, into, 0, 0, bias_at, k, tiles, add, ACTIVATIONS[activation], gated, 0,
                         source.width, self._bytes(k))
-        self.matrices.append((row, 7, weight, gated, self.int8))
+        self.matrices.append((row, 7, weight, gated))
 
     def head(self, source: View, weight: Tensor) -> None:
         """Logits of the wanted nodes, to memory outside the registers."""
         self.top = source
         top = self.register("top", source.width)
         self.emit(GATHER, source, top, source.width)
-        k, tiles = self._sizes(weight, self.int8)
+        k, tiles = self._sizes(weight)
         self.vocabulary, self.logit_stride = weight.shape[0], tiles * TILE
         outside = View(0, 0, weight.shape[0], self.logit_stride)
         row = self.emit(LINEAR, top, outside, 0, 0, 0, k, tiles, 0, NONE, 0, 1, top.width, self._bytes(k))
-        self.matrices.append((row, 7, weight, False, self.int8))
+        self.matrices.append((row, 7, weight, False))
 
     def attend(self, q: View, k: View, v: View, into: View, heads: int, kv_heads: int, window: int | None,
                frequencies: Tensor | None, slopes: Tensor | None, block: int | None = None, back: int = 0,
@@ -326,13 +326,14 @@ class Program:
         asks, tells = project[: 2 * width], project[2 * width :]
         first = np.zeros((vectors, both), np.float32)
         first[:, : 2 * width] = plain(norm(names) @ tells.mT)
-        self.local = max(self.local, 2 * vectors * (wide + both) + 3 * (padded(max(block, vectors), TILE)))
+        steps, more = self._sizes(asks)[0], self._sizes(update.weight)[0]
+        self.local = max(self.local, vectors * (2 * (wide + both) + more + 2) + 3 * (padded(max(block, vectors), TILE)))
         row = self.emit(RECALL, source, into, heads, heads, width // heads, key, value, offset, 0, 0, 0, 0, 0, 0,
                         self._vector(update.bias, width), vectors, block, width, self.keep(names),
                         self._vector(norm.weight, width), self._vector(norm.bias, width), bits(norm.eps),
-                        self._vector(gate, width), self.keep(first), self.state(vectors * (wide + both)))
-        self.matrices += [(row, 13 + 2 * index, weight, False, False) for index, weight in enumerate(
-            (asks, tells, update.weight))]  # needed once a block: they stay float32
+                        self._vector(gate, width), self.keep(first), self.state(vectors * (wide + both)), steps, more)
+        self.matrices += [(row, 13 + 2 * index, weight, False) for index, weight in enumerate(
+            (asks, tells, update.weight))]
 
     def convolve(self, source: View, into: View, weight: Tensor, bias: Tensor | None = None,
                  activation: str = "silu") -> None:
@@ -405,8 +406,9 @@ class Program:
         width, modes = a.shape
         table = torch.view_as_real(torch.stack([x.resolve_conj() for x in (seen, a, b, away, c)], 2))
         skip = self._vector(torch.zeros(width) if d is None else d, width)
-        self.emit(LOW_RANK, u, into, width, modes, self._blocks(table.flatten(1)), skip,
-                  self.state(2 * modes * padded(width, LANES)))
+        offset = self.state(2 * modes * padded(width, LANES))
+        self.emit(LOW_RANK, u, into, width, modes, self._blocks(table.flatten(1)), skip, offset)
+        self.repeat(offset, u)
 
     def dense(self, u: View, into: View, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None = None) -> None:
         """Each channel's own state by its own matrix: h = a h + b u, into = c h + d u, where the first outputs of all
@@ -415,9 +417,10 @@ class Program:
         outputs, width, states = c.shape
         self.local = max(self.local, (states + 1) * LANES)
         skip = (torch.zeros(outputs, width) if d is None else d.reshape(outputs, width)).T
+        offset = self.state(states * padded(width, LANES))
         self.emit(DENSE, u, into, width, states, outputs, self._blocks(a.mT.flatten(1)), self._blocks(b),
-                  self._blocks(c.transpose(0, 1).flatten(1)), self._blocks(skip),
-                  self.state(states * padded(width, LANES)))
+                  self._blocks(c.transpose(0, 1).flatten(1)), self._blocks(skip), offset)
+        self.repeat(offset, u)
 
     def filter(self, source: View, into: View, taps: Tensor) -> None:
         """into = the sum of what was at `source` along the node's own path, taps (lags, width) times itself, the node
@@ -503,15 +506,15 @@ class Program:
         blocks = nn.functional.pad(blocks, (0, 0, 0, outputs - blocks.shape[1])).flatten(0, 1)
         if bias is not None:
             bias = nn.functional.pad(bias.reshape(heads, -1), (0, outputs - bias.numel() // heads))
-        k, tiles = self._sizes(blocks, self.int8)
+        k, tiles = self._sizes(blocks)
         before, share = self.register("before", hidden), self.register("share", heads * outputs)
         wide = padded(hidden, TILE)
         offset = self.state(memories * wide)
         top = self.state(wide, -math.inf) if kind == "slstm" else 0
         row = self.emit(RECUR, inputs, into, before, share, 0, 0, self._vector(bias, heads * outputs), k,
-                        tiles // heads, hidden, code, heads, bits(floor), offset, top, bits(decay),
-                        self._bytes(k, heads))
-        self.matrices.append((row, 13, blocks, False, self.int8))
+                        tiles // heads, hidden, code, heads, bits(floor), offset, top, self._bytes(k, heads),
+                        bits(decay))
+        self.matrices.append((row, 13, blocks, False))
 
     # Number by number. A vector (a tensor) may stand where a register does not change from node to node.
 
@@ -556,8 +559,8 @@ class Program:
 
     def finish(self) -> None:
         """Pack the matrices and make the tables: of the step, and of what commits do over all layers."""
-        for row, column, weight, gated, int8 in self.matrices:
-            row[column], row[column + 1] = self._pack(weight, gated, int8)
+        for row, column, weight, gated in self.matrices:
+            row[column], row[column + 1] = self._pack(weight, gated)
         self.matrices.clear()
         step, self.rows = self.rows, []
         moves = [self.emit(MOVE, heads, heads, 0, key, value, offset) for offset, heads, key, value in self.caches]
@@ -565,7 +568,7 @@ class Program:
         self.rows = step
         self.table, self.moves, self.picks, self.small_picks, self.repeats = (np.array(rows, np.int64) for rows in (
             step, moves, picks, [row for row in picks if row[1] not in self.large],
-            [row for row in step if row[0] in (SCAN, MODES, MATRIX)]))
+            [row for row in step if row[0] in (SCAN, MODES, LOW_RANK, DENSE, MATRIX)]))
 
     def read(self, view: View, scratch: np.ndarray, nodes: int) -> np.ndarray:
         """What a run over `nodes` left in a register."""

@@ -347,14 +347,14 @@ def _low_rank(builder: Any, args: list[Any]) -> None:
         line, at = b.add(table, b.mul(n, I64(10 * 4 * LANES))), b.mul(n, I64(2 * 4 * LANES))
         return [b.add(line, I64(part * 4 * LANES)) for part in range(10)], [b.add(x, at) for x in (old, new)]
 
-    def told(n: Any, total: Any) -> list[Any]:
+    def told(n: Any, total: Any, other: Any) -> list[Any]:
         (real, imaginary, *_), (h, _) = places(n)
-        total = _fma(b, _vector(b, real), _vector(b, h), total)
-        return [b.fsub(total, b.fmul(_vector(b, imaginary), _vector(b, b.add(h, size))))]
+        return [_fma(b, _vector(b, real), _vector(b, h), total),
+                _fma(b, _vector(b, imaginary), _vector(b, b.add(h, size)), other)]
 
-    (t,) = _each(b, modes, [ZEROS], told)
+    t = b.fsub(*_each(b, modes, [ZEROS, ZEROS], told))
 
-    def mode(n: Any, total: Any) -> list[Any]:
+    def mode(n: Any, total: Any, other: Any) -> list[Any]:
         (_, _, a, _, *rest), (h, into) = places(n)
         write, write_on, away, away_on, c, c_on = (_vector(b, at) for at in rest)
         r, i = _rotated(b, a, h, size, size)
@@ -362,9 +362,9 @@ def _low_rank(builder: Any, args: list[Any]) -> None:
         i = b.fsub(_fma(b, write_on, value, i), b.fmul(away_on, t))
         _put(b, r, into)
         _put(b, i, b.add(into, size))
-        return [b.fsub(_fma(b, r, c, total), b.fmul(i, c_on))]
+        return [_fma(b, r, c, total), _fma(b, i, c_on, other)]
 
-    _put(b, *_each(b, modes, [b.fmul(_vector(b, d), value)], mode), y)
+    _put(b, b.fsub(*_each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
 
 
 def _dense(builder: Any, args: list[Any]) -> None:
@@ -402,7 +402,8 @@ def _dot(builder: Any, args: list[Any]) -> None:
         at = b.mul(i, I64(4 * LANES))
         return [_fma(b, _vector(b, b.add(c, at)), _vector(b, b.add(h, at)), total)]
 
-    _put(b, *_each(b, states, [b.fmul(_vector(b, d), _vector(b, u))], term), y)
+    (total,) = _each(b, states, [b.fmul(_vector(b, d), _vector(b, u))], term)
+    _put(b, total, y)
 
 
 long, single, void = types.int64, types.float32, types.void
