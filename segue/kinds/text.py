@@ -26,6 +26,7 @@ class Text(Kind):
     unit = "byte"
     storage = "bytes"
     family = "text"
+    mixer = "mamba"
     split_by = "content"
     extensions: ClassVar[frozenset[str]] = frozenset(
         words(

@@ -226,7 +226,7 @@ class Program:
         whole = np.zeros((tiles * TILE, k * group), matrix.dtype)
         whole[:outputs, :inner] = matrix
         if self.int8 and INTEGER:
-            whole = whole ^ np.int8(-128)  # as an unsigned byte: 128 more
+            whole.view(np.uint8)[:] += 128  # as an unsigned byte: 128 more
         packed[:] = whole.reshape(-1, TILE, k, group).swapaxes(1, 2)
         self.weight_bytes += packed.nbytes
         return packed.ctypes.data, scales
