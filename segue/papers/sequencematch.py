@@ -214,10 +214,10 @@ def draw(figure: Figure, table: list[Row]) -> None:
     right.barh(places, means, xerr=away, color=colours, capsize=3)
     right.set_yticks(list(places), names)
     right.invert_yaxis()
-    right.set(xlabel="% of answers right in every digit (bars: seeds)", title=f"{SUMS} running sums")
+    right.set(xlabel="% of answers all right (bars: seeds)", title=f"{SUMS} running sums")
     taken.barh(places, [row["taken back"] for row in table], color="#d9dee4")
     taken.barh(places, [row["taken back"] * row["well taken"] for row in table], color=colours)
-    taken.set(xlabel="digits taken back per answer (coloured: that were wrong)", title="Backspaces")
+    taken.set(xlabel="per answer (coloured: of wrong digits)", title="Backspaces")
 
 
 CLAIM = Claim(
