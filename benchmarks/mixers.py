@@ -174,11 +174,11 @@ def once(run: Contender, backward: bool) -> float:
 def timed(contenders: dict[str, Contender], backward: bool, rounds: int, slow: set[str]) -> dict[str, float]:
     """Median seconds of each that is not `slow`."""
     taken: dict[str, list[float]] = {name: [] for name in contenders if name not in slow}
-    for turn in range(rounds + 1):  # the first round warms up
+    for _ in range(rounds + 1):  # the first round warms up, but for those that one round of takes long
         for name, times in taken.items():
-            if turn < 2 or sum(times) < PATIENCE:
+            if sum(times) < PATIENCE:
                 times.append(once(contenders[name], backward))
-    return {name: statistics.median(times[1:]) for name, times in taken.items()}
+    return {name: statistics.median(times[1:] or times) for name, times in taken.items()}
 
 
 def part(length: int, width: int, tokens: int, rounds: int, slow: set[str], only: list[str],
