@@ -102,8 +102,6 @@ class Kind(ABC):
     storage: what an object is: "bytes", "letters" (a str of ASCII) or "items" (a list of str or of int).
     split_by: how train and held-out records are told apart by default: "name", "content" or "entity".
     family: kinds of one family are read together from one folder (text and code).
-    mixer: pattern of sequence mixers that a model is fitted with unless told otherwise: what learned most of such data
-        in two and in ten minutes (`benchmarks/stacks.py`).
     """
 
     name: ClassVar[str] = ""
@@ -111,7 +109,6 @@ class Kind(ABC):
     storage: ClassVar[str] = "bytes"
     split_by: ClassVar[str] = "name"
     family: ClassVar[str] = ""
-    mixer: ClassVar[str] = "attention"
 
     @abstractmethod
     def sniff(self, path: Path, head: bytes) -> float:

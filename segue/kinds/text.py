@@ -26,7 +26,6 @@ class Text(Kind):
     unit = "byte"
     storage = "bytes"
     family = "text"
-    mixer = "mamba"
     split_by = "content"
     extensions: ClassVar[frozenset[str]] = frozenset(
         words(

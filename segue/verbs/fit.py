@@ -49,7 +49,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     data: a `Data`, a path or paths, or a list of objects in memory. out: the model's folder, and while it is being
     made the checkpoint's; the same call on the same folder resumes, or, when all is done, loads. minutes: of wall
     clock, everything included (default: 2); or steps: of the optimiser. mixer: pattern of sequence mixers, e.g.
-    "mamba*3+attention" (default: by the kind, see `Kind.mixer`). seed fixes everything random. held_out: data to
+    "mamba*3+attention". seed fixes everything random. held_out: data to
     measure on, of the same kind (default: a twentieth of `data`, split off by hash). codec: made from the training data
     if None. mix: count the training data too and mix the two (`segue.models.mixture`), where there is enough to learn
     how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the sequences.
@@ -72,11 +72,12 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         raise SegueError("several processes need a folder they share: give out=")
     data = as_data(data, kind)
     folder = None if out is None else Path(out)
-    choices["mixer"] = mixer or choices.get("mixer") or data.kind.mixer
-    for name in expand_pattern(choices["mixer"]):
-        if not MIXERS[name.partition(":")[0]].causal:
-            raise SegueError(f"mixer '{name}' looks ahead: a model fitted with it could not continue a sequence; "
-                             "choose a causal one (docs/mixers.md)")
+    if mixer is not None:
+        choices["mixer"] = mixer
+        for name in expand_pattern(mixer):
+            if not MIXERS[name.partition(":")[0]].causal:
+                raise SegueError(f"mixer '{name}' looks ahead: a model fitted with it could not continue a sequence; "
+                                 "choose a causal one (docs/mixers.md)")
     objective_named(objective)  # refused here if at all
     teaching: Objective | None = None
     if choices.get("teacher"):
