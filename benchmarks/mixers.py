@@ -7,8 +7,8 @@ Rows of a batch are `--tokens` over the length, at least one. Rounds of all cont
 so that a busy machine troubles all alike. Peers: torch's own modules for attention and the recurrences; x-transformers;
 the torch forms that transformers' Mamba, Mamba-2, xLSTM, RWKV and gated DeltaNet take on CPUs; mambapy; and for kernels
 alone, the same recurrence as torch operations. Who would need over 20 seconds for a step is left out. Needs the extra
-`bench`, mambapy and x-transformers; what is not installed is not measured. Parts are kept in results/mixers.jsonl, the
-page is results/mixers.md.
+`bench`, mambapy and x-transformers; what is not installed is not measured. Rows are kept in results/mixers.jsonl, the
+page is results/mixers.md: the latest of each, so that after `--only` it has rows of several runs.
 """
 
 from __future__ import annotations
