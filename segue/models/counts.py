@@ -150,10 +150,11 @@ class _Counted:
         if parents is not None and (tree.shape != ids.shape or (tree >= np.arange(ids.shape[1])).any()
                                     or (tree < -1).any()):
             raise SegueError("a node of a draft tree must follow an earlier node, or -1, the state's end")
-        nodes = np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.numpy()
+        # of one type always, a copy: what is read-only would be compiled a second time
+        nodes = np.array(np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.numpy(), order="C")
         out = np.empty((*nodes.shape, self.vocabulary))
         self._nodes(state.past, state.past.shape[1] - state.known, state.whole, ids, tree, parents is None,
-                    np.ascontiguousarray(nodes), out)
+                    nodes, out)
         state.pending = (ids, None if parents is None else tree)
         return out
 

@@ -63,6 +63,9 @@ def mix(model: Stack, parts: Parts, context: int, seed: int, precision: str = "f
     mixture = Mixture(model, counts)
     mixture.learn_gate(parts.aside, context, seed, precision=precision)
     counts.count([*parts.rest, *parts.aside])
+    first = counts.init_state(1)                  # compiled now, so that the first prompt need not wait for it
+    counts.extend(torch.zeros(1, 1, dtype=torch.long), first)
+    counts.likeliest(first, 1, 0.0)
     return mixture
 
 
