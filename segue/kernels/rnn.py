@@ -189,7 +189,7 @@ def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor,
     plan = tiles(x.dtype, gates, width)
     rest, tasks = -width % plan.lanes, heads * -(-batch // plan.rows)
     y, final = _room(x, batch, length, heads, width), x.new_empty(state.shape)
-    kept = _room(x, tasks, length if learning else 2, cell.parts, plan.rows * (width + rest))
+    kept = _room(x, tasks, length if learning else 0, cell.parts, plan.rows * (width + rest))
     packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.panels * plan.lanes)
     threads.share(rnn.forward, tasks, cell.code, plan.rows, plan.panels, width + rest,
                   *map(_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
