@@ -8,6 +8,7 @@ Triton kernels (`segue.kernels.triton.rnn`); everything else takes the plain loo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from segue.kernels.scan import _array, compiles
 from segue.kernels.tiles import tiles
 
 Tensors = tuple[Tensor, ...]
+LINE = 64  # bytes
 EMPTY = -1e30
 """The stabiliser of an sLSTM cell that holds nothing: any input is larger, so its first step is exp(0)."""
 
@@ -176,9 +178,11 @@ def _pack(matrix: Tensor, tile: int) -> Tensor:
 
 
 def _room(like: Tensor, *shape: int) -> Tensor:
-    """An empty tensor from NumPy, which asks the system for large pages: touching a fresh small page for the first time
-    costs more than computing what goes there."""
-    return torch.from_numpy(np.empty(shape, {torch.float32: np.float32, torch.float64: np.float64}[like.dtype]))
+    """An empty tensor at the beginning of a line of the cache, from NumPy, which asks the system for large pages:
+    touching a fresh small page for the first time costs more than computing what goes there."""
+    room = torch.from_numpy(np.empty(math.prod(shape) * like.element_size() + LINE, np.uint8))
+    begin = -room.data_ptr() % LINE
+    return room[begin : begin + math.prod(shape) * like.element_size()].view(like.dtype).view(shape)
 
 
 def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,

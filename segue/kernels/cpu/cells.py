@@ -163,6 +163,12 @@ FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "elman": (_elman, _elman_back), "lstm": (_lstm, _lstm_back), "gru": (_gru, _gru_back), "slstm": (_slstm, _slstm_back)}
 
 
+def _fetch(builder: Any, address: Any, write: bool = False) -> None:
+    """Ask for the line of memory at an address, to read or to write it."""
+    simd._call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.inttoptr(address, simd.I8.as_pointer()),
+               simd.I32(int(write)), simd.I32(3), simd.I32(1))
+
+
 def _over(builder: Any, kind: Any, lanes: int, rows: Any, vectors: Any, body: Callable[..., None]) -> None:
     """body(get, put, at, row, column) for each vector of each row: get(address) and put(value, address); `at` is its
     place in what lies row behind row, `row` its number, `column` its place in the row, in bytes."""
@@ -191,8 +197,9 @@ def _over(builder: Any, kind: Any, lanes: int, rows: Any, vectors: Any, body: Ca
 
 def _forward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any]) -> None:
     """A step of a cell for `rows` rows of `vectors` vectors. Gates of g, states and what is kept (0: nothing) lie
-    `across` bytes from each other; rows of x and y x_row and y_row, gates of x x_gate."""
-    rows, vectors, across, g, x, x_row, x_gate, states, kept, y, y_row = args
+    `across` bytes from each other, rows of x and y x_row and y_row, gates of x x_gate. The next step's x and y lie x_step
+    and y_step further: so far that the processor does not foresee it."""
+    rows, vectors, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step = args
     b, (formula, _), gates, many = builder, FORMULAS[cell], CELLS[cell].gates, CELLS[cell].states
 
     def body(get: Any, put: Any, at: Any, r: Any, column: Any) -> None:
@@ -200,11 +207,15 @@ def _forward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any
             return b.add(b.add(base, at), b.mul(across, simd.I64(k)))
 
         given = b.add(b.add(x, column), b.mul(r, x_row))
-        xs = [get(b.add(given, b.mul(x_gate, simd.I64(k)))) for k in range(gates)]
-        parts, after = formula(xs, [get(lies(g, k)) for k in range(gates)], [get(lies(states, s)) for s in range(many)])
+        lines = [b.add(given, b.mul(x_gate, simd.I64(k))) for k in range(gates)]
+        into = b.add(b.add(y, column), b.mul(r, y_row))
+        for line in lines:
+            _fetch(b, b.add(line, x_step))
+        _fetch(b, b.add(into, y_step), write=True)
+        parts, after = formula([get(line) for line in lines], [get(lies(g, k)) for k in range(gates)], [get(lies(states, s)) for s in range(many)])
         for s, value in enumerate(after):
             put(value, lies(states, s))
-        put(after[0], b.add(b.add(y, column), b.mul(r, y_row)))
+        put(after[0], into)
         with b.if_then(b.icmp_signed("!=", kept, simd.I64(0))):
             for k, value in enumerate(parts):
                 put(value, lies(kept, k))
@@ -215,7 +226,7 @@ def _forward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any
 def _backward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any]) -> None:
     """The same backwards. last: h, c, n before. back: gradients of the states, which become those before. dg: gradients
     of g, added to `total`, too. hs: the h before goes there."""
-    rows, vectors, across, kept, last, dy, dy_row, back, dg, dx, dx_row, dx_gate, total, hs = args
+    rows, vectors, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate, dx_step, total, hs = args
     b, (_, formula), gates, many = builder, FORMULAS[cell], CELLS[cell].gates, CELLS[cell].states
 
     def body(get: Any, put: Any, at: Any, r: Any, column: Any) -> None:
@@ -223,14 +234,18 @@ def _backward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[An
             return b.add(b.add(base, at), b.mul(across, simd.I64(k)))
 
         grad, before = [get(lies(back, s)) for s in range(many)], [get(lies(last, s)) for s in range(min(many, 3))]
-        grad[0] = grad[0] + get(b.add(b.add(dy, column), b.mul(r, dy_row)))
-        recurrent, given, after = formula([get(lies(kept, k)) for k in range(CELLS[cell].parts)], before, grad)
+        given = b.add(b.add(dy, column), b.mul(r, dy_row))
+        _fetch(b, b.add(given, dy_step))
+        grad[0] = grad[0] + get(given)
+        recurrent, inputs, after = formula([get(lies(kept, k)) for k in range(CELLS[cell].parts)], before, grad)
         put(before[0], b.add(hs, at))
         into = b.add(b.add(dx, column), b.mul(r, dx_row))
         for k in range(gates):
             put(recurrent[k], lies(dg, k))
             put(get(lies(total, k)) + recurrent[k], lies(total, k))
-            put(given[k], b.add(into, b.mul(dx_gate, simd.I64(k))))
+            line = b.add(into, b.mul(dx_gate, simd.I64(k)))
+            put(inputs[k], line)
+            _fetch(b, b.add(line, dx_step), write=True)
         for s, value in enumerate(after):
             if isinstance(value, Numbers):
                 put(value, lies(back, s))
@@ -256,7 +271,7 @@ def _choice(name: str, build: Callable[[Any, Any, int, str, list[Any]], None], a
     return simd._define(name, types.void(*[types.int64] * (arguments + 1)), body)
 
 
-forward32, forward64 = (_choice("forward", _forward_step, 11, kind, lanes)
+forward32, forward64 = (_choice("forward", _forward_step, 13, kind, lanes)
                         for kind, lanes in ((simd.F32, simd.LANES), (ir.DoubleType(), simd.LANES // 2)))
-backward32, backward64 = (_choice("backward", _backward_step, 14, kind, lanes)
+backward32, backward64 = (_choice("backward", _backward_step, 16, kind, lanes)
                           for kind, lanes in ((simd.F32, simd.LANES), (ir.DoubleType(), simd.LANES // 2)))

@@ -158,35 +158,39 @@ def _typed_run(like, rows, panels, first, w, x, source, y, w_step, x_row, x_step
     return run
 
 
-def _step_forward(like, cell, rows, wide, across, g, x, x_row, x_gate, states, kept, y, y_row):
+def _step_forward(like, cell, rows, wide, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step):
     raise NotImplementedError
 
 
 @overload(_step_forward)
-def _typed_step_forward(like, cell, rows, wide, across, g, x, x_row, x_gate, states, kept, y, y_row):
+def _typed_step_forward(like, cell, rows, wide, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step):
     """`cells.forward32` and `forward64`: strides in numbers instead of bytes."""
     step, size, lanes = (cells.forward32, 4, simd.LANES) if like.dtype == types.float32 else (
         cells.forward64, 8, simd.LANES // 2)
 
-    def run(like, cell, rows, wide, across, g, x, x_row, x_gate, states, kept, y, y_row):
-        step(cell, rows, wide // lanes, across * size, g, x, x_row * size, x_gate * size, states, kept, y, y_row * size)
+    def run(like, cell, rows, wide, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step):
+        step(cell, rows, wide // lanes, across * size, g, x, x_row * size, x_gate * size, x_step * size, states, kept, y,
+             y_row * size, y_step * size)
 
     return run
 
 
-def _step_back(like, cell, rows, wide, across, kept, last, dy, dy_row, back, dg, dx, dx_row, dx_gate, total, hs):
+def _step_back(like, cell, rows, wide, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate,
+               dx_step, total, hs):
     raise NotImplementedError
 
 
 @overload(_step_back)
-def _typed_step_back(like, cell, rows, wide, across, kept, last, dy, dy_row, back, dg, dx, dx_row, dx_gate, total, hs):
+def _typed_step_back(like, cell, rows, wide, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate,
+                     dx_step, total, hs):
     """`cells.backward32` and `backward64`, likewise."""
     step, size, lanes = (cells.backward32, 4, simd.LANES) if like.dtype == types.float32 else (
         cells.backward64, 8, simd.LANES // 2)
 
-    def run(like, cell, rows, wide, across, kept, last, dy, dy_row, back, dg, dx, dx_row, dx_gate, total, hs):
-        step(cell, rows, wide // lanes, across * size, kept, last, dy, dy_row * size, back, dg, dx, dx_row * size,
-             dx_gate * size, total, hs)
+    def run(like, cell, rows, wide, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate,
+            dx_step, total, hs):
+        step(cell, rows, wide // lanes, across * size, kept, last, dy, dy_row * size, dy_step * size, back, dg, dx,
+             dx_row * size, dx_gate * size, dx_step * size, total, hs)
 
     return run
 
@@ -241,13 +245,13 @@ def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, s
             keep = _at(kept[task, t]) if kept.shape[1] else 0
             if direct:
                 _step_forward(x, cell, count, wide, across, _at(g), _at(x[row, t, n]), length * heads * gates * d, d,
-                              _at(now), keep, _at(y[row, t, n]), length * heads * d)
+                              heads * gates * d, _at(now), keep, _at(y[row, t, n]), length * heads * d, heads * d)
             else:
                 for r in range(count):
                     for k in range(gates):
                         _copy(x[row + r, t, n, k], source[k, r * wide : r * wide + d])
-                _step_forward(x, cell, count, wide, across, _at(g), _at(source), wide, across, _at(now), keep, _at(out),
-                              wide)
+                _step_forward(x, cell, count, wide, across, _at(g), _at(source), wide, across, 0, _at(now), keep,
+                              _at(out), wide, 0)
                 for r in range(count):
                     _copy(out[r * wide : r * wide + d], y[row + r, t, n])
             for r in range(count):
@@ -299,13 +303,13 @@ def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, sta
             to, before = _at(dg[slot]), _at(hs) + slot * count * wide * dx.itemsize
             if direct:
                 _step_back(dx, cell, count, wide, across, _at(kept[task, t]), last, _at(dy[row, t, n]),
-                           length * heads * d, _at(back), to, _at(dx[row, t, n]), length * heads * gates * d, d,
-                           _at(total), before)
+                           length * heads * d, -heads * d, _at(back), to, _at(dx[row, t, n]),
+                           length * heads * gates * d, d, -heads * gates * d, _at(total), before)
             else:
                 for r in range(count):
                     _copy(dy[row + r, t, n], into[r * wide : r * wide + d])
-                _step_back(dx, cell, count, wide, across, _at(kept[task, t]), last, _at(into), wide, _at(back), to,
-                           _at(out), wide, across, _at(total), before)
+                _step_back(dx, cell, count, wide, across, _at(kept[task, t]), last, _at(into), wide, 0, _at(back),
+                           to, _at(out), wide, across, 0, _at(total), before)
                 for r in range(count):
                     for k in range(gates):
                         _copy(out[k, r * wide : r * wide + d], dx[row + r, t, n, k])
