@@ -218,7 +218,8 @@ def _forward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any
         put(after[0], into)
         with b.if_then(b.icmp_signed("!=", kept, simd.I64(0))):
             for k, value in enumerate(parts):
-                put(value, lies(kept, k))
+                st = b.store(value.value, b.inttoptr(lies(kept, k), value.type.as_pointer()), align=64)
+                st.set_metadata("nontemporal", b.module.add_metadata([simd.I32(1)]))
 
     _over(b, kind, lanes, rows, vectors, body)
 
@@ -237,6 +238,8 @@ def _backward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[An
         given = b.add(b.add(dy, column), b.mul(r, dy_row))
         _fetch(b, b.add(given, dy_step))
         grad[0] = grad[0] + get(given)
+        for k in range(CELLS[cell].parts):
+            _fetch(b, b.sub(lies(kept, k), b.mul(across, simd.I64(CELLS[cell].parts))))
         recurrent, inputs, after = formula([get(lies(kept, k)) for k in range(CELLS[cell].parts)], before, grad)
         put(before[0], b.add(hs, at))
         into = b.add(b.add(dx, column), b.mul(r, dx_row))
