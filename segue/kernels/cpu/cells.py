@@ -170,10 +170,12 @@ def _fetch(builder: Any, address: Any, write: bool = False) -> None:
 
 
 def _over(builder: Any, kind: Any, lanes: int, rows: Any, vectors: Any, body: Callable[..., None]) -> None:
-    """body(get, put, at, row, column) for each vector of each row: get(address) and put(value, address); `at` is its
-    place in what lies row behind row, `row` its number, `column` its place in the row, in bytes."""
+    """body(get, put, at, row, column) for each vector of each row: get(address) and put(value, address), `past` the cache
+    if it is not read soon; `at` is its place in what lies row behind row, `row` its number, `column` its place in the row,
+    in bytes."""
     b, vector = builder, ir.VectorType(kind, lanes)
-    size = simd.I64(lanes * (4 if kind == simd.F32 else 8))
+    whole = lanes * (4 if kind == simd.F32 else 8)
+    size = simd.I64(whole)
 
     def place(address: Any) -> Any:
         return b.inttoptr(address, vector.as_pointer())
@@ -181,8 +183,10 @@ def _over(builder: Any, kind: Any, lanes: int, rows: Any, vectors: Any, body: Ca
     def get(address: Any) -> Numbers:
         return Numbers(b, b.load(place(address), align=4))
 
-    def put(value: Numbers, address: Any) -> None:
-        b.store(value.value, place(address), align=4)
+    def put(value: Numbers, address: Any, past: bool = False) -> None:
+        done = b.store(value.value, place(address), align=whole if past else 4)
+        if past:
+            done.set_metadata("nontemporal", b.module.add_metadata([simd.I32(1)]))
 
     def line(r: Any) -> list[Any]:
         def one(j: Any) -> list[Any]:
@@ -218,8 +222,7 @@ def _forward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any
         put(after[0], into)
         with b.if_then(b.icmp_signed("!=", kept, simd.I64(0))):
             for k, value in enumerate(parts):
-                st = b.store(value.value, b.inttoptr(lies(kept, k), value.type.as_pointer()), align=64)
-                st.set_metadata("nontemporal", b.module.add_metadata([simd.I32(1)]))
+                put(value, lies(kept, k), past=True)
 
     _over(b, kind, lanes, rows, vectors, body)
 
