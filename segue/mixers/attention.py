@@ -291,7 +291,8 @@ class Attention(Mixer):
         # As many at once as keep the scores small: memory that is asked for in large pieces is fresh each time. All is
         # split at once, since the gradient of one part is as large as that of the whole.
         at_once = max(1, SCORES // (q.shape[0] * self.heads * size * size * every.shape[1]))
-        pieces = zip(every.split(at_once), places.split(at_once), *(x.split(at_once, 2) for x in (q, spread(k), spread(v))))
+        pieces = zip(every.split(at_once), places.split(at_once),
+                     *(x.split(at_once, 2) for x in (q, spread(k), spread(v))))
         y = torch.cat([some(*piece) for piece in pieces], 2)[:, :, :n]
         if rule.first and not rule.causal:
             first = min(rule.first, n)

@@ -12,8 +12,7 @@ from segue.mixers.base import Mixer
 from segue.mixers.positions import rotary_frequencies, rotate
 from segue.mixers.state import Layout, Part
 
-
-FACTORED = 32  # more rotations than twice so many are drawn as pairs, or hashing would take time quadratic in the length
+FACTORED = 32  # beyond twice so many, buckets are pairs of two hashes, or hashing would be quadratic in the length
 
 
 class Reformer(Mixer):
@@ -42,8 +41,9 @@ class Reformer(Mixer):
 
     @torch.no_grad()
     def hashed(self, x: Tensor) -> Tensor:
-        """(rounds, B, H, N) long: buckets of about `chunk` nodes, argmax([q R; -q R]) for random R, or such a pair. Queries are made
-        in float32 at least, since a node that changes its bucket by rounding is another node's neighbour."""
+        """(rounds, B, H, N) long: buckets of about `chunk` nodes, argmax([q R; -q R]) for random R, or a pair of such.
+        Queries are made in float32 at least, since a node that changes its bucket by rounding is another node's
+        neighbour."""
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             q = F.linear(x.to(wide), self.qv.weight[: self.width].to(wide))

@@ -1,4 +1,5 @@
-"""The cells of recurrences as vector code: a step of a few rows forward and backward, each number read and written once.
+"""The cells of recurrences as vector code: a step of a few rows, forward and backward, each number read and written
+once.
 
 A cell is a formula over vectors in registers, for any vector width and for float32 and float64; `segue.kernels.rnn`
 has the same in torch. The loops over time are in `segue.kernels.cpu.rnn`.
@@ -88,9 +89,9 @@ class Numbers:
 Vectors = list[Numbers]
 
 
-# A cell forwards: inputs x, g = R h + b, states -> what backward needs (gates, then h, c, n as far as there are) and the
-# next states. Backwards: what was kept, the states before, gradients of the states -> gradients of g and of x, and of
-# the states before, of h without what comes through R (0: nothing).
+# A cell forward: inputs x, g = R h + b and states -> what backward needs (gates, then h, c, n as far as there are) and
+# the next states. Backward: what was kept, the states before, gradients of the states -> gradients of g, of x and of the
+# states before; of h, what does not come through R (0: nothing).
 
 
 def _elman(x: Vectors, g: Vectors, state: Vectors) -> tuple[Vectors, Vectors]:
@@ -170,9 +171,9 @@ def _fetch(builder: Any, address: Any, write: bool = False) -> None:
 
 
 def _over(builder: Any, kind: Any, lanes: int, rows: Any, vectors: Any, body: Callable[..., None]) -> None:
-    """body(get, put, at, row, column) for each vector of each row: get(address) and put(value, address), `past` the cache
-    if it is not read soon; `at` is its place in what lies row behind row, `row` its number, `column` its place in the row,
-    in bytes."""
+    """body(get, put, at, row, column) for each vector of each row. get(address); put(value, address), `past` the cache if
+    it is not read soon. at: its place in what lies row behind row, in bytes. row: a number. column: its place in the
+    row, in bytes."""
     b, vector = builder, ir.VectorType(kind, lanes)
     whole = lanes * (4 if kind == simd.F32 else 8)
     size = simd.I64(whole)
@@ -201,8 +202,8 @@ def _over(builder: Any, kind: Any, lanes: int, rows: Any, vectors: Any, body: Ca
 
 def _forward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any]) -> None:
     """A step of a cell for `rows` rows of `vectors` vectors. Gates of g, states and what is kept (0: nothing) lie
-    `across` bytes from each other, rows of x and y x_row and y_row, gates of x x_gate. The next step's x and y lie x_step
-    and y_step further: so far that the processor does not foresee it."""
+    `across` bytes from each other, rows of x and y x_row and y_row, gates of x x_gate. The next step's x and y lie
+    x_step and y_step further: so far that the processor does not foresee it."""
     rows, vectors, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step = args
     b, (formula, _), gates, many = builder, FORMULAS[cell], CELLS[cell].gates, CELLS[cell].states
 
@@ -216,7 +217,8 @@ def _forward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any
         for line in lines:
             _fetch(b, b.add(line, x_step))
         _fetch(b, b.add(into, y_step), write=True)
-        parts, after = formula([get(line) for line in lines], [get(lies(g, k)) for k in range(gates)], [get(lies(states, s)) for s in range(many)])
+        parts, after = formula([get(line) for line in lines], [get(lies(g, k)) for k in range(gates)],
+                               [get(lies(states, s)) for s in range(many)])
         for s, value in enumerate(after):
             put(value, lies(states, s))
         put(after[0], into)

@@ -169,8 +169,8 @@ def _typed_step_forward(like, cell, rows, wide, across, g, x, x_row, x_gate, x_s
         cells.forward64, 8, simd.LANES // 2)
 
     def run(like, cell, rows, wide, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step):
-        step(cell, rows, wide // lanes, across * size, g, x, x_row * size, x_gate * size, x_step * size, states, kept, y,
-             y_row * size, y_step * size)
+        step(cell, rows, wide // lanes, across * size, g, x, x_row * size, x_gate * size, x_step * size, states, kept,
+             y, y_row * size, y_step * size)
 
     return run
 

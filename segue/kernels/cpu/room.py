@@ -25,7 +25,7 @@ class _Loan:
         self.__array_interface__ = memory.__array_interface__
 
     def __del__(self) -> None:
-        if LEAST <= len(self.memory):
+        if len(self.memory) >= LEAST:
             self.spare[id(self.memory)] = self.memory
             while sum(map(len, list(self.spare.values()))) > MOST:
                 self.spare.pop(next(iter(self.spare)))
