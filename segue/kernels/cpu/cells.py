@@ -90,8 +90,8 @@ Vectors = list[Numbers]
 
 
 # A cell forward: inputs x, g = R h + b and states -> what backward needs (gates, then h, c, n as far as there are) and
-# the next states. Backward: what was kept, the states before, gradients of the states -> gradients of g, of x and of the
-# states before; of h, what does not come through R (0: nothing).
+# the next states. Backward: what was kept, the states before, gradients of the states -> gradients of g, of x and of
+# the states before; of h, what does not come through R (0: nothing).
 
 
 def _elman(x: Vectors, g: Vectors, state: Vectors) -> tuple[Vectors, Vectors]:
@@ -160,8 +160,11 @@ def _slstm_back(kept: Vectors, last: Vectors, grad: Vectors) -> tuple[Vectors, V
     return dg, dg, [0, dc * f, dn * f, dm]
 
 
+SIZES = {simd.F32: (simd.LANES, 4), ir.DoubleType(): (simd.LANES // 2, 8)}
+"""Numbers in a vector, and bytes of a number."""
 FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "elman": (_elman, _elman_back), "lstm": (_lstm, _lstm_back), "gru": (_gru, _gru_back), "slstm": (_slstm, _slstm_back)}
+    "elman": (_elman, _elman_back), "lstm": (_lstm, _lstm_back), "gru": (_gru, _gru_back),
+    "slstm": (_slstm, _slstm_back)}
 
 
 def _fetch(builder: Any, address: Any, write: bool = False) -> None:
@@ -170,28 +173,27 @@ def _fetch(builder: Any, address: Any, write: bool = False) -> None:
                simd.I32(int(write)), simd.I32(3), simd.I32(1))
 
 
-def _over(builder: Any, kind: Any, lanes: int, rows: Any, vectors: Any, body: Callable[..., None]) -> None:
-    """body(get, put, at, row, column) for each vector of each row. get(address); put(value, address), `past` the cache if
-    it is not read soon. at: its place in what lies row behind row, in bytes. row: a number. column: its place in the
+def _over(builder: Any, kind: Any, rows: Any, wide: Any, body: Callable[..., None]) -> None:
+    """body(get, put, at, row, column) for each vector of each row. get(address); put(value, address), `past` the cache
+    if it is not read soon. at: its place in what lies row behind row, in bytes. row: a number. column: its place in the
     row, in bytes."""
-    b, vector = builder, ir.VectorType(kind, lanes)
-    whole = lanes * (4 if kind == simd.F32 else 8)
-    size = simd.I64(whole)
+    b, (lanes, size) = builder, SIZES[kind]
+    vector, whole, vectors = ir.VectorType(kind, lanes), lanes * size, b.udiv(wide, simd.I64(lanes))
 
     def place(address: Any) -> Any:
         return b.inttoptr(address, vector.as_pointer())
 
     def get(address: Any) -> Numbers:
-        return Numbers(b, b.load(place(address), align=4))
+        return Numbers(b, b.load(place(address), align=size))
 
     def put(value: Numbers, address: Any, past: bool = False) -> None:
-        done = b.store(value.value, place(address), align=whole if past else 4)
+        done = b.store(value.value, place(address), align=whole if past else size)
         if past:
             done.set_metadata("nontemporal", b.module.add_metadata([simd.I32(1)]))
 
     def line(r: Any) -> list[Any]:
         def one(j: Any) -> list[Any]:
-            body(get, put, b.mul(b.add(b.mul(r, vectors), j), size), r, b.mul(j, size))
+            body(get, put, b.mul(b.add(b.mul(r, vectors), j), simd.I64(whole)), r, b.mul(j, simd.I64(whole)))
             return []
 
         simd._each(b, vectors, [], one)
@@ -200,20 +202,19 @@ def _over(builder: Any, kind: Any, lanes: int, rows: Any, vectors: Any, body: Ca
     simd._each(b, rows, [], line)
 
 
-def _forward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any]) -> None:
-    """A step of a cell for `rows` rows of `vectors` vectors. Gates of g, states and what is kept (0: nothing) lie
-    `across` bytes from each other, rows of x and y x_row and y_row, gates of x x_gate. The next step's x and y lie
-    x_step and y_step further: so far that the processor does not foresee it."""
-    rows, vectors, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step = args
+def _forward(builder: Any, kind: Any, cell: str, args: list[Any]) -> None:
+    """A step of `rows` rows of `wide` numbers. Gates of g, states and what is kept (0: nothing) lie `across` bytes from
+    each other, rows of x and y x_row and y_row, gates of x x_gate. The next step's x and y lie x_step and y_step
+    further: so far that the processor does not foresee it."""
+    rows, wide, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step = args
     b, (formula, _), gates, many = builder, FORMULAS[cell], CELLS[cell].gates, CELLS[cell].states
 
     def body(get: Any, put: Any, at: Any, r: Any, column: Any) -> None:
         def lies(base: Any, k: int) -> Any:
             return b.add(b.add(base, at), b.mul(across, simd.I64(k)))
 
-        given = b.add(b.add(x, column), b.mul(r, x_row))
+        given, into = b.add(b.add(x, column), b.mul(r, x_row)), b.add(b.add(y, column), b.mul(r, y_row))
         lines = [b.add(given, b.mul(x_gate, simd.I64(k))) for k in range(gates)]
-        into = b.add(b.add(y, column), b.mul(r, y_row))
         for line in lines:
             _fetch(b, b.add(line, x_step))
         _fetch(b, b.add(into, y_step), write=True)
@@ -226,28 +227,28 @@ def _forward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any
             for k, value in enumerate(parts):
                 put(value, lies(kept, k), past=True)
 
-    _over(b, kind, lanes, rows, vectors, body)
+    _over(b, kind, rows, wide, body)
 
 
-def _backward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[Any]) -> None:
-    """The same backwards. last: h, c, n before. back: gradients of the states, which become those before. dg: gradients
+def _backward(builder: Any, kind: Any, cell: str, args: list[Any]) -> None:
+    """The same backward. last: h, c, n before. back: gradients of the states, which become those before. dg: gradients
     of g, added to `total`, too. hs: the h before goes there."""
-    rows, vectors, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate, dx_step, total, hs = args
+    rows, wide, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate, dx_step, total, hs = args
     b, (_, formula), gates, many = builder, FORMULAS[cell], CELLS[cell].gates, CELLS[cell].states
+    parts = CELLS[cell].parts
 
     def body(get: Any, put: Any, at: Any, r: Any, column: Any) -> None:
         def lies(base: Any, k: int) -> Any:
             return b.add(b.add(base, at), b.mul(across, simd.I64(k)))
 
-        grad, before = [get(lies(back, s)) for s in range(many)], [get(lies(last, s)) for s in range(min(many, 3))]
-        given = b.add(b.add(dy, column), b.mul(r, dy_row))
+        given, into = b.add(b.add(dy, column), b.mul(r, dy_row)), b.add(b.add(dx, column), b.mul(r, dx_row))
         _fetch(b, b.add(given, dy_step))
+        for k in range(parts):
+            _fetch(b, b.sub(lies(kept, k), b.mul(across, simd.I64(parts))))
+        grad, before = [get(lies(back, s)) for s in range(many)], [get(lies(last, s)) for s in range(min(many, 3))]
         grad[0] = grad[0] + get(given)
-        for k in range(CELLS[cell].parts):
-            _fetch(b, b.sub(lies(kept, k), b.mul(across, simd.I64(CELLS[cell].parts))))
-        recurrent, inputs, after = formula([get(lies(kept, k)) for k in range(CELLS[cell].parts)], before, grad)
+        recurrent, inputs, after = formula([get(lies(kept, k)) for k in range(parts)], before, grad)
         put(before[0], b.add(hs, at))
-        into = b.add(b.add(dx, column), b.mul(r, dx_row))
         for k in range(gates):
             put(recurrent[k], lies(dg, k))
             put(get(lies(total, k)) + recurrent[k], lies(total, k))
@@ -258,28 +259,25 @@ def _backward_step(builder: Any, kind: Any, lanes: int, cell: str, args: list[An
             if isinstance(value, Numbers):
                 put(value, lies(back, s))
 
-    _over(b, kind, lanes, rows, vectors, body)
+    _over(b, kind, rows, wide, body)
 
 
-def _choice(name: str, build: Callable[[Any, Any, int, str, list[Any]], None], arguments: int, kind: Any,
-            lanes: int) -> Any:
-    """An intrinsic whose first argument, the code of a cell, chooses the step that is built."""
+def _choice(name: str, build: Callable[[Any, Any, str, list[Any]], None], arguments: int) -> Any:
+    """An intrinsic (code of a cell, bytes of a number, what `build` takes)."""
 
     def body(builder: Any, args: list[Any]) -> None:
         end = builder.append_basic_block("end")
-        switch = builder.switch(args[0], end)
-        for cell in FORMULAS:
-            case = builder.append_basic_block(cell)
-            switch.add_case(simd.I64(CELLS[cell].code), case)
-            builder.position_at_end(case)
-            build(builder, kind, lanes, cell, args[1:])
-            builder.branch(end)
+        switch = builder.switch(builder.add(builder.shl(args[0], simd.I64(4)), args[1]), end)
+        for kind, (_, size) in SIZES.items():
+            for cell in FORMULAS:
+                case = builder.append_basic_block(f"{cell}{size}")
+                switch.add_case(simd.I64(16 * CELLS[cell].code + size), case)
+                builder.position_at_end(case)
+                build(builder, kind, cell, args[2:])
+                builder.branch(end)
         builder.position_at_end(end)
 
-    return simd._define(name, types.void(*[types.int64] * (arguments + 1)), body)
+    return simd._define(name, types.void(*[types.int64] * (arguments + 2)), body)
 
 
-forward32, forward64 = (_choice("forward", _forward_step, 13, kind, lanes)
-                        for kind, lanes in ((simd.F32, simd.LANES), (ir.DoubleType(), simd.LANES // 2)))
-backward32, backward64 = (_choice("backward", _backward_step, 16, kind, lanes)
-                          for kind, lanes in ((simd.F32, simd.LANES), (ir.DoubleType(), simd.LANES // 2)))
+forward, backward = _choice("forward", _forward, 13), _choice("backward", _backward, 16)

@@ -158,43 +158,6 @@ def _typed_run(like, rows, panels, first, w, x, source, y, w_step, x_row, x_step
     return run
 
 
-def _step_forward(like, cell, rows, wide, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step):
-    raise NotImplementedError
-
-
-@overload(_step_forward)
-def _typed_step_forward(like, cell, rows, wide, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step):
-    """`cells.forward32` and `forward64`: strides in numbers instead of bytes."""
-    step, size, lanes = (cells.forward32, 4, simd.LANES) if like.dtype == types.float32 else (
-        cells.forward64, 8, simd.LANES // 2)
-
-    def run(like, cell, rows, wide, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step):
-        step(cell, rows, wide // lanes, across * size, g, x, x_row * size, x_gate * size, x_step * size, states, kept,
-             y, y_row * size, y_step * size)
-
-    return run
-
-
-def _step_back(like, cell, rows, wide, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate,
-               dx_step, total, hs):
-    raise NotImplementedError
-
-
-@overload(_step_back)
-def _typed_step_back(like, cell, rows, wide, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate,
-                     dx_step, total, hs):
-    """`cells.backward32` and `backward64`, likewise."""
-    step, size, lanes = (cells.backward32, 4, simd.LANES) if like.dtype == types.float32 else (
-        cells.backward64, 8, simd.LANES // 2)
-
-    def run(like, cell, rows, wide, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate,
-            dx_step, total, hs):
-        step(cell, rows, wide // lanes, across * size, kept, last, dy, dy_row * size, dy_step * size, back, dg, dx,
-             dx_row * size, dx_gate * size, dx_step * size, total, hs)
-
-    return run
-
-
 @fast
 def _add(x, y):
     for j in range(len(y)):
@@ -217,7 +180,8 @@ def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, s
     the cell has them; or (tasks, 0, parts, rows W), if there will be no backward pass.
     """
     batch, length, heads, gates, d = x.shape
-    states, tile, across = state.shape[0], w.shape[3], rows * wide
+    states, tile, across, size = state.shape[0], w.shape[3], rows * wide, x.itemsize
+    row_step, step = length * heads * d * size, heads * d * size  # bytes to the next row and step of y
     direct = wide == d  # else through buffers of whole vectors
     source, out = np.zeros((gates, across), x.dtype), np.zeros(across, x.dtype)
     g, now = np.zeros((gates, across), x.dtype), np.zeros((4, across), x.dtype)  # R h + b; h, c, n, m
@@ -237,21 +201,21 @@ def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, s
                         now[3, r * wide : r * wide + wide] = EMPTY
             k, j = 0, 0
             for p in range(w.shape[1]):
-                _run(x, count, panels, _at(bias[n]) + (k * wide + j) * x.itemsize, _at(w[n, p]), _at(now), 0,
-                     _at(g) + (k * across + j) * x.itemsize, tile, wide, 1, 0, d, 1, 0, wide)
+                _run(x, count, panels, _at(bias[n]) + (k * wide + j) * size, _at(w[n, p]), _at(now), 0,
+                     _at(g) + (k * across + j) * size, tile, wide, 1, 0, d, 1, 0, wide)
                 j += tile
                 if j == wide:
                     k, j = k + 1, 0
             keep = _at(kept[task, t]) if kept.shape[1] else 0
             if direct:
-                _step_forward(x, cell, count, wide, across, _at(g), _at(x[row, t, n]), length * heads * gates * d, d,
-                              heads * gates * d, _at(now), keep, _at(y[row, t, n]), length * heads * d, heads * d)
+                cells.forward(cell, size, count, wide, across * size, _at(g), _at(x[row, t, n]), gates * row_step,
+                              d * size, gates * step, _at(now), keep, _at(y[row, t, n]), row_step, step)
             else:
                 for r in range(count):
                     for k in range(gates):
                         _copy(x[row + r, t, n, k], source[k, r * wide : r * wide + d])
-                _step_forward(x, cell, count, wide, across, _at(g), _at(source), wide, across, 0, _at(now), keep,
-                              _at(out), wide, 0)
+                cells.forward(cell, size, count, wide, across * size, _at(g), _at(source), wide * size, across * size,
+                              0, _at(now), keep, _at(out), wide * size, 0)
                 for r in range(count):
                     _copy(out[r * wide : r * wide + d], y[row + r, t, n])
             for r in range(count):
@@ -266,7 +230,8 @@ def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, sta
     """The gradients of `forward`. w: (N, W / tile, G D, tile), packed the other way round. dx: as x. dweight: (tiles,
     N, G, D, W), added to, and dbias: (tiles, N, G, D), per batch tile. dstate: as state."""
     batch, length, heads, gates, d = dx.shape
-    states, parts, tile, across = state.shape[0], kept.shape[2], w.shape[3], rows * wide
+    states, parts, tile, across, size = state.shape[0], kept.shape[2], w.shape[3], rows * wide, dx.itemsize
+    row_step, step = length * heads * d * size, heads * d * size
     inner = min(states, 3)  # states that a step needs of the one before
     direct = wide == d
     into, out = np.zeros(across, dx.dtype), np.zeros((gates, across), dx.dtype)
@@ -300,21 +265,21 @@ def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, sta
                         _copy(state[s, row + r, n], now[s, line])
                     else:
                         _copy(kept[task, t - 1, parts - inner + s, line], now[s, line])
-            to, before = _at(dg[slot]), _at(hs) + slot * count * wide * dx.itemsize
+            to, before = _at(dg[slot]), _at(hs) + slot * count * wide * size
             if direct:
-                _step_back(dx, cell, count, wide, across, _at(kept[task, t]), last, _at(dy[row, t, n]),
-                           length * heads * d, -heads * d, _at(back), to, _at(dx[row, t, n]),
-                           length * heads * gates * d, d, -heads * gates * d, _at(total), before)
+                cells.backward(cell, size, count, wide, across * size, _at(kept[task, t]), last, _at(dy[row, t, n]),
+                               row_step, -step, _at(back), to, _at(dx[row, t, n]), gates * row_step, d * size,
+                               -gates * step, _at(total), before)
             else:
                 for r in range(count):
                     _copy(dy[row + r, t, n], into[r * wide : r * wide + d])
-                _step_back(dx, cell, count, wide, across, _at(kept[task, t]), last, _at(into), wide, 0, _at(back),
-                           to, _at(out), wide, across, 0, _at(total), before)
+                cells.backward(cell, size, count, wide, across * size, _at(kept[task, t]), last, _at(into), wide * size,
+                               0, _at(back), to, _at(out), wide * size, across * size, 0, _at(total), before)
                 for r in range(count):
                     for k in range(gates):
                         _copy(out[k, r * wide : r * wide + d], dx[row + r, t, n, k])
             for p in range(w.shape[1]):
-                target = _at(back) + p * tile * dx.itemsize
+                target = _at(back) + p * tile * size
                 _run(dx, count, panels, _at(nothing), _at(w[n, p]), to, target if cell == GRU else 0, target, tile,
                      wide, 1, across - d, d, gates, wide, wide)
             if starts.shape[1]:
@@ -327,9 +292,9 @@ def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, sta
                 for k in range(gates):
                     for i in range(0, d, rows):
                         target = _at(dweight[block, n, k, i])
-                        for j in range(0, wide * dx.itemsize, tile * dx.itemsize):
+                        for j in range(0, wide * size, tile * size):
                             _run(dx, min(rows, d - i), panels, _at(nothing), right + j,
-                                 left + (k * across + i) * dx.itemsize, target + j, target + j, wide, 1, wide,
+                                 left + (k * across + i) * size, target + j, target + j, wide, 1, wide,
                                  (gates * rows - count) * wide, count, slot, wide, wide)
                 slot = 0
         for r in range(count):
