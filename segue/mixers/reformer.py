@@ -47,16 +47,16 @@ class Reformer(Mixer):
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             q = F.linear(x.to(wide), self.qv.weight[: self.width].to(wide))
-        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        if q.shape[2] <= self.chunk:  # one chunk holds all there is: one bucket, then
-            return torch.zeros(self.rounds, *q.shape[:-1], dtype=torch.long, device=q.device)
-        half = max(1, q.shape[2] // (2 * self.chunk))
-        generator, buckets = torch.Generator().manual_seed(self.seed), 0
-        for many in [half] if half <= FACTORED else 2 * [round((half / 2) ** 0.5)]:
-            rotations = torch.randn(self.rounds, q.shape[-1], many, generator=generator, dtype=torch.float64)
-            turned = torch.einsum("bhne,rek->rbhnk", q, rotations.to(q))
-            largest = turned.abs().argmax(-1, keepdim=True)
-            buckets = 2 * many * buckets + (largest + many * (turned.gather(-1, largest) < 0))[..., 0]
+            q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            buckets = torch.zeros(self.rounds, *q.shape[:-1], dtype=torch.long, device=q.device)
+            if q.shape[2] <= self.chunk:  # one chunk holds all there is: one bucket, then
+                return buckets
+            half, generator = max(1, q.shape[2] // (2 * self.chunk)), torch.Generator().manual_seed(self.seed)
+            for many in [half] if half <= FACTORED else 2 * [round((half / 2) ** 0.5)]:
+                rotations = torch.randn(self.rounds, q.shape[-1], many, generator=generator, dtype=torch.float64)
+                turned = torch.einsum("bhne,rek->rbhnk", q, rotations.to(q))
+                largest = turned.abs().argmax(-1, keepdim=True)
+                buckets = 2 * many * buckets + (largest + many * (turned.gather(-1, largest) < 0))[..., 0]
         return buckets
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
