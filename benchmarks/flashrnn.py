@@ -7,12 +7,17 @@ The sizes are FlashRNN's: a width of 768 as N heads of D units, 16 rows, 1,024 s
 What is timed, and how, says `segue.papers.flashrnn.timings`. The loop that indexes and writes is timed at 128 steps,
 since its backward pass grows with the square of the length, and ours beside it. `--processor` counts the processor's
 time with one thread instead of the clock's, for a machine that others use, too.
+
+Whatever runs it must multiply by the recurrent weights, once forward and twice backward. "at most" is how many times as
+fast as the loop that alone would be, at the speed of a large matrix product of torch on the same threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +28,19 @@ from segue.papers.flashrnn import WIDTH, timings
 from segue.training.recipe import machine
 
 SHORT = 128
+
+
+def peak(device: str, clock: Callable[[], float]) -> float:
+    """Multiply-adds per second of a large matrix product, the best of some."""
+    size = 1024 if device == "cpu" else 8192
+    x, best = torch.randn(size, size, device=device), math.inf
+    for _ in range(20):
+        begin = clock()
+        torch.mm(x, x)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, clock() - begin)
+    return size**3 / best
 
 
 def main() -> None:
@@ -41,9 +59,11 @@ def main() -> None:
     clock = time.process_time if given.processor else time.perf_counter
     name = torch.cuda.get_device_name() if given.device == "cuda" else f"{machine()}, {torch.get_num_threads()} threads"
     name += ", processor time" if given.processor else ""
+    best = peak(given.device, clock)
     lines = [f"{name}; torch {torch.__version__}, float32; {given.rows} rows of {given.length} steps, forward and "
-             "backward", "", "| cell | heads x units | tokens/s | plain loop, tokens/s | times that | times one that "
-             f"writes ({SHORT} steps) | times torch's module |", "|---|---:|---:|---:|---:|---:|---:|"]
+             f"backward; a large product: {best / 1e9:.0f} billion multiply-adds a second", "",
+             "| cell | heads x units | tokens/s | plain loop, tokens/s | times that | at most | times one that "
+             f"writes ({SHORT} steps) | times torch's module |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
     print("\n".join(lines))
     tokens = given.rows * given.length
     for cell in given.cells:
@@ -51,8 +71,10 @@ def main() -> None:
             took = timings(cell, heads, given.rows, given.length, given.rounds, given.device, clock)
             short = timings(cell, heads, given.rows, SHORT, given.rounds, given.device, clock)
             beside = f"{took['module'] / took['projected']:.2f}" if "module" in took else ""
+            least = tokens * 3 * CELLS[cell].gates * WIDTH * (WIDTH // heads) / best
             lines.append(f"| {cell} | {heads} x {WIDTH // heads} | {tokens / took['ours']:,.0f} | "
                          f"{tokens / took['loop']:,.0f} | {took['loop'] / took['ours']:.1f} | "
+                         f"{took['loop'] / least:.1f} | "
                          f"{short['writing'] / short['ours']:.1f} | {beside} |")
             print(lines[-1], flush=True)
     if given.markdown:

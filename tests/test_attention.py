@@ -339,16 +339,18 @@ def test_reformer_of_one_bucket_is_full_attention_with_shared_keys() -> None:
     assert torch.allclose(mixer(x), mixer.output(expected, x), atol=1e-12)
 
 
-def test_reformer_finds_its_like() -> None:
+@pytest.mark.parametrize("chunk", [32, 2])  # buckets of one hash, and of a pair
+def test_reformer_finds_its_like(chunk: int) -> None:
     """Vectors that are nearly alike fall together far more often than others; more rounds find more of them."""
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(1, 512, 16, generator=generator)
     shares = {}
     for rounds in (1, 4):
-        hashed = Reformer(16, heads=1, chunk=32, rounds=rounds).hashed
+        hashed = Reformer(16, heads=1, chunk=chunk, rounds=rounds).hashed
         near, far = hashed(one + 0.1 * torch.randn(one.shape, generator=generator)), hashed(one.roll(1, 1))
         shares[rounds] = [float((hashed(one) == other).any(0).float().mean()) for other in (near, far)]
     assert shares[1][0] > 0.7 and shares[1][1] < 0.2 and shares[4][0] > shares[1][0]
+    assert 0.8 < (hashed(one).max() + 1) / (512 / chunk) <= 1.2
 
 
 def test_linformer_of_full_rank_is_full_attention() -> None:

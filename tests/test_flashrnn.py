@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.kernels import rnn
+from segue.kernels.cpu.room import MOST as MOST_SPARE
+from segue.kernels.cpu.room import _Loan, room
 from segue.kernels.rnn import CELLS, empty_state, recurrence, recurrence_reference
 from segue.kernels.tiles import GATES, MACHINES, MOST, SOLVED, WIDTHS, Machine, satisfies, score, tiles
 from segue.mixers import GRU, LSTM, Elman, Mixer
@@ -138,6 +140,36 @@ def test_extreme_gates_stay_finite(cell: str) -> None:
     inputs[0] = inputs[0] * torch.tensor([1.0, 20.0, 300.0])[torch.arange(40) % 3][None, :, None, None, None]
     agree(with_gradients(recurrence, cell, inputs)[:1], with_gradients(recurrence_reference, cell, inputs)[:1], 1e-4)
     assert all(y.isfinite().all() for y in with_gradients(recurrence, cell, inputs))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("which", [0, 1])
+def test_gradients_of_outputs_alone_and_of_the_last_state_alone(cell: str, which: int) -> None:
+    inputs = [y.requires_grad_() for y in drawn(cell, (2, 40, 2, 16), torch.float64, 9)]
+    found = [torch.autograd.grad((run(cell, *inputs[:3], tuple(inputs[3:]))[which][0]).square().sum(), inputs,
+                                 materialize_grads=True) for run in (recurrence, recurrence_reference)]
+    agree(list(found[0]), list(found[1]), 1e-10)
+
+
+def test_not_a_number_is_not_hidden() -> None:
+    for cell in CELLS:
+        inputs = drawn(cell, (1, 40, 1, 16), torch.float32, 10)
+        inputs[0][0, 20] = torch.nan
+        y, _ = recurrence(cell, *inputs[:3], tuple(inputs[3:]))
+        assert y[:, :20].isfinite().all() and y[:, 20:].isnan().all(), cell
+
+
+def test_buffers_are_lent_again_and_never_twice_at_once() -> None:
+    like = torch.zeros(1)
+    one = room(like, 1 << 18)
+    two = room(like, 1 << 18)
+    places = {y.data_ptr() for y in (one, two)}
+    assert len(places) == 2 and all(place % 64 == 0 for place in places)
+    view = one[5:]
+    del one, two
+    three = room(like, 1 << 18)
+    assert three.data_ptr() in places and three.data_ptr() != view.data_ptr() - 20
+    assert sum(map(len, _Loan.spare.values())) <= MOST_SPARE
 
 
 def test_half_precision_is_computed_in_float32() -> None:

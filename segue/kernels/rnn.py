@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -151,13 +150,16 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(output[2])
-        ctx.set_materialize_grads(True)
-        ctx.cell = CELLS[inputs[0]]
+        ctx.set_materialize_grads(False)  # or there would be zeros for all that was kept
+        ctx.cell, ctx.shape = CELLS[inputs[0]], output[0].shape
         ctx.save_for_backward(inputs[2], *inputs[4:7], output[2])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        state = ctx.saved_tensors[1]
+        dfinal = torch.zeros_like(state) if dfinal is None else dfinal
+        dy = state.new_zeros(ctx.shape) if dy is None else dy
         return (None, *_kernels(dy)[1](ctx.cell, *ctx.saved_tensors, dy, dfinal), None, None, None)
 
 
@@ -175,21 +177,16 @@ def _pack(matrix: Tensor, tile: int) -> Tensor:
     return matrix.unflatten(2, (-1, tile)).transpose(1, 2).contiguous()
 
 
-def _room(like: Tensor, *shape: int) -> Tensor:
-    """An empty tensor from NumPy, which asks the system for large pages: touching a fresh small page for the first time
-    costs more than computing what goes there."""
-    return torch.from_numpy(np.empty(shape, {torch.float32: np.float32, torch.float64: np.float64}[like.dtype]))
-
-
 def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
              learning: bool) -> Tensors:
     from segue.kernels.cpu import rnn, threads
+    from segue.kernels.cpu.room import room
 
     batch, length, heads, gates, width = x.shape
     plan = tiles(x.dtype, gates, width)
     rest, tasks = -width % plan.lanes, heads * -(-batch // plan.rows)
-    y, final = _room(x, batch, length, heads, width), x.new_empty(state.shape)
-    kept = _room(x, tasks, length if learning else 2, cell.parts, plan.rows * (width + rest))
+    y, final = room(x, batch, length, heads, width), x.new_empty(state.shape)
+    kept = room(x, tasks, length if learning else 0, cell.parts, plan.rows * (width + rest))
     packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.panels * plan.lanes)
     threads.share(rnn.forward, tasks, cell.code, plan.rows, plan.panels, width + rest,
                   *map(_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
@@ -200,11 +197,12 @@ def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor,
 def _backward(cell: Cell, weight: Tensor, state: Tensor, starts: Tensor, lengths: Tensor, kept: Tensor, dy: Tensor,
               dfinal: Tensor) -> Tensors:
     from segue.kernels.cpu import rnn, threads
+    from segue.kernels.cpu.room import room
 
     (batch, length), (heads, gates, width) = dy.shape[:2], weight.shape[:3]
     plan = tiles(dy.dtype, gates, width)
     rest, blocks = -width % plan.lanes, -(-batch // plan.rows)
-    dx, dstate = _room(dy, batch, length, heads, gates, width), dy.new_empty(state.shape)
+    dx, dstate = room(dy, batch, length, heads, gates, width), dy.new_empty(state.shape)
     dweight = dy.new_zeros(blocks, heads, gates, width, width + rest)
     dbias = dy.new_zeros(blocks, heads, gates, width)
     packed = _pack(F.pad(weight, (0, rest)).flatten(1, 2), plan.panels * plan.lanes)

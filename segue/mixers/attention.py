@@ -274,25 +274,26 @@ class Attention(Mixer):
         positions = padded(layout.positions[:1] if layout.positions.stride(0) == 0 else layout.positions)
         segments = None if layout.segments is None else padded(layout.segments)
 
-        def some(index: Tensor, nodes: Tensor, tiled: Tensor) -> Tensor:
+        def spread(x: Tensor) -> Tensor:  # (B, G, C, size, E) -> (B, G, C, K size, E), what each tile of queries sees
+            return x.index_select(2, every.clamp(min=0).flatten()).unflatten(2, every.shape).flatten(3, 4)
+
+        def some(index: Tensor, nodes: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             """What tiles of queries (B, H, C, size, E) see; nodes: (C, size). index: (C, K), their tiles of keys."""
             keys = places[index.clamp(min=0)].flatten(1)
-
-            def spread(x: Tensor) -> Tensor:
-                return x.index_select(2, index.clamp(min=0).flatten()).unflatten(2, index.shape).flatten(3, 4)
-
             pairs = rules.Pairs(positions[:, nodes][..., None], positions[:, keys][:, :, None],
                                 (keys[:, None] <= nodes[..., None])[None])
             there = (index >= 0).repeat_interleave(size, 1)[:, None]
             valid = (there & ((keys < n)[:, None] | (keys[:, None] == nodes[..., None])))[None]  # padding sees itself
             if segments is not None:
                 valid = valid & (segments[:, nodes][..., None] == segments[:, keys][:, :, None])
-            return self._softmax(tiled, spread(k), spread(v), pairs, rule, valid).flatten(2, 3)
+            return self._softmax(q, k, v, pairs, rule, valid).flatten(2, 3)
 
-        # As many at once as keep the scores small: memory that is asked for in large pieces is fresh each time.
+        # As many at once as keep the scores small: memory that is asked for in large pieces is fresh each time. All is
+        # split at once, since the gradient of one part is as large as that of the whole.
         at_once = max(1, SCORES // (q.shape[0] * self.heads * size * size * every.shape[1]))
-        y = torch.cat([some(every[at : at + at_once], places[at : at + at_once], q[:, :, at : at + at_once])
-                       for at in range(0, count, at_once)], 2)[:, :, :n]
+        pieces = zip(every.split(at_once), places.split(at_once),
+                     *(x.split(at_once, 2) for x in (q, spread(k), spread(v))))
+        y = torch.cat([some(*piece) for piece in pieces], 2)[:, :, :n]
         if rule.first and not rule.causal:
             first = min(rule.first, n)
             follows = torch.ones(1, first, n, dtype=torch.bool, device=q.device)  # not of all queries: that is N x N

@@ -70,8 +70,9 @@ class BlockRecurrence(SteppedRecurrence):
             return super().scan(inputs, state, starts, lengths)
         outputs = []
         edges = [0, *range(self.block - int(count[0]) % self.block, n, self.block), n]
-        for begin, end in zip(edges, edges[1:]):
-            y, state = self.piece(tuple(x[:, begin:end] for x in inputs), state)
+        sizes = [end - begin for begin, end in zip(edges, edges[1:])]
+        for piece in zip(*(x.split(sizes, 1) for x in inputs)):  # the gradient of a slice would be all of x, every time
+            y, state = self.piece(piece, state)
             outputs.append(y)
         return torch.cat(outputs, 1), state
 

@@ -12,6 +12,8 @@ from segue.mixers.base import Mixer
 from segue.mixers.positions import rotary_frequencies, rotate
 from segue.mixers.state import Layout, Part
 
+FACTORED = 32  # beyond twice so many, buckets are pairs of two hashes, or hashing would be quadratic in the length
+
 
 class Reformer(Mixer):
     """Queries, scaled to length one, are the keys; random rotations put near ones into a bucket; nodes sorted by bucket
@@ -39,19 +41,23 @@ class Reformer(Mixer):
 
     @torch.no_grad()
     def hashed(self, x: Tensor) -> Tensor:
-        """(rounds, B, H, N) long: buckets of about `chunk` nodes, argmax([q R; -q R]) for random R. Queries are made
-        in float32 at least, since a node that changes its bucket by rounding is another node's neighbour."""
+        """(rounds, B, H, N) long: buckets of about `chunk` nodes, argmax([q R; -q R]) for random R, or a pair of such.
+        Queries are made in float32 at least, since a node that changes its bucket by rounding is another node's
+        neighbour."""
         wide = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
             q = F.linear(x.to(wide), self.qv.weight[: self.width].to(wide))
-        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        half = max(1, q.shape[2] // (2 * self.chunk))
-        generator = torch.Generator().manual_seed(self.seed)
-        rotations = torch.randn(self.rounds, q.shape[-1], half, generator=generator, dtype=torch.float64)
-        turned = torch.einsum("bhne,rek->rbhnk", q, rotations.to(q))
-        if q.shape[2] <= self.chunk:  # one chunk holds all there is: one bucket, then
-            return torch.zeros(turned.shape[:-1], dtype=torch.long, device=q.device)
-        return torch.cat([turned, -turned], -1).argmax(-1)
+            q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            buckets = torch.zeros(self.rounds, *q.shape[:-1], dtype=torch.long, device=q.device)
+            if q.shape[2] <= self.chunk:  # one chunk holds all there is: one bucket, then
+                return buckets
+            half, generator = max(1, q.shape[2] // (2 * self.chunk)), torch.Generator().manual_seed(self.seed)
+            for many in [half] if half <= FACTORED else 2 * [round((half / 2) ** 0.5)]:
+                rotations = torch.randn(self.rounds, q.shape[-1], many, generator=generator, dtype=torch.float64)
+                turned = torch.einsum("bhne,rek->rbhnk", q, rotations.to(q))
+                largest = turned.abs().argmax(-1, keepdim=True)
+                buckets = 2 * many * buckets + (largest + many * (turned.gather(-1, largest) < 0))[..., 0]
+        return buckets
 
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor]:
         q, v = self.qv(x).unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2, 1)

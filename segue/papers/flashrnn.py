@@ -16,7 +16,6 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.kernels.rnn import CELLS, empty_state, recurrence, recurrence_reference
@@ -37,7 +36,7 @@ MODULES: dict[str, Callable[..., nn.RNNBase]] = {"elman": nn.RNN, "lstm": nn.LST
 def timings(cell: str, heads: int, rows: int = 16, length: int = 1024, rounds: int = 3, device: str = "cpu",
             clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Seconds of a forward and a backward pass at FlashRNN's width of 768, by what runs it; the median of `rounds` that
-    alternate, after one to warm up.
+    alternate, after one to warm up. As inside a model, h has a gradient of its own, and those of inputs are handed on.
 
     ours: the fused kernel, inputs projected before. loop: the plain loop over time with as much done at once as can be.
     writing: the loop that reads x[:, t] and writes h[:, t]. With one head, module: torch's own, and projected: ours
@@ -56,25 +55,31 @@ def timings(cell: str, heads: int, rows: int = 16, length: int = 1024, rounds: i
             h[:, t] = states[0]
         return h
 
-    steps = {"ours": lambda: recurrence(cell, x, weight, bias, state)[0],
-             "loop": lambda: recurrence_reference(cell, x, weight, bias, state)[0]}
+    mine = (x, weight, bias)
+    steps: dict[str, tuple[Callable[[], Tensor], tuple[Tensor, ...]]] = {
+        "ours": (lambda: recurrence(cell, x, weight, bias, state)[0], mine),
+        "loop": (lambda: recurrence_reference(cell, x, weight, bias, state)[0], mine)}
     if length <= 256:  # its backward pass grows with the square of the length
-        steps["writing"] = writing
+        steps["writing"] = writing, mine
     if cell in MODULES and heads == 1:
         module = MODULES[cell](WIDTH, WIDTH, batch_first=True, device=device)
         into = torch.randn(rows, length, WIDTH, device=device, requires_grad=True)
         project = nn.Linear(WIDTH, gates * WIDTH, device=device)
-        steps["module"] = lambda: module(into)[0]
+        steps["module"] = lambda: module(into)[0], (into, *module.parameters())
         steps["projected"] = lambda: recurrence(
-            cell, F.linear(into, project.weight, project.bias).unflatten(2, x.shape[2:]), weight, bias, state)[0]
+            cell, project(into).unflatten(2, x.shape[2:]), weight, bias, state)[0], (into, *project.parameters(),
+                                                                                     weight, bias)
+    dh = torch.randn(rows, length, WIDTH, device=device)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds + 1):
-        for name, step in steps.items():
+        for name, (step, inputs) in steps.items():
             begin = clock()
-            step().sum().backward()
+            h = step()
+            torch.autograd.grad(h, inputs, dh.view_as(h))
             if device == "cuda":
                 torch.cuda.synchronize()
             taken[name].append(clock() - begin)
+            del h
     return {name: statistics.median(times[1:]) for name, times in taken.items()}
 
 

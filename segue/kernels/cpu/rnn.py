@@ -3,12 +3,11 @@
 A task is one head of a few rows (a batch tile). Its states, its part of the recurrent weights and its gradient stay in
 the nearest caches; the products of a step run in a register tile, whose size `segue.kernels.tiles` gives; the gradient
 of the weights is gathered over a span of steps, so that it, too, is a product that fills the registers. Numbers of a
-step lie gate by gate, then row by row, so that one loop over whole vectors serves all rows.
+step lie gate by gate, then row by row; what happens to them between the products is in `segue.kernels.cpu.cells`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +16,12 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import overload
 
-from segue.kernels.cpu import simd
+from segue.kernels.cpu import cells, simd
 from segue.kernels.cpu.cache import compiled
-from segue.kernels.cpu.scan import FAST, _exp
+from segue.kernels.cpu.scan import FAST
+from segue.kernels.rnn import CELLS, EMPTY
 
-ELMAN, LSTM, GRU, SLSTM = range(4)
-EMPTY = -1e30  # the stabiliser of an sLSTM cell that holds nothing yet
+GRU = CELLS["gru"].code
 ROWS, MOST_PANELS = (8, 4, 2, 1), 3  # each combination is code of its own: what there is no code for, runs in parts
 OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
 """A test for division by zero would keep loops from vectorising."""
@@ -31,33 +30,6 @@ fast = njit(**OPTIONS)
 
 def kernel(function: Callable[..., Any]) -> Any:
     return compiled(function, **OPTIONS)
-
-
-def _log1p(x: Any) -> Any:
-    return math.log1p(x)
-
-
-@overload(_log1p, inline="always")
-def _typed_log1p(x):
-    """log(1 + x) for 0 <= x <= 1."""
-    if x != types.float32:
-        return lambda x: math.log1p(x)
-
-    def series(x):  # 2 atanh(s), s = x / (2 + x) at most 1/3: to half a unit in the last place after eight terms
-        one = np.float32(1)
-        s = x / (x + np.float32(2))
-        q = s * s
-        p = np.float32(1 / 15)
-        p = p * q + np.float32(1 / 13)
-        p = p * q + np.float32(1 / 11)
-        p = p * q + np.float32(1 / 9)
-        p = p * q + np.float32(1 / 7)
-        p = p * q + np.float32(1 / 5)
-        p = p * q + np.float32(1 / 3)
-        p = p * q + one
-        return (s + s) * p
-
-    return series
 
 
 def _tile(builder: Any, kind: Any, lanes: int, rows: int, panels: int, args: list[Any]) -> None:
@@ -187,20 +159,6 @@ def _typed_run(like, rows, panels, first, w, x, source, y, w_step, x_row, x_step
 
 
 @fast
-def _sigmoid(x):
-    one = x.dtype.type(1)
-    for j in range(len(x)):
-        x[j] = one / (one + _exp(-x[j]))
-
-
-@fast
-def _tanh(x):
-    one, two = x.dtype.type(1), x.dtype.type(2)
-    for j in range(len(x)):
-        x[j] = two / (one + _exp(-two * x[j])) - one
-
-
-@fast
 def _add(x, y):
     for j in range(len(y)):
         x[j] += y[j]
@@ -212,213 +170,58 @@ def _copy(source, target):
         target[j] = source[j]
 
 
-@fast
-def _elman_back(h, dh, dg):
-    one = h.dtype.type(1)
-    for j in range(len(dh)):
-        dg[j] = dh[j] * (one - h[j] * h[j])
-
-
-@fast
-def _lstm(i, f, z, o, last, c, h):
-    """Gates become what they are after their nonlinearity; c and h are the next states."""
-    one, two = h.dtype.type(1), h.dtype.type(2)
-    _sigmoid(i)
-    _sigmoid(f)
-    _tanh(z)
-    _sigmoid(o)
-    for j in range(len(h)):
-        c[j] = f[j] * last[j] + i[j] * z[j]
-    for j in range(len(h)):
-        h[j] = o[j] * (two / (one + _exp(-two * c[j])) - one)
-
-
-@fast
-def _lstm_back(i, f, z, o, c, last, dh, dc, di, df, dz, do):
-    """dh in; dc moves back; di, df, dz, do are the gradients of the gates before their nonlinearity."""
-    one, two = dh.dtype.type(1), dh.dtype.type(2)
-    for j in range(len(dh)):
-        t = two / (one + _exp(-two * c[j])) - one
-        do[j] = dh[j] * t * o[j] * (one - o[j])
-        dc[j] += dh[j] * o[j] * (one - t * t)
-    for j in range(len(dh)):
-        df[j] = dc[j] * last[j] * f[j] * (one - f[j])
-    for j in range(len(dh)):
-        di[j] = dc[j] * z[j] * i[j] * (one - i[j])
-    for j in range(len(dh)):
-        dz[j] = dc[j] * i[j] * (one - z[j] * z[j])
-    for j in range(len(dh)):
-        dc[j] *= f[j]
-
-
-@fast
-def _gru(r, z, s, n, last, h):
-    """r, z: with their inputs; s: R h + b of n; n: its input."""
-    _sigmoid(r)
-    _sigmoid(z)
-    for j in range(len(h)):
-        n[j] += r[j] * s[j]
-    _tanh(n)
-    for j in range(len(h)):
-        h[j] = n[j] + z[j] * (last[j] - n[j])
-
-
-@fast
-def _gru_back(r, z, s, n, last, dh, carried, dr, dz, dn):
-    """carried: what reaches the state before besides through R."""
-    one = dh.dtype.type(1)
-    for j in range(len(dh)):
-        dn[j] = dh[j] * (one - z[j]) * (one - n[j] * n[j])
-    for j in range(len(dh)):
-        dz[j] = dh[j] * (last[j] - n[j]) * z[j] * (one - z[j])
-    for j in range(len(dh)):
-        dr[j] = dn[j] * s[j] * r[j] * (one - r[j])
-    for j in range(len(dh)):
-        carried[j] = dh[j] * z[j]
-
-
-@fast
-def _multiply(x, y):
-    for j in range(len(y)):
-        x[j] *= y[j]
-
-
-@fast
-def _slstm(i, f, z, o, s, last_c, last_n, m, c, n, h):
-    """i and f become what they are after stabilising, s sigmoid(f); m moves on."""
-    zero = h.dtype.type(0)
-    _copy(f, s)
-    for j in range(len(h)):  # the log of sigmoid(f), plus m
-        f[j] = min(f[j], zero) - _log1p(_exp(-abs(f[j]))) + m[j]
-    _sigmoid(s)
-    _tanh(z)
-    _sigmoid(o)
-    for j in range(len(h)):
-        m[j] = max(i[j], f[j])
-    for j in range(len(h)):
-        i[j] = _exp(i[j] - m[j])
-    for j in range(len(h)):
-        f[j] = _exp(f[j] - m[j])
-    for j in range(len(h)):
-        c[j] = f[j] * last_c[j] + i[j] * z[j]
-    for j in range(len(h)):
-        n[j] = f[j] * last_n[j] + i[j]
-    for j in range(len(h)):
-        h[j] = o[j] * c[j] / n[j]
-
-
-@fast
-def _slstm_back(i, f, z, o, s, c, n, last_c, last_n, dh, dc, dn, dm, di, df, dz, do):
-    one, zero = dh.dtype.type(1), dh.dtype.type(0)
-    for j in range(len(dh)):
-        do[j] = dh[j] * o[j] / n[j]
-    for j in range(len(dh)):
-        dc[j] += do[j]
-        dn[j] -= do[j] * c[j] / n[j]
-    for j in range(len(dh)):
-        do[j] *= c[j] * (one - o[j])
-    for j in range(len(dh)):
-        di[j] = (dc[j] * z[j] + dn[j]) * i[j]
-    for j in range(len(dh)):
-        dz[j] = dc[j] * i[j] * (one - z[j] * z[j])
-    for j in range(len(dh)):
-        df[j] = (dc[j] * last_c[j] + dn[j] * last_n[j]) * f[j]
-    for j in range(len(dh)):  # the larger of both log gates was the stabiliser: what it takes from both goes to it
-        rest = dm[j] - di[j] - df[j]
-        kept = rest if i[j] < one else zero
-        di[j] += rest - kept
-        dm[j] = df[j] + kept
-    for j in range(len(dh)):
-        df[j] = dm[j] * (one - s[j])
-    for j in range(len(dh)):
-        dc[j] *= f[j]
-        dn[j] *= f[j]
-
-
 @kernel
 def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, state, y, kept, final):
     """All steps of the tasks begin..end, of which each is a head of up to `rows` rows.
 
     wide: W, which is D filled up to whole vectors. x: (B, T, N, G, D), the gates' inputs. w: (N, G W / tile, D, tile),
     packed. bias: (N, G W). starts: (B, T) bool or (B, 0). lengths: (B,). state, final: (S, B, N, D). y: (B, T, N, D).
-    kept: (tasks, T, parts, rows W), what the backward pass needs of each step, ending with the states c, n (where the
-    cell has them) and h; or two steps long, if there will be no backward pass.
+    kept: (tasks, T, parts, rows W), what the backward pass needs of each step: gates, then the states h, c, n as far as
+    the cell has them; or (tasks, 0, parts, rows W), if there will be no backward pass.
     """
     batch, length, heads, gates, d = x.shape
-    states, slots, parts, tile = state.shape[0], kept.shape[1], kept.shape[2], w.shape[3]
-    inner = min(states - 1, 2)  # states besides h that backward needs
-    at = parts - 1 - inner  # where they begin
-    summed = gates - (cell == GRU)  # gates to whose share of the state the input is added at once
-    direct = wide == d
-    row_step = length * heads * gates * d if direct else wide
-    source = np.zeros((gates, rows * wide), x.dtype)
-    now = np.zeros((4, rows * wide), x.dtype)  # h, c, n before the step, where they are not those that are kept; m
+    states, tile, across, size = state.shape[0], w.shape[3], rows * wide, x.itemsize
+    row_step, step = length * heads * d * size, heads * d * size  # bytes to the next row and step of y
+    direct = wide == d  # else through buffers of whole vectors
+    source, out = np.zeros((gates, across), x.dtype), np.zeros(across, x.dtype)
+    g, now = np.zeros((gates, across), x.dtype), np.zeros((4, across), x.dtype)  # R h + b; h, c, n, m
     for task in range(begin, end):
         n, row = task % heads, task // heads * rows
         count = min(rows, batch - row)
-        size = count * wide
         for s in range(states):
             for r in range(count):
                 _copy(state[s, row + r, n], now[s, r * wide : r * wide + d])
                 if lengths[row + r] == 0:
                     _copy(state[s, row + r, n], final[s, row + r, n])
         for t in range(length):
-            g, before = kept[task, t % slots], kept[task, (t - 1) % slots]
-            fresh = t == 0
             if starts.shape[1]:
-                for r in range(count):
-                    fresh |= starts[row + r, t]
-            if fresh and t > 0:
-                _copy(before[parts - 1], now[0, :size])
-                for s in range(1, inner + 1):
-                    _copy(before[at + s - 1], now[s, :size])
-            if fresh and starts.shape[1]:
                 for r in range(count):
                     if starts[row + r, t]:
                         now[:3, r * wide : r * wide + wide] = 0
-                        if cell == SLSTM:
-                            now[3, r * wide : r * wide + wide] = EMPTY
-            if not direct:
-                for r in range(count):
-                    for k in range(gates):
-                        _copy(x[row + r, t, n, k], source[k, r * wide : r * wide + d])
-            last_h = now[0] if fresh else before[parts - 1]
-            lies, given, into, first = _at(last_h), _at(source), _at(g), _at(bias[n])
-            if direct:
-                given = _at(x[row, t, n])
+                        now[3, r * wide : r * wide + wide] = EMPTY
             k, j = 0, 0
             for p in range(w.shape[1]):
-                _run(x, count, panels, first + (k * wide + j) * x.itemsize, _at(w[n, p]), lies,
-                     given + (k * (d if direct else rows * wide) + j) * x.itemsize if k < summed else 0,
-                     into + (k * rows * wide + j) * x.itemsize, tile, wide, 1, 0, d, 1, row_step, wide)
+                _run(x, count, panels, _at(bias[n]) + (k * wide + j) * size, _at(w[n, p]), _at(now), 0,
+                     _at(g) + (k * across + j) * size, tile, wide, 1, 0, d, 1, 0, wide)
                 j += tile
                 if j == wide:
                     k, j = k + 1, 0
-            h = g[parts - 1, :size]
-            if cell == ELMAN:
-                _tanh(h)
-            elif cell == GRU:
-                for r in range(count):
-                    _copy(x[row + r, t, n, 2], g[3, r * wide : r * wide + d])
-                    g[3, r * wide + d : r * wide + wide] = 0
-                _gru(g[0, :size], g[1, :size], g[2], g[3, :size], last_h, h)
+            keep = _at(kept[task, t]) if kept.shape[1] else 0
+            if direct:
+                cells.forward(cell, size, count, wide, across * size, _at(g), _at(x[row, t, n]), gates * row_step,
+                              d * size, gates * step, _at(now), keep, _at(y[row, t, n]), row_step, step)
             else:
-                last_c = now[1] if fresh else before[at]
-                if cell == LSTM:
-                    _lstm(g[0, :size], g[1, :size], g[2, :size], g[3, :size], last_c, g[4], h)
-                else:
-                    last_n = now[2] if fresh else before[6]
-                    _slstm(g[0, :size], g[1, :size], g[2, :size], g[3, :size], g[4, :size], last_c, last_n, now[3],
-                           g[5], g[6], h)
+                for r in range(count):
+                    for k in range(gates):
+                        _copy(x[row + r, t, n, k], source[k, r * wide : r * wide + d])
+                cells.forward(cell, size, count, wide, across * size, _at(g), _at(source), wide * size, across * size,
+                              0, _at(now), keep, _at(out), wide * size, 0)
+                for r in range(count):
+                    _copy(out[r * wide : r * wide + d], y[row + r, t, n])
             for r in range(count):
-                _copy(h[r * wide : r * wide + d], y[row + r, t, n])
                 if lengths[row + r] == t + 1:
-                    line = slice(r * wide, r * wide + d)
-                    _copy(h[line], final[0, row + r, n])
-                    for s in range(1, inner + 1):
-                        _copy(g[at + s - 1, line], final[s, row + r, n])
-                    if states == 4:
-                        _copy(now[3, line], final[3, row + r, n])
+                    for s in range(states):
+                        _copy(now[s, r * wide : r * wide + d], final[s, row + r, n])
 
 
 @kernel
@@ -427,73 +230,58 @@ def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, sta
     """The gradients of `forward`. w: (N, W / tile, G D, tile), packed the other way round. dx: as x. dweight: (tiles,
     N, G, D, W), added to, and dbias: (tiles, N, G, D), per batch tile. dstate: as state."""
     batch, length, heads, gates, d = dx.shape
-    states, parts, tile = state.shape[0], kept.shape[2], w.shape[3]
-    inner = min(states - 1, 2)
-    at = parts - 1 - inner
-    dg = np.zeros((span, gates, rows * wide), dx.dtype)
-    total = np.zeros((gates, rows * wide), dx.dtype)
-    hs = np.zeros(span * rows * wide, dx.dtype)  # the states before, row by row
+    states, parts, tile, across, size = state.shape[0], kept.shape[2], w.shape[3], rows * wide, dx.itemsize
+    row_step, step = length * heads * d * size, heads * d * size
+    inner = min(states, 3)  # states that a step needs of the one before
+    direct = wide == d
+    into, out = np.zeros(across, dx.dtype), np.zeros((gates, across), dx.dtype)
+    dg, total = np.zeros((span, gates, across), dx.dtype), np.zeros((gates, across), dx.dtype)
+    hs = np.zeros(span * across, dx.dtype)  # the states before, row by row
     nothing = np.zeros(max(wide, tile), dx.dtype)
-    back = np.zeros((4, rows * wide), dx.dtype)  # gradients of h, c, n, m
-    carried = np.zeros(rows * wide, dx.dtype)
-    now = np.zeros((3, rows * wide), dx.dtype)
+    back, now = np.zeros((4, across), dx.dtype), np.zeros((3, across), dx.dtype)  # gradients of h, c, n, m
     for task in range(begin, end):
         n, block = task % heads, task // heads
         row = block * rows
         count = min(rows, batch - row)
-        size = count * wide
         back[:], total[:] = 0, 0
-        dh, dc, dn, dm = back[0, :size], back[1], back[2], back[3]
         slot = 0
         for t in range(length - 1, -1, -1):
-            g, before = kept[task, t], kept[task, max(t - 1, 0)]
             fresh = t == 0
             for r in range(count):
-                b = row + r
                 if starts.shape[1]:
-                    fresh |= starts[b, t]
-                if lengths[b] == t + 1:
+                    fresh |= starts[row + r, t]
+                if lengths[row + r] == t + 1:
                     for s in range(states):
-                        _add(back[s, r * wide :], dfinal[s, b, n])
-                _add(dh[r * wide :], dy[b, t, n])
-            if fresh:  # what was before, where a document starts nothing
-                for s in range(inner + 1):
-                    for r in range(count):
-                        line = slice(r * wide, r * wide + d)
-                        if starts.shape[1] and starts[row + r, t]:
-                            now[s, line] = 0
-                        elif t == 0:
-                            _copy(state[s, row + r, n], now[s, line])
-                        else:
-                            _copy(before[parts - 1 if s == 0 else at + s - 1, line], now[s, line])
-            last_h = now[0] if fresh else before[parts - 1]
-            _copy(last_h, hs[slot * size : slot * size + size])
-            to = dg[slot]
-            if cell == ELMAN:
-                _elman_back(g[0], dh, to[0])
-            elif cell == GRU:
-                _gru_back(g[0], g[1], g[2], g[3], last_h, dh, carried, to[0], to[1], to[2])
+                        _add(back[s, r * wide :], dfinal[s, row + r, n])
+            last = _at(now)
+            if not fresh:
+                last = _at(kept[task, t - 1, parts - inner])
+            for s in range(inner if fresh else 0):  # what was before, where a document starts nothing
+                for r in range(count):
+                    line = slice(r * wide, r * wide + d)
+                    if starts.shape[1] and starts[row + r, t]:
+                        now[s, line] = 0
+                    elif t == 0:
+                        _copy(state[s, row + r, n], now[s, line])
+                    else:
+                        _copy(kept[task, t - 1, parts - inner + s, line], now[s, line])
+            to, before = _at(dg[slot]), _at(hs) + slot * count * wide * size
+            if direct:
+                cells.backward(cell, size, count, wide, across * size, _at(kept[task, t]), last, _at(dy[row, t, n]),
+                               row_step, -step, _at(back), to, _at(dx[row, t, n]), gates * row_step, d * size,
+                               -gates * step, _at(total), before)
             else:
-                last_c = now[1] if fresh else before[at]
-                if cell == LSTM:
-                    _lstm_back(g[0], g[1], g[2], g[3], g[4], last_c, dh, dc, to[0], to[1], to[2], to[3])
-                else:
-                    last_n = now[2] if fresh else before[6]
-                    _slstm_back(g[0], g[1], g[2], g[3], g[4], g[5], g[6], last_c, last_n, dh, dc, dn, dm, to[0], to[1],
-                                to[2], to[3])
-            for r in range(count):
-                for k in range(gates):
-                    _copy(to[k, r * wide : r * wide + d], dx[row + r, t, n, k])
-            if cell == GRU:
-                _multiply(to[2], g[0, :size])
-            for k in range(gates):
-                _add(total[k], to[k, :size])
-            source, into = _at(to), _at(back)
+                for r in range(count):
+                    _copy(dy[row + r, t, n], into[r * wide : r * wide + d])
+                cells.backward(cell, size, count, wide, across * size, _at(kept[task, t]), last, _at(into), wide * size,
+                               0, _at(back), to, _at(out), wide * size, across * size, 0, _at(total), before)
+                for r in range(count):
+                    for k in range(gates):
+                        _copy(out[k, r * wide : r * wide + d], dx[row + r, t, n, k])
             for p in range(w.shape[1]):
-                _run(dx, count, panels, _at(nothing), _at(w[n, p]), source, 0, into + p * tile * dx.itemsize, tile,
-                     wide, 1, rows * wide - d, d, gates, 0, wide)
-            if cell == GRU:
-                _add(dh, carried[:size])
+                target = _at(back) + p * tile * size
+                _run(dx, count, panels, _at(nothing), _at(w[n, p]), to, target if cell == GRU else 0, target, tile,
+                     wide, 1, across - d, d, gates, wide, wide)
             if starts.shape[1]:
                 for r in range(count):
                     if starts[row + r, t]:
@@ -504,9 +292,9 @@ def backward(begin, end, cell, rows, panels, wide, span, w, starts, lengths, sta
                 for k in range(gates):
                     for i in range(0, d, rows):
                         target = _at(dweight[block, n, k, i])
-                        for j in range(0, wide * dx.itemsize, tile * dx.itemsize):
+                        for j in range(0, wide * size, tile * size):
                             _run(dx, min(rows, d - i), panels, _at(nothing), right + j,
-                                 left + (k * rows * wide + i) * dx.itemsize, target + j, target + j, wide, 1, wide,
+                                 left + (k * across + i) * size, target + j, target + j, wide, 1, wide,
                                  (gates * rows - count) * wide, count, slot, wide, wide)
                 slot = 0
         for r in range(count):

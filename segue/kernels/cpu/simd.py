@@ -122,8 +122,8 @@ def _exp(builder: Any, a: list[Any]) -> Any:
     def fma(x: Any, y: Any, z: Any) -> Any:
         return _call(b, f"llvm.fmuladd.{name}", kind, x, y, z)
 
-    x = _call(b, f"llvm.minnum.{name}", kind, a[0], constant(88.0))
-    x = _call(b, f"llvm.maxnum.{name}", kind, x, constant(-87.0))
+    x = b.select(b.fcmp_ordered(">", a[0], constant(88.0)), constant(88.0), a[0])  # one instruction; a NaN stays one
+    x = b.select(b.fcmp_ordered("<", x, constant(-87.0)), constant(-87.0), x)
     n = _call(b, f"llvm.rint.{name}", kind, b.fmul(x, constant(1 / math.log(2))))
     high = round(math.log(2) * 2**16) / 2**16  # so short that n * high is exact
     r = fma(n, constant(high - math.log(2)), fma(n, constant(-high), x))

@@ -28,6 +28,17 @@ def _product(x, w, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _save(state, at, every, h, c, n, m, where, S: tl.constexpr):
+    """Tensors of a state of S of them, for the rows where this holds."""
+    tl.store(state + at, h, where)
+    if S > 1:
+        tl.store(state + every + at, c, where)
+    if S > 2:
+        tl.store(state + 2 * every + at, n, where)
+        tl.store(state + 3 * every + at, m, where)
+
+
+@triton.jit
 def _forward(x, weight, bias, state, starts, lengths, y, kept, final, batch, length, heads, CELL: tl.constexpr,
              G: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr,
              KEEP: tl.constexpr, STARTS: tl.constexpr, PRECISION: tl.constexpr):
@@ -49,13 +60,7 @@ def _forward(x, weight, bias, state, starts, lengths, y, kept, final, batch, len
         n = tl.load(state + 2 * every + at, live, 1.0)
         m = tl.load(state + 3 * every + at, live, 0.0)
     until = tl.load(lengths + row, row < batch, -1)[:, None]
-    ended = live & (until == 0)
-    tl.store(final + at, h, ended)
-    if S > 1:
-        tl.store(final + every + at, c, ended)
-    if CELL == SLSTM:
-        tl.store(final + 2 * every + at, n, ended)
-        tl.store(final + 3 * every + at, m, ended)
+    _save(final, at, every, h, c, n, m, live & (until == 0), S)
     for t in range(length):
         if STARTS:
             fresh = tl.load(starts + row * length + t, row < batch, 0)[:, None] != 0
@@ -102,13 +107,7 @@ def _forward(x, weight, bias, state, starts, lengths, y, kept, final, batch, len
         if KEEP:
             tl.store(saved + (K - 1) * D, h, live)
         tl.store(y + place * D + unit, h, live)
-        ended = live & (until == t + 1)
-        tl.store(final + at, h, ended)
-        if S > 1:
-            tl.store(final + every + at, c, ended)
-        if CELL == SLSTM:
-            tl.store(final + 2 * every + at, n, ended)
-            tl.store(final + 3 * every + at, m, ended)
+        _save(final, at, every, h, c, n, m, live & (until == t + 1), S)
 
 
 @triton.jit
@@ -214,12 +213,13 @@ def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbi
         tl.store(matrix + 3 * D * D, r3)
         tl.store(biases + 3 * D, s3)
     ended = live & (until == 0)
-    tl.store(dstate + at, dh + tl.load(dfinal + at, ended, 0.0), live)
+    dh += tl.load(dfinal + at, ended, 0.0)
     if S > 1:
-        tl.store(dstate + every + at, dc + tl.load(dfinal + every + at, ended, 0.0), live)
-    if CELL == SLSTM:
-        tl.store(dstate + 2 * every + at, dn + tl.load(dfinal + 2 * every + at, ended, 0.0), live)
-        tl.store(dstate + 3 * every + at, dm + tl.load(dfinal + 3 * every + at, ended, 0.0), live)
+        dc += tl.load(dfinal + every + at, ended, 0.0)
+    if S > 2:
+        dn += tl.load(dfinal + 2 * every + at, ended, 0.0)
+        dm += tl.load(dfinal + 3 * every + at, ended, 0.0)
+    _save(dstate, at, every, dh, dc, dn, dm, live, S)
 
 
 def _precision() -> str:
