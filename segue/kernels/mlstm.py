@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.kernels.rnn import _room
-from segue.kernels.scan import _array, _mask, compiles
+from segue.kernels.scan import _array, _chunks, _dense, _lines, _mask, compiles
 
 CHUNK = 64
 EMPTY = -1e30
@@ -114,21 +114,6 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
 
 
-def lines(x: Tensor) -> tuple[int, int, int, int]:
-    """(B, T, H, X), whose last axis is contiguous, as compiled loops take it: address and strides."""
-    return (x.data_ptr(), *x.stride()[:3])
-
-
-def dense(x: Tensor) -> Tensor:
-    """x with a contiguous last axis."""
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def room_for_chunks(tasks: int, length: int, chunk: int, starts: Tensor, learning: bool) -> int:
-    """How many chunks a row may have, of which each ends where a document does; 0 if none are to be kept."""
-    return -(-length // chunk) + (int(starts.sum(1).max()) if starts.numel() else 0) if learning else 0
-
-
 class _MLSTM(torch.autograd.Function):
     """Gives y, the memory, m, and what backward needs of the chunks."""
 
@@ -138,12 +123,12 @@ class _MLSTM(torch.autograd.Function):
         from segue.kernels.cpu import chunks, threads
 
         (batch, length, heads, width), tasks = v.shape, v.shape[0] * v.shape[2]
-        count = room_for_chunks(tasks, length, chunks.CHUNK, starts, learning)
+        count = _chunks(length, chunks.CHUNK, starts) if learning else 0
         y, final, final_m = _room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
         kept, kept_m = _room(v, tasks, count, *memory.shape[2:]), _room(v, tasks, count)
         norms, edges = _room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
-        q, k, v = map(dense, (q, k, v))
-        threads.share(chunks.mlstm, tasks, *map(lines, (q, k, v)), *map(_array, (i, f, starts, lengths, memory, m)), eps,
+        q, k, v = map(_dense, (q, k, v))
+        threads.share(chunks.mlstm, tasks, *map(_lines, (q, k, v)), *map(_array, (i, f, starts, lengths, memory, m)), eps,
                       *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
         return y, final, final_m, kept, kept_m, norms, edges
 
@@ -162,8 +147,8 @@ class _MLSTM(torch.autograd.Function):
         batch, _, heads = i.shape
         dq, dk, dv, di, df = (_room(x, *x.shape) for x in (q, k, v, i, f))
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
-        q, k, v = map(dense, (q, k, v))
-        threads.share(chunks.mlstm_backward, batch * heads, *map(lines, (q, k, v)), *map(_array, (i, f, starts)),
+        q, k, v = map(_dense, (q, k, v))
+        threads.share(chunks.mlstm_backward, batch * heads, *map(_lines, (q, k, v)), *map(_array, (i, f, starts)),
                       ctx.eps, *map(_array, (*kept, dy, dfinal)),
                       *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
         return dq, dk, dv, di, df, dmemory, dm, None, None, None, None

@@ -364,3 +364,173 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
         for r in range(wide):
             share += _dot(S[r], dS[r], width)
         dm[row, head] = share
+
+
+@fast
+def _pairs(scores, rows, many, behind, sign):
+    """scores *= sign where the step s came before row t (strictly, if `behind`; all `many` steps of the node t, if
+    not), else nought."""
+    for t in range(rows):
+        line, seen = scores[t], t if behind else (t + 1) * many
+        for s in range(seen):
+            line[s] *= sign
+        line[seen:] = 0
+
+
+@kernel
+def delta(begin, end, q, k, v, beta, many, starts, lengths, state, y, final, kept, errors, edges):
+    """`segue.kernels.delta` for the tasks begin..end, steps side by side: `many` for each node.
+
+    q: lines of nodes; k, v: of steps. beta: (B, T M, H). starts: (B, T) bool or (B, 0). lengths: (B,). state, final:
+    (B, H, K, E). y: (B, T, H, E). kept: (tasks, chunks, K, E), the state before each chunk, errors: (tasks, T M, E),
+    what each step found wrong (v minus what was known of k), and edges: (tasks, chunks + 1), where chunks begin; of all
+    three none, if there will be no backward pass.
+    """
+    heads, wide, width, lanes, kind = y.shape[2], state.shape[2], y.shape[3], _lanes(y), y.dtype
+    K, E, one, longest = ((wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes, kind.type(1),
+                          max(1, CHUNK // many))
+    most = (longest * many + lanes - 1) // lanes * lanes
+    Q, keys, turned = np.zeros((longest, K), kind), np.zeros((most, K), kind), np.zeros((K, most), kind)
+    written, read, S = np.zeros((most, E), kind), np.zeros((longest, E), kind), np.zeros((wide, E), kind)
+    system, scores, V = np.zeros((most, most), kind), np.zeros((longest, most), kind), np.zeros((most, E), kind)
+    less, strengths, nothing = np.zeros((wide, E), kind), np.zeros(most, kind), np.zeros(PANELS * lanes, kind)
+    for task in range(begin, end):
+        row, head = task // heads, task % heads
+        for r in range(wide):
+            S[r, :width] = state[row, head, r]
+        chunk, start = 0, 0
+        while start < lengths[row]:
+            if starts.shape[1] and starts[row, start]:
+                S[:] = 0
+            stop = _end(starts, row, start, longest, lengths[row])
+            count, first = stop - start, start * many
+            steps = count * many
+            if kept.shape[1]:
+                edges[task, chunk], edges[task, chunk + 1] = start, stop
+                for r in range(wide):
+                    kept[task, chunk, r] = S[r, :width]
+            _load(q, row, head, start, count, wide, Q)
+            _load(k, row, head, first, steps, wide, keys)
+            _load(v, row, head, first, steps, width, V)
+            for s in range(steps):
+                strengths[s] = beta[row, first + s, head]
+            _turn(keys, turned, steps, wide)
+            _product(system, keys, turned, nothing, steps, wide, steps, False, False, SEEN, 1)
+            _pairs(system, steps, 1, True, -one)
+            for r in range(wide):
+                for c in range(E):
+                    less[r, c] = -S[r, c]
+            _product(V, keys, less, nothing, steps, wide, width, False, True, WHOLE, 1)  # wrong before the chunk
+            for s in range(0, steps, BLOCK):  # what the chunk's own steps write, from the first on
+                size = min(BLOCK, steps - s)
+                if s:
+                    _part(V, system, written, nothing, s, size, 0, s, E // lanes, False, True)
+                for j in range(s, s + size):
+                    line, into, strength = V[j], written[j], strengths[j]
+                    for o in range(s, j):
+                        by, other = system[j, o], written[o]
+                        for c in range(E):
+                            line[c] += by * other[c]
+                    for c in range(E):
+                        into[c] = strength * line[c]
+            if kept.shape[1]:
+                for s in range(steps):
+                    errors[task, first + s] = V[s, :width]
+            _product(scores, Q, turned, nothing, count, wide, steps, False, False, SEEN, many)
+            _pairs(scores, count, many, False, one)
+            _product(read, Q, S, nothing, count, wide, width, False, False, WHOLE, 1)
+            _product(read, scores, written, nothing, count, steps, width, False, True, LOWER, many)
+            _store(read, y, row, head, start, count, width)
+            _product(S, keys, written, nothing, wide, steps, width, True, True, WHOLE, 1)
+            chunk, start = chunk + 1, stop
+        y[row, start:, head] = 0
+        for r in range(wide):
+            final[row, head, r] = S[r, :width]
+
+
+@kernel
+def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy, dfinal, dq, dk, dv, dbeta, dstate):
+    """The gradients of `delta`, of nodes past a row's length nought."""
+    heads, wide, width, lanes, kind = dy.shape[2], dq.shape[3], dy.shape[3], _lanes(dy), dy.dtype
+    K, E, one, longest = ((wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes, kind.type(1),
+                          max(1, CHUNK // many))
+    most = (longest * many + lanes - 1) // lanes * lanes
+    Q, dQ, above = np.zeros((longest, K), kind), np.zeros((longest, K), kind), np.zeros((longest, E), kind)
+    keys, dK, turned = np.zeros((most, K), kind), np.zeros((most, K), kind), np.zeros((K, most), kind)
+    written, wrong, dwritten, dwrong = (np.zeros((most, E), kind), np.zeros((most, E), kind), np.zeros((most, E), kind),
+                                       np.zeros((most, E), kind))
+    turned_w, back = np.zeros((E, most), kind), np.zeros((E, K), kind)
+    system, scores, slopes = (np.zeros((most, most), kind), np.zeros((longest, most), kind),
+                              np.zeros((longest, most), kind))
+    S, dS = np.zeros((wide, E), kind), np.zeros((wide, E), kind)
+    strengths, nothing = np.zeros(most, kind), np.zeros(PANELS * lanes, kind)
+    for task in range(begin, end):
+        row, head = task // heads, task % heads
+        for r in range(wide):
+            dS[r, :width] = dfinal[row, head, r]
+        chunks, reached = 0, 0
+        while chunks + 1 < edges.shape[1] and edges[task, chunks + 1] > edges[task, chunks]:
+            chunks += 1
+        for chunk in range(chunks - 1, -1, -1):
+            start, count = edges[task, chunk], edges[task, chunk + 1] - edges[task, chunk]
+            first, steps, reached = start * many, count * many, max(reached, start + count)
+            for r in range(wide):
+                S[r, :width] = kept[task, chunk, r]
+            _load(q, row, head, start, count, wide, Q)
+            _load(k, row, head, first, steps, wide, keys)
+            for s in range(steps):
+                strengths[s] = beta[row, first + s, head]
+                wrong[s, :width] = errors[task, first + s]
+            _scale(wrong, strengths, written, steps)
+            for t in range(count):
+                above[t, :width] = dy[row, start + t, head]
+            _turn(keys, turned, steps, wide)
+            _turn(written, turned_w, steps, width)
+            _product(system, keys, turned, nothing, steps, wide, steps, False, False, SEEN, 1)
+            _pairs(system, steps, 1, True, -one)
+            _product(scores, Q, turned, nothing, count, wide, steps, False, False, SEEN, many)
+            _pairs(scores, count, many, False, one)
+            _product(dwritten, scores, above, nothing, steps, count, width, True, False, UPPER, many)
+            _product(dwritten, keys, dS, nothing, steps, wide, width, False, True, WHOLE, 1)
+            for s in range((steps - 1) // BLOCK * BLOCK, -1, -BLOCK):  # back through the system
+                size = min(BLOCK, steps - s)
+                if s + size < steps:
+                    _part(dwritten, system, dwrong, nothing, s, size, s + size, steps, E // lanes, True, True)
+                for j in range(s + size - 1, s - 1, -1):
+                    line, into, strength = dwritten[j], dwrong[j], strengths[j]
+                    for o in range(j + 1, s + size):
+                        by, other = system[o, j], dwrong[o]
+                        for c in range(E):
+                            line[c] += by * other[c]
+                    for c in range(E):
+                        into[c] = strength * line[c]
+                    dbeta[row, first + j, head] = _dot(wrong[j], line, width)
+            _store(dwrong, dv, row, head, first, steps, width)
+            for s in range(steps):
+                for c in range(E):
+                    dwrong[s, c] = -dwrong[s, c]  # what was known of a key is taken away
+            _product(slopes, above, turned_w, nothing, count, width, steps, False, False, SEEN, many)
+            _pairs(slopes, count, many, False, one)
+            _product(system, dwrong, turned_w, nothing, steps, width, steps, False, False, SEEN, 1)
+            _pairs(system, steps, 1, True, one)
+            _turn(dS, back, wide, width)
+            _product(dK, written, back, nothing, steps, width, wide, False, False, WHOLE, 1)
+            _turn(S, back, wide, width)
+            _product(dK, dwrong, back, nothing, steps, width, wide, False, True, WHOLE, 1)
+            _product(dK, slopes, Q, nothing, steps, count, wide, True, True, UPPER, many)
+            _product(dK, system, keys, nothing, steps, steps, wide, False, True, LOWER, 1)
+            _product(dK, system, keys, nothing, steps, steps, wide, True, True, UPPER, 1)
+            _product(dQ, above, back, nothing, count, width, wide, False, False, WHOLE, 1)
+            _product(dQ, slopes, keys, nothing, count, steps, wide, False, True, LOWER, many)
+            _store(dQ, dq, row, head, start, count, wide)
+            _store(dK, dk, row, head, first, steps, wide)
+            _product(dS, Q, above, nothing, wide, count, width, True, True, WHOLE, 1)
+            _product(dS, keys, dwrong, nothing, wide, steps, width, True, True, WHOLE, 1)
+            if starts.shape[1] and starts[row, start]:
+                dS[:] = 0
+        dq[row, reached:, head] = 0
+        for x in (dk, dv):
+            x[row, reached * many :, head] = 0
+        dbeta[row, reached * many :, head] = 0
+        for r in range(wide):
+            dstate[row, head, r] = dS[r, :width]
