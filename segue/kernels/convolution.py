@@ -41,9 +41,9 @@ class _ShortConvolution(torch.autograd.Function):
         from segue.kernels.cpu import convolution, threads
 
         x, window, weight, starts = ctx.saved_tensors
-        x, dx = _dense(x), torch.zeros(x.shape, dtype=x.dtype)
-        dwindow = torch.zeros(window.shape, dtype=x.dtype)
-        dweight = x.new_zeros(len(x), len(weight) + 1, x.shape[2])
+        x, dx = _dense(x), _room(x, *x.shape)
+        dwindow = torch.empty(window.shape, dtype=x.dtype)
+        dweight = x.new_empty(len(x), len(weight) + 1, x.shape[2])
         threads.share(convolution.short_backward, len(x) * -(-x.shape[2] // convolution.WIDE), _lines(x[:, :, None]),
                       *map(_array, (window, weight, starts, dy)), *(z.numpy() for z in (dx, dwindow, dweight)))
         dweight = dweight.sum(0)

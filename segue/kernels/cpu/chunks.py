@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray, njit, types
+from numba import types
 from numba.extending import overload
 
 from segue.kernels.cpu import simd
@@ -37,11 +37,6 @@ def _lanes(like: Any) -> Any:
 def _typed_lanes(like):
     lanes = simd.LANES if like.dtype == types.float32 else simd.LANES // 2
     return lambda like: lanes
-
-
-@njit(inline="always")
-def _numbers(like, address, size):
-    return carray(simd._pointer(address), (size,), like.dtype)
 
 
 @fast
@@ -77,12 +72,18 @@ def _product(y, x, w, nothing, rows, inner, columns, turned, add, shape, many):
 @fast
 def _load(lines, row, head, start, count, width, target):
     """(count, width) numbers into the beginning of a buffer."""
-    size = target.itemsize
+    size, into = target.itemsize, _at(target)
+    source = lines[0] + (row * lines[1] + start * lines[2] + head * lines[3]) * size
     for j in range(count):
-        address = lines[0] + (row * lines[1] + (start + j) * lines[2] + head * lines[3]) * size
-        source, into = _numbers(target, address, width), target[j]
-        for c in range(width):
-            into[c] = source[c]
+        simd.copy(into + j * target.shape[1] * size, source + j * lines[2] * size, width * size)
+
+
+@fast
+def _store(source, target, row, head, start, count, width):
+    size, stride = source.itemsize, target.shape[2] * target.shape[3]
+    into = _at(target) + ((row * target.shape[1] + start) * stride + head * target.shape[3]) * size
+    for j in range(count):
+        simd.copy(into + j * stride * size, _at(source) + j * source.shape[1] * size, width * size)
 
 
 @fast
@@ -134,14 +135,6 @@ def _shrink(S, n, by):
             line[c] *= by
     for r in range(len(n)):
         n[r] *= by
-
-
-@fast
-def _store(source, target, row, head, start, count, width):
-    for j in range(count):
-        line, into = source[j], target[row, start + j, head]
-        for c in range(width):
-            into[c] = line[c]
 
 
 @fast

@@ -144,6 +144,11 @@ def _put(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, VECTOR.as_pointer()), align=4)
 
 
+def _copy(builder: Any, a: list[Any]) -> None:
+    name = "llvm.memcpy.p0i8.p0i8.i64"
+    _call(builder, name, ir.VoidType(), *(builder.inttoptr(x, I8.as_pointer()) for x in a[:2]), a[2], ir.IntType(1)(0))
+
+
 def _filled(builder: Any, value: Any) -> Any:
     """A vector of LANES times the same value."""
     undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
@@ -414,6 +419,7 @@ swap_if = _define("swap_if", long(long, long, long), _compare_and_swap)
 relax = _define("relax", void(), _relax)
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 exp = _define("exp", single(single), _exp)
+copy = _define("copy", void(long, long, long), _copy)  # to, from, bytes
 copy_lanes = _define("copy_lanes", void(long, long), lambda b, a: _put(b, _vector(b, a[0]), a[1]))
 add_lanes = _define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
 multiply_lanes = _define("multiply_lanes", void(long, long, long), lambda b, a: _put(
