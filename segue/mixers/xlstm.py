@@ -38,6 +38,11 @@ class BlockLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return block_product(x, self.weight)
 
+    def behind(self, weight: Tensor) -> Tensor:
+        """(M, D), what a map `weight` (M, outputs, D) of the outputs is of x."""
+        blocks = weight.unflatten(2, (len(self.weight), -1))
+        return torch.einsum("monj,noji->mni", blocks, self.weight).flatten(1)
+
     def dense(self) -> Tensor:
         """The same map as one matrix: (outputs D, D), output by output."""
         return torch.cat([torch.block_diag(*blocks) for blocks in self.weight.unbind(1)])
@@ -148,10 +153,11 @@ class MLSTM(Mixer):
         """What the memory takes, the convolved input, and the output gate."""
         u, gate = self.into(x).chunk(2, -1)
         near = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
-        qk, v = self.qk(near), self.v(u)
-        seen_qk, seen_v = self.gates.weight.split([2 * v.shape[3], v.shape[3]], 1)
-        i, f = (F.linear(qk.flatten(2), seen_qk, self.gates.bias) + F.linear(v.flatten(2), seen_v)).chunk(2, -1)
-        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*qk.unbind(2), v[:, :, 0]))
+        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*self.qk(near).unbind(2), self.v(u)[:, :, 0]))
+        # The gates see q, k and v, which are linear maps of what is here: two small products instead of a wide one.
+        weight = self.gates.weight.unflatten(1, (3, -1))
+        i, f = (F.linear(near, self.qk.behind(weight[:, :2]), self.gates.bias)
+                + F.linear(u, self.v.behind(weight[:, 2:]))).chunk(2, -1)
         return (q, k * k.shape[-1] ** -0.5, v, i, f), near, gate
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import overload
 
@@ -86,13 +87,26 @@ def _store(source, target, row, head, start, count, width):
         simd.copy(into + j * stride * size, _at(source) + j * source.shape[1] * size, width * size)
 
 
-@fast
+_turn32, _turn64 = simd.turning(simd.F32, simd.LANES), simd.turning(ir.DoubleType(), simd.LANES // 2)
+
+
 def _turn(source, target, rows, columns):
-    """target = source^T."""
-    for r in range(0, rows, 8):
-        for c in range(columns):
-            for j in range(r, min(r + 8, rows)):
-                target[c, j] = source[j, c]
+    raise NotImplementedError
+
+
+@overload(_turn)
+def _typed_turn(source, target, rows, columns):
+    """target = source^T, of buffers that are whole vectors high and wide."""
+    turn, lanes = (_turn32, simd.LANES) if source.dtype == types.float32 else (_turn64, simd.LANES // 2)
+
+    def run(source, target, rows, columns):
+        size = source.itemsize
+        row, line = source.shape[1] * size, target.shape[1] * size
+        for r in range(0, rows, lanes):
+            for c in range(0, columns, lanes):
+                turn(_at(source) + r * row + c * size, row, _at(target) + c * line + r * size, line)
+
+    return run
 
 
 @fast
@@ -176,7 +190,7 @@ def _gates(i, f, row, head, start, count, before, b, g, top, weights, carried):
 @fast
 def _get(source, row, head, S, n, width):
     """A memory [S n] from (..., K, E + 1)."""
-    for r in range(len(S)):
+    for r in range(source.shape[2]):
         line, into = source[row, head, r], S[r]
         for c in range(width):
             into[c] = line[c]
@@ -185,7 +199,7 @@ def _get(source, row, head, S, n, width):
 
 @fast
 def _set(target, row, head, S, n, width):
-    for r in range(len(S)):
+    for r in range(target.shape[2]):
         line, into = S[r], target[row, head, r]
         for c in range(width):
             into[c] = line[c]
@@ -269,7 +283,7 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
     scores, slopes, weights = (np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind),
                                np.zeros((CHUNK, CHUNK), kind))
     b, g, top, carried = np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(CHUNK, kind)
-    S, dS, n, dn = np.zeros((wide, E), kind), np.zeros((wide, E), kind), np.zeros(K, kind), np.zeros(K, kind)
+    S, dS, n, dn = np.zeros((K, E), kind), np.zeros((K, E), kind), np.zeros(K, kind), np.zeros(K, kind)
     dnorm, db, nothing, tiny = np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(PANELS * lanes, kind), kind.type(eps)
     for task in range(begin, end):
         row, head = task // heads, task % heads
@@ -455,7 +469,7 @@ def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy
     turned_w, back = np.zeros((E, most), kind), np.zeros((E, K), kind)
     system, scores, slopes = (np.zeros((most, most), kind), np.zeros((longest, most), kind),
                               np.zeros((longest, most), kind))
-    S, dS = np.zeros((wide, E), kind), np.zeros((wide, E), kind)
+    S, dS = np.zeros((K, E), kind), np.zeros((K, E), kind)
     strengths, nothing = np.zeros(most, kind), np.zeros(PANELS * lanes, kind)
     for task in range(begin, end):
         row, head = task // heads, task % heads

@@ -411,6 +411,30 @@ def _dot(builder: Any, args: list[Any]) -> None:
     _put(b, total, y)
 
 
+def turning(kind: Any, lanes: int) -> Any:
+    """turn(source, row, target, line): a square of `lanes` numbers transposed; bytes from row to row of both."""
+
+    def body(builder: Any, a: list[Any]) -> None:
+        vector = ir.VectorType(kind, lanes)
+
+        def at(address: Any, stride: Any, r: int) -> Any:
+            return builder.inttoptr(builder.add(address, builder.mul(stride, I64(r))), vector.as_pointer())
+
+        rows, apart = [builder.load(at(a[0], a[1], r), align=4) for r in range(lanes)], 1
+        while apart < lanes:  # change the corners of squares, then of squares of twice the size
+            lower = [j if not j & apart else lanes + j - apart for j in range(lanes)]
+            upper = [j + apart if not j & apart else lanes + j for j in range(lanes)]
+            for r in (r for r in range(lanes) if not r & apart):
+                pair = rows[r], rows[r + apart]
+                rows[r], rows[r + apart] = (builder.shuffle_vector(
+                    *pair, ir.Constant(ir.VectorType(I32, lanes), mask)) for mask in (lower, upper))
+            apart *= 2
+        for r in range(lanes):
+            builder.store(rows[r], at(a[2], a[3], r), align=4)
+
+    return _define("turn", void(*[long] * 4), body)
+
+
 long, single, void = types.int64, types.float32, types.void
 load = _define("load", long(long), lambda b, a: b.load_atomic(_at(b, a[0]), "acquire", 8))
 store = _define("store", void(long, long), lambda b, a: b.store_atomic(a[1], _at(b, a[0]), "release", 8))
