@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from segue.kernels.rnn import _room
-from segue.kernels.scan import _array, _dense, _lines, _mask, compiles
+from segue.kernels.scan import _array, _dense, _lines, _mask
 
 
 def short_convolution(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None = None) -> Tensor:

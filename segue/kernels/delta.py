@@ -55,8 +55,8 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
             return y.to(kind), final.to(kept)
         if compiles(q):
             ends = torch.full((batch,), n) if lengths is None else lengths
-            y, final, *_ = _Delta.apply(q, k.flatten(1, 2), v.flatten(1, 2), beta.flatten(1, 2), state, _mask(q, starts),
-                                        ends, torch.is_grad_enabled())
+            k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
+            y, final, *_ = _Delta.apply(q, k, v, beta, state, _mask(q, starts), ends, torch.is_grad_enabled())
             return y.to(kind), final.to(kept)
         if lengths is not None:  # a step of strength 0 does nothing
             live = torch.arange(n, device=q.device) < lengths[:, None]

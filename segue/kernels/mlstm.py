@@ -122,14 +122,15 @@ class _MLSTM(torch.autograd.Function):
                 lengths: Tensor, eps: float, learning: bool) -> tuple[Tensor, ...]:
         from segue.kernels.cpu import chunks, threads
 
-        (batch, length, heads, width), tasks = v.shape, v.shape[0] * v.shape[2]
+        batch, length, heads, _ = v.shape
+        tasks = batch * heads
         count = _chunks(length, chunks.CHUNK, starts) if learning else 0
         y, final, final_m = _room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
         kept, kept_m = _room(v, tasks, count, *memory.shape[2:]), _room(v, tasks, count)
         norms, edges = _room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
         q, k, v = map(_dense, (q, k, v))
-        threads.share(chunks.mlstm, tasks, *map(_lines, (q, k, v)), *map(_array, (i, f, starts, lengths, memory, m)), eps,
-                      *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
+        threads.share(chunks.mlstm, tasks, *map(_lines, (q, k, v)), *map(_array, (i, f, starts, lengths, memory, m)),
+                      eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
         return y, final, final_m, kept, kept_m, norms, edges
 
     @staticmethod

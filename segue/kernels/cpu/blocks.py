@@ -21,7 +21,8 @@ def forward(begin, end, panels, x, w, y):
         first = span * ROWS
         for block in range(len(w)):
             for o in range(outputs):
-                _run(y, min(ROWS, rows - first), panels, _at(nothing), _at(w) + (block * width * outputs + o) * width * size,
+                weights = _at(w) + (block * width * outputs + o) * width * size
+                _run(y, min(ROWS, rows - first), panels, _at(nothing), weights,
                      x[0] + (first * x[1] + block * width) * size, 0,
                      _at(y) + (first * outputs * y.shape[2] + o * y.shape[2] + block * width) * size,
                      outputs * width, x[1], 1, 0, width, 1, 0, outputs * y.shape[2])

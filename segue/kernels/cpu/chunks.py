@@ -274,7 +274,8 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
     way round, what k_t writes, so that db_t = q_t dq_t - k_t dk_t.
     """
     heads, wide, width, lanes, kind = y.shape[2], dq.shape[3], y.shape[3], _lanes(y), y.dtype
-    K, E, zero, one = (wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes, kind.type(0), kind.type(1)
+    K, E = (wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes
+    zero, one, tiny, nothing = kind.type(0), kind.type(1), kind.type(eps), np.zeros(PANELS * lanes, kind)
     Q, keys, dQ, dK = (np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind),
                        np.zeros((CHUNK, K), kind))
     V, dV, above, scaled = (np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind),
@@ -284,7 +285,7 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
                                np.zeros((CHUNK, CHUNK), kind))
     b, g, top, carried = np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(CHUNK, kind)
     S, dS, n, dn = np.zeros((K, E), kind), np.zeros((K, E), kind), np.zeros(K, kind), np.zeros(K, kind)
-    dnorm, db, nothing, tiny = np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(PANELS * lanes, kind), kind.type(eps)
+    dnorm, db = np.zeros(CHUNK, kind), np.zeros(CHUNK, kind)
     for task in range(begin, end):
         row, head = task // heads, task % heads
         _get(dfinal, row, head, dS, dn, width)
@@ -363,9 +364,9 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
             _product(dS, Q, scaled, nothing, wide, count, width, True, True, WHOLE, 1)
             if starts.shape[1] and starts[row, start]:
                 dS[:], dn[:] = 0, 0
-        for x in (dq, dk, dv):
-            x[row, reached:, head] = 0
-        di[row, reached:, head], df[row, reached:, head] = 0, 0
+        for t in range(reached, len(dq[row])):
+            dq[row, t, head], dk[row, t, head], dv[row, t, head] = 0, 0, 0
+            di[row, t, head], df[row, t, head] = zero, zero
         _set(dmemory, row, head, dS, dn, width)
         share = _dot(n, dn, wide)
         for r in range(wide):
@@ -535,9 +536,9 @@ def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy
             _product(dS, keys, dwrong, nothing, wide, steps, width, True, True, WHOLE, 1)
             if starts.shape[1] and starts[row, start]:
                 dS[:] = 0
-        dq[row, reached:, head] = 0
-        for x in (dk, dv):
-            x[row, reached * many :, head] = 0
-        dbeta[row, reached * many :, head] = 0
+        for t in range(reached, len(dq[row])):
+            dq[row, t, head] = 0
+        for s in range(reached * many, len(dk[row])):
+            dk[row, s, head], dv[row, s, head], dbeta[row, s, head] = 0, 0, 0
         for r in range(wide):
             dstate[row, head, r] = dS[r, :width]

@@ -46,16 +46,17 @@ def short(begin, end, x, window, weight, bias, starts, y):
     for task in range(begin, end):
         row, first = task // blocks, task % blocks * WIDE
         wide, last = min(WIDE, width - first), before
-        bytes_, source = wide * size, x[0] + (row * x[1] + first) * size
+        line, source = wide * size, x[0] + (row * x[1] + first) * size
         into = _at(y) + (row * length * width + first) * size
         for j in range(wide):
             shift[j] = bias[first + j]
             for tap in range(taps):
                 w[tap, j] = weight[tap, first + j]
-        _move(_at(window) + (row * before * width + first) * size, width * size, _at(near), WIDE * size, before, bytes_)
+        _move(_at(window) + (row * before * width + first) * size, width * size, _at(near), WIDE * size, before, line)
         for start in range(0, length, SPAN):
             nodes = min(SPAN, length - start)
-            _move(source + start * x[2] * size, x[2] * size, _at(near) + before * WIDE * size, WIDE * size, nodes, bytes_)
+            _move(source + start * x[2] * size, x[2] * size, _at(near) + before * WIDE * size, WIDE * size, nodes,
+                  line)
             last = _reach(starts, row, start, nodes, back, last)
             for k in range(nodes):
                 for j in range(WIDE):
@@ -65,7 +66,7 @@ def short(begin, end, x, window, weight, bias, starts, y):
                     if back[k] >= before - tap:
                         for j in range(WIDE):
                             out[k, j] += w[tap, j] * near[k + tap, j]
-            _move(_at(out), WIDE * size, into + start * width * size, width * size, nodes, bytes_)
+            _move(_at(out), WIDE * size, into + start * width * size, width * size, nodes, line)
             for k in range(before):
                 for j in range(WIDE):
                     near[k, j] = near[nodes + k, j]
@@ -83,18 +84,19 @@ def short_backward(begin, end, x, window, weight, starts, dy, dx, dwindow, dweig
     for task in range(begin, end):
         row, first = task // blocks, task % blocks * WIDE
         wide, last = min(WIDE, width - first), before
-        bytes_, source = wide * size, x[0] + (row * x[1] + first) * size
+        line, source = wide * size, x[0] + (row * x[1] + first) * size
         into, above = _at(dx) + (row * length * width + first) * size, _at(dy) + (row * length * width + first) * size
         dw[:], grad[:] = 0, 0
         for j in range(wide):
             for tap in range(taps):
                 w[tap, j] = weight[tap, first + j]
-        _move(_at(window) + (row * before * width + first) * size, width * size, _at(near), WIDE * size, before, bytes_)
+        _move(_at(window) + (row * before * width + first) * size, width * size, _at(near), WIDE * size, before, line)
         for start in range(0, length, SPAN):
             nodes = min(SPAN, length - start)
-            _move(source + start * x[2] * size, x[2] * size, _at(near) + before * WIDE * size, WIDE * size, nodes, bytes_)
+            _move(source + start * x[2] * size, x[2] * size, _at(near) + before * WIDE * size, WIDE * size, nodes,
+                  line)
             last = _reach(starts, row, start, nodes, back, last)
-            _move(above + start * width * size, width * size, _at(top), WIDE * size, nodes, bytes_)
+            _move(above + start * width * size, width * size, _at(top), WIDE * size, nodes, line)
             for k in range(nodes):
                 for j in range(WIDE):
                     dw[taps, j] += top[k, j]
@@ -108,9 +110,9 @@ def short_backward(begin, end, x, window, weight, starts, dy, dx, dwindow, dweig
             early = max(0, min(ready, before - start))  # that lie in the window
             if early:
                 _move(_at(grad), WIDE * size, _at(dwindow) + ((row * before + start) * width + first) * size,
-                      width * size, early, bytes_)
+                      width * size, early, line)
             _move(_at(grad) + early * WIDE * size, WIDE * size, into + (start + early - before) * width * size,
-                  width * size, ready - early, bytes_)
+                  width * size, ready - early, line)
             for k in range(before):
                 for j in range(WIDE):
                     near[k, j], grad[k, j] = near[nodes + k, j], grad[nodes + k, j]
