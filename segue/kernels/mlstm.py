@@ -64,8 +64,9 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
         q, k, v, i, f, memory, m = (x.to(wide) for x in (q, k, v, i, f, memory, m))
         y, memory, m = mlstm_reference(q, k, v, i, f, memory, m, None, eps)
         return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
-    if compiles(v):
-        q, k, v, i, f, memory, m = (x.to(torch.promote_types(wide, kinds[0])) for x in (q, k, v, i, f, memory, m))
+    exact = torch.promote_types(torch.promote_types(kind, kinds[0]), wide)
+    if compiles(i.to(exact)):  # in float32 for bfloat16, too
+        q, k, v, i, f, memory, m = (x.to(exact) for x in (q, k, v, i, f, memory, m))
         ends = torch.full(v.shape[:1], n) if lengths is None else lengths
         y, memory, m, *_ = _MLSTM.apply(q, k, v, i, f, memory, m, _mask(v, starts), ends, eps, torch.is_grad_enabled())
         return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
