@@ -6,9 +6,12 @@
 Rows of a batch are `--tokens` over the length, at least one. Rounds of all contenders alternate and the median counts,
 so that a busy machine troubles all alike. Peers: torch's own modules for attention and the recurrences; x-transformers;
 the torch forms that transformers' Mamba, Mamba-2, xLSTM, RWKV and gated DeltaNet take on CPUs; mambapy; and for kernels
-alone, the same recurrence as torch operations. Who would need over 20 seconds for a step is left out. Needs the extra
-`bench`, mambapy and x-transformers; what is not installed is not measured. Rows are kept in results/mixers.jsonl, the
-page is results/mixers.md: the latest of each, so that after `--only` it has rows of several runs.
+alone, the same recurrence as torch operations, or as transformers has it. xLSTM is measured as it comes, with queries
+and keys half as wide as ours, and with equal ones; its projections are dense, ours a convolution and small blocks.
+Both delta rules have an output gate; the peer's memory fades, too. Who would need over 20 seconds for a step is left
+out. Needs the extra `bench`, mambapy and x-transformers; what is not installed is not measured. Rows are kept in
+results/mixers.jsonl, the page is results/mixers.md: the latest of each, so that after `--only` it has rows of several
+runs.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.kernels.gla import gla, gla_reference
+from segue.kernels.mlstm import EMPTY, mlstm
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
 from segue.mixers import GRU, LSTM, MIXERS, Attention, GatedLinearAttention, Mamba, Mamba2
 from segue.training.recipe import machine
@@ -77,12 +81,12 @@ def transformers_mamba2(width: int) -> nn.Module:
                                     chunk_size=64, num_hidden_layers=1), layer_idx=0)
 
 
-def transformers_xlstm(width: int) -> nn.Module:
+def transformers_xlstm(width: int, queries: float = 0.5) -> nn.Module:
     from transformers import xLSTMConfig
     from transformers.models.xlstm.modeling_xlstm import xLSTMLayer
 
     return xLSTMLayer(xLSTMConfig(hidden_size=width, num_hidden_layers=1, num_heads=4, mode="train",
-                                  autocast_kernel_dtype="float32"))
+                                  qk_dim_factor=queries, autocast_kernel_dtype="float32"))
 
 
 def transformers_rwkv(width: int) -> nn.Module:
@@ -108,9 +112,12 @@ LAYERS: list[tuple[str, Callable[[int], nn.Module], dict[str, Callable[[int], nn
     ("gru", GRU, {"torch nn.GRU": lambda width: nn.GRU(width, width, batch_first=True)}),
     ("mamba", Mamba, {"transformers Mamba": transformers_mamba, "mambapy": mambapy}),
     ("mamba2", Mamba2, {"transformers Mamba-2": transformers_mamba2}),
-    ("mlstm", lambda width: MIXERS["mlstm"](width, expand=1), {"transformers xLSTM": transformers_xlstm}),
+    ("mlstm", lambda width: MIXERS["mlstm"](width, expand=1), {
+        "transformers xLSTM, queries half as wide": transformers_xlstm,
+        "transformers xLSTM, queries as wide": lambda width: transformers_xlstm(width, 1.0)}),
     ("gla", GatedLinearAttention, {"transformers RWKV": transformers_rwkv}),
-    ("deltanet", MIXERS["deltanet"], {"transformers gated DeltaNet": transformers_deltanet}),
+    ("deltanet", lambda width: MIXERS["deltanet"](width, gate=True),
+     {"transformers gated DeltaNet": transformers_deltanet}),
 ]
 
 
@@ -153,12 +160,24 @@ def kernels(rows: int, length: int, width: int) -> dict[str, dict[str, Contender
     q, k, v = inputs(*[(rows, length, 4, width // 8)] * 2, (rows, length, 4, width // 4))
     g = torch.rand_like(q).mul(-0.1).requires_grad_()
     linear = (q, k, v, g, torch.zeros(rows, 4, width // 8, width // 4))
-    return {"selective scan": {"segue": lambda: selective_scan(*scan)[0],
-                               "log2(T) passes of torch": lambda: selective_scan_reference(*scan)[0]},
-            "linear scan, complex": {"segue": lambda: linear_scan(*wave).real,
-                                     "a loop of torch": lambda: linear_scan_reference(*wave).real},
-            "gla, recurrence": {"segue": lambda: gla(*linear)[0],
-                                "a loop of torch": lambda: gla_reference(*linear)[0]}}
+    table = {"selective scan": {"segue": lambda: selective_scan(*scan)[0],
+                                "log2(T) passes of torch": lambda: selective_scan_reference(*scan)[0]},
+             "linear scan, complex": {"segue": lambda: linear_scan(*wave).real,
+                                      "a loop of torch": lambda: linear_scan_reference(*wave).real},
+             "gla, recurrence": {"segue": lambda: gla(*linear)[0],
+                                 "a loop of torch": lambda: gla_reference(*linear)[0]}}
+    heads = inputs(*[(rows, length, 4, width // 4)] * 3)
+    gates = inputs(*[(rows, length, 4)] * 2)
+    memory = (torch.zeros(rows, 4, width // 4, width // 4 + 1), torch.full((rows, 4), EMPTY))
+    table["mlstm, recurrence"] = {"segue": lambda: mlstm(*heads, *gates, *memory)[0]}
+    try:
+        from transformers.models.xlstm.modeling_xlstm import mlstm_chunkwise_native_autograd as peer
+    except ImportError as error:
+        print(f"transformers xLSTM is not measured: {error}")
+    else:
+        turned = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (*heads, *gates)]
+        table["mlstm, recurrence"]["transformers xLSTM"] = lambda: peer(*turned)
+    return table
 
 
 def once(run: Contender, backward: bool) -> float:

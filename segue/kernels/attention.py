@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LONG = 2048  # positions, from which on torch's own is faster (by half at 8,192) and needs memory linear in the length
+LONG = {torch.float32: 1024, torch.bfloat16: 2048}
+"""Positions, beyond which torch's own is faster (by half at 8,192) and needs memory linear in the length."""
 ROWS = 16  # rows of (batch, head) done together: their scores stay in the cache
 
 
@@ -75,8 +76,8 @@ class _CausalAttention(torch.autograd.Function):
 def trains_on(x: Tensor, window: int | None, segments: Tensor | None) -> bool:
     """Whether `causal_attention` is the better one for queries like this: all weights are kept for the way back, and
     of a long row they are too many, unless torch's would need a mask as large."""
-    few = x.shape[2] <= LONG or window is not None or segments is not None
-    return few and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+    few = x.shape[2] <= LONG.get(x.dtype, 0) or window is not None or segments is not None
+    return few and x.device.type == "cpu" and x.dtype in LONG
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, segments: Tensor | None = None,

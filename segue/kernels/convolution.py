@@ -1,9 +1,53 @@
-"""The long convolution: the whole past through one kernel per channel, by the fast Fourier transform."""
+"""Convolutions along the sequence, with a kernel per channel: the long one, with the whole past, by the fast Fourier
+transform; the short one, with the last few nodes, compiled on a CPU (`segue.kernels.cpu.convolution`)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from segue.kernels.rnn import _room
+from segue.kernels.scan import _array, _dense, _lines, _mask
+
+
+def short_convolution(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None = None) -> Tensor:
+    """y_t = bias + sum_j weight_j x_{t - taps + 1 + j}, where a document does not look at the one before.
+
+    x: (B, T, D). window: (B, taps - 1, D), the inputs before. weight: (D, taps). bias: (D,). starts: (B, T) bool, where
+    documents begin, or None. For all that `segue.kernels.scan.compiles`.
+    """
+    return _ShortConvolution.apply(x, window, weight.T, bias, _mask(x, starts))
+
+
+class _ShortConvolution(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor, starts: Tensor) -> Tensor:
+        from segue.kernels.cpu import convolution, threads
+
+        x, y = _dense(x), _room(x, *x.shape)
+        threads.share(convolution.short, len(x) * -(-x.shape[2] // convolution.WIDE), _lines(x[:, :, None]),
+                      *map(_array, (window, weight, bias, starts)), y.numpy())
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3], inputs[4])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        from segue.kernels.cpu import convolution, threads
+
+        x, window, weight, starts = ctx.saved_tensors
+        x, dx = _dense(x), _room(x, *x.shape)
+        dwindow = torch.empty(window.shape, dtype=x.dtype)
+        dweight = x.new_empty(len(x), len(weight) + 1, x.shape[2])
+        threads.share(convolution.short_backward, len(x) * -(-x.shape[2] // convolution.WIDE), _lines(x[:, :, None]),
+                      *map(_array, (window, weight, starts, dy)), *(z.numpy() for z in (dx, dwindow, dweight)))
+        dweight = dweight.sum(0)
+        return dx, dwindow, dweight[:-1], dweight[-1], None
 
 
 def long_convolution_reference(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> Tensor:

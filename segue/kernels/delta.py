@@ -1,11 +1,18 @@
 """The delta rule with M generalised Householder steps per token: S <- (I - beta k k^T) S + beta k v^T for each (k, v,
-beta) of the token, then y = S^T q (Yang et al. 2024, arXiv 2406.06484; Siems et al. 2025, arXiv 2502.10297)."""
+beta) of the token, then y = S^T q (Yang et al. 2024, arXiv 2406.06484; Siems et al. 2025, arXiv 2502.10297).
+
+On a CPU, in float32 and float64, long sequences take compiled loops (`segue.kernels.cpu.chunks`)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from segue.kernels.rnn import _room
+from segue.kernels.scan import _array, _chunks, _dense, _lines, _mask, compiles
 
 CHUNK = 32  # steps solved together
 
@@ -46,6 +53,11 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
         if n == 1 and starts is None and lengths is None:
             y, final = delta_reference(q, k, v, beta, state)
             return y.to(kind), final.to(kept)
+        if compiles(q):
+            ends = torch.full((batch,), n) if lengths is None else lengths
+            k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
+            y, final, *_ = _Delta.apply(q, k, v, beta, state, _mask(q, starts), ends, torch.is_grad_enabled())
+            return y.to(kind), final.to(kept)
         if lengths is not None:  # a step of strength 0 does nothing
             live = torch.arange(n, device=q.device) < lengths[:, None]
             beta = beta * live[..., None, None]
@@ -85,6 +97,46 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
         local = (q @ k.mT).masked_fill(~seen, 0.0)
         y = from_state @ torch.stack(befores, 2) + local @ torch.stack(written, 2)
         return y.flatten(2, 3)[:, :, :n].transpose(1, 2).to(kind), final.to(kept)
+
+
+class _Delta(torch.autograd.Function):
+    """k, v: (B, T M, H, ...), beta: (B, T M, H). Gives y, the state, and what backward needs of the chunks."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
+                learning: bool) -> tuple[Tensor, ...]:
+        from segue.kernels.cpu import chunks, threads
+
+        (batch, length, heads, _), width, many = q.shape, v.shape[3], k.shape[1] // q.shape[1]
+        tasks = batch * heads
+        count = _chunks(length, max(1, chunks.CHUNK // many), starts) if learning else 0
+        y, final = _room(q, batch, length, heads, width), torch.empty(state.shape, dtype=q.dtype)
+        kept, errors = _room(q, tasks, count, *state.shape[2:]), _room(q, tasks, k.shape[1] if learning else 0, width)
+        edges = torch.zeros(tasks, count + 1, dtype=torch.long)
+        q, k, v = map(_dense, (q, k, v))
+        threads.share(chunks.delta, tasks, *map(_lines, (q, k, v)), _array(beta), many,
+                      *map(_array, (starts, lengths, state)), *(x.numpy() for x in (y, final, kept, errors, edges)))
+        return y, final, kept, errors, edges
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*inputs[:2], inputs[3], inputs[5], *output[2:])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        from segue.kernels.cpu import chunks, threads
+
+        q, k, beta, starts, kept, errors, edges = ctx.saved_tensors
+        dq, dk, dv = _room(q, *q.shape), _room(q, *k.shape), _room(q, *k.shape[:3], dy.shape[3])
+        dbeta, dstate = _room(q, *beta.shape), torch.empty(dfinal.shape, dtype=q.dtype)
+        tasks, many = q.shape[0] * q.shape[2], k.shape[1] // q.shape[1]
+        q, k = map(_dense, (q, k))
+        threads.share(chunks.delta_backward, tasks, *map(_lines, (q, k)), _array(beta), many,
+                      *map(_array, (starts, kept, errors, edges, dy, dfinal)),
+                      *(x.numpy() for x in (dq, dk, dv, dbeta, dstate)))
+        return dq, dk, dv, dbeta, dstate, None, None, None
 
 
 def delta_matrix(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:

@@ -3,13 +3,20 @@ exponential, kept finite by a running maximum m and made a mean by a normaliser 
 
 m_t = max(log f_t + m_{t-1}, i_t);  [C n]_t = exp(log f_t + m_{t-1} - m_t) [C n]_{t-1} + exp(i_t - m_t) k_t [v_t 1]^T
 y_t = C_t^T q_t / (max(|n_t q_t|, exp(-m_t)) + eps),  with log f = log sigmoid of the gate's input
+
+On a CPU, in float32 and float64, long sequences take compiled loops (`segue.kernels.cpu.chunks`).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from segue.kernels.rnn import _room
+from segue.kernels.scan import _array, _chunks, _dense, _lines, _mask, compiles
 
 CHUNK = 64
 EMPTY = -1e30
@@ -57,6 +64,12 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
         q, k, v, i, f, memory, m = (x.to(wide) for x in (q, k, v, i, f, memory, m))
         y, memory, m = mlstm_reference(q, k, v, i, f, memory, m, None, eps)
         return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
+    exact = torch.promote_types(torch.promote_types(kind, kinds[0]), wide)
+    if compiles(i.to(exact)):  # in float32 for bfloat16, too
+        q, k, v, i, f, memory, m = (x.to(exact) for x in (q, k, v, i, f, memory, m))
+        ends = torch.full(v.shape[:1], n) if lengths is None else lengths
+        y, memory, m, *_ = _MLSTM.apply(q, k, v, i, f, memory, m, _mask(v, starts), ends, eps, torch.is_grad_enabled())
+        return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
     chunk = min(CHUNK, n)
     pad = -n % chunk
 
@@ -100,3 +113,44 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     read = local.to(wide) + (carried[..., None] * q) @ torch.stack(memories, 2)
     y = _read(read, maximum, eps).movedim(1, 3).flatten(1, 2)[:, :n]
     return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
+
+
+class _MLSTM(torch.autograd.Function):
+    """Gives y, the memory, m, and what backward needs of the chunks."""
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor, m: Tensor, starts: Tensor,
+                lengths: Tensor, eps: float, learning: bool) -> tuple[Tensor, ...]:
+        from segue.kernels.cpu import chunks, threads
+
+        batch, length, heads, _ = v.shape
+        tasks = batch * heads
+        count = _chunks(length, chunks.CHUNK, starts) if learning else 0
+        y, final, final_m = _room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
+        kept, kept_m = _room(v, tasks, count, *memory.shape[2:]), _room(v, tasks, count)
+        norms, edges = _room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
+        q, k, v = map(_dense, (q, k, v))
+        threads.share(chunks.mlstm, tasks, *map(_lines, (q, k, v)), *map(_array, (i, f, starts, lengths, memory, m)),
+                      eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
+        return y, final, final_m, kept, kept_m, norms, edges
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(*inputs[:5], inputs[7], output[0], *output[3:])
+        ctx.eps = inputs[9]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        from segue.kernels.cpu import chunks, threads
+
+        q, k, v, i, f, starts, *kept = ctx.saved_tensors
+        batch, _, heads = i.shape
+        dq, dk, dv, di, df = (_room(x, *x.shape) for x in (q, k, v, i, f))
+        dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
+        q, k, v = map(_dense, (q, k, v))
+        threads.share(chunks.mlstm_backward, batch * heads, *map(_lines, (q, k, v)), *map(_array, (i, f, starts)),
+                      ctx.eps, *map(_array, (*kept, dy, dfinal)),
+                      *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
+        return dq, dk, dv, di, df, dmemory, dm, None, None, None, None

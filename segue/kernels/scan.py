@@ -146,6 +146,21 @@ def _mask(x: Tensor, starts: Tensor | None) -> Tensor:
     return torch.zeros(x.shape[0], 0, dtype=torch.bool) if starts is None else starts
 
 
+def _lines(x: Tensor) -> tuple[int, int, int, int]:
+    """(B, T, H, X), whose last axis is contiguous, for loops that read it where it lies: its address and strides."""
+    return (x.data_ptr(), *x.stride()[:3])
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x with a contiguous last axis."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _chunks(length: int, chunk: int, starts: Tensor) -> int:
+    """How many chunks a row may have, of which each ends where a document does."""
+    return -(-length // chunk) + (int(starts.sum(1).max()) if starts.numel() else 0)
+
+
 class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor) -> Tensor:

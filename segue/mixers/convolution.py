@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from segue.kernels.convolution import short_convolution
+from segue.kernels.scan import compiles
 from segue.mixers.state import Layout, Recurrence, Tensors, gather_nodes
 
 
@@ -38,16 +40,22 @@ class Window(Recurrence):
         if document is not None:
             seen = [inputs * (document[:, tap : tap + n] == document[:, taps - 1 :])[..., None]
                     for tap, inputs in enumerate(seen)]
+        return self.combine(seen), (self._last(line, document, lengths, n),)
+
+    def _last(self, line: Tensor, document: Tensor | None, lengths: Tensor | None, n: int) -> Tensor:
+        """The state after n nodes, or `lengths` (B,). line: (B, taps - 1 + n, D), of which `document` (alike, without
+        D) says to what it belongs."""
+        taps = self.taps
         if lengths is None:
             last, end = line[:, n:], None if document is None else document[:, -1:]
         else:
-            last = gather_nodes(line, lengths[:, None] + torch.arange(taps - 1, device=x.device))
+            last = gather_nodes(line, lengths[:, None] + torch.arange(taps - 1, device=line.device))
             end = None if document is None else document.gather(1, (lengths[:, None] + taps - 2).clamp(min=0))
         if document is not None and end is not None:
-            index = torch.arange(taps - 1, device=x.device) + (n if lengths is None else lengths[:, None])
-            same = document.gather(1, index.expand(x.shape[0], -1)) == end
+            index = torch.arange(taps - 1, device=line.device) + (n if lengths is None else lengths[:, None])
+            same = document.gather(1, index.expand(line.shape[0], -1)) == end
             last = last * same[..., None]
-        return self.combine(seen), (last,)
+        return last
 
 
 class ShortConvolution(Window):
@@ -62,6 +70,16 @@ class ShortConvolution(Window):
         bound = 1 / math.sqrt(taps)
         self.weight = nn.Parameter(torch.empty(width, taps).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(width))
+
+    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
+             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        (x,), (window,), few = inputs, state, self.taps - 1
+        if lengths is not None or x.shape[1] < few or not compiles(x, window, self.weight):
+            return super().scan(inputs, state, starts, lengths)
+        y = short_convolution(x, window, self.weight, self.bias, starts)
+        line = torch.cat([window, x[:, x.shape[1] - few :]], 1)
+        document = None if starts is None else nn.functional.pad(starts[:, -few:].long().cumsum(1), (few, 0))
+        return y, (self._last(line, document, None, few),)
 
     def combine(self, seen: list[Tensor]) -> Tensor:
         y = self.bias.expand_as(seen[0])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.kernels.blocks import block_product
 from segue.kernels.mlstm import EMPTY, mlstm
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
@@ -25,7 +26,7 @@ NORM_EPSILON = 1e-5
 
 
 class BlockLinear(nn.Module):
-    """`outputs` block-diagonal linear maps of D = blocks * d: (..., D) -> (..., blocks, outputs, d)."""
+    """`outputs` block-diagonal linear maps of D = blocks * d: (B, N, D) -> (B, N, outputs, D)."""
 
     def __init__(self, width: int, blocks: int, outputs: int = 1) -> None:
         super().__init__()
@@ -35,7 +36,12 @@ class BlockLinear(nn.Module):
         nn.init.normal_(self.weight, std=math.sqrt(2 / (5 * width)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("...ni,noji->...noj", x.unflatten(-1, (len(self.weight), -1)), self.weight)
+        return block_product(x, self.weight)
+
+    def behind(self, weight: Tensor) -> Tensor:
+        """(M, D), what a map `weight` (M, outputs, D) of the outputs is of x."""
+        blocks = weight.unflatten(2, (len(self.weight), -1))
+        return torch.einsum("monj,noji->mni", blocks, self.weight).flatten(1)
 
     def dense(self) -> Tensor:
         """The same map as one matrix: (outputs D, D), output by output."""
@@ -80,8 +86,9 @@ class SLSTM(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         convolution, carry = (None, None) if parts is None else (parts["convolution"], parts["carry"])
         near = F.silu(self.convolution((x,), layout, convolution))
-        projected = torch.cat([self.gates(near), self.inputs(x)], -2)  # i, f, z, o
-        return self.norm(self.recurrence((projected,), layout, carry).unflatten(2, self.recurrence.shape))
+        projected = torch.cat([self.gates(near), self.inputs(x)], 2)  # i, f, z, o
+        inputs = (projected.unflatten(3, self.recurrence.shape).transpose(2, 3),)
+        return self.norm(self.recurrence(inputs, layout, carry).unflatten(2, self.recurrence.shape))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         near, gates = program.register("near", self.width), program.register("gates", 4 * self.width)
@@ -146,9 +153,11 @@ class MLSTM(Mixer):
         """What the memory takes, the convolved input, and the output gate."""
         u, gate = self.into(x).chunk(2, -1)
         near = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
-        qkv = (*(y.flatten(2) for y in self.qk(near).unbind(-2)), self.v(u).flatten(2))
-        i, f = self.gates(torch.cat(qkv, -1)).chunk(2, -1)
-        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in qkv)
+        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*self.qk(near).unbind(2), self.v(u)[:, :, 0]))
+        # The gates see q, k and v, which are linear maps of what is here: two small products instead of a wide one.
+        weight = self.gates.weight.unflatten(1, (3, -1))
+        i, f = (F.linear(near, self.qk.behind(weight[:, :2]), self.gates.bias)
+                + F.linear(u, self.v.behind(weight[:, 2:]))).chunk(2, -1)
         return (q, k * k.shape[-1] ** -0.5, v, i, f), near, gate
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:

@@ -144,6 +144,11 @@ def _put(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, VECTOR.as_pointer()), align=4)
 
 
+def _copy(builder: Any, a: list[Any]) -> None:
+    name = "llvm.memcpy.p0i8.p0i8.i64"
+    _call(builder, name, ir.VoidType(), *(builder.inttoptr(x, I8.as_pointer()) for x in a[:2]), a[2], ir.IntType(1)(0))
+
+
 def _filled(builder: Any, value: Any) -> Any:
     """A vector of LANES times the same value."""
     undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
@@ -406,6 +411,30 @@ def _dot(builder: Any, args: list[Any]) -> None:
     _put(b, total, y)
 
 
+def turning(kind: Any, lanes: int) -> Any:
+    """turn(source, row, target, line): a square of `lanes` numbers transposed; bytes from row to row of both."""
+
+    def body(builder: Any, a: list[Any]) -> None:
+        vector = ir.VectorType(kind, lanes)
+
+        def at(address: Any, stride: Any, r: int) -> Any:
+            return builder.inttoptr(builder.add(address, builder.mul(stride, I64(r))), vector.as_pointer())
+
+        rows, apart = [builder.load(at(a[0], a[1], r), align=4) for r in range(lanes)], 1
+        while apart < lanes:  # change the corners of squares, then of squares of twice the size
+            lower = [j if not j & apart else lanes + j - apart for j in range(lanes)]
+            upper = [j + apart if not j & apart else lanes + j for j in range(lanes)]
+            for r in (r for r in range(lanes) if not r & apart):
+                pair = rows[r], rows[r + apart]
+                rows[r], rows[r + apart] = (builder.shuffle_vector(
+                    *pair, ir.Constant(ir.VectorType(I32, lanes), mask)) for mask in (lower, upper))
+            apart *= 2
+        for r in range(lanes):
+            builder.store(rows[r], at(a[2], a[3], r), align=4)
+
+    return _define("turn", void(*[long] * 4), body)
+
+
 long, single, void = types.int64, types.float32, types.void
 load = _define("load", long(long), lambda b, a: b.load_atomic(_at(b, a[0]), "acquire", 8))
 store = _define("store", void(long, long), lambda b, a: b.store_atomic(a[1], _at(b, a[0]), "release", 8))
@@ -414,6 +443,7 @@ swap_if = _define("swap_if", long(long, long, long), _compare_and_swap)
 relax = _define("relax", void(), _relax)
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 exp = _define("exp", single(single), _exp)
+copy = _define("copy", void(long, long, long), _copy)  # to, from, bytes
 copy_lanes = _define("copy_lanes", void(long, long), lambda b, a: _put(b, _vector(b, a[0]), a[1]))
 add_lanes = _define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
 multiply_lanes = _define("multiply_lanes", void(long, long, long), lambda b, a: _put(

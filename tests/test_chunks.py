@@ -1,0 +1,171 @@
+"""The compiled chunks, short convolutions and blocks: the same as the plain torch forms, in values and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segue.kernels import blocks as block_module
+from segue.kernels import delta as delta_module
+from segue.kernels import mlstm as mlstm_module
+from segue.kernels.blocks import block_product
+from segue.kernels.delta import delta, delta_reference
+from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
+from segue.mixers.convolution import ShortConvolution, Window
+
+EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+LENGTHS = st.sampled_from([32, 63, 64, 65, 150])
+
+
+def with_gradients(function: Any, inputs: list[Tensor], *others: Any, given: int = 2) -> list[Tensor]:
+    """The first `given` outputs, which learn, and the gradients of a sum of them with fixed weights."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    outputs = function(*inputs, *others)[:given]
+    g = torch.Generator().manual_seed(5)
+    loss = sum((z * torch.randn(z.shape, generator=g, dtype=torch.float64).to(z.dtype)).sum() for z in outputs)
+    return [*outputs, *torch.autograd.grad(loss, inputs)]  # type: ignore[arg-type]
+
+
+def agree(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
+        assert a.shape == b.shape and a.isfinite().all(), index
+        if b.numel():
+            assert (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())), index
+
+
+def strided(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Numbers that do not lie side by side, as a projection that was split leaves them."""
+    wide = torch.randn(*shape[:2], 2 * shape[2], *shape[3:], generator=torch.Generator().manual_seed(seed))
+    return wide.to(dtype)[:, :, shape[2] :]
+
+
+def documents(rows: int, length: int, packed: bool, seed: int) -> Tensor | None:
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(rows, length, generator=g) < 0.05 if packed else None
+
+
+def memory_inputs(rows: int, length: int, heads: int, keys: int, values: int, seed: int, fresh: bool,
+                  dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    q, k, v = (strided(rows, length, heads, n, seed=seed + i, dtype=dtype) for i, n in enumerate((keys, keys, values)))
+    i, f = (3 * strided(rows, length, heads, seed=seed + n, dtype=dtype) for n in (3, 4))
+    memory, m = strided(rows, heads, keys, values + 1, seed=seed, dtype=dtype), strided(rows, 1, heads, seed=seed)[:, 0]
+    if fresh:
+        memory, m = torch.zeros_like(memory), torch.full_like(m, EMPTY)
+    return [q, k * keys**-0.5, v, i, f + 1, memory, m.to(dtype)]
+
+
+def delta_inputs(rows: int, length: int, many: int, heads: int, keys: int, values: int, seed: int,
+                 dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    q = strided(rows, length, heads, keys, seed=seed, dtype=dtype)
+    k, v = (strided(rows, length * many, heads, n, seed=seed + n, dtype=dtype).unflatten(1, (length, many))
+            for n in (keys, values))
+    beta = 2 * torch.sigmoid(strided(rows, length * many, heads, seed=seed + 9, dtype=dtype))
+    state = strided(rows, heads, keys, values, seed=seed + 8, dtype=dtype)
+    return [q, F.normalize(k, dim=-1), v, beta.unflatten(1, (length, many)), state]
+
+
+@given(LENGTHS, st.sampled_from([(3, 5), (16, 8), (20, 40)]), st.booleans(), st.booleans(), st.integers(0, 99))
+@EXAMPLES
+def test_the_mlstm_is_its_loop(length: int, widths: tuple[int, int], packed: bool, fresh: bool, seed: int) -> None:
+    inputs, starts = memory_inputs(2, length, 3, *widths, seed, fresh), documents(2, length, packed, seed)
+    agree(with_gradients(mlstm, inputs, starts), with_gradients(mlstm_reference, inputs, starts), 1e-9)
+    assert torch.equal(mlstm(*inputs, starts)[2], mlstm(*[x.clone() for x in inputs], starts)[2])
+
+
+@given(LENGTHS, st.integers(1, 3), st.sampled_from([(3, 5), (16, 8), (20, 40)]), st.booleans(), st.integers(0, 99))
+@EXAMPLES
+def test_the_delta_rule_is_its_loop(length: int, many: int, widths: tuple[int, int], packed: bool, seed: int) -> None:
+    inputs, starts = delta_inputs(2, length, many, 2, *widths, seed), documents(2, length, packed, seed)
+    agree(with_gradients(delta, inputs, starts), with_gradients(delta_reference, inputs, starts), 1e-9)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_torch_forms_are_the_compiled_ones(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several chunks, with rows that end early: the plain forms are what GPUs and bfloat16 states take."""
+    starts, lengths = documents(3, 150, packed, 3), torch.tensor([0, 70, 150])
+    held, rule = memory_inputs(3, 150, 2, 8, 6, 1, False), delta_inputs(3, 150, 2, 2, 8, 6, 1)
+
+    def both() -> list[Tensor]:
+        ends = (mlstm(*held, starts, lengths), delta(*rule, starts, lengths))
+        y, memory, m = ends[0]
+        live = (torch.arange(150) < lengths[:, None])[..., None, None]
+        return [y * live, memory, m, ends[1][0] * live, ends[1][1]]
+
+    compiled = both()
+    gradients = with_gradients(mlstm, held, starts) + with_gradients(delta, rule, starts)
+    for module in (mlstm_module, delta_module):
+        monkeypatch.setattr(module, "compiles", lambda *_: False)
+    agree(compiled, both(), 1e-10)
+    agree(gradients, with_gradients(mlstm, held, starts) + with_gradients(delta, rule, starts), 1e-9)
+
+
+def test_nodes_past_the_length_learn_nothing() -> None:
+    lengths, live = torch.tensor([40, 100]), torch.arange(100) < torch.tensor([[40], [100]])
+    for function, inputs in ((mlstm, memory_inputs(2, 100, 2, 8, 8, 0, False)),
+                             (delta, delta_inputs(2, 100, 1, 2, 8, 8, 0))):
+        found = with_gradients(function, inputs, None, lengths)
+        assert all(not x[~live].any() for x in found[2:] if x.shape[1] == 100)
+        alone = function(*[x[:1, :40] if x.shape[1] == 100 else x[:1] for x in inputs])[:2]
+        agree([found[0][:1, :40], found[1][:1]], list(alone), 1e-12)
+
+
+def test_low_precision() -> None:
+    """float32 to its own rounding; bfloat16 inputs are computed in float32 and come back as they were."""
+    inputs = memory_inputs(1, 200, 2, 32, 32, 0, True)
+    rule = delta_inputs(1, 200, 1, 2, 32, 32, 0)
+    for function, given_ in ((mlstm, inputs), (delta, rule)):
+        exact = with_gradients(function, given_)
+        agree([x.double() for x in with_gradients(function, [x.float() for x in given_])], exact, 2e-4)
+        some = [x.bfloat16() if index < 3 else x.float() for index, x in enumerate(given_)]
+        y = function(*some)[0]
+        assert y.dtype == torch.bfloat16
+        wide = function(*[x.float() for x in some])[0]
+        assert (y.float() - wide).abs().max() <= 0.01 * wide.abs().max()
+
+
+def test_large_gates_stay_finite() -> None:
+    q, k, v, _, _, memory, m = memory_inputs(1, 130, 1, 4, 4, 0, True, torch.float32)
+    for i, f in ((300.0, -300.0), (-300.0, 300.0), (300.0, 300.0), (-300.0, -300.0)):
+        gates = [torch.full((1, 130, 1), x) for x in (i, f)]
+        assert all(x.isfinite().all() for x in with_gradients(mlstm, [q, k, v, *gates, memory, m]))
+
+
+@given(st.sampled_from([32, 33, 64, 70]), st.integers(1, 200), st.integers(1, 5), st.booleans(), st.integers(0, 99))
+@EXAMPLES
+def test_the_short_convolution_is_its_sum(length: int, width: int, taps: int, packed: bool, seed: int) -> None:
+    layer = ShortConvolution(width, taps).double()
+    torch.nn.init.normal_(layer.bias)
+    x, window, starts = strided(2, length, width, seed=seed), strided(2, taps - 1, width, seed=seed), documents(
+        2, length, packed, seed)
+
+    def run(scan: Any) -> list[Tensor]:
+        def of(x: Tensor, window: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+            y, (last,) = scan(layer, (x,), (window,), starts)
+            return y, last
+
+        layer.zero_grad()
+        found = with_gradients(of, [x, window])
+        y, _ = of(x, window)
+        (y * y).sum().backward()
+        return [*found, layer.weight.grad.clone(), layer.bias.grad.clone()]  # type: ignore[union-attr]
+
+    agree(run(ShortConvolution.scan), run(Window.scan), 1e-12)
+
+
+@pytest.mark.parametrize(("blocks", "outputs", "width"), [(16, 2, 4), (16, 1, 4), (4, 3, 16), (2, 2, 24), (3, 2, 5)])
+def test_blocks_are_a_sum_each(blocks: int, outputs: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = [strided(2, 70, blocks * width, seed=1), strided(blocks, outputs, width, width, seed=2)]
+
+    def run(x: Tensor, weight: Tensor) -> tuple[Tensor]:
+        return (block_product(x, weight),)
+
+    found = with_gradients(run, inputs, given=1)
+    assert bool(block_module._together(*inputs)) == (width != 5) or width > 16
+    monkeypatch.setattr(block_module, "_together", lambda *_: 0)
+    agree(found, with_gradients(run, inputs, given=1), 1e-12)
