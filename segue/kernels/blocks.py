@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.kernels.rnn import _room
+from segue.kernels.cpu.room import room
 from segue.kernels.scan import _array, _dense, compiles
 
 
@@ -41,7 +41,7 @@ class _BlockProduct(torch.autograd.Function):
     def forward(x: Tensor, weight: Tensor) -> Tensor:
         from segue.kernels.cpu import blocks, threads
 
-        rows, y = _dense(x).flatten(0, 1), _room(x, *x.shape[:2], weight.shape[2], x.shape[2])
+        rows, y = _dense(x).flatten(0, 1), room(x, *x.shape[:2], weight.shape[2], x.shape[2])
         threads.share(blocks.forward, -(-len(rows) // blocks.ROWS), _panels(weight), (rows.data_ptr(), rows.stride(0)),
                       _array(weight), y.flatten(0, 1).numpy())
         return y
@@ -56,7 +56,7 @@ class _BlockProduct(torch.autograd.Function):
         from segue.kernels.cpu import blocks, threads
 
         x, weight = ctx.saved_tensors
-        rows, dx, dweight = _dense(x).flatten(0, 1), _room(x, *x.shape), torch.zeros(weight.shape, dtype=x.dtype)
+        rows, dx, dweight = _dense(x).flatten(0, 1), room(x, *x.shape), torch.zeros(weight.shape, dtype=x.dtype)
         threads.share(blocks.backward, len(weight), _panels(weight), (rows.data_ptr(), rows.stride(0)),
                       _array(weight.permute(0, 2, 3, 1)), _array(dy.flatten(0, 1)), dx.flatten(0, 1).numpy(),
                       dweight.numpy())

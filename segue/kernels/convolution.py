@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segue.kernels.rnn import _room
+from segue.kernels.cpu.room import room
 from segue.kernels.scan import _array, _dense, _lines, _mask
 
 
@@ -26,7 +26,7 @@ class _ShortConvolution(torch.autograd.Function):
     def forward(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor, starts: Tensor) -> Tensor:
         from segue.kernels.cpu import convolution, threads
 
-        x, y = _dense(x), _room(x, *x.shape)
+        x, y = _dense(x), room(x, *x.shape)
         threads.share(convolution.short, len(x) * -(-x.shape[2] // convolution.WIDE), _lines(x[:, :, None]),
                       *map(_array, (window, weight, bias, starts)), y.numpy())
         return y
@@ -41,7 +41,7 @@ class _ShortConvolution(torch.autograd.Function):
         from segue.kernels.cpu import convolution, threads
 
         x, window, weight, starts = ctx.saved_tensors
-        x, dx = _dense(x), _room(x, *x.shape)
+        x, dx = _dense(x), room(x, *x.shape)
         dwindow = torch.empty(window.shape, dtype=x.dtype)
         dweight = x.new_empty(len(x), len(weight) + 1, x.shape[2])
         threads.share(convolution.short_backward, len(x) * -(-x.shape[2] // convolution.WIDE), _lines(x[:, :, None]),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.rnn import _room
+from segue.kernels.cpu.room import room
 from segue.kernels.scan import _array, _chunks, _dense, _lines, _mask, compiles
 
 CHUNK = 32  # steps solved together
@@ -110,8 +110,8 @@ class _Delta(torch.autograd.Function):
         (batch, length, heads, _), width, many = q.shape, v.shape[3], k.shape[1] // q.shape[1]
         tasks = batch * heads
         count = _chunks(length, max(1, chunks.CHUNK // many), starts) if learning else 0
-        y, final = _room(q, batch, length, heads, width), torch.empty(state.shape, dtype=q.dtype)
-        kept, errors = _room(q, tasks, count, *state.shape[2:]), _room(q, tasks, k.shape[1] if learning else 0, width)
+        y, final = room(q, batch, length, heads, width), torch.empty(state.shape, dtype=q.dtype)
+        kept, errors = room(q, tasks, count, *state.shape[2:]), room(q, tasks, k.shape[1] if learning else 0, width)
         edges = torch.zeros(tasks, count + 1, dtype=torch.long)
         q, k, v = map(_dense, (q, k, v))
         threads.share(chunks.delta, tasks, *map(_lines, (q, k, v)), _array(beta), many,
@@ -129,8 +129,8 @@ class _Delta(torch.autograd.Function):
         from segue.kernels.cpu import chunks, threads
 
         q, k, beta, starts, kept, errors, edges = ctx.saved_tensors
-        dq, dk, dv = _room(q, *q.shape), _room(q, *k.shape), _room(q, *k.shape[:3], dy.shape[3])
-        dbeta, dstate = _room(q, *beta.shape), torch.empty(dfinal.shape, dtype=q.dtype)
+        dq, dk, dv = room(q, *q.shape), room(q, *k.shape), room(q, *k.shape[:3], dy.shape[3])
+        dbeta, dstate = room(q, *beta.shape), torch.empty(dfinal.shape, dtype=q.dtype)
         tasks, many = q.shape[0] * q.shape[2], k.shape[1] // q.shape[1]
         q, k = map(_dense, (q, k))
         threads.share(chunks.delta_backward, tasks, *map(_lines, (q, k)), _array(beta), many,

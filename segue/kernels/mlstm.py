@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.rnn import _room
+from segue.kernels.cpu.room import room
 from segue.kernels.scan import _array, _chunks, _dense, _lines, _mask, compiles
 
 CHUNK = 64
@@ -126,9 +126,9 @@ class _MLSTM(torch.autograd.Function):
         batch, length, heads, _ = v.shape
         tasks = batch * heads
         count = _chunks(length, chunks.CHUNK, starts) if learning else 0
-        y, final, final_m = _room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
-        kept, kept_m = _room(v, tasks, count, *memory.shape[2:]), _room(v, tasks, count)
-        norms, edges = _room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
+        y, final, final_m = room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
+        kept, kept_m = room(v, tasks, count, *memory.shape[2:]), room(v, tasks, count)
+        norms, edges = room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
         q, k, v = map(_dense, (q, k, v))
         threads.share(chunks.mlstm, tasks, *map(_lines, (q, k, v)), *map(_array, (i, f, starts, lengths, memory, m)),
                       eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
@@ -147,7 +147,7 @@ class _MLSTM(torch.autograd.Function):
 
         q, k, v, i, f, starts, *kept = ctx.saved_tensors
         batch, _, heads = i.shape
-        dq, dk, dv, di, df = (_room(x, *x.shape) for x in (q, k, v, i, f))
+        dq, dk, dv, di, df = (room(x, *x.shape) for x in (q, k, v, i, f))
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
         q, k, v = map(_dense, (q, k, v))
         threads.share(chunks.mlstm_backward, batch * heads, *map(_lines, (q, k, v)), *map(_array, (i, f, starts)),

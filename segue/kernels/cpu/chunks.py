@@ -12,6 +12,7 @@ be contiguous. Buffers are filled up with zeros to whole vectors.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numba import types
 from numba.extending import overload
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.rnn import EMPTY, _add, _at, _log1p, _run, fast, kernel
+from segue.kernels.cpu.rnn import EMPTY, _add, _at, _run, fast, kernel
 from segue.kernels.cpu.scan import _exp
 
 CHUNK = 64  # nodes; of the delta rule, steps
@@ -171,7 +172,7 @@ def _gates(i, f, row, head, start, count, before, b, g, top, weights, carried):
     total, most = zero, before
     for t in range(count):
         x = f[row, start + t, head]
-        b[t] = min(x, zero) - _log1p(_exp(-abs(x)))
+        b[t] = min(x, zero) - math.log1p(_exp(-abs(x)))
     for t in range(count):
         total += b[t]
         b[t] = total
