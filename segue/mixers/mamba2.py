@@ -59,7 +59,7 @@ class Mamba2(Mixer):
         self.heads, self.groups = inner // head_width, groups
         self.widths = (inner, inner + 2 * groups * states, self.heads)  # gate, what is convolved, step sizes
         self.into = nn.Linear(width, sum(self.widths), bias=bias)
-        self.convolution = ShortConvolution(self.widths[1], taps)
+        self.convolution = ShortConvolution(self.widths[1], taps, silu=True)
         self.scan = StateSpaceDual(self.heads, states, head_width)
         self.norm = nn.RMSNorm(inner // groups, eps=norm_eps, elementwise_affine=False)
         self.scale = nn.Parameter(torch.ones(inner))
@@ -78,7 +78,7 @@ class Mamba2(Mixer):
     def _inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor]:
         """What is scanned, and the gate."""
         gate, u, dt = self.into(x).split(self.widths, -1)
-        u = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
+        u = self.convolution((u,), layout, None if parts is None else parts["convolution"])
         inner, both = self.widths[0], (self.widths[1] - self.widths[0]) // 2
         values, B, C = u.split([inner, both, both], -1)
         return (values.unflatten(-1, (self.heads, -1)), F.softplus(dt + self.step_bias),

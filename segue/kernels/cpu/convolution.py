@@ -1,0 +1,112 @@
+"""The short causal convolution on the CPU, forward and backward, in float32 and float64."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numba import njit
+
+from segue.kernels.cpu.cache import compiled
+from segue.kernels.cpu.scan import FAST, _exp
+
+WIDE = 256  # channels of a task: a line of them per tap stays in the nearest cache
+
+
+fast = njit(fastmath=FAST, error_model="numpy")
+
+
+@fast
+def _add_product(z, x, y):
+    for j in range(len(z)):
+        z[j] += x[j] * y[j]
+
+
+@fast
+def _gather(x, step, weight, bias, window, row, t, length, i, reach, z):
+    """z = bias + the sum over a node and `reach` before it."""
+    wide, taps = len(z), weight.shape[0]
+    z[:] = bias[i : i + wide]
+    for k in range(reach + 1):
+        w, at = taps - 1 - k, (row * length + t - k) * step + i
+        if k <= t:
+            _add_product(z, weight[w, i : i + wide], x[at : at + wide])
+        else:
+            _add_product(z, weight[w, i : i + wide], window[row, w + t, i : i + wide])
+
+
+@fast
+def _silu(z, y):
+    one = z.dtype.type(1)
+    for j in range(len(z)):
+        y[j] = z[j] / (one + _exp(-z[j]))
+
+
+@fast
+def _silu_back(z, dz):
+    one = z.dtype.type(1)
+    for j in range(len(z)):
+        gate = one / (one + _exp(-z[j]))
+        dz[j] *= gate * (one + z[j] * (one - gate))
+
+
+@fast
+def _back(dz, x, w, dw, dx):
+    for j in range(len(dz)):
+        dw[j] += dz[j] * x[j]
+        dx[j] += dz[j] * w[j]
+
+
+@partial(compiled, fastmath=FAST, error_model="numpy")
+def short(begin, end, x, step, weight, bias, window, starts, silu, y):
+    """y[t] = bias + sum over k of weight[taps - 1 - k] x[t - k], then y times its sigmoid if `silu`, for the blocks of
+    channels begin..end of all rows.
+
+    x: the numbers of (B, T, D), where a node's stand `step` behind those of the node before. weight: (taps, D).
+    window: (B, taps - 1, D), what was before. starts: (B, T) bool, or (B, 0): nothing before these is seen. y: (B, T, D).
+    """
+    length, width, taps = y.shape[1], y.shape[2], weight.shape[0]
+    blocks = (width + WIDE - 1) // WIDE
+    buffer = np.zeros(WIDE, x.dtype)
+    for task in range(begin, end):
+        row, i = task // blocks, task % blocks * WIDE
+        wide, reach = min(WIDE, width - i), taps - 1
+        z = buffer[:wide]
+        for t in range(length):
+            reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
+            _gather(x, step, weight, bias, window, row, t, length, i, reach, z)
+            if silu:
+                _silu(z, y[row, t, i : i + wide])
+            else:
+                y[row, t, i : i + wide] = z
+
+
+@partial(compiled, fastmath=FAST, error_model="numpy")
+def short_backward(begin, end, x, step, weight, bias, window, starts, silu, dy, dx, dweight, dbias, dwindow):
+    """The gradients of `short`. dweight: (B, taps, D), dbias: (B, D), per row; dwindow: zeros to begin with."""
+    length, width, taps = dy.shape[1], dy.shape[2], weight.shape[0]
+    blocks = (width + WIDE - 1) // WIDE
+    buffers = np.zeros((taps + 3, WIDE), x.dtype)
+    for task in range(begin, end):
+        row, i = task // blocks, task % blocks * WIDE
+        wide, reach = min(WIDE, width - i), taps - 1
+        buffers[:] = 0
+        z, dz, db, dw = buffers[0, :wide], buffers[1, :wide], buffers[2, :wide], buffers[3:, :wide]
+        for t in range(length):
+            reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
+            dz[:] = dy[row, t, i : i + wide]
+            if silu:
+                _gather(x, step, weight, bias, window, row, t, length, i, reach, z)
+                _silu_back(z, dz)
+            for j in range(wide):
+                db[j] += dz[j]
+            dx[row, t, i : i + wide] = 0
+            for k in range(reach + 1):
+                w, at = taps - 1 - k, (row * length + t - k) * step + i
+                line = weight[w, i : i + wide]
+                if k <= t:
+                    _back(dz, x[at : at + wide], line, dw[w], dx[row, t - k, i : i + wide])
+                else:
+                    _back(dz, window[row, w + t, i : i + wide], line, dw[w], dwindow[row, w + t, i : i + wide])
+        dbias[row, i : i + wide] = db
+        dweight[row, :, i : i + wide] = dw
