@@ -70,7 +70,8 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, s
     """As `short_convolution_reference`. Where it is compiled it is computed in float32 at least."""
     kind = torch.promote_types(x.dtype, weight.dtype)
     wide = torch.promote_types(kind, torch.float32)
-    x, weight, bias, window = (y.to(wide) for y in (x, weight, bias, window))
+    if x.device.type == "cpu":
+        x, weight, bias, window = (y.to(wide) for y in (x, weight, bias, window))
     if not compiles(x):
         return short_convolution_reference(x, weight, bias, window, starts, silu).to(kind)
     return _ShortConvolution.apply(x, weight.T, bias, window, _mask(x, starts), silu).to(kind)

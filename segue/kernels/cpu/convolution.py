@@ -10,23 +10,28 @@ from numba import njit
 from segue.kernels.cpu.cache import compiled
 from segue.kernels.cpu.scan import FAST, _exp
 
-WIDE = 256  # channels of a task: a line of them per tap stays in the nearest cache
+WIDE = 512  # channels of a task: lines this long are read and written at the pace of the memory
+bare = njit(fastmath=FAST, error_model="numpy", _nrt=False)
+"""For what is called per node: counting the references to slices of arrays would cost more than the sums."""
 
 
-fast = njit(fastmath=FAST, error_model="numpy")
+@bare
+def _copy(source, target):
+    for j in range(len(target)):
+        target[j] = source[j]
 
 
-@fast
+@bare
 def _add_product(z, x, y):
     for j in range(len(z)):
         z[j] += x[j] * y[j]
 
 
-@fast
+@bare
 def _gather(x, step, weight, bias, window, row, t, length, i, reach, z):
     """z = bias + the sum over a node and `reach` before it."""
     wide, taps = len(z), weight.shape[0]
-    z[:] = bias[i : i + wide]
+    _copy(bias[i : i + wide], z)
     for k in range(reach + 1):
         w, at = taps - 1 - k, (row * length + t - k) * step + i
         if k <= t:
@@ -35,14 +40,14 @@ def _gather(x, step, weight, bias, window, row, t, length, i, reach, z):
             _add_product(z, weight[w, i : i + wide], window[row, w + t, i : i + wide])
 
 
-@fast
+@bare
 def _silu(z, y):
     one = z.dtype.type(1)
     for j in range(len(z)):
         y[j] = z[j] / (one + _exp(-z[j]))
 
 
-@fast
+@bare
 def _silu_back(z, dz):
     one = z.dtype.type(1)
     for j in range(len(z)):
@@ -50,11 +55,47 @@ def _silu_back(z, dz):
         dz[j] *= gate * (one + z[j] * (one - gate))
 
 
-@fast
+@bare
 def _back(dz, x, w, dw, dx):
     for j in range(len(dz)):
         dw[j] += dz[j] * x[j]
         dx[j] += dz[j] * w[j]
+
+
+@bare
+def _short(row, i, x, step, weight, bias, window, starts, silu, y, z):
+    length, wide, taps = y.shape[1], len(z), weight.shape[0]
+    reach = taps - 1
+    for t in range(length):
+        reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
+        out = y[row, t, i : i + wide]
+        _gather(x, step, weight, bias, window, row, t, length, i, reach, z)
+        if silu:
+            _silu(z, out)
+        else:
+            _copy(z, out)
+
+
+@bare
+def _short_backward(row, i, x, step, weight, bias, window, starts, silu, dy, dx, dwindow, z, dz, dw, db):
+    length, wide, taps = dy.shape[1], len(z), weight.shape[0]
+    reach = taps - 1
+    for t in range(length):
+        reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
+        _copy(dy[row, t, i : i + wide], dz)
+        if silu:
+            _gather(x, step, weight, bias, window, row, t, length, i, reach, z)
+            _silu_back(z, dz)
+        for j in range(wide):
+            db[j] += dz[j]
+        dx[row, t, i : i + wide] = 0
+        for k in range(reach + 1):
+            w, at = taps - 1 - k, (row * length + t - k) * step + i
+            line = weight[w, i : i + wide]
+            if k <= t:
+                _back(dz, x[at : at + wide], line, dw[w], dx[row, t - k, i : i + wide])
+            else:
+                _back(dz, window[row, w + t, i : i + wide], line, dw[w], dwindow[row, w + t, i : i + wide])
 
 
 @partial(compiled, fastmath=FAST, error_model="numpy")
@@ -65,48 +106,25 @@ def short(begin, end, x, step, weight, bias, window, starts, silu, y):
     x: the numbers of (B, T, D), where a node's stand `step` behind those of the node before. weight: (taps, D).
     window: (B, taps - 1, D), what was before. starts: (B, T) bool, or (B, 0): nothing before these is seen. y: (B, T, D).
     """
-    length, width, taps = y.shape[1], y.shape[2], weight.shape[0]
+    width = y.shape[2]
     blocks = (width + WIDE - 1) // WIDE
-    buffer = np.zeros(WIDE, x.dtype)
+    z = np.zeros(WIDE, x.dtype)
     for task in range(begin, end):
         row, i = task // blocks, task % blocks * WIDE
-        wide, reach = min(WIDE, width - i), taps - 1
-        z = buffer[:wide]
-        for t in range(length):
-            reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
-            _gather(x, step, weight, bias, window, row, t, length, i, reach, z)
-            if silu:
-                _silu(z, y[row, t, i : i + wide])
-            else:
-                y[row, t, i : i + wide] = z
+        _short(row, i, x, step, weight, bias, window, starts, silu, y, z[: min(WIDE, width - i)])
 
 
 @partial(compiled, fastmath=FAST, error_model="numpy")
 def short_backward(begin, end, x, step, weight, bias, window, starts, silu, dy, dx, dweight, dbias, dwindow):
     """The gradients of `short`. dweight: (B, taps, D), dbias: (B, D), per row; dwindow: zeros to begin with."""
-    length, width, taps = dy.shape[1], dy.shape[2], weight.shape[0]
+    width, taps = dy.shape[2], weight.shape[0]
     blocks = (width + WIDE - 1) // WIDE
     buffers = np.zeros((taps + 3, WIDE), x.dtype)
     for task in range(begin, end):
         row, i = task // blocks, task % blocks * WIDE
-        wide, reach = min(WIDE, width - i), taps - 1
+        wide = min(WIDE, width - i)
         buffers[:] = 0
         z, dz, db, dw = buffers[0, :wide], buffers[1, :wide], buffers[2, :wide], buffers[3:, :wide]
-        for t in range(length):
-            reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
-            dz[:] = dy[row, t, i : i + wide]
-            if silu:
-                _gather(x, step, weight, bias, window, row, t, length, i, reach, z)
-                _silu_back(z, dz)
-            for j in range(wide):
-                db[j] += dz[j]
-            dx[row, t, i : i + wide] = 0
-            for k in range(reach + 1):
-                w, at = taps - 1 - k, (row * length + t - k) * step + i
-                line = weight[w, i : i + wide]
-                if k <= t:
-                    _back(dz, x[at : at + wide], line, dw[w], dx[row, t - k, i : i + wide])
-                else:
-                    _back(dz, window[row, w + t, i : i + wide], line, dw[w], dwindow[row, w + t, i : i + wide])
+        _short_backward(row, i, x, step, weight, bias, window, starts, silu, dy, dx, dwindow, z, dz, dw, db)
         dbias[row, i : i + wide] = db
         dweight[row, :, i : i + wide] = dw
