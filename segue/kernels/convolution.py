@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.scan import _array, _mask, compiles
+from segue.kernels.scan import _array, _lines, _mask, compiles
 
 
 def long_convolution_reference(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> Tensor:
@@ -75,16 +75,6 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, s
     if not compiles(x):
         return short_convolution_reference(x, weight, bias, window, starts, silu).to(kind)
     return _ShortConvolution.apply(x, weight.T, bias, window, _mask(x, starts), silu).to(kind)
-
-
-def _lines(x: Tensor) -> tuple[Any, int]:
-    """The numbers of (B, T, D) as they lie in memory, and from where one node's begin to where the next one's do: a
-    slice of a wider projection need not be copied."""
-    x = x.detach()
-    if x.stride(2) != 1 or (x.shape[0] > 1 and x.stride(0) != x.shape[1] * x.stride(1)):
-        x = x.contiguous()
-    step = x.stride(1)
-    return x.as_strided(((x.shape[0] * x.shape[1] - 1) * step + x.shape[2],), (1,)).numpy(), step
 
 
 class _ShortConvolution(torch.autograd.Function):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.kernels.norm import gated_norm
 from segue.kernels.ssd import apart, ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
@@ -87,8 +88,7 @@ class Mamba2(Mixer):
         return self._finish(self.scan(inputs, layout, None if parts is None else parts["scan"]), gate)
 
     def _finish(self, y: Tensor, gate: Tensor) -> Tensor:
-        y = (y * F.silu(gate)).unflatten(-1, (self.groups, -1))
-        return self.out(self.norm(y).flatten(2) * self.scale)
+        return self.out(gated_norm(y, gate, self.scale, self.groups, self.norm.eps or 0.0))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         inner, convolved, heads = self.widths

@@ -5,14 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from numba import njit
 
 from segue.kernels.cpu.cache import compiled
-from segue.kernels.cpu.scan import FAST, _exp
+from segue.kernels.cpu.scan import FAST, _exp, bare
 
 WIDE = 512  # channels of a task: lines this long are read and written at the pace of the memory
-bare = njit(fastmath=FAST, error_model="numpy", _nrt=False)
-"""For what is called per node: counting the references to slices of arrays would cost more than the sums."""
 
 
 @bare

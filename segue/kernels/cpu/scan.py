@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import njit, types
 from numba.extending import overload
 
 from segue.kernels.cpu import simd
@@ -21,6 +21,8 @@ from segue.kernels.cpu.cache import compiled
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
 WIDE = 64  # channels that are moved together
 SPAN = 32  # nodes between two states that are kept
+bare = njit(fastmath=FAST, error_model="numpy", _nrt=False)
+"""For what is called per node: counting the references to slices of arrays would cost more than the sums."""
 
 
 def _exp(x: Any) -> Any:

@@ -11,19 +11,16 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from numba import njit
 
 from segue.kernels.cpu import simd
 from segue.kernels.cpu.cache import compiled
 from segue.kernels.cpu.rnn import _at, _run
-from segue.kernels.cpu.scan import FAST, _exp
+from segue.kernels.cpu.scan import FAST, _exp, bare
 
 CHUNK = 64
 HEADS = 4  # of a task: they share the products of keys and queries
 LANES, BLOCK = simd.LANES, 8 if simd.WIDE else 4
 WHOLE, LOWER, UPPER, CORNER = range(4)
-bare = njit(fastmath=FAST, error_model="numpy", _nrt=False)
-"""For what is called per node: counting the references to slices of arrays would cost more than the sums."""
 
 
 @bare
