@@ -71,7 +71,8 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, s
     kind = torch.promote_types(x.dtype, weight.dtype)
     wide = torch.promote_types(kind, torch.float32)
     if x.device.type == "cpu":
-        x, weight, bias, window = (y.to(wide) for y in (x, weight, bias, window))
+        x = x if x.dtype == wide else x.contiguous().to(wide)  # torch converts slices one number at a time
+        weight, bias, window = (y.to(wide) for y in (weight, bias, window))
     if not compiles(x):
         return short_convolution_reference(x, weight, bias, window, starts, silu).to(kind)
     return _ShortConvolution.apply(x, weight.T, bias, window, _mask(x, starts), silu).to(kind)

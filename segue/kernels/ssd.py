@@ -1,5 +1,5 @@
-"""State space duality (Dao & Gu 2024, arXiv 2405.21060): S_t = exp(g_t) S_{t-1} + w_t k_t v_t^T, y_t = S_t^T q_t + d v_t,
-with one log decay g, write strength w and skip d per head. A pair's decay is then a number, which needs no bound
+"""State space duality (Dao & Gu 2024, arXiv 2405.21060): S_t = exp(g_t) S_{t-1} + w_t k_t v_t^T, y_t = S_t^T q_t + d
+v_t, with one log decay g, write strength w and skip d per head. A pair's decay is then a number, which needs no bound
 (compare `segue.kernels.gla`). On a CPU, in float32 and float64, long sequences take compiled loops
 (`segue.kernels.cpu.ssd`); everything else takes the plain torch form here."""
 
@@ -27,8 +27,8 @@ def apart(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def ssd_reference(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts: Tensor | None = None,
                   ) -> tuple[Tensor, Tensor]:
-    """The naive loop. u: (B, T, H E + 2 G K), the values of H heads, then keys and then queries of G groups, each shared
-    by H / G heads. write, g: (B, T, H). skip: (H,). state: (B, H, K, E). starts: (B, T) bool or None, the state is zero
+    """The naive loop. u: (B, T, H E + 2 G K), the values of H heads, then keys and then queries of G groups, each
+    shared by H / G heads. write, g: (B, T, H). skip: (H,). state: (B, H, K, E). starts: (B, T) bool or None, the state is zero
     before these.
 
     Returns outputs (B, T, H E) and the last state.

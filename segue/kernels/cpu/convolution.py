@@ -7,15 +7,9 @@ from functools import partial
 import numpy as np
 
 from segue.kernels.cpu.cache import compiled
-from segue.kernels.cpu.scan import FAST, _exp, bare
+from segue.kernels.cpu.scan import FAST, _copy, _exp, bare
 
 WIDE = 512  # channels of a task: lines this long are read and written at the pace of the memory
-
-
-@bare
-def _copy(source, target):
-    for j in range(len(target)):
-        target[j] = source[j]
 
 
 @bare
@@ -101,7 +95,8 @@ def short(begin, end, x, step, weight, bias, window, starts, silu, y):
     channels begin..end of all rows.
 
     x: the numbers of (B, T, D), where a node's stand `step` behind those of the node before. weight: (taps, D).
-    window: (B, taps - 1, D), what was before. starts: (B, T) bool, or (B, 0): nothing before these is seen. y: (B, T, D).
+    window: (B, taps - 1, D), what was before. starts: (B, T) bool, or (B, 0): nothing before these is seen. y:
+    (B, T, D).
     """
     width = y.shape[2]
     blocks = (width + WIDE - 1) // WIDE

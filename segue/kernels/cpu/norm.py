@@ -55,7 +55,8 @@ def _back(y, gate, opened, scale, dout, root, mean, dy, dgate):
 def gated(begin, end, y, gate, step, scale, groups, eps, out):
     """out = scale v / sqrt(mean of v^2 + eps), v = y silu(gate), group by group, for the tasks begin..end.
 
-    y, out: (N, D). gate: the numbers of (N, D), where a node's stand `step` behind those of the node before. scale: (D,).
+    y, out: (N, D). gate: the numbers of (N, D), where a node's stand `step` behind those of the node before. scale:
+    (D,).
     """
     width = y.shape[1] // groups
     opened = np.zeros(width, y.dtype)
@@ -78,5 +79,6 @@ def gated_backward(begin, end, y, gate, step, scale, groups, eps, dout, dy, dgat
             opens = gate[at : at + width]
             total = _gated(y[n, here], opens, opened)
             root = y.dtype.type(1 / math.sqrt(total / width + eps))
-            mean = y.dtype.type(_toward_root(opened, scale[here], dout[n, here], root, dscale[n // NODES, here]) / width)
+            total = _toward_root(opened, scale[here], dout[n, here], root, dscale[n // NODES, here])
+            mean = y.dtype.type(total / width)
             _back(y[n, here], opens, opened, scale[here], dout[n, here], root, mean, dy[n, here], dgate[n, here])

@@ -15,7 +15,7 @@ import numpy as np
 from segue.kernels.cpu import simd
 from segue.kernels.cpu.cache import compiled
 from segue.kernels.cpu.rnn import _at, _run
-from segue.kernels.cpu.scan import FAST, _exp, bare
+from segue.kernels.cpu.scan import FAST, _copy, _exp, bare
 
 CHUNK = 64
 HEADS = 4  # of a task: they share the products of keys and queries
@@ -42,14 +42,9 @@ def _product(x, x_row, x_step, w, y, rows, k, shape, add, nothing):
             first = i if shape == UPPER else 0
             last = min(i + many, k) if shape == LOWER else k
             into = at_y + (i * columns + j) * size
-            _run(w, many, panels, zeros, at_w + (first * columns + j) * size, at_x + (i * x_row + first * x_step) * size,
-                 into if add else 0, into, columns, x_row, x_step, 0, last - first, 1, columns, columns)
-
-
-@bare
-def _copy(source, target):
-    for j in range(len(target)):
-        target[j] = source[j]
+            source = at_x + (i * x_row + first * x_step) * size
+            _run(w, many, panels, zeros, at_w + (first * columns + j) * size, source, into if add else 0, into, columns,
+                 x_row, x_step, 0, last - first, 1, columns, columns)
 
 
 @bare
@@ -105,8 +100,8 @@ def _documents(starts, row, begin, count, first):
 def _decays(g, write, row, begin, count, head, first, decay, entered, onward, factor):
     """decay: sums of log decays in the chunk. entered: what is left at a node of the state before the chunk; onward:
     what is left of a node at the end, factor: that times how much it writes. Returns what is left of the state."""
-    zero, one = decay.dtype.type(0), decay.dtype.type(1)
-    total, last = zero, first[count - 1]
+    zero, last = decay.dtype.type(0), first[count - 1]
+    total = zero
     for t in range(count):
         total += g[row, begin + t, head]
         decay[t], factor[t] = total, write[row, begin + t, head]
@@ -300,8 +295,8 @@ def _backward(row, group, part, head, count_heads, u, write, g, skip, starts, ke
 
 @partial(compiled, fastmath=FAST, error_model="numpy")
 def backward(begin, end, u, write, g, skip, starts, kept, dy, dfinal, du, dshared, dwrite, dg, dskip, dstate):
-    """The gradients of `forward`. du: (B, T, H E + ...), whose first H E are filled; dshared: (tasks of a group, B, T, 2,
-    G, S), of keys and queries, per task. dskip: (B, H), zeros to begin with."""
+    """The gradients of `forward`. du: (B, T, H E + ...), whose first H E are filled; dshared: (tasks of a group, B, T,
+    2, G, S), of keys and queries, per task. dskip: (B, H), zeros to begin with."""
     kind, (heads, states, width) = u.dtype, dfinal.shape[1:]
     groups = (u.shape[2] - heads * width) // (2 * states)
     parts, each = (heads // groups + HEADS - 1) // HEADS, heads // groups
@@ -323,8 +318,8 @@ def backward(begin, end, u, write, g, skip, starts, kept, dy, dfinal, du, dshare
             for s in range(states):
                 for j in range(width):
                     dh[n, s, j] = dfinal[row, head + n, s, j]
-        _backward(row, group, part, head, count, u, write, g, skip, starts, kept, dy, du, dshared, dwrite, dg, dskip, dh,
-                  q, k, qs, ks, dq, dk, far, kt, v, top, dv, vt, h, ht, scores, pairs, dpairs, lines, index, first,
+        _backward(row, group, part, head, count, u, write, g, skip, starts, kept, dy, du, dshared, dwrite, dg, dskip,
+                  dh, q, k, qs, ks, dq, dk, far, kt, v, top, dv, vt, h, ht, scores, pairs, dpairs, lines, index, first,
                   nothing)
         for n in range(count):
             for s in range(states):
