@@ -28,8 +28,8 @@ def apart(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def ssd_reference(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts: Tensor | None = None,
                   ) -> tuple[Tensor, Tensor]:
     """The naive loop. u: (B, T, H E + 2 G K), the values of H heads, then keys and then queries of G groups, each
-    shared by H / G heads. write, g: (B, T, H). skip: (H,). state: (B, H, K, E). starts: (B, T) bool or None, the state is zero
-    before these.
+    shared by H / G heads. write, g: (B, T, H). skip: (H,). state: (B, H, K, E). starts: (B, T) bool or None, the state
+    is zero before these.
 
     Returns outputs (B, T, H E) and the last state.
     """
