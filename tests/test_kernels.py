@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segue.kernels import scan as kernels
-from segue.kernels.convolution import long_convolution, long_convolution_reference
+from segue.kernels.convolution import (
+    long_convolution,
+    long_convolution_reference,
+    short_convolution,
+    short_convolution_reference,
+)
 from segue.kernels.gla import FLOOR, gla, gla_reference
+from segue.kernels.norm import gated_norm, gated_norm_reference
 from segue.kernels.scan import (
     diagonal_kernel,
     diagonal_scan,
@@ -25,6 +31,7 @@ from segue.kernels.scan import (
 )
 
 EXAMPLES = settings(max_examples=15, deadline=None, derandomize=True, database=None)
+KINDS = [torch.float64, torch.float32]
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.complex128: 1e-11, torch.complex64: 2e-4}
 
 
@@ -297,3 +304,60 @@ def test_long_convolution_is_the_naive_sum(batch: int, length: int, taps: int, b
     back = torch.randn(2 * taps // 3 + 1, 3, dtype=torch.float64) if both else None
     torch.testing.assert_close(long_convolution(u, kernel, back), long_convolution_reference(u, kernel, back),
                                rtol=0, atol=1e-11)
+
+
+@EXAMPLES
+@given(rows=st.integers(1, 3), length=st.sampled_from([0, 1, 31, 32, 70]), width=st.sampled_from([1, 5, 515]),
+       taps=st.integers(1, 5), packed=st.booleans(), silu=st.booleans(), dtype=st.sampled_from(KINDS))
+def test_short_convolution(rows: int, length: int, width: int, taps: int, packed: bool, silu: bool,
+                           dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(taps)
+    x, weight, bias, window = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in (
+        (rows, length, width + 3), (width, taps), (width,), (rows, taps - 1, width)))
+    inputs, starts = [x[..., 1:-2], weight, bias, window], some_starts(packed, rows, length, taps)  # a slice of x
+    line, expected = torch.cat([window, inputs[0]], 1), []
+    for t in range(length):
+        seen = line[:, t : t + taps].clone()
+        if starts is not None:
+            for row in range(rows):
+                for k in range(taps - 1):  # from the nearest back: nothing before a start is seen
+                    if t - k >= 0 and starts[row, t - k]:
+                        seen[row, : taps - 1 - k] = 0
+        y = (seen * weight.T).sum(1) + bias
+        expected.append(y * torch.sigmoid(y) if silu else y)
+    if not length:
+        return agree([short_convolution(*inputs, starts, silu)], [inputs[0]], 0.0)
+    agree([short_convolution_reference(*inputs, starts, silu)], [torch.stack(expected, 1)], 1e-12)
+    given = [x.to(dtype) for x in inputs]
+    agree(with_gradients(short_convolution, given, starts, silu),
+          with_gradients(short_convolution_reference, inputs, starts, silu), TOLERANCE[dtype])
+
+
+@EXAMPLES
+@given(rows=st.integers(1, 3), length=st.sampled_from([1, 31, 32, 70]), groups=st.sampled_from([1, 3]),
+       width=st.sampled_from([1, 5, 40]), dtype=st.sampled_from(KINDS))
+def test_gated_norm(rows: int, length: int, groups: int, width: int, dtype: torch.dtype) -> None:
+    g = torch.Generator().manual_seed(width)
+    y, both, scale = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in (
+        (rows, length, groups * width), (rows, length, 2 * groups * width), (groups * width,)))
+    inputs = [y, both[..., groups * width :], scale]
+    opened = (y * inputs[1] * torch.sigmoid(inputs[1])).view(rows, length, groups, width)
+    expected = (opened / (opened.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(2) * scale
+    agree([gated_norm_reference(*inputs, groups)], [expected], 1e-12)
+    given = [x.to(dtype) for x in inputs]
+    agree(with_gradients(gated_norm, given, groups), with_gradients(gated_norm_reference, inputs, groups),
+          10 * TOLERANCE[dtype])
+
+
+def test_compiled_passes_take_bfloat16_beside_float32() -> None:
+    """As under autocast: products of matrices are in bfloat16, parameters are not."""
+    x, weight, bias = torch.randn(2, 40, 6).bfloat16(), torch.randn(6, 4), torch.randn(6)
+    window = torch.zeros(2, 3, 6).bfloat16()
+    given = [x, weight, bias, window]
+    wide = [x.float() for x in given]
+    agree(with_gradients(short_convolution, given, None, True), with_gradients(short_convolution_reference, wide, None,
+                                                                               True), 0.02)
+    y = short_convolution(*given)
+    assert y.dtype == torch.float32 and short_convolution(x, weight.bfloat16(), bias, window).dtype == torch.bfloat16
+    assert gated_norm(y, x, bias).dtype == torch.float32
+    agree([gated_norm(y, x, bias)], [gated_norm_reference(y, x.float(), bias)], 1e-5)

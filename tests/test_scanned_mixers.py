@@ -164,40 +164,78 @@ def test_blocks_must_divide_the_states() -> None:
 def with_gradients(function, inputs: list[Tensor], *others) -> list[Tensor]:  # type: ignore[no-untyped-def]
     inputs = [x.detach().requires_grad_() for x in inputs]
     outputs = function(*inputs, *others)
-    loss = sum((y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum() for y in outputs)
+    loss = sum((y * torch.linspace(-1, 1, y.numel(), dtype=torch.float64).to(y.dtype).view_as(y)).sum()
+               for y in outputs)
     return [*outputs, *torch.autograd.grad(loss, inputs)]  # type: ignore[arg-type]
 
 
-@given(st.integers(1, 3), st.sampled_from([1, 2, 63, 64, 65, 150]), st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1)]),
-       st.booleans(), st.integers(0, 99))
-@EXAMPLES
-def test_ssd(rows: int, length: int, heads: tuple[int, int], starting: bool, seed: int) -> None:
-    g, (groups, each) = torch.Generator().manual_seed(seed), heads
+def ssd_inputs(rows: int, length: int, groups: int, heads: int, states: int, width: int, seed: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
-    inputs = [normal(rows, length, groups, 4), normal(rows, length, groups, 4), normal(rows, length, groups * each, 3),
-              -3 * normal(rows, length, groups * each).abs(), normal(rows, groups * each, 4, 3)]
-    starts = packed(rows, length, seed) if starting else None
-    for a, b in zip(with_gradients(ssd, inputs, starts), with_gradients(ssd_reference, inputs, starts)):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-10 * max(1.0, float(b.detach().abs().max())))
-    lengths = torch.randint(length + 1, (rows,), generator=g)
-    final = ssd(*inputs, starts, lengths)[1]
+    return [normal(rows, length, heads * width + 2 * groups * states), normal(rows, length, heads),
+            -3 * normal(rows, length, heads).abs(), normal(heads), normal(rows, heads, states, width)]
+
+
+def close(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance * max(1.0, float(b.detach().abs().max())))
+
+
+@pytest.mark.parametrize("form", ["compiled", "plain"])
+@given(st.integers(1, 3), st.sampled_from([1, 2, 63, 64, 65, 150]),
+       st.sampled_from([(1, 1), (1, 3), (1, 5), (2, 2), (3, 1)]), st.sampled_from([(4, 3), (16, 32), (20, 17)]),
+       st.booleans(), st.sampled_from([torch.float64, torch.float32]), st.integers(0, 99))
+@EXAMPLES
+def test_ssd(form: str, rows: int, length: int, heads: tuple[int, int], size: tuple[int, int], starting: bool,
+             dtype: torch.dtype, seed: int) -> None:
+    inputs = ssd_inputs(rows, length, heads[0], heads[0] * heads[1], *size, seed)
+    starts, tolerance = packed(rows, length, seed) if starting else None, 1e-10 if dtype == torch.float64 else 2e-4
+    lengths = torch.randint(length + 1, (rows,), generator=torch.Generator().manual_seed(seed))
+    given = [x.to(dtype) for x in inputs]
+    with pytest.MonkeyPatch.context() as patch:
+        if form == "plain":
+            patch.setattr("segue.kernels.scan.COMPILED_FROM", 10**9)
+        close(with_gradients(ssd, given, starts), [x.to(dtype) for x in with_gradients(ssd_reference, inputs, starts)],
+              tolerance)
+        final = ssd(*given, starts, lengths)[1]
     for row in range(rows):
-        upto = [x[row : row + 1, : lengths[row]] for x in inputs[:4]]
+        upto = [x[row : row + 1, : lengths[row]] for x in inputs[:3]]
         begun = None if starts is None else starts[row : row + 1, : lengths[row]]
-        expected = ssd_reference(*upto, inputs[4][row : row + 1], begun)[1]
-        torch.testing.assert_close(final[row : row + 1], expected, rtol=0, atol=1e-10)
+        expected = ssd_reference(*upto, inputs[3], inputs[4][row : row + 1], begun)[1]
+        close([final[row : row + 1]], [expected.to(dtype)], tolerance)
 
 
 def test_ssd_wipes_its_state_where_a_head_forgets_all_at_once() -> None:
-    q, k, v = torch.randn(1, 70, 1, 2), torch.randn(1, 70, 1, 2), torch.randn(1, 70, 1, 3)
-    g, state = torch.zeros(1, 70, 1), torch.randn(1, 1, 2, 3)
-    g[0, 33] = -1e4  # no bound holds for decays here
-    for a, b in zip(with_gradients(ssd, [q, k, v, g, state]), with_gradients(ssd_reference, [q, k, v, g, state])):
-        assert a.isfinite().all()
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    inputs = [x.float() for x in ssd_inputs(1, 70, 1, 1, 2, 3, 0)]
+    inputs[2] *= 0
+    inputs[2][0, 33] = -1e4  # no bound holds for decays here
+    actual, expected = with_gradients(ssd, inputs), with_gradients(ssd_reference, inputs)
+    assert all(x.isfinite().all() for x in actual)
+    close(actual, expected, 1e-4)
+
+
+def test_ssd_is_the_same_on_any_number_of_threads() -> None:
+    inputs, before, found = [x.float() for x in ssd_inputs(2, 130, 1, 6, 5, 7, 0)], torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(with_gradients(ssd, inputs))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_ssd_in_bfloat16_keeps_decays_and_states_wide() -> None:
+    u, write, g, skip, state = (x.float() for x in ssd_inputs(2, 400, 1, 2, 4, 5, 0))
+    g = g * 0.003
+    y, final = ssd(u.bfloat16(), write, g, skip, state)
+    assert y.dtype == torch.bfloat16 and final.dtype == torch.float32
+    expected = ssd_reference(u.bfloat16().float(), write, g, skip, state)
+    close([final], [expected[1]], 1e-5)
+    close([y.float()], [expected[0]], 0.01)
 
 
 @torch.no_grad()

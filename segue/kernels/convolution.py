@@ -1,53 +1,15 @@
-"""Convolutions along the sequence, with a kernel per channel: the long one, with the whole past, by the fast Fourier
-transform; the short one, with the last few nodes, compiled on a CPU (`segue.kernels.cpu.convolution`)."""
+"""The long convolution: the whole past through one kernel per channel, by the fast Fourier transform; and the short
+one, of a few neighbours, compiled where long sequences are on a CPU (`segue.kernels.cpu.convolution`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _dense, _lines, _mask
-
-
-def short_convolution(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor, starts: Tensor | None = None) -> Tensor:
-    """y_t = bias + sum_j weight_j x_{t - taps + 1 + j}, where a document does not look at the one before.
-
-    x: (B, T, D). window: (B, taps - 1, D), the inputs before. weight: (D, taps). bias: (D,). starts: (B, T) bool, where
-    documents begin, or None. For all that `segue.kernels.scan.compiles`.
-    """
-    return _ShortConvolution.apply(x, window, weight.T, bias, _mask(x, starts))
-
-
-class _ShortConvolution(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor, starts: Tensor) -> Tensor:
-        from segue.kernels.cpu import convolution, threads
-
-        x, y = _dense(x), room(x, *x.shape)
-        threads.share(convolution.short, len(x) * -(-x.shape[2] // convolution.WIDE), _lines(x[:, :, None]),
-                      *map(_array, (window, weight, bias, starts)), y.numpy())
-        return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3], inputs[4])
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        from segue.kernels.cpu import convolution, threads
-
-        x, window, weight, starts = ctx.saved_tensors
-        x, dx = _dense(x), room(x, *x.shape)
-        dwindow = torch.empty(window.shape, dtype=x.dtype)
-        dweight = x.new_empty(len(x), len(weight) + 1, x.shape[2])
-        threads.share(convolution.short_backward, len(x) * -(-x.shape[2] // convolution.WIDE), _lines(x[:, :, None]),
-                      *map(_array, (window, weight, starts, dy)), *(z.numpy() for z in (dx, dwindow, dweight)))
-        dweight = dweight.sum(0)
-        return dx, dwindow, dweight[:-1], dweight[-1], None
+from segue.kernels.scan import _array, _mask, _numbers, compiles
 
 
 def long_convolution_reference(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> Tensor:
@@ -77,3 +39,72 @@ def long_convolution(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> T
 def _fast_size(least: int) -> int:
     """The smallest size from `least` on that is a power of two times a small odd number, as transforms like it."""
     return min(odd << (-(-least // odd) - 1).bit_length() for odd in (1, 3, 5, 9, 15, 25, 27))
+
+
+def neighbours(x: Tensor, window: Tensor, starts: Tensor | None = None) -> list[Tensor]:
+    """The inputs (B, T, D) as each node sees them, from taps - 1 nodes before to its own; see `short_convolution`."""
+    n, before = x.shape[1], window.shape[1]
+    line = torch.cat([window, x], 1)
+    seen = [line[:, tap : tap + n] for tap in range(before + 1)]
+    if starts is None:
+        return seen
+    document = F.pad(starts.long().cumsum(1), (before, 0))
+    return [inputs * (document[:, tap : tap + n] == document[:, before:])[..., None] for tap, inputs in enumerate(seen)]
+
+
+def short_convolution_reference(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, starts: Tensor | None = None,
+                                silu: bool = False) -> Tensor:
+    """y_t = bias + sum_k weight_{taps - 1 - k} x_{t - k}, channel by channel, then SiLU of it if `silu`; in torch.
+
+    x: (B, T, D). weight: (D, taps), the last tap weighs the node itself. bias: (D,). window: (B, taps - 1, D), what
+    was before x. starts: (B, T) bool or None, nothing before these is seen. Returns y (B, T, D).
+    """
+    y = bias
+    for tap, seen in enumerate(neighbours(x, window, starts)):
+        y = y + seen * weight[:, tap]
+    return F.silu(y) if silu else y
+
+
+def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, starts: Tensor | None = None,
+                      silu: bool = False) -> Tensor:
+    """As `short_convolution_reference`. Where it is compiled it is computed in float32 at least."""
+    kind = torch.promote_types(x.dtype, weight.dtype)
+    wide = torch.promote_types(kind, torch.float32)
+    if x.device.type == "cpu":
+        x = x if x.dtype == wide else x.contiguous().to(wide)  # torch converts slices one number at a time
+        weight, bias, window = (y.to(wide) for y in (weight, bias, window))
+    if not compiles(x):
+        return short_convolution_reference(x, weight, bias, window, starts, silu).to(kind)
+    return _ShortConvolution.apply(x, weight.T, bias, window, _mask(x, starts), silu).to(kind)
+
+
+class _ShortConvolution(torch.autograd.Function):
+    """weight: (taps, D)."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, starts: Tensor, silu: bool) -> Tensor:
+        from segue.kernels.cpu import convolution, threads
+
+        y = x.new_empty(x.shape)
+        threads.share(convolution.short, x.shape[0] * -(-x.shape[2] // convolution.WIDE), *_numbers(x),
+                      *map(_array, (weight, bias, window, starts)), silu, y.numpy())
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:5])
+        ctx.silu = inputs[5]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        from segue.kernels.cpu import convolution, threads
+
+        x, weight, bias, window, starts = ctx.saved_tensors
+        rows, _, width = x.shape
+        dx, dwindow = x.new_empty(x.shape), torch.zeros_like(window, memory_format=torch.contiguous_format)
+        dweight, dbias = x.new_empty(rows, *weight.shape), x.new_empty(rows, width)
+        threads.share(convolution.short_backward, rows * -(-width // convolution.WIDE), *_numbers(x),
+                      *map(_array, (weight, bias, window, starts)), ctx.silu, _array(dy),
+                      *(z.numpy() for z in (dx, dweight, dbias, dwindow)))
+        return dx, dweight.sum(0), dbias.sum(0), dwindow, None, None

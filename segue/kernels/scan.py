@@ -141,6 +141,16 @@ def _array(x: Tensor) -> Any:
     return x.detach().resolve_conj().resolve_neg().contiguous().numpy()
 
 
+def _numbers(x: Tensor) -> tuple[Any, int]:
+    """The numbers of (B, T, D) as they lie in memory, and from where one node's begin to where the next one's do: a
+    slice of a wider projection need not be copied."""
+    x = x.detach()
+    if x.stride(2) != 1 or (x.shape[0] > 1 and x.stride(0) != x.shape[1] * x.stride(1)):
+        x = x.contiguous()
+    step = x.stride(1)
+    return x.as_strided(((x.shape[0] * x.shape[1] - 1) * step + x.shape[2],), (1,)).numpy(), step
+
+
 def _mask(x: Tensor, starts: Tensor | None) -> Tensor:
     """The starts as compiled loops take them: (B, 0) for none."""
     return torch.zeros(x.shape[0], 0, dtype=torch.bool) if starts is None else starts

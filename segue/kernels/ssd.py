@@ -1,48 +1,126 @@
-"""State space duality (Dao & Gu 2024, arXiv 2405.21060): S_t = exp(g_t) S_{t-1} + k_t v_t^T, y_t = S_t^T q_t, with one
-log decay g per head. A pair's decay is then a number, which needs no bound (compare `segue.kernels.gla`)."""
+"""State space duality (Dao & Gu 2024, arXiv 2405.21060): S_t = exp(g_t) S_{t-1} + w_t k_t v_t^T, y_t = S_t^T q_t + d
+v_t, with one log decay g, write strength w and skip d per head. A pair's decay is then a number, which needs no bound
+(compare `segue.kernels.gla`). On a CPU, in float32 and float64, long sequences take compiled loops
+(`segue.kernels.cpu.ssd`); everything else takes the plain torch form here."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.scan import _array, _mask, compiles
+
 CHUNK = 64
 
 
-def ssd_reference(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None = None,
-                  ) -> tuple[Tensor, Tensor]:
-    """The naive loop. q, k: (B, T, G, K), shared by the H / G heads of a group. v: (B, T, H, E). g: (B, T, H).
-    state: (B, H, K, E). starts: (B, T) bool or None, the state is zero before these.
+def apart(u: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values (B, T, H, E), keys and queries (B, T, G, K), which lie side by side in u; see `ssd_reference`."""
+    heads, keys, width = state.shape[1:]
+    shared = (u.shape[2] - heads * width) // 2
+    v, k, q = u.split([heads * width, shared, shared], -1)
+    return v.unflatten(-1, (heads, width)), k.unflatten(-1, (-1, keys)), q.unflatten(-1, (-1, keys))
 
-    Returns outputs (B, T, H, E) and the last state.
+
+def ssd_reference(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts: Tensor | None = None,
+                  ) -> tuple[Tensor, Tensor]:
+    """The naive loop. u: (B, T, H E + 2 G K), the values of H heads, then keys and then queries of G groups, each
+    shared by H / G heads. write, g: (B, T, H). skip: (H,). state: (B, H, K, E). starts: (B, T) bool or None, the state
+    is zero before these.
+
+    Returns outputs (B, T, H E) and the last state.
     """
-    outputs = []
+    outputs, (v, k, q) = [], apart(u, state)
     q, k = (x.repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
     for t in range(q.shape[1]):
         if starts is not None:
             state = state * ~starts[:, t, None, None, None]
-        state = g[:, t, :, None, None].exp() * state + k[:, t, :, :, None] * v[:, t, :, None]
-        outputs.append((q[:, t, :, :, None] * state).sum(-2))
-    return (torch.stack(outputs, 1) if outputs else torch.zeros_like(v)), state
+        written = (write[:, t, :, None] * k[:, t])[..., None] * v[:, t, :, None]
+        state = g[:, t, :, None, None].exp() * state + written
+        outputs.append((q[:, t, :, :, None] * state).sum(-2) + skip[:, None] * v[:, t])
+    return (torch.stack(outputs, 1) if outputs else v).flatten(2), state
 
 
-def ssd(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None = None,
+def ssd(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts: Tensor | None = None,
         lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As `ssd_reference`, chunk by chunk: matrix products inside a chunk, one state update between chunks.
 
     With `lengths` (B,) the state is the one after so many nodes. Decays and the state are kept in float32 at least.
     """
-    batch, n, heads, width = v.shape
-    groups = q.shape[2]
-    if n == 0:
-        return torch.zeros_like(v), state
+    if u.shape[1] == 0:
+        return apart(u, state)[0].flatten(2), state
     if lengths is not None:  # nodes past the length neither write nor decay
-        live = torch.arange(n, device=q.device) < lengths[:, None]
-        k, g = k * live[..., None, None], g * live[..., None]
+        live = torch.arange(u.shape[1], device=u.device) < lengths[:, None]
+        write, g = write * live[..., None], g * live[..., None]
         starts = None if starts is None else starts & live
+    kind, kept = u.dtype, state.dtype
+    if u.device.type == "cpu":
+        wide = torch.promote_types(torch.promote_types(kind, g.dtype), torch.promote_types(kept, torch.float32))
+        u, write, g, skip, state = (x.to(wide) for x in (u, write, g, skip, state))
+    if compiles(u):
+        y, final, _ = _SSD.apply(u, write, g, skip, state, _mask(u, starts), torch.is_grad_enabled())
+    else:
+        v, k, q = apart(u, state)
+        y, final = _chunked(q, k, v * write[..., None].to(v.dtype), g, state, starts)
+        y = (y + v * skip[:, None].to(v.dtype)).flatten(2)
+    return y.to(kind), final.to(kept)
+
+
+class _SSD(torch.autograd.Function):
+    """Gives the states before the chunks, too."""
+
+    @staticmethod
+    def forward(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts: Tensor, learning: bool,
+                ) -> tuple[Tensor, Tensor, Tensor]:
+        from segue.kernels.cpu import ssd, threads
+
+        (rows, length), (heads, _, width) = u.shape[:2], state.shape[1:]
+        y, final = u.new_empty(rows, length, heads * width), u.new_empty(state.shape)
+        kept = u.new_empty(rows, -(-length // ssd.CHUNK) if learning else 0, *state.shape[1:])
+        threads.share(ssd.forward, _tasks(u, state), *map(_array, (u, write, g, skip, starts, state)),
+                      *(x.numpy() for x in (y, final, kept)))
+        return y, final, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(True)
+        ctx.save_for_backward(*inputs[:4], inputs[5], output[2])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        from segue.kernels.cpu import ssd, threads
+
+        u, write, g, skip, starts, kept = ctx.saved_tensors
+        rows, length, heads = g.shape
+        tasks, keys = _tasks(u, dfinal), dfinal.shape[2]
+        du, dwrite, dg, dstate = (torch.empty(x.shape, dtype=x.dtype) for x in (u, write, g, dfinal))
+        shared = u.shape[2] - heads * dfinal.shape[3]
+        groups = shared // (2 * keys)
+        dshared = u.new_empty(tasks // (rows * groups), rows, length, 2, groups, keys)
+        dskip = u.new_zeros(rows, heads)
+        threads.share(ssd.backward, tasks, *map(_array, (u, write, g, skip, starts, kept, dy, dfinal)),
+                      *(x.numpy() for x in (du, dshared, dwrite, dg, dskip, dstate)))
+        torch.sum(dshared.flatten(3), 0, out=du[..., -shared:])
+        return du, dwrite, dg, dskip.sum(0), dstate, None, None
+
+
+def _tasks(u: Tensor, state: Tensor) -> int:
+    from segue.kernels.cpu import ssd
+
+    heads, keys, width = state.shape[1:]
+    groups = (u.shape[2] - heads * width) // (2 * keys)
+    return u.shape[0] * groups * -(-(heads // groups) // ssd.HEADS)
+
+
+def _chunked(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """In torch: q, k (B, T, G, K), v (B, T, H, E) -> y (B, T, H, E) and the last state."""
+    _, n, heads, width = v.shape
+    groups = q.shape[2]
     chunk = min(CHUNK, n)
     pad = -n % chunk
 

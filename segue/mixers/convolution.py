@@ -9,8 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.convolution import short_convolution
-from segue.kernels.scan import compiles
+from segue.kernels.convolution import neighbours, short_convolution
 from segue.mixers.state import Layout, Recurrence, Tensors, gather_nodes
 
 
@@ -23,8 +22,8 @@ class Window(Recurrence):
     width: int
     taps: int
 
-    def combine(self, seen: list[Tensor]) -> Tensor:
-        """The inputs (B, N, D) as each node sees them, from taps - 1 nodes before to its own -> outputs (B, N, ...)."""
+    def combine(self, x: Tensor, window: Tensor, starts: Tensor | None) -> Tensor:
+        """The inputs (B, N, D), and those before them -> outputs (B, N, ...)."""
         raise NotImplementedError
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
@@ -33,59 +32,39 @@ class Window(Recurrence):
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         (x,), (window,) = inputs, state
-        n, taps = x.shape[1], self.taps
-        line = torch.cat([window, x], 1)
-        document = None if starts is None else nn.functional.pad(starts.long().cumsum(1), (taps - 1, 0))
-        seen = [line[:, tap : tap + n] for tap in range(taps)]
-        if document is not None:
-            seen = [inputs * (document[:, tap : tap + n] == document[:, taps - 1 :])[..., None]
-                    for tap, inputs in enumerate(seen)]
-        return self.combine(seen), (self._last(line, document, lengths, n),)
+        return self.combine(x, window, starts), (self._last(x, window, starts, lengths),)
 
-    def _last(self, line: Tensor, document: Tensor | None, lengths: Tensor | None, n: int) -> Tensor:
-        """The state after n nodes, or `lengths` (B,). line: (B, taps - 1 + n, D), of which `document` (alike, without
-        D) says to what it belongs."""
-        taps = self.taps
-        if lengths is None:
-            last, end = line[:, n:], None if document is None else document[:, -1:]
-        else:
-            last = gather_nodes(line, lengths[:, None] + torch.arange(taps - 1, device=line.device))
-            end = None if document is None else document.gather(1, (lengths[:, None] + taps - 2).clamp(min=0))
-        if document is not None and end is not None:
-            index = torch.arange(taps - 1, device=line.device) + (n if lengths is None else lengths[:, None])
-            same = document.gather(1, index.expand(line.shape[0], -1)) == end
-            last = last * same[..., None]
-        return last
+    def _last(self, x: Tensor, window: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """What the next node sees."""
+        kept = self.taps - 1
+        if lengths is None:  # only the end counts
+            begin = max(x.shape[1] - kept, 0)
+            x, starts = x[:, begin:], None if starts is None else starts[:, begin:]
+            lengths = torch.full(x.shape[:1], x.shape[1], device=x.device)
+        index = lengths[:, None] + torch.arange(kept, device=x.device)
+        last = gather_nodes(torch.cat([window, x], 1), index)
+        if starts is None or not kept:
+            return last
+        document = nn.functional.pad(starts.long().cumsum(1), (kept, 0))
+        end = document.gather(1, (lengths[:, None] + kept - 1).clamp(min=0))
+        return last * (document.gather(1, index) == end)[..., None]
 
 
 class ShortConvolution(Window):
-    """Depthwise causal convolution over `taps` nodes.
+    """Depthwise causal convolution over `taps` nodes, and the SiLU of it if `silu`.
 
     weight: (D, taps), the last tap weighs the node itself. bias: (D,).
     """
 
-    def __init__(self, width: int, taps: int = 4) -> None:
+    def __init__(self, width: int, taps: int = 4, silu: bool = False) -> None:
         super().__init__()
-        self.width, self.taps = width, taps
+        self.width, self.taps, self.silu = width, taps, silu
         bound = 1 / math.sqrt(taps)
         self.weight = nn.Parameter(torch.empty(width, taps).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.zeros(width))
 
-    def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
-             lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
-        (x,), (window,), few = inputs, state, self.taps - 1
-        if lengths is not None or x.shape[1] < few or not compiles(x, window, self.weight):
-            return super().scan(inputs, state, starts, lengths)
-        y = short_convolution(x, window, self.weight, self.bias, starts)
-        line = torch.cat([window, x[:, x.shape[1] - few :]], 1)
-        document = None if starts is None else nn.functional.pad(starts[:, -few:].long().cumsum(1), (few, 0))
-        return y, (self._last(line, document, None, few),)
-
-    def combine(self, seen: list[Tensor]) -> Tensor:
-        y = self.bias.expand_as(seen[0])
-        for tap, inputs in enumerate(seen):
-            y = y + inputs * self.weight[:, tap]
-        return y
+    def combine(self, x: Tensor, window: Tensor, starts: Tensor | None) -> Tensor:
+        return short_convolution(x, self.weight, self.bias, window, starts, self.silu)
 
 
 class Products(Window):
@@ -95,8 +74,8 @@ class Products(Window):
         super().__init__()
         self.width, self.taps = width, taps
 
-    def combine(self, seen: list[Tensor]) -> Tensor:
-        return torch.cat([*itertools.accumulate(reversed(seen), torch.mul)], -1)
+    def combine(self, x: Tensor, window: Tensor, starts: Tensor | None) -> Tensor:
+        return torch.cat([*itertools.accumulate(reversed(neighbours(x, window, starts)), torch.mul)], -1)
 
 
 class CentredConvolution(nn.Module):

@@ -67,7 +67,7 @@ class DeltaNet(Mixer):
         self.heads, self.householders, self.span = heads, householders, 1 - lowest(eigenvalues)
         self.widths = (keys, keys * householders, values * householders)
         self.into = nn.Linear(width, sum(self.widths), bias=False)
-        self.convolution = ShortConvolution(sum(self.widths), taps)
+        self.convolution = ShortConvolution(sum(self.widths), taps, silu=True)
         self.strength = nn.Linear(width, heads * householders, bias=False)
         self.gate = nn.Linear(width, values, bias=False) if gate else None
         self.norm = nn.RMSNorm(values // heads, eps=norm_eps)
@@ -84,7 +84,7 @@ class DeltaNet(Mixer):
     def _project(self, x: Tensor, layout: Layout | None = None, parts: dict[str, Part] | None = None) -> Tensors:
         layout = layout or Layout.chain((x.shape[0], x.shape[1]), device=x.device)
         mixed = self.convolution((self.into(x),), layout, None if parts is None else parts["convolution"])
-        q, k, v = F.silu(mixed).split(self.widths, dim=-1)
+        q, k, v = mixed.split(self.widths, dim=-1)
         steps = (self.householders, self.heads, -1)
         # Exactly of length 1: a longer key under a beta near 2 would make the state explode.
         q, k = (F.normalize(y, dim=-1, eps=LEAST) for y in (q.unflatten(-1, steps[1:]), k.unflatten(-1, steps)))

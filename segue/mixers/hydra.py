@@ -89,14 +89,14 @@ class Hydra(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         v, ways = self._inputs(x, layout)
         b, c, dt, g = (torch.cat(both) for both in zip(*ways))
-        u = torch.cat([v, v.flip(1)])[: len(b)] * dt[..., None]
+        u = torch.cat([torch.cat([v, v.flip(1)])[: len(b)].flatten(2), b, c], -1)
         starts = layout.starts
         if starts is not None and self.ways == 2:
             mirrored = layout.mirrored().starts
             assert mirrored is not None
             starts = torch.cat([starts, mirrored])
-        fresh = u.new_zeros(len(u), self.heads, b.shape[-1], u.shape[-1])
-        y, _ = ssd(c[:, :, None], b[:, :, None], u, g, fresh, starts)
+        fresh = u.new_zeros(len(u), self.heads, b.shape[-1], v.shape[-1])
+        y = ssd(u, dt, g, u.new_zeros(self.heads), fresh, starts)[0].unflatten(-1, (self.heads, -1))
         if self.merge == "quasiseparable":
             y = later(y, starts)
         own = self._weights(v)[..., None] * v

@@ -55,7 +55,7 @@ class Mamba(Mixer):
         super().__init__(width)
         inner, self.states, self.rank = expand * width, states, rank or math.ceil(width / 16)
         self.into = nn.Linear(width, 2 * inner, bias=bias)
-        self.convolution = ShortConvolution(inner, taps)
+        self.convolution = ShortConvolution(inner, taps, silu=True)
         self.select = nn.Linear(inner, self.rank + 2 * states, bias=False)
         self.step = nn.Linear(self.rank, inner)
         self.scan = SelectiveScan(inner, states, lowest(eigenvalues))
@@ -74,7 +74,7 @@ class Mamba(Mixer):
 
     def _inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor]:
         u, gate = self.into(x).chunk(2, -1)
-        u = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
+        u = self.convolution((u,), layout, None if parts is None else parts["convolution"])
         rank, B, C = self.select(u).split([self.rank, self.states, self.states], dim=-1)
         return (u, F.softplus(self.step(rank)), B, C), gate
 

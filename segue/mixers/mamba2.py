@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.ssd import ssd
+from segue.kernels.norm import gated_norm
+from segue.kernels.ssd import apart, ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 class StateSpaceDual(Recurrence):
     """h = exp(dt A) h + dt B x^T; y = h^T C + D x, with one A and D per head.
 
-    Inputs x (B, N, H, E), dt (B, N, H), B and C (B, N, G, S), each for H / G heads; state (B, H, S, E).
+    Inputs x, B and C side by side, (B, N, H E + 2 G S), B and C each for H / G heads, and dt (B, N, H); state
+    (B, H, S, E).
     """
 
     def __init__(self, heads: int, states: int, head_width: int) -> None:
@@ -36,9 +38,9 @@ class StateSpaceDual(Recurrence):
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
-        x, dt, B, C = inputs
-        y, final = ssd(C, B, x * dt[..., None].to(x.dtype), dt * -self.A_log.exp(), state[0], starts, lengths)
-        return y + x * self.D[:, None].to(x.dtype), (final,)
+        u, dt = inputs
+        y, final = ssd(u, dt, dt * -self.A_log.exp(), self.D, state[0], starts, lengths)
+        return y, (final,)
 
 
 class Mamba2(Mixer):
@@ -59,7 +61,7 @@ class Mamba2(Mixer):
         self.heads, self.groups = inner // head_width, groups
         self.widths = (inner, inner + 2 * groups * states, self.heads)  # gate, what is convolved, step sizes
         self.into = nn.Linear(width, sum(self.widths), bias=bias)
-        self.convolution = ShortConvolution(self.widths[1], taps)
+        self.convolution = ShortConvolution(self.widths[1], taps, silu=True)
         self.scan = StateSpaceDual(self.heads, states, head_width)
         self.norm = nn.RMSNorm(inner // groups, eps=norm_eps, elementwise_affine=False)
         self.scale = nn.Parameter(torch.ones(inner))
@@ -78,19 +80,15 @@ class Mamba2(Mixer):
     def _inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor]:
         """What is scanned, and the gate."""
         gate, u, dt = self.into(x).split(self.widths, -1)
-        u = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
-        inner, both = self.widths[0], (self.widths[1] - self.widths[0]) // 2
-        values, B, C = u.split([inner, both, both], -1)
-        return (values.unflatten(-1, (self.heads, -1)), F.softplus(dt + self.step_bias),
-                B.unflatten(-1, (self.groups, -1)), C.unflatten(-1, (self.groups, -1))), gate
+        u = self.convolution((u,), layout, None if parts is None else parts["convolution"])
+        return (u, F.softplus(dt + self.step_bias)), gate
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         inputs, gate = self._inputs(x, layout, parts)
         return self._finish(self.scan(inputs, layout, None if parts is None else parts["scan"]), gate)
 
     def _finish(self, y: Tensor, gate: Tensor) -> Tensor:
-        y = (y.flatten(2) * F.silu(gate)).unflatten(-1, (self.groups, -1))
-        return self.out(self.norm(y).flatten(2) * self.scale)
+        return self.out(gated_norm(y, gate, self.scale, self.groups, self.norm.eps or 0.0))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         inner, convolved, heads = self.widths
@@ -109,12 +107,14 @@ class Mamba2(Mixer):
         program.multiply(y, self.scale)
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
-    def _alone(self, x: Tensor) -> tuple[Tensors, Tensor]:
-        return self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+    def _alone(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Values, keys and queries, step sizes, and the gate."""
+        (u, dt), gate = self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        return *apart(u, self.scan.initial(0, u)[0]), dt, gate
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, H, T, T), the skip D on the diagonal."""
-        (_, dt, B, C), _ = self._alone(x)
+        _, B, C, dt, _ = self._alone(x)
         B, C = (y.repeat_interleave(self.heads // self.groups, 2) for y in (B, C))
         decay = (dt * -self.scan.A_log.exp()).cumsum(1).transpose(1, 2)  # (B, H, T)
         between = (decay[..., None] - decay[..., None, :]).clamp(max=0).exp()
@@ -122,7 +122,7 @@ class Mamba2(Mixer):
         return matrix + torch.diag_embed(self.scan.D[:, None].expand(-1, x.shape[1]))
 
     def values(self, x: Tensor) -> Tensor:
-        return self._alone(x)[0][0].transpose(1, 2)
+        return self._alone(x)[0].transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self._finish(mixed.transpose(1, 2), self._alone(x)[1])
+        return self._finish(mixed.transpose(1, 2).flatten(2), self._alone(x)[4])

@@ -72,7 +72,7 @@ class SLSTM(Mixer):
 
     def __init__(self, width: int, heads: int = 4, taps: int = 4, depth: float = 0.0) -> None:
         super().__init__(width)
-        self.convolution = ShortConvolution(width, taps)
+        self.convolution = ShortConvolution(width, taps, silu=True)
         self.gates, self.inputs = BlockLinear(width, heads, 2), BlockLinear(width, heads, 2)
         self.recurrence = Headwise("slstm", heads, width // heads)
         self.norm = HeadNorm(width)
@@ -85,7 +85,7 @@ class SLSTM(Mixer):
 
     def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
         convolution, carry = (None, None) if parts is None else (parts["convolution"], parts["carry"])
-        near = F.silu(self.convolution((x,), layout, convolution))
+        near = self.convolution((x,), layout, convolution)
         projected = torch.cat([self.gates(near), self.inputs(x)], 2)  # i, f, z, o
         inputs = (projected.unflatten(3, self.recurrence.shape).transpose(2, 3),)
         return self.norm(self.recurrence(inputs, layout, carry).unflatten(2, self.recurrence.shape))
@@ -133,7 +133,7 @@ class MLSTM(Mixer):
         if inner % heads or inner % block:
             raise SegueError(f"inner width {inner} must be divisible by {heads} heads and by blocks of {block}")
         self.into = nn.Linear(width, 2 * inner, bias=False)
-        self.convolution = ShortConvolution(inner, taps)
+        self.convolution = ShortConvolution(inner, taps, silu=True)
         self.qk, self.v = BlockLinear(inner, inner // block, 2), BlockLinear(inner, inner // block)
         self.gates = nn.Linear(3 * inner, 2 * heads)
         self.memory = MatrixMemory(heads, inner // heads, inner // heads)
@@ -152,7 +152,7 @@ class MLSTM(Mixer):
     def _project(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor, Tensor]:
         """What the memory takes, the convolved input, and the output gate."""
         u, gate = self.into(x).chunk(2, -1)
-        near = F.silu(self.convolution((u,), layout, None if parts is None else parts["convolution"]))
+        near = self.convolution((u,), layout, None if parts is None else parts["convolution"])
         q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*self.qk(near).unbind(2), self.v(u)[:, :, 0]))
         # The gates see q, k and v, which are linear maps of what is here: two small products instead of a wide one.
         weight = self.gates.weight.unflatten(1, (3, -1))

@@ -1,122 +1,122 @@
-"""The short causal convolution on the CPU, forward and backward, in float32 and float64: one pass over the data.
-
-A task is WIDE channels of one row, of which SPAN nodes lie in the nearest cache at a time, behind the taps - 1 before.
-"""
+"""The short causal convolution on the CPU, forward and backward, in float32 and float64."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
-from segue.kernels.cpu import simd
-from segue.kernels.cpu.rnn import _at, fast, kernel
+from segue.kernels.cpu.cache import compiled
+from segue.kernels.cpu.scan import FAST, _copy, _exp, bare
 
-WIDE = 64  # channels that are moved together
-SPAN = 32  # nodes
-
-
-@fast
-def _move(source, stride, target, target_stride, lines, size):
-    """Lines of `size` bytes from one address to another, `stride` bytes from line to line."""
-    for k in range(lines):
-        simd.copy(target + k * target_stride, source + k * stride, size)
+WIDE = 512  # channels of a task: lines this long are read and written at the pace of the memory
 
 
-@fast
-def _reach(starts, row, start, nodes, back, last):
-    """back[k]: how many nodes back each node sees, at most so many as `last` says of the node before, and one."""
-    most = len(back) - SPAN
-    for k in range(nodes):
-        last = 0 if starts.shape[1] and starts[row, start + k] else min(last + 1, most)
-        back[k] = last
-    return last
+@bare
+def _add_product(z, x, y):
+    for j in range(len(z)):
+        z[j] += x[j] * y[j]
 
 
-@kernel
-def short(begin, end, x, window, weight, bias, starts, y):
-    """y_t = bias + sum over taps of weight x, as far back as a document goes.
+@bare
+def _gather(x, step, weight, bias, window, row, t, length, i, reach, z):
+    """z = bias + the sum over a node and `reach` before it."""
+    wide, taps = len(z), weight.shape[0]
+    _copy(bias[i : i + wide], z)
+    for k in range(reach + 1):
+        w, at = taps - 1 - k, (row * length + t - k) * step + i
+        if k <= t:
+            _add_product(z, weight[w, i : i + wide], x[at : at + wide])
+        else:
+            _add_product(z, weight[w, i : i + wide], window[row, w + t, i : i + wide])
 
-    x: lines. window: (B, taps - 1, D), what was before. weight: (taps, D), the last tap is the node's own. starts:
-    (B, T) bool or (B, 0). y: (B, T, D).
+
+@bare
+def _silu(z, y):
+    one = z.dtype.type(1)
+    for j in range(len(z)):
+        y[j] = z[j] / (one + _exp(-z[j]))
+
+
+@bare
+def _silu_back(z, dz):
+    one = z.dtype.type(1)
+    for j in range(len(z)):
+        gate = one / (one + _exp(-z[j]))
+        dz[j] *= gate * (one + z[j] * (one - gate))
+
+
+@bare
+def _back(dz, x, w, dw, dx):
+    for j in range(len(dz)):
+        dw[j] += dz[j] * x[j]
+        dx[j] += dz[j] * w[j]
+
+
+@bare
+def _short(row, i, x, step, weight, bias, window, starts, silu, y, z):
+    length, wide, taps = y.shape[1], len(z), weight.shape[0]
+    reach = taps - 1
+    for t in range(length):
+        reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
+        out = y[row, t, i : i + wide]
+        _gather(x, step, weight, bias, window, row, t, length, i, reach, z)
+        if silu:
+            _silu(z, out)
+        else:
+            _copy(z, out)
+
+
+@bare
+def _short_backward(row, i, x, step, weight, bias, window, starts, silu, dy, dx, dwindow, z, dz, dw, db):
+    length, wide, taps = dy.shape[1], len(z), weight.shape[0]
+    reach = taps - 1
+    for t in range(length):
+        reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
+        _copy(dy[row, t, i : i + wide], dz)
+        if silu:
+            _gather(x, step, weight, bias, window, row, t, length, i, reach, z)
+            _silu_back(z, dz)
+        for j in range(wide):
+            db[j] += dz[j]
+        dx[row, t, i : i + wide] = 0
+        for k in range(reach + 1):
+            w, at = taps - 1 - k, (row * length + t - k) * step + i
+            line = weight[w, i : i + wide]
+            if k <= t:
+                _back(dz, x[at : at + wide], line, dw[w], dx[row, t - k, i : i + wide])
+            else:
+                _back(dz, window[row, w + t, i : i + wide], line, dw[w], dwindow[row, w + t, i : i + wide])
+
+
+@partial(compiled, fastmath=FAST, error_model="numpy")
+def short(begin, end, x, step, weight, bias, window, starts, silu, y):
+    """y[t] = bias + sum over k of weight[taps - 1 - k] x[t - k], then y times its sigmoid if `silu`, for the blocks of
+    channels begin..end of all rows.
+
+    x: the numbers of (B, T, D), where a node's stand `step` behind those of the node before. weight: (taps, D).
+    window: (B, taps - 1, D), what was before. starts: (B, T) bool, or (B, 0): nothing before these is seen. y:
+    (B, T, D).
     """
-    length, width, taps, kind = y.shape[1], y.shape[2], len(weight), y.dtype
-    size = y.itemsize
-    blocks, before = (width + WIDE - 1) // WIDE, taps - 1
-    near, out = np.zeros((before + SPAN, WIDE), kind), np.zeros((SPAN, WIDE), kind)
-    w, shift, back = np.zeros((taps, WIDE), kind), np.zeros(WIDE, kind), np.zeros(SPAN + before, np.int64)
+    width = y.shape[2]
+    blocks = (width + WIDE - 1) // WIDE
+    z = np.zeros(WIDE, x.dtype)
     for task in range(begin, end):
-        row, first = task // blocks, task % blocks * WIDE
-        wide, last = min(WIDE, width - first), before
-        line, source = wide * size, x[0] + (row * x[1] + first) * size
-        into = _at(y) + (row * length * width + first) * size
-        for j in range(wide):
-            shift[j] = bias[first + j]
-            for tap in range(taps):
-                w[tap, j] = weight[tap, first + j]
-        _move(_at(window) + (row * before * width + first) * size, width * size, _at(near), WIDE * size, before, line)
-        for start in range(0, length, SPAN):
-            nodes = min(SPAN, length - start)
-            _move(source + start * x[2] * size, x[2] * size, _at(near) + before * WIDE * size, WIDE * size, nodes,
-                  line)
-            last = _reach(starts, row, start, nodes, back, last)
-            for k in range(nodes):
-                for j in range(WIDE):
-                    out[k, j] = shift[j]
-            for tap in range(taps):
-                for k in range(nodes):
-                    if back[k] >= before - tap:
-                        for j in range(WIDE):
-                            out[k, j] += w[tap, j] * near[k + tap, j]
-            _move(_at(out), WIDE * size, into + start * width * size, width * size, nodes, line)
-            for k in range(before):
-                for j in range(WIDE):
-                    near[k, j] = near[nodes + k, j]
+        row, i = task // blocks, task % blocks * WIDE
+        _short(row, i, x, step, weight, bias, window, starts, silu, y, z[: min(WIDE, width - i)])
 
 
-@kernel
-def short_backward(begin, end, x, window, weight, starts, dy, dx, dwindow, dweight):
-    """The gradients of `short`. dweight: (B, taps + 1, D), per row, the last line that of the bias."""
-    length, width, taps, kind = dy.shape[1], dy.shape[2], len(weight), dy.dtype
-    size = dy.itemsize
-    blocks, before = (width + WIDE - 1) // WIDE, taps - 1
-    near, grad, top = (np.zeros((before + SPAN, WIDE), kind), np.zeros((before + SPAN, WIDE), kind),
-                       np.zeros((SPAN, WIDE), kind))
-    w, dw, back = np.zeros((taps, WIDE), kind), np.zeros((taps + 1, WIDE), kind), np.zeros(SPAN + before, np.int64)
+@partial(compiled, fastmath=FAST, error_model="numpy")
+def short_backward(begin, end, x, step, weight, bias, window, starts, silu, dy, dx, dweight, dbias, dwindow):
+    """The gradients of `short`. dweight: (B, taps, D), dbias: (B, D), per row; dwindow: zeros to begin with."""
+    width, taps = dy.shape[2], weight.shape[0]
+    blocks = (width + WIDE - 1) // WIDE
+    buffers = np.zeros((taps + 3, WIDE), x.dtype)
     for task in range(begin, end):
-        row, first = task // blocks, task % blocks * WIDE
-        wide, last = min(WIDE, width - first), before
-        line, source = wide * size, x[0] + (row * x[1] + first) * size
-        into, above = _at(dx) + (row * length * width + first) * size, _at(dy) + (row * length * width + first) * size
-        dw[:], grad[:] = 0, 0
-        for j in range(wide):
-            for tap in range(taps):
-                w[tap, j] = weight[tap, first + j]
-        _move(_at(window) + (row * before * width + first) * size, width * size, _at(near), WIDE * size, before, line)
-        for start in range(0, length, SPAN):
-            nodes = min(SPAN, length - start)
-            _move(source + start * x[2] * size, x[2] * size, _at(near) + before * WIDE * size, WIDE * size, nodes,
-                  line)
-            last = _reach(starts, row, start, nodes, back, last)
-            _move(above + start * width * size, width * size, _at(top), WIDE * size, nodes, line)
-            for k in range(nodes):
-                for j in range(WIDE):
-                    dw[taps, j] += top[k, j]
-            for tap in range(taps):
-                for k in range(nodes):
-                    if back[k] >= before - tap:
-                        for j in range(WIDE):
-                            grad[k + tap, j] += w[tap, j] * top[k, j]
-                            dw[tap, j] += near[k + tap, j] * top[k, j]
-            ready = nodes if start + nodes < length else nodes + before  # that no later node sees
-            early = max(0, min(ready, before - start))  # that lie in the window
-            if early:
-                _move(_at(grad), WIDE * size, _at(dwindow) + ((row * before + start) * width + first) * size,
-                      width * size, early, line)
-            _move(_at(grad) + early * WIDE * size, WIDE * size, into + (start + early - before) * width * size,
-                  width * size, ready - early, line)
-            for k in range(before):
-                for j in range(WIDE):
-                    near[k, j], grad[k, j] = near[nodes + k, j], grad[nodes + k, j]
-            grad[before:] = 0
-        for tap in range(taps + 1):
-            for j in range(wide):
-                dweight[row, tap, first + j] = dw[tap, j]
+        row, i = task // blocks, task % blocks * WIDE
+        wide = min(WIDE, width - i)
+        buffers[:] = 0
+        z, dz, db, dw = buffers[0, :wide], buffers[1, :wide], buffers[2, :wide], buffers[3:, :wide]
+        _short_backward(row, i, x, step, weight, bias, window, starts, silu, dy, dx, dwindow, z, dz, dw, db)
+        dbias[row, i : i + wide] = db
+        dweight[row, :, i : i + wide] = dw

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import njit, types
 from numba.extending import overload
 
 from segue.kernels.cpu import simd
@@ -21,6 +21,8 @@ from segue.kernels.cpu.cache import compiled
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
 WIDE = 64  # channels that are moved together
 SPAN = 32  # nodes between two states that are kept
+bare = njit(fastmath=FAST, error_model="numpy", _nrt=False)
+"""For what is called per node: counting the references to slices of arrays would cost more than the sums."""
 
 
 def _exp(x: Any) -> Any:
@@ -32,6 +34,17 @@ def _typed_exp(x):
     if x == types.float32:
         return lambda x: simd.exp(x)
     return lambda x: math.exp(x)
+
+
+def _exp2(x: Any) -> Any:
+    return 2**x
+
+
+@overload(_exp2, inline="always")
+def _typed_exp2(x):
+    if x == types.float32:
+        return lambda x: simd.exp2(x)
+    return lambda x: math.exp(x * math.log(2))
 
 
 @partial(compiled, fastmath=FAST)
@@ -79,6 +92,57 @@ def linear_backward(begin, end, a, initial, starts, states, grad, da, db, diniti
             dinitial[row] = 0
 
 
+@bare
+def _enter(u, dt, step, x):
+    """A node's step sizes, and those times its inputs."""
+    for j in range(len(u)):
+        step[j] = dt[j]
+        x[j] = dt[j] * u[j]
+
+
+@bare
+def _skip(u, d, out):
+    for j in range(len(u)):
+        out[j] = d[j] * u[j]
+
+
+@bare
+def _copy(source, target):
+    for j in range(len(target)):
+        target[j] = source[j]
+
+
+@bare
+def _leave(u, d, top, step, dx, dstep, du, ddt):
+    """The gradients of a node's inputs and step sizes."""
+    to_e = u.dtype.type(math.log(2))
+    for j in range(len(u)):
+        du[j] = dx[j] * step[j] + top[j] * d[j]
+        ddt[j] = dx[j] * u[j] + dstep[j] * to_e
+
+
+@bare
+def _selective(row, i, u, dt, b, c, d, starts, low, y, kept, rate, h, step, x, out):
+    length, width, states = u.shape[1], min(WIDE, u.shape[2] - i), rate.shape[0]
+    low, span = u.dtype.type(low), u.dtype.type(1 - low)
+    here = slice(i, i + width)
+    for t in range(length):
+        if kept.shape[1] and t % SPAN == 0:
+            for n in range(states):
+                _copy(h[n], kept[row, t // SPAN, n, here])
+        if starts.shape[1] and starts[row, t]:
+            h[:] = 0
+        _enter(u[row, t, here], dt[row, t, here], step, x)
+        _skip(u[row, t, here], d[here], out)
+        for n in range(states):
+            bn, cn = b[row, t, n], c[row, t, n]
+            for j in range(WIDE):
+                v = (low + span * _exp2(step[j] * rate[n, j])) * h[n, j] + x[j] * bn
+                h[n, j] = v
+                out[j] += v * cn
+        _copy(out, y[row, t, here])
+
+
 @partial(compiled, fastmath=FAST)
 def selective(begin, end, u, dt, a, b, c, d, starts, state, low, y, final, kept):
     """h = e h + dt u b, y = h c + d u, with e = low + (1 - low) exp(dt a), for the blocks of channels begin..end of all
@@ -87,9 +151,8 @@ def selective(begin, end, u, dt, a, b, c, d, starts, state, low, y, final, kept)
     u, dt, y: (B, T, I). a: (S, I). b, c: (B, T, S). d: (I,). starts: (B, T) bool, or (B, 0). state, final: (B, S, I).
     kept: (B, T / SPAN, S, I), the states before every SPAN-th node, or (B, 0, ...).
     """
-    length, inner, states = u.shape[1], u.shape[2], a.shape[0]
-    low, span = u.dtype.type(low), u.dtype.type(1 - low)
-    blocks = (inner + WIDE - 1) // WIDE
+    inner, states = u.shape[2], a.shape[0]
+    blocks, to_2 = (inner + WIDE - 1) // WIDE, u.dtype.type(1 / math.log(2))
     rate, h = np.zeros((states, WIDE), u.dtype), np.zeros((states, WIDE), u.dtype)
     step, x, out = np.zeros(WIDE, u.dtype), np.zeros(WIDE, u.dtype), np.zeros(WIDE, u.dtype)
     for task in range(begin, end):
@@ -99,38 +162,65 @@ def selective(begin, end, u, dt, a, b, c, d, starts, state, low, y, final, kept)
             rate[:], h[:], step[:], x[:] = 0, 0, 0, 0
         for n in range(states):
             for j in range(width):
-                rate[n, j], h[n, j] = a[n, i + j], state[row, n, i + j]
-        for t in range(length):
-            if kept.shape[1] and t % SPAN == 0:
-                for n in range(states):
-                    for j in range(width):
-                        kept[row, t // SPAN, n, i + j] = h[n, j]
-            if starts.shape[1] and starts[row, t]:
-                h[:] = 0
-            for j in range(width):
-                step[j] = dt[row, t, i + j]
-                x[j] = step[j] * u[row, t, i + j]
-                out[j] = d[i + j] * u[row, t, i + j]
-            for n in range(states):
-                bn, cn = b[row, t, n], c[row, t, n]
-                for j in range(WIDE):
-                    v = (low + span * _exp(step[j] * rate[n, j])) * h[n, j] + x[j] * bn
-                    h[n, j] = v
-                    out[j] += v * cn
-            for j in range(width):
-                y[row, t, i + j] = out[j]
+                rate[n, j], h[n, j] = a[n, i + j] * to_2, state[row, n, i + j]
+        _selective(row, i, u, dt, b, c, d, starts, low, y, kept, rate, h, step, x, out)
         for n in range(states):
             for j in range(width):
                 final[row, n, i + j] = h[n, j]
 
 
+@bare
+def _selective_backward(row, block, u, dt, b, c, d, starts, kept, dy, low, du, ddt, db, dc, rate, before, g, drate, h,
+                        decay, step, x, top, dx, dstep):
+    i, kind = block * WIDE, u.dtype
+    length, width, states = u.shape[1], min(WIDE, u.shape[2] - i), rate.shape[0]
+    low, reach, none, here = kind.type(low), kind.type(1 - low), kind.type(0), slice(i, i + width)
+    for span in range((length - 1) // SPAN, -1, -1):
+        start, stop = span * SPAN, min(span * SPAN + SPAN, length)
+        for n in range(states):
+            _copy(kept[row, span, n, here], before[n, :width])
+        for t in range(start, stop):  # the states of this span again
+            k = t - start
+            _enter(u[row, t, here], dt[row, t, here], step[k], x[k])
+            fresh = starts.shape[1] and starts[row, t]
+            floor, above = (none, none) if fresh else (low, reach)
+            for n in range(states):
+                bn = b[row, t, n]
+                for j in range(WIDE):
+                    e = above * _exp2(step[k, j] * rate[n, j])
+                    decay[k, n, j] = e  # what of it moves with dt and a
+                    v = (floor + e) * before[n, j] + x[k, j] * bn
+                    h[k, n, j] = v
+                    before[n, j] = v
+        for t in range(stop - 1, start - 1, -1):
+            k = t - start
+            _copy(dy[row, t, here], top[:width])
+            dx[:], dstep[:] = 0, 0
+            floor = none if starts.shape[1] and starts[row, t] else low
+            if k == 0:
+                for n in range(states):
+                    _copy(kept[row, span, n, here], before[n, :width])
+            last = h[k - 1] if k else before
+            for n in range(states):
+                bn, cn, toward_b, toward_c = b[row, t, n], c[row, t, n], none, none
+                for j in range(WIDE):
+                    toward_c += top[j] * h[k, n, j]
+                    v = g[n, j] + top[j] * cn
+                    toward_b += v * x[k, j]
+                    dx[j] += v * bn
+                    g[n, j] = v * (floor + decay[k, n, j])
+                    v *= decay[k, n, j] * last[n, j]
+                    dstep[j] += v * rate[n, j]
+                    drate[n, j] += v * step[k, j]
+                db[block, row, t, n], dc[block, row, t, n] = toward_b, toward_c
+            _leave(u[row, t, here], d[here], top, step[k], dx, dstep, du[row, t, here], ddt[row, t, here])
+
+
 @partial(compiled, fastmath=FAST)
 def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, low, du, ddt, da, db, dc, dstate):
     """The gradients of `selective`. da: (B, S, I), per row. db, dc: (blocks of channels, B, T, S), per block."""
-    length, inner, states = u.shape[1], u.shape[2], a.shape[0]
-    blocks = (inner + WIDE - 1) // WIDE
-    kind = u.dtype
-    low, reach = kind.type(low), kind.type(1 - low)
+    inner, states, kind = u.shape[2], a.shape[0], u.dtype
+    blocks, to_2 = (inner + WIDE - 1) // WIDE, kind.type(1 / math.log(2))
     rate, before, g, drate = (np.zeros((states, WIDE), kind), np.zeros((states, WIDE), kind),
                               np.zeros((states, WIDE), kind), np.zeros((states, WIDE), kind))
     h, decay = np.zeros((SPAN, states, WIDE), kind), np.zeros((SPAN, states, WIDE), kind)
@@ -145,58 +235,9 @@ def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, 
         drate[:] = 0
         for n in range(states):
             for j in range(width):
-                rate[n, j], g[n, j] = a[n, i + j], dfinal[row, n, i + j]
-        for span in range((length - 1) // SPAN, -1, -1):
-            start, stop = span * SPAN, min(span * SPAN + SPAN, length)
-            for n in range(states):
-                for j in range(width):
-                    before[n, j] = kept[row, span, n, i + j]
-            for t in range(start, stop):  # the states of this span again
-                k = t - start
-                for j in range(width):
-                    step[k, j] = dt[row, t, i + j]
-                    x[k, j] = step[k, j] * u[row, t, i + j]
-                fresh = starts.shape[1] and starts[row, t]
-                floor = kind.type(0) if fresh else low
-                for n in range(states):
-                    bn = b[row, t, n]
-                    for j in range(WIDE):
-                        e = reach * _exp(step[k, j] * rate[n, j])
-                        if fresh:
-                            e = kind.type(0)
-                        decay[k, n, j] = e  # what of it moves with dt and a
-                        v = (floor + e) * before[n, j] + x[k, j] * bn
-                        h[k, n, j] = v
-                        before[n, j] = v
-            for t in range(stop - 1, start - 1, -1):
-                k = t - start
-                for j in range(width):
-                    top[j] = dy[row, t, i + j]
-                    dx[j], dstep[j] = 0, 0
-                floor = kind.type(0) if starts.shape[1] and starts[row, t] else low
-                if k:
-                    last = h[k - 1]
-                else:
-                    for n in range(states):
-                        for j in range(width):
-                            before[n, j] = kept[row, span, n, i + j]
-                    last = before
-                for n in range(states):
-                    bn, cn, toward_b, toward_c = b[row, t, n], c[row, t, n], kind.type(0), kind.type(0)
-                    for j in range(WIDE):
-                        toward_c += top[j] * h[k, n, j]
-                        v = g[n, j] + top[j] * cn
-                        toward_b += v * x[k, j]
-                        dx[j] += v * bn
-                        g[n, j] = v * (floor + decay[k, n, j])
-                        v *= decay[k, n, j] * last[n, j]
-                        dstep[j] += v * rate[n, j]
-                        drate[n, j] += v * step[k, j]
-                    db[block, row, t, n], dc[block, row, t, n] = toward_b, toward_c
-                for j in range(width):
-                    v = u[row, t, i + j]
-                    du[row, t, i + j] = dx[j] * step[k, j] + top[j] * d[i + j]
-                    ddt[row, t, i + j] = dx[j] * v + dstep[j]
+                rate[n, j], g[n, j] = a[n, i + j] * to_2, dfinal[row, n, i + j]
+        _selective_backward(row, block, u, dt, b, c, d, starts, kept, dy, low, du, ddt, db, dc, rate, before, g, drate,
+                            h, decay, step, x, top, dx, dstep)
         for n in range(states):
             for j in range(width):
                 da[row, n, i + j], dstate[row, n, i + j] = drate[n, j], g[n, j]
