@@ -158,7 +158,7 @@ def _mask(x: Tensor, starts: Tensor | None) -> Tensor:
 
 def _lines(x: Tensor) -> tuple[int, int, int, int]:
     """(B, T, H, X), whose last axis is contiguous, for loops that read it where it lies: its address and strides."""
-    return (x.data_ptr(), *x.stride()[:3])
+    return x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)
 
 
 def _dense(x: Tensor) -> Tensor:
