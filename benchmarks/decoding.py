@@ -179,7 +179,7 @@ def prose_file(models: Path) -> Path:
 # -- correcting: the answer mostly copies the source
 
 END, BEGIN, MASK = 0, 128, 129  # ids; between them letters as ASCII has them
-BLOCK = 15  # masks that the drafter of blocks fills in at once
+BLOCK = 7  # masks that the drafter of blocks fills in at once
 
 
 def sentences(data: Path, part: str) -> dict[str, list[str]]:
@@ -228,13 +228,13 @@ def spellers(data: Path, models: Path, steps: int) -> tuple[Stack, Stack]:
 
     texts = sorted((text for part in sentences(data, "train").values() for text in part), key=len)
     draw = partial(lessons, texts, 16)
-    masked = masked_blocks(draw, BLOCK, MASK, 4 * steps)
+    masked = masked_blocks(draw, BLOCK, MASK, 3 * steps)
     writer, blocks = speller(BEGIN + 1, 768, 4), speller(MASK + 1, 256, 2)
     models.mkdir(parents=True, exist_ok=True)
     for name, model, batches, count, objective in (
             ("writer", writer, draw, steps, NextElement()),
-            ("blocks", blocks, lambda step: prompted(masked(step)), 4 * steps, MaskedElements(0.1))):
-        kept = models / f"{name}.safetensors"
+            ("blocks", blocks, lambda step: prompted(masked(step)), 3 * steps, MaskedElements(0.1))):
+        kept = models / f"{name}-{count}.safetensors"
         if not kept.exists():
             start = time.perf_counter()
             learn(model, batches, count, rate=0.01, muon=True, precision="bfloat16", objective=objective)
@@ -277,7 +277,7 @@ def edits(threads: int, rounds: int, count: int, steps: int, data: Path, models:
             plain, truth = best["none"]
 
             def right(answers: list[list[int]], chosen: list[str] = chosen) -> float:
-                return float(np.mean([SequenceMatcher(None, bytes(answer).decode(), text, False).ratio()
+                return float(np.mean([SequenceMatcher(None, answer, list(text.encode()), False).ratio()
                                       for answer, text in zip(answers, chosen)]))
 
             for who, (spent, answers) in best.items():
@@ -290,8 +290,8 @@ def edits(threads: int, rounds: int, count: int, steps: int, data: Path, models:
     size = sum(parameter.numel() for parameter in stack.parameters()) / 1e6
     head = ["", "letters a pass", "letters/s", "times plain", "same texts", "right", "right in the source"]
     return (f"### Corrections by a model of {size:.0f}M parameters, greedy, batch 1\n\n" + table(head, rows)
-            + f"\n\n{steps} steps of learning; {model.path}; {count} held-out sentences each, the reading of the "
-            f"source left out; best of {rounds} rounds.")
+            + f"\n\n{steps} steps of learning; {model.path}; {count} held-out sentences each, one after the other "
+            f"by the same drafter, the reading of the source left out; best of {rounds} rounds.")
 
 
 PAGE = """# Drafts and searches on a CPU
@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=6, help="of each model's training")
     parser.add_argument("--head-minutes", type=float, default=2, help="of the training of each sort of heads")
-    parser.add_argument("--steps", type=int, default=120, help="of the training of the model that corrects")
+    parser.add_argument("--steps", type=int, default=160, help="of the training of the model that corrects")
     parser.add_argument("--count", type=int, default=24, help="of held-out sentences that are corrected")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SEGUE_DATA", "../shared/data")))
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "segue-decoding-models")
