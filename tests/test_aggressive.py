@@ -16,8 +16,9 @@ from torch import Tensor
 
 from segue.decoding import generate
 from segue.decoding.accept import near_best
-from segue.decoding.draft import BlockDraft, CachedBlockDraft, SourceCopy, Tip, Tree
+from segue.decoding.draft import BlockDraft, CachedBlockDraft, SourceCopy, Tip, Tree, TrieDraft
 from segue.decoding.draft.base import branch
+from segue.decoding.generate import draft_sizes
 from segue.mixers.state import Layout
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.base import Decoding, Output
@@ -158,7 +159,7 @@ def passes(source: list[int], target: list[int]) -> tuple[int, int, int]:
 @settings(max_examples=40, deadline=None)
 @given(source=st.lists(st.integers(1, 30), min_size=1, max_size=30), data=st.data())
 def test_a_pass_for_each_edit(source: list[int], data: st.DataObject) -> None:
-    """One pass for a sentence without edits; one more for each draft that is not the rest of it, and each step without."""
+    """One pass for a sentence without edits; one more for each draft that is not its rest, and each step without."""
     edits = data.draw(st.dictionaries(st.integers(0, len(source) - 1), st.integers(1, 40), max_size=4))
     target = [edits.get(at, token) for at, token in enumerate(source)]
     prompt = [*source, 99]
@@ -178,6 +179,13 @@ def test_long_sources_are_drafted_whole() -> None:
     assert answer.passes == 2 and answer.drafted == len(source) - 1
     adaptive = generate(Script(len(source) + 1, source), [[*source, 99]], 300, draft=SourceCopy(99), eos=END)[0]
     assert adaptive.tokens == source and adaptive.passes <= 12  # some to measure, the rest in long pieces
+
+
+def test_large_drafts_have_small_ones_to_choose_from() -> None:
+    """Eight nodes with the confirmed token, and quarters of the largest."""
+    assert draft_sizes(SourceCopy()) == (0, 7, 16, 64, 256)
+    assert draft_sizes(TrieDraft()) == (0, 7, 16, 64) == draft_sizes(None)
+    assert draft_sizes(BlockDraft(reader(), 25)) == (0, 6, 25) and draft_sizes(SourceCopy(length=3)) == (0, 1, 3)
 
 
 # The same text on every mixer
@@ -323,7 +331,10 @@ def test_a_block_is_guessed_behind_what_is_kept(name: str) -> None:
             layout = Layout.chain((1, tokens.shape[1]), prompt=torch.arange(tokens.shape[1])[None] < len(prompt))
             scores = model(tokens, layout).logits[0, -5:, :MASK]
             assert draft.tokens == scores.argmax(-1).tolist()[:4]
-    check_drafter(lambda: CachedBlockDraft(stack(["mamba"], 12, 0), 4), memory=False)
+
+
+def test_a_drafter_of_kept_blocks_keeps_to_its_bounds() -> None:
+    check_drafter(lambda: CachedBlockDraft(stack(["gru"], 12, 0), 4), memory=False)
 
 
 # What teaches blocks
