@@ -2,22 +2,30 @@
 
     python benchmarks/decoding.py searches-7m searches-100m     # greedy, beams, prompt lookup: same weights and prompts
     python benchmarks/decoding.py heads-attention heads-mamba   # draft heads on a model of 25M that learned
+    python benchmarks/decoding.py edits                         # drafts from the source, on one of 29M that corrects
     python benchmarks/decoding.py --table
 
 Models of the second line learn the Python standard library first (`--minutes`, kept in `--models`, so that a second run
-only measures). Needs the extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
+only measures), those of the third to correct spelling in the data sets that `--data` has (kept likewise). Needs the
+extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import io
 import json
 import logging
+import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from dataclasses import replace
+from difflib import SequenceMatcher
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +34,19 @@ import torch
 from decode import HERE, PROMPT, SHAPES, machine, make, table
 
 import segue
-from segue.decoding import generate
+from segue.decoding import Continuation, generate
+from segue.decoding.cost import Cost
+from segue.decoding.draft import CachedBlockDraft, Drafter, SourceCopy, TrieDraft
 from segue.decoding.draft.heads import HeadsDraft, build_tree
+from segue.decoding.generate import draft_sizes
 from segue.demo import standard_library
+from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
 from segue.models.heads import DraftHeads
 from segue.models.huggingface import from_huggingface
+from segue.objectives import Batch, MaskedElements, NextElement
+from segue.objectives.masked import masked_blocks
+from segue.training.learn import learn
 from segue.training.recipe import heads_of
 from segue.verbs.speed_up import SORTS, WAYS, beginnings, count_on_own_text, measure, train_heads
 
@@ -161,6 +176,124 @@ def prose_file(models: Path) -> Path:
     return path
 
 
+# -- correcting: the answer mostly copies the source
+
+END, BEGIN, MASK = 0, 128, 129  # ids; between them letters as ASCII has them
+BLOCK = 7  # masks that the drafter of blocks fills in at once
+
+
+def sentences(data: Path, part: str) -> dict[str, list[str]]:
+    """Captions (Multi30k) and Java methods (CodeXGLUE) of a line's length, `part` being "train" or "test"."""
+    files = {"captions": f"multi30k-en-de/{'train' if part == 'train' else 'test_2016_flickr'}.en.gz",
+             "code": f"code-java-csharp/{part}.java.txt.gz"}
+    return {name: [line for line in gzip.decompress((data / file).read_bytes()).decode("ascii", "ignore").splitlines()
+                   if 30 < len(line) < 160] for name, file in files.items()}
+
+
+def misspelt(text: str, rate: float, random: np.random.Generator) -> str:
+    """Of each word of three letters or more, with chance `rate`, two letters are exchanged, or one is dropped, doubled
+    or another one."""
+    def change(match: re.Match[str]) -> str:
+        word, at = match[0], int(random.integers(len(match[0]) - 1))
+        ways = (word[at + 1] + word[at], word[at + 1], word[at] * 2 + word[at + 1],
+                chr(97 + int(random.integers(26))) + word[at + 1])
+        return word[:at] + ways[random.integers(4)] + word[at + 2 :] if random.random() < rate else word
+
+    return re.sub(r"[A-Za-z]{3,}", change, text)
+
+
+def lessons(texts: list[str], rows: int, step: int) -> Batch:
+    """Misspelt sentences of about one length, and how they are spelt."""
+    random = np.random.default_rng([0, step])
+    first = int(random.integers(0, len(texts) - rows))
+    return prompted(Batch.pairs([([*misspelt(text, 0.08, random).encode()], [*text.encode(), END])
+                                 for text in texts[first : first + rows]], BEGIN))
+
+
+def prompted(batch: Batch) -> Batch:
+    """The source and what begins the answer are the prompt, which is read both ways."""
+    return replace(batch, starts=None, prompt=(batch.tokens == BEGIN).cumsum(1).cumsum(1) <= 1)
+
+
+def speller(vocabulary: int, width: int, layers: int) -> Stack:
+    """Positions begin again behind the prompt, so that letters and their copies stand at the same ones."""
+    torch.manual_seed(0)
+    options = {"heads": width // 64, "partial": False, "qkv_bias": True}
+    return Stack(StackConfig(vocabulary, width, ["palm"] * layers, {"palm": options}, embed_norm=True))
+
+
+def spellers(data: Path, models: Path, steps: int) -> tuple[Stack, Stack]:
+    """A model that corrects (29M parameters), and one that drafts blocks for it (1.6M)."""
+    from safetensors.torch import load_model, save_model
+
+    texts = sorted((text for part in sentences(data, "train").values() for text in part), key=len)
+    draw = partial(lessons, texts, 16)
+    masked = masked_blocks(draw, BLOCK, MASK, 3 * steps)
+    writer, blocks = speller(BEGIN + 1, 768, 4), speller(MASK + 1, 256, 2)
+    models.mkdir(parents=True, exist_ok=True)
+    for name, model, batches, count, objective in (
+            ("writer", writer, draw, steps, NextElement()),
+            ("blocks", blocks, lambda step: prompted(masked(step)), 3 * steps, MaskedElements(0.1))):
+        kept = models / f"{name}-{count}.safetensors"
+        if not kept.exists():
+            start = time.perf_counter()
+            learn(model, batches, count, rate=0.01, muon=True, precision="bfloat16", objective=objective)
+            save_model(model, str(kept))
+            print(f"{name} learned for {(time.perf_counter() - start) / 60:.1f} minutes", flush=True)
+        load_model(model, kept)
+    return writer.eval(), blocks.eval()
+
+
+def edits(threads: int, rounds: int, count: int, steps: int, data: Path, models: Path) -> str:
+    """Greedy corrections of held-out sentences without drafts and with: all take turns, the best round counts."""
+    stack, small = spellers(data, models, steps)
+    model, blocks = (compile_model(each, "float32", threads) for each in (stack, small))
+    drafts: dict[str, tuple[Callable[[], Drafter] | None, str]] = {
+        "none": (None, "walk"),
+        "source (IAD)": (partial(SourceCopy, BEGIN), "walk"),
+        "source as published": (partial(SourceCopy, BEGIN, reach=0), "walk"),
+        "trie": (partial(TrieDraft, query=4), "walk"),
+        "block (GAD)": (partial(CachedBlockDraft, blocks, BLOCK), "walk"),
+        "block (GAD++)": (partial(CachedBlockDraft, blocks, BLOCK), "near-best")}
+    rows = []
+    for name, texts in sentences(data, "test").items():
+        for rate in (0.05, 0.1):
+            random = np.random.default_rng(1)
+            chosen = [texts[i] for i in random.permutation(len(texts))[:count]]
+            prompts = [[*misspelt(text, rate, random).encode(), BEGIN] for text in chosen]
+            best: dict[str, tuple[float, list[Continuation]]] = {}
+            # A drafter and what was measured of it are kept from text to text and from round to round.
+            kept = {who: (None if make is None else make(), acceptor) for who, (make, acceptor) in drafts.items()}
+            costs = {who: Cost(draft_sizes(drafter)) for who, (drafter, _) in kept.items()}
+            for _ in range(rounds):
+                for who, (drafter, acceptor) in kept.items():
+                    if isinstance(drafter, TrieDraft):  # not of answers to these very prompts
+                        drafter.answers = TrieDraft(query=4).answers
+                    answers = generate(model, prompts, 200, draft=drafter, acceptor=acceptor, eos=END, batch=1,
+                                       cost=costs[who])
+                    spent = sum(answer.seconds["total"] - answer.seconds["prefill"] for answer in answers)
+                    if who not in best or spent < best[who][0]:
+                        best[who] = spent, answers
+            plain, truth = best["none"]
+
+            def right(answers: list[list[int]], chosen: list[str] = chosen) -> float:
+                return float(np.mean([SequenceMatcher(None, answer, list(text.encode()), False).ratio()
+                                      for answer, text in zip(answers, chosen)]))
+
+            for who, (spent, answers) in best.items():
+                said, passes = (sum(getattr(answer, what) - 1 for answer in answers) for what in ("produced", "passes"))
+                same = sum(one.tokens == other.tokens for one, other in zip(answers, truth))
+                rows.append([f"{name}, {rate:.0%} misspelt, {who}", f"{said / passes:.2f}", f"{said / spent:,.0f}",
+                             f"{plain / spent:.2f}", f"{same} of {count}",
+                             f"{right([answer.tokens for answer in answers]):.1%}",
+                             f"{right([prompt[:-1] for prompt in prompts]):.1%}"])
+    size = sum(parameter.numel() for parameter in stack.parameters()) / 1e6
+    head = ["", "letters a pass", "letters/s", "times plain", "same texts", "right", "right in the source"]
+    return (f"### Corrections by a model of {size:.0f}M parameters, greedy, batch 1\n\n" + table(head, rows)
+            + f"\n\n{steps} steps of learning; {model.path}; {count} held-out sentences each, one after the other "
+            f"by the same drafter, the reading of the source left out; best of {rounds} rounds.")
+
+
 PAGE = """# Drafts and searches on a CPU
 
 Printed by `python benchmarks/decoding.py`, with the names of its parts (needs `pip install 'segue[bench]'`).
@@ -174,6 +307,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=6, help="of each model's training")
     parser.add_argument("--head-minutes", type=float, default=2, help="of the training of each sort of heads")
+    parser.add_argument("--steps", type=int, default=160, help="of the training of the model that corrects")
+    parser.add_argument("--count", type=int, default=24, help="of held-out sentences that are corrected")
+    parser.add_argument("--data", type=Path, default=Path(os.environ.get("SEGUE_DATA", "../shared/data")))
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "segue-decoding-models")
     parser.add_argument("--table", action="store_true", help="write the page from the parts measured so far")
     args = parser.parse_args()
@@ -182,8 +318,12 @@ def main() -> None:
     for name in args.parts:
         sort, _, which = name.partition("-")
         with redirect_stderr(io.StringIO()):
-            text = searches(which, threads, args.tokens, args.rounds) if sort == "searches" else \
-                heads(which, threads, args.tokens, args.minutes, args.head_minutes, args.models)
+            if sort == "searches":
+                text = searches(which, threads, args.tokens, args.rounds)
+            elif sort == "edits":
+                text = edits(threads, args.rounds, args.count, args.steps, args.data, args.models)
+            else:
+                text = heads(which, threads, args.tokens, args.minutes, args.head_minutes, args.models)
         print(text, flush=True)
         with open(file, "a") as handle:
             handle.write(json.dumps({"part": name, "text": text + f"\n\nOn {machine(threads)}."}) + "\n")

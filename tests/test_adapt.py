@@ -172,6 +172,17 @@ def test_at_first_each_window_is_read_alone(mixers: list[str]) -> None:
 
 
 @torch.no_grad()
+def test_vectors_begin_as_means_of_ever_shorter_ends() -> None:
+    x = torch.randn(2, 16, 16, dtype=torch.float64)
+    model = WindowRecurrence(stack("attention"), 16, vectors=3, heads=2).double()
+    pooled = model.pool.softmax(-1) @ x
+    means = torch.stack([x[:, -end:].mean(1) for end in (16, 4, 1)], 1)
+    torch.testing.assert_close(pooled, means, atol=0.1, rtol=0)
+    one = WindowRecurrence(stack("attention"), 16, heads=2).double()
+    torch.testing.assert_close(one.summary(x), one.module(x.mean(1, keepdim=True)))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("places", [{}, {"source": 0, "into": 0}, {"source": 0, "into": 2}, {"source": 2, "into": 0}])
 def test_a_window_hears_of_those_before_it_alone(places: dict[str, int]) -> None:
     model, tokens = recurrent(*MIXED, **places), text(20)

@@ -364,6 +364,18 @@ def test_conditional_beam_finds_the_conditional_mode(name: str) -> None:
     assert narrow.score >= max(lucky, default=-np.inf)
 
 
+def test_an_answer_ends_where_it_has_the_attribute() -> None:
+    """Where an answer ends there is nothing left to foresee, whatever is foreseen there."""
+    unsure = lambda living, tokens: np.where(tokens == 0, -0.1, -5.0)  # noqa: E731  # ends look good everywhere
+    for name, holds in ATTRIBUTES.items():
+        options = {"num_beams": 4, "length_penalty": 0.0, "attribute": unsure}
+        steered, plain = (generate(TableModel(4, 5, 1.5), [[1, 2], [3], [2, 1]], 6, "conditional-beam", eos=0,
+                                   **options, **more) for more in ({"holds": holds}, {}))
+        assert all(holds(answer.tokens) for answer in steered if answer.finish == "stop"), name
+        assert any(answer.finish == "stop" for answer in steered), name
+        assert not all(holds(answer.tokens) for answer in plain), name
+
+
 def test_conditional_beam_without_weight_is_the_beam() -> None:
     attribute, _ = foreseen([1, 2], 4, ATTRIBUTES["four long"])
     for width in (1, 3, 6):

@@ -155,10 +155,16 @@ def _limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
 
 
 def draft_sizes(drafter: Drafter | None) -> tuple[int, ...]:
-    """The sizes to choose from follow from the drafter; the one between is for where a wide draft costs more than it
-    wins."""
+    """The sizes to choose from follow from the drafter: its largest draft, and down by quarters for where a wide one
+    costs more than it wins. The smallest of a large drafter's makes eight nodes with the confirmed token: for so many
+    the compiled engine reads its weights once, which takes as long as for one."""
     largest = getattr(drafter, "nodes", None) or getattr(drafter, "length", None) or 64
-    return 0, max(largest // 4, 1), largest
+    if largest < 32:
+        return 0, max(largest // 4, 1), largest
+    sizes = [largest]
+    while sizes[0] > 16:
+        sizes.insert(0, sizes[0] // 4)
+    return 0, 7, *sizes
 
 
 def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None, sampling: Sampling,

@@ -12,19 +12,23 @@ from segue.mixers.state import Layout
 from segue.models.base import Output
 from segue.models.stack import Stack
 
+FAINT = 6.0  # nats by which what a vector does not pool at first lies below what it does
+
 
 class WindowRecurrence(nn.Module):
     """A stack that reads a row window by window, of which each is told what the one before it was about.
 
-    The hidden states behind block `source` of a window are pooled over time, by learned weights that begin as those of
-    the mean, and pass a small network; the vectors that come out are keys and values that every element of the next
-    window attends to, behind block `into`. That attention begins at zero, so that the model is at first what it was on
-    each window alone. Gradients flow through all windows of a row. For training and scoring; it keeps no state.
+    The hidden states behind block `source` of a window are pooled over time and pass a small network; the vectors that
+    come out are keys and values that every element of the next window attends to, behind block `into`. The weights of
+    the pools are learned. They begin as those of a mean: of the whole window for the first vector, of its last element
+    for the last one, of ever shorter ends for those between, since vectors that began alike would stay so. That
+    attention begins at zero, so that the model is at first what it was on each window alone. Gradients flow through all
+    windows of a row. For training and scoring; it keeps no state.
 
     stack: moved with the rest. window: elements of a window. vectors: pooled ones. source, into: blocks, counted from 0
     (default: the last one, and the one in the middle); with `into` above `source` a window hears of no more than the
-    one before it. heads: of the new attention. checkpointing: keep each window's
-    inputs only and compute the rest again on the way back, so that memory is that of one window.
+    one before it. heads: of the new attention. checkpointing: keep each window's inputs only and compute the rest
+    again on the way back, so that memory is that of one window.
     """
 
     def __init__(self, stack: Stack, window: int, vectors: int = 1, source: int | None = None, into: int | None = None,
@@ -37,9 +41,11 @@ class WindowRecurrence(nn.Module):
                              f"of {depth}, {heads} heads of width {width} together: sizes must be positive, blocks "
                              "there, and the heads divide the width")
         self.stack, self.window, self.heads, self.checkpointing = stack, window, heads, checkpointing
-        self.pool = nn.Parameter(torch.zeros(vectors, window))
+        ends = window ** torch.linspace(1, 0 if vectors > 1 else 1, vectors)
+        distances = torch.arange(window - 1, -1, -1)
+        self.pool = nn.Parameter((distances >= ends.round()[:, None]) * -FAINT)
         self.module = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, width),
-                                    nn.GELU(), nn.Linear(width, width))
+                                    nn.GELU(), nn.Linear(width, width), nn.LayerNorm(width))
         self.norm, self.q = nn.LayerNorm(width), nn.Linear(width, width, bias=False)
         self.kv, self.out = nn.Linear(width, 2 * width, bias=False), nn.Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)

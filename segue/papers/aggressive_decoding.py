@@ -182,7 +182,7 @@ def corrected(folder: Path | None, size: int, width: int, steps: int, rows: int,
         random = np.random.default_rng([seed, 1])
         pairs = [(with_mistakes(words, rate, size, random), words) for _, words in test[:held]]
         table.append({"task": f"captions, {rate:.0%} mistakes", "decoding": "IAD"} |
-                     compare(pairs, decode(model, pairs), decode(model, pairs, SourceCopy(model.begin))))
+                     compare(pairs, decode(model, pairs), decode(model, pairs, SourceCopy(model.begin, reach=0))))
     return table
 
 
@@ -194,7 +194,7 @@ def translated(folder: Path | None, size: int, width: int, steps: int, rows: int
     model = taught(writer(size, width), draw, steps, seed)
     test = test[:held]
     return [{"task": "German to English", "decoding": "IAD"} |
-            compare(test, decode(model, test), decode(model, test, SourceCopy(model.begin)))]
+            compare(test, decode(model, test), decode(model, test, SourceCopy(model.begin, reach=0)))]
 
 
 def deciphered(width: int, steps: int, block_steps: int, rows: int, held: int, seed: int) -> list[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from segue.decoding.draft.base import NOTHING, Drafter, Tip, Tree
-from segue.decoding.draft.block import BlockDraft
+from segue.decoding.draft.block import BlockDraft, CachedBlockDraft
 from segue.decoding.draft.lookup import PromptLookup
 from segue.decoding.draft.model import ModelDraft, depth_draft
 from segue.decoding.draft.source import SourceCopy
@@ -24,5 +24,5 @@ DRAFTERS: dict[str, Callable[[Any], Drafter]] = {
     "depth": depth_draft,
 }
 
-__all__ = ["DRAFTERS", "NOTHING", "BlockDraft", "Drafter", "ModelDraft", "PromptLookup", "SourceCopy", "Tip",
-           "Together", "Tree", "Trie", "TrieDraft", "depth_draft"]
+__all__ = ["DRAFTERS", "NOTHING", "BlockDraft", "CachedBlockDraft", "Drafter", "ModelDraft", "PromptLookup",
+           "SourceCopy", "Tip", "Together", "Tree", "Trie", "TrieDraft", "depth_draft"]

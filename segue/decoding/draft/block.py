@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from segue.decoding.draft.base import Tip, Tree, branch
+from segue.decoding.draft.model import ModelDraft
 from segue.mixers.state import Layout, gather_nodes
+from segue.models.base import Decodable
 from segue.models.stack import Stack
 from segue.objectives.masked import padding
 
@@ -64,3 +66,25 @@ class BlockDraft:
 
     def forget(self, row: int) -> None:
         self._said.pop(row, None)
+
+
+class CachedBlockDraft(ModelDraft):
+    """The same by a model that looks back (and at its prompt both ways, if it likes): it keeps what it has read, and a
+    block costs one pass over what is new and the masks. Each mask sees those before it.
+
+    model: anything decodable, the compiled engine too, whose last id is the mask. length: masks, so tokens drafted at
+        most.
+    """
+
+    def __init__(self, model: Decodable, length: int = 25) -> None:
+        super().__init__(model, length, name="block")
+        self.mask = model.vocabulary - 1
+
+    def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
+        rows = [tip.row for tip in asked]
+        state = self._read(rows)
+        tokens = torch.full((len(rows), 1 + self.length), self.mask)
+        tokens[:, 0] = torch.tensor([self._ahead[row][-1] for row in rows])
+        scores = self.model.extend(tokens, state).logits[:, 1:, : self.mask]  # pending, and never committed
+        for tip, guess in zip(asked, scores.argmax(-1).tolist()):
+            chains[tip.row] = guess[: min(tip.nodes, tip.depth, self.length)]

@@ -43,8 +43,8 @@ class ModelDraft:
                 self._draft(asked, chains)
         return [branch(chains.get(tip.row, [])) for tip in tips]
 
-    def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
-        rows = [tip.row for tip in asked]
+    def _read(self, rows: Sequence[int]) -> Decoding:
+        """Read all but the last token of each of these requests; their states together."""
         for row in rows if begin_of(self.model) is not None else []:
             if not bool(self._states[row].positions.any()):  # its prompt is read before it joins others
                 self.model.extend(torch.tensor([self._ahead[row][:-1]]), self._states[row])
@@ -61,6 +61,11 @@ class ModelDraft:
             state.commit(None, counts)
             for place, row in enumerate(rows):
                 self._states[row], self._ahead[row] = state.select(torch.tensor([place])), self._ahead[row][-1:]
+        return state
+
+    def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
+        rows = [tip.row for tip in asked]
+        state = self._read(rows)
         live, last = list(range(len(rows))), [self._ahead[row][-1] for row in rows]
         for depth in range(max(min(tip.nodes, tip.depth, self.length) for tip in asked)):
             scores = self.model.extend(torch.tensor(last)[:, None], state).logits[:, -1].double().cpu().numpy()

@@ -25,8 +25,9 @@ class ConditionalBeam(Beam):
     attribute: foresees the complete answer, for example `Foresight.attribute` (see `search.foresight`).
     attribute_weight: 1 is Bayes' rule, 0 the beam search. attribute_top: so many of the likeliest next tokens of each
         hypothesis are looked at; others are left out.
-    holds: whether an answer's tokens do have the attribute. With it, answers that do come first, and all are ranked by
-        their log-probability alone.
+    holds: whether an answer's tokens do have the attribute. With it, an answer may end where it does, and nowhere else
+        (nothing is left to foresee there); answers that have it come first, and all are ranked by their log-probability
+        alone.
     """
 
     options: ClassVar[tuple[str, ...]] = (*Beam.options, "attribute", "attribute_weight", "attribute_top", "holds")
@@ -65,6 +66,9 @@ class ConditionalSearch(BeamSearch):
                                  f"not {foreseen.shape} up to {foreseen.max(initial=-np.inf)}")
             lean = np.full_like(logprobs, -np.inf)
             np.put_along_axis(lean, tokens, weight * foreseen, 1)
+            if (holds := self.options.holds) is not None:
+                ended = [0.0 if holds(hypothesis.tokens) else -np.inf for hypothesis in living]
+                lean[:, list(self.stops)] = np.array(ended)[:, None]
         return super().advance(living, logprobs, bonus, lean)
 
     def results(self) -> list[Hypothesis]:
