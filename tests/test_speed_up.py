@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import segue
 from segue.cli import main
-from segue.data import of
+from segue.data import TokenStore, of
 from segue.decoding.draft import DRAFTERS
-from segue.decoding.draft.heads import HeadsDraft
+from segue.decoding.draft.heads import HeadsDraft, build_tree
 from segue.errors import SegueError
 from segue.models.heads import DraftHeads
-from segue.verbs.speed_up import beginnings
+from segue.verbs.speed_up import Readings, beginnings, best_tree
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 32, "rows": 8, "threads": 1, "precision": "float32"}
 QUICK: dict[str, Any] = {"steps": 12, "prompts": 2, "n": 12, "nodes": 8, "quiet": True}
@@ -118,6 +121,58 @@ def test_heads_of_another_model_are_refused(folder: Path, tmp_path: Path) -> Non
     other = segue.fit(words(), steps=1, quiet=True, mix=False, vocabulary=259, **{**SMALL, "width": 64})
     with pytest.raises(SegueError, match="another shape"):
         HeadsDraft.load(folder / "drafts" / "heads.safetensors", other.model)
+
+
+def test_heads_learn_from_the_data_and_from_what_the_model_says(folder: Path) -> None:
+    fitted = segue.load(folder)
+    store = of(words()).encode(fitted.codec)
+    readings = Readings(fitted, fitted.model, store, rows=4 * 64 * 4, seed=3)
+    text, each = readings.text, 4 * readings.rows
+    assert len(text.tokens) == 4 * each and text.tokens.shape[1] == fitted.context
+    data = {bytes(document) for document in words_of(store)}
+    for row in range(2 * each):
+        own = row >= each
+        ends = (text.targets[row] < 0).nonzero()
+        said = text.tokens[row, : int(ends[0]) + 1 if len(ends) else None].tolist()
+        if own:  # greedily: every token behind the prime is the likeliest one
+            assert text.starts is not None and not text.starts[row].any()
+            with torch.inference_mode():
+                best = fitted.model(torch.tensor([said])).logits[0].argmax(-1)[8:]
+            agree = (best == text.targets[row, 8 : len(said)]).float().mean()
+            assert agree > 0.95
+        elif text.starts is not None and not text.starts[row].any():
+            assert any(bytes(said[:-1]) in document for document in data)
+    hidden = fitted.model(text.tokens, text.layout).hidden
+    torch.testing.assert_close(text.channels["hidden"].float(), hidden, atol=0.1, rtol=0.1)
+    epoch = len(text.tokens) // readings.rows
+    seen = torch.cat([readings(step).tokens for step in range(epoch)])
+    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, text.tokens.tolist()))
+
+
+def words_of(store: TokenStore) -> list[list[int]]:
+    return [document.tolist() for document in store]
+
+
+def test_a_tree_is_as_large_as_pays(folder: Path) -> None:
+    fitted = segue.load(folder)
+    heads = DraftHeads.on(fitted.model, heads=3)
+    chances = np.array([[0.6, 0.3], [0.5, 0.2], [0.4, 0.1]])
+
+    class Slow:
+        """A pass takes so many seconds for each node."""
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(fitted.model, name)
+
+        def extend(self, tokens: Any, *rest: Any) -> Any:
+            time.sleep(0.02 + self.seconds * tokens.shape[1])
+            return fitted.model.extend(tokens, *rest)
+
+    assert best_tree(heads, chances, Slow(0.0), [1, 2, 3], 8).paths == build_tree(chances, 8)
+    assert best_tree(heads, chances, Slow(0.05), [1, 2, 3], 8).paths == build_tree(chances, 2)
 
 
 def test_beginnings_end_inside_documents() -> None:

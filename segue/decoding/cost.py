@@ -53,25 +53,27 @@ class Arm:
 class Cost:
     """Chooses the draft size of every pass. May be kept from one answer to the next.
 
-    sizes: the draft sizes to choose from (nodes), 0 and others. fixed: always the largest (no switching).
+    sizes: the draft sizes to choose from (nodes), 0 and others. first: the one that is thought to be the best: the
+    others are tried as late as if it were. fixed: always the largest (no switching).
     """
 
     sizes: Sequence[int] = (0, 16, 64)
+    first: int = 0
     fixed: bool = False
     passes: int = 0
     clock: Clock = field(default_factory=Clock)
     used: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.arms = [Arm(size) for size in sorted(set(self.sizes))]
-        self._now = self.arms[0]
+        self.arms = [Arm(size) for size in sorted({*self.sizes, self.first})]
+        self._first = self._now = next(arm for arm in self.arms if arm.size == self.first)
 
     def budget(self) -> int:
         """How many nodes the next pass may draft."""
         if self.fixed:
             return max(self.sizes)
-        if self.arms[0].tries < TRIAL:
-            return self.arms[0].size
+        if self._first.tries < TRIAL:
+            return self._first.size
         best = max(self.arms, key=lambda arm: arm.rate if arm.tries else 0.0)
         arm = next((arm for arm in self.arms if arm.trial), None)
         if arm is None:
@@ -101,7 +103,11 @@ class Cost:
         arm.forward += weight * (usual - arm.forward)
         arm.drafting += weight * (drafting - arm.drafting)
         arm.trial = max(arm.trial - 1, 0)
-        if not arm.trial:
+        if arm is self._first and arm.size and arm.tries == TRIAL:
+            for other in self.arms:  # a guess: any other pass takes as long, and wins as much if it drafts
+                guess = Arm(other.size, arm.tokens if other.size else 1.0, arm.forward, arm.drafting)
+                other.due = self.passes + self._wait(guess)
+        elif not arm.trial:
             arm.due = self.passes + self._wait(arm)
             larger = next((other for other in self.arms if other.size > arm.size), None)
             if arm.size and larger is not None and not larger.tries:

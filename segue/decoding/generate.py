@@ -178,7 +178,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
         # A list of seeds makes each row what it would be alone; one seed makes row i the i-th stream of that seed.
         return lambda lane: Noise(seed, row, lane) if isinstance(seed, int) else Noise(seed[row], 0, lane)
 
-    cost = cost or Cost(sizes=draft_sizes(drafter), fixed=not adaptive)
+    cost = cost or Cost(draft_sizes(drafter), getattr(drafter, "measured", 0), fixed=not adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place), model,
                     logprobs, until, backspace=backspace)
