@@ -154,11 +154,11 @@ def _limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
     return limits
 
 
-def draft_sizes(drafter: Drafter | None) -> tuple[int, ...]:
+def cost_of(drafter: Drafter | None, adaptive: bool = True) -> Cost:
     """The sizes to choose from follow from the drafter; the one between is for where a wide draft costs more than it
     wins."""
     largest = getattr(drafter, "nodes", None) or getattr(drafter, "length", None) or 64
-    return 0, max(largest // 4, 1), largest
+    return Cost((0, max(largest // 4, 1), largest), getattr(drafter, "measured", 0), fixed=not adaptive)
 
 
 def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None, sampling: Sampling,
@@ -178,7 +178,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
         # A list of seeds makes each row what it would be alone; one seed makes row i the i-th stream of that seed.
         return lambda lane: Noise(seed, row, lane) if isinstance(seed, int) else Noise(seed[row], 0, lane)
 
-    cost = cost or Cost(draft_sizes(drafter), getattr(drafter, "measured", 0), fixed=not adaptive)
+    cost = cost or cost_of(drafter, adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place), model,
                     logprobs, until, backspace=backspace)

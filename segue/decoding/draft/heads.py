@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from segue.decoding.draft.base import NOTHING, Tip, Tree
 from segue.errors import SegueError
 from segue.kernels.cpu.cache import warm
-from segue.mixers.state import State
-from segue.models.compiled import CompiledState
 from segue.models.compiled_heads import CompiledHeads
 from segue.models.heads import DraftHeads, Looked
 from segue.objectives import Batch
@@ -95,7 +93,7 @@ class _Seen:
     last: int = -1
     read: int = 0
     fresh: list[Tensor] = field(default_factory=list)
-    state: State | CompiledState | None = None
+    state: Any = None
     shown: Tensor | None = None
 
 
@@ -122,7 +120,7 @@ class HeadsDraft:
         self.nodes = len(self.paths)
         self.measured = 0 if paths is None else self.nodes  # a tree that was counted is used from the first pass on
         # Who sees the hidden states, and who knows the heads' first layers beforehand, if anyone.
-        self.reader: DraftHeads | CompiledHeads = heads
+        self.reader: Any = heads
         self.quick: Looked | CompiledHeads | None = None
         if heads.embedding.device.type == "cpu" and heads.embedding.dtype == torch.float32 and warm():
             self.reader = self.quick = CompiledHeads(heads)
