@@ -130,9 +130,9 @@ def test_hydra_that_sees_no_tokens_is_medusa() -> None:
 def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
     heads = wild(base(), "hydra", layers=layers)
     shown, quick = torch.randn(2, 1, 16, dtype=torch.float64), Looked(heads)
-    for k in (1, 2, 3):
+    for k, begun in enumerate(quick.begin(shown), 1):
         said = torch.randint(VOCABULARY, (2, 5, k))
-        torch.testing.assert_close(quick.logits(k, quick.begin(shown), said), heads.logits(k, shown, said))
+        torch.testing.assert_close(quick.logits(k, begun, said), heads.logits(k, shown, said))
     assert HeadsDraft(heads).quick is not None  # so the other tests draft with it
     assert not Looked.fits(HeadsConfig(50_000, 768), 4) and not Looked.fits(HeadsConfig(11, 16, sequential=False), 4)
 
@@ -156,8 +156,7 @@ def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pyte
                 for state in states:
                     state.commit(None, torch.tensor([piece.shape[1], piece.shape[1] - 1]))
                 shown = one[:, -1:]
-                begun = fast.begin(shown)
-                for k in (1, 2, 3):
+                for k, begun in enumerate(fast.begin(shown), 1):
                     scores = heads.logits(k, shown.expand(2, 4, 16), said[..., :k])
                     found = fast.logits(k, begun, said[..., :k]).expand_as(scores)
                     assert float((scores - found).norm() / scores.norm()) < tolerance

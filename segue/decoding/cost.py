@@ -78,6 +78,9 @@ class Cost:
         arm = next((arm for arm in self.arms if arm.trial), None)
         if arm is None:
             arm = next((arm for arm in self.arms if arm is not best and arm.due <= self.passes), None)
+            if arm is not None and self._first.size and not arm.tries:
+                arm.due = self.passes + self._wait(self._guess(arm))
+                arm = arm if arm.due == self.passes + SHORTEST_WAIT else None
             if arm is not None:
                 arm.trial = TRIAL
         self._now = arm or best
@@ -103,17 +106,18 @@ class Cost:
         arm.forward += weight * (usual - arm.forward)
         arm.drafting += weight * (drafting - arm.drafting)
         arm.trial = max(arm.trial - 1, 0)
-        if arm is self._first and arm.size and arm.tries == TRIAL:
-            for other in self.arms:  # a guess: any other pass takes as long, and wins as much if it drafts
-                guess = Arm(other.size, arm.tokens if other.size else 1.0, arm.forward, arm.drafting)
-                other.due = self.passes + self._wait(guess)
-        elif not arm.trial:
+        if not arm.trial:
             arm.due = self.passes + self._wait(arm)
             larger = next((other for other in self.arms if other.size > arm.size), None)
             if arm.size and larger is not None and not larger.tries:
                 # Guess that a larger draft costs in proportion and wins the same: it waits if this one lost.
                 guess = Arm(larger.size, arm.tokens, arm.forward * larger.size / arm.size, arm.drafting)
                 larger.due = self.passes + (self._wait(guess) if arm.rate < self.best else 0)
+
+    def _guess(self, arm: Arm) -> Arm:
+        """What an arm that was never tried may be like: as cheap as any that was, and half as good if it drafts."""
+        cheapest = min((other for other in self.arms if other.tries), key=lambda other: other.forward)
+        return Arm(arm.size, (1 + self._first.tokens) / 2 if arm.size else 1.0, cheapest.forward, cheapest.drafting)
 
     @property
     def best(self) -> float:

@@ -81,22 +81,20 @@ class CompiledHeads:
             return hidden.float()
         return self.seeing.see(hidden.float(), self.init_state(len(hidden)) if state is None else state)
 
-    def begin(self, shown: Tensor) -> Tensor:
+    def begin(self, shown: Tensor) -> tuple[Tensor, ...]:
         """See `Looked.begin`; heads that are not sequential begin with what they are shown."""
         if not self.config.sequential:
-            return shown
-        return self.first(shown.flatten(0, -2)).view(*shown.shape[:-1], self.config.heads, -1)
+            return (shown,) * self.config.heads
+        return self.first(shown.flatten(0, -2)).view(*shown.shape[:-1], -1).chunk(self.config.heads, -1)
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: from `begin`."""
-        if not self.config.sequential:
-            z = begun
-        elif self.looked is not None:
-            said = F.embedding(tokens + self.looked.offsets[:k], self.looked.tables[k - 1]).sum(-2)
-            z = begun[..., k - 1, :] + said
-        else:
+        """See `DraftHeads.logits`. begun: the head's own from `begin`."""
+        z = begun
+        if self.looked is not None:
+            z = begun + F.embedding(tokens + self.looked.offsets[:k], self.looked.tables[k - 1]).sum(-2)
+        elif self.config.sequential:
             said = F.embedding(tokens, self.embedding).flatten(-2)
-            z = torch.cat([begun[..., k - 1, :].expand(*said.shape[:-1], -1), said], -1)
+            z = torch.cat([begun.expand(*said.shape[:-1], -1), said], -1)
         return self.levels[k - 1](z.flatten(0, -2)).view(*z.shape[:-1], -1)
 
 

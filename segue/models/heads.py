@@ -167,7 +167,7 @@ class Looked:
             first = head.blocks[0]  # type: ignore[index]
             both = torch.cat([head.skip.weight, first.weight])  # type: ignore[union-attr, list-item]
             slots = both[:, width:].unflatten(1, (-1, width)).transpose(0, 1)  # (k, 2 D, D)
-            self.tables.append((heads.embedding @ slots.mT).flatten(0, 1))  # (k V, 2 D)
+            self.tables.append((heads.embedding @ slots.mT).flatten(0, 1).to(heads.embedding))  # (k V, 2 D)
             products.append(both[:, :width])
             biases.append(F.pad(first.bias, (width, 0)))  # type: ignore[union-attr]
         self.product, self.bias = torch.cat(products), torch.cat(biases)
@@ -177,12 +177,12 @@ class Looked:
         """Whether the tables, of numbers of `size` bytes, are small enough to be quicker than products."""
         return config.sequential and config.heads * (config.heads + 1) * config.vocabulary * config.width * size <= most
 
-    def begin(self, shown: Tensor) -> Tensor:
-        """Of what the heads are shown (..., D), their part of each head's first layers (..., K, 2 D)."""
-        return F.linear(shown, self.product, self.bias).unflatten(-1, (self.heads.config.heads, -1))
+    def begin(self, shown: Tensor) -> tuple[Tensor, ...]:
+        """Of what the heads are shown (..., D), their part of each head's first layers (..., 2 D)."""
+        return F.linear(shown, self.product, self.bias).chunk(self.heads.config.heads, -1)
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: (..., K, 2 D) from `begin`."""
-        said = F.embedding(tokens + self.offsets[:k], self.tables[k - 1]).sum(-2)
-        kept, inner = (begun[..., k - 1, :] + said).chunk(2, -1)
+        """See `DraftHeads.logits`. begun: (..., 2 D), the head's own from `begin`."""
+        said = F.embedding_bag((tokens + self.offsets[:k]).flatten(0, -2), self.tables[k - 1], mode="sum")
+        kept, inner = (begun + said.view(*tokens.shape[:-1], -1)).chunk(2, -1)
         return self.heads.heads[k - 1].rest(kept + F.silu(inner))  # type: ignore[operator]

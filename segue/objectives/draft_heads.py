@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -47,15 +47,17 @@ class DraftHeadsLoss:
                 hidden = self.base(batch.tokens, batch.layout).hidden
             hidden = hidden.to(model.embedding)
             wanted = self.base.head(hidden).float().softmax(-1) if self.distil else None  # type: ignore[operator]
-        shown = begun = model.see(hidden, batch.layout)
+        shown = model.see(hidden, batch.layout)
+        begun: Sequence[Tensor] = (shown,) * model.config.heads
         score: Callable[[int, Tensor, Tensor], Tensor] = model.logits
         if model.config.sequential and model.config.vocabulary < batch.tokens.numel():
             looked = Looked(model)  # each token's share once, not wherever it is said
             begun, score = looked.begin(shown), looked.logits
         total = torch.zeros((), device=shown.device)
-        for k in range(1, model.config.heads + 1):
+        for k, part in enumerate(begun, 1):
             known, said, label = ahead(batch, k)
-            logits = score(k, begun[:, : known.shape[1]][known], said[known]).float()
-            target = label[known] if wanted is None else wanted[:, k:][known]
-            total = total + self.fade**k * F.cross_entropy(logits, target, reduction="sum")
+            # Scored at all places, since to gather the known ones takes longer on the way back.
+            logits = score(k, part[:, : known.shape[1]], said).float().flatten(0, 1)
+            target = (label.clamp(min=0) if wanted is None else wanted[:, k:]).flatten(0, 1)
+            total = total + self.fade**k * (F.cross_entropy(logits, target, reduction="none") * known.flatten()).sum()
         return Loss(total, {"nats": total.detach()}, batch.count)

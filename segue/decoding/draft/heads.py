@@ -210,13 +210,14 @@ class HeadsDraft:
         device = self.heads.embedding.device
         shown = torch.stack([self._seen[tip.row].shown for tip in asked])[:, None]  # type: ignore[misc]
         said = torch.tensor([self._seen[tip.row].last for tip in asked], device=device)[:, None, None]
+        begun: Sequence[Tensor] = (shown,) * self.heads.config.heads
         if self.quick is not None:
-            shown = self.quick.begin(shown)
+            begun = self.quick.begin(shown)
         score = self.heads.logits if self.quick is None else self.quick.logits
         drafted = torch.zeros(len(asked), self.nodes, dtype=torch.long, device=device)
         for k, level in enumerate(self._plan(nodes, depth), 1):
             said = said[:, level.expand]  # (R, P, k)
-            best = score(k, shown, said).topk(level.ranks, -1).indices
+            best = score(k, begun[k - 1], said).topk(level.ranks, -1).indices
             tokens = best.expand(-1, len(level.expand), -1)[:, level.slot, level.rank]
             drafted[:, level.nodes] = tokens
             said = torch.cat([said[:, level.slot], tokens[..., None]], -1)
