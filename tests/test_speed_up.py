@@ -164,7 +164,7 @@ def test_a_tree_is_as_large_as_pays(folder: Path) -> None:
             return fitted.model.extend(tokens, *rest)
 
     assert best_tree(heads, chances, Slow(0.0), [1, 2, 3], 8).paths == build_tree(chances, 8)
-    assert best_tree(heads, chances, Slow(0.05), [1, 2, 3], 8).paths == build_tree(chances, 2)
+    assert best_tree(heads, chances, Slow(0.05), [1, 2, 3], 8).paths == build_tree(chances, 1)
 
 
 def test_beginnings_end_inside_documents() -> None:

@@ -40,8 +40,8 @@ TRAINING = 0.6  # of the time
 READING = 0.3  # of that: to make what the heads learn from
 EPOCHS = 3  # over it, where steps are given
 MOST_NUMBERS = 1 << 28  # of hidden states that are kept
-TOKENS_PER_STEP = 2048
-RATE = 1e-3
+TOKENS_PER_STEP = 1024  # more steps teach heads more than larger ones
+RATE = 2e-3
 HEADS = 6  # the papers have 4; a small model's own text is so predictable that more pay
 SORTS: dict[str, dict[str, Any]] = {"medusa": {"heads": HEADS, "sequential": False, "layers": 1},
                                     "hydra": {"heads": HEADS, "layers": 1},
@@ -274,7 +274,8 @@ def best_tree(heads: DraftHeads, chances: np.ndarray, model: Any, prompt: list[i
     won = np.cumsum([np.prod([chances[depth, rank] for depth, rank in enumerate(path)]) for path in paths])
     drafter, state = HeadsDraft(heads, paths), model.init_state(1)
     drafter.observe(0, prompt, prompt=True)
-    sizes = sorted({min(2**power, len(paths)) for power in range(1, 1 + nodes.bit_length())})
+    # With the confirmed token 2, 3, 4, 6, 8, 12 ... nodes: engines do eight or sixteen at once.
+    sizes = sorted({min((first << power) - 1, len(paths)) for power in range(nodes.bit_length()) for first in (2, 3)})
     seconds = dict.fromkeys(sizes, math.inf)
     with torch.inference_mode():
         hidden = model.extend(torch.tensor([prompt[:-1]]), state).hidden[0]
