@@ -21,7 +21,7 @@ from segue.decoding.draft.heads import HeadsDraft, build_tree
 from segue.errors import SegueError
 from segue.models.heads import DraftHeads
 from segue.training.batches import Batches
-from segue.verbs.speed_up import Readings, beginnings, best_tree
+from segue.verbs.speed_up import TOKENS_PER_STEP, Readings, beginnings, best_tree
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 32, "rows": 8, "threads": 1, "precision": "float32"}
 QUICK: dict[str, Any] = {"steps": 12, "prompts": 2, "n": 12, "nodes": 8, "quiet": True}
@@ -127,8 +127,8 @@ def test_heads_of_another_model_are_refused(folder: Path, tmp_path: Path) -> Non
 def test_heads_learn_from_the_data_and_from_what_the_model_says(folder: Path) -> None:
     fitted = segue.load(folder)
     store = of(words()).encode(fitted.codec)
-    readings = Readings(fitted, fitted.model, store, rows=4 * 64 * 4, seed=3)
-    text, each = readings.text, 4 * readings.rows
+    readings = Readings(fitted, fitted.model, store, rows=32 * (TOKENS_PER_STEP // fitted.context), seed=3)
+    text, each = readings.text, 8 * readings.rows
     assert len(text.tokens) == 4 * each
     batches = Batches(store, fitted.context, each, 3)
     for turn, place in ((0, 0), (1, 2 * each)):

@@ -194,7 +194,7 @@ class Readings:
                  rows: float = math.inf, seed: int = 0) -> None:
         base, context, until = fitted.model, fitted.context, time.monotonic() + seconds
         self.seed, self.rows = seed, max(1, TOKENS_PER_STEP // context)
-        together = 4 * self.rows
+        together = 8 * self.rows
         most = min(rows, MOST_NUMBERS / (context * base.config.width))
         primes = beginnings(train, 4096, max(1, context // 4))
         order = np.random.default_rng(seed).permutation(len(primes))
