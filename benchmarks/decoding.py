@@ -1,11 +1,12 @@
 """Drafts and searches side by side: against our own plain decoding, transformers and ctranslate2.
 
     python benchmarks/decoding.py searches-7m searches-100m     # greedy, beams, prompt lookup: same weights and prompts
-    python benchmarks/decoding.py heads-attention heads-mamba   # draft heads on a model of 25M that learned
+    python benchmarks/decoding.py heads-attention heads-mamba   # draft heads on a model of 26M that learned
     python benchmarks/decoding.py --table
 
-Models of the second line learn the Python standard library first (`--minutes`, kept in `--models`, so that a second run
-only measures). Needs the extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
+Models of the second line learn the Python standard library first (`--minutes`), then their heads (`--head-minutes` for
+what they learn from, and again for each of three sorts). All are kept in `--models`, so that a second run only measures.
+Needs the extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
 """
 
 from __future__ import annotations
@@ -186,9 +187,11 @@ def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: f
                              f"{row.tokens_per_pass / medusa.tokens_per_pass:.2f}", f"{row.tokens_per_second:,.0f}",
                              f"{row.tokens_per_second / plain.tokens_per_second:.2f}", f"{row.same} of {row.texts}"])
     size = sum(parameter.numel() for parameter in fitted.model.parameters()) / 1e6
+    bits = fitted.report["updates"][-1]["matrix"]["scores"][-1][0]
     head = ["", "tokens a pass", "times medusa", "tokens/s", "times plain", "same texts"]
     return (f"### Draft heads on {mixer}, {size:.0f}M parameters, bytes\n\n" + table(head, rows) + "\n\n"
-            + "; ".join(notes) + f"; {model.path}; {len(code)} prompts each, {tokens} bytes after each.")
+            + "; ".join(notes) + f"; the model has {bits:.2f} bits per held-out byte; {model.path}; {len(code)} prompts "
+            f"each, {tokens} bytes after each, at temperature 1 where they are sampled.")
 
 
 def prose_file(models: Path) -> Path:
@@ -212,8 +215,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART")
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=6, help="of each model's training")
-    parser.add_argument("--head-minutes", type=float, default=2, help="of the training of each sort of heads")
+    parser.add_argument("--minutes", type=float, default=30, help="of each model's training")
+    parser.add_argument("--head-minutes", type=float, default=4, help="of the training of each sort of heads")
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "segue-decoding-models")
     parser.add_argument("--table", action="store_true", help="write the page from the parts measured so far")
     args = parser.parse_args()
