@@ -5,8 +5,7 @@
     python benchmarks/decoding.py --table
 
 Models of the second line learn the Python standard library first (`--minutes`), then their heads (`--head-minutes` for
-what they learn from, and again for each of three sorts). All are kept in `--models`, so that a second run only measures.
-Needs the extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
+what they learn from, and again for each of three sorts). All is kept in `--models`: a second run only measures. Needs the extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
 """
 
 from __future__ import annotations
@@ -190,8 +189,8 @@ def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: f
     bits = fitted.report["updates"][-1]["matrix"]["scores"][-1][0]
     head = ["", "tokens a pass", "times medusa", "tokens/s", "times plain", "same texts"]
     return (f"### Draft heads on {mixer}, {size:.0f}M parameters, bytes\n\n" + table(head, rows) + "\n\n"
-            + "; ".join(notes) + f"; the model has {bits:.2f} bits per held-out byte; {model.path}; {len(code)} prompts "
-            f"each, {tokens} bytes after each, at temperature 1 where they are sampled.")
+            + "; ".join(notes) + f"; the model has {bits:.2f} bits per held-out byte; {model.path}; {len(code)} "
+            f"prompts each, {tokens} bytes after each, at temperature 1 where they are sampled.")
 
 
 def prose_file(models: Path) -> Path:
