@@ -5,7 +5,8 @@
     python benchmarks/decoding.py --table
 
 Models of the second line learn the Python standard library first (`--minutes`), then their heads (`--head-minutes` for
-what they learn from, and again for each of three sorts). All is kept in `--models`: a second run only measures. Needs the extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
+what they learn from, and again for each of three sorts). All is kept in `--models`: a second run only measures. Needs
+the extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
 """
 
 from __future__ import annotations
