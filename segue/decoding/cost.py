@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TRIAL, SHORTEST_WAIT = 3, 16  # passes
+CHANCE = 8  # passes of a draft size that is thought to be the best, before any other is tried
 TRIAL_SHARE = 0.05  # of the time may be lost to trials
 
 
@@ -72,7 +73,7 @@ class Cost:
         """How many nodes the next pass may draft."""
         if self.fixed:
             return max(self.sizes)
-        if self._first.tries < TRIAL:
+        if self._first.tries < (CHANCE if self.first else TRIAL):
             return self._first.size
         best = max(self.arms, key=lambda arm: arm.rate if arm.tries else 0.0)
         arm = next((arm for arm in self.arms if arm.trial), None)
