@@ -1,13 +1,14 @@
 """Drafts and searches side by side: against our own plain decoding, transformers and ctranslate2.
 
     python benchmarks/decoding.py searches-7m searches-100m     # greedy, beams, prompt lookup: same weights and prompts
-    python benchmarks/decoding.py heads-attention heads-mamba   # draft heads on a model of 25M that learned
+    python benchmarks/decoding.py heads-attention heads-mamba   # draft heads on a model of 26M that learned
     python benchmarks/decoding.py edits                         # drafts from the source, on one of 29M that corrects
     python benchmarks/decoding.py --table
 
-Models of the second line learn the Python standard library first (`--minutes`, kept in `--models`, so that a second run
-only measures), those of the third to correct spelling in the data sets that `--data` has (kept likewise). Needs the
-extra `bench`. Parts are kept in results/decoding.jsonl, the page is results/decoding.md.
+Models of the second line learn the Python standard library first (`--minutes`), then their heads (`--head-minutes` for
+what they learn from, and again for each of three sorts); those of the third learn to correct spelling in the data sets
+that `--data` has. All is kept in `--models`: a second run only measures. Needs the extra `bench`. Parts are kept in
+results/decoding.jsonl, the page is results/decoding.md.
 """
 
 from __future__ import annotations
@@ -35,10 +36,9 @@ from decode import HERE, PROMPT, SHAPES, machine, make, table
 
 import segue
 from segue.decoding import Continuation, generate
-from segue.decoding.cost import Cost
 from segue.decoding.draft import CachedBlockDraft, Drafter, SourceCopy, TrieDraft
-from segue.decoding.draft.heads import HeadsDraft, build_tree
-from segue.decoding.generate import draft_sizes
+from segue.decoding.draft.heads import HeadsDraft
+from segue.decoding.generate import cost_of
 from segue.demo import standard_library
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
@@ -48,7 +48,17 @@ from segue.objectives import Batch, MaskedElements, NextElement
 from segue.objectives.masked import masked_blocks
 from segue.training.learn import learn
 from segue.training.recipe import heads_of
-from segue.verbs.speed_up import SORTS, WAYS, beginnings, count_on_own_text, measure, train_heads
+from segue.verbs.fitted import Fitted
+from segue.verbs.speed_up import (
+    SORTS,
+    WAYS,
+    Readings,
+    beginnings,
+    best_tree,
+    count_on_own_text,
+    measure,
+    train_heads,
+)
 
 BEAM = {"num_beams": 4}
 DIVERSE = {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5}
@@ -126,44 +136,73 @@ def searches(size: str, threads: int, tokens: int, rounds: int) -> str:
             + f"\n\nBest of {rounds} rounds.")
 
 
+WIDTH, DEPTH, SHALLOW = 512, 8, 2
+
+
+def learned(mixer: str, minutes: float, models: Path) -> Fitted:
+    """A model of bytes, 26M of attention, that learned the standard library's source: first as two layers, which learn
+    four times as much text in their time, then as eight. One that was made before is used; killed, this goes on."""
+    folder, deep = models / mixer, models / f"{mixer}-deep"
+    if not folder.exists():
+        data = segue.read(*map(str, standard_library()[0]), kind="code")
+        if not (deep / "config.json").exists():
+            fitted = segue.fit(data, out=models / f"{mixer}-shallow", minutes=0.6 * minutes, mixer=mixer, mix=False,
+                               width=WIDTH, depth=SHALLOW, vocabulary=257, quiet=True)
+            torch.manual_seed(0)
+            stack = Stack(replace(fitted.model.config, mixers=[mixer] * DEPTH))
+            stack.load_state_dict(fitted.model.state_dict(), strict=False)
+            for block in stack.blocks[SHALLOW:]:  # which change nothing at first
+                torch.nn.init.zeros_(block.mixer.out.weight)
+                torch.nn.init.zeros_(block.channel.out.weight)
+            fitted.model, fitted.report["plan"]["depth"] = stack.eval(), DEPTH
+            fitted.save(deep)
+        fitted = segue.load(deep)
+        rates = {rate: 0.5 * fitted.report["plan"][rate] for rate in ("rate", "table_rate", "vector_rate")}
+        fitted.update(data, "naive", minutes=0.4 * minutes, quiet=True, **rates)
+        os.replace(deep, folder)
+    return segue.load(folder)
+
+
 def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: float, models: Path) -> str:
-    """Medusa, Hydra and Hydra++ heads on a model of 25M that learned source code, on held-out code and prose."""
-    learn, held = standard_library()
-    data = segue.read(*map(str, learn), kind="code")
-    fitted = segue.fit(data, out=models / mixer, minutes=minutes, mixer=mixer, mix=False, width=512, depth=8,
-                       quiet=True)
-    assert fitted.model is not None
-    train = data.encode(fitted.codec)
+    """Medusa, Hydra and Hydra++ heads on a model that learned source code, on held-out code and prose."""
+    fitted, folder = learned(mixer, minutes, models), models / mixer
+    train = segue.read(*map(str, standard_library()[0]), kind="code").encode(fitted.codec)
     model = compile_model(fitted.model.eval(), "float32", threads)
-    code = beginnings(segue.read(*map(str, held), kind="code").encode(fitted.codec), 8)
-    prose = beginnings(segue.read(str(prose_file(models)), kind="text").encode(fitted.codec), 8)
-    makers: dict[str, Callable[[], Any]] = {"none": lambda: "none", "lookup": lambda: "lookup", "both": lambda: "both"}
-    notes = []
+    makers: dict[str, Callable[[], Any]] = {name: lambda name=name: name for name in ("none", "lookup", "both")}
+    notes, readings = [], None
     for sort, shape in SORTS.items():
-        trained = DraftHeads.on(fitted.model, **shape, attention_heads=heads_of(fitted.model.config.width))
-        kept = models / mixer / f"{sort}.safetensors"
-        if kept.exists():
-            drafter = HeadsDraft.load(kept, fitted.model)
-        else:
-            done = train_heads(trained, fitted, train, 60 * head_minutes, None, 0, True)
-            hits, asked = count_on_own_text(trained, fitted.model, model, beginnings(train, 8), tokens)
-            drafter = HeadsDraft(trained, build_tree(hits / np.maximum(asked, 1)[:, None], 16))
+        kept, note = folder / f"{sort}.safetensors", folder / f"{sort}.txt"
+        if not note.exists():
+            readings = readings or Readings(fitted, model, train, 60 * head_minutes)
+            torch.manual_seed(0)
+            trained = DraftHeads.on(fitted.model, **shape, attention_heads=heads_of(WIDTH))
+            done = train_heads(trained, fitted, readings, 60 * head_minutes, None, 0, True)
+            asks = beginnings(train, 16)
+            hits, asked = count_on_own_text(trained, fitted.model, model, asks, tokens)
+            drafter = best_tree(trained, hits / np.maximum(asked, 1)[:, None], model, asks[-1], 32)
             drafter.save(kept)
-            notes.append(f"{sort}: {done['parameters'] / 1e6:.1f}M parameters, {done['steps']} steps")
+            note.write_text(f"{sort}: {done['parameters'] / 1e6:.1f}M parameters, {done['steps']} steps on "
+                            f"{readings.text.count:,} tokens, a tree of {drafter.nodes} nodes")
+        drafter = HeadsDraft.load(kept, fitted.model)
         makers[sort] = lambda drafter=drafter: drafter
+        notes.append(note.read_text())
+    code = beginnings(segue.read(*map(str, standard_library()[1]), kind="code").encode(fitted.codec), 16)
+    prose = beginnings(segue.read(str(prose_file(models)), kind="text").encode(fitted.codec), 16)
     rows = []
     for where, prompts in (("code", code), ("prose", prose)):
-        measured = measure(model, makers, prompts, tokens, float("inf"))
-        plain, medusa = measured["none"], measured["medusa"]
-        for name, row in measured.items():
-            rows.append([f"{where}, {name}", f"{row.tokens_per_pass:.2f}",
-                         f"{row.tokens_per_pass / medusa.tokens_per_pass:.2f}", f"{row.tokens_per_second:,.0f}",
-                         f"{row.tokens_per_second / plain.tokens_per_second:.2f}", f"{row.same} of {row.texts}"])
+        for way in WAYS:
+            measured = measure(model, makers, prompts, tokens, float("inf"), [way])
+            plain, medusa = measured["none"], measured["medusa"]
+            for name, row in measured.items():
+                rows.append([f"{where}, {way['decoder']}, {name}", f"{row.tokens_per_pass:.2f}",
+                             f"{row.tokens_per_pass / medusa.tokens_per_pass:.2f}", f"{row.tokens_per_second:,.0f}",
+                             f"{row.tokens_per_second / plain.tokens_per_second:.2f}", f"{row.same} of {row.texts}"])
     size = sum(parameter.numel() for parameter in fitted.model.parameters()) / 1e6
+    bits = fitted.report["updates"][-1]["matrix"]["scores"][-1][0]
     head = ["", "tokens a pass", "times medusa", "tokens/s", "times plain", "same texts"]
-    return (f"### Draft heads on {mixer}, {size:.0f}M parameters, half greedy and half sampled at temperature 1\n\n"
-            + table(head, rows) + "\n\n" + "; ".join(notes) + f"; {model.path}; {len(WAYS)} ways, "
-            f"{len(code)} prompts each, {tokens} tokens.")
+    return (f"### Draft heads on {mixer}, {size:.0f}M parameters, bytes\n\n" + table(head, rows) + "\n\n"
+            + "; ".join(notes) + f"; the model has {bits:.2f} bits per held-out byte; {model.path}; {len(code)} "
+            f"prompts each, {tokens} bytes after each, at temperature 1 where they are sampled.")
 
 
 def prose_file(models: Path) -> Path:
@@ -264,7 +303,7 @@ def edits(threads: int, rounds: int, count: int, steps: int, data: Path, models:
             best: dict[str, tuple[float, list[Continuation]]] = {}
             # A drafter and what was measured of it are kept from text to text and from round to round.
             kept = {who: (None if make is None else make(), acceptor) for who, (make, acceptor) in drafts.items()}
-            costs = {who: Cost(draft_sizes(drafter)) for who, (drafter, _) in kept.items()}
+            costs = {who: cost_of(drafter) for who, (drafter, _) in kept.items()}
             for _ in range(rounds):
                 for who, (drafter, acceptor) in kept.items():
                     if isinstance(drafter, TrieDraft):  # not of answers to these very prompts
@@ -305,8 +344,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART")
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=6, help="of each model's training")
-    parser.add_argument("--head-minutes", type=float, default=2, help="of the training of each sort of heads")
+    parser.add_argument("--minutes", type=float, default=30, help="of each model's training")
+    parser.add_argument("--head-minutes", type=float, default=4, help="of the training of each sort of heads")
     parser.add_argument("--steps", type=int, default=160, help="of the training of the model that corrects")
     parser.add_argument("--count", type=int, default=24, help="of held-out sentences that are corrected")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("SEGUE_DATA", "../shared/data")))

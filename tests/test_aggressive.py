@@ -18,7 +18,7 @@ from segue.decoding import generate
 from segue.decoding.accept import near_best
 from segue.decoding.draft import BlockDraft, CachedBlockDraft, SourceCopy, Tip, Tree, TrieDraft
 from segue.decoding.draft.base import branch
-from segue.decoding.generate import draft_sizes
+from segue.decoding.generate import cost_of
 from segue.mixers.state import Layout
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.base import Decoding, Output
@@ -183,9 +183,9 @@ def test_long_sources_are_drafted_whole() -> None:
 
 def test_large_drafts_have_small_ones_to_choose_from() -> None:
     """Eight nodes with the confirmed token, and quarters of the largest."""
-    assert draft_sizes(SourceCopy()) == (0, 7, 16, 64, 256)
-    assert draft_sizes(TrieDraft()) == (0, 7, 16, 64) == draft_sizes(None)
-    assert draft_sizes(BlockDraft(reader(), 25)) == (0, 6, 25) and draft_sizes(SourceCopy(length=3)) == (0, 1, 3)
+    assert cost_of(SourceCopy()).sizes == (0, 7, 16, 64, 256)
+    assert cost_of(TrieDraft()).sizes == (0, 7, 16, 64) == cost_of(None).sizes
+    assert cost_of(BlockDraft(reader(), 25)).sizes == (0, 6, 25) and cost_of(SourceCopy(length=3)).sizes == (0, 1, 3)
 
 
 # The same text on every mixer

@@ -514,6 +514,12 @@ def test_a_short_answer_is_not_spent_on_trials() -> None:
     assert spent < 120
 
 
+def test_what_is_thought_the_best_runs_first() -> None:
+    assert run_cost(Cost((0, 16, 64), 64), 16, 1e-3, 0.005, 3.0) == {64: 16}  # a short answer without any trial
+    used = run_cost(Cost((0, 16, 64), 64), 600, 1e-3, 0.1, 0.5)  # it was not the best
+    assert used[0] > 500, used
+
+
 def test_passes_without_an_idea_do_not_switch_drafting_off() -> None:
     cost, drafted = Cost(), 0
     for turn in range(400):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks, defa
 from segue.decoding.draft.lookup import PromptLookup
 from segue.decoding.draft.together import Together
 from segue.errors import SegueError
+from segue.kernels.cpu.cache import warm
+from segue.models.compiled_heads import CompiledHeads
 from segue.models.heads import DraftHeads, HeadsConfig, Looked
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, DraftHeadsLoss
@@ -97,12 +100,13 @@ class Moody(Cost):
         return (8, 0, 3, 1, 0, 0, 5)[self.passes % 7]
 
 
-def test_an_untrained_medusa_head_says_what_the_base_says() -> None:
+@pytest.mark.parametrize("sequential", [False, True])
+def test_an_untrained_head_says_what_the_base_says(sequential: bool) -> None:
     model = base()
     output = model(torch.arange(8)[None])
-    heads = DraftHeads.on(model, layers=3, sequential=False)
+    heads = DraftHeads.on(model, layers=3, sequential=sequential)
     for k in range(1, 5):
-        assert torch.equal(heads.logits(k, output.hidden, torch.zeros(1, 8, k).long()), output.logits)
+        torch.testing.assert_close(heads.logits(k, output.hidden, torch.ones(1, 8, k).long()), output.logits)
 
 
 def test_hydra_that_sees_no_tokens_is_medusa() -> None:
@@ -126,11 +130,46 @@ def test_hydra_that_sees_no_tokens_is_medusa() -> None:
 def test_what_is_looked_up_is_what_is_multiplied(layers: int) -> None:
     heads = wild(base(), "hydra", layers=layers)
     shown, quick = torch.randn(2, 1, 16, dtype=torch.float64), Looked(heads)
-    for k in (1, 2, 3):
+    for k, begun in enumerate(quick.begin(shown), 1):
         said = torch.randint(VOCABULARY, (2, 5, k))
-        torch.testing.assert_close(quick.logits(k, quick.begin(shown), said), heads.logits(k, shown, said))
+        torch.testing.assert_close(quick.logits(k, begun, said), heads.logits(k, shown, said))
     assert HeadsDraft(heads).quick is not None  # so the other tests draft with it
     assert not Looked.fits(HeadsConfig(50_000, 768), 4) and not Looked.fits(HeadsConfig(11, 16, sequential=False), 4)
+
+
+@pytest.mark.parametrize("tables", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_heads_are_the_heads(kind: str, tables: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ragged rows, piece after piece; with float32 weights exactly, with bytes nearly."""
+    monkeypatch.setattr(Looked, "fits", staticmethod(lambda config, size: tables and config.sequential))
+    heads = wild(base(dtype=torch.float32), kind).eval()
+    pieces = [torch.randn(2, n, 16) for n in (5, 1, 3)]
+    said = torch.randint(VOCABULARY, (2, 4, 3))
+    for weights, tolerance in (("float32", 1e-4), ("int8", 0.1)):
+        fast, states = CompiledHeads(heads, weights), []
+        if heads.config.window:
+            states = [heads.init_state(2), fast.init_state(2)]
+        with torch.inference_mode():
+            for piece in pieces:
+                one, two = (each.see(piece, None, *states[at : at + 1]) for at, each in enumerate((heads, fast)))
+                assert float((one - two).norm() / one.norm()) < tolerance
+                for state in states:
+                    state.commit(None, torch.tensor([piece.shape[1], piece.shape[1] - 1]))
+                shown = one[:, -1:]
+                for k, begun in enumerate(fast.begin(shown), 1):
+                    scores = heads.logits(k, shown.expand(2, 4, 16), said[..., :k])
+                    found = fast.logits(k, begun, said[..., :k]).expand_as(scores)
+                    assert float((scores - found).norm() / scores.norm()) < tolerance
+    assert isinstance(HeadsDraft(heads).reader, CompiledHeads) == warm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_the_same_where_the_base_has_been_read_before(kind: str) -> None:
+    model, text = base(), torch.randint(VOCABULARY, (3, 9))
+    batch = Batch(text[:, :-1], text[:, 1:])
+    loss, heads = DraftHeadsLoss(model, distil=True), wild(model, kind)
+    known = replace(batch, channels={"hidden": model(batch.tokens).hidden.detach()})
+    torch.testing.assert_close(loss(heads, known).total, loss(heads, batch).total)
 
 
 @pytest.mark.parametrize("kind", KINDS)

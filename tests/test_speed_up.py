@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import segue
 from segue.cli import main
 from segue.data import of
 from segue.decoding.draft import DRAFTERS
-from segue.decoding.draft.heads import HeadsDraft
+from segue.decoding.draft.heads import HeadsDraft, build_tree
 from segue.errors import SegueError
 from segue.models.heads import DraftHeads
-from segue.verbs.speed_up import beginnings
+from segue.training.batches import Batches
+from segue.verbs.speed_up import TOKENS_PER_STEP, Readings, beginnings, best_tree
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 32, "rows": 8, "threads": 1, "precision": "float32"}
 QUICK: dict[str, Any] = {"steps": 12, "prompts": 2, "n": 12, "nodes": 8, "quiet": True}
@@ -118,6 +122,52 @@ def test_heads_of_another_model_are_refused(folder: Path, tmp_path: Path) -> Non
     other = segue.fit(words(), steps=1, quiet=True, mix=False, vocabulary=259, **{**SMALL, "width": 64})
     with pytest.raises(SegueError, match="another shape"):
         HeadsDraft.load(folder / "drafts" / "heads.safetensors", other.model)
+
+
+def test_heads_learn_from_the_data_and_from_what_the_model_says(folder: Path) -> None:
+    fitted = segue.load(folder)
+    store = of(words()).encode(fitted.codec)
+    readings = Readings(fitted, fitted.model, store, rows=32 * (TOKENS_PER_STEP // fitted.context), seed=3)
+    text, each = readings.text, 8 * readings.rows
+    assert len(text.tokens) == 4 * each
+    batches = Batches(store, fitted.context, each, 3)
+    for turn, place in ((0, 0), (1, 2 * each)):
+        assert torch.equal(text.tokens[place : place + each], batches(turn).tokens)
+    batches.close()
+    with torch.inference_mode():
+        output = fitted.model(text.tokens, text.layout)
+    torch.testing.assert_close(text.channels["hidden"].float(), output.hidden, atol=0.1, rtol=0.1)
+    behind = torch.arange(fitted.context) >= fitted.context // 4  # any prime
+    greedy = (text.targets >= 0) & behind & (torch.arange(len(text.tokens))[:, None] // each == 1)
+    assert greedy.sum() > 200 and (output.logits.argmax(-1) == text.targets)[greedy].float().mean() > 0.99
+    assert text.starts is not None and not text.starts[each : 2 * each].any()
+    seen = torch.cat([readings(step).tokens for step in range(len(text.tokens) // readings.rows)])
+    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, text.tokens.tolist()))  # all of them once
+
+
+def test_a_tree_is_as_large_as_pays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = segue.load(folder)
+    heads = DraftHeads.on(fitted.model, heads=3)
+    chances = np.array([[0.6, 0.3], [0.5, 0.2], [0.4, 0.1]])
+
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    class Slow:
+        """A pass takes 20 ms, and so many seconds more for each node."""
+
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(fitted.model, name)
+
+        def extend(self, tokens: Any, *rest: Any) -> Any:
+            clock[0] += 0.02 + self.seconds * tokens.shape[1]
+            return fitted.model.extend(tokens, *rest)
+
+    assert best_tree(heads, chances, Slow(0.0), [1, 2, 3], 8).paths == build_tree(chances, 8)
+    assert best_tree(heads, chances, Slow(0.05), [1, 2, 3], 8).paths == build_tree(chances, 1)
 
 
 def test_beginnings_end_inside_documents() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 TRIAL, SHORTEST_WAIT = 3, 16  # passes
+CHANCE = 8  # passes of a draft size that is thought to be the best, before any other is tried
 TRIAL_SHARE = 0.05  # of the time may be lost to trials
 
 
@@ -53,29 +54,34 @@ class Arm:
 class Cost:
     """Chooses the draft size of every pass. May be kept from one answer to the next.
 
-    sizes: the draft sizes to choose from (nodes), 0 and others. fixed: always the largest (no switching).
+    sizes: the draft sizes to choose from (nodes), 0 and others. first: the one that is thought to be the best: the
+    others are tried as late as if it were. fixed: always the largest (no switching).
     """
 
     sizes: Sequence[int] = (0, 16, 64)
+    first: int = 0
     fixed: bool = False
     passes: int = 0
     clock: Clock = field(default_factory=Clock)
     used: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.arms = [Arm(size) for size in sorted(set(self.sizes))]
-        self._now = self.arms[0]
+        self.arms = [Arm(size) for size in sorted({*self.sizes, self.first})]
+        self._first = self._now = next(arm for arm in self.arms if arm.size == self.first)
 
     def budget(self) -> int:
         """How many nodes the next pass may draft."""
         if self.fixed:
             return max(self.sizes)
-        if self.arms[0].tries < TRIAL:
-            return self.arms[0].size
+        if self._first.tries < (CHANCE if self.first else TRIAL):
+            return self._first.size
         best = max(self.arms, key=lambda arm: arm.rate if arm.tries else 0.0)
         arm = next((arm for arm in self.arms if arm.trial), None)
         if arm is None:
             arm = next((arm for arm in self.arms if arm is not best and arm.due <= self.passes), None)
+            if arm is not None and self._first.size and not arm.tries:
+                arm.due = self.passes + self._wait(self._guess(arm))
+                arm = arm if arm.due == self.passes + SHORTEST_WAIT else None
             if arm is not None:
                 arm.trial = TRIAL
         self._now = arm or best
@@ -108,6 +114,11 @@ class Cost:
                 # Guess that a larger draft costs in proportion and wins the same: it waits if this one lost.
                 guess = Arm(larger.size, arm.tokens, arm.forward * larger.size / arm.size, arm.drafting)
                 larger.due = self.passes + (self._wait(guess) if arm.rate < self.best else 0)
+
+    def _guess(self, arm: Arm) -> Arm:
+        """What an arm that was never tried may be like: as cheap as any that was, and half as good if it drafts."""
+        cheapest = min((other for other in self.arms if other.tries), key=lambda other: other.forward)
+        return Arm(arm.size, (1 + self._first.tokens) / 2 if arm.size else 1.0, cheapest.forward, cheapest.drafting)
 
     @property
     def best(self) -> float:

@@ -154,17 +154,16 @@ def _limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
     return limits
 
 
-def draft_sizes(drafter: Drafter | None) -> tuple[int, ...]:
+def cost_of(drafter: Drafter | None, adaptive: bool = True) -> Cost:
     """The sizes to choose from follow from the drafter: its largest draft, and down by quarters for where a wide one
     costs more than it wins. The smallest of a large drafter's makes eight nodes with the confirmed token: for so many
     the compiled engine reads its weights once, which takes as long as for one."""
     largest = getattr(drafter, "nodes", None) or getattr(drafter, "length", None) or 64
-    if largest < 32:
-        return 0, max(largest // 4, 1), largest
     sizes = [largest]
-    while sizes[0] > 16:
+    while largest >= 32 and sizes[0] > 16:
         sizes.insert(0, sizes[0] // 4)
-    return 0, 7, *sizes
+    least = 7 if largest >= 32 else max(largest // 4, 1)
+    return Cost((0, least, *sizes), getattr(drafter, "measured", 0), fixed=not adaptive)
 
 
 def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None, sampling: Sampling,
@@ -184,7 +183,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
         # A list of seeds makes each row what it would be alone; one seed makes row i the i-th stream of that seed.
         return lambda lane: Noise(seed, row, lane) if isinstance(seed, int) else Noise(seed[row], 0, lane)
 
-    cost = cost or Cost(sizes=draft_sizes(drafter), fixed=not adaptive)
+    cost = cost or cost_of(drafter, adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place), model,
                     logprobs, until, backspace=backspace)

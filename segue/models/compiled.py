@@ -21,7 +21,7 @@ from segue.kernels.cpu.cache import prepare, warm
 from segue.kernels.cpu.simd import BLOCK, TILE
 from segue.mixers.state import Layout
 from segue.models.base import Output, reads_whole
-from segue.models.stack import Stack
+from segue.models.stack import Block, Stack, StackConfig
 
 CHUNK = 256  # nodes (of all rows) that a long prompt is cut into: bounds the scratch memory
 KEPT = 16  # up to so many nodes of a chain, a recurrent state is kept for each, as for trees, unless it is large
@@ -35,33 +35,38 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
     if config.cross is not None:
         raise SegueError("cross-attention has no form for the compiled CPU engine")
     program = p.Program(weights)
-    x, h2 = program.register("x", config.width), program.register("h2", config.width)
-
-    def norm(module: Any, source: p.View, into: p.View) -> None:
-        program.norm(source, into, config.norm, module.weight, getattr(module, "bias", None), config.norm_eps)
-
+    x = program.register("x", config.width)
     table = stack.position_embedding
     program.embed(x, stack.embedding.weight, None if table is None else table.weight)
     if stack.embed_norm is not None:
-        norm(stack.embed_norm, x, x)
+        lower_norm(program, stack.embed_norm, config, x, x)
     for block in stack.blocks:
-        h = program.register("h", config.width)  # a new one where the block before keeps it
-        norm(block.mixer_norm, x, h)
-        channel = block.channel
-        if channel is not None and block.parallel:
-            norm(block.channel_norm, x, h2)
-        block.mixer.lower(program, h, x)
-        if channel is not None:
-            if not block.parallel:
-                norm(block.channel_norm, x, h2)
-            hidden = program.register("hidden", channel.out.in_features)
-            program.linear(h2, hidden, channel.into.weight, channel.into.bias, activation=config.activation,
-                           gated=channel.gated)
-            program.linear(hidden, x, channel.out.weight, channel.out.bias, add=True)
+        lower_block(program, block, config, x)
     h = program.register("h", config.width)
-    norm(stack.norm, x, h)
+    lower_norm(program, stack.norm, config, x, h)
     program.head(h, stack.head.weight)
     return program
+
+
+def lower_norm(program: p.Program, module: Any, config: StackConfig, source: p.View, into: p.View) -> None:
+    program.norm(source, into, config.norm, module.weight, getattr(module, "bias", None), config.norm_eps)
+
+
+def lower_block(program: p.Program, block: Block, config: StackConfig, x: p.View) -> None:
+    """A block that moves the register x."""
+    h, h2 = program.register("h", config.width), program.register("h2", config.width)  # new ones where they are kept
+    lower_norm(program, block.mixer_norm, config, x, h)
+    channel = block.channel
+    if channel is not None and block.parallel:
+        lower_norm(program, block.channel_norm, config, x, h2)
+    block.mixer.lower(program, h, x)
+    if channel is not None:
+        if not block.parallel:
+            lower_norm(program, block.channel_norm, config, x, h2)
+        hidden = program.register("hidden", channel.out.in_features)
+        program.linear(h2, hidden, channel.into.weight, channel.into.bias, activation=config.activation,
+                       gated=channel.gated)
+        program.linear(hidden, x, channel.out.weight, channel.out.bias, add=True)
 
 
 @dataclass

@@ -48,7 +48,8 @@ class HeadsConfig:
 class Head(nn.Module):
     """u = R z + SiLU(L z), then u + SiLU(L u) block by block, then the output layer: (..., inputs) -> (..., V).
 
-    L is zero at first. R is the identity where the width does not change (Medusa).
+    L is zero at first. R is the identity where the width does not change (Medusa), else it begins as that of the first
+    `width` inputs: all heads begin as their output layer on the hidden state.
     """
 
     def __init__(self, inputs: int, width: int, vocabulary: int, layers: int) -> None:
@@ -56,6 +57,8 @@ class Head(nn.Module):
         self.skip = nn.Linear(inputs, width, bias=False) if inputs != width else None
         self.blocks = nn.ModuleList(nn.Linear(width if layer else inputs, width) for layer in range(layers))
         self.out = nn.Linear(width, vocabulary)
+        if self.skip is not None:
+            nn.init.eye_(self.skip.weight)
         for block in self.blocks:
             nn.init.zeros_(block.weight)  # type: ignore[arg-type]
             nn.init.zeros_(block.bias)  # type: ignore[arg-type]
@@ -75,7 +78,7 @@ class DraftHeads(nn.Module):
     predicts x_{t+1} from it) and, if `sequential`, from x_{t+1} .. x_{t+k}.
 
     embedding, output: (V, D), the base's own tables. The first is used as it is and never moved, the second is where
-    the heads' output layers begin: an untrained Medusa head says what the base's own head says.
+    the heads' output layers begin: an untrained head says what the base's own head says.
     """
 
     embedding: Tensor
@@ -92,9 +95,9 @@ class DraftHeads(nn.Module):
                                         config.layers) for k in range(1, config.heads + 1))
         self.block: Block | None = None
         if config.window:
-            shaped = StackConfig(config.vocabulary, config.width, ["attention"], {"attention": {
+            self.shape = StackConfig(config.vocabulary, config.width, ["attention"], {"attention": {
                 "heads": config.attention_heads, "window": config.window}})
-            self.block, self.norm = Block(shaped, "attention"), make_norm(shaped)
+            self.block, self.norm = Block(self.shape, "attention"), make_norm(self.shape)
         self.to(output.device, output.dtype)
         with torch.no_grad():
             for head in self.heads:
@@ -151,7 +154,8 @@ class DraftHeads(nn.Module):
 
 class Looked:
     """`DraftHeads.logits` of sequential heads, quicker: what the first layers make of a token is looked up in a table,
-    and what they make of the hidden state is one product for all heads. The weights are those of the moment of making.
+    and what they make of the hidden state is one product for all heads. The weights are those of the moment of making,
+    with their gradients.
     """
 
     def __init__(self, heads: DraftHeads) -> None:
@@ -159,27 +163,26 @@ class Looked:
         self.heads, self.tables = heads, list[Tensor]()
         self.offsets = heads.config.vocabulary * torch.arange(heads.config.heads, device=heads.embedding.device)
         products, biases = [], []
-        with torch.no_grad():
-            for head in heads.heads:
-                first = head.blocks[0]  # type: ignore[index]
-                both = torch.cat([head.skip.weight, first.weight])  # type: ignore[union-attr, list-item]
-                slots = both.unflatten(1, (-1, width))[:, 1:]  # (2 D, k, D)
-                self.tables.append(torch.einsum("vd,fjd->jvf", heads.embedding, slots).flatten(0, 1))
-                products.append(both[:, :width])
-                biases.append(F.pad(first.bias, (width, 0)))  # type: ignore[union-attr]
-            self.product, self.bias = torch.cat(products), torch.cat(biases)
+        for head in heads.heads:
+            first = head.blocks[0]  # type: ignore[index]
+            both = torch.cat([head.skip.weight, first.weight])  # type: ignore[union-attr, list-item]
+            slots = both[:, width:].unflatten(1, (-1, width)).transpose(0, 1)  # (k, 2 D, D)
+            self.tables.append((heads.embedding @ slots.mT).flatten(0, 1).to(heads.embedding))  # (k V, 2 D)
+            products.append(both[:, :width])
+            biases.append(F.pad(first.bias, (width, 0)))  # type: ignore[union-attr]
+        self.product, self.bias = torch.cat(products), torch.cat(biases)
 
     @staticmethod
     def fits(config: HeadsConfig, size: int, most: int = 1 << 26) -> bool:
         """Whether the tables, of numbers of `size` bytes, are small enough to be quicker than products."""
         return config.sequential and config.heads * (config.heads + 1) * config.vocabulary * config.width * size <= most
 
-    def begin(self, shown: Tensor) -> Tensor:
-        """Of what the heads are shown (..., D), their part of each head's first layers (..., K, 2 D)."""
-        return F.linear(shown, self.product, self.bias).unflatten(-1, (self.heads.config.heads, -1))
+    def begin(self, shown: Tensor) -> tuple[Tensor, ...]:
+        """Of what the heads are shown (..., D), their part of each head's first layers (..., 2 D)."""
+        return F.linear(shown, self.product, self.bias).chunk(self.heads.config.heads, -1)
 
     def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
-        """See `DraftHeads.logits`. begun: (..., K, 2 D) from `begin`."""
-        said = F.embedding(tokens + self.offsets[:k], self.tables[k - 1]).sum(-2)
-        kept, inner = (begun[..., k - 1, :] + said).chunk(2, -1)
+        """See `DraftHeads.logits`. begun: (..., 2 D), the head's own from `begin`."""
+        said = F.embedding_bag((tokens + self.offsets[:k]).flatten(0, -2), self.tables[k - 1], mode="sum")
+        kept, inner = (begun + said.view(*tokens.shape[:-1], -1)).chunk(2, -1)
         return self.heads.heads[k - 1].rest(kept + F.silu(inner))  # type: ignore[operator]

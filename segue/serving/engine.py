@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from segue.decoding.accept import walk
-from segue.decoding.cost import Cost
 from segue.decoding.draft import Drafter
-from segue.decoding.generate import draft_sizes
+from segue.decoding.generate import cost_of
 from segue.decoding.loop import Loop, Prefill, evaluating
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.verify import Row, likeliest
@@ -137,7 +136,7 @@ class Engine:
         self.model, self.rows, self.tokens, self.queue, self.piece = model, rows, tokens, queue, piece
         # What was read both ways, or seen by a drafter, cannot be gone on from.
         self.prefixes = Prefixes(0 if reads_whole(model) or (draft is not None and draft.needs_hidden) else prefixes)
-        self.loop = Loop(model, draft, walk, Cost(sizes=draft_sizes(draft)), keep=True)
+        self.loop = Loop(model, draft, walk, cost_of(draft), keep=True)
         self.waiting: deque[Ticket] = deque()
         self.reading: list[tuple[Ticket, Prefill]] = []
         self.answering: list[Ticket] = []

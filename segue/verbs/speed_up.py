@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import torch
 
 from segue.data import TokenStore
 from segue.decoding import generate
-from segue.decoding.draft import DRAFTERS, Drafter
+from segue.decoding.draft import DRAFTERS, Drafter, Tip
 from segue.decoding.draft.counts import CountDraft
 from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks
 from segue.errors import SegueError
@@ -37,10 +37,15 @@ if TYPE_CHECKING:
 
 MINUTES = 3.0
 TRAINING = 0.6  # of the time
-TOKENS_PER_STEP = 2048
-RATE = 1e-3
-SORTS: dict[str, dict[str, Any]] = {"medusa": {"sequential": False, "layers": 1}, "hydra": {"layers": 1},
-                                    "hydra++": {"layers": 4, "window": 256}}
+READING = 0.3  # of that: to make what the heads learn from
+EPOCHS = 3  # over it, where steps are given
+MOST_NUMBERS = 1 << 28  # of hidden states that are kept
+TOKENS_PER_STEP = 1024  # more steps teach heads more than larger ones
+RATE = 2e-3
+HEADS = 6  # the papers have 4; a small model's own text is so predictable that more pay
+SORTS: dict[str, dict[str, Any]] = {"medusa": {"heads": HEADS, "sequential": False, "layers": 1},
+                                    "hydra": {"heads": HEADS, "layers": 1},
+                                    "hydra++": {"heads": HEADS, "layers": 4, "window": 256}}
 WAYS: tuple[dict[str, Any], ...] = ({"decoder": "greedy"}, {"decoder": "sample", "temperature": 1.0})
 
 
@@ -94,20 +99,21 @@ class SpeedUp:
         made = self.without
         if self.heads:
             made = (f"heads: {self.heads['sort']}, {self.heads['parameters']:,} parameters, {self.heads['steps']:,} "
-                    f"steps in {self.heads['seconds']:.0f} s, a tree of {self.heads['nodes']} nodes")
+                    f"steps in {self.heads['seconds']:.0f} s over {self.heads['tokens']:,} tokens, half of them what "
+                    f"the model says itself; a tree of {self.heads['nodes']} nodes")
         return Group(Text(f"{self.path} on {self.machine}; half greedy, half sampled"), table, Text(made),
                      Text(f"continue now drafts with: {self.best}"))
 
 
 def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: int | None = None,
-             sort: str = "hydra", seed: int = 0, prompts: int = 8, n: int = 128, nodes: int = 16,
+             sort: str = "hydra", seed: int = 0, prompts: int = 8, n: int = 128, nodes: int = 32,
              quiet: bool = False) -> SpeedUp:
     """Train heads on `data` (best: what the model was fitted on), measure all drafters, keep the fastest.
 
     minutes: of wall clock, about, everything included (default: 3). steps: of the heads' training, instead of as many
     as fit. sort: of heads, "medusa", "hydra" or "hydra++" (the best guesses, and the slowest). prompts, n: so many
     held-out beginnings, so many tokens after each, once greedy and once sampled; fewer prompts where time runs out.
-    nodes: of the heads' draft tree.
+    nodes: of the heads' draft tree, at most: it is as large as pays, by its nodes' chances and the passes' times.
 
     The heads and the name of the fastest drafter are kept in `fitted`, and in its folder if it has one. Raises
     SegueError where the data do not fit the model.
@@ -143,9 +149,14 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         result.without = f"no heads: {error}"
     else:
         left = TRAINING * 60 * minutes - (time.monotonic() - begin)
-        result.heads = {"sort": sort} | train_heads(heads, fitted, train, left, steps, seed, quiet)
-        hits, asked = count_on_own_text(heads, fitted.model, model, beginnings(train, prompts), n)
-        drafter = trained = HeadsDraft(heads, build_tree(hits / np.maximum(asked, 1)[:, None], nodes))
+        readings = Readings(fitted, model, train, READING * left, seed=seed) if steps is None else \
+            Readings(fitted, model, train, rows=steps * TOKENS_PER_STEP / fitted.context / EPOCHS, seed=seed)
+        left = TRAINING * 60 * minutes - (time.monotonic() - begin)
+        result.heads = {"sort": sort, "tokens": readings.text.count} | \
+            train_heads(heads, fitted, readings, left, steps, seed, quiet)
+        asks = beginnings(train, prompts)
+        hits, asked = count_on_own_text(heads, fitted.model, model, asks, n)
+        drafter = trained = best_tree(heads, hits / np.maximum(asked, 1)[:, None], model, asks[-1], nodes)
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
         makers["heads"] = lambda: trained  # it forgets every request that has ended
     result.drafters = measure(model, makers, beginnings(held, prompts), n, begin + 60 * minutes)
@@ -170,24 +181,115 @@ def beginnings(store: TokenStore, count: int, longest: int = 64) -> list[list[in
                                                                                         chosen.tolist())]
 
 
-def train_heads(heads: DraftHeads, fitted: Fitted, train: TokenStore, seconds: float, steps: int | None, seed: int,
+class Readings:
+    """Rows that heads learn from, with the base's hidden states there: the base reads each of them once.
+
+    Half of the rows are what the model itself says, greedily and sampled, after beginnings of the data: such text is
+    what the heads will draft. The others are the data. Calling it gives the batch of a step.
+
+    seconds: to make rows in; or rows: so many, about.
+    """
+
+    def __init__(self, fitted: Fitted, model: Any, train: TokenStore, seconds: float = math.inf,
+                 rows: float = math.inf, seed: int = 0) -> None:
+        base, context, until = fitted.model, fitted.context, time.monotonic() + seconds
+        self.seed, self.rows = seed, max(1, TOKENS_PER_STEP // context)
+        together = 8 * self.rows
+        most = min(rows, MOST_NUMBERS / (context * base.config.width))
+        primes = beginnings(train, 4096, max(1, context // 4))
+        order = np.random.default_rng(seed).permutation(len(primes))
+        batches = Batches(train, context, together, seed, base.resettable)
+        made: list[Batch] = []
+        try:
+            while not made or (len(made) * together < most and time.monotonic() < until):
+                turn, own = divmod(len(made), 2)
+                if own:
+                    chosen = order[np.arange(turn * together, (turn + 1) * together) % len(order)]
+                    batch = continued(model, [primes[each] for each in chosen], context, fitted.codec.eos, seed + turn,
+                                      WAYS[turn % len(WAYS)])
+                else:
+                    batch = batches(turn)
+                made.append(read(base, batch))
+        finally:
+            batches.close()
+        self.text = joined(made)
+
+    def __call__(self, step: int) -> Batch:
+        count = len(self.text.tokens)
+        epoch, place = divmod(step * self.rows, count)
+        order = [np.random.default_rng([self.seed, epoch + later]).permutation(count)
+                 for later in range(2 + self.rows // count)]
+        return self.text.rows(torch.from_numpy(np.concatenate(order)[place : place + self.rows]))
+
+
+def continued(model: Any, primes: list[list[int]], context: int, eos: int | None, seed: int,
+              way: dict[str, Any]) -> Batch:
+    """Rows of `context` tokens: the primes, and what the model says after them until it ends."""
+    answers = generate(model, primes, [context + 1 - len(prime) for prime in primes], eos=eos, seed=seed,
+                       batch=len(primes), **way)
+    text = torch.full((len(primes), context + 1), -1)
+    for row, prime, answer in zip(text, primes, answers):
+        said = prime + answer.tokens + ([] if eos is None or answer.finish == "length" else [eos])
+        row[: len(said)] = torch.tensor(said)
+    return Batch(text[:, :-1].clamp(min=0), text[:, 1:])
+
+
+@torch.no_grad()
+def read(base: Stack, batch: Batch) -> Batch:
+    """The batch with the base's hidden states."""
+    fast = fast_bfloat16(cores())
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=fast):
+        hidden = base(batch.tokens, batch.layout).hidden
+    return replace(batch, channels={"hidden": hidden.to(torch.bfloat16 if fast else torch.float32)})
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """The rows of all of them."""
+    starts = [torch.zeros_like(each.targets, dtype=torch.bool) if each.starts is None else each.starts
+              for each in batches]
+    return Batch(torch.cat([each.tokens for each in batches]), torch.cat([each.targets for each in batches]),
+                 torch.cat(starts), {"hidden": torch.cat([each.channels["hidden"] for each in batches])})
+
+
+def train_heads(heads: DraftHeads, fitted: Fitted, readings: Readings, seconds: float, steps: int | None, seed: int,
                 quiet: bool) -> dict[str, Any]:
     """Move the heads for so many steps, or seconds, towards what the model itself would say; gives what was done."""
     assert isinstance(fitted.model, Stack)
-    batches = Batches(train, fitted.context, max(1, TOKENS_PER_STEP // fitted.context), seed, fitted.model.resettable)
     threads = cores()
     choices: dict[str, Any] = {"rate": RATE, "seed": seed, "objective": DraftHeadsLoss(fitted.model, distil=True),
                                "decay": 0.1, "threads": threads,
                                "precision": "bfloat16" if fast_bfloat16(threads) else "float32"}
-    try:
-        if steps is None:
-            tried = learn(copy.deepcopy(heads), batches, 3, **choices)
-            steps = max(1, int((seconds - tried.elapsed) / (tried.elapsed / 3)))
-        run = learn(heads, batches, steps, quiet=quiet, **choices)
-    finally:
-        batches.close()
+    if steps is None:
+        first, tried = (learn(copy.deepcopy(heads), readings, 3, **choices) for _ in range(2))  # the first warms up
+        steps = max(1, int((seconds - first.elapsed - tried.elapsed) / (tried.elapsed / 3)))
+    run = learn(heads, readings, steps, quiet=quiet, **choices)
     return {"parameters": sum(p.numel() for p in heads.parameters()), "steps": steps,
             "seconds": round(run.elapsed, 2), "loss": [entry["loss"] for entry in run.curve]}
+
+
+def best_tree(heads: DraftHeads, chances: np.ndarray, model: Any, prompt: list[int], nodes: int) -> HeadsDraft:
+    """The draft tree of at most `nodes` nodes that says the most tokens a second: what it is expected to win, over what
+    drafting it and the pass over it take here."""
+    paths = build_tree(chances, nodes)
+    won = np.cumsum([np.prod([chances[depth, rank] for depth, rank in enumerate(path)]) for path in paths])
+    drafter, state = HeadsDraft(heads, paths), model.init_state(1)
+    drafter.observe(0, prompt, prompt=True)
+    # With the confirmed token 2, 3, 4, 6, 8, 12 ... nodes: engines do eight or sixteen at once.
+    sizes = sorted({min((first << power) - 1, len(paths)) for power in range(nodes.bit_length()) for first in (2, 3)})
+    seconds = dict.fromkeys(sizes, math.inf)
+    with torch.inference_mode():
+        hidden = model.extend(torch.tensor([prompt[:-1]]), state).hidden[0]
+        state.commit()
+        for turn in range(6):  # the first warms up
+            for size in sizes:
+                begin = time.perf_counter()
+                tree = drafter.propose([Tip(0, size, size, hidden)])[0]
+                parents = torch.tensor([[-1, *(parent + 1 for parent in tree.parents)]])
+                model.extend(torch.tensor([[prompt[-1], *tree.tokens]]), state, parents)
+                taken = time.perf_counter() - begin
+                seconds[size] = min(seconds[size], taken if turn else math.inf)
+    best = max(sizes, key=lambda size: (1 + won[size - 1]) / seconds[size])
+    return HeadsDraft(heads, paths[:best])
 
 
 def count_on_own_text(heads: DraftHeads, base: Stack, model: Any, prompts: list[list[int]], n: int,
@@ -205,12 +307,12 @@ def count_on_own_text(heads: DraftHeads, base: Stack, model: Any, prompts: list[
 
 
 def measure(model: Any, makers: dict[str, Callable[[], Drafter | str]], prompts: list[list[int]], n: int,
-            until: float) -> dict[str, Measured]:
+            until: float, ways: Sequence[dict[str, Any]] = WAYS) -> dict[str, Measured]:
     """Every drafter on the same prompts, one by one as `continue_` does, in turn, so that all share the machine's
     moods. Ends early, after whole prompts, at the time `until`."""
     rows = {name: Measured() for name in makers}
     for number, prompt in enumerate(prompts):
-        for way in WAYS:
+        for way in ways:
             said: dict[str, list[int]] = {}
             for name, make in makers.items():
                 answer = generate(model, [prompt], n, draft=make(), seed=number, **way)[0]

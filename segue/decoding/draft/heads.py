@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from segue.decoding.draft.base import NOTHING, Tip, Tree
 from segue.errors import SegueError
-from segue.mixers.state import State
+from segue.kernels.cpu.cache import warm
+from segue.models.compiled_heads import CompiledHeads
 from segue.models.heads import DraftHeads, Looked
 from segue.objectives import Batch
 from segue.objectives.draft_heads import ahead
@@ -92,7 +93,7 @@ class _Seen:
     last: int = -1
     read: int = 0
     fresh: list[Tensor] = field(default_factory=list)
-    state: State | None = None
+    state: Any = None
     shown: Tensor | None = None
 
 
@@ -117,7 +118,15 @@ class HeadsDraft:
             known.add(path)
         self.paths: Paths = tuple(path for path in tree if max(path) < vocabulary)
         self.nodes = len(self.paths)
-        self.quick = Looked(heads) if Looked.fits(heads.config, heads.embedding.element_size()) else None
+        self.measured = 0 if paths is None else self.nodes  # a tree that was counted is used from the first pass on
+        # Who sees the hidden states, and who knows the heads' first layers beforehand, if anyone.
+        self.reader: Any = heads
+        self.quick: Looked | CompiledHeads | None = None
+        if heads.embedding.device.type == "cpu" and heads.embedding.dtype == torch.float32 and warm():
+            self.reader = self.quick = CompiledHeads(heads)
+        elif Looked.fits(heads.config, heads.embedding.element_size()):
+            with torch.no_grad():
+                self.quick = Looked(heads)
         self._seen: dict[int, _Seen] = {}
         self._plans: dict[tuple[int, int], list[_Level]] = {}
 
@@ -178,18 +187,18 @@ class HeadsDraft:
         if self.heads.config.window:
             seen.fresh.append(tip.hidden)
         else:
-            seen.shown = self.heads.see(tip.hidden[None, -1:])[0, 0]
+            seen.shown = self.reader.see(tip.hidden[None, -1:])[0, 0]
 
     def _read(self, rows: list[int]) -> None:
         """The attention layer reads what is fresh, of all rows at once."""
         if not rows:
             return
         fresh = [torch.cat(self._seen[row].fresh) for row in rows]
-        states = [self._seen[row].state or self.heads.init_state(1) for row in rows]
+        states = [self._seen[row].state or self.reader.init_state(1) for row in rows]
         counts = [len(hidden) for hidden in fresh]
         state = states[0].join(states[1:]) if len(rows) > 1 else states[0]
         device = self.heads.embedding.device
-        shown = self.heads.see(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
+        shown = self.reader.see(nn.utils.rnn.pad_sequence(fresh, batch_first=True), None, state)
         state.commit(None, torch.tensor(counts, device=device))
         for place, row in enumerate(rows):
             seen = self._seen[row]
@@ -201,13 +210,14 @@ class HeadsDraft:
         device = self.heads.embedding.device
         shown = torch.stack([self._seen[tip.row].shown for tip in asked])[:, None]  # type: ignore[misc]
         said = torch.tensor([self._seen[tip.row].last for tip in asked], device=device)[:, None, None]
+        begun: Sequence[Tensor] = (shown,) * self.heads.config.heads
         if self.quick is not None:
-            shown = self.quick.begin(shown)
+            begun = self.quick.begin(shown)
         score = self.heads.logits if self.quick is None else self.quick.logits
         drafted = torch.zeros(len(asked), self.nodes, dtype=torch.long, device=device)
         for k, level in enumerate(self._plan(nodes, depth), 1):
             said = said[:, level.expand]  # (R, P, k)
-            best = score(k, shown, said).topk(level.ranks, -1).indices
+            best = score(k, begun[k - 1], said).topk(level.ranks, -1).indices
             tokens = best.expand(-1, len(level.expand), -1)[:, level.slot, level.rank]
             drafted[:, level.nodes] = tokens
             said = torch.cat([said[:, level.slot], tokens[..., None]], -1)

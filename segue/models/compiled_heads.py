@@ -1,0 +1,145 @@
+"""Draft heads in the compiled CPU engine: what a draft costs is the reading of their weights, and those are bytes here.
+
+A draft may be wrong, so nothing is lost by rounding them; the model that checks it is not rounded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.kernels.cpu import engine
+from segue.kernels.cpu import program as p
+from segue.kernels.cpu.simd import BLOCK, TILE
+from segue.models.compiled import (
+    CHUNK,
+    KEPT,
+    CompiledModel,
+    CompiledState,
+    Memory,
+    Pending,
+    Space,
+    lower_block,
+    lower_norm,
+)
+from segue.models.heads import DraftHeads, Looked
+
+
+class CompiledHeads:
+    """`init_state` and `see` of `DraftHeads`, `begin` and `logits` of `Looked`, for float32 heads on the CPU. The
+    weights are those of the moment of making. threads: that may work on a call (default: as many as torch uses)."""
+
+    @torch.no_grad()
+    def __init__(self, heads: DraftHeads, weights: str = "int8", threads: int | None = None) -> None:
+        config, self.weights, self.threads = heads.config, weights, threads or torch.get_num_threads()
+        self.config, self.embedding = config, heads.embedding
+        self.seeing = Seeing(heads, weights, self.threads) if config.window else None
+        self.looked = Looked(heads) if config.sequential else None
+        self.tables = Looked.fits(config, heads.embedding.element_size())
+        if self.looked is not None:
+            first = p.Program(weights)
+            shown, begun = first.register("shown", config.width), first.register("begun", len(self.looked.product))
+            first.linear(shown, begun, self.looked.product, self.looked.bias)
+            self.first = Rows(first, shown, begun, self.threads)
+        self.levels = [self._level(k, head) for k, head in enumerate(heads.heads, 1)]
+        if not self.tables:
+            self.looked = None
+        engine.ready()
+
+    def _level(self, k: int, head: Any) -> Rows:
+        """Head k, from its first block's sums on (with the drafted tokens behind them, unless those were looked up)."""
+        width, program, blocks = self.config.width, p.Program(self.weights), head.blocks
+        source = u = program.register("u", width)
+        if self.config.sequential:
+            said = 0 if self.tables else k * width
+            source = program.register("z", 2 * width + said)
+            u, inner, blocks = source[:width], source[width : 2 * width], blocks[1:]
+            if said:
+                slots = torch.cat([head.skip.weight, head.blocks[0].weight])[:, width:]
+                program.linear(source[2 * width :], source[: 2 * width], slots, add=True)
+            program.map(inner, inner, "silu")
+            program.add(inner, u)
+        more, logits = program.register("more", width), program.register("logits", self.config.vocabulary)
+        for block in blocks:
+            program.linear(u, more, block.weight, block.bias, activation="silu")
+            program.add(more, u)
+        program.linear(u, logits, head.out.weight, head.out.bias)
+        return Rows(program, source, logits, self.threads)
+
+    def init_state(self, batch: int) -> CompiledState:
+        """See `DraftHeads.init_state`."""
+        assert self.seeing is not None
+        return self.seeing.init_state(batch)
+
+    def see(self, hidden: Tensor, layout: None = None, state: CompiledState | None = None) -> Tensor:
+        """See `DraftHeads.see`."""
+        if self.seeing is None:
+            return hidden.float()
+        return self.seeing.see(hidden.float(), self.init_state(len(hidden)) if state is None else state)
+
+    def begin(self, shown: Tensor) -> tuple[Tensor, ...]:
+        """See `Looked.begin`; heads that are not sequential begin with what they are shown."""
+        if not self.config.sequential:
+            return (shown,) * self.config.heads
+        return self.first(shown.flatten(0, -2)).view(*shown.shape[:-1], -1).chunk(self.config.heads, -1)
+
+    def logits(self, k: int, begun: Tensor, tokens: Tensor) -> Tensor:
+        """See `DraftHeads.logits`. begun: the head's own from `begin`."""
+        z = begun
+        if self.looked is not None:
+            z = begun + F.embedding(tokens + self.looked.offsets[:k], self.looked.tables[k - 1]).sum(-2)
+        elif self.config.sequential:
+            said = F.embedding(tokens, self.embedding).flatten(-2)
+            z = torch.cat([begun.expand(*said.shape[:-1], -1), said], -1)
+        return self.levels[k - 1](z.flatten(0, -2)).view(*z.shape[:-1], -1)
+
+
+class Rows:
+    """A program without memory: rows of the register `source` (n, width) in, rows of `into` out."""
+
+    def __init__(self, program: p.Program, source: p.View, into: p.View, threads: int) -> None:
+        program.finish()
+        self.program, self.source, self.into, self.threads = program, source, into, threads
+        self.spaces: dict[int, Space] = {}
+        self.local = Memory(p.padded(TILE + BLOCK * (3 * TILE + program.widest), 2 * TILE) * threads)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        n = len(x)
+        space = self.spaces.get(n) or Space(self.program, np.ones(n, np.int64))
+        if n <= KEPT:
+            self.spaces[n] = space
+        self.program.read(self.source, space.scratch.array, n)[:] = x.numpy()
+        space.job[p.LOCAL], space.job[p.LOCAL_BYTES] = self.local.address, self.local.array.nbytes // self.threads
+        engine.team().run(space.job, space.address, self.threads)
+        return torch.from_numpy(self.program.read(self.into, space.scratch.array, n).copy())
+
+
+class Seeing(CompiledModel):
+    """The attention layer of Hydra++, which reads hidden states in place of tokens."""
+
+    def __init__(self, heads: DraftHeads, weights: str, threads: int) -> None:
+        self.weights, self.threads, self.needs_whole_prompt = weights, threads, False
+        self.program, width = p.Program(weights), heads.config.width
+        self.source, self.top = self.program.register("x", width), self.program.register("top", width)
+        lower_block(self.program, heads._block, heads.shape, self.source)
+        lower_norm(self.program, heads.norm, heads.shape, self.source, self.top)
+        self.program.finish()
+
+    def see(self, hidden: Tensor, state: CompiledState) -> Tensor:
+        """(B, N, D) hidden states that follow `state`, which are left pending in it."""
+        batch, n, width = hidden.shape
+        state.reserve(n)
+        shown, chunk = np.empty((batch, n, width), np.float32), max(1, CHUNK // batch)
+        for start in range(0, n, chunk):
+            end = min(start + chunk, n)
+            space = self._space(state, end - start, None)
+            read = [self.program.read(view, space.scratch.array, space.nodes) for view in (self.source, self.top)]
+            read[0][:] = hidden[:, start:end].reshape(-1, width).numpy()
+            self._run(state, space, state.lengths + start, state.states, state.states, False, None, shown)
+            shown[:, start:end] = read[1].reshape(batch, -1, width)
+        state.pending = Pending(np.zeros((batch, n), np.int64), False, state.states, False, [])
+        return torch.from_numpy(shown)
