@@ -25,12 +25,12 @@ ASKS = {
     "parity": "after each bit: is the number of ones so far odd? One state to flip",
     "modular-count": "after each bit: the number of ones so far, modulo three. A rotation, beyond any diagonal real "
                      "recurrence",
-    "s5-words": "after each of six permutations of five places, drawn at random: which of the 120 permutations are they "
-                "all together? Products that do not commute, in a group that is not solvable",
+    "s5-words": "after each of six random permutations of five places: which of the 120 permutations are they all "
+                "together? Products that do not commute, in a group that is not solvable",
     "copy": "say six symbols again, of eight kinds",
     "selective-copy": "the same of three symbols strewn among blanks: what does not matter must be left out",
-    "mqar": "multi-query associative recall: four keys, each with its value, then the keys in another order, each asking "
-            "for its value",
+    "mqar": "multi-query associative recall: four keys, each with its value, then the keys in another order, each "
+            "asking for its value",
     "induction": "random symbols; each one that was seen before asks for what followed it last",
     "needle": "the one marked value in a row of noise, asked for at its end",
     "listops": "the value of nested lists of digits under minimum, maximum, median and sum modulo ten",
@@ -48,14 +48,15 @@ what each one costs and keeps. This page is written by `python tools/scoreboard.
 
 How to read it: a number is the accuracy in percent on {rows} fresh rows, over all elements that are asked for. The
 colour is how far that lies on the way from a guess, which is the last row, to all right: dark has learned nothing. To
-the left the rows are as long as the longest of the training, to the right twice as long, which nobody has seen before: a
-mixer that is bright there has found the rule. The best in the mean of both comes first.
+the left the rows are as long as the longest of the training, to the right twice as long, longer than any that was
+trained on: a mixer that is bright there has found the rule. The best in the mean of both comes first.
 
-All is equal but the mixer: {depth} layers, {least:,} to {most:,} parameters (the width is as large as fits, what is left
-goes to the channel mixers), the same rows in the same order, Muon at {rate} for all, no dropout, one seed ({seed}). A
-training ends when {solved:.0%} of fresh answers are right, or after the steps below. The budget is small, seconds a cell,
-so that it separates mixers: a dark cell says *not learned in so many steps*, not *cannot be learned*, and few points
-between two mixers say nothing. A mixer that reads both ways has no place here, since most rows say their answers later.
+All is equal but the mixer: {depth} layers, {least:,} to {most:,} parameters (the width is as large as fits, what is
+left goes to the channel mixers), the same rows in the same order, Muon at {rate} for all, no dropout, one seed
+({seed}). A training ends when {solved:.0%} of fresh answers are right, or after the steps below. The budget is small,
+seconds a cell, so that it separates mixers: a dark cell says *not learned in so many steps*, not *cannot be learned*,
+and a few points between two mixers say nothing. A mixer that reads both ways has no place here, since most rows say
+their answers later.
 
 """
 
@@ -87,9 +88,9 @@ def page() -> str:
     for task, length in found.lengths.items():
         lines.append(row(f"`{task}`", ASKS[task], f"{length}, {2 * length}", str(found.steps[task]),
                          f"{found.guess[task]:.0%}", TASKS[task].source))
-    lines += ["", "The same as a table. *learned*, *longer*: the mean over the tasks of how far a mixer is on the way from "
-              f"a guess to all right, at both lengths. *solved*: the tasks on which that is {GOOD:.0%} at least, in bold "
-              "where at twice the length too. *time*: of one core for 100 steps.", "",
+    lines += ["", "In short. *learned*, *longer*: the mean over the tasks of how far a mixer is on the way from "
+              f"a guess to all right, at both lengths. *solved*: the tasks on which that is {GOOD:.0%} at least, in "
+              "bold where at twice the length too. *time*: of one core for 100 steps.", "",
               row("mixer", "learned", "longer", "solved", "width", "time"), row(*["---"] * 6)]
     for mixer in found.mixers:
         near, far = ([found.above(mixer, task, what) for task in found.lengths] for what in ("accuracy", "longer"))

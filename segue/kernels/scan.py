@@ -135,9 +135,9 @@ def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
 def compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
     kinds = (torch.float32, torch.float64, *((torch.complex64, torch.complex128) if complex_too else ()))
     learning = torch.is_grad_enabled() and x.requires_grad
-    long = x.shape[1] >= COMPILED_FROM or learning and x.shape[0] * x.shape[1] >= 8 * COMPILED_FROM
-    return (x.device.type == "cpu" and x.dtype in kinds and long
-            and x.numel() > 0 and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling())
+    long = x.shape[1] >= COMPILED_FROM or (learning and x.shape[0] * x.shape[1] >= 8 * COMPILED_FROM)
+    return (x.device.type == "cpu" and x.dtype in kinds and long and x.numel() > 0
+            and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling())
 
 
 def _array(x: Tensor) -> Any:

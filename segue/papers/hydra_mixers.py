@@ -75,9 +75,9 @@ def measure(run: Run) -> list[Row]:
     run.note(f"two blocks of width {WIDTH} without channel mixers, {steps} steps of 16 rows of {LENGTH} characters, of "
              f"which {HIDDEN:.0%} are hidden; {len(seeds)} seeds; error: standard error of the mean")
     run.note("every class of matrices stands behind the same convolution over 7 elements, as in the paper")
-    run.note("a first run, inconclusive, tested each seed on 512 pieces of its own: one model scores 0.04 nats apart from "
-             "draw to draw of those (seed 100), more than the arms differ, and the error was that of the pieces; since "
-             "then all are tested on the same 2,048, and the error is that of the training")
+    run.note("a first run, inconclusive, tested each seed on 512 pieces of its own: one model scores 0.04 nats apart "
+             "from draw to draw of those (seed 100), more than the arms differ, so the error was that of the pieces; "
+             "since then all are tested on the same 2,048, and the error is that of the training")
     return table
 
 

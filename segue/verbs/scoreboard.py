@@ -67,8 +67,8 @@ class Score:
 
 @dataclass
 class Scoreboard:
-    """Every mixer on every task. lengths, steps, guess: by task, the longest row of the training, its steps at most, and
-    the accuracy of always giving the most frequent answer."""
+    """Every mixer on every task. lengths, steps, guess: by task, the longest row of the training, its steps at most,
+    and the accuracy of always giving the most frequent answer."""
 
     scores: list[Score]
     lengths: dict[str, int]
@@ -217,10 +217,10 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
     """Train every causal mixer on every task, all alike, and say before how long that takes (of idle cores).
 
     tasks: "synthetic" for the usual nine, or names from TASKS with commas between. length, steps: the longest row of
-    each training, and its steps at most (default: those of LESSONS, each task its own). minutes: for all of it together;
-    from how fast the mixers are it follows by what factor all get more steps, or fewer. mixers: names (default: all that
-    are causal). out: a folder for the board, its picture and what is done: run again with the same settings, it goes on
-    where it was, and tries again what failed.
+    each training, and its steps at most (default: those of LESSONS, each task its own). minutes: for all of it
+    together; from how fast the mixers are it follows by what factor all get more steps, or fewer. mixers: names
+    (default: all that are causal). out: a folder for the board, its picture and what is done: run again with the same
+    settings, it goes on where it was, and tries again what failed.
     """
     if minutes is not None and not 0 < minutes < math.inf:
         raise SegueError(f"minutes must be more than 0, not {minutes}")
@@ -252,8 +252,8 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
         left = [pair for name, pair in zip(jobs, pairs) if name not in cells.values]
         if left and not quiet:
             about = sum(most[task] * speeds[mixer] for mixer, task in left) / workers / 60
-            print(f"{len(left):,} of {len(jobs):,} cells to do: about {about:,.1f} minutes, less what is solved early, on "
-                  f"{workers} core{'s' * (workers > 1)}", file=sys.stderr)
+            print(f"{len(left):,} of {len(jobs):,} cells to do: about {about:,.1f} minutes, less what is solved early, "
+                  f"on {workers} core{'s' * (workers > 1)}", file=sys.stderr)
         done = cells.compute(jobs, workers)
     board = Scoreboard([Score(*pair, **each) for pair, each in zip(pairs, done)], lengths, most,
                        {name: guessed(name, lengths[name], seed) for name in names}, rows, seed, machine())
