@@ -61,6 +61,15 @@ def agree(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> Non
             assert (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())), index
 
 
+def test_short_rows_wait_for_the_compiler_only_where_many_are_learned_from() -> None:
+    many, few = torch.zeros(32, 8, 4), torch.zeros(4, 8, 4)
+    assert not kernels.compiles(many) and kernels.compiles(torch.zeros(1, 32, 4))
+    many, few = many.requires_grad_(), few.requires_grad_()
+    assert kernels.compiles(many) and not kernels.compiles(few)
+    with torch.no_grad():
+        assert not kernels.compiles(many)
+
+
 def linear_inputs(rows: int, length: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int,
                   same: tuple[bool, bool] = (False, False)) -> list[Tensor]:
     """same: whether all rows, and all nodes, have the same decays."""

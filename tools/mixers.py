@@ -32,6 +32,7 @@ HEADER = """# Mixers
 Every way to let positions talk to each other, one file each in `segue/mixers/`, behind one contract. Any of them, or
 any mixture, makes a model: `segue fit PATH --out model --mixer "mamba*3+attention"`. This page is written by
 `python tools/mixers.py`, which asks each class what it declares, weighs its state, and runs the contract's checker.
+What each of them learns, at equal size and training, is on [the scoreboard](scoreboard.md).
 
 - **reads**: `back` is causal and can continue a sequence; `both ways` can only read a whole one.
 - **state**: numbers kept per row at width {width} while decoding; `+ n` grows by so many with each element.

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COMPILED_FROM = 32
-"""Shorter sequences stay in torch: a short prompt must not wait for a compiler."""
+"""Shorter sequences stay in torch: a short prompt must not wait for a compiler. Training waits once for many steps:
+there so many elements count, times 8, over all rows."""
 
 
 def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -133,8 +134,10 @@ def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
 
 def compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
     kinds = (torch.float32, torch.float64, *((torch.complex64, torch.complex128) if complex_too else ()))
-    return (x.device.type == "cpu" and x.dtype in kinds and x.shape[1] >= COMPILED_FROM
-            and x.numel() > 0 and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling())
+    learning = torch.is_grad_enabled() and x.requires_grad
+    long = x.shape[1] >= COMPILED_FROM or (learning and x.shape[0] * x.shape[1] >= 8 * COMPILED_FROM)
+    return (x.device.type == "cpu" and x.dtype in kinds and long and x.numel() > 0
+            and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling())
 
 
 def _array(x: Tensor) -> Any:

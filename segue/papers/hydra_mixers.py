@@ -49,13 +49,14 @@ def batches(text: torch.Tensor, symbols: int, seed: int) -> Callable[[int], Batc
 
 
 def train(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
-    """Nats per hidden character of `rows` pieces of the held-out text."""
+    """Nats per hidden character of `rows` pieces of the held-out text, the same for all arms and seeds: pieces differ
+    from each other far more than models do."""
     text, test, symbols = documentation()
     torch.manual_seed(seed)
     name, options = ARMS[arm]
     model = Stack(StackConfig(symbols + 1, WIDTH, [name] * 2, {name: options}, channel="none"))
     learn(model, batches(text, symbols, seed), steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)
-    batch = hidden(test, rows, symbols, torch.Generator().manual_seed(-1 - seed))
+    batch = hidden(test, rows, symbols, torch.Generator().manual_seed(-1))
     with torch.no_grad():
         logits = model(batch.tokens).logits
     nats = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1).item()
@@ -64,7 +65,7 @@ def train(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
 
 def measure(run: Run) -> list[Row]:
     steps, seeds = run.pick(2, 300), range(run.seed, run.seed + run.pick(2, 3))
-    jobs = {f"{arm} {seed}": partial(train, arm, seed, steps, run.pick(8, 512)) for arm in ARMS for seed in seeds}
+    jobs = {f"{arm} {seed}": partial(train, arm, seed, steps, run.pick(8, 2048)) for arm in ARMS for seed in seeds}
     done = dict(zip(jobs, run.cells(jobs)))
     table: list[Row] = []
     for arm in ARMS:
@@ -74,6 +75,9 @@ def measure(run: Run) -> list[Row]:
     run.note(f"two blocks of width {WIDTH} without channel mixers, {steps} steps of 16 rows of {LENGTH} characters, of "
              f"which {HIDDEN:.0%} are hidden; {len(seeds)} seeds; error: standard error of the mean")
     run.note("every class of matrices stands behind the same convolution over 7 elements, as in the paper")
+    run.note("a first run, inconclusive, tested each seed on 512 pieces of its own: one model scores 0.04 nats apart "
+             "from draw to draw of those (seed 100), more than the arms differ, so the error was that of the pieces; "
+             "since then all are tested on the same 2,048, and the error is that of the training")
     return table
 
 

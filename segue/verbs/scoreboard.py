@@ -1,14 +1,15 @@
 """The scoreboard of sequence mixers: what each of them learns to track and to recall, at equal size and equal training.
 
-One small model per mixer and task, alike but for the mixer, learns from the same examples in the same number of steps;
-it is then asked at the length it was trained on and at twice that.
+One small model per mixer and task, alike but for the mixer, learns from the same examples in the same number of steps,
+or until it has solved the task; it is then asked at the longest length it was trained on and at twice that.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,16 +25,20 @@ from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig
 from segue.progress import progress
 from segue.tasks import TASKS
-from segue.training.learn import accuracy, learn
+from segue.training.learn import Until, accuracy, learn
 from segue.training.recipe import cores, machine
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import RenderableType
 
-SYNTHETIC = ("parity", "modular-count", "s5-words", "copy", "selective-copy", "mqar", "induction", "needle", "listops")
-DEPTH, ROWS, LENGTH, PARAMETERS = 2, 32, 32, 60_000
-TEST_ROWS = 256
+LESSONS = {"parity": (16, 600), "modular-count": (16, 600), "s5-words": (6, 1000), "copy": (13, 600),
+           "selective-copy": (16, 600), "mqar": (16, 600), "induction": (24, 600), "needle": (32, 600),
+           "listops": (12, 600)}
+"""The usual nine tasks, each with the longest row of its training and how many steps that takes at most."""
+OTHER = (24, 600)
+DEPTH, ROWS, PARAMETERS, RATE = 2, 32, 40_000, 0.02
+TEST_ROWS, SOLVED = 256, 0.99
 VARIANTS: dict[str, dict[str, Any]] = {
     "mamba:signed": {"eigenvalues": (-1, 1)},
     "deltanet:signed": {"eigenvalues": (-1, 1)},
@@ -46,36 +51,56 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Score:
-    """accuracy, longer: on fresh rows of the trained length and of twice that. parameters: of the model."""
+    """accuracy, longer: on fresh rows of the trained length and of twice that. steps: until it had solved the task, or
+    all. parameters, width: of the model. seconds: of one core. failure: why there is no score, else empty."""
 
     mixer: str
     task: str
-    accuracy: float
-    longer: float
-    parameters: int
-    seconds: float
+    accuracy: float | None = None
+    longer: float | None = None
+    steps: int = 0
+    parameters: int = 0
+    width: int = 0
+    seconds: float = 0.0
+    failure: str = ""
 
 
 @dataclass
 class Scoreboard:
-    """Every mixer on every task. chance: accuracy of a guess, by task. length: the longest row of the training."""
+    """Every mixer on every task. lengths, steps, guess: by task, the longest row of the training, its steps at most,
+    and the accuracy of always giving the most frequent answer."""
 
     scores: list[Score]
-    chance: dict[str, float]
-    steps: int
+    lengths: dict[str, int]
+    steps: dict[str, int]
+    guess: dict[str, float]
     rows: int
-    length: int
     seed: int
     machine: str
     picture: str | None = None
 
+    def above(self, mixer: str, task: str, what: str) -> float:
+        """How far the "accuracy", or the one "longer", is on the way from a guess to all right: 0 ... 1."""
+        value = getattr(self.score(mixer, task), what)
+        return 0.0 if value is None else max(0.0, (value - self.guess[task]) / (1 - self.guess[task]))
+
+    def score(self, mixer: str, task: str) -> Score:
+        return next(score for score in self.scores if (score.mixer, score.task) == (mixer, task))
+
     @property
     def mixers(self) -> list[str]:
-        """The best in the mean over the tasks first."""
+        """The best in the mean over tasks and lengths first."""
         def average(mixer: str) -> float:
-            return mean(score.accuracy + score.longer for score in self.scores if score.mixer == mixer)
+            return mean(self.above(mixer, task, what) for task in self.guess for what in ("accuracy", "longer"))
 
         return sorted(dict.fromkeys(score.mixer for score in self.scores), key=average, reverse=True)
+
+    @property
+    def summary(self) -> str:
+        sizes = [score.parameters for score in self.scores if not score.failure] or [0]
+        return (f"{DEPTH} layers, {min(sizes):,} to {max(sizes):,} parameters, at most {max(self.steps.values()):,} "
+                f"steps of {self.rows} rows, seed {self.seed}; {sum(score.seconds for score in self.scores) / 60:,.0f} "
+                f"core-minutes on {self.machine}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -85,38 +110,44 @@ class Scoreboard:
         from rich.table import Table
         from rich.text import Text
 
-        found = {(score.mixer, score.task): score for score in self.scores}
-        table = Table("mixer", *self.chance, box=None)
+        table = Table("mixer", *(f"{task} {length}" for task, length in self.lengths.items()), box=None)
         for mixer in self.mixers:
-            table.add_row(mixer, *(f"{100 * found[mixer, task].accuracy:.0f} / {100 * found[mixer, task].longer:.0f}"
-                                   for task in self.chance))
-        table.add_row("a guess", *(f"{100 * chance:.0f}" for chance in self.chance.values()))
-        sizes = [score.parameters for score in self.scores]
-        lines = [f"accuracy in percent, at length {self.length} / {2 * self.length}; {DEPTH} layers, {min(sizes):,} to "
-                 f"{max(sizes):,} parameters, {self.steps:,} steps of {self.rows} rows, seed {self.seed}; "
-                 f"{self.machine}"] + ([f"picture: {self.picture}"] if self.picture else [])
+            row = [self.score(mixer, task) for task in self.lengths]
+            table.add_row(mixer, *(f"{percent(score.accuracy)} / {percent(score.longer)}" for score in row))
+        table.add_row("a guess", *map(percent, self.guess.values()))
+        lines = ["accuracy in percent at the length beside the task's name, the longest of the training / at twice "
+                 "that", self.summary]
+        lines += [f"{score.mixer} on {score.task} failed: {score.failure}" for score in self.scores if score.failure]
+        lines += [f"picture: {self.picture}"] if self.picture else []
         return Group(table, *map(Text, lines))
 
     def draw(self, figure: Figure) -> None:
-        """Two heat maps: at the length of the training, and at twice that."""
-        found = {(score.mixer, score.task): score for score in self.scores}
-        panels = figure.subplots(1, 2, sharey=True)
-        for panel, what in zip(panels, ("accuracy", "longer")):
-            shown = [[100 * getattr(found[mixer, task], what) for task in self.chance] for mixer in self.mixers]
-            image = panel.imshow(shown, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-            for row, line in enumerate(shown):
-                for column, value in enumerate(line):
-                    panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8,
-                               color="black" if value > 60 else "white")
-            panel.set_xticks(range(len(self.chance)), self.chance, rotation=40, ha="right")
-            panel.set_yticks(range(len(self.mixers)), self.mixers)
-            panel.set_title(f"accuracy (%) at the trained length, {self.length}" if what == "accuracy" else
-                            f"at twice that, {2 * self.length}")
-        figure.colorbar(image, ax=panels, shrink=0.6)
+        """Two heat maps: at the longest length of the training, and at twice that."""
+        panels, mixers = figure.subplots(1, 2, sharey=True), self.mixers
+        for panel, (what, times) in zip(panels, (("accuracy", 1), ("longer", 2))):
+            shown = [[100 * self.above(mixer, task, what) for task in self.lengths] for mixer in mixers]
+            image = panel.imshow([*shown, [0] * len(self.lengths)], cmap="viridis", vmin=0, vmax=100, aspect="auto")
+            for row, mixer in enumerate([*mixers, None]):
+                for column, task in enumerate(self.lengths):
+                    value = self.guess[task] if mixer is None else getattr(self.score(mixer, task), what)
+                    light = mixer is not None and shown[row][column] > 60
+                    panel.text(column, row, percent(value), ha="center", va="center", fontsize=9,
+                               color="black" if light else "white")
+            panel.set_xticks(range(len(self.lengths)), [f"{task}\n{times * n}" for task, n in self.lengths.items()],
+                             rotation=35, ha="right", rotation_mode="anchor")
+            panel.set_yticks(range(len(mixers) + 1), [*mixers, "a guess"])
+            panel.set_title("at the longest length of the training" if times == 1 else "at twice that length")
+        figure.colorbar(image, ax=panels, shrink=0.6, label="on the way from a guess (0) to all right (100)")
+        figure.suptitle("Accuracy in percent")
+
+
+def percent(part: float | None) -> str:
+    return "–" if part is None else f"{100 * part:.0f}"
 
 
 def contestants() -> list[str]:
-    """Every causal mixer by name, and those whose options change what they can do."""
+    """Every mixer that only looks back, by name, and those whose options change what they can do. The others would read
+    the answers: most tasks ask for what the row itself says later."""
     names = []
     for name, mixer in MIXERS.items():
         if mixer.causal and not mixer.needs_whole_prompt:
@@ -132,7 +163,7 @@ def equal_size(mixer: str, vocabulary: int, parameters: int) -> StackConfig:
     """The widest model of at most so many parameters, what is left given to its channel mixers."""
     def config(width: int, hidden: int | None = None) -> StackConfig:
         options = {mixer: VARIANTS[mixer]} if mixer in VARIANTS else {}
-        return StackConfig(vocabulary, width, [mixer] * DEPTH, options, hidden=hidden)
+        return StackConfig(vocabulary, width, [mixer] * DEPTH, options, hidden=hidden, tied=False, embed_norm=True)
 
     width = 16
     while size(config(width + 8)) <= parameters:
@@ -141,68 +172,94 @@ def equal_size(mixer: str, vocabulary: int, parameters: int) -> StackConfig:
     return config(width, hidden + max(0, parameters - size(config(width))) // (3 * width * DEPTH))
 
 
-def seconds_per_step(mixer: str, task: str, parameters: int, length: int, rows: int) -> float:
-    """Measured on the longest rows, after one step to warm up."""
-    model = Stack(equal_size(mixer, TASKS[task].vocabulary, parameters))
-    batches = TASKS[task].batches(rows, (length, length))
-    learn(model, batches, 1)
-    begin = time.perf_counter()
-    learn(model, batches, 2)
-    return (time.perf_counter() - begin) / 2
+def attempt(function: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:
+    """What the function returns, or {"failure": why it does not}: one bad cell must not end the others."""
+    try:
+        return function(*given)
+    except Exception as error:
+        return {"failure": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
 
 
-def train(mixer: str, task: str, steps: int, parameters: int, length: int, rows: int, seed: int) -> dict[str, Any]:
+def speed(mixer: str, task: str, length: int, parameters: int, rows: int) -> dict[str, float]:
+    """Seconds of one core per step, on rows of so many elements: the best of three, after one to warm up."""
+    model, found = Stack(equal_size(mixer, TASKS[task].vocabulary, parameters)), []
+    for _ in range(4):
+        begin = time.process_time()
+        learn(model, TASKS[task].batches(rows, (length, length)), 1, muon=True)
+        found.append(time.process_time() - begin)
+    return {"seconds": min(found[1:])}
+
+
+def train(mixer: str, task: str, length: int, steps: int, parameters: int, rows: int, seed: int) -> dict[str, Any]:
     """One cell of the board."""
-    torch.manual_seed(seed)
-    config, begin = equal_size(mixer, TASKS[task].vocabulary, parameters), time.perf_counter()
+    begin = time.process_time()
+    config = equal_size(mixer, TASKS[task].vocabulary, parameters)
     torch.manual_seed(seed)  # building models to find the size has drawn numbers
     model = Stack(config)
-    shortest = max(TASKS[task].shortest, length // 4)
-    learn(model, TASKS[task].batches(rows, (shortest, length), seed), steps, seed=seed)
+    run = learn(model, TASKS[task].batches(rows, (TASKS[task].shortest, length), seed), steps, rate=RATE, muon=True,
+                seed=seed, strategy=Until(TASKS[task].test(TEST_ROWS // 2, length, seed + 1), SOLVED, every=20))
     return {"accuracy": accuracy(model, TASKS[task].test(TEST_ROWS, length, seed)),
-            "longer": accuracy(model, TASKS[task].test(TEST_ROWS, 2 * length, seed)),
-            "parameters": sum(p.numel() for p in model.parameters()), "seconds": time.perf_counter() - begin}
+            "longer": accuracy(model, TASKS[task].test(TEST_ROWS, 2 * length, seed)), "steps": run.step,
+            "parameters": sum(p.numel() for p in model.parameters()), "width": config.width,
+            "seconds": time.process_time() - begin}
 
 
-def scoreboard(tasks: str = "synthetic", minutes: float = 30.0, steps: int | None = None,
-               mixers: Sequence[str] | None = None, parameters: int = PARAMETERS, length: int = LENGTH,
+def guessed(task: str, length: int, seed: int) -> float:
+    """The accuracy of always giving the most frequent answer."""
+    targets = TASKS[task].test(TEST_ROWS, length, seed).targets
+    counts = torch.bincount(targets[targets >= 0])
+    return float(counts.max() / counts.sum())
+
+
+def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: int | None = None,
+               mixers: Sequence[str] | None = None, parameters: int = PARAMETERS, length: int | None = None,
                rows: int = ROWS, seed: int = 0, out: str | Path | None = None, quiet: bool = False) -> Scoreboard:
-    """Train every causal mixer on every task, all alike.
+    """Train every causal mixer on every task, all alike, and say before how long that takes (of idle cores).
 
-    tasks: "synthetic" for the usual nine, or names from TASKS with commas between. minutes: for all of it together;
-    from how fast the mixers are it follows how many steps each of them gets, the same for all. steps: that number
-    itself. mixers: names (default: all that are causal). out: a folder for the board, its picture and what is done:
-    run again with the same settings, it goes on where it was.
+    tasks: "synthetic" for the usual nine, or names from TASKS with commas between. length, steps: the longest row of
+    each training, and its steps at most (default: those of LESSONS, each task its own). minutes: for all of it
+    together; from how fast the mixers are it follows by what factor all get more steps, or fewer. mixers: names
+    (default: all that are causal). out: a folder for the board, its picture and what is done: run again with the same
+    settings, it goes on where it was, and tries again what failed.
     """
-    if not 0 < minutes < math.inf:
+    if minutes is not None and not 0 < minutes < math.inf:
         raise SegueError(f"minutes must be more than 0, not {minutes}")
-    names = list(SYNTHETIC) if tasks == "synthetic" else tasks.split(",")
+    names = list(LESSONS) if tasks == "synthetic" else tasks.split(",")
     if unknown := [name for name in names if name not in TASKS]:
         raise SegueError(f"task '{unknown[0]}' is unknown: choose 'synthetic' or from {', '.join(TASKS)}")
     chosen = list(mixers or contestants())
     if unknown := [name for name in chosen if name not in contestants()]:
         raise SegueError(f"mixer '{unknown[0]}' has no place on the board: choose from {', '.join(contestants())}")
+    lengths = {name: length or LESSONS.get(name, OTHER)[0] for name in names}
+    most = {name: steps or LESSONS.get(name, OTHER)[1] for name in names}
     folder = None if out is None else Path(out)
-    cells = Cells(None if folder is None else folder / "scoreboard.cells.json")
-    workers, setting = cores(), (parameters, length, rows, seed)
+    cells, workers = Cells(None if folder is None else folder / "scoreboard.cells.json"), cores()
+    cells.values = {name: value for name, value in cells.values.items() if "failure" not in value}
     pairs = [(mixer, task) for mixer in chosen for task in names]
-    with progress("scoreboard", total=len(pairs), quiet=quiet) as meter:
-        if steps is None:
-            def share() -> int:
-                each = sum(seconds_per_step(mixer, names[0], *setting[:3]) for mixer in chosen)
-                return max(1, int(60 * minutes * workers / (len(names) * each)))
-
-            about = (minutes, *setting, *names, *chosen)
-            steps = cells.compute({f"steps of {' '.join(map(str, about))}": share}, 1)[0]
-        assert steps is not None
+    with progress("scoreboard", total=len(chosen) + len(pairs), quiet=quiet) as meter:
         cells.meter = meter
-        done = cells.compute({" ".join(map(str, (*pair, steps, *setting))): partial(train, *pair, steps, *setting)
-                              for pair in pairs}, workers)
-    scores = [Score(*pair, **found) for pair, found in zip(pairs, done)]
-    board = Scoreboard(scores, {name: TASKS[name].chance for name in names}, steps, rows, length, seed, machine())
+        longest = max(names, key=lengths.__getitem__)
+        middle = max(TASKS[longest].shortest, lengths[longest] // 2)  # of the rows that a training draws
+        setting = (longest, middle, parameters, rows)
+        found = cells.compute({" ".join(map(str, ("speed", mixer, *setting))): partial(attempt, speed, mixer, *setting)
+                               for mixer in chosen}, 1)
+        speeds = {mixer: each.get("seconds", 0.0) for mixer, each in zip(chosen, found)}
+        if minutes is not None:
+            factor = 60 * minutes * workers / max(1e-9, sum(most.values()) * sum(speeds.values()))
+            most = {name: max(1, int(factor * n)) for name, n in most.items()}
+        jobs = {" ".join(map(str, job)): partial(attempt, train, *job) for job in (
+            (mixer, task, lengths[task], most[task], parameters, rows, seed) for mixer, task in pairs)}
+        left = [pair for name, pair in zip(jobs, pairs) if name not in cells.values]
+        if left and not quiet:
+            about = sum(most[task] * speeds[mixer] for mixer, task in left) / workers / 60
+            print(f"{len(left):,} of {len(jobs):,} cells to do: about {about:,.1f} minutes, less what is solved early, "
+                  f"on {workers} core{'s' * (workers > 1)}", file=sys.stderr)
+        done = cells.compute(jobs, workers)
+    board = Scoreboard([Score(*pair, **each) for pair, each in zip(pairs, done)], lengths, most,
+                       {name: guessed(name, lengths[name], seed) for name in names}, rows, seed, machine())
     if folder is not None:
         picture = folder / "scoreboard.png"
-        write_picture(picture, board.draw, (14, 2.5 + 0.28 * len(chosen)))
+        write_picture(picture, board.draw, (17, 3 + 0.28 * len(chosen)))
         board.picture = str(picture)
         write_json(folder / "scoreboard.json", board.to_dict())
     return board
