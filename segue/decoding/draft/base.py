@@ -84,6 +84,9 @@ class Drafter(Protocol):
 
     Every confirmed token of a request is observed once, in order: the prompt with `prompt=True`, then the answer. A
     rejected draft is never observed. After `forget` nothing of that request's prompt may show up in any proposal.
+
+    It may say `nodes`, how large its drafts are at most, and `measured`, the draft size that was found best before: the
+    cost model then begins with that one.
     """
 
     @property
