@@ -93,6 +93,14 @@ def test_training_ends_when_the_task_is_solved(monkeypatch: pytest.MonkeyPatch) 
     assert module.train("gru", "parity", 8, 50, 9_000, 4, 0)["steps"] == 20
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("mixer", "task"), [("attention", "mqar"), ("deltanet:signed", "parity"), ("slstm", "parity"),
+                                             ("mamba", "selective-copy"), ("hyena", "needle")])
+def test_mixers_learn_what_they_are_known_to_learn(mixer: str, task: str) -> None:
+    found = module.train(mixer, task, *LESSONS[task], module.PARAMETERS, module.ROWS, 0)
+    assert found["accuracy"] >= 0.9
+
+
 def test_the_best_above_a_guess_come_first() -> None:
     scores = [Score("a", "parity", 0.75, 0.25), Score("b", "parity", 0.7, 0.7), Score("c", "parity", failure="x")]
     board = Scoreboard(scores, {"parity": 16}, {"parity": 1}, {"parity": 0.5}, 4, 0, "")

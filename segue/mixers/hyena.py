@@ -82,6 +82,10 @@ class Hyena(Mixer):
         self.skip = nn.Parameter(torch.randn(order * width))
         self.out = nn.Linear(width, width)
 
+    def state_parameters(self) -> list[nn.Parameter]:
+        """The network of the filters: its sines turn ten times as fast as its weights move."""
+        return list(self.filters.parameters())
+
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         past = like.new_zeros(batch, self.order, 0, self.width)
         return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
