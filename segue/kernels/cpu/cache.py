@@ -66,8 +66,8 @@ NAMED: dict[str, Any] = {}
 
 
 def named(name: str, function: Callable[..., None], count: int, **options: Any) -> Any:
-    """A function of `count` integers that is compiled here and now, and that other compiled code calls by its name: what
-    it calls otherwise becomes part of it, and is compiled with it again each time."""
+    """A function of `count` integers that is compiled here and now, and that other compiled code calls by its name:
+    whatever else it calls becomes part of it, and is compiled with it again each time."""
     signature, place = types.void(*[types.int64] * count), folder()
     with nullcontext() if place is None else _cached(place):
         NAMED[name] = numba.cfunc(signature, cache=place is not None, **options)(function)

@@ -1,5 +1,7 @@
-"""How the loops over numbers are compiled, and what they share: exponentials and lines of numbers, in float32 and
-float64."""
+"""How the loops over numbers are compiled, and what they share, in float32 and float64.
+
+What need not be contiguous comes as `lines`: its numbers as they lie in memory, and how many it is from one to the next
+along each axis but the last."""
 
 from __future__ import annotations
 
