@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _dense, compiles
+from segue.kernels.scan import _array, _lines, compiles
 
 
 def block_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -26,12 +26,12 @@ def _together(x: Tensor, weight: Tensor) -> int:
     """How many blocks the compiled form takes together, 0 if it cannot."""
     if not compiles(x, weight):
         return 0
-    from segue.kernels.cpu import rnn, simd
+    from segue.kernels.cpu import products, simd
 
     lanes, width = simd.LANES * 4 // x.itemsize, weight.shape[2]
     per = max(1, lanes // width)
     whole = per * width % lanes == 0 and len(weight) % per == 0
-    return per if whole and per * width <= rnn.MOST_PANELS * lanes else 0
+    return per if whole and per * width <= products.MOST_PANELS * lanes else 0
 
 
 class _BlockProduct(torch.autograd.Function):
@@ -41,8 +41,8 @@ class _BlockProduct(torch.autograd.Function):
     def forward(x: Tensor, weight: Tensor) -> Tensor:
         from segue.kernels.cpu import blocks, threads
 
-        rows, y = _dense(x).flatten(0, 1), room(x, *x.shape[:2], weight.shape[2], x.shape[2])
-        threads.share(blocks.forward, -(-len(rows) // blocks.ROWS), _panels(weight), (rows.data_ptr(), rows.stride(0)),
+        rows, y = x.flatten(0, 1), room(x, *x.shape[:2], weight.shape[2], x.shape[2])
+        threads.share(blocks.forward, -(-len(rows) // blocks.ROWS), _panels(weight), _lines(rows),
                       _array(weight), y.flatten(0, 1).numpy())
         return y
 
@@ -56,8 +56,8 @@ class _BlockProduct(torch.autograd.Function):
         from segue.kernels.cpu import blocks, threads
 
         x, weight = ctx.saved_tensors
-        rows, dx, dweight = _dense(x).flatten(0, 1), room(x, *x.shape), torch.zeros(weight.shape, dtype=x.dtype)
-        threads.share(blocks.backward, len(weight), _panels(weight), (rows.data_ptr(), rows.stride(0)),
+        rows, dx, dweight = x.flatten(0, 1), room(x, *x.shape), torch.zeros(weight.shape, dtype=x.dtype)
+        threads.share(blocks.backward, len(weight), _panels(weight), _lines(rows),
                       _array(weight.permute(0, 2, 3, 1)), _array(dy.flatten(0, 1)), dx.flatten(0, 1).numpy(),
                       dweight.numpy())
         return dx, dweight

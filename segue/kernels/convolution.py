@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.scan import _array, _mask, _numbers, compiles
+from segue.kernels.scan import _array, _lines, _mask, compiles
 
 
 def long_convolution_reference(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> Tensor:
@@ -86,7 +86,7 @@ class _ShortConvolution(torch.autograd.Function):
         from segue.kernels.cpu import convolution, threads
 
         y = x.new_empty(x.shape)
-        threads.share(convolution.short, x.shape[0] * -(-x.shape[2] // convolution.WIDE), *_numbers(x),
+        threads.share(convolution.short, x.shape[0] * -(-x.shape[2] // convolution.WIDE), _lines(x),
                       *map(_array, (weight, bias, window, starts)), silu, y.numpy())
         return y
 
@@ -104,7 +104,7 @@ class _ShortConvolution(torch.autograd.Function):
         rows, _, width = x.shape
         dx, dwindow = x.new_empty(x.shape), torch.zeros_like(window, memory_format=torch.contiguous_format)
         dweight, dbias = x.new_empty(rows, *weight.shape), x.new_empty(rows, width)
-        threads.share(convolution.short_backward, rows * -(-width // convolution.WIDE), *_numbers(x),
+        threads.share(convolution.short_backward, rows * -(-width // convolution.WIDE), _lines(x),
                       *map(_array, (weight, bias, window, starts)), ctx.silu, _array(dy),
                       *(z.numpy() for z in (dx, dweight, dbias, dwindow)))
         return dx, dweight.sum(0), dbias.sum(0), dwindow, None, None

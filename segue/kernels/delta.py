@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _chunks, _dense, _lines, _mask, compiles
+from segue.kernels.scan import _array, _chunks, _lines, _mask, compiles
 
 CHUNK = 32  # steps solved together
 
@@ -113,7 +113,6 @@ class _Delta(torch.autograd.Function):
         y, final = room(q, batch, length, heads, width), torch.empty(state.shape, dtype=q.dtype)
         kept, errors = room(q, tasks, count, *state.shape[2:]), room(q, tasks, k.shape[1] if learning else 0, width)
         edges = torch.zeros(tasks, count + 1, dtype=torch.long)
-        q, k, v = map(_dense, (q, k, v))
         threads.share(chunks.delta, tasks, *map(_lines, (q, k, v)), _array(beta), many,
                       *map(_array, (starts, lengths, state)), *(x.numpy() for x in (y, final, kept, errors, edges)))
         return y, final, kept, errors, edges
@@ -132,7 +131,6 @@ class _Delta(torch.autograd.Function):
         dq, dk, dv = room(q, *q.shape), room(q, *k.shape), room(q, *k.shape[:3], dy.shape[3])
         dbeta, dstate = room(q, *beta.shape), torch.empty(dfinal.shape, dtype=q.dtype)
         tasks, many = q.shape[0] * q.shape[2], k.shape[1] // q.shape[1]
-        q, k = map(_dense, (q, k))
         threads.share(chunks.delta_backward, tasks, *map(_lines, (q, k)), _array(beta), many,
                       *map(_array, (starts, kept, errors, edges, dy, dfinal)),
                       *(x.numpy() for x in (dq, dk, dv, dbeta, dstate)))

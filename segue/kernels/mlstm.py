@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _chunks, _dense, _lines, _mask, compiles
+from segue.kernels.scan import _array, _chunks, _lines, _mask, compiles
 
 CHUNK = 64
 EMPTY = -1e30
@@ -129,7 +129,6 @@ class _MLSTM(torch.autograd.Function):
         y, final, final_m = room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
         kept, kept_m = room(v, tasks, count, *memory.shape[2:]), room(v, tasks, count)
         norms, edges = room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
-        q, k, v = map(_dense, (q, k, v))
         threads.share(chunks.mlstm, tasks, *map(_lines, (q, k, v)), *map(_array, (i, f, starts, lengths, memory, m)),
                       eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
         return y, final, final_m, kept, kept_m, norms, edges
@@ -149,7 +148,6 @@ class _MLSTM(torch.autograd.Function):
         batch, _, heads = i.shape
         dq, dk, dv, di, df = (room(x, *x.shape) for x in (q, k, v, i, f))
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
-        q, k, v = map(_dense, (q, k, v))
         threads.share(chunks.mlstm_backward, batch * heads, *map(_lines, (q, k, v)), *map(_array, (i, f, starts)),
                       ctx.eps, *map(_array, (*kept, dy, dfinal)),
                       *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.scan import _array, _numbers, compiles
+from segue.kernels.scan import _array, _lines, compiles
 
 
 def gated_norm_reference(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: float = 1e-5) -> Tensor:
@@ -36,8 +36,8 @@ class _GatedNorm(torch.autograd.Function):
         from segue.kernels.cpu import norm, threads
 
         out = y.new_empty(y.shape)
-        threads.share(norm.gated, -(-out[..., 0].numel() // norm.NODES), _array(y.flatten(0, 1)), *_numbers(gate),
-                      _array(scale), groups, eps, out.flatten(0, 1).numpy())
+        threads.share(norm.gated, -(-out[..., 0].numel() // norm.NODES), _array(y.flatten(0, 1)),
+                      _lines(gate.flatten(0, 1)), _array(scale), groups, eps, out.flatten(0, 1).numpy())
         return out
 
     @staticmethod
@@ -53,6 +53,7 @@ class _GatedNorm(torch.autograd.Function):
         y, gate, scale = ctx.saved_tensors
         tasks = -(-y[..., 0].numel() // norm.NODES)
         dy, dgate, dscale = y.new_empty(y.shape), y.new_empty(y.shape), y.new_zeros(tasks, y.shape[2])
-        threads.share(norm.gated_backward, tasks, _array(y.flatten(0, 1)), *_numbers(gate), _array(scale), *ctx.options,
-                      _array(dout.flatten(0, 1)), *(x.numpy() for x in (dy.flatten(0, 1), dgate.flatten(0, 1), dscale)))
+        threads.share(norm.gated_backward, tasks, _array(y.flatten(0, 1)), _lines(gate.flatten(0, 1)), _array(scale),
+                      *ctx.options, _array(dout.flatten(0, 1)),
+                      *(x.numpy() for x in (dy.flatten(0, 1), dgate.flatten(0, 1), dscale)))
         return dy, dgate, dscale.sum(0), None, None

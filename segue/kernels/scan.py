@@ -144,29 +144,18 @@ def _array(x: Tensor) -> Any:
     return x.detach().resolve_conj().resolve_neg().contiguous().numpy()
 
 
-def _numbers(x: Tensor) -> tuple[Any, int]:
-    """The numbers of (B, T, D) as they lie in memory, and from where one node's begin to where the next one's do: a
-    slice of a wider projection need not be copied."""
-    x = x.detach()
-    if x.stride(2) != 1 or (x.shape[0] > 1 and x.stride(0) != x.shape[1] * x.stride(1)):
-        x = x.contiguous()
-    step = x.stride(1)
-    return x.as_strided(((x.shape[0] * x.shape[1] - 1) * step + x.shape[2],), (1,)).numpy(), step
-
-
 def _mask(x: Tensor, starts: Tensor | None) -> Tensor:
     """The starts as compiled loops take them: (B, 0) for none."""
     return torch.zeros(x.shape[0], 0, dtype=torch.bool) if starts is None else starts
 
 
-def _lines(x: Tensor) -> tuple[int, int, int, int]:
-    """(B, T, H, X), whose last axis is contiguous, for loops that read it where it lies: its address and strides."""
-    return x.data_ptr(), x.stride(0), x.stride(1), x.stride(2)
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x with a contiguous last axis."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _lines(x: Tensor) -> tuple[Any, ...]:
+    """(..., X) for loops that read it where it lies, as a slice of a wider projection need not be copied: all numbers
+    from the first to the last, and how many it is from one to the next along each axis but the last."""
+    x = x.detach().resolve_neg()
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    reach = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride())) + 1 if x.numel() else 0
+    return x.as_strided((reach,), (1,)).numpy(), *x.stride()[:-1]
 
 
 def _chunks(length: int, chunk: int, starts: Tensor) -> int:

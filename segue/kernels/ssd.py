@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.scan import _array, _mask, compiles
+from segue.kernels.scan import _array, _lines, _mask, compiles
 
 CHUNK = 64
 
@@ -80,8 +80,8 @@ class _SSD(torch.autograd.Function):
         (rows, length), (heads, _, width) = u.shape[:2], state.shape[1:]
         y, final = u.new_empty(rows, length, heads * width), u.new_empty(state.shape)
         kept = u.new_empty(rows, -(-length // ssd.CHUNK) if learning else 0, *state.shape[1:])
-        threads.share(ssd.forward, _tasks(u, state), *map(_array, (u, write, g, skip, starts, state)),
-                      *(x.numpy() for x in (y, final, kept)))
+        threads.share(ssd.forward, _tasks(u, state), _groups(u, state), _lines(u),
+                      *map(_array, (write, g, skip, starts, state)), *(x.numpy() for x in (y, final, kept)))
         return y, final, kept
 
     @staticmethod
@@ -100,20 +100,24 @@ class _SSD(torch.autograd.Function):
         tasks, keys = _tasks(u, dfinal), dfinal.shape[2]
         du, dwrite, dg, dstate = (torch.empty(x.shape, dtype=x.dtype) for x in (u, write, g, dfinal))
         shared = u.shape[2] - heads * dfinal.shape[3]
-        groups = shared // (2 * keys)
+        groups = _groups(u, dfinal)
         dshared = u.new_empty(tasks // (rows * groups), rows, length, 2, groups, keys)
         dskip = u.new_zeros(rows, heads)
-        threads.share(ssd.backward, tasks, *map(_array, (u, write, g, skip, starts, kept, dy, dfinal)),
-                      *(x.numpy() for x in (du, dshared, dwrite, dg, dskip, dstate)))
+        threads.share(ssd.backward, tasks, groups, _lines(u), *map(_array, (write, g, skip, starts, kept)), _lines(dy),
+                      _array(dfinal), *(x.numpy() for x in (du, dshared, dwrite, dg, dskip, dstate)))
         torch.sum(dshared.flatten(3), 0, out=du[..., -shared:])
         return du, dwrite, dg, dskip.sum(0), dstate, None, None
+
+
+def _groups(u: Tensor, state: Tensor) -> int:
+    heads, keys, width = state.shape[1:]
+    return (u.shape[2] - heads * width) // (2 * keys)
 
 
 def _tasks(u: Tensor, state: Tensor) -> int:
     from segue.kernels.cpu import ssd
 
-    heads, keys, width = state.shape[1:]
-    groups = (u.shape[2] - heads * width) // (2 * keys)
+    heads, groups = state.shape[1], _groups(u, state)
     return u.shape[0] * groups * -(-(heads // groups) // ssd.HEADS)
 
 

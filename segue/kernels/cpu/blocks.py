@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from segue.kernels.cpu.rnn import _at, _run, kernel
+from segue.kernels.cpu.loops import kernel
+from segue.kernels.cpu.products import at, multiply
 
 ROWS = 64  # that lie in the nearest caches together
 
@@ -13,35 +12,33 @@ ROWS = 64  # that lie in the nearest caches together
 def forward(begin, end, panels, x, w, y):
     """y[r, o, block] = x[r, block] @ w[block, :, o], for spans of ROWS rows.
 
-    panels: vectors of a block. x: (address, numbers from row to row). w: (G, d, O, d). y: (R, O, G d).
+    panels: vectors of a block. x: lines. w: (G, d, O, d). y: (R, O, G d).
     """
     rows, outputs, width, size = y.shape[0], y.shape[1], w.shape[1], y.itemsize
-    nothing = np.zeros(width, y.dtype)
     for span in range(begin, end):
         first = span * ROWS
         for block in range(len(w)):
             for o in range(outputs):
-                weights = _at(w) + (block * width * outputs + o) * width * size
-                _run(y, min(ROWS, rows - first), panels, _at(nothing), weights,
-                     x[0] + (first * x[1] + block * width) * size, 0,
-                     _at(y) + (first * outputs * y.shape[2] + o * y.shape[2] + block * width) * size,
-                     outputs * width, x[1], 1, 0, width, 1, 0, outputs * y.shape[2])
+                weights = at(w) + (block * width * outputs + o) * width * size
+                multiply(size, min(ROWS, rows - first), panels, 0, weights,
+                         at(x[0]) + (first * x[1] + block * width) * size, 0,
+                         at(y) + (first * outputs * y.shape[2] + o * y.shape[2] + block * width) * size,
+                         outputs * width, x[1], 1, 0, width, 1, 0, outputs * y.shape[2])
 
 
 @kernel
 def backward(begin, end, panels, x, turned, dy, dx, dw):
     """The gradients of `forward`, block by block. turned: (G, O, d, d), w[block, :, o]^T. dw: as w, zeros before."""
     rows, outputs, total, width, size = dy.shape[0], dy.shape[1], dy.shape[2], turned.shape[3], dy.itemsize
-    nothing = np.zeros(width, dy.dtype)
     for block in range(begin, end):
         for first in range(0, rows, ROWS):
             count = min(ROWS, rows - first)
-            above = _at(dy) + (first * outputs * total + block * width) * size
-            _run(dy, count, panels, _at(nothing), _at(turned) + block * outputs * width * width * size, above, 0,
-                 _at(dx) + (first * total + block * width) * size, width, outputs * total, 1, total - width, width,
-                 outputs, 0, total)
+            above = at(dy) + (first * outputs * total + block * width) * size
+            multiply(size, count, panels, 0, at(turned) + block * outputs * width * width * size, above, 0,
+                     at(dx) + (first * total + block * width) * size, width, outputs * total, 1, total - width, width,
+                     outputs, 0, total)
             for o in range(outputs):
-                into = _at(dw) + (block * width * outputs + o) * width * size
-                _run(dy, width, panels, _at(nothing), above + o * total * size,
-                     x[0] + (first * x[1] + block * width) * size, into, into, outputs * total, 1, x[1], 0, count, 1,
-                     outputs * width, outputs * width)
+                into = at(dw) + (block * width * outputs + o) * width * size
+                multiply(size, width, panels, 0, above + o * total * size,
+                         at(x[0]) + (first * x[1] + block * width) * size, into, into, outputs * total, 1, x[1], 0,
+                         count, 1, outputs * width, outputs * width)

@@ -11,13 +11,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+from numba import types
 
 STALE = 300  # seconds after which a build that left no result is taken for dead
 
@@ -47,11 +49,30 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     place = folder()
     if place is None:
         return numba.njit(nogil=True, **options)(function)
+    with _cached(place):
+        return numba.njit(nogil=True, cache=True, **options)(function)
+
+
+@contextmanager
+def _cached(place: Path) -> Iterator[None]:
     before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(place)
     try:
-        return numba.njit(nogil=True, cache=True, **options)(function)
+        yield
     finally:
         numba.config.CACHE_DIR = before
+
+
+NAMED: dict[str, Any] = {}
+
+
+def named(name: str, function: Callable[..., None], count: int, **options: Any) -> Any:
+    """A function of `count` integers that is compiled here and now, and that other compiled code calls by its name:
+    whatever else it calls becomes part of it, and is compiled with it again each time."""
+    signature, place = types.void(*[types.int64] * count), folder()
+    with nullcontext() if place is None else _cached(place):
+        NAMED[name] = numba.cfunc(signature, cache=place is not None, **options)(function)
+    llvm.add_symbol(name, NAMED[name].address)
+    return types.ExternalFunction(name, signature)
 
 
 def warm() -> bool:

@@ -8,46 +8,16 @@ numbers in the plain form, never leave the cache: one in SPAN is kept for the ba
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
 
-from segue.kernels.cpu import simd
-from segue.kernels.cpu.cache import compiled
+from segue.kernels.cpu.loops import bare, copy, exp2, kernel
 
-FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
 WIDE = 64  # channels that are moved together
 SPAN = 32  # nodes between two states that are kept
-bare = njit(fastmath=FAST, error_model="numpy", _nrt=False)
-"""For what is called per node: counting the references to slices of arrays would cost more than the sums."""
 
 
-def _exp(x: Any) -> Any:
-    return math.exp(x)
-
-
-@overload(_exp, inline="always")
-def _typed_exp(x):
-    if x == types.float32:
-        return lambda x: simd.exp(x)
-    return lambda x: math.exp(x)
-
-
-def _exp2(x: Any) -> Any:
-    return 2**x
-
-
-@overload(_exp2, inline="always")
-def _typed_exp2(x):
-    if x == types.float32:
-        return lambda x: simd.exp2(x)
-    return lambda x: math.exp(x * math.log(2))
-
-
-@partial(compiled, fastmath=FAST)
+@kernel
 def linear(begin, end, a, b, initial, starts, states):
     """states[t] = a[t] * states[t - 1] + b[t], all (B, T, C), real or complex.
 
@@ -67,7 +37,7 @@ def linear(begin, end, a, b, initial, starts, states):
                 states[row, t, j] = decay[j] * last[j] + b[row, t, j]
 
 
-@partial(compiled, fastmath=FAST)
+@kernel
 def linear_backward(begin, end, a, initial, starts, states, grad, da, db, dinitial):
     """The gradients of `linear`. da: (B, T or 1, C), zeros to begin with."""
     length, width = grad.shape[1], grad.shape[2]
@@ -107,12 +77,6 @@ def _skip(u, d, out):
 
 
 @bare
-def _copy(source, target):
-    for j in range(len(target)):
-        target[j] = source[j]
-
-
-@bare
 def _leave(u, d, top, step, dx, dstep, du, ddt):
     """The gradients of a node's inputs and step sizes."""
     to_e = u.dtype.type(math.log(2))
@@ -129,7 +93,7 @@ def _selective(row, i, u, dt, b, c, d, starts, low, y, kept, rate, h, step, x, o
     for t in range(length):
         if kept.shape[1] and t % SPAN == 0:
             for n in range(states):
-                _copy(h[n], kept[row, t // SPAN, n, here])
+                copy(h[n], kept[row, t // SPAN, n, here])
         if starts.shape[1] and starts[row, t]:
             h[:] = 0
         _enter(u[row, t, here], dt[row, t, here], step, x)
@@ -137,13 +101,13 @@ def _selective(row, i, u, dt, b, c, d, starts, low, y, kept, rate, h, step, x, o
         for n in range(states):
             bn, cn = b[row, t, n], c[row, t, n]
             for j in range(WIDE):
-                v = (low + span * _exp2(step[j] * rate[n, j])) * h[n, j] + x[j] * bn
+                v = (low + span * exp2(step[j] * rate[n, j])) * h[n, j] + x[j] * bn
                 h[n, j] = v
                 out[j] += v * cn
-        _copy(out, y[row, t, here])
+        copy(out, y[row, t, here])
 
 
-@partial(compiled, fastmath=FAST)
+@kernel
 def selective(begin, end, u, dt, a, b, c, d, starts, state, low, y, final, kept):
     """h = e h + dt u b, y = h c + d u, with e = low + (1 - low) exp(dt a), for the blocks of channels begin..end of all
     rows.
@@ -178,7 +142,7 @@ def _selective_backward(row, block, u, dt, b, c, d, starts, kept, dy, low, du, d
     for span in range((length - 1) // SPAN, -1, -1):
         start, stop = span * SPAN, min(span * SPAN + SPAN, length)
         for n in range(states):
-            _copy(kept[row, span, n, here], before[n, :width])
+            copy(kept[row, span, n, here], before[n, :width])
         for t in range(start, stop):  # the states of this span again
             k = t - start
             _enter(u[row, t, here], dt[row, t, here], step[k], x[k])
@@ -187,19 +151,19 @@ def _selective_backward(row, block, u, dt, b, c, d, starts, kept, dy, low, du, d
             for n in range(states):
                 bn = b[row, t, n]
                 for j in range(WIDE):
-                    e = above * _exp2(step[k, j] * rate[n, j])
+                    e = above * exp2(step[k, j] * rate[n, j])
                     decay[k, n, j] = e  # what of it moves with dt and a
                     v = (floor + e) * before[n, j] + x[k, j] * bn
                     h[k, n, j] = v
                     before[n, j] = v
         for t in range(stop - 1, start - 1, -1):
             k = t - start
-            _copy(dy[row, t, here], top[:width])
+            copy(dy[row, t, here], top[:width])
             dx[:], dstep[:] = 0, 0
             floor = none if starts.shape[1] and starts[row, t] else low
             if k == 0:
                 for n in range(states):
-                    _copy(kept[row, span, n, here], before[n, :width])
+                    copy(kept[row, span, n, here], before[n, :width])
             last = h[k - 1] if k else before
             for n in range(states):
                 bn, cn, toward_b, toward_c = b[row, t, n], c[row, t, n], none, none
@@ -216,7 +180,7 @@ def _selective_backward(row, block, u, dt, b, c, d, starts, kept, dy, low, du, d
             _leave(u[row, t, here], d[here], top, step[k], dx, dstep, du[row, t, here], ddt[row, t, here])
 
 
-@partial(compiled, fastmath=FAST)
+@kernel
 def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, low, du, ddt, da, db, dc, dstate):
     """The gradients of `selective`. da: (B, S, I), per row. db, dc: (blocks of channels, B, T, S), per block."""
     inner, states, kind = u.shape[2], a.shape[0], u.dtype
@@ -243,7 +207,7 @@ def selective_backward(begin, end, u, dt, a, b, c, d, starts, kept, dy, dfinal, 
                 da[row, n, i + j], dstate[row, n, i + j] = drate[n, j], g[n, j]
 
 
-@partial(compiled, fastmath=FAST)
+@kernel
 def diagonal(begin, end, u, decay, weights, starts, lengths, state, y, final, kept):
     """h = decay h + u, y = Re sum_n weights h, complex as (real, imaginary), for the blocks of channels begin..end of
     all rows; a row ends after lengths[row] nodes.
@@ -294,7 +258,7 @@ def diagonal(begin, end, u, decay, weights, starts, lengths, state, y, final, ke
                     final[row, c, n, i + j] = h[c, n, j]
 
 
-@partial(compiled, fastmath=FAST)
+@kernel
 def diagonal_backward(begin, end, u, decay, weights, starts, lengths, kept, dy, dfinal, du, ddecay, dweights, dstate):
     """The gradients of `diagonal`. ddecay, dweights: (B, 2, N, H), per row."""
     width, states = u.shape[2], decay.shape[1]

@@ -1,0 +1,70 @@
+"""How the loops over numbers are compiled, and what they share, in float32 and float64.
+
+What need not be contiguous comes as `lines`: its numbers as they lie in memory, and how many it is from one to the next
+along each axis but the last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from numba import njit, types
+from numba.extending import overload
+
+from segue.kernels.cpu import simd
+from segue.kernels.cpu.cache import compiled
+
+FAST = {"reassoc", "contract", "nsz", "arcp"}  # reorder sums and fuse; infinities and NaN stay what they are
+OPTIONS: dict[str, Any] = {"fastmath": FAST, "error_model": "numpy"}
+"""A test for division by zero would keep loops from vectorising."""
+bare = njit(**OPTIONS, _nrt=False)
+"""For what is called per node: counting the references to slices of arrays would cost more than the sums."""
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """For what torch calls."""
+    return compiled(function, **OPTIONS)
+
+
+def exp(x: Any) -> Any:
+    return math.exp(x)
+
+
+@overload(exp, inline="always")
+def _typed_exp(x):
+    if x == types.float32:
+        return lambda x: simd.exp(x)
+    return lambda x: math.exp(x)
+
+
+def exp2(x: Any) -> Any:
+    return 2**x
+
+
+@overload(exp2, inline="always")
+def _typed_exp2(x):
+    if x == types.float32:
+        return lambda x: simd.exp2(x)
+    return lambda x: math.exp(x * math.log(2))
+
+
+@bare
+def copy(source, target):
+    for j in range(len(target)):
+        target[j] = source[j]
+
+
+@bare
+def add(x, y):
+    """x += y"""
+    for j in range(len(y)):
+        x[j] += y[j]
+
+
+@bare
+def dot(x, y, count):
+    total = x.dtype.type(0)
+    for c in range(count):
+        total += x[c] * y[c]
+    return total

@@ -1,0 +1,226 @@
+"""Products of matrices in registers, in float32 and float64: of any number of rows, and of triangles; and what brings
+numbers to them and takes them away.
+
+Their code is large, so that it is compiled once, and whoever needs it calls it by its name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import overload
+
+from segue.kernels.cpu import simd
+from segue.kernels.cpu.cache import named
+from segue.kernels.cpu.loops import OPTIONS, bare
+
+ROWS, MOST_PANELS = (8, 4, 2, 1), 3  # each combination is code of its own: what there is no code for, runs in parts
+BLOCK, PANELS = simd.BLOCK, 2  # rows and vectors of columns of a product that are computed together
+WHOLE, LOWER, UPPER, SEEN = range(4)
+"""Shapes of a product x @ w: nothing is nought; x[r, i] is for i > r; for i < r; columns c > r are not wanted."""
+KINDS = ((simd.F32, 4), (ir.DoubleType(), 8))
+
+
+def _tile(builder: Any, kind: Any, lanes: int, rows: int, panels: int, args: list[Any]) -> None:
+    """y[r, c] = first[c] + sum over o < outer, i < k of x[r, o, i] * w[o k + i, c] (+ source[r, c]), for `rows` rows
+    and `panels` vectors of columns c, in registers.
+
+    args: addresses first (of a vector of columns; 0: zeros), w, x, source (0: none), y; bytes from one line of w to the
+    next (w_step); bytes from one row of x to the next (x_row), from one i (x_step), and what is added after k of them
+    (x_jump); k, outer; bytes from one row to the next in source (source_row) and in y (y_row).
+    """
+    first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row = args
+    b, size = builder, 4 if kind == simd.F32 else 8
+    vector = ir.VectorType(kind, lanes)
+    undefined = ir.Constant(vector, ir.Undefined)
+    same = ir.Constant(ir.VectorType(simd.I32, lanes), [0] * lanes)
+
+    def load(address: Any, p: int) -> Any:
+        return b.load(b.inttoptr(b.add(address, simd.I64(p * lanes * size)), vector.as_pointer()), align=size)
+
+    def spread(address: Any) -> Any:
+        value = b.load(b.inttoptr(address, kind.as_pointer()), align=size)
+        return b.shuffle_vector(b.insert_element(undefined, value, simd.I32(0)), undefined, same)
+
+    name = f"llvm.fmuladd.v{lanes}f{8 * size}"
+    zeros = cgutils.global_constant(b, "zeros", ir.Constant(ir.ArrayType(kind, panels * lanes), None))
+    first = b.select(b.icmp_signed("==", first, simd.I64(0)), b.ptrtoint(zeros, simd.I64), first)
+    begin = [load(first, p) for p in range(panels)]
+    lines = [b.add(x, b.mul(x_row, simd.I64(r))) for r in range(rows)]
+    entry, loop, done = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
+    b.branch(loop)
+    b.position_at_end(loop)
+    i, left, at_w, at_x = (b.phi(simd.I64) for _ in range(4))
+    sums = [[b.phi(vector) for _ in range(panels)] for _ in range(rows)]
+    weights = [load(at_w, p) for p in range(panels)]
+    after = []
+    for r in range(rows):
+        value = spread(b.add(lines[r], at_x))
+        after.append([simd._call(b, name, vector, weights[p], value, sums[r][p]) for p in range(panels)])
+    following = b.add(i, simd.I64(1))
+    turns = b.icmp_signed("==", following, k)
+    onward = b.add(at_x, b.select(turns, b.add(x_step, x_jump), x_step))
+    remaining = b.select(turns, b.sub(left, simd.I64(1)), left)
+    for phi, start, end in ((i, simd.I64(0), b.select(turns, simd.I64(0), following)), (left, outer, remaining),
+                            (at_w, w, b.add(at_w, w_step)), (at_x, simd.I64(0), onward)):
+        phi.add_incoming(start, entry)
+        phi.add_incoming(end, loop)
+    for r in range(rows):
+        for p in range(panels):
+            sums[r][p].add_incoming(begin[p], entry)
+            sums[r][p].add_incoming(after[r][p], loop)
+    b.cbranch(b.icmp_signed(">", remaining, simd.I64(0)), loop, done)
+    b.position_at_end(done)
+
+    def put(r: int, p: int, value: Any) -> None:
+        address = b.add(b.add(y, b.mul(y_row, simd.I64(r))), simd.I64(p * lanes * size))
+        b.store(value, b.inttoptr(address, vector.as_pointer()), align=size)
+
+    with b.if_else(b.icmp_signed("==", source, simd.I64(0))) as (plain, added):
+        with plain:
+            for r in range(rows):
+                for p in range(panels):
+                    put(r, p, after[r][p])
+        with added:
+            for r in range(rows):
+                line = b.add(source, b.mul(source_row, simd.I64(r)))
+                for p in range(panels):
+                    put(r, p, b.fadd(after[r][p], load(line, p)))
+
+
+def _choose(builder: Any, args: list[Any]) -> None:
+    """The tile for numbers of so many bytes, for rows (of ROWS) and panels; the rest as of `_tile`."""
+    end = builder.append_basic_block("end")
+    which = builder.add(builder.mul(builder.add(builder.mul(args[0], simd.I64(MOST_PANELS + 1)), args[2]),
+                                    simd.I64(ROWS[0] + 1)), args[1])
+    switch = builder.switch(which, end)
+    for kind, size in KINDS:
+        for panels in range(1, MOST_PANELS + 1):
+            for rows in ROWS:
+                case = builder.append_basic_block(f"tile{rows}x{panels}x{size}")
+                switch.add_case(simd.I64((size * (MOST_PANELS + 1) + panels) * (ROWS[0] + 1) + rows), case)
+                builder.position_at_end(case)
+                _tile(builder, kind, 4 * simd.LANES // size, rows, panels, args[3:])
+                builder.branch(end)
+    builder.position_at_end(end)
+
+
+_some_rows = simd._define("some_rows", types.void(*[types.int64] * 16), _choose)
+_turn32, _turn64 = (simd.turning(kind, 4 * simd.LANES // size) for kind, size in KINDS)
+
+
+def _rows(size, rows, panels, first, w, x, source, y, w_step, x_row, x_step, x_jump, k, outer, source_row, y_row):
+    part = ROWS[0]
+    while rows > 0:
+        while part > rows:
+            part >>= 1
+        _some_rows(size, part, panels, first, w, x, source, y, w_step * size, x_row * size, x_step * size,
+                   x_jump * size, k, outer, source_row * size, y_row * size)
+        rows -= part
+        x, y = x + part * x_row * size, y + part * y_row * size
+        if source != 0:
+            source += part * source_row * size
+
+
+multiply = named("segue_multiply", _rows, 16, **OPTIONS)
+"""multiply(size, rows, panels, ...) as of `_tile` for any number of rows of numbers of `size` bytes; steps and rows in
+numbers instead of bytes."""
+
+
+def _blocks(size, y, x, w, y_row, x_row, x_step, w_step, rows, inner, columns, plus, shape, many):
+    lanes = 4 * simd.LANES // size
+    vectors = (columns + lanes - 1) // lanes
+    for first in range(0, rows, BLOCK):
+        count, begin, end, wide = min(BLOCK, rows - first), 0, inner, vectors
+        if shape == LOWER:
+            end = min(inner, (first + count) * many)
+        elif shape == UPPER:
+            begin = first // many
+        elif shape == SEEN:
+            wide = min(vectors, ((first + count) * many + lanes - 1) // lanes)
+        for panel in range(0, wide, PANELS):
+            into = y + (first * y_row + panel * lanes) * size
+            multiply(size, count, min(PANELS, wide - panel), 0, w + (begin * w_step + panel * lanes) * size,
+                     x + (first * x_row + begin * x_step) * size, into if plus else 0, into, w_step, x_row, x_step, 0,
+                     end - begin, 1, y_row, y_row)
+
+
+def _squares(size, source, row, target, line, rows, columns):
+    lanes = 4 * simd.LANES // size
+    for r in range(0, rows, lanes):
+        for c in range(0, columns, lanes):
+            here, there = source + (r * row + c) * size, target + (c * line + r) * size
+            if size == 4:
+                _turn32(here, row * size, there, line * size)
+            else:
+                _turn64(here, row * size, there, line * size)
+
+
+_product = named("segue_product", _blocks, 14, **OPTIONS)
+_turned = named("segue_turn", _squares, 7, **OPTIONS)
+
+
+def at(array):
+    raise NotImplementedError
+
+
+@overload(at, inline="always")
+def _typed_at(array):
+    return lambda array: np.int64(array.ctypes.data)
+
+
+@bare
+def product(y, x, w, rows, inner, columns, turned, plus, shape, many):
+    """y (+)= x @ w, or x^T @ w if `turned`, of buffers that are whole vectors wide; the triangles of `shape` have
+    `many` columns per row (LOWER, SEEN) or rows per column (UPPER)."""
+    x_row, x_step = (1, x.shape[1]) if turned else (x.shape[1], 1)
+    _product(y.itemsize, at(y), at(x), at(w), y.shape[1], x_row, x_step, w.shape[1], rows, inner,
+             columns, plus, shape, many)
+
+
+@bare
+def part(y, x, w, first, rows, begin, end, columns, turned):
+    """Rows first, first + 1, ... of y += x @ w, over begin..end of the inner index."""
+    x_row, x_step = (1, x.shape[1]) if turned else (x.shape[1], 1)
+    size = y.itemsize
+    _product(size, at(y) + first * y.shape[1] * size, at(x) + (first * x_row + begin * x_step) * size,
+             at(w) + begin * w.shape[1] * size, y.shape[1], x_row, x_step, w.shape[1], rows, end - begin, columns,
+             True, WHOLE, 1)
+
+
+@bare
+def turn(source, target, rows, columns):
+    """target = source^T, of buffers that are whole vectors high and wide."""
+    _turned(source.itemsize, at(source), source.shape[1], at(target), target.shape[1], rows, columns)
+
+
+@bare
+def load(lines, row, start, place, count, width, target):
+    """Numbers place .. place + width of `count` nodes from `start` on, into the beginning of a buffer. lines: (B, T,
+    ...), numbers as they lie, and how many it is from row to row and from node to node."""
+    size, into = target.itemsize, at(target)
+    source = at(lines[0]) + (row * lines[1] + start * lines[2] + place) * size
+    for t in range(count):
+        simd.copy(into + t * target.shape[1] * size, source + t * lines[2] * size, width * size)
+
+
+@bare
+def store(source, target, row, head, start, count, width):
+    """The other way round, to a dense (B, T, H, E)."""
+    size, stride = source.itemsize, target.shape[2] * target.shape[3]
+    into = at(target) + ((row * target.shape[1] + start) * stride + head * target.shape[3]) * size
+    for t in range(count):
+        simd.copy(into + t * stride * size, at(source) + t * source.shape[1] * size, width * size)
+
+
+@bare
+def scale(source, by, target, rows):
+    """target[r] = by[r] * source[r]"""
+    for r in range(rows):
+        factor, line, into = by[r], source[r], target[r]
+        for c in range(len(line)):
+            into[c] = factor * line[c]
