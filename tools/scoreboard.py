@@ -14,7 +14,7 @@ from statistics import mean
 from segue.files import read_json, write_text
 from segue.mixers import MIXERS
 from segue.tasks import TASKS
-from segue.verbs.scoreboard import DEPTH, RATE, SOLVED, VARIANTS, Score, Scoreboard
+from segue.verbs.scoreboard import DEPTH, RATE, SOLVED, TEST_ROWS, VARIANTS, Score, Scoreboard, contestants
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD = ROOT / "benchmarks" / "results" / "scoreboard"
@@ -25,8 +25,8 @@ ASKS = {
     "parity": "after each bit: is the number of ones so far odd? One state to flip",
     "modular-count": "after each bit: the number of ones so far, modulo three. A rotation, beyond any diagonal real "
                      "recurrence",
-    "s5-words": "after each of six random permutations of five places: which of the 120 permutations are they all "
-                "together? Products that do not commute, in a group that is not solvable",
+    "s5-words": "after each of five random permutations of five places: which of the 120 permutations are they "
+                "all together? Products that do not commute, in a group that is not solvable",
     "copy": "say six symbols again, of eight kinds",
     "selective-copy": "the same of three symbols strewn among blanks: what does not matter must be left out",
     "mqar": "multi-query associative recall: four keys, each with its value, then the keys in another order, each "
@@ -57,7 +57,6 @@ left goes to the channel mixers), the same rows in the same order, Muon at {rate
 seconds a cell, so that it separates mixers: a dark cell says *not learned in so many steps*, not *cannot be learned*,
 and a few points between two mixers say nothing. A mixer that reads both ways has no place here, since most rows say
 their answers later.
-
 """
 
 
@@ -82,7 +81,7 @@ def page() -> str:
     found = board()
     scores = [score for score in found.scores if not score.failure]
     sizes = [score.parameters for score in scores]
-    lines = [INTRODUCTION.format(picture="../benchmarks/results/scoreboard/scoreboard.png", rows=256, depth=DEPTH,
+    lines = [INTRODUCTION.format(picture="../benchmarks/results/scoreboard/scoreboard.png", rows=TEST_ROWS, depth=DEPTH,
                                  least=min(sizes), most=max(sizes), rate=RATE, seed=found.seed, solved=SOLVED),
              row("task", "what is asked", "length", "steps", "a guess", "source"), row(*["---"] * 6)]
     for task, length in found.lengths.items():
@@ -102,7 +101,9 @@ def page() -> str:
                          " to ".join(map(str, dict.fromkeys((widths[0], widths[-1])) if widths else [])),
                          f"{100 * per_step:.1f} s"))
     failed = [f"- {score.mixer} on {score.task} failed: {score.failure}" for score in found.scores if score.failure]
-    return "\n".join([*lines, "", f"Measured with {found.summary}.", *failed]) + "\n"
+    missing = ", ".join(f"`{mixer}`" for mixer in contestants() if mixer not in found.mixers)
+    lines += ["", f"Measured with {found.summary}." + f" Not measured yet: {missing}." * bool(missing), *failed]
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
