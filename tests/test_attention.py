@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segue.analysis.memory import peak_memory
 from segue.errors import SegueError
+from segue.kernels.attention import LONG
 from segue.mixers import Attention, BlockRecurrent, Layout, Linformer, Mixer, Reformer
 from segue.mixers.attention import attend
 from segue.mixers.positions import relative_scores, sinusoids, skew
@@ -472,4 +473,4 @@ def test_memory_grows_with_the_length_and_not_with_its_square(name: str) -> None
         return peak_memory(lambda: mixer(x).sum().backward())
 
     assert training(LIGHT[name], 2048) < 4.5 * training(LIGHT[name], 512)
-    assert training(lambda n: Attention(16), 2048) > 6 * training(lambda n: Attention(16), 512)
+    assert training(lambda n: Attention(16), LONG[torch.float32]) > 6 * training(lambda n: Attention(16), 256)
