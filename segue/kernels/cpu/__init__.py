@@ -1,11 +1,22 @@
-"""The compiled CPU decode engine: a stack lowered to a small program that one compiled function runs, whole, per step.
+"""What is compiled for CPUs: the decode engine, and the loops that training takes in place of torch.
 
-Four files, to be read in this order:
+The engine is a stack lowered to a small program that one compiled function runs, whole, per step. To be read in this
+order:
 
 - `program.py`  the program: a table of operations over registers, and the builder that mixers lower themselves to
 - `simd.py`     what Numba lacks: addresses, atomics, vector arithmetic, and the one register-blocked micro-kernel
 - `ops.py`      the operations, each a short function of (job, operation, thread)
 - `engine.py`   the loop over operations, the barrier, and the team of threads that runs it
 
-Importing this package imports neither Numba nor torch; `segue.models.compiled` puts the engine behind `extend`.
+The loops of training, forward and backward, each behind the file of its name in `segue.kernels` (where its reference
+in torch is):
+
+- `loops.py`, `products.py`   how they are compiled; products of matrices in registers
+- `scan.py`, `rnn.py`, `cells.py`   linear and selective scans; nonlinear recurrences, and the formulas of their cells
+- `chunks.py`, `ssd.py`       memories that are matrices, chunk by chunk: mLSTM and delta rule; state space duality
+- `convolution.py`, `norm.py`, `blocks.py`   short convolutions, the gated norm, block-diagonal products
+- `room.py`, `threads.py`     buffers that are lent again; rows shared out to threads
+
+`cache.py` keeps all of it on disk. Importing this package imports neither Numba nor torch; `segue.models.compiled` puts
+the engine behind `extend`.
 """
