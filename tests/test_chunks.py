@@ -17,6 +17,7 @@ from segue.kernels import mlstm as mlstm_module
 from segue.kernels.blocks import block_product
 from segue.kernels.delta import delta, delta_reference
 from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
+from segue.mixers import MIXERS
 from segue.mixers.convolution import ShortConvolution, Window
 
 EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True, database=None)
@@ -172,3 +173,19 @@ def test_blocks_are_a_sum_each(blocks: int, outputs: int, width: int, monkeypatc
     assert bool(block_module._together(*inputs)) == (width != 5) or width > 16
     monkeypatch.setattr(block_module, "_together", lambda *_: 0)
     agree(found, with_gradients(run, inputs, given=1), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["mamba2", "mlstm", "deltanet"])
+def test_what_is_wrong_in_one_row_stays_there(name: str) -> None:
+    """Rows share the buffers of a thread, and the last chunk fills a part of them."""
+    torch.manual_seed(0)
+    mixer, clean, threads = MIXERS[name](32), torch.randn(1, 70, 32), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        x = torch.cat([torch.full_like(clean, torch.nan), clean]).requires_grad_()
+        y, alone = mixer(x)[1], mixer(clean.requires_grad_())[0]
+        grads = torch.autograd.grad(y.sum(), x)[0][1], torch.autograd.grad(alone.sum(), clean)[0][0]
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(y, alone)
+    torch.testing.assert_close(*grads)
