@@ -63,7 +63,8 @@ def server(command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def wait_for(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
-    for _ in range(600):
+    until = time.monotonic() + 600  # kernels may have to be compiled first
+    while time.monotonic() < until:
         if process.poll() is not None:
             log.seek(0)
             raise SystemExit(f"the server stopped: {log.read().decode()[-2000:]}")
