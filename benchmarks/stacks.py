@@ -15,12 +15,13 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import segue
 from segue.models import expand_pattern
-from segue.training import Batches, Run
+from segue.training import Batches, Plan, Run
 from segue.training.evaluate import score
 from segue.training.recipe import Facts, choose, fast_bfloat16, machine
 from segue.verbs.fit import build
@@ -30,16 +31,21 @@ HERE = Path(__file__).parent / "results"
 STACKS = ("attention", "lstm", "gru", "mamba", "gla", "gla+attention")
 
 
-def cell(path: str, stack: str, seconds: float, seed: int = 0) -> dict:
+def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | None = None, **choices: Any,
+         ) -> dict[str, Any]:
+    """Train for so many seconds of one processor by the recipe's plan, with `choices` instead of its own and entries
+    multiplied by `times`; score what is held out."""
     data = segue.read(path)
     train, held = data.split(0.05)
-    codec = train.codec()
+    codec = train.codec(**{"vocabulary": choices.pop("vocabulary")} if "vocabulary" in choices else {})
     store, exam = train.encode(codec), held.encode(codec)
     precision = "bfloat16" if fast_bfloat16(1) else "float32"
     plan, _ = choose(Facts(int(store.lengths.sum()), int(store.lengths.max()), codec.size, 1, 1.5e11, precision,
-                           seconds), mixer=stack, seed=seed)
+                           seconds), seed=seed, **choices)
+    own = plan.to_dict()
+    plan = plan.with_(**{name: type(own[name])(own[name] * factor) for name, factor in (times or {}).items()})
 
-    def running(plan) -> Run:  # type: ignore[no-untyped-def]
+    def running(plan: Plan) -> Run:
         return Run(build(plan), Batches(store, plan.context, plan.rows, seed), plan)
 
     trial = running(plan)
@@ -55,9 +61,10 @@ def cell(path: str, stack: str, seconds: float, seed: int = 0) -> dict:
     run.train(quiet=True)
     run.batches.close()
     scored = score(run.model, exam, None if carries(run.model) else plan.context)
-    return {"data": f"{data.kind.name}: {Path(path).name}", "unit": data.kind.unit, "stack": stack, "seconds": seconds,
-            "bits": round(float(scored.nats.sum()) / math.log(2) / int(exam.units.sum()), 4), "steps": plan.steps,
-            "tokens_per_second": round(plan.tokens_per_step / each), "width": plan.width, "depth": plan.depth,
+    return {"data": f"{data.kind.name}: {Path(path).name}", "unit": data.kind.unit, "stack": plan.mixer,
+            "seconds": seconds, "bits": round(float(scored.nats.sum()) / math.log(2) / int(exam.units.sum()), 4),
+            "steps": plan.steps, "rows": plan.rows, "context": plan.context, "width": plan.width, "depth": plan.depth,
+            "tokens_per_second": round(plan.tokens_per_step / each),
             "parameters": sum(p.numel() for p in run.model.parameters())}
 
 
@@ -89,7 +96,7 @@ def main() -> None:
         expand_pattern(stack)
     for path in given.data:
         for stack in given.stacks:
-            row = cell(path, stack, given.seconds)
+            row = cell(path, given.seconds, mixer=stack)
             print(row, flush=True)
             with open(record, "a") as handle:
                 handle.write(json.dumps(row) + "\n")
