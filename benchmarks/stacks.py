@@ -24,7 +24,7 @@ from segue.models import expand_pattern
 from segue.training import Batches, Plan, Run
 from segue.training.evaluate import score
 from segue.training.recipe import Facts, choose, fast_bfloat16, machine
-from segue.verbs.fit import build
+from segue.verbs.fit import build, in_passing
 from segue.verbs.fitted import carries
 
 HERE = Path(__file__).parent / "results"
@@ -56,14 +56,16 @@ def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | Non
     trial.advance()
     each = (time.process_time() - begin) / 2
     trial.batches.close()
-    plan = replace(plan, steps=max(4, int(seconds / each)), measure=4)
+    plan = replace(plan, steps=max(4, int(seconds / each)))
     run = running(plan)
+    run.held_out = in_passing(exam, plan)  # as fit does: the best weights of a run that learns by heart are kept
     run.train(quiet=True)
     run.batches.close()
     scored = score(run.model, exam, None if carries(run.model) else plan.context)
     return {"data": f"{data.kind.name}: {Path(path).name}", "unit": data.kind.unit, "stack": plan.mixer,
             "seconds": seconds, "bits": round(float(scored.nats.sum()) / math.log(2) / int(exam.units.sum()), 4),
-            "steps": plan.steps, "rows": plan.rows, "context": plan.context, "width": plan.width, "depth": plan.depth,
+            "steps": plan.steps, "taken": run.step, "rows": plan.rows, "context": plan.context, "width": plan.width,
+            "depth": plan.depth,
             "tokens_per_second": round(plan.tokens_per_step / each),
             "parameters": sum(p.numel() for p in run.model.parameters())}
 
