@@ -23,7 +23,7 @@ from segue.errors import SegueError
 from segue.kernels.cpu import cache, simd
 from segue.kernels.cpu.program import Program, View
 from segue.mixers import MIXERS, Mixer
-from segue.mixers.state import Carry, Layout, Part, SteppedRecurrence, Tensors
+from segue.mixers.state import Carry, Layout, Parts, SteppedRecurrence, Tensors
 from segue.models import Stack, StackConfig, compiled
 from segue.models.base import tell_prompt
 from segue.models.compiled import KEPT, Accelerated, CompiledModel, accelerate, compile_model
@@ -58,12 +58,9 @@ class Probe(Mixer):
     def emit(self, program: Program, inputs: list[View], y: View) -> None:
         raise NotImplementedError
 
-    def parts(self, batch: int, like: torch.Tensor, history: int) -> dict[str, Part]:
-        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def run(self, x: torch.Tensor, layout: Layout, parts: dict[str, Part] | None) -> torch.Tensor:
+    def run(self, x: torch.Tensor, layout: Layout, parts: Parts) -> torch.Tensor:
         inputs = self.prepared(self.into(x).split(self.widths, -1))
-        carry = None if parts is None else parts["carry"]
+        carry = parts.get("recurrence")
         assert carry is None or isinstance(carry, Carry)
         return self.out(self.recurrence(inputs, layout, carry))
 

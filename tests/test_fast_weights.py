@@ -134,7 +134,7 @@ def test_sums_are_kept_in_float32() -> None:
         for x in torch.randn(1, 600, 8).bfloat16().split(100, 1):
             mixer.extend(x, state)
             state.commit()
-    keys = state.tensors()["0.carry.0"]
+    keys = state.tensors()["0.recurrence.0"]
     assert keys.dtype == torch.float32 and float(keys[..., -1].mean()) > 300
 
 

@@ -116,7 +116,7 @@ def test_a_split_loses_and_doubles_nothing(lengths: list[int], fraction: float, 
         assert by in ("name", "content") and len({r.object for r in data if r.object}) < 2
         return
     assert train.total + held.total == data.total and train.total and held.total
-    spans = np.concatenate([train._spans, held._spans])
+    spans = np.concatenate([train.spans(), held.spans()])
     covered = sorted(map(tuple, spans.tolist()))
     for record in range(len(data)):
         at = 0
@@ -210,15 +210,15 @@ def test_a_view_is_saved_as_what_it_shows(tmp_path: Path) -> None:
 
 
 def test_reading_more_than_memory_goes_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segue.data.BATCH", 2000)
+    monkeypatch.setattr("segue.data.arrow.BATCH", 2000)
     for i in range(20):
         (tmp_path / f"{i:02}.txt").write_text(f"text {i} " * 200)
     small = read(tmp_path)
     mapped = read(tmp_path, memory=5000)
-    assert mapped._keep is not None and small._keep is None
+    assert mapped.keep is not None and small.keep is None
     assert mapped.fingerprint == small.fingerprint
     assert [r.object for r in mapped] == [r.object for r in small]
-    folder = Path(mapped._keep.name)
+    folder = Path(mapped.keep.name)
     train = mapped.split(0.2)[0]
     del mapped
     assert train[0].object and folder.exists(), "a view keeps the file"
@@ -281,15 +281,15 @@ def test_a_killed_write_leaves_nothing_half(tmp_path: Path) -> None:
     events(30).save(tmp_path / "d")
     before = Data.open(tmp_path / "d").fingerprint
     script = textwrap.dedent(f"""
-        import segue.data as d, time
-        from segue.kinds import Record
-        class Slow(d._Writer):
+        import time
+        from segue.data import of, records
+        class Slow(records.Writer):
             def add(self, record):
                 super().add(record)
                 print("writing", flush=True)
                 time.sleep(60)
-        data = d.of([[i, i] for i in range(1000)]).select(range(1000))
-        d._Writer = Slow
+        data = of([[i, i] for i in range(1000)]).select(range(1000))
+        records.Writer = Slow
         data.save({str(tmp_path / "d")!r})
     """)
     child = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])

@@ -52,7 +52,7 @@ from segue.mixers import (
 from segue.mixers.attention import Cache, alibi_slopes, attend, merge
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.recurrent import TorchRecurrence
-from segue.mixers.state import Carry, Part, Tensors, gather_nodes
+from segue.mixers.state import Carry, Part, Parts, Tensors, gather_nodes
 from segue.testing import ContractBroken, check_mixer
 from segue.testing.mixers import memory
 
@@ -165,12 +165,12 @@ def test_contract_compiled(name: str) -> None:
 
 
 class SeesTheFuture(LSTM):
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         return super().run(x, layout, parts) + 1e-6 * x.mean(1, keepdim=True)
 
 
 class ForgetsToReset(LSTM):
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         return super().run(x, Layout(layout.positions, layout.parents), parts)
 
 
@@ -199,14 +199,14 @@ class AliasedCarry(Carry):
 
 class Aliases(GRU):
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": AliasedCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
+        return {"recurrence": AliasedCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
 
 
 class CommitsInExtend(GRU):
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         y = super().run(x, layout, parts)
-        if parts is not None and layout.parents is None:
-            carry = parts["carry"]
+        if parts and layout.parents is None:
+            carry = parts["recurrence"]
             assert isinstance(carry, Carry) and carry.pending is not None
             carry.state = carry.pending[2] or carry.state
         return y
@@ -219,7 +219,7 @@ class WrongNodeCarry(Carry):
 
 class CommitsTheWrongNode(LSTM):
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": WrongNodeCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
+        return {"recurrence": WrongNodeCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
 
 
 class NeighbourConvolution(ShortConvolution):
@@ -253,9 +253,9 @@ class CountsPadding(LSTM):
 
 
 class PositionIsIndex(Attention):
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         begin = 0
-        if parts is not None:
+        if parts:
             cache = parts["cache"]
             assert isinstance(cache, Cache)
             begin = cache.longest
@@ -279,16 +279,16 @@ class GrowingState(Attention):
 
 
 class CutsTheGraph(GRU):
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        if parts is not None:
-            carry = parts["carry"]
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        if parts:
+            carry = parts["recurrence"]
             assert isinstance(carry, Carry)
             carry.state = tuple(s.detach() for s in carry.state)
         return super().run(x, layout, parts)
 
 
 class WrongGradient(GRU):
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         y = super().run(x, layout, parts)
         return y + (x.detach() - x)[..., :1] * 1e-2
 
@@ -303,7 +303,7 @@ class LosesABuffer(LSTM):
         super().__init__(width)
         self.scale = torch.rand(()).item()
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         return self.scale * super().run(x, layout, parts)
 
 
@@ -319,7 +319,7 @@ class CarelessCarry(Carry):
 
 class RewindsTooFar(LSTM):
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": CarelessCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
+        return {"recurrence": CarelessCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
 
 
 BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties to which the search may be narrowed

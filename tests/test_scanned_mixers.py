@@ -87,7 +87,7 @@ def test_a_fresh_s5_is_the_real_hippo_system() -> None:
         h = step @ h + held @ x[0, t]
         mixer.extend(x[:, t : t + 1], state)
         state.commit()
-    found = torch.view_as_complex(state.tensors()["0.carry.0"])[0]
+    found = torch.view_as_complex(state.tensors()["0.recurrence.0"])[0]
     torch.testing.assert_close(found, v.mH @ h.to(v.dtype), rtol=0, atol=1e-6)  # the parameters are drawn in float32
 
 

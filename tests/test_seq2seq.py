@@ -87,9 +87,9 @@ def test_padding_and_what_is_forked_change_nothing() -> None:
     torch.testing.assert_close(ours.encode(source, real)[0, :3], alone[0])
     cross = CrossAttention(WIDTH, heads=2).double()
     x, memory = torch.randn(2, 4, WIDTH).double(), torch.randn(2, 6, WIDTH).double()
-    y = cross.run(x, Layout(source[:, :4], source=(memory, real)), None)
+    y = cross.run(x, Layout(source[:, :4], source=(memory, real)), {})
     memory[0, 3:] = 1e3
-    torch.testing.assert_close(cross.run(x, Layout(source[:, :4], source=(memory, real)), None), y, rtol=0, atol=0)
+    torch.testing.assert_close(cross.run(x, Layout(source[:, :4], source=(memory, real)), {}), y, rtol=0, atol=0)
 
 
 def test_forks_share_the_source() -> None:

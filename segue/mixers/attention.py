@@ -17,7 +17,7 @@ from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
 from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
-from segue.mixers.state import Layout, Part
+from segue.mixers.state import Layout, Part, Parts
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -207,7 +207,7 @@ class Attention(Mixer):
             bias = fade if bias is None else bias + fade
         return bias
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         if self.training and self.learned_span is not None:
             self.learned_span.data.clamp_(0, 1)  # outside it would have no gradient to come back by
         q, k, v = self._project(x, layout.positions)
@@ -216,7 +216,7 @@ class Attention(Mixer):
             rule = rules.causal
         cache: Any = None
         fresh = True
-        if parts is None:
+        if not parts:
             valid = layout.together
         else:
             cache = parts["cache"]
@@ -226,7 +226,7 @@ class Attention(Mixer):
         shared = self.kv_heads != self.heads
         bare = self.positions != "alibi" and self.distances is None and self.learned_span is None
         plain = bare and valid is None and layout.line
-        trains = parts is None and q.requires_grad and bare and not shared and layout.line
+        trains = not parts and q.requires_grad and bare and not shared and layout.line
         near = self.window is not None and self._kept() and layout.even
         if trains and (rule is rules.causal or near) and trains_on(q, self.window, layout.segments):
             if torch.is_autocast_enabled("cpu"):
@@ -335,7 +335,7 @@ class Attention(Mixer):
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
-        return self.weights(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device))
+        return self.weights(x, Layout.of(x))
 
     def weights(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, H, T, T): how much each node reads of each."""
@@ -347,7 +347,7 @@ class Attention(Mixer):
         return attend(q, k, eye, mask, self._bias(q, pairs))[0]
 
     def values(self, x: Tensor) -> Tensor:
-        v = self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device).positions)[2]
+        v = self._project(x, Layout.of(x).positions)[2]
         return v.repeat_interleave(self.heads // self.kv_heads, 1)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:

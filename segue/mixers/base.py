@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, Part, State
+from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, State
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
 
 
 class Mixer(nn.Module):
-    """Base of all mixers. A subclass declares what it can do and implements `run` and `parts`."""
+    """Base of all mixers. A subclass declares what it can do and implements `run`, and `parts` if it keeps more than
+    the carries of its recurrences."""
 
     causal: ClassVar[bool] = True  # no position sees a later one, so `extend` exists
     constant_state: ClassVar[bool] = True  # the state's size does not grow with the sequence
@@ -35,13 +36,15 @@ class Mixer(nn.Module):
         super().__init__()
         self.width = width
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        """(B, N, D) -> (B, N, D). With `parts`, the nodes follow that state and are left pending in it."""
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        """(B, N, D) -> (B, N, D). Where there are `parts`, the nodes follow that state and are left pending in it."""
         raise NotImplementedError
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        """The memories of a fresh state, on the device and of the dtype of `like`."""
-        raise NotImplementedError
+        """The memories of a fresh state, on the device and of the dtype of `like`: by default a carry of each
+        `Recurrence` that is an attribute, by its name."""
+        return {name: Carry(part, part.initial(batch, like), history) for name, part in self.named_children()
+                if isinstance(part, Recurrence)}
 
     def forward(self, x: Tensor, layout: Layout | None = None, state: State | None = None) -> Tensor:
         """The training form over whole sequences.
@@ -50,11 +53,10 @@ class Mixer(nn.Module):
         state: begin from this state (gradients flow into it) instead of a fresh one; x is then pending in it.
         """
         if layout is None:
-            fresh = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
-            layout = fresh if state is None else state.layout(x.shape[1])
+            layout = Layout.of(x) if state is None else state.layout(x.shape[1])
         self.accept(layout)
         if state is None:
-            return self.run(x, layout, None)
+            return self.run(x, layout, {})
         state.check_rows(x.shape[0])
         y = self.run(x, layout, state.layers[0])
         state.pending = layout

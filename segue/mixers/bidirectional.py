@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Part
+from segue.mixers.state import Layout, Parts
 
 
 class Bidirectional(Mixer):
@@ -33,10 +33,10 @@ class Bidirectional(Mixer):
 
     def both(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, N, 2 D): what was read forwards beside what was read backwards."""
-        back = self.back.run(x.flip(1), layout.mirrored(), None).flip(1)
-        return torch.cat([self.ahead.run(x, layout, None), back], -1)
+        back = self.back.run(x.flip(1), layout.mirrored(), {}).flip(1)
+        return torch.cat([self.ahead.run(x, layout, {}), back], -1)
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         return self.out(self.both(x, layout))
 
     def state_parameters(self) -> list[nn.Parameter]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import attend
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, SteppedRecurrence, Tensors
+from segue.mixers.state import Layout, Parts, SteppedRecurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -101,12 +101,9 @@ class BlockRecurrent(Mixer):
         self.out = nn.Linear(2 * width, width, bias=False)
         self.recurrence = BlockRecurrence(width, heads, memory, block)
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs = self.qrkv(x).unflatten(-1, (4 * self.heads, -1)).chunk(4, -2)
-        return self.out(self.recurrence(inputs, layout, None if parts is None else parts["carry"]))
+        return self.out(self.recurrence(inputs, layout, parts.get("recurrence")))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         width, heads, memory = self.width, self.heads, self.recurrence

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Part
+from segue.mixers.state import Layout, Part, Parts
 
 
 class Source:
@@ -111,8 +111,8 @@ class CrossAttention(Mixer):
         k = like.new_zeros(batch, self.kv_heads, 0, self.head_width)
         return {"source": Source(k, k, torch.zeros(batch, dtype=torch.long, device=like.device))}
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        held = None if parts is None else parts["source"]
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        held = parts.get("source")
         assert held is None or isinstance(held, Source)
         if layout.source is not None:
             encoded, lengths = layout.source

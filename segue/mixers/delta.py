@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.kernels.delta import delta, delta_matrix
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -77,13 +77,8 @@ class DeltaNet(Mixer):
             if linear is not None:
                 nn.init.xavier_uniform_(linear.weight, gain=2**-2.5)
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
-                "carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def _project(self, x: Tensor, layout: Layout | None = None, parts: dict[str, Part] | None = None) -> Tensors:
-        layout = layout or Layout.chain((x.shape[0], x.shape[1]), device=x.device)
-        mixed = self.convolution((self.into(x),), layout, None if parts is None else parts["convolution"])
+    def _project(self, x: Tensor, layout: Layout, parts: Parts) -> Tensors:
+        mixed = self.convolution((self.into(x),), layout, parts.get("convolution"))
         q, k, v = mixed.split(self.widths, dim=-1)
         steps = (self.householders, self.heads, -1)
         # Exactly of length 1: a longer key under a beta near 2 would make the state explode.
@@ -91,9 +86,9 @@ class DeltaNet(Mixer):
         beta = self.span * torch.sigmoid(self.strength(x)).unflatten(-1, steps[:2])
         return q * q.shape[-1] ** -0.5, k, v.unflatten(-1, steps), beta
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs = self._project(x, layout, parts)
-        return self._out(self.recurrence(inputs, layout, None if parts is None else parts["carry"]), x)
+        return self._out(self.recurrence(inputs, layout, parts.get("recurrence")), x)
 
     def _out(self, mixed: Tensor, x: Tensor) -> Tensor:
         y = self.norm(mixed.to(self.norm.weight.dtype)).flatten(2)  # which autocast may have left
@@ -121,11 +116,11 @@ class DeltaNet(Mixer):
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, H M, T, T), the M steps of a head beside each other."""
-        q, k, _, beta = self._project(x)
+        q, k, _, beta = self._project(x, Layout.of(x), {})
         return delta_matrix(q, k, beta).flatten(1, 2)
 
     def values(self, x: Tensor) -> Tensor:
-        return self._project(x)[2].permute(0, 3, 2, 1, 4).flatten(1, 2)
+        return self._project(x, Layout.of(x), {})[2].permute(0, 3, 2, 1, 4).flatten(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self._out(mixed.unflatten(1, (self.heads, -1)).sum(2).transpose(1, 2), x)

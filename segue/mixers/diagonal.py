@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segue.kernels.scan import linear_scan
 from segue.mixers.base import Mixer
 from segue.mixers.ssm import wide
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -66,11 +66,8 @@ class DiagonalMixer(Mixer):
         weight = self.C * self.C.new_tensor([1.0, -1.0])  # Re(c h) = Re c Re h - Im c Im h
         return F.linear(states.flatten(2).to(x.dtype), weight.flatten(1)) + self.D * x
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        return self._read(self.recurrence((self._write(x),), layout, None if parts is None else parts["carry"]), x)
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        return self._read(self.recurrence((self._write(x),), layout, parts.get("recurrence")), x)
 
     def state_parameters(self) -> list[nn.Parameter]:
         return list(self.recurrence.parameters())

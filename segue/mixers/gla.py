@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.gla import FLOOR, gla
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -64,11 +64,8 @@ class GatedLinearAttention(Mixer):
         q, k, v, g = (y.unflatten(-1, (self.heads, -1)) for y in (q, k, v, g))
         return q * q.shape[-1] ** -0.5, k, v, g
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        mixed = self.recurrence(self._project(x), layout, None if parts is None else parts["carry"])
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        mixed = self.recurrence(self._project(x), layout, parts.get("recurrence"))
         return self.output(mixed.transpose(1, 2), x)
 
     def lower(self, program: Program, source: View, into: View) -> None:

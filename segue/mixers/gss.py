@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segue.mixers.base import Mixer
 from segue.mixers.s4d import Diagonal, Modes
 from segue.mixers.ssm import toeplitz
-from segue.mixers.state import Carry, Layout, Part
+from segue.mixers.state import Layout, Parts
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -41,12 +41,9 @@ class GSS(Mixer):
     def state_parameters(self) -> list[nn.Parameter]:
         return self.recurrence.state_parameters()
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         u, gate = F.gelu(self.into(x)).split(self.widths, -1)
-        y = self.recurrence((u,), layout, None if parts is None else parts["carry"])
+        y = self.recurrence((u,), layout, parts.get("recurrence"))
         return self.out(self.widen(y) * gate)
 
     def lower(self, program: Program, source: View, into: View) -> None:

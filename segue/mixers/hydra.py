@@ -12,7 +12,7 @@ from segue.errors import SegueError
 from segue.kernels.ssd import ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import CentredConvolution
-from segue.mixers.state import Layout, Part, Tensors
+from segue.mixers.state import Layout, Parts, Tensors
 
 MERGES = ("quasiseparable", "add", "multiply", "concatenate", "forward")
 
@@ -86,7 +86,7 @@ class Hydra(Mixer):
         """(B, N, H): each node's weight of itself."""
         return self.diagonal(v.flatten(2))
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         v, ways = self._inputs(x, layout)
         b, c, dt, g = (torch.cat(both) for both in zip(*ways))
         u = torch.cat([torch.cat([v, v.flip(1)])[: len(b)].flatten(2), b, c], -1)
@@ -115,7 +115,7 @@ class Hydra(Mixer):
     def matrix(self, x: Tensor) -> Tensor:
         if not self.linear_in_values:
             return super().matrix(x)
-        v, ways = self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device))
+        v, ways = self._inputs(x, Layout.of(x))
         matrix = torch.diag_embed(self._weights(v).transpose(1, 2))
         for way, inputs in enumerate(ways):
             one = semiseparable(*inputs)
@@ -127,7 +127,7 @@ class Hydra(Mixer):
     def values(self, x: Tensor) -> Tensor:
         if not self.linear_in_values:
             return super().values(x)
-        return self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device))[0].transpose(1, 2)
+        return self._inputs(x, Layout.of(x))[0].transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
         if not self.linear_in_values:

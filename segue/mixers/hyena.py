@@ -16,7 +16,7 @@ from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.ssm import toeplitz, wide
-from segue.mixers.state import Carry, Layout, Part
+from segue.mixers.state import Layout, Part, Parts
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -88,22 +88,21 @@ class Hyena(Mixer):
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         past = like.new_zeros(batch, self.order, 0, self.width)
-        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
-                "past": Cache(past, past[..., :0], None, history)}
+        return {**super().parts(batch, like, history), "past": Cache(past, past[..., :0], None, history)}
 
     def kernels(self, length: int) -> tuple[Tensor, ...]:
         """`order` filters (L, D); the skip belongs to lag 0."""
         taps = self.filters(length)
         return (taps + F.pad(self.skip.to(taps.dtype)[None], (0, 0, 0, length - 1))).chunk(self.order, 1)
 
-    def _gates(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensor, ...]:
+    def _gates(self, x: Tensor, layout: Layout, parts: Parts) -> tuple[Tensor, ...]:
         """The gates and, last, the values, each (B, N, D)."""
-        u = self.convolution((self.into(x),), layout, None if parts is None else parts["convolution"])
+        u = self.convolution((self.into(x),), layout, parts.get("convolution"))
         return u.chunk(self.order + 1, -1)
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         *gates, z = self._gates(x, layout, parts)
-        cache = None if parts is None else parts["past"]
+        cache = parts.get("past")
         assert cache is None or isinstance(cache, Cache)
         before = 0 if cache is None else cache.longest
         read = []
@@ -132,7 +131,7 @@ class Hyena(Mixer):
         program.linear(z, into, self.out.weight, self.out.bias, add=True)
 
     def _alone(self, x: Tensor) -> tuple[Tensor, ...]:
-        return self._gates(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        return self._gates(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, D, T, T), one head per channel: filters and gates in turn."""

@@ -15,7 +15,7 @@ from segue.kernels.linear import linear_attention_both_ways
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.linear import FEATURES, LinearRecurrence, normalised
-from segue.mixers.state import Carry, Layout, Part, Tensors
+from segue.mixers.state import Layout, Parts, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -80,20 +80,16 @@ class PrefixLinearAttention(Mixer):
         self.out = nn.Linear(width, width, bias=False)
         self.recurrence = PrefixLinearRecurrence(heads, self.features.size, width // heads)
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
-                "carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def _project(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensors:
-        x = self.convolution((x,), layout, None if parts is None else parts["convolution"])
+    def _project(self, x: Tensor, layout: Layout, parts: Parts) -> Tensors:
+        x = self.convolution((x,), layout, parts.get("convolution"))
         q, k, keys = self.features(self.qk(x).unflatten(-1, (3, self.heads, -1))).unbind(2)
         v, values = self.v(x).unflatten(-1, (2, self.heads, -1)).unbind(2)
         read = layout.positions < self.prefix if self.prefix or layout.prompt is None else layout.prompt
         return q, k, v, keys, values, read.expand(x.shape[:2])
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs = self._project(x, layout, parts)
-        return self.out(self.recurrence(inputs, layout, None if parts is None else parts["carry"]).flatten(2))
+        return self.out(self.recurrence(inputs, layout, parts.get("recurrence")).flatten(2))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         heads, width, keys = self.heads, self.width, self.qk.out_features // 3
@@ -108,7 +104,7 @@ class PrefixLinearAttention(Mixer):
         program.linear(y, into, self.out.weight, add=True)
 
     def _inputs(self, x: Tensor) -> Tensors:
-        return self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        return self._project(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, 2 H, T, T): what each head reads of its own values, then what it reads of the encoder's."""

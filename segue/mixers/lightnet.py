@@ -16,7 +16,7 @@ from segue.kernels.linear import linear_attention_both_ways
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -105,12 +105,11 @@ class LightNet(Mixer):
             raise SegueError("LightNet reads a grid as a whole: choose causal=False, and give one document per row")
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        carries: dict[str, Recurrence] = {"carry": self.recurrence}
-        carries |= {f"average{axis}": average for axis, average in enumerate(self.averages)
-                    if isinstance(average, Recurrence)}
-        return {name: Carry(one, one.initial(batch, like), history) for name, one in carries.items()}
+        averages = {f"average{axis}": Carry(average, average.initial(batch, like), history)
+                    for axis, average in enumerate(self.averages) if isinstance(average, Recurrence)}
+        return {**super().parts(batch, like, history), **averages}
 
-    def _place(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def _place(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         """x with moving averages along each axis added."""
         if self.placed is None:
             return x
@@ -118,7 +117,7 @@ class LightNet(Mixer):
         total = torch.zeros_like(x)
         for axis, average in enumerate(self.averages[: len(grid)]):
             if layout.grid is None:
-                total = total + average((x,), layout, None if parts is None else parts[f"average{axis}"])
+                total = total + average((x,), layout, parts.get(f"average{axis}"))
                 continue
             lines = x.unflatten(1, grid).movedim(1 + axis, -2)  # (B, other axes, this axis, D)
             assert isinstance(average, ExponentialAverage)
@@ -147,11 +146,11 @@ class LightNet(Mixer):
         weights = k.clamp(-LIMIT, LIMIT).to(torch.promote_types(k.dtype, torch.float32)).exp()
         return self._turn(F.silu(q), layout), self._turn(weights, layout).to(v.dtype), v, weights
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         x = self._place(x, layout, parts)
         q, k, v, weights = inputs = self._project(x, layout)
         if self.causal:
-            y = self.recurrence(inputs, layout, None if parts is None else parts["carry"])
+            y = self.recurrence(inputs, layout, parts.get("recurrence"))
         else:
             y = linear_attention_both_ways(divided(q, self._totals(weights, layout)).to(v.dtype), k, v, layout.starts)
         return self._finish(y, x)
@@ -200,8 +199,8 @@ class LightNet(Mixer):
         program.linear(y, into, self.out.weight, add=True)
 
     def _inputs(self, x: Tensor) -> tuple[Tensor, Layout]:
-        layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
-        return self._place(x, layout, None), layout
+        layout = Layout.of(x)
+        return self._place(x, layout, {}), layout
 
     def matrix(self, x: Tensor) -> Tensor:
         x, layout = self._inputs(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.gla import gla
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -154,11 +154,8 @@ class LinearAttention(Mixer):
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in self.qkv(x).split(self.widths, dim=-1))
         return self.features(q), self.features(k), v
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        mixed = self.recurrence(self._project(x), layout, None if parts is None else parts["carry"])
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        mixed = self.recurrence(self._project(x), layout, parts.get("recurrence"))
         return self.output(mixed.transpose(1, 2), x)
 
     def lower(self, program: Program, source: View, into: View) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.attention import attend
 from segue.mixers.base import Mixer
-from segue.mixers.state import Layout, Part
+from segue.mixers.state import Layout, Parts
 
 
 class Linformer(Mixer):
@@ -47,14 +47,14 @@ class Linformer(Mixer):
         q, k, v = self.qkv(x).unflatten(-1, (3 * self.heads, -1)).transpose(1, 2).chunk(3, 1)
         return q, k, v
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         q, k, v = self._heads(x)
         keys, values = (self._columns(mix, layout.positions).to(q.dtype) for mix in (self.mix_keys, self.mix_values))
         return self.output(F.scaled_dot_product_attention(q, keys @ k, values @ v), x)
 
     def matrix(self, x: Tensor) -> Tensor:
         q, k, _ = self._heads(x)
-        positions = Layout.chain((x.shape[0], x.shape[1]), device=x.device).positions
+        positions = Layout.of(x).positions
         values = self._columns(self.mix_values, positions).expand(x.shape[0], self.heads, -1, -1)
         return attend(q, self._columns(self.mix_keys, positions) @ k, values)[0]
 

@@ -17,7 +17,7 @@ from segue.mixers import hippo
 from segue.mixers.convolution import Products
 from segue.mixers.s4d import Diagonal, Modes, parts
 from segue.mixers.ssm import StateSpaceMixer, wide
-from segue.mixers.state import Carry, Layout, Part, Tensors
+from segue.mixers.state import Layout, Parts, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -83,12 +83,8 @@ class LiquidS4(StateSpaceMixer):
         super().__init__(width, LiquidDiagonal(LiquidModes(width, states, degree, liquid, init, dt_min, dt_max)))
         self.degree, self.products = degree, Products(width, degree)
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        products = Carry(self.products, self.products.initial(batch, like), history)
-        return {**super().parts(batch, like, history), "products": products}
-
-    def inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        return self.products((x,), layout, None if parts is None else parts["products"])
+    def inputs(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        return self.products((x,), layout, parts.get("products"))
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         return super()._finish(y.unflatten(-1, (self.degree, -1)).sum(-2), x)

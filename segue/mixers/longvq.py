@@ -16,7 +16,7 @@ from segue.errors import SegueError
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors, gather_nodes
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors, gather_nodes
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -223,13 +223,9 @@ class LongVQ(Mixer):
     def state_parameters(self) -> list[nn.Parameter]:
         return [self.average.rate]
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"average": Carry(self.average, self.average.initial(batch, like), history),
-                "attention": Carry(self.attention, self.attention.initial(batch, like), history)}
-
-    def _remember(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def _remember(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         """The structured memory (B, N, D)."""
-        average = self.average((x,), layout, None if parts is None else parts["average"])
+        average = self.average((x,), layout, parts.get("average"))
         return F.silu(average + self.skip * x)
 
     def _project(self, x: Tensor, memory: Tensor) -> Tensors:
@@ -237,10 +233,10 @@ class LongVQ(Mixer):
         q, k = F.rms_norm(both, both.shape[-1:], eps=1e-6).unbind(-2)
         return q, k, F.silu(self.v(x)), self.attention.codebook.nearest(k)
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         memory = self._remember(x, layout, parts)
         inputs = self._project(x, memory)
-        y = self.attention(inputs, layout, None if parts is None else parts["attention"])
+        y = self.attention(inputs, layout, parts.get("attention"))
         if self.training:
             self.attention.codebook.learn(inputs[1].flatten(0, 1))
         return self._gate(y, memory)
@@ -272,7 +268,7 @@ class LongVQ(Mixer):
         program.add(plain, into)
 
     def _alone(self, x: Tensor) -> Tensor:
-        return self._remember(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        return self._remember(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
         q, k, _, code = self._project(x, self._alone(x))

@@ -13,7 +13,7 @@ from segue.kernels.scan import selective_scan
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.delta import lowest
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -68,19 +68,15 @@ class Mamba(Mixer):
     def state_parameters(self) -> list[nn.Parameter]:
         return [self.scan.A_log, self.scan.D, self.step.bias]
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
-                "scan": Carry(self.scan, self.scan.initial(batch, like), history)}
-
-    def _inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor]:
+    def _inputs(self, x: Tensor, layout: Layout, parts: Parts) -> tuple[Tensors, Tensor]:
         u, gate = self.into(x).chunk(2, -1)
-        u = self.convolution((u,), layout, None if parts is None else parts["convolution"])
+        u = self.convolution((u,), layout, parts.get("convolution"))
         rank, B, C = self.select(u).split([self.rank, self.states, self.states], dim=-1)
         return (u, F.softplus(self.step(rank)), B, C), gate
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs, gate = self._inputs(x, layout, parts)
-        y = self.scan(inputs, layout, None if parts is None else parts["scan"])
+        y = self.scan(inputs, layout, parts.get("scan"))
         return self.out(y * F.silu(gate))
 
     def lower(self, program: Program, source: View, into: View) -> None:
@@ -98,7 +94,7 @@ class Mamba(Mixer):
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, I, T, T), one head per inner channel, the skip D on the diagonal (Ali et al. 2024, arXiv 2403.01590)."""
-        (_, dt, B, C), _ = self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        (_, dt, B, C), _ = self._inputs(x, Layout.of(x), {})
         factor = self.scan.low + (1 - self.scan.low) * (dt[..., None] * -self.scan.A_log.exp()).exp()  # (B, T, I, S)
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril(-1)[..., None, None]
         between = torch.where(later, factor[:, :, None], 1.0).cumprod(1)  # not by logarithms: factors may be negative
@@ -106,7 +102,7 @@ class Mamba(Mixer):
         return matrix + torch.diag_embed(self.scan.D[:, None].expand(-1, x.shape[1]))
 
     def values(self, x: Tensor) -> Tensor:
-        (u, *_), _ = self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        (u, *_), _ = self._inputs(x, Layout.of(x), {})
         return u.transpose(1, 2)[..., None]
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:

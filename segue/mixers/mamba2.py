@@ -14,7 +14,7 @@ from segue.kernels.norm import gated_norm
 from segue.kernels.ssd import apart, ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -73,19 +73,15 @@ class Mamba2(Mixer):
     def state_parameters(self) -> list[nn.Parameter]:
         return [self.scan.A_log, self.scan.D, self.step_bias]
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
-                "scan": Carry(self.scan, self.scan.initial(batch, like), history)}
-
-    def _inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor]:
+    def _inputs(self, x: Tensor, layout: Layout, parts: Parts) -> tuple[Tensors, Tensor]:
         """What is scanned, and the gate."""
         gate, u, dt = self.into(x).split(self.widths, -1)
-        u = self.convolution((u,), layout, None if parts is None else parts["convolution"])
+        u = self.convolution((u,), layout, parts.get("convolution"))
         return (u, F.softplus(dt + self.step_bias)), gate
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs, gate = self._inputs(x, layout, parts)
-        return self._finish(self.scan(inputs, layout, None if parts is None else parts["scan"]), gate)
+        return self._finish(self.scan(inputs, layout, parts.get("scan")), gate)
 
     def _finish(self, y: Tensor, gate: Tensor) -> Tensor:
         return self.out(gated_norm(y, gate, self.scale, self.groups, self.norm.eps or 0.0))
@@ -109,7 +105,7 @@ class Mamba2(Mixer):
 
     def _alone(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Values, keys and queries, step sizes, and the gate."""
-        (u, dt), gate = self._inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        (u, dt), gate = self._inputs(x, Layout.of(x), {})
         return *apart(u, self.scan.initial(0, u)[0]), dt, gate
 
     def matrix(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import CentredConvolution
-from segue.mixers.state import Layout, Part
+from segue.mixers.state import Layout, Parts
 
 PERIOD = 1e-3  # how fast the angles of a Vandermonde matrix turn
 TEMPERATURE = 16.0  # of the decays of semiseparable matrices: larger remembers longer
@@ -162,7 +162,7 @@ class MatrixMixer(Mixer):
         matrix = self.make(Entries(p, index, same, self.features, self.shift)).masked_fill(~same, 0.0)
         return matrix + torch.eye(n, dtype=matrix.dtype, device=u.device)
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         u = self._read(x, layout)
         return self.output(self._matrix(u, layout) @ self._heads(u), x)
 
@@ -170,11 +170,11 @@ class MatrixMixer(Mixer):
         return u.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def matrix(self, x: Tensor) -> Tensor:
-        layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device)
+        layout = Layout.of(x)
         return self._matrix(self._read(x, layout), layout)
 
     def values(self, x: Tensor) -> Tensor:
-        return self._heads(self._read(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device)))
+        return self._heads(self._read(x, Layout.of(x)))
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self.out(mixed.transpose(1, 2).flatten(2))

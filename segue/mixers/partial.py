@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.mixers.attention import Attention
 from segue.mixers.base import Mixer
 from segue.mixers.cache import PromptCache
-from segue.mixers.state import Layout, Part
+from segue.mixers.state import Layout, Part, Parts
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -87,15 +87,15 @@ class PartialAttention(Mixer):
         """(B, H, T, T): how much each node reads of each in the first attention."""
         return self.attention.weights(*self.seen(x, layout))
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         x, layout = self.seen(x, layout)
         y = self.attention.run(x, layout, parts)
         return y if self.source is None else y + self._partial(x + y, layout, parts)
 
-    def _partial(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def _partial(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         assert self.source is not None and self.norm is not None
         q, k, v = self.source._project(self.norm(x), layout.positions)
-        if parts is None:
+        if not parts:
             pairs, valid = self.source._pairs(layout), layout.together
         else:
             cache = parts["source"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.rnn import CELLS, compiles, empty_state, recurrence
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Recurrence, SteppedRecurrence, Tensors
+from segue.mixers.state import Layout, Parts, Recurrence, SteppedRecurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -156,15 +156,11 @@ class RecurrentMixer(Mixer):
             else:
                 nn.init.uniform_(parameter, -(inner**-0.5), inner**-0.5)
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        carry = None if parts is None else parts["carry"]
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         if isinstance(self.recurrence, Headwise) and self.into is not None:
             heads, units = self.recurrence.shape
             x = self.into(x).unflatten(-1, (heads, -1, units))
-        return self.out(self.recurrence((x,), layout, carry))
+        return self.out(self.recurrence((x,), layout, parts.get("recurrence")))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         if isinstance(self.recurrence, Headwise) and isinstance(self.into, nn.Linear):

@@ -10,7 +10,7 @@ from segue.errors import SegueError
 from segue.mixers.attention import attend, merge
 from segue.mixers.base import Mixer
 from segue.mixers.positions import rotary_frequencies, rotate
-from segue.mixers.state import Layout, Part
+from segue.mixers.state import Layout, Parts
 
 FACTORED = 32  # beyond twice so many, buckets are pairs of two hashes, or hashing would be quadratic in the length
 
@@ -94,13 +94,13 @@ class Reformer(Mixer):
             parts.append((_back(y, place[at]), _back(lse, place[at])))
         return merge(parts)[0]
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         return self.output(self._attend(x, *self._heads(x), layout.positions), x)
 
     def matrix(self, x: Tensor) -> Tensor:
         q, _ = self._heads(x)
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*q.shape[:2], -1, -1)
-        return self._attend(x, q, eye, Layout.chain((x.shape[0], x.shape[1]), device=x.device).positions)
+        return self._attend(x, q, eye, Layout.of(x).positions)
 
     def values(self, x: Tensor) -> Tensor:
         return self._heads(x)[1]

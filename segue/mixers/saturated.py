@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
-from segue.mixers.state import Layout, Part
+from segue.mixers.state import Layout, Part, Parts
 
 
 class SaturatedAttention(Mixer):
@@ -44,11 +44,11 @@ class SaturatedAttention(Mixer):
         best = (scores == scores.amax(-1, keepdim=True)).to(q.dtype)
         return best / best.sum(-1, keepdim=True)
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         q, k, v = self._project(x)
         seen = layout.follows
-        if parts is None:
-            same = None if layout.segments is None else layout.segments[:, :, None] == layout.segments[:, None]
+        if not parts:
+            same = layout.together
         else:
             cache = parts["cache"]
             assert isinstance(cache, Cache)
@@ -58,7 +58,7 @@ class SaturatedAttention(Mixer):
 
     def matrix(self, x: Tensor) -> Tensor:
         q, k, _ = self._project(x)
-        return self._weights(q, k, Layout.chain((x.shape[0], x.shape[1]), device=x.device).follows)
+        return self._weights(q, k, Layout.of(x).follows)
 
     def values(self, x: Tensor) -> Tensor:
         return self._project(x)[2]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.convolution import long_convolution
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Recurrence
+from segue.mixers.state import Carry, Layout, Parts, Recurrence
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -117,16 +117,13 @@ class StateSpaceMixer(Mixer):
     def state_parameters(self) -> list[nn.Parameter]:
         return self.recurrence.state_parameters()
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def inputs(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def inputs(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         """What the state space reads, (B, N, F)."""
         return x
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         u = self.inputs(x, layout, parts)
-        return self._finish(self.recurrence((u,), layout, None if parts is None else parts["carry"]), x)
+        return self._finish(self.recurrence((u,), layout, parts.get("recurrence")), x)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         mixed = self.out(F.gelu(y + self.skip * x.repeat(1, 1, self.recurrence.channels)))
@@ -146,7 +143,7 @@ class StateSpaceMixer(Mixer):
         return toeplitz(self.recurrence.kernel(x.shape[1])).to(x.dtype).expand(x.shape[0], -1, -1, -1)
 
     def values(self, x: Tensor) -> Tensor:
-        u = self.inputs(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        u = self.inputs(x, Layout.of(x), {})
         return u.repeat(1, 1, self.recurrence.channels).transpose(1, 2)[..., None]
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ A `State` holds the parts of one mixer or of a whole stack, and where each row s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, Self
@@ -63,6 +63,11 @@ class Layout:
             raise SegueError(f"a grid of {' x '.join(map(str, grid))} has {math.prod(grid)} places, "
                              f"but there are {shape[1]} nodes")
         return Layout(positions, None, starts, grid, prompt)
+
+    @staticmethod
+    def of(x: Tensor) -> Layout:
+        """Of x (B, N, ...), each row one document from position 0."""
+        return Layout.chain((x.shape[0], x.shape[1]), device=x.device)
 
     @staticmethod
     def tree(parents: Tensor, first: Tensor) -> Layout:
@@ -227,6 +232,9 @@ class Part(Protocol):
     def detach(self) -> None: ...
     def tensors(self) -> dict[str, Tensor]: ...
     def load(self, tensors: dict[str, Tensor]) -> None: ...
+
+
+Parts = Mapping[str, Part]  # the memories of one layer by name; empty where nothing is remembered (training)
 
 
 class State:

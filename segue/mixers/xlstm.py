@@ -16,7 +16,7 @@ from segue.kernels.mlstm import EMPTY, mlstm
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.recurrent import Headwise
-from segue.mixers.state import Carry, Layout, Part, Recurrence, Tensors
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -79,16 +79,11 @@ class SLSTM(Mixer):
         place = torch.linspace(0, 1, width // heads)
         self.recurrence.bias_hh.data[:, 1] = 5 - 12 * place ** (0.3 + 1.3 * depth)
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
-                "carry": Carry(self.recurrence, self.recurrence.initial(batch, like), history)}
-
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        convolution, carry = (None, None) if parts is None else (parts["convolution"], parts["carry"])
-        near = self.convolution((x,), layout, convolution)
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        near = self.convolution((x,), layout, parts.get("convolution"))
         projected = torch.cat([self.gates(near), self.inputs(x)], 2)  # i, f, z, o
         inputs = (projected.unflatten(3, self.recurrence.shape).transpose(2, 3),)
-        return self.norm(self.recurrence(inputs, layout, carry).unflatten(2, self.recurrence.shape))
+        return self.norm(self.recurrence(inputs, layout, parts.get("recurrence")).unflatten(2, self.recurrence.shape))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         near, gates = program.register("near", self.width), program.register("gates", 4 * self.width)
@@ -145,14 +140,10 @@ class MLSTM(Mixer):
         nn.init.normal_(self.gates.bias[:heads], std=0.1)
         self.gates.bias.data[heads:] = torch.linspace(3, 6, heads)  # heads that remember for tens to hundreds of nodes
 
-    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
-        return {"convolution": Carry(self.convolution, self.convolution.initial(batch, like), history),
-                "memory": Carry(self.memory, self.memory.initial(batch, like), history)}
-
-    def _project(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> tuple[Tensors, Tensor, Tensor]:
+    def _project(self, x: Tensor, layout: Layout, parts: Parts) -> tuple[Tensors, Tensor, Tensor]:
         """What the memory takes, the convolved input, and the output gate."""
         u, gate = self.into(x).chunk(2, -1)
-        near = self.convolution((u,), layout, None if parts is None else parts["convolution"])
+        near = self.convolution((u,), layout, parts.get("convolution"))
         q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*self.qk(near).unbind(2), self.v(u)[:, :, 0]))
         # The gates see q, k and v, which are linear maps of what is here: two small products instead of a wide one.
         weight = self.gates.weight.unflatten(1, (3, -1))
@@ -160,9 +151,9 @@ class MLSTM(Mixer):
                 + F.linear(u, self.v.behind(weight[:, 2:]))).chunk(2, -1)
         return (q, k * k.shape[-1] ** -0.5, v, i, f), near, gate
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs, near, gate = self._project(x, layout, parts)
-        mixed = self.memory(inputs, layout, None if parts is None else parts["memory"])
+        mixed = self.memory(inputs, layout, parts.get("memory"))
         return self._finish(mixed, near, gate)
 
     def _finish(self, mixed: Tensor, near: Tensor, gate: Tensor) -> Tensor:
@@ -188,7 +179,7 @@ class MLSTM(Mixer):
         program.linear(y, into, self.out.weight, add=True)
 
     def _whole(self, x: Tensor) -> tuple[Tensors, Tensor, Tensor]:
-        return self._project(x, Layout.chain((x.shape[0], x.shape[1]), device=x.device), None)
+        return self._project(x, Layout.of(x), {})
 
     def matrix(self, x: Tensor) -> Tensor:
         (q, k, _, i, f), _, _ = self._whole(x)

@@ -60,7 +60,7 @@ class AutomatonTransformer(nn.Module):
         check_tokens(tokens, self.vocabulary)
         x = self.embedding(tokens)
         for index, attention in enumerate((self.count, self.look_up)):
-            x = x + attention.run(x, layout, None if state is None else state.layers[index])
+            x = x + attention.run(x, layout, {} if state is None else state.layers[index])
         x = x + self.from_(F.relu(self.into(x)))
         return Output(self.head(x), x)
 

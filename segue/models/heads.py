@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import Mixer
-from segue.mixers.state import Layout, Part, State
+from segue.mixers.state import Layout, Parts, State
 from segue.models.stack import Block, Stack, StackConfig, make_norm
 
 __all__ = ["DraftHeads", "HeadsConfig", "Looked"]
@@ -135,10 +135,10 @@ class DraftHeads(nn.Module):
         if state is not None:
             layout = state.pending = state.layout(hidden.shape[1])
         elif layout is None:
-            layout = Layout.chain((hidden.shape[0], hidden.shape[1]), device=hidden.device)
-        parts = None if state is None else state.layers[0]
+            layout = Layout.of(hidden)
+        parts = {} if state is None else state.layers[0]
 
-        def mix(mixer: Mixer, y: Tensor, layout: Layout = layout, parts: dict[str, Part] | None = parts) -> Tensor:
+        def mix(mixer: Mixer, y: Tensor, layout: Layout = layout, parts: Parts = parts) -> Tensor:
             return mixer.run(y, layout, parts)
 
         return self.norm(self.block(hidden, mix))

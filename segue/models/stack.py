@@ -182,7 +182,7 @@ class Forms:
     def forward(self: Reads, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form: tokens (B, T) long, `layout` for packed documents (default: one document a row)."""
         if layout is None:
-            layout = Layout.chain((tokens.shape[0], tokens.shape[1]), device=tokens.device)
+            layout = Layout.of(tokens)
         hidden = self.hidden(tokens, layout)
         return Output(self.head(hidden), hidden)
 
@@ -285,7 +285,7 @@ class Stack(Forms, nn.Module):
 
     def run_block(self, index: int, x: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """Block `index` on (B, N, D); with a state its nodes are left pending there."""
-        block, parts = self.blocks[index], None if state is None else state.layers[index]
+        block, parts = self.blocks[index], {} if state is None else state.layers[index]
         block.mixer.accept(layout)
 
         def mix(mixer: Mixer, y: Tensor) -> Tensor:

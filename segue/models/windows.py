@@ -67,10 +67,10 @@ class WindowRecurrence(nn.Module):
 
     def _read(self, tokens: Tensor, told: Tensor | None) -> tuple[Tensor, Tensor]:
         """Hidden states (B, W, D) after the last norm of one window, and what it tells the next one."""
-        layout = Layout.chain((tokens.shape[0], tokens.shape[1]), device=tokens.device)
+        layout = Layout.of(tokens)
         x, tell = self.stack.embed(tokens, layout.positions), None
         for index, block in enumerate(self.stack.blocks):
-            x = block(x, lambda mixer, y: mixer.run(y, layout, None))
+            x = block(x, lambda mixer, y: mixer.run(y, layout, {}))
             if index == self.into and told is not None:
                 x = x + self.look(x, told)
             if index == self.source:

@@ -22,7 +22,7 @@ from torch import Tensor
 from segue.kernels.gla import gla
 from segue.mixers import LongVQ
 from segue.mixers.attention import attend
-from segue.mixers.state import Layout, Part
+from segue.mixers.state import Layout, Parts
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -39,8 +39,8 @@ PITCHES, BARS = 128, 256
 class Exact(LongVQ):
     """Softmax attention to all that is less than `window` nodes back, with the same bias, every score written out."""
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        memory = self._remember(x, layout, None)
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        memory = self._remember(x, layout, {})
         q, k, v, _ = self._project(x, memory)
         index, window = torch.arange(x.shape[1]), self.attention.window
         apart = index[:, None] - index
@@ -52,8 +52,8 @@ class Exact(LongVQ):
 class Linear(LongVQ):
     """Linear attention with features elu + 1."""
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        memory = self._remember(x, layout, None)
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        memory = self._remember(x, layout, {})
         q, k, v, _ = (y[:, :, None] for y in self._project(x, memory))
         v = F.pad(v, (0, 1), value=1.0)
         y, _ = gla(F.elu(q) + 1, F.elu(k) + 1, v, None, v.new_zeros(len(v), 1, q.shape[-1], v.shape[-1]))
@@ -63,8 +63,8 @@ class Linear(LongVQ):
 class Alone(LongVQ):
     """No attention: each node has its own value."""
 
-    def run(self, x: Tensor, layout: Layout, parts: dict[str, Part] | None) -> Tensor:
-        return self._gate(F.silu(self.v(x)), self._remember(x, layout, None))
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        return self._gate(F.silu(self.v(x)), self._remember(x, layout, {}))
 
 
 FULL, CODES, FEW = "all keys", "codebook of 32", "codebook of 4"

@@ -82,7 +82,7 @@ def reach(model: Reader, lag: int, generator: torch.Generator) -> float:
     random directions, by one backward pass each."""
     tokens, _ = lag_batch(8, lag, generator)
     state = model.mixer.init_state(8)
-    carry: Any = state.layers[0]["carry"]
+    carry: Any = state.layers[0]["recurrence"]
     before = tuple(s.requires_grad_() for s in carry.state)
     carry.state = before
     model.mixer.extend(model.embedding(tokens), state)

@@ -49,7 +49,7 @@ class Look:
 @torch.no_grad()
 def matrices(model: Stack, tokens: Tensor) -> list[Tensor | None]:
     """For each layer the (B, H, T, T) matrix it applies to its values on `tokens` (B, T), or None where it has none."""
-    layout = Layout.chain((tokens.shape[0], tokens.shape[1]), device=tokens.device)
+    layout = Layout.of(tokens)
     found: list[Tensor | None] = []
 
     def mix(mixer: Any, y: Tensor) -> Tensor:

@@ -1,0 +1,218 @@
+"""Reading a data set: from files, folders and patterns, or from what is in memory."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segue.data.arrow import MEMORY, SHOWN, Writer
+from segue.data.options import checked
+from segue.data.records import Data
+from segue.errors import SegueError
+from segue.kinds import KINDS
+from segue.kinds.base import Kind, Problem, Problems, Record, bare, head_of
+from segue.progress import progress
+
+MANY = 10  # files given one by one are taken for a pattern from here on
+SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums"}  # beside the data, not data
+
+
+def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = MEMORY, **options: Any) -> Data:
+    """Read sequences of one kind from files, folders and globs, packed (gzip, xz, bzip2) or not.
+
+    kind: one of `segue.kinds.KINDS`, found from names and contents if None. memory: bytes of records held in memory;
+    more go to a temporary folder. options: the kind's own (see its `read`). A folder that `Data.save` wrote is opened.
+    Whatever is wrong with the input is a SegueError naming file, record and position, or, where single records or files
+    of a folder are bad, an entry of `Data.problems`.
+    """
+    if not paths:
+        raise SegueError("nothing to read: give a file, a folder or a pattern such as 'data/*.txt'")
+    if kind is not None and kind not in KINDS:
+        raise SegueError(f"there is no kind '{kind}'; there are {', '.join(KINDS)}")
+    if len(paths) == 1 and os.path.isfile(os.path.join(paths[0], "data.json")):
+        data = Data.open(Path(paths[0]))
+        if kind not in (None, data.kind.name):
+            raise SegueError(f"{paths[0]} holds {data.kind.name}, not {kind}")
+        return data
+    problems = Problems()
+    files, named = _find(paths)
+    chosen, files = _choose(files, named, kind, problems)
+    options = checked(chosen.read, f"reading {chosen.name}", options)
+    writer = Writer(chosen, memory=memory)
+    size = sum(_size(path) * (1 if bare(path) == path else 4) for path in files)
+    with progress("reading", size, quiet=size < SHOWN) as meter:
+        for record in chosen.read_all(files, problems, named, **options):
+            writer.add(record)
+            meter(min(writer.total, size), f"{writer.count:,} sequences")
+    if not writer.count:
+        telling = [problem for problem in problems if not problem.text.startswith("skipped")] or problems
+        first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
+        raise SegueError(f"no usable {chosen.name} sequence in {_listed(paths)}{first}")
+    return _collected(writer, problems)
+
+
+def _collected(writer: Writer, problems: Problems) -> Data:
+    batches = writer.close()
+    return Data(writer.kind, batches, elements=writer.elements, problems=problems, fingerprint=writer.fingerprint,
+                keep=writer.keep)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, 0 where it is gone by now."""
+    with suppress(OSError):
+        return path.stat().st_size
+    return 0
+
+
+def _find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozenset[Path]]:
+    """Files behind paths, folders and patterns, in order, and which of them were named outright: all of a few, none of
+    `MANY` or more, which a shell has written out from a pattern. A bad file is an error if it was named outright.
+
+    Hidden files, caches and the README or LICENSE that lies beside data are left out of folders.
+    """
+    files: dict[Path, None] = {}
+    named: set[Path] = set()
+    for given in paths:
+        path = Path(given).expanduser()
+        try:
+            if path.is_dir():
+                within = list(_walk(path))
+                if not within:
+                    raise SegueError(f"{path}: the folder has no file to read in it")
+                files.update(dict.fromkeys(within))
+            elif path.exists():
+                files[path] = None
+                named.add(path)
+            elif glob.has_magic(str(path)):
+                matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+                matches = [match for match in matches if match.is_file()]
+                if not matches:
+                    raise SegueError(f"{given}: no file matches this pattern")
+                files.update(dict.fromkeys(matches))
+            else:
+                raise SegueError(f"{given}: no such file or folder; check the path")
+        except (OSError, ValueError) as error:
+            raise SegueError(f"{given}: cannot be looked up ({error})") from error
+    return list(files), frozenset(named if len(named) < MANY else ())
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders
+                            if not name.startswith(".") and name not in ("__pycache__", "node_modules"))
+        for name in sorted(names):
+            path = Path(root) / name
+            if not name.startswith(".") and name.split(".")[0].lower() not in SKIPPED and path.is_file():
+                yield path
+
+
+def _choose(files: list[Path], named: frozenset[Path], name: str | None, problems: Problems) -> tuple[Kind, list[Path]]:
+    """The kind that most bytes speak for, and the files of it; others are problems, or, if named, errors."""
+    heads = _heads(files, named, problems)
+    if name is not None:
+        if not heads:
+            raise SegueError(f"no usable file: {problems[0]}")
+        return KINDS[name], list(heads)
+    best: dict[Path, tuple[float, str]] = {}  # how surely a file is of which kind
+    votes: dict[str, float] = {}
+    for path, head in heads.items():
+        score, found = max(((kind.sniff(bare(path), head), kind.name) for kind in KINDS.values()), key=lambda s: s[0])
+        best[path] = score, found
+        if score > 0:
+            votes[found] = votes.get(found, 0.0) + score * (1 + _size(path))
+    if not votes:
+        path = next((path for path in files if path in named), files[0])
+        raise SegueError(f"{path}: not a file of a kind known here ({', '.join(KINDS)}): it is binary; "
+                         "name the kind with kind= if it is one" if heads else str(problems[0]))
+    winner = KINDS[max(votes, key=lambda k: votes[k])]
+    chosen = []
+    for path, (score, found) in best.items():
+        if score > 0 and (found == winner.name or (winner.family and KINDS[found].family == winner.family)):
+            chosen.append(path)
+        elif path in named:
+            looks = f"looks like {found}" if score > 0 else "looks of no kind known here"
+            raise SegueError(f"{path} {looks}, other files like {winner.name}: read one kind at a time, or name the "
+                             "kind with kind=")
+        else:
+            looks = f"looks like {found}" if score > 0 else "binary"
+            problems.add(Problem(str(path), "", None, f"skipped: {looks}, where most is {winner.name}"))
+    return winner, chosen
+
+
+def _heads(files: list[Path], named: frozenset[Path], problems: Problems) -> dict[Path, bytes]:
+    """The first bytes of each file that has any; the others are problems, or, if named, errors."""
+    heads: dict[Path, bytes] = {}
+    for path in files:
+        head = None
+        try:
+            if not path.is_file():
+                raise SegueError(f"{path}: is not a regular file")
+            head = head_of(path)
+            if not head:
+                raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
+            heads[path] = head
+        except SegueError as error:
+            if path in named and (head is None or len(files) == 1):  # one empty file among others is no reason to stop
+                raise
+            problems.add(Problem(str(path), "", None, str(error).removeprefix(f"{path}: ")))
+    return heads
+
+
+def _listed(paths: Iterable[Any]) -> str:
+    listed = [str(path) for path in paths]
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+
+
+def of(objects: Any, kind: str | None = None) -> Data:
+    """Data from what is in memory, ragged as it may be.
+
+    objects: a list of str or bytes (text, unless `kind` says dna or protein); a list of lists or arrays of items (str
+    or int); a mapping of name -> any of these; a mapping of name -> table of columns (a mapping or a data frame), of
+    which 'item' (or 'what', 'event', 'object') is the sequence and the others, if numbers, are channels; or `Record`s.
+    """
+    if kind is not None and kind not in KINDS:
+        raise SegueError(f"there is no kind '{kind}'; there are {', '.join(KINDS)}")
+    if isinstance(objects, (str, bytes)):
+        objects = [objects]
+    if not isinstance(objects, Mapping) and hasattr(objects, "to_pylist"):
+        objects = objects.to_pylist()
+    named = objects.items() if isinstance(objects, Mapping) else ((None, obj) for obj in objects)
+    writer: Writer | None = None
+    for number, (name, obj) in enumerate(named, 1):
+        record = _record(obj, str(number if name is None else name))
+        if writer is None:
+            plain = isinstance(record.object, (str, bytes))
+            writer = Writer(KINDS[kind or ("text" if plain else "events")])
+        try:
+            obj = writer.kind.normalise(record.object)
+        except (SegueError, TypeError, ValueError) as error:
+            raise SegueError(f"record '{record.name}': {error}") from error
+        writer.add(Record(obj, record.channels, record.name))
+    if writer is None:
+        raise SegueError("there is no sequence in the list given")
+    return _collected(writer, Problems())
+
+
+def _record(obj: Any, name: str) -> Record:
+    if isinstance(obj, Record):
+        return obj
+    if isinstance(obj, (str, bytes, bytearray)):
+        return Record(obj, name=name)
+    if isinstance(obj, Mapping) or hasattr(obj, "columns"):
+        columns = {str(c): np.asarray(obj[c]) for c in (obj.keys() if isinstance(obj, Mapping) else obj.columns)}
+        main = next((c for c in ("item", "what", "event", "object") if c in columns), None)
+        if main is None:
+            raise SegueError(
+                f"record '{name}': none of its columns is called item, what, event or object ({', '.join(columns)})")
+        return Record(columns.pop(main).tolist(), {c: v for c, v in columns.items() if v.dtype.kind in "iufb"}, name)
+    if hasattr(obj, "tolist"):
+        obj = obj.tolist()
+    if not isinstance(obj, Iterable):
+        raise SegueError(f"record '{name}' is {obj!r:.40}, not a sequence: give a list of lists, or of strings")
+    return Record(list(obj), name=name)

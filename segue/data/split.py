@@ -1,0 +1,109 @@
+"""Which parts of a data set are held out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segue.errors import SegueError
+
+if TYPE_CHECKING:
+    from segue.data.records import Data
+
+WAYS = (None, "name", "entity", "content", "position", "time")
+
+
+def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data, Data]:
+    """See `Data.split`."""
+    if not 0 < fraction < 1:
+        raise SegueError(f"the held-out fraction lies between 0 and 1, not {fraction}")
+    if by not in WAYS:
+        raise SegueError(f"cannot split by '{by}': name, entity, content, position or time")
+    if by == "time":
+        return _by_time(data, fraction)
+    total = data.total
+    if total < 2:
+        raise SegueError("there is too little data to hold anything out: at least two elements are needed")
+    spans = data.spans()
+    spans = spans[spans[:, 2] > spans[:, 1]]
+    whole = len(spans)
+    key = by or data.kind.split_by
+    few = len(spans) * fraction < 1
+    if by == "position" or (by is None and (few or key != "entity")):
+        spans = _blocks(data, spans, max(1, int(total * fraction / 16)), everything=by == "position" or few)
+    hashes = _hashes(data, spans, key, seed)
+    sizes = spans[:, 2] - spans[:, 1]
+    held = hashes < fraction * 2.0**64
+    share = sizes[held].sum() / total
+    if len(spans) > whole or not fraction / 1.5 <= share <= fraction * 1.5:
+        distinct, group = np.unique(hashes, return_inverse=True)
+        if len(distinct) < 2 and by is None:
+            return split(data, fraction, "position", seed)
+        if len(distinct) < 2:
+            raise SegueError(
+                f"all {len(spans)} records have the same {key}: nothing can be held out by {key}; split by position")
+        reached = np.cumsum(np.bincount(group, weights=sizes))
+        last = min(int(np.searchsorted(reached, fraction * total)), len(distinct) - 2)
+        held = group <= last
+    return data.view(_merged(spans[~held])), data.view(_merged(spans[held]))
+
+
+def _by_time(data: Data, fraction: float) -> tuple[Data, Data]:
+    if "time" not in data.channels:
+        raise SegueError("these records carry no time: split by name, content or position")
+    spans = data.spans()
+    times = [np.asarray(record.channels["time"]) for record in data]
+    flat = np.sort(np.concatenate(times)) if times else np.zeros(0)
+    cutoff = flat[min(len(flat) - 1, int(len(flat) * (1 - fraction)))] if len(flat) else 0.0
+    cuts = spans[:, 1] + np.array([int(np.searchsorted(time, cutoff)) for time in times], dtype=np.int64)
+    early = np.stack([spans[:, 0], spans[:, 1], cuts], 1)
+    late = np.stack([spans[:, 0], cuts, spans[:, 2]], 1)
+    early, late = early[early[:, 2] > early[:, 1]], late[late[:, 2] > late[:, 1]]
+    if not len(early) or not len(late):
+        raise SegueError("all events have the same time: split by name, content or position")
+    return data.view(early), data.view(late)
+
+
+def _blocks(data: Data, spans: np.ndarray, block: int, everything: bool) -> np.ndarray:
+    """Cut records (those longer than four blocks, or all) into blocks, at places the kind finds good."""
+    parts = []
+    for record, start, stop in spans.tolist():
+        cuts = [start]
+        if stop - start > (block if everything else 4 * block):
+            batch, row = data.locate(record)
+            first = int(batch.offsets[row])
+            for wished in range(start + block, stop - block // 2, block):
+                window = batch.values[first + wished : first + min(stop, wished + min(block // 2, 1024))]
+                cuts.append(wished + (data.kind.cut(window.tobytes()) if data.kind.storage == "bytes" else 0))
+        parts += [(record, a, b) for a, b in zip(cuts, [*cuts[1:], stop])]
+    return np.array(parts, dtype=np.int64).reshape(-1, 3)
+
+
+def _hashes(data: Data, spans: np.ndarray, key: str, seed: int) -> np.ndarray:
+    """(n,) uint64: a hash of each span's content, of its record's name, or of its place in it."""
+    salt = seed.to_bytes(8, "little", signed=True)
+    digests = []
+    for run in data.runs(spans):
+        if key == "content":
+            said = [part.data if data.elements is None else json.dumps(data.object_of(part)).encode()
+                    for part in run.parts()]
+        else:
+            cut = (run.headless | run.tailless) & (key in ("name", "position"))
+            names = run.batch.names.take(run.rows).to_pylist()
+            said = [(f"{name}@{start}" if is_cut else name).encode()
+                    for name, start, is_cut in zip(names, run.starts.tolist(), cut.tolist())]
+        digests += [hashlib.blake2b(content, digest_size=8, key=salt).digest() for content in said]
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def _merged(spans: np.ndarray) -> np.ndarray:
+    """Join neighbouring parts of one record."""
+    if not len(spans):
+        return spans
+    joins = (spans[1:, 0] == spans[:-1, 0]) & (spans[1:, 1] == spans[:-1, 2])
+    first = np.flatnonzero(np.concatenate([[True], ~joins]))
+    last = np.concatenate([first[1:] - 1, [len(spans) - 1]])
+    return np.stack([spans[first, 0], spans[first, 1], spans[last, 2]], 1)

@@ -1,0 +1,263 @@
+"""Token ids of a data set, flat and memory-mapped: all that training touches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from segue.data.arrow import BATCH, MEMORY, SHOWN, Run, mapped
+from segue.data.parts import edges, positions
+from segue.errors import SegueError
+from segue.files import atomic_folder, read_json, write_json
+from segue.progress import progress
+from segue.sequence import Sequence
+
+if TYPE_CHECKING:
+    from segue.data.records import Data
+    from segue.kinds.codecs import Codec
+
+FORMAT = "segue tokens 1"
+
+
+class TokenStore:
+    """Flat token ids of many sequences. `len`, `store[i] -> Sequence`, iteration.
+
+    tokens: (N,) smallest unsigned type that holds `size` ids; memory-mapped where it lies in a folder.
+    offsets: (len + 1,) int64; sequence i is tokens[offsets[i]:offsets[i + 1]].
+    channels: name -> (N,) or (N, w), aligned with tokens. units: (len,) int64 base units of each sequence.
+    size: ids of the codec. key: names the data, the codec and the boundaries. keep: what must live as long as this.
+    """
+
+    def __init__(self, parts: Mapping[str, Any], size: int, key: str, keep: Any = None) -> None:
+        self.tokens: np.ndarray = parts["tokens"]
+        self.offsets: np.ndarray = parts["offsets"]
+        self.units: np.ndarray = parts["units"]
+        self.channels: dict[str, np.ndarray] = parts["channels"]
+        self._names = parts["names"]
+        self.size = size
+        self.key = key
+        self.keep = keep
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> Sequence:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"sequence {i} of {len(self)}")
+        i %= len(self)
+        a, b = int(self.offsets[i]), int(self.offsets[i + 1])
+        channels = {name: values[a:b] for name, values in self.channels.items()}
+        return Sequence(self.tokens[a:b].astype(np.int32), channels, self._names[i].as_py())
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(len,) int64: tokens of each sequence."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def open(cls, folder: str | Path, keep: Any = None) -> TokenStore:
+        """Map a folder written by `Data.encode`."""
+        folder = Path(folder)
+        meta = read_json(folder / "store.json")
+        try:
+            if meta["format"] != FORMAT:
+                raise SegueError(f"{folder} was written as '{meta['format']}'; this version reads '{FORMAT}'")
+            channels = {}
+            for name, (dtype, width) in meta["channels"].items():
+                values = _map(folder / f"channel.{name}.bin", np.dtype(dtype))
+                channels[name] = values.reshape(-1, width) if width > 1 else values
+            parts = {
+                "tokens": _map(folder / "tokens.bin", np.dtype(meta["dtype"])),
+                "offsets": _map(folder / "offsets.bin", np.dtype(np.int64)),
+                "units": _map(folder / "units.bin", np.dtype(np.int64)),
+                "channels": channels,
+                "names": pa.chunked_array((b.column("name") for b in mapped(folder / "names.arrow")), pa.string()),
+            }
+            offsets, count = parts["offsets"], len(parts["tokens"])
+            if offsets[0] != 0 or offsets[-1] != count or (np.diff(offsets) < 0).any():
+                raise ValueError("tokens.bin is not as long as offsets.bin says")
+            if any(len(values) != count for values in channels.values()):
+                raise ValueError("a channel is not as long as tokens.bin")
+            if not len(parts["names"]) == len(parts["units"]) == len(offsets) - 1:
+                raise ValueError("names, units and offsets are not of one length")
+            return cls(parts, int(meta["size"]), meta["key"], keep)
+        except (KeyError, TypeError, ValueError, IndexError, OSError, pa.ArrowException) as error:
+            raise SegueError(f"{folder} holds damaged tokens ({error}); remove it and encode again") from error
+
+
+def encode(data: Data, codec: Codec, folder: str | Path | None = None, boundary: bool = True) -> TokenStore:
+    """See `Data.encode`."""
+    key = f"{data.fingerprint}-{_fingerprint(codec)}-{int(boundary)}"
+    if folder is not None and (Path(folder) / "store.json").is_file():
+        with suppress(SegueError):  # damaged: made again
+            store = TokenStore.open(folder)
+            if store.key == key:
+                return store
+    width = np.dtype(np.uint8 if codec.size <= 1 << 8 else np.uint16 if codec.size <= 1 << 16 else np.uint32)
+    carried = data.channels if codec.elementwise else {}
+    if folder is None and data.total * (width.itemsize + sum(t.itemsize for t in carried.values())) <= MEMORY // 4:
+        writer = _Writer(None, width, carried)
+        _encode_all(data, codec, boundary, writer)
+        return TokenStore(writer.joined(), codec.size, key)
+    keep = None
+    if folder is None:
+        keep = tempfile.TemporaryDirectory(prefix="segue-")
+        folder = Path(keep.name) / "tokens"
+    if Path(folder).exists() and not (Path(folder) / "store.json").is_file() and any(Path(folder).iterdir()):
+        raise SegueError(f"{folder} exists and holds no tokens of segue: choose another place")
+    with atomic_folder(folder) as temporary:
+        writer = _Writer(temporary, width, carried)
+        try:
+            _encode_all(data, codec, boundary, writer)
+        finally:
+            writer.close()
+        channels = {name: [dtype.name, writer.widths.get(name, 1)] for name, dtype in carried.items()}
+        write_json(temporary / "store.json", {"format": FORMAT, "key": key, "size": codec.size, "dtype": width.name,
+                                              "channels": channels})
+    return TokenStore.open(folder, keep)
+
+
+def _fingerprint(codec: Codec) -> str:
+    """A hash of what a codec does."""
+    state = json.dumps(codec.state(), sort_keys=True)
+    tokenizer = getattr(codec, "tokenizer", None)
+    text = codec.name + state + (tokenizer.to_str() if tokenizer is not None else "")
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def _encode_all(data: Data, codec: Codec, boundary: bool, writer: _Writer) -> None:
+    """Encode groups of records of some megabytes together, so that a codec may use all cores."""
+    ends = np.cumsum(data.lengths)
+    lookup = codec.lookup(data.elements)
+    first = 0
+    with progress("encoding", int(ends[-1]) if len(ends) else 0, quiet=data.total < SHOWN) as meter:
+        while first < len(data):
+            last = max(first + 1, int(np.searchsorted(ends, ends[first] + BATCH // 2)))
+            for run in data.runs(data.spans(first, last)):
+                _encode_run(data, run, codec, lookup, boundary, writer)
+            meter(int(ends[last - 1]))
+            first = last
+
+
+def _encode_run(data: Data, run: Run, codec: Codec, lookup: np.ndarray | None, boundary: bool, writer: _Writer) -> None:
+    """Parts of one batch, all at once, with begin and end around those that are not cut there."""
+    names = run.names()
+    ids, sizes, units = _ids(data, run, names, codec, lookup)
+    begin, end = codec.bos, codec.eos
+    before = ~run.headless & (boundary and begin is not None)
+    after = ~run.tailless & (boundary and end is not None)
+    framed = sizes + before + after
+    outer = edges(framed)
+    inside = positions(outer[:-1] + before, sizes)
+    tokens = np.empty(int(outer[-1]), dtype=np.int64)
+    tokens[inside] = ids
+    tokens[outer[:-1][before]] = 0 if begin is None else begin
+    tokens[outer[1:][after] - 1] = 0 if end is None else end
+    channels = {}
+    for name in writer.channels:
+        values = run.channel(name)
+        channels[name] = channel = np.zeros((len(tokens), *values.shape[1:]), dtype=values.dtype)
+        channel[inside] = values
+        if name == "time":
+            inner, some = edges(sizes), sizes > 0
+            channel[outer[:-1][before & some]] = values[inner[:-1][before & some]]
+            channel[outer[1:][after & some] - 1] = values[inner[1:][after & some] - 1]
+    writer.add(tokens, framed, units, names, channels)
+
+
+def _ids(data: Data, run: Run, names: pa.Array, codec: Codec, lookup: np.ndarray | None,
+         ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids of all parts, one part after the other, how many of each, and of how many base units: by a table where the
+    codec has one, else object by object. What the codec refuses is named by its record."""
+
+    def refused(row: int, part: np.ndarray) -> None:
+        try:
+            codec.encode(data.object_of(part))
+        except SegueError as error:
+            raise SegueError(f"{names[row].as_py()}: {error}") from error
+
+    if lookup is not None:
+        ids = lookup[run.values()]
+        if len(ids) and ids.min() < 0:
+            row = int(np.searchsorted(edges(run.lengths), int(np.argmax(ids < 0)), side="right")) - 1
+            refused(row, next(islice(run.parts(), row, None)))
+        return ids, run.lengths, run.lengths
+    try:
+        encoded = codec.encode_many([data.object_of(part) for part in run.parts()])
+    except SegueError:
+        for row, part in enumerate(run.parts()):
+            refused(row, part)
+        raise
+    sizes = np.array([len(part) for part in encoded], dtype=np.int64)
+    ids = np.concatenate(encoded)
+    return ids, sizes, np.diff(edges(codec.weights()[ids])[edges(sizes)])
+
+
+class _Writer:
+    """Appends sequences to flat files, or to lists where `folder` is None."""
+
+    def __init__(self, folder: Path | None, dtype: np.dtype, channels: Mapping[str, np.dtype]) -> None:
+        self.folder = folder
+        self.dtype = dtype
+        self.channels = dict(channels)
+        self.widths: dict[str, int] = {}
+        self.sizes: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+        self.units: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
+        self.names: list[pa.Array] = []
+        self.parts: dict[str, list[np.ndarray]] = {name: [] for name in ["tokens", *(f"channel.{c}" for c in channels)]}
+        self.files = {name: open(folder / f"{name}.bin", "wb", 1 << 20) for name in self.parts} if folder else {}  # noqa: SIM115
+
+    def add(self, ids: np.ndarray, sizes: np.ndarray, units: np.ndarray, names: pa.Array,
+            channels: Mapping[str, np.ndarray]) -> None:
+        self._put("tokens", ids.astype(self.dtype))
+        for channel, values in channels.items():
+            self.widths[channel] = values.shape[1] if values.ndim > 1 else 1
+            self._put(f"channel.{channel}", np.ascontiguousarray(values))
+        self.sizes.append(sizes)
+        self.units.append(units)
+        self.names.append(names)
+
+    def _put(self, name: str, values: np.ndarray) -> None:
+        if self.files:
+            self.files[name].write(values.tobytes())
+        else:
+            self.parts[name].append(values)
+
+    def joined(self) -> dict[str, Any]:
+        """What was appended, as `TokenStore` takes it."""
+        flat = {name: np.concatenate(parts) if parts else np.zeros(0, dtype=self.dtype)
+                for name, parts in self.parts.items()}
+        return {
+            "tokens": flat["tokens"],
+            "offsets": edges(np.concatenate(self.sizes)),
+            "units": np.concatenate(self.units),
+            "names": pa.chunked_array(self.names, pa.string()),
+            "channels": {name: flat[f"channel.{name}"] for name in self.channels},
+        }
+
+    def close(self) -> None:
+        """Close the files and write the others."""
+        assert self.folder is not None
+        for handle in self.files.values():
+            handle.close()
+        edges(np.concatenate(self.sizes)).tofile(self.folder / "offsets.bin")
+        np.concatenate(self.units).tofile(self.folder / "units.bin")
+        with pa.ipc.new_file(str(self.folder / "names.arrow"), pa.schema([("name", pa.string())])) as sink:
+            for names in self.names:
+                sink.write_batch(pa.RecordBatch.from_arrays([names], ["name"]))
+
+
+def _map(file: Path, dtype: np.dtype) -> np.ndarray:
+    return np.memmap(file, dtype=dtype, mode="r") if file.stat().st_size else np.zeros(0, dtype=dtype)
