@@ -156,7 +156,7 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     plan = plan.with_(**choices)
     passes = plan.steps * plan.tokens_per_step / max(1, facts.tokens)
     given = f"{facts.seconds:.0f} s" if facts.seconds is not None else f"{plan.steps:,} steps"
-    threads = "1 thread" if facts.threads == 1 else f"{facts.threads} threads"
+    threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
     why = (f"{facts.tokens:,} tokens of {facts.vocabulary:,} kinds, {given} on {threads} in "
            f"{plan.precision}: about {max(passes, 0.01):.2g} passes")
     return plan, why

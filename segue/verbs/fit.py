@@ -225,10 +225,10 @@ def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, 
         given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
         plan, why = choose(facts, **given)
         if minutes is not None and "steps" not in choices:
-            each = seconds_per_step(train, plan, device, minutes, objective)
+            given["threads"], each = pace(train, plan, device, minutes, objective, fixed="threads" in choices)
             left = minutes * 60 - (time.monotonic() - begin)
-            plan = plan.with_(steps=min(max(1, int(0.93 * left / each)), most_steps(facts.tokens, plan)))
-            why = choose(facts, **{**given, "steps": plan.steps})[1]
+            steps = min(max(1, int(0.93 * left / each)), most_steps(facts.tokens, plan))
+            plan, why = plan.with_(threads=given["threads"], steps=steps), choose(facts, **{**given, "steps": steps})[1]
         write_json(path, {"plan": plan.to_dict(), "why": why})
     distributed.barrier()
     values = read_json(path)
@@ -252,23 +252,33 @@ def build(plan: Plan) -> Stack:
                                  shared=plan.shared))
 
 
-def seconds_per_step(store: TokenStore, plan: Plan, device: torch.device, minutes: float,
-                     objective: Objective | None = None) -> float:
-    """Measured on a throwaway copy: the median of a few steps after two to warm up; a twentieth of the dial at most."""
-    most = min(3.0, 0.05 * 60 * minutes)
+def pace(store: TokenStore, plan: Plan, device: torch.device, minutes: float, objective: Objective | None = None,
+         fixed: bool = False) -> tuple[int, float]:
+    """The threads that a step is to have, and the seconds it takes with them.
+
+    Measured on a throwaway copy, the median of a few steps after two to warm up: a fortieth of the dial, or a tenth
+    where steps are that long. With the plan's threads, and unless they are `fixed` with one fewer too: where another
+    program holds a core, threads that wait for the one on it cost many times what it adds.
+    """
+    most = min(2.0, 0.025 * 60 * minutes)
     model = build(plan).to(device)
     batches = Batches(store, plan.context, plan.rows, plan.seed, model.resettable)
     run = Run(model, batches, plan, objective=objective)
     run.model.train()
-    times: list[float] = []
-    with deterministic(plan.threads):
-        begin = time.monotonic()
-        while len(times) < 4 or (time.monotonic() - begin < most and len(times) < 30):
-            start = time.monotonic()
-            run.advance()
-            times.append(time.monotonic() - start)
+    fixed = fixed or plan.threads == 1 or device.type != "cpu" or distributed.world() > 1
+    found = []
+    for threads in (plan.threads,) if fixed else (plan.threads - 1, plan.threads):
+        times: list[float] = []
+        with deterministic(threads):
+            begin = time.monotonic()
+            while (spent := time.monotonic() - begin) < most or (len(times) < 5 and spent < 4 * most):
+                start = time.monotonic()
+                run.advance()
+                times.append(time.monotonic() - start)
+        found.append((float(np.median(times[min(2, len(times) - 1):])), threads))
     batches.close()
-    return float(np.median(times[2:]))
+    seconds, threads = min(found)
+    return threads, seconds
 
 
 def in_passing(held: TokenStore, plan: Plan) -> Any:

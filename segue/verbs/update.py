@@ -28,8 +28,8 @@ from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
 from segue.training.evaluate import score
 from segue.training.loop import Run
-from segue.training.recipe import Plan
-from segue.verbs.fit import HELD_OUT, in_passing, key_of, seconds_per_step
+from segue.training.recipe import Plan, cores
+from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace
 from segue.verbs.fitted import Fitted, roll_forward
 
 if TYPE_CHECKING:
@@ -182,16 +182,17 @@ def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> N
 
 def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, seed: int,
             choices: dict[str, Any], begin: float) -> Plan:
-    """The first fit's plan with lower rates, and as many steps as fit the dial."""
+    """The first fit's plan with lower rates, this machine's threads, and as many steps as fit the dial."""
     plan = Plan.from_dict(fitted.report["plan"])
     rates = {rate: RATE * getattr(plan, rate) for rate in ("rate", "table_rate", "vector_rate", "state_rate")}
-    plan = plan.with_(**{**rates, "seed": seed, "warmup": 0.05, "patience": 0, **choices})
+    plan = plan.with_(**{**rates, "seed": seed, "warmup": 0.05, "patience": 0, "threads": cores(), **choices})
     if steps is None:
         assert minutes is not None
         device = next(fitted.model.parameters()).device
+        threads, each = pace(train, plan, device, minutes, fixed="threads" in choices)
         left = minutes * 60 - (time.monotonic() - begin)
-        steps = max(1, int(0.93 * left / seconds_per_step(train, plan, device, minutes)))
-    return plan.with_(steps=steps)
+        plan = plan.with_(threads=threads, steps=max(1, int(0.93 * left / each)))
+    return plan if steps is None else plan.with_(steps=steps)
 
 
 def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
