@@ -298,8 +298,8 @@ def table(found: dict[str, dict[str, float]], speeds: dict[str, float]) -> str:
                      f"{speed} |")
     drafts = ", ".join(f"{name.removeprefix('draft: ')} {speeds[name]:.2g}" for name in WAYS
                        if WAYS[name].family == "drafts")
-    return ("\n".join(lines) + f"\n\nGreedy decoding by drafts, the same text: {drafts} times its speed (of a model "
-            "this small, which seldom says what was said before, drafts cost more than they save).\n")
+    return ("\n".join(lines) + f"\n\nGreedy decoding with drafts gives the same text, at {drafts} times the speed "
+            "(for a model this small, which seldom repeats itself, drafts cost more than they save).\n")
 
 
 def section(models: Models, found: dict[str, dict[str, float]], speeds: dict[str, float]) -> str:
