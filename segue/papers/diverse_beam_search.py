@@ -255,7 +255,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
     for row in table:
         colour = {"beam": "#52606d", "sampling": "#c0504d"}.get(row["arm"], "#2f6fb3")
         axes.plot(row["distinct-4"], row["oracle@6"], "o", color=colour, markersize=9)
-        axes.annotate(row["arm"], (row["distinct-4"], row["oracle@6"]), xytext=(6, 6), textcoords="offset points")
+        axes.annotate(row["arm"], (row["distinct-4"], row["oracle@6"]), xytext=(0, 8), textcoords="offset points",
+                      ha="center")
     axes.margins(0.2)
     axes.set(xlabel="distinct 4-grams per word of a list", ylabel="best sentence BLEU-4 of six",
              title="Lists of six sentences about the same facts")

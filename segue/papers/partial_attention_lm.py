@@ -205,7 +205,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
             axes.plot(range(1, TIMES + 1), [row[f"{what}, time {number + 1}"] for number in range(TIMES)], marker="o",
                       label=row["model"], linestyle="-" if row["model"] in ARMS else ":")
         axes.set(xlabel="time through the source", title=title, ylim=(0, None), xticks=range(1, TIMES + 1))
-    panels[2].legend(frameon=False, fontsize="x-small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False,
+                  fontsize="small")
 
 
 CLAIM = Claim(
