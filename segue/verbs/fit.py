@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch
 from segue.continual import Memory
 from segue.data import Data, TokenStore
 from segue.errors import SegueError
-from segue.files import read_json, write_json
+from segue.files import read_json, write_json, write_picture
 from segue.kinds import Codec
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
@@ -32,7 +33,10 @@ from segue.training.evaluate import score
 from segue.training.loop import Run, deterministic
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
-from segue.verbs.fitted import Fitted, Report, as_data, load
+from segue.verbs.fitted import Fitted, Report, as_data, dial, load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["build", "fit", "load"]
 
@@ -61,12 +65,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     from segue.verbs import mixed
 
     begin = time.monotonic()
-    if minutes is not None and steps is not None:
-        raise SegueError("give minutes or steps, not both")
-    if (minutes is not None and not 0 < minutes < math.inf) or (steps is not None and steps < 1):
-        raise SegueError(f"the dial must be more than 0, not {minutes if steps is None else steps}")
-    if minutes is None and steps is None:
-        minutes = MINUTES
+    minutes = dial(minutes, steps, MINUTES)
     distributed.join()
     if out is None and distributed.world() > 1:
         raise SegueError("several processes need a folder they share: give out=")
@@ -147,7 +146,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
             if folder is not None:
                 fitted.save(folder)
-                draw_curve(run.curve, folder / "learning-curve.png", data.kind.unit)
+                write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
                 shutil.move(work / "log.jsonl", folder / "log.jsonl")
                 shutil.rmtree(work)
         distributed.barrier()
@@ -293,15 +292,8 @@ def in_passing(held: TokenStore, plan: Plan) -> Any:
     return measure
 
 
-def draw_curve(curve: list[dict[str, float]], path: Path, unit: str) -> None:
+def draw_curve(curve: list[dict[str, float]], unit: str, figure: Figure) -> None:
     """The learning curve as a picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from segue.files import atomic_write
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     steps = [entry["step"] for entry in curve]
     axes.plot(steps, [entry["loss"] / math.log(2) for entry in curve], marker=".", label="training")
@@ -311,5 +303,3 @@ def draw_curve(curve: list[dict[str, float]], path: Path, unit: str) -> None:
     axes.set_ylabel(f"bits per element ({unit} sequences)")
     axes.legend()
     axes.grid(alpha=0.3)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
