@@ -35,7 +35,7 @@ def test_import_is_light() -> None:
 
 
 def test_import_and_help_are_quick() -> None:
-    """Bounds from the issue are 0.3 s and 0.5 s on an idle machine; the best of five shrugs off a busy one."""
+    """At most 0.3 s and 0.5 s; the best of five shrugs off a busy machine."""
     code = "import time; t = time.process_time(); {}; print(time.process_time() - t)"
     assert min(float(python(code.format("import segue"))) for _ in range(5)) < 0.3
     help_ = "from segue.cli import app; app(args=['--help'], standalone_mode=False)"

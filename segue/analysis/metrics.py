@@ -60,16 +60,6 @@ def top_k(scores: np.ndarray, targets: np.ndarray, k: int = 1, ties: str = "expe
     return float((ranks(scores, targets, ties, seen) <= k).mean())
 
 
-def ndcg(rank: np.ndarray, k: int) -> float:
-    """Normalised discounted cumulative gain at k of one relevant element a row, from its ranks."""
-    return float(np.where(rank <= k, 1 / np.log2(rank + 1), 0.0).mean())
-
-
-def reciprocal_rank(rank: np.ndarray) -> float:
-    """Mean of 1 / rank."""
-    return float((1 / rank).mean())
-
-
 @dataclass(frozen=True)
 class OrderSensitivity:
     """Of questions asked with their parts in several orders: the accuracy over all orders (`mean`), of those right in

@@ -24,7 +24,6 @@ class Mixer(nn.Module):
 
     causal: ClassVar[bool] = True  # no position sees a later one, so `extend` exists
     constant_state: ClassVar[bool] = True  # the state's size does not grow with the sequence
-    time_invariant: ClassVar[bool] = False  # the same linear map at every position (a convolution form exists)
     resettable: ClassVar[bool] = True  # packed documents behave as if run apart
     linear_in_values: ClassVar[bool] = False  # `matrix`, `values` and `output` exist
     needs_whole_prompt: ClassVar[bool] = False  # the prompt cannot be given in pieces

@@ -48,7 +48,6 @@ class DiagonalMixer(Mixer):
     """
 
     linear_in_values = True
-    time_invariant = True
     recurrence: DiagonalRecurrence
     C: nn.Parameter
     D: nn.Parameter

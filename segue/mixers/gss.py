@@ -25,7 +25,6 @@ class GSS(Mixer):
     wide: channels of the gate (default: 4 D). bias: of the projections.
     """
 
-    time_invariant = True
     linear_in_values = True
 
     def __init__(self, width: int, states: int = 64, narrow: int | None = None, wide: int | None = None,

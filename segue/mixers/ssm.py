@@ -105,7 +105,6 @@ class StateSpaceMixer(Mixer):
     recurrence: the state space. gated: the linear map is followed by a gated linear unit.
     """
 
-    time_invariant = True
     linear_in_values = True
 
     def __init__(self, width: int, recurrence: StateSpace, gated: bool = True) -> None:

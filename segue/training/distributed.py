@@ -49,13 +49,3 @@ def total(value: Tensor) -> Tensor:
         value = value.clone()
         dist.all_reduce(value)
     return value
-
-
-def from_first(value: float) -> float:
-    """What the first process says."""
-    if world() == 1:
-        return value
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tensor = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.broadcast(tensor, 0)
-    return float(tensor)

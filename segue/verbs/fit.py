@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch
 from segue.continual import Memory
 from segue.data import Data, TokenStore
 from segue.errors import SegueError
-from segue.files import read_json, write_json
+from segue.files import read_json, write_json, write_picture
 from segue.kinds import Codec
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
@@ -32,7 +33,10 @@ from segue.training.evaluate import score
 from segue.training.loop import Run, deterministic
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
-from segue.verbs.fitted import Fitted, Report, as_data, load
+from segue.verbs.fitted import Fitted, Report, as_data, dial, load
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["build", "fit", "load"]
 
@@ -49,24 +53,20 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     data: a `Data`, a path or paths, or a list of objects in memory. out: the model's folder, and while it is being
     made the checkpoint's; the same call on the same folder resumes, or, when all is done, loads. minutes: of wall
     clock, everything included (default: 2); or steps: of the optimiser. mixer: pattern of sequence mixers, e.g.
-    "mamba*3+attention". seed fixes everything random. held_out: data to
-    measure on, of the same kind (default: a twentieth of `data`, split off by hash). codec: made from the training data
-    if None. mix: count the training data too and mix the two (`segue.models.mixture`), where there is enough to learn
-    how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the sequences.
-    choices: any entry of `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own options for
-    its codec (e.g. vocabulary).
+    "mamba*3+attention" (default: the recipe's choice). seed: fixes everything random. held_out: data to measure on, of
+    the same kind (default: a twentieth of `data`, split off by hash). codec: made from the training data if None.
+    save_seconds: between checkpoints. kind: of the data, found from the files if None. device: of torch (default: a
+    GPU if there is one). mix: count the training data too and mix the two (`segue.models.mixture`), where there is
+    enough to learn how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the
+    sequences. choices: any entry of `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own
+    options for its codec (e.g. vocabulary).
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
     from segue.verbs import mixed
 
     begin = time.monotonic()
-    if minutes is not None and steps is not None:
-        raise SegueError("give minutes or steps, not both")
-    if (minutes is not None and not 0 < minutes < math.inf) or (steps is not None and steps < 1):
-        raise SegueError(f"the dial must be more than 0, not {minutes if steps is None else steps}")
-    if minutes is None and steps is None:
-        minutes = MINUTES
+    minutes = dial(minutes, steps, MINUTES)
     distributed.join()
     if out is None and distributed.world() > 1:
         raise SegueError("several processes need a folder they share: give out=")
@@ -74,19 +74,12 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     folder = None if out is None else Path(out)
     if mixer is not None:
         choices["mixer"] = mixer
-        for name in expand_pattern(mixer):
-            if not MIXERS[name.partition(":")[0]].causal:
-                raise SegueError(f"mixer '{name}' looks ahead: a model fitted with it could not continue a sequence; "
-                                 "choose a causal one (docs/mixers.md)")
+        check_causal(mixer)
     objective_named(objective)  # refused here if at all
     teaching: Objective | None = None
     if choices.get("teacher"):
-        if objective != "next":
-            raise SegueError(f"a teacher is an objective of its own: leave it, or objective '{objective}', out")
-        taught = load(choices["teacher"])
-        if not isinstance(taught.model, Stack):
-            raise SegueError(f"{choices['teacher']} holds no model that fit wrote: only such a one can teach")
-        codec, teaching = codec or taught.codec, Distillation(taught.model, choices.get("distil", Plan.distil))
+        teacher = open_teacher(choices["teacher"], objective)
+        codec, teaching = codec or teacher.codec, Distillation(teacher.model, choices.get("distil", Plan.distil))
     codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "tokenizer", "k",
                                                                                    "min_count", "ambiguous")}
     request = json.loads(json.dumps({
@@ -130,31 +123,54 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         finally:
             batches.close()
         counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
-        tokens = run.step * plan.tokens_per_step
-        report = Report({
-            "request": request, "choice": line, "plan": plan.to_dict(), "steps": run.step, "tokens": tokens,
-            "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
-            "precision": plan.precision, "machine": machine(), "processes": distributed.world(),
-            "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
         memory = Memory(plan.context, plan.seed)
         memory.learned("first data", train, held)
         model = model.cpu().eval()
         mixture = None if parts is None else mixed.mix(model, parts, plan.context, seed, plan.precision)
         ngram = mixed.classical(train, codec.size) if mixture is None else None
-        fitted = Fitted(model, codec, data.kind, report, plan.context, counts, memory=memory, mixture=mixture,
-                        ngram=ngram)
+        fitted = Fitted(model, codec, data.kind, report_of(run, plan, train, request, line), plan.context, counts,
+                        memory=memory, mixture=mixture, ngram=ngram)
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
             if folder is not None:
                 fitted.save(folder)
-                draw_curve(run.curve, folder / "learning-curve.png", data.kind.unit)
+                write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
                 shutil.move(work / "log.jsonl", folder / "log.jsonl")
                 shutil.rmtree(work)
         distributed.barrier()
         return fitted
 
 
+def check_causal(mixer: str) -> None:
+    """Refuse a pattern of mixers of which one looks ahead."""
+    for name in expand_pattern(mixer):
+        if not MIXERS[name.partition(":")[0]].causal:
+            raise SegueError(f"mixer '{name}' looks ahead: a model fitted with it could not continue a sequence; "
+                             "choose a causal one (docs/mixers.md)")
+
+
+def open_teacher(folder: str | Path, objective: str) -> Fitted:
+    """The model whose predictions are to be learned, in place of the objective."""
+    if objective != "next":
+        raise SegueError(f"a teacher is an objective of its own: leave it, or objective '{objective}', out")
+    teacher = load(folder)
+    if not isinstance(teacher.model, Stack):
+        raise SegueError(f"{folder} holds no model that fit wrote: only such a one can teach")
+    return teacher
+
+
+def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any], choice: str) -> Report:
+    """What a finished training did; the held-out score comes to it later."""
+    tokens = run.step * plan.tokens_per_step
+    return Report({
+        "request": request, "choice": choice, "plan": plan.to_dict(), "steps": run.step, "tokens": tokens,
+        "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
+        "precision": plan.precision, "machine": machine(), "processes": distributed.world(),
+        "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
+
+
 def key_of(request: Mapping[str, Any]) -> str:
+    """A hash that names a request: a checkpoint belongs to it."""
     return hashlib.blake2b(json.dumps(request, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -293,15 +309,8 @@ def in_passing(held: TokenStore, plan: Plan) -> Any:
     return measure
 
 
-def draw_curve(curve: list[dict[str, float]], path: Path, unit: str) -> None:
+def draw_curve(curve: list[dict[str, float]], unit: str, figure: Figure) -> None:
     """The learning curve as a picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from segue.files import atomic_write
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     steps = [entry["step"] for entry in curve]
     axes.plot(steps, [entry["loss"] / math.log(2) for entry in curve], marker=".", label="training")
@@ -311,5 +320,3 @@ def draw_curve(curve: list[dict[str, float]], path: Path, unit: str) -> None:
     axes.set_ylabel(f"bits per element ({unit} sequences)")
     axes.legend()
     axes.grid(alpha=0.3)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -150,9 +149,7 @@ class Fitted:
         weights: "int8" measures what rounding the network costs, see `decodable`.
         """
         data = as_data(data, self.kind.name)
-        if data.kind.storage != self.kind.storage:
-            raise SegueError(f"this model is of {self.kind.name}, the data are {data.kind.name}: "
-                             "give data of the same kind")
+        self.check_kind(data)
         store = data.encode(self.codec)
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would gather the rounding of bfloat16; a window does not.
@@ -176,6 +173,12 @@ class Fitted:
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
         path = running.path + (", bfloat16 products" if precision == "bfloat16" else "")
         return summarise(scored, store.units, self.kind.unit, path, baselines)
+
+    def check_kind(self, data: Data) -> None:
+        """Refuse data whose elements are not those of this model."""
+        if data.kind.storage != self.kind.storage:
+            raise SegueError(f"this model is of {self.kind.name}, the data are {data.kind.name}: "
+                             "give data of the same kind")
 
     # The folder.
 
@@ -326,6 +329,15 @@ def carries(model: Any) -> bool:
     return isinstance(model, Stack) and all(block.mixer.constant_state for block in model.blocks)
 
 
+def dial(minutes: float | None, steps: int | None, default: float) -> float | None:
+    """The minutes of a run, or None where it has a number of steps; `default` where neither is given."""
+    if minutes is not None and steps is not None:
+        raise SegueError("give minutes or steps, not both")
+    if (minutes is not None and not 0 < minutes < math.inf) or (steps is not None and steps < 1):
+        raise SegueError(f"the dial must be more than 0, not {minutes if steps is None else steps}")
+    return default if minutes is None and steps is None else minutes
+
+
 def as_data(data: Any, kind: str | None = None) -> Data:
     """A `Data`, a path, a list of paths that exist, or objects in memory."""
     if isinstance(data, Data):
@@ -343,11 +355,6 @@ def _exists(text: str) -> bool:
         return len(text) < 4096 and "\n" not in text and (Path(text).exists() or any(c in text for c in "*?["))
     except (OSError, ValueError):
         return False
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equality after a round trip through JSON."""
-    return json.loads(json.dumps(a)) == json.loads(json.dumps(b))
 
 
 def roll_forward(folder: Path) -> None:

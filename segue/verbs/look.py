@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segue.decoding.continuation import as_text, prime_object, prime_tokens
 from segue.errors import SegueError
+from segue.files import write_picture
 from segue.mixers.state import Layout
 from segue.models import Stack
 from segue.verbs.fitted import Fitted
@@ -54,7 +55,7 @@ def matrices(model: Stack, tokens: Tensor) -> list[Tensor | None]:
 
     def mix(mixer: Any, y: Tensor) -> Tensor:
         found.append(mixer.matrix(y) if mixer.linear_in_values else None)
-        return mixer.run(y, layout, None)
+        return mixer.run(y, layout, {})
 
     x = model.embed(tokens, layout.positions)
     for block in model.blocks:
@@ -81,7 +82,8 @@ def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int 
                          "there is no matrix to draw")
     if out is not None:
         result.picture = Path(out)
-        save(result, result.picture)
+        rows = sum(m is not None for m in found)
+        write_picture(out, lambda figure: draw(figure, result), (14, 3.6 * rows))
     return result
 
 
@@ -105,17 +107,3 @@ def draw(figure: Figure, seen: Look) -> None:
                 panel.set_yticks(range(len(seen.elements)), seen.elements, fontsize=5)
             panel.set_xlabel("read", fontsize="small")
             panel.set_ylabel("reader", fontsize="small")
-
-
-def save(seen: Look, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from segue.files import atomic_write
-
-    rows = sum(m is not None for m in seen.matrices)
-    figure = Figure(figsize=(14, 3.6 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    draw(figure, seen)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)

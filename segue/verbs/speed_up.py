@@ -125,9 +125,7 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
                          "more than 0")
     if sort not in SORTS:
         raise SegueError(f"heads of sort '{sort}' are unknown: choose from {', '.join(SORTS)}")
-    if data.kind.storage != fitted.kind.storage:
-        raise SegueError(f"this model is of {fitted.kind.name}, the data are {data.kind.name}: "
-                         "give data of the same kind")
+    fitted.check_kind(data)
     train, held = (part.encode(fitted.codec) for part in data.split(0.05))
     if min(len(train.tokens), len(held.tokens)) < 4:
         raise SegueError("there is too little data to learn from and to measure on: give more")

@@ -23,14 +23,14 @@ from segue.continual import STRATEGIES, Memory, Replay, Reservoir, ScoreMatrix, 
 from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
-from segue.files import atomic_write, read_json, write_json
+from segue.files import read_json, write_json, write_picture
 from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
 from segue.training.evaluate import score
 from segue.training.loop import Run
 from segue.training.recipe import Plan, cores
 from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace
-from segue.verbs.fitted import Fitted, roll_forward
+from segue.verbs.fitted import Fitted, dial, roll_forward
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,17 +93,10 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     Raises SegueError where the data do not fit the model, or another update of the same folder is unfinished.
     """
     begin = time.monotonic()
-    if minutes is not None and steps is not None:
-        raise SegueError("give minutes or steps, not both")
-    if (minutes is not None and not 0 < minutes < math.inf) or (steps is not None and steps < 1):
-        raise SegueError(f"the dial must be more than 0, not {minutes if steps is None else steps}")
-    if minutes is None and steps is None:
-        minutes = MINUTES
+    minutes = dial(minutes, steps, MINUTES)
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise SegueError(f"strategy '{strategy}' is unknown: choose from {', '.join(STRATEGIES)}")
-    if data.kind.storage != fitted.kind.storage:
-        raise SegueError(f"this model is of {fitted.kind.name}, the data are {data.kind.name}: "
-                         "give data of the same kind")
+    fitted.check_kind(data)
     memory = fitted.memory or Memory(fitted.context)
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else strategy.name,
@@ -142,7 +135,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         fitted.report.values.setdefault("updates", []).append(result.to_dict() | {"request": request})
         if (folder := fitted.folder) is not None:
             fitted.save(work / "new")
-            picture(result, work / "new" / "update.png")
+            write_picture(work / "new" / "update.png", result.draw, (7, 4))
             write_json(work / "complete.json", request)
             roll_forward(folder)
             fitted.folder = folder
@@ -209,14 +202,3 @@ def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
         units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
         found.append(float(scored.nats.sum() / max(1, units) / math.log(2)))
     return found
-
-
-def picture(result: Update, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    result.draw(figure)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)

@@ -9,10 +9,10 @@ import torch
 
 from segue.errors import SegueError, require
 from segue.models.base import Decodable
-from segue.models.huggingface.files import is_huggingface, read_config
+from segue.models.huggingface.files import read_config
 from segue.models.huggingface.native import FAMILIES, Info, from_huggingface, to_huggingface
 
-__all__ = ["FAMILIES", "Info", "adapt", "from_huggingface", "is_huggingface", "open_huggingface", "to_huggingface"]
+__all__ = ["FAMILIES", "Info", "adapt", "from_huggingface", "open_huggingface", "to_huggingface"]
 
 
 def adapt(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:

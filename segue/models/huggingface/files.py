@@ -14,18 +14,6 @@ INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
 
 
-def is_huggingface(folder: str | Path) -> bool:
-    """Whether the folder's config.json names an architecture as transformers writes it."""
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        return False
-    try:
-        values = read_json(path)
-    except SegueError:
-        return False
-    return isinstance(values, dict) and isinstance(values.get("model_type"), str)
-
-
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The folder's config.json; a SegueError where it is none that transformers wrote."""
     folder = Path(folder)
