@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_kinds_read import GENBANK, put
 
 from segue.data import Data, read
 from segue.errors import SegueError
 from segue.kinds.frame import NULLS
-from test_kinds_read import GENBANK, put
 
 ANN = {"ann": ["milk", "tea", "tea"], "bob": ["milk"]}
 ROWS = [("ann", "tea", 1700000030), ("bob", "milk", 1700000005), ("ann", "milk", 1700000010),

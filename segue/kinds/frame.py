@@ -183,7 +183,7 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look
         names, headed = [str(i + 1) for i in range(usual)], False
         begin = noted + rows[0][0] - 1 - sum(cell.count("\n") for cell in rows[0][1])
         body = [row for _, row in rows]
-    if headed and len(names) == usual - 1 and len(body) > 1:  # a nameless column: row names, or nothing at the end
+    if headed and len(names) == usual - 1 and len(body) > 1:  # a nameless column: of row names, or empty
         names = [*names, ""] if all(row[-1].strip() == "" for row in body if len(row) == usual) else ["row", *names]
     names = [name or str(i + 1) for i, name in enumerate(names)]
     regular = usual > 1 and all(len(row) == usual for row in body)

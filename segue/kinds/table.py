@@ -216,7 +216,7 @@ class Cases(Kind):
             lines.pop()
         items = [line.split() for line in lines if line.strip()]
         flat = [item for line in items for item in line]
-        if not items or not all(map(bytes.isdigit, flat)) or len(flat) < 2 * len(items):
+        if not items or not all(map(bytes.isdigit, flat)) or len(flat) < 2 * len(items) or len(items[0]) < 2:
             return 0.0
         ragged = len({len(line) for line in items}) > 1
         again = 2 * len(set(flat)) <= len(flat)

@@ -71,7 +71,7 @@ class Text(Kind):
         if suffix in DELIMITED:
             surely = 0.7 if (table := glance(path, head)) is not None and text_column(table) else 0.2
         if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
-            return 0.2  # numbers alone
+            return 0.02  # numbers alone
         try:
             encodings.getincrementaldecoder("utf-8")().decode(head)
         except UnicodeDecodeError:
