@@ -164,6 +164,21 @@ def test_parquet_as_pandas_and_others_write_it(tmp_path: Path) -> None:
         read(tmp_path / "none.parquet")
 
 
+def test_logs_of_process_miners(tmp_path: Path) -> None:
+    def event(what: str, when: str) -> str:
+        return f'<event><string key="concept:name" value="{what}"/><date key="time:timestamp" value="{when}"/></event>'
+
+    log = ('<?xml version="1.0"?>\n<log xmlns="http://x.org/"><trace><string key="concept:name" value="A"/>'
+           + event("pay", "2020-01-01T00:00:09.500+01:00") + event("ask", "2020-01-01T00:00:00+01:00")
+           + "</trace><trace>" + event("ask", "2020-01-02T00:00:00Z") + "</trace></log>")
+    data = read(put(tmp_path / "a.xes.gz", gzip.compress(log.encode())))
+    assert data.kind.name == "events" and said(data) == {"A": ["ask", "pay"], "trace 2": ["ask"]}
+    assert data[0].channels["gap"].tolist() == [0, 9.5]
+    for wrong, says in ((log[:-20], "not whole XML"), ("<log></log>", "there is no event")):
+        with pytest.raises(SegueError, match=says):
+            read(put(tmp_path / "b.xes", wrong))
+
+
 @pytest.mark.parametrize("name, content, says", [
     ("data.csv", "data,label\n-0.195,0\n-0.21,0\n-0.21,1\n", "no column says who.*columns: data, label"),
     ("esol.csv", "Compound ID,logS,rings\nA B,1.5,2\nC,2.5,3\n", "no column says who and what"),

@@ -225,6 +225,23 @@ def test_resuming_ends_with_the_same_weights(tmp_path: Path, choices: dict) -> N
     assert steps == list(range(1, 13))
 
 
+def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    class Interrupt(Strategy):
+        def after_step(self, run: Run) -> None:
+            if run.step == 7:
+                signal.raise_signal(signal.SIGINT)
+
+    whole, part, rest = make(), make(tmp_path, strategy=Interrupt()), make(tmp_path)
+    whole.train(quiet=True)
+    part.save_seconds = 1e9
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 7 of 12; it is saved, run the same command to go on"):
+        part.train(quiet=True)
+    rest.resume()
+    assert rest.step == 7
+    rest.train(quiet=True)
+    assert torch.equal(weights(rest.model), weights(whole.model))
+
+
 def test_a_strategy_sees_every_hook_in_order(tmp_path: Path) -> None:
     calls: list[str] = []
 
@@ -327,8 +344,8 @@ fitted = segue.fit(words, out=sys.argv[1], steps=int(sys.argv[2]), save_seconds=
 
 
 def killed_fit(tmp_path: Path, kills: int, steps: int) -> None:
-    """Kill -9 at random moments until it has been killed `kills` times, and let it end; compare with one left alone. One
-    that ends before its kill begins anew."""
+    """Kill -9 at random moments until it has been killed `kills` times, and let it end; compare with one left alone. A
+    run that ends before its kill begins anew."""
     draw = random.Random(0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 

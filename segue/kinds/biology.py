@@ -15,7 +15,7 @@ from segue.errors import SegueError, require
 from segue.files import write_text
 from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, bare, head_of, looks_binary, opened
 from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
-from segue.kinds.frame import Look, glance, load_table
+from segue.kinds.frame import TABULAR, Look, glance, load_table
 
 BLOCK = 1 << 22
 LONG = 1000  # letters: that two records are the same is then no chance
@@ -54,7 +54,7 @@ class Letters(Kind):
             if not sample or len(sample.translate(None, (self.letters + ".").encode())) > len(sample) // 10:
                 return 0.5 if suffix in self.surely else 0.3 * self.likely(sample) if suffix in self.perhaps else 0.0
             return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
-        table = glance(path, head)
+        table = glance(path, head) if suffix in TABULAR else None
         named = sequence_column(table) if table is not None else None
         if table is not None and named is not None:
             cells = table.column(named)

@@ -1,4 +1,4 @@
-"""Tables as columns, whatever they are written in: delimited text, JSON Lines, a JSON array of objects, Parquet.
+"""Tables as columns, whatever they are written in: delimited text, JSON Lines, a JSON array of objects, Parquet, XES.
 
 `glance` says from a file's beginning whether it is a table, how it is cut and what its columns are called; the kinds
 find out with it whose file it is. `load_table` reads all of it. Nothing here knows what a column means.
@@ -7,6 +7,7 @@ find out with it whose file it is. `load_table` reads all of it. Nothing here kn
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -31,6 +32,7 @@ SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blan
 DELIMITED = frozenset((".csv", ".tsv", ".tab"))
 JSON = frozenset((".jsonl", ".ndjson", ".json"))
 PARQUET = frozenset((".parquet", ".pq"))
+TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
 NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
 
 
@@ -66,7 +68,7 @@ class Frame:
     columns: dict[str, pa.Array]
     headed: bool
     rows: np.ndarray
-    unit: str = "line"  # what `rows` count: a row may be several lines
+    unit: str = "line"  # what `rows` count: a row may be several lines, or none
 
     def place(self, row: int) -> str:
         return f"{self.unit} {self.rows[row]}"
@@ -187,8 +189,8 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look
         names = [*names, ""] if all(row[-1].strip() == "" for row in body if len(row) == usual) else ["row", *names]
     names = [name or str(i + 1) for i, name in enumerate(names)]
     regular = usual > 1 and all(len(row) == usual for row in body)
-    return Look(names, [[cell.strip() for cell in row] for row in body], headed, regular, "delimited", delimiter, quoted,
-                begin, strange)
+    cells = [[cell.strip() for cell in row] for row in body]
+    return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
 
 
 def _cells(lines: Iterable[str], delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
@@ -234,7 +236,7 @@ def number(cell: str) -> bool:
 
 
 def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[str | None] = ()) -> Frame:
-    """A file as columns: Parquet by its magic, JSON by its first sign, else delimited text."""
+    """A file as columns: Parquet by its magic, JSON and XES by their first sign, else delimited text."""
     import pyarrow as pa
 
     with opened(path) as handle:
@@ -256,6 +258,8 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
             raw = raw.decode(encoding).encode("utf-8")
         raw = raw.removeprefix(b"\xef\xbb\xbf")
         check_text(path, raw)
+        if raw.lstrip()[:1] == b"<":
+            return _load_xes(path, raw)
         if raw.lstrip()[:1] == b"{":
             return _load_lines(path, raw, problems)
         if raw.lstrip()[:1] == b"[" and raw.lstrip()[1:1000].lstrip()[:1] == b"{":
@@ -325,6 +329,30 @@ def _objects(rows: list[dict[str, Any]]) -> dict[str, Any]:
         else:
             columns[name] = pa.array([None if value is None else _text(value) for value in values], pa.string())
     return columns
+
+
+def _load_xes(path: Path, raw: bytes) -> Frame:
+    """The events of an XES log, the process miners' XML: a column an attribute, and one for the name of the trace."""
+    from xml.etree import ElementTree
+
+    def attributes(element: ElementTree.Element) -> dict[str, Any]:
+        return {child.get("key", ""): child.get("value") for child in element if child.get("key")}
+
+    rows: list[dict[str, Any]] = []
+    traces = 0
+    try:
+        for _, element in ElementTree.iterparse(io.BytesIO(raw)):
+            if element.tag.rpartition("}")[2] == "trace":
+                traces += 1
+                case = attributes(element).get("concept:name") or f"trace {traces}"
+                rows += [{"case:concept:name": case, **attributes(event)} for event in element
+                         if event.tag.rpartition("}")[2] == "event"]
+                element.clear()
+    except ElementTree.ParseError as error:
+        raise SegueError(f"{path}: not whole XML ({error}); is the file cut short?") from error
+    if not rows:
+        raise SegueError(f"{path}: there is no event in this log (XES: log, trace, event)")
+    return Frame(path, _objects(rows), True, np.arange(1, len(rows) + 1), "event")
 
 
 def _text(value: Any) -> str:

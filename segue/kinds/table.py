@@ -15,7 +15,7 @@ from segue.errors import SegueError
 from segue.files import atomic_write, write_text
 from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, check_text, marked, opened, words
 from segue.kinds.codecs import Codec, ItemCodec
-from segue.kinds.frame import DELIMITED, JSON, PARQUET, SAMPLE, Frame, Look, glance, load_table, said
+from segue.kinds.frame import DELIMITED, JSON, PARQUET, SAMPLE, TABULAR, Frame, Look, glance, load_table, said
 
 # Column names that say who, what and when, best first; compared in lower case without signs, with or without an ending
 # such as "id". What is said weakly is believed only where no column of text says more.
@@ -41,7 +41,6 @@ DATES = [*words("%Y-%m-%d %Y/%m/%d %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y 
          "%d/%b/%Y", "%d %b %Y", "%b %d, %Y", "%b %d %Y", "%a, %d %b %Y", "%a %b %d %Y"]
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
 FORMATS = [date + clock for date in DATES for clock in CLOCKS] + ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y"]
-BARE = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
 THIS = "the file"  # who, where a file is all of one entity
 
 Roles = tuple[str | None, str, str | None]  # the columns that say who, what and when
@@ -55,7 +54,9 @@ class Events(Kind):
 
     def sniff(self, path: Path, head: bytes) -> float:
         suffix = path.suffix.lower()
-        if suffix not in BARE and head[:4] != b"PAR1":
+        if suffix == ".xes":
+            return 0.9 if b"<log" in head else 0.0
+        if suffix not in TABULAR and head[:4] != b"PAR1":
             return 0.0
         table = glance(path, head)
         if table is None:
