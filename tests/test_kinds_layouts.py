@@ -135,6 +135,8 @@ def test_times_of_other_sorts(tmp_path: Path) -> None:
     shop = read(put(tmp_path / "shop.csv", "InvoiceNo,StockCode,Quantity,InvoiceDate,CustomerID\n"
                                            "5,85A,6,12/21/2010 8:26,17\n5,71B,6,12/1/2010 8:28,17\n"))
     assert shop[0].name == "17" and shop[0].object == ["71B", "85A"]
+    some = read(put(tmp_path / "some.csv", "user,item,time\nu,a,1700000001000\nu,b,soon\nu,c,1700000003000\n"))
+    assert some[0].channels["gap"].tolist() == [0, 2] and some.problems.total == 1
     log = read(put(tmp_path / "log.csv", "timestamp,event\n2024-01-01 00:00:02,stop\n2024-01-01 00:00:01,start\n"))
     assert log[0].object == ["start", "stop"] and log[0].name.endswith("log.csv"), "a file of one entity"
 
@@ -185,12 +187,13 @@ def test_logs_of_process_miners(tmp_path: Path) -> None:
     ("pieces.csv", "composer,title,file\nBach,Fugue,a.mid\nBach,Prelude,b.mid\n", "columns: composer, title, file"),
     ("nothing.csv", "user,item,time\n,,\n,,\n", "no usable value in column 'user'"),
     ("one.csv", "events\na\nb\n", "no column says who"),
+    ("pairs.tsv", "Go on now.\tGeh weiter.\nWait for me!\tWarte bitte auf mich!\n", "1 and 2 hold texts"),
     ("array.json", '[{"user": 1, "item": "a"}, 3]', "not all entries"),
     ("cut.json", '[{"user": 1, "item": "a"}, {"user": 2', "not JSON"),
 ])
 def test_what_a_table_does_not_say_is_asked_for(tmp_path: Path, name: str, content: str, says: str) -> None:
     with pytest.raises(SegueError, match=says):
-        read(put(tmp_path / name, content), kind="events" if name == "array.json" else None)
+        read(put(tmp_path / name, content), kind="events" if name in ("array.json", "pairs.tsv") else None)
 
 
 def test_texts_in_tables_of_any_sort(tmp_path: Path) -> None:
@@ -210,6 +213,11 @@ def test_texts_in_tables_of_any_sort(tmp_path: Path) -> None:
     data = read(put(tmp_path / "unusual.jsonl", "\n".join(
         json.dumps({"k1": f"id-{i}", "k2": f"a rather long piece of prose, the {i}th"}) for i in range(4))))
     assert data[0].object == b"a rather long piece of prose, the 0th"
+    pairs = "Go on.\tGeh weiter.\nWait for me, please!\tWarte bitte auf mich!\nWho is it?\tWer ist es denn?\n"
+    data = read(put(tmp_path / "pairs.tsv", pairs))
+    assert data.kind.name == "text" and b"Geh weiter" in b"".join(data.objects()), "no sentence is taken for a header"
+    data = read(put(tmp_path / "document.csv", "id,text\n1," + "long " * 50_000 + "\n"))
+    assert data.total == 5 * 50_000
     data = read(put(tmp_path / "semicolons.csv", 'id;text\n1;"a; b"\n2;c\n'))
     assert [*data.objects()] == [b"a; b", b"c"]
     nested = {"train": [["set a timer for me please", "timer"]] * 3}

@@ -89,7 +89,8 @@ def glance(path: Path, head: bytes, asked: frozenset[str] = frozenset()) -> Look
         return _look_json(text)
     if suffix in JSON:
         return None
-    return _look_text(suffix, text, len(head) >= SAMPLE, asked)
+    look = _look_text(suffix, text, len(head) >= SAMPLE, asked)
+    return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
 
 
 def _look_parquet(path: Path) -> Look | None:
@@ -163,8 +164,7 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look
             if agreement > best[0]:
                 best = (agreement, delimiter, quoted, rows)
     _, delimiter, quoted, rows = best
-    if not rows and suffix in DELIMITED:
-        rows = list(islice(_cells(lines, delimiter, quoted), ROWS))  # one column
+    rows = rows or list(islice(_cells(lines, delimiter, quoted), ROWS))  # one column
     if not rows:
         return None
     counts = [len(row) for _, row in rows]
@@ -208,8 +208,8 @@ def _cells(lines: Iterable[str], delimiter: str, quoted: bool) -> Iterator[tuple
 
 
 def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -> bool:
-    """Whether a first row names the columns: by what was asked for, by numbers below words, or because none of its
-    cells comes again in its column."""
+    """Whether a first row names the columns: by what was asked for, by numbers below words, or because its cells are
+    short and none of them comes again in its column."""
     if any(name.isdigit() for name in asked):
         return False
     if asked.intersection(first):
@@ -219,7 +219,8 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
     if not body or any(2 * sum(number(cell) for cell in column) >= len(column) for column in zip(*body)):
         return True
     again = any(place < len(row) and row[place].strip() == cell for place, cell in enumerate(first) for row in body)
-    return not again and len(set(first)) == len(first)
+    short = all(len(cell.split()) <= 4 and cell[-1:] not in ".!?" for cell in first if cell)
+    return short and not again and len(set(first)) == len(first)
 
 
 def said(roles: Iterable[tuple[str, str | None]], names: Iterable[str]) -> str:
@@ -365,15 +366,15 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
 
     if b"\n" not in raw and b"\r" in raw:
         raw = raw.replace(b"\r", b"\n")
-    suffix = bare(path).suffix.lower()
-    look = _look_text(suffix if suffix in DELIMITED else ".csv", raw[:SAMPLE].decode("utf-8", "ignore"),
-                      len(raw) > SAMPLE, asked)
+    look = _look_text(bare(path).suffix.lower(), raw[:SAMPLE].decode("utf-8", "ignore"), len(raw) > SAMPLE, asked)
     if look is None:
         raise SegueError(f"{path}: the file is empty; give a table with a row an event")
     for line in look.odd:
         bad(problems, path, f"line {line}", None, f"not of the table of {len(look.names)} columns below; remove it")
+    begin = 0
     for _ in range(look.before):
-        raw = raw[raw.find(b"\n") + 1 or len(raw) :]
+        begin = raw.find(b"\n", begin) + 1 or len(raw)
+    raw = raw[begin:]
     delimiter = look.delimiter
     if delimiter == "::":
         raw, delimiter = raw.replace(b"::", b"\x1f"), "\x1f"

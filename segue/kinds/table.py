@@ -75,7 +75,8 @@ class Events(Kind):
             return 0.75
         if not table.headed and _interactions(table):
             return 0.85
-        return 0.0 if suffix not in sorts else 0.1 if table.form == "json" else 0.4
+        vague = table.form == "json" or any(_wordy(table.column(name)) for name in table.names[:2] if not table.headed)
+        return 0.0 if suffix not in sorts else 0.1 if vague else 0.4
 
     def read(
         self,
@@ -330,6 +331,8 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
         who = rest.pop(0)
     if not frame.headed and what is None and rest:
         what = rest.pop(0)
+        if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name is not None):
+            raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
     lists = what is not None and "list" in str(columns[what].type)
     if who is None and what is not None and not lists and not rest and when is not None:
         who = THIS
@@ -381,6 +384,11 @@ def _timelike(cells: Iterable[Any]) -> bool:
         or bool(re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}( .*)?", text))
         for text in texts
     )
+
+
+def _wordy(cells: Sequence[Any]) -> bool:
+    """Texts, not names of anything: more than two words each on average."""
+    return sum(len(str(cell).split()) for cell in cells if cell is not None) > 2 * len(cells)
 
 
 def _repeats(column: Any) -> bool:
@@ -443,7 +451,8 @@ def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
         known = _dated(distinct, path)
     places = places.fill_null(len(known)).to_numpy(zero_copy_only=False)
     times = np.append(known, np.nan)[places]
-    return _scaled(times) if all(re.fullmatch(r"[-+\d.eE]+", value) for value in distinct[:100]) else times
+    return _scaled(times) if 2 * sum(bool(re.fullmatch(r"[-+\d.eE]+", value)) for value in distinct) > len(distinct) \
+        else times
 
 
 # A written time in three: the date and the clock to the second, its fraction, its zone.

@@ -235,6 +235,7 @@ class Text(Kind):
         if field not in table.names:
             raise SegueError(f"{path}: there is no column '{field}'; there are {', '.join(table.names)}")
         place = table.names.index(field)
+        csv.field_size_limit(max(PIECE, csv.field_size_limit()))  # a cell may be a long document
         with opened(path) as handle:
             encoding = marked(handle.peek(4)[:4], encoding)
             lines = io.TextIOWrapper(handle, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
