@@ -108,7 +108,8 @@ def _look_parquet(path: Path) -> Look | None:
 
 
 def _look_json(text: str) -> Look | None:
-    decoder, between, rows, at = json.JSONDecoder(), re.compile(r"[\[,\s]*"), [], 0
+    decoder, between, at = json.JSONDecoder(), re.compile(r"[\[,\s]*"), 0
+    rows: list[dict[str, Any]] = []
     lines = not text.lstrip().startswith("[")
     while len(rows) < ROWS:
         at = between.match(text, at).end()  # type: ignore[union-attr]

@@ -548,9 +548,8 @@ def _events(
 
     who, what, when = roles
     texts = []
-    for role in (who, what):
-        column = pa.array([str(frame.path)] * len(frame.rows)) if role == THIS and role not in frame.columns else \
-            frame.columns[role]
+    for role in (who or THIS, what):
+        column = frame.columns[role] if role in frame.columns else pa.array([str(frame.path)] * len(frame.rows))
         try:
             texts.append(compute.utf8_trim_whitespace(column.cast(pa.large_string())))
         except pa.ArrowException as error:

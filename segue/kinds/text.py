@@ -239,11 +239,11 @@ class Text(Kind):
         with opened(path) as handle:
             encoding = marked(handle.peek(4)[:4], encoding)
             lines = io.TextIOWrapper(handle, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
-            quoting = csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE
             before = sum(1 for _ in islice(lines, table.before))
             sign = "\x1f" if table.delimiter == "::" else table.delimiter
             rows = csv.reader((line.replace("::", sign) for line in lines) if table.delimiter == "::" else lines,
-                              delimiter=sign, quoting=quoting, strict=True)
+                              delimiter=sign, quoting=csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE,
+                              strict=True)
             try:
                 for row in rows:
                     number = before + rows.line_num
