@@ -159,7 +159,7 @@ def test_sequences_in_a_table(tmp_path: Path) -> None:
     protein = read(put(tmp_path / "b.tsv", "id\tseq\tscore\np1\tMKLVW\t3\n"))
     assert protein.kind.name == "protein" and protein.name(0).endswith("b.tsv:p1")
     assert read(put(tmp_path / "c.csv", "x,y\nAC,GT\n"), kind="dna", column="y")[0].object == "GT"
-    with pytest.raises(SegueError, match=r"no column called z; name one with column= \(columns: 1, 2\)"):
+    with pytest.raises(SegueError, match=r"no column called z; name one with column= \(columns: x, y\)"):
         read(tmp_path / "c.csv", kind="dna", column="z")
 
 
@@ -281,7 +281,7 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
     ("a.txt", b"\0" * 100, {"kind": "text"}, "a NUL byte at byte 0"),
     ("a.bin", bytes(range(256)) * 9, {}, "not a file of a kind known here"),
     ("a.txt", b"ok\ncaf\xe9 noir\n", {}, r"byte 6 \(line 2\) is not UTF-8 \(0xe9\); give encoding="),
-    ("a.txt", "text".encode("utf-16"), {}, "UTF-16 text, not UTF-8; give encoding='utf-16'"),
+    ("a.txt", "text".encode("utf-16")[:-1], {}, "not utf-16 .*; give the right encoding="),
     ("a.txt.gz", gzip.compress(os.urandom(2000))[:-900], {"kind": "text"}, "truncated"),
     ("a.txt.gz", gzip.compress(b"hello " * 900, mtime=0)[:-8] + b"12345678", {"kind": "text"}, "damaged"),
     ("a.txt.xz", lzma.compress(os.urandom(2000))[:-900], {"kind": "text"}, "truncated"),
@@ -298,7 +298,7 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
     ("a.fa", b"ACGT\n", {"kind": "dna"}, "FASTA begins with '>'"),
     ("a.fa", b"\x93\0\x12", {"kind": "dna"}, "binary"),
     ("a.fq", b"@r\nACGT\n+\nII\n", {}, "4 letters but 2 qualities"),
-    ("a.fq", b"@r\nACGT\nIIII\n", {"kind": "dna"}, "a FASTQ record is four lines"),
+    ("a.fq", b"@r\nACGT\nIIII\n", {"kind": "dna"}, "a FASTQ record is @name, letters, . and as many"),
     ("a.fa", b">one\nMKLVFE!!99\n", {}, "position 7: '!' is not a residue code"),
     ("a.gb", b"LOCUS       X\n//\n", {}, "GenBank|no sequence"),
     ("a.gb", b"LOCUS broken\n", {}, "a.gb: there is no sequence"),

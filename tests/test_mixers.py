@@ -53,7 +53,8 @@ from segue.mixers.attention import Cache, alibi_slopes, attend, merge
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.recurrent import TorchRecurrence
 from segue.mixers.state import Carry, Part, Parts, Tensors, gather_nodes
-from segue.testing import ContractBroken, check_mixer
+from segue.testing import ContractBroken, check_mixer, check_state
+from segue.testing.contract import LIFE
 from segue.testing.mixers import memory
 
 Make = Callable[[int], Mixer]
@@ -345,6 +346,13 @@ BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties
 def test_the_checker_catches(make: Make, message: str, only: str) -> None:
     with pytest.raises(ContractBroken, match=message):
         check_mixer(make, examples=25, shrink=False, only=only)
+
+
+def test_states_are_checked_alone() -> None:
+    assert check_state(LSTM, examples=3).keys() == LIFE.keys()
+    for wrong in (Aliases, CommitsInExtend, RewindsTooFar):
+        with pytest.raises(ContractBroken):
+            check_state(wrong, examples=25, shrink=False)
 
 
 def test_a_failure_shrinks_to_a_readable_case() -> None:

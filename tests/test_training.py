@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,23 @@ def test_resuming_ends_with_the_same_weights(tmp_path: Path, choices: dict) -> N
     assert steps == list(range(1, 13))
 
 
+def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    class Interrupt(Strategy):
+        def after_step(self, run: Run) -> None:
+            if run.step == 7:
+                signal.raise_signal(signal.SIGINT)
+
+    whole, part, rest = make(), make(tmp_path, strategy=Interrupt()), make(tmp_path)
+    whole.train(quiet=True)
+    part.save_seconds = 1e9
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 7 of 12; it is saved, run the same command to go on"):
+        part.train(quiet=True)
+    rest.resume()
+    assert rest.step == 7
+    rest.train(quiet=True)
+    assert torch.equal(weights(rest.model), weights(whole.model))
+
+
 def test_a_strategy_sees_every_hook_in_order(tmp_path: Path) -> None:
     calls: list[str] = []
 
@@ -326,7 +344,8 @@ fitted = segue.fit(words, out=sys.argv[1], steps=int(sys.argv[2]), save_seconds=
 
 
 def killed_fit(tmp_path: Path, kills: int, steps: int) -> None:
-    """Kill -9 at random moments until it has been killed `kills` times and ends; compare with one left alone."""
+    """Kill -9 at random moments until it has been killed `kills` times, and let it end; compare with one left alone. A
+    run that ends before its kill begins anew."""
     draw = random.Random(0)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -337,6 +356,11 @@ def killed_fit(tmp_path: Path, kills: int, steps: int) -> None:
     def ended(process: subprocess.Popen[bytes]) -> None:
         _, error = process.communicate()
         assert process.returncode == 0, error.decode()
+
+    def same() -> None:
+        one, two = (load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("alone", "killed"))
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+        assert not (tmp_path / "killed" / "training").exists()
 
     ended(start("alone"))
     killed = 0
@@ -351,15 +375,15 @@ def killed_fit(tmp_path: Path, kills: int, steps: int) -> None:
                 break
             time.sleep(0.002)
         if process.poll() is not None:
-            break  # it ended before the kill
+            ended(process)
+            same()
+            shutil.rmtree(tmp_path / "killed")
+            continue
         process.send_signal(signal.SIGKILL)
         process.communicate()
         killed += 1
     ended(start("killed"))
-    one, two = (load_tensors(tmp_path / name / "model.safetensors")[0] for name in ("alone", "killed"))
-    assert killed > 0 and one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert not (tmp_path / "killed" / "training").exists()
+    same()
 
 
 def test_kill_9_and_go_on(tmp_path: Path) -> None:

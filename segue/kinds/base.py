@@ -6,6 +6,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import bz2
+import codecs as encodings
 import gzip
 import io
 import lzma
@@ -200,7 +201,8 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
 
 def head_of(path: Path, size: int = 1 << 16) -> bytes:
-    """The first unpacked bytes of a file; a stream that is damaged further on still gives its beginning."""
+    """The first unpacked bytes of a file, as UTF-8 where a mark at its beginning says that it is UTF-16 or UTF-32; a
+    stream that is damaged further on still gives its beginning."""
     with opened(path) as handle:
         parts: list[bytes] = []
         try:
@@ -210,7 +212,18 @@ def head_of(path: Path, size: int = 1 << 16) -> bytes:
         except (EOFError, OSError, zlib.error, lzma.LZMAError):
             if not parts:
                 raise
-        return b"".join(parts)
+        head = b"".join(parts)
+        encoding = marked(head, "utf-8")
+        return head if encoding == "utf-8" else head.decode(encoding, "ignore").encode("utf-8", "ignore")
+
+
+def marked(data: bytes, encoding: str) -> str:
+    """The encoding: where UTF-8 is meant, UTF-16 or UTF-32 if a byte order mark at the beginning says so."""
+    if encodings.lookup(encoding).name != "utf-8":
+        return encoding
+    if data[:4] in (encodings.BOM_UTF32_LE, encodings.BOM_UTF32_BE):
+        return "utf-32"
+    return "utf-16" if data[:2] in (encodings.BOM_UTF16_LE, encodings.BOM_UTF16_BE) else encoding
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -233,8 +246,6 @@ def looks_binary(head: bytes) -> bool:
 
 def check_text(path: Path, data: bytes, offset: int = 0) -> None:
     """Refuse what is not UTF-8 text, saying where; `offset` is where in the file `data` begins."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff") and offset == 0:
-        raise SegueError(f"{path}: this is UTF-16 text, not UTF-8; give encoding='utf-16'")
     if offset == 0 and looks_binary(head := data[: 1 << 16]):
         where = head.find(b"\0")
         what = f"a NUL byte at byte {where:,}" if where >= 0 else "many control bytes"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 
 from segue.errors import SegueError, require
 from segue.files import write_text
-from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, looks_binary, opened
+from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, bare, head_of, looks_binary, opened
 from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
-from segue.kinds.table import load_table
+from segue.kinds.frame import TABULAR, Look, glance, load_table
 
 BLOCK = 1 << 22
 LONG = 1000  # letters: that two records are the same is then no chance
@@ -24,6 +23,7 @@ PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "sequences", "dna_sequence", "protein_sequence", "aa_sequence"}
 NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene"}
 BLANKS = b" \t\r\n\v\f"
+MARK = b"\xef\xbb\xbf"  # of UTF-8
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
 
 
@@ -43,20 +43,22 @@ class Letters(Kind):
 
     def sniff(self, path: Path, head: bytes) -> float:
         suffix = path.suffix.lower()
-        text = head.lstrip()
-        if not text or looks_binary(head):
+        text = head.removeprefix(MARK).lstrip()
+        if not text or (looks_binary(head) and head[:4] != b"PAR1"):
             return 0.0
-        if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or b"\n" in text):
+        while text[:1] == b";" and b"\n" in text:  # comments of old
+            text = text.partition(b"\n")[2].lstrip()
+        if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or len(text.splitlines()) > 1):
             body = b"".join(line for line in text.splitlines() if line[:1] not in (b">", b";"))
             sample = body.translate(None, BLANKS).upper()
             if not sample or len(sample.translate(None, (self.letters + ".").encode())) > len(sample) // 10:
                 return 0.5 if suffix in self.surely else 0.3 * self.likely(sample) if suffix in self.perhaps else 0.0
             return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
-        lines = text.splitlines()[:20]
-        cells = [re.split(r"[,;\t]", line.decode("utf-8", "replace").replace('"', "")) for line in lines]
-        where = next((i for i, name in enumerate(cells[0]) if name.strip().lower() in COLUMNS), None)
-        if where is not None and len(cells[0]) > 1:
-            sample = "".join(row[where] for row in cells[1:] if len(row) > where).upper().encode()
+        table = glance(path, head) if suffix in TABULAR else None
+        named = sequence_column(table) if table is not None else None
+        if table is not None and named is not None:
+            cells = table.column(named)
+            sample = "".join(cell for cell in cells if isinstance(cell, str)).upper().encode("ascii", "replace")
             if sample and len(sample.translate(None, self.letters.encode())) <= len(sample) // 10:
                 return 0.95 * self.likely(sample)
         return 0.6 if suffix in self.surely else 0.0
@@ -129,12 +131,15 @@ class Letters(Kind):
         self, path: Path, problems: Problems | None, column: str | None
     ) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
         with opened(path) as handle:
-            head = handle.peek(1 << 12) if hasattr(handle, "peek") else b""
+            head = handle.peek(1 << 12)
+            if head.startswith(MARK):
+                handle.read(len(MARK))
+                head = handle.peek(1 << 12)
             start = head.lstrip()[:8]
             suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
-            if column is not None or head[:4] == b"PAR1" or _header(head):
+            if column is not None or head[:4] == b"PAR1" or self._tabular(path, start):
                 yield from _column(path, problems, column)
                 return
             if looks_binary(head):
@@ -152,6 +157,10 @@ class Letters(Kind):
                     f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins with '>', "
                     "FASTQ with '@', GenBank with LOCUS; of a table, name the column with column="
                 )
+
+    def _tabular(self, path: Path, start: bytes) -> bool:
+        table = None if start[:1] in b">@;" else glance(bare(path), head_of(path))
+        return table is not None and sequence_column(table) is not None
 
     def _genbank(
         self, path: Path, handle: BinaryIO, problems: Problems | None
@@ -215,16 +224,14 @@ class Letters(Kind):
         return self.letters + (self.letters.lower().replace("-", "").replace("*", "") if lower else "")
 
 
-def _header(head: bytes) -> str | None:
+def sequence_column(table: Look) -> str | None:
     """The column of a table that is called as sequences usually are."""
-    first = head.lstrip(b"\xef\xbb\xbf \r\n").partition(b"\n")[0].decode("utf-8", "replace")
-    names = re.findall(r'"([^"]+)"\s*:', first) if first[:1] == "{" else re.split(r"[,;\t]", first.replace('"', ""))
-    return next((name for name in names if name.strip().lower() in COLUMNS and len(names) > 1), None)
+    return next((name for name in table.names if name.lower() in COLUMNS), None) if table.headed else None
 
 
 def _column(path: Path, problems: Problems | None, column: str | None) -> Iterator[tuple[str, bytes, None]]:
     frame = load_table(path, problems if problems is not None else Problems(), "utf-8", [column, *COLUMNS])
-    found = column or next((name for name in frame.columns if name.strip().lower() in COLUMNS), None)
+    found = column or next((name for name in frame.columns if name.lower() in COLUMNS), None)
     if found is None or found not in frame.columns:
         raise SegueError(
             f"{path}: no column {f'called {column}' if column else 'holds sequences by its name'}; name one with "
@@ -232,7 +239,7 @@ def _column(path: Path, problems: Problems | None, column: str | None) -> Iterat
         )
     names = next((frame.columns[name].to_pylist() for name in frame.columns if name.strip().lower() in NAMES), None)
     for i, letters in enumerate(frame.columns[found].to_pylist()):
-        name = f"line {frame.rows[i]}" if names is None or names[i] is None else str(names[i])
+        name = frame.place(i) if names is None or names[i] is None else str(names[i])
         sequence = "".join(str(letters or "").split()).encode("utf-8", "replace")
         if not sequence:
             bad(problems, path, name, None, f"no sequence in column '{found}'; remove the row or fill it")
@@ -279,18 +286,26 @@ def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[
 
 
 def _fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    """Letters may take several lines, up to the '+', and qualities as many signs."""
     number = 0
     while header := handle.readline():
         if not header.strip():
             continue
         number += 1
-        sequence, plus, quality = (handle.readline().rstrip(b"\r\n") for _ in range(3))
         name = (header[1:].split() or [str(number).encode()])[0].decode("utf-8", "replace")
+        parts, plus = [], handle.readline()
+        while plus and plus[:1] not in b"+@":
+            parts.append(plus.strip(BLANKS))
+            plus = handle.readline()
         if header[:1] != b"@" or plus[:1] != b"+":
             raise SegueError(
-                f"{path}, record {number}: a FASTQ record is four lines (@name, letters, +, qualities), this is "
-                "not; is a line missing before it?"
+                f"{path}, record {number}: a FASTQ record is @name, letters, + and as many qualities, this is not; "
+                "is a line missing before it?"
             )
+        sequence = b"".join(parts)
+        quality = handle.readline().rstrip(b"\r\n")
+        while len(parts) > 1 and len(quality) < len(sequence) and (line := handle.readline()):
+            quality += line.rstrip(b"\r\n")
         if not sequence or len(sequence) != len(quality):
             bad(
                 problems,

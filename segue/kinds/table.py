@@ -3,54 +3,47 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, bare, check_text, opened, words
+from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, check_text, marked, opened, words
 from segue.kinds.codecs import Codec, ItemCodec
+from segue.kinds.frame import DELIMITED, JSON, PARQUET, SAMPLE, TABULAR, Frame, Look, glance, load_table, said
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-
-# Column names that say who, what and when, best first; compared in lower case without signs, "id" at the end dropped.
+# Column names that say who, what and when, best first; compared in lower case without signs, with or without an ending
+# such as "id". What is said weakly is believed only where no column of text says more.
 WHO = words(
     "who user case caseconceptname session customer visitor patient subject client account member player "
-    "reviewer author listener reader student entity trace device sequenceid host person owner u"
+    "reviewer author actor login listener reader student learner driver employee buyer entity trace device sequenceid "
+    "playlist host person owner order invoice basket cart transaction u"
 )
 WHAT = words(
-    "what item activity conceptname event action movie product asin song track artist book article page "
-    "url command symbol mark eventtype type state key label token code items events marks types "
-    "activities actions songs tracks k i"
+    "what item activity conceptname event action movie product asin sku stock song track artist book article page "
+    "url command symbol task operation diagnosis procedure drug medication mark eventtype"
+)
+WEAKLY = words(
+    "type state status step key label token code note items events marks types activities actions songs tracks k i"
 )
 WHEN = words(
     "when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
     "starttimestamp starttime eventtime createdat created times timestamps day t"
 )
-DATES = words("%Y/%m/%d %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y")
-FORMATS = [date + time for date in DATES for time in (" %H:%M:%S", " %H:%M", "")]
-DELIMITERS = {".csv": ",;\t|", ".tsv": "\t", ".tab": "\t"}
+ENDINGS = ("", "id", "name", "number", "no", "idx", "index", "code")
+MOMENTS = ("timestamp", "datetime", "date", "time", "at")  # endings of other names that may say when
+DATES = [*words("%Y-%m-%d %Y/%m/%d %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y %m/%d/%y %d.%m.%y %d-%b-%Y %d-%b-%y"),
+         "%d/%b/%Y", "%d %b %Y", "%b %d, %Y", "%b %d %Y", "%a, %d %b %Y", "%a %b %d %Y"]
+CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
+FORMATS = [date + clock for date in DATES for clock in CLOCKS] + ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y"]
+THIS = "the file"  # who, where a file is all of one entity
 
 Roles = tuple[str | None, str, str | None]  # the columns that say who, what and when
-
-
-@dataclass
-class Frame:
-    """Rows of one file: the columns by name, the header as found, and the number of the first row's line (or 0)."""
-
-    path: Path
-    columns: dict[str, Any]  # name -> pyarrow array
-    headed: bool
-    rows: np.ndarray  # line or row number of each row, for messages
 
 
 class Events(Kind):
@@ -58,22 +51,32 @@ class Events(Kind):
     unit = "event"
     storage = "items"
     split_by = "entity"
-    extensions: ClassVar[frozenset[str]] = frozenset((".csv", ".tsv", ".tab", ".parquet", ".pq", ".jsonl", ".ndjson"))
 
     def sniff(self, path: Path, head: bytes) -> float:
-        if head[:4] == b"PAR1":
-            return 0.9
-        if b"\0" in head or path.suffix.lower() not in self.extensions:
+        suffix = path.suffix.lower()
+        if suffix == ".xes":
+            return 0.9 if b"<log" in head else 0.0
+        if suffix not in TABULAR and head[:4] != b"PAR1":
             return 0.0
-        first = head.lstrip(b"\xef\xbb\xbf \r\n").split(b"\n", 1)[0].strip()
-        if first[:1] == b"{":
-            try:
-                names = list(json.loads(first))
-            except (ValueError, RecursionError):
-                return 0.0
-            return 0.9 if _named(names, WHAT) and (_named(names, WHO) or _named(names, WHEN)) else 0.1
-        names = re.split(r"[,;\t|]", first.decode("utf-8", "replace").replace('"', ""))
-        return 0.9 if _named(names, WHO) and _named(names, WHAT) else 0.4
+        table = glance(path, head)
+        if table is None:
+            return 0.9 if suffix in PARQUET or head[:4] == b"PAR1" else 0.0
+        sorts = DELIMITED | JSON | PARQUET
+        if suffix not in sorts and table.form == "delimited" and not table.regular:
+            return 0.0
+        names = table.names if table.headed else []
+        who, what, weak, when = (_named(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
+        thing = what or weak
+        if thing and any(isinstance(cell, list) for cell in table.column(thing)):
+            return 0.9
+        if thing and who:
+            return 0.9 if what else 0.65
+        if what and when:
+            return 0.75
+        if not table.headed and _interactions(table):
+            return 0.85
+        vague = table.form == "json" or any(_wordy(table.column(name)) for name in table.names[:2] if not table.headed)
+        return 0.0 if suffix not in sorts else 0.1 if vague else 0.4
 
     def read(
         self,
@@ -90,9 +93,10 @@ class Events(Kind):
         """One record an entity, its events in the order of time (of the file, where there is no time).
 
         who, what, when: names (or, without a header, numbers from 1) of the columns; found from names and contents if
-        None. also: further columns of numbers, kept as channels. when_format: of text times, as for `strptime`, where
-        ISO 8601 is not meant. Channels: `time` (seconds since 1970, or whatever number was given) and `gap` (since the
-        event before; 0 for the first). A column of lists (JSON Lines, Parquet) makes each row a sequence.
+        None. who='the file': all events of a file are of one entity. also: further columns of numbers, kept as
+        channels. when_format: of text times, as for `strptime`, where none of the usual ways is meant. Channels: `time`
+        (seconds since 1970, or whatever number was given) and `gap` (since the event before; 0 for the first). A column
+        of lists (JSON Lines, Parquet) makes each row a sequence.
         """
         soft = problems if problems is not None else Problems()
         yield from self.read_all(
@@ -149,10 +153,7 @@ class Events(Kind):
                     raise SegueError(f"{frame.path}: {text}; read them apart")
                 problems.add(Problem(str(frame.path), "", None, f"skipped: {text}; name the file to read it alone"))
         roles = chosen[0][1]
-        said = [f"{role}={name}" for role, name in zip(("who", "what", "when"), roles) if name is not None]
-        unread = [name for name in header if name not in (*roles, *also)]
-        problems.note = ", ".join(said + [f"also={name}" for name in also]) + \
-            (f"; not read: {', '.join(unread)}" if unread else "")
+        problems.note = said([*zip(("who", "what", "when"), roles), *(("also", name) for name in also)], header)
         for name in also:
             if name not in header:
                 raise SegueError(f"{chosen[0][0].path}: there is no column '{name}'; there are {', '.join(header)}")
@@ -209,25 +210,48 @@ class Cases(Kind):
     split_by = "name"
 
     def sniff(self, path: Path, head: bytes) -> float:
-        return 0.0  # cannot be told from text: asked for by name
+        """Lines of whole numbers that come again and again; other cases cannot be told from text: ask for them."""
+        if b"\0" in head or path.suffix.lower() in DELIMITED:
+            return 0.0
+        lines = head.split(b"\n")
+        if len(head) >= SAMPLE and len(lines) > 1:
+            lines.pop()
+        items = [line.split() for line in lines if line.strip()]
+        flat = [item for line in items for item in line]
+        if not items or not all(map(bytes.isdigit, flat)) or len(flat) < 2 * len(items) or len(items[0]) < 2:
+            return 0.0
+        ragged = len({len(line) for line in items}) > 1
+        again = 2 * len(set(flat)) <= len(flat)
+        return 0.83 if again or (ragged and _counted([line.decode() for line in lines])) else 0.0
 
-    def read(self, path: Path, problems: Problems | None = None, *, elements: str | None = None) -> Iterator[Record]:
+    def read(
+        self, path: Path, problems: Problems | None = None, *, elements: str | None = None, encoding: str = "utf-8"
+    ) -> Iterator[Record]:
         """One record a line; empty lines are no cases. elements: "characters" or "words" (told apart by whether a line
-        of the first thousand holds a blank or a tab, if None)."""
+        of the first thousand holds a blank or a tab, if None). Where the first words are whole numbers that count the
+        lines, they name them."""
         if elements not in (None, "characters", "words"):
             raise SegueError(f"elements is 'characters' or 'words', not {elements!r}")
         with opened(path) as handle:
             raw = handle.read()
+        try:
+            if (encoding := marked(raw, encoding)) != "utf-8":
+                raw = raw.decode(encoding).encode("utf-8")
+        except (UnicodeError, LookupError) as error:
+            raise SegueError(f"{path}: cannot be read as {encoding} ({error}); give the right encoding=") from error
         check_text(path, raw)
-        lines = raw.decode("utf-8").removeprefix("\ufeff").split("\n")
+        lines = raw.decode("utf-8").removeprefix("\ufeff").splitlines()
         if elements is None:
             elements = "words" if any(len(line.split()) > 1 for line in lines[:1000]) else "characters"
         found = False
+        named = elements == "words" and _counted(lines)
+        if named and problems is not None:
+            problems.note = "the first word of a line names it"
         for number, line in enumerate(lines, 1):
             items = line.split() if elements == "words" else list(line.strip())
             if items:
                 found = True
-                yield Record(items, name=f"{path}:{number}")
+                yield Record(items[named:], name=items[0] if named else f"{path}:{number}")
         if not found:
             raise SegueError(f"{path}: the file is empty; give a file with one case a line")
 
@@ -249,169 +273,36 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _named(names: Iterable[str], usual: tuple[str, ...]) -> str | None:
-    """The column whose name says what is looked for."""
+def _named(names: Iterable[str], usual: Sequence[str]) -> str | None:
+    """The column whose name, or last part of a name, says what is looked for."""
     ranked = [
-        (usual.index(plain), i, name)
+        (usual.index(plain), ENDINGS.index(ending), i, name)
         for i, name in enumerate(names)
-        for plain in (_plain(name), _plain(name).removesuffix("id"))
-        if plain in usual
+        for whole in {_plain(name), _plain(name.rpartition(".")[2])}
+        for ending in ENDINGS
+        if whole.endswith(ending) and (plain := whole.removesuffix(ending)) in usual
     ]
-    return min(ranked)[2] if ranked else None
+    return min(ranked)[3] if ranked else None
 
 
-def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[str | None] = ()) -> Frame:
-    """A file as columns: Parquet by its magic, JSON Lines by its first sign, else delimited text. A first line
-    that holds a name of a column `asked` for is a header."""
-    import pyarrow as pa
-
-    with opened(path) as handle:
-        raw = handle.read()
-    if not raw.strip():
-        raise SegueError(f"{path}: the file is empty; give a table with a row an event")
-    if bare(path).suffix.lower() in (".parquet", ".pq") and raw[:4] != b"PAR1":
-        raise SegueError(f"{path}: called Parquet, but does not begin as Parquet does; fetch it again or rename it")
-    try:
-        if raw[:4] == b"PAR1":
-            import pyarrow.parquet as parquet
-
-            table = parquet.read_table(pa.BufferReader(raw), use_threads=False)
-            rows = np.arange(1, len(table) + 1)
-            return Frame(path, _columns(path, table), True, rows)
-        if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
-            raw = raw.decode(encoding).encode("utf-8")
-        raw = raw.removeprefix(b"\xef\xbb\xbf")
-        check_text(path, raw)
-        if raw.lstrip()[:1] == b"{":
-            return _load_json(path, raw, problems)
-        return _load_text(path, raw, problems, {name for name in asked if name})
-    except (UnicodeError, LookupError) as error:
-        raise SegueError(f"{path}: cannot be read as {encoding} ({error}); give the right encoding=") from error
-    except (pa.ArrowException, csv.Error, OSError, NotImplementedError) as error:
-        raise SegueError(f"{path}: not a readable table ({error}); write it again, or convert it to CSV") from error
+def _interactions(table: Look) -> bool:
+    """A table without a header that may be of events: who and what are ids of which the first come again, and either
+    both are whole numbers, or there are times behind them."""
+    if len(table.rows) < 3 or not 2 <= len(table.names) <= 12:
+        return False
+    first, second = table.column("1"), table.column("2")
+    ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
+    whole = all(map(str.isdigit, first + second))
+    timed = any(_timelike(table.column(name)) for name in table.names[2:])
+    return ids and (whole or timed) and 1 < len(set(first)) < len(first)
 
 
-def _columns(path: Path, table: pa.Table) -> dict[str, Any]:
-    if len(set(table.column_names)) != len(table.column_names):
-        double = next(name for name in table.column_names if table.column_names.count(name) > 1)
-        raise SegueError(f"{path}: two columns are called '{double}'; rename one")
-    return {name: table.column(name).combine_chunks() for name in table.column_names}
-
-
-def _load_json(path: Path, raw: bytes, problems: Problems) -> Frame:
-    """Line by line, so that a bad line is named and stepped over."""
-    import pyarrow as pa
-
-    rows, numbers = [], []
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            bad(problems, path, str(number), getattr(error, "pos", None), "not a line of JSON; mend or remove it")
-            continue
-        if not isinstance(row, dict):
-            bad(problems, path, str(number), None, "the line is not a JSON object ({...}); mend or remove it")
-            continue
-        rows.append(row)
-        numbers.append(number)
-    if not rows:
-        raise SegueError(f"{path}: no line is a JSON object" + (f" ({problems[-1]})" if problems else ""))
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        if any(isinstance(value, (list, dict)) for value in values):
-            if not all(value is None or isinstance(value, list) for value in values):
-                continue  # nested objects cannot be a role
-            values = [
-                None if value is None else [None if item is None else str(item) for item in value] for value in values
-            ]
-            columns[name] = pa.array(values, pa.large_list(pa.string()))
-        else:
-            columns[name] = pa.array(
-                [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in values],
-                pa.string(),
-            )
-    return Frame(path, columns, True, np.array(numbers))
-
-
-def _load_text(path: Path, raw: bytes, problems: Problems, asked: set[str]) -> Frame:
-    import pyarrow as pa
-    from pyarrow import csv as arrow_csv
-
-    if b"\n" not in raw and b"\r" in raw:
-        raw = raw.replace(b"\r", b"\n")
-    start = len(raw) - len(raw.lstrip(b"\r\n"))
-    first_line = raw[:start].count(b"\n") + 1
-    raw = raw[start:]
-    sample = raw[: 1 << 16].decode("utf-8", "ignore").split("\n")
-    sample = [line.rstrip("\r") for line in (sample[:-1] if len(raw) > 1 << 16 and len(sample) > 1 else sample)][:50]
-    sample = [line for line in sample if line.strip()]
-    if not sample:
-        raise SegueError(f"{path}: the file is empty; give a table with a row an event")
-    delimiter = _delimiter(path, sample)
-    cells = [next(csv.reader([line], delimiter=delimiter), [""]) for line in sample[:2]]
-    headed = not any(_number(cell) for cell in cells[0]) and (
-        len(cells) < 2
-        or bool(asked.intersection(cells[0]))
-        or any(_number(cell) for cell in cells[1])
-        or bool(_named(cells[0], WHO) or _named(cells[0], WHAT) or _named(cells[0], WHEN))
-    )
-    names = [name.strip() for name in cells[0]] if headed else [str(i + 1) for i in range(len(cells[0]))]
-    names = [name or str(i + 1) for i, name in enumerate(names)]
-    dropped: list[int] = []
-
-    def ragged(row: Any) -> str:
-        line = (row.number or 0) + first_line - 1
-        dropped.append(row.number or 0)
-        bad(
-            problems,
-            path,
-            f"line {line}",
-            None,
-            f"{row.actual_columns} cells where {row.expected_columns} belong; mend or remove the line",
-        )
-        return "skip"
-
-    table = arrow_csv.read_csv(
-        pa.BufferReader(raw),
-        read_options=arrow_csv.ReadOptions(use_threads=False, column_names=names, skip_rows=0, block_size=1 << 24),
-        parse_options=arrow_csv.ParseOptions(
-            delimiter=delimiter, invalid_row_handler=ragged, newlines_in_values=b'"' in raw
-        ),
-        convert_options=arrow_csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
-        ),
-    )
-    rows = np.arange(1, len(table) + len(dropped) + 1) + first_line - 1
-    if dropped:
-        rows = np.delete(rows, np.unique(np.array(dropped) - 1).clip(0, len(rows) - 1))[: len(table)]
-    if headed:
-        table, rows = table.slice(1), rows[1:]
-    if len(dropped) > len(table):
-        raise SegueError(f"{path}: most lines have not the {len(names)} cells of the first ({problems[-1].record}: "
-                         f"{problems[-1].text}); if it is no table, name the kind with kind=")
-    if not len(table):
-        raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
-    return Frame(path, _columns(path, table), headed, rows)
-
-
-def _delimiter(path: Path, sample: list[str]) -> str:
-    """The sign that cuts every line of the sample into the same number of cells, or most lines at least."""
-    best, score = ",", 0.0
-    for sign in DELIMITERS.get(path.suffix.lower(), ",;\t| ") or ",;\t| ":
-        counts = [line.count(sign) for line in sample]
-        usual = max(set(counts), key=counts.count)
-        agreement = counts.count(usual) / len(counts) if usual else 0.0
-        if agreement > score:
-            best, score = sign, agreement
-    return best
-
-
-def _number(cell: str) -> bool:
-    return bool(re.fullmatch(r"\s*[-+]?(\d[\d.eE+:/TZ -]*)\s*", cell))
+def _counted(lines: Sequence[str]) -> bool:
+    """Whether the first words count the lines, with more behind them."""
+    items = [line.split() for line in lines if line.strip()]
+    firsts = [line[0] for line in items]
+    return len(items) > 2 and all(len(line) > 1 for line in items) and firsts[0].isdigit() and \
+        firsts == [str(int(firsts[0]) + i) for i in range(len(firsts))]
 
 
 def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) -> Roles:
@@ -419,61 +310,107 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     columns = frame.columns
     listed = ", ".join(columns)
     for role, asked in (("who", who), ("what", what), ("when", when)):
-        if asked is not None and asked not in columns:
+        if asked is not None and asked not in columns and not (role == "who" and asked == THIS):
             raise SegueError(f"{frame.path}: there is no column '{asked}' to say {role}; there are {listed}")
     taken = [name for name in (who, what, when) if name is not None]
 
     def free() -> list[str]:
         return [name for name in columns if name not in taken]
 
-    if when is None and (when := _named(free(), WHEN) if frame.headed else None):
+    if when is None and frame.headed and (when := _when(frame, free())):
         taken.append(when)
     if when is None and not frame.headed and len(free()) > 2:
-        when = next((name for name in free()[2:] if _timelike(columns[name])), None)
+        when = next((name for name in free()[2:] if _timelike(columns[name][:100].to_pylist())), None)
         taken += [when] if when else []
-    if who is None and (who := _named(free(), WHO) if frame.headed else None):
+    if who is None and frame.headed and (who := _named(free(), WHO)):
         taken.append(who)
-    if what is None and (what := _named(free(), WHAT) if frame.headed else None):
+    if what is None and frame.headed and (what := _named(free(), WHAT + WEAKLY)):
         taken.append(what)
     rest = free()
     if not frame.headed and who is None and len(rest) > 1:
         who = rest.pop(0)
     if not frame.headed and what is None and rest:
         what = rest.pop(0)
-    if who is None and len(rest) == 1 and what is not None and _repeats(columns[rest[0]]):
+        if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name is not None):
+            raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
+    lists = what is not None and "list" in str(columns[what].type)
+    if who is None and what is not None and not lists and not rest and when is not None:
+        who = THIS
+    if who is None and len(rest) == 1 and what is not None and not lists and _repeats(columns[rest[0]]):
         who = rest.pop()
     if what is None and len(rest) == 1 and who is not None and _repeats(columns[rest[0]]):
         what = rest.pop()
-    lists = what is not None and "list" in str(columns[what].type)
     if what is None or (who is None and not lists):
         missing = " and ".join(role for role, name in (("who", who), ("what", what)) if name is None)
+        one = f", or who='{THIS}' if all of it is one sequence" if what is not None else ""
         raise SegueError(
             f"{frame.path}: no column says {missing}; name {'them' if ' and ' in missing else 'it'} with "
-            f"{'who= and what=' if ' and ' in missing else missing + '='} (columns: {listed})"
+            f"{'who= and what=' if ' and ' in missing else missing + '='} (columns: {listed}){one}"
         )
     return who, what, when
 
 
-def _timelike(column: Any) -> bool:
-    texts = [value for value in column[:100].to_pylist() if value is not None]
-    return (
-        bool(texts)
-        and all(_moment(str(text)) is not None for text in texts)
-        and not all(str(text).isdigit() and len(str(text)) < 9 for text in texts)
+CLOCKED = ("date", "time")  # two columns that say together when
+
+
+def _when(frame: Frame, names: list[str]) -> str | None:
+    """The column of times: by its usual name, or by how its name ends and what is in it. A date and a time of day in
+    two columns become one."""
+    import pyarrow.compute as compute
+
+    plain = {_plain(name): name for name in names}
+    if all(name in plain for name in CLOCKED):
+        date, clock = (frame.columns[plain[name]] for name in CLOCKED)
+        texts = [text for text in clock[:100].to_pylist() if text] if "string" in str(clock.type) else []
+        clocked = texts and all(re.fullmatch(r"\d{1,2}:\d\d(:\d\d.*)?( [AP]M)?", text) for text in texts)
+        if clocked and "string" in str(date.type):
+            both = f"{plain['date']} {plain['time']}"
+            frame.columns[both] = compute.binary_join_element_wise(date, clock, " ")
+            for name in CLOCKED:
+                del frame.columns[plain[name]]
+            return both
+    if usual := _named(names, WHEN):
+        return usual
+    return next((name for name in names if _plain(name).endswith(MOMENTS)
+                 and _timelike(frame.columns[name][:100].to_pylist())), None)
+
+
+def _timelike(cells: Iterable[Any]) -> bool:
+    """Moments in the calendar, not just numbers."""
+    texts = [cell if isinstance(cell, datetime) else str(cell) for cell in cells if cell is not None]
+    return bool(texts) and all(
+        isinstance(text, datetime)
+        or ((moment := _moment(text)) is not None and (moment >= 1e8 or not re.fullmatch(r"[-+\d.eE]+", text)))
+        or bool(re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}( .*)?", text))
+        for text in texts
     )
 
 
+def _wordy(cells: Sequence[Any]) -> bool:
+    """Texts, not names of anything: more than two words each on average."""
+    return sum(len(str(cell).split()) for cell in cells if cell is not None) > 2 * len(cells)
+
+
 def _repeats(column: Any) -> bool:
-    return len(column.unique()) < len(column)
+    """A column of ids or kinds of things: some come again, and they are no measurements and no texts."""
+    values = column.unique().to_pylist()
+    if len(values) == len(column) or "float" in str(column.type) or "double" in str(column.type):
+        return False
+    texts = [str(value) for value in values if value is not None]
+    measured = all(re.fullmatch(r"[-+]?\d*(\.\d*)?([eE][-+]?\d+)?", text) for text in texts) and \
+        any(re.search(r"[.eE]|^-", text) for text in texts)
+    return not measured and sum(map(len, texts)) <= 40 * len(texts)
 
 
 def _moment(text: str) -> float | None:
-    """Seconds of a number or an ISO time (UTC where no zone is said), or None."""
+    """Seconds of a number, of an ISO time (UTC where no zone is said), or of a time of day; else None."""
     try:
         value = float(text)
         return value if np.isfinite(value) else None
     except ValueError:
         pass
+    if clock := re.fullmatch(r"\s*(\d+):([0-5]\d)(?::([0-5]\d(?:\.\d+)?))?\s*", text):
+        return int(clock[1]) * 3600.0 + int(clock[2]) * 60 + float(clock[3] or 0)
     try:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -487,14 +424,16 @@ def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
     import pyarrow.compute as compute
 
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        micros = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
+        micros = column.cast(pa.timestamp("us", getattr(column.type, "tz", None)), safe=False).cast(pa.int64())
         return np.asarray(compute.divide(micros.cast(pa.float64()), 1e6).to_numpy(zero_copy_only=False))
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         try:
             return _scaled(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
         except pa.ArrowException as error:
             raise SegueError(f"{path}: a column of {column.type} is no time; name another with when=") from error
-    text = column.cast(pa.string())
+    text = compute.utf8_trim_whitespace(column.cast(pa.string()))
     if when_format is not None:
         return _parsed(text, when_format, path)
     for cast in (
@@ -506,28 +445,53 @@ def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
             return np.asarray(cast(), dtype=np.float64)
         except pa.ArrowException:
             continue
-    moments = [None if value is None else _moment(value) for value in text.to_pylist()]
-    iso = np.array([np.nan if moment is None else moment for moment in moments])
-    if np.isnan(iso).mean() < 0.5:
-        return iso
-    tried = [_parsed(text, form, path) for form in FORMATS]
+    distinct, places = (part := text.dictionary_encode()).dictionary.to_pylist(), part.indices
+    known = np.array([np.nan if (moment := _moment(value)) is None else moment for value in distinct])
+    if np.isnan(known).mean() >= 0.5:
+        known = _dated(distinct, path)
+    places = places.fill_null(len(known)).to_numpy(zero_copy_only=False)
+    times = np.append(known, np.nan)[places]
+    return _scaled(times) if 2 * sum(bool(re.fullmatch(r"[-+\d.eE]+", value)) for value in distinct) > len(distinct) \
+        else times
+
+
+# A written time in three: the date and the clock to the second, its fraction, its zone.
+WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d)[.,](?P<fraction>\d{1,9}))?\s*"
+                     r"(?P<zone>Z|UTC|GMT|(?<=[\d ])[+-]\d\d:?\d\d)?(?P<year> \d{4})?\]?")
+
+
+def _dated(texts: list[str], path: Path) -> np.ndarray:
+    """Seconds of times written in any usual way other than ISO 8601; all in one and the same."""
+    import pyarrow as pa
+
+    clocks, beyond = [], []
+    for text in texts:
+        found = WRITTEN.fullmatch(text)
+        fraction, zone = (found["fraction"], found["zone"] or "") if found else (None, "")
+        away = int(f"{zone[0]}1") * (int(zone[1:3]) * 3600 + int(zone[-2:]) * 60) if zone[:1] in tuple("+-") else 0
+        clocks.append(" ".join((found["clock"] + (found["year"] or "") if found else text).split()))
+        beyond.append(float(f"0.{fraction or 0}") - away)
+    sample = pa.array(clocks[:: max(1, len(clocks) // 500)], pa.string())
+    able = [form for form in FORMATS if np.isnan(_living(_parsed(sample, form, path))).mean() < 0.5]
+    column = pa.array(clocks, pa.string())
+    tried = [_living(_parsed(column, form, path)) for form in able]
     failures = [int(np.isnan(times).sum()) for times in tried]
-    least = min(failures)
-    if least > len(text) // 2:
-        example = next((value for value in text.to_pylist() if value), "")
+    if not tried or min(failures) > len(texts) // 2:
+        example = next((text for text in texts if text), "")
         raise SegueError(
             f"{path}: {example[:40]!r} is no time known here; give when_format= (as '%d.%m.%Y %H:%M'), or seconds, "
             "or ISO times"
         )
-    best = [times for times, failed in zip(tried, failures) if failed == least]
+    best = [times for times, failed in zip(tried, failures) if failed == min(failures)]
     if any(not np.array_equal(best[0], other, equal_nan=True) for other in best[1:]):
         raise SegueError(
             f"{path}: the times may be day/month or month/day; give when_format='%d/%m/%Y ...' or '%m/%d/%Y ...'"
         )
-    return best[0]
+    return best[0] + np.array(beyond)
 
 
 def _parsed(text: Any, form: str, path: Path) -> np.ndarray:
+    """Seconds by a format, NaN where a text has another form."""
     import pyarrow as pa
     import pyarrow.compute as compute
 
@@ -538,12 +502,41 @@ def _parsed(text: Any, form: str, path: Path) -> np.ndarray:
     return moments.cast(pa.int64()).cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
+def _living(times: np.ndarray) -> np.ndarray:
+    """NaN for what lies before the year 1800 or after 2300: the format was another one."""
+    return np.where((times > -5364662400) & (times < 10413792000), times, np.nan)
+
+
 def _scaled(numbers: np.ndarray) -> np.ndarray:
-    """Epoch numbers in seconds, whether they were milli-, micro- or nanoseconds (told by their size)."""
-    finite = np.abs(numbers[np.isfinite(numbers)])
-    middle = float(np.median(finite)) if finite.size else 0.0
+    """Numbers in seconds: of an epoch in milli-, micro- or nanoseconds (told by their size), or dates written as one
+    number (20240131, 20240131235959)."""
+    finite = numbers[np.isfinite(numbers)]
+    for digits in (8, 14):
+        if finite.size and (finite == np.round(finite)).all() and _calendar(finite, digits):
+            seconds = np.full(len(numbers), np.nan)
+            seconds[np.isfinite(numbers)] = [
+                datetime.strptime(str(int(value)), "%Y%m%d%H%M%S"[: digits - 2]).replace(tzinfo=UTC).timestamp()
+                for value in finite
+            ]
+            return seconds
+    middle = float(np.median(np.abs(finite))) if finite.size else 0.0
     scale = 1e9 if middle > 1e17 else 1e6 if middle > 1e14 else 1e3 if middle > 1e11 else 1.0
     return np.where(np.isfinite(numbers), numbers / scale, np.nan)
+
+
+def _calendar(numbers: np.ndarray, digits: int) -> bool:
+    """Whether all are days of the calendar written as numbers of so many digits."""
+    days = numbers // 10 ** (digits - 8)
+    if days.min() < 19000101 or days.max() > 21001231:
+        return False
+    rest = numbers.astype(np.int64) % 10 ** (digits - 8)
+    clocks = rest // 10000 < 24, rest // 100 % 100 < 60, rest % 100 < 60
+    try:
+        for day in np.unique(days).astype(np.int64).tolist():
+            datetime.strptime(str(day), "%Y%m%d")
+    except ValueError:
+        return False
+    return bool(np.logical_and.reduce(clocks).all())
 
 
 def _events(
@@ -555,10 +548,10 @@ def _events(
 
     who, what, when = roles
     texts = []
-    for role in (who, what):
-        column = frame.columns[role or what]
+    for role in (who or THIS, what):
+        column = frame.columns[role] if role in frame.columns else pa.array([str(frame.path)] * len(frame.rows))
         try:
-            texts.append(column.cast(pa.large_string()))
+            texts.append(compute.utf8_trim_whitespace(column.cast(pa.large_string())))
         except pa.ArrowException as error:
             raise SegueError(
                 f"{frame.path}: column '{role}' holds {column.type}, which is no name of anything"
@@ -585,7 +578,7 @@ def _events(
             bad(
                 problems,
                 frame.path,
-                f"line {frame.rows[row]}",
+                frame.place(int(row)),
                 None,
                 f"no usable value in column '{column_name}'; mend or remove it",
             )
@@ -655,7 +648,7 @@ def _lists(frame: Frame, roles: Roles, also: Sequence[str], problems: Problems) 
                     raise ValueError(f"column '{channel}' has not one number for each of {len(items)} events")
                 channels[channel] = numbers
         except (ValueError, TypeError) as error:
-            bad(problems, frame.path, f"line {row}", None, f"{error}; mend or remove it")
+            bad(problems, frame.path, frame.place(i), None, f"{error}; mend or remove it")
             continue
         order = np.argsort(channels["time"], kind="stable") if "time" in channels else np.arange(len(items))
         channels = {channel: values[order] for channel, values in channels.items()}

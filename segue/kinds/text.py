@@ -7,18 +7,43 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import PIECE, Dataset, Kind, Problems, Record, bad, bare, check_text, looks_binary, opened, words
+from segue.kinds.base import (
+    PIECE,
+    Dataset,
+    Kind,
+    Problems,
+    Record,
+    bad,
+    bare,
+    check_text,
+    head_of,
+    looks_binary,
+    marked,
+    opened,
+    words,
+)
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
+from segue.kinds.frame import DELIMITED, JSON, PARQUET, Look, flat, glance, json_array, load_table, said
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
-FIELDS = words("text content code body document sentence question prompt input description title abstract message")
-COLUMNS = words("text content body document sentence question message review comment utterance abstract")  # of tables
-TABLES = {".csv": ",", ".tsv": "\t"}  # their delimiters
+# Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
+COLUMNS = words(
+    "text content body document sentence article story passage dialogue dialog conversation transcript question "
+    "message review comment utterance tweet post query abstract summary smiles"
+)
+FIELDS = words(
+    "text content code body document sentence article story passage dialogue dialog conversation transcript question "
+    "prompt input instruction description title abstract message review comment utterance tweet post query summary "
+    "completion output response answer smiles"
+)
+MARK = encodings.BOM_UTF8
+LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
 
 
 class Text(Kind):
@@ -35,15 +60,18 @@ class Text(Kind):
     )
 
     def sniff(self, path: Path, head: bytes) -> float:
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            return 0.3  # UTF-16: text, to be read with encoding=
+        suffix = path.suffix.lower()
+        if head[:4] == b"PAR1":
+            return 0.7 if (table := glance(path, head)) is not None and text_column(table) else 0.0
         if not head or looks_binary(head):
             return 0.0
-        if path.suffix.lower() in {".jsonl", ".ndjson"} and _field(head.split(b"\n", 1)[0]) is None:
-            return 0.3
-        surely = 0.8 if path.suffix.lower() in self.extensions else 0.2
-        if path.suffix.lower() in TABLES and _column(path.suffix.lower(), head) is not None:
-            surely = 0.7  # less than a table of events is sure of itself
+        if suffix in {".jsonl", ".ndjson"}:
+            return 0.8 if (table := glance(path, head)) is not None and text_column(table) else 0.3
+        surely = 0.8 if suffix in self.extensions else 0.2
+        if suffix in DELIMITED:
+            surely = 0.7 if (table := glance(path, head)) is not None and text_column(table) else 0.2
+        if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
+            return 0.02  # numbers alone
         try:
             encodings.getincrementaldecoder("utf-8")().decode(head)
         except UnicodeDecodeError:
@@ -62,9 +90,11 @@ class Text(Kind):
     ) -> Iterator[Record]:
         """One record a file (in pieces of 16 MiB, cut at a line end, where it is longer).
 
-        encoding: the file's; it is turned into UTF-8. errors: "strict" stops at the first broken byte with its offset;
-        "keep" takes bytes as they are. lines: one record a line that is not empty. field: of JSON Lines the field, of
-        CSV and TSV the column that holds the text, one record a row (found if None; a table without one is plain text).
+        encoding: the file's; it is turned into UTF-8 (UTF-16 with a byte order mark without being told). errors:
+        "strict" stops at the first broken byte with its offset; "keep" takes bytes as they are. lines: one record a
+        line that is not empty. field: of JSON (lines, or an array of objects), CSV, TSV and Parquet the field or column
+        that holds the text, one record a row (found if None, by its name or by what is in it; a table without one is
+        plain text).
         """
         if errors not in ("strict", "keep"):
             raise SegueError(f"errors is 'strict' or 'keep', not {errors!r}")
@@ -74,16 +104,11 @@ class Text(Kind):
                 raise LookupError
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
-        suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
-        if (table := bare(path).suffix.lower()) in TABLES and not lines:
-            with opened(path) as handle:
-                head = handle.readline(1 << 16)
-            if field is not None or _column(table, head) is not None:
-                yield from self._read_table(path, problems, field, TABLES[table], known.name)
+        if not lines and (field is not None or bare(path).suffix.lower() in DELIMITED | JSON | PARQUET):
+            rows = self._rows(path, problems, field, known.name)
+            if rows is not None:
+                yield from rows
                 return
-        if field is not None or ".jsonl" in suffixes or ".ndjson" in suffixes:
-            yield from self._read_json(path, problems, field)
-            return
         found = False
         for start, piece in self._pieces(path, known.name, errors):
             if not piece.strip():
@@ -103,6 +128,7 @@ class Text(Kind):
         """Pieces of a file as UTF-8, each with its offset in bytes of the file."""
         with opened(path) as handle:
             offset, rest = 0, b""
+            encoding = marked(handle.peek(4)[:4], encoding)
             decoder = encodings.getincrementaldecoder(encoding)()
             while True:
                 block = handle.read(PIECE)
@@ -114,6 +140,8 @@ class Text(Kind):
                     if errors == "strict":
                         check_text(path, piece, offset)
                     size = len(piece)
+                    if offset == 0 and errors == "strict":
+                        piece = piece.removeprefix(MARK)
                 else:
                     try:
                         piece, size = decoder.decode(block, final=last).encode("utf-8"), len(block)
@@ -127,8 +155,33 @@ class Text(Kind):
                 if last:
                     return
 
-    def _read_json(self, path: Path, problems: Problems | None, field: str | None) -> Iterator[Record]:
-        found = False
+    def _rows(self, path: Path, problems: Problems | None, field: str | None, encoding: str) -> Iterator[Record] | None:
+        """The texts of a table, or None where the file is to be read as it is."""
+        head, suffix = head_of(path), bare(path).suffix.lower()
+        if encoding != "utf-8" and head[:4] != b"PAR1":
+            head = head.decode(encoding, "ignore").encode("utf-8", "ignore")
+        if suffix in PARQUET and head[:4] != b"PAR1":
+            raise SegueError(f"{path}: called Parquet, but does not begin as Parquet does; fetch it again or rename it")
+        table = glance(bare(path), head)
+        if table is None and suffix in (".jsonl", ".ndjson"):
+            return self._read_lines(path, problems, field)  # which says what is wrong in every line
+        if table is None and field is not None:
+            raise SegueError(f"{path}: there is no table here to take '{field}' from; leave field= out")
+        if table is None:
+            return None
+        field = field or text_column(table)
+        if field is None and suffix in DELIMITED | {".json"}:
+            return None
+        if problems is not None and field is not None:
+            problems.note = said([("field", field)], table.names)
+        if table.form == "delimited":
+            return self._read_table(path, problems, table, field, encoding)
+        if table.form == "json" and head.lstrip()[:1] == b"{":
+            return self._read_lines(path, problems, field)
+        return self._read_columns(path, problems, table.form, field)
+
+    def _read_lines(self, path: Path, problems: Problems | None, field: str | None) -> Iterator[Record]:
+        field, found = field or FIELDS[0], False
         with opened(path) as handle:
             for number, line in enumerate(handle, 1):
                 if not line.strip():
@@ -136,27 +189,16 @@ class Text(Kind):
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    bad(
-                        problems,
-                        path,
-                        str(number),
-                        getattr(error, "pos", None),
-                        "not a line of JSON; mend or remove it",
-                    )
+                    where = getattr(error, "pos", None)
+                    bad(problems, path, str(number), where, "not a line of JSON; mend or remove it")
                     continue
-                field = field or _field(line)
-                text = row.get(field) if isinstance(row, dict) else None
+                cells = flat(row) if isinstance(row, dict) else {}
+                text = cells.get(field)
                 if not isinstance(text, str):
-                    fields = ", ".join(map(str, row)) if isinstance(row, dict) else "none"
-                    bad(
-                        problems,
-                        path,
-                        str(number),
-                        None,
-                        f"no text in field '{field or FIELDS[0]}'; name the field with field= (fields: {fields})",
-                    )
-                    continue
-                if text:
+                    fields = ", ".join(cells) or "none"
+                    bad(problems, path, str(number), None,
+                        f"no text in field '{field}'; name the field with field= (fields: {fields})")
+                elif text:
                     found = True
                     yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
         if not found:
@@ -164,31 +206,58 @@ class Text(Kind):
                 f"{path}: no line holds text; name its field with field=" + (f" ({problems[0]})" if problems else "")
             )
 
-    def _read_table(self, path: Path, problems: Problems | None, field: str | None, delimiter: str,
+    def _read_columns(self, path: Path, problems: Problems | None, form: str, field: str | None) -> Iterator[Record]:
+        """A column of Parquet, or a field of a JSON array."""
+        names: Iterable[str]
+        if form == "parquet":
+            columns = load_table(path, Problems(), "utf-8").columns
+            names, texts = columns, columns[field].to_pylist() if field in columns else []
+        else:
+            with opened(path) as handle:
+                rows = [flat(row) for row in json_array(path, handle.read())]
+            names = dict.fromkeys(name for row in rows for name in row)
+            texts = [row.get(field or "") for row in rows]
+        if field not in names:
+            raise SegueError(f"{path}: there is no column '{field}'; there are {', '.join(names)}")
+        found = False
+        for number, text in enumerate(texts, 1):
+            if isinstance(text, str) and text:
+                found = True
+                yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
+            elif text not in (None, ""):
+                bad(problems, path, f"row {number}", None, f"no text in column '{field}'; mend or remove it")
+        if not found:
+            raise SegueError(f"{path}: no row holds text in column '{field}'; name another one with field=")
+
+    def _read_table(self, path: Path, problems: Problems | None, table: Look, field: str | None,
                     encoding: str) -> Iterator[Record]:
         found = False
+        if field not in table.names:
+            raise SegueError(f"{path}: there is no column '{field}'; there are {', '.join(table.names)}")
+        place = table.names.index(field)
+        csv.field_size_limit(max(PIECE, csv.field_size_limit()))  # a cell may be a long document
         with opened(path) as handle:
-            if encoding == "utf-8":
-                encoding = "utf-8-sig"
-            rows = csv.reader(io.TextIOWrapper(handle, encoding, newline=""), delimiter=delimiter, strict=True)
+            encoding = marked(handle.peek(4)[:4], encoding)
+            lines = io.TextIOWrapper(handle, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
+            before = sum(1 for _ in islice(lines, table.before))
+            sign = "\x1f" if table.delimiter == "::" else table.delimiter
+            rows = csv.reader((line.replace("::", sign) for line in lines) if table.delimiter == "::" else lines,
+                              delimiter=sign, quoting=csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE,
+                              strict=True)
             try:
-                names = next(rows, [])
-                field = field or next((name for name in COLUMNS if name in map(str.lower, names)), None)
-                place = next((place for place, name in enumerate(names) if field in (name, name.lower())), None)
-                if place is None:
-                    raise SegueError(f"{path}: there is no column '{field}'; there are {', '.join(names)}")
                 for row in rows:
-                    if len(row) != len(names):
+                    number = before + rows.line_num
+                    if len(row) != len(table.names):
                         if row:
-                            bad(problems, path, str(rows.line_num), None,
-                                f"{len(row)} columns where the first line has {len(names)}; quote what holds a "
+                            bad(problems, path, str(number), None,
+                                f"{len(row)} columns where the first line has {len(table.names)}; quote what holds a "
                                 "delimiter")
                     elif row[place]:
                         found = True
-                        yield Record(row[place].encode(), name=f"{path}:{rows.line_num}")
+                        yield Record(row[place].encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
             except (csv.Error, UnicodeError) as error:
-                raise SegueError(f"{path}: line {rows.line_num}: {error}; mend it, or read it as plain text with "
-                                 "lines=true") from error
+                where = f"{path}: line {before + rows.line_num}"
+                raise SegueError(f"{where}: {error}; mend it, or read it as plain text with lines=true") from error
         if not found:
             raise SegueError(f"{path}: no row holds text in column '{field}'; name another one with field=")
 
@@ -239,8 +308,14 @@ class Code(Text):
     )
 
     def sniff(self, path: Path, head: bytes) -> float:
-        code = path.suffix.lower() in self.extensions or path.name in {"Makefile", "Dockerfile"} or head[:2] == b"#!"
-        return max(0.6, super().sniff(path, head)) if code and not looks_binary(head) else 0.0
+        suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+        inner = suffixes[0] if suffixes[1:] == [".txt"] else ""  # train.java.txt
+        code = self.extensions.intersection((*suffixes[-1:], inner)) or path.name in {"Makefile", "Dockerfile"} or \
+            head[:2] == b"#!"
+        letters = len(head) - len(head.translate(None, LETTERS))
+        if not code or looks_binary(head) or letters < len(head) // 10:  # numbers: a file of another sort by that name
+            return 0.0
+        return 0.85 if inner else max(0.6, super().sniff(path, head))
 
 
 def _cut(data: bytes) -> int:
@@ -253,21 +328,22 @@ def _cut(data: bytes) -> int:
     return cut
 
 
-def _column(suffix: str, head: bytes) -> str | None:
-    """The column of a delimited table that holds its text, by its usual name."""
-    first = head.removeprefix(b"\xef\xbb\xbf").split(b"\n", 1)[0].decode("utf-8", "replace")
-    names = [name.strip().strip('"').lower() for name in first.split(TABLES[suffix])]
-    return next((name for name in COLUMNS if name in names), None) if len(names) > 1 else None
-
-
-def _field(line: bytes) -> str | None:
-    """The field of a JSON line that holds its text: a usual name, else the only string field."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict):
-        return None
-    strings = [name for name, value in row.items() if isinstance(value, str)]
-    usual = [name for name in FIELDS if name in strings]
-    return usual[0] if usual else strings[0] if len(strings) == 1 and len(row) == 1 else None
+def text_column(table: Look) -> str | None:
+    """The column of a table that holds its text: by its usual name, else the one with the most prose."""
+    names = table.names
+    if table.headed:
+        known = {name.rpartition(".")[2].lower(): name for name in reversed(names)}
+        known |= {name.lower(): name for name in reversed(names)}
+        for usual in FIELDS if table.form == "json" else COLUMNS:
+            if usual in known and isinstance(next(iter(table.column(known[usual])), ""), str):
+                return known[usual]
+    if len(names) == 1:
+        return names[0] if table.form != "delimited" and all(isinstance(cell, str) for cell in table.column(names[0])) \
+            else None
+    prose = {}
+    for name in names:
+        cells = [cell for cell in table.column(name) if isinstance(cell, str)]
+        texts = [cell for cell in cells if len(cell) >= 20 and len(cell.split()) >= 4]
+        if 2 * len(texts) > len(table.rows) and 2 * len(set(texts)) > len(texts):
+            prose[name] = sum(map(len, texts))
+    return max(prose, key=lambda name: prose[name]) if prose else None

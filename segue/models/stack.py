@@ -31,16 +31,21 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+MOST = 1000  # layers
+
+
 def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
     """'mamba*3+attention' -> one mixer name per layer; the pattern is repeated until `depth` layers (default: once)."""
     names: list[str] = []
     for term in pattern.replace(" ", "").split("+"):
         name, star, times = term.partition("*")
-        if name.partition(":")[0] not in MIXERS:
+        if name.partition(":")[0] not in MIXERS or name.endswith(":"):
             raise SegueError(f"mixer '{name}' in pattern '{pattern}' is unknown: "
                              f"choose from {', '.join(sorted(MIXERS))}")
         if star and not (times.isdigit() and int(times)):
             raise SegueError(f"'{term}' in pattern '{pattern}': write NAME*COUNT with a positive whole COUNT")
+        if len(names) + int(times or 1) > MOST:
+            raise SegueError(f"'{pattern}' has more than {MOST:,} layers: write fewer")
         names += [name] * int(times or 1)
     return names if depth is None else [names[i % len(names)] for i in range(depth)]
 

@@ -16,6 +16,7 @@ CHECKERS = {
     "check_model": "segue.testing.models",
     "check_objective": "segue.testing.learning",
     "check_search": "segue.testing.decoding",
+    "check_state": "segue.testing.mixers",
     "check_strategy": "segue.testing.learning",
 }
 

@@ -48,6 +48,22 @@ def check_mixer(make: Mixer | Callable[[int], Mixer], widths: tuple[int, ...] = 
     return found
 
 
+def check_state(make: Mixer | Callable[[int], Mixer], width: int = 8, seed: int = 0, examples: int = 10,
+                prompt: int = 0, device: str = "cpu", shrink: bool = True) -> dict[str, float]:
+    """Check the decoding states of a mixer alone (`segue.mixers.state.State`): extended in pieces, ragged rows and
+    trees, committed, selected, joined, rewound, put back, all in any order, they go on as if read from the beginning.
+
+    Part of `check_mixer`, whose arguments these are. Returns the largest error seen, by property.
+    """
+    mixer = copy.deepcopy(make) if isinstance(make, Mixer) else _build(make, width, seed)
+    checker = _MixerChecker(mixer, mixer, seed, examples, prompt, device, shrink)
+    with torch.no_grad():
+        for name, body in LIFE.items():
+            checker.check.property(name, lambda case, body=body: body(checker, case),  # type: ignore[misc]
+                                   draw_cases(checker.least))
+    return checker.check.errors
+
+
 def _build(make: Callable[[int], Mixer], width: int, seed: int) -> Mixer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -212,7 +212,10 @@ def prepare(work: Path, request: Mapping[str, Any], data: Data, held_out: Any, c
     train, held = held_data(data, held_out)
     if train.total < 2 or held.total < 1:
         raise SegueError("there is too little data to learn from and to measure on: give more sequences")
-    work.mkdir(parents=True, exist_ok=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegueError(f"cannot make {work} ({error.strerror}): choose another place for the model") from error
     write_json(work / "request.json", request)
     if not (work / "codec" / "codec.json").exists():
         try:

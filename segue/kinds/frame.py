@@ -1,0 +1,425 @@
+"""Tables as columns, whatever they are written in: delimited text, JSON Lines, a JSON array of objects, Parquet, XES.
+
+`glance` says from a file's beginning whether it is a table, how it is cut and what its columns are called; the kinds
+find out with it whose file it is. `load_table` reads all of it. Nothing here knows what a column means.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.kinds.base import Problems, bad, bare, check_text, looks_binary, marked, opened, words
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SAMPLE = 1 << 16  # bytes that a look takes
+ROWS = 50
+SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blank stands for any run of blanks
+DELIMITED = frozenset((".csv", ".tsv", ".tab"))
+JSON = frozenset((".jsonl", ".ndjson", ".json"))
+PARQUET = frozenset((".parquet", ".pq"))
+TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
+NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
+
+
+@dataclass(frozen=True)
+class Look:
+    """The beginning of a table.
+
+    names: of the columns; '1', '2', ... without a header. rows: the first rows' cells: text, or lists of a table that
+    has them. regular: all rows seen have the same number of cells, two or more. before: lines before the first row.
+    """
+
+    names: list[str]
+    rows: list[list[Any]]
+    headed: bool = True
+    regular: bool = True
+    form: str = "json"  # or parquet or delimited
+    delimiter: str = ","
+    quoted: bool = True
+    before: int = 0
+    odd: tuple[int, ...] = ()  # numbers of the lines in front of the table that are not of it
+
+    def column(self, name: str) -> list[Any]:
+        """The cells seen of one column that hold something."""
+        place = self.names.index(name)
+        return [row[place] for row in self.rows if place < len(row) and row[place] not in (None, "")]
+
+
+@dataclass
+class Frame:
+    """Rows of one file: the columns by name, whether there was a header, and the number of each row's line."""
+
+    path: Path
+    columns: dict[str, pa.Array]
+    headed: bool
+    rows: np.ndarray
+    unit: str = "line"  # what `rows` count: a row may be several lines, or none
+
+    def place(self, row: int) -> str:
+        return f"{self.unit} {self.rows[row]}"
+
+
+@lru_cache(maxsize=1)
+def glance(path: Path, head: bytes, asked: frozenset[str] = frozenset()) -> Look | None:
+    """The look of a table, or None where the file is none. path: without a compression suffix. head: its first 64 KiB,
+    as UTF-8. A first line that holds a name `asked` for is a header; asked for numbers, there is none."""
+    suffix = path.suffix.lower()
+    if head[:4] == b"PAR1":
+        return _look_parquet(path)
+    if not head.strip() or looks_binary(head) or suffix in PARQUET:
+        return None
+    text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
+    begin = text.lstrip()[:1]
+    if begin == "{" or (begin == "[" and text.lstrip()[1:].lstrip()[:1] == "{"):
+        return _look_json(text)
+    if suffix in JSON:
+        return None
+    look = _look_text(suffix, text, len(head) >= SAMPLE, asked)
+    return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
+
+
+def _look_parquet(path: Path) -> Look | None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    with suppress(pa.ArrowException, OSError, NotImplementedError, StopIteration):
+        file = parquet.ParquetFile(path)
+        names = [name for name in file.schema_arrow.names if name != "__index_level_0__"]
+        if not file.metadata.num_rows:
+            return Look(names, [], form="parquet")
+        batch = next(file.iter_batches(ROWS, columns=names, use_threads=False))
+        return Look(names, [list(row.values()) for row in batch.to_pylist()], form="parquet")
+    return None
+
+
+def _look_json(text: str) -> Look | None:
+    decoder, between, at = json.JSONDecoder(), re.compile(r"[\[,\s]*"), 0
+    rows: list[dict[str, Any]] = []
+    lines = not text.lstrip().startswith("[")
+    while len(rows) < ROWS:
+        at = between.match(text, at).end()  # type: ignore[union-attr]
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(value, dict):
+            return None
+        if lines and "\n" in text[at:end].strip():
+            return None  # one object over many lines: no table
+        rows.append(flat(value))
+        at = end
+    if not rows:  # a first row longer than the look, perhaps
+        listed = set(re.findall(r'"([^"\\]{1,64})"\s*:\s*\[', text))
+        names = [] if "\n" in text else list(dict.fromkeys(re.findall(r'"([^"\\]{1,64})"\s*:', text)))
+        return Look(names, [[[0] if name in listed else None for name in names]]) if names else None
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return Look(names, [[row.get(name) for name in names] for row in rows])
+
+
+def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested objects as columns of their own: {"user": {"id": 1}} is user.id; a list of objects gives lists."""
+    cells: dict[str, Any] = {}
+    for key, value in row.items():
+        name = f"{before}{key}"
+        if isinstance(value, dict):
+            cells |= flat(value, f"{name}.")
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            inner = [flat(item) for item in value]
+            for part in dict.fromkeys(part for item in inner for part in item):
+                cells[f"{name}.{part}"] = [item.get(part) for item in inner]
+        else:
+            cells[name] = value
+    return cells
+
+
+def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look | None:
+    lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
+    if cut and len(lines) > 2:
+        lines.pop()
+    noted = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#%"), 0)
+    before, lines = lines[:noted], lines[noted:]
+    best: tuple[float, str, bool, list[tuple[int, list[str]]]] = (0.0, ",", True, [])
+    for delimiter in ("\t", *SIGNS) if suffix in (".tsv", ".tab") else SIGNS:
+        for quoted in (True,) if delimiter in ",;" else (True, False):
+            rows = list(islice(_cells(lines, delimiter, quoted), ROWS))
+            counts = [len(row) for _, row in rows]
+            usual = max(set(counts), key=counts.count, default=1)
+            agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
+            if delimiter == " " and suffix in DELIMITED and agreement < 1:
+                continue
+            if agreement > best[0]:
+                best = (agreement, delimiter, quoted, rows)
+    _, delimiter, quoted, rows = best
+    rows = rows or list(islice(_cells(lines, delimiter, quoted), ROWS))  # one column
+    if not rows:
+        return None
+    counts = [len(row) for _, row in rows]
+    usual = max(set(counts), key=counts.count)
+    odd = 0
+    while odd < min(10, len(rows) - 2) and counts[odd] not in (usual, usual - 1) and counts[odd + 1 :].count(usual) > 1:
+        odd += 1  # a title above the table
+    strange = tuple(noted + number for number, _ in rows[:odd])
+    rows = rows[odd:]
+    first, body = [cell.strip() for cell in rows[0][1]], [row for _, row in rows[1:]]
+    noted_names = next(iter(_cells([before[-1].lstrip("#% ")], delimiter, quoted)), (0, [""]))[1] if before else []
+    if len(noted_names) == usual > 1 and not any(map(number, noted_names)):
+        names, headed, begin = [name.strip() for name in noted_names], True, noted
+        body = [row for _, row in rows]
+    elif _is_header(first, body, asked):
+        names, headed, begin = first, True, noted + rows[0][0]
+    else:
+        names, headed = [str(i + 1) for i in range(usual)], False
+        begin = noted + rows[0][0] - 1 - sum(cell.count("\n") for cell in rows[0][1])
+        body = [row for _, row in rows]
+    if headed and len(names) == usual - 1 and len(body) > 1:  # a nameless column: of row names, or empty
+        names = [*names, ""] if all(row[-1].strip() == "" for row in body if len(row) == usual) else ["row", *names]
+    names = [name or str(i + 1) for i, name in enumerate(names)]
+    regular = usual > 1 and all(len(row) == usual for row in body)
+    cells = [[cell.strip() for cell in row] for row in body]
+    return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
+
+
+def _cells(lines: Iterable[str], delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+    """Rows of cells, each with the number of its last line from 1; blank lines give none."""
+    if delimiter == " ":
+        yield from ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
+        return
+    one = "\x1f" if delimiter == "::" else delimiter
+    source = (line.replace("::", one) for line in lines) if delimiter == "::" else iter(lines)
+    reader = csv.reader(source, delimiter=one, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    with suppress(csv.Error):  # a cell without end: no table by this sign
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield reader.line_num, row
+
+
+def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -> bool:
+    """Whether a first row names the columns: by what was asked for, by numbers below words, or because its cells are
+    short and none of them comes again in its column."""
+    if any(name.isdigit() for name in asked):
+        return False
+    if asked.intersection(first):
+        return True
+    if any(map(number, first)):
+        return False
+    if not body or any(2 * sum(number(cell) for cell in column) >= len(column) for column in zip(*body)):
+        return True
+    again = any(place < len(row) and row[place].strip() == cell for place, cell in enumerate(first) for row in body)
+    short = all(len(cell.split()) <= 4 and cell[-1:] not in ".!?" for cell in first if cell)
+    return short and not again and len(set(first)) == len(first)
+
+
+def said(roles: Iterable[tuple[str, str | None]], names: Iterable[str]) -> str:
+    """How a table was understood: the columns that have a role, and what was not read of it."""
+    chosen = {name: role for role, name in roles if name is not None}
+    rest = [name for name in names if name not in chosen]
+    unread = f"; not read: {', '.join(rest[:8])}" + (f" and {len(rest) - 8} more" if len(rest) > 8 else "")
+    return ", ".join(f"{role}={name}" for name, role in chosen.items()) + (unread if rest else "")
+
+
+def number(cell: str) -> bool:
+    """A number, a date or a time."""
+    return bool(re.fullmatch(r"\s*[-+]?([\d.]*\d[\d.eE+:/TZ -]*)\s*", cell))
+
+
+def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[str | None] = ()) -> Frame:
+    """A file as columns: Parquet by its magic, JSON and XES by their first sign, else delimited text."""
+    import pyarrow as pa
+
+    with opened(path) as handle:
+        raw = handle.read()
+    if not raw.strip():
+        raise SegueError(f"{path}: the file is empty; give a table with a row an event")
+    if bare(path).suffix.lower() in PARQUET and raw[:4] != b"PAR1":
+        raise SegueError(f"{path}: called Parquet, but does not begin as Parquet does; fetch it again or rename it")
+    try:
+        if raw[:4] == b"PAR1":
+            import pyarrow.parquet as parquet
+
+            table = parquet.read_table(pa.BufferReader(raw), use_threads=False)
+            columns = _columns(path, table)
+            columns.pop("__index_level_0__", None)  # of pandas
+            return Frame(path, columns, True, np.arange(1, len(table) + 1), "row")
+        encoding = marked(raw, encoding)
+        if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
+            raw = raw.decode(encoding).encode("utf-8")
+        raw = raw.removeprefix(b"\xef\xbb\xbf")
+        check_text(path, raw)
+        if raw.lstrip()[:1] == b"<":
+            return _load_xes(path, raw)
+        if raw.lstrip()[:1] == b"{":
+            return _load_lines(path, raw, problems)
+        if raw.lstrip()[:1] == b"[" and raw.lstrip()[1:1000].lstrip()[:1] == b"{":
+            return _load_array(path, raw)
+        return _load_text(path, raw, problems, frozenset(name for name in asked if name))
+    except (UnicodeError, LookupError) as error:
+        raise SegueError(f"{path}: cannot be read as {encoding} ({error}); give the right encoding=") from error
+    except (pa.ArrowException, csv.Error, OSError, NotImplementedError) as error:
+        raise SegueError(f"{path}: not a readable table ({error}); write it again, or convert it to CSV") from error
+
+
+def _columns(path: Path, table: pa.Table) -> dict[str, Any]:
+    if len(set(table.column_names)) != len(table.column_names):
+        double = next(name for name in table.column_names if table.column_names.count(name) > 1)
+        raise SegueError(f"{path}: two columns are called '{double}'; rename one")
+    return {name: table.column(name).combine_chunks() for name in table.column_names}
+
+
+def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
+    """Line by line, so that a bad line is named and stepped over."""
+    rows, numbers = [], []
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            bad(problems, path, str(number), getattr(error, "pos", None), "not a line of JSON; mend or remove it")
+            continue
+        if not isinstance(row, dict):
+            bad(problems, path, str(number), None, "the line is not a JSON object ({...}); mend or remove it")
+            continue
+        rows.append(flat(row))
+        numbers.append(number)
+    if not rows:
+        raise SegueError(f"{path}: no line is a JSON object" + (f" ({problems[-1]})" if problems else ""))
+    return Frame(path, _objects(rows), True, np.array(numbers))
+
+
+def _load_array(path: Path, raw: bytes) -> Frame:
+    rows = [flat(row) for row in json_array(path, raw)]
+    return Frame(path, _objects(rows), True, np.arange(1, len(rows) + 1), "row")
+
+
+def json_array(path: Path, raw: bytes) -> list[dict[str, Any]]:
+    """The objects of a JSON array."""
+    try:
+        rows = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise SegueError(f"{path}: not JSON ({error}); is the file cut short?") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise SegueError(f"{path}: not all entries of the JSON array are objects ({{...}}); mend or remove the others")
+    return list(rows)
+
+
+def _objects(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        if any(isinstance(value, list) for value in values):
+            values = [value if isinstance(value, list) else None for value in values]
+            texts = [None if value is None else [None if item is None else _text(item) for item in value]
+                     for value in values]
+            columns[name] = pa.array(texts, pa.large_list(pa.string()))
+        else:
+            columns[name] = pa.array([None if value is None else _text(value) for value in values], pa.string())
+    return columns
+
+
+def _load_xes(path: Path, raw: bytes) -> Frame:
+    """The events of an XES log, the process miners' XML: a column an attribute, and one for the name of the trace."""
+    from xml.etree import ElementTree
+
+    def attributes(element: ElementTree.Element) -> dict[str, Any]:
+        return {child.get("key", ""): child.get("value") for child in element if child.get("key")}
+
+    rows: list[dict[str, Any]] = []
+    traces = 0
+    try:
+        for _, element in ElementTree.iterparse(io.BytesIO(raw)):
+            if element.tag.rpartition("}")[2] == "trace":
+                traces += 1
+                case = attributes(element).get("concept:name") or f"trace {traces}"
+                rows += [{"case:concept:name": case, **attributes(event)} for event in element
+                         if event.tag.rpartition("}")[2] == "event"]
+                element.clear()
+    except ElementTree.ParseError as error:
+        raise SegueError(f"{path}: not whole XML ({error}); is the file cut short?") from error
+    if not rows:
+        raise SegueError(f"{path}: there is no event in this log (XES: log, trace, event)")
+    return Frame(path, _objects(rows), True, np.arange(1, len(rows) + 1), "event")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]) -> Frame:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    if b"\n" not in raw and b"\r" in raw:
+        raw = raw.replace(b"\r", b"\n")
+    look = _look_text(bare(path).suffix.lower(), raw[:SAMPLE].decode("utf-8", "ignore"), len(raw) > SAMPLE, asked)
+    if look is None:
+        raise SegueError(f"{path}: the file is empty; give a table with a row an event")
+    for line in look.odd:
+        bad(problems, path, f"line {line}", None, f"not of the table of {len(look.names)} columns below; remove it")
+    begin = 0
+    for _ in range(look.before):
+        begin = raw.find(b"\n", begin) + 1 or len(raw)
+    raw = raw[begin:]
+    delimiter = look.delimiter
+    if delimiter == "::":
+        raw, delimiter = raw.replace(b"::", b"\x1f"), "\x1f"
+    elif delimiter == " ":
+        raw, delimiter = b"\n".join(b"\x1f".join(line.split()) for line in raw.split(b"\n")), "\x1f"
+    if not raw.strip():
+        raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
+    quoted = look.quoted and b'"' in raw
+    several = quoted and _quoted_line_ends(raw)
+    start = len(raw) - len(raw.lstrip(b"\r\n"))
+    first = look.before + raw[:start].count(b"\n") + 1
+    raw = raw[start:]
+    dropped: list[int] = []
+
+    def ragged(row: Any) -> str:
+        dropped.append(row.number or 0)
+        where = f"row {row.number}" if several else f"line {(row.number or 0) + first - 1}"
+        text = f"{row.actual_columns} cells where {row.expected_columns} belong; mend or remove the line"
+        bad(problems, path, where, None, text)
+        return "skip"
+
+    table = arrow_csv.read_csv(
+        pa.BufferReader(raw),
+        read_options=arrow_csv.ReadOptions(use_threads=False, column_names=look.names, block_size=1 << 24),
+        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=ragged, newlines_in_values=quoted,
+                                             quote_char='"' if look.quoted else False),
+        convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(look.names, pa.string()),
+                                                 strings_can_be_null=True, null_values=NULLS),
+    )
+    rows = np.arange(1, len(table) + len(dropped) + 1) + (0 if several else first - 1)
+    if dropped:
+        rows = np.delete(rows, np.unique(np.array(dropped) - 1).clip(0, len(rows) - 1))[: len(table)]
+    if len(dropped) > len(table):
+        raise SegueError(
+            f"{path}: most lines have not the {len(look.names)} cells of the first ({problems[-1].record}: "
+            f"{problems[-1].text}); if it is no table, name the kind with kind="
+        )
+    if not len(table):
+        raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
+    columns = {name: column for name, column in _columns(path, table).items()
+               if not (look.headed and name.isdigit() and column.null_count == len(column))}  # after a last delimiter
+    return Frame(path, columns, look.headed, rows, "row" if several else "line")
+
+
+def _quoted_line_ends(raw: bytes) -> bool:
+    """Whether a line end stands within quotes."""
+    return any(line.count(b'"') % 2 for line in raw.split(b"\n"))
