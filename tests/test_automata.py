@@ -11,7 +11,7 @@ from segue.mixers.state import Layout
 from segue.models import Stack, StackConfig
 from segue.models.automata import DFA, counter, random_dfa
 from segue.models.base import Decodable
-from segue.models.compiler import AutomatonTransformer, compile_dfa
+from segue.models.construction import AutomatonTransformer, compile_dfa
 from segue.objectives import Batch
 from segue.tasks import TASKS, Scratchpad
 from segue.training.learn import accuracy, answer_accuracy

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import gradients
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -21,26 +24,11 @@ from segue.mixers import MIXERS
 from segue.mixers.convolution import ShortConvolution, Window
 
 EXAMPLES = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+with_gradients = partial(gradients.with_gradients, given=2)  # what is third, a maximum, has none
 MLSTM: Any = mlstm
 DELTA: Any = delta
 LOOP: Any = mlstm_reference
 LENGTHS = st.sampled_from([32, 63, 64, 65, 150])
-
-
-def with_gradients(function: Any, inputs: list[Tensor], *others: Any, given: int = 2) -> list[Tensor]:
-    """The first `given` outputs, which learn, and the gradients of a sum of them with fixed weights."""
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    outputs = function(*inputs, *others)[:given]
-    g = torch.Generator().manual_seed(5)
-    loss = sum((z * torch.randn(z.shape, generator=g, dtype=torch.float64).to(z.dtype)).sum() for z in outputs)
-    return [*outputs, *torch.autograd.grad(loss, inputs)]
-
-
-def agree(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        assert a.shape == b.shape and a.isfinite().all(), index
-        if b.numel():
-            assert (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())), index
 
 
 def strided(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from scripts import script
 from test_decoding import WAYS, drafters, prompts_for
 
 from segue.decoding import ACCEPTORS, DECODERS, DRAFTERS, generate
@@ -25,12 +24,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("decoders", ROOT / "tools" / "decoders.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["decoders"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("tools/decoders.py")
 
 
 def test_the_page_has_every_name_and_no_mistake(tool: Any) -> None:

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def example(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from scripts import script
 
 
 @pytest.fixture
@@ -29,14 +18,14 @@ def folders(tmp_path: Path) -> tuple[str, str]:
 
 
 def test_learn_and_continue(folders: tuple[str, str]) -> None:
-    assert example("learn_and_continue").main(folders[0], "cat number", steps=3)
+    assert script("examples/learn_and_continue.py").main(folders[0], "cat number", steps=3)
 
 
 def test_keep_learning(folders: tuple[str, str]) -> None:
-    assert set(example("keep_learning").main(*folders, steps=3)) == {"naive", "replay"}
+    assert set(script("examples/keep_learning.py").main(*folders, steps=3)) == {"naive", "replay"}
 
 
 def test_which_mixer(folders: tuple[str, str]) -> None:
-    module = example("which_mixer")
+    module = script("examples/which_mixer.py")
     scores = module.main(folders[0], steps=2)
     assert set(scores) == set(module.MIXERS) and all(bits > 0 for bits in scores.values())

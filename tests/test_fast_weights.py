@@ -14,7 +14,7 @@ from segue.errors import SegueError
 from segue.kernels.delta import delta, delta_matrix, delta_reference
 from segue.kernels.gla import gla, gla_reference
 from segue.kernels.scan import linear_scan, selective_scan
-from segue.mixers import DeltaNet, LinearAttention, Mamba
+from segue.mixers import DeltaNet, Layout, LinearAttention, Mamba
 from segue.mixers.linear import FEATURES
 from segue.models.automata import DFA, counter, swaps, symmetric, word_problem
 
@@ -189,7 +189,8 @@ def test_swaps_take_one_reflection() -> None:
 def test_reflections_neither_grow_nor_fade() -> None:
     mixer = DeltaNet(16, heads=2, eigenvalues=(-1, 1), householders=2)
     with torch.no_grad():
-        q, k, v, beta = mixer._project(torch.randn(1, 5000, 16))
+        x = torch.randn(1, 5000, 16)
+        q, k, v, beta = mixer._project(x, Layout.of(x), {})
         assert float(beta.min()) > 0 and float(beta.max()) < 2
         final = delta(q, k, 0 * v, torch.full_like(beta, 2.0), torch.eye(8).expand(1, 2, -1, -1))[1]
     torch.testing.assert_close(final @ final.mT, torch.eye(8).expand(1, 2, -1, -1), rtol=0, atol=1e-3)

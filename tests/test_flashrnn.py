@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradients import agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -51,13 +52,6 @@ def with_gradients(function: Any, cell: str, inputs: list[Tensor], *others: Any)
     g = torch.Generator().manual_seed(5)
     loss = sum((z * torch.randn(z.shape, generator=g, dtype=torch.float64).to(z)).sum() for z in (y, *final))
     return [y, *final, *torch.autograd.grad(loss, inputs)]  # type: ignore[arg-type]
-
-
-def agree(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for index, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        assert a.shape == b.shape and a.isfinite().all(), index
-        if b.numel():
-            assert (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())), index
 
 
 def documents(rows: int, length: int, seed: int) -> tuple[Tensor, Tensor]:

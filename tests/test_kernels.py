@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gradients import agree, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -39,26 +40,6 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.complex128: 1e-11,
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiled loops."""
     monkeypatch.setattr(kernels, "COMPILED_FROM", 10**9)
-
-
-def with_gradients(function: Any, inputs: list[Tensor], *others: Any) -> list[Tensor]:
-    """Outputs, and gradients of a fixed random weighing of them."""
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    outputs = function(*inputs, *others)
-    outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-    generator = torch.Generator().manual_seed(5)
-    wide = [torch.promote_types(y.dtype, torch.float64) for y in outputs]
-    loss = sum((y * torch.randn(y.shape, generator=generator, dtype=kind).to(y.dtype)).sum().real
-               for y, kind in zip(outputs, wide))
-    return outputs + list(torch.autograd.grad(loss, inputs))  # type: ignore[arg-type]
-
-
-def agree(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
-    for index, (a, b) in enumerate(zip(actual, expected)):
-        assert a.shape == b.shape, index
-        assert a.isfinite().all(), index
-        if b.numel():
-            assert (a - b).abs().max() <= tolerance * max(1.0, float(b.detach().abs().max())), index
 
 
 def test_short_rows_wait_for_the_compiler_only_where_many_are_learned_from() -> None:

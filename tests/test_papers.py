@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import runpy
 from pathlib import Path
 
@@ -20,6 +21,8 @@ CLAIMS = [slug for slug, paper in PAPERS.items() if paper.module]
 def test_the_table_is_whole() -> None:
     assert len(PAPERS) == 68  # 66 systems and two reference pages
     assert len({paper.title for paper in PAPERS.values()}) == len(PAPERS)
+    for part in {part for paper in PAPERS.values() for part in paper.parts}:
+        pkgutil.resolve_name(f"segue.{part.partition(' ')[0]}")
     with pytest.raises(SegueError, match="did you mean lookahead"):
         claim("lookahed")
     with pytest.raises(SegueError, match="planned"):

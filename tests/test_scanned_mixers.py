@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from gradients import with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -159,14 +160,6 @@ def test_blocks_must_divide_the_states() -> None:
 
 
 # State space duality.
-
-
-def with_gradients(function, inputs: list[Tensor], *others) -> list[Tensor]:  # type: ignore[no-untyped-def]
-    inputs = [x.detach().requires_grad_() for x in inputs]
-    outputs = function(*inputs, *others)
-    loss = sum((y * torch.linspace(-1, 1, y.numel(), dtype=torch.float64).to(y.dtype).view_as(y)).sum()
-               for y in outputs)
-    return [*outputs, *torch.autograd.grad(loss, inputs)]  # type: ignore[arg-type]
 
 
 def ssd_inputs(rows: int, length: int, groups: int, heads: int, states: int, width: int, seed: int) -> list[Tensor]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scripts import script
 
 from segue.decoding import ACCEPTORS, DECODERS, DRAFTERS
 
@@ -18,12 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("tradeoffs", ROOT / "tools" / "tradeoffs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["tradeoffs"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return script("tools/tradeoffs.py")
 
 
 def test_every_decoder_and_drafter_is_in_it(tool: Any) -> None:

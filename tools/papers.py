@@ -25,7 +25,7 @@ INTRODUCTION = """\
 What Segue takes from the literature, and what became of each paper's headline claim when it was run here. The rule of
 each verdict stands in the paper's file (follow its title) and was written before the first run; where one was made
 stricter after it, the report's notes say so and what the first rule would have said. *Inconclusive* and *refuted* are
-answers too, and the words beside them say why. A verdict leads to its picture, the machine to the whole report. This
+answers too, and the words beside them say why. A verdict links to its picture, the machine to the whole report. This
 page is written by `python tools/papers.py` from those reports.
 """
 

@@ -16,6 +16,7 @@ Text = Sequence[Hashable]
 
 
 def ngrams(text: Text, n: int) -> Counter[tuple[Hashable, ...]]:
+    """How often each run of n elements occurs."""
     return Counter(tuple(text[at : at + n]) for at in range(len(text) - n + 1))
 
 

@@ -19,6 +19,7 @@ EXAM_ELEMENTS = 1 << 15  # of each experience's held-out part
 
 
 def sequences(store: Store) -> Iterator[np.ndarray]:
+    """The tokens of each sequence of a store."""
     for begin, end in zip(store.offsets[:-1], store.offsets[1:]):
         yield np.asarray(store.tokens[int(begin) : int(end)])
 

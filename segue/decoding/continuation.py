@@ -239,6 +239,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
 
 
 def prime_object(kind: Kind, prime: Any) -> Any:
+    """What a user gave to go on from, as an object of the kind: the first sequence where it is a path, None where it
+    is empty."""
     if isinstance(prime, SetPrompt):
         return prime.mapped(kind.normalise)
     if isinstance(prime, Path):

@@ -44,6 +44,7 @@ CALLED = {"max_new_tokens": "n", "max_length": "n", "eos_token_id": "eos", "stop
 
 
 def choose(what: str, name: str, table: dict[str, Any]) -> Any:
+    """`table[name]`, or a SegueError that says which names of a `what` there are."""
     if name not in table:
         raise SegueError(f"{what} '{name}' is unknown: choose from {', '.join(table)}")
     return table[name]

@@ -205,6 +205,7 @@ class Leaning:
 
 
 def softmax(scores: Array) -> Array:
+    """Of one row of scores (V,), as probabilities."""
     weights = np.exp(scores - scores.max())
     return weights / weights.sum()
 

@@ -378,6 +378,7 @@ class Work(NamedTuple):
 
 
 def workspace(vocabulary: int, window: int, limit: int = REACH) -> Work:
+    """Room for one call at a time of the functions below."""
     whole = np.zeros(vocabulary, np.int32)
     room = vocabulary * LEVELS
     return Work(whole, whole.copy(), whole.copy(), whole.copy(), np.empty(limit + 2, np.int64),

@@ -133,6 +133,7 @@ def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
 
 
 def compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
+    """Whether the compiled loops take these tensors, and are worth it at their length."""
     kinds = (torch.float32, torch.float64, *((torch.complex64, torch.complex128) if complex_too else ()))
     learning = torch.is_grad_enabled() and x.requires_grad
     long = x.shape[1] >= COMPILED_FROM or (learning and x.shape[0] * x.shape[1] >= 8 * COMPILED_FROM)

@@ -15,10 +15,12 @@ from segue.models.counts import CountModel
 
 
 def as_ids(sequence: Any) -> np.ndarray:
+    """Ids (n,) int64 of a `Sequence` or of an array of ids."""
     return np.asarray(getattr(sequence, "ids", sequence), np.int64)
 
 
 def checked(sequences: Iterable[Any], vocabulary: int) -> list[tuple[int, ...]]:
+    """The ids of each sequence; a SegueError where all are empty, or one has ids that are not below `vocabulary`."""
     found = [tuple(as_ids(sequence).tolist()) for sequence in sequences]
     if not any(found):
         raise SegueError("there is nothing to learn: every sequence is empty")

@@ -125,6 +125,7 @@ class ChannelMixer(nn.Module):
 
 
 def make_norm(config: StackConfig) -> nn.Module:
+    """The norm that the config names, of its width."""
     return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=config.norm_eps)
 
 

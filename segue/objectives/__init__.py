@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from segue.errors import SegueError
-from segue.objectives.base import Batch, Loss, Objective
+from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.masked import MaskedElements
@@ -46,4 +46,4 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
 
 __all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements",
            "Mixed", "NextElement", "Objective", "OccupancyMatching", "RolloutUnlikelihood", "Sundae",
-           "TokenUnlikelihood", "objective_named"]
+           "TokenUnlikelihood", "generator_of", "objective_named"]

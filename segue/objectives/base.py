@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from segue.mixers.state import Layout
 
 
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """The random numbers of one step of a run, a function of its seed and the step alone."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows of elements and what is to be predicted from them.

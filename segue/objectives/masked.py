@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.objectives.base import Batch, Loss
+from segue.objectives.base import Batch, Loss, generator_of
 
 REVEAL = "reveal"  # the channel that `glance` reads
 
@@ -54,13 +54,9 @@ def masked_some(batches: Callable[[int], Batch], mask: int, share: float = 0.15,
                 ) -> Callable[[int], Batch]:
     """Batches as for the next element -> batches for a masked language model (`mask_some`)."""
     def draw(step: int) -> Batch:
-        return mask_some(in_place(batches(step)), mask, share, generator_of(seed, step))
+        return mask_some(in_place(batches(step)), mask, share, generator_of(seed + 1, step))  # not those of the rows
 
     return draw
-
-
-def generator_of(seed: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(1_000_003 * (seed + 1) + step)
 
 
 def mask_block(batch: Batch, length: int, mask: int, generator: torch.Generator | None = None) -> Batch:
@@ -106,7 +102,7 @@ def masked_blocks(batches: Callable[[int], Batch], length: int, mask: int, steps
     """Batches of whole answers, as for the next element (`Batch.pairs`) -> batches of masked blocks (`mask_block`) and
     what to show of them (`reveal_order`), the ratio going from the first of `ratios` to the second in `steps` steps."""
     def draw(step: int) -> Batch:
-        generator = generator_of(seed, step)
+        generator = generator_of(seed + 1, step)
         ratio = ratios[0] + (ratios[1] - ratios[0]) * min(1.0, step / max(1, steps - 1))
         return reveal_order(mask_block(in_place(batches(step)), length, mask, generator), ratio, generator)
 

@@ -291,6 +291,7 @@ def full_precision(batch: Batch) -> torch.autocast:
 
 
 def decodable(model: Any) -> Decodable:
+    """The model itself; a SegueError where it cannot continue a prompt."""
     if not isinstance(model, Decodable):
         raise SegueError(f"a {type(model).__name__} cannot continue a prompt: rollouts need a model that can")
     return model

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from segue.models import Stack, StackConfig
 from segue.models.equivariant import Equivariant, mirror
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import accuracy, learn
 
@@ -172,7 +172,7 @@ def both_strands(sharing: str, path: Path | None, rows: int, steps: int, seed: i
     model: nn.Module = Equivariant(stack, PARTNER, classes=True) if sharing == "parameter sharing" else stack
 
     def batches(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = generator_of(seed, step)
         batch = train.rows(torch.randint(rows, (16,), generator=generator))
         turned = torch.rand(16, 1, generator=generator) < (0.5 if sharing == "augmentation" else 0.0)
         return Batch(torch.where(turned, mirror(batch.tokens, PARTNER), batch.tokens), batch.targets)

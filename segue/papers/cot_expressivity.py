@@ -14,7 +14,7 @@ import torch
 
 from segue.models import Stack, StackConfig
 from segue.models.automata import DFA, random_dfa
-from segue.models.compiler import compile_dfa
+from segue.models.construction import compile_dfa
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.tasks import TASKS, Scratchpad
 from segue.tasks.automata import POLICIES

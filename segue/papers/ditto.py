@@ -22,7 +22,7 @@ from torch import Tensor
 from segue.analysis.texts import reinforcement, repetition
 from segue.decoding import generate
 from segue.models import Stack, StackConfig, expand_pattern
-from segue.objectives import Batch, DecayedRepetition, Mixed, NextElement, Objective, TokenUnlikelihood
+from segue.objectives import Batch, DecayedRepetition, Mixed, NextElement, Objective, TokenUnlikelihood, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
 
@@ -70,7 +70,7 @@ def copies(vocabulary: int, rows: int, generator: torch.Generator) -> Tensor:
 def batches(text: Tensor, vocabulary: int, seed: int, pieces: int = 0, strings: int = 0) -> Callable[[int], Batch]:
     """Rows of the text, but for some that say a piece of it, or a random string, over and over."""
     def batch(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = generator_of(seed, step)
         rows = windows(text, ROWS - strings, generator)
         rows[:pieces] = again(rows[:pieces], generator)
         rows = torch.cat([rows, copies(vocabulary, strings, generator)])

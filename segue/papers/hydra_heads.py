@@ -20,7 +20,7 @@ from segue.decoding.draft.heads import HeadsDraft, default_tree
 from segue.mixers.state import Layout, State
 from segue.models import Stack, StackConfig
 from segue.models.heads import DraftHeads
-from segue.objectives import Batch, DraftHeadsLoss
+from segue.objectives import Batch, DraftHeadsLoss, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
 from segue.verbs.speed_up import count_on_own_text
@@ -72,7 +72,7 @@ def text(path: Path | None) -> tuple[Tensor, Tensor]:
 def windows(ids: Tensor, seed: int) -> Callable[[int], Batch]:
     """Rows of characters from anywhere, drawn anew for each step."""
     def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+        generator = generator_of(seed, step)
         starts = torch.randint(len(ids) - CONTEXT - 1, (ROWS, 1), generator=generator)
         rows = ids[starts + torch.arange(CONTEXT + 1)]
         return Batch(rows[:, :-1], rows[:, 1:])

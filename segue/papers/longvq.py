@@ -24,7 +24,7 @@ from segue.mixers import LongVQ
 from segue.mixers.attention import attend
 from segue.mixers.state import Layout, Parts
 from segue.models import Stack, StackConfig
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import accuracy, learn
 
@@ -103,7 +103,7 @@ def far(arm: str, seed: int, steps: int) -> float:
     """Accuracy at recall, on fresh rows."""
     torch.manual_seed(seed)
     model = make(arm, BLANK + 1)
-    learn(model, lambda step: recall(32, torch.Generator().manual_seed(seed * 1_000_003 + step)), steps, rate=0.01,
+    learn(model, lambda step: recall(32, generator_of(seed, step)), steps, rate=0.01,
           seed=seed, cooldown=1.0, muon=True)
     return accuracy(model, recall(512, torch.Generator().manual_seed(-1 - seed)))
 
@@ -128,7 +128,7 @@ def music(arm: str, seed: int, steps: int, folder: Path | None) -> float:
     model = make(arm, PITCHES)
 
     def drawn(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = generator_of(seed, step)
         begin = torch.randint(len(train) - BARS - 1, (8, 1), generator=generator)
         line = train[begin + torch.arange(BARS + 1)]
         return Batch(line[:, :-1], line[:, 1:])

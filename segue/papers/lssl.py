@@ -23,7 +23,7 @@ from segue.mixers import hippo
 from segue.mixers.lssl import krylov
 from segue.mixers.ssm import resample
 from segue.models.stack import Stack, StackConfig
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import accuracy, learn
 
@@ -84,7 +84,7 @@ def adapt(mixer: str, seed: int, steps: int) -> dict[str, float]:
     torch.manual_seed(seed)
     model = Stack(StackConfig(CLASSES, 32, [mixer] * 2, {mixer: ARMS[mixer]}, channel="none", norm="layer", tied=False,
                               inputs=1, pool="mean"))
-    learn(model, lambda step: tones(32, 1, torch.Generator().manual_seed(1_000_003 * seed + step)), steps, rate=5e-3,
+    learn(model, lambda step: tones(32, 1, generator_of(seed, step)), steps, rate=5e-3,
           seed=seed)
     found = {}
     for rate in (1, 2, 4):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from segue.errors import require
 from segue.models import Stack, StackConfig
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.rnn_review import CUES, QUERY, lag_batch
 from segue.tasks import TASKS
@@ -70,7 +70,7 @@ def delayed(rows: int, lag: int, generator: torch.Generator) -> Batch:
 def some(batch: Batch, rows: int, seed: int) -> Callable[[int], Batch]:
     """Rows of a fixed set, drawn anew for each step."""
     def draw(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(1_000_003 * seed + step)
+        generator = generator_of(seed, step)
         return batch.rows(torch.randint(len(batch.tokens), (rows,), generator=generator))
 
     return draw
@@ -86,7 +86,7 @@ def setting(task: str, seed: int, size: int) -> tuple[dict[str, Any], Callable[[
         return {"vocabulary": 10, "inputs": 1, "pool": "mean"}, some(known, 16, seed), new
     if task == "delayed cue":
         def draw(step: int) -> Batch:
-            return delayed(8, size, torch.Generator().manual_seed(1_000_003 * seed + step))
+            return delayed(8, size, generator_of(seed, step))
 
         return {"vocabulary": QUERY + 1}, draw, delayed(64, size, torch.Generator().manual_seed(-1 - seed))
     recall = TASKS["mqar"]

@@ -20,9 +20,7 @@ from segue.models import Stack, StackConfig, expand_pattern
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.tasks import Task
-from segue.training.learn import accuracy, learn
-from segue.training.loop import Run as Training
-from segue.training.strategy import Strategy
+from segue.training.learn import Until, accuracy, learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,20 +60,6 @@ def pairs(rows: int, length: int, generator: torch.Generator) -> Batch:
 TASK = Task("far pairs", ELEMENTS, pairs, 1 / VALUES, "arXiv 2310.12442", shortest=32)
 
 
-class Solved(Strategy):
-    """Ends the training once fresh rows are all right; notes the accuracy on the way."""
-
-    def __init__(self, batch: Batch, every: int = 25) -> None:
-        self.batch, self.every = batch, every
-        self.curve: list[tuple[int, float]] = []
-
-    def after_step(self, run: Training) -> None:
-        if (run.step + 1) % self.every == 0:
-            self.curve.append((run.step + 1, accuracy(run.model, self.batch)))
-            run.model.train()
-            run.stopped = self.curve[-1][1] == 1.0
-
-
 def build(pattern: str, width: int) -> Stack:
     return Stack(StackConfig(TASK.vocabulary, width, expand_pattern(pattern), {"attention:block": {"block": BLOCK}},
                              inputs=2 * ELEMENTS, tied=False))
@@ -93,16 +77,13 @@ def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, float]:
     drawn = TASK.batches(32, (LENGTH, LENGTH), seed)
     rate, check = 2e-3, TASK.test(64, LENGTH, seed + 1000)
     model = build(ARMS["all full" if arm == CONVERTED else arm], width)
-    watch = Solved(check)
-    learn(model, drawn, steps, rate=rate, seed=seed, strategy=watch, cooldown=0.5)
-    before = 0
+    solved = Until(check, 1.0, every=25)
+    taken = learn(model, drawn, steps, rate=rate, seed=seed, strategy=solved, cooldown=0.5).step
     if arm == CONVERTED:  # the same weights under other masks, learning on
-        before = watch.curve[-1][0] if watch.curve else steps
-        full, model = model, build(ARMS["2 full at the bottom"], width)
+        full, before, model = model, taken, build(ARMS["2 full at the bottom"], width)
         model.load_state_dict(full.state_dict())
-        watch = Solved(check)
-        learn(model, lambda step: drawn(before + step), steps, rate=rate, seed=seed, strategy=watch, cooldown=0.5)
-    taken = watch.curve[-1][0] if watch.curve else steps
+        taken = learn(model, lambda step: drawn(before + step), steps, rate=rate, seed=seed, strategy=solved,
+                      cooldown=0.5).step
     return {"accuracy": accuracy(model, TASK.test(512, LENGTH, seed)), "steps": taken,
             "pairs": looked_at(model, LENGTH)}
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from segue.analysis.memory import peak_memory
 from segue.mixers.positions import relative_scores
 from segue.models import Stack, StackConfig
-from segue.objectives import Batch, NextElement
+from segue.objectives import Batch, NextElement, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
 
@@ -84,7 +84,7 @@ def crop(piece: Tensor, begin: int) -> tuple[Tensor, Tensor]:
 
 def training(pieces: list[Tensor], unit: int, transpose: bool, seed: int, step: int) -> Batch:
     """Random pieces from a random multiple of `unit`, each transposed by -3 to 3 semitones."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    generator = generator_of(seed, step)
     rows = []
     for _ in range(ROWS):
         piece = pieces[int(torch.randint(len(pieces), (), generator=generator))]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from segue.models.stack import Stack, StackConfig
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import accuracy, learn
 
@@ -75,7 +75,7 @@ def classify(arm: str, seed: int, steps: int, rows: int, folder: Path | None) ->
     cut = len(pixels) * 4 // 5
 
     def batches(step: int) -> Batch:
-        chosen = torch.randint(cut, (rows,), generator=torch.Generator().manual_seed(1_000_003 * seed + step))
+        chosen = torch.randint(cut, (rows,), generator=generator_of(seed, step))
         return asked_at_the_end(pixels[chosen], classes[chosen])
 
     torch.manual_seed(seed)

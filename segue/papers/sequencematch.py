@@ -17,7 +17,7 @@ import torch
 
 from segue.decoding import generate
 from segue.models import Stack, StackConfig
-from segue.objectives import Batch, Mixed, NextElement, Objective, OccupancyMatching, RolloutUnlikelihood
+from segue.objectives import Batch, Mixed, NextElement, Objective, OccupancyMatching, RolloutUnlikelihood, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import Until, accuracy, learn
 
@@ -116,7 +116,7 @@ def arms(seed: int, width: int, right: float, steps: tuple[int, int], prompts: i
     rows = sums(20_000, torch.Generator().manual_seed(seed), WRONG)
 
     def batches(step: int) -> Batch:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        generator = generator_of(seed, step)
         return rows.rows(torch.randint(20_000, (ROWS,), generator=generator))
 
     torch.manual_seed(seed)

@@ -30,6 +30,7 @@ from segue.serving.engine import Engine, News, Overloaded, Request, Ticket
 
 
 class StreamOptions(BaseModel):
+    """include_usage: end a stream with the number of tokens."""
     include_usage: bool = False
 
 
@@ -70,6 +71,7 @@ class Refused(Exception):
 
 
 def refusal(status: int, message: str, param: str | None = None) -> JSONResponse:
+    """An error as OpenAI's API words it; `param`: the part of the request that is to blame."""
     kind = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error",
             500: "server_error"}.get(status, "invalid_request_error")
     headers = {"Retry-After": "1"} if status == 429 else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Task:
         """A pure function of the step, as training wants it: rows of one length, drawn between the two (inclusive)."""
 
         def batch(step: int) -> Batch:
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+            generator = generator_of(seed, step)
             length = int(torch.randint(lengths[0], lengths[1] + 1, (), generator=generator))
             return self.draw(rows, length, generator)
 

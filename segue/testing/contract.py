@@ -221,11 +221,13 @@ def expect(subject: Subject, what: str, y: Tensor, before: list[Tensor], x: Tens
 
 
 def rows_of(subject: Subject, case: Case, generator: torch.Generator) -> list[Tensor]:
+    """Ragged rows, of the case's lengths."""
     x = subject.draw((case.batch, case.longest), generator)
     return [x[row, :length] for row, length in enumerate(case.lengths)]
 
 
 def at_positions(subject: Subject, what: str, state: Decoding, rows: list[Tensor]) -> None:
+    """Hold a state to as many rows, and positions, as the `rows` that it has read."""
     lengths = [len(row) for row in rows]
     subject.check.that(state.batch == len(rows), f"{what}: the state has {state.batch} rows, expected {len(rows)}")
     subject.check.that(state.positions.tolist() == lengths,

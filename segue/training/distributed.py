@@ -20,14 +20,17 @@ def join() -> None:
 
 
 def rank() -> int:
+    """Which process this is, 0 of a single one."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
+    """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def barrier() -> None:
+    """Wait for all processes."""
     if world() > 1:
         dist.barrier()
 

@@ -24,7 +24,7 @@ from segue.errors import SegueError
 from segue.files import write_text
 from segue.mixers import Mixer
 from segue.models.stack import Stack
-from segue.objectives import Batch, NextElement, Objective
+from segue.objectives import Batch, NextElement, Objective, generator_of
 from segue.progress import progress
 from segue.training import distributed
 from segue.training.checkpoint import load_tensors, remove_leftovers, save_tensors, weights_of
@@ -76,7 +76,7 @@ class Run:
 
     def generator(self) -> torch.Generator:
         """A generator that depends on the seed and the step alone."""
-        return torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.step)
+        return generator_of(self.plan.seed, self.step)
 
     # One step, in the order a strategy sees it.
 
@@ -107,7 +107,7 @@ class Run:
 
     def advance(self) -> float:
         """One whole step."""
-        torch.manual_seed(self.plan.seed * 1_000_003 + self.step)  # dropout
+        torch.manual_seed(self.generator().initial_seed())  # dropout
         loss = self.gradients()
         if not math.isfinite(loss):
             raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "

@@ -189,6 +189,7 @@ def classical(learn: list[np.ndarray], rest: list[np.ndarray], check: list[np.nd
 
 
 def network(train: Data, codec: Any, minutes: float, seed: int, **choices: Any) -> Made:
+    """A network fitted for so many minutes, as `compare` takes it."""
     fitted = fit(train, minutes=minutes, codec=codec, seed=seed, quiet=True, **choices)
     config = fitted.model.config
     if codec.bos is None:

@@ -196,11 +196,13 @@ def finished(folder: Path, request: dict[str, Any]) -> Fitted | None:
 
 
 def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """In what two requests differ, for an error."""
     names = [name for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" if n != "data" else "the data" for n in names[:3])
 
 
 def held_data(data: Data, held_out: Any) -> tuple[Data, Data]:
+    """Training and held-out data."""
     if held_out is not None:
         return data, as_data(held_out, data.kind.name)
     return data.split(HELD_OUT)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from segue.continual.memory import sequences
 from segue.models import Stack
 from segue.models.counts import BlendedCounts, CountModel, hold_back
 from segue.models.mixture import Mixture
@@ -46,8 +47,8 @@ def part(train: Store, vocabulary: int, seed: int) -> Parts | None:
 
 
 def documents(store: Store) -> list[np.ndarray]:
-    return [np.asarray(store.tokens[int(begin):int(end)], np.int32)
-            for begin, end in zip(store.offsets[:-1], store.offsets[1:])]
+    """The tokens of each document, int32."""
+    return [np.asarray(document, np.int32) for document in sequences(store)]
 
 
 def reserve(train: Store, minutes: float) -> float:

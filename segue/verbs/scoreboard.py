@@ -142,6 +142,7 @@ class Scoreboard:
 
 
 def percent(part: float | None) -> str:
+    """Of 1, as text; a dash where there is nothing."""
     return "–" if part is None else f"{100 * part:.0f}"
 
 
@@ -156,6 +157,7 @@ def contestants() -> list[str]:
 
 
 def size(config: StackConfig) -> int:
+    """Parameters of a stack."""
     return sum(p.numel() for p in Stack(config).parameters())
 
 

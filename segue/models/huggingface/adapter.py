@@ -356,16 +356,9 @@ class HuggingFaceModel:
                 compare(y[row, path], rows[row] + x[row, path].tolist())
         state.commit(torch.tensor([[0, 2, -1], [0, 1, 3]]))
         rows = [rows[0] + x[0, [0, 2]].tolist(), rows[1] + x[1, [0, 1, 3]].tolist()]
-        for n in (2, 1):
-            x = draw(2, n)
-            y = self.extend(x, state).logits[..., : self.said]
-            state.commit()
-            rows = [row + new for row, new in zip(rows, x.tolist())]
-            for row in range(2):
-                compare(y[row], rows[row])
-        state = state.select(torch.tensor([1, 1]))  # rows of one length, from the same cache
-        rows = [rows[1]] * 2
-        for n in (2, 1):
+        for step, n in enumerate((2, 1, 2, 1)):
+            if step == 2:
+                state, rows = state.select(torch.tensor([1, 1])), [rows[1]] * 2  # of one length, from the same cache
             x = draw(2, n)
             y = self.extend(x, state).logits[..., : self.said]
             state.commit()

@@ -90,6 +90,7 @@ def need(values: Config, name: str) -> int:
 
 
 def activation(values: Config, name: str, default: str) -> str:
+    """Their activation by our name."""
     given = values.get(name) or default
     if given not in ACTIVATIONS:
         raise SegueError(f"activation '{given}' has no native form here")
@@ -130,6 +131,7 @@ def rope(values: Config, theta: float = 10_000.0) -> tuple[Config, float]:
 
 
 def yarn_gain(factor: float, scale: float = 1.0) -> float:
+    """YaRN's factor on the rotated queries and keys."""
     return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
@@ -148,6 +150,7 @@ def unrope(options: Config) -> Config:
 
 
 def linear(ours: str, theirs: str, bias: bool) -> Iterator[Weight]:
+    """One of their linear maps is one of ours."""
     yield Weight(f"{ours}.weight", (f"{theirs}.weight",))
     if bias:
         yield Weight(f"{ours}.bias", (f"{theirs}.bias",))
@@ -444,6 +447,8 @@ def from_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> 
 
 def load(family: Family, config: StackConfig, weights: Weights, gains: list[tuple[float, float]],
          dtype: torch.dtype) -> Stack:
+    """A stack of this config with the folder's weights. gains: of each layer, what its queries and keys are
+    multiplied by."""
     prefix = family.prefix if any(name.startswith(family.prefix) for name in weights) else ""
     tensors: dict[str, Tensor] = {}
     used: set[str] = set()
@@ -502,6 +507,7 @@ def fold(mixer: Any, name: str, tensors: dict[str, Tensor], queries: float, keys
 
 
 def write_activation(config: StackConfig) -> str:
+    """Our activation by their name."""
     return {"gelu_tanh": "gelu_pytorch_tanh"}.get(config.activation, config.activation)
 
 
