@@ -126,8 +126,8 @@ SETS = {  # what a folder is taken for; archives and pictures ("") are refused
     "text": "amazon-scientific-text banking77 clinc150 code-completion-unixcoder continual-topics-olora "
             "csqa-mmlu-set-prompts dailydialog-valtest dialogsum-dev drop-successive-prompting e2e-nlg "
             "enwiki-xml-sample esol fewrel followrag-sample graphs-tu gsm8k gutenberg-novels humaneval ifeval "
-            "japanese-vowels jaspar-core-2024 jsb-chorales listops-spinn multi30k-en-de names-makemore ner-gum ner-wnut17 splice-uci "
-            "tfbind8 tiny-shakespeare wikitext-2-valtest zinc250k-valtest",
+            "japanese-vowels jaspar-core-2024 jsb-chorales listops-spinn multi30k-en-de names-makemore ner-gum "
+            "ner-wnut17 splice-uci tfbind8 tiny-shakespeare wikitext-2-valtest zinc250k-valtest",
     "code": "code-java-csharp",
     "dna": "ctcf-pu1-peaks ecoli-536 ecoli-k12 gue-dna phage-genomes promoters-cnnprom",
     "protein": "aav-capsid gb1-flip prokka-proteins protein-families",
