@@ -26,6 +26,9 @@ app = typer.Typer(name="segue", add_completion=False, pretty_exceptions_enable=F
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # the parser's own error, wherever typer keeps it
 
 
+LEFT = "nothing is half-written; run the same command again to go on"
+
+
 class Interrupted(Exception):
     """The user pressed Ctrl-C; the parser would swallow a KeyboardInterrupt and with it what was saved."""
 
@@ -380,7 +383,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except SegueError as error:
         fail(2, str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
-        fail(130, f"interrupted; {stop.args[0] if stop.args else 'nothing was left half-written'}")
+        fail(130, f"interrupted; {stop.args[0] if stop.args else LEFT}")
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None

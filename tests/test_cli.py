@@ -61,6 +61,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     (["continue", "m", "prime", "--prime-file", "f"], "not both"),
     (["fit", "x", "--out", "y", "--set", "width"], "NAME=VALUE"),
     (["continue", "no-such-model", "x"], "no-such-model is not a folder"),
+    (["fit", __file__, "--out", f"{__file__}/below"], "cannot make"),
+    (["fit", __file__, "--out", "y", "--mixer", "attention*9999999"], "more than 1,000 layers"),
+    (["fit", __file__, "--out", "y", "--mixer", "attention:"], "choose from"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "width=-4"], "width must be at least 1"),
+    (["read", __file__, "--kind", "music"], "there is no kind 'music'"),
 ])
 def test_a_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
     code, out, err = run(capsys, *arguments)
@@ -71,7 +76,7 @@ def test_a_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], ar
     (SegueError("corpus/a.txt is empty"), 2, "corpus/a.txt is empty"),
     (ValueError("shapes\ndiffer"), 1, "ValueError: shapes differ (SEGUE_TRACEBACK=1"),
     (KeyboardInterrupt("step 40 is in model; run the same command again to go on"), 130, "run the same command again"),
-    (KeyboardInterrupt(), 130, "interrupted"),
+    (KeyboardInterrupt(), 130, "interrupted; nothing is half-written; run the same command again"),
 ])
 def test_exit_codes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, raised: BaseException,
                     code: int, says: str) -> None:

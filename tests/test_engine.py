@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -789,6 +790,9 @@ def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "here"))
     place = cache.folder.__wrapped__()
     assert place is not None and place.is_relative_to(tmp_path / "here")
+    copy = shutil.copytree(Path(cache.__file__).parent, tmp_path / "copy")
+    monkeypatch.setattr(cache, "__file__", str(copy / "cache.py"))
+    assert cache.folder.__wrapped__() != place, "a second copy of the code has compiled nothing yet"
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "file"))  # not a folder: nothing can be kept, nothing fails
     assert cache.folder.__wrapped__() is None

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segue.data import read
-from segue.kinds import KINDS
+from segue.data import _choose, find, read
+from segue.errors import SegueError
+from segue.kinds import KINDS, Problems
 from segue.testing import check_codec, check_kind
 
 
@@ -119,3 +120,52 @@ def test_the_contract_on_real_files(shared_data) -> None:
     check_kind(KINDS["protein"], [shared_data("protein-families") / "globins45.fa"], mutations=8)
     check_kind(KINDS["events"], [logs / "sepsis.csv.gz"], mutations=8)
     check_kind(KINDS["cases"], [logs / "sepsis.txt.gz"], mutations=8)
+
+
+SETS = {  # what a folder is taken for; archives and pictures ("") are refused
+    "text": "amazon-scientific-text banking77 clinc150 code-completion-unixcoder continual-topics-olora "
+            "csqa-mmlu-set-prompts dailydialog-valtest dialogsum-dev drop-successive-prompting e2e-nlg "
+            "enwiki-xml-sample esol fewrel followrag-sample graphs-tu gsm8k gutenberg-novels humaneval ifeval "
+            "japanese-vowels jaspar-core-2024 jsb-chorales listops-spinn multi30k-en-de names-makemore ner-gum "
+            "ner-wnut17 splice-uci tfbind8 tiny-shakespeare wikitext-2-valtest zinc250k-valtest",
+    "code": "code-java-csharp",
+    "dna": "ctcf-pu1-peaks ecoli-536 ecoli-k12 gue-dna phage-genomes promoters-cnnprom",
+    "protein": "aav-capsid gb1-flip prokka-proteins protein-families",
+    "events": "amazon-beauty-bert4rec movielens-latest-small-2016 process-logs-next-element process-logs-timed "
+              "process-logs-xes tpp-amazon-devtest tpp-mathoverflow tpp-taobao tpp-taxi",
+    "cases": "amazon-beauty-s3rec hdfs-log-keys lastfm-listening-rmtpp tpp-ali tpp-book-order",
+    "": "chembl-chem-xlstm cifar10-sample fsdd-spoken-digits jfleg librispeech-sample mnist-t10k movie-reviews "
+        "nottingham-abc omniglot-small1 pop909-midi protein-secondary-structure-flip tsplib-small udhr-multilingual "
+        "us-addresses-by-year",
+}
+
+
+@pytest.mark.parametrize("name, kind", [(name, kind) for kind, names in SETS.items() for name in names.split()])
+def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
+    files, named = find([shared_data(name)])
+    if kind:
+        assert _choose(files, named, None, Problems())[0].name == kind
+    else:
+        with pytest.raises(SegueError, match=r"archive|binary"):
+            _choose(files, named, None, Problems())
+
+
+@pytest.mark.parametrize("name, says", [
+    ("asap-piano-performances/pieces.csv", "columns: composer, title, file"),
+    ("ecg-mitdb-snippet", "columns: data, label"), ("etth1", "columns: date, HUFL"),
+    ("rebase-enzymes", "columns: name, site"), ("uspto-50k-valtest", "columns: id, class, reactants"),
+    ("qm9-graphs-sample/qm9-valid.jsonl.gz", "fields: targets, graph"),
+    ("tpp-unmarked/twitter.jsonl.gz", "fields: t, t_max")])
+def test_tables_that_are_no_sequences_say_what_is_in_them(shared_data, name: str, says: str) -> None:
+    folder, _, file = name.partition("/")
+    with pytest.raises(SegueError, match=says):
+        read(shared_data(folder) / file)
+
+
+def test_sets_in_layouts_of_their_own(shared_data) -> None:
+    pairs = read(shared_data("amazon-beauty-bert4rec"))
+    assert (len(pairs), pairs.total) == (40_226, 353_962)
+    beauty = read(shared_data("amazon-beauty-s3rec") / "Beauty.txt.gz")
+    assert (len(beauty), beauty.total, beauty.name(0)) == (22_363, 198_502, "1")
+    log = read(shared_data("process-logs-xes") / "roadtraffic100traces.xes.gz")
+    assert (len(log), log.vocabulary["Create Fine"]) == (100, 100) and "time" in log.channels

@@ -26,12 +26,13 @@ STALE = 300  # seconds after which a build that left no result is taken for dead
 
 @cache
 def folder() -> Path | None:
-    """`$SEGUE_CACHE`, else `$XDG_CACHE_HOME/segue`, else `~/.cache/segue`; below it, one folder per state of the code,
-    of the interpreter and of the processor. None: there is no place to write.
+    """`$SEGUE_CACHE`, else `$XDG_CACHE_HOME/segue`, else `~/.cache/segue`; below it, one folder per state and place of
+    the code, interpreter and processor. None: there is no place to write.
 
-    Numba itself notices changes in the file of the function that it cached, not in the files that this one calls into.
+    Numba itself notices changes in the file of the function that it cached, not in the files that this one calls into;
+    and it keeps apart what lies in different places, so that one copy of the code is not warm because another is.
     """
-    digest = hashlib.sha256(f"{sys.version} {numba.__version__} {llvm.get_host_cpu_name()} "
+    digest = hashlib.sha256(f"{Path(__file__).parent} {sys.version} {numba.__version__} {llvm.get_host_cpu_name()} "
                             f"{llvm.get_host_cpu_features().flatten()}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
