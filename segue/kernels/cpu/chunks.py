@@ -283,8 +283,29 @@ def _pairs(scores, rows, many, behind, sign):
         line[seen:] = 0
 
 
+@bare
+def _unit(x, rows, width, least, length, norms):
+    """Rows become so long, but those shorter than `least`; norms: how long they were."""
+    for r in range(rows):
+        line = x[r]
+        norms[r] = math.sqrt(dot(line, line, width))
+        by = length / max(norms[r], least)
+        for c in range(width):
+            line[c] *= by
+
+
+@bare
+def _unit_back(x, dx, rows, width, least, length, norms):
+    """The gradients of `_unit`, of what it made x."""
+    for r in range(rows):
+        line, grad, norm = x[r], dx[r], max(norms[r], least)
+        along = dot(line, grad, width) / (length * length) if norms[r] >= least else least * 0
+        for c in range(width):
+            grad[c] = (grad[c] - along * line[c]) * (length / norm)
+
+
 @kernel
-def delta(begin, end, q, k, v, beta, many, starts, lengths, state, y, final, kept, errors, edges):
+def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, final, kept, errors, edges):
     """`segue.kernels.delta` for the tasks begin..end, steps side by side: `many` for each node.
 
     q: lines of nodes; k, v: of steps. beta: (B, T M, H). starts: (B, T) bool or (B, 0). lengths: (B,). state, final:
@@ -299,7 +320,8 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, y, final, kep
     Q, keys, turned = np.zeros((longest, K), kind), np.zeros((most, K), kind), np.zeros((K, most), kind)
     written, read, S = np.zeros((most, E), kind), np.zeros((longest, E), kind), np.zeros((wide, E), kind)
     system, scores, V = np.zeros((most, most), kind), np.zeros((longest, most), kind), np.zeros((most, E), kind)
-    less, strengths = np.zeros((wide, E), kind), np.zeros(most, kind)
+    less, strengths, norms = np.zeros((wide, E), kind), np.zeros(most, kind), np.zeros(most, kind)
+    least, length = kind.type(least), kind.type(1 / math.sqrt(wide))
     for task in range(begin, end):
         row, head = task // heads, task % heads
         for r in range(wide):
@@ -318,6 +340,9 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, y, final, kep
             load(q, row, start, head * q[3], count, wide, Q)
             load(k, row, first, head * k[3], steps, wide, keys)
             load(v, row, first, head * v[3], steps, width, V)
+            if least > 0:
+                _unit(Q, count, wide, least, length, norms)
+                _unit(keys, steps, wide, least, one, norms)
             for s in range(steps):
                 strengths[s] = beta[row, first + s, head]
             turn(keys, turned, steps, wide)
@@ -355,7 +380,8 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, y, final, kep
 
 
 @kernel
-def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy, dfinal, dq, dk, dv, dbeta, dstate):
+def delta_backward(begin, end, q, k, beta, many, starts, least, kept, errors, edges, dy, dfinal, dq, dk, dv, dbeta,
+                   dstate):
     """The gradients of `delta`, of nodes past a row's length nought."""
     heads, wide, width, lanes, kind = dy.shape[2], dq.shape[3], dy.shape[3], 4 * simd.LANES // dy.itemsize, dy.dtype
     K, E, one, longest = ((wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes, kind.type(1),
@@ -369,7 +395,8 @@ def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy
     system, scores, slopes = (np.zeros((most, most), kind), np.zeros((longest, most), kind),
                               np.zeros((longest, most), kind))
     S, dS = np.zeros((K, E), kind), np.zeros((K, E), kind)
-    strengths = np.zeros(most, kind)
+    strengths, norms, norms_q = np.zeros(most, kind), np.zeros(most, kind), np.zeros(longest, kind)
+    least, length = kind.type(least), kind.type(1 / math.sqrt(wide))
     for task in range(begin, end):
         row, head = task // heads, task % heads
         for r in range(wide):
@@ -384,6 +411,9 @@ def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy
                 S[r, :width] = kept[task, chunk, r]
             load(q, row, start, head * q[3], count, wide, Q)
             load(k, row, first, head * k[3], steps, wide, keys)
+            if least > 0:
+                _unit(Q, count, wide, least, length, norms_q)
+                _unit(keys, steps, wide, least, one, norms)
             for s in range(steps):
                 strengths[s] = beta[row, first + s, head]
                 wrong[s, :width] = errors[task, first + s]
@@ -428,10 +458,13 @@ def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy
             product(dK, system, keys, steps, steps, wide, True, True, UPPER, 1)
             product(dQ, above, back, count, width, wide, False, False, WHOLE, 1)
             product(dQ, slopes, keys, count, steps, wide, False, True, LOWER, many)
-            store(dQ, dq, row, head, start, count, wide)
-            store(dK, dk, row, head, first, steps, wide)
             product(dS, Q, above, wide, count, width, True, True, WHOLE, 1)
             product(dS, keys, dwrong, wide, steps, width, True, True, WHOLE, 1)
+            if least > 0:
+                _unit_back(Q, dQ, count, wide, least, length, norms_q)
+                _unit_back(keys, dK, steps, wide, least, one, norms)
+            store(dQ, dq, row, head, start, count, wide)
+            store(dK, dk, row, head, first, steps, wide)
             if starts.shape[1] and starts[row, start]:
                 dS[:] = 0
         for t in range(reached, len(dq[row])):
