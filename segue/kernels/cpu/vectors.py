@@ -64,6 +64,15 @@ class Numbers:
             return Numbers(self.builder, simd._exp(self.builder, [self.value]))
         return self._library("exp")
 
+    def first(self, left: Any) -> Numbers:
+        """The numbers in the first `left` bytes, and zeros for the rest."""
+        b, lanes, size = self.builder, self.type.count, SIZES[self.type.element][1]
+        kind = ir.VectorType(simd.I64, lanes)
+        one = b.insert_element(ir.Constant(kind, ir.Undefined), left, simd.I32(0))
+        every = b.shuffle_vector(one, one, ir.Constant(ir.VectorType(simd.I32, lanes), [0] * lanes))
+        there = b.icmp_signed("<", ir.Constant(kind, [lane * size for lane in range(lanes)]), every)
+        return Numbers(b, b.select(there, self.value, self.of(0).value))
+
     def sqrt(self) -> Numbers:
         name = f"llvm.sqrt.v{self.type.count}f{8 * SIZES[self.type.element][1]}"
         return Numbers(self.builder, simd._call(self.builder, name, self.type, self.value))
@@ -146,14 +155,7 @@ class Place:
 
     def only(self, value: Numbers) -> Numbers:
         """The numbers that the row has, and zeros for the rest of the vector."""
-        if self.left is None:
-            return value
-        b, lanes = self.builder, self.vector.count
-        many = ir.VectorType(simd.I64, lanes)
-        left = b.shuffle_vector(b.insert_element(ir.Constant(many, ir.Undefined), self.left, simd.I32(0)),
-                                ir.Constant(many, ir.Undefined), ir.Constant(ir.VectorType(simd.I32, lanes), [0] * lanes))
-        there = b.icmp_signed("<", ir.Constant(many, [lane * self.size for lane in range(lanes)]), left)
-        return Numbers(b, b.select(there, value.value, self.zeros))
+        return value if self.left is None else value.first(self.left)
 
 
 def over(builder: Any, kind: Any, count: Any, body: Callable[..., list[Numbers]], *totals: float) -> list[Numbers]:
@@ -188,6 +190,11 @@ def over(builder: Any, kind: Any, count: Any, body: Callable[..., list[Numbers]]
         phi.add_incoming(before, rest)
         phi.add_incoming(later.value, end)
     return [Numbers(b, phi) for phi in ends]
+
+
+def number(builder: Any, kind: Any, base: Any, index: Any) -> Any:
+    """Where number `index` of a row lies."""
+    return builder.inttoptr(builder.add(base, builder.mul(index, simd.I64(SIZES[kind][1]))), kind.as_pointer())
 
 
 def choice(name: str, arguments: int, variants: dict[int, Callable[[Any, Any, list[Any]], None]]) -> Any:
