@@ -56,11 +56,13 @@ class _BlockProduct(torch.autograd.Function):
         from segue.kernels.cpu import blocks, threads
 
         x, weight = ctx.saved_tensors
-        rows, dx, dweight = x.flatten(0, 1), room(x, *x.shape), torch.zeros(weight.shape, dtype=x.dtype)
-        threads.share(blocks.backward, len(weight), _panels(weight), _lines(rows),
+        rows, dx = x.flatten(0, 1), room(x, *x.shape)
+        tasks = -(-len(rows) // (blocks.ROWS * blocks.SPANS))
+        dweight = torch.zeros(tasks, *weight.shape, dtype=x.dtype)
+        threads.share(blocks.backward, tasks, _panels(weight), _lines(rows),
                       _array(weight.permute(0, 2, 3, 1)), _array(dy.flatten(0, 1)), dx.flatten(0, 1).numpy(),
                       dweight.numpy())
-        return dx, dweight
+        return dx, dweight.sum(0)
 
 
 def _panels(weight: Tensor) -> int:

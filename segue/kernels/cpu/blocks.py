@@ -5,7 +5,8 @@ from __future__ import annotations
 from segue.kernels.cpu.loops import kernel
 from segue.kernels.cpu.products import at, multiply
 
-ROWS = 64  # that lie in the nearest caches together
+ROWS = 64  # that lie in the nearest caches together: a span
+SPANS = 8  # of a task, going back
 
 
 @kernel
@@ -28,17 +29,19 @@ def forward(begin, end, panels, x, w, y):
 
 @kernel
 def backward(begin, end, panels, x, turned, dy, dx, dw):
-    """The gradients of `forward`, block by block. turned: (G, O, d, d), w[block, :, o]^T. dw: as w, zeros before."""
+    """The gradients of `forward`, for groups of SPANS spans. turned: (G, O, d, d), w[block, :, o]^T. dw: (groups, G, d,
+    O, d), zeros to begin with, per group."""
     rows, outputs, total, width, size = dy.shape[0], dy.shape[1], dy.shape[2], turned.shape[3], dy.itemsize
-    for block in range(begin, end):
-        for first in range(0, rows, ROWS):
+    for group in range(begin, end):
+        for first in range(group * SPANS * ROWS, min((group + 1) * SPANS * ROWS, rows), ROWS):
             count = min(ROWS, rows - first)
-            above = at(dy) + (first * outputs * total + block * width) * size
-            multiply(size, count, panels, 0, at(turned) + block * outputs * width * width * size, above, 0,
-                     at(dx) + (first * total + block * width) * size, width, outputs * total, 1, total - width, width,
-                     outputs, 0, total)
-            for o in range(outputs):
-                into = at(dw) + (block * width * outputs + o) * width * size
-                multiply(size, width, panels, 0, above + o * total * size,
-                         at(x[0]) + (first * x[1] + block * width) * size, into, into, outputs * total, 1, x[1], 0,
-                         count, 1, outputs * width, outputs * width)
+            for block in range(len(turned)):
+                above = at(dy) + (first * outputs * total + block * width) * size
+                multiply(size, count, panels, 0, at(turned) + block * outputs * width * width * size, above, 0,
+                         at(dx) + (first * total + block * width) * size, width, outputs * total, 1, total - width,
+                         width, outputs, 0, total)
+                for o in range(outputs):
+                    into = at(dw) + (((group * len(turned) + block) * width) * outputs + o) * width * size
+                    multiply(size, width, panels, 0, above + o * total * size,
+                             at(x[0]) + (first * x[1] + block * width) * size, into, into, outputs * total, 1, x[1], 0,
+                             count, 1, outputs * width, outputs * width)
