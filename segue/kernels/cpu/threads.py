@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 _PART = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PROCESS = os.getpid()
 
 
 @cache
@@ -22,19 +23,26 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=max(os.cpu_count() or 1, 2), thread_name_prefix="segue-rows")
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a child
-
-
 @cache
 def _team() -> Callable[..., None] | None:
-    """GNU OpenMP's call of a function by all of so many threads, if torch brought it."""
+    """GNU OpenMP's call of a function by all of so many threads, if torch brought it; None in a forked process, where
+    its threads do not live on."""
     try:
-        team = ctypes.CDLL(None).GOMP_parallel
+        team = ctypes.CDLL(None).GOMP_parallel if os.getpid() == _PROCESS else None
     except (AttributeError, OSError, TypeError):
         return None
-    team.argtypes, team.restype = [_PART, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    if team is not None:
+        team.argtypes, team.restype = [_PART, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
     return team
+
+
+def _forked() -> None:
+    _pool.cache_clear()
+    _team.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)  # threads do not live on in a child
 
 
 def share(function: Callable[..., None], count: int, *arguments: Any) -> None:
