@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.blocks import block_product
+from segue.kernels.blocks import block_product, block_products
 from segue.kernels.mlstm import EMPTY, mlstm
 from segue.kernels.norm import gated_norm
 from segue.mixers.base import Mixer
@@ -146,12 +146,13 @@ class MLSTM(Mixer):
         u, gate = self.into(x).chunk(2, -1)
         near = self.convolution((u,), layout, parts.get("convolution"))
         scale = (u.shape[2] // self.heads) ** -0.5  # of the keys
-        qk = block_product(near, self.qk.weight * self.qk.weight.new_tensor([1, scale])[:, None, None])
-        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*qk.unbind(2), self.v(u).flatten(2)))
         # The gates see q, k and v, which are linear maps of what is here: two small products instead of a wide one.
         weight = self.gates.weight.unflatten(1, (3, -1))
-        i, f = (F.linear(near, self.qk.behind(weight[:, :2]), self.gates.bias)
-                + F.linear(u, self.v.behind(weight[:, 2:]))).chunk(2, -1)
+        qk, gates = block_products(near, self.qk.weight * self.qk.weight.new_tensor([1, scale])[:, None, None],
+                                   self.qk.behind(weight[:, :2]))
+        v, others = block_products(u, self.v.weight, self.v.behind(weight[:, 2:]))
+        i, f = (gates + others + self.gates.bias).chunk(2, -1)
+        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*qk.unbind(2), v.flatten(2)))
         return (q, k, v, i, f), near, gate
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:

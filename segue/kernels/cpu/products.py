@@ -162,7 +162,9 @@ def _squares(size, source, row, target, line, rows, columns):
                 _turn64(here, row * size, there, line * size)
 
 
-_product = named("segue_product", _blocks, 14, **OPTIONS)
+blocked = named("segue_product", _blocks, 14, **OPTIONS)
+"""blocked(size, y, x, w, y_row, x_row, x_step, w_step, rows, inner, columns, plus, shape, many): y (+)= x @ w, of whole
+vectors of columns; see `product`."""
 _turned = named("segue_turn", _squares, 7, **OPTIONS)
 
 
@@ -180,8 +182,8 @@ def product(y, x, w, rows, inner, columns, turned, plus, shape, many):
     """y (+)= x @ w, or x^T @ w if `turned`, of buffers that are whole vectors wide; the triangles of `shape` have
     `many` columns per row (LOWER, SEEN) or rows per column (UPPER)."""
     x_row, x_step = (1, x.shape[1]) if turned else (x.shape[1], 1)
-    _product(y.itemsize, at(y), at(x), at(w), y.shape[1], x_row, x_step, w.shape[1], rows, inner,
-             columns, plus, shape, many)
+    blocked(y.itemsize, at(y), at(x), at(w), y.shape[1], x_row, x_step, w.shape[1], rows, inner,
+            columns, plus, shape, many)
 
 
 @bare
@@ -189,9 +191,9 @@ def part(y, x, w, first, rows, begin, end, columns, turned):
     """Rows first, first + 1, ... of y += x @ w, over begin..end of the inner index."""
     x_row, x_step = (1, x.shape[1]) if turned else (x.shape[1], 1)
     size = y.itemsize
-    _product(size, at(y) + first * y.shape[1] * size, at(x) + (first * x_row + begin * x_step) * size,
-             at(w) + begin * w.shape[1] * size, y.shape[1], x_row, x_step, w.shape[1], rows, end - begin, columns,
-             True, WHOLE, 1)
+    blocked(size, at(y) + first * y.shape[1] * size, at(x) + (first * x_row + begin * x_step) * size,
+            at(w) + begin * w.shape[1] * size, y.shape[1], x_row, x_step, w.shape[1], rows, end - begin, columns, True,
+            WHOLE, 1)
 
 
 @bare
