@@ -1,5 +1,5 @@
-"""A norm beside a SiLU gate: the gate before the norm, as in Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), or behind it, as
-in most recurrences since. On a CPU, long sequences take one compiled pass (`segue.kernels.cpu.norm`)."""
+"""A norm and a SiLU gate: the gate before the norm, as in Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), or behind it, as
+in most recurrences. On a CPU, long sequences take one compiled pass (`segue.kernels.cpu.norm`)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ def gated_norm_reference(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1
                          late: bool = False, beside: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """scale v / sqrt(mean of v^2 + eps), v = y silu(gate), the mean over each of `groups` equal parts of the features.
 
-    late: v = y, and it is the result that is multiplied with silu(gate). beside: near (B, T, D) and skip (D,), with
-    `late`: v is less its mean (a layer norm), and skip * near is added before the gate.
-
-    y, gate: (B, T, D). scale: (D,). Returns (B, T, D).
+    y, gate: (B, T, D). scale: (D,). late: v = y, and what the norm makes of it is multiplied with silu(gate). beside:
+    near (B, T, D) and skip (D,), if `late`: the mean is taken from v first (a layer norm), and skip * near is added
+    before the gate. Returns (B, T, D).
     """
     v = (y if late else y * F.silu(gate)).unflatten(-1, (groups, -1))
     if beside is None:
@@ -85,7 +84,8 @@ def _tasks(y: Tensor) -> int:
     return -(-y[..., 0].numel() // norm.NODES)
 
 
-def _given(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Tensor | None, late: bool) -> tuple[Any, ...]:
+def _given(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Tensor | None, late: bool,
+           ) -> tuple[Any, ...]:
     """What the compiled passes take of the inputs."""
     from segue.kernels.cpu import norm
 

@@ -96,5 +96,5 @@ class GatedLinearAttention(Mixer):
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
         gate = F.linear(x, self.qkvr.weight[-self.widths[3] :])
-        return self.out(gated_norm(mixed.transpose(1, 2).flatten(2), gate, self.norm.weight.repeat(self.heads), self.heads,
-                                   self.norm.eps or 0.0, late=True))
+        return self.out(gated_norm(mixed.transpose(1, 2).flatten(2), gate, self.norm.weight.repeat(self.heads),
+                                   self.heads, self.norm.eps or 0.0, late=True))

@@ -12,12 +12,10 @@ from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
 from segue.kernels.cpu import simd
 from segue.kernels.cpu.vectors import SIZES, Numbers, choice, fetch
 from segue.kernels.rnn import CELLS
-
 
 Vectors = list[Numbers]
 

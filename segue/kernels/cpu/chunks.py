@@ -158,7 +158,8 @@ def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, 
     V, read, S = np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind), np.zeros((wide, E), kind)
     lines = np.zeros((7, CHUNK), kind)
     b, g, top, carried, onward, sums, reads = lines[0], lines[1], lines[2], lines[3], lines[4], lines[5], lines[6]
-    scores, ones, n, tiny = np.zeros((CHUNK, CHUNK), kind), np.ones((1, CHUNK), kind), np.zeros((1, K), kind), kind.type(eps)
+    scores, ones, n = np.zeros((CHUNK, CHUNK), kind), np.ones((1, CHUNK), kind), np.zeros((1, K), kind)
+    tiny = kind.type(eps)
     for task in range(begin, end):
         row, head = task // heads, task % heads
         _get(memory, row, head, S, n, width)
@@ -204,8 +205,8 @@ def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, 
 @kernel
 def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norms, edges, dy, dfinal, dq, dk, dv, di,
                    df, dmemory, dm):
-    """The gradients of `mlstm`, of nodes past a row's length nought. y, dy: lines. None flows through the stabiliser, but one into
-    the m that is given.
+    """The gradients of `mlstm`, of nodes past a row's length nought; none flows through the stabiliser, but one into
+    the m that is given. y, dy: lines.
 
     Of the log decays b (sums of log f) they need not be followed pair by pair: b_t weighs what q_t reads and, the other
     way round, what k_t writes, so that db_t = q_t dq_t - k_t dk_t.

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from segue.kernels.cpu import simd
 from segue.kernels.cpu.loops import kernel
 from segue.kernels.cpu.products import at
 from segue.kernels.cpu.vectors import Numbers, Place, choice, over

@@ -71,10 +71,10 @@ def _pairs(back: bool, builder: Any, kind: Any, args: list[Any]) -> None:
 
 
 some_pairs = choice("some_pairs", 11, {back: partial(_pairs, bool(back)) for back in (0, 1)})
-"""some_pairs(back, size, rows, row, scores, decay, write, first, skip, pairs, dpairs, dwrite, ddecay): how much a node t
-reads of each s, from first[t] to t: pairs[t, s] = scores[t, s] write[s] exp(decay[t] - decay[s]), and `skip` of itself.
-If `back`, the gradients of pairs become those of the scores, those of the writes are added, and ddecay[t] is that of
-what decayed until then. row: bytes."""
+"""some_pairs(back, size, rows, row, scores, decay, write, first, skip, pairs, dpairs, dwrite, ddecay): how much a node
+t reads of each s, from first[t] to t: pairs[t, s] = scores[t, s] write[s] exp(decay[t] - decay[s]), and `skip` of
+itself. If `back`, the gradients of pairs become those of the scores, those of the writes are added, and ddecay[t] is
+that of what decayed until then. row: bytes."""
 
 
 @bare
@@ -131,8 +131,8 @@ def _forward(row, group, groups, head, count_heads, u, write, g, skip, starts, y
                     copy(state[s], kept[row, chunk, which, s])
             load(u, row, begin, which * width, count, width, v)
             carried[0] = _decays(g, write, row, begin, count, which, first, decay, entered, onward, factor)
-            some_pairs(0, size, count, CHUNK * size, at(scores), at(decay), at(factor), at(first), at(skip) + which * size,
-                       at(pairs), 0, 0, 0)
+            some_pairs(0, size, count, CHUNK * size, at(scores), at(decay), at(factor), at(first),
+                       at(skip) + which * size, at(pairs), 0, 0, 0)
             scale(q, entered, qs, count)
             product(out, qs, state, count, states, width, False, False, WHOLE, 1)
             product(out, pairs, v, count, count, width, False, True, LOWER, 1)
@@ -209,8 +209,8 @@ def _backward(row, group, groups, part, head, count_heads, u, write, g, skip, st
             for t in range(count):
                 dskip[row, which] += dpairs[t, t]
                 by[t] = onward[t] * factor[t]
-            some_pairs(1, size, count, CHUNK * size, at(scores), at(decay), at(factor), at(first), at(skip) + which * size,
-                       at(pairs), at(dpairs), at(dfactor), at(ddecay))
+            some_pairs(1, size, count, CHUNK * size, at(scores), at(decay), at(factor), at(first),
+                       at(skip) + which * size, at(pairs), at(dpairs), at(dfactor), at(ddecay))
             scale(q, entered, qs, count)
             scale(k, by, ks, count)
             for t in range(count):

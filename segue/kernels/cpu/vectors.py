@@ -16,6 +16,11 @@ SIZES = {simd.F32: (simd.LANES, 4), ir.DoubleType(): (simd.LANES // 2, 8)}
 """Numbers in a vector, and bytes of a number."""
 
 
+def _spread(builder: Any, vector: Any, value: Any) -> Any:
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, simd.I32(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(simd.I32, vector.count), [0] * vector.count))
+
+
 class Numbers:
     """A vector in a register: arithmetic writes IR, so that a cell reads as its formulas do."""
 
@@ -25,9 +30,7 @@ class Numbers:
     @staticmethod
     def spread(builder: Any, kind: Any, value: Any) -> Numbers:
         """A number in every place."""
-        lanes = SIZES[kind][0]
-        one = builder.insert_element(ir.Constant(ir.VectorType(kind, lanes), ir.Undefined), value, simd.I32(0))
-        return Numbers(builder, builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(simd.I32, lanes), [0] * lanes)))
+        return Numbers(builder, _spread(builder, ir.VectorType(kind, SIZES[kind][0]), value))
 
     def of(self, value: Any) -> Any:
         return value if isinstance(value, Numbers) else Numbers(
@@ -68,9 +71,7 @@ class Numbers:
         """The numbers in the first `left` bytes, and zeros for the rest."""
         b, lanes, size = self.builder, self.type.count, SIZES[self.type.element][1]
         kind = ir.VectorType(simd.I64, lanes)
-        one = b.insert_element(ir.Constant(kind, ir.Undefined), left, simd.I32(0))
-        every = b.shuffle_vector(one, one, ir.Constant(ir.VectorType(simd.I32, lanes), [0] * lanes))
-        there = b.icmp_signed("<", ir.Constant(kind, [lane * size for lane in range(lanes)]), every)
+        there = b.icmp_signed("<", ir.Constant(kind, [lane * size for lane in range(lanes)]), _spread(b, kind, left))
         return Numbers(b, b.select(there, self.value, self.of(0).value))
 
     def sqrt(self) -> Numbers:
