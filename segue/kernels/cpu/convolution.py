@@ -90,8 +90,8 @@ gather = choice("gather", 9, {silu: partial(_gather, bool(silu)) for silu in (0,
 then y times its sigmoid if `silu`, for `wide` numbers. All but counts are addresses; rows: a table of them. w_row, and
 how far behind the last of the rows and y those of the next call lie, which are fetched: bytes."""
 back = choice("back", 12, {silu: partial(_back, bool(silu)) for silu in (0, 1)})
-"""back(silu, size, wide, taps, rows, w, w_row, first, dy, dz, dw, dfirst, step, dy_step): from the gradient of y that of
-what it was before the sigmoid, dz; dw, which lies as w does, and dfirst are added to."""
+"""back(silu, size, wide, taps, rows, w, w_row, first, dy, dz, dw, dfirst, step, dy_step): from the gradient of y that
+of what it was before the sigmoid, dz; dw, which lies as w does, and dfirst are added to."""
 
 
 @bare
