@@ -8,8 +8,9 @@ so that a busy machine troubles all alike. Peers: torch's own modules for attent
 the torch forms that transformers' Mamba, Mamba-2, xLSTM, RWKV and gated DeltaNet take on CPUs; mambapy; and for kernels
 alone, the same recurrence as torch operations, or as transformers has it. xLSTM is measured as it comes, with queries
 and keys half as wide as ours, and with equal ones; its projections are dense, ours a convolution and small blocks.
-Both delta rules have an output gate; the peer's memory fades, too. Who would need over 20 seconds for a step is left
-out. Needs the extra `bench`, mambapy and x-transformers; what is not installed is not measured. Rows are kept in
+Both delta rules have an output gate; the peer's memory fades, too. Who would need over 20 seconds for a step, as a
+shorter length says, or more memory than there is, is left out: lengths below those asked for are run once, too, and not
+recorded. Needs the extra `bench`, mambapy and x-transformers; what is not installed is not measured. Rows are kept in
 results/mixers.jsonl, the page is results/mixers.md: the latest of each, so that after `--only` it has rows of several
 runs.
 """
@@ -19,6 +20,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -194,9 +197,14 @@ def timed(contenders: dict[str, Contender], backward: bool, rounds: int, slow: s
     """Median seconds of each that is not `slow`."""
     taken: dict[str, list[float]] = {name: [] for name in contenders if name not in slow}
     for _ in range(rounds + 1):  # the first round warms up, but for those that one round of takes long
-        for name, times in taken.items():
+        for name, times in list(taken.items()):
             if sum(times) < PATIENCE:
-                times.append(once(contenders[name], backward))
+                try:
+                    times.append(once(contenders[name], backward))
+                except RuntimeError as error:
+                    if name == "segue" or "allocate memory" not in str(error):
+                        raise
+                    del taken[name]
     return {name: statistics.median(times[1:] or times) for name, times in taken.items()}
 
 
@@ -208,6 +216,7 @@ def part(length: int, width: int, tokens: int, rounds: int, slow: set[str], only
             if only and name not in only:
                 continue
             forward = timed(contenders, False, rounds, slow)
+            slow |= contenders.keys() - forward.keys()
             both = timed(contenders, True, rounds, slow)
             grown = 4 * max(4 * length, tokens) / (rows * length)  # at most, at the next length
             slow |= {peer for peer, seconds in both.items() if peer != "segue" and seconds * grown > PATIENCE}
@@ -227,7 +236,7 @@ def page(record: list[dict]) -> str:
     lines = ["# Speed of the mixers", "",
              f"`python benchmarks/mixers.py` on {record[-1]['machine']}; float32, width {record[-1]['width']}. How many"
              " times as fast as the peer we are, forward / forward and backward, and our tokens per second in training."
-             " -: the peer would need over 20 seconds for a step.", "",
+             " -: the peer would need over 20 seconds for a step, or more memory than there is.", "",
              "| | beside | " + " | ".join(f"{length:,}" for length in lengths) + " |",
              "|---|---|" + "---|" * len(lengths)]
     for mixer, peer in dict.fromkeys((row["mixer"], row["peer"]) for row in record):
@@ -252,8 +261,14 @@ def main() -> None:
     HERE.mkdir(exist_ok=True)
     file, slow = HERE / "mixers.jsonl", set[str]()
     here = f"{machine()}, {torch.get_num_threads()} threads"
-    for length in given.lengths:
-        for row in part(length, given.width, given.tokens, given.rounds, slow, given.only):
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8 * 7
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))  # so that who needs more fails, and nobody else
+    shorter = [512 * 4**k for k in range(8) if 512 * 4**k < min(given.lengths)]
+    for length in shorter + given.lengths:
+        rounds = 0 if length in shorter else given.rounds
+        for row in part(length, given.width, given.tokens, rounds, slow, given.only):
+            if length in shorter:
+                continue
             with open(file, "a") as handle:
                 handle.write(json.dumps(row | {"machine": here}) + "\n")
     record = {(r["mixer"], r["peer"], r["length"]): r for r in map(json.loads, file.read_text().splitlines())}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -18,7 +21,8 @@ from segue.kernels import blocks as block_module
 from segue.kernels import delta as delta_module
 from segue.kernels import mlstm as mlstm_module
 from segue.kernels.blocks import block_product
-from segue.kernels.delta import delta, delta_reference
+from segue.kernels.cpu import threads
+from segue.kernels.delta import delta, delta_reference, unit
 from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
 from segue.mixers import MIXERS
 from segue.mixers.convolution import ShortConvolution, Window
@@ -75,6 +79,13 @@ def test_the_mlstm_is_its_loop(length: int, widths: tuple[int, int], packed: boo
 def test_the_delta_rule_is_its_loop(length: int, many: int, widths: tuple[int, int], packed: bool, seed: int) -> None:
     inputs, starts = delta_inputs(2, length, many, 2, *widths, seed), documents(2, length, packed, seed)
     agree(with_gradients(delta, inputs, starts), with_gradients(delta_reference, inputs, starts), 1e-9)
+    inputs[1] = 3 * inputs[1]
+    inputs[0][:, 3], inputs[1][:, 5] = 0, 1e-3 * inputs[1][:, 5]  # too short to be made longer
+
+    def made(q: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        return delta_reference(*unit(q, k, 0.01), *others)
+
+    agree(with_gradients(lambda *x: DELTA(*x, starts, None, 0.01), inputs), with_gradients(made, inputs, starts), 1e-9)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -152,7 +163,7 @@ def test_the_short_convolution_is_its_sum(length: int, width: int, taps: int, pa
 
 @pytest.mark.parametrize(("blocks", "outputs", "width"), [(16, 2, 4), (16, 1, 4), (4, 3, 16), (2, 2, 24), (3, 2, 5)])
 def test_blocks_are_a_sum_each(blocks: int, outputs: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = [strided(2, 70, blocks * width, seed=1), strided(blocks, outputs, width, width, seed=2)]
+    inputs = [strided(2, 270, blocks * width, seed=1), strided(blocks, outputs, width, width, seed=2)]
 
     def run(x: Tensor, weight: Tensor) -> tuple[Tensor]:
         return (block_product(x, weight),)
@@ -177,3 +188,38 @@ def test_what_is_wrong_in_one_row_stays_there(name: str) -> None:
         torch.set_num_threads(threads)
     torch.testing.assert_close(y, alone)
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_threads_share_the_parts(ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On those of torch and on our own."""
+    if ours:
+        monkeypatch.setattr(threads, "_team", lambda: None)
+    before, seen = torch.get_num_threads(), list[int]()
+    torch.set_num_threads(3)
+    try:
+        for count in (0, 1, 2, 10):
+            seen.clear()
+            threads.share(lambda begin, end: seen.extend(range(begin, end)), count)
+            assert sorted(seen) == list(range(count))
+        with pytest.raises(ZeroDivisionError):
+            threads.share(lambda begin, end: 1 / (end - 10), 10)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    """Those of torch do not live on in it: waiting for them would never end."""
+    code = """
+import os, torch
+from segue.kernels.cpu import threads
+torch.set_num_threads(2)
+seen = []
+for process in range(2):
+    threads.share(lambda begin, end: seen.append(end - begin), 4)
+    if process == 0 and (child := os.fork()):
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(sum(seen) != 8)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -297,7 +297,7 @@ def test_long_convolution_is_the_naive_sum(batch: int, length: int, taps: int, b
 
 
 @EXAMPLES
-@given(rows=st.integers(1, 3), length=st.sampled_from([0, 1, 31, 32, 70]), width=st.sampled_from([1, 5, 515]),
+@given(rows=st.integers(1, 3), length=st.sampled_from([0, 1, 31, 70, 258]), width=st.sampled_from([1, 5, 259]),
        taps=st.integers(1, 5), packed=st.booleans(), silu=st.booleans(), dtype=st.sampled_from(KINDS))
 def test_short_convolution(rows: int, length: int, width: int, taps: int, packed: bool, silu: bool,
                            dtype: torch.dtype) -> None:
@@ -325,18 +325,26 @@ def test_short_convolution(rows: int, length: int, width: int, taps: int, packed
 
 @EXAMPLES
 @given(rows=st.integers(1, 3), length=st.sampled_from([1, 31, 32, 70]), groups=st.sampled_from([1, 3]),
-       width=st.sampled_from([1, 5, 40]), dtype=st.sampled_from(KINDS))
-def test_gated_norm(rows: int, length: int, groups: int, width: int, dtype: torch.dtype) -> None:
-    g = torch.Generator().manual_seed(width)
-    y, both, scale = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in (
-        (rows, length, groups * width), (rows, length, 2 * groups * width), (groups * width,)))
-    inputs = [y, both[..., groups * width :], scale]
-    opened = (y * inputs[1] * torch.sigmoid(inputs[1])).view(rows, length, groups, width)
-    expected = (opened / (opened.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(2) * scale
-    agree([gated_norm_reference(*inputs, groups)], [expected], 1e-12)
+       width=st.sampled_from([1, 5, 40]), late=st.booleans(), beside=st.booleans(), dtype=st.sampled_from(KINDS))
+def test_gated_norm(rows: int, length: int, groups: int, width: int, late: bool, beside: bool,
+                    dtype: torch.dtype) -> None:
+    g, features, late = torch.Generator().manual_seed(width), groups * width, late or beside
+    y, both, near, scale, skip = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in (
+        (rows, length, features), (rows, length, 2 * features), (rows, length, features), (features,), (features,)))
+    inputs = [y, both[..., features:], scale, *((near, skip) if beside else ())]
+    opens = inputs[1] * torch.sigmoid(inputs[1])
+    v = (y if late else y * opens).view(rows, length, groups, width)
+    v = v - v.mean(-1, keepdim=True) if beside else v
+    expected = (v / (v.square().mean(-1, keepdim=True) + 1e-5).sqrt()).flatten(2) * scale
+    expected = (expected + skip * near if beside else expected) * (opens if late else 1)
+
+    def run(form: Any) -> Any:
+        return lambda y, gate, scale, *others: form(y, gate, scale, groups, 1e-5, late, others or None)
+
+    agree([run(gated_norm_reference)(*inputs)], [expected], 1e-12)
     given = [x.to(dtype) for x in inputs]
-    agree(with_gradients(gated_norm, given, groups), with_gradients(gated_norm_reference, inputs, groups),
-          10 * TOLERANCE[dtype])
+    agree(with_gradients(run(gated_norm), given), with_gradients(run(gated_norm_reference), inputs),
+          (100 if width == 1 and beside else 10) * TOLERANCE[dtype])
 
 
 def test_compiled_passes_take_bfloat16_beside_float32() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from segue.kernels.cpu.room import room
@@ -13,57 +14,68 @@ from segue.kernels.scan import _array, _lines, compiles
 
 def block_product(x: Tensor, weight: Tensor) -> Tensor:
     """x: (B, T, N d). weight: (N, O, d, d), [block, output, out, in]. Returns (B, T, O, N d)."""
+    return block_products(x, weight, weight.new_zeros(0, x.shape[-1]))[0]
+
+
+def block_products(x: Tensor, weight: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """`block_product` of x, and beside it what a few rows of a dense matrix (M, N d) make of x: (B, T, M)."""
     n, _, width, _ = weight.shape
     per = _together(x, weight)
     if not per:
-        return torch.einsum("...ni,noji->...onj", x.unflatten(-1, (n, width)), weight).flatten(-2)
+        y = torch.einsum("...ni,noji->...onj", x.unflatten(-1, (n, width)), weight).flatten(-2)
+        return y, F.linear(x, dense)
     # Blocks that do not fill a vector lie together on the diagonal of one that does.
     blocks = torch.diag_embed(weight.unflatten(0, (-1, per)).permute(0, 4, 2, 3, 1), dim1=1, dim2=4)
-    return _BlockProduct.apply(x, blocks.flatten(4, 5).flatten(1, 2))
+    blocks = blocks.flatten(4, 5).flatten(1, 2)
+    y, z = _BlockProducts.apply(x, blocks, F.pad(dense.T, (0, -len(dense) % _lanes(x))))
+    return y, z[..., : len(dense)]
+
+
+def _lanes(x: Tensor) -> int:
+    from segue.kernels.cpu import simd
+
+    return simd.LANES * 4 // x.itemsize
 
 
 def _together(x: Tensor, weight: Tensor) -> int:
     """How many blocks the compiled form takes together, 0 if it cannot."""
     if not compiles(x, weight):
         return 0
-    from segue.kernels.cpu import products, simd
+    from segue.kernels.cpu import products
 
-    lanes, width = simd.LANES * 4 // x.itemsize, weight.shape[2]
+    lanes, width = _lanes(x), weight.shape[2]
     per = max(1, lanes // width)
     whole = per * width % lanes == 0 and len(weight) % per == 0
     return per if whole and per * width <= products.MOST_PANELS * lanes else 0
 
 
-class _BlockProduct(torch.autograd.Function):
-    """weight: (G, d, O, d), [block, in, output, out], d whole vectors."""
+class _BlockProducts(torch.autograd.Function):
+    """weight: (G, d, O, d), [block, in, output, out], d whole vectors. dense: (G d, M), M whole vectors, too, or 0."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
         from segue.kernels.cpu import blocks, threads
 
         rows, y = x.flatten(0, 1), room(x, *x.shape[:2], weight.shape[2], x.shape[2])
-        threads.share(blocks.forward, -(-len(rows) // blocks.ROWS), _panels(weight), _lines(rows),
-                      _array(weight), y.flatten(0, 1).numpy())
-        return y
+        z = x.new_empty(*x.shape[:2], dense.shape[1])
+        threads.share(blocks.forward, -(-len(rows) // blocks.ROWS), weight.shape[1] // _lanes(x), _lines(rows),
+                      _array(weight), _array(dense), y.flatten(0, 1).numpy(), z.flatten(0, 1).numpy())
+        return y, z
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, dy: Tensor, dz: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         from segue.kernels.cpu import blocks, threads
 
-        x, weight = ctx.saved_tensors
-        rows, dx, dweight = x.flatten(0, 1), room(x, *x.shape), torch.zeros(weight.shape, dtype=x.dtype)
-        threads.share(blocks.backward, len(weight), _panels(weight), _lines(rows),
-                      _array(weight.permute(0, 2, 3, 1)), _array(dy.flatten(0, 1)), dx.flatten(0, 1).numpy(),
-                      dweight.numpy())
-        return dx, dweight
-
-
-def _panels(weight: Tensor) -> int:
-    from segue.kernels.cpu import simd
-
-    return weight.shape[1] * weight.itemsize // (4 * simd.LANES)
+        x, weight, dense = ctx.saved_tensors
+        rows, dx = x.flatten(0, 1), room(x, *x.shape)
+        tasks = -(-len(rows) // (blocks.ROWS * blocks.SPANS))
+        dweight, ddense = (torch.zeros(tasks, *w.shape, dtype=x.dtype) for w in (weight, dense))
+        threads.share(blocks.backward, tasks, weight.shape[1] // _lanes(x), _lines(rows),
+                      *map(_array, (weight.permute(0, 2, 3, 1), dense.T, dy.flatten(0, 1), dz.flatten(0, 1))),
+                      *(w.numpy() for w in (dx.flatten(0, 1), dweight, ddense)))
+        return dx, dweight.sum(0), ddense.sum(0)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.cpu.room import room
 from segue.kernels.scan import _array, _lines, _mask, compiles
 
 
@@ -75,18 +76,18 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, s
         weight, bias, window = (y.to(wide) for y in (weight, bias, window))
     if not compiles(x):
         return short_convolution_reference(x, weight, bias, window, starts, silu).to(kind)
-    return _ShortConvolution.apply(x, weight.T, bias, window, _mask(x, starts), silu).to(kind)
+    return _ShortConvolution.apply(x, _filled(weight), bias, window, _mask(x, starts), silu).to(kind)
 
 
 class _ShortConvolution(torch.autograd.Function):
-    """weight: (taps, D)."""
+    """weight: (taps, D), filled up as the loops take it."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, starts: Tensor, silu: bool) -> Tensor:
         from segue.kernels.cpu import convolution, threads
 
-        y = x.new_empty(x.shape)
-        threads.share(convolution.short, x.shape[0] * -(-x.shape[2] // convolution.WIDE), _lines(x),
+        y = room(x, *x.shape)
+        threads.share(convolution.short, x.shape[0] * _spans(x) * -(-x.shape[2] // convolution.WIDE), _lines(x),
                       *map(_array, (weight, bias, window, starts)), silu, y.numpy())
         return y
 
@@ -101,10 +102,24 @@ class _ShortConvolution(torch.autograd.Function):
         from segue.kernels.cpu import convolution, threads
 
         x, weight, bias, window, starts = ctx.saved_tensors
-        rows, _, width = x.shape
-        dx, dwindow = x.new_empty(x.shape), torch.zeros_like(window, memory_format=torch.contiguous_format)
-        dweight, dbias = x.new_empty(rows, *weight.shape), x.new_empty(rows, width)
-        threads.share(convolution.short_backward, rows * -(-width // convolution.WIDE), _lines(x),
+        spans = x.shape[0] * _spans(x)
+        dx, dwindow = room(x, *x.shape), torch.empty(window.shape, dtype=x.dtype)
+        dparameters = x.new_zeros(spans, len(weight) + 1, x.shape[2])
+        threads.share(convolution.short_backward, spans * -(-x.shape[2] // convolution.WIDE), _lines(x),
                       *map(_array, (weight, bias, window, starts)), ctx.silu, _array(dy),
-                      *(z.numpy() for z in (dx, dweight, dbias, dwindow)))
-        return dx, dweight.sum(0), dbias.sum(0), dwindow, None, None
+                      *(z.numpy() for z in (dx, dparameters, dwindow)))
+        total = dparameters.sum(0)
+        return dx, total[:-1], total[-1], dwindow, None, None
+
+
+def _filled(weight: Tensor) -> Tensor:
+    """(D, taps) -> (taps, D), with zeros before the first."""
+    from segue.kernels.cpu import convolution
+
+    return F.pad(weight, (-weight.shape[1] % convolution.TAPS, 0)).T
+
+
+def _spans(x: Tensor) -> int:
+    from segue.kernels.cpu import convolution
+
+    return -(-x.shape[1] // convolution.NODES)

@@ -35,13 +35,19 @@ def delta_reference(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor
     return (torch.stack(outputs, 1) if outputs else v.new_zeros(*q.shape[:3], v.shape[-1])), state
 
 
+def unit(q: Tensor, k: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Queries of length K^-0.5 and keys of length 1, but for those shorter than `least`."""
+    return F.normalize(q, dim=-1, eps=least) * q.shape[-1] ** -0.5, F.normalize(k, dim=-1, eps=least)
+
+
 def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None = None,
-          lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+          lengths: Tensor | None = None, least: float = 0.0) -> tuple[Tensor, Tensor]:
     """As `delta_reference`, chunk by chunk in the WY form: what the steps of a chunk write solves one triangular
     system, and the states between chunks follow by matrix products.
 
-    With `lengths` (B,) the state is the one after so many nodes. Computed in float32 at least, since a product of
-    reflections does not survive bfloat16; y is of the dtype of v, the last state of that of `state`.
+    least: queries and keys first become `unit`, but if it is 0. With `lengths` (B,) the state is the one after so many
+    nodes. Computed in float32 at least, since a product of reflections does not survive bfloat16; y is of the dtype of
+    v, the last state of that of `state`.
     """
     batch, n, steps = k.shape[:3]
     if n == 0:
@@ -50,13 +56,17 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     q, k, v, beta, state = (x.to(wide) for x in (q, k, v, beta, state))
     with torch.autocast(q.device.type, enabled=False):
-        if n == 1 and starts is None and lengths is None:
+        step = n == 1 and starts is None and lengths is None
+        loops = compiles(q) and not step
+        if least and not loops:
+            q, k = unit(q, k, least)
+        if step:
             y, final = delta_reference(q, k, v, beta, state)
             return y.to(kind), final.to(kept)
-        if compiles(q):
+        if loops:
             ends = torch.full((batch,), n) if lengths is None else lengths
             k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
-            y, final, *_ = _Delta.apply(q, k, v, beta, state, _mask(q, starts), ends, torch.is_grad_enabled())
+            y, final, *_ = _Delta.apply(q, k, v, beta, state, _mask(q, starts), ends, least, torch.is_grad_enabled())
             return y.to(kind), final.to(kept)
         if lengths is not None:  # a step of strength 0 does nothing
             live = torch.arange(n, device=q.device) < lengths[:, None]
@@ -104,7 +114,7 @@ class _Delta(torch.autograd.Function):
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor, lengths: Tensor,
-                learning: bool) -> tuple[Tensor, ...]:
+                least: float, learning: bool) -> tuple[Tensor, ...]:
         from segue.kernels.cpu import chunks, threads
 
         (batch, length, heads, _), width, many = q.shape, v.shape[3], k.shape[1] // q.shape[1]
@@ -114,13 +124,15 @@ class _Delta(torch.autograd.Function):
         kept, errors = room(q, tasks, count, *state.shape[2:]), room(q, tasks, k.shape[1] if learning else 0, width)
         edges = torch.zeros(tasks, count + 1, dtype=torch.long)
         threads.share(chunks.delta, tasks, *map(_lines, (q, k, v)), _array(beta), many,
-                      *map(_array, (starts, lengths, state)), *(x.numpy() for x in (y, final, kept, errors, edges)))
+                      *map(_array, (starts, lengths, state)), least,
+                      *(x.numpy() for x in (y, final, kept, errors, edges)))
         return y, final, kept, errors, edges
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.mark_non_differentiable(*output[2:])
         ctx.save_for_backward(*inputs[:2], inputs[3], inputs[5], *output[2:])
+        ctx.least = inputs[7]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -132,9 +144,9 @@ class _Delta(torch.autograd.Function):
         dbeta, dstate = room(q, *beta.shape), torch.empty(dfinal.shape, dtype=q.dtype)
         tasks, many = q.shape[0] * q.shape[2], k.shape[1] // q.shape[1]
         threads.share(chunks.delta_backward, tasks, *map(_lines, (q, k)), _array(beta), many,
-                      *map(_array, (starts, kept, errors, edges, dy, dfinal)),
+                      _array(starts), ctx.least, *map(_array, (kept, errors, edges, dy, dfinal)),
                       *(x.numpy() for x in (dq, dk, dv, dbeta, dstate)))
-        return dq, dk, dv, dbeta, dstate, None, None, None
+        return dq, dk, dv, dbeta, dstate, None, None, None, None
 
 
 def delta_matrix(q: Tensor, k: Tensor, beta: Tensor) -> Tensor:

@@ -144,11 +144,11 @@ class _MLSTM(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         from segue.kernels.cpu import chunks, threads
 
-        q, k, v, i, f, starts, *kept = ctx.saved_tensors
+        q, k, v, i, f, starts, y, *kept = ctx.saved_tensors
         batch, _, heads = i.shape
         dq, dk, dv, di, df = (room(x, *x.shape) for x in (q, k, v, i, f))
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
         threads.share(chunks.mlstm_backward, batch * heads, *map(_lines, (q, k, v)), *map(_array, (i, f, starts)),
-                      ctx.eps, *map(_array, (*kept, dy, dfinal)),
+                      ctx.eps, _lines(y), *map(_array, kept), _lines(dy), _array(dfinal),
                       *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
         return dq, dk, dv, di, df, dmemory, dm, None, None, None, None

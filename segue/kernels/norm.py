@@ -1,4 +1,5 @@
-"""The gated root-mean-square norm of Mamba-2 (Dao & Gu 2024, arXiv 2405.21060)."""
+"""A norm and a SiLU gate: the gate before the norm, as in Mamba-2 (Dao & Gu 2024, arXiv 2405.21060), or behind it, as
+in most recurrences. On a CPU, long sequences take one compiled pass (`segue.kernels.cpu.norm`)."""
 
 from __future__ import annotations
 
@@ -8,52 +9,87 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.cpu.room import room
 from segue.kernels.scan import _array, _lines, compiles
 
 
-def gated_norm_reference(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: float = 1e-5) -> Tensor:
+def gated_norm_reference(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: float = 1e-5,
+                         late: bool = False, beside: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """scale v / sqrt(mean of v^2 + eps), v = y silu(gate), the mean over each of `groups` equal parts of the features.
 
-    y, gate: (B, T, D). scale: (D,). Returns (B, T, D).
+    y, gate: (B, T, D). scale: (D,). late: v = y, and what the norm makes of it is multiplied with silu(gate). beside:
+    near (B, T, D) and skip (D,), if `late`: the mean is taken from v first (a layer norm), and skip * near is added
+    before the gate. Returns (B, T, D).
     """
-    opened = (y * F.silu(gate)).unflatten(-1, (groups, -1))
-    return F.rms_norm(opened, opened.shape[-1:], None, eps).flatten(-2) * scale
+    v = (y if late else y * F.silu(gate)).unflatten(-1, (groups, -1))
+    if beside is None:
+        v = F.rms_norm(v, v.shape[-1:], None, eps).flatten(-2) * scale
+    else:
+        v = F.layer_norm(v, v.shape[-1:], eps=eps).flatten(-2) * scale + beside[0] * beside[1]
+    return v * F.silu(gate) if late else v
 
 
-def gated_norm(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: float = 1e-5) -> Tensor:
+def gated_norm(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: float = 1e-5, late: bool = False,
+               beside: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """As `gated_norm_reference`, compiled for long sequences on a CPU and then computed in float32 at least."""
-    kind = torch.promote_types(torch.promote_types(y.dtype, gate.dtype), scale.dtype)
+    given = (y, gate, scale, *(beside or ()))
+    kind = y.dtype
+    for x in given[1:]:
+        kind = torch.promote_types(kind, x.dtype)
     if y.device.type == "cpu":
-        y, gate, scale = (x.to(torch.promote_types(kind, torch.float32)) for x in (y, gate, scale))
+        y, gate, scale, *others = (x.to(torch.promote_types(kind, torch.float32)) for x in given)
+        beside = (others[0], others[1]) if others else None
     if not compiles(y):
-        return gated_norm_reference(y, gate, scale, groups, eps).to(kind)
-    return _GatedNorm.apply(y, gate, scale, groups, eps).to(kind)
+        return gated_norm_reference(y, gate, scale, groups, eps, late, beside).to(kind)
+    near, skip = beside or (None, None)
+    return _GatedNorm.apply(y, gate, scale, near, skip, groups, eps, late).to(kind)
 
 
 class _GatedNorm(torch.autograd.Function):
     @staticmethod
-    def forward(y: Tensor, gate: Tensor, scale: Tensor, groups: int, eps: float) -> Tensor:
+    def forward(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Tensor | None, groups: int,
+                eps: float, late: bool) -> Tensor:
         from segue.kernels.cpu import norm, threads
 
-        out = y.new_empty(y.shape)
-        threads.share(norm.gated, -(-out[..., 0].numel() // norm.NODES), _array(y.flatten(0, 1)),
-                      _lines(gate.flatten(0, 1)), _array(scale), groups, eps, out.flatten(0, 1).numpy())
+        out = room(y, *y.shape)
+        threads.share(norm.gated, _tasks(y), *_given(y, gate, scale, near, skip, late), groups, eps,
+                      out.flatten(0, 1).numpy())
         return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
-        ctx.options = inputs[3:]
+        ctx.save_for_backward(*inputs[:5])
+        ctx.options = inputs[5:]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         from segue.kernels.cpu import norm, threads
 
-        y, gate, scale = ctx.saved_tensors
-        tasks = -(-y[..., 0].numel() // norm.NODES)
-        dy, dgate, dscale = y.new_empty(y.shape), y.new_empty(y.shape), y.new_zeros(tasks, y.shape[2])
-        threads.share(norm.gated_backward, tasks, _array(y.flatten(0, 1)), _lines(gate.flatten(0, 1)), _array(scale),
-                      *ctx.options, _array(dout.flatten(0, 1)),
-                      *(x.numpy() for x in (dy.flatten(0, 1), dgate.flatten(0, 1), dscale)))
-        return dy, dgate, dscale.sum(0), None, None
+        y, gate, scale, near, skip = ctx.saved_tensors
+        groups, eps, late = ctx.options
+        dy, dgate = room(y, *y.shape), room(y, *y.shape)
+        dnear = dy if near is None else room(y, *y.shape)
+        dparameters = y.new_zeros(_tasks(y), 2, y.shape[2])
+        threads.share(norm.gated_backward, _tasks(y), *_given(y, gate, scale, near, skip, late), groups, eps,
+                      *(_array(x.flatten(0, 1)) for x in (dout, dy, dgate, dnear)), dparameters.numpy())
+        dscale, dskip = dparameters.sum(0)
+        others = (None, None) if near is None else (dnear, dskip)
+        return dy, dgate, dscale, *others, None, None, None
+
+
+def _tasks(y: Tensor) -> int:
+    from segue.kernels.cpu import norm
+
+    return -(-y[..., 0].numel() // norm.NODES)
+
+
+def _given(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Tensor | None, late: bool,
+           ) -> tuple[Any, ...]:
+    """What the compiled passes take of the inputs."""
+    from segue.kernels.cpu import norm
+
+    mode = norm.LATE * late + (norm.CENTRED | norm.BESIDE) * (near is not None)
+    near, skip = y if near is None else near, scale if skip is None else skip
+    return (mode, _array(y.flatten(0, 1)), _lines(gate.flatten(0, 1)), _array(scale), _array(near.flatten(0, 1)),
+            _array(skip))

@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.delta import delta, delta_matrix
+from segue.kernels.delta import delta, delta_matrix, unit
+from segue.kernels.norm import gated_norm
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.state import Layout, Parts, Recurrence, Tensors
@@ -22,7 +22,10 @@ LEAST = 1e-6  # a shorter key is not made one of length 1
 
 
 class DeltaRecurrence(Recurrence):
-    """Inputs q (B, N, H, K), k (B, N, M, H, K), v (B, N, M, H, E), beta (B, N, M, H); state (B, H, K, E)."""
+    """Inputs q (B, N, H, K), k (B, N, M, H, K), v (B, N, M, H, E), beta (B, N, M, H); state (B, H, K, E).
+
+    Keys become exactly of length 1: a longer one under a beta near 2 would make the state explode.
+    """
 
     def __init__(self, heads: int, key_width: int, value_width: int) -> None:
         super().__init__()
@@ -34,7 +37,7 @@ class DeltaRecurrence(Recurrence):
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         q, k, v, beta = inputs
-        y, final = delta(q, k, v, beta, state[0], starts, lengths)
+        y, final = delta(q, k, v, beta, state[0], starts, lengths, LEAST)
         return y, (final,)
 
 
@@ -81,18 +84,18 @@ class DeltaNet(Mixer):
         mixed = self.convolution((self.into(x),), layout, parts.get("convolution"))
         q, k, v = mixed.split(self.widths, dim=-1)
         steps = (self.householders, self.heads, -1)
-        # Exactly of length 1: a longer key under a beta near 2 would make the state explode.
-        q, k = (F.normalize(y, dim=-1, eps=LEAST) for y in (q.unflatten(-1, steps[1:]), k.unflatten(-1, steps)))
         beta = self.span * torch.sigmoid(self.strength(x)).unflatten(-1, steps[:2])
-        return q * q.shape[-1] ** -0.5, k, v.unflatten(-1, steps), beta
+        return q.unflatten(-1, steps[1:]), k.unflatten(-1, steps), v.unflatten(-1, steps), beta
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs = self._project(x, layout, parts)
         return self._out(self.recurrence(inputs, layout, parts.get("recurrence")), x)
 
     def _out(self, mixed: Tensor, x: Tensor) -> Tensor:
-        y = self.norm(mixed.to(self.norm.weight.dtype)).flatten(2)  # which autocast may have left
-        return self.out(y if self.gate is None else y * F.silu(self.gate(x)))
+        if self.gate is None:
+            return self.out(self.norm(mixed.to(self.norm.weight.dtype)).flatten(2))  # which autocast may have left
+        return self.out(gated_norm(mixed.flatten(2), self.gate(x), self.norm.weight.repeat(self.heads), self.heads,
+                                   self.norm.eps or 0.0, late=True))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         keys, stepped, _ = self.widths
@@ -117,7 +120,7 @@ class DeltaNet(Mixer):
     def matrix(self, x: Tensor) -> Tensor:
         """(B, H M, T, T), the M steps of a head beside each other."""
         q, k, _, beta = self._project(x, Layout.of(x), {})
-        return delta_matrix(q, k, beta).flatten(1, 2)
+        return delta_matrix(*unit(q, k, LEAST), beta).flatten(1, 2)
 
     def values(self, x: Tensor) -> Tensor:
         return self._project(x, Layout.of(x), {})[2].permute(0, 3, 2, 1, 4).flatten(1, 2)

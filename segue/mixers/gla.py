@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.kernels.gla import FLOOR, gla
+from segue.kernels.norm import gated_norm
 from segue.mixers.base import Mixer
 from segue.mixers.state import Layout, Parts, Recurrence, Tensors
 
@@ -94,6 +95,6 @@ class GatedLinearAttention(Mixer):
         return self._project(x)[2].transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        normed = self.norm(mixed.transpose(1, 2).to(self.norm.weight.dtype))  # which autocast may have left
         gate = F.linear(x, self.qkvr.weight[-self.widths[3] :])
-        return self.out(normed.flatten(2) * F.silu(gate))
+        return self.out(gated_norm(mixed.transpose(1, 2).flatten(2), gate, self.norm.weight.repeat(self.heads),
+                                   self.heads, self.norm.eps or 0.0, late=True))

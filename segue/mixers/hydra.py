@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.kernels.norm import gated_norm
 from segue.kernels.ssd import ssd
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import CentredConvolution
@@ -110,7 +111,7 @@ class Hydra(Mixer):
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         gate = F.linear(x, self.into.weight[: self.widths[0]])
-        return self.out(self.norm(y.to(self.norm.weight.dtype)) * F.silu(gate))
+        return self.out(gated_norm(y, gate, self.norm.weight, 1, self.norm.eps or 0.0, late=True))
 
     def matrix(self, x: Tensor) -> Tensor:
         if not self.linear_in_values:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.kernels.blocks import block_product
+from segue.kernels.blocks import block_product, block_products
 from segue.kernels.mlstm import EMPTY, mlstm
+from segue.kernels.norm import gated_norm
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.recurrent import Headwise
@@ -144,12 +145,15 @@ class MLSTM(Mixer):
         """What the memory takes, the convolved input, and the output gate."""
         u, gate = self.into(x).chunk(2, -1)
         near = self.convolution((u,), layout, parts.get("convolution"))
-        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*self.qk(near).unbind(2), self.v(u)[:, :, 0]))
+        scale = (u.shape[2] // self.heads) ** -0.5  # of the keys
         # The gates see q, k and v, which are linear maps of what is here: two small products instead of a wide one.
         weight = self.gates.weight.unflatten(1, (3, -1))
-        i, f = (F.linear(near, self.qk.behind(weight[:, :2]), self.gates.bias)
-                + F.linear(u, self.v.behind(weight[:, 2:]))).chunk(2, -1)
-        return (q, k * k.shape[-1] ** -0.5, v, i, f), near, gate
+        qk, gates = block_products(near, self.qk.weight * self.qk.weight.new_tensor([1, scale])[:, None, None],
+                                   self.qk.behind(weight[:, :2]))
+        v, others = block_products(u, self.v.weight, self.v.behind(weight[:, 2:]))
+        i, f = (gates + others + self.gates.bias).chunk(2, -1)
+        q, k, v = (y.unflatten(2, (self.heads, -1)) for y in (*qk.unbind(2), v.flatten(2)))
+        return (q, k, v, i, f), near, gate
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         inputs, near, gate = self._project(x, layout, parts)
@@ -157,7 +161,8 @@ class MLSTM(Mixer):
         return self._finish(mixed, near, gate)
 
     def _finish(self, mixed: Tensor, near: Tensor, gate: Tensor) -> Tensor:
-        return self.out((self.norm(mixed) + self.skip * near) * F.silu(gate))
+        return self.out(gated_norm(mixed.flatten(2), gate, self.norm.weight, self.heads, NORM_EPSILON, True,
+                                   (near, self.skip)))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         inner, heads = self.norm.weight.shape[0], self.heads

@@ -12,9 +12,10 @@ The loops of training, forward and backward, each behind the file of its name in
 in torch is):
 
 - `loops.py`, `products.py`   how they are compiled; products of matrices in registers
+- `vectors.py`                what is written over vectors in registers where loops over numbers would not become such
 - `scan.py`, `rnn.py`, `cells.py`   linear and selective scans; nonlinear recurrences, and the formulas of their cells
 - `chunks.py`, `ssd.py`       memories that are matrices, chunk by chunk: mLSTM and delta rule; state space duality
-- `convolution.py`, `norm.py`, `blocks.py`   short convolutions, the gated norm, block-diagonal products
+- `convolution.py`, `norm.py`, `blocks.py`   short convolutions, norms with gates, block-diagonal products
 - `room.py`, `threads.py`     buffers that are lent again; rows shared out to threads
 
 `cache.py` keeps all of it on disk. Importing this package imports neither Numba nor torch; `segue.models.compiled` puts

@@ -8,83 +8,14 @@ has the same in torch. The loops over time are in `segue.kernels.cpu.rnn`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba import types
 
 from segue.kernels.cpu import simd
+from segue.kernels.cpu.vectors import SIZES, Numbers, choice, fetch
 from segue.kernels.rnn import CELLS
-
-
-class Numbers:
-    """A vector in a register: arithmetic writes IR, so that a cell reads as its formulas do."""
-
-    def __init__(self, builder: Any, value: Any) -> None:
-        self.builder, self.value, self.type = builder, value, value.type
-
-    def of(self, value: Any) -> Any:
-        return value if isinstance(value, Numbers) else Numbers(
-            self.builder, ir.Constant(self.type, [float(value)] * self.type.count))
-
-    def _do(self, name: str, left: Any, right: Any) -> Numbers:
-        value = getattr(self.builder, name)(self.of(left).value, self.of(right).value, flags=("contract", "arcp"))
-        return Numbers(self.builder, value)
-
-    def __add__(self, other: Any) -> Numbers:
-        return self._do("fadd", self, other)
-
-    def __sub__(self, other: Any) -> Numbers:
-        return self._do("fsub", self, other)
-
-    def __rsub__(self, other: Any) -> Numbers:
-        return self._do("fsub", other, self)
-
-    def __mul__(self, other: Any) -> Numbers:
-        return self._do("fmul", self, other)
-
-    def __truediv__(self, other: Any) -> Numbers:
-        return self._do("fdiv", self, other)
-
-    def __rtruediv__(self, other: Any) -> Numbers:
-        return self._do("fdiv", other, self)
-
-    def _library(self, name: str) -> Numbers:
-        return Numbers(self.builder, simd._call(self.builder, f"llvm.{name}.v{self.type.count}f64", self.type,
-                                                self.value))
-
-    def exp(self) -> Numbers:
-        if self.type.element == simd.F32:
-            return Numbers(self.builder, simd._exp(self.builder, [self.value]))
-        return self._library("exp")
-
-    def log1p(self) -> Numbers:
-        """log(1 + x) for 0 <= x <= 1."""
-        if self.type.element != simd.F32:
-            return (self + 1)._library("log")
-        s = self / (self + 2)  # 2 atanh(s), s at most 1/3: to half a unit in the last place after eight terms
-        q, p = s * s, self.of(1 / 15)
-        for odd in (13, 11, 9, 7, 5, 3, 1):
-            p = p * q + 1 / odd
-        return (s + s) * p
-
-    def sigmoid(self) -> Numbers:
-        return 1 / ((0 - self).exp() + 1)
-
-    def tanh(self) -> Numbers:
-        return 2 / ((self * -2).exp() + 1) - 1
-
-    def below(self, limit: Any, yes: Any, no: Any) -> Numbers:
-        """yes where this is less than the limit, else no."""
-        test = self.builder.fcmp_ordered("<", self.value, self.of(limit).value)
-        return Numbers(self.builder, self.builder.select(test, self.of(yes).value, self.of(no).value))
-
-    def least(self, other: Any) -> Numbers:
-        return self.of(other).below(self, other, self)
-
-    def most(self, other: Any) -> Numbers:
-        return self.below(other, other, self)
-
 
 Vectors = list[Numbers]
 
@@ -160,17 +91,9 @@ def _slstm_back(kept: Vectors, last: Vectors, grad: Vectors) -> tuple[Vectors, V
     return dg, dg, [0, dc * f, dn * f, dm]
 
 
-SIZES = {simd.F32: (simd.LANES, 4), ir.DoubleType(): (simd.LANES // 2, 8)}
-"""Numbers in a vector, and bytes of a number."""
 FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "elman": (_elman, _elman_back), "lstm": (_lstm, _lstm_back), "gru": (_gru, _gru_back),
     "slstm": (_slstm, _slstm_back)}
-
-
-def _fetch(builder: Any, address: Any, write: bool = False) -> None:
-    """Ask for the line of memory at an address, to read or to write it."""
-    simd._call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.inttoptr(address, simd.I8.as_pointer()),
-               simd.I32(int(write)), simd.I32(3), simd.I32(1))
 
 
 def _over(builder: Any, kind: Any, rows: Any, wide: Any, body: Callable[..., None]) -> None:
@@ -202,7 +125,7 @@ def _over(builder: Any, kind: Any, rows: Any, wide: Any, body: Callable[..., Non
     simd._each(b, rows, [], line)
 
 
-def _forward(builder: Any, kind: Any, cell: str, args: list[Any]) -> None:
+def _forward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:
     """A step of `rows` rows of `wide` numbers. Gates of g, states and what is kept (0: nothing) lie `across` bytes from
     each other, rows of x and y x_row and y_row, gates of x x_gate. The next step's x and y lie x_step and y_step
     further: so far that the processor does not foresee it."""
@@ -216,8 +139,8 @@ def _forward(builder: Any, kind: Any, cell: str, args: list[Any]) -> None:
         given, into = b.add(b.add(x, column), b.mul(r, x_row)), b.add(b.add(y, column), b.mul(r, y_row))
         lines = [b.add(given, b.mul(x_gate, simd.I64(k))) for k in range(gates)]
         for line in lines:
-            _fetch(b, b.add(line, x_step))
-        _fetch(b, b.add(into, y_step), write=True)
+            fetch(b, b.add(line, x_step))
+        fetch(b, b.add(into, y_step), write=True)
         parts, after = formula([get(line) for line in lines], [get(lies(g, k)) for k in range(gates)],
                                [get(lies(states, s)) for s in range(many)])
         for s, value in enumerate(after):
@@ -230,7 +153,7 @@ def _forward(builder: Any, kind: Any, cell: str, args: list[Any]) -> None:
     _over(b, kind, rows, wide, body)
 
 
-def _backward(builder: Any, kind: Any, cell: str, args: list[Any]) -> None:
+def _backward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:
     """The same backward. last: h, c, n before. back: gradients of the states, which become those before. dg: gradients
     of g, added to `total`, too. hs: the h before goes there."""
     rows, wide, across, kept, last, dy, dy_row, dy_step, back, dg, dx, dx_row, dx_gate, dx_step, total, hs = args
@@ -242,9 +165,9 @@ def _backward(builder: Any, kind: Any, cell: str, args: list[Any]) -> None:
             return b.add(b.add(base, at), b.mul(across, simd.I64(k)))
 
         given, into = b.add(b.add(dy, column), b.mul(r, dy_row)), b.add(b.add(dx, column), b.mul(r, dx_row))
-        _fetch(b, b.add(given, dy_step))
+        fetch(b, b.add(given, dy_step))
         for k in range(parts):
-            _fetch(b, b.sub(lies(kept, k), b.mul(across, simd.I64(parts))))
+            fetch(b, b.sub(lies(kept, k), b.mul(across, simd.I64(parts))))
         grad, before = [get(lies(back, s)) for s in range(many)], [get(lies(last, s)) for s in range(min(many, 3))]
         grad[0] = grad[0] + get(given)
         recurrent, inputs, after = formula([get(lies(kept, k)) for k in range(parts)], before, grad)
@@ -254,7 +177,7 @@ def _backward(builder: Any, kind: Any, cell: str, args: list[Any]) -> None:
             put(get(lies(total, k)) + recurrent[k], lies(total, k))
             line = b.add(into, b.mul(dx_gate, simd.I64(k)))
             put(inputs[k], line)
-            _fetch(b, b.add(line, dx_step), write=True)
+            fetch(b, b.add(line, dx_step), write=True)
         for s, value in enumerate(after):
             if isinstance(value, Numbers):
                 put(value, lies(back, s))
@@ -262,22 +185,5 @@ def _backward(builder: Any, kind: Any, cell: str, args: list[Any]) -> None:
     _over(b, kind, rows, wide, body)
 
 
-def _choice(name: str, build: Callable[[Any, Any, str, list[Any]], None], arguments: int) -> Any:
-    """An intrinsic (code of a cell, bytes of a number, what `build` takes)."""
-
-    def body(builder: Any, args: list[Any]) -> None:
-        end = builder.append_basic_block("end")
-        switch = builder.switch(builder.add(builder.shl(args[0], simd.I64(4)), args[1]), end)
-        for kind, (_, size) in SIZES.items():
-            for cell in FORMULAS:
-                case = builder.append_basic_block(f"{cell}{size}")
-                switch.add_case(simd.I64(16 * CELLS[cell].code + size), case)
-                builder.position_at_end(case)
-                build(builder, kind, cell, args[2:])
-                builder.branch(end)
-        builder.position_at_end(end)
-
-    return simd._define(name, types.void(*[types.int64] * (arguments + 2)), body)
-
-
-forward, backward = _choice("forward", _forward, 13), _choice("backward", _backward, 16)
+forward, backward = (choice(name, arguments, {CELLS[cell].code: partial(build, cell) for cell in FORMULAS})
+                     for name, build, arguments in (("forward", _forward, 13), ("backward", _backward, 16)))

@@ -12,41 +12,36 @@ Buffers are filled up with zeros to whole vectors.
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.loops import add, bare, dot, exp, kernel
-from segue.kernels.cpu.products import BLOCK, LOWER, SEEN, UPPER, WHOLE, load, part, product, scale, store, turn
+from segue.kernels.cpu.loops import bare, dot, exp, kernel
+from segue.kernels.cpu.products import (
+    BLOCK,
+    LOWER,
+    SEEN,
+    UPPER,
+    WHOLE,
+    at,
+    dots,
+    dotted,
+    load,
+    part,
+    product,
+    scale,
+    shrink,
+    spread,
+    store,
+    total,
+    turn,
+)
+from segue.kernels.cpu.vectors import SIZES, Numbers, Place, choice, number, over
 from segue.kernels.rnn import EMPTY
 
 CHUNK = 64  # nodes; of the delta rule, steps
-
-
-@bare
-def _sum(x, count):
-    total = x.dtype.type(0)
-    for c in range(count):
-        total += x[c]
-    return total
-
-
-@bare
-def _multiply(x, y, count):
-    """x *= y up to `count`, and nought from there on."""
-    for c in range(count):
-        x[c] *= y[c]
-    x[count:] = 0
-
-
-@bare
-def _shrink(S, n, by):
-    for r in range(len(S)):
-        line = S[r]
-        for c in range(len(line)):
-            line[c] *= by
-    for r in range(len(n)):
-        n[r] *= by
 
 
 @bare
@@ -60,16 +55,63 @@ def _end(starts, row, start, longest, length):
     return stop
 
 
+def _weigh(back: bool, builder: Any, kind: Any, args: list[Any]) -> None:
+    rows, row, scores, g, top, slopes, numbers = args
+    lanes, size = SIZES[kind]
+
+    def line(t: Any) -> list[Any]:
+        most = Numbers.spread(builder, kind, builder.load(number(builder, kind, top, t)))
+        own = number(builder, kind, numbers, t)
+        share = Numbers.spread(builder, kind, builder.load(own)) if back else most
+        at_t = builder.mul(row, t)
+
+        def body(i: Any, total: Any) -> list[Any]:
+            place = Place(builder, kind, builder.mul(i, simd.I64(lanes * size)))
+            left = builder.sub(builder.mul(builder.add(t, simd.I64(1)), simd.I64(size)), place.at)
+            weight = (place.get(g) - most).exp().first(left)
+            score = place.get(builder.add(scores, at_t)).first(left) * weight
+            place.put(score, builder.add(scores, at_t))
+            if back:
+                slope = (place.get(builder.add(slopes, at_t)) + share).first(left) * weight
+                place.put(slope, builder.add(slopes, at_t))
+            return [(Numbers(builder, total) + score).value]
+
+        vectors = builder.add(builder.udiv(t, simd.I64(lanes)), simd.I64(1))
+        (total,) = simd._each(builder, vectors, [most.of(0).value], body)
+        if not back:
+            builder.store(builder.extract_element(Numbers(builder, total).total().value, simd.I32(0)), own)
+        return []
+
+    simd._each(builder, rows, [], line)
+
+
+def _log_sigmoid(builder: Any, kind: Any, args: list[Any]) -> None:
+    count, x = args
+
+    def body(place: Place) -> list[Numbers]:
+        value = place.get(x)
+        place.put(value.least(0) - value.least(0 - value).exp().log1p(), x)
+        return []
+
+    over(builder, kind, count, body)
+
+
+weigh = choice("weigh", 7, {back: partial(_weigh, bool(back)) for back in (0, 1)})
+"""weigh(back, size, rows, row, scores, g, top, slopes, numbers): scores[t, s] *= exp(g[s] - top[t]) for s <= t; their
+sums are numbers[t]. If `back`, slopes[t, s] become (slopes[t, s] + numbers[t]) exp(g[s] - top[t]). row: bytes."""
+log_sigmoid = choice("log_sigmoid", 2, {0: _log_sigmoid})
+"""log_sigmoid(0, size, count, x): of the numbers at x, in place."""
+
+
 @bare
-def _gates(i, f, row, head, start, count, before, b, g, top, weights, carried):
-    """b: the running sum of log sigmoid(f) in the chunk; g = i - b; top: the largest g up to a node, and `before`;
-    weights[t, s] = exp(g_s - top_t) of the pairs s <= t, and carried[t] = exp(before - top_t) of the memory. The
-    stabiliser is b + top."""
-    zero = b.dtype.type(0)
-    total, most = zero, before
+def _gates(i, f, row, head, start, count, before, b, g, top, carried, onward):
+    """b: the running sum of log sigmoid(f) in the chunk; g = i - b; top: the largest g up to a node, and `before`. What
+    is written at s weighs exp(g_s - top_t) at t, onward[s] at the last node; carried[t] = exp(before - top_t), of the
+    memory. The stabiliser is b + top."""
+    total, most = b.dtype.type(0), before
     for t in range(count):
-        x = f[row, start + t, head]
-        b[t] = min(x, zero) - math.log1p(exp(-abs(x)))
+        b[t] = f[row, start + t, head]
+    log_sigmoid(0, b.itemsize, count, at(b))
     for t in range(count):
         total += b[t]
         b[t] = total
@@ -77,12 +119,8 @@ def _gates(i, f, row, head, start, count, before, b, g, top, weights, carried):
         most = max(most, g[t])
         top[t] = most
     for t in range(count):
-        line, least = weights[t], top[t]
-        for s in range(t + 1):
-            line[s] = exp(g[s] - least)
-        line[t + 1 :] = 0
-    for t in range(count):
         carried[t] = exp(before - top[t])
+        onward[t] = exp(g[t] - most)
 
 
 @bare
@@ -92,7 +130,7 @@ def _get(source, row, head, S, n, width):
         line, into = source[row, head, r], S[r]
         for c in range(width):
             into[c] = line[c]
-        n[r] = line[width]
+        n[0, r] = line[width]
 
 
 @bare
@@ -101,7 +139,7 @@ def _set(target, row, head, S, n, width):
         line, into = S[r], target[row, head, r]
         for c in range(width):
             into[c] = line[c]
-        into[width] = n[r]
+        into[width] = n[0, r]
 
 
 @kernel
@@ -113,13 +151,15 @@ def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, 
     each chunk; edges: (tasks, chunks + 1), where they begin (of all three none, if there will be no backward pass).
     norms: (B, H, T), what a node reads of the normaliser.
     """
-    heads, wide, width, lanes, kind = y.shape[2], memory.shape[2], y.shape[3], 4 * simd.LANES // y.itemsize, y.dtype
+    heads, wide, width, size, kind = y.shape[2], memory.shape[2], y.shape[3], y.itemsize, y.dtype
+    lanes, one = 4 * simd.LANES // size, kind.type(1)
     K, E = (wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes
     Q, keys, turned = np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind), np.zeros((K, CHUNK), kind)
     V, read, S = np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind), np.zeros((wide, E), kind)
-    scores, weights = np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind)
-    b, g, top, carried = np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(CHUNK, kind)
-    n, tiny = np.zeros(K, kind), kind.type(eps)
+    lines = np.zeros((7, CHUNK), kind)
+    b, g, top, carried, onward, sums, reads = lines[0], lines[1], lines[2], lines[3], lines[4], lines[5], lines[6]
+    scores, ones, n = np.zeros((CHUNK, CHUNK), kind), np.ones((1, CHUNK), kind), np.zeros((1, K), kind)
+    tiny = kind.type(eps)
     for task in range(begin, end):
         row, head = task // heads, task % heads
         _get(memory, row, head, S, n, width)
@@ -136,24 +176,24 @@ def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, 
             load(q, row, start, head * q[3], count, wide, Q)
             load(k, row, start, head * k[3], count, wide, keys)
             load(v, row, start, head * v[3], count, width, V)
-            _gates(i, f, row, head, start, count, before, b, g, top, weights, carried)
+            _gates(i, f, row, head, start, count, before, b, g, top, carried, onward)
             turn(keys, turned, count, wide)
             product(scores, Q, turned, count, wide, count, False, False, SEEN, 1)
+            weigh(0, size, count, CHUNK * size, at(scores), at(g), at(top), 0, at(sums))
+            dotted(size, count, K, at(Q), K, at(n), 0, at(reads))
             for t in range(count):
-                _multiply(scores[t], weights[t], t + 1)
-                norms[row, head, start + t] = _sum(scores[t], t + 1) + carried[t] * dot(Q[t], n, wide)
+                norm = sums[t] + carried[t] * reads[t]
+                norms[row, head, start + t] = norm
+                sums[t] = one / (max(abs(norm), exp(-(b[t] + top[t]))) + tiny)
             scale(Q, carried, Q, count)
             product(read, scores, V, count, count, width, False, False, LOWER, 1)
             product(read, Q, S, count, wide, width, False, True, WHOLE, 1)
-            for t in range(count):
-                by = max(abs(norms[row, head, start + t]), exp(-(b[t] + top[t]))) + tiny
-                line, into = read[t], y[row, start + t, head]
-                for c in range(width):
-                    into[c] = line[c] / by
-            scale(keys, weights[last], keys, count)
-            _shrink(S, n, carried[last])
-            for s in range(count):
-                add(n, keys[s])
+            scale(read, sums, read, count)
+            store(read, y, row, head, start, count, width)
+            scale(keys, onward, keys, count)
+            shrink(S, carried, last)
+            shrink(n, carried, last)
+            product(n, ones, keys, 1, count, wide, False, True, WHOLE, 1)
             product(S, keys, V, wide, count, width, True, True, WHOLE, 1)
             before = b[last] + top[last]
             chunk, start = chunk + 1, stop
@@ -166,12 +206,13 @@ def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, 
 def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norms, edges, dy, dfinal, dq, dk, dv, di,
                    df, dmemory, dm):
     """The gradients of `mlstm`, of nodes past a row's length nought; none flows through the stabiliser, but one into
-    the m that is given.
+    the m that is given. y, dy: lines.
 
     Of the log decays b (sums of log f) they need not be followed pair by pair: b_t weighs what q_t reads and, the other
     way round, what k_t writes, so that db_t = q_t dq_t - k_t dk_t.
     """
-    heads, wide, width, lanes, kind = y.shape[2], dq.shape[3], y.shape[3], 4 * simd.LANES // y.itemsize, y.dtype
+    heads, wide, width, size, kind = dq.shape[2], dq.shape[3], dv.shape[3], dq.itemsize, dq.dtype
+    lanes = 4 * simd.LANES // size
     K, E = (wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes
     zero, one, tiny = kind.type(0), kind.type(1), kind.type(eps)
     Q, keys, dQ, dK = (np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind),
@@ -179,11 +220,12 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
     V, dV, above, scaled = (np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind),
                             np.zeros((CHUNK, E), kind))
     turned, turned_v, back = np.zeros((K, CHUNK), kind), np.zeros((E, CHUNK), kind), np.zeros((E, K), kind)
-    scores, slopes, weights = (np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind),
-                               np.zeros((CHUNK, CHUNK), kind))
-    b, g, top, carried = np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(CHUNK, kind), np.zeros(CHUNK, kind)
-    S, dS, n, dn = np.zeros((K, E), kind), np.zeros((K, E), kind), np.zeros(K, kind), np.zeros(K, kind)
-    dnorm, db = np.zeros(CHUNK, kind), np.zeros(CHUNK, kind)
+    scores, slopes, n, dn = (np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind), np.zeros((1, K), kind),
+                             np.zeros((1, K), kind))
+    lines, dnorm, whole = np.zeros((8, CHUNK), kind), np.zeros((1, CHUNK), kind), np.zeros(1, kind)
+    b, g, top, carried, onward = lines[0], lines[1], lines[2], lines[3], lines[4]
+    inverse, db, written = lines[5], lines[6], lines[7]
+    S, dS = np.zeros((K, E), kind), np.zeros((K, E), kind)
     for task in range(begin, end):
         row, head = task // heads, task % heads
         _get(dfinal, row, head, dS, dn, width)
@@ -197,68 +239,51 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
             load(q, row, start, head * q[3], count, wide, Q)
             load(k, row, start, head * k[3], count, wide, keys)
             load(v, row, start, head * v[3], count, width, V)
-            _gates(i, f, row, head, start, count, kept_m[task, chunk], b, g, top, weights, carried)
+            load(dy, row, start, head * dy[3], count, width, above)
+            load(y, row, start, head * y[3], count, width, scaled)
+            _gates(i, f, row, head, start, count, kept_m[task, chunk], b, g, top, carried, onward)
             for t in range(count):  # through the division
-                norm, least = norms[row, head, start + t], exp(-(b[t] + top[t]))
-                by = max(abs(norm), least) + tiny
-                line, grad, into = y[row, start + t, head], dy[row, start + t, head], above[t]
-                for c in range(width):
-                    into[c] = grad[c] / by
-                along = dot(into, line, width)
-                dnorm[t] = zero if abs(norm) < least else -along if norm > 0 else along
+                inverse[t] = one / (max(abs(norms[row, head, start + t]), exp(-(b[t] + top[t]))) + tiny)
+            scale(above, inverse, above, count)
+            dots(above, scaled, written, count)
+            for t in range(count):
+                norm = norms[row, head, start + t]
+                dnorm[0, t] = zero if abs(norm) < exp(-(b[t] + top[t])) else -written[t] if norm > 0 else written[t]
             turn(keys, turned, count, wide)
             turn(V, turned_v, count, width)
             product(scores, Q, turned, count, wide, count, False, False, SEEN, 1)
             product(slopes, above, turned_v, count, width, count, False, False, SEEN, 1)
-            for t in range(count):
-                _multiply(scores[t], weights[t], t + 1)
-                line, by, share = slopes[t], weights[t], dnorm[t]
-                for s in range(t + 1):
-                    line[s] = (line[s] + share) * by[s]
-                line[t + 1 :] = 0
+            weigh(1, size, count, CHUNK * size, at(scores), at(g), at(top), at(slopes), at(dnorm))
             # What the chunk writes, to the memory and to its own nodes.
             turn(dS, back, wide, width)
-            scale(V, weights[last], scaled, count)
-            for s in range(count):
-                line, by = dK[s], weights[last, s]
-                for r in range(wide):
-                    line[r] = by * dn[r]
+            scale(V, onward, scaled, count)
+            spread(dn, onward, dK, count)
             product(dK, scaled, back, count, width, wide, False, True, WHOLE, 1)
-            ahead = dot(n, dn, wide)
-            for r in range(wide):
-                ahead += dot(S[r], dS[r], width)
-            ahead *= carried[last]
-            for s in range(count):
-                ahead += dot(keys[s], dK[s], wide)
+            ahead = (total(S, dS, wide, whole) + total(n, dn, 1, whole)) * carried[last] + total(keys, dK, count, whole)
             product(dK, slopes, Q, count, count, wide, True, True, UPPER, 1)
             product(dV, scores, above, count, count, width, True, False, UPPER, 1)
-            scale(keys, weights[last], dQ, count)
+            scale(keys, onward, dQ, count)
             product(dV, dQ, dS, count, wide, width, False, True, WHOLE, 1)
             # What it reads.
             turn(S, back, wide, width)
             scale(above, carried, scaled, count)
             for t in range(count):
-                dnorm[t] *= carried[t]
-                line, by = dQ[t], dnorm[t]
-                for r in range(wide):
-                    line[r] = by * n[r]
+                dnorm[0, t] *= carried[t]
+            spread(n, dnorm, dQ, count)
             product(dQ, scaled, back, count, width, wide, False, True, WHOLE, 1)
             product(dQ, slopes, keys, count, count, wide, False, True, LOWER, 1)
-            for t in range(count):
-                written = dot(keys[t], dK[t], wide)
-                di[row, start + t, head] = written
-                db[t] = dot(Q[t], dQ[t], wide) - written
+            dots(keys, dK, written, count)
+            dots(Q, dQ, db, count)
             for t in range(last, -1, -1):
-                ahead += db[t]
+                di[row, start + t, head] = written[t]
+                ahead += db[t] - written[t]
                 df[row, start + t, head] = ahead / (one + exp(f[row, start + t, head]))
             store(dQ, dq, row, head, start, count, wide)
             store(dK, dk, row, head, start, count, wide)
             store(dV, dv, row, head, start, count, width)
-            _shrink(dS, dn, carried[last])
-            for t in range(count):
-                line, by = Q[t], dnorm[t]
-                for r in range(wide):
-                    dn[r] += by * line[r]
+            shrink(dS, carried, last)
+            shrink(dn, carried, last)
+            product(dn, dnorm, Q, 1, count, wide, False, True, WHOLE, 1)
             product(dS, Q, scaled, wide, count, width, True, True, WHOLE, 1)
             if starts.shape[1] and starts[row, start]:
                 dS[:], dn[:] = 0, 0
@@ -266,10 +291,7 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
             dq[row, t, head], dk[row, t, head], dv[row, t, head] = 0, 0, 0
             di[row, t, head], df[row, t, head] = zero, zero
         _set(dmemory, row, head, dS, dn, width)
-        share = dot(n, dn, wide)
-        for r in range(wide):
-            share += dot(S[r], dS[r], width)
-        dm[row, head] = share
+        dm[row, head] = total(S, dS, wide, whole) + total(n, dn, 1, whole)
 
 
 @bare
@@ -283,8 +305,29 @@ def _pairs(scores, rows, many, behind, sign):
         line[seen:] = 0
 
 
+@bare
+def _unit(x, rows, width, least, length, norms):
+    """Rows become so long, but those shorter than `least`; norms: how long they were."""
+    for r in range(rows):
+        line = x[r]
+        norms[r] = math.sqrt(dot(line, line, width))
+        by = length / max(norms[r], least)
+        for c in range(width):
+            line[c] *= by
+
+
+@bare
+def _unit_back(x, dx, rows, width, least, length, norms):
+    """The gradients of `_unit`, of what it made x."""
+    for r in range(rows):
+        line, grad, norm = x[r], dx[r], max(norms[r], least)
+        along = dot(line, grad, width) / (length * length) if norms[r] >= least else least * 0
+        for c in range(width):
+            grad[c] = (grad[c] - along * line[c]) * (length / norm)
+
+
 @kernel
-def delta(begin, end, q, k, v, beta, many, starts, lengths, state, y, final, kept, errors, edges):
+def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, final, kept, errors, edges):
     """`segue.kernels.delta` for the tasks begin..end, steps side by side: `many` for each node.
 
     q: lines of nodes; k, v: of steps. beta: (B, T M, H). starts: (B, T) bool or (B, 0). lengths: (B,). state, final:
@@ -299,7 +342,8 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, y, final, kep
     Q, keys, turned = np.zeros((longest, K), kind), np.zeros((most, K), kind), np.zeros((K, most), kind)
     written, read, S = np.zeros((most, E), kind), np.zeros((longest, E), kind), np.zeros((wide, E), kind)
     system, scores, V = np.zeros((most, most), kind), np.zeros((longest, most), kind), np.zeros((most, E), kind)
-    less, strengths = np.zeros((wide, E), kind), np.zeros(most, kind)
+    less, strengths, norms = np.zeros((wide, E), kind), np.zeros(most, kind), np.zeros(most, kind)
+    least, length = kind.type(least), kind.type(1 / math.sqrt(wide))
     for task in range(begin, end):
         row, head = task // heads, task % heads
         for r in range(wide):
@@ -318,6 +362,9 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, y, final, kep
             load(q, row, start, head * q[3], count, wide, Q)
             load(k, row, first, head * k[3], steps, wide, keys)
             load(v, row, first, head * v[3], steps, width, V)
+            if least > 0:
+                _unit(Q, count, wide, least, length, norms)
+                _unit(keys, steps, wide, least, one, norms)
             for s in range(steps):
                 strengths[s] = beta[row, first + s, head]
             turn(keys, turned, steps, wide)
@@ -355,7 +402,8 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, y, final, kep
 
 
 @kernel
-def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy, dfinal, dq, dk, dv, dbeta, dstate):
+def delta_backward(begin, end, q, k, beta, many, starts, least, kept, errors, edges, dy, dfinal, dq, dk, dv, dbeta,
+                   dstate):
     """The gradients of `delta`, of nodes past a row's length nought."""
     heads, wide, width, lanes, kind = dy.shape[2], dq.shape[3], dy.shape[3], 4 * simd.LANES // dy.itemsize, dy.dtype
     K, E, one, longest = ((wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes, kind.type(1),
@@ -369,7 +417,8 @@ def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy
     system, scores, slopes = (np.zeros((most, most), kind), np.zeros((longest, most), kind),
                               np.zeros((longest, most), kind))
     S, dS = np.zeros((K, E), kind), np.zeros((K, E), kind)
-    strengths = np.zeros(most, kind)
+    strengths, norms, norms_q = np.zeros(most, kind), np.zeros(most, kind), np.zeros(longest, kind)
+    least, length = kind.type(least), kind.type(1 / math.sqrt(wide))
     for task in range(begin, end):
         row, head = task // heads, task % heads
         for r in range(wide):
@@ -384,6 +433,9 @@ def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy
                 S[r, :width] = kept[task, chunk, r]
             load(q, row, start, head * q[3], count, wide, Q)
             load(k, row, first, head * k[3], steps, wide, keys)
+            if least > 0:
+                _unit(Q, count, wide, least, length, norms_q)
+                _unit(keys, steps, wide, least, one, norms)
             for s in range(steps):
                 strengths[s] = beta[row, first + s, head]
                 wrong[s, :width] = errors[task, first + s]
@@ -428,10 +480,13 @@ def delta_backward(begin, end, q, k, beta, many, starts, kept, errors, edges, dy
             product(dK, system, keys, steps, steps, wide, True, True, UPPER, 1)
             product(dQ, above, back, count, width, wide, False, False, WHOLE, 1)
             product(dQ, slopes, keys, count, steps, wide, False, True, LOWER, many)
-            store(dQ, dq, row, head, start, count, wide)
-            store(dK, dk, row, head, first, steps, wide)
             product(dS, Q, above, wide, count, width, True, True, WHOLE, 1)
             product(dS, keys, dwrong, wide, steps, width, True, True, WHOLE, 1)
+            if least > 0:
+                _unit_back(Q, dQ, count, wide, least, length, norms_q)
+                _unit_back(keys, dK, steps, wide, least, one, norms)
+            store(dQ, dq, row, head, start, count, wide)
+            store(dK, dk, row, head, first, steps, wide)
             if starts.shape[1] and starts[row, start]:
                 dS[:] = 0
         for t in range(reached, len(dq[row])):

@@ -1,118 +1,170 @@
-"""The short causal convolution on the CPU, forward and backward, in float32 and float64."""
+"""The short causal convolution on the CPU, forward and backward, in float32 and float64.
+
+A task is a span of nodes of one row, and as many channels as the nearest cache holds for all taps. Each node's number
+is made in registers; the gradient of an input is such a sum, too, over the gradients of the nodes that see it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import numpy as np
 
-from segue.kernels.cpu.loops import bare, copy, exp, kernel
+from segue.kernels.cpu import simd
+from segue.kernels.cpu.loops import bare, kernel
+from segue.kernels.cpu.products import at
+from segue.kernels.cpu.vectors import Numbers, Place, choice, over
 
-WIDE = 512  # channels of a task: lines this long are read and written at the pace of the memory
-
-
-@bare
-def _add_product(z, x, y):
-    for j in range(len(z)):
-        z[j] += x[j] * y[j]
+NODES, WIDE = 256, 256  # nodes and channels of a task
+TAPS = 4  # that are unrolled: there are so many, or a multiple, the furthest back of weight zero
 
 
-@bare
-def _gather(x, weight, bias, window, row, t, i, reach, z):
-    """z = bias + the sum over a node and `reach` before it."""
-    wide, taps = len(z), weight.shape[0]
-    copy(bias[i : i + wide], z)
-    for k in range(reach + 1):
-        w, at = taps - 1 - k, row * x[1] + (t - k) * x[2] + i
-        if k <= t:
-            _add_product(z, weight[w, i : i + wide], x[0][at : at + wide])
-        else:
-            _add_product(z, weight[w, i : i + wide], window[row, w + t, i : i + wide])
+def _sum(builder: Any, place: Place, first: Any, taps: Any, rows: Any, w: Any, w_row: Any) -> Numbers:
+    """What is at `first`, and the sum of taps times rows."""
+    (total,) = _taps(builder, taps, [place.get(first)], lambda k, total: [
+        total + place.get(_row(builder, rows, k)) * place.get(builder.add(w, builder.mul(w_row, k)))])
+    return total
 
 
-@bare
-def _silu(z, y):
-    one = z.dtype.type(1)
-    for j in range(len(z)):
-        y[j] = z[j] / (one + exp(-z[j]))
+def _taps(builder: Any, taps: Any, totals: list[Numbers], body: Callable[..., list[Numbers]]) -> list[Numbers]:
+    """totals = body(tap, *totals)"""
+
+    def some(group: Any, *values: Any) -> list[Any]:
+        reached = [Numbers(builder, value) for value in values]
+        for k in range(TAPS):
+            reached = body(builder.add(builder.mul(group, simd.I64(TAPS)), simd.I64(k)), *reached)
+        return [total.value for total in reached]
+
+    after = simd._each(builder, builder.udiv(taps, simd.I64(TAPS)), [total.value for total in totals], some)
+    return [Numbers(builder, value) for value in after]
 
 
-@bare
-def _silu_back(z, dz):
-    one = z.dtype.type(1)
-    for j in range(len(z)):
-        gate = one / (one + exp(-z[j]))
-        dz[j] *= gate * (one + z[j] * (one - gate))
+def _row(builder: Any, rows: Any, k: Any) -> Any:
+    """The address of a row, from a table of such."""
+    return builder.load(simd._at(builder, builder.add(rows, builder.mul(k, simd.I64(8)))))
 
 
-@bare
-def _back(dz, x, w, dw, dx):
-    for j in range(len(dz)):
-        dw[j] += dz[j] * x[j]
-        dx[j] += dz[j] * w[j]
+def _gather(silu: bool, builder: Any, kind: Any, args: list[Any]) -> None:
+    wide, taps, rows, w, w_row, first, y, step, y_step = args
+    own = _row(builder, rows, builder.sub(taps, simd.I64(1)))
+
+    def body(place: Place) -> list[Numbers]:
+        place.fetch(builder.add(own, step))
+        place.fetch(builder.add(y, y_step), write=True)
+        z = _sum(builder, place, first, taps, rows, w, w_row)
+        place.put(z * z.sigmoid() if silu else z, y)
+        return []
+
+    over(builder, kind, wide, body)
 
 
-@bare
-def _short(row, i, x, weight, bias, window, starts, silu, y, z):
-    length, wide, taps = y.shape[1], len(z), weight.shape[0]
-    reach = taps - 1
-    for t in range(length):
-        reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
-        out = y[row, t, i : i + wide]
-        _gather(x, weight, bias, window, row, t, i, reach, z)
+def _back(silu: bool, builder: Any, kind: Any, args: list[Any]) -> None:
+    wide, taps, rows, w, w_row, first, dy, dz, dw, dfirst, step, dy_step = args
+    own = _row(builder, rows, builder.sub(taps, simd.I64(1)))
+
+    def body(place: Place) -> list[Numbers]:
+        place.fetch(builder.add(own, step))
+        place.fetch(builder.add(dy, dy_step))
+        grad = place.get(dy)
         if silu:
-            _silu(z, out)
-        else:
-            copy(z, out)
+            z = _sum(builder, place, first, taps, rows, w, w_row)
+            gate = z.sigmoid()
+            grad = grad * (gate * (z * (1 - gate) + 1))
+        place.put(grad, dz)
+        place.put(place.get(dfirst) + grad, dfirst)
+
+        def tap(k: Any) -> list[Numbers]:
+            into = builder.add(dw, builder.mul(w_row, k))
+            place.put(place.get(into) + place.get(_row(builder, rows, k)) * grad, into)
+            return []
+
+        return _taps(builder, taps, [], tap)
+
+    over(builder, kind, wide, body)
+
+
+gather = choice("gather", 9, {silu: partial(_gather, bool(silu)) for silu in (0, 1)})
+"""gather(silu, size, wide, taps, rows, w, w_row, first, y, step, y_step): y = first + the sum over k of w[k] rows[k],
+then y times its sigmoid if `silu`, for `wide` numbers. All but counts are addresses; rows: a table of them. w_row, and
+how far behind the last of the rows and y those of the next call lie, which are fetched: bytes."""
+back = choice("back", 12, {silu: partial(_back, bool(silu)) for silu in (0, 1)})
+"""back(silu, size, wide, taps, rows, w, w_row, first, dy, dz, dw, dfirst, step, dy_step): from the gradient of y that
+of what it was before the sigmoid, dz; dw, which lies as w does, and dfirst are added to."""
 
 
 @bare
-def _short_backward(row, i, x, weight, bias, window, starts, silu, dy, dx, dwindow, z, dz, dw, db):
-    length, wide, taps = dy.shape[1], len(z), weight.shape[0]
-    reach = taps - 1
-    for t in range(length):
-        reach = 0 if starts.shape[1] and starts[row, t] else min(reach + 1, taps - 1)
-        copy(dy[row, t, i : i + wide], dz)
-        if silu:
-            _gather(x, weight, bias, window, row, t, i, reach, z)
-            _silu_back(z, dz)
-        for j in range(wide):
-            db[j] += dz[j]
-        dx[row, t, i : i + wide] = 0
-        for k in range(reach + 1):
-            w, at = taps - 1 - k, row * x[1] + (t - k) * x[2] + i
-            line = weight[w, i : i + wide]
-            if k <= t:
-                _back(dz, x[0][at : at + wide], line, dw[w], dx[row, t - k, i : i + wide])
-            else:
-                _back(dz, window[row, w + t, i : i + wide], line, dw[w], dwindow[row, w + t, i : i + wide])
+def _reach(starts, row, t, most):
+    """How many nodes back a node sees."""
+    if starts.shape[1]:
+        for k in range(min(most, t + 1)):
+            if starts[row, t - k]:
+                return k
+    return most
+
+
+@bare
+def _look(table, x, window, zeros, row, t, i, reach):
+    """Where the inputs that a node sees lie, from the one furthest back to its own."""
+    size, taps = zeros.itemsize, len(table)
+    for k in range(taps):
+        w = taps - 1 - k
+        if k > reach:
+            table[w] = at(zeros)
+        elif k <= t:
+            table[w] = at(x[0]) + (row * x[1] + (t - k) * x[2] + i) * size
+        else:
+            table[w] = at(window) + ((row * window.shape[1] + window.shape[1] - k + t) * window.shape[2] + i) * size
 
 
 @kernel
 def short(begin, end, x, weight, bias, window, starts, silu, y):
-    """y[t] = bias + sum over k of weight[taps - 1 - k] x[t - k], then y times its sigmoid if `silu`, for the blocks of
-    channels begin..end of all rows.
+    """y[t] = bias + sum over k of weight[taps - 1 - k] x[t - k], then y times its sigmoid if `silu`, for the tasks
+    begin..end: of each row, spans of nodes; of each span, blocks of channels.
 
-    x: lines (B, T, D). weight: (taps, D). window: (B, taps - 1, D), what was before. starts: (B, T) bool, or (B, 0):
-    nothing before these is seen. y: (B, T, D).
+    x: lines (B, T, D). weight: (taps, D), filled up to a multiple of TAPS. window: (B, W, D), what was before: so many
+    nodes back are seen, but nothing before a start. starts: (B, T) bool, or (B, 0). y: (B, T, D).
     """
-    width = y.shape[2]
-    blocks = (width + WIDE - 1) // WIDE
-    z = np.zeros(WIDE, y.dtype)
+    (_, length, width), taps, size = y.shape, weight.shape[0], y.itemsize
+    blocks, spans = (width + WIDE - 1) // WIDE, (length + NODES - 1) // NODES
+    zeros, table = np.zeros(WIDE, y.dtype), np.zeros(taps, np.int64)
     for task in range(begin, end):
-        row, i = task // blocks, task % blocks * WIDE
-        _short(row, i, x, weight, bias, window, starts, silu, y, z[: min(WIDE, width - i)])
+        row, span, i = task // (spans * blocks), task // blocks % spans, task % blocks * WIDE
+        for t in range(span * NODES, min(span * NODES + NODES, length)):
+            _look(table, x, window, zeros, row, t, i, _reach(starts, row, t, window.shape[1]))
+            gather(silu, size, min(WIDE, width - i), taps, at(table), at(weight) + i * size, width * size,
+                   at(bias) + i * size, at(y) + ((row * length + t) * width + i) * size, x[2] * size, width * size)
 
 
 @kernel
-def short_backward(begin, end, x, weight, bias, window, starts, silu, dy, dx, dweight, dbias, dwindow):
-    """The gradients of `short`. dweight: (B, taps, D), dbias: (B, D), per row; dwindow: zeros to begin with."""
-    width, taps = dy.shape[2], weight.shape[0]
-    blocks = (width + WIDE - 1) // WIDE
-    buffers = np.zeros((taps + 3, WIDE), dy.dtype)
+def short_backward(begin, end, x, weight, bias, window, starts, silu, dy, dx, dparameters, dwindow):
+    """The gradients of `short`. dparameters: (spans of all rows, taps + 1, D), zeros to begin with: of the weight, then
+    of the bias."""
+    (_, length, width), taps, back_to, size = dy.shape, weight.shape[0], window.shape[1], dy.itemsize
+    blocks, spans = (width + WIDE - 1) // WIDE, (length + NODES - 1) // NODES
+    zeros, table, reaches = np.zeros(WIDE, dy.dtype), np.zeros(taps, np.int64), np.zeros(taps, np.int64)
+    dz, others = np.zeros((taps, WIDE), dy.dtype), np.zeros((taps + 1, width), dy.dtype)
     for task in range(begin, end):
-        row, i = task // blocks, task % blocks * WIDE
-        wide = min(WIDE, width - i)
-        buffers[:] = 0
-        z, dz, db, dw = buffers[0, :wide], buffers[1, :wide], buffers[2, :wide], buffers[3:, :wide]
-        _short_backward(row, i, x, weight, bias, window, starts, silu, dy, dx, dwindow, z, dz, dw, db)
-        dbias[row, i : i + wide] = db
-        dweight[row, :, i : i + wide] = dw
+        row, span, i = task // (spans * blocks), task // blocks % spans, task % blocks * WIDE
+        wide, first, last = min(WIDE, width - i), span * NODES, min(span * NODES + NODES, length)
+        own = at(dparameters) + (row * spans + span) * (taps + 1) * width * size
+        for t in range(first, last + back_to):
+            now, s = t % taps, t - back_to  # the last node that sees s is t
+            if t < length:
+                reaches[now] = _reach(starts, row, t, back_to)
+                _look(table, x, window, zeros, row, t, i, reaches[now])
+                into = (own if t < last else at(others)) + i * size  # nodes behind the span have a task of their own
+                back(silu, size, wide, taps, at(table), at(weight) + i * size, width * size, at(bias) + i * size,
+                     at(dy) + ((row * length + t) * width + i) * size, at(dz) + now * WIDE * size, into,
+                     into + taps * width * size, x[2] * size, width * size)
+            if s < first and first > 0:
+                continue
+            for k in range(taps):
+                seen = k <= back_to and s + k >= 0 and s + k < length and reaches[(s + k) % taps] >= k
+                table[taps - 1 - k] = at(dz) + (s + k) % taps * WIDE * size if seen else at(zeros)
+            into = at(dx) + (row * length + s) * width * size
+            if s < 0:
+                into = at(dwindow) + (row * back_to + t) * width * size
+            gather(0, size, wide, taps, at(table), at(weight) + i * size, width * size, at(zeros), into + i * size, 0,
+                   width * size)

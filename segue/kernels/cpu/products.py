@@ -6,6 +6,7 @@ Their code is large, so that it is compiled once, and whoever needs it calls it 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numba.extending import overload
 from segue.kernels.cpu import simd
 from segue.kernels.cpu.cache import named
 from segue.kernels.cpu.loops import OPTIONS, bare
+from segue.kernels.cpu.vectors import Numbers, Place, choice, number, over
 
 ROWS, MOST_PANELS = (8, 4, 2, 1), 3  # each combination is code of its own: what there is no code for, runs in parts
 BLOCK, PANELS = simd.BLOCK, 2  # rows and vectors of columns of a product that are computed together
@@ -160,7 +162,9 @@ def _squares(size, source, row, target, line, rows, columns):
                 _turn64(here, row * size, there, line * size)
 
 
-_product = named("segue_product", _blocks, 14, **OPTIONS)
+blocked = named("segue_product", _blocks, 14, **OPTIONS)
+"""blocked(size, y, x, w, y_row, x_row, x_step, w_step, rows, inner, columns, plus, shape, many): y (+)= x @ w, of whole
+vectors of columns; see `product`."""
 _turned = named("segue_turn", _squares, 7, **OPTIONS)
 
 
@@ -178,8 +182,8 @@ def product(y, x, w, rows, inner, columns, turned, plus, shape, many):
     """y (+)= x @ w, or x^T @ w if `turned`, of buffers that are whole vectors wide; the triangles of `shape` have
     `many` columns per row (LOWER, SEEN) or rows per column (UPPER)."""
     x_row, x_step = (1, x.shape[1]) if turned else (x.shape[1], 1)
-    _product(y.itemsize, at(y), at(x), at(w), y.shape[1], x_row, x_step, w.shape[1], rows, inner,
-             columns, plus, shape, many)
+    blocked(y.itemsize, at(y), at(x), at(w), y.shape[1], x_row, x_step, w.shape[1], rows, inner,
+            columns, plus, shape, many)
 
 
 @bare
@@ -187,9 +191,9 @@ def part(y, x, w, first, rows, begin, end, columns, turned):
     """Rows first, first + 1, ... of y += x @ w, over begin..end of the inner index."""
     x_row, x_step = (1, x.shape[1]) if turned else (x.shape[1], 1)
     size = y.itemsize
-    _product(size, at(y) + first * y.shape[1] * size, at(x) + (first * x_row + begin * x_step) * size,
-             at(w) + begin * w.shape[1] * size, y.shape[1], x_row, x_step, w.shape[1], rows, end - begin, columns,
-             True, WHOLE, 1)
+    blocked(size, at(y) + first * y.shape[1] * size, at(x) + (first * x_row + begin * x_step) * size,
+            at(w) + begin * w.shape[1] * size, y.shape[1], x_row, x_step, w.shape[1], rows, end - begin, columns, True,
+            WHOLE, 1)
 
 
 @bare
@@ -217,10 +221,81 @@ def store(source, target, row, head, start, count, width):
         simd.copy(into + t * stride * size, at(source) + t * source.shape[1] * size, width * size)
 
 
+def _scale(plus: bool, builder: Any, kind: Any, args: list[Any]) -> None:
+    rows, wide, x, x_row, by, y, y_row = args
+
+    def line(r: Any) -> list[Any]:
+        factor = Numbers.spread(builder, kind, builder.load(number(builder, kind, by, r)))
+        source, target = builder.add(x, builder.mul(x_row, r)), builder.add(y, builder.mul(y_row, r))
+
+        def body(place: Place) -> list[Numbers]:
+            value = factor * place.get(source)
+            place.put(place.get(target) + value if plus else value, target)
+            return []
+
+        over(builder, kind, wide, body)
+        return []
+
+    simd._each(builder, rows, [], line)
+
+
+def _dot(builder: Any, kind: Any, args: list[Any]) -> None:
+    rows, wide, x, x_row, y, y_row, into = args
+
+    def line(r: Any) -> list[Any]:
+        left, right = builder.add(x, builder.mul(x_row, r)), builder.add(y, builder.mul(y_row, r))
+        (total,) = over(builder, kind, wide, lambda place, total: [total + place.get(left) * place.get(right)], 0.0)
+        builder.store(builder.extract_element(total.total().value, simd.I32(0)), number(builder, kind, into, r))
+        return []
+
+    simd._each(builder, rows, [], line)
+
+
+_some_scaled = choice("some_scaled", 7, {plus: partial(_scale, bool(plus)) for plus in (0, 1)})
+_some_dots = choice("some_dots", 7, {0: _dot})
+
+
+def _scales(size, plus, rows, wide, x, x_row, by, y, y_row):
+    _some_scaled(plus, size, rows, wide, x, x_row * size, by, y, y_row * size)
+
+
+def _dots(size, rows, wide, x, x_row, y, y_row, into):
+    _some_dots(0, size, rows, wide, x, x_row * size, y, y_row * size, into)
+
+
+scaled = named("segue_scaled", _scales, 9, **OPTIONS)
+"""scaled(size, plus, rows, wide, x, x_row, by, y, y_row): y[r] (+)= by[r] * x[r]; rows in numbers."""
+dotted = named("segue_dotted", _dots, 8, **OPTIONS)
+"""dotted(size, rows, wide, x, x_row, y, y_row, into): into[r] = the sum of x[r] * y[r]."""
+
+
 @bare
 def scale(source, by, target, rows):
     """target[r] = by[r] * source[r]"""
-    for r in range(rows):
-        factor, line, into = by[r], source[r], target[r]
-        for c in range(len(line)):
-            into[c] = factor * line[c]
+    scaled(target.itemsize, False, rows, target.shape[1], at(source), source.shape[1], at(by), at(target),
+           target.shape[1])
+
+
+@bare
+def shrink(x, by, place):
+    """x *= by[place]"""
+    scaled(x.itemsize, False, 1, x.size, at(x), 0, at(by) + place * x.itemsize, at(x), 0)
+
+
+@bare
+def dots(x, y, into, rows):
+    """into[r] = x[r] . y[r]"""
+    dotted(x.itemsize, rows, x.shape[1], at(x), x.shape[1], at(y), y.shape[1], at(into))
+
+
+@bare
+def spread(x, by, target, rows):
+    """target[r] = by[r] * x, x and by of one row"""
+    scaled(target.itemsize, False, rows, target.shape[1], at(x), 0, at(by), at(target), target.shape[1])
+
+
+@bare
+def total(x, y, rows, into):
+    """The sum of x * y over so many rows; into: room for one number."""
+    dotted(x.itemsize, 1, rows * x.shape[1], at(x), 0, at(y), 0, at(into))
+    return into[0]

@@ -8,26 +8,73 @@ Buffers are filled up with zeros to whole vectors.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from segue.kernels.cpu import simd
-from segue.kernels.cpu.loops import bare, copy, dot, exp, kernel
-from segue.kernels.cpu.products import LOWER, SEEN, UPPER, WHOLE, load, product, turn
+from segue.kernels.cpu.loops import bare, copy, exp, kernel
+from segue.kernels.cpu.products import (
+    LOWER,
+    SEEN,
+    UPPER,
+    WHOLE,
+    at,
+    dots,
+    load,
+    product,
+    scale,
+    scaled,
+    shrink,
+    total,
+    turn,
+)
+from segue.kernels.cpu.vectors import SIZES, Numbers, Place, choice, number
 
 CHUNK = 64
 HEADS = 4  # of a task: they share the products of keys and queries
 
 
-@bare
-def _scaled(source, scale, target):
-    for j in range(len(target)):
-        target[j] = scale * source[j]
+def _pairs(back: bool, builder: Any, kind: Any, args: list[Any]) -> None:
+    rows, row, scores, decay, write, first, skip, pairs, dpairs, dwrite, ddecay = args
+    b, (lanes, size) = builder, SIZES[kind]
+    skips = Numbers.spread(b, kind, b.load(number(b, kind, skip, simd.I64(0))))
+
+    def line(t: Any) -> list[Any]:
+        here = Numbers.spread(b, kind, b.load(number(b, kind, decay, t)))
+        begin = b.load(simd._at(b, b.add(first, b.mul(t, simd.I64(8)))))
+        begin, at_t = b.select(b.icmp_signed("<", begin, simd.I64(0)), simd.I64(0), begin), b.mul(row, t)
+        own, one = b.mul(t, simd.I64(size)), skips.of(1)
+
+        def body(i: Any, total: Any) -> list[Any]:
+            place = Place(b, kind, b.mul(i, simd.I64(lanes * size)))
+            until, before = b.sub(b.add(own, simd.I64(size)), place.at), b.sub(b.mul(begin, simd.I64(size)), place.at)
+            left = (here - place.get(decay)).least(0).exp()
+            left = (left - left.first(before)).first(until)
+            score, written = place.get(b.add(scores, at_t)).first(until), place.get(write)
+            pair = score * left * written
+            if back:
+                slope = place.get(b.add(dpairs, at_t)).first(until) * left
+                place.put(place.get(dwrite) + slope * score, dwrite)
+                place.put(slope * written, b.add(dpairs, at_t))
+                total = (Numbers(b, total) + slope * score * written).value
+            place.put(pair + skips * (one.first(until) - one.first(b.sub(until, simd.I64(size)))), b.add(pairs, at_t))
+            return [total]
+
+        (total,) = simd._each(b, b.add(b.udiv(t, simd.I64(lanes)), simd.I64(1)), [skips.of(0).value], body)
+        if back:
+            b.store(b.extract_element(Numbers(b, total).total().value, simd.I32(0)), number(b, kind, ddecay, t))
+        return []
+
+    simd._each(b, rows, [], line)
 
 
-@bare
-def _add_scaled(source, scale, target):
-    for j in range(len(target)):
-        target[j] += scale * source[j]
+some_pairs = choice("some_pairs", 11, {back: partial(_pairs, bool(back)) for back in (0, 1)})
+"""some_pairs(back, size, rows, row, scores, decay, write, first, skip, pairs, dpairs, dwrite, ddecay): how much a node
+t reads of each s, from first[t] to t: pairs[t, s] = scores[t, s] write[s] exp(decay[t] - decay[s]), and `skip` of
+itself. If `back`, the gradients of pairs become those of the scores, those of the writes are added, and ddecay[t] is
+that of what decayed until then. row: bytes."""
 
 
 @bare
@@ -62,45 +109,13 @@ def _decays(g, write, row, begin, count, head, first, decay, entered, onward, fa
 
 
 @bare
-def _read(scores, decay, write, index, first, now, skip, pairs):
-    """How much a node (`now`) reads of each: scores times decay times write, and `skip` of itself."""
-    here, begin, at = decay[now], index.dtype.type(first), index.dtype.type(now)
-    zero = decay.dtype.type(0)
-    for j in range(CHUNK):
-        e = scores[j] * write[j] * exp(min(here - decay[j], zero))
-        pairs[j] = e if index[j] <= at and index[j] >= begin else zero
-    pairs[now] += skip
-
-
-@bare
-def _read_back(scores, decay, write, index, first, now, skip, pairs, dpairs, dwrite):
-    """As `_read`; the gradients of `pairs` become those of the scores, those of the writes are added. Returns that of
-    what decayed until now."""
-    here, begin, at = decay[now], index.dtype.type(first), index.dtype.type(now)
-    zero = decay.dtype.type(0)
-    total = zero
-    for j in range(CHUNK):
-        e = exp(min(here - decay[j], zero))
-        if not (index[j] <= at and index[j] >= begin):
-            e = zero
-        seen = index[j] <= at
-        d = (dpairs[j] if seen else zero) * e
-        s = scores[j] if seen else zero
-        dwrite[j] += d * s
-        dpairs[j] = d * write[j]
-        pairs[j] = s * e * write[j]
-        total += d * s * write[j]
-    pairs[now] += skip
-    return total
-
-
-@bare
 def _forward(row, group, groups, head, count_heads, u, write, g, skip, starts, y, kept, h, q, k, qs, kt, v, out,
-             scores, pairs, lines, index, first):
+             scores, pairs, lines, first):
     """Heads `head` .. of a row, from their states h on, which become the last ones."""
     length, states, width = g.shape[1], kept.shape[3], kept.shape[4]
     keys = g.shape[2] * width + group * states
-    decay, entered, onward, factor = lines[0], lines[1], lines[2], lines[3]
+    decay, entered, onward, factor, carried = lines[0], lines[1], lines[2], lines[3], lines[4]
+    size = q.itemsize
     for chunk in range((length + CHUNK - 1) // CHUNK):
         begin = chunk * CHUNK
         count = min(CHUNK, length - begin)
@@ -115,17 +130,18 @@ def _forward(row, group, groups, head, count_heads, u, write, g, skip, starts, y
                 for s in range(states):
                     copy(state[s], kept[row, chunk, which, s])
             load(u, row, begin, which * width, count, width, v)
-            carried = _decays(g, write, row, begin, count, which, first, decay, entered, onward, factor)
-            for t in range(count):
-                _read(scores[t], decay, factor, index, first[t], t, skip[which], pairs[t])
-                _scaled(q[t], entered[t], qs[t])
+            carried[0] = _decays(g, write, row, begin, count, which, first, decay, entered, onward, factor)
+            some_pairs(0, size, count, CHUNK * size, at(scores), at(decay), at(factor), at(first),
+                       at(skip) + which * size, at(pairs), 0, 0, 0)
+            scale(q, entered, qs, count)
             product(out, qs, state, count, states, width, False, False, WHOLE, 1)
             product(out, pairs, v, count, count, width, False, True, LOWER, 1)
             for t in range(count):
-                copy(out[t], y[row, begin + t, which * width : which * width + width])
-                _scaled(k[t], onward[t] * factor[t], qs[t])
-            for s in range(states):
-                _scaled(state[s], carried, state[s])
+                simd.copy(at(y) + ((row * length + begin + t) * y.shape[2] + which * width) * size,
+                          at(out) + t * out.shape[1] * size, width * size)
+                onward[t] *= factor[t]
+            scale(k, onward, qs, count)
+            shrink(state, carried, 0)
             product(state, qs, v, states, count, width, True, True, WHOLE, 1)
 
 
@@ -145,7 +161,7 @@ def forward(begin, end, groups, u, write, g, skip, starts, state, y, final, kept
     q, k, qs = np.zeros((CHUNK, deep), kind), np.zeros((CHUNK, deep), kind), np.zeros((CHUNK, deep), kind)
     v, out = np.zeros((CHUNK, wide), kind), np.zeros((CHUNK, wide), kind)
     scores, pairs = np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind)
-    lines, index = np.zeros((4, CHUNK), kind), np.arange(CHUNK).astype(kind)
+    lines = np.zeros((5, CHUNK), kind)
     first = np.zeros(CHUNK, np.int64)
     for task in range(begin, end):
         row, group, part = task // (groups * parts), task // parts % groups, task % parts
@@ -155,7 +171,7 @@ def forward(begin, end, groups, u, write, g, skip, starts, state, y, final, kept
                 for j in range(width):
                     h[n, s, j] = state[row, head + n, s, j]
         _forward(row, group, groups, head, count, u, write, g, skip, starts, y, kept, h, q, k, qs, kt, v, out, scores,
-                 pairs, lines, index, first)
+                 pairs, lines, first)
         for n in range(count):
             for s in range(states):
                 for j in range(width):
@@ -164,12 +180,12 @@ def forward(begin, end, groups, u, write, g, skip, starts, state, y, final, kept
 
 @bare
 def _backward(row, group, groups, part, head, count_heads, u, write, g, skip, starts, kept, dy, du, dshared, dwrite, dg,
-              dskip, dh, q, k, qs, ks, dq, dk, far, kt, v, top, dv, vt, h, ht, scores, pairs, dpairs, lines, index,
-              first):
+              dskip, dh, q, k, qs, ks, dq, dk, far, kt, v, top, dv, vt, h, ht, scores, pairs, dpairs, lines, first):
     """The gradients of `_forward`, from those of the last states, dh, on, which become those of the first."""
     length, states, width = g.shape[1], kept.shape[3], kept.shape[4]
     keys = g.shape[2] * width + group * states
     decay, entered, onward, factor, dfactor, ddecay = lines[0], lines[1], lines[2], lines[3], lines[4], lines[5]
+    carried, along, by, size = lines[6], lines[7], lines[8], q.itemsize
     for chunk in range((length - 1) // CHUNK, -1, -1):
         begin = chunk * CHUNK
         count = min(CHUNK, length - begin)
@@ -185,49 +201,50 @@ def _backward(row, group, groups, part, head, count_heads, u, write, g, skip, st
                 copy(kept[row, chunk, which, s], h[s, :width])
             load(u, row, begin, line, count, width, v)
             load(dy, row, begin, line, count, width, top)
-            carried = _decays(g, write, row, begin, count, which, first, decay, entered, onward, factor)
+            carried[0] = _decays(g, write, row, begin, count, which, first, decay, entered, onward, factor)
             turn(v, vt, count, width)
             product(dpairs, top, vt, count, width, count, False, False, SEEN, 1)
             for t in range(CHUNK):
                 dfactor[t] = 0
             for t in range(count):
                 dskip[row, which] += dpairs[t, t]
-                ddecay[t] = _read_back(scores[t], decay, factor, index, first[t], t, skip[which], pairs[t], dpairs[t],
-                                       dfactor)
-                _scaled(q[t], entered[t], qs[t])
-                _scaled(k[t], onward[t] * factor[t], ks[t])
+                by[t] = onward[t] * factor[t]
+            some_pairs(1, size, count, CHUNK * size, at(scores), at(decay), at(factor), at(first),
+                       at(skip) + which * size, at(pairs), at(dpairs), at(dfactor), at(ddecay))
+            scale(q, entered, qs, count)
+            scale(k, by, ks, count)
             for t in range(count):
                 ddecay[t] -= factor[t] * dfactor[t]
             product(dv, pairs, top, count, count, width, True, False, UPPER, 1)
             product(dv, ks, back, count, states, width, False, True, WHOLE, 1)
             for t in range(count):
-                copy(dv[t], du[row, begin + t, line : line + width])
+                simd.copy(at(du) + ((row * length + begin + t) * du.shape[2] + line) * size,
+                          at(dv) + t * dv.shape[1] * size, width * size)
             product(dq, dpairs, k, count, count, states, False, n > 0, LOWER, 1)
             product(dk, dpairs, q, count, count, states, True, n > 0, UPPER, 1)
             turn(h, ht, states, width)  # through the state before the chunk
             product(far, top, ht, count, width, states, False, False, WHOLE, 1)
+            scaled(size, True, count, far.shape[1], at(far), far.shape[1], at(entered), at(dq), dq.shape[1])
+            dots(qs, far, along, count)
             for t in range(count):
-                _add_scaled(far[t], entered[t], dq[t])
-                ddecay[t] += dot(qs[t], far[t], states)
+                ddecay[t] += along[t]
             turn(back, ht, states, width)  # through the one after it
             product(far, v, ht, count, width, states, False, False, WHOLE, 1)
-            end = decay.dtype.type(0)
-            for s in range(states):
-                end += carried * dot(h[s], back[s], width)
+            end = carried[0] * total(h, back, states, along)
+            scaled(size, True, count, far.shape[1], at(far), far.shape[1], at(by), at(dk), dk.shape[1])
+            dots(k, far, along, count)
             for t in range(count):
-                _add_scaled(far[t], onward[t] * factor[t], dk[t])
-                through = onward[t] * dot(k[t], far[t], states)
+                through = onward[t] * along[t]
                 dfactor[t] += through
                 ddecay[t] -= through * factor[t]
                 end += through * factor[t]
             ddecay[count - 1] += end
-            for s in range(states):
-                _scaled(back[s], carried, back[s])
+            shrink(back, carried, 0)
             product(back, qs, top, states, count, width, True, True, WHOLE, 1)
-            total = decay.dtype.type(0)
+            sums = decay.dtype.type(0)
             for t in range(count - 1, -1, -1):
-                total += ddecay[t]
-                dg[row, begin + t, which], dwrite[row, begin + t, which] = total, dfactor[t]
+                sums += ddecay[t]
+                dg[row, begin + t, which], dwrite[row, begin + t, which] = sums, dfactor[t]
         for t in range(count):
             copy(dk[t], dshared[part, row, begin + t, 0, group])
             copy(dq[t], dshared[part, row, begin + t, 1, group])
@@ -249,7 +266,7 @@ def backward(begin, end, groups, u, write, g, skip, starts, kept, dy, dfinal, du
     v, top, dv = np.zeros((CHUNK, wide), kind), np.zeros((CHUNK, wide), kind), np.zeros((CHUNK, wide), kind)
     scores, pairs, dpairs = (np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind),
                              np.zeros((CHUNK, CHUNK), kind))
-    lines, index = np.zeros((6, CHUNK), kind), np.arange(CHUNK).astype(kind)
+    lines = np.zeros((9, CHUNK), kind)
     first = np.zeros(CHUNK, np.int64)
     for task in range(begin, end):
         row, group, part = task // (groups * parts), task // parts % groups, task % parts
@@ -260,7 +277,7 @@ def backward(begin, end, groups, u, write, g, skip, starts, kept, dy, dfinal, du
                     dh[n, s, j] = dfinal[row, head + n, s, j]
         _backward(row, group, groups, part, head, count, u, write, g, skip, starts, kept, dy, du, dshared, dwrite,
                   dg, dskip, dh, q, k, qs, ks, dq, dk, far, kt, v, top, dv, vt, h, ht, scores, pairs, dpairs, lines,
-                  index, first)
+                  first)
         for n in range(count):
             for s in range(states):
                 for j in range(width):
