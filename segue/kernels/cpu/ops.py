@@ -98,7 +98,6 @@ from segue.kernels.cpu.simd import (
     pair,
     pair8,
     quad,
-    quad8,
     quantise,
     real,
     relax,
@@ -351,25 +350,21 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
     plain = kind == NONE and not gated  # then the micro-kernel stores where the result belongs
     blocks = (nodes + BLOCK - 1) // BLOCK
     while tile < last:
-        here = 2 if nodes <= QUAD and last - tile >= 2 else 1
-        w = weights + tile * TILE * k * size
-        scale = scales + 4 * tile * TILE if scales else 0
-        shift = bias + 4 * tile * TILE if bias else 0
+        here = max(1, min(BLOCK // max(nodes, 1), last - tile))  # as many as there is room for to be finished at once
         column = 4 * tile * (LANES if gated else TILE)
         for block in range(blocks):  # equal blocks: nine rows are 5 + 4, not 8 + 1
             first, end = nodes * block // blocks, nodes * (block + 1) // blocks
             rows = end - first
             x, target = source + first * stride, into + first * out + column
             y, between, onto = (target, out, adds) if plain else (raw, 4 * here * TILE, 0)
-            if here == 2:
+            ahead = NEAR if rows < BLOCK - 1 else AHEAD
+            for at in range(tile, tile + here):
+                w, shift = weights + at * TILE * k * size, bias + 4 * at * TILE if bias else 0
                 if scales:
-                    quad8(rows, w, size * TILE, size * TILE * k, AHEAD, x, stride, k, y, between, scale, shift, onto)
+                    pair8(rows, w, size * TILE, 0, ahead, x, stride, k, y, between, scales + 4 * at * TILE, shift, onto)
                 else:
-                    quad(rows, w, 4 * TILE, 4 * TILE * k, AHEAD, x, stride, k, y, between, 0, shift, onto)
-            elif scales:
-                pair8(rows, w, size * TILE, 0, AHEAD, x, stride, k, y, between, scale, shift, onto)
-            else:
-                pair(rows, w, 4 * TILE, 0, AHEAD, x, stride, k, y, between, 0, shift, onto)
+                    pair(rows, w, 4 * TILE, 0, ahead, x, stride, k, y, between, 0, shift, onto)
+                y += 4 * TILE
             if not plain:
                 finish(raw, rows, here, target, out, kind, gated, adds)
         tile += here
@@ -702,7 +697,7 @@ def dense(job, op, me, team):
             u, into = row(job, op, 1, node), row(job, op, 4, node)
             old, new = before(job, offset, size, node, True), after(job, offset, size, node, True)
             for first in range(0, room, MANY):  # each node fetches a part of the next channels' matrices
-                ahead = 4 * LANES * room * states if first // MANY % nodes == node else 0
+                ahead = NEAR if nodes == 1 else 4 * LANES * room * states if first // MANY % nodes == node else 0
                 dense_lanes(u + at, op[10] + room * states * at + 4 * LANES * states * first,
                             op[11] + room * at + 4 * LANES * first, old + room * at, fresh + 4 * LANES * first, states,
                             ahead)

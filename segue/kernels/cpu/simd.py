@@ -31,12 +31,12 @@ WIDE = llvm.get_host_cpu_features().get("avx512f", False)
 INTEGER = has("avx512vnni" if WIDE else "avxvnni")  # products of bytes, four to a lane; else int8 weights are widened
 LANES = 16 if WIDE else 8  # float32 per vector: one AVX-512 register, one AVX2 register, two NEON registers
 BLOCK = 8 if WIDE else 4  # rows of x that one pass over the weights serves: as many as the registers hold
-QUAD = 4 if WIDE else 2  # up to so many rows, four panels of weights are read at once instead of two
+QUAD = 4 if WIDE else 2  # up to so many rows, four panels of keys or values are read at once instead of two
 PANELS = 2
 TILE = PANELS * LANES  # outputs per tile: weights, keys and values are padded to a multiple of it
 UNROLL = 4  # steps of the inner loop per branch: inner sizes are padded to a multiple of it
-AHEAD = 8192  # bytes between the weights being used and those being fetched: a few hundred nanoseconds
-NEAR = 1024  # the same for keys and values, whose streams are short
+NEAR = 512  # bytes between what is used and what is fetched: the processor itself sees to what is further ahead ...
+AHEAD = 8192  # ... unless so many rows are multiplied by each weight that it does not keep on: a few hundred nanoseconds
 
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
@@ -608,4 +608,4 @@ def make_block(panels: int, kind: int, most: int) -> Any:
 
 
 pair, quad = make_block(PANELS, FLOAT, BLOCK), make_block(2 * PANELS, FLOAT, QUAD)
-pair8, quad8 = make_block(PANELS, INT8, BLOCK), make_block(2 * PANELS, INT8, QUAD)
+pair8 = make_block(PANELS, INT8, BLOCK)
