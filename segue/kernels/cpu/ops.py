@@ -650,7 +650,7 @@ def diagonal(job, op, me, team):
 
 
 def of_modes(step, parts):
-    """u(3), into(3), width, modes, table (width / LANES, modes, parts, LANES), d, state offset: a step of each channel.
+    """u(3), into(3), width, modes, table (width / LANES, modes * parts, LANES), d, state offset: one step of channels.
     State: (width / LANES, modes, 2, LANES)."""
 
     @njit

@@ -399,21 +399,23 @@ class Program:
         a, c: (width, modes), complex. What a method has besides (input weights, step sizes, a factor 2 for conjugate
         pairs) is a factor of `c`. d: (width,).
         """
-        self._modes(MODES, u, into, (a, c), d)
+        self._modes(MODES, u, into, [(a, c)], d)
 
     def low_rank(self, u: View, into: View, a: Tensor, away: Tensor, seen: Tensor, b: Tensor, c: Tensor,
                  d: Tensor | None = None) -> None:
         """Each channel's own complex modes, less what one number tells of all of them: h = a h + b u - away t with
         t = Re(sum of seen h), into = Re(sum of c h) + d u. a, away, seen, b, c: (width, modes), complex. d: (width,).
         """
-        self._modes(LOW_RANK, u, into, (seen, a, b, away, c), d)
+        self._modes(LOW_RANK, u, into, [(seen,), (a, b, away, c)], d)
 
-    def _modes(self, code: int, u: View, into: View, factors: Sequence[Tensor], d: Tensor | None) -> None:
-        width, modes = factors[0].shape
-        table = torch.view_as_real(torch.stack([x.resolve_conj() for x in factors], 2))
+    def _modes(self, code: int, u: View, into: View, factors: Sequence[Sequence[Tensor]], d: Tensor | None) -> None:
+        """factors: what is read together, mode by mode, one group of them after the other."""
+        width, modes = factors[0][0].shape
+        table = torch.cat([torch.view_as_real(torch.stack([x.resolve_conj() for x in group], 2)).flatten(1)
+                           for group in factors], 1)
         skip = self._vector(torch.zeros(width) if d is None else d, width)
         offset = self.state(2 * modes * padded(width, LANES))
-        self.emit(code, u, into, width, modes, self._blocks(table.flatten(1)), skip, offset)
+        self.emit(code, u, into, width, modes, self._blocks(table), skip, offset)
         self.repeat(offset, u)
 
     def dense(self, u: View, into: View, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None = None) -> None:

@@ -36,7 +36,7 @@ PANELS = 2
 TILE = PANELS * LANES  # outputs per tile: weights, keys and values are padded to a multiple of it
 UNROLL = 4  # steps of the inner loop per branch: inner sizes are padded to a multiple of it
 NEAR = 512  # bytes between what is used and what is fetched: the processor itself sees to what is further ahead ...
-AHEAD = 8192  # ... unless so many rows are multiplied by each weight that it does not keep on: a few hundred nanoseconds
+AHEAD = 8192  # ... unless so many rows are multiplied by each weight that it falls behind: some hundred nanoseconds
 
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
@@ -377,25 +377,28 @@ def _quantise(builder: Any, args: list[Any]) -> None:
 
 def _low_rank(builder: Any, args: list[Any]) -> None:
     """h = a h + b u - away t for all modes of LANES channels, t = sum of the real parts of seen h, y = sum of those of
-    c h, plus d u. Of each mode real and imaginary parts of seen, a, b, away, c lie one behind the other."""
+    c h, plus d u. Real and imaginary parts of seen lie one behind the other for all modes, then, mode by mode, those of
+    a, b, away, c."""
     b = builder
     u, table, d, old, new, y, modes = args
-    value, size = _vector(b, u), I64(4 * LANES)
+    value, size, both = _vector(b, u), I64(4 * LANES), I64(2 * 4 * LANES)
+    rest = b.add(table, b.mul(modes, both))
 
-    def places(n: Any) -> tuple[list[Any], list[Any]]:
-        line, at = b.add(table, b.mul(n, I64(10 * 4 * LANES))), b.mul(n, I64(2 * 4 * LANES))
-        return [b.add(line, I64(part * 4 * LANES)) for part in range(10)], [b.add(x, at) for x in (old, new)]
+    def factors(n: Any) -> list[Any]:
+        return [b.add(rest, b.add(b.mul(n, I64(8 * 4 * LANES)), I64(part * 4 * LANES))) for part in range(8)]
 
     def told(n: Any, total: Any, other: Any) -> list[Any]:
-        (real, imaginary, *_), (h, _) = places(n)
+        real, h = b.add(table, b.mul(n, both)), b.add(old, b.mul(n, both))
+        for line in factors(n):
+            _fetch(b, line)
         return [_fma(b, _vector(b, real), _vector(b, h), total),
-                _fma(b, _vector(b, imaginary), _vector(b, b.add(h, size)), other)]
+                _fma(b, _vector(b, b.add(real, size)), _vector(b, b.add(h, size)), other)]
 
     t = b.fsub(*_each(b, modes, [ZEROS, ZEROS], told))
 
     def mode(n: Any, total: Any, other: Any) -> list[Any]:
-        (_, _, a, _, *rest), (h, into) = places(n)
-        write, write_on, away, away_on, c, c_on = (_vector(b, at) for at in rest)
+        (a, _, *others), h, into = factors(n), b.add(old, b.mul(n, both)), b.add(new, b.mul(n, both))
+        write, write_on, away, away_on, c, c_on = (_vector(b, at) for at in others)
         r, i = _rotated(b, a, h, size, size)
         r = b.fsub(_fma(b, write, value, r), b.fmul(away, t))
         i = b.fsub(_fma(b, write_on, value, i), b.fmul(away_on, t))
