@@ -85,6 +85,8 @@ from segue.kernels.cpu.simd import (
     diagonal_lanes,
     dot_lanes,
     exp,
+    filter_lanes,
+    filter_many,
     floats,
     load,
     longs,
@@ -96,7 +98,6 @@ from segue.kernels.cpu.simd import (
     pair,
     pair8,
     quad,
-    quad8,
     quantise,
     real,
     relax,
@@ -349,25 +350,21 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
     plain = kind == NONE and not gated  # then the micro-kernel stores where the result belongs
     blocks = (nodes + BLOCK - 1) // BLOCK
     while tile < last:
-        here = 2 if nodes <= QUAD and last - tile >= 2 else 1
-        w = weights + tile * TILE * k * size
-        scale = scales + 4 * tile * TILE if scales else 0
-        shift = bias + 4 * tile * TILE if bias else 0
+        here = max(1, min(BLOCK // max(nodes, 1), last - tile))  # as many as there is room for to be finished at once
         column = 4 * tile * (LANES if gated else TILE)
         for block in range(blocks):  # equal blocks: nine rows are 5 + 4, not 8 + 1
             first, end = nodes * block // blocks, nodes * (block + 1) // blocks
             rows = end - first
             x, target = source + first * stride, into + first * out + column
             y, between, onto = (target, out, adds) if plain else (raw, 4 * here * TILE, 0)
-            if here == 2:
+            ahead = NEAR if rows < BLOCK - 1 else AHEAD
+            for at in range(tile, tile + here):
+                w, shift = weights + at * TILE * k * size, bias + 4 * at * TILE if bias else 0
                 if scales:
-                    quad8(rows, w, size * TILE, size * TILE * k, AHEAD, x, stride, k, y, between, scale, shift, onto)
+                    pair8(rows, w, size * TILE, 0, ahead, x, stride, k, y, between, scales + 4 * at * TILE, shift, onto)
                 else:
-                    quad(rows, w, 4 * TILE, 4 * TILE * k, AHEAD, x, stride, k, y, between, 0, shift, onto)
-            elif scales:
-                pair8(rows, w, size * TILE, 0, AHEAD, x, stride, k, y, between, scale, shift, onto)
-            else:
-                pair(rows, w, 4 * TILE, 0, AHEAD, x, stride, k, y, between, 0, shift, onto)
+                    pair(rows, w, 4 * TILE, 0, ahead, x, stride, k, y, between, 0, shift, onto)
+                y += 4 * TILE
             if not plain:
                 finish(raw, rows, here, target, out, kind, gated, adds)
         tile += here
@@ -598,8 +595,8 @@ def convolve(job, op, me, team):
 
 @fast
 def scan(job, op, me, team):
-    """u(3), dt(3), b(3), c(3), gate(3), into(3), width, states, a (states, width), d, state offset, range (2).
-    State: (states, width)."""
+    """u(3), dt(3), b(3), c(3), gate(3), into(3), width, states, a (width / LANES, states, LANES), d, state offset,
+    range (2). State: as a."""
     width, states, offset = op[19], op[20], op[23]
     begin, count = part(width, me, team)
     rows = longs(job[ROW], job[NODES])
@@ -607,11 +604,11 @@ def scan(job, op, me, team):
         at = 4 * start
         for node in range(job[NODES]):
             if rows[node] >= 0:  # else not among those to repeat
-                scan_lanes(row(job, op, 4, node) + at, row(job, op, 1, node) + at, op[22] + at, op[21] + at,
+                scan_lanes(row(job, op, 4, node) + at, row(job, op, 1, node) + at, op[22] + at, op[21] + states * at,
                            row(job, op, 7, node), row(job, op, 10, node),
-                           before(job, offset, states * width, node, True) + at,
-                           after(job, offset, states * width, node, True) + at,
-                           row(job, op, 16, node) + at, states, 4 * width, op[24])
+                           before(job, offset, states * width, node, True) + states * at,
+                           after(job, offset, states * width, node, True) + states * at,
+                           row(job, op, 16, node) + at, states, op[24])
     for node in range(job[NODES]):
         y, gates = floats(row(job, op, 16, node) + 4 * begin, count), floats(row(job, op, 13, node) + 4 * begin, count)
         for j in range(count):
@@ -652,101 +649,101 @@ def diagonal(job, op, me, team):
                     put(local + beyond, into + at + 4 * width, rest)
 
 
-@njit
-def modes(job, op, me, team):
-    """u(3), into(3), width, modes, a, c (each (2 modes, width)), d, state offset. State: as a, real and imaginary parts
-    of each mode."""
-    width, count, offset = op[7], op[8], op[12]
-    begin, mine = part(width, me, team)
-    wide = (width + LANES - 1) // LANES * LANES
-    local = job[LOCAL] + me * job[LOCAL_BYTES]
-    rows = longs(job[ROW], job[NODES])
-    for start in range(begin, begin + mine, LANES):
-        at, rest = 4 * start, width - start
-        for node in range(job[NODES]):
-            if rows[node] < 0:  # not among those to repeat
-                continue
-            u, into = row(job, op, 1, node) + at, row(job, op, 4, node) + at
-            old = before(job, offset, 2 * count * wide, node, True) + at
-            new = after(job, offset, 2 * count * wide, node, True) + at
-            y = into if rest >= LANES else local
-            modes_lanes(u, op[9] + at, op[10] + at, op[11] + at, old, new, y, count, 4 * wide)
-            if rest < LANES:
-                put(local, into, rest)
-
-
-@njit
-def low_rank(job, op, me, team):
-    """u(3), into(3), width, modes, table (width / LANES, modes, 10, LANES), d, state offset.
+def of_modes(step, parts):
+    """u(3), into(3), width, modes, table (width / LANES, modes * parts, LANES), d, state offset: one step of channels.
     State: (width / LANES, modes, 2, LANES)."""
-    width, count, offset = op[7], op[8], op[11]
-    begin, mine = part(width, me, team)
-    size = (width + LANES - 1) // LANES * LANES * 2 * count
-    y = job[LOCAL] + me * job[LOCAL_BYTES]
-    rows = longs(job[ROW], job[NODES])
-    for start in range(begin, begin + mine, LANES):
-        at = 4 * start
-        for node in range(job[NODES]):
-            if rows[node] < 0:  # not among those to repeat
-                continue
-            u, into = row(job, op, 1, node), row(job, op, 4, node)
-            old, new = before(job, offset, size, node, True), after(job, offset, size, node, True)
-            low_rank_lanes(u + at, op[9] + 10 * count * at, op[10] + at, old + 2 * count * at, new + 2 * count * at, y,
-                           count)
-            put(y, into + at, min(LANES, width - start))
+
+    @njit
+    def operation(job, op, me, team):
+        width, count, offset = op[7], op[8], op[11]
+        begin, mine = part(width, me, team)
+        size = (width + LANES - 1) // LANES * LANES * 2 * count
+        y = job[LOCAL] + me * job[LOCAL_BYTES]
+        rows = longs(job[ROW], job[NODES])
+        for start in range(begin, begin + mine, LANES):
+            at = 4 * start
+            for node in range(job[NODES]):
+                if rows[node] < 0:  # not among those to repeat
+                    continue
+                u, into = row(job, op, 1, node), row(job, op, 4, node)
+                old, new = before(job, offset, size, node, True), after(job, offset, size, node, True)
+                step(u + at, op[9] + parts * count * at, op[10] + at, old + 2 * count * at, new + 2 * count * at, y,
+                     count)
+                put(y, into + at, min(LANES, width - start))
+
+    return operation
+
+
+modes, low_rank = of_modes(modes_lanes, 4), of_modes(low_rank_lanes, 10)
 
 
 @njit
 def dense(job, op, me, team):
-    """u(3), into(3), width, states, outputs, a (width / LANES, states, states, LANES) by columns, b (width / LANES,
-    states, LANES), c (width / LANES, outputs, states, LANES), d (width / LANES, outputs, LANES), state offset.
-    State: as b."""
-    width, states, outputs, offset = op[7], op[8], op[9], op[14]
+    """u(3), into(3), width, states, outputs, a (width / LANES, room / MANY, states, MANY, LANES), b (width / LANES,
+    room, LANES), c (width / LANES, outputs, room, LANES), d (width / LANES, outputs, LANES), state offset; room is
+    states, padded. State: as b."""
+    width, states, outputs, offset, nodes = op[7], op[8], op[9], op[14], job[NODES]
     begin, mine = part(width, me, team)
-    size = (width + LANES - 1) // LANES * LANES * states
+    room = (states + MANY - 1) // MANY * MANY
+    size = (width + LANES - 1) // LANES * LANES * room
     y = job[LOCAL] + me * job[LOCAL_BYTES]
     fresh = y + 4 * LANES  # the next state, since all of the last one is needed for each number of it
-    rows = longs(job[ROW], job[NODES])
+    rows = longs(job[ROW], nodes)
     for start in range(begin, begin + mine, LANES):
         at, rest = 4 * start, min(LANES, width - start)
-        for node in range(job[NODES]):
+        for node in range(nodes):
             if rows[node] < 0:  # not among those to repeat
                 continue
             u, into = row(job, op, 1, node), row(job, op, 4, node)
             old, new = before(job, offset, size, node, True), after(job, offset, size, node, True)
-            dense_lanes(u + at, op[10] + states * states * at, op[11] + states * at, old + states * at, fresh, states)
-            put(fresh, new + states * at, states * LANES)
+            for first in range(0, room, MANY):  # each node fetches a part of the next channels' matrices
+                ahead = NEAR if nodes == 1 else 4 * LANES * room * states if first // MANY % nodes == node else 0
+                dense_lanes(u + at, op[10] + room * states * at + 4 * LANES * states * first,
+                            op[11] + room * at + 4 * LANES * first, old + room * at, fresh + 4 * LANES * first, states,
+                            ahead)
+            put(fresh, new + room * at, room * LANES)
             for output in range(outputs):
                 dot_lanes(u + at, op[13] + outputs * at + 4 * LANES * output,
-                          op[12] + outputs * states * at + 4 * LANES * states * output, fresh, y, states)
+                          op[12] + outputs * room * at + 4 * LANES * room * output, fresh, y, room)
                 put(y, into + at + 4 * width * output, rest)
 
 
-@fast
+@njit
 def filter(job, op, me, team):
     """source(3), into(3), sizes(6), width, lags, taps (lags, width). From the node itself back: the order of the sum is
     the same whatever was committed before."""
     value, width, lags = op[11], op[13], op[14]
     begin, count = part(width, me, team)
     wide = (width + LANES - 1) // LANES * LANES
-    parents = longs(job[PARENT], job[NODES])
+    y = job[LOCAL] + me * job[LOCAL_BYTES]
+    rows, parents = longs(job[ROW], job[NODES]), longs(job[PARENT], job[NODES])
+    firsts, lengths = longs(job[FIRST], job[BATCH] + 1), longs(job[LENGTH], job[BATCH])
     for node in range(job[NODES]):
-        b = longs(job[ROW], job[NODES])[node]
-        past, first = longs(job[LENGTH], job[BATCH])[b], longs(job[FIRST], job[BATCH])[b]
-        cached = keys_at(job, op, 7, b, 0)[1] + 4 * begin
-        put(row(job, op, 1, node) + 4 * begin, cached + 4 * (past + node - first) * value, count)
-        y, step, lag = floats(row(job, op, 4, node) + 4 * begin, count), node, 0
-        y[:] = ZERO
-        while lag < lags and (step >= 0 or past > 0):
-            if step >= 0:
-                slot, step = past + step - first, parents[step]
-            else:
-                past -= 1
-                slot = past
-            w, x = floats(op[15] + 4 * (lag * wide + begin), count), floats(cached + 4 * slot * value, count)
-            for j in range(count):
-                y[j] += w[j] * x[j]
-            lag += 1
+        b = rows[node]
+        put(row(job, op, 1, node) + 4 * begin,
+            keys_at(job, op, 7, b, 0)[1] + 4 * (begin + (lengths[b] + node - firsts[b]) * value), count)
+    start = begin
+    while start < begin + count:
+        rest = begin + count - start
+        here = MANY if rest >= MANY * LANES else 1
+        for node in range(job[NODES]):
+            b = rows[node]
+            x = keys_at(job, op, 7, b, 0)[1] + 4 * start
+            floats(y, MANY * LANES)[:] = ZERO
+            slot, step, lag = lengths[b] + node - firsts[b], node, 0
+            while lag < lags and slot >= 0:
+                apart = step >= 0 and not job[CHAIN]  # else all before it lies in a row
+                run = 1 if apart else min(lags - lag, slot + 1)
+                taps, inputs = op[15] + 4 * (lag * wide + start), x + 4 * slot * value
+                if here > 1:
+                    filter_many(taps, 4 * wide, inputs, -4 * value, y, run)
+                else:
+                    filter_lanes(taps, 4 * wide, inputs, -4 * value, y, run)
+                lag += run
+                step = parents[step] if apart else -1
+                slot = lengths[b] + step - firsts[b] if step >= 0 else lengths[b] - 1 if apart else -1
+            put(y, row(job, op, 4, node) + 4 * start, min(here * LANES, rest))
+        start += here * LANES
 
 
 @fast
@@ -758,64 +755,95 @@ def dot(x, y, count):
     return total
 
 
+@njit
+def sum_up(weights, count, values, stride, begin, end, into, onto):
+    """Columns `begin` to `end` (whole tiles) of the sum of weights times `count` rows, `stride` bytes apart, to `into`,
+    or added to what lies there (onto). Weights, and rows, go on to a multiple of UNROLL."""
+    inner, column = (count + UNROLL - 1) // UNROLL * UNROLL, begin
+    while column < end:
+        wide = 2 * TILE if end - column > TILE else TILE
+        v, y = values + 4 * column, into + 4 * column
+        if wide > TILE:
+            quad(1, v, stride, 4 * TILE, NEAR, weights, 0, inner, y, 0, 0, 0, onto)
+        else:
+            pair(1, v, stride, 0, NEAR, weights, 0, inner, y, 0, 0, 0, onto)
+        column += wide
+
+
 @fast
 def quantised(job, op, me, team):
     """q(3), k(3), v(3), into(3), sizes(6), key, value, window, count of codes, codes, half of their squares, bias,
     scale, state offset. Cache: v, k and the code of k. State: of what has left the window, by code, the sums of values
-    (codes, value) and their number."""
+    (codes, value) and their number. Each thread has columns of the values; the weights are found by all."""
     line, key, value, window, codes, offset = op[17], op[19], op[20], op[21], op[22], op[27]
-    room = (value + TILE - 1) // TILE * TILE
-    to_key, to_code = 4 * room, 4 * (line - TILE)
-    size = codes * room + (codes + LANES - 1) // LANES * LANES
+    room, wide = (value + TILE - 1) // TILE * TILE, (codes + LANES - 1) // LANES * LANES
+    begin, end = room // TILE * me // team * TILE, room // TILE * (me + 1) // team * TILE
+    mine = max(min(end, value) - begin, 0)
+    to_key, to_code, size = 4 * room, 4 * (line - TILE), wide * (room + 1)
     scale, halves, bias = f32(real(op[26])), floats(op[24], codes), floats(op[25], window)
-    firsts, parents = longs(job[FIRST], job[BATCH] + 1), longs(job[PARENT], job[NODES])
-    for b in range(me, job[BATCH], team):
-        cached, past, first = keys_at(job, op, 13, b, 0)[1], longs(job[LENGTH], job[BATCH])[b], firsts[b]
-        for node in range(first, firsts[b + 1]):
-            q, k, into = row(job, op, 1, node), row(job, op, 4, node), row(job, op, 10, node)
-            here = cached + 4 * line * (past + node - first)
+    rows, parents = longs(job[ROW], job[NODES]), longs(job[PARENT], job[NODES])
+    shares = job[LOCAL] + me * job[LOCAL_BYTES]
+    weights = shares + 4 * wide
+    for node in range(job[NODES]):
+        b = rows[node]
+        if b < 0:  # not among those to repeat
+            continue
+        cached, past, first = keys_at(job, op, 13, b, 0)[1], longs(job[LENGTH], job[BATCH])[b], longs(
+            job[FIRST], job[BATCH])[b]
+        q, k, into = row(job, op, 1, node), row(job, op, 4, node), row(job, op, 10, node)
+        here = cached + 4 * line * (past + node - first)
+        old, new = before(job, offset, size, node, True), after(job, offset, size, node, True)
+        put(row(job, op, 7, node) + 4 * begin, here + 4 * begin, mine)
+        if old != new:
+            for code in range(wide):
+                put(old + 4 * (code * room + begin), new + 4 * (code * room + begin), mine)
+        counts = floats(new + 4 * wide * room, codes)
+        if me == 0:
             nearest, best = 0, LOWEST
             for code in range(codes):
                 score = dot(op[23] + 4 * key * code, k, key) - halves[code]
                 if score > best:
                     nearest, best = code, score
-            put(row(job, op, 7, node), here, value)
             put(k, here + to_key, key)
             floats(here + to_code, 1)[0] = nearest
-            old, new = before(job, offset, size, node), after(job, offset, size, node)
-            if old != new:
-                put(old, new, size)
-            counts = floats(new + 4 * codes * room, codes)
-            y, total, step, left, distance = floats(into, value), ZERO, node, past, 0
-            y[:] = ZERO
-            while step >= 0 or left > 0:  # back along the path, to the node that has just left the window
-                if step >= 0:
-                    there, step = cached + 4 * line * (past + step - first), parents[step]
-                else:
-                    left -= 1
-                    there = cached + 4 * line * left
-                v = floats(there, value)
-                if distance == window:
-                    code = int(floats(there + to_code, 1)[0])
-                    sums = floats(new + 4 * code * room, value)
-                    for j in range(value):
-                        sums[j] += v[j]
-                    counts[code] += ONE
-                    break
-                weight = exp(dot(q, there + to_key, key) * scale + bias[distance])
-                total += weight
-                for j in range(value):
-                    y[j] += weight * v[j]
-                distance += 1
-            for code in range(codes):
-                if counts[code] > ZERO:
-                    weight = exp(dot(q, op[23] + 4 * key * code, key) * scale)
-                    total += weight * counts[code]
-                    sums = floats(new + 4 * code * room, value)
-                    for j in range(value):
-                        y[j] += weight * sums[j]
-            for j in range(value):
-                y[j] /= total
+            counts[:] = floats(old + 4 * wide * room, codes)
+        barrier(job, team)
+        oldest = max(past - window, 0) // UNROLL * UNROLL
+        seen = past + node - first + 1 - oldest
+        w = floats(weights, (seen + UNROLL - 1) // UNROLL * UNROLL)
+        w[:] = ZERO
+        total, step, left, distance, leaving = ZERO, node, past, 0, -1
+        while step >= 0 or left > 0:  # back along the path, to the node that has just left the window
+            if step >= 0:
+                slot, step = past + step - first, parents[step]
+            else:
+                left -= 1
+                slot = left
+            there = cached + 4 * line * slot
+            if distance == window:
+                leaving = int(floats(there + to_code, 1)[0])
+                v, sums = floats(there + 4 * begin, mine), floats(new + 4 * (leaving * room + begin), mine)
+                for j in range(mine):
+                    sums[j] += v[j]
+                break
+            w[slot - oldest] = exp(dot(q, there + to_key, key) * scale + bias[distance])
+            total += w[slot - oldest]
+            distance += 1
+        s = floats(shares, wide)
+        s[:] = ZERO
+        for code in range(codes):
+            count = counts[code] + (ONE if code == leaving else ZERO)
+            if count > ZERO:
+                s[code] = exp(dot(q, op[23] + 4 * key * code, key) * scale)
+                total += s[code] * count
+        sum_up(weights, seen, cached + 4 * line * oldest, 4 * line, begin, end, into, 0)
+        sum_up(shares, codes, new, 4 * room, begin, end, into, 1)
+        y = floats(into + 4 * begin, mine)
+        for j in range(mine):
+            y[j] /= total
+        barrier(job, team)
+        if me == 0 and leaving >= 0:
+            counts[leaving] += ONE
 
 
 @njit  # not `fast`: both widths of its lanes must round alike
@@ -870,41 +898,69 @@ def prefixed(job, op, me, team):
     chunks = (value + LANES - 1) // LANES
     size, short = heads * chunks * key * LANES, (heads * key + LANES - 1) // LANES * LANES
     local = job[LOCAL] + me * job[LOCAL_BYTES]
-    one = local + 4 * LANES
+    one = local + 4 * MANY * LANES
     floats(one, 1)[0] = ONE
-    firsts, positions = longs(job[FIRST], job[BATCH] + 1), longs(job[POSITION], job[NODES])
+    factors = floats(one + 4 * LANES, job[NODES])
+    rows, positions = longs(job[ROW], job[NODES]), longs(job[POSITION], job[NODES])
     for head in range(heads * me // team, heads * (me + 1) // team):
         column, at = 4 * head * key, 4 * head * value
         for node in range(job[NODES]):
-            b = longs(job[ROW], job[NODES])[node]
-            end, begin, stop = prompt_end(job, op[22], b), node, node + 1
-            if job[CHAIN]:  # the first node of a row brings the prompt of all
-                begin, stop = firsts[b], firsts[b + 1] if node == firsts[b] else firsts[b]
-            q, k = row(job, op, 1, node) + column, row(job, op, 4, node) + column
-            old, new = before(job, sums, short, node) + column, after(job, sums, short, node) + column
+            b = rows[node]
+            if b < 0:  # not among those to repeat
+                continue
+            begin, stop = ahead(job, node, b)
+            end = prompt_end(job, op[22], b)
+            q, own = row(job, op, 1, node) + column, floats(row(job, op, 4, node) + column, key)
+            old, new = before(job, sums, short, node, True) + column, after(job, sums, short, node, True) + column
             put(old, new, key)
-            norm, own = floats(new, key), floats(k, key)
+            norm = floats(new, key)
             for other in range(begin, stop):
                 if positions[other] < end:
-                    ahead = floats(row(job, op, 10, other) + column, key)
+                    theirs = floats(row(job, op, 10, other) + column, key)
                     for j in range(key):
-                        norm[j] += ahead[j]
+                        norm[j] += theirs[j]
             for j in range(key):
                 norm[j] += own[j]
-            factor = ONE / max(dot(q, new, key), TINY)
-            for chunk in range(chunks):
-                place, part_at = 4 * (head * chunks + chunk) * key * LANES, at + 4 * chunk * LANES
-                old, new = before(job, offset, size, node) + place, after(job, offset, size, node) + place
-                for other in range(begin, stop):
-                    if positions[other] < end:
-                        matrix_lanes(q, row(job, op, 10, other) + column, one, 0, row(job, op, 13, other) + part_at,
-                                     one, old, new, local, key)
-                        old = new
-                matrix_lanes(q, k, one, 0, row(job, op, 7, node) + part_at, one, old, new, local, key)
-                wide = min(LANES, value - chunk * LANES)
+            factors[node] = ONE / max(dot(q, new, key), TINY)
+        chunk = 0
+        while chunk < chunks:
+            here = MANY if chunks - chunk >= MANY else 1
+            place, part_at = 4 * (head * chunks + chunk) * key * LANES, at + 4 * chunk * LANES
+            for node in range(job[NODES]):
+                b = rows[node]
+                if b < 0:
+                    continue
+                begin, stop = ahead(job, node, b)
+                end = prompt_end(job, op[22], b)
+                q, k, v = row(job, op, 1, node) + column, row(job, op, 4, node) + column, row(job, op, 7, node)
+                old = before(job, offset, size, node, True) + place
+                new = after(job, offset, size, node, True) + place
+                for other in range(begin, stop + 1):  # at last itself
+                    if other < stop:
+                        if positions[other] >= end:
+                            continue
+                        keys, values = row(job, op, 10, other) + column, row(job, op, 13, other)
+                    else:
+                        keys, values = k, v
+                    if here > 1:
+                        matrix_many(q, keys, one, 0, values + part_at, one, old, new, local, key)
+                    else:
+                        matrix_lanes(q, keys, one, 0, values + part_at, one, old, new, local, key)
+                    old = new
+                wide = min(here * LANES, value - chunk * LANES)
                 y, out = floats(row(job, op, 16, node) + part_at, wide), floats(local, wide)
                 for j in range(wide):
-                    y[j] = out[j] * factor
+                    y[j] = out[j] * factors[node]
+            chunk += here
+
+
+@njit
+def ahead(job, node, b):
+    """From where to where the nodes lie whose keys and values a node of row b reads ahead."""
+    if not job[CHAIN]:
+        return node, node + 1
+    first = longs(job[FIRST], job[BATCH] + 1)[b]  # the first node of a row brings the prompt of all
+    return first, longs(job[FIRST], job[BATCH] + 1)[b + 1] if node == first else first
 
 
 @fast

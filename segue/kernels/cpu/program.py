@@ -11,8 +11,8 @@ needs no more than that, or one new operation in `ops.py`.
 - weights are given as tensors (`self.into.weight`, or anything computed from parameters: `-self.A_log.exp()`), and
   copied once: what can be folded into a weight costs nothing later.
 - memory is the operations' own affair: those in the second group take room for it, and trees, commits, forks and
-  roll-back follow. What `scan`, `modes`, `low_rank`, `dense` and `matrix` read must stay as it is until the end of the
-  step.
+  roll-back follow. What `scan`, `modes`, `low_rank`, `dense`, `quantised`, `matrix` and `prefixed` read must stay as it
+  is until the end of the step.
 
 | to | say |
 | --- | --- |
@@ -54,7 +54,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from segue.kernels.cpu.simd import GROUP, INTEGER, LANES, TILE, UNROLL
+from segue.kernels.cpu.simd import GROUP, INTEGER, LANES, MANY, TILE, UNROLL
 
 # Operations.
 (EMBED, NORM, ANGLES, LINEAR, STORE, ATTEND, CONVOLVE, SCAN, DECAY, DIAGONAL, MODES, MATRIX, NORMALISE, STABILISE,
@@ -127,7 +127,7 @@ class Program:
         self.initial: list[float] = []  # what each of them is filled with when it is fresh
         self.local = 0  # floats of its own that an operation asks for in each thread
         self.weight_bytes = 0  # read by every step
-        self.widest = 0  # floats that the inputs of a matrix, as bytes, take
+        self.widest = 0  # floats that the inputs of a matrix, as bytes, or the weights of codes take
         self.vocabulary, self.logit_stride = 0, 0
 
     # Registers, states, weights.
@@ -156,10 +156,12 @@ class Program:
         read = {view.offset for view in inputs}
         self.names = {name: view for name, view in self.names.items() if view.offset not in read}
 
-    def keep(self, array: Tensor | np.ndarray) -> int:
-        """The address of a float32 array, which the program keeps alive (a tensor's memory is shared, not copied)."""
+    def keep(self, array: Tensor | np.ndarray, whole: bool = True) -> int:
+        """The address of a float32 array, which the program keeps alive (a tensor's memory is shared, not copied).
+        whole: every step reads all of it."""
         array = np.ascontiguousarray(plain(array), np.float32)
         self.arrays.append(array)
+        self.weight_bytes += whole * array.nbytes
         return array.ctypes.data
 
     def _vector(self, values: Tensor | np.ndarray | None, width: int) -> int:
@@ -203,9 +205,9 @@ class Program:
         self.widest = max(self.widest, k + 2)
         return self.register("bytes", parts * (k + 2))
 
-    def _pack(self, weight: Tensor, gated: bool) -> tuple[int, int]:
-        """Pack (out, in) weights as (tile, in, TILE outputs), int8 ones as (tile, in / GROUP, TILE, GROUP); gives their
-        address, and that of their scales (0: they are float32). Gated: half a tile from the first half of the outputs,
+    def _pack(self, weight: Tensor, gated: bool) -> tuple[np.ndarray, int]:
+        """Pack (out, in) weights as (tile, in, TILE outputs), int8 ones as (tile, in / GROUP, TILE, GROUP); gives them,
+        and the address of their scales (0: they are float32). Gated: half a tile from the first half of the outputs,
         half from the second."""
         matrix = plain(weight).astype(np.float32, copy=False)
         outputs, inner = matrix.shape
@@ -228,8 +230,11 @@ class Program:
         if self.int8 and INTEGER:
             whole.view(np.uint8)[:] += 128  # as an unsigned byte: 128 more
         packed[:] = whole.reshape(-1, TILE, k, group).swapaxes(1, 2)
-        self.weight_bytes += packed.nbytes
-        return packed.ctypes.data, scales
+        return packed, scales
+
+    def step_bytes(self, context: int) -> int:
+        """What a step of one row reads and writes: weights, states before and after it, keys and values of so many."""
+        return self.weight_bytes + 4 * (2 * self.floats_per_state + context * self.floats_per_position)
 
     def emit(self, code: int, *columns: int | View) -> list[int]:
         row = [code]
@@ -241,7 +246,7 @@ class Program:
     # Operations, in the order of their codes.
 
     def embed(self, into: View, table: Tensor, positions: Tensor | None = None) -> None:
-        self.emit(EMBED, into, into.width, self.keep(table), 0 if positions is None else self.keep(positions))
+        self.emit(EMBED, into, into.width, *(0 if x is None else self.keep(x, whole=False) for x in (table, positions)))
 
     def norm(self, source: View, into: View, kind: str, weight: Tensor | None, bias: Tensor | None, epsilon: float,
              groups: int = 1) -> None:
@@ -344,18 +349,21 @@ class Program:
         bias_at = self._vector(np.zeros(width, np.float32) if bias is None else bias, width)
         self.emit(CONVOLVE, source, into, wide, taps, self._lines(weight), bias_at, offset, ACTIVATIONS[activation])
 
-    def _lines(self, values: Tensor) -> int:
+    def _lines(self, values: Tensor, whole: bool = True) -> int:
         """The address of values (width, n) as n lines of whole vectors, with one number per channel."""
         rows = np.zeros((values.shape[1], padded(values.shape[0], LANES)), np.float32)
         rows[:, : values.shape[0]] = plain(values).T
-        return self.keep(rows)
+        return self.keep(rows, whole)
 
     def _blocks(self, values: Tensor) -> int:
         """The address of values (width, n) as (width / LANES, n, LANES): those of LANES channels lie together."""
         width, n = values.shape
         rows = np.zeros((padded(width, LANES), n), np.float32)
         rows[:width] = plain(values)
-        return self.keep(rows.reshape(-1, LANES, n).swapaxes(1, 2))
+        blocks = self._room((len(rows) // LANES, n, LANES), rows.dtype)
+        blocks[:] = rows.reshape(-1, LANES, n).swapaxes(1, 2)
+        self.weight_bytes += blocks.nbytes
+        return blocks.ctypes.data
 
     def scan(self, u: View, dt: View, b: View, c: View, gate: View, into: View, a: Tensor, d: Tensor,
              low: float = 0.0) -> None:
@@ -365,7 +373,7 @@ class Program:
         wide = padded(width, LANES)
         offset = self.state(states * wide)
         self.map(dt, dt, "softplus")
-        self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self._lines(a), self._vector(d, width), offset,
+        self.emit(SCAN, u, dt, b, c, gate, into, wide, states, self._blocks(a), self._vector(d, width), offset,
                   self.keep(np.array([low, 1 - low], np.float32)))
         self.repeat(offset, u, dt, b, c)
 
@@ -391,23 +399,23 @@ class Program:
         a, c: (width, modes), complex. What a method has besides (input weights, step sizes, a factor 2 for conjugate
         pairs) is a factor of `c`. d: (width,).
         """
-        width, modes = a.shape
-        lines = [self._lines(torch.view_as_real(values).flatten(1)) for values in (a.resolve_conj(), c.resolve_conj())]
-        skip = self._vector(torch.zeros(width) if d is None else d, width)
-        offset = self.state(2 * modes * padded(width, LANES))
-        self.emit(MODES, u, into, width, modes, *lines, skip, offset)
-        self.repeat(offset, u)
+        self._modes(MODES, u, into, [(a, c)], d)
 
     def low_rank(self, u: View, into: View, a: Tensor, away: Tensor, seen: Tensor, b: Tensor, c: Tensor,
                  d: Tensor | None = None) -> None:
         """Each channel's own complex modes, less what one number tells of all of them: h = a h + b u - away t with
         t = Re(sum of seen h), into = Re(sum of c h) + d u. a, away, seen, b, c: (width, modes), complex. d: (width,).
         """
-        width, modes = a.shape
-        table = torch.view_as_real(torch.stack([x.resolve_conj() for x in (seen, a, b, away, c)], 2))
+        self._modes(LOW_RANK, u, into, [(seen,), (a, b, away, c)], d)
+
+    def _modes(self, code: int, u: View, into: View, factors: Sequence[Sequence[Tensor]], d: Tensor | None) -> None:
+        """factors: what is read together, mode by mode, one group of them after the other."""
+        width, modes = factors[0][0].shape
+        table = torch.cat([torch.view_as_real(torch.stack([x.resolve_conj() for x in group], 2)).flatten(1)
+                           for group in factors], 1)
         skip = self._vector(torch.zeros(width) if d is None else d, width)
         offset = self.state(2 * modes * padded(width, LANES))
-        self.emit(LOW_RANK, u, into, width, modes, self._blocks(table.flatten(1)), skip, offset)
+        self.emit(code, u, into, width, modes, self._blocks(table), skip, offset)
         self.repeat(offset, u)
 
     def dense(self, u: View, into: View, a: Tensor, b: Tensor, c: Tensor, d: Tensor | None = None) -> None:
@@ -415,11 +423,14 @@ class Program:
         channels come before all second ones. a: (width, states, states). b: (width, states). c: (outputs, width,
         states). d: (outputs * width,)."""
         outputs, width, states = c.shape
-        self.local = max(self.local, (states + 1) * LANES)
+        room = padded(states, MANY)
+        a, b, c = (nn.functional.pad(x, (0, 0, 0, room - states)) for x in (a, b[..., None], c.permute(1, 2, 0)))
+        self.local = max(self.local, (room + 1) * LANES)
         skip = (torch.zeros(outputs, width) if d is None else d.reshape(outputs, width)).T
-        offset = self.state(states * padded(width, LANES))
-        self.emit(DENSE, u, into, width, states, outputs, self._blocks(a.mT.flatten(1)), self._blocks(b),
-                  self._blocks(c.transpose(0, 1).flatten(1)), self._blocks(skip), offset)
+        offset = self.state(room * padded(width, LANES))
+        a = a.unflatten(1, (-1, MANY)).transpose(2, 3)  # MANY numbers of the new state at once, from one old one
+        self.emit(DENSE, u, into, width, states, outputs, self._blocks(a.flatten(1)), self._blocks(b.flatten(1)),
+                  self._blocks(c.mT.flatten(1)), self._blocks(skip), offset)
         self.repeat(offset, u)
 
     def filter(self, source: View, into: View, taps: Tensor) -> None:
@@ -429,7 +440,7 @@ class Program:
         value, offset = padded(width, TILE), self.floats_per_position
         self.caches.append((offset, 1, 0, value))
         self.floats_per_position += value
-        self.emit(FILTER, source, into, 1, 1, 0, 0, value, offset, width, lags, self._lines(taps.T))
+        self.emit(FILTER, source, into, 1, 1, 0, 0, value, offset, width, lags, self._lines(taps.T, whole=False))
 
     def quantised(self, q: View, k: View, v: View, into: View, codes: Tensor, bias: Tensor) -> None:
         """Softmax attention of one head, without a maximum taken off, to the last len(bias) nodes of the path, where
@@ -440,9 +451,12 @@ class Program:
         line, offset = value_room + key_room + TILE, self.floats_per_position  # of each node v, k, and k's code
         self.caches.append((offset, 1, 0, line))
         self.floats_per_position += line
+        codes_room = padded(len(codes), LANES)
+        self.widest = max(self.widest, codes_room)
+        memory = self.state(codes_room * (value_room + 1))
         self.emit(QUANTISED, q, k, v, into, 1, 1, 0, 0, line, offset, key, value, window, len(codes),
-                  self.keep(codes), self.keep(codes.square().sum(1) / 2), self.keep(bias), bits(key**-0.5),
-                  self.state(len(codes) * value_room + padded(len(codes), LANES)))
+                  self.keep(codes), self.keep(codes.square().sum(1) / 2), self.keep(bias), bits(key**-0.5), memory)
+        self.repeat(memory, q, k, v)
 
     def matrix(self, q: View, k: View, v: View, into: View, heads: int, decay: View | Tensor | None = None,
                write: View | None = None, delta: bool = False, steps: int = 1, groups: int | None = None,
@@ -479,8 +493,10 @@ class Program:
         """A matrix memory and its normaliser, as of `matrix`, to which the first node of a call adds the `keys` and
         `values` of all of the prompt in it (see `attend`): what a node reads ahead. In a tree each adds its own."""
         key, value = q.width // heads, v.width // heads
-        self.emit(PREFIXED, q, k, v, keys, values, into, heads, key, value, prefix,
-                  self.state(heads * key * padded(value, LANES)), self.state(heads * key))
+        memories = self.state(heads * key * padded(value, LANES)), self.state(heads * key)
+        self.emit(PREFIXED, q, k, v, keys, values, into, heads, key, value, prefix, *memories)
+        for memory in memories:
+            self.repeat(memory, q, k, v, keys, values)
 
     def stabilise(self, forget: View, write: View, floor: View, initial: float = 0.0) -> None:
         """Exponential gates whose common factor is taken out, per head: forget and write hold logarithms and become
@@ -560,7 +576,9 @@ class Program:
     def finish(self) -> None:
         """Pack the matrices and make the tables: of the step, and of what commits do over all layers."""
         for row, column, weight, gated in self.matrices:
-            row[column], row[column + 1] = self._pack(weight, gated)
+            packed, scales = self._pack(weight, gated)
+            row[column], row[column + 1] = packed.ctypes.data, scales
+            self.weight_bytes += 0 if row[0] == RECALL else packed.nbytes  # those are read once a block
         self.matrices.clear()
         step, self.rows = self.rows, []
         moves = [self.emit(MOVE, heads, heads, 0, key, value, offset) for offset, heads, key, value in self.caches]
@@ -568,7 +586,7 @@ class Program:
         self.rows = step
         self.table, self.moves, self.picks, self.small_picks, self.repeats = (np.array(rows, np.int64) for rows in (
             step, moves, picks, [row for row in picks if row[1] not in self.large],
-            [row for row in step if row[0] in (SCAN, MODES, LOW_RANK, DENSE, MATRIX)]))
+            [row for row in step if row[0] in (SCAN, MODES, LOW_RANK, DENSE, QUANTISED, MATRIX, PREFIXED)]))
 
     def read(self, view: View, scratch: np.ndarray, nodes: int) -> np.ndarray:
         """What a run over `nodes` left in a register."""

@@ -31,12 +31,12 @@ WIDE = llvm.get_host_cpu_features().get("avx512f", False)
 INTEGER = has("avx512vnni" if WIDE else "avxvnni")  # products of bytes, four to a lane; else int8 weights are widened
 LANES = 16 if WIDE else 8  # float32 per vector: one AVX-512 register, one AVX2 register, two NEON registers
 BLOCK = 8 if WIDE else 4  # rows of x that one pass over the weights serves: as many as the registers hold
-QUAD = 4 if WIDE else 2  # up to so many rows, four panels of weights are read at once instead of two
+QUAD = 4 if WIDE else 2  # up to so many rows, four panels of keys or values are read at once instead of two
 PANELS = 2
 TILE = PANELS * LANES  # outputs per tile: weights, keys and values are padded to a multiple of it
 UNROLL = 4  # steps of the inner loop per branch: inner sizes are padded to a multiple of it
-AHEAD = 8192  # bytes between the weights being used and those being fetched: a few hundred nanoseconds
-NEAR = 1024  # the same for keys and values, whose streams are short
+NEAR = 512  # bytes between what is used and what is fetched: the processor itself sees to what is further ahead ...
+AHEAD = 8192  # ... unless so many rows are multiplied by each weight that it falls behind: some hundred nanoseconds
 
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
@@ -157,6 +157,12 @@ def _put(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, builder.inttoptr(address, VECTOR.as_pointer()), align=4)
 
 
+def _fetch(builder: Any, address: Any) -> None:
+    """Ask for the line of memory at an address, to read it, in the second-level cache."""
+    at, (read, second, data) = builder.inttoptr(address, I8.as_pointer()), (I32(0), I32(2), I32(1))
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), at, read, second, data)
+
+
 def _copy(builder: Any, a: list[Any]) -> None:
     name = "llvm.memcpy.p0i8.p0i8.i64"
     _call(builder, name, ir.VoidType(), *(builder.inttoptr(x, I8.as_pointer()) for x in a[:2]), a[2], ir.IntType(1)(0))
@@ -198,13 +204,13 @@ def _scan(builder: Any, args: list[Any]) -> None:
     """A step of the selective scan for LANES channels: h = e h + dt u b, y = sum of h c, plus d u, where e is exp(dt a)
     spread over a range: its least, and how much there is above it, are the two floats at `reach`."""
     b = builder
-    dt, u, d, a, write, read, old, new, y, states, stride, reach = args
+    dt, u, d, a, write, read, old, new, y, states, reach = args
     step, value = _vector(b, dt), _vector(b, u)
     written = b.fmul(step, value)
     low, above = _spread(b, reach), _spread(b, b.add(reach, I64(4)))
 
     def state(n: Any, total: Any) -> list[Any]:
-        at, one = b.mul(n, stride), b.shl(n, I64(2))
+        at, one = b.mul(n, I64(4 * LANES)), b.shl(n, I64(2))
         decay = _fma(b, above, _exp(b, [b.fmul(step, _vector(b, b.add(a, at)))]), low)
         h = _fma(b, decay, _vector(b, b.add(old, at)), b.fmul(written, _spread(b, b.add(write, one))))
         _put(b, h, b.add(new, at))
@@ -230,6 +236,21 @@ def _convolve(builder: Any, args: list[Any]) -> None:
 
     (total,) = _each(b, taps, [_vector(b, bias)], tap)
     _put(b, total, y)
+
+
+def _filter(builder: Any, args: list[Any], many: int) -> None:
+    """y += sum of w x over `count` lines of `many` times LANES numbers; from one line to the next so many bytes."""
+    b = builder
+    w, w_line, x, x_line, y, count = args
+    parts = [I64(4 * LANES * c) for c in range(many)]
+
+    def lag(i: Any, *totals: Any) -> list[Any]:
+        taps, values = b.add(w, b.mul(i, w_line)), b.add(x, b.mul(i, x_line))
+        return [_fma(b, _vector(b, b.add(taps, at)), _vector(b, b.add(values, at)), total)
+                for at, total in zip(parts, totals)]
+
+    for at, total in zip(parts, _each(b, count, [_vector(b, b.add(y, at)) for at in parts], lag)):
+        _put(b, total, b.add(y, at))
 
 
 def _diagonal(builder: Any, args: list[Any]) -> None:
@@ -260,20 +281,20 @@ def _complex(builder: Any, args: list[Any]) -> None:
 
 
 def _modes(builder: Any, args: list[Any]) -> None:
-    """h = a h + u for all modes of LANES channels, y = sum of the real parts of c h, plus d u. Real and imaginary parts
-    of a mode lie one behind the other, `stride` bytes apart."""
+    """h = a h + u for all modes of LANES channels, y = sum of the real parts of c h, plus d u. Of each mode real and
+    imaginary parts of a and c lie one behind the other."""
     b = builder
-    u, a, c, d, old, new, y, modes, stride = args
-    value = _vector(b, u)
+    u, table, d, old, new, y, modes = args
+    value, size = _vector(b, u), I64(4 * LANES)
 
     def mode(n: Any, real: Any, imaginary: Any) -> list[Any]:  # two sums: they need not wait for each other
-        at = b.mul(n, b.shl(stride, I64(1)))
-        on = b.add(at, stride)
-        r, i = _rotated(b, b.add(a, at), b.add(old, at), stride, stride)
+        line, at = b.add(table, b.mul(n, I64(4 * 4 * LANES))), b.mul(n, I64(2 * 4 * LANES))
+        r, i = _rotated(b, line, b.add(old, at), size, size)
         r = b.fadd(r, value)
         _put(b, r, b.add(new, at))
-        _put(b, i, b.add(new, on))
-        return [_fma(b, r, _vector(b, b.add(c, at)), real), _fma(b, i, _vector(b, b.add(c, on)), imaginary)]
+        _put(b, i, b.add(b.add(new, at), size))
+        c, c_on = (_vector(b, b.add(line, I64(part * 4 * LANES))) for part in (2, 3))
+        return [_fma(b, r, c, real), _fma(b, i, c_on, imaginary)]
 
     _put(b, b.fsub(*_each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
 
@@ -356,25 +377,28 @@ def _quantise(builder: Any, args: list[Any]) -> None:
 
 def _low_rank(builder: Any, args: list[Any]) -> None:
     """h = a h + b u - away t for all modes of LANES channels, t = sum of the real parts of seen h, y = sum of those of
-    c h, plus d u. Of each mode real and imaginary parts of seen, a, b, away, c lie one behind the other."""
+    c h, plus d u. Real and imaginary parts of seen lie one behind the other for all modes, then, mode by mode, those of
+    a, b, away, c."""
     b = builder
     u, table, d, old, new, y, modes = args
-    value, size = _vector(b, u), I64(4 * LANES)
+    value, size, both = _vector(b, u), I64(4 * LANES), I64(2 * 4 * LANES)
+    rest = b.add(table, b.mul(modes, both))
 
-    def places(n: Any) -> tuple[list[Any], list[Any]]:
-        line, at = b.add(table, b.mul(n, I64(10 * 4 * LANES))), b.mul(n, I64(2 * 4 * LANES))
-        return [b.add(line, I64(part * 4 * LANES)) for part in range(10)], [b.add(x, at) for x in (old, new)]
+    def factors(n: Any) -> list[Any]:
+        return [b.add(rest, b.add(b.mul(n, I64(8 * 4 * LANES)), I64(part * 4 * LANES))) for part in range(8)]
 
     def told(n: Any, total: Any, other: Any) -> list[Any]:
-        (real, imaginary, *_), (h, _) = places(n)
+        real, h = b.add(table, b.mul(n, both)), b.add(old, b.mul(n, both))
+        for line in factors(n):
+            _fetch(b, line)
         return [_fma(b, _vector(b, real), _vector(b, h), total),
-                _fma(b, _vector(b, imaginary), _vector(b, b.add(h, size)), other)]
+                _fma(b, _vector(b, b.add(real, size)), _vector(b, b.add(h, size)), other)]
 
     t = b.fsub(*_each(b, modes, [ZEROS, ZEROS], told))
 
     def mode(n: Any, total: Any, other: Any) -> list[Any]:
-        (_, _, a, _, *rest), (h, into) = places(n)
-        write, write_on, away, away_on, c, c_on = (_vector(b, at) for at in rest)
+        (a, _, *others), h, into = factors(n), b.add(old, b.mul(n, both)), b.add(new, b.mul(n, both))
+        write, write_on, away, away_on, c, c_on = (_vector(b, at) for at in others)
         r, i = _rotated(b, a, h, size, size)
         r = b.fsub(_fma(b, write, value, r), b.fmul(away, t))
         i = b.fsub(_fma(b, write_on, value, i), b.fmul(away_on, t))
@@ -386,29 +410,21 @@ def _low_rank(builder: Any, args: list[Any]) -> None:
 
 
 def _dense(builder: Any, args: list[Any]) -> None:
-    """h = A h + w u for the states of LANES channels, A by columns; `new` is not the memory of `old`."""
+    """MANY numbers of h = A h + w u for LANES channels, A by columns, which are fetched `ahead` bytes before they are
+    needed; `new` is not the memory of `old`."""
     b = builder
-    u, a, write, old, new, states = args
-    value, size = _vector(b, u), I64(4 * LANES)
+    u, a, write, old, new, states, ahead = args
+    value, lines = _vector(b, u), [I64(4 * LANES * i) for i in range(MANY)]
 
-    def begin(i: Any) -> list[Any]:
-        at = b.mul(i, size)
-        _put(b, b.fmul(_vector(b, b.add(write, at)), value), b.add(new, at))
-        return []
+    def column(j: Any, *totals: Any) -> list[Any]:
+        from_j, at = _vector(b, b.add(old, b.mul(j, I64(4 * LANES)))), b.add(a, b.mul(j, I64(4 * LANES * MANY)))
+        for line in lines:
+            _fetch(b, b.add(b.add(at, line), ahead))
+        return [_fma(b, _vector(b, b.add(at, line)), from_j, total) for line, total in zip(lines, totals)]
 
-    def column(j: Any) -> list[Any]:
-        from_j, line = _vector(b, b.add(old, b.mul(j, size))), b.add(a, b.mul(b.mul(j, states), size))
-
-        def entry(i: Any) -> list[Any]:
-            at = b.mul(i, size)
-            into = b.add(new, at)
-            _put(b, _fma(b, _vector(b, b.add(line, at)), from_j, _vector(b, into)), into)
-            return []
-
-        return _each(b, states, [], entry)
-
-    _each(b, states, [], begin)
-    _each(b, states, [], column)
+    totals = _each(b, states, [b.fmul(_vector(b, b.add(write, line)), value) for line in lines], column)
+    for line, total in zip(lines, totals):
+        _put(b, total, b.add(new, line))
 
 
 def _dot(builder: Any, args: list[Any]) -> None:
@@ -462,18 +478,20 @@ copy_lanes = _define("copy_lanes", void(long, long), lambda b, a: _put(b, _vecto
 add_lanes = _define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
 multiply_lanes = _define("multiply_lanes", void(long, long, long), lambda b, a: _put(
     b, b.fmul(_vector(b, a[0]), _vector(b, a[1])), a[2]))
-scan_lanes = _define("scan_lanes", void(*[long] * 12), _scan)
+scan_lanes = _define("scan_lanes", void(*[long] * 11), _scan)
 convolve_lanes = _define("convolve_lanes", void(*[long] * 8), _convolve)
+filter_lanes = _define("filter_lanes", void(*[long] * 6), lambda b, a: _filter(b, a, many=1))
+filter_many = _define("filter_many", void(*[long] * 6), lambda b, a: _filter(b, a, many=MANY))
 diagonal_lanes = _define("diagonal_lanes", void(*[long] * 5), _diagonal)
 complex_lanes = _define("complex_lanes", void(*[long] * 8), _complex)
-modes_lanes = _define("modes_lanes", void(*[long] * 9), _modes)
+modes_lanes = _define("modes_lanes", void(*[long] * 7), _modes)
 matrix_lanes = _define("matrix_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=1))
 matrix_many = _define("matrix_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=MANY))
 delta_lanes = _define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=1))
 delta_many = _define("delta_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=MANY))
 quantise = _define("quantise", void(*[long] * 4), _quantise)
 low_rank_lanes = _define("low_rank_lanes", void(*[long] * 7), _low_rank)
-dense_lanes = _define("dense_lanes", void(*[long] * 6), _dense)
+dense_lanes = _define("dense_lanes", void(*[long] * 7), _dense)
 dot_lanes = _define("dot_lanes", void(*[long] * 6), _dot)
 real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
 """real(bits): the float64 that was stored as an integer."""
@@ -501,7 +519,6 @@ def _tile(builder: Any, panels: int, rows: int, kind: int, args: list[Any]) -> N
             return _call(b, f"llvm.x86.avx512.vpdpbusd.{32 * LANES}", WORDS, total, weights, value)
         return _fma(b, weights, value, total)
 
-    hint = I32(0), I32(2), I32(1)  # to read, into the second-level cache, data
     entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
     pairs = [b.add(w, b.mul(far, I64(p))) for p in range(panels // PANELS)]
     inputs = [b.add(x, b.mul(row, I64(r))) for r in range(rows)]
@@ -532,7 +549,7 @@ def _tile(builder: Any, panels: int, rows: int, kind: int, args: list[Any]) -> N
         for p in range(panels // PANELS):
             for start in range(0, line if u * line % 64 == 0 else 0, 64):
                     at = b.add(b.add(pairs[p], soon), b.add(b.mul(step, I64(u)), I64(start)))
-                    _call(b, "llvm.prefetch.p0", ir.VoidType(), b.inttoptr(at, I8.as_pointer()), *hint)
+                    _fetch(b, at)
         for r in range(rows):
             at = b.add(inputs[r], b.shl(b.add(i, I64(u)), I64(2)))
             value = _spread(b, at, number)
@@ -594,4 +611,4 @@ def make_block(panels: int, kind: int, most: int) -> Any:
 
 
 pair, quad = make_block(PANELS, FLOAT, BLOCK), make_block(2 * PANELS, FLOAT, QUAD)
-pair8, quad8 = make_block(PANELS, INT8, BLOCK), make_block(2 * PANELS, INT8, QUAD)
+pair8 = make_block(PANELS, INT8, BLOCK)
