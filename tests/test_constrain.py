@@ -74,7 +74,7 @@ def test_a_callback_rules_on_the_path_it_is_asked_about() -> None:
     for options in DECODERS:
         for answer in generate(model, [[1, 2], [3]], 6, processors=(tour,), **options):
             assert sorted(answer.tokens) == list(range(6))
-    assert generate(model, [[1]], 3, processors=(LegalNext(lambda said: None),)) [0].tokens == \
+    assert generate(model, [[1]], 3, processors=(LegalNext(lambda said: None),))[0].tokens == \
         generate(model, [[1]], 3)[0].tokens
 
 

@@ -35,11 +35,12 @@ class Continuation:
     tokens: without the prompt and without the stop token. logprobs: of each token, under the model's own scores
     (before any processor), natural logarithm; None if not asked for.
     finish: "length", "stop" (a stop token), "until" (a stop string or the caller's condition).
-    passes: model passes that gave tokens, prefill included. drafted, accepted: draft nodes checked, and taken over.
-    per_pass: how many tokens of the answer each of those passes gave.
+    path: the code that ran. decoder, draft: who chose and who drafted.
+    produced: tokens and backspaces, the stop token included. passes: model passes that gave tokens, prefill included.
+    drafted, accepted: draft nodes checked, and taken over. per_pass: how many tokens of the answer each pass gave.
     actions: where a backspace may take tokens back, all that was said in order, backspaces and what they took included.
-    path: the code that ran. seconds: prefill, draft, forward, choose and total, of
-    the rows that ran together. rows: how many those were. cost: what the cost model measured, where drafts were on.
+    rows: how many ran together. seconds: of those rows; prefill, draft, forward, choose and total.
+    cost: what the cost model measured, where drafts were on.
     score: a search's own score of this answer. others: a search's further answers, best first. nodes: tokens that the
     model read for the search, the prompt left out. proven: of an exact search, whether it ended, so that nothing better
     exists; False if its budget ran out before.

@@ -119,7 +119,6 @@ class Row:
             self.finish = "length"
         return self.finish is not None
 
-
     def erase(self) -> None:
         """Take the last token of the answer back."""
         self.back = 1
