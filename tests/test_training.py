@@ -228,7 +228,7 @@ def test_resuming_ends_with_the_same_weights(tmp_path: Path, choices: dict) -> N
 def test_ctrl_c_ends_the_step_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
     class Interrupt(Strategy):
         def after_step(self, run: Run) -> None:
-            if run.step == 7:
+            if run.step == 6:
                 signal.raise_signal(signal.SIGINT)
 
     whole, part, rest = make(), make(tmp_path, strategy=Interrupt()), make(tmp_path)
