@@ -111,6 +111,10 @@ def measure(run: Run) -> list[Row]:
     timed = {side: run.cell(f"time {side}", partial(step_time, tuple(ARMS), side, run.pick(1, 3))) for side in sides}
     run.note(f"{steps} steps of 32 pictures of 8 x 8 pixels, two blocks of width {WIDTH}, {len(seeds)} seeds; times "
              "are of the same models, forward and backward, on two random grids, in float32")
+    run.note("a first run was inconclusive by its times alone (0.74 of two scans'), since positions cost more than a "
+             "third of what LightNet takes without them; since then nodes at one place of an axis sum up their keys "
+             "before these are turned, the weights are one softmax, and the averages along the axes have one decay a "
+             "channel (the released code: one a head), which is one scan")
     return [{"model": arm, "accuracy": mean(done[f"{arm} {seed}"] for seed in seeds),
              **{f"ms at {side} x {side}": timed[side][arm] for side in sides}} for arm in ARMS]
 
