@@ -134,9 +134,10 @@ def test_only_training_moves_the_codebook() -> None:
 
 
 @torch.no_grad()
-def test_averages_step_by_step_and_by_convolution() -> None:
+@pytest.mark.parametrize("states", [1, 2])
+def test_averages_step_by_step_and_by_convolution(states: int) -> None:
     torch.manual_seed(0)
-    average, x = ExponentialAverage(3, 2).double(), torch.randn(2, 30, 3, dtype=torch.float64)
+    average, x = ExponentialAverage(3, states).double(), torch.randn(2, 30, 3, dtype=torch.float64)
     whole = average((x,), Layout.chain((2, 30)))
     h = average.initial(2, x)
     for t in range(30):

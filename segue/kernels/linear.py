@@ -20,3 +20,31 @@ def linear_attention_both_ways(q: Tensor, k: Tensor, v: Tensor, starts: Tensor |
     before, _ = gla(q, k, v, None, fresh, starts)
     after, _ = gla(q.flip(1), k.flip(1), v.flip(1), None, fresh, ends.flip(1))
     return before + after.flip(1) - (q * k).sum(-1, keepdim=True) * v  # each counts the node itself
+
+
+def linear_attention_on_grid(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, ...], angles: Tensor) -> Tensor:
+    """Each node of a grid reads all: y_i = sum over j of (sum over e of q_ie k_je cos(d_ije angle_e)) v_j, where d_ije is
+    how many places i and j are apart along the axis of feature e. An axis after the other has len(angles) features,
+    those left have no axis. Nodes at one place of an axis share its angles, so what they write is summed up first, and
+    turned as one.
+
+    q, k: (B, N, H, K), v: (B, N, H, E), the nodes in row-major order. angles: of a place, in float64. Returns
+    (B, N, H, E).
+    """
+    share = len(angles)
+    rest = share * len(grid)
+    total = linear_attention_both_ways(q[..., rest:], k[..., rest:], v) if rest < k.shape[-1] else torch.zeros_like(v)
+    for axis, size in enumerate(grid):
+        others = grid[:axis] + grid[axis + 1 :]
+
+        def placed(y: Tensor, axis: int = axis) -> Tensor:  # (B, places, nodes of one place, H, X)
+            return y.unflatten(1, grid).movedim(1 + axis, 1).flatten(2, -3) if others else y[:, :, None]
+
+        here = slice(axis * share, (axis + 1) * share)
+        queries, keys = placed(q[..., here]), placed(k[..., here])
+        place = torch.arange(size, dtype=angles.dtype, device=q.device)
+        apart = ((place[:, None] - place)[..., None] * angles[: keys.shape[-1]]).cos().to(v.dtype)
+        memory = torch.einsum("mnk,bnhke->bmhke", apart, torch.einsum("bnwhk,bnwhe->bnhke", keys, placed(v)))
+        y = torch.einsum("bnwhk,bnhke->bnwhe", queries, memory)
+        total = total + y.unflatten(2, others or (1,)).movedim(1, 1 + axis).reshape(v.shape)
+    return total

@@ -25,17 +25,27 @@ class ExponentialAverage(Recurrence):
 
     def __init__(self, width: int, states: int = 4) -> None:
         super().__init__()
-        # Time constants begin spread over about 1.4 to 64 elements.
-        self.rate = nn.Parameter(torch.linspace(0.0, 4.1, states).repeat(width, 1))  # a = sigmoid(rate)
+        # Time constants begin spread over about 1.4 to 64 elements: those of each channel, or from channel to channel.
+        spread = torch.linspace(0.0, 4.1, states).repeat(width, 1) if states > 1 else torch.linspace(0.0, 4.1, width)
+        self.rate = nn.Parameter(spread.view(width, states))  # a = sigmoid(rate)
         self.weight = nn.Parameter(torch.randn(width, states) / states**0.5)
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return (like.new_zeros(batch, *self.rate.shape, dtype=torch.promote_types(like.dtype, torch.float32)),)
 
-    def along(self, x: Tensor) -> Tensor:
-        """Averages (B, N, D) along whole lines of their own, (B, N, D): one convolution, and no state."""
+    def along(self, x: Tensor, axis: int = 1) -> Tensor:
+        """Averages along one axis of x (B, ..., D), each line on its own and without a state: one convolution, or one
+        scan where a channel has a single decay."""
         wide = torch.promote_types(x.dtype, torch.float32)
-        return long_convolution(x, (self._taken(self._powers(x.shape[1], wide)) * self.weight.to(wide)).sum(-1))
+        rate, weight = self.rate.to(wide), self.weight.to(wide)
+        if rate.shape[1] == 1 and x.numel():
+            lines = x.to(wide).flatten(0, axis - 1).flatten(2)  # (lines, N, channels of all that lies beside each other)
+            beside = lines.shape[2] // len(rate)
+            decay, given = (y[:, 0].repeat(beside) for y in (torch.sigmoid(rate), torch.sigmoid(-rate) * weight))
+            return linear_scan(decay[None, None], lines * given, torch.zeros_like(lines[:, 0])).view_as(x).to(x.dtype)
+        lines = x.movedim(axis, -2)
+        kernel = (self._taken(self._powers(x.shape[axis], wide)) * weight).sum(-1)
+        return long_convolution(lines.flatten(0, -3), kernel).view_as(lines).movedim(-2, axis)
 
     def _powers(self, n: int, dtype: torch.dtype) -> Tensor:
         """(N, D, S): the decays to the power 0, 1, ... N - 1."""

@@ -81,13 +81,14 @@ class Products(Window):
 class CentredConvolution(nn.Module):
     """Depthwise convolution over `taps` nodes of a document, `ahead` of them after the node itself (default: half).
 
-    weight: (D, taps), from the node furthest back to the one furthest ahead.
+    weight: (D, taps), from the node furthest back to the one furthest ahead. bias: (D,), if there is to be one.
     """
 
-    def __init__(self, width: int, taps: int, ahead: int | None = None) -> None:
+    def __init__(self, width: int, taps: int, ahead: int | None = None, bias: bool = False) -> None:
         super().__init__()
         bound = 1 / math.sqrt(taps)
         self.weight = nn.Parameter(torch.empty(width, taps).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.ahead = taps // 2 if ahead is None else ahead
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
@@ -101,4 +102,4 @@ class CentredConvolution(nn.Module):
             if document is not None and segments is not None:
                 seen = seen * (document[:, tap : tap + n] == segments)[..., None]
             y = y + seen * self.weight[:, tap]
-        return y
+        return y if self.bias is None else y + self.bias

@@ -4,6 +4,7 @@ arXiv 2405.21022)."""
 from __future__ import annotations
 
 import math
+from functools import reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.kernels.gla import gla
-from segue.kernels.linear import linear_attention_both_ways
+from segue.kernels.linear import linear_attention_both_ways, linear_attention_on_grid
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
@@ -113,56 +114,60 @@ class LightNet(Mixer):
         """x with moving averages along each axis added."""
         if self.placed is None:
             return x
-        grid = layout.grid or (x.shape[1],)
-        total = torch.zeros_like(x)
-        for axis, average in enumerate(self.averages[: len(grid)]):
-            if layout.grid is None:
-                total = total + average((x,), layout, parts.get(f"average{axis}"))
-                continue
-            lines = x.unflatten(1, grid).movedim(1 + axis, -2)  # (B, other axes, this axis, D)
-            assert isinstance(average, ExponentialAverage)
-            y = average.along(lines.reshape(-1, grid[axis], self.width))
-            total = total + y.view_as(lines).movedim(-2, 1 + axis).reshape(x.shape)
-        return x + self.placed(total)
-
-    def _turn(self, x: Tensor, layout: Layout) -> Tensor:
-        """(B, N, H, E) -> (B, N, H, 2 E): cosine and sine parts, whose inner products depend on differences of places
-        only. Angles in float64, as those of rotary positions."""
-        if not self.places:
-            return x
         if layout.grid is None:
-            where = layout.positions[..., None]
-        else:
-            index = torch.arange(x.shape[1], device=x.device)
-            where = torch.stack(torch.unravel_index(index, layout.grid), -1)[None]
-        angles = torch.tensor(self.angles, dtype=torch.float64, device=x.device)
-        angle = (where[..., None].double() * angles).flatten(-2)[..., : x.shape[-1]]  # an axis after the other
-        angle = F.pad(angle, (0, x.shape[-1] - angle.shape[-1]))[:, :, None]
-        return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], -1)
+            average = self.averages[0]
+            return x + self.placed(average((x,), layout, parts.get("average0")))
+        field = x.unflatten(1, layout.grid)
+        along = [average.along(field, axis) for axis, average in enumerate(self.averages[: len(layout.grid)], 1)
+                 if isinstance(average, ExponentialAverage)]
+        return x + self.placed(reduce(torch.add, along).flatten(1, -2))
 
-    def _project(self, x: Tensor, layout: Layout) -> Tensors:
-        """Queries and weighted keys, turned; values; the keys' weights."""
+    def _turn(self, layout: Layout, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, N, H, E) -> (B, N, H, 2 E): cosine and sine parts, whose inner products depend on differences of
+        positions only. Angles in float64, as those of rotary positions."""
+        if not self.places:
+            return q, k
+        angle = layout.positions[..., None].double() * self._angles(q)
+        angle = F.pad(angle, (0, q.shape[-1] - angle.shape[-1]))[:, :, None]  # those of other axes tell none apart
+        circle = torch.stack([angle.cos(), angle.sin()], -2)
+        turned, keys = ((x[..., None, :] * circle.to(x.dtype)).flatten(-2) for x in (q, k))
+        return turned, keys
+
+    def _angles(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.angles, dtype=torch.float64, device=like.device)
+
+    def _weights(self, k: Tensor, layout: Layout) -> Tensor:
+        """(B, N, H, E): the nodes' weights, which the recurrence divides by their sums; of a LightNet that looks ahead
+        their shares, whose sum over a document is one already."""
+        k = k.to(torch.promote_types(k.dtype, torch.float32))
+        if not self.causal and layout.segments is None:
+            return k.softmax(1)
+        weights = k.clamp(-LIMIT, LIMIT).exp()
+        if self.causal:
+            return weights
+        assert layout.segments is not None
+        index = layout.segments[..., None, None].expand_as(weights)
+        sums = weights.new_zeros(len(weights), weights.shape[1] + 1, *weights.shape[2:]).scatter_add(1, index, weights)
+        return weights / sums.gather(1, index)
+
+    def _read(self, x: Tensor, layout: Layout) -> Tensors:
+        """Queries, the weights of the keys, values."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
-        weights = k.clamp(-LIMIT, LIMIT).to(torch.promote_types(k.dtype, torch.float32)).exp()
-        return self._turn(F.silu(q), layout), self._turn(weights, layout).to(v.dtype), v, weights
+        return F.silu(q), self._weights(k, layout), v
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         x = self._place(x, layout, parts)
-        q, k, v, weights = inputs = self._project(x, layout)
+        q, weights, v = self._read(x, layout)
+        if layout.grid is not None and self.places:
+            y = linear_attention_on_grid(q, weights.to(v.dtype), v, layout.grid, self._angles(q))
+            return self._finish(y, x)
+        q, k = self._turn(layout, q, weights)
+        k = k.to(v.dtype)
         if self.causal:
-            y = self.recurrence(inputs, layout, parts.get("recurrence"))
+            y = self.recurrence((q, k, v, weights), layout, parts.get("recurrence"))
         else:
-            y = linear_attention_both_ways(divided(q, self._totals(weights, layout)).to(v.dtype), k, v, layout.starts)
+            y = linear_attention_both_ways(q, k, v, layout.starts)
         return self._finish(y, x)
-
-    @staticmethod
-    def _totals(weights: Tensor, layout: Layout) -> Tensor:
-        """The sum of the weights (B, N, H, K) of each node's document."""
-        if layout.segments is None:
-            return weights.sum(1, keepdim=True)
-        index = layout.segments[..., None, None].expand_as(weights)
-        return torch.zeros_like(weights[:, :1]).repeat(1, weights.shape[1] + 1, 1, 1).scatter_add(
-            1, index, weights).gather(1, index)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
         return self.out(self.norm(y.to(self.norm.weight.dtype)).flatten(2) * F.silu(self.gate(x)))
@@ -204,14 +209,14 @@ class LightNet(Mixer):
 
     def matrix(self, x: Tensor) -> Tensor:
         x, layout = self._inputs(x)
-        q, k, _, weights = self._project(x, layout)
-        totals = weights.cumsum(1) if self.causal else weights.sum(1, keepdim=True)
-        matrix = torch.einsum("bihf,bjhf->bhij", divided(q, totals), k)
+        q, weights, _ = self._read(x, layout)
+        q, k = self._turn(layout, q, weights)
+        matrix = torch.einsum("bihf,bjhf->bhij", divided(q, weights.cumsum(1)) if self.causal else q, k)
         return matrix.tril() if self.causal else matrix
 
     def values(self, x: Tensor) -> Tensor:
         x, layout = self._inputs(x)
-        return self._project(x, layout)[2].transpose(1, 2)
+        return self._read(x, layout)[2].transpose(1, 2)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
         return self._finish(mixed.transpose(1, 2), self._inputs(x)[0])

@@ -104,16 +104,18 @@ STRUCTURES: dict[str, tuple[Callable[..., Tensor], Callable[[int], int]]] = {  #
     "semiseparable": (semiseparable, lambda d: 2 * d + 1),
     "quasiseparable": (quasiseparable, lambda d: 4 * d + 3),
 }
+ACTIVATED = ("toeplitz", "low-rank")  # whose aligned numbers are the SiLU of what the convolution finds
 
 
 class MatrixMixer(Mixer):
     """A matrix of the chosen class per head, written out and applied (plus the identity): time and memory are quadratic
     in the length, for every class alike. It is for comparing classes; `hydra`, `attention` and `gla` are fast ones.
+    What it mixes is normed and gated, as in `hydra`.
 
     width: model width D. structure: one of STRUCTURES. aligned: each node's numbers are read off that node (the matrix
     is sequence-aligned: it depends on the data, and extends to any length); otherwise they are free parameters for
     documents of at most `length`. heads. features: d per head. expand: width of the values relative to D. taps: of the
-    convolution, which looks both ways, that values and numbers are read off.
+    convolution, which looks both ways, that values and aligned numbers pass.
     """
 
     causal = False
@@ -121,7 +123,7 @@ class MatrixMixer(Mixer):
     cost = "T²"
 
     def __init__(self, width: int, structure: str = "quasiseparable", aligned: bool = True, length: int = 256,
-                 heads: int = 4, features: int = 16, expand: int = 2, taps: int = 7) -> None:
+                 heads: int = 4, features: int = 16, expand: int = 2, taps: int = 7, norm_eps: float = 1e-6) -> None:
         super().__init__(width)
         if structure not in STRUCTURES:
             raise SegueError(f"structure '{structure}' is unknown: choose from {', '.join(STRUCTURES)}")
@@ -129,52 +131,55 @@ class MatrixMixer(Mixer):
             raise SegueError("a dense matrix has no aligned form: give aligned=False and a length")
         if expand * width % heads:
             raise SegueError(f"value width {expand * width} is not divisible by {heads} heads")
-        self.heads, self.features, self.aligned, self.length = heads, features, aligned, length
+        self.heads, self.features, self.length = heads, features, length
         self.make, numbers = STRUCTURES[structure]
-        count = numbers(features) or length
-        inner = expand * width
-        self.numbers = nn.Linear(inner, heads * count) if aligned else \
-            nn.Parameter(torch.randn(length, heads * count) / math.sqrt(features))
+        count, inner = heads * (numbers(features) or length), expand * width
+        self.activated = structure in ACTIVATED
+        self.widths = (inner, inner, count if aligned else 0)
+        self.into = nn.Linear(width, sum(self.widths), bias=False)
+        self.convolution = CentredConvolution(sum(self.widths[1:]), taps, bias=True)
+        self.numbers = None if aligned else nn.Parameter(torch.randn(length, count) / math.sqrt(features))
         self.shift = nn.Parameter(torch.full((heads,), 0.5)) if structure == "cauchy" else None
-        self.v = nn.Linear(width, inner, bias=False)
-        self.convolution = CentredConvolution(inner, taps)
+        self.norm = nn.RMSNorm(inner, eps=norm_eps)
         self.out = nn.Linear(inner, width, bias=False)
 
-    def _read(self, x: Tensor, layout: Layout) -> Tensor:
-        return F.silu(self.convolution(self.v(x), layout))
+    def _read(self, x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """The values (B, T, I) and the aligned numbers (B, T, H P)."""
+        read = self.convolution(F.linear(x, self.into.weight[self.widths[0] :]), layout)
+        v, numbers = read.split(self.widths[1:], -1)
+        return F.silu(v), F.silu(numbers) if self.activated else numbers
 
-    def _matrix(self, u: Tensor, layout: Layout) -> Tensor:
-        """The matrix (B, H, T, T) for what was read (B, T, I)."""
-        batch, n = u.shape[:2]
-        index = torch.arange(n, device=u.device).expand(batch, n)
-        same = torch.ones(batch, 1, n, n, dtype=torch.bool, device=u.device)
+    def _matrix(self, numbers: Tensor, layout: Layout) -> Tensor:
+        """The matrix (B, H, T, T), of those numbers or of the free ones."""
+        batch, n = numbers.shape[:2]
+        index = torch.arange(n, device=numbers.device).expand(batch, n)
+        same = torch.ones(batch, 1, n, n, dtype=torch.bool, device=numbers.device)
         if layout.starts is not None and layout.segments is not None:
             index = index - torch.where(layout.starts, index, 0).cummax(1).values
             same = (layout.segments[:, :, None] == layout.segments[:, None])[:, None]
-        if isinstance(self.numbers, nn.Linear):
-            numbers = self.numbers(u)
-        else:
+        if self.numbers is not None:
             if index.numel() and int(index.max()) >= self.length:
                 raise SegueError(f"a document of {int(index.max()) + 1} elements is longer than the {self.length} of "
                                  "this matrix: make the mixer with a larger length, or aligned")
             numbers = self.numbers[index]
         p = numbers.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         matrix = self.make(Entries(p, index, same, self.features, self.shift)).masked_fill(~same, 0.0)
-        return matrix + torch.eye(n, dtype=matrix.dtype, device=u.device)
+        return matrix + torch.eye(n, dtype=matrix.dtype, device=matrix.device)
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        u = self._read(x, layout)
-        return self.output(self._matrix(u, layout) @ self._heads(u), x)
+        v, numbers = self._read(x, layout)
+        return self.output(self._matrix(numbers, layout) @ self._heads(v), x)
 
-    def _heads(self, u: Tensor) -> Tensor:
-        return u.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _heads(self, v: Tensor) -> Tensor:
+        return v.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def matrix(self, x: Tensor) -> Tensor:
         layout = Layout.of(x)
-        return self._matrix(self._read(x, layout), layout)
+        return self._matrix(self._read(x, layout)[1], layout)
 
     def values(self, x: Tensor) -> Tensor:
-        return self._heads(self._read(x, Layout.of(x)))
+        return self._heads(self._read(x, Layout.of(x))[0])
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        y = mixed.transpose(1, 2).flatten(2).to(self.norm.weight.dtype)
+        return self.out(self.norm(y) * F.silu(F.linear(x, self.into.weight[: self.widths[0]])))
