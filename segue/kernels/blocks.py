@@ -27,6 +27,7 @@ def block_products(x: Tensor, weight: Tensor, dense: Tensor) -> tuple[Tensor, Te
     # Blocks that do not fill a vector lie together on the diagonal of one that does.
     blocks = torch.diag_embed(weight.unflatten(0, (-1, per)).permute(0, 4, 2, 3, 1), dim1=1, dim2=4)
     blocks = blocks.flatten(4, 5).flatten(1, 2)
+    dense = dense.to(x.dtype)  # which autocast may have made
     y, z = _BlockProducts.apply(x, blocks, F.pad(dense.T, (0, -len(dense) % _lanes(x))))
     return y, z[..., : len(dense)]
 
