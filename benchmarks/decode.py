@@ -290,7 +290,9 @@ def measure_floors(threads: int, tokens: int, rounds: int) -> str:
             rows.append(row)
     head = ["mixer", "weights and state", "of what the memory allows", "8 tokens cost, times one", "with int8 weights",
             "of what the memory allows", "8 tokens cost, times one"]
-    return "### Every mixer of the engine: width 768, 4 layers, batch 1\n\n" + table(head, rows)
+    return (f"### Every mixer of the engine: width 768, 4 layers, batch 1, {CONTEXT} tokens before\n\n"
+            + table(head, rows) + "\n\n- what the memory allows: a row-parallel matrix-vector product over as many "
+            "bytes as a step reads and writes, the best of all rounds")
 
 
 def measure_drafts(threads: int, tokens: int, rounds: int) -> str:

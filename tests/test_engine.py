@@ -653,6 +653,16 @@ def test_what_is_learned_of_a_transition_matrix_and_s4_at_its_default_size() -> 
         torch.testing.assert_close(model.extend(ids, model.init_state(2)).logits, expected, atol=TOLERANCE, rtol=0)
 
 
+def test_what_a_step_reads_is_counted_tables_and_states_too() -> None:
+    small, large = (compile_model(build(width=48, mixers=["lssl"], options={"lssl": {"states": n}})).program
+                    for n in (8, 16))
+    matrices, vectors = 48 * (16**2 - 8**2), 48 * (16 - 8)  # A, and each of B, C and the state
+    assert large.weight_bytes - small.weight_bytes == 4 * (matrices + 2 * vectors)
+    assert large.step_bytes(9) - small.step_bytes(9) == 4 * (matrices + 4 * vectors)
+    program = compile_model(build(mixers=["attention"])).program
+    assert program.step_bytes(9) - program.step_bytes(8) == 4 * program.floats_per_position
+
+
 def test_every_causal_mixer_has_a_form() -> None:
     for name, kind in MIXERS.items():
         if kind.causal and name not in PROBES:
