@@ -720,6 +720,16 @@ def seen_once_and_twice(tables, order, out):
 
 
 @jit()
+def _lay(past, tokens, chain, b, scratch):
+    """Write the past of row b and, of a chain, its nodes behind it."""
+    size = past.shape[1]
+    for i in range(size):
+        scratch[i] = past[b, i]
+    for i in range(tokens.shape[1] if chain else 0):
+        scratch[size + i] = tokens[b, i]
+
+
+@jit()
 def _contexts(past, tokens, parents, chain, at, b, m, scratch):
     """Write the context of node at[b, m] (itself the newest token) behind the past; returns where it ends."""
     size = past.shape[1]
@@ -743,13 +753,9 @@ def blend_nodes(tables, past, begins, whole, tokens, parents, chain, at, window,
     """Distributions (B, M, V) after the nodes `at` of a chain or tree. past: (B, S), valid from begins[b] on;
     whole[b]: it reaches back to the start of the document."""
     rows, weights = np.empty((LEVELS, FEATURES)), np.empty((LEVELS, 2))
-    size = past.shape[1]
-    scratch = np.empty(size + tokens.shape[1], np.int32)
+    scratch = np.empty(past.shape[1] + tokens.shape[1], np.int32)
     for b in range(past.shape[0]):
-        for i in range(size):
-            scratch[i] = past[b, i]
-        for i in range(tokens.shape[1] if chain else 0):
-            scratch[size + i] = tokens[b, i]
+        _lay(past, tokens, chain, b, scratch)
         for m in range(at.shape[1]):
             end = _contexts(past, tokens, parents, chain, at, b, m, scratch)
             low = max(begins[b], end - window)
@@ -760,13 +766,9 @@ def blend_nodes(tables, past, begins, whole, tokens, parents, chain, at, window,
 def plain_nodes(tables, past, begins, whole, tokens, parents, chain, at, start, order, smoothing, backoff, discount,
                 work, out):
     """As `blend_nodes`, for the classical estimates."""
-    size = past.shape[1]
-    scratch = np.empty(size + tokens.shape[1], np.int32)
+    scratch = np.empty(past.shape[1] + tokens.shape[1], np.int32)
     for b in range(past.shape[0]):
-        for i in range(size):
-            scratch[i] = past[b, i]
-        for i in range(tokens.shape[1] if chain else 0):
-            scratch[size + i] = tokens[b, i]
+        _lay(past, tokens, chain, b, scratch)
         for m in range(at.shape[1]):
             end = _contexts(past, tokens, parents, chain, at, b, m, scratch)
             low = max(begins[b], end - order)
