@@ -38,6 +38,7 @@ FORMAT = "segue data 1"
 STORE = "segue tokens 1"
 BATCH = 1 << 23  # bytes of one Arrow batch
 MEMORY = 1 << 30  # bytes kept in memory before a data set goes to a temporary folder
+PART = 32  # elements of a block at least, where so few are cut into blocks: shorter ones say nothing of a sequence
 MANY = 10  # files given one by one are taken for a pattern from here on
 SHOWN = 1 << 26  # bytes from which on progress is shown
 SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums"}  # beside the data, not data
@@ -422,7 +423,8 @@ class Data:
         key = by or self.kind.split_by
         few = len(spans) * fraction < 1
         if by == "position" or (by is None and (few or key != "entity")):
-            spans = self._blocks(spans, max(1, int(total * fraction / 16)), everything=by == "position" or few)
+            block = max(1, int(total * fraction / 16), min(PART, total // 4))
+            spans = self._blocks(spans, block, everything=by == "position" or few)
         hashes = self._hashes(spans, key, seed)
         sizes = spans[:, 2] - spans[:, 1]
         held = hashes < fraction * 2.0**64

@@ -19,7 +19,7 @@ from segue.kinds import KINDS, Codec, Kind
 from segue.models import Stack, StackConfig
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
-from segue.training.evaluate import Evaluation, score, summarise, unigram_nats, xz_bits
+from segue.training.evaluate import Evaluation, predicted_units, score, summarise, unigram_nats, xz_bits
 from segue.training.recipe import cores, fast_bfloat16
 
 if TYPE_CHECKING:
@@ -164,18 +164,20 @@ class Fitted:
             scored = mixed.score(running, store, self.context, precision)
         else:
             scored = score(running, store, None if carries(self.model) else self.context, precision=precision)
-        baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / int(store.units.sum())}
+        units = predicted_units(store, self.codec)
+        total = max(1, int(units.sum()))
+        baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / total}
         if self.counts is not None:
-            baselines["unigram"] = unigram_nats(self.counts, store) / int(store.units.sum()) / math.log(2)
+            baselines["unigram"] = unigram_nats(self.counts, store) / total / math.log(2)
         ngram = self.mixture.counts.classical() if self.mixture is not None else self.ngram
         if ngram is not None:
             nats = -sum(ngram.log_probabilities(sequence)[1:].sum() for sequence in store)
-            baselines[f"Kneser-Ney of order {ngram.order}"] = float(nats) / int(store.units.sum()) / math.log(2)
+            baselines[f"Kneser-Ney of order {ngram.order}"] = float(nats) / total / math.log(2)
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
         path = running.path + (", bfloat16 products" if precision == "bfloat16" else "")
-        return summarise(scored, store.units, self.kind.unit, path, baselines)
+        return summarise(scored, units, self.kind.unit, path, baselines)
 
     # The folder.
 
