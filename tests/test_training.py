@@ -608,6 +608,14 @@ def test_units_are_those_of_what_is_predicted() -> None:
     assert units.sum() == sum((store[i].ids[1:] < 256).sum() for i in range(len(store)))
 
 
+def test_strangers_are_told() -> None:
+    model = segue.fit([list("abcab") * 4 for _ in range(30)], steps=2, quiet=True, width=32, depth=1, threads=1)
+    for verb in (model.evaluate, lambda data: model.update(data, steps=1, quiet=True)):
+        with pytest.raises(SegueError, match=r"knows none of these \d+ events: give data of the sort"):
+            verb([list("xyzx") * 5 for _ in range(30)])
+    assert model.evaluate([list("abx") * 5]).notes == ["33.3% of the events are unknown to the model"]
+
+
 @pytest.mark.parametrize("mixer", ["attention", "gru"])
 def test_carried_and_windowed_scores_agree(mixer: str) -> None:
     torch.manual_seed(0)

@@ -154,6 +154,7 @@ class Fitted:
             raise SegueError(f"this model is of {self.kind.name}, the data are {data.kind.name}: "
                              "give data of the same kind")
         store = data.encode(self.codec)
+        notes = unknown(self.codec, data)
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would gather the rounding of bfloat16; a window does not.
         windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
@@ -177,7 +178,7 @@ class Fitted:
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
         path = running.path + (", bfloat16 products" if precision == "bfloat16" else "")
-        return summarise(scored, units, self.kind.unit, path, baselines)
+        return summarise(scored, units, self.kind.unit, path, baselines, notes)
 
     # The folder.
 
@@ -321,6 +322,18 @@ def check_config(config: StackConfig) -> None:
     for mixer in config.mixers:
         if mixer.partition(":")[0] not in MIXERS:
             raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
+
+
+def unknown(codec: Codec, data: Data) -> list[str]:
+    """A note of how many of the data's items the codec has no token for, if any; a SegueError where it knows none."""
+    known = set(items) if (items := getattr(codec, "items", None)) is not None else None
+    if known is None or not data.total:
+        return []
+    strange = sum(count for item, count in data.vocabulary.items() if item not in known)
+    if strange == data.total:
+        raise SegueError(f"the model knows none of these {strange:,} {data.kind.unit}s: give data of the sort it was "
+                         "fitted on, or name the columns (who=, what=)")
+    return [f"{strange / data.total:.1%} of the {data.kind.unit}s are unknown to the model"] if strange else []
 
 
 def carries(model: Any) -> bool:
