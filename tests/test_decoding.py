@@ -595,6 +595,9 @@ def test_continue_takes_one_prime_or_many(tmp_path) -> None:  # type: ignore[no-
         continue_(fitted, [], 4)
     with pytest.raises(SegueError, match="stop"):
         continue_(fitted, "a", 4, stop=[3])
+    for wrong in ({"decoder": "beam", "num_beams": "x"}, {"temperature": "warm"}):
+        with pytest.raises(SegueError, match=f"wrong sort in .*{list(wrong)[-1]}="):
+            continue_(fitted, "a", 4, **wrong)
 
 
 # Search

@@ -137,6 +137,17 @@ def test_one_long_document_is_split_into_blocks() -> None:
     assert 0.07 < genome.split(0.1)[1].total / genome.total < 0.15
 
 
+def test_few_short_sequences_are_not_cut_to_crumbs() -> None:
+    reads = of([f"ACGT{'ACGT'[i % 4] * (1 + i // 4 % 4)}A" for i in range(60)], kind="dna")
+    for part in reads.split(0.05):
+        assert len(part) and {r.object for r in part} <= {r.object for r in reads}
+    for part in of(["some words, one after the other, " * 9]).split(0.05):
+        assert min(part.lengths) >= 16
+    people = of({f"u{i}": list("abcd" * 7) for i in range(7)}, kind="events")
+    for part in people.split(0.05):
+        assert set(part.lengths) == {28}
+
+
 def test_a_hash_keeps_records_on_their_side_when_data_are_added() -> None:
     texts = [f"document number {i}" * (i % 5 + 1) for i in range(600)]
     small, large = of(texts[:400]).split(0.1), of(texts).split(0.1)

@@ -22,15 +22,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segue
+from segue.data import of
 from segue.errors import SegueError
 from segue.kernels.attention import causal_attention
+from segue.kinds import ByteCodec
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, NextElement, objective_named
 from segue.objectives.next_element import head_cross_entropy
 from segue.training import Arrays, Batches, Plan, Run, Strategy
 from segue.training.batches import pack
 from segue.training.checkpoint import load_tensors, save_tensors, weights_of
-from segue.training.evaluate import Tally, interval, score, windows
+from segue.training.evaluate import Tally, interval, predicted_units, score, windows
 from segue.training.loop import CHECKPOINT
 from segue.training.optimiser import Optimiser, groups_of, orthogonalise
 from segue.training.recipe import Facts, choose
@@ -594,6 +596,24 @@ def test_windows_score_each_position_once(lengths: list[int], context: int, over
         count[first + skip + 1 : first + n + 1] += 1
     for begin, end in zip(offsets[:-1], offsets[1:]):
         assert (count[begin + 1 : end] == 1).all()
+
+
+def test_units_are_those_of_what_is_predicted() -> None:
+    """A part without a begin does not say what it begins with; what that is worth is not counted."""
+    data = of([b"to be or not to be, " * 90]).split(0.3)[1]
+    store = data.encode(ByteCodec())
+    units = predicted_units(store, ByteCodec())
+    begun = np.array([data.whole(i)[0] for i in range(len(data))])
+    assert not begun.all() and (units == data.lengths - ~begun).all()
+    assert units.sum() == sum((store[i].ids[1:] < 256).sum() for i in range(len(store)))
+
+
+def test_strangers_are_told() -> None:
+    model = segue.fit([list("abcab") * 4 for _ in range(30)], steps=2, quiet=True, width=32, depth=1, threads=1)
+    for verb in (model.evaluate, lambda data: model.update(data, steps=1, quiet=True)):
+        with pytest.raises(SegueError, match=r"knows none of these \d+ events: give data of the sort"):
+            verb([list("xyzx") * 5 for _ in range(30)])
+    assert model.evaluate([list("abx") * 5]).notes == ["33.3% of the events are unknown to the model"]
 
 
 @pytest.mark.parametrize("mixer", ["attention", "gru"])

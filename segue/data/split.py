@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from segue.data.records import Data
 
 WAYS = (None, "name", "entity", "content", "position", "time")
+PART = 32  # elements of a block at least, where so few are cut into blocks: shorter ones say nothing of a sequence
 
 
 def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data, Data]:
@@ -33,7 +34,8 @@ def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data,
     key = by or data.kind.split_by
     few = len(spans) * fraction < 1
     if by == "position" or (by is None and (few or key != "entity")):
-        spans = _blocks(data, spans, max(1, int(total * fraction / 16)), everything=by == "position" or few)
+        block = max(1, int(total * fraction / 16), min(PART, total // 4))
+        spans = _blocks(data, spans, block, everything=by == "position" or few)
     hashes = _hashes(data, spans, key, seed)
     sizes = spans[:, 2] - spans[:, 1]
     held = hashes < fraction * 2.0**64

@@ -16,7 +16,7 @@ from segue.decoding.cost import Cost
 from segue.decoding.draft import Drafter
 from segue.decoding.loop import Loop, evaluating
 from segue.decoding.prompt import SetPrompt
-from segue.decoding.recipes import DECODERS, choose, resolve
+from segue.decoding.recipes import DECODERS, built, choose, resolve
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
 from segue.decoding.verify import Row
@@ -258,7 +258,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
             rest["seed"] = seed
         if backspace is not None:
             raise SegueError(f"decoder '{name}' searches, nothing is taken back there: choose greedy or sample")
-        return _search(model, prompts, n, name, SEARCHES[recipe.search](**rest), sampling, eos, batch, logprobs)
+        return _search(model, prompts, n, name, built(SEARCHES[recipe.search], **rest), sampling, eos, batch, logprobs)
     answers: list[Continuation] = []
     for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
                              batch, True, backspace):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -63,6 +64,15 @@ def takes(decoder: str) -> tuple[str, ...]:
     return (*(SAMPLING if recipe.do_sample else ()), *ALWAYS, *searching)
 
 
+def built(make: Callable[..., Any], **options: Any) -> Any:
+    """What is made of options; a value of the wrong sort is told with all that were given."""
+    try:
+        return make(**options)
+    except TypeError as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise SegueError(f"a value of the wrong sort in {given} ({error}): give numbers where they belong") from error
+
+
 def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str, Any], model: Decodable,
             ) -> tuple[str, Sampling, Drafter | None, str | None, dict[str, Any]]:
     """The decoder's name, how it chooses tokens, its drafter and that one's name, the options left for its search."""
@@ -81,8 +91,9 @@ def resolve(decoder: str | None, draft: str | Drafter | None, options: dict[str,
     rules = Rules(**{name: options.pop(name) for name in RULES if name in options})
     if rules != Rules():
         options["processors"] = (rules, *options.get("processors", ()))
-    sampling = Sampling(recipe.do_sample, **{name: options.pop(name) for name in list(options)
-                                             if name in (*SAMPLING, *ALWAYS) and name not in searching})
+    chosen = {name: options.pop(name) for name in list(options)
+              if name in (*SAMPLING, *ALWAYS) and name not in searching}
+    sampling = built(Sampling, do_sample=recipe.do_sample, **chosen)
     draft = recipe.draft if draft is None else draft
     if draft == "none":
         draft = None

@@ -19,6 +19,9 @@ from segue.training.batches import Store
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from segue.data import TokenStore
+    from segue.kinds import Codec
+
 BINS = 15
 TOPS = (1, 5, 10)
 
@@ -211,6 +214,17 @@ def targets_of(store: Store) -> Iterator[np.ndarray]:
     """The predicted tokens of each document."""
     for begin, end in zip(store.offsets[:-1], store.offsets[1:]):
         yield np.asarray(store.tokens[int(begin) + 1 : max(int(begin) + 1, int(end))])
+
+
+def predicted_units(store: TokenStore, codec: Codec) -> np.ndarray:
+    """(D,) base units of what is predicted of each document: all, but for those of its first token where nothing stands
+    before it (a part cut out of a longer document has no begin)."""
+    units = np.array(store.units)
+    some = np.flatnonzero(np.diff(store.offsets) > 0)
+    first = np.asarray(store.tokens[store.offsets[some]], dtype=np.int64)
+    units[some] -= np.where(first == codec.bos, 0, codec.weights()[first]) if codec.bos is not None else \
+        codec.weights()[first]
+    return units
 
 
 def unigram_nats(counts: np.ndarray, store: Store) -> float:

@@ -18,7 +18,7 @@ from segue.kinds import KINDS, Codec, Kind
 from segue.models import Stack, StackConfig
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
-from segue.training.evaluate import Evaluation, score, summarise, unigram_nats, xz_bits
+from segue.training.evaluate import Evaluation, predicted_units, score, summarise, unigram_nats, xz_bits
 from segue.training.recipe import cores, fast_bfloat16
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ class Fitted:
         data = as_data(data, self.kind.name)
         self.check_kind(data)
         store = data.encode(self.codec)
+        notes = unknown(self.codec, data)
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would gather the rounding of bfloat16; a window does not.
         windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
@@ -161,18 +162,20 @@ class Fitted:
             scored = mixed.score(running, store, self.context, precision)
         else:
             scored = score(running, store, None if carries(self.model) else self.context, precision=precision)
-        baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / int(store.units.sum())}
+        units = predicted_units(store, self.codec)
+        total = max(1, int(units.sum()))
+        baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / total}
         if self.counts is not None:
-            baselines["unigram"] = unigram_nats(self.counts, store) / int(store.units.sum()) / math.log(2)
+            baselines["unigram"] = unigram_nats(self.counts, store) / total / math.log(2)
         ngram = self.mixture.counts.classical() if self.mixture is not None else self.ngram
         if ngram is not None:
             nats = -sum(ngram.log_probabilities(sequence)[1:].sum() for sequence in store)
-            baselines[f"Kneser-Ney of order {ngram.order}"] = float(nats) / int(store.units.sum()) / math.log(2)
+            baselines[f"Kneser-Ney of order {ngram.order}"] = float(nats) / total / math.log(2)
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
         path = running.path + (", bfloat16 products" if precision == "bfloat16" else "")
-        return summarise(scored, store.units, self.kind.unit, path, baselines)
+        return summarise(scored, units, self.kind.unit, path, baselines, notes)
 
     def check_kind(self, data: Data) -> None:
         """Refuse data whose elements are not those of this model."""
@@ -322,6 +325,18 @@ def check_config(config: StackConfig) -> None:
     for mixer in config.mixers:
         if mixer.partition(":")[0] not in MIXERS:
             raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
+
+
+def unknown(codec: Codec, data: Data) -> list[str]:
+    """A note of how many of the data's items the codec has no token for, if any; a SegueError where it knows none."""
+    known = set(items) if (items := getattr(codec, "items", None)) is not None else None
+    if known is None or not data.total:
+        return []
+    strange = sum(count for item, count in data.vocabulary.items() if item not in known)
+    if strange == data.total:
+        raise SegueError(f"the model knows none of these {strange:,} {data.kind.unit}s: give data of the sort it was "
+                         "fitted on, or name the columns (who=, what=)")
+    return [f"{strange / data.total:.1%} of the {data.kind.unit}s are unknown to the model"] if strange else []
 
 
 def carries(model: Any) -> bool:

@@ -30,7 +30,7 @@ from segue.training.evaluate import score
 from segue.training.loop import Run
 from segue.training.recipe import Plan, cores
 from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace
-from segue.verbs.fitted import Fitted, dial, roll_forward
+from segue.verbs.fitted import Fitted, dial, roll_forward, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -167,6 +167,7 @@ def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> N
     train, held = data.split(HELD_OUT)
     if train.total < 2 or held.total < 2:
         raise SegueError("there is too little new data to learn from and to measure on: give more")
+    unknown(fitted.codec, train)
     work.mkdir(parents=True, exist_ok=True)
     train.encode(fitted.codec, work / "train")
     held.encode(fitted.codec, work / "held")
