@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 from torch import Tensor
 
@@ -23,8 +25,8 @@ def linear_attention_both_ways(q: Tensor, k: Tensor, v: Tensor, starts: Tensor |
 
 
 def linear_attention_on_grid(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, ...], angles: Tensor) -> Tensor:
-    """Each node of a grid reads all: y_i = sum over j of (sum over e of q_ie k_je cos(d_ije angle_e)) v_j, where d_ije is
-    how many places i and j are apart along the axis of feature e. An axis after the other has len(angles) features,
+    """Each node of a grid reads all: y_i = sum over j of (sum over e of q_ie k_je cos(d_ije angle_e)) v_j, where d_ije
+    is how many places i and j are apart along the axis of feature e. An axis after the other has len(angles) features,
     those left have no axis. Nodes at one place of an axis share its angles, so what they write is summed up first, and
     turned as one.
 
@@ -35,16 +37,11 @@ def linear_attention_on_grid(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, .
     rest = share * len(grid)
     total = linear_attention_both_ways(q[..., rest:], k[..., rest:], v) if rest < k.shape[-1] else torch.zeros_like(v)
     for axis, size in enumerate(grid):
-        others = grid[:axis] + grid[axis + 1 :]
-
-        def placed(y: Tensor, axis: int = axis) -> Tensor:  # (B, places, nodes of one place, H, X)
-            return y.unflatten(1, grid).movedim(1 + axis, 1).flatten(2, -3) if others else y[:, :, None]
-
+        before, behind = prod(grid[:axis]), prod(grid[axis + 1 :])
         here = slice(axis * share, (axis + 1) * share)
-        queries, keys = placed(q[..., here]), placed(k[..., here])
+        queries, keys, values = (y.unflatten(1, (before, size, behind)) for y in (q[..., here], k[..., here], v))
         place = torch.arange(size, dtype=angles.dtype, device=q.device)
         apart = ((place[:, None] - place)[..., None] * angles[: keys.shape[-1]]).cos().to(v.dtype)
-        memory = torch.einsum("mnk,bnhke->bmhke", apart, torch.einsum("bnwhk,bnwhe->bnhke", keys, placed(v)))
-        y = torch.einsum("bnwhk,bnhke->bnwhe", queries, memory)
-        total = total + y.unflatten(2, others or (1,)).movedim(1, 1 + axis).reshape(v.shape)
+        memory = torch.einsum("mnk,bnhke->bmhke", apart, torch.einsum("bunwhk,bunwhe->bnhke", keys, values))
+        total = total + torch.einsum("bunwhk,bnhke->bunwhe", queries, memory).flatten(1, 3)
     return total

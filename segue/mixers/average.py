@@ -39,7 +39,7 @@ class ExponentialAverage(Recurrence):
         wide = torch.promote_types(x.dtype, torch.float32)
         rate, weight = self.rate.to(wide), self.weight.to(wide)
         if rate.shape[1] == 1 and x.numel():
-            lines = x.to(wide).flatten(0, axis - 1).flatten(2)  # (lines, N, channels of all that lies beside each other)
+            lines = x.to(wide).flatten(0, axis - 1).flatten(2)  # (lines, N, all that lies side by side)
             beside = lines.shape[2] // len(rate)
             decay, given = (y[:, 0].repeat(beside) for y in (torch.sigmoid(rate), torch.sigmoid(-rate) * weight))
             return linear_scan(decay[None, None], lines * given, torch.zeros_like(lines[:, 0])).view_as(x).to(x.dtype)

@@ -123,8 +123,8 @@ class LightNet(Mixer):
         return x + self.placed(reduce(torch.add, along).flatten(1, -2))
 
     def _turn(self, layout: Layout, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, H, E) -> (B, N, H, 2 E): cosine and sine parts, whose inner products depend on differences of
-        positions only. Angles in float64, as those of rotary positions."""
+        """(B, N, H, E) -> (B, N, H, 2 E): cosine and sine parts, whose inner products depend on how far positions are
+        apart only. Angles in float64, as those of rotary positions."""
         if not self.places:
             return q, k
         angle = layout.positions[..., None].double() * self._angles(q)
