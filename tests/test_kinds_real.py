@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segue.data import _choose, find, read
+from segue.data import read
+from segue.data.reading import _choose, _find
 from segue.errors import SegueError
 from segue.kinds import KINDS, Problems
 from segue.testing import check_codec, check_kind
@@ -142,7 +143,7 @@ SETS = {  # what a folder is taken for; archives and pictures ("") are refused
 
 @pytest.mark.parametrize("name, kind", [(name, kind) for kind, names in SETS.items() for name in names.split()])
 def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
-    files, named = find([shared_data(name)])
+    files, named = _find([shared_data(name)])
     if kind:
         assert _choose(files, named, None, Problems())[0].name == kind
     else:
