@@ -614,6 +614,8 @@ def test_strangers_are_told() -> None:
         with pytest.raises(SegueError, match=r"knows none of these \d+ events: give data of the sort"):
             verb([list("xyzx") * 5 for _ in range(30)])
     assert model.evaluate([list("abx") * 5]).notes == ["33.3% of the events are unknown to the model"]
+    learned = model.update([list("abx") * 5 for _ in range(30)], steps=1, quiet=True)
+    assert learned.notes == ["33.3% of the events are unknown to the model"]
 
 
 @pytest.mark.parametrize("mixer", ["attention", "gru"])

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,8 @@ RATE = 0.3  # of the rates that the first fit used: what is known already must n
 
 @dataclass
 class Update:
-    """What an update did. matrix: bits per unit on each experience's held-out pieces, before and after."""
+    """What an update did. matrix: bits per unit on each experience's held-out pieces, before and after. notes: what
+    else there is to say, such as the share of items that the model has no token for."""
 
     strategy: str
     steps: int
@@ -50,10 +51,11 @@ class Update:
     seconds: float
     unit: str
     matrix: ScoreMatrix
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return {"strategy": self.strategy, "steps": self.steps, "tokens": self.tokens, "seconds": self.seconds,
-                "unit": self.unit, "matrix": self.matrix.to_dict()}
+                "unit": self.unit, "matrix": self.matrix.to_dict(), "notes": self.notes}
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group
@@ -66,8 +68,9 @@ class Update:
         *old, new = self.matrix.names
         table.add_row("forgotten", *(f"{self.matrix.forgetting(name):+.3f}" for name in old), "")
         table.add_row("gained", *[""] * len(old), f"{self.matrix.gain(new):+.3f}")
-        return Group(Text(f"{self.strategy}: {self.steps:,} steps, {self.tokens:,} tokens in {self.seconds:.0f} s; "
-                          f"bits per {self.unit} on held-out pieces of each experience:"), table)
+        head = (f"{self.strategy}: {self.steps:,} steps, {self.tokens:,} tokens in {self.seconds:.0f} s; bits per "
+                f"{self.unit} on held-out pieces of each experience:")
+        return Group(Text(head), table, *map(Text, self.notes))
 
     def draw(self, figure: Figure) -> None:
         """Bars before and after, for each experience."""
@@ -97,6 +100,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise SegueError(f"strategy '{strategy}' is unknown: choose from {', '.join(STRATEGIES)}")
     fitted.check_kind(data)
+    notes = unknown(fitted.codec, data)
     memory = fitted.memory or Memory(fitted.context)
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else strategy.name,
@@ -127,7 +131,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         scores = ScoreMatrix(np.array([before, after]), list(exams), ["before", "after"],
                              f"bits per {fitted.kind.unit}")
         result = Update(made.name, run.step, run.step * plan.tokens_per_step, round(run.elapsed, 2), fitted.kind.unit,
-                        scores)
+                        scores, notes)
         memory.learned(name, train, held)
         fitted.memory = memory
         if fitted.counts is not None:
@@ -167,7 +171,6 @@ def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> N
     train, held = data.split(HELD_OUT)
     if train.total < 2 or held.total < 2:
         raise SegueError("there is too little new data to learn from and to measure on: give more")
-    unknown(fitted.codec, train)
     work.mkdir(parents=True, exist_ok=True)
     train.encode(fitted.codec, work / "train")
     held.encode(fitted.codec, work / "held")
