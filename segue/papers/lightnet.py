@@ -114,7 +114,8 @@ def measure(run: Run) -> list[Row]:
     run.note("a first run was inconclusive by its times alone (0.74 of two scans'), since positions cost more than a "
              "third of what LightNet takes without them; since then nodes at one place of an axis sum up their keys "
              "before these are turned, the weights are one softmax, and the averages along the axes have one decay a "
-             "channel (the released code: one a head), which is one scan")
+             "channel (the released code: one a head), which is one scan. On 297 of the pictures to learn from: 63.3% "
+             "and 67.7% right with one decay (seeds 100 and 101), 66.7% with four, two scans of GLA 66.3% (seed 100)")
     return [{"model": arm, "accuracy": mean(done[f"{arm} {seed}"] for seed in seeds),
              **{f"ms at {side} x {side}": timed[side][arm] for side in sides}} for arm in ARMS]
 
