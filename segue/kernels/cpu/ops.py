@@ -360,8 +360,10 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
             ahead = NEAR if rows < BLOCK - 1 else AHEAD
             for at in range(tile, tile + here):
                 w, shift = weights + at * TILE * k * size, bias + 4 * at * TILE if bias else 0
-                if scales:
-                    pair8(rows, w, size * TILE, 0, ahead, x, stride, k, y, between, scales + 4 * at * TILE, shift, onto)
+                if scales and rows < BLOCK - 1:
+                    pair8(rows, w, size * TILE, 0, NEAR, x, stride, k, y, between, scales + 4 * at * TILE, shift, onto)
+                elif scales:  # a distance that is a constant spares a register, which eight rows are short of
+                    pair8(rows, w, size * TILE, 0, AHEAD, x, stride, k, y, between, scales + 4 * at * TILE, shift, onto)
                 else:
                     pair(rows, w, 4 * TILE, 0, ahead, x, stride, k, y, between, 0, shift, onto)
                 y += 4 * TILE
