@@ -109,6 +109,16 @@ def _decays(g, write, row, begin, count, head, first, decay, entered, onward, fa
 
 
 @bare
+def _meet(u, row, begin, count, keys, apart, states, starts, q, k, kt, scores, first):
+    """What a chunk's heads share: its keys and queries, `apart` numbers behind them, their products, its documents."""
+    load(u, row, begin, keys, count, states, k)
+    load(u, row, begin, keys + apart, count, states, q)
+    turn(k, kt, count, states)
+    product(scores, q, kt, count, states, count, False, False, SEEN, 1)
+    _documents(starts, row, begin, count, first)
+
+
+@bare
 def _forward(row, group, groups, head, count_heads, u, write, g, skip, starts, y, kept, h, q, k, qs, kt, v, out,
              scores, pairs, lines, first):
     """Heads `head` .. of a row, from their states h on, which become the last ones."""
@@ -119,11 +129,7 @@ def _forward(row, group, groups, head, count_heads, u, write, g, skip, starts, y
     for chunk in range((length + CHUNK - 1) // CHUNK):
         begin = chunk * CHUNK
         count = min(CHUNK, length - begin)
-        load(u, row, begin, keys, count, states, k)
-        load(u, row, begin, keys + groups * states, count, states, q)
-        turn(k, kt, count, states)
-        product(scores, q, kt, count, states, count, False, False, SEEN, 1)
-        _documents(starts, row, begin, count, first)
+        _meet(u, row, begin, count, keys, groups * states, states, starts, q, k, kt, scores, first)
         for n in range(count_heads):
             state, which = h[n], head + n
             if kept.shape[1]:
@@ -189,11 +195,7 @@ def _backward(row, group, groups, part, head, count_heads, u, write, g, skip, st
     for chunk in range((length - 1) // CHUNK, -1, -1):
         begin = chunk * CHUNK
         count = min(CHUNK, length - begin)
-        load(u, row, begin, keys, count, states, k)
-        load(u, row, begin, keys + groups * states, count, states, q)
-        turn(k, kt, count, states)
-        product(scores, q, kt, count, states, count, False, False, SEEN, 1)
-        _documents(starts, row, begin, count, first)
+        _meet(u, row, begin, count, keys, groups * states, states, starts, q, k, kt, scores, first)
         for n in range(count_heads):
             back, which = dh[n], head + n
             line = which * width
