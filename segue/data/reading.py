@@ -16,7 +16,7 @@ from segue.data.options import checked
 from segue.data.records import Data
 from segue.errors import SegueError
 from segue.kinds import KINDS
-from segue.kinds.base import Kind, Problem, Problems, Record, bare, head_of
+from segue.kinds.base import Kind, Problems, Record, bare, head_of
 from segue.progress import progress
 
 MANY = 10  # files given one by one are taken for a pattern from here on
@@ -141,7 +141,7 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
                              "kind with kind=")
         else:
             looks = f"looks like {found}" if score > 0 else "binary"
-            problems.add(Problem(str(path), "", None, f"skipped: {looks}, where most is {winner.name}"))
+            problems.refuse(path, f"skipped: {looks}, where most is {winner.name}")
     return winner, chosen
 
 
@@ -160,7 +160,7 @@ def _heads(files: list[Path], named: frozenset[Path], problems: Problems) -> dic
         except SegueError as error:
             if path in named and (head is None or len(files) == 1):  # one empty file among others is no reason to stop
                 raise
-            problems.add(Problem(str(path), "", None, str(error).removeprefix(f"{path}: ")))
+            problems.refuse(path, error)
     return heads
 
 
@@ -208,8 +208,8 @@ def _record(obj: Any, name: str) -> Record:
         columns = {str(c): np.asarray(obj[c]) for c in (obj.keys() if isinstance(obj, Mapping) else obj.columns)}
         main = next((c for c in ("item", "what", "event", "object") if c in columns), None)
         if main is None:
-            raise SegueError(
-                f"record '{name}': none of its columns is called item, what, event or object ({', '.join(columns)})")
+            raise SegueError(f"record '{name}': none of its columns is called item, what, event or object "
+                             f"({', '.join(columns)})")
         return Record(columns.pop(main).tolist(), {c: v for c, v in columns.items() if v.dtype.kind in "iufb"}, name)
     if hasattr(obj, "tolist"):
         obj = obj.tolist()

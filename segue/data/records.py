@@ -268,6 +268,6 @@ class Data:
                 if len(batch.values) and (batch.values.min() < 0 or batch.values.max() >= len(elements or ())):
                     raise ValueError("records.arrow names items that elements.json does not hold")
         except (KeyError, TypeError, ValueError, OSError, pa.ArrowException, AttributeError) as error:
-            raise SegueError(
-                f"{folder} is a damaged data set ({error}); make it again with segue read --out") from error
+            raise SegueError(f"{folder} is a damaged data set ({error}); make it again with segue read "
+                             "--out") from error
         return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -99,7 +98,8 @@ class TokenStore:
 
 def encode(data: Data, codec: Codec, folder: str | Path | None = None, boundary: bool = True) -> TokenStore:
     """See `Data.encode`."""
-    key = f"{data.fingerprint}-{_fingerprint(codec)}-{int(boundary)}"
+    identity = hashlib.blake2b(codec.identity().encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    key = f"{data.fingerprint}-{identity}-{int(boundary)}"
     if folder is not None and (Path(folder) / "store.json").is_file():
         with suppress(SegueError):  # damaged: made again
             store = TokenStore.open(folder)
@@ -127,14 +127,6 @@ def encode(data: Data, codec: Codec, folder: str | Path | None = None, boundary:
         write_json(temporary / "store.json", {"format": FORMAT, "key": key, "size": codec.size, "dtype": width.name,
                                               "channels": channels})
     return TokenStore.open(folder, keep)
-
-
-def _fingerprint(codec: Codec) -> str:
-    """A hash of what a codec does."""
-    state = json.dumps(codec.state(), sort_keys=True)
-    tokenizer = getattr(codec, "tokenizer", None)
-    text = codec.name + state + (tokenizer.to_str() if tokenizer is not None else "")
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def _encode_all(data: Data, codec: Codec, boundary: bool, writer: _Writer) -> None:

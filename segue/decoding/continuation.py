@@ -73,7 +73,7 @@ def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
         return told if codec.bos is None else told.behind([codec.bos])
     empty = prime is None or len(prime) == 0
     if begin_of(model) is not None:
-        return model.prompt([] if empty else getattr(codec, "surrounded", codec.encode)(prime).tolist())
+        return model.prompt([] if empty else codec.surrounded(prime).tolist())
     ids = [] if empty else codec.encode(prime).tolist()
     begin = codec.eos if codec.bos is None and not ids else codec.bos
     return ids if begin is None else [begin, *ids]
@@ -81,7 +81,7 @@ def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
 
 def begins_with_blank(codec: Codec, model: Any) -> bool:
     """Whether answers are texts of their own, before which the tokenizer puts a blank that is not theirs."""
-    return begin_of(model) is not None and getattr(codec, "dummy", False)
+    return begin_of(model) is not None and codec.dummy_prefix
 
 
 def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Callable[[list[int]], bool] | None:

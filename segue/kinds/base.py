@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from segue.kinds.codecs import Codec
 
 PIECE = 1 << 24  # bytes of one file held at a time
+HEAD = 1 << 16  # bytes of its beginning by which a file is told
+MARK = encodings.BOM_UTF8
 COMPRESSED = {".gz", ".bgz", ".xz", ".bz2"}
 
 
@@ -79,6 +81,10 @@ class Problems(list[Problem]):
         if len(self) < self.keep:
             self.append(problem)
 
+    def refuse(self, path: Path, why: SegueError | str) -> None:
+        """A file that is left out as a whole."""
+        self.add(Problem(str(path), "", None, str(why).removeprefix(f"{path}: ")))
+
 
 class Dataset(Protocol):
     """What a codec may be learned from; `segue.data.Data` is one."""
@@ -113,7 +119,7 @@ class Kind(ABC):
 
     @abstractmethod
     def sniff(self, path: Path, head: bytes) -> float:
-        """How surely a file is of this kind, 0 to 1. `path` has no compression suffix; `head` is its first 64 KiB."""
+        """How surely a file is of this kind, 0 to 1. path: without a compression suffix. head: see `head_of`."""
 
     @abstractmethod
     def read(self, path: Path, problems: Problems | None = None) -> Iterator[Record]:
@@ -121,9 +127,8 @@ class Kind(ABC):
         where the whole file cannot be used, it is a SegueError with file, record, position and how to mend it.
         Each kind adds its own keyword options."""
 
-    def read_all(
-        self, paths: list[Path], problems: Problems, named: frozenset[Path], **options: Any
-    ) -> Iterator[Record]:
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
         """Records of many files. A file that cannot be used at all is an error if the user named it (it is in `named`)
         and a problem otherwise."""
         for path in paths:
@@ -132,7 +137,7 @@ class Kind(ABC):
             except SegueError as error:
                 if path in named:
                     raise
-                problems.add(Problem(str(path), "", None, str(error).removeprefix(f"{path}: ")))
+                problems.refuse(path, error)
 
     @abstractmethod
     def codec(self, data: Dataset) -> Codec:
@@ -200,19 +205,17 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
             raw.close()
 
 
-def head_of(path: Path, size: int = 1 << 16) -> bytes:
-    """The first unpacked bytes of a file, as UTF-8 where a mark at its beginning says that it is UTF-16 or UTF-32; a
-    stream that is damaged further on still gives its beginning."""
+def head_of(path: Path) -> bytes:
+    """The first `HEAD` unpacked bytes of a file, as UTF-8 where a mark at its beginning says that it is UTF-16 or
+    UTF-32; a stream that is damaged further on still gives its beginning."""
     with opened(path) as handle:
-        parts: list[bytes] = []
+        head = b""
         try:
-            while size > 0 and (part := handle.read1(size)):
-                parts.append(part)
-                size -= len(part)
+            while len(head) < HEAD and (part := handle.read1(HEAD - len(head))):
+                head += part
         except (EOFError, OSError, zlib.error, lzma.LZMAError):
-            if not parts:
+            if not head:
                 raise
-        head = b"".join(parts)
         encoding = marked(head, "utf-8")
         return head if encoding == "utf-8" else head.decode(encoding, "ignore").encode("utf-8", "ignore")
 
@@ -224,6 +227,19 @@ def marked(data: bytes, encoding: str) -> str:
     if data[:4] in (encodings.BOM_UTF32_LE, encodings.BOM_UTF32_BE):
         return "utf-32"
     return "utf-16" if data[:2] in (encodings.BOM_UTF16_LE, encodings.BOM_UTF16_BE) else encoding
+
+
+def as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
+    """A whole file as UTF-8 without a mark; a SegueError where it is not text in this encoding."""
+    try:
+        encoding = marked(data, encoding)
+        if encodings.lookup(encoding).name != "utf-8":
+            data = data.decode(encoding).encode("utf-8")
+    except (UnicodeError, LookupError) as error:
+        raise SegueError(f"{path}: cannot be read as {encoding} ({error}); give the right encoding=") from error
+    data = data.removeprefix(MARK)
+    check_text(path, data)
+    return data
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -246,7 +262,7 @@ def looks_binary(head: bytes) -> bool:
 
 def check_text(path: Path, data: bytes, offset: int = 0) -> None:
     """Refuse what is not UTF-8 text, saying where; `offset` is where in the file `data` begins."""
-    if offset == 0 and looks_binary(head := data[: 1 << 16]):
+    if offset == 0 and looks_binary(head := data[:HEAD]):
         where = head.find(b"\0")
         what = f"a NUL byte at byte {where:,}" if where >= 0 else "many control bytes"
         raise SegueError(f"{path}: this is binary, not text ({what}); give a text file")
@@ -256,7 +272,5 @@ def check_text(path: Path, data: bytes, offset: int = 0) -> None:
         data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = f" (line {data[: error.start].count(10) + 1:,})" if offset == 0 else ""
-        raise SegueError(
-            f"{path}: byte {offset + error.start:,}{line} is not UTF-8 (0x{data[error.start]:02x}); give "
-            "encoding='latin-1' or what it is"
-        ) from error
+        raise SegueError(f"{path}: byte {offset + error.start:,}{line} is not UTF-8 (0x{data[error.start]:02x}); give "
+                         "encoding='latin-1' or what it is") from error

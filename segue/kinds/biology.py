@@ -13,9 +13,9 @@ import numpy as np
 
 from segue.errors import SegueError, require
 from segue.files import write_text
-from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, bare, head_of, looks_binary, opened
+from segue.kinds.base import MARK, Dataset, Kind, Problem, Problems, Record, bad, bare, head_of, looks_binary, opened
 from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
-from segue.kinds.frame import TABULAR, Look, glance, load_table
+from segue.kinds.frame import TABULAR, Look, glance, is_parquet, load_table
 
 BLOCK = 1 << 22
 LONG = 1000  # letters: that two records are the same is then no chance
@@ -23,8 +23,9 @@ PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "sequences", "dna_sequence", "protein_sequence", "aa_sequence"}
 NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene"}
 BLANKS = b" \t\r\n\v\f"
-MARK = b"\xef\xbb\xbf"  # of UTF-8
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
+
+Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in the file, qualities
 
 
 class Letters(Kind):
@@ -44,7 +45,7 @@ class Letters(Kind):
     def sniff(self, path: Path, head: bytes) -> float:
         suffix = path.suffix.lower()
         text = head.removeprefix(MARK).lstrip()
-        if not text or (looks_binary(head) and head[:4] != b"PAR1"):
+        if not text or (looks_binary(head) and not is_parquet(head)):
             return 0.0
         while text[:1] == b";" and b"\n" in text:  # comments of old
             text = text.partition(b"\n")[2].lstrip()
@@ -63,15 +64,8 @@ class Letters(Kind):
                 return 0.95 * self.likely(sample)
         return 0.6 if suffix in self.surely else 0.0
 
-    def read(
-        self,
-        path: Path,
-        problems: Problems | None = None,
-        *,
-        case: str = "fold",
-        illegal: str = "skip",
-        column: str | None = None,
-    ) -> Iterator[Record]:
+    def read(self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip",
+             column: str | None = None) -> Iterator[Record]:
         """One record a sequence; its name is file:identifier. FASTA, FASTQ, GenBank, or a table (CSV, TSV, Parquet,
         JSON Lines) with sequences in a `column` (if None, one called sequence or seq).
 
@@ -83,34 +77,25 @@ class Letters(Kind):
             raise SegueError(f"case is 'fold' or 'keep' and illegal is 'skip' or 'mask', not {case!r} and {illegal!r}")
         legal = (self.letters + (self.letters.lower() if case == "keep" else "")).encode()
         table = bytes.maketrans(b".", b"-")
-        if case == "fold":
-            table = bytes(byte.upper()[0] for byte in (table[i : i + 1] for i in range(256)))
-        any_letter = self.mask.encode()
+        table = table.upper() if case == "fold" else table
+        masked = bytes(i if i in legal else ord(self.mask) for i in range(256))
         found, before = False, problems.total if problems is not None else 0
         for name, sequence, quality in self._sequences(path, problems, column):
             sequence = sequence.translate(table)
             wrong = sequence.translate(None, legal)
             if wrong and illegal == "skip":
-                where = sequence.index(wrong[:1])
-                bad(
-                    problems,
-                    path,
-                    name,
-                    where + 1,
-                    f"{chr(wrong[0])!r} is not a {self.unit} code ({self.letters}); mend it, "
-                    f"or illegal='mask' to read it as {self.mask}",
-                )
+                bad(problems, path, name, sequence.index(wrong[:1]) + 1,
+                    f"{chr(wrong[0])!r} is not a {self.unit} code ({self.letters}); mend it, or illegal='mask' to read "
+                    f"it as {self.mask}")
                 continue
-            if wrong:
-                sequence = sequence.translate(bytes(i if i in legal else any_letter[0] for i in range(256)))
+            sequence = sequence.translate(masked) if wrong else sequence
             found = True
             yield Record(sequence.decode("ascii"), {} if quality is None else {"quality": quality}, f"{path}:{name}")
         if not found and (problems is None or problems.total == before):
             raise SegueError(f"{path}: there is no sequence in this file")
 
-    def read_all(
-        self, paths: list[Path], problems: Problems, named: frozenset[Path], **options: Any
-    ) -> Iterator[Record]:
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
         """As `Kind.read_all`, but a long sequence that an earlier file has too (a genome is often there as FASTA and as
         GenBank) is told and stepped over: it would count twice, and be learned twice."""
         first: dict[bytes, str] = {}  # from a digest of the letters: the record that has them
@@ -127,9 +112,7 @@ class Letters(Kind):
                 yield record
             first.update(here)
 
-    def _sequences(
-        self, path: Path, problems: Problems | None, column: str | None
-    ) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
+    def _sequences(self, path: Path, problems: Problems | None, column: str | None) -> Iterator[Found]:
         with opened(path) as handle:
             head = handle.peek(1 << 12)
             if head.startswith(MARK):
@@ -139,13 +122,12 @@ class Letters(Kind):
             suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
-            if column is not None or head[:4] == b"PAR1" or self._tabular(path, start):
+            if column is not None or is_parquet(head) or self._tabular(path, start):
                 yield from _column(path, problems, column)
                 return
             if looks_binary(head):
                 raise SegueError(
-                    f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)"
-                )
+                    f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)")
             if start[:5] == b"LOCUS" or GENBANK.intersection(suffixes):
                 yield from self._genbank(path, handle, problems)
             elif start[:1] == b"@":
@@ -153,18 +135,15 @@ class Letters(Kind):
             elif start[:1] in (b">", b";"):
                 yield from _fasta(path, handle, problems)
             else:
-                raise SegueError(
-                    f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins with '>', "
-                    "FASTQ with '@', GenBank with LOCUS; of a table, name the column with column="
-                )
+                raise SegueError(f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins "
+                                 "with '>', FASTQ with '@', GenBank with LOCUS; of a table, name the column with "
+                                 "column=")
 
     def _tabular(self, path: Path, start: bytes) -> bool:
         table = None if start[:1] in b">@;" else glance(bare(path), head_of(path))
         return table is not None and sequence_column(table) is not None
 
-    def _genbank(
-        self, path: Path, handle: BinaryIO, problems: Problems | None
-    ) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
+    def _genbank(self, path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
         """The sequence of each GenBank record, by Biopython's scanner; features are not parsed."""
         scanner = require("Bio.GenBank.Scanner", "biology").GenBankScanner()
         records = scanner.parse_records(io.TextIOWrapper(handle, "utf-8"), do_features=False)
@@ -181,15 +160,13 @@ class Letters(Kind):
                 try:
                     yield name, bytes(record.seq), None
                 except Exception as error:  # an undefined sequence; the class is Biopython's own
-                    raise SegueError(
-                        f"{path}, record {record.id}: it holds no sequence (only its length); download it in full"
-                    ) from error
+                    raise SegueError(f"{path}, record {record.id}: it holds no sequence (only its length); download it "
+                                     "in full") from error
         except (SegueError, OSError, EOFError):
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
-            raise SegueError(
-                f"{path}: not a GenBank file that Biopython reads ({error}); download it again or give FASTA"
-            ) from error
+            raise SegueError(f"{path}: not a GenBank file that Biopython reads ({error}); download it again or give "
+                             "FASTA") from error
 
     def write(self, objects: Iterable[str | Record], path: str | Path) -> None:
         """FASTA, 60 letters a line; a `Record` gives its name, a bare string its number."""
@@ -209,6 +186,7 @@ class Letters(Kind):
         return "\n".join(rows)
 
     def normalise(self, obj: Any) -> str:
+        """Upper-case letters without blanks; a SegueError names the position of one that is not of the kind."""
         text = obj.decode("ascii", "replace") if isinstance(obj, bytes) else obj
         if not isinstance(text, str):
             raise SegueError(f"a {self.name} sequence is a string of letters, not {type(text).__name__}")
@@ -229,14 +207,12 @@ def sequence_column(table: Look) -> str | None:
     return next((name for name in table.names if name.lower() in COLUMNS), None) if table.headed else None
 
 
-def _column(path: Path, problems: Problems | None, column: str | None) -> Iterator[tuple[str, bytes, None]]:
+def _column(path: Path, problems: Problems | None, column: str | None) -> Iterator[Found]:
     frame = load_table(path, problems if problems is not None else Problems(), "utf-8", [column, *COLUMNS])
     found = column or next((name for name in frame.columns if name.lower() in COLUMNS), None)
     if found is None or found not in frame.columns:
-        raise SegueError(
-            f"{path}: no column {f'called {column}' if column else 'holds sequences by its name'}; name one with "
-            f"column= (columns: {', '.join(frame.columns)})"
-        )
+        which = f"called {column}" if column else "holds sequences by its name"
+        raise SegueError(f"{path}: no column {which}; name one with column= (columns: {', '.join(frame.columns)})")
     names = next((frame.columns[name].to_pylist() for name in frame.columns if name.strip().lower() in NAMES), None)
     for i, letters in enumerate(frame.columns[found].to_pylist()):
         name = frame.place(i) if names is None or names[i] is None else str(names[i])
@@ -247,23 +223,24 @@ def _column(path: Path, problems: Problems | None, column: str | None) -> Iterat
         yield name, sequence, None
 
 
-def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[tuple[str, bytes, np.ndarray | None]]:
-    parts: list[bytes] = []  # the record being read, header included, without its ">"
-    carry = b"\n"
-    number = 0
-
-    def parsed() -> tuple[str, bytes, np.ndarray | None] | None:
-        nonlocal number
-        number += 1
-        header, _, body = b"".join(parts).partition(b"\n")
-        name = (header.split() or [str(number).encode()])[0].decode("utf-8", "replace")
-        sequence = body.translate(None, BLANKS)
-        if not sequence:
+def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    for number, (header, sequence) in enumerate(_headed(handle), 1):
+        name = _name(header, number)
+        if sequence:
+            yield name, sequence, None
+        else:
             bad(problems, path, name, None, "the record has no sequence; remove its header or add the letters")
-            return None
-        return name, sequence, None
 
-    begun = False
+
+def _headed(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Header and letters of each FASTA record; read in blocks, since one may be a whole chromosome."""
+
+    def record() -> tuple[bytes, bytes]:
+        header, _, body = b"".join(parts).partition(b"\n")
+        return header, body.translate(None, BLANKS)
+
+    parts: list[bytes] = []  # the record being read, without its ">"
+    carry, begun = b"\n", False
     while True:
         block = handle.read(BLOCK)
         text = carry + block
@@ -271,64 +248,58 @@ def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[
             text = text.replace(b"\r", b"\n")  # line ends of old Macs
         carry = b"\n" if block and text.endswith(b"\n") else b""
         text = text[: len(text) - len(carry)]
-        for i, part in enumerate(text.split(b"\n>")):
-            if i == 0:
-                parts.append(part)
-                continue
-            if begun and (record := parsed()):
-                yield record
-            begun = True
-            parts = [part]
+        first, *others = text.split(b"\n>")
+        parts.append(first)
+        for part in others:
+            if begun:
+                yield record()
+            parts, begun = [part], True
         if not block:
             break
-    if begun and (record := parsed()):
-        yield record
+    if begun:
+        yield record()
 
 
-def _fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[tuple[str, bytes, np.ndarray]]:
+def _name(header: bytes, number: int) -> str:
+    """The first word of a header, or the number of its record."""
+    return (header.split() or [str(number).encode()])[0].decode("utf-8", "replace")
+
+
+def _fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
     """Letters may take several lines, up to the '+', and qualities as many signs."""
     number = 0
     while header := handle.readline():
         if not header.strip():
             continue
         number += 1
-        name = (header[1:].split() or [str(number).encode()])[0].decode("utf-8", "replace")
+        name = _name(header[1:], number)
         parts, plus = [], handle.readline()
         while plus and plus[:1] not in b"+@":
             parts.append(plus.strip(BLANKS))
             plus = handle.readline()
         if header[:1] != b"@" or plus[:1] != b"+":
-            raise SegueError(
-                f"{path}, record {number}: a FASTQ record is @name, letters, + and as many qualities, this is not; "
-                "is a line missing before it?"
-            )
+            raise SegueError(f"{path}, record {number}: a FASTQ record is @name, letters, + and as many qualities, "
+                             "this is not; is a line missing before it?")
         sequence = b"".join(parts)
         quality = handle.readline().rstrip(b"\r\n")
         while len(parts) > 1 and len(quality) < len(sequence) and (line := handle.readline()):
             quality += line.rstrip(b"\r\n")
         if not sequence or len(sequence) != len(quality):
-            bad(
-                problems,
-                path,
-                name,
-                min(len(sequence), len(quality)) + 1,
-                f"{len(sequence)} letters but {len(quality)} qualities; is the file cut short?",
-            )
+            bad(problems, path, name, min(len(sequence), len(quality)) + 1,
+                f"{len(sequence)} letters but {len(quality)} qualities; is the file cut short?")
             continue
         scores = np.frombuffer(quality, dtype=np.uint8)
         if quality.translate(None, PHRED):
-            bad(
-                problems,
-                path,
-                name,
-                int(np.flatnonzero((scores < 33) | (scores > 126))[0]) + 1,
-                "the quality is not a sign between ! and ~; mend or remove the record",
-            )
+            bad(problems, path, name, int(np.flatnonzero((scores < 33) | (scores > 126))[0]) + 1,
+                "the quality is not a sign between ! and ~; mend or remove the record")
             continue
         yield name, sequence, scores - np.uint8(33)
 
 
 class DNA(Letters):
+    """DNA and RNA: an object is a str of IUPAC nucleotide codes (ACGTNRYSWKMBDHV, U, and - for a gap), its unit the
+    base. How files are read, and what is wrong in them, see `read`."""
+
     name = "dna"
     unit = "base"
     letters = NUCLEOTIDES
@@ -354,6 +325,9 @@ class DNA(Letters):
 
 
 class Protein(Letters):
+    """Protein: an object is a str of residue codes (the twenty, U, O, the ambiguous BZJX, * for a stop, - for a gap),
+    its unit the residue. How files are read, and what is wrong in them, see `read`."""
+
     name = "protein"
     unit = "residue"
     letters = RESIDUES

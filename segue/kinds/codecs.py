@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from segue.errors import SegueError
-from segue.files import read_json, write_json
+from segue.files import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -36,6 +37,7 @@ class Codec(ABC):
 
     size: number of token ids, specials included. bos, eos, unk, pad: ids of specials, or None.
     elementwise: one token is one element of the object, so that channels stay aligned.
+    dummy_prefix: a blank is put before a text, which a text of its own, decoded without what stood before, begins with.
     """
 
     name: ClassVar[str] = ""
@@ -45,6 +47,7 @@ class Codec(ABC):
     eos: int | None = None
     unk: int | None = None
     pad: int | None = None
+    dummy_prefix: bool = False
     _weights: np.ndarray | None = None
 
     @abstractmethod
@@ -67,6 +70,10 @@ class Codec(ABC):
     def state(self) -> dict[str, Any]:
         """What `codec.json` holds: the keyword arguments that make this codec again."""
 
+    def surrounded(self, obj: Any) -> np.ndarray:
+        """Ids of a whole object with what the codec puts before and behind one, as an encoder reads it."""
+        return self.encode(obj)
+
     def encode_many(self, objects: Sequence[Any]) -> list[np.ndarray]:
         """Ids of many objects; codecs that can work on several cores at once do so."""
         return [self.encode(obj) for obj in objects]
@@ -88,9 +95,12 @@ class Codec(ABC):
         if array.size and (array.min() < 0 or array.max() >= self.size):
             wrong = int(np.flatnonzero((array < 0) | (array >= self.size))[0])
             raise SegueError(
-                f"token id {array[wrong]} at position {wrong} is outside the vocabulary of {self.size} tokens"
-            )
+                f"token id {array[wrong]} at position {wrong} is outside the vocabulary of {self.size} tokens")
         return array
+
+    def identity(self) -> str:
+        """All that makes the codec what it is, as text."""
+        return self.name + json.dumps(self.state(), sort_keys=True)
 
     def save(self, folder: str | Path) -> None:
         write_json(Path(folder) / "codec.json", {"codec": self.name, **self.state()})
@@ -113,7 +123,7 @@ class Codec(ABC):
         return cls(**values)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.state() == other.state()
+        return type(self) is type(other) and self.identity() == other.identity()
 
     def __hash__(self) -> int:
         return hash((type(self), self.size))
@@ -123,6 +133,7 @@ class Codec(ABC):
 
 
 def as_bytes(obj: Any) -> bytes:
+    """Bytes as they are, or a str as UTF-8."""
     return obj.encode("utf-8", "surrogateescape") if isinstance(obj, str) else bytes(obj)
 
 
@@ -167,6 +178,50 @@ def byte_letters() -> list[str]:
     return [chr(b) if b in kept else chr(next(moved)) for b in range(256)]
 
 
+BYTES = {letter: byte for byte, letter in enumerate(byte_letters())}
+
+
+def spelled(piece: str) -> bytes | None:
+    """The bytes for which the letters of a byte-level piece stand; None where others are among them."""
+    return bytes(map(BYTES.__getitem__, piece)) if BYTES.keys() >= set(piece) else None
+
+
+@contextmanager
+def _tokenizer_file(path: str | Path) -> Iterator[None]:
+    """Names the file where the tokenizers library, which raises bare `Exception`, cannot use it."""
+    try:
+        yield
+    except SegueError:
+        raise
+    except Exception as error:
+        raise SegueError(f"{path} is not a tokenizer file of the tokenizers library ({error})") from error
+
+
+class PieceCodec(Codec):
+    """What codecs over a `tokenizer.json` share. tokenizer: of the `tokenizers` library. pieces: bytes by id."""
+
+    elementwise = False
+    pieces: list[bytes]
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        return b"".join([self.pieces[id] for id in self.checked(ids).tolist()])
+
+    def weights(self) -> np.ndarray:
+        return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
+
+    def identity(self) -> str:
+        return super().identity() + self.tokenizer.to_str()
+
+    def save(self, folder: str | Path) -> None:
+        write_text(Path(folder) / "tokenizer.json", self.tokenizer.to_str(pretty=False))
+        super().save(folder)
+
+
 # A word with the blank before it; up to three digits; a run of signs; line ends with the indentation after; blanks.
 WORDS = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*[\r\n][ \t]*|\s+(?!\S)|\s+"
 NUMBER = re.compile(r"-?[0-9]+")
@@ -174,7 +229,7 @@ ESCAPED = re.compile("[\udc80-\udcff]+")
 CHUNK = 1 << 15
 
 
-class BPECodec(Codec):
+class BPECodec(PieceCodec):
     """Byte-pair encoding over bytes: exact on any bytes, valid UTF-8 or not. Made by `train` or `from_tokenizer`.
 
     Valid UTF-8 goes through the `tokenizers` library; each byte that is not takes its own one-byte token. Begin and end
@@ -182,39 +237,28 @@ class BPECodec(Codec):
     """
 
     name = "bpe"
-    elementwise = False
 
     def __init__(self, tokenizer: Tokenizer, end: int | None = None) -> None:
         """tokenizer: a byte-level BPE of the `tokenizers` library. end: the id that bounds documents (one more than the
         tokenizer has, if None)."""
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
+        super().__init__(tokenizer)
         tokenizer.encode_special_tokens = True
-        self.tokenizer = tokenizer
         known = tokenizer.get_vocab_size(with_added_tokens=True)
-        self.end: int = known if end is None else end
-        self.bos = self.eos = self.end
-        self.size = max(known, self.end + 1)
-        number = {letter: byte for byte, letter in enumerate(byte_letters())}
-        added = set(tokenizer.get_added_tokens_decoder())
-        self.pieces: list[bytes] = []
+        end = known if end is None else end
+        self.bos = self.eos = end
+        self.size = max(known, end + 1)
+        added = tokenizer.get_added_tokens_decoder()
+        self.pieces = []
         for id in range(self.size):
             piece = tokenizer.id_to_token(id) or ""
-            if id in added or not all(letter in number for letter in piece):
-                self.pieces.append(piece.encode())
-            else:
-                self.pieces.append(bytes(number[letter] for letter in piece))
-        self.pieces[self.end] = b""
-        self.single = np.full(256, -1, dtype=np.int32)
-        for byte, letter in enumerate(byte_letters()):
-            known_id = tokenizer.token_to_id(letter)
-            self.single[byte] = -1 if known_id is None else known_id
-        if (self.single < 0).any():
-            missing = int(np.flatnonzero(self.single < 0)[0])
-            raise SegueError(
-                f"this tokenizer has no token for byte {missing}: it is not a byte-level BPE; use its own "
-                "library or train one here"
-            )
+            data = None if id in added else spelled(piece)
+            self.pieces.append(piece.encode() if data is None else data)
+        self.pieces[end] = b""
+        singles = [tokenizer.token_to_id(letter) for letter in BYTES]
+        if None in singles:
+            raise SegueError(f"this tokenizer has no token for byte {singles.index(None)}: it is not a byte-level BPE; "
+                             "use its own library or train one here")
+        self.single = np.array(singles, dtype=np.int32)  # the token of each byte by itself
 
     @classmethod
     def train(cls, texts: Iterable[bytes | str], vocabulary: int = 2048, pattern: str = WORDS) -> BPECodec:
@@ -222,21 +266,15 @@ class BPECodec(Codec):
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
         if vocabulary < 257:
-            raise SegueError(
-                f"a BPE vocabulary of {vocabulary} is too small: at least 257 (bytes and the end); "
-                "or take the byte codec"
-            )
+            raise SegueError(f"a BPE vocabulary of {vocabulary} is too small: at least 257 (bytes and the end); or "
+                             "take the byte codec")
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(pattern), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocabulary - 1, show_progress=False, special_tokens=[], initial_alphabet=byte_letters()
-        )
+        trainer = trainers.BpeTrainer(vocab_size=vocabulary - 1, show_progress=False, special_tokens=[],
+                                      initial_alphabet=byte_letters())
         tokenizer.train_from_iterator((as_bytes(text).decode("utf-8", "replace") for text in texts), trainer)
         return cls(tokenizer)
 
@@ -245,10 +283,8 @@ class BPECodec(Codec):
         """Load a `tokenizer.json` written by anyone; `end` names its own end token ("<|endoftext|>") or id."""
         from tokenizers import Tokenizer
 
-        try:
+        with _tokenizer_file(path):
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise SegueError(f"{path} is not a tokenizer file of the tokenizers library ({error})") from error
         if isinstance(end, str):
             id = tokenizer.token_to_id(end)
             if id is None:
@@ -275,12 +311,8 @@ class BPECodec(Codec):
         found = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False) if texts else []
         encoded = []
         for plan in plans:
-            parts = [
-                self.single[np.frombuffer(step, dtype=np.uint8)]
-                if isinstance(step, bytes)
-                else np.array(found[step].ids, dtype=np.int32)
-                for step in plan
-            ]
+            parts = [self.single[np.frombuffer(step, dtype=np.uint8)] if isinstance(step, bytes) else
+                     np.array(found[step].ids, dtype=np.int32) for step in plan]
             encoded.append(np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32))
         return encoded
 
@@ -301,40 +333,20 @@ class BPECodec(Codec):
             start = stop
         return indices
 
-    def decode(self, ids: Iterable[int]) -> bytes:
-        return b"".join([self.pieces[id] for id in self.checked(ids).tolist()])
-
     def token(self, id: int) -> str:
         return END if id == self.eos else shown(self.pieces[id])
 
-    def weights(self) -> np.ndarray:
-        return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
-
     def state(self) -> dict[str, Any]:
         return {"end": self.eos}
-
-    def save(self, folder: str | Path) -> None:
-        from segue.files import write_text
-
-        write_text(Path(folder) / "tokenizer.json", self.tokenizer.to_str(pretty=False))
-        super().save(folder)
 
     @classmethod
     def restore(cls, folder: Path, values: dict[str, Any]) -> BPECodec:
         return cls.from_tokenizer(folder / "tokenizer.json", int(values["end"]))
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, BPECodec)
-            and self.eos == other.eos
-            and self.tokenizer.to_str() == other.tokenizer.to_str()
-        )
-
-    __hash__ = Codec.__hash__
-
 
 class LetterCodec(Codec):
-    """One token a letter of a fixed alphabet (bases, residues), and one that ends a sequence."""
+    """One token a letter of a fixed alphabet (bases, residues), and one that ends a sequence. letters: different ASCII
+    letters, in the order of their ids."""
 
     name = "letters"
 
@@ -375,7 +387,8 @@ class LetterCodec(Codec):
 class KmerCodec(Codec):
     """`k` bases a token, without overlap; the remainder and words with an ambiguous letter are spelled in letters.
 
-    4**k words over ACGT, then the single letters, then the end. Exact, whatever the length.
+    k: 2 to 10. letters: all that a sequence may hold. Ids: 4**k words over ACGT, then the single letters, then the end.
+    Exact, whatever the length.
     """
 
     name = "kmer"
@@ -384,33 +397,28 @@ class KmerCodec(Codec):
     def __init__(self, k: int, letters: str = NUCLEOTIDES) -> None:
         if not 1 < k <= 10:
             raise SegueError(
-                f"k = {k}: words of 2 to 10 bases (4**k tokens); for single bases take the nucleotide codec"
-            )
+                f"k = {k}: words of 2 to 10 bases (4**k tokens); for single bases take the nucleotide codec")
         self.k = k
-        self.single = LetterCodec(letters)
+        self.single, self.bases = LetterCodec(letters), LetterCodec(BASES)
         self.words = 4**k
         self.size = self.words + len(letters) + 1
         self.bos = self.eos = self.size - 1
-        digit = np.full(256, 4, dtype=np.int64)
-        digit[np.frombuffer(BASES.encode(), dtype=np.uint8)] = np.arange(4)
-        self.digit = digit
         self.powers = 4 ** np.arange(k - 1, -1, -1, dtype=np.int64)
 
     def encode(self, obj: str) -> np.ndarray:
         letters = self.single.encode(obj) + self.words  # also checks the alphabet
         whole = len(obj) // self.k * self.k
-        digits = self.digit[np.frombuffer(obj.encode(), dtype=np.uint8)[:whole]].reshape(-1, self.k)
-        pure = (digits < 4).all(1)
+        digits = self.bases.table[np.frombuffer(obj.encode(), dtype=np.uint8)[:whole]].reshape(-1, self.k)
+        pure = (digits >= 0).all(1)
         words = (digits @ self.powers).astype(np.int32)
         if pure.all():
-            return np.concatenate([words, letters[whole:]]).astype(np.int32)
+            return np.concatenate([words, letters[whole:]])
         width = np.where(pure, 1, self.k)
         out = np.empty(int(width.sum()), dtype=np.int32)
         at = np.cumsum(width) - width
         out[at[pure]] = words[pure]
-        spelled = at[~pure][:, None] + np.arange(self.k)
-        out[spelled] = letters[:whole].reshape(-1, self.k)[~pure]
-        return np.concatenate([out, letters[whole:]]).astype(np.int32)
+        out[at[~pure][:, None] + np.arange(self.k)] = letters[:whole].reshape(-1, self.k)[~pure]
+        return np.concatenate([out, letters[whole:]])
 
     def decode(self, ids: Iterable[int]) -> str:
         array = self.checked(ids)
@@ -419,8 +427,7 @@ class KmerCodec(Codec):
         width = np.where(word, self.k, 1)
         out = np.empty(int(width.sum()), dtype=np.uint8)
         at = np.cumsum(width) - width
-        bases = np.frombuffer(BASES.encode(), dtype=np.uint8)
-        out[at[word][:, None] + np.arange(self.k)] = bases[array[word][:, None] // self.powers % 4]
+        out[at[word][:, None] + np.arange(self.k)] = self.bases.back[array[word][:, None] // self.powers % 4]
         out[at[~word]] = self.single.back[array[~word] - self.words]
         return out.tobytes().decode()
 
@@ -483,7 +490,7 @@ class ItemCodec(Codec):
         return {"items": self.items}
 
 
-class TokenizerCodec(Codec):
+class TokenizerCodec(PieceCodec):
     """A `tokenizer.json` of any sort, used as its own model uses it: the codec of a Hugging Face folder.
 
     Unlike `BPECodec` it reads special tokens where a text spells them (chat marks), and puts in front of a text what
@@ -492,13 +499,10 @@ class TokenizerCodec(Codec):
     """
 
     name = "tokenizer"
-    elementwise = False
 
     def __init__(self, tokenizer: Tokenizer, size: int | None = None, eos: int | None = None) -> None:
         """size: of the model's vocabulary, which may be larger than the tokenizer's. eos: the id that ends a text."""
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer)
         known = tokenizer.get_vocab_size(with_added_tokens=True)
         self.size, self.eos = size or known, eos
         bare = tokenizer.encode("a", add_special_tokens=False).ids
@@ -509,42 +513,34 @@ class TokenizerCodec(Codec):
         if len(front) > 1:
             raise SegueError(f"this tokenizer puts {len(front)} tokens before a text, of which only one is supported")
         self.bos = front[0] if front else None
-        self.pieces = [b""] * self.size
-        sort = decoding_of(tokenizer)
-        number = {letter: byte for byte, letter in enumerate(byte_letters())}
-        added = tokenizer.get_added_tokens_decoder()
-        for id in range(min(known, self.size)):
-            piece = tokenizer.id_to_token(id) or ""
-            byte = re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece) if sort == "blanks" else None
-            if byte:
-                self.pieces[id] = bytes.fromhex(byte[1])
-            elif id in added:
-                self.pieces[id] = b"" if added[id].special else added[id].content.encode()
-            elif sort == "bytes" and all(letter in number for letter in piece):
-                self.pieces[id] = bytes(number[letter] for letter in piece)
-            elif sort == "blanks":
-                self.pieces[id] = piece.replace("\u2581", " ").encode()
-            else:
-                self.pieces[id] = tokenizer.decode([id]).encode()
+        sort, added = decoding_of(tokenizer), tokenizer.get_added_tokens_decoder()
+        self.pieces = [self._piece(id, sort, added) for id in range(min(known, self.size))]
+        self.pieces += [b""] * (self.size - len(self.pieces))
         # Tokenizers of this sort put a blank before a text; behind `bos` it is none of the text.
-        self.dummy = sort == "blanks" and self.decode(tokenizer.encode("a", add_special_tokens=False).ids)[:1] == b" "
+        self.dummy_prefix = sort == "blanks" and self.decode(bare)[:1] == b" "
+
+    def _piece(self, id: int, sort: str, added: Mapping[int, Any]) -> bytes:
+        """What a token stands for by itself; special ones for nothing."""
+        piece = self.tokenizer.id_to_token(id) or ""
+        if sort == "blanks" and (byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", piece)):
+            return bytes.fromhex(byte[1])
+        if id in added:
+            return b"" if added[id].special else added[id].content.encode()
+        if sort == "bytes" and (data := spelled(piece)) is not None:
+            return data
+        return piece.replace("\u2581", " ").encode() if sort == "blanks" else self.tokenizer.decode([id]).encode()
 
     @classmethod
     def from_file(cls, path: str | Path, size: int | None = None, eos: int | None = None) -> TokenizerCodec:
         from tokenizers import Tokenizer
 
-        try:
+        with _tokenizer_file(path):
             return cls(Tokenizer.from_file(str(path)), size, eos)
-        except SegueError:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            raise SegueError(f"{path} is not a tokenizer file of the tokenizers library ({error})") from error
 
     def encode(self, obj: bytes | str) -> np.ndarray:
         return self._encode(obj, False)
 
     def surrounded(self, obj: bytes | str) -> np.ndarray:
-        """A whole text with what the tokenizer puts before and behind one, as an encoder reads it."""
         return self._encode(obj, True)
 
     def _encode(self, obj: bytes | str, around: bool) -> np.ndarray:
@@ -555,37 +551,20 @@ class TokenizerCodec(Codec):
         return np.array(self.tokenizer.encode(text, add_special_tokens=around).ids, dtype=np.int32)
 
     def decode(self, ids: Iterable[int]) -> bytes:
-        array = self.checked(ids).tolist()
-        text = b"".join([self.pieces[id] for id in array])
-        return text[1:] if array and array[0] == self.bos and self.dummy and text[:1] == b" " else text
+        array = self.checked(ids)
+        text = super().decode(array)
+        behind = self.dummy_prefix and len(array) > 0 and array[0] == self.bos
+        return text.removeprefix(b" ") if behind else text
 
     def token(self, id: int) -> str:
         return END if id == self.eos else shown(self.pieces[id]) or str(self.tokenizer.id_to_token(id))
 
-    def weights(self) -> np.ndarray:
-        return np.array([len(piece) for piece in self.pieces], dtype=np.int64)
-
     def state(self) -> dict[str, Any]:
         return {"size": self.size, "eos": self.eos}
-
-    def save(self, folder: str | Path) -> None:
-        from segue.files import write_text
-
-        write_text(Path(folder) / "tokenizer.json", self.tokenizer.to_str(pretty=False))
-        super().save(folder)
 
     @classmethod
     def restore(cls, folder: Path, values: dict[str, Any]) -> TokenizerCodec:
         return cls.from_file(folder / "tokenizer.json", **values)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, TokenizerCodec)
-            and self.state() == other.state()
-            and self.tokenizer.to_str() == other.tokenizer.to_str()
-        )
-
-    __hash__ = Codec.__hash__
 
 
 def decoding_of(tokenizer: Tokenizer) -> str:
@@ -599,7 +578,8 @@ def decoding_of(tokenizer: Tokenizer) -> str:
 
 
 class IdCodec(Codec):
-    """Token ids as they are, for a model that came without a tokenizer: objects are lists of whole numbers."""
+    """Token ids as they are, for a model that came without a tokenizer: objects are lists of whole numbers. size: of
+    the model's vocabulary. eos: the id that ends a text, if one does."""
 
     name = "ids"
 
@@ -610,10 +590,8 @@ class IdCodec(Codec):
         try:
             return self.checked([int(item) for item in obj]).astype(np.int32)
         except ValueError as error:
-            raise SegueError(
-                f"this model came without a tokenizer, so it knows token ids only, not {str(obj)[:60]!r}: give whole "
-                f"numbers below {self.size}"
-            ) from error
+            raise SegueError(f"this model came without a tokenizer, so it knows token ids only, not {str(obj)[:60]!r}: "
+                             f"give whole numbers below {self.size}") from error
 
     def decode(self, ids: Iterable[int]) -> list[int]:
         return self.checked(ids).tolist()
@@ -631,7 +609,5 @@ class IdCodec(Codec):
         return {"size": self.size, "eos": self.eos}
 
 
-CODECS: dict[str, type[Codec]] = {
-    codec.name: codec
-    for codec in (ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, ItemCodec, IdCodec)
-}
+CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (
+    ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, ItemCodec, IdCodec)}

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import Problems, bad, bare, check_text, looks_binary, marked, opened, words
+from segue.kinds.base import HEAD, Problems, as_utf8, bad, bare, looks_binary, opened, words
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SAMPLE = 1 << 16  # bytes that a look takes
-ROWS = 50
+ROWS = 50  # that a look takes
+UNIT = "\x1f"  # ASCII's own sign between cells, which stands for those of several characters
 SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blank stands for any run of blanks
 DELIMITED = frozenset((".csv", ".tsv", ".tab"))
 JSON = frozenset((".jsonl", ".ndjson", ".json"))
@@ -76,10 +76,10 @@ class Frame:
 
 @lru_cache(maxsize=1)
 def glance(path: Path, head: bytes, asked: frozenset[str] = frozenset()) -> Look | None:
-    """The look of a table, or None where the file is none. path: without a compression suffix. head: its first 64 KiB,
-    as UTF-8. A first line that holds a name `asked` for is a header; asked for numbers, there is none."""
+    """The look of a table, or None where the file is none. path: without a compression suffix. head: see `head_of`.
+    A first line that holds a name `asked` for is a header; asked for numbers, there is none."""
     suffix = path.suffix.lower()
-    if head[:4] == b"PAR1":
+    if is_parquet(head):
         return _look_parquet(path)
     if not head.strip() or looks_binary(head) or suffix in PARQUET:
         return None
@@ -89,8 +89,19 @@ def glance(path: Path, head: bytes, asked: frozenset[str] = frozenset()) -> Look
         return _look_json(text)
     if suffix in JSON:
         return None
-    look = _look_text(suffix, text, len(head) >= SAMPLE, asked)
+    look = _look_text(suffix, text, len(head) >= HEAD, asked)
     return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
+
+
+def is_parquet(head: bytes) -> bool:
+    """By its first bytes."""
+    return head[:4] == b"PAR1"
+
+
+def check_parquet(path: Path, head: bytes) -> None:
+    """Refuse what is Parquet by name only."""
+    if bare(path).suffix.lower() in PARQUET and not is_parquet(head):
+        raise SegueError(f"{path}: called Parquet, but does not begin as Parquet does; fetch it again or rename it")
 
 
 def _look_parquet(path: Path) -> Look | None:
@@ -153,19 +164,8 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look
         lines.pop()
     noted = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#%"), 0)
     before, lines = lines[:noted], lines[noted:]
-    best: tuple[float, str, bool, list[tuple[int, list[str]]]] = (0.0, ",", True, [])
-    for delimiter in ("\t", *SIGNS) if suffix in (".tsv", ".tab") else SIGNS:
-        for quoted in (True,) if delimiter in ",;" else (True, False):
-            rows = list(islice(_cells(lines, delimiter, quoted), ROWS))
-            counts = [len(row) for _, row in rows]
-            usual = max(set(counts), key=counts.count, default=1)
-            agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
-            if delimiter == " " and suffix in DELIMITED and agreement < 1:
-                continue
-            if agreement > best[0]:
-                best = (agreement, delimiter, quoted, rows)
-    _, delimiter, quoted, rows = best
-    rows = rows or list(islice(_cells(lines, delimiter, quoted), ROWS))  # one column
+    delimiter, quoted = _delimiter(lines, suffix)
+    rows = list(islice(_cells(lines, delimiter, quoted), ROWS))
     if not rows:
         return None
     counts = [len(row) for _, row in rows]
@@ -173,19 +173,17 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look
     odd = 0
     while odd < min(10, len(rows) - 2) and counts[odd] not in (usual, usual - 1) and counts[odd + 1 :].count(usual) > 1:
         odd += 1  # a title above the table
-    strange = tuple(noted + number for number, _ in rows[:odd])
-    rows = rows[odd:]
-    first, body = [cell.strip() for cell in rows[0][1]], [row for _, row in rows[1:]]
-    noted_names = next(iter(_cells([before[-1].lstrip("#% ")], delimiter, quoted)), (0, [""]))[1] if before else []
-    if len(noted_names) == usual > 1 and not any(map(number, noted_names)):
-        names, headed, begin = [name.strip() for name in noted_names], True, noted
-        body = [row for _, row in rows]
-    elif _is_header(first, body, asked):
-        names, headed, begin = first, True, noted + rows[0][0]
+    strange, rows = tuple(noted + number for number, _ in rows[:odd]), rows[odd:]
+    last, body = rows[0][0], [row for _, row in rows]
+    first = [cell.strip() for cell in body[0]]
+    comment = next(_cells([before[-1].lstrip("#% ")], delimiter, quoted), (0, [""]))[1] if before else []
+    if len(comment) == usual > 1 and not any(map(number, comment)):
+        names, headed, begin = [name.strip() for name in comment], True, noted
+    elif _is_header(first, body[1:], asked):
+        names, headed, begin, body = first, True, noted + last, body[1:]
     else:
         names, headed = [str(i + 1) for i in range(usual)], False
-        begin = noted + rows[0][0] - 1 - sum(cell.count("\n") for cell in rows[0][1])
-        body = [row for _, row in rows]
+        begin = noted + last - 1 - sum(cell.count("\n") for cell in body[0])
     if headed and len(names) == usual - 1 and len(body) > 1:  # a nameless column: of row names, or empty
         names = [*names, ""] if all(row[-1].strip() == "" for row in body if len(row) == usual) else ["row", *names]
     names = [name or str(i + 1) for i, name in enumerate(names)]
@@ -194,14 +192,33 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
 
 
+def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
+    """The sign by which most rows have the same number of cells, two or more, and whether cells are quoted."""
+    most, best = 0.0, (",", True)
+    for delimiter in ("\t", *SIGNS) if suffix in (".tsv", ".tab") else SIGNS:
+        for quoted in (True,) if delimiter in ",;" else (True, False):
+            counts = [len(row) for _, row in islice(_cells(lines, delimiter, quoted), ROWS)]
+            usual = max(set(counts), key=counts.count, default=1)
+            agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
+            if agreement > most and (agreement == 1 or delimiter != " " or suffix not in DELIMITED):
+                most, best = agreement, (delimiter, quoted)
+    return best
+
+
+def csv_rows(lines: Iterable[str], delimiter: str, quoted: bool, strict: bool = False) -> Any:
+    """A `csv.reader` that knows the delimiter `::` too."""
+    if delimiter == "::":
+        lines, delimiter = (line.replace("::", UNIT) for line in lines), UNIT
+    return csv.reader(lines, delimiter=delimiter, strict=strict,
+                      quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+
+
 def _cells(lines: Iterable[str], delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
     """Rows of cells, each with the number of its last line from 1; blank lines give none."""
     if delimiter == " ":
         yield from ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
         return
-    one = "\x1f" if delimiter == "::" else delimiter
-    source = (line.replace("::", one) for line in lines) if delimiter == "::" else iter(lines)
-    reader = csv.reader(source, delimiter=one, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    reader = csv_rows(lines, delimiter, quoted)
     with suppress(csv.Error):  # a cell without end: no table by this sign
         for row in reader:
             if any(cell.strip() for cell in row):
@@ -245,31 +262,20 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
         raw = handle.read()
     if not raw.strip():
         raise SegueError(f"{path}: the file is empty; give a table with a row an event")
-    if bare(path).suffix.lower() in PARQUET and raw[:4] != b"PAR1":
-        raise SegueError(f"{path}: called Parquet, but does not begin as Parquet does; fetch it again or rename it")
+    check_parquet(path, raw)
     try:
-        if raw[:4] == b"PAR1":
-            import pyarrow.parquet as parquet
-
-            table = parquet.read_table(pa.BufferReader(raw), use_threads=False)
-            columns = _columns(path, table)
-            columns.pop("__index_level_0__", None)  # of pandas
-            return Frame(path, columns, True, np.arange(1, len(table) + 1), "row")
-        encoding = marked(raw, encoding)
-        if encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
-            raw = raw.decode(encoding).encode("utf-8")
-        raw = raw.removeprefix(b"\xef\xbb\xbf")
-        check_text(path, raw)
-        if raw.lstrip()[:1] == b"<":
+        if is_parquet(raw):
+            return _load_parquet(path, raw)
+        raw = as_utf8(path, raw, encoding)
+        begin = raw.lstrip()[:1000]
+        if begin[:1] == b"<":
             return _load_xes(path, raw)
-        if raw.lstrip()[:1] == b"{":
+        if begin[:1] == b"{":
             return _load_lines(path, raw, problems)
-        if raw.lstrip()[:1] == b"[" and raw.lstrip()[1:1000].lstrip()[:1] == b"{":
-            return _load_array(path, raw)
+        if begin[:1] == b"[" and begin[1:].lstrip()[:1] == b"{":
+            return _of_objects(path, json_array(path, raw), "row")
         return _load_text(path, raw, problems, frozenset(name for name in asked if name))
-    except (UnicodeError, LookupError) as error:
-        raise SegueError(f"{path}: cannot be read as {encoding} ({error}); give the right encoding=") from error
-    except (pa.ArrowException, csv.Error, OSError, NotImplementedError) as error:
+    except (pa.ArrowException, csv.Error, UnicodeError, OSError, NotImplementedError) as error:
         raise SegueError(f"{path}: not a readable table ({error}); write it again, or convert it to CSV") from error
 
 
@@ -280,17 +286,32 @@ def _columns(path: Path, table: pa.Table) -> dict[str, Any]:
     return {name: table.column(name).combine_chunks() for name in table.column_names}
 
 
-def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
-    """Line by line, so that a bad line is named and stepped over."""
-    rows, numbers = [], []
-    for number, line in enumerate(raw.split(b"\n"), 1):
+def _load_parquet(path: Path, raw: bytes) -> Frame:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    table = parquet.read_table(pa.BufferReader(raw), use_threads=False)
+    columns = _columns(path, table)
+    columns.pop("__index_level_0__", None)  # of pandas
+    return Frame(path, columns, True, np.arange(1, len(table) + 1), "row")
+
+
+def json_lines(path: Path, lines: Iterable[bytes], problems: Problems | None) -> Iterator[tuple[int, Any]]:
+    """What each line says that is not blank, with its number; a bad line is named and stepped over."""
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError) as error:
             bad(problems, path, str(number), getattr(error, "pos", None), "not a line of JSON; mend or remove it")
             continue
+        yield number, value
+
+
+def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
+    rows, numbers = [], []
+    for number, row in json_lines(path, raw.split(b"\n"), problems):
         if not isinstance(row, dict):
             bad(problems, path, str(number), None, "the line is not a JSON object ({...}); mend or remove it")
             continue
@@ -301,20 +322,19 @@ def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
     return Frame(path, _objects(rows), True, np.array(numbers))
 
 
-def _load_array(path: Path, raw: bytes) -> Frame:
-    rows = [flat(row) for row in json_array(path, raw)]
-    return Frame(path, _objects(rows), True, np.arange(1, len(rows) + 1), "row")
-
-
 def json_array(path: Path, raw: bytes) -> list[dict[str, Any]]:
-    """The objects of a JSON array."""
+    """The objects of a JSON array, each laid flat."""
     try:
         rows = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise SegueError(f"{path}: not JSON ({error}); is the file cut short?") from error
     if not all(isinstance(row, dict) for row in rows):
         raise SegueError(f"{path}: not all entries of the JSON array are objects ({{...}}); mend or remove the others")
-    return list(rows)
+    return [flat(row) for row in rows]
+
+
+def _of_objects(path: Path, rows: list[dict[str, Any]], unit: str) -> Frame:
+    return Frame(path, _objects(rows), True, np.arange(1, len(rows) + 1), unit)
 
 
 def _objects(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -324,13 +344,15 @@ def _objects(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
         if any(isinstance(value, list) for value in values):
-            values = [value if isinstance(value, list) else None for value in values]
-            texts = [None if value is None else [None if item is None else _text(item) for item in value]
-                     for value in values]
-            columns[name] = pa.array(texts, pa.large_list(pa.string()))
+            lists = [list(map(_text, value)) if isinstance(value, list) else None for value in values]
+            columns[name] = pa.array(lists, pa.large_list(pa.string()))
         else:
-            columns[name] = pa.array([None if value is None else _text(value) for value in values], pa.string())
+            columns[name] = pa.array(list(map(_text, values)), pa.string())
     return columns
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _load_xes(path: Path, raw: bytes) -> Frame:
@@ -354,40 +376,25 @@ def _load_xes(path: Path, raw: bytes) -> Frame:
         raise SegueError(f"{path}: not whole XML ({error}); is the file cut short?") from error
     if not rows:
         raise SegueError(f"{path}: there is no event in this log (XES: log, trace, event)")
-    return Frame(path, _objects(rows), True, np.arange(1, len(rows) + 1), "event")
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return _of_objects(path, rows, "event")
 
 
 def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]) -> Frame:
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
-    if b"\n" not in raw and b"\r" in raw:
-        raw = raw.replace(b"\r", b"\n")
-    look = _look_text(bare(path).suffix.lower(), raw[:SAMPLE].decode("utf-8", "ignore"), len(raw) > SAMPLE, asked)
+    if b"\n" not in raw:
+        raw = raw.replace(b"\r", b"\n")  # line ends of old Macs
+    look = _look_text(bare(path).suffix.lower(), raw[:HEAD].decode("utf-8", "ignore"), len(raw) > HEAD, asked)
     if look is None:
         raise SegueError(f"{path}: the file is empty; give a table with a row an event")
     for line in look.odd:
         bad(problems, path, f"line {line}", None, f"not of the table of {len(look.names)} columns below; remove it")
-    begin = 0
-    for _ in range(look.before):
-        begin = raw.find(b"\n", begin) + 1 or len(raw)
-    raw = raw[begin:]
-    delimiter = look.delimiter
-    if delimiter == "::":
-        raw, delimiter = raw.replace(b"::", b"\x1f"), "\x1f"
-    elif delimiter == " ":
-        raw, delimiter = b"\n".join(b"\x1f".join(line.split()) for line in raw.split(b"\n")), "\x1f"
+    raw, delimiter, first = _body(raw, look)
     if not raw.strip():
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
     quoted = look.quoted and b'"' in raw
-    several = quoted and _quoted_line_ends(raw)
-    start = len(raw) - len(raw.lstrip(b"\r\n"))
-    first = look.before + raw[:start].count(b"\n") + 1
-    raw = raw[start:]
+    several = quoted and any(line.count(b'"') % 2 for line in raw.split(b"\n"))  # some line end stands within quotes
     dropped: list[int] = []
 
     def ragged(row: Any) -> str:
@@ -409,10 +416,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
     if dropped:
         rows = np.delete(rows, np.unique(np.array(dropped) - 1).clip(0, len(rows) - 1))[: len(table)]
     if len(dropped) > len(table):
-        raise SegueError(
-            f"{path}: most lines have not the {len(look.names)} cells of the first ({problems[-1].record}: "
-            f"{problems[-1].text}); if it is no table, name the kind with kind="
-        )
+        raise SegueError(f"{path}: most lines have not the {len(look.names)} cells of the first "
+                         f"({problems[-1].record}: {problems[-1].text}); if it is no table, name the kind with kind=")
     if not len(table):
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
     columns = {name: column for name, column in _columns(path, table).items()
@@ -420,6 +425,15 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
     return Frame(path, columns, look.headed, rows, "row" if several else "line")
 
 
-def _quoted_line_ends(raw: bytes) -> bool:
-    """Whether a line end stands within quotes."""
-    return any(line.count(b'"') % 2 for line in raw.split(b"\n"))
+def _body(raw: bytes, look: Look) -> tuple[bytes, str, int]:
+    """The rows of a table without what stands before them, the one sign between cells, the number of the first line."""
+    begin = 0
+    for _ in range(look.before):
+        begin = raw.find(b"\n", begin) + 1 or len(raw)
+    raw, delimiter = raw[begin:], look.delimiter
+    if delimiter == "::":
+        raw, delimiter = raw.replace(b"::", UNIT.encode()), UNIT
+    elif delimiter == " ":
+        raw, delimiter = b"\n".join(UNIT.encode().join(line.split()) for line in raw.split(b"\n")), UNIT
+    start = len(raw) - len(raw.lstrip(b"\r\n"))
+    return raw[start:], delimiter, look.before + raw[:start].count(b"\n") + 1

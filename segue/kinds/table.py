@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,40 +14,42 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import Dataset, Kind, Problem, Problems, Record, bad, check_text, marked, opened, words
+from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, opened, words
 from segue.kinds.codecs import Codec, ItemCodec
-from segue.kinds.frame import DELIMITED, JSON, PARQUET, SAMPLE, TABULAR, Frame, Look, glance, load_table, said
+from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table, said
 
 # Column names that say who, what and when, best first; compared in lower case without signs, with or without an ending
 # such as "id". What is said weakly is believed only where no column of text says more.
-WHO = words(
-    "who user case caseconceptname session customer visitor patient subject client account member player "
-    "reviewer author actor login listener reader student learner driver employee buyer entity trace device sequenceid "
-    "playlist host person owner order invoice basket cart transaction u"
-)
-WHAT = words(
-    "what item activity conceptname event action movie product asin sku stock song track artist book article page "
-    "url command symbol task operation diagnosis procedure drug medication mark eventtype"
-)
-WEAKLY = words(
-    "type state status step key label token code note items events marks types activities actions songs tracks k i"
-)
-WHEN = words(
-    "when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
-    "starttimestamp starttime eventtime createdat created times timestamps day t"
-)
+WHO = words("who user case caseconceptname session customer visitor patient subject client account member player "
+            "reviewer author actor login listener reader student learner driver employee buyer entity trace device "
+            "sequenceid playlist host person owner order invoice basket cart transaction u")
+WHAT = words("what item activity conceptname event action movie product asin sku stock song track artist book article "
+             "page url command symbol task operation diagnosis procedure drug medication mark eventtype")
+WEAKLY = words("type state status step key label token code note items events marks types activities actions songs "
+               "tracks k i")
+WHEN = words("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
+             "starttimestamp starttime eventtime createdat created times timestamps day t")
 ENDINGS = ("", "id", "name", "number", "no", "idx", "index", "code")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at")  # endings of other names that may say when
 DATES = [*words("%Y-%m-%d %Y/%m/%d %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y %m/%d/%y %d.%m.%y %d-%b-%Y %d-%b-%y"),
          "%d/%b/%Y", "%d %b %Y", "%b %d, %Y", "%b %d %Y", "%a, %d %b %Y", "%a %b %d %Y"]
 CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
 FORMATS = [date + clock for date in DATES for clock in CLOCKS] + ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y"]
+CLOCKED = ("date", "time")  # two columns that say together when
+NUMBER = re.compile(r"[-+\d.eE]+")
 THIS = "the file"  # who, where a file is all of one entity
 
 Roles = tuple[str | None, str, str | None]  # the columns that say who, what and when
 
 
 class Events(Kind):
+    """Who did what, when: tables (CSV, TSV and other delimited text, JSON Lines, a JSON array, Parquet, XES logs) with
+    a row an event, or a row a whole sequence. An object is the list of one entity's items (str), its unit the event.
+
+    The columns are found from names and contents, or named (see `read`). A row without one of them is stepped over and
+    told; a table in which they cannot be found is a SegueError that lists its columns.
+    """
+
     name = "events"
     unit = "event"
     storage = "items"
@@ -56,11 +59,11 @@ class Events(Kind):
         suffix = path.suffix.lower()
         if suffix == ".xes":
             return 0.9 if b"<log" in head else 0.0
-        if suffix not in TABULAR and head[:4] != b"PAR1":
+        if suffix not in TABULAR and not is_parquet(head):
             return 0.0
         table = glance(path, head)
         if table is None:
-            return 0.9 if suffix in PARQUET or head[:4] == b"PAR1" else 0.0
+            return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
         sorts = DELIMITED | JSON | PARQUET
         if suffix not in sorts and table.form == "delimited" and not table.regular:
             return 0.0
@@ -78,18 +81,9 @@ class Events(Kind):
         vague = table.form == "json" or any(_wordy(table.column(name)) for name in table.names[:2] if not table.headed)
         return 0.0 if suffix not in sorts else 0.1 if vague else 0.4
 
-    def read(
-        self,
-        path: Path,
-        problems: Problems | None = None,
-        *,
-        who: str | None = None,
-        what: str | None = None,
-        when: str | None = None,
-        also: Sequence[str] = (),
-        when_format: str | None = None,
-        encoding: str = "utf-8",
-    ) -> Iterator[Record]:
+    def read(self, path: Path, problems: Problems | None = None, *, who: str | None = None, what: str | None = None,
+             when: str | None = None, also: Sequence[str] = (), when_format: str | None = None,
+             encoding: str = "utf-8") -> Iterator[Record]:
         """One record an entity, its events in the order of time (of the file, where there is no time).
 
         who, what, when: names (or, without a header, numbers from 1) of the columns; found from names and contents if
@@ -99,73 +93,42 @@ class Events(Kind):
         of lists (JSON Lines, Parquet) makes each row a sequence.
         """
         soft = problems if problems is not None else Problems()
-        yield from self.read_all(
-            [path],
-            soft,
-            frozenset([path]),
-            who=who,
-            what=what,
-            when=when,
-            also=also,
-            when_format=when_format,
-            encoding=encoding,
-        )
+        yield from self.read_all([path], soft, frozenset([path]), who=who, what=what, when=when, also=also,
+                                 when_format=when_format, encoding=encoding)
         if problems is None and soft:
             raise SegueError(str(soft[0]))
 
-    def read_all(  # type: ignore[override]
-        self,
-        paths: list[Path],
-        problems: Problems,
-        named: frozenset[Path],
-        *,
-        who: str | None = None,
-        what: str | None = None,
-        when: str | None = None,
-        also: Sequence[str] = (),
-        when_format: str | None = None,
-        encoding: str = "utf-8",
-    ) -> Iterator[Record]:
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path], *,  # type: ignore[override]
+                 who: str | None = None, what: str | None = None, when: str | None = None, also: Sequence[str] = (),
+                 when_format: str | None = None, encoding: str = "utf-8") -> Iterator[Record]:
         """All files are one table: the events of an entity come together whichever files hold them."""
+        import pyarrow.types as types
+
         also = [also] if isinstance(also, str) else list(also)
-        frames: list[tuple[Frame, Roles]] = []
+        found: list[tuple[Frame, Roles]] = []
         for path in paths:
             try:
                 frame = load_table(path, problems, encoding, (who, what, when, *also))
-                frames.append((frame, _roles(frame, who, what, when)))
+                found.append((frame, _roles(frame, who, what, when)))
             except SegueError as error:
                 if path in named:
                     raise
-                problems.add(Problem(str(path), "", None, str(error).removeprefix(f"{path}: ")))
-        if not frames:
+                problems.refuse(path, error)
+        if not found:
             return
-        weight: dict[tuple[str, ...], int] = {}
-        for frame, _ in frames:
-            key = tuple(frame.columns)
-            weight[key] = weight.get(key, 0) + len(frame.rows)
-        header = max(weight, key=lambda key: weight[key])
-        chosen = [(frame, roles) for frame, roles in frames if tuple(frame.columns) == header]
-        for frame, _ in frames:
-            if tuple(frame.columns) != header:
-                mine, theirs = ", ".join(frame.columns), ", ".join(header)
-                text = f"its columns ({mine}) differ from those of {chosen[0][0].path} ({theirs})"
-                if frame.path in named:
-                    raise SegueError(f"{frame.path}: {text}; read them apart")
-                problems.add(Problem(str(frame.path), "", None, f"skipped: {text}; name the file to read it alone"))
-        roles = chosen[0][1]
-        problems.note = said([*zip(("who", "what", "when"), roles), *(("also", name) for name in also)], header)
+        frames = _alike(found, problems, named)
+        first, roles = frames[0]
+        columns = first.columns
+        problems.note = said([*zip(("who", "what", "when"), roles), *(("also", name) for name in also)], columns)
         for name in also:
-            if name not in header:
-                raise SegueError(f"{chosen[0][0].path}: there is no column '{name}'; there are {', '.join(header)}")
-        import pyarrow.types as types
-
-        if types.is_list(chosen[0][0].columns[roles[1]].type) or types.is_large_list(
-            chosen[0][0].columns[roles[1]].type
-        ):
-            for frame, _ in chosen:
+            if name not in columns:
+                raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
+        items = columns[roles[1]].type
+        if types.is_list(items) or types.is_large_list(items):
+            for frame, _ in frames:
                 yield from _lists(frame, roles, also, problems)
             return
-        parts = [_events(frame, roles, also, when_format, problems) for frame, _ in chosen]
+        parts = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
         yield from _grouped([part for part in parts if len(part[0])], bool(roles[2]), also)
 
     def codec(self, data: Dataset, *, min_count: int = 1, vocabulary: int | None = None) -> Codec:
@@ -181,19 +144,19 @@ class Events(Kind):
             record = obj if isinstance(obj, Record) else Record(list(obj), name=f"sequence{number}")
             times = record.channels.get("time")
             timed = timed or times is not None
-            rows += [
-                [record.name or f"sequence{number}", item, "" if times is None else repr(float(times[i]))]
-                for i, item in enumerate(record.object)
-            ]
+            rows += [[record.name or f"sequence{number}", item, "" if times is None else repr(float(times[i]))]
+                     for i, item in enumerate(record.object)]
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerow(["who", "what", "when"] if timed else ["who", "what"])
             writer.writerows(row if timed else row[:2] for row in rows)
 
     def show(self, obj: Sequence[str | int]) -> str:
+        """One line: a → b → c."""
         return " → ".join(map(str, obj))
 
     def normalise(self, obj: Any) -> list[Any]:
+        """Text is cut into items at blanks, commas and arrows."""
         if isinstance(obj, bytes):
             obj = obj.decode("utf-8", "replace")
         if isinstance(obj, str):
@@ -202,7 +165,8 @@ class Events(Kind):
 
 
 class Cases(Kind):
-    """A log of one case a line: each sign an activity, or each word."""
+    """A log of one case a line: each sign an activity, or each word. An object is a list of items (str), the unit is
+    the event; it is asked for by name, unless all items are whole numbers. What is not text is a SegueError."""
 
     name = "cases"
     unit = "event"
@@ -214,7 +178,7 @@ class Cases(Kind):
         if b"\0" in head or path.suffix.lower() in DELIMITED:
             return 0.0
         lines = head.split(b"\n")
-        if len(head) >= SAMPLE and len(lines) > 1:
+        if len(head) >= HEAD and len(lines) > 1:
             lines.pop()
         items = [line.split() for line in lines if line.strip()]
         flat = [item for line in items for item in line]
@@ -224,23 +188,15 @@ class Cases(Kind):
         again = 2 * len(set(flat)) <= len(flat)
         return 0.83 if again or (ragged and _counted([line.decode() for line in lines])) else 0.0
 
-    def read(
-        self, path: Path, problems: Problems | None = None, *, elements: str | None = None, encoding: str = "utf-8"
-    ) -> Iterator[Record]:
+    def read(self, path: Path, problems: Problems | None = None, *, elements: str | None = None,
+             encoding: str = "utf-8") -> Iterator[Record]:
         """One record a line; empty lines are no cases. elements: "characters" or "words" (told apart by whether a line
         of the first thousand holds a blank or a tab, if None). Where the first words are whole numbers that count the
         lines, they name them."""
         if elements not in (None, "characters", "words"):
             raise SegueError(f"elements is 'characters' or 'words', not {elements!r}")
         with opened(path) as handle:
-            raw = handle.read()
-        try:
-            if (encoding := marked(raw, encoding)) != "utf-8":
-                raw = raw.decode(encoding).encode("utf-8")
-        except (UnicodeError, LookupError) as error:
-            raise SegueError(f"{path}: cannot be read as {encoding} ({error}); give the right encoding=") from error
-        check_text(path, raw)
-        lines = raw.decode("utf-8").removeprefix("\ufeff").splitlines()
+            lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
         if elements is None:
             elements = "words" if any(len(line.split()) > 1 for line in lines[:1000]) else "characters"
         found = False
@@ -275,13 +231,9 @@ def _plain(name: str) -> str:
 
 def _named(names: Iterable[str], usual: Sequence[str]) -> str | None:
     """The column whose name, or last part of a name, says what is looked for."""
-    ranked = [
-        (usual.index(plain), ENDINGS.index(ending), i, name)
-        for i, name in enumerate(names)
-        for whole in {_plain(name), _plain(name.rpartition(".")[2])}
-        for ending in ENDINGS
-        if whole.endswith(ending) and (plain := whole.removesuffix(ending)) in usual
-    ]
+    ranked = [(usual.index(plain), ENDINGS.index(ending), i, name) for i, name in enumerate(names)
+              for whole in {_plain(name), _plain(name.rpartition(".")[2])} for ending in ENDINGS
+              if whole.endswith(ending) and (plain := whole.removesuffix(ending)) in usual]
     return min(ranked)[3] if ranked else None
 
 
@@ -301,8 +253,26 @@ def _counted(lines: Sequence[str]) -> bool:
     """Whether the first words count the lines, with more behind them."""
     items = [line.split() for line in lines if line.strip()]
     firsts = [line[0] for line in items]
-    return len(items) > 2 and all(len(line) > 1 for line in items) and firsts[0].isdigit() and \
-        firsts == [str(int(firsts[0]) + i) for i in range(len(firsts))]
+    if len(items) < 3 or min(map(len, items)) < 2 or not firsts[0].isdigit():
+        return False
+    return firsts == [str(int(firsts[0]) + i) for i in range(len(firsts))]
+
+
+def _alike(found: list[tuple[Frame, Roles]], problems: Problems, named: frozenset[Path]) -> list[tuple[Frame, Roles]]:
+    """The tables with the columns that most rows have; others are problems, or, if named, errors."""
+    rows: dict[tuple[str, ...], int] = {}
+    for frame, _ in found:
+        rows[tuple(frame.columns)] = rows.get(tuple(frame.columns), 0) + len(frame.rows)
+    header = max(rows, key=lambda columns: rows[columns])
+    alike = [(frame, roles) for frame, roles in found if tuple(frame.columns) == header]
+    for frame, _ in found:
+        if tuple(frame.columns) != header:
+            mine, theirs = ", ".join(frame.columns), ", ".join(header)
+            text = f"its columns ({mine}) differ from those of {alike[0][0].path} ({theirs})"
+            if frame.path in named:
+                raise SegueError(f"{frame.path}: {text}; read them apart")
+            problems.refuse(frame.path, f"skipped: {text}; name the file to read it alone")
+    return alike
 
 
 def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) -> Roles:
@@ -312,45 +282,38 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     for role, asked in (("who", who), ("what", what), ("when", when)):
         if asked is not None and asked not in columns and not (role == "who" and asked == THIS):
             raise SegueError(f"{frame.path}: there is no column '{asked}' to say {role}; there are {listed}")
-    taken = [name for name in (who, what, when) if name is not None]
 
     def free() -> list[str]:
-        return [name for name in columns if name not in taken]
+        return [name for name in columns if name not in (who, what, when)]
 
-    if when is None and frame.headed and (when := _when(frame, free())):
-        taken.append(when)
-    if when is None and not frame.headed and len(free()) > 2:
-        when = next((name for name in free()[2:] if _timelike(columns[name][:100].to_pylist())), None)
-        taken += [when] if when else []
-    if who is None and frame.headed and (who := _named(free(), WHO)):
-        taken.append(who)
-    if what is None and frame.headed and (what := _named(free(), WHAT + WEAKLY)):
-        taken.append(what)
-    rest = free()
-    if not frame.headed and who is None and len(rest) > 1:
-        who = rest.pop(0)
-    if not frame.headed and what is None and rest:
-        what = rest.pop(0)
-        if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name is not None):
-            raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
+    if frame.headed:
+        when = _when(frame, free()) if when is None else when
+        who = _named(free(), WHO) if who is None else who
+        what = _named(free(), WHAT + WEAKLY) if what is None else what
+    else:
+        if when is None:
+            when = next((name for name in free()[2:] if _timelike(columns[name][:100].to_pylist())), None)
+        if who is None and len(free()) > 1:
+            who = free()[0]
+        if what is None and free():
+            what = free()[0]
+            if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name in columns):
+                raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
     lists = what is not None and "list" in str(columns[what].type)
-    if who is None and what is not None and not lists and not rest and when is not None:
-        who = THIS
-    if who is None and len(rest) == 1 and what is not None and not lists and _repeats(columns[rest[0]]):
-        who = rest.pop()
-    if what is None and len(rest) == 1 and who is not None and _repeats(columns[rest[0]]):
-        what = rest.pop()
+    rest = free()
+    if (who is None) != (what is None) and not lists:  # the one column that is left may be the other of the two
+        last = rest[0] if len(rest) == 1 and _repeats(columns[rest[0]]) else None
+        if what is None:
+            what = last
+        else:
+            who = THIS if not rest and when is not None else last
     if what is None or (who is None and not lists):
-        missing = " and ".join(role for role, name in (("who", who), ("what", what)) if name is None)
+        missing = [role for role, name in (("who", who), ("what", what)) if name is None]
         one = f", or who='{THIS}' if all of it is one sequence" if what is not None else ""
-        raise SegueError(
-            f"{frame.path}: no column says {missing}; name {'them' if ' and ' in missing else 'it'} with "
-            f"{'who= and what=' if ' and ' in missing else missing + '='} (columns: {listed}){one}"
-        )
+        raise SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
+                         f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
+                         f"(columns: {listed}){one}")
     return who, what, when
-
-
-CLOCKED = ("date", "time")  # two columns that say together when
 
 
 def _when(frame: Frame, names: list[str]) -> str | None:
@@ -380,10 +343,8 @@ def _timelike(cells: Iterable[Any]) -> bool:
     texts = [cell if isinstance(cell, datetime) else str(cell) for cell in cells if cell is not None]
     return bool(texts) and all(
         isinstance(text, datetime)
-        or ((moment := _moment(text)) is not None and (moment >= 1e8 or not re.fullmatch(r"[-+\d.eE]+", text)))
-        or bool(re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}( .*)?", text))
-        for text in texts
-    )
+        or ((moment := _moment(text)) is not None and (moment >= 1e8 or not NUMBER.fullmatch(text)))
+        or bool(re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}( .*)?", text)) for text in texts)
 
 
 def _wordy(cells: Sequence[Any]) -> bool:
@@ -397,8 +358,8 @@ def _repeats(column: Any) -> bool:
     if len(values) == len(column) or "float" in str(column.type) or "double" in str(column.type):
         return False
     texts = [str(value) for value in values if value is not None]
-    measured = all(re.fullmatch(r"[-+]?\d*(\.\d*)?([eE][-+]?\d+)?", text) for text in texts) and \
-        any(re.search(r"[.eE]|^-", text) for text in texts)
+    numbers = all(re.fullmatch(r"[-+]?\d*(\.\d*)?([eE][-+]?\d+)?", text) for text in texts)
+    measured = numbers and any(re.search(r"[.eE]|^-", text) for text in texts)
     return not measured and sum(map(len, texts)) <= 40 * len(texts)
 
 
@@ -434,25 +395,26 @@ def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
         except pa.ArrowException as error:
             raise SegueError(f"{path}: a column of {column.type} is no time; name another with when=") from error
     text = compute.utf8_trim_whitespace(column.cast(pa.string()))
-    if when_format is not None:
-        return _parsed(text, when_format, path)
-    for cast in (
-        lambda: _scaled(text.cast(pa.float64()).to_numpy(zero_copy_only=False)),
-        lambda: text.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6,
-        lambda: text.cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6,
-    ):
-        try:
-            return np.asarray(cast(), dtype=np.float64)
-        except pa.ArrowException:
-            continue
-    distinct, places = (part := text.dictionary_encode()).dictionary.to_pylist(), part.indices
+    return _guessed(text, path) if when_format is None else _parsed(text, when_format, path)
+
+
+def _guessed(text: Any, path: Path) -> np.ndarray:
+    """Seconds of times written in a way that is not said: numbers, ISO 8601, or another of the usual ones."""
+    import pyarrow as pa
+
+    with suppress(pa.ArrowException):
+        return _scaled(text.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    for zone in (None, "UTC"):
+        with suppress(pa.ArrowException):
+            return text.cast(pa.timestamp("us", zone)).cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6
+    encoded = text.dictionary_encode()
+    distinct = encoded.dictionary.to_pylist()
     known = np.array([np.nan if (moment := _moment(value)) is None else moment for value in distinct])
     if np.isnan(known).mean() >= 0.5:
         known = _dated(distinct, path)
-    places = places.fill_null(len(known)).to_numpy(zero_copy_only=False)
+    places = encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)
     times = np.append(known, np.nan)[places]
-    return _scaled(times) if 2 * sum(bool(re.fullmatch(r"[-+\d.eE]+", value)) for value in distinct) > len(distinct) \
-        else times
+    return _scaled(times) if 2 * sum(bool(NUMBER.fullmatch(value)) for value in distinct) > len(distinct) else times
 
 
 # A written time in three: the date and the clock to the second, its fraction, its zone.
@@ -478,15 +440,12 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
     failures = [int(np.isnan(times).sum()) for times in tried]
     if not tried or min(failures) > len(texts) // 2:
         example = next((text for text in texts if text), "")
-        raise SegueError(
-            f"{path}: {example[:40]!r} is no time known here; give when_format= (as '%d.%m.%Y %H:%M'), or seconds, "
-            "or ISO times"
-        )
+        raise SegueError(f"{path}: {example[:40]!r} is no time known here; give when_format= (as '%d.%m.%Y %H:%M'), or "
+                         "seconds, or ISO times")
     best = [times for times, failed in zip(tried, failures) if failed == min(failures)]
     if any(not np.array_equal(best[0], other, equal_nan=True) for other in best[1:]):
-        raise SegueError(
-            f"{path}: the times may be day/month or month/day; give when_format='%d/%m/%Y ...' or '%m/%d/%Y ...'"
-        )
+        raise SegueError(f"{path}: the times may be day/month or month/day; give when_format='%d/%m/%Y ...' or "
+                         "'%m/%d/%Y ...'")
     return best[0] + np.array(beyond)
 
 
@@ -510,18 +469,17 @@ def _living(times: np.ndarray) -> np.ndarray:
 def _scaled(numbers: np.ndarray) -> np.ndarray:
     """Numbers in seconds: of an epoch in milli-, micro- or nanoseconds (told by their size), or dates written as one
     number (20240131, 20240131235959)."""
-    finite = numbers[np.isfinite(numbers)]
+    usable = np.isfinite(numbers)
+    finite = numbers[usable]
     for digits in (8, 14):
         if finite.size and (finite == np.round(finite)).all() and _calendar(finite, digits):
+            dates = [datetime.strptime(str(int(value)), "%Y%m%d%H%M%S"[: digits - 2]) for value in finite]
             seconds = np.full(len(numbers), np.nan)
-            seconds[np.isfinite(numbers)] = [
-                datetime.strptime(str(int(value)), "%Y%m%d%H%M%S"[: digits - 2]).replace(tzinfo=UTC).timestamp()
-                for value in finite
-            ]
+            seconds[usable] = [date.replace(tzinfo=UTC).timestamp() for date in dates]
             return seconds
     middle = float(np.median(np.abs(finite))) if finite.size else 0.0
     scale = 1e9 if middle > 1e17 else 1e6 if middle > 1e14 else 1e3 if middle > 1e11 else 1.0
-    return np.where(np.isfinite(numbers), numbers / scale, np.nan)
+    return np.where(usable, numbers / scale, np.nan)
 
 
 def _calendar(numbers: np.ndarray, digits: int) -> bool:
@@ -539,49 +497,24 @@ def _calendar(numbers: np.ndarray, digits: int) -> bool:
     return bool(np.logical_and.reduce(clocks).all())
 
 
-def _events(
-    frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None, problems: Problems
-) -> tuple[Any, ...]:
+def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None,
+            problems: Problems) -> tuple[Any, ...]:
     """who and what as text arrays, when as seconds, further numbers; rows that lack any of them are stepped over."""
     import pyarrow as pa
     import pyarrow.compute as compute
 
     who, what, when = roles
-    texts = []
-    for role in (who or THIS, what):
-        column = frame.columns[role] if role in frame.columns else pa.array([str(frame.path)] * len(frame.rows))
-        try:
-            texts.append(compute.utf8_trim_whitespace(column.cast(pa.large_string())))
-        except pa.ArrowException as error:
-            raise SegueError(
-                f"{frame.path}: column '{role}' holds {column.type}, which is no name of anything"
-            ) from error
-    missing: dict[str | None, np.ndarray] = {who: _absent(texts[0]), what: _absent(texts[1])}
-    times = None
-    if when is not None:
-        times = _seconds(frame.columns[when], when_format, frame.path)
-        missing[when] = np.isnan(times)
-    numbers = []
-    for name in also:
-        column = frame.columns[name]
-        try:
-            values = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        except pa.ArrowException as error:
-            raise SegueError(
-                f"{frame.path}: column '{name}' is not all numbers and cannot be a channel ({error})"
-            ) from error
-        numbers.append(values)
-        missing[name] = np.isnan(values)
+    texts = [_texts(frame, who or THIS), _texts(frame, what)]
+    times = None if when is None else _seconds(frame.columns[when], when_format, frame.path)
+    numbers = [_numbers(frame, name) for name in also]
+    missing = {who: _blank(texts[0]), what: _blank(texts[1])}
+    missing |= {} if times is None else {when: np.isnan(times)}
+    missing |= {name: np.isnan(values) for name, values in zip(also, numbers)}
     lacking = np.zeros(len(frame.rows), dtype=bool)
-    for column_name, absent in missing.items():
+    for column, absent in missing.items():
         for row in np.flatnonzero(absent & ~lacking):
-            bad(
-                problems,
-                frame.path,
-                frame.place(int(row)),
-                None,
-                f"no usable value in column '{column_name}'; mend or remove it",
-            )
+            bad(problems, frame.path, frame.place(int(row)), None,
+                f"no usable value in column '{column}'; mend or remove it")
         lacking |= absent
     if lacking.any():
         keep = ~lacking
@@ -591,11 +524,34 @@ def _events(
     return texts[0], texts[1], times, numbers
 
 
-def _absent(text: Any) -> np.ndarray:
+def _texts(frame: Frame, name: str) -> Any:
+    """A column as text without blanks around it; the path where there is no such column (`THIS`)."""
+    import pyarrow as pa
     import pyarrow.compute as compute
 
-    blank = compute.equal(compute.utf8_trim_whitespace(text), "")
-    return np.asarray(compute.fill_null(blank, True).to_numpy(zero_copy_only=False), dtype=bool)
+    column = frame.columns[name] if name in frame.columns else pa.array([str(frame.path)] * len(frame.rows))
+    try:
+        return compute.utf8_trim_whitespace(column.cast(pa.large_string()))
+    except pa.ArrowException as error:
+        raise SegueError(f"{frame.path}: column '{name}' holds {column.type}, which is no name of anything") from error
+
+
+def _numbers(frame: Frame, name: str) -> np.ndarray:
+    """A column as float64; NaN where it has no number."""
+    import pyarrow as pa
+
+    try:
+        return np.asarray(frame.columns[name].cast(pa.float64()).to_numpy(zero_copy_only=False))
+    except pa.ArrowException as error:
+        raise SegueError(
+            f"{frame.path}: column '{name}' is not all numbers and cannot be a channel ({error})") from error
+
+
+def _blank(text: Any) -> np.ndarray:
+    """(n,) bool: which texts are missing or empty."""
+    import pyarrow.compute as compute
+
+    return np.asarray(compute.fill_null(compute.equal(text, ""), True).to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str]) -> Iterator[Record]:
@@ -604,12 +560,9 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str]) -> 
 
     if not parts:
         return
-    who = pa.chunked_array([part[0] for part in parts]).combine_chunks().dictionary_encode()
-    what = pa.chunked_array([part[1] for part in parts]).combine_chunks().dictionary_encode()
-    codes = who.indices.to_numpy()
-    names = who.dictionary.to_pylist()
-    items = np.array(what.dictionary.to_pylist(), dtype=object)
-    things = what.indices.to_numpy()
+    who, what = (pa.chunked_array([part[i] for part in parts]).combine_chunks().dictionary_encode() for i in (0, 1))
+    names, codes = who.dictionary.to_pylist(), who.indices.to_numpy()
+    items, things = np.array(what.dictionary.to_pylist(), dtype=object), what.indices.to_numpy()
     times = np.concatenate([part[2] for part in parts]) if timed else None
     numbers = [np.concatenate([part[3][i] for part in parts]) for i in range(len(also))]
     order = np.lexsort((times, codes)) if times is not None else np.argsort(codes, kind="stable")
@@ -631,14 +584,11 @@ def _lists(frame: Frame, roles: Roles, also: Sequence[str], problems: Problems) 
     who, what, when = roles
     names = frame.columns[who].to_pylist() if who is not None else [None] * len(frame.rows)
     things = frame.columns[what].to_pylist()
-    timed = {
-        channel: frame.columns[column].to_pylist()
-        for channel, column in ([("time", when)] if when is not None else []) + [(name, name) for name in also]
-    }
+    timed = {"time": frame.columns[when].to_pylist()} if when is not None else {}
+    timed |= {name: frame.columns[name].to_pylist() for name in also}
     for i, row in enumerate(frame.rows):
         name = f"{frame.path}:{row}" if names[i] is None else str(names[i])
-        items = things[i]
-        channels = {}
+        items, channels = things[i], {}
         try:
             if not items or any(item is None for item in items):
                 raise ValueError("an empty list, or an item missing in it")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs as encodings
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, ClassVar
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import (
+    MARK,
     PIECE,
     Dataset,
     Kind,
@@ -29,47 +29,58 @@ from segue.kinds.base import (
     words,
 )
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
-from segue.kinds.frame import DELIMITED, JSON, PARQUET, Look, flat, glance, json_array, load_table, said
+from segue.kinds.frame import (
+    DELIMITED,
+    JSON,
+    PARQUET,
+    Look,
+    check_parquet,
+    csv_rows,
+    flat,
+    glance,
+    is_parquet,
+    json_array,
+    json_lines,
+    load_table,
+    said,
+)
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
-COLUMNS = words(
-    "text content body document sentence article story passage dialogue dialog conversation transcript question "
-    "message review comment utterance tweet post query abstract summary smiles"
-)
-FIELDS = words(
-    "text content code body document sentence article story passage dialogue dialog conversation transcript question "
-    "prompt input instruction description title abstract message review comment utterance tweet post query summary "
-    "completion output response answer smiles"
-)
-MARK = encodings.BOM_UTF8
+COLUMNS = words("text content body document sentence article story passage dialogue dialog conversation transcript "
+                "question message review comment utterance tweet post query abstract summary smiles")
+FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
+               "question prompt input instruction description title abstract message review comment utterance tweet "
+               "post query summary completion output response answer smiles")
+LINES = {".jsonl", ".ndjson"}
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
 
 
 class Text(Kind):
+    """Text: an object is bytes (UTF-8; a str is encoded), its unit the byte. Plain files, a field of JSON Lines or of a
+    JSON array, a column of CSV, TSV or Parquet. What is not UTF-8 is a SegueError that says at which byte, unless
+    `encoding` or errors="keep" is given (see `read`)."""
+
     name = "text"
     unit = "byte"
     storage = "bytes"
     family = "text"
     split_by = "content"
-    extensions: ClassVar[frozenset[str]] = frozenset(
-        words(
-            ".txt .text .md .rst .tex .org .adoc .srt .log .html .htm .xml .jsonl .ndjson .json .yaml .yml .toml "
-            ".ini .cfg .abc"
-        )
-    )
+    extensions: ClassVar[frozenset[str]] = frozenset(words(
+        ".txt .text .md .rst .tex .org .adoc .srt .log .html .htm .xml .jsonl .ndjson .json .yaml .yml .toml .ini .cfg "
+        ".abc"))
 
     def sniff(self, path: Path, head: bytes) -> float:
         suffix = path.suffix.lower()
-        if head[:4] == b"PAR1":
-            return 0.7 if (table := glance(path, head)) is not None and text_column(table) else 0.0
+        if is_parquet(head):
+            return 0.7 if _holds_text(path, head) else 0.0
         if not head or looks_binary(head):
             return 0.0
-        if suffix in {".jsonl", ".ndjson"}:
-            return 0.8 if (table := glance(path, head)) is not None and text_column(table) else 0.3
+        if suffix in LINES:
+            return 0.8 if _holds_text(path, head) else 0.3
         surely = 0.8 if suffix in self.extensions else 0.2
         if suffix in DELIMITED:
-            surely = 0.7 if (table := glance(path, head)) is not None and text_column(table) else 0.2
+            surely = 0.7 if _holds_text(path, head) else 0.2
         if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
             return 0.02  # numbers alone
         try:
@@ -78,16 +89,8 @@ class Text(Kind):
             return surely / 2
         return surely
 
-    def read(
-        self,
-        path: Path,
-        problems: Problems | None = None,
-        *,
-        encoding: str = "utf-8",
-        errors: str = "strict",
-        lines: bool = False,
-        field: str | None = None,
-    ) -> Iterator[Record]:
+    def read(self, path: Path, problems: Problems | None = None, *, encoding: str = "utf-8", errors: str = "strict",
+             lines: bool = False, field: str | None = None) -> Iterator[Record]:
         """One record a file (in pieces of 16 MiB, cut at a line end, where it is longer).
 
         encoding: the file's; it is turned into UTF-8 (UTF-16 with a byte order mark without being told). errors:
@@ -146,9 +149,8 @@ class Text(Kind):
                     try:
                         piece, size = decoder.decode(block, final=last).encode("utf-8"), len(block)
                     except ValueError as error:
-                        raise SegueError(
-                            f"{path}: near byte {offset:,}: not {encoding} ({error}); give the right encoding="
-                        ) from error
+                        raise SegueError(f"{path}: near byte {offset:,}: not {encoding} ({error}); give the right "
+                                         "encoding=") from error
                 if piece:
                     yield offset, piece
                 offset += size
@@ -158,12 +160,11 @@ class Text(Kind):
     def _rows(self, path: Path, problems: Problems | None, field: str | None, encoding: str) -> Iterator[Record] | None:
         """The texts of a table, or None where the file is to be read as it is."""
         head, suffix = head_of(path), bare(path).suffix.lower()
-        if encoding != "utf-8" and head[:4] != b"PAR1":
+        if encoding != "utf-8" and not is_parquet(head):
             head = head.decode(encoding, "ignore").encode("utf-8", "ignore")
-        if suffix in PARQUET and head[:4] != b"PAR1":
-            raise SegueError(f"{path}: called Parquet, but does not begin as Parquet does; fetch it again or rename it")
+        check_parquet(path, head)
         table = glance(bare(path), head)
-        if table is None and suffix in (".jsonl", ".ndjson"):
+        if table is None and suffix in LINES:
             return self._read_lines(path, problems, field)  # which says what is wrong in every line
         if table is None and field is not None:
             raise SegueError(f"{path}: there is no table here to take '{field}' from; leave field= out")
@@ -183,15 +184,7 @@ class Text(Kind):
     def _read_lines(self, path: Path, problems: Problems | None, field: str | None) -> Iterator[Record]:
         field, found = field or FIELDS[0], False
         with opened(path) as handle:
-            for number, line in enumerate(handle, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    where = getattr(error, "pos", None)
-                    bad(problems, path, str(number), where, "not a line of JSON; mend or remove it")
-                    continue
+            for number, row in json_lines(path, handle, problems):
                 cells = flat(row) if isinstance(row, dict) else {}
                 text = cells.get(field)
                 if not isinstance(text, str):
@@ -202,9 +195,8 @@ class Text(Kind):
                     found = True
                     yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
         if not found:
-            raise SegueError(
-                f"{path}: no line holds text; name its field with field=" + (f" ({problems[0]})" if problems else "")
-            )
+            first = f" ({problems[0]})" if problems else ""
+            raise SegueError(f"{path}: no line holds text; name its field with field={first}")
 
     def _read_columns(self, path: Path, problems: Problems | None, form: str, field: str | None) -> Iterator[Record]:
         """A column of Parquet, or a field of a JSON array."""
@@ -214,7 +206,7 @@ class Text(Kind):
             names, texts = columns, columns[field].to_pylist() if field in columns else []
         else:
             with opened(path) as handle:
-                rows = [flat(row) for row in json_array(path, handle.read())]
+                rows = json_array(path, handle.read())
             names = dict.fromkeys(name for row in rows for name in row)
             texts = [row.get(field or "") for row in rows]
         if field not in names:
@@ -240,10 +232,7 @@ class Text(Kind):
             encoding = marked(handle.peek(4)[:4], encoding)
             lines = io.TextIOWrapper(handle, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
             before = sum(1 for _ in islice(lines, table.before))
-            sign = "\x1f" if table.delimiter == "::" else table.delimiter
-            rows = csv.reader((line.replace("::", sign) for line in lines) if table.delimiter == "::" else lines,
-                              delimiter=sign, quoting=csv.QUOTE_MINIMAL if table.quoted else csv.QUOTE_NONE,
-                              strict=True)
+            rows = csv_rows(lines, table.delimiter, table.quoted, strict=True)
             try:
                 for row in rows:
                     number = before + rows.line_num
@@ -280,12 +269,10 @@ class Text(Kind):
     def write(self, objects: Iterable[bytes | str], path: str | Path) -> None:
         """One file; several objects follow each other, each ending with a line end."""
         parts = [as_bytes(obj) for obj in objects]
+        if len(parts) != 1:
+            parts = [part if part.endswith(b"\n") else part + b"\n" for part in parts]
         with atomic_write(path) as temporary:
-            temporary.write_bytes(
-                parts[0]
-                if len(parts) == 1
-                else b"".join(part if part.endswith(b"\n") else part + b"\n" for part in parts)
-            )
+            temporary.write_bytes(b"".join(parts))
 
     def show(self, obj: bytes | str) -> str:
         return as_bytes(obj).decode("utf-8", "replace")
@@ -294,27 +281,26 @@ class Text(Kind):
         return as_bytes(obj)
 
     def cut(self, window: bytes) -> int:
+        """After the first line end."""
         return window.find(b"\n") + 1
 
 
 class Code(Text):
+    """Program text: as `Text` in all but how its files are told (by their endings, or a first line with #!)."""
+
     name = "code"
-    extensions: ClassVar[frozenset[str]] = frozenset(
-        words(
-            ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .cu .java .kt .scala .js .jsx .ts .tsx .go .rs .rb .php .pl "
-            ".pm .lua .r .jl .m .swift .cs .fs .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .sql "
-            ".vim .asm .s .f90 .css .scss .vue .dart .zig .nim .v .sv .vhd .cmake .mk"
-        )
-    )
+    extensions: ClassVar[frozenset[str]] = frozenset(words(
+        ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .cu .java .kt .scala .js .jsx .ts .tsx .go .rs .rb .php .pl .pm .lua "
+        ".r .jl .m .swift .cs .fs .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .sql .vim .asm .s .f90 "
+        ".css .scss .vue .dart .zig .nim .v .sv .vhd .cmake .mk"))
 
     def sniff(self, path: Path, head: bytes) -> float:
         suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
         inner = suffixes[0] if suffixes[1:] == [".txt"] else ""  # train.java.txt
-        code = self.extensions.intersection((*suffixes[-1:], inner)) or path.name in {"Makefile", "Dockerfile"} or \
-            head[:2] == b"#!"
+        named = path.name in {"Makefile", "Dockerfile"} or self.extensions.intersection((*suffixes[-1:], inner))
         letters = len(head) - len(head.translate(None, LETTERS))
-        if not code or looks_binary(head) or letters < len(head) // 10:  # numbers: a file of another sort by that name
-            return 0.0
+        if not (named or head[:2] == b"#!") or looks_binary(head) or letters < len(head) // 10:
+            return 0.0  # numbers alone are a file of another sort by that name
         return 0.85 if inner else max(0.6, super().sniff(path, head))
 
 
@@ -328,6 +314,11 @@ def _cut(data: bytes) -> int:
     return cut
 
 
+def _holds_text(path: Path, head: bytes) -> bool:
+    table = glance(path, head)
+    return table is not None and bool(text_column(table))
+
+
 def text_column(table: Look) -> str | None:
     """The column of a table that holds its text: by its usual name, else the one with the most prose."""
     names = table.names
@@ -338,12 +329,12 @@ def text_column(table: Look) -> str | None:
             if usual in known and isinstance(next(iter(table.column(known[usual])), ""), str):
                 return known[usual]
     if len(names) == 1:
-        return names[0] if table.form != "delimited" and all(isinstance(cell, str) for cell in table.column(names[0])) \
-            else None
+        texts = table.form != "delimited" and all(isinstance(cell, str) for cell in table.column(names[0]))
+        return names[0] if texts else None
     prose = {}
     for name in names:
         cells = [cell for cell in table.column(name) if isinstance(cell, str)]
-        texts = [cell for cell in cells if len(cell) >= 20 and len(cell.split()) >= 4]
-        if 2 * len(texts) > len(table.rows) and 2 * len(set(texts)) > len(texts):
-            prose[name] = sum(map(len, texts))
+        long = [cell for cell in cells if len(cell) >= 20 and len(cell.split()) >= 4]
+        if 2 * len(long) > len(table.rows) and 2 * len(set(long)) > len(long):
+            prose[name] = sum(map(len, long))
     return max(prose, key=lambda name: prose[name]) if prose else None

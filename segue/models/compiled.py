@@ -622,13 +622,13 @@ class Accelerated:
         return logits
 
 
-def accelerate(stack: Stack, weights: str = "float32", threads: int | None = None) -> CompiledModel | Accelerated:
+def accelerate(stack: Stack, weights: str = "float32") -> CompiledModel | Accelerated:
     """The stack behind the compiled engine, without ever waiting for a compiler.
 
     Where the engine has been compiled before on this machine, it is loaded, in about half a second. Else another
     process compiles it, once, and until that is done torch decodes. A SegueError says what has no compiled form.
     """
-    model = CompiledModel(stack, weights, threads)
+    model = CompiledModel(stack, weights)
     return model.load() if warm() else Accelerated(stack, model)
 
 
