@@ -196,6 +196,11 @@ def test_what_a_table_does_not_say_is_asked_for(tmp_path: Path, name: str, conte
         read(put(tmp_path / name, content), kind="events" if name in ("array.json", "pairs.tsv") else None)
 
 
+def test_all_of_a_headless_file_is_one_sequence_if_so_said(tmp_path: Path) -> None:
+    data = read(put(tmp_path / "a.csv", "a,b\nc,d\na,b\n"), kind="events", who="the file")
+    assert [record.object for record in data] == [["a", "c", "a"]]
+
+
 def test_texts_in_tables_of_any_sort(tmp_path: Path) -> None:
     reference = "There is a place in the city centre, Alimentum, that is not for families."
     rows = f'mr,ref\n"name[A], area[c], food[x]","{reference}"\nname[B],"{reference} So."\n'
