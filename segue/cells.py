@@ -28,8 +28,8 @@ class Cells:
         self.begin = time.perf_counter()
         self.meter: Meter = lambda done, note="": None
 
-    def compute(self, wanted: Mapping[str, Callable[[], Any]], workers: int) -> list[Any]:
-        """The values of all that are wanted, of which those not yet there are computed, in up to `workers` processes of
+    def compute(self, wanted: Mapping[str, Callable[[], Any]], workers: int) -> dict[str, Any]:
+        """The values of all that are wanted, by name. Those not yet there are computed, in up to `workers` processes of
         one thread each (the functions must then be importable ones, or `functools.partial` of such)."""
         missing = {name: compute for name, compute in wanted.items() if name not in self.values}
         workers = min(workers, len(missing))
@@ -48,7 +48,7 @@ class Cells:
         else:
             for name, compute in missing.items():
                 self._keep(name, compute())
-        return [self.values[name] for name in wanted]
+        return {name: self.values[name] for name in wanted}
 
     def _keep(self, name: str, value: Any) -> None:
         # Through JSON either way, so that a resumed run sees exactly what the first one saw.

@@ -283,7 +283,7 @@ def main() -> None:
     done.meter = lambda count, name="": print(f"{count} of {len(MODELS)}: {name}", file=sys.stderr, flush=True)
     key = f"{n} tokens, {' '.join(COLUMNS)}"  # a new decoder asks all rows again
     found = done.compute({f"{name}; {key}": partial(row, name, n) for name in MODELS}, cores())
-    write_text(given.out, page(dict(zip(MODELS, found)), n))
+    write_text(given.out, page(dict(zip(MODELS, found.values())), n))
 
 
 if __name__ == "__main__":

@@ -326,8 +326,8 @@ def main() -> None:
     names = [TRUTH, *(name for name in WAYS if WAYS[name].family != "drafts")]
     done.meter = lambda count, name="": print(f"{count} of {len(names) + 1}: {name}", file=sys.stderr, flush=True)
     wanted: dict[str, Callable[[], Any]] = {name: partial(judged, models, name) for name in names}
-    *values, speeds = done.compute(wanted | {"speed": partial(timed, models, 1 if given.quick else 3)}, 1)
-    found = dict(zip(names, values))
+    found = done.compute(wanted | {"speed": partial(timed, models, 1 if given.quick else 3)}, 1)
+    speeds = found.pop("speed")
     write_picture(work / "decoding.png" if given.quick else PICTURE, partial(draw, found, speeds), (13, 7.2))
     text = section(models, found, speeds)
     if given.quick:

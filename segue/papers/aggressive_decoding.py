@@ -218,7 +218,7 @@ def deciphered(width: int, steps: int, block_steps: int, rows: int, held: int, s
 
 
 def measure(run: Run) -> list[Row]:
-    folder = None if run.scale == "smoke" else run.dataset("multi30k-en-de")
+    folder = run.dataset("multi30k-en-de")
     size, width, letters, rows, held = run.pick((40, 32, 32, 8, 3), (3000, 128, 64, 32, 200))
     steps = run.pick((3, 3, 3, 3), (2000, 500, 600, 300))
     run.note(f"word-level encoder-decoders of 2 + 2 layers, width {width}, over {size} words in lower case: {steps[0]} "
@@ -229,12 +229,11 @@ def measure(run: Run) -> list[Row]:
     run.note("the rate was chosen by 400 steps on captions with mistakes: Muon at 0.005, 0.01 and 0.02 came to 1.78, "
              "1.70 and 2.16 nats a word; with random words to copy in half of the rows fewer words were right, 69% "
              "against 77%, on 50 captions kept from training")
-    cells = run.cells({
+    done = run.cells({
         "captions": partial(corrected, folder, size, width, steps[0], rows, held, run.seed),
         "cipher": partial(deciphered, letters, steps[2], steps[3], rows, held, run.seed),
         "translation": partial(translated, folder, size, width, steps[1], rows, held, run.seed)})
-    captioned, ciphered, german = cells
-    return [*captioned, *german, *ciphered]
+    return [*done["captions"], *done["translation"], *done["cipher"]]
 
 
 RULE = (

@@ -104,10 +104,10 @@ class Run:
 
     def cell(self, name: str, compute: Callable[[], Any]) -> Any:
         """`compute()`, a JSON value, done once and kept under `name`."""
-        return self.cells({name: compute}, workers=1)[0]
+        return self.cells({name: compute}, workers=1)[name]
 
-    def cells(self, wanted: Mapping[str, Callable[[], Any]], workers: int | None = None) -> list[Any]:
-        """Many cells, side by side in processes of one thread each (default: as many as there are cores; the
+    def cells(self, wanted: Mapping[str, Callable[[], Any]], workers: int | None = None) -> dict[str, Any]:
+        """Many cells by name, side by side in processes of one thread each (default: as many as there are cores; the
         functions must then be importable ones, or `functools.partial` of such)."""
         return self.done.compute(wanted, 1 if self.scale == "smoke" else workers or cores())
 
@@ -115,8 +115,11 @@ class Run:
         """Something the reader of the report must know (what was scaled down, what stood in for what)."""
         self.notes.append(text)
 
-    def dataset(self, name: str) -> Path:
-        """The folder of a real data set (`--data DIR`), or a SegueError that says what is missing."""
+    def dataset(self, name: str) -> Path | None:
+        """The folder of a real data set (`--data DIR`), or a SegueError that says what is missing; at smoke scale None:
+        the claim makes something up."""
+        if self.scale == "smoke":
+            return None
         path = None if self.data is None else self.data / name
         if path is None or not path.is_dir():
             raise SegueError(f"this claim reads the data set '{name}': give the folder that holds it with --data DIR "

@@ -189,15 +189,15 @@ def both_strands(sharing: str, path: Path | None, rows: int, steps: int, seed: i
 
 
 def measure(run: Run) -> list[Row]:
-    molecules = None if run.scale == "smoke" else run.dataset("chembl-chem-xlstm")
-    dna = None if run.scale == "smoke" else run.dataset("ecoli-k12")
+    molecules = run.dataset("chembl-chem-xlstm")
+    dna = run.dataset("ecoli-k12")
     steps, context, queries = run.pick(3, 400), run.pick(64, 512), run.pick(2, 16)
     seeds, sizes, shots = run.pick(1, 3), run.pick((32,), (200,)), run.pick(2, 400)
     jobs: dict[str, Any] = {f"molecules {name}": partial(in_context, name, molecules, steps, context, queries, run.seed)
                             for name in MODELS}
     jobs |= {f"strands {sharing} {size} {seed}": partial(both_strands, sharing, dna, size, shots, seed)
              for size in sizes for sharing in SHARING for seed in range(run.seed, run.seed + seeds)}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for name in MODELS:
         found = done[f"molecules {name}"]

@@ -63,7 +63,7 @@ def measure(run: Run) -> list[Row]:
     jobs = {f"trained {name}": partial(trained, name, steps, rows, run.seed) for name in names}
     jobs |= {f"compiled {precision}": partial(compiled, automata, length, precision)
              for precision in ("float64", "float32")}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = [{"what": f"trained on words of A5, {SYMBOLS} symbols", "scratchpad": policy,
                          "written": len(Scratchpad(policy).steps(SYMBOLS)) - 1, "right": done[f"trained {policy}"]}
                         for policy in POLICIES]

@@ -151,7 +151,7 @@ def choose(tried: list[tuple[dict[str, float], dict[str, Any]]], control: dict[s
 
 
 def measure(run: Run) -> list[Row]:
-    data = None if run.scale == "smoke" else run.dataset("tiny-shakespeare")
+    data = run.dataset("tiny-shakespeare")
     width, steps, count = run.pick(16, 96), run.pick((2, 2, 2), (120, 400, 150)), run.pick(4, 64)
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
     some = run.pick(1, None)
@@ -159,7 +159,7 @@ def measure(run: Run) -> list[Row]:
             for setting in settings[:some]]
     halves = [grid[0::2], grid[1::2]]
     tried = run.cells({f"tuning, part {part}": partial(arms, data, run.seed + 100, width, steps, count, "tune", half)
-                       for part, half in enumerate(halves)})
+                       for part, half in enumerate(halves)}).values()
     looks = [(arm, setting, each) for half, cell in zip(halves, tried) for (arm, setting), each in zip(half, cell)]
     plain, control = min(((setting, each) for arm, setting, each in looks if arm == CONTROL),
                          key=lambda pair: pair[1]["perplexity"])
@@ -167,7 +167,7 @@ def measure(run: Run) -> list[Row]:
               for arm in (DITTO, UNLIKELY)}
     final: list[tuple[str, dict[str, float]]] = [(START, {}), (CONTROL, plain), *chosen.items()]
     cells = run.cells({f"seed {seed}, {chosen}": partial(arms, data, seed, width, steps, count, "test", final)
-                       for seed in seeds})
+                       for seed in seeds}).values()
     run.note("a GRU, which knows what came before, and a layer of attention without positions, which finds it again, "
              f"width {width}: {steps[0]} steps on repeated random strings, so that it can copy, {steps[1]} on text, "
              f"of which one row in five is a piece said over and over, then {steps[2]} of each arm (AdamW, gradients "

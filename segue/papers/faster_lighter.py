@@ -142,21 +142,19 @@ def general(seed: int, steps: int) -> dict[str, float]:
 
 
 def measure(run: Run) -> list[Row]:
-    steps, seeds, lengths = run.pick(3, 200), run.pick(1, 2), run.pick([64, 128], [512, 1024, 2048, 4096])
+    steps, seeds = run.pick(3, 200), range(run.seed, run.seed + run.pick(1, 2))
+    pupils, lengths = range(run.seed, run.seed + run.pick(1, 3)), run.pick([64, 128], [512, 1024, 2048, 4096])
     table: list[Row] = []
 
     def add(part: str, arm: str, measure: str, value: float, length: int = LENGTH) -> None:
         table.append({"part": part, "arm": arm, "measure": measure, "length": length, "value": value})
 
-    jobs = {(arm, task, seed): partial(right, arm, task, seed, steps) for arm in ARMS
-            for task in ("digits", "ListOps") for seed in range(run.seed, run.seed + seeds)}
-    pupils = run.pick(1, 3)
-    ways = {f"general {seed}": partial(general, seed, steps) for seed in range(run.seed, run.seed + pupils)}
-    named = {" ".join(map(str, key)): job for key, job in jobs.items()} | ways
-    done = dict(zip([*jobs, *ways], run.cells(named)))
+    jobs: dict[str, Any] = {f"{arm} {task} {seed}": partial(right, arm, task, seed, steps)
+                            for arm in ARMS for task in ("digits", "ListOps") for seed in seeds}
+    done = run.cells(jobs | {f"general {seed}": partial(general, seed, steps) for seed in pupils})
     for arm in ARMS:
         for task in ("digits", "ListOps"):
-            add(task, arm, "accuracy", mean(done[key] for key in jobs if key[:2] == (arm, task)))
+            add(task, arm, "accuracy", mean(done[f"{arm} {task} {seed}"] for seed in seeds))
     for length in lengths:
         for arm in ("full, unfused", *ARMS):
             found = run.cell(f"cost {arm} {length}", partial(cost, arm, length))
@@ -165,13 +163,13 @@ def measure(run: Run) -> list[Row]:
     ratios = run.cell("recomputed", recomputed)
     for measure in ("memory", "seconds"):
         add("general", "blocks recomputed", measure, ratios[measure])
-    for name in ways:
-        for arm, value in done[name].items():
-            add(name, arm, "accuracy", value)
+    for seed in pupils:
+        for arm, value in done[f"general {seed}"].items():
+            add(f"general {seed}", arm, "accuracy", value)
     run.note(f"2 layers of width {WIDTH}, learned positions, the mean of all elements read, {ROWS} rows, Muon at 0.01, "
-             f"{steps} steps, {seeds} seeds; 1,437 digits of 64 pixels to learn and 360 to test; 2,048 expressions of "
-             "ListOps of 8 to 64 elements to learn and 512 to test; the kernel reads both ways by two causal scans: "
-             "twice the mixer's parameters")
+             f"{steps} steps, {len(seeds)} seeds; 1,437 digits of 64 pixels to learn and 360 to test; 2,048 "
+             "expressions of ListOps of 8 to 64 elements to learn and 512 to test; the kernel reads both ways by two "
+             "causal scans: twice the mixer's parameters")
     run.note("cost: one layer forward and backward over one sequence, one thread count for all; 'full' is the fused "
              "attention of today, 'full, unfused' writes its matrix of weights, as when the survey was written")
     run.note("memory and seconds of recomputed blocks are parts of those without")

@@ -124,7 +124,7 @@ def measure(run: Run) -> list[Row]:
     steps, seeds = run.pick(2, 700), run.pick({"parity": 1}, {"parity": 3, "s3-words": 1})
     jobs = {f"{task} {name} {seed}": partial(track, name, task, seed, steps)
             for task in seeds for name in MODELS for seed in range(run.seed, run.seed + seeds[task])}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for task in seeds:
         for name in MODELS:

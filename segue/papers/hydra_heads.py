@@ -117,7 +117,7 @@ def score(arm: str, path: Path | None, width: int, depth: int, base_steps: int, 
 
 
 def measure(run: Run) -> list[Row]:
-    path = None if run.scale == "smoke" else run.dataset("tiny-shakespeare")
+    path = run.dataset("tiny-shakespeare")
     width, depth, base_steps, steps = run.pick((32, 1, 5, 3), (128, 4, 600, 400))
     prompts, n = run.pick((2, 12), (24, 64))
     run.note(f"a base of {depth} layers of width {width}, {base_steps} steps; heads {steps} steps, {ROWS} rows of "

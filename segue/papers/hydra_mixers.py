@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from segue.models import Stack, StackConfig
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.rnn_review import documentation
 from segue.training.learn import learn
@@ -45,7 +45,7 @@ def hidden(text: torch.Tensor, rows: int, symbols: int, generator: torch.Generat
 
 
 def batches(text: torch.Tensor, symbols: int, seed: int) -> Callable[[int], Batch]:
-    return lambda step: hidden(text, 16, symbols, torch.Generator().manual_seed(seed * 1_000_003 + step))
+    return lambda step: hidden(text, 16, symbols, generator_of(seed, step))
 
 
 def train(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
@@ -66,7 +66,7 @@ def train(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
 def measure(run: Run) -> list[Row]:
     steps, seeds = run.pick(2, 300), range(run.seed, run.seed + run.pick(2, 3))
     jobs = {f"{arm} {seed}": partial(train, arm, seed, steps, run.pick(8, 2048)) for arm in ARMS for seed in seeds}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for arm in ARMS:
         nats = [done[f"{arm} {seed}"]["nats"] for seed in seeds]

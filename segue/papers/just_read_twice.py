@@ -67,7 +67,7 @@ def measure(run: Run) -> list[Row]:
     jobs = {f"{arm} {seed}": partial(once, arm, seed, steps, rows) for seed in range(run.seed, run.seed + seeds)
             for arm in (BOTH, ONCE)}
     jobs[f"{TWICE} {run.seed}"] = partial(once, TWICE, run.seed, steps, rows)
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for arm in WIDTHS:
         found = [cell for name, cell in done.items() if name.rpartition(" ")[0] == arm]

@@ -19,7 +19,7 @@ from segue.errors import require
 from segue.mixers import MIXERS, LightNet, Mixer
 from segue.mixers.state import Layout
 from segue.models import Stack, StackConfig
-from segue.objectives import Batch, NextElement
+from segue.objectives import Batch, NextElement, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import accuracy, learn
 
@@ -82,7 +82,7 @@ def train(arm: str, seed: int, steps: int) -> float:
     model = classifier(arm)
 
     def drawn(step: int) -> Batch:
-        rows = torch.randint(1297, (32,), generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
+        rows = torch.randint(1297, (32,), generator=generator_of(seed, step))
         return batch(arm, pictures[rows], labels[rows])
 
     learn(model, drawn, steps, rate=3e-3, seed=seed, cooldown=1.0)
@@ -106,7 +106,7 @@ def step_time(arms: tuple[str, ...], side: int, repeats: int) -> dict[str, float
 def measure(run: Run) -> list[Row]:
     steps, seeds = run.pick(2, 300), range(run.seed, run.seed + run.pick(1, 2))
     jobs = {f"{arm} {seed}": partial(train, arm, seed, steps) for arm in ARMS for seed in seeds}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     sides = run.pick((8,), (16, 32, 64))
     timed = {side: run.cell(f"time {side}", partial(step_time, tuple(ARMS), side, run.pick(1, 3))) for side in sides}
     run.note(f"{steps} steps of 32 pictures of 8 x 8 pixels, two blocks of width {WIDTH}, {len(seeds)} seeds; times "

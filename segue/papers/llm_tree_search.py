@@ -183,7 +183,7 @@ def measure(run: Run) -> list[Row]:
                       partial(seed_of, seed, scale, budgets if seed == run.seed else (BUDGET,)) for seed in seeds})
     table = []
     for place, (budget, arm) in enumerate((budget, arm) for budget in budgets for arm in ARMS):
-        cells = [found[place] for found in done if place < len(found)]
+        cells = [found[place] for found in done.values() if place < len(found)]
         table.append({"arm": arm, "budget": budget,
                       **{key: round(mean(each[key] for each in cells), 4) for key in cells[0]}})
     return sorted(table, key=lambda row: row["budget"])

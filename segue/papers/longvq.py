@@ -157,12 +157,12 @@ def cost(arm: str, lengths: tuple[int, ...]) -> list[float]:
 
 def measure(run: Run) -> list[Row]:
     steps = run.pick(2, 400)
-    folder = None if run.scale == "smoke" else run.dataset("jsb-chorales")
+    folder = run.dataset("jsb-chorales")
     singers = range(run.seed, run.seed + run.pick(1, 3))
     jobs = {f"far {arm}": partial(far, arm, run.seed, steps) for arm in ARMS}
     jobs |= {f"music {arm} {seed}": partial(music, arm, seed, run.pick(2, 300), folder)
              for arm in (FULL, CODES) for seed in singers}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     nats = {arm: mean(done[f"music {arm} {seed}"] for seed in singers) for arm in (FULL, CODES)}
     lengths = run.pick((32, 64), (1024, 2048, 4096, 8192))
     slopes = {}

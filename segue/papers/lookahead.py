@@ -181,11 +181,11 @@ def summary(answers: list[Continuation], plain: list[list[int]]) -> dict[str, An
 def measure(run: Run) -> list[Row]:
     vocabulary, held, earlier = run.pick(60, 2000), run.pick(4, 200), run.pick(8, 1000)
     random = np.random.default_rng(run.seed)
-    if run.scale == "smoke":
+    jfleg, multi30k = run.dataset("jfleg"), run.dataset("multi30k-en-de")
+    if jfleg is None or multi30k is None:
         pairs, tests = made_up(80, vocabulary, random), made_up(held, vocabulary, random)
     else:
-        pairs, tests = real(run.dataset("jfleg"), run.dataset("multi30k-en-de"), vocabulary, run.pick(0, 29_000), held,
-                            random)
+        pairs, tests = real(jfleg, multi30k, vocabulary, 29_000, held, random)
         run.note("a model of two layers, width 128, over 2,000 words in lower case; half of the held-out sentences are "
                  "captions with made mistakes")
     run.note("decoding in float64, so that the same text means the same; batch 1; the prompt's pass is counted")

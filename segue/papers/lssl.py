@@ -105,7 +105,7 @@ def measure(run: Run) -> list[Row]:
     jobs: dict[str, Any] = {f"{family} {dt} {seed}": partial(memory, family, dt, seed, length)
                             for family, dt in kinds for seed in seeds}
     jobs |= {f"{mixer} {seed}": partial(adapt, mixer, seed, steps) for mixer in ARMS for seed in trained[mixer]}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for (family, dt), lag, ridge in itertools.product(kinds, LAGS, RIDGES):
         recall = mean(done[f"{family} {dt} {seed}"][f"{lag} {ridge}"] for seed in seeds)

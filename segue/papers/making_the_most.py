@@ -247,13 +247,12 @@ def degenerate(folder: Path | None, seed: int, width: int, steps: int, held: int
 
 def measure(run: Run) -> list[Row]:
     width = run.pick(16, 128)
-    shakespeare_folder, multi30k = (None, None) if run.scale == "smoke" else \
-        (run.dataset("tiny-shakespeare"), run.dataset("multi30k-en-de"))
+    shakespeare_folder, multi30k = run.dataset("tiny-shakespeare"), run.dataset("multi30k-en-de")
     steps, more, words = run.pick((2, 2, 2), (STEPS, MORE, WORD_STEPS))
     jobs = {"adapted": partial(adapted, shakespeare_folder, run.seed, width, steps, run.pick(40, 2048)),
             "windowed": partial(windowed, shakespeare_folder, run.seed, width, steps, more, run.pick(2, 256)),
             "degenerate": partial(degenerate, multi30k, run.seed, width, words, run.pick(2, 60))}
-    state, windows, search = run.cells(jobs)
+    state, windows, search = run.cells(jobs).values()
     rates = [f"{name.removesuffix(', rate')} {value:g}" for name, value in state.items() if name.endswith("rate")]
     run.note(f"rates chosen: {'; '.join(rates)}")
     table: list[Row] = []

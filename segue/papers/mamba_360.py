@@ -126,7 +126,7 @@ def measure(run: Run) -> list[Row]:
     seeds = range(run.seed, run.seed + run.pick(1, 2))
     jobs = {f"{task} {mixer} {seed}": partial(score, mixer, task, seed, steps[task], sizes[task])
             for task in steps for mixer in MIXERS for seed in seeds}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for mixer in MIXERS:
         for task in steps:

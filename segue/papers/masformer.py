@@ -91,9 +91,9 @@ def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, float]:
 def measure(run: Run) -> list[Row]:
     steps, width = run.pick(4, 400), run.pick(32, 64)
     arms = [*ARMS, CONVERTED]
-    jobs = {f"{arm}, seed {run.seed}": partial(recall, arm, run.seed, steps, width) for arm in arms}
-    found = run.cells(jobs)
-    full = found[0]["pairs"]
+    cells = run.cells({f"{arm}, seed {run.seed}": partial(recall, arm, run.seed, steps, width) for arm in arms})
+    found = dict(zip(arms, cells.values()))
+    full = found["all full"]["pairs"]
     run.note(f"{LAYERS} layers of width {width}, 4 heads, rotary positions, blocks of {BLOCK} in {LENGTH} elements, 32 "
              f"rows, AdamW at 0.002, at most {steps} steps; training ends when 256 answers on fresh rows are right")
     run.note("every element comes with the one before it, in all arms: in a first try a layer of its own, which sees "
@@ -103,7 +103,7 @@ def measure(run: Run) -> list[Row]:
              "that of projections and channel mixers")
     run.note(f"'{CONVERTED}': the steps are those after the layers were made local")
     return [{"layers": arm, "accuracy": cell["accuracy"], "pairs": cell["pairs"] / full, "steps": cell["steps"]}
-            for arm, cell in zip(arms, found)]
+            for arm, cell in found.items()]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:

@@ -41,7 +41,7 @@ ARMS: dict[str, dict[str, Any]] = {
 # --- the pieces ----------------------------------------------------------------------------------------------------
 
 
-def chorales(folder: str | None, part: str) -> list[Tensor]:
+def chorales(folder: Path | None, part: str) -> list[Tensor]:
     """Pieces as (T,) element ids, soprano, alto, tenor, bass of a step in turn: the voice and the pitch in one id.
     Without a folder, made-up ones whose voices hold and repeat."""
     if folder is None:
@@ -49,7 +49,7 @@ def chorales(folder: str | None, part: str) -> list[Tensor]:
         moves = torch.randint(-2, 3, (6, 20, 4), generator=generator).cumsum(1)
         steps = [(moves[i].repeat_interleave(4, 0) + torch.tensor([70, 65, 58, 50])).tolist() for i in range(6)]
     else:
-        with gzip.open(Path(folder) / "Jsb16thSeparated.json.gz", "rt", encoding="utf-8") as handle:
+        with gzip.open(folder / "Jsb16thSeparated.json.gz", "rt", encoding="utf-8") as handle:
             steps = json.load(handle)[part]
     pieces = []
     for piece in steps:
@@ -64,9 +64,9 @@ def transposed(piece: Tensor, semitones: int) -> Tensor:
     return torch.where(piece % (PITCHES + 1) == PITCHES, piece, piece + semitones)
 
 
-def tunes(folder: str, part: str) -> list[Tensor]:
+def tunes(folder: Path, part: str) -> list[Tensor]:
     """Folk tunes as (T,) characters; every tenth tune is for testing."""
-    with zipfile.ZipFile(Path(folder) / "nottingham-abc-cleaned.zip") as archive:
+    with zipfile.ZipFile(folder / "nottingham-abc-cleaned.zip") as archive:
         text = "\n".join(archive.read(name).decode("utf-8", "replace") for name in sorted(archive.namelist())
                          if name.endswith(".abc"))
     whole = ["X:" + tune for tune in text.split("X:")[1:]]
@@ -109,7 +109,7 @@ def nats(model: Stack, pieces: list[Tensor]) -> float:
     return total / count
 
 
-def fitted(arm: str, data: str, folder: str | None, seed: int, steps: int, width: int) -> float:
+def fitted(arm: str, data: str, folder: Path | None, seed: int, steps: int, width: int) -> float:
     """Train on one kind of music; nats per element of the pieces kept for testing."""
     read, unit = (chorales, 4) if data == "chorales" else (tunes, 1)
     assert folder is not None or data == "chorales"
@@ -148,16 +148,14 @@ def scores(how: str, length: int) -> dict[str, float]:
 
 def measure(run: Run) -> list[Row]:
     steps, width, seeds = run.pick(4, 160), run.pick(32, 128), run.pick(1, 2)
-    folders: dict[str, str | None] = {"chorales": None}
-    if run.scale != "smoke":
-        folders = {"chorales": str(run.dataset("jsb-chorales")), "tunes": str(run.dataset("nottingham-abc"))}
+    folders = {"chorales": run.dataset("jsb-chorales"), "tunes": run.dataset("nottingham-abc")}
     jobs = {(arm, "chorales", seed): steps for seed in range(run.seed, run.seed + seeds) for arm in ARMS}
-    if "tunes" in folders:
+    if run.scale != "smoke":  # there are no made-up tunes
         jobs |= {(arm, "tunes", run.seed): steps // 2 for arm in ARMS}
-    done = dict(zip(jobs, run.cells({f"{arm}, {data}, seed {seed}": partial(
-        fitted, arm, data, folders[data], seed, count, width) for (arm, data, seed), count in jobs.items()})))
+    done = run.cells({f"{arm}, {data}, seed {seed}": partial(fitted, arm, data, folders[data], seed, count, width)
+                      for (arm, data, seed), count in jobs.items()})
     table: list[Row] = [{"part": data, "arm": arm, "seed": seed, "length": CONTEXT, "nats": value, "MiB": None,
-                         "seconds": None} for (arm, data, seed), value in done.items()]
+                         "seconds": None} for (arm, data, seed), value in zip(jobs, done.values())]
     for length in run.pick([64, 128], [256, 512, 1024, 2048]):
         for how in ("skewed", "looked up"):
             found = run.cell(f"scores {how} {length}", partial(scores, how, length))

@@ -69,7 +69,7 @@ def measure(run: Run) -> list[Row]:
     seeds = range(run.seed, run.seed + run.pick(1, SEEDS))
     jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, training[arm[0]], width)
             for arm in reversed(ARMS) for seed in seeds}  # the slow ones first
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for arm in ARMS:
         found = [done[f"{' '.join(arm)} {seed}"] for seed in seeds]

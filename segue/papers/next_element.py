@@ -131,10 +131,8 @@ def deep_contexts(log: Path | None, order: int, start: bool, seed: int) -> float
 
 def measure(run: Run) -> list[Row]:
     seeds = range(run.seed, run.seed + run.pick(1, 3))
-    logs: dict[str, Path | None] = {"made up": None}
-    if run.scale != "smoke":
-        folder = run.dataset("process-logs-next-element")
-        logs = {name: folder / file for name, file in LOGS.items()}
+    folder = run.dataset("process-logs-next-element")
+    logs = {"made up": None} if folder is None else {name: folder / file for name, file in LOGS.items()}
     epochs, restarts = run.pick(2, 40), run.pick(2, 10)
     jobs: dict[str, Any] = {
         f"{name} {method} {seed}": partial(compare, log, method, seed, epochs, restarts)
@@ -142,7 +140,7 @@ def measure(run: Run) -> list[Row]:
     last, deep = list(logs.items())[-1], [(order, start) for start in (True, False) for order in (4, 12)]
     jobs |= {f"deep {order} {start} {seed}": partial(deep_contexts, last[1], order, start, seed)
              for order, start in deep for seed in seeds}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for name in logs:
         reference = mean(done[f"{name} AKOM {seed}"]["brier"] for seed in seeds)

@@ -136,7 +136,7 @@ def told(arm: str, seed: int, folder: Path | None, width: int, steps: int, held:
 def measure(run: Run) -> list[Row]:
     width, steps, real_steps = run.pick(12, 96), run.pick(2, STEPS), run.pick(2, REAL_STEPS)
     seeds = range(run.seed, run.seed + run.pick(1, 3))
-    folder = None if run.scale == "smoke" else run.dataset("e2e-nlg")
+    folder = run.dataset("e2e-nlg")
     jobs: dict[str, Any] = {}
     for seed in seeds:
         for arm in ARMS:
@@ -145,7 +145,7 @@ def measure(run: Run) -> list[Row]:
     for arm in (BOTH, *LESS):
         jobs[f"copy, {arm}, {run.seed}"] = partial(copied, arm, run.seed, width, steps, run.pick(8, 256))
     jobs[f"told, {BOTH}, {run.seed}"] = partial(told, BOTH, run.seed, folder, width, real_steps, run.pick(2, 150))
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for arm in (*ARMS, BOTH, *LESS):
         found = {name: [cell for key, cell in done.items() if key.rpartition(", ")[0] == f"{name}, {arm}"]

@@ -219,7 +219,7 @@ def measure(run: Run) -> list[Row]:
     jobs |= {f"text {name}": partial(characters, name.lower(), run.seed, run.pick(1, 9), length)
              for name in ("LSTM", "Elman")}
     jobs["text Kneser-Ney 5-gram"] = partial(kneser_ney, length)
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     for arm in ARMS:
         for lag in sorted(seeds):
             found = [done[f"lag {arm} {lag} {seed}"] for seed in range(run.seed, run.seed + seeds[lag])]

@@ -111,11 +111,11 @@ def exponent(points: list[tuple[float, float]]) -> float:
 
 
 def measure(run: Run) -> list[Row]:
-    folder = None if run.scale == "smoke" else run.dataset("mnist-t10k")
+    folder = run.dataset("mnist-t10k")
     steps, rows = run.pick(2, 400, 3000), run.pick(4, 16, 64)
     seeds = {arm: range(run.seed, run.seed + run.pick(1, 1 if arm == "GRU" else 3, 3)) for arm in ARMS}
     jobs = {f"{arm} {seed}": partial(classify, arm, seed, steps, rows, folder) for arm in ARMS for seed in seeds[arm]}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
     for arm in ARMS:
         found = [done[f"{arm} {seed}"] for seed in seeds[arm]]

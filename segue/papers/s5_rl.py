@@ -230,7 +230,7 @@ def measure(run: Run) -> list[Row]:
         f"recall {arm} {seed}": partial(remember, arm, seed, steps, length) for arm in ARMS for seed in seeds}
     jobs |= {f"play {memory} {seed}": partial(play, memory, seed, run.pick(2, 80), run.pick(4, 64))
              for memory in (True, False) for seed in players}
-    done = dict(zip(jobs, run.cells(jobs)))
+    done = run.cells(jobs)
     table: list[Row] = []
 
     def add(task: str, model: str, measured: str, value: float) -> None:

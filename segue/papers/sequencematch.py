@@ -142,11 +142,11 @@ def measure(run: Run) -> list[Row]:
     halves = ((PLAIN, LONGER, MATCHED), (CLONED, BOTH, UNLIKELY))  # about as long as one another
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
     tried = run.cells({f"tuning, c {weight:g}": partial(arms, run.seed + 100, width, right, steps, prompts // 4,
-                                                        weight, noise, (BOTH,), 99) for weight in weights})
+                                                        weight, noise, (BOTH,), 99) for weight in weights}).values()
     c = max((cell[0]["whole"], -weight) for cell, weight in zip(tried, weights))[1] * -1
     cells = run.cells({f"seed {seed}, c {c:g}, {', '.join(half)}": partial(arms, seed, width, right, steps, prompts, c,
                                                                           noise, half, 98)
-                       for half in reversed(halves) for seed in seeds})
+                       for half in reversed(halves) for seed in seeds}).values()
     run.note(f"{SUMS} running sums of digits, 20,000 rows with {WRONG:.0%} of the sums wrong, each row going on from "
              f"what it says; two layers of attention of width {width}, stopped when {right:.0%} of the digits behind "
              "right ones are right; then a third layer that adds nothing yet and sees what the two meant to say and "

@@ -134,7 +134,7 @@ def measure(run: Run) -> list[Row]:
     steps, tuning, rows, tests, width = run.pick((3, 2, 8, 4, 16), (1000, 200, 64, 1000, 128))
     found = run.cells({positions: partial(trial, positions, run.seed, steps, tuning, rows, tests, width)
                        for positions in POSITIONS})
-    return [row for table in found for row in table]
+    return [row for table in found.values() for row in table]
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:

@@ -102,16 +102,16 @@ def counting(stack: Stack) -> Iterator[list[int]]:
 # --- the measurement -----------------------------------------------------------------------------------------------
 
 
-def task(folder: str | None, seed: int) -> tuple[int, Facts, Facts, Facts]:
+def task(folder: Path | None, seed: int) -> tuple[int, Facts, Facts, Facts]:
     random = np.random.default_rng(seed)
-    return made_up(random) if folder is None else real(Path(folder), 200, 50, random)
+    return made_up(random) if folder is None else real(folder, 200, 50, random)
 
 
 def build(vocabulary: int, width: int) -> Stack:
     return Stack(StackConfig(vocabulary, width, ["attention"] * LAYERS, {"attention": {"heads": max(width // 32, 1)}}))
 
 
-def train(folder: str | None, seed: int, width: int, rows: int, steps: int, more: int) -> dict[str, Any]:
+def train(folder: Path | None, seed: int, width: int, rows: int, steps: int, more: int) -> dict[str, Any]:
     """One model, and each arm from there: nats before and after, mean layers per element of the sentences, BLEU."""
     vocabulary, facts, _, test = task(folder, seed)
     torch.manual_seed(seed)
@@ -132,7 +132,7 @@ def train(folder: str | None, seed: int, width: int, rows: int, steps: int, more
     return found
 
 
-def speed(folder: str | None, seed: int, width: int, repeats: int) -> dict[str, Any]:
+def speed(folder: Path | None, seed: int, width: int, repeats: int) -> dict[str, Any]:
     """Of every arm, over the length it is planned for, of eight rows: layer calls behind the prompt, and tokens per
     second in each of some rounds, in which all take their turn. The weights do not matter."""
     vocabulary, facts, _, _ = task(folder, seed)
@@ -158,11 +158,11 @@ def speed(folder: str | None, seed: int, width: int, repeats: int) -> dict[str, 
 
 
 def measure(run: Run) -> list[Row]:
-    folder = None if run.scale == "smoke" else str(run.dataset("e2e-nlg"))
+    folder = run.dataset("e2e-nlg")
     width = run.pick(32, 96)
     shape = (width, run.pick(4, 16), run.pick(6, 400), run.pick(3, 120))
     seeds = [run.seed + number for number in range(run.pick(1, SEEDS))]
-    found = run.cells({f"seed {seed}": partial(train, folder, seed, *shape) for seed in seeds})
+    found = run.cells({f"seed {seed}": partial(train, folder, seed, *shape) for seed in seeds}).values()
     quick = run.cell("speed", partial(speed, folder, run.seed, width, run.pick(1, 7)))
     if folder is not None:
         facts = task(folder, run.seed)[1]

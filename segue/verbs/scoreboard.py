@@ -245,7 +245,7 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
         setting = (longest, middle, parameters, rows)
         found = cells.compute({" ".join(map(str, ("speed", mixer, *setting))): partial(attempt, speed, mixer, *setting)
                                for mixer in chosen}, 1)
-        speeds = {mixer: each.get("seconds", 0.0) for mixer, each in zip(chosen, found)}
+        speeds = {mixer: each.get("seconds", 0.0) for mixer, each in zip(chosen, found.values())}
         if minutes is not None:
             factor = 60 * minutes * workers / max(1e-9, sum(most.values()) * sum(speeds.values()))
             most = {name: max(1, int(factor * n)) for name, n in most.items()}
@@ -257,7 +257,7 @@ def scoreboard(tasks: str = "synthetic", minutes: float | None = None, steps: in
             print(f"{len(left):,} of {len(jobs):,} cells to do: about {about:,.1f} minutes, less what is solved early, "
                   f"on {workers} core{'s' * (workers > 1)}", file=sys.stderr)
         done = cells.compute(jobs, workers)
-    board = Scoreboard([Score(*pair, **each) for pair, each in zip(pairs, done)], lengths, most,
+    board = Scoreboard([Score(*pair, **each) for pair, each in zip(pairs, done.values())], lengths, most,
                        {name: guessed(name, lengths[name], seed) for name in names}, rows, seed, machine())
     if folder is not None:
         picture = folder / "scoreboard.png"
