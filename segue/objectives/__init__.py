@@ -16,6 +16,8 @@ from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
+# Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae, whose chance is that of a
+# whole batch, and DraftHeadsLoss, which teaches draft heads alone.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
