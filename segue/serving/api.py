@@ -10,7 +10,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Annotated, Any
@@ -127,9 +127,13 @@ class Answering:
             found.append(ids)
         return found
 
-    def _deliver(self, place: int) -> Any:
+    def _deliver(self, place: int) -> Callable[[News], None]:
         home = asyncio.get_running_loop()
-        return lambda news: home.call_soon_threadsafe(self.queue.put_nowait, (place, news))
+
+        def deliver(news: News) -> None:  # from the engine's thread
+            home.call_soon_threadsafe(self.queue.put_nowait, (place, news))
+
+        return deliver
 
     def submit(self) -> None:
         """All prompts, or none where there is no room."""
@@ -208,23 +212,45 @@ def merge(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
                               for name, values in piece["logprobs"].items()}
 
 
-def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = frozenset(),
-               key: str | None = None, processors: tuple[Processor, ...] = ()) -> FastAPI:
-    """name: of the model, in answers. eos: tokens that end an answer. key: what clients must send as a bearer token
-    (None: nothing). processors: those of every answer. The engine is closed with the app."""
+async def whole(answering: Answering, http: HTTPRequest) -> list[dict[str, Any]] | None:
+    """All choices, once they are complete; None if the client goes before."""
+    choices = [{"index": index, "text": "", "logprobs": None, "finish_reason": None}
+               for index in range(len(answering.prompts) * answering.n)]
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
-        await asyncio.to_thread(engine.close)
+    async def collect() -> None:
+        async for piece in answering.choices():
+            merge(choices, piece)
 
-    app = FastAPI(title="segue", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    born = int(time.time())
+    work = asyncio.create_task(collect())
+    try:
+        while not (await asyncio.wait([work], timeout=0.5))[0]:
+            if await http.is_disconnected():
+                work.cancel()
+                break
+        await work
+    except asyncio.CancelledError:
+        return None
+    finally:
+        answering.cancel()  # what is finished does not mind
+    return choices
 
-    def allowed(authorization: Annotated[str | None, Header()] = None) -> None:
-        sent = (authorization or "").removeprefix("Bearer ")
-        if key is not None and not secrets.compare_digest(sent.encode(), key.encode()):
-            raise Refused(401, "send the key of this server as 'Authorization: Bearer KEY'")
+
+async def events(answering: Answering, frame: dict[str, Any]) -> AsyncIterator[str]:
+    """The pieces of all choices as they come, each a server-sent event in the frame of the answer."""
+    try:
+        async for piece in answering.choices():
+            yield f"data: {json.dumps(frame | {'choices': [piece]})}\n\n"
+        if answering.body.stream_options is not None and answering.body.stream_options.include_usage:
+            yield f"data: {json.dumps(frame | {'choices': [], 'usage': answering.usage})}\n\n"
+        yield "data: [DONE]\n\n"
+    except Exception as error:  # the status is long sent: say it in the stream
+        yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error'}})}\n\n"
+    finally:
+        answering.cancel()
+
+
+def refuse(app: FastAPI) -> None:
+    """Errors become answers, worded as OpenAI's."""
 
     @app.exception_handler(Refused)
     async def refused(_: HTTPRequest, error: Refused) -> JSONResponse:
@@ -244,6 +270,27 @@ def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = fr
         where = str(first["loc"][1]) if len(first["loc"]) > 1 else ""
         return refusal(400, f"{where or 'body'}: {first['msg']}", where or None)
 
+
+def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = frozenset(),
+               key: str | None = None, processors: tuple[Processor, ...] = ()) -> FastAPI:
+    """name: of the model, in answers. eos: tokens that end an answer. key: what clients must send as a bearer token
+    (None: nothing). processors: those of every answer. The engine is closed with the app."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close)
+
+    app = FastAPI(title="segue", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    born = int(time.time())
+
+    def allowed(authorization: Annotated[str | None, Header()] = None) -> None:
+        sent = (authorization or "").removeprefix("Bearer ")
+        if key is not None and not secrets.compare_digest(sent.encode(), key.encode()):
+            raise Refused(401, "send the key of this server as 'Authorization: Bearer KEY'")
+
+    refuse(app)
+
     @app.post("/v1/completions", dependencies=[Depends(allowed)], response_model=None)
     async def completions(body: Completion, http: HTTPRequest) -> JSONResponse | StreamingResponse:
         if body.model not in ("", name):
@@ -254,37 +301,10 @@ def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = fr
                  "model": name}
         if body.stream:
             return StreamingResponse(events(answering, frame), media_type="text/event-stream")
-        choices = [{"index": index, "text": "", "logprobs": None, "finish_reason": None}
-                   for index in range(len(answering.prompts) * answering.n)]
-
-        async def collect() -> None:
-            async for piece in answering.choices():
-                merge(choices, piece)
-
-        work = asyncio.create_task(collect())
-        try:
-            while not (await asyncio.wait([work], timeout=0.5))[0]:
-                if await http.is_disconnected():
-                    work.cancel()
-                    break
-            await work
-        except asyncio.CancelledError:
+        choices = await whole(answering, http)
+        if choices is None:
             return refusal(400, "the client has gone")
-        finally:
-            answering.cancel()  # what is finished does not mind
         return JSONResponse(frame | {"choices": choices, "usage": answering.usage})
-
-    async def events(answering: Answering, frame: dict[str, Any]) -> AsyncIterator[str]:
-        try:
-            async for piece in answering.choices():
-                yield f"data: {json.dumps(frame | {'choices': [piece]})}\n\n"
-            if answering.body.stream_options is not None and answering.body.stream_options.include_usage:
-                yield f"data: {json.dumps(frame | {'choices': [], 'usage': answering.usage})}\n\n"
-            yield "data: [DONE]\n\n"
-        except Exception as error:  # the status is long sent: say it in the stream
-            yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error'}})}\n\n"
-        finally:
-            answering.cancel()
 
     @app.get("/v1/models", dependencies=[Depends(allowed)])
     async def models() -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Ticket:
         self.request, self.deliver = request, deliver
         self.cancelled = threading.Event()
         self.rows: list[Row] = []
-        self.told: dict[int, int] = {}
+        self.delivered: dict[int, int] = {}  # of each answer, so many tokens
 
     def cancel(self) -> None:
         self.cancelled.set()
@@ -258,23 +258,16 @@ class Engine:
             if whole:
                 self.reading.pop(0)
                 ready.append((ticket, prefill))
-        if not ready:
-            return
         for ticket, prefill in ready:
             if prefill.told is not None:
-                ticket.deliver(News(0, prompt=told(prefill, ticket.request)))
-        only = [ticket for ticket, _ in ready if ticket.request.n == 0]
-        for ticket in only:
-            self._end(ticket)
-        joining = [(ticket, prefill) for ticket, prefill in ready if ticket.request.n]
-        if joining:
+                ticket.deliver(News(0, prompt=prompt_scores(prefill, ticket.request)))
+            if not ticket.request.n:  # the prompt was all that was asked about
+                for index in range(ticket.request.count):
+                    ticket.deliver(News(index, finish="length"))
+                self.served += 1
+        if joining := [(ticket, prefill) for ticket, prefill in ready if ticket.request.n]:
             self.answering += [ticket for ticket, _ in joining]
             self._report(self.loop.admit(*(prefill for _, prefill in joining)))
-
-    def _end(self, ticket: Ticket) -> None:
-        for index in range(ticket.request.count):
-            ticket.deliver(News(index, finish="length"))
-        self.served += 1
 
     def _report(self, moved: Sequence[Row]) -> None:
         """Deliver what is new of the rows that moved."""
@@ -283,8 +276,8 @@ class Engine:
             for row in ticket.rows:
                 if id(row) not in rows:
                     continue
-                since, now = ticket.told.get(row.index, 0), len(row.out)
-                ticket.told[row.index] = now
+                since, now = ticket.delivered.get(row.index, 0), len(row.out)
+                ticket.delivered[row.index] = now
                 ticket.deliver(News(row.index, row.out[since:now], (row.logprobs or [])[since:now],
                                     row.tops[since:now], row.finish))
             if all(row.finish is not None for row in ticket.rows):
@@ -305,7 +298,7 @@ class Engine:
             ticket.deliver(News(0, error=error))
 
 
-def told(prefill: Prefill, request: Request) -> list[tuple[float, list[tuple[int, float]]] | None]:
+def prompt_scores(prefill: Prefill, request: Request) -> list[tuple[float, list[tuple[int, float]]] | None]:
     """What the model thought of each token of the prompt."""
     scores = np.concatenate([piece[0] for piece in prefill.told or []])
     given: list[Any] = [None]
