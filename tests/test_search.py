@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from segue.analysis.texts import distinct, log_likelihoods, sentence_bleu
+from segue.analysis.texts import distinct, log_likelihoods, repetition, sentence_bleu
 from segue.decoding import Continuation, generate
 from segue.decoding.constrain import LegalNext
 from segue.decoding.sampling import Sampling
@@ -28,7 +28,7 @@ from segue.decoding.search import (
     Tree,
     foresee,
 )
-from segue.decoding.search.tree import Node, TreeSearch, repeated
+from segue.decoding.search.tree import Node, TreeSearch
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
 from segue.models.base import Decodable, Output
@@ -300,10 +300,10 @@ def test_tree_search_keeps_the_contract_of_a_search() -> None:
 
 def test_a_tree_search_can_shun_loops_and_serve_any_reward() -> None:
     model = TableModel(3, 0, 4.0)
-    assert repeated([1, 2, 3, 1, 2, 3, 1]) == pytest.approx(2 / 5) and repeated([1, 2]) == 0
+    assert repetition([1, 2, 3, 1, 2, 3, 1], 3) == pytest.approx(2 / 5) and repetition([1, 2], 3) == 0
     looping = generate(model, [[1, 2]], 12, "tree", branching=3, budget=400)[0]
     moving = generate(model, [[1, 2]], 12, "tree", branching=3, budget=400, repetition_cost=20.0)[0]
-    assert repeated(moving.tokens) < repeated(looping.tokens)
+    assert repetition(moving.tokens, 3) < repetition(looping.tokens, 3)
     rewarded = generate(model, [[1, 2]], 6, "tree", branching=3, budget=400,
                         confidence=lambda hypothesis: -abs(sum(hypothesis.tokens) - 7))[0]
     assert sum(rewarded.tokens) == 7 and rewarded.score == 0

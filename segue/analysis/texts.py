@@ -10,7 +10,7 @@ from math import exp, log
 import torch
 from torch import Tensor
 
-from segue.models.base import Decodable, state_for
+from segue.models.base import Decodable, padded, state_for
 
 Text = Sequence[Hashable]
 
@@ -89,9 +89,7 @@ def reinforcement(model: Decodable, texts: Sequence[tuple[Sequence[int], Sequenc
 
 def log_likelihoods(model: Decodable, prompt: Sequence[int], answers: Sequence[Sequence[int]]) -> list[float]:
     """Natural log-probabilities of answers to a prompt (token ids, the stop token included where there is one)."""
-    table = torch.zeros(len(answers), len(prompt) + max(map(len, answers)), dtype=torch.long)
-    for row, answer in enumerate(answers):
-        table[row, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+    table = padded([[*prompt, *answer] for answer in answers])
     with torch.inference_mode():
         state = state_for(model, [prompt] * len(answers))
         table = table.to(state.positions.device)

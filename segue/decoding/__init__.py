@@ -12,20 +12,5 @@ from segue.decoding.recipes import DECODERS, Recipe
 from segue.decoding.sampling import Sampling
 from segue.decoding.search import SEARCHES
 
-__all__ = [
-    "ACCEPTORS",
-    "DECODERS",
-    "DRAFTERS",
-    "SEARCHES",
-    "Continuation",
-    "Cost",
-    "Delta",
-    "Piece",
-    "Recipe",
-    "Sampling",
-    "SetPrompt",
-    "continue_objects",
-    "generate",
-    "stream",
-    "stream_objects",
-]
+__all__ = ["ACCEPTORS", "DECODERS", "DRAFTERS", "SEARCHES", "Continuation", "Cost", "Delta", "Piece", "Recipe",
+           "Sampling", "SetPrompt", "continue_objects", "generate", "stream", "stream_objects"]

@@ -16,8 +16,10 @@ from typing import Protocol
 import numpy as np
 
 from segue.decoding.draft.base import Tree
-from segue.decoding.sampling import Noise, draw
+from segue.decoding.sampling import Noise, draw, entropy
 from segue.errors import SegueError
+
+MOST_CHILDREN = 1024  # random numbers set aside for the children of one node
 
 
 class Ask(Protocol):
@@ -105,9 +107,8 @@ def typical(tree: Tree, row: Ask, floor: float = 0.09, share: float = 0.3) -> in
     place = -1
     while True:
         p = row.distribution(place)
-        entropy = -float((p * np.log(np.maximum(p, 1e-300))).sum())
-        fits = [node for node in tree.children.get(place, ())
-                if p[tree.tokens[node]] > min(floor, share * np.exp(-entropy))]
+        least = min(floor, share * np.exp(-entropy(p)))
+        fits = [node for node in tree.children.get(place, ()) if p[tree.tokens[node]] > least]
         if not fits:
             row.take(draw(p, row.noise(0).at(row.position)), place)
             return place
@@ -138,7 +139,4 @@ def near_best(tree: Tree, row: Ask, beta: int = 5, tau: float = 3.0) -> int:
         live = after
 
 
-MOST_CHILDREN = 1024  # random numbers set aside for the children of one node
-
-ACCEPTORS: dict[str, Acceptor] = {"walk": walk, "rejection": reject, "typical": typical,
-                                  "near-best": near_best}
+ACCEPTORS: dict[str, Acceptor] = {"walk": walk, "rejection": reject, "typical": typical, "near-best": near_best}

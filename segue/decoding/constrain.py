@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from segue.decoding.sampling import Array, Prefix
+from segue.decoding.sampling import Array, Prefix, only
 from segue.errors import SegueError, require
 
 if TYPE_CHECKING:
@@ -28,12 +28,7 @@ class LegalNext:
 
     def __call__(self, scores: Array, prefix: Prefix) -> Array:
         allowed = self.legal(prefix.said)
-        if allowed is None:
-            return scores
-        index = np.fromiter(allowed, np.int64)
-        kept = np.full_like(scores, -np.inf)
-        kept[index] = scores[index]
-        return kept
+        return scores if allowed is None else only(scores, np.fromiter(allowed, np.int64))
 
 
 class Pattern:
@@ -68,10 +63,7 @@ class Pattern:
         self._states: dict[tuple[int, ...], int] = {(): self._first}
 
     def __call__(self, scores: Array, prefix: Prefix) -> Array:
-        index = self._allowed(self._state(tuple(prefix.said)))
-        kept = np.full_like(scores, -np.inf)
-        kept[index] = scores[index]
-        return kept
+        return only(scores, self._allowed(self._state(tuple(prefix.said))))
 
     def _state(self, said: tuple[int, ...]) -> int:
         """The automaton's state behind `said`; mostly one step from one that is known."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from segue.decoding.loop import evaluating
 from segue.errors import SegueError
 from segue.mixers.state import Layout
+from segue.models.base import padded
 from segue.models.stack import Stack
 
 
@@ -36,10 +37,8 @@ def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Se
                          "prompt at least one length to try, of at least one element, and take at least one step")
     tries = [(number, length) for number, each in enumerate(lengths) for length in each]
     ends = [len(prompts[number]) + length for number, length in tries]
-    index = torch.arange(max(ends, default=0))
-    tokens = torch.zeros(len(tries), len(index), dtype=torch.long)
-    for row, (number, _) in enumerate(tries):
-        tokens[row, : len(prompts[number])] = torch.tensor(prompts[number])
+    tokens = padded([[*prompts[number], *[0] * length] for number, length in tries])
+    index = torch.arange(tokens.shape[1])
     first, end = (torch.tensor(x)[:, None] for x in ([len(prompts[number]) for number, _ in tries], ends))
     asked, starts = (index >= first) & (index < end), index == end  # the padding is a document of its own
     generator = torch.Generator().manual_seed(seed)

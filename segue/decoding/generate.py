@@ -155,6 +155,10 @@ def _limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
     return limits
 
 
+def _stops(eos: int | Sequence[int] | None) -> frozenset[int]:
+    return frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
+
+
 def cost_of(drafter: Drafter | None, adaptive: bool = True) -> Cost:
     """The sizes to choose from follow from the drafter: its largest draft, and down by quarters for where a wide one
     costs more than it wins. The smallest of a large drafter's makes eight nodes with the confirmed token: for so many
@@ -172,8 +176,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
            until: Callable[[list[int]], bool] | None, acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
            batch: int, keep: bool, backspace: int | None) -> Iterator[tuple[Loop, list[Row]]]:
     model, lists = _prompts(prompts, model)
-    limits = _limits(n, len(lists))
-    stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
+    limits, stops = _limits(n, len(lists)), _stops(eos)
     if backspace is not None:
         _check_backspace(backspace, model, limits, stops, drafter)
     rule: Acceptor = choose("acceptor", acceptor, ACCEPTORS) if isinstance(acceptor, str) else acceptor
@@ -296,12 +299,10 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
                 yield Piece(row.index, told, chances, row.finish, max(-row.per_pass[-1], 0))
 
 
-def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str,
-            make: Options, sampling: Sampling, eos: int | Sequence[int] | None, batch: int,
-            logprobs: bool) -> list[Continuation]:
+def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str, make: Options,
+            sampling: Sampling, eos: int | Sequence[int] | None, batch: int, logprobs: bool) -> list[Continuation]:
     model, lists = _prompts(prompts, model)
-    limits = _limits(n, len(lists))
-    stops = frozenset(() if eos is None else [eos] if isinstance(eos, int) else eos)
+    limits, stops = _limits(n, len(lists)), _stops(eos)
     answers = []
     together = 1 if make.alone else max(1, batch // make.width)
     for start in range(0, len(lists), together):

@@ -25,7 +25,7 @@ from segue.decoding.prompt import arrange
 from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
 from segue.mixers.state import gather_nodes
-from segue.models.base import Decodable, Decoding, reads_whole, tell_prompt
+from segue.models.base import Decodable, Decoding, padded, reads_whole, tell_prompt
 
 PREFILL = 2048  # prompt tokens per pass: a book as a prompt must not need the memory of a book times the width
 
@@ -45,11 +45,8 @@ class Prefill:
         prompts: list[Sequence[int]] = [row.sets or tuple(row.prefix.tokens) for row in rows]
         self.unique = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         self.places = [self.unique[prompt] for prompt in prompts]
-        lengths = torch.tensor([len(prompt) for prompt in self.unique])
-        self.longest = int(lengths.max())
-        table = torch.zeros(len(self.unique), self.longest, dtype=torch.long)
-        for prompt, place in self.unique.items():
-            table[place, : len(prompt)] = torch.tensor(list(prompt))
+        lengths, table = torch.tensor([len(prompt) for prompt in self.unique]), padded(list(self.unique))
+        self.longest = table.shape[1]
         self.first: list[Any] = [None] * len(self.unique)
         self.seen: list[list[Tensor]] = [[] for _ in self.unique]
         with torch.inference_mode(), undisturbed(model):
@@ -68,8 +65,7 @@ class Prefill:
             piece = self.table[:, self.done : self.done + self.size]
             counts = (self.lengths - self.done).clamp(0, piece.shape[1])
             last = (counts - 1).clamp(min=0)[:, None]
-            output = self.model.extend(piece, self.state, None, last if self.told is None else None,
-                                       **self.placed)
+            output = self.model.extend(piece, self.state, None, last if self.told is None else None, **self.placed)
             if self.told is not None:
                 self.told.append(log_softmax(output.logits.double().cpu().numpy()))
                 output.logits = gather_nodes(output.logits, last)

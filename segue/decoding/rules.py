@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segue.decoding.sampling import Array, Prefix
+from segue.decoding.sampling import Array, Prefix, only
 from segue.errors import SegueError
 
 
@@ -107,9 +107,7 @@ def forced(scores: Array, token: int | Sequence[int]) -> Array:
     index = np.atleast_1d(np.asarray(token, np.int64))
     if not index.size or index.max() >= len(scores):
         raise SegueError(f"token {token} cannot be forced: the model has the ids from 0 to {len(scores) - 1}")
-    only = np.full_like(scores, -np.inf)
-    only[index] = 0.0
-    return only
+    return only(np.zeros_like(scores), index)
 
 
 def repeats(known: Sequence[int], said: Sequence[int], n: int) -> Array:

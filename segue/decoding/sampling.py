@@ -127,6 +127,13 @@ def repetition_penalty(scores: Array, prefix: Prefix, penalty: float) -> Array:
     return scores
 
 
+def only(scores: Array, tokens: Array) -> Array:
+    """The scores of these tokens; the others are ruled out."""
+    kept = np.full_like(scores, -np.inf)
+    kept[tokens] = scores[tokens]
+    return kept
+
+
 def top_k(scores: Array, k: int) -> Array:
     """Only the k likeliest (and what ties with the last of them)."""
     if k >= len(scores):
@@ -146,10 +153,7 @@ def top_p(scores: Array, p: float) -> Array:
         few *= 8
     order = likely[np.argsort(-scores[likely], kind="stable")]
     sums = probabilities[order].cumsum()
-    keep = order[: 1 + int(np.searchsorted(sums, p))]
-    cut = np.full(len(scores), -np.inf)
-    cut[keep] = scores[keep]
-    return cut
+    return only(scores, order[: 1 + int(np.searchsorted(sums, p))])
 
 
 def min_p(scores: Array, p: float) -> Array:

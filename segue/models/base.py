@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
 __all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "explicit", "reads_whole", "source_of", "start_of", "state_for", "tell_prompt"]
+           "explicit", "padded", "reads_whole", "source_of", "start_of", "state_for", "tell_prompt"]
 
 
 @dataclass
@@ -31,6 +31,14 @@ def check_tokens(tokens: Tensor, vocabulary: int) -> None:
         if least < 0 or most >= vocabulary:
             raise SegueError(f"token ids must be from 0 to {vocabulary - 1}, these are from {least} to {most}: "
                              "was another codec used?")
+
+
+def padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
+    """(B, N) long: rows of ids of any lengths, `fill` behind the shorter ones."""
+    table = torch.full((len(rows), max(map(len, rows), default=0)), fill)
+    for place, ids in zip(table, rows):
+        place[: len(ids)] = torch.tensor(list(ids))
+    return table
 
 
 def begin_of(model: Any) -> int | None:

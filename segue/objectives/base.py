@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.mixers.state import Layout
+from segue.models.base import padded
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
@@ -83,12 +84,8 @@ class Batch:
 
         pairs: of source and target, the end token included where there is one. Only the target is predicted.
         """
-        rows = [([*source, begin, *target[:-1]], [*[-1] * len(source), *target]) for source, target in pairs]
-        longest = max(len(tokens) for tokens, _ in rows)
-        tokens, targets = torch.zeros(len(rows), longest, dtype=torch.long), torch.full((len(rows), longest), -1)
-        for index, (said, wanted) in enumerate(rows):
-            tokens[index, : len(said)], targets[index, : len(wanted)] = torch.tensor(said), torch.tensor(wanted)
-        return Batch(tokens, targets)
+        return Batch(padded([[*source, begin, *target[:-1]] for source, target in pairs]),
+                     padded([[*[-1] * len(source), *target] for source, target in pairs], -1))
 
     @staticmethod
     def join(batches: list[Batch]) -> Batch:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.state import Layout
-from segue.models.base import Decodable
+from segue.models.base import Decodable, padded
 from segue.objectives.base import Batch, Loss, drawn
 
 
@@ -123,15 +123,12 @@ def rollouts(model: Decodable, prompts: Sequence[Sequence[int]], chances: Sequen
     walks = [Walk(list(prompt), [], []) for prompt in prompts]
     answers: list[list[int]] = [list(prompt) for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts])
-    table = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
-    for row, prompt in zip(table, prompts):
-        row[: len(prompt)] = torch.tensor(prompt)
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()
     state = model.init_state(len(prompts), 0 if backspace is None else max(counts) + 1)
     device = state.positions.device
-    scores = model.extend(table.to(device), state, None, (lengths - 1)[:, None].to(device)).logits[:, 0]
+    scores = model.extend(padded(prompts).to(device), state, None, (lengths - 1)[:, None].to(device)).logits[:, 0]
     state.commit(None, lengths.to(device))
     for step in range(max(counts)):
         sums = scores.double().softmax(-1).cumsum(-1).cpu()

@@ -102,13 +102,7 @@ def batches(facts: Facts, rows: int, seed: int, step: int) -> Batch:
 
 def batch_of(pairs: list[tuple[tuple[int, ...], list[int]]]) -> Batch:
     """Facts, separator, sentence, end; only the sentence is asked for."""
-    longest = 1 + max(len(source) + len(text) for source, text in pairs)
-    tokens, targets = torch.full((len(pairs), longest), END), torch.full((len(pairs), longest), -1)
-    for row, (source, text) in enumerate(pairs):
-        whole = torch.tensor([*source, SEPARATOR, *text, END])
-        tokens[row, : len(whole) - 1] = whole[:-1]
-        targets[row, len(source) : len(whole) - 1] = whole[len(source) + 1 :]
-    return Batch(tokens, targets)
+    return Batch.pairs([(source, [*text, END]) for source, text in pairs], SEPARATOR)
 
 
 # --- lists of answers ----------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from torch import nn
 
 from segue.decoding import Continuation, generate
 from segue.decoding.draft import Tree, TrieDraft
-from segue.mixers.state import Layout
 from segue.models.stack import Stack, StackConfig
+from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
 
 if TYPE_CHECKING:
@@ -132,15 +132,9 @@ def learn(pairs: list[Pair], vocabulary: int, width: int, layers: int, steps: in
         for place in range(len(chosen) // 2):
             words = random.integers(WORDS, vocabulary, len(chosen[place][1])).tolist()
             chosen[place] = with_mistakes(words, vocabulary, random), words
-        longest = 2 + max(len(source) + len(target) for source, target in chosen)
-        tokens, targets = torch.full((len(chosen), longest), END), torch.full((len(chosen), longest), -1)
-        for row, (source, target) in enumerate(chosen):
-            text = torch.tensor([*source, SEPARATOR, *target, END])
-            tokens[row, : len(text)] = text
-            targets[row, len(source) : len(text) - 1] = text[len(source) + 1 :]
-        hidden = model.hidden(tokens, Layout.chain((len(chosen), longest)))
-        scored = targets >= 0
-        loss = F.cross_entropy(model.head(hidden[scored]), targets[scored])
+        batch = Batch.pairs([(source, [*target, END]) for source, target in chosen], SEPARATOR)
+        scored = batch.targets >= 0
+        loss = F.cross_entropy(model.head(model.hidden(batch.tokens, batch.layout)[scored]), batch.targets[scored])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -9,6 +9,7 @@ switched on and off.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean
@@ -43,14 +44,9 @@ Pair = tuple[list[int], list[int]]
 
 def together(pairs: list[Pair], begin: int) -> Batch:
     """Source, `begin`, target, of which only the target is asked for; the first two are the prompt."""
-    longest = max(len(source) + len(target) for source, target in pairs)
-    tokens, targets = torch.full((len(pairs), longest), END), torch.full((len(pairs), longest), -1)
-    for row, (source, target) in enumerate(pairs):
-        whole = torch.tensor([*source, begin, *target])
-        tokens[row, : len(whole) - 1] = whole[:-1]
-        targets[row, len(source) : len(whole) - 1] = whole[len(source) + 1 :]
+    batch = Batch.pairs(pairs, begin)
     ends = torch.tensor([len(source) for source, _ in pairs])[:, None]
-    return Batch(tokens, targets, prompt=torch.arange(longest) <= ends)
+    return replace(batch, prompt=torch.arange(batch.tokens.shape[1]) <= ends)
 
 
 def repeats(rows: int, random: np.random.Generator) -> Batch:

@@ -20,6 +20,7 @@ from segue.analysis.metrics import order_sensitivity
 from segue.decoding import SetPrompt
 from segue.decoding.prompt import placed
 from segue.models import Stack, StackConfig
+from segue.models.base import padded
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
@@ -66,14 +67,12 @@ def prompt(question: Question, order: tuple[int, ...]) -> SetPrompt:
 
 def batch(prompts: list[SetPrompt], arm: str, truth: list[int] | None = None) -> Batch:
     """Padded prompts, the parts placed as the arm has it, with their answers asked for at the end."""
-    longest = max(map(len, prompts))
-    tokens, targets = torch.full((len(prompts), longest), END), torch.full((len(prompts), longest), -1)
+    tokens, places = padded(prompts, END), placed(prompts)
+    targets = torch.full_like(tokens, -1)
     for row, each in enumerate(prompts):
-        tokens[row, : len(each)] = torch.tensor(list(each))
         targets[row, len(each) - 1] = 0 if truth is None else truth[row]
-    places = placed(prompts)
     if arm in (ORDERED, MASK):
-        places[..., 0] = torch.arange(longest)
+        places[..., 0] = torch.arange(tokens.shape[1])
     if arm in (ORDERED, PLACES):
         places[..., 1:] = 0
     return Batch(tokens, targets, sets=None if arm == ORDERED else places)

@@ -13,7 +13,7 @@ from torch import Tensor
 from segue.decoding.draft.base import Tip, Tree, branch
 from segue.decoding.draft.model import ModelDraft
 from segue.mixers.state import Layout, gather_nodes
-from segue.models.base import Decodable
+from segue.models.base import Decodable, padded
 from segue.models.stack import Stack
 from segue.objectives.masked import padding
 
@@ -53,9 +53,7 @@ class BlockDraft:
         """The likeliest token at each of `length` masks behind each text."""
         device = next(self.model.parameters()).device
         lengths = torch.tensor([len(text) for text in texts])
-        tokens = torch.full((len(texts), int(lengths.max()) + self.length), self.mask)
-        for row, text in enumerate(texts):
-            tokens[row, : len(text)] = torch.tensor(text)
+        tokens = padded([[*text, *[self.mask] * self.length] for text in texts], self.mask)
         starts = padding(lengths + self.length, tokens.shape[1])
         layout = Layout.chain((tokens.shape[0], tokens.shape[1]), starts=None if starts is None else starts.to(device),
                               device=device)

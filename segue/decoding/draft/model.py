@@ -11,7 +11,7 @@ import torch
 from segue.decoding.draft.base import Tip, Tree, branch
 from segue.decoding.sampling import softmax
 from segue.errors import SegueError
-from segue.models.base import Decodable, Decoding, begin_of, state_for
+from segue.models.base import Decodable, Decoding, begin_of, padded, state_for
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import Stack
 
@@ -54,9 +54,7 @@ class ModelDraft:
         state = states[0].join(states[1:])
         counts = torch.tensor([len(self._ahead[row]) - 1 for row in rows])
         if int(counts.max()):
-            new = torch.zeros(len(rows), int(counts.max()), dtype=torch.long)
-            for place, row in enumerate(rows):
-                new[place, : counts[place]] = torch.tensor(self._ahead[row][:-1])
+            new = padded([self._ahead[row][:-1] for row in rows])
             self.model.extend(new, state, None, torch.empty(len(rows), 0, dtype=torch.long))
             state.commit(None, counts)
             for place, row in enumerate(rows):

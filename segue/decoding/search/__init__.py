@@ -14,19 +14,5 @@ from segue.decoding.search.tree import Tree
 SEARCHES: dict[str, type[Options]] = {"beam": Beam, "diverse-beam": DiverseBeam, "conditional-beam": ConditionalBeam,
                                       "contrastive": Contrastive, "exact": Exact, "tree": Tree}
 
-__all__ = [
-    "SEARCHES",
-    "Beam",
-    "ConditionalBeam",
-    "Contrastive",
-    "DiverseBeam",
-    "Exact",
-    "Foresight",
-    "Found",
-    "Hypothesis",
-    "Options",
-    "Search",
-    "Tree",
-    "foresee",
-    "search",
-]
+__all__ = ["SEARCHES", "Beam", "ConditionalBeam", "Contrastive", "DiverseBeam", "Exact", "Foresight", "Found",
+           "Hypothesis", "Options", "Search", "Tree", "foresee", "search"]

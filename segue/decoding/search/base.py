@@ -18,7 +18,7 @@ from torch import Tensor
 
 from segue.decoding.prompt import arrange
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
-from segue.models.base import Decodable, Decoding, Output, state_for
+from segue.models.base import Decodable, Decoding, Output, padded, state_for
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,11 @@ def prefill(model: Decodable, prompts: Sequence[Sequence[int]], history: int = 0
 
 def _read(model: Decodable, state: Decoding, rows: Sequence[Sequence[int]], **placed: Any) -> Output:
     """Rows of tokens of any lengths behind `state`, made real."""
-    lengths = torch.tensor([len(tokens) for tokens in rows])
-    table = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for row, tokens in enumerate(rows):
-        table[row, : len(tokens)] = torch.tensor(list(tokens))
+    lengths, table = torch.tensor([len(tokens) for tokens in rows]), padded(rows)
     device, width = state.positions.device, table.shape[1]
     even = bool((lengths == width).all())
     lengths = lengths.to(device)
-    output = model.extend(table.to(device), state, None, None if width == 1 else (lengths - 1)[:, None],
-                          **placed)
+    output = model.extend(table.to(device), state, None, None if width == 1 else (lengths - 1)[:, None], **placed)
     state.commit(None, None if even else lengths)
     return output
 

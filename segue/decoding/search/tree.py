@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from segue.analysis.texts import repetition
 from segue.decoding.sampling import draw
 from segue.decoding.search.base import Hypothesis, Place, Together
 from segue.decoding.verify import likeliest
@@ -328,10 +329,5 @@ class TreeSearch:
             value = CONFIDENCES[self.options.confidence]([*hypothesis.logprobs, *last])
         else:
             value = 0.0
-        return value - (self.options.repetition_cost and self.options.repetition_cost * repeated(hypothesis.tokens))
-
-
-def repeated(tokens: Sequence[int]) -> float:
-    """The share of an answer's trigrams that came before in it."""
-    grams = [tuple(tokens[at : at + NGRAM]) for at in range(len(tokens) - NGRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+        cost = self.options.repetition_cost
+        return value - cost * repetition(hypothesis.tokens, NGRAM) if cost else value
