@@ -78,6 +78,28 @@ def refusal(status: int, message: str, param: str | None = None) -> JSONResponse
     return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": None}}, status, headers)
 
 
+def refuse(app: FastAPI) -> None:
+    """Errors become answers, worded as OpenAI's."""
+
+    @app.exception_handler(Refused)
+    async def refused(_: HTTPRequest, error: Refused) -> JSONResponse:
+        return refusal(error.status, str(error), error.param)
+
+    @app.exception_handler(Overloaded)
+    async def overloaded(_: HTTPRequest, error: Overloaded) -> JSONResponse:
+        return refusal(429, str(error))
+
+    @app.exception_handler(SegueError)
+    async def mistaken(_: HTTPRequest, error: SegueError) -> JSONResponse:
+        return refusal(400, str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: HTTPRequest, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = str(first["loc"][1]) if len(first["loc"]) > 1 else ""
+        return refusal(400, f"{where or 'body'}: {first['msg']}", where or None)
+
+
 class Answering:
     """One HTTP request: its prompts become requests to the engine, the news of those one queue."""
 
@@ -86,7 +108,6 @@ class Answering:
         self.engine, self.codec, self.body = engine, codec, body
         self.n = body.n or 1
         self.queue: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
-        self.tickets: list[Ticket] = []
         if body.suffix or body.best_of not in (None, self.n):
             raise Refused(400, "suffix, and best_of other than n, are not offered here",
                           "suffix" if body.suffix else "best_of")
@@ -98,18 +119,16 @@ class Answering:
         if any(not 0 <= token < engine.model.vocabulary for token in bias):
             raise Refused(400, "logit_bias names a token outside the vocabulary", "logit_bias")
         leaning = Leaning(tuple(bias.items()), body.frequency_penalty or 0.0, body.presence_penalty or 0.0)
-        for prompt in self.prompts:
-            leans = bool(bias or body.frequency_penalty or body.presence_penalty)
-            sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k,
-                                body.top_p or 1.0, body.min_p, repetition_penalty=body.repetition_penalty,
-                                processors=(*processors, leaning) if leans else processors)
-            told = bool(body.echo) and body.logprobs is not None
-            n = 16 if body.max_tokens is None else body.max_tokens
-            if n == 0 and not body.echo:
-                raise Refused(400, "max_tokens must be at least 1, or echo the prompt", "max_tokens")
-            self.tickets.append(Ticket(Request(
-                prompt, n, sampling, eos, self.n, seed, body.logprobs, told or n == 0,
-                None if self.stops is None else self.stops.until), self._deliver(len(self.tickets))))
+        sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k, body.top_p or 1.0,
+                            body.min_p, repetition_penalty=body.repetition_penalty,
+                            processors=processors if leaning == Leaning() else (*processors, leaning))
+        n = 16 if body.max_tokens is None else body.max_tokens
+        if n == 0 and not body.echo:
+            raise Refused(400, "max_tokens must be at least 1, or echo the prompt", "max_tokens")
+        told = n == 0 or (bool(body.echo) and body.logprobs is not None)
+        until = None if self.stops is None else self.stops.until
+        self.tickets = [Ticket(Request(prompt, n, sampling, eos, self.n, seed, body.logprobs, told, until),
+                               self._deliver(place)) for place, prompt in enumerate(self.prompts)]
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
         many = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
@@ -201,17 +220,6 @@ class Answering:
         return {"prompt_tokens": read, "completion_tokens": self.said, "total_tokens": read + self.said}
 
 
-def merge(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
-    """Add a piece to the choice it belongs to."""
-    choice = choices[piece["index"]]
-    choice["text"] += piece["text"]
-    choice["finish_reason"] = piece["finish_reason"] or choice["finish_reason"]
-    if piece["logprobs"] is not None:
-        have = choice["logprobs"] or {name: [] for name in piece["logprobs"]}
-        choice["logprobs"] = {name: None if values is None else [*(have[name] or []), *values]
-                              for name, values in piece["logprobs"].items()}
-
-
 async def whole(answering: Answering, http: HTTPRequest) -> list[dict[str, Any]] | None:
     """All choices, once they are complete; None if the client goes before."""
     choices = [{"index": index, "text": "", "logprobs": None, "finish_reason": None}
@@ -249,26 +257,15 @@ async def events(answering: Answering, frame: dict[str, Any]) -> AsyncIterator[s
         answering.cancel()
 
 
-def refuse(app: FastAPI) -> None:
-    """Errors become answers, worded as OpenAI's."""
-
-    @app.exception_handler(Refused)
-    async def refused(_: HTTPRequest, error: Refused) -> JSONResponse:
-        return refusal(error.status, str(error), error.param)
-
-    @app.exception_handler(Overloaded)
-    async def overloaded(_: HTTPRequest, error: Overloaded) -> JSONResponse:
-        return refusal(429, str(error))
-
-    @app.exception_handler(SegueError)
-    async def mistaken(_: HTTPRequest, error: SegueError) -> JSONResponse:
-        return refusal(400, str(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: HTTPRequest, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = str(first["loc"][1]) if len(first["loc"]) > 1 else ""
-        return refusal(400, f"{where or 'body'}: {first['msg']}", where or None)
+def merge(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
+    """Add a piece to the choice it belongs to."""
+    choice = choices[piece["index"]]
+    choice["text"] += piece["text"]
+    choice["finish_reason"] = piece["finish_reason"] or choice["finish_reason"]
+    if piece["logprobs"] is not None:
+        have = choice["logprobs"] or {name: [] for name in piece["logprobs"]}
+        choice["logprobs"] = {name: None if values is None else [*(have[name] or []), *values]
+                              for name, values in piece["logprobs"].items()}
 
 
 def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = frozenset(),
