@@ -24,8 +24,6 @@ app = typer.Typer(name="segue", add_completion=False, pretty_exceptions_enable=F
                   epilog="Start with: segue demo")
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # the parser's own error, wherever typer keeps it
-
-
 LEFT = "nothing is half-written; run the same command again to go on"
 
 
@@ -72,10 +70,10 @@ def given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value not in (None, [])}
 
 
-def settings(given: list[str] | None) -> dict[str, Any]:
+def settings(pairs: list[str] | None) -> dict[str, Any]:
     """['width=256', 'who=user'] -> {'width': 256, 'who': 'user'}: values are JSON where they can be, else text."""
     values: dict[str, Any] = {}
-    for text in given or []:
+    for text in pairs or []:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise SegueError(f"'{text}' is not NAME=VALUE, for example width=256")
@@ -142,8 +140,7 @@ def fit(paths: Paths,
         objective: Annotated[str | None, typer.Option(metavar="NAME", help="What the network learns by: next (the "
                                                       "next element; default), unlikelihood, occupancy or "
                                                       "rollout-unlikelihood.")] = None,
-        kind: Kind = None, seed: Seed = None, how: How = None,
-        choices: Choices = None) -> None:
+        kind: Kind = None, seed: Seed = None, how: How = None, choices: Choices = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)
     options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed, objective=objective)
@@ -168,8 +165,7 @@ def continue_(model: Model,
                                                         "lookup, source, both, counts, depth, heads, none, or the "
                                                         "folder of a small model.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
-              repetition_penalty: Penalty = None, stop: Stop = None,
-              weights: Weights = None, seed: Seed = None,
+              repetition_penalty: Penalty = None, stop: Stop = None, weights: Weights = None, seed: Seed = None,
               depth: Annotated[str | None, typer.Option(metavar="L", help="How many layers read each next element: 4, "
                                                         "or 8-3, from so many at the answer's beginning to so many at "
                                                         "its end. Another text, good if the model learned it so.")]
@@ -181,7 +177,7 @@ def continue_(model: Model,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:
     """Go on from a prime: what comes next?"""
-    if sum(given is not None for given in (prime, prime_file, parts)) > 1:
+    if sum(each is not None for each in (prime, prime_file, parts)) > 1:
         raise SegueError("give a prime, --prime-file or --parts, not both")
     begin = prime or prime_file if parts is None else set_prompt(parts)
     answer = segue.load(model).continue_(begin, **settings(choices) | given(
@@ -223,8 +219,7 @@ def speed_up(model: Model, paths: Paths,
 
 
 @command("evaluate", "segue evaluate model held-out/ --json scores.json")
-def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None,
-             how: How = None) -> None:
+def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None, how: How = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how)

@@ -224,7 +224,7 @@ def picture(size: tuple[float, float], paint: Callable[[Axes], None]) -> str:
     from matplotlib.figure import Figure
 
     look: Any = {"svg.fonttype": "none", "svg.hashsalt": "segue", "font.family": "sans-serif", "font.size": 10,
-            "axes.spines.top": False, "axes.spines.right": False}
+                 "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(look):
         figure = Figure(figsize=size, layout="constrained")
         paint(figure.subplots())

@@ -140,7 +140,7 @@ def test_heads_learn_from_the_data_and_from_what_the_model_says(folder: Path) ->
     behind = torch.arange(fitted.context) >= fitted.context // 4  # any prime
     greedy = (text.targets >= 0) & behind & (torch.arange(len(text.tokens))[:, None] // each == 1)
     assert greedy.sum() > 200 and (output.logits.argmax(-1) == text.targets)[greedy].float().mean() > 0.99
-    assert text.starts is not None and not text.starts[each : 2 * each].any()
+    assert text.starts is None or not text.starts[each : 2 * each].any()
     seen = torch.cat([readings(step).tokens for step in range(len(text.tokens) // readings.rows)])
     assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, text.tokens.tolist()))  # all of them once
 

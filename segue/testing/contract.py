@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from segue.errors import SegueError, require
-from segue.models.base import Decoding
+from segue.models.base import Decoding, padded
 
 
 class ContractBroken(AssertionError):
@@ -66,14 +66,10 @@ def draw_cases(least: int = 0, longest: int = 40, rows: int = 3, nodes: int = 7)
     def case(draw: Callable[[Any], Any]) -> Case:
         batch, size = draw(st.integers(1, rows)), draw(st.integers(1, nodes))
         lengths = draw(st.lists(st.integers(least, longest), min_size=batch, max_size=batch))
-        return Case(
-            lengths,
-            draw(st.lists(st.integers(0, longest), max_size=4)),
-            [[draw(st.integers(-1, i - 1)) for i in range(size)] for _ in range(batch)],
-            draw(st.lists(small, min_size=batch, max_size=batch)),
-            draw(st.lists(st.sampled_from(STEPS), max_size=8)),
-            draw(small),
-        )
+        cuts = draw(st.lists(st.integers(0, longest), max_size=4))
+        parents = [[draw(st.integers(-1, i - 1)) for i in range(size)] for _ in range(batch)]
+        picks = draw(st.lists(small, min_size=batch, max_size=batch))
+        return Case(lengths, cuts, parents, picks, draw(st.lists(st.sampled_from(STEPS), max_size=8)), draw(small))
 
     return case()
 
@@ -87,6 +83,7 @@ class Checker:
     seed: int
     shrink: bool
     errors: dict[str, float] = field(default_factory=dict)
+    current: str = ""  # the property that is checked now
     context: str = ""
 
     def property(self, name: str, body: Callable[[Case], None], cases: Any, examples: int | None = None) -> None:
@@ -183,12 +180,6 @@ def paths_of(parents: list[int]) -> list[list[int]]:
     for node, parent in enumerate(parents):
         paths.append([*(paths[parent] if parent >= 0 else []), node])
     return paths
-
-
-def padded(paths: list[list[int]]) -> Tensor:
-    """(B, P) long, padded with -1."""
-    width = max(map(len, paths))
-    return torch.tensor([path + [-1] * (width - len(path)) for path in paths], dtype=torch.long).view(len(paths), width)
 
 
 def prefill(subject: Subject, prompts: list[Tensor], history: int = 0) -> Decoding:
@@ -288,10 +279,7 @@ def check_tree(subject: Subject, case: Case) -> None:
     subject.extend(x, state, parents)
     # pick `size` is the empty path: this row takes nothing
     chosen = [([*paths_of(tree), []])[pick % (size + 1)] for tree, pick in zip(case.parents, case.picks)]
-    state.commit(padded(chosen).to(x.device))
-    rows = [torch.cat([row, x[index, path]]) for index, (row, path) in enumerate(zip(rows, chosen))]
-    at_positions(subject, f"after commit(path {chosen})", state, rows)
-    expect(subject, f"extend after commit(path {chosen})", subject.extend(chain, state), rows, chain)
+    check_path(subject, f"commit(path {chosen})", state, rows, x, chosen, chain)
 
 
 def check_chain_path(subject: Subject, case: Case) -> None:
@@ -302,10 +290,17 @@ def check_chain_path(subject: Subject, case: Case) -> None:
     x = subject.draw((case.batch, 4), generator)
     subject.extend(x, state)
     chosen = [list(range(pick % 5)) for pick in case.picks]
-    state.commit(padded(chosen).to(x.device))
+    check_path(subject, f"commit(path {chosen}) of a chain", state, rows, x, chosen, x)
+
+
+def check_path(subject: Subject, what: str, state: Decoding, rows: list[Tensor], x: Tensor, chosen: list[list[int]],
+               after: Tensor) -> None:
+    """Commit of each row's path through the pending nodes x: what comes `after` sees it as if it had been there always.
+    """
+    state.commit(padded(chosen, -1).to(x.device))
     rows = [torch.cat([row, x[index, path]]) for index, (row, path) in enumerate(zip(rows, chosen))]
-    at_positions(subject, f"after commit(path {chosen}) of a chain", state, rows)
-    expect(subject, f"extend after commit(path {chosen}) of a chain", subject.extend(x, state), rows, x)
+    at_positions(subject, f"after {what}", state, rows)
+    expect(subject, f"extend after {what}", subject.extend(after, state), rows, after)
 
 
 def check_select(subject: Subject, case: Case) -> None:
@@ -414,7 +409,7 @@ def check_life(subject: Subject, case: Case) -> None:
     for turn, step in enumerate(case.steps):
         pick, batch = case.picks[turn % len(case.picks)] + turn, len(rows)
         lived += f", {step}"
-        new: list[Tensor] = [row[:0] for row in rows]
+        new: list[Tensor] = []  # what each row goes on with
         if step in ("chain", "ragged"):
             x = subject.draw((batch, 1 + pick % 3), generator)
             expect(subject, lived, subject.extend(x, state), rows, x)
@@ -428,7 +423,7 @@ def check_life(subject: Subject, case: Case) -> None:
             expect(subject, lived, y, rows, x, trees)
             if step == "tree":
                 chosen = [paths_of(tree)[(pick + row) % len(tree)] for row, tree in enumerate(trees)]
-                state.commit(padded(chosen).to(x.device))
+                state.commit(padded(chosen, -1).to(x.device))
                 new = [x[row, path] for row, path in enumerate(chosen)]
         elif step == "rewind":
             back = [(pick + row) % (len(tokens) - floors[row] + 1) for row, tokens in enumerate(rows)]
@@ -438,18 +433,16 @@ def check_life(subject: Subject, case: Case) -> None:
             order = [(pick + 2 * row) % batch for row in range(1 + pick % 3)]
             state = state.select(torch.tensor(order, device=rows[0].device))
             rows, floors = [rows[row] for row in order], [floors[row] for row in order]
-            new = [row[:0] for row in rows]
         elif step == "join":
             order = [(pick + row) % batch for row in range(1 + pick % 2)]
             state = state.join([state.select(torch.tensor(order, device=rows[0].device))])
             rows, floors = [*rows, *(rows[row] for row in order)], [*floors, *(floors[row] for row in order)]
-            new = [row[:0] for row in rows]
         elif step == "snapshot":
             kept = (state.snapshot(), list(rows), list(floors))
         else:
             state.restore(kept[0])
             rows, floors = list(kept[1]), list(kept[2])
-        if step in ("chain", "ragged", "tree"):
+        if new:
             rows = [torch.cat(pair) for pair in zip(rows, new)]
             floors = [max(floor, len(row) - history) for floor, row in zip(floors, rows)]
         at_positions(subject, lived, state, rows)

@@ -117,9 +117,8 @@ def damage(data: bytes, generator: random.Random) -> bytes:
             if changed:
                 changed[generator.randrange(len(changed))] = generator.randrange(256)
         return bytes(changed)
-    return data.replace(
-        generator.choice([b"\n", b",", b">", b"\t", b" ", b'"']), generator.choice([b"", b"\r", b"\n\n", b'"'])
-    )
+    old, new = [b"\n", b",", b">", b"\t", b" ", b'"'], [b"", b"\r", b"\n\n", b'"']
+    return data.replace(generator.choice(old), generator.choice(new))
 
 
 def survives(path: str | Path, kind: str | None = None, memory: int = MEMORY, **options: Any) -> bool:

@@ -561,7 +561,6 @@ class _MixerChecker:
         if not mixer.linear_in_values:
             for what in (lambda: mixer.matrix(x), lambda: mixer.values(x), lambda: mixer.output(x, x)):
                 check.refuses("matrix, values and output of a mixer that is not linear in its values", what)
-        check.that(mixer.axes == 1 or mixer(x).shape == x.shape, "forward must keep (B, T, D)")
         check.that(mixer(x).shape == x.shape, f"forward of {tuple(x.shape)} gives {tuple(mixer(x).shape)}")
 
     def refused_nodes(self) -> None:

@@ -36,6 +36,7 @@ TEST_ELEMENTS = 20_000  # scored at most, spread over the held-out sequences
 LEARN_ELEMENTS = 2_000_000  # that the slow classical methods learn from at most
 SMALL = 200  # elements in the vocabulary up to which automata and hidden Markov models are tried
 NETWORKS = ("attention", "gru", "lstm", "mamba", "gla")
+Made = tuple[SequencePredictor, str]  # what a method learned, and the setting that it chose
 
 
 @dataclass
@@ -152,9 +153,6 @@ def compare_on(data: Any, minutes: float, seed: int, quiet: bool) -> Comparison:
                                   scores.brier, seconds, chosen))
     results.sort(key=lambda result: result.bits)
     return Comparison(results, data.kind.unit, codec.size, sum(map(len, exam)), len(exam), machine())
-
-
-Made = tuple[SequencePredictor, str]
 
 
 def classical(learn: list[np.ndarray], rest: list[np.ndarray], check: list[np.ndarray], size: int, end: int | None,

@@ -23,7 +23,7 @@ from segue.continual import Memory
 from segue.data import Data, TokenStore
 from segue.errors import SegueError
 from segue.files import read_json, write_json, write_picture
-from segue.kinds import Codec
+from segue.kinds import Codec, Kind
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
 from segue.objectives import Distillation, Objective, objective_named
@@ -37,6 +37,8 @@ from segue.verbs.fitted import Fitted, Report, as_data, dial, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from segue.verbs.mixed import Parts
 
 __all__ = ["build", "fit", "load"]
 
@@ -122,14 +124,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             run.train(quiet=quiet)
         finally:
             batches.close()
-        counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
-        memory = Memory(plan.context, plan.seed)
-        memory.learned("first data", train, held)
-        model = model.cpu().eval()
-        mixture = None if parts is None else mixed.mix(model, parts, plan.context, seed, plan.precision)
-        ngram = mixed.classical(train, codec.size) if mixture is None else None
-        fitted = Fitted(model, codec, data.kind, report_of(run, plan, train, request, line), plan.context, counts,
-                        memory=memory, mixture=mixture, ngram=ngram)
+        report = report_of(run, plan, train, request, line)
+        fitted = completed(model.cpu().eval(), codec, data.kind, report, plan, train, held, parts)
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
             if folder is not None:
@@ -167,6 +163,20 @@ def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any
         "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
         "precision": plan.precision, "machine": machine(), "processes": distributed.world(),
         "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
+
+
+def completed(model: Stack, codec: Codec, kind: Kind, report: Report, plan: Plan, train: TokenStore, held: TokenStore,
+              parts: Parts | None) -> Fitted:
+    """The network with what a fitted model keeps beside it: token counts, pieces to replay, what it is mixed with or
+    measured against."""
+    from segue.verbs import mixed
+
+    counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
+    memory = Memory(plan.context, plan.seed)
+    memory.learned("first data", train, held)
+    mixture = None if parts is None else mixed.mix(model, parts, plan.context, plan.seed, plan.precision)
+    ngram = mixed.classical(train, codec.size) if mixture is None else None
+    return Fitted(model, codec, kind, report, plan.context, counts, memory=memory, mixture=mixture, ngram=ngram)
 
 
 def key_of(request: Mapping[str, Any]) -> str:

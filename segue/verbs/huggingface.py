@@ -21,7 +21,6 @@ from segue.verbs.fitted import Fitted, Report
 
 CONTEXT = 1024  # elements that evaluation shows a model at once, where the model can take that many
 
-
 # Of generation_config.json: what is an option of the same name here.
 HONOURED = (*SAMPLING, *RULES, "repetition_penalty", "renormalize_logits", *Beam.options, "num_beam_groups",
             "diversity_penalty", "penalty_alpha")

@@ -132,15 +132,7 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
     model = fitted.decodable()
     generate(model, beginnings(held, 1), 2)  # what is made at the first use is made before the clock runs
     result = SpeedUp("none", "", machine())
-    makers: dict[str, Callable[[], Drafter | str]] = {"none": lambda: "none"}
-    for name, make in DRAFTERS.items():
-        with suppress(SegueError):  # not every model has what a drafter needs
-            make(model)
-            makers[name] = partial(make, model)
-    if fitted.mixture is not None:
-        counts = fitted.mixture.counts
-        makers["counts"] = lambda: CountDraft(counts)
-    drafter = None
+    makers, drafter = drafters(fitted, model), None
     try:
         heads = DraftHeads.on(fitted.model, **SORTS[sort], attention_heads=heads_of(fitted.model.config.width))
     except SegueError as error:
@@ -164,6 +156,18 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
     if fitted.folder is not None:
         fitted.save_drafts(fitted.folder)
     return result
+
+
+def drafters(fitted: Fitted, model: Any) -> dict[str, Callable[[], Drafter | str]]:
+    """How to make each of the drafters that need no training here, by name; "none" is plain decoding."""
+    makers: dict[str, Callable[[], Drafter | str]] = {"none": lambda: "none"}
+    for name, make in DRAFTERS.items():
+        with suppress(SegueError):  # not every model has what a drafter needs
+            make(model)
+            makers[name] = partial(make, model)
+    if fitted.mixture is not None:
+        makers["counts"] = partial(CountDraft, fitted.mixture.counts)
+    return makers
 
 
 def beginnings(store: TokenStore, count: int, longest: int = 64) -> list[list[int]]:
@@ -210,7 +214,7 @@ class Readings:
                 made.append(read(base, batch))
         finally:
             batches.close()
-        self.text = joined(made)
+        self.text = Batch.join(made)
 
     def __call__(self, step: int) -> Batch:
         count = len(self.text.tokens)
@@ -239,14 +243,6 @@ def read(base: Stack, batch: Batch) -> Batch:
     with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=fast):
         hidden = base(batch.tokens, batch.layout).hidden
     return replace(batch, channels={"hidden": hidden.to(torch.bfloat16 if fast else torch.float32)})
-
-
-def joined(batches: list[Batch]) -> Batch:
-    """The rows of all of them."""
-    starts = [torch.zeros_like(each.targets, dtype=torch.bool) if each.starts is None else each.starts
-              for each in batches]
-    return Batch(torch.cat([each.tokens for each in batches]), torch.cat([each.targets for each in batches]),
-                 torch.cat(starts), {"hidden": torch.cat([each.channels["hidden"] for each in batches])})
 
 
 def train_heads(heads: DraftHeads, fitted: Fitted, readings: Readings, seconds: float, steps: int | None, seed: int,
