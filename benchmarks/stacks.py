@@ -70,18 +70,24 @@ def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | Non
             "parameters": sum(p.numel() for p in run.model.parameters())}
 
 
+def shape(row: dict) -> str:
+    return f"{row['depth']} x {row['width']}"
+
+
 def table(rows: list[dict]) -> str:
     stacks = list(dict.fromkeys(row["stack"] for row in rows))
     lines = ["# Which mixer learns most in a given time", "",
              f"One thread each, {machine()}. Held-out bits per unit of the network alone (tokens/s in training). "
-             "Regenerate: see `benchmarks/stacks.py`.", "",
-             "| data | unit | seconds | " + " | ".join(stacks) + " |", "|---|---|---|" + "---|" * len(stacks)]
-    for key in dict.fromkeys((row["data"], row["unit"], row["seconds"]) for row in rows):
-        cells = {row["stack"]: row for row in rows if (row["data"], row["unit"], row["seconds"]) == key}
+             "Regenerate: see `benchmarks/stacks.py`. Where a data set has two shapes for a time, the larger is an "
+             "earlier recipe's.", "",
+             "| data | seconds | blocks x width | " + " | ".join(stacks) + " |", "|---|---|---|" + "---|" * len(stacks)]
+    for key in sorted({(row["data"], row["seconds"], shape(row)) for row in rows}):
+        cells = {row["stack"]: row for row in rows if (row["data"], row["seconds"], shape(row)) == key}
         best = min(cell["bits"] for cell in cells.values())
         shown = [f"{'**' if c['bits'] == best else ''}{c['bits']:.3f}{'**' if c['bits'] == best else ''} "
                  f"({c['tokens_per_second']:,})" if (c := cells.get(stack)) else "" for stack in stacks]
-        lines.append(f"| {key[0]} | {key[1]} | {key[2]:g} | " + " | ".join(shown) + " |")
+        lines.append(f"| {key[0]}, per {next(iter(cells.values()))['unit']} | {key[1]:g} | {key[2]} | "
+                     + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -102,7 +108,8 @@ def main() -> None:
             print(row, flush=True)
             with open(record, "a") as handle:
                 handle.write(json.dumps(row) + "\n")
-    rows = {(r["data"], r["stack"], r["seconds"]): r for r in map(json.loads, record.read_text().splitlines())}
+    rows = {(r["data"], r["stack"], r["seconds"], shape(r)): r
+            for r in map(json.loads, record.read_text().splitlines())}
     (HERE / "stacks.md").write_text(table(list(rows.values())))
 
 

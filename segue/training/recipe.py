@@ -111,7 +111,8 @@ class Plan:
         return min(1.0, (step + 1) / rise, (self.steps - step) / fall)
 
 
-SIZE = 0.3  # parameters of the blocks, per root of the compute in floating-point operations
+SIZE = 0.075  # parameters of the blocks, per root of the compute in floating-point operations (Chinchilla: 0.09)
+BATCH = 1.8  # tokens a step, per fourth root of the compute
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,8 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     steps = choices.get("steps")
     given_steps = steps if isinstance(steps, int) and steps > 0 else 1000
     # The compute of the dial; of a number of steps, what they take with the size that would be chosen for it.
-    compute = facts.flops * facts.seconds if facts.seconds is not None else (6 * SIZE * given_steps * 2048) ** 2
-    wanted = 1 << max(9, min(13, round(math.log2(math.sqrt(compute) / 3000))))  # small batches in short runs
+    compute = facts.flops * facts.seconds if facts.seconds is not None else (6 * SIZE * given_steps * 4096) ** 2
+    wanted = 1 << max(9, min(16, round(math.log2(BATCH * compute**0.25))))
     rows = max(1, max(256, min(wanted, facts.tokens // 4)) // context)
     size = max(20_000.0, min(SIZE * math.sqrt(compute), 40.0 * facts.tokens, 3e8))
     width = max(32, min(1024, round((64 * size / 12) ** (1 / 3) / 32) * 32))
