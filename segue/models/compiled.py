@@ -445,7 +445,8 @@ class CompiledModel:
                 raise SegueError("parents of a draft: give for each node the index of an earlier one, or -1")
             if self.config.learned_positions:
                 deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
-        self._check(ids.min(), ids.max(), state, deep)
+        known = ids.ravel().tolist()
+        self._check(min(known), max(known), state, deep)
         state.reserve(n)
         unused = None if state.pending is None else state.pending.after  # nobody will commit that
         if unused is not None and unused is not state.states and unused.array.size == state.states.array.size:
@@ -488,8 +489,8 @@ class CompiledModel:
                 batch, end - start, -1)
             before = after
         state.pending = Pending(ids, parents is not None, after, kept, chain)
-        shaped = torch.from_numpy(logits).view(batch, wanted, program.logit_stride)[:, :, : self.vocabulary]
-        return Output(shaped, torch.from_numpy(hidden))
+        shaped = logits.reshape(batch, wanted, program.logit_stride)[:, :, : self.vocabulary]
+        return Output(torch.from_numpy(shaped), torch.from_numpy(hidden))
 
     def step(self, tokens: np.ndarray, state: CompiledState) -> np.ndarray:
         """One token (B,) int64 per row, made real at once: `extend` and `commit` in one, for loops that count in

@@ -71,7 +71,7 @@ def run(job, me):
     """Thread `me`'s part in all operations."""
     team = job[TEAM]
     for index in range(job[COUNT]):
-        op = longs(job[OPERATIONS] + 8 * COLUMNS * index, COLUMNS)
+        op = longs(job[OPERATIONS] + 8 * COLUMNS * index, 2 * COLUMNS)  # and the one behind it
         code = op[0]
         if code == LINEAR:
             ops.linear(job, op, me, team)
@@ -135,6 +135,8 @@ def run(job, me):
             ops.spread(job, op, me, team)
         else:
             ops.pick(job, op, me, team)
+        if index + 1 < job[COUNT] and op[COLUMNS] == LINEAR:
+            ops.foresee(op[COLUMNS:], me, team)
         ops.barrier(job, team)
 
 

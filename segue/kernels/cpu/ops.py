@@ -69,6 +69,7 @@ from segue.kernels.cpu.simd import (
     GROUP,
     INTEGER,
     LANES,
+    LOWEST,
     MANY,
     NEAR,
     QUAD,
@@ -78,6 +79,7 @@ from segue.kernels.cpu.simd import (
     add_lanes,
     complex_lanes,
     convolve_lanes,
+    copy,
     copy_lanes,
     delta_lanes,
     delta_many,
@@ -85,6 +87,7 @@ from segue.kernels.cpu.simd import (
     diagonal_lanes,
     dot_lanes,
     exp,
+    fetch_lines,
     filter_lanes,
     filter_many,
     floats,
@@ -101,7 +104,11 @@ from segue.kernels.cpu.simd import (
     quantise,
     real,
     relax,
+    rotate_lanes,
+    scale_lanes,
     scan_lanes,
+    scatter_lanes,
+    soften,
     store,
     yield_core,
 )
@@ -112,10 +119,12 @@ ZERO, HALF, ONE, TWO = f32(0), f32(0.5), f32(1), f32(2)
 # loops from being vectorised.
 fast = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
 ROOT_HALF, TANH_SCALE, TANH_CUBE = f32(math.sqrt(0.5)), f32(math.sqrt(2 / math.pi)), f32(0.044715)
-LOWEST, LARGEST = f32(-3e38), f32(3e38)  # the score of what is not seen; a limit from here on is none
+LARGEST = f32(3e38)  # a limit from here on is none
 TINY = f32(np.finfo(np.float32).tiny)
 SPINS = 3000
-PHASE = 4 * TILE  # sums over slots that begin at multiples of it round alike, whatever is before those
+NEARBY = 1 << 17  # bytes of a head's keys and values that are few
+LINE = 64  # bytes of a line of the cache
+FORESEEN = 1024  # floats of weights, or words of them, that are fetched while a thread waits for the others
 FEW = BLOCK * TILE  # numbers that a thread's local memory always has room for
 
 
@@ -313,7 +322,13 @@ def angles(job, op, me, team):
 @njit
 def put(source, target, count):
     """Copy `count` floats."""
-    floats(target, count)[:] = floats(source, count)
+    copy(target, source, 4 * count)
+
+
+@njit
+def fetch(address, count):
+    """Ask for `count` floats."""
+    fetch_lines(address, LINE, (4 * count + LINE - 1) // LINE)
 
 
 @fast
@@ -373,6 +388,13 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
 
 
 @njit
+def foresee(op, me, team):
+    """Ask for the first of the weights that this thread will read in `linear`."""
+    k, tiles = op[10], op[11]
+    fetch(op[7] + tiles * me // team * TILE * k * (GROUP if op[8] else 4), FORESEEN)
+
+
+@njit
 def linear(job, op, me, team):
     """source(3), into(3), weights, scales or 0, bias or 0, k, tiles, add?, activation, gated?, logits?, width,
     bytes(3)."""
@@ -381,6 +403,9 @@ def linear(job, op, me, team):
     else:
         nodes, into = job[NODES], row(job, op, 4, 0)
     source, stride = row(job, op, 1, 0), 4 * op[3]
+    if nodes <= BLOCK:  # more would take longer to ask for than to wait for
+        for node in range(nodes):  # what other threads have left in their caches
+            fetch(source + node * stride, op[16])
     if INTEGER and op[8]:
         floating, apart, k = source, stride, op[10]
         if nodes <= BLOCK:  # for itself: that takes less than waiting for the others
@@ -397,10 +422,25 @@ def linear(job, op, me, team):
 
 
 @fast
-def turn(x, angle, turned):
+def scaled(source, by, into, count):
+    """into = by * source."""
+    whole = count // LANES * LANES
+    for at in range(0, 4 * whole, 4 * LANES):
+        scale_lanes(source + at, by, into + at)
+    x, y = floats(source, count), floats(into, count)
+    for j in range(whole, count):
+        y[j] = x[j] * by
+
+
+@fast
+def turn(at, angle_at, turned):
     """Rotate in place: features j and j + turned / 2 are one plane."""
     half = turned // 2
-    for j in range(half):
+    whole = half // LANES * LANES
+    for j in range(0, 4 * whole, 4 * LANES):
+        rotate_lanes(at + j, at + 4 * half + j, angle_at + j, angle_at + 4 * half + j)
+    x, angle = floats(at, turned), floats(angle_at, turned)
+    for j in range(whole, half):
         a, b = x[j], x[half + j]
         x[j] = a * angle[j] - b * angle[half + j]
         x[half + j] = b * angle[j] + a * angle[half + j]
@@ -423,32 +463,40 @@ def remember(job, op, me, team):
     """STORE. q(3), k(3), v(3), angles(3), sizes(6), turned, scale: rotate q and k, scale q, cache k and v."""
     heads, kv, width, key, value, turned = op[13], op[14], op[15], op[16], op[17], op[19]
     scale = f32(real(op[20]))
-    parts = heads + kv
-    for item in range(me, job[NODES] * parts, team):
-        node, part = item // parts, item % parts
-        angle = floats(row(job, op, 10, node), turned)
-        if part < heads:
-            q = floats(row(job, op, 1, node) + 4 * part * width, width)
-            turn(q, angle, turned)
-            for j in range(width):
-                q[j] *= scale
-            continue
-        g = part - heads
-        b = longs(job[ROW], job[NODES])[node]
-        slot = longs(job[LENGTH], job[BATCH])[b] + node - longs(job[FIRST], job[BATCH])[b]
-        k = floats(row(job, op, 4, node) + 4 * g * width, width)
-        v = floats(row(job, op, 7, node) + 4 * g * width, width)
-        turn(k, angle, turned)
-        keys, values = keys_at(job, op, 13, b, g)
-        panel = floats(keys + 4 * (slot // TILE * key * TILE + slot % TILE), key * TILE)
-        for j in range(width):
-            panel[j * TILE] = k[j]
-        floats(values + 4 * slot * value, width)[:] = v
+    nodes, whole = job[NODES], width // LANES * LANES
+    rows, firsts, lengths = longs(job[ROW], nodes), longs(job[FIRST], job[BATCH]), longs(job[LENGTH], job[BATCH])
+    for fetching in (True, False):  # ask for everything first: it lies apart, and in part in other threads' caches
+        for item in range(kv * nodes * me // team, kv * nodes * (me + 1) // team):  # heads as they are attended to
+            g, node = item // nodes, item % nodes
+            b = rows[node]
+            slot = lengths[b] + node - firsts[b]
+            keys, values = keys_at(job, op, 13, b, g)
+            panel, v_into = keys + 4 * (slot // TILE * key * TILE + slot % TILE), values + 4 * slot * value
+            k, v = row(job, op, 4, node) + 4 * g * width, row(job, op, 7, node) + 4 * g * width
+            if fetching:
+                if node == firsts[b] or slot % (LINE // 4) == 0:
+                    fetch_lines(panel, 4 * TILE, width)
+                fetch(k, width)
+                fetch(v, width)
+                fetch(v_into, width)
+                continue
+            turn(k, row(job, op, 10, node), turned)
+            for j in range(0, whole, LANES):
+                scatter_lanes(k + 4 * j, panel + 4 * j * TILE, 4 * TILE)
+            x, line = floats(k, width), floats(panel, key * TILE)
+            for j in range(whole, width):
+                line[j * TILE] = x[j]
+            put(v, v_into, width)
+    for item in range(heads * nodes * me // team, heads * nodes * (me + 1) // team):
+        head, node = item // nodes, item % nodes
+        q = row(job, op, 1, node) + 4 * head * width
+        turn(q, row(job, op, 10, node), turned)
+        scaled(q, scale, q, width)
 
 
 @fast
-def weigh(scores, size, q_position, shift, window, slope, past, marks, positions, first):
-    """Scores of one query to unnormalised weights, in place; returns their sum.
+def weigh(scores, size, room, q_position, shift, window, slope, past, marks, positions, first):
+    """Scores of one query to unnormalised weights, in place, followed by zeros up to `room`; returns their sum.
 
     past: how many of the `size` slots are committed (slot + shift is their position); the others are nodes of this
     call, from `first` on, of which `marks` (an address; 0: all) tells those on the query's path.
@@ -465,14 +513,17 @@ def weigh(scores, size, q_position, shift, window, slope, past, marks, positions
         for j in range(size - past):
             if path[j] == 0:
                 s[past + j] = LOWEST
-    top = LOWEST
-    for j in range(size):
-        top = max(top, s[j])
-    total = ZERO
-    for j in range(size):
-        s[j] = exp(s[j] - top) if s[j] > LOWEST else ZERO
-        total += s[j]
-    return total
+    return soften(scores, size, room)
+
+
+@njit
+def portion(firsts, blocks, item):
+    """Head, row and block of nodes of an item of `attend`, in that order."""
+    head, b, block = item // blocks, 0, item % blocks
+    while block >= (firsts[b + 1] - firsts[b] + BLOCK - 1) // BLOCK:
+        block -= (firsts[b + 1] - firsts[b] + BLOCK - 1) // BLOCK
+        b += 1
+    return head, b, block
 
 
 @fast
@@ -495,14 +546,12 @@ def attend(job, op, me, team):
         blocks += (firsts[b + 1] - firsts[b] + BLOCK - 1) // BLOCK
     item, last = heads * blocks * me // team, heads * blocks * (me + 1) // team
     while item < last:
-        head, block = item // blocks, item % blocks
-        b = 0
-        while block >= (firsts[b + 1] - firsts[b] + BLOCK - 1) // BLOCK:
-            block -= (firsts[b + 1] - firsts[b] + BLOCK - 1) // BLOCK
-            b += 1
+        head, b, block = portion(firsts, blocks, item)
         node = firsts[b] + block * BLOCK
         rows = min(BLOCK, firsts[b + 1] - node)
         keys, values = keys_at(job, op, 7, b, head * kv // heads)
+        beyond, following, _ = portion(firsts, blocks, min(item + 1, last - 1))
+        later = keys_at(job, op, 7, following, beyond * kv // heads)[0]
         past, slots = lengths[b], lengths[b] + block * BLOCK + rows
         shift = positions[firsts[b]] - past  # position minus slot, of what is committed (roots follow the last)
         end, last_slot, start = prompt_end(job, op[19], b), past + firsts[b + 1] - firsts[b], 0
@@ -516,16 +565,21 @@ def attend(job, op, me, team):
             for r in range(rows):
                 near = window if window else positions[node + r] % span + 1 + span * back
                 start = min(start, positions[node + r] - near + 1 - shift)
-            start = max(0, start) // PHASE * PHASE
+            start = max(0, start) // TILE * TILE
+        # Few keys and values are fetched while what comes before them is used, many as they are read.
+        few = 4 * (slots - start) * (key + value) <= NEARBY
+        hop = 4 * TILE * key  # from tile to tile of keys
+        to_values = values - keys + 4 * start * (value - key) if few else NEAR
+        to_keys = later - values + 4 * start * (key - value) if few else NEAR
         q = row(job, op, 1, node) + 4 * head * width
         slot = start
         while slot < slots:
             here = 2 if rows <= QUAD and slots - slot > TILE else 1
             k, s = keys + 4 * slot * key, scores + 4 * (slot - start)
             if here == 2:
-                quad(rows, k, 4 * TILE, 4 * TILE * key, NEAR, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
+                quad(rows, k, 4 * TILE, hop, to_values - hop if few else NEAR, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
             else:
-                pair(rows, k, 4 * TILE, 0, NEAR, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
+                pair(rows, k, 4 * TILE, 0, to_values, q, 4 * op[3], key, s, 4 * room, 0, 0, 0)
             slot += here * TILE
         inner = max(1, (slots - start + UNROLL - 1) // UNROLL) * UNROLL
         slope = floats(op[14], heads)[head] if op[14] else ZERO
@@ -549,10 +603,8 @@ def attend(job, op, me, team):
             if alone:
                 own = min(own, prompt)
             near = positions[node + r] % span + 1 + span * back if span else window
-            total = weigh(scores + 4 * r * room, own - start, positions[node + r], shift + start, near, slope,
+            total = weigh(scores + 4 * r * room, own - start, inner, positions[node + r], shift + start, near, slope,
                           past - start, 0 if job[CHAIN] else marks, positions, firsts[b])
-            rest = floats(scores + 4 * (r * room + own - start), inner - own + start)
-            rest[:] = ZERO
             scales[r] = ONE / total if total > ZERO else ZERO  # a prompt that is not there
         column = 0
         while column < value:
@@ -560,14 +612,12 @@ def attend(job, op, me, team):
             wide = TILE
             if rows <= QUAD and value - column > TILE:
                 wide = 2 * TILE
-                quad(rows, v, 4 * value, 4 * TILE, NEAR, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
+                quad(rows, v, 4 * value, 4 * TILE, to_keys, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
             else:
-                pair(rows, v, 4 * value, 0, NEAR, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
+                pair(rows, v, 4 * value, 0, to_keys, scores, 4 * room, inner, raw, 4 * wide, 0, 0, 0)
             for r in range(rows):
-                y = floats(raw + 4 * r * wide, wide)
-                out = floats(row(job, op, 4, node + r) + 4 * (head * width + column), min(wide, width - column))
-                for j in range(out.size):
-                    out[j] = y[j] * scales[r]
+                scaled(raw + 4 * r * wide, scales[r], row(job, op, 4, node + r) + 4 * (head * width + column),
+                       min(wide, width - column))
             column += wide
         item += 1
 

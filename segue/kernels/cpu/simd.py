@@ -41,6 +41,7 @@ AHEAD = 8192  # ... unless so many rows are multiplied by each weight that it fa
 F32, I8, I32, I64 = ir.FloatType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, WORDS = ir.VectorType(F32, LANES), ir.VectorType(I32, LANES)
 ZEROS = ir.Constant(VECTOR, [0.0] * LANES)
+LOWEST = np.float32(-3e38)  # the score of what is not seen
 MANY = 4  # vectors that a matrix as memory works on at once, so that sums need not wait for each other
 FLOAT, WIDENED, BYTES = range(3)  # micro-kernels: for float32; for int8 weights; for int8 weights and inputs
 INT8 = BYTES if INTEGER else WIDENED
@@ -178,6 +179,21 @@ def _filled(builder: Any, value: Any) -> Any:
 def _spread(builder: Any, address: Any, kind: Any = F32) -> Any:
     """The number at an address, LANES times."""
     return _filled(builder, builder.load(builder.inttoptr(address, kind.as_pointer()), align=4))
+
+
+def _inside(builder: Any, count: Any, first: Any) -> Any:
+    """Which of the LANES numbers from `first` on are among so many."""
+    left = _filled(builder, builder.trunc(builder.sub(count, first), I32))
+    return builder.icmp_signed("<", ir.Constant(WORDS, list(range(LANES))), left)
+
+
+def _total(builder: Any, value: Any) -> Any:
+    """The sum of the numbers of a vector, in every place."""
+    b, lanes, apart = builder, value.type.count, value.type.count // 2
+    while apart:
+        mask = ir.Constant(ir.VectorType(I32, lanes), [i ^ apart for i in range(lanes)])
+        value, apart = b.fadd(value, b.shuffle_vector(value, value, mask)), apart // 2
+    return value
 
 
 def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
@@ -343,13 +359,12 @@ def _quantise(builder: Any, args: list[Any]) -> None:
     products begins, since the weights' bytes have 128 added.
     """
     x, width, into, k = args
-    b, lanes = builder, ir.Constant(WORDS, list(range(LANES)))
+    b = builder
     vectors = b.udiv(k, I64(LANES // 4))
 
     def values(i: Any) -> tuple[Any, Any]:
         first = b.mul(i, I64(LANES))
-        inside = b.icmp_signed("<", lanes, _filled(b, b.trunc(b.sub(width, first), I32)))
-        return first, b.select(inside, _vector(b, b.add(x, b.shl(first, I64(2)))), ZEROS)
+        return first, b.select(_inside(b, width, first), _vector(b, b.add(x, b.shl(first, I64(2)))), ZEROS)
 
     def larger(i: Any, top: Any) -> list[Any]:  # as integers: the order is the same, and a NaN is the largest
         size = b.and_(b.bitcast(values(i)[1], WORDS), ir.Constant(WORDS, [2**31 - 1] * LANES))
@@ -373,6 +388,61 @@ def _quantise(builder: Any, args: list[Any]) -> None:
     behind = b.add(into, b.shl(k, I64(2)))
     b.store(b.fmul(top, F32(1 / 127)), b.inttoptr(behind, F32.as_pointer()), align=4)
     b.store(b.mul(total, I32(-128)), b.inttoptr(b.add(behind, I64(4)), I32.as_pointer()), align=4)
+
+
+def _soften(builder: Any, args: list[Any]) -> Any:
+    """`size` scores to unnormalised weights, in place, followed by zeros up to `room` numbers or a few more; gives
+    their sum. A score that is LOWEST weighs nothing."""
+    scores, size, room = args
+    b, lowest = builder, ir.Constant(VECTOR, [float(LOWEST)] * LANES)
+    vectors = b.udiv(b.add(room, I64(LANES - 1)), I64(LANES))
+
+    def seen(i: Any) -> tuple[Any, Any]:
+        first = b.mul(i, I64(LANES))
+        address = b.add(scores, b.shl(first, I64(2)))
+        return address, b.select(_inside(b, size, first), _vector(b, address), lowest)
+
+    def larger(i: Any, top: Any) -> list[Any]:
+        score = seen(i)[1]
+        return [b.select(b.fcmp_ordered(">", score, top), score, top)]
+
+    (top,) = _each(b, vectors, [lowest], larger)
+    top = _filled(b, _call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, top))
+
+    def weight(i: Any, total: Any) -> list[Any]:
+        address, score = seen(i)
+        value = b.select(b.fcmp_ordered(">", score, lowest), _exp(b, [b.fsub(score, top)]), ZEROS)
+        _put(b, value, address)
+        return [b.fadd(total, value)]
+
+    return b.extract_element(_total(b, *_each(b, vectors, [ZEROS], weight)), I32(0))
+
+
+def _rotate(builder: Any, args: list[Any]) -> None:
+    """Turn LANES planes in place. Addresses: of both coordinates, and of cosines and sines."""
+    b, (first, second, cosine, sine) = builder, (_vector(builder, at) for at in args)
+    _put(b, b.fsub(b.fmul(first, cosine), b.fmul(second, sine)), args[0])
+    _put(b, _fma(b, second, cosine, b.fmul(first, sine)), args[1])
+
+
+def _scatter(builder: Any, args: list[Any]) -> None:
+    """LANES numbers to as many lines, `stride` bytes apart, one by one: the instruction for it is slower."""
+    b, (source, into, stride) = builder, args
+    value = _vector(b, source)
+    for lane in range(LANES):
+        at = b.inttoptr(b.add(into, b.mul(stride, I64(lane))), F32.as_pointer())
+        b.store(b.extract_element(value, I32(lane)), at, align=4)
+
+
+def _fetch_lines(builder: Any, args: list[Any]) -> None:
+    """Ask for `count` (at least one) lines of memory, `stride` bytes apart."""
+    b, (address, stride, count) = builder, args
+
+    def line(i: Any) -> list[Any]:
+        _fetch(b, b.add(address, b.mul(i, stride)))
+        return []
+
+    _each(b, count, [], line)
 
 
 def _low_rank(builder: Any, args: list[Any]) -> None:
@@ -478,6 +548,12 @@ copy_lanes = _define("copy_lanes", void(long, long), lambda b, a: _put(b, _vecto
 add_lanes = _define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
 multiply_lanes = _define("multiply_lanes", void(long, long, long), lambda b, a: _put(
     b, b.fmul(_vector(b, a[0]), _vector(b, a[1])), a[2]))
+scale_lanes = _define("scale_lanes", void(long, single, long), lambda b, a: _put(
+    b, b.fmul(_vector(b, a[0]), _filled(b, a[1])), a[2]))
+scatter_lanes = _define("scatter_lanes", void(*[long] * 3), _scatter)
+rotate_lanes = _define("rotate_lanes", void(*[long] * 4), _rotate)
+soften = _define("soften", single(*[long] * 3), _soften)
+fetch_lines = _define("fetch_lines", void(*[long] * 3), _fetch_lines)
 scan_lanes = _define("scan_lanes", void(*[long] * 11), _scan)
 convolve_lanes = _define("convolve_lanes", void(*[long] * 8), _convolve)
 filter_lanes = _define("filter_lanes", void(*[long] * 6), lambda b, a: _filter(b, a, many=1))

@@ -80,12 +80,7 @@ class Numbers:
 
     def total(self) -> Numbers:
         """The sum of the numbers, in every place."""
-        value, b = self.value, self.builder
-        apart = self.type.count // 2
-        while apart:
-            mask = ir.Constant(ir.VectorType(simd.I32, self.type.count), [i ^ apart for i in range(self.type.count)])
-            value, apart = b.fadd(value, b.shuffle_vector(value, value, mask)), apart // 2
-        return Numbers(b, value)
+        return Numbers(self.builder, simd._total(self.builder, self.value))
 
     def log1p(self) -> Numbers:
         """log(1 + x) for 0 <= x <= 1."""
