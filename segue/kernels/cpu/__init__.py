@@ -5,7 +5,7 @@ order:
 
 - `program.py`  the program: a table of operations over registers, and the builder that mixers lower themselves to
 - `simd.py`     what Numba lacks: addresses, atomics, vector arithmetic, and the one register-blocked micro-kernel
-- `ops.py`      the operations, each a short function of (job, operation, thread)
+- `ops/`        the operations, each a short function of (job, operation, thread)
 - `engine.py`   the loop over operations, the barrier, and the team of threads that runs it
 
 The loops of training, forward and backward, each behind the file of its name in `segue.kernels` (where its reference

@@ -34,7 +34,7 @@ def folder() -> Path | None:
     """
     digest = hashlib.sha256(f"{Path(__file__).parent} {sys.version} {numba.__version__} {llvm.get_host_cpu_name()} "
                             f"{llvm.get_host_cpu_features().flatten()}".encode())
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
     try:
         user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

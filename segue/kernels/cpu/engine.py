@@ -13,8 +13,8 @@ import threading
 import numpy as np
 from numba import njit
 
-from segue.kernels.cpu import ops
 from segue.kernels.cpu.cache import compiled, mark
+from segue.kernels.cpu.ops import attention, base, channels, commits, linear, matrices, quantised, recall, recur, rows
 from segue.kernels.cpu.program import (
     ADD,
     ANGLES,
@@ -74,70 +74,70 @@ def run(job, me):
         op = longs(job[OPERATIONS] + 8 * COLUMNS * index, 2 * COLUMNS)  # and the one behind it
         code = op[0]
         if code == LINEAR:
-            ops.linear(job, op, me, team)
+            linear.linear(job, op, me, team)
         elif code == NORM:
-            ops.norm(job, op, me, team)
+            rows.norm(job, op, me, team)
         elif code == STORE:
-            ops.remember(job, op, me, team)
+            attention.remember(job, op, me, team)
         elif code == ATTEND:
-            ops.attend(job, op, me, team)
+            attention.attend(job, op, me, team)
         elif code == CONVOLVE:
-            ops.convolve(job, op, me, team)
+            channels.convolve(job, op, me, team)
         elif code == SCAN:
-            ops.scan(job, op, me, team)
+            channels.scan(job, op, me, team)
         elif code == DECAY:
-            ops.decay(job, op, me, team)
+            rows.decay(job, op, me, team)
         elif code == MATRIX:
-            ops.matrix(job, op, me, team)
+            matrices.matrix(job, op, me, team)
         elif code == NORMALISE:
-            ops.normalise(job, op, me, team)
+            matrices.normalise(job, op, me, team)
         elif code == STABILISE:
-            ops.stabilise(job, op, me, team)
+            matrices.stabilise(job, op, me, team)
         elif code == DIAGONAL:
-            ops.diagonal(job, op, me, team)
+            channels.diagonal(job, op, me, team)
         elif code == MODES:
-            ops.modes(job, op, me, team)
+            channels.modes(job, op, me, team)
         elif code == LOW_RANK:
-            ops.low_rank(job, op, me, team)
+            channels.low_rank(job, op, me, team)
         elif code == DENSE:
-            ops.dense(job, op, me, team)
+            channels.dense(job, op, me, team)
         elif code == FILTER:
-            ops.filter(job, op, me, team)
+            channels.filter(job, op, me, team)
         elif code == QUANTISED:
-            ops.quantised(job, op, me, team)
+            quantised.quantised(job, op, me, team)
         elif code == PREFIXED:
-            ops.prefixed(job, op, me, team)
+            matrices.prefixed(job, op, me, team)
         elif code == RECALL:
-            ops.recall(job, op, me, team)
+            recall.recall(job, op, me, team)
         elif code == TELL:
-            ops.tell(job, op, me, team)
+            rows.tell(job, op, me, team)
         elif code == RECUR:
-            ops.recur(job, op, me, team)
+            recur.recur(job, op, me, team)
         elif code == MAP:
-            ops.map(job, op, me, team)
+            rows.map(job, op, me, team)
         elif code == MULTIPLY:
-            ops.scale(job, op, me, team)
+            rows.scale(job, op, me, team)
         elif code == ADD:
-            ops.plus(job, op, me, team)
+            rows.plus(job, op, me, team)
         elif code == EMBED:
-            ops.embed(job, op, me, team)
+            rows.embed(job, op, me, team)
         elif code == ANGLES:
-            ops.angles(job, op, me, team)
+            rows.angles(job, op, me, team)
         elif code == GATHER:
-            ops.gather(job, op, me, team)
+            rows.gather(job, op, me, team)
         elif code == MOVE:
-            ops.move(job, op, me, team)
+            commits.move(job, op, me, team)
         elif code == POLYNOMIAL:
-            ops.polynomial(job, op, me, team)
+            rows.polynomial(job, op, me, team)
         elif code == EXPONENTIAL:
-            ops.exponential(job, op, me, team)
+            rows.exponential(job, op, me, team)
         elif code == TURN:
-            ops.spread(job, op, me, team)
+            rows.spread(job, op, me, team)
         else:
-            ops.pick(job, op, me, team)
+            commits.pick(job, op, me, team)
         if index + 1 < job[COUNT] and op[COLUMNS] == LINEAR:
-            ops.foresee(op[COLUMNS:], me, team)
-        ops.barrier(job, team)
+            linear.foresee(op[COLUMNS:], me, team)
+        base.barrier(job, team)
 
 
 @compiled

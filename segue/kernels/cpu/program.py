@@ -2,7 +2,7 @@
 
 A register is a (nodes, width) float32 matrix in scratch memory; an operation is one row of integers: its code, its
 operands, sizes, and addresses of weights. Mixers lower themselves by calling the builder's methods, and a new mixer
-needs no more than that, or one new operation in `ops.py`.
+needs no more than that, or one new operation in `ops/`.
 
 `Mixer.lower(program, source, into)` adds the mixer's output for the register `source` to the register `into`:
 

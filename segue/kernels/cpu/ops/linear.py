@@ -1,0 +1,130 @@
+"""Products of rows with matrices of weights, and what follows them at once."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from segue.kernels.cpu.ops.activations import activate
+from segue.kernels.cpu.ops.base import FEW, barrier, fast, fetch, row
+from segue.kernels.cpu.program import LOCAL, LOCAL_BYTES, LOGITS, NODES, NONE, WANTED
+from segue.kernels.cpu.simd import (
+    AHEAD,
+    BLOCK,
+    GROUP,
+    INTEGER,
+    LANES,
+    NEAR,
+    TILE,
+    add_lanes,
+    copy_lanes,
+    multiply_lanes,
+    pair,
+    pair8,
+    quantise,
+)
+
+FORESEEN = 1024  # floats of weights, or words of them, that are fetched while a thread waits for the others
+
+
+@fast
+def finish(raw, rows, tiles, into, stride, kind, gated, adds):
+    """Activation, gate and sum over what the micro-kernel left in raw (rows, tiles * TILE)."""
+    gates = raw + 4 * FEW
+    if gated:  # together, since a loop of LANES steps would be unrolled where it should become vector code
+        for i in range(rows * tiles):
+            copy_lanes(raw + 4 * i * TILE, gates + 4 * i * LANES)
+        activate(gates, rows * tiles * LANES, kind)
+    else:
+        activate(raw, rows * tiles * TILE, kind)
+    for r in range(rows):
+        for tile in range(tiles):
+            i, out = r * tiles + tile, into + r * stride + 4 * tile * (LANES if gated else TILE)
+            y = raw + 4 * i * TILE
+            if gated:
+                multiply_lanes(gates + 4 * i * LANES, y + 4 * LANES, out)
+            elif adds:
+                add_lanes(y, out)
+                add_lanes(y + 4 * LANES, out + 4 * LANES)
+            else:
+                copy_lanes(y, out)
+                copy_lanes(y + 4 * LANES, out + 4 * LANES)
+
+
+@njit
+def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, tiles, adds, kind, gated, me, team):
+    """This thread's tiles of a matrix product: rows of `source` (addresses and strides in bytes) to rows of `into`.
+    With int8 weights and INTEGER the rows are bytes."""
+    tile, last = tiles * me // team, tiles * (me + 1) // team
+    raw = job[LOCAL] + me * job[LOCAL_BYTES]
+    size = GROUP if scales else 4
+    plain = kind == NONE and not gated  # then the micro-kernel stores where the result belongs
+    blocks = (nodes + BLOCK - 1) // BLOCK
+    while tile < last:
+        here = max(1, min(BLOCK // max(nodes, 1), last - tile))  # as many as there is room for to be finished at once
+        column = 4 * tile * (LANES if gated else TILE)
+        for block in range(blocks):  # equal blocks: nine rows are 5 + 4, not 8 + 1
+            first, end = nodes * block // blocks, nodes * (block + 1) // blocks
+            rows = end - first
+            x, target = source + first * stride, into + first * out + column
+            y, between, onto = (target, out, adds) if plain else (raw, 4 * here * TILE, 0)
+            ahead = NEAR if rows < BLOCK - 1 else AHEAD
+            for at in range(tile, tile + here):
+                w, shift = weights + at * TILE * k * size, bias + 4 * at * TILE if bias else 0
+                if scales and rows < BLOCK - 1:
+                    pair8(rows, w, size * TILE, 0, NEAR, x, stride, k, y, between, scales + 4 * at * TILE, shift, onto)
+                elif scales:  # a distance that is a constant spares a register, which eight rows are short of
+                    pair8(rows, w, size * TILE, 0, AHEAD, x, stride, k, y, between, scales + 4 * at * TILE, shift, onto)
+                else:
+                    pair(rows, w, 4 * TILE, 0, ahead, x, stride, k, y, between, 0, shift, onto)
+                y += 4 * TILE
+            if not plain:
+                finish(raw, rows, here, target, out, kind, gated, adds)
+        tile += here
+
+
+@njit
+def foresee(op, me, team):
+    """Ask for the first of the weights that this thread will read in `linear`."""
+    k, tiles = op[10], op[11]
+    fetch(op[7] + tiles * me // team * TILE * k * (GROUP if op[8] else 4), FORESEEN)
+
+
+@njit
+def linear(job, op, me, team):
+    """source(3), into(3), weights, scales or 0, bias or 0, k, tiles, add?, activation, gated?, logits?, width,
+    bytes(3)."""
+    if op[15]:
+        nodes, into = job[WANTED], job[LOGITS]
+    else:
+        nodes, into = job[NODES], row(job, op, 4, 0)
+    source, stride = row(job, op, 1, 0), 4 * op[3]
+    if nodes <= BLOCK:  # more would take longer to ask for than to wait for
+        for node in range(nodes):  # what other threads have left in their caches
+            fetch(source + node * stride, op[16])
+    if INTEGER and op[8]:
+        floating, apart, k = source, stride, op[10]
+        if nodes <= BLOCK:  # for itself: that takes less than waiting for the others
+            source, stride = job[LOCAL] + me * job[LOCAL_BYTES] + 8 * FEW, 4 * (k + 2)
+            for node in range(nodes):
+                quantise(floating + node * apart, op[16], source + node * stride, k)
+        else:
+            source, stride = row(job, op, 17, 0), 4 * op[19]
+            for node in range(me, nodes, team):
+                quantise(floating + node * apart, op[16], source + node * stride, k)
+            barrier(job, team)
+    multiply(job, source, stride, nodes, into, 4 * op[6], op[7], op[8], op[9], op[10], op[11], op[12], op[13], op[14],
+             me, team)
+
+
+@njit
+def product(job, source, width, stride, rows, words, into, out, weights, scales, bias, k, tiles, me, team):
+    """A matrix product of a few rows that all threads share, and of which all threads have made a part; `words` is room
+    for them as bytes."""
+    barrier(job, team)
+    if INTEGER and scales:
+        for i in range(me, rows, team):
+            quantise(source + i * stride, width, words + 4 * i * (k + 2), k)
+        source, stride = words, 4 * (k + 2)
+        barrier(job, team)
+    multiply(job, source, stride, rows, into, out, weights, scales, bias, k, tiles, 0, NONE, 0, me, team)
+    barrier(job, team)
