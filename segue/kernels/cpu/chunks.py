@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from segue.kernels.cpu import simd
 from segue.kernels.cpu.loops import bare, dot, exp, kernel
@@ -28,6 +29,7 @@ from segue.kernels.cpu.products import (
     at,
     dots,
     dotted,
+    filled,
     load,
     part,
     product,
@@ -53,6 +55,21 @@ def _end(starts, row, start, longest, length):
             if starts[row, t]:
                 return t
     return stop
+
+
+@bare
+def _count(edges, task):
+    """How many chunks a task has."""
+    chunks = 0
+    while chunks + 1 < edges.shape[1] and edges[task, chunks + 1] > edges[task, chunks]:
+        chunks += 1
+    return chunks
+
+
+@njit
+def _four(buffers):
+    """Buffers of one shape, each by itself."""
+    return buffers[0], buffers[1], buffers[2], buffers[3]
 
 
 def _weigh(back: bool, builder: Any, kind: Any, args: list[Any]) -> None:
@@ -124,6 +141,32 @@ def _gates(i, f, row, head, start, count, before, b, g, top, carried, onward):
 
 
 @bare
+def _gates_back(read, written, ahead, f, row, head, start, count, di, df):
+    """The gradients of the gates. read: q dq of each node; written: k dk; ahead: of what the chunk leaves behind."""
+    one = read.dtype.type(1)
+    for t in range(count - 1, -1, -1):
+        di[row, start + t, head] = written[t]
+        ahead += read[t] - written[t]
+        df[row, start + t, head] = ahead / (one + exp(f[row, start + t, head]))
+
+
+@bare
+def _divide(norms, row, head, start, count, b, top, eps, inverse):
+    """What each node's sum is multiplied with at last."""
+    one, tiny = b.dtype.type(1), b.dtype.type(eps)
+    for t in range(count):
+        inverse[t] = one / (max(abs(norms[row, head, start + t]), exp(-(b[t] + top[t]))) + tiny)
+
+
+@bare
+def _divide_back(norms, row, head, start, count, b, top, along, dnorm):
+    """The gradients of the norms. along: dy y of each node."""
+    for t in range(count):
+        norm = norms[row, head, start + t]
+        dnorm[t] = along.dtype.type(0) if abs(norm) < exp(-(b[t] + top[t])) else -along[t] if norm > 0 else along[t]
+
+
+@bare
 def _get(source, row, head, S, n, width):
     """A memory [S n] from (..., K, E + 1)."""
     for r in range(source.shape[2]):
@@ -152,14 +195,12 @@ def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, 
     norms: (B, H, T), what a node reads of the normaliser.
     """
     heads, wide, width, size, kind = y.shape[2], memory.shape[2], y.shape[3], y.itemsize, y.dtype
-    lanes, one = 4 * simd.LANES // size, kind.type(1)
-    K, E = (wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes
+    K, E = filled(wide, size), filled(width, size)
     Q, keys, turned = np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind), np.zeros((K, CHUNK), kind)
     V, read, S = np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind), np.zeros((wide, E), kind)
     lines = np.zeros((7, CHUNK), kind)
     b, g, top, carried, onward, sums, reads = lines[0], lines[1], lines[2], lines[3], lines[4], lines[5], lines[6]
     scores, ones, n = np.zeros((CHUNK, CHUNK), kind), np.ones((1, CHUNK), kind), np.zeros((1, K), kind)
-    tiny = kind.type(eps)
     for task in range(begin, end):
         row, head = task // heads, task % heads
         _get(memory, row, head, S, n, width)
@@ -182,9 +223,8 @@ def mlstm(begin, end, q, k, v, i, f, starts, lengths, memory, m, eps, y, final, 
             weigh(0, size, count, CHUNK * size, at(scores), at(g), at(top), 0, at(sums))
             dotted(size, count, K, at(Q), K, at(n), 0, at(reads))
             for t in range(count):
-                norm = sums[t] + carried[t] * reads[t]
-                norms[row, head, start + t] = norm
-                sums[t] = one / (max(abs(norm), exp(-(b[t] + top[t]))) + tiny)
+                norms[row, head, start + t] = sums[t] + carried[t] * reads[t]
+            _divide(norms, row, head, start, count, b, top, eps, sums)
             scale(Q, carried, Q, count)
             product(read, scores, V, count, count, width, False, False, LOWER, 1)
             product(read, Q, S, count, wide, width, False, True, WHOLE, 1)
@@ -212,27 +252,20 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
     way round, what k_t writes, so that db_t = q_t dq_t - k_t dk_t.
     """
     heads, wide, width, size, kind = dq.shape[2], dq.shape[3], dv.shape[3], dq.itemsize, dq.dtype
-    lanes = 4 * simd.LANES // size
-    K, E = (wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes
-    zero, one, tiny = kind.type(0), kind.type(1), kind.type(eps)
-    Q, keys, dQ, dK = (np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind), np.zeros((CHUNK, K), kind),
-                       np.zeros((CHUNK, K), kind))
-    V, dV, above, scaled = (np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind), np.zeros((CHUNK, E), kind),
-                            np.zeros((CHUNK, E), kind))
+    K, E = filled(wide, size), filled(width, size)
+    Q, keys, dQ, dK = _four(np.zeros((4, CHUNK, K), kind))
+    V, dV, above, scaled = _four(np.zeros((4, CHUNK, E), kind))
+    b, g, top, carried = _four(np.zeros((4, CHUNK), kind))
+    onward, inverse, read, written = _four(np.zeros((4, CHUNK), kind))
+    S, dS, n, dn = np.zeros((K, E), kind), np.zeros((K, E), kind), np.zeros((1, K), kind), np.zeros((1, K), kind)
     turned, turned_v, back = np.zeros((K, CHUNK), kind), np.zeros((E, CHUNK), kind), np.zeros((E, K), kind)
-    scores, slopes, n, dn = (np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind), np.zeros((1, K), kind),
-                             np.zeros((1, K), kind))
-    lines, dnorm, whole = np.zeros((8, CHUNK), kind), np.zeros((1, CHUNK), kind), np.zeros(1, kind)
-    b, g, top, carried, onward = lines[0], lines[1], lines[2], lines[3], lines[4]
-    inverse, db, written = lines[5], lines[6], lines[7]
-    S, dS = np.zeros((K, E), kind), np.zeros((K, E), kind)
+    scores, slopes = np.zeros((CHUNK, CHUNK), kind), np.zeros((CHUNK, CHUNK), kind)
+    dnorm, room = np.zeros((1, CHUNK), kind), np.zeros(1, kind)
     for task in range(begin, end):
         row, head = task // heads, task % heads
         _get(dfinal, row, head, dS, dn, width)
-        S[:], n[:], chunks, reached = 0, 0, 0, 0
-        while chunks + 1 < edges.shape[1] and edges[task, chunks + 1] > edges[task, chunks]:
-            chunks += 1
-        for chunk in range(chunks - 1, -1, -1):
+        S[:], n[:], reached = 0, 0, 0
+        for chunk in range(_count(edges, task) - 1, -1, -1):
             start, count = edges[task, chunk], edges[task, chunk + 1] - edges[task, chunk]
             last, reached = count - 1, max(reached, start + count)
             _get(kept, task, chunk, S, n, width)
@@ -242,13 +275,10 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
             load(dy, row, start, head * dy[3], count, width, above)
             load(y, row, start, head * y[3], count, width, scaled)
             _gates(i, f, row, head, start, count, kept_m[task, chunk], b, g, top, carried, onward)
-            for t in range(count):  # through the division
-                inverse[t] = one / (max(abs(norms[row, head, start + t]), exp(-(b[t] + top[t]))) + tiny)
+            _divide(norms, row, head, start, count, b, top, eps, inverse)
             scale(above, inverse, above, count)
-            dots(above, scaled, written, count)
-            for t in range(count):
-                norm = norms[row, head, start + t]
-                dnorm[0, t] = zero if abs(norm) < exp(-(b[t] + top[t])) else -written[t] if norm > 0 else written[t]
+            dots(above, scaled, read, count)
+            _divide_back(norms, row, head, start, count, b, top, read, dnorm[0])
             turn(keys, turned, count, wide)
             turn(V, turned_v, count, width)
             product(scores, Q, turned, count, wide, count, False, False, SEEN, 1)
@@ -259,7 +289,7 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
             scale(V, onward, scaled, count)
             spread(dn, onward, dK, count)
             product(dK, scaled, back, count, width, wide, False, True, WHOLE, 1)
-            ahead = (total(S, dS, wide, whole) + total(n, dn, 1, whole)) * carried[last] + total(keys, dK, count, whole)
+            ahead = (total(S, dS, wide, room) + total(n, dn, 1, room)) * carried[last] + total(keys, dK, count, room)
             product(dK, slopes, Q, count, count, wide, True, True, UPPER, 1)
             product(dV, scores, above, count, count, width, True, False, UPPER, 1)
             scale(keys, onward, dQ, count)
@@ -267,17 +297,13 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
             # What it reads.
             turn(S, back, wide, width)
             scale(above, carried, scaled, count)
-            for t in range(count):
-                dnorm[0, t] *= carried[t]
+            dnorm[0] *= carried
             spread(n, dnorm, dQ, count)
             product(dQ, scaled, back, count, width, wide, False, True, WHOLE, 1)
             product(dQ, slopes, keys, count, count, wide, False, True, LOWER, 1)
             dots(keys, dK, written, count)
-            dots(Q, dQ, db, count)
-            for t in range(last, -1, -1):
-                di[row, start + t, head] = written[t]
-                ahead += db[t] - written[t]
-                df[row, start + t, head] = ahead / (one + exp(f[row, start + t, head]))
+            dots(Q, dQ, read, count)
+            _gates_back(read, written, ahead, f, row, head, start, count, di, df)
             store(dQ, dq, row, head, start, count, wide)
             store(dK, dk, row, head, start, count, wide)
             store(dV, dv, row, head, start, count, width)
@@ -287,11 +313,10 @@ def mlstm_backward(begin, end, q, k, v, i, f, starts, eps, y, kept, kept_m, norm
             product(dS, Q, scaled, wide, count, width, True, True, WHOLE, 1)
             if starts.shape[1] and starts[row, start]:
                 dS[:], dn[:] = 0, 0
-        for t in range(reached, len(dq[row])):
-            dq[row, t, head], dk[row, t, head], dv[row, t, head] = 0, 0, 0
-            di[row, t, head], df[row, t, head] = zero, zero
+        dq[row, reached:, head], dk[row, reached:, head], dv[row, reached:, head] = 0, 0, 0
+        di[row, reached:, head], df[row, reached:, head] = 0, 0
         _set(dmemory, row, head, dS, dn, width)
-        dm[row, head] = total(S, dS, wide, whole) + total(n, dn, 1, whole)
+        dm[row, head] = total(S, dS, wide, room) + total(n, dn, 1, room)
 
 
 @bare
@@ -326,6 +351,30 @@ def _unit_back(x, dx, rows, width, least, length, norms):
             grad[c] = (grad[c] - along * line[c]) * (length / norm)
 
 
+@bare
+def _look(q, k, beta, row, head, start, count, many, wide, least, length, Q, keys, strengths, norms_q, norms):
+    """Queries, keys and strengths of a chunk; of the first two the norms, where they become unit vectors."""
+    first, steps, one = start * many, count * many, Q.dtype.type(1)
+    load(q, row, start, head * q[3], count, wide, Q)
+    load(k, row, first, head * k[3], steps, wide, keys)
+    if least > 0:
+        _unit(Q, count, wide, least, length, norms_q)
+        _unit(keys, steps, wide, least, one, norms)
+    for s in range(steps):
+        strengths[s] = beta[row, first + s, head]
+
+
+@bare
+def _match(keys, Q, turned, system, scores, steps, count, many, wide):
+    """system: minus the products of a step's key with those before it. scores: of queries with keys."""
+    one = Q.dtype.type(1)
+    turn(keys, turned, steps, wide)
+    product(system, keys, turned, steps, wide, steps, False, False, SEEN, 1)
+    _pairs(system, steps, 1, True, -one)
+    product(scores, Q, turned, count, wide, steps, False, False, SEEN, many)
+    _pairs(scores, count, many, False, one)
+
+
 @kernel
 def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, final, kept, errors, edges):
     """`segue.kernels.delta` for the tasks begin..end, steps side by side: `many` for each node.
@@ -335,10 +384,9 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, fin
     what each step found wrong (v minus what was known of k), and edges: (tasks, chunks + 1), where chunks begin; of all
     three none, if there will be no backward pass.
     """
-    heads, wide, width, lanes, kind = y.shape[2], state.shape[2], y.shape[3], 4 * simd.LANES // y.itemsize, y.dtype
-    K, E, one, longest = ((wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes, kind.type(1),
-                          max(1, CHUNK // many))
-    most = (longest * many + lanes - 1) // lanes * lanes
+    heads, wide, width, size, kind = y.shape[2], state.shape[2], y.shape[3], y.itemsize, y.dtype
+    longest = max(1, CHUNK // many)
+    K, E, most = filled(wide, size), filled(width, size), filled(longest * many, size)
     Q, keys, turned = np.zeros((longest, K), kind), np.zeros((most, K), kind), np.zeros((K, most), kind)
     written, read, S = np.zeros((most, E), kind), np.zeros((longest, E), kind), np.zeros((wide, E), kind)
     system, scores, V = np.zeros((most, most), kind), np.zeros((longest, most), kind), np.zeros((most, E), kind)
@@ -359,17 +407,9 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, fin
                 edges[task, chunk], edges[task, chunk + 1] = start, stop
                 for r in range(wide):
                     kept[task, chunk, r] = S[r, :width]
-            load(q, row, start, head * q[3], count, wide, Q)
-            load(k, row, first, head * k[3], steps, wide, keys)
+            _look(q, k, beta, row, head, start, count, many, wide, least, length, Q, keys, strengths, norms, norms)
             load(v, row, first, head * v[3], steps, width, V)
-            if least > 0:
-                _unit(Q, count, wide, least, length, norms)
-                _unit(keys, steps, wide, least, one, norms)
-            for s in range(steps):
-                strengths[s] = beta[row, first + s, head]
-            turn(keys, turned, steps, wide)
-            product(system, keys, turned, steps, wide, steps, False, False, SEEN, 1)
-            _pairs(system, steps, 1, True, -one)
+            _match(keys, Q, turned, system, scores, steps, count, many, wide)
             for r in range(wide):
                 for c in range(E):
                     less[r, c] = -S[r, c]
@@ -389,8 +429,6 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, fin
             if kept.shape[1]:
                 for s in range(steps):
                     errors[task, first + s] = V[s, :width]
-            product(scores, Q, turned, count, wide, steps, False, False, SEEN, many)
-            _pairs(scores, count, many, False, one)
             product(read, Q, S, count, wide, width, False, False, WHOLE, 1)
             product(read, scores, written, count, steps, width, False, True, LOWER, many)
             store(read, y, row, head, start, count, width)
@@ -405,14 +443,12 @@ def delta(begin, end, q, k, v, beta, many, starts, lengths, state, least, y, fin
 def delta_backward(begin, end, q, k, beta, many, starts, least, kept, errors, edges, dy, dfinal, dq, dk, dv, dbeta,
                    dstate):
     """The gradients of `delta`, of nodes past a row's length nought."""
-    heads, wide, width, lanes, kind = dy.shape[2], dq.shape[3], dy.shape[3], 4 * simd.LANES // dy.itemsize, dy.dtype
-    K, E, one, longest = ((wide + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes, kind.type(1),
-                          max(1, CHUNK // many))
-    most = (longest * many + lanes - 1) // lanes * lanes
+    heads, wide, width, size, kind = dy.shape[2], dq.shape[3], dy.shape[3], dy.itemsize, dy.dtype
+    longest, one = max(1, CHUNK // many), kind.type(1)
+    K, E, most = filled(wide, size), filled(width, size), filled(longest * many, size)
     Q, dQ, above = np.zeros((longest, K), kind), np.zeros((longest, K), kind), np.zeros((longest, E), kind)
     keys, dK, turned = np.zeros((most, K), kind), np.zeros((most, K), kind), np.zeros((K, most), kind)
-    written, wrong, dwritten, dwrong = (np.zeros((most, E), kind), np.zeros((most, E), kind), np.zeros((most, E), kind),
-                                       np.zeros((most, E), kind))
+    written, wrong, dwritten, dwrong = _four(np.zeros((4, most, E), kind))
     turned_w, back = np.zeros((E, most), kind), np.zeros((E, K), kind)
     system, scores, slopes = (np.zeros((most, most), kind), np.zeros((longest, most), kind),
                               np.zeros((longest, most), kind))
@@ -423,31 +459,20 @@ def delta_backward(begin, end, q, k, beta, many, starts, least, kept, errors, ed
         row, head = task // heads, task % heads
         for r in range(wide):
             dS[r, :width] = dfinal[row, head, r]
-        chunks, reached = 0, 0
-        while chunks + 1 < edges.shape[1] and edges[task, chunks + 1] > edges[task, chunks]:
-            chunks += 1
-        for chunk in range(chunks - 1, -1, -1):
+        reached = 0
+        for chunk in range(_count(edges, task) - 1, -1, -1):
             start, count = edges[task, chunk], edges[task, chunk + 1] - edges[task, chunk]
             first, steps, reached = start * many, count * many, max(reached, start + count)
             for r in range(wide):
                 S[r, :width] = kept[task, chunk, r]
-            load(q, row, start, head * q[3], count, wide, Q)
-            load(k, row, first, head * k[3], steps, wide, keys)
-            if least > 0:
-                _unit(Q, count, wide, least, length, norms_q)
-                _unit(keys, steps, wide, least, one, norms)
+            _look(q, k, beta, row, head, start, count, many, wide, least, length, Q, keys, strengths, norms_q, norms)
             for s in range(steps):
-                strengths[s] = beta[row, first + s, head]
                 wrong[s, :width] = errors[task, first + s]
             scale(wrong, strengths, written, steps)
             for t in range(count):
                 above[t, :width] = dy[row, start + t, head]
-            turn(keys, turned, steps, wide)
             turn(written, turned_w, steps, width)
-            product(system, keys, turned, steps, wide, steps, False, False, SEEN, 1)
-            _pairs(system, steps, 1, True, -one)
-            product(scores, Q, turned, count, wide, steps, False, False, SEEN, many)
-            _pairs(scores, count, many, False, one)
+            _match(keys, Q, turned, system, scores, steps, count, many, wide)
             product(dwritten, scores, above, steps, count, width, True, False, UPPER, many)
             product(dwritten, keys, dS, steps, wide, width, False, True, WHOLE, 1)
             for s in range((steps - 1) // BLOCK * BLOCK, -1, -BLOCK):  # back through the system
@@ -489,9 +514,8 @@ def delta_backward(begin, end, q, k, beta, many, starts, least, kept, errors, ed
             store(dK, dk, row, head, first, steps, wide)
             if starts.shape[1] and starts[row, start]:
                 dS[:] = 0
-        for t in range(reached, len(dq[row])):
-            dq[row, t, head] = 0
-        for s in range(reached * many, len(dk[row])):
-            dk[row, s, head], dv[row, s, head], dbeta[row, s, head] = 0, 0, 0
+        dq[row, reached:, head] = 0
+        reached *= many
+        dk[row, reached:, head], dv[row, reached:, head], dbeta[row, reached:, head] = 0, 0, 0
         for r in range(wide):
             dstate[row, head, r] = dS[r, :width]

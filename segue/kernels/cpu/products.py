@@ -178,6 +178,13 @@ def _typed_at(array):
 
 
 @bare
+def filled(count, size):
+    """So many numbers of `size` bytes, filled up to whole vectors."""
+    lanes = 4 * simd.LANES // size
+    return (count + lanes - 1) // lanes * lanes
+
+
+@bare
 def product(y, x, w, rows, inner, columns, turned, plus, shape, many):
     """y (+)= x @ w, or x^T @ w if `turned`, of buffers that are whole vectors wide; the triangles of `shape` have
     `many` columns per row (LOWER, SEEN) or rows per column (UPPER)."""

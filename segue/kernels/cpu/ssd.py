@@ -22,6 +22,7 @@ from segue.kernels.cpu.products import (
     WHOLE,
     at,
     dots,
+    filled,
     load,
     product,
     scale,
@@ -161,8 +162,7 @@ def forward(begin, end, groups, u, write, g, skip, starts, state, y, final, kept
     """
     kind, (heads, states, width) = g.dtype, state.shape[1:]
     parts, each = (heads // groups + HEADS - 1) // HEADS, heads // groups
-    lanes = 4 * simd.LANES // g.itemsize
-    deep, wide = (states + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes
+    deep, wide = filled(states, g.itemsize), filled(width, g.itemsize)
     h, kt = np.zeros((HEADS, states, wide), kind), np.zeros((deep, CHUNK), kind)
     q, k, qs = np.zeros((CHUNK, deep), kind), np.zeros((CHUNK, deep), kind), np.zeros((CHUNK, deep), kind)
     v, out = np.zeros((CHUNK, wide), kind), np.zeros((CHUNK, wide), kind)
@@ -172,16 +172,10 @@ def forward(begin, end, groups, u, write, g, skip, starts, state, y, final, kept
     for task in range(begin, end):
         row, group, part = task // (groups * parts), task // parts % groups, task % parts
         head, count = group * each + part * HEADS, min(HEADS, each - part * HEADS)
-        for n in range(count):
-            for s in range(states):
-                for j in range(width):
-                    h[n, s, j] = state[row, head + n, s, j]
+        h[:count, :states, :width] = state[row, head : head + count]
         _forward(row, group, groups, head, count, u, write, g, skip, starts, y, kept, h, q, k, qs, kt, v, out, scores,
                  pairs, lines, first)
-        for n in range(count):
-            for s in range(states):
-                for j in range(width):
-                    final[row, head + n, s, j] = h[n, s, j]
+        final[row, head : head + count] = h[:count, :states, :width]
 
 
 @bare
@@ -258,8 +252,7 @@ def backward(begin, end, groups, u, write, g, skip, starts, kept, dy, dfinal, du
     (tasks of a group, B, T, 2, G, S), of keys and queries, per task. dskip: (B, H), zeros to begin with."""
     kind, (heads, states, width) = g.dtype, dfinal.shape[1:]
     parts, each = (heads // groups + HEADS - 1) // HEADS, heads // groups
-    lanes = 4 * simd.LANES // g.itemsize
-    deep, wide = (states + lanes - 1) // lanes * lanes, (width + lanes - 1) // lanes * lanes
+    deep, wide = filled(states, g.itemsize), filled(width, g.itemsize)
     dh, h = np.zeros((HEADS, deep, wide), kind), np.zeros((deep, wide), kind)
     kt, vt, ht = np.zeros((deep, CHUNK), kind), np.zeros((wide, CHUNK), kind), np.zeros((wide, deep), kind)
     q, k, qs, ks = (np.zeros((CHUNK, deep), kind), np.zeros((CHUNK, deep), kind), np.zeros((CHUNK, deep), kind),
@@ -273,14 +266,8 @@ def backward(begin, end, groups, u, write, g, skip, starts, kept, dy, dfinal, du
     for task in range(begin, end):
         row, group, part = task // (groups * parts), task // parts % groups, task % parts
         head, count = group * each + part * HEADS, min(HEADS, each - part * HEADS)
-        for n in range(count):
-            for s in range(states):
-                for j in range(width):
-                    dh[n, s, j] = dfinal[row, head + n, s, j]
+        dh[:count, :states, :width] = dfinal[row, head : head + count]
         _backward(row, group, groups, part, head, count, u, write, g, skip, starts, kept, dy, du, dshared, dwrite,
                   dg, dskip, dh, q, k, qs, ks, dq, dk, far, kt, v, top, dv, vt, h, ht, scores, pairs, dpairs, lines,
                   first)
-        for n in range(count):
-            for s in range(states):
-                for j in range(width):
-                    dstate[row, head + n, s, j] = dh[n, s, j]
+        dstate[row, head : head + count] = dh[:count, :states, :width]
