@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -85,7 +86,13 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None) -> Any:
-    return segue.read(*map(str, paths), **given(kind=kind), **settings(how))
+    try:
+        return segue.read(*map(str, paths), **given(kind=kind), **settings(how))
+    except SegueError as error:
+        if asked := re.findall(r"\b([a-z_]+)=(?!=)", str(error)):
+            typed = " and ".join("--kind" if name == "kind" else f"--read {name}=..." for name in dict.fromkeys(asked))
+            raise SegueError(f"{error} (on the command line: {typed})") from error
+        raise
 
 
 def set_prompt(file: Path) -> Any:

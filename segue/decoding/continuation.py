@@ -9,6 +9,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, generate, stream
 from segue.decoding.prompt import SetPrompt
@@ -212,9 +214,11 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     if not primes:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     unknown = getattr(fitted.codec, "unk", None)
+    strange = []
     for each in primes:
         told = () if each is None or isinstance(each, SetPrompt) else fitted.codec.encode(each)
-        if unknown is not None and len(told) and (told == unknown).all():
+        strange.append(0 if unknown is None else int(np.count_nonzero(np.asarray(told) == unknown)))
+        if strange[-1] and strange[-1] == len(told):
             raise SegueError(f"the model knows nothing of {as_text(each)[:60]!r}: give what was in its training data, "
                              f"for example {as_text(fitted.codec.decode([0]))}")
     mixture = getattr(fitted, "mixture", None)
@@ -235,6 +239,10 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
     answers = continue_objects(model, fitted.codec, primes, n, decoder, draft, stop=stop,
                                kind=kind, **options)
+    for answer, count, told in zip(answers, strange, primes):
+        if count:
+            note = f"{count} of the {len(told)} {kind.unit}s of the prime are unknown to the model"
+            answer.remark = f"{answer.remark}; {note}" if answer.remark else note
     return answers if many else answers[0]
 
 
