@@ -151,6 +151,8 @@ def fit(paths: Paths,
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)
     options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed, objective=objective)
+    if twice := {"data", "out"} & options.keys():
+        raise SegueError(f"{' and '.join(sorted(twice))} cannot be --set: give PATH and --out")
     data = read_files(paths, kind, how)
     fitted = segue.fit(data, out=out, **options)
     show(fitted.report)

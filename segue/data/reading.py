@@ -182,6 +182,8 @@ def of(objects: Any, kind: str | None = None) -> Data:
         objects = [objects]
     if not isinstance(objects, Mapping) and hasattr(objects, "to_pylist"):
         objects = objects.to_pylist()
+    if not isinstance(objects, Iterable):
+        raise SegueError(f"{objects!r:.40} is no data: give a path, or a list of sequences")
     named = objects.items() if isinstance(objects, Mapping) else ((None, obj) for obj in objects)
     writer: Writer | None = None
     for number, (name, obj) in enumerate(named, 1):
