@@ -16,6 +16,7 @@ from segue.decoding.generate import Continuation, generate, stream
 from segue.decoding.prompt import SetPrompt
 from segue.decoding.recipes import drafts_itself
 from segue.errors import SegueError
+from segue.kinds.codecs import as_bytes
 from segue.models.base import begin_of
 from segue.models.depth import DepthSchedule
 
@@ -43,7 +44,7 @@ class Stops:
         self.needles: list[Value] = []
         for stop in [stops] if isinstance(stops, (str, bytes)) else stops:
             needle: Value = [stop] if isinstance(empty, list) else \
-                stop.encode() if isinstance(empty, bytes) and isinstance(stop, str) else stop
+                as_bytes(stop) if isinstance(empty, bytes) and isinstance(stop, str) else stop
             if type(needle) is not type(empty) or not needle:
                 raise SegueError(f"cannot stop at {stop!r}: give text of at least one character" +
                                  (", or an item" if isinstance(empty, list) else ""))
