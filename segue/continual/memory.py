@@ -56,8 +56,8 @@ class Memory:
         try:
             memory, names = cls(values["context"], values["seed"]), list(values["exams"])
         except (KeyError, TypeError, ValueError) as error:
-            raise SegueError(f"{folder / 'memory.json'} does not describe what a model keeps ({error!r}): was the folder "
-                             "copied whole?") from error
+            raise SegueError(f"{folder / 'memory.json'} does not describe what a model keeps ({error!r}): was the "
+                             "folder copied whole?") from error
         memory.replay = Reservoir.load(folder / "replay")
         memory.exams = {name: Reservoir.load(folder / f"exam-{index}") for index, name in enumerate(names)}
         return memory

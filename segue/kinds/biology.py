@@ -13,9 +13,10 @@ import numpy as np
 
 from segue.errors import SegueError, require
 from segue.files import write_text
-from segue.kinds.base import MARK, Dataset, Kind, Problem, Problems, Record, bad, bare, head_of, looks_binary, opened
+from segue.kinds.base import MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary
 from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
-from segue.kinds.frame import TABULAR, Look, glance, is_parquet, load_table
+from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Look, glance, is_parquet, load_table
+from segue.kinds.packed import bare, opened
 
 BLOCK = 1 << 22
 LONG = 1000  # letters: that two records are the same is then no chance
@@ -57,7 +58,7 @@ class Letters(Kind):
             return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
         table = glance(path, head) if suffix in TABULAR else None
         named = sequence_column(table) if table is not None else None
-        if table is not None and named is not None:
+        if table is not None and named is not None and (table.regular or suffix in DELIMITED | JSON | PARQUET):
             cells = table.column(named)
             sample = "".join(cell for cell in cells if isinstance(cell, str)).upper().encode("ascii", "replace")
             if sample and len(sample.translate(None, self.letters.encode())) <= len(sample) // 10:

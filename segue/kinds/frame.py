@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import HEAD, Problems, as_utf8, bad, bare, looks_binary, opened, words
+from segue.kinds.base import HEAD, Problems, as_utf8, bad, looks_binary, words
+from segue.kinds.packed import actual, bare, opened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -109,7 +110,7 @@ def _look_parquet(path: Path) -> Look | None:
     import pyarrow.parquet as parquet
 
     with suppress(pa.ArrowException, OSError, NotImplementedError, StopIteration):
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(actual(path))
         names = [name for name in file.schema_arrow.names if name != "__index_level_0__"]
         if not file.metadata.num_rows:
             return Look(names, [], form="parquet")

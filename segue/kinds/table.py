@@ -14,9 +14,10 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, opened, words
+from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, words
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table, said
+from segue.kinds.packed import opened
 
 # Column names that say who, what and when, best first; compared in lower case without signs, with or without an ending
 # such as "id". What is said weakly is believed only where no column of text says more.

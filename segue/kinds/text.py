@@ -20,12 +20,10 @@ from segue.kinds.base import (
     Problems,
     Record,
     bad,
-    bare,
     check_text,
     head_of,
     looks_binary,
     marked,
-    opened,
     words,
 )
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
@@ -44,6 +42,7 @@ from segue.kinds.frame import (
     load_table,
     said,
 )
+from segue.kinds.packed import bare, opened
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.

@@ -23,7 +23,6 @@ from segue.files import atomic_write
 from segue.models.base import Decodable, Decoding, Output
 from segue.models.counts import BlendedCounts, TokenState
 
-
 Piece = tuple[np.ndarray, int, int]  # ids of a document, and which of them
 
 
