@@ -84,8 +84,8 @@ def test_an_archive_cannot_write_outside_or_fill_the_disk(tmp_path: Path, monkey
     monkeypatch.setattr(packed, "LEAST", 1 << 20)
     with pytest.raises(SegueError, match="200 times its size"):
         read(put(tmp_path / "bomb.zip", zipped({"z.txt": b"0" * (1 << 23)})))
-    for name, content, says in (("n.zip", zipped({}), "no file to read"), ("n.docx", zipped({"[Content_Types].xml": ""}),
-                                "Office"), ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut.tgz"),
+    for name, content, says in (("n.zip", zipped({}), "no file to read"), ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut"),
+                                ("n.docx", zipped({"[Content_Types].xml": ""}), "Office"),
                                 ("in.zip", zipped({"in.zip": zipped(CORPUS)}), "a zip archive; unpack it"),
                                 ("plain.tar", b"no archive", "damaged")):
         with pytest.raises(SegueError, match=says):
@@ -96,3 +96,101 @@ def test_an_archive_cannot_write_outside_or_fill_the_disk(tmp_path: Path, monkey
 def test_what_is_of_no_kind_is_named(tmp_path: Path, magic: bytes) -> None:
     with pytest.raises(SegueError, match=FOREIGN[magic].split(":")[0].replace("(", ".").replace(")", ".")):
         read(put(tmp_path / "a.bin", magic + bytes(300)))
+
+
+CHAT = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Nobody\nknows."}]
+SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
+
+
+@pytest.mark.parametrize("rows, says, note", [
+    ([{"messages": CHAT, "id": 1}], SAID, "said by=messages.role, field=messages.content; not read: id"),
+    ([{"conversations": [{"from": turn["role"], "value": turn["content"]} for turn in CHAT]}], SAID,
+     "said by=conversations.from, field=conversations.value"),
+    ([{"id": 7, "prompt": "Who?", "completion": "I."}], "Who?\nI.", "field=prompt, field=completion; not read: id"),
+    ([{"question": "Who?", "answer": "I."}], "Who?\nI.", "field=question, field=answer"),
+    ([{"instruction": "Add", "input": "", "output": "3"}, {"instruction": "Add", "input": "1 2", "output": "3"}],
+     "Add\n3", "field=instruction, field=input, field=output"),
+    ([{"prompt": "Who?", "chosen": "I.", "rejected": "no"}], "Who?\nI.",
+     "field=prompt, field=chosen; not read: rejected"),
+    ([{"prompt": "Who?", "n": 1}], "Who?", "field=prompt; not read: n"),
+    ([{"text": "all of it", "answer": "no"}], "all of it", "field=text; not read: answer"),
+    (["a text", "another"], "a text", "field=text"),
+])
+def test_dialogues_and_answers_are_one_text(tmp_path: Path, rows: list, says: str, note: str) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    ways = [("a.jsonl", lines), ("b.jsonl", "\ufeff" + lines), ("c.json", json.dumps(rows)),
+            ("d.json", "\ufeff" + json.dumps(rows, indent=2))]
+    for name, content in ways:
+        data = read(put(tmp_path / name, content), kind="text")
+        assert texts(data)[0] == says and len(data) == len(rows) and data.problems.note == note
+        assert read(tmp_path / name).kind.name == "text"
+    if isinstance(rows[0], dict) and len(rows[0]) > 1 and "n" not in rows[0]:
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet")
+        assert texts(read(tmp_path / "e.parquet"))[0] == says
+
+
+def test_fields_may_be_several(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", 'a,b,c\nx,"y, z",1\nu,,2\n')
+    assert texts(read(path, kind="text", field=["b", "a"])) == ["y, z\nx", "u"]
+    with pytest.raises(SegueError, match="no column 'd'; there are a, b, c"):
+        read(path, kind="text", field=["a", "d"])
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.json", "[[3, 1, 2], [3, 3]]"), ("b.jsonl", "[3, 1, 2]\n[3, 3]\n"),
+    ("c.jsonl", '{"ids": [3, 1, 2]}\n{"ids": [3, 3]}\n'),
+    ("d.json", '[\n ["3", "1", "2"],\n ["3", "3"]\n]'), ("e.npz", None), ("f.parquet", None)])
+def test_lists_of_items_are_sequences(tmp_path: Path, name: str, content: str | None) -> None:
+    if name.endswith(".npz"):
+        np.savez(tmp_path / name, a=np.array([3, 1, 2]), b=np.array([[3, 3]], dtype=np.uint8))
+    elif content is None:
+        parquet.write_table(pa.table({"input_ids": [[3, 1, 2], [3, 3]]}), tmp_path / name)
+    else:
+        put(tmp_path / name, content)
+    data = read(tmp_path / name)
+    assert data.kind.name == "events" and [record.object for record in data] == [["3", "1", "2"], ["3", "3"]]
+
+
+def test_arrays_of_other_things_are_refused(tmp_path: Path) -> None:
+    for array, says in ((np.ones((2, 2)), "float64 of 2 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
+                        (np.array([[1], 2], dtype=object), "not an array that is read here")):
+        np.save(tmp_path / "a.npy", array)
+        with pytest.raises(SegueError, match=says):
+            read(tmp_path / "a.npy")
+    rows = np.array([[3, 1], [2, 2]])
+    np.save(tmp_path / "a.npy", rows)
+    assert [record.object for record in read(tmp_path / "a.npy")] == [["3", "1"], ["2", "2"]]
+
+
+def test_events_within_an_object(tmp_path: Path) -> None:
+    """What an interface of the web sends: a table within an object, its times written out."""
+    events = [{"user_id": who, "event": what, "time": f"2024-01-01T00:00:{second:02}Z"}
+              for who, what, second in (("ann", "open", 9), ("bob", "open", 2), ("ann", "close", 4))]
+    data = read(put(tmp_path / "a.json", json.dumps({"events": events})), kind="events")
+    assert {record.name: record.object for record in data} == {"ann": ["close", "open"], "bob": ["open"]}
+    lines = "".join(json.dumps({"user": who, "events": [event for event in events if event["user_id"] == who]}) + "\n"
+                    for who in ("ann", "bob"))
+    data = read(put(tmp_path / "b.jsonl", lines.replace("user_id", "session_kept")))
+    assert {record.name: record.object for record in data} == {"ann": ["close", "open"], "bob": ["open"]}
+    assert data[0].channels["gap"].tolist() == [0, 5]
+
+
+def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
+    clicks = "".join(f"{i // 2},2014-04-07T10:5{i}:00.046Z,21453650{i % 2},0\n" for i in range(4))
+    data = read(put(tmp_path / "clicks.dat", clicks))
+    assert data.problems.note == "who=1, what=3, when=2; not read: 4" and data[0].object == ["214536500", "214536501"]
+    said = "the weather is fine and we go out"
+    tweets = "".join(f'"{4 * (i % 2)}","{1467810369 + i}","NO_QUERY","user{i}","{said} {i}"\n' for i in range(9))
+    assert texts(read(put(tmp_path / "tweets.csv", tweets)))[0] == said + " 0"
+    measured = "".join(f"{i % 2 + 1}\t0.{i}1\t-0.{i}2\t0.{i}3\n" for i in range(9))
+    with pytest.raises(SegueError, match="2 holds measured numbers"):
+        read(put(tmp_path / "ucr.tsv", measured))
+    with pytest.raises(SegueError, match="its numbers are measured: bin them"):
+        read(put(tmp_path / "hours.csv", "date,HUFL,OT\n2016-07-01 00:00,5.8,30.5\n2016-07-01 01:00,5.6,27.7\n"))
+    twice = read(put(tmp_path / "twice.csv", "user,item,item,time\nann,tea,1,3\nann,milk,1,2\n"))
+    assert twice[0].object == ["milk", "tea"] and twice.problems.note.endswith("not read: item (2)")
+
+
+def test_a_molecule_a_line(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.smi", "CCO ethanol\nc1ccccc1\tbenzene ring\n\nO\n")
+    assert texts(read(path)) == ["CCO", "c1ccccc1", "O"]

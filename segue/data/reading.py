@@ -155,8 +155,8 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
             raise SegueError(f"{path} {looks}, other files like {winner.name}: read one kind at a time, or name the "
                              "kind with kind=")
         else:
-            looks = f"looks like {found}" if score > 0 else "binary"
-            problems.refuse(path, f"skipped: {looks}, where most is {winner.name}")
+            looks = f"looks like {found}, where most is {winner.name}" if score > 0 else foreign(heads[path])
+            problems.refuse(path, f"skipped: {looks}")
     return winner, chosen
 
 

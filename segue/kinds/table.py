@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +16,21 @@ from segue.errors import SegueError
 from segue.files import atomic_write, write_text
 from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, words
 from segue.kinds.codecs import Codec, ItemCodec
-from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table, said
+from segue.kinds.frame import (
+    DELIMITED,
+    JSON,
+    PARQUET,
+    TABULAR,
+    Frame,
+    Look,
+    glance,
+    is_array,
+    is_parquet,
+    load_table,
+    said,
+)
 from segue.kinds.packed import opened
+from segue.kinds.text import text_columns
 
 # Column names that say who, what and when, best first; compared in lower case without signs, with or without an ending
 # such as "id". What is said weakly is believed only where no column of text says more.
@@ -38,6 +51,7 @@ CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
 FORMATS = [date + clock for date in DATES for clock in CLOCKS] + ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y"]
 CLOCKED = ("date", "time")  # two columns that say together when
 NUMBER = re.compile(r"[-+\d.eE]+")
+MEASURED = "bin them into symbols first, or learn them as text with kind=text"
 THIS = "the file"  # who, where a file is all of one entity
 
 Roles = tuple[str | None, str, str | None]  # the columns that say who, what and when
@@ -60,6 +74,8 @@ class Events(Kind):
         suffix = path.suffix.lower()
         if suffix == ".xes":
             return 0.9 if b"<log" in head else 0.0
+        if is_array(head):
+            return 0.9
         if suffix not in TABULAR and not is_parquet(head):
             return 0.0
         table = glance(path, head)
@@ -78,6 +94,9 @@ class Events(Kind):
         if what and when:
             return 0.75
         if not table.headed and _interactions(table):
+            return 0.85
+        if len(listed := _listed(table)) == 1 and not text_columns(table) and \
+                not any(_wordy(cell) for cell in table.column(listed[0])):
             return 0.85
         vague = table.form == "json" or any(_wordy(table.column(name)) for name in table.names[:2] if not table.headed)
         return 0.0 if suffix not in sorts else 0.1 if vague else 0.4
@@ -124,11 +143,15 @@ class Events(Kind):
         for name in also:
             if name not in columns:
                 raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
-        items = columns[roles[1]].type
-        if types.is_list(items) or types.is_large_list(items):
+        def listed(name: str | None) -> bool:
+            return name in columns and (types.is_list(columns[name].type) or types.is_large_list(columns[name].type))
+
+        if listed(roles[1]) and not listed(roles[0]):
             for frame, _ in frames:
-                yield from _lists(frame, roles, also, problems)
+                yield from _lists(frame, roles, also, when_format, problems)
             return
+        if listed(roles[1]):  # a table within each row
+            frames = [(_laid_out(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
         parts = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
         yield from _grouped([part for part in parts if len(part[0])], bool(roles[2]), also)
 
@@ -240,14 +263,27 @@ def _named(names: Iterable[str], usual: Sequence[str]) -> str | None:
 
 def _interactions(table: Look) -> bool:
     """A table without a header that may be of events: who and what are ids of which the first come again, and either
-    both are whole numbers, or there are times behind them."""
-    if len(table.rows) < 3 or not 2 <= len(table.names) <= 12:
+    both are whole numbers, or there are times beside them; and no texts."""
+    if len(table.rows) < 3 or not 2 <= len(table.names) <= 12 or text_columns(table):
         return False
-    first, second = table.column("1"), table.column("2")
+    when = _clock(table.names, table.column)
+    first, second = (table.column(name) for name in [name for name in table.names if name != when][:2])
     ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
     whole = all(map(str.isdigit, first + second))
-    timed = any(_timelike(table.column(name)) for name in table.names[2:])
-    return ids and (whole or timed) and 1 < len(set(first)) < len(first)
+    return ids and (whole or when is not None) and 1 < len(set(first)) < len(first)
+
+
+def _listed(table: Look) -> list[str]:
+    """The columns that hold lists."""
+    return [name for name in table.names if any(isinstance(cell, list) for cell in table.column(name))]
+
+
+def _clock(names: Sequence[str], cells: Callable[[str], Iterable[Any]]) -> str | None:
+    """Of a table without a header the column of times: behind the first, one of dates; else behind the second one of
+    numbers that may be times."""
+    timed = [name for name in names[1:] if _timelike(cells(name))]
+    dated = [name for name in timed if not all(NUMBER.fullmatch(str(cell)) for cell in cells(name) if cell is not None)]
+    return next(iter(dated), None) or next((name for name in timed if name in names[2:]), None)
 
 
 def _counted(lines: Sequence[str]) -> bool:
@@ -293,13 +329,18 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
         what = _named(free(), WHAT + WEAKLY) if what is None else what
     else:
         if when is None:
-            when = next((name for name in free()[2:] if _timelike(columns[name][:100].to_pylist())), None)
+            when = _clock(free(), lambda name: columns[name][:100].to_pylist()) if len(free()) > 2 else None
         if who is None and len(free()) > 1:
             who = free()[0]
         if what is None and free():
             what = free()[0]
             if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name in columns):
                 raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
+            if _measured(columns[what].unique().to_pylist()):
+                raise SegueError(f"{frame.path}: {what} holds measured numbers, which are no events ({MEASURED}); or "
+                                 "give what=")
+    if what is None and len(whole := [name for name in free() if "list" in str(columns[name].type)]) == 1:
+        what = whole[0]
     lists = what is not None and "list" in str(columns[what].type)
     rest = free()
     if (who is None) != (what is None) and not lists:  # the one column that is left may be the other of the two
@@ -311,6 +352,8 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     if what is None or (who is None and not lists):
         missing = [role for role, name in (("who", who), ("what", what)) if name is None]
         one = f", or who='{THIS}' if all of it is one sequence" if what is not None else ""
+        if what is None and _measured(value for name in rest[:20] for value in columns[name][:1000].to_pylist()):
+            one = f"; its numbers are measured: {MEASURED}"
         raise SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
                          f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
                          f"(columns: {listed}){one}")
@@ -359,9 +402,14 @@ def _repeats(column: Any) -> bool:
     if len(values) == len(column) or "float" in str(column.type) or "double" in str(column.type):
         return False
     texts = [str(value) for value in values if value is not None]
+    return not _measured(texts) and sum(map(len, texts)) <= 40 * len(texts)
+
+
+def _measured(values: Iterable[Any]) -> bool:
+    """Numbers of which some have a fraction or are below zero: measurements, not names of anything."""
+    texts = [str(value) for value in values if value is not None]
     numbers = all(re.fullmatch(r"[-+]?\d*(\.\d*)?([eE][-+]?\d+)?", text) for text in texts)
-    measured = numbers and any(re.search(r"[.eE]|^-", text) for text in texts)
-    return not measured and sum(map(len, texts)) <= 40 * len(texts)
+    return numbers and any(re.search(r"[.eE]|^-", text) for text in texts)
 
 
 def _moment(text: str) -> float | None:
@@ -580,12 +628,39 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str]) -> 
         yield Record(items[things[start:stop]].tolist(), parts_of, name)
 
 
-def _lists(frame: Frame, roles: Roles, also: Sequence[str], problems: Problems) -> Iterator[Record]:
+def _laid_out(frame: Frame, names: Sequence[str]) -> Frame:
+    """A table whose rows hold tables, as lists of one length, as one table: what is no list is said again."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    lengths = next(compute.list_value_length(frame.columns[name]) for name in names
+                   if "list" in str(frame.columns[name].type)).fill_null(0).to_numpy(zero_copy_only=False)
+    places = pa.array(np.repeat(np.arange(len(lengths)), lengths))
+    columns = {name: compute.list_flatten(column) if "list" in str(column.type) else column.take(places)
+               for name, column in frame.columns.items() if name in names}
+    for name, column in columns.items():
+        if len(column) != len(places):
+            raise SegueError(f"{frame.path}: the lists in column '{name}' are not as long as the others; mend them")
+    return Frame(frame.path, columns, True, np.repeat(frame.rows, lengths), frame.unit)
+
+
+def _moments(column: Any, when_format: str | None, path: Path) -> list[Any]:
+    """Seconds of each row of a column of lists (see `_seconds`); None where a row has no list."""
+    import pyarrow.compute as compute
+
+    if "list" not in str(column.type) or not any(lengths := compute.list_value_length(column).to_pylist()):
+        return column.to_pylist()
+    seconds = np.split(_seconds(compute.list_flatten(column), when_format, path), np.cumsum([n or 0 for n in lengths]))
+    return [None if length is None else part for length, part in zip(lengths, seconds)]
+
+
+def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None,
+           problems: Problems) -> Iterator[Record]:
     """Rows that hold whole sequences."""
     who, what, when = roles
     names = frame.columns[who].to_pylist() if who is not None else [None] * len(frame.rows)
     things = frame.columns[what].to_pylist()
-    timed = {"time": frame.columns[when].to_pylist()} if when is not None else {}
+    timed = {"time": _moments(frame.columns[when], when_format, frame.path)} if when is not None else {}
     timed |= {name: frame.columns[name].to_pylist() for name in also}
     for i, row in enumerate(frame.rows):
         name = f"{frame.path}:{row}" if names[i] is None else str(names[i])
