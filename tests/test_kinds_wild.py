@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from test_kinds_read import EVENTS, put
+from test_kinds_read import EVENTS, GENBANK, put
 
 from segue.data import Data, read
 from segue.errors import SegueError
@@ -84,7 +84,8 @@ def test_an_archive_cannot_write_outside_or_fill_the_disk(tmp_path: Path, monkey
     monkeypatch.setattr(packed, "LEAST", 1 << 20)
     with pytest.raises(SegueError, match="200 times its size"):
         read(put(tmp_path / "bomb.zip", zipped({"z.txt": b"0" * (1 << 23)})))
-    for name, content, says in (("n.zip", zipped({}), "no file to read"), ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut"),
+    for name, content, says in (("n.zip", zipped({}), "no file to read"),
+                                ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut"),
                                 ("n.docx", zipped({"[Content_Types].xml": ""}), "Office"),
                                 ("in.zip", zipped({"in.zip": zipped(CORPUS)}), "a zip archive; unpack it"),
                                 ("plain.tar", b"no archive", "damaged")):
@@ -194,3 +195,51 @@ def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
 def test_a_molecule_a_line(tmp_path: Path) -> None:
     path = put(tmp_path / "a.smi", "CCO ethanol\nc1ccccc1\tbenzene ring\n\nO\n")
     assert texts(read(path)) == ["CCO", "c1ccccc1", "O"]
+
+
+EMBL = """ID   X1; SV 1; linear; mRNA; STD; PLN; 20 BP.
+XX
+AC   X1;
+XX
+SQ   Sequence 20 BP; 5 A; 5 C; 5 G; 5 T; 0 other;
+     acgtacgtac gtacgtacgt                                                    20
+//
+"""
+UNIPROT = """ID   A_HUMAN                 Reviewed;          12 AA.
+AC   P00001;
+DE   RecName: Full=A;
+SQ   SEQUENCE   12 AA;  1354 MW;  0 CRC64;
+     MKTAYIAKQR QI
+//
+"""
+STOCKHOLM = "# STOCKHOLM 1.0\n#=GF ID x\none/1-9   MKTAY.IAK\ntwo/1-9   MKTAYWIA-\n#=GC SS_cons  .........\n//\n"
+CLUSTAL = "CLUSTAL W (1.82) multiple sequence alignment\n\n\none   ACGTAC-T\ntwo   ACGTACGT\n      ****** *\n"
+PIR = ">P1;one\na protein of mine\nMKTAYIAKQR*\n"
+AMINO = GENBANK.replace("24 bp    DNA  ", "24 aa         ").replace("acgtacgtac gtacgtacgt nnac",
+                                                                  "mktayiakqr qisfvkshfs rqle")
+
+
+@pytest.mark.parametrize("name, content, kind, letters", [
+    ("a.embl", EMBL, "dna", ["ACGTACGTACGTACGTACGT"]), ("uniprot_sprot.dat", UNIPROT, "protein", ["MKTAYIAKQRQI"]),
+    ("P00001.txt", UNIPROT, "protein", ["MKTAYIAKQRQI"]), ("a.sto", STOCKHOLM, "protein", ["MKTAY-IAK", "MKTAYWIA-"]),
+    ("a.aln", CLUSTAL, "dna", ["ACGTAC-T", "ACGTACGT"]), ("a.pir", PIR, "protein", ["MKTAYIAKQR"]),
+    ("a.gb", AMINO, "protein", ["MKTAYIAKQRQISFVKSHFSRQLE"]), ("a.a2m", ">a\nACGT-C\n", "dna", ["ACGT-C"]),
+    ("a.tsv", f"one\t{'MKWLF' * 5}\ntwo\t{'MKWLY' * 5}\n", "protein", ["MKWLF" * 5, "MKWLY" * 5]),
+    ("a.csv", f"label,read\n1,{'ACGTT' * 5}\n2,{'TCGTT' * 5}\n", "dna", ["ACGTT" * 5, "TCGTT" * 5]),
+    ("b.csv", "peptide,affinity\nMKWLF,0.5\nIIWLF,0.25\n", "protein", ["MKWLF", "IIWLF"]),
+])
+def test_flat_files_of_biology(tmp_path: Path, name: str, content: str, kind: str, letters: list[str]) -> None:
+    pytest.importorskip("Bio")
+    data = read(put(tmp_path / name, content))
+    assert data.kind.name == kind and [record.object for record in data] == letters and not data.problems
+
+
+def test_flat_files_that_are_none(tmp_path: Path) -> None:
+    pytest.importorskip("Bio")
+    for name, content, says in (("a.embl", EMBL.replace("     acgt", "XX\n     acgt"), "no EMBL file that Biopython"),
+                                ("a.aln", "CLUSTAL W\n\none   AC\ntwo   ACGT TT GG\n", "Biopython reads|is not text")):
+        with pytest.raises(SegueError, match=says):
+            read(put(tmp_path / name, content), kind="dna")
+    empty = read(put(tmp_path / "r.fastq", "@a\nAC\n+\nII\n@trimmed\n\n+\n\n@b\nGT\n+\nII\n"))
+    assert [record.object for record in empty] == ["AC", "GT"] and "no letters" in str(empty.problems[0])
+    assert read(put(tmp_path / "notes.txt", "CLUSTALS of stars\nare far away\n" * 3)).kind.name == "text"

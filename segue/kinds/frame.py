@@ -34,6 +34,7 @@ DELIMITED = frozenset((".csv", ".tsv", ".tab"))
 JSON = frozenset((".jsonl", ".ndjson", ".json"))
 PARQUET = frozenset((".parquet", ".pq"))
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
+LONG_WORD = re.compile(r"[A-Za-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
 NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
 
 
@@ -261,7 +262,7 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
         return False
     if asked.intersection(first):
         return True
-    if any(map(number, first)):
+    if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
         return False
     if not body or any(2 * sum(number(cell) for cell in column) >= len(column) for column in zip(*body)):
         return True

@@ -225,13 +225,13 @@ class Text(Kind):
         if lacking is not None or not field:
             raise SegueError(f"{path}: there is no column '{lacking or 'text'}'; there are {', '.join(names)}")
         found = False
-        for number, row in enumerate(rows, 1):
+        for place, row in enumerate(rows, 1):
             text = _joined(row, field)
             if text:
                 found = True
-                yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
+                yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{place}")
             elif any(row.get(name) not in (None, "") for name in field):
-                bad(problems, path, f"row {number}", None, f"no text in column '{', '.join(field)}'; mend or remove it")
+                bad(problems, path, f"row {place}", None, f"no text in column '{', '.join(field)}'; mend or remove it")
         if not found:
             raise SegueError(f"{path}: no row holds text in column '{', '.join(field)}'; name another one with field=")
 
