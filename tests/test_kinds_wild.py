@@ -16,7 +16,7 @@ from test_kinds_read import EVENTS, GENBANK, put
 
 from segue.data import Data, read
 from segue.errors import SegueError
-from segue.kinds import packed
+from segue.kinds import KINDS, packed
 from segue.kinds.packed import FOREIGN
 
 
@@ -243,3 +243,11 @@ def test_flat_files_that_are_none(tmp_path: Path) -> None:
     empty = read(put(tmp_path / "r.fastq", "@a\nAC\n+\nII\n@trimmed\n\n+\n\n@b\nGT\n+\nII\n"))
     assert [record.object for record in empty] == ["AC", "GT"] and "no letters" in str(empty.problems[0])
     assert read(put(tmp_path / "notes.txt", "CLUSTALS of stars\nare far away\n" * 3)).kind.name == "text"
+
+
+def test_items_are_typed_with_signs_between_or_blanks() -> None:
+    normalise = KINDS["events"].normalise
+    assert normalise("a b  c") == ["a", "b", "c"]
+    for typed in ("Create Fine → Send Fine", "Create Fine, Send Fine", "Create Fine,Send Fine,"):
+        assert normalise(typed) == ["Create Fine", "Send Fine"]
+    assert normalise("Create Fine,") == ["Create Fine"]

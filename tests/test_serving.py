@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import socket
 import threading
@@ -18,7 +19,8 @@ from segue.decoding import generate
 from segue.decoding.draft import TrieDraft
 from segue.decoding.sampling import Sampling
 from segue.errors import SegueError
-from segue.kinds.codecs import ByteCodec
+from segue.kinds import KINDS
+from segue.kinds.codecs import ByteCodec, ItemCodec
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
 from segue.serving.engine import Engine, News, Overloaded, Request
@@ -246,6 +248,21 @@ def test_refusals(client: Any, server: tuple[str, Engine]) -> None:
         client.completions.create(model="other", prompt="a")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{server[0]}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_a_typed_prompt_is_read_as_its_kind_reads_it(engines: Any) -> None:
+    pytest.importorskip("fastapi")
+    from segue.serving.api import Answering, Completion
+
+    codec = ItemCodec(["Create Fine", "Send Fine", "Payment"])
+    for typed in ("Create Fine → Payment", "Create Fine, Payment"):
+        body = Completion(prompt=[typed, "Payment"])
+        engine = engines(stack("gru", vocabulary=codec.size))
+
+        async def prompts() -> list[list[int]]:
+            return Answering(engine, codec, frozenset(), body, (), KINDS["events"]).prompts
+
+        assert asyncio.run(prompts()) == [[codec.bos, 0, 2], [codec.bos, 2]]
 
 
 def test_a_place_that_is_taken_is_refused() -> None:

@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 Value = bytes | str | list[Any]
 
 
-def as_text(value: Value) -> str:
-    """A decoded value for people."""
+def as_text(value: Value, between: str = " ") -> str:
+    """A decoded value for people; `between` stands between items."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else " ".join(map(str, value))
+    return value if isinstance(value, str) else between.join(map(str, value))
+
+
+def between(codec: Codec) -> str:
+    """What stands between the items of a codec: an arrow where there are blanks in them."""
+    return " → " if any(" " in str(item) for item in getattr(codec, "items", ())) else " "
 
 
 class Stops:
@@ -114,6 +119,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
         options["processors"] = (*options.get("processors", ()), *rules)
     answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
     blank: Any = b" " if begins_with_blank(codec, model) else b""
+    sign = between(codec)
     for prompt, answer in zip(prompts, answers):
         for each in (answer, *answer.others):
             value = codec.decode(each.tokens)
@@ -121,7 +127,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
             place = None if stops is None else stops.find(value)
             each.value = value if place is None else value[:place]
             each.whole = each.value if begin_of(model) is not None else codec.decode(list(prompt)) + each.value
-            each.text = as_text(each.value)
+            each.text = as_text(each.value, sign)
             ends = list(accumulate(each.per_pass))
             each.pieces = [as_text(codec.decode(each.tokens[start:end])) for start, end in zip([0, *ends], ends)]
             each.pieces[:1] = [piece.removeprefix(as_text(blank)) for piece in each.pieces[:1]]
@@ -149,6 +155,7 @@ class Telling:
         self.held = max(stops.longest - 1, 0) if stops is not None else 0
         self.waiting: Any = codec.decode([])
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self.sign, self.begun = between(codec), False
 
     def __call__(self, tokens: Sequence[int], last: bool) -> tuple[Value, str]:
         """What became certain with these tokens, as a value and as text; all of the rest with the `last` ones."""
@@ -159,7 +166,13 @@ class Telling:
         if place is None:
             place = len(value) if last else max(len(value) - self.held, 0)
         told, self.waiting = value[:place], value[place:]
-        return told, self.characters.decode(told, final=last) if isinstance(told, bytes) else as_text(told)
+        if isinstance(told, bytes):
+            return told, self.characters.decode(told, final=last)
+        if isinstance(told, str):
+            return told, told
+        text = (self.sign if self.begun and told else "") + as_text(told, self.sign)
+        self.begun = self.begun or bool(told)
+        return told, text
 
 
 def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = None,

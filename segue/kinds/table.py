@@ -184,7 +184,8 @@ class Events(Kind):
         if isinstance(obj, bytes):
             obj = obj.decode("utf-8", "replace")
         if isinstance(obj, str):
-            return obj.replace("→", " ").replace(",", " ").split()
+            items = [item.strip() for item in re.split("[→,]", obj)]
+            return obj.split() if len(items) == 1 else list(filter(None, items))
         return list(obj)
 
 

@@ -37,7 +37,7 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
     engine = Engine(model, rows=rows, tokens=tokens, queue=queue,
                     draft=drafter)
     app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(ends), key,
-                     getattr(fitted, "processors", ()))
+                     getattr(fitted, "processors", ()), fitted.kind)
     engine.warm()
     try:
         with listening(host, port) as door:
