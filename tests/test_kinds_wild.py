@@ -251,3 +251,21 @@ def test_items_are_typed_with_signs_between_or_blanks() -> None:
     for typed in ("Create Fine → Send Fine", "Create Fine, Send Fine", "Create Fine,Send Fine,"):
         assert normalise(typed) == ["Create Fine", "Send Fine"]
     assert normalise("Create Fine,") == ["Create Fine"]
+
+
+def test_baskets_are_cases(tmp_path: Path) -> None:
+    rows = [["whole milk", "rolls"], ["rolls"], ["beer", "rolls", "whole milk"], ["beer"], ["beer", "rolls"]] * 4
+    data = read(put(tmp_path / "groceries.csv", "".join(",".join(row) + "\n" for row in rows)))
+    assert data.kind.name == "cases" and [record.object for record in data] == rows
+    data.kind.write([record.object for record in data], tmp_path / "again.csv")
+    assert [record.object for record in read(tmp_path / "again.csv")] == rows
+    assert read(put(tmp_path / "a.txt", "a b,c\n"), kind="cases", elements="cells")[0].object == ["a b", "c"]
+
+
+def test_a_notebook_is_what_was_typed(tmp_path: Path) -> None:
+    cells = [{"cell_type": "markdown", "source": ["# Title\n", "words"]},
+             {"cell_type": "code", "source": "x = 1", "outputs": [{"data": {"image/png": "iVBORw0KGgo" * 99}}]}]
+    data = read(put(tmp_path / "a.ipynb", json.dumps({"cells": cells, "nbformat": 4}, indent=1)))
+    assert data.kind.name == "code" and texts(data) == ["# Title\nwords\n\nx = 1"]
+    with pytest.raises(SegueError, match="not a notebook of Jupyter"):
+        read(put(tmp_path / "b.ipynb", "{}" * 20))

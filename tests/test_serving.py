@@ -257,12 +257,12 @@ def test_a_typed_prompt_is_read_as_its_kind_reads_it(engines: Any) -> None:
     codec = ItemCodec(["Create Fine", "Send Fine", "Payment"])
     for typed in ("Create Fine → Payment", "Create Fine, Payment"):
         body = Completion(prompt=[typed, "Payment"])
-        engine = engines(stack("gru", vocabulary=codec.size))
 
-        async def prompts() -> list[list[int]]:
+        async def prompts(body: Completion) -> list[list[int]]:
+            engine = engines(stack("gru", vocabulary=codec.size))
             return Answering(engine, codec, frozenset(), body, (), KINDS["events"]).prompts
 
-        assert asyncio.run(prompts()) == [[codec.bos, 0, 2], [codec.bos, 2]]
+        assert asyncio.run(prompts(body)) == [[codec.bos, 0, 2], [codec.bos, 2]]
 
 
 def test_a_place_that_is_taken_is_refused() -> None:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -215,11 +216,20 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look
         begin = noted + last - 1 - sum(cell.count("\n") for cell in body[0])
     if headed and len(names) == usual - 1 and len(body) > 1:  # a nameless column: of row names, or empty
         names = [*names, ""] if all(row[-1].strip() == "" for row in body if len(row) == usual) else ["row", *names]
-    names = [name or str(i + 1) for i, name in enumerate(names)]
-    names = [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
+    names = _different([name or str(i + 1) for i, name in enumerate(names)])
     regular = usual > 1 and all(len(row) == usual for row in body)
     cells = [[cell.strip() for cell in row] for row in body]
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
+
+
+def _different(names: list[str]) -> list[str]:
+    """Names of columns of which none is there twice: the second 'item' is 'item (2)'."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
 
 
 def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:

@@ -29,7 +29,7 @@ from segue.kinds.frame import (
     load_table,
     said,
 )
-from segue.kinds.packed import opened
+from segue.kinds.packed import bare, opened
 from segue.kinds.text import text_columns
 
 # Column names that say who, what and when, best first; compared in lower case without signs, with or without an ending
@@ -199,12 +199,18 @@ class Cases(Kind):
     split_by = "name"
 
     def sniff(self, path: Path, head: bytes) -> float:
-        """Lines of whole numbers that come again and again; other cases cannot be told from text: ask for them."""
-        if b"\0" in head or path.suffix.lower() in DELIMITED:
+        """Lines of whole numbers that come again and again, or, in a file that is called a table, lines of few or many
+        cells that do; other cases cannot be told from text: ask for them."""
+        if b"\0" in head:
             return 0.0
         lines = head.split(b"\n")
         if len(head) >= HEAD and len(lines) > 1:
             lines.pop()
+        if path.suffix.lower() in DELIMITED:
+            cells = [line.split(b",") for line in lines if line.strip()]
+            known = {cell for line in cells for cell in line}
+            ragged = len({len(line) for line in cells}) > 2 and b'"' not in head
+            return 0.83 if ragged and 4 * len(known) <= sum(map(len, cells)) else 0.0
         items = [line.split() for line in lines if line.strip()]
         flat = [item for line in items for item in line]
         if not items or not all(map(bytes.isdigit, flat)) or len(flat) < 2 * len(items) or len(items[0]) < 2:
@@ -215,13 +221,15 @@ class Cases(Kind):
 
     def read(self, path: Path, problems: Problems | None = None, *, elements: str | None = None,
              encoding: str = "utf-8") -> Iterator[Record]:
-        """One record a line; empty lines are no cases. elements: "characters" or "words" (told apart by whether a line
-        of the first thousand holds a blank or a tab, if None). Where the first words are whole numbers that count the
-        lines, they name them."""
-        if elements not in (None, "characters", "words"):
-            raise SegueError(f"elements is 'characters' or 'words', not {elements!r}")
+        """One record a line; empty lines are no cases. elements: "characters", "words" or "cells" between commas (told
+        apart, if None, by whether a line of the first thousand holds a blank or a tab; cells in a CSV file). Where the
+        first words are whole numbers that count the lines, they name them."""
+        if elements not in (None, "characters", "words", "cells"):
+            raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
             lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
+        if elements is None and bare(path).suffix.lower() in DELIMITED:
+            elements = "cells"
         if elements is None:
             elements = "words" if any(len(line.split()) > 1 for line in lines[:1000]) else "characters"
         found = False
@@ -229,7 +237,8 @@ class Cases(Kind):
         if named and problems is not None:
             problems.note = "the first word of a line names it"
         for number, line in enumerate(lines, 1):
-            items = line.split() if elements == "words" else list(line.strip())
+            items = line.split() if elements == "words" else list(line.strip()) if elements == "characters" else \
+                [cell.strip() for cell in line.split(",") if cell.strip()]
             if items:
                 found = True
                 yield Record(items[named:], name=items[0] if named else f"{path}:{number}")
@@ -240,14 +249,20 @@ class Cases(Kind):
     normalise = Events.normalise
 
     def write(self, objects: Iterable[Sequence[str | int] | Record], path: str | Path) -> None:
-        """One case a line; without blanks between where every item is one sign."""
+        """One case a line; without blanks between where every item is one sign, with commas where one has a blank."""
         cases = [[str(item) for item in (obj.object if isinstance(obj, Record) else obj)] for obj in objects]
-        glue = "" if all(len(item) == 1 for case in cases for item in case) else " "
+        glue = _glue(item for case in cases for item in case)
         write_text(path, "".join(glue.join(case) + "\n" for case in cases))
 
     def show(self, obj: Sequence[str | int]) -> str:
         items = [str(item) for item in obj]
-        return ("" if all(len(item) == 1 for item in items) else " ").join(items)
+        return _glue(items).join(items)
+
+
+def _glue(items: Iterable[str]) -> str:
+    """What stands between such items on a line."""
+    items = list(items)
+    return "" if all(len(item) == 1 for item in items) else "," if any(" " in item for item in items) else " "
 
 
 def _plain(name: str) -> str:

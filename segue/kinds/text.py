@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs as encodings
 import csv
 import io
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -120,6 +121,9 @@ class Text(Kind):
             if rows is not None:
                 yield from rows
                 return
+        if not lines and bare(path).suffix.lower() == ".ipynb":
+            yield Record(_notebook(path), name=str(path))
+            return
         found, smiles = False, bare(path).suffix.lower() in SMILES
         for start, piece in self._pieces(path, known.name, errors):
             if not piece.strip():
@@ -306,7 +310,7 @@ class Code(Text):
     extensions: ClassVar[frozenset[str]] = frozenset(words(
         ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .cu .java .kt .scala .js .jsx .ts .tsx .go .rs .rb .php .pl .pm .lua "
         ".r .jl .m .swift .cs .fs .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .sql .vim .asm .s .f90 "
-        ".css .scss .vue .dart .zig .nim .v .sv .vhd .cmake .mk"))
+        ".css .scss .vue .dart .zig .nim .v .sv .vhd .cmake .mk .ipynb"))
 
     def sniff(self, path: Path, head: bytes) -> float:
         suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
@@ -316,6 +320,17 @@ class Code(Text):
         if not (named or head[:2] == b"#!") or looks_binary(head) or letters < len(head) // 10:
             return 0.0  # numbers alone are a file of another sort by that name
         return 0.85 if inner else max(0.6, super().sniff(path, head))
+
+
+def _notebook(path: Path) -> bytes:
+    """What was typed into the cells of a Jupyter notebook, a blank line between them; no outputs."""
+    with opened(path) as handle:
+        raw = handle.read()
+    try:
+        cells = ["".join(cell["source"]) for cell in json.loads(raw)["cells"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SegueError(f"{path}: not a notebook of Jupyter, version 4 ({error!r}); save it again") from error
+    return "\n\n".join(cells).encode("utf-8", "backslashreplace")
 
 
 def _cut(data: bytes) -> int:
