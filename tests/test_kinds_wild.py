@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -269,3 +270,10 @@ def test_a_notebook_is_what_was_typed(tmp_path: Path) -> None:
     assert data.kind.name == "code" and texts(data) == ["# Title\nwords\n\nx = 1"]
     with pytest.raises(SegueError, match="not a notebook of Jupyter"):
         read(put(tmp_path / "b.ipynb", "{}" * 20))
+
+
+def test_one_long_line_is_told_quickly(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", "the of and a to in is you that it " * 40_000)
+    begin = time.process_time()
+    assert read(path).kind.name == "text"
+    assert time.process_time() - begin < 3, "what looks at a table's columns does not grow with their square"

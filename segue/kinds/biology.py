@@ -222,7 +222,7 @@ class Letters(Kind):
 def sequence_column(table: Look) -> str | None:
     """The column of a table that is called as sequences usually are, or that holds long words of letters alone."""
     named = next((name for name in table.names if name.lower() in COLUMNS), None) if table.headed else None
-    return named or next((name for name in table.names if len(cells := table.column(name)) > 1 and all(
+    return named or next((name for name in table.names[:ROWS] if len(cells := table.column(name)) > 1 and all(
         isinstance(cell, str) and LONG_WORD.fullmatch(cell) for cell in cells)), None)
 
 
