@@ -88,7 +88,7 @@ def test_an_archive_cannot_write_outside_or_fill_the_disk(tmp_path: Path, monkey
     for name, content, says in (("n.zip", zipped({}), "no file to read"),
                                 ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut"),
                                 ("n.docx", zipped({"[Content_Types].xml": ""}), "Office"),
-                                ("in.zip", zipped({"in.zip": zipped(CORPUS)}), "a zip archive; unpack it"),
+                                ("in.zip", zipped({"in.zip": zipped(CORPUS)}), "a zip archive; give a file in it"),
                                 ("plain.tar", b"no archive", "damaged")):
         with pytest.raises(SegueError, match=says):
             read(put(tmp_path / name, content))

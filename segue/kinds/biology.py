@@ -246,9 +246,8 @@ def _letters(text: bytes, form: str) -> bytes:
 
 def _column(path: Path, problems: Problems | None, column: str | None) -> Iterator[Found]:
     frame = load_table(path, problems if problems is not None else Problems(), "utf-8", [column, *COLUMNS])
-    sample = Look(list(frame.columns), list(zip(*(values[:ROWS].to_pylist() for values in frame.columns.values()))),
-                  frame.headed)
-    found = column or sequence_column(sample)
+    columns = [values[:ROWS].to_pylist() for values in frame.columns.values()]
+    found = column or sequence_column(Look(list(frame.columns), [[*row] for row in zip(*columns)], frame.headed))
     if found is None or found not in frame.columns:
         which = f"called {column}" if column else "holds sequences by its name"
         raise SegueError(f"{path}: no column {which}; name one with column= (columns: {', '.join(frame.columns)})")

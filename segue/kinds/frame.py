@@ -384,12 +384,12 @@ def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
 def json_array(path: Path, raw: bytes) -> list[dict[str, Any]]:
     """The rows of a JSON array (see `as_row`)."""
     try:
-        rows = [row for value in json.loads(raw) if (row := as_row(value)) or value]
+        rows = [as_row(value) for value in json.loads(raw)]
     except (ValueError, RecursionError) as error:
         raise SegueError(f"{path}: not JSON ({error}); is the file cut short?") from error
-    if not all(isinstance(row, dict) for row in rows):
+    if None in rows:
         raise SegueError(f"{path}: not all entries of the JSON array are objects ({{...}}); mend or remove the others")
-    return rows
+    return [row for row in rows if row is not None]
 
 
 def _of_objects(path: Path, rows: list[dict[str, Any]], unit: str) -> Frame:

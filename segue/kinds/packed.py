@@ -90,7 +90,7 @@ def _stream(path: Path, raw: io.BufferedReader) -> Any:
         return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
     if magic[:4] == b"PK\x03\x04":
         raw.close()
-        raise SegueError(f"{path}: a zip archive; unpack it, or give it alone and named .zip")
+        raise SegueError(f"{path}: a zip archive; give a file in it (a.zip/b.txt), or unpack it")
     return raw
 
 
@@ -160,5 +160,5 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
         return
     with opened(archive) as packed, tarfile.open(fileobj=packed, mode="r|") as tape:
         for member in tape:
-            if member.isfile() and (handle := tape.extractfile(member)) is not None:
-                yield member.name, handle
+            if member.isfile() and (content := tape.extractfile(member)) is not None:
+                yield member.name, content

@@ -195,7 +195,7 @@ class Text(Kind):
         return self._read_columns(path, problems, table.form, field)
 
     def _read_lines(self, path: Path, problems: Problems | None, field: list[str]) -> Iterator[Record]:
-        field, found = field or FIELDS[:1], False
+        field, found = field or [FIELDS[0]], False
         with opened(path) as handle:
             if handle.peek(3)[:3] == MARK:
                 handle.read(3)
