@@ -115,6 +115,7 @@ SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
     ([{"prompt": "Who?", "chosen": "I.", "rejected": "no"}], "Who?\nI.",
      "field=prompt, field=chosen; not read: rejected"),
     ([{"prompt": "Who?", "n": 1}], "Who?", "field=prompt; not read: n"),
+    ([{"dialog": ["Who was it then?", "I."], "act": [1, 2]}], "Who was it then?\nI.", "field=dialog; not read: act"),
     ([{"text": "all of it", "answer": "no"}], "all of it", "field=text; not read: answer"),
     (["a text", "another"], "a text", "field=text"),
 ])
@@ -185,6 +186,11 @@ def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
     tweets = "".join(f'"{4 * (i % 2)}","{1467810369 + i}","NO_QUERY","user{i}","{said} {i}"\n' for i in range(9))
     assert texts(read(put(tmp_path / "tweets.csv", tweets)))[0] == said + " 0"
     measured = "".join(f"{i % 2 + 1}\t0.{i}1\t-0.{i}2\t0.{i}3\n" for i in range(9))
+    first = "".join(f"{1700000000 + i},u{i % 2},{'ab'[i % 2]}{i % 4}\n" for i in range(9))
+    assert read(put(tmp_path / "first.csv", first)).problems.note == "who=2, what=3, when=1"
+    for name, rows in (("a.jsonl", '{"values": [0.5, 1.25]}\n' * 3), ("a.json", "[[0.5, 1], [2, 2]]")):
+        with pytest.raises(SegueError, match="holds measured numbers"):
+            read(put(tmp_path / name, rows))
     with pytest.raises(SegueError, match="2 holds measured numbers"):
         read(put(tmp_path / "ucr.tsv", measured))
     with pytest.raises(SegueError, match="its numbers are measured: bin them"):
@@ -243,7 +249,10 @@ def test_flat_files_that_are_none(tmp_path: Path) -> None:
             read(put(tmp_path / name, content), kind="dna")
     empty = read(put(tmp_path / "r.fastq", "@a\nAC\n+\nII\n@trimmed\n\n+\n\n@b\nGT\n+\nII\n"))
     assert [record.object for record in empty] == ["AC", "GT"] and "no letters" in str(empty.problems[0])
-    assert read(put(tmp_path / "notes.txt", "CLUSTALS of stars\nare far away\n" * 3)).kind.name == "text"
+    for words in ("CLUSTAL is a program\none two\n", "LOCUS of control\nis a concept\n", "ID   card\nof 12 BP.\n"):
+        assert read(put(tmp_path / "notes.txt", words * 3)).kind.name == "text"
+    events = "".join(f"u{i % 5},{'AccountOpenedByOwner' if i % 2 else 'AccountClosedByOwner'}\n" for i in range(9))
+    assert read(put(tmp_path / "e.csv", "user,event\n" + events)).kind.name == "events"
 
 
 def test_items_are_typed_with_signs_between_or_blanks() -> None:
@@ -257,6 +266,8 @@ def test_items_are_typed_with_signs_between_or_blanks() -> None:
 def test_baskets_are_cases(tmp_path: Path) -> None:
     rows = [["whole milk", "rolls"], ["rolls"], ["beer", "rolls", "whole milk"], ["beer"], ["beer", "rolls"]] * 4
     data = read(put(tmp_path / "groceries.csv", "".join(",".join(row) + "\n" for row in rows)))
+    quoted = "".join(",".join(row) + "\n" for row in rows).replace("rolls", '"rolls, two"')
+    assert read(put(tmp_path / "quoted.csv", quoted))[0].object == ["whole milk", "rolls, two"]
     assert data.kind.name == "cases" and [record.object for record in data] == rows
     data.kind.write([record.object for record in data], tmp_path / "again.csv")
     assert [record.object for record in read(tmp_path / "again.csv")] == rows

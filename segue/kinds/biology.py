@@ -27,9 +27,13 @@ COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "sequences", "dna_seq
 NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene"}
 BLANKS = b" \t\r\n\v\f"
 FLAT = {  # what files of databases and aligners begin with, and the name of their format in Biopython
-    r"LOCUS ": "genbank", r"ID   \S+\s+(Reviewed|Unreviewed|STANDARD|PRELIMINARY);.* \d+ AA\.": "swiss",
-    r"ID   .* \d+ (BP|AA)\.": "embl", r"# STOCKHOLM": "stockholm",
-    r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b": "clustal", r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir"}
+    r"LOCUS +\S+ .*\d+ (bp|aa)\b": "genbank",
+    r"ID   \S+\s+(Reviewed|Unreviewed|STANDARD|PRELIMINARY);.* \d+ AA\.": "swiss",
+    r"ID   .* \d+ (BP|AA)\.": "embl",
+    r"# STOCKHOLM": "stockholm",
+    r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
+    r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
+}
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
 
 Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in the file, qualities
@@ -345,7 +349,7 @@ class DNA(Letters):
     unit = "base"
     letters = NUCLEOTIDES
     mask = "N"
-    surely = frozenset((".fna", ".ffn", ".frn", ".fastq", ".fq"))
+    surely = frozenset((".fna", ".ffn", ".frn", ".fastq", ".fq", *GENBANK - {".gp", ".gpff"}))
 
     def sniff(self, path: Path, head: bytes) -> float:
         text = head.lstrip()

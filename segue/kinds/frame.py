@@ -35,7 +35,7 @@ DELIMITED = frozenset((".csv", ".tsv", ".tab"))
 JSON = frozenset((".jsonl", ".ndjson", ".json"))
 PARQUET = frozenset((".parquet", ".pq"))
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
-LONG_WORD = re.compile(r"[A-Za-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
+LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
 NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
 
 

@@ -207,9 +207,9 @@ class Cases(Kind):
         if len(head) >= HEAD and len(lines) > 1:
             lines.pop()
         if path.suffix.lower() in DELIMITED:
-            cells = [line.split(b",") for line in lines if line.strip()]
+            cells = [_cells(line.decode("utf-8", "replace")) for line in lines if line.strip()]
             known = {cell for line in cells for cell in line}
-            ragged = len({len(line) for line in cells}) > 2 and b'"' not in head
+            ragged = len({len(line) for line in cells}) > 2
             return 0.83 if ragged and 4 * len(known) <= sum(map(len, cells)) else 0.0
         items = [line.split() for line in lines if line.strip()]
         flat = [item for line in items for item in line]
@@ -237,8 +237,7 @@ class Cases(Kind):
         if named and problems is not None:
             problems.note = "the first word of a line names it"
         for number, line in enumerate(lines, 1):
-            items = line.split() if elements == "words" else list(line.strip()) if elements == "characters" else \
-                [cell.strip() for cell in line.split(",") if cell.strip()]
+            items = line.split() if elements == "words" else _cells(line) if elements == "cells" else list(line.strip())
             if items:
                 found = True
                 yield Record(items[named:], name=items[0] if named else f"{path}:{number}")
@@ -257,6 +256,13 @@ class Cases(Kind):
     def show(self, obj: Sequence[str | int]) -> str:
         items = [str(item) for item in obj]
         return _glue(items).join(items)
+
+
+def _cells(line: str) -> list[str]:
+    """What stands between commas, quoted or not."""
+    with suppress(csv.Error):
+        return [cell.strip() for cell in next(csv.reader([line]), []) if cell.strip()]
+    return [cell.strip() for cell in line.split(",") if cell.strip()]
 
 
 def _glue(items: Iterable[str]) -> str:
@@ -296,10 +302,13 @@ def _listed(table: Look) -> list[str]:
 
 def _clock(names: Sequence[str], cells: Callable[[str], Iterable[Any]]) -> str | None:
     """Of a table without a header the column of times: behind the first, one of dates; else behind the second one of
-    numbers that may be times."""
-    timed = [name for name in names[1:] if _timelike(cells(name))]
+    numbers that may be times; else the first, where none of it comes again."""
+    timed = [name for name in names if _timelike(cells(name))]
     dated = [name for name in timed if not all(NUMBER.fullmatch(str(cell)) for cell in cells(name) if cell is not None)]
-    return next(iter(dated), None) or next((name for name in timed if name in names[2:]), None)
+    once = [name for name in timed if name == names[0] and len(names) > 2 and
+            len(set(map(str, cells(name)))) == len(list(cells(name)))]
+    later = [name for name in dated if name != names[0]] + [name for name in timed if name in names[2:]]
+    return next(iter(later + once), None)
 
 
 def _counted(lines: Sequence[str]) -> bool:
@@ -339,6 +348,7 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     def free() -> list[str]:
         return [name for name in columns if name not in (who, what, when)]
 
+    asked_for = what is not None
     if frame.headed:
         when = _when(frame, free()) if when is None else when
         who = _named(free(), WHO) if who is None else who
@@ -352,12 +362,12 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
             what = free()[0]
             if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name in columns):
                 raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
-            if _measured(columns[what].unique().to_pylist()):
-                raise SegueError(f"{frame.path}: {what} holds measured numbers, which are no events ({MEASURED}); or "
-                                 "give what=")
+            _events_not_measured(frame, what, columns[what].unique().to_pylist())
     if what is None and len(whole := [name for name in free() if "list" in str(columns[name].type)]) == 1:
         what = whole[0]
     lists = what is not None and "list" in str(columns[what].type)
+    if what is not None and lists and not asked_for:
+        _events_not_measured(frame, what, (item for row in columns[what][:100].to_pylist() for item in row or []))
     rest = free()
     if (who is None) != (what is None) and not lists:  # the one column that is left may be the other of the two
         last = rest[0] if len(rest) == 1 and _repeats(columns[rest[0]]) else None
@@ -374,6 +384,13 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
                          f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
                          f"(columns: {listed}){one}")
     return who, what, when
+
+
+def _events_not_measured(frame: Frame, what: str, values: Iterable[Any]) -> None:
+    """Refuse a column that was taken for what happened, but holds measurements."""
+    if _measured(values):
+        raise SegueError(f"{frame.path}: {what} holds measured numbers, which are no events ({MEASURED}); or give "
+                         "what=")
 
 
 def _when(frame: Frame, names: list[str]) -> str | None:

@@ -353,6 +353,12 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
+def _is_text(cell: Any) -> bool:
+    """A text, or texts of several words one after the other."""
+    turns = isinstance(cell, list) and all(isinstance(turn, str) for turn in cell)
+    return isinstance(cell, str) or (turns and any(len(turn.split()) > 2 for turn in cell))
+
+
 def _role(name: str, names: Iterable[str]) -> str | None:
     """The field that says who speaks, beside that of the turns of a dialogue."""
     return next((other for other in names if "." in name and _last(other) in ROLES
@@ -391,7 +397,7 @@ def text_columns(table: Look) -> list[str]:
         both = [name for name in names if _last(name) in ASKS + ANSWERS and prose_in(name)]
         pair = {_last(name) in ANSWERS for name in both} == {True, False}
         for usual in FIELDS if table.form == "json" or pair else COLUMNS:
-            if usual in known and isinstance(next(iter(table.column(known[usual])), ""), str):
+            if usual in known and _is_text(next(iter(table.column(known[usual])), "")):
                 return both if pair and usual in ASKS + ANSWERS else [known[usual]]
     if len(names) == 1:
         texts = table.form != "delimited" and all(isinstance(cell, str) for cell in table.column(names[0]))
