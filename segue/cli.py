@@ -105,7 +105,8 @@ def set_prompt(file: Path) -> Any:
     return SetPrompt(pieces)
 
 
-Paths = Annotated[list[Path], typer.Argument(metavar="PATH", show_default=False, help="Files, folders or globs.")]
+Paths = Annotated[list[Path], typer.Argument(metavar="PATH", show_default=False, help="Files, folders, archives or "
+                                             "globs.")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="A folder that fit wrote.")]
 Kind = Annotated[str | None, typer.Option(metavar="K", help="What the files hold; found from the files if not said.")]
 How = Annotated[list[str] | None, typer.Option("--read", metavar="NAME=VALUE", help="How the files are read, for "
@@ -242,7 +243,7 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
 
 @command("compare", "segue compare events.csv --minutes 2")
 def compare(paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", show_default=False,
-                                                               help="Files, folders or globs.")] = None,
+                                                               help="Files, folders, archives or globs.")] = None,
             minutes: Minutes = None, json_file: JsonFile = None, kind: Kind = None, how: How = None,
             tasks: Annotated[str | None, typer.Option(metavar="NAMES", help="Instead of files: 'synthetic', or tasks "
                                                       "with commas between. Which mixer tracks and recalls what?")]

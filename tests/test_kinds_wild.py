@@ -58,6 +58,7 @@ def test_an_archive_is_a_folder(tmp_path: Path, name: str, content: bytes) -> No
     assert data.name(0) == f"{path}/corpus/a.txt", "names do not depend on where it was unpacked"
     assert texts(read(tmp_path)) == texts(data), "alone in a folder"
     assert texts(read(path / "corpus/b/c.txt")) == ["another text\n"]
+    assert texts(read(tmp_path / "*")) == texts(data), "and behind a pattern"
     put(tmp_path / "beside.txt", "loose\n")
     loose = read(tmp_path)
     assert texts(loose) == ["loose\n"] and loose.problems.total == 1, "what lies beside it may be what was in it"

@@ -97,7 +97,8 @@ def _find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozense
                 matches = [match for match in matches if match.is_file()]
                 if not matches:
                     raise SegueError(f"{given}: no file matches this pattern")
-                files.update(dict.fromkeys(matches))
+                for match in matches:
+                    files.update(dict.fromkeys(_within(match) if is_archive(match) else [match]))
             else:
                 raise SegueError(f"{given}: no such file or folder; check the path")
         except (OSError, ValueError) as error:
