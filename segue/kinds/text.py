@@ -57,6 +57,7 @@ FIELDS = words("text content code body document sentence article story passage d
                "post query summary completion output response answer smiles")
 # What asks and what answers: together they are one text.
 ASKS, ANSWERS = words("instruction question prompt input query"), words("completion output response answer chosen")
+DIALOGUES = words("dialogue dialog conversation transcript")
 TURNS, ROLES = words("content value text utterance"), words("role from speaker author")  # of a dialogue
 LINES = {".jsonl", ".ndjson"}
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
@@ -353,10 +354,10 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def _is_text(cell: Any) -> bool:
-    """A text, or texts of several words one after the other."""
-    turns = isinstance(cell, list) and all(isinstance(turn, str) for turn in cell)
-    return isinstance(cell, str) or (turns and any(len(turn.split()) > 2 for turn in cell))
+def _are_texts(cell: Any) -> bool:
+    """A list of texts, some of them of several words."""
+    return isinstance(cell, list) and all(isinstance(turn, str) for turn in cell) and \
+        any(len(turn.split()) > 2 for turn in cell)
 
 
 def _role(name: str, names: Iterable[str]) -> str | None:
@@ -397,7 +398,8 @@ def text_columns(table: Look) -> list[str]:
         both = [name for name in names if _last(name) in ASKS + ANSWERS and prose_in(name)]
         pair = {_last(name) in ANSWERS for name in both} == {True, False}
         for usual in FIELDS if table.form == "json" or pair else COLUMNS:
-            if usual in known and _is_text(next(iter(table.column(known[usual])), "")):
+            cell = next(iter(table.column(known[usual])), "") if usual in known else None
+            if isinstance(cell, str) or (usual in DIALOGUES and _are_texts(cell)):
                 return both if pair and usual in ASKS + ANSWERS else [known[usual]]
     if len(names) == 1:
         texts = table.form != "delimited" and all(isinstance(cell, str) for cell in table.column(names[0]))
