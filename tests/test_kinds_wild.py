@@ -179,6 +179,15 @@ def test_events_within_an_object(tmp_path: Path) -> None:
     assert data[0].channels["gap"].tolist() == [0, 5]
 
 
+def test_columns_within_columns_of_parquet(tmp_path: Path) -> None:
+    rows = [{"user": {"id": who}, "event": {"item": what, "at": {"time": when}}}
+            for who, what, when in (("ann", "tea", 3), ("bob", "tea", 1), ("ann", "milk", 2))]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    data = read(tmp_path / "a.parquet")
+    assert {record.name: record.object for record in data} == {"ann": ["milk", "tea"], "bob": ["tea"]}
+    assert data.problems.note == "who=user.id, what=event.item, when=event.at.time"
+
+
 def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
     clicks = "".join(f"{i // 2},2014-04-07T10:5{i}:00.046Z,21453650{i % 2},0\n" for i in range(4))
     data = read(put(tmp_path / "clicks.dat", clicks))

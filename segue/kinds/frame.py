@@ -334,6 +334,8 @@ def _load_parquet(path: Path, raw: bytes) -> Frame:
     import pyarrow.parquet as parquet
 
     table = parquet.read_table(pa.BufferReader(raw), use_threads=False)
+    while any(pa.types.is_struct(each.type) for each in table.schema):
+        table = table.flatten()  # as `flat` does
     columns = _columns(path, table)
     columns.pop("__index_level_0__", None)  # of pandas
     return Frame(path, columns, True, np.arange(1, len(table) + 1), "row")
