@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -85,7 +86,13 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None) -> Any:
-    return segue.read(*map(str, paths), **given(kind=kind), **settings(how))
+    try:
+        return segue.read(*map(str, paths), **given(kind=kind), **settings(how))
+    except SegueError as error:
+        if asked := re.findall(r"\b([a-z_]+)=(?!=)", str(error)):
+            typed = " and ".join("--kind" if name == "kind" else f"--read {name}=..." for name in dict.fromkeys(asked))
+            raise SegueError(f"{error} (on the command line: {typed})") from error
+        raise
 
 
 def set_prompt(file: Path) -> Any:
@@ -98,7 +105,8 @@ def set_prompt(file: Path) -> Any:
     return SetPrompt(pieces)
 
 
-Paths = Annotated[list[Path], typer.Argument(metavar="PATH", show_default=False, help="Files, folders or globs.")]
+Paths = Annotated[list[Path], typer.Argument(metavar="PATH", show_default=False, help="Files, folders, archives or "
+                                             "globs.")]
 Model = Annotated[Path, typer.Argument(metavar="MODEL", show_default=False, help="A folder that fit wrote.")]
 Kind = Annotated[str | None, typer.Option(metavar="K", help="What the files hold; found from the files if not said.")]
 How = Annotated[list[str] | None, typer.Option("--read", metavar="NAME=VALUE", help="How the files are read, for "
@@ -144,6 +152,8 @@ def fit(paths: Paths,
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)
     options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed, objective=objective)
+    if twice := {"data", "out"} & options.keys():
+        raise SegueError(f"{' and '.join(sorted(twice))} cannot be --set: give PATH and --out")
     data = read_files(paths, kind, how)
     fitted = segue.fit(data, out=out, **options)
     show(fitted.report)
@@ -233,7 +243,7 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
 
 @command("compare", "segue compare events.csv --minutes 2")
 def compare(paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", show_default=False,
-                                                               help="Files, folders or globs.")] = None,
+                                                               help="Files, folders, archives or globs.")] = None,
             minutes: Minutes = None, json_file: JsonFile = None, kind: Kind = None, how: How = None,
             tasks: Annotated[str | None, typer.Option(metavar="NAMES", help="Instead of files: 'synthetic', or tasks "
                                                       "with commas between. Which mixer tracks and recalls what?")]

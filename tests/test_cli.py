@@ -65,11 +65,23 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     (["fit", __file__, "--out", "y", "--mixer", "attention*9999999"], "more than 1,000 layers"),
     (["fit", __file__, "--out", "y", "--mixer", "attention:"], "choose from"),
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "width=-4"], "width must be at least 1"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "dropout=1.5"], "dropout and ema"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "hidden=-1"], "hidden must be at least 1"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "rate=-1"], "rate must be 0 or more"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "threads=99999"], "this machine has"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "device=abacus"], "device 'abacus'"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "codec=byte"], "codec is a Codec"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "out=z", "--set", "data=z"], "data and out cannot be"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "held_out=2"], "2 is no data"),
     (["read", __file__, "--kind", "music"], "there is no kind 'music'"),
+    (["read", __file__, "--kind", "dna"], "--read column=..."),
 ])
-def test_a_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str], says: str) -> None:
+def test_a_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+                                          tmp_path: Path, arguments: list[str], says: str) -> None:
+    monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, *arguments)
     assert code == 2 and not out and says in one_line(err)
+    assert not list(tmp_path.iterdir()), "nothing half-written stays behind"
 
 
 @pytest.mark.parametrize(("raised", "code", "says"), [

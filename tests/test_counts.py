@@ -276,6 +276,17 @@ def test_mixture_is_proper_and_scores_what_it_decodes(mixture: Mixture, tmp_path
         Mixture(mixture.network, BlendedCounts(13))
 
 
+def test_short_documents_walk_together_as_they_do_alone(mixture: Mixture) -> None:
+    lines = [line[:size] for line, size in zip(sentences(9, 7), (5, 1, 30, 2, 0, 7, 7, 40, 3))]
+    for piece in (16, 64):
+        walked = list(mixture.walk(lines, 16, piece=piece))
+        assert piece == 16 or len(walked) < 7, "several documents come in one batch"
+        numbers, scores, targets = (torch.cat(column) for column in zip(*walked))
+        assert targets.tolist() == [token for line in lines for token in line[1:].tolist()]
+        for number, line in enumerate(lines):
+            assert torch.allclose(scores[numbers == number], mixture.scores(line, 16), atol=1e-5)
+
+
 def test_mixture_decodes_losslessly_with_drafts(mixture: Mixture) -> None:
     from segue.decoding import generate
     from segue.decoding.draft import DRAFTERS

@@ -545,7 +545,7 @@ def test_the_answer_reports_cost() -> None:
 def test_objects_go_in_and_come_out(codec: str) -> None:
     from segue.kinds.codecs import ByteCodec, ItemCodec, LetterCodec
 
-    items = ItemCodec([f"i{n}" for n in range(12)])
+    items = ItemCodec([*(f"i{n}" for n in range(11)), "sold out"])
     made = {"byte": ByteCodec(), "letters": LetterCodec("ACGT"), "items": items}[codec]
     primes = {"byte": [b"ab", b"", None], "letters": ["ACG", "T", ""], "items": [["i1", "i2"], [], ["i3"]]}[codec]
     model = TableModel(made.size, sharpness=1.0)
@@ -570,8 +570,9 @@ def test_objects_go_in_and_come_out(codec: str) -> None:
         for part in told:
             whole = whole + part
         assert whole == two.value
-    if codec != "items":
-        assert text == [answer.text for answer in cut]
+    assert text == [answer.text for answer in cut]
+    for one in plain if codec == "items" else []:
+        assert one.text.split(" → ") == (one.value or [""]), "items with blanks in them do not run together"
 
 
 def test_continue_takes_one_prime_or_many(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,10 +19,12 @@ from segue.decoding import generate
 from segue.decoding.draft import TrieDraft
 from segue.decoding.sampling import Sampling
 from segue.errors import SegueError
-from segue.kinds.codecs import ByteCodec
+from segue.kinds import KINDS
+from segue.kinds.codecs import ByteCodec, ItemCodec
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
 from segue.serving.engine import Engine, News, Overloaded, Request
+from segue.serving.serve import listening
 from segue.testing.decoding import TableModel
 
 
@@ -233,10 +238,38 @@ def test_refusals(client: Any, server: tuple[str, Engine]) -> None:
                           ({"suffix": "x"}, "suffix"), ({"prompt": [999_999]}, "vocabulary")):
         with pytest.raises(openai.BadRequestError, match=says):
             client.completions.create(**{"model": "tiny", "prompt": "a", "max_tokens": 3, **options})
+    for body in (b'{"prompt": "a\\ud800"}', b'{"prompt": "a", "stop": "\\ud800"}', b"null"):
+        request = urllib.request.Request(f"{server[0]}/v1/completions", body, {
+            "Authorization": "Bearer secret", "Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code == 400
     with pytest.raises(openai.NotFoundError, match="only 'tiny'"):
         client.completions.create(model="other", prompt="a")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{server[0]}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+def test_a_typed_prompt_is_read_as_its_kind_reads_it(engines: Any) -> None:
+    pytest.importorskip("fastapi")
+    from segue.serving.api import Answering, Completion
+
+    codec = ItemCodec(["Create Fine", "Send Fine", "Payment"])
+    for typed in ("Create Fine → Payment", "Create Fine, Payment"):
+        body = Completion(prompt=[typed, "Payment"])
+
+        async def prompts(body: Completion) -> list[list[int]]:
+            engine = engines(stack("gru", vocabulary=codec.size))
+            return Answering(engine, codec, frozenset(), body, (), KINDS["events"]).prompts
+
+        assert asyncio.run(prompts(body)) == [[codec.bos, 0, 2], [codec.bos, 2]]
+
+
+def test_a_place_that_is_taken_is_refused() -> None:
+    with listening("127.0.0.1", 0) as taken, pytest.raises(SegueError, match="choose another --port"):
+        listening("127.0.0.1", taken.getsockname()[1])
+    with pytest.raises(SegueError, match="cannot listen on no-such-host"):
+        listening("no-such-host.invalid", 8000)
 
 
 def test_overload_is_429_and_a_lost_client_frees_its_row(client: Any, server: tuple[str, Engine]) -> None:

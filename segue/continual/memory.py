@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from segue.continual.buffer import Reservoir
+from segue.errors import SegueError
 from segue.files import read_json, write_json
 from segue.training.batches import Store
 
@@ -52,7 +53,11 @@ class Memory:
     @classmethod
     def load(cls, folder: Path) -> Memory:
         values = read_json(folder / "memory.json")
-        memory = cls(values["context"], values["seed"])
+        try:
+            memory, names = cls(values["context"], values["seed"]), list(values["exams"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise SegueError(f"{folder / 'memory.json'} does not describe what a model keeps ({error!r}): was the "
+                             "folder copied whole?") from error
         memory.replay = Reservoir.load(folder / "replay")
-        memory.exams = {name: Reservoir.load(folder / f"exam-{index}") for index, name in enumerate(values["exams"])}
+        memory.exams = {name: Reservoir.load(folder / f"exam-{index}") for index, name in enumerate(names)}
         return memory

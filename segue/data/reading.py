@@ -16,7 +16,8 @@ from segue.data.options import checked
 from segue.data.records import Data
 from segue.errors import SegueError
 from segue.kinds import KINDS
-from segue.kinds.base import Kind, Problems, Record, bare, head_of
+from segue.kinds.base import Kind, Problems, Record, head_of
+from segue.kinds.packed import actual, bare, foreign, is_archive, unpacked
 from segue.progress import progress
 
 MANY = 10  # files given one by one are taken for a pattern from here on
@@ -24,7 +25,8 @@ SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sh
 
 
 def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = MEMORY, **options: Any) -> Data:
-    """Read sequences of one kind from files, folders and globs, packed (gzip, xz, bzip2) or not.
+    """Read sequences of one kind from files, folders, globs and archives (zip, tar: as folders), packed (gzip, xz,
+    bzip2, zstd) or not.
 
     kind: one of `segue.kinds.KINDS`, found from names and contents if None. memory: bytes of records held in memory;
     more go to a temporary folder. options: the kind's own (see its `read`). A folder that `Data.save` wrote is opened.
@@ -66,7 +68,7 @@ def _collected(writer: Writer, problems: Problems) -> Data:
 def _size(path: Path) -> int:
     """Bytes of a file, 0 where it is gone by now."""
     with suppress(OSError):
-        return path.stat().st_size
+        return actual(path).stat().st_size
     return 0
 
 
@@ -81,12 +83,13 @@ def _find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozense
     for given in paths:
         path = Path(given).expanduser()
         try:
-            if path.is_dir():
-                within = list(_walk(path))
+            if path.is_dir() or is_archive(path):
+                within = _within(path)
                 if not within:
-                    raise SegueError(f"{path}: the folder has no file to read in it")
+                    what = "archive" if path.is_file() else "folder"
+                    raise SegueError(f"{path}: the {what} has no file to read in it")
                 files.update(dict.fromkeys(within))
-            elif path.exists():
+            elif actual(path).exists():
                 files[path] = None
                 named.add(path)
             elif glob.has_magic(str(path)):
@@ -94,12 +97,25 @@ def _find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozense
                 matches = [match for match in matches if match.is_file()]
                 if not matches:
                     raise SegueError(f"{given}: no file matches this pattern")
-                files.update(dict.fromkeys(matches))
+                for match in matches:
+                    files.update(dict.fromkeys(_within(match) if is_archive(match) else [match]))
             else:
                 raise SegueError(f"{given}: no such file or folder; check the path")
         except (OSError, ValueError) as error:
             raise SegueError(f"{given}: cannot be looked up ({error})") from error
     return list(files), frozenset(named if len(named) < MANY else ())
+
+
+def _within(path: Path) -> list[Path]:
+    """The files within a folder or an archive. Archives in a folder are unpacked where nothing else is beside them: the
+    other files may be what was in them."""
+    if path.is_file():
+        folder = unpacked(path)
+        return [path / file.relative_to(folder) for file in _walk(folder)]
+    files = list(_walk(path))
+    if all(map(is_archive, files)):
+        files = [within for file in files for within in _within(file)]
+    return files
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -127,9 +143,9 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
         if score > 0:
             votes[found] = votes.get(found, 0.0) + score * (1 + _size(path))
     if not votes:
-        path = next((path for path in files if path in named), files[0])
-        raise SegueError(f"{path}: not a file of a kind known here ({', '.join(KINDS)}): it is binary; "
-                         "name the kind with kind= if it is one" if heads else str(problems[0]))
+        path = next((path for path in heads if path in named), next(iter(heads), files[0]))
+        raise SegueError(f"{path}: not a file of a kind known here ({', '.join(KINDS)}): {foreign(heads[path])}"
+                         if path in heads else str(problems[0]))
     winner = KINDS[max(votes, key=lambda k: votes[k])]
     chosen = []
     for path, (score, found) in best.items():
@@ -140,8 +156,8 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
             raise SegueError(f"{path} {looks}, other files like {winner.name}: read one kind at a time, or name the "
                              "kind with kind=")
         else:
-            looks = f"looks like {found}" if score > 0 else "binary"
-            problems.refuse(path, f"skipped: {looks}, where most is {winner.name}")
+            looks = f"looks like {found}, where most is {winner.name}" if score > 0 else foreign(heads[path])
+            problems.refuse(path, f"skipped: {looks}")
     return winner, chosen
 
 
@@ -151,7 +167,7 @@ def _heads(files: list[Path], named: frozenset[Path], problems: Problems) -> dic
     for path in files:
         head = None
         try:
-            if not path.is_file():
+            if not actual(path).is_file():
                 raise SegueError(f"{path}: is not a regular file")
             head = head_of(path)
             if not head:
@@ -182,6 +198,8 @@ def of(objects: Any, kind: str | None = None) -> Data:
         objects = [objects]
     if not isinstance(objects, Mapping) and hasattr(objects, "to_pylist"):
         objects = objects.to_pylist()
+    if not isinstance(objects, Iterable):
+        raise SegueError(f"{objects!r:.40} is no data: give a path, or a list of sequences")
     named = objects.items() if isinstance(objects, Mapping) else ((None, obj) for obj in objects)
     writer: Writer | None = None
     for number, (name, obj) in enumerate(named, 1):

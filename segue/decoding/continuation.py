@@ -9,11 +9,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, generate, stream
 from segue.decoding.prompt import SetPrompt
 from segue.decoding.recipes import drafts_itself
 from segue.errors import SegueError
+from segue.kinds.codecs import as_bytes
 from segue.models.base import begin_of
 from segue.models.depth import DepthSchedule
 
@@ -25,11 +28,16 @@ if TYPE_CHECKING:
 Value = bytes | str | list[Any]
 
 
-def as_text(value: Value) -> str:
-    """A decoded value for people."""
+def as_text(value: Value, between: str = " ") -> str:
+    """A decoded value for people; `between` stands between items."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return value if isinstance(value, str) else " ".join(map(str, value))
+    return value if isinstance(value, str) else between.join(map(str, value))
+
+
+def between(codec: Codec) -> str:
+    """What stands between the items of a codec: an arrow where there are blanks in them."""
+    return " → " if any(" " in str(item) for item in getattr(codec, "items", ())) else " "
 
 
 class Stops:
@@ -41,7 +49,7 @@ class Stops:
         self.needles: list[Value] = []
         for stop in [stops] if isinstance(stops, (str, bytes)) else stops:
             needle: Value = [stop] if isinstance(empty, list) else \
-                stop.encode() if isinstance(empty, bytes) and isinstance(stop, str) else stop
+                as_bytes(stop) if isinstance(empty, bytes) and isinstance(stop, str) else stop
             if type(needle) is not type(empty) or not needle:
                 raise SegueError(f"cannot stop at {stop!r}: give text of at least one character" +
                                  (", or an item" if isinstance(empty, list) else ""))
@@ -111,6 +119,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
         options["processors"] = (*options.get("processors", ()), *rules)
     answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
     blank: Any = b" " if begins_with_blank(codec, model) else b""
+    sign = between(codec)
     for prompt, answer in zip(prompts, answers):
         for each in (answer, *answer.others):
             value = codec.decode(each.tokens)
@@ -118,7 +127,7 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
             place = None if stops is None else stops.find(value)
             each.value = value if place is None else value[:place]
             each.whole = each.value if begin_of(model) is not None else codec.decode(list(prompt)) + each.value
-            each.text = as_text(each.value)
+            each.text = as_text(each.value, sign)
             ends = list(accumulate(each.per_pass))
             each.pieces = [as_text(codec.decode(each.tokens[start:end])) for start, end in zip([0, *ends], ends)]
             each.pieces[:1] = [piece.removeprefix(as_text(blank)) for piece in each.pieces[:1]]
@@ -146,6 +155,7 @@ class Telling:
         self.held = max(stops.longest - 1, 0) if stops is not None else 0
         self.waiting: Any = codec.decode([])
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
+        self.sign, self.begun = between(codec), False
 
     def __call__(self, tokens: Sequence[int], last: bool) -> tuple[Value, str]:
         """What became certain with these tokens, as a value and as text; all of the rest with the `last` ones."""
@@ -156,7 +166,13 @@ class Telling:
         if place is None:
             place = len(value) if last else max(len(value) - self.held, 0)
         told, self.waiting = value[:place], value[place:]
-        return told, self.characters.decode(told, final=last) if isinstance(told, bytes) else as_text(told)
+        if isinstance(told, bytes):
+            return told, self.characters.decode(told, final=last)
+        if isinstance(told, str):
+            return told, told
+        text = (self.sign if self.begun and told else "") + as_text(told, self.sign)
+        self.begun = self.begun or bool(told)
+        return told, text
 
 
 def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = None,
@@ -212,9 +228,11 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     if not primes:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     unknown = getattr(fitted.codec, "unk", None)
+    strange = []
     for each in primes:
         told = () if each is None or isinstance(each, SetPrompt) else fitted.codec.encode(each)
-        if unknown is not None and len(told) and (told == unknown).all():
+        strange.append(0 if unknown is None else int(np.count_nonzero(np.asarray(told) == unknown)))
+        if strange[-1] and strange[-1] == len(told):
             raise SegueError(f"the model knows nothing of {as_text(each)[:60]!r}: give what was in its training data, "
                              f"for example {as_text(fitted.codec.decode([0]))}")
     mixture = getattr(fitted, "mixture", None)
@@ -235,6 +253,10 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
     answers = continue_objects(model, fitted.codec, primes, n, decoder, draft, stop=stop,
                                kind=kind, **options)
+    for answer, count, told in zip(answers, strange, primes):
+        if count:
+            note = f"{count} of the {len(told)} {kind.unit}s of the prime are unknown to the model"
+            answer.remark = f"{answer.remark}; {note}" if answer.remark else note
     return answers if many else answers[0]
 
 

@@ -5,15 +5,11 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-import bz2
 import codecs as encodings
-import gzip
-import io
 import lzma
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -21,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import numpy as np
 
 from segue.errors import SegueError
+from segue.kinds.packed import opened
 
 if TYPE_CHECKING:
     from segue.kinds.codecs import Codec
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 PIECE = 1 << 24  # bytes of one file held at a time
 HEAD = 1 << 16  # bytes of its beginning by which a file is told
 MARK = encodings.BOM_UTF8
-COMPRESSED = {".gz", ".bgz", ".xz", ".bz2"}
 
 
 @dataclass(frozen=True)
@@ -169,42 +165,6 @@ def bad(problems: Problems | None, path: Path | str, record: str, position: int 
     problems.add(problem)
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[io.BufferedReader]:
-    """Open a file for reading bytes, unpacked where it is gzip, xz or bzip2 (told by its first bytes, not its name).
-
-    Whatever goes wrong while it is read, damage in the packed stream included, becomes a SegueError naming the file.
-    """
-    raw: Any = None
-    try:
-        raw = open(path, "rb")  # noqa: SIM115
-        magic = raw.peek(6)[:6]
-        if magic[:2] == b"\x1f\x8b":
-            raw = gzip.GzipFile(fileobj=raw)
-        elif magic == b"\xfd7zXZ\x00":
-            raw = lzma.LZMAFile(raw)  # noqa: SIM115
-        elif magic[:3] == b"BZh" and magic[3:4].isdigit():
-            raw = bz2.BZ2File(raw)
-        elif magic[:4] in (b"PK\x03\x04", b"\x28\xb5\x2f\xfd") or magic == b"7z\xbc\xaf\x27\x1c":
-            raise SegueError(f"{path}: an archive of a sort that is not read here (zip, 7z, zstd); unpack it first")
-        yield raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
-    except EOFError as error:
-        raise SegueError(f"{path}: the packed file ends too soon (truncated); fetch or copy it again") from error
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
-        raise SegueError(f"{path}: the packed file is damaged ({error}); fetch or copy it again") from error
-    except FileNotFoundError as error:
-        raise SegueError(f"{path}: no such file; check the path") from error
-    except PermissionError as error:
-        raise SegueError(f"{path}: not readable (permission denied); give read permission, e.g. chmod +r") from error
-    except IsADirectoryError as error:
-        raise SegueError(f"{path}: is a folder, not a file") from error
-    except OSError as error:
-        raise SegueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    finally:
-        if raw is not None:
-            raw.close()
-
-
 def head_of(path: Path) -> bytes:
     """The first `HEAD` unpacked bytes of a file, as UTF-8 where a mark at its beginning says that it is UTF-16 or
     UTF-32; a stream that is damaged further on still gives its beginning."""
@@ -245,11 +205,6 @@ def as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
 def words(text: str) -> tuple[str, ...]:
     """A list of words, written as one."""
     return tuple(text.split())
-
-
-def bare(path: Path) -> Path:
-    """The path without a compression suffix: genome.fna.gz -> genome.fna."""
-    return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
 
 
 def looks_binary(head: bytes) -> bool:

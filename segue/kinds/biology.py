@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,16 +14,26 @@ import numpy as np
 
 from segue.errors import SegueError, require
 from segue.files import write_text
-from segue.kinds.base import MARK, Dataset, Kind, Problem, Problems, Record, bad, bare, head_of, looks_binary, opened
+from segue.kinds.base import MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary
 from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
-from segue.kinds.frame import TABULAR, Look, glance, is_parquet, load_table
+from segue.kinds.frame import DELIMITED, JSON, LONG_WORD, PARQUET, ROWS, TABULAR, Look, glance, is_parquet, load_table
+from segue.kinds.packed import bare, opened
 
 BLOCK = 1 << 22
 LONG = 1000  # letters: that two records are the same is then no chance
 PHRED = bytes(range(33, 127))
-COLUMNS = {"sequence", "seq", "dna", "protein", "sequences", "dna_sequence", "protein_sequence", "aa_sequence"}
+COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "sequences", "dna_sequence", "protein_sequence",
+           "aa_sequence"}
 NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene"}
 BLANKS = b" \t\r\n\v\f"
+FLAT = {  # what files of databases and aligners begin with, and the name of their format in Biopython
+    r"LOCUS +\S+ .*\d+ (bp|aa)\b": "genbank",
+    r"ID   \S+\s+(Reviewed|Unreviewed|STANDARD|PRELIMINARY);.* \d+ AA\.": "swiss",
+    r"ID   .* \d+ (BP|AA)\.": "embl",
+    r"# STOCKHOLM": "stockholm",
+    r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
+    r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
+}
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
 
 Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in the file, qualities
@@ -36,7 +47,7 @@ class Letters(Kind):
     letters: ClassVar[str] = ""
     mask: ClassVar[str] = ""
     surely: ClassVar[frozenset[str]] = frozenset()  # suffixes that mean this kind
-    perhaps: ClassVar[frozenset[str]] = frozenset((".fa", ".fasta", ".fas", ".fsa", ".seq"))
+    perhaps: ClassVar[frozenset[str]] = frozenset((".fa", ".fasta", ".fas", ".fsa", ".seq", ".a2m", ".a3m"))
 
     def likely(self, sample: bytes) -> float:
         """0 to 1: how well a sample of letters fits."""
@@ -49,6 +60,8 @@ class Letters(Kind):
             return 0.0
         while text[:1] == b";" and b"\n" in text:  # comments of old
             text = text.partition(b"\n")[2].lstrip()
+        if (form := _flat(head)) is not None and (sample := _letters(text, form)):
+            return 0.95 * self.likely(sample)
         if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or len(text.splitlines()) > 1):
             body = b"".join(line for line in text.splitlines() if line[:1] not in (b">", b";"))
             sample = body.translate(None, BLANKS).upper()
@@ -57,7 +70,7 @@ class Letters(Kind):
             return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
         table = glance(path, head) if suffix in TABULAR else None
         named = sequence_column(table) if table is not None else None
-        if table is not None and named is not None:
+        if table is not None and named is not None and (table.regular or suffix in DELIMITED | JSON | PARQUET):
             cells = table.column(named)
             sample = "".join(cell for cell in cells if isinstance(cell, str)).upper().encode("ascii", "replace")
             if sample and len(sample.translate(None, self.letters.encode())) <= len(sample) // 10:
@@ -66,8 +79,9 @@ class Letters(Kind):
 
     def read(self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip",
              column: str | None = None) -> Iterator[Record]:
-        """One record a sequence; its name is file:identifier. FASTA, FASTQ, GenBank, or a table (CSV, TSV, Parquet,
-        JSON Lines) with sequences in a `column` (if None, one called sequence or seq).
+        """One record a sequence; its name is file:identifier. FASTA, FASTQ, GenBank, EMBL, UniProt, alignments
+        (Stockholm, Clustal, PIR), or a table (CSV, TSV, Parquet, JSON Lines) with sequences in a `column` (if None, one
+        called sequence or seq, or one of long words of letters).
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
@@ -122,32 +136,38 @@ class Letters(Kind):
             suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
-            if column is not None or is_parquet(head) or self._tabular(path, start):
+            flat = "genbank" if GENBANK.intersection(suffixes) else _flat(head)
+            if column is not None or is_parquet(head) or (flat is None and self._tabular(path, start)):
                 yield from _column(path, problems, column)
                 return
             if looks_binary(head):
                 raise SegueError(
                     f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)")
-            if start[:5] == b"LOCUS" or GENBANK.intersection(suffixes):
-                yield from self._genbank(path, handle, problems)
+            if flat is not None:
+                yield from self._flat(path, handle, flat, problems)
             elif start[:1] == b"@":
                 yield from _fastq(path, handle, problems)
             elif start[:1] in (b">", b";"):
                 yield from _fasta(path, handle, problems)
             else:
                 raise SegueError(f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins "
-                                 "with '>', FASTQ with '@', GenBank with LOCUS; of a table, name the column with "
-                                 "column=")
+                                 "with '>', FASTQ with '@', GenBank with LOCUS, EMBL and UniProt with ID; of a table, "
+                                 "name the column with column=")
 
     def _tabular(self, path: Path, start: bytes) -> bool:
         table = None if start[:1] in b">@;" else glance(bare(path), head_of(path))
         return table is not None and sequence_column(table) is not None
 
-    def _genbank(self, path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
-        """The sequence of each GenBank record, by Biopython's scanner; features are not parsed."""
-        scanner = require("Bio.GenBank.Scanner", "biology").GenBankScanner()
-        records = scanner.parse_records(io.TextIOWrapper(handle, "utf-8"), do_features=False)
+    def _flat(self, path: Path, handle: BinaryIO, form: str, problems: Problems | None) -> Iterator[Found]:
+        """The sequence of each record, by Biopython; the features of GenBank and EMBL are not parsed."""
+        text = io.TextIOWrapper(handle, "utf-8")
         try:
+            if form in ("genbank", "embl"):
+                scanners = require("Bio.GenBank.Scanner", "biology")
+                scanner = scanners.GenBankScanner() if form == "genbank" else scanners.EmblScanner()
+                records = scanner.parse_records(text, do_features=False)
+            else:
+                records = require("Bio.SeqIO", "biology").parse(text, form)
             while True:
                 with warnings.catch_warnings(record=True) as doubts:
                     warnings.simplefilter("always")
@@ -165,7 +185,8 @@ class Letters(Kind):
         except (SegueError, OSError, EOFError):
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
-            raise SegueError(f"{path}: not a GenBank file that Biopython reads ({error}); download it again or give "
+            name = {"genbank": "GenBank", "embl": "EMBL", "swiss": "UniProt"}.get(form, form)
+            raise SegueError(f"{path}: no {name} file that Biopython reads ({error}); download it again or give "
                              "FASTA") from error
 
     def write(self, objects: Iterable[str | Record], path: str | Path) -> None:
@@ -203,13 +224,34 @@ class Letters(Kind):
 
 
 def sequence_column(table: Look) -> str | None:
-    """The column of a table that is called as sequences usually are."""
-    return next((name for name in table.names if name.lower() in COLUMNS), None) if table.headed else None
+    """The column of a table that is called as sequences usually are, or that holds long words of letters alone."""
+    named = next((name for name in table.names if name.lower() in COLUMNS), None) if table.headed else None
+    return named or next((name for name in table.names[:ROWS] if len(cells := table.column(name)) > 1 and all(
+        isinstance(cell, str) and LONG_WORD.fullmatch(cell) for cell in cells)), None)
+
+
+def _flat(head: bytes) -> str | None:
+    """The format of a file of a database or of an aligner, by its first line."""
+    first = head.lstrip()[:200].decode("utf-8", "replace")
+    return next((form for begin, form in FLAT.items() if re.match(begin, first)), None)
+
+
+def _letters(text: bytes, form: str) -> bytes:
+    """Some letters of a file of a database or of an aligner."""
+    lines = text.decode("utf-8", "replace").splitlines()
+    if form in ("genbank", "embl", "swiss"):
+        return b"PROTEIN" if re.search(r" (aa|AA)\b", lines[0]) else b"ACGT"
+    if form == "pir":
+        words = [line for i, line in enumerate(lines) if line[:1] != ">" and lines[i - 1][:1] != ">"]
+    else:
+        words = [line.split()[1] for line in lines[1:] if line[:1] not in "# /" and len(line.split()) in (2, 3)]
+    return "".join(words).translate(str.maketrans("", "", "*. ")).upper().encode("ascii", "replace")
 
 
 def _column(path: Path, problems: Problems | None, column: str | None) -> Iterator[Found]:
     frame = load_table(path, problems if problems is not None else Problems(), "utf-8", [column, *COLUMNS])
-    found = column or next((name for name in frame.columns if name.lower() in COLUMNS), None)
+    columns = [values[:ROWS].to_pylist() for values in frame.columns.values()]
+    found = column or sequence_column(Look(list(frame.columns), [[*row] for row in zip(*columns)], frame.headed))
     if found is None or found not in frame.columns:
         which = f"called {column}" if column else "holds sequences by its name"
         raise SegueError(f"{path}: no column {which}; name one with column= (columns: {', '.join(frame.columns)})")
@@ -284,6 +326,9 @@ def _fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[
         quality = handle.readline().rstrip(b"\r\n")
         while len(parts) > 1 and len(quality) < len(sequence) and (line := handle.readline()):
             quality += line.rstrip(b"\r\n")
+        if not sequence and not quality:
+            bad(problems, path, name, None, "the read has no letters (all trimmed away?); remove it")
+            continue
         if not sequence or len(sequence) != len(quality):
             bad(problems, path, name, min(len(sequence), len(quality)) + 1,
                 f"{len(sequence)} letters but {len(quality)} qualities; is the file cut short?")
@@ -308,8 +353,6 @@ class DNA(Letters):
 
     def sniff(self, path: Path, head: bytes) -> float:
         text = head.lstrip()
-        if text[:6] == b"LOCUS " and path.suffix.lower() not in (".gp", ".gpff"):
-            return 0.95
         lines = text.split(b"\n", 3)
         if text[:1] == b"@" and len(lines) > 2 and lines[2][:1] == b"+" and not looks_binary(head):
             return 0.95
@@ -332,7 +375,7 @@ class Protein(Letters):
     unit = "residue"
     letters = RESIDUES
     mask = "X"
-    surely = frozenset((".faa", ".pep", ".a3m", ".a2m", ".gp", ".gpff"))
+    surely = frozenset((".faa", ".pep", ".gp", ".gpff"))
 
     def likely(self, sample: bytes) -> float:
         return 1.0 if len(sample.translate(None, b"ACGTUN-.")) > len(sample) // 10 else 0.2

@@ -133,8 +133,11 @@ class Codec(ABC):
 
 
 def as_bytes(obj: Any) -> bytes:
-    """Bytes as they are, or a str as UTF-8."""
-    return obj.encode("utf-8", "surrogateescape") if isinstance(obj, str) else bytes(obj)
+    """Bytes as they are, or a str as UTF-8; bytes that Python could not decode become what they were."""
+    try:
+        return obj.encode("utf-8", "surrogateescape") if isinstance(obj, str) else bytes(obj)
+    except UnicodeEncodeError as error:
+        raise SegueError(f"position {error.start + 1:,}: half of a surrogate pair, which is no character") from error
 
 
 def shown(data: bytes) -> str:

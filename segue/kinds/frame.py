@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import HEAD, Problems, as_utf8, bad, bare, looks_binary, opened, words
+from segue.kinds.base import HEAD, Problems, as_utf8, bad, looks_binary, words
+from segue.kinds.packed import actual, bare, opened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +35,7 @@ DELIMITED = frozenset((".csv", ".tsv", ".tab"))
 JSON = frozenset((".jsonl", ".ndjson", ".json"))
 PARQUET = frozenset((".parquet", ".pq"))
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
+LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
 NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
 
 
@@ -85,10 +88,8 @@ def glance(path: Path, head: bytes, asked: frozenset[str] = frozenset()) -> Look
         return None
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
     begin = text.lstrip()[:1]
-    if begin == "{" or (begin == "[" and text.lstrip()[1:].lstrip()[:1] == "{"):
+    if begin == "{" or suffix in JSON or (begin == "[" and text.lstrip()[1:].lstrip()[:1] == "{"):
         return _look_json(text)
-    if suffix in JSON:
-        return None
     look = _look_text(suffix, text, len(head) >= HEAD, asked)
     return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
 
@@ -96,6 +97,11 @@ def glance(path: Path, head: bytes, asked: frozenset[str] = frozenset()) -> Look
 def is_parquet(head: bytes) -> bool:
     """By its first bytes."""
     return head[:4] == b"PAR1"
+
+
+def is_array(head: bytes) -> bool:
+    """Of NumPy, by its first bytes."""
+    return head[:6] == b"\x93NUMPY"
 
 
 def check_parquet(path: Path, head: bytes) -> None:
@@ -109,37 +115,61 @@ def _look_parquet(path: Path) -> Look | None:
     import pyarrow.parquet as parquet
 
     with suppress(pa.ArrowException, OSError, NotImplementedError, StopIteration):
-        file = parquet.ParquetFile(path)
+        file = parquet.ParquetFile(actual(path))
         names = [name for name in file.schema_arrow.names if name != "__index_level_0__"]
         if not file.metadata.num_rows:
             return Look(names, [], form="parquet")
         batch = next(file.iter_batches(ROWS, columns=names, use_threads=False))
-        return Look(names, [list(row.values()) for row in batch.to_pylist()], form="parquet")
+        return _look_rows([flat(row) for row in batch.to_pylist()], "parquet")
     return None
 
 
+def by_lines(text: str) -> bool:
+    """Whether JSON is a value a line, by its beginning; else it is one array."""
+    first, _, rest = text.lstrip().partition("\n")
+    if first[:1] != "[" or not rest.strip():
+        return first[:1] != "["
+    with suppress(ValueError, RecursionError):
+        return bool(json.loads(first))
+    return False
+
+
+def as_row(value: Any) -> dict[str, Any] | None:
+    """A JSON value as cells: an object laid flat, a string as a text, a list of plain values as items; None: no row."""
+    if isinstance(value, dict):
+        return flat(value)
+    if isinstance(value, str):
+        return {"text": value}
+    plain = isinstance(value, list) and value and not any(isinstance(item, (dict, list)) for item in value)
+    return {"items": value} if plain else None
+
+
 def _look_json(text: str) -> Look | None:
-    decoder, between, at = json.JSONDecoder(), re.compile(r"[\[,\s]*"), 0
+    decoder, between = json.JSONDecoder(), re.compile(r"[,\s]*")
     rows: list[dict[str, Any]] = []
-    lines = not text.lstrip().startswith("[")
+    lines = by_lines(text)
+    at = 0 if lines else text.index("[") + 1
     while len(rows) < ROWS:
         at = between.match(text, at).end()  # type: ignore[union-attr]
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError):
             break
-        if not isinstance(value, dict):
-            return None
-        if lines and "\n" in text[at:end].strip():
+        row = as_row(value)
+        if row is None or (lines and "\n" in text[at:end].strip()):
             return None  # one object over many lines: no table
-        rows.append(flat(value))
+        rows.append(row)
         at = end
     if not rows:  # a first row longer than the look, perhaps
-        listed = set(re.findall(r'"([^"\\]{1,64})"\s*:\s*\[', text))
+        listed = set(re.findall(r'"([^"\\]{1,64})"\s*:\s*\[(?!\s*[\[{])', text))
         names = [] if "\n" in text else list(dict.fromkeys(re.findall(r'"([^"\\]{1,64})"\s*:', text)))
         return Look(names, [[[0] if name in listed else None for name in names]]) if names else None
+    return _look_rows(rows, "json")
+
+
+def _look_rows(rows: list[dict[str, Any]], form: str) -> Look:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return Look(names, [[row.get(name) for name in names] for row in rows])
+    return Look(names, [[row.get(name) for name in names] for row in rows], form=form)
 
 
 def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -186,10 +216,20 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look
         begin = noted + last - 1 - sum(cell.count("\n") for cell in body[0])
     if headed and len(names) == usual - 1 and len(body) > 1:  # a nameless column: of row names, or empty
         names = [*names, ""] if all(row[-1].strip() == "" for row in body if len(row) == usual) else ["row", *names]
-    names = [name or str(i + 1) for i, name in enumerate(names)]
+    names = _different([name or str(i + 1) for i, name in enumerate(names)])
     regular = usual > 1 and all(len(row) == usual for row in body)
     cells = [[cell.strip() for cell in row] for row in body]
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
+
+
+def _different(names: list[str]) -> list[str]:
+    """Names of columns of which none is there twice: the second 'item' is 'item (2)'."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
 
 
 def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
@@ -232,7 +272,7 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
         return False
     if asked.intersection(first):
         return True
-    if any(map(number, first)):
+    if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
         return False
     if not body or any(2 * sum(number(cell) for cell in column) >= len(column) for column in zip(*body)):
         return True
@@ -266,13 +306,16 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
     try:
         if is_parquet(raw):
             return _load_parquet(path, raw)
+        if is_array(raw):
+            return _load_array(path, raw)
         raw = as_utf8(path, raw, encoding)
         begin = raw.lstrip()[:1000]
         if begin[:1] == b"<":
             return _load_xes(path, raw)
-        if begin[:1] == b"{":
-            return _load_lines(path, raw, problems)
-        if begin[:1] == b"[" and begin[1:].lstrip()[:1] == b"{":
+        if begin[:1] == b"{" or bare(path).suffix.lower() in JSON or (begin[:1] == b"[" and
+                                                                      begin[1:].lstrip()[:1] == b"{"):
+            if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
+                return _load_lines(path, raw, problems)
             return _of_objects(path, json_array(path, raw), "row")
         return _load_text(path, raw, problems, frozenset(name for name in asked if name))
     except (pa.ArrowException, csv.Error, UnicodeError, OSError, NotImplementedError) as error:
@@ -291,9 +334,27 @@ def _load_parquet(path: Path, raw: bytes) -> Frame:
     import pyarrow.parquet as parquet
 
     table = parquet.read_table(pa.BufferReader(raw), use_threads=False)
+    while any(pa.types.is_struct(each.type) for each in table.schema):
+        table = table.flatten()  # as `flat` does
     columns = _columns(path, table)
     columns.pop("__index_level_0__", None)  # of pandas
     return Frame(path, columns, True, np.arange(1, len(table) + 1), "row")
+
+
+def _load_array(path: Path, raw: bytes) -> Frame:
+    """A NumPy array of whole numbers: of one axis a sequence, of two a sequence a row."""
+    import pyarrow as pa
+
+    try:
+        array = np.load(io.BytesIO(raw), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise SegueError(f"{path}: not an array that is read here ({error}); save whole numbers, of one or two axes") \
+            from error
+    if array.dtype.kind not in "iub" or not 1 <= array.ndim <= 2 or not array.size:
+        raise SegueError(f"{path}: an array of {array.dtype} of {array.ndim} axes is no sequence of symbols: give "
+                         "whole numbers, of one or two axes (measured ones binned first)")
+    rows = [list(map(str, row.tolist())) for row in np.atleast_2d(array)]
+    return Frame(path, {"items": pa.array(rows, pa.large_list(pa.string()))}, True, np.arange(1, len(rows) + 1), "row")
 
 
 def json_lines(path: Path, lines: Iterable[bytes], problems: Problems | None) -> Iterator[tuple[int, Any]]:
@@ -311,11 +372,11 @@ def json_lines(path: Path, lines: Iterable[bytes], problems: Problems | None) ->
 
 def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
     rows, numbers = [], []
-    for number, row in json_lines(path, raw.split(b"\n"), problems):
-        if not isinstance(row, dict):
+    for number, value in json_lines(path, raw.split(b"\n"), problems):
+        if (row := as_row(value)) is None:
             bad(problems, path, str(number), None, "the line is not a JSON object ({...}); mend or remove it")
             continue
-        rows.append(flat(row))
+        rows.append(row)
         numbers.append(number)
     if not rows:
         raise SegueError(f"{path}: no line is a JSON object" + (f" ({problems[-1]})" if problems else ""))
@@ -323,14 +384,14 @@ def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
 
 
 def json_array(path: Path, raw: bytes) -> list[dict[str, Any]]:
-    """The objects of a JSON array, each laid flat."""
+    """The rows of a JSON array (see `as_row`)."""
     try:
-        rows = json.loads(raw)
+        rows = [as_row(value) for value in json.loads(raw)]
     except (ValueError, RecursionError) as error:
         raise SegueError(f"{path}: not JSON ({error}); is the file cut short?") from error
-    if not all(isinstance(row, dict) for row in rows):
+    if None in rows:
         raise SegueError(f"{path}: not all entries of the JSON array are objects ({{...}}); mend or remove the others")
-    return [flat(row) for row in rows]
+    return [row for row in rows if row is not None]
 
 
 def _of_objects(path: Path, rows: list[dict[str, Any]], unit: str) -> Frame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +14,23 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, opened, words
+from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, words
 from segue.kinds.codecs import Codec, ItemCodec
-from segue.kinds.frame import DELIMITED, JSON, PARQUET, TABULAR, Frame, Look, glance, is_parquet, load_table, said
+from segue.kinds.frame import (
+    DELIMITED,
+    JSON,
+    PARQUET,
+    TABULAR,
+    Frame,
+    Look,
+    glance,
+    is_array,
+    is_parquet,
+    load_table,
+    said,
+)
+from segue.kinds.packed import bare, opened
+from segue.kinds.text import text_columns
 
 # Column names that say who, what and when, best first; compared in lower case without signs, with or without an ending
 # such as "id". What is said weakly is believed only where no column of text says more.
@@ -37,6 +51,7 @@ CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
 FORMATS = [date + clock for date in DATES for clock in CLOCKS] + ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y"]
 CLOCKED = ("date", "time")  # two columns that say together when
 NUMBER = re.compile(r"[-+\d.eE]+")
+MEASURED = "bin them into symbols first, or learn them as text with kind=text"
 THIS = "the file"  # who, where a file is all of one entity
 
 Roles = tuple[str | None, str, str | None]  # the columns that say who, what and when
@@ -59,6 +74,8 @@ class Events(Kind):
         suffix = path.suffix.lower()
         if suffix == ".xes":
             return 0.9 if b"<log" in head else 0.0
+        if is_array(head):
+            return 0.9
         if suffix not in TABULAR and not is_parquet(head):
             return 0.0
         table = glance(path, head)
@@ -77,6 +94,9 @@ class Events(Kind):
         if what and when:
             return 0.75
         if not table.headed and _interactions(table):
+            return 0.85
+        if len(listed := _listed(table)) == 1 and not text_columns(table) and \
+                not any(_wordy(cell) for cell in table.column(listed[0])):
             return 0.85
         vague = table.form == "json" or any(_wordy(table.column(name)) for name in table.names[:2] if not table.headed)
         return 0.0 if suffix not in sorts else 0.1 if vague else 0.4
@@ -123,11 +143,15 @@ class Events(Kind):
         for name in also:
             if name not in columns:
                 raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
-        items = columns[roles[1]].type
-        if types.is_list(items) or types.is_large_list(items):
+        def listed(name: str | None) -> bool:
+            return name in columns and (types.is_list(columns[name].type) or types.is_large_list(columns[name].type))
+
+        if listed(roles[1]) and not listed(roles[0]):
             for frame, _ in frames:
-                yield from _lists(frame, roles, also, problems)
+                yield from _lists(frame, roles, also, when_format, problems)
             return
+        if listed(roles[1]):  # a table within each row
+            frames = [(_laid_out(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
         parts = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
         yield from _grouped([part for part in parts if len(part[0])], bool(roles[2]), also)
 
@@ -160,7 +184,8 @@ class Events(Kind):
         if isinstance(obj, bytes):
             obj = obj.decode("utf-8", "replace")
         if isinstance(obj, str):
-            return obj.replace("→", " ").replace(",", " ").split()
+            items = [item.strip() for item in re.split("[→,]", obj)]
+            return obj.split() if len(items) == 1 else list(filter(None, items))
         return list(obj)
 
 
@@ -174,12 +199,18 @@ class Cases(Kind):
     split_by = "name"
 
     def sniff(self, path: Path, head: bytes) -> float:
-        """Lines of whole numbers that come again and again; other cases cannot be told from text: ask for them."""
-        if b"\0" in head or path.suffix.lower() in DELIMITED:
+        """Lines of whole numbers that come again and again, or, in a file that is called a table, lines of few or many
+        cells that do; other cases cannot be told from text: ask for them."""
+        if b"\0" in head:
             return 0.0
         lines = head.split(b"\n")
         if len(head) >= HEAD and len(lines) > 1:
             lines.pop()
+        if path.suffix.lower() in DELIMITED:
+            cells = [_cells(line.decode("utf-8", "replace")) for line in lines if line.strip()]
+            known = {cell for line in cells for cell in line}
+            ragged = len({len(line) for line in cells}) > 2
+            return 0.83 if ragged and 4 * len(known) <= sum(map(len, cells)) else 0.0
         items = [line.split() for line in lines if line.strip()]
         flat = [item for line in items for item in line]
         if not items or not all(map(bytes.isdigit, flat)) or len(flat) < 2 * len(items) or len(items[0]) < 2:
@@ -190,13 +221,15 @@ class Cases(Kind):
 
     def read(self, path: Path, problems: Problems | None = None, *, elements: str | None = None,
              encoding: str = "utf-8") -> Iterator[Record]:
-        """One record a line; empty lines are no cases. elements: "characters" or "words" (told apart by whether a line
-        of the first thousand holds a blank or a tab, if None). Where the first words are whole numbers that count the
-        lines, they name them."""
-        if elements not in (None, "characters", "words"):
-            raise SegueError(f"elements is 'characters' or 'words', not {elements!r}")
+        """One record a line; empty lines are no cases. elements: "characters", "words" or "cells" between commas (told
+        apart, if None, by whether a line of the first thousand holds a blank or a tab; cells in a CSV file). Where the
+        first words are whole numbers that count the lines, they name them."""
+        if elements not in (None, "characters", "words", "cells"):
+            raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
             lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
+        if elements is None and bare(path).suffix.lower() in DELIMITED:
+            elements = "cells"
         if elements is None:
             elements = "words" if any(len(line.split()) > 1 for line in lines[:1000]) else "characters"
         found = False
@@ -204,7 +237,7 @@ class Cases(Kind):
         if named and problems is not None:
             problems.note = "the first word of a line names it"
         for number, line in enumerate(lines, 1):
-            items = line.split() if elements == "words" else list(line.strip())
+            items = line.split() if elements == "words" else _cells(line) if elements == "cells" else list(line.strip())
             if items:
                 found = True
                 yield Record(items[named:], name=items[0] if named else f"{path}:{number}")
@@ -215,14 +248,27 @@ class Cases(Kind):
     normalise = Events.normalise
 
     def write(self, objects: Iterable[Sequence[str | int] | Record], path: str | Path) -> None:
-        """One case a line; without blanks between where every item is one sign."""
+        """One case a line; without blanks between where every item is one sign, with commas where one has a blank."""
         cases = [[str(item) for item in (obj.object if isinstance(obj, Record) else obj)] for obj in objects]
-        glue = "" if all(len(item) == 1 for case in cases for item in case) else " "
+        glue = _glue(item for case in cases for item in case)
         write_text(path, "".join(glue.join(case) + "\n" for case in cases))
 
     def show(self, obj: Sequence[str | int]) -> str:
         items = [str(item) for item in obj]
-        return ("" if all(len(item) == 1 for item in items) else " ").join(items)
+        return _glue(items).join(items)
+
+
+def _cells(line: str) -> list[str]:
+    """What stands between commas, quoted or not."""
+    with suppress(csv.Error):
+        return [cell.strip() for cell in next(csv.reader([line]), []) if cell.strip()]
+    return [cell.strip() for cell in line.split(",") if cell.strip()]
+
+
+def _glue(items: Iterable[str]) -> str:
+    """What stands between such items on a line."""
+    items = list(items)
+    return "" if all(len(item) == 1 for item in items) else "," if any(" " in item for item in items) else " "
 
 
 def _plain(name: str) -> str:
@@ -239,14 +285,30 @@ def _named(names: Iterable[str], usual: Sequence[str]) -> str | None:
 
 def _interactions(table: Look) -> bool:
     """A table without a header that may be of events: who and what are ids of which the first come again, and either
-    both are whole numbers, or there are times behind them."""
-    if len(table.rows) < 3 or not 2 <= len(table.names) <= 12:
+    both are whole numbers, or there are times beside them; and no texts."""
+    if len(table.rows) < 3 or not 2 <= len(table.names) <= 12 or text_columns(table):
         return False
-    first, second = table.column("1"), table.column("2")
+    when = _clock(table.names, table.column)
+    first, second = (table.column(name) for name in [name for name in table.names if name != when][:2])
     ids = all(cell and len(cell) <= 40 and not re.search(r"\s", cell) for cell in first + second)
     whole = all(map(str.isdigit, first + second))
-    timed = any(_timelike(table.column(name)) for name in table.names[2:])
-    return ids and (whole or timed) and 1 < len(set(first)) < len(first)
+    return ids and (whole or when is not None) and 1 < len(set(first)) < len(first)
+
+
+def _listed(table: Look) -> list[str]:
+    """The columns that hold lists."""
+    return [name for name in table.names if any(isinstance(cell, list) for cell in table.column(name))]
+
+
+def _clock(names: Sequence[str], cells: Callable[[str], Iterable[Any]]) -> str | None:
+    """Of a table without a header the column of times: behind the first, one of dates; else behind the second one of
+    numbers that may be times; else the first, where none of it comes again."""
+    timed = [name for name in names if _timelike(cells(name))]
+    dated = [name for name in timed if not all(NUMBER.fullmatch(str(cell)) for cell in cells(name) if cell is not None)]
+    once = [name for name in timed if name == names[0] and len(names) > 2 and
+            len(set(map(str, cells(name)))) == len(list(cells(name)))]
+    later = [name for name in dated if name != names[0]] + [name for name in timed if name in names[2:]]
+    return next(iter(later + once), None)
 
 
 def _counted(lines: Sequence[str]) -> bool:
@@ -286,20 +348,26 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     def free() -> list[str]:
         return [name for name in columns if name not in (who, what, when)]
 
+    asked_for = what is not None
     if frame.headed:
         when = _when(frame, free()) if when is None else when
         who = _named(free(), WHO) if who is None else who
         what = _named(free(), WHAT + WEAKLY) if what is None else what
     else:
         if when is None:
-            when = next((name for name in free()[2:] if _timelike(columns[name][:100].to_pylist())), None)
+            when = _clock(free(), lambda name: columns[name][:100].to_pylist()) if len(free()) > 2 else None
         if who is None and len(free()) > 1:
             who = free()[0]
         if what is None and free():
             what = free()[0]
             if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name in columns):
                 raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
+            _events_not_measured(frame, what, columns[what].unique().to_pylist())
+    if what is None and len(whole := [name for name in free() if "list" in str(columns[name].type)]) == 1:
+        what = whole[0]
     lists = what is not None and "list" in str(columns[what].type)
+    if what is not None and lists and not asked_for:
+        _events_not_measured(frame, what, (item for row in columns[what][:100].to_pylist() for item in row or []))
     rest = free()
     if (who is None) != (what is None) and not lists:  # the one column that is left may be the other of the two
         last = rest[0] if len(rest) == 1 and _repeats(columns[rest[0]]) else None
@@ -310,10 +378,19 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     if what is None or (who is None and not lists):
         missing = [role for role, name in (("who", who), ("what", what)) if name is None]
         one = f", or who='{THIS}' if all of it is one sequence" if what is not None else ""
+        if what is None and _measured(value for name in rest[:20] for value in columns[name][:1000].to_pylist()):
+            one = f"; its numbers are measured: {MEASURED}"
         raise SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
                          f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
                          f"(columns: {listed}){one}")
     return who, what, when
+
+
+def _events_not_measured(frame: Frame, what: str, values: Iterable[Any]) -> None:
+    """Refuse a column that was taken for what happened, but holds measurements."""
+    if _measured(values):
+        raise SegueError(f"{frame.path}: {what} holds measured numbers, which are no events ({MEASURED}); or give "
+                         "what=")
 
 
 def _when(frame: Frame, names: list[str]) -> str | None:
@@ -358,9 +435,14 @@ def _repeats(column: Any) -> bool:
     if len(values) == len(column) or "float" in str(column.type) or "double" in str(column.type):
         return False
     texts = [str(value) for value in values if value is not None]
+    return not _measured(texts) and sum(map(len, texts)) <= 40 * len(texts)
+
+
+def _measured(values: Iterable[Any]) -> bool:
+    """Numbers of which some have a fraction or are below zero: measurements, not names of anything."""
+    texts = [str(value) for value in values if value is not None]
     numbers = all(re.fullmatch(r"[-+]?\d*(\.\d*)?([eE][-+]?\d+)?", text) for text in texts)
-    measured = numbers and any(re.search(r"[.eE]|^-", text) for text in texts)
-    return not measured and sum(map(len, texts)) <= 40 * len(texts)
+    return numbers and any(re.search(r"[.eE]|^-", text) for text in texts)
 
 
 def _moment(text: str) -> float | None:
@@ -579,12 +661,39 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str]) -> 
         yield Record(items[things[start:stop]].tolist(), parts_of, name)
 
 
-def _lists(frame: Frame, roles: Roles, also: Sequence[str], problems: Problems) -> Iterator[Record]:
+def _laid_out(frame: Frame, names: Sequence[str]) -> Frame:
+    """A table whose rows hold tables, as lists of one length, as one table: what is no list is said again."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    lengths = next(compute.list_value_length(frame.columns[name]) for name in names
+                   if "list" in str(frame.columns[name].type)).fill_null(0).to_numpy(zero_copy_only=False)
+    places = pa.array(np.repeat(np.arange(len(lengths)), lengths))
+    columns = {name: compute.list_flatten(column) if "list" in str(column.type) else column.take(places)
+               for name, column in frame.columns.items() if name in names}
+    for name, column in columns.items():
+        if len(column) != len(places):
+            raise SegueError(f"{frame.path}: the lists in column '{name}' are not as long as the others; mend them")
+    return Frame(frame.path, columns, True, np.repeat(frame.rows, lengths), frame.unit)
+
+
+def _moments(column: Any, when_format: str | None, path: Path) -> list[Any]:
+    """Seconds of each row of a column of lists (see `_seconds`); None where a row has no list."""
+    import pyarrow.compute as compute
+
+    if "list" not in str(column.type) or not any(lengths := compute.list_value_length(column).to_pylist()):
+        return column.to_pylist()
+    seconds = np.split(_seconds(compute.list_flatten(column), when_format, path), np.cumsum([n or 0 for n in lengths]))
+    return [None if length is None else part for length, part in zip(lengths, seconds)]
+
+
+def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None,
+           problems: Problems) -> Iterator[Record]:
     """Rows that hold whole sequences."""
     who, what, when = roles
     names = frame.columns[who].to_pylist() if who is not None else [None] * len(frame.rows)
     things = frame.columns[what].to_pylist()
-    timed = {"time": frame.columns[when].to_pylist()} if when is not None else {}
+    timed = {"time": _moments(frame.columns[when], when_format, frame.path)} if when is not None else {}
     timed |= {name: frame.columns[name].to_pylist() for name in also}
     for i, row in enumerate(frame.rows):
         name = f"{frame.path}:{row}" if names[i] is None else str(names[i])

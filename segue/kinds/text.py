@@ -5,7 +5,8 @@ from __future__ import annotations
 import codecs as encodings
 import csv
 import io
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,12 +21,10 @@ from segue.kinds.base import (
     Problems,
     Record,
     bad,
-    bare,
     check_text,
     head_of,
     looks_binary,
     marked,
-    opened,
     words,
 )
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
@@ -34,6 +33,8 @@ from segue.kinds.frame import (
     JSON,
     PARQUET,
     Look,
+    as_row,
+    by_lines,
     check_parquet,
     csv_rows,
     flat,
@@ -42,8 +43,10 @@ from segue.kinds.frame import (
     json_array,
     json_lines,
     load_table,
+    number,
     said,
 )
+from segue.kinds.packed import bare, opened
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
@@ -52,7 +55,12 @@ COLUMNS = words("text content body document sentence article story passage dialo
 FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
                "question prompt input instruction description title abstract message review comment utterance tweet "
                "post query summary completion output response answer smiles")
+# What asks and what answers: together they are one text.
+ASKS, ANSWERS = words("instruction question prompt input query"), words("completion output response answer chosen")
+DIALOGUES = words("dialogue dialog conversation transcript")
+TURNS, ROLES = words("content value text utterance"), words("role from speaker author")  # of a dialogue
 LINES = {".jsonl", ".ndjson"}
+SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
 
 
@@ -90,15 +98,17 @@ class Text(Kind):
         return surely
 
     def read(self, path: Path, problems: Problems | None = None, *, encoding: str = "utf-8", errors: str = "strict",
-             lines: bool = False, field: str | None = None) -> Iterator[Record]:
+             lines: bool = False, field: Sequence[str] = ()) -> Iterator[Record]:
         """One record a file (in pieces of 16 MiB, cut at a line end, where it is longer).
 
         encoding: the file's; it is turned into UTF-8 (UTF-16 with a byte order mark without being told). errors:
         "strict" stops at the first broken byte with its offset; "keep" takes bytes as they are. lines: one record a
         line that is not empty. field: of JSON (lines, or an array of objects), CSV, TSV and Parquet the field or column
-        that holds the text, one record a row (found if None, by its name or by what is in it; a table without one is
-        plain text).
+        that holds the text, one record a row (found if not given, by its name or by what is in it; a table without one
+        is plain text). Several fields, such as a question and its answer, follow each other line by line, and so do the
+        turns of a dialogue, each behind who says it.
         """
+        field = [field] if isinstance(field, str) else list(field)
         if errors not in ("strict", "keep"):
             raise SegueError(f"errors is 'strict' or 'keep', not {errors!r}")
         try:
@@ -107,23 +117,26 @@ class Text(Kind):
                 raise LookupError
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
-        if not lines and (field is not None or bare(path).suffix.lower() in DELIMITED | JSON | PARQUET):
+        if not lines and (field or bare(path).suffix.lower() in DELIMITED | JSON | PARQUET):
             rows = self._rows(path, problems, field, known.name)
             if rows is not None:
                 yield from rows
                 return
-        found = False
+        if not lines and bare(path).suffix.lower() == ".ipynb":
+            yield Record(_notebook(path), name=str(path))
+            return
+        found, smiles = False, bare(path).suffix.lower() in SMILES
         for start, piece in self._pieces(path, known.name, errors):
             if not piece.strip():
                 continue
             found = True
-            if not lines:
+            if not (lines or smiles):
                 yield Record(piece, name=str(path) if start == 0 else f"{path}@{start}")
                 continue
             for line in piece.splitlines():
                 start += 1
                 if line.strip():
-                    yield Record(line, name=f"{path}:{start}")
+                    yield Record(line.split()[0] if smiles else line, name=f"{path}:{start}")
         if not found:
             raise SegueError(f"{path}: the file is empty; give a file with text in it")
 
@@ -157,7 +170,7 @@ class Text(Kind):
                 if last:
                     return
 
-    def _rows(self, path: Path, problems: Problems | None, field: str | None, encoding: str) -> Iterator[Record] | None:
+    def _rows(self, path: Path, problems: Problems | None, field: list[str], encoding: str) -> Iterator[Record] | None:
         """The texts of a table, or None where the file is to be read as it is."""
         head, suffix = head_of(path), bare(path).suffix.lower()
         if encoding != "utf-8" and not is_parquet(head):
@@ -166,31 +179,34 @@ class Text(Kind):
         table = glance(bare(path), head)
         if table is None and suffix in LINES:
             return self._read_lines(path, problems, field)  # which says what is wrong in every line
-        if table is None and field is not None:
-            raise SegueError(f"{path}: there is no table here to take '{field}' from; leave field= out")
+        if table is None and field:
+            raise SegueError(f"{path}: there is no table here to take '{field[0]}' from; leave field= out")
         if table is None:
             return None
-        field = field or text_column(table)
-        if field is None and suffix in DELIMITED | {".json"}:
+        field = field or text_columns(table)
+        if not field and suffix in DELIMITED | {".json"}:
             return None
-        if problems is not None and field is not None:
-            problems.note = said([("field", field)], table.names)
+        if problems is not None and field:
+            roles = [("said by", role) for name in field if (role := _role(name, table.names))]
+            problems.note = said([*roles, *(("field", name) for name in field)], table.names)
         if table.form == "delimited":
             return self._read_table(path, problems, table, field, encoding)
-        if table.form == "json" and head.lstrip()[:1] == b"{":
+        if table.form == "json" and by_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
             return self._read_lines(path, problems, field)
         return self._read_columns(path, problems, table.form, field)
 
-    def _read_lines(self, path: Path, problems: Problems | None, field: str | None) -> Iterator[Record]:
-        field, found = field or FIELDS[0], False
+    def _read_lines(self, path: Path, problems: Problems | None, field: list[str]) -> Iterator[Record]:
+        field, found = field or [FIELDS[0]], False
         with opened(path) as handle:
+            if handle.peek(3)[:3] == MARK:
+                handle.read(3)
             for number, row in json_lines(path, handle, problems):
-                cells = flat(row) if isinstance(row, dict) else {}
-                text = cells.get(field)
-                if not isinstance(text, str):
+                cells = as_row(row) or {}
+                text = _joined(cells, field)
+                if text is None:
                     fields = ", ".join(cells) or "none"
                     bad(problems, path, str(number), None,
-                        f"no text in field '{field}'; name the field with field= (fields: {fields})")
+                        f"no text in field '{', '.join(field)}'; name the field with field= (fields: {fields})")
                 elif text:
                     found = True
                     yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
@@ -198,35 +214,38 @@ class Text(Kind):
             first = f" ({problems[0]})" if problems else ""
             raise SegueError(f"{path}: no line holds text; name its field with field={first}")
 
-    def _read_columns(self, path: Path, problems: Problems | None, form: str, field: str | None) -> Iterator[Record]:
-        """A column of Parquet, or a field of a JSON array."""
-        names: Iterable[str]
+    def _read_columns(self, path: Path, problems: Problems | None, form: str, field: list[str]) -> Iterator[Record]:
+        """Columns of Parquet, or fields of a JSON array."""
         if form == "parquet":
             columns = load_table(path, Problems(), "utf-8").columns
-            names, texts = columns, columns[field].to_pylist() if field in columns else []
+            wanted = {name: column for name, column in columns.items()
+                      if any(each == name or each.startswith(f"{name}.") for each in field)} or columns
+            cells = zip(*(column.to_pylist() for column in wanted.values()))
+            rows = [flat(dict(zip(wanted, row))) for row in cells]
         else:
             with opened(path) as handle:
-                rows = json_array(path, handle.read())
-            names = dict.fromkeys(name for row in rows for name in row)
-            texts = [row.get(field or "") for row in rows]
-        if field not in names:
-            raise SegueError(f"{path}: there is no column '{field}'; there are {', '.join(names)}")
+                rows = json_array(path, handle.read().removeprefix(MARK))
+        names = dict.fromkeys(name for row in rows for name in row)
+        lacking = next((name for name in field if name not in names), None)
+        if lacking is not None or not field:
+            raise SegueError(f"{path}: there is no column '{lacking or 'text'}'; there are {', '.join(names)}")
         found = False
-        for number, text in enumerate(texts, 1):
-            if isinstance(text, str) and text:
+        for place, row in enumerate(rows, 1):
+            text = _joined(row, field)
+            if text:
                 found = True
-                yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
-            elif text not in (None, ""):
-                bad(problems, path, f"row {number}", None, f"no text in column '{field}'; mend or remove it")
+                yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{place}")
+            elif any(row.get(name) not in (None, "") for name in field):
+                bad(problems, path, f"row {place}", None, f"no text in column '{', '.join(field)}'; mend or remove it")
         if not found:
-            raise SegueError(f"{path}: no row holds text in column '{field}'; name another one with field=")
+            raise SegueError(f"{path}: no row holds text in column '{', '.join(field)}'; name another one with field=")
 
-    def _read_table(self, path: Path, problems: Problems | None, table: Look, field: str | None,
+    def _read_table(self, path: Path, problems: Problems | None, table: Look, field: list[str],
                     encoding: str) -> Iterator[Record]:
         found = False
-        if field not in table.names:
-            raise SegueError(f"{path}: there is no column '{field}'; there are {', '.join(table.names)}")
-        place = table.names.index(field)
+        for name in field:
+            if name not in table.names:
+                raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(table.names)}")
         csv.field_size_limit(max(PIECE, csv.field_size_limit()))  # a cell may be a long document
         with opened(path) as handle:
             encoding = marked(handle.peek(4)[:4], encoding)
@@ -241,14 +260,14 @@ class Text(Kind):
                             bad(problems, path, str(number), None,
                                 f"{len(row)} columns where the first line has {len(table.names)}; quote what holds a "
                                 "delimiter")
-                    elif row[place]:
+                    elif text := _joined(dict(zip(table.names, row)), field):
                         found = True
-                        yield Record(row[place].encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
+                        yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
             except (csv.Error, UnicodeError) as error:
                 where = f"{path}: line {before + rows.line_num}"
                 raise SegueError(f"{where}: {error}; mend it, or read it as plain text with lines=true") from error
         if not found:
-            raise SegueError(f"{path}: no row holds text in column '{field}'; name another one with field=")
+            raise SegueError(f"{path}: no row holds text in column '{', '.join(field)}'; name another one with field=")
 
     def codec(self, data: Dataset, *, vocabulary: int | None = None, tokenizer: str | Path | None = None) -> Codec:
         """Bytes or byte-pair encoding.
@@ -292,7 +311,7 @@ class Code(Text):
     extensions: ClassVar[frozenset[str]] = frozenset(words(
         ".py .pyi .pyx .c .h .cc .cpp .cxx .hpp .cu .java .kt .scala .js .jsx .ts .tsx .go .rs .rb .php .pl .pm .lua "
         ".r .jl .m .swift .cs .fs .hs .ml .mli .ex .exs .erl .clj .lisp .el .scm .sh .bash .zsh .sql .vim .asm .s .f90 "
-        ".css .scss .vue .dart .zig .nim .v .sv .vhd .cmake .mk"))
+        ".css .scss .vue .dart .zig .nim .v .sv .vhd .cmake .mk .ipynb"))
 
     def sniff(self, path: Path, head: bytes) -> float:
         suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
@@ -302,6 +321,17 @@ class Code(Text):
         if not (named or head[:2] == b"#!") or looks_binary(head) or letters < len(head) // 10:
             return 0.0  # numbers alone are a file of another sort by that name
         return 0.85 if inner else max(0.6, super().sniff(path, head))
+
+
+def _notebook(path: Path) -> bytes:
+    """What was typed into the cells of a Jupyter notebook, a blank line between them; no outputs."""
+    with opened(path) as handle:
+        raw = handle.read()
+    try:
+        cells = ["".join(cell["source"]) for cell in json.loads(raw)["cells"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SegueError(f"{path}: not a notebook of Jupyter, version 4 ({error!r}); save it again") from error
+    return "\n\n".join(cells).encode("utf-8", "backslashreplace")
 
 
 def _cut(data: bytes) -> int:
@@ -316,25 +346,68 @@ def _cut(data: bytes) -> int:
 
 def _holds_text(path: Path, head: bytes) -> bool:
     table = glance(path, head)
-    return table is not None and bool(text_column(table))
+    return table is not None and bool(text_columns(table))
 
 
-def text_column(table: Look) -> str | None:
-    """The column of a table that holds its text: by its usual name, else the one with the most prose."""
+def _last(name: str) -> str:
+    """The last part of a field's name, in lower case."""
+    return name.rpartition(".")[2].lower()
+
+
+def _are_texts(cell: Any) -> bool:
+    """A list of texts, some of them of several words."""
+    return isinstance(cell, list) and all(isinstance(turn, str) for turn in cell) and \
+        any(len(turn.split()) > 2 for turn in cell)
+
+
+def _role(name: str, names: Iterable[str]) -> str | None:
+    """The field that says who speaks, beside that of the turns of a dialogue."""
+    return next((other for other in names if "." in name and _last(other) in ROLES
+                 and other.rpartition(".")[0] == name.rpartition(".")[0]), None)
+
+
+def _joined(cells: Mapping[str, Any], field: Iterable[str]) -> str | None:
+    """The text of a row; None where it has none in these fields."""
+    parts = []
+    for name in field:
+        value = cells.get(name)
+        if isinstance(value, str):
+            parts.append(value)
+        elif isinstance(value, list) and all(isinstance(turn, str | None) for turn in value):
+            speakers = cells.get(_role(name, cells) or "") or [None] * len(value)
+            parts += [turn if who is None else f"{who}: {turn}" for who, turn in zip(speakers, value) if turn]
+    return "\n".join(filter(None, parts)) if parts else None
+
+
+def text_columns(table: Look) -> list[str]:
+    """The columns of a table that hold its text: the turns of a dialogue, a usual name, or that with the most prose;
+    and with a question its answer."""
     names = table.names
+
+    def prose_in(name: str) -> bool:
+        cells = table.column(name)
+        numbers = table.form == "delimited" and cells and all(map(number, cells))
+        return all(isinstance(cell, str) for cell in cells) and not numbers
+
+    if turns := [name for name in names if _last(name) in TURNS and _role(name, names) and
+                 all(isinstance(cell, list) for cell in table.column(name))]:
+        return turns[:1]
     if table.headed:
-        known = {name.rpartition(".")[2].lower(): name for name in reversed(names)}
+        known = {_last(name): name for name in reversed(names)}
         known |= {name.lower(): name for name in reversed(names)}
-        for usual in FIELDS if table.form == "json" else COLUMNS:
-            if usual in known and isinstance(next(iter(table.column(known[usual])), ""), str):
-                return known[usual]
+        both = [name for name in names if _last(name) in ASKS + ANSWERS and prose_in(name)]
+        pair = {_last(name) in ANSWERS for name in both} == {True, False}
+        for usual in FIELDS if table.form == "json" or pair else COLUMNS:
+            cell = next(iter(table.column(known[usual])), "") if usual in known else None
+            if isinstance(cell, str) or (usual in DIALOGUES and _are_texts(cell)):
+                return both if pair and usual in ASKS + ANSWERS else [known[usual]]
     if len(names) == 1:
         texts = table.form != "delimited" and all(isinstance(cell, str) for cell in table.column(names[0]))
-        return names[0] if texts else None
+        return [names[0]] if texts else []
     prose = {}
     for name in names:
         cells = [cell for cell in table.column(name) if isinstance(cell, str)]
         long = [cell for cell in cells if len(cell) >= 20 and len(cell.split()) >= 4]
         if 2 * len(long) > len(table.rows) and 2 * len(set(long)) > len(long):
             prose[name] = sum(map(len, long))
-    return max(prose, key=lambda name: prose[name]) if prose else None
+    return [max(prose, key=lambda name: prose[name])] if prose else []

@@ -23,6 +23,8 @@ from segue.files import atomic_write
 from segue.models.base import Decodable, Decoding, Output
 from segue.models.counts import BlendedCounts, TokenState
 
+Piece = tuple[np.ndarray, int, int]  # ids of a document, and which of them
+
 
 class MixtureState:
     """The memories of both, moved together. Satisfies `segue.models.base.Decoding`."""
@@ -165,58 +167,66 @@ class Mixture:
         return next(self.network.parameters()).device if isinstance(self.network, nn.Module) else torch.device("cpu")
 
     @torch.no_grad()
-    def _network_scores(self, ids: np.ndarray, begin: int, end: int, context: int, precision: str) -> Tensor:
-        """(end - begin, V) log-probabilities of the tokens [begin, end), begin > 0, by the network alone: in windows
-        of `context` tokens, each of which scores its later half (at a document's start all of it)."""
-        table, done = [], begin
-        while done < end:
-            low = max(0, done - context // 2 - 1)
-            table.append((low, done, min(end, low + context + 1)))
-            done = table[-1][2]
-        longest, most = (max(high - at for at, _, high in table), max(high - at for _, at, high in table))
+    def _network_scores(self, pieces: Sequence[Piece], context: int, precision: str) -> Tensor:
+        """Log-probabilities of the tokens [begin, end), begin > 0, of each piece (ids, begin, end), one piece after the
+        other, by the network alone: in windows of `context` tokens, each of which scores its later half (at a
+        document's start all of it)."""
+        table: list[Piece] = []                                     # of each window: ids from its low end, at, high
+        for ids, begin, end in pieces:
+            while begin < end:
+                low = max(0, begin - context // 2 - 1)
+                high = min(end, low + context + 1)
+                table.append((ids[low:], begin - low, high - low))
+                begin = high
+        longest, most = max(high for _, _, high in table), max(high - at for _, at, high in table)
         tokens = np.zeros((len(table), longest - 1), np.int64)      # what follows a window's end changes nothing in it
         wanted = torch.zeros(len(table), most, dtype=torch.long)
-        for row, (low, at, high) in enumerate(table):
-            tokens[row, :high - low - 1] = ids[low:high - 1]
-            wanted[row, :high - at] = torch.arange(at - 1 - low, high - 1 - low)
+        for row, (ids, at, high) in enumerate(table):
+            tokens[row, :high - 1] = ids[:high - 1]
+            wanted[row, :high - at] = torch.arange(at - 1, high - 1)
         device = self._device
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             found = self.network.extend(torch.from_numpy(tokens).to(device), self.network.init_state(len(table)),
                                         at=wanted.to(device)).logits.float().cpu()
         return torch.cat([found[row, :high - at] for row, (_, at, high) in enumerate(table)]).log_softmax(-1)
 
-    def _pairs(self, pieces: Sequence[tuple[np.ndarray, int, int]], context: int,
+    def _pairs(self, groups: Sequence[Sequence[Piece]], context: int,
                precision: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Log-distributions of both for pieces (document, begin, end), in order; the counts work one piece ahead in a
-        thread of their own."""
-        def count(piece: tuple[np.ndarray, int, int]) -> Tensor:
-            chances = np.empty((piece[2] - piece[1], self.vocabulary))
-            self.counts._document(*piece, chances)
+        """Log-distributions of both for groups of pieces (ids, begin, end), in order; the counts work one group ahead
+        in a thread of their own."""
+        def count(group: Sequence[Piece]) -> Tensor:
+            bounds = np.cumsum([0, *(end - begin for _, begin, end in group)])
+            chances = np.empty((bounds[-1], self.vocabulary))
+            for piece, low, high in zip(group, bounds, bounds[1:]):
+                self.counts._document(*piece, chances[low:high])
             return torch.from_numpy(chances.clip(1e-30)).log_().float()
 
         with ThreadPoolExecutor(1, thread_name_prefix="segue-counts") as pool:
-            ahead = deque(pool.submit(count, piece) for piece in pieces[:2])
-            for number, piece in enumerate(pieces):
-                if number + 2 < len(pieces):
-                    ahead.append(pool.submit(count, pieces[number + 2]))
-                yield self._network_scores(*piece, context, precision), ahead.popleft().result()
+            ahead = deque(pool.submit(count, group) for group in groups[:2])
+            for number, group in enumerate(groups):
+                if number + 2 < len(groups):
+                    ahead.append(pool.submit(count, groups[number + 2]))
+                yield self._network_scores(group, context, precision), ahead.popleft().result()
 
     @torch.no_grad()
     def walk(self, documents: Sequence[Any], context: int, precision: str = "float32",
-             piece: int = 2048) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Score documents, each token but a document's first once: yields the document's number, log-probabilities
-        (n, V) and the tokens (n,) that they are of, piece by piece in order.
+             piece: int = 2048) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Score documents, each token but a document's first once: yields numbers of documents (n,), log-probabilities
+        (n, V) and the tokens (n,) that they are of, some `piece` tokens at a time, in order.
 
         The network sees `context` tokens at a time, at least half of them before what it scores (but for a document's
         beginning), the counts all of their window. precision: "bfloat16" lets the network multiply so, where that is
         faster.
         """
-        table = [(number, (ids, at, min(at + piece, len(ids)))) for number, document in enumerate(documents)
-                 for ids in [np.asarray(getattr(document, "ids", document), np.int32)]
-                 for at in range(1, len(ids), piece)]
-        for (number, (ids, begin, end)), pair in zip(table, self._pairs([row[1] for row in table], context,
-                                                                           precision)):
-            yield number, self.gate.mix(*pair), torch.from_numpy(ids[begin:end].astype(np.int64))
+        ids = [np.asarray(getattr(document, "ids", document), np.int32) for document in documents]
+        table = [(number, (each, at, min(at + piece, len(each)))) for number, each in enumerate(ids)
+                 for at in range(1, len(each), piece)]
+        groups = grouped([row[1] for row in table], piece)
+        rows = iter(table)
+        for group, pair in zip(groups, self._pairs(groups, context, precision)):
+            numbers = np.repeat([next(rows)[0] for _ in group], [end - begin for _, begin, end in group])
+            tokens = np.concatenate([each[begin:end] for each, begin, end in group]).astype(np.int64)
+            yield torch.from_numpy(numbers), self.gate.mix(*pair), torch.from_numpy(tokens)
 
     def scores(self, document: Any, context: int) -> Tensor:
         """(n - 1, V) log-probabilities of all tokens of a document but the first; see `walk`."""
@@ -246,7 +256,7 @@ class Mixture:
             pieces.append((document, begin, begin + size))
         with torch.no_grad():
             p, q = (torch.cat(side) for side in zip(*([x.half() for x in pair] for pair in
-                                                      self._pairs(pieces, context, precision))))
+                                                      self._pairs(grouped(pieces, 2048), context, precision))))
         targets = np.concatenate([document[begin:end] for document, begin, end in pieces])
         return fit_gate(self.gate, p, q, torch.from_numpy(targets.astype(np.int64)), seed, epochs)
 
@@ -269,6 +279,20 @@ class Mixture:
         except (OSError, SafetensorError, RuntimeError) as error:
             raise SegueError(f"{path} is no gate of a mixture ({error}): was the folder copied whole?") from error
         return cls(network, BlendedCounts.load(folder, f"{name}-counts"), gate)
+
+
+def grouped(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
+    """Neighbouring pieces (ids, begin, end) together, as long as they hold no more than `size` tokens when all are as
+    long as the longest: short documents run in one batch."""
+    groups: list[list[Piece]] = []
+    longest = 0
+    for piece in pieces:
+        longest = max(longest, piece[2])
+        if not groups or longest * (len(groups[-1]) + 1) > size:
+            groups.append([])
+            longest = piece[2]
+        groups[-1].append(piece)
+    return groups
 
 
 def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epochs: int, batch: int = 256) -> float:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from segue.decoding.continuation import Stops, Telling, begins_with_blank, prime_tokens
 from segue.decoding.sampling import Leaning, Processor, Sampling
 from segue.errors import SegueError
-from segue.kinds import Codec
+from segue.kinds import Codec, Kind
 from segue.models.base import begin_of
 from segue.serving.engine import Engine, News, Overloaded, Request, Ticket
 
@@ -104,8 +104,8 @@ class Answering:
     """One HTTP request: its prompts become requests to the engine, the news of those one queue."""
 
     def __init__(self, engine: Engine, codec: Codec, eos: frozenset[int], body: Completion,
-                 processors: tuple[Processor, ...] = ()) -> None:
-        self.engine, self.codec, self.body = engine, codec, body
+                 processors: tuple[Processor, ...] = (), kind: Kind | None = None) -> None:
+        self.engine, self.codec, self.body, self.kind = engine, codec, body, kind
         self.n = body.n or 1
         self.queue: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
         if body.suffix or body.best_of not in (None, self.n):
@@ -135,7 +135,10 @@ class Answering:
         found = []
         for one in many:
             model = self.engine.model
-            ids = list(prime_tokens(self.codec, one, model)) if isinstance(one, str) else list(one)
+            if isinstance(one, str):
+                ids = list(prime_tokens(self.codec, one if self.kind is None else self.kind.normalise(one), model))
+            else:
+                ids = list(one)
             if (begin := begin_of(model)) is not None:
                 if self.body.echo:
                     raise Refused(400, "an encoder-decoder does not echo what it read", "echo")
@@ -269,9 +272,10 @@ def merge(choices: list[dict[str, Any]], piece: dict[str, Any]) -> None:
 
 
 def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = frozenset(),
-               key: str | None = None, processors: tuple[Processor, ...] = ()) -> FastAPI:
+               key: str | None = None, processors: tuple[Processor, ...] = (), kind: Kind | None = None) -> FastAPI:
     """name: of the model, in answers. eos: tokens that end an answer. key: what clients must send as a bearer token
-    (None: nothing). processors: those of every answer. The engine is closed with the app."""
+    (None: nothing). processors: those of every answer. kind: how a typed prompt becomes a sequence (None: as it is).
+    The engine is closed with the app."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -292,7 +296,7 @@ def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = fr
     async def completions(body: Completion, http: HTTPRequest) -> JSONResponse | StreamingResponse:
         if body.model not in ("", name):
             raise Refused(404, f"there is no model '{body.model}' here, only '{name}'", "model")
-        answering = Answering(engine, codec, eos, body, processors)
+        answering = Answering(engine, codec, eos, body, processors, kind)
         answering.submit()
         frame = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
                  "model": name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -36,11 +37,21 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
     engine = Engine(model, rows=rows, tokens=tokens, queue=queue,
                     draft=drafter)
     app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(ends), key,
-                     getattr(fitted, "processors", ()))
+                     getattr(fitted, "processors", ()), fitted.kind)
     engine.warm()
-    print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
-          "(ctrl-C ends)", file=sys.stderr)
     try:
-        uvicorn.run(app, host=host, port=port, log_level="warning")
+        with listening(host, port) as door:
+            print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
+                  "(ctrl-C ends)", file=sys.stderr)
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[door])
     finally:
         engine.close()
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise SegueError(f"cannot listen on {host}, port {port} ({error.strerror}): choose another --port or --host") \
+            from error

@@ -12,8 +12,9 @@ import numpy as np
 
 from segue.data import MEMORY, read
 from segue.errors import SegueError
-from segue.kinds.base import Kind, Problems, bare, head_of
+from segue.kinds.base import Kind, Problems, head_of
 from segue.kinds.codecs import Codec
+from segue.kinds.packed import bare
 
 
 def check_codec(codec: Codec, objects: Iterable[Any]) -> None:

@@ -92,6 +92,15 @@ class Plan:
         for name in ("width", "depth", "heads", "context", "rows", "accumulate", "steps", "threads", "measure"):
             if getattr(plan, name) < 1:
                 raise SegueError(f"{name} must be at least 1, not {getattr(plan, name)}")
+        if plan.hidden is not None and plan.hidden < 1:
+            raise SegueError(f"hidden must be at least 1, not {plan.hidden}")
+        if plan.threads > (most := os.cpu_count() or 1) and "threads" in choices:
+            raise SegueError(f"this machine has {most} cores: threads cannot be {plan.threads}")
+        for name in ("rate", "table_rate", "vector_rate", "state_rate", "decay", "clip", "patience", "seed"):
+            if not 0 <= getattr(plan, name) < math.inf:
+                raise SegueError(f"{name} must be 0 or more, not {getattr(plan, name)}")
+        if not 0 <= plan.dropout < 1 or not 0 <= plan.ema < 1:
+            raise SegueError("dropout and ema are parts of a whole, from 0 to below 1")
         if plan.precision not in ("float32", "bfloat16"):
             raise SegueError(f"precision '{plan.precision}' is unknown: choose float32 or bfloat16")
         if not 0 <= plan.warmup <= 1 or not 0 <= plan.cooldown <= 1:

@@ -74,6 +74,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         raise SegueError("several processes need a folder they share: give out=")
     data = as_data(data, kind)
     folder = None if out is None else Path(out)
+    if not (codec is None or isinstance(codec, Codec)):
+        raise SegueError(f"codec is a Codec, not {codec!r}: leave it out, or choose with vocabulary, tokenizer, k or "
+                         "min_count")
     if mixer is not None:
         choices["mixer"] = mixer
         check_causal(mixer)
@@ -84,6 +87,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         codec, teaching = codec or teacher.codec, Distillation(teacher.model, choices.get("distil", Plan.distil))
     codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "tokenizer", "k",
                                                                                    "min_count", "ambiguous")}
+    Plan(vocabulary=1).with_(**choices)  # refused before anything is measured or written
     request = json.loads(json.dumps({
         "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
         **({} if mix else {"mix": False}), **({} if objective == "next" else {"objective": objective}),
@@ -101,13 +105,13 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             codec = Codec.load(work / "codec")
             teaching = teaching or objective_named(objective, codec.eos)
             train, held = (TokenStore.open(work / name) for name in ("train", "held"))
-            where = torch.device(device) if device else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            where = place(device)
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
             spare_seconds = mixed.reserve(train, minutes) if parts is not None and minutes is not None else 0.0
             plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where,
                                 teaching)
             model = build(plan).to(where)
-        except SegueError:  # a wrong setting must not stand in the way of the right one
+        except Exception:  # a wrong setting must not stand in the way of the right one
             if fresh and distributed.rank() == 0:
                 shutil.rmtree(work, ignore_errors=True)
                 with suppress(OSError):
@@ -135,6 +139,17 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                 shutil.rmtree(work)
         distributed.barrier()
         return fitted
+
+
+def place(device: str | None) -> torch.device:
+    """The device of that name; where none is named, a GPU if there is one."""
+    try:
+        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise SegueError(f"device '{device}' is not to be had ({' '.join(str(error).split())[:120]}): leave it out, or "
+                         "choose cpu") from error
+    return where
 
 
 def check_causal(mixer: str) -> None:

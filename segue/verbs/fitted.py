@@ -53,7 +53,9 @@ class Report:
         v = self.values
         lines: list[Any] = []  # the choice was said when the fit began
         if "steps" in v:
-            lines.append(Text(f"{v['steps']:,} steps, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
+            planned = v["plan"]["steps"]
+            early = f" of {planned:,} (more did no better on held-out data)" if v["steps"] < planned else ""
+            lines.append(Text(f"{v['steps']:,} steps{early}, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
                               f"({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, {v['machine']})"))
         if v.get("held_out"):
             lines.append(Evaluation(**v["held_out"]).__rich__())

@@ -74,6 +74,6 @@ def score(mixture: Mixture, store: Store, context: int, precision: str = "float3
     """As `segue.training.evaluate.score`: every position of every document but its first, once."""
     given = documents(store)
     tally = Tally(len(given))
-    for number, scores, targets in mixture.walk(given, context, precision):
-        tally.add(scores, targets, torch.full_like(targets, number))
+    for numbers, scores, targets in mixture.walk(given, context, precision):
+        tally.add(scores, targets, numbers)
     return tally.done()

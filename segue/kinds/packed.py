@@ -1,0 +1,164 @@
+"""Files as they lie: packed (gzip, xz, bzip2, zstd), or within an archive (zip, tar) that is read as a folder."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from segue.errors import SegueError
+
+COMPRESSED = {".gz", ".bgz", ".xz", ".bz2", ".zst"}
+TARS = {".tgz", ".tbz", ".tbz2", ".txz"}
+ZIPS = {".zip", ".npz", ".mxl", ".epub", ".xlsx", ".docx", ".pptx", ".ods", ".odt"}
+RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, or to so many bytes
+
+# What binary files begin with, what they are and how to go on.
+PICKLE = "a pickle, which is never opened: write it as JSON, CSV or .npy"
+FOREIGN = {
+    b"MThd": "a MIDI file: turn it into ABC text, for example with midi2abc",
+    b"%PDF": "a PDF: turn it into text, for example with pdftotext",
+    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM"), "a picture"),
+    **dict.fromkeys((b"RIFF", b"fLaC", b"ID3", b"OggS"), "sound"),
+    **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), PICKLE),
+    b"\xd0\xcf\x11\xe0": "an old Office document: save it as CSV or as text",
+    b"\x89HDF": "HDF5: write its arrays as .npy, or its tables as CSV or Parquet",
+    b"SQLite format 3": "a database: export its tables as CSV",
+    b"BAM\1": "BAM: turn it into FASTQ with samtools fastq",
+    **dict.fromkeys((b"ABIF", b".sff"), "raw reads: turn them into FASTQ"),
+    b"\0\0\x08": "IDX, the pictures or labels of MNIST",
+    **dict.fromkeys((b"7z\xbc\xaf\x27\x1c", b"Rar!"), "an archive of a sort that is not read here: unpack it"),
+}
+
+
+def foreign(head: bytes) -> str:
+    """What a file is that is of no kind here, for an error."""
+    known = next((what for magic, what in FOREIGN.items() if head.startswith(magic)), None)
+    return f"it is {known}" if known else "it is binary"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[io.BufferedReader]:
+    """Open a file for reading bytes, unpacked where it is gzip, xz, bzip2 or zstd (told by its first bytes, not its
+    name). The file may be within an archive: texts.zip/1.txt.
+
+    Whatever goes wrong while it is read, damage in the packed stream included, becomes a SegueError naming the file.
+    """
+    raw: Any = None
+    try:
+        raw = _stream(path, open(actual(path), "rb"))  # noqa: SIM115
+        yield raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
+    except EOFError as error:
+        raise SegueError(f"{path}: the packed file ends too soon (truncated); fetch or copy it again") from error
+    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+        raise SegueError(f"{path}: the packed file is damaged ({error}); fetch or copy it again") from error
+    except FileNotFoundError as error:
+        raise SegueError(f"{path}: no such file; check the path") from error
+    except PermissionError as error:
+        raise SegueError(f"{path}: not readable (permission denied); give read permission, e.g. chmod +r") from error
+    except IsADirectoryError as error:
+        raise SegueError(f"{path}: is a folder, not a file") from error
+    except OSError as error:
+        raise SegueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    finally:
+        if raw is not None:
+            raw.close()
+
+
+def _stream(path: Path, raw: io.BufferedReader) -> Any:
+    magic = raw.peek(6)[:6]
+    if magic[:2] == b"\x1f\x8b":
+        return gzip.GzipFile(fileobj=raw)
+    if magic == b"\xfd7zXZ\x00":
+        return lzma.LZMAFile(raw)
+    if magic[:3] == b"BZh" and magic[3:4].isdigit():
+        return bz2.BZ2File(raw)
+    if magic[:4] == b"\x28\xb5\x2f\xfd":
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
+    if magic[:4] == b"PK\x03\x04":
+        raw.close()
+        raise SegueError(f"{path}: a zip archive; give a file in it (a.zip/b.txt), or unpack it")
+    return raw
+
+
+def bare(path: Path) -> Path:
+    """The path without a compression suffix: genome.fna.gz -> genome.fna."""
+    return path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+
+
+def is_archive(path: Path) -> bool:
+    """By its name, and whether it is a file."""
+    suffix, inner = path.suffix.lower(), bare(path).suffix.lower()
+    return (suffix in TARS | ZIPS or inner == ".tar") and path.is_file()
+
+
+def actual(path: Path) -> Path:
+    """Where a file is to be found: itself, or what a file within an archive was unpacked to."""
+    archive = next((parent for parent in path.parents if is_archive(parent)), None)
+    return path if archive is None else unpacked(archive) / path.relative_to(archive)
+
+
+def unpacked(archive: Path) -> Path:
+    """The folder that an archive was unpacked to, once in the life of the process."""
+    try:
+        return Path(_unpacked(archive.resolve(), archive.stat().st_mtime_ns).name)
+    except SegueError as error:
+        raise SegueError(f"{archive}: {error}") from error
+    except OSError as error:
+        raise SegueError(f"{archive}: cannot be unpacked ({error.strerror or error}); free some space, or set TMPDIR "
+                         "to a place that has it") from error
+
+
+@cache
+def _unpacked(archive: Path, changed: int) -> tempfile.TemporaryDirectory[str]:
+    """Files only, below the folder, and no more than a bounded number of bytes."""
+    folder = tempfile.TemporaryDirectory(prefix="segue-")
+    left = max(LEAST, RATIO * archive.stat().st_size)
+    try:
+        for name, handle in _members(archive):
+            parts = PurePosixPath(name.replace("\\", "/")).parts
+            if not parts or parts[0] == "/" or ".." in parts or ":" in parts[0]:
+                raise SegueError(f"holds {name!r}, which lies outside of it; unpack it with care, and give the folder")
+            place = Path(folder.name, *parts)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with open(place, "wb") as sink:
+                while block := handle.read(1 << 20):
+                    left -= len(block)
+                    if left < 0:
+                        raise SegueError(f"unpacks to more than {RATIO} times its size; unpack it if that is meant")
+                    sink.write(block)
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
+        raise SegueError(f"the archive is damaged ({error}); fetch or copy it again") from error
+    except (RuntimeError, NotImplementedError) as error:  # zipfile's words for a password, and for a method
+        raise SegueError(f"the archive cannot be unpacked here ({error}); unpack it first") from error
+    return folder
+
+
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """Name and content of each file in an archive; links, devices and folders are no files."""
+    if archive.suffix.lower() in ZIPS:
+        with zipfile.ZipFile(archive) as box:
+            if "[Content_Types].xml" in box.namelist() or "content.xml" in box.namelist():
+                raise SegueError("an Office document; save it as CSV or as text")
+            for entry in box.infolist():
+                if not entry.is_dir() and not stat.S_ISLNK(entry.external_attr >> 16):
+                    with box.open(entry) as handle:
+                        yield entry.filename, handle
+        return
+    with opened(archive) as packed, tarfile.open(fileobj=packed, mode="r|") as tape:
+        for member in tape:
+            if member.isfile() and (content := tape.extractfile(member)) is not None:
+                yield member.name, content

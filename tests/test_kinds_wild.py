@@ -1,0 +1,300 @@
+"""Files as they occur in the wild: archives, flat files of databases, dialogues, logs of other tools."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from test_kinds_read import EVENTS, GENBANK, put
+
+from segue.data import Data, read
+from segue.errors import SegueError
+from segue.kinds import KINDS, packed
+from segue.kinds.packed import FOREIGN
+
+
+def texts(data: Data) -> list[str]:
+    return [record.object.decode() for record in data]
+
+
+def zipped(files: dict[str, str | bytes]) -> bytes:
+    with zipfile.ZipFile(box := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return box.getvalue()
+
+
+def taped(files: dict[str, str | bytes], how: str) -> bytes:
+    with tarfile.open(fileobj=(box := io.BytesIO()), mode=how) as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content.encode() if isinstance(content, str) else content)
+            archive.addfile(entry, io.BytesIO(content.encode() if isinstance(content, str) else content))
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    return box.getvalue()
+
+
+CORPUS: dict[str, str | bytes] = {"corpus/a.txt": "one text\n", "corpus/b/c.txt": "another text\n",
+                                  "corpus/README.md": "about\n", "corpus/.hidden.txt": "no\n"}
+
+
+@pytest.mark.parametrize("name, content", [
+    ("t.zip", zipped(CORPUS)), ("t.tar", taped(CORPUS, "w")), ("t.tgz", taped(CORPUS, "w:gz")),
+    ("t.tar.bz2", taped(CORPUS, "w:bz2")), ("t.tar.xz", taped(CORPUS, "w:xz"))])
+def test_an_archive_is_a_folder(tmp_path: Path, name: str, content: bytes) -> None:
+    path = put(tmp_path / name, content)
+    data = read(path)
+    assert texts(data) == ["one text\n", "another text\n"] and not data.problems
+    assert data.name(0) == f"{path}/corpus/a.txt", "names do not depend on where it was unpacked"
+    assert texts(read(tmp_path)) == texts(data), "alone in a folder"
+    assert texts(read(path / "corpus/b/c.txt")) == ["another text\n"]
+    assert texts(read(tmp_path / "*")) == texts(data), "and behind a pattern"
+    put(tmp_path / "beside.txt", "loose\n")
+    loose = read(tmp_path)
+    assert texts(loose) == ["loose\n"] and loose.problems.total == 1, "what lies beside it may be what was in it"
+
+
+def test_tables_in_an_archive_and_zstd(tmp_path: Path) -> None:
+    data = read(put(tmp_path / "ratings.zip", zipped({"a/ratings.csv": EVENTS})))
+    assert data.kind.name == "events" and data.total == 4
+    parquet.write_table(pa.table({"text": ["one long text", "two"]}), box := io.BytesIO())
+    assert texts(read(put(tmp_path / "p.zip", zipped({"p.parquet": box.getvalue()})))) == ["one long text", "two"]
+    with pa.CompressedOutputStream(sink := pa.BufferOutputStream(), "zstd") as stream:
+        stream.write(EVENTS.encode())
+    squeezed = sink.getvalue().to_pybytes()
+    assert read(put(tmp_path / "e.csv.zst", squeezed)).total == 4
+    with pytest.raises(SegueError, match=r"f\.csv\.zst"):
+        read(put(tmp_path / "f.csv.zst", squeezed[:-9]))
+
+
+def test_an_archive_cannot_write_outside_or_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("../evil.txt", "/evil.txt", "a/../../evil.txt", "C:/evil.txt", "..\\evil.txt"):
+        for content in (zipped({name: "x" * 99}), taped({name: "x" * 99}, "w")):
+            path = put(tmp_path / ("e.zip" if content[:2] == b"PK" else "e.tar"), content)
+            with pytest.raises(SegueError, match="lies outside"):
+                read(path)
+    monkeypatch.setattr(packed, "LEAST", 1 << 20)
+    with pytest.raises(SegueError, match="200 times its size"):
+        read(put(tmp_path / "bomb.zip", zipped({"z.txt": b"0" * (1 << 23)})))
+    for name, content, says in (("n.zip", zipped({}), "no file to read"),
+                                ("cut.tgz", taped(CORPUS, "w:gz")[:-60], "cut"),
+                                ("n.docx", zipped({"[Content_Types].xml": ""}), "Office"),
+                                ("in.zip", zipped({"in.zip": zipped(CORPUS)}), "a zip archive; give a file in it"),
+                                ("plain.tar", b"no archive", "damaged")):
+        with pytest.raises(SegueError, match=says):
+            read(put(tmp_path / name, content))
+
+
+@pytest.mark.parametrize("magic", FOREIGN)
+def test_what_is_of_no_kind_is_named(tmp_path: Path, magic: bytes) -> None:
+    with pytest.raises(SegueError, match=FOREIGN[magic].split(":")[0].replace("(", ".").replace(")", ".")):
+        read(put(tmp_path / "a.bin", magic + bytes(300)))
+
+
+CHAT = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Nobody\nknows."}]
+SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
+
+
+@pytest.mark.parametrize("rows, says, note", [
+    ([{"messages": CHAT, "id": 1}], SAID, "said by=messages.role, field=messages.content; not read: id"),
+    ([{"conversations": [{"from": turn["role"], "value": turn["content"]} for turn in CHAT]}], SAID,
+     "said by=conversations.from, field=conversations.value"),
+    ([{"id": 7, "prompt": "Who?", "completion": "I."}], "Who?\nI.", "field=prompt, field=completion; not read: id"),
+    ([{"question": "Who?", "answer": "I."}], "Who?\nI.", "field=question, field=answer"),
+    ([{"instruction": "Add", "input": "", "output": "3"}, {"instruction": "Add", "input": "1 2", "output": "3"}],
+     "Add\n3", "field=instruction, field=input, field=output"),
+    ([{"prompt": "Who?", "chosen": "I.", "rejected": "no"}], "Who?\nI.",
+     "field=prompt, field=chosen; not read: rejected"),
+    ([{"prompt": "Who?", "n": 1}], "Who?", "field=prompt; not read: n"),
+    ([{"dialog": ["Who was it then?", "I."], "act": [1, 2]}], "Who was it then?\nI.", "field=dialog; not read: act"),
+    ([{"text": "all of it", "answer": "no"}], "all of it", "field=text; not read: answer"),
+    (["a text", "another"], "a text", "field=text"),
+])
+def test_dialogues_and_answers_are_one_text(tmp_path: Path, rows: list, says: str, note: str) -> None:
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    ways = [("a.jsonl", lines), ("b.jsonl", "\ufeff" + lines), ("c.json", json.dumps(rows)),
+            ("d.json", "\ufeff" + json.dumps(rows, indent=2))]
+    for name, content in ways:
+        data = read(put(tmp_path / name, content), kind="text")
+        assert texts(data)[0] == says and len(data) == len(rows) and data.problems.note == note
+        assert read(tmp_path / name).kind.name == "text"
+    if isinstance(rows[0], dict) and len(rows[0]) > 1 and "n" not in rows[0]:
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "e.parquet")
+        assert texts(read(tmp_path / "e.parquet"))[0] == says
+
+
+def test_fields_may_be_several(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", 'a,b,c\nx,"y, z",1\nu,,2\n')
+    assert texts(read(path, kind="text", field=["b", "a"])) == ["y, z\nx", "u"]
+    with pytest.raises(SegueError, match="no column 'd'; there are a, b, c"):
+        read(path, kind="text", field=["a", "d"])
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.json", "[[3, 1, 2], [3, 3]]"), ("b.jsonl", "[3, 1, 2]\n[3, 3]\n"),
+    ("c.jsonl", '{"ids": [3, 1, 2]}\n{"ids": [3, 3]}\n'),
+    ("d.json", '[\n ["3", "1", "2"],\n ["3", "3"]\n]'), ("e.npz", None), ("f.parquet", None)])
+def test_lists_of_items_are_sequences(tmp_path: Path, name: str, content: str | None) -> None:
+    if name.endswith(".npz"):
+        np.savez(tmp_path / name, a=np.array([3, 1, 2]), b=np.array([[3, 3]], dtype=np.uint8))
+    elif content is None:
+        parquet.write_table(pa.table({"input_ids": [[3, 1, 2], [3, 3]]}), tmp_path / name)
+    else:
+        put(tmp_path / name, content)
+    data = read(tmp_path / name)
+    assert data.kind.name == "events" and [record.object for record in data] == [["3", "1", "2"], ["3", "3"]]
+
+
+def test_arrays_of_other_things_are_refused(tmp_path: Path) -> None:
+    for array, says in ((np.ones((2, 2)), "float64 of 2 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
+                        (np.array([[1], 2], dtype=object), "not an array that is read here")):
+        np.save(tmp_path / "a.npy", array)
+        with pytest.raises(SegueError, match=says):
+            read(tmp_path / "a.npy")
+    rows = np.array([[3, 1], [2, 2]])
+    np.save(tmp_path / "a.npy", rows)
+    assert [record.object for record in read(tmp_path / "a.npy")] == [["3", "1"], ["2", "2"]]
+
+
+def test_events_within_an_object(tmp_path: Path) -> None:
+    """What an interface of the web sends: a table within an object, its times written out."""
+    events = [{"user_id": who, "event": what, "time": f"2024-01-01T00:00:{second:02}Z"}
+              for who, what, second in (("ann", "open", 9), ("bob", "open", 2), ("ann", "close", 4))]
+    data = read(put(tmp_path / "a.json", json.dumps({"events": events})), kind="events")
+    assert {record.name: record.object for record in data} == {"ann": ["close", "open"], "bob": ["open"]}
+    lines = "".join(json.dumps({"user": who, "events": [event for event in events if event["user_id"] == who]}) + "\n"
+                    for who in ("ann", "bob"))
+    data = read(put(tmp_path / "b.jsonl", lines.replace("user_id", "session_kept")))
+    assert {record.name: record.object for record in data} == {"ann": ["close", "open"], "bob": ["open"]}
+    assert data[0].channels["gap"].tolist() == [0, 5]
+
+
+def test_columns_within_columns_of_parquet(tmp_path: Path) -> None:
+    rows = [{"user": {"id": who}, "event": {"item": what, "at": {"time": when}}}
+            for who, what, when in (("ann", "tea", 3), ("bob", "tea", 1), ("ann", "milk", 2))]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    data = read(tmp_path / "a.parquet")
+    assert {record.name: record.object for record in data} == {"ann": ["milk", "tea"], "bob": ["tea"]}
+    assert data.problems.note == "who=user.id, what=event.item, when=event.at.time"
+
+
+def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
+    clicks = "".join(f"{i // 2},2014-04-07T10:5{i}:00.046Z,21453650{i % 2},0\n" for i in range(4))
+    data = read(put(tmp_path / "clicks.dat", clicks))
+    assert data.problems.note == "who=1, what=3, when=2; not read: 4" and data[0].object == ["214536500", "214536501"]
+    said = "the weather is fine and we go out"
+    tweets = "".join(f'"{4 * (i % 2)}","{1467810369 + i}","NO_QUERY","user{i}","{said} {i}"\n' for i in range(9))
+    assert texts(read(put(tmp_path / "tweets.csv", tweets)))[0] == said + " 0"
+    measured = "".join(f"{i % 2 + 1}\t0.{i}1\t-0.{i}2\t0.{i}3\n" for i in range(9))
+    first = "".join(f"{1700000000 + i},u{i % 2},{'ab'[i % 2]}{i % 4}\n" for i in range(9))
+    assert read(put(tmp_path / "first.csv", first)).problems.note == "who=2, what=3, when=1"
+    for name, rows in (("a.jsonl", '{"values": [0.5, 1.25]}\n' * 3), ("a.json", "[[0.5, 1], [2, 2]]")):
+        with pytest.raises(SegueError, match="holds measured numbers"):
+            read(put(tmp_path / name, rows))
+    with pytest.raises(SegueError, match="2 holds measured numbers"):
+        read(put(tmp_path / "ucr.tsv", measured))
+    with pytest.raises(SegueError, match="its numbers are measured: bin them"):
+        read(put(tmp_path / "hours.csv", "date,HUFL,OT\n2016-07-01 00:00,5.8,30.5\n2016-07-01 01:00,5.6,27.7\n"))
+    twice = read(put(tmp_path / "twice.csv", "user,item,item,time\nann,tea,1,3\nann,milk,1,2\n"))
+    assert twice[0].object == ["milk", "tea"] and twice.problems.note.endswith("not read: item (2)")
+
+
+def test_a_molecule_a_line(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.smi", "CCO ethanol\nc1ccccc1\tbenzene ring\n\nO\n")
+    assert texts(read(path)) == ["CCO", "c1ccccc1", "O"]
+
+
+EMBL = """ID   X1; SV 1; linear; mRNA; STD; PLN; 20 BP.
+XX
+AC   X1;
+XX
+SQ   Sequence 20 BP; 5 A; 5 C; 5 G; 5 T; 0 other;
+     acgtacgtac gtacgtacgt                                                    20
+//
+"""
+UNIPROT = """ID   A_HUMAN                 Reviewed;          12 AA.
+AC   P00001;
+DE   RecName: Full=A;
+SQ   SEQUENCE   12 AA;  1354 MW;  0 CRC64;
+     MKTAYIAKQR QI
+//
+"""
+STOCKHOLM = "# STOCKHOLM 1.0\n#=GF ID x\none/1-9   MKTAY.IAK\ntwo/1-9   MKTAYWIA-\n#=GC SS_cons  .........\n//\n"
+CLUSTAL = "CLUSTAL W (1.82) multiple sequence alignment\n\n\none   ACGTAC-T\ntwo   ACGTACGT\n      ****** *\n"
+PIR = ">P1;one\na protein of mine\nMKTAYIAKQR*\n"
+AMINO = GENBANK.replace("24 bp    DNA  ", "24 aa         ").replace("acgtacgtac gtacgtacgt nnac",
+                                                                  "mktayiakqr qisfvkshfs rqle")
+
+
+@pytest.mark.parametrize("name, content, kind, letters", [
+    ("a.embl", EMBL, "dna", ["ACGTACGTACGTACGTACGT"]), ("uniprot_sprot.dat", UNIPROT, "protein", ["MKTAYIAKQRQI"]),
+    ("P00001.txt", UNIPROT, "protein", ["MKTAYIAKQRQI"]), ("a.sto", STOCKHOLM, "protein", ["MKTAY-IAK", "MKTAYWIA-"]),
+    ("a.aln", CLUSTAL, "dna", ["ACGTAC-T", "ACGTACGT"]), ("a.pir", PIR, "protein", ["MKTAYIAKQR"]),
+    ("a.gb", AMINO, "protein", ["MKTAYIAKQRQISFVKSHFSRQLE"]), ("a.a2m", ">a\nACGT-C\n", "dna", ["ACGT-C"]),
+    ("a.tsv", f"one\t{'MKWLF' * 5}\ntwo\t{'MKWLY' * 5}\n", "protein", ["MKWLF" * 5, "MKWLY" * 5]),
+    ("a.csv", f"label,read\n1,{'ACGTT' * 5}\n2,{'TCGTT' * 5}\n", "dna", ["ACGTT" * 5, "TCGTT" * 5]),
+    ("b.csv", "peptide,affinity\nMKWLF,0.5\nIIWLF,0.25\n", "protein", ["MKWLF", "IIWLF"]),
+])
+def test_flat_files_of_biology(tmp_path: Path, name: str, content: str, kind: str, letters: list[str]) -> None:
+    pytest.importorskip("Bio")
+    data = read(put(tmp_path / name, content))
+    assert data.kind.name == kind and [record.object for record in data] == letters and not data.problems
+
+
+def test_flat_files_that_are_none(tmp_path: Path) -> None:
+    pytest.importorskip("Bio")
+    for name, content, says in (("a.embl", EMBL.replace("     acgt", "XX\n     acgt"), "no EMBL file that Biopython"),
+                                ("a.aln", "CLUSTAL W\n\none   AC\ntwo   ACGT TT GG\n", "Biopython reads|is not text")):
+        with pytest.raises(SegueError, match=says):
+            read(put(tmp_path / name, content), kind="dna")
+    empty = read(put(tmp_path / "r.fastq", "@a\nAC\n+\nII\n@trimmed\n\n+\n\n@b\nGT\n+\nII\n"))
+    assert [record.object for record in empty] == ["AC", "GT"] and "no letters" in str(empty.problems[0])
+    for words in ("CLUSTAL is a program\none two\n", "LOCUS of control\nis a concept\n", "ID   card\nof 12 BP.\n"):
+        assert read(put(tmp_path / "notes.txt", words * 3)).kind.name == "text"
+    events = "".join(f"u{i % 5},{'AccountOpenedByOwner' if i % 2 else 'AccountClosedByOwner'}\n" for i in range(9))
+    assert read(put(tmp_path / "e.csv", "user,event\n" + events)).kind.name == "events"
+
+
+def test_items_are_typed_with_signs_between_or_blanks() -> None:
+    normalise = KINDS["events"].normalise
+    assert normalise("a b  c") == ["a", "b", "c"]
+    for typed in ("Create Fine → Send Fine", "Create Fine, Send Fine", "Create Fine,Send Fine,"):
+        assert normalise(typed) == ["Create Fine", "Send Fine"]
+    assert normalise("Create Fine,") == ["Create Fine"]
+
+
+def test_baskets_are_cases(tmp_path: Path) -> None:
+    rows = [["whole milk", "rolls"], ["rolls"], ["beer", "rolls", "whole milk"], ["beer"], ["beer", "rolls"]] * 4
+    data = read(put(tmp_path / "groceries.csv", "".join(",".join(row) + "\n" for row in rows)))
+    quoted = "".join(",".join(row) + "\n" for row in rows).replace("rolls", '"rolls, two"')
+    assert read(put(tmp_path / "quoted.csv", quoted))[0].object == ["whole milk", "rolls, two"]
+    assert data.kind.name == "cases" and [record.object for record in data] == rows
+    data.kind.write([record.object for record in data], tmp_path / "again.csv")
+    assert [record.object for record in read(tmp_path / "again.csv")] == rows
+    assert read(put(tmp_path / "a.txt", "a b,c\n"), kind="cases", elements="cells")[0].object == ["a b", "c"]
+
+
+def test_a_notebook_is_what_was_typed(tmp_path: Path) -> None:
+    cells = [{"cell_type": "markdown", "source": ["# Title\n", "words"]},
+             {"cell_type": "code", "source": "x = 1", "outputs": [{"data": {"image/png": "iVBORw0KGgo" * 99}}]}]
+    data = read(put(tmp_path / "a.ipynb", json.dumps({"cells": cells, "nbformat": 4}, indent=1)))
+    assert data.kind.name == "code" and texts(data) == ["# Title\nwords\n\nx = 1"]
+    with pytest.raises(SegueError, match="not a notebook of Jupyter"):
+        read(put(tmp_path / "b.ipynb", "{}" * 20))
+
+
+def test_one_long_line_is_told_quickly(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.txt", "the of and a to in is you that it " * 40_000)
+    begin = time.process_time()
+    assert read(path).kind.name == "text"
+    assert time.process_time() - begin < 3, "what looks at a table's columns does not grow with their square"
