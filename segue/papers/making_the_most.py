@@ -40,6 +40,7 @@ WINDOW, CONTEXT, BLOCK, VECTORS = 32, 128, 16, 8
 END, UNKNOWN, WORDS = 0, 1, 2  # ids; words begin at WORDS
 STEPS, MORE, WORD_STEPS = 250, 80, 200
 GIVEN, WIDE = 3, 20  # words of a caption that are its prompt; the wider beam
+WEIGHT = 0.1  # of the foresight
 FILTERED, CONDITIONAL = "beam 5, answers of the length", "conditional beam 5"
 
 
@@ -226,7 +227,7 @@ def degenerate(folder: Path | None, seed: int, width: int, steps: int, held: int
     texts = drawn(learned, 1500, np.random.default_rng((seed, 0, 1)))
     foresight = foresee(model, texts, [len(text) == GIVEN + length + 1 for text in texts], prompts=GIVEN, seed=seed)
     lists = {FILTERED: answers(decoder="beam", **plain),
-             CONDITIONAL: answers(decoder="conditional-beam", attribute=foresight.attribute,
+             CONDITIONAL: answers(decoder="conditional-beam", attribute=foresight.attribute, attribute_weight=WEIGHT,
                                   holds=lambda tokens: len(tokens) == length, **plain)}
     best = {arm: [max((each.score or 0.0 for each in (answer, *answer.others) if finished(each)), default=-math.inf)
                   for answer in every] for arm, every in lists.items()}
@@ -280,6 +281,10 @@ def measure(run: Run) -> list[Row]:
              "in one block, from the second into the third (24%; a vector for each of the last 7 elements: 29%) or "
              "into the second (22%), from the first into the second (21%); from the second into the third and on (34%, "
              "kept)")
+    run.note(f"the foresight has the weight {WEIGHT:g}, chosen by 200 prompts of the validation captions: answers are 2.3 "
+             "nats less likely in the mean than the beam's with the weight 1 of Bayes' rule, 0.6 with 0.5, 0.3 with 0.25 "
+             "(one of the length is found for 98%, 88%, 79% of the prompts), 0.01 more likely with 0.1 (64%; the beam: "
+             "25%); with 1 the test had been run before, and had failed in the mean")
     return table
 
 
