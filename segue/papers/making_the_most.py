@@ -281,10 +281,10 @@ def measure(run: Run) -> list[Row]:
              "in one block, from the second into the third (24%; a vector for each of the last 7 elements: 29%) or "
              "into the second (22%), from the first into the second (21%); from the second into the third and on (34%, "
              "kept)")
-    run.note(f"the foresight has the weight {WEIGHT:g}, chosen by 200 prompts of the validation captions: answers are 2.3 "
-             "nats less likely in the mean than the beam's with the weight 1 of Bayes' rule, 0.6 with 0.5, 0.3 with 0.25 "
-             "(one of the length is found for 98%, 88%, 79% of the prompts), 0.01 more likely with 0.1 (64%; the beam: "
-             "25%); with 1 the test had been run before, and had failed in the mean")
+    run.note(f"the foresight has the weight {WEIGHT:g}, chosen by 200 prompts of the validation captions: answers are "
+             "2.3 nats less likely in the mean than the beam's with the weight 1 of Bayes' rule, 0.6 with 0.5, 0.3 "
+             "with 0.25 (one of the length is found for 98%, 88%, 79% of the prompts), 0.01 more likely with 0.1 (64%; "
+             "the beam: 25%); with 1 the test had been run before, and had failed in the mean")
     return table
 
 
@@ -319,7 +319,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
         for offset, row in enumerate(rows):
             left.bar(place + 0.27 * (offset - 1), 100 * (row["value"] / rows[0]["value"] - 1), 0.25, color=f"C{offset}",
                      label=row["arm"] if not place else None)
-    left.set_xticks((0, 1), ("Shakespeare", "Python"))
+    left.set_xticks((0, 1), ("Shakespeare", "Python"), fontsize="small")
     left.set(title="Perplexity, % of change")
     left.legend(frameon=False, fontsize="x-small")
     for axes, part, what, title in ((middle, "windows", "nats per byte", "Nats per byte"),
