@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.mixers.cache import Cache
+from segue.mixers.state import Layout
 from segue.models import Stack, StackConfig
 from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch, NextElement
@@ -155,7 +156,7 @@ def test_it_lowers_the_loss_of_a_text_that_repeats() -> None:
 
 
 def recurrent(*mixers: str, **options: Any) -> WindowRecurrence:
-    model = WindowRecurrence(stack(*mixers), 6, vectors=3, heads=2, **options).double()
+    model = WindowRecurrence(stack(*mixers), 6, vectors=3, **options).double()
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     return model
@@ -163,23 +164,33 @@ def recurrent(*mixers: str, **options: Any) -> WindowRecurrence:
 
 @torch.no_grad()
 @pytest.mark.parametrize("mixers", [["attention", "attention"], MIXED])
-def test_at_first_each_window_is_read_alone(mixers: list[str]) -> None:
-    base, tokens = stack(*mixers), text(20)
-    fresh = WindowRecurrence(base, 6, vectors=2, heads=2).double()
-    alone = torch.cat([base(piece).logits for piece in tokens.split(6, 1)], 1)
-    assert torch.equal(fresh(tokens).logits, alone)
-    assert not torch.allclose(recurrent(*mixers)(tokens).logits[:, 6:], alone[:, 6:])
+def test_a_row_of_one_window_is_read_by_the_stack_alone(mixers: list[str]) -> None:
+    model, tokens = recurrent(*mixers), text(20)
+    assert torch.equal(model(tokens).logits[:, :6], model.stack(tokens[:, :6]).logits)
+    assert not torch.allclose(model(tokens).logits[:, 6:12], model.stack(tokens[:, 6:12]).logits)
+
+
+@torch.no_grad()
+def test_vectors_of_single_elements_are_those_elements_in_front() -> None:
+    """With a pool for each element and a module that adds nothing, the upper block reads the window before and this
+    one in one piece, as the lower block gave them."""
+    base, tokens = stack("attention", "attention"), text(20)
+    model = WindowRecurrence(base, 6, vectors=6).double()
+    model.pool.data = torch.eye(6, dtype=torch.float64) * 1000
+    below, above = (lambda x, block=block: block(x, lambda mixer, y: mixer(y)) for block in base.blocks)
+    lower = [below(base.embed(piece, Layout.of(piece).positions)) for piece in tokens.split(6, 1)]
+    upper = [above(lower[0]), *(above(torch.cat(pair, 1))[:, 6:] for pair in zip(lower, lower[1:]))]
+    torch.testing.assert_close(model(tokens).logits, base.head(base.norm(torch.cat(upper, 1))))
 
 
 @torch.no_grad()
 def test_vectors_begin_as_means_of_ever_shorter_ends() -> None:
     x = torch.randn(2, 16, 16, dtype=torch.float64)
-    model = WindowRecurrence(stack("attention"), 16, vectors=3, heads=2).double()
-    pooled = model.pool.softmax(-1) @ x
+    model = WindowRecurrence(stack("attention"), 16, vectors=3).double()
     means = torch.stack([x[:, -end:].mean(1) for end in (16, 4, 1)], 1)
-    torch.testing.assert_close(pooled, means, atol=0.1, rtol=0)
-    one = WindowRecurrence(stack("attention"), 16, heads=2).double()
-    torch.testing.assert_close(one.summary(x), one.module(x.mean(1, keepdim=True)))
+    torch.testing.assert_close(model.summary(x), means, atol=0.1, rtol=0)
+    one = WindowRecurrence(stack("attention"), 16).double()
+    torch.testing.assert_close(one.summary(x), x.mean(1, keepdim=True))
 
 
 @torch.no_grad()

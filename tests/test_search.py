@@ -405,6 +405,17 @@ def test_what_a_text_will_be_like_is_foreseen_from_any_model() -> None:
     assert sum(holds(answer.tokens) for answer in steered) > sum(holds(answer.tokens) for answer in plain) + 3
 
 
+def test_foresight_knows_how_far_an_answer_has_come() -> None:
+    """Of a model whose hidden state says nothing it still learns which answers will have four tokens."""
+    random = np.random.default_rng(0)
+    texts = [[1, 2, *random.integers(1, 7, random.integers(0, 9)).tolist(), 0] for _ in range(300)]
+    foresight = foresee(TableModel(), texts, [len(text) == 7 for text in texts], prompts=2)
+    assert foresight.report["loss"] < 0.8 * foresight.report["base"]
+    living = [Hypothesis([3] * length, hidden=torch.zeros(1, 1)) for length in range(9)]
+    ends = np.exp(foresight.attribute(living, np.zeros((9, 1), int)))[:, 0]
+    assert ends[4] > 0.7 and np.delete(ends, 4).max() < 0.3
+
+
 def test_impossible_attributes_are_refused() -> None:
     with pytest.raises(SegueError, match="needs attribute"):
         generate(TableModel(), [[1]], 4, "conditional-beam")

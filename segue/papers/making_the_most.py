@@ -36,10 +36,11 @@ NONE, STATE, WEIGHTS = "no adaptation", "the state learns", "the weights learn"
 RATES = {STATE: (0.003, 0.01, 0.03, 0.1), WEIGHTS: (0.01, 0.03, 0.1, 0.3)}
 ALONE, TOLD, WHOLE = "windows of 32 alone", "windows of 32 told by the last one", "context of 128"
 SLIDING = "sliding windows of 32, twice the computing"
-WINDOW, CONTEXT, BLOCK = 32, 128, 16
+WINDOW, CONTEXT, BLOCK, VECTORS = 32, 128, 16, 8
 END, UNKNOWN, WORDS = 0, 1, 2  # ids; words begin at WORDS
 STEPS, MORE, WORD_STEPS = 250, 80, 200
 GIVEN, WIDE = 3, 20  # words of a caption that are its prompt; the wider beam
+WEIGHT = 0.1  # of the foresight
 FILTERED, CONDITIONAL = "beam 5, answers of the length", "conditional beam 5"
 
 
@@ -136,7 +137,7 @@ def windowed(folder: Path | None, seed: int, width: int, steps: int, more: int, 
     weights = {name: value.clone() for name, value in base.state_dict().items()}
     found = {}
     for arm, wrap in ((WHOLE, lambda stack: stack), (ALONE, Windows),
-                      (TOLD, lambda stack: WindowRecurrence(stack, WINDOW, vectors=4))):
+                      (TOLD, lambda stack: WindowRecurrence(stack, WINDOW, vectors=VECTORS))):
         torch.manual_seed(seed)
         stack = reader(width)
         stack.load_state_dict(weights)
@@ -226,7 +227,7 @@ def degenerate(folder: Path | None, seed: int, width: int, steps: int, held: int
     texts = drawn(learned, 1500, np.random.default_rng((seed, 0, 1)))
     foresight = foresee(model, texts, [len(text) == GIVEN + length + 1 for text in texts], prompts=GIVEN, seed=seed)
     lists = {FILTERED: answers(decoder="beam", **plain),
-             CONDITIONAL: answers(decoder="conditional-beam", attribute=foresight.attribute,
+             CONDITIONAL: answers(decoder="conditional-beam", attribute=foresight.attribute, attribute_weight=WEIGHT,
                                   holds=lambda tokens: len(tokens) == length, **plain)}
     best = {arm: [max((each.score or 0.0 for each in (answer, *answer.others) if finished(each)), default=-math.inf)
                   for answer in every] for arm, every in lists.items()}
@@ -273,6 +274,16 @@ def measure(run: Run) -> list[Row]:
              f"kind of window; {words} steps of 64 captions, of which one in twenty is broken off behind its first "
              f"{GIVEN} words, the prompt; the length asked for is {search['length']} more words; Python is the text of "
              "two modules of the standard library of the Python that runs this, one to choose rates by, one to test on")
+    run.note(f"{VECTORS} vectors of each window; how they are told was chosen on the text between 90% and 95% of the "
+             "plays, by the part of the gap that they close: to a new attention that begins at zero, from the last "
+             "block behind the third (3%, 4 vectors) or from the second behind the first (5%); in front of the window "
+             "in one block, from the second into the third (24%; a vector for each of the last 7 elements: 29%) or "
+             "into the second (22%), from the first into the second (21%); from the second into the third and on (34%, "
+             "kept)")
+    run.note(f"the foresight has the weight {WEIGHT:g}, chosen by 200 prompts of the validation captions: answers are "
+             "2.3 nats less likely in the mean than the beam's with the weight 1 of Bayes' rule, 0.6 with 0.5, 0.3 "
+             "with 0.25 (one of the length is found for 98%, 88%, 79% of the prompts), 0.01 more likely with 0.1 (64%; "
+             "the beam: 25%); with 1 the test had been run before, and had failed in the mean")
     return table
 
 
@@ -307,7 +318,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
         for offset, row in enumerate(rows):
             left.bar(place + 0.27 * (offset - 1), 100 * (row["value"] / rows[0]["value"] - 1), 0.25, color=f"C{offset}",
                      label=row["arm"] if not place else None)
-    left.set_xticks((0, 1), ("Shakespeare", "Python"))
+    left.set_xticks((0, 1), ("Shakespeare", "Python"), fontsize="small")
     left.set(title="Perplexity, % of change")
     left.legend(frameon=False, fontsize="x-small")
     for axes, part, what, title in ((middle, "windows", "nats per byte", "Nats per byte"),

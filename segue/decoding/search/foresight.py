@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 from segue.decoding.search.base import Hypothesis
 from segue.errors import SegueError
+from segue.mixers.positions import sinusoids
 from segue.models.base import Decodable, state_for
+
+PLACES = 16  # features
 
 
 class Foresight(nn.Module):
-    """q(A | prefix, next token) = sigmoid(w . gelu(W h + e[token]) + b), h the hidden state at the prefix' end, each
-    of its components brought to mean 0 and deviation 1.
+    """q(A | prefix, next token) = sigmoid(w . gelu(W h + e[token]) + b), h the hidden state at the prefix' end beside
+    sinusoids of how many tokens the prefix has behind the prompt (models of relative positions hardly know), each
+    component brought to mean 0 and deviation 1.
 
-    dim: of the hidden state. vocabulary: of the model. width: of the layer between.
+    dim: of h. vocabulary: of the model. width: of the layer between.
     report: after `foresee`, `loss` and `base`, in nats: its log loss on texts kept aside, and that of a constant guess.
     """
 
@@ -35,13 +39,14 @@ class Foresight(nn.Module):
         self.report: dict[str, float] = {}
 
     def forward(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """hidden (M, D) and next tokens (M, K) -> logits (M, K) of A."""
+        """h (M, H) as `hidden` and next tokens (M, K) -> logits (M, K) of A."""
         read = self.read((hidden - self.mean) / self.deviation)
         return self.out(F.gelu(read[:, None] + self.next(tokens)))[..., 0]
 
     def attribute(self, living: Sequence[Hypothesis], tokens: np.ndarray) -> np.ndarray:
         """What a conditional beam search asks for (see `search.conditional`)."""
-        hidden = torch.stack([each.hidden[-1] for each in living if each.hidden is not None]).to(self.mean)
+        hidden = torch.stack([each.hidden[-1] for each in living if each.hidden is not None])
+        hidden = _placed(hidden.to(self.mean), torch.tensor([len(each.tokens) for each in living]))
         with torch.inference_mode():
             logits = self(hidden, torch.from_numpy(tokens).to(hidden.device))
         return F.logsigmoid(logits.double()).cpu().numpy()
@@ -95,7 +100,7 @@ def foresee(model: Decodable, texts: Sequence[Sequence[int]], labels: Sequence[b
 
 def _prefixes(model: Decodable, texts: Sequence[Sequence[int]], begins: Sequence[int],
               together: int = 16) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every prefix of every text from its prompt on: hidden state (M, D), next token (M, 1), the text's number."""
+    """Of every prefix of every text from its prompt on: h (M, H), next token (M, 1), the text's number."""
     hidden, tokens, owner = [], [], []
     for start in range(0, len(texts), together):
         group = range(start, min(start + together, len(texts)))
@@ -109,10 +114,15 @@ def _prefixes(model: Decodable, texts: Sequence[Sequence[int]], begins: Sequence
             every = model.extend(table, state, None, last).hidden  # no other logits are wanted
         for row, number in enumerate(group):
             begin, end = begins[number], len(texts[number])
-            hidden.append(every[row, begin - 1 : end - 1].float().clone())
+            hidden.append(_placed(every[row, begin - 1 : end - 1].float(), torch.arange(end - begin)))
             tokens.append(table[row, begin:end, None])
             owner.append(torch.full((end - begin,), number, device=table.device))
     return torch.cat(hidden).clone(), torch.cat(tokens), torch.cat(owner)
+
+
+def _placed(hidden: Tensor, places: Tensor) -> Tensor:
+    """(M, D) hidden states and (M,) tokens behind the prompt -> (M, D + PLACES)."""
+    return torch.cat([hidden, sinusoids(places[None], PLACES, hidden.dtype)[0].to(hidden.device)], 1)
 
 
 def _calibration(logits: Tensor, truth: Tensor) -> tuple[float, float]:
