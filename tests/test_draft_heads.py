@@ -23,6 +23,7 @@ from segue.models.compiled_heads import CompiledHeads
 from segue.models.heads import DraftHeads, HeadsConfig, Looked
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, DraftHeadsLoss
+from segue.objectives.draft_heads import ahead, begin_linear
 from segue.serving.engine import Engine, News, Request
 from segue.testing.decoding import check_tree
 from segue.testing.learning import check_objective
@@ -48,9 +49,8 @@ def wild(model: Stack, kind: str, seed: int = 0, **choices: Any) -> DraftHeads:
     heads = DraftHeads.on(model, heads=3, **(KINDS[kind] | choices))
     torch.manual_seed(seed)
     with torch.no_grad():
-        for head in heads.heads:
-            for parameter in head.parameters():
-                parameter += torch.randn_like(parameter) * 0.2
+        for parameter in heads.parameters():
+            parameter += torch.randn_like(parameter) * 0.2
     return heads
 
 
@@ -100,13 +100,35 @@ class Moody(Cost):
         return (8, 0, 3, 1, 0, 0, 5)[self.passes % 7]
 
 
-@pytest.mark.parametrize("sequential", [False, True])
-def test_an_untrained_head_says_what_the_base_says(sequential: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_untrained_head_says_what_the_base_says(kind: str) -> None:
     model = base()
     output = model(torch.arange(8)[None])
-    heads = DraftHeads.on(model, layers=3, sequential=sequential)
+    heads = DraftHeads.on(model, **KINDS[kind])
     for k in range(1, 5):
-        torch.testing.assert_close(heads.logits(k, output.hidden, torch.ones(1, 8, k).long()), output.logits)
+        torch.testing.assert_close(heads.logits(k, heads.see(output.hidden), torch.ones(1, 8, k).long()), output.logits)
+
+
+@pytest.mark.parametrize("many", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
+    """Also where there are fewer kinds of tokens than channels, or than tokens to fit."""
+    model = base()
+    text = torch.randint(VOCABULARY, (40, 21)) if many else torch.randint(4, (2, 9))
+    batch = Batch(text[:, :-1], text[:, 1:], None, {"hidden": model(text[:, :-1]).hidden.detach()})
+    heads, ridge = DraftHeads.on(model, heads=3, **KINDS[kind]), 1e-6
+    begin_linear(heads, batch, ridge)
+    known, said, _ = ahead(batch, 3)
+    hidden = batch.channels["hidden"]
+    length = known.shape[1]
+    for k in (1, 2, 3):
+        z = hidden[:, :length]
+        if heads.config.sequential:
+            z = torch.cat([z, model.embedding(said[:, :, :k]).flatten(2)], -1)
+        wanted = hidden[:, k : k + length].flatten(0, 1)
+        nearest = torch.linalg.lstsq(z.flatten(0, 1), wanted, driver="gelsd").solution
+        scores = heads.logits(k, heads.see(hidden[:, :length]), said[:, :, :k]).flatten(0, 1)
+        torch.testing.assert_close(scores, model.head(z.flatten(0, 1) @ nearest), atol=0.01, rtol=0.01)
 
 
 def test_hydra_that_sees_no_tokens_is_medusa() -> None:

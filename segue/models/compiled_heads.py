@@ -24,7 +24,6 @@ from segue.models.compiled import (
     Pending,
     Space,
     lower_block,
-    lower_norm,
 )
 from segue.models.heads import DraftHeads, Looked
 
@@ -124,9 +123,8 @@ class Seeing(CompiledModel):
     def __init__(self, heads: DraftHeads, weights: str, threads: int) -> None:
         self.weights, self.threads, self.needs_whole_prompt = weights, threads, False
         self.program, width = p.Program(weights), heads.config.width
-        self.source, self.top = self.program.register("x", width), self.program.register("top", width)
+        self.source = self.program.register("x", width)
         lower_block(self.program, heads._block, heads.shape, self.source)
-        lower_norm(self.program, heads.norm, heads.shape, self.source, self.top)
         self.program.finish()
 
     def see(self, hidden: Tensor, state: CompiledState) -> Tensor:
@@ -137,9 +135,9 @@ class Seeing(CompiledModel):
         for start in range(0, n, chunk):
             end = min(start + chunk, n)
             space = self._space(state, end - start, None)
-            read = [self.program.read(view, space.scratch.array, space.nodes) for view in (self.source, self.top)]
-            read[0][:] = hidden[:, start:end].reshape(-1, width).numpy()
+            x = self.program.read(self.source, space.scratch.array, space.nodes)
+            x[:] = hidden[:, start:end].reshape(-1, width).numpy()
             self._run(state, space, state.lengths + start, state.states, state.states, False, None, shown)
-            shown[:, start:end] = read[1].reshape(batch, -1, width)
+            shown[:, start:end] = x.reshape(batch, -1, width)
         state.pending = Pending(np.zeros((batch, n), np.int64), False, state.states, False, [])
         return torch.from_numpy(shown)

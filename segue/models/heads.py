@@ -2,7 +2,7 @@
 
 Medusa (Cai et al. 2024, arXiv 2401.10774): each head sees that hidden state alone. Hydra (Ankner et al. 2024, arXiv
 2402.05109): head k also sees the tokens drafted before its own. Hydra++ puts a causal attention layer over all hidden
-states so far in front of them.
+states so far in front of them; what it adds is nothing at first, so that it begins as Hydra.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import Mixer
 from segue.mixers.state import Layout, Parts, State
-from segue.models.stack import Block, Stack, StackConfig, make_norm
+from segue.models.stack import Block, Stack, StackConfig
 
 __all__ = ["DraftHeads", "HeadsConfig", "Looked"]
 
@@ -97,7 +97,9 @@ class DraftHeads(nn.Module):
         if config.window:
             self.shape = StackConfig(config.vocabulary, config.width, ["attention"], {"attention": {
                 "heads": config.attention_heads, "window": config.window}})
-            self.block, self.norm = Block(self.shape, "attention"), make_norm(self.shape)
+            self.block = Block(self.shape, "attention")
+            for branch in (self.block.mixer, self.block.channel):
+                nn.init.zeros_(branch.out.weight)  # type: ignore[union-attr, arg-type]
         self.to(output.device, output.dtype)
         with torch.no_grad():
             for head in self.heads:
@@ -141,7 +143,7 @@ class DraftHeads(nn.Module):
         def mix(mixer: Mixer, y: Tensor, layout: Layout = layout, parts: Parts = parts) -> Tensor:
             return mixer.run(y, layout, parts)
 
-        return self.norm(self.block(hidden, mix))
+        return self.block(hidden, mix)
 
     def logits(self, k: int, shown: Tensor, tokens: Tensor) -> Tensor:
         """Head k's scores (..., V). shown: (..., D), see `see`. tokens: (..., k) long, those before the one guessed;
@@ -155,19 +157,19 @@ class DraftHeads(nn.Module):
 class Looked:
     """`DraftHeads.logits` of sequential heads, quicker: what the first layers make of a token is looked up in a table,
     and what they make of the hidden state is one product for all heads. The weights are those of the moment of making,
-    with their gradients.
+    with their gradients. embedding: the table's rows (default: of the whole vocabulary), tokens are numbers of them.
     """
 
-    def __init__(self, heads: DraftHeads) -> None:
-        width = heads.config.width
+    def __init__(self, heads: DraftHeads, embedding: Tensor | None = None) -> None:
+        width, embedding = heads.config.width, heads.embedding if embedding is None else embedding
         self.heads, self.tables = heads, list[Tensor]()
-        self.offsets = heads.config.vocabulary * torch.arange(heads.config.heads, device=heads.embedding.device)
+        self.offsets = len(embedding) * torch.arange(heads.config.heads, device=embedding.device)
         products, biases = [], []
         for head in heads.heads:
             first = head.blocks[0]  # type: ignore[index]
             both = torch.cat([head.skip.weight, first.weight])  # type: ignore[union-attr, list-item]
             slots = both[:, width:].unflatten(1, (-1, width)).transpose(0, 1)  # (k, 2 D, D)
-            self.tables.append((heads.embedding @ slots.mT).flatten(0, 1).to(heads.embedding))  # (k V, 2 D)
+            self.tables.append((embedding @ slots.mT).flatten(0, 1).to(embedding))  # (k V, 2 D)
             products.append(both[:, :width])
             biases.append(F.pad(first.bias, (width, 0)))  # type: ignore[union-attr]
         self.product, self.bias = torch.cat(products), torch.cat(biases)

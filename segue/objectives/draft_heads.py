@@ -28,6 +28,37 @@ def ahead(batch: Batch, k: int) -> tuple[Tensor, Tensor, Tensor]:
     return known, said.clamp(min=0), targets[:, k : k + length]
 
 
+@torch.no_grad()
+def begin_linear(heads: DraftHeads, batch: Batch, ridge: float = 0.1) -> None:
+    """Let each head begin as the linear map of what it is shown that comes nearest to the base's hidden state k tokens
+    on, by least squares: its output layer, which is the base's, then says about what the base would say there. Takes
+    seconds, and leaves to training by steps what is not linear.
+
+    heads: fresh ones. batch: with the base's hidden states, in the channel "hidden" (B, T, D); it should have several
+    times as many tokens as the last head has inputs. ridge: as of so many inputs' mean square, for each input.
+    """
+    count, width = heads.config.heads, heads.config.width
+    known, said, _ = ahead(batch, count)
+    hidden = batch.channels["hidden"].to(heads.embedding)
+    steps = [hidden[:, k : k + known.shape[1]][known] for k in range(count + 1)]
+    shown, basis = steps[0], heads.embedding[:0].mT
+    if heads.config.sequential:  # few tokens span a part of the width: they are written in a basis of that
+        kinds, numbers = said[known].unique(return_inverse=True)
+        basis = torch.linalg.qr(heads.embedding[kinds].mT).Q  # (D, R)
+        shown = torch.cat([shown, (heads.embedding[kinds] @ basis)[numbers].flatten(1)], -1)
+    gram, seen = shown.mT @ shown, shown.mT @ torch.cat(steps[1:], -1)
+    gram.diagonal().mul_(1 + ridge * gram.shape[0] / len(shown)).add_(1e-6 * gram.diagonal().mean())
+    factor = torch.linalg.cholesky(gram)
+    for k, head in enumerate(heads.heads, 1):
+        size = width + k * basis.shape[1]  # what it sees comes first, so its factor is the corner of the last head's
+        linear = torch.cholesky_solve(seen[:size, (k - 1) * width : k * width], factor[:size, :size]).mT
+        if head.skip is None:
+            head.out.weight.copy_(head.out.weight @ linear)  # type: ignore[union-attr, operator]
+        else:
+            slots = linear[:, width:].unflatten(1, (k, -1)) @ basis.mT  # (D, k, D)
+            head.skip.weight.copy_(torch.cat([linear[:, :width], slots.flatten(1)], 1))  # type: ignore[union-attr, operator]
+
+
 class DraftHeadsLoss:
     """The sum over heads k of fade^k times the cross-entropy of head k, in nats; tokens before its own are true ones.
 
@@ -50,9 +81,13 @@ class DraftHeadsLoss:
         shown = model.see(hidden, batch.layout)
         begun: Sequence[Tensor] = (shown,) * model.config.heads
         score: Callable[[int, Tensor, Tensor], Tensor] = model.logits
-        if model.config.sequential and model.config.vocabulary < batch.tokens.numel():
-            looked = Looked(model)  # each token's share once, not wherever it is said
-            begun, score = looked.begin(shown), looked.logits
+        if model.config.sequential:  # the share of each token in the batch once, not wherever it is said
+            kinds = batch.targets.clamp(min=0).unique()
+            looked = Looked(model, model.embedding[kinds])
+            begun = looked.begin(shown)
+
+            def score(k: int, part: Tensor, said: Tensor) -> Tensor:
+                return looked.logits(k, part, torch.searchsorted(kinds, said))
         total = torch.zeros((), device=shown.device)
         for k, part in enumerate(begun, 1):
             known, said, label = ahead(batch, k)

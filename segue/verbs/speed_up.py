@@ -25,7 +25,8 @@ from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks
 from segue.errors import SegueError
 from segue.models import Stack
 from segue.models.heads import DraftHeads
-from segue.objectives import Batch, DraftHeadsLoss
+from segue.objectives import Batch, DraftHeadsLoss, generator_of
+from segue.objectives.draft_heads import begin_linear
 from segue.training.batches import Batches
 from segue.training.learn import learn
 from segue.training.recipe import cores, fast_bfloat16, heads_of, machine
@@ -249,13 +250,16 @@ def train_heads(heads: DraftHeads, fitted: Fitted, readings: Readings, seconds: 
                 quiet: bool) -> dict[str, Any]:
     """Move the heads for so many steps, or seconds, towards what the model itself would say; gives what was done."""
     assert isinstance(fitted.model, Stack)
-    threads = cores()
+    threads, text, until = cores(), readings.text, time.monotonic() + seconds
+    inputs = heads.config.width * (heads.config.heads + 1)
+    some = torch.randperm(len(text.tokens), generator=generator_of(seed, 0))[: 1 + 4 * inputs // text.tokens.shape[1]]
+    begin_linear(heads, text.rows(some))
     choices: dict[str, Any] = {"rate": RATE, "seed": seed, "objective": DraftHeadsLoss(fitted.model, distil=True),
                                "decay": 0.1, "threads": threads,
                                "precision": "bfloat16" if fast_bfloat16(threads) else "float32"}
     if steps is None:
-        first, tried = (learn(copy.deepcopy(heads), readings, 3, **choices) for _ in range(2))  # the first warms up
-        steps = max(1, int((seconds - first.elapsed - tried.elapsed) / (tried.elapsed / 3)))
+        tried = [learn(copy.deepcopy(heads), readings, 2, **choices) for _ in range(2)][1]  # the first warms up
+        steps = max(1, int((until - time.monotonic()) / (tried.elapsed / 2)))
     run = learn(heads, readings, steps, quiet=quiet, **choices)
     return {"parameters": sum(p.numel() for p in heads.parameters()), "steps": steps,
             "seconds": round(run.elapsed, 2), "loss": [entry["loss"] for entry in run.curve]}
