@@ -164,13 +164,15 @@ class Looked:
         width, embedding = heads.config.width, heads.embedding if embedding is None else embedding
         self.heads, self.tables = heads, list[Tensor]()
         self.offsets = len(embedding) * torch.arange(heads.config.heads, device=embedding.device)
+        device = embedding.device.type  # rounded before they are copied, where products are
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embedding.dtype
         products, biases = [], []
         for head in heads.heads:
             first = head.blocks[0]  # type: ignore[index]
-            both = torch.cat([head.skip.weight, first.weight])  # type: ignore[union-attr, list-item]
-            slots = both[:, width:].unflatten(1, (-1, width)).transpose(0, 1)  # (k, 2 D, D)
-            self.tables.append((embedding @ slots.mT).flatten(0, 1).to(embedding))  # (k V, 2 D)
-            products.append(both[:, :width])
+            both = torch.cat([head.skip.weight.to(dtype), first.weight.to(dtype)])  # type: ignore[union-attr, operator]
+            seen, *slots = both.split(width, 1)
+            self.tables.append(torch.cat([embedding @ slot.mT for slot in slots]).to(embedding))  # (k V, 2 D)
+            products.append(seen)
             biases.append(F.pad(first.bias, (width, 0)))  # type: ignore[union-attr]
         self.product, self.bias = torch.cat(products), torch.cat(biases)
 

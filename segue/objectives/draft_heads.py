@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +36,13 @@ def begin_linear(heads: DraftHeads, batch: Batch, ridge: float = 0.1) -> None:
     seconds, and leaves to training by steps what is not linear.
 
     heads: fresh ones. batch: with the base's hidden states, in the channel "hidden" (B, T, D); it should have several
-    times as many tokens as the last head has inputs. ridge: as of so many inputs' mean square, for each input.
+    times as many tokens as the last head has inputs. ridge: of each input's sum of squares is added so much, times
+    inputs per token. Nothing changes where no text goes on for so long as the last head looks ahead.
     """
     count, width = heads.config.heads, heads.config.width
     known, said, _ = ahead(batch, count)
+    if not known.any():
+        return
     hidden = batch.channels["hidden"].to(heads.embedding)
     steps = [hidden[:, k : k + known.shape[1]][known] for k in range(count + 1)]
     shown, basis = steps[0], heads.embedding[:0].mT
@@ -49,14 +53,15 @@ def begin_linear(heads: DraftHeads, batch: Batch, ridge: float = 0.1) -> None:
     gram, seen = shown.mT @ shown, shown.mT @ torch.cat(steps[1:], -1)
     gram.diagonal().mul_(1 + ridge * gram.shape[0] / len(shown)).add_(1e-6 * gram.diagonal().mean())
     factor = torch.linalg.cholesky(gram)
-    for k, head in enumerate(heads.heads, 1):
+    for k in range(1, count + 1):
+        head: Any = heads.heads[k - 1]
         size = width + k * basis.shape[1]  # what it sees comes first, so its factor is the corner of the last head's
         linear = torch.cholesky_solve(seen[:size, (k - 1) * width : k * width], factor[:size, :size]).mT
         if head.skip is None:
-            head.out.weight.copy_(head.out.weight @ linear)  # type: ignore[union-attr, operator]
+            head.out.weight.copy_(head.out.weight @ linear)
         else:
             slots = linear[:, width:].unflatten(1, (k, -1)) @ basis.mT  # (D, k, D)
-            head.skip.weight.copy_(torch.cat([linear[:, :width], slots.flatten(1)], 1))  # type: ignore[union-attr, operator]
+            head.skip.weight.copy_(torch.cat([linear[:, :width], slots.flatten(1)], 1))
 
 
 class DraftHeadsLoss:
@@ -80,19 +85,18 @@ class DraftHeadsLoss:
             wanted = self.base.head(hidden).float().softmax(-1) if self.distil else None  # type: ignore[operator]
         shown = model.see(hidden, batch.layout)
         begun: Sequence[Tensor] = (shown,) * model.config.heads
-        score: Callable[[int, Tensor, Tensor], Tensor] = model.logits
-        if model.config.sequential:  # the share of each token in the batch once, not wherever it is said
-            kinds = batch.targets.clamp(min=0).unique()
+        looked, kinds = None, batch.targets.clamp(min=0).unique()
+        if model.config.sequential:  # the share of each kind of token once, not wherever it is said
             looked = Looked(model, model.embedding[kinds])
             begun = looked.begin(shown)
-
-            def score(k: int, part: Tensor, said: Tensor) -> Tensor:
-                return looked.logits(k, part, torch.searchsorted(kinds, said))
         total = torch.zeros((), device=shown.device)
         for k, part in enumerate(begun, 1):
             known, said, label = ahead(batch, k)
             # Scored at all places, since to gather the known ones takes longer on the way back.
-            logits = score(k, part[:, : known.shape[1]], said).float().flatten(0, 1)
+            part = part[:, : known.shape[1]]
+            logits = model.logits(k, part, said) if looked is None else \
+                looked.logits(k, part, torch.searchsorted(kinds, said))
             target = (label.clamp(min=0) if wanted is None else wanted[:, k:]).flatten(0, 1)
-            total = total + self.fade**k * (F.cross_entropy(logits, target, reduction="none") * known.flatten()).sum()
+            nats = F.cross_entropy(logits.float().flatten(0, 1), target, reduction="none")
+            total = total + self.fade**k * (nats * known.flatten()).sum()
         return Loss(total, {"nats": total.detach()}, batch.count)

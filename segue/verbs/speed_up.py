@@ -253,7 +253,7 @@ def train_heads(heads: DraftHeads, fitted: Fitted, readings: Readings, seconds: 
     threads, text, until = cores(), readings.text, time.monotonic() + seconds
     inputs = heads.config.width * (heads.config.heads + 1)
     some = torch.randperm(len(text.tokens), generator=generator_of(seed, 0))[: 1 + 4 * inputs // text.tokens.shape[1]]
-    begin_linear(heads, text.rows(some))
+    begin_linear(heads, text.rows(some).to(heads.embedding.device))
     choices: dict[str, Any] = {"rate": RATE, "seed": seed, "objective": DraftHeadsLoss(fitted.model, distil=True),
                                "decay": 0.1, "threads": threads,
                                "precision": "bfloat16" if fast_bfloat16(threads) else "float32"}
