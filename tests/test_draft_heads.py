@@ -116,8 +116,8 @@ def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
     model = base()
     text = torch.randint(VOCABULARY, (40, 21)) if many else torch.randint(4, (2, 9))
     batch = Batch(text[:, :-1], text[:, 1:], None, {"hidden": model(text[:, :-1]).hidden.detach()})
-    heads, ridge = DraftHeads.on(model, heads=3, **KINDS[kind]), 1e-6
-    begin_linear(heads, batch, ridge)
+    heads = DraftHeads.on(model, heads=3, **KINDS[kind])
+    begin_linear(heads, batch, ridge=1e-6)
     known, said, _ = ahead(batch, 3)
     hidden = batch.channels["hidden"]
     length = known.shape[1]
@@ -129,6 +129,9 @@ def test_heads_begin_as_the_nearest_linear_map(kind: str, many: bool) -> None:
         nearest = torch.linalg.lstsq(z.flatten(0, 1), wanted, driver="gelsd").solution
         scores = heads.logits(k, heads.see(hidden[:, :length]), said[:, :, :k]).flatten(0, 1)
         torch.testing.assert_close(scores, model.head(z.flatten(0, 1) @ nearest), atol=0.01, rtol=0.01)
+    before = {name: tensor.clone() for name, tensor in heads.state_dict().items()}
+    begin_linear(heads, Batch(text[:, :3], text[:, 1:4], None, {"hidden": hidden[:, :3]}))  # none is so long
+    assert all(torch.equal(tensor, before[name]) for name, tensor in heads.state_dict().items())
 
 
 def test_hydra_that_sees_no_tokens_is_medusa() -> None:
