@@ -169,7 +169,8 @@ class Looked:
         products, biases = [], []
         for head in heads.heads:
             first = head.blocks[0]  # type: ignore[index]
-            both = torch.cat([head.skip.weight.to(dtype), first.weight.to(dtype)])  # type: ignore[union-attr, operator]
+            weights: Any = (head.skip.weight, first.weight)  # type: ignore[union-attr]
+            both = torch.cat([weight.to(dtype) for weight in weights])
             seen, *slots = both.split(width, 1)
             self.tables.append(torch.cat([embedding @ slot.mT for slot in slots]).to(embedding))  # (k V, 2 D)
             products.append(seen)
