@@ -65,10 +65,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             shown = f"{bits:.3f}" if name == BASE else f"{bits - mean(BASE, column)[0]:+.3f}"
             cells.append("" if not seeds else shown + (f" ({seeds})" if seeds > 1 else ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    base = {row["data"]: row for row in rows if row["try"] == BASE}
+    base = {(row["data"], row["seconds"]): row for row in rows if row["try"] == BASE}
     return "\n".join([*lines, "", "The recipe's own plans: " + "; ".join(
-        f"{data}: {row['depth']} blocks of width {row['width']}, {row['steps']:,} steps of {row['rows']} rows of "
-        f"{row['context']}" for data, row in base.items()) + ".", ""])
+        f"{data}, {seconds:g} s: {row['depth']} x {row['width']}, {row['steps']:,} steps of {row['rows']} rows of "
+        f"{row['context']}" for (data, seconds), row in base.items()) + ".", ""])
 
 
 def main() -> None:
