@@ -591,7 +591,8 @@ class IdCodec(Codec):
 
     def encode(self, obj: Sequence[int | str]) -> np.ndarray:
         try:
-            return self.checked([int(item) for item in obj]).astype(np.int32)
+            typed = (str(item).split() for item in obj)  # "5 6, 7" is cut at its comma alone
+            return self.checked([int(number) for numbers in typed for number in numbers]).astype(np.int32)
         except ValueError as error:
             raise SegueError(f"this model came without a tokenizer, so it knows token ids only, not {str(obj)[:60]!r}: "
                              f"give whole numbers below {self.size}") from error

@@ -180,7 +180,7 @@ class Events(Kind):
         return " → ".join(map(str, obj))
 
     def normalise(self, obj: Any) -> list[Any]:
-        """Text is cut into items at blanks, commas and arrows."""
+        """Text is cut into items at commas and arrows; where there are none, at blanks."""
         if isinstance(obj, bytes):
             obj = obj.decode("utf-8", "replace")
         if isinstance(obj, str):
