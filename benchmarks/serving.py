@@ -189,7 +189,7 @@ async def wander(client: httpx.AsyncClient, url: str, texts: list[str], known: d
     while time.perf_counter() < until:
         prompt, tokens = draw.choice(list(known))
         drop = draw.randrange(1, tokens) if draw.random() < 0.2 else None
-        text, _, first = await ask(client, url, body("soak", prompt, tokens), drop)
+        text, _, first = await ask(client, url, body("llama-7m", prompt, tokens), drop)
         whole = known[prompt, tokens]
         tally.answers += 1
         tally.tokens += text.count("t")  # the words of these models are t0, t1, ...
@@ -207,7 +207,7 @@ def soak(minutes: float) -> str:
         url, tally = f"http://127.0.0.1:{port}/v1/completions", Tally()
         async with httpx.AsyncClient(timeout=600, limits=httpx.Limits(max_connections=64)) as client:
             texts = prompts(SHAPES["7m"]["vocabulary"], 24)
-            known = {(prompt, tokens): (await ask(client, url, body("soak", prompt, tokens)))[0]
+            known = {(prompt, tokens): (await ask(client, url, body("llama-7m", prompt, tokens)))[0]
                      for prompt in texts for tokens in (8, 40, 120)}
             until = time.perf_counter() + 60 * minutes
 
