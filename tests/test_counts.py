@@ -237,6 +237,9 @@ def test_blend_survives_a_file(blend: BlendedCounts, tmp_path: Path) -> None:
     blend.save(tmp_path)
     line = sentences(1, 5)[0]
     assert np.array_equal(BlendedCounts.load(tmp_path).predictions(line), blend.predictions(line))
+    CountModel(12).fit(sentences(3, 0)).save(tmp_path)
+    with pytest.raises(SegueError, match="does not describe the counts beside it"):
+        BlendedCounts.load(tmp_path)
     (tmp_path / "counts.safetensors").write_bytes(b"no")
     with pytest.raises(SegueError, match="cannot be read"):
         BlendedCounts.load(tmp_path)

@@ -19,7 +19,7 @@ from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
 from segue.kernels.cpu.cache import prepare, warm
 from segue.kernels.cpu.simd import BLOCK, TILE
-from segue.mixers.state import Layout
+from segue.mixers.state import Layout, check_parents
 from segue.models.base import Output, reads_whole
 from segue.models.stack import Block, Stack, StackConfig
 
@@ -441,8 +441,7 @@ class CompiledModel:
                           torch.zeros(batch, n, self.config.width))
         deep = n
         if parents is not None:
-            if bool(((parents < -1) | (parents >= torch.arange(n))).any()):  # the kernels would wait for such a parent
-                raise SegueError("parents of a draft: give for each node the index of an earlier one, or -1")
+            check_parents(parents, batch, n)
             if self.config.learned_positions:
                 deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
         known = ids.ravel().tolist()

@@ -7,7 +7,8 @@ be believed. Both keep one sorted array of the training stream (`segue.kernels.c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,15 @@ class _Counted:
     vocabulary: int
     window: int  # how many tokens back a prediction can depend on
 
-    def _nodes(self, *args: Any) -> None:
+    def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
+               chain: bool, at: np.ndarray, out: np.ndarray) -> None:
+        """Write into `out` (B, M, V) float64 the distributions behind the nodes `at` (B, M) of tokens (B, N), which
+        follow the row's past from `begins` (B,) on; see `TokenState`."""
         raise NotImplementedError
 
-    def _document(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+    def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+        """Write into `out` (end - begin, V) float64 the distributions of the elements begin .. end - 1 of one whole
+        document, int32 ids (n,), each from all before it."""
         raise NotImplementedError
 
     def init_state(self, batch: int, history: int = 0) -> TokenState:
@@ -144,12 +150,7 @@ class _Counted:
         if parents is not None:
             check_parents(parents, *tokens.shape)
         ids = tokens.numpy().astype(np.int32)
-        if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary):
-            raise SegueError(f"tokens from {ids.min()} to {ids.max()} were given to a model of {self.vocabulary}")
         tree = np.empty((1, 0), np.int64) if parents is None else np.ascontiguousarray(parents.numpy())
-        if parents is not None and (tree.shape != ids.shape or (tree >= np.arange(ids.shape[1])).any()
-                                    or (tree < -1).any()):
-            raise SegueError("a node of a draft tree must follow an earlier node, or -1, the state's end")
         # of one type always, a copy: what is read-only would be compiled a second time
         nodes = np.array(np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.numpy(), order="C")
         out = np.empty((*nodes.shape, self.vocabulary))
@@ -169,14 +170,14 @@ class _Counted:
         """(n, V): the distribution of every element of one whole sequence, from the elements before it."""
         ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
         out = np.empty((ids.size, self.vocabulary))
-        self._document(ids, 0, ids.size, out)
+        self.distributions(ids, 0, ids.size, out)
         return out
 
     def next(self, prefix: Any) -> np.ndarray:
         """(V,): the distribution of the element after a prefix (possibly empty) of a sequence."""
         ids = np.append(np.asarray(getattr(prefix, "ids", prefix), np.int32), np.int32(0))
         out = np.empty((1, self.vocabulary))
-        self._document(ids, ids.size - 1, ids.size, out)
+        self.distributions(ids, ids.size - 1, ids.size, out)
         return out[0]
 
     def log_probabilities(self, sequence: Any, piece: int = 1024) -> np.ndarray:
@@ -186,7 +187,7 @@ class _Counted:
         for begin in range(0, ids.size, piece):
             end = min(begin + piece, ids.size)
             out = np.empty((end - begin, self.vocabulary))
-            self._document(ids, begin, end, out)
+            self.distributions(ids, begin, end, out)
             found[begin:end] = out[np.arange(end - begin), ids[begin:end]]
         return np.log(np.maximum(found, 1e-300))
 
@@ -212,15 +213,22 @@ class _Counted:
         return {}
 
 
-def _load(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@contextmanager
+def _loading(folder: str | Path, name: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """What `save` wrote, settings and arrays; a SegueError where no model can be made of them."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     settings, path = read_json(Path(folder) / f"{name}.json"), Path(folder) / f"{name}.safetensors"
     try:
-        return settings, load_file(path)
+        arrays = load_file(path)
     except (OSError, SafetensorError) as error:
         raise SegueError(f"{path} cannot be read ({error}): was the folder copied whole?") from error
+    try:
+        yield settings, arrays
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise SegueError(f"{Path(folder) / name}.json does not describe the counts beside it ({error}): was the "
+                         "folder copied whole?") from error
 
 
 class CountModel(_Counted):
@@ -272,7 +280,7 @@ class CountModel(_Counted):
                chain: bool, at: np.ndarray, out: np.ndarray) -> None:
         kernel.plain_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, *self._plain(), out)
 
-    def _document(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+    def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
         kernel.plain_document(self.tables, ids, begin, end, *self._plain(), out)
 
     def _settings(self) -> dict[str, Any]:
@@ -284,15 +292,12 @@ class CountModel(_Counted):
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> CountModel:
-        settings, arrays = _load(folder, name)
-        try:
+        """Load what `save` wrote."""
+        with _loading(folder, name) as (settings, arrays):
             model = cls(**{key: value for key, value in settings.items() if key != "kind"})
             model.discount = arrays["discount"]
             return model._with(kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
                                               max(model.order, 1)))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise SegueError(f"{Path(folder) / name}.json does not describe the counts beside it ({error}): was the "
-                             "folder copied whole?") from error
 
 
 def documents_bits(model: _Counted, documents: Sequence[Any]) -> float:
@@ -393,7 +398,7 @@ class BlendedCounts(_Counted):
         kernel.blend_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, self.window, self.trust,
                            self.work, out)
 
-    def _document(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+    def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
         kernel.blend_document(self.tables, ids, begin, end, self.window, self.trust, self.work, out)
 
     def _settings(self) -> dict[str, Any]:
@@ -404,13 +409,14 @@ class BlendedCounts(_Counted):
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> BlendedCounts:
-        settings, arrays = _load(folder, name)
-        model = cls(settings["vocabulary"], settings["window"])
-        model.tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
-                                      kernel.REACH)
-        model.trust = kernel.Trust(*(arrays[f"trust.{field}"] for field in kernel.Trust._fields))
-        model.work = kernel.workspace(model.vocabulary, model.window)
-        return model
+        """Load what `save` wrote."""
+        with _loading(folder, name) as (settings, arrays):
+            model = cls(settings["vocabulary"], settings["window"])
+            model.tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
+                                          kernel.REACH)
+            model.trust = kernel.Trust(*(arrays[f"trust.{field}"] for field in kernel.Trust._fields))
+            model.work = kernel.workspace(model.vocabulary, model.window)
+            return model
 
 
 def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: int, hidden: int = 16,

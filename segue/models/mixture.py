@@ -198,7 +198,7 @@ class Mixture:
             bounds = np.cumsum([0, *(end - begin for _, begin, end in group)])
             chances = np.empty((bounds[-1], self.vocabulary))
             for piece, low, high in zip(group, bounds, bounds[1:]):
-                self.counts._document(*piece, chances[low:high])
+                self.counts.distributions(*piece, chances[low:high])
             return torch.from_numpy(chances.clip(1e-30)).log_().float()
 
         with ThreadPoolExecutor(1, thread_name_prefix="segue-counts") as pool:
