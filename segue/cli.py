@@ -324,7 +324,7 @@ def reproduce(slug: Annotated[str, typer.Argument(metavar="SLUG", show_default=F
               data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that holds the data sets a claim "
                                                         "reads, by name (or set SEGUE_DATA).")] = None) -> None:
     """Run a paper's headline claim: the table beside the paper's own figures, the verdict, the picture."""
-    report = segue.reproduce(slug, scale=scale, **given(out=out, seed=seed, data=data))
+    report = segue.reproduce(slug, **given(scale=scale, out=out, seed=seed, data=data))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)

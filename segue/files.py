@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from segue.errors import SegueError
@@ -73,6 +74,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def workspace(path: Path | None) -> Iterator[Path]:
+    """Yield `path`, which the caller makes and keeps; where it is None, a temporary folder that goes afterwards."""
+    if path is not None:
+        yield path
+        return
+    with TemporaryDirectory(prefix="segue-") as spare:
+        yield Path(spare)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from segue.decoding.draft import DRAFTERS
 from segue.errors import SegueError, require
 from segue.serving.engine import Engine
-from segue.verbs.fit import load
+from segue.verbs.fitted import load
 
 
 def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: str | None = None, rows: int = 32,

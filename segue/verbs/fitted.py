@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from segue.continual import Memory
 from segue.data import Data, of, read
 from segue.errors import SegueError
 from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
+from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
@@ -24,9 +26,12 @@ from segue.training.recipe import cores, fast_bfloat16
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from segue.decoding.draft import ModelDraft
     from segue.decoding.draft.heads import HeadsDraft
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
+    from segue.verbs.speed_up import SpeedUp
+    from segue.verbs.update import Update
 
 FORMAT = "segue model 1"
 
@@ -123,23 +128,22 @@ class Fitted:
 
         return continue_(self, prime, **given, **options)
 
-    def _drafter(self, folder: Path) -> Any:
+    def _drafter(self, folder: Path) -> ModelDraft:
         """The model in `folder` drafts for this one."""
         from segue.decoding.draft import ModelDraft
-        from segue.verbs.fit import load
 
         small = load(folder)
         if small.codec != self.codec:
             raise SegueError(f"{folder} reads with another codec than this model: fit it with codec=model.codec")
         return ModelDraft(small.decodable())
 
-    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
+    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Update:
         """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`."""
         from segue.verbs.update import update
 
         return update(self, as_data(data, self.kind.name), strategy or "replay", **options)
 
-    def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
+    def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
         """Find the drafter that makes `continue_` fastest on `data`, and keep it; see `segue.verbs.speed_up`."""
         from segue.verbs.speed_up import speed_up
 
@@ -194,8 +198,6 @@ class Fitted:
             raise SegueError(f"{folder} is a file: choose another place for the model")
         tensors = weights_of(self.model)
         if self.counts is not None:
-            import torch
-
             tensors["unigram"] = torch.from_numpy(np.asarray(self.counts, dtype=np.int64))
         self.codec.save(folder / "codec")
         if self.memory is not None:
@@ -277,22 +279,13 @@ def load(folder: str | Path) -> Fitted:
         return foreign
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}')")
-    try:
-        kind, context, shape = KINDS[values["kind"]], int(values["context"]), dict(values["model"])
-        config = StackConfig.from_dict(shape)
-        check_config(config)
-        model = Stack(config)
-    except SegueError as error:
-        raise SegueError(f"{folder / 'config.json'}: {error}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
-        raise SegueError(f"{folder / 'config.json'} does not describe a model ({type(error).__name__}: {error})") \
-            from error
+    kind, context, model = described(folder / "config.json", values)
     tensors, _ = load_tensors(folder / "model.safetensors")
     counts = tensors.pop("unigram", None)
     load_into(model, tensors, folder / "model.safetensors")
     codec = Codec.load(folder / "codec")
-    if codec.size != config.vocabulary:
-        raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {config.vocabulary}; "
+    if codec.size != model.vocabulary:
+        raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {model.vocabulary}; "
                          "were the two copied from different models?")
     report = read_json(folder / "report.json")
     if not isinstance(report, dict):
@@ -314,6 +307,19 @@ def load(folder: str | Path) -> Fitted:
     return fitted
 
 
+def described(path: Path, values: dict[str, Any]) -> tuple[Kind, int, Stack]:
+    """The kind, the elements a row and the network, its weights still to be read, of a model's config.json."""
+    try:
+        kind, context, shape = KINDS[values["kind"]], int(values["context"]), dict(values["model"])
+        config = StackConfig.from_dict(shape)
+        check_config(config)
+        return kind, context, Stack(config)
+    except SegueError as error:
+        raise SegueError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
+        raise SegueError(f"{path} does not describe a model ({type(error).__name__}: {error})") from error
+
+
 def check_config(config: StackConfig) -> None:
     """Values of a sane size and type, before memory is asked for."""
     for name, least, most in (("vocabulary", 1, 1 << 24), ("width", 1, 1 << 16)):
@@ -322,8 +328,6 @@ def check_config(config: StackConfig) -> None:
             raise SegueError(f"{name} is {value!r}, not a whole number from {least} to {most}")
     if not isinstance(config.mixers, list) or not all(isinstance(m, str) for m in config.mixers):
         raise SegueError("mixers is not a list of names")
-    from segue.mixers import MIXERS
-
     for mixer in config.mixers:
         if mixer.partition(":")[0] not in MIXERS:
             raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
