@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, compiles
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _chunks, _lines, _mask, compiles
 
 CHUNK = 32  # steps solved together
 
@@ -66,7 +66,7 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
         if loops:
             ends = torch.full((batch,), n) if lengths is None else lengths
             k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
-            y, final, *_ = _Delta.apply(q, k, v, beta, state, _mask(q, starts), ends, least, torch.is_grad_enabled())
+            y, final, *_ = _Delta.apply(q, k, v, beta, state, as_mask(q, starts), ends, least, torch.is_grad_enabled())
             return y.to(kind), final.to(kept)
         if lengths is not None:  # a step of strength 0 does nothing
             live = torch.arange(n, device=q.device) < lengths[:, None]
@@ -119,12 +119,12 @@ class _Delta(torch.autograd.Function):
 
         (batch, length, heads, _), width, many = q.shape, v.shape[3], k.shape[1] // q.shape[1]
         tasks = batch * heads
-        count = _chunks(length, max(1, chunks.CHUNK // many), starts) if learning else 0
+        count = chunk_count(length, max(1, chunks.CHUNK // many), starts) if learning else 0
         y, final = room(q, batch, length, heads, width), torch.empty(state.shape, dtype=q.dtype)
         kept, errors = room(q, tasks, count, *state.shape[2:]), room(q, tasks, k.shape[1] if learning else 0, width)
         edges = torch.zeros(tasks, count + 1, dtype=torch.long)
-        threads.share(chunks.delta, tasks, *map(_lines, (q, k, v)), _array(beta), many,
-                      *map(_array, (starts, lengths, state)), least,
+        threads.share(chunks.delta, tasks, *map(as_lines, (q, k, v)), as_array(beta), many,
+                      *map(as_array, (starts, lengths, state)), least,
                       *(x.numpy() for x in (y, final, kept, errors, edges)))
         return y, final, kept, errors, edges
 
@@ -143,8 +143,8 @@ class _Delta(torch.autograd.Function):
         dq, dk, dv = room(q, *q.shape), room(q, *k.shape), room(q, *k.shape[:3], dy.shape[3])
         dbeta, dstate = room(q, *beta.shape), torch.empty(dfinal.shape, dtype=q.dtype)
         tasks, many = q.shape[0] * q.shape[2], k.shape[1] // q.shape[1]
-        threads.share(chunks.delta_backward, tasks, *map(_lines, (q, k)), _array(beta), many,
-                      _array(starts), ctx.least, *map(_array, (kept, errors, edges, dy, dfinal)),
+        threads.share(chunks.delta_backward, tasks, *map(as_lines, (q, k)), as_array(beta), many,
+                      as_array(starts), ctx.least, *map(as_array, (kept, errors, edges, dy, dfinal)),
                       *(x.numpy() for x in (dq, dk, dv, dbeta, dstate)))
         return dq, dk, dv, dbeta, dstate, None, None, None, None
 

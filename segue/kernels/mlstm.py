@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, compiles
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _chunks, _lines, _mask, compiles
 
 CHUNK = 64
 EMPTY = -1e30
@@ -68,7 +68,8 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     if compiles(i.to(exact)):  # in float32 for bfloat16, too
         q, k, v, i, f, memory, m = (x.to(exact) for x in (q, k, v, i, f, memory, m))
         ends = torch.full(v.shape[:1], n) if lengths is None else lengths
-        y, memory, m, *_ = _MLSTM.apply(q, k, v, i, f, memory, m, _mask(v, starts), ends, eps, torch.is_grad_enabled())
+        y, memory, m, *_ = _MLSTM.apply(q, k, v, i, f, memory, m, as_mask(v, starts), ends, eps,
+                                        torch.is_grad_enabled())
         return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
     chunk = min(CHUNK, n)
     pad = -n % chunk
@@ -125,11 +126,12 @@ class _MLSTM(torch.autograd.Function):
 
         batch, length, heads, _ = v.shape
         tasks = batch * heads
-        count = _chunks(length, chunks.CHUNK, starts) if learning else 0
+        count = chunk_count(length, chunks.CHUNK, starts) if learning else 0
         y, final, final_m = room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
         kept, kept_m = room(v, tasks, count, *memory.shape[2:]), room(v, tasks, count)
         norms, edges = room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
-        threads.share(chunks.mlstm, tasks, *map(_lines, (q, k, v)), *map(_array, (i, f, starts, lengths, memory, m)),
+        threads.share(chunks.mlstm, tasks, *map(as_lines, (q, k, v)),
+                      *map(as_array, (i, f, starts, lengths, memory, m)),
                       eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
         return y, final, final_m, kept, kept_m, norms, edges
 
@@ -148,7 +150,7 @@ class _MLSTM(torch.autograd.Function):
         batch, _, heads = i.shape
         dq, dk, dv, di, df = (room(x, *x.shape) for x in (q, k, v, i, f))
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
-        threads.share(chunks.mlstm_backward, batch * heads, *map(_lines, (q, k, v)), *map(_array, (i, f, starts)),
-                      ctx.eps, _lines(y), *map(_array, kept), _lines(dy), _array(dfinal),
+        threads.share(chunks.mlstm_backward, batch * heads, *map(as_lines, (q, k, v)), *map(as_array, (i, f, starts)),
+                      ctx.eps, as_lines(y), *map(as_array, kept), as_lines(dy), as_array(dfinal),
                       *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
         return dq, dk, dv, di, df, dmemory, dm, None, None, None, None

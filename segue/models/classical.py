@@ -112,6 +112,7 @@ class HMM:
         self.history: list[float] = []
 
     def fit(self, sequences: Iterable[Any]) -> HMM:
+        """Learn sequences (arrays of ids or `Sequence`) anew."""
         # logs repeat themselves: each different sequence is visited once, with a weight
         unique = Counter(ids for ids in checked(sequences, self.vocabulary) if ids)
         flat = np.concatenate([np.array(ids, np.int64) for ids in unique])
@@ -194,6 +195,7 @@ class StateMerging:
         self.vocabulary, self.alpha, self.end = vocabulary, alpha, end
 
     def fit(self, sequences: Iterable[Any]) -> StateMerging:
+        """Learn sequences (arrays of ids or `Sequence`) anew: their prefix tree, then the merges."""
         self._seen: list[dict[int, int]] = [{}]
         self._next: list[dict[int, int]] = [{}]
         self._total = [0]
@@ -317,6 +319,7 @@ class Spectral:
         self.vocabulary, self.end, self.rank, self.length = vocabulary, end, rank, length
 
     def fit(self, sequences: Iterable[Any]) -> Spectral:
+        """Learn sequences (arrays of ids or `Sequence`) anew, from the words of at most `length` that begin them."""
         lines = Counter(ids[:-1] if ids and ids[-1] == self.end else ids
                         for ids in checked(sequences, self.vocabulary))
         total = lines.total()

@@ -22,6 +22,7 @@ from segue.kernels import counts as kernel
 from segue.mixers.state import check_parents
 from segue.models.base import Decoding, Output, check_tokens
 
+PIECE = 1024  # elements whose distributions are held at once
 SMOOTHINGS = {"none": kernel.MARKOV, "witten-bell": kernel.WITTEN_BELL, "kneser-ney": kernel.KNESER_NEY}
 
 
@@ -180,12 +181,12 @@ class _Counted:
         self.distributions(ids, ids.size - 1, ids.size, out)
         return out[0]
 
-    def log_probabilities(self, sequence: Any, piece: int = 1024) -> np.ndarray:
+    def log_probabilities(self, sequence: Any) -> np.ndarray:
         """(n,): natural logarithm of the probability of each element given those before it."""
         ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
         found = np.empty(ids.size)
-        for begin in range(0, ids.size, piece):
-            end = min(begin + piece, ids.size)
+        for begin in range(0, ids.size, PIECE):
+            end = min(begin + PIECE, ids.size)
             out = np.empty((end - begin, self.vocabulary))
             self.distributions(ids, begin, end, out)
             found[begin:end] = out[np.arange(end - begin), ids[begin:end]]
@@ -419,10 +420,9 @@ class BlendedCounts(_Counted):
             return model
 
 
-def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: int, hidden: int = 16,
-               batch: int = 512) -> tuple[kernel.Trust, float]:
+def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: int) -> tuple[kernel.Trust, float]:
     """Maximise the likelihood of what followed. rows (P, LEVELS, FEATURES), facts (P, LEVELS, 5): see `observe`."""
-    corpus = kernel.STATIC.size + 1
+    hidden, batch, corpus = 16, 512, kernel.STATIC.size + 1
     sources = (slice(0, corpus), slice(corpus, kernel.LEVELS))
     means = torch.stack([rows[:, s].mean((0, 1)) for s in sources])
     scales = torch.stack([rows[:, s].std((0, 1)) for s in sources]) + 1e-2

@@ -29,7 +29,7 @@ Piece = tuple[np.ndarray, int, int]  # ids of a document, and which of them
 class MixtureState:
     """The memories of both, moved together. Satisfies `segue.models.base.Decoding`."""
 
-    def __init__(self, network: Any, counts: TokenState) -> None:
+    def __init__(self, network: Decoding, counts: TokenState) -> None:
         self.network, self.counts = network, counts
 
     @property
@@ -295,12 +295,13 @@ def grouped(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
     return groups
 
 
-def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epochs: int, batch: int = 256) -> float:
+def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epochs: int) -> float:
     """Maximise the likelihood of `targets` (P,) under the mixture of p and q (P, V); returns its bits per element."""
     parts = list(zip(p.split(1024), q.split(1024)))
     seen = torch.cat([agreement(x.float().log_softmax(-1), y.float().log_softmax(-1)) for x, y in parts])
     gate.mean, gate.scale = seen.mean(0), seen.std(0, correction=0) + 1e-2
     draw = torch.Generator().manual_seed(seed)
+    batch = 256
     steps = max(epochs * len(targets) // batch, 50)
     optimiser = torch.optim.AdamW(gate.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)

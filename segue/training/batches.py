@@ -140,6 +140,7 @@ class Batches:
         return batch
 
     def make(self, step: int) -> Batch:
+        """The batch of this step, made here and now."""
         number, index = self.where(step)
         epoch = self.epoch(number)
         chosen = epoch.batches[index]
@@ -164,4 +165,5 @@ class Batches:
         return Batch(tokens, targets, torch.from_numpy(starts) if starts.any() else None, channels)
 
     def close(self) -> None:
+        """End the thread that prepares batches."""
         self._pool.shutdown(cancel_futures=True)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from segue.data import TokenStore
     from segue.kinds import Codec
 
-BINS = 15
+BINS = 15  # of the calibration error
 TOPS = (1, 5, 10)
+DRAWS = 2000  # of the bootstrap
 
 
 @dataclass
@@ -194,16 +195,16 @@ def _carried(model: Decodable, store: Store, offsets: np.ndarray, predicted: np.
             tally.add(logits[live], ids[:, 1:][live], documents[live])
 
 
-def interval(nats: np.ndarray, units: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     """95% of the bits per unit when documents are drawn again (bootstrap). One document has no interval: its value."""
     live = units > 0
     nats, units = nats[live], units[live]
     if len(units) < 2:
         value = float(nats.sum() / max(1, units.sum()) / math.log(2))
         return value, value
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     ratios = []
-    for _ in range(draws):
+    for _ in range(DRAWS):
         weight = np.bincount(draw.integers(0, len(units), len(units)), minlength=len(units))
         ratios.append((weight @ nats) / (weight @ units) / math.log(2))
     low, high = np.percentile(ratios, [2.5, 97.5])

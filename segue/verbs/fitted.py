@@ -17,7 +17,7 @@ from segue.errors import SegueError
 from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
 from segue.mixers import MIXERS
-from segue.models import Stack, StackConfig
+from segue.models import Decodable, Stack, StackConfig
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import Evaluation, predicted_units, score, summarise, unigram_nats, xz_bits
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from segue.decoding.draft import ModelDraft
     from segue.decoding.draft.heads import HeadsDraft
+    from segue.decoding.rules import Rules
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
     from segue.verbs.speed_up import SpeedUp
@@ -75,7 +76,8 @@ class Fitted:
     on. counts: (V,) how often each token was in the training data (the unigram baseline). memory: what it keeps of the
     past, to learn on. mixture: the network with counts of its training data, if it was fitted so. ngram: a classical
     model of its training data to measure against, where there is no mixture. folder: where it is saved. heads: what
-    `speed_up` trained to draft for it, and best_draft the name of the drafter that it found fastest.
+    `speed_up` trained to draft for it, and best_draft the name of the drafter that it found fastest. ends: the ids that
+    end an answer.
     """
 
     def __init__(self, model: Stack, codec: Codec, kind: Kind, report: Report, context: int,
@@ -86,17 +88,18 @@ class Fitted:
         self.mixture, self.ngram = mixture, ngram
         self.heads: HeadsDraft | None = None
         self.best_draft: str | None = None
-        self._engine: tuple[Any, Any] | None = None
+        self.ends = [] if codec.eos is None else [codec.eos]
+        self._engine: tuple[tuple[str, int], Decodable] | None = None
         if isinstance(model, Stack):
             model.eval()
 
-    def decodable(self, weights: str = "float32") -> Any:
+    def decodable(self, weights: str = "float32") -> Decodable:
         """What decoders run: the network in the compiled CPU engine where it has a compiled form, mixed with counts if
         it was fitted so. weights: "float32", or "int8": matrices rounded to bytes, smaller and faster, a little worse.
         """
         from segue.models.compiled import accelerate
 
-        network: Any = self.model
+        network: Decodable = self.model
         if isinstance(self.model, Stack) and self.model.embedding.weight.device.type == "cpu":
             # The engine holds weights of its own: they are made again when the network has moved.
             key = (weights, sum(p._version for p in self.model.parameters()))
@@ -112,7 +115,12 @@ class Fitted:
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
         return network if self.mixture is None else self.mixture.over(network)
 
-    def scheduled(self, schedule: DepthSchedule) -> Any:
+    @property
+    def processors(self) -> tuple[Rules, ...]:
+        """What rules tokens out, or forces them, in every answer that is served."""
+        return ()
+
+    def scheduled(self, schedule: DepthSchedule) -> Decodable:
         """What decoders run where each next element is read by fewer layers, in plain torch (see `models.depth`)."""
         if not isinstance(self.model, Stack):
             raise SegueError("depth is for native models, of which some layers can be left out: leave it out here")
@@ -120,7 +128,8 @@ class Fitted:
         return network if self.mixture is None else self.mixture.over(network)
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
-        """What comes after `prime` (an object of the kind, or a path to one); see `segue.decoding.continue_`."""
+        """What comes after `prime` (an object of the kind, or a path to one); see
+        `segue.decoding.continuation.continue_`."""
         given: dict[str, Any] = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
         if isinstance(draft := options.get("draft"), str | Path) and Path(draft).is_dir():
             options["draft"] = self._drafter(Path(draft))

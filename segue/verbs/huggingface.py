@@ -41,12 +41,11 @@ class Foreign(Fitted):
     continued: the prime is its source, the answer its target.
 
     settings: what the folder says about decoding, by the names of transformers' GenerationConfig; without
-        generation_config.json that is in config.json. ends: the ids that end a text. unused: settings that would change
-        texts and have no counterpart here.
+        generation_config.json that is in config.json. unused: settings that would change texts and have no counterpart
+        here.
     """
 
     settings: dict[str, Any]
-    ends: list[int]
     unused: list[str]
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:

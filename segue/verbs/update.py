@@ -151,6 +151,7 @@ def digest(model: torch.nn.Module) -> str:
 
 
 def make(strategy: str | Strategy, memory: Memory) -> Strategy:
+    """The strategy of this name; replay begins with what the model has kept of the past."""
     if isinstance(strategy, Strategy):
         return strategy
     return Replay(memory.replay) if strategy == "replay" else STRATEGIES[strategy]()
