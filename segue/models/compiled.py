@@ -616,7 +616,8 @@ class Accelerated:
     def init_state(self, batch: int, history: int = 0) -> Decoding:
         return self.model.init_state(batch, history)
 
-    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None, at: Tensor | None = None) -> Output:
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
         """See `segue.models.base.Decodable.extend`."""
         if isinstance(state, CompiledState):
             return self.compiled.extend(tokens, state, parents, at)
