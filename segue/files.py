@@ -104,7 +104,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError as error:
         raise SegueError(f"{path} is missing: is this a folder that segue wrote?") from error
     except (OSError, ValueError) as error:
-        raise SegueError(f"{path} is not readable JSON ({error})") from error
+        raise SegueError(f"{path} is not readable JSON ({error}): copy the folder again, or make it anew") from error
 
 
 def write_picture(path: str | Path, draw: Callable[[Figure], None], size: tuple[float, float] = (8, 4.5)) -> None:

@@ -277,7 +277,7 @@ def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
     if draft == "counts":
         if fitted.mixture is None:
             raise SegueError("draft 'counts' needs a model that was fitted with counts: choose both, trie or lookup")
-        from segue.decoding.draft.counts import CountDraft  # with Numba, which takes half a second to import
+        from segue.decoding.draft.counts import CountDraft  # brings Numba, which others need not wait for
 
         return CountDraft(fitted.mixture.counts)
     return draft

@@ -82,7 +82,7 @@ class Batches:
         offsets = np.asarray(store.offsets)
         predicted = np.diff(offsets) - 1
         if not (predicted > 0).any():
-            raise SegueError("there is nothing to learn: every sequence has fewer than two elements")
+            raise SegueError("there is nothing to learn: every sequence has fewer than two elements; give longer ones")
         self.long = np.flatnonzero(predicted >= context)
         self.short = np.flatnonzero((predicted > 0) & (predicted < context))
         self.offsets, self.predicted = offsets, predicted

@@ -115,7 +115,7 @@ def compare(data: Any = None, minutes: float | None = None, seed: int = 0, quiet
                           **choices | ({} if minutes is None else {"minutes": minutes}))
     if out is not None or choices:
         named = ["out"] * (out is not None) + list(choices)
-        raise SegueError(f"{', '.join(named)} goes with tasks, not with sequences")
+        raise SegueError(f"{', '.join(named)} goes with tasks, not with sequences: leave it out")
     return compare_on(data, 2.0 if minutes is None else minutes, seed, quiet)
 
 

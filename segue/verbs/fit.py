@@ -32,12 +32,11 @@ from segue.training.evaluate import score
 from segue.training.loop import Run, deterministic
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
+from segue.verbs import mixed
 from segue.verbs.fitted import Fitted, Report, as_data, dial, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from segue.verbs.mixed import Parts
 
 MINUTES = 2.0
 HELD_OUT = 0.05
@@ -63,8 +62,6 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
-    from segue.verbs import mixed  # with Numba, which takes half a second to import
-
     begin = time.monotonic()
     minutes = dial(minutes, steps, MINUTES)
     distributed.join()
@@ -186,11 +183,9 @@ def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any
 
 
 def completed(model: Stack, codec: Codec, kind: Kind, report: Report, plan: Plan, train: TokenStore, held: TokenStore,
-              parts: Parts | None) -> Fitted:
+              parts: mixed.Parts | None) -> Fitted:
     """The network with what a fitted model keeps beside it: token counts, pieces to replay, what it is mixed with or
     measured against."""
-    from segue.verbs import mixed
-
     counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
     memory = Memory(plan.context, plan.seed)
     memory.learned("first data", train, held)
@@ -253,7 +248,7 @@ def prepare(work: Path, request: Mapping[str, Any], data: Data, held_out: Any, c
         try:
             made = codec if codec is not None else train.codec(**codec_options)
         except TypeError as error:
-            raise SegueError(f"{data.kind.name} takes no such option for its codec ({error})") from error
+            raise SegueError(f"{data.kind.name} takes no such option for its codec ({error}): leave it out") from error
         made.save(work / "codec")
     codec = Codec.load(work / "codec")
     train.encode(codec, work / "train")

@@ -172,7 +172,7 @@ class Fitted:
         windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
         precision = "bfloat16" if windows and fast_bfloat16(cores()) else "float32"
         if self.mixture is not None:
-            from segue.verbs import mixed
+            from segue.verbs import mixed  # brings Numba, which loading a model need not wait for
 
             scored = mixed.score(running, store, self.context, precision)
         else:
@@ -287,7 +287,8 @@ def load(folder: str | Path) -> Fitted:
         foreign.load_drafts(folder)
         return foreign
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}')")
+        raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}'): give "
+                         "the folder that fit wrote")
     kind, context, model = described(folder / "config.json", values)
     tensors, _ = load_tensors(folder / "model.safetensors")
     counts = tensors.pop("unigram", None)
@@ -298,7 +299,7 @@ def load(folder: str | Path) -> Fitted:
                          "were the two copied from different models?")
     report = read_json(folder / "report.json")
     if not isinstance(report, dict):
-        raise SegueError(f"{folder / 'report.json'} is not a report")
+        raise SegueError(f"{folder / 'report.json'} is not a report: copy the folder again")
     memory = Memory.load(folder / "memory") if (folder / "memory").exists() else None
     mixture = None
     if (folder / "mixture.safetensors").exists():

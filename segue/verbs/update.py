@@ -28,6 +28,7 @@ from segue.training.checkpoint import weights_of
 from segue.training.evaluate import score
 from segue.training.loop import Run
 from segue.training.recipe import Plan, cores
+from segue.verbs import mixed
 from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace, steps_until
 from segue.verbs.fitted import Fitted, dial, roll_forward, unknown
 
@@ -195,8 +196,6 @@ def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
         if fitted.mixture is None:
             scored = score(fitted.model, pieces, fitted.context)
         else:
-            from segue.verbs import mixed
-
             scored = mixed.score(fitted.mixture, pieces, fitted.context)
         units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
         found.append(float(scored.nats.sum() / max(1, units) / math.log(2)))
