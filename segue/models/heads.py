@@ -118,12 +118,13 @@ class DraftHeads(nn.Module):
 
     def init_state(self, batch: int) -> State:
         """The memory of the attention layer, for `see`."""
-        mixer = self._block.mixer
+        mixer = self.attention.mixer
         return State([mixer.parts(batch, self.embedding, 0)],
                      torch.zeros(batch, dtype=torch.long, device=self.embedding.device))
 
     @property
-    def _block(self) -> Block:
+    def attention(self) -> Block:
+        """The attention layer; a SegueError where there is none."""
         if self.block is None:
             raise SegueError("these heads see the last hidden state alone: they have no state")
         return self.block
