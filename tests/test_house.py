@@ -33,6 +33,15 @@ def test_import_and_help_are_light(code: str) -> None:
     assert python(f"{code}\n{heavy}").splitlines()[-1] == "[]"
 
 
+def test_every_public_name_loads_and_no_other() -> None:
+    import segue
+
+    for name in segue.__all__:
+        assert name in dir(segue) and getattr(segue, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'fitted'"):
+        _ = segue.fitted
+
+
 def test_kinds_import_no_torch() -> None:
     pytest.importorskip("segue.kinds")
     assert python("import sys, segue.kinds; print('torch' in sys.modules)").strip() == "False"

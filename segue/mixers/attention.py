@@ -55,6 +55,27 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return (weights[..., None] * outputs).sum(0), lse
 
 
+def rule_of(causal: bool, window: int | None, prefix: int, prompt: bool, block: int | None, look_back: int,
+            global_tokens: int, random_blocks: int, span: int) -> rules.Rule:
+    """The mask rule that these options of `Attention` say (of a learned span, the rule without it); a SegueError where
+    they do not go together."""
+    if min(x if x is not None else 1 for x in (window, block)) < 1 or ((prefix or prompt) and not causal):
+        raise SegueError(f"a window of {window}, a block of {block}, a prefix of {prefix}, a prompt {prompt} with "
+                         f"causal {causal}: windows and blocks hold at least one position, and only a causal mixer "
+                         "has a prefix or a prompt")
+    if sum(map(bool, (window, block, prefix, prompt, span))) > 1:
+        raise SegueError("window, block, prefix, prompt and span are five ways to say what is near: choose one")
+    if (look_back or random_blocks) and not block:
+        raise SegueError("look_back and random_blocks count blocks: give block too")
+    if global_tokens and not (window or block):
+        raise SegueError("global_tokens are seen besides a window or a block: give one of them too")
+    if window or block:
+        return rules.Sparse(window, block, look_back, global_tokens, random_blocks, causal)
+    if prompt:
+        return rules.prompted
+    return rules.prefix(prefix) if prefix else rules.causal if causal else rules.full
+
+
 class Attention(Mixer):
     """Multi-head attention with a key-value cache.
 
@@ -97,27 +118,13 @@ class Attention(Mixer):
             raise SegueError(f"{heads} heads cannot share {self.kv_heads} key-value heads: choose a divisor")
         if positions not in POSITIONS:
             raise SegueError(f"attention positions '{positions}' are unknown: choose from {', '.join(POSITIONS)}")
-        if min(x if x is not None else 1 for x in (window, block)) < 1 or ((prefix or prompt) and not causal):
-            raise SegueError(f"a window of {window}, a block of {block}, a prefix of {prefix}, a prompt {prompt} with "
-                             f"causal {causal}: windows and blocks hold at least one position, and only a causal mixer "
-                             "has a prefix or a prompt")
-        if sum(map(bool, (window, block, prefix, prompt, span))) > 1:
-            raise SegueError("window, block, prefix, prompt and span are five ways to say what is near: choose one")
-        if (look_back or random_blocks) and not block:
-            raise SegueError("look_back and random_blocks count blocks: give block too")
-        if global_tokens and not (window or block):
-            raise SegueError("global_tokens are seen besides a window or a block: give one of them too")
+        self.rule = rule_of(causal, window, prefix, prompt, block, look_back, global_tokens, random_blocks, span)
         self.head_width = head_width or width // heads
         self.positions, self.window, self.clamp = positions, window, clamp
         self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
         self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt  # type: ignore[misc]
         self.prefix = prefix
         self.sets = causal and not self.needs_whole_prompt  # type: ignore[misc]
-        self.rule: rules.Rule = rules.prefix(prefix) if prefix else rules.causal if causal else rules.full
-        if prompt:
-            self.rule = rules.prompted
-        if window or block:
-            self.rule = rules.Sparse(window, block, look_back, global_tokens, random_blocks, causal)
         self.constant_state = self._kept() is not None  # type: ignore[misc]
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=qkv_bias)
         self.out = nn.Linear(heads * self.head_width, width, bias=out_bias)
