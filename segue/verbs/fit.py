@@ -107,7 +107,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             train, held = (TokenStore.open(work / name) for name in ("train", "held"))
             where = place(device)
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
-            spare_seconds = mixed.reserve(train, minutes) if parts is not None and minutes is not None else 0.0
+            spare_seconds = 0.0 if parts is None or minutes is None else \
+                mixed.reserve(train, held, codec.size, minutes)
             plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where,
                                 teaching)
             model = build(plan).to(where)
@@ -129,7 +130,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         finally:
             batches.close()
         report = report_of(run, plan, train, request, line)
-        fitted = completed(model.cpu().eval(), codec, data.kind, report, plan, train, held, parts)
+        fitted = completed(model.cpu().eval(), codec, data.kind, report, plan, train, held, parts, minutes)
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
             if folder is not None:
@@ -181,7 +182,7 @@ def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any
 
 
 def completed(model: Stack, codec: Codec, kind: Kind, report: Report, plan: Plan, train: TokenStore, held: TokenStore,
-              parts: Parts | None) -> Fitted:
+              parts: Parts | None, minutes: float | None) -> Fitted:
     """The network with what a fitted model keeps beside it: token counts, pieces to replay, what it is mixed with or
     measured against."""
     from segue.verbs import mixed
@@ -189,7 +190,8 @@ def completed(model: Stack, codec: Codec, kind: Kind, report: Report, plan: Plan
     counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
     memory = Memory(plan.context, plan.seed)
     memory.learned("first data", train, held)
-    mixture = None if parts is None else mixed.mix(model, parts, plan.context, plan.seed, plan.precision)
+    mixture = None if parts is None else \
+        mixed.mix(model, parts, plan.context, plan.seed, plan.precision, minutes)
     ngram = mixed.classical(train, codec.size) if mixture is None else None
     return Fitted(model, codec, kind, report, plan.context, counts, memory=memory, mixture=mixture, ngram=ngram)
 
