@@ -395,7 +395,8 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
             who = THIS if not rest and when is not None else last
     if what is None or (who is None and not lists):
         missing = [role for role, name in (("who", who), ("what", what)) if name is None]
-        one = f", or who='{THIS}' if all of it is one sequence" if what is not None else ""
+        one = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
+            "; or read it as text with kind=text"
         if what is None and _measured(value for name in rest[:20] for value in columns[name][:1000].to_pylist()):
             one = f"; its numbers are measured: {MEASURED}"
         raise SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "

@@ -350,7 +350,7 @@ class BlendedCounts(_Counted):
         positions: how many tokens the trust is fitted on at most. epochs: passes over them.
         """
         if sum(map(len, documents)) < FEW:
-            self.cross_fit(documents, seed, positions, epochs)
+            self.cross_fit(documents, seed, epochs=epochs)
             return self
         rest, held = hold_back(documents, seed=seed)
         self.count(rest)
@@ -374,7 +374,7 @@ class BlendedCounts(_Counted):
         self.trust, bits = _fit_trust(*found, self.vocabulary, seed, epochs)
         return bits
 
-    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4,
+    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 24_000, epochs: int = 4,
                   folds: int = 5) -> float:
         """Count documents and learn trust on the same ones, each predicted by counts of the other folds; for few data,
         of which neither should lose any. Returns the cost of those predictions in bits per element."""

@@ -33,7 +33,7 @@ from segue.training.evaluate import score
 from segue.training.loop import Run, deterministic
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
-from segue.verbs.fitted import Fitted, Report, as_data, dial, load
+from segue.verbs.fitted import Fitted, Report, as_data, dial, load, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,7 @@ __all__ = ["build", "fit", "load"]
 
 MINUTES = 2.0
 HELD_OUT = 0.05
+LEARNING = 0.25  # of the dial at least, however long reading and measuring took
 
 
 def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
@@ -132,7 +133,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         report = report_of(run, plan, train, request, line)
         fitted = completed(model.cpu().eval(), codec, data.kind, report, plan, train, held, parts, minutes)
         if distributed.rank() == 0:
-            fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
+            unseen = held_data(data, held_out)[1]
+            fitted.report.values["held_out"] = fitted.scored(unseen, strange=unknown(codec, unseen)).to_dict()
             if folder is not None:
                 fitted.save(folder)
                 write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
@@ -274,7 +276,7 @@ def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, 
         plan, why = choose(facts, **given)
         if minutes is not None and "steps" not in choices:
             given["threads"], each = pace(train, plan, device, minutes, objective, fixed="threads" in choices)
-            left = minutes * 60 - (time.monotonic() - begin)
+            left = max(LEARNING * minutes, minutes - (time.monotonic() - begin) / 60) * 60
             steps = min(max(1, int(0.93 * left / each)), most_steps(facts.tokens, plan))
             plan, why = plan.with_(threads=given["threads"], steps=steps), choose(facts, **{**given, "steps": steps})[1]
         write_json(path, {"plan": plan.to_dict(), "why": why})
