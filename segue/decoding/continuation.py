@@ -239,7 +239,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     kind = fitted.kind
     items = kind.storage == "items"
     many = isinstance(prime, (list, tuple)) and (not items or any(isinstance(each, (list, tuple)) for each in prime))
-    primes = [prime_object(kind, each) for each in (prime if many else [prime])]
+    primes = [prime_object(kind, each, fitted.codec) for each in (prime if many else [prime])]
     if not primes:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     strange = [unknown_in(fitted.codec, each) for each in primes]
@@ -283,14 +283,15 @@ def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
     return draft
 
 
-def prime_object(kind: Kind, prime: Any) -> Any:
+def prime_object(kind: Kind, prime: Any, codec: Codec) -> Any:
     """What a user gave to go on from, as an object of the kind: the first sequence where it is a path, None where it
-    is empty."""
+    is empty. The codec's items are told apart in a text."""
+    known = {str(item) for item in getattr(codec, "items", ())}
     if isinstance(prime, SetPrompt):
-        return prime.mapped(kind.normalise)
+        return prime.mapped(lambda run: kind.normalise(run, known))
     if isinstance(prime, Path):
         record = next(iter(kind.read(prime)), None)
         if record is None:
             raise SegueError(f"{prime} holds no sequence to continue")
         prime = record.object
-    return None if prime is None or len(prime) == 0 else kind.normalise(prime)
+    return None if prime is None or len(prime) == 0 else kind.normalise(prime, known)

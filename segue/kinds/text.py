@@ -6,7 +6,7 @@ import codecs as encodings
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -295,7 +295,7 @@ class Text(Kind):
     def show(self, obj: bytes | str) -> str:
         return as_bytes(obj).decode("utf-8", "replace")
 
-    def normalise(self, obj: Any) -> bytes:
+    def normalise(self, obj: Any, known: Collection[str] = ()) -> bytes:
         return as_bytes(obj)
 
     def cut(self, window: bytes) -> int:

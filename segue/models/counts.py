@@ -23,6 +23,9 @@ from segue.mixers.state import check_parents
 from segue.models.base import Decoding, Output, check_tokens
 
 PIECE = 1024  # elements whose distributions are held at once
+FEW = 100_000  # tokens: fewer are predicted a fold at a time, more have a share set aside
+MANY = 20  # documents, of which some can be set aside; of fewer, parts are
+CELLS = 1 << 23  # probabilities held at once
 SMOOTHINGS = {"none": kernel.MARKOV, "witten-bell": kernel.WITTEN_BELL, "kneser-ney": kernel.KNESER_NEY}
 
 
@@ -184,9 +187,9 @@ class _Counted:
     def log_probabilities(self, sequence: Any) -> np.ndarray:
         """(n,): natural logarithm of the probability of each element given those before it."""
         ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
-        found = np.empty(ids.size)
-        for begin in range(0, ids.size, PIECE):
-            end = min(begin + PIECE, ids.size)
+        found, piece = np.empty(ids.size), min(PIECE, max(64, CELLS // self.vocabulary))
+        for begin in range(0, ids.size, piece):
+            end = min(begin + piece, ids.size)
             out = np.empty((end - begin, self.vocabulary))
             self.distributions(ids, begin, end, out)
             found[begin:end] = out[np.arange(end - begin), ids[begin:end]]
@@ -310,7 +313,7 @@ def hold_back(documents: Sequence[Any], share: float = 0.08, seed: int = 0) -> t
     """Split training documents in those to count and those to learn trust on: whole documents picked at random, the
     largest left out of the pick; where there are few documents, the last part of each."""
     sizes = np.array([len(document) for document in documents])
-    if len(documents) >= 20:
+    if len(documents) >= MANY:
         chosen, total = set(), 0
         for index in np.random.default_rng(seed).permutation(len(documents)).tolist():
             if total >= share * sizes.sum():
@@ -347,10 +350,14 @@ class BlendedCounts(_Counted):
         return f"blended counts, {self.tables.order.size:,} observations"
 
     def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> BlendedCounts:
-        """Count documents and learn trust: on a share of them that is held back first, then counted too.
+        """Count documents and learn trust: on a share of them that is held back first, then counted too; of few data,
+        on all of them (see `cross_fit`).
 
         positions: how many tokens the trust is fitted on at most. epochs: passes over them.
         """
+        if sum(map(len, documents)) < FEW:
+            self.cross_fit(documents, seed, epochs=epochs)
+            return self
         rest, held = hold_back(documents, seed=seed)
         self.count(rest)
         self.learn_trust(held, seed, positions, epochs)
@@ -369,21 +376,41 @@ class BlendedCounts(_Counted):
 
     def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> float:
         """Fit the trust on documents that were not counted; returns their cost in bits per element."""
+        found = self._observed(documents, positions, np.random.default_rng(seed))
+        self.trust, bits = _fit_trust(*found, self.vocabulary, seed, epochs)
+        return bits
+
+    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 24_000, epochs: int = 4,
+                  folds: int = 5) -> float:
+        """Count documents and learn trust on the same ones, each predicted by counts of the other folds; for few data,
+        of which neither should lose any. Returns the cost of those predictions in bits per element."""
+        pieces = documents if len(documents) >= MANY else \
+            [part for document in documents for part in np.array_split(np.asarray(document), folds) if len(part)]
+        draw = np.random.default_rng(seed)
+        fold, found = draw.permutation(len(pieces)) % folds, []
+        for held in range(min(folds, len(pieces))):
+            self.count([piece for piece, of in zip(pieces, fold) if of != held])
+            found.append(self._observed([piece for piece, of in zip(pieces, fold) if of == held], positions // folds,
+                                        draw))
+        rows, facts = (torch.cat(parts) for parts in zip(*found))
+        self.trust, bits = _fit_trust(rows, facts, self.vocabulary, seed, epochs)
+        self.count(documents)
+        return bits
+
+    def _observed(self, documents: Sequence[Any], positions: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """What the counts say of about so many positions of documents that they do not hold, see `_fit_trust`."""
         ids = [np.asarray(getattr(document, "ids", document), np.int32) for document in documents]
         if not sum(map(len, ids)):
             raise SegueError("there is too little data to learn trust on: give more, or longer, sequences")
-        share = min(1.0, positions / sum(map(len, ids)))
-        rng, rows, facts = np.random.default_rng(seed), [], []
+        share, rows, facts = min(1.0, positions / sum(map(len, ids))), [], []
         for document in ids:
             # a stretch of each document, at a random place: all ages of its own past are seen
             size = min(len(document), max(int(np.ceil(share * len(document))), 64))
-            begin = int(rng.integers(0, len(document) - size + 1))
+            begin = int(draw.integers(0, len(document) - size + 1))
             rows.append(np.empty((size, kernel.LEVELS, kernel.FEATURES), np.float32))
             facts.append(np.empty((size, kernel.LEVELS, 5), np.float32))
             kernel.observe(self.tables, document, begin, begin + size, self.window, self.work, rows[-1], facts[-1])
-        self.trust, bits = _fit_trust(torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts)),
-                                      self.vocabulary, seed, epochs)
-        return bits
+        return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts))
 
     def likeliest(self, state: TokenState, length: int, least: float) -> list[int]:
         """What follows a state's first row most probably, token by token: at most `length`, none less likely than

@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from segue.decoding.continuation import Stops, Telling, begins_with_blank, prime_tokens, sayable
+from segue.decoding.continuation import Stops, Telling, begins_with_blank, prime_object, prime_tokens, sayable
 from segue.decoding.sampling import Leaning, Processor, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec, Kind
@@ -136,7 +136,8 @@ class Answering:
         for one in many:
             model = self.engine.model
             if isinstance(one, str):
-                ids = list(prime_tokens(self.codec, one if self.kind is None else self.kind.normalise(one), model))
+                prime = one if self.kind is None else prime_object(self.kind, one, self.codec)
+                ids = list(prime_tokens(self.codec, prime, model))
             else:
                 ids = list(one)
             if (begin := begin_of(model)) is not None:

@@ -73,7 +73,7 @@ class Evaluation:
 
         table = Table("", f"bits per {self.unit}", box=None)
         low, high = self.interval
-        rows = [(f"this model ({self.path})", self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})")]
+        rows = [("this model", self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})")]
         rows += [(name, bits, "") for name, bits in self.baselines.items()]
         for name, bits, more in sorted(rows, key=lambda row: row[1]):
             table.add_row(Text(name, style="bold" if more else ""), f"{bits:.3f}{more}")
@@ -81,7 +81,7 @@ class Evaluation:
         return Group(table, Text(
             f"{self.documents:,} documents, {self.units:,} {self.unit}s, {self.elements:,} elements: "
             f"{self.bits_per_element:.3f} bits per element (perplexity {self.perplexity:.2f}), {tops}, "
-            f"calibration error {self.calibration_error:.3f}"), *map(Text, self.notes))
+            f"calibration error {self.calibration_error:.3f}"), Text(f"run by: {self.path}"), *map(Text, self.notes))
 
 
 class Tally:

@@ -33,7 +33,7 @@ from segue.training.loop import Run, deterministic
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
 from segue.verbs import mixed
-from segue.verbs.fitted import Fitted, Report, as_data, dial, load
+from segue.verbs.fitted import Fitted, Report, as_data, dial, load, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 MINUTES = 2.0
 HELD_OUT = 0.05
 CODEC_OPTIONS = ("vocabulary", "tokenizer", "k", "min_count", "ambiguous")  # those that any kind's codec has
+LEARNING = 0.25  # of the dial at least, however long reading and measuring took
 
 
 def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
@@ -93,7 +94,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
             given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
             deadline = math.inf if minutes is None else \
-                begin + 60 * minutes - (0.0 if parts is None else mixed.reserve(train, minutes))
+                begin + 60 * minutes - (0.0 if parts is None else mixed.reserve(train, held, codec.size, minutes))
             plan, why = planned(work, train, codec, minutes, deadline, given, where, teaching)
             model = build(plan).to(where)
         line = describe(plan, why)
@@ -106,9 +107,10 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                       save_seconds=save_seconds)
             run.train(quiet=quiet)
         report = report_of(run, plan, train, request, line)
-        fitted = completed(model.cpu().eval(), codec, data.kind, report, plan, train, held, parts)
+        fitted = completed(model.cpu().eval(), codec, data.kind, report, plan, train, held, parts, minutes)
         if distributed.rank() == 0:
-            fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
+            unseen = held_data(data, held_out)[1]
+            fitted.report.values["held_out"] = fitted.scored(unseen, strange=unknown(codec, unseen)).to_dict()
             if folder is not None:
                 fitted.save(folder)
                 write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
@@ -183,13 +185,14 @@ def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any
 
 
 def completed(model: Stack, codec: Codec, kind: Kind, report: Report, plan: Plan, train: TokenStore, held: TokenStore,
-              parts: mixed.Parts | None) -> Fitted:
+              parts: mixed.Parts | None, minutes: float | None) -> Fitted:
     """The network with what a fitted model keeps beside it: token counts, pieces to replay, what it is mixed with or
     measured against."""
     counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
     memory = Memory(plan.context, plan.seed)
     memory.learned("first data", train, held)
-    mixture = None if parts is None else mixed.mix(model, parts, plan.context, plan.seed, plan.precision)
+    mixture = None if parts is None else \
+        mixed.mix(model, parts, plan.context, plan.seed, plan.precision, minutes)
     ngram = mixed.classical(train, codec.size) if mixture is None else None
     return Fitted(model, codec, kind, report, plan.context, counts, memory=memory, mixture=mixture, ngram=ngram)
 
@@ -268,6 +271,7 @@ def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, 
         plan, why = choose(facts, **choices)
         if minutes is not None:
             threads, seconds = pace(train, plan, device, minutes, objective, fixed="threads" in choices)
+            deadline = max(deadline, time.monotonic() + 60 * LEARNING * minutes)
             steps = min(steps_until(deadline, seconds), most_steps(facts.tokens, plan))
             plan, why = choose(facts, **{**choices, "threads": threads, "steps": steps})
         write_json(path, {"plan": plan.to_dict(), "why": why})

@@ -165,8 +165,14 @@ class Fitted:
         """
         data = as_data(data, self.kind.name)
         self.check_kind(data)
+        if (share := unknown(self.codec, data)) == 1:
+            raise none_known(data)
+        return self.scored(data, weights, share)
+
+    def scored(self, data: Data, weights: str = "float32", strange: float = 0.0) -> Evaluation:
+        """As `evaluate`, of data that may be strange to the model: that share of their items has no token."""
         store = data.encode(self.codec)
-        notes = unknown(self.codec, data)
+        notes = [said_unknown(strange, data)] if strange else []
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would gather the rounding of bfloat16; a window does not.
         windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
@@ -343,16 +349,21 @@ def check_config(config: StackConfig) -> None:
             raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
 
 
-def unknown(codec: Codec, data: Data) -> list[str]:
-    """A note of how many of the data's items the codec has no token for, if any; a SegueError where it knows none."""
+def unknown(codec: Codec, data: Data) -> float:
+    """Which share of the data's items the codec has no token for."""
     known = set(items) if (items := getattr(codec, "items", None)) is not None else None
     if known is None or not data.total:
-        return []
-    strange = sum(count for item, count in data.vocabulary.items() if item not in known)
-    if strange == data.total:
-        raise SegueError(f"the model knows none of these {strange:,} {data.kind.unit}s: give data of the sort it was "
-                         "fitted on, or name the columns (who=, what=)")
-    return [f"{strange / data.total:.1%} of the {data.kind.unit}s are unknown to the model"] if strange else []
+        return 0.0
+    return sum(count for item, count in data.vocabulary.items() if item not in known) / data.total
+
+
+def none_known(data: Data) -> SegueError:
+    return SegueError(f"the model knows none of these {data.total:,} {data.kind.unit}s: give data of the sort it was "
+                      "fitted on, or name the columns (who=, what=)")
+
+
+def said_unknown(share: float, data: Data) -> str:
+    return f"{share:.1%} of the {data.kind.unit}s are unknown to the model"
 
 
 def carries(model: Any) -> bool:

@@ -30,7 +30,7 @@ from segue.training.loop import Run
 from segue.training.recipe import Plan, cores
 from segue.verbs import mixed
 from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace, steps_until
-from segue.verbs.fitted import Fitted, dial, roll_forward, unknown
+from segue.verbs.fitted import Fitted, dial, none_known, roll_forward, said_unknown, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,7 +100,9 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     if isinstance(strategy, str) and strategy not in STRATEGIES:
         raise SegueError(f"strategy '{strategy}' is unknown: choose from {', '.join(STRATEGIES)}")
     fitted.check_kind(data)
-    notes = unknown(fitted.codec, data)
+    if (share := unknown(fitted.codec, data)) == 1:
+        raise none_known(data)
+    notes = [said_unknown(share, data)] if share else []
     memory = fitted.memory or Memory(fitted.context)
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else strategy.name,
