@@ -60,7 +60,7 @@ def test_contract(name: str) -> None:
 def picks(block: int, options: dict[str, Any]) -> set[int]:
     """The random blocks of a block, as the rule gives them one by one."""
     rule = Sparse(block=options["block"], random=options["random_blocks"], causal=options.get("causal", True))
-    return {int(rule._pick(torch.tensor(block), pick)) for pick in range(rule.random)}
+    return {int(rule.random_block(torch.tensor(block), pick)) for pick in range(rule.random)}
 
 
 def seen(i: int, j: int, options: dict[str, Any]) -> bool:
@@ -268,8 +268,8 @@ def test_random_blocks_depend_on_the_position_alone() -> None:
     for causal in (True, False):
         rule = Sparse(block=4, back=1, random=3, causal=causal)
         blocks = torch.arange(1000)
-        chosen = torch.stack([rule._pick(blocks, pick) for pick in range(3)])
-        assert torch.equal(chosen[:, :50], torch.stack([rule._pick(blocks[:50], pick) for pick in range(3)]))
+        chosen = torch.stack([rule.random_block(blocks, pick) for pick in range(3)])
+        assert torch.equal(chosen[:, :50], torch.stack([rule.random_block(blocks[:50], pick) for pick in range(3)]))
         limit = blocks if causal else 2 * blocks + 2
         assert bool(((chosen < limit) | (chosen == -1)).all()) and int(chosen[0, 0]) == (-1 if causal else chosen[0, 0])
         spread = (chosen[:, 100:] / limit[100:]).histc(10, 0, 1)  # even over what there is to choose from

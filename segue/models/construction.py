@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.saturated import SaturatedAttention
-from segue.mixers.state import Layout, State
+from segue.mixers.state import Layout, State, gather_nodes
 from segue.models.automata import DFA
 from segue.models.base import Decoding, Output, check_tokens
 
@@ -78,9 +78,7 @@ class AutomatonTransformer(nn.Module):
         state.check_rows(tokens.shape[0])
         state.pending = layout = state.layout(tokens.shape[1], parents)
         output = self._run(tokens, layout, state)
-        if at is None:
-            return output
-        return Output(output.logits.gather(1, at[..., None].expand(-1, -1, self.vocabulary)), output.hidden)
+        return output if at is None else Output(gather_nodes(output.logits, at), output.hidden)
 
 
 @torch.no_grad()
