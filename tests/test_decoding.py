@@ -6,6 +6,8 @@ import sys
 import tracemalloc
 from collections import Counter
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,8 @@ from segue.decoding.sampling import Noise, Prefix, log_softmax, min_p, top_k, to
 from segue.decoding.search import Beam
 from segue.decoding.search.beam import BeamSearch
 from segue.errors import SegueError
-from segue.kinds.codecs import UNKNOWN, ItemCodec
+from segue.kinds import KINDS
+from segue.kinds.codecs import UNKNOWN, ByteCodec, ItemCodec, LetterCodec
 from segue.mixers.state import Layout
 from segue.models.counts import CountModel
 from segue.models.stack import Stack, StackConfig
@@ -546,8 +549,6 @@ def test_the_answer_reports_cost() -> None:
 
 @pytest.mark.parametrize("codec", ["byte", "letters", "items"])
 def test_objects_go_in_and_come_out(codec: str) -> None:
-    from segue.kinds.codecs import ByteCodec, LetterCodec
-
     items = ItemCodec([*(f"i{n}" for n in range(11)), "sold out"])
     made = {"byte": ByteCodec(), "letters": LetterCodec("ACGT"), "items": items}[codec]
     primes = {"byte": [b"ab", b"", None], "letters": ["ACG", "T", ""], "items": [["i1", "i2"], [], ["i3"]]}[codec]
@@ -578,6 +579,18 @@ def test_objects_go_in_and_come_out(codec: str) -> None:
         assert one.text.split(" → ") == (one.value or [""]), "items with blanks in them do not run together"
 
 
+def test_a_continued_record_keeps_its_name(tmp_path: Path) -> None:
+    codec = ItemCodec(["browse", "buy"])
+    fitted = SimpleNamespace(decodable=lambda weights: TableModel(codec.size), codec=codec, kind=KINDS["events"],
+                             mixture=None, heads=None, best_draft=None)
+    (tmp_path / "log.csv").write_text("user,item\nanna,browse\nanna,buy\nbo,browse\n")
+    one = continue_(fitted, tmp_path / "log.csv", 3)
+    one.save(tmp_path / "out.csv")
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines[:3] == ["who,what", "anna,browse", "anna,buy"]
+    assert {line.partition(",")[0] for line in lines[3:]} == {"anna"}
+
+
 @pytest.mark.parametrize("options", [{"decoder": "greedy"}, {"decoder": "sample", "seed": 3}, {"decoder": "beam"}])
 def test_the_unknown_item_is_never_said(options: dict[str, Any]) -> None:
     codec = ItemCodec(["a", "b"])
@@ -587,12 +600,7 @@ def test_the_unknown_item_is_never_said(options: dict[str, Any]) -> None:
     assert one.value and UNKNOWN not in one.value + told
 
 
-def test_continue_takes_one_prime_or_many(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from types import SimpleNamespace
-
-    from segue.kinds import KINDS
-    from segue.kinds.codecs import ByteCodec
-
+def test_continue_takes_one_prime_or_many(tmp_path: Path) -> None:
     model = TableModel(257, sharpness=1.0)
     fitted = SimpleNamespace(decodable=lambda weights: model, codec=ByteCodec(), kind=KINDS["text"], mixture=None,
                              heads=None, best_draft=None)

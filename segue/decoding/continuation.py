@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,6 +19,7 @@ from segue.decoding.recipes import drafts_itself
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
+from segue.kinds.base import Record
 from segue.kinds.codecs import as_bytes
 from segue.models.base import begin_of
 from segue.models.depth import DepthSchedule
@@ -109,14 +111,14 @@ def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Cal
 
 def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = 256,
                      decoder: str | None = None, draft: Any = None, *, stop: Sequence[Any] = (),
-                     kind: Kind | None = None, until: Callable[[list[int]], bool] | None = None,
+                     until: Callable[[list[int]], bool] | None = None,
                      regex: str | None = None, json_schema: str | dict[str, Any] | None = None,
                      **options: Any) -> list[Continuation]:
     """Continue objects of a codec: text, letters or items. An empty or missing prime begins a document.
 
-    n: tokens to add at most. stop: strings (or items) before which an answer ends. kind: knows the file format that
-    `Continuation.save` writes. The codec's end token always ends an answer; its unknown item is never said. regex,
-    json_schema: what each answer must match (see `segue.decoding.constrain`). Everything else is as in `generate`.
+    n: tokens to add at most. stop: strings (or items) before which an answer ends; the codec's end token always ends
+    one, and its unknown item is never said. regex, json_schema: what each answer must match (see
+    `segue.decoding.constrain`). Everything else is as in `generate`.
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
     stops = Stops(stop, codec) if len(stop) else None
@@ -140,8 +142,6 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
             ends = list(accumulate(each.per_pass))
             each.pieces = [as_text(codec.decode(each.tokens[start:end])) for start, end in zip([0, *ends], ends)]
             each.pieces[:1] = [piece.removeprefix(as_text(blank)) for piece in each.pieces[:1]]
-            if kind is not None:
-                each.writer = lambda whole, path: kind.write([whole], path)
     return answers
 
 
@@ -239,18 +239,20 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     kind = fitted.kind
     items = kind.storage == "items"
     many = isinstance(prime, (list, tuple)) and (not items or any(isinstance(each, (list, tuple)) for each in prime))
-    primes = [prime_object(kind, each, fitted.codec) for each in (prime if many else [prime])]
-    if not primes:
+    records = [prime_record(kind, each, fitted.codec) for each in (prime if many else [prime])]
+    if not records:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
-    strange = [unknown_in(fitted.codec, each) for each in primes]
+    strange = [unknown_in(fitted.codec, record.object) for record in records]
     if depth is not None and (weights != "float32" or not isinstance(n, int)):
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
-    answers = continue_objects(model, fitted.codec, primes, n, decoder, drafter_for(fitted, decoder, draft), stop=stop,
-                               kind=kind, **options)
-    for answer, count, each in zip(answers, strange, primes):
+    answers = continue_objects(model, fitted.codec, [record.object for record in records], n, decoder,
+                               drafter_for(fitted, decoder, draft), stop=stop, **options)
+    for answer, count, record in zip(answers, strange, records):
         if count:
-            answer.remark = f"{count} of the {len(each)} {kind.unit}s of the prime are unknown to the model"
+            answer.remark = f"{count} of the {len(record)} {kind.unit}s of the prime are unknown to the model"
+        for each in (answer, *answer.others):
+            each.writer = partial(_write, kind, record.name)
     return answers if many else answers[0]
 
 
@@ -283,15 +285,25 @@ def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
     return draft
 
 
-def prime_object(kind: Kind, prime: Any, codec: Codec) -> Any:
-    """What a user gave to go on from, as an object of the kind: the first sequence where it is a path, None where it
-    is empty. The codec's items are told apart in a text."""
-    known = {str(item) for item in getattr(codec, "items", ())}
+def _write(kind: Kind, name: str, whole: Any, path: str | Path) -> None:
+    """One sequence in the kind's own file format, by its name where it has one (texts have none)."""
+    kind.write([Record(whole, name=name) if name and kind.storage != "bytes" else whole], path)
+
+
+def prime_record(kind: Kind, prime: Any, codec: Codec) -> Record:
+    """What a user gave to go on from, as a record of the kind: the first one where it is a path; the object is None
+    where it is empty. The codec's items are told apart in a text."""
+    known, name = {str(item) for item in getattr(codec, "items", ())}, ""
     if isinstance(prime, SetPrompt):
-        return prime.mapped(lambda run: kind.normalise(run, known))
+        return Record(prime.mapped(lambda run: kind.normalise(run, known)))
     if isinstance(prime, Path):
         record = next(iter(kind.read(prime)), None)
         if record is None:
-            raise SegueError(f"{prime} holds no sequence to continue")
-        prime = record.object
-    return None if prime is None or len(prime) == 0 else kind.normalise(prime, known)
+            raise SegueError(f"{prime} holds no sequence to continue: give a file with one")
+        prime, name = record.object, record.name.removeprefix(f"{prime}:")
+    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, known), name=name)
+
+
+def prime_object(kind: Kind, prime: Any, codec: Codec) -> Any:
+    """The object of `prime_record`."""
+    return prime_record(kind, prime, codec).object

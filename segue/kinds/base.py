@@ -142,7 +142,8 @@ class Kind(ABC):
 
     @abstractmethod
     def write(self, objects: Iterable[Any], path: str | Path) -> None:
-        """Write objects in the field's own file format, atomically."""
+        """Write objects, or (but for bytes, which have none) `Record`s with their names, in the field's own file
+        format, atomically."""
 
     @abstractmethod
     def show(self, obj: Any) -> str:

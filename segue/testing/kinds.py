@@ -12,7 +12,7 @@ import numpy as np
 
 from segue.data import MEMORY, read
 from segue.errors import SegueError
-from segue.kinds.base import Kind, Problems, head_of
+from segue.kinds.base import Kind, Problems, Record, head_of
 from segue.kinds.codecs import Codec
 from segue.kinds.packed import bare
 
@@ -88,6 +88,10 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
             kind.write(objects, written)
             back = [record.object for record in kind.read(written)]
             assert back == objects or form is bytes, "what was written is read differently"
+            if form is not bytes:
+                kind.write([Record(each, name=f"record{i}") for i, each in enumerate(objects)], written)
+                back = [record.object for record in kind.read(written)]
+                assert back == objects, "what was written as records is read differently"
             assert isinstance(kind.show(objects[0]), str)
             whole = file.read_bytes()[: 1 << 16]
             damaged = Path(temporary) / f"damaged{number}{''.join(file.suffixes)}"
