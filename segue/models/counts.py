@@ -22,6 +22,7 @@ from segue.mixers.state import check_parents
 from segue.models.base import Decoding, Output, check_tokens
 
 FEW = 100_000  # tokens: fewer are predicted a fold at a time, more have a share set aside
+TRUSTED, FOLDED = 60_000, 24_000  # positions that trust is learned on at most, set aside or by folds
 MANY = 20  # documents, of which some can be set aside; of fewer, parts are
 CELLS = 1 << 23  # probabilities held at once
 SMOOTHINGS = {"none": kernel.MARKOV, "witten-bell": kernel.WITTEN_BELL, "kneser-ney": kernel.KNESER_NEY}
@@ -358,7 +359,7 @@ class BlendedCounts(_Counted):
     def path(self) -> str:
         return f"blended counts, {self.tables.order.size:,} observations"
 
-    def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> BlendedCounts:
+    def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUSTED, epochs: int = 4) -> BlendedCounts:
         """Count documents and learn trust: on a share of them that is held back first, then counted too; of few data,
         on all of them (see `cross_fit`).
 
@@ -383,13 +384,13 @@ class BlendedCounts(_Counted):
         stream = np.concatenate([self.tables.stream, mark_stream(documents, self.vocabulary)])
         self.tables = kernel.build(stream, self.vocabulary, kernel.REACH)
 
-    def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> float:
+    def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUSTED, epochs: int = 4) -> float:
         """Fit the trust on documents that were not counted; returns their cost in bits per element."""
         found = self._observed(documents, positions, np.random.default_rng(seed))
         self.trust, bits = _fit_trust(*found, self.vocabulary, seed, epochs)
         return bits
 
-    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 24_000, epochs: int = 4,
+    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = FOLDED, epochs: int = 4,
                   folds: int = 5) -> float:
         """Count documents and learn trust on the same ones, each predicted by counts of the other folds; for few data,
         of which neither should lose any. Returns the cost of those predictions in bits per element."""

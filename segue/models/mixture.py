@@ -311,7 +311,7 @@ def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epoch
     seen = torch.cat([agreement(x.float().log_softmax(-1), y.float().log_softmax(-1)) for x, y in parts])
     gate.mean, gate.scale = seen.mean(0), seen.std(0, correction=0) + 1e-2
     draw = torch.Generator().manual_seed(seed)
-    steps = max(epochs * len(targets) // batch, 50)
+    steps, batch = max(epochs * len(targets) // batch, 50), min(batch, max(16, epochs * len(targets) // 50))
     optimiser = torch.optim.AdamW(gate.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
 
