@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from segue.decoding.draft.counts import CountDraft
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
-from segue.models.counts import BlendedCounts, CountModel, TokenState, documents_bits, hold_back
+from segue.models.counts import BlendedCounts, CountModel, TokenState, documents_bits, hold_back, stretches
 from segue.models.mixture import Mixture
 from segue.testing import check_drafter, check_model
 
@@ -258,6 +258,17 @@ def test_a_large_vocabulary_is_scored_in_smaller_pieces(blend: BlendedCounts, mi
     assert max(len(scores) for _, scores, _ in mixture.walk([line], 16)) == 64
     assert np.allclose(mixture.log_probabilities(line, 16), whole, atol=1e-5)
     assert np.allclose(blend.log_probabilities(line), alone)
+
+
+@pytest.mark.parametrize(("sizes", "first"), [([5] * 4000, 0), ([5] * 4000, 1), ([3000, 70_000], 1), ([1, 2, 3], 1),
+                                              ([9, 4000] * 20, 0)])
+def test_no_more_is_looked_at_than_asked_for(sizes: list[int], first: int) -> None:
+    """Of many short documents some are left out: with a large vocabulary each position costs much."""
+    found = stretches(sizes, 1000, np.random.default_rng(0), first)
+    assert all(first <= begin < end <= sizes[number] for number, begin, end in found)
+    assert len({number for number, _, _ in found}) == len(found)
+    most = sum(size - first for size in sizes)
+    assert min(1000, most) <= sum(end - begin for _, begin, end in found) <= 1000 + 2 * 64
 
 
 def test_blend_survives_a_file(blend: BlendedCounts, tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ from segue.training.evaluate import Tally, interval, predicted_units, score, win
 from segue.training.loop import CHECKPOINT
 from segue.training.optimiser import Optimiser, groups_of, orthogonalise
 from segue.training.recipe import Facts, choose
-from segue.verbs.fit import build
+from segue.verbs import mixed
+from segue.verbs.fit import build, sample
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 16, "rows": 4, "threads": 1, "precision": "float32"}
 
@@ -633,8 +634,18 @@ def test_few_data_are_counted_too(few: int, even: bool) -> None:
     assert model.mixture is not None and bool((model.mixture.gate.out.weight == 0).all()) == even
     seen = model.mixture.counts.tables.order.size
     assert seen == model.report["train_units"] + 2 * model.report["train_documents"]  # every one, its begin and end
-    held, beaten = model.report["held_out"], "unigram" if even else "Kneser-Ney of order 5"
-    assert held["bits_per_unit"] < held["baselines"][beaten]
+    held, rival = model.report["held_out"], "unigram" if even else "Kneser-Ney of order 5"
+    assert held["bits_per_unit"] < held["baselines"][rival]
+
+
+def test_of_many_held_out_documents_a_sample_is_scored() -> None:
+    data = of([[str(i), "b"] for i in range(50)], kind="cases")
+    assert sample(data, 1.5) is data and sample(data, 1.0) is data
+    some = sample(data, 0.1)
+    assert [record.object[0] for record in some] == ["0", "12", "24", "36", "49"]
+    assert len(sample(data, 1e-9)) == 1
+    assert mixed.scored(50_000, 0.3) == 2_000 < mixed.scored(50, 0.3) < mixed.scored(50, 3) < mixed.scored(50, None)
+    assert mixed.positions(50_000, 0.3)[1] < mixed.positions(50, 0.3)[1] == mixed.positions(50, None)[1]
 
 
 @pytest.mark.parametrize("mixer", ["attention", "gru"])

@@ -24,6 +24,7 @@ from segue.models.base import Decoding, Output, check_tokens
 
 PIECE = 1024  # elements whose distributions are held at once
 FEW = 100_000  # tokens: fewer are predicted a fold at a time, more have a share set aside
+TRUSTED, FOLDED = 60_000, 24_000  # positions that trust is learned on at most, set aside or by folds
 MANY = 20  # documents, of which some can be set aside; of fewer, parts are
 CELLS = 1 << 23  # probabilities held at once
 SMOOTHINGS = {"none": kernel.MARKOV, "witten-bell": kernel.WITTEN_BELL, "kneser-ney": kernel.KNESER_NEY}
@@ -328,6 +329,21 @@ def hold_back(documents: Sequence[Any], share: float = 0.08, seed: int = 0) -> t
             [d[cut:] for d, cut in zip(documents, cuts) if cut < len(d)])
 
 
+def stretches(sizes: Sequence[int], positions: int, draw: np.random.Generator,
+              first: int = 0) -> list[tuple[int, int, int]]:
+    """One stretch of each document, at a random place from `first` on, so that all ages of a document's own past are
+    seen: its number, begin and end. About so many positions in all; of many short documents some are left out."""
+    found, total, share = [], 0, min(1.0, positions / max(1, sum(sizes)))
+    for number in draw.permutation(len(sizes)).tolist():
+        size = min(sizes[number] - first, max(int(np.ceil(share * sizes[number])), 64))
+        if total >= positions or size < 1:
+            continue
+        begin = int(draw.integers(first, sizes[number] - size + 1))
+        found.append((number, begin, begin + size))
+        total += size
+    return found
+
+
 class BlendedCounts(_Counted):
     """Counts of every order from a corpus and from the sequence's own past, believed as far as was learned.
 
@@ -349,7 +365,7 @@ class BlendedCounts(_Counted):
     def path(self) -> str:
         return f"blended counts, {self.tables.order.size:,} observations"
 
-    def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> BlendedCounts:
+    def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUSTED, epochs: int = 4) -> BlendedCounts:
         """Count documents and learn trust: on a share of them that is held back first, then counted too; of few data,
         on all of them (see `cross_fit`).
 
@@ -374,13 +390,13 @@ class BlendedCounts(_Counted):
         stream = np.concatenate([self.tables.stream, mark_stream(documents, self.vocabulary)])
         self.tables = kernel.build(stream, self.vocabulary, kernel.REACH)
 
-    def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> float:
+    def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUSTED, epochs: int = 4) -> float:
         """Fit the trust on documents that were not counted; returns their cost in bits per element."""
         found = self._observed(documents, positions, np.random.default_rng(seed))
         self.trust, bits = _fit_trust(*found, self.vocabulary, seed, epochs)
         return bits
 
-    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 24_000, epochs: int = 4,
+    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = FOLDED, epochs: int = 4,
                   folds: int = 5) -> float:
         """Count documents and learn trust on the same ones, each predicted by counts of the other folds; for few data,
         of which neither should lose any. Returns the cost of those predictions in bits per element."""
@@ -402,14 +418,11 @@ class BlendedCounts(_Counted):
         ids = [np.asarray(getattr(document, "ids", document), np.int32) for document in documents]
         if not sum(map(len, ids)):
             raise SegueError("there is too little data to learn trust on: give more, or longer, sequences")
-        share, rows, facts = min(1.0, positions / sum(map(len, ids))), [], []
-        for document in ids:
-            # a stretch of each document, at a random place: all ages of its own past are seen
-            size = min(len(document), max(int(np.ceil(share * len(document))), 64))
-            begin = int(draw.integers(0, len(document) - size + 1))
-            rows.append(np.empty((size, kernel.LEVELS, kernel.FEATURES), np.float32))
-            facts.append(np.empty((size, kernel.LEVELS, 5), np.float32))
-            kernel.observe(self.tables, document, begin, begin + size, self.window, self.work, rows[-1], facts[-1])
+        rows, facts = [], []
+        for number, begin, end in stretches([len(document) for document in ids], positions, draw):
+            rows.append(np.empty((end - begin, kernel.LEVELS, kernel.FEATURES), np.float32))
+            facts.append(np.empty((end - begin, kernel.LEVELS, 5), np.float32))
+            kernel.observe(self.tables, ids[number], begin, end, self.window, self.work, rows[-1], facts[-1])
         return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts))
 
     def likeliest(self, state: TokenState, length: int, least: float) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.models.base import Decodable, Decoding, Output
-from segue.models.counts import CELLS, BlendedCounts, TokenState
+from segue.models.counts import CELLS, BlendedCounts, TokenState, stretches
 
 POSITIONS = 12_000  # elements that a gate is fitted on at most
 Piece = tuple[np.ndarray, int, int]  # ids of a document, and which of them
@@ -262,12 +262,8 @@ class Mixture:
         if not ids:
             raise SegueError("there is too little data to learn the mixture on: give more, or longer, sequences")
         positions = min(positions, (1 << 26) // self.vocabulary + 1)
-        share, draw = min(1.0, positions / sum(map(len, ids))), np.random.default_rng(seed)
-        pieces = []
-        for document in ids:
-            size = min(len(document) - 1, max(int(np.ceil(share * len(document))), 64))
-            begin = int(draw.integers(1, len(document) - size + 1))
-            pieces.append((document, begin, begin + size))
+        pieces = [(ids[number], begin, end) for number, begin, end in
+                  stretches([len(document) for document in ids], positions, np.random.default_rng(seed), first=1)]
         with torch.no_grad():
             p, q = (torch.cat(side) for side in zip(*([x.half() for x in pair] for pair in
                                                       self._pairs(grouped(pieces, self.size()), context, precision))))
@@ -315,8 +311,7 @@ def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epoch
     seen = torch.cat([agreement(x.float().log_softmax(-1), y.float().log_softmax(-1)) for x, y in parts])
     gate.mean, gate.scale = seen.mean(0), seen.std(0, correction=0) + 1e-2
     draw = torch.Generator().manual_seed(seed)
-    batch = 256
-    steps = max(epochs * len(targets) // batch, 50)
+    steps, batch = max(epochs * len(targets) // 256, 50), min(256, max(16, epochs * len(targets) // 50))
     optimiser = torch.optim.AdamW(gate.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
 

@@ -9,7 +9,7 @@ import torch
 
 from segue.continual.memory import sequences
 from segue.models import Stack
-from segue.models.counts import FEW, BlendedCounts, CountModel, hold_back
+from segue.models.counts import FEW, FOLDED, TRUSTED, BlendedCounts, CountModel, hold_back
 from segue.models.mixture import POSITIONS, Gate, Mixture
 from segue.training.batches import Arrays, Store
 from segue.training.evaluate import Scored, Tally
@@ -57,32 +57,39 @@ def documents(store: Store) -> list[np.ndarray]:
     return [np.asarray(document, np.int32) for document in sequences(store)]
 
 
-def positions(vocabulary: int, minutes: float | None) -> int:
-    """Of how many elements the gate learns, so that it takes no more than a sixth of the dial."""
+def positions(vocabulary: int, minutes: float | None) -> tuple[int, int]:
+    """Of how many elements trust and the gate learn, so that neither takes more than a sixth of the dial."""
     if minutes is None:
-        return POSITIONS
-    return int(np.clip(10 * minutes / (POSITION * vocabulary), 2_000, POSITIONS))
+        return TRUSTED, POSITIONS
+    return (int(np.clip(40_000 * minutes, 12_000, TRUSTED)),
+            int(np.clip(10 * minutes / (POSITION * vocabulary), 500, POSITIONS)))
+
+
+def scored(vocabulary: int, minutes: float | None) -> float:
+    """How many held-out elements are scored in a sixth of the dial."""
+    return np.inf if minutes is None else max(2_000, 10 * minutes / (4e-5 + 5e-8 * vocabulary))
 
 
 def reserve(train: Store, held: Store, vocabulary: int, minutes: float) -> float:
     """Seconds of the dial that the counts take: sorting the stream, two small fits, and the score on `held`."""
-    size, scored = len(train.tokens), len(held.tokens)
-    gate = POSITION * vocabulary * min(positions(vocabulary, minutes), 0.08 * size) if size >= EVEN else 0.0
-    return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + (4e-5 + 5e-8 * vocabulary) * scored)
+    size = len(train.tokens)
+    gate = POSITION * vocabulary * min(positions(vocabulary, minutes)[1], 0.08 * size) if size >= EVEN else 0.0
+    score = (4e-5 + 5e-8 * vocabulary) * min(scored(vocabulary, minutes), len(held.tokens))
+    return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + score)
 
 
 def mix(model: Stack, parts: Parts, context: int, seed: int, precision: str = "float32",
         minutes: float | None = None) -> Mixture:
     """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one."""
-    counts = BlendedCounts(model.vocabulary)
+    counts, (trusted, gated) = BlendedCounts(model.vocabulary), positions(model.vocabulary, minutes)
     if sum(map(len, parts.rest)) < FEW:
-        counts.cross_fit(parts.rest, seed)
+        counts.cross_fit(parts.rest, seed, min(FOLDED, trusted))
     else:
         counts.count(parts.rest)
-        counts.learn_trust(parts.aside, seed)
+        counts.learn_trust(parts.aside, seed, trusted)
     mixture = Mixture(model, counts, None if parts.aside else Gate.even())
     if parts.aside:
-        mixture.learn_gate(parts.aside, context, seed, positions(model.vocabulary, minutes), precision=precision)
+        mixture.learn_gate(parts.aside, context, seed, gated, precision=precision)
         counts.count([*parts.rest, *parts.aside])
     first = counts.init_state(1)                  # compiled now, so that the first prompt need not wait for it
     counts.extend(torch.zeros(1, 1, dtype=torch.long), first)
