@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from segue.models.classify import WeightHead
+
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
@@ -34,7 +36,7 @@ def groups_of(model: nn.Module, muon: bool) -> dict[str, dict[str, nn.Parameter]
     state = {id(p) for p in state_parameters()}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = getattr(model, "head", None)
-    if isinstance(head, nn.Linear):
+    if isinstance(head, nn.Linear | WeightHead):
         tables.add(id(head.weight))
     groups: dict[str, dict[str, nn.Parameter]] = {"matrix": {}, "weight": {}, "table": {}, "vector": {}, "state": {}}
     for name, parameter in model.named_parameters():
