@@ -199,7 +199,7 @@ shapes = {"rows": st.integers(1, 12), "classes": st.integers(1, 6), "seed": st.i
 
 @quick
 @given(**shapes)
-def test_proxy_replay_is_a_double_loop_over_rows_and_a_count_adjusted_softmax(rows: int, classes: int, seed: int) -> None:
+def test_proxy_replay_is_a_double_loop_and_a_count_adjusted_softmax(rows: int, classes: int, seed: int) -> None:
     features, labels = some(rows, classes, 5, seed)
     torch.manual_seed(seed)
     model = Classifier(Features(), CosineHead(5, classes)).double()

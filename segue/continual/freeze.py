@@ -1,4 +1,4 @@
-"""Learn with parts held still, from some experience on: SEQ* (Zheng et al. 2024, arXiv 2312.07887) and its relatives."""
+"""Learn with parts held still, from some experience on (SEQ*, Zheng et al. 2024, arXiv 2312.07887)."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Freeze(Strategy):
         self.learned += 1
         if self.old_classes:
             if not isinstance(run.model, Classifier) or not isinstance(run.model.head, WeightHead):
-                raise SegueError(f"a {type(run.model).__name__} has no rows of old classes to freeze: give a Classifier "
-                                 "with a linear or cosine head")
+                raise SegueError(f"a {type(run.model).__name__} has no rows of old classes to freeze: give a "
+                                 "Classifier with a linear or cosine head")
             run.model.head.freeze(run.model.seen.nonzero()[:, 0])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -227,8 +227,8 @@ class Classifier(nn.Module):
         super().__init__()
         width = getattr(getattr(backbone, "config", None), "width", head.width)
         if width != head.width or pool not in ("", "mean"):
-            raise SegueError(f"a head of width {head.width} with pool '{pool}' does not fit a backbone of width {width}: "
-                             "give both one width, and pool '' or 'mean'")
+            raise SegueError(f"a head of width {head.width} with pool '{pool}' does not fit a backbone of width "
+                             f"{width}: give both one width, and pool '' or 'mean'")
         self.backbone, self.head, self.pool = backbone, head, pool
         self.register_buffer("seen", torch.zeros(head.classes, dtype=torch.bool))
 

@@ -51,5 +51,5 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
 
 __all__ = ["OBJECTIVES", "Batch", "ClassLoss", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss",
            "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "ProxyReplay",
-           "RolloutUnlikelihood", "SupCon", "Sundae", "TokenUnlikelihood", "asked", "generator_of", "objective_named",
+           "RolloutUnlikelihood", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "objective_named",
            "relation_distillation", "score_distillation", "supcon"]

@@ -37,8 +37,8 @@ class Distillation:
 
 
 def score_distillation(scores: Tensor, stored: Tensor, labels: Tensor) -> Tensor:
-    """Scalar: the mean square by which scores (R, C) differ from those stored with the same rows (R, C' <= C), over rows
-    and labels (M,) of the whole batch: a class counts as often as the batch has it (PCD, arXiv 2309.15038)."""
+    """Scalar: the mean square by which scores (R, C) differ from those stored with the same rows (R, C' <= C), over
+    rows and the labels (M,) of the whole batch: a class counts as often as the batch has it (PCD, arXiv 2309.15038)."""
     apart = (scores[:, : stored.shape[1]] - stored.to(scores)).square().mean(0)
     counts = torch.bincount(labels, minlength=len(apart))[: len(apart)].to(apart)
     return (counts * apart).sum() / len(labels)

@@ -72,7 +72,7 @@ class Run:
         rates = {"matrix": plan.rate, "weight": plan.rate, "table": plan.table_rate, "vector": plan.vector_rate,
                  "state": plan.state_rate}
         dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
-        return Optimiser(self.model, rates, plan.decay, plan.muon, dtype=dtype)
+        return Optimiser(self.model, rates, plan.decay, plan.muon, dtype=dtype, sgd=plan.sgd)
 
     def generator(self) -> torch.Generator:
         """A generator that depends on the seed and the step alone."""
