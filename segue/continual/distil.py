@@ -19,8 +19,8 @@ from segue.training.strategy import Strategy
 
 
 class LwF(Strategy):
-    """Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282): on the new rows the model also imitates itself as
-    it was before this experience. Keeps no data. Costs a copy of the model and a pass of each a step.
+    """Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282): on the new rows the model also imitates itself
+    as it was before this experience. Keeps no data. Costs a copy of the model and a pass of each a step.
 
     strength: times T^2 KL(before, now) per element, both at temperature T, see `Distillation`.
     """

@@ -52,8 +52,8 @@ class SLNID(Strategy):
     """Selfless learning: sparse coding through local neural inhibition and discounting (Aljundi et al. 2019, arXiv
     1806.05421). Adds strength * `inhibition` of the hidden activations, the mean over elements, summed over layers.
 
-    It leaves capacity and protects nothing by itself: combine it, as in Combined(MAS(), SLNID()). A unit's importance is
-    the mean over rows of |d ||F||^2 / d h_i| with the unit moved alike at all elements (see
+    It leaves capacity and protects nothing by itself: combine it, as in Combined(MAS(), SLNID()). A unit's importance
+    is the mean over rows of |d ||F||^2 / d h_i| with the unit moved alike at all elements (see
     `segue.continual.importance.length`), summed over experiences. Costs one more pass a step.
 
     sigma: reach of the inhibition in units (0: a sixth of the layer). rows: that importances are estimated from.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from segue.models.base import Decodable, Output
 from segue.models.classify import HEADS, ClassHead, Classifier, Features
 from segue.models.depth import DepthSchedule, Scheduled
+from segue.models.perceptron import Perceptron
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 from segue.models.stack import Stack, StackConfig, expand_pattern
 
 __all__ = ["HEADS", "ClassHead", "Classifier", "Decodable", "DepthSchedule", "EncoderDecoder", "EncoderDecoderConfig",
-           "Features", "Output", "Scheduled", "Stack", "StackConfig", "expand_pattern"]
+           "Features", "Output", "Perceptron", "Scheduled", "Stack", "StackConfig", "expand_pattern"]

@@ -11,6 +11,7 @@ from segue.objectives.classes import ClassLoss, ProxyReplay
 from segue.objectives.contrastive import SupCon, asked, supcon
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
+from segue.objectives.grouped import GroupedClasses
 from segue.objectives.masked import MaskedElements
 from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
@@ -49,7 +50,7 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["OBJECTIVES", "Batch", "ClassLoss", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss",
-           "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "ProxyReplay",
+__all__ = ["OBJECTIVES", "Batch", "ClassLoss", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "GroupedClasses",
+           "Loss", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "ProxyReplay",
            "RolloutUnlikelihood", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "objective_named",
            "relation_distillation", "score_distillation", "supcon"]

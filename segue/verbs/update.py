@@ -91,8 +91,9 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     """Learn `data` on top of `fitted`, whose weights are moved (and whose folder, if it has one, is rewritten).
 
     strategy: a name in `segue.continual.STRATEGIES`, with settings where wanted ("ewc:strength=100") and several joined
-    ("mas + replay", see `segue.continual.strategy_named`), or a `Strategy`. What it must remember for the next update by
-    the same strategy, such as the importance of weights, stays with the model. minutes (default: 1) or steps: how long.
+    ("mas + replay", see `segue.continual.strategy_named`), or a `Strategy`. What it must remember for the next update
+    by the same strategy, such as the importance of weights, stays with the model.
+    minutes (default: 1) or steps: how long.
     name: of the new experience in reports (default: "update N"). choices: entries of the plan, such as rate or rows.
 
     Raises SegueError where the data do not fit the model, or another update of the same folder is unfinished.
