@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from segue.continual import (
     SLNID,
     STRATEGIES,
     Combined,
+    DERpp,
     LocalMAS,
     LwF,
     Replay,
@@ -44,7 +46,7 @@ from segue.continual.experts import ExpertGate
 from segue.continual.gradients import gradient, nats, row_gradients, row_nats, trained, virtual_step
 from segue.continual.importance import fisher, length, represented
 from segue.continual.project import nonnegative, project
-from segue.continual.replay import interference
+from segue.continual.replay import interfered, interference
 from segue.continual.sparsity import activations, inhibition
 from segue.continual.stream import class_accuracy, task_accuracy
 from segue.errors import SegueError
@@ -64,13 +66,13 @@ def stack(*mixers: str) -> Stack:
 
 
 def rows(n: int = 12, length: int = 7, seed: int = 0, classes: int = 0) -> Batch:
-    """Rows that continue; or, with classes, rows whose first element decides what is asked at the end."""
+    """Rows that continue; or, with classes, rows whose last element decides what is asked there."""
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(V, (n, length), generator=draw)
     if not classes:
         return Batch(tokens[:, :-1], tokens[:, 1:])
     targets = torch.full_like(tokens, -1)
-    targets[:, -1] = tokens[:, 0] % classes
+    targets[:, -1] = tokens[:, -1] % classes
     return Batch(tokens, targets)
 
 
@@ -135,7 +137,7 @@ def test_a_virtual_step_is_taken_back_bit_for_bit() -> None:
     model, batch = stack(), rows()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with virtual_step(model, gradient(model, batch, NextElement()), 0.5):
-        assert float(nats(model, batch)) != float(nats(stack(), batch))
+        assert float(nats(model, batch).detach()) != float(nats(stack(), batch).detach())
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert torch.equal(interference(model, batch, rows(seed=1), NextElement(), 0.0), torch.zeros(12))
     step, harm = 1e-3, interference(network(), vectors(), vectors(seed=1), NextElement(), 1e-3)
@@ -179,7 +181,7 @@ def test_local_mas_is_mas_of_each_layer_by_itself() -> None:
     model, batch = network(), vectors()
     found = LocalMAS().estimate(run_of(model), batch)
     x = batch.tokens[:, 0]
-    for index, name in ((0, "backbone.layers.0"), (2, "backbone.layers.2")):
+    for name in ("backbone.layers.0", "backbone.layers.2"):
         layer = model.get_submodule(name)
         total = [torch.autograd.grad(layer(row).square().sum(), [layer.weight, layer.bias]) for row in x]
         torch.testing.assert_close(found[f"{name}.weight"], torch.stack([a.abs() for a, _ in total]).mean(0).float(),
@@ -205,7 +207,8 @@ def test_hidden_vectors_are_taken_before_the_norm_that_fixes_their_length() -> N
     hidden = represented(model, batch)
     torch.testing.assert_close(model.norm(hidden), model(batch.tokens, batch.layout).hidden)
     normed = model(batch.tokens, batch.layout).hidden.square().sum(-1)
-    assert float(normed.std() / normed.mean()) < 1e-3 < float(hidden.square().sum(-1).std() / hidden.square().mean())
+    lengths = hidden.square().sum(-1)
+    assert float((normed.std() / normed.mean()).detach()) < 1e-3 < float((lengths.std() / lengths.mean()).detach())
 
 
 @pytest.mark.parametrize("kind", [EWC, MAS, LocalMAS, SI])
@@ -233,19 +236,19 @@ def test_one_penalty_serves_all_importances(kind: type[Any]) -> None:
     assert any(bool((again.importance[name] > value).any()) for name, value in strategy.importance.items())
 
 
-def test_a_strong_penalty_holds_the_weights() -> None:
+@pytest.mark.parametrize("kind", [EWC, MAS, LocalMAS, SI])
+def test_a_strong_penalty_holds_the_weights_that_matter(kind: type[Any]) -> None:
     stream = class_incremental(rows(80, classes=4), rows(20, seed=1, classes=4), [(0, 1), (2, 3)])
 
-    def moved(strategy: Strategy) -> float:
-        model = stack()
+    def moved(strength: float) -> float:
+        model, strategy = stack(), kind(strength)
         learn_stream(model, stream[:1], strategy, rows=10, rate=0.01)
-        before = [p.detach().clone() for p in model.parameters()]
+        before = {name: p.detach().clone() for name, p in trained(model).items()}
+        importance = dict(strategy.importance)
         learn_stream(model, stream[1:], strategy, rows=10, rate=0.01)
-        return sum(float((p - b).square().sum()) for p, b in zip(model.parameters(), before))
+        return sum(float((importance[name] * (p - before[name]).square()).sum()) for name, p in trained(model).items())
 
-    free = moved(Strategy())
-    for strategy in (EWC(1e5), MAS(1e4), LocalMAS(1e4), SI(1e5)):
-        assert moved(strategy) < 0.8 * free, strategy.name
+    assert moved(1e4) < 0.3 * moved(0.0)
 
 
 def test_si_on_a_quadratic_bowl() -> None:
@@ -302,7 +305,8 @@ def test_der_keeps_scores_and_bounds_them(monkeypatch: pytest.MonkeyPatch) -> No
     plain, both = DER(alpha=0.3, capacity=20), strategy_named("der++:alpha=0.3,beta=0.7,capacity=20")
     for strategy in (plain, both):
         strategy.offer(run, batch)  # type: ignore[attr-defined]
-    torch.testing.assert_close(plain.buffer.payload["scores"], model(plain.buffer.rows(slice(None)).tokens).logits)  # type: ignore[arg-type]
+    kept = plain.buffer.rows(torch.arange(8))
+    torch.testing.assert_close(plain.buffer.payload["scores"], model(kept.tokens).logits)
     assert float(plain.loss_term(run, batch)) < 1e-10  # nothing has moved yet
     other = stack("attention")
     moved = run_of(other, generator=run.generator)
@@ -397,21 +401,21 @@ class Product(nn.Module):
 
 def test_gss_spreads_gradients_better_than_a_reservoir_and_nearly_as_well_as_can_be() -> None:
     found: dict[str, list[float]] = {"reservoir": [], "gss": []}
-    best = []
-    for seed in range(12):
+    best, sets = [], torch.tensor(list(itertools.combinations(range(30), 4)))
+    for seed in range(8):
         draw = torch.Generator().manual_seed(seed)
-        angles = torch.where(torch.rand(14, generator=draw) < 0.8, 0.3 * torch.randn(14, generator=draw),
-                             6.28 * torch.rand(14, generator=draw))
+        angles = torch.where(torch.rand(30, generator=draw) < 0.8, 0.3 * torch.randn(30, generator=draw),
+                             6.28 * torch.rand(30, generator=draw))
         points = torch.stack([angles.cos(), angles.sin()], 1)
-        batch = Batch(points[:, None], torch.zeros(14, 1, dtype=torch.long))
+        batch = Batch(points[:, None], torch.zeros(30, 1, dtype=torch.long))
         for update, scores in found.items():
-            buffer = Buffer(6, update, seed)
-            for at in range(14):
+            buffer = Buffer(4, update, seed)
+            for at in range(30):
                 buffer.offer(batch.rows(slice(at, at + 1)), model=Product())
-            scores.append(total_cosine(buffer.rows(torch.arange(6)).tokens[:, 0]))
-        best.append(min(total_cosine(points[list(which)]) for which in itertools.combinations(range(14), 6)))
+            scores.append(total_cosine(buffer.rows(torch.arange(4)).tokens[:, 0]))
+        best.append(float(points[sets].sum(1).square().sum(-1).min()) - 4)
     random, gss, least = (float(np.mean(x)) for x in (found["reservoir"], found["gss"], best))
-    assert gss < random - 0.5 * (random - least)
+    assert gss < random - 0.6 * (random - least)
 
 
 def test_a_reservoir_of_rows_gives_every_row_the_same_chance() -> None:
@@ -473,8 +477,6 @@ def test_mir_takes_the_rows_that_a_step_would_harm_most() -> None:
     buffer, model = Buffer(20), stack()
     buffer.offer(stream)
     run = run_of(model, objective=NextElement(), generator=lambda: torch.Generator().manual_seed(3))
-    from segue.continual.replay import interfered
-
     new = rows(6, seed=5, classes=4)
     chosen = interfered(run, new, buffer, 4, candidates=12, rate=0.5)
     drawn = buffer.draw(12, run.generator())
@@ -562,10 +564,11 @@ def test_a_stream_is_what_was_asked_for_and_scores_it() -> None:
 
 
 @pytest.mark.parametrize("mixer", ["attention", "mamba", "lstm"])
-@pytest.mark.parametrize("make", [Replay, partial(MIR, candidates=30), partial(DER, alpha=1.0)])
+@pytest.mark.parametrize("make", [Replay, partial(MIR, candidates=30), partial(DER, alpha=1.0),
+                                  partial(DERpp, alpha=1.0)])
 def test_rehearsal_forgets_less_on_every_mixer(mixer: str, make: Callable[[], Strategy]) -> None:
     stream = class_incremental(rows(160, 4, classes=4), rows(60, 4, seed=1, classes=4), [(0, 1), (2, 3)])
-    naive, kept = (learn_stream(stack(mixer), stream, strategy, rows=10, rate=0.02, epochs=3)
+    naive, kept = (learn_stream(stack(mixer), stream, strategy, rows=10, rate=0.02, epochs=2)
                    for strategy in (Strategy(), make()))
     assert kept.scores[-1, 0] > naive.scores[-1, 0] + 0.2
 
@@ -617,7 +620,8 @@ def test_strategies_by_name_say_what_is_wrong() -> None:
     assert isinstance(made, Combined) and made.name == "ewc+replay"
     assert made.strategies[0].strength == 7 and made.strategies[1].share == 0.25  # type: ignore[attr-defined]
     for text, says in (("magic", "choose from naive, replay"), ("ewc:power=3", "with strength, keep"),
-                       ("ewc:strength=strong", "no number"), ("naive:x=1", "no settings"), ("gss:share=2", "between 0")):
+                       ("ewc:strength=strong", "no number"), ("naive:x=1", "no settings"),
+                       ("gss:share=2", "between 0")):
         with pytest.raises(SegueError, match=says):
             strategy_named(text)
 
@@ -630,11 +634,9 @@ def fitted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["mir:candidates=12", "gss:capacity=6", "ewc:strength=1e4", "mas:rows=8", "si", "lwf",
-                                  "der++:capacity=9", "agem", "mas:rows=8 + replay"])
+@pytest.mark.parametrize("name", ["gss:capacity=6", "ewc:strength=1e4", "si", "der++:capacity=9",
+                                  "mas:rows=8 + replay"])
 def test_an_update_takes_strategies_by_name_and_remembers(fitted_folder: Path, tmp_path: Path, name: str) -> None:
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(fitted_folder, folder)
     report = segue.load(folder).update([("xyzx" * 9) + str(i) for i in range(60)], strategy=name, steps=4, quiet=True)
