@@ -74,13 +74,6 @@ class Reservoir:
         if slot >= 0:
             self.pieces[slot : slot + 1] = [np.array(piece, dtype=np.int32)]
 
-    def draw(self, n: int, generator: np.random.Generator) -> list[np.ndarray]:
-        """`n` pieces, without repeats as long as there are enough."""
-        if not self.pieces:
-            raise SegueError("the replay buffer is empty: fit on some data first")
-        chosen = generator.choice(len(self.pieces), size=n, replace=n > len(self.pieces))
-        return [self.pieces[i] for i in chosen]
-
     def save(self, folder: Path) -> None:
         from safetensors.numpy import save_file
 
