@@ -360,6 +360,8 @@ def test_a_projected_step_does_no_harm_and_is_the_nearest(k: int, seed: int) -> 
     if k == 1 and float(constraints[0] @ g) < 0:  # A-GEM's closed form
         r = constraints[0]
         torch.testing.assert_close(found, g - (g @ r) / (r @ r) * r, atol=1e-6, rtol=1e-6)
+    leaned = project(g, constraints, margin=0.5)
+    assert leaned is g or float((constraints @ leaned).min()) >= -1e-7
     for _ in range(20):  # any other allowed direction is farther off
         other = project(found + 0.1 * torch.randn(9, generator=draw, dtype=torch.float64), constraints)
         assert float((other - g).norm()) >= float((found - g).norm()) - 1e-6

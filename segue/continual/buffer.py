@@ -194,7 +194,7 @@ class Buffer:
         self.seen, self.notes = values["seen"], values["notes"]
         if rows := part("rows."):
             grid = None if values["grid"] is None else tuple(values["grid"])
-            self.batch = Batch(**rows, channels=part("channels."), grid=grid)  # type: ignore[arg-type]
+            self.batch = Batch(**rows, channels=part("channels."), grid=grid)
             self.payload, self.scores = part("payload."), tensors["scores"]
 
 

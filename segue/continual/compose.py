@@ -21,7 +21,7 @@ class Combined(Strategy):
 
     def __init__(self, *strategies: Strategy) -> None:
         self.strategies = strategies
-        self.name = "+".join(each.name for each in strategies)  # type: ignore[misc]
+        self.name = "+".join(each.name for each in strategies)
 
     def before_experience(self, run: Run) -> None:
         for each in self.strategies:
@@ -49,7 +49,8 @@ class Combined(Strategy):
             each.after_experience(run)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, values = {}, {}
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
         for index, each in enumerate(self.strategies):
             kept, values[str(index)] = each.state()
             tensors |= {f"{index}.{name}": t for name, t in kept.items()}
@@ -103,7 +104,7 @@ class TaskFree(Strategy):
 
     def __init__(self, strategy: Strategy, window: int = 5, mean: float = 0.5, variance: float = 0.1) -> None:
         self.strategy, self.plateau = strategy, Plateau(window, mean, variance)
-        self.name = f"task-free {strategy.name}"  # type: ignore[misc]
+        self.name = f"task-free {strategy.name}"
         self.boundaries: list[int] = []  # the steps, over all runs, after which one was found
         self.steps = 0
 

@@ -48,9 +48,9 @@ class Gate(nn.Module):
         return (lost - F.binary_cross_entropy(aim, aim, reduction="none")).sum(-1)
 
 
-def reconstruction(gate: nn.Module, batch: Batch) -> Loss:
+def reconstruction(model: nn.Module, batch: Batch) -> Loss:
     """The objective of a `Gate`: batches of features (B, 1, F)."""
-    total = gate(batch.tokens[:, 0]).sum()
+    total = model(batch.tokens[:, 0]).sum()
     return Loss(total, {"nats": total.detach()}, batch.count)
 
 

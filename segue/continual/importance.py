@@ -27,9 +27,10 @@ class Importance(Strategy):
     Importances are estimated at the end of an experience, from a reservoir of the rows that it learned. Where a model
     learned before this strategy was there (`run.past`), they are estimated from what it keeps, before the first step.
 
-    strength: of the penalty. keep: the part of earlier importances that stays with every new experience (online EWC's
-    gamma; 1: all of it). rows: that importances are estimated from. update: which rows, see `UPDATES`. A head that
-    grew has no importance in its new rows.
+    strength: of the penalty. The default about halved what a small language model forgot in an update; the scale of the
+    loss, the rate and the optimiser decide what is right. keep: the part of earlier importances that stays with every
+    new experience (online EWC's gamma; 1: all of it). rows: that importances are estimated from. update: which rows,
+    see `UPDATES`. A head that grew has no importance in its new rows.
     """
 
     default_strength: ClassVar[float] = 1.0
@@ -139,6 +140,7 @@ class EWC(Importance):
     Fisher information, so that `strength` is their lambda."""
 
     name = "ewc"
+    default_strength = 1000.0
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
         return {name: value / 2 for name, value in fisher(run.model, rows).items()}
@@ -184,6 +186,7 @@ class MAS(Importance):
     """
 
     name = "mas"
+    default_strength = 0.3
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, of: str = "hidden",
                  vectorised: bool = False, update: str = "reservoir", seed: int = 0) -> None:
@@ -246,6 +249,7 @@ class SI(Importance):
     """
 
     name = "si"
+    default_strength = 100.0
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, damping: float = 1e-3,
                  seed: int = 0) -> None:

@@ -44,8 +44,8 @@ def nonnegative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def project(direction: Tensor, constraints: Tensor, margin: float = 0.0) -> Tensor:
     """(P,) the nearest to `direction` whose products with all rows of `constraints` (K, P) are at least 0.
 
-    margin: a lower bound of the multipliers of the constraints that are in force where any is violated, which leans
-    further to the old rows (GEM's gamma).
+    margin: a lower bound of the multipliers of all constraints where any is violated, which leans further to the old
+    rows (GEM's gamma).
     """
     violated = constraints @ direction < 0
     if not bool(violated.any()):
@@ -53,9 +53,9 @@ def project(direction: Tensor, constraints: Tensor, margin: float = 0.0) -> Tens
     length = constraints.norm(dim=1).clamp(min=1e-12)
     unit = (constraints / length[:, None]).double()
     gram = (unit @ unit.T).cpu().numpy() + 1e-9 * np.eye(len(unit))
-    v = nonnegative(gram, (unit @ direction.double()).cpu().numpy())
-    v = torch.from_numpy(v).to(unit) + margin * length.to(unit) if margin else torch.from_numpy(v).to(unit)
-    return (direction.double() + unit.T @ v).to(direction.dtype)
+    least = margin * length.double().cpu().numpy()
+    v = least + nonnegative(gram, (unit @ direction.double()).cpu().numpy() + gram @ least)
+    return (direction.double() + unit.T @ torch.from_numpy(v).to(unit)).to(direction.dtype)
 
 
 class GEM(Rehearsal):

@@ -128,8 +128,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     apart = found["tasks", "EWC", 0] - found["tasks", "MAS", 0]
     holds = {"GSS": gain >= 5 and cost <= 8, "MIR": max(mir.values()) >= 2, "MAS": mas >= 15 and apart <= 5}
     reason = (f"GSS {gain:+.1f} points on a reservoir where the stream is imbalanced, {-cost:+.1f} where it is "
-              f"balanced; MIR {', '.join(f'{value:+.1f} at {size} rows' for size, value in mir.items())}; MAS {mas:+.1f} on "
-              f"fine-tuning and {-apart:+.1f} on EWC; holds: {', '.join(k for k, v in holds.items() if v) or 'none'}")
+              f"balanced; MIR {', '.join(f'{value:+.1f} at {size} rows' for size, value in mir.items())}; MAS {mas:+.1f} "
+              f"on fine-tuning and {-apart:+.1f} on EWC; holds: {', '.join(k for k, v in holds.items() if v) or 'none'}")
     if gain <= 0:
         return "refuted", reason
     return ("confirmed" if all(holds.values()) else "inconclusive"), reason
@@ -157,10 +157,10 @@ CLAIM = Claim(
               "small buffer is better filled by gradients than at random where the stream is imbalanced (GSS), and "
               "better replayed where the new rows do harm (MIR).",
     rule="GSS holds if its buffer beats a reservoir by at least 5 points of final accuracy on the imbalanced stream "
-         "and is at most 8 below it on the balanced one; MIR holds if it beats replay at random by at least 2 points at "
-         "50, 100 or 200 rows; MAS holds if with the tasks told it is at least 15 points above fine-tuning and at most "
-         "5 below EWC, each at its best strength. Confirmed if all three hold; refuted if GSS gains nothing on the imbalanced "
-         "stream; else inconclusive.",
+         "and is at most 8 below it on the balanced one; MIR holds if it beats replay at random by at least 2 points "
+         "at 50, 100 or 200 rows; MAS holds if with the tasks told it is at least 15 points above fine-tuning and at "
+         "most 5 below EWC, each at its best strength. Confirmed if all three hold; refuted if GSS gains nothing on "
+         "the imbalanced stream; else inconclusive.",
     measure=measure, judge=judge, draw=draw,
     paper={
         "MIR, CIFAR-10 in 5 parts, 20/50/100 rows a class": "replay 27.5/33.1/41.3, MIR 29.8/40.0/47.6",
