@@ -127,9 +127,10 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     mas = found["tasks", "MAS", 0] - found["tasks", "naive", 0]
     apart = found["tasks", "EWC", 0] - found["tasks", "MAS", 0]
     holds = {"GSS": gain >= 5 and cost <= 8, "MIR": max(mir.values()) >= 2, "MAS": mas >= 15 and apart <= 5}
+    more = ", ".join(f"{value:+.1f} at {size} rows" for size, value in mir.items())
     reason = (f"GSS {gain:+.1f} points on a reservoir where the stream is imbalanced, {-cost:+.1f} where it is "
-              f"balanced; MIR {', '.join(f'{value:+.1f} at {size} rows' for size, value in mir.items())}; MAS {mas:+.1f} "
-              f"on fine-tuning and {-apart:+.1f} on EWC; holds: {', '.join(k for k, v in holds.items() if v) or 'none'}")
+              f"balanced; MIR {more}; MAS {mas:+.1f} on fine-tuning and {-apart:+.1f} on EWC; "
+              f"holds: {', '.join(name for name, held in holds.items() if held) or 'none'}")
     if gain <= 0:
         return "refuted", reason
     return ("confirmed" if all(holds.values()) else "inconclusive"), reason
