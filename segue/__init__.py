@@ -11,22 +11,31 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from segue.errors import SegueError
+
+if TYPE_CHECKING:
+    from segue.data import read
+    from segue.papers import reproduce
+    from segue.verbs.compare import compare
+    from segue.verbs.fit import fit
+    from segue.verbs.fitted import load
+
+__all__ = ["SegueError", "__version__", "compare", "fit", "load", "read", "reproduce"]
 
 __version__ = "0.1.0"
 
 # Where each verb lives. Loaded when first used: `import segue` stays light and free of torch.
-VERBS = {"read": "segue.data", "fit": "segue.verbs.fit", "load": "segue.verbs.fit",
-         "compare": "segue.verbs.compare", "reproduce": "segue.papers"}
-
-__all__ = ["VERBS", "__version__", *VERBS]
+_VERBS = {"read": "segue.data", "fit": "segue.verbs.fit", "load": "segue.verbs.fitted",
+          "compare": "segue.verbs.compare", "reproduce": "segue.papers"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in VERBS:
-        return getattr(importlib.import_module(VERBS[name]), name)
+    if name in _VERBS:
+        return getattr(importlib.import_module(_VERBS[name]), name)
     raise AttributeError(f"module 'segue' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *VERBS})
+    return sorted({*globals(), *_VERBS})

@@ -86,6 +86,7 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None) -> Any:
+    """The data; an error that asks for an option of the kind says how to type it."""
     try:
         return segue.read(*map(str, paths), **given(kind=kind), **settings(how))
     except SegueError as error:
@@ -96,6 +97,7 @@ def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None
 
 
 def set_prompt(file: Path) -> Any:
+    """A prompt some parts of which have no order, from a JSON list."""
     from segue.decoding import SetPrompt
     from segue.files import read_json
 
@@ -327,7 +329,7 @@ def reproduce(slug: Annotated[str, typer.Argument(metavar="SLUG", show_default=F
               data: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that holds the data sets a claim "
                                                         "reads, by name (or set SEGUE_DATA).")] = None) -> None:
     """Run a paper's headline claim: the table beside the paper's own figures, the verdict, the picture."""
-    report = segue.reproduce(slug, scale=scale, **given(out=out, seed=seed, data=data))
+    report = segue.reproduce(slug, **given(scale=scale, out=out, seed=seed, data=data))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -355,6 +357,7 @@ def top(context: typer.Context,
 
 
 def one_dial(minutes: float | None, steps: int | None) -> None:
+    """Refuse both together, and what is not positive, before anything is loaded."""
     if minutes is not None and steps is not None:
         raise SegueError("give --minutes or --steps, not both")
     for name, value in (("minutes", minutes), ("steps", steps)):
@@ -363,6 +366,7 @@ def one_dial(minutes: float | None, steps: int | None) -> None:
 
 
 def fail(code: int, message: str) -> NoReturn:
+    """End with one line on stderr."""
     print(f"segue: {message}", file=sys.stderr)
     raise SystemExit(code)
 

@@ -185,7 +185,7 @@ def updated(folder: Path, manual: list[Path], minutes: float, quiet: bool) -> di
     strategy -> {"library" or "manual": (before, after)}, bits per byte on held-out pieces.
     """
     from segue.data import read
-    from segue.verbs.fit import load
+    from segue.verbs.fitted import load
 
     data, moves = read(*manual, kind="text"), {}
     for strategy in STRATEGIES:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from segue.errors import SegueError
@@ -75,6 +76,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def workspace(path: Path | None) -> Iterator[Path]:
+    """Yield `path`, which the caller makes and keeps; where it is None, a temporary folder that goes afterwards."""
+    if path is not None:
+        yield path
+        return
+    with TemporaryDirectory(prefix="segue-") as spare:
+        yield Path(spare)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text, atomically."""
     with atomic_write(path) as temporary:
@@ -93,7 +104,7 @@ def read_json(path: str | Path) -> Any:
     except FileNotFoundError as error:
         raise SegueError(f"{path} is missing: is this a folder that segue wrote?") from error
     except (OSError, ValueError) as error:
-        raise SegueError(f"{path} is not readable JSON ({error})") from error
+        raise SegueError(f"{path} is not readable JSON ({error}): copy the folder again, or make it anew") from error
 
 
 def write_picture(path: str | Path, draw: Callable[[Figure], None], size: tuple[float, float] = (8, 4.5)) -> None:

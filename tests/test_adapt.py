@@ -98,7 +98,7 @@ def by_hand(model: Stack, tokens: Tensor, block: int, rate: float) -> Tensor:
     for begin in range(0, tokens.shape[1] - 1, block):
         end = min(begin + block, tokens.shape[1] - 1)
         x = model.embedding(tokens[:, begin:end])
-        q, k, v = mixer._project(layer.mixer_norm(x), torch.arange(begin, end).expand(len(tokens), -1))
+        q, k, v = mixer.project(layer.mixer_norm(x), torch.arange(begin, end).expand(len(tokens), -1))
         for i in range(end - begin):
             pair = [y[:, :, i].detach().clone().requires_grad_() for y in (k, v)]
             nodes.append((pair, torch.optim.Adam(pair, rate)))

@@ -81,7 +81,7 @@ def seen(i: int, j: int, options: dict[str, Any]) -> bool:
 def naive(mixer: Attention, x: Tensor, options: dict[str, Any], first: int = 0) -> Tensor:
     """One document (T, D), pair by pair."""
     n, heads, width = x.shape[0], mixer.heads, mixer.head_width
-    q, k, v = (y[0] for y in mixer._project(x[None], first + torch.arange(n)[None]))
+    q, k, v = (y[0] for y in mixer.project(x[None], first + torch.arange(n)[None]))
     mixed = torch.zeros(heads, n, width, dtype=x.dtype)
     for head in range(heads):
         shared = head // (heads // mixer.kv_heads)

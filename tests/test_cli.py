@@ -65,7 +65,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     (["fit", __file__, "--out", "y", "--mixer", "attention*9999999"], "more than 1,000 layers"),
     (["fit", __file__, "--out", "y", "--mixer", "attention:"], "choose from"),
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "width=-4"], "width must be at least 1"),
-    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "dropout=1.5"], "dropout and ema"),
+    (["fit", __file__, "--out", "y", "--steps", "2", "--set", "dropout=1.5"], "dropout must be a part of a whole"),
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "hidden=-1"], "hidden must be at least 1"),
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "rate=-1"], "rate must be 0 or more"),
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "threads=99999"], "this machine has"),

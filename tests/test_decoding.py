@@ -6,6 +6,7 @@ import sys
 import tracemalloc
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from segue.decoding.sampling import Noise, Prefix, log_softmax, min_p, top_k, to
 from segue.decoding.search import Beam
 from segue.decoding.search.beam import BeamSearch
 from segue.errors import SegueError
+from segue.kinds.codecs import UNKNOWN, ItemCodec
 from segue.mixers.state import Layout
+from segue.models.counts import CountModel
 from segue.models.stack import Stack, StackConfig
 from segue.testing.contract import ContractBroken
 from segue.testing.decoding import (
@@ -543,7 +546,7 @@ def test_the_answer_reports_cost() -> None:
 
 @pytest.mark.parametrize("codec", ["byte", "letters", "items"])
 def test_objects_go_in_and_come_out(codec: str) -> None:
-    from segue.kinds.codecs import ByteCodec, ItemCodec, LetterCodec
+    from segue.kinds.codecs import ByteCodec, LetterCodec
 
     items = ItemCodec([*(f"i{n}" for n in range(11)), "sold out"])
     made = {"byte": ByteCodec(), "letters": LetterCodec("ACGT"), "items": items}[codec]
@@ -575,6 +578,15 @@ def test_objects_go_in_and_come_out(codec: str) -> None:
         assert one.text.split(" → ") == (one.value or [""]), "items with blanks in them do not run together"
 
 
+@pytest.mark.parametrize("options", [{"decoder": "greedy"}, {"decoder": "sample", "seed": 3}, {"decoder": "beam"}])
+def test_the_unknown_item_is_never_said(options: dict[str, Any]) -> None:
+    codec = ItemCodec(["a", "b"])
+    model = CountModel(codec.size, order=1).fit([[0, codec.unk, 1, codec.unk, codec.unk, codec.unk]])
+    [one] = continue_objects(model, codec, [["a"]], 12, **options)
+    told = [item for delta in stream_objects(model, codec, [["a"]], 12, seed=3) for item in delta.value]
+    assert one.value and UNKNOWN not in one.value + told
+
+
 def test_continue_takes_one_prime_or_many(tmp_path) -> None:  # type: ignore[no-untyped-def]
     from types import SimpleNamespace
 
@@ -582,7 +594,8 @@ def test_continue_takes_one_prime_or_many(tmp_path) -> None:  # type: ignore[no-
     from segue.kinds.codecs import ByteCodec
 
     model = TableModel(257, sharpness=1.0)
-    fitted = SimpleNamespace(decodable=lambda weights: model, codec=ByteCodec(), kind=KINDS["text"])
+    fitted = SimpleNamespace(decodable=lambda weights: model, codec=ByteCodec(), kind=KINDS["text"], mixture=None,
+                             heads=None, best_draft=None)
     one = continue_(fitted, "héllo", 20, seed=1)
     many = continue_(fitted, ["héllo", "b"], 20, seed=1)
     assert many[0].tokens == one.tokens and one.draft == "both"

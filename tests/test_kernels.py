@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from segue.kernels import scan as kernels
+from segue.kernels import compiled
 from segue.kernels.convolution import (
     long_convolution,
     long_convolution_reference,
@@ -39,16 +39,16 @@ TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-4, torch.complex128: 1e-11,
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """No compiled loops."""
-    monkeypatch.setattr(kernels, "COMPILED_FROM", 10**9)
+    monkeypatch.setattr(compiled, "COMPILED_FROM", 10**9)
 
 
 def test_short_rows_wait_for_the_compiler_only_where_many_are_learned_from() -> None:
     many, few = torch.zeros(32, 8, 4), torch.zeros(4, 8, 4)
-    assert not kernels.compiles(many) and kernels.compiles(torch.zeros(1, 32, 4))
+    assert not compiled.compiles(many) and compiled.compiles(torch.zeros(1, 32, 4))
     many, few = many.requires_grad_(), few.requires_grad_()
-    assert kernels.compiles(many) and not kernels.compiles(few)
+    assert compiled.compiles(many) and not compiled.compiles(few)
     with torch.no_grad():
-        assert not kernels.compiles(many)
+        assert not compiled.compiles(many)
 
 
 def linear_inputs(rows: int, length: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int,

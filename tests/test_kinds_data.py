@@ -128,6 +128,14 @@ def test_a_split_loses_and_doubles_nothing(lengths: list[int], fraction: float, 
     assert again[1].fingerprint == held.fingerprint != train.fingerprint
 
 
+def test_what_makes_up_most_of_the_data_is_not_held_out() -> None:
+    for seed in range(8):
+        train, held = of(["a" * 500]).split(0.05, seed=seed)
+        assert train.total > 400 and held.total
+        train, held = of([["a", "b"]] * 50 + [["c"]] * 3 + [["d"]], kind="cases").split(0.1, by="content", seed=seed)
+        assert train.total >= 100 and 0 < held.total <= 4
+
+
 def test_one_long_document_is_split_into_blocks() -> None:
     text = b"".join(b"line %d of a long book\n" % i for i in range(20000))
     train, held = of([text]).split(0.1)

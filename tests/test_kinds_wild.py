@@ -273,6 +273,25 @@ def test_items_are_typed_with_signs_between_or_blanks() -> None:
     assert normalise("Create Fine,") == ["Create Fine"]
 
 
+def test_typed_items_are_told_apart_by_those_there_are() -> None:
+    normalise, known = KINDS["events"].normalise, {"Create Fine", "Send Fine", "Send", "Pay, then go", "Pay"}
+    assert normalise("Create Fine", known) == ["Create Fine"]
+    assert normalise("Create Fine Send Send Fine", known) == ["Create Fine", "Send", "Send Fine"]
+    assert normalise("Create Fine, Send it back → Pay, then go", known) == ["Create Fine", "Send it back",
+                                                                            "Pay, then go"]
+    assert normalise("Pay it", known) == ["Pay", "it"] and normalise("", known) == []
+    assert normalise("012 3<:", {*"0123<:"}) == [*"0123<:"] and normalise("012", {"0", "12"}) == ["012"]
+
+
+def test_prose_that_begins_with_a_quotation_mark_of_mail_is_text(tmp_path: Path) -> None:
+    said = ">from the commercials , this looks like a mild tale\nin the end it is a dear old film .\n"
+    assert read(put(tmp_path / "said.txt", said * 5)).kind.name == "text"
+    blocks = ">a\n" + "MKLVAGTRWS ACDEFGHIKL MNPQRSTVWY\n" * 4
+    assert read(put(tmp_path / "blocks.fa", blocks)).kind.name == "protein"
+    peptides = "".join(f">p{i}\nMKLV\n" for i in range(9))
+    assert read(put(tmp_path / "peptides.txt", peptides)).kind.name == "protein"
+
+
 def test_baskets_are_cases(tmp_path: Path) -> None:
     rows = [["whole milk", "rolls"], ["rolls"], ["beer", "rolls", "whole milk"], ["beer"], ["beer", "rolls"]] * 4
     data = read(put(tmp_path / "groceries.csv", "".join(",".join(row) + "\n" for row in rows)))

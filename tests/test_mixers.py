@@ -267,8 +267,8 @@ class PositionIsIndex(Attention):
 class Float32Angles(Attention):
     """Positions beyond 2^24 / frequency lose their fraction in float32."""
 
-    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return super()._project(x, (positions.to(torch.bfloat16) if positions.sum() > 10**6 else positions).long())
+    def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return super().project(x, (positions.to(torch.bfloat16) if positions.sum() > 10**6 else positions).long())
 
 
 class GrowingState(Attention):

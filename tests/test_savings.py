@@ -168,5 +168,5 @@ def test_every_saving_is_one_word_away(tmp_path: Path) -> None:
     told, told_again = (model.continue_("3 times", n=5, decoder="greedy").tokens for model in (student, again))
     assert told == told_again
     for wrong in ({"prune": 1.0}, {"distil": 2.0}):
-        with pytest.raises(SegueError, match="parts of a whole"):
+        with pytest.raises(SegueError, match="part of a whole"):
             build(Plan(9).with_(**wrong))

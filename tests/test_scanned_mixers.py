@@ -190,7 +190,7 @@ def test_ssd(form: str, rows: int, length: int, heads: tuple[int, int], size: tu
     given = [x.to(dtype) for x in inputs]
     with pytest.MonkeyPatch.context() as patch:
         if form == "plain":
-            patch.setattr("segue.kernels.scan.COMPILED_FROM", 10**9)
+            patch.setattr("segue.kernels.compiled.COMPILED_FROM", 10**9)
         close(with_gradients(ssd, given, starts), [x.to(dtype) for x in with_gradients(ssd_reference, inputs, starts)],
               tolerance)
         final = ssd(*given, starts, lengths)[1]

@@ -618,6 +618,25 @@ def test_strangers_are_told() -> None:
     assert learned.notes == ["33.3% of the events are unknown to the model"]
 
 
+def test_items_that_are_seen_once_only_can_be_learned_all_the_same() -> None:
+    """The held-out ones are strangers all of them; the fit ends, and says so."""
+    model = segue.fit([[f"a{i}", f"b{i}"] for i in range(50)], steps=1, quiet=True, width=32, depth=1, threads=1)
+    assert model.report["held_out"]["notes"] == ["100.0% of the events are unknown to the model"]
+
+
+@pytest.mark.parametrize(("few", "even"), [(10, True), (200, False)])
+def test_few_data_are_counted_too(few: int, even: bool) -> None:
+    """A network alone would lose to counts; of very few data none are set aside to learn from which to believe."""
+    draw = np.random.default_rng(0)
+    lines = [[*"the same tale ", str(draw.integers(9)), *" again and again"] for _ in range(few)]
+    model = segue.fit(lines, steps=3, quiet=True, width=32, depth=1, threads=1)
+    assert model.mixture is not None and bool((model.mixture.gate.out.weight == 0).all()) == even
+    seen = model.mixture.counts.tables.order.size
+    assert seen == model.report["train_units"] + 2 * model.report["train_documents"]  # every one, its begin and end
+    held, beaten = model.report["held_out"], "unigram" if even else "Kneser-Ney of order 5"
+    assert held["bits_per_unit"] < held["baselines"][beaten]
+
+
 @pytest.mark.parametrize("mixer", ["attention", "gru"])
 def test_carried_and_windowed_scores_agree(mixer: str) -> None:
     torch.manual_seed(0)

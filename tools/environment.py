@@ -30,7 +30,7 @@ def succeeds(*command: str | Path) -> bool:
 
 
 def pip(*arguments: str) -> None:
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     if subprocess.run(command).returncode:
         sys.exit(f"error: this failed: pip install {' '.join(arguments)}")
 
@@ -52,13 +52,13 @@ def make_venv() -> None:
     python = usable_python()
     print(f"making {VENV} with {python}", flush=True)
     share = ["--system-site-packages"] if succeeds(python, "-c", TORCH_IN_RANGE) else []
-    if subprocess.run([python, "-m", "venv", "--clear", *share, VENV]).returncode:
+    if subprocess.run([python, "-m", "venv", "--clear", *share, str(VENV)]).returncode:
         sys.exit("error: python3 cannot make a virtual environment; on Debian: apt install python3-venv")
 
 
 def needs_cuda(*where: str) -> bool | None:
     """Whether the torch that pip would take is a CUDA build; None if it finds none. Reads metadata only."""
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--ignore-installed",
+    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--ignore-installed",
                "--disable-pip-version-check", "--retries", "1", "--report", "-", *where, TORCH]
     answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     if answer.returncode:

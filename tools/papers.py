@@ -59,7 +59,8 @@ def page() -> str:
         title = f"[{cell(paper.title)}](../segue/papers/{paper.module}.py){source}"
         parts = ", ".join(f"`{part}`" for part in paper.parts)
         figures = "; ".join(f"{what}: {figure}" for what, figure in said.paper.items()) or "none"
-        for report in reports(slug) or [None]:
+        found: list[dict[str, Any] | None] = [*reports(slug)] or [None]
+        for report in found:
             scale = report["scale"] if report else "cpu" if "cpu" in said.scales else "gpu"
             command = f"`segue reproduce {slug} --scale {scale}`"
             if report is None:

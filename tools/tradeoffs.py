@@ -214,8 +214,8 @@ def timed(models: Models, rounds: int) -> dict[str, float]:
                 options, model = options_of(models, name), getattr(models, WAYS[name].model)
                 begin = time.perf_counter()
                 answer, = generate(model, [prompt], ANSWER, seed=turn, **options)
-                spent = (time.perf_counter() - begin) / len(answer.tokens)
-                best[name, number] = min(spent, best.get((name, number), math.inf))
+                seconds = (time.perf_counter() - begin) / len(answer.tokens)
+                best[name, number] = min(seconds, best.get((name, number), math.inf))
     spent = {name: sum(best[name, number] for number in range(len(prompts))) for name in WAYS}
     return {name: spent["greedy"] / seconds for name, seconds in spent.items()} | {
         "tokens/s": len(prompts) / spent["greedy"]}

@@ -130,6 +130,7 @@ class Writer:
         return self._digest.hexdigest()
 
     def add(self, record: Record) -> None:
+        """Collect a record; a SegueError where its items or channels are not like those before it."""
         obj = record.object
         if self.kind.storage == "letters":
             obj = obj.encode("ascii")

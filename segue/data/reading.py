@@ -40,7 +40,7 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
     if len(paths) == 1 and os.path.isfile(os.path.join(paths[0], "data.json")):
         data = Data.open(Path(paths[0]))
         if kind not in (None, data.kind.name):
-            raise SegueError(f"{paths[0]} holds {data.kind.name}, not {kind}")
+            raise SegueError(f"{paths[0]} holds {data.kind.name}, not {kind}: leave kind= out, or read its files anew")
         return data
     problems = Problems()
     files, named = _find(paths)
@@ -213,7 +213,7 @@ def of(objects: Any, kind: str | None = None) -> Data:
             raise SegueError(f"record '{record.name}': {error}") from error
         writer.add(Record(obj, record.channels, record.name))
     if writer is None:
-        raise SegueError("there is no sequence in the list given")
+        raise SegueError("there is no sequence in the list given: give at least one")
     return _collected(writer, Problems())
 
 

@@ -255,7 +255,8 @@ class Data:
         meta = read_json(folder / "data.json")
         try:
             if meta["format"] != FORMAT:
-                raise SegueError(f"{folder} was written as '{meta['format']}'; this version reads '{FORMAT}'")
+                raise SegueError(f"{folder} was written as '{meta['format']}'; this version reads '{FORMAT}': make "
+                                 "it again from its files")
             kind = KINDS[meta["kind"]]
             elements = read_json(folder / "elements.json") if kind.storage == "items" else None
             found = (Problem(**problem) for problem in meta["problems"])

@@ -47,9 +47,13 @@ def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data,
         if len(distinct) < 2:
             raise SegueError(
                 f"all {len(spans)} records have the same {key}: nothing can be held out by {key}; split by position")
-        reached = np.cumsum(np.bincount(group, weights=sizes))
+        weights = np.bincount(group, weights=sizes)
+        reached = np.cumsum(weights)
         last = min(int(np.searchsorted(reached, fraction * total)), len(distinct) - 2)
-        held = group <= last
+        if reached[last] > max(0.5, 1.5 * fraction) * total:  # what makes up most of the data is to be learned
+            weights[np.argmax(weights)] = 0
+            last = min(int(np.searchsorted(np.cumsum(weights), fraction * total)), len(distinct) - 1)
+        held = (group <= last) & (weights[group] > 0)
     return data.view(_merged(spans[~held])), data.view(_merged(spans[held]))
 
 

@@ -72,7 +72,8 @@ class TokenStore:
         meta = read_json(folder / "store.json")
         try:
             if meta["format"] != FORMAT:
-                raise SegueError(f"{folder} was written as '{meta['format']}'; this version reads '{FORMAT}'")
+                raise SegueError(f"{folder} was written as '{meta['format']}'; this version reads '{FORMAT}': "
+                                 "remove it and encode again")
             channels = {}
             for name, (dtype, width) in meta["channels"].items():
                 values = _map(folder / f"channel.{name}.bin", np.dtype(dtype))

@@ -51,6 +51,8 @@ class Ask(Protocol):
 
 
 class Acceptor(Protocol):
+    """Decides how far along a draft the answer goes."""
+
     def __call__(self, tree: Tree, row: Ask) -> int:
         """Take one token or more; give the last node of the draft that they went through (-1: none)."""
         ...

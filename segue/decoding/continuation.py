@@ -15,15 +15,19 @@ from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, generate, stream
 from segue.decoding.prompt import SetPrompt
 from segue.decoding.recipes import drafts_itself
+from segue.decoding.rules import Rules
+from segue.decoding.sampling import Processor
 from segue.errors import SegueError
 from segue.kinds.codecs import as_bytes
 from segue.models.base import begin_of
 from segue.models.depth import DepthSchedule
 
 if TYPE_CHECKING:
+    from segue.decoding.draft.heads import HeadsDraft
     from segue.kinds.base import Kind
     from segue.kinds.codecs import Codec
     from segue.models.base import Decodable
+    from segue.models.mixture import Mixture
 
 Value = bytes | str | list[Any]
 
@@ -92,6 +96,11 @@ def begins_with_blank(codec: Codec, model: Any) -> bool:
     return begin_of(model) is not None and codec.dummy_prefix
 
 
+def sayable(codec: Codec) -> tuple[Rules, ...]:
+    """Processors that keep answers to what a codec can write: the unknown item is none that could follow."""
+    return () if codec.unk is None else (Rules(suppress_tokens=(codec.unk,)),)
+
+
 def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Callable[[list[int]], bool] | None:
     if stops is None:
         return also
@@ -106,17 +115,17 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
     """Continue objects of a codec: text, letters or items. An empty or missing prime begins a document.
 
     n: tokens to add at most. stop: strings (or items) before which an answer ends. kind: knows the file format that
-    `Continuation.save` writes. The codec's end token always ends an answer. regex, json_schema: what each answer must
-    match (see `segue.decoding.constrain`). Everything else is as in `generate`.
+    `Continuation.save` writes. The codec's end token always ends an answer; its unknown item is never said. regex,
+    json_schema: what each answer must match (see `segue.decoding.constrain`). Everything else is as in `generate`.
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
     options.setdefault("eos", codec.eos)
-    if regex is not None or json_schema is not None:
-        rules = [] if regex is None else [Pattern(codec, regex)]
-        rules += [] if json_schema is None else [schema(codec, json_schema)]
-        options["processors"] = (*options.get("processors", ()), *rules)
+    rules: list[Processor] = [*(options.get("processors") or ()), *sayable(codec)]
+    rules += [] if regex is None else [Pattern(codec, regex)]
+    rules += [] if json_schema is None else [schema(codec, json_schema)]
+    options["processors"] = tuple(rules)
     answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
     blank: Any = b" " if begins_with_blank(codec, model) else b""
     sign = between(codec)
@@ -186,6 +195,7 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
     options.setdefault("eos", codec.eos)
+    options["processors"] = (*(options.get("processors") or ()), *sayable(codec))
     tellings = [Telling(codec, stops, begins_with_blank(codec, model)) for _ in prompts]
     for piece in stream(model, prompts, n, decoder, draft, until=_until(stops, until), **options):
         told, text = tellings[piece.index](piece.tokens, piece.finish is not None)
@@ -195,7 +205,12 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
 
 class FittedModel(Protocol):
     """What `continue_` needs of a fitted model. decodable: the model to run, its weights rounded as asked for.
-    scheduled: that with fewer layers by position."""
+    scheduled: that with fewer layers by position. mixture: the model with counts, heads: what drafts for it, if there
+    are any. best_draft: the name of the drafter that was found fastest."""
+
+    mixture: Mixture | None
+    heads: HeadsDraft | None
+    best_draft: str | None
 
     def decodable(self, weights: str = "float32") -> Decodable: ...
     def scheduled(self, schedule: DepthSchedule) -> Decodable: ...
@@ -224,50 +239,59 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     kind = fitted.kind
     items = kind.storage == "items"
     many = isinstance(prime, (list, tuple)) and (not items or any(isinstance(each, (list, tuple)) for each in prime))
-    primes = [prime_object(kind, each) for each in (prime if many else [prime])]
+    primes = [prime_object(kind, each, fitted.codec) for each in (prime if many else [prime])]
     if not primes:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
-    unknown = getattr(fitted.codec, "unk", None)
-    strange = []
-    for each in primes:
-        told = () if each is None or isinstance(each, SetPrompt) else fitted.codec.encode(each)
-        strange.append(0 if unknown is None else int(np.count_nonzero(np.asarray(told) == unknown)))
-        if strange[-1] and strange[-1] == len(told):
-            raise SegueError(f"the model knows nothing of {as_text(each)[:60]!r}: give what was in its training data, "
-                             f"for example {as_text(fitted.codec.decode([0]))}")
-    mixture = getattr(fitted, "mixture", None)
-    if draft is None and not drafts_itself(decoder):
-        draft = getattr(fitted, "best_draft", None) or ("both" if mixture is None else "counts")
-    if draft == "heads":
-        draft = getattr(fitted, "heads", None)
-        if draft is None:
-            raise SegueError("draft 'heads' needs trained heads: run segue speed-up on this model first")
-    if draft == "counts":
-        if mixture is None:
-            raise SegueError("draft 'counts' needs a model that was fitted with counts: choose both, trie or lookup")
-        from segue.decoding.draft.counts import CountDraft
-
-        draft = CountDraft(mixture.counts)
+    strange = [unknown_in(fitted.codec, each) for each in primes]
     if depth is not None and (weights != "float32" or not isinstance(n, int)):
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
-    answers = continue_objects(model, fitted.codec, primes, n, decoder, draft, stop=stop,
+    answers = continue_objects(model, fitted.codec, primes, n, decoder, drafter_for(fitted, decoder, draft), stop=stop,
                                kind=kind, **options)
-    for answer, count, told in zip(answers, strange, primes):
+    for answer, count, each in zip(answers, strange, primes):
         if count:
-            note = f"{count} of the {len(told)} {kind.unit}s of the prime are unknown to the model"
-            answer.remark = f"{answer.remark}; {note}" if answer.remark else note
+            answer.remark = f"{count} of the {len(each)} {kind.unit}s of the prime are unknown to the model"
     return answers if many else answers[0]
 
 
-def prime_object(kind: Kind, prime: Any) -> Any:
+def unknown_in(codec: Codec, prime: Any) -> int:
+    """How many elements of a prime the codec has no token for; a SegueError where it has none for any of them."""
+    if codec.unk is None or prime is None or isinstance(prime, SetPrompt):
+        return 0
+    ids = codec.encode(prime)
+    count = int(np.count_nonzero(ids == codec.unk))
+    if count and count == len(ids):
+        raise SegueError(f"the model knows nothing of {as_text(prime)[:60]!r}: give what was in its training data, for "
+                         f"example {as_text(codec.decode([0]))}")
+    return count
+
+
+def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
+    """Who drafts for a fitted model, as `generate` takes it: see `continue_`."""
+    if draft is None and not drafts_itself(decoder):
+        draft = fitted.best_draft or ("both" if fitted.mixture is None else "counts")
+    if draft == "heads":
+        if fitted.heads is None:
+            raise SegueError("draft 'heads' needs trained heads: run segue speed-up on this model first")
+        return fitted.heads
+    if draft == "counts":
+        if fitted.mixture is None:
+            raise SegueError("draft 'counts' needs a model that was fitted with counts: choose both, trie or lookup")
+        from segue.decoding.draft.counts import CountDraft  # brings Numba, which others need not wait for
+
+        return CountDraft(fitted.mixture.counts)
+    return draft
+
+
+def prime_object(kind: Kind, prime: Any, codec: Codec) -> Any:
     """What a user gave to go on from, as an object of the kind: the first sequence where it is a path, None where it
-    is empty."""
+    is empty. The codec's items are told apart in a text."""
+    known = {str(item) for item in getattr(codec, "items", ())}
     if isinstance(prime, SetPrompt):
-        return prime.mapped(kind.normalise)
+        return prime.mapped(lambda run: kind.normalise(run, known))
     if isinstance(prime, Path):
         record = next(iter(kind.read(prime)), None)
         if record is None:
             raise SegueError(f"{prime} holds no sequence to continue")
         prime = record.object
-    return None if prime is None or len(prime) == 0 else kind.normalise(prime)
+    return None if prime is None or len(prime) == 0 else kind.normalise(prime, known)

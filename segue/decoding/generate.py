@@ -174,7 +174,9 @@ def cost_of(drafter: Drafter | None, adaptive: bool = True) -> Cost:
 def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None, sampling: Sampling,
            drafter: Drafter | None, eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool,
            until: Callable[[list[int]], bool] | None, acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
-           batch: int, keep: bool, backspace: int | None) -> Iterator[tuple[Loop, list[Row]]]:
+           batch: int, backspace: int | None, *, keep: bool) -> Iterator[tuple[Loop, list[Row]]]:
+    """The running batches that answer the prompts, at most `batch` rows each, in turn. keep: see `Loop`; the others are
+    as in `generate`."""
     model, lists = _prompts(prompts, model)
     limits, stops = _limits(n, len(lists)), _stops(eos)
     if backspace is not None:
@@ -264,7 +266,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
         return _search(model, prompts, n, name, built(SEARCHES[recipe.search], **rest), sampling, eos, batch, logprobs)
     answers: list[Continuation] = []
     for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
-                             batch, True, backspace):
+                             batch, backspace, keep=True):
         for _ in loop.run(rows):
             pass
         answers += [Continuation(
@@ -290,7 +292,7 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     if DECODERS[name].search is not None:
         raise SegueError(f"decoder '{name}' knows its answer only at the end: it cannot stream")
     for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
-                             batch, False, backspace):
+                             batch, backspace, keep=False):
         for moved in loop.run(rows):
             for row in moved:
                 fresh = max(row.per_pass[-1], 0)

@@ -35,6 +35,7 @@ class Noise:
         self._block, self._values = -1, [0.0]
 
     def at(self, position: int) -> float:
+        """The number of a position, from 0; the same whenever it is asked for."""
         block, offset = divmod(position, self.BLOCK)
         if block != self._block:
             bits = np.random.Philox(key=self._key, counter=block * (self.BLOCK // 4)).random_raw(self.BLOCK)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.compiled import as_array, as_lines, compiles
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _lines, compiles
 
 
 def block_product(x: Tensor, weight: Tensor) -> Tensor:
@@ -59,8 +59,8 @@ class _BlockProducts(torch.autograd.Function):
 
         rows, y = x.flatten(0, 1), room(x, *x.shape[:2], weight.shape[2], x.shape[2])
         z = x.new_empty(*x.shape[:2], dense.shape[1])
-        threads.share(blocks.forward, -(-len(rows) // blocks.ROWS), weight.shape[1] // _lanes(x), _lines(rows),
-                      _array(weight), _array(dense), y.flatten(0, 1).numpy(), z.flatten(0, 1).numpy())
+        threads.share(blocks.forward, -(-len(rows) // blocks.ROWS), weight.shape[1] // _lanes(x), as_lines(rows),
+                      as_array(weight), as_array(dense), y.flatten(0, 1).numpy(), z.flatten(0, 1).numpy())
         return y, z
 
     @staticmethod
@@ -76,7 +76,7 @@ class _BlockProducts(torch.autograd.Function):
         rows, dx = x.flatten(0, 1), room(x, *x.shape)
         tasks = -(-len(rows) // (blocks.ROWS * blocks.SPANS))
         dweight, ddense = (torch.zeros(tasks, *w.shape, dtype=x.dtype) for w in (weight, dense))
-        threads.share(blocks.backward, tasks, weight.shape[1] // _lanes(x), _lines(rows),
-                      *map(_array, (weight.permute(0, 2, 3, 1), dense.T, dy.flatten(0, 1), dz.flatten(0, 1))),
+        threads.share(blocks.backward, tasks, weight.shape[1] // _lanes(x), as_lines(rows),
+                      *map(as_array, (weight.permute(0, 2, 3, 1), dense.T, dy.flatten(0, 1), dz.flatten(0, 1))),
                       *(w.numpy() for w in (dx.flatten(0, 1), dweight, ddense)))
         return dx, dweight.sum(0), ddense.sum(0)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.compiled import as_array, as_lines, as_mask, compiles
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _lines, _mask, compiles
 
 
 def long_convolution_reference(u: Tensor, kernel: Tensor, back: Tensor | None = None) -> Tensor:
@@ -76,7 +76,7 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, s
         weight, bias, window = (y.to(wide) for y in (weight, bias, window))
     if not compiles(x):
         return short_convolution_reference(x, weight, bias, window, starts, silu).to(kind)
-    return _ShortConvolution.apply(x, _filled(weight), bias, window, _mask(x, starts), silu).to(kind)
+    return _ShortConvolution.apply(x, _filled(weight), bias, window, as_mask(x, starts), silu).to(kind)
 
 
 class _ShortConvolution(torch.autograd.Function):
@@ -87,8 +87,8 @@ class _ShortConvolution(torch.autograd.Function):
         from segue.kernels.cpu import convolution, threads
 
         y = room(x, *x.shape)
-        threads.share(convolution.short, x.shape[0] * _spans(x) * -(-x.shape[2] // convolution.WIDE), _lines(x),
-                      *map(_array, (weight, bias, window, starts)), silu, y.numpy())
+        threads.share(convolution.short, x.shape[0] * _spans(x) * -(-x.shape[2] // convolution.WIDE), as_lines(x),
+                      *map(as_array, (weight, bias, window, starts)), silu, y.numpy())
         return y
 
     @staticmethod
@@ -105,8 +105,8 @@ class _ShortConvolution(torch.autograd.Function):
         spans = x.shape[0] * _spans(x)
         dx, dwindow = room(x, *x.shape), torch.empty(window.shape, dtype=x.dtype)
         dparameters = x.new_zeros(spans, len(weight) + 1, x.shape[2])
-        threads.share(convolution.short_backward, spans * -(-x.shape[2] // convolution.WIDE), _lines(x),
-                      *map(_array, (weight, bias, window, starts)), ctx.silu, _array(dy),
+        threads.share(convolution.short_backward, spans * -(-x.shape[2] // convolution.WIDE), as_lines(x),
+                      *map(as_array, (weight, bias, window, starts)), ctx.silu, as_array(dy),
                       *(z.numpy() for z in (dx, dparameters, dwindow)))
         total = dparameters.sum(0)
         return dx, total[:-1], total[-1], dwindow, None, None

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, compiles
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _chunks, _lines, _mask, compiles
 
 CHUNK = 32  # steps solved together
 
@@ -49,64 +49,70 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
     nodes. Computed in float32 at least, since a product of reflections does not survive bfloat16; y is of the dtype of
     v, the last state of that of `state`.
     """
-    batch, n, steps = k.shape[:3]
+    batch, n = k.shape[:2]
     if n == 0:
         return v.new_zeros(*q.shape[:3], v.shape[-1]), state
     kind, kept = v.dtype, state.dtype
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     q, k, v, beta, state = (x.to(wide) for x in (q, k, v, beta, state))
     with torch.autocast(q.device.type, enabled=False):
-        step = n == 1 and starts is None and lengths is None
-        loops = compiles(q) and not step
-        if least and not loops:
-            q, k = unit(q, k, least)
-        if step:
-            y, final = delta_reference(q, k, v, beta, state)
-            return y.to(kind), final.to(kept)
-        if loops:
+        if compiles(q) and not (n == 1 and starts is None and lengths is None):
             ends = torch.full((batch,), n) if lengths is None else lengths
             k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
-            y, final, *_ = _Delta.apply(q, k, v, beta, state, _mask(q, starts), ends, least, torch.is_grad_enabled())
+            y, final, *_ = _Delta.apply(q, k, v, beta, state, as_mask(q, starts), ends, least, torch.is_grad_enabled())
             return y.to(kind), final.to(kept)
-        if lengths is not None:  # a step of strength 0 does nothing
-            live = torch.arange(n, device=q.device) < lengths[:, None]
-            beta = beta * live[..., None, None]
-            starts = None if starts is None else starts & live
-        chunk = min(max(1, CHUNK // steps), n)
-        pad = -n % chunk
+        if least:
+            q, k = unit(q, k, least)
+        if n == 1 and starts is None and lengths is None:  # a step
+            y, final = delta_reference(q, k, v, beta, state)
+        else:
+            y, final = _by_chunks(q, k, v, beta, state, starts, lengths)
+        return y.to(kind), final.to(kept)
 
-        def chunked(x: Tensor) -> Tensor:  # (B, T, M, H, X) -> (B, H, T / C, C M, X)
-            x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, pad)).unflatten(1, (-1, chunk))
-            return x.permute(0, 4, 1, 2, 3, 5).flatten(3, 4)
 
-        q, k, v, beta = chunked(q[:, :, None]), chunked(k), chunked(v), chunked(beta[..., None])
-        before, seen = _order(chunk, steps, q.device)
-        from_state, writes = q, k
-        keeps = None
-        if starts is not None:
-            # Documents inside a chunk: a pair must share one, the carried state reaches only the first, and only the
-            # last is carried on.
-            document = F.pad(starts, (0, pad)).unflatten(1, (-1, chunk)).long().cumsum(-1)[:, None]  # (B, 1, T / C, C)
-            row = document.repeat_interleave(steps, -1)
-            before = before & (row[..., :, None] == row[..., None, :])
-            seen = seen & (document[..., :, None] == row[..., None, :])
-            from_state = q * (document == 0)[..., None]
-            writes = k * (row == row[..., -1:])[..., None]
-            keeps = (document[..., -1, None, None] == 0).to(wide)
-            reach = (row == 0)[..., None]
-        system = (beta * k @ k.mT).masked_fill(~before, 0.0)
-        solved = torch.linalg.solve_triangular(system, beta * torch.cat([v, k], -1), upper=False, unitriangular=True)
-        new, forgets = solved.split([v.shape[-1], k.shape[-1]], -1)
-        if starts is not None:
-            forgets = forgets * reach
-        befores, written, final = [], [], state  # taken apart by unbind, whose gradient is one stack
-        for index, (u, w, key) in enumerate(zip(new.unbind(2), forgets.unbind(2), writes.mT.unbind(2))):
-            befores.append(final)
-            written.append(u - w @ final)
-            final = (final if keeps is None else keeps[:, :, index] * final) + key @ written[-1]
-        local = (q @ k.mT).masked_fill(~seen, 0.0)
-        y = from_state @ torch.stack(befores, 2) + local @ torch.stack(written, 2)
-        return y.flatten(2, 3)[:, :, :n].transpose(1, 2).to(kind), final.to(kept)
+def _by_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None,
+               lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`delta` in torch, of queries and keys as they are."""
+    n, steps = k.shape[1:3]
+    if lengths is not None:  # a step of strength 0 does nothing
+        live = torch.arange(n, device=q.device) < lengths[:, None]
+        beta = beta * live[..., None, None]
+        starts = None if starts is None else starts & live
+    chunk = min(max(1, CHUNK // steps), n)
+    pad = -n % chunk
+
+    def chunked(x: Tensor) -> Tensor:  # (B, T, M, H, X) -> (B, H, T / C, C M, X)
+        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, pad)).unflatten(1, (-1, chunk))
+        return x.permute(0, 4, 1, 2, 3, 5).flatten(3, 4)
+
+    q, k, v, beta = chunked(q[:, :, None]), chunked(k), chunked(v), chunked(beta[..., None])
+    before, seen = _order(chunk, steps, q.device)
+    from_state, writes = q, k
+    keeps = None
+    if starts is not None:
+        # Documents inside a chunk: a pair must share one, the carried state reaches only the first, and only the
+        # last is carried on.
+        document = F.pad(starts, (0, pad)).unflatten(1, (-1, chunk)).long().cumsum(-1)[:, None]  # (B, 1, T / C, C)
+        row = document.repeat_interleave(steps, -1)
+        before = before & (row[..., :, None] == row[..., None, :])
+        seen = seen & (document[..., :, None] == row[..., None, :])
+        from_state = q * (document == 0)[..., None]
+        writes = k * (row == row[..., -1:])[..., None]
+        keeps = (document[..., -1, None, None] == 0).to(state.dtype)
+        reach = (row == 0)[..., None]
+    system = (beta * k @ k.mT).masked_fill(~before, 0.0)
+    solved = torch.linalg.solve_triangular(system, beta * torch.cat([v, k], -1), upper=False, unitriangular=True)
+    new, forgets = solved.split([v.shape[-1], k.shape[-1]], -1)
+    if starts is not None:
+        forgets = forgets * reach
+    befores, written, final = [], [], state  # taken apart by unbind, whose gradient is one stack
+    for index, (u, w, key) in enumerate(zip(new.unbind(2), forgets.unbind(2), writes.mT.unbind(2))):
+        befores.append(final)
+        written.append(u - w @ final)
+        final = (final if keeps is None else keeps[:, :, index] * final) + key @ written[-1]
+    local = (q @ k.mT).masked_fill(~seen, 0.0)
+    y = from_state @ torch.stack(befores, 2) + local @ torch.stack(written, 2)
+    return y.flatten(2, 3)[:, :, :n].transpose(1, 2), final
 
 
 class _Delta(torch.autograd.Function):
@@ -119,12 +125,12 @@ class _Delta(torch.autograd.Function):
 
         (batch, length, heads, _), width, many = q.shape, v.shape[3], k.shape[1] // q.shape[1]
         tasks = batch * heads
-        count = _chunks(length, max(1, chunks.CHUNK // many), starts) if learning else 0
+        count = chunk_count(length, max(1, chunks.CHUNK // many), starts) if learning else 0
         y, final = room(q, batch, length, heads, width), torch.empty(state.shape, dtype=q.dtype)
         kept, errors = room(q, tasks, count, *state.shape[2:]), room(q, tasks, k.shape[1] if learning else 0, width)
         edges = torch.zeros(tasks, count + 1, dtype=torch.long)
-        threads.share(chunks.delta, tasks, *map(_lines, (q, k, v)), _array(beta), many,
-                      *map(_array, (starts, lengths, state)), least,
+        threads.share(chunks.delta, tasks, *map(as_lines, (q, k, v)), as_array(beta), many,
+                      *map(as_array, (starts, lengths, state)), least,
                       *(x.numpy() for x in (y, final, kept, errors, edges)))
         return y, final, kept, errors, edges
 
@@ -143,8 +149,8 @@ class _Delta(torch.autograd.Function):
         dq, dk, dv = room(q, *q.shape), room(q, *k.shape), room(q, *k.shape[:3], dy.shape[3])
         dbeta, dstate = room(q, *beta.shape), torch.empty(dfinal.shape, dtype=q.dtype)
         tasks, many = q.shape[0] * q.shape[2], k.shape[1] // q.shape[1]
-        threads.share(chunks.delta_backward, tasks, *map(_lines, (q, k)), _array(beta), many,
-                      _array(starts), ctx.least, *map(_array, (kept, errors, edges, dy, dfinal)),
+        threads.share(chunks.delta_backward, tasks, *map(as_lines, (q, k)), as_array(beta), many,
+                      as_array(starts), ctx.least, *map(as_array, (kept, errors, edges, dy, dfinal)),
                       *(x.numpy() for x in (dq, dk, dv, dbeta, dstate)))
         return dq, dk, dv, dbeta, dstate, None, None, None, None
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, compiles
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _chunks, _lines, _mask, compiles
 
 CHUNK = 64
 EMPTY = -1e30
@@ -58,25 +58,33 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     """
     n, kind, kinds = q.shape[1], v.dtype, (memory.dtype, m.dtype)
     wide = torch.promote_types(i.dtype, torch.float32)
+    exact = torch.promote_types(torch.promote_types(kind, kinds[0]), wide)
     if n == 0:
         return torch.zeros_like(v), memory, m
     if n == 1 and starts is None and lengths is None:  # a step
         q, k, v, i, f, memory, m = (x.to(wide) for x in (q, k, v, i, f, memory, m))
         y, memory, m = mlstm_reference(q, k, v, i, f, memory, m, None, eps)
-        return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
-    exact = torch.promote_types(torch.promote_types(kind, kinds[0]), wide)
-    if compiles(i.to(exact)):  # in float32 for bfloat16, too
+    elif compiles(i.to(exact)):  # in float32 for bfloat16, too
         q, k, v, i, f, memory, m = (x.to(exact) for x in (q, k, v, i, f, memory, m))
         ends = torch.full(v.shape[:1], n) if lengths is None else lengths
-        y, memory, m, *_ = _MLSTM.apply(q, k, v, i, f, memory, m, _mask(v, starts), ends, eps, torch.is_grad_enabled())
-        return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
+        y, memory, m, *_ = _MLSTM.apply(q, k, v, i, f, memory, m, as_mask(v, starts), ends, eps,
+                                        torch.is_grad_enabled())
+    else:
+        y, memory, m = _by_chunks(q, k, v, i.to(wide), f.to(wide), memory.to(wide), m.to(wide), starts, lengths, eps)
+    return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
+
+
+def _by_chunks(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor, m: Tensor, starts: Tensor | None,
+               lengths: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`mlstm` in torch; gates and memory are of one type, that of q, k and v may be a smaller one."""
+    n, kind, wide = q.shape[1], v.dtype, i.dtype
     chunk = min(CHUNK, n)
     pad = -n % chunk
 
     def chunked(x: Tensor, value: float = 0.0) -> Tensor:  # (B, T, H, ...) -> (B, H, T / C, C, ...)
         return F.pad(x, (0, 0) * (x.dim() - 2) + (0, pad), value=value).unflatten(1, (-1, chunk)).movedim(3, 1)
 
-    i, decay = i.to(wide), F.logsigmoid(f.to(wide))
+    decay = F.logsigmoid(f)
     if lengths is not None:  # nodes past the length neither write nor decay
         live = (torch.arange(n, device=q.device) < lengths[:, None])[..., None]
         k, i, decay = k * live[..., None], i.masked_fill(~live, EMPTY), decay * live
@@ -91,7 +99,7 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     weights = (decay[..., :, None] - decay[..., None, :] + i[..., None, :]).masked_fill(~seen, -torch.inf)
     largest = weights.detach().amax(-1)
 
-    given, before = m.to(wide), []
+    given, before = m, []
     m = given.detach()
     for own, decays, last in zip(largest[..., -1].unbind(2), decay[..., -1].detach().unbind(2),
                                  [None] * decay.shape[2] if first is None else first[..., -1].unbind(2)):
@@ -105,14 +113,13 @@ def mlstm(q: Tensor, k: Tensor, v: Tensor, i: Tensor, f: Tensor, memory: Tensor,
     weights, carried = (weights - maximum[..., None]).exp(), (carried - maximum).exp()
     local = ((q @ k.transpose(-1, -2)) * weights.to(kind)) @ joined
     writes = ((k * weights[..., -1, :, None].to(kind)).transpose(-1, -2) @ joined).to(wide)
-    memory = memory.to(wide)
     memories = []
     for keeps, adds in zip(carried[..., -1, None, None].unbind(2), writes.unbind(2)):
         memories.append(memory)
         memory = torch.addcmul(adds, keeps, memory)
     read = local.to(wide) + (carried[..., None] * q) @ torch.stack(memories, 2)
     y = _read(read, maximum, eps).movedim(1, 3).flatten(1, 2)[:, :n]
-    return y.to(kind), memory.to(kinds[0]), m.to(kinds[1])
+    return y, memory, m
 
 
 class _MLSTM(torch.autograd.Function):
@@ -125,11 +132,12 @@ class _MLSTM(torch.autograd.Function):
 
         batch, length, heads, _ = v.shape
         tasks = batch * heads
-        count = _chunks(length, chunks.CHUNK, starts) if learning else 0
+        count = chunk_count(length, chunks.CHUNK, starts) if learning else 0
         y, final, final_m = room(v, *v.shape), torch.empty(memory.shape, dtype=v.dtype), torch.empty_like(m)
         kept, kept_m = room(v, tasks, count, *memory.shape[2:]), room(v, tasks, count)
         norms, edges = room(v, batch, heads, length), torch.zeros(tasks, count + 1, dtype=torch.long)
-        threads.share(chunks.mlstm, tasks, *map(_lines, (q, k, v)), *map(_array, (i, f, starts, lengths, memory, m)),
+        threads.share(chunks.mlstm, tasks, *map(as_lines, (q, k, v)),
+                      *map(as_array, (i, f, starts, lengths, memory, m)),
                       eps, *(x.numpy() for x in (y, final, final_m, kept, kept_m, norms, edges)))
         return y, final, final_m, kept, kept_m, norms, edges
 
@@ -148,7 +156,7 @@ class _MLSTM(torch.autograd.Function):
         batch, _, heads = i.shape
         dq, dk, dv, di, df = (room(x, *x.shape) for x in (q, k, v, i, f))
         dmemory, dm = torch.empty(dfinal.shape, dtype=v.dtype), v.new_empty(batch, heads)
-        threads.share(chunks.mlstm_backward, batch * heads, *map(_lines, (q, k, v)), *map(_array, (i, f, starts)),
-                      ctx.eps, _lines(y), *map(_array, kept), _lines(dy), _array(dfinal),
+        threads.share(chunks.mlstm_backward, batch * heads, *map(as_lines, (q, k, v)), *map(as_array, (i, f, starts)),
+                      ctx.eps, as_lines(y), *map(as_array, kept), as_lines(dy), as_array(dfinal),
                       *(x.numpy() for x in (dq, dk, dv, di, df, dmemory, dm)))
         return dq, dk, dv, di, df, dmemory, dm, None, None, None, None

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.compiled import as_array, as_lines, compiles
 from segue.kernels.cpu.room import room
-from segue.kernels.scan import _array, _lines, compiles
 
 
 def gated_norm_reference(y: Tensor, gate: Tensor, scale: Tensor, groups: int = 1, eps: float = 1e-5,
@@ -72,7 +72,7 @@ class _GatedNorm(torch.autograd.Function):
         dnear = dy if near is None else room(y, *y.shape)
         dparameters = y.new_zeros(_tasks(y), 2, y.shape[2])
         threads.share(norm.gated_backward, _tasks(y), *_given(y, gate, scale, near, skip, late), groups, eps,
-                      *(_array(x.flatten(0, 1)) for x in (dout, dy, dgate, dnear)), dparameters.numpy())
+                      *(as_array(x.flatten(0, 1)) for x in (dout, dy, dgate, dnear)), dparameters.numpy())
         dscale, dskip = dparameters.sum(0)
         others = (None, None) if near is None else (dnear, dskip)
         return dy, dgate, dscale, *others, None, None, None
@@ -91,5 +91,5 @@ def _given(y: Tensor, gate: Tensor, scale: Tensor, near: Tensor | None, skip: Te
 
     mode = norm.LATE * late + (norm.CENTRED | norm.BESIDE) * (near is not None)
     near, skip = y if near is None else near, scale if skip is None else skip
-    return (mode, _array(y.flatten(0, 1)), _lines(gate.flatten(0, 1)), _array(scale), _array(near.flatten(0, 1)),
-            _array(skip))
+    return (mode, as_array(y.flatten(0, 1)), as_lines(gate.flatten(0, 1)), as_array(scale),
+            as_array(near.flatten(0, 1)), as_array(skip))

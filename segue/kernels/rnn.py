@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.kernels.scan import _array, compiles
+from segue.kernels.compiled import as_array, compiles
 from segue.kernels.tiles import tiles
 
 Tensors = tuple[Tensor, ...]
@@ -189,7 +189,7 @@ def _forward(cell: Cell, x: Tensor, weight: Tensor, bias: Tensor, state: Tensor,
     kept = room(x, tasks, length if learning else 0, cell.parts, plan.rows * (width + rest))
     packed = _pack(F.pad(weight.detach(), (0, 0, 0, rest)).flatten(1, 2).transpose(1, 2), plan.panels * plan.lanes)
     threads.share(rnn.forward, tasks, cell.code, plan.rows, plan.panels, width + rest,
-                  *map(_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
+                  *map(as_array, (x, packed, F.pad(bias.detach(), (0, rest)).flatten(1), starts, lengths, state)),
                   *(z.numpy() for z in (y, kept, final)))
     return y, final, kept
 
@@ -207,6 +207,6 @@ def _backward(cell: Cell, weight: Tensor, state: Tensor, starts: Tensor, lengths
     dbias = dy.new_zeros(blocks, heads, gates, width)
     packed = _pack(F.pad(weight, (0, rest)).flatten(1, 2), plan.panels * plan.lanes)
     threads.share(rnn.backward, heads * blocks, cell.code, plan.rows, plan.panels, width + rest, plan.span,
-                  *map(_array, (packed, starts, lengths, state, kept, dy, dfinal)),
+                  *map(as_array, (packed, starts, lengths, state, kept, dy, dfinal)),
                   *(z.numpy() for z in (dx, dweight, dbias, dstate)))
     return dx, dweight.sum(0)[..., :width], dbias.sum(0), dstate

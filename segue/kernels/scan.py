@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-COMPILED_FROM = 32
-"""Shorter sequences stay in torch: a short prompt must not wait for a compiler. Training waits once for many steps:
-there so many elements count, times 8, over all rows."""
+from segue.kernels.compiled import as_array, as_flat, as_mask, compiles
 
 
 def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -40,7 +38,7 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = N
     if b.shape[1] == 0:
         return b
     if compiles(b, a, initial, complex_too=True):
-        return _LinearScan.apply(a, b, initial, _mask(b, starts))
+        return _LinearScan.apply(a, b, initial, as_mask(b, starts))
     a = a.expand(b.shape)
     if starts is not None:
         a = a.masked_fill(starts.view(*starts.shape, *[1] * (a.dim() - 2)), 0.0)
@@ -79,7 +77,7 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     if not compiles(u):
         y, final = selective_scan_reference(u, dt, A, B, C, D, state, starts, low)
     else:
-        y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), _mask(u, starts), low,
+        y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), as_mask(u, starts), low,
                                            torch.is_grad_enabled())
         final = final.transpose(1, 2)
     return y.to(kind), final.to(kept)
@@ -117,7 +115,7 @@ def diagonal_scan(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, star
         y, final = diagonal_scan_reference(u, decay, weights, state, starts, lengths)
     else:
         ends = torch.full(u.shape[:1], u.shape[1]) if lengths is None else lengths
-        y, final, _ = _DiagonalScan.apply(u, decay, weights, state, _mask(u, starts), ends, torch.is_grad_enabled())
+        y, final, _ = _DiagonalScan.apply(u, decay, weights, state, as_mask(u, starts), ends, torch.is_grad_enabled())
     return y.to(kind), final.to(kept)
 
 
@@ -132,38 +130,6 @@ def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
     return powers[:length].sum(1).real
 
 
-def compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
-    """Whether the compiled loops take these tensors, and are worth it at their length."""
-    kinds = (torch.float32, torch.float64, *((torch.complex64, torch.complex128) if complex_too else ()))
-    learning = torch.is_grad_enabled() and x.requires_grad
-    long = x.shape[1] >= COMPILED_FROM or (learning and x.shape[0] * x.shape[1] >= 8 * COMPILED_FROM)
-    return (x.device.type == "cpu" and x.dtype in kinds and long and x.numel() > 0
-            and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling())
-
-
-def _array(x: Tensor) -> Any:
-    return x.detach().resolve_conj().resolve_neg().contiguous().numpy()
-
-
-def _mask(x: Tensor, starts: Tensor | None) -> Tensor:
-    """The starts as compiled loops take them: (B, 0) for none."""
-    return torch.zeros(x.shape[0], 0, dtype=torch.bool) if starts is None else starts
-
-
-def _lines(x: Tensor) -> tuple[Any, ...]:
-    """(..., X) for loops that read it where it lies, as a slice of a wider projection need not be copied: all numbers
-    from the first to the last, and how many it is from one to the next along each axis but the last."""
-    x = x.detach().resolve_neg()
-    x = x if x.stride(-1) == 1 else x.contiguous()
-    reach = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride())) + 1 if x.numel() else 0
-    return x.as_strided((reach,), (1,)).numpy(), *x.stride()[:-1]
-
-
-def _chunks(length: int, chunk: int, starts: Tensor) -> int:
-    """How many chunks a row may have, of which each ends where a document does."""
-    return -(-length // chunk) + (int(starts.sum(1).max()) if starts.numel() else 0)
-
-
 class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor) -> Tensor:
@@ -171,8 +137,8 @@ class _LinearScan(torch.autograd.Function):
 
         states = torch.empty(b.shape, dtype=b.dtype)
         # One row is cut into its channels only by the vector unit: a batch is what the threads share.
-        threads.share(scan.linear, len(b), *map(_flat, (a, b)), _array(initial).reshape(len(b), -1), _array(starts),
-                      _flat(states))
+        threads.share(scan.linear, len(b), *map(as_flat, (a, b)), as_array(initial).reshape(len(b), -1),
+                      as_array(starts), as_flat(states))
         return states
 
     @staticmethod
@@ -188,14 +154,9 @@ class _LinearScan(torch.autograd.Function):
         rows = len(grad)
         da = torch.zeros(rows, *a.shape[1:], dtype=a.dtype)
         db, dinitial = torch.empty(grad.shape, dtype=a.dtype), torch.empty(initial.shape, dtype=a.dtype)
-        threads.share(scan.linear_backward, rows, _flat(a), _array(initial).reshape(rows, -1), _array(starts),
-                      *map(_flat, (states, grad, da, db)), dinitial.numpy().reshape(rows, -1))
+        threads.share(scan.linear_backward, rows, as_flat(a), as_array(initial).reshape(rows, -1), as_array(starts),
+                      *map(as_flat, (states, grad, da, db)), dinitial.numpy().reshape(rows, -1))
         return da.sum_to_size(a.shape), db, dinitial, None
-
-
-def _flat(x: Tensor) -> Any:
-    """(B, T, ...) -> an array (B, T, C)."""
-    return _array(x).reshape(*x.shape[:2], -1)
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -209,7 +170,8 @@ class _SelectiveScan(torch.autograd.Function):
         rows, length, inner = u.shape
         y, final = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(rows, A.shape[0], inner)
         kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, A.shape[0], inner)
-        threads.share(scan.selective, rows * -(-inner // scan.WIDE), *map(_array, (u, dt, A, B, C, D, starts, state)),
+        threads.share(scan.selective, rows * -(-inner // scan.WIDE),
+                      *map(as_array, (u, dt, A, B, C, D, starts, state)),
                       low, y.numpy(), final.numpy(), kept.numpy())
         return y, final, kept
 
@@ -231,7 +193,7 @@ class _SelectiveScan(torch.autograd.Function):
         du, ddt = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
         dA, dstate = (u.new_empty(rows, states, inner) for _ in range(2))
         dB, dC = (u.new_empty(blocks, rows, length, states) for _ in range(2))
-        given = map(_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal))
+        given = map(as_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal))
         threads.share(scan.selective_backward, rows * blocks, *given, ctx.low,
                       *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
         return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), (dy * u).sum((0, 1)), dstate, None, None, None
@@ -247,7 +209,8 @@ class _DiagonalScan(torch.autograd.Function):
         y, final = u.new_zeros(u.shape), u.new_empty(rows, *decay.shape)
         kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, *decay.shape)
         threads.share(scan.diagonal, rows * -(-width // scan.WIDE),
-                      *map(_array, (u, decay, weights, starts, lengths, state)), y.numpy(), final.numpy(), kept.numpy())
+                      *map(as_array, (u, decay, weights, starts, lengths, state)),
+                      *(x.numpy() for x in (y, final, kept)))
         return y, final, kept
 
     @staticmethod
@@ -264,6 +227,6 @@ class _DiagonalScan(torch.autograd.Function):
         du = u.new_zeros(u.shape)
         ddecay, dweights, dstate = (u.new_empty(u.shape[0], *decay.shape) for _ in range(3))
         threads.share(scan.diagonal_backward, u.shape[0] * -(-u.shape[2] // scan.WIDE),
-                      *map(_array, (u, decay, weights, starts, lengths, kept, dy, dfinal)),
+                      *map(as_array, (u, decay, weights, starts, lengths, kept, dy, dfinal)),
                       *(x.numpy() for x in (du, ddecay, dweights, dstate)))
         return du, ddecay.sum(0), dweights.sum(0), dstate, None, None, None

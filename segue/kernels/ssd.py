@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.scan import _array, _lines, _mask, compiles
+from segue.kernels.compiled import as_array, as_lines, as_mask, compiles
 
 CHUNK = 64
 
@@ -61,7 +61,7 @@ def ssd(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts
         wide = torch.promote_types(torch.promote_types(kind, g.dtype), torch.promote_types(kept, torch.float32))
         u, write, g, skip, state = (x.to(wide) for x in (u, write, g, skip, state))
     if compiles(u):
-        y, final, _ = _SSD.apply(u, write, g, skip, state, _mask(u, starts), torch.is_grad_enabled())
+        y, final, _ = _SSD.apply(u, write, g, skip, state, as_mask(u, starts), torch.is_grad_enabled())
     else:
         v, k, q = apart(u, state)
         y, final = _chunked(q, k, v * write[..., None].to(v.dtype), g, state, starts)
@@ -80,8 +80,8 @@ class _SSD(torch.autograd.Function):
         (rows, length), (heads, _, width) = u.shape[:2], state.shape[1:]
         y, final = u.new_empty(rows, length, heads * width), u.new_empty(state.shape)
         kept = u.new_empty(rows, -(-length // ssd.CHUNK) if learning else 0, *state.shape[1:])
-        threads.share(ssd.forward, _tasks(u, state), _groups(u, state), _lines(u),
-                      *map(_array, (write, g, skip, starts, state)), *(x.numpy() for x in (y, final, kept)))
+        threads.share(ssd.forward, _tasks(u, state), _groups(u, state), as_lines(u),
+                      *map(as_array, (write, g, skip, starts, state)), *(x.numpy() for x in (y, final, kept)))
         return y, final, kept
 
     @staticmethod
@@ -103,8 +103,8 @@ class _SSD(torch.autograd.Function):
         groups = _groups(u, dfinal)
         dshared = u.new_empty(tasks // (rows * groups), rows, length, 2, groups, keys)
         dskip = u.new_zeros(rows, heads)
-        threads.share(ssd.backward, tasks, groups, _lines(u), *map(_array, (write, g, skip, starts, kept)), _lines(dy),
-                      _array(dfinal), *(x.numpy() for x in (du, dshared, dwrite, dg, dskip, dstate)))
+        threads.share(ssd.backward, tasks, groups, as_lines(u), *map(as_array, (write, g, skip, starts, kept)),
+                      as_lines(dy), as_array(dfinal), *(x.numpy() for x in (du, dshared, dwrite, dg, dskip, dstate)))
         torch.sum(dshared.flatten(3), 0, out=du[..., -shared:])
         return du, dwrite, dg, dskip.sum(0), dstate, None, None
 

@@ -9,7 +9,7 @@ import codecs as encodings
 import lzma
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -148,8 +148,9 @@ class Kind(ABC):
     def show(self, obj: Any) -> str:
         """The object for a terminal."""
 
-    def normalise(self, obj: Any) -> Any:
-        """A user's prime as an object of this kind (text given as str becomes bytes, and so on)."""
+    def normalise(self, obj: Any, known: Collection[str] = ()) -> Any:
+        """A user's prime as an object of this kind (text given as str becomes bytes, and so on). known: the items there
+        are, where that helps to tell them apart in a text."""
         return obj
 
     def cut(self, window: Any) -> int:

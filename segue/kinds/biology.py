@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -20,6 +20,7 @@ from segue.kinds.frame import DELIMITED, JSON, LONG_WORD, PARQUET, ROWS, TABULAR
 from segue.kinds.packed import bare, opened
 
 BLOCK = 1 << 22
+BLOCKED = 8  # letters at least in the blocks that some write a sequence's lines in
 LONG = 1000  # letters: that two records are the same is then no chance
 PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "sequences", "dna_sequence", "protein_sequence",
@@ -63,8 +64,10 @@ class Letters(Kind):
         if (form := _flat(head)) is not None and (sample := _letters(text, form)):
             return 0.95 * self.likely(sample)
         if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or len(text.splitlines()) > 1):
-            body = b"".join(line for line in text.splitlines() if line[:1] not in (b">", b";"))
+            body = b"\n".join(line for line in text.splitlines() if line[:1] not in (b">", b";"))
             sample = body.translate(None, BLANKS).upper()
+            if len(cut := body.split()) > len(text.splitlines()) and len(sample) < BLOCKED * len(cut):
+                return 0.0  # words, of a text that begins with >
             if not sample or len(sample.translate(None, (self.letters + ".").encode())) > len(sample) // 10:
                 return 0.5 if suffix in self.surely else 0.3 * self.likely(sample) if suffix in self.perhaps else 0.0
             return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
@@ -206,7 +209,7 @@ class Letters(Kind):
             rows.append(f"{at + 1:>9} {tens}")
         return "\n".join(rows)
 
-    def normalise(self, obj: Any) -> str:
+    def normalise(self, obj: Any, known: Collection[str] = ()) -> str:
         """Upper-case letters without blanks; a SegueError names the position of one that is not of the kind."""
         text = obj.decode("ascii", "replace") if isinstance(obj, bytes) else obj
         if not isinstance(text, str):

@@ -112,11 +112,13 @@ class Codec(ABC):
         values = read_json(path)
         kind = CODECS.get(str(values.pop("codec", None))) if isinstance(values, dict) else None
         if kind is None:
-            raise SegueError(f"{path} does not name a codec known here ({', '.join(CODECS)})")
+            raise SegueError(f"{path} does not name a codec known here ({', '.join(CODECS)}): was it written by a "
+                             "newer segue?")
         try:
             return kind.restore(Path(folder), values)
         except (TypeError, ValueError, KeyError) as error:
-            raise SegueError(f"{path} does not describe a '{kind.name}' codec ({error})") from error
+            raise SegueError(f"{path} does not describe a '{kind.name}' codec ({error}): copy the folder again") \
+                from error
 
     @classmethod
     def restore(cls, folder: Path, values: dict[str, Any]) -> Codec:

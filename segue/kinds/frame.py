@@ -78,9 +78,8 @@ class Frame:
 
 
 @lru_cache(maxsize=1)
-def glance(path: Path, head: bytes, asked: frozenset[str] = frozenset()) -> Look | None:
-    """The look of a table, or None where the file is none. path: without a compression suffix. head: see `head_of`.
-    A first line that holds a name `asked` for is a header; asked for numbers, there is none."""
+def glance(path: Path, head: bytes) -> Look | None:
+    """The look of a table, or None where the file is none. path: without a compression suffix. head: see `head_of`."""
     suffix = path.suffix.lower()
     if is_parquet(head):
         return _look_parquet(path)
@@ -90,7 +89,7 @@ def glance(path: Path, head: bytes, asked: frozenset[str] = frozenset()) -> Look
     begin = text.lstrip()[:1]
     if begin == "{" or suffix in JSON or (begin == "[" and text.lstrip()[1:].lstrip()[:1] == "{"):
         return _look_json(text)
-    look = _look_text(suffix, text, len(head) >= HEAD, asked)
+    look = _look_text(suffix, text, len(head) >= HEAD)
     return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
 
 
@@ -188,7 +187,9 @@ def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
     return cells
 
 
-def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str]) -> Look | None:
+def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozenset()) -> Look | None:
+    """cut: the text goes on. asked: names of columns; a first line that holds one is a header, and where these are
+    numbers there is none."""
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
         lines.pop()

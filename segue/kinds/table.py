@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +51,8 @@ CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
 FORMATS = [date + clock for date in DATES for clock in CLOCKS] + ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y"]
 CLOCKED = ("date", "time")  # two columns that say together when
 NUMBER = re.compile(r"[-+\d.eE]+")
+BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that somebody types
+LONGEST = 40  # words of an item
 MEASURED = "bin them into symbols first, or learn them as text with kind=text"
 THIS = "the file"  # who, where a file is all of one entity
 
@@ -179,14 +181,12 @@ class Events(Kind):
         """One line: a → b → c."""
         return " → ".join(map(str, obj))
 
-    def normalise(self, obj: Any) -> list[Any]:
-        """Text is cut into items at commas and arrows; where there are none, at blanks."""
+    def normalise(self, obj: Any, known: Collection[str] = ()) -> list[Any]:
+        """Text is cut into items at commas and arrows; where there are none, at blanks. A `known` item is one whatever
+        is in it, and where all of them are single signs, a word is cut into its own."""
         if isinstance(obj, bytes):
             obj = obj.decode("utf-8", "replace")
-        if isinstance(obj, str):
-            items = [item.strip() for item in re.split("[→,]", obj)]
-            return obj.split() if len(items) == 1 else list(filter(None, items))
-        return list(obj)
+        return _typed(obj.strip(), known) if isinstance(obj, str) else list(obj)
 
 
 class Cases(Kind):
@@ -256,6 +256,24 @@ class Cases(Kind):
     def show(self, obj: Sequence[str | int]) -> str:
         items = [str(item) for item in obj]
         return _glue(items).join(items)
+
+
+def _typed(text: str, known: Collection[str]) -> list[str]:
+    """The items that a text names, see `Events.normalise`: at each place the longest known one."""
+    signs = list(BETWEEN.finditer(text))
+    begins, ends = [0, *(sign.end() for sign in signs)], [*(sign.start() for sign in signs), len(text)]
+    marked = [i for i, sign in enumerate(signs) if not sign[0].isspace()]
+    places = [*marked, len(signs)] if marked else range(len(ends))  # where an item may end
+    single = bool(known) and all(len(item) == 1 for item in known)
+    items: list[str] = []
+    at = 0
+    while at < len(begins):
+        ahead = [i for i in places if at <= i < at + LONGEST] or [next(i for i in places if i >= at)]
+        last = next((i for i in reversed(ahead) if text[begins[at] : ends[i]] in known), ahead[0])
+        item = text[begins[at] : ends[last]]
+        items += [item] if not single or item in known else [sign for sign in item if not sign.isspace()]
+        at = last + 1
+    return list(filter(None, items))
 
 
 def _cells(line: str) -> list[str]:
@@ -377,7 +395,8 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
             who = THIS if not rest and when is not None else last
     if what is None or (who is None and not lists):
         missing = [role for role, name in (("who", who), ("what", what)) if name is None]
-        one = f", or who='{THIS}' if all of it is one sequence" if what is not None else ""
+        one = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
+            "; or read it as text with kind=text"
         if what is None and _measured(value for name in rest[:20] for value in columns[name][:1000].to_pylist()):
             one = f"; its numbers are measured: {MEASURED}"
         raise SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "

@@ -6,7 +6,7 @@ import codecs as encodings
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -112,13 +112,12 @@ class Text(Kind):
         if errors not in ("strict", "keep"):
             raise SegueError(f"errors is 'strict' or 'keep', not {errors!r}")
         try:
-            known = encodings.lookup(encoding)
-            if not known._is_text_encoding:
-                raise LookupError
+            "".encode(encoding)  # refuses what is known but no encoding of text, such as hex
+            encoding = encodings.lookup(encoding).name
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         if not lines and (field or bare(path).suffix.lower() in DELIMITED | JSON | PARQUET):
-            rows = self._rows(path, problems, field, known.name)
+            rows = self._rows(path, problems, field, encoding)
             if rows is not None:
                 yield from rows
                 return
@@ -126,7 +125,7 @@ class Text(Kind):
             yield Record(_notebook(path), name=str(path))
             return
         found, smiles = False, bare(path).suffix.lower() in SMILES
-        for start, piece in self._pieces(path, known.name, errors):
+        for start, piece in self._pieces(path, encoding, errors):
             if not piece.strip():
                 continue
             found = True
@@ -296,7 +295,7 @@ class Text(Kind):
     def show(self, obj: bytes | str) -> str:
         return as_bytes(obj).decode("utf-8", "replace")
 
-    def normalise(self, obj: Any) -> bytes:
+    def normalise(self, obj: Any, known: Collection[str] = ()) -> bytes:
         return as_bytes(obj)
 
     def cut(self, window: bytes) -> int:

@@ -55,6 +55,27 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return (weights[..., None] * outputs).sum(0), lse
 
 
+def rule_of(causal: bool, window: int | None, prefix: int, prompt: bool, block: int | None, look_back: int,
+            global_tokens: int, random_blocks: int, span: int) -> rules.Rule:
+    """The mask rule that these options of `Attention` say (of a learned span, the rule without it); a SegueError where
+    they do not go together."""
+    if min(x if x is not None else 1 for x in (window, block)) < 1 or ((prefix or prompt) and not causal):
+        raise SegueError(f"a window of {window}, a block of {block}, a prefix of {prefix}, a prompt {prompt} with "
+                         f"causal {causal}: windows and blocks hold at least one position, and only a causal mixer "
+                         "has a prefix or a prompt")
+    if sum(map(bool, (window, block, prefix, prompt, span))) > 1:
+        raise SegueError("window, block, prefix, prompt and span are five ways to say what is near: choose one")
+    if (look_back or random_blocks) and not block:
+        raise SegueError("look_back and random_blocks count blocks: give block too")
+    if global_tokens and not (window or block):
+        raise SegueError("global_tokens are seen besides a window or a block: give one of them too")
+    if window or block:
+        return rules.Sparse(window, block, look_back, global_tokens, random_blocks, causal)
+    if prompt:
+        return rules.prompted
+    return rules.prefix(prefix) if prefix else rules.causal if causal else rules.full
+
+
 class Attention(Mixer):
     """Multi-head attention with a key-value cache.
 
@@ -97,27 +118,13 @@ class Attention(Mixer):
             raise SegueError(f"{heads} heads cannot share {self.kv_heads} key-value heads: choose a divisor")
         if positions not in POSITIONS:
             raise SegueError(f"attention positions '{positions}' are unknown: choose from {', '.join(POSITIONS)}")
-        if min(x if x is not None else 1 for x in (window, block)) < 1 or ((prefix or prompt) and not causal):
-            raise SegueError(f"a window of {window}, a block of {block}, a prefix of {prefix}, a prompt {prompt} with "
-                             f"causal {causal}: windows and blocks hold at least one position, and only a causal mixer "
-                             "has a prefix or a prompt")
-        if sum(map(bool, (window, block, prefix, prompt, span))) > 1:
-            raise SegueError("window, block, prefix, prompt and span are five ways to say what is near: choose one")
-        if (look_back or random_blocks) and not block:
-            raise SegueError("look_back and random_blocks count blocks: give block too")
-        if global_tokens and not (window or block):
-            raise SegueError("global_tokens are seen besides a window or a block: give one of them too")
+        self.rule = rule_of(causal, window, prefix, prompt, block, look_back, global_tokens, random_blocks, span)
         self.head_width = head_width or width // heads
         self.positions, self.window, self.clamp = positions, window, clamp
         self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
         self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt  # type: ignore[misc]
         self.prefix = prefix
         self.sets = causal and not self.needs_whole_prompt  # type: ignore[misc]
-        self.rule: rules.Rule = rules.prefix(prefix) if prefix else rules.causal if causal else rules.full
-        if prompt:
-            self.rule = rules.prompted
-        if window or block:
-            self.rule = rules.Sparse(window, block, look_back, global_tokens, random_blocks, causal)
         self.constant_state = self._kept() is not None  # type: ignore[misc]
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=qkv_bias)
         self.out = nn.Linear(heads * self.head_width, width, bias=out_bias)
@@ -164,7 +171,8 @@ class Attention(Mixer):
         sparse = isinstance(rule, rules.Sparse) and rule.causal and not rule.first and not rule.random
         return rule.reach if isinstance(rule, rules.Sparse) and sparse else None
 
-    def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, N, E), keys and values (B, G, N, E) of nodes x (B, N, D), with their positions (B, N)."""
         if self.places is not None:
             limit = self.places.num_embeddings
             if not torch.compiler.is_compiling() and positions.numel() and int(positions.max()) >= limit:
@@ -183,7 +191,8 @@ class Attention(Mixer):
         return q, k, v
 
     @staticmethod
-    def _pairs(layout: Layout) -> rules.Pairs:
+    def pairs(layout: Layout) -> rules.Pairs:
+        """The nodes of a call and all they may look at where nothing is remembered: each other."""
         prompt = None if layout.prompt is None else layout.prompt[:, None]
         return rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows, prompt)
 
@@ -210,7 +219,7 @@ class Attention(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         if self.training and self.learned_span is not None:
             self.learned_span.data.clamp_(0, 1)  # outside it would have no gradient to come back by
-        q, k, v = self._project(x, layout.positions)
+        q, k, v = self.project(x, layout.positions)
         n, rule = x.shape[1], self._structure()
         if rule is rules.prompted and (layout.prompt is None or n == 1):
             rule = rules.causal
@@ -240,12 +249,15 @@ class Attention(Mixer):
                 (layout.aligned or not (rule.first or rule.random)):
             y = self._tiled(q, k, v, layout, rule)
         else:
-            pairs = self._pairs(layout) if cache is None else cache.pairs(layout)
-            y = self._softmax(q, k, v, pairs, rule, valid, even=layout.even and fresh)
+            pairs = self.pairs(layout) if cache is None else cache.pairs(layout)
+            y = self.mix(q, k, v, pairs, rule, valid, even=layout.even and fresh)
         return self.output(y, x)
 
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, pairs: rules.Pairs, rule: rules.Rule, valid: Tensor | None,
-                 even: bool = False) -> Tensor:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, pairs: rules.Pairs, rule: rules.Rule, valid: Tensor | None,
+            even: bool = False) -> Tensor:
+        """The values that queries (B, H, Q, E) read, (B, H, Q, E), of keys and values (B, G, K, E) or of tiles of each
+        (one axis more, the third), where the rule lets them see. valid: where there is a key of their document (None:
+        everywhere). even: see `relative_scores`."""
         mask, bias = rule(pairs), self._bias(q, pairs, even)
         mask = (mask if valid is None else mask & valid)[:, None]
         if bias is not None and bias.requires_grad:  # torch's fused attention has no gradient for it
@@ -286,7 +298,7 @@ class Attention(Mixer):
             valid = (there & ((keys < n)[:, None] | (keys[:, None] == nodes[..., None])))[None]  # padding sees itself
             if segments is not None:
                 valid = valid & (segments[:, nodes][..., None] == segments[:, keys][:, :, None])
-            return self._softmax(q, k, v, pairs, rule, valid).flatten(2, 3)
+            return self.mix(q, k, v, pairs, rule, valid).flatten(2, 3)
 
         # As many at once as keep the scores small: memory that is asked for in large pieces is fresh each time. All is
         # split at once, since the gradient of one part is as large as that of the whole.
@@ -299,7 +311,7 @@ class Attention(Mixer):
             follows = torch.ones(1, first, n, dtype=torch.bool, device=q.device)  # not of all queries: that is N x N
             all_keys = rules.Pairs(layout.positions[:, :first, None], layout.positions[:, None], follows)
             q, k, v = (x.flatten(2, 3)[:, :, :n] for x in (q, k, v))
-            seen = self._softmax(q[:, :, :first], k, v, all_keys, rules.full, None)
+            seen = self.mix(q[:, :, :first], k, v, all_keys, rules.full, None)
             y = torch.cat([seen, y[:, :, first:]], 2)
         return y
 
@@ -339,15 +351,15 @@ class Attention(Mixer):
 
     def weights(self, x: Tensor, layout: Layout) -> Tensor:
         """(B, H, T, T): how much each node reads of each."""
-        q, k, _ = self._project(x, layout.positions)
-        pairs, together = self._pairs(layout), layout.together
+        q, k, _ = self.project(x, layout.positions)
+        pairs, together = self.pairs(layout), layout.together
         mask = self._structure()(pairs)
         mask = (mask if together is None else mask & together)[:, None]
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
         return attend(q, k, eye, mask, self._bias(q, pairs))[0]
 
     def values(self, x: Tensor) -> Tensor:
-        v = self._project(x, Layout.of(x).positions)[2]
+        v = self.project(x, Layout.of(x).positions)[2]
         return v.repeat_interleave(self.heads // self.kv_heads, 1)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:

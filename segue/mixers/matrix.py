@@ -55,6 +55,7 @@ def toeplitz(e: Entries) -> Tensor:
 
 
 def vandermonde(e: Entries) -> Tensor:
+    """Cosines: the numbers of the one node are frequencies at the place of the other, those of rows less of columns."""
     q, k = e.split()
     angle = 2 * math.pi * PERIOD * e.index.to(q.dtype)[:, None]
     rows = (q[..., :, None, :] * angle[..., None, :, None]).cos()
@@ -63,6 +64,7 @@ def vandermonde(e: Entries) -> Tensor:
 
 
 def cauchy(e: Entries) -> Tensor:
+    """Reciprocals of sums of positive numbers, one of each node, and a shift."""
     assert e.shift is not None
     q, k = (y.exp() for y in e.split())
     total = q[..., :, None, :] + k[..., None, :, :] + 2 * e.shift.view(-1, 1, 1, 1) + 1e-8
@@ -70,11 +72,13 @@ def cauchy(e: Entries) -> Tensor:
 
 
 def low_rank(e: Entries) -> Tensor:
+    """Products of features: linear attention, both ways."""
     q, k = e.split()
     return q @ k.mT * e.scale(e.features)
 
 
 def attention(e: Entries) -> Tensor:
+    """Softmax attention, both ways."""
     q, k = e.split()
     return (q @ k.mT / math.sqrt(e.features)).masked_fill(~e.same, -math.inf).softmax(-1)
 

@@ -94,9 +94,9 @@ class PartialAttention(Mixer):
 
     def _partial(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         assert self.source is not None and self.norm is not None
-        q, k, v = self.source._project(self.norm(x), layout.positions)
+        q, k, v = self.source.project(self.norm(x), layout.positions)
         if not parts:
-            pairs, valid = self.source._pairs(layout), layout.together
+            pairs, valid = self.source.pairs(layout), layout.together
         else:
             cache = parts["source"]
             assert isinstance(cache, PromptCache)
@@ -106,7 +106,7 @@ class PartialAttention(Mixer):
         mask = pairs.prompt.expand(-1, x.shape[1], -1) if self.bidirectional else pairs.prompt & pairs.follows
         mask = mask if valid is None else mask & valid
         any_seen = mask.any(-1, keepdim=True)  # else there is no prompt, and nothing is added
-        y = self.source._softmax(q, k, v, pairs, lambda _: mask | ~any_seen, None)
+        y = self.source.mix(q, k, v, pairs, lambda _: mask | ~any_seen, None)
         return self.source.out(y.transpose(1, 2).flatten(2) * any_seen)
 
     def lower(self, program: Program, source: View, into: View) -> None:

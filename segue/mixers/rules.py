@@ -83,14 +83,14 @@ class Sparse:
             query_block, key_block = query // self.block, key // self.block
             seen = (query_block - key_block).abs() <= self.back
             for pick in range(self.random):
-                seen = seen | (self._pick(query_block, pick) == key_block)
+                seen = seen | (self.random_block(query_block, pick) == key_block)
         if self.first:
             seen = seen | (key < self.first)
             if not self.causal:
                 seen = seen | (query < self.first)
         return seen & pairs.follows if self.causal else seen | (pairs.follows & False)
 
-    def _pick(self, block: Tensor, pick: int) -> Tensor:
+    def random_block(self, block: Tensor, pick: int) -> Tensor:
         """The number of the block that is picked for each block, -1 for none; a hash, alike on every machine."""
         limit = block if self.causal else 2 * block + 2
         x = block * 2_654_435_761 + (pick + 1) * 40_503
@@ -124,7 +124,7 @@ def tiles(rule: Sparse, count: int, aligned: bool) -> Tensor:
     found = [own + near]
     if rule.first:
         found.append(torch.arange(-(-rule.first // rule.tile)).expand(count, -1))
-    found += [rule._pick(own, pick) for pick in range(rule.random)]
+    found += [rule.random_block(own, pick) for pick in range(rule.random)]
     index = torch.cat(found, 1)
     index = index.masked_fill((index < 0) | (index > (own if rule.causal else count - 1)), -1).sort(1).values
     again = torch.cat([torch.zeros_like(own, dtype=torch.bool), index[:, 1:] == index[:, :-1]], 1)

@@ -1,7 +1,7 @@
 """What a mixer remembers, and the one life cycle all memories share: extend leaves it *pending*, commit makes it real.
 
 A `State` holds the parts of one mixer or of a whole stack, and where each row stands. Parts come in two sorts: a
-`Carry` (a recurrence's state, of constant size) and, in `segue.mixers.attention`, a cache with a cursor.
+`Carry` (a recurrence's state, of constant size) and, in `segue.mixers.cache`, a cache with a cursor.
 """
 
 from __future__ import annotations

@@ -90,9 +90,9 @@ def swaps(n: int) -> list[Permutation]:
     return [p for p in symmetric(n) if sum(i != j for i, j in enumerate(p)) <= 2]
 
 
-def generators(group: Sequence[Permutation], count: int, seed: int = 0) -> list[Permutation]:
-    """`count` elements, drawn until their products are the whole group."""
-    generator = torch.Generator().manual_seed(seed)
+def generators(group: Sequence[Permutation], count: int) -> list[Permutation]:
+    """`count` elements, drawn until their products are the whole group; the same every time."""
+    generator = torch.Generator().manual_seed(0)
     while True:
         chosen = [group[i] for i in torch.randperm(len(group), generator=generator)[:count].tolist()]
         reached, edge = {group[0]}, [group[0]]

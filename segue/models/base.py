@@ -74,8 +74,8 @@ def check_prompt(model: Any, prompt: Sequence[int]) -> None:
 class Decoding(Protocol):
     """What a decodable model remembers: see `segue.mixers.state.State`, which is the native one."""
 
-    positions: Tensor
-
+    @property
+    def positions(self) -> Tensor: ...
     @property
     def batch(self) -> int: ...
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None: ...

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from segue.errors import SegueError
+from segue.kernels import hmm
 from segue.models.counts import CountModel
 
 
@@ -39,59 +39,6 @@ def directly_follows(sequences: Iterable[Any], vocabulary: int) -> CountModel:
 # Hidden Markov model
 
 
-@njit(cache=True)
-def _forward(ids, start, move, emit, alpha, scale):  # type: ignore[no-untyped-def]
-    """Normalised forward vectors alpha (n, K), the state after each element; scale (n,) are the probabilities of each
-    element. One that is impossible tells nothing: the state then moves on as if unobserved."""
-    states = start.size
-    for t in range(ids.size):
-        total = 0.0
-        for j in range(states):
-            before = start[j]
-            if t:
-                before = 0.0
-                for i in range(states):
-                    before += alpha[t - 1, i] * move[i, j]
-            alpha[t, j] = before
-            total += before * emit[j, ids[t]]
-        scale[t] = total
-        if total > 0:
-            for j in range(states):
-                alpha[t, j] *= emit[j, ids[t]] / total
-
-
-@njit(cache=True)
-def _expect(flat, offsets, weights, start, move, emit, starts, moves, emits):  # type: ignore[no-untyped-def]
-    """One expectation step: adds expected counts, returns the weighted log-likelihood."""
-    states = start.size
-    longest = 1
-    for s in range(weights.size):
-        longest = max(longest, offsets[s + 1] - offsets[s])
-    alpha, scale = np.empty((longest, states)), np.empty(longest)
-    beta, older = np.empty(states), np.empty(states)
-    likelihood = 0.0
-    for s in range(weights.size):
-        ids = flat[offsets[s]:offsets[s + 1]]
-        _forward(ids, start, move, emit, alpha, scale)
-        beta[:] = 1.0
-        for t in range(ids.size - 1, -1, -1):
-            likelihood += weights[s] * np.log(max(scale[t], 1e-300))
-            for i in range(states):
-                posterior = weights[s] * alpha[t, i] * beta[i]
-                emits[i, ids[t]] += posterior
-                if t == 0:
-                    starts[i] += posterior
-            if t:
-                for i in range(states):
-                    older[i] = 0.0
-                    for j in range(states):
-                        flow = move[i, j] * emit[j, ids[t]] * beta[j] / max(scale[t], 1e-300)
-                        older[i] += flow
-                        moves[i, j] += weights[s] * alpha[t - 1, i] * flow
-                beta[:] = older
-    return likelihood
-
-
 class HMM:
     """Hidden Markov model with categorical emissions, fitted by Baum-Welch from several random starts.
 
@@ -112,6 +59,7 @@ class HMM:
         self.history: list[float] = []
 
     def fit(self, sequences: Iterable[Any]) -> HMM:
+        """Learn sequences (arrays of ids or `Sequence`) anew."""
         # logs repeat themselves: each different sequence is visited once, with a weight
         unique = Counter(ids for ids in checked(sequences, self.vocabulary) if ids)
         flat = np.concatenate([np.array(ids, np.int64) for ids in unique])
@@ -140,7 +88,7 @@ class HMM:
         history: list[float] = []
         for _ in range(iterations):
             starts, moves, emits = (np.zeros_like(x) for x in (self.start, self.move, self.emit))
-            history.append(_expect(flat, offsets, weights, self.start, self.move, self.emit, starts, moves, emits))
+            history.append(hmm.expect(flat, offsets, weights, self.start, self.move, self.emit, starts, moves, emits))
             if len(history) > 1 and history[-1] - history[-2] < self.tolerance * size:
                 break
             # a state that nothing visits keeps its rows
@@ -153,7 +101,7 @@ class HMM:
 
     def _states(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         alpha, scale = np.empty((ids.size, self.states)), np.empty(ids.size)
-        _forward(ids, self.start, self.move, self.emit, alpha, scale)
+        hmm.forward(ids, self.start, self.move, self.emit, alpha, scale)
         return alpha, scale
 
     def log_likelihood(self, sequence: Any) -> float:
@@ -194,6 +142,7 @@ class StateMerging:
         self.vocabulary, self.alpha, self.end = vocabulary, alpha, end
 
     def fit(self, sequences: Iterable[Any]) -> StateMerging:
+        """Learn sequences (arrays of ids or `Sequence`) anew: their prefix tree, then the merges."""
         self._seen: list[dict[int, int]] = [{}]
         self._next: list[dict[int, int]] = [{}]
         self._total = [0]
@@ -317,6 +266,7 @@ class Spectral:
         self.vocabulary, self.end, self.rank, self.length = vocabulary, end, rank, length
 
     def fit(self, sequences: Iterable[Any]) -> Spectral:
+        """Learn sequences (arrays of ids or `Sequence`) anew, from the words of at most `length` that begin them."""
         lines = Counter(ids[:-1] if ids and ids[-1] == self.end else ids
                         for ids in checked(sequences, self.vocabulary))
         total = lines.total()

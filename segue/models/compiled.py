@@ -19,8 +19,8 @@ from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
 from segue.kernels.cpu.cache import prepare, warm
 from segue.kernels.cpu.simd import BLOCK, TILE
-from segue.mixers.state import Layout
-from segue.models.base import Output, reads_whole
+from segue.mixers.state import Layout, check_parents
+from segue.models.base import Decoding, Output, reads_whole
 from segue.models.stack import Block, Stack, StackConfig
 
 CHUNK = 256  # nodes (of all rows) that a long prompt is cut into: bounds the scratch memory
@@ -297,6 +297,12 @@ class CompiledState:
         if local * self.model.threads > self.local.array.size:
             self.local = Memory(p.padded(2 * local, 2 * TILE) * self.model.threads)
 
+    def reclaim(self) -> None:
+        """Keep the memory of states that are pending for the next run: nobody will commit them."""
+        unused = None if self.pending is None else self.pending.after
+        if unused is not None and unused is not self.states and unused.array.size == self.states.array.size:
+            self.spare = unused
+
     def select(self, rows: Tensor) -> CompiledState:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
         index = rows.numpy()
@@ -399,6 +405,13 @@ class CompiledState:
         self.__dict__.update(snapshot.snapshot().__dict__)
 
 
+def asked(at: np.ndarray, start: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the nodes `at` (B, M) whose logits are wanted those of the chunk start .. end - 1: row and column of each in
+    `at`, and its number among the chunk's nodes of all rows."""
+    row, column = np.nonzero((at >= start) & (at < end))
+    return row, column, row * (end - start) + at[row, column] - start
+
+
 class CompiledModel:
     """A stack whose decoding runs in the compiled CPU engine. Satisfies `segue.models.base.Decodable`.
 
@@ -430,29 +443,20 @@ class CompiledModel:
     def init_state(self, batch: int, history: int = 0) -> CompiledState:
         return CompiledState(self, batch, history)
 
-    def extend(self, tokens: Tensor, state: CompiledState, parents: Tensor | None = None,
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None) -> Output:
         """See `segue.models.base.Decodable.extend`."""
-        ids = tokens.numpy()
+        assert isinstance(state, CompiledState)
+        ids, program = tokens.numpy(), self.program
         batch, n = ids.shape
+        wanted = n if at is None else at.shape[1]
         if not ids.size:  # no rows, or no tokens
             state.pending = Pending(ids, parents is not None, state.states, False, [])
-            return Output(torch.zeros(batch, n if at is None else at.shape[1], self.vocabulary),
-                          torch.zeros(batch, n, self.config.width))
-        deep = n
-        if parents is not None:
-            if bool(((parents < -1) | (parents >= torch.arange(n))).any()):  # the kernels would wait for such a parent
-                raise SegueError("parents of a draft: give for each node the index of an earlier one, or -1")
-            if self.config.learned_positions:
-                deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
-        known = ids.ravel().tolist()
-        self._check(min(known), max(known), state, deep)
+            return Output(torch.zeros(batch, wanted, self.vocabulary), torch.zeros(batch, n, self.config.width))
+        self._check_nodes(ids, state, parents)
         state.reserve(n)
-        unused = None if state.pending is None else state.pending.after  # nobody will commit that
-        if unused is not None and unused is not state.states and unused.array.size == state.states.array.size:
-            state.spare = unused
-        program, wanted = self.program, n if at is None else at.shape[1]
-        logits = np.empty((batch * wanted, program.logit_stride), np.float32)
+        state.reclaim()
+        logits = np.empty((batch, wanted, program.logit_stride), np.float32)
         hidden = np.empty((batch, n, self.config.width), np.float32)
         kept = bool(program.states) and (parents is not None or n <= KEPT)
         if parents is None and state.prompt is not None:  # what a node of the prompt leaves, all of it has a say in
@@ -470,27 +474,21 @@ class CompiledModel:
                 if not kept:
                     after.array[:] = before.array
             if at is None:
-                want = None
-                out = logits if chunk >= n else np.empty((space.nodes, program.logit_stride), np.float32)
+                out = logits if chunk >= n else np.empty((batch, end - start, program.logit_stride), np.float32)
+                self._run(state, space, state.lengths + start, before, after, kept, None, out)
+                if out is not logits:
+                    logits[:, start:end] = out
             else:
-                chosen = at.numpy()
-                row, column = np.nonzero((chosen >= start) & (chosen < end))
-                want = row * (end - start) + chosen[row, column] - start
-                repeated = want if len(want) > space.nodes else None  # there is room to gather each node once
-                want = want if repeated is None else None
-                out = np.empty((space.nodes if want is None else len(want), program.logit_stride), np.float32)
-            self._run(state, space, state.lengths + start, before, after, kept, want, out)
-            if at is not None:
-                out = out if repeated is None else out[repeated]
-                logits.reshape(batch, wanted, program.logit_stride)[row, column] = out
-            elif out is not logits:
-                logits.reshape(batch, n, -1)[:, start:end] = out.reshape(batch, end - start, -1)
+                row, column, want = asked(at.numpy(), start, end)
+                every = len(want) > space.nodes  # there is room to gather each node once
+                out = np.empty((space.nodes if every else len(want), program.logit_stride), np.float32)
+                self._run(state, space, state.lengths + start, before, after, kept, None if every else want, out)
+                logits[row, column] = out[want] if every else out
             hidden[:, start:end] = program.read(program.top, space.scratch.array, space.nodes).reshape(
                 batch, end - start, -1)
             before = after
         state.pending = Pending(ids, parents is not None, after, kept, chain)
-        shaped = logits.reshape(batch, wanted, program.logit_stride)[:, :, : self.vocabulary]
-        return Output(torch.from_numpy(shaped), torch.from_numpy(hidden))
+        return Output(torch.from_numpy(logits[:, :, : self.vocabulary]), torch.from_numpy(hidden))
 
     def step(self, tokens: np.ndarray, state: CompiledState) -> np.ndarray:
         """One token (B,) int64 per row, made real at once: `extend` and `commit` in one, for loops that count in
@@ -509,6 +507,17 @@ class CompiledModel:
         state.advance()
         state.pending = None
         return logits[:, : self.vocabulary]
+
+    def _check_nodes(self, ids: np.ndarray, state: CompiledState, parents: Tensor | None) -> None:
+        """What the kernels could not: ids (B, N), a chain or a tree, and how deep they reach."""
+        batch, n = ids.shape
+        deep = n
+        if parents is not None:
+            check_parents(parents, batch, n)
+            if self.config.learned_positions:
+                deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
+        known = ids.ravel().tolist()
+        self._check(min(known), max(known), state, deep)
 
     def _check(self, low: int, high: int, state: CompiledState, deep: int) -> None:
         """What the kernels could not: that ids and positions lie within their tables."""
@@ -604,17 +613,18 @@ class Accelerated:
             return self.model.path
         return f"{self.stack.path} (the cpu kernels are being compiled, once)"
 
-    def init_state(self, batch: int, history: int = 0) -> Any:
+    def init_state(self, batch: int, history: int = 0) -> Decoding:
         return self.model.init_state(batch, history)
 
-    def extend(self, tokens: Tensor, state: Any, parents: Tensor | None = None, at: Tensor | None = None) -> Output:
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
         """See `segue.models.base.Decodable.extend`."""
         if isinstance(state, CompiledState):
             return self.compiled.extend(tokens, state, parents, at)
         with torch.no_grad():
             return self.stack.extend(tokens, state, parents, at)
 
-    def step(self, tokens: np.ndarray, state: Any) -> np.ndarray:
+    def step(self, tokens: np.ndarray, state: Decoding) -> np.ndarray:
         """See `CompiledModel.step`."""
         if isinstance(state, CompiledState):
             return self.compiled.step(tokens, state)

@@ -124,7 +124,7 @@ class Seeing(CompiledModel):
         self.weights, self.threads, self.needs_whole_prompt = weights, threads, False
         self.program, width = p.Program(weights), heads.config.width
         self.source = self.program.register("x", width)
-        lower_block(self.program, heads._block, heads.shape, self.source)
+        lower_block(self.program, heads.attention, heads.shape, self.source)
         self.program.finish()
 
     def see(self, hidden: Tensor, state: CompiledState) -> Tensor:

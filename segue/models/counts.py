@@ -7,7 +7,8 @@ be believed. Both keep one sorted array of the training stream (`segue.kernels.c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,10 @@ from segue.kernels import counts as kernel
 from segue.mixers.state import check_parents
 from segue.models.base import Decoding, Output, check_tokens
 
+PIECE = 1024  # elements whose distributions are held at once
+FEW = 100_000  # tokens: fewer are predicted a fold at a time, more have a share set aside
+MANY = 20  # documents, of which some can be set aside; of fewer, parts are
+CELLS = 1 << 23  # probabilities held at once
 SMOOTHINGS = {"none": kernel.MARKOV, "witten-bell": kernel.WITTEN_BELL, "kneser-ney": kernel.KNESER_NEY}
 
 
@@ -128,10 +133,15 @@ class _Counted:
     vocabulary: int
     window: int  # how many tokens back a prediction can depend on
 
-    def _nodes(self, *args: Any) -> None:
+    def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
+               chain: bool, at: np.ndarray, out: np.ndarray) -> None:
+        """Write into `out` (B, M, V) float64 the distributions behind the nodes `at` (B, M) of tokens (B, N), which
+        follow the row's past from `begins` (B,) on; see `TokenState`."""
         raise NotImplementedError
 
-    def _document(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+    def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+        """Write into `out` (end - begin, V) float64 the distributions of the elements begin .. end - 1 of one whole
+        document, int32 ids (n,), each from all before it."""
         raise NotImplementedError
 
     def init_state(self, batch: int, history: int = 0) -> TokenState:
@@ -144,12 +154,7 @@ class _Counted:
         if parents is not None:
             check_parents(parents, *tokens.shape)
         ids = tokens.numpy().astype(np.int32)
-        if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary):
-            raise SegueError(f"tokens from {ids.min()} to {ids.max()} were given to a model of {self.vocabulary}")
         tree = np.empty((1, 0), np.int64) if parents is None else np.ascontiguousarray(parents.numpy())
-        if parents is not None and (tree.shape != ids.shape or (tree >= np.arange(ids.shape[1])).any()
-                                    or (tree < -1).any()):
-            raise SegueError("a node of a draft tree must follow an earlier node, or -1, the state's end")
         # of one type always, a copy: what is read-only would be compiled a second time
         nodes = np.array(np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.numpy(), order="C")
         out = np.empty((*nodes.shape, self.vocabulary))
@@ -169,24 +174,24 @@ class _Counted:
         """(n, V): the distribution of every element of one whole sequence, from the elements before it."""
         ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
         out = np.empty((ids.size, self.vocabulary))
-        self._document(ids, 0, ids.size, out)
+        self.distributions(ids, 0, ids.size, out)
         return out
 
     def next(self, prefix: Any) -> np.ndarray:
         """(V,): the distribution of the element after a prefix (possibly empty) of a sequence."""
         ids = np.append(np.asarray(getattr(prefix, "ids", prefix), np.int32), np.int32(0))
         out = np.empty((1, self.vocabulary))
-        self._document(ids, ids.size - 1, ids.size, out)
+        self.distributions(ids, ids.size - 1, ids.size, out)
         return out[0]
 
-    def log_probabilities(self, sequence: Any, piece: int = 1024) -> np.ndarray:
+    def log_probabilities(self, sequence: Any) -> np.ndarray:
         """(n,): natural logarithm of the probability of each element given those before it."""
         ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
-        found = np.empty(ids.size)
+        found, piece = np.empty(ids.size), min(PIECE, max(64, CELLS // self.vocabulary))
         for begin in range(0, ids.size, piece):
             end = min(begin + piece, ids.size)
             out = np.empty((end - begin, self.vocabulary))
-            self._document(ids, begin, end, out)
+            self.distributions(ids, begin, end, out)
             found[begin:end] = out[np.arange(end - begin), ids[begin:end]]
         return np.log(np.maximum(found, 1e-300))
 
@@ -212,15 +217,22 @@ class _Counted:
         return {}
 
 
-def _load(folder: str | Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@contextmanager
+def _loading(folder: str | Path, name: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """What `save` wrote, settings and arrays; a SegueError where no model can be made of them."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     settings, path = read_json(Path(folder) / f"{name}.json"), Path(folder) / f"{name}.safetensors"
     try:
-        return settings, load_file(path)
+        arrays = load_file(path)
     except (OSError, SafetensorError) as error:
         raise SegueError(f"{path} cannot be read ({error}): was the folder copied whole?") from error
+    try:
+        yield settings, arrays
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise SegueError(f"{Path(folder) / name}.json does not describe the counts beside it ({error}): was the "
+                         "folder copied whole?") from error
 
 
 class CountModel(_Counted):
@@ -272,7 +284,7 @@ class CountModel(_Counted):
                chain: bool, at: np.ndarray, out: np.ndarray) -> None:
         kernel.plain_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, *self._plain(), out)
 
-    def _document(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+    def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
         kernel.plain_document(self.tables, ids, begin, end, *self._plain(), out)
 
     def _settings(self) -> dict[str, Any]:
@@ -284,15 +296,12 @@ class CountModel(_Counted):
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> CountModel:
-        settings, arrays = _load(folder, name)
-        try:
+        """Load what `save` wrote."""
+        with _loading(folder, name) as (settings, arrays):
             model = cls(**{key: value for key, value in settings.items() if key != "kind"})
             model.discount = arrays["discount"]
             return model._with(kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
                                               max(model.order, 1)))
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise SegueError(f"{Path(folder) / name}.json does not describe the counts beside it ({error}): was the "
-                             "folder copied whole?") from error
 
 
 def documents_bits(model: _Counted, documents: Sequence[Any]) -> float:
@@ -304,7 +313,7 @@ def hold_back(documents: Sequence[Any], share: float = 0.08, seed: int = 0) -> t
     """Split training documents in those to count and those to learn trust on: whole documents picked at random, the
     largest left out of the pick; where there are few documents, the last part of each."""
     sizes = np.array([len(document) for document in documents])
-    if len(documents) >= 20:
+    if len(documents) >= MANY:
         chosen, total = set(), 0
         for index in np.random.default_rng(seed).permutation(len(documents)).tolist():
             if total >= share * sizes.sum():
@@ -341,10 +350,14 @@ class BlendedCounts(_Counted):
         return f"blended counts, {self.tables.order.size:,} observations"
 
     def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> BlendedCounts:
-        """Count documents and learn trust: on a share of them that is held back first, then counted too.
+        """Count documents and learn trust: on a share of them that is held back first, then counted too; of few data,
+        on all of them (see `cross_fit`).
 
         positions: how many tokens the trust is fitted on at most. epochs: passes over them.
         """
+        if sum(map(len, documents)) < FEW:
+            self.cross_fit(documents, seed, epochs=epochs)
+            return self
         rest, held = hold_back(documents, seed=seed)
         self.count(rest)
         self.learn_trust(held, seed, positions, epochs)
@@ -363,21 +376,41 @@ class BlendedCounts(_Counted):
 
     def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = 60_000, epochs: int = 4) -> float:
         """Fit the trust on documents that were not counted; returns their cost in bits per element."""
+        found = self._observed(documents, positions, np.random.default_rng(seed))
+        self.trust, bits = _fit_trust(*found, self.vocabulary, seed, epochs)
+        return bits
+
+    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = 24_000, epochs: int = 4,
+                  folds: int = 5) -> float:
+        """Count documents and learn trust on the same ones, each predicted by counts of the other folds; for few data,
+        of which neither should lose any. Returns the cost of those predictions in bits per element."""
+        pieces = documents if len(documents) >= MANY else \
+            [part for document in documents for part in np.array_split(np.asarray(document), folds) if len(part)]
+        draw = np.random.default_rng(seed)
+        fold, found = draw.permutation(len(pieces)) % folds, []
+        for held in range(min(folds, len(pieces))):
+            self.count([piece for piece, of in zip(pieces, fold) if of != held])
+            found.append(self._observed([piece for piece, of in zip(pieces, fold) if of == held], positions // folds,
+                                        draw))
+        rows, facts = (torch.cat(parts) for parts in zip(*found))
+        self.trust, bits = _fit_trust(rows, facts, self.vocabulary, seed, epochs)
+        self.count(documents)
+        return bits
+
+    def _observed(self, documents: Sequence[Any], positions: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """What the counts say of about so many positions of documents that they do not hold, see `_fit_trust`."""
         ids = [np.asarray(getattr(document, "ids", document), np.int32) for document in documents]
         if not sum(map(len, ids)):
             raise SegueError("there is too little data to learn trust on: give more, or longer, sequences")
-        share = min(1.0, positions / sum(map(len, ids)))
-        rng, rows, facts = np.random.default_rng(seed), [], []
+        share, rows, facts = min(1.0, positions / sum(map(len, ids))), [], []
         for document in ids:
             # a stretch of each document, at a random place: all ages of its own past are seen
             size = min(len(document), max(int(np.ceil(share * len(document))), 64))
-            begin = int(rng.integers(0, len(document) - size + 1))
+            begin = int(draw.integers(0, len(document) - size + 1))
             rows.append(np.empty((size, kernel.LEVELS, kernel.FEATURES), np.float32))
             facts.append(np.empty((size, kernel.LEVELS, 5), np.float32))
             kernel.observe(self.tables, document, begin, begin + size, self.window, self.work, rows[-1], facts[-1])
-        self.trust, bits = _fit_trust(torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts)),
-                                      self.vocabulary, seed, epochs)
-        return bits
+        return torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(facts))
 
     def likeliest(self, state: TokenState, length: int, least: float) -> list[int]:
         """What follows a state's first row most probably, token by token: at most `length`, none less likely than
@@ -393,7 +426,7 @@ class BlendedCounts(_Counted):
         kernel.blend_nodes(self.tables, past, begins, whole, tokens, parents, chain, at, self.window, self.trust,
                            self.work, out)
 
-    def _document(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+    def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
         kernel.blend_document(self.tables, ids, begin, end, self.window, self.trust, self.work, out)
 
     def _settings(self) -> dict[str, Any]:
@@ -404,19 +437,19 @@ class BlendedCounts(_Counted):
 
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> BlendedCounts:
-        settings, arrays = _load(folder, name)
-        model = cls(settings["vocabulary"], settings["window"])
-        model.tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
-                                      kernel.REACH)
-        model.trust = kernel.Trust(*(arrays[f"trust.{field}"] for field in kernel.Trust._fields))
-        model.work = kernel.workspace(model.vocabulary, model.window)
-        return model
+        """Load what `save` wrote."""
+        with _loading(folder, name) as (settings, arrays):
+            model = cls(settings["vocabulary"], settings["window"])
+            model.tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
+                                          kernel.REACH)
+            model.trust = kernel.Trust(*(arrays[f"trust.{field}"] for field in kernel.Trust._fields))
+            model.work = kernel.workspace(model.vocabulary, model.window)
+            return model
 
 
-def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: int, hidden: int = 16,
-               batch: int = 512) -> tuple[kernel.Trust, float]:
+def _fit_trust(rows: Tensor, facts: Tensor, vocabulary: int, seed: int, epochs: int) -> tuple[kernel.Trust, float]:
     """Maximise the likelihood of what followed. rows (P, LEVELS, FEATURES), facts (P, LEVELS, 5): see `observe`."""
-    corpus = kernel.STATIC.size + 1
+    hidden, batch, corpus = 16, 512, kernel.STATIC.size + 1
     sources = (slice(0, corpus), slice(corpus, kernel.LEVELS))
     means = torch.stack([rows[:, s].mean((0, 1)) for s in sources])
     scales = torch.stack([rows[:, s].std((0, 1)) for s in sources]) + 1e-2

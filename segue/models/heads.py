@@ -21,6 +21,8 @@ from segue.models.stack import Block, Stack, StackConfig
 
 __all__ = ["DraftHeads", "HeadsConfig", "Looked"]
 
+LARGEST = 1 << 26  # bytes of tables that are quicker than the products they stand for
+
 
 @dataclass(frozen=True)
 class HeadsConfig:
@@ -116,12 +118,13 @@ class DraftHeads(nn.Module):
 
     def init_state(self, batch: int) -> State:
         """The memory of the attention layer, for `see`."""
-        mixer = self._block.mixer
+        mixer = self.attention.mixer
         return State([mixer.parts(batch, self.embedding, 0)],
                      torch.zeros(batch, dtype=torch.long, device=self.embedding.device))
 
     @property
-    def _block(self) -> Block:
+    def attention(self) -> Block:
+        """The attention layer; a SegueError where there is none."""
         if self.block is None:
             raise SegueError("these heads see the last hidden state alone: they have no state")
         return self.block
@@ -178,9 +181,10 @@ class Looked:
         self.product, self.bias = torch.cat(products), torch.cat(biases)
 
     @staticmethod
-    def fits(config: HeadsConfig, size: int, most: int = 1 << 26) -> bool:
+    def fits(config: HeadsConfig, size: int) -> bool:
         """Whether the tables, of numbers of `size` bytes, are small enough to be quicker than products."""
-        return config.sequential and config.heads * (config.heads + 1) * config.vocabulary * config.width * size <= most
+        held = config.heads * (config.heads + 1) * config.vocabulary * config.width * size
+        return config.sequential and held <= LARGEST
 
     def begin(self, shown: Tensor) -> tuple[Tensor, ...]:
         """Of what the heads are shown (..., D), their part of each head's first layers (..., 2 D)."""

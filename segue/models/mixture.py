@@ -21,15 +21,16 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.models.base import Decodable, Decoding, Output
-from segue.models.counts import BlendedCounts, TokenState
+from segue.models.counts import CELLS, BlendedCounts, TokenState
 
+POSITIONS = 12_000  # elements that a gate is fitted on at most
 Piece = tuple[np.ndarray, int, int]  # ids of a document, and which of them
 
 
 class MixtureState:
     """The memories of both, moved together. Satisfies `segue.models.base.Decoding`."""
 
-    def __init__(self, network: Any, counts: TokenState) -> None:
+    def __init__(self, network: Decoding, counts: TokenState) -> None:
         self.network, self.counts = network, counts
 
     @property
@@ -90,6 +91,14 @@ class Gate(nn.Module):
         nn.init.zeros_(self.out.weight)
         with torch.no_grad():
             self.out.bias.copy_(torch.tensor([-2.0, 0.54]))  # a = 0.13, b = 1: begin from the counts alone
+
+    @classmethod
+    def even(cls) -> Gate:
+        """The geometric mean of both, where there is nothing to learn another one from."""
+        gate = cls()
+        with torch.no_grad():
+            gate.out.bias.fill_(np.log(np.expm1(0.5)))
+        return gate
 
     def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         a, b = F.softplus(self.out(torch.tanh(self.into((seen - self.mean) / self.scale)))).split(1, -1)
@@ -198,7 +207,7 @@ class Mixture:
             bounds = np.cumsum([0, *(end - begin for _, begin, end in group)])
             chances = np.empty((bounds[-1], self.vocabulary))
             for piece, low, high in zip(group, bounds, bounds[1:]):
-                self.counts._document(*piece, chances[low:high])
+                self.counts.distributions(*piece, chances[low:high])
             return torch.from_numpy(chances.clip(1e-30)).log_().float()
 
         with ThreadPoolExecutor(1, thread_name_prefix="segue-counts") as pool:
@@ -219,6 +228,7 @@ class Mixture:
         faster.
         """
         ids = [np.asarray(getattr(document, "ids", document), np.int32) for document in documents]
+        piece = self.size(piece)
         table = [(number, (each, at, min(at + piece, len(each)))) for number, each in enumerate(ids)
                  for at in range(1, len(each), piece)]
         groups = grouped([row[1] for row in table], piece)
@@ -227,6 +237,10 @@ class Mixture:
             numbers = np.repeat([next(rows)[0] for _ in group], [end - begin for _, begin, end in group])
             tokens = np.concatenate([each[begin:end] for each, begin, end in group]).astype(np.int64)
             yield torch.from_numpy(numbers), self.gate.mix(*pair), torch.from_numpy(tokens)
+
+    def size(self, piece: int = 2048) -> int:
+        """Tokens scored at a time: fewer than `piece` where the vocabulary is large."""
+        return min(piece, max(64, CELLS // self.vocabulary))
 
     def scores(self, document: Any, context: int) -> Tensor:
         """(n - 1, V) log-probabilities of all tokens of a document but the first; see `walk`."""
@@ -238,7 +252,7 @@ class Mixture:
         return np.concatenate([np.empty(0), *(scores.gather(1, targets[:, None])[:, 0].double().numpy()
                                               for _, scores, targets in self.walk([document], context))])
 
-    def learn_gate(self, documents: Sequence[Any], context: int, seed: int = 0, positions: int = 12_000,
+    def learn_gate(self, documents: Sequence[Any], context: int, seed: int = 0, positions: int = POSITIONS,
                    epochs: int = 6, precision: str = "float32") -> float:
         """Fit the gate on documents that neither side has seen; returns their cost in bits per element.
 
@@ -256,7 +270,7 @@ class Mixture:
             pieces.append((document, begin, begin + size))
         with torch.no_grad():
             p, q = (torch.cat(side) for side in zip(*([x.half() for x in pair] for pair in
-                                                      self._pairs(grouped(pieces, 2048), context, precision))))
+                                                      self._pairs(grouped(pieces, self.size()), context, precision))))
         targets = np.concatenate([document[begin:end] for document, begin, end in pieces])
         return fit_gate(self.gate, p, q, torch.from_numpy(targets.astype(np.int64)), seed, epochs)
 
@@ -295,12 +309,13 @@ def grouped(pieces: Sequence[Piece], size: int) -> list[list[Piece]]:
     return groups
 
 
-def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epochs: int, batch: int = 256) -> float:
+def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epochs: int) -> float:
     """Maximise the likelihood of `targets` (P,) under the mixture of p and q (P, V); returns its bits per element."""
     parts = list(zip(p.split(1024), q.split(1024)))
     seen = torch.cat([agreement(x.float().log_softmax(-1), y.float().log_softmax(-1)) for x, y in parts])
     gate.mean, gate.scale = seen.mean(0), seen.std(0, correction=0) + 1e-2
     draw = torch.Generator().manual_seed(seed)
+    batch = 256
     steps = max(epochs * len(targets) // batch, 50)
     optimiser = torch.optim.AdamW(gate.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)

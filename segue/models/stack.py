@@ -89,6 +89,12 @@ class StackConfig:
     shared: bool = False
     cross: dict[str, Any] | None = None
 
+    @property
+    def hidden_width(self) -> int:
+        """The width inside the channel mixer."""
+        default = math.ceil(self.width * 8 / 3 / 32) * 32 if self.channel == "glu" else 4 * self.width
+        return self.hidden or default
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -110,8 +116,7 @@ class ChannelMixer(nn.Module):
     def __init__(self, config: StackConfig) -> None:
         super().__init__()
         gated = config.channel == "glu"
-        default = math.ceil(config.width * 8 / 3 / 32) * 32 if gated else 4 * config.width
-        self.gated, hidden = gated, config.hidden or default
+        self.gated, hidden = gated, config.hidden_width
         self.activation = ACTIVATIONS[config.activation]
         self.into = nn.Linear(config.width, hidden * (1 + gated), bias=config.bias)
         self.out = nn.Linear(hidden, config.width, bias=config.bias)

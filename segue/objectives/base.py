@@ -48,6 +48,7 @@ class Batch:
 
     @property
     def layout(self) -> Layout:
+        """How the elements stand to each other, for the model."""
         if self.sets is not None:
             return Layout(self.sets[..., 0], None, self.starts, self.grid, self.prompt, sets=self.sets[..., 1:])
         shape = (self.tokens.shape[0], self.tokens.shape[1])
@@ -134,4 +135,6 @@ def drawn(*tokens: int) -> np.random.Generator:
 
 
 class Objective(Protocol):
+    """What a model learns by: its loss on a batch."""
+
     def __call__(self, model: nn.Module, batch: Batch) -> Loss: ...

@@ -79,7 +79,7 @@ def right(arm: str, task: str, seed: int, steps: int) -> float:
 
 def unfused(x: Tensor, mixer: Attention) -> Tensor:
     """Full attention with its matrix of weights written out, as before fused kernels."""
-    q, k, v = mixer._project(x, Layout.of(x).positions)
+    q, k, v = mixer.project(x, Layout.of(x).positions)
     return mixer.output((q @ k.mT * mixer.head_width**-0.5).softmax(-1) @ v, x)
 
 

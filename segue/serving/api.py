@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from segue.decoding.continuation import Stops, Telling, begins_with_blank, prime_tokens
+from segue.decoding.continuation import Stops, Telling, begins_with_blank, prime_object, prime_tokens, sayable
 from segue.decoding.sampling import Leaning, Processor, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec, Kind
@@ -119,9 +119,9 @@ class Answering:
         if any(not 0 <= token < engine.model.vocabulary for token in bias):
             raise Refused(400, "logit_bias names a token outside the vocabulary", "logit_bias")
         leaning = Leaning(tuple(bias.items()), body.frequency_penalty or 0.0, body.presence_penalty or 0.0)
+        processors = (*processors, *sayable(codec), *(() if leaning == Leaning() else (leaning,)))
         sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k, body.top_p or 1.0,
-                            body.min_p, repetition_penalty=body.repetition_penalty,
-                            processors=processors if leaning == Leaning() else (*processors, leaning))
+                            body.min_p, repetition_penalty=body.repetition_penalty, processors=processors)
         n = 16 if body.max_tokens is None else body.max_tokens
         if n == 0 and not body.echo:
             raise Refused(400, "max_tokens must be at least 1, or echo the prompt", "max_tokens")
@@ -136,7 +136,8 @@ class Answering:
         for one in many:
             model = self.engine.model
             if isinstance(one, str):
-                ids = list(prime_tokens(self.codec, one if self.kind is None else self.kind.normalise(one), model))
+                prime = one if self.kind is None else prime_object(self.kind, one, self.codec)
+                ids = list(prime_tokens(self.codec, prime, model))
             else:
                 ids = list(one)
             if (begin := begin_of(model)) is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from segue.decoding.draft import DRAFTERS
 from segue.errors import SegueError, require
 from segue.serving.engine import Engine
-from segue.verbs.fit import load
+from segue.verbs.fitted import load
 
 
 def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: str | None = None, rows: int = 32,
@@ -33,11 +33,9 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
         raise SegueError(f"draft 'heads' needs trained heads: run segue speed-up {folder} first")
     model = fitted.decodable(weights)
     drafter = None if draft is None else fitted.heads if draft == "heads" else DRAFTERS[draft](model)
-    ends = getattr(fitted, "ends", None) or ([] if fitted.codec.eos is None else [fitted.codec.eos])
-    engine = Engine(model, rows=rows, tokens=tokens, queue=queue,
-                    draft=drafter)
-    app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(ends), key,
-                     getattr(fitted, "processors", ()), fitted.kind)
+    engine = Engine(model, rows=rows, tokens=tokens, queue=queue, draft=drafter)
+    app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(fitted.ends), key, fitted.processors,
+                     fitted.kind)
     engine.warm()
     try:
         with listening(host, port) as door:

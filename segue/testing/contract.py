@@ -86,11 +86,11 @@ class Checker:
     current: str = ""  # the property that is checked now
     context: str = ""
 
-    def property(self, name: str, body: Callable[[Case], None], cases: Any, examples: int | None = None) -> None:
+    def property(self, name: str, body: Callable[[Case], None], cases: Any) -> None:
         """Check `body` on drawn cases; a failure is first shrunk to the smallest case that still fails."""
         hypothesis = require("hypothesis", extra="dev")
         phases = [hypothesis.Phase.generate] + [hypothesis.Phase.shrink] * self.shrink
-        settings = hypothesis.settings(max_examples=examples or self.examples, database=None, deadline=None,
+        settings = hypothesis.settings(max_examples=self.examples, database=None, deadline=None,
                                        phases=phases, suppress_health_check=list(hypothesis.HealthCheck),
                                        report_multiple_bugs=False)
 

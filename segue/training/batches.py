@@ -82,7 +82,7 @@ class Batches:
         offsets = np.asarray(store.offsets)
         predicted = np.diff(offsets) - 1
         if not (predicted > 0).any():
-            raise SegueError("there is nothing to learn: every sequence has fewer than two elements")
+            raise SegueError("there is nothing to learn: every sequence has fewer than two elements; give longer ones")
         self.long = np.flatnonzero(predicted >= context)
         self.short = np.flatnonzero((predicted > 0) & (predicted < context))
         self.offsets, self.predicted = offsets, predicted
@@ -140,6 +140,7 @@ class Batches:
         return batch
 
     def make(self, step: int) -> Batch:
+        """The batch of this step, made here and now."""
         number, index = self.where(step)
         epoch = self.epoch(number)
         chosen = epoch.batches[index]
@@ -164,4 +165,5 @@ class Batches:
         return Batch(tokens, targets, torch.from_numpy(starts) if starts.any() else None, channels)
 
     def close(self) -> None:
+        """End the thread that prepares batches."""
         self._pool.shutdown(cancel_futures=True)

@@ -73,11 +73,11 @@ def load_into(model: torch.nn.Module, tensors: dict[str, Tensor], where: str | P
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise SegueError(f"{where}: '{name}' has shape {tuple(tensor.shape)}, config.json asks for "
-                             f"{tuple(wanted[name].shape)}")
+                             f"{tuple(wanted[name].shape)}; were the two copied from different models?")
         if tensor.dtype.is_floating_point != wanted[name].dtype.is_floating_point:
             raise SegueError(f"{where}: '{name}' holds {tensor.dtype}, not numbers of the kind {wanted[name].dtype}")
         if tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
-            raise SegueError(f"{where}: '{name}' holds numbers that are not finite")
+            raise SegueError(f"{where}: '{name}' holds numbers that are not finite: copy it again or fit again")
     with torch.no_grad():
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)

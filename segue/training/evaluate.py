@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from segue.data import TokenStore
     from segue.kinds import Codec
 
-BINS = 15
+BINS = 15  # of the calibration error
 TOPS = (1, 5, 10)
+DRAWS = 2000  # of the bootstrap
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Evaluation:
 
         table = Table("", f"bits per {self.unit}", box=None)
         low, high = self.interval
-        rows = [(f"this model ({self.path})", self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})")]
+        rows = [("this model", self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})")]
         rows += [(name, bits, "") for name, bits in self.baselines.items()]
         for name, bits, more in sorted(rows, key=lambda row: row[1]):
             table.add_row(Text(name, style="bold" if more else ""), f"{bits:.3f}{more}")
@@ -80,7 +81,7 @@ class Evaluation:
         return Group(table, Text(
             f"{self.documents:,} documents, {self.units:,} {self.unit}s, {self.elements:,} elements: "
             f"{self.bits_per_element:.3f} bits per element (perplexity {self.perplexity:.2f}), {tops}, "
-            f"calibration error {self.calibration_error:.3f}"), *map(Text, self.notes))
+            f"calibration error {self.calibration_error:.3f}"), Text(f"run by: {self.path}"), *map(Text, self.notes))
 
 
 class Tally:
@@ -194,16 +195,16 @@ def _carried(model: Decodable, store: Store, offsets: np.ndarray, predicted: np.
             tally.add(logits[live], ids[:, 1:][live], documents[live])
 
 
-def interval(nats: np.ndarray, units: np.ndarray, draws: int = 2000, seed: int = 0) -> tuple[float, float]:
+def interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     """95% of the bits per unit when documents are drawn again (bootstrap). One document has no interval: its value."""
     live = units > 0
     nats, units = nats[live], units[live]
     if len(units) < 2:
         value = float(nats.sum() / max(1, units.sum()) / math.log(2))
         return value, value
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     ratios = []
-    for _ in range(draws):
+    for _ in range(DRAWS):
         weight = np.bincount(draw.integers(0, len(units), len(units)), minlength=len(units))
         ratios.append((weight @ nats) / (weight @ units) / math.log(2))
     low, high = np.percentile(ratios, [2.5, 97.5])

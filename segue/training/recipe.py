@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -79,36 +80,23 @@ class Plan:
         return cls(**values)
 
     def with_(self, **choices: Any) -> Plan:
-        known = {f.name: f.type for f in fields(self)}
+        """This plan with other entries; a SegueError where one has no such name, type or size."""
+        known = [f.name for f in fields(self)]
         for name, value in choices.items():
             if name not in known:
                 raise SegueError(f"there is no '{name}' to choose: choose from {', '.join(known)}")
-            example = getattr(self, name)
-            fits = isinstance(value, bool) if isinstance(example, bool) else \
-                isinstance(value, int | float) and not isinstance(value, bool) if isinstance(example, float) else \
-                isinstance(value, int) and not isinstance(value, bool) if isinstance(example, int) or name == "hidden" \
-                else isinstance(value, type(example))
-            if not fits:
+            example = 4 * self.width if name == "hidden" else getattr(self, name)
+            if not same_type(value, example):
                 raise SegueError(f"{name} cannot be {value!r}: it is, for example, {example!r}")
         plan = replace(self, **choices)
-        for name in ("width", "depth", "heads", "context", "rows", "accumulate", "steps", "threads", "measure"):
-            if getattr(plan, name) < 1:
-                raise SegueError(f"{name} must be at least 1, not {getattr(plan, name)}")
-        if plan.hidden is not None and plan.hidden < 1:
-            raise SegueError(f"hidden must be at least 1, not {plan.hidden}")
+        for names, good, words in RANGES:
+            for name in names:
+                if (value := getattr(plan, name)) is not None and not good(value):
+                    raise SegueError(f"{name} must be {words}, not {value}")
         if plan.threads > (most := os.cpu_count() or 1) and "threads" in choices:
             raise SegueError(f"this machine has {most} cores: threads cannot be {plan.threads}")
-        for name in ("rate", "table_rate", "vector_rate", "state_rate", "decay", "clip", "patience", "seed"):
-            if not 0 <= getattr(plan, name) < math.inf:
-                raise SegueError(f"{name} must be 0 or more, not {getattr(plan, name)}")
-        if not 0 <= plan.dropout < 1 or not 0 <= plan.ema < 1:
-            raise SegueError("dropout and ema are parts of a whole, from 0 to below 1")
         if plan.precision not in ("float32", "bfloat16"):
             raise SegueError(f"precision '{plan.precision}' is unknown: choose float32 or bfloat16")
-        if not 0 <= plan.warmup <= 1 or not 0 <= plan.cooldown <= 1:
-            raise SegueError("warmup and cooldown are fractions of the steps, between 0 and 1")
-        if not 0 <= plan.prune < 1 or not 0 <= plan.distil <= 1:
-            raise SegueError("prune and distil are parts of a whole, between 0 and 1 (prune: below 1)")
         return plan
 
     @property
@@ -120,6 +108,24 @@ class Plan:
         rise = max(1.0, self.warmup * self.steps)
         fall = max(1.0, min(self.cooldown * self.steps, self.steps - rise))
         return min(1.0, (step + 1) / rise, (self.steps - step) / fall)
+
+
+RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (("width", "depth", "heads", "hidden", "context", "rows", "accumulate", "steps", "threads", "measure"),
+     lambda value: value >= 1, "at least 1"),
+    (("rate", "table_rate", "vector_rate", "state_rate", "decay", "clip", "patience", "seed"),
+     lambda value: 0 <= value < math.inf, "0 or more"),
+    (("dropout", "ema", "prune"), lambda value: 0 <= value < 1, "a part of a whole, from 0 to below 1"),
+    (("warmup", "cooldown", "distil"), lambda value: 0 <= value <= 1, "a part of a whole, from 0 to 1"),
+)
+"""Entries of a plan, what holds for them, and that in words."""
+
+
+def same_type(value: Any, example: Any) -> bool:
+    """Whether a value can take the place of the example: a whole number that of any number, but no bool."""
+    if isinstance(value, bool) or isinstance(example, bool):
+        return isinstance(value, bool) and isinstance(example, bool)
+    return isinstance(value, int | float if isinstance(example, float) else type(example))
 
 
 SIZE = 0.075  # parameters of the blocks, per root of the compute in floating-point operations (Chinchilla: 0.09)

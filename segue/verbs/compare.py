@@ -18,6 +18,7 @@ import numpy as np
 from segue.analysis.metrics import evaluate
 from segue.data import Data, TokenStore
 from segue.errors import SegueError
+from segue.kinds import Codec
 from segue.models.classical import HMM, StateMerging, directly_follows
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor, SequencePredictor
@@ -115,7 +116,7 @@ def compare(data: Any = None, minutes: float | None = None, seed: int = 0, quiet
                           **choices | ({} if minutes is None else {"minutes": minutes}))
     if out is not None or choices:
         named = ["out"] * (out is not None) + list(choices)
-        raise SegueError(f"{', '.join(named)} goes with tasks, not with sequences")
+        raise SegueError(f"{', '.join(named)} goes with tasks, not with sequences: leave it out")
     return compare_on(data, 2.0 if minutes is None else minutes, seed, quiet)
 
 
@@ -186,11 +187,11 @@ def classical(learn: list[np.ndarray], rest: list[np.ndarray], check: list[np.nd
     return methods
 
 
-def network(train: Data, codec: Any, minutes: float, seed: int, **choices: Any) -> Made:
+def network(train: Data, codec: Codec, minutes: float, seed: int, **choices: Any) -> Made:
     """A network fitted for so many minutes, as `compare` takes it."""
-    fitted = fit(train, minutes=minutes, codec=codec, seed=seed, quiet=True, **choices)
-    config = fitted.model.config
     if codec.bos is None:
         raise SegueError(f"{codec} has no token that begins a sequence: its networks cannot predict first elements")
+    fitted = fit(train, minutes=minutes, codec=codec, seed=seed, quiet=True, **choices)
+    config = fitted.model.config
     chosen = f"{len(config.mixers)} layers of width {config.width}" + (", mixed with counts" if fitted.mixture else "")
     return DecodablePredictor(fitted.decodable(), codec.bos), chosen

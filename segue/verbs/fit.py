@@ -9,11 +9,10 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import torch
 from segue.continual import Memory
 from segue.data import Data, TokenStore
 from segue.errors import SegueError
-from segue.files import read_json, write_json, write_picture
+from segue.files import read_json, workspace, write_json, write_picture
 from segue.kinds import Codec, Kind
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
@@ -33,17 +32,16 @@ from segue.training.evaluate import score
 from segue.training.loop import Run, deterministic
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
-from segue.verbs.fitted import Fitted, Report, as_data, dial, load
+from segue.verbs import mixed
+from segue.verbs.fitted import Fitted, Report, as_data, dial, load, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from segue.verbs.mixed import Parts
-
-__all__ = ["build", "fit", "load"]
-
 MINUTES = 2.0
 HELD_OUT = 0.05
+CODEC_OPTIONS = ("vocabulary", "tokenizer", "k", "min_count", "ambiguous")  # those that any kind's codec has
+LEARNING = 0.25  # of the dial at least, however long reading and measuring took
 
 
 def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
@@ -65,29 +63,18 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
-    from segue.verbs import mixed
-
     begin = time.monotonic()
     minutes = dial(minutes, steps, MINUTES)
     distributed.join()
     if out is None and distributed.world() > 1:
         raise SegueError("several processes need a folder they share: give out=")
-    data = as_data(data, kind)
-    folder = None if out is None else Path(out)
-    if not (codec is None or isinstance(codec, Codec)):
-        raise SegueError(f"codec is a Codec, not {codec!r}: leave it out, or choose with vocabulary, tokenizer, k or "
-                         "min_count")
+    data, folder = as_data(data, kind), None if out is None else Path(out)
     if mixer is not None:
         choices["mixer"] = mixer
-        check_causal(mixer)
-    objective_named(objective)  # refused here if at all
-    teaching: Objective | None = None
-    if choices.get("teacher"):
-        teacher = open_teacher(choices["teacher"], objective)
-        codec, teaching = codec or teacher.codec, Distillation(teacher.model, choices.get("distil", Plan.distil))
-    codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "tokenizer", "k",
-                                                                                   "min_count", "ambiguous")}
-    Plan(vocabulary=1).with_(**choices)  # refused before anything is measured or written
+    codec_options = {name: choices.pop(name) for name in CODEC_OPTIONS if name in choices}
+    check_choices(codec, objective, choices)  # refused before anything is measured or written
+    teacher = open_teacher(choices["teacher"], objective) if choices.get("teacher") else None
+    codec = codec or (None if teacher is None else teacher.codec)
     request = json.loads(json.dumps({
         "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
         **({} if mix else {"mix": False}), **({} if objective == "next" else {"objective": objective}),
@@ -95,43 +82,35 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     if folder is not None and (done := finished(folder, request)) is not None:
         return done
 
-    with TemporaryDirectory(prefix="segue-") if folder is None else nullcontext() as spare:
-        work = Path(spare) if folder is None else folder / "training"  # type: ignore[arg-type]
-        fresh = not work.exists()
-        try:
+    with workspace(None if folder is None else folder / "training") as work:
+        with removed_if_refused(work):
             if distributed.rank() == 0:
                 prepare(work, request, data, held_out, codec, codec_options)
             distributed.barrier()
-            codec = Codec.load(work / "codec")
-            teaching = teaching or objective_named(objective, codec.eos)
+            codec, where = Codec.load(work / "codec"), place(device)
             train, held = (TokenStore.open(work / name) for name in ("train", "held"))
-            where = place(device)
+            teaching = objective_named(objective, codec.eos) if teacher is None else \
+                Distillation(teacher.model, choices.get("distil", Plan.distil))
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
-            spare_seconds = mixed.reserve(train, minutes) if parts is not None and minutes is not None else 0.0
-            plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where,
-                                teaching)
+            given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
+            deadline = math.inf if minutes is None else \
+                begin + 60 * minutes - (0.0 if parts is None else mixed.reserve(train, held, codec.size, minutes))
+            plan, why = planned(work, train, codec, minutes, deadline, given, where, teaching)
             model = build(plan).to(where)
-        except Exception:  # a wrong setting must not stand in the way of the right one
-            if fresh and distributed.rank() == 0:
-                shutil.rmtree(work, ignore_errors=True)
-                with suppress(OSError):
-                    work.parent.rmdir()
-            raise
         line = describe(plan, why)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
-        batches = Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed, model.resettable)
-        run = Run(model, batches, plan, objective=teaching, strategy=Prune(plan.prune) if plan.prune else None,
-                  folder=None if folder is None else work, key=key_of(request), held_out=in_passing(held, plan),
-                  save_seconds=save_seconds)
-        try:
+        with closing(Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed,
+                             model.resettable)) as batches:
+            run = Run(model, batches, plan, objective=teaching, strategy=Prune(plan.prune) if plan.prune else None,
+                      folder=None if folder is None else work, key=key_of(request), held_out=in_passing(held, plan),
+                      save_seconds=save_seconds)
             run.train(quiet=quiet)
-        finally:
-            batches.close()
         report = report_of(run, plan, train, request, line)
-        fitted = completed(model.cpu().eval(), codec, data.kind, report, plan, train, held, parts)
+        fitted = completed(model.cpu().eval(), codec, data.kind, report, plan, train, held, parts, minutes)
         if distributed.rank() == 0:
-            fitted.report.values["held_out"] = fitted.evaluate(held_data(data, held_out)[1]).to_dict()
+            unseen = held_data(data, held_out)[1]
+            fitted.report.values["held_out"] = fitted.scored(unseen, strange=unknown(codec, unseen)).to_dict()
             if folder is not None:
                 fitted.save(folder)
                 write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
@@ -139,6 +118,31 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                 shutil.rmtree(work)
         distributed.barrier()
         return fitted
+
+
+@contextmanager
+def removed_if_refused(work: Path) -> Iterator[None]:
+    """Remove what was begun in `work` for a setting that is refused: it must not stand in the way of the right one."""
+    fresh = not work.exists()
+    try:
+        yield
+    except Exception:
+        if fresh and distributed.rank() == 0:
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):
+                work.parent.rmdir()
+        raise
+
+
+def check_choices(codec: Any, objective: str, choices: Mapping[str, Any]) -> None:
+    """Refuse what `fit` was asked for, where that can be told without the data."""
+    if not (codec is None or isinstance(codec, Codec)):
+        raise SegueError(f"codec is a Codec, not {codec!r}: leave it out, or choose with vocabulary, tokenizer, k or "
+                         "min_count")
+    if isinstance(mixer := choices.get("mixer"), str):
+        check_causal(mixer)
+    objective_named(objective)
+    Plan(vocabulary=1).with_(**choices)
 
 
 def place(device: str | None) -> torch.device:
@@ -181,15 +185,14 @@ def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any
 
 
 def completed(model: Stack, codec: Codec, kind: Kind, report: Report, plan: Plan, train: TokenStore, held: TokenStore,
-              parts: Parts | None) -> Fitted:
+              parts: mixed.Parts | None, minutes: float | None) -> Fitted:
     """The network with what a fitted model keeps beside it: token counts, pieces to replay, what it is mixed with or
     measured against."""
-    from segue.verbs import mixed
-
     counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
     memory = Memory(plan.context, plan.seed)
     memory.learned("first data", train, held)
-    mixture = None if parts is None else mixed.mix(model, parts, plan.context, plan.seed, plan.precision)
+    mixture = None if parts is None else \
+        mixed.mix(model, parts, plan.context, plan.seed, plan.precision, minutes)
     ngram = mixed.classical(train, codec.size) if mixture is None else None
     return Fitted(model, codec, kind, report, plan.context, counts, memory=memory, mixture=mixture, ngram=ngram)
 
@@ -248,37 +251,50 @@ def prepare(work: Path, request: Mapping[str, Any], data: Data, held_out: Any, c
         try:
             made = codec if codec is not None else train.codec(**codec_options)
         except TypeError as error:
-            raise SegueError(f"{data.kind.name} takes no such option for its codec ({error})") from error
+            raise SegueError(f"{data.kind.name} takes no such option for its codec ({error}): leave it out") from error
         made.save(work / "codec")
     codec = Codec.load(work / "codec")
     train.encode(codec, work / "train")
     held.encode(codec, work / "held")
 
 
-def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, steps: int | None, seed: int,
-            choices: dict[str, Any], begin: float, device: torch.device,
-            objective: Objective | None = None) -> tuple[Plan, str]:
-    """The plan of this run: read where it stands already, else chosen, measured and written before the first step."""
+def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, deadline: float,
+            choices: Mapping[str, Any], device: torch.device, objective: Objective) -> tuple[Plan, str]:
+    """The plan of this run, and why: read where it stands already, else chosen, measured and written before the first
+    step.
+
+    minutes: the dial, or None where `choices` says how many steps. deadline: of `time.monotonic`, for the last step.
+    """
     path = work / "plan.json"
     if distributed.rank() == 0 and not path.exists():
-        threads = int(choices.get("threads") or cores())
-        bfloat16 = choices.get("precision") == "bfloat16" or \
-            ("precision" not in choices and (device.type == "cuda" or fast_bfloat16(threads)))
-        longest = int(train.lengths.max())
-        facts = Facts(int(train.lengths.sum()), longest, codec.size, threads,
-                      (3e13 if device.type == "cuda" else (1.5e11 if bfloat16 else 5e10) * threads),
-                      "bfloat16" if bfloat16 else "float32", None if minutes is None else minutes * 60)
-        given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
-        plan, why = choose(facts, **given)
-        if minutes is not None and "steps" not in choices:
-            given["threads"], each = pace(train, plan, device, minutes, objective, fixed="threads" in choices)
-            left = minutes * 60 - (time.monotonic() - begin)
-            steps = min(max(1, int(0.93 * left / each)), most_steps(facts.tokens, plan))
-            plan, why = plan.with_(threads=given["threads"], steps=steps), choose(facts, **{**given, "steps": steps})[1]
+        facts = facts_of(train, codec, minutes, choices, device)
+        plan, why = choose(facts, **choices)
+        if minutes is not None:
+            threads, seconds = pace(train, plan, device, minutes, objective, fixed="threads" in choices)
+            deadline = max(deadline, time.monotonic() + 60 * LEARNING * minutes)
+            steps = min(steps_until(deadline, seconds), most_steps(facts.tokens, plan))
+            plan, why = choose(facts, **{**choices, "threads": threads, "steps": steps})
         write_json(path, {"plan": plan.to_dict(), "why": why})
     distributed.barrier()
     values = read_json(path)
     return Plan.from_dict(values["plan"]), values["why"]
+
+
+def facts_of(train: TokenStore, codec: Codec, minutes: float | None, choices: Mapping[str, Any],
+             device: torch.device) -> Facts:
+    """What the plan is chosen by; floating-point operations a second are a guess, by what such devices do."""
+    threads = int(choices.get("threads") or cores())
+    bfloat16 = choices.get("precision") == "bfloat16" or \
+        ("precision" not in choices and (device.type == "cuda" or fast_bfloat16(threads)))
+    flops = 3e13 if device.type == "cuda" else (1.5e11 if bfloat16 else 5e10) * threads
+    return Facts(int(train.lengths.sum()), int(train.lengths.max()), codec.size, threads, flops,
+                 "bfloat16" if bfloat16 else "float32", None if minutes is None else minutes * 60)
+
+
+def steps_until(deadline: float, seconds: float) -> int:
+    """How many steps of so many seconds are done by then (of `time.monotonic`), with some time left for checkpoints and
+    the held-out score."""
+    return max(1, int(0.93 * (deadline - time.monotonic()) / seconds))
 
 
 def build(plan: Plan) -> Stack:
@@ -308,26 +324,25 @@ def pace(store: TokenStore, plan: Plan, device: torch.device, minutes: float, ob
     """
     most = min(2.0, 0.025 * 60 * minutes)
     model = build(plan).to(device)
-    batches = Batches(store, plan.context, plan.rows, plan.seed, model.resettable)
-    run = Run(model, batches, plan, objective=objective)
-    run.model.train()
     fixed = fixed or plan.threads == 1 or device.type != "cpu" or distributed.world() > 1
     found = []
-    for threads in (plan.threads,) if fixed else (plan.threads - 1, plan.threads):
-        times: list[float] = []
-        with deterministic(threads):
-            begin = time.monotonic()
-            while (spent := time.monotonic() - begin) < most or (len(times) < 5 and spent < 4 * most):
-                start = time.monotonic()
-                run.advance()
-                times.append(time.monotonic() - start)
-        found.append((float(np.median(times[min(2, len(times) - 1):])), threads))
-    batches.close()
+    with closing(Batches(store, plan.context, plan.rows, plan.seed, model.resettable)) as batches:
+        run = Run(model, batches, plan, objective=objective)
+        run.model.train()
+        for threads in (plan.threads,) if fixed else (plan.threads - 1, plan.threads):
+            times: list[float] = []
+            with deterministic(threads):
+                begin = time.monotonic()
+                while (spent := time.monotonic() - begin) < most or (len(times) < 5 and spent < 4 * most):
+                    start = time.monotonic()
+                    run.advance()
+                    times.append(time.monotonic() - start)
+            found.append((float(np.median(times[min(2, len(times) - 1):])), threads))
     seconds, threads = min(found)
     return threads, seconds
 
 
-def in_passing(held: TokenStore, plan: Plan) -> Any:
+def in_passing(held: TokenStore, plan: Plan) -> Callable[[Any], float]:
     """The held-out score while training: a sample that costs about 3% of the run."""
     budget = 0.09 * plan.steps * plan.tokens_per_step / plan.measure
     limit = int(max(2048, min(65536, budget)))

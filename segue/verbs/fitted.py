@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from segue.continual import Memory
 from segue.data import Data, of, read
 from segue.errors import SegueError
 from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
-from segue.models import Stack, StackConfig
+from segue.mixers import MIXERS
+from segue.models import Decodable, Stack, StackConfig
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import Evaluation, predicted_units, score, summarise, unigram_nats, xz_bits
@@ -24,9 +26,13 @@ from segue.training.recipe import cores, fast_bfloat16
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from segue.decoding.draft import ModelDraft
     from segue.decoding.draft.heads import HeadsDraft
+    from segue.decoding.rules import Rules
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
+    from segue.verbs.speed_up import SpeedUp
+    from segue.verbs.update import Update
 
 FORMAT = "segue model 1"
 
@@ -70,7 +76,8 @@ class Fitted:
     on. counts: (V,) how often each token was in the training data (the unigram baseline). memory: what it keeps of the
     past, to learn on. mixture: the network with counts of its training data, if it was fitted so. ngram: a classical
     model of its training data to measure against, where there is no mixture. folder: where it is saved. heads: what
-    `speed_up` trained to draft for it, and best_draft the name of the drafter that it found fastest.
+    `speed_up` trained to draft for it, and best_draft the name of the drafter that it found fastest. ends: the ids that
+    end an answer.
     """
 
     def __init__(self, model: Stack, codec: Codec, kind: Kind, report: Report, context: int,
@@ -81,17 +88,18 @@ class Fitted:
         self.mixture, self.ngram = mixture, ngram
         self.heads: HeadsDraft | None = None
         self.best_draft: str | None = None
-        self._engine: tuple[Any, Any] | None = None
+        self.ends = [] if codec.eos is None else [codec.eos]
+        self._engine: tuple[tuple[str, int], Decodable] | None = None
         if isinstance(model, Stack):
             model.eval()
 
-    def decodable(self, weights: str = "float32") -> Any:
+    def decodable(self, weights: str = "float32") -> Decodable:
         """What decoders run: the network in the compiled CPU engine where it has a compiled form, mixed with counts if
         it was fitted so. weights: "float32", or "int8": matrices rounded to bytes, smaller and faster, a little worse.
         """
         from segue.models.compiled import accelerate
 
-        network: Any = self.model
+        network: Decodable = self.model
         if isinstance(self.model, Stack) and self.model.embedding.weight.device.type == "cpu":
             # The engine holds weights of its own: they are made again when the network has moved.
             key = (weights, sum(p._version for p in self.model.parameters()))
@@ -107,7 +115,12 @@ class Fitted:
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
         return network if self.mixture is None else self.mixture.over(network)
 
-    def scheduled(self, schedule: DepthSchedule) -> Any:
+    @property
+    def processors(self) -> tuple[Rules, ...]:
+        """What rules tokens out, or forces them, in every answer that is served."""
+        return ()
+
+    def scheduled(self, schedule: DepthSchedule) -> Decodable:
         """What decoders run where each next element is read by fewer layers, in plain torch (see `models.depth`)."""
         if not isinstance(self.model, Stack):
             raise SegueError("depth is for native models, of which some layers can be left out: leave it out here")
@@ -115,7 +128,8 @@ class Fitted:
         return network if self.mixture is None else self.mixture.over(network)
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
-        """What comes after `prime` (an object of the kind, or a path to one); see `segue.decoding.continue_`."""
+        """What comes after `prime` (an object of the kind, or a path to one); see
+        `segue.decoding.continuation.continue_`."""
         given: dict[str, Any] = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
         if isinstance(draft := options.get("draft"), str | Path) and Path(draft).is_dir():
             options["draft"] = self._drafter(Path(draft))
@@ -123,23 +137,22 @@ class Fitted:
 
         return continue_(self, prime, **given, **options)
 
-    def _drafter(self, folder: Path) -> Any:
+    def _drafter(self, folder: Path) -> ModelDraft:
         """The model in `folder` drafts for this one."""
         from segue.decoding.draft import ModelDraft
-        from segue.verbs.fit import load
 
         small = load(folder)
         if small.codec != self.codec:
             raise SegueError(f"{folder} reads with another codec than this model: fit it with codec=model.codec")
         return ModelDraft(small.decodable())
 
-    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
+    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Update:
         """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`."""
         from segue.verbs.update import update
 
         return update(self, as_data(data, self.kind.name), strategy or "replay", **options)
 
-    def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
+    def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
         """Find the drafter that makes `continue_` fastest on `data`, and keep it; see `segue.verbs.speed_up`."""
         from segue.verbs.speed_up import speed_up
 
@@ -152,14 +165,20 @@ class Fitted:
         """
         data = as_data(data, self.kind.name)
         self.check_kind(data)
+        if (share := unknown(self.codec, data)) == 1:
+            raise none_known(data)
+        return self.scored(data, weights, share)
+
+    def scored(self, data: Data, weights: str = "float32", strange: float = 0.0) -> Evaluation:
+        """As `evaluate`, of data that may be strange to the model: that share of their items has no token."""
         store = data.encode(self.codec)
-        notes = unknown(self.codec, data)
+        notes = [said_unknown(strange, data)] if strange else []
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would gather the rounding of bfloat16; a window does not.
         windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
         precision = "bfloat16" if windows and fast_bfloat16(cores()) else "float32"
         if self.mixture is not None:
-            from segue.verbs import mixed
+            from segue.verbs import mixed  # brings Numba, which loading a model need not wait for
 
             scored = mixed.score(running, store, self.context, precision)
         else:
@@ -194,8 +213,6 @@ class Fitted:
             raise SegueError(f"{folder} is a file: choose another place for the model")
         tensors = weights_of(self.model)
         if self.counts is not None:
-            import torch
-
             tensors["unigram"] = torch.from_numpy(np.asarray(self.counts, dtype=np.int64))
         self.codec.save(folder / "codec")
         if self.memory is not None:
@@ -276,27 +293,19 @@ def load(folder: str | Path) -> Fitted:
         foreign.load_drafts(folder)
         return foreign
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}')")
-    try:
-        kind, context, shape = KINDS[values["kind"]], int(values["context"]), dict(values["model"])
-        config = StackConfig.from_dict(shape)
-        check_config(config)
-        model = Stack(config)
-    except SegueError as error:
-        raise SegueError(f"{folder / 'config.json'}: {error}") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
-        raise SegueError(f"{folder / 'config.json'} does not describe a model ({type(error).__name__}: {error})") \
-            from error
+        raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}'): give "
+                         "the folder that fit wrote")
+    kind, context, model = described(folder / "config.json", values)
     tensors, _ = load_tensors(folder / "model.safetensors")
     counts = tensors.pop("unigram", None)
     load_into(model, tensors, folder / "model.safetensors")
     codec = Codec.load(folder / "codec")
-    if codec.size != config.vocabulary:
-        raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {config.vocabulary}; "
+    if codec.size != model.vocabulary:
+        raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {model.vocabulary}; "
                          "were the two copied from different models?")
     report = read_json(folder / "report.json")
     if not isinstance(report, dict):
-        raise SegueError(f"{folder / 'report.json'} is not a report")
+        raise SegueError(f"{folder / 'report.json'} is not a report: copy the folder again")
     memory = Memory.load(folder / "memory") if (folder / "memory").exists() else None
     mixture = None
     if (folder / "mixture.safetensors").exists():
@@ -314,6 +323,19 @@ def load(folder: str | Path) -> Fitted:
     return fitted
 
 
+def described(path: Path, values: dict[str, Any]) -> tuple[Kind, int, Stack]:
+    """The kind, the elements a row and the network, its weights still to be read, of a model's config.json."""
+    try:
+        kind, context, shape = KINDS[values["kind"]], int(values["context"]), dict(values["model"])
+        config = StackConfig.from_dict(shape)
+        check_config(config)
+        return kind, context, Stack(config)
+    except SegueError as error:
+        raise SegueError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
+        raise SegueError(f"{path} does not describe a model ({type(error).__name__}: {error})") from error
+
+
 def check_config(config: StackConfig) -> None:
     """Values of a sane size and type, before memory is asked for."""
     for name, least, most in (("vocabulary", 1, 1 << 24), ("width", 1, 1 << 16)):
@@ -322,23 +344,26 @@ def check_config(config: StackConfig) -> None:
             raise SegueError(f"{name} is {value!r}, not a whole number from {least} to {most}")
     if not isinstance(config.mixers, list) or not all(isinstance(m, str) for m in config.mixers):
         raise SegueError("mixers is not a list of names")
-    from segue.mixers import MIXERS
-
     for mixer in config.mixers:
         if mixer.partition(":")[0] not in MIXERS:
             raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
 
 
-def unknown(codec: Codec, data: Data) -> list[str]:
-    """A note of how many of the data's items the codec has no token for, if any; a SegueError where it knows none."""
+def unknown(codec: Codec, data: Data) -> float:
+    """Which share of the data's items the codec has no token for."""
     known = set(items) if (items := getattr(codec, "items", None)) is not None else None
     if known is None or not data.total:
-        return []
-    strange = sum(count for item, count in data.vocabulary.items() if item not in known)
-    if strange == data.total:
-        raise SegueError(f"the model knows none of these {strange:,} {data.kind.unit}s: give data of the sort it was "
-                         "fitted on, or name the columns (who=, what=)")
-    return [f"{strange / data.total:.1%} of the {data.kind.unit}s are unknown to the model"] if strange else []
+        return 0.0
+    return sum(count for item, count in data.vocabulary.items() if item not in known) / data.total
+
+
+def none_known(data: Data) -> SegueError:
+    return SegueError(f"the model knows none of these {data.total:,} {data.kind.unit}s: give data of the sort it was "
+                      "fitted on, or name the columns (who=, what=)")
+
+
+def said_unknown(share: float, data: Data) -> str:
+    return f"{share:.1%} of the {data.kind.unit}s are unknown to the model"
 
 
 def carries(model: Any) -> bool:

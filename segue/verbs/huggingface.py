@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segue.decoding.recipes import ALWAYS, CALLED, RULES, SAMPLING, takes
 from segue.decoding.rules import Rules
@@ -18,6 +18,10 @@ from segue.models.base import begin_of
 from segue.models.huggingface import Info, open_huggingface
 from segue.training.evaluate import Evaluation
 from segue.verbs.fitted import Fitted, Report
+
+if TYPE_CHECKING:
+    from segue.verbs.speed_up import SpeedUp
+    from segue.verbs.update import Update
 
 CONTEXT = 1024  # elements that evaluation shows a model at once, where the model can take that many
 
@@ -37,12 +41,11 @@ class Foreign(Fitted):
     continued: the prime is its source, the answer its target.
 
     settings: what the folder says about decoding, by the names of transformers' GenerationConfig; without
-        generation_config.json that is in config.json. ends: the ids that end a text. unused: settings that would change
-        texts and have no counterpart here.
+        generation_config.json that is in config.json. unused: settings that would change texts and have no counterpart
+        here.
     """
 
     settings: dict[str, Any]
-    ends: list[int]
     unused: list[str]
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
@@ -91,11 +94,11 @@ class Foreign(Fitted):
         twin.codec.bos = twin.codec.eos
         return Fitted.evaluate(twin, data, weights)
 
-    def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
+    def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
         self._one_sided("sped up")
         return super().speed_up(data, minutes, **options)
 
-    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
+    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Update:
         self._native("updated")
         return super().update(data, strategy, **options)
 

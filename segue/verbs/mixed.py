@@ -9,18 +9,22 @@ import torch
 
 from segue.continual.memory import sequences
 from segue.models import Stack
-from segue.models.counts import BlendedCounts, CountModel, hold_back
-from segue.models.mixture import Mixture
+from segue.models.counts import FEW, BlendedCounts, CountModel, hold_back
+from segue.models.mixture import POSITIONS, Gate, Mixture
 from segue.training.batches import Arrays, Store
 from segue.training.evaluate import Scored, Tally
 
-FEWEST, MOST = 20_000, 100_000_000  # elements: below, trust is not learned well; above, the stream fills the memory
+FEWEST, MOST = 50, 100_000_000  # elements: below, there is nothing to count; above, the stream fills the memory
+EVEN = 2_500  # elements: of fewer none are set aside to learn a gate on, and both are believed alike
+GATED = 1_500  # elements that are set aside at least, if they are no more than a fifth
+POSITION = 2e-7  # seconds, for each token of the vocabulary, that the gate's fit takes for a position
 WIDEST = 1 << 16  # tokens: a distribution is dense
 
 
 @dataclass
 class Parts:
-    """Training documents: those to learn from, and those set aside to fit trust and gate on (counted at the end)."""
+    """Training documents: those to learn from, and those set aside to fit trust and gate on (counted at the end; none
+    of few data)."""
 
     rest: list[np.ndarray]
     aside: list[np.ndarray]
@@ -43,7 +47,9 @@ def part(train: Store, vocabulary: int, seed: int) -> Parts | None:
     size = len(train.tokens)
     if not FEWEST <= size <= MOST or vocabulary > WIDEST:
         return None
-    return Parts(*hold_back(documents(train), seed=seed))
+    if size < EVEN:
+        return Parts(documents(train), [])
+    return Parts(*hold_back(documents(train), float(np.clip(GATED / size, 0.08, 0.2)), seed))
 
 
 def documents(store: Store) -> list[np.ndarray]:
@@ -51,19 +57,33 @@ def documents(store: Store) -> list[np.ndarray]:
     return [np.asarray(document, np.int32) for document in sequences(store)]
 
 
-def reserve(train: Store, minutes: float) -> float:
-    """Seconds of the dial that the counts take: sorting the stream twice, and two small fits."""
-    return min(0.25 * 60 * minutes, 8 + 2e-6 * len(train.tokens))
+def positions(vocabulary: int, minutes: float | None) -> int:
+    """Of how many elements the gate learns, so that it takes no more than a sixth of the dial."""
+    if minutes is None:
+        return POSITIONS
+    return int(np.clip(10 * minutes / (POSITION * vocabulary), 2_000, POSITIONS))
 
 
-def mix(model: Stack, parts: Parts, context: int, seed: int, precision: str = "float32") -> Mixture:
-    """The fitted network with counts of all training documents."""
+def reserve(train: Store, held: Store, vocabulary: int, minutes: float) -> float:
+    """Seconds of the dial that the counts take: sorting the stream, two small fits, and the score on `held`."""
+    size, scored = len(train.tokens), len(held.tokens)
+    gate = POSITION * vocabulary * min(positions(vocabulary, minutes), 0.08 * size) if size >= EVEN else 0.0
+    return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + (4e-5 + 5e-8 * vocabulary) * scored)
+
+
+def mix(model: Stack, parts: Parts, context: int, seed: int, precision: str = "float32",
+        minutes: float | None = None) -> Mixture:
+    """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one."""
     counts = BlendedCounts(model.vocabulary)
-    counts.count(parts.rest)
-    counts.learn_trust(parts.aside, seed)
-    mixture = Mixture(model, counts)
-    mixture.learn_gate(parts.aside, context, seed, precision=precision)
-    counts.count([*parts.rest, *parts.aside])
+    if sum(map(len, parts.rest)) < FEW:
+        counts.cross_fit(parts.rest, seed)
+    else:
+        counts.count(parts.rest)
+        counts.learn_trust(parts.aside, seed)
+    mixture = Mixture(model, counts, None if parts.aside else Gate.even())
+    if parts.aside:
+        mixture.learn_gate(parts.aside, context, seed, positions(model.vocabulary, minutes), precision=precision)
+        counts.count([*parts.rest, *parts.aside])
     first = counts.init_state(1)                  # compiled now, so that the first prompt need not wait for it
     counts.extend(torch.zeros(1, 1, dtype=torch.long), first)
     counts.likeliest(first, 1, 0.0)

@@ -170,8 +170,7 @@ def equal_size(mixer: str, vocabulary: int, parameters: int) -> StackConfig:
     width = 16
     while size(config(width + 8)) <= parameters:
         width += 8
-    hidden = Stack(config(width)).blocks[0].channel.out.in_features  # type: ignore[union-attr]
-    return config(width, hidden + max(0, parameters - size(config(width))) // (3 * width * DEPTH))
+    return config(width, config(width).hidden_width + max(0, parameters - size(config(width))) // (3 * width * DEPTH))
 
 
 def attempt(function: Callable[..., dict[str, Any]], *given: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from segue.decoding.draft import DRAFTERS, Drafter, Tip
 from segue.decoding.draft.counts import CountDraft
 from segue.decoding.draft.heads import HeadsDraft, build_tree, count_ranks
 from segue.errors import SegueError
-from segue.models import Stack
+from segue.models import Decodable, Stack
 from segue.models.heads import DraftHeads
 from segue.objectives import Batch, DraftHeadsLoss, generator_of
 from segue.objectives.draft_heads import begin_linear
@@ -159,7 +159,7 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
     return result
 
 
-def drafters(fitted: Fitted, model: Any) -> dict[str, Callable[[], Drafter | str]]:
+def drafters(fitted: Fitted, model: Decodable) -> dict[str, Callable[[], Drafter | str]]:
     """How to make each of the drafters that need no training here, by name; "none" is plain decoding."""
     makers: dict[str, Callable[[], Drafter | str]] = {"none": lambda: "none"}
     for name, make in DRAFTERS.items():
@@ -193,7 +193,7 @@ class Readings:
     seconds: to make rows in; or rows: so many, about.
     """
 
-    def __init__(self, fitted: Fitted, model: Any, train: TokenStore, seconds: float = math.inf,
+    def __init__(self, fitted: Fitted, model: Decodable, train: TokenStore, seconds: float = math.inf,
                  rows: float = math.inf, seed: int = 0) -> None:
         base, context, until = fitted.model, fitted.context, time.monotonic() + seconds
         self.seed, self.rows = seed, max(1, TOKENS_PER_STEP // context)
@@ -225,7 +225,7 @@ class Readings:
         return self.text.rows(torch.from_numpy(np.concatenate(order)[place : place + self.rows]))
 
 
-def continued(model: Any, primes: list[list[int]], context: int, eos: int | None, seed: int,
+def continued(model: Decodable, primes: list[list[int]], context: int, eos: int | None, seed: int,
               way: dict[str, Any]) -> Batch:
     """Rows of `context` tokens: the primes, and what the model says after them until it ends."""
     answers = generate(model, primes, [context + 1 - len(prime) for prime in primes], eos=eos, seed=seed,
@@ -265,7 +265,7 @@ def train_heads(heads: DraftHeads, fitted: Fitted, readings: Readings, seconds: 
             "seconds": round(run.elapsed, 2), "loss": [entry["loss"] for entry in run.curve]}
 
 
-def best_tree(heads: DraftHeads, chances: np.ndarray, model: Any, prompt: list[int], nodes: int) -> HeadsDraft:
+def best_tree(heads: DraftHeads, chances: np.ndarray, model: Decodable, prompt: list[int], nodes: int) -> HeadsDraft:
     """The draft tree of at most `nodes` nodes that says the most tokens a second: what it is expected to win, over what
     drafting it and the pass over it take here."""
     paths = build_tree(chances, nodes)
@@ -290,7 +290,7 @@ def best_tree(heads: DraftHeads, chances: np.ndarray, model: Any, prompt: list[i
     return HeadsDraft(heads, paths[:best])
 
 
-def count_on_own_text(heads: DraftHeads, base: Stack, model: Any, prompts: list[list[int]], n: int,
+def count_on_own_text(heads: DraftHeads, base: Stack, model: Decodable, prompts: list[list[int]], n: int,
                       ways: Sequence[dict[str, Any]] = WAYS) -> tuple[np.ndarray, np.ndarray]:
     """`count_ranks` over what the model says after some prompts, in some ways."""
     found = []
@@ -304,7 +304,7 @@ def count_on_own_text(heads: DraftHeads, base: Stack, model: Any, prompts: list[
     return np.sum(hits, axis=0), np.sum(asked, axis=0)
 
 
-def measure(model: Any, makers: dict[str, Callable[[], Drafter | str]], prompts: list[list[int]], n: int,
+def measure(model: Decodable, makers: dict[str, Callable[[], Drafter | str]], prompts: list[list[int]], n: int,
             until: float, ways: Sequence[dict[str, Any]] = WAYS) -> dict[str, Measured]:
     """Every drafter on the same prompts, one by one as `continue_` does, in turn, so that all share the machine's
     moods. Ends early, after whole prompts, at the time `until`."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from contextlib import nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,14 +22,15 @@ from segue.continual import Memory, Reservoir, ScoreMatrix, Strategy, strategy_n
 from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
-from segue.files import read_json, write_json, write_picture
+from segue.files import read_json, workspace, write_json, write_picture
 from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
 from segue.training.evaluate import score
 from segue.training.loop import Run
 from segue.training.recipe import Plan, cores
-from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace
-from segue.verbs.fitted import Fitted, dial, roll_forward, unknown
+from segue.verbs import mixed
+from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace, steps_until
+from segue.verbs.fitted import Fitted, dial, none_known, roll_forward, said_unknown, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,32 +102,30 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     minutes = dial(minutes, steps, MINUTES)
     made = strategy_named(strategy) if isinstance(strategy, str) else strategy
     fitted.check_kind(data)
-    notes = unknown(fitted.codec, data)
+    if (share := unknown(fitted.codec, data)) == 1:
+        raise none_known(data)
+    notes = [said_unknown(share, data)] if share else []
     memory = fitted.memory or Memory(fitted.context)
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else made.name,
                "minutes": minutes, "steps": steps, "seed": seed, "name": name, "choices": choices,
                "weights": digest(fitted.model)}
 
-    with TemporaryDirectory(prefix="segue-") if fitted.folder is None else nullcontext() as spare:
-        work = Path(spare) if fitted.folder is None else fitted.folder / "updating"  # type: ignore[arg-type]
+    with workspace(None if fitted.folder is None else fitted.folder / "updating") as work:
         prepare(work, request, data, fitted)
         train, held = (TokenStore.open(work / part) for part in ("train", "held"))
         exams = {**memory.exams, name: memory.exam(held)}
         if not (work / "plan.json").exists():
-            plan = planned(fitted, train, minutes, steps, seed, choices, begin)
+            plan = planned(fitted, train, minutes, steps, begin, {"seed": seed, **choices})
             write_json(work / "plan.json", {"plan": plan.to_dict(), "before": measure(fitted, exams)})
         kept = read_json(work / "plan.json")
         plan, before = Plan.from_dict(kept["plan"]), kept["before"]
         memory.remind(made)
-        batches = Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable)
-        run = Run(fitted.model, batches, plan, strategy=made, folder=None if fitted.folder is None else work,
-                  key=key_of(request), held_out=in_passing(held, plan), save_seconds=save_seconds,
-                  past=memory.past(plan.rows, plan.seed, fitted.model.resettable))
-        try:
+        with closing(Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable)) as batches:
+            run = Run(fitted.model, batches, plan, strategy=made, folder=None if fitted.folder is None else work,
+                      key=key_of(request), held_out=in_passing(held, plan), save_seconds=save_seconds,
+                      past=memory.past(plan.rows, plan.seed, fitted.model.resettable))
             run.train("update", quiet)
-        finally:
-            batches.close()
         if fitted.mixture is not None:
             fitted.mixture.counts.add(sequences(train))
         after = measure(fitted, exams)
@@ -175,19 +173,18 @@ def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> N
     write_json(work / "request.json", request)
 
 
-def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, seed: int,
-            choices: dict[str, Any], begin: float) -> Plan:
-    """The first fit's plan with lower rates, this machine's threads, and as many steps as fit the dial."""
+def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int | None, begin: float,
+            choices: dict[str, Any]) -> Plan:
+    """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit the minutes since
+    `begin`."""
     plan = Plan.from_dict(fitted.report["plan"])
     rates = {rate: RATE * getattr(plan, rate) for rate in ("rate", "table_rate", "vector_rate", "state_rate")}
-    plan = plan.with_(**{**rates, "seed": seed, "warmup": 0.05, "patience": 0, "threads": cores(), **choices})
-    if steps is None:
-        assert minutes is not None
-        device = next(fitted.model.parameters()).device
-        threads, each = pace(train, plan, device, minutes, fixed="threads" in choices)
-        left = minutes * 60 - (time.monotonic() - begin)
-        plan = plan.with_(threads=threads, steps=max(1, int(0.93 * left / each)))
-    return plan if steps is None else plan.with_(steps=steps)
+    plan = plan.with_(**{**rates, "warmup": 0.05, "patience": 0, "threads": cores(), **choices})
+    if minutes is None:
+        return plan.with_(steps=steps)
+    device = next(fitted.model.parameters()).device
+    threads, seconds = pace(train, plan, device, minutes, fixed="threads" in choices)
+    return plan.with_(threads=threads, steps=steps_until(begin + 60 * minutes, seconds))
 
 
 def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
@@ -198,8 +195,6 @@ def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
         if fitted.mixture is None:
             scored = score(fitted.model, pieces, fitted.context)
         else:
-            from segue.verbs import mixed
-
             scored = mixed.score(fitted.mixture, pieces, fitted.context)
         units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
         found.append(float(scored.nats.sum() / max(1, units) / math.log(2)))

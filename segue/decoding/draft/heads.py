@@ -25,6 +25,7 @@ from segue.objectives import Batch
 from segue.objectives.draft_heads import ahead
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 
+RANKS = 10  # children that a node of a draft tree may have
 Paths = tuple[tuple[int, ...], ...]
 
 
@@ -53,16 +54,16 @@ def build_tree(chances: np.ndarray, nodes: int) -> Paths:
 
 def default_tree(heads: int, nodes: int = 63) -> Paths:
     """A tree for heads that were never counted: each rank wins 0.4 times as often as the one before, the first 0.6."""
-    return build_tree(np.broadcast_to(0.6 * 0.4 ** np.arange(10), (heads, 10)), nodes)
+    return build_tree(np.broadcast_to(0.6 * 0.4 ** np.arange(RANKS), (heads, RANKS)), nodes)
 
 
 @torch.inference_mode()
-def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch, ranks: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """How often the text's token is the one of rank r for head k, (K, ranks), and at how many places head k was asked,
+def count_ranks(heads: DraftHeads, base: nn.Module, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """How often the text's token is the one of rank r for head k, (K, RANKS), and at how many places head k was asked,
     (K,). The quotient is what `build_tree` wants. Tokens before the head's own are those of the text."""
     seen = base(batch.tokens, batch.layout)
     shown = heads.see(seen.hidden, batch.layout)
-    ranks = min(ranks, heads.config.vocabulary)
+    ranks = min(RANKS, heads.config.vocabulary)
     hits, asked = np.zeros((heads.config.heads, ranks), np.int64), np.zeros(heads.config.heads, np.int64)
     for k in range(1, heads.config.heads + 1):
         known, said, label = ahead(batch, k)

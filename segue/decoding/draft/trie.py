@@ -112,6 +112,7 @@ class Trie:
         self._added = 0
 
     def find(self, tokens: Sequence[int]) -> Node | None:
+        """The node of these tokens, at least one; None where they were never said."""
         node = self.roots.get(tokens[0])
         for token in tokens[1:]:
             if node is None:

@@ -48,6 +48,8 @@ class Beam(Together):
 
 
 class BeamSearch:
+    """The search of one answer, see `Beam`."""
+
     def __init__(self, options: Beam, n: int, stops: frozenset[int]) -> None:
         self.options, self.n, self.stops = options, n, stops
         self.done: list[Hypothesis] = []  # best first, num_beams at most

@@ -52,6 +52,8 @@ class ConditionalBeam(Beam):
 
 
 class ConditionalSearch(BeamSearch):
+    """The search of one answer, see `ConditionalBeam`: a beam search that leans towards what is foreseen."""
+
     options: ConditionalBeam
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray, bonus: np.ndarray | None = None,

@@ -42,6 +42,8 @@ class Contrastive(Together):
 
 
 class ContrastiveSearch:
+    """The search of one answer, see `Contrastive`: all that live are candidates for one place."""
+
     def __init__(self, options: Contrastive, n: int, stops: frozenset[int]) -> None:
         self.options, self.n, self.stops = options, n, stops
         self.before: list[Tensor] = []  # directions (N, D) of the hidden states so far

@@ -58,11 +58,13 @@ class DiverseBeam(Beam):
 
 
 def hamming(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
+    """How many of the earlier ones end with each token."""
     said = np.bincount([hypothesis.tokens[-1] for hypothesis in earlier], minlength=v)
     return np.broadcast_to(said.astype(float), (len(living), v))
 
 
 def cumulative(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
+    """The sum over the earlier ones of exp(-places that would differ / diversity_scale)."""
     found = np.zeros((len(living), v))
     for row, hypothesis in enumerate(living):
         for other in earlier:
@@ -74,6 +76,7 @@ def cumulative(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequ
 
 
 def ngram(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
+    """How often the earlier ones have said the n-gram that each token would complete."""
     found, n = np.zeros((len(living), v)), options.diversity_ngram
     for row, hypothesis in enumerate(living):
         before = hypothesis.tokens[len(hypothesis.tokens) - n + 1 :]
@@ -87,6 +90,7 @@ def ngram(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[
 
 
 def embedding(options: DiverseBeam, living: Sequence[Hypothesis], earlier: Sequence[Hypothesis], v: int) -> np.ndarray:
+    """The cosine of each token's vector with those of the earlier ones' last tokens, summed, at least 0."""
     assert options.diversity_embedding is not None
     table = options.diversity_embedding / np.maximum(np.linalg.norm(options.diversity_embedding, axis=1, keepdims=True),
                                                      1e-12)
@@ -101,6 +105,8 @@ DISSIMILARITIES: dict[str, Likeness] = {"hamming": hamming, "cumulative": cumula
 
 
 class DiverseBeamSearch:
+    """The search of one prompt's answers, see `DiverseBeam`: a beam search of each group."""
+
     def __init__(self, options: DiverseBeam, n: int, stops: frozenset[int]) -> None:
         self.options = options
         width = options.num_beams // options.groups

@@ -58,6 +58,8 @@ class Exact:
 
 
 class Descent:
+    """The search of one answer, depth first; see `Exact`."""
+
     def __init__(self, options: Exact, model: Decodable, n: int, sampling: Sampling, stops: frozenset[int]) -> None:
         if options.budget < n:
             raise SegueError(f"a budget of {options.budget} passes cannot reach the end of an answer of {n} tokens: "

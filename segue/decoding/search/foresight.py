@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from segue.decoding.search.base import Hypothesis
 from segue.errors import SegueError
 from segue.mixers.positions import sinusoids
-from segue.models.base import Decodable, state_for
+from segue.models.base import Decodable, padded, state_for
 
 PLACES = 16  # features
+TOGETHER = 16  # texts that the model reads at once
 
 
 class Foresight(nn.Module):
@@ -98,15 +99,13 @@ def foresee(model: Decodable, texts: Sequence[Sequence[int]], labels: Sequence[b
     return foresight.eval().requires_grad_(False)
 
 
-def _prefixes(model: Decodable, texts: Sequence[Sequence[int]], begins: Sequence[int],
-              together: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+def _prefixes(model: Decodable, texts: Sequence[Sequence[int]],
+              begins: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Of every prefix of every text from its prompt on: h (M, H), next token (M, 1), the text's number."""
     hidden, tokens, owner = [], [], []
-    for start in range(0, len(texts), together):
-        group = range(start, min(start + together, len(texts)))
-        table = torch.zeros(len(group), max(len(texts[number]) for number in group), dtype=torch.long)
-        for row, number in enumerate(group):
-            table[row, : len(texts[number])] = torch.tensor(texts[number])
+    for start in range(0, len(texts), TOGETHER):
+        group = range(start, min(start + TOGETHER, len(texts)))
+        table = padded([texts[number] for number in group])
         with torch.inference_mode():
             state = state_for(model, [texts[number][: begins[number]] for number in group])
             table = table.to(state.positions.device)

@@ -130,6 +130,9 @@ Reading = Generator[list[Hypothesis], None, None]  # yields what must be read be
 
 
 class TreeSearch:
+    """The search of one answer, see `Tree`. Simulations are generators that yield the hypotheses which the model must
+    read before they can go on, so that several wait for the same pass."""
+
     def __init__(self, options: Tree, n: int, stops: frozenset[int]) -> None:
         self.options, self.n, self.stops = options, n, stops
         self.root = Node(Hypothesis())

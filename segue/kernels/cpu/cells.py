@@ -119,10 +119,10 @@ def _over(builder: Any, kind: Any, rows: Any, wide: Any, body: Callable[..., Non
             body(get, put, b.mul(b.add(b.mul(r, vectors), j), simd.I64(whole)), r, b.mul(j, simd.I64(whole)))
             return []
 
-        simd._each(b, vectors, [], one)
+        simd.each(b, vectors, [], one)
         return []
 
-    simd._each(b, rows, [], line)
+    simd.each(b, rows, [], line)
 
 
 def _forward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:

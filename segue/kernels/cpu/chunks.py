@@ -94,12 +94,12 @@ def _weigh(back: bool, builder: Any, kind: Any, args: list[Any]) -> None:
             return [(Numbers(builder, total) + score).value]
 
         vectors = builder.add(builder.udiv(t, simd.I64(lanes)), simd.I64(1))
-        (total,) = simd._each(builder, vectors, [most.of(0).value], body)
+        (total,) = simd.each(builder, vectors, [most.of(0).value], body)
         if not back:
             builder.store(builder.extract_element(Numbers(builder, total).total().value, simd.I32(0)), own)
         return []
 
-    simd._each(builder, rows, [], line)
+    simd.each(builder, rows, [], line)
 
 
 def _log_sigmoid(builder: Any, kind: Any, args: list[Any]) -> None:

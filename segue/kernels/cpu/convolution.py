@@ -37,13 +37,13 @@ def _taps(builder: Any, taps: Any, totals: list[Numbers], body: Callable[..., li
             reached = body(builder.add(builder.mul(group, simd.I64(TAPS)), simd.I64(k)), *reached)
         return [total.value for total in reached]
 
-    after = simd._each(builder, builder.udiv(taps, simd.I64(TAPS)), [total.value for total in totals], some)
+    after = simd.each(builder, builder.udiv(taps, simd.I64(TAPS)), [total.value for total in totals], some)
     return [Numbers(builder, value) for value in after]
 
 
 def _row(builder: Any, rows: Any, k: Any) -> Any:
     """The address of a row, from a table of such."""
-    return builder.load(simd._at(builder, builder.add(rows, builder.mul(k, simd.I64(8)))))
+    return builder.load(simd.pointer(builder, builder.add(rows, builder.mul(k, simd.I64(8)))))
 
 
 def _gather(silu: bool, builder: Any, kind: Any, args: list[Any]) -> None:

@@ -62,7 +62,7 @@ def _tile(builder: Any, kind: Any, lanes: int, rows: int, panels: int, args: lis
     after = []
     for r in range(rows):
         value = spread(b.add(lines[r], at_x))
-        after.append([simd._call(b, name, vector, weights[p], value, sums[r][p]) for p in range(panels)])
+        after.append([simd.call(b, name, vector, weights[p], value, sums[r][p]) for p in range(panels)])
     following = b.add(i, simd.I64(1))
     turns = b.icmp_signed("==", following, k)
     onward = b.add(at_x, b.select(turns, b.add(x_step, x_jump), x_step))
@@ -111,7 +111,7 @@ def _choose(builder: Any, args: list[Any]) -> None:
     builder.position_at_end(end)
 
 
-_some_rows = simd._define("some_rows", types.void(*[types.int64] * 16), _choose)
+_some_rows = simd.define("some_rows", types.void(*[types.int64] * 16), _choose)
 _turn32, _turn64 = (simd.turning(kind, 4 * simd.LANES // size) for kind, size in KINDS)
 
 
@@ -243,7 +243,7 @@ def _scale(plus: bool, builder: Any, kind: Any, args: list[Any]) -> None:
         over(builder, kind, wide, body)
         return []
 
-    simd._each(builder, rows, [], line)
+    simd.each(builder, rows, [], line)
 
 
 def _dot(builder: Any, kind: Any, args: list[Any]) -> None:
@@ -255,7 +255,7 @@ def _dot(builder: Any, kind: Any, args: list[Any]) -> None:
         builder.store(builder.extract_element(total.total().value, simd.I32(0)), number(builder, kind, into, r))
         return []
 
-    simd._each(builder, rows, [], line)
+    simd.each(builder, rows, [], line)
 
 
 _some_scaled = choice("some_scaled", 7, {plus: partial(_scale, bool(plus)) for plus in (0, 1)})

@@ -69,7 +69,7 @@ floats = _array_at(types.float32)
 longs = _array_at(types.int64)
 
 
-def _define(name: str, signature: Any, body: Callable[[Any, list[Any]], Any]) -> Any:
+def define(name: str, signature: Any, body: Callable[[Any, list[Any]], Any]) -> Any:
     """An intrinsic from a few lines of IR."""
 
     def typed(typingctx: Any, *args: Any) -> Any:
@@ -85,17 +85,19 @@ def _define(name: str, signature: Any, body: Callable[[Any, list[Any]], Any]) ->
     return intrinsic(typed)
 
 
-def _at(builder: Any, address: Any) -> Any:
+def pointer(builder: Any, address: Any) -> Any:
+    """An address as a pointer to a whole number of 64 bits."""
     return builder.inttoptr(address, I64.as_pointer())
 
 
-def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """Call a function of the compiler's, by its name, that gives a `result`."""
     kind = ir.FunctionType(result, [a.type for a in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
 def _compare_and_swap(builder: Any, a: list[Any]) -> Any:
-    pair = builder.cmpxchg(_at(builder, a[0]), a[1], a[2], "acq_rel", "acquire")
+    pair = builder.cmpxchg(pointer(builder, a[0]), a[1], a[2], "acq_rel", "acquire")
     return builder.zext(builder.extract_value(pair, 1), I64)
 
 
@@ -103,12 +105,12 @@ def _relax(builder: Any, a: list[Any]) -> None:
     """Tell the core that this is a spin loop."""
     machine = platform.machine().lower()
     if machine in ("x86_64", "amd64", "i686", "x86"):
-        _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        call(builder, "llvm.x86.sse2.pause", ir.VoidType())
     elif machine in ("arm64", "aarch64"):
-        _call(builder, "llvm.aarch64.hint", ir.VoidType(), I32(1))
+        call(builder, "llvm.aarch64.hint", ir.VoidType(), I32(1))
 
 
-def _exp(builder: Any, a: list[Any]) -> Any:
+def emit_exp(builder: Any, a: list[Any]) -> Any:
     """e^x of a float or a vector, to about 2 units in the last place. In IR, not in Python: no fast-math flag may
     reorder the reduction."""
     b, kind = builder, a[0].type
@@ -121,11 +123,11 @@ def _exp(builder: Any, a: list[Any]) -> Any:
         return I32(value) if kind == F32 else ir.Constant(ir.VectorType(I32, LANES), [value] * LANES)
 
     def fma(x: Any, y: Any, z: Any) -> Any:
-        return _call(b, f"llvm.fmuladd.{name}", kind, x, y, z)
+        return call(b, f"llvm.fmuladd.{name}", kind, x, y, z)
 
     x = b.select(b.fcmp_ordered(">", a[0], constant(88.0)), constant(88.0), a[0])  # one instruction; a NaN stays one
     x = b.select(b.fcmp_ordered("<", x, constant(-87.0)), constant(-87.0), x)
-    n = _call(b, f"llvm.rint.{name}", kind, b.fmul(x, constant(1 / math.log(2))))
+    n = call(b, f"llvm.rint.{name}", kind, b.fmul(x, constant(1 / math.log(2))))
     high = round(math.log(2) * 2**16) / 2**16  # so short that n * high is exact
     r = fma(n, constant(high - math.log(2)), fma(n, constant(-high), x))
     p = constant(1 / math.factorial(7))
@@ -137,14 +139,14 @@ def _exp(builder: Any, a: list[Any]) -> Any:
 
 
 def _exp2(builder: Any, a: list[Any]) -> Any:
-    """2^x of a float, to about 2 units in the last place: what `_exp` does, less what brings x to base 2."""
+    """2^x of a float, to about 2 units in the last place: what `emit_exp` does, less what brings x to base 2."""
     b, (x,) = builder, a
-    x = _call(b, "llvm.maxnum.f32", F32, _call(b, "llvm.minnum.f32", F32, x, F32(127.0)), F32(-126.0))
-    n = _call(b, "llvm.rint.f32", F32, x)
+    x = call(b, "llvm.maxnum.f32", F32, call(b, "llvm.minnum.f32", F32, x, F32(127.0)), F32(-126.0))
+    n = call(b, "llvm.rint.f32", F32, x)
     r = b.fsub(x, n)
     p = F32(math.log(2) ** 7 / math.factorial(7))
     for degree in reversed(range(7)):
-        p = _call(b, "llvm.fmuladd.f32", F32, p, r, F32(math.log(2) ** degree / math.factorial(degree)))
+        p = call(b, "llvm.fmuladd.f32", F32, p, r, F32(math.log(2) ** degree / math.factorial(degree)))
     exponent = b.shl(b.add(b.fptosi(n, I32), I32(127)), I32(23))
     return b.fmul(p, b.bitcast(exponent, F32))
 
@@ -161,12 +163,13 @@ def _put(builder: Any, value: Any, address: Any) -> None:
 def _fetch(builder: Any, address: Any) -> None:
     """Ask for the line of memory at an address, to read it, in the second-level cache."""
     at, (read, second, data) = builder.inttoptr(address, I8.as_pointer()), (I32(0), I32(2), I32(1))
-    _call(builder, "llvm.prefetch.p0", ir.VoidType(), at, read, second, data)
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), at, read, second, data)
 
 
-def _copy(builder: Any, a: list[Any]) -> None:
+def emit_copy(builder: Any, a: list[Any]) -> None:
+    """Copy so many bytes: to, from, bytes."""
     name = "llvm.memcpy.p0i8.p0i8.i64"
-    _call(builder, name, ir.VoidType(), *(builder.inttoptr(x, I8.as_pointer()) for x in a[:2]), a[2], ir.IntType(1)(0))
+    call(builder, name, ir.VoidType(), *(builder.inttoptr(x, I8.as_pointer()) for x in a[:2]), a[2], ir.IntType(1)(0))
 
 
 def _filled(builder: Any, value: Any) -> Any:
@@ -187,7 +190,7 @@ def _inside(builder: Any, count: Any, first: Any) -> Any:
     return builder.icmp_signed("<", ir.Constant(WORDS, list(range(LANES))), left)
 
 
-def _total(builder: Any, value: Any) -> Any:
+def emit_total(builder: Any, value: Any) -> Any:
     """The sum of the numbers of a vector, in every place."""
     b, lanes, apart = builder, value.type.count, value.type.count // 2
     while apart:
@@ -197,10 +200,10 @@ def _total(builder: Any, value: Any) -> Any:
 
 
 def _fma(builder: Any, x: Any, y: Any, z: Any) -> Any:
-    return _call(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, x, y, z)
+    return call(builder, f"llvm.fmuladd.v{LANES}f32", VECTOR, x, y, z)
 
 
-def _each(builder: Any, count: Any, totals: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
+def each(builder: Any, count: Any, totals: list[Any], body: Callable[..., list[Any]]) -> list[Any]:
     """Loop i over 0..count - 1 (at least once), totals = body(i, *totals); gives the last totals."""
     b, entry = builder, builder.block
     loop, done = b.append_basic_block("loop"), b.append_basic_block("done")
@@ -227,12 +230,12 @@ def _scan(builder: Any, args: list[Any]) -> None:
 
     def state(n: Any, total: Any) -> list[Any]:
         at, one = b.mul(n, I64(4 * LANES)), b.shl(n, I64(2))
-        decay = _fma(b, above, _exp(b, [b.fmul(step, _vector(b, b.add(a, at)))]), low)
+        decay = _fma(b, above, emit_exp(b, [b.fmul(step, _vector(b, b.add(a, at)))]), low)
         h = _fma(b, decay, _vector(b, b.add(old, at)), b.fmul(written, _spread(b, b.add(write, one))))
         _put(b, h, b.add(new, at))
         return [_fma(b, h, _spread(b, b.add(read, one)), total)]
 
-    (total,) = _each(b, states, [b.fmul(_vector(b, d), value)], state)
+    (total,) = each(b, states, [b.fmul(_vector(b, d), value)], state)
     _put(b, total, y)
 
 
@@ -250,7 +253,7 @@ def _convolve(builder: Any, args: list[Any]) -> None:
         _put(b, value, kept)  # the first goes where the result will lie
         return [_fma(b, value, _vector(b, b.add(w, at)), total)]
 
-    (total,) = _each(b, taps, [_vector(b, bias)], tap)
+    (total,) = each(b, taps, [_vector(b, bias)], tap)
     _put(b, total, y)
 
 
@@ -265,7 +268,7 @@ def _filter(builder: Any, args: list[Any], many: int) -> None:
         return [_fma(b, _vector(b, b.add(taps, at)), _vector(b, b.add(values, at)), total)
                 for at, total in zip(parts, totals)]
 
-    for at, total in zip(parts, _each(b, count, [_vector(b, b.add(y, at)) for at in parts], lag)):
+    for at, total in zip(parts, each(b, count, [_vector(b, b.add(y, at)) for at in parts], lag)):
         _put(b, total, b.add(y, at))
 
 
@@ -312,7 +315,7 @@ def _modes(builder: Any, args: list[Any]) -> None:
         c, c_on = (_vector(b, b.add(line, I64(part * 4 * LANES))) for part in (2, 3))
         return [_fma(b, r, c, real), _fma(b, i, c_on, imaginary)]
 
-    _put(b, b.fsub(*_each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
+    _put(b, b.fsub(*each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
 
 
 def _matrix(builder: Any, args: list[Any], delta: bool, many: int) -> None:
@@ -345,10 +348,10 @@ def _matrix(builder: Any, args: list[Any], delta: bool, many: int) -> None:
         return [_fma(b, query, s, total) for s, total in zip(lines, totals)]
 
     if delta:
-        values = [b.fsub(value, known) for value, known in zip(values, _each(b, keys, [ZEROS] * many, seen))]
+        values = [b.fsub(value, known) for value, known in zip(values, each(b, keys, [ZEROS] * many, seen))]
     strength = _spread(b, write)
     values = [b.fmul(value, strength) for value in values]
-    for c, total in enumerate(_each(b, keys, [ZEROS] * many, line)):
+    for c, total in enumerate(each(b, keys, [ZEROS] * many, line)):
         _put(b, total, b.add(y, I64(4 * LANES * c)))
 
 
@@ -368,23 +371,23 @@ def _quantise(builder: Any, args: list[Any]) -> None:
 
     def larger(i: Any, top: Any) -> list[Any]:  # as integers: the order is the same, and a NaN is the largest
         size = b.and_(b.bitcast(values(i)[1], WORDS), ir.Constant(WORDS, [2**31 - 1] * LANES))
-        return [_call(b, f"llvm.smax.v{LANES}i32", WORDS, top, size)]
+        return [call(b, f"llvm.smax.v{LANES}i32", WORDS, top, size)]
 
     least = int(np.float32(1e-30).view(np.int32))  # so that no quotient is infinite
-    (top,) = _each(b, vectors, [ir.Constant(WORDS, [least] * LANES)], larger)
-    top = b.bitcast(_call(b, f"llvm.vector.reduce.smax.v{LANES}i32", I32, top), F32)
+    (top,) = each(b, vectors, [ir.Constant(WORDS, [least] * LANES)], larger)
+    top = b.bitcast(call(b, f"llvm.vector.reduce.smax.v{LANES}i32", I32, top), F32)
     steps = _filled(b, b.fdiv(F32(127), top))
 
     def rounded(i: Any, total: Any) -> list[Any]:
         first, value = values(i)
-        value = _call(b, f"llvm.maxnum.v{LANES}f32", VECTOR, b.fmul(value, steps), _filled(b, F32(-127)))  # no NaN
-        whole = b.fptosi(_call(b, f"llvm.rint.v{LANES}f32", VECTOR, value), WORDS)
+        value = call(b, f"llvm.maxnum.v{LANES}f32", VECTOR, b.fmul(value, steps), _filled(b, F32(-127)))  # no NaN
+        whole = b.fptosi(call(b, f"llvm.rint.v{LANES}f32", VECTOR, value), WORDS)
         kind = ir.VectorType(I8, LANES)
         b.store(b.trunc(whole, kind), b.inttoptr(b.add(into, first), kind.as_pointer()), align=1)
         return [b.add(total, whole)]
 
-    total = _call(b, f"llvm.vector.reduce.add.v{LANES}i32", I32,
-                  *_each(b, vectors, [ir.Constant(WORDS, [0] * LANES)], rounded))
+    total = call(b, f"llvm.vector.reduce.add.v{LANES}i32", I32,
+                  *each(b, vectors, [ir.Constant(WORDS, [0] * LANES)], rounded))
     behind = b.add(into, b.shl(k, I64(2)))
     b.store(b.fmul(top, F32(1 / 127)), b.inttoptr(behind, F32.as_pointer()), align=4)
     b.store(b.mul(total, I32(-128)), b.inttoptr(b.add(behind, I64(4)), I32.as_pointer()), align=4)
@@ -406,16 +409,16 @@ def _soften(builder: Any, args: list[Any]) -> Any:
         score = seen(i)[1]
         return [b.select(b.fcmp_ordered(">", score, top), score, top)]
 
-    (top,) = _each(b, vectors, [lowest], larger)
-    top = _filled(b, _call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, top))
+    (top,) = each(b, vectors, [lowest], larger)
+    top = _filled(b, call(b, f"llvm.vector.reduce.fmax.v{LANES}f32", F32, top))
 
     def weight(i: Any, total: Any) -> list[Any]:
         address, score = seen(i)
-        value = b.select(b.fcmp_ordered(">", score, lowest), _exp(b, [b.fsub(score, top)]), ZEROS)
+        value = b.select(b.fcmp_ordered(">", score, lowest), emit_exp(b, [b.fsub(score, top)]), ZEROS)
         _put(b, value, address)
         return [b.fadd(total, value)]
 
-    return b.extract_element(_total(b, *_each(b, vectors, [ZEROS], weight)), I32(0))
+    return b.extract_element(emit_total(b, *each(b, vectors, [ZEROS], weight)), I32(0))
 
 
 def _rotate(builder: Any, args: list[Any]) -> None:
@@ -442,7 +445,7 @@ def _fetch_lines(builder: Any, args: list[Any]) -> None:
         _fetch(b, b.add(address, b.mul(i, stride)))
         return []
 
-    _each(b, count, [], line)
+    each(b, count, [], line)
 
 
 def _low_rank(builder: Any, args: list[Any]) -> None:
@@ -464,7 +467,7 @@ def _low_rank(builder: Any, args: list[Any]) -> None:
         return [_fma(b, _vector(b, real), _vector(b, h), total),
                 _fma(b, _vector(b, b.add(real, size)), _vector(b, b.add(h, size)), other)]
 
-    t = b.fsub(*_each(b, modes, [ZEROS, ZEROS], told))
+    t = b.fsub(*each(b, modes, [ZEROS, ZEROS], told))
 
     def mode(n: Any, total: Any, other: Any) -> list[Any]:
         (a, _, *others), h, into = factors(n), b.add(old, b.mul(n, both)), b.add(new, b.mul(n, both))
@@ -476,7 +479,7 @@ def _low_rank(builder: Any, args: list[Any]) -> None:
         _put(b, i, b.add(into, size))
         return [_fma(b, r, c, total), _fma(b, i, c_on, other)]
 
-    _put(b, b.fsub(*_each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
+    _put(b, b.fsub(*each(b, modes, [b.fmul(_vector(b, d), value), ZEROS], mode)), y)
 
 
 def _dense(builder: Any, args: list[Any]) -> None:
@@ -492,7 +495,7 @@ def _dense(builder: Any, args: list[Any]) -> None:
             _fetch(b, b.add(b.add(at, line), ahead))
         return [_fma(b, _vector(b, b.add(at, line)), from_j, total) for line, total in zip(lines, totals)]
 
-    totals = _each(b, states, [b.fmul(_vector(b, b.add(write, line)), value) for line in lines], column)
+    totals = each(b, states, [b.fmul(_vector(b, b.add(write, line)), value) for line in lines], column)
     for line, total in zip(lines, totals):
         _put(b, total, b.add(new, line))
 
@@ -506,7 +509,7 @@ def _dot(builder: Any, args: list[Any]) -> None:
         at = b.mul(i, I64(4 * LANES))
         return [_fma(b, _vector(b, b.add(c, at)), _vector(b, b.add(h, at)), total)]
 
-    (total,) = _each(b, states, [b.fmul(_vector(b, d), _vector(b, u))], term)
+    (total,) = each(b, states, [b.fmul(_vector(b, d), _vector(b, u))], term)
     _put(b, total, y)
 
 
@@ -531,45 +534,45 @@ def turning(kind: Any, lanes: int) -> Any:
         for r in range(lanes):
             builder.store(rows[r], at(a[2], a[3], r), align=4)
 
-    return _define("turn", void(*[long] * 4), body)
+    return define("turn", void(*[long] * 4), body)
 
 
 long, single, void = types.int64, types.float32, types.void
-load = _define("load", long(long), lambda b, a: b.load_atomic(_at(b, a[0]), "acquire", 8))
-store = _define("store", void(long, long), lambda b, a: b.store_atomic(a[1], _at(b, a[0]), "release", 8))
-add = _define("add", long(long, long), lambda b, a: b.atomic_rmw("add", _at(b, a[0]), a[1], "acq_rel"))
-swap_if = _define("swap_if", long(long, long, long), _compare_and_swap)
-relax = _define("relax", void(), _relax)
+load = define("load", long(long), lambda b, a: b.load_atomic(pointer(b, a[0]), "acquire", 8))
+store = define("store", void(long, long), lambda b, a: b.store_atomic(a[1], pointer(b, a[0]), "release", 8))
+add = define("add", long(long, long), lambda b, a: b.atomic_rmw("add", pointer(b, a[0]), a[1], "acq_rel"))
+swap_if = define("swap_if", long(long, long, long), _compare_and_swap)
+relax = define("relax", void(), _relax)
 yield_core = types.ExternalFunction("sched_yield", types.int32())
-exp = _define("exp", single(single), _exp)
-exp2 = _define("exp2", single(single), _exp2)
-copy = _define("copy", void(long, long, long), _copy)  # to, from, bytes
-copy_lanes = _define("copy_lanes", void(long, long), lambda b, a: _put(b, _vector(b, a[0]), a[1]))
-add_lanes = _define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
-multiply_lanes = _define("multiply_lanes", void(long, long, long), lambda b, a: _put(
+exp = define("exp", single(single), emit_exp)
+exp2 = define("exp2", single(single), _exp2)
+copy = define("copy", void(long, long, long), emit_copy)  # to, from, bytes
+copy_lanes = define("copy_lanes", void(long, long), lambda b, a: _put(b, _vector(b, a[0]), a[1]))
+add_lanes = define("add_lanes", void(long, long), lambda b, a: _put(b, b.fadd(*(_vector(b, x) for x in a)), a[1]))
+multiply_lanes = define("multiply_lanes", void(long, long, long), lambda b, a: _put(
     b, b.fmul(_vector(b, a[0]), _vector(b, a[1])), a[2]))
-scale_lanes = _define("scale_lanes", void(long, single, long), lambda b, a: _put(
+scale_lanes = define("scale_lanes", void(long, single, long), lambda b, a: _put(
     b, b.fmul(_vector(b, a[0]), _filled(b, a[1])), a[2]))
-scatter_lanes = _define("scatter_lanes", void(*[long] * 3), _scatter)
-rotate_lanes = _define("rotate_lanes", void(*[long] * 4), _rotate)
-soften = _define("soften", single(*[long] * 3), _soften)
-fetch_lines = _define("fetch_lines", void(*[long] * 3), _fetch_lines)
-scan_lanes = _define("scan_lanes", void(*[long] * 11), _scan)
-convolve_lanes = _define("convolve_lanes", void(*[long] * 8), _convolve)
-filter_lanes = _define("filter_lanes", void(*[long] * 6), lambda b, a: _filter(b, a, many=1))
-filter_many = _define("filter_many", void(*[long] * 6), lambda b, a: _filter(b, a, many=MANY))
-diagonal_lanes = _define("diagonal_lanes", void(*[long] * 5), _diagonal)
-complex_lanes = _define("complex_lanes", void(*[long] * 8), _complex)
-modes_lanes = _define("modes_lanes", void(*[long] * 7), _modes)
-matrix_lanes = _define("matrix_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=1))
-matrix_many = _define("matrix_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=MANY))
-delta_lanes = _define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=1))
-delta_many = _define("delta_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=MANY))
-quantise = _define("quantise", void(*[long] * 4), _quantise)
-low_rank_lanes = _define("low_rank_lanes", void(*[long] * 7), _low_rank)
-dense_lanes = _define("dense_lanes", void(*[long] * 7), _dense)
-dot_lanes = _define("dot_lanes", void(*[long] * 6), _dot)
-real = _define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
+scatter_lanes = define("scatter_lanes", void(*[long] * 3), _scatter)
+rotate_lanes = define("rotate_lanes", void(*[long] * 4), _rotate)
+soften = define("soften", single(*[long] * 3), _soften)
+fetch_lines = define("fetch_lines", void(*[long] * 3), _fetch_lines)
+scan_lanes = define("scan_lanes", void(*[long] * 11), _scan)
+convolve_lanes = define("convolve_lanes", void(*[long] * 8), _convolve)
+filter_lanes = define("filter_lanes", void(*[long] * 6), lambda b, a: _filter(b, a, many=1))
+filter_many = define("filter_many", void(*[long] * 6), lambda b, a: _filter(b, a, many=MANY))
+diagonal_lanes = define("diagonal_lanes", void(*[long] * 5), _diagonal)
+complex_lanes = define("complex_lanes", void(*[long] * 8), _complex)
+modes_lanes = define("modes_lanes", void(*[long] * 7), _modes)
+matrix_lanes = define("matrix_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=1))
+matrix_many = define("matrix_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=False, many=MANY))
+delta_lanes = define("delta_lanes", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=1))
+delta_many = define("delta_many", void(*[long] * 10), lambda b, a: _matrix(b, a, delta=True, many=MANY))
+quantise = define("quantise", void(*[long] * 4), _quantise)
+low_rank_lanes = define("low_rank_lanes", void(*[long] * 7), _low_rank)
+dense_lanes = define("dense_lanes", void(*[long] * 7), _dense)
+dot_lanes = define("dot_lanes", void(*[long] * 6), _dot)
+real = define("real", types.float64(long), lambda b, a: b.bitcast(a[0], ir.DoubleType()))
 """real(bits): the float64 that was stored as an integer."""
 
 
@@ -592,7 +595,7 @@ def _tile(builder: Any, panels: int, rows: int, kind: int, args: list[Any]) -> N
 
     def product(weights: Any, value: Any, total: Any) -> Any:
         if kind == BYTES:  # unsigned times signed
-            return _call(b, f"llvm.x86.avx512.vpdpbusd.{32 * LANES}", WORDS, total, weights, value)
+            return call(b, f"llvm.x86.avx512.vpdpbusd.{32 * LANES}", WORDS, total, weights, value)
         return _fma(b, weights, value, total)
 
     entry, loop, done = b.block, b.append_basic_block("inner"), b.append_basic_block("done")
@@ -677,7 +680,7 @@ def make_block(panels: int, kind: int, most: int) -> Any:
             builder.branch(end)
         builder.position_at_end(end)
 
-    choose = _define("choose", void(*[long] * 13), build)
+    choose = define("choose", void(*[long] * 13), build)
 
     @njit
     def block(rows, w, step, far, ahead, x, row, k, y, out, scale, bias, adds):

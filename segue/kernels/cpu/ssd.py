@@ -44,7 +44,7 @@ def _pairs(back: bool, builder: Any, kind: Any, args: list[Any]) -> None:
 
     def line(t: Any) -> list[Any]:
         here = Numbers.spread(b, kind, b.load(number(b, kind, decay, t)))
-        begin = b.load(simd._at(b, b.add(first, b.mul(t, simd.I64(8)))))
+        begin = b.load(simd.pointer(b, b.add(first, b.mul(t, simd.I64(8)))))
         begin, at_t = b.select(b.icmp_signed("<", begin, simd.I64(0)), simd.I64(0), begin), b.mul(row, t)
         own, one = b.mul(t, simd.I64(size)), skips.of(1)
 
@@ -63,12 +63,12 @@ def _pairs(back: bool, builder: Any, kind: Any, args: list[Any]) -> None:
             place.put(pair + skips * (one.first(until) - one.first(b.sub(until, simd.I64(size)))), b.add(pairs, at_t))
             return [total]
 
-        (total,) = simd._each(b, b.add(b.udiv(t, simd.I64(lanes)), simd.I64(1)), [skips.of(0).value], body)
+        (total,) = simd.each(b, b.add(b.udiv(t, simd.I64(lanes)), simd.I64(1)), [skips.of(0).value], body)
         if back:
             b.store(b.extract_element(Numbers(b, total).total().value, simd.I32(0)), number(b, kind, ddecay, t))
         return []
 
-    simd._each(b, rows, [], line)
+    simd.each(b, rows, [], line)
 
 
 some_pairs = choice("some_pairs", 11, {back: partial(_pairs, bool(back)) for back in (0, 1)})

@@ -59,12 +59,12 @@ class Numbers:
         return self._do("fdiv", other, self)
 
     def _library(self, name: str) -> Numbers:
-        return Numbers(self.builder, simd._call(self.builder, f"llvm.{name}.v{self.type.count}f64", self.type,
+        return Numbers(self.builder, simd.call(self.builder, f"llvm.{name}.v{self.type.count}f64", self.type,
                                                 self.value))
 
     def exp(self) -> Numbers:
         if self.type.element == simd.F32:
-            return Numbers(self.builder, simd._exp(self.builder, [self.value]))
+            return Numbers(self.builder, simd.emit_exp(self.builder, [self.value]))
         return self._library("exp")
 
     def first(self, left: Any) -> Numbers:
@@ -76,11 +76,11 @@ class Numbers:
 
     def sqrt(self) -> Numbers:
         name = f"llvm.sqrt.v{self.type.count}f{8 * SIZES[self.type.element][1]}"
-        return Numbers(self.builder, simd._call(self.builder, name, self.type, self.value))
+        return Numbers(self.builder, simd.call(self.builder, name, self.type, self.value))
 
     def total(self) -> Numbers:
         """The sum of the numbers, in every place."""
-        return Numbers(self.builder, simd._total(self.builder, self.value))
+        return Numbers(self.builder, simd.emit_total(self.builder, self.value))
 
     def log1p(self) -> Numbers:
         """log(1 + x) for 0 <= x <= 1."""
@@ -112,7 +112,7 @@ class Numbers:
 
 def fetch(builder: Any, address: Any, write: bool = False) -> None:
     """Ask for the line of memory at an address, to read or to write it."""
-    simd._call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.inttoptr(address, simd.I8.as_pointer()),
+    simd.call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.inttoptr(address, simd.I8.as_pointer()),
                simd.I32(int(write)), simd.I32(3), simd.I32(1))
 
 
@@ -134,7 +134,7 @@ class Place:
             return Numbers(b, b.load(b.inttoptr(address, self.vector.as_pointer()), align=self.size))
         buffer = cgutils.alloca_once(b, self.vector)
         b.store(self.zeros, buffer)
-        simd._copy(b, [b.ptrtoint(buffer, simd.I64), address, self.left])
+        simd.emit_copy(b, [b.ptrtoint(buffer, simd.I64), address, self.left])
         return Numbers(b, b.load(buffer))
 
     def put(self, value: Numbers, base: Any) -> None:
@@ -144,7 +144,7 @@ class Place:
         else:
             buffer = cgutils.alloca_once(b, self.vector)
             b.store(value.value, buffer)
-            simd._copy(b, [address, b.ptrtoint(buffer, simd.I64), self.left])
+            simd.emit_copy(b, [address, b.ptrtoint(buffer, simd.I64), self.left])
 
     def fetch(self, base: Any, write: bool = False) -> None:
         fetch(self.builder, self.builder.add(base, self.at), write)
@@ -208,4 +208,4 @@ def choice(name: str, arguments: int, variants: dict[int, Callable[[Any, Any, li
                 builder.branch(end)
         builder.position_at_end(end)
 
-    return simd._define(name, types.void(*[types.int64] * (arguments + 2)), body)
+    return simd.define(name, types.void(*[types.int64] * (arguments + 2)), body)

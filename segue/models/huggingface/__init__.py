@@ -28,14 +28,14 @@ def adapt(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = 
     return (HuggingFaceEncoderDecoder if both else HuggingFaceModel)(folder, dtype, device)
 
 
-def open_huggingface(folder: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Decodable, Info]:
+def open_huggingface(folder: str | Path) -> tuple[Decodable, Info]:
     """The folder's model in the best form there is: native where its family is known, else run by transformers."""
     values = read_config(folder)
     try:
-        return from_huggingface(folder, dtype)
+        return from_huggingface(folder)
     except SegueError as native:
         try:
-            return adapt(folder, dtype), Info.of(values)
+            return adapt(folder), Info.of(values)
         except SegueError as adapted:
             raise SegueError(f"{adapted}; and not natively: {native}" if values["model_type"] in FAMILIES
                              else str(adapted)) from native

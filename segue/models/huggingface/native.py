@@ -97,14 +97,14 @@ def activation(values: Config, name: str, default: str) -> str:
     return ACTIVATIONS[given]
 
 
-def rope(values: Config, theta: float = 10_000.0) -> tuple[Config, float]:
+def rope(values: Config) -> tuple[Config, float]:
     """Their rotary settings, of any age, as options of our attention, and the factor on queries and keys."""
     given = dict(values.get("rope_parameters") or values.get("rope_scaling") or {})
     if given and all(isinstance(value, dict) for value in given.values()):
         raise SegueError("rotary settings that differ by layer have no native form here")
     kind = given.get("rope_type", given.get("type", "default"))
     options: Config = {"theta": float(given.get("rope_theta") or values.get("rope_theta")
-                                      or values.get("rotary_emb_base") or theta)}
+                                      or values.get("rotary_emb_base") or 10_000)}
     factor: Any = given.get("factor")
     original: Any = values.get("original_max_position_embeddings") or values.get("max_position_embeddings")
     original = given.get("original_max_position_embeddings", original)
@@ -170,11 +170,6 @@ def geometry(config: StackConfig, mixer: str) -> tuple[int, int, int]:
     return heads, options.get("kv_heads") or heads, options.get("head_width") or config.width // heads
 
 
-def hidden_width(config: StackConfig) -> int:
-    """What the channel mixer takes where the config leaves it open."""
-    return config.hidden or (math.ceil(config.width * 8 / 3 / 32) * 32 if config.channel == "glu" else 4 * config.width)
-
-
 # -- Llama and its kin: Mistral, Qwen2, Qwen3 ------------------------------------------------------------------------
 
 def read_llama(values: Config) -> StackConfig:
@@ -226,7 +221,7 @@ def write_llama(config: StackConfig) -> Config:
     heads, kv_heads, head_width = geometry(config, kinds[0])
     given: Config = {"hidden_act": write_activation(config), "rms_norm_eps": config.norm_eps, "head_dim": head_width,
                      "num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": config.width,
-                     "num_hidden_layers": len(config.mixers), "intermediate_size": hidden_width(config),
+                     "num_hidden_layers": len(config.mixers), "intermediate_size": config.hidden_width,
                      "rope_parameters": unrope(options)}
     if model in ("llama", "qwen3"):
         given["attention_bias"] = qkv
@@ -257,7 +252,7 @@ def llama_weights(config: StackConfig) -> Iterator[Weight]:
             yield Weight(f"{ours}.mixer.k_norm.weight", (f"{theirs}.self_attn.k_norm.weight",))
         yield Weight(f"{ours}.channel_norm.weight", (f"{theirs}.post_attention_layernorm.weight",))
         yield from joined(f"{ours}.channel.into", [f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj"],
-                          [hidden_width(config)] * 2, config.bias)
+                          [config.hidden_width] * 2, config.bias)
         yield from linear(f"{ours}.channel.out", f"{theirs}.mlp.down_proj", config.bias)
     yield Weight("norm.weight", ("norm.weight",))
 
@@ -287,7 +282,7 @@ def write_gpt2(config: StackConfig) -> Config:
             not (options.get("qkv_bias") and options.get("out_bias") and config.bias):
         raise SegueError("a GPT-2 has plain attention heads and biases everywhere; this stack has not")
     return {"model_type": "gpt2", "n_embd": config.width, "n_head": heads, "n_layer": len(config.mixers),
-            "n_inner": hidden_width(config), "n_positions": config.learned_positions,
+            "n_inner": config.hidden_width, "n_positions": config.learned_positions,
             "activation_function": write_activation(config), "layer_norm_epsilon": config.norm_eps}
 
 
@@ -342,7 +337,7 @@ def write_neox(config: StackConfig) -> Config:
         raise SegueError("a GPT-NeoX has plain attention heads and a channel mixer with biases; this stack has not")
     fraction = options.get("rotary_fraction", 1.0)
     return {"model_type": "gpt_neox", "hidden_size": config.width, "num_attention_heads": heads,
-            "num_hidden_layers": len(config.mixers), "intermediate_size": hidden_width(config),
+            "num_hidden_layers": len(config.mixers), "intermediate_size": config.hidden_width,
             "hidden_act": write_activation(config), "layer_norm_eps": config.norm_eps, "attention_bias": bias,
             "use_parallel_residual": config.parallel, "rotary_pct": fraction,
             "rope_parameters": unrope(options) | {"partial_rotary_factor": fraction}}
