@@ -207,7 +207,10 @@ def continue_(model: Model,
 
 @command("update", "segue update model new/ --strategy replay --minutes 2")
 def update(model: Model, paths: Paths,
-           strategy: Annotated[str | None, typer.Option(metavar="NAME", help="naive or replay.")] = None,
+           strategy: Annotated[str | None, typer.Option(metavar="NAME", help="Against forgetting: replay (default), "
+                                                        "mir, gss, ewc, mas, local-mas, si, slnid, lwf, der, der++, "
+                                                        "agem, gem, or naive; with settings, as ewc:strength=100, "
+                                                        "and several, as 'mas + replay'.")] = None,
            minutes: Minutes = None, steps: Steps = None, how: How = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)

@@ -55,11 +55,10 @@ def test_a_reservoir_goes_on_where_it_was_saved(tmp_path: Path) -> None:
         Reservoir.load(tmp_path)
 
 
-def test_an_empty_reservoir_says_so(tmp_path: Path) -> None:
+def test_an_empty_reservoir_is_saved_too(tmp_path: Path) -> None:
     buffer = Reservoir(3, 4)
     buffer.save(tmp_path)
-    with pytest.raises(SegueError, match="empty"):
-        Reservoir.load(tmp_path).draw(1, np.random.default_rng(0))
+    assert len(Reservoir.load(tmp_path)) == 0
 
 
 def test_forgetting_and_gain() -> None:
@@ -71,3 +70,17 @@ def test_forgetting_and_gain() -> None:
     assert accuracy.forgetting("old") == pytest.approx(0.2)
     assert accuracy.gain("old") == pytest.approx(-0.2)
     assert accuracy.to_dict()["gain"]["new"] == pytest.approx(0.7)
+
+
+def test_averages_and_backward_transfer() -> None:
+    stream = ScoreMatrix(np.array([[0.1, 0.2, 0.0], [0.9, 0.1, 0.0], [0.5, 0.8, 0.1], [0.3, 0.6, 0.7]]),
+                         ["a", "b", "c"], ["before", "a", "b", "c"], "accuracy", True)
+    assert stream.average == pytest.approx((0.3 + 0.6 + 0.7) / 3)
+    assert stream.average_so_far == pytest.approx((0.9 + 0.65 + 1.6 / 3) / 3)
+    assert stream.backward_transfer == pytest.approx(((0.3 - 0.9) + (0.6 - 0.8)) / 2)
+    update = ScoreMatrix(np.array([[2.0, 3.0, 5.0], [2.5, 2.9, 4.0]]), ["a", "b", "new"], ["before", "after"], "bits")
+    assert update.backward_transfer == pytest.approx((-0.5 + 0.1) / 2)  # fewer bits are better
+    assert update.average == update.average_so_far == pytest.approx(9.4 / 3)
+    one = ScoreMatrix(np.array([[0.0], [1.0]]), ["a"], ["before", "a"], "accuracy", True)
+    assert one.backward_transfer == 0.0
+    assert stream.to_dict()["backward_transfer"] == stream.backward_transfer

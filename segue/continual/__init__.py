@@ -2,12 +2,62 @@
 
 from __future__ import annotations
 
-from segue.continual.buffer import Reservoir
+import inspect
+import json
+from typing import Any
+
+from segue.continual.buffer import Buffer, Reservoir
+from segue.continual.compose import Combined, TaskFree
+from segue.continual.distil import DER, DERpp, LwF
+from segue.continual.importance import EWC, MAS, SI, LocalMAS
 from segue.continual.memory import Memory
 from segue.continual.metrics import ScoreMatrix
-from segue.continual.replay import Replay
+from segue.continual.project import AGEM, GEM
+from segue.continual.replay import GSS, MIR, Replay
+from segue.continual.sparsity import SLNID
+from segue.continual.stream import Experience, class_incremental, learn_stream
+from segue.errors import SegueError
 from segue.training.strategy import Strategy
 
-STRATEGIES: dict[str, type[Strategy]] = {"naive": Strategy, "replay": Replay}
+STRATEGIES: dict[str, type[Strategy]] = {
+    "naive": Strategy, "replay": Replay, "mir": MIR, "gss": GSS,
+    "ewc": EWC, "mas": MAS, "local-mas": LocalMAS, "si": SI, "slnid": SLNID,
+    "lwf": LwF, "der": DER, "der++": DERpp,
+    "agem": AGEM, "gem": GEM,
+}
 
-__all__ = ["STRATEGIES", "Memory", "Replay", "Reservoir", "ScoreMatrix", "Strategy"]
+
+def strategy_named(text: str) -> Strategy:
+    """A strategy by name, with settings behind a colon, several joined by " + ".
+
+    "replay", "ewc:strength=100,rows=64", "mas + replay:share=0.3".
+    """
+    made = [_strategy(part.strip()) for part in text.split(" + ")]
+    return made[0] if len(made) == 1 else Combined(*made)
+
+
+def _strategy(text: str) -> Strategy:
+    name, colon, rest = text.partition(":")
+    if name not in STRATEGIES:
+        raise SegueError(f"strategy '{name}' is unknown: choose from {', '.join(STRATEGIES)}")
+    kind: Any = STRATEGIES[name]
+    known = inspect.signature(kind).parameters
+    settings: dict[str, Any] = {}
+    for pair in rest.split(",") if colon else []:
+        key, equals, value = pair.partition("=")
+        if not equals or key not in known:
+            raise SegueError(f"'{pair}' does not fit strategy {name}: " +
+                             (f"write {name}:NAME=VALUE with {', '.join(known)}" if known else "it has no settings"))
+        default = known[key].default
+        try:
+            settings[key] = value if isinstance(default, str) else json.loads(value)
+        except ValueError as error:
+            raise SegueError(f"{key}={value} of strategy {name} is no number") from error
+        if not isinstance(default, str) and not isinstance(settings[key], bool | int | float):
+            raise SegueError(f"{key}={value} of strategy {name} is no number")
+    return kind(**settings)
+
+
+__all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Buffer", "Combined", "DERpp",
+           "Experience", "LocalMAS", "LwF", "Memory", "Replay", "Reservoir", "ScoreMatrix", "Strategy", "TaskFree",
+           "class_incremental", "learn_stream", "strategy_named"]

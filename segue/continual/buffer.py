@@ -1,14 +1,28 @@
-"""What a learner keeps of the past: a buffer of bounded size, with reservoir sampling (Vitter 1985)."""
+"""What a learner keeps of the past, in bounded size.
+
+`Reservoir` holds pieces of sequences of any length, as they go with a fitted model; `Buffer` holds rows of batches with
+named tensors beside them, as a strategy learns from them. Which rows stay is a policy of `UPDATES`, which come back one
+of `RETRIEVALS` (`segue.continual.replay`), and what lies beside them is the strategy's business.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from segue.continual.gradients import row_gradients, row_nats
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
+from segue.objectives import Batch
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MASK = (1 << 64) - 1
 
@@ -20,6 +34,15 @@ def mixed(seed: int, count: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
     return z ^ (z >> 31)
+
+
+def reservoir_slot(seed: int, seen: int, capacity: int) -> int:
+    """Where the one that comes after `seen` others goes, -1 for nowhere: each ever offered has the same chance to be
+    among those that stay (Vitter 1985)."""
+    if seen < capacity:
+        return seen
+    place = mixed(seed, seen) * (seen + 1) >> 64
+    return place if place < capacity else -1
 
 
 class Reservoir:
@@ -46,19 +69,10 @@ class Reservoir:
                 self._offer(ids[begin : begin + self.length])
 
     def _offer(self, piece: np.ndarray) -> None:
-        place = mixed(self.seed, self.seen) * (self.seen + 1) >> 64
+        slot = reservoir_slot(self.seed, self.seen, self.capacity)
         self.seen += 1
-        if len(self.pieces) < self.capacity:
-            self.pieces.append(np.array(piece, dtype=np.int32))
-        elif place < self.capacity:
-            self.pieces[place] = np.array(piece, dtype=np.int32)
-
-    def draw(self, n: int, generator: np.random.Generator) -> list[np.ndarray]:
-        """`n` pieces, without repeats as long as there are enough."""
-        if not self.pieces:
-            raise SegueError("the replay buffer is empty: fit on some data first")
-        chosen = generator.choice(len(self.pieces), size=n, replace=n > len(self.pieces))
-        return [self.pieces[i] for i in chosen]
+        if slot >= 0:
+            self.pieces[slot : slot + 1] = [np.array(piece, dtype=np.int32)]
 
     def save(self, folder: Path) -> None:
         from safetensors.numpy import save_file
@@ -89,3 +103,201 @@ class Reservoir:
                 from error
         buffer.pieces = [np.array(piece) for piece in np.split(ids, np.cumsum(lengths)[:-1])] if len(lengths) else []
         return buffer
+
+
+class Buffer:
+    """At most `capacity` rows, all of one length, with named tensors beside them (the payload).
+
+    update: a name in `UPDATES`, or such a function: which rows stay. seed: fixes its choices.
+
+    batch: the rows, or None where there are none. payload: name -> (M, ...), row by row; what it holds is the user's
+    (logits, features, the number of an experience) and may be written in place. scores: (capacity,) of the policy.
+    seen: rows offered in all.
+    """
+
+    def __init__(self, capacity: int, update: str | Update = "reservoir", seed: int = 0) -> None:
+        if capacity < 1:
+            raise SegueError(f"a buffer needs room for a row, not {capacity}")
+        if isinstance(update, str) and update not in UPDATES:
+            raise SegueError(f"update '{update}' is unknown: choose from {', '.join(UPDATES)}")
+        self.capacity, self.seed = capacity, seed
+        self.update: Update = UPDATES[update] if isinstance(update, str) else update
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all rows, and that there were any."""
+        self.batch: Batch | None = None
+        self.payload: dict[str, Tensor] = {}
+        self.scores = torch.zeros(self.capacity)
+        self.notes: dict[str, Any] = {}  # of the policy: plain values
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return 0 if self.batch is None else len(self.batch.targets)
+
+    def offer(self, batch: Batch, payload: Mapping[str, Tensor] | Callable[[Batch], Mapping[str, Tensor]] | None = None,
+              model: nn.Module | None = None) -> Tensor:
+        """Offer rows one after the other; returns (K,) which of them stay.
+
+        payload: name -> (B, ...), or a function that makes it for the rows that stay. model: for policies that look at
+        losses or gradients.
+        """
+        batch = batch.to("cpu")
+        slots = self.update(self, batch, model)
+        self.seen += len(slots)
+        last = {slot: row for row, slot in enumerate(slots) if slot >= 0}  # a later row may take an earlier one's slot
+        stay = torch.tensor(sorted(last.values()), dtype=torch.long)
+        if not last:
+            return stay
+        beside = payload(batch.rows(stay)) if callable(payload) else \
+            {name: values[stay.to(values.device)] for name, values in (payload or {}).items()}
+        place = {row: index for index, row in enumerate(stay.tolist())}
+        size = len(self)
+        source = list(range(max(size, max(last) + 1)))
+        for slot, row in last.items():
+            source[slot] = size + place[row]
+        index, new = torch.tensor(source), batch.rows(stay)
+        self.batch = (new if self.batch is None else Batch.join([self.batch, new])).rows(index)
+        joined = {name: values.detach().cpu() for name, values in beside.items()}
+        if size:
+            joined = {name: torch.cat([self.payload[name], values]) for name, values in joined.items()}
+        self.payload = {name: values[index] for name, values in joined.items()}
+        return stay
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """(min(n, M),) long: rows at random, none twice."""
+        return torch.randperm(len(self), generator=generator)[:n]
+
+    def rows(self, which: Tensor) -> Batch:
+        """The rows with these numbers."""
+        if self.batch is None:
+            raise SegueError("the buffer is empty: nothing has been learned yet")
+        return self.batch.rows(which)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything in it: tensors, and plain values."""
+        tensors = {f"payload.{name}": values for name, values in self.payload.items()}
+        grid = None
+        if self.batch is not None:
+            tensors |= {f"rows.{name}": values for name in ("tokens", "targets", "starts", "prompt", "sets")
+                        if (values := getattr(self.batch, name)) is not None}
+            tensors |= {f"channels.{name}": values for name, values in self.batch.channels.items()}
+            grid = None if self.batch.grid is None else list(self.batch.grid)
+            tensors["scores"] = self.scores.clone()
+        return tensors, {"seen": self.seen, "notes": self.notes, "grid": grid}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self.clear()
+        self.seen, self.notes = values["seen"], values["notes"]
+        if rows := part("rows."):
+            grid = None if values["grid"] is None else tuple(values["grid"])
+            self.batch = Batch(**rows, channels=part("channels."), grid=grid)
+            self.payload, self.scores = part("payload."), tensors["scores"]
+
+
+# Which rows stay. Each gives the slot of every row of the batch, -1 for none, as if they came one after the other.
+
+Update = Callable[[Buffer, Batch, "nn.Module | None"], list[int]]
+
+
+def labels_of(batch: Batch) -> list[int]:
+    """Each row's class: its last target that is one."""
+    asked = batch.targets >= 0
+    if not bool(asked.any(1).all()):
+        raise SegueError("a row that asks for nothing has no class")
+    last = asked.shape[1] - 1 - asked.int().flip(1).argmax(1)
+    return batch.targets.gather(1, last[:, None])[:, 0].tolist()
+
+
+def needed(model: nn.Module | None) -> nn.Module:
+    if model is None:
+        raise SegueError("this buffer's policy looks at the model: give it to offer()")
+    return model
+
+
+def reservoir(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]:
+    """Every row ever offered has the same chance to be there (Vitter 1985)."""
+    return [reservoir_slot(buffer.seed, buffer.seen + i, buffer.capacity) for i in range(len(batch.targets))]
+
+
+def balanced(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]:
+    """Classes share the room evenly, a reservoir within each (Chrysakis & Moens 2020): a full buffer gives a row of a
+    largest class for a row of a smaller one. A row's class is its last target."""
+    kept = [] if buffer.batch is None else labels_of(buffer.batch)
+    seen: dict[str, int] = buffer.notes.setdefault("seen", {})
+    full: list[int] = buffer.notes.setdefault("full", [])  # classes that were a largest one
+    slots = []
+    for i, label in enumerate(labels_of(batch)):
+        seen[str(label)] = seen.get(str(label), 0) + 1
+        if len(kept) < buffer.capacity:
+            kept.append(label)
+            slots.append(len(kept) - 1)
+            continue
+        sizes = Counter(kept)
+        most = max(sizes.values())
+        full += sorted(c for c, size in sizes.items() if size == most and c not in full)
+        bits = mixed(buffer.seed, buffer.seen + i)
+        slot = -1
+        if label not in full:
+            largest = [at for at, c in enumerate(kept) if sizes[c] == most]
+            slot = largest[bits * len(largest) >> 64]
+        elif (place := bits * seen[str(label)] >> 64) < sizes[label]:
+            slot = [at for at, c in enumerate(kept) if c == label][place]
+        if slot >= 0:
+            kept[slot] = label
+        slots.append(slot)
+    return slots
+
+
+def hardest(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]:
+    """The rows of the largest loss, as it was when they were offered (Aljundi et al. 2019, arXiv 1812.03596)."""
+    size, slots = len(buffer), []
+    for loss in row_nats(needed(model), batch).tolist():
+        slot = size if size < buffer.capacity else int(buffer.scores.argmin())
+        if size == buffer.capacity and loss <= float(buffer.scores[slot]):
+            slot = -1
+        else:
+            buffer.scores[slot] = loss
+        size = max(size, slot + 1)
+        slots.append(slot)
+    return slots
+
+
+def greedy_gradients(buffer: Buffer, batch: Batch, model: nn.Module | None, compared: int = 10) -> list[int]:
+    """GSS-greedy (Aljundi et al. 2019, arXiv 1903.08671): rows whose gradients point different ways.
+
+    A row's score is 1 + the largest cosine of its gradient with those of `compared` random rows of the buffer (drawn
+    once for the batch; rows of it that were taken in count too). A full buffer weighs a row of score c < 1 against one
+    of its own, drawn with chance in proportion to its score C, and takes it in with chance C / (C + c).
+    Scores are those of the time when they were made. Holds (rows + compared) gradients at a time.
+    """
+    model, draw = needed(model), np.random.default_rng((buffer.seed, buffer.seen))
+    size, slots = len(buffer), []
+
+    def directions(rows: Batch) -> list[Tensor]:
+        flat = [torch.cat([g.flatten() for g in each]).float() for each in row_gradients(model, rows)]
+        return [g / g.norm().clamp(min=1e-12) for g in flat]
+
+    look = directions(buffer.rows(torch.from_numpy(draw.permutation(size)[:compared]))) if size else []
+    for own in directions(batch):
+        score = 1 + max((float(own @ other) for other in look), default=0.0)
+        slot = -1
+        if size < buffer.capacity:
+            slot, size = size, size + 1
+        elif score < 1:
+            scores = buffer.scores.double().clamp(min=1e-12).numpy()
+            rival = int(draw.choice(size, p=scores / scores.sum()))
+            if draw.random() < scores[rival] / (scores[rival] + score):
+                slot = rival
+        if slot >= 0:
+            buffer.scores[slot] = score
+            look.append(own)
+        slots.append(slot)
+    return slots
+
+
+UPDATES: dict[str, Update] = {"reservoir": reservoir, "balanced": balanced, "hardest": hardest,
+                              "gss": greedy_gradients}

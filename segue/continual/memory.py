@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from segue.continual.buffer import Reservoir
 from segue.errors import SegueError
 from segue.files import read_json, write_json
-from segue.training.batches import Store
+from segue.objectives import Batch
+from segue.training.batches import Arrays, Batches, Store
+from segue.training.checkpoint import load_tensors, save_tensors
+from segue.training.strategy import Strategy
 
 REPLAY_ELEMENTS = 1 << 18  # of the replay buffer, in all
+STRATEGY = "strategy.safetensors"
 EXAM_ELEMENTS = 1 << 15  # of each experience's held-out part
 
 
@@ -27,12 +33,35 @@ def sequences(store: Store) -> Iterator[np.ndarray]:
 
 class Memory:
     """replay: pieces of all training data so far, for strategies that look back. exams: for each experience by name,
-    pieces of its held-out part, on which forgetting is measured. context: elements a piece gives to predict."""
+    pieces of its held-out part, on which forgetting is measured. context: elements a piece gives to predict. strategy:
+    the name of the strategy that learned last, and what it remembers, if anything."""
 
     def __init__(self, context: int, seed: int = 0) -> None:
         self.context, self.seed = context, seed
         self.replay = Reservoir(max(1, REPLAY_ELEMENTS // (context + 1)), context + 1, seed)
         self.exams: dict[str, Reservoir] = {}
+        self.strategy: tuple[str, dict[str, Tensor], dict[str, Any]] | None = None
+
+    def past(self, rows: int, seed: int, packing: bool) -> list[Batch]:
+        """All pieces of the replay buffer once, in batches of `rows` rows; see `Batches`."""
+        if not len(self.replay):
+            return []
+        batches = Batches(Arrays(self.replay.pieces), self.context, rows, seed, packing)
+        try:
+            return [batches.make(step) for step in range(len(batches.epoch(0).batches))]
+        finally:
+            batches.close()
+
+    def remind(self, strategy: Strategy) -> None:
+        """Give a strategy back what it remembered of the update before, if that was by the same."""
+        if self.strategy is not None and self.strategy[0] == strategy.name:
+            _, tensors, values = self.strategy
+            strategy.load_state({name: t.clone() for name, t in tensors.items()}, values)
+
+    def keep(self, strategy: Strategy) -> None:
+        """What a strategy remembers of an update for the next one; what another one remembered is of no use then."""
+        tensors, values = strategy.state()
+        self.strategy = (strategy.name, tensors, values) if tensors else None
 
     def learned(self, name: str, train: Store, held: Store) -> None:
         """Take in an experience: what was learned from, and what it is to be measured on."""
@@ -48,6 +77,11 @@ class Memory:
         self.replay.save(folder / "replay")
         for index, exam in enumerate(self.exams.values()):
             exam.save(folder / f"exam-{index}")
+        if self.strategy is not None:
+            name, tensors, kept = self.strategy
+            save_tensors(folder / STRATEGY, tensors, {"name": name, "values": kept})
+        else:
+            (folder / STRATEGY).unlink(missing_ok=True)
         write_json(folder / "memory.json", {"context": self.context, "seed": self.seed, "exams": list(self.exams)})
 
     @classmethod
@@ -59,5 +93,10 @@ class Memory:
             raise SegueError(f"{folder / 'memory.json'} does not describe what a model keeps ({error!r}): was the "
                              "folder copied whole?") from error
         memory.replay = Reservoir.load(folder / "replay")
+        if (folder / STRATEGY).exists():
+            tensors, kept = load_tensors(folder / STRATEGY)
+            if not isinstance(kept.get("name"), str) or not isinstance(kept.get("values"), dict):
+                raise SegueError(f"{folder / STRATEGY} does not say which strategy it is of: remove it")
+            memory.strategy = kept["name"], tensors, kept["values"]
         memory.exams = {name: Reservoir.load(folder / f"exam-{index}") for index, name in enumerate(names)}
         return memory

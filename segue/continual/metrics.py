@@ -31,6 +31,29 @@ class ScoreMatrix:
     def _signed(self) -> np.ndarray:
         return self.scores if self.higher_is_better else -self.scores
 
+    def _learned(self, row: int) -> int:
+        """How many of the columns were learned by then: all but the new experiences at first, then one more a row."""
+        return len(self.names) - (len(self.steps) - 1) + row
+
+    @property
+    def average(self) -> float:
+        """The mean of the last row, A_T (Lopez-Paz & Ranzato 2017): of all experiences once all are learned."""
+        return float(self.scores[-1].mean())
+
+    @property
+    def average_so_far(self) -> float:
+        """The mean over the steps, each the mean over what was learned by then."""
+        rows = [self.scores[i, : self._learned(i)].mean() for i in range(1, len(self.steps))]
+        return float(np.mean(rows))
+
+    @property
+    def backward_transfer(self) -> float:
+        """The mean over all experiences but the last of the last score less the one right after it was learned
+        (Lopez-Paz & Ranzato 2017): below 0 is forgetting. 0 where there is but one."""
+        new = len(self.names) - (len(self.steps) - 1)
+        change = [self._signed[-1, j] - self._signed[max(0, j - new + 1), j] for j in range(len(self.names) - 1)]
+        return float(np.mean(change)) if change else 0.0
+
     def forgetting(self, name: str) -> float:
         """The best score so far less the last one (Chaudhry et al. 2018), in units of the measure: above 0 is worse."""
         column = self._signed[:, self.names.index(name)]
@@ -45,4 +68,5 @@ class ScoreMatrix:
         return {"measure": self.measure, "higher_is_better": self.higher_is_better, "columns": self.names,
                 "rows": self.steps, "scores": self.scores.tolist(),
                 "forgetting": {name: self.forgetting(name) for name in self.names},
-                "gain": {name: self.gain(name) for name in self.names}}
+                "gain": {name: self.gain(name) for name in self.names}, "average": self.average,
+                "average_so_far": self.average_so_far, "backward_transfer": self.backward_transfer}

@@ -1,48 +1,161 @@
-"""Experience replay (Robins 1995; with a reservoir, Chaudhry et al. 2019, arXiv 1902.10486)."""
+"""Learning old rows again beside the new ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import numpy as np
 import torch
+from torch import Tensor, nn
 
-from segue.continual.buffer import Reservoir
+from segue.continual.buffer import Buffer
+from segue.continual.gradients import gradient, row_nats, virtual_step
 from segue.errors import SegueError
-from segue.objectives import Batch
-from segue.training.batches import Arrays, Batches
+from segue.objectives import Batch, Objective
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
 
-class Replay(Strategy):
-    """A share of every batch's rows is old data from the buffer, so a step costs what it did without.
+class Rehearsal(Strategy):
+    """Base of what keeps rows in a `Buffer`.
 
-    share: of the rows, between 0 and 1.
+    In a stream, rows are offered to it right after the step that learned them (those of a second pass, again). In an
+    update of a model that keeps pieces of what it learned (`run.past`), it is filled from these, once, before the
+    first step: what is learned meanwhile comes in with the pieces of the next update.
+
+    capacity: rows kept. update: which of them, see `UPDATES`. seed: of the buffer's choices.
+    """
+
+    def __init__(self, capacity: int = 1000, update: str = "reservoir", seed: int = 0) -> None:
+        self.buffer = Buffer(capacity, update, seed)
+        self.fresh: Batch | None = None  # the new rows of this step
+
+    def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
+        """What is kept beside rows that stay."""
+        return {}
+
+    def offer(self, run: Run, rows: Batch) -> None:
+        self.buffer.offer(rows, partial(self.payload, run), run.model)
+
+    def before_experience(self, run: Run) -> None:
+        if run.past is not None and not run.past:
+            raise SegueError("this model keeps no old data to replay: choose --strategy naive")
+        if run.past and not len(self.buffer):  # else a killed run goes on
+            for batch in run.past:
+                self.offer(run, batch)
+
+    def before_step(self, run: Run, batch: Batch) -> Batch:
+        self.fresh = batch
+        return batch
+
+    def after_step(self, run: Run) -> None:
+        if run.past is None and self.fresh is not None:
+            self.offer(run, self.fresh)
+
+    def after_experience(self, run: Run) -> None:
+        if run.past is not None:
+            self.buffer.clear()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return self.buffer.state()
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.buffer.load_state(tensors, values)
+
+
+Retrieve = Callable[[Run, Batch, Buffer, int], Tensor]
+
+
+def uniform(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
+    """(n,) long, or fewer where there are fewer: rows at random."""
+    return buffer.draw(n, run.generator())
+
+
+def interference(model: nn.Module, batch: Batch, rows: Batch, objective: Objective, rate: float) -> Tensor:
+    """(B,) nats: how much the loss of each of `rows` would grow by a step of gradient descent on `batch`, which is not
+    taken."""
+    direction, before = gradient(model, batch, objective), row_nats(model, rows)
+    with virtual_step(model, direction, rate):
+        return row_nats(model, rows) - before
+
+
+def interfered(run: Run, batch: Batch, buffer: Buffer, n: int, candidates: int = 50, rate: float | None = None
+               ) -> Tensor:
+    """MIR (Aljundi et al. 2019, arXiv 1908.04742): of `candidates` rows at random the `n` whose loss a step on the new
+    rows would harm most. rate: of that step (default: the plan's rate now; under AdamW or Muon, whose steps are not
+    along the gradient, that ranks rows by how their gradients oppose the new ones')."""
+    drawn = buffer.draw(max(candidates, n), run.generator())
+    if len(drawn) <= n:
+        return drawn
+    rate = run.plan.rate * run.plan.scale(run.step) if rate is None else rate
+    harm = interference(run.model, batch, buffer.rows(drawn), run.objective, rate)
+    return drawn[harm.topk(n).indices]
+
+
+RETRIEVALS: dict[str, Retrieve] = {"uniform": uniform, "mir": interfered}
+
+
+class Replay(Rehearsal):
+    """Experience replay (Robins 1995; with a reservoir, Chaudhry et al. 2019, arXiv 1902.10486): a share of every
+    batch's rows is old.
+
+    In a stream they are added to the new rows, of which each comes but once; in an update they take the place of new
+    ones, so that a step costs what it did without.
+
+    share: of the rows, between 0 and 1. retrieve: which old rows, a name in RETRIEVALS or such a function. capacity,
+    update, seed: see `Rehearsal`.
     """
 
     name = "replay"
 
-    def __init__(self, buffer: Reservoir | None = None, share: float = 0.5) -> None:
+    def __init__(self, capacity: int = 1000, share: float = 0.5, update: str = "reservoir",
+                 retrieve: str | Retrieve = "uniform", seed: int = 0) -> None:
+        super().__init__(capacity, update, seed)
         if not 0 < share < 1:
             raise SegueError(f"replay's share must lie between 0 and 1, not {share}")
-        self.buffer, self.share = buffer, share
-
-    def before_experience(self, run: Run) -> None:
-        if self.buffer is None or not len(self.buffer):
-            raise SegueError("this model keeps no old data to replay: choose --strategy naive")
+        if isinstance(retrieve, str) and retrieve not in RETRIEVALS:
+            raise SegueError(f"retrieve '{retrieve}' is unknown: choose from {', '.join(RETRIEVALS)}")
+        self.share = share
+        self.retrieve: Retrieve = RETRIEVALS[retrieve] if isinstance(retrieve, str) else retrieve
 
     def before_step(self, run: Run, batch: Batch) -> Batch:
-        assert self.buffer is not None
-        rows, context = batch.tokens.shape
-        old = min(rows - 1, max(1, round(self.share * rows))) if rows > 1 else 0
-        if not old:  # one row a step: take turns instead
+        new = super().before_step(run, batch)
+        rows = len(batch.targets)
+        if run.past is None:
+            old = max(1, round(rows * self.share / (1 - self.share)))
+        elif rows > 1:
+            old = min(rows - 1, max(1, round(self.share * rows)))
+        else:  # one row a step: take turns
             old = int(np.random.default_rng((run.plan.seed, run.step)).random() < self.share)
-        if not old:
+        if not old or not len(self.buffer):
             return batch
-        pieces = self.buffer.draw(old * max(1, context // self.buffer.length + 1),
-                                  np.random.default_rng((run.plan.seed, run.step)))
-        again = Batches(Arrays(pieces), context, old, seed=run.plan.seed)
-        memory = again.make(0)
-        again.close()
-        new = batch.rows(torch.arange(rows - old))
-        return Batch.join([Batch(part.tokens, part.targets, part.starts) for part in (new, memory)]) \
-            if rows > old else memory
+        if run.past is not None:
+            new = batch.rows(torch.arange(max(1, rows - old)))
+        memory = self.buffer.rows(self.retrieve(run, new, self.buffer, old))
+        if run.past is not None and rows == 1:
+            return memory
+        known = {name: values for name, values in new.channels.items() if name in memory.channels}
+        return Batch.join([replace(new, channels=known), memory])
+
+
+class MIR(Replay):
+    """Replay of the rows that the new ones would harm most, see `interfered`."""
+
+    name = "mir"
+
+    def __init__(self, capacity: int = 1000, share: float = 0.5, candidates: int = 50, rate: float | None = None,
+                 update: str = "reservoir", seed: int = 0) -> None:
+        super().__init__(capacity, share, update, partial(interfered, candidates=candidates, rate=rate), seed)
+
+
+class GSS(Replay):
+    """Replay from a buffer of rows whose gradients differ, see `greedy_gradients`. Every row that is offered costs its
+    gradient, and those of what it is compared with: in an update that is some passes over what the model keeps."""
+
+    name = "gss"
+
+    def __init__(self, capacity: int = 200, share: float = 0.5, seed: int = 0) -> None:
+        super().__init__(capacity, share, "gss", seed=seed)

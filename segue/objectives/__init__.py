@@ -7,8 +7,11 @@ from typing import Any
 
 from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
-from segue.objectives.distillation import Distillation
+from segue.objectives.classes import ClassLoss, ProxyReplay
+from segue.objectives.contrastive import SupCon, asked, supcon
+from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
+from segue.objectives.grouped import GroupedClasses
 from segue.objectives.masked import MaskedElements
 from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
@@ -17,7 +20,8 @@ from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae, whose chance is that of a
-# whole batch, and DraftHeadsLoss, which teaches draft heads alone.
+# whole batch, ProxyReplay and SupCon, which compare its rows, DraftHeadsLoss, which teaches draft heads alone, and
+# ClassLoss, which teaches classifiers.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -46,6 +50,7 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements",
-           "Mixed", "NextElement", "Objective", "OccupancyMatching", "RolloutUnlikelihood", "Sundae",
-           "TokenUnlikelihood", "generator_of", "objective_named"]
+__all__ = ["OBJECTIVES", "Batch", "ClassLoss", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "GroupedClasses",
+           "Loss", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "ProxyReplay",
+           "RolloutUnlikelihood", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "objective_named",
+           "relation_distillation", "score_distillation", "supcon"]

@@ -89,6 +89,17 @@ class Batch:
                      padded([[*[-1] * len(source), *target] for source, target in pairs], -1))
 
     @staticmethod
+    def labelled(rows: Sequence[Sequence[int]], labels: Sequence[int], length: int | None = None) -> Batch:
+        """Rows of ids with one class each, asked for at their last element, and padded behind.
+
+        length: T of the batch, to which longer rows are cut (default: the longest row's)."""
+        rows = [list(row[:length]) for row in rows]
+        length = max(map(len, rows)) if length is None else length
+        targets = [[*[-1] * (len(row) - 1), label] for row, label in zip(rows, labels, strict=True)]
+        return Batch(*(F.pad(table, (0, length - table.shape[1]), value=fill) for table, fill in
+                       ((padded(rows), 0), (padded(targets, -1), -1))))
+
+    @staticmethod
     def join(batches: list[Batch]) -> Batch:
         """Rows of several batches of the same length under one another (a strategy that mixes in old rows)."""
         def mask(name: str) -> Tensor | None:

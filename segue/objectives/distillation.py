@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss
+from segue.objectives.contrastive import similarities
 
 
 class Distillation:
@@ -33,3 +34,21 @@ class Distillation:
                          reduction="sum", log_target=True)
         total = (1 - self.part) * nats + self.part * self.temperature**2 * apart
         return Loss(total, {"nats": nats.detach(), "distillation": apart.detach()}, batch.count)
+
+
+def score_distillation(scores: Tensor, stored: Tensor, labels: Tensor) -> Tensor:
+    """Scalar: the mean square by which scores (R, C) differ from those stored with the same rows (R, C' <= C), over
+    rows and the labels (M,) of the whole batch: a class counts as often as the batch has it (PCD, arXiv 2309.15038)."""
+    apart = (scores[:, : stored.shape[1]] - stored.to(scores)).square().mean(0)
+    counts = torch.bincount(labels, minlength=len(apart))[: len(apart)].to(apart)
+    return (counts * apart).sum() / len(labels)
+
+
+def relation_distillation(features: Tensor, stored: Tensor, temperature: float = 0.09) -> Tensor:
+    """Scalar: the mean over rows of the cross-entropy, in nats, of whom each is near to now, given whom it was near to:
+    softmax over the other rows of cosines over the temperature (SCD, arXiv 2309.15038). features, stored: (R, D).
+    """
+    if len(features) < 2:
+        return features.sum() * 0
+    now, then = similarities(features, temperature), similarities(stored.to(features), temperature)
+    return -(then.softmax(-1) * now.log_softmax(-1).masked_fill(now.isinf(), 0.0)).sum(-1).mean()

@@ -49,7 +49,10 @@ PAPERS: dict[str, Paper] = {
     "cl-llm-survey": Paper(
         "Continual Learning of Large Language Models: A Comprehensive Survey",
         "2024, arXiv 2404.16789"),
-    "cl-thesis": Paper("Continual Learning in Neural Networks", "2019, arXiv 1910.02718"),
+    "cl-thesis": Paper(
+        "Continual Learning in Neural Networks", "2019, arXiv 1910.02718", "cl_thesis",
+        ("continual.stream", "continual.importance", "continual.buffer", "continual.replay", "continual.compose",
+         "continual.sparsity", "continual.experts", "models.perceptron")),
     "coda-prompt": Paper(
         "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning",
         "2023, arXiv 2211.13218"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,22 +73,22 @@ def check_objective(objective: Objective, make: Callable[[], nn.Module] | None =
     _near(name, "the total of packed documents", packed, parts, tolerance)
 
 
-def check_strategy(make: Callable[[], Strategy], seed: int = 0) -> None:
+def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[[], nn.Module] | None = None) -> None:
     """Check a continual-learning strategy made by `make()`; `ContractBroken` says what fails.
 
     The same seed gives the same weights; a run killed after any step goes on to the same weights, bit for bit (so
-    `state()` holds all it remembers, as tensors and plain values); weights stay finite; its batches keep the length
-    of their rows; one object lives through several experiences.
+    `state()` holds all it remembers, as tensors and plain values), in the first experience, in a later one, and in an
+    update of a model that keeps old rows; weights stay finite; its batches keep the length of their rows; what it
+    computes on the side leaves no gradients behind.
+
+    model: gives the model to learn with, over 11 tokens (default: a small stack).
     """
-    name = type(make()).__name__
-    whole, strategy = _weights(make(), seed)
+    name, learner = type(make()).__name__, model or _small
+    whole, strategy = _weights(make(), seed, learner)
     _that(all(bool(w.isfinite().all()) for w in whole.values()), name, "weights are not finite any more")
-    _same(name, "a second run with the same seed", _weights(make(), seed)[0], whole)
+    _same(name, "a second run with the same seed", _weights(make(), seed, learner)[0], whole)
     for stop in range(1, STEPS):
-        with tempfile.TemporaryDirectory() as folder:
-            with suppress(_Stop):
-                _weights(make(), seed, Path(folder), stop)
-            _same(name, f"a run killed after step {stop} and resumed", _weights(make(), seed, Path(folder))[0], whole)
+        _same(name, f"a run killed after step {stop} and resumed", _killed(make, seed, learner, stop), whole)
     tensors, values = strategy.state()
     _that(all(isinstance(tensor, Tensor) for tensor in tensors.values()), name, "state() holds more than tensors")
     try:
@@ -96,8 +96,30 @@ def check_strategy(make: Callable[[], Strategy], seed: int = 0) -> None:
     except (TypeError, ValueError):
         plain = False
     _that(plain, name, "the values of state() are not plain JSON values")
-    again, _ = _weights(strategy, seed + 1)
+    learned = {key: tensor.clone() for key, tensor in tensors.items()}, json.dumps(values)
+
+    def later() -> Strategy:
+        made = make()
+        made.load_state({key: tensor.clone() for key, tensor in learned[0].items()}, json.loads(learned[1]))
+        return made
+
+    again, _ = _weights(strategy, seed + 1, learner)
     _that(all(bool(w.isfinite().all()) for w in again.values()), name, "a second experience breaks it")
+    _same(name, "a second experience, by what state() kept of the first,", _weights(later(), seed + 1, learner)[0],
+          again)
+    _same(name, "a second experience killed and resumed", _killed(later, seed + 1, learner, STEPS // 2), again)
+    past = [Batches(Arrays(_sequences(seed + 2)), 8, 4).make(step) for step in range(2)]
+    _same(name, "an update killed and resumed", _killed(make, seed, learner, STEPS // 2, past),
+          _weights(make(), seed, learner, past=past)[0])
+
+
+def _killed(make: Callable[[], Strategy], seed: int, model: Callable[[], nn.Module], stop: int,
+            past: Sequence[Batch] | None = None) -> dict[str, Tensor]:
+    """The weights after a run that was killed after step `stop`, and resumed by objects made anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        with suppress(_Stop):
+            _weights(make(), seed, model, Path(folder), stop, past)
+        return _weights(make(), seed, model, Path(folder), past=past)[0]
 
 
 class _Stop(Exception):
@@ -116,6 +138,8 @@ class _Run(Run):
         batch = self.strategy.before_step(self, given)
         _that(batch.tokens.shape[1] == given.tokens.shape[1], self.strategy.name,
               f"before_step made rows of {batch.tokens.shape[1]} elements from rows of {given.tokens.shape[1]}")
+        _that(all(p.grad is None for p in self.model.parameters()), self.strategy.name,
+              "there are gradients before the backward pass")
         return super().gradients()
 
 
@@ -123,15 +147,18 @@ def _small() -> Stack:
     return Stack(StackConfig(VOCABULARY, 16, ["attention", "gru"]))
 
 
-def _weights(strategy: Strategy, seed: int, folder: Path | None = None, stop: int | None = None,
-             ) -> tuple[dict[str, Tensor], Strategy]:
-    """The weights after an experience of a few steps."""
+def _sequences(seed: int) -> list[np.ndarray]:
     draw = np.random.default_rng(seed)
-    store = Arrays([draw.integers(0, VOCABULARY, 12).astype(np.int32) for _ in range(8)])
+    return [draw.integers(0, VOCABULARY, 12).astype(np.int32) for _ in range(8)]
+
+
+def _weights(strategy: Strategy, seed: int, model: Callable[[], nn.Module], folder: Path | None = None,
+             stop: int | None = None, past: Sequence[Batch] | None = None) -> tuple[dict[str, Tensor], Strategy]:
+    """The weights after an experience of a few steps."""
     plan = Plan(VOCABULARY, width=16, depth=2, context=8, rows=4, steps=STEPS, measure=1, muon=False, seed=seed)
     torch.manual_seed(0)
-    batches = Batches(store, plan.context, plan.rows, plan.seed)
-    run = _Run(_small(), batches, plan, strategy=strategy, folder=folder, key="check", save_seconds=0.0)
+    batches = Batches(Arrays(_sequences(seed)), plan.context, plan.rows, plan.seed)
+    run = _Run(model(), batches, plan, strategy=strategy, folder=folder, key="check", save_seconds=0.0, past=past)
     run.stop = stop
     try:
         run.train(quiet=True)

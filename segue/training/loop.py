@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,14 +41,15 @@ class Run:
     model: moved in place. batches: the rows of a step, a pure function of it (`Batches`, or a task that draws them).
     folder: where the checkpoint and the log go (None: nowhere). held_out: the held-out score, nats per element, lower
     is better; measured `plan.measure` times. key: what the checkpoint must have been made for; another one is an error.
-    save_seconds: between checkpoints.
+    save_seconds: between checkpoints. past: for a model that learned before, batches of what it keeps of that, for
+    strategies that look back; None where the strategy was there from the beginning.
     """
 
     def __init__(self, model: nn.Module, batches: Callable[[int], Batch], plan: Plan, *,
                  objective: Objective | None = None, strategy: Strategy | None = None,
                  folder: Path | None = None, key: str = "", held_out: Callable[[nn.Module], float] | None = None,
-                 save_seconds: float = 15.0) -> None:
-        self.model, self.batches, self.plan = model, batches, plan
+                 save_seconds: float = 15.0, past: Sequence[Batch] | None = None) -> None:
+        self.model, self.batches, self.plan, self.past = model, batches, plan, past
         self.objective: Objective = objective or NextElement()
         self.strategy = strategy or Strategy()
         self.folder, self.key, self.held_out, self.save_seconds = folder, key, held_out, save_seconds
@@ -59,6 +60,7 @@ class Run:
         self.device = next(model.parameters()).device
         self.optimiser = self.make_optimiser()
         self.step = 0
+        self.loss = math.nan  # per element, of the last step
         self.elapsed = 0.0  # seconds of training, over all sittings; for reports only
         self.curve: list[dict[str, float]] = []  # step, loss (since the entry before), held_out
         self.average: dict[str, Tensor] = {}
@@ -72,7 +74,7 @@ class Run:
         rates = {"matrix": plan.rate, "weight": plan.rate, "table": plan.table_rate, "vector": plan.vector_rate,
                  "state": plan.state_rate}
         dtype = torch.bfloat16 if plan.precision == "bfloat16" else torch.float32
-        return Optimiser(self.model, rates, plan.decay, plan.muon, dtype=dtype)
+        return Optimiser(self.model, rates, plan.decay, plan.muon, dtype=dtype, sgd=plan.sgd)
 
     def generator(self) -> torch.Generator:
         """A generator that depends on the seed and the step alone."""
@@ -108,7 +110,7 @@ class Run:
     def advance(self) -> float:
         """One whole step."""
         torch.manual_seed(self.generator().initial_seed())  # dropout
-        loss = self.gradients()
+        self.loss = loss = self.gradients()
         if not math.isfinite(loss):
             raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
                              f"(rate={self.plan.rate / 3:.2g}) or another seed")

@@ -1,4 +1,5 @@
-"""AdamW for tables, vectors and state parameters; Muon for the matrices between them (Jordan et al. 2024).
+"""AdamW for tables, vectors and state parameters; Muon for the matrices between them (Jordan et al. 2024). Or plain
+stochastic gradient descent for all.
 
 Muon replaces the momentum of a matrix by the nearest matrix with equal singular values, found by a Newton-Schulz
 iteration; matrices of one shape are done in one batch.
@@ -10,6 +11,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from segue.models.classify import WeightHead
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -34,7 +37,7 @@ def groups_of(model: nn.Module, muon: bool) -> dict[str, dict[str, nn.Parameter]
     state = {id(p) for p in state_parameters()}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = getattr(model, "head", None)
-    if isinstance(head, nn.Linear):
+    if isinstance(head, nn.Linear | WeightHead):
         tables.add(id(head.weight))
     groups: dict[str, dict[str, nn.Parameter]] = {"matrix": {}, "weight": {}, "table": {}, "vector": {}, "state": {}}
     for name, parameter in model.named_parameters():
@@ -56,20 +59,24 @@ class Optimiser:
 
     rates: learning rate of each group at full schedule ("matrix" Muon, "weight" matrices under AdamW, "table",
     "vector", "state"). decay: weight decay of matrices; tables, vectors and state parameters have none.
+    sgd: every group by gradient descent without momentum instead, so that the loss's scale matters.
     splits: how many square-ish blocks a fused projection is made of, each orthogonalised by itself.
     """
 
     def __init__(self, model: nn.Module, rates: dict[str, float], decay: float = 0.0, muon: bool = True,
                  betas: tuple[float, float] = (0.9, 0.95), momentum: float = 0.95, steps: int = 5,
-                 dtype: torch.dtype = torch.float32) -> None:
-        self.groups, self.rates = groups_of(model, muon), rates
+                 dtype: torch.dtype = torch.float32, sgd: bool = False) -> None:
+        self.groups, self.rates = groups_of(model, muon and not sgd), rates
         self.decay, self.momentum, self.steps, self.dtype = decay, momentum, steps, dtype
         self.matrices = self.groups.get("matrix", {})
         self.heavy = {name: torch.zeros_like(p) for name, p in self.matrices.items()}
         adam = [{"params": list(group.values()), "lr": rates[name], "name": name,
                  "weight_decay": decay if name == "weight" else 0.0}
                 for name, group in self.groups.items() if name != "matrix"]
-        self.adam = torch.optim.AdamW(adam, betas=betas, eps=1e-10, fused=True) if adam else None
+        self.adam: torch.optim.Optimizer | None = None
+        if adam:
+            self.adam = torch.optim.SGD(adam, lr=0.0) if sgd else \
+                torch.optim.AdamW(adam, betas=betas, eps=1e-10, fused=True)
         self.shapes: dict[tuple[int, int], list[tuple[str, int, int]]] = {}
         for name, parameter in self.matrices.items():
             m, n = parameter.shape

@@ -21,16 +21,17 @@ class Plan:
     mixer: pattern of sequence mixers, one block each or repeated to `depth`. width, depth, heads. hidden: width inside
     channel mixers. channel, activation, norm: see `StackConfig`; qk_norm: see `Attention`. context: elements a row.
     rows: rows a step. accumulate: parts a step's rows are cut in, to save memory. steps: optimiser steps. muon:
-    matrices by Muon instead of AdamW. rate: learning rate of matrices; table_rate, vector_rate, state_rate: of
-    embeddings and head, of norms and biases, of the mixers' state parameters. warmup, cooldown: fractions of the steps
-    in which the rates rise from and fall to zero (cooldown 1: all the way after the warm-up). decay: weight decay of
-    matrices. clip: bound of the gradient's norm (0: none). dropout. ema: decay of the averaged weights that are kept
-    instead (0: none). precision: "float32" or "bfloat16" (products only). threads: of the CPU. patience: stop when so
-    many held-out measurements in a row are no better than the best (0: never). measure: how often the held-out score is
-    measured, in all. shared: layers of one name are one block. checkpointing: keep the blocks' inputs only, and compute
-    the rest again on the way back: less memory, more time. prune: part of the matrices' weights that ends at zero (see
-    `segue.training.pruning`). teacher: folder of a fitted model whose predictions are learned too, with its codec;
-    distil: their part of the loss. options: of mixers, by name.
+    matrices by Muon instead of AdamW. sgd: all by gradient descent without momentum instead of either. rate: learning
+    rate of matrices; table_rate, vector_rate, state_rate: of embeddings and head, of norms and biases, of the mixers'
+    state parameters. warmup, cooldown: fractions of the steps in which the rates rise from and fall to zero (cooldown
+    1: all the way after the warm-up). decay: weight decay of matrices. clip: bound of the gradient's norm (0: none).
+    dropout. ema: decay of the averaged weights that are kept instead (0: none). precision: "float32" or "bfloat16"
+    (products only). threads: of the CPU. patience: stop when so many held-out measurements in a row are no better than
+    the best (0: never). measure: how often the held-out score is measured, in all. shared: layers of one name are one
+    block. checkpointing: keep the blocks' inputs only, and compute the rest again on the way back: less memory, more
+    time. prune: part of the matrices' weights that ends at zero (see `segue.training.pruning`). teacher: folder of a
+    fitted model whose predictions are learned too, with its codec; distil: their part of the loss. options: of mixers,
+    by name.
     """
 
     vocabulary: int
@@ -48,6 +49,7 @@ class Plan:
     accumulate: int = 1
     steps: int = 1000
     muon: bool = True
+    sgd: bool = False
     rate: float = 0.01
     table_rate: float = 0.01
     vector_rate: float = 0.01
@@ -190,9 +192,9 @@ def heads_of(width: int) -> int:
 
 def describe(plan: Plan, why: str) -> str:
     """The one line that says what was chosen and why."""
-    muon = "Muon" if plan.muon else "AdamW"
+    method = "SGD" if plan.sgd else "Muon" if plan.muon else "AdamW"
     return (f"{plan.depth} x {plan.mixer} of width {plan.width}, rows of {plan.context} x {plan.rows}, "
-            f"{plan.steps:,} steps of {muon} at {plan.rate:g}, because: {why}")
+            f"{plan.steps:,} steps of {method} at {plan.rate:g}, because: {why}")
 
 
 def cores() -> int:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from segue.continual import STRATEGIES, Memory, Replay, Reservoir, ScoreMatrix, Strategy
+from segue.continual import Memory, Reservoir, ScoreMatrix, Strategy, strategy_named
 from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
@@ -90,22 +90,24 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
            save_seconds: float = 15.0, **choices: Any) -> Update:
     """Learn `data` on top of `fitted`, whose weights are moved (and whose folder, if it has one, is rewritten).
 
-    strategy: a name in `segue.continual.STRATEGIES`, or a `Strategy`. minutes (default: 1) or steps: how long.
+    strategy: a name in `segue.continual.STRATEGIES`, with settings where wanted ("ewc:strength=100") and several joined
+    ("mas + replay", see `segue.continual.strategy_named`), or a `Strategy`. What it must remember for the next update
+    by the same strategy, such as the importance of weights, stays with the model.
+    minutes (default: 1) or steps: how long.
     name: of the new experience in reports (default: "update N"). choices: entries of the plan, such as rate or rows.
 
     Raises SegueError where the data do not fit the model, or another update of the same folder is unfinished.
     """
     begin = time.monotonic()
     minutes = dial(minutes, steps, MINUTES)
-    if isinstance(strategy, str) and strategy not in STRATEGIES:
-        raise SegueError(f"strategy '{strategy}' is unknown: choose from {', '.join(STRATEGIES)}")
+    made = strategy_named(strategy) if isinstance(strategy, str) else strategy
     fitted.check_kind(data)
     if (share := unknown(fitted.codec, data)) == 1:
         raise none_known(data)
     notes = [said_unknown(share, data)] if share else []
     memory = fitted.memory or Memory(fitted.context)
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
-    request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else strategy.name,
+    request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else made.name,
                "minutes": minutes, "steps": steps, "seed": seed, "name": name, "choices": choices,
                "weights": digest(fitted.model)}
 
@@ -118,10 +120,11 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
             write_json(work / "plan.json", {"plan": plan.to_dict(), "before": measure(fitted, exams)})
         kept = read_json(work / "plan.json")
         plan, before = Plan.from_dict(kept["plan"]), kept["before"]
-        made = make(strategy, memory)
+        memory.remind(made)
         with closing(Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable)) as batches:
             run = Run(fitted.model, batches, plan, strategy=made, folder=None if fitted.folder is None else work,
-                      key=key_of(request), held_out=in_passing(held, plan), save_seconds=save_seconds)
+                      key=key_of(request), held_out=in_passing(held, plan), save_seconds=save_seconds,
+                      past=memory.past(plan.rows, plan.seed, fitted.model.resettable))
             run.train("update", quiet)
         if fitted.mixture is not None:
             fitted.mixture.counts.add(sequences(train))
@@ -131,6 +134,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         result = Update(made.name, run.step, run.step * plan.tokens_per_step, round(run.elapsed, 2), fitted.kind.unit,
                         scores, notes)
         memory.learned(name, train, held)
+        memory.keep(made)
         fitted.memory = memory
         if fitted.counts is not None:
             fitted.counts = fitted.counts + np.bincount(np.asarray(train.tokens), minlength=len(fitted.counts))
@@ -151,13 +155,6 @@ def digest(model: torch.nn.Module) -> str:
         total.update(name.encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
-
-
-def make(strategy: str | Strategy, memory: Memory) -> Strategy:
-    """The strategy of this name; replay begins with what the model has kept of the past."""
-    if isinstance(strategy, Strategy):
-        return strategy
-    return Replay(memory.replay) if strategy == "replay" else STRATEGIES[strategy]()
 
 
 def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> None:

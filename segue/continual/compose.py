@@ -1,0 +1,142 @@
+"""Strategies made of strategies: several at once, and one that finds out by itself when something new begins."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segue.errors import SegueError
+from segue.objectives import Batch
+from segue.training.loop import Run
+from segue.training.strategy import Strategy
+
+
+class Combined(Strategy):
+    """Several strategies, whose hooks are called in their order: what one makes of a batch or a gradient is what the
+    next one gets; loss terms are added."""
+
+    def __init__(self, *strategies: Strategy) -> None:
+        self.strategies = strategies
+        self.name = "+".join(each.name for each in strategies)
+
+    def before_experience(self, run: Run) -> None:
+        for each in self.strategies:
+            each.before_experience(run)
+
+    def before_step(self, run: Run, batch: Batch) -> Batch:
+        for each in self.strategies:
+            batch = each.before_step(run, batch)
+        return batch
+
+    def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
+        terms = [term for each in self.strategies if (term := each.loss_term(run, batch)) is not None]
+        return torch.stack(terms).sum() if terms else None
+
+    def after_backward(self, run: Run) -> None:
+        for each in self.strategies:
+            each.after_backward(run)
+
+    def after_step(self, run: Run) -> None:
+        for each in self.strategies:
+            each.after_step(run)
+
+    def after_experience(self, run: Run) -> None:
+        for each in self.strategies:
+            each.after_experience(run)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {}
+        for index, each in enumerate(self.strategies):
+            kept, values[str(index)] = each.state()
+            tensors |= {f"{index}.{name}": t for name, t in kept.items()}
+        return tensors, values
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        for index, each in enumerate(self.strategies):
+            prefix = f"{index}."
+            each.load_state({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
+                            values[str(index)])
+
+
+class Plateau:
+    """Tells from a sequence of losses when learning has come to rest (Aljundi et al. 2019, arXiv 1812.03596).
+
+    A plateau begins when the mean of the last `window` losses is below `mean` and their variance below `variance`; the
+    next one only after a peak, where the mean of a window was above that of the last plateau by more than its standard
+    deviation. Both thresholds are on the scale of the loss.
+    """
+
+    def __init__(self, window: int = 5, mean: float = 0.5, variance: float = 0.1) -> None:
+        if window < 2:
+            raise SegueError(f"a window of {window} losses has no variance: give 2 or more")
+        self.mean, self.variance = mean, variance
+        self.losses: deque[float] = deque(maxlen=window)
+        self.peak: float | None = None  # which a mean must rise above before there is another plateau
+
+    def __call__(self, loss: float) -> bool:
+        """Whether a plateau begins with this loss."""
+        self.losses.append(loss)
+        if len(self.losses) < (self.losses.maxlen or 0):
+            return False
+        mean, variance = float(np.mean(self.losses)), float(np.var(self.losses))
+        if self.peak is not None:
+            if mean > self.peak:
+                self.peak = None
+            return False
+        if mean < self.mean and variance < self.variance:
+            self.peak = mean + variance**0.5
+            return True
+        return False
+
+
+class TaskFree(Strategy):
+    """A strategy that needs experiences, on a stream that does not say where they end: at every plateau of the loss one
+    is over and the next begins (`on_boundary`). Where the stream itself is cut has no meaning.
+
+    strategy: any, for example MAS(update="hardest") as in Aljundi et al. 2019, arXiv 1812.03596.
+    window, mean, variance: see `Plateau`.
+    """
+
+    def __init__(self, strategy: Strategy, window: int = 5, mean: float = 0.5, variance: float = 0.1) -> None:
+        self.strategy, self.plateau = strategy, Plateau(window, mean, variance)
+        self.name = f"task-free {strategy.name}"
+        self.boundaries: list[int] = []  # the steps, over all runs, after which one was found
+        self.steps = 0
+
+    def on_boundary(self, run: Run) -> None:
+        self.boundaries.append(self.steps)
+        self.strategy.after_experience(run)
+        self.strategy.before_experience(run)
+
+    def before_experience(self, run: Run) -> None:
+        self.strategy.before_experience(run)
+
+    def before_step(self, run: Run, batch: Batch) -> Batch:
+        return self.strategy.before_step(run, batch)
+
+    def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
+        return self.strategy.loss_term(run, batch)
+
+    def after_backward(self, run: Run) -> None:
+        self.strategy.after_backward(run)
+
+    def after_step(self, run: Run) -> None:
+        self.strategy.after_step(run)
+        self.steps += 1
+        if self.plateau(run.loss):
+            self.on_boundary(run)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, values = self.strategy.state()
+        return tensors, {"within": values, "losses": list(self.plateau.losses), "peak": self.plateau.peak,
+                         "boundaries": self.boundaries, "steps": self.steps}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.strategy.load_state(tensors, values["within"])
+        self.plateau.losses.extend(values["losses"])
+        self.plateau.peak, self.boundaries, self.steps = values["peak"], values["boundaries"], values["steps"]

@@ -1,0 +1,132 @@
+"""Keep the answers of before: of the model before this experience on new rows, or those stored with old rows."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.continual.gradients import aside
+from segue.continual.replay import Rehearsal
+from segue.errors import SegueError
+from segue.objectives import Batch, Distillation
+from segue.training.checkpoint import weights_of
+from segue.training.loop import Run
+from segue.training.strategy import Strategy
+
+
+class LwF(Strategy):
+    """Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282): on the new rows the model also imitates itself
+    as it was before this experience. Keeps no data. Costs a copy of the model and a pass of each a step.
+
+    strength: times T^2 KL(before, now) per element, both at temperature T, see `Distillation`.
+    """
+
+    name = "lwf"
+
+    def __init__(self, strength: float = 1.0, temperature: float = 2.0) -> None:
+        if strength < 0 or temperature <= 0:
+            raise SegueError(f"strength {strength} at temperature {temperature} do not fit: strength is 0 or more, the "
+                             "temperature above 0")
+        self.strength, self.temperature = strength, temperature
+        self.learned = 0  # experiences
+        self.before: dict[str, Tensor] = {}
+        self.imitate: Distillation | None = None
+
+    def before_experience(self, run: Run) -> None:
+        if not self.learned and run.past is None:
+            return  # there is nothing to keep yet
+        teacher = copy.deepcopy(run.model).requires_grad_(False)
+        if self.before:  # a killed run goes on
+            state = teacher.state_dict()
+            for name, tensor in self.before.items():
+                state[name].copy_(tensor)
+        self.before = {name: t.clone() for name, t in weights_of(teacher).items()}
+        self.imitate = Distillation(teacher, 1.0, self.temperature)
+
+    def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
+        if self.imitate is None or not self.strength:
+            return None
+        return self.strength * self.imitate(run.model, batch).total / batch.count
+
+    def after_experience(self, run: Run) -> None:
+        self.learned += 1
+        self.before, self.imitate = {}, None
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return dict(self.before), {"learned": self.learned}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.before, self.learned = tensors, values["learned"]
+
+
+VALUES = 1 << 24  # stored scores in all, at most
+
+
+class DER(Rehearsal):
+    """Dark experience replay (Buzzega et al. 2020, arXiv 2004.07211): old rows keep the scores that the model gave them
+    when they came, and it must go on giving them these.
+
+    In a stream, scores are those right after the step that learned the row; in an update, those of the model before it.
+    alpha: times the mean squared difference of the scores of old rows, over the asked-for elements and the vocabulary.
+    rows: old rows a step (0: as many as new ones). capacity: rows kept, or fewer, so that their scores are at most 2^24
+    numbers.
+    """
+
+    name = "der"
+    beta = 0.0
+
+    def __init__(self, alpha: float = 0.5, rows: int = 0, capacity: int = 1000, update: str = "reservoir",
+                 seed: int = 0) -> None:
+        super().__init__(capacity, update, seed)
+        self.alpha, self.rows = alpha, rows
+
+    def offer(self, run: Run, rows: Batch) -> None:
+        if not len(self.buffer):
+            each = scores_of(run.model, rows.rows(slice(0, 1))).numel()
+            self.buffer.capacity = min(self.buffer.capacity, max(1, VALUES // each))
+        super().offer(run, rows)
+
+    def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
+        return {"scores": scores_of(run.model, rows)}
+
+    def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
+        if not len(self.buffer):
+            return None
+        generator = run.generator()
+        which = self.buffer.draw(self.rows or len(batch.targets), generator)
+        now, then, _ = self.again(run, which)
+        term = self.alpha * F.mse_loss(now, then)
+        if self.beta:
+            logits, _, targets = self.again(run, self.buffer.draw(self.rows or len(batch.targets), generator))
+            term = term + self.beta * F.cross_entropy(logits, targets)
+        return term
+
+    def again(self, run: Run, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores now (K, V), scores then (K, V), and targets (K,) of what these rows of the buffer ask."""
+        rows = self.buffer.rows(which).to(run.device)
+        asked = rows.targets >= 0
+        then = self.buffer.payload["scores"][which].to(run.device)[asked]
+        return run.model(rows.tokens, rows.layout).logits[asked].float(), then, rows.targets[asked]
+
+
+class DERpp(DER):
+    """DER++: the targets of old rows are learned too. beta: times their mean cross-entropy, over other rows."""
+
+    name = "der++"
+
+    def __init__(self, alpha: float = 0.5, beta: float = 0.5, rows: int = 0, capacity: int = 1000,
+                 update: str = "reservoir", seed: int = 0) -> None:
+        super().__init__(alpha, rows, capacity, update, seed)
+        self.beta = beta
+
+
+@torch.no_grad()
+def scores_of(model: nn.Module, rows: Batch) -> Tensor:
+    """(B, T, V) on the CPU."""
+    rows = rows.to(next(model.parameters()).device)
+    with aside(model):
+        return model(rows.tokens, rows.layout).logits.float().cpu()

@@ -1,0 +1,298 @@
+"""Hold still what mattered: one quadratic penalty, and several ways to say how much each weight matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from segue.continual.buffer import Buffer
+from segue.continual.gradients import ROWS, aside, row_gradients, trained
+from segue.errors import SegueError
+from segue.models.stack import Stack, running_mean
+from segue.objectives import Batch
+from segue.training.loop import Run
+from segue.training.strategy import Strategy
+
+Weights = dict[str, Tensor]
+
+
+class Importance(Strategy):
+    """Adds strength * sum_i importance_i (theta_i - theta*_i)^2 to the loss per element, where theta* are the weights
+    at the end of the experience before, and the importances of all experiences so far are summed.
+
+    Importances are estimated at the end of an experience, from a reservoir of the rows that it learned. Where a model
+    learned before this strategy was there (`run.past`), they are estimated from what it keeps, before the first step.
+
+    strength: of the penalty. The default about halved what a small language model forgot in an update; the scale of the
+    loss, the rate and the optimiser decide what is right. keep: the part of earlier importances that stays with every
+    new experience (online EWC's gamma; 1: all of it). rows: that importances are estimated from. update: which rows,
+    see `UPDATES`. A head that grew has no importance in its new rows.
+    """
+
+    default_strength: ClassVar[float] = 1.0
+
+    def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, update: str = "reservoir",
+                 seed: int = 0) -> None:
+        self.strength = self.default_strength if strength is None else strength
+        if self.strength < 0 or not 0 <= keep <= 1:
+            raise SegueError(f"strength {self.strength} and keep {keep} do not fit: strength is 0 or more, keep from 0 "
+                             "to 1")
+        self.keep, self.sample = keep, Buffer(rows, update, seed)
+        self.importance: Weights = {}
+        self.reference: Weights = {}  # theta*, while an experience is learned
+        self.fresh: Batch | None = None
+
+    def estimate(self, run: Run, rows: Batch) -> Weights:
+        """The importance of every weight for what these rows ask, by name."""
+        raise NotImplementedError
+
+    def learned(self, run: Run) -> Weights:
+        """The importance of every weight for the experience that was just learned."""
+        assert self.sample.batch is not None
+        return self.estimate(run, self.sample.batch)
+
+    def consolidate(self, new: Weights) -> None:
+        self.importance = {name: value + self.keep * grown(self.importance[name], value)
+                           if name in self.importance else value for name, value in new.items()}
+
+    def before_experience(self, run: Run) -> None:
+        weights = trained(run.model)
+        self.importance, self.reference = ({name: t.to(run.device) for name, t in kept.items()}
+                                           for kept in (self.importance, self.reference))
+        if self.reference:
+            return  # a killed run goes on
+        if run.past is not None and not self.importance:
+            if not run.past:
+                raise SegueError(f"this model keeps no old data, so {self.name} cannot tell which weights matter: "
+                                 "choose --strategy naive")
+            for batch in run.past:
+                self.sample.offer(batch, model=run.model)
+            assert self.sample.batch is not None
+            self.consolidate(self.estimate(run, self.sample.batch))
+            self.sample.clear()
+        for name, value in self.importance.items():
+            if name not in weights or value.dim() != weights[name].dim():
+                raise SegueError(f"the importances of {self.name} are of another model: '{name}' does not fit; remove "
+                                 "the memory/strategy.safetensors of this model")
+        self.importance = {name: grown(value, weights[name]) for name, value in self.importance.items()}
+        self.reference = {name: p.detach().clone() for name, p in weights.items()}
+
+    def before_step(self, run: Run, batch: Batch) -> Batch:
+        self.fresh = batch
+        return batch
+
+    def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
+        if not self.importance or not self.strength:
+            return None
+        weights = trained(run.model)
+        moved = [(value * (weights[name] - self.reference[name]).square()).sum()
+                 for name, value in self.importance.items()]
+        return self.strength * torch.stack(moved).sum()
+
+    def after_step(self, run: Run) -> None:
+        if self.fresh is not None:
+            self.sample.offer(self.fresh, model=run.model)
+
+    def after_experience(self, run: Run) -> None:
+        self.consolidate(self.learned(run))
+        self.sample.clear()
+        self.reference = {}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, values = self.sample.state()
+        named = {"importance": self.importance, "reference": self.reference, "sample": tensors}
+        return {f"{kind}.{name}": t for kind, kept in named.items() for name, t in kept.items()}, {"sample": values}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+        self.importance, self.reference = part("importance."), part("reference.")
+        self.sample.load_state(part("sample."), values["sample"])
+
+
+def grown(value: Tensor, like: Tensor) -> Tensor:
+    """`value` in the shape of `like`, with zeros where that is larger."""
+    if value.shape == like.shape:
+        return value
+    wide = torch.zeros_like(like)
+    wide[tuple(slice(n) for n in value.shape)] = value
+    return wide
+
+
+def fisher(model: nn.Module, rows: Batch) -> Weights:
+    """The diagonal of the empirical Fisher information per predicted element: each row's squared gradient of log p of
+    what it asks for, one row at a time (not the square of a batch's mean), summed and divided by the elements."""
+    total = {name: torch.zeros_like(p) for name, p in trained(model).items()}
+    for row in row_gradients(model, rows):
+        for into, g in zip(total.values(), row):
+            into.addcmul_(g, g)
+    return {name: value / rows.count for name, value in total.items()}
+
+
+class EWC(Importance):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796) with one penalty for all experiences
+    (Huszar 2018); with keep below 1 online EWC (Schwarz et al. 2018, arXiv 1805.06370). The importance is half the
+    Fisher information, so that `strength` is their lambda."""
+
+    name = "ewc"
+    default_strength = 1000.0
+
+    def estimate(self, run: Run, rows: Batch) -> Weights:
+        return {name: value / 2 for name, value in fisher(run.model, rows).items()}
+
+
+def represented(model: nn.Module, batch: Batch) -> Tensor:
+    """(B, T, D): the hidden vectors that stand for what was read, pooled where the model pools.
+
+    Of a stack, those before its last norm: a normed vector has the same length whatever the weights are, so that how
+    that length would change says nothing of them.
+    """
+    stack = getattr(model, "backbone", model)
+    layout = batch.layout
+    if not isinstance(stack, Stack):
+        return model(batch.tokens, layout).hidden
+    x = stack.embed(batch.tokens, layout.positions)
+    for index in range(len(stack.blocks)):
+        x = stack.run_block(index, x, layout)
+    return running_mean(x, layout) if stack.config.pool or getattr(model, "pool", "") else x
+
+
+def length(model: nn.Module, batch: Batch) -> Tensor:
+    """Scalar: ||F||^2, the squared length of the hidden vector, the mean over the asked-for elements."""
+    asked = batch.targets >= 0
+    return (represented(model, batch).float().square().sum(-1) * asked).sum() / asked.sum()
+
+
+def score_length(model: nn.Module, batch: Batch) -> Tensor:
+    """Scalar: ||F||^2 of the scores instead."""
+    asked = batch.targets >= 0
+    return (model(batch.tokens, batch.layout).logits.float().square().sum(-1) * asked).sum() / asked.sum()
+
+
+LENGTHS = {"hidden": length, "scores": score_length}
+
+
+class MAS(Importance):
+    """Memory-aware synapses (Aljundi et al. 2018, arXiv 1711.09601): how much the squared length of the output changes
+    with a weight, the mean over rows of |d ||F||^2 / d theta_i|, a row at a time. It asks for no targets, only where.
+
+    of: "hidden", F is the hidden vector that the head reads (see `represented`), or "scores", those of the head, where
+    there are few. vectorised: see `row_gradients`.
+    """
+
+    name = "mas"
+    default_strength = 0.3
+
+    def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, of: str = "hidden",
+                 vectorised: bool = False, update: str = "reservoir", seed: int = 0) -> None:
+        super().__init__(strength, keep, rows, update, seed)
+        if of not in LENGTHS:
+            raise SegueError(f"importance of '{of}' is unknown: choose from {', '.join(LENGTHS)}")
+        self.of, self.vectorised = LENGTHS[of], vectorised
+
+    def estimate(self, run: Run, rows: Batch) -> Weights:
+        total = {name: torch.zeros_like(p) for name, p in trained(run.model).items()}
+        for row in row_gradients(run.model, rows, self.of, self.vectorised):
+            for into, g in zip(total.values(), row):
+                into.add_(g.abs())
+        return {name: value / len(rows.targets) for name, value in total.items()}
+
+
+class LocalMAS(Importance):
+    """The Hebbian form of MAS: each linear layer by itself, F its own output y = W x + b, so that a weight's importance
+    is the mean over elements of 2 |y_i| |x_j|. One pass forward; weights of other layers are not held."""
+
+    name = "local-mas"
+
+    def estimate(self, run: Run, rows: Batch) -> Weights:
+        total = {name: torch.zeros_like(p) for name, p in trained(run.model).items()}
+        names = {id(p): name for name, p in trained(run.model).items()}
+        for at in range(0, len(rows.targets), ROWS):
+            part = rows.rows(slice(at, at + ROWS)).to(run.device)
+            share = 2 * len(part.targets) / len(rows.targets)
+            with seen_by(run.model) as taken, aside(run.model), torch.no_grad():
+                run.model(part.tokens, part.layout)
+            for layer, x, y in taken:
+                x, y = x.flatten(0, -2).float().abs(), y.flatten(0, -2).float().abs()
+                if id(layer.weight) in names:
+                    total[names[id(layer.weight)]] += share * y.T @ x / len(x)
+                if layer.bias is not None and id(layer.bias) in names:
+                    total[names[id(layer.bias)]] += share * y.mean(0)
+        return total
+
+
+@contextmanager
+def seen_by(model: nn.Module) -> Iterator[list[tuple[nn.Linear, Tensor, Tensor]]]:
+    """What goes into and comes out of every linear layer that is called inside."""
+    taken: list[tuple[nn.Linear, Tensor, Tensor]] = []
+    hooks = [module.register_forward_hook(lambda layer, given, made: taken.append((layer, given[0], made)))
+             for module in model.modules() if isinstance(module, nn.Linear)]
+    try:
+        yield taken
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class SI(Importance):
+    """Synaptic intelligence (Zenke, Poole & Ganguli 2017, arXiv 1703.04200): how much a weight's way lowered the loss,
+    -sum_t g_i dtheta_i over the steps, divided by (how far it came)^2 + damping; below 0 it is 0. The gradient is that
+    of the loss without this penalty.
+
+    For what the model learned before, whose way nobody saw, the importance is half the Fisher information: on a
+    quadratic loss the two are the same.
+    """
+
+    name = "si"
+    default_strength = 100.0
+
+    def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, damping: float = 1e-3,
+                 seed: int = 0) -> None:
+        super().__init__(strength, keep, rows, seed=seed)
+        self.damping = damping
+        self.path: Weights = {}
+        self.slope: Weights = {}  # within a step: the gradient, and where the weights stood
+        self.stood: Weights = {}
+
+    def estimate(self, run: Run, rows: Batch) -> Weights:
+        return {name: value / 2 for name, value in fisher(run.model, rows).items()}
+
+    def before_experience(self, run: Run) -> None:
+        super().before_experience(run)
+        self.path = {name: self.path[name].to(run.device) if name in self.path else torch.zeros_like(p)
+                     for name, p in self.reference.items()}
+
+    def before_step(self, run: Run, batch: Batch) -> Batch:
+        return batch
+
+    def after_backward(self, run: Run) -> None:
+        weights = trained(run.model)
+        self.stood = {name: p.detach().clone() for name, p in weights.items()}
+        self.slope = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in weights.items()}
+        for name, value in self.importance.items():
+            self.slope[name] -= 2 * self.strength * value * (self.stood[name] - self.reference[name])
+
+    def after_step(self, run: Run) -> None:
+        for name, p in trained(run.model).items():
+            self.path[name] -= self.slope[name] * (p.detach() - self.stood[name])
+
+    def learned(self, run: Run) -> Weights:
+        return {name: self.path[name].clamp(min=0) / ((p.detach() - self.reference[name]).square() + self.damping)
+                for name, p in trained(run.model).items()}
+
+    def after_experience(self, run: Run) -> None:
+        super().after_experience(run)
+        self.path = {}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, values = super().state()
+        return tensors | {f"path.{name}": t for name, t in self.path.items()}, values
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        super().load_state(tensors, values)
+        self.path = {name.removeprefix("path."): t for name, t in tensors.items() if name.startswith("path.")}

@@ -1,0 +1,115 @@
+"""Leave room for what is still to come: representations in which few units near each other are active at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segue.continual.buffer import Buffer
+from segue.continual.gradients import aside
+from segue.continual.importance import length
+from segue.errors import SegueError
+from segue.models.stack import ChannelMixer
+from segue.objectives import Batch
+from segue.training.loop import Run
+from segue.training.strategy import Strategy
+
+
+def inhibition(h: Tensor, sigma: float, importance: Tensor | None = None) -> Tensor:
+    """Scalar: the mean over rows of sum_{i != j} e^{-(i - j)^2 / (2 sigma^2)} e^{-(a_i + a_j)} |h_i| |h_j|.
+
+    h: (N, H) activations. sigma: how far units inhibit each other, in units (inf: all of them equally). importance: a,
+    (H,) of the units for earlier experiences: those are let be; None is 0.
+    """
+    h = h.abs() if importance is None else h.abs() * torch.exp(-importance)
+    at = torch.arange(h.shape[-1], device=h.device, dtype=h.dtype)
+    near = torch.exp(-(at[:, None] - at).square() / (2 * sigma**2))
+    near.fill_diagonal_(0.0)
+    return ((h @ near) * h).sum(-1).mean()
+
+
+@contextmanager
+def activations(model: nn.Module) -> Iterator[list[Tensor]]:
+    """The hidden activations (..., H) of passes inside: what the channel mixers of a stack make within, and what comes
+    out of the ReLUs of other networks, layer by layer."""
+    taken: list[Tensor] = []
+    hooks = [module.out.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+             for module in model.modules() if isinstance(module, ChannelMixer)]
+    hooks += [module.register_forward_hook(lambda _, given, made: taken.append(made))
+              for module in model.modules() if isinstance(module, nn.ReLU)]
+    try:
+        yield taken
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class SLNID(Strategy):
+    """Selfless learning: sparse coding through local neural inhibition and discounting (Aljundi et al. 2019, arXiv
+    1806.05421). Adds strength * `inhibition` of the hidden activations, the mean over elements, summed over layers.
+
+    It leaves capacity and protects nothing by itself: combine it, as in Combined(MAS(), SLNID()). A unit's importance
+    is the mean over rows of |d ||F||^2 / d h_i| with the unit moved alike at all elements (see
+    `segue.continual.importance.length`), summed over experiences. Costs one more pass a step.
+
+    sigma: reach of the inhibition in units (0: a sixth of the layer). rows: that importances are estimated from.
+    """
+
+    name = "slnid"
+
+    def __init__(self, strength: float = 1e-3, sigma: float = 0.0, rows: int = 64, seed: int = 0) -> None:
+        if strength < 0 or sigma < 0:
+            raise SegueError(f"strength {strength} and sigma {sigma} do not fit: both are 0 or more")
+        self.strength, self.sigma = strength, sigma
+        self.sample = Buffer(rows, seed=seed)
+        self.importance: list[Tensor] = []  # of each layer's units
+        self.fresh: Batch | None = None
+
+    def before_step(self, run: Run, batch: Batch) -> Batch:
+        self.fresh = batch
+        return batch
+
+    def loss_term(self, run: Run, batch: Batch) -> Tensor:
+        with activations(run.model) as layers:
+            run.model(batch.tokens, batch.layout)
+        if not layers:
+            raise SegueError(f"a {type(run.model).__name__} has no hidden activations to hold sparse: it has neither "
+                             "channel mixers nor ReLUs")
+        terms = []
+        for index, h in enumerate(layers):
+            known = self.importance[index].to(h) if self.importance else None
+            terms.append(inhibition(h.flatten(0, -2).float(), self.sigma or h.shape[-1] / 6, known))
+        return self.strength * torch.stack(terms).sum()
+
+    def after_step(self, run: Run) -> None:
+        if self.fresh is not None:
+            self.sample.offer(self.fresh)
+
+    def after_experience(self, run: Run) -> None:
+        assert self.sample.batch is not None
+        rows = self.sample.batch.to(run.device)
+        count = len(rows.targets)
+        new: list[Tensor] = []
+        for index in range(count):
+            with aside(run.model), torch.enable_grad(), activations(run.model) as layers:
+                slopes = torch.autograd.grad(length(run.model, rows.rows(slice(index, index + 1))), layers,
+                                             allow_unused=True, materialize_grads=True)
+            each = [g.flatten(0, -2).sum(0).abs() / count for g in slopes]
+            new = [a + b for a, b in zip(new, each)] if new else each
+        self.importance = [a.to(b) + b for a, b in zip(self.importance, new)] if self.importance else new
+        self.sample.clear()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, values = self.sample.state()
+        return {f"sample.{name}": t for name, t in tensors.items()} | \
+            {f"importance.{index}": t for index, t in enumerate(self.importance)}, {"sample": values}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        sample = {name.removeprefix("sample."): t for name, t in tensors.items() if name.startswith("sample.")}
+        self.sample.load_state(sample, values["sample"])
+        count = sum(name.startswith("importance.") for name in tensors)
+        self.importance = [tensors[f"importance.{index}"] for index in range(count)]

@@ -1,0 +1,119 @@
+"""A stream of experiences, learned one after the other with one strategy, and scored on all of them after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from segue.continual.buffer import labels_of
+from segue.continual.metrics import ScoreMatrix
+from segue.errors import SegueError
+from segue.objectives import Batch, Objective
+from segue.training.learn import learn
+from segue.training.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What is learned at one time, and what it is measured on: all of it, as two batches of rows of one length.
+
+    classes: those that its rows may have (empty where rows have none).
+    """
+
+    name: str
+    train: Batch
+    test: Batch
+    classes: tuple[int, ...] = ()
+
+
+def class_incremental(train: Batch, test: Batch, groups: Sequence[Sequence[int]],
+                      share: Sequence[float] | None = None) -> list[Experience]:
+    """One experience for each group of classes, rows in their order. A row's class is its last target that is one.
+
+    share: for each group, the part of its training rows that is kept, the first of them (default: all), for streams in
+    which one experience is much longer than another.
+    """
+    share = [1.0] * len(groups) if share is None else share
+    if len(share) != len(groups) or not all(0 < part <= 1 for part in share):
+        raise SegueError(f"shares are parts between 0 and 1, one for each of the {len(groups)} groups, not {share}")
+    stream = []
+    for group, part in zip(groups, share):
+        wanted = torch.tensor(list(group))
+        of_train, of_test = (torch.isin(torch.tensor(labels_of(batch)), wanted).nonzero()[:, 0]
+                             for batch in (train, test))
+        if not len(of_train) or not len(of_test):
+            raise SegueError(f"there are no rows of the classes {list(group)} to learn from and to measure on")
+        kept = of_train[: max(1, round(part * len(of_train)))]
+        stream.append(Experience(f"classes {', '.join(map(str, group))}", train.rows(kept), test.rows(of_test),
+                                 tuple(group)))
+    return stream
+
+
+Measure = Callable[[nn.Module, Experience, Sequence[int]], float]
+
+
+@torch.no_grad()
+def accuracy_over(model: nn.Module, batch: Batch, classes: Sequence[int] = ()) -> float:
+    """The share of asked-for elements that the model names (greedy) when only `classes` may be named (empty: all)."""
+    model.eval()
+    batch = batch.to(next(model.parameters()).device)
+    asked = batch.targets >= 0
+    logits = model(batch.tokens, batch.layout).logits[asked]
+    if classes:
+        among = torch.tensor(sorted(classes), device=logits.device)
+        guess = among[logits[:, among].argmax(-1)]
+    else:
+        guess = logits.argmax(-1)
+    return float((guess == batch.targets[asked]).float().mean())
+
+
+def class_accuracy(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
+    """Class-incremental: accuracy among all classes seen so far (before any: among all)."""
+    return accuracy_over(model, experience.test, seen)
+
+
+def task_accuracy(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
+    """Task-incremental: accuracy among the experience's own classes, as if someone said which experience it is of."""
+    return accuracy_over(model, experience.test, experience.classes)
+
+
+def in_order(rows: Batch, size: int, seed: int = 0) -> Callable[[int], Batch]:
+    """A pure function of the step: the rows in their order, `size` a step, the first pass as they lie and every later
+    one shuffled. The last step of a pass may have fewer."""
+    n = len(rows.targets)
+    steps = -(-n // size)
+
+    def batch(step: int) -> Batch:
+        number, at = divmod(step, steps)
+        order = np.random.default_rng([seed, number]).permutation(n) if number else np.arange(n)
+        return rows.rows(torch.from_numpy(order[at * size : (at + 1) * size]))
+
+    return batch
+
+
+def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strategy,
+                 objective: Objective | None = None, *, rows: int = 10, epochs: int = 1, rate: float = 3e-3,
+                 seed: int = 0, measure: Measure = class_accuracy, named: str = "accuracy",
+                 higher_is_better: bool = True, **choices: Any) -> ScoreMatrix:
+    """Learn the experiences one after the other, one `Run` each; the same strategy lives through all of them.
+
+    rows: of a step, in the order of the experience. epochs: passes over each; 1 is an online stream. rate, choices: as
+    of `segue.training.learn`. measure: (model, experience, classes seen so far) -> the score on its test rows, named
+    `named`. The matrix has a row before all learning and one after each experience.
+    """
+    classes: list[int] = []
+    scores = [[measure(model, each, ()) for each in stream]]
+    for index, experience in enumerate(stream):
+        steps = epochs * -(-len(experience.train.targets) // rows)
+        batches = in_order(experience.train, rows, seed)
+        learn(model, batches, steps, rate=rate, seed=seed + 1000 * index, objective=objective, strategy=strategy,
+              **choices)
+        classes += [c for c in experience.classes if c not in classes]
+        scores.append([measure(model, each, classes) for each in stream])
+    names = [each.name for each in stream]
+    return ScoreMatrix(np.array(scores), names, ["before", *names], named, higher_is_better)

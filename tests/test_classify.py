@@ -1,0 +1,373 @@
+"""Classifiers over any backbone, their losses, what is frozen of them, and what a probe finds."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segue.analysis.probes import PROBES, features_of, fitted_head, probe
+from segue.continual.freeze import Freeze
+from segue.errors import SegueError
+from segue.models import HEADS, Classifier, Features, Stack, StackConfig
+from segue.models.classify import CosineHead, LinearHead, NeighbourHead, PrototypeHead
+from segue.objectives import (
+    Batch,
+    ClassLoss,
+    NextElement,
+    ProxyReplay,
+    SupCon,
+    asked,
+    relation_distillation,
+    score_distillation,
+    supcon,
+)
+from segue.testing import check_strategy
+from segue.training.learn import learn
+from segue.training.optimiser import groups_of
+
+BACKBONES = ("attention", "lstm", "mamba")
+quick = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def backbone(mixer: str = "gru", **choices: Any) -> Stack:
+    torch.manual_seed(0)
+    return Stack(StackConfig(12, 8, [mixer] * 2, **({"tied": False} | choices)))
+
+
+def rows_of(classes: int, per_class: int, seed: int = 0) -> Batch:
+    """Rows of 4 to 7 ids, of which most are the class's own number."""
+    draw = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(classes), per_class)
+    rows = [np.where(draw.random(n) < 0.8, label, draw.integers(0, 12, n)).tolist()
+            for label, n in zip(labels, draw.integers(4, 8, len(labels)))]
+    return Batch.labelled(rows, labels.tolist())
+
+
+# Models.
+
+def test_rows_with_classes_are_padded_behind() -> None:
+    batch = Batch.labelled([[5, 6, 7], [8], [1, 2, 3, 4, 5]], [0, 1, 2], length=4)
+    assert batch.tokens.tolist() == [[5, 6, 7, 0], [8, 0, 0, 0], [1, 2, 3, 4]]
+    assert batch.targets.tolist() == [[-1, -1, 0, -1], [1, -1, -1, -1], [-1, -1, -1, 2]]
+
+
+@pytest.mark.parametrize("pool", ["", "mean"])
+@pytest.mark.parametrize("mixer", BACKBONES)
+def test_padding_changes_nothing(mixer: str, pool: str) -> None:
+    model = Classifier(backbone(mixer), LinearHead(8, 3), pool).eval().double()
+    rows = [[3, 1, 4], [1, 5, 9, 2, 6], [5]]
+    together = asked(model, Batch.labelled(rows, [0, 1, 2], length=9))[0]
+    alone = torch.cat([asked(model, Batch.labelled([row], [0]))[0] for row in rows])
+    torch.testing.assert_close(together, alone, atol=1e-12, rtol=0)
+    if pool:
+        hidden = model.backbone.hidden(torch.tensor([rows[1]]), Batch.labelled([rows[1]], [0]).layout)  # type: ignore
+        torch.testing.assert_close(together[1], hidden[0].mean(0), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+@pytest.mark.parametrize("mixer", BACKBONES)
+def test_a_classifier_learns_on_every_backbone(mixer: str, head: str) -> None:
+    batch, test = rows_of(3, 20), rows_of(3, 10, seed=1)
+    model = Classifier(backbone(mixer), HEADS[head](8, 3))
+    learn(model, lambda step: batch, 40, rate=0.02, objective=ClassLoss())
+    where = test.targets >= 0
+    right = model.predict(test.tokens, test.layout)[where] == test.targets[where]
+    assert float(right.float().mean()) > 0.8
+    assert model.seen.all()
+
+
+def test_the_library_s_own_loss_sees_a_classifier_as_any_model() -> None:
+    model, batch = Classifier(backbone(), LinearHead(8, 3)).eval(), rows_of(3, 4)
+    whole = ClassLoss("all")(model, batch)
+    torch.testing.assert_close(NextElement()(model, batch).total, whole.total)
+    assert whole.count == 12
+
+
+def test_prediction_chooses_among_what_was_seen() -> None:
+    model = Classifier(Features(), LinearHead(2, 4))
+    x = torch.randn(50, 1, 2)
+    with pytest.raises(SegueError, match="train"):
+        model.predict(x)
+    model.see(torch.tensor([1, -1, 3]))
+    assert set(model.predict(x).flatten().tolist()) == {1, 3}
+    assert set(model.predict(x, among=torch.tensor([True, False, True, False])).flatten().tolist()) <= {0, 2}
+    with pytest.raises(SegueError, match="grow"):
+        model.see([4])
+
+
+@quick
+@given(width=st.integers(1, 5), old=st.integers(1, 4), new=st.integers(0, 4), kind=st.sampled_from(list(HEADS)))
+def test_growing_leaves_old_classes_as_they_were(width: int, old: int, new: int, kind: str) -> None:
+    torch.manual_seed(0)
+    model = Classifier(Features(), HEADS[kind](width, old))
+    features = torch.randn(12, width)
+    if kind in ("prototype", "neighbours"):
+        model.head.absorb(features, torch.arange(12) % old)
+    else:
+        model.head.freeze([0])  # type: ignore[operator]
+    model.see([old - 1])
+    before = model(features[None]).logits
+    model.grow(old + new)
+    after = model(features[None]).logits
+    assert after.shape[-1] == old + new == model.head.classes == len(model.seen)
+    torch.testing.assert_close(after[..., :old], before, atol=1e-6, rtol=1e-5)
+    assert model.seen.nonzero().tolist() == [[old - 1]]
+    copy.deepcopy(model).load_state_dict(model.state_dict())
+    if new:
+        with pytest.raises(SegueError, match="cannot grow"):
+            model.grow(old)
+
+
+@quick
+@given(rows=st.integers(1, 20), classes=st.integers(1, 5), seed=st.integers(0, 99))
+def test_prototypes_are_the_nearest_class_means(rows: int, classes: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    x, y, asked_for = draw.normal(size=(rows, 3)), draw.integers(0, classes, rows), draw.normal(size=(6, 3))
+    for cosine in (False, True):
+        head = PrototypeHead(3, classes, cosine).double()
+        for part in np.array_split(np.arange(rows), 2):  # in pieces or at once
+            head.absorb(torch.tensor(x[part]), torch.tensor(y[part]))
+        means = np.array([x[y == c].mean(0) if (y == c).any() else np.full(3, np.nan) for c in range(classes)])
+        if cosine:
+            means /= np.linalg.norm(means, axis=1, keepdims=True)
+            right = np.nanargmax(asked_for @ means.T, 1)
+        else:
+            right = np.nanargmin(np.linalg.norm(asked_for[:, None] - means, axis=2), 1)
+        assert head(torch.tensor(asked_for)).argmax(-1).tolist() == right.tolist()
+
+
+def test_neighbours_vote() -> None:
+    head = NeighbourHead(1, 3, nearest=3, capacity=5)
+    head.absorb(torch.tensor([[0.0], [0.1], [1.0], [5.0], [5.1]]), torch.tensor([0, 0, 1, 2, 2]))
+    assert head(torch.tensor([[0.3], [4.9]])).argmax(-1).tolist() == [0, 2]
+    assert head(torch.tensor([[0.9]])).argmax(-1).tolist() == [0]  # two of three
+    tie = NeighbourHead(1, 3, nearest=2)
+    tie.absorb(torch.tensor([[0.0], [1.0]]), torch.tensor([2, 1]))
+    assert tie(torch.tensor([[0.4], [0.6]])).argmax(-1).tolist() == [2, 1]  # of equally many the nearer
+    head.absorb(torch.full((4, 1), 9.0), torch.full((4,), 1))  # the oldest four go
+    assert head.labels.tolist() == [1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("head", [lambda: HEADS["linear"](8, 4), lambda: HEADS["cosine"](8, 4)])
+def test_frozen_rows_stay_bit_for_bit(head: Callable[[], Any]) -> None:
+    model, batch = Classifier(backbone(), head()), rows_of(4, 5)
+    model.head.freeze([1, 2])  # type: ignore[operator]
+    before = copy.deepcopy(model.head.state_dict())
+    learn(model, lambda step: batch, 5, rate=0.1, decay=0.1, objective=ClassLoss("all"))
+    for name, tensor in model.head.state_dict().items():
+        assert torch.equal(tensor[[1, 2]], before[name][[1, 2]])
+        assert name == "frozen" or not torch.equal(tensor[[0, 3]], before[name][[0, 3]])
+    assert "head.weight" in groups_of(model, muon=True)["table"]
+
+
+def test_mistakes_are_told() -> None:
+    for wrong, told in ((lambda: Classifier(backbone(), LinearHead(9, 3)), "width 9"),
+                        (lambda: Classifier(backbone(), LinearHead(8, 3), "max"), "pool"),
+                        (lambda: CosineHead(8, 3, 0.0), "temperature"),
+                        (lambda: NeighbourHead(8, 3, 5, 4), "nearest"),
+                        (lambda: LinearHead(8, 3).absorb(torch.zeros(1, 8), torch.zeros(1)), "gradients"),
+                        (lambda: ClassLoss("some"), "among"), (lambda: ProxyReplay(1), "samples"),
+                        (lambda: SupCon(0.0), "temperature")):
+        with pytest.raises(SegueError, match=told):
+            wrong()
+
+
+# Losses.
+
+def some(rows: int, classes: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    return (torch.randn(rows, width, generator=draw, dtype=torch.float64),
+            torch.randint(classes, (rows,), generator=draw))
+
+
+def as_batch(features: Tensor, labels: Tensor) -> Batch:
+    return Batch(features[:, None], labels[:, None])
+
+
+shapes = {"rows": st.integers(1, 12), "classes": st.integers(1, 6), "seed": st.integers(0, 999)}
+
+
+@quick
+@given(**shapes)
+def test_proxy_replay_is_a_double_loop_and_a_count_adjusted_softmax(rows: int, classes: int, seed: int) -> None:
+    features, labels = some(rows, classes, 5, seed)
+    torch.manual_seed(seed)
+    model = Classifier(Features(), CosineHead(5, classes)).double()
+    loss = ProxyReplay()(model, as_batch(features, labels))
+    proxies, naive = model.head.weight.detach(), 0.0  # type: ignore[union-attr]
+
+    def score(i: int, c: int) -> float:
+        z, w = features[i], proxies[c]  # type: ignore[index]
+        return float(z @ w / (z.norm() + 1e-6) / (w.norm() + 1e-6) / 0.09)
+
+    for i in range(rows):
+        below = sum(math.exp(score(i, int(labels[j])) - score(i, int(labels[i]))) for j in range(rows))
+        naive += math.log(below)
+    assert float(loss.total.detach()) == pytest.approx(naive, abs=1e-6)
+    assert model.seen.nonzero()[:, 0].tolist() == labels.unique().tolist()
+
+    scores = model.head(features).detach().requires_grad_()
+    counts = F.one_hot(labels, classes).sum(0)
+    adjusted = scores + counts.double().log()  # classes that are absent at -inf
+    wanted = torch.autograd.grad(F.cross_entropy(adjusted, labels, reduction="sum"), scores)[0]
+    weight = torch.autograd.grad(loss.total, model.head.weight)[0]  # type: ignore[arg-type]
+    again = torch.autograd.grad((model.head(features) * wanted).sum(), model.head.weight)[0]  # type: ignore[arg-type]
+    torch.testing.assert_close(weight, again, atol=1e-9, rtol=1e-7)
+
+
+def naive_supcon(features: Tensor, labels: Tensor, temperature: float) -> float:
+    unit, total = features / features.norm(dim=1, keepdim=True), 0.0
+    for i in range(len(labels)):
+        others = [j for j in range(len(labels)) if j != i]
+        positives = [j for j in others if labels[j] == labels[i]]
+        if positives:
+            below = math.log(sum(math.exp(float(unit[i] @ unit[j]) / temperature) for j in others))
+            total -= sum(float(unit[i] @ unit[p]) / temperature - below for p in positives) / len(positives)
+    return total
+
+
+@quick
+@given(**shapes)
+def test_supcon_is_a_double_loop_without_self(rows: int, classes: int, seed: int) -> None:
+    features, labels = some(rows, classes, 5, seed)
+    total = supcon(features.requires_grad_(), labels, 0.2)
+    assert float(total.detach()) == pytest.approx(naive_supcon(features.detach(), labels, 0.2), abs=1e-9)
+    assert bool(torch.autograd.grad(total, features)[0].isfinite().all())
+    head = Classifier(Features(), LinearHead(5, classes)).double()
+    assert float(SupCon(0.2)(head, as_batch(features.detach(), labels)).total) == pytest.approx(float(total.detach()))
+
+
+@quick
+@given(**shapes)
+def test_rows_among_the_proxies_are_a_double_loop_too(rows: int, classes: int, seed: int) -> None:
+    features, labels = some(rows, classes, 5, seed)
+    torch.manual_seed(seed)
+    model = Classifier(Features(), CosineHead(5, classes)).double()
+    scores = model.head(features).detach()
+    unit, naive = features / features.norm(dim=1, keepdim=True), 0.0
+    for i in range(rows):
+        compared = [float(scores[i, labels[j]]) for j in range(rows)]
+        compared += [float(unit[i] @ unit[j]) / 0.09 for j in range(rows) if j != i]
+        kinds = [*labels.tolist(), *(int(labels[j]) for j in range(rows) if j != i)]
+        positives = [s for s, kind in zip(compared, kinds) if kind == int(labels[i])]
+        naive += math.log(sum(map(math.exp, compared))) - sum(positives) / len(positives)
+    batch = as_batch(features, labels)
+    if rows > 1:
+        assert float(ProxyReplay(samples=2)(model, batch).total.detach()) == pytest.approx(naive, abs=1e-6)
+    below = ProxyReplay(samples=rows + 2)(model, batch).total
+    assert torch.equal(below, ProxyReplay()(model, batch).total)  # too few rows for them
+
+
+def test_which_classes_the_softmax_is_over() -> None:
+    model = Classifier(Features(), LinearHead(3, 5)).double()
+    features, labels = some(6, 2, 3, 0)
+    scores = model.head(features)
+    batch = as_batch(features, labels)
+    for among, allowed in (("all", [0, 1, 2, 3, 4]), ("batch", [0, 1]), ("seen", [0, 1, 3])):
+        model.see([3])
+        expected = F.cross_entropy(scores[:, allowed], labels, reduction="sum")
+        torch.testing.assert_close(ClassLoss(among)(model, batch).total, expected)
+    fresh = Classifier(Features(), LinearHead(3, 5)).double().eval()
+    ClassLoss("batch")(fresh, batch)
+    assert not fresh.seen.any()  # a held-out score marks nothing
+
+
+@quick
+@given(rows=st.integers(1, 8), seed=st.integers(0, 99))
+def test_distillation_terms(rows: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    now, then = torch.randn(2, rows, 4, generator=draw, dtype=torch.float64)
+    labels = torch.randint(4, (11,), generator=draw)
+    columns = (now[:, labels] - then[:, labels]).square().mean()  # with repeats
+    torch.testing.assert_close(score_distillation(now, then, labels), columns)
+    assert float(score_distillation(torch.cat([then, now], 1), then, labels)) == 0  # a head that has grown since
+
+    for features, equal in ((then, True), (now, False)):
+        features = features.clone().requires_grad_()
+        gradient = torch.autograd.grad(relation_distillation(features, then), features)[0]
+        assert bool(gradient.isfinite().all())
+        assert float(gradient.abs().max()) < 1e-9 or not equal
+        assert equal or rows < 3 or float(gradient.abs().max()) > 1e-6
+
+
+# Freezing and probing.
+
+@pytest.mark.parametrize("make", [Freeze, lambda: Freeze(["embedding", "blocks.0"]), lambda: Freeze(warm_up=1)])
+def test_freezing_keeps_the_contract_of_a_strategy(make: Callable[[], Freeze]) -> None:
+    check_strategy(make)
+
+
+@pytest.mark.parametrize("mixer", BACKBONES)
+def test_a_frozen_backbone_and_old_rows_stay_bit_for_bit(mixer: str) -> None:
+    model = Classifier(backbone(mixer, dropout=0.5), LinearHead(8, 4))
+    strategy, batches = Freeze(old_classes=True), [rows_of(2, 6), rows_of(4, 6).rows(slice(12, 24))]
+    features = features_of(model, batches[0].tokens)
+    learn(model, lambda step: batches[0], 8, strategy=strategy, objective=ClassLoss("all"))
+    assert torch.equal(features_of(model, batches[0].tokens), features)
+    old = model.head.weight[:2].clone()  # type: ignore[index]
+    learn(model, lambda step: batches[1], 8, strategy=strategy, objective=ClassLoss("all"))
+    assert torch.equal(features_of(model, batches[0].tokens), features)
+    assert torch.equal(model.head.weight[:2], old)  # type: ignore[index]
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_dropout_rests_where_the_model_is_frozen() -> None:
+    seen: list[Tensor] = []
+
+    class Watch(ClassLoss):
+        def __call__(self, model: Any, batch: Batch) -> Any:
+            seen.append(model.hidden(batch.tokens, batch.layout).detach())
+            return super().__call__(model, batch)
+
+    batch, model = rows_of(2, 6), Classifier(backbone(dropout=0.5), LinearHead(8, 2))
+    strategy = Freeze(["backbone"], warm_up=1)
+    learn(model, lambda step: batch, 3, objective=Watch(), strategy=strategy)
+    assert not torch.equal(seen[0], seen[1])
+    learn(model, lambda step: batch, 3, objective=Watch(), strategy=strategy, measure=3)
+    assert torch.equal(seen[-1], seen[-2]) and torch.equal(seen[-1], seen[-3])
+
+
+def test_freezing_says_what_is_wrong() -> None:
+    batch = rows_of(2, 3)
+    with pytest.raises(SegueError, match="no part 'tail'"):
+        learn(Classifier(backbone(), LinearHead(8, 2)), lambda step: batch, 1, strategy=Freeze(["tail"]))
+    with pytest.raises(SegueError, match="rows of old classes"):
+        learn(backbone(), lambda step: batch, 1, strategy=Freeze(old_classes=True))
+    with pytest.raises(SegueError, match="warm-up"):
+        Freeze(warm_up=-1)
+
+
+@pytest.mark.parametrize("mixer", BACKBONES)
+def test_probes_read_frozen_features(mixer: str) -> None:
+    train, test = rows_of(3, 30), rows_of(3, 15, seed=1)
+    model = backbone(mixer).requires_grad_(False)
+
+    def read(batch: Batch, pool: str = "") -> tuple[Tensor, Tensor]:
+        return features_of(model, batch.tokens, batch.targets.argmax(1), pool, rows=7), batch.targets.amax(1)
+
+    torch.testing.assert_close(read(train)[0], asked(model, train)[0], atol=1e-5, rtol=0)
+    for kind in PROBES:
+        found = probe(kind, read(train, "mean"), read(test, "mean"), rate=0.05, epochs=30)
+        assert found > 0.6, kind
+    assert fitted_head("linear", *read(train), 3).weight.requires_grad is False  # type: ignore[union-attr]
+    with pytest.raises(SegueError, match="unknown"):
+        probe("quadratic", read(train), read(test))
+
+
+def test_a_probe_reads_what_only_extends() -> None:
+    stack, tokens = backbone("gru").eval(), torch.randint(12, (5, 6))
+
+    class Extends:  # as a compiled engine, or a model behind an adapter
+        init_state, extend = stack.init_state, stack.extend
+
+    torch.testing.assert_close(features_of(Extends(), tokens), features_of(stack, tokens), atol=1e-5, rtol=0)
