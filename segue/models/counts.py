@@ -23,7 +23,7 @@ from segue.mixers.state import check_parents
 from segue.models.base import Decoding, Output, check_tokens
 
 PIECE = 1024  # elements whose distributions are held at once
-FEW = 100_000  # tokens: fewer are predicted a fold at a time, more have a share set aside
+FEW = 300_000  # tokens: fewer are predicted a fold at a time, more have a share set aside
 TRUSTED, FOLDED = 60_000, 24_000  # positions that trust is learned on at most, set aside or by folds
 MANY = 20  # documents, of which some can be set aside; of fewer, parts are
 CELLS = 1 << 23  # probabilities held at once
@@ -372,7 +372,7 @@ class BlendedCounts(_Counted):
         positions: how many tokens the trust is fitted on at most. epochs: passes over them.
         """
         if sum(map(len, documents)) < FEW:
-            self.cross_fit(documents, seed, epochs=epochs)
+            self.cross_fit(documents, seed, epochs=2 * epochs)
             return self
         rest, held = hold_back(documents, seed=seed)
         self.count(rest)
@@ -396,7 +396,7 @@ class BlendedCounts(_Counted):
         self.trust, bits = _fit_trust(*found, self.vocabulary, seed, epochs)
         return bits
 
-    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = FOLDED, epochs: int = 4,
+    def cross_fit(self, documents: Sequence[Any], seed: int = 0, positions: int = FOLDED, epochs: int = 8,
                   folds: int = 5) -> float:
         """Count documents and learn trust on the same ones, each predicted by counts of the other folds; for few data,
         of which neither should lose any. Returns the cost of those predictions in bits per element."""

@@ -9,12 +9,12 @@ import torch
 
 from segue.continual.memory import sequences
 from segue.models import Stack
-from segue.models.counts import FEW, FOLDED, TRUSTED, BlendedCounts, CountModel, hold_back
+from segue.models.counts import FEW, TRUSTED, BlendedCounts, CountModel, hold_back
 from segue.models.mixture import POSITIONS, Gate, Mixture
 from segue.training.batches import Arrays, Store
 from segue.training.evaluate import Scored, Tally
 
-FEWEST, MOST = 50, 100_000_000  # elements: below, there is nothing to count; above, the stream fills the memory
+FEWEST, MOST = 20, 100_000_000  # elements: below, there is nothing to count; above, the stream fills the memory
 EVEN = 2_500  # elements: of fewer none are set aside to learn a gate on, and both are believed alike
 GATED = 1_500  # elements that are set aside at least, if they are no more than a fifth
 POSITION = 2e-7  # seconds, for each token of the vocabulary, that the gate's fit takes for a position
@@ -83,7 +83,7 @@ def mix(model: Stack, parts: Parts, context: int, seed: int, precision: str = "f
     """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one."""
     counts, (trusted, gated) = BlendedCounts(model.vocabulary), positions(model.vocabulary, minutes)
     if sum(map(len, parts.rest)) < FEW:
-        counts.cross_fit(parts.rest, seed, min(FOLDED, trusted))
+        counts.cross_fit(parts.rest, seed)
     else:
         counts.count(parts.rest)
         counts.learn_trust(parts.aside, seed, trusted)
