@@ -129,6 +129,23 @@ def prompt_ends(at: Tensor | None) -> Tensor | None:
     return None if at is None or not at.shape[1] else at.max(1).values + 1
 
 
+def encode(encoder: Stack, source: Tensor, lengths: Tensor) -> Tensor:
+    """(B, S) long, or (B, S, C) real vectors, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
+    batch, n = source.shape[:2]
+    if bool((lengths == n).all()):
+        return encoder.hidden(source, Layout.chain((batch, n), device=source.device))
+    if encoder.resettable:  # the padding is a document of its own, of which no mixer shows the other anything
+        starts = torch.arange(n, device=source.device) == lengths[:, None]
+        return encoder.hidden(source, Layout.chain((batch, n), starts=starts))
+    weight = next(encoder.parameters())
+    encoded = weight.new_zeros(batch, n, encoder.config.width)
+    for length in lengths.unique().tolist():
+        rows = torch.nonzero(lengths == length)[:, 0]
+        alone = encode(encoder, source[rows, :length], lengths[rows])
+        encoded = encoded.index_copy(0, rows, F.pad(alone.to(encoded.dtype), (0, 0, 0, n - length)))
+    return encoded
+
+
 class EncoderDecoder(nn.Module):
     """A stack that reads the source and one that says the target. Satisfies `segue.models.base.Decodable`.
 
@@ -182,18 +199,7 @@ class EncoderDecoder(nn.Module):
 
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
-        batch, n = source.shape
-        if bool((lengths == n).all()):
-            return self.encoder.hidden(source, Layout.chain((batch, n), device=source.device))
-        if self.encoder.resettable:  # the padding is a document of its own, of which no mixer shows the other anything
-            starts = torch.arange(n, device=source.device) == lengths[:, None]
-            return self.encoder.hidden(source, Layout.chain((batch, n), starts=starts))
-        encoded = self.encoder.embedding.weight.new_zeros(batch, n, self.config.encoder.width)
-        for length in lengths.unique().tolist():
-            rows = torch.nonzero(lengths == length)[:, 0]
-            alone = self.encode(source[rows, :length], lengths[rows])
-            encoded = encoded.index_copy(0, rows, F.pad(alone.to(encoded.dtype), (0, 0, 0, n - length)))
-        return encoded
+        return encode(self.encoder, source, lengths)
 
     def _read(self, prompts: Prompts, state: Reading | None = None) -> Tensor:
         """(B, N, D), zero at the source and at padding."""
