@@ -89,7 +89,7 @@ def shortest_tours(points: Array) -> Array:
         raise SegueError(f"tours are solved for 3 to 16 points, not {n}: their number of subsets doubles with each")
     d, m = distances(np.asarray(points, np.float64)), n - 1
     best = np.full((batch, 1 << m, m), np.inf)  # of the paths from point 0 through a subset, ending at a point of it
-    came = np.zeros((batch, 1 << m, m), np.int8)
+    came = np.zeros((batch, 1 << m, m), np.int64)
     best[:, 1 << np.arange(m), np.arange(m)] = d[:, 0, 1:]
     sizes = np.array([bin(subset).count("1") for subset in range(1 << m)])
     for size in range(2, n):
