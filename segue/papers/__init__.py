@@ -169,7 +169,9 @@ PAPERS: dict[str, Paper] = {
     "playlists": Paper(
         "Representation, Exploration and Recommendation of Music Playlists",
         "2019, arXiv 1907.01098"),
-    "pointer-networks": Paper("Pointer Networks", "2015, arXiv 1506.03134"),
+    "pointer-networks": Paper(
+        "Pointer Networks", "2015, arXiv 1506.03134", "pointer_networks",
+        ("models.pointer", "tasks.geometry", "decoding.constrain.EachOnce")),
     "prompt-tpp": Paper(
         "Prompt-augmented Temporal Point Process for Streaming Event Sequence, PromptTPP",
         "2023, arXiv 2310.04993"),
