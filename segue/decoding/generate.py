@@ -320,8 +320,8 @@ def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int],
 
         for number, each in enumerate(found, start):
             if not each.answers:
-                raise SegueError(f"nothing may follow in any hypothesis of prompt {number}: the processors rule out all "
-                                 "answers, or more hypotheses (num_beams) are needed")
+                raise SegueError(f"nothing may follow in any hypothesis of prompt {number}: the processors rule out "
+                                 "all answers, or more hypotheses (num_beams) are needed")
             told = [tell(hypothesis, each.passes, each.nodes) for hypothesis in each.answers]
             told[0].others = told[1:]
             answers.append(told[0])

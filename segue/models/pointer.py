@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors, gather_nodes
 from segue.models.base import Decoding, Output, check_tokens
-from segue.models.seq2seq import encode
+from segue.models.seq2seq import Foldered, encode
 from segue.models.stack import Stack, StackConfig
 
 
@@ -60,8 +60,8 @@ class PointerConfig:
 
 
 class SetEncoder(nn.Module):
-    """Read and Process of "Order Matters": a memory of each element by itself, and a summary of them all by an LSTM that
-    has no input but its own state and what it reads (the pooling called Set2Set in graph networks)."""
+    """Read and Process of "Order Matters": a memory of each element by itself, and a summary of them all by an LSTM
+    that has no input but its own state and what it reads (the pooling called Set2Set in graph networks)."""
 
     def __init__(self, config: SetConfig) -> None:
         super().__init__()
@@ -160,13 +160,16 @@ class Named(Recurrence):
         return every[:, 1:], (final,)
 
 
-class PointerNetwork(nn.Module):
+class PointerNetwork(Foldered):
     """An encoder, a decoder, and what the decoder says: pointers, or indices of a fixed dictionary.
 
     The training form reads rows of elements, the frame and what was pointed at (`Batch.pointing`), so that objectives
     and strategies for any model are for this one too. `read` gives the decoding form. The decoder begins with the
     summary of the elements: of a stack what it knows at the last one, of a set encoder q*.
     """
+
+    format = "segue pointer network 1"
+    configured = PointerConfig
 
     def __init__(self, config: PointerConfig) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from segue.objectives.masked import MaskedElements
 from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
+from segue.objectives.order import OrderSearch
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
@@ -27,6 +28,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "unlikelihood": TokenUnlikelihood,
     "occupancy": OccupancyMatching,
     "rollout-unlikelihood": RolloutUnlikelihood,
+    "order-search": OrderSearch,
 }
 
 
@@ -47,5 +49,5 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
 
 
 __all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements",
-           "Mixed", "NextElement", "Objective", "OccupancyMatching", "RolloutUnlikelihood", "Sundae",
+           "Mixed", "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "RolloutUnlikelihood", "Sundae",
            "TokenUnlikelihood", "generator_of", "objective_named"]

@@ -161,7 +161,9 @@ PAPERS: dict[str, Paper] = {
         "An Interdisciplinary Comparison of Sequence Modeling Methods for Next-Element Prediction",
         "2018, arXiv 1811.00062", "next_element",
         ("models.counts", "models.classical", "models.predict", "analysis.metrics", "kinds.table")),
-    "order-matters": Paper("Order Matters: Sequence to sequence for sets", "2015, arXiv 1511.06391"),
+    "order-matters": Paper(
+        "Order Matters: Sequence to sequence for sets", "2015, arXiv 1511.06391", "order_matters",
+        ("models.pointer.SetEncoder", "objectives.order", "tasks.geometry")),
     "partial-attention-lm": Paper(
         "Decoder-Only or Encoder-Decoder? Interpreting Language Model as a Regularized Encoder-Decoder",
         "2023, arXiv 2304.04052", "partial_attention_lm", ("mixers.partial", "analysis.influence")),

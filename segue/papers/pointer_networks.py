@@ -149,8 +149,8 @@ def measure(run: Run) -> list[Row]:
     run.note(f"{steps:,} steps of {rows} sets, width {width}, AdamW at 0.003 for all arms (the paper: a million pairs, "
              "ten epochs and more, SGD at 1.0); one seed; decoders read the memory of what was pointed at, and begin "
              "with what the encoder knows at the last point")
-    run.note("the dictionary's decoders have two layers, the pointers' one; trained on 10 points, as they must be for one "
-             "number, the pointers on 5 to 10")
+    run.note("the dictionary's decoders have two layers, the pointers' one; trained on 10 points, as they must be for "
+             "one number, the pointers on 5 to 10")
     run.note("a polygon that is not simple has no area; the paper calls it a failure where more than 1% are not")
     run.note(f"TSPLIB: {CITIES} cities at random of each of {tests} drawn instances, scaled to the unit square"
              if path else "cities: made up, on a grid")
@@ -170,8 +170,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     half = cell["hull", HALF, str(LARGEST)]["to the best"]
     valid, free, nearest = (cell[UNIFORM, arm, f"{TOURS[0]}-{TOURS[1]}"] for arm in (VALID, FREE, NEAREST))
     failed = [str(n) for n in SIZES if cell["hull", POINTER, str(n)]["invalid"] > 0.01]
-    reason = (f"hulls of 10 points: right in {pointer:.1%} by pointers, {attention:.1%} by a dictionary with attention, "
-              f"{fixed:.1%} without; area covered {', '.join(f'{cover[n]:.1%} of {n} points' for n in SIZES)}"
+    reason = (f"hulls of 10 points: right in {pointer:.1%} by pointers, {attention:.1%} by a dictionary with "
+              f"attention, {fixed:.1%} without; area covered {', '.join(f'{cover[n]:.1%} of {n} points' for n in SIZES)}"
               f"{f' (more than 1% not simple at {chr(44).join(failed)})' if failed else ''}, by a random half {half:.1%};"
               f" tours {valid['to the best']:.3f} times the shortest, nearest neighbour {nearest['to the best']:.3f}; "
               f"{free['invalid']:.1%} are no tours where anything may follow")
@@ -206,14 +206,14 @@ CLAIM = Claim(
     statement="A decoder that points at its input learns convex hulls and short tours from examples alone, for sets "
               "of any size and beyond those it learned from, where one that says indices from a fixed dictionary falls "
               "short, with attention to the input too.",
-    rule="confirmed if, at 10 points, pointers trained on hulls of 5 to 10 points are right at least 1.5 times as often "
-         "as a dictionary with attention trained on 10, and that at least as often as one without; if they cover at "
-         "least 98% of the area at 5 and 10 points and at least 95% at 20 (polygons that are simple), twice the longest "
-         "they learned from; and if tours of 5 to 8 points by a beam that may only make tours are at most 1.05 times as "
-         "long as the shortest and shorter than the nearest neighbour's; refuted if the dictionary with attention is "
-         "right at least as often as pointers, or the coverage at 20 points is no better than that of the hull of a "
-         "random half; else inconclusive. Reported besides: how often a beam without a rule makes no tour, and tours of "
-         "cities of TSPLIB.",
+    rule="confirmed if, at 10 points, pointers trained on hulls of 5 to 10 points are right at least 1.5 times as "
+         "often as a dictionary with attention trained on 10, and that at least as often as one without; if they cover "
+         "at least 98% of the area at 5 and 10 points and at least 95% at 20 (polygons that are simple), twice the "
+         "longest they learned from; and if tours of 5 to 8 points by a beam that may only make tours are at most 1.05 "
+         "times as long as the shortest and shorter than the nearest neighbour's; refuted if the dictionary with "
+         "attention is right at least as often as pointers, or the coverage at 20 points is no better than that of the "
+         "hull of a random half; else inconclusive. Reported besides: how often a beam without a rule makes no tour, "
+         "and tours of cities of TSPLIB.",
     measure=measure, judge=judge, draw=draw,
     paper={"hulls right, area, 50 points": "dictionary 1.9%, fails; with attention 38.9%, 99.7%; pointers 72.6%, 99.9%",
            "pointers trained on 5 to 50": "10 points 87.0%, 99.8%; 50 points 69.6%, 99.9%; 500 points 1.3%, 99.2%",
