@@ -119,9 +119,11 @@ def test_modes_over_given_orders() -> None:
 
 
 def test_what_is_no_order_is_refused() -> None:
-    for options, what in (({"mode": "best"}, "unknown"), ({"orders": [[0, 2]]}, "not orders"), ({"orders": []}, "not o")):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"mode": "best"}, "unknown"), ({"orders": [[0, 2]]}, "not orders"), ({"orders": []}, "not orders")]
+    for options, what in wrong:
         with pytest.raises(SegueError, match=what):
-            OrderSearch(**options)  # type: ignore[arg-type]
+            OrderSearch(**options)
     with pytest.raises(SegueError, match="must be equal"):
         OrderSearch("max", [[0, 1]])(model(), batch_of([1, 2, 3]))
     with pytest.raises(SegueError, match="too many orders"):
@@ -133,7 +135,7 @@ def test_what_is_no_order_is_refused() -> None:
 
 
 def test_a_pointer_network_learns_sets_too() -> None:
-    """Which two of four numbers are the largest, told in an order that changes: the search finds one that can be said."""
+    """Which two of four numbers are the largest, told in an order that changes: a search finds one that can be said."""
     def draw(step: int) -> Batch:
         generator = torch.Generator().manual_seed(step)
         values = torch.rand(32, 4, 1, generator=generator)

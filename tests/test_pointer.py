@@ -233,7 +233,8 @@ def test_every_decoder(name: str) -> None:
         if "dict" not in name:  # a dictionary knows nothing of how many elements there are
             for answer, n in zip(generate(read, read.prompts, 7, eos=0, processors=[EachOnce()], **options), sizes):
                 assert is_tour(answer.tokens, n) and answer.finish == "stop"
-            begun = generate(read, [read.prompt(i, [2]) for i in range(3)], 7, eos=0, processors=[EachOnce()], **options)
+            begun = generate(read, [read.prompt(i, [2]) for i in range(3)], 7, eos=0, processors=[EachOnce()],
+                             **options)
             assert all(is_tour([2, *answer.tokens], n) for answer, n in zip(begun, sizes))
 
 
@@ -290,7 +291,8 @@ def test_what_cannot_be_read_is_refused() -> None:
 def test_it_learns_to_sort(encoder: str, decoder: str) -> None:
     """The one objective and the one loop, unchanged."""
     torch.manual_seed(0)
-    read: Any = SetConfig(1, 32, 2) if encoder == "set" else StackConfig(1, 32, [encoder], OPTIONS, inputs=1, tied=False)
+    read: Any = SetConfig(1, 32, 2) if encoder == "set" else \
+        StackConfig(1, 32, [encoder], OPTIONS, inputs=1, tied=False)
     ours = PointerNetwork(PointerConfig(read, StackConfig(1, 32, [decoder], OPTIONS), 1))
     learn(ours, GEOMETRY["sorting"].batches(32, (2, 4)), 120, rate=1e-2, cooldown=0.5)
     assert accuracy(ours, GEOMETRY["sorting"].test(200, 4)) > 0.8

@@ -50,8 +50,8 @@ def sort(reads: str, glimpses: int, seed: int, steps: int, rows: int, width: int
     learn(model, GEOMETRY["sorting"].batches(rows, (NUMBERS, NUMBERS), seed), steps, rate=1e-3, seed=seed, cooldown=0.3)
     batch = GEOMETRY["sorting"].test(tests, NUMBERS, seed)
     with torch.no_grad():
-        guess = model(batch.tokens).logits.argmax(-1)  # right to the last place only if all before are, as when
-    decoding return float(((guess == batch.targets) | (batch.targets < 0)).all(1).float().mean())
+        guess = model(batch.tokens).logits.argmax(-1)  # all are right if, and only if, they are when decoding
+    return float(((guess == batch.targets) | (batch.targets < 0)).all(1).float().mean())
 
 
 # --- a star of variables -------------------------------------------------------------------------------------------
@@ -170,13 +170,14 @@ def measure(run: Run) -> list[Row]:
     rows, width = run.pick((8, 8), (64, 64))
     cut = {name: few or steps for name, steps in (("sort", 1500), (FEW, 500), (MANY, 1600), ("grams", 800),
                                                   ("searched", 150))}
-    run.note(f"{len(seeds)} seeds; LSTMs of width {width}, {rows} sets a step (sorting: the paper takes 10,000 steps, "
-             f"here {cut['sort']:,}); decoders read the memory of what was pointed at and begin with the summary of the set")
+    run.note(f"{len(seeds)} seeds; LSTMs of width {width}, {rows} sets a step; {cut['sort']:,} steps of sorting (the "
+             "paper: 10,000); decoders read the memory of what was pointed at and begin with the summary of the set")
     run.note(f"the star's tables are drawn from a Dirichlet of 0.3; places are told to the model; {cut[FEW]:,} steps "
-             f"for few samples, {cut[MANY]:,} for many, the best of 20 measurements on as many other rows as are tested")
-    run.note(f"5-grams of WikiText-2, {size:,} words: learned from its test part ({cut['grams']:,} steps), tested on "
-             f"half of its validation part; elements are words with their positions, perplexity is that of one word, "
-             f"position included, in the order that the search settled on by the other half (not the sum over orders)"
+             f"for few samples, {cut[MANY]:,} for many, the best of 20 measurements on other rows than are tested")
+    run.note(f"5-grams of WikiText-2, {size:,} words: learned from its test part, {cut['grams']:,} steps, the first "
+             f"{cut['searched']} of a search in orders at random; tested on half of its validation part; elements are "
+             "words with their positions; perplexity of one of them in the order that the search settled on by the "
+             "other half (no sum over orders); the search over all 120 orders is left out"
              if path else "5-grams: of a random walk")
     place = None if path is None else str(path)
     wanted: dict[str, Any] = {}

@@ -171,13 +171,16 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     valid, free, nearest = (cell[UNIFORM, arm, f"{TOURS[0]}-{TOURS[1]}"] for arm in (VALID, FREE, NEAREST))
     failed = [str(n) for n in SIZES if cell["hull", POINTER, str(n)]["invalid"] > 0.01]
     reason = (f"hulls of 10 points: right in {pointer:.1%} by pointers, {attention:.1%} by a dictionary with "
-              f"attention, {fixed:.1%} without; area covered {', '.join(f'{cover[n]:.1%} of {n} points' for n in SIZES)}"
-              f"{f' (more than 1% not simple at {chr(44).join(failed)})' if failed else ''}, by a random half {half:.1%};"
-              f" tours {valid['to the best']:.3f} times the shortest, nearest neighbour {nearest['to the best']:.3f}; "
+              f"attention, {fixed:.1%} without; area covered "
+              f"{', '.join(f'{share:.1%} of {n} points' for n, share in cover.items())}, by a random half {half:.1%}; "
+              f"more than 1% not simple at {', '.join(failed) or 'no number of'} points; tours "
+              f"{valid['to the best']:.3f} times the shortest, nearest neighbour {nearest['to the best']:.3f}; "
               f"{free['invalid']:.1%} are no tours where anything may follow")
     if attention >= pointer or cover[LARGEST] <= half:
         return "refuted", reason
-    if pointer >= 1.5 * attention and attention >= fixed and min(cover[5], cover[10]) >= 0.98 and cover[20] >= 0.95             and valid["to the best"] <= 1.05 and valid["to the best"] < nearest["to the best"]:
+    seen, beyond = min(cover[5], cover[10]) >= 0.98, cover[LARGEST] >= 0.95
+    short = valid["to the best"] <= 1.05 and valid["to the best"] < nearest["to the best"]
+    if pointer >= 1.5 * attention and attention >= fixed and seen and beyond and short:
         return "confirmed", reason
     return "inconclusive", reason
 
