@@ -14,6 +14,7 @@ from segue.errors import SegueError
 from segue.models import PointerConfig, PointerNetwork, SetConfig, Stack, StackConfig
 from segue.objectives import Batch, NextElement, OrderSearch
 from segue.objectives.order import MODES, Sets
+from segue.papers import claim
 from segue.tasks import GEOMETRY
 from segue.testing import check_objective
 from segue.training.learn import learn
@@ -42,7 +43,7 @@ def stepwise(ours: Stack, elements: list[int]) -> float:
     """q of an order by its definition: each element among those left."""
     q = 1.0
     for step, element in enumerate(elements):
-        chances = ours(torch.tensor([[BEGIN, *elements[:step]]])).logits[0, -1].softmax(-1)
+        chances = ours(torch.tensor([[BEGIN, *elements[:step]]])).logits[0, -1].detach().softmax(-1)
         q *= float(chances[element] / chances[sorted(set(elements[step:]))].sum())
     return q
 
@@ -86,7 +87,7 @@ def test_the_likeliest_order_is_that_of_brute_force(eos: int | None) -> None:
         best = max(likelihood(ours, [*order, *end]) for order in itertools.permutations(elements))
         loss = OrderSearch("max", eos=eos)(ours, batch_of([*elements, *end], [5, 4, *end]))
         other = max(likelihood(ours, [*order, *end]) for order in itertools.permutations([5, 4]))
-        assert float(loss.total.detach()) == pytest.approx(-best - other, abs=1e-9)
+        assert float(loss.total.detach()) == pytest.approx(-best - other, abs=1e-5)  # totals are float32
     allowed = [[0, 1, 2], [2, 0, 1]]
     loss = OrderSearch("max", allowed)(ours, batch_of([3, 1, 2]))
     assert float(loss.total.detach()) == pytest.approx(-max(likelihood(ours, [3, 1, 2]), likelihood(ours, [2, 3, 1])))
@@ -111,8 +112,8 @@ def test_modes_over_given_orders() -> None:
     assert set(said(OrderSearch("fixed", allowed[::-1]), ours, batch, 3)) == {(2, 3, 1)}
     chances = torch.tensor([likelihood(ours, [3, 1, 2]), likelihood(ours, [2, 3, 1])]).softmax(0)
     for mode, share in (("sample", float(chances[0])), ("uniform", 0.5)):
-        found = said(OrderSearch(mode, allowed), ours, batch, 600)
-        assert found.count((3, 1, 2)) / 600 == pytest.approx(share, abs=0.07)
+        found = said(OrderSearch(mode, allowed), ours, batch, 300)
+        assert found.count((3, 1, 2)) / 300 == pytest.approx(share, abs=0.09)
     assert len(set(said(OrderSearch("uniform"), ours, batch, 100))) == 6
     ended = said(OrderSearch("uniform", eos=0), ours, batch_of([3, 1, 2, 0]), 50)
     assert {one[-1] for one in ended} == {0} and len(set(ended)) == 6
@@ -146,7 +147,7 @@ def test_a_pointer_network_learns_sets_too() -> None:
     def loss(objective: Any) -> float:
         torch.manual_seed(0)
         ours = PointerNetwork(PointerConfig(SetConfig(1, 16, 2), StackConfig(1, 16, ["gru"]), 1))
-        for name, steps in (("uniform", 30), (objective, 90)):
+        for name, steps in (("uniform", 20), (objective, 60)):
             learn(ours, draw, steps, rate=1e-2, objective=OrderSearch(name, eos=0))
         tests = draw(10_000)
         return float(OrderSearch("max", eos=0)(ours, tests).total.detach()) / 32
@@ -154,3 +155,26 @@ def test_a_pointer_network_learns_sets_too() -> None:
     assert loss("sample") < loss("fixed") - 0.1
     sets: Tensor = Sets(GEOMETRY["sorting"].test(2, 3), 0).elements
     assert sets.shape == (2, 3) and bool((sets > 0).all())
+
+
+def results(five: float, glimpse: float, few: float, many: float, search: float, other: float, share: float,
+            ) -> list[dict[str, Any]]:
+    """The table of the claim, the same in three seeds."""
+    values = [("sorting", "P = 0, 0 glimpses", 0.5), ("sorting", "P = 1, 0 glimpses", 0.4),
+              ("sorting", "P = 5, 0 glimpses", five), ("sorting", "P = 0, 1 glimpses", glimpse),
+              ("star", "head first, 500 samples", 1.0), ("star", "head last, 500 samples", few),
+              ("star", "head first, 20,000 samples", 0.1), ("star", "head last, 20,000 samples", many),
+              ("5-grams", "in order", 200.0), ("5-grams", "as 5 1 3 4 2", other),
+              ("5-grams", "search over both", search), ("5-grams", "sets easier in order", share)]
+    return [{"part": part, "system": system, "mean": value, **{f"seed {i}": value for i in (1, 2, 3)}}
+            for part, system, value in values]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.7, 0.7, 1.3, 0.2, 202, 230, 0.9), "confirmed"), ((0.5, 0.7, 1.3, 0.2, 202, 230, 0.9), "refuted"),
+    ((0.7, 0.7, 1.3, 0.2, 202, 230, 0.2), "refuted"), ((0.7, 0.7, 1.3, 0.2, 202, 190, 0.2), "inconclusive"),
+    ((0.55, 0.7, 1.3, 0.2, 202, 230, 0.9), "inconclusive"), ((0.7, 0.55, 1.3, 0.2, 202, 230, 0.9), "inconclusive"),
+    ((0.7, 0.7, 1.1, 0.2, 202, 230, 0.9), "inconclusive"), ((0.7, 0.7, 1.3, 0.3, 202, 230, 0.9), "inconclusive"),
+    ((0.7, 0.7, 1.3, 0.2, 210, 230, 0.9), "inconclusive"), ((0.7, 0.7, 1.3, 0.2, 202, 210, 0.9), "inconclusive")])
+def test_the_rule_of_order_matters(values: tuple[float, ...], verdict: str) -> None:
+    assert claim("order-matters").judge(results(*values))[0] == verdict

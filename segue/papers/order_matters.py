@@ -168,14 +168,14 @@ def measure(run: Run) -> list[Row]:
     seeds = [run.seed + i for i in range(run.pick(1, SEEDS))]
     few, tests, size = run.pick((3, 20, 30), (None, 2000, 2000))
     rows, width = run.pick((8, 8), (64, 64))
-    cut = {name: few or steps for name, steps in (("sort", 1500), (FEW, 500), (MANY, 1600), ("grams", 800),
-                                                  ("searched", 150))}
+    cut = {name: few or steps for name, steps in (("sort", 1500), (FEW, 500), (MANY, 1600), ("grams", 800))}
+    searched = max(1, cut["grams"] // 5)
     run.note(f"{len(seeds)} seeds; LSTMs of width {width}, {rows} sets a step; {cut['sort']:,} steps of sorting (the "
              "paper: 10,000); decoders read the memory of what was pointed at and begin with the summary of the set")
     run.note(f"the star's tables are drawn from a Dirichlet of 0.3; places are told to the model; {cut[FEW]:,} steps "
              f"for few samples, {cut[MANY]:,} for many, the best of 20 measurements on other rows than are tested")
     run.note(f"5-grams of WikiText-2, {size:,} words: learned from its test part, {cut['grams']:,} steps, the first "
-             f"{cut['searched']} of a search in orders at random; tested on half of its validation part; elements are "
+             f"{searched} of a search in orders at random; tested on half of its validation part; elements are "
              "words with their positions; perplexity of one of them in the order that the search settled on by the "
              "other half (no sum over orders); the search over all 120 orders is left out"
              if path else "5-grams: of a random walk")
@@ -183,7 +183,7 @@ def measure(run: Run) -> list[Row]:
     wanted: dict[str, Any] = {}
     for seed in seeds:
         for arm in (SEARCH, NATURAL, OTHER):
-            wanted[f"{GRAMS} {arm} {seed}"] = partial(ngrams, arm, place, seed, cut["grams"], cut["searched"], rows,
+            wanted[f"{GRAMS} {arm} {seed}"] = partial(ngrams, arm, place, seed, cut["grams"], searched, rows,
                                                       width, size, tests)
         for reads in READS:
             for glimpses in (0, 1):
