@@ -139,11 +139,11 @@ def test_rows(name: str) -> None:
     batch, n = GEOMETRY[name].test(4, 6), 6
     again = GEOMETRY[name].test(4, 6)
     assert torch.equal(batch.tokens, again.tokens) and torch.equal(batch.targets, again.targets)
-    for row, targets in zip(batch.tokens, batch.targets):
+    for line, targets in zip(batch.tokens, batch.targets):
         said = targets[targets >= 0].tolist()
-        assert row[:n, 0].tolist() == [-1] * n and row[n, 0] == 0 and said[-1] == 0
-        assert row[n + 1 : n + len(said), 0].tolist() == said[:-1] and bool((targets[:n] == -1).all())
-        points = row[:n, 1:].double().numpy()
+        assert line[:n, 0].tolist() == [-1] * n and line[n, 0] == 0 and said[-1] == 0
+        assert line[n + 1 : n + len(said), 0].tolist() == said[:-1] and bool((targets[:n] == -1).all())
+        points = line[:n, 1:].double().numpy()
         if name == "sorting":
             assert points[np.array(said[:-1]) - 1, 0].tolist() == sorted(points[:, 0].tolist())
         else:
