@@ -168,7 +168,7 @@ def measure(run: Run) -> list[Row]:
     seeds = [run.seed + i for i in range(run.pick(1, SEEDS))]
     few, tests, size = run.pick((3, 20, 30), (None, 2000, 2000))
     rows, width = run.pick((8, 8), (64, 64))
-    cut = {name: few or steps for name, steps in (("sort", 1500), (FEW, 500), (MANY, 1600), ("grams", 800))}
+    cut = {name: few or steps for name, steps in (("sort", 1000), (FEW, 400), (MANY, 1200), ("grams", 600))}
     searched = max(1, cut["grams"] // 5)
     run.note(f"{len(seeds)} seeds; LSTMs of width {width}, {rows} sets a step; {cut['sort']:,} steps of sorting (the "
              "paper: 10,000); decoders read the memory of what was pointed at and begin with the summary of the set")

@@ -143,7 +143,7 @@ def tours(path: str | None, tests: int, seed: int, **choices: int) -> list[Row]:
 
 
 def measure(run: Run) -> list[Row]:
-    steps, touring, rows, width, tests = run.pick((3, 3, 8, 16, 8), (3500, 2000, 64, 128, 1000))
+    steps, touring, rows, width, tests = run.pick((3, 3, 8, 16, 8), (5000, 2000, 64, 64, 1000))
     path = run.dataset("tsplib-small")
     choices = {"steps": steps, "rows": rows, "width": width}
     run.note(f"{steps:,} steps of {rows} sets, width {width}, AdamW at 0.003 for all arms (the paper: a million pairs, "
