@@ -128,7 +128,7 @@ def test_cities_of_tsplib() -> None:
     text = "NAME : x\nEDGE_WEIGHT_TYPE : EUC_2D\nNODE_COORD_SECTION\n1 1.0 2\n 2 3e1 4\nEOF\n"
     cities = read_tsplib(text)
     assert cities.tolist() == [[1, 2], [30, 4]]
-    np.testing.assert_allclose(unit_square(cities), [[0, 0], [1, 2 / 29]])
+    np.testing.assert_allclose(unit_square(cities), np.array([[0, 0], [1, 2 / 29]]))
     with pytest.raises(SegueError, match="TSPLIB"):
         read_tsplib("EDGE_WEIGHT_TYPE: GEO")
 

@@ -107,7 +107,7 @@ def test_the_set_encoder_is_read_and_process() -> None:
             e = torch.stack([mi @ h for mi in m])
             a = torch.exp(e) / torch.exp(e).sum()
             r = sum(ai * mi for ai, mi in zip(a, m))
-            q = torch.cat([h, r])  # type: ignore[list-item]
+            q = torch.cat([h, r])
         torch.testing.assert_close(summary[row], q)
         torch.testing.assert_close(memory[row, : len(one)], torch.stack(m))
     geometric = pytest.importorskip("torch_geometric.nn.aggr")
@@ -186,7 +186,8 @@ def best_order(read: Pointing, n: int) -> tuple[float, list[int]]:
     """Of all n! orders of the first set, by a pass for each."""
     found = []
     for order in itertools.permutations(range(1, n + 1)):
-        logits = read.extend(torch.tensor([read.prompt(0, order)]), read.init_state(1)).logits[0].log_softmax(-1)
+        with torch.no_grad():
+            logits = read.extend(torch.tensor([read.prompt(0, order)]), read.init_state(1)).logits[0].log_softmax(-1)
         found.append((float(sum(logits[t, slot] for t, slot in enumerate([*order, 0]))), list(order)))
     return max(found)
 
@@ -245,9 +246,10 @@ def test_a_hypothesis_without_a_continuation_is_dropped() -> None:
         """Only what begins with 2 can end."""
         return [1, 2, 3] if not said else [3] if said == [2] else [0] if said == [2, 3] else []
 
-    for decoder, options in (("beam", {"num_beams": 3}), ("exact", {}), ("beam", {"num_beams": 3,
-                                                                                 "renormalize_logits": True})):
-        answer = generate(read, read.prompts, 5, decoder, eos=0, processors=[LegalNext(legal)], **options)[0]
+    ways: list[dict[str, Any]] = [{"decoder": "beam", "num_beams": 3}, {"decoder": "exact"},
+                                  {"decoder": "beam", "num_beams": 3, "renormalize_logits": True}]
+    for options in ways:
+        answer = generate(read, read.prompts, 5, eos=0, processors=[LegalNext(legal)], **options)[0]
         assert answer.tokens == [2, 3] and answer.finish == "stop" and np.isfinite(answer.score or 0) \
             and not answer.others
     with pytest.raises(SegueError, match="nothing may follow"):

@@ -226,7 +226,7 @@ class PointerNetwork(Foldered):
 
     def _memory(self, values: Tensor, mask: Tensor, summary: Tensor) -> Memory:
         scorers = [*self.glimpses, *([] if self.pointer is None else [self.pointer])]
-        return Memory(values, mask, summary, tuple(scorer.keys(values) for scorer in scorers))  # type: ignore[operator]
+        return Memory(values, mask, summary, tuple(scorer.keys(values) for scorer in scorers))
 
     def say(self, tokens: Tensor, memory: Memory, layout: Layout, state: State | None = None) -> Output:
         """tokens (B, N) long, 0 or the slots that were pointed at -> logits (B, N, 1 + S), or of the dictionary."""
