@@ -31,6 +31,22 @@ class LegalNext:
         return scores if allowed is None else only(scores, np.fromiter(allowed, np.int64))
 
 
+class EachOnce:
+    """Every token at most once, those of the prompt included, and the end only when nothing else is left: tours and
+    orders, of a pointer network say (`segue.models.pointer`). end: the id that ends an answer."""
+
+    def __init__(self, end: int = 0) -> None:
+        self.end = end
+
+    def __call__(self, scores: Array, prefix: Prefix) -> Array:
+        last = scores[self.end]
+        scores = scores.copy()
+        scores[[self.end, *prefix.tokens]] = -np.inf
+        if not (scores > -np.inf).any():
+            scores[self.end] = last
+        return scores
+
+
 class Pattern:
     """The answer matches a regular expression as a whole: every token keeps a match in reach, and the end token may
     only come where there is one. Cut at its limit of tokens, an answer is the beginning of a match. Automata by

@@ -320,7 +320,10 @@ def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int],
                                 logprobs=best.logprobs if logprobs else None, produced=best.length, passes=passes,
                                 rows=rows, seconds=seconds, score=best.score, nodes=nodes, proven=best.proven)
 
-        for each in found:
+        for number, each in enumerate(found, start):
+            if not each.answers:
+                raise SegueError(f"nothing may follow in any hypothesis of prompt {number}: the processors rule out "
+                                 "all answers, or more hypotheses (num_beams) are needed")
             told = [tell(hypothesis, each.passes, each.nodes) for hypothesis in each.answers]
             told[0].others = told[1:]
             answers.append(told[0])

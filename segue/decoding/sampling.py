@@ -273,12 +273,17 @@ class Sampling:
         """What was said has a say in what follows."""
         return self.repetition_penalty != 1 or bool(self.processors)
 
-    def process(self, scores: Array, prefix: Prefix) -> Array:
-        """What depends on the path: repetition penalty, then the other processors."""
+    def ruled(self, scores: Array, prefix: Prefix) -> Array:
+        """What depends on the path: repetition penalty, then the other processors, which may leave nothing."""
         if self.repetition_penalty != 1:
             scores = repetition_penalty(scores, prefix, self.repetition_penalty)
         for processor in self.processors:
             scores = processor(scores, prefix)
+        return scores
+
+    def process(self, scores: Array, prefix: Prefix) -> Array:
+        """As `ruled`; that no token may follow is an error."""
+        scores = self.ruled(scores, prefix)
         best = scores.max()
         if not np.isfinite(best):
             raise SegueError(f"no token can follow after {len(prefix.tokens)} tokens: every score is ruled out or "

@@ -6,8 +6,10 @@ from segue.models.base import Decodable, Output
 from segue.models.classify import HEADS, ClassHead, Classifier, Features
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.perceptron import Perceptron
+from segue.models.pointer import PointerConfig, PointerNetwork, SetConfig
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 from segue.models.stack import Stack, StackConfig, expand_pattern
 
-__all__ = ["HEADS", "ClassHead", "Classifier", "Decodable", "DepthSchedule", "EncoderDecoder", "EncoderDecoderConfig",
-           "Features", "Output", "Perceptron", "Scheduled", "Stack", "StackConfig", "expand_pattern"]
+__all__ = ["ClassHead", "Classifier", "Decodable", "DepthSchedule", "EncoderDecoder", "EncoderDecoderConfig",
+           "Features", "HEADS", "Output", "Perceptron", "PointerConfig", "PointerNetwork", "Scheduled", "SetConfig",
+           "Stack", "StackConfig", "expand_pattern"]

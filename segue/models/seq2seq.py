@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +22,6 @@ from segue.mixers.cross import Source
 from segue.mixers.state import Layout, State, gather_nodes
 from segue.models.base import Decoding, Output, check_prompt
 from segue.models.stack import Stack, StackConfig
-
-FORMAT = "segue encoder-decoder 1"
 
 
 @dataclass(frozen=True)
@@ -129,12 +127,65 @@ def prompt_ends(at: Tensor | None) -> Tensor | None:
     return None if at is None or not at.shape[1] else at.max(1).values + 1
 
 
-class EncoderDecoder(nn.Module):
+class Foldered(nn.Module):
+    """A model with a config that lies in a folder. A subclass names its format and the class of its config."""
+
+    format: ClassVar[str]
+    configured: ClassVar[Any]
+    config: Any
+
+    def save(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors, replacing the folder atomically."""
+        from safetensors.torch import save_model
+
+        with atomic_folder(folder) as temporary:
+            write_json(temporary / "config.json", {"format": self.format, "model": self.config.to_dict()})
+            save_model(self, str(temporary / "model.safetensors"))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """What `save` wrote."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_model
+
+        values, path = read_json(Path(folder) / "config.json"), Path(folder) / "model.safetensors"
+        if not isinstance(values, dict) or values.get("format") != cls.format \
+                or not isinstance(values.get("model"), dict):
+            raise SegueError(f"{Path(folder) / 'config.json'} is not the config of such a model (format "
+                             f"'{cls.format}')")
+        model = cls(cls.configured.from_dict(values["model"]))
+        try:
+            load_model(model, path)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise SegueError(f"{path} does not fit its config.json ({error}): was the folder copied whole?") from error
+        return model.eval()
+
+
+def encode(encoder: Stack, source: Tensor, lengths: Tensor) -> Tensor:
+    """(B, S) long, or (B, S, C) real vectors, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
+    batch, n = source.shape[:2]
+    if bool((lengths == n).all()):
+        return encoder.hidden(source, Layout.chain((batch, n), device=source.device))
+    if encoder.resettable:  # the padding is a document of its own, of which no mixer shows the other anything
+        starts = torch.arange(n, device=source.device) == lengths[:, None]
+        return encoder.hidden(source, Layout.chain((batch, n), starts=starts))
+    weight = next(encoder.parameters())
+    encoded = weight.new_zeros(batch, n, encoder.config.width)
+    for length in lengths.unique().tolist():
+        rows = torch.nonzero(lengths == length)[:, 0]
+        alone = encode(encoder, source[rows, :length], lengths[rows])
+        encoded = encoded.index_copy(0, rows, F.pad(alone.to(encoded.dtype), (0, 0, 0, n - length)))
+    return encoded
+
+
+class EncoderDecoder(Foldered):
     """A stack that reads the source and one that says the target. Satisfies `segue.models.base.Decodable`.
 
     begin: the id between source and target; `vocabulary` is one more. Logits at the nodes of the source mean nothing.
     """
 
+    format = "segue encoder-decoder 1"
+    configured = EncoderDecoderConfig
     needs_whole_prompt = True
     resettable = False
 
@@ -182,18 +233,7 @@ class EncoderDecoder(nn.Module):
 
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
-        batch, n = source.shape
-        if bool((lengths == n).all()):
-            return self.encoder.hidden(source, Layout.chain((batch, n), device=source.device))
-        if self.encoder.resettable:  # the padding is a document of its own, of which no mixer shows the other anything
-            starts = torch.arange(n, device=source.device) == lengths[:, None]
-            return self.encoder.hidden(source, Layout.chain((batch, n), starts=starts))
-        encoded = self.encoder.embedding.weight.new_zeros(batch, n, self.config.encoder.width)
-        for length in lengths.unique().tolist():
-            rows = torch.nonzero(lengths == length)[:, 0]
-            alone = self.encode(source[rows, :length], lengths[rows])
-            encoded = encoded.index_copy(0, rows, F.pad(alone.to(encoded.dtype), (0, 0, 0, n - length)))
-        return encoded
+        return encode(self.encoder, source, lengths)
 
     def _read(self, prompts: Prompts, state: Reading | None = None) -> Tensor:
         """(B, N, D), zero at the source and at padding."""
@@ -236,28 +276,3 @@ class EncoderDecoder(nn.Module):
             hidden = self.decoder.hidden(tokens, replace(layout, positions=layout.positions - begun), state)
         state.pending = layout
         return Output(self._logits(hidden if at is None else gather_nodes(hidden, at)), hidden)
-
-    def save(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors, replacing the folder atomically."""
-        from safetensors.torch import save_model
-
-        with atomic_folder(folder) as temporary:
-            write_json(temporary / "config.json", {"format": FORMAT, "model": self.config.to_dict()})
-            save_model(self, str(temporary / "model.safetensors"))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> EncoderDecoder:
-        """What `save` wrote."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_model
-
-        values, path = read_json(Path(folder) / "config.json"), Path(folder) / "model.safetensors"
-        if not isinstance(values, dict) or values.get("format") != FORMAT or not isinstance(values.get("model"), dict):
-            raise SegueError(f"{Path(folder) / 'config.json'} is not the config of an encoder-decoder (format "
-                             f"'{FORMAT}')")
-        model = cls(EncoderDecoderConfig.from_dict(values["model"]))
-        try:
-            load_model(model, path)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise SegueError(f"{path} does not fit its config.json ({error}): was the folder copied whole?") from error
-        return model.eval()

@@ -16,6 +16,7 @@ from segue.objectives.masked import MaskedElements
 from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
+from segue.objectives.order import OrderSearch
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
@@ -31,6 +32,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "unlikelihood": TokenUnlikelihood,
     "occupancy": OccupancyMatching,
     "rollout-unlikelihood": RolloutUnlikelihood,
+    "order-search": OrderSearch,
 }
 
 
@@ -50,7 +52,7 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["OBJECTIVES", "Batch", "ClassLoss", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "GroupedClasses",
-           "Loss", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "ProxyReplay",
-           "RolloutUnlikelihood", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "objective_named",
-           "relation_distillation", "score_distillation", "supcon"]
+__all__ = ["Batch", "ClassLoss", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "GroupedClasses", "Loss",
+           "MaskedElements", "Mixed", "NextElement", "OBJECTIVES", "Objective", "OccupancyMatching", "OrderSearch",
+           "ProxyReplay", "RolloutUnlikelihood", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
+           "objective_named", "relation_distillation", "score_distillation", "supcon"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -96,8 +96,28 @@ class Batch:
         rows = [list(row[:length]) for row in rows]
         length = max(map(len, rows)) if length is None else length
         targets = [[*[-1] * (len(row) - 1), label] for row, label in zip(rows, labels, strict=True)]
-        return Batch(*(F.pad(table, (0, length - table.shape[1]), value=fill) for table, fill in
-                       ((padded(rows), 0), (padded(targets, -1), -1))))
+        tokens, asked = padded(rows), padded(targets, -1)
+        return Batch(F.pad(tokens, (0, length - tokens.shape[1])), F.pad(asked, (0, length - asked.shape[1]), value=-1))
+
+    @staticmethod
+    def pointing(pairs: Sequence[tuple[Any, Sequence[int]]]) -> Batch:
+        """Rows of elements, the frame and what is pointed at for a pointer network (`segue.models.pointer`), padded
+        behind: tokens (B, T, 1 + C), of which the first number is -1 at an element, 0 at the frame, and a position
+        from 1 on where one was pointed at; the others are an element's own.
+
+        pairs: of elements, (n, C) real numbers or n ids, and answer, positions from 1 on. Only the answer, and the
+        frame that ends it, are predicted.
+        """
+        sets = [np.asarray(elements).reshape(len(elements), -1) for elements, _ in pairs]
+        longest = max(len(one) + 1 + len(answer) for one, (_, answer) in zip(sets, pairs))
+        kind = np.float32 if sets[0].dtype.kind == "f" else np.int64
+        tokens = np.zeros((len(pairs), longest, 1 + sets[0].shape[1]), kind)
+        targets = np.full((len(pairs), longest), -1)
+        for row, (one, (_, answer)) in enumerate(zip(sets, pairs)):
+            n, end = len(one), len(one) + 1 + len(answer)
+            tokens[row, :n, 0], tokens[row, :n, 1:] = -1, one
+            tokens[row, n + 1 : end, 0], targets[row, n : end] = answer, [*answer, 0]
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(targets))
 
     @staticmethod
     def join(batches: list[Batch]) -> Batch:

@@ -164,7 +164,9 @@ PAPERS: dict[str, Paper] = {
         "An Interdisciplinary Comparison of Sequence Modeling Methods for Next-Element Prediction",
         "2018, arXiv 1811.00062", "next_element",
         ("models.counts", "models.classical", "models.predict", "analysis.metrics", "kinds.table")),
-    "order-matters": Paper("Order Matters: Sequence to sequence for sets", "2015, arXiv 1511.06391"),
+    "order-matters": Paper(
+        "Order Matters: Sequence to sequence for sets", "2015, arXiv 1511.06391", "order_matters",
+        ("models.pointer.SetEncoder", "objectives.order", "tasks.geometry")),
     "partial-attention-lm": Paper(
         "Decoder-Only or Encoder-Decoder? Interpreting Language Model as a Regularized Encoder-Decoder",
         "2023, arXiv 2304.04052", "partial_attention_lm", ("mixers.partial", "analysis.influence")),
@@ -172,7 +174,9 @@ PAPERS: dict[str, Paper] = {
     "playlists": Paper(
         "Representation, Exploration and Recommendation of Music Playlists",
         "2019, arXiv 1907.01098"),
-    "pointer-networks": Paper("Pointer Networks", "2015, arXiv 1506.03134"),
+    "pointer-networks": Paper(
+        "Pointer Networks", "2015, arXiv 1506.03134", "pointer_networks",
+        ("models.pointer", "tasks.geometry", "decoding.constrain.EachOnce")),
     "prompt-tpp": Paper(
         "Prompt-augmented Temporal Point Process for Streaming Event Sequence, PromptTPP",
         "2023, arXiv 2310.04993"),

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from segue.tasks.automata import AUTOMATA, Scratchpad
 from segue.tasks.base import Task, read_twice
+from segue.tasks.geometry import GEOMETRY
 from segue.tasks.listops import LISTOPS
 from segue.tasks.recall import RECALL
 from segue.tasks.sets import INTERSECTION
 
 TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, INTERSECTION, LISTOPS)}
 
-__all__ = ["TASKS", "Scratchpad", "Task", "read_twice"]
+__all__ = ["GEOMETRY", "TASKS", "Scratchpad", "Task", "read_twice"]

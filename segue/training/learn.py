@@ -16,17 +16,19 @@ from segue.training.strategy import Strategy
 
 def learn(model: nn.Module, batches: Callable[[int], Batch], steps: int, *, rate: float = 3e-3, seed: int = 0,
           objective: Objective | None = None, strategy: Strategy | None = None, quiet: bool = True,
-          **choices: Any) -> Run:
+          held_out: Callable[[nn.Module], float] | None = None, **choices: Any) -> Run:
     """Move the model `steps` steps by AdamW; the finished `Run` has the learning curve.
 
     batches: the rows of each step, a pure function of it (see `Task.batches`). rate: of all parameters but the mixers'
-    state parameters, which learn at most at 0.001. choices: any other entry of `Plan` (warmup, decay, clip ...).
+    state parameters, which learn at most at 0.001. held_out: a score, lower is better, that `patience` (a choice) goes
+    by to end with the best weights. choices: any other entry of `Plan` (warmup, decay, clip ...).
     """
     first = batches(0).targets
     plan = Plan(vocabulary=1, rows=first.shape[0], context=first.shape[1], steps=steps, seed=seed, muon=False,
                 rate=rate, table_rate=rate, vector_rate=rate, state_rate=min(rate, 1e-3), decay=0.0, warmup=0.05,
                 threads=torch.get_num_threads())
-    run = Run(model, batches, plan.with_(**choices), objective=objective, strategy=strategy)
+    run = Run(model, batches, plan.with_(**choices), objective=objective, strategy=strategy,
+              held_out=held_out)
     run.train(quiet=quiet)
     return run
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from segue.decoding.prompt import arrange
 from segue.decoding.sampling import Prefix, Sampling, log_softmax
+from segue.errors import SegueError
 from segue.models.base import Decodable, Decoding, Output, padded, state_for
 
 
@@ -188,14 +189,21 @@ def follow(model: Decodable, hypotheses: Sequence[Hypothesis], returns: bool) ->
 def judged(output: Output, hypotheses: Sequence[Hypothesis], sampling: Sampling, ranks_whole: bool) -> np.ndarray:
     """(L, V) float64 log-probabilities of what follows each hypothesis, processors applied: to the log-probabilities
     where whole answers are ranked by their sum, so that what is ruled out makes nothing else likelier (as in
-    transformers); else to the scores, as when one token is chosen."""
+    transformers), and a hypothesis that nothing may follow is dropped; else to the scores, as when one token is chosen,
+    where that is an error."""
     scores = output.logits[:, -1].double().cpu().numpy()
     if not sampling.remembers:
         return log_softmax(scores)
-    scores = log_softmax(scores) if ranks_whole else scores
-    scores = np.stack([sampling.process(row, hypothesis.prefix) for row, hypothesis in zip(scores, hypotheses)
+    scores, rule = (log_softmax(scores), sampling.ruled) if ranks_whole else (scores, sampling.process)
+    scores = np.stack([rule(row, hypothesis.prefix) for row, hypothesis in zip(scores, hypotheses)
                        if hypothesis.prefix is not None])
-    return scores if ranks_whole and not sampling.renormalize_logits else log_softmax(scores)
+    if np.isnan(scores).any():
+        raise SegueError("a score is not a number: look at the model's weights or the processors")
+    if ranks_whole and not sampling.renormalize_logits:
+        return scores
+    open_ = scores.max(-1) > -np.inf
+    scores[open_] = log_softmax(scores[open_])
+    return scores
 
 
 def beginning(model: Decodable, prompt: Sequence[int], sampling: Sampling, limit: int, stops: frozenset[int],
