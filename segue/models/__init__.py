@@ -10,6 +10,6 @@ from segue.models.pointer import PointerConfig, PointerNetwork, SetConfig
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 from segue.models.stack import Stack, StackConfig, expand_pattern
 
-__all__ = ["ClassHead", "Classifier", "Decodable", "DepthSchedule", "EncoderDecoder", "EncoderDecoderConfig",
-           "Features", "HEADS", "Output", "Perceptron", "PointerConfig", "PointerNetwork", "Scheduled", "SetConfig",
-           "Stack", "StackConfig", "expand_pattern"]
+__all__ = ["HEADS", "ClassHead", "Classifier", "Decodable", "DepthSchedule", "EncoderDecoder", "EncoderDecoderConfig",
+           "Features", "Output", "Perceptron", "PointerConfig", "PointerNetwork", "Scheduled", "SetConfig", "Stack",
+           "StackConfig", "expand_pattern"]

@@ -52,7 +52,7 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["Batch", "ClassLoss", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "GroupedClasses", "Loss",
-           "MaskedElements", "Mixed", "NextElement", "OBJECTIVES", "Objective", "OccupancyMatching", "OrderSearch",
+__all__ = ["OBJECTIVES", "Batch", "ClassLoss", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "GroupedClasses",
+           "Loss", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "OrderSearch",
            "ProxyReplay", "RolloutUnlikelihood", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
            "objective_named", "relation_distillation", "score_distillation", "supcon"]
