@@ -9,7 +9,7 @@ from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
-from segue.objectives.masked import MaskedElements
+from segue.objectives.masked import Cloze, MaskedElements
 from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
@@ -22,6 +22,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
     "masked": MaskedElements,
+    "cloze": Cloze,
     "mixed": Mixed,
     "decayed-repetition": DecayedRepetition,
     "unlikelihood": TokenUnlikelihood,
@@ -46,6 +47,6 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements",
-           "Mixed", "NextElement", "Objective", "OccupancyMatching", "RolloutUnlikelihood", "Sundae",
+__all__ = ["OBJECTIVES", "Batch", "Cloze", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss",
+           "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "RolloutUnlikelihood", "Sundae",
            "TokenUnlikelihood", "generator_of", "objective_named"]
