@@ -81,8 +81,9 @@ def rank_next(model: SequencePredictor, prefixes: Sequence[Any], targets: Sequen
     size = items or model.vocabulary
     for at in range(0, len(wanted), rows):
         inside = np.flatnonzero(wanted[at : at + rows] < size) + at
-        scores = next_of(model, [prefixes[i] for i in inside])[:, :size]
-        held = [ids[ids < size] for ids in (np.asarray(prefixes[i], int) for i in inside)] if drop_seen else None
+        some = [np.asarray(prefixes[i], np.int64) for i in inside.tolist()]
+        scores = next_of(model, some)[:, :size]
+        held = [ids[ids < size] for ids in some] if drop_seen else None
         found[inside] = sampled_ranks(scores, wanted[inside], negatives, weights, held, seed + at) if negatives else \
             ranks(scores, wanted[inside], seen=held)
     return found

@@ -185,7 +185,7 @@ class Fitted:
         """As `evaluate`, of data that may be strange to the model: that share of their items has no token."""
         store = data.encode(self.codec)
         notes = [said_unknown(strange, data)] if strange else []
-        ranks = Ranks(store, self.codec.unk) if isinstance(self.codec, ItemCodec) else None
+        ranks = Ranks(store, len(self.codec.items)) if isinstance(self.codec, ItemCodec) else None
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would gather the rounding of bfloat16; a window does not.
         windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
