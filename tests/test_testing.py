@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from segue.continual import Replay, Strategy
 from segue.models import Stack, StackConfig
+from segue.models.cloze import ClozeModel
 from segue.objectives import OBJECTIVES, Batch, DecayedRepetition, Loss, NextElement
 from segue.papers.base import Claim
 from segue.testing import ContractBroken, check_claim, check_objective, check_strategy
@@ -23,7 +24,8 @@ def test_objectives_keep_the_contract(name: str) -> None:
     given = {"distillation": [Stack(StackConfig(11, 8, ["gru"])).double()],  # a teacher
              "mixed": [[(NextElement(), 0.5), (DecayedRepetition(range(7)), 0.5)]],
              "decayed-repetition": [range(7)]}  # so many separators that some sentence can be repeated
-    check_objective(OBJECTIVES[name](*given.get(name, [])))
+    makers = {"cloze": lambda: ClozeModel(Stack(StackConfig(12, 8, ["hydra"], {"hydra": {"states": 4}})), 9)}
+    check_objective(OBJECTIVES[name](*given.get(name, [])), makers.get(name))
 
 
 class Mean(NextElement):

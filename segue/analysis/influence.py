@@ -32,6 +32,8 @@ def _prompt(layout: Layout) -> Tensor:
 def prompt_mass(model: Stack, tokens: Tensor, layout: Layout, asked: Tensor) -> Tensor:
     """(S,): the share of attention that goes to the prompt, mean over rows, layers and heads. Where a layer has an
     attention to the prompt alone besides, that one is not counted: there it is 1."""
+    if model.config.post_norm:
+        raise SegueError("the attention of a model with norms behind the sums cannot be looked at here")
     prompt, inputs = _prompt(layout), list[Tensor]()
     hooks = [block.mixer_norm.register_forward_hook(lambda norm, given, out: inputs.append(out))
              for block in model.blocks]

@@ -181,11 +181,22 @@ class Data:
         by: what is hashed to decide. "name": the record's name. "entity": the same for entities (all of one entity's
         sequences stay on one side). "content": what is in the record, so that equal sequences stay on one side.
         "position": blocks of records, so that one long document can be split. "time": no hash; what happened last is
-        held out. None: the kind's own way, with records too long to fall on one side (one book, one genome) cut into
-        blocks. A hash keeps every record on its side when data are added later, as long as enough records are there
-        for the hash to come near `fraction`; few records, and blocks, are dealt out in the order of their hashes.
+        held out. "last": no hash, and whatever the fraction, each record's last element (leave-one-out; for validation
+        once more of the rest). What comes before held-out elements, `histories` says. None: the kind's own way, with
+        records too long to fall on one side (one book, one genome) cut into blocks. A hash keeps every record on its
+        side when data are added later, as long as enough records are there for the hash to come near `fraction`; few
+        records, and blocks, are dealt out in the order of their hashes.
         """
         return split(self, fraction, by, seed)
+
+    def histories(self) -> tuple[Data, np.ndarray]:
+        """The parts of this view, each from where its record begins, and how many elements of each, (len,), come before
+        the part: what a recommender may know when it is asked for the rest."""
+        spans = self.spans()
+        before = spans[:, 1].copy()
+        spans = spans.copy()
+        spans[:, 1] = 0
+        return self.view(spans), before
 
     def spans(self, first: int = 0, last: int | None = None) -> np.ndarray:
         """(n, 3) record, start and stop of this view's records from `first` to `last`."""

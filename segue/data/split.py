@@ -13,7 +13,7 @@ from segue.errors import SegueError
 if TYPE_CHECKING:
     from segue.data.records import Data
 
-WAYS = (None, "name", "entity", "content", "position", "time")
+WAYS = (None, "name", "entity", "content", "position", "time", "last")
 PART = 32  # elements of a block at least, where so few are cut into blocks: shorter ones say nothing of a sequence
 
 
@@ -22,9 +22,11 @@ def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data,
     if not 0 < fraction < 1:
         raise SegueError(f"the held-out fraction lies between 0 and 1, not {fraction}")
     if by not in WAYS:
-        raise SegueError(f"cannot split by '{by}': name, entity, content, position or time")
+        raise SegueError(f"cannot split by '{by}': name, entity, content, position, time or last")
     if by == "time":
         return _by_time(data, fraction)
+    if by == "last":
+        return _by_last(data)
     total = data.total
     if total < 2:
         raise SegueError("there is too little data to hold anything out: at least two elements are needed")
@@ -71,6 +73,17 @@ def _by_time(data: Data, fraction: float) -> tuple[Data, Data]:
     if not len(early) or not len(late):
         raise SegueError("all events have the same time: split by name, content or position")
     return data.view(early), data.view(late)
+
+
+def _by_last(data: Data) -> tuple[Data, Data]:
+    spans = data.spans()
+    spans = spans[spans[:, 2] > spans[:, 1]]
+    several = spans[:, 2] - spans[:, 1] > 1
+    if not several.any():
+        raise SegueError("no record has two elements, one to be held out: split by name, content or time")
+    cuts = spans[:, 2] - several
+    return (data.view(np.stack([spans[:, 0], spans[:, 1], cuts], 1)),
+            data.view(np.stack([spans[:, 0], cuts, spans[:, 2]], 1)[several]))
 
 
 def _blocks(data: Data, spans: np.ndarray, block: int, everything: bool) -> np.ndarray:

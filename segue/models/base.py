@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
 __all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "explicit", "padded", "reads_whole", "source_of", "start_of", "state_for", "tell_prompt"]
+           "explicit", "padded", "padding", "reads_whole", "source_of", "start_of", "state_for", "tell_prompt"]
 
 
 @dataclass
@@ -39,6 +39,13 @@ def padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
     for place, ids in zip(table, rows):
         place[: len(ids)] = torch.tensor(list(ids))
     return table
+
+
+def padding(lengths: Tensor, n: int) -> Tensor | None:
+    """Starts (B, n) by which what lies behind the first `lengths` (B,) elements of a row is a document of its own, so
+    that a mixer which looks both ways does not see it; None where nothing does."""
+    places = torch.arange(n, device=lengths.device)
+    return (places == lengths[:, None]) if bool((lengths < n).any()) else None
 
 
 def begin_of(model: Any) -> int | None:

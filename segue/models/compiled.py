@@ -34,6 +34,9 @@ def lower(stack: Stack, weights: str = "float32") -> p.Program:
     config = stack.config
     if config.cross is not None:
         raise SegueError("cross-attention has no form for the compiled CPU engine")
+    if config.post_norm or config.transform:
+        raise SegueError("norms behind the sums and a transform before the head have no form for the compiled CPU "
+                         "engine")
     program = p.Program(weights)
     x = program.register("x", config.width)
     table = stack.position_embedding

@@ -171,11 +171,13 @@ class _Counted:
         chances = self.probabilities(tokens, state, parents, at)
         return Output(torch.from_numpy(chances.clip(1e-30)).log().float(), torch.empty(*tokens.shape, 0))
 
-    def predictions(self, sequence: Any) -> np.ndarray:
-        """(n, V): the distribution of every element of one whole sequence, from the elements before it."""
+    def predictions(self, sequence: Any, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """(n, V): the distribution of every element of one whole sequence, from the elements before it; or of those
+        from `begin` up to `end`."""
         ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
-        out = np.empty((ids.size, self.vocabulary))
-        self.distributions(ids, 0, ids.size, out)
+        end = ids.size if end is None else min(end, ids.size)
+        out = np.empty((max(0, end - begin), self.vocabulary))
+        self.distributions(ids, begin, end, out)
         return out
 
     def next(self, prefix: Any) -> np.ndarray:

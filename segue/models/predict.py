@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
 from segue.errors import SegueError
-from segue.models.base import Decodable
+from segue.models.base import Decodable, padded
 
 
 @runtime_checkable
@@ -27,26 +28,52 @@ class SequencePredictor(Protocol):
         ...
 
 
+def next_of(model: SequencePredictor, prefixes: Sequence[Any]) -> np.ndarray:
+    """(n, V): what comes after each of several prefixes; of a model that has `next_many`, all at once."""
+    many = getattr(model, "next_many", None)
+    if many is not None:
+        return many(prefixes)
+    return np.array([model.next(prefix) for prefix in prefixes]).reshape(len(prefixes), model.vocabulary)
+
+
 class DecodablePredictor:
     """Any `Decodable` model as a predictor of its first `size` tokens (default: all), made to sum to 1 over these.
 
-    start: the token every sequence begins with in training; it is put before each prefix.
+    start: the token every sequence begins with in training; it is put before each prefix (None: there is none, so that
+    a prefix cannot be empty). length: so many of the latest elements of a prefix are shown (default: all), for models
+    that read no more at once.
     """
 
-    def __init__(self, model: Decodable, start: int, size: int | None = None) -> None:
-        self.model, self.start, self.vocabulary = model, start, size or model.vocabulary
-        if not (0 <= start < model.vocabulary and 0 < self.vocabulary <= model.vocabulary):
+    def __init__(self, model: Decodable, start: int | None, size: int | None = None, length: int | None = None) -> None:
+        self.model, self.start, self.vocabulary, self.length = model, start, size or model.vocabulary, length
+        if not (0 <= (start or 0) < model.vocabulary and 0 < self.vocabulary <= model.vocabulary):
             raise SegueError(f"start token {start} and {self.vocabulary} predicted tokens do not fit a vocabulary of "
                              f"{model.vocabulary}")
 
     def next(self, prefix: Any) -> np.ndarray:
-        return self.predictions([*np.asarray(getattr(prefix, "ids", prefix)).tolist(), self.start])[-1]
+        return self.next_many([prefix])[0]
+
+    @torch.no_grad()
+    def next_many(self, prefixes: Sequence[Any]) -> np.ndarray:
+        """(n, V): what comes after each of several prefixes."""
+        if not len(prefixes):
+            return np.empty((0, self.vocabulary))
+        begin = [] if self.start is None else [self.start]
+        ids = [np.asarray(getattr(prefix, "ids", prefix), np.int64) for prefix in prefixes]
+        rows = [[*begin, *each[max(0, len(each) - (self.length or len(each))) :].tolist()] for each in ids]
+        if not min(map(len, rows)):
+            raise SegueError("an empty prefix has nothing to go on from: give the token that sequences start with")
+        last = torch.tensor([[len(row) - 1] for row in rows])
+        logits = self.model.extend(padded(rows), self.model.init_state(len(rows)), at=last).logits
+        return logits[:, 0, : self.vocabulary].double().softmax(-1).cpu().numpy()
 
     @torch.no_grad()
     def predictions(self, sequence: Any) -> np.ndarray:
         ids = np.asarray(getattr(sequence, "ids", sequence), np.int64)
-        tokens = torch.from_numpy(np.concatenate([[self.start], ids[:-1]]))[None]
         if not ids.size:
             return np.empty((0, self.vocabulary))
+        if self.start is None or (self.length is not None and len(ids) > self.length + 1):
+            return self.next_many([ids[:end] for end in range(len(ids))])
+        tokens = torch.from_numpy(np.concatenate([[self.start], ids[:-1]]))[None]
         logits = self.model.extend(tokens, self.model.init_state(1)).logits[0, :, :self.vocabulary]
         return logits.double().softmax(-1).cpu().numpy()

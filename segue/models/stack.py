@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -63,6 +64,10 @@ class StackConfig:
     embed_norm: normalise the embedding before the first block. dropout: on each branch, in training only.
     inputs: C, where the elements are vectors of C real numbers instead of ids (a linear map embeds them).
     shared: layers of one name (with label) are one block, applied again and again (ALBERT, Lan et al. 2020).
+    post_norm: the norm of a branch stands behind the sum, norm(x + branch(x)), and none behind the last block (Vaswani
+        et al. 2017, BERT); default: in front of the branch, x + branch(norm(x)).
+    transform: a dense layer of width D, the activation and a norm stand in front of the head, which has biases then
+        (BERT, Devlin et al. 2019; BERT4Rec). The hidden vectors that the stack gives are those behind it.
     pool: "mean" reads the head off the mean of the document's hidden vectors so far instead of the last one: at its
         last element that is the mean of them all, as a classifier wants it. "" (default) pools nothing.
     cross: keyword arguments of a cross-attention in each block, between mixer and channel mixer, to the source that the
@@ -87,6 +92,8 @@ class StackConfig:
     inputs: int = 0
     pool: str = ""
     shared: bool = False
+    post_norm: bool = False
+    transform: bool = False
     cross: dict[str, Any] | None = None
 
     @property
@@ -134,9 +141,21 @@ def make_norm(config: StackConfig) -> nn.Module:
     return (nn.RMSNorm if config.norm == "rms" else nn.LayerNorm)(config.width, eps=config.norm_eps)
 
 
+class Transform(nn.Module):
+    """A dense layer, the activation and a norm: what stands in front of the head (`StackConfig.transform`)."""
+
+    def __init__(self, config: StackConfig) -> None:
+        super().__init__()
+        self.dense, self.norm = nn.Linear(config.width, config.width), make_norm(config)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.activation(self.dense(x)))
+
+
 class Block(nn.Module):
     """x + mixer(norm(x)), x + cross-attention(norm(x)) where there is one, then x + channel(norm(x)); or mixer and
-    channel mixer from the same x (`parallel`)."""
+    channel mixer from the same x (`parallel`); or the norms behind the sums (`post_norm`)."""
 
     def __init__(self, config: StackConfig, mixer: str) -> None:
         super().__init__()
@@ -149,18 +168,21 @@ class Block(nn.Module):
         self.cross = CrossAttention(config.width, **config.cross) if config.cross is not None else None
         self.channel_norm = make_norm(config) if config.channel != "none" else None
         self.channel = ChannelMixer(config) if config.channel != "none" else None
-        self.parallel, self.drop = config.parallel, nn.Dropout(config.dropout)
+        self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mix: Callable[[Mixer, Tensor], Tensor]) -> Tensor:
-        mixed = self.drop(mix(self.mixer, self.mixer_norm(x)))
         if self.channel is not None and self.channel_norm is not None and self.parallel:
-            return x + mixed + self.drop(self.channel(self.channel_norm(x)))
-        x = x + mixed
+            return x + self.drop(mix(self.mixer, self.mixer_norm(x))) + self.drop(self.channel(self.channel_norm(x)))
+
+        def add(x: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+            return norm(x + self.drop(branch(x))) if self.post_norm else x + self.drop(branch(norm(x)))
+
+        x = add(x, partial(mix, self.mixer), self.mixer_norm)
         if self.cross is not None and self.cross_norm is not None:
-            x = x + self.drop(mix(self.cross, self.cross_norm(x)))
+            x = add(x, partial(mix, self.cross), self.cross_norm)
         if self.channel is None or self.channel_norm is None:
             return x
-        return x + self.drop(self.channel(self.channel_norm(x)))
+        return add(x, self.channel, self.channel_norm)
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         """The memories of a fresh state."""
@@ -224,6 +246,8 @@ class Stack(Forms, nn.Module):
         if config.pool not in ("", "mean") or (config.inputs and config.tied):
             raise SegueError(f"pool '{config.pool}', inputs {config.inputs}, tied {config.tied} do not fit: pool is "
                              "'' or 'mean', and a model of real vectors has an untied head")
+        if config.parallel and config.post_norm:
+            raise SegueError("parallel branches read one normed input: leave parallel or post_norm out")
         if config.cross is not None and (config.parallel or config.inputs):
             raise SegueError("cross-attention stands between mixer and channel mixer, in a model of ids: leave "
                              "parallel and inputs out")
@@ -240,8 +264,9 @@ class Stack(Forms, nn.Module):
             blocks.append(blocks[same] if config.shared and same < index else Block(config, name))
         self.blocks: list[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.checkpointing = False  # keep the blocks' inputs only, and compute the rest again on the way back
-        self.norm = make_norm(config)
-        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.norm = nn.Identity() if config.post_norm else make_norm(config)
+        self.transform = Transform(config) if config.transform else None
+        self.head = nn.Linear(config.width, config.vocabulary, bias=config.transform)
         if config.tied:
             self.head.weight = self.embedding.weight
         self.drop = nn.Dropout(config.dropout)
@@ -256,6 +281,8 @@ class Stack(Forms, nn.Module):
             nn.init.normal_(self.begin_embedding, std=0.02)
         if not self.config.tied:
             nn.init.normal_(self.head.weight, std=0.02)
+        if self.config.transform:
+            nn.init.zeros_(self.head.bias)
         writes = 1 + (self.config.channel != "none") + (self.config.cross is not None)
         for block in dict.fromkeys(self.blocks):
             for module in (block.mixer, block.cross, block.channel):
@@ -307,9 +334,10 @@ class Stack(Forms, nn.Module):
         return block(x, mix)
 
     def finish(self, x: Tensor, layout: Layout) -> Tensor:
-        """What comes after the last block: the norm, and the pool where the config has one."""
+        """What comes after the last block: the norm, and pool and transform where the config has them."""
         x = self.norm(x)
-        return running_mean(x, layout) if self.config.pool else x
+        x = running_mean(x, layout) if self.config.pool else x
+        return x if self.transform is None else self.transform(x)
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """(B, N), or (B, N, C) real vectors -> (B, N, D) after the last norm, pooled where the config says so."""

@@ -69,7 +69,7 @@ class WindowRecurrence(nn.Module):
             if index == self.source:
                 tell = self.summary(x[:, -length:])
         assert tell is not None
-        return self.stack.norm(x[:, -length:]), tell
+        return self.stack.finish(x[:, -length:], Layout.of(tokens)), tell
 
     def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
         """(B, T) -> (B, T, D) after the last norm. Each row must be one text from its beginning."""

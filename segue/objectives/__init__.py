@@ -12,7 +12,7 @@ from segue.objectives.contrastive import SupCon, asked, supcon
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.grouped import GroupedClasses
-from segue.objectives.masked import MaskedElements
+from segue.objectives.masked import Cloze, MaskedElements
 from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
@@ -27,6 +27,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
     "masked": MaskedElements,
+    "cloze": Cloze,
     "mixed": Mixed,
     "decayed-repetition": DecayedRepetition,
     "unlikelihood": TokenUnlikelihood,
@@ -52,7 +53,7 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["OBJECTIVES", "Batch", "ClassLoss", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "GroupedClasses",
-           "Loss", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "OrderSearch",
-           "ProxyReplay", "RolloutUnlikelihood", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
-           "objective_named", "relation_distillation", "score_distillation", "supcon"]
+__all__ = ["OBJECTIVES", "Batch", "ClassLoss", "Cloze", "DecayedRepetition", "Distillation", "DraftHeadsLoss",
+           "GroupedClasses", "Loss", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching",
+           "OrderSearch", "ProxyReplay", "RolloutUnlikelihood", "Sundae", "SupCon", "TokenUnlikelihood", "asked",
+           "generator_of", "objective_named", "relation_distillation", "score_distillation", "supcon"]

@@ -1,60 +1,115 @@
 """Predict hidden elements in place: masks, what is shown of them after a glance, and the loss at the rest.
 
-Masking (`mask_some`, as of masked language models, and `mask_block`), glancing (`glance`, Qian et al. 2021, arXiv
-2008.07905) and the loss are apart: batches are masked as they are drawn, a pure function of the step; all chance is in
-the batch, none in the objective.
+Which elements are hidden (a `MaskPolicy`), what stands in their place (`mask_some`, as of masked language models, and
+`mask_block`), glancing (`glance`, Qian et al. 2021, arXiv 2008.07905) and the loss are apart: batches are masked as
+they are drawn, a pure function of the step; all chance is in the batch, none in the objective.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.objectives.base import Batch, Loss, generator_of
+from segue.errors import SegueError
+from segue.models.base import padded, padding
+from segue.objectives.base import Batch, Loss, drawn, generator_of
 
 REVEAL = "reveal"  # the channel that `glance` reads
 
 
-def padding(lengths: Tensor, n: int) -> Tensor | None:
-    """Starts (B, n) by which what lies behind the first `lengths` (B,) elements of a row is a document of its own, so
-    that a mixer which looks both ways does not see it; None where nothing does."""
-    places = torch.arange(n, device=lengths.device)
-    return (places == lengths[:, None]) if bool((lengths < n).any()) else None
-
-
 def in_place(batch: Batch) -> Batch:
     """A batch that asks for each element one place before it (B, T), one document a row -> (B, T + 1), asked for where
-    it stands."""
-    asked = F.pad(batch.targets, (1, 0), value=-1)
-    return Batch(torch.where(asked >= 0, asked, F.pad(batch.tokens, (0, 1))), asked)
+    it stands; what lies behind its last target is a document of its own (see `padding`)."""
+    targets = F.pad(batch.targets, (1, 0), value=-1)
+    asked = targets >= 0
+    starts = padding(torch.where(asked, torch.arange(1, asked.shape[1] + 1, device=asked.device), 0).amax(1),
+                     asked.shape[1])
+    return Batch(torch.where(asked, targets, F.pad(batch.tokens, (0, 1))), targets, starts)
 
 
-def mask_some(batch: Batch, mask: int, share: float = 0.15, generator: torch.Generator | None = None) -> Batch:
+class MaskPolicy(Protocol):
+    """Chooses what is hidden: of the elements (B, T) bool that may be, at least one in each row that has any."""
+
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+
+
+def shuffled(asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """(B, T): the place of each asked element in a random order of those of its row, from 0; others stand behind."""
+    chance = torch.rand(asked.shape, generator=generator, dtype=torch.float64).to(asked.device)
+    return chance.masked_fill(~asked, 2.0).argsort(1).argsort(1)
+
+
+@dataclass(frozen=True)
+class RandomMask:
+    """So large a `share` of a row's elements, rounded, at least one and at most `most`, anywhere (BERT: Devlin et al.
+    2019; BERT4Rec: Sun et al. 2019, arXiv 1904.06690)."""
+
+    share: float = 0.15
+    most: int | None = None
+
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        count = (self.share * asked.sum(1).double()).round().clamp(1, self.most)
+        return asked & (shuffled(asked, generator) < count[:, None])
+
+
+@dataclass(frozen=True)
+class LastMask:
+    """A row's last element alone: what a model that goes on by a mask behind the end is asked for."""
+
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return asked & (asked.flip(1).cumsum(1).flip(1) == 1)
+
+
+@dataclass(frozen=True)
+class TailMask:
+    """All from some element on: of n the first n - 1 - floor(n u) are kept, u uniform in [0, 1)."""
+
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        count = asked.sum(1)
+        chance = torch.rand(len(count), generator=generator, dtype=torch.float64).to(count.device)
+        return asked & (asked.cumsum(1) >= (count - (count * chance).long())[:, None])
+
+
+@dataclass(frozen=True)
+class EitherMask:
+    """Each row by one of several policies, drawn with these chances (which sum to 1)."""
+
+    policies: tuple[MaskPolicy, ...]
+    chances: tuple[float, ...]
+
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        drawn = torch.multinomial(torch.tensor(self.chances), len(asked), replacement=True, generator=generator)
+        found = torch.stack([policy(asked, generator) for policy in self.policies])
+        return found[drawn.to(asked.device), torch.arange(len(asked), device=asked.device)]
+
+
+def mask_some(batch: Batch, mask: int, policy: MaskPolicy = RandomMask(), generator: torch.Generator | None = None,
+              unmasked: float = 0.2) -> Batch:
     """Hide some of the elements that `targets` names in place, (B, T), and ask for those (BERT: Devlin et al. 2019).
 
-    mask: the id of a mask, behind all others. share: of the elements, each with this chance; at least one of a row. Of
-    those hidden, 8 in 10 are masks, 1 in 10 a random element, 1 in 10 as they were.
+    mask: the id of a mask, behind all others. policy: which are hidden. unmasked: so large a share of them, each by
+    chance, has no mask in its place, but one half a random element, and one half itself (0: always a mask, BERT4Rec).
     """
     asked = batch.targets >= 0
-    chance, how = (torch.rand(asked.shape, generator=generator, dtype=torch.float64).to(asked.device) for _ in range(2))
+    hidden = policy(asked, generator)
+    how = torch.rand(asked.shape, generator=generator, dtype=torch.float64).to(asked.device)
     random = torch.randint(mask, asked.shape, generator=generator).to(asked.device)
-    chance = chance.masked_fill(~asked, 2.0)
-    hidden = asked & ((chance < share) | (chance == chance.min(1, keepdim=True).values))
-    tokens = torch.where(how < 0.8, mask, torch.where(how < 0.9, random, batch.tokens))
+    tokens = torch.where(how >= unmasked, mask, torch.where(how >= unmasked / 2, random, batch.tokens))
     return replace(batch, tokens=torch.where(hidden, tokens, batch.tokens),
                    targets=batch.targets.masked_fill(~hidden, -1))
 
 
-def masked_some(batches: Callable[[int], Batch], mask: int, share: float = 0.15, seed: int = 0,
-                ) -> Callable[[int], Batch]:
-    """Batches as for the next element -> batches for a masked language model (`mask_some`)."""
+def masked_some(batches: Callable[[int], Batch], mask: int, policy: MaskPolicy = RandomMask(), seed: int = 0,
+                unmasked: float = 0.2) -> Callable[[int], Batch]:
+    """Batches as for the next element -> batches for a masked language model (`mask_some`), masked anew each time."""
     def draw(step: int) -> Batch:
-        return mask_some(in_place(batches(step)), mask, share, generator_of(seed + 1, step))  # not those of the rows
+        generator = generator_of(seed + 1, step)  # not that of the rows
+        return mask_some(in_place(batches(step)), mask, policy, generator, unmasked)
 
     return draw
 
@@ -63,21 +118,18 @@ def mask_block(batch: Batch, length: int, mask: int, generator: torch.Generator 
     """Of each row's answer a first part, of random length, is kept, and behind it stand `length` masks.
 
     batch: tokens (B, T), one document a row; targets name the answer in place, (B, T), -1 elsewhere (an unbroken run,
-    at least one element; its end token belongs to it). mask: the id of a mask. Of an answer of n elements
-    n - 1 - floor(n u) are kept, u uniform in [0, 1). The masks may go beyond its end; nothing is asked for there, and
-    nothing of the row stands behind them. Rows are padded to one length (see `padding`).
+    at least one element; its end token belongs to it). mask: the id of a mask. What is kept: see `TailMask`. The masks
+    may go beyond the answer's end; nothing is asked for there, and nothing of the row stands behind them. Rows are
+    padded to one length (see `padding`).
     """
-    asked = batch.targets >= 0
-    count, first = asked.sum(1), asked.long().argmax(1)
-    chance = torch.rand(len(count), generator=generator, dtype=torch.float64).to(count.device)
-    begin = first + count - 1 - (count * chance).long()
+    begin = TailMask()(batch.targets >= 0, generator).long().argmax(1)
     end = begin + length
     n = int(end.max())
 
     def fit(x: Tensor, fill: int) -> Tensor:
         return F.pad(x, (0, max(0, n - x.shape[1])), value=fill)[:, :n]
 
-    places = torch.arange(n, device=count.device)
+    places = torch.arange(n, device=begin.device)
     hidden = places >= begin[:, None]
     tokens = fit(batch.tokens, mask).masked_fill(hidden, mask)
     targets = fit(batch.targets, -1).masked_fill(~hidden | (places >= end[:, None]), -1)
@@ -91,9 +143,8 @@ def reveal_order(batch: Batch, ratio: float, generator: torch.Generator | None =
     The channel "reveal" (B, T) float64 holds for each hidden element how many must be wrong for it to be shown.
     """
     hidden = batch.targets >= 0
-    chance = torch.rand(hidden.shape, generator=generator, dtype=torch.float64).to(hidden.device)
-    rank = 1 + chance.masked_fill(~hidden, 2.0).argsort(1).argsort(1)
-    needed = rank.double() / ratio if ratio > 0 else torch.full_like(chance, torch.inf)
+    rank = 1.0 + shuffled(hidden, generator).double()
+    needed = rank / ratio if ratio > 0 else torch.full_like(rank, torch.inf)
     return replace(batch, channels={**batch.channels, REVEAL: needed})
 
 
@@ -155,3 +206,40 @@ class MaskedElements:
         nats = -logs.gather(1, batch.targets[asked][:, None]).sum()
         total = (1 - self.smoothing) * nats - self.smoothing * logs.mean(-1).sum() if self.smoothing else nats
         return Loss(total, {"nats": nats.detach()}, batch.count)
+
+
+class Cloze:
+    """Cross-entropy of masked elements of each document, for a model that goes on by a mask behind the end
+    (`segue.models.cloze`; BERT4Rec: Sun et al. 2019, arXiv 1904.06690). Batches are those of the next element.
+
+    policy: what is masked in a document. ahead: the chance that instead it ends behind some element, and that one alone
+    is masked, as when it is to be continued. All chance belongs to the document and the step.
+    """
+
+    def __init__(self, policy: MaskPolicy = RandomMask(0.2, 40), ahead: float = 0.5) -> None:
+        self.policy, self.ahead, self.loss = policy, ahead, MaskedElements()
+
+    def masked(self, batch: Batch, mask: int) -> Batch:
+        """A row for each document, masked, and what is asked for there."""
+        rows, wanted = list[list[int]](), list[list[int]]()
+        for row, span in batch.documents():
+            whole = in_place(Batch(batch.tokens[row, span].cpu()[None], batch.targets[row, span].cpu()[None]))
+            asked, draw = whole.targets >= 0, drawn(*whole.tokens[0].tolist())
+            generator = torch.Generator().manual_seed(int(draw.integers(1 << 62)))
+            if draw.random() < self.ahead:
+                end = int(draw.choice(asked[0].nonzero()[:, 0].numpy())) + 1
+                hidden = LastMask()(asked[:, :end])
+            else:
+                end, hidden = asked.shape[1], self.policy(asked, generator)
+            rows.append(whole.tokens[:, :end].masked_fill(hidden, mask)[0].tolist())
+            wanted.append(whole.targets[:, :end].masked_fill(~hidden, -1)[0].tolist())
+        tokens, lengths = padded(rows), torch.tensor([len(ids) for ids in rows])
+        return Batch(tokens, padded(wanted, -1), padding(lengths, tokens.shape[1])).to(batch.tokens.device)
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        mask = getattr(model, "mask", None)
+        if not isinstance(mask, int):
+            raise SegueError(f"a {type(model).__name__} has no mask: the cloze is for a ClozeModel")
+        masked = self.masked(batch, mask)
+        loss = self.loss(model, masked)
+        return Loss(loss.total, {"nats": loss.terms["nats"] * (batch.count / masked.count)}, batch.count)

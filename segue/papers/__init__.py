@@ -36,7 +36,9 @@ PAPERS: dict[str, Paper] = {
         ("decoding.draft.source", "decoding.draft.block", "decoding.accept.near_best", "objectives.masked")),
     "bert4rec": Paper(
         "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from Transformer",
-        "2019, arXiv 1904.06690"),
+        "2019, arXiv 1904.06690", "bert4rec",
+        ("objectives.masked (RandomMask, LastMask)", "models.cloze", "models.stack (transform)",
+         "analysis.ranking", "data.split (last)")),
     "bib": Paper(
         "Bidirectional Learning for Offline Model-based Biological Sequence Design (BIB)",
         "2023, arXiv 2301.02931"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import lzma
 import math
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from segue.analysis.metrics import ranks
+from segue.analysis.ranking import Ranking, ranking
 from segue.errors import SegueError
 from segue.models.base import Decodable
 from segue.training.batches import Store
@@ -21,10 +24,13 @@ if TYPE_CHECKING:
 
     from segue.data import TokenStore
     from segue.kinds import Codec
+    from segue.models.counts import CountModel
 
 BINS = 15  # of the calibration error
 TOPS = (1, 5, 10)
 DRAWS = 2000  # of the bootstrap
+AT_ONCE = 1 << 22  # scores that are ranked
+OURS = "this model"
 
 
 @dataclass
@@ -47,7 +53,9 @@ class Scored:
 class Evaluation:
     """unit: what a base unit is (byte, base, residue, event). bits_per_unit: with its 95% interval over documents.
     bits_per_element, perplexity: per token. top: share of elements among the k most probable. calibration_error:
-    expected, between confidence and accuracy of the most probable element, over 15 bins. baselines: bits per unit."""
+    expected, between confidence and accuracy of the most probable element, over 15 bins. baselines: bits per unit.
+    ranking: where elements are items, HR@10, NDCG@10 and MRR (see `Ranks`) of this model and of those baselines that
+    rank items, by name."""
 
     unit: str
     documents: int
@@ -62,6 +70,7 @@ class Evaluation:
     baselines: dict[str, float]
     path: str
     notes: list[str] = field(default_factory=list)
+    ranking: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -71,12 +80,15 @@ class Evaluation:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("", f"bits per {self.unit}", box=None)
+        measures = list(next(iter(self.ranking.values()), {}))
+        table = Table("", f"bits per {self.unit}", *measures, box=None)
         low, high = self.interval
-        rows = [("this model", self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})")]
+        rows = [(OURS, self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})")]
         rows += [(name, bits, "") for name, bits in self.baselines.items()]
         for name, bits, more in sorted(rows, key=lambda row: row[1]):
-            table.add_row(Text(name, style="bold" if more else ""), f"{bits:.3f}{more}")
+            ranked = self.ranking.get(OURS if more else name, {})
+            table.add_row(Text(name, style="bold" if more else ""), f"{bits:.3f}{more}",
+                          *(f"{ranked[measure]:.3f}" if ranked else "" for measure in measures))
         tops = ", ".join(f"{share:.1%} in the top {k}" for k, share in self.top.items())
         return Group(table, Text(
             f"{self.documents:,} documents, {self.units:,} {self.unit}s, {self.elements:,} elements: "
@@ -84,10 +96,48 @@ class Evaluation:
             f"calibration error {self.calibration_error:.3f}"), Text(f"run by: {self.path}"), *map(Text, self.notes))
 
 
-class Tally:
-    """Collects scores of logits, document by document."""
+class Ranks:
+    """Collects how high each item of the documents in `store` is ranked among all items (`segue.analysis.ranking`).
 
-    def __init__(self, documents: int) -> None:
+    items: the first so many ids are items; the one behind them stands for items that are unknown, and is a miss.
+    fresh: whether no document holds an item twice. If so, what a document held before is no candidate.
+    """
+
+    def __init__(self, store: Store, items: int) -> None:
+        self.items, self.found = items, list[np.ndarray]()
+        self.documents = [np.asarray(store.tokens[int(begin) : int(end)], np.int64)
+                          for begin, end in zip(store.offsets[:-1], store.offsets[1:])]
+        known = [part[part < items] for part in self.documents]
+        self.fresh = any(map(len, known)) and all(len(part) == len(np.unique(part)) for part in known)
+
+    def add(self, scores: np.ndarray, targets: np.ndarray, documents: np.ndarray) -> None:
+        """scores (N, V), targets (N,), documents (N,): which one each is of."""
+        found = np.full(len(targets), np.inf)
+        known = np.flatnonzero(targets < self.items)
+        for some in np.array_split(known, -(-known.size * self.items // AT_ONCE)) if known.size else ():
+            seen = None
+            if self.fresh:  # so a target says where in its document it stands
+                of = [(self.documents[d], t) for d, t in zip(documents[some].tolist(), targets[some].tolist())]
+                before = [part[: np.flatnonzero(part == t)[0]] for part, t in of]
+                seen = [part[part < self.items] for part in before]
+            found[some] = ranks(scores[some, : self.items], targets[some], seen=seen)
+        self.found.append(found[targets <= self.items])  # the end of a sequence is no item
+
+    def another(self) -> Ranks:
+        """An empty one, for another model on the same documents."""
+        other = copy.copy(self)
+        other.found = []
+        return other
+
+    def done(self) -> Ranking:
+        return ranking(np.concatenate([np.empty(0), *self.found]))
+
+
+class Tally:
+    """Collects scores of logits, document by document; and ranks, where it is given some to add to."""
+
+    def __init__(self, documents: int, ranks: Ranks | None = None) -> None:
+        self.ranks = ranks
         self.nats, self.counts = np.zeros(documents), np.zeros(documents, dtype=np.int64)
         self.hits = np.zeros((documents, len(TOPS)), dtype=np.int64)
         self.bins = np.zeros((3, BINS))
@@ -101,6 +151,8 @@ class Tally:
         nats = (lse - given).double()
         rank = (logits > given[:, None]).sum(1)
         confidence = (logits.amax(-1) - lse).exp().double()
+        if self.ranks is not None:
+            self.ranks.add(logits.cpu().numpy(), targets.cpu().numpy(), documents.cpu().numpy())
         self.nats += torch.bincount(documents, nats, size).cpu().numpy()
         self.counts += torch.bincount(documents, minlength=size).cpu().numpy()
         for i, k in enumerate(TOPS):
@@ -116,16 +168,17 @@ class Tally:
 
 @torch.no_grad()
 def score(model: Decodable, store: Store, context: int | None = None, rows: int = 16, limit: int | None = None,
-          overlap: float = 0.5, precision: str = "float32") -> Scored:
+          overlap: float = 0.5, precision: str = "float32", ranks: Ranks | None = None) -> Scored:
     """Score each predicted position of each document of `store` once.
 
     context: elements the model was trained to see at once. None carries the state through whole documents (right for
     states of constant size); otherwise windows of that length are used, of which all but the first score only what
     has `overlap` x context before it. limit: about so many elements, spread evenly over the documents, and no more.
+    ranks: to add to, if given.
     """
     offsets = np.asarray(store.offsets)
     predicted = np.diff(offsets) - 1
-    tally = Tally(len(predicted))
+    tally = Tally(len(predicted), ranks)
     device = next(model.parameters()).device if isinstance(model, nn.Module) else "cpu"
     with torch.autocast(str(device).split(":")[0], torch.bfloat16, enabled=precision == "bfloat16"):
         if context is None:
@@ -240,9 +293,19 @@ def xz_bits(contents: bytes) -> int:
     return 8 * len(lzma.compress(contents, preset=9 | lzma.PRESET_EXTREME))
 
 
+def ranked_by(counts: CountModel, store: Store, ranks: Ranks, piece: int = 1024) -> Ranking:
+    """How high a count model ranks the items of the documents."""
+    for number, (begin, end) in enumerate(zip(store.offsets[:-1], store.offsets[1:])):
+        ids = np.asarray(store.tokens[int(begin) : int(end)], np.int32)
+        for at in range(1, len(ids), piece):
+            chances = counts.predictions(ids, at, at + piece)
+            ranks.add(chances, ids[at : at + piece].astype(np.int64), np.full(len(chances), number))
+    return ranks.done()
+
+
 def summarise(scored: Scored, units: np.ndarray, unit: str, path: str, baselines: dict[str, float],
-              notes: list[str] | None = None) -> Evaluation:
-    """Sums -> the numbers of a report. units: (D,) base units of each document."""
+              notes: list[str] | None = None, ranked: dict[str, Ranking] | None = None) -> Evaluation:
+    """Sums -> the numbers of a report. units: (D,) base units of each document. ranked: by name, see `Evaluation`."""
     elements = int(scored.counts.sum())
     if not elements or not units.sum():
         raise SegueError("there is nothing to score: every sequence has fewer than two elements")
@@ -252,4 +315,6 @@ def summarise(scored: Scored, units: np.ndarray, unit: str, path: str, baselines
         float(scored.nats.sum() / units.sum() / math.log(2)), interval(scored.nats, units),
         scored.mean / math.log(2), math.exp(min(scored.mean, 700.0)),
         {str(k): float(scored.hits[:, i].sum() / elements) for i, k in enumerate(TOPS)},
-        float(np.abs(confidence - right).sum() / max(1.0, many.sum())), baselines, path, notes or [])
+        float(np.abs(confidence - right).sum() / max(1.0, many.sum())), baselines, path, notes or [],
+        {name: {"HR@10": each.hits[10], "NDCG@10": each.ndcg[10], "MRR": each.mrr}
+         for name, each in (ranked or {}).items()})

@@ -25,6 +25,7 @@ from segue.files import read_json, workspace, write_json, write_picture
 from segue.kinds import Codec, Kind
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
+from segue.models.cloze import ClozeModel, both_ways
 from segue.objectives import Distillation, Objective, objective_named
 from segue.training import distributed
 from segue.training.batches import Batches
@@ -58,8 +59,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     save_seconds: between checkpoints. kind: of the data, found from the files if None. device: of torch (default: a
     GPU if there is one). mix: count the training data too and mix the two (`segue.models.mixture`), where there is
     enough to learn how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the
-    sequences. choices: any entry of `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own
-    options for its codec (e.g. vocabulary).
+    sequences; "cloze" makes one that reads both ways, and goes on by a mask behind the end. choices: any entry of
+    `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own options for its codec (e.g.
+    vocabulary).
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
@@ -71,6 +73,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     data, folder = as_data(data, kind), None if out is None else Path(out)
     if mixer is not None:
         choices["mixer"] = mixer
+    if objective == "cloze" or (objective == "next" and choices.get("cloze")):
+        objective, choices["cloze"] = "cloze", True
     codec_options = {name: choices.pop(name) for name in CODEC_OPTIONS if name in choices}
     check_choices(codec, objective, choices)  # refused before anything is measured or written
     teacher = open_teacher(choices["teacher"], objective) if choices.get("teacher") else None
@@ -143,9 +147,11 @@ def check_choices(codec: Any, objective: str, choices: Mapping[str, Any]) -> Non
     if not (codec is None or isinstance(codec, Codec)):
         raise SegueError(f"codec is a Codec, not {codec!r}: leave it out, or choose with vocabulary, tokenizer, k or "
                          "min_count")
-    if isinstance(mixer := choices.get("mixer"), str):
+    if isinstance(mixer := choices.get("mixer"), str) and objective != "cloze":
         check_causal(mixer)
     objective_named(objective)
+    if choices.get("cloze") and objective != "cloze":
+        raise SegueError(f"a cloze is an objective of its own: leave cloze, or objective '{objective}', out")
     Plan(vocabulary=1).with_(**choices)
 
 
@@ -188,8 +194,8 @@ def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any
         "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
 
 
-def completed(model: Stack, codec: Codec, kind: Kind, report: Report, plan: Plan, train: TokenStore, held: TokenStore,
-              parts: mixed.Parts | None, minutes: float | None) -> Fitted:
+def completed(model: Stack | ClozeModel, codec: Codec, kind: Kind, report: Report, plan: Plan, train: TokenStore,
+              held: TokenStore, parts: mixed.Parts | None, minutes: float | None) -> Fitted:
     """The network with what a fitted model keeps beside it: token counts, pieces to replay, what it is mixed with or
     measured against."""
     counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
@@ -309,7 +315,7 @@ def steps_until(deadline: float, seconds: float) -> int:
     return max(1, int(0.93 * (deadline - time.monotonic()) / seconds))
 
 
-def build(plan: Plan) -> Stack:
+def build(plan: Plan) -> Stack | ClozeModel:
     """The model of a plan, its weights fixed by the seed."""
     mixers = expand_pattern(plan.mixer)
     if len(mixers) < plan.depth:
@@ -319,11 +325,14 @@ def build(plan: Plan) -> Stack:
     for name in set(mixers):
         takes = inspect.signature(MIXERS[name.partition(":")[0]]).parameters
         options[name] = {key: value for key, value in shared.items() if key in takes} | plan.options.get(name, {})
+    if plan.cloze:
+        mixers, options = both_ways(mixers, options)
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
-        return Stack(StackConfig(plan.vocabulary, plan.width, mixers, options=options, channel=plan.channel,
-                                 hidden=plan.hidden, activation=plan.activation, norm=plan.norm, dropout=plan.dropout,
-                                 shared=plan.shared))
+        stack = Stack(StackConfig(plan.vocabulary + plan.cloze, plan.width, mixers, options=options,
+                                  channel=plan.channel, hidden=plan.hidden, activation=plan.activation, norm=plan.norm,
+                                  dropout=plan.dropout, shared=plan.shared, transform=plan.cloze))
+    return ClozeModel(stack, plan.context + 1) if plan.cloze else stack
 
 
 def pace(store: TokenStore, plan: Plan, device: torch.device, minutes: float, objective: Objective | None = None,
@@ -357,7 +366,7 @@ def pace(store: TokenStore, plan: Plan, device: torch.device, minutes: float, ob
 def in_passing(held: TokenStore, plan: Plan) -> Callable[[Any], float]:
     """The held-out score while training: a sample that costs about 3% of the run."""
     budget = 0.09 * plan.steps * plan.tokens_per_step / plan.measure
-    limit = int(max(2048, min(65536, budget)))
+    limit = int(max(2048, min(65536, budget))) // (8 if plan.cloze else 1)  # which reads a row for each element
 
     def measure(model: Any) -> float:
         return score(model, held, plan.context, rows=plan.rows, limit=limit, overlap=0.0,

@@ -16,11 +16,23 @@ from segue.data import Data, of, read
 from segue.errors import SegueError
 from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
+from segue.kinds.codecs import ItemCodec
 from segue.mixers import MIXERS
 from segue.models import Decodable, Stack, StackConfig
+from segue.models.cloze import ClozeModel
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
-from segue.training.evaluate import Evaluation, predicted_units, score, summarise, unigram_nats, xz_bits
+from segue.training.evaluate import (
+    OURS,
+    Evaluation,
+    Ranks,
+    predicted_units,
+    ranked_by,
+    score,
+    summarise,
+    unigram_nats,
+    xz_bits,
+)
 from segue.training.recipe import cores, fast_bfloat16
 
 if TYPE_CHECKING:
@@ -71,7 +83,7 @@ class Report:
 class Fitted:
     """A model with the codec and the kind of its sequences.
 
-    model: the network (a `Stack`).
+    model: the network (a `Stack`, or a `ClozeModel` over one).
     codec, kind: of the sequences. report: how it was made and how good it is. context: elements a row it was trained
     on. counts: (V,) how often each token was in the training data (the unigram baseline). memory: what it keeps of the
     past, to learn on. mixture: the network with counts of its training data, if it was fitted so. ngram: a classical
@@ -80,7 +92,7 @@ class Fitted:
     end an answer.
     """
 
-    def __init__(self, model: Stack, codec: Codec, kind: Kind, report: Report, context: int,
+    def __init__(self, model: Stack | ClozeModel, codec: Codec, kind: Kind, report: Report, context: int,
                  counts: np.ndarray | None = None, folder: Path | None = None, memory: Memory | None = None,
                  mixture: Mixture | None = None, ngram: CountModel | None = None) -> None:
         self.model, self.codec, self.kind, self.report = model, codec, kind, report
@@ -90,7 +102,7 @@ class Fitted:
         self.best_draft: str | None = None
         self.ends = [] if codec.eos is None else [codec.eos]
         self._engine: tuple[tuple[str, int], Decodable] | None = None
-        if isinstance(model, Stack):
+        if isinstance(model, Stack | ClozeModel):
             model.eval()
 
     def decodable(self, weights: str = "float32") -> Decodable:
@@ -173,6 +185,7 @@ class Fitted:
         """As `evaluate`, of data that may be strange to the model: that share of their items has no token."""
         store = data.encode(self.codec)
         notes = [said_unknown(strange, data)] if strange else []
+        ranks = Ranks(store, len(self.codec.items)) if isinstance(self.codec, ItemCodec) else None
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would gather the rounding of bfloat16; a window does not.
         windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
@@ -180,23 +193,35 @@ class Fitted:
         if self.mixture is not None:
             from segue.verbs import mixed  # brings Numba, which loading a model need not wait for
 
-            scored = mixed.score(running, store, self.context, precision)
+            scored = mixed.score(running, store, self.context, precision, ranks)
         else:
-            scored = score(running, store, None if carries(self.model) else self.context, precision=precision)
+            scored = score(running, store, None if carries(self.model) else self.context, precision=precision,
+                           ranks=ranks)
         units = predicted_units(store, self.codec)
         total = max(1, int(units.sum()))
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / total}
         if self.counts is not None:
             baselines["unigram"] = unigram_nats(self.counts, store) / total / math.log(2)
         ngram = self.mixture.counts.classical() if self.mixture is not None else self.ngram
+        ranks = ranks if ranks is not None and any(map(len, ranks.found)) else None
+        ranked = {} if ranks is None else {OURS: ranks.done()}
         if ngram is not None:
             nats = -sum(ngram.log_probabilities(sequence)[1:].sum() for sequence in store)
             baselines[f"Kneser-Ney of order {ngram.order}"] = float(nats) / total / math.log(2)
+        if ngram is not None and ranks is not None:
+            first = ngram.classical(1, "witten-bell")
+            nats = -sum(first.log_probabilities(sequence)[1:].sum() for sequence in store)
+            baselines["counts of order 1"] = float(nats) / total / math.log(2)
+            for name, model in (("unigram", ngram.classical(0, "none")), ("counts of order 1", first),
+                                (f"Kneser-Ney of order {ngram.order}", ngram)):
+                ranked[name] = ranked_by(model, store, ranks.another())
+            notes.append("ranks among all items" + (", but for those that a sequence had already" if ranks.fresh else
+                                                    ", those that a sequence had already too"))
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
         path = running.path + (", bfloat16 products" if precision == "bfloat16" else "")
-        return summarise(scored, units, self.kind.unit, path, baselines, notes)
+        return summarise(scored, units, self.kind.unit, path, baselines, notes, ranked)
 
     def check_kind(self, data: Data) -> None:
         """Refuse data whose elements are not those of this model."""
@@ -223,7 +248,8 @@ class Fitted:
             self.ngram.save(folder, "ngram")
         self.save_drafts(folder)
         save_tensors(folder / "model.safetensors", tensors)
-        write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
+        cloze = {"cloze": self.model.length} if isinstance(self.model, ClozeModel) else {}
+        write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context, **cloze,
                                             "model": self.model.config.to_dict()})
         write_text(folder / "README.md", self.card())
         write_json(folder / "report.json", self.report.to_dict())
@@ -270,6 +296,9 @@ class Fitted:
             lines.append(f"- Held out: {held['bits_per_unit']:.3f} bits per {held['unit']} (95%: {low:.3f} to "
                          f"{high:.3f}) on {held['units']:,} {held['unit']}s; " +
                          ", ".join(f"{name} {bits:.3f}" for name, bits in held["baselines"].items()) + ".")
+            if ranked := held.get("ranking", {}).get(OURS):
+                lines.append("- Ranks of what comes next, among all: " +
+                             ", ".join(f"{name} {value:.3f}" for name, value in ranked.items()) + ".")
         lines += ["", "```", "segue continue . 'a beginning'", "segue evaluate . FILES", "segue update . NEW-FILES",
                   "```", "", "Files: config.json (shape), model.safetensors (weights), codec/ (tokens), report.json "
                   "(how it was made). Nothing in it is executed when it is loaded.", ""]
@@ -323,13 +352,14 @@ def load(folder: str | Path) -> Fitted:
     return fitted
 
 
-def described(path: Path, values: dict[str, Any]) -> tuple[Kind, int, Stack]:
+def described(path: Path, values: dict[str, Any]) -> tuple[Kind, int, Stack | ClozeModel]:
     """The kind, the elements a row and the network, its weights still to be read, of a model's config.json."""
     try:
         kind, context, shape = KINDS[values["kind"]], int(values["context"]), dict(values["model"])
         config = StackConfig.from_dict(shape)
         check_config(config)
-        return kind, context, Stack(config)
+        stack = Stack(config)
+        return kind, context, ClozeModel(stack, int(values["cloze"])) if "cloze" in values else stack
     except SegueError as error:
         raise SegueError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:

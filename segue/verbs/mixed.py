@@ -9,10 +9,11 @@ import torch
 
 from segue.continual.memory import sequences
 from segue.models import Stack
+from segue.models.cloze import ClozeModel
 from segue.models.counts import FEW, TRUSTED, BlendedCounts, CountModel, hold_back
 from segue.models.mixture import POSITIONS, Gate, Mixture
 from segue.training.batches import Arrays, Store
-from segue.training.evaluate import Scored, Tally
+from segue.training.evaluate import Ranks, Scored, Tally
 
 FEWEST, MOST = 20, 100_000_000  # elements: below, there is nothing to count; above, the stream fills the memory
 EVEN = 2_500  # elements: of fewer none are set aside to learn a gate on, and both are believed alike
@@ -78,7 +79,7 @@ def reserve(train: Store, held: Store, vocabulary: int, minutes: float) -> float
     return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + score)
 
 
-def mix(model: Stack, parts: Parts, context: int, seed: int, precision: str = "float32",
+def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precision: str = "float32",
         minutes: float | None = None) -> Mixture:
     """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one."""
     counts, (trusted, gated) = BlendedCounts(model.vocabulary), positions(model.vocabulary, minutes)
@@ -97,10 +98,11 @@ def mix(model: Stack, parts: Parts, context: int, seed: int, precision: str = "f
     return mixture
 
 
-def score(mixture: Mixture, store: Store, context: int, precision: str = "float32") -> Scored:
+def score(mixture: Mixture, store: Store, context: int, precision: str = "float32",
+          ranks: Ranks | None = None) -> Scored:
     """As `segue.training.evaluate.score`: every position of every document but its first, once."""
     given = documents(store)
-    tally = Tally(len(given))
+    tally = Tally(len(given), ranks)
     for numbers, scores, targets in mixture.walk(given, context, precision):
         tally.add(scores, targets, numbers)
     return tally.done()

@@ -146,6 +146,7 @@ def speed_up(fitted: Fitted, data: Any, minutes: float | None = None, *, steps: 
         result.heads = {"sort": sort, "tokens": readings.text.count} | \
             train_heads(heads, fitted, readings, left, steps, seed, quiet)
         asks = beginnings(train, prompts)
+        assert isinstance(fitted.model, Stack)  # else it had no heads
         hits, asked = count_on_own_text(heads, fitted.model, model, asks, n)
         drafter = trained = best_tree(heads, hits / np.maximum(asked, 1)[:, None], model, asks[-1], nodes)
         result.heads |= {"nodes": drafter.nodes, "paths": [list(path) for path in drafter.paths]}
@@ -195,6 +196,7 @@ class Readings:
 
     def __init__(self, fitted: Fitted, model: Decodable, train: TokenStore, seconds: float = math.inf,
                  rows: float = math.inf, seed: int = 0) -> None:
+        assert isinstance(fitted.model, Stack)
         base, context, until = fitted.model, fitted.context, time.monotonic() + seconds
         self.seed, self.rows = seed, max(1, TOKENS_PER_STEP // context)
         together = 8 * self.rows

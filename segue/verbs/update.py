@@ -23,6 +23,7 @@ from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
+from segue.objectives import Cloze
 from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
 from segue.training.evaluate import score
@@ -122,8 +123,9 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         plan, before = Plan.from_dict(kept["plan"]), kept["before"]
         memory.remind(made)
         with closing(Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable)) as batches:
-            run = Run(fitted.model, batches, plan, strategy=made, folder=None if fitted.folder is None else work,
-                      key=key_of(request), held_out=in_passing(held, plan), save_seconds=save_seconds,
+            run = Run(fitted.model, batches, plan, objective=Cloze() if plan.cloze else None, strategy=made,
+                      folder=None if fitted.folder is None else work, key=key_of(request),
+                      held_out=in_passing(held, plan), save_seconds=save_seconds,
                       past=memory.past(plan.rows, plan.seed, fitted.model.resettable))
             run.train("update", quiet)
         if fitted.mixture is not None:
@@ -183,7 +185,7 @@ def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int
     if minutes is None:
         return plan.with_(steps=steps)
     device = next(fitted.model.parameters()).device
-    threads, seconds = pace(train, plan, device, minutes, fixed="threads" in choices)
+    threads, seconds = pace(train, plan, device, minutes, Cloze() if plan.cloze else None, fixed="threads" in choices)
     return plan.with_(threads=threads, steps=steps_until(begin + 60 * minutes, seconds))
 
 

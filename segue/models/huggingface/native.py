@@ -513,7 +513,8 @@ def family_of(config: StackConfig) -> Config:
     rotary = all(o.get("positions", "rotary") == "rotary" for o in options)
     plain = all(o.get("causal", True) and not o.get("prefix") for o in options)
     common: Config = {}
-    if not config.embed_norm and plain and config.cross is None:
+    usual = not (config.embed_norm or config.post_norm or config.transform) and config.cross is None
+    if usual and plain:
         shape = (config.norm, config.channel)
         if kinds == {"mamba"} and shape == ("rms", "none") and not config.learned_positions:
             common = write_mamba(config)
