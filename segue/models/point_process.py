@@ -17,6 +17,7 @@ Times are divided by `scale`, once for all data that the model ever sees.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -277,12 +278,15 @@ class PointProcess(nn.Module):
         each event while none comes: minus the logarithm of the chance that none does. By the trapezoid rule, from 0 on,
         for the heads with an intensity."""
         if self.config.head == "mixture":
-            weights, means, deviations = (part[..., None, :] for part in self._components(self._read(history)))
-            away = (elapsed.clamp(min=LEAST).log()[..., None] - means) / deviations
-            return -(weights + torch.special.log_ndtr(-away)).logsumexp(-1)
-        grid = torch.cat([torch.zeros_like(elapsed[..., :1]), elapsed], -1)
-        total = self.intensities(history, grid).sum(-1)
-        return ((total[..., 1:] + total[..., :-1]) / 2 * grid.diff(dim=-1)).cumsum(-1)
+            return self._waited(self._read(history), elapsed)
+        grid = F.pad(elapsed, (1, 0))
+        return integral(self.intensities(history, grid).sum(-1), grid)
+
+    def _waited(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
+        """The compensators (..., S) of a mixture `elapsed` (..., S) after the event with `hidden` (..., D)."""
+        weights, means, deviations = (part[..., None, :] for part in self._components(hidden))
+        away = (elapsed.clamp(min=LEAST).log()[..., None] - means) / deviations
+        return -(weights + torch.special.log_ndtr(-away)).logsumexp(-1)
 
     @torch.no_grad()
     def residuals(self, history: History, until: Tensor, points: int = 32) -> Tensor:
@@ -296,18 +300,18 @@ class PointProcess(nn.Module):
     def predict(self, history: History, points: int = 48) -> tuple[Tensor, Tensor]:
         """For each event the expected time to the next, at most `longest`, (B, T) in the unit of the data, and the most
         likely type (B, T) then."""
-        longest = self.config.longest / self.config.scale
-        grid = torch.logspace(-3, 0, points).to(self.head.weight) * longest
-        grid = grid.expand(*history.types.shape, points)
-        alive = torch.exp(-self.compensators(history, grid))
-        alive = torch.cat([torch.ones_like(alive[..., :1]), alive], -1)
-        steps = torch.cat([torch.zeros_like(grid[..., :1]), grid], -1).diff(dim=-1)
-        mean = ((alive[..., 1:] + alive[..., :-1]) / 2 * steps).sum(-1)
+        grid = self._grid(points, history.types.shape)
+        mean = mean_wait(grid, self.compensators(history, grid))
         if self.config.head == "mixture":
             kinds = self._typed(self._read(history), mean)
         else:
             kinds = self.intensities(history, mean[..., None])[..., 0, :]
         return mean * self.config.scale, kinds.argmax(-1)
+
+    def _grid(self, points: int, shape: Sequence[int]) -> Tensor:
+        """(*shape, points) times after an event, in units of the scale, ever further apart, up to `longest`."""
+        longest = self.config.longest / self.config.scale
+        return (torch.logspace(-3, 0, points).to(self.head.weight) * longest).expand(*shape, points)
 
     # Event by event.
 
@@ -352,6 +356,17 @@ class PointProcess(nn.Module):
         asked = self._ask(past.time[:, None].expand_as(elapsed), elapsed)
         layout = past.state.layout(elapsed.shape[1], torch.full_like(elapsed, -1, dtype=torch.long))
         return self._rates(self._extend([asked], layout, past.state))
+
+    @torch.no_grad()
+    def expect(self, past: Past, points: int = 48) -> tuple[Tensor, Tensor]:
+        """As `predict`, of the event that comes next: (B,) and (B,)."""
+        grid = self._grid(points, past.time.shape)
+        if self.config.head == "mixture":
+            mean = mean_wait(grid, self._waited(past.hidden, grid))
+            return mean * self.config.scale, self._typed(past.hidden, mean).argmax(-1)
+        edges = F.pad(grid, (1, 0))
+        mean = mean_wait(grid, integral(self.intensities_after(past, edges).sum(-1), edges))
+        return mean * self.config.scale, self.intensities_after(past, mean[:, None])[:, 0].argmax(-1)
 
     def bound(self, past: Past, elapsed: Tensor) -> Tensor:
         """(B,): what the total intensity never exceeds from `elapsed` (B,) after the last event on, until the next. A
@@ -424,3 +439,14 @@ def leaves(rows: int, chain: int, follow: Tensor) -> Layout:
     seen = (index < chain) & (index <= upto[:, None]) | torch.eye(len(index), dtype=torch.bool, device=index.device)
     layout.follows = seen.expand(rows, -1, -1)  # known without closing the relation
     return layout
+
+
+def integral(values: Tensor, places: Tensor) -> Tensor:
+    """(..., S): by trapezoids from the first of S + 1 ascending places to each other one."""
+    return ((values[..., 1:] + values[..., :-1]) / 2 * places.diff(dim=-1)).cumsum(-1)
+
+
+def mean_wait(grid: Tensor, compensators: Tensor) -> Tensor:
+    """(...): the mean of a time, cut off at the last of `grid` (..., S), that is later than each with the chance
+    exp(-compensator)."""
+    return integral(F.pad(torch.exp(-compensators), (1, 0), value=1.0), F.pad(grid, (1, 0)))[..., -1]

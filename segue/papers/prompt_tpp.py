@@ -116,7 +116,7 @@ def learned(arm: str, window: int) -> tuple[Strategy, list[int], int]:
 
 
 def follow(stream: str, folder: Path | None, arm: str, seed: int, rows: int, steps: int,
-           rate: float = 3e-3) -> dict[str, Any]:
+           rate: float = 3e-3, **choices: Any) -> dict[str, Any]:
     """One arm along a stream. before: nats an event of each window but the first before it is learned; after: when it
     has been; last: at the end. rmse, error: of predictions before."""
     pieces = made_up(seed, rows) if folder is None else cut(real(folder), rows, seed)
@@ -145,7 +145,7 @@ def follow(stream: str, folder: Path | None, arm: str, seed: int, rows: int, ste
         if window == 0 or arm != FROZEN:
             strategy, seen, old = learned(arm, window)
             learn(model, drawn(train, seen, seed + 100 * window, old), steps * (1 + 2 * (window == 0)), rate=rate,
-                  seed=seed + window, objective=objective, strategy=strategy)
+                  seed=seed + window, objective=objective, strategy=strategy, **choices)
         found["after"].append(nats(window))
     found["last"] = [nats(window) for window in range(WINDOWS)]
     return found
@@ -157,8 +157,8 @@ def measure(run: Run) -> list[Row]:
     folders: dict[str, Path | None] = {MADE: None}
     if run.scale != "smoke":
         folders |= {stream: run.dataset(name) for stream, name in REAL.items()}
-        run.note(f"real: {', '.join(f'{stream} ({name})' for stream, name in REAL.items())}, cut into {WINDOWS} windows "
-                 f"by their clocks, sequences of {FEWEST} to {LENGTH} events; made up: the Hawkes stream")
+        run.note(f"real: {', '.join(f'{stream} ({name})' for stream, name in REAL.items())}, cut into {WINDOWS} "
+                 f"windows by their clocks, sequences of {FEWEST} to {LENGTH} events; made up: the Hawkes stream")
     run.note(f"width 16, one layer, {3 * steps} steps of {ROWS} sequences on the first window and {steps} on each "
              f"later one; prompts are chosen by the first {PREFIX} events; nats are for times in units of the first "
              "window's mean gap")

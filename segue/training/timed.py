@@ -45,6 +45,11 @@ class EventStore:
         self.channels = {"gap": gap, "until": until}
 
     @property
+    def lengths(self) -> np.ndarray:
+        """(len,) int64: events of each sequence."""
+        return np.diff(self.offsets)
+
+    @property
     def gaps(self) -> np.ndarray:
         """All gaps between two events."""
         inside = np.ones(len(self.tokens), dtype=bool)
