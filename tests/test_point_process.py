@@ -216,6 +216,9 @@ def test_packed_sequences_are_as_apart(head: str) -> None:
     joined = model.terms(packed, until.reshape(1, 14), types.reshape(1, 14), 50, "trapezoid")
     for one, other in zip(apart, joined):
         torch.testing.assert_close(one.reshape(1, 14), other, atol=1e-9, rtol=0)
+    for other_model in (process("query"), process(head, prompts=PROMPTS)):
+        with pytest.raises(SegueError, match="one sequence a row"):
+            other_model.terms(packed, until.reshape(1, 14), types.reshape(1, 14))
 
 
 @pytest.mark.parametrize("head", ["decay", "query", "mixture"])

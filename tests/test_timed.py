@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from segue.kinds import KINDS, ItemCodec, Record
 from segue.models import StackConfig
 from segue.models.hawkes import Hawkes, Timed
 from segue.models.point_process import PointProcess, PointProcessConfig
+from segue.objectives import Batch, Loss
 from segue.objectives.events import EventLikelihood
-from segue.testing import check_strategy
+from segue.testing import check_objective, check_strategy
 from segue.training.batches import Batches
 from segue.training.learn import learn
 from segue.training.timed import EventStore, event_rows, misfit, score_hawkes, score_process, windowed
@@ -144,6 +146,19 @@ def test_keys_come_to_point_where_their_queries_do() -> None:
     before = match()
     learn(model, lambda step: rows, 30, objective=EventLikelihood(match=1.0), rate=1e-2)
     assert match() > before + 0.5
+
+
+class Timely:
+    """The likelihood of events whose times follow from their types, so that the checker's batches have some."""
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> Loss:
+        times = {"gap": (batch.tokens + 1) * 0.3, "until": (batch.targets.clamp(min=0) + 1) * 0.3}
+        return EventLikelihood(8, "trapezoid")(model, replace(batch, channels=times))
+
+
+@pytest.mark.parametrize("head", ["decay", "mixture"])
+def test_the_objective_keeps_its_contract(head: str) -> None:
+    check_objective(Timely(), lambda: PointProcess(PointProcessConfig(StackConfig(11, 16, ["gru"]), head)))
 
 
 def told(code: int, *arguments: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from segue.continual.alternate import Alternate
 from segue.continual.buffer import Reservoir
 from segue.continual.memory import Memory
 from segue.continual.metrics import ScoreMatrix
@@ -10,4 +11,4 @@ from segue.training.strategy import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {"naive": Strategy, "replay": Replay}
 
-__all__ = ["STRATEGIES", "Memory", "Replay", "Reservoir", "ScoreMatrix", "Strategy"]
+__all__ = ["STRATEGIES", "Alternate", "Memory", "Replay", "Reservoir", "ScoreMatrix", "Strategy"]

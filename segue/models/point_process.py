@@ -176,6 +176,8 @@ class PointProcess(nn.Module):
 
     def _read(self, history: History, elapsed: Tensor | None = None) -> Tensor:
         """Hidden vectors (B, T, D) after each event, or (B, T, S, D) at queries `elapsed` (B, T, S) after each."""
+        if history.starts is not None and not self.resettable and bool(history.starts[:, 1:].any()):
+            raise SegueError("prompts and queries take one sequence a row: pack none together")
         x, time = self._events(history)
         rows, length, width = x.shape
         prompts: list[Tensor] = []

@@ -9,6 +9,7 @@ from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
+from segue.objectives.events import EventLikelihood
 from segue.objectives.masked import MaskedElements
 from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
@@ -17,7 +18,7 @@ from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae, whose chance is that of a
-# whole batch, and DraftHeadsLoss, which teaches draft heads alone.
+# whole batch, DraftHeadsLoss and EventLikelihood, which teach draft heads and point processes alone.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -46,6 +47,6 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements",
-           "Mixed", "NextElement", "Objective", "OccupancyMatching", "RolloutUnlikelihood", "Sundae",
+__all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "EventLikelihood", "Loss",
+           "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "RolloutUnlikelihood", "Sundae",
            "TokenUnlikelihood", "generator_of", "objective_named"]

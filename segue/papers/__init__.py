@@ -172,7 +172,9 @@ PAPERS: dict[str, Paper] = {
     "pointer-networks": Paper("Pointer Networks", "2015, arXiv 1506.03134"),
     "prompt-tpp": Paper(
         "Prompt-augmented Temporal Point Process for Streaming Event Sequence, PromptTPP",
-        "2023, arXiv 2310.04993"),
+        "2023, arXiv 2310.04993", "prompt_tpp",
+        ("models.point_process", "models.prompts", "models.hawkes", "objectives.events", "continual.alternate",
+         "training.timed")),
     "recformer": Paper(
         "Text Is All You Need: Learning Language Representations for Sequential Recommendation (Recformer)",
         "2023, arXiv 2305.13731"),

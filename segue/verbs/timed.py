@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 DECAYS = (0.1, 1.0, 10.0)  # of the Hawkes process to measure against, per mean gap
 LARGEST = 30_000_000  # numbers that its fit may hold; beyond, all events are of one type to it
 EPOCH = 1e8  # times from here on are moments of the calendar, in seconds since 1970
-MOST = 512  # events of a sequence that a continuation reads
 
 
 @dataclass
@@ -180,14 +179,15 @@ class FittedProcess(Fitted):
     def continue_(self, prime: Any = None, n: int | None = None, decoder: str | None = None,
                   **options: Any) -> TimedContinuation:
         """What may come after `prime`: a path to a file whose first sequence has times, or a `Record` with a channel
-        `time`. n: events (default: 10). decoder: "sample" or none. seed: of what is drawn (default: 0)."""
+        `time`, of which the last events are read, as many as a row had. n: events (default: 10). decoder: "sample" or
+        none. seed: of what is drawn (default: 0)."""
         seed = options.pop("seed", 0)
         if decoder not in (None, "sample") or options:
             told = ", ".join(options) or f"decoder {decoder}"
             raise SegueError(f"a model of times draws what comes from n and seed alone: leave {told} out")
         record = prime_record(prime, self.kind)
-        times = np.asarray(record.channels["time"], dtype=np.float64)[-MOST:]
-        kinds = torch.from_numpy(self.codec.encode(record.object).astype(np.int64))[None, -MOST:]
+        times = np.asarray(record.channels["time"], dtype=np.float64)[-self.context :]
+        kinds = torch.from_numpy(self.codec.encode(record.object).astype(np.int64))[None, -self.context :]
         gaps = torch.from_numpy(np.diff(times, prepend=times[:1]))[None]
         draw, count = torch.Generator().manual_seed(seed), 10 if n is None else n
         with torch.no_grad():
