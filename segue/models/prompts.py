@@ -49,6 +49,8 @@ class LayerPrompts(nn.Module):
 
     prefix: so many first elements of a sequence choose its prompts, which nothing but what comes after them sees; so
     no prompt knows of what it helps to predict. slots, length, top: of each pool.
+    centre, seen: the mean of all queries in training, and how many; keys are compared with what a query is beyond it,
+    since all queries point nearly the same way.
     match: (B,) the cosines between the last queries and the keys that they chose, summed over layers; the queries
     themselves are not moved by them. An objective adds it (`segue.objectives.EventLikelihood`).
     """
@@ -60,10 +62,16 @@ class LayerPrompts(nn.Module):
         self.prefix, self.size = prefix, top * length
         self.pools = nn.ModuleList(PromptPool(width, slots, length, top) for _ in range(depth))
         self.match = torch.zeros(0)
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
     def forward(self, query: Tensor, temporal: Tensor) -> list[Tensor]:
         """query (B, D): the mean of what the prefix is to the model. temporal (B, D): what is added to each row, the
         part of a prompt that is not learned by slot. -> a prompt (B, size, D) for each layer."""
-        chosen = [pool.choose(query.detach()) for pool in self.pools]
+        query = query.detach()
+        if self.training:
+            self.seen += len(query)
+            self.centre += (query - self.centre).sum(0) / self.seen
+        chosen = [pool.choose(query - self.centre) for pool in self.pools]
         self.match = torch.stack([cosine for _, cosine in chosen]).sum(0)
         return [pool.rows(slots) + temporal[:, None] for pool, (slots, _) in zip(self.pools, chosen)]
