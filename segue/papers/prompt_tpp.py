@@ -167,8 +167,8 @@ def measure(run: Run) -> list[Row]:
     run.note("tried before, on a made-up stream of a seed that is not judged, for online tuning, prompts and base (all "
              "prompts, always): ten times the rate for prompts and vectors, forgetting 0.219, 0.224; that with two of "
              "ten prompts, chosen by 12 events, 0.219, 0.200 (0.224); a rate of 0.001 with 120 steps and a state that "
-             "decays, 0.122, 0.100 (0.097); as it is run, 0.149, 0.151 (0.163); with queries compared to their mean, so "
-             "that sequences choose different prompts, as it is run, 0.155 with prompts")
+             "decays, 0.122, 0.100 (0.097); as it is run, 0.149, 0.151 (0.163); with queries less their mean, so that "
+             "sequences choose different prompts, 0.155 with prompts")
     wanted = {f"{stream} {arm} {seed}": partial(follow, stream, folders[stream], arm, run.seed + seed, rows, steps)
               for stream in folders for arm in (ARMS if stream == MADE else (REPLAY, *judged))
               for seed in range(seeds[stream] if stream != MADE or arm in judged else min(2, seeds[stream]))}

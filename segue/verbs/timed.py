@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 
 from segue.data import read
 from segue.errors import SegueError
-from segue.files import read_json, write_json, write_picture, write_text
+from segue.files import read_json, workspace, write_json, write_picture, write_text
 from segue.kinds import KINDS, Codec, Kind, Record
 from segue.models.counts import CountModel
 from segue.models.hawkes import Hawkes, Timed
@@ -32,7 +32,7 @@ from segue.training.checkpoint import load_into, load_tensors, save_tensors, wei
 from segue.training.loop import Run
 from segue.training.recipe import Plan, describe, machine
 from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, windowed
-from segue.verbs.fitted import FORMAT, Fitted, Report, as_data, check_config, dial, unknown
+from segue.verbs.fitted import FORMAT, Fitted, Report, as_data, check_config, dial, said_unknown, unknown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -162,6 +162,7 @@ class FittedProcess(Fitted):
             raise SegueError("a model of times runs in float32 only: leave weights out")
         data = as_data(data, self.kind.name)
         self.check_kind(data)
+        share = unknown(self.codec, data)
         store = EventStore(data.encode(self.codec, boundary=False))
         longest = self.process.config.longest
         scores = {"this model": score_process(self.process, windowed(store, self.context))}
@@ -174,7 +175,7 @@ class FittedProcess(Fitted):
             scores[name] = found
         if self.ngram is not None:
             scores[f"Kneser-Ney of order {self.ngram.order}"] = score_types(self.ngram, store)
-        return TimedEvaluation(scores, len(store.lengths), unknown(self.codec, data))
+        return TimedEvaluation(scores, len(store.lengths), [said_unknown(share, data)] if share else [])
 
     def continue_(self, prime: Any = None, n: int | None = None, decoder: str | None = None,
                   **options: Any) -> TimedContinuation:
@@ -301,7 +302,17 @@ def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None
     """Learn when events come, and of which type, from sequences with times. Arguments as of `segue.fit`; head: how the
     time between two events is told, "mixture" (fast, an exact likelihood), "decay" or "query" (intensities; see
     `segue.models.point_process`)."""
-    from segue.verbs.fit import MINUTES, check_causal, draw_curve, finished, held_data, key_of, place, planned
+    from segue.verbs.fit import (
+        MINUTES,
+        check_causal,
+        draw_curve,
+        finished,
+        held_data,
+        key_of,
+        place,
+        planned,
+        removed_if_refused,
+    )
 
     begin = time.monotonic()
     minutes = dial(minutes, steps, MINUTES)
@@ -331,35 +342,21 @@ def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None
     if not len(store.gaps) or not store.gaps.max() > 0 or not (exam.lengths > 1).any():
         raise SegueError("there is too little to learn from and to measure on: give more sequences, of two events or "
                          "more at different times")
-    PointProcess(PointProcessConfig(make_process(head, store, Plan(made.size, width=32)).config.stack, head))
-    with TemporaryDirectory(prefix="segue-") if folder is None else nullcontext() as spare:
-        work = Path(spare) if folder is None else folder / "training"  # type: ignore[arg-type]
-        fresh = not work.exists()
-        try:
-            work.mkdir(parents=True, exist_ok=True)
+    with workspace(None if folder is None else folder / "training") as work:
+        with removed_if_refused(work):
             write_json(work / "request.json", request)
-            where, teaching = place(device), EventLikelihood()
+            where, teaching, make = place(device), EventLikelihood(), partial(make_process, head, store)
             rivals = rivals_of(store, made.size)
-            make = partial(make_process, head, store)
-            plan, why = planned(work, store, made, minutes, steps, seed, choices, begin, where, teaching, make)
+            given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
+            deadline = math.inf if minutes is None else begin + 60 * minutes
+            plan, why = planned(work, store, made, minutes, deadline, given, where, teaching, make)
             model = make(plan).to(where)
-        except OSError as error:
-            raise SegueError(f"cannot make {work} ({error.strerror}): choose another place for the model") from error
-        except Exception:  # a wrong setting must not stand in the way of the right one
-            if fresh:
-                shutil.rmtree(work, ignore_errors=True)
-                with suppress(OSError):
-                    work.parent.rmdir()
-            raise
         if not quiet:
             print(describe(plan, why), file=sys.stderr)
-        batches = Batches(store, plan.context, plan.rows, plan.seed, model.resettable)
-        run = Run(model, batches, plan, objective=teaching, folder=None if folder is None else work,
-                  key=key_of(request), held_out=in_passing(exam, plan), save_seconds=save_seconds)
-        try:
+        with closing(Batches(store, plan.context, plan.rows, plan.seed, model.resettable)) as batches:
+            run = Run(model, batches, plan, objective=teaching, folder=None if folder is None else work,
+                      key=key_of(request), held_out=in_passing(exam, plan), save_seconds=save_seconds)
             run.train(quiet=quiet)
-        finally:
-            batches.close()
         tokens = run.step * plan.tokens_per_step
         report = TimedReport({
             "request": request, "choice": describe(plan, why), "plan": plan.to_dict(), "steps": run.step,
