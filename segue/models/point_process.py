@@ -69,6 +69,8 @@ class Clock(nn.Module):
     """(B, N) times and gaps, in units of the scale -> (B, N, D): waves of the time since the sequence began, from 2 pi
     / 1000 of one per unit up to 10, and how long the gap is, by its logarithm and bounded."""
 
+    frequencies: Tensor
+
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.logspace(math.log10(2e-3 * math.pi), 1, features // 2),
@@ -379,7 +381,7 @@ class PointProcess(nn.Module):
             here, there = self._decayed(past.hidden, elapsed[:, None])
             highest = torch.maximum(here * weight, there * weight).sum(-1)  # (B, K)
             return F.softplus(highest + bias).sum(-1)
-        norm = self.stack.norm
+        norm: Any = self.stack.norm
         length = math.sqrt(self.config.stack.width) * (weight * norm.weight).norm(dim=-1)
         shift = bias if getattr(norm, "bias", None) is None else bias + weight @ norm.bias
         return F.softplus(length + shift).sum().expand(len(elapsed))

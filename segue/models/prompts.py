@@ -55,12 +55,16 @@ class LayerPrompts(nn.Module):
     themselves are not moved by them. An objective adds it (`segue.objectives.EventLikelihood`).
     """
 
+    centre: Tensor
+    seen: Tensor
+
     def __init__(self, depth: int, width: int, prefix: int, slots: int = 10, length: int = 5, top: int = 5) -> None:
         super().__init__()
         if prefix < 1:
             raise SegueError(f"prompts are chosen by the first elements of a sequence, 1 or more of them, not {prefix}")
         self.prefix, self.size = prefix, top * length
-        self.pools = nn.ModuleList(PromptPool(width, slots, length, top) for _ in range(depth))
+        pools = nn.ModuleList(PromptPool(width, slots, length, top) for _ in range(depth))
+        self.pools: list[PromptPool] = pools  # type: ignore[assignment]
         self.match = torch.zeros(0)
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
