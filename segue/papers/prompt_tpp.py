@@ -249,7 +249,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
     shown = (ONLINE, REPLAY, PROMPTS, ALWAYS)
     for place, stream in enumerate(streams):
         for number, arm in enumerate(shown):
-            values: list[float] = next((each["forgetting"] for each in table if (each["stream"], each["arm"]) == (stream, arm)), [])
+            values: list[float] = next((each["forgetting"] for each in table
+                                        if (each["stream"], each["arm"]) == (stream, arm)), [])
             x = place + 0.2 * (number - 1.5)
             if values:
                 bars.bar(x, np.mean(values), 0.18, color=colours[arm], label=arm if place == 0 else None)
