@@ -72,7 +72,10 @@ class TimedEvaluation:
         def likelihood(nats: float | None) -> str:
             return "" if nats is None else f"{-nats:.3f}"
 
-        for name, score in self.scores.items():
+        def rank(item: tuple[str, EventScores]) -> tuple[bool, float]:
+            return item[1].time is None or item[1].type is None, item[1].nats
+
+        for name, score in sorted(self.scores.items(), key=rank):
             whole = None if score.time is None or score.type is None else score.nats
             table.add_row(Text(name), likelihood(whole), likelihood(score.time), likelihood(score.type),
                           number(score.rmse, ".4g"), number(score.error, ".1%"), number(score.misfit))
@@ -348,7 +351,7 @@ def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None
             where, teaching, make = place(device), EventLikelihood(), partial(make_process, head, store)
             rivals = rivals_of(store, made.size)
             given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
-            deadline = math.inf if minutes is None else begin + 60 * minutes
+            deadline = math.inf if minutes is None else begin + 0.9 * 60 * minutes  # the rest is for scores
             plan, why = planned(work, store, made, minutes, deadline, given, where, teaching, make)
             model = make(plan).to(where)
         if not quiet:
