@@ -284,3 +284,36 @@ def test_sequences_as_they_are_saved_elsewhere(tmp_path: Path) -> None:
     for name in ("s.gb", "s.gbff", "s.txt"):
         assert letters(name, several) == ("dna", ["ACGTACGTACGTACGTACGTNNAC"] * 2, 0)
     assert letters("crlf.gbk", several.replace("\n", "\r\n"))[1] == ["ACGTACGTACGTACGTACGTNNAC"] * 2
+
+
+def test_times_in_a_file_beside_the_events(tmp_path: Path) -> None:
+    put(tmp_path / "event-train.txt", "5 6 5\n7 5\n5 7 5 6\n")
+    (tmp_path / "time-train.txt.gz").write_bytes(gzip.compress(b"0.5 2 1\n0 10\n0 1 2 2.5\n"))
+    for place in (tmp_path, tmp_path / "event-train.txt"):
+        data = read(place)
+        assert data.kind.name == "cases" and data.channels.keys() == {"time", "gap"} and not data.problems
+        assert data[0].object == ["5", "5", "6"]  # in the order of time
+        assert data[0].channels["gap"].tolist() == [0, 0.5, 1]
+    assert not read(tmp_path / "event-train.txt", timed=False).channels
+    with pytest.raises(SegueError, match=r"the times of .*event-train.txt; give that file"):
+        read(tmp_path / "time-train.txt.gz")
+    put(tmp_path / "event-test.txt", "5 6\n5 7 5 6\n")
+    data = read(tmp_path)
+    assert not data.channels and "no file of times beside it" in str(data.problems[0])
+    put(tmp_path / "time-test.txt", "0 1\n0 1 2\n")
+    data = read(tmp_path)
+    assert len(data) == 4 and "line 2" in str(data.problems[0]) and "each of its 4 events" in str(data.problems[0])
+    put(tmp_path / "time-test.txt", "0 1\n0 soon\n")
+    with pytest.raises(SegueError, match="line 2: holds more than numbers"):
+        read(tmp_path / "event-test.txt")
+
+
+def test_times_alone_are_events_of_one_sort(tmp_path: Path) -> None:
+    rows = [{"t": times, "t_max": 24} for times in ([0.5, 2.0], [3.5])]
+    put(tmp_path / "posts.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    data = read(tmp_path / "posts.jsonl")
+    assert [record.object for record in data] == [["event", "event"], ["event"]]
+    assert data[0].channels["gap"].tolist() == [0, 1.5]
+    put(tmp_path / "logins.csv", "user,time\nann,10\nbob,12\nann,13\n")
+    data = read(tmp_path / "logins.csv", what="event")
+    assert said(data) == {"ann": ["event", "event"], "bob": ["event"]} and data[0].channels["time"].tolist() == [10, 13]

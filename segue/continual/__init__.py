@@ -6,6 +6,7 @@ import inspect
 import json
 from typing import Any
 
+from segue.continual.alternate import Alternate
 from segue.continual.buffer import Buffer, Reservoir
 from segue.continual.compose import Combined, TaskFree
 from segue.continual.distil import DER, DERpp, LwF
@@ -58,6 +59,6 @@ def _strategy(text: str) -> Strategy:
     return kind(**settings)
 
 
-__all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Buffer", "Combined", "DERpp",
-           "Experience", "LocalMAS", "LwF", "Memory", "Replay", "Reservoir", "ScoreMatrix", "Strategy", "TaskFree",
-           "class_incremental", "learn_stream", "strategy_named"]
+__all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Alternate", "Buffer",
+           "Combined", "DERpp", "Experience", "LocalMAS", "LwF", "Memory", "Replay", "Reservoir", "ScoreMatrix",
+           "Strategy", "TaskFree", "class_incremental", "learn_stream", "strategy_named"]

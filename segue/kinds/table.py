@@ -29,7 +29,7 @@ from segue.kinds.frame import (
     load_table,
     said,
 )
-from segue.kinds.packed import bare, opened
+from segue.kinds.packed import COMPRESSED, actual, bare, opened
 from segue.kinds.text import text_columns
 
 # Column names that say who, what and when, best first; compared in lower case without signs, with or without an ending
@@ -55,6 +55,7 @@ BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that s
 LONGEST = 40  # words of an item
 MEASURED = "bin them into symbols first, or learn them as text with kind=text"
 THIS = "the file"  # who, where a file is all of one entity
+THAT = "event"  # what, where nothing is known of events but when they were
 
 Roles = tuple[str | None, str, str | None]  # the columns that say who, what and when
 
@@ -109,7 +110,8 @@ class Events(Kind):
         """One record an entity, its events in the order of time (of the file, where there is no time).
 
         who, what, when: names (or, without a header, numbers from 1) of the columns; found from names and contents if
-        None. who='the file': all events of a file are of one entity. also: further columns of numbers, kept as
+        None. who='the file': all events of a file are of one entity. what='event': all events are of one sort, of which
+        only the time is known, as where rows are lists of times alone. also: further columns of numbers, kept as
         channels. when_format: of text times, as for `strptime`, where none of the usual ways is meant. Channels: `time`
         (seconds since 1970, or whatever number was given) and `gap` (since the event before; 0 for the first). A column
         of lists (JSON Lines, Parquet) makes each row a sequence.
@@ -148,11 +150,12 @@ class Events(Kind):
         def listed(name: str | None) -> bool:
             return name in columns and (types.is_list(columns[name].type) or types.is_large_list(columns[name].type))
 
-        if listed(roles[1]) and not listed(roles[0]):
+        whole = roles[1] if roles[1] in columns else roles[2]
+        if listed(whole) and not listed(roles[0]):
             for frame, _ in frames:
                 yield from _lists(frame, roles, also, when_format, problems)
             return
-        if listed(roles[1]):  # a table within each row
+        if listed(whole):  # a table within each row
             frames = [(_laid_out(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
         parts = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
         yield from _grouped([part for part in parts if len(part[0])], bool(roles[2]), also)
@@ -191,7 +194,10 @@ class Events(Kind):
 
 class Cases(Kind):
     """A log of one case a line: each sign an activity, or each word. An object is a list of items (str), the unit is
-    the event; it is asked for by name, unless all items are whole numbers. What is not text is a SegueError."""
+    the event; it is asked for by name, unless all items are whole numbers. What is not text is a SegueError.
+
+    Where the file's name says "event" and one that says "time" in its place lies beside it, that one holds a number
+    for each event (as the data of recurrent marked temporal point processes are kept, Du et al. 2016)."""
 
     name = "cases"
     unit = "event"
@@ -203,6 +209,8 @@ class Cases(Kind):
         cells that do; other cases cannot be told from text: ask for them."""
         if b"\0" in head:
             return 0.0
+        if beside(path, "time", "event") is not None and re.fullmatch(rb"[-+.\deE\s]*", head):
+            return 0.83
         lines = head.split(b"\n")
         if len(head) >= HEAD and len(lines) > 1:
             lines.pop()
@@ -220,10 +228,11 @@ class Cases(Kind):
         return 0.83 if again or (ragged and _counted([line.decode() for line in lines])) else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, elements: str | None = None,
-             encoding: str = "utf-8") -> Iterator[Record]:
+             timed: bool = True, encoding: str = "utf-8") -> Iterator[Record]:
         """One record a line; empty lines are no cases. elements: "characters", "words" or "cells" between commas (told
         apart, if None, by whether a line of the first thousand holds a blank or a tab; cells in a CSV file). Where the
-        first words are whole numbers that count the lines, they name them."""
+        first words are whole numbers that count the lines, they name them. timed: where there is a file of times beside
+        this one, its numbers are the channels `time` and `gap`, as of events."""
         if elements not in (None, "characters", "words", "cells"):
             raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
@@ -233,16 +242,43 @@ class Cases(Kind):
         if elements is None:
             elements = "words" if any(len(line.split()) > 1 for line in lines[:1000]) else "characters"
         found = False
-        named = elements == "words" and _counted(lines)
-        if named and problems is not None:
-            problems.note = "the first word of a line names it"
+        clock = beside(path, "event", "time") if timed else None
+        times = _lines_of_numbers(clock, encoding) if clock is not None else None
+        named = elements == "words" and times is None and _counted(lines)
+        if problems is not None and (named or clock is not None):
+            problems.note = "the first word of a line names it" if named else "when=the file of times beside it"
         for number, line in enumerate(lines, 1):
             items = line.split() if elements == "words" else _cells(line) if elements == "cells" else list(line.strip())
-            if items:
-                found = True
-                yield Record(items[named:], name=items[0] if named else f"{path}:{number}")
+            if not items:
+                continue
+            found, channels = True, {}
+            if times is not None:
+                own = times[number - 1] if number <= len(times) else np.zeros(0)
+                if len(own) != len(items) or not np.isfinite(own).all():
+                    bad(problems, path, f"line {number}", None,
+                        f"{clock} has not one number for each of its {len(items)} events; mend or remove it")
+                    continue
+                order = np.argsort(own, kind="stable")
+                own, items = own[order], [items[i] for i in order]
+                channels = {"time": own, "gap": np.diff(own, prepend=own[0])}
+            yield Record(items[named:], channels, items[0] if named else f"{path}:{number}")
         if not found:
             raise SegueError(f"{path}: the file is empty; give a file with one case a line")
+
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
+        """Files of times belong to those beside them; where some files have none, all are read without."""
+        clocks = {clock for path in paths if (clock := beside(path, "event", "time")) is not None}
+        files = [path for path in paths if path not in clocks]
+        for path in files:
+            if (events := beside(path, "time", "event")) is not None:
+                raise SegueError(f"{path}: holds the times of {events}; give that file")
+        some = [path for path in files if beside(path, "event", "time") is None]
+        if len(some) < len(files) and some:
+            problems.refuse(some[0], "has no file of times beside it, so all files are read without times; read those "
+                                     "that have apart")
+            options["timed"] = False
+        yield from super().read_all(files, problems, named, **options)
 
     codec = Events.codec
     normalise = Events.normalise
@@ -274,6 +310,29 @@ def _typed(text: str, known: Collection[str]) -> list[str]:
         items += [item] if not single or item in known else [sign for sign in item if not sign.isspace()]
         at = last + 1
     return list(filter(None, items))
+
+
+def beside(path: Path, word: str, other: str) -> Path | None:
+    """The file next to `path` whose name has `other` in place of `word`, packed or not, or None."""
+    if word not in path.name:
+        return None
+    name = bare(path).name.replace(word, other)
+    return next((twin for ending in ("", *sorted(COMPRESSED))
+                 if actual(twin := path.with_name(name + ending)).is_file()), None)
+
+
+def _lines_of_numbers(path: Path, encoding: str) -> list[np.ndarray]:
+    """(n,) float64 of each line of a file."""
+    with opened(path) as handle:
+        lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
+    numbers = []
+    for number, line in enumerate(lines, 1):
+        try:
+            numbers.append(np.array(line.split(), dtype=np.float64))
+        except ValueError as error:
+            raise SegueError(f"{path}, line {number}: holds more than numbers ({error}); mend it, or read without it "
+                             "(timed=False)") from error
+    return numbers
 
 
 def _cells(line: str) -> list[str]:
@@ -360,7 +419,7 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     columns = frame.columns
     listed = ", ".join(columns)
     for role, asked in (("who", who), ("what", what), ("when", when)):
-        if asked is not None and asked not in columns and not (role == "who" and asked == THIS):
+        if asked is not None and asked not in columns and (role, asked) not in (("who", THIS), ("what", THAT)):
             raise SegueError(f"{frame.path}: there is no column '{asked}' to say {role}; there are {listed}")
 
     def free() -> list[str]:
@@ -381,10 +440,13 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
             if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name in columns):
                 raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
             _events_not_measured(frame, what, columns[what].unique().to_pylist())
-    if what is None and len(whole := [name for name in free() if "list" in str(columns[name].type)]) == 1:
-        what = whole[0]
-    lists = what is not None and "list" in str(columns[what].type)
-    if what is not None and lists and not asked_for:
+    if what is None and len(lists_of := [name for name in free() if "list" in str(columns[name].type)]) == 1:
+        what = lists_of[0]
+    if what is None and when is not None and "list" in str(columns[when].type):
+        what = THAT
+    whole = what if what in columns else when
+    lists = what is not None and whole is not None and "list" in str(columns[whole].type)
+    if what in columns and lists and not asked_for:
         _events_not_measured(frame, what, (item for row in columns[what][:100].to_pylist() for item in row or []))
     rest = free()
     if (who is None) != (what is None) and not lists:  # the one column that is left may be the other of the two
@@ -605,7 +667,7 @@ def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | 
     import pyarrow.compute as compute
 
     who, what, when = roles
-    texts = [_texts(frame, who or THIS), _texts(frame, what)]
+    texts = [_texts(frame, who or THIS, str(frame.path)), _texts(frame, what, THAT)]
     times = None if when is None else _seconds(frame.columns[when], when_format, frame.path)
     numbers = [_numbers(frame, name) for name in also]
     missing = {who: _blank(texts[0]), what: _blank(texts[1])}
@@ -625,12 +687,12 @@ def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | 
     return texts[0], texts[1], times, numbers
 
 
-def _texts(frame: Frame, name: str) -> Any:
-    """A column as text without blanks around it; the path where there is no such column (`THIS`)."""
+def _texts(frame: Frame, name: str, all_of: str) -> Any:
+    """A column as text without blanks around it; `all_of` in every row where there is no such column (THIS, THAT)."""
     import pyarrow as pa
     import pyarrow.compute as compute
 
-    column = frame.columns[name] if name in frame.columns else pa.array([str(frame.path)] * len(frame.rows))
+    column = frame.columns[name] if name in frame.columns else pa.array([all_of] * len(frame.rows))
     try:
         return compute.utf8_trim_whitespace(column.cast(pa.large_string()))
     except pa.ArrowException as error:
@@ -711,13 +773,15 @@ def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | N
     """Rows that hold whole sequences."""
     who, what, when = roles
     names = frame.columns[who].to_pylist() if who is not None else [None] * len(frame.rows)
-    things = frame.columns[what].to_pylist()
+    things = frame.columns[what].to_pylist() if what in frame.columns else None
     timed = {"time": _moments(frame.columns[when], when_format, frame.path)} if when is not None else {}
     timed |= {name: frame.columns[name].to_pylist() for name in also}
     for i, row in enumerate(frame.rows):
         name = f"{frame.path}:{row}" if names[i] is None else str(names[i])
-        items, channels = things[i], {}
+        channels: dict[str, np.ndarray] = {}
         try:
+            items = things[i] if things is not None else [THAT] * (0 if timed["time"][i] is None else
+                                                                   len(timed["time"][i]))
             if not items or any(item is None for item in items):
                 raise ValueError("an empty list, or an item missing in it")
             for channel, values in timed.items():

@@ -6,10 +6,11 @@ from segue.models.base import Decodable, Output
 from segue.models.classify import HEADS, ClassHead, Classifier, Features
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.perceptron import Perceptron
+from segue.models.point_process import History, PointProcess, PointProcessConfig
 from segue.models.pointer import PointerConfig, PointerNetwork, SetConfig
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 from segue.models.stack import Stack, StackConfig, expand_pattern
 
 __all__ = ["HEADS", "ClassHead", "Classifier", "Decodable", "DepthSchedule", "EncoderDecoder", "EncoderDecoderConfig",
-           "Features", "Output", "Perceptron", "PointerConfig", "PointerNetwork", "Scheduled", "SetConfig", "Stack",
-           "StackConfig", "expand_pattern"]
+           "Features", "History", "Output", "Perceptron", "PointProcess", "PointProcessConfig", "PointerConfig",
+           "PointerNetwork", "Scheduled", "SetConfig", "Stack", "StackConfig", "expand_pattern"]

@@ -11,6 +11,7 @@ from segue.objectives.classes import ClassLoss, ProxyReplay
 from segue.objectives.contrastive import SupCon, asked, supcon
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
+from segue.objectives.events import EventLikelihood
 from segue.objectives.grouped import GroupedClasses
 from segue.objectives.masked import Cloze, MaskedElements
 from segue.objectives.mixed import Mixed
@@ -21,8 +22,8 @@ from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae, whose chance is that of a
-# whole batch, ProxyReplay and SupCon, which compare its rows, DraftHeadsLoss, which teaches draft heads alone, and
-# ClassLoss, which teaches classifiers.
+# whole batch, ProxyReplay and SupCon, which compare its rows, and DraftHeadsLoss, ClassLoss and
+# EventLikelihood, which teach draft heads, classifiers and point processes alone.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -54,6 +55,7 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
 
 
 __all__ = ["OBJECTIVES", "Batch", "ClassLoss", "Cloze", "DecayedRepetition", "Distillation", "DraftHeadsLoss",
-           "GroupedClasses", "Loss", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching",
-           "OrderSearch", "ProxyReplay", "RolloutUnlikelihood", "Sundae", "SupCon", "TokenUnlikelihood", "asked",
-           "generator_of", "objective_named", "relation_distillation", "score_distillation", "supcon"]
+           "EventLikelihood", "GroupedClasses", "Loss", "MaskedElements", "Mixed", "NextElement", "Objective",
+           "OccupancyMatching", "OrderSearch", "ProxyReplay", "RolloutUnlikelihood", "Sundae", "SupCon",
+           "TokenUnlikelihood", "asked", "generator_of", "objective_named", "relation_distillation",
+           "score_distillation", "supcon"]

@@ -181,7 +181,9 @@ PAPERS: dict[str, Paper] = {
         ("models.pointer", "tasks.geometry", "decoding.constrain.EachOnce")),
     "prompt-tpp": Paper(
         "Prompt-augmented Temporal Point Process for Streaming Event Sequence, PromptTPP",
-        "2023, arXiv 2310.04993"),
+        "2023, arXiv 2310.04993", "prompt_tpp",
+        ("models.point_process", "models.prompts", "models.hawkes", "objectives.events", "continual.alternate",
+         "training.timed")),
     "recformer": Paper(
         "Text Is All You Need: Learning Language Representations for Sequential Recommendation (Recformer)",
         "2023, arXiv 2305.13731"),

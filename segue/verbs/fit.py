@@ -59,12 +59,17 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     save_seconds: between checkpoints. kind: of the data, found from the files if None. device: of torch (default: a
     GPU if there is one). mix: count the training data too and mix the two (`segue.models.mixture`), where there is
     enough to learn how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the
-    sequences; "cloze" makes one that reads both ways, and goes on by a mask behind the end. choices: any entry of
-    `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own options for its codec (e.g.
-    vocabulary).
+    sequences; "cloze" makes one that reads both ways, and goes on by a mask behind the end; "timed" one that learns
+    when events come beside which (see `segue.verbs.timed`). choices: any entry of `segue.training.recipe.Plan`
+    (width, depth, context, rate ...), and the kind's own options for its codec (e.g. vocabulary).
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
+    if objective == "timed":
+        from segue.verbs.timed import fit_timed
+
+        return fit_timed(data, out=out, minutes=minutes, steps=steps, mixer=mixer, seed=seed, held_out=held_out,
+                         codec=codec, quiet=quiet, save_seconds=save_seconds, kind=kind, device=device, **choices)
     begin = time.monotonic()
     minutes = dial(minutes, steps, MINUTES)
     distributed.join()
@@ -276,19 +281,20 @@ def prepare(work: Path, request: Mapping[str, Any], data: Data, held_out: Any, c
     held.encode(codec, work / "held")
 
 
-def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, deadline: float,
-            choices: Mapping[str, Any], device: torch.device, objective: Objective) -> tuple[Plan, str]:
+def planned(work: Path, train: Any, codec: Codec, minutes: float | None, deadline: float, choices: Mapping[str, Any],
+            device: torch.device, objective: Objective, make: Callable[[Plan], Any] | None = None) -> tuple[Plan, str]:
     """The plan of this run, and why: read where it stands already, else chosen, measured and written before the first
     step.
 
     minutes: the dial, or None where `choices` says how many steps. deadline: of `time.monotonic`, for the last step.
+    make: the model of a plan (default: `build`).
     """
     path = work / "plan.json"
     if distributed.rank() == 0 and not path.exists():
         facts = facts_of(train, codec, minutes, choices, device)
         plan, why = choose(facts, **choices)
         if minutes is not None:
-            threads, seconds = pace(train, plan, device, minutes, objective, fixed="threads" in choices)
+            threads, seconds = pace(train, plan, device, minutes, objective, "threads" in choices, make or build)
             deadline = max(deadline, time.monotonic() + 60 * LEARNING * minutes)
             steps = min(steps_until(deadline, seconds), most_steps(facts.tokens, plan))
             plan, why = choose(facts, **{**choices, "threads": threads, "steps": steps})
@@ -298,7 +304,7 @@ def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, 
     return Plan.from_dict(values["plan"]), values["why"]
 
 
-def facts_of(train: TokenStore, codec: Codec, minutes: float | None, choices: Mapping[str, Any],
+def facts_of(train: Any, codec: Codec, minutes: float | None, choices: Mapping[str, Any],
              device: torch.device) -> Facts:
     """What the plan is chosen by; floating-point operations a second are a guess, by what such devices do."""
     threads = int(choices.get("threads") or cores())
@@ -335,8 +341,8 @@ def build(plan: Plan) -> Stack | ClozeModel:
     return ClozeModel(stack, plan.context + 1) if plan.cloze else stack
 
 
-def pace(store: TokenStore, plan: Plan, device: torch.device, minutes: float, objective: Objective | None = None,
-         fixed: bool = False) -> tuple[int, float]:
+def pace(store: Any, plan: Plan, device: torch.device, minutes: float, objective: Objective | None = None,
+         fixed: bool = False, make: Callable[[Plan], Any] = build) -> tuple[int, float]:
     """The threads that a step is to have, and the seconds it takes with them.
 
     Measured on a throwaway copy, the median of a few steps after two to warm up: a fortieth of the dial, or a tenth
@@ -344,7 +350,7 @@ def pace(store: TokenStore, plan: Plan, device: torch.device, minutes: float, ob
     program holds a core, threads that wait for the one on it cost many times what it adds.
     """
     most = min(2.0, 0.025 * 60 * minutes)
-    model = build(plan).to(device)
+    model = make(plan).to(device)
     fixed = fixed or plan.threads == 1 or device.type != "cpu" or distributed.world() > 1
     found = []
     with closing(Batches(store, plan.context, plan.rows, plan.seed, model.resettable)) as batches:

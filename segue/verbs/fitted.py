@@ -76,8 +76,13 @@ class Report:
             lines.append(Text(f"{v['steps']:,} steps{early}, {v['tokens']:,} tokens in {v['seconds']:.0f} s "
                               f"({v['tokens_per_s']:,.0f} tokens/s, {v['precision']}, {v['machine']})"))
         if v.get("held_out"):
-            lines.append(Evaluation(**v["held_out"]).__rich__())
+            lines.append(self.held_out.__rich__())
         return Group(*lines)
+
+    @property
+    def held_out(self) -> Any:
+        """The evaluation on held-out data."""
+        return Evaluation(**self.values["held_out"])
 
 
 class Fitted:
@@ -324,6 +329,10 @@ def load(folder: str | Path) -> Fitted:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise SegueError(f"{folder / 'config.json'} is not the config of a segue model (format '{FORMAT}'): give "
                          "the folder that fit wrote")
+    if "process" in values:
+        from segue.verbs.timed import load_process
+
+        return load_process(folder, values)
     kind, context, model = described(folder / "config.json", values)
     tensors, _ = load_tensors(folder / "model.safetensors")
     counts = tensors.pop("unigram", None)

@@ -1,0 +1,162 @@
+"""Classical processes of events in time, fitted in seconds: homogeneous Poisson, and Hawkes with exponential kernels.
+
+Type k has the intensity lambda_k(t) = base_k + sum over past events (t_j, m_j) and decays b of
+excite[k, m_j, b] * b * exp(-b (t - t_j)) (Hawkes 1971). With no decays it is a Poisson process. Everything here is
+given the first event of each sequence, and up to its last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+CHUNK = 4096  # events whose expected times are found at once
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Sequences of events side by side. types: (N, L) int, -1 behind the last of a row. times: (N, L), ascending."""
+
+    types: np.ndarray
+    times: np.ndarray
+
+    @staticmethod
+    def of(sequences: Iterable[tuple[np.ndarray, np.ndarray]]) -> Timed:
+        """From types (n,) and times (n,) of each."""
+        rows = list(sequences)
+        longest = max((len(types) for types, _ in rows), default=0)
+        types, times = np.full((len(rows), longest), -1), np.zeros((len(rows), longest))
+        for row, (kinds, moments) in enumerate(rows):
+            types[row, : len(kinds)], times[row, : len(kinds)] = kinds, moments
+            times[row, len(kinds) :] = moments[-1] if len(moments) else 0.0
+        return Timed(types, times)
+
+    @property
+    def live(self) -> np.ndarray:
+        """(N, L) bool: an event that follows another one of its row."""
+        live = self.types >= 0
+        live[:, :1] = False
+        return live
+
+
+class Hawkes:
+    """base: (K,) per unit of time. excite: (K, K, B), how many events of type k one of type m brings about in all.
+    decays: (B,) per unit of time."""
+
+    def __init__(self, base: np.ndarray, excite: np.ndarray, decays: np.ndarray) -> None:
+        self.base, self.excite, self.decays = base, excite, decays
+
+    @classmethod
+    def fit(cls, data: Timed, types: int, decays: Iterable[float] = (), steps: int = 60) -> Hawkes:
+        """By expectation-maximisation over which event, if any, brought about which (Lewis & Mohler 2011). decays: of
+        the kernels, kept as they are (none: a Poisson process); weights of several make other shapes."""
+        rates = np.array(list(decays), dtype=np.float64)
+        live, many = data.live, len(rates)
+        kinds, spans = data.types[live], (data.times[:, -1:] - data.times)
+        total = float(spans[:, 0].sum()) or 1.0
+        base = np.full(types, 0.5 / total)
+        excite = np.zeros((types, types, many))
+        before = _before(data, types, rates)[live] * rates  # (n, K, B): what excites each event, by source and decay
+        # What an event of each type could have brought about by the end of its row.
+        reach, seen = np.zeros((types, many)), data.types >= 0
+        for index, rate in enumerate(rates):
+            reach[:, index] = np.bincount(data.types[seen], (1 - np.exp(-rate * spans))[seen], types)
+        for kind in range(types):
+            count = int((kinds == kind).sum())
+            some = before[kinds == kind].reshape(count, types * many)
+            mu, weight = (count + 0.5) / total, np.zeros(types * many)
+            if count and many:
+                mu, weight = mu / 2, np.full(types * many, count / 2 / max(reach.sum(), 1e-12))
+                for _ in range(steps):
+                    share = 1 / (mu + some @ weight)
+                    mu, weight = mu * share.sum() / total, weight * (share @ some) / np.maximum(reach.ravel(), 1e-12)
+                mu = max(mu, 0.5 / total)  # what was not seen may still come
+            base[kind], excite[kind] = mu, weight.reshape(types, many)
+        return cls(base, excite, rates)
+
+    def log_likelihood(self, data: Timed) -> tuple[np.ndarray, np.ndarray]:
+        """Of each event given those before, per unit of time: (N, L) of when it comes, (N, L) of its type given when;
+        0 where `data.live` is not."""
+        before = _before(data, len(self.base), self.decays) * self.decays
+        live, kinds = data.live, np.maximum(data.types, 0)
+        total = self.base.sum() + np.einsum("nlmb,mb->nl", before, self.excite.sum(0))
+        own = self.base[kinds] + np.einsum("nlmb,nlmb->nl", before, self.excite[kinds])
+        time = np.log(total) - self.residuals(data)
+        return np.where(live, time, 0.0), np.where(live, np.log(own / total), 0.0)
+
+    def _pull(self, data: Timed) -> np.ndarray:
+        """(N, L, B): how many events those up to each one still bring about, by decay."""
+        after = _before(data, len(self.base), self.decays)
+        row, place = np.nonzero(data.types >= 0)
+        after[row, place, data.types[row, place]] += 1.0
+        return np.einsum("nlmb,mb->nlb", after, self.excite.sum(0))
+
+    def residuals(self, data: Timed) -> np.ndarray:
+        """(N, L): the events that were expected between the event before and each one (0 at the first)."""
+        gaps = np.diff(data.times, axis=1, prepend=data.times[:, :1])
+        pull = np.roll(self._pull(data), 1, axis=1)
+        expected = self.base.sum() * gaps + (pull * (1 - np.exp(-self.decays * gaps[..., None]))).sum(-1)
+        return np.where(data.live, expected, 0.0)
+
+    def predict(self, data: Timed, longest: float, points: int = 48) -> tuple[np.ndarray, np.ndarray]:
+        """What follows each event: the expected time until then, at most `longest`, (N, L), and the most likely type
+        (N, L) then."""
+        after = _before(data, len(self.base), self.decays)
+        row, place = np.nonzero(data.types >= 0)
+        after[row, place, data.types[row, place]] += 1.0
+        grid = np.concatenate([[0.0], np.logspace(-3, 0, points) * longest])
+        faded = 1 - np.exp(-np.outer(grid, self.decays))  # (G, B)
+        shape = data.types.shape
+        flat = after.reshape(data.types.size, len(self.base), len(self.decays))
+        mean, kind = np.zeros(len(flat)), np.zeros(len(flat), dtype=np.int64)
+        for at in range(0, len(flat), CHUNK):
+            part = flat[at : at + CHUNK]
+            pull = np.einsum("nmb,mb->nb", part, self.excite.sum(0))
+            alive = np.exp(-(self.base.sum() * grid + pull @ faded.T))
+            mean[at : at + CHUNK] = ((alive[:, 1:] + alive[:, :-1]) / 2 * np.diff(grid)).sum(1)
+            left = part * (self.decays * np.exp(-np.outer(mean[at : at + CHUNK], self.decays)))[:, None]
+            kind[at : at + CHUNK] = (self.base + np.einsum("nmb,kmb->nk", left, self.excite)).argmax(1)
+        return mean.reshape(shape), kind.reshape(shape)
+
+    def sample(self, rows: int, length: int, generator: np.random.Generator) -> Timed:
+        """`rows` sequences of `length` events, from nothing at time 0, by thinning (Ogata 1981)."""
+        types, times = np.full((rows, length), -1), np.zeros((rows, length))
+        excited = np.zeros((rows, len(self.base), len(self.decays)))
+        now, count = np.zeros(rows), np.zeros(rows, dtype=np.int64)
+        going = np.arange(rows)
+        while len(going):
+            weighted = np.einsum("nmb,kmb->nk", excited[going] * self.decays, self.excite)
+            bound = self.base.sum() + weighted.sum(1)
+            wait = generator.exponential(1 / bound)
+            now[going] += wait
+            excited[going] *= np.exp(-self.decays * wait[:, None])[:, None]
+            rates = self.base + np.einsum("nmb,kmb->nk", excited[going] * self.decays, self.excite)
+            level = generator.random(len(going)) * bound
+            edges = rates.cumsum(1)
+            hit = level < edges[:, -1]
+            chosen, kind = going[hit], (level[hit, None] >= edges[hit]).sum(1)
+            types[chosen, count[chosen]], times[chosen, count[chosen]] = kind, now[chosen]
+            excited[chosen, kind] += 1.0
+            count[chosen] += 1
+            going = going[count[going] < length]
+        return Timed(types, times)
+
+
+def _before(data: Timed, types: int, decays: np.ndarray) -> np.ndarray:
+    """(N, L, K, B): at each event, exp(-b (t - t_j)) summed over the events before it, by their type."""
+    rows, length = data.types.shape
+    state = np.zeros((rows, types, len(decays)))
+    found = np.zeros((rows, length, types, len(decays)))
+    every = np.arange(rows)
+    for place, wait in enumerate(_waits(data)):
+        state *= np.exp(-decays * wait[:, None])[:, None]
+        found[:, place] = state
+        here = data.types[:, place] >= 0
+        state[every[here], data.types[here, place]] += 1.0
+    return found
+
+
+def _waits(data: Timed) -> Iterator[np.ndarray]:
+    yield from np.diff(data.times, axis=1, prepend=data.times[:, :1]).T

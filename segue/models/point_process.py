@@ -1,0 +1,456 @@
+"""Neural temporal point processes: when the next event comes, and of which type, given all events before it.
+
+Any stack of mixers reads the events (type and time). Between two events one of three heads goes on from there:
+
+- "decay": the hidden state relaxes towards a target, h(t) = o tanh(rest + (now - rest) exp(-rate (t - t_i))), and type
+  k has the intensity softplus(w_k h(t) + b_k) (the neural Hawkes process, Mei & Eisner 2017, arXiv 1612.09328; there
+  the recurrence itself decays, here any mixer hands over its state).
+- "query": a node without a type, of any time, reads the past as an event would, and no other query; the same
+  intensity is read off it (attentive NHP, Yang et al. 2022, arXiv 2201.00044). A query is a leaf in the tree of nodes,
+  so every mixer that verifies drafts answers it.
+- "mixture": no intensity; the time to the next event is a mixture of log-normals and its type a softmax given that
+  time (Shchur et al. 2020, arXiv 1909.12127). The likelihood is exact and drawing needs no rejection.
+
+Times are divided by `scale`, once for all data that the model ever sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.state import Layout, State
+from segue.models.prompts import LayerPrompts
+from segue.models.stack import Stack, StackConfig
+
+HEADS = ("decay", "query", "mixture")
+LEAST = 1e-6  # of a gap, in units of the scale, where a logarithm is taken: events at one moment are so far apart
+NODES = 1024  # that are read at a time where nothing is learned
+TRIES = 32  # of the sampler at a time
+
+
+@dataclass(frozen=True)
+class PointProcessConfig:
+    """Everything that makes a point process, as plain values.
+
+    stack: of the backbone, whose vocabulary is the number of types K (its own head is not used: leave it tied).
+    head: "decay", "query" or "mixture". scale: what the model calls 1, in the unit of the data (their mean gap, say).
+    longest: the gap beyond which no prediction goes, in the unit of the data (the longest seen, say). features: of a
+    time. components: of the mixture. prompts: keyword arguments of `LayerPrompts`, or None for none.
+    """
+
+    stack: StackConfig
+    head: str = "decay"
+    scale: float = 1.0
+    longest: float = 100.0
+    features: int = 16
+    components: int = 16
+    prompts: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PointProcessConfig:
+        try:
+            return cls(**{**values, "stack": StackConfig.from_dict(values["stack"])})
+        except (TypeError, KeyError) as error:
+            raise SegueError(f"the point process's config is incomplete: {error}") from error
+
+
+class Clock(nn.Module):
+    """(B, N) times and gaps, in units of the scale -> (B, N, D): waves of the time since the sequence began, from 2 pi
+    / 1000 of one per unit up to 10, and how long the gap is, by its logarithm and bounded."""
+
+    frequencies: Tensor
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.logspace(math.log10(2e-3 * math.pi), 1, features // 2),
+                             persistent=False)
+        self.into = nn.Linear(features // 2 * 2 + 2, width)
+
+    def forward(self, time: Tensor, gap: Tensor) -> Tensor:
+        angles = time[..., None] * self.frequencies
+        gaps = torch.stack([(gap.clamp(min=0) + 1e-3).log() / 3, gap / (1 + gap)], -1)
+        return self.into(torch.cat([angles.sin(), angles.cos(), gaps], -1))
+
+
+@dataclass(frozen=True)
+class History:
+    """Events as they were. types: (B, T) long. gaps: (B, T), since the event before, in the unit of the data; what the
+    first of a sequence has is not looked at. starts: (B, T) bool, or None: where a new sequence begins in a row."""
+
+    types: Tensor
+    gaps: Tensor
+    starts: Tensor | None = None
+
+    @property
+    def layout(self) -> Layout:
+        shape = (self.types.shape[0], self.types.shape[1])
+        return Layout.chain(shape, starts=self.starts, device=self.types.device)
+
+
+@dataclass
+class Past:
+    """What a process knows of the events so far, a row each. hidden (B, D): after the last event. time (B,): of the
+    last event since the first, in units of the scale. begun (B, D): the sum of what the prefix is to the model, and
+    count: how many events of it were read, for prompts."""
+
+    state: State
+    hidden: Tensor
+    time: Tensor
+    begun: Tensor
+    count: int = 0
+
+    def select(self, rows: Tensor) -> Past:
+        return Past(self.state.select(rows), self.hidden[rows], self.time[rows], self.begun[rows], self.count)
+
+
+class PointProcess(nn.Module):
+    """A marked temporal point process over a stack of mixers; see `PointProcessConfig`."""
+
+    def __init__(self, config: PointProcessConfig) -> None:
+        super().__init__()
+        if config.head not in HEADS:
+            raise SegueError(f"head '{config.head}' is unknown: choose from {', '.join(HEADS)}")
+        if config.stack.pool or config.stack.inputs or not config.stack.tied:
+            raise SegueError("the backbone of a point process is a tied stack of ids that pools nothing")
+        if not (config.scale > 0 and config.longest > 0):
+            raise SegueError(f"scale {config.scale} and longest {config.longest} are times, above 0")
+        self.config, width, types = config, config.stack.width, config.stack.vocabulary
+        self.stack = Stack(config.stack)
+        self.clock = Clock(config.features, width)
+        self.head = nn.Linear(width, types)
+        self.query = nn.Parameter(torch.zeros(width)) if config.head == "query" else None
+        self.cell = nn.Linear(width, 4 * width) if config.head == "decay" else None
+        self.mixture = nn.Linear(width, 3 * config.components) if config.head == "mixture" else None
+        self.ahead = Clock(config.features, width) if config.head == "mixture" else None
+        self.prompts = None if config.prompts is None else \
+            LayerPrompts(len(config.stack.mixers), width, **config.prompts)
+        with torch.no_grad():  # begin as the process that has one event a unit of time, of any type
+            nn.init.normal_(self.stack.embedding.weight, std=0.5)  # types weigh as much as times
+            self.head.weight *= 0.1
+            self.head.bias.fill_(0.0 if config.head == "mixture" else math.log(math.expm1(1 / types)))
+
+    @property
+    def resettable(self) -> bool:
+        """Whether several sequences may be packed into one row."""
+        return self.stack.resettable and self.config.head != "query" and self.prompts is None
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return self.stack.state_parameters()
+
+    # Reading events.
+
+    def _events(self, history: History) -> tuple[Tensor, Tensor]:
+        """What the events are to the model (B, T, D), and when they were (B, T), in units of the scale."""
+        first = torch.zeros_like(history.types, dtype=torch.bool) if history.starts is None else history.starts.clone()
+        first[:, 0] = True
+        gaps = self._scaled(history.gaps).masked_fill(first, 0.0)
+        index = torch.arange(gaps.shape[1], device=gaps.device)
+        time = gaps.cumsum(1)
+        time = time - time.gather(1, torch.where(first, index, 0).cummax(1).values)
+        return self.stack.embed(history.types, history.layout.positions) + self.clock(time, gaps), time
+
+    def _scaled(self, times: Tensor) -> Tensor:
+        """Times in units of the scale."""
+        return (times / self.config.scale).to(self.head.weight.dtype)
+
+    def _ask(self, time: Tensor, elapsed: Tensor) -> Tensor:
+        """What queries are to the model. time (B, ...): of the event before; elapsed: since then."""
+        assert self.query is not None
+        return self.query + self.clock(time + elapsed, elapsed)
+
+    def _prompted(self, prefix: Tensor, time: Tensor) -> list[Tensor]:
+        """A prompt for each layer. prefix (B, D): the mean over the first events. time (B,): the last of them; the next
+        is expected after as long as it took on average between those."""
+        assert self.prompts is not None
+        gap = time / max(1, self.prompts.prefix - 1)
+        return self.prompts(prefix, self.clock((time + gap)[:, None], gap[:, None])[:, 0])
+
+    def _read(self, history: History, elapsed: Tensor | None = None) -> Tensor:
+        """Hidden vectors (B, T, D) after each event, or (B, T, S, D) at queries `elapsed` (B, T, S) after each."""
+        if history.starts is not None and not self.resettable and bool(history.starts[:, 1:].any()):
+            raise SegueError("prompts and queries take one sequence a row: pack none together")
+        x, time = self._events(history)
+        rows, length, width = x.shape
+        prompts: list[Tensor] = []
+        before = length
+        if self.prompts is not None and length >= self.prompts.prefix:
+            before = self.prompts.prefix
+            prompts = self._prompted(x[:, :before].mean(1), time[:, before - 1])
+        size = prompts[0].shape[1] if prompts else 0
+        index = torch.arange(length, device=x.device)
+        places = index + size * (index >= before)  # where the events stand among the nodes
+        nodes = torch.cat([x[:, :before], x.new_zeros(rows, size, width), x[:, before:]], 1)
+        if elapsed is None:
+            layout = history.layout if not prompts else Layout.of(nodes)
+        else:
+            many = elapsed.shape[2]
+            asked = self._ask(time[..., None].expand_as(elapsed).flatten(1), elapsed.flatten(1))
+            nodes = torch.cat([nodes, asked], 1)
+            follow = (index + size * (index >= before - 1)).repeat_interleave(many)
+            layout = leaves(rows, length + size, follow)
+        for block, _ in enumerate(self.stack.blocks):
+            if prompts:
+                nodes = torch.cat([nodes[:, :before], prompts[block], nodes[:, before + size :]], 1)
+            nodes = self.stack.run_block(block, nodes, layout)
+        nodes = self.stack.finish(nodes, layout)
+        return nodes[:, places] if elapsed is None else nodes[:, length + size :].unflatten(1, elapsed.shape[1:])
+
+    # Between events.
+
+    def _decayed(self, hidden: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden (..., D), elapsed (..., S) -> the state after so long, and after for ever, (..., S, D)."""
+        assert self.cell is not None
+        now, rest, rate, out = self.cell(hidden)[..., None, :].chunk(4, -1)
+        gate = torch.sigmoid(out)
+        faded = rest + (now - rest) * torch.exp(-F.softplus(rate) * elapsed[..., None])
+        return gate * torch.tanh(faded), gate * torch.tanh(rest)
+
+    def _rates(self, state: Tensor) -> Tensor:
+        return F.softplus(self.head(state))
+
+    def intensities(self, history: History, elapsed: Tensor) -> Tensor:
+        """(B, T, S, K): the intensity of each type, per unit of the scale, `elapsed` (B, T, S) of those units after
+        each event and before the next. Only of the heads that have one."""
+        if self.config.head == "mixture":
+            raise SegueError("a mixture of log-normals has no intensity: choose head decay or query")
+        if self.config.head == "decay":
+            return self._rates(self._decayed(self._read(history), elapsed)[0])
+        parts = elapsed.split(elapsed.shape[2] if torch.is_grad_enabled() else
+                              max(1, NODES // elapsed.shape[1] - 1), dim=2)
+        return torch.cat([self._rates(self._read(history, part)) for part in parts], 2)
+
+    def _components(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log weights, means and deviations of the logarithm of the time to the next event, (..., C) each."""
+        assert self.mixture is not None
+        weights, means, deviations = self.mixture(hidden).chunk(3, -1)
+        spread = torch.linspace(-4, 2, self.config.components, device=hidden.device, dtype=hidden.dtype)
+        return weights.log_softmax(-1), means + spread, 0.05 + F.softplus(deviations)
+
+    def _typed(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
+        """Log probabilities of the types (..., K) where the next event comes `elapsed` (...) after the last."""
+        assert self.ahead is not None
+        return self.head(hidden + self.ahead(elapsed, elapsed)).log_softmax(-1)
+
+    def terms(self, history: History, until: Tensor, types: Tensor, points: int = 5,
+              rule: str = "uniform") -> tuple[Tensor, Tensor]:
+        """Log-likelihood of the event that follows each one, `until` (B, T) later in the unit of the data and of the
+        type `types` (B, T) long (-1: not asked for): (B, T) of when it comes, per unit of the data's time, and (B, T)
+        of its type given when. 0 where it is not asked for.
+
+        points, rule: how the intensity is integrated over a gap: "uniform", one point drawn in each of `points` equal
+        parts, which is right on average; or "trapezoid", on `points` even ones with both ends, which is not.
+        """
+        if points < 1 or (rule == "trapezoid" and points < 2) or rule not in ("uniform", "trapezoid"):
+            raise SegueError(f"{points} points by '{rule}' is no rule: uniform (1 or more) or trapezoid (2 or more)")
+        asked = types >= 0
+        until, target = self._scaled(until).masked_fill(~asked, 1.0), types.clamp(min=0)[..., None]
+        if self.config.head == "mixture":
+            hidden, short = self._read(history), until.clamp(min=LEAST)
+            weights, means, deviations = self._components(hidden)
+            away = (short.log()[..., None] - means) / deviations
+            each = weights - away.square() / 2 - deviations.log() - math.log(2 * math.pi) / 2
+            time = each.logsumexp(-1) - short.log()
+            kind = self._typed(hidden, until).gather(-1, target)[..., 0]
+        else:
+            if rule == "uniform":
+                places = (torch.arange(points) + torch.rand(*until.shape, points)) / points
+                weights = torch.full((points,), 1 / points)
+            else:
+                places = torch.linspace(0, 1, points).expand(*until.shape, points)
+                weights = F.pad(torch.ones(points - 2), (1, 1), value=0.5) / (points - 1)
+            places, weights = places.to(until), weights.to(until)
+            rates = self.intensities(history, torch.cat([places * until[..., None], until[..., None]], -1))
+            total = rates.sum(-1)
+            time = total[..., -1].log() - until * (total[..., :-1] * weights).sum(-1)
+            kind = rates[..., -1, :].gather(-1, target)[..., 0].log() - total[..., -1].log()
+        zero = time.new_zeros(())
+        return torch.where(asked, time - math.log(self.config.scale), zero), torch.where(asked, kind, zero)
+
+    def compensators(self, history: History, elapsed: Tensor) -> Tensor:
+        """(B, T, S): how many events are expected within `elapsed` (B, T, S), ascending, in units of the scale, after
+        each event while none comes: minus the logarithm of the chance that none does. By the trapezoid rule, from 0 on,
+        for the heads with an intensity."""
+        if self.config.head == "mixture":
+            return self._waited(self._read(history), elapsed)
+        grid = F.pad(elapsed, (1, 0))
+        return integral(self.intensities(history, grid).sum(-1), grid)
+
+    def _waited(self, hidden: Tensor, elapsed: Tensor) -> Tensor:
+        """The compensators (..., S) of a mixture `elapsed` (..., S) after the event with `hidden` (..., D)."""
+        weights, means, deviations = (part[..., None, :] for part in self._components(hidden))
+        away = (elapsed.clamp(min=LEAST).log()[..., None] - means) / deviations
+        return -(weights + torch.special.log_ndtr(-away)).logsumexp(-1)
+
+    @torch.no_grad()
+    def residuals(self, history: History, until: Tensor, points: int = 32) -> Tensor:
+        """(B, T): the events that were expected in each gap `until` (B, T). Of the right model they are Exp(1) and
+        independent (time rescaling, Brown et al. 2002)."""
+        until = self._scaled(until)
+        places = torch.linspace(0, 1, points + 1)[1:].to(until).square()  # closer together where most happens
+        return self.compensators(history, places * until[..., None])[..., -1]
+
+    @torch.no_grad()
+    def predict(self, history: History, points: int = 48) -> tuple[Tensor, Tensor]:
+        """For each event the expected time to the next, at most `longest`, (B, T) in the unit of the data, and the most
+        likely type (B, T) then."""
+        grid = self._grid(points, history.types.shape)
+        mean = mean_wait(grid, self.compensators(history, grid))
+        if self.config.head == "mixture":
+            kinds = self._typed(self._read(history), mean)
+        else:
+            kinds = self.intensities(history, mean[..., None])[..., 0, :]
+        return mean * self.config.scale, kinds.argmax(-1)
+
+    def _grid(self, points: int, shape: Sequence[int]) -> Tensor:
+        """(*shape, points) times after an event, in units of the scale, ever further apart, up to `longest`."""
+        longest = self.config.longest / self.config.scale
+        return (torch.logspace(-3, 0, points).to(self.head.weight) * longest).expand(*shape, points)
+
+    # Event by event.
+
+    def begin(self, batch: int) -> Past:
+        """Before the first event of `batch` sequences."""
+        nothing = self.head.weight.new_zeros(batch, self.config.stack.width)
+        return Past(self.stack.init_state(batch), nothing, nothing[:, 0], nothing)
+
+    def observe(self, types: Tensor, gaps: Tensor, past: Past) -> Past:
+        """What is known after more events (B, N): their types, and gaps in the unit of the data (of the first event of
+        all, 0). `past` is moved along."""
+        if self.prompts is not None and past.count < (edge := self.prompts.prefix) < past.count + types.shape[1]:
+            edge -= past.count
+            return self.observe(types[:, edge:], gaps[:, edge:], self.observe(types[:, :edge], gaps[:, :edge], past))
+        gaps = self._scaled(gaps)
+        time = past.time[:, None] + gaps.cumsum(1)
+        layout = past.state.layout(types.shape[1])
+        x = self.stack.embed(types, layout.positions) + self.clock(time, gaps)
+        begun, count = past.begun, past.count + types.shape[1]
+        hidden = self._extend([x], layout, past.state)[:, -1]
+        past.state.commit()
+        if self.prompts is not None and count <= self.prompts.prefix:
+            begun = begun + x.sum(1)
+            if count == self.prompts.prefix:
+                rows = self._prompted(begun / count, time[:, -1])
+                self._extend(rows, past.state.layout(rows[0].shape[1]), past.state)
+                past.state.commit()
+        return Past(past.state, hidden, time[:, -1], begun, count)
+
+    def _extend(self, rows: list[Tensor], layout: Layout, state: State) -> Tensor:
+        """Nodes that follow a state, left pending there: what goes in, or what goes into each layer."""
+        x = rows[0]
+        for block, _ in enumerate(self.stack.blocks):
+            x = self.stack.run_block(block, rows[block] if len(rows) > 1 else x, layout, state)
+        state.pending = layout
+        return self.stack.finish(x, layout)
+
+    def intensities_after(self, past: Past, elapsed: Tensor) -> Tensor:
+        """(B, S, K): as `intensities`, `elapsed` (B, S) units of the scale after the last event."""
+        if self.config.head == "decay":
+            return self._rates(self._decayed(past.hidden, elapsed)[0])
+        asked = self._ask(past.time[:, None].expand_as(elapsed), elapsed)
+        layout = past.state.layout(elapsed.shape[1], torch.full_like(elapsed, -1, dtype=torch.long))
+        return self._rates(self._extend([asked], layout, past.state))
+
+    @torch.no_grad()
+    def expect(self, past: Past, points: int = 48) -> tuple[Tensor, Tensor]:
+        """As `predict`, of the event that comes next: (B,) and (B,)."""
+        grid = self._grid(points, past.time.shape)
+        if self.config.head == "mixture":
+            mean = mean_wait(grid, self._waited(past.hidden, grid))
+            return mean * self.config.scale, self._typed(past.hidden, mean).argmax(-1)
+        edges = F.pad(grid, (1, 0))
+        mean = mean_wait(grid, integral(self.intensities_after(past, edges).sum(-1), edges))
+        return mean * self.config.scale, self.intensities_after(past, mean[:, None])[:, 0].argmax(-1)
+
+    def bound(self, past: Past, elapsed: Tensor) -> Tensor:
+        """(B,): what the total intensity never exceeds from `elapsed` (B,) after the last event on, until the next. A
+        decaying state moves between where it is and where it goes, feature by feature; a query ends in a norm, which
+        bounds its length."""
+        weight, bias = self.head.weight, self.head.bias
+        if self.config.head == "decay":
+            here, there = self._decayed(past.hidden, elapsed[:, None])
+            highest = torch.maximum(here * weight, there * weight).sum(-1)  # (B, K)
+            return F.softplus(highest + bias).sum(-1)
+        norm: Any = self.stack.norm
+        length = math.sqrt(self.config.stack.width) * (weight * norm.weight).norm(dim=-1)
+        shift = bias if getattr(norm, "bias", None) is None else bias + weight @ norm.bias
+        return F.softplus(length + shift).sum().expand(len(elapsed))
+
+    @torch.no_grad()
+    def draw(self, past: Past, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The next event of each row: the gap (B,) in the unit of the data, and the type (B,). Intensities are drawn
+        from by thinning (Lewis & Shedler 1979; Ogata 1981): exact, whatever the bound. A row with no event within 100
+        times `longest` has an infinite gap."""
+        rows, scale = len(past.hidden), self.config.scale
+
+        def uniform(*shape: int) -> Tensor:
+            return torch.rand(shape, generator=generator).to(past.hidden)
+
+        def typed(chances: Tensor) -> Tensor:
+            return torch.multinomial(chances.cpu(), 1, generator=generator)[:, 0].to(chances.device)
+
+        if self.config.head == "mixture":
+            weights, means, deviations = self._components(past.hidden)
+            part = typed(weights.exp())[:, None]
+            noise = torch.randn(rows, 1, generator=generator).to(past.hidden)
+            gap = (means.gather(1, part) + deviations.gather(1, part) * noise).exp()[:, 0]
+            return gap * scale, typed(self._typed(past.hidden, gap).exp())
+        gap, kind = past.hidden.new_zeros(rows), torch.zeros(rows, dtype=torch.long, device=past.hidden.device)
+        left = torch.ones_like(kind, dtype=torch.bool)
+        while bool(left.any()):
+            bound = self.bound(past, gap)
+            tries = gap[:, None] + (-torch.log1p(-uniform(rows, TRIES)) / bound[:, None]).cumsum(1)
+            rates = self.intensities_after(past, tries)
+            taken = uniform(rows, TRIES) * bound[:, None] < rates.sum(-1)
+            some, first = taken.any(1), taken.long().argmax(1)[:, None]
+            found = rates.gather(1, first[..., None].expand(-1, -1, rates.shape[2]))[:, 0]
+            now = left & some
+            gap = torch.where(now, tries.gather(1, first)[:, 0], torch.where(left, tries[:, -1], gap))
+            kind = torch.where(now, typed(found), kind)
+            gap = gap.masked_fill(gap * scale > 100 * self.config.longest, math.inf)
+            left = left & ~some & gap.isfinite()
+        past.state.pending = None
+        return gap * scale, kind
+
+    @torch.no_grad()
+    def sample(self, past: Past, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """The next `n` events of each row: gaps and types, (B, n) each; behind an infinite gap nothing counts."""
+        gaps, kinds = [], []
+        for _ in range(n):
+            gap, kind = self.draw(past, generator)
+            gaps.append(gap)
+            kinds.append(kind)
+            past = self.observe(kind[:, None], gap.nan_to_num(posinf=self.config.longest)[:, None], past)
+        return torch.stack(gaps, 1), torch.stack(kinds, 1)
+
+
+def leaves(rows: int, chain: int, follow: Tensor) -> Layout:
+    """A chain of so many nodes, then leaves: leaf i follows node `follow[i]` (Q,) of the chain. Nothing follows it."""
+    index = torch.arange(chain + len(follow), device=follow.device)
+    parents = torch.cat([index[:chain] - 1, follow])
+    layout = Layout((parents + 1).expand(rows, -1), parents.expand(rows, -1))
+    upto = torch.where(index < chain, index, F.pad(follow, (chain, 0)))
+    seen = (index < chain) & (index <= upto[:, None]) | torch.eye(len(index), dtype=torch.bool, device=index.device)
+    layout.follows = seen.expand(rows, -1, -1)  # known without closing the relation
+    return layout
+
+
+def integral(values: Tensor, places: Tensor) -> Tensor:
+    """(..., S): by trapezoids from the first of S + 1 ascending places to each other one."""
+    return ((values[..., 1:] + values[..., :-1]) / 2 * places.diff(dim=-1)).cumsum(-1)
+
+
+def mean_wait(grid: Tensor, compensators: Tensor) -> Tensor:
+    """(...): the mean of a time, cut off at the last of `grid` (..., S), that is later than each with the chance
+    exp(-compensator)."""
+    return integral(F.pad(torch.exp(-compensators), (1, 0), value=1.0), F.pad(grid, (1, 0)))[..., -1]

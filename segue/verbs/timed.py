@@ -1,0 +1,404 @@
+"""`fit --objective timed`: when events come, beside which; with what such a model can do: evaluate and continue."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from segue.data import read
+from segue.errors import SegueError
+from segue.files import read_json, workspace, write_json, write_picture, write_text
+from segue.kinds import KINDS, Codec, Kind, Record
+from segue.models.counts import CountModel
+from segue.models.hawkes import Hawkes, Timed
+from segue.models.point_process import PointProcess, PointProcessConfig
+from segue.objectives.events import EventLikelihood
+from segue.training import distributed
+from segue.training.batches import Batches
+from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
+from segue.training.loop import Run
+from segue.training.recipe import Plan, describe, machine
+from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, windowed
+from segue.verbs.fitted import FORMAT, Fitted, Report, as_data, check_config, dial, said_unknown, unknown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+DECAYS = (0.1, 1.0, 10.0)  # of the Hawkes process to measure against, per mean gap
+LARGEST = 30_000_000  # numbers that its fit may hold; beyond, all events are of one type to it
+EPOCH = 1e8  # times from here on are moments of the calendar, in seconds since 1970
+
+
+@dataclass
+class TimedEvaluation:
+    """How well each method tells what comes: the model, and what was fitted on the same training data."""
+
+    scores: dict[str, EventScores]
+    sequences: int
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"scores": {name: score.to_dict() for name, score in self.scores.items()},
+                "sequences": self.sequences, "notes": self.notes}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TimedEvaluation:
+        return cls({name: EventScores(**score) for name, score in values["scores"].items()}, values["sequences"],
+                   values["notes"])
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("", "log-likelihood", "time", "type", "time RMSE", "wrong types", "misfit", box=None)
+
+        def number(value: float | None, form: str = ".3f") -> str:
+            return "" if value is None else format(value, form)
+
+        def likelihood(nats: float | None) -> str:
+            return "" if nats is None else f"{-nats:.3f}"
+
+        def rank(item: tuple[str, EventScores]) -> tuple[bool, float]:
+            return item[1].time is None or item[1].type is None, item[1].nats
+
+        for name, score in sorted(self.scores.items(), key=rank):
+            whole = None if score.time is None or score.type is None else score.nats
+            table.add_row(Text(name), likelihood(whole), likelihood(score.time), likelihood(score.type),
+                          number(score.rmse, ".4g"), number(score.error, ".1%"), number(score.misfit))
+        events = next(iter(self.scores.values())).events
+        return Group(table, Text(
+            f"{self.sequences:,} sequences, {events:,} events given those before: nats an event, of its time (per unit "
+            "of time) and of its type given that; misfit: how far the expected number of events in each gap is from "
+            "Exp(1), 0 is right"), *map(Text, self.notes))
+
+
+class TimedReport(Report):
+    """What a fit of times did."""
+
+    @property
+    def held_out(self) -> TimedEvaluation:
+        return TimedEvaluation.from_dict(self.values["held_out"])
+
+
+@dataclass
+class TimedContinuation:
+    """What may come: items, and the times at which they come, drawn from the model. prime: what it goes on from."""
+
+    items: list[Any]
+    times: list[float]
+    prime: Record
+    kind: Kind
+    expected: tuple[float, Any]  # time of the next event in the mean, and its likeliest type then
+    seed: int
+
+    @property
+    def text(self) -> str:
+        width = max((len(moment(t)) for t in self.times), default=0)
+        return "\n".join(f"{moment(t):>{width}}  {item}" for t, item in zip(self.times, self.items))
+
+    @property
+    def note(self) -> str:
+        ended = "" if self.times else "; none came"
+        return (f"{len(self.items)} events behind {len(self.prime)}, drawn with seed {self.seed}{ended}; the next one "
+                f"is expected at {moment(self.expected[0])}, most likely {self.expected[1]}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"items": self.items, "times": self.times, "seed": self.seed,
+                "expected": {"time": self.expected[0], "item": self.expected[1]}}
+
+    def save(self, path: str | Path) -> None:
+        """The prime with what comes behind it, in the kind's own format."""
+        times = np.concatenate([self.prime.channels["time"], self.times])
+        self.kind.write([Record([*self.prime.object, *self.items], {"time": times}, self.prime.name)], path)
+
+
+def moment(time: float) -> str:
+    """A time for people: of the calendar where it is one, to the second."""
+    if abs(time) < EPOCH:
+        return f"{time:.6g}"
+    with suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return f"{time:.0f}"
+
+
+class FittedProcess(Fitted):
+    """A fitted point process with the codec and the kind of its events.
+
+    model: `segue.models.point_process.PointProcess`. rivals: classical processes of its training data by name, to
+    measure against; one of a single type is blind to types. ngram: a count model of the types.
+    """
+
+    def __init__(self, model: PointProcess, codec: Codec, kind: Kind, report: Report, context: int,
+                 rivals: dict[str, Hawkes], ngram: CountModel | None = None, folder: Path | None = None) -> None:
+        super().__init__(model, codec, kind, report, context, folder=folder, ngram=ngram)  # type: ignore[arg-type]
+        self.process, self.rivals = model.eval(), rivals
+
+    def decodable(self, weights: str = "float32") -> Any:
+        raise SegueError("this model tells times, not tokens alone: it takes continue and evaluate; for decoders, fit "
+                         "the types without --objective timed")
+
+    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
+        raise SegueError("a model of times does not learn on yet: fit it on all of the data, old and new")
+
+    def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
+        raise SegueError("a model of times draws each event by itself: there is nothing to draft")
+
+    def evaluate(self, data: Any, weights: str = "float32") -> TimedEvaluation:  # type: ignore[override]
+        """Log-likelihood of each event's time and type, errors of predictions and goodness of fit on `data` (a `Data`,
+        paths or objects with times), beside classical processes on the same events."""
+        if weights != "float32":
+            raise SegueError("a model of times runs in float32 only: leave weights out")
+        data = as_data(data, self.kind.name)
+        self.check_kind(data)
+        share = unknown(self.codec, data)
+        store = EventStore(data.encode(self.codec, boundary=False))
+        longest = self.process.config.longest
+        scores = {"this model": score_process(self.process, windowed(store, self.context))}
+        whole = Timed.of(store.sequences())
+        for name, rival in self.rivals.items():
+            blind = len(rival.base) == 1 < self.codec.size
+            found = score_hawkes(rival, Timed(np.minimum(whole.types, 0), whole.times) if blind else whole, longest)
+            if blind:
+                found = EventScores(found.events, found.time, None, found.rmse, None, found.misfit)
+            scores[name] = found
+        if self.ngram is not None:
+            scores[f"Kneser-Ney of order {self.ngram.order}"] = score_types(self.ngram, store)
+        return TimedEvaluation(scores, len(store.lengths), [said_unknown(share, data)] if share else [])
+
+    def continue_(self, prime: Any = None, n: int | None = None, decoder: str | None = None,
+                  **options: Any) -> TimedContinuation:
+        """What may come after `prime`: a path to a file whose first sequence has times, or a `Record` with a channel
+        `time`, of which the last events are read, as many as a row had. n: events (default: 10). decoder: "sample" or
+        none. seed: of what is drawn (default: 0)."""
+        seed = options.pop("seed", 0)
+        if decoder not in (None, "sample") or options:
+            told = ", ".join(options) or f"decoder {decoder}"
+            raise SegueError(f"a model of times draws what comes from n and seed alone: leave {told} out")
+        record = prime_record(prime, self.kind)
+        times = np.asarray(record.channels["time"], dtype=np.float64)[-self.context :]
+        kinds = torch.from_numpy(self.codec.encode(record.object).astype(np.int64))[None, -self.context :]
+        gaps = torch.from_numpy(np.diff(times, prepend=times[:1]))[None]
+        draw, count = torch.Generator().manual_seed(seed), 10 if n is None else n
+        with torch.no_grad():
+            past = self.process.observe(kinds, gaps, self.process.begin(1))
+            mean, kind = self.process.expect(past)
+            drawn, found = self.process.sample(past, count, draw)
+        coming = drawn[0].double().cumsum(0).numpy()
+        live = np.isfinite(coming)
+        items = [self.item(int(id)) for id in found[0].numpy()[live]]
+        return TimedContinuation(items, (times[-1] + coming[live]).tolist(), Record(record.object, {"time": np.asarray(
+            record.channels["time"])}, record.name), self.kind, (float(times[-1] + mean[0]), self.item(int(kind[0]))),
+            seed)
+
+    def item(self, id: int) -> Any:
+        """The item of a type."""
+        return next(iter(self.codec.decode([id])), self.codec.token(id))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write config.json, model.safetensors, rivals.safetensors, codec/, report.json and README.md."""
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise SegueError(f"{folder} is a file: choose another place for the model")
+        self.codec.save(folder / "codec")
+        if self.ngram is not None:
+            self.ngram.save(folder, "ngram")
+        save_tensors(folder / "model.safetensors", weights_of(self.process))
+        save_tensors(folder / "rivals.safetensors", {
+            f"{name}.{part}": torch.from_numpy(np.ascontiguousarray(getattr(rival, part)))
+            for name, rival in self.rivals.items() for part in ("base", "excite", "decays")})
+        write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
+                                            "process": self.process.config.to_dict()})
+        write_text(folder / "README.md", self.card())
+        write_json(folder / "report.json", self.report.to_dict())
+        self.folder = folder
+        return folder
+
+    def card(self) -> str:
+        report, config = self.report.to_dict(), self.process.config
+        size = sum(p.numel() for p in self.process.parameters())
+        lines = [f"# A model of when {self.kind.name} come, and which", "",
+                 f"- {size:,} parameters: {len(config.stack.mixers)} blocks "
+                 f"({', '.join(dict.fromkeys(config.stack.mixers))}) of width {config.stack.width} over "
+                 f"{config.stack.vocabulary:,} types, head {config.head}, mean gap {config.scale:g}.",
+                 f"- Trained on {report['train_units']:,} events ({report['train_documents']:,} sequences): "
+                 f"{report['steps']:,} steps, {report['seconds']:.0f} s, seed {report['plan']['seed']}, on "
+                 f"{report['machine']}."]
+        if held := report.get("held_out"):
+            for name, score in held["scores"].items():
+                told = EventScores(**score)
+                if told.time is not None and told.type is not None:
+                    lines.append(f"- Held out, {name}: log-likelihood {-told.nats:.3f} nats an event.")
+        lines += ["", "```", "segue continue . --prime-file EVENTS.csv -n 10", "segue evaluate . FILES", "```", ""]
+        return "\n".join(lines)
+
+
+def score_types(model: CountModel, store: EventStore) -> EventScores:
+    """A count model on the types alone: each but the first of its sequence."""
+    nats, events, wrong = 0.0, 0, 0
+    for types, _ in store.sequences():
+        chances = model.predictions(types)[1 : len(types)]
+        nats -= float(np.log(chances[np.arange(len(chances)), types[1:]]).sum())
+        wrong += int((chances.argmax(1) != types[1:]).sum())
+        events += len(types) - 1
+    return EventScores(events, None, nats / events, None, wrong / events)
+
+
+def prime_record(prime: Any, kind: Kind) -> Record:
+    """Events with times to go on from."""
+    record = prime
+    if isinstance(prime, Path) or (isinstance(prime, str) and Path(prime).exists()):
+        data = read(prime, kind=kind.name)
+        record = data[0]
+    if not isinstance(record, Record) or not len(record) or "time" not in record.channels:
+        raise SegueError("a model of times goes on from events with times: give a file that has them (--prime-file), "
+                         "or a Record with a channel 'time'")
+    return record
+
+
+def rivals_of(store: EventStore, types: int) -> dict[str, Hawkes]:
+    """Classical processes of the same training data: Poisson, and Hawkes with kernels of three decays."""
+    data, mean = Timed.of(store.sequences()), float(store.gaps.mean())
+    decays = [decay / mean for decay in DECAYS]
+    found = {"Poisson": Hawkes.fit(data, types)}
+    if data.types.size * types * len(decays) <= LARGEST:
+        return found | {"Hawkes": Hawkes.fit(data, types, decays)}
+    return found | {"Hawkes (times alone)": Hawkes.fit(Timed(np.minimum(data.types, 0), data.times), 1, decays)}
+
+
+def make_process(head: str, store: EventStore, plan: Plan) -> PointProcess:
+    """The model of a plan, its weights fixed by the seed."""
+    from segue.verbs.fit import build
+
+    gaps = store.gaps
+    stack = build(plan).config
+    with torch.random.fork_rng():
+        torch.manual_seed(plan.seed)
+        return PointProcess(PointProcessConfig(stack, head, float(gaps.mean()), float(gaps.max())))
+
+
+def in_passing(store: EventStore, plan: Plan) -> Any:
+    """The held-out score while training, nats an event, of some of the held-out rows."""
+    batches = list(windowed(store, plan.context, plan.rows, 0.0))
+    batches = batches[:: -(-len(batches) // 8)]
+    return lambda model: score_process(model, batches, 5, 0).nats
+
+
+def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
+              mixer: str | None = None, seed: int = 0, held_out: Any = None, codec: Codec | None = None,
+              quiet: bool = False, save_seconds: float = 15.0, kind: str | None = None, device: str | None = None,
+              head: str = "mixture", **choices: Any) -> FittedProcess:
+    """Learn when events come, and of which type, from sequences with times. Arguments as of `segue.fit`; head: how the
+    time between two events is told, "mixture" (fast, an exact likelihood), "decay" or "query" (intensities; see
+    `segue.models.point_process`)."""
+    from segue.verbs.fit import (
+        MINUTES,
+        check_causal,
+        draw_curve,
+        finished,
+        held_data,
+        key_of,
+        place,
+        planned,
+        removed_if_refused,
+    )
+
+    begin = time.monotonic()
+    minutes = dial(minutes, steps, MINUTES)
+    data = as_data(data, kind)
+    folder = None if out is None else Path(out)
+    if distributed.world() > 1:
+        raise SegueError("a model of times is fitted by one process: start it without torchrun")
+    if data.kind.storage != "items" or not {"time", "gap"} & data.channels.keys():
+        raise SegueError(f"these {data.kind.name} have no times to learn: name the column that says when (--read "
+                         "when=...), or fit without --objective timed")
+    if mixer is not None:
+        choices["mixer"] = mixer
+        check_causal(mixer)
+    codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "min_count")}
+    if choices.setdefault("precision", "float32") != "float32":
+        raise SegueError("a model of times learns in float32: leave precision out")
+    Plan(vocabulary=1).with_(**choices)
+    request = json.loads(json.dumps({
+        "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
+        "objective": "timed", "head": head, "codec": codec_options if codec is None else
+        {"given": str(codec), "size": codec.size}}, default=str))
+    if folder is not None and (done := finished(folder, request)) is not None:
+        return done  # type: ignore[return-value]
+    train_data, held = held_data(data, held_out)
+    made = codec if codec is not None else train_data.codec(**codec_options)
+    store, exam = (EventStore(part.encode(made, boundary=False)) for part in (train_data, held))
+    if not len(store.gaps) or not store.gaps.max() > 0 or not (exam.lengths > 1).any():
+        raise SegueError("there is too little to learn from and to measure on: give more sequences, of two events or "
+                         "more at different times")
+    with workspace(None if folder is None else folder / "training") as work:
+        with removed_if_refused(work):
+            write_json(work / "request.json", request)
+            where, teaching, make = place(device), EventLikelihood(), partial(make_process, head, store)
+            rivals = rivals_of(store, made.size)
+            given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
+            deadline = math.inf if minutes is None else begin + 0.9 * 60 * minutes  # the rest is for scores
+            plan, why = planned(work, store, made, minutes, deadline, given, where, teaching, make)
+            model = make(plan).to(where)
+        if not quiet:
+            print(describe(plan, why), file=sys.stderr)
+        with closing(Batches(store, plan.context, plan.rows, plan.seed, model.resettable)) as batches:
+            run = Run(model, batches, plan, objective=teaching, folder=None if folder is None else work,
+                      key=key_of(request), held_out=in_passing(exam, plan), save_seconds=save_seconds)
+            run.train(quiet=quiet)
+        tokens = run.step * plan.tokens_per_step
+        report = TimedReport({
+            "request": request, "choice": describe(plan, why), "plan": plan.to_dict(), "steps": run.step,
+            "tokens": tokens, "seconds": round(run.elapsed, 2),
+            "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)), "precision": plan.precision, "machine": machine(),
+            "train_units": len(store.tokens), "train_documents": len(store.lengths), "curve": run.curve})
+        ngram = CountModel(made.size, smoothing="kneser-ney").fit([types for types, _ in store.sequences()])
+        fitted = FittedProcess(model.cpu(), made, data.kind, report, plan.context, rivals, ngram)
+        report.values["held_out"] = fitted.evaluate(held).to_dict()
+        if folder is not None:
+            fitted.save(folder)
+            write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
+            shutil.move(work / "log.jsonl", folder / "log.jsonl")
+            shutil.rmtree(work)
+        return fitted
+
+
+def load_process(folder: Path, values: dict[str, Any]) -> FittedProcess:
+    """What `FittedProcess.save` wrote; see `segue.load`."""
+    try:
+        kind, context = KINDS[values["kind"]], int(values["context"])
+        config = PointProcessConfig.from_dict(dict(values["process"]))
+        check_config(config.stack)
+        model = PointProcess(config)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise SegueError(f"{folder / 'config.json'} does not describe a model ({type(error).__name__}: {error})") \
+            from error
+    tensors, _ = load_tensors(folder / "model.safetensors")
+    load_into(model, tensors, folder / "model.safetensors")
+    codec = Codec.load(folder / "codec")
+    if codec.size != config.stack.vocabulary:
+        raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {config.stack.vocabulary}; "
+                         "were the two copied from different models?")
+    parts, _ = load_tensors(folder / "rivals.safetensors")
+    arrays = {name: tensor.numpy() for name, tensor in parts.items()}
+    rivals = {name: Hawkes(*(arrays[f"{name}.{part}"] for part in ("base", "excite", "decays")))
+              for name in dict.fromkeys(key.rpartition(".")[0] for key in arrays)}
+    report = read_json(folder / "report.json")
+    if not isinstance(report, dict):
+        raise SegueError(f"{folder / 'report.json'} is not a report")
+    ngram = CountModel.load(folder, "ngram") if (folder / "ngram.safetensors").exists() else None
+    return FittedProcess(model, codec, kind, TimedReport(report), context, rivals, ngram, folder)
