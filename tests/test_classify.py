@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segue.analysis.probes import PROBES, features_of, fitted_head, probe
-from segue.continual.freeze import Freeze
+from segue.continual import Combined, Freeze, LossScale, ProxyDistillation, class_incremental, learn_stream
+from segue.continual.buffer import reservoir_slot
+from segue.continual.proxy import last_asked
 from segue.errors import SegueError
 from segue.models import HEADS, Classifier, Features, Stack, StackConfig
 from segue.models.classify import CosineHead, LinearHead, NeighbourHead, PrototypeHead
@@ -371,3 +373,79 @@ def test_a_probe_reads_what_only_extends() -> None:
         init_state, extend = stack.init_state, stack.extend
 
     torch.testing.assert_close(features_of(Extends(), tokens), features_of(stack, tokens), atol=1e-5, rtol=0)
+
+
+# Proxy-based replay as a whole.
+
+@pytest.mark.parametrize("make", [
+    ProxyDistillation, lambda: Combined(ProxyDistillation(capacity=5), LossScale(period=4), Freeze(["norm"]))])
+def test_its_parts_keep_the_contract_of_a_strategy(make: Callable[[], Any]) -> None:
+    check_strategy(make)
+
+
+def test_the_scale_moves_the_loss_and_never_the_answer() -> None:
+    strategy = LossScale()
+    assert strategy.factor(0) == pytest.approx(0.5625) and strategy.factor(250) == pytest.approx(1.8)
+    assert strategy.factor(500) == pytest.approx(0.5625)
+    assert strategy.factor(125) == pytest.approx((1.8 - 0.5625) * 0.5 * (1 - math.cos(2 * math.pi / 4)) + 0.5625)
+    batch, weights = rows_of(3, 4), {}
+    for name, each in (("half", LossScale(0.5, 0.5)), ("whole", None)):
+        model = Classifier(backbone(), CosineHead(8, 3, 1.0))
+        torch.manual_seed(1)
+        start = model.head.weight.data.uniform_(-0.5, 0.5).clone()  # type: ignore[union-attr]
+        rate = 0.2 if name == "half" else 0.1
+        run = learn(model, lambda step: batch, 1, sgd=True, rate=rate, state_rate=rate, warmup=0.0, cooldown=0.0,
+                    clip=0.0, strategy=each, objective=ProxyReplay())
+        weights[name] = (model.head.weight.data - start, run.curve[-1]["loss"])  # type: ignore[union-attr]
+    torch.testing.assert_close(weights["half"][0], weights["whole"][0])  # half the loss at twice the rate
+    assert weights["half"][1] == pytest.approx(weights["whole"][1])  # what is reported is not scaled
+
+
+@pytest.mark.parametrize("mixer", BACKBONES)
+def test_hpcr_learns_a_stream_on_every_backbone(mixer: str) -> None:
+    stream = class_incremental(rows_of(4, 20), rows_of(4, 5, seed=1), [[2, 0], [1, 3]])
+    strategy = ProxyDistillation(0.01, 0.1, capacity=20)
+    model = Classifier(backbone(mixer), CosineHead(8, 4))
+    matrix = learn_stream(model, stream, Combined(strategy, LossScale(period=8)), ProxyReplay(), rows=10, epochs=3,
+                          rate=0.3, state_rate=0.3, sgd=True, warmup=0.0, cooldown=0.0)
+    assert matrix.average > 0.6
+    assert strategy.learned == 2 and len(strategy.buffer) == 20
+    stored = strategy.buffer.payload
+    assert stored["scores"].shape == (20, 4) and stored["features"].shape == (20, 8)
+
+
+def test_what_is_stored_is_of_the_moment_before_the_step() -> None:
+    batch, model, strategy = rows_of(2, 5), Classifier(backbone(), CosineHead(8, 2)), ProxyDistillation(capacity=10)
+    before = last_asked(model.eval(), batch).detach()
+    learn(model, lambda step: batch, 1, rate=0.1, strategy=strategy, objective=ProxyReplay())
+    torch.testing.assert_close(strategy.buffer.payload["features"], before)
+    assert float((last_asked(model.eval(), batch) - before).detach().abs().max()) > 1e-3
+
+
+def test_distillation_begins_with_the_second_experience() -> None:
+    model, found = Classifier(backbone(), CosineHead(8, 2)), list[Tensor | None]()
+
+    class Watched(ProxyDistillation):
+        def loss_term(self, run: Any, batch: Batch) -> Tensor | None:
+            found.append(super().loss_term(run, batch))
+            return found[-1]
+
+    strategy, batch = Watched(capacity=10), rows_of(2, 5)
+    for _ in range(2):
+        learn(model, lambda step: batch, 3, strategy=strategy, objective=ProxyReplay(), rate=0.1)
+    assert found[:3] == [None] * 3
+    assert all(term is not None and float(term.detach()) > 0 for term in found[3:])
+    drawn = strategy.buffer.rows(strategy.drawn)  # type: ignore[arg-type]
+    assert len(strategy.labels) == 20 and drawn.targets.shape[0] == 10
+
+
+def test_a_buffer_s_rows_are_a_fair_sample() -> None:
+    counts, streams = np.zeros(12), 10_000
+    for seed in range(streams):
+        kept = {}
+        for row in range(12):
+            if (slot := reservoir_slot(seed, row, 3)) >= 0:
+                kept[slot] = row
+        counts[list(kept.values())] += 1
+    expected = streams * 3 / 12
+    assert ((counts - expected) ** 2 / expected).sum() < 31.3  # 99.9% of the chi-square distribution, 11 degrees

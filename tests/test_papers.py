@@ -216,3 +216,17 @@ def heads(medusa: float, large: float, hydra: float, unseen: float, gain: float,
     ((1.6, 1.7, 2.4, 1.9, 0.1, 1.0), "inconclusive")])
 def test_the_rule_of_hydra_heads(values: tuple[float, float, float, float, float, float], verdict: str) -> None:
     assert claim("hydra-heads").judge(heads(*values))[0] == verdict
+
+
+def stream_of_digits(pcr: float, tuned: float, forgotten: float, ahead: int) -> list[Row]:
+    arms = {"ER, cosine head": (0.6, 0.3), "PCR": (pcr, forgotten), "HPCR": (0.6, 0.1), "HPCR, tuned": (tuned, 0.1)}
+    return [{"stream": "digits", "reader": "gru", "arm": arm, "accuracy": right, "forgetting": lost,
+             "by seed": [0.7 if arm == "PCR" and seed < ahead else 0.6 for seed in range(5)]}
+            for arm, (right, lost) in arms.items()]
+
+
+@pytest.mark.parametrize(("pcr", "tuned", "forgotten", "ahead", "verdict"), [
+    (0.70, 0.72, 0.1, 4, "confirmed"), (0.70, 0.72, 0.1, 3, "inconclusive"), (0.70, 0.72, 0.3, 5, "inconclusive"),
+    (0.70, 0.705, 0.1, 5, "inconclusive"), (0.70, 0.70, 0.1, 5, "refuted"), (0.60, 0.72, 0.1, 5, "refuted")])
+def test_the_rule_of_hpcr(pcr: float, tuned: float, forgotten: float, ahead: int, verdict: str) -> None:
+    assert claim("hpcr").judge(stream_of_digits(pcr, tuned, forgotten, ahead))[0] == verdict

@@ -9,10 +9,12 @@ from typing import Any
 from segue.continual.buffer import Buffer, Reservoir
 from segue.continual.compose import Combined, TaskFree
 from segue.continual.distil import DER, DERpp, LwF
+from segue.continual.freeze import Freeze
 from segue.continual.importance import EWC, MAS, SI, LocalMAS
 from segue.continual.memory import Memory
 from segue.continual.metrics import ScoreMatrix
 from segue.continual.project import AGEM, GEM
+from segue.continual.proxy import LossScale, ProxyDistillation
 from segue.continual.replay import GSS, MIR, Replay
 from segue.continual.sparsity import SLNID
 from segue.continual.stream import Experience, class_incremental, learn_stream
@@ -24,6 +26,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ewc": EWC, "mas": MAS, "local-mas": LocalMAS, "si": SI, "slnid": SLNID,
     "lwf": LwF, "der": DER, "der++": DERpp,
     "agem": AGEM, "gem": GEM,
+    "freeze": Freeze, "proxy-distillation": ProxyDistillation, "loss-scale": LossScale,
 }
 
 
@@ -59,5 +62,5 @@ def _strategy(text: str) -> Strategy:
 
 
 __all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Buffer", "Combined", "DERpp",
-           "Experience", "LocalMAS", "LwF", "Memory", "Replay", "Reservoir", "ScoreMatrix", "Strategy", "TaskFree",
-           "class_incremental", "learn_stream", "strategy_named"]
+           "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory", "ProxyDistillation", "Replay", "Reservoir",
+           "ScoreMatrix", "Strategy", "TaskFree", "class_incremental", "learn_stream", "strategy_named"]

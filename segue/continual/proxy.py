@@ -42,8 +42,8 @@ class ProxyDistillation(Replay):
                  seed: int = 0) -> None:
         super().__init__(capacity, share, update, retrieve, seed)
         if alpha < 0 or beta < 0 or temperature <= 0:
-            raise SegueError(f"alpha {alpha} and beta {beta} at temperature {temperature} do not fit: the first two are "
-                             "0 or more, the temperature above 0")
+            raise SegueError(f"alpha {alpha} and beta {beta} at temperature {temperature} do not fit: the first two "
+                             "are 0 or more, the temperature above 0")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.learned = 0  # experiences
         self.drawn: Tensor | None = None  # rows of the buffer in this step's batch

@@ -101,7 +101,8 @@ PAPERS: dict[str, Paper] = {
         "2021, arXiv 2107.03006"),
     "hpcr": Paper(
         "HPCR: Holistic Proxy-based Contrastive Replay for Online Continual Learning",
-        "2023, arXiv 2309.15038"),
+        "2023, arXiv 2309.15038", "hpcr",
+        ("models.classify", "objectives.classes", "objectives.contrastive", "continual.proxy", "continual.stream")),
     "hydra-heads": Paper(
         "Hydra: Sequentially-Dependent Draft Heads for Medusa Decoding",
         "2024, arXiv 2402.05109", "hydra_heads",
