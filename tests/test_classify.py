@@ -16,7 +16,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segue.analysis.probes import PROBES, features_of, fitted_head, probe
-from segue.continual import Combined, Freeze, LossScale, ProxyDistillation, class_incremental, learn_stream
+from segue.continual import (
+    Combined,
+    Experience,
+    Freeze,
+    LossScale,
+    Probing,
+    ProxyDistillation,
+    ScoreMatrix,
+    class_incremental,
+    learn_stream,
+)
 from segue.continual.buffer import reservoir_slot
 from segue.continual.proxy import last_asked
 from segue.errors import SegueError
@@ -449,3 +459,58 @@ def test_a_buffer_s_rows_are_a_fair_sample() -> None:
         counts[list(kept.values())] += 1
     expected = streams * 3 / 12
     assert ((counts - expected) ** 2 / expected).sum() < 31.3  # 99.9% of the chi-square distribution, 11 degrees
+
+
+# SEQ* as a whole.
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_features_computed_once_teach_as_a_frozen_backbone_does(head: str) -> None:
+    stream = class_incremental(rows_of(4, 10), rows_of(4, 5, seed=1), [[2, 0], [1, 3]])
+    whole = Classifier(backbone("lstm", dropout=0.5), HEADS[head](8, 4), "mean")
+    alone = Classifier(Features(), copy.deepcopy(whole.head))  # type: ignore[arg-type]
+
+    def read(batch: Batch) -> Batch:
+        return Batch(features_of(whole, batch.tokens, batch.targets.argmax(1))[:, None], batch.targets.amax(1)[:, None])
+
+    known = [Experience(each.name, read(each.train), read(each.test), each.classes) for each in stream]
+    first = learn_stream(whole, stream, Freeze(["backbone"], old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
+    second = learn_stream(alone, known, Freeze((), old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
+    torch.testing.assert_close(whole.head.state_dict(), alone.head.state_dict(), atol=1e-4, rtol=1e-3)
+    np.testing.assert_allclose(first.scores, second.scores)
+
+
+def test_with_everything_at_once_the_head_comes_near_its_probe() -> None:
+    train, test = rows_of(4, 25), rows_of(4, 25, seed=1)
+    model, everything = Classifier(backbone(), CosineHead(8, 4), "mean"), [list(range(4))]
+    matrix = learn_stream(model, class_incremental(train, test, everything), Freeze(["backbone"]), ClassLoss("all"),
+                          epochs=30, rate=0.02)
+    read = [(features_of(model, each.tokens, each.targets.argmax(1)), each.targets.amax(1)) for each in (train, test)]
+    assert matrix.average == pytest.approx(probe("cosine", read[0], read[1], rate=0.02, epochs=60, rows=10), abs=0.08)
+
+
+def test_probing_watches_and_moves_nothing() -> None:
+    train, test = rows_of(4, 15), rows_of(4, 10, seed=1)
+    stream, weights = class_incremental(train, test, [[0, 1], [2, 3]]), []
+    for strategy in (Probing(train, test, epochs=30, rate=0.05), Freeze(warm_up=9)):
+        model = Classifier(backbone(dropout=0.2), LinearHead(8, 4), "mean")
+        matrix = learn_stream(model, stream, strategy, ClassLoss(), epochs=5, rate=0.02)
+        weights.append(model.state_dict())
+    torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
+    watched = Probing(train, test, "prototype")
+    learn_stream(model, stream, watched, ClassLoss())
+    assert len(watched.found) == 3 and all(0.25 < found <= 1 for found in watched.found)
+    assert matrix.average_so_far == pytest.approx(np.mean([matrix.scores[1, 0], matrix.scores[2].mean()]))
+    check_strategy(lambda: Probing(as_labels(), as_labels()))
+    with pytest.raises(SegueError, match="unknown"):
+        Probing(train, test, "quadratic")
+
+
+def as_labels() -> Batch:
+    return rows_of(3, 4).map(lambda x: x.clamp(max=10))
+
+
+def test_metrics_by_hand() -> None:
+    matrix = ScoreMatrix(np.array([[0.1, 0.1], [0.9, 0.2], [0.5, 0.7]]), ["a", "b"], ["before", "a", "b"],
+                         "accuracy", True)
+    assert matrix.average == pytest.approx(0.6) and matrix.average_so_far == pytest.approx((0.9 + 0.6) / 2)
+    assert matrix.forgetting("a") == pytest.approx(0.4) and matrix.backward_transfer == pytest.approx(-0.4)

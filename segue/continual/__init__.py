@@ -13,6 +13,7 @@ from segue.continual.freeze import Freeze
 from segue.continual.importance import EWC, MAS, SI, LocalMAS
 from segue.continual.memory import Memory
 from segue.continual.metrics import ScoreMatrix
+from segue.continual.probing import Probing
 from segue.continual.project import AGEM, GEM
 from segue.continual.proxy import LossScale, ProxyDistillation
 from segue.continual.replay import GSS, MIR, Replay
@@ -62,5 +63,5 @@ def _strategy(text: str) -> Strategy:
 
 
 __all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Buffer", "Combined", "DERpp",
-           "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory", "ProxyDistillation", "Replay", "Reservoir",
-           "ScoreMatrix", "Strategy", "TaskFree", "class_incremental", "learn_stream", "strategy_named"]
+           "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory", "Probing", "ProxyDistillation", "Replay",
+           "Reservoir", "ScoreMatrix", "Strategy", "TaskFree", "class_incremental", "learn_stream", "strategy_named"]

@@ -198,7 +198,8 @@ PAPERS: dict[str, Paper] = {
         ("mixers.s5", "kernels.scan.linear_scan")),
     "seq-star": Paper(
         "Learn or Recall? Revisiting Incremental Learning with Pre-trained Language Models, SEQ*",
-        "2023, arXiv 2312.07887"),
+        "2023, arXiv 2312.07887", "seq_star",
+        ("models.classify", "continual.freeze", "continual.probing", "analysis.probes")),
     "sequence-generation-metrics": Paper("Sequence generation metrics", ""),
     "sequence-parallelism": Paper(
         "Sequence Parallelism: Long Sequence Training from System Perspective",

@@ -41,10 +41,10 @@ WIDTH, DEPTH, VOCABULARY, CONTEXT = 96, 3, 512, 64
 CHARACTERS, BLOCK = 64, 1024  # of a piece of code, and of the blocks that pieces are cut from
 PACKAGES = ("PIL", "fontTools", "fsspec", "jinja2", "matplotlib", "mpmath", "networkx", "numba", "numpy", "pydantic",
             "pygments", "pyparsing", "rich", "sympy", "torch")
-EPOCHS, WARM_UP, HEAD_EPOCHS = 10, 3, 60  # of what is learned whole, of a warm-up, of a head alone
+EPOCHS, WARM_UP, HEAD_EPOCHS = 10, 3, 200  # of what is learned whole, of a warm-up, of a head alone
 PROBE = {"epochs": 60, "rate": 0.01, "rows": 64}
 TUNING = 1000  # the seed of the class order and start that rates are chosen by
-RATES = {"whole": (3e-4, 1e-3), "head": (3e-3, 1e-2), "penalty": (10.0, 1000.0)}
+RATES = {"whole": (3e-4, 1e-3), "head": (1e-2, 1e-1), "penalty": (10.0, 1000.0)}
 
 
 # What is read.
@@ -262,12 +262,13 @@ def measure(run: Run) -> list[Row]:
     run.note(f"backbone: {DEPTH} layers of attention, width {WIDTH}, {VOCABULARY} byte pairs, pre-trained here as a "
              f"language model of the standard library ({bits['code']:.2f} bits per token at the end), for the queries "
              f"of dialogues ({bits['queries']:.2f})")
-    run.note(f"code: {CHARACTERS} characters of one of {len(PACKAGES)} packages that it never saw (their longest file), "
-             "5 experiences of 3 in a random order, 30 pieces of each to learn from and other blocks of the file to "
-             "measure on; queries: 50 intents of CLINC150, 10 experiences of 5, 20 of each, one seed, rates as for code")
-    run.note(f"{epochs[0]} epochs of 10 rows a step, AdamW; of rates {RATES} the best for 'all at once', SEQ* and EWC on "
-             f"a class order and pieces kept for that: {chosen}; warm-up: {epochs[1]} epochs of cross-entropy on the "
-             f"first experience; heads alone: {epochs[2]} epochs of 50 rows, cosine heads at temperature 1")
+    run.note(f"code: {CHARACTERS} characters of one of {len(PACKAGES)} packages that it never saw (their longest "
+             "file), 5 experiences of 3 in a random order, 30 pieces of each to learn from and other blocks of the file "
+             "to measure on; queries: 50 intents of CLINC150, 10 experiences of 5, 20 of each, one seed, code's rates")
+    run.note(f"{epochs[0]} epochs of 10 rows a step, AdamW; of rates {RATES} the best for 'all at once', SEQ* and EWC "
+             f"on a class order and pieces kept for that: {chosen}; warm-up: {epochs[1]} epochs of cross-entropy on "
+             f"the first experience; heads alone: {epochs[2]} epochs of 50 rows, cosine heads at temperature 1 (a first "
+             "try with 60 epochs, rates up to 0.01, left classes to come unlearned: 19% instead of 39% when tuning)")
     run.note("the mean hidden vector of a row is what heads read: of the last one, as in the paper, a probe on the "
              "pieces for tuning found 16% instead of 30%; pieces of 50 files a package left probes near chance")
     run.note("cost: forward passes of the backbone, a step of training being three, to SEQ's; features of a frozen "
@@ -282,8 +283,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     over, above = star["A_T"] - seq["A_T"], star["A_T"] - ewc["A_T"]
     reason = (f"SEQ's probe goes from {seq['probe before']:.1%} to {seq['probe after']:.1%} while its own accuracy "
               f"falls from {seq['first']:.1%} to {seq['A_T']:.1%}; SEQ* is right {star['A_T']:.1%} of the time, "
-              f"{100 * over:+.1f} points from SEQ and {100 * above:+.1f} from EWC, at {star['cost to SEQ']:.1%} of SEQ's "
-              f"cost; on a random backbone {row[RANDOM + STAR]['A_T']:.1%}")
+              f"{100 * over:+.1f} points from SEQ and {100 * above:+.1f} from EWC, at {star['cost to SEQ']:.1%} of "
+              f"SEQ's cost; on a random backbone {row[RANDOM + STAR]['A_T']:.1%}")
     if kept >= 0.25 or kept >= fell or over <= 0:
         return "refuted", reason
     good = kept <= 0.08 and fell >= 0.25 and over >= 0.20 and above >= 0.10 and star["cost to SEQ"] < 0.10
@@ -316,9 +317,9 @@ CLAIM = Claim(
               "its classifier does; freezing both after a warm-up, under a cosine head, is enough.",
     rule="on 15 packages of code in 5 experiences, mean of 3 seeds: confirmed if a linear probe on SEQ's features ends "
          "at most 8 points below where it began while SEQ's own accuracy falls by at least 25 from the first "
-         "experience to the last, and SEQ* (P+W+FixBC+Cos) is at least 20 points above SEQ and 10 above EWC without replay, for "
-         "less than 10% of SEQ's training cost; refuted if the probe falls by 25 points or as far as the accuracy does, "
-         "or if SEQ* is not above SEQ; else inconclusive. A random backbone is the control.",
+         "experience to the last, and SEQ* (P+W+FixBC+Cos) is at least 20 points above SEQ and 10 above EWC "
+         "without replay, for less than 10% of SEQ's training cost; refuted if the probe falls by 25 points or as far "
+         "as the accuracy does, or if SEQ* is not above SEQ; else inconclusive. A random backbone is the control.",
     measure=measure, judge=judge, draw=draw,
     paper={"CLINC150, Pythia-410m": "A_T: SEQ 12.3, FixBC+Cos 62.7, W+FixBC+Cos 76.0, P+W+FixBC+Lin 27.2, "
                                     "P+W+FixBC+Cos 84.5; LAMOL_t 43.4",
