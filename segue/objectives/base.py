@@ -95,8 +95,9 @@ class Batch:
         rows = [list(row[:length]) for row in rows]
         length = max(map(len, rows)) if length is None else length
         targets = [[*[-1] * (len(row) - 1), label] for row, label in zip(rows, labels, strict=True)]
-        return Batch(*(F.pad(table, (0, length - table.shape[1]), value=fill) for table, fill in
-                       ((padded(rows), 0), (padded(targets, -1), -1))))
+        tokens, asked = (F.pad(table, (0, length - table.shape[1]), value=fill) for table, fill in
+                         ((padded(rows), 0), (padded(targets, -1), -1)))
+        return Batch(tokens, asked)
 
     @staticmethod
     def join(batches: list[Batch]) -> Batch:

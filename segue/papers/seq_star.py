@@ -42,7 +42,7 @@ CHARACTERS, BLOCK = 64, 1024  # of a piece of code, and of the blocks that piece
 PACKAGES = ("PIL", "fontTools", "fsspec", "jinja2", "matplotlib", "mpmath", "networkx", "numba", "numpy", "pydantic",
             "pygments", "pyparsing", "rich", "sympy", "torch")
 EPOCHS, WARM_UP, HEAD_EPOCHS = 10, 3, 200  # of what is learned whole, of a warm-up, of a head alone
-PROBE = {"epochs": 60, "rate": 0.01, "rows": 64}
+PROBE: dict[str, Any] = {"epochs": 60, "rate": 0.01, "rows": 64}
 TUNING = 1000  # the seed of the class order and start that rates are chosen by
 RATES = {"whole": (3e-4, 1e-3), "head": (1e-2, 1e-1), "penalty": (10.0, 1000.0)}
 
@@ -232,7 +232,8 @@ def measure(run: Run) -> list[Row]:
     def job(name: str, kind: str, seed: int, rates: dict[str, float], tuning: bool = False) -> tuple[str, Any]:
         weights = bases[f"backbone for {kind}"]["weights"]
         return f"{'tune' if tuning else 'test'} {kind} {name} {seed} {rates}", partial(
-            score, name, kind, folder, small, weights, seed, epochs, *rates.values(), tuning)
+            score, name, kind, folder, small, weights, seed, epochs, rates["whole"], rates["head"], rates["penalty"],
+            tuning)
 
     chosen = {what: values[0] for what, values in RATES.items()}
     if run.scale != "smoke":
