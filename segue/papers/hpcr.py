@@ -131,7 +131,7 @@ def learned(arm: Arm, data: Data, test: Batch, mixer: str, seed: int, rate: floa
     order = torch.randperm(data.classes, generator=draw).split(data.group)
     train = data.train.rows(torch.randperm(len(data.train.targets), generator=draw))
     torch.manual_seed(seed)
-    reading: dict[str, Any] = {"vocabulary": data.vocabulary} if data.vocabulary else {"vocabulary": data.classes, "inputs": 8}
+    reading: dict[str, Any] = {"vocabulary": data.vocabulary or data.classes, "inputs": 0 if data.vocabulary else 8}
     backbone = Stack(StackConfig(width=WIDTH, mixers=[mixer], channel="mlp", norm="layer", tied=False, **reading))
     model = Classifier(backbone, HEADS[arm.head](WIDTH, data.classes), "mean" if data.vocabulary else "")
     objective = ClassLoss("seen") if arm.objective == "softmax" else ProxyReplay(2 if arm.rows else settings["rows"])

@@ -264,12 +264,12 @@ def measure(run: Run) -> list[Row]:
              f"language model of the standard library ({bits['code']:.2f} bits per token at the end), for the queries "
              f"of dialogues ({bits['queries']:.2f})")
     run.note(f"code: {CHARACTERS} characters of one of {len(PACKAGES)} packages that it never saw (their longest "
-             "file), 5 experiences of 3 in a random order, 30 pieces of each to learn from and other blocks of the file "
-             "to measure on; queries: 50 intents of CLINC150, 10 experiences of 5, 20 of each, one seed, code's rates")
+             "file), 5 experiences of 3 in a random order, 30 pieces of each to learn from and other blocks of the "
+             "file to measure on; queries: 50 intents of CLINC150, 10 experiences of 5, 20 of each, one seed, code's rates")
     run.note(f"{epochs[0]} epochs of 10 rows a step, AdamW; of rates {RATES} the best for 'all at once', SEQ* and EWC "
              f"on a class order and pieces kept for that: {chosen}; warm-up: {epochs[1]} epochs of cross-entropy on "
-             f"the first experience; heads alone: {epochs[2]} epochs of 50 rows, cosine heads at temperature 1 (a first "
-             "try with 60 epochs, rates up to 0.01, left classes to come unlearned: 19% instead of 39% when tuning)")
+             f"the first experience; heads alone: {epochs[2]} epochs of 50 rows, cosine heads at temperature 1 (a "
+             "first try with 60 epochs, rates up to 0.01, left classes to come unlearned: 19% instead of 39% when tuning)")
     run.note("the mean hidden vector of a row is what heads read: of the last one, as in the paper, a probe on the "
              "pieces for tuning found 16% instead of 30%; pieces of 50 files a package left probes near chance")
     run.note("cost: forward passes of the backbone, a step of training being three, to SEQ's; features of a frozen "
