@@ -16,7 +16,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from segue.analysis.probes import PROBES, features_of, fitted_head, probe
-from segue.continual.freeze import Freeze
+from segue.continual import (
+    Combined,
+    Experience,
+    Freeze,
+    LossScale,
+    Probing,
+    ProxyDistillation,
+    ScoreMatrix,
+    class_incremental,
+    learn_stream,
+)
+from segue.continual.buffer import reservoir_slot
+from segue.continual.proxy import last_asked
 from segue.errors import SegueError
 from segue.models import HEADS, Classifier, Features, Stack, StackConfig
 from segue.models.classify import CosineHead, LinearHead, NeighbourHead, PrototypeHead
@@ -371,3 +383,134 @@ def test_a_probe_reads_what_only_extends() -> None:
         init_state, extend = stack.init_state, stack.extend
 
     torch.testing.assert_close(features_of(Extends(), tokens), features_of(stack, tokens), atol=1e-5, rtol=0)
+
+
+# Proxy-based replay as a whole.
+
+@pytest.mark.parametrize("make", [
+    ProxyDistillation, lambda: Combined(ProxyDistillation(capacity=5), LossScale(period=4), Freeze(["norm"]))])
+def test_its_parts_keep_the_contract_of_a_strategy(make: Callable[[], Any]) -> None:
+    check_strategy(make)
+
+
+def test_the_scale_moves_the_loss_and_never_the_answer() -> None:
+    strategy = LossScale()
+    assert strategy.factor(0) == pytest.approx(0.5625) and strategy.factor(250) == pytest.approx(1.8)
+    assert strategy.factor(500) == pytest.approx(0.5625)
+    assert strategy.factor(125) == pytest.approx((1.8 - 0.5625) * 0.5 * (1 - math.cos(2 * math.pi / 4)) + 0.5625)
+    batch, weights = rows_of(3, 4), {}
+    for name, each in (("half", LossScale(0.5, 0.5)), ("whole", None)):
+        model = Classifier(backbone(), CosineHead(8, 3, 1.0))
+        torch.manual_seed(1)
+        start = model.head.weight.data.uniform_(-0.5, 0.5).clone()  # type: ignore[union-attr]
+        rate = 0.2 if name == "half" else 0.1
+        run = learn(model, lambda step: batch, 1, sgd=True, rate=rate, state_rate=rate, warmup=0.0, cooldown=0.0,
+                    clip=0.0, strategy=each, objective=ProxyReplay())
+        weights[name] = (model.head.weight.data - start, run.curve[-1]["loss"])  # type: ignore[union-attr]
+    torch.testing.assert_close(weights["half"][0], weights["whole"][0])  # half the loss at twice the rate
+    assert weights["half"][1] == pytest.approx(weights["whole"][1])  # what is reported is not scaled
+
+
+@pytest.mark.parametrize("mixer", BACKBONES)
+def test_hpcr_learns_a_stream_on_every_backbone(mixer: str) -> None:
+    stream = class_incremental(rows_of(4, 20), rows_of(4, 5, seed=1), [[2, 0], [1, 3]])
+    strategy = ProxyDistillation(0.01, 0.1, capacity=20)
+    model = Classifier(backbone(mixer), CosineHead(8, 4))
+    matrix = learn_stream(model, stream, Combined(strategy, LossScale(period=8)), ProxyReplay(), rows=10, epochs=3,
+                          rate=0.3, state_rate=0.3, sgd=True, warmup=0.0, cooldown=0.0)
+    assert matrix.average > 0.6
+    assert strategy.learned == 2 and len(strategy.buffer) == 20
+    stored = strategy.buffer.payload
+    assert stored["scores"].shape == (20, 4) and stored["features"].shape == (20, 8)
+
+
+def test_what_is_stored_is_of_the_moment_before_the_step() -> None:
+    batch, model, strategy = rows_of(2, 5), Classifier(backbone(), CosineHead(8, 2)), ProxyDistillation(capacity=10)
+    before = last_asked(model.eval(), batch).detach()
+    learn(model, lambda step: batch, 1, rate=0.1, strategy=strategy, objective=ProxyReplay())
+    torch.testing.assert_close(strategy.buffer.payload["features"], before)
+    assert float((last_asked(model.eval(), batch) - before).detach().abs().max()) > 1e-3
+
+
+def test_distillation_begins_with_the_second_experience() -> None:
+    model, found = Classifier(backbone(), CosineHead(8, 2)), list[Tensor | None]()
+
+    class Watched(ProxyDistillation):
+        def loss_term(self, run: Any, batch: Batch) -> Tensor | None:
+            found.append(super().loss_term(run, batch))
+            return found[-1]
+
+    strategy, batch = Watched(capacity=10), rows_of(2, 5)
+    for _ in range(2):
+        learn(model, lambda step: batch, 3, strategy=strategy, objective=ProxyReplay(), rate=0.1)
+    assert found[:3] == [None] * 3
+    assert all(term is not None and float(term.detach()) > 0 for term in found[3:])
+    drawn = strategy.buffer.rows(strategy.drawn)  # type: ignore[arg-type]
+    assert len(strategy.labels) == 20 and drawn.targets.shape[0] == 10
+
+
+def test_a_buffer_s_rows_are_a_fair_sample() -> None:
+    counts, streams = np.zeros(12), 10_000
+    for seed in range(streams):
+        kept = {}
+        for row in range(12):
+            if (slot := reservoir_slot(seed, row, 3)) >= 0:
+                kept[slot] = row
+        counts[list(kept.values())] += 1
+    expected = streams * 3 / 12
+    assert ((counts - expected) ** 2 / expected).sum() < 31.3  # 99.9% of the chi-square distribution, 11 degrees
+
+
+# SEQ* as a whole.
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_features_computed_once_teach_as_a_frozen_backbone_does(head: str) -> None:
+    stream = class_incremental(rows_of(4, 10), rows_of(4, 5, seed=1), [[2, 0], [1, 3]])
+    whole = Classifier(backbone("lstm", dropout=0.5), HEADS[head](8, 4), "mean")
+    alone = Classifier(Features(), copy.deepcopy(whole.head))  # type: ignore[arg-type]
+
+    def read(batch: Batch) -> Batch:
+        return Batch(features_of(whole, batch.tokens, batch.targets.argmax(1))[:, None], batch.targets.amax(1)[:, None])
+
+    known = [Experience(each.name, read(each.train), read(each.test), each.classes) for each in stream]
+    first = learn_stream(whole, stream, Freeze(["backbone"], old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
+    second = learn_stream(alone, known, Freeze((), old_classes=True), ClassLoss("all"), epochs=3, rate=0.01)
+    torch.testing.assert_close(whole.head.state_dict(), alone.head.state_dict(), atol=1e-4, rtol=1e-3)
+    np.testing.assert_allclose(first.scores, second.scores)
+
+
+def test_with_everything_at_once_the_head_comes_near_its_probe() -> None:
+    train, test = rows_of(4, 25), rows_of(4, 25, seed=1)
+    model, everything = Classifier(backbone(), CosineHead(8, 4), "mean"), [list(range(4))]
+    matrix = learn_stream(model, class_incremental(train, test, everything), Freeze(["backbone"]), ClassLoss("all"),
+                          epochs=30, rate=0.02)
+    read = [(features_of(model, each.tokens, each.targets.argmax(1)), each.targets.amax(1)) for each in (train, test)]
+    assert matrix.average == pytest.approx(probe("cosine", read[0], read[1], rate=0.02, epochs=60, rows=10), abs=0.08)
+
+
+def test_probing_watches_and_moves_nothing() -> None:
+    train, test = rows_of(4, 15), rows_of(4, 10, seed=1)
+    stream, weights = class_incremental(train, test, [[0, 1], [2, 3]]), []
+    for strategy in (Probing(train, test, epochs=30, rate=0.05), Freeze(warm_up=9)):
+        model = Classifier(backbone(dropout=0.2), LinearHead(8, 4), "mean")
+        matrix = learn_stream(model, stream, strategy, ClassLoss(), epochs=5, rate=0.02)
+        weights.append(model.state_dict())
+    torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
+    watched = Probing(train, test, "prototype")
+    learn_stream(model, stream, watched, ClassLoss())
+    assert len(watched.found) == 3 and all(0.25 < found <= 1 for found in watched.found)
+    assert matrix.average_so_far == pytest.approx(np.mean([matrix.scores[1, 0], matrix.scores[2].mean()]))
+    check_strategy(lambda: Probing(as_labels(), as_labels()))
+    with pytest.raises(SegueError, match="unknown"):
+        Probing(train, test, "quadratic")
+
+
+def as_labels() -> Batch:
+    return rows_of(3, 4).map(lambda x: x.clamp(max=10))
+
+
+def test_metrics_by_hand() -> None:
+    matrix = ScoreMatrix(np.array([[0.1, 0.1], [0.9, 0.2], [0.5, 0.7]]), ["a", "b"], ["before", "a", "b"],
+                         "accuracy", True)
+    assert matrix.average == pytest.approx(0.6) and matrix.average_so_far == pytest.approx((0.9 + 0.6) / 2)
+    assert matrix.forgetting("a") == pytest.approx(0.4) and matrix.backward_transfer == pytest.approx(-0.4)

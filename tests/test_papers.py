@@ -216,3 +216,33 @@ def heads(medusa: float, large: float, hydra: float, unseen: float, gain: float,
     ((1.6, 1.7, 2.4, 1.9, 0.1, 1.0), "inconclusive")])
 def test_the_rule_of_hydra_heads(values: tuple[float, float, float, float, float, float], verdict: str) -> None:
     assert claim("hydra-heads").judge(heads(*values))[0] == verdict
+
+
+def stream_of_digits(pcr: float, tuned: float, forgotten: float, ahead: int) -> list[Row]:
+    arms = {"ER, cosine head": (0.6, 0.3), "PCR": (pcr, forgotten), "HPCR": (0.6, 0.1), "HPCR, tuned": (tuned, 0.1)}
+    return [{"stream": "digits", "reader": "gru", "arm": arm, "accuracy": right, "forgetting": lost,
+             "by seed": [0.7 if arm == "PCR" and seed < ahead else 0.6 for seed in range(5)]}
+            for arm, (right, lost) in arms.items()]
+
+
+@pytest.mark.parametrize(("pcr", "tuned", "forgotten", "ahead", "verdict"), [
+    (0.70, 0.72, 0.1, 4, "confirmed"), (0.70, 0.72, 0.1, 3, "inconclusive"), (0.70, 0.72, 0.3, 5, "inconclusive"),
+    (0.70, 0.705, 0.1, 5, "inconclusive"), (0.70, 0.70, 0.1, 5, "refuted"), (0.60, 0.72, 0.1, 5, "refuted")])
+def test_the_rule_of_hpcr(pcr: float, tuned: float, forgotten: float, ahead: int, verdict: str) -> None:
+    assert claim("hpcr").judge(stream_of_digits(pcr, tuned, forgotten, ahead))[0] == verdict
+
+
+def packages(after: float, first: float, star: float, cost: float) -> list[Row]:
+    rows = [("SEQ", 0.2, 1.0), ("P+W+FixBC+Cos (SEQ*)", star, cost), ("EWC", 0.25, 1.0),
+            ("random backbone, P+W+FixBC+Cos (SEQ*)", 0.1, cost)]
+    return [{"stream": "code", "arm": arm, "A_T": right, "first": first, "probe before": 0.5, "probe after": after,
+             "cost to SEQ": spent} for arm, right, spent in rows]
+
+
+@pytest.mark.parametrize(("after", "first", "star", "cost", "verdict"), [
+    (0.45, 0.6, 0.41, 0.09, "confirmed"), (0.40, 0.6, 0.41, 0.09, "inconclusive"),
+    (0.45, 0.4, 0.41, 0.09, "inconclusive"), (0.45, 0.6, 0.39, 0.09, "inconclusive"),
+    (0.45, 0.6, 0.41, 0.11, "inconclusive"), (0.24, 0.6, 0.41, 0.09, "refuted"),
+    (0.45, 0.6, 0.20, 0.09, "refuted"), (0.40, 0.29, 0.41, 0.09, "refuted")])
+def test_the_rule_of_seq_star(after: float, first: float, star: float, cost: float, verdict: str) -> None:
+    assert claim("seq-star").judge(packages(after, first, star, cost))[0] == verdict

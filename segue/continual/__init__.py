@@ -10,10 +10,13 @@ from segue.continual.alternate import Alternate
 from segue.continual.buffer import Buffer, Reservoir
 from segue.continual.compose import Combined, TaskFree
 from segue.continual.distil import DER, DERpp, LwF
+from segue.continual.freeze import Freeze
 from segue.continual.importance import EWC, MAS, SI, LocalMAS
 from segue.continual.memory import Memory
 from segue.continual.metrics import ScoreMatrix
+from segue.continual.probing import Probing
 from segue.continual.project import AGEM, GEM
+from segue.continual.proxy import LossScale, ProxyDistillation
 from segue.continual.replay import GSS, MIR, Replay
 from segue.continual.sparsity import SLNID
 from segue.continual.stream import Experience, class_incremental, learn_stream
@@ -25,6 +28,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ewc": EWC, "mas": MAS, "local-mas": LocalMAS, "si": SI, "slnid": SLNID,
     "lwf": LwF, "der": DER, "der++": DERpp,
     "agem": AGEM, "gem": GEM,
+    "freeze": Freeze, "proxy-distillation": ProxyDistillation, "loss-scale": LossScale,
 }
 
 
@@ -60,5 +64,6 @@ def _strategy(text: str) -> Strategy:
 
 
 __all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Alternate", "Buffer",
-           "Combined", "DERpp", "Experience", "LocalMAS", "LwF", "Memory", "Replay", "Reservoir", "ScoreMatrix",
-           "Strategy", "TaskFree", "class_incremental", "learn_stream", "strategy_named"]
+           "Combined", "DERpp", "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory", "Probing",
+           "ProxyDistillation", "Replay", "Reservoir", "ScoreMatrix", "Strategy", "TaskFree", "class_incremental",
+           "learn_stream", "strategy_named"]

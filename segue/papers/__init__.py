@@ -106,7 +106,8 @@ PAPERS: dict[str, Paper] = {
         "2021, arXiv 2107.03006"),
     "hpcr": Paper(
         "HPCR: Holistic Proxy-based Contrastive Replay for Online Continual Learning",
-        "2023, arXiv 2309.15038"),
+        "2023, arXiv 2309.15038", "hpcr",
+        ("models.classify", "objectives.classes", "objectives.contrastive", "continual.proxy", "continual.stream")),
     "hydra-heads": Paper(
         "Hydra: Sequentially-Dependent Draft Heads for Medusa Decoding",
         "2024, arXiv 2402.05109", "hydra_heads",
@@ -208,7 +209,8 @@ PAPERS: dict[str, Paper] = {
         ("mixers.s5", "kernels.scan.linear_scan")),
     "seq-star": Paper(
         "Learn or Recall? Revisiting Incremental Learning with Pre-trained Language Models, SEQ*",
-        "2023, arXiv 2312.07887"),
+        "2023, arXiv 2312.07887", "seq_star",
+        ("models.classify", "continual.freeze", "continual.probing", "analysis.probes")),
     "sequence-generation-metrics": Paper("Sequence generation metrics", ""),
     "sequence-parallelism": Paper(
         "Sequence Parallelism: Long Sequence Training from System Perspective",

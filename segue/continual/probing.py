@@ -1,0 +1,53 @@
+"""What the backbone still knows of all experiences, beside what the head shows of it (Zheng et al. 2024, arXiv
+2312.07887)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.analysis.probes import PROBES, features_of, probe
+from segue.continual.buffer import labels_of
+from segue.errors import SegueError
+from segue.objectives import Batch
+from segue.training.loop import Run
+from segue.training.strategy import Strategy
+
+
+class Probing(Strategy):
+    """Fits a fresh head to the features of all experiences before the first one and after each; the model is not moved.
+
+    train, test: rows of all experiences, of which the head learns and is measured on. kind: one of PROBES. choices: of
+    `segue.analysis.probes.fitted_head`. found: the accuracies, of which the first is before all learning.
+    """
+
+    name = "probing"
+
+    def __init__(self, train: Batch, test: Batch, kind: str = "linear", **choices: Any) -> None:
+        if kind not in PROBES:
+            raise SegueError(f"probe '{kind}' is unknown: choose from {', '.join(PROBES)}")
+        self.train, self.test, self.kind, self.choices = train, test, kind, choices
+        self.found: list[float] = []
+
+    def before_experience(self, run: Run) -> None:
+        if not self.found:
+            self.found.append(self.look(run))
+
+    def after_experience(self, run: Run) -> None:
+        self.found.append(self.look(run))
+
+    def look(self, run: Run) -> float:
+        def read(batch: Batch) -> tuple[Tensor, Tensor]:
+            batch = batch.to(run.device)
+            last = batch.targets.shape[1] - 1 - (batch.targets >= 0).int().flip(1).argmax(1)
+            return features_of(run.model, batch.tokens, last), torch.tensor(labels_of(batch), device=run.device)
+
+        return probe(self.kind, read(self.train), read(self.test), **self.choices)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {"found": self.found}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.found = values["found"]
