@@ -186,7 +186,8 @@ class Forms:
     """The two forms of a model that reads all nodes of a layout in one pass."""
 
     def forward(self: Reads, tokens: Tensor, layout: Layout | None = None) -> Output:
-        """The training form: tokens (B, T) long, `layout` for packed documents (default: one document a row)."""
+        """The training form: tokens (B, T) long, or (B, T, V) rows of weights of ids; `layout` for packed documents
+        (default: one document a row)."""
         if layout is None:
             layout = Layout.of(tokens)
         hidden = self.hidden(tokens, layout)
@@ -274,9 +275,12 @@ class Stack(Forms, nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         eager = not torch.compiler.is_compiling()
-        if eager and tokens.device.type == "cpu" and not self.config.inputs:
+        soft = tokens.is_floating_point() and not self.config.inputs
+        if eager and tokens.device.type == "cpu" and not self.config.inputs and not soft:
             check_tokens(tokens, self.config.vocabulary + (self.begin_embedding is not None))
-        if self.begin_embedding is None:
+        if soft:  # rows of weights instead of ids: a one-hot row is an id
+            x = (tokens @ self.embedding.weight).to(self.embedding.weight.dtype)
+        elif self.begin_embedding is None:
             x = self.embedding(tokens)
         else:
             begins = tokens == self.config.vocabulary
@@ -307,7 +311,8 @@ class Stack(Forms, nn.Module):
         return running_mean(x, layout) if self.config.pool else x
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """(B, N), or (B, N, C) real vectors -> (B, N, D) after the last norm, pooled where the config says so."""
+        """(B, N), (B, N, V) rows of weights of ids, or (B, N, C) real vectors -> (B, N, D) after the last norm, pooled
+        where the config says so."""
         x = self.embed(tokens, layout.positions)
         for index in range(len(self.blocks)):
             x = self.run_block(index, x, layout, state)
