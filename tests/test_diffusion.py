@@ -69,6 +69,8 @@ class Exact(nn.Module):
         self.process, self.schedule = process, NoiseSchedule()
         self.vocabulary = process.states + 2 * (type(process) is UniformProcess)
         self.embedding = nn.Embedding(1, 1, dtype=torch.float64)
+        states = torch.tensor(list(itertools.product(range(process.states), repeat=L)))
+        self.table = self.chances(states, torch.full((len(states),), 0.5, dtype=torch.float64))
 
     def chances(self, x: Tensor, t: Tensor) -> Tensor:
         """(B, L) ids -> (B, L, V)."""
@@ -79,10 +81,10 @@ class Exact(nn.Module):
 
     def forward(self, tokens: Tensor, layout: Any = None) -> Output:
         if tokens.is_floating_point():
-            tokens, t = tokens[..., : V].argmax(-1), tokens[:, 0, -1]
-        else:
-            t = torch.full((len(tokens),), 0.5, dtype=torch.float64)  # what masks hide does not depend on the time
-        logits = F.pad(self.chances(tokens, t).log(), (0, self.vocabulary - V), value=-math.inf)
+            chances = self.chances(tokens[..., :V].argmax(-1), tokens[:, 0, -1])
+        else:  # what masks hide does not depend on the time
+            chances = self.table[(tokens * (V + 1) ** torch.arange(L - 1, -1, -1)).sum(1)]
+        logits = F.pad(chances.log(), (0, self.vocabulary - V), value=-math.inf)
         return Output(logits, logits)
 
 
@@ -127,10 +129,11 @@ def test_posteriors_by_matrices(name: str, before: float, step: float, seed: int
                 continue  # these elements do not become x
             kept = chances > 0
             expected = (chances[kept] / made[kept]) @ (chain(before)[:V][kept] * chain(step)[:, x])
-            times = (torch.tensor(kept_, dtype=torch.float64) for kept_ in (now, before))
+            times = [torch.tensor(time, dtype=torch.float64) for time in (now, before)]
             found = process.posterior(chances.log(), torch.tensor(x), *times).exp()
             torch.testing.assert_close(found, expected)
             assert float(found.sum()) == pytest.approx(1)
+            torch.testing.assert_close(Process.posterior(process, chances.log(), torch.tensor(x), *times).exp(), found)
 
 
 def test_noise_comes_at_its_rate() -> None:
@@ -296,9 +299,8 @@ def law(sampler: Callable[..., Any], process: Process, rows: int = 3000, **optio
 
 def test_laws_of_samplers() -> None:
     absorbing = AbsorbingProcess(V)
-    assert law(partial(ancestral, cached=True), absorbing, steps=1000) > 1e-3
-    assert law(ancestral, absorbing, steps=300) > 1e-3
-    assert law(ancestral, UniformProcess(V), steps=150, rows=1500) > 1e-3
+    assert law(ancestral, absorbing, steps=200, rows=1500) > 1e-3
+    assert law(ancestral, UniformProcess(V), steps=100, rows=1000) > 1e-3
     assert law(first_hitting, absorbing) > 1e-3
     assert law(confidence, absorbing, steps=L) < 1e-6
     assert law(ancestral, absorbing, steps=1) < 1e-6  # all at once: apart from each other
@@ -333,11 +335,13 @@ def counting(rows: int, seed: int) -> Batch:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_taught_model_fills_gaps_and_goes_on(backbone: str) -> None:
-    model = stack(backbone, width=32)
-    learn(model, lambda step: counting(32, step), 120, rate=0.02, objective=MaskedDiffusion(), muon=True)
+    small = backbone in ("hydra", "mamba")
+    model = stack(backbone, width=32, depth=1 if small else 2)
+    learn(model, lambda step: counting(16 if small else 32, step), 80 if small else 120, rate=0.02,
+          objective=MaskedDiffusion(), muon=True)
     rows = [[7, 7, 2, 3, 7, 7, 6, 7, 7, 7], [7, 5, 6, 7, 7, 2], [0, 1]]
     for sampler in SAMPLERS:
-        found = fill(model, rows, sampler, temperature=0.0)
+        found = fill(model, rows, sampler, steps=8, temperature=0.0)
         assert [each.tokens for each in found] == [[i % 7 for i in range(10)], [4, 5, 6, 0, 1, 2], [0, 1]]
         assert found[2].entropy == 0 and found[0].entropy > 1
     assert fill(model, rows, seed=3) == fill(model, rows, seed=3)
@@ -349,8 +353,8 @@ def test_a_taught_model_fills_gaps_and_goes_on(backbone: str) -> None:
 def test_a_model_that_is_told_the_time() -> None:
     """Uniform noise, with knots of time behind the elements: the model learns, and what it draws is all elements."""
     process = UniformProcess(7)
-    model = stack(vocabulary=7 + 4, width=32)
-    learn(model, lambda step: counting(32, step), 150, rate=0.02, objective=ScoreEntropy(process), muon=True)
+    model = stack(vocabulary=7 + 4, width=32, depth=1)
+    learn(model, lambda step: counting(32, step), 100, rate=0.02, objective=ScoreEntropy(process), muon=True)
     torch.manual_seed(0)
     with torch.no_grad():
         bound = [StepwiseDiffusion(process)(model, counting(64, 1000 + seed)) for seed in range(10)]

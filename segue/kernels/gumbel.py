@@ -23,7 +23,7 @@ def waiting(scores: Tensor, generator: torch.Generator | None = None, dtype: tor
 
 def gumbel_max(scores: Tensor, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float64) -> Tensor:
     """Exact draws from softmax(scores): (..., V) -> (...) long. Scores may be -inf, but not all of a row."""
-    return (scores.to(dtype) - waiting(scores, generator, dtype)).argmax(-1)
+    return waiting(scores, generator, dtype).neg_().add_(scores).argmax(-1)
 
 
 def gumbel_softmax(scores: Tensor, temperature: float = 1.0, hard: bool = False,

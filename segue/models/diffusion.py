@@ -151,6 +151,12 @@ class AbsorbingProcess(Process):
     def predict(self, logits: Tensor, x: Tensor) -> Tensor:
         return subs(logits, x, self.elements)
 
+    def posterior(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
+        if not bool((x == self.elements).all()):
+            return super().posterior(log_p, x, now, before)
+        lifted, stays = ((before - now) / (1 - now)).log(), ((1 - before) / (1 - now)).log()
+        return torch.cat([log_p + lifted[..., None].to(log_p), stays.expand(x.shape)[..., None].to(log_p)], -1)
+
 
 class UniformProcess(Process):
     """Elements become any element."""
