@@ -146,8 +146,8 @@ def fit(paths: Paths,
         mixer: Annotated[str | None, typer.Option(metavar="PATTERN", help="The sequence mixers, for example "
                                                   "'attention' or 'mamba*3+attention'.")] = None,
         objective: Annotated[str | None, typer.Option(metavar="NAME", help="What the network learns by: next (the "
-                                                      "next element; default), unlikelihood, occupancy or "
-                                                      "rollout-unlikelihood.")] = None,
+                                                      "next element; default), unlikelihood, occupancy, "
+                                                      "rollout-unlikelihood, or diffusion (fills gaps).")] = None,
         kind: Kind = None, seed: Seed = None, how: How = None, choices: Choices = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor, nn
 
+import segue
+from segue.data import of
 from segue.decoding.diffusion import (
     SAMPLERS,
     ancestral,
@@ -43,6 +46,8 @@ from segue.models.diffusion import (
 )
 from segue.objectives import Batch
 from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion, any_order, score_entropy
+from segue.training.batches import Arrays
+from segue.training.evaluate import bound
 from segue.training.learn import learn
 
 V, L = 3, 4
@@ -238,11 +243,12 @@ def test_score_entropy_by_loops(name: str, kept: float, seed: int) -> None:
         for y in range(V):
             if y != int(x[at]):
                 ratio, s = chance(y, int(clean[at])) / chance(int(x[at]), int(clean[at])), float(scores[at, y])
-                total += float(rest[x[at]]) * (math.exp(s) - ratio * s + (ratio * (math.log(ratio) - 1) if ratio else 0))
+                total += float(rest[x[at]]) * (math.exp(s) - (ratio * (s + 1 - math.log(ratio)) if ratio else 0))
         assert float(found) == pytest.approx(total)
     if name == "uniform":
         true = process.ratios(x, clean, now).log()
-        torch.testing.assert_close(score_entropy(process, true, x, clean, now), torch.zeros_like(now), atol=1e-9, rtol=0)
+        none = torch.zeros_like(now)
+        torch.testing.assert_close(score_entropy(process, true, x, clean, now), none, atol=1e-9, rtol=0)
         exact = F.one_hot(clean, V).double().log()
         torch.testing.assert_close(process.mixed(exact, x, now, now), true)
 
@@ -448,3 +454,63 @@ def test_straight_through() -> None:
         assert float(found[at]) == pytest.approx(float(slope), abs=1e-7)
     rough = torch.randn(9, dtype=torch.float32)
     assert torch.equal(straight_through(rough, torch.randn(9) * 1e6), rough)
+
+
+# The verbs.
+
+
+def codons(seed: int, count: int = 30) -> str:
+    return "".join(np.random.default_rng(seed).choice(["ACG", "TTA", "GCC"], count))
+
+
+OBJECTS: dict[str, tuple[list[Any], str, Any]] = {
+    "text": (["the cat sat on the mat. " * 8] * 30, "the cat s_t on the ma_. ", b"the cat sat on the mat. "),
+    "dna": ([codons(seed) for seed in range(60)], "ACGNTAGNC", None),
+}
+
+
+@pytest.mark.parametrize("name, mixer", [("text", "attention"), ("dna", "lstm+hydra")])
+def test_fit_continue_evaluate_update(name: str, mixer: str, tmp_path: Path) -> None:
+    """The verbs on a model that writes in any order, of text and of DNA, saved and loaded."""
+    objects, holed, whole = OBJECTS[name]
+    options: dict[str, Any] = {"width": 32, "depth": 2, "context": 48, "rows": 16, "heads": 2, "threads": 1}
+    data = of(objects, kind=name)
+    fitted = segue.fit(data, out=tmp_path / "m", steps=60, mixer=mixer, objective="diffusion", quiet=True, **options)
+    assert type(fitted).__name__ == "Diffused" and fitted.model.vocabulary == fitted.codec.size + 1
+    held = fitted.report["held_out"]
+    assert "upper bound" in held["path"] and held["bits_per_unit"] < held["baselines"]["unigram"]
+    assert "Held out: at most" in (tmp_path / "m" / "README.md").read_text(encoding="utf-8")
+    loaded = segue.load(tmp_path / "m")
+    assert loaded.evaluate(data).bits_per_unit == fitted.evaluate(data).bits_per_unit
+    gap = "_" if name == "text" else "N"
+    filled = loaded.continue_(holed, gap=gap, temperature=0.0)
+    assert len(filled.whole) == len(holed) and gap not in filled.text and "entropy" in filled.remark
+    if whole is not None:
+        assert filled.whole == whole
+    answers = loaded.continue_([objects[0][:20], ""], n=30, decoder="confidence", block=10, steps=5, seed=1)
+    assert [len(answer.tokens) for answer in answers] == [30, 30] or any(a.finish == "stop" for a in answers)
+    assert len(loaded.continue_(holed, n=7, gap=gap, seed=2).tokens) <= len(holed) + 7
+    report = loaded.update(of(objects[::-1], kind=name), steps=2, quiet=True)
+    assert report.matrix.scores.shape == (2, 2) and type(segue.load(tmp_path / "m")).__name__ == "Diffused"
+    for wrong, match in (({"draft": "trie"}, "any order"), ({"gap": "?"}, "no gap"), ({"n": 0}, "give n")):
+        with pytest.raises(SegueError, match=match):
+            loaded.continue_(objects[0][:9], **wrong)
+    for wrong_ in (loaded.decodable, partial(loaded.speed_up, data)):
+        with pytest.raises(SegueError, match="writes in any order"):
+            wrong_()
+    with pytest.raises(SegueError, match="apart"):
+        segue.fit(data, steps=2, mixer="hyena", objective="diffusion", quiet=True, **options)
+
+
+def test_the_bound_of_a_store() -> None:
+    """Windows and batches of documents of any lengths against the bound of each row alone."""
+    model = stack(vocabulary=8).double().eval()
+    random = np.random.default_rng(0)
+    documents = [random.integers(0, 7, length).astype(np.int32) for length in (5, 9, 2, 30)]
+    found = bound(model, Arrays(documents), 12, rows=3, draws=300)
+    assert found.counts.tolist() == [4, 8, 1, 29]
+    for document, nats in zip(documents[:3], found.nats):
+        clean = torch.from_numpy(document[1:].astype(np.int64))[None]
+        expected = any_order(Denoiser(model, AbsorbingProcess(7)), clean, clean >= 0, 7, draws=300, seed=9)
+        assert nats == pytest.approx(float(expected), rel=0.03)
+    assert bound(model, Arrays(documents), 12, limit=12).counts.sum() < 42

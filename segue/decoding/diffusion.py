@@ -2,8 +2,9 @@
 sequence, and going on block by block.
 
 A sampler is a function of what is there, of where the gaps are, and of `predict`, the log-probabilities of what noisy
-ids were. Draws are made in float64: in float32 samplers of many steps miss rare elements, which makes texts look likelier
-than they are (Zheng et al. 2024, arXiv 2409.02908). So a report gives the sample's entropy beside any likelihood.
+ids were. Draws are made in float64: in float32 samplers of many steps miss rare elements, which makes texts look
+likelier than they are (Zheng et al. 2024, arXiv 2409.02908). So a report gives the sample's entropy beside any
+likelihood.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def first_hitting(predict: Predict, x: Tensor, gaps: Tensor, process: Process, s
     """One gap of each row at a time, any of them alike: the limit of `ancestral` at many steps, in as many passes as a
     row has gaps (Zheng et al. 2024). steps has no say. For the absorbing process and models not told the time."""
     x, passes = torch.where(gaps, process.rest(x), x), 0
-    rank = torch.rand(gaps.shape, generator=generator, dtype=torch.float64).to(x.device)
+    rank = torch.rand(gaps.shape, generator=generator, dtype=torch.float64, device=x.device)
     rank = rank.masked_fill(~gaps, 2.0).argsort(1).argsort(1)
     for turn in range(int(gaps.sum(1).max())):
         now = gaps & (rank == turn)
@@ -75,8 +76,8 @@ def first_hitting(predict: Predict, x: Tensor, gaps: Tensor, process: Process, s
 def confidence(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps: int = 16,
                generator: torch.Generator | None = None) -> Drawn:
     """Draw all gaps in each of `steps` rounds, and keep those of which the model is surest, few at first and more later
-    by a cosine (MaskGIT: Chang et al. 2022, arXiv 2202.04200). Another law than the model's: the likely comes too often.
-    """
+    by a cosine (MaskGIT: Chang et al. 2022, arXiv 2202.04200). Another law than the model's: what is likely comes too
+    often."""
     x, count, passes = torch.where(gaps, process.rest(x), x), gaps.sum(1), 0
     hidden = gaps
     for turn in range(1, min(steps, int(count.max())) + 1):
@@ -127,8 +128,8 @@ def fill(model: Stack, rows: Sequence[Sequence[int]], sampler: str = "first-hitt
     """
     process = AbsorbingProcess(elements or model.vocabulary - 1)
     if not rows or not all(map(len, rows)) or (steps is not None and steps < 1) or temperature < 0:
-        raise SegueError(f"{len(rows)} rows, {steps} steps and temperature {temperature}: fill at least one row, none of "
-                         "them empty, in at least one step, at temperature 0 or above")
+        raise SegueError(f"{len(rows)} rows, {steps} steps and temperature {temperature}: fill at least one row, none "
+                         "of them empty, in at least one step, at temperature 0 or above")
     if min(map(min, rows)) < 0 or max(map(max, rows)) > process.elements:
         raise SegueError(f"a row has an id that is none of the {process.elements} elements nor the mask, "
                          f"{process.elements}: was it encoded with another codec?")

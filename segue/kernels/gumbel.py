@@ -31,7 +31,7 @@ def gumbel_softmax(scores: Tensor, temperature: float = 1.0, hard: bool = False,
     """Soft draws from softmax(scores), with a gradient: (..., V) -> (..., V) that add up to 1, and come the nearer to
     one-hot rows the lower the temperature. hard: one-hot rows with the soft ones' gradient."""
     if temperature <= 0:
-        raise SegueError(f"the temperature of soft draws must be above 0, not {temperature}: gumbel_max draws hard ones")
+        raise SegueError(f"the temperature of soft draws must be above 0, not {temperature}: gumbel_max is for 0")
     soft = ((scores - waiting(scores, generator).to(scores.dtype)) / temperature).softmax(-1)
     if not hard:
         return soft

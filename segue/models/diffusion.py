@@ -1,8 +1,8 @@
 """Discrete diffusion: how sequences become noise, and how a model that reads both ways says what they were.
 
 Both processes exchange each element, apart from all others, for a draw from a resting distribution: the mask
-("absorbing") or all elements alike ("uniform"). What D3PM (Austin et al. 2021, arXiv 2107.03006), SEDD (Lou et al. 2024,
-arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524) compute are then one sum, `Process.mixed`.
+("absorbing") or all elements alike ("uniform"). What D3PM (Austin et al. 2021, arXiv 2107.03006), SEDD (Lou et al.
+2024, arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524) compute is then one sum, `Process.mixed`.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ def told(x: Tensor, t: Tensor, process: Process, model: Any) -> Tensor:
     if knots == 0:
         return x
     if knots < 2:
-        raise SegueError(f"this model has {model.vocabulary} ids, and the process {process.states} states: give as many "
-                         "ids as states, or at least two more, to tell the time by")
+        raise SegueError(f"this model has {model.vocabulary} ids, and the process {process.states} states: give as "
+                         "many ids as states, or at least two more, to tell the time by")
     weight = model.embedding.weight
     place = t.to(weight)[:, None] * (knots - 1) - torch.arange(knots, device=x.device)
     time = (1 - place.abs()).clamp(min=0)[:, None].expand(-1, x.shape[1], -1)

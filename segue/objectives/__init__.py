@@ -7,6 +7,7 @@ from typing import Any
 
 from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
+from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion
 from segue.objectives.distillation import Distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.masked import MaskedElements
@@ -16,8 +17,8 @@ from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
-# Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae, whose chance is that of a
-# whole batch, and DraftHeadsLoss, which teaches draft heads alone.
+# Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
+# is that of a whole batch, and DraftHeadsLoss, which teaches draft heads alone.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -29,12 +30,17 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "rollout-unlikelihood": RolloutUnlikelihood,
 }
 
+# Those that teach a stack which reads both ways from sequences alone, with the chance of a whole batch.
+ANY_ORDER: dict[str, type[Objective]] = {"diffusion": MaskedDiffusion}
+
 
 def objective_named(name: str, eos: int | None = None) -> Objective:
-    """An objective that needs nothing but sequences, to teach a model that continues them. eos: the id that ends one,
-    for objectives that look at ends."""
+    """An objective that needs nothing but sequences, to teach a model that continues them, or one that writes in any
+    order. eos: the id that ends one, for objectives that look at ends."""
+    if name in ANY_ORDER:
+        return ANY_ORDER[name]()
     if name not in OBJECTIVES:
-        raise SegueError(f"objective '{name}' is unknown: choose from {', '.join(OBJECTIVES)}")
+        raise SegueError(f"objective '{name}' is unknown: choose from {', '.join((*OBJECTIVES, *ANY_ORDER))}")
     kind: Any = OBJECTIVES[name]
     parameters = inspect.signature(kind).parameters
     if missing := [each for each, parameter in parameters.items() if parameter.default is parameter.empty]:
@@ -42,10 +48,11 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
             "fit with teacher=FOLDER" if "teacher" in missing else "give it in Python, to segue.training.learn"))
     if getattr(kind, "in_place", False):
         raise SegueError(f"objective '{name}' teaches models that read both ways to fill in what is hidden, and those "
-                         "cannot continue a sequence: give it in Python, to segue.training.learn")
+                         "cannot continue a sequence: give it in Python, to segue.training.learn, or take diffusion")
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss", "MaskedElements",
-           "Mixed", "NextElement", "Objective", "OccupancyMatching", "RolloutUnlikelihood", "Sundae",
-           "TokenUnlikelihood", "generator_of", "objective_named"]
+__all__ = ["ANY_ORDER", "OBJECTIVES", "Batch", "DecayedRepetition", "Distillation", "DraftHeadsLoss", "Loss",
+           "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching",
+           "RolloutUnlikelihood", "ScoreEntropy", "StepwiseDiffusion", "Sundae", "TokenUnlikelihood", "generator_of",
+           "objective_named"]

@@ -96,9 +96,9 @@ class ScoreEntropy:
 
 
 class StepwiseDiffusion:
-    """The bound of a chain of `steps` steps (D3PM), in nats over all targets: at a step drawn for each row, how far what
-    the model takes for the state before is from the exact posterior, by Kullback and Leibler. As `NoiseSchedule.grid`
-    ends in the resting distribution, nothing is left out, and the mean over many draws is a bound.
+    """The bound of a chain of `steps` steps (D3PM), in nats over all targets: at a step drawn for each row, how far
+    what the model takes for the state before is from the exact posterior, by Kullback and Leibler. As
+    `NoiseSchedule.grid` ends in the resting distribution, nothing is left out, and the mean over many draws is a bound.
 
     auxiliary: weight of the cross-entropy at what may be noise, which is added to it (D3PM: 0.001 for text).
     """

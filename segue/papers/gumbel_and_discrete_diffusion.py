@@ -40,7 +40,7 @@ WORDS, CHAIN, PART = 4096, 2000, 10  # the toy: words, steps, and which part of 
 
 
 def texts(folder: Path | None) -> tuple[Tensor, Tensor]:
-    """Symbols to learn from (nine tenths) and to be tested on (the last twentieth); made up where there is no folder."""
+    """Symbols to learn from (nine tenths) and to be tested on (the last twentieth); without a folder made-up ones."""
     text = "now is the winter of our discontent " * 200 if folder is None else \
         (folder / "input.txt").read_text(encoding="utf-8")
     plain = re.sub(r"[^a-z]+", " ", text.lower().replace("'", ""))
@@ -60,7 +60,8 @@ def asked(rows: Tensor, shifted: bool) -> Batch:
 
 
 def model_of(arm: str, width: int) -> Stack:
-    config = StackConfig(SYMBOLS + (KNOTS if arm == UNIFORM else 1), width, ["attention"] * 4, {"attention": {"heads": 4}})
+    size = SYMBOLS + (KNOTS if arm == UNIFORM else 1)
+    config = StackConfig(size, width, ["attention"] * 4, {"attention": {"heads": 4}})
     return Stack(config if arm == LEFT_TO_RIGHT else both_ways(config))
 
 
@@ -72,8 +73,8 @@ def objective_of(arm: str) -> Objective:
 
 @torch.no_grad()
 def bits(arm: str, model: Stack, rows: Tensor, draws: int, hidden: slice = slice(None)) -> Tensor:
-    """(B,) bits per symbol of the hidden part of each row. Left to right: exact, behind what is on its left. The others:
-    bounds; masked: over random orders, beside what is known on both sides."""
+    """(B,) bits per symbol of the hidden part of each row. Left to right: exact, behind what is on its left. The
+    others: bounds; masked: over random orders, beside what is known on both sides."""
     where = torch.zeros_like(rows, dtype=torch.bool)
     where[:, hidden] = True
     if arm == LEFT_TO_RIGHT:
@@ -156,9 +157,8 @@ def measure(run: Run) -> list[Row]:
     for name in precisions:
         mean, error = together([done[f"{name} {part}"] for part in range(parts)])
         table.append({"arm": name, "measure": ENTROPY, "value": mean, "standard error": error})
-    run.note(f"Shakespeare's plays in {SYMBOLS} symbols (real text), rows of {LENGTH}: {steps} steps of {rows} rows for "
-             f"each of three stacks of 4 layers of attention, width {width}, by Muon at 0.02; a minute or so each "
-             "instead of 90 s")
+    run.note(f"Shakespeare's plays in {SYMBOLS} symbols (real text), rows of {LENGTH}: {steps} steps of {rows} rows "
+             f"for each of three stacks of 4 layers of attention, width {width}, by Muon at 0.02; about a minute each")
     run.note(f"{held} rows of the last twentieth of the plays. Left to right is exact; the others are upper bounds: "
              f"masked diffusion over random orders ({draws} draws a row), uniform diffusion by a chain of 1,000 steps; "
              "it alone is told the time, and its scores are read off what it says each element was")
@@ -177,9 +177,9 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     lower = value["float64", ENTROPY] - value["float32", ENTROPY]
     errors = lower / math.hypot(error["float64", ENTROPY], error["float32", ENTROPY])
     reason = (f"bits per character: left to right {ordered:.3f}, masked diffusion at most {masked:.3f} "
-              f"({masked / ordered:.2f} times), uniform at most {uniform:.3f}; of the middle third masked diffusion needs "
-              f"{gain:.3f} less than left to right; float32 draws {lower:.2f} nats below float64, {errors:.1f} standard "
-              "errors")
+              f"({masked / ordered:.2f} times), uniform at most {uniform:.3f}; of the middle third masked diffusion "
+              f"needs {gain:.3f} less than left to right; float32 draws {lower:.2f} nats below float64, {errors:.1f} "
+              "standard errors")
     if uniform <= masked:
         return "refuted", reason
     if ordered < masked <= 1.35 * ordered and gain >= 0.1 and errors > 5:
@@ -206,9 +206,9 @@ CLAIM = Claim(
     slug="gumbel-and-discrete-diffusion",
     statement="Masked diffusion comes near to a model from left to right in likelihood, ahead of uniform noise; it "
               "fills gaps better, since it sees both sides; and samplers of many steps miss rare tokens in float32.",
-    rule="confirmed if bits per character are lowest from left to right, then with masks, then with uniform noise, masks "
-         "at most 1.35 times left to right; if masked diffusion's bound of the middle third, given both sides, is at "
-         "least 0.1 bits per character below what left to right gives it; and if the surprisal of tokens drawn in the "
+    rule="confirmed if bits per character are lowest from left to right, then with masks, then with uniform noise, "
+         "masks at most 1.35 times left to right; if masked diffusion's bound of the middle third, given both sides, is "
+         "at least 0.1 bits per character below what left to right gives it; and if the surprisal of tokens drawn in the "
          "first tenth of 2,000 steps from 4,096 words by Zipf's law is lower in float32 than in float64 by more than 5 "
          "standard errors. Refuted if uniform noise is no worse than masks. Else inconclusive.",
     measure=measure, judge=judge, draw=draw,

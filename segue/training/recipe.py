@@ -29,7 +29,8 @@ class Plan:
     measured, in all. shared: layers of one name are one block. checkpointing: keep the blocks' inputs only, and compute
     the rest again on the way back: less memory, more time. prune: part of the matrices' weights that ends at zero (see
     `segue.training.pruning`). teacher: folder of a fitted model whose predictions are learned too, with its codec;
-    distil: their part of the loss. options: of mixers, by name.
+    distil: their part of the loss. options: of mixers, by name. objective: a name (see `objective_named`); for
+    diffusion the mixers read both ways, and the mask is one id more.
     """
 
     vocabulary: int
@@ -68,6 +69,7 @@ class Plan:
     teacher: str = ""
     distil: float = 0.5
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objective: str = "next"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -26,14 +26,15 @@ from segue.files import read_json, write_json, write_picture
 from segue.kinds import Codec, Kind
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
-from segue.objectives import Distillation, Objective, objective_named
+from segue.models.diffusion import both_ways
+from segue.objectives import ANY_ORDER, Distillation, Objective, objective_named
 from segue.training import distributed
 from segue.training.batches import Batches
-from segue.training.evaluate import score
+from segue.training.evaluate import bound, score
 from segue.training.loop import Run, deterministic
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
-from segue.verbs.fitted import Fitted, Report, as_data, dial, load
+from segue.verbs.fitted import Fitted, Report, as_data, dial, fitted_by, load
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,8 +61,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     save_seconds: between checkpoints. kind: of the data, found from the files if None. device: of torch (default: a
     GPU if there is one). mix: count the training data too and mix the two (`segue.models.mixture`), where there is
     enough to learn how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the
-    sequences. choices: any entry of `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own
-    options for its codec (e.g. vocabulary).
+    sequences, or "diffusion" for a model that reads both ways, fills gaps and writes in any order. choices: any entry
+    of `segue.training.recipe.Plan` (width, depth, context, rate ...), and the kind's own options for its codec (e.g.
+    vocabulary).
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
@@ -77,10 +79,12 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     if not (codec is None or isinstance(codec, Codec)):
         raise SegueError(f"codec is a Codec, not {codec!r}: leave it out, or choose with vocabulary, tokenizer, k or "
                          "min_count")
+    objective_named(objective)  # refused here if at all
     if mixer is not None:
         choices["mixer"] = mixer
-        check_causal(mixer)
-    objective_named(objective)  # refused here if at all
+        if objective not in ANY_ORDER:
+            check_causal(mixer)
+    mix = mix and objective not in ANY_ORDER
     teaching: Objective | None = None
     if choices.get("teacher"):
         teacher = open_teacher(choices["teacher"], objective)
@@ -108,8 +112,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             where = place(device)
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
             spare_seconds = mixed.reserve(train, minutes) if parts is not None and minutes is not None else 0.0
-            plan, why = planned(work, train, codec, minutes, steps, seed, choices, begin - spare_seconds, where,
-                                teaching)
+            plan, why = planned(work, train, codec, minutes, steps, seed, {**choices, "objective": objective},
+                                begin - spare_seconds, where, teaching)
             model = build(plan).to(where)
         except Exception:  # a wrong setting must not stand in the way of the right one
             if fresh and distributed.rank() == 0:
@@ -191,7 +195,8 @@ def completed(model: Stack, codec: Codec, kind: Kind, report: Report, plan: Plan
     memory.learned("first data", train, held)
     mixture = None if parts is None else mixed.mix(model, parts, plan.context, plan.seed, plan.precision)
     ngram = mixed.classical(train, codec.size) if mixture is None else None
-    return Fitted(model, codec, kind, report, plan.context, counts, memory=memory, mixture=mixture, ngram=ngram)
+    return fitted_by(plan.objective)(model, codec, kind, report, plan.context, counts, memory=memory, mixture=mixture,
+                                     ngram=ngram)
 
 
 def key_of(request: Mapping[str, Any]) -> str:
@@ -265,7 +270,8 @@ def planned(work: Path, train: TokenStore, codec: Codec, minutes: float | None, 
         bfloat16 = choices.get("precision") == "bfloat16" or \
             ("precision" not in choices and (device.type == "cuda" or fast_bfloat16(threads)))
         longest = int(train.lengths.max())
-        facts = Facts(int(train.lengths.sum()), longest, codec.size, threads,
+        size = codec.size + (choices["objective"] in ANY_ORDER)  # and the mask
+        facts = Facts(int(train.lengths.sum()), longest, size, threads,
                       (3e13 if device.type == "cuda" else (1.5e11 if bfloat16 else 5e10) * threads),
                       "bfloat16" if bfloat16 else "float32", None if minutes is None else minutes * 60)
         given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
@@ -293,9 +299,14 @@ def build(plan: Plan) -> Stack:
         options[name] = {key: value for key, value in shared.items() if key in takes} | plan.options.get(name, {})
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
-        return Stack(StackConfig(plan.vocabulary, plan.width, mixers, options=options, channel=plan.channel,
-                                 hidden=plan.hidden, activation=plan.activation, norm=plan.norm, dropout=plan.dropout,
-                                 shared=plan.shared))
+        config = StackConfig(plan.vocabulary, plan.width, mixers, options=options, channel=plan.channel,
+                             hidden=plan.hidden, activation=plan.activation, norm=plan.norm, dropout=plan.dropout,
+                             shared=plan.shared)
+        model = Stack(both_ways(config) if plan.objective in ANY_ORDER else config)
+    if plan.objective in ANY_ORDER and not model.resettable:
+        raise SegueError(f"a mixer of '{plan.mixer}' cannot keep the documents of a row apart, as diffusion must: "
+                         "choose another one (docs/mixers.md)")
+    return model
 
 
 def pace(store: TokenStore, plan: Plan, device: torch.device, minutes: float, objective: Objective | None = None,
@@ -332,8 +343,10 @@ def in_passing(held: TokenStore, plan: Plan) -> Any:
     budget = 0.09 * plan.steps * plan.tokens_per_step / plan.measure
     limit = int(max(2048, min(65536, budget)))
 
+    scoring = bound if plan.objective in ANY_ORDER else score
+
     def measure(model: Any) -> float:
-        return score(model, held, plan.context, rows=plan.rows, limit=limit, overlap=0.0,
+        return scoring(model, held, plan.context, rows=plan.rows, limit=limit, overlap=0.0,
                      precision=plan.precision).mean
 
     return measure

@@ -18,12 +18,13 @@ from segue.kinds import KINDS, Codec, Kind
 from segue.models import Stack, StackConfig
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
-from segue.training.evaluate import Evaluation, predicted_units, score, summarise, unigram_nats, xz_bits
+from segue.training.evaluate import Evaluation, Scored, predicted_units, score, summarise, unigram_nats, xz_bits
 from segue.training.recipe import cores, fast_bfloat16
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from segue.data import TokenStore
     from segue.decoding.draft.heads import HeadsDraft
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
@@ -72,6 +73,8 @@ class Fitted:
     model of its training data to measure against, where there is no mixture. folder: where it is saved. heads: what
     `speed_up` trained to draft for it, and best_draft the name of the drafter that it found fastest.
     """
+
+    objective = "next"
 
     def __init__(self, model: Stack, codec: Codec, kind: Kind, report: Report, context: int,
                  counts: np.ndarray | None = None, folder: Path | None = None, memory: Memory | None = None,
@@ -154,16 +157,7 @@ class Fitted:
         self.check_kind(data)
         store = data.encode(self.codec)
         notes = unknown(self.codec, data)
-        running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
-        # A state carried through a long document would gather the rounding of bfloat16; a window does not.
-        windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
-        precision = "bfloat16" if windows and fast_bfloat16(cores()) else "float32"
-        if self.mixture is not None:
-            from segue.verbs import mixed
-
-            scored = mixed.score(running, store, self.context, precision)
-        else:
-            scored = score(running, store, None if carries(self.model) else self.context, precision=precision)
+        scored, path = self.scores(store, weights)
         units = predicted_units(store, self.codec)
         total = max(1, int(units.sum()))
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / total}
@@ -176,8 +170,21 @@ class Fitted:
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
-        path = running.path + (", bfloat16 products" if precision == "bfloat16" else "")
         return summarise(scored, units, self.kind.unit, path, baselines, notes)
+
+    def scores(self, store: TokenStore, weights: str) -> tuple[Scored, str]:
+        """The scores of encoded data, and which code ran."""
+        running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
+        # A state carried through a long document would gather the rounding of bfloat16; a window does not.
+        windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
+        precision = "bfloat16" if windows and fast_bfloat16(cores()) else "float32"
+        if self.mixture is not None:
+            from segue.verbs import mixed
+
+            scored = mixed.score(running, store, self.context, precision)
+        else:
+            scored = score(running, store, None if carries(self.model) else self.context, precision=precision)
+        return scored, running.path + (", bfloat16 products" if precision == "bfloat16" else "")
 
     def check_kind(self, data: Data) -> None:
         """Refuse data whose elements are not those of this model."""
@@ -207,7 +214,8 @@ class Fitted:
         self.save_drafts(folder)
         save_tensors(folder / "model.safetensors", tensors)
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
-                                            "model": self.model.config.to_dict()})
+                                            "model": self.model.config.to_dict(),
+                                            **({} if self.objective == "next" else {"objective": self.objective})})
         write_text(folder / "README.md", self.card())
         write_json(folder / "report.json", self.report.to_dict())
         self.folder = folder
@@ -250,7 +258,8 @@ class Fitted:
                          f"{report['seconds']:.0f} s, seed {report['plan']['seed']}, on {report['machine']}.")
         if held := report.get("held_out"):
             low, high = held["interval"]
-            lines.append(f"- Held out: {held['bits_per_unit']:.3f} bits per {held['unit']} (95%: {low:.3f} to "
+            most = "at most " if self.objective == "diffusion" else ""
+            lines.append(f"- Held out: {most}{held['bits_per_unit']:.3f} bits per {held['unit']} (95%: {low:.3f} to "
                          f"{high:.3f}) on {held['units']:,} {held['unit']}s; " +
                          ", ".join(f"{name} {bits:.3f}" for name, bits in held["baselines"].items()) + ".")
         lines += ["", "```", "segue continue . 'a beginning'", "segue evaluate . FILES", "segue update . NEW-FILES",
@@ -291,7 +300,8 @@ def load(folder: str | Path) -> Fitted:
     counts = tensors.pop("unigram", None)
     load_into(model, tensors, folder / "model.safetensors")
     codec = Codec.load(folder / "codec")
-    if codec.size != config.vocabulary:
+    made = fitted_by(values.get("objective", "next"))
+    if codec.size != config.vocabulary - (made.objective == "diffusion"):
         raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {config.vocabulary}; "
                          "were the two copied from different models?")
     report = read_json(folder / "report.json")
@@ -308,10 +318,19 @@ def load(folder: str | Path) -> Fitted:
         from segue.models.counts import CountModel
 
         ngram = CountModel.load(folder, "ngram")
-    fitted = Fitted(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
-                    memory, mixture, ngram)
+    fitted = made(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
+                  memory, mixture, ngram)
     fitted.load_drafts(folder)
     return fitted
+
+
+def fitted_by(objective: str) -> type[Fitted]:
+    """What a model is that was fitted by an objective: one that goes on, or one that writes in any order."""
+    if objective != "diffusion":
+        return Fitted
+    from segue.verbs.diffused import Diffused
+
+    return Diffused
 
 
 def check_config(config: StackConfig) -> None:

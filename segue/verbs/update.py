@@ -24,9 +24,10 @@ from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
 from segue.files import read_json, write_json, write_picture
+from segue.objectives import ANY_ORDER, Objective, objective_named
 from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
-from segue.training.evaluate import score
+from segue.training.evaluate import bound, score
 from segue.training.loop import Run
 from segue.training.recipe import Plan, cores
 from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace
@@ -119,8 +120,9 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         plan, before = Plan.from_dict(kept["plan"]), kept["before"]
         made = make(strategy, memory)
         batches = Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable)
-        run = Run(fitted.model, batches, plan, strategy=made, folder=None if fitted.folder is None else work,
-                  key=key_of(request), held_out=in_passing(held, plan), save_seconds=save_seconds)
+        run = Run(fitted.model, batches, plan, objective=objective_of(fitted), strategy=made,
+                  folder=None if fitted.folder is None else work, key=key_of(request), held_out=in_passing(held, plan),
+                  save_seconds=save_seconds)
         try:
             run.train("update", quiet)
         finally:
@@ -186,10 +188,15 @@ def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int
     if steps is None:
         assert minutes is not None
         device = next(fitted.model.parameters()).device
-        threads, each = pace(train, plan, device, minutes, fixed="threads" in choices)
+        threads, each = pace(train, plan, device, minutes, objective_of(fitted), fixed="threads" in choices)
         left = minutes * 60 - (time.monotonic() - begin)
         plan = plan.with_(threads=threads, steps=max(1, int(0.93 * left / each)))
     return plan if steps is None else plan.with_(steps=steps)
+
+
+def objective_of(fitted: Fitted) -> Objective | None:
+    """That by which a model that writes in any order was fitted; others learn on from the next element."""
+    return objective_named(fitted.objective) if fitted.objective in ANY_ORDER else None
 
 
 def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
@@ -198,7 +205,7 @@ def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
     for exam in exams.values():
         pieces = Arrays(exam.pieces)
         if fitted.mixture is None:
-            scored = score(fitted.model, pieces, fitted.context)
+            scored = (bound if fitted.objective in ANY_ORDER else score)(fitted.model, pieces, fitted.context)
         else:
             from segue.verbs import mixed
 
