@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 SYMBOLS, BEYOND = len(LETTERS), len(LETTERS)  # the id behind the symbols: the mask, or what begins a text
 LENGTH, KNOTS = 64, 8
+SCHEDULE = NoiseSchedule("cosine")
 MIDDLE = slice(LENGTH // 3, LENGTH - LENGTH // 3)
 LEFT_TO_RIGHT, MASKED, UNIFORM = "left to right", "masked diffusion", "uniform diffusion"
 BITS, INFILLED, ENTROPY = "bits per character", "bits per character of the middle third", "nats per drawn token"
@@ -68,7 +69,7 @@ def model_of(arm: str, width: int) -> Stack:
 def objective_of(arm: str) -> Objective:
     if arm == LEFT_TO_RIGHT:
         return NextElement()
-    return MaskedDiffusion() if arm == MASKED else ScoreEntropy(UniformProcess(SYMBOLS))
+    return MaskedDiffusion(SCHEDULE) if arm == MASKED else ScoreEntropy(UniformProcess(SYMBOLS), SCHEDULE)
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def bits(arm: str, model: Stack, rows: Tensor, draws: int, hidden: slice = slice
     elif arm == MASKED:
         nats = any_order(Denoiser(model, AbsorbingProcess(SYMBOLS)), rows, where, BEYOND, draws)
     else:
-        bound, times = StepwiseDiffusion(UniformProcess(SYMBOLS)), rows.repeat_interleave(draws, 0)
+        bound, times = StepwiseDiffusion(UniformProcess(SYMBOLS), SCHEDULE), rows.repeat_interleave(draws, 0)
         nats = torch.stack([bound(model, asked(each, False)).total for each in times.split(draws)]) / draws
     return nats.double() / where.sum(1) / math.log(2)
 
@@ -207,10 +208,10 @@ CLAIM = Claim(
     statement="Masked diffusion comes near to a model from left to right in likelihood, ahead of uniform noise; it "
               "fills gaps better, since it sees both sides; and samplers of many steps miss rare tokens in float32.",
     rule="confirmed if bits per character are lowest from left to right, then with masks, then with uniform noise, "
-         "masks at most 1.35 times left to right; if masked diffusion's bound of the middle third, given both sides, is "
-         "at least 0.1 bits per character below what left to right gives it; and if the surprisal of tokens drawn in the "
-         "first tenth of 2,000 steps from 4,096 words by Zipf's law is lower in float32 than in float64 by more than 5 "
-         "standard errors. Refuted if uniform noise is no worse than masks. Else inconclusive.",
+         "masks at most 1.35 times left to right; if masked diffusion's bound of the middle third, given both sides, "
+         "is at least 0.1 bits per character below what left to right gives it; and if the surprisal of tokens drawn "
+         "in the first tenth of 2,000 steps from 4,096 words by Zipf's law is lower in float32 than in float64 by more "
+         "than 5 standard errors. Refuted if uniform noise is no worse than masks. Else inconclusive.",
     measure=measure, judge=judge, draw=draw,
     paper={"LM1B, test perplexity (not verified)": "left to right 22.3, SEDD at most 32.8, MDLM at most 27.0",
            "OpenWebText, test perplexity (not verified)": "17.5, at most 24.1, at most 23.2",
