@@ -34,6 +34,7 @@ LETTERS = " abcdefghijklmnopqrstuvwxyz"
 SYMBOLS, BEYOND = len(LETTERS), len(LETTERS)  # the id behind the symbols: the mask, or what begins a text
 LENGTH, KNOTS = 64, 8
 SCHEDULE = NoiseSchedule("cosine")
+ATTENTION = {"heads": 4, "theta": 50.0, "qk_norm": True}
 MIDDLE = slice(LENGTH // 3, LENGTH - LENGTH // 3)
 LEFT_TO_RIGHT, MASKED, UNIFORM = "left to right", "masked diffusion", "uniform diffusion"
 BITS, INFILLED, ENTROPY = "bits per character", "bits per character of the middle third", "nats per drawn token"
@@ -62,7 +63,7 @@ def asked(rows: Tensor, shifted: bool) -> Batch:
 
 def model_of(arm: str, width: int) -> Stack:
     size = SYMBOLS + (KNOTS if arm == UNIFORM else 1)
-    config = StackConfig(size, width, ["attention"] * 4, {"attention": {"heads": 4}})
+    config = StackConfig(size, width, ["attention"] * 4, {"attention": ATTENTION})
     return Stack(config if arm == LEFT_TO_RIGHT else both_ways(config))
 
 
@@ -160,6 +161,9 @@ def measure(run: Run) -> list[Row]:
         table.append({"arm": name, "measure": ENTROPY, "value": mean, "standard error": error})
     run.note(f"Shakespeare's plays in {SYMBOLS} symbols (real text), rows of {LENGTH}: {steps} steps of {rows} rows "
              f"for each of three stacks of 4 layers of attention, width {width}, by Muon at 0.02; about a minute each")
+    run.note("chosen on text between the parts to learn from and to test on, by masked diffusion's bound after 200 "
+             "steps: rates 0.005 and 0.02 came to 3.62 and 3.53 bits with log-linear noise, cosine noise to 3.42, and to 3.25 "
+             "with normalised queries and keys and rotary frequencies for short rows; all three models have these")
     run.note(f"{held} rows of the last twentieth of the plays. Left to right is exact; the others are upper bounds: "
              f"masked diffusion over random orders ({draws} draws a row), uniform diffusion by a chain of 1,000 steps; "
              "it alone is told the time, and its scores are read off what it says each element was")
