@@ -148,10 +148,10 @@ def fit(paths: Paths,
         mixer: Annotated[str | None, typer.Option(metavar="PATTERN", help="The sequence mixers, for example "
                                                   "'attention' or 'mamba*3+attention'.")] = None,
         objective: Annotated[str | None, typer.Option(metavar="NAME", help="What the network learns by: next (the "
-                                                      "next element; default), timed (when events come, "
-                                                      "beside which), cloze (reads both ways and fills in "
-                                                      "masks), unlikelihood, occupancy or "
-                                                      "rollout-unlikelihood.")] = None,
+                                                      "next element; default), timed (when events come, beside "
+                                                      "which), cloze (reads both ways, fills in masks), diffusion "
+                                                      "(fills gaps, writes in any order), unlikelihood, occupancy "
+                                                      "or rollout-unlikelihood.")] = None,
         kind: Kind = None, seed: Seed = None, how: How = None, choices: Choices = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)

@@ -20,11 +20,12 @@ from segue import data as sets
 from segue.analysis.ranking import rank_next, ranking, sampled_ranks
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
-from segue.models.cloze import ClozeModel, both_ways
+from segue.models.cloze import ClozeModel
 from segue.models.compiled import compile_model
 from segue.models.counts import CountModel
 from segue.models.huggingface.native import family_of
 from segue.models.predict import DecodablePredictor, next_of
+from segue.models.stack import both_ways
 from segue.objectives import Batch, Cloze, MaskedElements
 from segue.objectives.masked import (
     EitherMask,
@@ -240,15 +241,16 @@ def test_a_cloze_model_can_be_decoded(mixer: str) -> None:
 
 
 def test_layers_read_both_ways() -> None:
-    names, options = both_ways(["mamba", "attention:local", "hydra"], {"mamba": {"states": 4}, "attention:local": {
-        "heads": 2, "window": 3}})
-    assert names == ["bidirectional:mamba", "attention:local", "hydra"]
-    assert options == {"bidirectional:mamba": {"states": 4, "mixer": "mamba"}, "hydra": {},
+    config = both_ways(StackConfig(9, 8, ["mamba", "attention:local", "hydra", "lstm"], {
+        "mamba": {"states": 4}, "attention:local": {"heads": 2, "window": 3}}))
+    names, options = config.mixers, config.options
+    assert names == ["bidirectional:mamba", "attention:local", "hydra", "bidirectional:lstm"]
+    assert options == {"bidirectional:mamba": {"states": 4, "mixer": "mamba"}, "bidirectional:lstm": {"mixer": "lstm"},
                        "attention:local": {"heads": 2, "window": 3, "causal": False}}
     torch.manual_seed(0)
-    stack = Stack(StackConfig(9, 8, names, options))
+    stack = Stack(config)
     tokens = torch.randint(9, (1, 6))
-    for index in range(3):
+    for index in range(4):
         alone = Stack(StackConfig(9, 8, [names[index]], options))
         changed = tokens.clone()
         changed[0, -1] = (tokens[0, -1] + 1) % 9

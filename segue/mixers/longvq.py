@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.kernels.gumbel import straight_through
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
@@ -148,8 +149,8 @@ class QuantisedAttention(Recurrence):
         exact = (q @ k[:, near].mT).to(sums.dtype) + self.bias[apart.clamp(0, w - 1)].to(sums.dtype)
         codes = self.codebook.codes.to(k.dtype)
         quantised = codes[code.clamp(min=0)]
-        if self.training:  # straight through: their gradient is the keys' own
-            quantised = quantised + (k - k.detach())
+        if self.training:  # their gradient is the keys' own
+            quantised = straight_through(quantised, k)
         coded = (q @ quantised[:, near].mT).to(sums.dtype)
         y = torch.where(apart < w, exact, coded).masked_fill(~seen, -math.inf).exp() @ valued[:, near]
 

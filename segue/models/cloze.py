@@ -3,37 +3,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers import MIXERS
 from segue.mixers.state import Layout, State, check_parents
 from segue.models.base import Decoding, Output, check_tokens, padded, padding
 from segue.models.counts import TokenState
 from segue.models.stack import Stack, StackConfig
 
 ROWS = 256  # read at once
-
-
-def both_ways(mixers: Sequence[str], options: dict[str, dict[str, Any]]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """The same layers, each reading both ways: attention looks ahead too, what can only read one way is joined by its
-    mirror image (`segue.mixers.bidirectional`), and what reads both ways stays as it is."""
-    names, found = list[str](), dict[str, dict[str, Any]]()
-    for name in mixers:
-        kind, given = MIXERS[name.partition(":")[0]], options.get(name, {})
-        if kind.causal and "causal" in inspect.signature(kind).parameters:
-            given = {**given, "causal": False}
-        elif kind.causal:
-            name, given = f"bidirectional:{name}", {**given, "mixer": name.partition(":")[0]}
-        names.append(name)
-        found[name] = given
-    return names, found
 
 
 class ClozeModel(nn.Module):

@@ -6,9 +6,10 @@ switches holds the GPT-2, Llama, Qwen, GPT-NeoX and Mamba families.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,6 +34,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 MOST = 1000  # layers
+
+
+def both_ways(config: StackConfig) -> StackConfig:
+    """The same layers, each reading both ways: attention looks ahead too, what can only read one way is joined by its
+    mirror image (`segue.mixers.bidirectional`), and what reads both ways stays as it is."""
+    names, options = list[str](), dict(config.options)
+    for name in config.mixers:
+        base = name.partition(":")[0]
+        kind, own = MIXERS[base], config.options.get(name, {})
+        if kind.causal and "causal" in inspect.signature(kind).parameters:
+            options[name] = {**own, "causal": False}
+        elif kind.causal:
+            options.pop(name, None)
+            name = f"bidirectional:{name}"
+            options[name] = {"mixer": base, **own}
+        names.append(name)
+    return replace(config, mixers=names, options=options)
 
 
 def expand_pattern(pattern: str, depth: int | None = None) -> list[str]:
@@ -213,7 +231,8 @@ class Forms:
     """The two forms of a model that reads all nodes of a layout in one pass."""
 
     def forward(self: Reads, tokens: Tensor, layout: Layout | None = None) -> Output:
-        """The training form: tokens (B, T) long, `layout` for packed documents (default: one document a row)."""
+        """The training form: tokens (B, T) long, or (B, T, V) rows of weights of ids; `layout` for packed documents
+        (default: one document a row)."""
         if layout is None:
             layout = Layout.of(tokens)
         hidden = self.hidden(tokens, layout)
@@ -306,9 +325,12 @@ class Stack(Forms, nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         eager = not torch.compiler.is_compiling()
-        if eager and tokens.device.type == "cpu" and not self.config.inputs:
+        soft = tokens.is_floating_point() and not self.config.inputs
+        if eager and tokens.device.type == "cpu" and not self.config.inputs and not soft:
             check_tokens(tokens, self.config.vocabulary + (self.begin_embedding is not None))
-        if self.begin_embedding is None:
+        if soft:  # rows of weights instead of ids: a one-hot row is an id
+            x = (tokens @ self.embedding.weight).to(self.embedding.weight.dtype)
+        elif self.begin_embedding is None:
             x = self.embedding(tokens)
         else:
             begins = tokens == self.config.vocabulary
@@ -340,7 +362,8 @@ class Stack(Forms, nn.Module):
         return x if self.transform is None else self.transform(x)
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """(B, N), or (B, N, C) real vectors -> (B, N, D) after the last norm, pooled where the config says so."""
+        """(B, N), (B, N, V) rows of weights of ids, or (B, N, C) real vectors -> (B, N, D) after the last norm, pooled
+        where the config says so."""
         x = self.embed(tokens, layout.positions)
         for index in range(len(self.blocks)):
             x = self.run_block(index, x, layout, state)

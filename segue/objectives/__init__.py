@@ -9,6 +9,7 @@ from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.classes import ClassLoss, ProxyReplay
 from segue.objectives.contrastive import SupCon, asked, supcon
+from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.events import EventLikelihood
@@ -21,8 +22,8 @@ from segue.objectives.order import OrderSearch
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
-# Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae, whose chance is that of a
-# whole batch, ProxyReplay and SupCon, which compare its rows, and DraftHeadsLoss, ClassLoss and
+# Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
+# is that of a whole batch, ProxyReplay and SupCon, which compare its rows, and DraftHeadsLoss, ClassLoss and
 # EventLikelihood, which teach draft heads, classifiers and point processes alone.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
@@ -37,12 +38,18 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "order-search": OrderSearch,
 }
 
+# Those that teach a stack which reads both ways from sequences alone, with the chance of a whole batch.
+ANY_ORDER: dict[str, type[Objective]] = {"diffusion": MaskedDiffusion}
+BOTH_WAYS = ("cloze", *ANY_ORDER)  # all that do, by names for `fit`: cloze goes on, by a mask at the end
+
 
 def objective_named(name: str, eos: int | None = None) -> Objective:
-    """An objective that needs nothing but sequences, to teach a model that continues them. eos: the id that ends one,
-    for objectives that look at ends."""
+    """An objective that needs nothing but sequences, to teach a model that continues them, or one that writes in any
+    order. eos: the id that ends one, for objectives that look at ends."""
+    if name in ANY_ORDER:
+        return ANY_ORDER[name]()
     if name not in OBJECTIVES:
-        raise SegueError(f"objective '{name}' is unknown: choose from {', '.join(OBJECTIVES)}")
+        raise SegueError(f"objective '{name}' is unknown: choose from {', '.join((*OBJECTIVES, *ANY_ORDER))}")
     kind: Any = OBJECTIVES[name]
     parameters = inspect.signature(kind).parameters
     if missing := [each for each, parameter in parameters.items() if parameter.default is parameter.empty]:
@@ -50,12 +57,12 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
             "fit with teacher=FOLDER" if "teacher" in missing else "give it in Python, to segue.training.learn"))
     if getattr(kind, "in_place", False):
         raise SegueError(f"objective '{name}' teaches models that read both ways to fill in what is hidden, and those "
-                         "cannot continue a sequence: give it in Python, to segue.training.learn")
+                         "cannot continue a sequence: give it in Python, to segue.training.learn, or take diffusion")
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["OBJECTIVES", "Batch", "ClassLoss", "Cloze", "DecayedRepetition", "Distillation", "DraftHeadsLoss",
-           "EventLikelihood", "GroupedClasses", "Loss", "MaskedElements", "Mixed", "NextElement", "Objective",
-           "OccupancyMatching", "OrderSearch", "ProxyReplay", "RolloutUnlikelihood", "Sundae", "SupCon",
-           "TokenUnlikelihood", "asked", "generator_of", "objective_named", "relation_distillation",
-           "score_distillation", "supcon"]
+__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "Batch", "ClassLoss", "Cloze", "DecayedRepetition", "Distillation",
+           "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "Loss", "MaskedDiffusion", "MaskedElements", "Mixed",
+           "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "ProxyReplay", "RolloutUnlikelihood",
+           "ScoreEntropy", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
+           "objective_named", "relation_distillation", "score_distillation", "supcon"]

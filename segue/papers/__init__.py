@@ -103,7 +103,8 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2411.15671"),
     "gumbel-and-discrete-diffusion": Paper(
         "Gumbel tricks and masked discrete diffusion: D3PM, SEDD, MDLM",
-        "2021, arXiv 2107.03006"),
+        "2021, arXiv 2107.03006", "gumbel_and_discrete_diffusion",
+        ("models.diffusion", "objectives.diffusion", "decoding.diffusion", "kernels.gumbel")),
     "hpcr": Paper(
         "HPCR: Holistic Proxy-based Contrastive Replay for Online Continual Learning",
         "2023, arXiv 2309.15038", "hpcr",

@@ -6,7 +6,7 @@ import copy
 import lzma
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from segue.analysis.metrics import ranks
 from segue.analysis.ranking import Ranking, ranking
 from segue.errors import SegueError
+from segue.mixers.state import Layout
+from segue.models import Stack
 from segue.models.base import Decodable
+from segue.objectives.diffusion import questions
+from segue.objectives.masked import padding
 from segue.training.batches import Store
 
 if TYPE_CHECKING:
@@ -139,28 +143,31 @@ class Tally:
     def __init__(self, documents: int, ranks: Ranks | None = None) -> None:
         self.ranks = ranks
         self.nats, self.counts = np.zeros(documents), np.zeros(documents, dtype=np.int64)
-        self.hits = np.zeros((documents, len(TOPS)), dtype=np.int64)
+        self.hits = np.zeros((documents, len(TOPS)))
         self.bins = np.zeros((3, BINS))
 
-    def add(self, logits: Tensor, targets: Tensor, documents: Tensor) -> None:
-        """logits (N, V), targets (N,), documents (N,): which one each is of."""
+    def add(self, logits: Tensor, targets: Tensor, documents: Tensor, weights: Tensor | None = None) -> None:
+        """logits (N, V), targets (N,), documents (N,): which one each is of. weights: (N,) how often each counts; the
+        caller then knows the counts."""
         logits = logits.float()
         size = len(self.nats)
         lse = logits.logsumexp(-1)
         given = logits.gather(1, targets[:, None])[:, 0]
-        nats = (lse - given).double()
+        times = torch.ones_like(lse, dtype=torch.float64) if weights is None else weights
+        nats = (lse - given).double() * times
         rank = (logits > given[:, None]).sum(1)
         confidence = (logits.amax(-1) - lse).exp().double()
         if self.ranks is not None:
             self.ranks.add(logits.cpu().numpy(), targets.cpu().numpy(), documents.cpu().numpy())
         self.nats += torch.bincount(documents, nats, size).cpu().numpy()
-        self.counts += torch.bincount(documents, minlength=size).cpu().numpy()
+        if weights is None:
+            self.counts += torch.bincount(documents, minlength=size).cpu().numpy()
         for i, k in enumerate(TOPS):
-            self.hits[:, i] += torch.bincount(documents[rank < k], minlength=size).cpu().numpy()
+            self.hits[:, i] += torch.bincount(documents, times * (rank < k), size).cpu().numpy()
         bin = (confidence * BINS).long().clamp(max=BINS - 1)
         right = (rank == 0).double()
         for i, weight in enumerate((torch.ones_like(confidence), confidence, right)):
-            self.bins[i] += torch.bincount(bin, weight, BINS).cpu().numpy()
+            self.bins[i] += torch.bincount(bin, times * weight, BINS).cpu().numpy()
 
     def done(self) -> Scored:
         return Scored(self.nats, self.counts, self.hits, self.bins)
@@ -188,6 +195,30 @@ def score(model: Decodable, store: Store, context: int | None = None, rows: int 
     return tally.done()
 
 
+@torch.no_grad()
+def bound(model: Stack, store: Store, context: int, rows: int = 16, limit: int | None = None, overlap: float = 0.5,
+          precision: str = "float32", draws: int = 8, seed: int = 0) -> Scored:
+    """As `score`, of a stack that fills in masks (`MaskedDiffusion`): nats are an upper bound, estimated without bias,
+    over random orders of the elements; hits and confidence are likewise those in random order. draws: passes."""
+    offsets = np.asarray(store.offsets)
+    predicted = np.diff(offsets) - 1
+    table, tally = chosen(offsets, predicted, context, overlap, limit), Tally(len(predicted))
+    scored = np.zeros_like(predicted)
+    mask, device, generator = model.vocabulary - 1, model.embedding.weight.device, torch.Generator().manual_seed(seed)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        for at in range(0, len(table), rows):
+            part = table[at : at + rows]
+            ids, live = windowed(store, part, device)
+            clean, documents = ids[:, 1:], torch.from_numpy(part[:, 0]).to(device)[:, None].expand(live.shape)
+            starts = padding(torch.from_numpy(part[:, 2]).to(device), clean.shape[1])
+            layout = Layout.chain((clean.shape[0], clean.shape[1]), starts=starts, device=device)
+            scored += np.bincount(part[:, 0], part[:, 2] - part[:, 3], len(scored)).astype(np.int64)
+            for hidden, weights in questions(live, draws, generator):
+                logits = model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask]
+                tally.add(logits, clean[hidden], documents[hidden], weights[:, None].expand(live.shape)[hidden])
+    return replace(tally.done(), counts=scored)
+
+
 def windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float) -> np.ndarray:
     """(W, 4): document, first token, length, and how many leading positions are context only."""
     step = max(1, context - int(overlap * context))
@@ -204,20 +235,30 @@ def windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: f
     return np.array(found, dtype=np.int64).reshape(-1, 4)
 
 
-def _windowed(model: Any, store: Store, offsets: np.ndarray, predicted: np.ndarray, context: int, rows: int,
-              limit: int | None, overlap: float, tally: Tally, device: Any) -> None:
+def chosen(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float, limit: int | None) -> np.ndarray:
+    """The windows of about `limit` elements, evenly spread, or all of them; the longest first."""
     table = windows(offsets, predicted, context, overlap)
     if limit is not None and table[:, 2].sum() > limit:
         keep = max(1, int(len(table) * limit / table[:, 2].sum()))
         table = table[np.linspace(0, len(table) - 1, keep).astype(np.int64)]
-    table = table[np.argsort(-table[:, 2], kind="stable")]
+    return table[np.argsort(-table[:, 2], kind="stable")]
+
+
+def windowed(store: Store, part: np.ndarray, device: Any) -> tuple[Tensor, Tensor]:
+    """The ids of some windows (B, N + 1), padded, and which of all but the first are scored (B, N)."""
+    column = np.arange(int(part[:, 2].max()))
+    index = np.minimum(part[:, 1, None] + np.arange(len(column) + 1), len(store.tokens) - 1)
+    live = torch.from_numpy((column < part[:, 2, None]) & (column >= part[:, 3, None]))
+    return torch.from_numpy(store.tokens[index].astype(np.int64)).to(device), live.to(device)
+
+
+def _windowed(model: Any, store: Store, offsets: np.ndarray, predicted: np.ndarray, context: int, rows: int,
+              limit: int | None, overlap: float, tally: Tally, device: Any) -> None:
+    table = chosen(offsets, predicted, context, overlap, limit)
     for at in range(0, len(table), rows):
         part = table[at : at + rows]
-        n = int(part[:, 2].max())
-        index = np.minimum(part[:, 1, None] + np.arange(n + 1), len(store.tokens) - 1)
-        ids = torch.from_numpy(store.tokens[index].astype(np.int64)).to(device)
-        column = np.arange(n)
-        live = torch.from_numpy((column < part[:, 2, None]) & (column >= part[:, 3, None])).to(device)
+        ids, live = windowed(store, part, device)
+        n = live.shape[1]
         if isinstance(model, nn.Module):
             logits = model(ids[:, :-1]).logits
         else:

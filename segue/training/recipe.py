@@ -30,8 +30,9 @@ class Plan:
     the best (0: never). measure: how often the held-out score is measured, in all. shared: layers of one name are one
     block. checkpointing: keep the blocks' inputs only, and compute the rest again on the way back: less memory, more
     time. prune: part of the matrices' weights that ends at zero (see `segue.training.pruning`). teacher: folder of a
-    fitted model whose predictions are learned too, with its codec; distil: their part of the loss. cloze: the layers
-    read both ways and learn to fill in masks (`segue.models.cloze`). options: of mixers, by name.
+    fitted model whose predictions are learned too, with its codec; distil: their part of the loss. objective: a name
+    (see `objective_named`); where it is one of `BOTH_WAYS`, the mixers read both ways, and the mask is one id more.
+    options: of mixers, by name.
     """
 
     vocabulary: int
@@ -70,8 +71,8 @@ class Plan:
     prune: float = 0.0
     teacher: str = ""
     distil: float = 0.5
-    cloze: bool = False
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objective: str = "next"
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -25,16 +25,17 @@ from segue.files import read_json, workspace, write_json, write_picture
 from segue.kinds import Codec, Kind
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
-from segue.models.cloze import ClozeModel, both_ways
-from segue.objectives import Distillation, Objective, objective_named
+from segue.models.cloze import ClozeModel
+from segue.models.stack import both_ways
+from segue.objectives import ANY_ORDER, BOTH_WAYS, Distillation, Objective, objective_named
 from segue.training import distributed
 from segue.training.batches import Batches
-from segue.training.evaluate import score
+from segue.training.evaluate import bound, score
 from segue.training.loop import Run, deterministic
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
 from segue.verbs import mixed
-from segue.verbs.fitted import Fitted, Report, as_data, dial, load, unknown
+from segue.verbs.fitted import Fitted, Report, as_data, dial, fitted_by, load, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,9 +60,10 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     save_seconds: between checkpoints. kind: of the data, found from the files if None. device: of torch (default: a
     GPU if there is one). mix: count the training data too and mix the two (`segue.models.mixture`), where there is
     enough to learn how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the
-    sequences; "cloze" makes one that reads both ways, and goes on by a mask behind the end; "timed" one that learns
-    when events come beside which (see `segue.verbs.timed`). choices: any entry of `segue.training.recipe.Plan`
-    (width, depth, context, rate ...), and the kind's own options for its codec (e.g. vocabulary).
+    sequences; "cloze" makes one that reads both ways, and goes on by a mask behind the end; "diffusion" one
+    that fills gaps and writes in any order; "timed" one that learns when events come beside which (see
+    `segue.verbs.timed`). choices: any entry of `segue.training.recipe.Plan` (width, depth, context, rate ...), and the
+    kind's own options for its codec (e.g. vocabulary).
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
@@ -78,8 +80,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     data, folder = as_data(data, kind), None if out is None else Path(out)
     if mixer is not None:
         choices["mixer"] = mixer
-    if objective == "cloze" or (objective == "next" and choices.get("cloze")):
-        objective, choices["cloze"] = "cloze", True
+    mix = mix and objective not in ANY_ORDER
     codec_options = {name: choices.pop(name) for name in CODEC_OPTIONS if name in choices}
     check_choices(codec, objective, choices)  # refused before anything is measured or written
     teacher = open_teacher(choices["teacher"], objective) if choices.get("teacher") else None
@@ -101,7 +102,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             teaching = objective_named(objective, codec.eos) if teacher is None else \
                 Distillation(teacher.model, choices.get("distil", Plan.distil))
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
-            given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
+            given = {**choices, "objective": objective, "seed": seed, **({} if steps is None else {"steps": steps})}
             deadline = math.inf if minutes is None else \
                 begin + 60 * minutes - (0.0 if parts is None else mixed.reserve(train, held, codec.size, minutes))
             plan, why = planned(work, train, codec, minutes, deadline, given, where, teaching)
@@ -152,11 +153,9 @@ def check_choices(codec: Any, objective: str, choices: Mapping[str, Any]) -> Non
     if not (codec is None or isinstance(codec, Codec)):
         raise SegueError(f"codec is a Codec, not {codec!r}: leave it out, or choose with vocabulary, tokenizer, k or "
                          "min_count")
-    if isinstance(mixer := choices.get("mixer"), str) and objective != "cloze":
+    if isinstance(mixer := choices.get("mixer"), str) and objective not in BOTH_WAYS:
         check_causal(mixer)
     objective_named(objective)
-    if choices.get("cloze") and objective != "cloze":
-        raise SegueError(f"a cloze is an objective of its own: leave cloze, or objective '{objective}', out")
     Plan(vocabulary=1).with_(**choices)
 
 
@@ -209,7 +208,8 @@ def completed(model: Stack | ClozeModel, codec: Codec, kind: Kind, report: Repor
     mixture = None if parts is None else \
         mixed.mix(model, parts, plan.context, plan.seed, plan.precision, minutes)
     ngram = mixed.classical(train, codec.size) if mixture is None else None
-    return Fitted(model, codec, kind, report, plan.context, counts, memory=memory, mixture=mixture, ngram=ngram)
+    return fitted_by(plan.objective)(model, codec, kind, report, plan.context, counts, memory=memory, mixture=mixture,
+                                     ngram=ngram)
 
 
 def key_of(request: Mapping[str, Any]) -> str:
@@ -331,14 +331,17 @@ def build(plan: Plan) -> Stack | ClozeModel:
     for name in set(mixers):
         takes = inspect.signature(MIXERS[name.partition(":")[0]]).parameters
         options[name] = {key: value for key, value in shared.items() if key in takes} | plan.options.get(name, {})
-    if plan.cloze:
-        mixers, options = both_ways(mixers, options)
+    two = plan.objective in BOTH_WAYS  # and the mask is one id more
     with torch.random.fork_rng():
         torch.manual_seed(plan.seed)
-        stack = Stack(StackConfig(plan.vocabulary + plan.cloze, plan.width, mixers, options=options,
-                                  channel=plan.channel, hidden=plan.hidden, activation=plan.activation, norm=plan.norm,
-                                  dropout=plan.dropout, shared=plan.shared, transform=plan.cloze))
-    return ClozeModel(stack, plan.context + 1) if plan.cloze else stack
+        config = StackConfig(plan.vocabulary + two, plan.width, mixers, options=options, channel=plan.channel,
+                             hidden=plan.hidden, activation=plan.activation, norm=plan.norm, dropout=plan.dropout,
+                             shared=plan.shared, transform=plan.objective == "cloze")
+        model = Stack(both_ways(config) if two else config)
+    if two and not model.resettable:
+        raise SegueError(f"a mixer of '{plan.mixer}' cannot keep the documents of a row apart, as objective "
+                         f"{plan.objective} must: choose another one (docs/mixers.md)")
+    return ClozeModel(model, plan.context + 1) if plan.objective == "cloze" else model
 
 
 def pace(store: Any, plan: Plan, device: torch.device, minutes: float, objective: Objective | None = None,
@@ -372,10 +375,13 @@ def pace(store: Any, plan: Plan, device: torch.device, minutes: float, objective
 def in_passing(held: TokenStore, plan: Plan) -> Callable[[Any], float]:
     """The held-out score while training: a sample that costs about 3% of the run."""
     budget = 0.09 * plan.steps * plan.tokens_per_step / plan.measure
-    limit = int(max(2048, min(65536, budget))) // (8 if plan.cloze else 1)  # which reads a row for each element
+    limit = int(max(2048, min(65536, budget)))
+    if plan.objective == "cloze":  # which reads a row for each element
+        limit //= 8
+    scoring = bound if plan.objective in ANY_ORDER else score
 
     def measure(model: Any) -> float:
-        return score(model, held, plan.context, rows=plan.rows, limit=limit, overlap=0.0,
+        return scoring(model, held, plan.context, rows=plan.rows, limit=limit, overlap=0.0,
                      precision=plan.precision).mean
 
     return measure

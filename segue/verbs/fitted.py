@@ -21,11 +21,13 @@ from segue.mixers import MIXERS
 from segue.models import Decodable, Stack, StackConfig
 from segue.models.cloze import ClozeModel
 from segue.models.depth import DepthSchedule, Scheduled
+from segue.objectives import ANY_ORDER
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import (
     OURS,
     Evaluation,
     Ranks,
+    Scored,
     predicted_units,
     ranked_by,
     score,
@@ -38,6 +40,7 @@ from segue.training.recipe import cores, fast_bfloat16
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from segue.data import TokenStore
     from segue.decoding.draft import ModelDraft
     from segue.decoding.draft.heads import HeadsDraft
     from segue.decoding.rules import Rules
@@ -96,6 +99,8 @@ class Fitted:
     `speed_up` trained to draft for it, and best_draft the name of the drafter that it found fastest. ends: the ids that
     end an answer.
     """
+
+    objective = "next"
 
     def __init__(self, model: Stack | ClozeModel, codec: Codec, kind: Kind, report: Report, context: int,
                  counts: np.ndarray | None = None, folder: Path | None = None, memory: Memory | None = None,
@@ -190,18 +195,9 @@ class Fitted:
         """As `evaluate`, of data that may be strange to the model: that share of their items has no token."""
         store = data.encode(self.codec)
         notes = [said_unknown(strange, data)] if strange else []
-        ranks = Ranks(store, len(self.codec.items)) if isinstance(self.codec, ItemCodec) else None
-        running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
-        # A state carried through a long document would gather the rounding of bfloat16; a window does not.
-        windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
-        precision = "bfloat16" if windows and fast_bfloat16(cores()) else "float32"
-        if self.mixture is not None:
-            from segue.verbs import mixed  # brings Numba, which loading a model need not wait for
-
-            scored = mixed.score(running, store, self.context, precision, ranks)
-        else:
-            scored = score(running, store, None if carries(self.model) else self.context, precision=precision,
-                           ranks=ranks)
+        ranks = Ranks(store, len(self.codec.items)) \
+            if isinstance(self.codec, ItemCodec) and self.objective not in ANY_ORDER else None
+        scored, path = self.scores(store, weights, ranks)
         units = predicted_units(store, self.codec)
         total = max(1, int(units.sum()))
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / total}
@@ -225,8 +221,22 @@ class Fitted:
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
-        path = running.path + (", bfloat16 products" if precision == "bfloat16" else "")
         return summarise(scored, units, self.kind.unit, path, baselines, notes, ranked)
+
+    def scores(self, store: TokenStore, weights: str, ranks: Ranks | None = None) -> tuple[Scored, str]:
+        """The scores of encoded data, and which code ran. ranks: gathers how high the next items are ranked."""
+        running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
+        # A state carried through a long document would gather the rounding of bfloat16; a window does not.
+        windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
+        precision = "bfloat16" if windows and fast_bfloat16(cores()) else "float32"
+        if self.mixture is not None:
+            from segue.verbs import mixed  # brings Numba, which loading a model need not wait for
+
+            scored = mixed.score(running, store, self.context, precision, ranks)
+        else:
+            scored = score(running, store, None if carries(self.model) else self.context, precision=precision,
+                           ranks=ranks)
+        return scored, running.path + (", bfloat16 products" if precision == "bfloat16" else "")
 
     def check_kind(self, data: Data) -> None:
         """Refuse data whose elements are not those of this model."""
@@ -255,6 +265,7 @@ class Fitted:
         save_tensors(folder / "model.safetensors", tensors)
         cloze = {"cloze": self.model.length} if isinstance(self.model, ClozeModel) else {}
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context, **cloze,
+                                            **({} if self.objective == "next" else {"objective": self.objective}),
                                             "model": self.model.config.to_dict()})
         write_text(folder / "README.md", self.card())
         write_json(folder / "report.json", self.report.to_dict())
@@ -298,7 +309,8 @@ class Fitted:
                          f"{report['seconds']:.0f} s, seed {report['plan']['seed']}, on {report['machine']}.")
         if held := report.get("held_out"):
             low, high = held["interval"]
-            lines.append(f"- Held out: {held['bits_per_unit']:.3f} bits per {held['unit']} (95%: {low:.3f} to "
+            most = "at most " if self.objective in ANY_ORDER else ""
+            lines.append(f"- Held out: {most}{held['bits_per_unit']:.3f} bits per {held['unit']} (95%: {low:.3f} to "
                          f"{high:.3f}) on {held['units']:,} {held['unit']}s; " +
                          ", ".join(f"{name} {bits:.3f}" for name, bits in held["baselines"].items()) + ".")
             if ranked := held.get("ranking", {}).get(OURS):
@@ -338,7 +350,8 @@ def load(folder: str | Path) -> Fitted:
     counts = tensors.pop("unigram", None)
     load_into(model, tensors, folder / "model.safetensors")
     codec = Codec.load(folder / "codec")
-    if codec.size != model.vocabulary:
+    made = fitted_by(values.get("objective", "next"))
+    if codec.size != model.vocabulary - (made.objective in ANY_ORDER):
         raise SegueError(f"{folder}: the codec has {codec.size} tokens, the model {model.vocabulary}; "
                          "were the two copied from different models?")
     report = read_json(folder / "report.json")
@@ -355,8 +368,8 @@ def load(folder: str | Path) -> Fitted:
         from segue.models.counts import CountModel
 
         ngram = CountModel.load(folder, "ngram")
-    fitted = Fitted(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
-                    memory, mixture, ngram)
+    fitted = made(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
+                  memory, mixture, ngram)
     fitted.load_drafts(folder)
     return fitted
 
@@ -373,6 +386,15 @@ def described(path: Path, values: dict[str, Any]) -> tuple[Kind, int, Stack | Cl
         raise SegueError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, AssertionError) as error:
         raise SegueError(f"{path} does not describe a model ({type(error).__name__}: {error})") from error
+
+
+def fitted_by(objective: str) -> type[Fitted]:
+    """What a model is that was fitted by an objective: one that goes on, or one that writes in any order."""
+    if objective not in ANY_ORDER:
+        return Fitted
+    from segue.verbs.diffused import Diffused
+
+    return Diffused
 
 
 def check_config(config: StackConfig) -> None:

@@ -23,10 +23,11 @@ from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
-from segue.objectives import Cloze
+from segue.models import Stack
+from segue.objectives import ANY_ORDER, BOTH_WAYS, Objective, objective_named
 from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
-from segue.training.evaluate import score
+from segue.training.evaluate import bound, score
 from segue.training.loop import Run
 from segue.training.recipe import Plan, cores
 from segue.verbs import mixed
@@ -123,7 +124,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         plan, before = Plan.from_dict(kept["plan"]), kept["before"]
         memory.remind(made)
         with closing(Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable)) as batches:
-            run = Run(fitted.model, batches, plan, objective=Cloze() if plan.cloze else None, strategy=made,
+            run = Run(fitted.model, batches, plan, objective=objective_of(plan), strategy=made,
                       folder=None if fitted.folder is None else work, key=key_of(request),
                       held_out=in_passing(held, plan), save_seconds=save_seconds,
                       past=memory.past(plan.rows, plan.seed, fitted.model.resettable))
@@ -185,8 +186,13 @@ def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int
     if minutes is None:
         return plan.with_(steps=steps)
     device = next(fitted.model.parameters()).device
-    threads, seconds = pace(train, plan, device, minutes, Cloze() if plan.cloze else None, fixed="threads" in choices)
+    threads, seconds = pace(train, plan, device, minutes, objective_of(plan), fixed="threads" in choices)
     return plan.with_(threads=threads, steps=steps_until(begin + 60 * minutes, seconds))
+
+
+def objective_of(plan: Plan) -> Objective | None:
+    """That by which a model that reads both ways was fitted; others learn on from the next element."""
+    return objective_named(plan.objective) if plan.objective in BOTH_WAYS else None
 
 
 def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
@@ -194,10 +200,13 @@ def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
     found = []
     for exam in exams.values():
         pieces = Arrays(exam.pieces)
-        if fitted.mixture is None:
-            scored = score(fitted.model, pieces, fitted.context)
-        else:
+        if fitted.mixture is not None:
             scored = mixed.score(fitted.mixture, pieces, fitted.context)
+        elif fitted.objective in ANY_ORDER:
+            assert isinstance(fitted.model, Stack)
+            scored = bound(fitted.model, pieces, fitted.context)
+        else:
+            scored = score(fitted.model, pieces, fitted.context)
         units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
         found.append(float(scored.nats.sum() / max(1, units) / math.log(2)))
     return found

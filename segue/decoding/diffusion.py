@@ -1,0 +1,173 @@
+"""Writing in any order, by models that learned to undo noise (see `segue.objectives.diffusion`): filling the gaps of a
+sequence, and going on block by block.
+
+A sampler is a function of what is there, of where the gaps are, and of `predict`, the log-probabilities of what noisy
+ids were. Draws are made in float64: in float32 samplers of many steps miss rare elements, which makes texts look
+likelier than they are (Zheng et al. 2024, arXiv 2409.02908). So a report gives the sample's entropy beside any
+likelihood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segue.decoding.loop import evaluating
+from segue.decoding.recipes import choose
+from segue.errors import SegueError
+from segue.kernels.gumbel import gumbel_max
+from segue.mixers.state import Layout
+from segue.models.base import padded
+from segue.models.diffusion import AbsorbingProcess, Denoiser, NoiseSchedule, Process
+from segue.models.stack import Stack
+from segue.objectives.diffusion import Predict
+from segue.objectives.masked import padding
+
+__all__ = ["SAMPLERS", "Filled", "ancestral", "confidence", "fill", "first_hitting", "go_on", "sample_entropy"]
+Drawn = tuple[Tensor, int]  # the sequences (B, L), and how often the model was asked
+
+
+def ancestral(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps: int = 128,
+              generator: torch.Generator | None = None, schedule: NoiseSchedule | None = None,
+              dtype: torch.dtype = torch.float64, cached: bool = False) -> Drawn:
+    """Undo the noise step by step, each element drawn apart from the others (D3PM, MDLM): of the model's law where the
+    steps are many. x: (B, L) long; what stands in its gaps (B, L) bool does not matter.
+
+    cached: keep what the model said as long as nothing changes: the same draws, and no more passes than elements; for
+    the absorbing process and models that are not told the time.
+    """
+    kept = (schedule or NoiseSchedule()).grid(steps).to(x.device)
+    x = torch.where(gaps, process.rest(x, generator), x)
+    passes, log_p = 0, None
+    for step in range(steps, 0, -1):
+        free = gaps & process.moves(x)
+        if not bool(free.any()):
+            break
+        if log_p is None:
+            log_p, passes = predict(x, torch.full((len(x),), step / steps, dtype=torch.float64)), passes + 1
+        before = process.posterior(log_p[free].to(dtype), x[free], kept[step], kept[step - 1])
+        new = x.masked_scatter(free, gumbel_max(before, generator, dtype))
+        if not cached or not torch.equal(new, x):
+            log_p = None
+        x = new
+    return x, passes
+
+
+def first_hitting(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps: int | None = None,
+                  generator: torch.Generator | None = None) -> Drawn:
+    """One gap of each row at a time, any of them alike: the limit of `ancestral` at many steps, in as many passes as a
+    row has gaps (Zheng et al. 2024). steps has no say. For the absorbing process and models not told the time."""
+    x, passes = torch.where(gaps, process.rest(x), x), 0
+    rank = torch.rand(gaps.shape, generator=generator, dtype=torch.float64, device=x.device)
+    rank = rank.masked_fill(~gaps, 2.0).argsort(1).argsort(1)
+    for turn in range(int(gaps.sum(1).max())):
+        now = gaps & (rank == turn)
+        log_p = predict(x, (gaps & (rank >= turn)).sum(1) / gaps.sum(1).clamp(min=1))
+        x, passes = x.masked_scatter(now, gumbel_max(log_p[now], generator)), passes + 1
+    return x, passes
+
+
+def confidence(predict: Predict, x: Tensor, gaps: Tensor, process: Process, steps: int = 16,
+               generator: torch.Generator | None = None) -> Drawn:
+    """Draw all gaps in each of `steps` rounds, and keep those of which the model is surest, few at first and more later
+    by a cosine (MaskGIT: Chang et al. 2022, arXiv 2202.04200). Another law than the model's: what is likely comes too
+    often."""
+    x, count, passes = torch.where(gaps, process.rest(x), x), gaps.sum(1), 0
+    hidden = gaps
+    for turn in range(1, min(steps, int(count.max())) + 1):
+        rounds = count.clamp(max=steps)
+        left = (count * torch.cos(math.pi / 2 * turn / rounds.clamp(min=1)) + 1e-9).floor().long()
+        left = torch.where(turn >= rounds, 0, torch.minimum(left, hidden.sum(1) - 1)).clamp(min=0)
+        log_p, passes = predict(x, hidden.sum(1) / count.clamp(min=1)), passes + 1
+        drawn = gumbel_max(log_p, generator)
+        sure = log_p.gather(2, drawn[..., None])[..., 0].masked_fill(~hidden, math.inf)
+        stays = hidden & (sure.argsort(1).argsort(1) < left[:, None])
+        x, hidden = torch.where(hidden & ~stays, drawn, x), stays
+    return x, passes
+
+
+SAMPLERS: dict[str, Callable[..., Drawn]] = {
+    "first-hitting": first_hitting,
+    "ancestral": ancestral,
+    "cached": partial(ancestral, cached=True),
+    "confidence": confidence,
+}
+
+
+def sample_entropy(tokens: Sequence[int]) -> float:
+    """The entropy of the ids of a text, in nats: what a sampler that misses the rare lowers."""
+    counts = torch.tensor(tokens).unique(return_counts=True)[1].double()
+    chances = counts / counts.sum()
+    return float(-(chances * chances.log()).sum()) + 0.0
+
+
+@dataclass
+class Filled:
+    """tokens: the whole row, gaps filled. passes: of the model, for all rows together. entropy: of what was filled in,
+    see `sample_entropy`."""
+
+    tokens: list[int]
+    passes: int
+    entropy: float
+
+
+@torch.inference_mode()
+def fill(model: Stack, rows: Sequence[Sequence[int]], sampler: str = "first-hitting", steps: int | None = None,
+         seed: int = 0, temperature: float = 1.0, elements: int | None = None) -> list[Filled]:
+    """Rows of ids of any lengths with their gaps filled, which are the masks in them.
+
+    model: one that reads both ways and learned `MaskedDiffusion`. sampler: a name in SAMPLERS; steps: of it (default:
+    its own). temperature: 0 takes the likeliest element of each gap. elements: see `MaskedDiffusion`. seed: fixes the
+    draws of all rows together.
+    """
+    process = AbsorbingProcess(elements or model.vocabulary - 1)
+    if not rows or not all(map(len, rows)) or (steps is not None and steps < 1) or temperature < 0:
+        raise SegueError(f"{len(rows)} rows, {steps} steps and temperature {temperature}: fill at least one row, none "
+                         "of them empty, in at least one step, at temperature 0 or above")
+    if min(map(min, rows)) < 0 or max(map(max, rows)) > process.elements:
+        raise SegueError(f"a row has an id that is none of the {process.elements} elements nor the mask, "
+                         f"{process.elements}: was it encoded with another codec?")
+    if model.vocabulary > process.states and sampler != "ancestral":
+        raise SegueError(f"this model is told the time, and sampler '{sampler}' knows none: choose ancestral")
+    lengths = torch.tensor([len(row) for row in rows])
+    x = padded(rows).to(model.embedding.weight.device)
+    layout = Layout.chain((x.shape[0], x.shape[1]), starts=padding(lengths.to(x.device), x.shape[1]), device=x.device)
+    gaps = x == process.elements
+    generator = torch.Generator(x.device).manual_seed(seed)
+    options: dict[str, Any] = {} if steps is None else {"steps": steps}
+    with evaluating(model):
+        predict = Denoiser(model, process, layout, temperature)
+        x, passes = choose("sampler", sampler, SAMPLERS)(predict, x, gaps, process, generator=generator, **options)
+    return [Filled(row[:length].tolist(), passes, sample_entropy(row[gap].tolist()) if bool(gap.any()) else 0.0)
+            for row, gap, length in zip(x, gaps, lengths.tolist())]
+
+
+def go_on(model: Stack, prompts: Sequence[Sequence[int]], n: int, block: int = 32, context: int = 256, seed: int = 0,
+          eos: int | None = None, **options: Any) -> list[Filled]:
+    """Continue prompts by n elements, semi-autoregressively: `block` masks at a time behind the last elements, in a
+    window of `context`. An answer ends before `eos`, and is given without its prompt. options: of `fill`.
+    """
+    if not 0 < block < context or n < 1:
+        raise SegueError(f"n {n}, block {block} and context {context}: add at least one element, in blocks of at least "
+                         "one that are smaller than the context")
+    mask = options.get("elements") or model.vocabulary - 1
+    texts, going, passes = [list(prompt) for prompt in prompts], list(range(len(prompts))), 0
+    while going:
+        adds = [min(block, n + len(prompts[i]) - len(texts[i])) for i in going]
+        seen = [texts[i][-(context - add):] + [mask] * add for i, add in zip(going, adds)]
+        found = fill(model, seen, seed=seed * 1_000_003 + passes, **options)
+        passes += found[0].passes
+        for i, add, each in zip(list(going), adds, found):
+            new = each.tokens[-add:]
+            ended = eos is not None and eos in new
+            texts[i] += new[: new.index(eos)] if ended else new  # type: ignore[arg-type]
+            if ended or len(texts[i]) - len(prompts[i]) >= n:
+                going.remove(i)
+    answers = [text[len(prompt):] for text, prompt in zip(texts, prompts)]
+    return [Filled(answer, passes, sample_entropy(answer) if answer else 0.0) for answer in answers]

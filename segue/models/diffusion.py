@@ -1,0 +1,223 @@
+"""Discrete diffusion: how sequences become noise, and how a model that reads both ways says what they were.
+
+Both processes exchange each element, apart from all others, for a draw from a resting distribution: the mask
+("absorbing") or all elements alike ("uniform"). What D3PM (Austin et al. 2021, arXiv 2107.03006), SEDD (Lou et al.
+2024, arXiv 2310.16834) and MDLM (Sahoo et al. 2024, arXiv 2406.07524) compute is then one sum, `Process.mixed`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.errors import SegueError
+from segue.mixers.state import Layout
+
+SCHEDULES = ("log-linear", "cosine", "linear", "geometric")
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """How much is noise at time t, from 0 to 1: an element is still as it was with chance exp(-sigma(t)).
+
+    name: "log-linear" (the chance is 1 - (1 - least) t), "cosine" (least + (1 - least) cos(pi t / 2)), "linear" (sigma
+        is most t) or "geometric" (sigma is least^(1-t) most^t).
+    """
+
+    name: str = "log-linear"
+    least: float = 1e-3
+    most: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.name not in SCHEDULES or not 0 < self.least < 1 <= self.most:
+            raise SegueError(f"noise schedule '{self.name}' with least {self.least} and most {self.most}: choose "
+                             f"{', '.join(SCHEDULES)}, least between 0 and 1, and most 1 or more")
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The total noise at t."""
+        if self.name == "log-linear":
+            return -torch.log1p(-(1 - self.least) * t)
+        if self.name == "cosine":
+            return -torch.log(self.least + (1 - self.least) * torch.cos(math.pi / 2 * t))
+        return self.most * t if self.name == "linear" else self.least ** (1 - t) * self.most**t
+
+    def rate(self, t: Tensor) -> Tensor:
+        """The derivative of sigma at t."""
+        sigma, span = self.sigma(t), 1 - self.least
+        if self.name == "log-linear":
+            return span * sigma.exp()
+        if self.name == "cosine":
+            return span * math.pi / 2 * torch.sin(math.pi / 2 * t) * sigma.exp()
+        return torch.full_like(t, self.most) if self.name == "linear" else sigma * math.log(self.most / self.least)
+
+    def keep(self, t: Tensor) -> Tensor:
+        """The chance that an element is still as it was at t."""
+        return (-self.sigma(t)).exp()
+
+    def weight(self, t: Tensor) -> Tensor:
+        """What a masked element's nats count at t: how fast elements are masked, over how many are."""
+        return self.rate(t) / torch.expm1(self.sigma(t))
+
+    def grid(self, steps: int) -> Tensor:
+        """(steps + 1,) float64, what is kept at 0, 1/steps, ..., 1; all at first, and nothing in the end."""
+        if steps < 1:
+            raise SegueError(f"a chain of noise has at least one step, not {steps}")
+        kept = self.keep(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        kept[0], kept[-1] = 1.0, 0.0
+        return kept
+
+
+class Process:
+    """Noise on sequences of the ids 0 ... elements - 1; see `AbsorbingProcess` and `UniformProcess`.
+
+    states: how many ids noisy sequences are made of. Below, `now` and `before` are chances that an element is still as
+    it was, one for all elements or one each: at the time of a noisy sequence, and at an earlier time (hence larger).
+    """
+
+    def __init__(self, elements: int, states: int) -> None:
+        if elements < 1:
+            raise SegueError(f"diffusion needs at least one element, not {elements}: what is the model's vocabulary?")
+        self.elements, self.states = elements, states
+
+    @property
+    def resting(self) -> Tensor:
+        """(S,) float64, the distribution that all ends in."""
+        raise NotImplementedError
+
+    def rest(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Ids in the shape of `like`, drawn from the resting distribution."""
+        raise NotImplementedError
+
+    def moves(self, x: Tensor) -> Tensor:
+        """Whether ids x may be noise."""
+        return self.resting.to(x.device)[x] > 0
+
+    def corrupt(self, x: Tensor, now: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Noise on elements x (B, L) long, of which each is kept with chance `now`."""
+        kept = torch.rand(x.shape, generator=generator, dtype=torch.float64, device=x.device) < now
+        return torch.where(kept, x, self.rest(x, generator))
+
+    def predict(self, logits: Tensor, x: Tensor) -> Tensor:
+        """What a model says, (..., at least V) -> log-probabilities (..., V) of what the noisy ids x were."""
+        return logits[..., : self.elements].log_softmax(-1)
+
+    def mixed(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
+        """For every state y, the logarithm (..., S) of the sum over x_0 of p(x_0) q_before(y | x_0) / q_now(x | x_0).
+
+        log_p: (..., V) log-probabilities of x_0; x: (...) noisy ids. Where both times are one it is the log score of y,
+        the mean ratio of its chance to that of x (the link of SEDD); times q(x | y) it is the posterior.
+        """
+        rest = self.resting.to(x.device)
+        now, before = now[..., None], before[..., None]
+        given = now * F.one_hot(x, self.states)[..., : self.elements] + (1 - now) * rest[x][..., None]
+        weight = torch.where(log_p.isneginf(), log_p, log_p - given.log().to(log_p))
+        stays = F.pad(weight + before.log().to(log_p), (0, self.states - self.elements), value=-math.inf)
+        return torch.logaddexp(stays, weight.logsumexp(-1, keepdim=True) + ((1 - before) * rest).log().to(log_p))
+
+    def posterior(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
+        """Log-probabilities (..., S) of what the noisy ids x were at an earlier time, q(x_before | x_now, x_0) in the
+        mean over x_0 (exact, D3PM); arguments as of `mixed`."""
+        step = (now / before)[..., None]
+        came = step * F.one_hot(x, self.states) + (1 - step) * self.resting.to(x.device)[x][..., None]
+        return self.mixed(log_p, x, now, before) + came.log().to(log_p)
+
+    def ratios(self, x: Tensor, clean: Tensor, now: Tensor) -> Tensor:
+        """(..., V) float64: how likely the noise on elements `clean` makes each element, relative to x."""
+        rest, now = self.resting.to(x.device), now[..., None]
+        made = now * F.one_hot(clean, self.states) + (1 - now) * rest
+        return made[..., : self.elements] / made.gather(-1, x[..., None])
+
+
+class AbsorbingProcess(Process):
+    """Elements become a mask, the id behind them, and stay so."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__(elements, elements + 1)
+
+    @property
+    def resting(self) -> Tensor:
+        return F.one_hot(torch.tensor(self.elements), self.states).double()
+
+    def rest(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.full_like(like, self.elements)
+
+    def predict(self, logits: Tensor, x: Tensor) -> Tensor:
+        return subs(logits, x, self.elements)
+
+    def posterior(self, log_p: Tensor, x: Tensor, now: Tensor, before: Tensor) -> Tensor:
+        if not bool((x == self.elements).all()):
+            return super().posterior(log_p, x, now, before)
+        lifted, stays = ((before - now) / (1 - now)).log(), ((1 - before) / (1 - now)).log()
+        return torch.cat([log_p + lifted[..., None].to(log_p), stays.expand(x.shape)[..., None].to(log_p)], -1)
+
+
+class UniformProcess(Process):
+    """Elements become any element."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__(elements, elements)
+
+    @property
+    def resting(self) -> Tensor:
+        return torch.full((self.elements,), 1 / self.elements, dtype=torch.float64)
+
+    def rest(self, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.randint(self.elements, like.shape, generator=generator, device=like.device)
+
+
+def subs(logits: Tensor, x: Tensor, mask: int) -> Tensor:
+    """MDLM's parameterisation: what is no mask was itself, and nothing was a mask. (..., at least `mask`) scores ->
+    (..., mask) log-probabilities.
+
+    x: (...) long, or soft rows (..., mask + 1 or more), which count as their likeliest id. Nothing is changed in place,
+    so gradients reach the logits wherever a mask is.
+    """
+    x = x.argmax(-1) if x.is_floating_point() else x
+    itself = F.one_hot(x.clamp(max=mask - 1), mask).to(logits.dtype).log()
+    return torch.where((x == mask)[..., None], logits[..., :mask].log_softmax(-1), itself)
+
+
+def told(x: Tensor, t: Tensor, process: Process, model: Any) -> Tensor:
+    """Noisy ids x (B, L) as the model is to read them at times t (B,).
+
+    Ids of the model behind the process's states are knots from time 0 to 1: each element is then a soft row, its own
+    id and the time between two knots. A model without such ids is not told the time.
+    """
+    knots = model.vocabulary - process.states
+    if knots == 0:
+        return x
+    if knots < 2:
+        raise SegueError(f"this model has {model.vocabulary} ids, and the process {process.states} states: give as "
+                         "many ids as states, or at least two more, to tell the time by")
+    weight = model.embedding.weight
+    place = t.to(weight)[:, None] * (knots - 1) - torch.arange(knots, device=x.device)
+    time = (1 - place.abs()).clamp(min=0)[:, None].expand(-1, x.shape[1], -1)
+    return torch.cat([F.one_hot(x, process.states).to(weight), time], -1)
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A model's log-probabilities of what noisy ids were: (x (B, L) long, t (B,)) -> (B, L, V), float32 at least.
+
+    model: one that reads both ways. layout: as of the model. temperature: divides the scores; 0: the likeliest alone.
+    """
+
+    model: Any
+    process: Process
+    layout: Layout | None = None
+    temperature: float = 1.0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        logits = self.model(told(x, t, self.process, self.model), self.layout).logits
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.temperature == 0:
+            best = logits[..., : self.process.elements].argmax(-1)
+            logits = F.one_hot(best, self.process.elements).to(logits).log()
+        elif self.temperature != 1:
+            logits = logits / self.temperature
+        return self.process.predict(logits, x)
