@@ -343,7 +343,7 @@ def counting(rows: int, seed: int) -> Batch:
 def test_a_taught_model_fills_gaps_and_goes_on(backbone: str) -> None:
     small = backbone in ("hydra", "mamba")
     model = stack(backbone, width=32, depth=1 if small else 2)
-    learn(model, lambda step: counting(16 if small else 32, step), 80 if small else 120, rate=0.02,
+    learn(model, lambda step: counting(16 if small else 32, step), 80 if small else 200, rate=0.02,
           objective=MaskedDiffusion(), muon=True)
     rows = [[7, 7, 2, 3, 7, 7, 6, 7, 7, 7], [7, 5, 6, 7, 7, 2], [0, 1]]
     for sampler in SAMPLERS:
