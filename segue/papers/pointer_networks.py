@@ -214,10 +214,10 @@ CLAIM = Claim(
          "often as a dictionary with attention trained on 10, and that at least as often as one without; if they cover "
          "at least 98% of the area at 5 and 10 points and at least 95% at 20 (of polygons that are simple, as all "
          "but 1% must be at any size), twice the longest they learned from; and if tours of 5 to 8 points by a beam "
-         "that may only make tours are at most 1.05 times as long as the shortest and shorter than the nearest neighbour's; refuted if the dictionary with "
-         "attention is right at least as often as pointers, or the coverage at 20 points is no better than that of the "
-         "hull of a random half; else inconclusive. Reported besides: how often a beam without a rule makes no tour, "
-         "and tours of cities of TSPLIB.",
+         "that may only make tours are at most 1.05 times as long as the shortest and shorter than the nearest "
+         "neighbour's; refuted if the dictionary with attention is right at least as often as pointers, or the "
+         "coverage at 20 points is no better than that of the hull of a random half; else inconclusive. Reported "
+         "besides: how often a beam without a rule makes no tour, and tours of cities of TSPLIB.",
     measure=measure, judge=judge, draw=draw,
     paper={"hulls right, area, 50 points": "dictionary 1.9%, fails; with attention 38.9%, 99.7%; pointers 72.6%, 99.9%",
            "pointers trained on 5 to 50": "10 points 87.0%, 99.8%; 50 points 69.6%, 99.9%; 500 points 1.3%, 99.2%",

@@ -274,7 +274,8 @@ def measure(run: Run) -> list[Row]:
              "package (with 50 or 3 files probes were near chance), blocks of it apart, 30 rows a class (of 30 to 50), "
              "the mean hidden vector (a probe found 30%, of the last vector as in the paper 16%, with three files "
              "and 200 steps of pre-training), the epochs, and about 30 settings of temperature, rate, "
-             "epochs and warm-up of the heads, which took SEQ* from 19% to 39%; SEQ and EWC got one setting then, so their margin is generous")
+             "epochs and warm-up of the heads, which took SEQ* from 19% to 39%; SEQ and EWC got one setting then, so "
+             "their margin is generous")
     run.note("cost: forward passes of the backbone, a step of training being three, to SEQ's; features of a frozen "
              "backbone are computed once; probes: fresh linear heads on the features of all classes")
     return table
