@@ -190,6 +190,9 @@ def measure(run: Run) -> list[Row]:
              "all that the user has not rated")
     run.note("causal: the same stack, read one way, by cross-entropy over all items; of its looks the best counts, "
              "chosen on the test, in its favour")
+    run.note("settings were tried on another seed: without dropout cloze and causal both came to 0.325 on made-up "
+             "visits, with the paper's 0.2 to 0.291, still rising, and 0.359; on MovieLens AdamW at 0.002 left both at "
+             "popularity")
     return table
 
 

@@ -163,8 +163,9 @@ def measure(run: Run) -> list[Row]:
     run.note(f"Shakespeare's plays in {SYMBOLS} symbols (real text), rows of {LENGTH}: {steps} steps of {rows} rows "
              f"for each of three stacks of 4 layers of attention, width {width}, by Muon at 0.02; about a minute each")
     run.note("chosen on text between the parts to learn from and to test on, by masked diffusion's bound after 200 "
-             "steps: rates 0.005 and 0.02 came to 3.62 and 3.53 bits with log-linear noise, cosine noise to 3.42, and "
-             "to 3.25 with normalised queries and keys and rotary frequencies for short rows; all three have these")
+             "steps: rates 0.005 and 0.02 came to 3.62 and 3.53 bits with log-linear noise (a longer warm-up "
+             "to 3.54), cosine noise to 3.42, and to 3.25 with normalised queries and keys and rotary frequencies for "
+             "short rows; all three have these")
     run.note(f"{held} rows of the last twentieth of the plays. Left to right is exact; the others are upper bounds: "
              f"masked diffusion over random orders ({draws} draws a row), uniform diffusion by a chain of 1,000 steps; "
              "it alone is told the time, and its scores are read off what it says each element was")

@@ -115,7 +115,8 @@ def words(path: Path | None, size: int) -> tuple[int, np.ndarray, np.ndarray, np
     common = {word: 1 + rank for rank, (word, _) in enumerate(
         Counter(word for word in texts[0] if word != "<unk>").most_common(size - 1))}
     learned, held = (np.array([common.get(word, 0) for word in text]) for text in texts)
-    return size, learned, held[: len(held) // 2], held[len(held) // 2 :]
+    half = len(held) // 2  # settings were chosen with an eye on the second one
+    return size, learned, held[half:], held[:half]
 
 
 def grams(text: np.ndarray, begins: np.ndarray, size: int) -> Batch:
@@ -180,8 +181,9 @@ def measure(run: Run) -> list[Row]:
              "words with their positions; perplexity of one of them in the order that the search settled on by the "
              "other half (no sum over orders); the search over all 120 orders is left out"
              if path else "5-grams: of a random walk")
-    run.note("5-grams, tried before on another seed: with a fifth of the steps in orders at random the search ended 8% "
-             "above the better order, with a tenth 3.5%")
+    run.note("5-grams, tried before on another seed and the half that is not tested on: with a fifth of the steps in "
+             "orders at random the search ended 8% above the better order, with a tenth 3.5%; at rate 0.003, 64 rows "
+             "and 800 steps the fixed orders were 5% apart")
     place = None if path is None else str(path)
     wanted: dict[str, Any] = {}
     for seed in seeds:
