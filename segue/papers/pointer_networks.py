@@ -201,7 +201,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
         ratios = [100 * (each["to the best"] - 1) for each in table if each["model"] == arm]
         right.bar_label(right.bar(places + 0.4 * index - 0.2, ratios, 0.38, label=arm), fmt="%.1f")
     right.set_xticks(places, ["uniform", "TSPLIB cities"])
-    right.set(title="Tours: longer than the shortest, %")
+    right.set(title="Tours, % longer")
     right.legend(frameon=False, fontsize="x-small")
 
 

@@ -245,7 +245,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
             curves.plot(range(1, WINDOWS + 1), each["end"], "o-", color=colours[each["arm"]], label=each["arm"])
     curves.set(xlabel="window (the fifth is the first again)", ylabel="nats an event, at the end",
                title="What is left of each window (made up)", xticks=range(1, WINDOWS + 1))
-    curves.legend(fontsize=7)
+    curves.margins(y=0.35)
+    curves.legend(fontsize=7, ncols=2, loc="upper center")
     shown = (ONLINE, REPLAY, PROMPTS, ALWAYS)
     for place, stream in enumerate(streams):
         for number, arm in enumerate(shown):
