@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -71,7 +69,7 @@ class GEM(Rehearsal):
         super().__init__(capacity, update, seed)
         if margin < 0:
             raise SegueError(f"a margin of {margin} would let steps raise the loss of old rows: give 0 or more")
-        self.margin, self.learned = margin, 0  # experiences
+        self.margin = margin
 
     def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
         return {"experience": torch.full((len(rows.targets),), -1 if run.past is not None else self.learned)}
@@ -94,18 +92,6 @@ class GEM(Rehearsal):
         if allowed is not direction:
             for p, g in zip(weights, allowed.split([p.numel() for p in weights])):
                 p.grad = g.view_as(p).clone()
-
-    def after_experience(self, run: Run) -> None:
-        super().after_experience(run)
-        self.learned += 1
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, values = super().state()
-        return tensors, values | {"learned": self.learned}
-
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        super().load_state(tensors, values)
-        self.learned = values["learned"]
 
 
 class AGEM(GEM):

@@ -4,7 +4,6 @@ answers stored with old rows, and a scale that goes up and down."""
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,6 @@ class ProxyDistillation(Replay):
             raise SegueError(f"alpha {alpha} and beta {beta} at temperature {temperature} do not fit: the first two "
                              "are 0 or more, the temperature above 0")
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
-        self.learned = 0  # experiences
         self.drawn: Tensor | None = None  # rows of the buffer in this step's batch
         self.labels: list[int] = []  # of this step's batch
         self.told: dict[str, Tensor] = {}  # what the model said of this step's new rows before the step
@@ -82,18 +80,6 @@ class ProxyDistillation(Replay):
         labels = torch.tensor(self.labels, device=run.device)
         scores = score_distillation(run.model.head(features), stored["scores"], labels)  # type: ignore[operator]
         return self.alpha * scores + self.beta * relation_distillation(features, stored["features"], self.temperature)
-
-    def after_experience(self, run: Run) -> None:
-        super().after_experience(run)
-        self.learned += 1
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors, values = super().state()
-        return tensors, values | {"learned": self.learned}
-
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        super().load_state(tensors, values)
-        self.learned = values["learned"]
 
 
 class Scaled:

@@ -32,6 +32,7 @@ class Rehearsal(Strategy):
     def __init__(self, capacity: int = 1000, update: str = "reservoir", seed: int = 0) -> None:
         self.buffer = Buffer(capacity, update, seed)
         self.fresh: Batch | None = None  # the new rows of this step
+        self.learned = 0  # experiences
 
     def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
         """What is kept beside rows that stay."""
@@ -56,14 +57,17 @@ class Rehearsal(Strategy):
             self.offer(run, self.fresh)
 
     def after_experience(self, run: Run) -> None:
+        self.learned += 1
         if run.past is not None:
             self.buffer.clear()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return self.buffer.state()
+        tensors, values = self.buffer.state()
+        return tensors, {**values, "learned": self.learned}
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         self.buffer.load_state(tensors, values)
+        self.learned = values["learned"]
 
 
 Retrieve = Callable[[Run, Batch, Buffer, int], Tensor]
