@@ -158,8 +158,7 @@ def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
     ("asap-piano-performances/pieces.csv", "columns: composer, title, file"),
     ("ecg-mitdb-snippet", "columns: data, label"), ("etth1", "columns: date, HUFL"),
     ("rebase-enzymes", "columns: name, site"), ("uspto-50k-valtest", "columns: id, class, reactants"),
-    ("qm9-graphs-sample/qm9-valid.jsonl.gz", "fields: targets, graph"),
-    ("tpp-unmarked/twitter.jsonl.gz", "columns: t, t_max")])
+    ("qm9-graphs-sample/qm9-valid.jsonl.gz", "fields: targets, graph")])
 def test_tables_that_are_no_sequences_say_what_is_in_them(shared_data, name: str, says: str) -> None:
     folder, _, file = name.partition("/")
     with pytest.raises(SegueError, match=says):

@@ -308,7 +308,8 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     from segue.cli import main
 
     texts = [f"the {i} cats sat on the mat and slept. " * 3 for i in range(20)]
-    segue.fit(texts, out=str(tmp_path / "model"), steps=2, quiet=True, mixer="attention", width=32, depth=1)
+    segue.fit(texts, out=str(tmp_path / "model"), steps=2, quiet=True, mixer="attention", width=32, depth=1,
+              mix=False)
     said = []
     for parts in ([" cat", " dog"], [" dog", " cat"]):
         (tmp_path / "parts.json").write_text(json.dumps(["the", parts, " sat"]))

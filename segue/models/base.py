@@ -150,5 +150,5 @@ def explicit(model: Decodable) -> Decodable:
     form: Decodable | None = getattr(model, "explicit", None)
     if form is None:
         raise SegueError(f"a {type(model).__name__} reads a prompt in its order only: sets need a native model of "
-                         "attention, or one of transformers")
+                         "attention (fitted with --set mix=false), or one of transformers")
     return form
