@@ -260,7 +260,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
         bars(left, SORT, rows, np.arange(4) + 0.4 * glimpses - 0.2, 100, width=0.38,
              label=f"{glimpses or 'no'} glimpse")
     left.set_xticks(range(4), READS)
-    left.legend(frameon=False, fontsize="small")
+    left.set_ylim(0, 125)
+    left.legend(frameon=False, fontsize="small", loc="upper left")
     star_rows = [row for row in table if row["part"] == STAR]
     for index, side in enumerate(("first", "last")):
         bars(middle, STAR, star_rows[index::2], np.arange(2) + 0.4 * index - 0.2, width=0.38, label=f"head {side}")
