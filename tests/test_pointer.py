@@ -110,11 +110,17 @@ def test_the_set_encoder_is_read_and_process() -> None:
             q = torch.cat([h, r])
         torch.testing.assert_close(summary[row], q)
         torch.testing.assert_close(memory[row, : len(one)], torch.stack(m))
+
+
+def test_the_set_encoder_is_set2set() -> None:
     geometric = pytest.importorskip("torch_geometric.nn.aggr")
+    torch.manual_seed(0)
+    encoder, (one,) = SetEncoder(SetConfig(2, WIDTH, 4)).double(), points(5)
     theirs = geometric.Set2Set(WIDTH, 4).double()
     for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
-        getattr(theirs.lstm, f"{name}_l0").data.copy_(getattr(cell, name))
-    torch.testing.assert_close(theirs(memory[0], torch.zeros(5, dtype=torch.long))[0], summary[0])
+        getattr(theirs.lstm, f"{name}_l0").data.copy_(getattr(encoder.cell, name))
+    memory, summary = encoder(one[None], torch.tensor([5]))
+    torch.testing.assert_close(theirs(memory[0], torch.zeros(5, dtype=torch.long)), summary)
 
 
 def first_step(ours: PointerNetwork, one: Tensor) -> tuple[Tensor, Tensor]:

@@ -169,6 +169,8 @@ def measure(run: Run) -> list[Row]:
              "ten prompts, chosen by 12 events, 0.219, 0.200 (0.224); a rate of 0.001 with 120 steps and a state that "
              "decays, 0.122, 0.100 (0.097); as it is run, 0.149, 0.151 (0.163); with queries less their mean, so that "
              "sequences choose different prompts, 0.155 with prompts")
+    run.note("the rule's words, the streams (Amazon's was left out: too few sequences a window), rates and steps were "
+             "settled on that seed too, before any that is judged")
     wanted = {f"{stream} {arm} {seed}": partial(follow, stream, folders[stream], arm, run.seed + seed, rows, steps)
               for stream in folders for arm in (ARMS if stream == MADE else (REPLAY, *judged))
               for seed in range(seeds[stream] if stream != MADE or arm in judged else min(2, seeds[stream]))}

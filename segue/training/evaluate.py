@@ -87,11 +87,11 @@ class Evaluation:
         measures = list(next(iter(self.ranking.values()), {}))
         table = Table("", f"bits per {self.unit}", *measures, box=None)
         low, high = self.interval
-        rows = [(OURS, self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})")]
+        rows = [(OURS, self.bits_per_unit, f"  (95%: {low:.3f} to {high:.3f})" if low < high else "")]
         rows += [(name, bits, "") for name, bits in self.baselines.items()]
         for name, bits, more in sorted(rows, key=lambda row: row[1]):
-            ranked = self.ranking.get(OURS if more else name, {})
-            table.add_row(Text(name, style="bold" if more else ""), f"{bits:.3f}{more}",
+            ranked = self.ranking.get(name, {})
+            table.add_row(Text(name, style="bold" if name == OURS else ""), f"{bits:.3f}{more}",
                           *(f"{ranked[measure]:.3f}" if ranked else "" for measure in measures))
         tops = ", ".join(f"{share:.1%} in the top {k}" for k, share in self.top.items())
         return Group(table, Text(

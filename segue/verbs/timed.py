@@ -324,8 +324,8 @@ def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None
     if distributed.world() > 1:
         raise SegueError("a model of times is fitted by one process: start it without torchrun")
     if data.kind.storage != "items" or not {"time", "gap"} & data.channels.keys():
-        raise SegueError(f"these {data.kind.name} have no times to learn: name the column that says when (--read "
-                         "when=...), or fit without --objective timed")
+        raise SegueError(f"no times to learn in this data of kind {data.kind.name}: name the column that says when "
+                         "(--read when=...), or fit without --objective timed")
     if mixer is not None:
         choices["mixer"] = mixer
         check_causal(mixer)
