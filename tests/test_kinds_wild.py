@@ -313,7 +313,13 @@ def test_a_notebook_is_what_was_typed(tmp_path: Path) -> None:
 
 
 def test_one_long_line_is_told_quickly(tmp_path: Path) -> None:
-    path = put(tmp_path / "a.txt", "the of and a to in is you that it " * 40_000)
-    begin = time.process_time()
-    assert read(path).kind.name == "text"
-    assert time.process_time() - begin < 3, "what looks at a table's columns does not grow with their square"
+    seconds = []
+    for words in (40_000, 160_000):
+        path = put(tmp_path / f"{words}.txt", "the of and a to in is you that it " * (words // 10))
+        spent = []
+        for _ in range(2):
+            begin = time.process_time()
+            assert read(path).kind.name == "text"
+            spent.append(time.process_time() - begin)
+        seconds.append(min(spent))
+    assert seconds[1] < 8 * seconds[0] + 0.1, "what looks at a table's columns does not grow with their square"
