@@ -15,10 +15,11 @@ from segue.kinds.codecs import (
     LetterCodec,
     TokenizerCodec,
 )
+from segue.kinds.music import Music
 from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Text(), Code(), DNA(), Protein(), Events(), Cases())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (Text(), Code(), DNA(), Protein(), Events(), Cases(), Music())}
 
 __all__ = [
     "CODECS",
@@ -35,6 +36,7 @@ __all__ = [
     "Kind",
     "KmerCodec",
     "LetterCodec",
+    "Music",
     "Problem",
     "Problems",
     "Protein",

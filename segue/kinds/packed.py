@@ -27,7 +27,6 @@ RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, 
 # What binary files begin with, what they are and how to go on.
 PICKLE = "a pickle, which is never opened: write it as JSON, CSV or .npy"
 FOREIGN = {
-    b"MThd": "a MIDI file: turn it into ABC text, for example with midi2abc",
     b"%PDF": "a PDF: turn it into text, for example with pdftotext",
     **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM"), "a picture"),
     **dict.fromkeys((b"RIFF", b"fLaC", b"ID3", b"OggS"), "sound"),
