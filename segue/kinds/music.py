@@ -53,7 +53,7 @@ class Music(Kind):
     name = "music"
     unit = "event"
     storage = "items"
-    split_by = "name"
+    split_by = "entity"  # a piece as a whole: what it repeats would be known from its other parts
 
     def sniff(self, path: Path, head: bytes) -> float:
         return 0.97 if head.startswith(b"MThd") else 0.0
