@@ -123,12 +123,12 @@ def test_the_contract_on_real_files(shared_data) -> None:
     check_kind(KINDS["cases"], [logs / "sepsis.txt.gz"], mutations=8)
 
 
-SETS = {  # what a folder is taken for; sound and pictures ("") are refused
+SETS = {  # what a folder is taken for; pictures ("") are refused
     "text": "amazon-scientific-text banking77 chembl-chem-xlstm clinc150 code-completion-unixcoder "
             "continual-topics-olora csqa-mmlu-set-prompts dailydialog-valtest dialogsum-dev "
             "drop-successive-prompting e2e-nlg enwiki-xml-sample esol fewrel followrag-sample graphs-tu gsm8k "
             "gutenberg-novels humaneval ifeval japanese-vowels jaspar-core-2024 jfleg jsb-chorales "
-            "librispeech-sample listops-spinn movie-reviews multi30k-en-de names-makemore ner-gum ner-wnut17 "
+            "listops-spinn movie-reviews multi30k-en-de names-makemore ner-gum ner-wnut17 "
             "nottingham-abc omniglot-small1 splice-uci tfbind8 tiny-shakespeare tsplib-small udhr-multilingual "
             "us-addresses-by-year wikitext-2-valtest zinc250k-valtest",
     "code": "code-java-csharp",
@@ -138,7 +138,8 @@ SETS = {  # what a folder is taken for; sound and pictures ("") are refused
               "process-logs-xes tpp-amazon-devtest tpp-mathoverflow tpp-taobao tpp-taxi",
     "cases": "amazon-beauty-s3rec hdfs-log-keys lastfm-listening-rmtpp tpp-ali tpp-book-order",
     "music": "pop909-midi",
-    "": "cifar10-sample fsdd-spoken-digits mnist-t10k",
+    "sound": "fsdd-spoken-digits librispeech-sample",
+    "": "cifar10-sample mnist-t10k",
 }
 LARGE = {"cifar10-sample", "movie-reviews", "omniglot-small1"}  # archives of thousands of files
 
@@ -151,7 +152,7 @@ def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
     if kind:
         assert _choose(files, named, None, Problems())[0].name == kind
     else:
-        with pytest.raises(SegueError, match=r"it is (a picture|sound|IDX)"):
+        with pytest.raises(SegueError, match=r"it is (a picture|IDX)"):
             _choose(files, named, None, Problems())
 
 

@@ -344,7 +344,7 @@ def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
 
 def _write(kind: Kind, name: str, whole: Any, path: str | Path) -> None:
     """One sequence in the kind's own file format, by its name where it has one (texts have none)."""
-    kind.write([Record(whole, name=name) if name and kind.storage != "bytes" else whole], path)
+    kind.write([Record(whole, name=name) if name and kind.several else whole], path)
 
 
 def prime_record(kind: Kind, prime: Any, codec: Codec) -> Record:

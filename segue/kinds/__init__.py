@@ -16,10 +16,12 @@ from segue.kinds.codecs import (
     TokenizerCodec,
 )
 from segue.kinds.music import Music
+from segue.kinds.sound import Sound
 from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Text(), Code(), DNA(), Protein(), Events(), Cases(), Music())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (
+    Text(), Code(), DNA(), Protein(), Events(), Cases(), Music(), Sound())}
 
 __all__ = [
     "CODECS",
@@ -41,6 +43,7 @@ __all__ = [
     "Problems",
     "Protein",
     "Record",
+    "Sound",
     "Text",
     "TokenizerCodec",
 ]

@@ -29,7 +29,6 @@ PICKLE = "a pickle, which is never opened: write it as JSON, CSV or .npy"
 FOREIGN = {
     b"%PDF": "a PDF: turn it into text, for example with pdftotext",
     **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM"), "a picture"),
-    **dict.fromkeys((b"RIFF", b"fLaC", b"ID3", b"OggS"), "sound"),
     **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), PICKLE),
     b"\xd0\xcf\x11\xe0": "an old Office document: save it as CSV or as text",
     b"\x89HDF": "HDF5: write its arrays as .npy, or its tables as CSV or Parquet",
