@@ -124,13 +124,14 @@ def test_the_contract_on_real_files(shared_data) -> None:
 
 
 SETS = {  # what a folder is taken for; pictures ("") are refused
-    "text": "amazon-scientific-text banking77 chembl-chem-xlstm clinc150 code-completion-unixcoder "
+    "text": "amazon-scientific-text banking77 clinc150 code-completion-unixcoder "
             "continual-topics-olora csqa-mmlu-set-prompts dailydialog-valtest dialogsum-dev "
-            "drop-successive-prompting e2e-nlg enwiki-xml-sample esol fewrel followrag-sample graphs-tu gsm8k "
+            "drop-successive-prompting e2e-nlg enwiki-xml-sample fewrel followrag-sample graphs-tu gsm8k "
             "gutenberg-novels humaneval ifeval japanese-vowels jaspar-core-2024 jfleg jsb-chorales "
             "listops-spinn movie-reviews multi30k-en-de names-makemore ner-gum ner-wnut17 "
             "nottingham-abc omniglot-small1 splice-uci tfbind8 tiny-shakespeare tsplib-small udhr-multilingual "
-            "us-addresses-by-year wikitext-2-valtest zinc250k-valtest",
+            "us-addresses-by-year wikitext-2-valtest",
+    "molecule": "chembl-chem-xlstm esol uspto-50k-valtest zinc250k-valtest",
     "code": "code-java-csharp",
     "dna": "ctcf-pu1-peaks ecoli-536 ecoli-k12 gue-dna phage-genomes promoters-cnnprom",
     "protein": "aav-capsid gb1-flip prokka-proteins protein-families protein-secondary-structure-flip",
@@ -159,7 +160,7 @@ def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
 @pytest.mark.parametrize("name, says", [
     ("asap-piano-performances/pieces.csv", "columns: composer, title, file"),
     ("ecg-mitdb-snippet", "columns: data, label"), ("etth1", "columns: date, HUFL"),
-    ("rebase-enzymes", "columns: name, site"), ("uspto-50k-valtest", "columns: id, class, reactants"),
+    ("rebase-enzymes", "columns: name, site"),
     ("qm9-graphs-sample/qm9-valid.jsonl.gz", "fields: targets, graph")])
 def test_tables_that_are_no_sequences_say_what_is_in_them(shared_data, name: str, says: str) -> None:
     folder, _, file = name.partition("/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from segue.kinds.base import Kind, Problem, Problems, Record
 from segue.kinds.biology import DNA, Protein
+from segue.kinds.chemistry import Molecule
 from segue.kinds.codecs import (
     CODECS,
     BPECodec,
@@ -13,6 +14,7 @@ from segue.kinds.codecs import (
     ItemCodec,
     KmerCodec,
     LetterCodec,
+    SmilesCodec,
     TokenizerCodec,
 )
 from segue.kinds.music import Music
@@ -21,7 +23,7 @@ from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Text(), Code(), DNA(), Protein(), Events(), Cases(), Music(), Sound())}
+    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound())}
 
 __all__ = [
     "CODECS",
@@ -38,11 +40,13 @@ __all__ = [
     "Kind",
     "KmerCodec",
     "LetterCodec",
+    "Molecule",
     "Music",
     "Problem",
     "Problems",
     "Protein",
     "Record",
+    "SmilesCodec",
     "Sound",
     "Text",
     "TokenizerCodec",

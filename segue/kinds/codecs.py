@@ -28,6 +28,9 @@ BASES = "ACGT"
 NUCLEOTIDES = "ACGTNRYSWKMBDHVU-"
 RESIDUES = "ACDEFGHIKLMNPQRSTVWYUOBZJX*-"
 
+PRINTABLE = "".join(map(chr, range(33, 127)))
+SMILES_SIGN = re.compile(r"\[[^\[\]\s]{1,80}\]|Br|Cl|%\d\d|.")
+
 END = "<end>"
 UNKNOWN = "<unknown>"
 
@@ -446,6 +449,49 @@ class KmerCodec(Codec):
         return {"k": self.k, "letters": self.single.letters}
 
 
+class SmilesCodec(Codec):
+    """A token a sign of SMILES, as usual since Schwaller et al. 2018 (arXiv 1711.04810): the printable ASCII
+    characters, then the `signs` of several, such as Cl, [nH] and %10; last the end. A sign that has no token is spelled
+    in characters, so that every text of printable ASCII without blanks comes back."""
+
+    name = "smiles"
+    elementwise = False
+
+    def __init__(self, signs: Sequence[str]) -> None:
+        self.signs = list(signs)
+        self.spellings = [*PRINTABLE, *self.signs]
+        self.ids = {sign: id for id, sign in enumerate(self.spellings)}
+        if len(self.ids) != len(self.spellings) or any(not SMILES_SIGN.fullmatch(sign) for sign in self.signs):
+            raise SegueError("the signs of a SMILES codec are different ones, of several characters each")
+        self.bos = self.eos = len(self.spellings)
+        self.size = len(self.spellings) + 1
+
+    def encode(self, obj: str) -> np.ndarray:
+        ids: list[int] = []
+        for sign in SMILES_SIGN.findall(obj):
+            known = self.ids.get(sign)
+            try:
+                ids += [self.ids[letter] for letter in sign] if known is None else [known]
+            except KeyError as error:
+                raise SegueError(f"{obj[:60]!r}: {error.args[0]!r} is no printable ASCII character") from error
+        if sum(map(len, (self.spellings[id] for id in ids))) != len(obj):
+            raise SegueError(f"{obj[:60]!r} has a line end in it, which SMILES has not")
+        return np.array(ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        array = self.checked(ids)
+        return "".join(self.spellings[id] for id in array[array != self.eos].tolist())
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else self.spellings[id]
+
+    def weights(self) -> np.ndarray:
+        return np.array([*map(len, self.spellings), 0], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"signs": self.signs}
+
+
 class ItemCodec(Codec):
     """One token an item (str or int), most frequent first; then the unknown item; then the end.
 
@@ -616,4 +662,4 @@ class IdCodec(Codec):
 
 
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (
-    ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, ItemCodec, IdCodec)}
+    ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, SmilesCodec, ItemCodec, IdCodec)}

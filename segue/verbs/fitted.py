@@ -22,6 +22,7 @@ from segue.models import Decodable, Stack, StackConfig
 from segue.models.cloze import ClozeModel
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.objectives import ANY_ORDER
+from segue.progress import Shown
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import (
     OURS,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 FORMAT = "segue model 1"
 
 
-class Report:
+class Report(Shown):
     """What a fit did: plain values (`to_dict`), shown as a few lines."""
 
     def __init__(self, values: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
 from segue.models import Stack
 from segue.objectives import ANY_ORDER, BOTH_WAYS, Objective, objective_named
+from segue.progress import Shown
 from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
 from segue.training.evaluate import bound, score
@@ -43,7 +44,7 @@ RATE = 0.3  # of the rates that the first fit used: what is known already must n
 
 
 @dataclass
-class Update:
+class Update(Shown):
     """What an update did. matrix: bits per unit on each experience's held-out pieces, before and after. notes: what
     else there is to say, such as the share of items that the model has no token for."""
 
