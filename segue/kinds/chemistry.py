@@ -20,7 +20,7 @@ BLOCK = re.compile(rb"^ *\d+ +\d+ .*V[23]000\s*$", re.MULTILINE)  # the line of 
 COLUMNS = {"smiles", "canonical_smiles", "smile", "isomeric_smiles", "canonicalsmiles", "rdkit_smiles", "mol",
            "molecule", "structure", "reactants>reagents>production", "reaction_smiles", "rxn_smiles"}
 NAMES = {"id", "name", "compound id", "compound_id", "molecule_name", "chembl_id", "zinc_id", "cid", "title", "mol_id"}
-TELLING = re.compile(r"[=#()\[\]]|[cnos]\d")  # what words of other alphabets do not hold
+TELLING = re.compile(r"[A-Za-z].*([=#()\[\]]|[cnos]\d)|[=#()\[\]].*[A-Za-z]")  # atoms, and what other words do not hold
 MANY = 1000  # signs of several letters that have a token, at most
 
 
