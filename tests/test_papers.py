@@ -26,7 +26,7 @@ def test_the_table_is_whole() -> None:
     with pytest.raises(SegueError, match="did you mean lookahead"):
         claim("lookahed")
     with pytest.raises(SegueError, match="planned"):
-        claim("drakes")
+        claim("tokenring")
 
 
 @pytest.mark.parametrize("slug", CLAIMS)
