@@ -7,13 +7,16 @@ import itertools
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from segue.analysis.metrics import rank_correlation
 from segue.design import (
     STEERED,
     Bidirectional,
@@ -251,10 +254,10 @@ def test_particles_come_to_the_tilted_law(name: str) -> None:
     model = stack(loud=2.0).float()
     law, generator = law_of(model), torch.Generator().manual_seed(0)
     target = tilted(law, SCORES, 0.2)
-    x, passes = STEERED[name](Denoiser(model, PROCESS), *start(16_000), PROCESS, Smooth(), 0.2, steps=24,
+    x, passes = STEERED[name](Denoiser(model, PROCESS), *start(8000), PROCESS, Smooth(), 0.2, steps=16,
                               generator=generator)
     found = torch.bincount(numbers(x, V), minlength=V**L) / len(x)
-    assert passes == 25
+    assert passes == 17
     assert float((law - target).abs().sum()) / 2 > 0.25 and float((found - target).abs().sum()) / 2 < 0.05
 
 
@@ -306,19 +309,27 @@ def test_the_kernel_form_is_the_primal_one(n: int, width: int, seed: int, streng
     torch.testing.assert_close(ridge(features, targets, strength), primal, atol=tolerance, rtol=1e-6)
 
 
-@pytest.mark.parametrize("intercept", (False, True))
-def test_the_head_is_scikit_learns_ridge(intercept: bool) -> None:
+def test_the_head_is_scikit_learns_ridge() -> None:
     linear = pytest.importorskip("sklearn.linear_model")
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(40, 5, generator=generator, dtype=torch.float64)
     targets = features @ torch.arange(5.0).double() + torch.randn(40, generator=generator, dtype=torch.float64) + 3
-    head = RidgeHead.fit(features, targets, 1e-2, intercept)
-    columns = F.pad(features, (0, 1), value=1.0) if intercept else features
-    theirs = linear.Ridge(alpha=1e-2 * float(columns.square().sum()) / 40, fit_intercept=False)
+    head = RidgeHead.fit(features, targets, 1e-2)
+    theirs = linear.Ridge(alpha=1e-2 * float(features.square().sum()) / 40, fit_intercept=False)
     standard = (targets - targets.mean()) / targets.std(correction=0)
-    theirs.fit(columns.numpy(), standard.numpy())
-    torch.testing.assert_close(head.standard(features), torch.from_numpy(theirs.predict(columns.numpy())))
+    theirs.fit(features.numpy(), standard.numpy())
+    torch.testing.assert_close(head.standard(features), torch.from_numpy(theirs.predict(features.numpy())))
     torch.testing.assert_close(head(features), head.standard(features) * targets.std(correction=0) + targets.mean())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=20))
+def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
+    x, y = np.array(pairs).T
+    if np.ptp(x) and np.ptp(y):
+        assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+    else:
+        assert math.isnan(rank_correlation(x, y))
 
 
 def test_bagged_heads_are_several() -> None:
@@ -350,10 +361,10 @@ def test_a_network_learns_to_score(network: str) -> None:
         Classifier(stack(network, V, two=False).float(), LinearHead(16, 1), pool="mean")
     scores = SCORES.float()
     batch = scored(EVERY, scores)
-    learn(model, lambda step: batch, 150, rate=0.02, objective=Regression())
+    learn(model, lambda step: batch, 60, rate=0.03, objective=Regression())
     oracle = NetworkOracle(model)
     found = oracle(F.one_hot(EVERY, V).float())
-    assert float((found - scores).square().mean()) < 0.3 * float(scores.var())
+    assert float((found - scores).square().mean()) < 0.5 * float(scores.var())
     table = TableOracle(scores, V)(F.one_hot(EVERY, V).float())
     assert torch.equal(table, scores)
 

@@ -40,13 +40,13 @@ class SoftDesign:
         at = start[..., None]
         self.logits = logits.scatter(-1, best, logits.gather(-1, at)).scatter(-1, at, top)
 
-    def ids(self, logits: Tensor | None = None) -> Tensor:
-        """(B, L) what is designed. logits: other ones than the design's own."""
-        logits = self.logits.detach() if logits is None else logits.detach()
+    def ids(self, logits: Tensor | None = None, most: int | None = None) -> Tensor:
+        """(B, L) what is designed. logits, most: other ones than the design's own."""
+        logits, most = self.logits.detach() if logits is None else logits.detach(), most or self.most
         gain = (logits.amax(-1) - logits.gather(-1, self.start[..., None])[..., 0]).masked_fill(~self.free, -1.0)
         changes = self.free
-        if self.most is not None:
-            changes = changes & (gain.argsort(-1, descending=True).argsort(-1) < self.most)
+        if most is not None:
+            changes = changes & (gain.argsort(-1, descending=True).argsort(-1) < most)
         return torch.where(changes, logits.argmax(-1), self.start)
 
     def rows(self, logits: Tensor | None = None) -> Tensor:

@@ -106,49 +106,44 @@ def ridge(features: Tensor, targets: Tensor, strength: float = STRENGTH) -> Tens
 class RidgeHead:
     """A linear head on features, solved at once: (B, D) -> (B,) scores in the targets' own units, float64.
 
-    weights: (D,), and one more behind them for a feature that is always 1 where there is an intercept. mean, scale: of
-    the targets, which it was fitted to after standardising.
+    weights: (D,). mean, scale: of the targets, which it was fitted to after standardising.
     """
 
     weights: Tensor
     mean: float = 0.0
     scale: float = 1.0
-    intercept: bool = False
 
     @staticmethod
-    def fit(features: Tensor, targets: Tensor, strength: float = STRENGTH, intercept: bool = False) -> RidgeHead:
+    def fit(features: Tensor, targets: Tensor, strength: float = STRENGTH) -> RidgeHead:
         """features: (n, D); targets: (n,). See `ridge`."""
-        if len(features) != len(targets) or len(targets) < 2:
-            raise SegueError(f"{len(features)} rows of features and {len(targets)} scores: give as many of both, at "
-                             "least 2")
-        targets = targets.double()
-        mean, scale = float(targets.mean()), float(targets.std(correction=0)) or 1.0
-        return RidgeHead(ridge(with_one(features.double(), intercept), (targets - mean) / scale, strength), mean, scale,
-                         intercept)
+        standard, mean, scale = standardised(features, targets)
+        return RidgeHead(ridge(features.double(), standard, strength), mean, scale)
 
     @staticmethod
-    def bagged(features: Tensor, targets: Tensor, count: int = 5, strength: float = STRENGTH, intercept: bool = False,
+    def bagged(features: Tensor, targets: Tensor, count: int = 5, strength: float = STRENGTH,
                generator: torch.Generator | None = None) -> RidgeHead:
         """The mean of `count` heads, each fitted to as many examples drawn with replacement."""
-        targets = targets.double()
-        mean, scale = float(targets.mean()), float(targets.std(correction=0)) or 1.0
-        features, targets, weights = with_one(features.double(), intercept), (targets - mean) / scale, []
-        for _ in range(count):
-            drawn = torch.randint(len(targets), (len(targets),), generator=generator)
-            weights.append(ridge(features[drawn], targets[drawn], strength))
-        return RidgeHead(torch.stack(weights).mean(0), mean, scale, intercept)
+        standard, mean, scale = standardised(features, targets)
+        drawn = torch.randint(len(standard), (count, len(standard)), generator=generator)
+        each = [ridge(features[rows].double(), standard[rows], strength) for rows in drawn]
+        return RidgeHead(torch.stack(each).mean(0), mean, scale)
 
     def standard(self, features: Tensor) -> Tensor:
         """(B,) scores in standard deviations of the targets from their mean."""
-        return with_one(features.double(), self.intercept) @ self.weights
+        return features.double() @ self.weights
 
     def __call__(self, features: Tensor) -> Tensor:
         return self.standard(features) * self.scale + self.mean
 
 
-def with_one(features: Tensor, intercept: bool) -> Tensor:
-    """Features (..., D), with one more that is 1 where there is to be an intercept."""
-    return F.pad(features, (0, 1), value=1.0) if intercept else features
+def standardised(features: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
+    """Targets in standard deviations from their mean, and both."""
+    if len(features) != len(targets) or len(targets) < 2:
+        raise SegueError(f"{len(features)} rows of features and {len(targets)} scores: give as many of both, at least "
+                         "2")
+    targets = targets.double()
+    mean, scale = float(targets.mean()), float(targets.std(correction=0)) or 1.0
+    return (targets - mean) / scale, mean, scale
 
 
 @dataclass(frozen=True)
