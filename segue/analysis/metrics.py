@@ -51,11 +51,10 @@ def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "expected",
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman's correlation of two lists of numbers (N,): that of their ranks, equal ones sharing the mean of theirs;
     nan where one of them is constant."""
-    placed = []
+    placed: list[np.ndarray] = []
     for values in (x, y):
         _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
-        mean = np.asarray(np.cumsum(counts) - (counts - 1) / 2)
-        placed.append(mean[inverse])
+        placed.append(np.take(np.cumsum(counts) - (counts - 1) / 2, inverse))
     if any(np.ptp(place) == 0 for place in placed):
         return math.nan
     return float(np.corrcoef(placed)[0, 1])

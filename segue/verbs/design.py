@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # designs on the screen
 SCORES = ("score", "fitness", "target", "value", "activity", "affinity", "expression", "label", "y")
 LOOK = 100  # rows by which a column is told
-MOST = 20_000  # measured sequences that are read
+MOST = 1_000_000  # letters of measured sequences that are read
 FAIR = 0.3  # a rank correlation below which predictions are hardly better than guesses
 COLUMNS_OUT = ("rank", "sequence", "predicted_score", "climbed_score", "start", "start_score", "changes")
 
@@ -124,9 +124,9 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
     notes: list[str] = []
     pairs = read_scores(fitted, Path(scores), sequence, score, notes) if isinstance(scores, str | Path) else \
         [(kind.normalise(each), float(value)) for each, value in scores]
-    if len(pairs) > MOST:
-        chosen = torch.randperm(len(pairs), generator=generator_of(seed, 9))[:MOST].tolist()
-        notes.append(f"{MOST:,} of the {len(pairs):,} measured sequences, by chance, are used")
+    if (count := MOST * len(pairs) // max(1, sum(len(each) for each, _ in pairs))) < len(pairs):
+        chosen = torch.randperm(len(pairs), generator=generator_of(seed, 9))[:count].tolist()
+        notes.append(f"{count:,} of the {len(pairs):,} measured sequences, by chance, are used")
         pairs = [pairs[i] for i in chosen]
     sign = -1.0 if lower else 1.0
     measured = Measured.of([codec.encode(each).tolist() for each, _ in pairs], [sign * v for _, v in pairs])
