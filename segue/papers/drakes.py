@@ -116,7 +116,7 @@ def cell(data: tuple[Path | None, Path | None], length: int, arm: str, seed: int
     strength, rollout = ARMS[arm]
     gaps = torch.zeros(rows, length, dtype=torch.long)
     objective = RewardFineTuning(oracle, copy.deepcopy(model), strength, rollout)
-    learn(model, lambda step: Batch(gaps, gaps), steps, rate=1e-3, seed=seed, objective=objective)
+    learn(model, lambda step: Batch(gaps, gaps), steps, rate=1e-3, seed=seed, objective=objective, cooldown=0.0)
     return {arm: describe(law_of(model))}
 
 
