@@ -209,7 +209,7 @@ CLAIM = Claim(
     statement="A discrete diffusion model that is fine-tuned through soft samples, held by the divergence of its "
               "paths, writes sequences of higher reward that are still many and natural; without the divergence it "
               "ends in one; and steering the pretrained model by particles does not reach it.",
-    rule="means over the seeds. Confirmed if the true score of what the fine-tuned model writes is at least 0.15 "
+    rule="means over three seeds. Confirmed if the true score of what the fine-tuned model writes is at least 0.15 "
          "above the pretrained model's, its entropy at least 8.5 nats, its total variation to the exact tilted law at "
          "least 0.2 less, and if without the divergence the entropy ends below 1 nat. Refuted if SMC with 256 "
          "particles on the pretrained model reaches the same true score with at least 8.5 nats (fine-tuning then only "
