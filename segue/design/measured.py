@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from segue.analysis.metrics import rank_correlation
 from segue.decoding.diffusion import ancestral
 from segue.design.offline import Bidirectional, OfflineDesign, SoftDesign
-from segue.design.oracles import Encoder, Oracle, RidgeHead
+from segue.design.oracles import Encoder, Oracle, RidgeHead, RidgeOracle
 from segue.design.rewards import GumbelRollout, RewardFineTuning
 from segue.design.steering import STEERED
 from segue.errors import SegueError
@@ -162,8 +162,8 @@ class Predictor:
         return Predictor(features, some, half, train, judge, strength, kind, best[0], error)
 
     def oracle(self, head: RidgeHead, lengths: Tensor) -> Oracle:
-        """A head on soft rows of these lengths, in deviations of the scores."""
-        return lambda rows: head.standard(self.features(rows, lengths))
+        """A head on soft rows of these lengths."""
+        return RidgeOracle(partial(self.features, lengths=lengths), head)
 
 
 @dataclass(frozen=True)

@@ -148,10 +148,10 @@ def standardised(features: Tensor, targets: Tensor) -> tuple[Tensor, float, floa
 
 @dataclass(frozen=True)
 class RidgeOracle:
-    """A ridge on what `features` make of soft rows."""
+    """A ridge on what `features` make of soft rows, in standard deviations of the scores that it was fitted to."""
 
     features: Callable[[Tensor], Tensor]
     head: RidgeHead = field(repr=False)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        return self.head(self.features(rows))
+        return self.head.standard(self.features(rows))

@@ -16,7 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.design import STEERED, GumbelRollout, NetworkOracle, RewardFineTuning, numbers
+from segue.design import (
+    STEERED,
+    GumbelRollout,
+    NetworkOracle,
+    Oracle,
+    OraclePair,
+    RewardFineTuning,
+    TableOracle,
+    numbers,
+)
 from segue.kinds.biology import DNA
 from segue.kinds.codecs import BASES, LetterCodec
 from segue.models.diffusion import AbsorbingProcess, Denoiser
@@ -72,9 +81,9 @@ def pretrained(folder: Path | None, length: int, seed: int, width: int, steps: i
     return model
 
 
-def proxy(table: Tensor, length: int, seed: int, width: int, steps: int, rows: int) -> tuple[NetworkOracle, float]:
-    """A network that learns half of the table, a word and its other strand in one half, and how much of the other
-    half's variance it explains."""
+def oracles(table: Tensor, length: int, seed: int, width: int, steps: int, rows: int) -> tuple[OraclePair, float]:
+    """To climb, a network that learns half of the table, a word and its other strand in one half; to judge, the table;
+    and how much of the other half's variance the network explains."""
     words = every(length)
     strand = torch.minimum(numbers(words, LETTERS), numbers(LETTERS - 1 - words.flip(1), LETTERS))
     seen = torch.rand(len(words), generator=generator_of(seed, 1))[strand] < 0.5
@@ -87,14 +96,14 @@ def proxy(table: Tensor, length: int, seed: int, width: int, steps: int, rows: i
         return scored(words[chosen], table[chosen])
 
     learn(network, draw, steps, rate=2e-3, seed=seed, objective=Regression(), cooldown=0.5)
-    oracle = NetworkOracle(network)
-    error = (oracle(F.one_hot(words[unknown], LETTERS).float()).double() - table[unknown]).square().mean()
-    return oracle, 1 - float(error / table[unknown].var())
+    pair, unseen = OraclePair(NetworkOracle(network), TableOracle(table, LETTERS)), F.one_hot(words[unknown], LETTERS)
+    error = (pair.train(unseen.float()) - pair.judge(unseen)).square().mean()
+    return pair, 1 - float(error / table[unknown].var())
 
 
-def described(law: Tensor, table: Tensor, guess: Tensor, target: Tensor) -> dict[str, float]:
+def described(law: Tensor, true: Tensor, guess: Tensor, target: Tensor) -> dict[str, float]:
     """A law (4^L,) of words: mean true score and proxy's score, entropy in nats, total variation to the target."""
-    return {"true score": float(law @ table), "proxy": float(law @ guess),
+    return {"true score": float(law @ true), "proxy": float(law @ guess),
             "entropy": float(torch.special.entr(law).sum()), "distance": float((law - target).abs().sum()) / 2}
 
 
@@ -104,18 +113,17 @@ def cell(data: tuple[Path | None, Path | None], length: int, arm: str, seed: int
     what its law tilts to, and what particles on it come to."""
     table = landscape(data[1], FACTOR, length)
     model = pretrained(data[0], length, seed, width, teach, rows)
-    oracle, explained = proxy(table, length, seed, width, teach, rows)
-    with torch.no_grad():
-        guess = oracle(F.one_hot(every(length), LETTERS).float()).double()
-    law = law_of(model)
+    pair, explained = oracles(table, length, seed, width, teach, rows)
+    words, law = F.one_hot(every(length), LETTERS).float(), law_of(model)
+    guess = pair.train(words).double()
     target = (law.log() + guess / STRENGTH).softmax(0)
-    describe = partial(described, table=table, guess=guess, target=target)
+    describe = partial(described, true=pair.judge(words), guess=guess, target=target)
     if arm == BEFORE:
-        return {BEFORE: describe(law), TARGET: describe(target), SMC: describe(particles(model, oracle, runs, seed)),
-                "explained": explained, "drawn": runs * PARTICLES}
+        drawn = particles(model, pair.train, runs, seed)
+        return {BEFORE: describe(law), TARGET: describe(target), SMC: describe(drawn), "explained": explained}
     strength, rollout = ARMS[arm]
     gaps = torch.zeros(rows, length, dtype=torch.long)
-    objective = RewardFineTuning(oracle, copy.deepcopy(model), strength, rollout)
+    objective = RewardFineTuning(pair.train, copy.deepcopy(model), strength, rollout)
     learn(model, lambda step: Batch(gaps, gaps), steps, rate=1e-3, seed=seed, objective=objective, cooldown=0.0)
     return {arm: describe(law_of(model))}
 
@@ -124,7 +132,7 @@ def law_of(model: Flat) -> Tensor:
     return exact_law(Denoiser(model, PROCESS), LETTERS, model.length, LETTERS).flatten()
 
 
-def particles(model: Flat, oracle: NetworkOracle, runs: int, seed: int) -> Tensor:
+def particles(model: Flat, oracle: Oracle, runs: int, seed: int) -> Tensor:
     """(4^L,) how often each word came out of many runs of so many particles."""
     total = torch.zeros(LETTERS**model.length, dtype=torch.float64)
     generator = generator_of(seed, 3)
