@@ -301,6 +301,45 @@ def look(model: Model,
     show(str(draw(segue.load(model), text if text is not None else file, out=out)))
 
 
+@command("design", "segue design model --scores measured.csv -n 96 --out designs.csv")
+def design(model: Model,
+           scores: Annotated[Path, typer.Option(metavar="FILE", show_default=False, help="A table of measured "
+                                                "sequences and their scores (CSV, TSV, Parquet, JSON Lines).")],
+           n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many to propose.")] = None,
+           by: Annotated[str | None, typer.Option(metavar="NAME", help="bidirectional (default, any model); or with a "
+                                                  "model of objective diffusion: fine-tune, guidance, smc or tds.")]
+           = None,
+           sequence: Annotated[str | None, typer.Option(metavar="COLUMN", help="Where the sequences are; found if not "
+                                                        "said.")] = None,
+           score: Annotated[str | None, typer.Option(metavar="COLUMN", help="Where the scores are; found if not "
+                                                     "said.")] = None,
+           lower: Annotated[bool, typer.Option("--lower", help="Lower scores are better.")] = False,
+           positions: Annotated[str | None, typer.Option(metavar="P", help="The places that may change, as 39-41,54; "
+                                                         "if not said, those at which the table's sequences "
+                                                         "differ.")] = None,
+           changes: Annotated[int | None, typer.Option(metavar="N", help="How many places may differ from the measured "
+                                                       "sequence that a design begins at.")] = None,
+           steps: Steps = None, seed: Seed = None,
+           as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
+           out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of them as a CSV.")] = None,
+           ) -> None:
+    """Propose new DNA or protein sequences that are predicted to score high, from a table of measured ones."""
+    one_dial(None, steps)
+    choices = given(n=n, by=by, sequence=sequence, score=score, lower=lower or None, positions=positions,
+                    changes=changes, steps=steps, seed=seed)
+    try:
+        found = segue.load(model).design(scores, **choices)
+    except SegueError as error:
+        raise SegueError(re.sub(r"\b(sequence|score)=", r"--\1 ", str(error))) from error
+    if out is not None:
+        found.save(out)
+        print(f"{len(found.rows)} designs written to {out}", file=sys.stderr)
+    if as_json:
+        show_json(found.to_dict())
+    else:
+        show(found)
+
+
 @command("papers", "segue papers --json")
 def papers(as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False) -> None:
     """Every paper the library knows: slug, title, status, parts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,18 @@ def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "expected",
     better = (scores > given[:, None]).sum(1)
     equal = (scores == given[:, None]).sum(1) - 1
     return 1 + better + equal * {"expected": 0.5, "optimistic": 0, "pessimistic": 1}[ties]
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's correlation of two lists of numbers (N,): that of their ranks, equal ones sharing the mean of theirs;
+    nan where one of them is constant."""
+    placed: list[np.ndarray] = []
+    for values in (x, y):
+        _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+        placed.append(np.take(np.cumsum(counts) - (counts - 1) / 2, inverse))
+    if any(np.ptp(place) == 0 for place in placed):
+        return math.nan
+    return float(np.corrcoef(placed)[0, 1])
 
 
 def top_k(scores: np.ndarray, targets: np.ndarray, k: int = 1, ties: str = "expected",

@@ -41,7 +41,8 @@ PAPERS: dict[str, Paper] = {
          "analysis.ranking", "data.split (last)")),
     "bib": Paper(
         "Bidirectional Learning for Offline Model-based Biological Sequence Design (BIB)",
-        "2023, arXiv 2301.02931"),
+        "2023, arXiv 2301.02931", "bib",
+        ("design.offline", "design.oracles", "design.reports", "objectives.regression")),
     "bio-xlstm": Paper(
         "Bio-xLSTM: Generative modeling, representation and in-context learning of biological and chemical sequences",
         "2024, arXiv 2411.04165", "bio_xlstm", ("mixers.xlstm", "models.equivariant")),
@@ -88,7 +89,8 @@ PAPERS: dict[str, Paper] = {
         "2016, arXiv 1610.02424", "diverse_beam_search", ("decoding.search.diverse", "analysis.texts")),
     "drakes": Paper(
         "Fine-Tuning Discrete Diffusion Models via Reward Optimization (DRAKES)",
-        "2024, arXiv 2410.13643"),
+        "2024, arXiv 2410.13643", "drakes",
+        ("design.rewards", "design.steering", "design.oracles", "objectives.diffusion.exact_law")),
     "faster-lighter": Paper(
         "A Practical Survey on Faster and Lighter Transformers", "2021, arXiv 2103.14636", "faster_lighter",
         ("mixers.rules.Sparse", "mixers.attention (span)", "mixers.linformer", "mixers.reformer",

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from segue.decoding.rules import Rules
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
+    from segue.verbs.design import Designs
     from segue.verbs.speed_up import SpeedUp
     from segue.verbs.update import Update
 
@@ -180,6 +181,12 @@ class Fitted:
         from segue.verbs.speed_up import speed_up
 
         return speed_up(self, as_data(data, self.kind.name), minutes, **options)
+
+    def design(self, scores: Any, n: int = 100, **options: Any) -> Designs:
+        """Propose n new sequences from a table of measured ones; see `segue.verbs.design`."""
+        from segue.verbs.design import design
+
+        return design(self, scores, n, **options)
 
     def evaluate(self, data: Any, weights: str = "float32") -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
