@@ -109,7 +109,7 @@ class Replay(Rehearsal):
     In a stream they are added to the new rows, of which each comes but once; in an update they take the place of new
     ones, so that a step costs what it did without.
 
-    share: of the rows, between 0 and 1. retrieve: which old rows, a name in RETRIEVALS or such a function. capacity,
+    share: of the rows, between 0 and 1, on average over the steps. retrieve: which old rows, a name in RETRIEVALS or such a function. capacity,
     update, seed: see `Rehearsal`.
     """
 
@@ -128,18 +128,14 @@ class Replay(Rehearsal):
     def before_step(self, run: Run, batch: Batch) -> Batch:
         new = super().before_step(run, batch)
         rows = len(batch.targets)
-        if run.past is None:
-            old = max(1, round(rows * self.share / (1 - self.share)))
-        elif rows > 1:
-            old = min(rows - 1, max(1, round(self.share * rows)))
-        else:  # one row a step: take turns
-            old = int(np.random.default_rng((run.plan.seed, run.step)).random() < self.share)
+        wanted = rows * self.share / (1 - self.share if run.past is None else 1)
+        old = int(wanted + np.random.default_rng((run.plan.seed, run.step)).random())
         if not old or not len(self.buffer):
             return batch
         if run.past is not None:
             new = batch.rows(torch.arange(max(1, rows - old)))
         memory = self.buffer.rows(self.retrieve(run, new, self.buffer, old))
-        if run.past is not None and rows == 1:
+        if run.past is not None and old >= rows:
             return memory
         known = {name: values for name, values in new.channels.items() if name in memory.channels}
         return Batch.join([replace(new, channels=known), memory])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from segue.continual.buffer import labels_of
+from segue.continual.gradients import row_nats
 from segue.continual.metrics import ScoreMatrix
 from segue.errors import SegueError
 from segue.objectives import Batch, Objective
@@ -22,13 +24,15 @@ from segue.training.strategy import Strategy
 class Experience:
     """What is learned at one time, and what it is measured on: all of it, as two batches of rows of one length.
 
-    classes: those that its rows may have (empty where rows have none).
+    classes: those that its rows may have (empty where rows have none). check: rows of the same sort by which learning
+    stops early, where that is wanted (see `learn_stream`).
     """
 
     name: str
     train: Batch
     test: Batch
     classes: tuple[int, ...] = ()
+    check: Batch | None = None
 
 
 def class_incremental(train: Batch, test: Batch, groups: Sequence[Sequence[int]],
@@ -82,6 +86,11 @@ def task_accuracy(model: nn.Module, experience: Experience, seen: Sequence[int])
     return accuracy_over(model, experience.test, experience.classes)
 
 
+def element_nats(model: nn.Module, batch: Batch) -> float:
+    """Nats per asked-for element."""
+    return float(row_nats(model, batch).sum()) / batch.count
+
+
 def in_order(rows: Batch, size: int, seed: int = 0) -> Callable[[int], Batch]:
     """A pure function of the step: the rows in their order, `size` a step, the first pass as they lie and every later
     one shuffled. The last step of a pass may have fewer."""
@@ -102,6 +111,10 @@ def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strat
                  higher_is_better: bool = True, **choices: Any) -> ScoreMatrix:
     """Learn the experiences one after the other, one `Run` each; the same strategy lives through all of them.
 
+    An experience with `check` rows is over when these have got no better for `patience` (a choice; 0: never) of the
+    `measure`-many looks at them, and ends with its best weights: by its own rows alone, so that plain learning stops
+    where it has forgotten most (arXiv 2305.04106).
+
     rows: of a step, in the order of the experience. epochs: passes over each; 1 is an online stream. rate, choices: as
     of `segue.training.learn`. measure: (model, experience, classes seen so far) -> the score on its test rows, named
     `named`. The matrix has a row before all learning and one after each experience.
@@ -111,8 +124,9 @@ def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strat
     for index, experience in enumerate(stream):
         steps = epochs * -(-len(experience.train.targets) // rows)
         batches = in_order(experience.train, rows, seed)
+        held_out = None if experience.check is None else partial(element_nats, batch=experience.check)
         learn(model, batches, steps, rate=rate, seed=seed + 1000 * index, objective=objective, strategy=strategy,
-              **choices)
+              held_out=held_out, **choices)
         classes += [c for c in experience.classes if c not in classes]
         scores.append([measure(model, each, classes) for each in stream])
     names = [each.name for each in stream]
