@@ -18,6 +18,16 @@ def call_sites(text: str, calls: bool = False) -> list[tuple[int, int]]:
     return [found.span(1) for found in DOTTED.finditer(text) if found[2] or not calls]
 
 
+def numbered(text: str, width: int, calls: bool = False) -> Tensor:
+    """(len(text) // width, width) long: the text in rows, for each character the number of the call site it belongs to,
+    with the one behind the name, or -1. Sites across the end of a row are left out."""
+    sites = torch.full((len(text) // width * width,), -1)
+    for number, (begin, end) in enumerate(call_sites(text, calls)):
+        if begin // width == end // width and end < len(sites):
+            sites[begin : end + 1] = number
+    return sites.view(-1, width)
+
+
 def sites_right(logits: Tensor, targets: Tensor, sites: Tensor) -> tuple[int, int]:
     """How many call sites a model writes by itself, and how many there are.
 

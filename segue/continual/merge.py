@@ -13,9 +13,9 @@ from segue.training.strategy import Strategy
 
 
 class Merge(Strategy):
-    """Learns as always, and ends at theta* + scale (theta - theta*), where theta* are the weights before the experience:
-    WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903) for a scale between 0 and 1, a scaled task vector (Ilharco et al.
-    2023, arXiv 2212.04089) for any.
+    """Learns as always, and ends at theta* + scale (theta - theta*), where theta* are the weights of before: WiSE-FT
+    (Wortsman et al. 2022, arXiv 2109.01903) for a scale between 0 and 1, a scaled task vector (Ilharco et al. 2023,
+    arXiv 2212.04089) for any.
 
     scale: 1 keeps all that was learned, 0 nothing.
     """

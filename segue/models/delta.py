@@ -18,8 +18,8 @@ class Delta:
     are nearly the same differ in digits that bfloat16 does not have.
 
     `Delta.between(fine_tuned, base)` is what was learned; `d * 0.5`, `d + e` and `-d` are deltas; `d.apply(model)`
-    moves a model by it. An instruction residual (arXiv 2410.10739) is `Delta.between(instruct, base).apply(learned_on)`;
-    WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903) is `(d * 0.5).apply(base)`.
+    moves a model by one. `(d * 0.5).apply(base)` is WiSE-FT (Wortsman et al. 2022, arXiv 2109.01903), and
+    `Delta.between(instruct, base).apply(learned_on)` adds an instruction residual (arXiv 2410.10739).
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:

@@ -61,7 +61,9 @@ PAPERS: dict[str, Paper] = {
     "code-ood-cl": Paper(
         "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models "
         "of Code",
-        "2023, arXiv 2305.04106"),
+        "2023, arXiv 2305.04106", "code_ood_cl",
+        ("continual.rwalk", "continual.stream (domain_incremental, cumulative)", "continual.metrics",
+         "analysis.calls")),
     "continual-few-shot": Paper(
         "Expanding continual few-shot learning benchmarks to include recognition of specific instances",
         "2022, arXiv 2209.07863"),

@@ -129,10 +129,10 @@ SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
     "infinite": lambda since, left, fall: cosine(since / fall),
 }
 """(steps since the warm-up, steps left with this one, steps in which the rates fall) -> what is left of the rates above
-their floor. "linear": level, then down to the last step. "cosine": the same by half a cosine; with a floor of 0.1 it is
-what continual pre-training re-warms and re-decays by (Ibrahim et al. 2024, arXiv 2403.08763). "infinite": down by half a
-cosine at once, then level at the floor (the same paper): later runs go on there, by "linear" at that rate with warmup 0
-and cooldown 0, and only a run before a release has a cooldown again."""
+their floor. "linear": level, then down to the last step. "cosine": the same by half a cosine; with a floor of 0.1 that
+is how continual pre-training re-warms and re-decays (Ibrahim et al. 2024, arXiv 2403.08763). "infinite" (there too):
+down by half a cosine at once, then level at the floor; later runs go on there, by "linear" at that rate with warmup 0
+and cooldown 0, and only the run before a release has a cooldown again."""
 
 
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
