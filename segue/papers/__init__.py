@@ -50,7 +50,9 @@ PAPERS: dict[str, Paper] = {
         "2025, arXiv 2502.06253"),
     "cl-llm-survey": Paper(
         "Continual Learning of Large Language Models: A Comprehensive Survey",
-        "2024, arXiv 2404.16789"),
+        "2024, arXiv 2404.16789", "cl_llm_survey",
+        ("models.adapters", "models.delta", "continual.lora", "continual.merge", "continual.metrics",
+         "training.recipe (SCHEDULES)")),
     "cl-thesis": Paper(
         "Continual Learning in Neural Networks", "2019, arXiv 1910.02718", "cl_thesis",
         ("continual.stream", "continual.importance", "continual.buffer", "continual.replay", "continual.compose",
