@@ -7,7 +7,7 @@ import re
 import torch
 from torch import Tensor
 
-DOTTED = re.compile(r"\b[A-Za-z_]\w*\.([A-Za-z_]\w*)(?=(\()?)")
+DOTTED = re.compile(r"\b[A-Za-z_]\w*(?=\.([A-Za-z_]\w*)(\()?)")
 
 
 def call_sites(text: str, calls: bool = False) -> list[tuple[int, int]]:

@@ -141,7 +141,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     others = "; ".join(f"{arm} forgets {row[arm]['forgetting']:.3f}, new domains at {row[arm]['new']:.3f}"
                        for arm in WITHOUT)
     reason = (f"re-warming forgets {plain['forgetting']:.3f} bits, new domains at {plain['new']:.3f}; with 25% of "
-              f"old rows {cut:.0%} less, new domains {cost:+.1%}; {others}; joint ends at {joint['final']:.3f}, best is {best}")
+              f"old rows {cut:.0%} less, new domains {cost:+.1%}; {others}; joint ends at {joint['final']:.3f}, "
+              f"the best is {best}")
     if equal:
         return "refuted", reason
     good = plain["forgetting"] > 0 and cut >= 0.5 and cost <= 0.02 and best == "joint"
