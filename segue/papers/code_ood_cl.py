@@ -67,7 +67,7 @@ def stack(seed: int) -> Stack:
     return Stack(StackConfig(CHARACTERS, WIDTH, ["attention"] * 2, {"attention": {"heads": 4}}))
 
 
-def sort_of(model: nn.Module, each: Experience) -> tuple[int, int]:
+def names_right(model: nn.Module, each: Experience) -> tuple[int, int]:
     """Names behind a dot in the test rows that the model writes by itself, and how many there are."""
     text = bytes(each.test.targets.flatten().tolist()).decode("ascii")
     sites = numbered(text, each.test.targets.shape[1])
@@ -83,7 +83,7 @@ def learned(model: nn.Module, stream: Sequence[Experience], strategy: Strategy, 
     right: list[float] = []
 
     def measure(model: nn.Module, each: Experience, seen: Sequence[int]) -> float:
-        hits, sites = sort_of(model, each)
+        hits, sites = names_right(model, each)
         right.append(hits / max(1, sites))
         return bits_per_element(model, each, seen)
 
@@ -121,10 +121,8 @@ def once(arm: str, strength: float, weights: str, seed: int, steps: int, small: 
     matrix, right = learned(model, cumulative(stream, seed) if arm == "cumulative" else stream,
                             strategy(arm, strength, seed), seed, familiar, cooldown=0.0, **stop)
     bits, new = matrix.scores, range(1, len(matrix.names))
-    earlier = matrix.names[1:-1]
     return {"final": float(bits[-1, 1:].mean()), "at learning": float(np.mean([bits[i, i] for i in new])),
             "forgetting": float(np.mean([bits[-1, i] - bits[i, i] for i in new[:-1]])),
-            "worst": float(np.mean([matrix.forgetting(name) for name in earlier])),
             "familiar": float(bits[-1, 0] - bits[0, 0]), "names": float(right[-1, 1:].mean()),
             "names lost": float(np.mean([right[i, i] - right[-1, i] for i in new[:-1]])), "matrix": bits.tolist()}
 
