@@ -210,15 +210,16 @@ def continue_(model: Model,
 @command("update", "segue update model new/ --strategy replay --minutes 2")
 def update(model: Model, paths: Paths,
            strategy: Annotated[str | None, typer.Option(metavar="NAME", help="Against forgetting: replay (default), "
-                                                        "mir, gss, ewc, mas, local-mas, si, slnid, lwf, der, der++, "
-                                                        "agem, gem, or naive; with settings, as ewc:strength=100, "
-                                                        "and several, as 'mas + replay'.")] = None,
-           minutes: Minutes = None, steps: Steps = None, how: How = None) -> None:
+                                                        "mir, gss, ewc, mas, local-mas, si, rwalk, l2, slnid, lwf, "
+                                                        "der, der++, agem, gem, lora, o-lora, merge, or naive; with "
+                                                        "settings, as ewc:strength=100, and several, as 'mas + "
+                                                        "replay'.")] = None,
+           minutes: Minutes = None, steps: Steps = None, how: How = None, choices: Choices = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how)
-    report = fitted.update(data, **given(strategy=strategy, minutes=minutes, steps=steps))
+    report = fitted.update(data, **settings(choices) | given(strategy=strategy, minutes=minutes, steps=steps))
     show(report)
 
 

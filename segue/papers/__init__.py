@@ -51,7 +51,9 @@ PAPERS: dict[str, Paper] = {
         "2025, arXiv 2502.06253"),
     "cl-llm-survey": Paper(
         "Continual Learning of Large Language Models: A Comprehensive Survey",
-        "2024, arXiv 2404.16789"),
+        "2024, arXiv 2404.16789", "cl_llm_survey",
+        ("models.adapters", "models.delta", "continual.lora", "continual.merge", "continual.metrics",
+         "training.recipe (SCHEDULES)")),
     "cl-thesis": Paper(
         "Continual Learning in Neural Networks", "2019, arXiv 1910.02718", "cl_thesis",
         ("continual.stream", "continual.importance", "continual.buffer", "continual.replay", "continual.compose",
@@ -62,7 +64,9 @@ PAPERS: dict[str, Paper] = {
     "code-ood-cl": Paper(
         "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models "
         "of Code",
-        "2023, arXiv 2305.04106"),
+        "2023, arXiv 2305.04106", "code_ood_cl",
+        ("continual.rwalk", "continual.stream (domain_incremental, cumulative)", "continual.metrics",
+         "analysis.calls")),
     "continual-few-shot": Paper(
         "Expanding continual few-shot learning benchmarks to include recognition of specific instances",
         "2022, arXiv 2209.07863"),
