@@ -14,7 +14,8 @@ import segue
 from segue import cli
 from segue.errors import SegueError
 
-COMMANDS = ("read", "fit", "continue", "update", "evaluate", "compare", "serve", "look", "papers", "reproduce", "demo")
+COMMANDS = ("read", "fit", "continue", "update", "evaluate", "embed", "compare", "serve", "look", "papers", "reproduce",
+            "demo")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

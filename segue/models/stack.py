@@ -219,6 +219,11 @@ def running_mean(x: Tensor, layout: Layout) -> Tensor:
     return (total / count[..., None]).to(x.dtype)
 
 
+def carries(model: Any) -> bool:
+    """Whether the whole past of a document fits in the model's state."""
+    return isinstance(model, Stack) and all(block.mixer.constant_state for block in model.blocks)
+
+
 class Reads(Protocol):
     """What `Forms` are made of: hidden vectors, and the head that scores them."""
 
