@@ -4,6 +4,7 @@ element, or at both ends."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,13 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.state import Layout
 from segue.models import Stack
+from segue.models.autoencoder import POOLS
 from segue.models.cloze import ClozeModel
 from segue.models.point_process import History, PointProcess
 from segue.models.seq2seq import encode
 from segue.models.stack import carries
 from segue.progress import Meter
 
-POOLS = ("mean", "last", "ends")
 NODES = 8192  # read at once
 PIECE = 1024  # of a long sequence whose past a state holds
 
@@ -151,5 +152,7 @@ def _rows(rows: Sequence[np.ndarray], model: Any) -> Tensor:
     table = np.zeros((len(rows), max(map(len, rows)), *rows[0].shape[1:]), kind)
     for place, row in zip(table, rows):
         place[: len(row)] = row
-    device = next(model.parameters()).device if isinstance(model, nn.Module) else getattr(model, "device", "cpu")
+    device = getattr(model, "device", "cpu")
+    if isinstance(model, nn.Module):
+        device = next(chain(model.parameters(), model.buffers())).device
     return torch.from_numpy(table).to(device)

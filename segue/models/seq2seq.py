@@ -235,9 +235,13 @@ class EncoderDecoder(Foldered):
         """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
         return encode(self.encoder, source, lengths)
 
+    def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
+        """(B, M, D): what the decoder looks at of a source, as `encode` takes it; of the M the first `lengths`."""
+        return self.encode(source, lengths)
+
     def _read(self, prompts: Prompts, state: Reading | None = None) -> Tensor:
         """(B, N, D), zero at the source and at padding."""
-        encoded = self.encode(prompts.source, prompts.lengths)
+        encoded = self.memory(prompts.source, prompts.lengths)
         positions = prompts.node if self.config.restart else prompts.layout.positions
         layout = Layout(positions, source=(encoded, prompts.lengths))
         return prompts.spread(self.decoder.hidden(prompts.target, layout, state))
