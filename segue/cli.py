@@ -253,7 +253,7 @@ def embed(model: Model, paths: Paths,
           out: Annotated[Path, typer.Option(metavar="FILE", show_default=False, help="Where the vectors and the names "
                                             "go: .npz or .parquet.")],
           pool: Annotated[str | None, typer.Option(metavar="NAME", help="mean of the elements' vectors (default), that "
-                                                   "of the last one, or of both ends.")] = None,
+                                                   "of the first or the last one, or both ends.")] = None,
           how: How = None) -> None:
     """One vector for each sequence: to search, group and classify them by."""
     from segue.verbs.embed import WRITERS

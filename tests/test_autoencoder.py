@@ -70,7 +70,7 @@ def test_any_pair_keeps_the_decoding_contract(encoder: str, decoder: str, attent
         assert check_model(model, prompt=6, examples=2, longest=10, only=only)
 
 
-@pytest.mark.parametrize("pool", ["mean", "last", "ends"])
+@pytest.mark.parametrize("pool", ["mean", "first", "last", "ends"])
 def test_the_vector_is_what_it_says(pool: str) -> None:
     model = autoencoder("lstm", both=True, pool=pool, size=5).double()
     rows = [np.arange(5), np.array([3]), np.arange(7) % 4]

@@ -49,7 +49,7 @@ def test_a_vector_is_that_of_the_row_alone(mixer: str, both: bool, seed: int, si
         tokens = torch.tensor([[VOCABULARY - 1, *row]])
         with torch.no_grad():
             hidden = model.hidden(tokens, Layout.of(tokens))[0, 1:].numpy()
-        for pool, wanted in (("mean", hidden.mean(0)), ("last", hidden[-1]),
+        for pool, wanted in (("mean", hidden.mean(0)), ("first", hidden[0]), ("last", hidden[-1]),
                              ("ends", np.concatenate([hidden[0], hidden[-1]]))):
             np.testing.assert_allclose(found[pool][index], wanted, atol=2e-6)
 
@@ -72,7 +72,8 @@ def test_long_rows_are_read_by_pieces_or_by_a_state(monkeypatch: pytest.MonkeyPa
         tokens = torch.tensor([[1, *rows[0]]])
         with torch.no_grad():
             hidden = carried.hidden(tokens, Layout.of(tokens))[0, 1:].numpy()
-        wanted = {"mean": hidden.mean(0), "last": hidden[-1], "ends": np.concatenate([hidden[0], hidden[-1]])}
+        wanted = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1],
+                  "ends": np.concatenate([hidden[0], hidden[-1]])}
         np.testing.assert_allclose(one[0][0], wanted[pool], atol=1e-6)
     windowed, hidden = stack("attention", True), []
     for first, end, new in pieces(17, 6):

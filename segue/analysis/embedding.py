@@ -1,5 +1,5 @@
-"""One vector for each sequence, of every model of the library: what its hidden vectors are on average, at the last
-element, or at both ends."""
+"""One vector for each sequence, of every model of the library: what its hidden vectors are on average, at the first
+element, at the last, or at both."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class _Pooled:
             np.add.at(self.vectors, row, total.cpu().numpy() / self.sizes[row, None])
             return
         width, last = hidden.shape[2], place + end - begin == self.sizes[row]
-        wanted = [(last, end - 1, self.vectors.shape[1] - width)]
-        if self.pool == "ends":
+        wanted = [] if self.pool == "first" else [(last, end - 1, self.vectors.shape[1] - width)]
+        if self.pool != "last":
             wanted.append((place == 0, begin, 0))
         for chosen, where, column in wanted:
             found = hidden[torch.from_numpy(np.flatnonzero(chosen)), torch.from_numpy(where[chosen])]
@@ -95,8 +95,7 @@ def embed(model: Any, rows: Sequence[np.ndarray], pool: str = "", context: int |
     """(N, D) float32, or (N, 2 D) of both ends: a vector for each row, the same alone and among others up to rounding.
 
     rows: ids (n,), or what else a model reads, (n, C). pool: "mean" of the hidden vectors (the default), that of the
-        "last" element, or of both "ends", first and last, which is what a model that reads both ways knows of the
-        whole. A model that makes a vector of its own (`SequenceAutoencoder`) gives that one by default.
+        "first" or the "last" element, or of both "ends", which is what a model that reads both ways knows of the whole. A model that makes a vector of its own (`SequenceAutoencoder`) gives that one by default.
     context: elements that the model can read at once (default: all); of longer rows, pieces that overlap by half are
         read, unless a state holds all of the past. begin: an id to put before each row; it counts only where a row is
         empty. meter: is told how many elements are done.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 
-POOLS = ("mean", "last", "ends")
+POOLS = ("mean", "first", "last", "ends")
 
 
 def real(lengths: Tensor, n: int) -> Tensor:
@@ -30,6 +30,8 @@ def pooled(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
     if pool == "mean":
         live = real(lengths, hidden.shape[1])[..., None]
         return torch.where(live, hidden, 0.0).sum(1) / lengths[:, None]
+    if pool == "first":
+        return hidden[:, 0]
     last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
     return last if pool == "last" else torch.cat([hidden[:, 0], last], -1)
 
@@ -39,7 +41,7 @@ class SequenceAutoencoderConfig(EncoderDecoderConfig):
     """An `EncoderDecoderConfig`, and how narrow it is between the two.
 
     size: numbers of the vector (default: the width). pool: what it is a linear map of, the hidden vector of the "last"
-        element, those at both "ends" (for encoders that read both ways, `both_ways`), or their "mean".
+        element, those at both "ends" (for encoders that read both ways, `both_ways`), the "first" one, or their "mean".
     attention: what else the decoder may look at: 0 (default) nothing, so that all of the sequence is in the vector;
         k slots, each a mean of the hidden vectors weighted by a learned query; None all hidden vectors. The vector is
         added to each.

@@ -195,9 +195,9 @@ class EncoderDecoder(Foldered):
         if (encoder.vocabulary, encoder.width) != (decoder.vocabulary, decoder.width):
             raise SegueError(f"an encoder of {encoder.vocabulary} ids at width {encoder.width} and a decoder of "
                              f"{decoder.vocabulary} at {decoder.width} do not fit: both must be equal")
-        if any(each.inputs or each.pool for each in (encoder, decoder)) or encoder.cross is not None:
+        if any(each.inputs or each.pool or each.tables for each in (encoder, decoder)) or encoder.cross is not None:
             raise SegueError("an encoder-decoder reads ids and pools nothing, and its encoder has no cross-attention: "
-                             "leave inputs, pool and the encoder's cross out")
+                             "leave inputs, tables, pool and the encoder's cross out")
         self.config = replace(config, encoder=encoder, decoder=decoder)
         self.encoder, self.decoder = Stack(encoder), Stack(decoder)
         if config.shared:
