@@ -245,7 +245,8 @@ def test_permuted_moves_no_more_than_its_share(seed: int, n: int, share: float) 
 def test_questions_are_what_they_say() -> None:
     rows = [np.array(row) for row in ([0, 1], [0, 2, 2], [1, 1, 1, 1], [0, 0, 3, 4, 5], [0, 1, 2, 3, 4, 5])]
     asked = content_question(rows, [1, 2])
-    assert [row.tolist() for row in asked.rows] == [[0, 1], [0, 2, 2], [1, 1, 1, 1]] and asked.labels.tolist() == [0, 1, 0]
+    assert [row.tolist() for row in asked.rows] == [[0, 1], [0, 2, 2], [1, 1, 1, 1]]
+    assert asked.labels.tolist() == [0, 1, 0]
     assert length_question(rows, 5).labels.tolist() == [0, 1, 2, 3, 4]
     assert order_question(rows, way="reverse").rows[6].tolist() == [2, 2, 0]
     assert question("odd", rows, [-1, 0, 1, -1, 1]).labels.tolist() == [0, 1, 1]

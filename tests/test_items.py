@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from segue.analysis.embedding import embed
 from segue.analysis.items import ItemIndex, ItemRecommender

@@ -95,7 +95,8 @@ def embed(model: Any, rows: Sequence[np.ndarray], pool: str = "", context: int |
     """(N, D) float32, or (N, 2 D) of both ends: a vector for each row, the same alone and among others up to rounding.
 
     rows: ids (n,), or what else a model reads, (n, C). pool: "mean" of the hidden vectors (the default), that of the
-        "first" or the "last" element, or of both "ends", which is what a model that reads both ways knows of the whole. A model that makes a vector of its own (`SequenceAutoencoder`) gives that one by default.
+        "first" or the "last" element, or of both "ends", which is what a model that reads both ways knows of the whole.
+        A model that makes a vector of its own (`SequenceAutoencoder`) gives that one by default.
     context: elements that the model can read at once (default: all); of longer rows, pieces that overlap by half are
         read, unless a state holds all of the past. begin: an id to put before each row; it counts only where a row is
         empty. meter: is told how many elements are done.

@@ -48,8 +48,8 @@ def fitted_head(kind: str, features: Tensor, labels: Tensor, classes: int, *, ep
     """A fresh head for features (M, D) with classes (M,): one of PROBES.
 
     Prototypes are class means; linear and cosine heads learn by Adam: epochs, rows a step, rate. temperature: of the
-    cosine head's scores. "logistic" is the linear head that L-BFGS finds on standardised features, with a ridge: nothing
-    about it is left to chance.
+    cosine head's scores. "logistic" is the linear head that L-BFGS finds on standardised features, with a ridge:
+    nothing about it is left to chance.
     """
     if kind not in PROBES:
         raise SegueError(f"probe '{kind}' is unknown: choose from {', '.join(PROBES)}")
@@ -146,7 +146,7 @@ def content_groups(rows: Sequence[np.ndarray]) -> np.ndarray:
 def question(name: str, rows: Sequence[np.ndarray], labels: Sequence[int] | np.ndarray,
              groups: np.ndarray | None = None) -> Question:
     """Of which class is it? labels: -1 for rows that are of none. groups: default, equal rows are of one."""
-    kept = np.flatnonzero(np.asarray(labels) >= 0)
+    kept = np.flatnonzero(np.asarray(labels) >= 0).tolist()
     groups = content_groups(rows) if groups is None else np.asarray(groups)
     return Question(name, [np.asarray(rows[i]) for i in kept], np.asarray(labels)[kept].astype(np.int64), groups[kept])
 
@@ -179,8 +179,8 @@ def permuted(row: np.ndarray, share: float, draw: np.random.Generator) -> np.nda
 
 def order_question(rows: Sequence[np.ndarray], share: float = 1.0, way: str = "shuffle", seed: int = 0,
                    groups: np.ndarray | None = None) -> Question:
-    """Is it in order? Each row of two elements or more as it is (0), and with `share` of its places put among each other
-    anew, or, way "reverse", turned round (1); both are of one group."""
+    """Is it in order? Each row of two elements or more as it is (0), and with `share` of its places put among each
+    other anew, or, way "reverse", turned round (1); both are of one group."""
     if way not in ("shuffle", "reverse") or not 0 < share <= 1:
         raise SegueError(f"order by '{way}' of a share {share}: choose shuffle or reverse, and a share above 0")
     draw = np.random.default_rng(seed)

@@ -28,10 +28,11 @@ class TextItemCodec:
     each word of which a token is a piece. An item alone is a history of one.
     """
 
-    def __init__(self, words: Codec, attributes: int = 3, longest: int = 32, items: int = 50, length: int = 1024) -> None:
+    def __init__(self, words: Codec, attributes: int = 3, longest: int = 32, items: int = 50,
+                 length: int = 1024) -> None:
         if min(attributes, longest, items) < 1 or length < 2:
-            raise SegueError(f"{attributes} attributes of {longest} tokens, {items} items, {length} tokens in all: give "
-                             "at least one of each, and two tokens")
+            raise SegueError(f"{attributes} attributes of {longest} tokens, {items} items, {length} tokens in all: "
+                             "give at least one of each, and two tokens")
         self.words, self.attributes, self.longest, self.items, self.length = words, attributes, longest, items, length
         self.begin, self.mask, self.size = words.size, words.size + 1, words.size + 2
         pieces = words.pieces if isinstance(words, PieceCodec) else None

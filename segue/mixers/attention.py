@@ -111,8 +111,9 @@ class Attention(Mixer):
                  scaling: dict[str, Any] | None = None, length: int = 1024, relative: int = 0, clamp: bool = False,
                  causal: bool = True, window: int | None = None, prefix: int = 0, block: int | None = None,
                  look_back: int = 0, global_tokens: int = 0, random_blocks: int = 0,
-                 global_projections: bool = False, span: int = 0, ramp: int = 32, span_penalty: float = 0.0, qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False,
-                 norm_eps: float = 1e-6, prompt: bool = False) -> None:
+                 global_projections: bool = False, span: int = 0, ramp: int = 32, span_penalty: float = 0.0,
+                 qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False, norm_eps: float = 1e-6,
+                 prompt: bool = False) -> None:
         super().__init__(width)
         self.heads, self.kv_heads = heads, kv_heads or heads
         if head_width is None and width % heads:

@@ -1,9 +1,9 @@
-"""Sequence autoencoders: a sequence becomes one vector, and that vector the sequence again (Dai & Le 2015; of playlists:
-Papreja, Venkateswara & Panchanathan 2019, arXiv 1907.01098).
+"""Sequence autoencoders: a sequence becomes one vector, and that vector the sequence again (Dai & Le 2015; of
+playlists: Papreja, Venkateswara & Panchanathan 2019, arXiv 1907.01098).
 
 An encoder-decoder whose decoder looks at the vector instead of at the elements: cross-attention to a single slot is a
-linear map of it in each block. So any mixers can stand on both sides, and whatever decodes, decodes it. Attention to the
-elements lets a decoder copy, and the vector be empty; how much of it there is, is one number.
+linear map of it in each block. So any mixers can stand on both sides, and whatever decodes, decodes it. Attention to
+the elements lets a decoder copy, and the vector be empty; how much of it there is, is one number.
 """
 
 from __future__ import annotations

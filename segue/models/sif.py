@@ -1,5 +1,5 @@
-"""Weighted bags of elements, without their common direction (SIF: Arora, Liang & Ma 2017), over vectors of elements that
-occur together."""
+"""Weighted bags of elements, without their common direction (SIF: Arora, Liang & Ma 2017), over vectors of elements
+that occur together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def cooccurrence_vectors(rows: Sequence[np.ndarray], vocabulary: int, width: int
                          "as elements, and a window of 1 or more")
     flat = np.concatenate([np.zeros(0, np.int64), *rows]).astype(np.int64)
     row = np.repeat(np.arange(len(rows)), [len(each) for each in rows])
-    codes, counts = np.zeros(0, np.int64), np.zeros(0)
+    codes: np.ndarray = np.zeros(0, np.int64)
+    counts: np.ndarray = np.zeros(0)
     for away in range(1, window + 1):
         same = row[away:] == row[:-away]
         a, b = flat[:-away][same], flat[away:][same]
@@ -41,7 +42,8 @@ def cooccurrence_vectors(rows: Sequence[np.ndarray], vocabulary: int, width: int
     information = np.log(counts * counts.sum() / (often[first] * often[second]))
     keep = information > 0
     table = torch.sparse_coo_tensor(torch.from_numpy(np.stack([first[keep], second[keep]])),
-                                    torch.from_numpy(information[keep]), (vocabulary, vocabulary), check_invariants=True)
+                                    torch.from_numpy(information[keep]), (vocabulary, vocabulary),
+                                    check_invariants=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         left, values, _ = torch.svd_lowrank(table, min(vocabulary, width + 10), niter=6)
@@ -49,8 +51,8 @@ def cooccurrence_vectors(rows: Sequence[np.ndarray], vocabulary: int, width: int
 
 
 class SIFEmbedding(nn.Module):
-    """The vector of a sequence: the mean of its elements' vectors, each weighted by a / (a + p), less its part along the
-    first right singular vector of those of the sequences it was fitted to. Exactly blind to order.
+    """The vector of a sequence: the mean of its elements' vectors, each weighted by a / (a + p), less its part along
+    the first right singular vector of those of the sequences it was fitted to. Exactly blind to order.
 
     elements: (V, D). frequency: (V,), p, how large a share of all elements each is. common: (D,), the unit vector that
     is taken away, zero for none.

@@ -277,8 +277,8 @@ class Stack(Forms, nn.Module):
         if config.parallel and config.post_norm:
             raise SegueError("parallel branches read one normed input: leave parallel or post_norm out")
         if config.tables and (config.inputs or config.cross is not None or min(config.tables.values()) < 1):
-            raise SegueError(f"tables {config.tables} stand beside an embedding of ids, with rows in each: leave inputs "
-                             "and cross out")
+            raise SegueError(f"tables {config.tables} stand beside an embedding of ids, with rows in each: leave "
+                             "inputs and cross out")
         if config.cross is not None and (config.parallel or config.inputs):
             raise SegueError("cross-attention stands between mixer and channel mixer, in a model of ids: leave "
                              "parallel and inputs out")
@@ -385,8 +385,8 @@ class Stack(Forms, nn.Module):
         return x if self.transform is None else self.transform(x)
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """(B, N), (B, N, V) rows of weights of ids, (B, N, C) real vectors, or (B, N, 1 + tables) long -> (B, N, D) after
-        the last norm, pooled where the config says so."""
+        """(B, N), (B, N, V) rows of weights of ids, (B, N, C) real vectors, or (B, N, 1 + tables) long -> (B, N, D)
+        after the last norm, pooled where the config says so."""
         x = self.embed(tokens, layout.positions)
         for index in range(len(self.blocks)):
             x = self.run_block(index, x, layout, state)

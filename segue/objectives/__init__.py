@@ -23,8 +23,8 @@ from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
-# is that of a whole batch, ProxyReplay, SupCon and InBatch, which compare its rows, and AllItems, DraftHeadsLoss, ClassLoss and
-# EventLikelihood, which teach draft heads, classifiers and point processes alone.
+# is that of a whole batch, ProxyReplay, SupCon and InBatch, which compare its rows, and AllItems, DraftHeadsLoss,
+# ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes alone.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,

@@ -1,5 +1,5 @@
-"""Two-stage finetuning against a frozen index of items (Recformer: Li et al. 2023, arXiv 2305.13731): first the index is
-made again at the beginning of each epoch, then it stays as it was when it was best, and the model goes on."""
+"""Two-stage finetuning against a frozen index of items (Recformer: Li et al. 2023, arXiv 2305.13731): first the index
+is made again at the beginning of each epoch, then it stays as it was when it was best, and the model goes on."""
 
 from __future__ import annotations
 

@@ -75,9 +75,10 @@ WRITERS: dict[str, Callable[[Embeddings, Path], None]] = {".npz": _npz, ".parque
 def embed(model: Fitted, data: Data, pool: str = "", quiet: bool = False) -> Embeddings:
     """A vector for each record of `data`, in their order.
 
-    pool: "mean" of the network's hidden vectors over the elements (default), the one at the "first" or the "last" element,
-        or those at both "ends". They stand behind the network's last norm; counts that are mixed in have no say. Records longer
-        than what the network reads at once are read in pieces that overlap by half, or with a state that goes on.
+    pool: "mean" of the network's hidden vectors over the elements (default), the one at the "first" or the "last"
+        element, or those at both "ends". They stand behind the network's last norm; counts that are mixed in have no
+        say. Records longer than what the network reads at once are read in pieces that overlap by half, or with a state
+        that goes on.
     """
     model.check_kind(data)
     network: Any = model.model
