@@ -15,8 +15,10 @@ from segue.errors import SegueError
 from segue.mixers.state import Layout
 from segue.models import Stack
 from segue.models.autoencoder import POOLS
+from segue.models.classify import Classifier
 from segue.models.cloze import ClozeModel
 from segue.models.point_process import History, PointProcess
+from segue.models.pointer import PointerNetwork
 from segue.models.seq2seq import encode
 from segue.models.stack import carries
 from segue.progress import Meter
@@ -28,11 +30,16 @@ PIECE = 1024  # of a long sequence whose past a state holds
 def reader(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """What gives the hidden vectors (B, N, D) of rows (B, N, ...), of which the first `lengths` (B,) elements are real.
 
-    model: a `Stack` of any mixers and inputs, one way or both, a `ClozeModel`, the encoder of an encoder-decoder,
-        a `PointProcess` (rows hold types and gaps), or anything `Decodable` that tells its hidden vectors.
+    model: a `Stack` of any mixers and inputs, one way or both, a `ClozeModel`, the encoder of an encoder-decoder, the
+        backbone of a `Classifier`, a `PointerNetwork`, a `PointProcess` (rows hold types and gaps), or anything `Decodable` that tells its
+        hidden vectors.
     """
+    if isinstance(model, Classifier):
+        return reader(model.backbone)
     if isinstance(model, PointProcess):
         return lambda rows, lengths: model.after(History(rows[..., 0].long(), rows[..., 1]))
+    if isinstance(model, PointerNetwork):
+        return lambda rows, lengths: model.encode(rows.to(model.stop.dtype) if model.inputs else rows.long(), lengths)[0]
     if hasattr(model, "encode"):
         return lambda rows, lengths: model.encode(rows, lengths)
     if isinstance(model, Stack | ClozeModel):
@@ -40,6 +47,8 @@ def reader(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
         if all(block.mixer.causal for block in stack.blocks):  # padding behind a row changes nothing in it
             return lambda rows, lengths: stack.hidden(rows, Layout.of(rows))
         return lambda rows, lengths: encode(stack, rows, lengths)
+    if not hasattr(model, "extend"):
+        raise SegueError(f"a {type(model).__name__} has no hidden vectors to make one of a sequence of")
     return lambda rows, lengths: model.extend(rows, model.init_state(len(rows)), at=lengths[:, None] - 1).hidden
 
 
