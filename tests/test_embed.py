@@ -18,7 +18,17 @@ from segue.analysis.embedding import embed, pieces
 from segue.errors import SegueError
 from segue.kinds import Record
 from segue.mixers.state import Layout
-from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
+from segue.models import (
+    HEADS,
+    Classifier,
+    EncoderDecoder,
+    EncoderDecoderConfig,
+    PointerConfig,
+    PointerNetwork,
+    SetConfig,
+    Stack,
+    StackConfig,
+)
 from segue.models.stack import both_ways
 
 VOCABULARY = 11
@@ -92,6 +102,19 @@ def test_the_encoder_of_an_encoder_decoder_is_read() -> None:
     with torch.no_grad():
         wanted = model.encoder.hidden(torch.arange(2)[None], Layout.chain((1, 2)))[0].mean(0)
     np.testing.assert_allclose(embed(model, rows)[1], wanted, atol=1e-6)
+
+
+def test_what_stands_on_a_backbone_gives_the_backbones_vectors() -> None:
+    model, rows = stack("lstm", False), [np.arange(5), np.arange(2)]
+    np.testing.assert_array_equal(embed(Classifier(model, HEADS["linear"](8, 3)), rows), embed(model, rows))
+    torch.manual_seed(0)
+    points = PointerNetwork(PointerConfig(SetConfig(2, 8), StackConfig(1, 8, ["gru"]))).eval()
+    drawn = np.random.default_rng(0).random((6, 2)).astype(np.float32)
+    found = embed(points, [drawn, drawn[::-1], drawn[:3]])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)  # a set is read in no order
+    assert np.abs(found[0] - found[2]).max() > 1e-4
+    with pytest.raises(SegueError, match="no hidden vectors"):
+        embed(object(), rows)
 
 
 LINES = [" ".join(map(str, range(i % 7, 3 + i % 11))) + "\n" for i in range(60)]

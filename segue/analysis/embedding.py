@@ -30,16 +30,17 @@ PIECE = 1024  # of a long sequence whose past a state holds
 def reader(model: Any) -> Callable[[Tensor, Tensor], Tensor]:
     """What gives the hidden vectors (B, N, D) of rows (B, N, ...), of which the first `lengths` (B,) elements are real.
 
-    model: a `Stack` of any mixers and inputs, one way or both, a `ClozeModel`, the encoder of an encoder-decoder, the
-        backbone of a `Classifier`, a `PointerNetwork`, a `PointProcess` (rows hold types and gaps), or anything `Decodable` that tells its
-        hidden vectors.
+    model: a `Stack` of any mixers and inputs, one way or both, a `ClozeModel`, the encoder of an encoder-decoder or of
+        a `PointerNetwork`, the backbone of a `Classifier`, a `PointProcess` (rows hold types and gaps), or anything
+        `Decodable` that tells its hidden vectors.
     """
     if isinstance(model, Classifier):
         return reader(model.backbone)
     if isinstance(model, PointProcess):
         return lambda rows, lengths: model.after(History(rows[..., 0].long(), rows[..., 1]))
     if isinstance(model, PointerNetwork):
-        return lambda rows, lengths: model.encode(rows.to(model.stop.dtype) if model.inputs else rows.long(), lengths)[0]
+        kind = model.stop.dtype if model.inputs else torch.long
+        return lambda rows, lengths: model.encode(rows.to(kind), lengths)[0]
     if hasattr(model, "encode"):
         return lambda rows, lengths: model.encode(rows, lengths)
     if isinstance(model, Stack | ClozeModel):
