@@ -281,8 +281,8 @@ def by_chance(items: int) -> tuple[float, float]:
     return float(first), float((second - first**2) ** 0.5)
 
 
-SETTING = {"width": 64, "dropout": 0.1, "rows": 32, "rate": 2e-3, "temperature": 0.05, "vocabulary": 2000, "longest": 12,
-           "items": 10, "length": 200, "context": 50, "steps": (60, 180, 40), "looks": 100}
+SETTING = {"width": 64, "dropout": 0.1, "rows": 32, "rate": 2e-3, "temperature": 0.05, "vocabulary": 2000,
+           "longest": 12, "items": 10, "length": 200, "context": 50, "steps": (60, 180, 40), "looks": 100}
 
 
 def measure(run: Run) -> list[Row]:
