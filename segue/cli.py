@@ -249,6 +249,25 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
         show_json(report.to_dict(), json_file)
 
 
+@command("embed", "segue embed model proteins.fasta --out vectors.npz")
+def embed(model: Model, paths: Paths,
+          out: Annotated[Path, typer.Option(metavar="FILE", show_default=False, help="Where the vectors and the names "
+                                            "go: .npz or .parquet.")],
+          pool: Annotated[str | None, typer.Option(metavar="NAME", help="mean of the elements' vectors (default), that "
+                                                   "of the first or the last one, or both ends.")] = None,
+          how: How = None) -> None:
+    """One vector for each sequence: to search, group and classify them by."""
+    from segue.verbs.embed import WRITERS
+
+    if out.suffix.lower() not in WRITERS:
+        raise SegueError(f"{out}: vectors are written as {' or '.join(WRITERS)}; give --out one of these endings")
+    fitted = segue.load(model)
+    found = fitted.embed(read_files(paths, fitted.kind.name, how), **given(pool=pool))
+    found.save(out)
+    show(str(found))
+    print(f"written to {out}", file=sys.stderr)
+
+
 @command("compare", "segue compare events.csv --minutes 2")
 def compare(paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", show_default=False,
                                                                help="Files, folders, archives or globs.")] = None,

@@ -17,6 +17,7 @@ from segue.kinds.codecs import (
     SmilesCodec,
     TokenizerCodec,
 )
+from segue.kinds.items import TextItemCodec
 from segue.kinds.music import Music
 from segue.kinds.sound import Sound
 from segue.kinds.table import Cases, Events
@@ -49,5 +50,6 @@ __all__ = [
     "SmilesCodec",
     "Sound",
     "Text",
+    "TextItemCodec",
     "TokenizerCodec",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.classes import ClassLoss, ProxyReplay
-from segue.objectives.contrastive import SupCon, asked, supcon
+from segue.objectives.contrastive import AllItems, InBatch, SupCon, asked, in_batch, supcon
 from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
@@ -23,8 +23,8 @@ from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
-# is that of a whole batch, ProxyReplay and SupCon, which compare its rows, and DraftHeadsLoss, ClassLoss and
-# EventLikelihood, which teach draft heads, classifiers and point processes alone.
+# is that of a whole batch, ProxyReplay, SupCon and InBatch, which compare its rows, and AllItems, DraftHeadsLoss,
+# ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes alone.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -61,8 +61,8 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
     return kind(**({"eos": eos} if "eos" in parameters else {}))
 
 
-__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "Batch", "ClassLoss", "Cloze", "DecayedRepetition", "Distillation",
-           "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "Loss", "MaskedDiffusion", "MaskedElements", "Mixed",
-           "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "ProxyReplay", "RolloutUnlikelihood",
-           "ScoreEntropy", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
-           "objective_named", "relation_distillation", "score_distillation", "supcon"]
+__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "DecayedRepetition",
+           "Distillation", "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "InBatch", "Loss", "MaskedDiffusion",
+           "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "ProxyReplay",
+           "RolloutUnlikelihood", "ScoreEntropy", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked",
+           "generator_of", "in_batch", "objective_named", "relation_distillation", "score_distillation", "supcon"]

@@ -183,7 +183,8 @@ PAPERS: dict[str, Paper] = {
     "peptide": Paper("Peptide Sequencing Via Protein Language Models", "2024, arXiv 2408.00892"),
     "playlists": Paper(
         "Representation, Exploration and Recommendation of Music Playlists",
-        "2019, arXiv 1907.01098"),
+        "2019, arXiv 1907.01098", "playlists",
+        ("models.autoencoder", "models.sif", "analysis.embedding", "analysis.probes", "analysis.index", "verbs.embed")),
     "pointer-networks": Paper(
         "Pointer Networks", "2015, arXiv 1506.03134", "pointer_networks",
         ("models.pointer", "tasks.geometry", "decoding.constrain.EachOnce")),
@@ -194,7 +195,10 @@ PAPERS: dict[str, Paper] = {
          "training.timed")),
     "recformer": Paper(
         "Text Is All You Need: Learning Language Representations for Sequential Recommendation (Recformer)",
-        "2023, arXiv 2305.13731"),
+        "2023, arXiv 2305.13731", "recformer",
+        ("kinds.items", "models.stack (tables)", "mixers.attention (global_projections)",
+         "objectives.contrastive (InBatch, AllItems)", "objectives.masked (whole_words)", "analysis.items",
+         "training.two_stage")),
     "recurrent-gpt": Paper(
         "RecurrentGPT: Interactive Generation of (Arbitrarily) Long Text",
         "2023, arXiv 2305.13304"),

@@ -21,6 +21,7 @@ from segue.mixers import MIXERS
 from segue.models import Decodable, Stack, StackConfig
 from segue.models.cloze import ClozeModel
 from segue.models.depth import DepthSchedule, Scheduled
+from segue.models.stack import carries
 from segue.objectives import ANY_ORDER
 from segue.progress import Shown
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
     from segue.verbs.design import Designs
+    from segue.verbs.embed import Embeddings
     from segue.verbs.speed_up import SpeedUp
     from segue.verbs.update import Update
 
@@ -187,6 +189,12 @@ class Fitted:
         from segue.verbs.design import design
 
         return design(self, scores, n, **options)
+
+    def embed(self, data: Any, pool: str = "", **options: Any) -> Embeddings:
+        """One vector for each sequence of `data` (a `Data`, paths or objects); see `segue.verbs.embed`."""
+        from segue.verbs.embed import embed
+
+        return embed(self, as_data(data, self.kind.name), pool, **options)
 
     def evaluate(self, data: Any, weights: str = "float32") -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
@@ -433,11 +441,6 @@ def none_known(data: Data) -> SegueError:
 
 def said_unknown(share: float, data: Data) -> str:
     return f"{share:.1%} of the {data.kind.unit}s are unknown to the model"
-
-
-def carries(model: Any) -> bool:
-    """Whether the whole past of a document fits in the model's state."""
-    return isinstance(model, Stack) and all(block.mixer.constant_state for block in model.blocks)
 
 
 def dial(minutes: float | None, steps: int | None, default: float) -> float | None:
