@@ -15,7 +15,7 @@ import numpy as np
 from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, generate, stream
 from segue.decoding.prompt import SetPrompt
-from segue.decoding.recipes import drafts_itself
+from segue.decoding.recipes import DECODERS, drafts_itself
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
@@ -88,7 +88,7 @@ def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
     empty = prime is None or len(prime) == 0
     if begin_of(model) is not None:
         return model.prompt([] if empty else codec.surrounded(prime).tolist())
-    ids = [] if empty else codec.encode(prime).tolist()
+    ids = [] if empty else codec.prompt(prime).tolist()
     begin = codec.eos if codec.bos is None and not ids else codec.bos
     return ids if begin is None else [begin, *ids]
 
@@ -103,10 +103,38 @@ def sayable(codec: Codec) -> tuple[Rules, ...]:
     return () if codec.unk is None else (Rules(suppress_tokens=(codec.unk,)),)
 
 
-def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Callable[[list[int]], bool] | None:
-    if stops is None:
-        return also
-    return stops.until if also is None else lambda tokens: stops.until(tokens) or also(tokens)
+class Counted:
+    """How long answers may be, where a codec counts base units (bases) and tokens are of several.
+
+    most: units of each row at most. tokens: how many tokens are asked for: where `until` is looked at, as many as there
+    are units, since a token may be of one alone; in searches, which cannot stop before, as few as these units can be.
+    """
+
+    def __init__(self, codec: Codec, n: int | Sequence[int], rows: int, search: bool) -> None:
+        self.most = [n] * rows if isinstance(n, int) else list(n)
+        self.codec, self.widest = codec, int(codec.weights().max())
+        self.tokens = n if not search else -(-n // self.widest) if isinstance(n, int) else \
+            [-(-each // self.widest) for each in n]
+
+    def until(self, tokens: list[int]) -> bool:
+        """Whether the row that may be longest has enough."""
+        most = max(self.most)
+        return len(tokens) * self.widest >= most and self.codec.units(tokens) >= most
+
+
+def counted(codec: Codec, n: int | Sequence[int] | None, rows: int, decoder: str | None) -> Counted | None:
+    """None where n counts tokens, or nothing."""
+    recipe = DECODERS.get(decoder or "")
+    return None if n is None or not codec.counted else \
+        Counted(codec, n, rows, recipe is not None and recipe.search is not None)
+
+
+def either(first: Callable[[list[int]], bool] | None, second: Callable[[list[int]], bool] | None,
+           ) -> Callable[[list[int]], bool] | None:
+    """Ends an answer where either does."""
+    if first is None or second is None:
+        return first or second
+    return lambda tokens: first(tokens) or second(tokens)
 
 
 def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = 256,
@@ -116,25 +144,30 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
                      **options: Any) -> list[Continuation]:
     """Continue objects of a codec: text, letters or items. An empty or missing prime begins a document.
 
-    n: tokens to add at most. stop: strings (or items) before which an answer ends; the codec's end token always ends
-    one, and its unknown item is never said. regex, json_schema: what each answer must match (see
-    `segue.decoding.constrain`). Everything else is as in `generate`.
+    n: tokens to add at most; with a codec of words of bases (`Codec.counted`), bases. stop: strings (or items) before
+    which an answer ends; the codec's end token always ends one, and its unknown item is never said. regex, json_schema:
+    what each answer must match (see `segue.decoding.constrain`). Everything else is as in `generate`.
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
+    if (units := counted(codec, n, len(prompts), decoder)) is not None:
+        n, until = units.tokens, either(until, units.until)
     options.setdefault("eos", codec.eos)
     rules: list[Processor] = [*(options.get("processors") or ()), *sayable(codec)]
     rules += [] if regex is None else [Pattern(codec, regex)]
     rules += [] if json_schema is None else [schema(codec, json_schema)]
     options["processors"] = tuple(rules)
-    answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
+    until = either(None if stops is None else stops.until, until)
+    answers = generate(model, prompts, n, decoder, draft, until=until, **options)
     blank: Any = b" " if begins_with_blank(codec, model) else b""
     sign = between(codec)
-    for prompt, answer in zip(prompts, answers):
+    for row, (prompt, answer) in enumerate(zip(prompts, answers)):
         for each in (answer, *answer.others):
             value = codec.decode(each.tokens)
             value = value.removeprefix(blank) if blank else value
+            if units is not None and len(value) >= units.most[row]:  # the last word may be of more
+                value, each.finish = value[: units.most[row]], "length"
             place = None if stops is None else stops.find(value)
             each.value = value if place is None else value[:place]
             each.whole = each.value if begin_of(model) is not None else codec.decode(list(prompt)) + each.value
@@ -196,11 +229,24 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
     options.setdefault("eos", codec.eos)
     options["processors"] = (*(options.get("processors") or ()), *sayable(codec))
+    if (units := counted(codec, n, len(prompts), decoder)) is not None:
+        n, until = units.tokens, either(until, units.until)
     tellings = [Telling(codec, stops, begins_with_blank(codec, model)) for _ in prompts]
-    for piece in stream(model, prompts, n, decoder, draft, until=_until(stops, until), **options):
+    left = None if units is None else list(units.most)
+    until = either(None if stops is None else stops.until, until)
+    for piece in stream(model, prompts, n, decoder, draft, until=until, **options):
         told, text = tellings[piece.index](piece.tokens, piece.finish is not None)
-        if told or piece.finish is not None:
-            yield Delta(piece.index, told, text, piece.finish)
+        finish = piece.finish
+        if left is not None:
+            if not left[piece.index]:
+                continue  # had all of it before a longer row
+            told, text = told[: left[piece.index]], text[: left[piece.index]]
+            left[piece.index] -= len(told)
+            finish = finish if left[piece.index] else "length"
+        if told or finish is not None:
+            yield Delta(piece.index, told, text, finish)
+        if left is not None and not any(left):
+            return
 
 
 class FittedModel(Protocol):
