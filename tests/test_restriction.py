@@ -142,11 +142,13 @@ def test_a_convolution_of_masks_fires_at_the_sites_and_nowhere_else() -> None:
 def test_an_enzyme_file_of_either_format(tmp_path: Path) -> None:
     table = tmp_path / "enzymes.tsv"
     table.write_text("name\tsite\tfst5\tfst3\tscd5\tscd3\tsuppliers\nEcoRI\tGAATTC\t1\t-1\t\t\tN\n"
-                     "BsaI\tGGTCTC\t7\t5\t\t\tN\nMboI\tGATC\t0\t0\t\t\t\nBcgI\tCGANNNNNNTGC\t-10\t-24\t24\t10\tN\n")
+                     "BsaI\tGGTCTC\t7\t5\t\t\tN\nMboI\tGATC\t0\t0\t\t\t\nHpyUM037X\tTNGGNAG|GTGGNAG\t\t\t\t\t\nBcgI\tCGANNNNNNTGC\t-10\t-24\t24\t10\tN\n")
     emboss = tmp_path / "emboss_e.404"
     emboss.write_text("# REBASE\nEcoRI\tGAATTC\t6\t2\t0\t1\t5\t0\t0\nBsaI\tGGTCTC\t6\t2\t0\t7\t11\t0\t0\n"
                       "MboI\tGATC\t4\t2\t0\t-1\t4\t0\t0\nBcgI\tCGANNNNNNTGC\t12\t4\t0\t-11\t-13\t24\t22\n")
     ours, rebase = read_enzymes(table), read_enzymes(emboss)
+    assert [each.site for each in ours if each.name == "HpyUM037X"] == ["TNGGNAG", "GTGGNAG"]
+    ours = [each for each in ours if each.name != "HpyUM037X"]
     assert [each.cuts for each in ours] == [((1, 5),), ((7, 11),), ((0, 4),), ((-10, -12), (24, 22))]
     assert [each.cuts for each in rebase] == [each.cuts for each in ours]
     assert [each.sold for each in ours] == [True, True, False, True]

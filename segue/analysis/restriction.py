@@ -38,17 +38,18 @@ class Enzyme:
         return float(sum(2 - np.log2(int(mask).bit_count()) for mask in masks(self.site)))
 
 
-def _made(name: str, site: str, ends: Sequence[int | None], sold: bool) -> Enzyme:
-    """ends: of up to two cuts, the bases from the site's beginning, and on the other strand from its end."""
-    pairs = zip(ends[::2], ends[1::2])
-    cuts = tuple((five, len(site) + three) for five, three in pairs if five is not None and three is not None)
-    return Enzyme(name, site.upper(), cuts, sold)
+def _made(name: str, sites: str, ends: Sequence[int | None], sold: bool) -> list[Enzyme]:
+    """One for each of the sites, which | stands between. ends: of up to two cuts, the bases from the site's beginning,
+    and on the other strand from its end."""
+    pairs = [(five, three) for five, three in zip(ends[::2], ends[1::2]) if five is not None and three is not None]
+    return [Enzyme(name, site, tuple((five, len(site) + three) for five, three in pairs), sold)
+            for site in sites.upper().split("|")]
 
 
 def read_enzymes(path: str | Path) -> list[Enzyme]:
     """Enzymes of a table with a header (tab-separated: name, site, fst5, fst3 and, if need be, scd5, scd3, suppliers,
     as Biopython names them), or of REBASE's own emboss_e file (name, site, its length, number of cuts, blunt, c1 to
-    c4)."""
+    c4). An enzyme with several sites comes once for each."""
     path = Path(path)
     with opened(path) as handle:
         lines = handle.read().decode("utf-8", "replace").splitlines()
@@ -62,7 +63,7 @@ def read_enzymes(path: str | Path) -> list[Enzyme]:
             if table:
                 row = dict(zip(head, cells, strict=True))
                 sides = [int(row[name]) if row.get(name) else None for name in COLUMNS[2:6]]
-                found.append(_made(row["name"], row["site"], sides, bool(row.get("suppliers", "?"))))
+                found += _made(row["name"], row["site"], sides, bool(row.get("suppliers", "?")))
             else:
                 name, site, length, count = cells[0], cells[1].upper(), int(cells[2]), int(cells[3])
                 if length != len(site):
@@ -82,8 +83,8 @@ def read_enzymes(path: str | Path) -> list[Enzyme]:
 def known_enzymes() -> list[Enzyme]:
     """All enzymes that Biopython knows (extra `biology`)."""
     table = require("Bio.Restriction.Restriction_Dictionary", "biology").rest_dict
-    return [_made(name, row["site"], [row[end] for end in COLUMNS[2:6]], bool(row["suppl"]))
-            for name, row in table.items()]
+    return [each for name, row in table.items()
+            for each in _made(name, row["site"], [row[end] for end in COLUMNS[2:6]], bool(row["suppl"]))]
 
 
 def panel(enzymes: Iterable[Enzyme], length: int = 6, plain: bool = False) -> list[Enzyme]:

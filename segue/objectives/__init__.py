@@ -74,5 +74,5 @@ def objective_named(name: str, eos: int | None = None,
 __all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "Batch", "ClassLoss", "Cloze", "DecayedRepetition", "Distillation",
            "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "Loss", "MarginalLetters", "MaskedDiffusion",
            "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "ProxyReplay",
-           "RolloutUnlikelihood", "ScoreEntropy", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
-           "objective_named", "relation_distillation", "score_distillation", "supcon"]
+           "RolloutUnlikelihood", "ScoreEntropy", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked",
+           "generator_of", "objective_named", "relation_distillation", "score_distillation", "supcon"]

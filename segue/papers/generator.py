@@ -59,7 +59,7 @@ def repeats(size: int, seed: int, families: int = FAMILIES) -> str:
 def parts(genome: Path | None, size: int, held: int) -> tuple[str, str]:
     """What is learned from and what is held out: a genome's end, or another one of the same families."""
     if genome is None:
-        return repeats(size, 1), repeats(held, 3)
+        return repeats(size, 1), repeats(held, 2)
     text = segue.read(genome)[0].object
     return text[: -len(text) // 10], text[-held:]
 

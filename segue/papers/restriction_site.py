@@ -7,7 +7,7 @@ network learn it from features of the sites or from the bases.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,10 +96,16 @@ class Problem:
         return torch.from_numpy(np.stack([CODEC.encode(text) for text in self.windows[part].texts()])).long()
 
 
+@cache
+def problem_of(folders: tuple[Path, Path] | None, each: int) -> Problem:
+    """Made once in each process."""
+    return Problem(folders, each)
+
+
 def classical(name: str, inputs: str, folders: tuple[Path, Path] | None, each: int, trees: int,
               seed: int) -> dict[str, Any]:
     """Scores of validation, test and natural test windows. The machine's settings are those best on validation."""
-    problem = Problem(folders, each)
+    problem = problem_of(folders, each)
     x = [problem.features(part, INPUTS[inputs]) for part in range(4)]
     options = GRID if name == "svm" else [{"trees": trees}] if name == "forest" else [{}]
     columns = informative(x[0], problem.labels[0], KEPT)
@@ -112,22 +118,24 @@ def classical(name: str, inputs: str, folders: tuple[Path, Path] | None, each: i
 
 def convolutional(motifs: bool, folders: tuple[Path, Path] | None, each: int, few: int, steps: int,
                   seed: int) -> dict[str, Any]:
-    """As `classical`, of a network over the bases that learns from `few` windows (0: all), read from either strand."""
-    problem = Problem(folders, each)
+    """As `classical`, of a network over the bases that learns from `few` windows (0: all), read from either strand, in
+    rows of 64 or, of few, of 32."""
+    problem = problem_of(folders, each)
     tokens, labels = problem.tokens(0), torch.from_numpy(problem.labels[0]).long()
     sites = sorted({enzyme.site for enzyme in problem.enzymes})
     if few:
         some = torch.from_numpy(np.random.default_rng(seed).permutation(len(tokens))[:few])
         tokens, labels = tokens[some], labels[some]
+    count = 32 if few else 64
     torch.manual_seed(seed)
     model = ConvClassifier(4, filters=len(sites), motifs=site_filters(sites) if motifs else None)
 
     def batches(step: int) -> Batch:
         draw = torch.Generator().manual_seed(1000 * seed + step)
-        rows = torch.randint(len(tokens), (64,), generator=draw)
-        turned = torch.rand(64, 1, generator=draw) < 0.5
+        rows = torch.randint(len(tokens), (count,), generator=draw)
+        turned = torch.rand(count, 1, generator=draw) < 0.5
         shown = torch.where(turned, mirror(tokens[rows], PARTNER), tokens[rows])
-        return Batch(shown, torch.cat([torch.full((64, LENGTH - 1), -1), labels[rows, None]], 1))
+        return Batch(shown, torch.cat([torch.full((count, LENGTH - 1), -1), labels[rows, None]], 1))
 
     both = Equivariant(model, PARTNER, classes=True)
 
@@ -157,16 +165,16 @@ MAIN = ("svm", "forest", NETWORK)
 def measure(run: Run) -> list[Row]:
     genome, sold = run.dataset("ecoli-536"), run.dataset("rebase-enzymes")
     folders = None if genome is None or sold is None else (genome, sold)
-    each, trees, steps, few, seeds = run.pick((60, 10, 4, 20, 1), (2000, 500, 500, 500, 3))
+    each, trees, steps, few, seeds = run.pick((60, 10, 3, 20, 1), (2000, 500, 300, 500, 3))
     jobs: dict[str, Any] = {arm: partial(classical, name, inputs, folders, each, trees, run.seed)
                             for arm, (name, inputs) in ARMS.items()}
     jobs |= {name: partial(convolutional, motifs, folders, each, 0, steps, run.seed)
              for name, motifs in ((NETWORK, True), (BLANK, False))}
-    jobs |= {f"{name}, {few} windows, seed {seed}": partial(convolutional, motifs, folders, each, few, 3 * steps // 5,
+    jobs |= {f"{name}, {few} windows, seed {seed}": partial(convolutional, motifs, folders, each, few, 2 * steps // 3,
                                                             seed)
              for seed in range(run.seed, run.seed + seeds) for name, motifs in ((NETWORK, True), (BLANK, False))}
     done = run.cells(jobs)
-    problem = Problem(folders, each)
+    problem = problem_of(folders, each)
     (_, known, labels, natural), (_, _, blocks, _) = problem.labels, problem.blocks
     scores = {arm: [np.array(part) for part in cell["scores"]] for arm, cell in done.items()}
     found = {arm: part[1] >= equal_error(known, part[0]) for arm, part in scores.items()}
