@@ -7,6 +7,7 @@ the strand that is read. Both are averaged over (GENERator, arXiv 2502.07272, ta
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,31 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kinds.codecs import KmerCodec, LetterCodec
 from segue.kinds.nucleotides import reverse_complement
+from segue.kinds.packed import opened
 from segue.models.base import padded
 
 Variant = tuple[int, str, str]  # position, from 0; what stands there; what would stand there instead
+
+
+def read_variants(path: str | Path) -> list[tuple[str, Variant]]:
+    """The variants of a VCF file, each with the name of its sequence; several alternatives are as many variants. What
+    gives no letters (<DEL>, *, breakends) is left out."""
+    with opened(Path(path)) as handle:
+        lines = handle.read().decode("utf-8", "replace").splitlines()
+    found, told = [], 0
+    for number, line in enumerate(lines, 1):
+        if line.startswith("#") or not line.strip():
+            continue
+        told += 1
+        cells = line.split("\t")
+        if len(cells) < 5 or not cells[1].isdigit() or not cells[3].isalpha():
+            raise SegueError(f"{path}, line {number}: not a line of a VCF file (CHROM, POS, ID, REF and ALT, with tabs "
+                             "between); export it again")
+        found += [(cells[0], (int(cells[1]) - 1, cells[3].upper(), each.upper())) for each in cells[4].split(",")
+                  if each.isalpha()]
+    if not found:
+        raise SegueError(f"{path}: of {told} variants none says by letters what stands there instead")
+    return found
 
 
 class LetterLikelihood:

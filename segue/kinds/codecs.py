@@ -463,9 +463,9 @@ class KmerCodec(Codec):
 
     def varied(self, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """The row read from another phase, drawn: it begins behind a begin, with the letters before the first word. One
-        that is a whole sequence stays whole, and of the phases has those in which it is as long. Rows with other
-        letters stay as they are."""
-        begun, ended = ids[0] == self.bos, len(ids) > 1 and ids[-1] == self.eos
+        that is a whole sequence stays whole, and of the phases has those in which it is as long. A row of which too
+        few ids would come (other letters cut its words) stays as it is."""
+        begun, ended = bool(ids[0] == self.bos), len(ids) > 1 and bool(ids[-1] == self.eos)
         text = self.decode(ids)
         cut = not (begun and ended)
         phase = int(draw.integers(self.k if cut else len(text) % self.k + 1))

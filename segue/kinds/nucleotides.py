@@ -58,7 +58,7 @@ def variation(codec: Codec, strands: bool = False) -> Vary | None:
 def other_strand(codec: Codec, ids: np.ndarray) -> np.ndarray:
     """The ids of the other strand, which begins where these end; these where it takes another number of words (where
     words are cut by other letters)."""
-    begun, ended = ids[0] == codec.bos, len(ids) > 1 and ids[-1] == codec.eos
+    begun, ended = bool(ids[0] == codec.bos), len(ids) > 1 and bool(ids[-1] == codec.eos)
     inside = codec.encode(reverse_complement(codec.decode(ids)))
     new = np.concatenate([[codec.bos] * ended, inside, [codec.eos] * begun]).astype(ids.dtype)
     return new if len(new) == len(ids) else ids
