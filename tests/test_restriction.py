@@ -39,6 +39,7 @@ from segue.models.equivariant import Equivariant
 from segue.models.estimators import ESTIMATORS, Estimator, distinct
 from segue.models.motifs import ConvClassifier, motif_convolution
 from segue.objectives import Batch
+from segue.papers import claim
 from segue.training.learn import accuracy, learn
 
 IUPAC = "ACGTRYSWKMBDHVN"
@@ -345,3 +346,19 @@ def test_a_network_that_knows_the_motif_learns_where_it_stands_and_ends_even_han
         ConvClassifier(4, filters=1, motifs=site_filters([site, "GAATTC"]))
     with pytest.raises(SegueError, match="widen"):
         motif_convolution(site_filters([site]), width=4)
+
+
+@pytest.mark.parametrize("accuracy, forest, svm, sites, verdict", [
+    (0.90, 0.05, 0.05, 0.1, "confirmed"), (0.80, 0.05, 0.05, 0.1, "refuted"), (0.86, 0.05, 0.05, 0.1, "inconclusive"),
+    (0.90, -0.05, 0.05, 0.1, "refuted"), (0.90, 0.05, 0.01, 0.1, "inconclusive"), (0.90, 0.05, 0.05, -0.1, "refuted")])
+def test_the_rule_of_restriction_sites(accuracy: float, forest: float, svm: float, sites: float, verdict: str) -> None:
+    def row(model: str, what: str, value: float) -> dict[str, object]:
+        return {"model": model, "measure": what, "value": value, "low": value - 0.02, "high": value + 0.02}
+
+    network, specific, sensitive = "network, motifs", "specificity, default threshold", "sensitivity, default threshold"
+    table = [row(model, "balanced accuracy", accuracy) for model in ("svm", "forest", network)]
+    table += [row("forest - svm", specific, forest), row(f"forest - {network}", specific, 0.1),
+              row("svm - forest", sensitive, svm), row(f"svm - {network}", sensitive, 0.1),
+              row("no composition - no sites", "balanced accuracy", sites), row("forest", "precision", 0.2),
+              row(f"{network} - random, 500 windows", "balanced accuracy", 0.05)]
+    assert claim("restriction-site").judge(table)[0] == verdict
