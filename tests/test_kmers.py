@@ -175,9 +175,9 @@ def test_a_stream_is_the_same_answer(n: int | list[int]) -> None:
 def test_a_model_of_words_as_a_user_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw = np.random.default_rng(0)
     unit = dna(5, 40)
-    texts = [unit[int(draw.integers(40)) :] + unit * 6 for _ in range(40)]
-    model = segue.fit(of(texts, kind="dna"), steps=30, k=3, width=32, depth=1, context=32, strands=True, quiet=True,
-                      objective="marginal", out=tmp_path / "model")
+    texts = [unit[int(draw.integers(40)) :] + unit * 6 for _ in range(12)]
+    model = segue.fit(of(texts, kind="dna"), steps=4, k=3, mix=False, width=32, depth=1, context=32, strands=True,
+                      quiet=True, objective="marginal", out=tmp_path / "model")
     again = segue.load(tmp_path / "model")
     assert isinstance(again.codec, KmerCodec) and again.codec.k == 3
     assert again.report.held_out.unit == "base"
@@ -343,7 +343,8 @@ def test_words_and_letters_come_to_the_known_entropy_of_a_chain() -> None:
 
 @pytest.mark.parametrize("six, one, merges, short, verdict", [
     (0.40, 0.30, 0.35, 0.33, "confirmed"), (0.40, 0.30, 0.40, 0.33, "refuted"),
-    (0.40, 0.30, 0.38, 0.33, "inconclusive"), (0.40, 0.38, 0.30, 0.38, "inconclusive"), (0.40, 0.30, 0.35, 0.39, "inconclusive"),
+    (0.40, 0.30, 0.38, 0.33, "inconclusive"), (0.40, 0.38, 0.30, 0.38, "inconclusive"),
+    (0.40, 0.30, 0.35, 0.39, "inconclusive"),
     (0.29, 0.25, 0.25, 0.25, "inconclusive")])
 def test_the_rule_of_generator(six: float, one: float, merges: float, short: float, verdict: str) -> None:
     found = {"6-mer": six, "1-mer": one, "BPE": merges, "6-mer, context of 1-mers": short}
