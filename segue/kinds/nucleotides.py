@@ -19,7 +19,7 @@ MASKS = {"A": 1, "C": 2, "G": 4, "T": 8, "U": 8, "R": 5, "Y": 10, "S": 6, "W": 9
 TABLE = np.zeros(256, np.uint8)
 TABLE[[ord(code) for code in MASKS]] = list(MASKS.values())
 PAIRS = str.maketrans("ACGTURYSWKMBDHVNacgturyswkmbdhvn", "TGCAAYRSWMKVHDBNtgcaayrswmkvhdbn")
-RNA_PAIRS = {**PAIRS, ord("A"): "U", ord("a"): "u"}
+RNA_PAIRS = PAIRS | str.maketrans("Aa", "Uu")
 
 
 def masks(sequence: str | np.ndarray) -> np.ndarray:
@@ -38,12 +38,10 @@ def reverse_complement(sequence: str) -> str:
 def variation(codec: Codec, strands: bool = False) -> Vary | None:
     """How rows to learn from may be read otherwise, `vary(ids, draw) -> ids` of the same number: from another phase
     where a codec has several, and with `strands` from either strand. None where there is but one way."""
-    if strands and not isinstance(codec, KmerCodec | LetterCodec):
-        raise SegueError("strands are those of DNA or RNA: leave strands out")
     if strands:
-        letters = codec.single.letters if isinstance(codec, KmerCodec) else codec.letters
-        if not set(letters.upper()) <= set(NUCLEOTIDES):
-            raise SegueError(f"sequences over {letters} have no other strand: leave strands out")
+        single = codec.single if isinstance(codec, KmerCodec) else codec
+        if not isinstance(single, LetterCodec) or not set(single.letters.upper()) <= set(NUCLEOTIDES):
+            raise SegueError("only DNA and RNA, read as bases or words of them, have another strand: leave strands out")
     elif type(codec).varied is Codec.varied:
         return None
 

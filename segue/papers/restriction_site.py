@@ -107,7 +107,7 @@ def classical(name: str, inputs: str, folders: tuple[Path, Path] | None, each: i
     """Scores of validation, test and natural test windows. The machine's settings are those best on validation."""
     problem = problem_of(folders, each)
     x = [problem.features(part, INPUTS[inputs]) for part in range(4)]
-    options = GRID if name == "svm" else [{"trees": trees}] if name == "forest" else [{}]
+    options: list[dict[str, Any]] = GRID if name == "svm" else [{"trees": trees}] if name == "forest" else [{}]
     columns = informative(x[0], problem.labels[0], KEPT)
     x = [part[:, columns] for part in x]
     made = [ESTIMATORS[name](seed, **chosen).fit(x[0], problem.labels[0]) for chosen in options]
