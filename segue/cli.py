@@ -237,10 +237,23 @@ def speed_up(model: Model, paths: Paths,
 
 
 @command("evaluate", "segue evaluate model held-out/ --json scores.json")
-def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None, how: How = None) -> None:
+def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None, how: How = None,
+             variants: Annotated[Path | None, typer.Option(metavar="VCF", help="Instead: how likely these variants of "
+                                                           "the files' sequences are, the least likely first.")]
+             = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how)
+    if variants is not None:
+        rows = sorted(fitted.variants(data, variants), key=lambda row: row["score"])
+        for row in rows[:20]:
+            print(f"{row['sequence']}:{row['position']:,} {row['reference']} to {row['alternative']}: "
+                  f"{row['score']:+.3f} nats")
+        if len(rows) > 20:
+            print(f"and {len(rows) - 20:,} more: --json FILE has all", file=sys.stderr)
+        if json_file is not None:
+            show_json(rows, json_file)
+        return
     report = fitted.evaluate(data, **given(weights=weights))
     show(report)
     if (fitted.report.get("request") or {}).get("data") == data.fingerprint:

@@ -16,7 +16,7 @@ from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, Until, generate, stream
 from segue.decoding.healing import Healing, spelling
 from segue.decoding.prompt import SetPrompt
-from segue.decoding.recipes import drafts_itself
+from segue.decoding.recipes import DECODERS, drafts_itself
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
@@ -92,7 +92,7 @@ def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
     empty = prime is None or len(prime) == 0
     if begin_of(model) is not None:
         return model.prompt([] if empty else codec.surrounded(prime).tolist())
-    ids = [] if empty else codec.encode(prime).tolist()
+    ids = [] if empty else codec.prompt(prime).tolist()
     begin = codec.eos if codec.bos is None and not ids else codec.bos
     return ids if begin is None else [begin, *ids]
 
@@ -102,11 +102,6 @@ def open_prompt(codec: Codec, prompt: list[int], heal: bool | None = None) -> li
     those of a Hugging Face folder, which goes on as transformers would."""
     wanted = not isinstance(codec, TokenizerCodec) if heal is None else heal
     return (spelling(codec).open(prompt, 1) if wanted else None) or prompt
-
-
-def begins_with_blank(codec: Codec, model: Any) -> bool:
-    """Whether answers are texts of their own, before which the tokenizer puts a blank that is not theirs."""
-    return begin_of(model) is not None and codec.dummy_prefix
 
 
 def sayable(codec: Codec) -> tuple[Rules, ...]:
@@ -119,6 +114,13 @@ def until_of(stops: Stops | None, skip: int = 0, also: Until = None) -> Until:
     if stops is None:
         return also
     return lambda tokens: stops.until(tokens, skip) or (also is not None and also(tokens))
+
+
+def enough(codec: Codec, units: int, also: Until) -> Until:
+    """Ends an answer that stands for so many base units (bases), too."""
+    widest = int(codec.weights().max())
+    return lambda tokens: (len(tokens) * widest >= units and codec.units(tokens) >= units) or \
+        (also is not None and also(tokens))
 
 
 def lead_of(codec: Codec, model: Any) -> bytes:
@@ -134,22 +136,28 @@ def without(value: Any, lead: Any) -> Any:
 
 @dataclass
 class Asked:
-    """Primes as `generate` takes them. leads: what each answer begins with that is not its own. n, options: for
-    `generate`."""
+    """Primes as `generate` takes them. leads: what each answer begins with that is not its own. most: base units that
+    each may have, where n counts those. n, options: for `generate`."""
 
     prompts: list[Sequence[int]]
     leads: list[Any]
     stops: Stops | None
+    most: list[int] | None
     n: Any
     options: dict[str, Any]
 
 
-def asked(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None, stop: Sequence[Any],
-          until: Until, heal: bool | None, options: dict[str, Any], rules: Sequence[Processor] = ()) -> Asked:
-    """Prompts, stops and processors for `continue_objects` and `stream_objects`."""
+def asked(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None, decoder: str | None,
+          stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
+          rules: Sequence[Processor] = ()) -> Asked:
+    """Prompts, limits, stops and processors for `continue_objects` and `stream_objects`."""
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
     leads: list[Any] = [lead_of(codec, model)] * len(prompts)
+    limits = None if n is None else [n] * len(prompts) if isinstance(n, int) else list(n)
+    most = limits if codec.counted else None
+    if most is not None and (recipe := DECODERS.get(decoder or "")) is not None and recipe.search is not None:
+        limits = [-(-units // int(codec.weights().max())) for units in most]  # a search cannot stop before
     options = {"eos": codec.eos, **options}
     processors = [*(options.get("processors") or ()), *sayable(codec), *rules]
     if begin_of(model) is None and until is None and not rules and options.get("backspace") is None:
@@ -157,12 +165,14 @@ def asked(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequen
         leads = [getattr(prompt, "rest", b"") for prompt in prompts]
         if any(leads):
             processors.append(Healing(spelling(codec)))
-            if n is not None:  # what is said again is not counted
-                each = [n] * len(prompts) if isinstance(n, int) else n
-                n = [one + getattr(prompt, "taken", 0) for one, prompt in zip(each, prompts)]
-    if stops is not None or until is not None:
-        options["until"] = [until_of(stops, len(lead), until) for lead in leads]
-    return Asked(prompts, leads, stops, n, options | {"processors": tuple(processors)})
+            if limits is not None:  # what is said again is not counted
+                limits = [limit + getattr(prompt, "taken", 0) for limit, prompt in zip(limits, prompts)]
+    ends: list[Until] = [until_of(stops, len(lead), until) for lead in leads]
+    if most is not None:
+        ends = [enough(codec, units + len(lead), end) for units, lead, end in zip(most, leads, ends)]
+    if any(ends):
+        options["until"] = ends
+    return Asked(prompts, leads, stops, most, limits, options | {"processors": tuple(processors)})
 
 
 def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = 256,
@@ -171,30 +181,33 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
                      heal: bool | None = None, **options: Any) -> list[Continuation]:
     """Continue objects of a codec: text, letters or items. An empty or missing prime begins a document.
 
-    n: tokens to add at most. stop: strings (or items) before which an answer ends; the codec's end token always ends
-    one, and its unknown item is never said. regex, json_schema: what each answer must match (see
-    `segue.decoding.constrain`). heal: where a prime may end inside a longer token, its last tokens are said again as
-    the beginning of that (`segue.decoding.healing`; such tokens are not counted in n); default: for native models. Not
-    together with until, regex, json_schema or backspace, which look at an answer's tokens from its first.
-    Everything else is as in `generate`.
+    n: tokens to add at most; with a codec of words of bases (`Codec.counted`), bases. stop: strings (or items) before
+    which an answer ends; the codec's end token always ends one, and its unknown item is never said. regex, json_schema:
+    what each answer must match (see `segue.decoding.constrain`). heal: where a prime may end inside a longer token, its
+    last tokens are said again as the beginning of that (`segue.decoding.healing`; such tokens are not counted in n);
+    default: for native models. Not together with until, regex, json_schema or backspace, which look at an answer's
+    tokens from its first. Everything else is as in `generate`.
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
     rules: list[Processor] = [] if regex is None else [Pattern(codec, regex)]
     rules += [] if json_schema is None else [schema(codec, json_schema)]
-    what = asked(model, codec, primes, n, stop, until, heal, options, rules)
+    what = asked(model, codec, primes, n, decoder, stop, until, heal, options, rules)
     answers = generate(model, what.prompts, what.n, decoder, draft, **what.options)
     sign = between(codec)
-    for prompt, lead, answer in zip(what.prompts, what.leads, answers):
+    for row, (prompt, lead, answer) in enumerate(zip(what.prompts, what.leads, answers)):
         for each in (answer, *answer.others):
             said = codec.decode(each.tokens)
             value = without(said, lead)
+            more = len(said) - len(value)
+            if what.most is not None and len(value) >= what.most[row]:  # the last word may be of more
+                value, each.finish = value[: what.most[row]], "length"
             place = None if what.stops is None else what.stops.find(value)
             each.value = value if place is None else value[:place]
             before = codec.decode(list(prompt)) + (lead or codec.decode([]))
             each.whole = each.value if begin_of(model) is not None else before + each.value
             each.text = as_text(each.value, sign)
             ends = list(accumulate(each.per_pass))
-            each.pieces, more = [], len(said) - len(value)
+            each.pieces = []
             for start, end in zip([0, *ends], ends):
                 piece = codec.decode(each.tokens[start:end])
                 each.pieces.append(as_text(piece[more:]))
@@ -252,12 +265,17 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
     if options.get("backspace") is not None:
         raise SegueError("text that may be taken back cannot be told piece by piece: use continue_objects, or stream, "
                          "whose pieces of tokens say so")
-    what = asked(model, codec, primes, n, stop, until, heal, options)
-    tellings = [Telling(codec, what.stops, lead) for lead in what.leads]
+    what = asked(model, codec, primes, n, decoder, stop, until, heal, options)
+    tellings, left = [Telling(codec, what.stops, lead) for lead in what.leads], list(what.most or ())
     for piece in stream(model, what.prompts, what.n, decoder, draft, **what.options):
         told, text = tellings[piece.index](piece.tokens, piece.finish is not None)
-        if told or piece.finish is not None:
-            yield Delta(piece.index, told, text, piece.finish)
+        finish = piece.finish
+        if left:  # the last word may be of more
+            told, text = told[: left[piece.index]], text[: left[piece.index]]
+            left[piece.index] -= len(told)
+            finish = finish if left[piece.index] or finish is None else "length"
+        if told or finish is not None:
+            yield Delta(piece.index, told, text, finish)
 
 
 class FittedModel(Protocol):

@@ -103,7 +103,10 @@ PAPERS: dict[str, Paper] = {
         "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
         "2024, arXiv 2412.07752", "flashrnn", ("kernels.rnn", "kernels.tiles", "mixers.xlstm")),
     "gamegen-x": Paper("GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769"),
-    "generator": Paper("GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272"),
+    "generator": Paper(
+        "GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272", "generator",
+        ("kinds.codecs (KmerCodec)", "kinds.nucleotides", "models.spelling", "objectives.marginal",
+         "analysis.variants", "analysis.metrics (recovery)")),
     "gsm-plus-plus": Paper(
         "Best of Both Worlds: Advantages of Hybrid Graph Sequence Models (GSM, GSM++)",
         "2024, arXiv 2411.15671"),
@@ -204,7 +207,8 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2305.13304"),
     "restriction-site": Paper(
         "Machine learning applications to DNA subsequence and restriction site analysis",
-        "2020, arXiv 2011.03544"),
+        "2020, arXiv 2011.03544", "restriction_site",
+        ("kinds.nucleotides", "analysis.restriction", "analysis.binary", "models.estimators", "models.motifs")),
     "rnn-review": Paper(
         "A Critical Review of Recurrent Neural Networks for Sequence Learning",
         "2015, arXiv 1506.00019", "rnn_review",

@@ -33,7 +33,7 @@ class Plan:
     time. prune: part of the matrices' weights that ends at zero (see `segue.training.pruning`). teacher: folder of a
     fitted model whose predictions are learned too, with its codec; distil: their part of the loss. objective: a name
     (see `objective_named`); where it is one of `BOTH_WAYS`, the mixers read both ways, and the mask is one id more.
-    options: of mixers, by name.
+    strands: rows of DNA or RNA are read from either strand, by chance. options: of mixers, by name.
     """
 
     vocabulary: int
@@ -74,6 +74,7 @@ class Plan:
     prune: float = 0.0
     teacher: str = ""
     distil: float = 0.5
+    strands: bool = False
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     objective: str = "next"
 

@@ -207,6 +207,31 @@ class Fitted:
             raise none_known(data)
         return self.scored(data, weights, share)
 
+    def variants(self, data: Any, variants: str | Path, **options: Any) -> list[dict[str, Any]]:
+        """What the model thinks of the variants in a VCF file: one row for each, with `score`, by how much the
+        alternative is likelier than the reference (nats; see `segue.analysis.variants.variant_scores`, which takes
+        the options). data: the sequences in which they stand, by the names that the file gives."""
+        from segue.analysis.variants import read_variants, variant_scores
+
+        data = as_data(data, self.kind.name)
+        self.check_kind(data)
+        where = {data.name(i).rpartition(":")[2]: i for i in range(len(data))}
+        rows: list[dict[str, Any]] = []
+        wanted = read_variants(variants)
+        for name in dict.fromkeys(name for name, _ in wanted):
+            if name not in where:
+                raise SegueError(f"{variants}: no sequence is called '{name}' (but {', '.join(list(where)[:5])} ...): "
+                                 "give the reference that the variants were called against")
+            those = [variant for each, variant in wanted if each == name]
+            try:
+                scores = variant_scores(self.decodable(), self.codec, data[where[name]].object, those,  # type: ignore
+                                        **{"strands": self.kind.name == "dna", **options})
+            except SegueError as error:
+                raise SegueError(f"{variants}, sequence {name}: {error}") from error
+            rows += [{"sequence": name, "position": at + 1, "reference": reference, "alternative": alternative,
+                      "score": float(score)} for (at, reference, alternative), score in zip(those, scores)]
+        return rows
+
     def scored(self, data: Data, weights: str = "float32", strange: float = 0.0) -> Evaluation:
         """As `evaluate`, of data that may be strange to the model: that share of their items has no token."""
         store = data.encode(self.codec)
