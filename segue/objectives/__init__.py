@@ -19,12 +19,13 @@ from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
 from segue.objectives.order import OrderSearch
+from segue.objectives.regression import SquaredError
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
 # is that of a whole batch, ProxyReplay and SupCon, which compare its rows, and DraftHeadsLoss, ClassLoss and
-# EventLikelihood, which teach draft heads, classifiers and point processes alone.
+# EventLikelihood, which teach draft heads, classifiers and point processes alone, and SquaredError, of numbers.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -64,5 +65,5 @@ def objective_named(name: str, eos: int | None = None) -> Objective:
 __all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "Batch", "ClassLoss", "Cloze", "DecayedRepetition", "Distillation",
            "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "Loss", "MaskedDiffusion", "MaskedElements", "Mixed",
            "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "ProxyReplay", "RolloutUnlikelihood",
-           "ScoreEntropy", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
-           "objective_named", "relation_distillation", "score_distillation", "supcon"]
+           "ScoreEntropy", "SquaredError", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked",
+           "generator_of", "objective_named", "relation_distillation", "score_distillation", "supcon"]
