@@ -64,8 +64,8 @@ class Look:
 
         lines = [line(i, *pair) for i, pair in enumerate(zip(self.layers, self.matrices), 1)]
         if self.effects:
-            lines.append(f"carries: how much worse {self.measured:,} elements are predicted with the mean of what a part "
-                         "adds to the prediction directly")
+            lines.append(f"carries: how much worse {self.measured:,} elements are predicted with the mean of what a "
+                         "part adds to the prediction directly")
         return "\n".join(lines + ([f"picture: {self.picture}"] if self.picture else []))
 
 
