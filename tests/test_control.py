@@ -78,7 +78,7 @@ def test_one_hot_gradients_are_central_differences(pattern: str) -> None:
         for step in (1e-5, -1e-5):
             moved = rows.clone()
             moved[0, 1 + place, token] += step
-            ends.append(-float(model(moved).logits[0, -1].log_softmax(-1)[target]))
+            ends.append(-float(model(moved).logits[0, -1].detach().log_softmax(-1)[target]))
         assert float(found[place, token]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
 
 

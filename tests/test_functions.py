@@ -15,7 +15,6 @@ from segue.objectives import SquaredError
 from segue.objectives.regression import squared_errors
 from segue.tasks import Curriculum, FunctionTask
 from segue.tasks.functions import Prompts, averaging, least_squares, nearest_neighbours, windows
-from segue.testing import check_objective
 from segue.training.learn import learn
 
 
@@ -141,6 +140,8 @@ def test_the_squared_error_by_hand_and_learned() -> None:
     errors = squared_errors(model, batch)
     torch.testing.assert_close(errors[:, ::2], wanted.detach())
     assert errors[:, 1::2].isnan().all() and loss.count == 15
+    alone = [SquaredError()(model, batch.rows(slice(i, i + 1))).total for i in range(3)]
+    torch.testing.assert_close(torch.stack(alone).sum(), loss.total)
     fixed = task.batches(16, 4)
     run = learn(regressor(inputs=1), lambda step: fixed(0), 60, rate=5e-3, objective=SquaredError())
     assert run.curve[-1]["loss"] < 0.5 * run.curve[0]["loss"]
@@ -149,7 +150,7 @@ def test_the_squared_error_by_hand_and_learned() -> None:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 99), rows=st.integers(20, 60))
 def test_curves_are_means_with_bootstrap_intervals(seed: int, rows: int) -> None:
-    values = torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed)).double() + torch.tensor([0.0, 5.0, 9.0])
+    values = torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed)).double() + torch.tensor([0, 5, 9])
     values[0, 1] = torch.nan
     curve = per_position_curve(values, seed=seed)
     torch.testing.assert_close(curve.mean, values.nanmean(0))

@@ -44,7 +44,7 @@ def test_what_parts_carry_is_the_direct_effect_of_their_writes(tmp_path: Path) -
     assert seen.measured == tokens.shape[1] and seen.effects.keys() == effects.keys()
     for name, nats in effects.items():
         assert seen.effects[name] == pytest.approx(float(nats.mean()) / np.log(2), abs=1e-5)
-    assert seen.effects["layer 1 gru"] > 0.05 and "the mixer" in str(seen) and "no matrix" in str(seen)
+    assert seen.effects["layer 1 gru"] > 0.005 and "the mixer" in str(seen) and "no matrix" in str(seen)
     assert (tmp_path / "look.png").stat().st_size > 5000
 
 

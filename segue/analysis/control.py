@@ -232,13 +232,16 @@ class Bounds:
         """(n,) bool: this row (E,), or these (n, E), cannot be reached at place i.
 
         (A) it points away from y_i and is farther than `radius` from the nearest share of y_i that must stay;
-        (B) its part at right angles to y_i is longer than (1 - least) radius.
+        (B) its part at right angles to y_i is longer than (1 - least) radius. What is within rounding of a bound is not
+        excluded.
         """
         along = (wanted * self.own).sum(-1)
         size = self.own.square().sum(-1).clamp(min=torch.finfo(self.own.dtype).tiny)
         across = (wanted - (along / size)[:, None] * self.own).norm(dim=-1)
         apart = (wanted - self.least[:, None] * self.own).norm(dim=-1)
-        return ((along <= 0) & (apart > self.radius)) | (across > (1 - self.least) * self.radius)
+        rounding = 64 * torch.finfo(self.own.dtype).eps * (self.own.norm(dim=-1) + wanted.norm(dim=-1))
+        far, wide = apart - self.radius, across - (1 - self.least) * self.radius
+        return ((along <= 0) & (far > rounding)) | (wide > rounding)
 
 
 def attention_bounds(queries: Tensor, keys: Tensor, values: Tensor, x: Tensor, k: int, control: float,

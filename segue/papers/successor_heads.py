@@ -196,15 +196,15 @@ def measure(run: Run) -> list[Row]:
     folder = None if data is None else str(data)
     width, rows, times = run.pick((16, 8, 2), (128, 128, 40))
     arms = [("gla", run.seed), *(("attention", run.seed + i) for i in range(run.pick(1, 3)))]
-    cells = run.cells({f"{mixer}, seed {seed}": partial(found, mixer, folder, seed, run.pick(2, STEPS[mixer]), width, rows,
-                                                        times) for mixer, seed in arms})
+    cells = run.cells({f"{mixer}, seed {seed}": partial(found, mixer, folder, seed, run.pick(2, STEPS[mixer]), width,
+                                                        rows, times) for mixer, seed in arms})
     table: list[Row] = [{"model": name, **{key: value for key, value in cell.items() if key != "domains"},
                          **cell["domains"]} for name, cell in cells.items()]
     run.note(f"lists of {ITEMS} ordered words in {len(ORDERS)} classes ({', '.join(CYCLIC)} begin again), spans that "
              f"are said twice, numbers with their digits and words of "
              f"{'random numbers' if folder is None else 'WikiText-2 (its test part)'}; 2 layers of width {width}, "
-             f"{HEADS} heads, {' and '.join(f'{steps} steps of {mixer}' for mixer, steps in STEPS.items())}, 32 rows of "
-             f"{LENGTH}; {HELD_OUT:.0%} of the pairs are in no list")
+             f"{HEADS} heads, {' and '.join(f'{steps} steps of {mixer}' for mixer, steps in STEPS.items())}, 32 rows "
+             f"of {LENGTH}; {HELD_OUT:.0%} of the pairs are in no list")
     run.note("score: share of all pairs whose second the head's circuit, from the first channel mixer's output, ranks "
              "first in its class; second: of the next best head; shuffled classes: the best head's where the order is "
              "random; with embedding: the best where the input is the embedding too; wins: share of list prompts in "
@@ -260,9 +260,9 @@ CLAIM = Claim(
     rule="of medians over three seeds: void (inconclusive) if lists are right less than 90% of the time; confirmed if "
          "the best head's circuit steps at least half of all pairs on, three times as many as the next best, its "
          "direct mean ablation costs the most of all heads in 80% of list prompts or more and on average at most a "
-         "quarter as much in copied spans, and in two classes or more it costs the most in half of the prompts; refuted if no "
-         "head's circuit steps more than half on, or the head costs as much in copied spans; else inconclusive. Gated "
-         "linear attention, the probe and pairs never seen have no say.",
+         "quarter as much in copied spans, and in two classes or more it costs the most in half of the prompts; "
+         "refuted if no head's circuit steps more than half on, or the head costs as much in copied spans; else "
+         "inconclusive. Gated linear attention, the probe and pairs never seen have no say.",
     measure=measure, judge=judge, draw=draw,
     paper={"heads": "in GPT-2, Pythia and Llama-2 from 31M on; of Pythia-1.4B one scores eight times the next",
            "numbered lists": "the head costs the most in 64 of 64 prompts",
