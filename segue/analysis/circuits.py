@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers import Mixer
 from segue.mixers.state import Layout
-from segue.models.stack import Stack
+from segue.models.stack import Stack, StackConfig
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,18 @@ class Order:
         return [(self.ids[i], self.ids[(i + step) % n]) for i in range(n) if self.cyclic or 0 <= i + step < n]
 
 
+def adds_up(config: StackConfig) -> bool:
+    """Whether the last norm reads, at each place, the sum of what all parts write there."""
+    return not config.post_norm and not config.pool and config.cross is None
+
+
 def _check(model: Stack, linear: bool = False) -> None:
     """Refuse a model whose residual stream is not the sum of what its parts write; linear: or whose logits are not
     linear in that, but for a norm's scale."""
     if not isinstance(model, Stack):
         raise SegueError(f"only a native stack shows what its parts write, not a {type(model).__name__}: convert the "
                          "folder, or give the network of the mixture")
-    config = model.config
-    if config.post_norm or config.pool or config.cross is not None or (linear and config.transform):
+    if not adds_up(model.config) or (linear and model.config.transform):
         raise SegueError("a part has a direct effect where its write is added to the others' and read by the last norm "
                          "and the head alone: this model has post_norm, pool, transform or cross-attention")
 
@@ -136,7 +140,7 @@ def mean_writes(model: Stack, tokens: Tensor, layout: Layout | None = None, head
     return {name: write.flatten(0, 1).mean(0) for name, write in writes(model, tokens, layout, heads).items()}
 
 
-def _directions(norm: nn.Module, x: Tensor) -> Tensor:
+def _directions(norm: Any, x: Tensor) -> Tensor:
     """The linear part of a norm: all of it but its scale and its bias."""
     centred = x - x.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
     return centred * norm.weight
@@ -221,7 +225,7 @@ def induction_scores(model: Stack, length: int = 32, rows: int = 16, seed: int =
     generator = torch.Generator().manual_seed(seed)
     once = torch.randint(model.vocabulary, (rows, length), generator=generator)
     again = torch.arange(length, 2 * length - 1)
-    found = {}
+    found: dict[str, float] = {}
     for layer, matrix in enumerate(matrices(model, torch.cat([once, once], 1)), 1):
         if matrix is not None:
             share = matrix.abs() / matrix.abs().sum(-1, keepdim=True).clamp(min=1e-12)

@@ -7,6 +7,7 @@ labels do to it, and does a mixer without attention learn it too?
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
 WINDOW, POINTS, LAST = 3, 16, 4
 TASK = FunctionTask(inputs=1, window=WINDOW)
 SHARES = (0.0, 0.25, 0.5, 1.0)
-ARMS = {"attention": {"heads": 2, "positions": "none"}, "gla": {"heads": 2}}
+ARMS: dict[str, dict[str, Any]] = {"attention": {"heads": 2, "positions": "none"}, "gla": {"heads": 2}}
 STEPS = {"attention": 4000, "gla": 3000}
-ORACLES = {"least squares, knows the window": partial(least_squares, window=WINDOW),
-           "least squares, knows none": least_squares, "3 nearest neighbours": nearest_neighbours,
-           "averaging": averaging}
+ORACLES: dict[str, Callable[[Prompts], torch.Tensor]] = {
+    "least squares, knows the window": partial(least_squares, window=WINDOW),
+    "least squares, knows none": least_squares,
+    "3 nearest neighbours": nearest_neighbours,
+    "averaging": averaging,
+}
 
 
 def build(mixer: str, width: int = 64) -> Stack:

@@ -4,6 +4,7 @@ each layer's writes, and each head's, have to do with what the model predicts.""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from segue.analysis.circuits import direct_effects, matrices
+from segue.analysis.circuits import adds_up, direct_effects, matrices
 from segue.decoding.continuation import as_text, prime_object, prime_tokens
 from segue.errors import SegueError
 from segue.files import write_picture
-from segue.mixers.state import Layout
 from segue.models import Stack
-from segue.models.base import padded, padding
+from segue.models.base import padded
 from segue.verbs.fitted import Fitted, as_data
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ class Look:
     """layers: name of each layer's mixer. matrices: per layer the (H, T, T) float32 matrix it applied, or None where it
     is not linear in its values. elements: the T elements as text. effects: by part ("layer 2 attention", "layer 2 head
     1", "layer 2 channel"; see `segue.analysis.circuits`) by how many bits the prediction of an element gets worse
-    where what it adds to the prediction directly is replaced by its mean; none of models that look ahead. measured: how
-    many elements that is the mean of. picture: where it is drawn, if it is."""
+    where what it adds to the prediction directly is replaced by its mean; none of models that look ahead or whose
+    layers' writes do not add up (`adds_up`). measured: how many elements that is the mean of. picture: where it is
+    drawn, if it is."""
 
     layers: list[str]
     matrices: list[np.ndarray | None]
@@ -69,13 +70,11 @@ class Look:
         return "\n".join(lines + ([f"picture: {self.picture}"] if self.picture else []))
 
 
-def effects(network: Stack, rows: list[list[int]]) -> tuple[dict[str, float], int]:
+def effects(network: Stack, rows: Sequence[Sequence[int]]) -> tuple[dict[str, float], int]:
     """`Look.effects` and `Look.measured` on rows of ids."""
     tokens, targets = padded([row[:-1] for row in rows]), padded([row[1:] for row in rows], -1)
-    lengths = torch.tensor([len(row) - 1 for row in rows])
-    layout = Layout.chain(tuple(tokens.shape), starts=padding(lengths, tokens.shape[1]) if network.resettable else None)
-    found = [direct_effects(network, tokens, targets, layout, heads) for heads in (False, True)]
-    return {name: float(nats.mean()) / math.log(2) for name, nats in (found[0] | found[1]).items()}, int(lengths.sum())
+    found = direct_effects(network, tokens, targets, heads=False) | direct_effects(network, tokens, targets)
+    return {name: float(nats.mean()) / math.log(2) for name, nats in found.items()}, int((targets >= 0).sum())
 
 
 def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int = 128) -> Look:
@@ -93,7 +92,7 @@ def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int 
     found = [None if m is None else m[0].float().numpy() for m in matrices(network, torch.tensor([ids]))]
     names = [repr(as_text(model.codec.decode([i])))[1:-1] for i in ids]
     result = Look(list(network.config.mixers), found, names)
-    if all(block.mixer.causal for block in network.blocks):
+    if adds_up(network.config) and all(block.mixer.causal for block in network.blocks):
         rows = [ids]
         if isinstance(data, Path):
             store = as_data(data, model.kind.name).encode(model.codec)
