@@ -29,6 +29,8 @@ from segue.analysis.features import fit_autoencoder, steered
 from segue.analysis.probes import shuffled_probe
 from segue.errors import SegueError
 from segue.models import Stack, StackConfig
+from segue.papers import claim
+from segue.papers.successor_heads import ITEMS, LISTS, NEXT, ORDERS, SAME, SPANS, documents, held_out, words
 
 MIXERS = ("attention", "gla", "mamba", "mamba2", "deltanet", "mlstm", "lstm", "lightnet", "block-recurrent")
 V = 11
@@ -255,3 +257,37 @@ def test_a_shuffled_probe_finds_nothing() -> None:
     x = F.one_hot(labels, 8).float() + 0.1 * torch.randn(300, 8)
     real, shuffled = shuffled_probe("linear", (x[:200], labels[:200]), (x[200:], labels[200:]), times=5, rate=0.05)
     assert real > 0.95 and len(set(shuffled)) > 1 and max(shuffled) < 0.8
+
+
+def test_lists_step_on_and_hold_no_pair_that_is_held_out() -> None:
+    unknown, following = held_out(3), dict(pair for order in ORDERS for pair in order.pairs())
+    assert len(unknown) == round(0.15 * len(following))
+    batch, asked = documents(40, words(None), unknown, 5)
+    pairs = []
+    for row, at in (asked == LISTS).nonzero().tolist():
+        assert batch.tokens[row, at] == NEXT
+        first = next(int(i) for i in batch.tokens[row, :at].flip(0) if i < ITEMS)
+        pairs.append((first, int(batch.targets[row, at])))
+    assert len(pairs) > 100 and all(following[first] == second for first, second in pairs)
+    assert not unknown & set(pairs)
+    spans = (asked == SPANS).nonzero().tolist()
+    assert spans
+    for row, at in spans:  # what is asked for stands as far in front of the mark as this place behind it
+        mark = int((batch.tokens[row, :at] == SAME).nonzero()[-1])
+        begins = [begin for begin in range(mark) if batch.tokens[row, begin : begin + at - mark].tolist()
+                  == batch.tokens[row, mark + 1 : at + 1].tolist()]
+        assert any(batch.tokens[row, begin + at - mark] == batch.targets[row, at] for begin in begins)
+
+
+@pytest.mark.parametrize(("change", "verdict"), [
+    ({}, "confirmed"), ({"score": 0.45}, "refuted"), ({"second": 0.3}, "inconclusive"), ({"wins": 0.7}, "inconclusive"),
+    ({"effect on spans": 0.5}, "inconclusive"), ({"effect on spans": 1.1}, "refuted"),
+    ({"succession": 0.8, "score": 0.1}, "inconclusive"),
+    ({"days": 0.1, "months": 0.1, "letters": 0.1}, "inconclusive")])
+def test_the_rule_of_successor_heads(change: dict[str, float], verdict: str) -> None:
+    row = {"score": 0.8, "second": 0.1, "succession": 0.95, "wins": 0.9, "effect": 1.0, "effect on spans": 0.1,
+           "new pairs": 0.3, "probe": 0.4, "shuffled probe": 0.2, "numbers": 0.9, "number words": 0.1, "ordinals": 0.2,
+           "days": 0.9, "months": 0.9, "letters": 0.9} | change
+    table = [{"model": "gla, seed 0", **{key: 0.0 for key in row}}, *({"model": f"attention, seed {i}", **row}
+                                                                     for i in range(3))]
+    assert claim("successor-heads").judge(table)[0] == verdict

@@ -26,6 +26,7 @@ from segue.analysis.control import (
 from segue.errors import SegueError
 from segue.mixers.attention import attend
 from segue.models import Stack, StackConfig
+from segue.papers import claim
 
 V = 7
 PATTERNS = ("attention", "mamba", "gru", "gla+attention")
@@ -80,6 +81,21 @@ def test_one_hot_gradients_are_central_differences(pattern: str) -> None:
             moved[0, 1 + place, token] += step
             ends.append(-float(model(moved).logits[0, -1].detach().log_softmax(-1)[target]))
         assert float(found[place, token]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("pattern", [*PATTERNS, "jrt"])
+def test_gradients_are_those_of_the_scores(pattern: str) -> None:
+    """Of models that read their prompt both ways too: control and state are their prompt."""
+    task, seen = Control(sharp(pattern), [4, 5]), list[torch.Tensor]()
+
+    def loss(chances: torch.Tensor) -> torch.Tensor:
+        seen.append(chances.detach())
+        return -chances[3]
+
+    assert task.gradient(torch.tensor([1, 6]), loss).shape == (2, V)
+    first, chance = task.scores(torch.tensor([[1, 6]]), 3)
+    assert int(seen[0].argmax()) == int(first[0])
+    torch.testing.assert_close(seen[0][3], chance[0], rtol=1e-4, atol=1e-4)
 
 
 def test_gcg_keeps_what_it_has_and_may_be_told_which_ids() -> None:
@@ -203,3 +219,18 @@ def test_bounds_do_exclude() -> None:
     assert (bounds.least < bounds.most).all() and (bounds.most < 1).all()
     y = attend(*(z[None, None] for z in (x @ queries.T, x @ keys.T, x @ values.T)))[0][0, 0]
     torch.testing.assert_close(bounds.own, y)
+
+
+@pytest.mark.parametrize(("change", "verdict"), [
+    ({}, "confirmed"), ({"uniform": 0.9}, "refuted"), ({"start": 0.66}, "refuted"), ({"start": 0.6}, "inconclusive"),
+    ({"recall of gcg": 0.7}, "inconclusive"), ({"false members": 1}, "inconclusive"), ({"others": 3}, "inconclusive"),
+    ({"lower half, k up to 4": 0.0}, "inconclusive")])
+def test_the_rule_of_magic_word(change: dict[str, float], verdict: str) -> None:
+    values = {"true": 0.67, "rank 2": 0.5, "rank 6": 0.4, "rank 10": 0.3, "uniform": 0.2, "recall of greedy": 0.9,
+              "recall of gcg": 0.9, "false members": 0.0, "lower half, k up to 4": 0.1, "elements reached": 5.0,
+              "start": 0.35, "others": 1.0} | change
+    table = [{"model": "attention", "what": what, "reached": value, "by k": [values["start"], value]}
+             for what, value in values.items()]
+    table += [{"model": model, "what": "elements reached", "reached": values["others"], "by k": []}
+              for model in ("attention, shuffled", "gru")]
+    assert claim("magic-word").judge(table)[0] == verdict

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers.attention import attend
-from segue.models.base import Decodable
+from segue.mixers.state import Layout
+from segue.models.base import Decodable, reads_whole, tell_prompt
 from segue.models.stack import Stack
 
 Ids = Sequence[int]
@@ -69,6 +70,7 @@ class Control:
         rows = self.rows(controls)
         for some in rows.split(max(1, SCORED // rows.shape[1])):
             state = self.model.init_state(len(some))
+            tell_prompt(self.model, state, torch.full((len(some),), some.shape[1]))
             last = torch.full((len(some), 1), some.shape[1] - 1, device=state.positions.device)
             logits = self.model.extend(some.to(state.positions.device), state, at=last).logits[:, -1]
             first.append(logits.argmax(-1).cpu())
@@ -84,8 +86,11 @@ class Control:
         rows = F.one_hot(self.rows(control[None]).to(weight.device), model.vocabulary).to(weight.dtype)
         first = len(self.begin)
         soft = rows[:, first : first + len(control)].clone().requires_grad_()
+        prompt = torch.ones(1, rows.shape[1], dtype=torch.bool, device=rows.device) if reads_whole(model) else None
+        layout = Layout.chain((1, rows.shape[1]), device=rows.device, prompt=prompt)
         with torch.enable_grad():
-            logits = model(torch.cat([rows[:, :first], soft, rows[:, first + len(control) :]], 1)).logits[0, -1]
+            read = torch.cat([rows[:, :first], soft, rows[:, first + len(control) :]], 1)
+            logits = model(read, layout).logits[0, -1]
             return torch.autograd.grad(loss(logits.log_softmax(-1)), soft)[0][0].cpu()
 
 
