@@ -114,7 +114,7 @@ def test_backoff_takes_the_shortest_that_reaches() -> None:
     task = Control(model, [1, 2])
     exact = [set(brute_force(task, k)) for k in (0, 1, 2)]
     for target in range(V):
-        found = backoff(task, target, greedy=(1, 2), swaps=(3, 4), steps=8, candidates=64)
+        found = backoff(task, target, greedy=2, swaps=(3, 4), steps=8, candidates=64)
         least = next((k for k in (0, 1, 2) if target in exact[k]), 3)
         assert len(found.control) >= least or not found.reached
         if target in exact[1]:
@@ -147,7 +147,7 @@ def test_a_folder_of_transformers_is_searched_by_scores_and_says_so(tmp_path: Pa
     lengths: list[list[int | None]] = [[], []]
     for found, task in zip(lengths, (ours, theirs)):
         found += [len(u.control) if u.reached else None for u in
-                  (backoff(task, target, greedy=(1, 2), swaps=()) for target in range(V))]
+                  (backoff(task, target, greedy=2, swaps=()) for target in range(V))]
     assert k_epsilon(lengths[0], 2) == k_epsilon(lengths[1], 2)
     blind, guided = (gcg(task, 3, 4, steps=1, candidates=8) for task in (theirs, ours))
     assert blind.how == "random swaps, k = 4" and guided.how == "gcg, k = 4"

@@ -143,7 +143,6 @@ def gcg(task: Control, target: int, k: int, steps: int = 34, candidates: int = 7
     generator, before = torch.Generator().manual_seed(seed), task.tried
     if len(start) > k:
         raise SegueError(f"a control of {len(start)} ids does not begin one of {k}: choose a larger k")
-
     control = torch.cat([task.ids[torch.randint(len(task.ids), (k - len(start),), generator=generator)],
                          torch.tensor(list(start), dtype=torch.long)])
     first, chance = (x[0] for x in task.scores(control[None], target))
@@ -173,14 +172,12 @@ def _swaps(task: Control, control: Tensor, loss: Callable[[Tensor], Tensor], cou
     return swapped.unique(dim=0)
 
 
-def backoff(task: Control, target: int, greedy: Iterable[int] = (1, 2, 3), swaps: Iterable[int] = (4, 6, 8, 10),
-            seed: int = 0, **choices: int) -> Found:
-    """The shortest control of a ladder that reaches the target: none, greedy ones of these sizes, then `gcg` of those,
-    each beginning with the best one before. choices: of `gcg`. What comes back last is the best of the largest size.
+def backoff(task: Control, target: int, greedy: int = 3, swaps: Iterable[int] = (4, 6, 8, 10), seed: int = 0,
+            **choices: int) -> Found:
+    """The first control of a ladder that reaches the target: greedy ones of 0 to `greedy` ids, then `gcg` of these
+    sizes, each beginning with the best one before. choices: of `gcg`. Where none reaches it, the last one is given.
     """
-    before, found = task.tried, greedy_backward(task, target, 0)
-    for k in greedy:
-        found = found if found.reached else greedy_backward(task, target, k)
+    before, found = task.tried, greedy_backward(task, target, greedy)
     for k in swaps:
         found = found if found.reached else gcg(task, target, k, start=found.control, seed=seed, **choices)
     return Found(found.control, found.reached, found.loss, task.tried - before, found.how)

@@ -97,13 +97,12 @@ class FunctionTask:
                 corrupt: float = 0.0) -> Callable[[int], Batch]:
         """A pure function of the step, as training wants it. points, active: fixed, or growing with the step. corrupt:
         the share of labels that are replaced."""
-
-        def size(of: int | Curriculum | None, step: int) -> int | None:
-            return of.at(step) if isinstance(of, Curriculum) else of
+        coordinates = self.inputs if active is None else active
 
         def batch(step: int) -> Batch:
             generator = generator_of(seed, step)
-            prompts = self.draw(rows, size(points, step) or 0, generator, size(active, step))
+            sizes = [of.at(step) if isinstance(of, Curriculum) else of for of in (points, coordinates)]
+            prompts = self.draw(rows, sizes[0], generator, sizes[1])
             return (prompts.corrupted(corrupt, generator) if corrupt else prompts).batch
 
         return batch
