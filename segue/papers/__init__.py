@@ -130,7 +130,8 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2209.07712"),
     "icl-functions": Paper(
         "Can Transformers Learn Sequential Function Classes In Context?",
-        "2023, arXiv 2312.12655"),
+        "2023, arXiv 2312.12655", "icl_functions",
+        ("tasks.functions", "objectives.regression", "analysis.curves")),
     "just-read-twice": Paper(
         "Just read twice: closing the recall gap for recurrent language models",
         "2024, arXiv 2407.05483", "just_read_twice", ("mixers.jrt", "kernels.linear", "tasks.sets")),
@@ -153,7 +154,8 @@ PAPERS: dict[str, Paper] = {
         "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers, LSSL",
         "2021, arXiv 2110.13985", "lssl",
         ("mixers.lssl", "mixers.hippo", "mixers.ssm.resample")),
-    "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444"),
+    "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444",
+                        "magic_word", ("analysis.control",)),
     "making-the-most": Paper(
         "Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers",
         "2024, arXiv 2408.16241", "making_the_most",
@@ -255,7 +257,8 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2212.04092"),
     "successor-heads": Paper(
         "Successor Heads: Recurring, Interpretable Attention Heads In The Wild",
-        "2023, arXiv 2312.09230"),
+        "2023, arXiv 2312.09230", "successor_heads",
+        ("analysis.circuits", "analysis.features", "analysis.probes (shuffled_probe)", "verbs.look")),
     "theme-transformer": Paper(
         "Theme Transformer: Symbolic Music Generation with Theme-Conditioned Transformer",
         "2021, arXiv 2111.04093"),
