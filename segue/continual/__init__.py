@@ -16,6 +16,7 @@ from segue.continual.memory import Memory
 from segue.continual.metrics import ScoreMatrix
 from segue.continual.probing import Probing
 from segue.continual.project import AGEM, GEM
+from segue.continual.prompting import Prompting
 from segue.continual.proxy import LossScale, ProxyDistillation
 from segue.continual.replay import GSS, MIR, Replay
 from segue.continual.sparsity import SLNID
@@ -64,6 +65,6 @@ def _strategy(text: str) -> Strategy:
 
 
 __all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Alternate", "Buffer",
-           "Combined", "DERpp", "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory", "Probing",
+           "Combined", "DERpp", "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory", "Probing", "Prompting",
            "ProxyDistillation", "Replay", "Reservoir", "ScoreMatrix", "Strategy", "TaskFree", "class_incremental",
            "learn_stream", "strategy_named"]

@@ -8,9 +8,11 @@ from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.perceptron import Perceptron
 from segue.models.point_process import History, PointProcess, PointProcessConfig
 from segue.models.pointer import PointerConfig, PointerNetwork, SetConfig
+from segue.models.prompts import CodaPrompts, DualPrompts, Pools, Prefix, Prompted, Prompts
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 from segue.models.stack import Stack, StackConfig, expand_pattern
 
-__all__ = ["HEADS", "ClassHead", "Classifier", "Decodable", "DepthSchedule", "EncoderDecoder", "EncoderDecoderConfig",
-           "Features", "History", "Output", "Perceptron", "PointProcess", "PointProcessConfig", "PointerConfig",
-           "PointerNetwork", "Scheduled", "SetConfig", "Stack", "StackConfig", "expand_pattern"]
+__all__ = ["HEADS", "ClassHead", "Classifier", "CodaPrompts", "Decodable", "DepthSchedule", "DualPrompts",
+           "EncoderDecoder", "EncoderDecoderConfig", "Features", "History", "Output", "Perceptron", "PointProcess",
+           "PointProcessConfig", "PointerConfig", "PointerNetwork", "Pools", "Prefix", "Prompted", "Prompts",
+           "Scheduled", "SetConfig", "Stack", "StackConfig", "expand_pattern"]
