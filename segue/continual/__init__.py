@@ -11,6 +11,7 @@ from segue.continual.buffer import Buffer, Reservoir
 from segue.continual.compose import Combined, TaskFree
 from segue.continual.distil import DER, DERpp, LwF
 from segue.continual.freeze import Freeze
+from segue.continual.hypernetwork import Grow, OutputMAS, OutputMatching
 from segue.continual.importance import EWC, MAS, SI, LocalMAS
 from segue.continual.memory import Memory
 from segue.continual.metrics import ScoreMatrix
@@ -65,6 +66,6 @@ def _strategy(text: str) -> Strategy:
 
 
 __all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Alternate", "Buffer",
-           "Combined", "DERpp", "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory", "Probing", "Prompting",
-           "ProxyDistillation", "Replay", "Reservoir", "ScoreMatrix", "Strategy", "TaskFree", "class_incremental",
-           "learn_stream", "strategy_named"]
+           "Combined", "DERpp", "Experience", "Freeze", "Grow", "LocalMAS", "LossScale", "LwF", "Memory", "OutputMAS",
+           "OutputMatching", "Probing", "Prompting", "ProxyDistillation", "Replay", "Reservoir", "ScoreMatrix",
+           "Strategy", "TaskFree", "class_incremental", "learn_stream", "strategy_named"]

@@ -260,8 +260,8 @@ class Attention(Mixer):
             even: bool = False, given: Source | None = None) -> Tensor:
         """The values that queries (B, H, Q, E) read, (B, H, Q, E), of keys and values (B, G, K, E) or of tiles of each
         (one axis more, the third), where the rule lets them see. valid: where there is a key of their document (None:
-        everywhere). even: see `relative_scores`. given: keys and values besides, which every query sees and which have no
-        position."""
+        everywhere). even: see `relative_scores`. given: keys and values besides, which every query sees and which
+        have no position."""
         mask, bias = rule(pairs), self._bias(q, pairs, even)
         mask = (mask if valid is None else mask & valid)[:, None]
         if given is not None:

@@ -263,8 +263,8 @@ def keys_and_values(mixer: Attention, rows: Tensor) -> Source:
     """Rows (B, L, D) as what an attention looks at: they take turns in being a key and a value, as they are."""
     used = mixer.kv_heads * mixer.head_width
     if rows.shape[1] % 2 or rows.shape[2] < used:
-        raise SegueError(f"a prompt of {rows.shape[1]} rows of {rows.shape[2]} features does not fit an attention whose "
-                         f"keys have {used}: give an even number of rows, which take turns in being a key and a value")
+        raise SegueError(f"a prompt of {rows.shape[1]} rows of {rows.shape[2]} features does not fit an attention of "
+                         f"keys of {used}: give an even number of rows, which take turns in being a key and a value")
     k, v = (rows[:, first::2, :used].unflatten(-1, (-1, mixer.head_width)).transpose(1, 2) for first in (0, 1))
     return Source(k, v, torch.full((len(rows),), k.shape[2], device=rows.device))
 
@@ -315,7 +315,7 @@ class Prompted(nn.Module):
         self.prompts = prompts
         for layer in getattr(prompts, "layers", ()):
             if not 0 <= layer < len(backbone.blocks):
-                raise SegueError(f"there is no layer {layer} to prompt: the stack has {len(backbone.blocks)}, from 0 on")
+                raise SegueError(f"there is no layer {layer} to prompt: the last one is {len(backbone.blocks) - 1}")
 
     def train(self, mode: bool = True) -> Prompted:
         super().train(mode)

@@ -57,7 +57,8 @@ PAPERS: dict[str, Paper] = {
          "continual.sparsity", "continual.experts", "models.perceptron")),
     "coda-prompt": Paper(
         "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning",
-        "2023, arXiv 2211.13218"),
+        "2023, arXiv 2211.13218", "coda_prompt",
+        ("models.prompts", "continual.prompting", "objectives.classes (new)", "mixers.attention (given)")),
     "code-ood-cl": Paper(
         "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models "
         "of Code",
