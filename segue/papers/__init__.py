@@ -119,7 +119,7 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2407.09941", "hydra_mixers", ("mixers.hydra", "mixers.matrix", "mixers.convolution")),
     "hypernetworks": Paper(
         "Continual Learning with Dependency Preserving Hypernetworks",
-        "2022, arXiv 2209.07712"),
+        "2022, arXiv 2209.07712", "hypernetworks", ("models.hypernetwork", "continual.hypernetwork")),
     "icl-functions": Paper(
         "Can Transformers Learn Sequential Function Classes In Context?",
         "2023, arXiv 2312.12655"),

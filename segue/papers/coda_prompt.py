@@ -211,8 +211,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     grown = {arm: row[arm, OTHERS[1]]["accuracy"] - row[arm, OTHERS[0]]["accuracy"] for arm in (CODA, L2P)}
     reason = (f"CODA-P is right {coda['accuracy']:.1%} of the time and forgets {coda['forgetting']:.1%}, DualPrompt "
               f"{dual['accuracy']:.1%} and {dual['forgetting']:.1%}, L2P {row[L2P, SIZE]['accuracy']:.1%}, a linear "
-              f"head on the frozen backbone {linear['accuracy']:.1%}; from {OTHERS[0]} to {OTHERS[1]} components CODA-P "
-              f"gains {100 * grown[CODA]:+.1f} points, L2P with as many slots {100 * grown[L2P]:+.1f}")
+              f"head on the frozen backbone {linear['accuracy']:.1%}; from {OTHERS[0]} to {OTHERS[1]} components "
+              f"CODA-P gains {100 * grown[CODA]:+.1f} points, L2P with as many slots {100 * grown[L2P]:+.1f}")
     if above <= 0:
         return "refuted", reason
     good = over >= 0.02 and above >= 0.02 and coda["forgetting"] <= dual["forgetting"] + 0.01
