@@ -137,7 +137,7 @@ def test_tasks_are_not_forgotten_where_outputs_match(name: str) -> None:
     for beta in (0.0, 1.0):
         tasks = stream()
         model = generated(name)
-        matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), rows=20, epochs=15, rate=0.01,
+        matrix = learn_stream(model, tasks, OutputMatching(beta), NextElement(), rows=50, epochs=20, rate=0.02,
                               measure=told_task(tasks))
         found[beta] = matrix.average
         assert all(matrix.scores[t + 1, t] > 0.85 for t in range(3))
@@ -148,12 +148,17 @@ def test_tasks_are_not_forgotten_where_outputs_match(name: str) -> None:
 
 
 def probed(model: Generated, strategy: OutputMatching, steps: int, rate: float = 0.01) -> None:
-    learn(model, lambda step: batch(step, strategy.learned), steps, rate=rate, objective=NextElement(),
-          strategy=strategy)
+    kind = next(model.parameters()).dtype
+
+    def rows(step: int) -> Batch:
+        return batch(step, strategy.learned).map(lambda x: x.to(kind) if x.is_floating_point() else x)
+
+    learn(model, rows, steps, rate=rate, objective=NextElement(), strategy=strategy)
 
 
-def test_the_penalty_is_flat_where_it_begins_and_holds_where_it_is_huge() -> None:
-    model, strategy = generated("lstm"), OutputMatching(1e6)
+@pytest.mark.parametrize("name", sorted(GENERATORS))
+def test_the_penalty_is_flat_where_it_begins_and_holds_where_it_is_huge(name: str) -> None:
+    model, strategy = generated(name).double(), OutputMatching(1e6)
     probed(model, strategy, 3)
     before = model.generator.flat(torch.tensor([0])).detach()
     slopes: list[float] = []
@@ -163,7 +168,7 @@ def test_the_penalty_is_flat_where_it_begins_and_holds_where_it_is_huge() -> Non
             term = super().loss_term(run, rows)
             assert term is not None
             if run.step == 0:
-                assert float(term) == 0
+                assert float(term.detach()) < 1e-20  # torch's LSTM rounds otherwise where no gradient is wanted
                 slopes.extend(float(g.abs().max()) for g in torch.autograd.grad(
                     term, list(model.generator.parameters()), retain_graph=True, allow_unused=True) if g is not None)
             return term
@@ -171,7 +176,7 @@ def test_the_penalty_is_flat_where_it_begins_and_holds_where_it_is_huge() -> Non
     look = Look(1e6)
     look.load_state(*strategy.state())
     probed(model, look, 20, rate=1e-5)
-    assert slopes and max(slopes) == 0
+    assert slopes and max(slopes) < 1e-6
     after = model.generator.flat(torch.tensor([0, 1])).detach()
     assert (after[0] - before[0]).abs().max() < 1e-4
 
@@ -208,7 +213,7 @@ def test_importances_hold_the_generator_too() -> None:
     for strength in (0.0, 3.0):
         model = generated("mlp")
         strategy = OutputMAS(strength)
-        matrix = learn_stream(model, tasks, strategy, NextElement(), rows=20, epochs=10, rate=0.01,
+        matrix = learn_stream(model, tasks, strategy, NextElement(), rows=50, epochs=12, rate=0.02,
                               measure=told_task(tasks))
         found[strength] = matrix.scores[3, 0] - matrix.scores[1, 0]
         assert strategy.tasks == 3 and strategy.importance["generator.tasks"].abs().sum(1).min() > 0
@@ -231,7 +236,7 @@ def test_stacks_of_mixers_are_targets(mixers: list[str]) -> None:
     model = Stack(StackConfig(7, 16, mixers, channel="none"))
     generated = Generated(model, ChunkedLSTM(model, 3, 128, 32))
     tasks = stream("elements")[:2]
-    matrix = learn_stream(generated, tasks, OutputMatching(0.1), NextElement(), rows=50, epochs=25, rate=0.01,
+    matrix = learn_stream(generated, tasks, OutputMatching(0.1), NextElement(), rows=50, epochs=15, rate=0.02,
                           measure=told_task(tasks))
     assert matrix.scores[1, 0] > 0.7 and matrix.average > 0.7
     assert all(not p.requires_grad for p in model.parameters())

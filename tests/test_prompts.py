@@ -318,6 +318,16 @@ def test_padding_has_no_say_where_it_is_marked() -> None:
     torch.testing.assert_close(*found)
 
 
+def test_queries_are_told_from_what_rows_have_in_common() -> None:
+    prompted, tokens = Prompted(stack(["attention", "mamba"]), sources()[3]), rows(20, 9)
+    layout = Layout.of(tokens)
+    raw = prompted.query(prompted.plain(tokens, layout), layout)
+    prompted.settle(tokens, layout)
+    found = prompted.query(prompted.plain(tokens, layout), layout)
+    torch.testing.assert_close(found, (raw - raw.mean(0)) / raw.std(0))
+    assert "centre" in prompted.state_dict()
+
+
 def test_what_is_learned_now_does_not_push_old_classes_away() -> None:
     model = Classifier(Stack(StackConfig(VOCABULARY, WIDTH, ["gru"])), HEADS["linear"](WIDTH, 6), "mean")
     first, second, _ = stream()

@@ -306,13 +306,20 @@ class Prompted(nn.Module):
     As the backbone of a `Classifier` (`hidden`) the whole row may have its say, since what is asked stands at its end.
     As a language model (calling it) only a marked beginning chooses; it is itself read without a prompt up to its last
     element, so that no element is predicted by what it had a part in choosing. `primed` continues one.
+
+    centre, spread: (D,) what queries are taken less and over; `settle` measures them.
     """
+
+    centre: Tensor
+    spread: Tensor
 
     def __init__(self, backbone: Stack, prompts: Prompts) -> None:
         super().__init__()
         self.config = backbone.config
         self.backbone = backbone.requires_grad_(False)
         self.prompts = prompts
+        self.register_buffer("centre", torch.zeros(self.config.width))
+        self.register_buffer("spread", torch.ones(self.config.width))
         for layer in getattr(prompts, "layers", ()):
             if not 0 <= layer < len(backbone.blocks):
                 raise SegueError(f"there is no layer {layer} to prompt: the last one is {len(backbone.blocks) - 1}")
@@ -329,10 +336,19 @@ class Prompted(nn.Module):
 
     def query(self, plain: Tensor, layout: Layout) -> Tensor:
         """(B, D), see above."""
-        if layout.prompt is None:
-            return plain.mean(1)
-        marked = layout.prompt[..., None].to(plain)
-        return (plain * marked).sum(1) / marked.sum(1).clamp(min=1)
+        marked = plain.new_ones(plain.shape[1], 1) if layout.prompt is None else layout.prompt[..., None].to(plain)
+        return ((plain * marked).sum(-2) / marked.sum(-2).clamp(min=1) - self.centre) / self.spread
+
+    @torch.no_grad()
+    def settle(self, tokens: Tensor, layout: Layout) -> None:
+        """Take queries, from now on, less the mean of those of these rows and over their deviation. Mean hidden vectors
+        all point nearly the same way, and keys could not tell them apart; what a model was pre-trained on is known
+        before any experience, so that no query of an old one moves."""
+        self.centre.zero_()
+        self.spread.fill_(1)
+        spread, centre = torch.std_mean(self.query(self.plain(tokens, layout), layout), 0)
+        self.centre.copy_(centre)
+        self.spread.copy_(spread.clamp(min=1e-6))
 
     def hidden(self, tokens: Tensor, layout: Layout) -> Tensor:
         """(B, T) ids or (B, T, C) vectors -> (B, T, D), all under the prompt. Elements see what the query saw, later
