@@ -45,7 +45,9 @@ class ClassLoss:
         scores = model.head(features)  # type: ignore[operator]
         if self.among != "all":
             allowed: Any = log_counts(labels, scores).isfinite() if self.among == "batch" else model.seen
-            allowed = allowed & ~model.head.frozen if self.among == "new" else allowed  # type: ignore[union-attr]
+            if self.among == "new":
+                head: Any = model.head
+                allowed = allowed & ~head.frozen
             scores = scores.masked_fill(~allowed, -math.inf)
         total = F.cross_entropy(scores, labels, reduction="sum")
         return Loss(total, {"nats": total.detach()}, batch.count)
