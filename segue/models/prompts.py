@@ -103,6 +103,8 @@ class PromptPool(nn.Module):
 class Pools(Prompts):
     """A `PromptPool` for each of `layers`. slots, length, top: of each."""
 
+    match: Tensor
+
     def __init__(self, layers: Sequence[int], width: int, slots: int = 10, length: int = 5, top: int = 5) -> None:
         super().__init__()
         self.layers = list(layers)

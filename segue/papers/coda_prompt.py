@@ -66,6 +66,9 @@ def common(small: bool) -> Batch:
 class Standardised(LinearHead):
     """A linear head on features less `centre` and over `spread` (D,), as it would read them behind a norm."""
 
+    centre: torch.Tensor
+    spread: torch.Tensor
+
     def __init__(self, classes: int, centre: torch.Tensor, spread: torch.Tensor) -> None:
         super().__init__(WIDTH, classes)
         self.register_buffer("centre", centre)

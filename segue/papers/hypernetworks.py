@@ -65,10 +65,12 @@ def digits(made_up: bool) -> dict[str, Batch]:
 def stream(made_up: bool, seed: int, part: str) -> list[Experience]:
     """The same digits in each task, their pixels in another order."""
     draw, found = torch.Generator().manual_seed(seed), digits(made_up)
-    orders = [torch.randperm(64, generator=draw) for _ in range(TASKS)]
-    return [Experience(f"order {index}", *(Batch(found[side].tokens[..., order], found[side].targets)
-                                           for side in ("train", part)), tuple(range(10)))
-            for index, order in enumerate(orders)]
+    made = []
+    for number in range(TASKS):
+        order = torch.randperm(64, generator=draw)
+        train, test = (Batch(found[side].tokens[..., order], found[side].targets) for side in ("train", part))
+        made.append(Experience(f"order {number}", train, test, tuple(range(10))))
+    return made
 
 
 def score(name: str, made_up: bool, seed: int, rate: float, beta: float, steps: int,
@@ -109,8 +111,8 @@ def measure(run: Run) -> list[Row]:
 
     def best(tried: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
         """Of each arm the rate and beta that end best."""
-        found = run.cells(dict(job(name, TUNING, *each, True) for name, some in tried.items() for each in some))
-        return {name: max(some, key=lambda each: found[job(name, TUNING, *each, True)[0]]["final"])
+        found = run.cells(dict(job(name, TUNING, rate, beta, True) for name, some in tried.items() for rate, beta in some))
+        return {name: max(some, key=lambda each: found[job(name, TUNING, each[0], each[1], True)[0]]["final"])
                 for name, some in tried.items()}
 
     chosen = {name: (RATES[1], BETAS[1]) for name in ARMS}
@@ -119,7 +121,7 @@ def measure(run: Run) -> list[Row]:
         chosen |= best({name: [(rate, beta) for beta in BETAS] for name, (rate, _) in chosen.items() if name != NAIVE})
     lines = [(name, name, chosen[name], seeds if name in SMALL else seeds[:3]) for name in ARMS]
     lines.append((FREE, WIDE, (chosen[WIDE][0], 0.0), seeds[:3]))
-    found = run.cells(dict(job(name, seed, *settings) for _, name, settings, used in lines for seed in used))
+    found = run.cells(dict(job(name, seed, rate, beta) for _, name, (rate, beta), used in lines for seed in used))
     table: list[Row] = []
     for shown, name, (rate, beta), used in lines:
         each = [found[job(name, seed, rate, beta)[0]] for seed in used]
