@@ -111,7 +111,8 @@ def measure(run: Run) -> list[Row]:
 
     def best(tried: dict[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
         """Of each arm the rate and beta that end best."""
-        found = run.cells(dict(job(name, TUNING, rate, beta, True) for name, some in tried.items() for rate, beta in some))
+        found = run.cells(dict(job(name, TUNING, rate, beta, True)
+                               for name, some in tried.items() for rate, beta in some))
         return {name: max(some, key=lambda each: found[job(name, TUNING, each[0], each[1], True)[0]]["final"])
                 for name, some in tried.items()}
 
