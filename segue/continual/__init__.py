@@ -11,6 +11,7 @@ from segue.continual.buffer import Buffer, Reservoir
 from segue.continual.compose import Combined, TaskFree
 from segue.continual.distil import DER, DERpp, LwF
 from segue.continual.freeze import Freeze
+from segue.continual.hypernetwork import Grow, OutputMAS, OutputMatching
 from segue.continual.importance import EWC, L2, MAS, SI, LocalMAS
 from segue.continual.lora import AdapterTuning, OLoRA
 from segue.continual.memory import Memory
@@ -18,6 +19,7 @@ from segue.continual.merge import Merge
 from segue.continual.metrics import ScoreMatrix
 from segue.continual.probing import Probing
 from segue.continual.project import AGEM, GEM
+from segue.continual.prompting import Prompting
 from segue.continual.proxy import LossScale, ProxyDistillation
 from segue.continual.replay import GSS, MIR, Replay
 from segue.continual.rwalk import RWalk
@@ -68,6 +70,7 @@ def _strategy(text: str) -> Strategy:
 
 
 __all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "L2", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "AdapterTuning",
-           "Alternate", "Buffer", "Combined", "DERpp", "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory",
-           "Merge", "OLoRA", "Probing", "ProxyDistillation", "RWalk", "Replay", "Reservoir", "ScoreMatrix", "Strategy",
-           "TaskFree", "class_incremental", "learn_stream", "strategy_named"]
+           "Alternate", "Buffer", "Combined", "DERpp", "Experience", "Freeze", "Grow", "LocalMAS", "LossScale", "LwF",
+           "Memory", "Merge", "OLoRA", "OutputMAS", "OutputMatching", "Probing", "Prompting", "ProxyDistillation",
+           "RWalk", "Replay", "Reservoir", "ScoreMatrix", "Strategy", "TaskFree", "class_incremental", "learn_stream",
+           "strategy_named"]

@@ -60,7 +60,8 @@ PAPERS: dict[str, Paper] = {
          "continual.sparsity", "continual.experts", "models.perceptron")),
     "coda-prompt": Paper(
         "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning",
-        "2023, arXiv 2211.13218"),
+        "2023, arXiv 2211.13218", "coda_prompt",
+        ("models.prompts", "continual.prompting", "objectives.classes (new)", "mixers.attention (given)")),
     "code-ood-cl": Paper(
         "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models "
         "of Code",
@@ -127,7 +128,7 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2407.09941", "hydra_mixers", ("mixers.hydra", "mixers.matrix", "mixers.convolution")),
     "hypernetworks": Paper(
         "Continual Learning with Dependency Preserving Hypernetworks",
-        "2022, arXiv 2209.07712"),
+        "2022, arXiv 2209.07712", "hypernetworks", ("models.hypernetwork", "continual.hypernetwork")),
     "icl-functions": Paper(
         "Can Transformers Learn Sequential Function Classes In Context?",
         "2023, arXiv 2312.12655", "icl_functions",
