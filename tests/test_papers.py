@@ -246,3 +246,23 @@ def packages(after: float, first: float, star: float, cost: float) -> list[Row]:
     (0.45, 0.6, 0.20, 0.09, "refuted"), (0.40, 0.29, 0.41, 0.09, "refuted")])
 def test_the_rule_of_seq_star(after: float, first: float, star: float, cost: float, verdict: str) -> None:
     assert claim("seq-star").judge(packages(after, first, star, cost))[0] == verdict
+
+
+def short_streams(kind: str, fall: float, gain: float, same: float, hard: float) -> list[Row]:
+    rows = [("base", "clean", 0.6, 0.1), ("many", "clean", 0.6 - fall, 0.1), ("long", "clean", 0.2, gain),
+            ("instances", "clean", 0.5, same), ("instances", "noise 40%", hard, 0.1),
+            ("instances", "occlusion 40%", hard, 0.1)]
+    return [{"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": right, "over tune": over,
+             "gain +-": 0.02} for task, test, right, over in rows for arm in ("tune", "tune + replay")]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.2, 0.1, 0.2, 0.2), "confirmed"), ((0.05, 0.1, 0.2, 0.2), "inconclusive"),
+    ((0.2, 0.04, 0.2, 0.2), "inconclusive"), ((0.2, 0.1, 0.1, 0.2), "inconclusive"),
+    ((0.2, 0.1, 0.2, 0.3), "inconclusive"), ((0.2, 0.02, 0.2, 0.2), "refuted")])
+def test_the_rule_of_continual_few_shot(values: tuple[float, float, float, float], verdict: str) -> None:
+    judge = claim("continual-few-shot").judge
+    table = short_streams("motifs", *values)
+    assert judge(table + short_streams("strokes", *values))[0] == verdict
+    other = short_streams("strokes", *((0.2, 0.0, 0.2, 0.2) if verdict != "refuted" else (0.2, 0.1, 0.2, 0.2)))
+    assert judge(table + other)[0] == "inconclusive"

@@ -64,7 +64,8 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2305.04106"),
     "continual-few-shot": Paper(
         "Expanding continual few-shot learning benchmarks to include recognition of specific instances",
-        "2022, arXiv 2209.07863"),
+        "2022, arXiv 2209.07863", "continual_few_shot",
+        ("continual.episodes", "continual.inner", "continual.buffer (Recent)", "models.classify")),
     "cot-expressivity": Paper(
         "The Expressive Power of Transformers with Chain of Thought",
         "2023, arXiv 2310.07923", "cot_expressivity",
