@@ -266,3 +266,17 @@ def test_the_rule_of_continual_few_shot(values: tuple[float, float, float, float
     assert judge(table + short_streams("strokes", *values))[0] == verdict
     other = short_streams("strokes", *((0.2, 0.0, 0.2, 0.2) if verdict != "refuted" else (0.2, 0.1, 0.2, 0.2)))
     assert judge(table + other)[0] == "inconclusive"
+
+
+def sparse_arms(sharp: float, raw: float, loose: float, alone: float) -> list[Row]:
+    arms = {"SHARP": sharp, "replay of inputs, all classes": raw, "SHARP without freezing": loose,
+            "SHARP without replay": alone, "fine-tuning": 0.2}
+    return [{"trunk": "convolution", "arm": arm, "accuracy": right, "forgetting": 0.1} for arm, right in arms.items()]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.8, 0.82, 0.6, 0.7), "confirmed"), ((0.8, 0.84, 0.6, 0.7), "inconclusive"),
+    ((0.8, 0.82, 0.75, 0.7), "inconclusive"), ((0.8, 0.82, 0.6, 0.77), "inconclusive"),
+    ((0.8, 0.82, 0.8, 0.7), "refuted"), ((0.8, 0.82, 0.6, 0.8), "refuted")])
+def test_the_rule_of_sharp(values: tuple[float, float, float, float], verdict: str) -> None:
+    assert claim("sharp").judge(sparse_arms(*values))[0] == verdict

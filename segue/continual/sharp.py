@@ -38,29 +38,31 @@ class Sharp(Strategy):
     An experience has phases. Each begins with a choice of units (`SparseNetwork.choose`, `selection`), new wires, and a
     fresh optimiser. When it is over, units grow older and freeze (early layers at once, late ones once the experience
     has left the memory, so that what is kept stays true), the activations of its first rows at the layer E are kept as
-    bytes, free units begin anew, and the head takes the same rows as its examples, of which only units count that were
-    at work by then. Once an experience has left the memory, what those units make of any row is fixed bit for bit,
-    under any optimiser.
+    bytes, free units begin anew, and the head takes some of the same rows as its examples, of which only units count
+    that were at work by then. Once an experience has left the memory, what those units make of any row is fixed bit
+    for bit, under any optimiser.
 
     phases: of an experience. recent: experiences in the memory (S; 0: none), of which a step brings as many rows as it
-    has new ones, spread evenly over their classes. per_class: rows of each class that are kept. period, least: see
-    `selection`. freeze: whether units freeze. quantise: activations as bytes, one range for each class, else as they
-    are. seed: of the wires.
+    has new ones, spread evenly over their classes. per_class: rows of each class that are kept. examples: how many of
+    these the head takes. period, least: see `selection`. freeze: whether units freeze. quantise: activations as bytes,
+    one range for each class, else as they are. seed: of the wires.
 
     Warns once connections find no room any more: from then on the network gets sparser.
     """
 
     name = "sharp"
 
-    def __init__(self, phases: int = 10, recent: int = 1, per_class: int = 25, period: float = 30.0,
-                 least: float = 0.4, freeze: bool = True, quantise: bool = True, seed: int = 0) -> None:
-        if phases < 1 or recent < 0 or per_class < 1 or period <= 0 or not 0 < least <= 1:
-            raise SegueError(f"{phases} phases, {recent} recent experiences, {per_class} rows of a class, a period of "
-                             f"{period} and a least share of {least} do not fit: all are above 0, recent 0 or more, "
-                             "and the share at most 1")
-        self.phases, self.recent, self.per_class, self.period, self.least = phases, recent, per_class, period, least
+    def __init__(self, phases: int = 10, recent: int = 1, per_class: int = 25, examples: int = 25,
+                 period: float = 30.0, least: float = 0.4, freeze: bool = True, quantise: bool = True,
+                 seed: int = 0) -> None:
+        if phases < 1 or recent < 0 or min(per_class, examples) < 1 or period <= 0 or not 0 < least <= 1:
+            raise SegueError(f"{phases} phases, {recent} recent experiences, {per_class} rows and {examples} examples "
+                             f"of a class, a period of {period} and a least share of {least} do not fit: all are above "
+                             "0, recent 0 or more, and the share at most 1")
+        self.phases, self.recent, self.examples, self.period, self.least = phases, recent, examples, period, least
         self.freeze, self.quantise, self.seed = freeze, quantise, seed
         self.fresh = Buffer(1 << 16, partial(first, of_class=per_class))  # rows of this experience, as they are
+        self.new: Batch | None = None  # of this step
         self.memory = Recent(recent)  # activations, in place of tokens
         self.learned = 0  # experiences
         self.full = False  # it was said that capacity is spent
@@ -86,7 +88,7 @@ class Sharp(Strategy):
         starts = {round(i * run.plan.steps / self.phases): i for i in range(self.phases)}
         if run.step in starts:
             self.begin_phase(run, starts[run.step])
-        self.fresh.offer(batch)
+        self.new = batch
         drawn = self.memory.draw(len(batch.targets), run.generator())
         if not len(drawn):
             return batch
@@ -113,6 +115,10 @@ class Sharp(Strategy):
             self.full = True
         run.optimiser = run.make_optimiser()
 
+    def after_step(self, run: Run) -> None:
+        if self.new is not None:
+            self.fresh.offer(self.new)
+
     def recalled(self, which: Tensor, like: Batch) -> Batch:
         """These rows of the memory, their activations at the layer E beside blank elements of rows like those."""
         old, kept = self.memory.rows(which), {name: x[which] for name, x in self.memory.payload.items()}
@@ -134,8 +140,8 @@ class Sharp(Strategy):
         with torch.no_grad():
             for number in set(self.memory.payload.get("experience", torch.empty(0)).tolist()):
                 known = self.recalled((self.memory.payload["experience"] == number).nonzero()[:, 0], rows)
-                self.examples(run, known.to(run.device), age=self.learned - number)
-            self.examples(run, rows, age=0)
+                self.refresh(run, known.to(run.device), age=self.learned - number)
+            self.refresh(run, rows, age=0)
             h = network.features(rows.tokens, rows.layout)
         targets = rows.targets
         if network.pointwise(network.early):
@@ -147,10 +153,11 @@ class Sharp(Strategy):
         self.fresh.clear()
         self.learned += 1
 
-    def examples(self, run: Run, rows: Batch, age: int) -> None:
+    def refresh(self, run: Run, rows: Batch, age: int) -> None:
         """The head's examples of these rows' classes, learned `age` experiences ago, and the units that count."""
         _, network, head = self.parts(run)
-        features, labels = asked(network, rows)
+        chosen = torch.tensor(first(Buffer(len(rows.targets)), rows.to("cpu"), None, self.examples)) >= 0
+        features, labels = asked(network, rows.rows(chosen.to(rows.targets.device)))
         head.forget(labels.unique())
         head.absorb(features, labels)
         head.units[labels.unique()] = network.masked[-1].types >= 2 + age

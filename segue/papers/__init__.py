@@ -226,7 +226,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2406.06581", "set_based_prompting", ("decoding.prompt",)),
     "sharp": Paper(
         "SHARP: Sparsity and Hidden Activation RePlay for Neuro-Inspired Continual Learning",
-        "2023, arXiv 2305.18563"),
+        "2023, arXiv 2305.18563", "sharp",
+        ("models.sparse", "continual.sharp", "continual.buffer (Recent, quantised)", "objectives.contrastive",
+         "models.classify")),
     "skipdecode": Paper(
         "SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
         "2023, arXiv 2307.02628", "skipdecode",
