@@ -18,7 +18,7 @@ from segue.continual.episodes import live
 from segue.errors import SegueError
 from segue.models.classify import Classifier, NeighbourHead
 from segue.models.sparse import SparseNetwork
-from segue.objectives import Batch
+from segue.objectives import Batch, generator_of
 from segue.objectives.contrastive import ACTIVATIONS, RECALLED, asked
 from segue.training.loop import Run
 from segue.training.strategy import Strategy
@@ -107,8 +107,7 @@ class Sharp(Strategy):
         rows = Batch.join(sample).rows(slice(0, SAMPLE)).to(run.device)
         counts = rows.targets >= 0 if network.pointwise() else live(rows)
         network.choose(network.activity(rows.tokens, rows.layout, counts), selection(phase, self.period, self.least))
-        draw = torch.Generator().manual_seed((self.seed * 1_000_003 + self.learned) * 1_000_003 + phase)
-        missing = network.rewire(draw)
+        missing = network.rewire(generator_of(self.seed, self.learned * self.phases + phase))
         if missing and not self.full:
             warnings.warn(f"the network is full: {missing} connections found no free unit in experience "
                           f"{self.learned + 1}; give it wider layers, or a smaller least share", stacklevel=2)
@@ -135,8 +134,9 @@ class Sharp(Strategy):
         network.promote(*((1, self.recent + 1) if self.freeze else (never, never)))
         assert self.fresh.batch is not None
         rows = self.fresh.batch.to(run.device)
+        generator = generator_of(self.seed, -1 - self.learned)
         for layer in network.masked:
-            layer.renew(layer.types == 0)
+            layer.renew(layer.types == 0, generator)
         with torch.no_grad():
             for number in set(self.memory.payload.get("experience", torch.empty(0)).tolist()):
                 known = self.recalled((self.memory.payload["experience"] == number).nonzero()[:, 0], rows)
@@ -144,7 +144,7 @@ class Sharp(Strategy):
             self.refresh(run, rows, age=0)
             h = network.features(rows.tokens, rows.layout)
         targets = rows.targets
-        if network.pointwise(network.early):
+        if network.pointwise(network.early) and bool(((targets >= 0).sum(1) == 1).all()):
             h, targets = h[targets >= 0], targets[targets >= 0][:, None]
         labels = torch.tensor(labels_of(rows), device=h.device)
         self.memory.offer(Batch(torch.zeros_like(targets), targets),

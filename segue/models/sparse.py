@@ -89,10 +89,11 @@ class Masked(nn.Module):
         return len(chosen)
 
     @torch.no_grad()
-    def renew(self, units: Tensor) -> None:
+    def renew(self, units: Tensor, generator: torch.Generator | None = None) -> None:
         """(D,) bool: fresh weights (He et al. 2015, by the fan out) and no bias for these units."""
-        fresh = nn.init.kaiming_normal_(torch.empty_like(self.weight), mode="fan_out", nonlinearity="relu")
-        self.weight[units], self.bias[units] = fresh[units], 0.0
+        fresh = nn.init.kaiming_normal_(torch.empty(self.weight.shape), mode="fan_out", nonlinearity="relu",
+                                        generator=generator)
+        self.weight[units], self.bias[units] = fresh[units.cpu()].to(self.weight), 0.0
 
 
 class SparseNetwork(nn.Module):
