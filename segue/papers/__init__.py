@@ -70,7 +70,8 @@ PAPERS: dict[str, Paper] = {
          "analysis.calls")),
     "continual-few-shot": Paper(
         "Expanding continual few-shot learning benchmarks to include recognition of specific instances",
-        "2022, arXiv 2209.07863"),
+        "2022, arXiv 2209.07863", "continual_few_shot",
+        ("continual.episodes", "continual.inner", "continual.buffer (Recent)", "models.classify")),
     "cot-expressivity": Paper(
         "The Expressive Power of Transformers with Chain of Thought",
         "2023, arXiv 2310.07923", "cot_expressivity",
@@ -242,7 +243,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2406.06581", "set_based_prompting", ("decoding.prompt",)),
     "sharp": Paper(
         "SHARP: Sparsity and Hidden Activation RePlay for Neuro-Inspired Continual Learning",
-        "2023, arXiv 2305.18563"),
+        "2023, arXiv 2305.18563", "sharp",
+        ("models.sparse", "continual.sharp", "continual.buffer (Recent, quantised)", "objectives.contrastive",
+         "models.classify")),
     "skipdecode": Paper(
         "SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
         "2023, arXiv 2307.02628", "skipdecode",
