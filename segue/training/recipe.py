@@ -32,7 +32,7 @@ class Plan:
     time. prune: part of the matrices' weights that ends at zero (see `segue.training.pruning`). teacher: folder of a
     fitted model whose predictions are learned too, with its codec; distil: their part of the loss. objective: a name
     (see `objective_named`); where it is one of `BOTH_WAYS`, the mixers read both ways, and the mask is one id more.
-    options: of mixers, by name.
+    known: ids that are never hidden (see `MaskedDiffusion`). options: of mixers, by name.
     """
 
     vocabulary: int
@@ -73,6 +73,7 @@ class Plan:
     distil: float = 0.5
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     objective: str = "next"
+    known: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
