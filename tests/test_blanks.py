@@ -258,7 +258,8 @@ def alleles(letters: str, families: int, seed: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize("kind, letters, known, mixer", [
-    ("protein", RESIDUES[:20], "KCYM", "attention"), ("text", "abcdefgh", "aeh", "lstm"), ("dna", "ACGT", "G", "mamba")])
+    ("protein", RESIDUES[:20], "KCYM", "attention"), ("text", "abcdefgh", "aeh", "lstm"),
+    ("dna", "ACGT", "G", "mamba")])
 def test_fit_fill_evaluate_update(kind: str, letters: str, known: str, mixer: str, tmp_path: Path) -> None:
     """The verbs on a model of what stands between known letters; saved, loaded and learning on."""
     objects = alleles(letters, 3)
