@@ -105,6 +105,23 @@ class Batch:
         return Batch(F.pad(tokens, (0, length - tokens.shape[1])), F.pad(asked, (0, length - asked.shape[1]), value=-1))
 
     @staticmethod
+    def labelled_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], labels: Sequence[int],
+                       length: int | None = None, between: Sequence[int] = ()) -> Batch:
+        """As `labelled`, of two sequences of ids one behind the other, `between` between them (GPT: Radford 2018).
+
+        length: of a row. Where both are longer together, of each so large a part is kept that their shares stay as they
+        were: a row cut at its end would lose the second one, and its label would say nothing."""
+        rows = []
+        for first, second in pairs:
+            total = len(first) + len(second)
+            room = total if length is None else length - len(between)
+            if total > room:
+                most = max(1, min(room - 1, round(room * len(first) / total)))
+                first, second = first[:most], second[: room - most]
+            rows.append([*first, *between, *second])
+        return Batch.labelled(rows, labels, length)
+
+    @staticmethod
     def pointing(pairs: Sequence[tuple[Any, Sequence[int]]]) -> Batch:
         """Rows of elements, the frame and what is pointed at for a pointer network (`segue.models.pointer`), padded
         behind: tokens (B, T, 1 + C), of which the first number is -1 at an element, 0 at the frame, and a position

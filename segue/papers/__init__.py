@@ -48,7 +48,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2411.04165", "bio_xlstm", ("mixers.xlstm", "models.equivariant")),
     "central-dogma": Paper(
         "Find Central Dogma Again: Leveraging Multilingual Transfer in Large Language Models",
-        "2025, arXiv 2502.06253"),
+        "2025, arXiv 2502.06253", "central_dogma",
+        ("training.corpus", "kinds.codecs (BPECodec)", "kinds.codons", "data.pairs", "analysis.sweep",
+         "models.classify")),
     "cl-llm-survey": Paper(
         "Continual Learning of Large Language Models: A Comprehensive Survey",
         "2024, arXiv 2404.16789", "cl_llm_survey",
@@ -187,7 +189,10 @@ PAPERS: dict[str, Paper] = {
     "partial-attention-lm": Paper(
         "Decoder-Only or Encoder-Decoder? Interpreting Language Model as a Regularized Encoder-Decoder",
         "2023, arXiv 2304.04052", "partial_attention_lm", ("mixers.partial", "analysis.influence")),
-    "peptide": Paper("Peptide Sequencing Via Protein Language Models", "2024, arXiv 2408.00892"),
+    "peptide": Paper(
+        "Peptide Sequencing Via Protein Language Models", "2024, arXiv 2408.00892", "peptide",
+        ("objectives.masked (LetterMask)", "objectives.diffusion (known)", "data.clusters", "data.split (cluster)",
+         "analysis.blanks")),
     "playlists": Paper(
         "Representation, Exploration and Recommendation of Music Playlists",
         "2019, arXiv 1907.01098", "playlists",
