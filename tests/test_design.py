@@ -285,9 +285,9 @@ def test_drawing_again(groups: int, particles: int, seed: int) -> None:
 
 
 def test_a_denoiser_of_few_elements_draws_no_others() -> None:
-    among = torch.tensor([True, False, True])
+    allowed = torch.tensor([True, False, True])
     for t in (1.0, 0.0):
-        log_p = Denoiser(stack(), PROCESS, temperature=t, among=among)(torch.full((2, L), V), torch.ones(2))
+        log_p = Denoiser(stack(), PROCESS, temperature=t, allowed=allowed)(torch.full((2, L), V), torch.ones(2))
         assert bool(log_p[..., 1].isneginf().all())
         torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(2, L, dtype=torch.float64))
 
