@@ -192,10 +192,10 @@ def answers(arm: str, model: Classifier, episode: Episode, tests: dict[str, Batc
                 found[name] = head(features).argmax(-1) == labels
         return found
     if arm == JOINT:
-        whole, rows = Batch.join(episode.sets), len(episode.sets[0].targets) + RECALL
+        whole, size = Batch.join(episode.sets), len(episode.sets[0].targets) + RECALL
         inner = InnerLoop(model, steps * len(episode.sets), rate)
         weights = inner.learn(inner.start(), lambda step: whole.rows(
-            torch.randperm(len(whole.targets), generator=generator_of(number, step))[:rows]))
+            torch.randperm(len(whole.targets), generator=generator_of(number, step))[:size]))
     else:
         inner = InnerLoop(model, steps, rate)
         weights = tuned(inner, episode.sets, RECALL if arm == REPLAY else 0, QUEUE, number)
