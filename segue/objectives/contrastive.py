@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ def asked(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """The hidden vectors at the asked places, (M, D) in float32 at least, and their targets (M,)."""
     where = batch.targets >= 0
     if RECALLED in batch.channels:
-        inside = getattr(model, "backbone", model)
+        inside: Any = getattr(model, "backbone", model)
         old = batch.channels[RECALLED][:, 0]
         h = torch.empty_like(batch.channels[ACTIVATIONS])
         h[old] = batch.channels[ACTIVATIONS][old]

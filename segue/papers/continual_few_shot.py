@@ -192,10 +192,10 @@ def answers(arm: str, model: Classifier, episode: Episode, tests: dict[str, Batc
                 found[name] = head(features).argmax(-1) == labels
         return found
     if arm == JOINT:
-        whole, rows = Batch.join(episode.sets), len(episode.sets[0].targets) + RECALL
+        whole, size = Batch.join(episode.sets), len(episode.sets[0].targets) + RECALL
         inner = InnerLoop(model, steps * len(episode.sets), rate)
         weights = inner.learn(inner.start(), lambda step: whole.rows(
-            torch.randperm(len(whole.targets), generator=generator_of(number, step))[:rows]))
+            torch.randperm(len(whole.targets), generator=generator_of(number, step))[:size]))
     else:
         inner = InnerLoop(model, steps, rate)
         weights = tuned(inner, episode.sets, RECALL if arm == REPLAY else 0, QUEUE, number)
@@ -296,9 +296,9 @@ def draw(figure: Figure, table: list[Row]) -> None:
         line[0].set_xticks(range(len(names)), [task if test == "clean" and task != "instances" else f"{task}\n{test}"
                                                for task, test in names], rotation=60, fontsize=6)
         line[0].set(title=f"{kind}: accuracy after the last set", ylim=(0, 1))
-        line[1].set(title=f"{kind}, long: by when classes came", ylim=(0, 1))
-    axes[0][0].legend(fontsize=7)
-    axes[-1][1].set_xlabel("group of classes, in their order")
+        line[1].set(title=f"{kind}, long", ylim=(0, 1))
+    axes[0][0].legend(fontsize=6, loc="upper right")
+    axes[-1][1].set_xlabel("by group of classes, in their order")
 
 
 CLAIM = Claim(

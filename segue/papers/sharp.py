@@ -103,21 +103,20 @@ def measure(run: Run) -> list[Row]:
     rates, leasts = run.pick(RATES[:1], RATES), run.pick(LEASTS[:1], LEASTS)
     seeds = range(run.seed, run.seed + run.pick(1, 3))
 
-    def job(arm: str, trunk: str, seed: int, rate: float, least: float, part: str) -> tuple[str, Any]:
-        return f"{part} {trunk} {arm} {rate} {least} {seed}", partial(score, arm, folder, trunk, seed, rate, least,
-                                                                      epochs, part)
+    def job(arm: str, trunk: str, seed: int, choice: tuple[float, float], part: str) -> tuple[str, Any]:
+        return f"{part} {trunk} {arm} {choice} {seed}", partial(score, arm, folder, trunk, seed, *choice, epochs, part)
 
     tried = {arm: [(rate, least) for rate in rates for least in (leasts if ARMS[arm].sparse else (1.0,))]
              for arm in (BARE, RAW, SHARP)}
-    tuning = run.cells(dict(job(arm, "convolution", TUNING, *choice, "tune") for arm in tried for choice in tried[arm]))
-    chosen = {arm: max(tried[arm], key=lambda choice: tuning[job(arm, "convolution", TUNING, *choice, "tune")[0]]
+    tuning = run.cells(dict(job(arm, "convolution", TUNING, choice, "tune") for arm in tried for choice in tried[arm]))
+    chosen = {arm: max(tried[arm], key=lambda choice: tuning[job(arm, "convolution", TUNING, choice, "tune")[0]]
                        ["accuracy"]) for arm in tried}
     chosen |= {LOOSE: chosen[SHARP], ALONE: chosen[SHARP]}
     lines = [("convolution", arm, seeds) for arm in ARMS] + [(OTHER, arm, seeds[:1]) for arm in (BARE, RAW, SHARP)]
-    cells = run.cells(dict(job(arm, trunk, seed, *chosen[arm], "test") for trunk, arm, used in lines for seed in used))
+    cells = run.cells(dict(job(arm, trunk, seed, chosen[arm], "test") for trunk, arm, used in lines for seed in used))
     table: list[Row] = []
     for trunk, arm, used in lines:
-        each = [cells[job(arm, trunk, seed, *chosen[arm], "test")[0]] for seed in used]
+        each = [cells[job(arm, trunk, seed, chosen[arm], "test")[0]] for seed in used]
         examples = CLASSES * EXAMPLES * WIDTHS[-1] * 4
         size = budget() if ARMS[arm].recent else examples + ARMS[arm].sparse * CLASSES * WIDTHS[-1] // 8
         table.append({"trunk": trunk, "arm": arm, "accuracy": mean(one["accuracy"] for one in each),
