@@ -210,15 +210,16 @@ def continue_(model: Model,
 @command("update", "segue update model new/ --strategy replay --minutes 2")
 def update(model: Model, paths: Paths,
            strategy: Annotated[str | None, typer.Option(metavar="NAME", help="Against forgetting: replay (default), "
-                                                        "mir, gss, ewc, mas, local-mas, si, slnid, lwf, der, der++, "
-                                                        "agem, gem, or naive; with settings, as ewc:strength=100, "
-                                                        "and several, as 'mas + replay'.")] = None,
-           minutes: Minutes = None, steps: Steps = None, how: How = None) -> None:
+                                                        "mir, gss, ewc, mas, local-mas, si, rwalk, l2, slnid, lwf, "
+                                                        "der, der++, agem, gem, lora, o-lora, merge, or naive; with "
+                                                        "settings, as ewc:strength=100, and several, as 'mas + "
+                                                        "replay'.")] = None,
+           minutes: Minutes = None, steps: Steps = None, how: How = None, choices: Choices = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how)
-    report = fitted.update(data, **given(strategy=strategy, minutes=minutes, steps=steps))
+    report = fitted.update(data, **settings(choices) | given(strategy=strategy, minutes=minutes, steps=steps))
     show(report)
 
 
@@ -236,16 +237,48 @@ def speed_up(model: Model, paths: Paths,
 
 
 @command("evaluate", "segue evaluate model held-out/ --json scores.json")
-def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None, how: How = None) -> None:
+def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None, how: How = None,
+             variants: Annotated[Path | None, typer.Option(metavar="VCF", help="Instead: how likely these variants of "
+                                                           "the files' sequences are, the least likely first.")]
+             = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how)
+    if variants is not None:
+        rows = sorted(fitted.variants(data, variants), key=lambda row: row["score"])
+        for row in rows[:20]:
+            print(f"{row['sequence']}:{row['position']:,} {row['reference']} to {row['alternative']}: "
+                  f"{row['score']:+.3f} nats")
+        if len(rows) > 20:
+            print(f"and {len(rows) - 20:,} more: --json FILE has all", file=sys.stderr)
+        if json_file is not None:
+            show_json(rows, json_file)
+        return
     report = fitted.evaluate(data, **given(weights=weights))
     show(report)
     if (fitted.report.get("request") or {}).get("data") == data.fingerprint:
         print("the model was fitted on these very files: this is how well it remembers them", file=sys.stderr)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
+
+
+@command("embed", "segue embed model proteins.fasta --out vectors.npz")
+def embed(model: Model, paths: Paths,
+          out: Annotated[Path, typer.Option(metavar="FILE", show_default=False, help="Where the vectors and the names "
+                                            "go: .npz or .parquet.")],
+          pool: Annotated[str | None, typer.Option(metavar="NAME", help="mean of the elements' vectors (default), that "
+                                                   "of the first or the last one, or both ends.")] = None,
+          how: How = None) -> None:
+    """One vector for each sequence: to search, group and classify them by."""
+    from segue.verbs.embed import WRITERS
+
+    if out.suffix.lower() not in WRITERS:
+        raise SegueError(f"{out}: vectors are written as {' or '.join(WRITERS)}; give --out one of these endings")
+    fitted = segue.load(model)
+    found = fitted.embed(read_files(paths, fitted.kind.name, how), **given(pool=pool))
+    found.save(out)
+    show(str(found))
+    print(f"written to {out}", file=sys.stderr)
 
 
 @command("compare", "segue compare events.csv --minutes 2")

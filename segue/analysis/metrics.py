@@ -73,6 +73,15 @@ def top_k(scores: np.ndarray, targets: np.ndarray, k: int = 1, ties: str = "expe
     return float((ranks(scores, targets, ties, seen) <= k).mean())
 
 
+def recovery(said: Sequence[Any], truth: Sequence[Any]) -> np.ndarray:
+    """(N,) the part of each true sequence's elements that a model said at the same place (sequence recovery); what was
+    not said is wrong, and what goes beyond counts nothing. Elements are compared one by one, so models over words and
+    over letters are too."""
+    if len(said) != len(truth) or not all(len(each) for each in truth):
+        raise SegueError(f"{len(said)} answers for {len(truth)} true sequences: one for each, none of them empty")
+    return np.array([sum(a == b for a, b in zip(one, true)) / len(true) for one, true in zip(said, truth)])
+
+
 @dataclass(frozen=True)
 class OrderSensitivity:
     """Of questions asked with their parts in several orders: the accuracy over all orders (`mean`), of those right in

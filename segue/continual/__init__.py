@@ -11,13 +11,16 @@ from segue.continual.buffer import Buffer, Reservoir
 from segue.continual.compose import Combined, TaskFree
 from segue.continual.distil import DER, DERpp, LwF
 from segue.continual.freeze import Freeze
-from segue.continual.importance import EWC, MAS, SI, LocalMAS
+from segue.continual.importance import EWC, L2, MAS, SI, LocalMAS
+from segue.continual.lora import AdapterTuning, OLoRA
 from segue.continual.memory import Memory
+from segue.continual.merge import Merge
 from segue.continual.metrics import ScoreMatrix
 from segue.continual.probing import Probing
 from segue.continual.project import AGEM, GEM
 from segue.continual.proxy import LossScale, ProxyDistillation
 from segue.continual.replay import GSS, MIR, Replay
+from segue.continual.rwalk import RWalk
 from segue.continual.sparsity import SLNID
 from segue.continual.stream import Experience, class_incremental, learn_stream
 from segue.errors import SegueError
@@ -25,9 +28,10 @@ from segue.training.strategy import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "naive": Strategy, "replay": Replay, "mir": MIR, "gss": GSS,
-    "ewc": EWC, "mas": MAS, "local-mas": LocalMAS, "si": SI, "slnid": SLNID,
+    "ewc": EWC, "mas": MAS, "local-mas": LocalMAS, "si": SI, "rwalk": RWalk, "l2": L2, "slnid": SLNID,
     "lwf": LwF, "der": DER, "der++": DERpp,
     "agem": AGEM, "gem": GEM,
+    "lora": AdapterTuning, "o-lora": OLoRA, "merge": Merge,
     "freeze": Freeze, "proxy-distillation": ProxyDistillation, "loss-scale": LossScale,
 }
 
@@ -63,7 +67,7 @@ def _strategy(text: str) -> Strategy:
     return kind(**settings)
 
 
-__all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Alternate", "Buffer",
-           "Combined", "DERpp", "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory", "Probing",
-           "ProxyDistillation", "Replay", "Reservoir", "ScoreMatrix", "Strategy", "TaskFree", "class_incremental",
-           "learn_stream", "strategy_named"]
+__all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "L2", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "AdapterTuning",
+           "Alternate", "Buffer", "Combined", "DERpp", "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory",
+           "Merge", "OLoRA", "Probing", "ProxyDistillation", "RWalk", "Replay", "Reservoir", "ScoreMatrix", "Strategy",
+           "TaskFree", "class_incremental", "learn_stream", "strategy_named"]

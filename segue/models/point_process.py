@@ -206,6 +206,11 @@ class PointProcess(nn.Module):
         nodes = self.stack.finish(nodes, layout)
         return nodes[:, places] if elapsed is None else nodes[:, length + size :].unflatten(1, elapsed.shape[1:])
 
+    @torch.no_grad()
+    def after(self, history: History) -> Tensor:
+        """(B, T, D): what the process knows after each event."""
+        return self._read(history)
+
     # Between events.
 
     def _decayed(self, hidden: Tensor, elapsed: Tensor) -> tuple[Tensor, Tensor]:

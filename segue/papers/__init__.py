@@ -51,7 +51,9 @@ PAPERS: dict[str, Paper] = {
         "2025, arXiv 2502.06253"),
     "cl-llm-survey": Paper(
         "Continual Learning of Large Language Models: A Comprehensive Survey",
-        "2024, arXiv 2404.16789"),
+        "2024, arXiv 2404.16789", "cl_llm_survey",
+        ("models.adapters", "models.delta", "continual.lora", "continual.merge", "continual.metrics",
+         "training.recipe (SCHEDULES)")),
     "cl-thesis": Paper(
         "Continual Learning in Neural Networks", "2019, arXiv 1910.02718", "cl_thesis",
         ("continual.stream", "continual.importance", "continual.buffer", "continual.replay", "continual.compose",
@@ -62,7 +64,9 @@ PAPERS: dict[str, Paper] = {
     "code-ood-cl": Paper(
         "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models "
         "of Code",
-        "2023, arXiv 2305.04106"),
+        "2023, arXiv 2305.04106", "code_ood_cl",
+        ("continual.rwalk", "continual.stream (domain_incremental, cumulative)", "continual.metrics",
+         "analysis.calls")),
     "continual-few-shot": Paper(
         "Expanding continual few-shot learning benchmarks to include recognition of specific instances",
         "2022, arXiv 2209.07863"),
@@ -99,7 +103,10 @@ PAPERS: dict[str, Paper] = {
         "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
         "2024, arXiv 2412.07752", "flashrnn", ("kernels.rnn", "kernels.tiles", "mixers.xlstm")),
     "gamegen-x": Paper("GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769"),
-    "generator": Paper("GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272"),
+    "generator": Paper(
+        "GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272", "generator",
+        ("kinds.codecs (KmerCodec)", "kinds.nucleotides", "models.spelling", "objectives.marginal",
+         "analysis.variants", "analysis.metrics (recovery)")),
     "gsm-plus-plus": Paper(
         "Best of Both Worlds: Advantages of Hybrid Graph Sequence Models (GSM, GSM++)",
         "2024, arXiv 2411.15671"),
@@ -179,7 +186,8 @@ PAPERS: dict[str, Paper] = {
     "peptide": Paper("Peptide Sequencing Via Protein Language Models", "2024, arXiv 2408.00892"),
     "playlists": Paper(
         "Representation, Exploration and Recommendation of Music Playlists",
-        "2019, arXiv 1907.01098"),
+        "2019, arXiv 1907.01098", "playlists",
+        ("models.autoencoder", "models.sif", "analysis.embedding", "analysis.probes", "analysis.index", "verbs.embed")),
     "pointer-networks": Paper(
         "Pointer Networks", "2015, arXiv 1506.03134", "pointer_networks",
         ("models.pointer", "tasks.geometry", "decoding.constrain.EachOnce")),
@@ -190,13 +198,17 @@ PAPERS: dict[str, Paper] = {
          "training.timed")),
     "recformer": Paper(
         "Text Is All You Need: Learning Language Representations for Sequential Recommendation (Recformer)",
-        "2023, arXiv 2305.13731"),
+        "2023, arXiv 2305.13731", "recformer",
+        ("kinds.items", "models.stack (tables)", "mixers.attention (global_projections)",
+         "objectives.contrastive (InBatch, AllItems)", "objectives.masked (whole_words)", "analysis.items",
+         "training.two_stage")),
     "recurrent-gpt": Paper(
         "RecurrentGPT: Interactive Generation of (Arbitrarily) Long Text",
         "2023, arXiv 2305.13304"),
     "restriction-site": Paper(
         "Machine learning applications to DNA subsequence and restriction site analysis",
-        "2020, arXiv 2011.03544"),
+        "2020, arXiv 2011.03544", "restriction_site",
+        ("kinds.nucleotides", "analysis.restriction", "analysis.binary", "models.estimators", "models.motifs")),
     "rnn-review": Paper(
         "A Critical Review of Recurrent Neural Networks for Sequence Learning",
         "2015, arXiv 1506.00019", "rnn_review",
