@@ -183,6 +183,12 @@ def test_scores_that_nothing_predicts_are_said_to_be_so() -> None:
     assert any("little better than a guess" in note for note in found.notes)
 
 
+def test_scores_of_which_one_half_sees_a_single_value() -> None:
+    words = [word for word, _ in weak(80)]
+    found = design(model(), [(word, float(i == 3)) for i, word in enumerate(words)], 3, steps=2)
+    assert found.values["correlation"] == 0 and len(found.rows) == 3
+
+
 @pytest.mark.parametrize(("options", "says"), [
     ({"by": "luck"}, "choose from bidirectional, fine-tune"), ({"by": "smc"}, "fit one with objective diffusion"),
     ({"n": 0}, "n must be more than 0"), ({"changes": 0}, "changes must be more"), ({"strength": 0.0}, "strength must"),
