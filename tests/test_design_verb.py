@@ -134,6 +134,14 @@ def test_the_command_gives_data_and_keeps_to_positions(tmp_path: Path, capsys: p
         assert changed and changed <= {5, 6, 7, 10}
 
 
+def test_a_saved_diffusion_model_is_steered_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, table = model("protein", "attention", True).save(tmp_path / "model"), capsids(tmp_path / "capsids.csv")
+    with pytest.raises(SystemExit) as end:
+        cli.main(["design", str(folder), "--scores", str(table), "-n", "6", "--by", "tds", "--changes", "2", "--json"])
+    rows = json.loads(capsys.readouterr().out)["designs"]
+    assert end.value.code == 0 and len(rows) == 6 and all(1 <= row["changes"] <= 2 for row in rows)
+
+
 def binding(path: Path) -> Path:
     """A table as of protein-binding microarrays: both strands, and three numbers."""
     lines = ["8-mer\t8-mer\tE-score\tMedian\tZ-score"]
@@ -173,6 +181,12 @@ def test_scores_that_nothing_predicts_are_said_to_be_so() -> None:
     generator = torch.Generator().manual_seed(0)
     found = design(model(), [(word, float(torch.rand((), generator=generator))) for word, _ in weak(80)], 3, steps=2)
     assert any("little better than a guess" in note for note in found.notes)
+
+
+def test_scores_of_which_one_half_sees_a_single_value() -> None:
+    words = [word for word, _ in weak(80)]
+    found = design(model(), [(word, float(i == 3)) for i, word in enumerate(words)], 3, steps=2)
+    assert found.values["correlation"] == 0 and len(found.rows) == 3
 
 
 @pytest.mark.parametrize(("options", "says"), [

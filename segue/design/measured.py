@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -149,7 +150,8 @@ class Predictor:
             heads = [RidgeHead.fit(some[of], measured.scores[of], strength) for of in (half, ~half)]
             guesses = [heads[0](some[~half]), heads[1](some[half])]
             true = [measured.scores[~half], measured.scores[half]]
-            correlation = sum(rank_correlation(guess.numpy(), each.numpy()) for guess, each in zip(guesses, true)) / 2
+            correlations = [rank_correlation(guess.numpy(), each.numpy()) for guess, each in zip(guesses, true)]
+            correlation = 0.0 if any(map(math.isnan, correlations)) else sum(correlations) / 2
             if best is None or correlation > best[0]:
                 error = float((torch.cat(guesses) - torch.cat(true)).square().mean().sqrt())
                 best = correlation, (some, *heads, strength, kind, error)
