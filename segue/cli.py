@@ -324,9 +324,9 @@ def look(model: Model,
          text: Annotated[str | None, typer.Argument(metavar="INPUT", show_default=False,
                                                     help="The sequence to read.")] = None,
          file: Annotated[Path | None, typer.Option("--file", metavar="F", help="Read the first sequence of a file "
-                                                   "instead.")] = None,
+                                                   "instead, and measure on its first 64.")] = None,
          out: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")] = Path("look.png")) -> None:
-    """Draw what each element reads, layer by layer: the matrices a model's mixers apply."""
+    """Draw what each element reads, layer by layer, and how much each layer and each head carries."""
     from segue.verbs.look import look as draw
 
     if (text is None) == (file is None):

@@ -48,7 +48,7 @@ from segue.models.perceptron import Flat
 from segue.models.stack import both_ways
 from segue.objectives import Batch
 from segue.objectives.diffusion import exact_law
-from segue.objectives.regression import Regression, scored
+from segue.objectives.regression import SquaredError, scored
 from segue.training.learn import learn
 
 V, L = 3, 3
@@ -285,9 +285,9 @@ def test_drawing_again(groups: int, particles: int, seed: int) -> None:
 
 
 def test_a_denoiser_of_few_elements_draws_no_others() -> None:
-    among = torch.tensor([True, False, True])
+    allowed = torch.tensor([True, False, True])
     for t in (1.0, 0.0):
-        log_p = Denoiser(stack(), PROCESS, temperature=t, among=among)(torch.full((2, L), V), torch.ones(2))
+        log_p = Denoiser(stack(), PROCESS, temperature=t, allowed=allowed)(torch.full((2, L), V), torch.ones(2))
         assert bool(log_p[..., 1].isneginf().all())
         torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(2, L, dtype=torch.float64))
 
@@ -361,7 +361,7 @@ def test_a_network_learns_to_score(network: str) -> None:
         Classifier(stack(network, V, two=False).float(), LinearHead(16, 1), pool="mean")
     scores = SCORES.float()
     batch = scored(EVERY, scores)
-    learn(model, lambda step: batch, 60, rate=0.03, objective=Regression())
+    learn(model, lambda step: batch, 60, rate=0.03, objective=SquaredError())
     oracle = NetworkOracle(model)
     found = oracle(F.one_hot(EVERY, V).float())
     assert float((found - scores).square().mean()) < 0.5 * float(scores.var())

@@ -279,3 +279,37 @@ def test_the_rule_of_bib(change: dict[str, float], verdict: str) -> None:
                          "variance": value["variance"] if key == "forward" else 0.015}
                         for seed in range(5) for arm, features, key in names]
     assert claim("bib").judge(table)[0] == verdict
+
+
+def short_streams(kind: str, fall: float, gain: float, same: float, hard: float) -> list[Row]:
+    rows = [("base", "clean", 0.6, 0.1), ("many", "clean", 0.6 - fall, 0.1), ("long", "clean", 0.2, gain),
+            ("instances", "clean", 0.5, same), ("instances", "noise 40%", hard, 0.1),
+            ("instances", "occlusion 40%", hard, 0.1)]
+    return [{"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": right, "over tune": over,
+             "gain +-": 0.02} for task, test, right, over in rows for arm in ("tune", "tune + replay")]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.2, 0.1, 0.2, 0.2), "confirmed"), ((0.05, 0.1, 0.2, 0.2), "inconclusive"),
+    ((0.2, 0.04, 0.2, 0.2), "inconclusive"), ((0.2, 0.1, 0.1, 0.2), "inconclusive"),
+    ((0.2, 0.1, 0.2, 0.3), "inconclusive"), ((0.2, 0.02, 0.2, 0.2), "refuted")])
+def test_the_rule_of_continual_few_shot(values: tuple[float, float, float, float], verdict: str) -> None:
+    judge = claim("continual-few-shot").judge
+    table = short_streams("motifs", *values)
+    assert judge(table + short_streams("strokes", *values))[0] == verdict
+    other = short_streams("strokes", *((0.2, 0.0, 0.2, 0.2) if verdict != "refuted" else (0.2, 0.1, 0.2, 0.2)))
+    assert judge(table + other)[0] == "inconclusive"
+
+
+def sparse_arms(sharp: float, raw: float, loose: float, alone: float) -> list[Row]:
+    arms = {"SHARP": sharp, "replay of inputs, all classes": raw, "SHARP without freezing": loose,
+            "SHARP without replay": alone, "fine-tuning": 0.2}
+    return [{"trunk": "convolution", "arm": arm, "accuracy": right, "forgetting": 0.1} for arm, right in arms.items()]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.8, 0.82, 0.6, 0.7), "confirmed"), ((0.8, 0.84, 0.6, 0.7), "inconclusive"),
+    ((0.8, 0.82, 0.75, 0.7), "inconclusive"), ((0.8, 0.82, 0.6, 0.77), "inconclusive"),
+    ((0.8, 0.82, 0.8, 0.7), "refuted"), ((0.8, 0.82, 0.6, 0.8), "refuted")])
+def test_the_rule_of_sharp(values: tuple[float, float, float, float], verdict: str) -> None:
+    assert claim("sharp").judge(sparse_arms(*values))[0] == verdict

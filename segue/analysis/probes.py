@@ -105,6 +105,16 @@ def probe(kind: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], 
         return float((head(test[0]).argmax(-1) == test[1]).float().mean())
 
 
+def shuffled_probe(kind: str, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], times: int = 20,
+                   seed: int = 0, **choices: Any) -> tuple[float, list[float]]:
+    """`probe`, and beside it the same of probes whose training labels were shuffled, `times` times: what a probe of
+    these features finds where there is nothing to find (the control task of Hewitt & Liang 2019, arXiv 1909.03368)."""
+    generator = torch.Generator().manual_seed(seed)
+    real = probe(kind, train, test, seed=seed, **choices)
+    orders = [torch.randperm(len(train[1]), generator=generator) for _ in range(times)]
+    return real, [probe(kind, (train[0], train[1][order]), test, seed=seed, **choices) for order in orders]
+
+
 # --- what a vector knows of its sequence ----------------------------------------------------------------------------
 
 Encoder = Callable[[Sequence[np.ndarray]], np.ndarray]

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from segue.data.arrow import BATCH, Batch, Run, Writer, mapped
+from segue.data.clusters import clusters
 from segue.data.options import checked
 from segue.data.split import split
 from segue.data.summary import describe, table
@@ -188,6 +189,16 @@ class Data:
         records, and blocks, are dealt out in the order of their hashes.
         """
         return split(self, fraction, by, seed)
+
+    def clusters(self, k: int | None = None, share: float = 0.4) -> np.ndarray:
+        """(len,) int64, the first record of the family of each: single linkage over shared words.
+
+        Two records are linked where the one with fewer different words of `k` elements has at least `share` of them in
+        common with the other. k: by default so long that records at random share hardly any (4 for proteins, 8 for
+        genes). Time and memory grow with how many pairs of records share a word, so it is for up to some 100,000
+        records of usual length.
+        """
+        return clusters(self, k, share)
 
     def histories(self) -> tuple[Data, np.ndarray]:
         """The parts of this view, each from where its record begins, and how many elements of each, (len,), come before

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segue.data.clusters import clusters
 from segue.errors import SegueError
 
 if TYPE_CHECKING:
     from segue.data.records import Data
 
-WAYS = (None, "name", "entity", "content", "position", "time", "last")
+WAYS = (None, "name", "entity", "content", "cluster", "position", "time", "last")
 PART = 32  # elements of a block at least, where so few are cut into blocks: shorter ones say nothing of a sequence
 
 
@@ -22,7 +23,7 @@ def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data,
     if not 0 < fraction < 1:
         raise SegueError(f"the held-out fraction lies between 0 and 1, not {fraction}")
     if by not in WAYS:
-        raise SegueError(f"cannot split by '{by}': name, entity, content, position, time or last")
+        raise SegueError(f"cannot split by '{by}': name, entity, content, cluster, position, time or last")
     if by == "time":
         return _by_time(data, fraction)
     if by == "last":
@@ -38,7 +39,7 @@ def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data,
     if by == "position" or (by is None and (few or key != "entity")):
         block = max(1, int(total * fraction / 16), min(PART, total // 4))
         spans = _blocks(data, spans, block, everything=by == "position" or few)
-    hashes = _hashes(data, spans, key, seed)
+    hashes = _hashes(data, spans, key, seed) if key != "cluster" else _families(data, spans, seed)
     sizes = spans[:, 2] - spans[:, 1]
     held = hashes < fraction * 2.0**64
     share = sizes[held].sum() / total
@@ -116,6 +117,14 @@ def _hashes(data: Data, spans: np.ndarray, key: str, seed: int) -> np.ndarray:
                     for name, start, is_cut in zip(names, run.starts.tolist(), cut.tolist())]
         digests += [hashlib.blake2b(content, digest_size=8, key=salt).digest() for content in said]
     return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def _families(data: Data, spans: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) uint64: the least hash of content in each span's cluster."""
+    family = clusters(data.view(spans))
+    least = np.full(len(spans), np.iinfo(np.uint64).max)
+    np.minimum.at(least, family, _hashes(data, spans, "content", seed))
+    return least[family]
 
 
 def _merged(spans: np.ndarray) -> np.ndarray:

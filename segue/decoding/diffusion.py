@@ -119,12 +119,14 @@ class Filled:
 
 @torch.inference_mode()
 def fill(model: Stack, rows: Sequence[Sequence[int]], sampler: str = "first-hitting", steps: int | None = None,
-         seed: int = 0, temperature: float = 1.0, elements: int | None = None) -> list[Filled]:
+         seed: int = 0, temperature: float = 1.0, elements: int | None = None,
+         allowed: Tensor | None = None) -> list[Filled]:
     """Rows of ids of any lengths with their gaps filled, which are the masks in them.
 
     model: one that reads both ways and learned `MaskedDiffusion`. sampler: a name in SAMPLERS; steps: of it (default:
     its own). temperature: 0 takes the likeliest element of each gap. elements: see `MaskedDiffusion`. seed: fixes the
-    draws of all rows together.
+    draws of all rows together. allowed: (V,), (L, V) or (B, L, V) bool over the elements, L the longest row: which may
+    stand in a gap at each place (default: all).
     """
     process = AbsorbingProcess(elements or model.vocabulary - 1)
     if not rows or not all(map(len, rows)) or (steps is not None and steps < 1) or temperature < 0:
@@ -139,10 +141,15 @@ def fill(model: Stack, rows: Sequence[Sequence[int]], sampler: str = "first-hitt
     x = padded(rows).to(model.embedding.weight.device)
     layout = Layout.chain((x.shape[0], x.shape[1]), starts=padding(lengths.to(x.device), x.shape[1]), device=x.device)
     gaps = x == process.elements
+    if allowed is not None:
+        allowed = allowed.to(x.device)
+        if allowed.shape[-1] != process.elements or not bool((allowed.any(-1) | ~gaps).all()):
+            raise SegueError(f"what may stand in a gap is said of {allowed.shape[-1]} elements, or leaves none of the "
+                             f"{process.elements}: allow at least one element in each gap")
     generator = torch.Generator(x.device).manual_seed(seed)
     options: dict[str, Any] = {} if steps is None else {"steps": steps}
     with evaluating(model):
-        predict = Denoiser(model, process, layout, temperature)
+        predict = Denoiser(model, process, layout, temperature, allowed)
         x, passes = choose("sampler", sampler, SAMPLERS)(predict, x, gaps, process, generator=generator, **options)
     return [Filled(row[:length].tolist(), passes, sample_entropy(row[gap].tolist()) if bool(gap.any()) else 0.0)
             for row, gap, length in zip(x, gaps, lengths.tolist())]

@@ -211,8 +211,8 @@ def by_diffusion(model: Stack, by: str, measured: Measured, predictor: Predictor
     """From each start a group of samples of a diffusion model, its free places written anew: by one that is fine-tuned
     (DRAKES), or steered."""
     process, letters = AbsorbingProcess(model.vocabulary - 1), measured.letters
-    among = torch.zeros(process.elements, dtype=torch.bool)
-    among[letters] = True
+    allowed = torch.zeros(process.elements, dtype=torch.bool)
+    allowed[letters] = True
     rows = starts.repeat_interleave(PARTICLES)
     lengths, generator = measured.lengths[rows], generator_of(seed, 1)
     layout = Layout.chain((len(rows), measured.ids.shape[1]), starts=padding(lengths, measured.ids.shape[1]))
@@ -237,14 +237,14 @@ def by_diffusion(model: Stack, by: str, measured: Measured, predictor: Predictor
 
         def objective(model: nn.Module, batch: Batch) -> Loss:
             oracle = oracle_of(batch.channels["length"][:, 0])
-            return RewardFineTuning(oracle, reference, strength, rollout, process.elements, among)(model, batch)
+            return RewardFineTuning(oracle, reference, strength, rollout, process.elements, allowed)(model, batch)
 
         learn(tuned, draw, steps, rate=FINE_TUNING_RATE, seed=seed, objective=objective)
         with torch.no_grad():
-            predict = Denoiser(tuned.eval(), process, layout, among=among)
+            predict = Denoiser(tuned.eval(), process, layout, allowed=allowed)
             drawn, _ = ancestral(predict, x, gaps, process, count, generator)
     else:
-        predict = Denoiser(model, process, layout, among=among)
+        predict = Denoiser(model, process, layout, allowed=allowed)
         drawn, _ = STEERED[by](predict, x, gaps, process, oracle_of(lengths), strength, steps=count,
                                particles=PARTICLES, generator=generator)
     told(1.0)

@@ -116,21 +116,21 @@ class RewardFineTuning:
 
     oracle: scores soft rows (B, L, V), with gradients. reference: the model as it was, frozen here. strength: how dear
     it is to depart from it; at 0 all samples end as one. rollout: how samples are drawn. elements: V (default: the mask
-    is the model's last id). among: (V,) bool, the elements that there may be (default: all).
+    is the model's last id). allowed: (V,) bool, the elements that there may be (default: all).
     """
 
     def __init__(self, oracle: Oracle, reference: nn.Module, strength: float = 1e-3,
                  rollout: GumbelRollout | None = None, elements: int | None = None,
-                 among: Tensor | None = None) -> None:
+                 allowed: Tensor | None = None) -> None:
         if strength < 0:
             raise SegueError(f"a strength of {strength} would pay for departing from the reference: give 0 or more")
         self.oracle, self.strength, self.rollout = oracle, strength, rollout or GumbelRollout()
-        self.reference, self.elements, self.among = reference.eval().requires_grad_(False), elements, among
+        self.reference, self.elements, self.allowed = reference.eval().requires_grad_(False), elements, allowed
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         elements: Any = self.elements or model.vocabulary - 1  # type: ignore[operator]
         process, layout = AbsorbingProcess(elements), batch.layout
-        predict, before = (Denoiser(each, process, layout, among=self.among) for each in (model, self.reference))
+        predict, before = (Denoiser(each, process, layout, allowed=self.allowed) for each in (model, self.reference))
         designs, kl = self.rollout(predict, whole(batch), batch.targets >= 0, process,
                                    before if self.strength else None)
         reward = self.oracle(designs)

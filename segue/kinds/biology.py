@@ -83,14 +83,16 @@ class Letters(Kind):
         return 0.6 if suffix in self.surely else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip",
-             column: str | None = None) -> Iterator[Record]:
+             column: str | None = None, features: str | None = None) -> Iterator[Record]:
         """One record a sequence; its name is file:identifier. FASTA, FASTQ, GenBank, EMBL, UniProt, alignments
         (Stockholm, Clustal, PIR), or a table (CSV, TSV, Parquet, JSON Lines) with sequences in a `column` (if None, one
         called sequence or seq, or one of long words of letters).
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
-        FASTQ qualities come as the channel `quality` (Phred).
+        FASTQ qualities come as the channel `quality` (Phred). features: of GenBank and EMBL files, in place of whole
+        sequences their parts of that sort (CDS, tRNA, gene ...), joined and on their own strand, or for proteins what
+        they are translated to.
         """
         if case not in ("fold", "keep") or illegal not in ("skip", "mask"):
             raise SegueError(f"case is 'fold' or 'keep' and illegal is 'skip' or 'mask', not {case!r} and {illegal!r}")
@@ -99,7 +101,7 @@ class Letters(Kind):
         table = table.upper() if case == "fold" else table
         masked = bytes(i if i in legal else ord(self.mask) for i in range(256))
         found, before = False, problems.total if problems is not None else 0
-        for name, sequence, quality in self._sequences(path, problems, column):
+        for name, sequence, quality in self._sequences(path, problems, column, features):
             sequence = sequence.translate(table)
             wrong = sequence.translate(None, legal)
             if wrong and illegal == "skip":
@@ -131,7 +133,8 @@ class Letters(Kind):
                 yield record
             first.update(here)
 
-    def _sequences(self, path: Path, problems: Problems | None, column: str | None) -> Iterator[Found]:
+    def _sequences(self, path: Path, problems: Problems | None, column: str | None,
+                   features: str | None) -> Iterator[Found]:
         with opened(path) as handle:
             head = handle.peek(1 << 12)
             if head.startswith(MARK):
@@ -142,6 +145,11 @@ class Letters(Kind):
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
             flat = "genbank" if GENBANK.intersection(suffixes) else _flat(head)
+            if features is not None:
+                if flat not in ("genbank", "embl"):
+                    raise SegueError(f"{path}: only GenBank and EMBL files have features: leave features out")
+                yield from self._features(path, handle, flat, features)
+                return
             if column is not None or is_parquet(head) or (flat is None and self._tabular(path, start)):
                 yield from _column(path, problems, column)
                 return
@@ -193,6 +201,26 @@ class Letters(Kind):
             name = {"genbank": "GenBank", "embl": "EMBL", "swiss": "UniProt"}.get(form, form)
             raise SegueError(f"{path}: no {name} file that Biopython reads ({error}); download it again or give "
                              "FASTA") from error
+
+    def _features(self, path: Path, handle: BinaryIO, form: str, sort: str) -> Iterator[Found]:
+        """The parts of one sort of each record, by Biopython; for proteins their translations, where they are told."""
+        found = False
+        try:
+            for record in require("Bio.SeqIO", "biology").parse(io.TextIOWrapper(handle, "utf-8"), form):
+                for number, feature in enumerate((each for each in record.features if each.type == sort), 1):
+                    said = feature.qualifiers
+                    names = [said[key][0] for key in ("protein_id", "locus_tag", "gene") if key in said]
+                    letters = "".join(said.get("translation", ())).encode() if self.name == "protein" else \
+                        bytes(feature.extract(record.seq))
+                    if letters:
+                        found = True
+                        yield names[0] if names else f"{record.id}:{sort}{number}", letters, None
+        except (SegueError, OSError, EOFError):
+            raise
+        except Exception as error:  # a foreign parser may raise anything on a broken file
+            raise SegueError(f"{path}: no file whose features Biopython reads ({error}); download it again") from error
+        if not found:
+            raise SegueError(f"{path}: there is no {sort} in this file; look which features it has (CDS, gene, tRNA)")
 
     def write(self, objects: Iterable[str | Record], path: str | Path) -> None:
         """FASTA, 60 letters a line; a `Record` gives its name, a bare string its number."""

@@ -291,17 +291,19 @@ class BPECodec(PieceCodec):
         self.single = np.array(singles, dtype=np.int32)  # the token of each byte by itself
 
     @classmethod
-    def train(cls, texts: Iterable[bytes | str], vocabulary: int = 2048, pattern: str = WORDS) -> BPECodec:
-        """Learn merges from texts until there are `vocabulary` tokens (257 at least), the end token included."""
+    def train(cls, texts: Iterable[bytes | str], vocabulary: int = 2048, pattern: str | None = WORDS) -> BPECodec:
+        """Learn merges from texts until there are `vocabulary` tokens (257 at least), the end token included. pattern:
+        the words that no merge goes beyond, a regular expression; None: texts are not cut, which suits sequences
+        without blanks (DNA, proteins) and short lines."""
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
         if vocabulary < 257:
             raise SegueError(f"a BPE vocabulary of {vocabulary} is too small: at least 257 (bytes and the end); or "
                              "take the byte codec")
         tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(pattern), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+        letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        tokenizer.pre_tokenizer = letters if pattern is None else \
+            pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), letters])
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(vocab_size=vocabulary - 1, show_progress=False, special_tokens=[],
                                       initial_alphabet=byte_letters())

@@ -17,6 +17,7 @@ from segue.kernels.attention import causal_attention, trains_on
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
+from segue.mixers.cross import Source
 from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
 from segue.mixers.state import Layout, Part, Parts
 
@@ -97,6 +98,8 @@ class Attention(Mixer):
         `segue.training.truncated.truncated_bptt`.
     span: each head learns how far it looks, at most so many positions: weights fade to nothing over `ramp` positions
         beyond what it learned. span_penalty: what the mean learned part of `span` costs in the loss (`penalty`).
+    A part "given" of the memory holds keys and values that come with no token, as they are (a prompt, see
+    `segue.models.prompts`): all queries see them, and they have no position.
     qkv_bias, out_bias: biases of the projections. qk_norm: RMS-normalise queries and keys per head (epsilon norm_eps).
     """
 
@@ -235,18 +238,18 @@ class Attention(Mixer):
         n, rule = x.shape[1], self._structure()
         if rule is rules.prompted and (layout.prompt is None or n == 1):
             rule = rules.causal
-        cache: Any = None
+        cache, given = parts.get("cache"), parts.get("given")
+        assert given is None or isinstance(given, Source)
         fresh = True
-        if not parts:
+        if cache is None:
             valid = layout.together
         else:
-            cache = parts["cache"]
             assert isinstance(cache, Cache)
             fresh, valid = cache.longest == 0, cache.valid(layout)
             k, v = cache.put(k, v, layout)
         shared = self.kv_heads != self.heads
         bare = self.positions != "alibi" and self.distances is None and self.learned_span is None
-        plain = bare and valid is None and layout.line
+        plain = bare and given is None and valid is None and layout.line
         trains = not parts and q.requires_grad and bare and not shared and layout.line
         near = self.window is not None and self._kept() and layout.even
         if trains and (rule is rules.causal or near) and trains_on(q, self.window, layout.segments):
@@ -257,13 +260,15 @@ class Attention(Mixer):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=shared)
         elif plain and rule is rules.full:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
-        elif isinstance(rule, rules.Sparse) and fresh and n > 2 * rule.tile and layout.even and \
+        elif isinstance(rule, rules.Sparse) and fresh and n > 2 * rule.tile and layout.even and given is None and \
                 (layout.aligned or not (rule.first or rule.random)):
             y = self._tiled(q, k, v, layout, rule)
         else:
             pairs = self.pairs(layout) if cache is None else cache.pairs(layout)
-            y = self.mix(q, k, v, pairs, rule, valid, even=layout.even and fresh)
+            y = self.mix(q, k, v, pairs, rule, valid, even=layout.even and fresh, given=given)
         if self.qkv_global is not None:
+            if given is not None:
+                raise SegueError("prefixes and global projections do not go together: leave one of them out")
             return self._finish(self._globally(x, y, layout))
         return self.output(y, x)
 
@@ -285,12 +290,20 @@ class Attention(Mixer):
         return y.scatter(2, places, seen)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, pairs: rules.Pairs, rule: rules.Rule, valid: Tensor | None,
-            even: bool = False) -> Tensor:
+            even: bool = False, given: Source | None = None) -> Tensor:
         """The values that queries (B, H, Q, E) read, (B, H, Q, E), of keys and values (B, G, K, E) or of tiles of each
         (one axis more, the third), where the rule lets them see. valid: where there is a key of their document (None:
-        everywhere). even: see `relative_scores`."""
+        everywhere). even: see `relative_scores`. given: keys and values besides, which every query sees and which
+        have no position."""
         mask, bias = rule(pairs), self._bias(q, pairs, even)
         mask = (mask if valid is None else mask & valid)[:, None]
+        if given is not None:
+            size = given.k.shape[2]
+            k, v = (torch.cat([x.to(y.dtype), y], 2) for x, y in ((given.k, k), (given.v, v)))
+            seen = mask.new_ones(len(q), 1, q.shape[2], size)
+            seen = seen if given.mask is None else seen & given.mask
+            mask = torch.cat([seen, mask.expand(*seen.shape[:3], -1)], -1)
+            bias = None if bias is None else F.pad(bias, (size, 0))
         if bias is not None and bias.requires_grad:  # torch's fused attention has no gradient for it
             return attend(q, k, v, mask, bias)[0]
         if bias is not None:

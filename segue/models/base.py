@@ -13,7 +13,8 @@ from segue.errors import SegueError
 from segue.mixers.state import Layout, State
 
 __all__ = ["Decodable", "Decoding", "Layout", "Output", "State", "begin_of", "check_prompt", "check_tokens",
-           "explicit", "padded", "padding", "reads_whole", "source_of", "start_of", "state_for", "tell_prompt"]
+           "explicit", "padded", "padding", "reads_whole", "source_of", "start_of", "state_for", "tell_prompt",
+           "without"]
 
 
 @dataclass
@@ -39,6 +40,11 @@ def padded(rows: Sequence[Sequence[int]], fill: int = 0) -> Tensor:
     for place, ids in zip(table, rows):
         place[: len(ids)] = torch.tensor(list(ids))
     return table
+
+
+def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Scores (..., V) by which these ids are impossible."""
+    return logits.index_fill(-1, torch.tensor(list(ids), device=logits.device), -torch.inf) if len(ids) else logits
 
 
 def padding(lengths: Tensor, n: int) -> Tensor | None:

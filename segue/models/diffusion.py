@@ -207,22 +207,22 @@ class Denoiser:
 
     Of the absorbing process x may be soft rows (B, L, S), with gradients.
     model: one that reads both ways. layout: as of the model. temperature: divides the scores; 0: the likeliest alone.
-    among: (V,) bool, the elements that there may be (default: all).
+    allowed: (V,), (L, V) or (B, L, V) bool, what may stand at each place; None: all.
     """
 
     model: Any
     process: Process
     layout: Layout | None = None
     temperature: float = 1.0
-    among: Tensor | None = None
+    allowed: Tensor | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         logits = self.model(told(x, t, self.process, self.model), self.layout).logits
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        if self.among is not None:
-            logits = logits[..., : self.process.elements].masked_fill(~self.among, -math.inf)
+        logits = (logits if logits.dtype == torch.float64 else logits.float())[..., : self.process.elements]
+        if self.allowed is not None:
+            logits = logits.masked_fill(~self.allowed, -torch.inf)
         if self.temperature == 0:
-            best = logits[..., : self.process.elements].argmax(-1)
+            best = logits.argmax(-1)
             logits = F.one_hot(best, self.process.elements).to(logits).log()
         elif self.temperature != 1:
             logits = logits / self.temperature

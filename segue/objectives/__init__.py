@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,14 @@ from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
 from segue.objectives.order import OrderSearch
+from segue.objectives.regression import SquaredError
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
 # is that of a whole batch, ProxyReplay, SupCon and InBatch, which compare its rows, and AllItems, DraftHeadsLoss,
-# ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes alone.
+# ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes alone, and SquaredError, of
+# numbers.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -48,13 +50,15 @@ ANY_ORDER: dict[str, type[Objective]] = {"diffusion": MaskedDiffusion}
 BOTH_WAYS = ("cloze", *ANY_ORDER)  # all that do, by names for `fit`: cloze goes on, by a mask at the end
 
 
-def objective_named(name: str, eos: int | None = None,
-                    spelling: Callable[[], np.ndarray] | None = None) -> Objective:
+def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np.ndarray] | None = None,
+                    known: Sequence[int] = ()) -> Objective:
     """An objective that needs nothing but sequences, to teach a model that continues them, or one that writes in any
     order. eos: the id that ends one, for objectives that look at ends. spelling: gives the letters of the tokens
-    (`Codec.spelling`), for those that look at letters."""
+    (`Codec.spelling`), for those that look at letters. known: ids that are never hidden, for those in any order."""
     if name in ANY_ORDER:
-        return ANY_ORDER[name]()
+        return ANY_ORDER[name](known=known)  # type: ignore[call-arg]
+    if known:
+        raise SegueError(f"objective '{name}' hides nothing by letters: known= is for {', '.join(ANY_ORDER)}")
     if name not in OBJECTIVES:
         raise SegueError(f"objective '{name}' is unknown: choose from {', '.join((*OBJECTIVES, *ANY_ORDER))}")
     kind: Any = OBJECTIVES[name]
@@ -74,6 +78,6 @@ def objective_named(name: str, eos: int | None = None,
 __all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "DecayedRepetition",
            "Distillation", "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "InBatch", "Loss", "MarginalLetters",
            "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching",
-           "OrderSearch", "ProxyReplay", "RolloutUnlikelihood", "ScoreEntropy", "StepwiseDiffusion", "Sundae",
-           "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named",
+           "OrderSearch", "ProxyReplay", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion",
+           "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named",
            "relation_distillation", "score_distillation", "supcon"]

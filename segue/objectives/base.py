@@ -72,6 +72,11 @@ class Batch:
     def rows(self, which: slice | Tensor) -> Batch:
         return self.map(lambda x: x[which])
 
+    def known(self) -> Batch:
+        """The batch with each row, up to its last predicted element, marked as a prompt: all of it is known when that
+        is asked for (a classifier's rows, padded behind), see `segue.models.prompts`."""
+        return replace(self, prompt=(self.targets >= 0).int().flip(1).cummax(1).values.flip(1).bool())
+
     def map(self, change) -> Batch:  # type: ignore[no-untyped-def]
         """The batch with `change` applied to every tensor in it."""
         starts, prompt, sets = (None if x is None else change(x) for x in (self.starts, self.prompt, self.sets))
@@ -98,6 +103,23 @@ class Batch:
         targets = [[*[-1] * (len(row) - 1), label] for row, label in zip(rows, labels, strict=True)]
         tokens, asked = padded(rows), padded(targets, -1)
         return Batch(F.pad(tokens, (0, length - tokens.shape[1])), F.pad(asked, (0, length - asked.shape[1]), value=-1))
+
+    @staticmethod
+    def labelled_pairs(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], labels: Sequence[int],
+                       length: int | None = None, between: Sequence[int] = ()) -> Batch:
+        """As `labelled`, of two sequences of ids one behind the other, `between` between them (GPT: Radford 2018).
+
+        length: of a row. Where both are longer together, of each so large a part is kept that their shares stay as they
+        were: a row cut at its end would lose the second one, and its label would say nothing."""
+        rows = []
+        for first, second in pairs:
+            total = len(first) + len(second)
+            room = total if length is None else length - len(between)
+            if total > room:
+                most = max(1, min(room - 1, round(room * len(first) / total)))
+                first, second = first[:most], second[: room - most]
+            rows.append([*first, *between, *second])
+        return Batch.labelled(rows, labels, length)
 
     @staticmethod
     def pointing(pairs: Sequence[tuple[Any, Sequence[int]]]) -> Batch:

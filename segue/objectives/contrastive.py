@@ -16,11 +16,25 @@ from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss
 from segue.objectives.masked import MaskedElements
 
+RECALLED, ACTIVATIONS = "recalled", "activations"
+"""Side channels of a batch with old rows of which only activations are kept: where it has them, (B, T) bool, and what
+they are, (B, T, .), at the layer where the model is entered (`forward_from`)."""
+
 
 def asked(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """The hidden vectors at the asked places, (M, D) in float32 at least, and their targets (M,)."""
     where = batch.targets >= 0
-    hidden: Tensor = model.hidden(batch.tokens, batch.layout)[where]  # type: ignore[operator]
+    if RECALLED in batch.channels:
+        inside = getattr(model, "backbone", model)
+        old = batch.channels[RECALLED][:, 0]
+        h = torch.empty_like(batch.channels[ACTIVATIONS])
+        h[old] = batch.channels[ACTIVATIONS][old]
+        if not bool(old.all()):
+            new = batch.rows(~old)
+            h = h.index_put((~old,), inside.features(new.tokens, new.layout))
+        hidden: Tensor = inside.forward_from(h)[where]
+    else:
+        hidden = model.hidden(batch.tokens, batch.layout)[where]  # type: ignore[operator]
     return hidden if hidden.dtype == torch.float64 else hidden.float(), batch.targets[where]
 
 

@@ -7,7 +7,7 @@ their first element. A batch's times are spread evenly, one for each row: chance
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segue.models.base import without
 from segue.models.diffusion import AbsorbingProcess, NoiseSchedule, Process, told
 from segue.objectives.base import Batch, Loss, generator_of
-from segue.objectives.masked import logits_at
+from segue.objectives.masked import isin, logits_at
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # noisy ids (B, L) and times (B,) -> log-probabilities (B, L, V)
 
@@ -41,22 +42,28 @@ class MaskedDiffusion:
         (see `told`). elements: how many (default: the mask is the last id). earliest: times are drawn from there to 1.
     schedule: default cosine. All have the same bound; with this one a row of L elements says as much as L / 4 that are
         asked for alike, with the log-linear one of the paper L / 7, since few elements with large weights say less.
+    known: ids that are never noise, as the readable residues of arXiv 2408.00892 (see `LetterMask`): what else there is
+    is learned given them, none of them counts as an answer, and losses are for each of the others.
     """
 
     def __init__(self, schedule: NoiseSchedule | None = None, elements: int | None = None,
-                 earliest: float = 1e-3) -> None:
+                 earliest: float = 1e-3, known: Sequence[int] = ()) -> None:
         self.schedule, self.elements, self.earliest = schedule or NoiseSchedule("cosine"), elements, earliest
+        self.known = list(known)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        clean, asked = whole(batch), batch.targets >= 0
+        clean = whole(batch)
+        asked = (batch.targets >= 0) & ~isin(clean, self.known)
         elements: Any = self.elements or model.vocabulary - 1  # type: ignore[operator]
         process = AbsorbingProcess(elements)
         t = self.earliest + (1 - self.earliest) * spread(len(clean), clean.device)
         hidden = asked & (process.corrupt(clean, self.schedule.keep(t)[:, None]) == elements)
         noisy = told(clean.masked_fill(hidden, elements), t, process, model)
-        logs = logits_at(model, replace(batch, tokens=noisy), hidden)[:, :elements].log_softmax(-1)
-        nats = -logs.gather(1, clean[hidden][:, None])[:, 0]
+        logits = logits_at(model, replace(batch, tokens=noisy), hidden)[:, :elements]
+        nats = -without(logits, self.known).log_softmax(-1).gather(1, clean[hidden][:, None])[:, 0]
         total = (self.schedule.weight(t)[:, None].expand_as(hidden)[hidden].to(nats) * nats).sum()
+        if self.known:
+            total = total * (batch.count / max(1, int(asked.sum())))
         return Loss(total, {"nats": total.detach()}, batch.count)
 
 

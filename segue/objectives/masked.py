@@ -7,7 +7,7 @@ they are drawn, a pure function of the step; all chance is in the batch, none in
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.models.base import padded, padding
+from segue.models.base import padded, padding, without
 from segue.objectives.base import Batch, Loss, drawn, generator_of
 
 REVEAL = "reveal"  # the channel that `glance` reads
@@ -32,10 +32,19 @@ def in_place(batch: Batch) -> Batch:
     return Batch(torch.where(asked, targets, F.pad(batch.tokens, (0, 1))), targets, starts)
 
 
-class MaskPolicy(Protocol):
-    """Chooses what is hidden: of the elements (B, T) bool that may be, at least one in each row that has any."""
+def isin(elements: Tensor, ids: Sequence[int]) -> Tensor:
+    """Which elements are among these ids."""
+    return torch.isin(elements, torch.tensor(list(ids), dtype=elements.dtype, device=elements.device))
 
-    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
+
+class MaskPolicy(Protocol):
+    """Chooses what is hidden: of the elements (B, T) bool that may be, at least one in each row that has any.
+
+    elements: (B, T) long, what they are, for policies that go by that (`LetterMask`).
+    """
+
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
+                 elements: Tensor | None = None) -> Tensor: ...
 
 
 def shuffled(asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -52,7 +61,8 @@ class RandomMask:
     share: float = 0.15
     most: int | None = None
 
-    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
+                 elements: Tensor | None = None) -> Tensor:
         count = (self.share * asked.sum(1).double()).round().clamp(1, self.most)
         return asked & (shuffled(asked, generator) < count[:, None])
 
@@ -61,7 +71,8 @@ class RandomMask:
 class LastMask:
     """A row's last element alone: what a model that goes on by a mask behind the end is asked for."""
 
-    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
+                 elements: Tensor | None = None) -> Tensor:
         return asked & (asked.flip(1).cumsum(1).flip(1) == 1)
 
 
@@ -69,10 +80,26 @@ class LastMask:
 class TailMask:
     """All from some element on: of n the first n - 1 - floor(n u) are kept, u uniform in [0, 1)."""
 
-    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
+                 elements: Tensor | None = None) -> Tensor:
         count = asked.sum(1)
         chance = torch.rand(len(count), generator=generator, dtype=torch.float64).to(count.device)
         return asked & (asked.cumsum(1) >= (count - (count * chance).long())[:, None])
+
+
+@dataclass(frozen=True)
+class LetterMask:
+    """All elements but those of a `known` set of ids, which stay: no chance is in it. So a blank also says what is not
+    there (peptides of which only some residues can be read, arXiv 2408.00892). A row of known ones alone hides
+    nothing."""
+
+    known: tuple[int, ...]
+
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
+                 elements: Tensor | None = None) -> Tensor:
+        if elements is None:
+            raise SegueError("a mask by letters needs the elements: give them as the third argument")
+        return asked & ~isin(elements, self.known)
 
 
 @dataclass(frozen=True)
@@ -82,21 +109,23 @@ class EitherMask:
     policies: tuple[MaskPolicy, ...]
     chances: tuple[float, ...]
 
-    def __call__(self, asked: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, asked: Tensor, generator: torch.Generator | None = None,
+                 elements: Tensor | None = None) -> Tensor:
         drawn = torch.multinomial(torch.tensor(self.chances), len(asked), replacement=True, generator=generator)
-        found = torch.stack([policy(asked, generator) for policy in self.policies])
+        found = torch.stack([policy(asked, generator, elements) for policy in self.policies])
         return found[drawn.to(asked.device), torch.arange(len(asked), device=asked.device)]
 
 
 WORD = "word"  # the channel that numbers the words of which elements are pieces
 
 
-def whole_words(policy: MaskPolicy, asked: Tensor, words: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def whole_words(policy: MaskPolicy, asked: Tensor, words: Tensor, generator: torch.Generator | None = None,
+                elements: Tensor | None = None) -> Tensor:
     """What a policy hides of words (B, T), numbers that stay the same along a word, with all pieces of each: it chooses
     among their first pieces."""
     before = F.pad(asked & True, (1, 0))[:, :-1] & (F.pad(words, (1, 0))[:, :-1] == words)
     first = asked & ~before
-    hidden = policy(first, generator)
+    hidden = policy(first, generator, elements)
     latest = torch.where(first, torch.arange(words.shape[1], device=words.device), 0).cummax(1).values
     return asked & hidden.gather(1, latest)
 
@@ -113,7 +142,8 @@ def mask_some(batch: Batch, mask: int, policy: MaskPolicy = RandomMask(), genera
     """
     asked = batch.targets >= 0
     words = batch.channels.get(WORD)
-    hidden = policy(asked, generator) if words is None else whole_words(policy, asked, words, generator)
+    hidden = policy(asked, generator, batch.targets) if words is None else \
+        whole_words(policy, asked, words, generator, batch.targets)
     beside = batch.tokens.dim() == 3
     ids = batch.tokens[..., 0] if beside else batch.tokens
     how = torch.rand(asked.shape, generator=generator, dtype=torch.float64).to(asked.device)
@@ -210,19 +240,22 @@ def glance(model: nn.Module, batch: Batch) -> Batch:
 class MaskedElements:
     """Cross-entropy of the elements that `targets` names, in place, after a glance if the batch has an order for it.
 
-    smoothing: so much of each label is spread evenly over all elements (Szegedy et al. 2016).
+    smoothing: so much of each label is spread evenly over all elements (Szegedy et al. 2016). impossible: ids that
+    nothing hidden can be, as the known ones of a `LetterMask`: left out of the softmax.
     """
 
     in_place: ClassVar[bool] = True  # targets are asked for where they stand
 
-    def __init__(self, smoothing: float = 0.0) -> None:
-        self.smoothing = smoothing
+    def __init__(self, smoothing: float = 0.0, impossible: Sequence[int] = ()) -> None:
+        if smoothing and impossible:
+            raise SegueError("a label cannot be smoothed over ids that are impossible: leave one of the two out")
+        self.smoothing, self.impossible = smoothing, list(impossible)
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         if REVEAL in batch.channels:
             batch = glance(model, batch)
         asked = batch.targets >= 0
-        logs = logits_at(model, batch, asked).log_softmax(-1)
+        logs = without(logits_at(model, batch, asked), self.impossible).log_softmax(-1)
         nats = -logs.gather(1, batch.targets[asked][:, None]).sum()
         total = (1 - self.smoothing) * nats - self.smoothing * logs.mean(-1).sum() if self.smoothing else nats
         return Loss(total, {"nats": nats.detach()}, batch.count)
@@ -250,7 +283,7 @@ class Cloze:
                 end = int(draw.choice(asked[0].nonzero()[:, 0].numpy())) + 1
                 hidden = LastMask()(asked[:, :end])
             else:
-                end, hidden = asked.shape[1], self.policy(asked, generator)
+                end, hidden = asked.shape[1], self.policy(asked, generator, whole.targets)
             rows.append(whole.tokens[:, :end].masked_fill(hidden, mask)[0].tolist())
             wanted.append(whole.targets[:, :end].masked_fill(~hidden, -1)[0].tolist())
         tokens, lengths = padded(rows), torch.tensor([len(ids) for ids in rows])
@@ -262,4 +295,4 @@ class Cloze:
             raise SegueError(f"a {type(model).__name__} has no mask: the cloze is for a ClozeModel")
         masked = self.masked(batch, mask)
         loss = self.loss(model, masked)
-        return Loss(loss.total, {"nats": loss.terms["nats"] * (batch.count / masked.count)}, batch.count)
+        return Loss(loss.total, {"nats": loss.terms["nats"] * (batch.count / max(1, masked.count))}, batch.count)

@@ -1,4 +1,4 @@
-"""Learning numbers of each sequence."""
+"""Predict real numbers at the asked places, by the squared error."""
 
 from __future__ import annotations
 
@@ -7,25 +7,36 @@ from torch import Tensor, nn
 
 from segue.objectives.base import Batch, Loss
 
-SCORE = "score"  # the channel with the numbers
+VALUES = "values"  # the channel that holds what is to be predicted
 
 
-class Regression:
-    """The squared error of a model's scores at the asked places; what they are to be is in the channel "score", (B, T)
-    or (B, T, w), and targets only say where. model: any with so many scores, such as a `Classifier` of w classes.
-    """
+def errors(model: nn.Module, batch: Batch) -> Tensor:
+    """(B, T, w): how far the model's first w scores at each place are from the w values wanted there."""
+    wanted = batch.channels[VALUES]
+    wanted = wanted[..., None] if wanted.ndim == 2 else wanted
+    said = model(batch.tokens, batch.layout).logits[..., : wanted.shape[-1]]
+    said = said if said.dtype == torch.float64 else said.float()
+    return said - wanted.to(said)
+
+
+class SquaredError:
+    """(prediction - value)², summed over the places whose target is not -1, which only says where; values: the channel
+    `VALUES`, (B, T) or (B, T, w). model: any with so many scores, such as a `Classifier` of w classes."""
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
-        asked = batch.targets >= 0
-        aims = batch.channels[SCORE][asked]
-        aims = aims[:, None] if aims.ndim == 1 else aims
-        said = model(batch.tokens, batch.layout).logits[asked][:, : aims.shape[1]]
-        total = (said - aims.to(said)).square().sum()
+        total = errors(model, batch)[batch.targets >= 0].square().sum()
         return Loss(total, {"nats": total.detach()}, batch.count)
+
+
+@torch.no_grad()
+def squared_errors(model: nn.Module, batch: Batch) -> Tensor:
+    """(B, T): the squared error at each place, nan where none is asked for."""
+    model.eval()
+    return errors(model, batch).square().sum(-1).masked_fill(batch.targets < 0, torch.nan)
 
 
 def scored(tokens: Tensor, scores: Tensor) -> Batch:
     """Whole rows (B, T) with their scores, (B,) or (B, w), asked for at the last element."""
     targets = torch.full_like(tokens, -1)
     targets[:, -1] = 0
-    return Batch(tokens, targets, channels={SCORE: scores[:, None].expand(-1, tokens.shape[1], *scores.shape[1:])})
+    return Batch(tokens, targets, channels={VALUES: scores[:, None].expand(-1, tokens.shape[1], *scores.shape[1:])})

@@ -48,7 +48,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2411.04165", "bio_xlstm", ("mixers.xlstm", "models.equivariant")),
     "central-dogma": Paper(
         "Find Central Dogma Again: Leveraging Multilingual Transfer in Large Language Models",
-        "2025, arXiv 2502.06253"),
+        "2025, arXiv 2502.06253", "central_dogma",
+        ("training.corpus", "kinds.codecs (BPECodec)", "kinds.codons", "data.pairs", "analysis.sweep",
+         "models.classify")),
     "cl-llm-survey": Paper(
         "Continual Learning of Large Language Models: A Comprehensive Survey",
         "2024, arXiv 2404.16789", "cl_llm_survey",
@@ -60,7 +62,8 @@ PAPERS: dict[str, Paper] = {
          "continual.sparsity", "continual.experts", "models.perceptron")),
     "coda-prompt": Paper(
         "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning",
-        "2023, arXiv 2211.13218"),
+        "2023, arXiv 2211.13218", "coda_prompt",
+        ("models.prompts", "continual.prompting", "objectives.classes (new)", "mixers.attention (given)")),
     "code-ood-cl": Paper(
         "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models "
         "of Code",
@@ -69,7 +72,8 @@ PAPERS: dict[str, Paper] = {
          "analysis.calls")),
     "continual-few-shot": Paper(
         "Expanding continual few-shot learning benchmarks to include recognition of specific instances",
-        "2022, arXiv 2209.07863"),
+        "2022, arXiv 2209.07863", "continual_few_shot",
+        ("continual.episodes", "continual.inner", "continual.buffer (Recent)", "models.classify")),
     "cot-expressivity": Paper(
         "The Expressive Power of Transformers with Chain of Thought",
         "2023, arXiv 2310.07923", "cot_expressivity",
@@ -127,10 +131,11 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2407.09941", "hydra_mixers", ("mixers.hydra", "mixers.matrix", "mixers.convolution")),
     "hypernetworks": Paper(
         "Continual Learning with Dependency Preserving Hypernetworks",
-        "2022, arXiv 2209.07712"),
+        "2022, arXiv 2209.07712", "hypernetworks", ("models.hypernetwork", "continual.hypernetwork")),
     "icl-functions": Paper(
         "Can Transformers Learn Sequential Function Classes In Context?",
-        "2023, arXiv 2312.12655"),
+        "2023, arXiv 2312.12655", "icl_functions",
+        ("tasks.functions", "objectives.regression", "analysis.curves")),
     "just-read-twice": Paper(
         "Just read twice: closing the recall gap for recurrent language models",
         "2024, arXiv 2407.05483", "just_read_twice", ("mixers.jrt", "kernels.linear", "tasks.sets")),
@@ -153,7 +158,8 @@ PAPERS: dict[str, Paper] = {
         "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers, LSSL",
         "2021, arXiv 2110.13985", "lssl",
         ("mixers.lssl", "mixers.hippo", "mixers.ssm.resample")),
-    "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444"),
+    "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444",
+                        "magic_word", ("analysis.control",)),
     "making-the-most": Paper(
         "Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers",
         "2024, arXiv 2408.16241", "making_the_most",
@@ -183,7 +189,10 @@ PAPERS: dict[str, Paper] = {
     "partial-attention-lm": Paper(
         "Decoder-Only or Encoder-Decoder? Interpreting Language Model as a Regularized Encoder-Decoder",
         "2023, arXiv 2304.04052", "partial_attention_lm", ("mixers.partial", "analysis.influence")),
-    "peptide": Paper("Peptide Sequencing Via Protein Language Models", "2024, arXiv 2408.00892"),
+    "peptide": Paper(
+        "Peptide Sequencing Via Protein Language Models", "2024, arXiv 2408.00892", "peptide",
+        ("objectives.masked (LetterMask)", "objectives.diffusion (known)", "data.clusters", "data.split (cluster)",
+         "analysis.blanks")),
     "playlists": Paper(
         "Representation, Exploration and Recommendation of Music Playlists",
         "2019, arXiv 1907.01098", "playlists",
@@ -239,7 +248,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2406.06581", "set_based_prompting", ("decoding.prompt",)),
     "sharp": Paper(
         "SHARP: Sparsity and Hidden Activation RePlay for Neuro-Inspired Continual Learning",
-        "2023, arXiv 2305.18563"),
+        "2023, arXiv 2305.18563", "sharp",
+        ("models.sparse", "continual.sharp", "continual.buffer (Recent, quantised)", "objectives.contrastive",
+         "models.classify")),
     "skipdecode": Paper(
         "SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
         "2023, arXiv 2307.02628", "skipdecode",
@@ -255,7 +266,8 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2212.04092"),
     "successor-heads": Paper(
         "Successor Heads: Recurring, Interpretable Attention Heads In The Wild",
-        "2023, arXiv 2312.09230"),
+        "2023, arXiv 2312.09230", "successor_heads",
+        ("analysis.circuits", "analysis.features", "analysis.probes (shuffled_probe)", "verbs.look")),
     "theme-transformer": Paper(
         "Theme Transformer: Symbolic Music Generation with Theme-Conditioned Transformer",
         "2021, arXiv 2111.04093"),

@@ -33,7 +33,7 @@ from segue.models.classify import Classifier, LinearHead
 from segue.models.perceptron import Flat
 from segue.models.stack import both_ways
 from segue.objectives import generator_of
-from segue.objectives.regression import Regression, scored
+from segue.objectives.regression import SquaredError, scored
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
 
@@ -84,7 +84,7 @@ def encoder_of(folder: Path | None, features: str, seed: int, width: int, steps:
             return scored(words[chosen], scores[chosen])
 
         learn(Classifier(backbone, LinearHead(width, len(OTHERS)), pool="mean"), draw, steps, rate=2e-3, seed=seed,
-              objective=Regression(), cooldown=0.5)
+              objective=SquaredError(), cooldown=0.5)
     return Encoder(backbone, LETTERS, range(LETTERS))
 
 
@@ -137,7 +137,7 @@ def by_network(folder: Path | None, seed: int, size: int, designs: int, width: i
         chosen = torch.randint(len(words), (rows,), generator=generator_of(seed, step))
         return scored(words[chosen], standard[chosen])
 
-    learn(network, draw, teach, rate=1e-3, seed=seed, objective=Regression(), cooldown=0.5)
+    learn(network, draw, teach, rate=1e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
     design = begun(words, scores, designs, seed)
     return {START: judged(design, table), ASCENT: judged(ascend(NetworkOracle(network), design, steps), table)}
 

@@ -32,7 +32,7 @@ from segue.models.diffusion import AbsorbingProcess, Denoiser
 from segue.models.perceptron import Flat
 from segue.objectives import Batch, MaskedDiffusion, generator_of
 from segue.objectives.diffusion import exact_law
-from segue.objectives.regression import Regression, scored
+from segue.objectives.regression import SquaredError, scored
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.bib import every, landscape
 from segue.training.learn import learn
@@ -95,7 +95,7 @@ def oracles(table: Tensor, length: int, seed: int, width: int, steps: int, rows:
         chosen = known[torch.randint(len(known), (rows,), generator=generator_of(seed, step))]
         return scored(words[chosen], table[chosen])
 
-    learn(network, draw, steps, rate=2e-3, seed=seed, objective=Regression(), cooldown=0.5)
+    learn(network, draw, steps, rate=2e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
     pair, unseen = OraclePair(NetworkOracle(network), TableOracle(table, LETTERS)), F.one_hot(words[unknown], LETTERS)
     error = (pair.train(unseen.float()) - pair.judge(unseen)).square().mean()
     return pair, 1 - float(error / table[unknown].var())

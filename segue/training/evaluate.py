@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import lzma
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,9 @@ from segue.analysis.ranking import Ranking, ranking
 from segue.errors import SegueError
 from segue.mixers.state import Layout
 from segue.models import Stack
-from segue.models.base import Decodable
+from segue.models.base import Decodable, without
 from segue.objectives.diffusion import questions
-from segue.objectives.masked import padding
+from segue.objectives.masked import isin, padding
 from segue.progress import Shown
 from segue.training.batches import Store
 
@@ -198,9 +198,10 @@ def score(model: Decodable, store: Store, context: int | None = None, rows: int 
 
 @torch.no_grad()
 def bound(model: Stack, store: Store, context: int, rows: int = 16, limit: int | None = None, overlap: float = 0.5,
-          precision: str = "float32", draws: int = 8, seed: int = 0) -> Scored:
+          precision: str = "float32", draws: int = 8, seed: int = 0, known: Sequence[int] = ()) -> Scored:
     """As `score`, of a stack that fills in masks (`MaskedDiffusion`): nats are an upper bound, estimated without bias,
-    over random orders of the elements; hits and confidence are likewise those in random order. draws: passes."""
+    over random orders of the elements; hits and confidence are likewise those in random order. draws: passes. known:
+    ids that are given wherever they stand, and not scored."""
     offsets = np.asarray(store.offsets)
     predicted = np.diff(offsets) - 1
     table, tally = chosen(offsets, predicted, context, overlap, limit), Tally(len(predicted))
@@ -211,11 +212,12 @@ def bound(model: Stack, store: Store, context: int, rows: int = 16, limit: int |
             part = table[at : at + rows]
             ids, live = windowed(store, part, device)
             clean, documents = ids[:, 1:], torch.from_numpy(part[:, 0]).to(device)[:, None].expand(live.shape)
+            live = live & ~isin(clean, known)
             starts = padding(torch.from_numpy(part[:, 2]).to(device), clean.shape[1])
             layout = Layout.chain((clean.shape[0], clean.shape[1]), starts=starts, device=device)
-            scored += np.bincount(part[:, 0], part[:, 2] - part[:, 3], len(scored)).astype(np.int64)
+            scored += np.bincount(part[:, 0], live.sum(1).cpu().numpy(), len(scored)).astype(np.int64)
             for hidden, weights in questions(live, draws, generator):
-                logits = model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask]
+                logits = without(model(clean.masked_fill(hidden, mask), layout).logits[hidden][:, :mask], known)
                 tally.add(logits, clean[hidden], documents[hidden], weights[:, None].expand(live.shape)[hidden])
     return replace(tally.done(), counts=scored)
 

@@ -33,7 +33,8 @@ class Plan:
     time. prune: part of the matrices' weights that ends at zero (see `segue.training.pruning`). teacher: folder of a
     fitted model whose predictions are learned too, with its codec; distil: their part of the loss. objective: a name
     (see `objective_named`); where it is one of `BOTH_WAYS`, the mixers read both ways, and the mask is one id more.
-    strands: rows of DNA or RNA are read from either strand, by chance. options: of mixers, by name.
+    known: ids that are never hidden (see `MaskedDiffusion`). strands: rows of DNA or RNA are read from either strand,
+    by chance. options: of mixers, by name.
     """
 
     vocabulary: int
@@ -77,6 +78,7 @@ class Plan:
     strands: bool = False
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     objective: str = "next"
+    known: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from segue.analysis.blanks import blank_scores
+from segue.data import Data
 from segue.decoding.continuation import as_text, between, prime_object
 from segue.decoding.diffusion import fill, go_on
 from segue.decoding.generate import Continuation
 from segue.errors import SegueError
 from segue.models import Stack
-from segue.training.evaluate import Scored, bound
-from segue.verbs.fitted import Fitted
+from segue.objectives.masked import isin
+from segue.training.evaluate import Evaluation, Scored, bound
+from segue.verbs.fitted import Fitted, known_ids
 
 BLOCK = 32
-CHOICES = ("n", "decoder", "gap", "block", "steps", "seed", "temperature")
+BLANKED = 200  # sequences of which blanks are counted
+CHOICES = ("n", "decoder", "gap", "known", "block", "steps", "seed", "temperature")
 
 
 class Diffused(Fitted):
@@ -24,6 +33,11 @@ class Diffused(Fitted):
 
     objective = "diffusion"
     model: Stack
+
+    @property
+    def known(self) -> list[int]:
+        """The ids that it took for readable wherever they stand, if it was fitted with known=, and the end."""
+        return list(self.report.get("plan", {}).get("known", []))
 
     def decodable(self, weights: str = "float32") -> Any:
         raise SegueError("this model was fitted by diffusion, and writes in any order: it can continue and evaluate, "
@@ -38,17 +52,55 @@ class Diffused(Fitted):
     def scores(self, store: Any, weights: str, ranks: Any = None) -> tuple[Scored, str]:
         if weights != "float32":
             return self.decodable()
-        return bound(self.model, store, self.context), f"{self.model.path}, upper bound"
+        given = f", given {self.shown(self.known)}" if self.known else ""
+        return bound(self.model, store, self.context, known=self.known), f"{self.model.path}, upper bound{given}"
+
+    def shown(self, ids: Sequence[int]) -> str:
+        """Ids but for the end, readable."""
+        signs = [self.codec.token(id) for id in ids if id != self.codec.eos]
+        return ("" if self.kind.storage == "letters" else " ").join(signs)
+
+    def scored(self, data: Data, weights: str = "float32", strange: float = 0.0) -> Evaluation:
+        """As `Fitted.scored`. Where letters are known, baselines are of the others alone, and a note says how many of
+        those are right, all hidden at once."""
+        found = super().scored(data, weights, strange)
+        if not self.known:
+            return found
+        store, free = data.encode(self.codec), self.codec.size - len(self.known)
+        found.baselines = {"uniform": math.log2(free) * found.elements / max(1, found.units)}
+        if self.counts is not None:
+            counts = np.delete(self.counts + 0.5, self.known)
+            cost = np.insert(np.log2(counts.sum() / counts), np.array(self.known) - np.arange(len(self.known)), 0.0)
+            found.baselines["unigram"] = float(sum(cost[each.ids[1:]].sum() for each in store)) / max(1, found.units)
+        rows = [each.ids[1:] for each in store if len(each.ids) > 2][:BLANKED]
+        scores = blank_scores(self.fill_blanks(rows), rows, self.known)
+        found.notes.append(f"with only {self.shown(self.known)} to be seen, {scores.pooled:.1%} of the blanks are "
+                           f"right at the first guess (mean over sequences {scores.mean:.1%}; identity "
+                           f"{scores.identity:.1%})")
+        return found
+
+    def fill_blanks(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Rows with all but the known ids replaced by the likeliest ones, in one pass over each piece of `context`."""
+        mask, answers = self.model.vocabulary - 1, []
+        allowed = ~isin(torch.arange(mask), self.known)
+        for row in rows:
+            hidden = np.where(np.isin(row, self.known), row, mask).tolist()
+            pieces = [hidden[at : at + self.context] for at in range(0, len(hidden), self.context)]
+            filled = fill(self.model, pieces, "confidence", 1, temperature=0.0, allowed=allowed)
+            answers.append(np.array([id for piece in filled for id in piece.tokens]))
+        return answers
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, gap: Any = None,
                   block: int | None = None, steps: int | None = None, seed: int = 0, temperature: float = 1.0,
-                  **options: Any) -> Any:
+                  known: Any = None, **options: Any) -> Any:
         """Fill the gaps of `prime`, and go on behind it.
 
         prime: an object of the kind, a path to one, or a list of these. gap: what stands in it for an element to be
         filled in (a letter, an item). n: elements to add, `block` at a time (default: 256, or 0 where there are gaps);
         decoder: a name in `segue.decoding.diffusion.SAMPLERS` (default: first-hitting), steps: of it. temperature: 0
-        takes the likeliest. Where there are gaps, an answer is the whole sequence.
+        takes the likeliest. Where there are gaps, an answer is the whole sequence. known: letters or items of which
+        none stands in a gap, beside those that the model was fitted with; such a model's gaps are written "_" if
+        nothing else is said, and it does not go on behind the end, which it has always been shown.
         """
         if given := [name for name, value in options.items() if value not in (None, "none", (), "float32")]:
             raise SegueError(f"'{given[0]}' means nothing to a model that writes in any order: it takes "
@@ -57,6 +109,10 @@ class Diffused(Fitted):
         many = isinstance(prime, (list, tuple)) and \
             (not items or any(isinstance(each, (list, tuple)) for each in prime))
         begin = time.perf_counter()
+        never = [*self.known, *([] if known is None else known_ids(self.codec, known))]
+        gap = "_" if gap is None and self.known else gap
+        if self.known and n:
+            raise SegueError("this model was fitted with known letters, and fills gaps alone: leave n out")
         rows = [self.row(each, gap) for each in (prime if many else [prime])]
         n = (256 if gap is None else 0) if n is None else n
         choices: dict[str, Any] = {"sampler": decoder or "first-hitting", "steps": steps, "seed": seed,
@@ -65,8 +121,11 @@ class Diffused(Fitted):
         n = -(-n // int(self.codec.weights().max())) if self.codec.counted else n
         passes, adds = 0, [list[int]() for _ in rows]
         if gap is not None:
-            filled = fill(self.model, rows, **choices)
-            rows, passes = [each.tokens for each in filled], filled[0].passes
+            end = [self.codec.eos] if self.known and self.codec.eos is not None else []  # as it was always shown
+            allowed = ~isin(torch.arange(self.model.vocabulary - 1), never) if never else None
+            filled = fill(self.model, [row + end for row in rows], allowed=allowed, **choices)
+            rows = [each.tokens[: len(each.tokens) - len(end)] for each in filled]
+            passes = filled[0].passes
             entropies = [each.entropy for each in filled]
         if n:
             block = min(BLOCK, max(1, self.context // 2)) if block is None else block

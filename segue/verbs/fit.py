@@ -36,7 +36,7 @@ from segue.training.loop import Run, deterministic
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
 from segue.verbs import mixed
-from segue.verbs.fitted import Fitted, Report, as_data, dial, fitted_by, load, unknown
+from segue.verbs.fitted import Fitted, Report, as_data, dial, fitted_by, known_ids, load, unknown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,7 +50,8 @@ LEARNING = 0.25  # of the dial at least, however long reading and measuring took
 def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
         mixer: str | None = None, seed: int = 0, held_out: Any = None, codec: Codec | None = None,
         quiet: bool = False, save_seconds: float = 15.0, kind: str | None = None, device: str | None = None,
-        mix: bool = True, objective: str = "next", **choices: Any) -> Fitted:
+        mix: bool = True, objective: str = "next", known: Any = None, split: str | None = None,
+        **choices: Any) -> Fitted:
     """Learn a model of sequences.
 
     data: a `Data`, a path or paths, or a list of objects in memory. out: the model's folder, and while it is being
@@ -63,14 +64,18 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     enough to learn how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the
     sequences; "cloze" makes one that reads both ways, and goes on by a mask behind the end; "diffusion" one
     that fills gaps and writes in any order; "timed" one that learns when events come beside which (see
-    `segue.verbs.timed`). choices: any entry of `segue.training.recipe.Plan` (width, depth, context, rate ...), and the
-    kind's own options for its codec (e.g. vocabulary).
+    `segue.verbs.timed`). known: letters or items that can be read wherever they stand, for diffusion: the model fills
+    in all others, given those. split: the way of `Data.split` by which the twentieth is held out, such as "cluster"
+    (default: the kind's own). choices: any entry of `segue.training.recipe.Plan` (width, depth, context, rate ...), and
+    the kind's own options for its codec (e.g. vocabulary).
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
     if objective == "timed":
         from segue.verbs.timed import fit_timed
 
+        if known is not None or split is not None:
+            raise SegueError("a model of times takes no known= and no split=: leave them out")
         return fit_timed(data, out=out, minutes=minutes, steps=steps, mixer=mixer, seed=seed, held_out=held_out,
                          codec=codec, quiet=quiet, save_seconds=save_seconds, kind=kind, device=device, **choices)
     begin = time.monotonic()
@@ -83,12 +88,13 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         choices["mixer"] = mixer
     mix = mix and objective not in ANY_ORDER
     codec_options = {name: choices.pop(name) for name in CODEC_OPTIONS if name in choices}
-    check_choices(codec, objective, choices)  # refused before anything is measured or written
+    check_choices(codec, objective, known, choices)  # refused before anything is measured or written
     teacher = open_teacher(choices["teacher"], objective) if choices.get("teacher") else None
     codec = codec or (None if teacher is None else teacher.codec)
     request = json.loads(json.dumps({
         "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
         **({} if mix else {"mix": False}), **({} if objective == "next" else {"objective": objective}),
+        **({} if known is None else {"known": known}), **({} if split is None else {"split": split}),
         "codec": codec_options if codec is None else {"given": str(codec), "size": codec.size}}, default=str))
     if folder is not None and (done := finished(folder, request)) is not None:
         return done
@@ -96,12 +102,15 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     with workspace(None if folder is None else folder / "training") as work:
         with removed_if_refused(work):
             if distributed.rank() == 0:
-                prepare(work, request, data, held_out, codec, codec_options)
+                prepare(work, request, data, held_out, codec, codec_options, split)
             distributed.barrier()
             codec, where = Codec.load(work / "codec"), place(device)
+            if known is not None:
+                choices["known"] = known_ids(codec, known)
             train, held = (TokenStore.open(work / name) for name in ("train", "held"))
             vary = variation(codec, bool(choices.get("strands")))
-            teaching = objective_named(objective, codec.eos, codec.spelling) if teacher is None else \
+            teaching = objective_named(objective, codec.eos, codec.spelling, choices.get("known", ())) \
+                if teacher is None else \
                 Distillation(teacher.model, choices.get("distil", Plan.distil))
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
             given = {**choices, "objective": objective, "seed": seed, **({} if steps is None else {"steps": steps})}
@@ -121,7 +130,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         report = report_of(run, plan, train, request, line)
         fitted = completed(model.cpu().eval(), codec, data.kind, report, plan, train, held, parts, minutes)
         if distributed.rank() == 0:
-            every = held_data(data, held_out)[1]
+            every = held_data(data, held_out, split)[1]
             unseen = sample(every, mixed.scored(codec.size, minutes) / len(held.tokens))
             scores = fitted.scored(unseen, strange=unknown(codec, unseen))
             if len(unseen) < len(every):
@@ -150,14 +159,14 @@ def removed_if_refused(work: Path) -> Iterator[None]:
         raise
 
 
-def check_choices(codec: Any, objective: str, choices: Mapping[str, Any]) -> None:
+def check_choices(codec: Any, objective: str, known: Any, choices: Mapping[str, Any]) -> None:
     """Refuse what `fit` was asked for, where that can be told without the data."""
     if not (codec is None or isinstance(codec, Codec)):
         raise SegueError(f"codec is a Codec, not {codec!r}: leave it out, or choose with vocabulary, tokenizer, k or "
                          "min_count")
     if isinstance(mixer := choices.get("mixer"), str) and objective not in BOTH_WAYS:
         check_causal(mixer)
-    objective_named(objective)
+    objective_named(objective, known=() if known is None else (0,))
     Plan(vocabulary=1).with_(**choices)
 
 
@@ -246,11 +255,11 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" if n != "data" else "the data" for n in names[:3])
 
 
-def held_data(data: Data, held_out: Any) -> tuple[Data, Data]:
+def held_data(data: Data, held_out: Any, split: str | None = None) -> tuple[Data, Data]:
     """Training and held-out data."""
     if held_out is not None:
         return data, as_data(held_out, data.kind.name)
-    return data.split(HELD_OUT)
+    return data.split(HELD_OUT, by=split)
 
 
 def sample(data: Data, share: float) -> Data:
@@ -262,9 +271,9 @@ def sample(data: Data, share: float) -> Data:
 
 
 def prepare(work: Path, request: Mapping[str, Any], data: Data, held_out: Any, codec: Codec | None,
-            codec_options: dict[str, Any]) -> None:
+            codec_options: dict[str, Any], split: str | None = None) -> None:
     """Write the codec and the tokens, once; they are mapped from there."""
-    train, held = held_data(data, held_out)
+    train, held = held_data(data, held_out, split)
     if train.total < 2 or held.total < 1:
         raise SegueError("there is too little data to learn from and to measure on: give more sequences")
     try:
@@ -380,7 +389,7 @@ def in_passing(held: TokenStore, plan: Plan) -> Callable[[Any], float]:
     limit = int(max(2048, min(65536, budget)))
     if plan.objective == "cloze":  # which reads a row for each element
         limit //= 8
-    scoring = bound if plan.objective in ANY_ORDER else score
+    scoring = partial(bound, known=plan.known) if plan.objective in ANY_ORDER else score
 
     def measure(model: Any) -> float:
         return scoring(model, held, plan.context, rows=plan.rows, limit=limit, overlap=0.0,

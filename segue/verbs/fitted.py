@@ -459,6 +459,19 @@ def unknown(codec: Codec, data: Data) -> float:
     return sum(count for item, count in data.vocabulary.items() if item not in known) / data.total
 
 
+def known_ids(codec: Codec, known: Any) -> list[int]:
+    """The ids of letters, or of items (a list, or words of a text), and of the end, since blanks say how many they are.
+    """
+    if not codec.elementwise:
+        raise SegueError("known letters need a codec of one token a letter, which this is not: choose another with "
+                         "codec=, for text segue.kinds.ByteCodec()")
+    given = known.split() if isinstance(codec, ItemCodec) and isinstance(known, str) else known
+    ids = codec.encode(given if isinstance(given, (str, bytes, list)) else str(given)).tolist()
+    if not ids or codec.unk in ids:
+        raise SegueError(f"known={known!r} names nothing that there is: give letters, or items, of the sequences")
+    return sorted({*ids, *([] if codec.eos is None else [codec.eos])})
+
+
 def none_known(data: Data) -> SegueError:
     return SegueError(f"the model knows none of these {data.total:,} {data.kind.unit}s: give data of the sort it was "
                       "fitted on, or name the columns (who=, what=)")

@@ -195,7 +195,7 @@ def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int
 
 def objective_of(plan: Plan) -> Objective | None:
     """That by which a model that reads both ways was fitted; others learn on from the next element."""
-    return objective_named(plan.objective) if plan.objective in BOTH_WAYS else None
+    return objective_named(plan.objective, known=plan.known) if plan.objective in BOTH_WAYS else None
 
 
 def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
@@ -207,7 +207,7 @@ def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
             scored = mixed.score(fitted.mixture, pieces, fitted.context)
         elif fitted.objective in ANY_ORDER:
             assert isinstance(fitted.model, Stack)
-            scored = bound(fitted.model, pieces, fitted.context)
+            scored = bound(fitted.model, pieces, fitted.context, known=fitted.report["plan"].get("known", ()))
         else:
             scored = score(fitted.model, pieces, fitted.context)
         units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)

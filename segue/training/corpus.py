@@ -1,0 +1,73 @@
+"""Several sorts of sequences in one vocabulary: DNA, proteins and prose for one model (arXiv 2502.06253)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.objectives import Batch
+from segue.training.batches import Arrays, Batches, Store
+
+GOLDEN = (5**0.5 - 1) / 2  # by its multiples rows are dealt out evenly
+
+
+class MixedCorpus:
+    """Rows of several stores, each sort as often as its weight says, for `segue.training.learn`.
+
+    parts: stores of ids by name, all encoded by one codec (`data.encode(codec)`), e.g. a `BPECodec` trained on all of
+    them. size: ids of that codec. weights: of rows, by name (default: as many as there are tokens). tagged: each
+    document begins with the id of its sort, `tag(name)`, instead of its first one, the codec's begin.
+    """
+
+    def __init__(self, parts: Mapping[str, Store], size: int, weights: Mapping[str, float] | None = None,
+                 tagged: bool = False) -> None:
+        weights = {name: len(store.tokens) for name, store in parts.items()} if weights is None else weights
+        if not parts or set(weights) != set(parts) or min(weights.values()) < 0 or not sum(weights.values()) > 0:
+            raise SegueError(f"sorts {sorted(parts)} with weights {dict(weights)}: give each sort a weight, none below "
+                             "0, and one above")
+        self.codec_size, self.names = size, list(parts)
+        self.shares = np.array([weights[name] for name in self.names], float)
+        self.shares /= self.shares.sum()
+        self.stores = {name: self._tagged(store, self.tag(name)) if tagged else store for name, store in parts.items()}
+        self.size = size + len(parts) * tagged
+
+    def tag(self, name: str) -> int:
+        """The id that says which sort a document is of, behind those of the codec."""
+        if name not in self.names:
+            raise SegueError(f"there is no sort '{name}' in this corpus: choose from {', '.join(self.names)}")
+        return self.codec_size + self.names.index(name)
+
+    @staticmethod
+    def _tagged(store: Store, tag: int) -> Arrays:
+        tokens, offsets = np.array(store.tokens, np.int32), np.asarray(store.offsets)
+        tokens[offsets[:-1][np.diff(offsets) > 0]] = tag
+        return Arrays([tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:])])
+
+    def sorts(self, first: int, last: int) -> np.ndarray:
+        """Of which sort each row from `first` to `last` is: spread evenly, so that any run of rows has about the
+        shares."""
+        return np.searchsorted(self.shares.cumsum()[:-1], np.arange(first, last) * GOLDEN % 1, "right")
+
+    def batches(self, context: int, rows: int, seed: int = 0, packing: bool = True) -> Mixture:
+        """Batches of `rows` rows of `context` elements, see `Batches`."""
+        return Mixture(self, context, rows, seed, packing)
+
+
+class Mixture:
+    """`batches(step)` -> Batch: a pure function of the step, each sort's rows in the order of its own epochs."""
+
+    def __init__(self, corpus: MixedCorpus, context: int, rows: int, seed: int, packing: bool) -> None:
+        self.corpus, self.rows = corpus, rows
+        self.parts = [Batches(store, context, rows, seed, packing) for store in corpus.stores.values()]
+
+    def __call__(self, step: int) -> Batch:
+        sorts, first = self.corpus.sorts(0, (step + 1) * self.rows), step * self.rows
+        drawn = []
+        for number, part in enumerate(self.parts):
+            ranks = range(int((sorts[:first] == number).sum()), int((sorts == number).sum()))
+            for batch in sorted({rank // self.rows for rank in ranks}):
+                rows = [rank % self.rows for rank in ranks if rank // self.rows == batch]
+                drawn.append(part.make(batch).rows(slice(rows[0], rows[-1] + 1)))
+        return Batch.join(drawn)
