@@ -243,7 +243,7 @@ def test_the_loss_by_letters(mixer: str) -> None:
     model = model_of(codec, mixer)
     ids = torch.tensor([[codec.bos, *codec.encode("ACGTC"), codec.eos]])
     batch = Batch(ids[:, :-1], ids[:, 1:])
-    chances = model(batch.tokens).logits[0].softmax(-1).double()
+    chances = model(batch.tokens).logits[0].detach().softmax(-1).double()
     words = ["".join(word) for word in itertools.product("ACGT", repeat=2)] + list("ACGT") + [""]
     expected = 0.0
     for row, target in zip(chances, ["AC", "GT", "C", ""]):
@@ -331,7 +331,7 @@ def test_words_and_letters_come_to_the_known_entropy_of_a_chain() -> None:
         torch.manual_seed(0)
         model = Stack(StackConfig(codec.size, 48, ["mamba"]))
         with_batches = Batches(store, 64, 16, vary=variation(codec))
-        learn(model, with_batches.make, 500, rate=5e-3)
+        learn(model, with_batches.make, 300, rate=5e-3)
         model.eval()
         tail = torch.from_numpy(ids[len(ids) * 9 // 10 :].astype(np.int64))
         rows = tail[: len(tail) // 65 * 65].reshape(-1, 65)
