@@ -131,7 +131,8 @@ def measure(run: Run) -> list[Row]:
              f"replay of inputs; {epochs} epochs of {ROWS} rows in {PHASES} phases, as many old rows a step, SupCon "
              f"at 0.1, 5 nearest neighbours; rates {RATES} and, for SHARP, least shares {LEASTS} chosen on a class "
              "order and rows kept for that; SHARP without freezing and without replay has SHARP's")
-    run.note("on the tuning slice SHARP was tried with some ten settings, replay of inputs with two, fine-tuning with one")
+    run.note("on the tuning slice SHARP was tried with some ten settings, replay of inputs with two, fine-tuning with "
+             "one")
     run.note(f"SHARP keeps {KEPT} rows of each class of the last experience as {WIDTHS[0]} bytes and {EXAMPLES} "
              f"examples of every class as {WIDTHS[-1]} numbers: {budget():,} bytes in all, for which replay of "
              f"inputs keeps {budget() // (CLASSES * SIDE**2)} rows of every class as pixels, and makes its examples "
