@@ -114,8 +114,8 @@ def measure(run: Run) -> list[Row]:
     losses = ", ".join(f"{arm} {cell['loss']:.2f}" for arm, cell in cells.items())
     run.note(f"ten chains of {V} elements, stacks of 2 layers and width {WIDTH}, {steps} steps of 64 rows (the GRU "
              f"{steps * 2 // 3}); loss at the end, nats: {losses}; {count} states of 1 to 4 elements, all prompts of "
-             f"up to {k} tried; recall: of all elements within reach, of GCG of up to {tries} a state that need a prompt, "
-             f"by {swaps} steps of all swaps")
+             f"up to {k} tried; recall: of all elements within reach, of GCG of up to {tries} a state that need a "
+             f"prompt, by {swaps} steps of all swaps")
     run.note("second attempt: in the first, with rotary positions and a rate of 0.003 instead of learned positions and "
              "0.001, the true element was reached in 88% of states (47% without a prompt), those ranked 2, 6, 10 in "
              "64%, a uniform one in 28%, and 10.4 elements were within reach, but greedy search, which then overlooked "
