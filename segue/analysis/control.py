@@ -156,7 +156,8 @@ def gcg(task: Control, target: int, k: int, steps: int = 34, candidates: int = 7
         """A control with this end, what comes first behind it, and the target's chance."""
         free = task.ids[torch.randint(len(task.ids), (k - len(end),), generator=generator)]
         control = torch.cat([free, torch.tensor(end, dtype=torch.long)])
-        return (control, *(x[0] for x in task.scores(control[None], target)))
+        firsts, chances = task.scores(control[None], target)
+        return control, firsts[0], chances[0]
 
     control, first, chance = best = anew(*start)
     stuck = 0
