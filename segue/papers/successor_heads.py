@@ -226,7 +226,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     share = middle["effect on spans"] / max(middle["effect"], 1e-9)
     reason = (f"medians of {len(rows)} seeds: the best head steps {middle['score']:.0%} of all pairs on (next best "
               f"{middle['second']:.0%}), costs the most in {middle['wins']:.0%} of the lists, in half of them or more "
-              f"in {domains:.0f} classes, and {share:.0%} as much in copied spans; lists are right "
+              f"in {domains:.0f} classes, {middle['effect']:.2f} nats, in copied spans "
+              f"{middle['effect on spans']:.2f}; lists are right "
               f"{middle['succession']:.0%} of the time, pairs never seen {middle['new pairs']:.0%}; the probe of the "
               f"last digit is right for {middle['probe']:.0%} of number words (95% of shuffled ones below "
               f"{middle['shuffled probe']:.0%})")
