@@ -58,7 +58,7 @@ def test_searches_find_a_part_of_what_brute_force_finds(pattern: str, seed: int,
     assert by_hand == set(exact[2])
     for target in range(V):
         one = greedy_backward(task, target, 1)
-        assert one.reached or target not in exact[1]  # exact at k = 1, but for ids likelier elsewhere
+        assert one.reached == (target in exact[1])
         for found in (one, greedy_backward(task, target, 2), gcg(task, target, 2, steps=4, candidates=16, top=4)):
             assert not found.reached or target in exact[2]
             scores = model(torch.tensor([[*front, *found.control, 1, 2]])).logits[0, -1].detach().log_softmax(-1)
@@ -101,8 +101,9 @@ def test_gradients_are_those_of_the_scores(pattern: str) -> None:
 def test_gcg_keeps_what_it_has_and_may_be_told_which_ids() -> None:
     model = sharp("attention", 4)
     task = Control(model, [1], allowed=[2, 5])
-    losses = [gcg(task, 0, 3, steps=steps, candidates=6, top=2).loss for steps in (0, 1, 2, 4)]
-    assert losses == sorted(losses, reverse=True)
+    found = [gcg(task, 0, 3, steps=steps, candidates=6, top=2, patience=2) for steps in (0, 1, 2, 4, 12)]
+    losses = [each.loss for each in found]
+    assert losses == sorted(losses, reverse=True) or found[-1].reached
     assert set(gcg(task, 0, 3, steps=4).control) <= {2, 5}
     assert {i for u in brute_force(task, 2).values() for i in u} <= {2, 5}
     started = gcg(task, 0, 3, steps=0, start=[5, 2])

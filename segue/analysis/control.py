@@ -119,42 +119,64 @@ def brute_force(task: Control, k: int) -> dict[int, tuple[int, ...]]:
 
 
 def greedy_backward(task: Control, target: int, k: int) -> Found:
-    """A control built from its end: k times the id in front that makes the target likeliest. Exact for k = 1; ends as
-    soon as the target is reached."""
+    """A control built from its end: k times the id in front that makes the target likeliest, or one that reaches it,
+    which ends the search. Exact for k = 1."""
     control, before = torch.zeros(0, dtype=torch.long), task.tried
     first, chance = (x[0] for x in task.scores(control[None], target))
     while len(control) < k and int(first) != target:
         longer = torch.cat([task.ids[:, None], control.expand(len(task.ids), -1)], 1)
         firsts, chances = task.scores(longer, target)
-        best = int(chances.argmax())
+        best = _best(firsts, chances, target)
         control, first, chance = longer[best], firsts[best], chances[best]
     return Found(tuple(control.tolist()), int(first) == target, -float(chance), task.tried - before, f"greedy, k = {k}")
 
 
+def _best(firsts: Tensor, chances: Tensor, target: int) -> int:
+    """Which of the scored controls reaches the target, or comes nearest. (Where it is likeliest another element may be
+    likelier still.)"""
+    reached = (firsts == target).nonzero()
+    return int(reached[0]) if len(reached) else int(chances.argmax())
+
+
 def gcg(task: Control, target: int, k: int, steps: int = 34, candidates: int = 768, top: int = 128,
-        start: Ids = (), seed: int = 0) -> Found:
+        start: Ids = (), patience: int = 8, seed: int = 0) -> Found:
     """Greedy coordinate gradient (Zou et al. 2023, arXiv 2307.15043): k ids, of which each step swaps the one that
     helps most among `candidates` swaps drawn from the `top` ids at each place that the gradient favours.
 
-    Swaps that were drawn twice are scored once, and a step that helps nothing is not taken. start: a shorter control
-    to begin with, at the right end (default: random ids). Ends as soon as the target is reached. A model without
-    gradients has its swaps drawn from all ids; `Found.how` says so.
+    Swaps that were drawn twice are scored once, and a step that helps nothing is not taken; after `patience` of those
+    in a row the search begins anew at random ids, and the best control of all is given. start: a shorter control to
+    begin with, at the right end (default: random ids). Ends as soon as the target is reached. A model without gradients
+    has its swaps drawn from all ids; `Found.how` says so.
     """
     generator, before = torch.Generator().manual_seed(seed), task.tried
     if len(start) > k:
         raise SegueError(f"a control of {len(start)} ids does not begin one of {k}: choose a larger k")
-    control = torch.cat([task.ids[torch.randint(len(task.ids), (k - len(start),), generator=generator)],
-                         torch.tensor(list(start), dtype=torch.long)])
-    first, chance = (x[0] for x in task.scores(control[None], target))
+
+    def anew(*end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A control with this end, what comes first behind it, and the target's chance."""
+        free = task.ids[torch.randint(len(task.ids), (k - len(end),), generator=generator)]
+        control = torch.cat([free, torch.tensor(end, dtype=torch.long)])
+        firsts, chances = task.scores(control[None], target)
+        return control, firsts[0], chances[0]
+
+    control, first, chance = best = anew(*start)
+    stuck = 0
     for _ in range(steps if k else 0):
-        if int(first) == target:
+        if int(best[1]) == target:
             break
-        swapped = _swaps(task, control, lambda chances: -chances[target], candidates, top, generator)
-        firsts, chances = task.scores(swapped, target)
-        best = int(chances.argmax())
-        if chances[best] > chance:
-            control, first, chance = swapped[best], firsts[best], chances[best]
-    return Found(tuple(control.tolist()), int(first) == target, -float(chance), task.tried - before,
+        if stuck == patience:
+            (control, first, chance), stuck = anew(), 0
+        else:
+            swapped = _swaps(task, control, lambda chances: -chances[target], candidates, top, generator)
+            firsts, chances = task.scores(swapped, target)
+            at = _best(firsts, chances, target)
+            if chances[at] > chance or int(firsts[at]) == target:
+                control, first, chance, stuck = swapped[at], firsts[at], chances[at], 0
+            else:
+                stuck += 1
+        if chance > best[2] or int(first) == target:
+            best = control, first, chance
+    return Found(tuple(best[0].tolist()), int(best[1]) == target, -float(best[2]), task.tried - before,
                  f"{'gcg' if task.guided else 'random swaps'}, k = {k}")
 
 

@@ -27,7 +27,7 @@ WINDOW, POINTS, LAST = 3, 16, 4
 TASK = FunctionTask(inputs=1, window=WINDOW)
 SHARES = (0.0, 0.25, 0.5, 1.0)
 ARMS: dict[str, dict[str, Any]] = {"attention": {"heads": 2, "positions": "none"}, "gla": {"heads": 2}}
-STEPS = {"attention": 4000, "gla": 3000}
+STEPS = {"attention": 4000, "gla": 2500}
 ORACLES: dict[str, Callable[[Prompts], torch.Tensor]] = {
     "least squares, knows the window": partial(least_squares, window=WINDOW),
     "least squares, knows none": least_squares,
@@ -57,7 +57,7 @@ def told(errors: torch.Tensor) -> dict[str, Any]:
 def learned(mixer: str, seed: int, steps: int, rows: int) -> dict[str, dict[str, Any]]:
     torch.manual_seed(seed)
     model = build(mixer)
-    learn(model, TASK.batches(64, POINTS, seed), steps, rate=1e-3, seed=seed, warmup=min(1.0, 200 / steps),
+    learn(model, TASK.batches(64, POINTS, seed), steps, rate=3e-3, seed=seed, warmup=min(1.0, 200 / steps),
           objective=SquaredError())
     return {name: told(squared_errors(model, prompts.batch)[:, ::2]) for name, prompts in
             conditions(seed, rows).items()}
@@ -77,8 +77,10 @@ def measure(run: Run) -> list[Row]:
                         for mixer in (*ARMS, "floors") for name, cell in cells[mixer].items()]
     run.note(f"windows of {WINDOW}, one number as input, {POINTS} examples; 3 layers of width 64, 2 heads, learned "
              f"positions, {STEPS['attention']} steps of 64 rows ({STEPS['gla']} of gated linear attention, whose "
-             "steps take longer), AdamW at 0.001, no curriculum; error: squared, over the labels' variance of 1, mean "
+             "steps take longer), AdamW at 0.003, no curriculum; error: squared, over the labels' variance of 1, mean "
              f"of the last {LAST} places of {rows} prompts, with a bootstrap interval of 90%")
+    run.note("second attempt: in the first, at a rate of 0.001, attention's error was 0.32 after 4,000 steps (shuffled "
+             "1.69; 1.03, 1.65 and 2.27 with wrong labels), gated linear attention's 0.34 after 3,000: inconclusive")
     run.note("wrong labels are labels of other prompts, in the test only; the error is always that against the true "
              "label")
     return table
@@ -110,8 +112,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
             learning.plot(places, row["curve"], kind, color=f"C{8 + list(ARMS).index(row['what'])}", linewidth=2,
                           label=row["what"] + (", pairs shuffled" if kind == "--" else ""))
     learning.set(title=f"Windows of {WINDOW}, learned in context", xlabel="place in the prompt",
-                 ylabel="squared error / variance", ylim=(0, 2))
-    learning.legend(fontsize=7)
+                 ylabel="squared error / variance", ylim=(0, 3.2))
+    learning.legend(fontsize=7, ncols=2, loc="upper right")
     for number, mixer in enumerate(ARMS):
         rows = [row for row in table if row["what"] == mixer and row["prompt"] != "shuffled"]
         wrong.errorbar(SHARES, [row["error"] for row in rows],

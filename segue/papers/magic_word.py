@@ -61,8 +61,10 @@ def controlled(arm: str, seed: int, steps: int, count: int, k: int, tries: int, 
     """Learn a model, then find by brute force what prompts of up to k elements reach, and what the searches find."""
     torch.manual_seed(seed)
     mixer, _, _ = arm.partition(",")
-    model = Stack(StackConfig(V, WIDTH, [mixer] * 2, channel="mlp", activation="gelu", norm="layer", bias=True))
-    loss = learn(model, partial(batches, seed, ARMS[arm] == "shuffled"), steps, rate=3e-3, seed=seed).curve[-1]["loss"]
+    options = {"attention": {"positions": "none"}} if mixer == "attention" else {}
+    model = Stack(StackConfig(V, WIDTH, [mixer] * 2, options, channel="mlp", activation="gelu", norm="layer", bias=True,
+                              learned_positions=40))
+    loss = learn(model, partial(batches, seed, ARMS[arm] == "shuffled"), steps, rate=1e-3, seed=seed).curve[-1]["loss"]
     generator = torch.Generator().manual_seed(seed)
     kinds = ("true", *(f"rank {rank}" for rank in RANKS), "uniform")
     reached = {kind: [0] * (k + 1) for kind in kinds}
@@ -81,14 +83,14 @@ def controlled(arm: str, seed: int, steps: int, count: int, k: int, tries: int, 
             tally["sizes"][size] += sum(length <= size for length in least.values()) / count
         forced = sorted(target for target, length in least.items() if length)
         never = [target for target in range(V) if target not in least]
-        swapped = partial(gcg, task, k=k, steps=swaps, candidates=64, top=16, seed=seed)
+        swapped = partial(gcg, task, k=k, steps=swaps, patience=1, seed=seed)
         for name, hits in (("greedy", [greedy_backward(task, target, k).reached for target in least]),
                            ("gcg", [swapped(target).reached for target in forced[:tries]])):
             tally[name] = [tally[name][0] + sum(hits), tally[name][1] + len(hits)]
         tally["false"] += sum(greedy_backward(task, target, k).reached for target in never)
         tally["false"] += sum(swapped(target).reached for target in never[:1])
         unlikely = order[V // 2 + uniform // 2]
-        tally["low"] += backoff(task, unlikely, swaps=(4,), steps=swaps, candidates=64, top=16, seed=seed).reached
+        tally["low"] += backoff(task, unlikely, swaps=(4,), steps=swaps, seed=seed).reached
         tally["deep"] += greedy_backward(task, uniform, DEEP).reached
     tally |= {"reached": {kind: [hits / count for hits in counts] for kind, counts in reached.items()}}
     return tally | {name: tally[name] / count for name in ("low", "deep")}
@@ -96,7 +98,8 @@ def controlled(arm: str, seed: int, steps: int, count: int, k: int, tries: int, 
 
 def measure(run: Run) -> list[Row]:
     steps, count, k, tries, swaps = run.pick((2, 1, 1, 1, 1), (1500, 60, 2, 3, 34))
-    cells = run.cells({arm: partial(controlled, arm, run.seed, steps, count, k, tries, swaps) for arm in ARMS})
+    cells = run.cells({arm: partial(controlled, arm, run.seed, steps * 2 // 3 if arm == "gru" else steps, count, k,
+                                    tries, swaps) for arm in ARMS})
     table: list[Row] = []
     for arm, cell in cells.items():
         for kind, shares in cell["reached"].items():
@@ -109,9 +112,15 @@ def measure(run: Run) -> list[Row]:
         table.append({"model": arm, "what": "elements reached", "reached": cell["sizes"][-1],
                       "by k": [round(s, 3) for s in cell["sizes"]]})
     losses = ", ".join(f"{arm} {cell['loss']:.2f}" for arm, cell in cells.items())
-    run.note(f"ten chains of {V} elements, stacks of 2 layers and width {WIDTH}, {steps} steps of 64 rows; loss at the "
-             f"end, nats: {losses}; {count} states of 1 to 4 elements, all prompts of up to {k} tried; recall: of all "
-             f"elements within reach, of GCG of up to {tries} a state that need a prompt, by {swaps} steps of 64 swaps")
+    run.note(f"ten chains of {V} elements, stacks of 2 layers and width {WIDTH}, {steps} steps of 64 rows (the GRU "
+             f"{steps * 2 // 3}); loss at the end, nats: {losses}; {count} states of 1 to 4 elements, all prompts of "
+             f"up to {k} tried; recall: of all elements within reach, of GCG of up to {tries} a state that need a "
+             f"prompt, by {swaps} steps of all swaps")
+    run.note("second attempt: in the first, with rotary positions and a rate of 0.003 instead of learned positions and "
+             "0.001, the true element was reached in 88% of states (47% without a prompt), those ranked 2, 6, 10 in "
+             "64%, a uniform one in 28%, and 10.4 elements were within reach, but greedy search, which then overlooked "
+             "what reaches a target without making it likeliest, found 69%, GCG from one beginning 63%, and 2.4 "
+             "elements were within reach of the control: inconclusive")
     run.note("the control learned from contexts of other sequences; contexts that are shuffled in themselves still say "
              "which chain they are of")
     return table
