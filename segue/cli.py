@@ -210,15 +210,16 @@ def continue_(model: Model,
 @command("update", "segue update model new/ --strategy replay --minutes 2")
 def update(model: Model, paths: Paths,
            strategy: Annotated[str | None, typer.Option(metavar="NAME", help="Against forgetting: replay (default), "
-                                                        "mir, gss, ewc, mas, local-mas, si, slnid, lwf, der, der++, "
-                                                        "agem, gem, or naive; with settings, as ewc:strength=100, "
-                                                        "and several, as 'mas + replay'.")] = None,
-           minutes: Minutes = None, steps: Steps = None, how: How = None) -> None:
+                                                        "mir, gss, ewc, mas, local-mas, si, rwalk, l2, slnid, lwf, "
+                                                        "der, der++, agem, gem, lora, o-lora, merge, or naive; with "
+                                                        "settings, as ewc:strength=100, and several, as 'mas + "
+                                                        "replay'.")] = None,
+           minutes: Minutes = None, steps: Steps = None, how: How = None, choices: Choices = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how)
-    report = fitted.update(data, **given(strategy=strategy, minutes=minutes, steps=steps))
+    report = fitted.update(data, **settings(choices) | given(strategy=strategy, minutes=minutes, steps=steps))
     show(report)
 
 
@@ -236,16 +237,48 @@ def speed_up(model: Model, paths: Paths,
 
 
 @command("evaluate", "segue evaluate model held-out/ --json scores.json")
-def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None, how: How = None) -> None:
+def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None, how: How = None,
+             variants: Annotated[Path | None, typer.Option(metavar="VCF", help="Instead: how likely these variants of "
+                                                           "the files' sequences are, the least likely first.")]
+             = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how)
+    if variants is not None:
+        rows = sorted(fitted.variants(data, variants), key=lambda row: row["score"])
+        for row in rows[:20]:
+            print(f"{row['sequence']}:{row['position']:,} {row['reference']} to {row['alternative']}: "
+                  f"{row['score']:+.3f} nats")
+        if len(rows) > 20:
+            print(f"and {len(rows) - 20:,} more: --json FILE has all", file=sys.stderr)
+        if json_file is not None:
+            show_json(rows, json_file)
+        return
     report = fitted.evaluate(data, **given(weights=weights))
     show(report)
     if (fitted.report.get("request") or {}).get("data") == data.fingerprint:
         print("the model was fitted on these very files: this is how well it remembers them", file=sys.stderr)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
+
+
+@command("embed", "segue embed model proteins.fasta --out vectors.npz")
+def embed(model: Model, paths: Paths,
+          out: Annotated[Path, typer.Option(metavar="FILE", show_default=False, help="Where the vectors and the names "
+                                            "go: .npz or .parquet.")],
+          pool: Annotated[str | None, typer.Option(metavar="NAME", help="mean of the elements' vectors (default), that "
+                                                   "of the first or the last one, or both ends.")] = None,
+          how: How = None) -> None:
+    """One vector for each sequence: to search, group and classify them by."""
+    from segue.verbs.embed import WRITERS
+
+    if out.suffix.lower() not in WRITERS:
+        raise SegueError(f"{out}: vectors are written as {' or '.join(WRITERS)}; give --out one of these endings")
+    fitted = segue.load(model)
+    found = fitted.embed(read_files(paths, fitted.kind.name, how), **given(pool=pool))
+    found.save(out)
+    show(str(found))
+    print(f"written to {out}", file=sys.stderr)
 
 
 @command("compare", "segue compare events.csv --minutes 2")
@@ -291,14 +324,53 @@ def look(model: Model,
          text: Annotated[str | None, typer.Argument(metavar="INPUT", show_default=False,
                                                     help="The sequence to read.")] = None,
          file: Annotated[Path | None, typer.Option("--file", metavar="F", help="Read the first sequence of a file "
-                                                   "instead.")] = None,
+                                                   "instead, and measure on its first 64.")] = None,
          out: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")] = Path("look.png")) -> None:
-    """Draw what each element reads, layer by layer: the matrices a model's mixers apply."""
+    """Draw what each element reads, layer by layer, and how much each layer and each head carries."""
     from segue.verbs.look import look as draw
 
     if (text is None) == (file is None):
         raise SegueError("give a sequence or --file, one of them")
     show(str(draw(segue.load(model), text if text is not None else file, out=out)))
+
+
+@command("design", "segue design model --scores measured.csv -n 96 --out designs.csv")
+def design(model: Model,
+           scores: Annotated[Path, typer.Option(metavar="FILE", show_default=False, help="A table of measured "
+                                                "sequences and their scores (CSV, TSV, Parquet, JSON Lines).")],
+           n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many to propose.")] = None,
+           by: Annotated[str | None, typer.Option(metavar="NAME", help="bidirectional (default, any model); or with a "
+                                                  "model of objective diffusion: fine-tune, guidance, smc or tds.")]
+           = None,
+           sequence: Annotated[str | None, typer.Option(metavar="COLUMN", help="Where the sequences are; found if not "
+                                                        "said.")] = None,
+           score: Annotated[str | None, typer.Option(metavar="COLUMN", help="Where the scores are; found if not "
+                                                     "said.")] = None,
+           lower: Annotated[bool, typer.Option("--lower", help="Lower scores are better.")] = False,
+           positions: Annotated[str | None, typer.Option(metavar="P", help="The places that may change, as 39-41,54; "
+                                                         "if not said, those at which the table's sequences "
+                                                         "differ.")] = None,
+           changes: Annotated[int | None, typer.Option(metavar="N", help="How many places may differ from the measured "
+                                                       "sequence that a design begins at.")] = None,
+           steps: Steps = None, seed: Seed = None,
+           as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
+           out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of them as a CSV.")] = None,
+           ) -> None:
+    """Propose new DNA or protein sequences that are predicted to score high, from a table of measured ones."""
+    one_dial(None, steps)
+    choices = given(n=n, by=by, sequence=sequence, score=score, lower=lower or None, positions=positions,
+                    changes=changes, steps=steps, seed=seed)
+    try:
+        found = segue.load(model).design(scores, **choices)
+    except SegueError as error:
+        raise SegueError(re.sub(r"\b(sequence|score)=", r"--\1 ", str(error))) from error
+    if out is not None:
+        found.save(out)
+        print(f"{len(found.rows)} designs written to {out}", file=sys.stderr)
+    if as_json:
+        show_json(found.to_dict())
+    else:
+        show(found)
 
 
 @command("papers", "segue papers --json")

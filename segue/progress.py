@@ -1,11 +1,15 @@
-"""Progress for long work: one rich bar on a terminal, silence when output is piped or `quiet` is asked for."""
+"""Progress for long work: one rich bar on a terminal, silence when output is piped or `quiet` is asked for. And reports
+that print as the command line shows them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 class Meter(Protocol):
@@ -26,3 +30,18 @@ def progress(title: str, total: float, quiet: bool = False) -> Iterator[Meter]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=total, note="")
         yield lambda done, note="": bar.update(task, completed=done, note=note)
+
+
+class Shown:
+    """A report with a `__rich__` form, of which `print` gives the text."""
+
+    def __rich__(self) -> RenderableType:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=120, no_color=True)
+        with console.capture() as text:
+            console.print(self, markup=False, highlight=False)
+        return text.get().rstrip()

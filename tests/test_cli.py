@@ -14,7 +14,8 @@ import segue
 from segue import cli
 from segue.errors import SegueError
 
-COMMANDS = ("read", "fit", "continue", "update", "evaluate", "compare", "serve", "look", "papers", "reproduce", "demo")
+COMMANDS = ("read", "fit", "continue", "update", "evaluate", "embed", "compare", "serve", "look", "design", "papers",
+            "reproduce", "demo")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -73,7 +74,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "codec=byte"], "codec is a Codec"),
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "out=z", "--set", "data=z"], "data and out cannot be"),
     (["fit", __file__, "--out", "y", "--steps", "2", "--set", "held_out=2"], "2 is no data"),
-    (["read", __file__, "--kind", "music"], "there is no kind 'music'"),
+    (["read", __file__, "--kind", "opera"], "there is no kind 'opera'"),
     (["read", __file__, "--kind", "dna"], "--read column=..."),
 ])
 def test_a_mistake_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,

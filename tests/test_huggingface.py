@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -468,6 +469,10 @@ def test_verbs_of_a_folder(tmp_path: Path) -> None:
         with torch.no_grad():
             nats = torch.nn.functional.cross_entropy(theirs(ids[:, :-1]).logits[0], ids[0, 1:], reduction="sum")
         assert bits[name] == pytest.approx(float(nats) / math.log(2) / held.stat().st_size, rel=1e-3)
+        with torch.no_grad():
+            hidden = theirs(ids[:, 1:-1], output_hidden_states=True).hidden_states[-1]
+        vector = model.embed(held).vectors
+        np.testing.assert_allclose(vector, hidden.mean(1), atol=1e-4)
         if name == "native":
             model.save(tmp_path / "saved")
             again = segue.load(tmp_path / "saved")

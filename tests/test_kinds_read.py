@@ -286,7 +286,7 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
     ("a.txt.gz", gzip.compress(b"hello " * 900, mtime=0)[:-8] + b"12345678", {"kind": "text"}, "damaged"),
     ("a.txt.xz", lzma.compress(os.urandom(2000))[:-900], {"kind": "text"}, "truncated"),
     ("a.txt.bz2", bz2.compress(os.urandom(2000))[:-900], {"kind": "text"}, "truncated"),
-    ("a.txt", b"words", {"kind": "music"}, "there is no kind 'music'; there are text"),
+    ("a.txt", b"words", {"kind": "opera"}, "there is no kind 'opera'; there are text"),
     ("a.txt", b"words", {"colour": 1}, "has no option 'colour'; it takes encoding"),
     ("a.txt", b"words", {"lines": "maybe"}, "'lines' is true or false"),
     ("a.txt", b"words", {"encoding": "rot13"}, "no text encoding called 'rot13'"),

@@ -123,21 +123,24 @@ def test_the_contract_on_real_files(shared_data) -> None:
     check_kind(KINDS["cases"], [logs / "sepsis.txt.gz"], mutations=8)
 
 
-SETS = {  # what a folder is taken for; sound, MIDI and pictures ("") are refused
-    "text": "amazon-scientific-text banking77 chembl-chem-xlstm clinc150 code-completion-unixcoder "
+SETS = {  # what a folder is taken for; pictures ("") are refused
+    "text": "amazon-scientific-text banking77 clinc150 code-completion-unixcoder "
             "continual-topics-olora csqa-mmlu-set-prompts dailydialog-valtest dialogsum-dev "
-            "drop-successive-prompting e2e-nlg enwiki-xml-sample esol fewrel followrag-sample graphs-tu gsm8k "
+            "drop-successive-prompting e2e-nlg enwiki-xml-sample fewrel followrag-sample graphs-tu gsm8k "
             "gutenberg-novels humaneval ifeval japanese-vowels jaspar-core-2024 jfleg jsb-chorales "
-            "librispeech-sample listops-spinn movie-reviews multi30k-en-de names-makemore ner-gum ner-wnut17 "
+            "listops-spinn movie-reviews multi30k-en-de names-makemore ner-gum ner-wnut17 "
             "nottingham-abc omniglot-small1 splice-uci tfbind8 tiny-shakespeare tsplib-small udhr-multilingual "
-            "us-addresses-by-year wikitext-2-valtest zinc250k-valtest",
+            "us-addresses-by-year wikitext-2-valtest",
+    "molecule": "chembl-chem-xlstm esol uspto-50k-valtest zinc250k-valtest",
     "code": "code-java-csharp",
     "dna": "ctcf-pu1-peaks ecoli-536 ecoli-k12 gue-dna phage-genomes promoters-cnnprom",
     "protein": "aav-capsid gb1-flip prokka-proteins protein-families protein-secondary-structure-flip",
     "events": "amazon-beauty-bert4rec movielens-latest-small-2016 process-logs-next-element process-logs-timed "
               "process-logs-xes tpp-amazon-devtest tpp-mathoverflow tpp-taobao tpp-taxi",
     "cases": "amazon-beauty-s3rec hdfs-log-keys lastfm-listening-rmtpp tpp-ali tpp-book-order",
-    "": "cifar10-sample fsdd-spoken-digits mnist-t10k pop909-midi",
+    "music": "pop909-midi",
+    "sound": "fsdd-spoken-digits librispeech-sample",
+    "": "cifar10-sample mnist-t10k",
 }
 LARGE = {"cifar10-sample", "movie-reviews", "omniglot-small1"}  # archives of thousands of files
 
@@ -150,14 +153,14 @@ def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
     if kind:
         assert _choose(files, named, None, Problems())[0].name == kind
     else:
-        with pytest.raises(SegueError, match=r"it is (a picture|sound|IDX|a MIDI file)"):
+        with pytest.raises(SegueError, match=r"it is (a picture|IDX)"):
             _choose(files, named, None, Problems())
 
 
 @pytest.mark.parametrize("name, says", [
     ("asap-piano-performances/pieces.csv", "columns: composer, title, file"),
     ("ecg-mitdb-snippet", "columns: data, label"), ("etth1", "columns: date, HUFL"),
-    ("rebase-enzymes", "columns: name, site"), ("uspto-50k-valtest", "columns: id, class, reactants"),
+    ("rebase-enzymes", "columns: name, site"),
     ("qm9-graphs-sample/qm9-valid.jsonl.gz", "fields: targets, graph")])
 def test_tables_that_are_no_sequences_say_what_is_in_them(shared_data, name: str, says: str) -> None:
     folder, _, file = name.partition("/")

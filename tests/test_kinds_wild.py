@@ -211,7 +211,8 @@ def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
 
 def test_a_molecule_a_line(tmp_path: Path) -> None:
     path = put(tmp_path / "a.smi", "CCO ethanol\nc1ccccc1\tbenzene ring\n\nO\n")
-    assert texts(read(path)) == ["CCO", "c1ccccc1", "O"]
+    data = read(path)
+    assert [record.object for record in data] == ["CCO", "c1ccccc1", "O"] and data[1].name.endswith(":benzene ring")
 
 
 EMBL = """ID   X1; SV 1; linear; mRNA; STD; PLN; 20 BP.

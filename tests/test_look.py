@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import segue
+from segue.analysis.circuits import direct_effects
 from segue.errors import SegueError
 from segue.verbs.look import look, matrices
 
@@ -28,11 +29,26 @@ def test_the_matrices_are_those_the_layers_apply(tmp_path: Path) -> None:
     y = block.mixer_norm(model.model.embed(tokens, positions))
     torch.testing.assert_close(block.mixer.output(first @ block.mixer.values(y), y), block.mixer(y), rtol=0, atol=1e-5)
     assert (tmp_path / "look.png").stat().st_size > 5000 and "layer 2, gru: not linear" in str(seen)
+    assert {"layer 1 mamba", "layer 2 gru", "layer 3 attention", "layer 3 head 1"} < set(seen.effects)
+
+
+def test_what_parts_carry_is_the_direct_effect_of_their_writes(tmp_path: Path) -> None:
+    """Of the only layer of a stack of recurrences, which has no matrix, on the sequences of a file."""
+    model = segue.fit([f"{i} dogs ran\n" * 9 for i in range(30)], steps=30, mixer="gru", quiet=True, mix=False, depth=1)
+    (tmp_path / "held.txt").write_text("the dogs ran away\n" * 3)
+    seen = look(model, tmp_path / "held.txt", out=tmp_path / "look.png")
+    ids = model.codec.encode("the dogs ran away\n" * 3).tolist()
+    rows = [[i for i in (model.codec.bos, *ids, model.codec.eos) if i is not None]]
+    tokens, targets = torch.tensor(rows)[:, :-1], torch.tensor(rows)[:, 1:]
+    effects = direct_effects(model.model, tokens, targets, heads=False)
+    assert seen.measured == tokens.shape[1] and seen.effects.keys() == effects.keys()
+    for name, nats in effects.items():
+        assert seen.effects[name] == pytest.approx(float(nats.mean()) / np.log(2), abs=1e-5)
+    assert seen.effects["layer 1 gru"] > 0.005 and "the mixer" in str(seen) and "no matrix" in str(seen)
+    assert (tmp_path / "look.png").stat().st_size > 5000
 
 
 def test_what_cannot_be_looked_at_is_refused() -> None:
     model = segue.fit([f"{i} dogs ran\n" * 9 for i in range(30)], steps=1, mixer="gru", quiet=True, mix=False, depth=1)
-    with pytest.raises(SegueError, match="no matrix to draw"):
-        look(model, "dogs ran")
     with pytest.raises(SegueError, match="too little"):
         look(model, "")

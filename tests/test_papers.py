@@ -26,7 +26,7 @@ def test_the_table_is_whole() -> None:
     with pytest.raises(SegueError, match="did you mean lookahead"):
         claim("lookahed")
     with pytest.raises(SegueError, match="planned"):
-        claim("drakes")
+        claim("tokenring")
 
 
 @pytest.mark.parametrize("slug", CLAIMS)
@@ -246,3 +246,70 @@ def packages(after: float, first: float, star: float, cost: float) -> list[Row]:
     (0.45, 0.6, 0.20, 0.09, "refuted"), (0.40, 0.29, 0.41, 0.09, "refuted")])
 def test_the_rule_of_seq_star(after: float, first: float, star: float, cost: float, verdict: str) -> None:
     assert claim("seq-star").judge(packages(after, first, star, cost))[0] == verdict
+
+
+@pytest.mark.parametrize(("change", "verdict"), [
+    ({}, "confirmed"), ({"smc": 0.72}, "refuted"), ({"smc": 0.72, "smc entropy": 8.0}, "confirmed"),
+    ({"tuned": 0.44, "smc entropy": 8.0}, "refuted"), ({"entropy": 8.2}, "inconclusive"),
+    ({"free": 2.0}, "inconclusive"), ({"distance": 0.7}, "inconclusive")])
+def test_the_rule_of_drakes(change: dict[str, float], verdict: str) -> None:
+    from segue.papers.drakes import BEFORE, FREE, SMC, TARGET, TUNED
+
+    value = {"tuned": 0.71, "entropy": 9.0, "distance": 0.5, "smc": 0.6, "smc entropy": 9.0, "free": 0.1} | change
+    rows = {BEFORE: (0.45, 0.5, 10.0, 0.82), TARGET: (0.8, 0.85, 9.0, 0.0), FREE: (0.82, 0.99, value["free"], 0.99),
+            TUNED: (value["tuned"], 0.8, value["entropy"], value["distance"]),
+            SMC: (value["smc"], 0.7, value["smc entropy"], 0.5)}
+    table: list[Row] = [{"arm": arm, "seed": 0, "true score": true, "proxy": proxy, "entropy": entropy,
+                         "distance": distance} for arm, (true, proxy, entropy, distance) in rows.items()]
+    assert claim("drakes").judge(table)[0] == verdict
+
+
+@pytest.mark.parametrize(("change", "verdict"), [
+    ({}, "confirmed"), ({"random": 0.58}, "inconclusive"), ({"mlp": 0.7}, "refuted"), ({"both": 0.61}, "refuted"),
+    ({"forward": 0.64}, "inconclusive"), ({"forward": 0.59}, "inconclusive"),
+    ({"forward": 0.59, "variance": 0.02}, "confirmed")])
+def test_the_rule_of_bib(change: dict[str, float], verdict: str) -> None:
+    from segue.papers.bib import ADAPTIVE, ASCENT, BACKWARD, BOTH, FORWARD, PRETRAINED, RANDOM
+
+    value = {"forward": 0.55, "backward": 0.5, "both": 0.57, "adaptive": 0.6, "random": 0.4, "mlp": 0.3,
+             "variance": 0.01} | change
+    names = [(FORWARD, PRETRAINED, "forward"), (BACKWARD, PRETRAINED, "backward"), (BOTH, PRETRAINED, "both"),
+             (ADAPTIVE, PRETRAINED, "adaptive"), (ADAPTIVE, RANDOM, "random"), (ASCENT, "", "mlp")]
+    table: list[Row] = [{"arm": arm, "features": features, "seed": seed, "median": value[key],
+                         "variance": value["variance"] if key == "forward" else 0.015}
+                        for seed in range(5) for arm, features, key in names]
+    assert claim("bib").judge(table)[0] == verdict
+
+
+def short_streams(kind: str, fall: float, gain: float, same: float, hard: float) -> list[Row]:
+    rows = [("base", "clean", 0.6, 0.1), ("many", "clean", 0.6 - fall, 0.1), ("long", "clean", 0.2, gain),
+            ("instances", "clean", 0.5, same), ("instances", "noise 40%", hard, 0.1),
+            ("instances", "occlusion 40%", hard, 0.1)]
+    return [{"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": right, "over tune": over,
+             "gain +-": 0.02} for task, test, right, over in rows for arm in ("tune", "tune + replay")]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.2, 0.1, 0.2, 0.2), "confirmed"), ((0.05, 0.1, 0.2, 0.2), "inconclusive"),
+    ((0.2, 0.04, 0.2, 0.2), "inconclusive"), ((0.2, 0.1, 0.1, 0.2), "inconclusive"),
+    ((0.2, 0.1, 0.2, 0.3), "inconclusive"), ((0.2, 0.02, 0.2, 0.2), "refuted")])
+def test_the_rule_of_continual_few_shot(values: tuple[float, float, float, float], verdict: str) -> None:
+    judge = claim("continual-few-shot").judge
+    table = short_streams("motifs", *values)
+    assert judge(table + short_streams("strokes", *values))[0] == verdict
+    other = short_streams("strokes", *((0.2, 0.0, 0.2, 0.2) if verdict != "refuted" else (0.2, 0.1, 0.2, 0.2)))
+    assert judge(table + other)[0] == "inconclusive"
+
+
+def sparse_arms(sharp: float, raw: float, loose: float, alone: float) -> list[Row]:
+    arms = {"SHARP": sharp, "replay of inputs, all classes": raw, "SHARP without freezing": loose,
+            "SHARP without replay": alone, "fine-tuning": 0.2}
+    return [{"trunk": "convolution", "arm": arm, "accuracy": right, "forgetting": 0.1} for arm, right in arms.items()]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.8, 0.82, 0.6, 0.7), "confirmed"), ((0.8, 0.84, 0.6, 0.7), "inconclusive"),
+    ((0.8, 0.82, 0.75, 0.7), "inconclusive"), ((0.8, 0.82, 0.6, 0.77), "inconclusive"),
+    ((0.8, 0.82, 0.8, 0.7), "refuted"), ((0.8, 0.82, 0.6, 0.8), "refuted")])
+def test_the_rule_of_sharp(values: tuple[float, float, float, float], verdict: str) -> None:
+    assert claim("sharp").judge(sparse_arms(*values))[0] == verdict

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from segue.analysis.embedding import embed
 from segue.decoding import generate
 from segue.decoding.draft import ModelDraft
 from segue.decoding.sampling import Prefix
@@ -292,8 +293,11 @@ def test_a_folder_gives_what_transformers_gives(name: str, tmp_path: Path) -> No
     for row, source in enumerate(SOURCES):
         ids[row, : len(source) + 7] = torch.tensor([*source, ours.begin, *targets[row].tolist()])
     output = ours.extend(ids, ours.init_state(3))
+    vectors = embed(ours, list(map(np.array, SOURCES)), "last")
     with torch.no_grad():
         for row, source in enumerate(SOURCES):
+            encoded = theirs.get_encoder()(torch.tensor([source])).last_hidden_state
+            torch.testing.assert_close(torch.from_numpy(vectors[row]), encoded[0, -1], atol=1e-4, rtol=1e-5)
             expected = theirs(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor(
                 [[ours.start, *targets[row].tolist()]])).logits[0]
             found = output.logits[row, len(source) : len(source) + 7]

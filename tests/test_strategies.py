@@ -29,6 +29,7 @@ from segue.continual import (
     SI,
     SLNID,
     STRATEGIES,
+    AdapterTuning,
     Combined,
     DERpp,
     LocalMAS,
@@ -80,6 +81,7 @@ CASES: dict[str, Callable[[], Strategy]] = {
     **STRATEGIES, "mir": partial(MIR, candidates=6), "mir + gss": lambda: MIR(candidates=6, update="gss", capacity=5),
     "hardest": lambda: Replay(update="hardest", capacity=5), "balanced": lambda: Replay(update="balanced", capacity=5),
     "ewc": partial(EWC, 10.0, keep=0.5, rows=5), "mas + replay": lambda: Combined(MAS(rows=5), Replay(capacity=5)),
+    "lora + lwf": lambda: Combined(AdapterTuning(rank=2), LwF()),
     "task-free": lambda: TaskFree(MAS(update="hardest", rows=4), window=2, mean=2.45, variance=1.0),
 }
 

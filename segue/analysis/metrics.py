@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,18 @@ def ranks(scores: np.ndarray, targets: np.ndarray, ties: str = "expected",
     return 1 + better + equal * {"expected": 0.5, "optimistic": 0, "pessimistic": 1}[ties]
 
 
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's correlation of two lists of numbers (N,): that of their ranks, equal ones sharing the mean of theirs;
+    nan where one of them is constant."""
+    placed: list[np.ndarray] = []
+    for values in (x, y):
+        _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+        placed.append(np.take(np.cumsum(counts) - (counts - 1) / 2, inverse))
+    if any(np.ptp(place) == 0 for place in placed):
+        return math.nan
+    return float(np.corrcoef(placed)[0, 1])
+
+
 def top_k(scores: np.ndarray, targets: np.ndarray, k: int = 1, ties: str = "expected",
           seen: Sequence[Any] | None = None) -> float:
     """Share of predictions whose true element is among the k best; k = 1 is the accuracy.
@@ -58,6 +71,15 @@ def top_k(scores: np.ndarray, targets: np.ndarray, k: int = 1, ties: str = "expe
     if ties == "expected":
         return float(np.clip((k + 1 - best) / (worst - best + 1), 0, 1).mean())
     return float((ranks(scores, targets, ties, seen) <= k).mean())
+
+
+def recovery(said: Sequence[Any], truth: Sequence[Any]) -> np.ndarray:
+    """(N,) the part of each true sequence's elements that a model said at the same place (sequence recovery); what was
+    not said is wrong, and what goes beyond counts nothing. Elements are compared one by one, so models over words and
+    over letters are too."""
+    if len(said) != len(truth) or not all(len(each) for each in truth):
+        raise SegueError(f"{len(said)} answers for {len(truth)} true sequences: one for each, none of them empty")
+    return np.array([sum(a == b for a, b in zip(one, true)) / len(true) for one, true in zip(said, truth)])
 
 
 @dataclass(frozen=True)

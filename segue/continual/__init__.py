@@ -7,17 +7,25 @@ import json
 from typing import Any
 
 from segue.continual.alternate import Alternate
-from segue.continual.buffer import Buffer, Reservoir
+from segue.continual.buffer import Buffer, Recent, Reservoir
 from segue.continual.compose import Combined, TaskFree
 from segue.continual.distil import DER, DERpp, LwF
+from segue.continual.episodes import CORRUPTIONS, Episode, Episodes, interval
 from segue.continual.freeze import Freeze
-from segue.continual.importance import EWC, MAS, SI, LocalMAS
+from segue.continual.hypernetwork import Grow, OutputMAS, OutputMatching
+from segue.continual.importance import EWC, L2, MAS, SI, LocalMAS
+from segue.continual.inner import InnerLoop, tuned
+from segue.continual.lora import AdapterTuning, OLoRA
 from segue.continual.memory import Memory
+from segue.continual.merge import Merge
 from segue.continual.metrics import ScoreMatrix
 from segue.continual.probing import Probing
 from segue.continual.project import AGEM, GEM
+from segue.continual.prompting import Prompting
 from segue.continual.proxy import LossScale, ProxyDistillation
 from segue.continual.replay import GSS, MIR, Replay
+from segue.continual.rwalk import RWalk
+from segue.continual.sharp import Sharp
 from segue.continual.sparsity import SLNID
 from segue.continual.stream import Experience, class_incremental, learn_stream
 from segue.errors import SegueError
@@ -25,9 +33,10 @@ from segue.training.strategy import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
     "naive": Strategy, "replay": Replay, "mir": MIR, "gss": GSS,
-    "ewc": EWC, "mas": MAS, "local-mas": LocalMAS, "si": SI, "slnid": SLNID,
+    "ewc": EWC, "mas": MAS, "local-mas": LocalMAS, "si": SI, "rwalk": RWalk, "l2": L2, "slnid": SLNID,
     "lwf": LwF, "der": DER, "der++": DERpp,
     "agem": AGEM, "gem": GEM,
+    "lora": AdapterTuning, "o-lora": OLoRA, "merge": Merge,
     "freeze": Freeze, "proxy-distillation": ProxyDistillation, "loss-scale": LossScale,
 }
 
@@ -63,7 +72,9 @@ def _strategy(text: str) -> Strategy:
     return kind(**settings)
 
 
-__all__ = ["AGEM", "DER", "EWC", "GEM", "GSS", "MAS", "MIR", "SI", "SLNID", "STRATEGIES", "Alternate", "Buffer",
-           "Combined", "DERpp", "Experience", "Freeze", "LocalMAS", "LossScale", "LwF", "Memory", "Probing",
-           "ProxyDistillation", "Replay", "Reservoir", "ScoreMatrix", "Strategy", "TaskFree", "class_incremental",
-           "learn_stream", "strategy_named"]
+__all__ = ["AGEM", "CORRUPTIONS", "DER", "EWC", "GEM", "GSS", "L2", "MAS", "MIR", "SI", "SLNID", "STRATEGIES",
+           "AdapterTuning", "Alternate", "Buffer", "Combined", "DERpp", "Episode", "Episodes", "Experience", "Freeze",
+           "Grow", "InnerLoop", "LocalMAS", "LossScale", "LwF", "Memory", "Merge", "OLoRA", "OutputMAS",
+           "OutputMatching", "Probing", "Prompting", "ProxyDistillation", "RWalk", "Recent", "Replay", "Reservoir",
+           "ScoreMatrix", "Sharp", "Strategy", "TaskFree", "class_incremental", "interval", "learn_stream",
+           "strategy_named", "tuned"]

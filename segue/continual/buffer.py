@@ -198,6 +198,67 @@ class Buffer:
             self.payload, self.scores = part("payload."), tensors["scores"]
 
 
+class Recent(Buffer):
+    """The last `experiences` experiences whole, first in, first out: every offer is one. payload "experience": (M,) its
+    number, from 0 on. It grows with what an experience brings; `capacity` bounds nothing.
+    """
+
+    def __init__(self, experiences: int) -> None:
+        if experiences < 0:
+            raise SegueError(f"the last {experiences} experiences cannot be kept: give 0 or more")
+        super().__init__(1)
+        self.experiences = experiences
+
+    def offer(self, batch: Batch, payload: Mapping[str, Tensor] | Callable[[Batch], Mapping[str, Tensor]] | None = None,
+              model: nn.Module | None = None) -> Tensor:
+        new, count = batch.to("cpu"), len(batch.targets)
+        beside = payload(new) if callable(payload) else payload or {}
+        number = self.notes.get("experiences", 0)
+        beside = {name: values.detach().cpu() for name, values in beside.items()} | \
+            {"experience": torch.full((count,), number)}
+        self.notes["experiences"], self.seen = number + 1, self.seen + count
+        if self.batch is not None:
+            new = Batch.join([self.batch, new])
+            beside = {name: torch.cat([self.payload[name], values]) for name, values in beside.items()}
+        kept = (beside["experience"] > number - self.experiences).nonzero()[:, 0]
+        self.batch = new.rows(kept) if len(kept) else None
+        self.payload = {name: values[kept] for name, values in beside.items()} if len(kept) else {}
+        return torch.arange(count if self.experiences else 0)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n,) long, or all where there are fewer: rows at random, none twice, spread evenly over the classes."""
+        order, turn = torch.randperm(len(self), generator=generator).tolist(), Counter[int]()
+        labels = labels_of(self.batch) if self.batch is not None else []
+        turns = []
+        for row in order:
+            turn[labels[row]] += 1
+            turns.append(turn[labels[row]])
+        return torch.tensor([order[i] for i in np.argsort(turns, kind="stable")[:n]], dtype=torch.long)
+
+
+def quantised(x: Tensor, groups: Tensor) -> dict[str, Tensor]:
+    """A payload of bytes that stand for real numbers (M, ...): "codes", (M, ...) uint8, and "low" and "step", (M,), of
+    which each group of rows has one, by its least and its largest number. Off by half a step at most, range / 510.
+
+    groups: (M,) long.
+    """
+    flat = x.detach().flatten(1)
+    low, step = flat.new_zeros(len(x)), flat.new_zeros(len(x))
+    for group in groups.unique():
+        rows = groups == group
+        low[rows] = flat[rows].min()
+        step[rows] = (flat[rows].max() - flat[rows].min()) / 255
+    codes = ((flat - low[:, None]) / torch.where(step > 0, step, 1)[:, None]).round().clamp(0, 255)
+    return {"codes": codes.to(torch.uint8).view_as(x), "low": low, "step": step}
+
+
+def restored(payload: Mapping[str, Tensor]) -> Tensor:
+    """(M, ...): the numbers that `quantised` rows stand for."""
+    codes, low, step = payload["codes"], payload["low"], payload["step"]
+    shape = (-1, *[1] * (codes.dim() - 1))
+    return codes.to(low) * step.view(shape) + low.view(shape)
+
+
 # Which rows stay. Each gives the slot of every row of the batch, -1 for none, as if they came one after the other.
 
 Update = Callable[[Buffer, Batch, "nn.Module | None"], list[int]]
@@ -252,6 +313,17 @@ def balanced(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]
     return slots
 
 
+def first(buffer: Buffer, batch: Batch, model: nn.Module | None, of_class: int = 25) -> list[int]:
+    """The first `of_class` rows of each class, as long as there is room."""
+    size, seen = len(buffer), Counter([] if buffer.batch is None else labels_of(buffer.batch))
+    slots = []
+    for label in labels_of(batch):
+        stays = seen[label] < of_class and size < buffer.capacity
+        slots.append(size if stays else -1)
+        size, seen[label] = size + stays, seen[label] + stays
+    return slots
+
+
 def hardest(buffer: Buffer, batch: Batch, model: nn.Module | None) -> list[int]:
     """The rows of the largest loss, as it was when they were offered (Aljundi et al. 2019, arXiv 1812.03596)."""
     size, slots = len(buffer), []
@@ -299,5 +371,5 @@ def greedy_gradients(buffer: Buffer, batch: Batch, model: nn.Module | None, comp
     return slots
 
 
-UPDATES: dict[str, Update] = {"reservoir": reservoir, "balanced": balanced, "hardest": hardest,
+UPDATES: dict[str, Update] = {"reservoir": reservoir, "balanced": balanced, "first": first, "hardest": hardest,
                               "gss": greedy_gradients}

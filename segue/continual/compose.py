@@ -23,6 +23,10 @@ class Combined(Strategy):
         self.strategies = strategies
         self.name = "+".join(each.name for each in strategies)
 
+    def prepare(self, run: Run) -> None:
+        for each in self.strategies:
+            each.prepare(run)
+
     def before_experience(self, run: Run) -> None:
         for each in self.strategies:
             each.before_experience(run)
@@ -112,6 +116,13 @@ class TaskFree(Strategy):
         self.boundaries.append(self.steps)
         self.strategy.after_experience(run)
         self.strategy.before_experience(run)
+
+    def prepare(self, run: Run) -> None:
+        own = len(list(run.model.parameters()))
+        self.strategy.prepare(run)
+        if len(list(run.model.parameters())) != own:
+            raise SegueError(f"{self.strategy.name} needs to be told where experiences end, since it adds to the model "
+                             "for each of them: use it without TaskFree")
 
     def before_experience(self, run: Run) -> None:
         self.strategy.before_experience(run)

@@ -42,12 +42,12 @@ def nats(model: nn.Module, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def row_nats(model: nn.Module, batch: Batch) -> Tensor:
-    """(B,): -log p of what each row asks for, summed over the row."""
+def row_nats(model: nn.Module, batch: Batch, rows: int = ROWS) -> Tensor:
+    """(B,): -log p of what each row asks for, summed over the row. rows: how many are read at a time."""
     device, found = next(model.parameters()).device, []
     with aside(model):
-        for at in range(0, len(batch.tokens), ROWS):
-            part = batch.rows(slice(at, at + ROWS)).to(device)
+        for at in range(0, len(batch.tokens), rows):
+            part = batch.rows(slice(at, at + rows)).to(device)
             logits = model(part.tokens, part.layout).logits.float()
             lost = F.cross_entropy(logits.flatten(0, 1), part.targets.flatten(), ignore_index=-1, reduction="none")
             found.append(lost.view(part.targets.shape).sum(1))

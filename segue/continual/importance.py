@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from segue.training.loop import Run
 from segue.training.strategy import Strategy
 
 Weights = dict[str, Tensor]
+SHARPNESS = 6.0  # of the sigmoid by which a penalty fades, over the steps until half of it is gone
 
 
 class Importance(Strategy):
@@ -30,17 +32,20 @@ class Importance(Strategy):
     strength: of the penalty. The default about halved what a small language model forgot in an update; the scale of the
     loss, the rate and the optimiser decide what is right. keep: the part of earlier importances that stays with every
     new experience (online EWC's gamma; 1: all of it). rows: that importances are estimated from. update: which rows,
-    see `UPDATES`. A head that grew has no importance in its new rows.
+    see `UPDATES`. anneal: the part of the steps at which half of the penalty has faded away, by a sigmoid, as RecAdam
+    lets the old weights go (Chen et al. 2020, arXiv 2004.12651); 0: it stays. A head that grew has no importance in its
+    new rows.
     """
 
     default_strength: ClassVar[float] = 1.0
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, update: str = "reservoir",
-                 seed: int = 0) -> None:
+                 anneal: float = 0.0, seed: int = 0) -> None:
         self.strength = self.default_strength if strength is None else strength
-        if self.strength < 0 or not 0 <= keep <= 1:
-            raise SegueError(f"strength {self.strength} and keep {keep} do not fit: strength is 0 or more, keep from 0 "
-                             "to 1")
+        if self.strength < 0 or not 0 <= keep <= 1 or not 0 <= anneal <= 1:
+            raise SegueError(f"strength {self.strength}, keep {keep} and anneal {anneal} do not fit: strength is 0 or "
+                             "more, keep and anneal from 0 to 1")
+        self.anneal = anneal
         self.keep, self.sample = keep, Buffer(rows, update, seed)
         self.importance: Weights = {}
         self.reference: Weights = {}  # theta*, while an experience is learned
@@ -85,13 +90,28 @@ class Importance(Strategy):
         self.fresh = batch
         return batch
 
+    def pull(self, run: Run) -> float:
+        """The strength at this step."""
+        if not self.anneal:
+            return self.strength
+        return self.strength / (1 + math.exp(SHARPNESS * (run.step / (self.anneal * run.plan.steps) - 1)))
+
     def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
         if not self.importance or not self.strength:
             return None
         weights = trained(run.model)
         moved = [(value * (weights[name] - self.reference[name]).square()).sum()
                  for name, value in self.importance.items()]
-        return self.strength * torch.stack(moved).sum()
+        return self.pull(run) * torch.stack(moved).sum()
+
+    def slopes(self, run: Run) -> Weights:
+        """After the backward pass, the gradient of the loss without this penalty."""
+        slopes, pull = Weights(), self.pull(run)
+        for name, p in trained(run.model).items():
+            slopes[name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
+            if name in self.importance:
+                slopes[name] -= 2 * pull * self.importance[name] * (p.detach() - self.reference[name])
+        return slopes
 
     def after_step(self, run: Run) -> None:
         if self.fresh is not None:
@@ -146,6 +166,28 @@ class EWC(Importance):
         return {name: value / 2 for name, value in fisher(run.model, rows).items()}
 
 
+class L2(Importance):
+    """Every weight matters alike: what was learned is held by how far the weights may go (L2-SP, Li et al. 2018, arXiv
+    1802.01483; with anneal, RecAdam). Keeps no data."""
+
+    name = "l2"
+    default_strength = 0.01
+
+    def __init__(self, strength: float | None = None, anneal: float = 0.0) -> None:
+        super().__init__(strength, keep=0.0, anneal=anneal)
+
+    def before_experience(self, run: Run) -> None:
+        if run.past is not None and not self.importance:
+            self.importance = self.learned(run)
+        super().before_experience(run)
+
+    def before_step(self, run: Run, batch: Batch) -> Batch:
+        return batch
+
+    def learned(self, run: Run) -> Weights:
+        return {name: torch.ones_like(p) for name, p in trained(run.model).items()}
+
+
 def represented(model: nn.Module, batch: Batch) -> Tensor:
     """(B, T, D): the hidden vectors that stand for what was read, pooled where the model pools.
 
@@ -189,8 +231,8 @@ class MAS(Importance):
     default_strength = 0.3
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, of: str = "hidden",
-                 vectorised: bool = False, update: str = "reservoir", seed: int = 0) -> None:
-        super().__init__(strength, keep, rows, update, seed)
+                 vectorised: bool = False, update: str = "reservoir", anneal: float = 0.0, seed: int = 0) -> None:
+        super().__init__(strength, keep, rows, update, anneal, seed)
         if of not in LENGTHS:
             raise SegueError(f"importance of '{of}' is unknown: choose from {', '.join(LENGTHS)}")
         self.of, self.vectorised = LENGTHS[of], vectorised
@@ -252,8 +294,8 @@ class SI(Importance):
     default_strength = 100.0
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, damping: float = 1e-3,
-                 seed: int = 0) -> None:
-        super().__init__(strength, keep, rows, seed=seed)
+                 anneal: float = 0.0, seed: int = 0) -> None:
+        super().__init__(strength, keep, rows, anneal=anneal, seed=seed)
         self.damping = damping
         self.path: Weights = {}
         self.slope: Weights = {}  # within a step: the gradient, and where the weights stood
@@ -271,11 +313,8 @@ class SI(Importance):
         return batch
 
     def after_backward(self, run: Run) -> None:
-        weights = trained(run.model)
-        self.stood = {name: p.detach().clone() for name, p in weights.items()}
-        self.slope = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in weights.items()}
-        for name, value in self.importance.items():
-            self.slope[name] -= 2 * self.strength * value * (self.stood[name] - self.reference[name])
+        self.stood = {name: p.detach().clone() for name, p in trained(run.model).items()}
+        self.slope = self.slopes(run)
 
     def after_step(self, run: Run) -> None:
         for name, p in trained(run.model).items():

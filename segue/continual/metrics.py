@@ -14,6 +14,18 @@ class ScoreMatrix:
     new learning, so that there is one row more than there are new experiences.
 
     names: of the columns. steps: of the rows. measure: what a score is. higher_is_better: which way is good.
+
+    Toolboxes do not agree about these measures. Here, where T experiences are all new, with a[t, i] in rows t = 1 ... T
+    and b[i] = a[0, i], and all signs turned where lower is better:
+
+    - average: mean over i of a[T, i], in the measure's own sign (overall performance).
+    - average_so_far: mean over t of the mean over i <= t of a[t, i], likewise.
+    - forgetting(i): max over t < T of a[t, i], b[i] among them, less a[T, i]; below 0 where the last score is the best.
+      mean_forgetting: over i < T, divided by T - 1 (Chaudhry et al. 2018, arXiv 1801.10112).
+    - backward_transfer: mean over i < T of a[T, i] - a[i, i].
+    - forward_transfer: mean over i > 1 of a[i - 1, i] - b[i] (Lopez-Paz & Ranzato 2017, arXiv 1706.08840).
+
+    Columns that were learned before row 0, as in an update, count as experiences whose own a[i, i] is in row 0.
     """
 
     scores: np.ndarray
@@ -59,6 +71,19 @@ class ScoreMatrix:
         column = self._signed[:, self.names.index(name)]
         return float(column[:-1].max() - column[-1]) if len(column) > 1 else 0.0
 
+    @property
+    def mean_forgetting(self) -> float:
+        """The mean of `forgetting` over all experiences but the last. 0 where there is but one."""
+        return float(np.mean([self.forgetting(name) for name in self.names[:-1]])) if len(self.names) > 1 else 0.0
+
+    @property
+    def forward_transfer(self) -> float:
+        """The mean over the new experiences but the first of the score right before one is learned less that of row 0:
+        above 0, what came before helps. 0 where there is but one."""
+        new = len(self.names) - (len(self.steps) - 1)
+        change = [self._signed[j - new, j] - self._signed[0, j] for j in range(new + 1, len(self.names))]
+        return float(np.mean(change)) if change else 0.0
+
     def gain(self, name: str) -> float:
         """The last score less the first: above 0 is better."""
         column = self._signed[:, self.names.index(name)]
@@ -69,4 +94,5 @@ class ScoreMatrix:
                 "rows": self.steps, "scores": self.scores.tolist(),
                 "forgetting": {name: self.forgetting(name) for name in self.names},
                 "gain": {name: self.gain(name) for name in self.names}, "average": self.average,
-                "average_so_far": self.average_so_far, "backward_transfer": self.backward_transfer}
+                "average_so_far": self.average_so_far, "mean_forgetting": self.mean_forgetting,
+                "backward_transfer": self.backward_transfer, "forward_transfer": self.forward_transfer}

@@ -39,7 +39,7 @@ class ProxyDistillation(Replay):
     def __init__(self, alpha: float = 0.1, beta: float = 0.5, temperature: float = 0.09, capacity: int = 1000,
                  share: float = 0.5, update: str = "reservoir", retrieve: str | Retrieve = "uniform",
                  seed: int = 0) -> None:
-        super().__init__(capacity, share, update, retrieve, seed)
+        super().__init__(capacity, share, update, retrieve, seed=seed)
         if alpha < 0 or beta < 0 or temperature <= 0:
             raise SegueError(f"alpha {alpha} and beta {beta} at temperature {temperature} do not fit: the first two "
                              "are 0 or more, the temperature above 0")

@@ -78,6 +78,12 @@ def uniform(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
     return buffer.draw(n, run.generator())
 
 
+def earlier(run: Run, batch: Batch, buffer: Buffer, n: int) -> Tensor:
+    """As `uniform`, of the rows of earlier experiences alone."""
+    old = (buffer.payload["experience"] != buffer.notes["experience"]).nonzero()[:, 0]
+    return old[torch.randperm(len(old), generator=run.generator())[:n]]
+
+
 def interference(model: nn.Module, batch: Batch, rows: Batch, objective: Objective, rate: float) -> Tensor:
     """(B,) nats: how much the loss of each of `rows` would grow by a step of gradient descent on `batch`, which is not
     taken."""
@@ -99,25 +105,26 @@ def interfered(run: Run, batch: Batch, buffer: Buffer, n: int, candidates: int =
     return drawn[harm.topk(n).indices]
 
 
-RETRIEVALS: dict[str, Retrieve] = {"uniform": uniform, "mir": interfered}
+RETRIEVALS: dict[str, Retrieve] = {"uniform": uniform, "earlier": earlier, "mir": interfered}
 
 
 class Replay(Rehearsal):
     """Experience replay (Robins 1995; with a reservoir, Chaudhry et al. 2019, arXiv 1902.10486): a share of every
     batch's rows is old.
 
-    In a stream they are added to the new rows, of which each comes but once; in an update they take the place of new
-    ones, so that a step costs what it did without.
+    instead: old rows take the place of new ones, so that a step costs what it did without; else they are added to the
+    new ones. Default: added in a stream, where each new row comes but once, and instead of new ones in an update.
 
-    share: of the rows, between 0 and 1. retrieve: which old rows, a name in RETRIEVALS or such a function. capacity,
-    update, seed: see `Rehearsal`.
+    share: of the rows, between 0 and 1, on average over the steps. retrieve: which old rows, a name in RETRIEVALS or
+    such a function. capacity, update, seed: see `Rehearsal`.
     """
 
     name = "replay"
 
     def __init__(self, capacity: int = 1000, share: float = 0.5, update: str = "reservoir",
-                 retrieve: str | Retrieve = "uniform", seed: int = 0) -> None:
+                 retrieve: str | Retrieve = "uniform", instead: bool | None = None, seed: int = 0) -> None:
         super().__init__(capacity, update, seed)
+        self.instead = instead
         if not 0 < share < 1:
             raise SegueError(f"replay's share must lie between 0 and 1, not {share}")
         if isinstance(retrieve, str) and retrieve not in RETRIEVALS:
@@ -125,21 +132,28 @@ class Replay(Rehearsal):
         self.share = share
         self.retrieve: Retrieve = RETRIEVALS[retrieve] if isinstance(retrieve, str) else retrieve
 
+    def payload(self, run: Run, rows: Batch) -> dict[str, Tensor]:
+        return {"experience": torch.full((len(rows.targets),), -1 if run.past is not None else self.learned)}
+
+    def before_experience(self, run: Run) -> None:
+        super().before_experience(run)
+        self.buffer.notes["experience"] = self.learned
+
     def before_step(self, run: Run, batch: Batch) -> Batch:
         new = super().before_step(run, batch)
         rows = len(batch.targets)
-        if run.past is None:
-            old = max(1, round(rows * self.share / (1 - self.share)))
-        elif rows > 1:
-            old = min(rows - 1, max(1, round(self.share * rows)))
-        else:  # one row a step: take turns
-            old = int(np.random.default_rng((run.plan.seed, run.step)).random() < self.share)
+        instead = run.past is not None if self.instead is None else self.instead
+        wanted = rows * self.share / (1 if instead else 1 - self.share)
+        old = int(wanted + np.random.default_rng((run.plan.seed, run.step)).random())
         if not old or not len(self.buffer):
             return batch
-        if run.past is not None:
-            new = batch.rows(torch.arange(max(1, rows - old)))
-        memory = self.buffer.rows(self.retrieve(run, new, self.buffer, old))
-        if run.past is not None and rows == 1:
+        if instead:
+            self.fresh = new = batch.rows(torch.arange(max(1, rows - old)))
+        which = self.retrieve(run, new, self.buffer, old)
+        if not len(which):
+            return batch
+        memory = self.buffer.rows(which)
+        if instead and old >= rows:
             return memory
         known = {name: values for name, values in new.channels.items() if name in memory.channels}
         return Batch.join([replace(new, channels=known), memory])
@@ -152,7 +166,7 @@ class MIR(Replay):
 
     def __init__(self, capacity: int = 1000, share: float = 0.5, candidates: int = 50, rate: float | None = None,
                  update: str = "reservoir", seed: int = 0) -> None:
-        super().__init__(capacity, share, update, partial(interfered, candidates=candidates, rate=rate), seed)
+        super().__init__(capacity, share, update, partial(interfered, candidates=candidates, rate=rate), seed=seed)
 
 
 class GSS(Replay):

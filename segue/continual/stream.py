@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 
 from segue.continual.buffer import labels_of
+from segue.continual.gradients import row_nats
 from segue.continual.metrics import ScoreMatrix
 from segue.errors import SegueError
 from segue.objectives import Batch, Objective
@@ -22,13 +25,15 @@ from segue.training.strategy import Strategy
 class Experience:
     """What is learned at one time, and what it is measured on: all of it, as two batches of rows of one length.
 
-    classes: those that its rows may have (empty where rows have none).
+    classes: those that its rows may have (empty where rows have none). check: rows of the same sort by which learning
+    stops early, where that is wanted (see `learn_stream`).
     """
 
     name: str
     train: Batch
     test: Batch
     classes: tuple[int, ...] = ()
+    check: Batch | None = None
 
 
 def class_incremental(train: Batch, test: Batch, groups: Sequence[Sequence[int]],
@@ -52,6 +57,39 @@ def class_incremental(train: Batch, test: Batch, groups: Sequence[Sequence[int]]
         stream.append(Experience(f"classes {', '.join(map(str, group))}", train.rows(kept), test.rows(of_test),
                                  tuple(group)))
     return stream
+
+
+def domain_incremental(domains: Mapping[str, np.ndarray], context: int, rows: int, held: float = 0.1,
+                       check: float = 0.0, seed: int = 0) -> list[Experience]:
+    """One experience for each domain, a sequence of ids (n,) by name. Its last part, `held` of it, is cut in rows of
+    `context` elements to test on, the part before that, `check` of it, to check on; from the rest `rows` rows are drawn
+    at random, so that all domains may be learned in equally many steps.
+    """
+    def cut(ids: np.ndarray, begins: np.ndarray) -> Batch:
+        row = torch.from_numpy(ids[begins[:, None] + np.arange(context + 1)].astype(np.int64))
+        return Batch(row[:, :-1], row[:, 1:])
+
+    stream, draw = [], np.random.default_rng(seed)
+    for name, ids in domains.items():
+        ends = [round(len(ids) * (1 - held - check)), round(len(ids) * (1 - held)), len(ids)]
+        if min(ends[0], ends[2] - ends[1]) <= context or 0 < ends[1] - ends[0] <= context:
+            raise SegueError(f"domain '{name}' of {len(ids)} elements has too few for rows of {context} in each of its "
+                             "parts: give more of it, or a smaller context")
+        train = cut(ids, draw.integers(ends[0] - context, size=rows))
+        seen, test = (cut(ids, np.arange(a, b - context, context)) for a, b in zip(ends, ends[1:]))
+        stream.append(Experience(name, train, test, check=seen if check else None))
+    return stream
+
+
+def cumulative(stream: Sequence[Experience], seed: int = 0) -> list[Experience]:
+    """What no learner of a stream can have: each experience with as many rows as before, drawn from those of all so
+    far. Learned one after the other they are the bound that strategies are measured by, at equal steps."""
+    found, draw = [], np.random.default_rng(seed)
+    for index, each in enumerate(stream):
+        rows = Batch.join([one.train for one in stream[: index + 1]])
+        chosen = draw.choice(len(rows.targets), len(each.train.targets), replace=False)
+        found.append(replace(each, train=rows.rows(torch.from_numpy(chosen))))
+    return found
 
 
 Measure = Callable[[nn.Module, Experience, Sequence[int]], float]
@@ -82,6 +120,16 @@ def task_accuracy(model: nn.Module, experience: Experience, seen: Sequence[int])
     return accuracy_over(model, experience.test, experience.classes)
 
 
+def element_nats(model: nn.Module, batch: Batch) -> float:
+    """Nats per asked-for element."""
+    return float(row_nats(model, batch, 64).sum()) / batch.count
+
+
+def bits_per_element(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
+    """For sequences, of which lower is better: -log2 p of an element of the experience's test rows, on average."""
+    return element_nats(model, experience.test) / math.log(2)
+
+
 def in_order(rows: Batch, size: int, seed: int = 0) -> Callable[[int], Batch]:
     """A pure function of the step: the rows in their order, `size` a step, the first pass as they lie and every later
     one shuffled. The last step of a pass may have fewer."""
@@ -99,21 +147,29 @@ def in_order(rows: Batch, size: int, seed: int = 0) -> Callable[[int], Batch]:
 def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strategy,
                  objective: Objective | None = None, *, rows: int = 10, epochs: int = 1, rate: float = 3e-3,
                  seed: int = 0, measure: Measure = class_accuracy, named: str = "accuracy",
-                 higher_is_better: bool = True, **choices: Any) -> ScoreMatrix:
+                 higher_is_better: bool = True, known: Sequence[Experience] = (), **choices: Any) -> ScoreMatrix:
     """Learn the experiences one after the other, one `Run` each; the same strategy lives through all of them.
+
+    With `patience` (a choice), an experience is over when so many of the eight looks at its `check` rows found them no
+    better, and ends with the weights that were best for them: by its own rows alone, as in arXiv 2305.04106, which says
+    nothing of what was forgotten.
 
     rows: of a step, in the order of the experience. epochs: passes over each; 1 is an online stream. rate, choices: as
     of `segue.training.learn`. measure: (model, experience, classes seen so far) -> the score on its test rows, named
-    `named`. The matrix has a row before all learning and one after each experience.
+    `named`. The matrix has a row before all learning and one after each experience. known: experiences that the model
+    learned before, by another call or strategy: measured too, the matrix's first columns.
     """
-    classes: list[int] = []
-    scores = [[measure(model, each, ()) for each in stream]]
-    for index, experience in enumerate(stream):
+    classes = list(dict.fromkeys(c for each in known for c in each.classes))
+    everything = [*known, *stream]
+    scores = [[measure(model, each, classes) for each in everything]]
+    for index, experience in enumerate(stream, len(known)):
         steps = epochs * -(-len(experience.train.targets) // rows)
         batches = in_order(experience.train, rows, seed)
+        stop = choices.get("patience") and experience.check is not None
+        held_out = partial(element_nats, batch=experience.check) if stop else None
         learn(model, batches, steps, rate=rate, seed=seed + 1000 * index, objective=objective, strategy=strategy,
-              **choices)
+              held_out=held_out, **choices)
         classes += [c for c in experience.classes if c not in classes]
-        scores.append([measure(model, each, classes) for each in stream])
-    names = [each.name for each in stream]
-    return ScoreMatrix(np.array(scores), names, ["before", *names], named, higher_is_better)
+        scores.append([measure(model, each, classes) for each in everything])
+    names, steps = ([each.name for each in some] for some in (everything, stream))
+    return ScoreMatrix(np.array(scores), names, ["before", *steps], named, higher_is_better)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from segue.decoding.constrain import Pattern, schema
-from segue.decoding.generate import Continuation, generate, stream
+from segue.decoding.generate import Continuation, Until, generate, stream
+from segue.decoding.healing import Healing, spelling
 from segue.decoding.prompt import SetPrompt
-from segue.decoding.recipes import drafts_itself
+from segue.decoding.recipes import DECODERS, drafts_itself
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
 from segue.kinds.base import Record
-from segue.kinds.codecs import as_bytes
+from segue.kinds.codecs import TokenizerCodec, as_bytes
 from segue.models.base import begin_of
 from segue.models.depth import DepthSchedule
 
@@ -75,7 +76,10 @@ class Stops:
                 places.append(place)
         return min(places, default=None)
 
-    def until(self, tokens: list[int]) -> bool:
+    def until(self, tokens: list[int], skip: int = 0) -> bool:
+        """Whether a stop lies in the last tokens of an answer, behind its first `skip` bytes or letters."""
+        if len(tokens) <= skip + self.longest:
+            return self.find(self.codec.decode(tokens)[skip:]) is not None
         return self.find(self.codec.decode(tokens[-self.longest :])) is not None
 
 
@@ -88,14 +92,16 @@ def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
     empty = prime is None or len(prime) == 0
     if begin_of(model) is not None:
         return model.prompt([] if empty else codec.surrounded(prime).tolist())
-    ids = [] if empty else codec.encode(prime).tolist()
+    ids = [] if empty else codec.prompt(prime).tolist()
     begin = codec.eos if codec.bos is None and not ids else codec.bos
     return ids if begin is None else [begin, *ids]
 
 
-def begins_with_blank(codec: Codec, model: Any) -> bool:
-    """Whether answers are texts of their own, before which the tokenizer puts a blank that is not theirs."""
-    return begin_of(model) is not None and codec.dummy_prefix
+def open_prompt(codec: Codec, prompt: list[int], heal: bool | None = None) -> list[int]:
+    """The prompt, open at its end where a longer token might begin there. heal: None does so unless the tokens are
+    those of a Hugging Face folder, which goes on as transformers would."""
+    wanted = not isinstance(codec, TokenizerCodec) if heal is None else heal
+    return (spelling(codec).open(prompt, 1) if wanted else None) or prompt
 
 
 def sayable(codec: Codec) -> tuple[Rules, ...]:
@@ -103,45 +109,109 @@ def sayable(codec: Codec) -> tuple[Rules, ...]:
     return () if codec.unk is None else (Rules(suppress_tokens=(codec.unk,)),)
 
 
-def _until(stops: Stops | None, also: Callable[[list[int]], bool] | None) -> Callable[[list[int]], bool] | None:
+def until_of(stops: Stops | None, skip: int = 0, also: Until = None) -> Until:
+    """What ends an answer before its limit: a stop behind its lead of `skip` bytes or letters, or what is asked."""
     if stops is None:
         return also
-    return stops.until if also is None else lambda tokens: stops.until(tokens) or also(tokens)
+    return lambda tokens: stops.until(tokens, skip) or (also is not None and also(tokens))
+
+
+def enough(codec: Codec, units: int, also: Until) -> Until:
+    """Ends an answer that stands for so many base units (bases), too."""
+    widest = int(codec.weights().max())
+    return lambda tokens: (len(tokens) * widest >= units and codec.units(tokens) >= units) or \
+        (also is not None and also(tokens))
+
+
+def lead_of(codec: Codec, model: Any) -> bytes:
+    """What answers may begin with that is not theirs: the blank that the tokenizer puts before texts of their own."""
+    return b" " if begin_of(model) is not None and codec.dummy_prefix else b""
+
+
+def without(value: Any, lead: Any) -> Any:
+    """The value behind its lead; nothing of it, where it is but the beginning of that."""
+    shared = min(len(value), len(lead))
+    return value[shared:] if value[:shared] == lead[:shared] else value
+
+
+@dataclass
+class Asked:
+    """Primes as `generate` takes them. leads: what each answer begins with that is not its own. most: base units that
+    each may have, where n counts those. n, options: for `generate`."""
+
+    prompts: list[Sequence[int]]
+    leads: list[Any]
+    stops: Stops | None
+    most: list[int] | None
+    n: Any
+    options: dict[str, Any]
+
+
+def asked(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None, decoder: str | None,
+          stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
+          rules: Sequence[Processor] = ()) -> Asked:
+    """Prompts, limits, stops and processors for `continue_objects` and `stream_objects`."""
+    stops = Stops(stop, codec) if len(stop) else None
+    prompts = [prime_tokens(codec, prime, model) for prime in primes]
+    leads: list[Any] = [lead_of(codec, model)] * len(prompts)
+    limits = None if n is None else [n] * len(prompts) if isinstance(n, int) else list(n)
+    most = limits if codec.counted else None
+    if most is not None and (recipe := DECODERS.get(decoder or "")) is not None and recipe.search is not None:
+        limits = [-(-units // int(codec.weights().max())) for units in most]  # a search cannot stop before
+    options = {"eos": codec.eos, **options}
+    processors = [*(options.get("processors") or ()), *sayable(codec), *rules]
+    if begin_of(model) is None and until is None and not rules and options.get("backspace") is None:
+        prompts = [open_prompt(codec, prompt, heal) if isinstance(prompt, list) else prompt for prompt in prompts]
+        leads = [getattr(prompt, "rest", b"") for prompt in prompts]
+        if any(leads):
+            processors.append(Healing(spelling(codec)))
+            if limits is not None:  # what is said again is not counted
+                limits = [limit + getattr(prompt, "taken", 0) for limit, prompt in zip(limits, prompts)]
+    ends: list[Until] = [until_of(stops, len(lead), until) for lead in leads]
+    if most is not None:
+        ends = [enough(codec, units + len(lead), end) for units, lead, end in zip(most, leads, ends)]
+    if any(ends):
+        options["until"] = ends
+    return Asked(prompts, leads, stops, most, limits, options | {"processors": tuple(processors)})
 
 
 def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = 256,
                      decoder: str | None = None, draft: Any = None, *, stop: Sequence[Any] = (),
-                     until: Callable[[list[int]], bool] | None = None,
-                     regex: str | None = None, json_schema: str | dict[str, Any] | None = None,
-                     **options: Any) -> list[Continuation]:
+                     until: Until = None, regex: str | None = None, json_schema: str | dict[str, Any] | None = None,
+                     heal: bool | None = None, **options: Any) -> list[Continuation]:
     """Continue objects of a codec: text, letters or items. An empty or missing prime begins a document.
 
-    n: tokens to add at most. stop: strings (or items) before which an answer ends; the codec's end token always ends
-    one, and its unknown item is never said. regex, json_schema: what each answer must match (see
-    `segue.decoding.constrain`). Everything else is as in `generate`.
+    n: tokens to add at most; with a codec of words of bases (`Codec.counted`), bases. stop: strings (or items) before
+    which an answer ends; the codec's end token always ends one, and its unknown item is never said. regex, json_schema:
+    what each answer must match (see `segue.decoding.constrain`). heal: where a prime may end inside a longer token, its
+    last tokens are said again as the beginning of that (`segue.decoding.healing`; such tokens are not counted in n);
+    default: for native models. Not together with until, regex, json_schema or backspace, which look at an answer's
+    tokens from its first. Everything else is as in `generate`.
     In each answer `value` is what was added, decoded; `whole` the prime with it.
     """
-    stops = Stops(stop, codec) if len(stop) else None
-    prompts = [prime_tokens(codec, prime, model) for prime in primes]
-    options.setdefault("eos", codec.eos)
-    rules: list[Processor] = [*(options.get("processors") or ()), *sayable(codec)]
-    rules += [] if regex is None else [Pattern(codec, regex)]
+    rules: list[Processor] = [] if regex is None else [Pattern(codec, regex)]
     rules += [] if json_schema is None else [schema(codec, json_schema)]
-    options["processors"] = tuple(rules)
-    answers = generate(model, prompts, n, decoder, draft, until=_until(stops, until), **options)
-    blank: Any = b" " if begins_with_blank(codec, model) else b""
+    what = asked(model, codec, primes, n, decoder, stop, until, heal, options, rules)
+    answers = generate(model, what.prompts, what.n, decoder, draft, **what.options)
     sign = between(codec)
-    for prompt, answer in zip(prompts, answers):
+    for row, (prompt, lead, answer) in enumerate(zip(what.prompts, what.leads, answers)):
         for each in (answer, *answer.others):
-            value = codec.decode(each.tokens)
-            value = value.removeprefix(blank) if blank else value
-            place = None if stops is None else stops.find(value)
+            said = codec.decode(each.tokens)
+            value = without(said, lead)
+            more = len(said) - len(value)
+            if what.most is not None and len(value) >= what.most[row]:  # the last word may be of more
+                value, each.finish = value[: what.most[row]], "length"
+            place = None if what.stops is None else what.stops.find(value)
             each.value = value if place is None else value[:place]
-            each.whole = each.value if begin_of(model) is not None else codec.decode(list(prompt)) + each.value
+            before = codec.decode(list(prompt)) + (lead or codec.decode([]))
+            each.whole = each.value if begin_of(model) is not None else before + each.value
             each.text = as_text(each.value, sign)
             ends = list(accumulate(each.per_pass))
-            each.pieces = [as_text(codec.decode(each.tokens[start:end])) for start, end in zip([0, *ends], ends)]
-            each.pieces[:1] = [piece.removeprefix(as_text(blank)) for piece in each.pieces[:1]]
+            each.pieces = []
+            for start, end in zip([0, *ends], ends):
+                piece = codec.decode(each.tokens[start:end])
+                each.pieces.append(as_text(piece[more:]))
+                more = max(more - len(piece), 0)
     return answers
 
 
@@ -157,10 +227,10 @@ class Delta:
 
 class Telling:
     """Tokens as they come -> what is certain of the answer: whole characters, and nothing that may yet turn out to be
-    the beginning of a stop string. blank: one before the first text is not told."""
+    the beginning of a stop string. lead: what the answer may begin with that is not told."""
 
-    def __init__(self, codec: Codec, stops: Stops | None = None, blank: bool = False) -> None:
-        self.codec, self.stops, self.blank = codec, stops, blank
+    def __init__(self, codec: Codec, stops: Stops | None = None, lead: bytes | str = b"") -> None:
+        self.codec, self.stops, self.lead = codec, stops, lead
         self.held = max(stops.longest - 1, 0) if stops is not None else 0
         self.waiting: Any = codec.decode([])
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
@@ -169,8 +239,11 @@ class Telling:
     def __call__(self, tokens: Sequence[int], last: bool) -> tuple[Value, str]:
         """What became certain with these tokens, as a value and as text; all of the rest with the `last` ones."""
         value = self.waiting + self.codec.decode(tokens)
-        if self.blank and value:
-            value, self.blank = value.removeprefix(b" "), False
+        if self.lead and len(value) < len(self.lead) and not last:
+            self.waiting = value
+            return value[:0], ""
+        if self.lead:
+            value, self.lead = without(value, self.lead), b""
         place = self.stops.find(value) if self.stops is not None else None
         if place is None:
             place = len(value) if last else max(len(value) - self.held, 0)
@@ -186,21 +259,23 @@ class Telling:
 
 def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = None,
                    decoder: str | None = None, draft: Any = None, *, stop: Sequence[Any] = (),
-                   until: Callable[[list[int]], bool] | None = None, **options: Any) -> Iterator[Delta]:
+                   until: Until = None, heal: bool | None = None, **options: Any) -> Iterator[Delta]:
     """As `continue_objects`, piece by piece. A character is given once all its bytes are there; what may yet turn out
     to be the beginning of a stop string is held back. The pieces of a row add up to its `value`."""
     if options.get("backspace") is not None:
         raise SegueError("text that may be taken back cannot be told piece by piece: use continue_objects, or stream, "
                          "whose pieces of tokens say so")
-    stops = Stops(stop, codec) if len(stop) else None
-    prompts = [prime_tokens(codec, prime, model) for prime in primes]
-    options.setdefault("eos", codec.eos)
-    options["processors"] = (*(options.get("processors") or ()), *sayable(codec))
-    tellings = [Telling(codec, stops, begins_with_blank(codec, model)) for _ in prompts]
-    for piece in stream(model, prompts, n, decoder, draft, until=_until(stops, until), **options):
+    what = asked(model, codec, primes, n, decoder, stop, until, heal, options)
+    tellings, left = [Telling(codec, what.stops, lead) for lead in what.leads], list(what.most or ())
+    for piece in stream(model, what.prompts, what.n, decoder, draft, **what.options):
         told, text = tellings[piece.index](piece.tokens, piece.finish is not None)
-        if told or piece.finish is not None:
-            yield Delta(piece.index, told, text, piece.finish)
+        finish = piece.finish
+        if left:  # the last word may be of more
+            told, text = told[: left[piece.index]], text[: left[piece.index]]
+            left[piece.index] -= len(told)
+            finish = finish if left[piece.index] or finish is None else "length"
+        if told or finish is not None:
+            yield Delta(piece.index, told, text, finish)
 
 
 class FittedModel(Protocol):
@@ -287,7 +362,7 @@ def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
 
 def _write(kind: Kind, name: str, whole: Any, path: str | Path) -> None:
     """One sequence in the kind's own file format, by its name where it has one (texts have none)."""
-    kind.write([Record(whole, name=name) if name and kind.storage != "bytes" else whole], path)
+    kind.write([Record(whole, name=name) if name and kind.several else whole], path)
 
 
 def prime_record(kind: Kind, prime: Any, codec: Codec) -> Record:

@@ -15,7 +15,7 @@ from segue.decoding.accept import ACCEPTORS, Acceptor
 from segue.decoding.cost import Cost
 from segue.decoding.draft import Drafter
 from segue.decoding.loop import Loop, evaluating
-from segue.decoding.prompt import SetPrompt
+from segue.decoding.prompt import OpenPrompt, SetPrompt
 from segue.decoding.recipes import DECODERS, built, choose, resolve
 from segue.decoding.sampling import Noise, Sampling
 from segue.decoding.search import SEARCHES, Hypothesis, Options
@@ -24,6 +24,7 @@ from segue.errors import SegueError
 from segue.models.base import Decodable, check_prompt, explicit, reads_whole
 
 Prompt = Sequence[int] | Tensor | np.ndarray
+Until = Callable[[list[int]], bool] | None
 
 _requests = itertools.count()  # a drafter may serve many calls: its rows need names of their own
 
@@ -133,7 +134,10 @@ def _prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodable, li
     lists: list[Sequence[int]] = []
     for prompt in prompts:
         sets = prompt.mapped(lambda run: [int(token) for token in run]) if isinstance(prompt, SetPrompt) else None
-        lists.append([int(token) for token in prompt] if sets is None or sets.ordered else sets)
+        if isinstance(prompt, OpenPrompt):
+            lists.append(prompt)
+        else:
+            lists.append([int(token) for token in prompt] if sets is None or sets.ordered else sets)
     if any(isinstance(prompt, SetPrompt) for prompt in lists):
         model = explicit(model)
     vocabulary = model.vocabulary
@@ -173,7 +177,7 @@ def cost_of(drafter: Drafter | None, adaptive: bool = True) -> Cost:
 
 def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None, sampling: Sampling,
            drafter: Drafter | None, eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool,
-           until: Callable[[list[int]], bool] | None, acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
+           until: Until | Sequence[Until], acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
            batch: int, backspace: int | None, *, keep: bool) -> Iterator[tuple[Loop, list[Row]]]:
     """The running batches that answer the prompts, at most `batch` rows each, in turn. keep: see `Loop`; the others are
     as in `generate`."""
@@ -192,7 +196,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     cost = cost or cost_of(drafter, adaptive)
     for start in range(0, len(lists), batch):
         rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place), model,
-                    logprobs, until, backspace=backspace)
+                    logprobs, until[place] if isinstance(until, Sequence) else until, backspace=backspace)
                 for place in range(start, min(start + batch, len(lists)))]
         yield Loop(model, drafter, rule, cost, keep), rows
 
@@ -224,7 +228,7 @@ def _stayed(per_pass: list[int]) -> list[int]:
 def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None = 256,
              decoder: str | None = None, draft: str | Drafter | None = None, *,
              eos: int | Sequence[int] | None = None, seed: int | Sequence[int] = 0, logprobs: bool = False,
-             until: Callable[[list[int]], bool] | None = None, acceptor: str | Acceptor = "walk",
+             until: Until | Sequence[Until] = None, acceptor: str | Acceptor = "walk",
              adaptive: bool = True, cost: Cost | None = None, batch: int = 32, backspace: int | None = None,
              **options: Any) -> list[Continuation]:
     """Continue prompts of token ids; one `Continuation` per prompt, in order.
@@ -238,7 +242,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
     eos: stop tokens. They end an answer and are not part of it.
     seed: fixes sampling; one per prompt makes each answer what it would be alone.
     logprobs: also give the log-probability of each token.
-    until: called after each token with the answer's tokens so far; True ends it.
+    until: called after each token with the answer's tokens so far; True ends it. One for all or one for each.
     acceptor: "walk" (the very text of plain decoding), "rejection" (the same distribution), "typical" (lossy when
         sampling: longer drafts are taken) or "near-best" (lossy: what is drafted is taken if it is nearly the
         likeliest; `partial(near_best, beta=..., tau=...)` says how nearly), see `accept`.
@@ -280,7 +284,7 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
 def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None = None,
            decoder: str | None = None, draft: str | Drafter | None = None, *,
            eos: int | Sequence[int] | None = None, seed: int | Sequence[int] = 0, logprobs: bool = False,
-           until: Callable[[list[int]], bool] | None = None, acceptor: str | Acceptor = "walk",
+           until: Until | Sequence[Until] = None, acceptor: str | Acceptor = "walk",
            adaptive: bool = True, cost: Cost | None = None, batch: int = 32, backspace: int | None = None,
            **options: Any) -> Iterator[Piece]:
     """As `generate`, but gives each row's tokens as soon as they are known; n=None goes on until the caller stops.

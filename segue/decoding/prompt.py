@@ -1,8 +1,9 @@
-"""Prompts of which some parts have no order (Set-Based Prompting, McIlroy-Young et al. 2024, arXiv 2406.06581).
+"""Prompts that are more than tokens in a row: some parts have no order, or the last tokens may be taken back.
 
-Answer options, retrieved documents and examples come in some order that means nothing, and yet moves the answer. Here
-all parts of a set begin at the same position and do not see each other; what follows sees all of them, and stands
-behind the longest. Whatever is computed from there on depends on the parts, not on their order.
+Sets are those of Set-Based Prompting (McIlroy-Young et al. 2024, arXiv 2406.06581). Answer options, retrieved documents
+and examples come in some order that means nothing, and yet moves the answer. Here all parts of a set begin at the same
+position and do not see each other; what follows sees all of them, and stands behind the longest. Whatever is computed
+from there on depends on the parts, not on their order.
 """
 
 from __future__ import annotations
@@ -16,6 +17,16 @@ from torch import Tensor
 
 from segue.errors import SegueError
 from segue.mixers.state import Layout
+
+
+class OpenPrompt(list[int]):
+    """A prompt without the last tokens of a text, which might be the beginning of a longer token; the answer says them
+    again, as part of whatever token comes. rest: what they spelled; taken: how many they were. See
+    `segue.decoding.healing`."""
+
+    def __init__(self, tokens: Sequence[int], rest: bytes | str, taken: int) -> None:
+        super().__init__(tokens)
+        self.rest, self.taken = rest, taken
 
 
 class SetPrompt(Sequence[Any]):

@@ -52,6 +52,7 @@ class Prefix:
     length: how far the text goes, the prompt included, of an encoder-decoder its target, begin included.
     seen: (V,) bool, every token ever said, those of the prompt included.
     limit: how many tokens may be said behind the prompt (None: any number). stops: tokens that end the answer.
+    rest: what the answer must begin with, where the prompt was cut short (`segue.decoding.prompt.OpenPrompt`).
     """
 
     def __init__(self, tokens: Sequence[int], vocabulary: int, source: int = 0, start: int | None = None,
@@ -59,6 +60,7 @@ class Prefix:
         self.tokens, self.prompt = list(tokens), len(tokens)
         self.vocabulary, self.source, self.start = vocabulary, source, start
         self.limit, self.stops, self.count = limit, stops, 0
+        self.rest: bytes | str = getattr(tokens, "rest", b"")
         self._begun = len(tokens) - source + (source > 0)
         self._seen: Array | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from segue.kinds.base import Kind, Problem, Problems, Record
 from segue.kinds.biology import DNA, Protein
+from segue.kinds.chemistry import Molecule
 from segue.kinds.codecs import (
     CODECS,
     BPECodec,
@@ -13,12 +14,17 @@ from segue.kinds.codecs import (
     ItemCodec,
     KmerCodec,
     LetterCodec,
+    SmilesCodec,
     TokenizerCodec,
 )
+from segue.kinds.items import TextItemCodec
+from segue.kinds.music import Music
+from segue.kinds.sound import Sound
 from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (Text(), Code(), DNA(), Protein(), Events(), Cases())}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in (
+    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound())}
 
 __all__ = [
     "CODECS",
@@ -35,10 +41,15 @@ __all__ = [
     "Kind",
     "KmerCodec",
     "LetterCodec",
+    "Molecule",
+    "Music",
     "Problem",
     "Problems",
     "Protein",
     "Record",
+    "SmilesCodec",
+    "Sound",
     "Text",
+    "TextItemCodec",
     "TokenizerCodec",
 ]

@@ -105,6 +105,7 @@ class Kind(ABC):
     storage: what an object is: "bytes", "letters" (a str of ASCII) or "items" (a list of str or of int).
     split_by: how train and held-out records are told apart by default: "name", "content" or "entity".
     family: kinds of one family are read together from one folder (text and code).
+    several: whether a file holds many sequences, each with its name; else it is one (a text, a sound).
     """
 
     name: ClassVar[str] = ""
@@ -112,6 +113,7 @@ class Kind(ABC):
     storage: ClassVar[str] = "bytes"
     split_by: ClassVar[str] = "name"
     family: ClassVar[str] = ""
+    several: ClassVar[bool] = True
 
     @abstractmethod
     def sniff(self, path: Path, head: bytes) -> float:
@@ -142,7 +144,7 @@ class Kind(ABC):
 
     @abstractmethod
     def write(self, objects: Iterable[Any], path: str | Path) -> None:
-        """Write objects, or (but for bytes, which have none) `Record`s with their names, in the field's own file
+        """Write objects, or (where there are `several` in a file) `Record`s with their names, in the field's own file
         format, atomically."""
 
     @abstractmethod

@@ -15,10 +15,12 @@ import numpy as np
 from segue.errors import SegueError, require
 from segue.files import write_text
 from segue.kinds.base import MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary
-from segue.kinds.codecs import NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
+from segue.kinds.codecs import BASES, NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
 from segue.kinds.frame import DELIMITED, JSON, LONG_WORD, PARQUET, ROWS, TABULAR, Look, glance, is_parquet, load_table
 from segue.kinds.packed import bare, opened
 
+RNA_BASES = "ACGU"
+TWENTY = RESIDUES[:20]
 BLOCK = 1 << 22
 BLOCKED = 8  # letters at least in the blocks that some write a sequence's lines in
 LONG = 1000  # letters: that two records are the same is then no chance
@@ -393,9 +395,13 @@ class DNA(Letters):
         return 1.0 if len(sample.translate(None, b"ACGTUN-.")) <= len(sample) // 10 else 0.2
 
     def codec(self, data: Dataset, *, k: int = 1) -> Codec:
-        """k = 1: a base a token (IUPAC codes, U and gap included). k > 1: non-overlapping words of k bases."""
+        """k = 1: a base a token (IUPAC codes, U and gap included). k > 1: non-overlapping words of k bases, of RNA with
+        U for T."""
         letters = self.alphabet(data)
-        return LetterCodec(letters) if k == 1 else KmerCodec(k, letters)
+        if k == 1:
+            return LetterCodec(letters)
+        counts = data.vocabulary
+        return KmerCodec(k, letters, RNA_BASES if counts.get("U", 0) > counts.get("T", 0) else BASES)
 
 
 class Protein(Letters):
@@ -411,6 +417,8 @@ class Protein(Letters):
     def likely(self, sample: bytes) -> float:
         return 1.0 if len(sample.translate(None, b"ACGTUN-.")) > len(sample) // 10 else 0.2
 
-    def codec(self, data: Dataset) -> Codec:
-        """One residue a token: the twenty, U, O, the ambiguous B Z J X, stop and gap."""
-        return LetterCodec(self.alphabet(data))
+    def codec(self, data: Dataset, *, k: int = 1) -> Codec:
+        """k = 1: a residue a token: the twenty, U, O, the ambiguous B Z J X, stop and gap. k > 1: non-overlapping words
+        of k of the twenty, up to four."""
+        letters = self.alphabet(data)
+        return LetterCodec(letters) if k == 1 else KmerCodec(k, letters, TWENTY)

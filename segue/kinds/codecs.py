@@ -28,6 +28,9 @@ BASES = "ACGT"
 NUCLEOTIDES = "ACGTNRYSWKMBDHVU-"
 RESIDUES = "ACDEFGHIKLMNPQRSTVWYUOBZJX*-"
 
+PRINTABLE = "".join(map(chr, range(33, 127)))
+SMILES_SIGN = re.compile(r"\[[^\[\]\s]{1,80}\]|Br|Cl|%\d\d|.")
+
 END = "<end>"
 UNKNOWN = "<unknown>"
 
@@ -37,11 +40,13 @@ class Codec(ABC):
 
     size: number of token ids, specials included. bos, eos, unk, pad: ids of specials, or None.
     elementwise: one token is one element of the object, so that channels stay aligned.
+    counted: how long an answer may be is said in base units, since people count those (bases) and not tokens.
     dummy_prefix: a blank is put before a text, which a text of its own, decoded without what stood before, begins with.
     """
 
     name: ClassVar[str] = ""
     elementwise: ClassVar[bool] = True
+    counted: ClassVar[bool] = False
     size: int
     bos: int | None = None
     eos: int | None = None
@@ -74,6 +79,15 @@ class Codec(ABC):
         """Ids of a whole object with what the codec puts before and behind one, as an encoder reads it."""
         return self.encode(obj)
 
+    def prompt(self, obj: Any) -> np.ndarray:
+        """Ids of the beginning of an object that is to be continued."""
+        return self.encode(obj)
+
+    def varied(self, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """A row to learn from, as it might have been cut otherwise: ids of the same number. The row itself where a
+        codec knows but one way."""
+        return ids
+
     def encode_many(self, objects: Sequence[Any]) -> list[np.ndarray]:
         """Ids of many objects; codecs that can work on several cores at once do so."""
         return [self.encode(obj) for obj in objects]
@@ -82,6 +96,17 @@ class Codec(ABC):
         """Ids of all elements there are (the 256 bytes or letters, or `elements`; -1: none), so that many records are
         encoded at once; None where elements are not encoded one by one."""
         return None
+
+    def spelling(self) -> np.ndarray:
+        """(size, L) int16: the codes of the bytes or letters that each token is made of, -1 behind its end."""
+        pieces = [self.decode([id]) for id in range(self.size)]
+        if isinstance(pieces[0], list):
+            raise SegueError("the tokens of this codec are whole items, not made of letters: choose another objective")
+        data = [as_bytes(piece) for piece in pieces]
+        table = np.full((self.size, max(map(len, data))), -1, dtype=np.int16)
+        for id, piece in enumerate(data):
+            table[id, : len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+        return table
 
     def units(self, ids: Iterable[int]) -> int:
         """How many base units these ids stand for."""
@@ -392,40 +417,69 @@ class LetterCodec(Codec):
 
 
 class KmerCodec(Codec):
-    """`k` bases a token, without overlap; the remainder and words with an ambiguous letter are spelled in letters.
+    """Words of `k` bases (or other letters), without overlap; what is left over and words with any other letter are
+    spelled letter by letter (the 6-mers of GENERator, arXiv 2502.07272, which has no letters and loses what is left).
 
-    k: 2 to 10. letters: all that a sequence may hold. Ids: 4**k words over ACGT, then the single letters, then the end.
-    Exact, whatever the length.
+    k: 2 to 10. letters: all that a sequence may hold. bases: those that words are made of, at most 4**10 words in all.
+    Ids: the words, as numbers in base `len(bases)`, first letter first; then the single letters; then the end. Exact,
+    whatever the length and wherever words begin.
+
+    Words begin with a sequence. One that is to be continued has its words aligned with its end instead (`prompt`), so
+    that the answer begins with a word; in training rows begin anywhere in a word (`varied`), so that a model knows
+    both.
     """
 
     name = "kmer"
     elementwise = False
+    counted = True
 
-    def __init__(self, k: int, letters: str = NUCLEOTIDES) -> None:
-        if not 1 < k <= 10:
+    def __init__(self, k: int, letters: str = NUCLEOTIDES, bases: str = BASES) -> None:
+        self.single, self.bases = LetterCodec(letters), LetterCodec(bases)
+        if not 1 < k <= 10 or len(bases) ** k > 4**10:
             raise SegueError(
-                f"k = {k}: words of 2 to 10 bases (4**k tokens); for single bases take the nucleotide codec")
+                f"k = {k}: words of 2 to 10 bases, at most {4**10:,} different ones ({len(bases)}**k tokens); for "
+                "single letters leave k out")
+        if not set(bases) <= set(letters):
+            raise SegueError(f"words of {bases} are made of other letters than {letters}: give both alike")
         self.k = k
-        self.single, self.bases = LetterCodec(letters), LetterCodec(BASES)
-        self.words = 4**k
+        self.words = len(bases) ** k
         self.size = self.words + len(letters) + 1
         self.bos = self.eos = self.size - 1
-        self.powers = 4 ** np.arange(k - 1, -1, -1, dtype=np.int64)
+        self.powers = len(bases) ** np.arange(k - 1, -1, -1, dtype=np.int64)
 
-    def encode(self, obj: str) -> np.ndarray:
+    def encode(self, obj: str, phase: int = 0) -> np.ndarray:
+        """phase: so many letters are spelled before the first word."""
         letters = self.single.encode(obj) + self.words  # also checks the alphabet
-        whole = len(obj) // self.k * self.k
-        digits = self.bases.table[np.frombuffer(obj.encode(), dtype=np.uint8)[:whole]].reshape(-1, self.k)
+        end = phase + max(0, len(obj) - phase) // self.k * self.k
+        digits = self.bases.table[np.frombuffer(obj.encode(), dtype=np.uint8)[phase:end]].reshape(-1, self.k)
         pure = (digits >= 0).all(1)
         words = (digits @ self.powers).astype(np.int32)
-        if pure.all():
-            return np.concatenate([words, letters[whole:]])
-        width = np.where(pure, 1, self.k)
-        out = np.empty(int(width.sum()), dtype=np.int32)
-        at = np.cumsum(width) - width
-        out[at[pure]] = words[pure]
-        out[at[~pure][:, None] + np.arange(self.k)] = letters[:whole].reshape(-1, self.k)[~pure]
-        return np.concatenate([out, letters[whole:]])
+        if not pure.all():
+            width = np.where(pure, 1, self.k)
+            out = np.empty(int(width.sum()), dtype=np.int32)
+            at = np.cumsum(width) - width
+            out[at[pure]] = words[pure]
+            out[at[~pure][:, None] + np.arange(self.k)] = letters[phase:end].reshape(-1, self.k)[~pure]
+            words = out
+        return np.concatenate([letters[:phase], words, letters[end:]])
+
+    def prompt(self, obj: str) -> np.ndarray:
+        return self.encode(obj, len(obj) % self.k)
+
+    def varied(self, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """The row read from another phase, drawn: it begins behind a begin, with the letters before the first word. One
+        that is a whole sequence stays whole, and of the phases has those in which it is as long. A row of which too
+        few ids would come (other letters cut its words) stays as it is."""
+        begun, ended = bool(ids[0] == self.bos), len(ids) > 1 and bool(ids[-1] == self.eos)
+        text = self.decode(ids)
+        cut = not (begun and ended)
+        phase = int(draw.integers(self.k if cut else len(text) % self.k + 1))
+        if phase == 0 or (cut and ended):
+            return ids
+        new = np.concatenate([[self.bos], self.encode(text, phase), [self.eos] * ended])
+        if cut:  # the last letters, less than a word, are those of a word that is cut off
+            new = new[: len(new) - (len(text) - phase) % self.k]
+        return new[: len(ids)].astype(ids.dtype) if len(new) >= len(ids) and (cut or len(new) == len(ids)) else ids
 
     def decode(self, ids: Iterable[int]) -> str:
         array = self.checked(ids)
@@ -434,7 +488,8 @@ class KmerCodec(Codec):
         width = np.where(word, self.k, 1)
         out = np.empty(int(width.sum()), dtype=np.uint8)
         at = np.cumsum(width) - width
-        out[at[word][:, None] + np.arange(self.k)] = self.bases.back[array[word][:, None] // self.powers % 4]
+        digits = array[word][:, None] // self.powers % len(self.bases.letters)
+        out[at[word][:, None] + np.arange(self.k)] = self.bases.back[digits]
         out[at[~word]] = self.single.back[array[~word] - self.words]
         return out.tobytes().decode()
 
@@ -445,7 +500,50 @@ class KmerCodec(Codec):
         return np.array([self.k] * self.words + [1] * len(self.single.letters) + [0], dtype=np.int64)
 
     def state(self) -> dict[str, Any]:
-        return {"k": self.k, "letters": self.single.letters}
+        return {"k": self.k, "letters": self.single.letters, "bases": self.bases.letters}
+
+
+class SmilesCodec(Codec):
+    """A token a sign of SMILES, as usual since Schwaller et al. 2018 (arXiv 1711.04810): the printable ASCII
+    characters, then the `signs` of several, such as Cl, [nH] and %10; last the end. A sign that has no token is spelled
+    in characters, so that every text of printable ASCII without blanks comes back."""
+
+    name = "smiles"
+    elementwise = False
+
+    def __init__(self, signs: Sequence[str]) -> None:
+        self.signs = list(signs)
+        self.spellings = [*PRINTABLE, *self.signs]
+        self.ids = {sign: id for id, sign in enumerate(self.spellings)}
+        if len(self.ids) != len(self.spellings) or any(not SMILES_SIGN.fullmatch(sign) for sign in self.signs):
+            raise SegueError("the signs of a SMILES codec are different ones, of several characters each")
+        self.bos = self.eos = len(self.spellings)
+        self.size = len(self.spellings) + 1
+
+    def encode(self, obj: str) -> np.ndarray:
+        ids: list[int] = []
+        for sign in SMILES_SIGN.findall(obj):
+            known = self.ids.get(sign)
+            try:
+                ids += [self.ids[letter] for letter in sign] if known is None else [known]
+            except KeyError as error:
+                raise SegueError(f"{obj[:60]!r}: {error.args[0]!r} is no printable ASCII character") from error
+        if sum(map(len, (self.spellings[id] for id in ids))) != len(obj):
+            raise SegueError(f"{obj[:60]!r} has a line end in it, which SMILES has not")
+        return np.array(ids, dtype=np.int32)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        array = self.checked(ids)
+        return "".join(self.spellings[id] for id in array[array != self.eos].tolist())
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else self.spellings[id]
+
+    def weights(self) -> np.ndarray:
+        return np.array([*map(len, self.spellings), 0], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"signs": self.signs}
 
 
 class ItemCodec(Codec):
@@ -618,4 +716,4 @@ class IdCodec(Codec):
 
 
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (
-    ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, ItemCodec, IdCodec)}
+    ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, SmilesCodec, ItemCodec, IdCodec)}

@@ -27,10 +27,8 @@ RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, 
 # What binary files begin with, what they are and how to go on.
 PICKLE = "a pickle, which is never opened: write it as JSON, CSV or .npy"
 FOREIGN = {
-    b"MThd": "a MIDI file: turn it into ABC text, for example with midi2abc",
     b"%PDF": "a PDF: turn it into text, for example with pdftotext",
     **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM"), "a picture"),
-    **dict.fromkeys((b"RIFF", b"fLaC", b"ID3", b"OggS"), "sound"),
     **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), PICKLE),
     b"\xd0\xcf\x11\xe0": "an old Office document: save it as CSV or as text",
     b"\x89HDF": "HDF5: write its arrays as .npy, or its tables as CSV or Parquet",

@@ -72,6 +72,7 @@ class Text(Kind):
     name = "text"
     unit = "byte"
     storage = "bytes"
+    several = False
     family = "text"
     split_by = "content"
     extensions: ClassVar[frozenset[str]] = frozenset(words(

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +17,7 @@ from segue.kernels.attention import causal_attention, trains_on
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
+from segue.mixers.cross import Source
 from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
 from segue.mixers.state import Layout, Part, Parts
 
@@ -90,10 +92,14 @@ class Attention(Mixer):
         (`Layout.prompt`, `State.prompt`), a prefix language model (either must be given whole).
     window: fewer than so many positions away. block, look_back: in the same block of positions, or so many blocks
         before. global_tokens, random_blocks: what is seen besides (see `rules.Sparse`; the cost is linear in T).
+        global_projections: what the global tokens read, they read by queries, keys and values of their own, as
+        Longformer's do (only where attention looks both ways).
         Segment recurrence (Transformer-XL, Dai et al. 2019) is a block with look_back=1, read block by block with
         `segue.training.truncated.truncated_bptt`.
     span: each head learns how far it looks, at most so many positions: weights fade to nothing over `ramp` positions
         beyond what it learned. span_penalty: what the mean learned part of `span` costs in the loss (`penalty`).
+    A part "given" of the memory holds keys and values that come with no token, as they are (a prompt, see
+    `segue.models.prompts`): all queries see them, and they have no position.
     qkv_bias, out_bias: biases of the projections. qk_norm: RMS-normalise queries and keys per head (epsilon norm_eps).
     """
 
@@ -107,9 +113,10 @@ class Attention(Mixer):
                  positions: str = "rotary", theta: float = 10_000.0, rotary_fraction: float = 1.0,
                  scaling: dict[str, Any] | None = None, length: int = 1024, relative: int = 0, clamp: bool = False,
                  causal: bool = True, window: int | None = None, prefix: int = 0, block: int | None = None,
-                 look_back: int = 0, global_tokens: int = 0, random_blocks: int = 0, span: int = 0, ramp: int = 32,
-                 span_penalty: float = 0.0, qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False,
-                 norm_eps: float = 1e-6, prompt: bool = False) -> None:
+                 look_back: int = 0, global_tokens: int = 0, random_blocks: int = 0,
+                 global_projections: bool = False, span: int = 0, ramp: int = 32, span_penalty: float = 0.0,
+                 qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False, norm_eps: float = 1e-6,
+                 prompt: bool = False) -> None:
         super().__init__(width)
         self.heads, self.kv_heads = heads, kv_heads or heads
         if head_width is None and width % heads:
@@ -119,6 +126,9 @@ class Attention(Mixer):
         if positions not in POSITIONS:
             raise SegueError(f"attention positions '{positions}' are unknown: choose from {', '.join(POSITIONS)}")
         self.rule = rule_of(causal, window, prefix, prompt, block, look_back, global_tokens, random_blocks, span)
+        if global_projections and (causal or not global_tokens or positions == "alibi" or relative):
+            raise SegueError("projections of their own are for global tokens that look both ways, without ALiBi or "
+                             "learned distances: give global_tokens and causal=False")
         self.head_width = head_width or width // heads
         self.positions, self.window, self.clamp = positions, window, clamp
         self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
@@ -127,6 +137,10 @@ class Attention(Mixer):
         self.sets = causal and not self.needs_whole_prompt  # type: ignore[misc]
         self.constant_state = self._kept() is not None  # type: ignore[misc]
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=qkv_bias)
+        self.qkv_global = copy.deepcopy(self.qkv) if global_projections else None
+        if self.qkv_global is not None:
+            self.qkv_global.reset_parameters()
+            self.linear_in_values = False  # type: ignore[misc]
         self.out = nn.Linear(heads * self.head_width, width, bias=out_bias)
         self.q_norm = nn.RMSNorm(self.head_width, eps=norm_eps) if qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_width, eps=norm_eps) if qk_norm else None
@@ -171,8 +185,9 @@ class Attention(Mixer):
         sparse = isinstance(rule, rules.Sparse) and rule.causal and not rule.first and not rule.random
         return rule.reach if isinstance(rule, rules.Sparse) and sparse else None
 
-    def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, N, E), keys and values (B, G, N, E) of nodes x (B, N, D), with their positions (B, N)."""
+    def project(self, x: Tensor, positions: Tensor, linear: nn.Linear | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, N, E), keys and values (B, G, N, E) of nodes x (B, N, D), with their positions (B, N). linear:
+        in place of `qkv`."""
         if self.places is not None:
             limit = self.places.num_embeddings
             if not torch.compiler.is_compiling() and positions.numel() and int(positions.max()) >= limit:
@@ -181,7 +196,7 @@ class Attention(Mixer):
             x = x + self.places(positions)
         elif self.positions == "sinusoidal":
             x = x + sinusoids(positions, self.width, x.dtype)
-        qkv = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        qkv = (self.qkv if linear is None else linear)(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = (F.rms_norm(y, (self.head_width,), norm.weight.to(y.dtype), norm.eps)  # in y's type under autocast
@@ -223,18 +238,18 @@ class Attention(Mixer):
         n, rule = x.shape[1], self._structure()
         if rule is rules.prompted and (layout.prompt is None or n == 1):
             rule = rules.causal
-        cache: Any = None
+        cache, given = parts.get("cache"), parts.get("given")
+        assert given is None or isinstance(given, Source)
         fresh = True
-        if not parts:
+        if cache is None:
             valid = layout.together
         else:
-            cache = parts["cache"]
             assert isinstance(cache, Cache)
             fresh, valid = cache.longest == 0, cache.valid(layout)
             k, v = cache.put(k, v, layout)
         shared = self.kv_heads != self.heads
         bare = self.positions != "alibi" and self.distances is None and self.learned_span is None
-        plain = bare and valid is None and layout.line
+        plain = bare and given is None and valid is None and layout.line
         trains = not parts and q.requires_grad and bare and not shared and layout.line
         near = self.window is not None and self._kept() and layout.even
         if trains and (rule is rules.causal or near) and trains_on(q, self.window, layout.segments):
@@ -245,21 +260,50 @@ class Attention(Mixer):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=n > 1, enable_gqa=shared)
         elif plain and rule is rules.full:
             y = F.scaled_dot_product_attention(q, k, v, enable_gqa=shared)
-        elif isinstance(rule, rules.Sparse) and fresh and n > 2 * rule.tile and layout.even and \
+        elif isinstance(rule, rules.Sparse) and fresh and n > 2 * rule.tile and layout.even and given is None and \
                 (layout.aligned or not (rule.first or rule.random)):
             y = self._tiled(q, k, v, layout, rule)
         else:
             pairs = self.pairs(layout) if cache is None else cache.pairs(layout)
-            y = self.mix(q, k, v, pairs, rule, valid, even=layout.even and fresh)
+            y = self.mix(q, k, v, pairs, rule, valid, even=layout.even and fresh, given=given)
+        if self.qkv_global is not None:
+            if given is not None:
+                raise SegueError("prefixes and global projections do not go together: leave one of them out")
+            return self._finish(self._globally(x, y, layout))
         return self.output(y, x)
 
+    def _globally(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
+        """y (B, H, N, E) with what the global tokens of each document read by projections of their own."""
+        assert isinstance(self.rule, rules.Sparse)
+        if not x.numel():
+            return y
+        first = (layout.positions < self.rule.first).expand(len(x), -1)
+        index = first.long().argsort(dim=1, descending=True, stable=True)[:, : int(first.sum(1).max())]
+        live = first.gather(1, index)
+        q, k, v = self.project(x, layout.positions, self.qkv_global)
+        places = index[:, None, :, None].expand(-1, self.heads, -1, self.head_width)
+        mask = None
+        if layout.segments is not None:
+            mask = (layout.segments.gather(1, index)[..., None] == layout.segments[:, None])[:, None]
+        seen = F.scaled_dot_product_attention(q.gather(2, places), k, v, mask, enable_gqa=self.kv_heads != self.heads)
+        seen = torch.where(live[:, None, :, None], seen.to(y.dtype), y.gather(2, places))
+        return y.scatter(2, places, seen)
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, pairs: rules.Pairs, rule: rules.Rule, valid: Tensor | None,
-            even: bool = False) -> Tensor:
+            even: bool = False, given: Source | None = None) -> Tensor:
         """The values that queries (B, H, Q, E) read, (B, H, Q, E), of keys and values (B, G, K, E) or of tiles of each
         (one axis more, the third), where the rule lets them see. valid: where there is a key of their document (None:
-        everywhere). even: see `relative_scores`."""
+        everywhere). even: see `relative_scores`. given: keys and values besides, which every query sees and which
+        have no position."""
         mask, bias = rule(pairs), self._bias(q, pairs, even)
         mask = (mask if valid is None else mask & valid)[:, None]
+        if given is not None:
+            size = given.k.shape[2]
+            k, v = (torch.cat([x.to(y.dtype), y], 2) for x, y in ((given.k, k), (given.v, v)))
+            seen = mask.new_ones(len(q), 1, q.shape[2], size)
+            seen = seen if given.mask is None else seen & given.mask
+            mask = torch.cat([seen, mask.expand(*seen.shape[:3], -1)], -1)
+            bias = None if bias is None else F.pad(bias, (size, 0))
         if bias is not None and bias.requires_grad:  # torch's fused attention has no gradient for it
             return attend(q, k, v, mask, bias)[0]
         if bias is not None:
@@ -347,6 +391,8 @@ class Attention(Mixer):
         program.linear(y, into, self.out.weight, self.out.bias, add=True)
 
     def matrix(self, x: Tensor) -> Tensor:
+        if not self.linear_in_values:
+            return super().matrix(x)
         return self.weights(x, Layout.of(x))
 
     def weights(self, x: Tensor, layout: Layout) -> Tensor:
@@ -359,8 +405,15 @@ class Attention(Mixer):
         return attend(q, k, eye, mask, self._bias(q, pairs))[0]
 
     def values(self, x: Tensor) -> Tensor:
+        if not self.linear_in_values:  # global tokens have values of their own
+            return super().values(x)
         v = self.project(x, Layout.of(x).positions)[2]
         return v.repeat_interleave(self.heads // self.kv_heads, 1)
 
     def output(self, mixed: Tensor, x: Tensor) -> Tensor:
+        if not self.linear_in_values:
+            return super().output(mixed, x)
+        return self._finish(mixed)
+
+    def _finish(self, mixed: Tensor) -> Tensor:
         return self.out(mixed.transpose(1, 2).flatten(2))

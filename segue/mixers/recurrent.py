@@ -73,7 +73,7 @@ class TorchRecurrence(Recurrence):
 
 def weights(module: nn.RNNBase) -> Tensors:
     """Of the inputs (G D, width), of the state (G D, D), and the bias of each (G D,)."""
-    return tuple(module.get_parameter(f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    return tuple(getattr(module, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
 
 
 def _choose(rows: Tensor, a: Tensors, b: Tensors) -> Tensors:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from segue.models.autoencoder import SequenceAutoencoder, SequenceAutoencoderConfig
 from segue.models.base import Decodable, Output
 from segue.models.classify import HEADS, ClassHead, Classifier, Features
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.perceptron import Perceptron
 from segue.models.point_process import History, PointProcess, PointProcessConfig
 from segue.models.pointer import PointerConfig, PointerNetwork, SetConfig
+from segue.models.prompts import CodaPrompts, DualPrompts, Pools, Prefix, Prompted, Prompts
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
+from segue.models.sif import SIFEmbedding, cooccurrence_vectors
+from segue.models.sparse import Masked, SparseNetwork
 from segue.models.stack import Stack, StackConfig, expand_pattern
 
-__all__ = ["HEADS", "ClassHead", "Classifier", "Decodable", "DepthSchedule", "EncoderDecoder", "EncoderDecoderConfig",
-           "Features", "History", "Output", "Perceptron", "PointProcess", "PointProcessConfig", "PointerConfig",
-           "PointerNetwork", "Scheduled", "SetConfig", "Stack", "StackConfig", "expand_pattern"]
+__all__ = ["HEADS", "ClassHead", "Classifier", "CodaPrompts", "Decodable", "DepthSchedule", "DualPrompts",
+           "EncoderDecoder", "EncoderDecoderConfig", "Features", "History", "Masked", "Output", "Perceptron",
+           "PointProcess", "PointProcessConfig", "PointerConfig", "PointerNetwork", "Pools", "Prefix", "Prompted",
+           "Prompts", "SIFEmbedding", "Scheduled", "SequenceAutoencoder", "SequenceAutoencoderConfig", "SetConfig",
+           "SparseNetwork", "Stack", "StackConfig", "cooccurrence_vectors", "expand_pattern"]

@@ -164,11 +164,13 @@ class NeighbourHead(ClassHead):
     """How many of the `nearest` examples are of each class; of equally many, those that are nearer count more.
 
     Learns by `absorb` alone. capacity: examples kept, the newest. cosine: near in direction instead of in distance.
+    units: (C, D) bool, what counts of a vector when it is compared with examples of each class (all of it at first).
     """
 
     kept: Tensor
     labels: Tensor
     absorbed: Tensor
+    units: Tensor
 
     def __init__(self, width: int, classes: int, nearest: int = 5, capacity: int = 1000, cosine: bool = False) -> None:
         super().__init__(width, classes)
@@ -178,6 +180,19 @@ class NeighbourHead(ClassHead):
         self.register_buffer("kept", torch.zeros(capacity, width))
         self.register_buffer("labels", torch.full((capacity,), -1))
         self.register_buffer("absorbed", torch.zeros((), dtype=torch.long))
+        self.register_buffer("units", self._fresh("units", classes))
+
+    @torch.no_grad()
+    def forget(self, classes: Iterable[int] | Tensor) -> None:
+        """All examples of these classes are gone, and there is room for others."""
+        capacity = len(self.kept)
+        order = (self.absorbed + torch.arange(capacity, device=self.labels.device)) % capacity  # the oldest first
+        gone = torch.as_tensor(list(classes), dtype=torch.long, device=self.labels.device)
+        order = order[(self.labels[order] >= 0) & ~torch.isin(self.labels[order], gone)]
+        kept, labels = self.kept[order], self.labels[order]
+        self.labels.fill_(-1)
+        self.kept[: len(order)], self.labels[: len(order)] = kept, labels
+        self.absorbed.fill_(len(order))
 
     @torch.no_grad()
     def absorb(self, features: Tensor, labels: Tensor) -> None:
@@ -189,15 +204,24 @@ class NeighbourHead(ClassHead):
     def forward(self, features: Tensor) -> Tensor:
         known = self.labels >= 0
         kept, labels = self.kept[known].to(features), self.labels[known]
-        near = cosines(features, kept) if self.cosine else -(features[..., None, :] - kept).square().sum(-1)
+        near = features.new_zeros(*features.shape[:-1], len(labels))
+        for units in self.units[labels].unique(dim=0):  # classes that look at the same units, together
+            same = (self.units[labels] == units).all(1)
+            near[..., same] = self._near(features * units, kept[same] * units)
         found = near.topk(min(self.nearest, len(labels)), -1).indices
         rank = torch.arange(found.shape[-1], device=features.device)
         votes = 1 + (len(rank) - rank) / (len(rank) + 1) ** 2  # the parts behind the point stay below 1 in all
         scores = features.new_zeros(*features.shape[:-1], self.classes)
         return scores.scatter_add(-1, labels[found], votes.to(features).expand(found.shape))
 
+    def _near(self, features: Tensor, kept: Tensor) -> Tensor:
+        return cosines(features, kept) if self.cosine else -(features[..., None, :] - kept).square().sum(-1)
+
     def _rows(self) -> dict[str, Tensor]:
-        return {}
+        return {"units": self.units}
+
+    def _fresh(self, name: str, count: int) -> Tensor:
+        return torch.ones(count, self.width, dtype=torch.bool)
 
 
 HEADS: dict[str, type[ClassHead]] = {

@@ -183,7 +183,7 @@ def subs(logits: Tensor, x: Tensor, mask: int) -> Tensor:
 
 
 def told(x: Tensor, t: Tensor, process: Process, model: Any) -> Tensor:
-    """Noisy ids x (B, L) as the model is to read them at times t (B,).
+    """Noisy ids x (B, L), or soft rows of them (B, L, S), as the model is to read them at times t (B,).
 
     Ids of the model behind the process's states are knots from time 0 to 1: each element is then a soft row, its own
     id and the time between two knots. A model without such ids is not told the time.
@@ -197,13 +197,15 @@ def told(x: Tensor, t: Tensor, process: Process, model: Any) -> Tensor:
     weight = model.embedding.weight
     place = t.to(weight)[:, None] * (knots - 1) - torch.arange(knots, device=x.device)
     time = (1 - place.abs()).clamp(min=0)[:, None].expand(-1, x.shape[1], -1)
-    return torch.cat([F.one_hot(x, process.states).to(weight), time], -1)
+    rows = x if x.is_floating_point() else F.one_hot(x, process.states)
+    return torch.cat([rows.to(weight), time], -1)
 
 
 @dataclass(frozen=True)
 class Denoiser:
     """A model's log-probabilities of what noisy ids were: (x (B, L) long, t (B,)) -> (B, L, V), float32 at least.
 
+    Of the absorbing process x may be soft rows (B, L, S), with gradients.
     model: one that reads both ways. layout: as of the model. temperature: divides the scores; 0: the likeliest alone.
     allowed: (V,), (L, V) or (B, L, V) bool, what may stand at each place; None: all.
     """

@@ -1,13 +1,15 @@
-"""A plain network on each element by itself: the backbone of a classifier of vectors, where there is no sequence."""
+"""Plain networks: on each element by itself, the backbone of a classifier of vectors; and on short rows as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.state import Layout
+from segue.models.base import Output
 
 
 class Perceptron(nn.Module):
@@ -27,3 +29,25 @@ class Perceptron(nn.Module):
 
     def hidden(self, tokens: Tensor, layout: Layout) -> Tensor:
         return self.layers(tokens)
+
+
+class Flat(nn.Module):
+    """A `Perceptron` that reads a whole row as one vector, and has scores at each of its places: for short rows of one
+    length, whose every place has a weight for every other.
+
+    vocabulary: V. length: L of the rows. widths: of the layers. classes: scores at a place (default: V).
+    """
+
+    def __init__(self, vocabulary: int, length: int, widths: Sequence[int], classes: int | None = None) -> None:
+        super().__init__()
+        self.vocabulary, self.length, self.classes = vocabulary, length, classes or vocabulary
+        self.perceptron = Perceptron(vocabulary * length, widths)
+        self.out = nn.Linear(widths[-1], length * self.classes)
+
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
+        """Tokens (B, L) long, or (B, L, V) rows of weights of ids -> scores (B, L, classes)."""
+        if tokens.shape[1] != self.length:
+            raise SegueError(f"this network reads rows of {self.length} elements, not of {tokens.shape[1]}")
+        rows = tokens if tokens.is_floating_point() else F.one_hot(tokens, self.vocabulary)
+        hidden = self.perceptron.layers(rows.to(self.out.weight.dtype).flatten(1))
+        return Output(self.out(hidden).unflatten(1, (self.length, self.classes)), hidden[:, None])

@@ -174,7 +174,8 @@ class PointProcess(nn.Module):
         is expected after as long as it took on average between those."""
         assert self.prompts is not None
         gap = time / max(1, self.prompts.prefix - 1)
-        return self.prompts(prefix, self.clock((time + gap)[:, None], gap[:, None])[:, 0])
+        expected = self.clock((time + gap)[:, None], gap[:, None])
+        return [rows + expected for rows in self.prompts(prefix).values()]
 
     def _read(self, history: History, elapsed: Tensor | None = None) -> Tensor:
         """Hidden vectors (B, T, D) after each event, or (B, T, S, D) at queries `elapsed` (B, T, S) after each."""
@@ -205,6 +206,11 @@ class PointProcess(nn.Module):
             nodes = self.stack.run_block(block, nodes, layout)
         nodes = self.stack.finish(nodes, layout)
         return nodes[:, places] if elapsed is None else nodes[:, length + size :].unflatten(1, elapsed.shape[1:])
+
+    @torch.no_grad()
+    def after(self, history: History) -> Tensor:
+        """(B, T, D): what the process knows after each event."""
+        return self._read(history)
 
     # Between events.
 

@@ -1,19 +1,75 @@
-"""Prompts that are looked up: pools of learned vectors which a sequence's own beginning chooses from, layer by layer.
+"""Prompts: rows that no element brought, learned while the model beneath them stays as it is.
 
-A chosen prompt stands in a layer as rows of its input, between the beginning that chose it and what follows; what the
-layer makes of those rows is dropped. To attention they are keys and values, unprompted queries read them, and nothing
-masks them; to a recurrence they are steps that set its state. So every mixer can be prompted (prefixes: Li & Liang
-2021, arXiv 2101.00190; pools: Wang et al. 2022, arXiv 2112.08654; for event streams: PromptTPP, Xue et al. 2023, arXiv
-2310.04993).
+A source of prompts (`Prompts`) gives some layers of a stack a prompt each, a few rows of the model's width, from a
+query that says what the sequence is like. Four are here:
+
+- `Prefix`: the same rows for every sequence (prefix tuning, Li & Liang 2021, arXiv 2101.00190);
+- `Pools`: rows of the slots whose keys lie nearest to the query (L2P, Wang et al. 2022, arXiv 2112.08654);
+- `DualPrompts`: rows for all, and an expert for each experience (DualPrompt, Wang et al. 2022, arXiv 2204.04799);
+- `CodaPrompts`: a sum of components, each weighted by how it attends to the query (CODA-Prompt, Smith et al. 2023,
+  arXiv 2211.13218).
+
+`Prompted` puts one on a stack. A prompt is then where reading begins: attention has its rows as keys and values that
+came with no token, and a recurrence the state that its layer's reading of them leaves. So every mixer can be prompted,
+and what continues under a prompt is an ordinary state. A point process (PromptTPP, Xue et al. 2023, arXiv 2310.04993)
+puts its prompts between the beginning that chose them and what follows.
 """
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.mixers.attention import Attention
+from segue.mixers.cross import Source
+from segue.mixers.state import Layout, State
+from segue.models.base import Output
+from segue.models.stack import Stack
+
+
+class Prompts(nn.Module):
+    """Base of all sources: a query (B, D) -> for some layers, by number, a prompt (B, L, D).
+
+    asks: whether the query has any say. match: (B,) how well the last queries fitted the keys that they chose, summed
+    over layers, or None; an objective or a strategy adds it, since nothing else trains those keys.
+    begin, end: of an experience. What belongs to one is trained in it and frozen at its end.
+    """
+
+    asks = True
+    match: Tensor | None = None
+
+    def forward(self, query: Tensor) -> dict[int, Tensor]:
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """A new experience is about to be learned."""
+
+    def end(self) -> None:
+        """It has been learned."""
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that holds components apart, or None."""
+        return None
+
+
+class Prefix(Prompts):
+    """The same `length` rows of `width` features for every sequence, in each of `layers`. Drawn from U(-1, 1)."""
+
+    asks = False
+
+    def __init__(self, layers: Sequence[int], width: int, length: int = 8) -> None:
+        super().__init__()
+        self.layers = list(layers)
+        self.rows = nn.Parameter(torch.rand(len(self.layers), length, width) * 2 - 1)
+
+    def forward(self, query: Tensor) -> dict[int, Tensor]:
+        return {layer: rows.expand(len(query), -1, -1) for layer, rows in zip(self.layers, self.rows)}
 
 
 class PromptPool(nn.Module):
@@ -44,38 +100,340 @@ class PromptPool(nn.Module):
         return self.prompts[chosen].flatten(1, 2)
 
 
-class LayerPrompts(nn.Module):
-    """A pool for each of `depth` layers.
+class Pools(Prompts):
+    """A `PromptPool` for each of `layers`. slots, length, top: of each."""
+
+    match: Tensor
+
+    def __init__(self, layers: Sequence[int], width: int, slots: int = 10, length: int = 5, top: int = 5) -> None:
+        super().__init__()
+        self.layers = list(layers)
+        pools = nn.ModuleList(PromptPool(width, slots, length, top) for _ in self.layers)
+        self.pools: list[PromptPool] = pools  # type: ignore[assignment]
+
+    def forward(self, query: Tensor) -> dict[int, Tensor]:
+        chosen = [pool.choose(query) for pool in self.pools]
+        self.match = torch.stack([cosine for _, cosine in chosen]).sum(0)
+        return {layer: pool.rows(slots) for layer, pool, (slots, _) in zip(self.layers, self.pools, chosen)}
+
+
+class LayerPrompts(Pools):
+    """A pool for each of `depth` layers of a point process.
 
     prefix: so many first elements of a sequence choose its prompts, which nothing but what comes after them sees; so
     no prompt knows of what it helps to predict. slots, length, top: of each pool.
     centre, seen: the mean of all queries in training, and how many; keys are compared with what a query is beyond it,
-    since all queries point nearly the same way.
-    match: (B,) the cosines between the last queries and the keys that they chose, summed over layers; the queries
-    themselves are not moved by them. An objective adds it (`segue.objectives.EventLikelihood`).
+    since all queries point nearly the same way. The queries themselves are not moved by the match
+    (`segue.objectives.EventLikelihood` adds it).
     """
 
     centre: Tensor
     seen: Tensor
 
     def __init__(self, depth: int, width: int, prefix: int, slots: int = 10, length: int = 5, top: int = 5) -> None:
-        super().__init__()
+        super().__init__(range(depth), width, slots, length, top)
         if prefix < 1:
             raise SegueError(f"prompts are chosen by the first elements of a sequence, 1 or more of them, not {prefix}")
-        self.prefix, self.size = prefix, top * length
-        pools = nn.ModuleList(PromptPool(width, slots, length, top) for _ in range(depth))
-        self.pools: list[PromptPool] = pools  # type: ignore[assignment]
-        self.match = torch.zeros(0)
+        self.prefix = prefix
         self.register_buffer("centre", torch.zeros(width))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
 
-    def forward(self, query: Tensor, temporal: Tensor) -> list[Tensor]:
-        """query (B, D): the mean of what the prefix is to the model. temporal (B, D): what is added to each row, the
-        part of a prompt that is not learned by slot. -> a prompt (B, size, D) for each layer."""
+    def forward(self, query: Tensor) -> dict[int, Tensor]:
         query = query.detach()
         if self.training:
             self.seen += len(query)
             self.centre += (query - self.centre).sum(0) / self.seen
-        chosen = [pool.choose(query - self.centre) for pool in self.pools]
-        self.match = torch.stack([cosine for _, cosine in chosen]).sum(0)
-        return [pool.rows(slots) + temporal[:, None] for pool, (slots, _) in zip(self.pools, chosen)]
+        return super().forward(query - self.centre)
+
+
+class Expanding(Prompts):
+    """Base of sources with a slice of parameters for each experience.
+
+    There is one more slice than experiences that were learned, made when the last of them ended, so that nothing grows
+    while an optimiser holds it. used: how many slices have a say; the last of them is the one in training.
+    """
+
+    used: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slices: list[nn.ParameterDict] = nn.ModuleList()  # type: ignore[assignment]
+        self.register_buffer("used", torch.ones((), dtype=torch.long))
+
+    def fresh(self) -> dict[str, Tensor]:
+        """The next slice."""
+        raise NotImplementedError
+
+    def grow(self) -> None:
+        like = next(iter(self.parameters()), torch.empty(0)).detach()
+        self.slices.append(nn.ParameterDict({name: nn.Parameter(x.to(like)) for name, x in self.fresh().items()}))
+
+    def begin(self) -> None:
+        self.used.fill_(len(self.slices))
+
+    def end(self) -> None:
+        for part in self.slices:
+            part.requires_grad_(False)
+        self.grow()
+
+    def rows(self, name: str, used: int | None = None) -> Tensor:
+        """(layers, M, ...): a tensor of all slices that have a say (or of the first `used`), one after the other."""
+        return torch.cat([part[name] for part in itertools.islice(self.slices, used or int(self.used))], 1)
+
+
+class DualPrompts(Expanding):
+    """`general` rows for all sequences in the layers `shared`, and in the layers `own` an expert of `length` rows for
+    each experience: in training that of the experience, else the one whose key lies nearest to the query. Drawn from
+    U(-1, 1). The general rows learn in every experience."""
+
+    def __init__(self, shared: Sequence[int], own: Sequence[int], width: int, general: int = 6,
+                 length: int = 20) -> None:
+        super().__init__()
+        self.general = Prefix(shared, width, general)
+        self.own, self.length, self.width = list(own), length, width
+        self.grow()
+
+    def fresh(self) -> dict[str, Tensor]:
+        return {"key": torch.rand(1, 1, self.width) * 2 - 1,
+                "prompt": torch.rand(len(self.own), 1, self.length, self.width) * 2 - 1}
+
+    def forward(self, query: Tensor) -> dict[int, Tensor]:
+        cosines = F.normalize(query, dim=-1) @ F.normalize(self.rows("key")[0], dim=-1).T
+        chosen = torch.full_like(cosines[:, 0], int(self.used) - 1, dtype=torch.long) if self.training else \
+            cosines.argmax(1)
+        self.match = cosines.gather(1, chosen[:, None])[:, 0]
+        experts = self.rows("prompt")[:, chosen]
+        return self.general(query) | dict(zip(self.own, experts))
+
+
+class CodaPrompts(Expanding):
+    """In each of `layers` the sum over components of alpha_m P_m, with alpha_m = cos(query * A_m, K_m), of any sign.
+
+    components: that each experience adds; those of earlier ones are frozen and go on being summed. length: of P_m.
+    New components are drawn at right angles to all earlier ones and to each other, with length 1, so `width` is the
+    most that there can be. Everything is trained by the loss of the task alone; `penalty` is the mean of the squared
+    entries of P P' - 1, K K' - 1 and A A' - 1, summed over these and over layers.
+    """
+
+    def __init__(self, layers: Sequence[int], width: int, components: int = 10, length: int = 8) -> None:
+        super().__init__()
+        if components < 1:
+            raise SegueError(f"{components} components make no prompt: give 1 or more")
+        self.layers, self.width, self.components, self.length = list(layers), width, components, length
+        self.grow()
+
+    def fresh(self) -> dict[str, Tensor]:
+        shapes = {"prompt": (self.length, self.width), "key": (self.width,), "attention": (self.width,)}
+        made = {}
+        for name, shape in shapes.items():
+            earlier = [self.rows(name, len(self.slices))[layer].flatten(1).detach() if self.slices else None
+                       for layer in range(len(self.layers))]
+            made[name] = torch.stack([at_right_angles(self.components, shape, held) for held in earlier])
+        return made
+
+    def alphas(self, query: Tensor) -> Tensor:
+        """(layers, B, M) for queries (B, D)."""
+        return F.cosine_similarity(query[:, None] * self.rows("attention")[:, None], self.rows("key")[:, None], dim=-1)
+
+    def forward(self, query: Tensor) -> dict[int, Tensor]:
+        summed = torch.einsum("lbm,lmrd->lbrd", self.alphas(query), self.rows("prompt"))
+        return dict(zip(self.layers, summed))
+
+    def penalty(self) -> Tensor:
+        total = []
+        for name in ("prompt", "key", "attention"):
+            rows = self.rows(name).flatten(2)
+            total.append((rows @ rows.mT - torch.eye(rows.shape[1]).to(rows)).square().mean((1, 2)).sum())
+        return torch.stack(total).sum()
+
+
+def at_right_angles(count: int, shape: Sequence[int], held: Tensor | None = None) -> Tensor:
+    """(count, *shape): random rows of length 1, at right angles to each other and to the rows of `held` (M, N)."""
+    drawn = torch.randn(count, *shape).flatten(1)
+    held = drawn[:0] if held is None else held.to(drawn)
+    if (total := count + len(held)) > drawn.shape[1]:
+        raise SegueError(f"{total} components of {drawn.shape[1]} numbers cannot all stand at right angles: give fewer "
+                         "components an experience, or a wider model")
+    basis = torch.linalg.qr(torch.cat([held, drawn]).double().T).Q.T[len(held) :]
+    return basis.to(drawn).view(count, *shape)
+
+
+SOURCES: dict[str, type[Prompts]] = {"prefix": Prefix, "pools": Pools, "dual": DualPrompts, "coda": CodaPrompts}
+
+
+def keys_and_values(mixer: Attention, rows: Tensor) -> Source:
+    """Rows (B, L, D) as what an attention looks at: they take turns in being a key and a value, as they are."""
+    used = mixer.kv_heads * mixer.head_width
+    if rows.shape[1] % 2 or rows.shape[2] < used:
+        raise SegueError(f"a prompt of {rows.shape[1]} rows of {rows.shape[2]} features does not fit an attention of "
+                         f"keys of {used}: give an even number of rows, which take turns in being a key and a value")
+    k, v = (rows[:, first::2, :used].unflatten(-1, (-1, mixer.head_width)).transpose(1, 2) for first in (0, 1))
+    return Source(k, v, torch.full((len(rows),), k.shape[2], device=rows.device))
+
+
+def begun(stack: Stack, prompts: dict[int, Tensor], batch: int, history: int | None = None) -> State:
+    """The state of `batch` rows in which nothing was read but prompts, by layer. history: as of `init_state`; None: for
+    one pass over whole sequences, where only what a prompt sets is remembered."""
+    like = stack.embedding.weight.detach()
+    positions = torch.zeros(batch, dtype=torch.long, device=like.device)
+    state = State([{} for _ in stack.blocks], positions) if history is None else stack.init_state(batch, history)
+    for index, rows in prompts.items():
+        mixer = stack.blocks[index].mixer
+        if not rows.shape[1]:
+            continue
+        if isinstance(mixer, Attention):
+            state.layers[index] = {**state.layers[index], "given": keys_and_values(mixer, rows)}
+        elif mixer.causal:
+            state.layers[index] = parts = state.layers[index] or stack.blocks[index].parts(batch, like, 0)
+            stack.run_block(index, rows, ahead(rows), state)
+            for part in parts.values():
+                part.commit(None, None)
+    return state
+
+
+def ahead(rows: Tensor) -> Layout:
+    """Where the rows of a prompt stand: before position 0."""
+    return Layout.chain((rows.shape[0], rows.shape[1]),
+                        torch.full((len(rows),), -rows.shape[1], device=rows.device))
+
+
+class Prompted(nn.Module):
+    """A stack that is frozen, under prompts that learn.
+
+    backbone: any stack; of mixers that read both ways other than attention, each layer reads its prompt in front of the
+    sequence. prompts: see `SOURCES`.
+    The query is the mean of the hidden vectors that the backbone itself gives, without a prompt: over the elements that
+    the layout marks as prompt (`Batch.prompt`, `Batch.known`), where it marks any, else over the whole row.
+
+    As the backbone of a `Classifier` (`hidden`) the whole row may have its say, since what is asked stands at its end.
+    As a language model (calling it) only a marked beginning chooses; it is itself read without a prompt up to its last
+    element, so that no element is predicted by what it had a part in choosing. `primed` continues one.
+
+    centre, spread: (D,) what queries are taken less and over; `settle` measures them.
+    """
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, backbone: Stack, prompts: Prompts) -> None:
+        super().__init__()
+        self.config = backbone.config
+        self.backbone = backbone.requires_grad_(False)
+        self.prompts = prompts
+        self.register_buffer("centre", torch.zeros(self.config.width))
+        self.register_buffer("spread", torch.ones(self.config.width))
+        for layer in getattr(prompts, "layers", ()):
+            if not 0 <= layer < len(backbone.blocks):
+                raise SegueError(f"there is no layer {layer} to prompt: the last one is {len(backbone.blocks) - 1}")
+
+    def train(self, mode: bool = True) -> Prompted:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @torch.no_grad()
+    def plain(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """(B, T, D): what the backbone makes of it without a prompt."""
+        return self.backbone.hidden(tokens, layout)
+
+    def query(self, plain: Tensor, layout: Layout) -> Tensor:
+        """(B, D), see above."""
+        marked = plain.new_ones(plain.shape[1], 1) if layout.prompt is None else layout.prompt[..., None].to(plain)
+        return ((plain * marked).sum(-2) / marked.sum(-2).clamp(min=1) - self.centre) / self.spread
+
+    @torch.no_grad()
+    def settle(self, tokens: Tensor, layout: Layout) -> None:
+        """Take queries, from now on, less the mean of those of these rows and over their deviation. Mean hidden vectors
+        all point nearly the same way, and keys could not tell them apart; what a model was pre-trained on is known
+        before any experience, so that no query of an old one moves."""
+        self.centre.zero_()
+        self.spread.fill_(1)
+        spread, centre = torch.std_mean(self.query(self.plain(tokens, layout), layout), 0)
+        self.centre.copy_(centre)
+        self.spread.copy_(spread.clamp(min=1e-6))
+
+    def hidden(self, tokens: Tensor, layout: Layout) -> Tensor:
+        """(B, T) ids or (B, T, C) vectors -> (B, T, D), all under the prompt. Elements see what the query saw, later
+        ones included."""
+        if self.prompts.asks:
+            query = self.query(self.plain(tokens, layout), layout)
+        else:
+            query = self.backbone.embedding.weight.new_zeros(len(tokens), self.config.width)
+        return self.under(self.prompts(query), tokens, layout)
+
+    def under(self, prompts: dict[int, Tensor], tokens: Tensor, layout: Layout) -> Tensor:
+        """(B, T, D), under given prompts."""
+        stack = self.backbone
+        state = begun(stack, prompts, len(tokens))
+        x = stack.embed(tokens, layout.positions)
+        for index, block in enumerate(stack.blocks):
+            rows, mixer = prompts.get(index), block.mixer
+            if rows is not None and layout.starts is not None and mixer.causal and not isinstance(mixer, Attention):
+                raise SegueError(f"a prompt sets the state of '{self.config.mixers[index]}' once: give one document a "
+                                 "row")
+            if rows is None or mixer.causal or isinstance(mixer, Attention):
+                x = stack.run_block(index, x, layout, state)
+            else:
+                x = stack.run_block(index, torch.cat([rows, x], 1), in_front(rows, layout))[:, rows.shape[1] :]
+        return stack.finish(x, layout)
+
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
+        """A language model's scores (B, T, V); `layout` marks the beginning that chooses."""
+        layout = Layout.of(tokens) if layout is None else layout
+        if not self.prompts.asks:
+            hidden = self.hidden(tokens, layout)
+        elif layout.prompt is None:
+            raise SegueError("nothing says which elements may choose the prompts of a language model: mark the "
+                             "beginning of each row (Batch.prompt)")
+        else:
+            plain = self.plain(tokens, layout)
+            hidden = self.under(self.prompts(self.query(plain, layout)), tokens, layout)
+            last = F.pad(layout.prompt[:, 1:], (0, 1))  # is the next one still within the beginning?
+            hidden = torch.where((layout.prompt & last)[..., None], plain, hidden)
+        return Output(self.backbone.head(hidden), hidden)
+
+    @torch.no_grad()
+    def primed(self, prime: Sequence[int]) -> Primed:
+        """The language model under the prompts that `prime` chooses, fixed from then on. It reads the prime first."""
+        if not len(prime):
+            raise SegueError("a prime without elements chooses no prompts: give one or more")
+        tokens = torch.tensor([list(prime)], device=self.backbone.embedding.weight.device)
+        was, layout = self.training, Layout.of(tokens)
+        self.eval()
+        prompts = self.prompts(self.query(self.plain(tokens, layout), layout))
+        self.train(was)
+        return Primed(self.backbone, prompts)
+
+
+class Primed:
+    """A stack whose every state begins with the same prompts, by layer (1, L, D) each. Decodable."""
+
+    def __init__(self, stack: Stack, prompts: dict[int, Tensor]) -> None:
+        self.stack, self.prompts = stack, prompts
+
+    @property
+    def vocabulary(self) -> int:
+        return self.stack.vocabulary
+
+    @property
+    def path(self) -> str:
+        return f"{self.stack.path}, prompted"
+
+    @torch.no_grad()
+    def init_state(self, batch: int, history: int = 0) -> State:
+        prompts = {layer: rows.expand(batch, -1, -1) for layer, rows in self.prompts.items()}
+        return begun(self.stack, prompts, batch, history)
+
+    def extend(self, tokens: Tensor, state: Any, parents: Tensor | None = None, at: Tensor | None = None,
+               starts: Tensor | None = None) -> Output:
+        return self.stack.extend(tokens, state, parents, at, starts)
+
+
+def in_front(rows: Tensor, layout: Layout) -> Layout:
+    """Of a prompt's rows (B, L, D) and then the nodes of `layout`, as one chain."""
+    if layout.grid is not None:
+        raise SegueError("elements on a grid have no front where a prompt could stand: give them as one sequence")
+    size = rows.shape[1]
+    positions = torch.cat([ahead(rows).positions, layout.positions.expand(len(rows), -1)], 1)
+    starts = None if layout.starts is None else F.pad(layout.starts, (size, 0))
+    return Layout(positions, None, starts)

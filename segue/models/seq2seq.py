@@ -195,9 +195,9 @@ class EncoderDecoder(Foldered):
         if (encoder.vocabulary, encoder.width) != (decoder.vocabulary, decoder.width):
             raise SegueError(f"an encoder of {encoder.vocabulary} ids at width {encoder.width} and a decoder of "
                              f"{decoder.vocabulary} at {decoder.width} do not fit: both must be equal")
-        if any(each.inputs or each.pool for each in (encoder, decoder)) or encoder.cross is not None:
+        if any(each.inputs or each.pool or each.tables for each in (encoder, decoder)) or encoder.cross is not None:
             raise SegueError("an encoder-decoder reads ids and pools nothing, and its encoder has no cross-attention: "
-                             "leave inputs, pool and the encoder's cross out")
+                             "leave inputs, tables, pool and the encoder's cross out")
         self.config = replace(config, encoder=encoder, decoder=decoder)
         self.encoder, self.decoder = Stack(encoder), Stack(decoder)
         if config.shared:
@@ -235,9 +235,13 @@ class EncoderDecoder(Foldered):
         """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
         return encode(self.encoder, source, lengths)
 
+    def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
+        """(B, M, D): what the decoder looks at of a source, as `encode` takes it; of the M the first `lengths`."""
+        return self.encode(source, lengths)
+
     def _read(self, prompts: Prompts, state: Reading | None = None) -> Tensor:
         """(B, N, D), zero at the source and at padding."""
-        encoded = self.encode(prompts.source, prompts.lengths)
+        encoded = self.memory(prompts.source, prompts.lengths)
         positions = prompts.node if self.config.restart else prompts.layout.positions
         layout = Layout(positions, source=(encoded, prompts.lengths))
         return prompts.spread(self.decoder.hidden(prompts.target, layout, state))

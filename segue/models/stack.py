@@ -88,6 +88,9 @@ class StackConfig:
         (BERT, Devlin et al. 2019; BERT4Rec). The hidden vectors that the stack gives are those behind it.
     pool: "mean" reads the head off the mean of the document's hidden vectors so far instead of the last one: at its
         last element that is the mean of them all, as a classifier wants it. "" (default) pools nothing.
+    tables: further embeddings, by name the number of their rows. Elements are then (B, T, 1 + tables) long, an id and a
+        row of each table; what they name is summed, with positions where they are learned, before `embed_norm`
+        (Recformer: Li et al. 2023, arXiv 2305.13731: word, position, sort of token, place of the item).
     cross: keyword arguments of a cross-attention in each block, between mixer and channel mixer, to the source that the
         layout brings (see `segue.models.seq2seq`); the id behind the vocabulary then begins a text. None (default): no.
     """
@@ -112,6 +115,7 @@ class StackConfig:
     shared: bool = False
     post_norm: bool = False
     transform: bool = False
+    tables: dict[str, int] = field(default_factory=dict)
     cross: dict[str, Any] | None = None
 
     @property
@@ -219,6 +223,11 @@ def running_mean(x: Tensor, layout: Layout) -> Tensor:
     return (total / count[..., None]).to(x.dtype)
 
 
+def carries(model: Any) -> bool:
+    """Whether the whole past of a document fits in the model's state."""
+    return isinstance(model, Stack) and all(block.mixer.constant_state for block in model.blocks)
+
+
 class Reads(Protocol):
     """What `Forms` are made of: hidden vectors, and the head that scores them."""
 
@@ -267,6 +276,9 @@ class Stack(Forms, nn.Module):
                              "'' or 'mean', and a model of real vectors has an untied head")
         if config.parallel and config.post_norm:
             raise SegueError("parallel branches read one normed input: leave parallel or post_norm out")
+        if config.tables and (config.inputs or config.cross is not None or min(config.tables.values()) < 1):
+            raise SegueError(f"tables {config.tables} stand beside an embedding of ids, with rows in each: leave "
+                             "inputs and cross out")
         if config.cross is not None and (config.parallel or config.inputs):
             raise SegueError("cross-attention stands between mixer and channel mixer, in a model of ids: leave "
                              "parallel and inputs out")
@@ -276,6 +288,8 @@ class Stack(Forms, nn.Module):
         self.begin_embedding = nn.Parameter(torch.empty(config.width)) if config.cross is not None else None
         self.position_embedding = nn.Embedding(config.learned_positions, config.width) \
             if config.learned_positions else None
+        tables = nn.ModuleList(nn.Embedding(rows, config.width) for rows in config.tables.values())
+        self.tables: list[nn.Embedding] = tables  # type: ignore[assignment]
         self.embed_norm = make_norm(config) if config.embed_norm else None
         blocks: list[Block] = []
         for index, name in enumerate(config.mixers):
@@ -293,7 +307,7 @@ class Stack(Forms, nn.Module):
 
     def reset_parameters(self) -> None:
         """Embeddings of deviation 0.02; branches that write to the residual stream are scaled down by its length."""
-        for table in (self.embedding, self.position_embedding):
+        for table in (self.embedding, self.position_embedding, *self.tables):
             if isinstance(table, nn.Embedding):
                 nn.init.normal_(table.weight, std=0.02)
         if self.begin_embedding is not None:
@@ -325,6 +339,11 @@ class Stack(Forms, nn.Module):
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         eager = not torch.compiler.is_compiling()
+        if self.config.tables and tokens.shape[2:] != (1 + len(self.config.tables),):
+            raise SegueError(f"elements of this model are an id and a row of each of the tables "
+                             f"{', '.join(self.config.tables)}, not {tuple(tokens.shape[2:])} numbers")
+        beside = tokens[..., 1:].unbind(-1) if self.config.tables else ()
+        tokens = tokens[..., 0] if self.config.tables else tokens
         soft = tokens.is_floating_point() and not self.config.inputs
         if eager and tokens.device.type == "cpu" and not self.config.inputs and not soft:
             check_tokens(tokens, self.config.vocabulary + (self.begin_embedding is not None))
@@ -341,6 +360,10 @@ class Stack(Forms, nn.Module):
                 raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of "
                                  "this model: give a shorter prompt or ask for fewer tokens")
             x = x + self.position_embedding(positions)
+        for table, index in zip(self.tables, beside):
+            if eager and index.device.type == "cpu":
+                check_tokens(index, table.num_embeddings)
+            x = x + table(index)
         return self.drop(x if self.embed_norm is None else self.embed_norm(x))
 
     def run_block(self, index: int, x: Tensor, layout: Layout, state: State | None = None) -> Tensor:
@@ -362,16 +385,16 @@ class Stack(Forms, nn.Module):
         return x if self.transform is None else self.transform(x)
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
-        """(B, N), (B, N, V) rows of weights of ids, or (B, N, C) real vectors -> (B, N, D) after the last norm, pooled
-        where the config says so."""
+        """(B, N), (B, N, V) rows of weights of ids, (B, N, C) real vectors, or (B, N, 1 + tables) long -> (B, N, D)
+        after the last norm, pooled where the config says so."""
         x = self.embed(tokens, layout.positions)
         for index in range(len(self.blocks)):
             x = self.run_block(index, x, layout, state)
         return self.finish(x, layout)
 
     def init_state(self, batch: int, history: int = 0) -> State:
-        if self.config.pool or self.config.inputs:
-            raise SegueError("this model reads whole sequences (pool, or real inputs): it cannot continue them")
+        if self.config.pool or self.config.inputs or self.config.tables:
+            raise SegueError("this model reads whole sequences (pool, tables or real inputs): it cannot continue them")
         for name, block in zip(self.config.mixers, self.blocks):
             if not block.mixer.causal:
                 raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.classes import ClassLoss, ProxyReplay
-from segue.objectives.contrastive import SupCon, asked, supcon
+from segue.objectives.contrastive import AllItems, InBatch, SupCon, asked, in_batch, supcon
 from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.events import EventLikelihood
 from segue.objectives.grouped import GroupedClasses
+from segue.objectives.marginal import MarginalLetters
 from segue.objectives.masked import Cloze, MaskedElements
 from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
 from segue.objectives.order import OrderSearch
+from segue.objectives.regression import SquaredError
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
-# is that of a whole batch, ProxyReplay and SupCon, which compare its rows, and DraftHeadsLoss, ClassLoss and
-# EventLikelihood, which teach draft heads, classifiers and point processes alone.
+# is that of a whole batch, ProxyReplay, SupCon and InBatch, which compare its rows, and AllItems, DraftHeadsLoss,
+# ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes alone, and SquaredError, of
+# numbers.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -37,6 +42,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "occupancy": OccupancyMatching,
     "rollout-unlikelihood": RolloutUnlikelihood,
     "order-search": OrderSearch,
+    "marginal": MarginalLetters,
 }
 
 # Those that teach a stack which reads both ways from sequences alone, with the chance of a whole batch.
@@ -44,10 +50,11 @@ ANY_ORDER: dict[str, type[Objective]] = {"diffusion": MaskedDiffusion}
 BOTH_WAYS = ("cloze", *ANY_ORDER)  # all that do, by names for `fit`: cloze goes on, by a mask at the end
 
 
-def objective_named(name: str, eos: int | None = None, known: Sequence[int] = ()) -> Objective:
+def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np.ndarray] | None = None,
+                    known: Sequence[int] = ()) -> Objective:
     """An objective that needs nothing but sequences, to teach a model that continues them, or one that writes in any
-    order. eos: the id that ends one, for objectives that look at ends. known: ids that are never hidden, for those in
-    any order."""
+    order. eos: the id that ends one, for objectives that look at ends. spelling: gives the letters of the tokens
+    (`Codec.spelling`), for those that look at letters. known: ids that are never hidden, for those in any order."""
     if name in ANY_ORDER:
         return ANY_ORDER[name](known=known)  # type: ignore[call-arg]
     if known:
@@ -62,11 +69,15 @@ def objective_named(name: str, eos: int | None = None, known: Sequence[int] = ()
     if getattr(kind, "in_place", False):
         raise SegueError(f"objective '{name}' teaches models that read both ways to fill in what is hidden, and those "
                          "cannot continue a sequence: give it in Python, to segue.training.learn, or take diffusion")
-    return kind(**({"eos": eos} if "eos" in parameters else {}))
+    given: dict[str, Any] = {"eos": eos} if "eos" in parameters else {}
+    if "spelling" in parameters and spelling is not None:
+        given["spelling"] = spelling()
+    return kind(**given)
 
 
-__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "Batch", "ClassLoss", "Cloze", "DecayedRepetition", "Distillation",
-           "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "Loss", "MaskedDiffusion", "MaskedElements", "Mixed",
-           "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "ProxyReplay", "RolloutUnlikelihood",
-           "ScoreEntropy", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
-           "objective_named", "relation_distillation", "score_distillation", "supcon"]
+__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "DecayedRepetition",
+           "Distillation", "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "InBatch", "Loss", "MarginalLetters",
+           "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching",
+           "OrderSearch", "ProxyReplay", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion",
+           "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named",
+           "relation_distillation", "score_distillation", "supcon"]

@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss
 from segue.objectives.contrastive import asked, similarities
 
-AMONG = ("all", "seen", "batch")
+AMONG = ("all", "seen", "new", "batch")
 
 
 def see(model: nn.Module, labels: Tensor) -> None:
@@ -27,6 +27,8 @@ class ClassLoss:
 
     among: the classes that the softmax is over. "all": all that are allocated, so that those still to come are pushed
     away from the first step on (pre-allocated heads, SEQ*). "seen" (default): those that training has shown so far.
+    "new": those seen so far whose rows of the head are not frozen, so that what is learned now does not push away
+    what was learned before (masked past logits; `Prompting` and `Freeze` freeze the rows of an experience at its end).
     "batch": those of the batch alone, so that new rows do not push old classes away (ER-ACE, Caccia et al. 2022, for
     new and old rows alike); rows then do not add up.
     model: a classifier, or for "all" and "batch" any model with `hidden` and `head`.
@@ -42,7 +44,10 @@ class ClassLoss:
         see(model, labels)
         scores = model.head(features)  # type: ignore[operator]
         if self.among != "all":
-            allowed: Any = model.seen if self.among == "seen" else log_counts(labels, scores).isfinite()
+            allowed: Any = log_counts(labels, scores).isfinite() if self.among == "batch" else model.seen
+            if self.among == "new":
+                head: Any = model.head
+                allowed = allowed & ~head.frozen
             scores = scores.masked_fill(~allowed, -math.inf)
         total = F.cross_entropy(scores, labels, reduction="sum")
         return Loss(total, {"nats": total.detach()}, batch.count)

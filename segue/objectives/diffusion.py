@@ -160,3 +160,24 @@ def any_order(predict: Predict, clean: Tensor, asked: Tensor, mask: int, draws: 
         nats = -logs.gather(2, clean.clamp(max=mask - 1)[..., None])[..., 0].double()
         total += weight * torch.where(hidden, nats, 0.0).sum(1)
     return total
+
+
+@torch.no_grad()
+def exact_law(predict: Predict, elements: int, length: int, mask: int, rows: int = 1 << 14) -> Tensor:
+    """(elements,) * length float64: the chance of every sequence so long, if masks are lifted one by one in any order:
+    the law of masked diffusion in the limit of many steps (see `first_hitting`). For short sequences: the model reads
+    all (elements + 1)^length that are partly masked, so many `rows` at a time."""
+    states = torch.cartesian_prod(*[torch.arange(elements + 1)] * length).view(-1, length)
+    ids = torch.where(states == elements, mask, states)
+    masked = (states == elements).sum(1)
+    law = torch.zeros(len(states), dtype=torch.float64)
+    law[-1] = 1.0  # all masked
+    weights = (elements + 1) ** torch.arange(length - 1, -1, -1)
+    for left in range(length, 0, -1):
+        for part in (masked == left).nonzero()[:, 0].split(rows):
+            log_p = predict(ids[part], torch.full((len(part),), left / length, dtype=torch.float64))
+            chances = law[part, None, None] * log_p[..., :elements].double().exp() / left
+            row, place = (states[part] == elements).nonzero(as_tuple=True)
+            after = part[row, None] + (torch.arange(elements) - elements) * weights[place, None]
+            law.index_add_(0, after.flatten(), chances[row, place].flatten())
+    return law.view((elements + 1,) * length)[(slice(elements),) * length]

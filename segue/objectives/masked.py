@@ -116,19 +116,41 @@ class EitherMask:
         return found[drawn.to(asked.device), torch.arange(len(asked), device=asked.device)]
 
 
+WORD = "word"  # the channel that numbers the words of which elements are pieces
+
+
+def whole_words(policy: MaskPolicy, asked: Tensor, words: Tensor, generator: torch.Generator | None = None,
+                elements: Tensor | None = None) -> Tensor:
+    """What a policy hides of words (B, T), numbers that stay the same along a word, with all pieces of each: it chooses
+    among their first pieces."""
+    before = F.pad(asked & True, (1, 0))[:, :-1] & (F.pad(words, (1, 0))[:, :-1] == words)
+    first = asked & ~before
+    hidden = policy(first, generator, elements)
+    latest = torch.where(first, torch.arange(words.shape[1], device=words.device), 0).cummax(1).values
+    return asked & hidden.gather(1, latest)
+
+
 def mask_some(batch: Batch, mask: int, policy: MaskPolicy = RandomMask(), generator: torch.Generator | None = None,
               unmasked: float = 0.2) -> Batch:
     """Hide some of the elements that `targets` names in place, (B, T), and ask for those (BERT: Devlin et al. 2019).
+
+    Where the batch has a channel "word" (B, T), whole words are hidden (`whole_words`). Of elements (B, T, 1 + tables)
+    the id is masked, and nothing else.
 
     mask: the id of a mask, behind all others. policy: which are hidden. unmasked: so large a share of them, each by
     chance, has no mask in its place, but one half a random element, and one half itself (0: always a mask, BERT4Rec).
     """
     asked = batch.targets >= 0
-    hidden = policy(asked, generator, batch.targets)
+    words = batch.channels.get(WORD)
+    hidden = policy(asked, generator, batch.targets) if words is None else \
+        whole_words(policy, asked, words, generator, batch.targets)
+    beside = batch.tokens.dim() == 3
+    ids = batch.tokens[..., 0] if beside else batch.tokens
     how = torch.rand(asked.shape, generator=generator, dtype=torch.float64).to(asked.device)
     random = torch.randint(mask, asked.shape, generator=generator).to(asked.device)
-    tokens = torch.where(how >= unmasked, mask, torch.where(how >= unmasked / 2, random, batch.tokens))
-    return replace(batch, tokens=torch.where(hidden, tokens, batch.tokens),
+    tokens = torch.where(how >= unmasked, mask, torch.where(how >= unmasked / 2, random, ids))
+    tokens = torch.where(hidden, tokens, ids)
+    return replace(batch, tokens=torch.cat([tokens[..., None], batch.tokens[..., 1:]], -1) if beside else tokens,
                    targets=batch.targets.masked_fill(~hidden, -1))
 
 

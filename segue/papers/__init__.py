@@ -41,7 +41,8 @@ PAPERS: dict[str, Paper] = {
          "analysis.ranking", "data.split (last)")),
     "bib": Paper(
         "Bidirectional Learning for Offline Model-based Biological Sequence Design (BIB)",
-        "2023, arXiv 2301.02931"),
+        "2023, arXiv 2301.02931", "bib",
+        ("design.offline", "design.oracles", "design.reports", "objectives.regression")),
     "bio-xlstm": Paper(
         "Bio-xLSTM: Generative modeling, representation and in-context learning of biological and chemical sequences",
         "2024, arXiv 2411.04165", "bio_xlstm", ("mixers.xlstm", "models.equivariant")),
@@ -52,21 +53,27 @@ PAPERS: dict[str, Paper] = {
          "models.classify")),
     "cl-llm-survey": Paper(
         "Continual Learning of Large Language Models: A Comprehensive Survey",
-        "2024, arXiv 2404.16789"),
+        "2024, arXiv 2404.16789", "cl_llm_survey",
+        ("models.adapters", "models.delta", "continual.lora", "continual.merge", "continual.metrics",
+         "training.recipe (SCHEDULES)")),
     "cl-thesis": Paper(
         "Continual Learning in Neural Networks", "2019, arXiv 1910.02718", "cl_thesis",
         ("continual.stream", "continual.importance", "continual.buffer", "continual.replay", "continual.compose",
          "continual.sparsity", "continual.experts", "models.perceptron")),
     "coda-prompt": Paper(
         "CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual Learning",
-        "2023, arXiv 2211.13218"),
+        "2023, arXiv 2211.13218", "coda_prompt",
+        ("models.prompts", "continual.prompting", "objectives.classes (new)", "mixers.attention (given)")),
     "code-ood-cl": Paper(
         "On the Usage of Continual Learning for Out-of-Distribution Generalization in Pre-trained Language Models "
         "of Code",
-        "2023, arXiv 2305.04106"),
+        "2023, arXiv 2305.04106", "code_ood_cl",
+        ("continual.rwalk", "continual.stream (domain_incremental, cumulative)", "continual.metrics",
+         "analysis.calls")),
     "continual-few-shot": Paper(
         "Expanding continual few-shot learning benchmarks to include recognition of specific instances",
-        "2022, arXiv 2209.07863"),
+        "2022, arXiv 2209.07863", "continual_few_shot",
+        ("continual.episodes", "continual.inner", "continual.buffer (Recent)", "models.classify")),
     "cot-expressivity": Paper(
         "The Expressive Power of Transformers with Chain of Thought",
         "2023, arXiv 2310.07923", "cot_expressivity",
@@ -90,7 +97,8 @@ PAPERS: dict[str, Paper] = {
         "2016, arXiv 1610.02424", "diverse_beam_search", ("decoding.search.diverse", "analysis.texts")),
     "drakes": Paper(
         "Fine-Tuning Discrete Diffusion Models via Reward Optimization (DRAKES)",
-        "2024, arXiv 2410.13643"),
+        "2024, arXiv 2410.13643", "drakes",
+        ("design.rewards", "design.steering", "design.oracles", "objectives.diffusion.exact_law")),
     "faster-lighter": Paper(
         "A Practical Survey on Faster and Lighter Transformers", "2021, arXiv 2103.14636", "faster_lighter",
         ("mixers.rules.Sparse", "mixers.attention (span)", "mixers.linformer", "mixers.reformer",
@@ -99,7 +107,10 @@ PAPERS: dict[str, Paper] = {
         "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
         "2024, arXiv 2412.07752", "flashrnn", ("kernels.rnn", "kernels.tiles", "mixers.xlstm")),
     "gamegen-x": Paper("GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769"),
-    "generator": Paper("GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272"),
+    "generator": Paper(
+        "GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272", "generator",
+        ("kinds.codecs (KmerCodec)", "kinds.nucleotides", "models.spelling", "objectives.marginal",
+         "analysis.variants", "analysis.metrics (recovery)")),
     "gsm-plus-plus": Paper(
         "Best of Both Worlds: Advantages of Hybrid Graph Sequence Models (GSM, GSM++)",
         "2024, arXiv 2411.15671"),
@@ -120,10 +131,11 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2407.09941", "hydra_mixers", ("mixers.hydra", "mixers.matrix", "mixers.convolution")),
     "hypernetworks": Paper(
         "Continual Learning with Dependency Preserving Hypernetworks",
-        "2022, arXiv 2209.07712"),
+        "2022, arXiv 2209.07712", "hypernetworks", ("models.hypernetwork", "continual.hypernetwork")),
     "icl-functions": Paper(
         "Can Transformers Learn Sequential Function Classes In Context?",
-        "2023, arXiv 2312.12655"),
+        "2023, arXiv 2312.12655", "icl_functions",
+        ("tasks.functions", "objectives.regression", "analysis.curves")),
     "just-read-twice": Paper(
         "Just read twice: closing the recall gap for recurrent language models",
         "2024, arXiv 2407.05483", "just_read_twice", ("mixers.jrt", "kernels.linear", "tasks.sets")),
@@ -146,7 +158,8 @@ PAPERS: dict[str, Paper] = {
         "Combining Recurrent, Convolutional, and Continuous-time Models with Linear State-Space Layers, LSSL",
         "2021, arXiv 2110.13985", "lssl",
         ("mixers.lssl", "mixers.hippo", "mixers.ssm.resample")),
-    "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444"),
+    "magic-word": Paper("What's the Magic Word? A Control Theory of LLM Prompting", "2023, arXiv 2310.04444",
+                        "magic_word", ("analysis.control",)),
     "making-the-most": Paper(
         "Making the Most of your Model: Methods for Finetuning and Applying Pretrained Transformers",
         "2024, arXiv 2408.16241", "making_the_most",
@@ -182,7 +195,8 @@ PAPERS: dict[str, Paper] = {
          "analysis.blanks")),
     "playlists": Paper(
         "Representation, Exploration and Recommendation of Music Playlists",
-        "2019, arXiv 1907.01098"),
+        "2019, arXiv 1907.01098", "playlists",
+        ("models.autoencoder", "models.sif", "analysis.embedding", "analysis.probes", "analysis.index", "verbs.embed")),
     "pointer-networks": Paper(
         "Pointer Networks", "2015, arXiv 1506.03134", "pointer_networks",
         ("models.pointer", "tasks.geometry", "decoding.constrain.EachOnce")),
@@ -193,13 +207,17 @@ PAPERS: dict[str, Paper] = {
          "training.timed")),
     "recformer": Paper(
         "Text Is All You Need: Learning Language Representations for Sequential Recommendation (Recformer)",
-        "2023, arXiv 2305.13731"),
+        "2023, arXiv 2305.13731", "recformer",
+        ("kinds.items", "models.stack (tables)", "mixers.attention (global_projections)",
+         "objectives.contrastive (InBatch, AllItems)", "objectives.masked (whole_words)", "analysis.items",
+         "training.two_stage")),
     "recurrent-gpt": Paper(
         "RecurrentGPT: Interactive Generation of (Arbitrarily) Long Text",
         "2023, arXiv 2305.13304"),
     "restriction-site": Paper(
         "Machine learning applications to DNA subsequence and restriction site analysis",
-        "2020, arXiv 2011.03544"),
+        "2020, arXiv 2011.03544", "restriction_site",
+        ("kinds.nucleotides", "analysis.restriction", "analysis.binary", "models.estimators", "models.motifs")),
     "rnn-review": Paper(
         "A Critical Review of Recurrent Neural Networks for Sequence Learning",
         "2015, arXiv 1506.00019", "rnn_review",
@@ -230,7 +248,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2406.06581", "set_based_prompting", ("decoding.prompt",)),
     "sharp": Paper(
         "SHARP: Sparsity and Hidden Activation RePlay for Neuro-Inspired Continual Learning",
-        "2023, arXiv 2305.18563"),
+        "2023, arXiv 2305.18563", "sharp",
+        ("models.sparse", "continual.sharp", "continual.buffer (Recent, quantised)", "objectives.contrastive",
+         "models.classify")),
     "skipdecode": Paper(
         "SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
         "2023, arXiv 2307.02628", "skipdecode",
@@ -246,7 +266,8 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2212.04092"),
     "successor-heads": Paper(
         "Successor Heads: Recurring, Interpretable Attention Heads In The Wild",
-        "2023, arXiv 2312.09230"),
+        "2023, arXiv 2312.09230", "successor_heads",
+        ("analysis.circuits", "analysis.features", "analysis.probes (shuffled_probe)", "verbs.look")),
     "theme-transformer": Paper(
         "Theme Transformer: Symbolic Music Generation with Theme-Conditioned Transformer",
         "2021, arXiv 2111.04093"),

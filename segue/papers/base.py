@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from segue.cells import Cells
 from segue.errors import SegueError
 from segue.files import write_json, write_picture
-from segue.progress import progress
+from segue.progress import Shown, progress
 from segue.training.recipe import cores, machine
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Claim:
 
 
 @dataclass
-class Report:
+class Report(Shown):
     """What a run found. `verdict` is None at smoke scale, which only shows that everything is wired."""
 
     slug: str

@@ -21,7 +21,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from segue.decoding.continuation import Stops, Telling, begins_with_blank, prime_object, prime_tokens, sayable
+from segue.decoding.continuation import (
+    Stops,
+    Telling,
+    lead_of,
+    open_prompt,
+    prime_object,
+    prime_tokens,
+    sayable,
+    until_of,
+)
+from segue.decoding.healing import Healing, spelling
+from segue.decoding.prompt import OpenPrompt
 from segue.decoding.sampling import Leaning, Processor, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec, Kind
@@ -114,21 +125,24 @@ class Answering:
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         self.stops = Stops(stops, codec) if stops else None
         self.prompts = self._prompts(body.prompt)
+        lead = lead_of(codec, engine.model)
+        self.leads: list[bytes | str] = [getattr(prompt, "rest", lead) for prompt in self.prompts]
         seed = secrets.randbits(63) if body.seed is None else body.seed
         bias = {token: value for token, value in (body.logit_bias or {}).items() if value}
         if any(not 0 <= token < engine.model.vocabulary for token in bias):
             raise Refused(400, "logit_bias names a token outside the vocabulary", "logit_bias")
         leaning = Leaning(tuple(bias.items()), body.frequency_penalty or 0.0, body.presence_penalty or 0.0)
-        processors = (*processors, *sayable(codec), *(() if leaning == Leaning() else (leaning,)))
+        healing = (Healing(spelling(codec)),) if any(isinstance(one, OpenPrompt) for one in self.prompts) else ()
+        processors = (*processors, *sayable(codec), *(() if leaning == Leaning() else (leaning,)), *healing)
         sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k, body.top_p or 1.0,
                             body.min_p, repetition_penalty=body.repetition_penalty, processors=processors)
         n = 16 if body.max_tokens is None else body.max_tokens
         if n == 0 and not body.echo:
             raise Refused(400, "max_tokens must be at least 1, or echo the prompt", "max_tokens")
         told = n == 0 or (bool(body.echo) and body.logprobs is not None)
-        until = None if self.stops is None else self.stops.until
-        self.tickets = [Ticket(Request(prompt, n, sampling, eos, self.n, seed, body.logprobs, told, until),
-                               self._deliver(place)) for place, prompt in enumerate(self.prompts)]
+        self.tickets = [Ticket(Request(prompt, n + getattr(prompt, "taken", 0), sampling, eos, self.n, seed,
+                                       body.logprobs, told, until_of(self.stops, len(lead))), self._deliver(place))
+                        for place, (prompt, lead) in enumerate(zip(self.prompts, self.leads))]
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
         many = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
@@ -138,6 +152,8 @@ class Answering:
             if isinstance(one, str):
                 prime = one if self.kind is None else prime_object(self.kind, one, self.codec)
                 ids = list(prime_tokens(self.codec, prime, model))
+                if begin_of(model) is None and not self.body.echo and self.body.logprobs is None:
+                    ids = open_prompt(self.codec, ids)  # else tokens are told one by one, and these are not the text's
             else:
                 ids = list(one)
             if (begin := begin_of(model)) is not None:
@@ -176,8 +192,7 @@ class Answering:
 
     async def choices(self) -> AsyncIterator[dict[str, Any]]:
         """What becomes certain of each choice, as OpenAI puts it: text, logprobs, finish_reason."""
-        blank = begins_with_blank(self.codec, self.engine.model)
-        tellings = [Telling(self.codec, self.stops, blank) for _ in range(len(self.prompts) * self.n)]
+        tellings = [Telling(self.codec, self.stops, lead) for lead in self.leads for _ in range(self.n)]
         offsets = [0] * len(tellings)
         open_, echoed, self.said = len(tellings), set[int](), 0
         while open_:

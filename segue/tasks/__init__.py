@@ -4,7 +4,8 @@ heart, so accuracy on other lengths and seeds says what a model can do."""
 from __future__ import annotations
 
 from segue.tasks.automata import AUTOMATA, Scratchpad
-from segue.tasks.base import Task, read_twice
+from segue.tasks.base import Curriculum, Task, read_twice
+from segue.tasks.functions import FunctionTask
 from segue.tasks.geometry import GEOMETRY
 from segue.tasks.listops import LISTOPS
 from segue.tasks.recall import RECALL
@@ -12,4 +13,4 @@ from segue.tasks.sets import INTERSECTION
 
 TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, INTERSECTION, LISTOPS)}
 
-__all__ = ["GEOMETRY", "TASKS", "Scratchpad", "Task", "read_twice"]
+__all__ = ["GEOMETRY", "TASKS", "Curriculum", "FunctionTask", "Scratchpad", "Task", "read_twice"]

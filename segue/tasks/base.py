@@ -38,6 +38,19 @@ class Task:
         return self.draw(rows, length, torch.Generator().manual_seed(-1 - seed))
 
 
+@dataclass(frozen=True)
+class Curriculum:
+    """A size that grows while training: from `first` to `last`, `by` more every `every` steps."""
+
+    first: int
+    last: int
+    every: int
+    by: int = 1
+
+    def at(self, step: int) -> int:
+        return min(self.last, self.first + step // self.every * self.by)
+
+
 def read_twice(batch: Batch) -> Batch:
     """Every row twice, one reading after the other, with its answers asked for only in the second: a model of limited
     memory then knows at the second reading what the first one asked (Arora et al. 2024, arXiv 2407.05483)."""

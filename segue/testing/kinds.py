@@ -83,12 +83,12 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
             data = read(file, kind=kind.name, **options)
             assert [record.object for record in data] == [record.object for record in records]
             check_codec(data.codec(), [record.object for record in records[:50]])
-            written = Path(temporary) / f"written{number}{bare(file).suffix if kind.storage == 'bytes' else '.txt'}"
-            objects = [record.object for record in records[: 1 if kind.storage == "bytes" else 20]]
+            written = Path(temporary) / f"written{number}{'.txt' if kind.several else bare(file).suffix}"
+            objects = [record.object for record in records[: 20 if kind.several else 1]]
             kind.write(objects, written)
             back = [record.object for record in kind.read(written)]
             assert back == objects or form is bytes, "what was written is read differently"
-            if form is not bytes:
+            if kind.several:
                 kind.write([Record(each, name=f"record{i}") for i, each in enumerate(objects)], written)
                 back = [record.object for record in kind.read(written)]
                 assert back == objects, "what was written as records is read differently"

@@ -8,6 +8,7 @@ no mask.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -74,11 +75,15 @@ class Batches:
 
     `batches(step)` -> Batch, always the same for the same step and seed. One epoch shows every element once (a few
     twice, where windows overlap at the end of a document). packing: several short documents to a row; False gives each
-    a row of its own, for models that cannot reset inside a sequence.
+    a row of its own, for models that cannot reset inside a sequence. vary: called with the ids of each window and each
+    short document, the last target included, and random numbers; gives as many ids to learn from in their place (see
+    `segue.kinds.nucleotides.variation`). Side channels stay as they are.
     """
 
-    def __init__(self, store: Store, context: int, rows: int, seed: int = 0, packing: bool = True) -> None:
+    def __init__(self, store: Store, context: int, rows: int, seed: int = 0, packing: bool = True,
+                 vary: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None) -> None:
         self.store, self.context, self.rows, self.seed, self.packing = store, context, rows, seed, packing
+        self.vary = vary
         offsets = np.asarray(store.offsets)
         predicted = np.diff(offsets) - 1
         if not (predicted > 0).any():
@@ -149,20 +154,28 @@ class Batches:
         starts = np.zeros(at.shape, dtype=bool)
         plain = chosen >= 0
         at[plain] = epoch.windows[chosen[plain], None] + np.arange(self.context)
+        parts = [(row, 0, self.context) for row in np.flatnonzero(plain)]  # rows, or documents in them
         for row in np.flatnonzero(~plain):
             cursor = 0
             for document in epoch.packed[-1 - chosen[row]]:
                 length = int(self.predicted[document])
                 at[row, cursor : cursor + length] = self.offsets[document] + np.arange(length)
                 starts[row, cursor] = cursor > 0
+                parts.append((row, cursor, cursor + length))
                 cursor += length
             live[row, cursor:] = False
             starts[row, cursor : cursor + 1] = self.packing  # the padding is a document of its own
-        tokens = torch.from_numpy(self.store.tokens[at].astype(np.int64))
-        targets = torch.from_numpy(np.where(live, self.store.tokens[at + live].astype(np.int64), -1))
+        tokens = self.store.tokens[at].astype(np.int64)
+        targets = np.where(live, self.store.tokens[at + live].astype(np.int64), -1)
+        if self.vary is not None:
+            draw = np.random.default_rng([self.seed, number, index])
+            for row, begin, end in parts:
+                ids = self.vary(np.append(tokens[row, begin:end], targets[row, end - 1]), draw)
+                tokens[row, begin:end], targets[row, begin:end] = ids[:-1], ids[1:]
         channels = {name: torch.from_numpy(np.ascontiguousarray(values[at])) for name, values in
                     self.store.channels.items()}
-        return Batch(tokens, targets, torch.from_numpy(starts) if starts.any() else None, channels)
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(targets),
+                     torch.from_numpy(starts) if starts.any() else None, channels)
 
     def close(self) -> None:
         """End the thread that prepares batches."""

@@ -21,6 +21,7 @@ from segue.models import Stack
 from segue.models.base import Decodable, without
 from segue.objectives.diffusion import questions
 from segue.objectives.masked import isin, padding
+from segue.progress import Shown
 from segue.training.batches import Store
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Scored:
 
 
 @dataclass
-class Evaluation:
+class Evaluation(Shown):
     """unit: what a base unit is (byte, base, residue, event). bits_per_unit: with its 95% interval over documents.
     bits_per_element, perplexity: per token. top: share of elements among the k most probable. calibration_error:
     expected, between confidence and accuracy of the most probable element, over 15 bins. baselines: bits per unit.

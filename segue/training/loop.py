@@ -58,6 +58,7 @@ class Run:
         if isinstance(model, Stack):
             model.checkpointing = plan.checkpointing
         self.device = next(model.parameters()).device
+        self.strategy.prepare(self)
         self.optimiser = self.make_optimiser()
         self.step = 0
         self.loss = math.nan  # per element, of the last step

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from segue.models.adapters import LowRank
 from segue.models.classify import WeightHead
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -32,13 +33,15 @@ def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.f
 
 
 def groups_of(model: nn.Module, muon: bool) -> dict[str, dict[str, nn.Parameter]]:
-    """Parameters by how they are to be treated: "matrix", "table" (embeddings and heads), "vector", "state"."""
+    """Parameters by how they are to be treated: "matrix", "table" (embeddings and heads), "vector" (norms, biases and
+    what adapters are made of), "state"."""
     state_parameters = getattr(model, "state_parameters", list)
     state = {id(p) for p in state_parameters()}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = getattr(model, "head", None)
     if isinstance(head, nn.Linear | WeightHead):
         tables.add(id(head.weight))
+    worn = {id(p) for m in model.modules() if isinstance(m, LowRank) for p in m.parameters()}
     groups: dict[str, dict[str, nn.Parameter]] = {"matrix": {}, "weight": {}, "table": {}, "vector": {}, "state": {}}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -47,7 +50,7 @@ def groups_of(model: nn.Module, muon: bool) -> dict[str, dict[str, nn.Parameter]
             groups["state"][name] = parameter
         elif id(parameter) in tables:
             groups["table"][name] = parameter
-        elif parameter.dim() == 2 and min(parameter.shape) > 4:
+        elif parameter.dim() == 2 and id(parameter) not in worn and min(parameter.shape) > 4:
             groups["matrix" if muon else "weight"][name] = parameter
         else:
             groups["vector"][name] = parameter

@@ -23,8 +23,9 @@ class Plan:
     rows: rows a step. accumulate: parts a step's rows are cut in, to save memory. steps: optimiser steps. muon:
     matrices by Muon instead of AdamW. sgd: all by gradient descent without momentum instead of either. rate: learning
     rate of matrices; table_rate, vector_rate, state_rate: of embeddings and head, of norms and biases, of the mixers'
-    state parameters. warmup, cooldown: fractions of the steps in which the rates rise from and fall to zero (cooldown
-    1: all the way after the warm-up). decay: weight decay of matrices. clip: bound of the gradient's norm (0: none).
+    state parameters. schedule: a name in SCHEDULES, how the rates go. warmup, cooldown: fractions of
+    the steps in which they rise from zero and fall (cooldown 1: all the way after the warm-up). floor: what they fall
+    to, as a part of the full rates. decay: weight decay of matrices. clip: bound of the gradient's norm (0: none).
     dropout. ema: decay of the averaged weights that are kept instead (0: none). precision: "float32" or "bfloat16"
     (products only). threads: of the CPU. patience: stop when so many held-out measurements in a row are no better than
     the best (0: never). measure: how often the held-out score is measured, in all. shared: layers of one name are one
@@ -32,7 +33,8 @@ class Plan:
     time. prune: part of the matrices' weights that ends at zero (see `segue.training.pruning`). teacher: folder of a
     fitted model whose predictions are learned too, with its codec; distil: their part of the loss. objective: a name
     (see `objective_named`); where it is one of `BOTH_WAYS`, the mixers read both ways, and the mask is one id more.
-    known: ids that are never hidden (see `MaskedDiffusion`). options: of mixers, by name.
+    known: ids that are never hidden (see `MaskedDiffusion`). strands: rows of DNA or RNA are read from either strand,
+    by chance. options: of mixers, by name.
     """
 
     vocabulary: int
@@ -55,8 +57,10 @@ class Plan:
     table_rate: float = 0.01
     vector_rate: float = 0.01
     state_rate: float = 0.002
+    schedule: str = "linear"
     warmup: float = 0.02
     cooldown: float = 1.0
+    floor: float = 0.0
     decay: float = 0.05
     clip: float = 1.0
     dropout: float = 0.0
@@ -71,6 +75,7 @@ class Plan:
     prune: float = 0.0
     teacher: str = ""
     distil: float = 0.5
+    strands: bool = False
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     objective: str = "next"
     known: list[int] = field(default_factory=list)
@@ -98,6 +103,8 @@ class Plan:
                     raise SegueError(f"{name} must be {words}, not {value}")
         if plan.threads > (most := os.cpu_count() or 1) and "threads" in choices:
             raise SegueError(f"this machine has {most} cores: threads cannot be {plan.threads}")
+        if plan.schedule not in SCHEDULES:
+            raise SegueError(f"schedule '{plan.schedule}' is unknown: choose from {', '.join(SCHEDULES)}")
         if plan.precision not in ("float32", "bfloat16"):
             raise SegueError(f"precision '{plan.precision}' is unknown: choose float32 or bfloat16")
         return plan
@@ -107,10 +114,28 @@ class Plan:
         return self.rows * self.context
 
     def scale(self, step: int) -> float:
-        """The schedule at `step`: up linearly, level, down linearly to (nearly) zero at the last step."""
+        """The part of the full rates at `step`: up linearly, and then by the schedule."""
         rise = max(1.0, self.warmup * self.steps)
         fall = max(1.0, min(self.cooldown * self.steps, self.steps - rise))
-        return min(1.0, (step + 1) / rise, (self.steps - step) / fall)
+        left = SCHEDULES[self.schedule](step + 1 - rise, self.steps - step, fall)
+        return min((step + 1) / rise, self.floor + (1 - self.floor) * max(0.0, min(1.0, left)))
+
+
+def cosine(part: float) -> float:
+    """From 1 down to 0 while `part` goes from 0 to 1, and level before and behind."""
+    return 0.5 + 0.5 * math.cos(math.pi * max(0.0, min(1.0, part)))
+
+
+SCHEDULES: dict[str, Callable[[float, float, float], float]] = {
+    "linear": lambda since, left, fall: left / fall,
+    "cosine": lambda since, left, fall: cosine(1 - left / fall),
+    "infinite": lambda since, left, fall: cosine(since / fall),
+}
+"""(steps since the warm-up, steps left with this one, steps in which the rates fall) -> what is left of the rates above
+their floor. "linear": level, then down to the last step. "cosine": the same by half a cosine; with a floor of 0.1 that
+is how continual pre-training re-warms and re-decays (Ibrahim et al. 2024, arXiv 2403.08763). "infinite" (there too):
+down by half a cosine at once, then level at the floor; later runs go on there, by "linear" at that rate with warmup 0
+and cooldown 0, and only the run before a release has a cooldown again."""
 
 
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -119,7 +144,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (("rate", "table_rate", "vector_rate", "state_rate", "decay", "clip", "patience", "seed"),
      lambda value: 0 <= value < math.inf, "0 or more"),
     (("dropout", "ema", "prune"), lambda value: 0 <= value < 1, "a part of a whole, from 0 to below 1"),
-    (("warmup", "cooldown", "distil"), lambda value: 0 <= value <= 1, "a part of a whole, from 0 to 1"),
+    (("warmup", "cooldown", "distil", "floor"), lambda value: 0 <= value <= 1, "a part of a whole, from 0 to 1"),
 )
 """Entries of a plan, what holds for them, and that in words."""
 

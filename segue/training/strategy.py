@@ -22,6 +22,10 @@ class Strategy:
 
     name = "naive"
 
+    def prepare(self, run: Run) -> None:
+        """Once when the run is made, before its optimiser and before a checkpoint is read: what is to learn besides the
+        model's own parameters is put on the model here, and taken off in `after_experience`."""
+
     def before_experience(self, run: Run) -> None:
         """Once before the first step (again when a killed run is resumed, after `load_state`)."""
 

@@ -22,7 +22,7 @@ from segue.kinds import Codec
 from segue.models.classical import HMM, StateMerging, directly_follows
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor, SequencePredictor
-from segue.progress import progress
+from segue.progress import Shown, progress
 from segue.training.recipe import machine
 from segue.verbs.fit import fit
 from segue.verbs.fitted import as_data
@@ -54,7 +54,7 @@ class Result:
 
 
 @dataclass
-class Comparison:
+class Comparison(Shown):
     """Methods, best first, on the same held-out elements. unit: of `bits_per_unit`. classes: in the vocabulary."""
 
     results: list[Result]

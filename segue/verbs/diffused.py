@@ -117,6 +117,8 @@ class Diffused(Fitted):
         n = (256 if gap is None else 0) if n is None else n
         choices: dict[str, Any] = {"sampler": decoder or "first-hitting", "steps": steps, "seed": seed,
                                    "temperature": temperature}
+        units = n  # which words of bases are several of
+        n = -(-n // int(self.codec.weights().max())) if self.codec.counted else n
         passes, adds = 0, [list[int]() for _ in rows]
         if gap is not None:
             end = [self.codec.eos] if self.known and self.codec.eos is not None else []  # as it was always shown
@@ -141,6 +143,8 @@ class Diffused(Fitted):
                                   seconds={"total": time.perf_counter() - begin},
                                   remark=f"the entropy of what was drawn is {entropy:.2f} nats an element")
             answer.value, answer.whole = self.codec.decode(tokens), whole
+            if self.codec.counted and (over := self.codec.units(added) - units) > 0:
+                answer.value, answer.whole = answer.value[:-over], whole[:-over]
             answer.text = as_text(answer.value, between(self.codec))
             answer.writer = lambda value, path: self.kind.write([value], path)
             answers.append(answer)
@@ -153,7 +157,7 @@ class Diffused(Fitted):
         if prime is None or len(prime) == 0:
             return []
         if gap is None:
-            return self.codec.encode(prime_object(self.kind, prime, self.codec)).tolist()
+            return self.codec.prompt(prime_object(self.kind, prime, self.codec)).tolist()
         if isinstance(prime, (str, bytes)):
             sign = gap.encode() if isinstance(prime, bytes) and isinstance(gap, str) else gap
             if not isinstance(sign, type(prime)) or not sign:

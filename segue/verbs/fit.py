@@ -23,6 +23,7 @@ from segue.data import Data, TokenStore
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
 from segue.kinds import Codec, Kind
+from segue.kinds.nucleotides import variation
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
 from segue.models.cloze import ClozeModel
@@ -107,7 +108,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             if known is not None:
                 choices["known"] = known_ids(codec, known)
             train, held = (TokenStore.open(work / name) for name in ("train", "held"))
-            teaching = objective_named(objective, codec.eos, choices.get("known", ())) if teacher is None else \
+            vary = variation(codec, bool(choices.get("strands")))
+            teaching = objective_named(objective, codec.eos, codec.spelling, choices.get("known", ())) \
+                if teacher is None else \
                 Distillation(teacher.model, choices.get("distil", Plan.distil))
             parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
             given = {**choices, "objective": objective, "seed": seed, **({} if steps is None else {"steps": steps})}
@@ -119,7 +122,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
         with closing(Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed,
-                             model.resettable)) as batches:
+                             model.resettable, vary)) as batches:
             run = Run(model, batches, plan, objective=teaching, strategy=Prune(plan.prune) if plan.prune else None,
                       folder=None if folder is None else work, key=key_of(request), held_out=in_passing(held, plan),
                       save_seconds=save_seconds)

@@ -21,7 +21,9 @@ from segue.mixers import MIXERS
 from segue.models import Decodable, Stack, StackConfig
 from segue.models.cloze import ClozeModel
 from segue.models.depth import DepthSchedule, Scheduled
+from segue.models.stack import carries
 from segue.objectives import ANY_ORDER
+from segue.progress import Shown
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import (
     OURS,
@@ -46,13 +48,15 @@ if TYPE_CHECKING:
     from segue.decoding.rules import Rules
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
+    from segue.verbs.design import Designs
+    from segue.verbs.embed import Embeddings
     from segue.verbs.speed_up import SpeedUp
     from segue.verbs.update import Update
 
 FORMAT = "segue model 1"
 
 
-class Report:
+class Report(Shown):
     """What a fit did: plain values (`to_dict`), shown as a few lines."""
 
     def __init__(self, values: dict[str, Any]) -> None:
@@ -180,6 +184,18 @@ class Fitted:
 
         return speed_up(self, as_data(data, self.kind.name), minutes, **options)
 
+    def design(self, scores: Any, n: int = 100, **options: Any) -> Designs:
+        """Propose n new sequences from a table of measured ones; see `segue.verbs.design`."""
+        from segue.verbs.design import design
+
+        return design(self, scores, n, **options)
+
+    def embed(self, data: Any, pool: str = "", **options: Any) -> Embeddings:
+        """One vector for each sequence of `data` (a `Data`, paths or objects); see `segue.verbs.embed`."""
+        from segue.verbs.embed import embed
+
+        return embed(self, as_data(data, self.kind.name), pool, **options)
+
     def evaluate(self, data: Any, weights: str = "float32") -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
 
@@ -190,6 +206,31 @@ class Fitted:
         if (share := unknown(self.codec, data)) == 1:
             raise none_known(data)
         return self.scored(data, weights, share)
+
+    def variants(self, data: Any, variants: str | Path, **options: Any) -> list[dict[str, Any]]:
+        """What the model thinks of the variants in a VCF file: one row for each, with `score`, by how much the
+        alternative is likelier than the reference (nats; see `segue.analysis.variants.variant_scores`, which takes
+        the options). data: the sequences in which they stand, by the names that the file gives."""
+        from segue.analysis.variants import read_variants, variant_scores
+
+        data = as_data(data, self.kind.name)
+        self.check_kind(data)
+        where = {data.name(i).rpartition(":")[2]: i for i in range(len(data))}
+        rows: list[dict[str, Any]] = []
+        wanted = read_variants(variants)
+        for name in dict.fromkeys(name for name, _ in wanted):
+            if name not in where:
+                raise SegueError(f"{variants}: no sequence is called '{name}' (but {', '.join(list(where)[:5])} ...): "
+                                 "give the reference that the variants were called against")
+            those = [variant for each, variant in wanted if each == name]
+            try:
+                scores = variant_scores(self.decodable(), self.codec, data[where[name]].object, those,  # type: ignore
+                                        **{"strands": self.kind.name == "dna", **options})
+            except SegueError as error:
+                raise SegueError(f"{variants}, sequence {name}: {error}") from error
+            rows += [{"sequence": name, "position": at + 1, "reference": reference, "alternative": alternative,
+                      "score": float(score)} for (at, reference, alternative), score in zip(those, scores)]
+        return rows
 
     def scored(self, data: Data, weights: str = "float32", strange: float = 0.0) -> Evaluation:
         """As `evaluate`, of data that may be strange to the model: that share of their items has no token."""
@@ -438,11 +479,6 @@ def none_known(data: Data) -> SegueError:
 
 def said_unknown(share: float, data: Data) -> str:
     return f"{share:.1%} of the {data.kind.unit}s are unknown to the model"
-
-
-def carries(model: Any) -> bool:
-    """Whether the whole past of a document fits in the model's state."""
-    return isinstance(model, Stack) and all(block.mixer.constant_state for block in model.blocks)
 
 
 def dial(minutes: float | None, steps: int | None, default: float) -> float | None:

@@ -1,72 +1,87 @@
-"""`look`: what each element of a sequence reads, layer by layer, where a mixer is linear in its values."""
+"""`look`: what each element of a sequence reads, layer by layer, where a mixer is linear in its values; and how much
+each layer's writes, and each head's, have to do with what the model predicts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from segue.analysis.circuits import adds_up, direct_effects, matrices
 from segue.decoding.continuation import as_text, prime_object, prime_tokens
 from segue.errors import SegueError
 from segue.files import write_picture
-from segue.mixers.state import Layout
 from segue.models import Stack
-from segue.verbs.fitted import Fitted
+from segue.models.base import padded
+from segue.verbs.fitted import Fitted, as_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HEADS = 4  # drawn per layer
 NAMED = 48  # with more elements than this, their names would not be readable
+ROWS = 64  # sequences of a file that effects are measured on
 
 
 @dataclass
 class Look:
     """layers: name of each layer's mixer. matrices: per layer the (H, T, T) float32 matrix it applied, or None where it
-    is not linear in its values. elements: the T elements as text. picture: where they are drawn, if they are."""
+    is not linear in its values. elements: the T elements as text. effects: by part ("layer 2 attention", "layer 2 head
+    1", "layer 2 channel"; see `segue.analysis.circuits`) by how many bits the prediction of an element gets worse
+    where what it adds to the prediction directly is replaced by its mean; none of models that look ahead or whose
+    layers' writes do not add up (`adds_up`). measured: how many elements that is the mean of. picture: where it is
+    drawn, if it is."""
 
     layers: list[str]
     matrices: list[np.ndarray | None]
     elements: list[str]
+    effects: dict[str, float] = field(default_factory=dict)
+    measured: int = 0
     picture: Path | None = None
+
+    def of(self, layer: int) -> dict[str, float]:
+        """The effects of a layer's parts, from 1 on: the mixer, its heads, the channel mixer."""
+        begin = f"layer {layer} "
+        return {name.removeprefix(begin): bits for name, bits in self.effects.items() if name.startswith(begin)}
 
     def __str__(self) -> str:
         def line(index: int, name: str, matrix: np.ndarray | None) -> str:
-            if matrix is None:
-                return f"layer {index}, {name}: not linear in its values, it has no matrix"
-            back = np.arange(matrix.shape[-1])[:, None] - np.arange(matrix.shape[-1])
-            weight = np.abs(matrix) / np.maximum(np.abs(matrix).sum(-1, keepdims=True), 1e-12)
-            far = (weight * np.abs(back)).sum(-1).mean()
-            return f"layer {index}, {name}: {matrix.shape[0]} heads, reads {far:.1f} elements away on average"
+            said = f"layer {index}, {name}: not linear in its values, it has no matrix"
+            if matrix is not None:
+                back = np.arange(matrix.shape[-1])[:, None] - np.arange(matrix.shape[-1])
+                weight = np.abs(matrix) / np.maximum(np.abs(matrix).sum(-1, keepdims=True), 1e-12)
+                far = (weight * np.abs(back)).sum(-1).mean()
+                said = f"layer {index}, {name}: {matrix.shape[0]} heads, reads {far:.1f} elements away on average"
+            parts = self.of(index)
+            heads = ", ".join(f"{bits:.3f}" for part, bits in parts.items() if part.startswith("head "))
+            carried = [f"the mixer {parts[name]:.3f}" + (f" (by head {heads})" if heads else "")] if parts else []
+            carried += [f"the channel mixer {parts['channel']:.3f}"] if "channel" in parts else []
+            return said + (f"; carries, in bits an element: {', '.join(carried)}" if carried else "")
 
         lines = [line(i, *pair) for i, pair in enumerate(zip(self.layers, self.matrices), 1)]
+        if self.effects:
+            lines.append(f"carries: how much worse {self.measured:,} elements are predicted with the mean of what a "
+                         "part adds to the prediction directly")
         return "\n".join(lines + ([f"picture: {self.picture}"] if self.picture else []))
 
 
-@torch.no_grad()
-def matrices(model: Stack, tokens: Tensor) -> list[Tensor | None]:
-    """For each layer the (B, H, T, T) matrix it applies to its values on `tokens` (B, T), or None where it has none."""
-    layout = Layout.of(tokens)
-    found: list[Tensor | None] = []
-
-    def mix(mixer: Any, y: Tensor) -> Tensor:
-        found.append(mixer.matrix(y) if mixer.linear_in_values else None)
-        return mixer.run(y, layout, {})
-
-    x = model.embed(tokens, layout.positions)
-    for block in model.blocks:
-        x = block(x, mix)
-    return found
+def effects(network: Stack, rows: Sequence[Sequence[int]]) -> tuple[dict[str, float], int]:
+    """`Look.effects` and `Look.measured` on rows of ids."""
+    tokens, targets = padded([row[:-1] for row in rows]), padded([row[1:] for row in rows], -1)
+    found = direct_effects(network, tokens, targets, heads=False) | direct_effects(network, tokens, targets)
+    return {name: float(nats.mean()) / math.log(2) for name, nats in found.items()}, int((targets >= 0).sum())
 
 
 def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int = 128) -> Look:
-    """What the first sequence of `data` makes the model's layers read.
+    """What the first sequence of `data` makes the model's layers read, and what its parts carry (`Look.effects`).
 
-    data: an object of the model's kind, or a path to one. out: a PNG, if given. elements: look at so many at most.
+    data: an object of the model's kind, or a path; of a file effects are means over its first sequences. out: a PNG, if
+    given. elements: look at so many of a sequence at most.
     """
     network = model.model
     if not isinstance(network, Stack):
@@ -77,27 +92,28 @@ def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int 
     found = [None if m is None else m[0].float().numpy() for m in matrices(network, torch.tensor([ids]))]
     names = [repr(as_text(model.codec.decode([i])))[1:-1] for i in ids]
     result = Look(list(network.config.mixers), found, names)
-    if all(m is None for m in found):
-        raise SegueError(f"no layer of this model ({', '.join(dict.fromkeys(result.layers))}) is linear in its values: "
-                         "there is no matrix to draw")
+    if adds_up(network.config) and all(block.mixer.causal for block in network.blocks):
+        rows = [ids]
+        if isinstance(data, Path):
+            store = as_data(data, model.kind.name).encode(model.codec)
+            rows = [row for i in range(min(len(store), ROWS)) if len(row := store[i].ids[:elements].tolist()) > 1]
+        result.effects, result.measured = effects(network, rows)
     if out is not None:
         result.picture = Path(out)
-        rows = sum(m is not None for m in found)
-        write_picture(out, lambda figure: draw(figure, result), (14, 3.6 * rows))
+        drawn = sum(m is not None for m in found) + bool(result.effects)
+        write_picture(out, lambda figure: draw(figure, result), (14, 3.6 * drawn))
     return result
 
 
 def draw(figure: Figure, seen: Look) -> None:
-    """A row per layer, up to four heads (or, of many channels, four spread over them) each, on one scale per panel."""
+    """A row per layer, up to four heads (or, of many channels, four spread over them) each, on one scale per panel; and
+    a row for what the parts carry."""
     rows = [(name, m) for name, m in zip(seen.layers, seen.matrices) if m is not None]
-    columns = max(min(HEADS, len(m)) for _, m in rows)
-    panels = figure.subplots(len(rows), columns, squeeze=False)
-    for panel in panels.flat:
-        panel.set_axis_off()
+    columns = max([1, *(min(HEADS, len(m)) for _, m in rows)])
+    grid = figure.add_gridspec(len(rows) + bool(seen.effects), columns)
     for index, (name, matrix) in enumerate(rows):
         for column, head in enumerate(np.linspace(0, len(matrix) - 1, min(HEADS, len(matrix))).astype(int)):
-            panel, shown = panels[index, column], matrix[head]
-            panel.set_axis_on()
+            panel, shown = figure.add_subplot(grid[index, column]), matrix[head]
             limit = float(np.abs(shown).max()) or 1.0
             signed = bool((shown < 0).any())
             panel.imshow(shown, cmap="RdBu" if signed else "Greys", vmin=-limit if signed else 0, vmax=limit)
@@ -105,5 +121,17 @@ def draw(figure: Figure, seen: Look) -> None:
             if len(seen.elements) <= NAMED:
                 panel.set_xticks(range(len(seen.elements)), seen.elements, fontsize=5, rotation=90)
                 panel.set_yticks(range(len(seen.elements)), seen.elements, fontsize=5)
+            else:
+                panel.set_xticks([])
+                panel.set_yticks([])
             panel.set_xlabel("read", fontsize="small")
             panel.set_ylabel("reader", fontsize="small")
+    if seen.effects:
+        panel = figure.add_subplot(grid[-1, :])
+        for layer in range(1, len(seen.layers) + 1):
+            parts = {name: bits for name, bits in seen.of(layer).items() if name != "bias"}
+            panel.bar([f"{layer} {name}" for name in parts], list(parts.values()),
+                      color=[f"C{layer - 1}" if " " not in name else "lightgrey" for name in parts])
+        panel.tick_params(axis="x", rotation=90, labelsize=6)
+        panel.set_ylabel("bits an element", fontsize="small")
+        panel.set_title("what parts carry: layers (coloured) and their heads (grey)", fontsize="small")

@@ -23,7 +23,7 @@ from segue.errors import SegueError
 from segue.files import write_json, write_picture
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig
-from segue.progress import progress
+from segue.progress import Shown, progress
 from segue.tasks import TASKS
 from segue.training.learn import Until, accuracy, learn
 from segue.training.recipe import cores, machine
@@ -66,7 +66,7 @@ class Score:
 
 
 @dataclass
-class Scoreboard:
+class Scoreboard(Shown):
     """Every mixer on every task. lengths, steps, guess: by task, the longest row of the training, its steps at most,
     and the accuracy of always giving the most frequent answer."""
 

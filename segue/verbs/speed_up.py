@@ -27,6 +27,7 @@ from segue.models import Decodable, Stack
 from segue.models.heads import DraftHeads
 from segue.objectives import Batch, DraftHeadsLoss, generator_of
 from segue.objectives.draft_heads import begin_linear
+from segue.progress import Shown
 from segue.training.batches import Batches
 from segue.training.learn import learn
 from segue.training.recipe import cores, fast_bfloat16, heads_of, machine
@@ -71,7 +72,7 @@ class Measured:
 
 
 @dataclass
-class SpeedUp:
+class SpeedUp(Shown):
     """What was measured. drafters: by name, "none" is plain decoding. best: the fastest. path: the code that ran.
     heads: how they were made, empty where this model can have none; `without` then says why."""
 

@@ -26,6 +26,7 @@ from segue.models.counts import CountModel
 from segue.models.hawkes import Hawkes, Timed
 from segue.models.point_process import PointProcess, PointProcessConfig
 from segue.objectives.events import EventLikelihood
+from segue.progress import Shown
 from segue.training import distributed
 from segue.training.batches import Batches
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
@@ -43,7 +44,7 @@ EPOCH = 1e8  # times from here on are moments of the calendar, in seconds since 
 
 
 @dataclass
-class TimedEvaluation:
+class TimedEvaluation(Shown):
     """How well each method tells what comes: the model, and what was fitted on the same training data."""
 
     scores: dict[str, EventScores]

@@ -23,8 +23,10 @@ from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
+from segue.kinds.nucleotides import variation
 from segue.models import Stack
 from segue.objectives import ANY_ORDER, BOTH_WAYS, Objective, objective_named
+from segue.progress import Shown
 from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
 from segue.training.evaluate import bound, score
@@ -43,7 +45,7 @@ RATE = 0.3  # of the rates that the first fit used: what is known already must n
 
 
 @dataclass
-class Update:
+class Update(Shown):
     """What an update did. matrix: bits per unit on each experience's held-out pieces, before and after. notes: what
     else there is to say, such as the share of items that the model has no token for."""
 
@@ -123,7 +125,8 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         kept = read_json(work / "plan.json")
         plan, before = Plan.from_dict(kept["plan"]), kept["before"]
         memory.remind(made)
-        with closing(Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable)) as batches:
+        with closing(Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable,
+                             variation(fitted.codec, plan.strands))) as batches:
             run = Run(fitted.model, batches, plan, objective=objective_of(plan), strategy=made,
                       folder=None if fitted.folder is None else work, key=key_of(request),
                       held_out=in_passing(held, plan), save_seconds=save_seconds,

@@ -64,6 +64,12 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         """The prompt for the target of `source` that begins with `prefix`."""
         return [*source, self.begin, *prefix]
 
+    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
+        """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
+        real = torch.arange(source.shape[1], device=source.device) < lengths[:, None]
+        output = self.model.get_encoder()(input_ids=source, attention_mask=real.long(), return_dict=True)
+        return output.last_hidden_state
+
     def init_state(self, batch: int, history: int = 0) -> State:
         state = super().init_state(batch, history)
         if self.way != EDITED:
@@ -100,8 +106,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
         prompts = Prompts(self, tokens, prompt_ends(at)) if state.source.empty else None
         if prompts is not None:
             lengths, real, target, nodes = prompts.lengths, prompts.real, prompts.target, Layout(prompts.node)
-            encoded = self.model.get_encoder()(input_ids=prompts.source, attention_mask=real.long(),
-                                               return_dict=True).last_hidden_state
+            encoded = self.encode(prompts.source, lengths)
             wanted = None if at is None else (at - lengths[:, None]).clamp(min=0)
         else:
             lengths, target, wanted = state.source.lengths, tokens, at

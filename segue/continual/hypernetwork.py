@@ -1,0 +1,183 @@
+"""Learn one task after the other in the weights of a hypernetwork (`segue.models.hypernetwork.Generated`): the network
+of an old task is held by holding what is generated for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from segue.continual.gradients import trained
+from segue.continual.importance import Importance, Weights
+from segue.continual.stream import Experience, Measure, accuracy_over
+from segue.errors import SegueError
+from segue.models.hypernetwork import ChunkedLSTM, Generated
+from segue.objectives import Batch
+from segue.training.loop import Run
+from segue.training.strategy import Strategy
+
+
+class OutputMatching(Strategy):
+    """Adds beta / (T - 1) sum_t ||h(e_t) - h*(e_t)||^2 over the T - 1 tasks before this one, h* being the generator at
+    the start of it (von Oswald et al. 2020, arXiv 1906.00695). Every experience is the next task.
+
+    beta: of the penalty. It is a sum over all generated weights, so a larger target wants a smaller one.
+    sample: so many old tasks a step, drawn anew (0: all).
+    """
+
+    name = "output-matching"
+
+    def __init__(self, beta: float = 0.01, sample: int = 0) -> None:
+        if beta < 0 or sample < 0:
+            raise SegueError(f"beta {beta} over {sample} tasks: give 0 or more of both")
+        self.beta, self.sample = beta, sample
+        self.learned = 0  # tasks
+        self.before: Weights = {}
+
+    def before_experience(self, run: Run) -> None:
+        model = generated(run)
+        model.choose(self.learned)
+        if not self.before:  # otherwise a killed run goes on
+            self.before = {name: p.detach().clone() for name, p in model.generator.named_parameters()}
+        self.before = {name: p.to(run.device) for name, p in self.before.items()}
+
+    def loss_term(self, run: Run, batch: Batch) -> Tensor | None:
+        if not self.learned or not self.beta:
+            return None
+        generator, tasks = generated(run).generator, torch.arange(self.learned)
+        if 0 < self.sample < self.learned:
+            tasks = torch.randperm(self.learned, generator=run.generator())[: self.sample]
+        tasks = tasks.to(run.device)
+        with torch.no_grad():
+            held = {f"generator.{name}": p for name, p in self.before.items()}
+            wanted = functional_call(Flat(generator), held, tasks)
+        return self.beta * (generator.flat(tasks) - wanted).square().sum(1).mean()
+
+    def after_experience(self, run: Run) -> None:
+        self.learned += 1
+        self.before = {}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return dict(self.before), {"learned": self.learned}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.before, self.learned = tensors, values["learned"]
+
+
+class Flat(nn.Module):
+    """`WeightGenerator.flat` as a module's call."""
+
+    def __init__(self, generator: nn.Module) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, tasks: Tensor) -> Tensor:
+        return self.generator.flat(tasks)  # type: ignore[operator]
+
+
+class OutputMAS(Importance):
+    """Holds the generator's weights by how much they matter to what was generated: |d ||h(e_t)||^2 / d psi| of every
+    task learned. Nothing of old tasks need be generated again. Every experience is the next task."""
+
+    name = "output-mas"
+    default_strength = 0.1
+
+    def __init__(self, strength: float | None = None, keep: float = 1.0) -> None:
+        super().__init__(strength, keep)
+        self.tasks = 0  # learned
+
+    def before_experience(self, run: Run) -> None:
+        generated(run).choose(self.tasks)
+        super().before_experience(run)
+
+    def learned(self, run: Run) -> Weights:
+        model, weights = generated(run), trained(run.model)
+        length = model.generator.flat(model.task[None]).square().sum()
+        slopes = torch.autograd.grad(length, list(weights.values()), allow_unused=True, materialize_grads=True)
+        return {name: slope.abs() for name, slope in zip(weights, slopes)}
+
+    def after_step(self, run: Run) -> None:
+        pass  # no rows are needed
+
+    def after_experience(self, run: Run) -> None:
+        super().after_experience(run)
+        self.tasks += 1
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, values = super().state()
+        return tensors, {**values, "tasks": self.tasks}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        super().load_state(tensors, values)
+        self.tasks = values["tasks"]
+
+
+class Grow(Strategy):
+    """Adds `units` to the recurrent cell once a task was learned worse than those before it: the mean loss over its
+    last tenth of steps above `threshold` times theirs. What is generated for old tasks stays the same."""
+
+    name = "grow"
+
+    def __init__(self, threshold: float = 1.2, units: int = 8) -> None:
+        if threshold <= 0 or units < 1:
+            raise SegueError(f"threshold {threshold} and {units} units: give a threshold above 0 and 1 unit or more")
+        self.threshold, self.units = threshold, units
+        self.ends: list[float] = []  # the loss at the end of each experience
+        self.losses: list[float] = []
+
+    def before_experience(self, run: Run) -> None:
+        self.losses = self.losses if run.step else []
+
+    def after_step(self, run: Run) -> None:
+        self.losses.append(run.loss)
+
+    def after_experience(self, run: Run) -> None:
+        generator = generated(run).generator
+        if not isinstance(generator, ChunkedLSTM):
+            raise SegueError(f"a {type(generator).__name__} has no cell to grow: take a ChunkedLSTM")
+        end = mean(self.losses[-max(1, len(self.losses) // 10) :])
+        if self.ends and end > self.threshold * mean(self.ends):
+            generator.grow(self.units)
+        self.ends.append(end)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {"ends": self.ends, "losses": self.losses}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        self.ends, self.losses = values["ends"], values["losses"]
+
+
+def generated(run: Run) -> Generated:
+    if not isinstance(run.model, Generated):
+        raise SegueError(f"the weights of a {type(run.model).__name__} are not generated: put it into a "
+                         "segue.models.hypernetwork.Generated")
+    return run.model
+
+
+def told_task(stream: Sequence[Experience]) -> Measure:
+    """Accuracy of a `Generated` model that is told the task of each experience, its place in the stream."""
+    number = {experience.name: index for index, experience in enumerate(stream)}
+
+    def measure(model: nn.Module, experience: Experience, seen: Sequence[int]) -> float:
+        assert isinstance(model, Generated)
+        model.choose(number[experience.name])
+        return accuracy_over(model, experience.test)
+
+    return measure
+
+
+@torch.no_grad()
+def inferred_accuracy(model: Generated, test: Batch, tasks: int) -> float:
+    """Accuracy where no task is told: each row by the network that is least unsure of it, among the first `tasks`."""
+    model.eval()
+    asked = test.targets >= 0
+    of, right = model.infer(test.tokens, test.layout, tasks, asked), torch.zeros_like(asked)
+    for task in range(tasks):
+        model.choose(task)
+        guess = model(test.tokens, test.layout).logits.argmax(-1)
+        right |= (guess == test.targets) & (of == task)[:, None]
+    return float(right[asked].float().mean())

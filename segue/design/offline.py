@@ -1,0 +1,224 @@
+"""Design from a table of measured sequences, with no new measurements: BIB (Chen et al. 2023, arXiv 2301.02931).
+
+A design climbs by gradients what a linear head on frozen features promises (forward), held back by how well a head that
+is fitted to the design alone explains the table (backward). What weighs how much, and how long a step is, follows a
+second head that the search does not climb.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segue.design.oracles import STRENGTH, Oracle, RidgeHead, ridge
+from segue.errors import SegueError
+from segue.kernels.gumbel import straight_through
+
+ADAPTIVE = "adaptive"
+
+
+class SoftDesign:
+    """Sequences as logits, read as one-hot rows of their likeliest letters with the gradient of their softmax.
+
+    start: (B, L) ids below `letters`, what the logits say at first, for certain by no more than chance: normal of
+    deviation `noise`, the largest at the start's letter. free: (L,) or (B, L) bool, the places that may change
+    (default: all). most: how many places may differ from the start: those that gain most in logits.
+    """
+
+    def __init__(self, start: Tensor, letters: int, free: Tensor | None = None, most: int | None = None,
+                 noise: float = 0.01, generator: torch.Generator | None = None) -> None:
+        if len(start) == 0 or int(start.min()) < 0 or int(start.max()) >= letters:
+            raise SegueError(f"a start has an id that is none of the {letters} letters, or there is no start")
+        self.start, self.letters, self.most = start, letters, most
+        self.free = torch.ones_like(start, dtype=torch.bool) if free is None else free.expand(start.shape)
+        logits = noise * torch.randn(*start.shape, letters, generator=generator, dtype=torch.float64)
+        top, best = logits.max(-1, keepdim=True)
+        at = start[..., None]
+        self.logits = logits.scatter(-1, best, logits.gather(-1, at)).scatter(-1, at, top)
+
+    def ids(self, logits: Tensor | None = None, most: int | None = None) -> Tensor:
+        """(B, L) what is designed. logits, most: other ones than the design's own."""
+        logits, most = self.logits.detach() if logits is None else logits.detach(), most or self.most
+        gain = (logits.amax(-1) - logits.gather(-1, self.start[..., None])[..., 0]).masked_fill(~self.free, -1.0)
+        changes = self.free
+        if most is not None:
+            changes = changes & (gain.argsort(-1, descending=True).argsort(-1) < most)
+        return torch.where(changes, logits.argmax(-1), self.start)
+
+    def rows(self, logits: Tensor | None = None) -> Tensor:
+        """(B, L, A) one-hot rows with gradients."""
+        logits = self.logits if logits is None else logits
+        hard = F.one_hot(self.ids(logits), self.letters).to(logits)
+        return torch.where(self.free[..., None], straight_through(hard, logits.softmax(-1)), hard)
+
+
+def soft_words(rows: Tensor, k: int) -> Tensor:
+    """Soft letters (B, L, A) -> the soft words of k letters that begin at each place, (B, L - k + 1, A^k), the first
+    letter counting most: for encoders of overlapping words. One-hot letters make one-hot words, of the same letters."""
+    words = rows[:, : rows.shape[1] - k + 1]
+    for shift in range(1, k):
+        letter = rows[:, shift : rows.shape[1] - k + 1 + shift]
+        words = (words[..., :, None] * letter[..., None, :]).flatten(-2)
+    return words
+
+
+@dataclass(frozen=True)
+class Bidirectional:
+    """Both losses of a design against a table, by its features alone.
+
+    goal: the score that designs are to have, in standard deviations of the table's from its mean. The table's features
+    count as their products, (D, D), so that its length costs nothing once it is read.
+    """
+
+    weights: Tensor
+    gram: Tensor
+    moment: Tensor
+    square: Tensor
+    goal: float
+    strength: float
+
+    @staticmethod
+    def of(features: Tensor, targets: Tensor, goal: float = 10.0, strength: float = STRENGTH) -> Bidirectional:
+        """features: (n, D) and targets: (n,) standardised, of the table."""
+        features, targets = features.double(), targets.double()
+        n = len(targets)
+        return Bidirectional(ridge(features, targets, strength), features.T @ features / n, features.T @ targets / n,
+                             targets.square().mean(), goal, strength)
+
+    def forward_loss(self, features: Tensor) -> Tensor:
+        """(B, D) -> (B,): the squared distance of what the table's head promises from the goal."""
+        return (self.goal - features.double() @ self.weights).square()
+
+    def backward_loss(self, features: Tensor) -> Tensor:
+        """Designs (..., m, D) -> (...): the mean squared error, over the table, of the head that is fitted to the m
+        designs as if each had the goal for a score."""
+        features = features.double()
+        head = ridge(features, torch.full_like(features[..., 0], self.goal), self.strength)
+        return self.square - 2 * head @ self.moment + torch.einsum("...d,de,...e->...", head, self.gram, head)
+
+
+class AdamDirection:
+    """The direction of Adam's step (Kingma and Ba 2015) for a tensor, without its length."""
+
+    def __init__(self, betas: tuple[float, float] = (0.9, 0.999)) -> None:
+        self.betas, self.step = betas, 0
+        self.mean: Tensor | float = 0.0
+        self.square: Tensor | float = 0.0
+
+    def __call__(self, slope: Tensor) -> Tensor:
+        first, second = self.betas
+        self.step += 1
+        self.mean = first * self.mean + (1 - first) * slope
+        self.square = second * self.square + (1 - second) * slope.square()
+        return self.mean / (1 - first**self.step) / ((self.square / (1 - second**self.step)) ** 0.5 + 1e-8)
+
+
+class BilevelScalar:
+    """A setting of each design, (B,), that climbs what an auxiliary score makes of the step taken with it.
+
+    start, least, most: of its values. rate: of a step. restart: each step goes from `start` along the slope itself;
+    else on from where it is, by Adam.
+    """
+
+    def __init__(self, count: int, start: float, rate: float, least: float, most: float, restart: bool = False) -> None:
+        self.value = torch.full((count,), start, dtype=torch.float64)
+        self.start, self.rate, self.least, self.most, self.restart = start, rate, least, most, restart
+        self.direction = AdamDirection()
+
+    def climb(self, slope: Tensor) -> Tensor:
+        """The value after a step along the slope (B,) of the auxiliary score in it."""
+        step = slope if self.restart else self.direction(slope)
+        self.value = ((self.start if self.restart else self.value) + self.rate * step).clamp(self.least, self.most)
+        return self.value
+
+
+@dataclass(frozen=True)
+class OfflineDesign:
+    """Designs that climb by Adam, each for itself.
+
+    losses: forward and backward. features: soft rows (B, L, A) -> (B, D), differentiable. mix: the weight of the
+    forward loss, 0 to 1, or "adaptive": from 0.5 on, for each design, by what `auxiliary` makes of a plain step (at 1,
+    it is gradient ascent on the ridge). rate: of steps; adaptive_rate: it follows the auxiliary too, from the second
+    step on, between 0.0001 and 0.5. auxiliary: a head that is fitted apart.
+    """
+
+    losses: Bidirectional
+    features: Callable[[Tensor], Tensor]
+    mix: float | str = ADAPTIVE
+    auxiliary: RidgeHead | None = None
+    rate: float = 0.1
+    adaptive_rate: bool = False
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        adapts = self.mix == ADAPTIVE or self.adaptive_rate
+        if self.mix != ADAPTIVE and (isinstance(self.mix, str) or not 0 <= self.mix <= 1):
+            raise SegueError(f"the weight of the forward loss is 0 to 1, or 'adaptive', not {self.mix!r}")
+        if adapts and self.auxiliary is None:
+            raise SegueError("what adapts follows an auxiliary head: give auxiliary=RidgeHead.bagged(...)")
+        if self.steps < 1:
+            raise SegueError(f"a design takes at least one step, not {self.steps}")
+
+    def slope(self, design: SoftDesign, mix: float) -> Tensor:
+        """Of both losses together, in the design's logits."""
+        logits = design.logits.detach().requires_grad_()
+        features = self.features(design.rows(logits))
+        total = mix * self.losses.forward_loss(features) + (1 - mix) * self.losses.backward_loss(features[:, None])
+        return torch.autograd.grad(total.sum(), logits)[0]
+
+    def slopes(self, design: SoftDesign, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the forward and of the backward loss in the logits (B, L, A)."""
+        logits = logits.detach().requires_grad_()
+        features = self.features(design.rows(logits))
+        forward, backward = self.losses.forward_loss(features), self.losses.backward_loss(features[:, None])
+        first, = torch.autograd.grad(forward.sum(), logits, retain_graph=True)
+        return first, torch.autograd.grad(backward.sum(), logits)[0]
+
+    def promise(self, design: SoftDesign, logits: Tensor) -> Tensor:
+        """The slope (B, L, A) of the auxiliary score in the logits."""
+        assert self.auxiliary is not None
+        logits = logits.detach().requires_grad_()
+        return torch.autograd.grad(self.auxiliary.standard(self.features(design.rows(logits))).sum(), logits)[0]
+
+    def __call__(self, design: SoftDesign, seen: Callable[[int, SoftDesign], None] | None = None) -> SoftDesign:
+        """The design, moved. seen: is told after each step how many were taken, and how the design is."""
+        count = len(design.start)
+        mix = BilevelScalar(count, 0.5, 0.1, 0.0, 1.0)
+        length = BilevelScalar(count, self.rate, 0.1 * self.rate, 1e-4, 0.5, restart=True)
+        direction = AdamDirection()
+        for step in range(self.steps):
+            if self.mix == ADAPTIVE:
+                forward, backward = self.slopes(design, design.logits)
+                promise = self.promise(design, design.logits - self.rate * mixed(mix.value, forward, backward))
+                mix.climb(-self.rate * (promise * (forward - backward)).sum((1, 2)))
+                slope = mixed(mix.value, forward, backward)
+            else:
+                slope = self.slope(design, float(self.mix))
+            moves = direction(slope)
+            if self.adaptive_rate and step:
+                promise = self.promise(design, design.logits - self.rate * moves)
+                length.climb(-(promise * moves).sum((1, 2)))
+            design.logits = design.logits - length.value[:, None, None] * moves
+            if seen is not None:
+                seen(step + 1, design)
+        return design
+
+
+def mixed(weight: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
+    weight = weight[:, None, None]
+    return weight * forward + (1 - weight) * backward
+
+
+def ascend(oracle: Oracle, design: SoftDesign, steps: int = 100, rate: float = 0.1) -> SoftDesign:
+    """The design, moved by Adam along the slope of any oracle's score, each sequence for itself: what a search does
+    that nothing holds back."""
+    direction = AdamDirection()
+    for _ in range(steps):
+        logits = design.logits.detach().requires_grad_()
+        slope, = torch.autograd.grad(oracle(design.rows(logits)).sum(), logits)
+        design.logits = design.logits + rate * direction(slope)
+    return design

@@ -1,0 +1,157 @@
+"""Oracles: what scores sequences, as a function of soft rows of letters that a design can climb.
+
+An `Oracle` takes rows (B, L, A) of weights of A letters, one-hot where a sequence is certain, and gives (B,) scores,
+higher is better, with gradients where it has any. A search exploits the errors of the oracle that it climbs: so each is
+one of a pair, `train` to climb and `judge` to believe, fitted on other measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.state import Layout
+from segue.models.base import padding
+
+Oracle = Callable[[Tensor], Tensor]  # rows (B, L, A) -> scores (B,)
+STRENGTH = 1e-6  # of a ridge, as a part of the mean square of the features
+
+
+@dataclass(frozen=True)
+class OraclePair:
+    """train: what a search climbs. judge: what its results are judged by, which it has not seen."""
+
+    train: Oracle
+    judge: Oracle
+
+
+class NetworkOracle:
+    """The first score that a model has at the last place of a row: of a `Classifier` of one class over any backbone, or
+    a `Flat` network, taught by `segue.objectives.regression`. The network is frozen here."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.eval().requires_grad_(False)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.model(rows).logits[:, -1, 0]
+
+
+class TableOracle:
+    """A complete table of measurements: (A^L,) scores of all sequences of L letters, the first letter counting most.
+    It reads each place's likeliest letter, and has no gradients."""
+
+    def __init__(self, table: Tensor, letters: int) -> None:
+        self.table, self.letters = table, letters
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.table[numbers(rows.argmax(-1), self.letters)]
+
+
+def numbers(ids: Tensor, letters: int) -> Tensor:
+    """(..., L) ids -> (...) long: which sequences they are among all, the first letter counting most."""
+    return (ids * letters ** torch.arange(ids.shape[-1] - 1, -1, -1, device=ids.device)).sum(-1)
+
+
+class Encoder:
+    """A frozen backbone's features of soft rows: the mean of its last hidden vectors over a row's letters.
+
+    backbone: anything with `hidden(rows, layout)` -> (B, T, D): a `Stack` or a `Classifier` over any mixers.
+    vocabulary: of its ids. letters: (A,) the ids that the A letters of a row are to it. before: ids in front of a row.
+    """
+
+    def __init__(self, backbone: Any, vocabulary: int, letters: Sequence[int], before: Sequence[int] = ()) -> None:
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.letters = F.one_hot(torch.as_tensor(list(letters)), vocabulary)
+        self.before = F.one_hot(torch.as_tensor(list(before), dtype=torch.long), vocabulary)
+
+    def __call__(self, rows: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, L, A) -> (B, D). lengths: (B,) long, how much of each row is no padding (default: all)."""
+        weight = next(self.backbone.parameters())
+        begin = self.before.to(weight).expand(len(rows), -1, -1)
+        whole = torch.cat([begin, rows.to(weight) @ self.letters.to(weight)], 1)
+        last = torch.full((len(rows),), whole.shape[1], device=rows.device) if lengths is None else \
+            lengths + len(self.before)
+        layout = Layout.chain((len(rows), whole.shape[1]), starts=padding(last, whole.shape[1]), device=rows.device)
+        hidden = self.backbone.hidden(whole, layout)[:, len(self.before) :]
+        places = torch.arange(hidden.shape[1], device=rows.device)
+        real = (places < (last - len(self.before))[:, None])[..., None]
+        return torch.where(real, hidden, 0.0).sum(1) / real.sum(1)
+
+
+def ridge(features: Tensor, targets: Tensor, strength: float = STRENGTH) -> Tensor:
+    """The weights (..., D) of least squares with a penalty: features (..., n, D), targets (..., n).
+
+    (X'X + b I)^-1 X'y, in feature space, or by the kernel, X'(XX' + b I)^-1 y, where examples are fewer than features:
+    the same. b: `strength` times the mean of X's rows' squared lengths, trace(XX') / n. No intercept: give a feature
+    that is always 1, and centre the targets. Differentiable; float64 features are advised.
+    """
+    n, width = features.shape[-2:]
+    penalty = strength * features.square().sum((-2, -1))[..., None, None] / n
+    if n < width:
+        kernel = features @ features.mT
+        eye = torch.eye(n, dtype=features.dtype, device=features.device)
+        dual = torch.linalg.solve(kernel + penalty * eye, targets[..., None])
+        return (features.mT @ dual)[..., 0]
+    eye = torch.eye(width, dtype=features.dtype, device=features.device)
+    return torch.linalg.solve(features.mT @ features + penalty * eye, features.mT @ targets[..., None])[..., 0]
+
+
+@dataclass(frozen=True)
+class RidgeHead:
+    """A linear head on features, solved at once: (B, D) -> (B,) scores in the targets' own units, float64.
+
+    weights: (D,). mean, scale: of the targets, which it was fitted to after standardising.
+    """
+
+    weights: Tensor
+    mean: float = 0.0
+    scale: float = 1.0
+
+    @staticmethod
+    def fit(features: Tensor, targets: Tensor, strength: float = STRENGTH) -> RidgeHead:
+        """features: (n, D); targets: (n,). See `ridge`."""
+        standard, mean, scale = standardised(features, targets)
+        return RidgeHead(ridge(features.double(), standard, strength), mean, scale)
+
+    @staticmethod
+    def bagged(features: Tensor, targets: Tensor, count: int = 5, strength: float = STRENGTH,
+               generator: torch.Generator | None = None) -> RidgeHead:
+        """The mean of `count` heads, each fitted to as many examples drawn with replacement."""
+        standard, mean, scale = standardised(features, targets)
+        drawn = torch.randint(len(standard), (count, len(standard)), generator=generator)
+        each = [ridge(features[rows].double(), standard[rows], strength) for rows in drawn]
+        return RidgeHead(torch.stack(each).mean(0), mean, scale)
+
+    def standard(self, features: Tensor) -> Tensor:
+        """(B,) scores in standard deviations of the targets from their mean."""
+        return features.double() @ self.weights
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return self.standard(features) * self.scale + self.mean
+
+
+def standardised(features: Tensor, targets: Tensor) -> tuple[Tensor, float, float]:
+    """Targets in standard deviations from their mean, and both."""
+    if len(features) != len(targets) or len(targets) < 2:
+        raise SegueError(f"{len(features)} rows of features and {len(targets)} scores: give as many of both, at least "
+                         "2")
+    targets = targets.double()
+    mean, scale = float(targets.mean()), float(targets.std(correction=0)) or 1.0
+    return (targets - mean) / scale, mean, scale
+
+
+@dataclass(frozen=True)
+class RidgeOracle:
+    """A ridge on what `features` make of soft rows, in standard deviations of the scores that it was fitted to."""
+
+    features: Callable[[Tensor], Tensor]
+    head: RidgeHead = field(repr=False)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.head.standard(self.features(rows))

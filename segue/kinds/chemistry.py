@@ -1,0 +1,207 @@
+"""Molecules: SMILES, from files of them, tables and SDF, checked sign by sign."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from segue.errors import SegueError, require
+from segue.files import write_text
+from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, head_of, looks_binary
+from segue.kinds.codecs import SMILES_SIGN, Codec, SmilesCodec
+from segue.kinds.frame import DELIMITED, ROWS, TABULAR, Look, glance, load_table
+from segue.kinds.packed import bare, opened
+
+LINES = {".smi", ".smiles", ".ism", ".can", ".cxsmiles"}
+BLOCK = re.compile(rb"^ *\d+ +\d+ .*V[23]000\s*$", re.MULTILINE)  # the line of a mol block that counts its atoms
+COLUMNS = {"smiles", "canonical_smiles", "smile", "isomeric_smiles", "canonicalsmiles", "rdkit_smiles", "mol",
+           "molecule", "structure", "reactants>reagents>production", "reaction_smiles", "rxn_smiles"}
+NAMES = {"id", "name", "compound id", "compound_id", "molecule_name", "chembl_id", "zinc_id", "cid", "title", "mol_id"}
+TELLING = re.compile(r"[A-Za-z].*([=#()\[\]]|[cnos]\d)|[=#()\[\]].*[A-Za-z]")  # atoms, and what other words do not hold
+MANY = 1000  # signs of several letters that have a token, at most
+
+
+class Molecule(Kind):
+    """An object is a SMILES text (of a molecule, several with dots between, or a reaction with >), its unit the
+    character. Files hold one a line with a name behind it (.smi), tables have a column of them, and of MDL mol blocks
+    (.sdf, .mol) the SMILES is made by RDKit (extra `chemistry`)."""
+
+    name = "molecule"
+    unit = "character"
+    storage = "letters"
+    split_by = "content"
+
+    def sniff(self, path: Path, head: bytes) -> float:
+        if BLOCK.search(head[:4096]) and not looks_binary(head):
+            return 0.97
+        if (table := table_of(path, head)) is not None:
+            return 0.96 if column_of(table) is not None else 0.0
+        if path.suffix.lower() in LINES:
+            return 0.95 if any(fault(word) is None for word in first_words(head)) else 0.0
+        return 0.9 if in_lines(first_words(head)) else 0.0
+
+    def read(self, path: Path, problems: Problems | None = None, *, column: str | None = None,
+             encoding: str = "utf-8") -> Iterator[Record]:
+        """One record a molecule. column: of a table (if None, one called smiles, or one whose cells are all SMILES)."""
+        before, found = problems.total if problems is not None else 0, False
+        for name, smiles in self._texts(path, problems, column, encoding):
+            if (wrong := fault(smiles)) is not None:
+                bad(problems, path, name, wrong[0] + 1, f"{wrong[1]}; mend or remove it")
+                continue
+            found = True
+            yield Record(smiles, name=f"{path}:{name}")
+        if not found and (problems is None or problems.total == before):
+            raise SegueError(f"{path}: there is no molecule in this file")
+
+    def _texts(self, path: Path, problems: Problems | None, column: str | None,
+               encoding: str) -> Iterator[tuple[str, str]]:
+        head = head_of(path)
+        if BLOCK.search(head[:4096]):
+            yield from _blocks(path, problems)
+        elif column is not None or table_of(bare(path), head) is not None:
+            yield from _column(path, problems, column, encoding)
+        else:
+            with opened(path) as handle:
+                lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
+            for number, line in enumerate(lines, 1):
+                smiles, *rest = line.split(None, 1) or [""]
+                if smiles and not smiles.startswith("#") and not (number == 1 and smiles.lower() in COLUMNS):
+                    yield rest[0].strip() if rest else f"line {number}", smiles
+
+    def codec(self, data: Dataset) -> Codec:
+        """A token a sign: an atom, what is in brackets, a bond, a branch, a ring. Signs of several letters that the
+        data have once only are spelled in characters."""
+        counts = Counter(sign for smiles in data.objects() for sign in SMILES_SIGN.findall(smiles) if len(sign) > 1)
+        often = sorted((sign for sign, n in counts.items() if n > 1), key=lambda sign: (-counts[sign], sign))
+        return SmilesCodec(often[:MANY])
+
+    def write(self, objects: Iterable[str | Record], path: str | Path) -> None:
+        """A .smi file: a SMILES a line, with the name behind it."""
+        records = [obj if isinstance(obj, Record) else Record(obj) for obj in objects]
+        write_text(path, "".join(f"{record.object} {' '.join(record.name.split())}".rstrip() + "\n"
+                                 for record in records))
+
+    def show(self, obj: str) -> str:
+        """The SMILES; with RDKit its formula too."""
+        try:
+            from rdkit import Chem, RDLogger
+            from rdkit.Chem.rdMolDescriptors import CalcMolFormula
+        except ImportError:
+            return obj
+        RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
+        molecule = Chem.MolFromSmiles(obj)
+        return obj if molecule is None else f"{obj}  {CalcMolFormula(molecule)}"
+
+    def normalise(self, obj: Any, known: Collection[str] = ()) -> str:
+        """The beginning of a SMILES text, without blanks; a sign that is none is a SegueError."""
+        text = "".join((obj.decode("utf-8", "replace") if isinstance(obj, bytes) else str(obj)).split())
+        if (wrong := stranger(text)) is not None:
+            raise SegueError(f"{text[:60]!r}, position {wrong + 1}: {text[wrong]!r} is no sign of SMILES")
+        return text
+
+
+def stranger(smiles: str) -> int | None:
+    """Where something stands that is no sign of SMILES; None where nothing does. A bracket may be left open."""
+    at = 0
+    while at < len(smiles):
+        sign = SMILES_SIGN.match(smiles, at)
+        if sign is None or (len(sign[0]) == 1 and sign[0] not in SINGLE):
+            return None if sign is not None and sign[0] == "[" and "]" not in smiles[at:] else at
+        at = sign.end()
+    return None
+
+
+SINGLE = frozenset("BCNOPSFIbcnops0123456789=#$:/\\.()+-@>~*")
+
+
+def fault(smiles: str) -> tuple[int, str] | None:
+    """Where a SMILES text is wrong, and how: what no grammar of SMILES allows. Valences are not looked at."""
+    if (wrong := stranger(smiles)) is not None:
+        return wrong, f"{smiles[wrong]!r} is no sign of SMILES here"
+    open_, rings, at = list[int](), dict[str, int](), 0
+    for sign in SMILES_SIGN.findall(smiles):
+        if sign == "[":
+            return at, "a bracket that is never closed"
+        if sign == "(":
+            open_.append(at)
+        elif sign == ")":
+            if not open_:
+                return at, "a branch ends that never began"
+            open_.pop()
+        elif sign.isdigit() or sign[0] == "%":
+            number = sign.lstrip("%")
+            rings.pop(number) if number in rings else rings.setdefault(number, at)
+        at += len(sign)
+    if open_:
+        return open_[-1], "a branch that is never closed"
+    if rings:
+        return min(rings.values()), "a ring that is never closed"
+    return (0, "the text is empty") if not smiles else None
+
+
+def first_words(head: bytes) -> list[str]:
+    """Of the first lines of a text, the last of which may be cut."""
+    if looks_binary(head):
+        return []
+    lines = head.decode("utf-8", "replace").splitlines()
+    lines = lines[:-1] if len(head) >= HEAD else lines
+    return [line.split(None, 1)[0] for line in lines[:ROWS] if line.strip() and not line.startswith("#")]
+
+
+def in_lines(words: list[str]) -> bool:
+    """Whether these are molecules, one a line; a heading may stand above them."""
+    words = words[1:] if words and words[0].lower() in COLUMNS else words
+    fine = [word for word in words if fault(word) is None]
+    telling = [word for word in fine if TELLING.search(word)]
+    return len(fine) > 3 and len(fine) >= 0.98 * len(words) and len(telling) > 0.7 * len(fine)
+
+
+def table_of(path: Path, head: bytes) -> Look | None:
+    """The look of a table; None where the file is none, or is better read as molecules one a line."""
+    suffix = path.suffix.lower()
+    if suffix in LINES or suffix not in TABULAR or (suffix not in DELIMITED and in_lines(first_words(head))):
+        return None
+    return glance(path, head)
+
+
+def column_of(table: Look) -> str | None:
+    """The column that is called as molecules usually are, or whose cells are all SMILES."""
+    named = next((name for name in table.names if name.strip().lower() in COLUMNS), None) if table.headed else None
+    if named is not None:
+        cells = [cell for cell in table.column(named) if isinstance(cell, str)]
+        return named if any(fault(cell.split()[0]) is None for cell in cells if cell.split()) else None
+    for name in table.names[:ROWS]:
+        cells = [cell.strip() for cell in table.column(name) if isinstance(cell, str)]
+        telling = [cell for cell in cells if TELLING.search(cell)]
+        if len(cells) > 3 and len(telling) > 0.8 * len(cells) and all(fault(cell) is None for cell in cells):
+            return name
+    return None
+
+
+def _column(path: Path, problems: Problems | None, column: str | None, encoding: str) -> Iterator[tuple[str, str]]:
+    frame = load_table(path, problems if problems is not None else Problems(), encoding, [column, *COLUMNS])
+    columns = [values[:ROWS].to_pylist() for values in frame.columns.values()]
+    found = column or column_of(Look(list(frame.columns), [[*row] for row in zip(*columns)], frame.headed))
+    if found is None or found not in frame.columns:
+        which = f"called {column}" if column else "holds SMILES"
+        raise SegueError(f"{path}: no column {which}; name one with column= (columns: {', '.join(frame.columns)})")
+    names = next((frame.columns[name].to_pylist() for name in frame.columns if name.strip().lower() in NAMES), None)
+    for i, cell in enumerate(frame.columns[found].to_pylist()):
+        name = frame.place(i) if names is None or names[i] is None else str(names[i])
+        yield name, str(cell or "").strip().split(" ")[0]
+
+
+def _blocks(path: Path, problems: Problems | None) -> Iterator[tuple[str, str]]:
+    """The SMILES of mol blocks, by RDKit."""
+    chem = require("rdkit.Chem", "chemistry")
+    require("rdkit.RDLogger", "chemistry").DisableLog("rdApp.*")
+    with opened(path) as handle:
+        for number, molecule in enumerate(chem.ForwardSDMolSupplier(handle), 1):
+            if molecule is None:
+                bad(problems, path, str(number), None, "RDKit cannot read this mol block; mend or remove it")
+                continue
+            name = molecule.GetProp("_Name").strip() if molecule.HasProp("_Name") else ""
+            yield name or str(number), chem.MolToSmiles(molecule)

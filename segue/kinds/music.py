@@ -1,0 +1,261 @@
+"""Music: MIDI files as sequences of notes, lengths and waits, and back (extra `music`, the library mido).
+
+The signs are those of performance modelling (Oore et al. 2018; Huang et al. 2018), with the length at each note in
+place of a sign for its end, as in REMI (Huang & Yang 2020): no note can be left hanging. Times are in 48ths of a beat,
+which hold every usual note value, and at the usual tempo of a recording are the 10 ms of those papers.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from segue.errors import SegueError, require
+from segue.files import atomic_write
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad
+from segue.kinds.codecs import Codec, ItemCodec
+from segue.kinds.packed import opened
+
+GRID = 48  # steps of a beat
+WAITS = range(1, 2 * GRID + 1)  # steps; a longer wait is several
+LENGTHS = [*range(1, 2 * GRID + 1), *range(2 * GRID + 12, 8 * GRID + 1, 12), *range(9 * GRID, 16 * GRID + 1, GRID)]
+LOUD = range(32)  # velocities, four each
+TEMPI = sorted({120, *(round(20 * 1.04**step) for step in range(70))})  # beats a minute, 4 % apart
+DRUMS = 9  # the channel of percussion
+PEDAL = 64  # the control that holds notes
+ITEMS = [f"{what}{value}" for what, values in (
+    ("note", range(128)), ("length", LENGTHS), ("wait", WAITS), ("loud", LOUD), ("drum", range(128)),
+    ("voice", range(128)), ("tempo", TEMPI)) for value in values]
+KNOWN = frozenset(ITEMS)
+NAMES = ["C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"]
+
+
+@dataclass(frozen=True, order=True)
+class Note:
+    """start, length: in steps. program: of General MIDI, 128 for drums. loud: one of LOUD."""
+
+    start: int
+    program: int
+    pitch: int
+    length: int
+    loud: int
+
+
+class Music(Kind):
+    """Standard MIDI files (.mid), all tracks together. An object is a list of items: `note60` or `drum36` and the
+    `length12` it lasts, `wait24` until the next one; `loud`, `voice` (the instrument) and `tempo` stand in front of the
+    note from which on they hold. The unit is the event. A file of independent patterns (format 2) is a record each."""
+
+    name = "music"
+    unit = "event"
+    storage = "items"
+    split_by = "entity"  # a piece as a whole: what it repeats would be known from its other parts
+
+    def sniff(self, path: Path, head: bytes) -> float:
+        return 0.97 if head.startswith(b"MThd") else 0.0
+
+    def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True) -> Iterator[Record]:
+        """One record a file. pedal: notes last as long as the pedal holds them. Silence at the beginning is left out;
+        a pitch that begins while it sounds ends what sounded."""
+        mido = require("mido", "music")
+        with opened(path) as handle:
+            try:
+                file = mido.MidiFile(file=handle, clip=True)
+            except SegueError:
+                raise
+            except Exception as error:  # a foreign parser may raise anything on a broken file
+                why = " ".join(str(error).split()) or type(error).__name__
+                raise SegueError(f"{path}: no MIDI file that can be read ({why}); save it again") from error
+        if file.ticks_per_beat <= 0 or file.ticks_per_beat >= 1 << 15:
+            raise SegueError(f"{path}: its times are in film frames (SMPTE), not in beats; save it with ticks per beat")
+        songs = [[track] for track in file.tracks] if file.type == 2 else [file.tracks]
+        found = False
+        for number, tracks in enumerate(songs, 1):
+            name = f"{path}:{number}" if len(songs) > 1 else str(path)
+            items = spelled(*_heard(tracks, GRID / file.ticks_per_beat, pedal))
+            if items:
+                found = True
+                yield Record(items, name=name)
+            elif len(songs) > 1:
+                bad(problems, path, str(number), None, "the pattern has no notes; remove it")
+        if not found:
+            raise SegueError(f"{path}: there is no note in this file")
+
+    def codec(self, data: Dataset) -> Codec:
+        """An item a token; every item there can be has one, so that a new piece has no unknown ones."""
+        return ItemCodec(ITEMS)
+
+    def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
+        """A MIDI file; several objects are independent patterns of one file (format 2). Items that are no music where
+        they stand (a length without a note) are left out, a note without a length lasts half a beat."""
+        mido = require("mido", "music")
+        songs = [obj if isinstance(obj, Record) else Record(list(obj)) for obj in objects]
+        file = mido.MidiFile(type=0 if len(songs) == 1 else 2, ticks_per_beat=GRID)
+        for song in songs:
+            file.tracks.append(_track(mido, song))
+        with atomic_write(path) as temporary, open(temporary, "wb") as handle:
+            file.save(file=handle)
+
+    def show(self, obj: Sequence[str]) -> str:
+        """A piano roll of the first 96 quarters of a beat: a line for each pitch from the highest, # where a note
+        begins, = where it lasts."""
+        notes = [note for note in understood(obj)[0] if note.start < 96 * GRID // 4]
+        pitches = sorted({(note.program < 128, note.pitch) for note in notes}, reverse=True)
+        lines = []
+        for tuned, pitch in pitches:
+            row = [" "] * 96
+            for note in notes:
+                if (note.program < 128, note.pitch) == (tuned, pitch):
+                    begin, end = (4 * at // GRID for at in (note.start, note.start + note.length - 1))
+                    for place in range(begin, min(end, 95) + 1):
+                        row[place] = "=" if place > begin or row[place] == "#" else "#"
+                    row[begin] = "#"
+            label = f"{NAMES[pitch % 12]}{pitch // 12 - 1}" if tuned else f"drum{pitch}"
+            lines.append(f"{label:>7} {''.join(row).rstrip()}")
+        return "\n".join(lines)
+
+    def normalise(self, obj: Any, known: Collection[str] = ()) -> list[str]:
+        """Items, or a text of them with blanks, commas or arrows between; one that is none is a SegueError."""
+        obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
+        items = [item for item in re.split(r"[\s,→]+", obj) if item] if isinstance(obj, str) else list(obj)
+        for number, item in enumerate(items, 1):
+            if item not in KNOWN:
+                raise SegueError(f"item {number}, {item!r:.40}, is no sign of music: write note0 to note127 (drum for "
+                                 "percussion) with length1 to length768 behind, wait1 to wait96, loud0 to loud31, "
+                                 "voice0 to voice127, tempo20 to tempo300, or give a MIDI file")
+        return items
+
+
+def nearest(values: Sequence[int], value: float) -> int:
+    """The nearest of sorted values."""
+    at = bisect_left(values, value)
+    return min(values[max(at - 1, 0) : at + 1] or values[-1:], key=lambda known: abs(known - value))
+
+
+def _heard(tracks: Iterable[Any], scale: float, pedal: bool) -> tuple[list[Note], list[tuple[int, int]]]:
+    """The notes of tracks that sound together, and (start, beats a minute) of the tempi. scale: steps of a tick."""
+    notes, tempi = list[Note](), list[tuple[int, int]]()
+    for track in tracks:
+        now, programs, held = 0, [0] * 16, [False] * 16
+        sounding: dict[tuple[int, int], tuple[int, int, int]] = {}  # channel, pitch: start, program, velocity
+        waiting: set[tuple[int, int]] = set()  # let go, but held by the pedal
+
+        def end(key: tuple[int, int], now: int, sounding: Any = sounding, waiting: Any = waiting) -> None:
+            start, program, velocity = sounding.pop(key)
+            waiting.discard(key)
+            begin, over = round(start * scale), round(now * scale)
+            notes.append(Note(begin, program, key[1], nearest(LENGTHS, max(over - begin, 1)), velocity // 4))
+
+        for message in track:
+            now += message.time
+            if message.type == "set_tempo":
+                tempi.append((round(now * scale), nearest(TEMPI, 6e7 / max(message.tempo, 1))))
+            elif message.type == "program_change":
+                programs[message.channel] = message.program
+            elif message.type == "control_change" and message.control == PEDAL and pedal:
+                held[message.channel] = message.value >= 64
+                for key in [] if held[message.channel] else [key for key in waiting if key[0] == message.channel]:
+                    end(key, now)
+            elif message.type in ("note_on", "note_off"):
+                key = message.channel, message.note
+                if message.type == "note_on" and message.velocity:
+                    if key in sounding:
+                        end(key, now)
+                    program = 128 if message.channel == DRUMS else programs[message.channel]
+                    sounding[key] = now, program, message.velocity
+                elif key in sounding:
+                    waiting.add(key) if held[message.channel] else end(key, now)
+        for key in list(sounding):
+            end(key, now)
+    return notes, tempi
+
+
+def spelled(notes: Iterable[Note], tempi: Iterable[tuple[int, int]]) -> list[str]:
+    """The items of notes and tempi, in order of time; silence before the first note is left out."""
+    chords: dict[int, dict[tuple[int, int], Note]] = {}  # by start, by program and pitch: twins are one
+    ends: dict[tuple[int, int], int] = {}  # where the next note of that program and pitch begins
+    for note in sorted(notes):
+        chords.setdefault(note.start, {})[note.program, note.pitch] = note
+    if not chords:
+        return []
+    first, last = min(chords), max(chords)
+    for start in reversed(chords):
+        for key, note in chords[start].items():
+            room = ends.get(key, start + LENGTHS[-1]) - start
+            chords[start][key] = replace(note, length=LENGTHS[bisect_right(LENGTHS, min(note.length, room)) - 1])
+            ends[key] = start
+    changes: dict[int, int] = {}
+    for at, bpm in sorted(tempi, key=lambda tempo: tempo[0]):  # of several at one time the last holds
+        if at <= last:
+            changes[max(at, first)] = bpm
+    items, now, said = list[str](), first, {"tempo": 120, "voice": 0, "loud": -1}
+
+    def say(what: str, value: int) -> None:
+        if said[what] != value:
+            said[what] = value
+            items.append(f"{what}{value}")
+
+    for at in sorted(chords.keys() | changes.keys()):
+        if at not in chords and changes[at] == said["tempo"]:
+            continue
+        whole, rest = divmod(at - now, WAITS[-1])
+        items += [f"wait{WAITS[-1]}"] * whole + ([f"wait{rest}"] if rest else [])
+        now = at
+        say("tempo", changes.get(at, said["tempo"]))
+        for note in chords.get(at, {}).values():
+            if note.program < 128:
+                say("voice", note.program)
+            say("loud", note.loud)
+            items += [f"{'note' if note.program < 128 else 'drum'}{note.pitch}", f"length{note.length}"]
+    return items
+
+
+def understood(items: Iterable[str]) -> tuple[list[Note], list[tuple[int, int]]]:
+    """The notes and tempi that items say: the inverse of `spelled`."""
+    notes, tempi = list[Note](), list[tuple[int, int]]()
+    now, voice, loud = 0, 0, LOUD[-1] * 5 // 8
+    items = list(items)
+    for item, after in zip(items, [*items[1:], ""]):
+        what, value = re.fullmatch(r"([a-z]+)(\d+)", item).groups() if item in KNOWN else ("", "0")  # type: ignore[union-attr]
+        number = int(value)
+        if what == "wait":
+            now += number
+        elif what == "voice":
+            voice = number
+        elif what == "loud":
+            loud = number
+        elif what == "tempo":
+            tempi.append((now, number))
+        elif what in ("note", "drum"):
+            length = int(after.removeprefix("length")) if after.startswith("length") else GRID // 2
+            notes.append(Note(now, 128 if what == "drum" else voice, number, length, loud))
+    return notes, tempi
+
+
+def _track(mido: Any, song: Record) -> Any:
+    """A track that plays a song. Each instrument has a channel of its own while there are any."""
+    notes, tempi = understood(song.object)
+    placed: list[tuple[int, int, Any]] = [  # at one time: tempi, ends, instruments, beginnings
+        (at, 0, mido.MetaMessage("set_tempo", tempo=round(6e7 / bpm))) for at, bpm in tempi]
+    channels: dict[int, int] = {128: DRUMS}
+    playing = [0] * 16
+    for note in notes:
+        tuned = len(channels) - 1
+        channel = channels.setdefault(note.program, [each for each in range(16) if each != DRUMS][tuned % 15])
+        if note.program < 128 and playing[channel] != note.program:
+            playing[channel] = note.program
+            placed.append((note.start, 2, mido.Message("program_change", channel=channel, program=note.program)))
+        placed.append((note.start, 3, mido.Message("note_on", channel=channel, note=note.pitch,
+                                                   velocity=4 * note.loud + 2)))
+        placed.append((note.start + note.length, 1, mido.Message("note_off", channel=channel, note=note.pitch)))
+    track, now = mido.MidiTrack(), 0
+    if song.name:
+        track.append(mido.MetaMessage("track_name", name=song.name.encode("ascii", "replace").decode()))
+    for at, _, message in sorted(placed, key=lambda each: each[:2]):
+        track.append(message.copy(time=at - now))
+        now = at
+    return track

@@ -1,0 +1,203 @@
+"""Adapters: a few new numbers beside a model, which learn while all of its own stand still.
+
+`LoRA` is one: a matrix of low rank added to the weight of each linear layer. What an adapter changes is its own
+business (an initial state or rows in front of a prompt would be others); what all of them promise is `Adapter`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from segue.errors import SegueError
+from segue.files import atomic_write
+
+
+class Adapter(ABC):
+    """Parameters that a model can wear. From `attach` to `detach` the model computes with them, they are among its
+    parameters, and only they learn; before and after, the model is what it was, bit for bit.
+
+    A second one can be attached on top: it adds to the first, which then stands still. The last one comes off first.
+
+    kind: the name in `ADAPTERS`. settings: plain values by which the adapter is made again.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = settings
+        self.model: nn.Module | None = None
+        self.held: list[nn.Parameter] = []
+        self.loaded: dict[str, Tensor] = {}  # parameters from a file, for `put_on` to begin with
+
+    @abstractmethod
+    def put_on(self, model: nn.Module) -> None:
+        """Have the model compute with the parameters, which are made now where there are none yet."""
+
+    @abstractmethod
+    def take_off(self, model: nn.Module) -> None:
+        """Undo `put_on`; the parameters stay here."""
+
+    @abstractmethod
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The adapter's own, by names that do not depend on what else the model wears."""
+
+    def attach(self, model: nn.Module) -> None:
+        """Put it on, and hold everything else still."""
+        if self.model is not None:
+            raise SegueError("this adapter is attached to a model: detach it first")
+        held = [p for p in model.parameters() if p.requires_grad]
+        self.put_on(model)
+        self.model, self.held = model, held
+        for parameter in held:
+            parameter.requires_grad_(False)
+
+    def detach(self) -> nn.Module:
+        """Take it off, and let what it held learn again. Returns the model."""
+        if self.model is None:
+            raise SegueError("this adapter is not attached to a model: attach it first")
+        if not all(p.requires_grad for _, p in self.named_parameters()):
+            raise SegueError("another adapter was attached after this one: detach that first")
+        model, self.model = self.model, None
+        self.take_off(model)
+        for parameter in self.held:
+            parameter.requires_grad_(True)
+        self.held = []
+        return model
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file: the parameters, and the settings in its header."""
+        from safetensors.torch import save_file
+
+        tensors = {name: p.detach().cpu().contiguous() for name, p in self.named_parameters()}
+        with atomic_write(path) as temporary:
+            save_file(tensors, str(temporary), {"adapter": json.dumps({"kind": self.kind, **self.settings})})
+
+
+class LowRank(nn.Module):
+    """What is added to one weight: scale * B A. a: (rank, in). b: (out, rank). transposed: the weight is (in, out)."""
+
+    def __init__(self, a: Tensor, b: Tensor, scale: float, transposed: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+        self.scale, self.transposed = scale, transposed
+
+    @property
+    def delta(self) -> Tensor:
+        product = self.scale * (self.b @ self.a)
+        return product.T if self.transposed else product
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.delta
+
+
+def linear_layers(model: nn.Module, targets: Sequence[str] = ()) -> dict[str, nn.Module]:
+    """By name, the layers that multiply by a matrix of their own: linear ones, and GPT-2's in transformers, whose
+    matrix is transposed. targets: parts of names, one of which must occur (none: all but the head)."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
+            continue
+        wanted = any(target in name for target in targets) if targets else not name.endswith("head")
+        if wanted and owners.get(id(module.weight), 1) == 1:  # 1: worn already, so the weight is a new tensor each time
+            found[name] = module
+    return found
+
+
+class LoRA(Adapter):
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A for the weight W of every linear
+    layer. A is drawn as a linear layer's weight is, and B is zero: the model begins as it was.
+
+    The sum is formed where a weight is read, by whomever, so that mixers which use slices of their weights, heads in
+    chunks and compiled forms need not know of it. A pass costs the product B A more, which is little beside a batch;
+    before decoding, `merge`.
+
+    rank, alpha: of B A, and of the factor in front of it. targets: parts of the names of the layers that get one (none:
+    all but the head). Layers whose weight is tied to another get none. seed: of A.
+    """
+
+    kind = "lora"
+
+    def __init__(self, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = (), seed: int = 0) -> None:
+        if rank < 1 or alpha <= 0:
+            raise SegueError(f"rank {rank} and alpha {alpha} do not fit: a rank is 1 or more, alpha more than 0")
+        super().__init__(rank=rank, alpha=alpha, targets=list(targets), seed=seed)
+        self.rank, self.scale, self.targets, self.seed = rank, alpha / rank, targets, seed
+        self.layers: dict[str, LowRank] = {}
+
+    def put_on(self, model: nn.Module) -> None:
+        found = linear_layers(model, self.targets)
+        if not found:
+            raise SegueError(f"no linear layer to adapt has {' or '.join(self.targets) or 'a weight of its own'} in "
+                             f"its name: name others of {', '.join(linear_layers(model)) or 'which there are none'}")
+        known = {name.rpartition(".")[0] for name in self.loaded} | set(self.layers)
+        if known and known != set(found):
+            raise SegueError(f"this adapter is of another model: '{min(known ^ set(found))}' is not in both")
+        draw = torch.Generator().manual_seed(self.seed)
+        for name, layer in found.items():
+            if name not in self.layers:
+                weight, transposed = layer.weight, not isinstance(layer, nn.Linear)
+                out, into = weight.shape[::-1] if transposed else weight.shape
+                a = (2 * torch.rand(self.rank, into, generator=draw) - 1) / math.sqrt(into)
+                a, b = self.loaded.get(f"{name}.a", a), self.loaded.get(f"{name}.b", torch.zeros(out, self.rank))
+                if a.shape != (self.rank, into) or b.shape != (out, self.rank):
+                    raise SegueError(f"this adapter is of another model: '{name}' has another size there")
+                self.layers[name] = LowRank(a.to(weight), b.to(weight), self.scale, transposed)
+            parametrize.register_parametrization(layer, "weight", self.layers[name])
+
+    def take_off(self, model: nn.Module) -> None:
+        for name in self.layers:
+            layer = model.get_submodule(name)
+            below = list(layer.parametrizations["weight"])[:-1]  # type: ignore[arg-type, index]
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+            for other, parameter in list(layer.named_parameters(recurse=False)):
+                if other != "weight":  # which comes first again, so that no order tells what was worn
+                    delattr(layer, other)
+                    setattr(layer, other, parameter)
+            for part in below:
+                parametrize.register_parametrization(layer, "weight", part)
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, part in self.layers.items():
+            yield f"{name}.a", part.a
+            yield f"{name}.b", part.b
+
+    @torch.no_grad()
+    def merge(self) -> nn.Module:
+        """Add it to the weights for good and take it off. Returns the model, whose weights are the very numbers that it
+        computed with, where it wore nothing else."""
+        model = self.detach()
+        for name, part in self.layers.items():
+            layer = model.get_submodule(name)
+            weight = layer.parametrizations.weight.original if parametrize.is_parametrized(layer) else layer.weight
+            weight.add_(part.delta)  # type: ignore[operator, union-attr]
+        return model
+
+
+ADAPTERS: dict[str, type[Adapter]] = {"lora": LoRA}
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """What `Adapter.save` wrote, to be attached to a model of the same layers."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            settings = json.loads((file.metadata() or {})["adapter"])
+            adapter = ADAPTERS[settings.pop("kind")](**settings)
+            adapter.loaded = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SegueError(f"{path} is no adapter, or a damaged one ({error}): save it again") from error
+    return adapter

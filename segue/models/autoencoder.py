@@ -1,0 +1,87 @@
+"""Sequence autoencoders: a sequence becomes one vector, and that vector the sequence again (Dai & Le 2015; of
+playlists: Papreja, Venkateswara & Panchanathan 2019, arXiv 1907.01098).
+
+An encoder-decoder whose decoder looks at the vector instead of at the elements: cross-attention to a single slot is a
+linear map of it in each block. So any mixers can stand on both sides, and whatever decodes, decodes it. Attention to
+the elements lets a decoder copy, and the vector be empty; how much of it there is, is one number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
+
+POOLS = ("mean", "first", "last", "ends")
+
+
+def real(lengths: Tensor, n: int) -> Tensor:
+    """(B, n) bool: the first `lengths` (B,) of each row."""
+    return torch.arange(n, device=lengths.device) < lengths[:, None]
+
+
+def pooled(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
+    """(B, D) or, of both ends, (B, 2 D): one vector of the first `lengths` (B,) of hidden vectors (B, N, D)."""
+    if pool == "mean":
+        live = real(lengths, hidden.shape[1])[..., None]
+        return torch.where(live, hidden, 0.0).sum(1) / lengths[:, None]
+    if pool == "first":
+        return hidden[:, 0]
+    last = hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    return last if pool == "last" else torch.cat([hidden[:, 0], last], -1)
+
+
+@dataclass(frozen=True)
+class SequenceAutoencoderConfig(EncoderDecoderConfig):
+    """An `EncoderDecoderConfig`, and how narrow it is between the two.
+
+    size: numbers of the vector (default: the width). pool: what it is a linear map of, the hidden vector of the "last"
+        element, those at both "ends" (for encoders that read both ways, `both_ways`), the "first" one, or their "mean".
+    attention: what else the decoder may look at: 0 (default) nothing, so that all of the sequence is in the vector;
+        k slots, each a mean of the hidden vectors weighted by a learned query; None all hidden vectors. The vector is
+        added to each.
+    """
+
+    size: int | None = None
+    pool: str = "last"
+    attention: int | None = 0
+
+
+class SequenceAutoencoder(EncoderDecoder):
+    """Learns from pairs of a sequence and itself (`Batch.pairs`), in order or turned round. Satisfies `Decodable`;
+    `segue.analysis.embedding.embed` gives the vectors of many sequences."""
+
+    format = "segue autoencoder 1"
+    configured = SequenceAutoencoderConfig
+    config: SequenceAutoencoderConfig
+
+    def __init__(self, config: SequenceAutoencoderConfig) -> None:
+        super().__init__(config)
+        width, slots = config.encoder.width, config.attention
+        size = width if config.size is None else config.size
+        if config.pool not in POOLS or size < 1 or (slots is not None and slots < 0):
+            raise SegueError(f"a vector of {size} numbers from pool '{config.pool}' with attention {slots} cannot be: "
+                             f"choose a pool from {', '.join(POOLS)}, a size above 0, and 0, a count or None")
+        self.narrow = nn.Linear(width * (1 + (config.pool == "ends")), size)
+        self.widen = nn.Linear(size, width)
+        self.queries = nn.Parameter(torch.randn(slots, width) / math.sqrt(width)) if slots else None
+
+    def vectors(self, source: Tensor, lengths: Tensor) -> Tensor:
+        """(B, size): the vector of each row (B, S) of ids, of which the first `lengths` (B,) are real."""
+        return self.narrow(pooled(self.encode(source, lengths), lengths, self.config.pool))
+
+    def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
+        hidden = self.encode(source, lengths)
+        vector = self.widen(self.narrow(pooled(hidden, lengths, self.config.pool)))[:, None]
+        if self.config.attention == 0:
+            return vector
+        if self.queries is None:
+            return hidden + vector
+        scores = self.queries @ hidden.mT / math.sqrt(hidden.shape[-1])
+        scores = scores.masked_fill(~real(lengths, hidden.shape[1])[:, None], -math.inf)
+        return scores.softmax(-1) @ hidden + vector

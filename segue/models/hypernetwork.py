@@ -1,0 +1,190 @@
+"""Hypernetworks: all weights of a network made by a smaller one from what is remembered of a task, one vector.
+
+The weights of the target are cut into chunks of equally many numbers, and every chunk has a learned vector of its own.
+`ChunkedMLP` makes each chunk from the task's vector and its own (von Oswald et al. 2020, arXiv 1906.00695), chunks
+independent of each other; `ChunkedLSTM` reads the chunks' vectors in order, so that a chunk depends on those before it
+(Hemati et al. 2022, arXiv 2209.07712). `Generated` is any module with such weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from segue.errors import SegueError
+from segue.mixers.state import Layout
+from segue.models.base import Output
+
+EQUAL = 0.1  # the deviation of what is generated in place of a tensor whose numbers begin all equal
+
+
+class WeightGenerator(nn.Module):
+    """Base of all: vectors of tasks and of chunks -> the weights of a target.
+
+    target: any module; its shapes, and where its parameters begin, are looked at. tasks: how many there can be.
+    chunk: numbers made at once; the last chunk is cut off. task_width, chunk_width: of the vectors, drawn from N(0, 1).
+    What is generated begins with the mean and the deviation that each tensor of the target itself begins with (a
+    hyperfan initialisation: Chang et al. 2020, for each tensor by itself also where a chunk crosses from one to the
+    next).
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, target: nn.Module, tasks: int, chunk: int = 256, task_width: int = 8,
+                 chunk_width: int = 8) -> None:
+        super().__init__()
+        if min(tasks, chunk, task_width, chunk_width) < 1:
+            raise SegueError(f"{tasks} tasks, chunks of {chunk}, vectors of {task_width} and {chunk_width} make no "
+                             "weights: give 1 or more of each")
+        weights = {name: p.detach() for name, p in target.named_parameters()}
+        self.shapes = {name: p.shape for name, p in weights.items()}
+        self.size, self.chunk = sum(p.numel() for p in weights.values()), chunk
+        self.tasks = nn.Parameter(torch.randn(tasks, task_width))
+        self.chunks = nn.Parameter(torch.randn(-(-self.size // chunk), chunk_width))
+        spread = [(p, p.std(correction=0)) for p in weights.values()]
+        self.register_buffer("offset", torch.cat([p.mean().expand(p.numel()) for p, _ in spread]))
+        self.register_buffer("scale", torch.cat([torch.where(s > 0, s, EQUAL).expand(p.numel()) for p, s in spread]))
+
+    def made(self, x: Tensor) -> Tensor:
+        """Vectors of task and chunk (N, K, E) -> numbers (N, K, C), before offset and scale."""
+        raise NotImplementedError
+
+    def flat(self, tasks: Tensor) -> Tensor:
+        """(N,) long -> all weights of the target for each of these tasks, (N, size)."""
+        count = len(self.chunks)
+        x = torch.cat([self.tasks[tasks][:, None].expand(-1, count, -1), self.chunks.expand(len(tasks), -1, -1)], -1)
+        return self.offset + self.scale * self.made(x).flatten(1)[:, : self.size]
+
+    def forward(self, task: int) -> dict[str, Tensor]:
+        """The target's weights for a task, by name."""
+        numbers = self.flat(torch.tensor([task], device=self.tasks.device))[0]
+        parts = numbers.split([shape.numel() for shape in self.shapes.values()])
+        return {name: part.view(shape) for (name, shape), part in zip(self.shapes.items(), parts)}
+
+    @torch.no_grad()
+    def settle(self, out: nn.Linear) -> None:
+        """Scale the last layer so that what is made begins with deviation 1, over all tasks and chunks."""
+        nn.init.zeros_(out.bias)
+        every = torch.arange(len(self.tasks))
+        made = (self.flat(every) - self.offset) / self.scale
+        out.weight /= made.std()
+
+    @property
+    def ratio(self) -> float:
+        """Trained numbers here, as a part of a target for each task: above 1 it is no feat to forget nothing."""
+        return sum(p.numel() for p in self.parameters()) / (len(self.tasks) * self.size)
+
+
+class ChunkedMLP(WeightGenerator):
+    """Each chunk by itself, through layers of `hidden` units with ReLUs. Other arguments: see `WeightGenerator`."""
+
+    def __init__(self, target: nn.Module, tasks: int, chunk: int = 256, hidden: Sequence[int] = (32, 32),
+                 task_width: int = 8, chunk_width: int = 8) -> None:
+        super().__init__(target, tasks, chunk, task_width, chunk_width)
+        sizes = [task_width + chunk_width, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(into, out) for into, out in zip(sizes, sizes[1:]))
+        self.out = nn.Linear(sizes[-1], chunk)
+        self.settle(self.out)
+
+    def made(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return self.out(x)
+
+
+class ChunkedLSTM(WeightGenerator):
+    """The chunks in order, by an LSTM of `units` whose state goes from one to the next and begins at 0.
+
+    carry: False sets the state to 0 before each chunk, which makes chunks independent again. Other arguments: see
+    `WeightGenerator`.
+    """
+
+    def __init__(self, target: nn.Module, tasks: int, chunk: int = 256, units: int = 32, task_width: int = 8,
+                 chunk_width: int = 8, carry: bool = True) -> None:
+        super().__init__(target, tasks, chunk, task_width, chunk_width)
+        self.carry = carry
+        self.cell = nn.LSTM(task_width + chunk_width, units, batch_first=True)
+        self.out = nn.Linear(units, chunk)
+        self.settle(self.out)
+
+    def made(self, x: Tensor) -> Tensor:
+        if self.carry:
+            return self.out(self.cell(x)[0])
+        return self.out(self.cell(x.reshape(-1, 1, x.shape[-1]))[0]).view(*x.shape[:2], -1)
+
+    @torch.no_grad()
+    def grow(self, units: int) -> None:
+        """Add units to the cell, with what is generated unchanged: nothing of the old looks at them yet. Do so before
+        an optimiser is made, since parameters are replaced."""
+        if units < 1:
+            raise SegueError(f"a cell cannot grow by {units} units: give 1 or more")
+        old, last = self.cell, self.out
+        before, after = old.hidden_size, old.hidden_size + units
+        new = nn.LSTM(old.input_size, after, batch_first=True).to(self.tasks)
+        for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+            held, wide = getattr(old, name).unflatten(0, (4, -1)), getattr(new, name).unflatten(0, (4, -1))  # by gate
+            if name == "weight_hh_l0":
+                wide[:, :before, before:] = 0
+                wide[:, :before, :before] = held
+            else:
+                wide[:, :before] = held
+        out = nn.Linear(after, self.chunk).to(self.tasks)
+        out.weight.zero_()
+        out.weight[:, :before], out.bias[:] = last.weight, last.bias
+        self.cell, self.out = new, out
+
+
+GENERATORS: dict[str, type[WeightGenerator]] = {"mlp": ChunkedMLP, "lstm": ChunkedLSTM}
+
+
+class Generated(nn.Module):
+    """A module whose weights are generated, for the task that `task` says.
+
+    target: any module that gives an `Output` from (tokens, layout): a `Stack`, a `Classifier`. It has its own weights
+    no more, and no statistics of batches may be learned in it. generator: made for this target.
+    task: () long, which one is learned or asked now.
+    """
+
+    task: Tensor
+
+    def __init__(self, target: nn.Module, generator: WeightGenerator) -> None:
+        super().__init__()
+        if {name: p.shape for name, p in target.named_parameters()} != generator.shapes:
+            raise SegueError("the generator was made for another target: its tensors have other names or shapes")
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in target.modules()):
+            raise SegueError("the statistics of batch normalisation are not generated: take a target without it")
+        self.target, self.generator = target.requires_grad_(False), generator
+        self.register_buffer("task", torch.zeros((), dtype=torch.long))
+
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
+        layout = Layout.of(tokens) if layout is None else layout
+        return functional_call(self.target, self.generator(int(self.task)), (tokens, layout))
+
+    def choose(self, task: int) -> None:
+        """Let a task be the one that is learned or asked."""
+        if not 0 <= task < len(self.generator.tasks):
+            raise SegueError(f"there is no task {task}: the generator was made for {len(self.generator.tasks)}, from 0")
+        self.task.fill_(task)
+
+    @torch.no_grad()
+    def entropies(self, tokens: Tensor, layout: Layout | None = None, tasks: int | None = None) -> Tensor:
+        """(tasks, B, T): how unsure each of the first `tasks` (default: all) networks is of each place, in nats."""
+        now, found = int(self.task), []
+        for task in range(len(self.generator.tasks) if tasks is None else tasks):
+            self.choose(task)
+            logs = self(tokens, layout).logits.log_softmax(-1)
+            found.append(-(logs.exp() * logs).sum(-1))
+        self.choose(now)
+        return torch.stack(found)
+
+    def infer(self, tokens: Tensor, layout: Layout | None = None, tasks: int | None = None,
+              asked: Tensor | None = None) -> Tensor:
+        """(B,) the task of each row whose network is least unsure, over the places `asked` (B, T) bool (default: all)
+        (HNET+ENT)."""
+        unsure = self.entropies(tokens, layout, tasks)
+        return (unsure if asked is None else unsure * asked).sum(-1).argmin(0)

@@ -1,0 +1,71 @@
+"""Convolutions that read short patterns in sequences of few letters, and may know some of them from the start."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.state import Layout
+from segue.models.base import Output
+
+
+def motif_convolution(allowed: np.ndarray, width: int | None = None, extra: int = 0) -> nn.Conv1d:
+    """A convolution over one-hot letters whose filters fire where a pattern begins: its output is 0.5 there, and at
+    most -0.5 elsewhere.
+
+    allowed: (F, width, V) bool, the letters that each pattern allows at each place, none behind its end (see
+    `segue.analysis.restriction.site_filters`). width: of the filters, if wider. extra: filters that begin at random.
+    """
+    count, longest, letters = allowed.shape
+    width = longest if width is None else width
+    if width < longest:
+        raise SegueError(f"patterns of {longest} letters do not fit into filters of width {width}: widen them")
+    convolution = nn.Conv1d(letters, count + extra, width)
+    known = torch.from_numpy(allowed.astype(np.float32)).transpose(1, 2)
+    with torch.no_grad():
+        convolution.weight[:count] = F.pad(known, (0, width - longest))
+        convolution.bias[:count] = 0.5 - known.amax(1).sum(1)  # type: ignore[index]
+    return convolution
+
+
+class ConvClassifier(nn.Module):
+    """Classes of whole rows: two convolutions, the greatest and the mean answer of each filter, and a hidden layer.
+
+    letters: V, ids beyond are read as none. classes: C. filters, width: of the first convolution; the second has as
+    many as `hidden`. motifs: patterns that the first filters begin with (see `motif_convolution`), at most so many as
+    there are filters. dropout: of the hidden layer.
+    All rows of a batch are of one length. The scores (B, T, C) are the same at every place.
+    """
+
+    def __init__(self, letters: int, classes: int = 2, filters: int = 64, width: int = 8, hidden: int = 64,
+                 dropout: float = 0.3, motifs: np.ndarray | None = None) -> None:
+        super().__init__()
+        known = 0 if motifs is None else len(motifs)
+        if known > filters or (motifs is not None and motifs.shape[2] != letters):
+            raise SegueError(f"patterns of shape {getattr(motifs, 'shape', ())} do not fit {filters} filters over "
+                             f"{letters} letters: give as many filters, and patterns (F, width, V)")
+        self.letters, self.width = letters, width
+        self.first = nn.Conv1d(letters, filters, width) if motifs is None else \
+            motif_convolution(motifs, width, filters - known)
+        self.second = nn.Conv1d(filters, hidden, width)
+        self.dense = nn.Sequential(nn.Linear(2 * (filters + hidden), hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.head = nn.Linear(hidden, classes)
+
+    def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+        """(B, T) ids -> (B, T, hidden), the same at every place."""
+        known = F.one_hot(tokens.clamp(max=self.letters), self.letters + 1)[..., : self.letters]
+        x = known.to(self.first.weight.dtype).transpose(1, 2)
+        behind = (0, self.width - 1)  # a pattern is found where it begins
+        found = F.relu(self.first(F.pad(x, behind)))
+        around = F.relu(self.second(F.pad(found, behind)))
+        pooled = torch.cat([each for y in (found, around) for each in (y.amax(2), y.mean(2))], 1)
+        return self.dense(pooled)[:, None].expand(-1, tokens.shape[1], -1)
+
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
+        if layout is not None and layout.starts is not None:
+            raise SegueError("a convolution over whole rows reads one document a row: do not pack several into one")
+        hidden = self.hidden(tokens)
+        return Output(self.head(hidden), hidden)

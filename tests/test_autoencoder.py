@@ -1,0 +1,281 @@
+"""Sequence autoencoders, weighted bags, what vectors know of their sequences, and the search among them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.analysis.embedding import embed
+from segue.analysis.index import VectorIndex, precision_at_recall
+from segue.analysis.probes import (
+    Question,
+    answered,
+    content_groups,
+    content_question,
+    fitted_head,
+    grouped_split,
+    length_question,
+    order_question,
+    permuted,
+    probe,
+    question,
+)
+from segue.decoding import generate
+from segue.errors import SegueError
+from segue.models import (
+    SequenceAutoencoder,
+    SequenceAutoencoderConfig,
+    SIFEmbedding,
+    StackConfig,
+    cooccurrence_vectors,
+)
+from segue.models.stack import both_ways
+from segue.objectives import Batch, NextElement
+from segue.testing import check_model
+from segue.training.learn import learn
+
+V, END = 9, 8
+PAIRS = {"lstm": "mamba", "attention": "gru", "mamba": "attention", "hydra": "lstm"}  # hydra reads both ways
+OPTIONS: dict[str, dict[str, Any]] = {"attention": {"heads": 2}, "mamba": {"states": 3}, "hydra": {"heads": 2}}
+
+
+def autoencoder(encoder: str = "lstm", decoder: str = "mamba", both: bool = False, width: int = 8,
+                **choices: Any) -> SequenceAutoencoder:
+    torch.manual_seed(0)
+
+    def side(name: str) -> StackConfig:
+        return StackConfig(V, width, [name], OPTIONS)
+
+    model = SequenceAutoencoder(SequenceAutoencoderConfig(both_ways(side(encoder)) if both else side(encoder),
+                                                          side(decoder), **choices))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.mark.parametrize("attention", [0, 2, None])
+@pytest.mark.parametrize("encoder, decoder", PAIRS.items())
+def test_any_pair_keeps_the_decoding_contract(encoder: str, decoder: str, attention: int | None) -> None:
+    model = autoencoder(encoder, decoder, attention=attention, pool="ends", size=5)
+    for only in ("pieces", "ragged", "trees", "select", "join", "any life", "forward", "dtypes") \
+            if attention == 0 else (None,):  # of a single slot, queries have no say, and so no gradient
+        assert check_model(model, prompt=6, examples=2, longest=10, only=only)
+
+
+@pytest.mark.parametrize("pool", ["mean", "first", "last", "ends"])
+def test_the_vector_is_what_it_says(pool: str) -> None:
+    model = autoencoder("lstm", both=True, pool=pool, size=5).double()
+    rows = [np.arange(5), np.array([3]), np.arange(7) % 4]
+    found = embed(model, rows)
+    hidden = embed(model, rows, pool).astype(np.float64)
+    wanted = hidden @ model.narrow.weight.detach().numpy().T + model.narrow.bias.detach().numpy()
+    assert found.shape == (3, 5)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([embed(model, [row]) for row in rows]), found, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", [0, 3, None])
+def test_without_attention_the_vector_is_all_that_the_decoder_knows(attention: int | None) -> None:
+    """Two sources with one vector cannot be told apart without attention, and can with it."""
+    model = autoencoder("lstm", "attention", attention=attention, pool="last").double()
+    model.narrow.weight.data.zero_()
+    tokens = torch.tensor([[1, 2, 3, V, 4, 5], [6, 0, 2, V, 4, 5]])
+    logits = model(tokens).logits[:, 3:, :V]
+    assert torch.allclose(logits[0], logits[1]) == (attention == 0)
+
+
+def test_slots_are_means_weighted_by_their_queries() -> None:
+    model = autoencoder("mamba", attention=2, pool="mean").double()
+    source, lengths = torch.tensor([[1, 2, 3, 4], [5, 6, 0, 0]]), torch.tensor([4, 2])
+    assert model.queries is not None
+    memory, hidden = model.memory(source, lengths), model.encode(source, lengths)
+    for row, n in enumerate(lengths.tolist()):
+        weights = (model.queries @ hidden[row, :n].T / 8**0.5).softmax(-1)
+        vector = model.widen(model.narrow(hidden[row, :n].mean(0)))
+        torch.testing.assert_close(memory[row], weights @ hidden[row, :n] + vector)
+
+
+def test_a_folder_holds_it(tmp_path: Path) -> None:
+    model = autoencoder(attention=2, pool="ends", both=True)
+    model.save(tmp_path / "model")
+    again = SequenceAutoencoder.load(tmp_path / "model")
+    assert again.config == model.config
+    np.testing.assert_array_equal(embed(again, [np.arange(4)]), embed(model, [np.arange(4)]))
+    for wrong in ({"pool": "max"}, {"attention": -1}, {"size": 0}):
+        with pytest.raises(SegueError, match="cannot be"):
+            autoencoder(**wrong)
+
+
+def pairs(rows: np.ndarray, begin: int) -> Batch:
+    return Batch.pairs([(row.tolist(), [*row.tolist(), END]) for row in rows], begin)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder, decoder", [("lstm", "lstm"), ("mamba", "attention")])
+def test_a_vector_alone_gives_its_sequence_back(encoder: str, decoder: str) -> None:
+    torch.manual_seed(0)
+    side = [StackConfig(21, 64, [name], {"attention": {"heads": 4}}) for name in (encoder, decoder)]
+    model = SequenceAutoencoder(SequenceAutoencoderConfig(*side))
+
+    def drawn(seed: Any, rows: int) -> list[list[int]]:
+        draw = np.random.default_rng(seed)
+        return [draw.integers(20, size=draw.integers(2, 7)).tolist() for _ in range(rows)]
+
+    def batches(step: int) -> Batch:
+        return Batch.pairs([(row, [*row, 20]) for row in drawn(step, 128)], model.begin)
+
+    learn(model, batches, 3000, rate=3e-3, objective=NextElement(), cooldown=0.5)
+    held = drawn([1, 1], 300)
+    answers = generate(model, [model.prompt(row) for row in held], 7, eos=20)
+    right = np.mean([answer.tokens[: len(row)] == row and len(answer.tokens) <= len(row) + 1
+                     for answer, row in zip(answers, held)])
+    assert right >= 0.99
+
+
+@given(seed=st.integers(0, 999), vocabulary=st.integers(3, 9), count=st.integers(3, 12))
+@settings(max_examples=25, deadline=None)
+def test_sif_is_that_of_numpy(seed: int, vocabulary: int, count: int) -> None:
+    draw = np.random.default_rng(seed)
+    vectors = draw.normal(size=(vocabulary, 4))
+    rows = [draw.integers(vocabulary, size=draw.integers(1, 8)) for _ in range(count)]
+    model = SIFEmbedding.fit(rows[:-1], torch.from_numpy(vectors), a=0.01)
+    share = np.bincount(np.concatenate(rows[:-1]), minlength=vocabulary) / sum(map(len, rows[:-1]))
+    plain = np.array([sum(0.01 / (0.01 + share[i]) * vectors[i] for i in row) / len(row) for row in rows])
+    u = np.linalg.svd(plain[:-1])[2][0]
+    np.testing.assert_allclose(embed(model, rows), plain - np.outer(plain @ u, u), atol=1e-5)
+    np.testing.assert_array_equal(embed(model, rows), embed(model, [draw.permutation(row) for row in rows]))
+
+
+def test_what_occurs_together_is_alike() -> None:
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(10, size=12) + 10 * draw.integers(3) for _ in range(300)]
+    vectors = torch.nn.functional.normalize(cooccurrence_vectors(rows, 31, 8), dim=-1)
+    near = VectorIndex(vectors[:30]).search(vectors[:30], 9, without=range(30))[1]
+    assert (near // 10 == torch.arange(30)[:, None] // 10).all() and not vectors[30].any()
+    # Pairs are counted as they stand, and never across two sequences.
+    tiny = cooccurrence_vectors([np.array([0, 1]), np.array([2, 2])], 3, 3, window=5).double()
+    counts = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 2.0]])
+    with np.errstate(divide="ignore"):
+        information = np.maximum(np.log(counts * counts.sum() / np.outer(counts.sum(0), counts.sum(0))), 0)
+    np.testing.assert_allclose((tiny @ tiny.T).numpy(), np.linalg.svd(information)[0] @ np.diag(
+        np.linalg.svd(information)[1]) @ np.linalg.svd(information)[0].T, atol=1e-5)
+
+
+@given(seed=st.integers(0, 999), n=st.integers(1, 30), k=st.integers(1, 12), cosine=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_the_nearest_are_those_of_brute_force(seed: int, n: int, k: int, cosine: bool) -> None:
+    draw = np.random.default_rng(seed)
+    vectors, queries = draw.normal(size=(n, 3)), draw.normal(size=(5, 3))
+    without = [draw.integers(n, size=draw.integers(0, 3)).tolist() for _ in queries]
+    scores, places = VectorIndex(vectors, cosine).search(queries, k, without)
+    for row, query in enumerate(queries):
+        value = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query) if cosine else \
+            -np.linalg.norm(vectors - query, axis=1)
+        order = [i for i in np.argsort(-value).tolist() if i not in without[row]][: min(k, n)]
+        assert places[row].tolist() == order + [-1] * (min(k, n) - len(order))
+        np.testing.assert_allclose(scores[row, : len(order)], value[order], atol=1e-9)
+
+
+def test_an_index_leaves_out_what_is_too_near() -> None:
+    vectors = np.array([[1.0, 0], [2, 0], [1, 1], [0, 1]])
+    assert VectorIndex(vectors).search(vectors[:1], 4, below=0.999)[1].tolist() == [[2, 3, -1, -1]]
+    with pytest.raises(SegueError, match=r"rows of numbers"):
+        VectorIndex(np.zeros(3))
+
+
+def test_precision_at_recall_is_that_of_the_definition() -> None:
+    right = np.array([[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 0, 0]], bool)
+    curve = precision_at_recall(right, np.array([3, 2, 0]), [0, 0.34, 0.6, 1])
+    np.testing.assert_allclose(curve, [(1 + 0.5) / 2, (0.75 + 0.5) / 2, 0.75 / 2, 0.75 / 2])
+    with pytest.raises(SegueError, match="no query has"):
+        precision_at_recall(right, np.zeros(3), [0])
+
+
+def test_vectors_that_know_nothing_answer_by_the_majority() -> None:
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(50, size=draw.integers(3, 30)) for _ in range(3000)]
+    labels = (draw.random(3000) < 0.3).astype(int)
+    found = answered(lambda rows: draw.normal(size=(len(rows), 8)), question("coin", rows, labels))
+    assert abs(found.accuracy - found.by_majority) < 0.02 and abs(found.balanced - 0.5) < 0.03
+    assert found.by_majority == pytest.approx(0.7, abs=0.03) and found.classes == 2 and found.tested == 600
+
+
+def test_a_bag_does_not_know_the_order_and_knows_what_is_in_it() -> None:
+    draw = np.random.default_rng(1)
+    rows = [np.sort(draw.integers(40, size=draw.integers(4, 20))) for _ in range(600)]
+    bag = SIFEmbedding(torch.eye(40), torch.full((40,), 1 / 40), 1.0)
+    encoder = partial(embed, bag)
+    order = answered(encoder, order_question(rows))
+    assert order.accuracy == 0.5 and order.by_length == 0.5
+    lengths = answered(lambda rows: np.array([[len(row)] for row in rows], float), length_question(rows, 4))
+    assert lengths.accuracy > 0.8 and lengths.by_length > 0.9
+    few = [draw.permutation(40)[: draw.integers(3, 7)] for _ in range(900)]
+    content = answered(encoder, content_question(few, 10))
+    assert content.accuracy > 0.95 > 0.5 > content.by_length
+
+
+def test_no_group_lies_on_both_sides() -> None:
+    rows = [np.array([1, 2, 3]), np.array([1, 2]), np.array([1, 2, 3]), np.array([3, 2, 1])] * 5
+    assert content_groups(rows).tolist() == [0, 1, 0, 2] * 5
+    for seed in range(5):
+        groups = np.random.default_rng(seed).integers(12, size=60)
+        held = grouped_split(groups, 0.3, seed)
+        assert 0 < held.sum() <= 18 and not set(groups[held]) & set(groups[~held])
+    asked = order_question(rows)
+    assert asked.groups.tolist() == content_groups(rows).tolist() * 2 and asked.labels.tolist() == [0] * 20 + [1] * 20
+    with pytest.raises(SegueError, match="cannot be split"):
+        grouped_split(np.zeros(9))
+
+
+@given(seed=st.integers(0, 99), n=st.integers(2, 30), share=st.floats(0.01, 1))
+def test_permuted_moves_no_more_than_its_share(seed: int, n: int, share: float) -> None:
+    row = np.arange(n)
+    moved = permuted(row, share, np.random.default_rng(seed))
+    assert sorted(moved) == row.tolist() and (moved != row).sum() <= max(2, round(share * n))
+
+
+def test_questions_are_what_they_say() -> None:
+    rows = [np.array(row) for row in ([0, 1], [0, 2, 2], [1, 1, 1, 1], [0, 0, 3, 4, 5], [0, 1, 2, 3, 4, 5])]
+    asked = content_question(rows, [1, 2])
+    assert [row.tolist() for row in asked.rows] == [[0, 1], [0, 2, 2], [1, 1, 1, 1]]
+    assert asked.labels.tolist() == [0, 1, 0]
+    assert length_question(rows, 5).labels.tolist() == [0, 1, 2, 3, 4]
+    assert order_question(rows, way="reverse").rows[6].tolist() == [2, 2, 0]
+    assert question("odd", rows, [-1, 0, 1, -1, 1]).labels.tolist() == [0, 1, 1]
+    with pytest.raises(SegueError, match="choose shuffle or reverse"):
+        order_question(rows, way="sideways")
+
+
+def test_the_logistic_head_is_at_its_optimum() -> None:
+    torch.manual_seed(0)
+    features, labels = torch.randn(200, 3).double() * torch.tensor([1.0, 50, 0.01]) + 7, torch.randint(3, (200,))
+    features = torch.cat([features, torch.full((200, 1), 4.0)], 1)  # one that never varies
+    head = fitted_head("logistic", features, labels, 3)
+    centre, spread = features.mean(0), features.std(0, correction=0)
+    weight = (head.weight * spread).detach().requires_grad_()
+    bias = (head.bias + head.weight @ centre).detach().requires_grad_()
+    scaled = (features - centre) / spread.clamp(min=1e-9)
+    cost = torch.nn.functional.cross_entropy(scaled @ weight.T + bias, labels) + 1e-3 * weight.square().sum() / 2
+    cost.backward()
+    assert float(weight.grad.abs().max()) < 1e-4 and float(bias.grad.abs().max()) < 1e-4 and not head.weight[:, 3].any()
+    assert probe("logistic", (features, labels), (features, labels)) >= 0.3
+
+
+def test_a_question_may_be_of_any_sequence() -> None:
+    """Of residues, by the vectors of a model of proteins, which no playlist is."""
+    import segue
+
+    draw = np.random.default_rng(0)
+    proteins = ["".join(draw.choice(list("AGLK" if i % 2 else "WYFC"), 9 + i % 5)) for i in range(80)]
+    model = segue.fit(proteins, kind="protein", mixer="mamba", steps=2, width=16, depth=1, quiet=True)
+    rows = [model.codec.encode(each) for each in proteins]
+    asked = Question("family", rows, np.arange(80) % 2, np.arange(80))
+    assert answered(partial(embed, model.model, begin=model.codec.bos), asked).accuracy > 0.9

@@ -1,0 +1,223 @@
+"""Prompts that end inside a token: what is taken back, what may follow, in every decoder, streamed and served."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.decoding import continue_objects, generate, stream_objects
+from segue.decoding.healing import Healing, Spelling, spelling
+from segue.decoding.prompt import OpenPrompt
+from segue.decoding.sampling import Prefix
+from segue.kinds.codecs import BPECodec, ByteCodec, ItemCodec, KmerCodec
+from segue.models.stack import Stack, StackConfig
+
+WORDS = "the bar barks and a barrel of bars bathes the bath in the barn\n"
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPECodec:
+    return BPECodec.train([WORDS * 20], 300)
+
+
+@lru_cache
+def wild(vocabulary: int) -> Stack:
+    """A model whose scores are far from even, and that no text has ever touched."""
+    torch.manual_seed(0)
+    model = Stack(StackConfig(vocabulary, 16, ["attention"])).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter *= 2.5
+    return model
+
+
+class Pieces(ByteCodec):
+    """A codec of given words, for brute force."""
+
+    def __init__(self, words: list[str]) -> None:
+        super().__init__()
+        self.words = [word.encode() for word in words]
+        self.size = len(words)
+
+    def decode(self, ids: Any) -> bytes:
+        return b"".join(self.words[id] for id in ids)
+
+    def identity(self) -> str:
+        return repr(self.words)
+
+
+letters = st.text("ab", min_size=0, max_size=4)
+
+
+@given(words=st.lists(letters, min_size=1, max_size=12), rest=st.text("ab", min_size=1, max_size=5))
+def test_what_may_follow_is_what_brute_force_finds(words: list[str], rest: str) -> None:
+    allowed = Spelling(Pieces(words)).allowed(rest.encode())
+    assert allowed.tolist() == [id for id, word in enumerate(words)
+                                if word and (word.startswith(rest) or rest.startswith(word))]
+
+
+@given(words=st.lists(letters, min_size=1, max_size=12), tokens=st.lists(st.integers(0, 11), min_size=1, max_size=8))
+def test_what_is_taken_back_is_what_brute_force_finds(words: list[str], tokens: list[int]) -> None:
+    tokens = [token % len(words) for token in tokens]
+    said = [words[token] for token in tokens]
+    counts = []
+    for count in range(1, len(tokens)):  # the first token stays
+        if not (text := "".join(said[-count:])):
+            break  # a token that spells nothing ends what can be said again
+        counts += [count] if any(word.startswith(text) and word != text for word in words) else []
+    opened = Spelling(Pieces(words)).open(tokens, 1)
+    if not counts:
+        assert opened is None
+    else:
+        assert opened is not None and opened.taken == max(counts)
+        assert opened == tokens[: -max(counts)] and opened.rest == "".join(said[-max(counts) :]).encode()
+
+
+def test_tokens_that_nothing_extends_stay(bpe: BPECodec) -> None:
+    assert spelling(ByteCodec()).open([1, 2, 3], 0) is None
+    assert spelling(ItemCodec(["a", "ab"])).open([0, 1], 0) is None
+    assert spelling(KmerCodec(3)).open(KmerCodec(3).encode("ACGTTT").tolist(), 0) is None
+    opened = spelling(KmerCodec(3)).open(KmerCodec(3).encode("ACGTT").tolist(), 0)
+    assert opened is not None and opened.rest == "TT" and opened.taken == 2
+
+
+def test_the_first_token_has_the_models_chances_among_those_that_fit(bpe: BPECodec) -> None:
+    """The distribution is the model's own, given that the text goes on as the prime did."""
+    model = wild(bpe.size)
+    prompt = spelling(bpe).open([bpe.eos, *bpe.encode("the ba").tolist()], 1)
+    assert prompt is not None and prompt.rest == b" ba"
+    fits = [id for id in range(bpe.size) if (text := bpe.decode([id])) and
+            (text.startswith(b" ba") or b" ba".startswith(text))]
+    assert len(fits) > 4
+    with torch.no_grad():
+        scores = model(torch.tensor([list(prompt)])).logits[0, -1].numpy()
+    healed = Healing(spelling(bpe))(scores, Prefix(prompt, bpe.size))
+    assert np.flatnonzero(healed > -np.inf).tolist() == fits
+    assert (healed[fits] == scores[fits]).all()
+
+
+WAYS: list[dict[str, Any]] = [{"decoder": "greedy", "draft": "none"}, {"decoder": "greedy", "draft": "both"},
+                              {"decoder": "sample", "seed": 3, "draft": "trie"}, {"decoder": "beam", "num_beams": 3},
+                              {"decoder": "sample", "seed": 3, "draft": "none"}]
+
+
+@pytest.mark.parametrize("mixer", ["attention", "mamba"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_answers_go_on_from_the_prime_in_every_decoder(bpe: BPECodec, mixer: str, way: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Stack(StackConfig(bpe.size, 16, [mixer])).double()
+    primes = [b"the ", b"the b", b"the bar", b"", b"a b", b"b", "the bär".encode()]
+    answers = continue_objects(model, bpe, primes, 12, **way)
+    for prime, answer in zip(primes, answers):
+        assert answer.whole == prime + answer.value
+        assert bpe.decode(answer.tokens).endswith(answer.value)
+        assert not answer.pieces or "".join(answer.pieces) == answer.text or "\ufffd" in answer.text
+        assert len(answer.tokens) <= 12 + 3
+    alone = [continue_objects(model, bpe, [prime], 12, **way | {"seed": [3]} if "seed" in way else way)[0]
+             for prime in primes[1:2]]
+    assert way["decoder"] == "sample" or alone[0].value == answers[1].value
+
+
+def test_drafts_change_no_token(bpe: BPECodec) -> None:
+    torch.manual_seed(1)
+    model = Stack(StackConfig(bpe.size, 16, ["attention"])).double()
+    primes = [b"the ", b"the b", b"a barrel o"] * 3
+    for decoder in ("greedy", "sample"):
+        plain = continue_objects(model, bpe, primes, 30, decoder, "none", seed=1)
+        drafted = continue_objects(model, bpe, primes, 30, decoder, "both", seed=1)
+        assert [one.tokens for one in plain] == [one.tokens for one in drafted]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 99), cut=st.integers(1, len(WORDS) - 1))
+def test_streams_and_stops_see_only_what_is_new(bpe: BPECodec, seed: int, cut: int) -> None:
+    """A stop that stands in what is said again ends nothing; the pieces of a stream add up to the answer."""
+    model = wild(bpe.size)
+    prime = WORDS[:cut].encode()
+    [plain] = continue_objects(model, bpe, [prime], 20, "sample", seed=seed)
+    for stop in (prime[-1:].decode(), "b", " "):
+        [cut_short] = continue_objects(model, bpe, [prime], 20, "sample", seed=seed, stop=[stop])
+        assert cut_short.value == plain.value.partition(stop.encode())[0]
+        told = b"".join(delta.value for delta in stream_objects(model, bpe, [prime], 20, "sample", seed=seed,
+                                                                stop=[stop]))
+        assert told == cut_short.value
+
+
+def test_a_stop_as_of_the_prime(bpe: BPECodec) -> None:
+    with_stop = spelling(bpe).open([bpe.eos, *bpe.encode("the b").tolist()], 1)
+    assert with_stop is not None and b"b" in with_stop.rest
+    model = wild(bpe.size)
+    answers = continue_objects(model, bpe, [b"the b"] * 8, 20, "sample", seed=0, stop=["b"])
+    assert any(answer.value for answer in answers), "the prime's own b stopped every answer"
+
+
+def test_bare_prompts_and_foreign_tokens_are_left_alone(bpe: BPECodec) -> None:
+    model = wild(bpe.size)
+    ids = [bpe.eos, *bpe.encode("the b").tolist()]
+    [bare] = generate(model, [ids], 8)
+    [off] = continue_objects(model, bpe, ["the b"], 8, heal=False)
+    assert bare.tokens == off.tokens
+    [ruled] = continue_objects(model, bpe, ["the b"], 8, until=lambda tokens: len(tokens) == 3)
+    assert ruled.tokens == off.tokens[:3], "until counts an answer's tokens from its first"
+    assert not isinstance(ids, OpenPrompt)
+
+
+def test_learned_text_goes_on_inside_words(bpe: BPECodec) -> None:
+    """A model that knows its text by heart goes on right wherever the prime is cut; without healing it does not."""
+    from segue.training.batches import Batch
+    from segue.training.learn import learn
+
+    text = bpe.encode(WORDS).tolist()
+    line = torch.tensor([[bpe.eos, *text, *text]])
+    torch.manual_seed(0)
+    model = Stack(StackConfig(bpe.size, 32, ["attention"]))
+    learn(model, lambda step: Batch(line[:, :-1], line[:, 1:]), 150, quiet=True)
+
+    def right(heal: bool) -> float:
+        primes = [(WORDS + WORDS[:cut]).encode() for cut in range(len(WORDS) - 8)]
+        answers = continue_objects(model, bpe, primes, 4, heal=heal)
+        found = [answer.value[:1] == WORDS[cut : cut + 1].encode() for cut, answer in enumerate(answers)]
+        return sum(found) / len(found)
+
+    assert right(heal=True) > 0.9 > right(heal=False)
+
+
+def test_served_prompts_are_healed_too(bpe: BPECodec) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from segue.serving.api import create_app
+    from segue.serving.engine import Engine
+
+    torch.manual_seed(0)
+    engine = Engine(Stack(StackConfig(bpe.size, 16, ["attention"])))
+    try:
+        client = TestClient(create_app(engine, bpe, "tiny", frozenset([bpe.eos])))
+        request = {"model": "tiny", "prompt": ["the ba", "the bar", "the "], "max_tokens": 6, "temperature": 0}
+        served = [choice["text"] for choice in client.post("/v1/completions", json=request).json()["choices"]]
+        local = continue_objects(engine.model, bpe, request["prompt"], 6)
+        assert served == [answer.text for answer in local]
+        told = client.post("/v1/completions", json=request | {"logprobs": 1, "prompt": "the ba"}).json()
+        bare = generate(engine.model, [[bpe.eos, *bpe.encode("the ba").tolist()]], 6, eos=bpe.eos)
+        assert len(told["choices"][0]["logprobs"]["tokens"]) == len(bare[0].tokens)
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("codec", [KmerCodec(2), KmerCodec(3)], ids=str)
+def test_dna_goes_on_at_any_length(codec: KmerCodec) -> None:
+    model = wild(codec.size)
+    for length in range(1, 14):
+        prime = ("ACGGTCA" * 2)[:length]
+        [answer] = continue_objects(model, codec, [prime], 5, "sample", seed=length)
+        assert answer.whole == prime + answer.value
+        first = spelling(codec).open([codec.size - 1, *codec.encode(prime).tolist()], 1)
+        assert (first is None) == (length % codec.k == 0)
+
+

@@ -1,0 +1,121 @@
+"""Molecules: SMILES in lines, tables and mol blocks, signs and what is wrong in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import segue
+from segue.errors import SegueError
+from segue.kinds import KINDS
+from segue.kinds.chemistry import fault
+from segue.kinds.codecs import SmilesCodec
+from segue.testing.kinds import check_codec, check_kind
+
+MOLECULE = KINDS["molecule"]
+DRUGS = ["CC(=O)Oc1ccccc1C(=O)O", "CN1C=NC2=C1C(=O)N(C(=O)N2C)C", "CC(C)Cc1ccc(cc1)[C@@H](C)C(=O)O",
+         "Clc1ccccc1Br", "C1CC%10CCCC1CC%10", "[Na+].[Cl-]", "CCO>>CC=O"]
+
+
+@pytest.mark.parametrize("smiles, place", [
+    ("CC(=O)O", None), *((drug, None) for drug in DRUGS), ("", 0), ("CC(C", 2), ("CC)C", 2), ("C1CC", 1), ("C[NH", 1),
+    ("CXC", 1), ("C C", 1), ("C%1C", 1), ("C1CC2CC1", 4), ("H", 0)])
+def test_what_is_wrong_and_where(smiles: str, place: int | None) -> None:
+    found = fault(smiles)
+    assert (None if found is None else found[0]) == place
+
+
+def test_faults_agree_with_rdkit(shared_data) -> None:  # type: ignore[no-untyped-def]
+    """Nothing that RDKit reads is refused; broken brackets, branches and rings are by both."""
+    chem = pytest.importorskip("rdkit.Chem")
+    from rdkit import RDLogger
+
+    RDLogger.DisableLog("rdApp.*")
+    data = segue.read(shared_data("zinc250k-valtest") / "opt.test.logP-SA.gz")
+    for record in list(data)[:100]:
+        smiles = record.object
+        assert fault(smiles) is None and chem.MolFromSmiles(smiles) is not None
+        for at in range(0, len(smiles), 5):
+            broken = smiles[:at] + smiles[at + 1 :]
+            if chem.MolFromSmiles(broken, sanitize=False) is not None:
+                assert fault(broken) is None, broken
+
+
+@given(st.lists(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=20), max_size=5))
+def test_every_printable_text_comes_back(texts: list[str]) -> None:
+    codec = SmilesCodec(["Cl", "Br", "[nH]", "[C@@H]", "%10"])
+    check_codec(codec, [*texts, *DRUGS])
+    assert len(codec.encode("Clc1c[nH]c1Br")) == 8
+
+
+@pytest.mark.parametrize("name, content", [
+    ("a.smi", "\n".join(f"{smiles} drug {i}" for i, smiles in enumerate(DRUGS))),
+    ("a.smi", "\n".join(DRUGS)), ("plain.txt", "\n".join(DRUGS[:3] * 3)),
+    ("a.csv", "id,smiles,y\n" + "".join(f"d{i},{smiles},{i}\n" for i, smiles in enumerate(DRUGS))),
+    ("a.tsv", "what\tx\n" + "".join(f"{smiles}\t{i}\n" for i, smiles in enumerate(DRUGS[:3] * 2))),
+    ("a.jsonl", "".join(f'{{"smiles": "{smiles}", "y": 1}}\n' for smiles in DRUGS))])
+def test_they_are_found_in_files(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    data = segue.read(tmp_path / name)
+    assert data.kind.name == "molecule" and not data.problems
+    assert [record.object for record in data][:3] == DRUGS[:3]
+    if name == "a.csv":
+        assert data[0].name.endswith(":d0")
+
+
+def test_other_letters_are_no_molecules(tmp_path: Path) -> None:
+    for name, content in (("dna.txt", "CCCNNC\nCCNCCN\nCNCNCC\nCCCNNN\n"), ("names.txt", "bob\nnic\nconni\nbo\n"),
+                          ("sums.txt", "(1+2)=3\n(2+2)=4\n(1+1)=2\n(0+2)=2\n")):
+        (tmp_path / name).write_text(content)
+        assert segue.read(tmp_path / name).kind.name == "text"
+
+
+def test_the_contract(tmp_path: Path) -> None:
+    (tmp_path / "a.smi").write_text("".join(f"{smiles} {i}\n" for i, smiles in enumerate(DRUGS)))
+    check_kind(MOLECULE, [tmp_path / "a.smi"], mutations=60)
+
+
+def test_a_bad_line_is_told_and_stepped_over(tmp_path: Path) -> None:
+    (tmp_path / "a.smi").write_text("CCO ethanol\nCC(O broken\nc1ccccc1 benzene\n")
+    data = segue.read(tmp_path / "a.smi")
+    assert [record.object for record in data] == ["CCO", "c1ccccc1"]
+    assert str(data.problems[0]).endswith("a.smi, record broken, position 3: a branch that is never closed; mend or "
+                                          "remove it")
+    with pytest.raises(SegueError, match="'x' is no sign of SMILES"):
+        MOLECULE.normalise("CCx")
+    assert MOLECULE.normalise(" CC [nH") == "CC[nH"
+
+
+def test_mol_blocks_are_read(tmp_path: Path) -> None:
+    chem = pytest.importorskip("rdkit.Chem")
+    path = tmp_path / "a.sdf"
+    with chem.SDWriter(str(path)) as writer:
+        for i, smiles in enumerate(DRUGS[:3]):
+            molecule = chem.MolFromSmiles(smiles)
+            molecule.SetProp("_Name", f"drug {i}")
+            writer.write(molecule)
+    data = segue.read(path)
+    assert data.kind.name == "molecule" and len(data) == 3 and data[1].name.endswith(":drug 1")
+    for record, smiles in zip(data, DRUGS):
+        assert record.object == chem.CanonSmiles(smiles)
+    assert MOLECULE.show("CCO") == "CCO  C2H6O"
+
+
+def test_quality_by_hand() -> None:
+    pytest.importorskip("rdkit")
+    from segue.analysis.molecules import molecule_quality
+
+    found = molecule_quality(["CCO", "OCC", "C(C", "c1ccccc1", "CCC"], ["C(O)C"])
+    assert (found.count, found.valid, found.unique, found.novel) == (5, 0.8, 0.75, 2 / 3)
+
+
+def test_from_files_to_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.smi").write_text("".join(f"{smiles}\n" for smiles in DRUGS * 10))
+    model = segue.fit(tmp_path / "a.smi", out=tmp_path / "model", steps=20, seed=1, quiet=True)
+    answer = model.continue_("CC(=O)", n=12)
+    answer.save(tmp_path / "next.smi")
+    assert (tmp_path / "next.smi").read_text().startswith("CC(=O)")
+    assert "bits per character" in str(model.evaluate(tmp_path / "a.smi")), "a report prints as its table"

@@ -1,0 +1,167 @@
+"""MIDI files: what is heard is what is spelled, and what is spelled is played again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import segue
+from segue.errors import SegueError
+from segue.kinds import KINDS
+from segue.kinds.music import GRID, ITEMS, LENGTHS, LOUD, TEMPI, Note, nearest, spelled, understood
+from segue.testing.kinds import check_kind
+
+mido = pytest.importorskip("mido")
+MUSIC = KINDS["music"]
+
+notes = st.lists(st.builds(Note, st.integers(0, 600), st.sampled_from([0, 0, 24, 128]), st.sampled_from([36, 60, 64]),
+                           st.sampled_from(LENGTHS[:120]), st.sampled_from(list(LOUD))), min_size=1, max_size=30)
+tempi = st.lists(st.tuples(st.integers(0, 700), st.sampled_from(TEMPI)), max_size=4)
+
+
+def midi(path: Path, *tracks: list[tuple[int, Any]], ticks: int = 480, type: int = 1) -> Path:
+    """A file of (time, message) by track."""
+    file = mido.MidiFile(type=type, ticks_per_beat=ticks)
+    for track in tracks:
+        now, made = 0, mido.MidiTrack()
+        for at, message in sorted(track, key=lambda each: each[0]):
+            made.append(message.copy(time=at - now))
+            now = at
+        file.tracks.append(made)
+    file.save(path)
+    return path
+
+
+def on(note: int, velocity: int = 64, channel: int = 0) -> Any:
+    return mido.Message("note_on", note=note, velocity=velocity, channel=channel)
+
+
+def off(note: int, channel: int = 0) -> Any:
+    return mido.Message("note_off", note=note, channel=channel)
+
+
+@given(values=st.lists(st.integers(0, 900), min_size=1, unique=True).map(sorted), value=st.floats(0, 900))
+def test_the_nearest(values: list[int], value: float) -> None:
+    assert abs(nearest(values, value) - value) == min(abs(known - value) for known in values)
+
+
+@given(notes=notes, tempi=tempi)
+def test_what_is_spelled_is_understood(notes: list[Note], tempi: list[tuple[int, int]]) -> None:
+    """Starts, pitches, instruments and loudness are kept; of twins one; a note ends where its pitch begins again."""
+    items = spelled(notes, tempi)
+    heard, _ = understood(items)
+    first = min(note.start for note in notes)
+    expected = {}
+    for note in sorted(notes):
+        later = [other.start for other in notes
+                 if other.start > note.start and (other.program, other.pitch) == (note.program, note.pitch)]
+        length = min(note.length, min(later, default=1 << 20) - note.start)
+        length = max(known for known in LENGTHS if known <= length)
+        expected[note.start, note.program, note.pitch] = Note(note.start - first, note.program, note.pitch, length,
+                                                              note.loud)
+    assert sorted(heard) == sorted(expected.values())
+    assert set(items) <= set(ITEMS)
+    assert spelled(*understood(items)) == items, "it is spelled in one way"
+
+
+@settings(max_examples=40, deadline=None)
+@given(songs=st.lists(st.tuples(notes, tempi), min_size=1, max_size=3))
+def test_files_come_back(tmp_path_factory: pytest.TempPathFactory, songs: list[Any]) -> None:
+    path = tmp_path_factory.mktemp("midi") / "songs.mid"
+    objects = [spelled(*song) for song in songs]
+    MUSIC.write(objects, path)
+    assert [record.object for record in MUSIC.read(path)] == objects
+    assert mido.MidiFile(path).type == (0 if len(songs) == 1 else 2)
+
+
+def test_a_file_by_hand(tmp_path: Path) -> None:
+    """Two tracks, a tempo, an instrument, drums, a pause longer than a wait, silence in front, velocity 0 as an end."""
+    path = midi(tmp_path / "hand.mid",
+                [(0, mido.MetaMessage("set_tempo", tempo=500_000)),
+                 (960, mido.MetaMessage("set_tempo", tempo=600_000))],
+                [(480, on(60)), (720, on(60, velocity=0)), (960, on(64, 100)), (960 + 240, off(64))],
+                [(0, mido.Message("program_change", program=24, channel=3)), (960, on(40, 64, 3)), (1440, off(40, 3)),
+                 (480 * 6, on(36, 80, 9)), (480 * 6 + 10, off(36, 9))])
+    [record] = MUSIC.read(path)
+    slower = nearest(TEMPI, 100)
+    assert record.object == ["loud16", "note60", "length24", "wait48", f"tempo{slower}", "loud25", "note64", "length24",
+                             "voice24", "loud16", "note40", "length48", "wait96", "wait96", "loud20", "drum36",
+                             "length1"]
+    assert record.name == str(path)
+
+
+def test_the_pedal_holds(tmp_path: Path) -> None:
+    down, up = (mido.Message("control_change", control=64, value=value) for value in (127, 0))
+    path = midi(tmp_path / "pedal.mid", [(0, down), (0, on(60)), (50, off(60)), (50, on(62)), (100, off(62)),
+                                         (100, on(60)), (150, off(60)), (480, up)])
+
+    def lengths(**options: Any) -> list[tuple[int, int]]:
+        [record] = MUSIC.read(path, **options)
+        return [(note.pitch, note.length * 10) for note in understood(record.object)[0]]
+
+    assert lengths() == [(60, 100), (62, 430), (60, 380)], "until the pedal is up, or the pitch begins again"
+    assert lengths(pedal=False) == [(60, 50), (62, 50), (60, 50)]
+
+
+def test_the_contract(tmp_path: Path) -> None:
+    file = midi(tmp_path / "one.mid", [(0, on(60)), (480, off(60)), (480, on(64, 90)), (900, off(64))] +
+                [(1000 + 50 * i, message) for i in range(40) for message in (on(40 + i), off(40 + i))])
+    check_kind(MUSIC, [file], mutations=60)
+
+
+def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
+    empty = midi(tmp_path / "empty.mid", [(0, mido.Message("program_change", program=3))])
+    with pytest.raises(SegueError, match="no note"):
+        segue.read(empty)
+    (tmp_path / "cut.mid").write_bytes(midi(tmp_path / "x.mid", [(0, on(60)), (9, off(60))]).read_bytes()[:20])
+    with pytest.raises(SegueError, match=r"cut\.mid: no MIDI file that can be read"):
+        segue.read(tmp_path / "cut.mid")
+    with pytest.raises(SegueError, match="item 2, 'note128', is no sign of music"):
+        MUSIC.normalise("note60, note128")
+    assert MUSIC.normalise("note60 length24 → wait12") == ["note60", "length24", "wait12"]
+
+
+def test_a_roll_is_shown() -> None:
+    roll = MUSIC.show(["note60", f"length{GRID}", f"wait{GRID}", "note64", f"length{GRID // 2}", "drum36", "length1"])
+    assert [line.split(maxsplit=1) for line in roll.splitlines()] == [["E4", "#="], ["C4", "#==="], ["drum36", "#"]]
+    assert roll.splitlines()[0].index("#") == roll.splitlines()[1].index("#") + 4
+
+
+def test_nonsense_is_played_as_far_as_it_goes(tmp_path: Path) -> None:
+    """What a model says need not be music: lengths without notes, notes without lengths, more than 15 instruments."""
+    odd = ["length3", "note60", "wait96", "tempo120", "note61", "note61", "length9", *(
+        item for program in range(20) for item in (f"voice{program}", f"note{40 + program}", "length5")), "drum40"]
+    MUSIC.write([odd], tmp_path / "odd.mid")
+    [record] = MUSIC.read(tmp_path / "odd.mid")
+    assert sum(item.startswith("note") for item in record.object) == 22
+    again = tmp_path / "again.mid"
+    MUSIC.write([record], again)
+    assert next(iter(MUSIC.read(again))).object == record.object
+
+
+def test_from_files_to_a_file(tmp_path: Path) -> None:
+    """Fit on scales, go on from a file of one, and write a file that any player reads."""
+    for key in range(12):
+        scale = [item for step in (0, 2, 4, 5, 7, 9, 11, 12) * 4 for item in (f"note{48 + key + step}", "length24",
+                                                                             "wait24")]
+        MUSIC.write([scale], tmp_path / "songs" / f"{key}.mid")
+    model = segue.fit(tmp_path / "songs", out=tmp_path / "model", steps=60, seed=1, quiet=True)
+    assert model.kind.name == "music"
+    answer = model.continue_(tmp_path / "songs" / "3.mid", n=60)
+    answer.save(tmp_path / "next.mid")
+    played = mido.MidiFile(tmp_path / "next.mid")
+    assert sum(message.type == "note_on" for message in played.tracks[0]) >= 40
+    [record] = MUSIC.read(tmp_path / "next.mid")
+    assert record.object[:20] == next(iter(MUSIC.read(tmp_path / "songs" / "3.mid"))).object[:20]
+
+
+def test_real_songs_come_back(shared_data, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    data = segue.read(shared_data("pop909-midi") / "themes.zip")
+    assert len(data) == 29 and not data.problems
+    for record in data:
+        MUSIC.write([record], tmp_path / "song.mid")
+        assert next(iter(MUSIC.read(tmp_path / "song.mid"))).object == record.object
