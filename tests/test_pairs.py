@@ -174,8 +174,7 @@ def test_the_last_symbol_decides(mixer: str) -> None:
     assert torch.allclose(together, torch.stack(alone), atol=1e-10)
     rows = torch.nn.functional.one_hot(batch.tokens, 12).double().requires_grad_()
     model(rows, batch.layout).logits[batch.targets >= 0].sum().backward()
-    behind = batch.targets.flip(1).cumsum(1).flip(1) == 0
-    behind &= torch.arange(7) >= torch.tensor([[5], [6], [3]])
+    behind = torch.arange(6) >= torch.tensor([[5], [6], [3]])
     assert rows.grad is not None and float(rows.grad[behind].abs().sum()) == 0
     assert float(rows.grad[:, 0].abs().sum()) > 0
 
@@ -194,12 +193,12 @@ def test_pairs_are_learned_and_shuffled_labels_are_not(mixer: str) -> None:
     for name, told in (("true", labels), ("shuffled", shuffled)):
         every = Batch.labelled_pairs([*pairs, *wrong], told)
         torch.manual_seed(0)
-        model = Classifier(Stack(StackConfig(5, 32, [mixer] * 2, learned_positions=4)), LinearHead(32, 2, bias=False))
+        model = Classifier(Stack(StackConfig(5, 24, [mixer], learned_positions=4)), LinearHead(24, 2, bias=False))
 
         def rows(step: int, every: Batch = every) -> Batch:
             return every.rows(torch.from_numpy(np.random.default_rng(step).integers(0, 1200, 64)))
 
-        learn(model, rows, 150 if name == "true" else 40, rate=5e-3, objective=ClassLoss("all"))
+        learn(model, rows, 80 if name == "true" else 30, rate=1e-2, objective=ClassLoss("all"))
         with torch.no_grad():
             guess = model.eval()(every.tokens).logits[:, -1].argmax(-1)
         found[name] = float((guess == torch.tensor(labels)).float().mean())
@@ -209,8 +208,8 @@ def test_pairs_are_learned_and_shuffled_labels_are_not(mixer: str) -> None:
 # -- several sorts in one vocabulary
 
 
-SORTS = {"dna": ["ACGTACGT" * 3, "GATTACA" * 4] * 5, "protein": ["MKVLA" * 5, "WYCHK" * 3] * 5,
-         "text": ["a line of text, then", "another one of it"] * 5}
+SORTS = {"dna": ["ACGTACGT" * 3, "GATTACA" * 4] * 4, "protein": ["MKVLA" * 5, "WYCHK" * 3] * 4,
+         "text": ["a line of text, then", "another one of it"] * 4}
 
 
 def corpus(weights: dict[str, float] | None = None, tagged: bool = False) -> tuple[MixedCorpus, BPECodec]:
@@ -264,7 +263,7 @@ def test_rows_of_a_step_are_rows_of_the_sorts(tagged: bool) -> None:
             seen[name].append(said)
     assert abs(len(seen["dna"]) - 20) <= 1
     for name, said in seen.items():
-        assert Counter(said[:10]) <= Counter(SORTS[name])
+        assert Counter(said[:8]) == Counter(SORTS[name])
     by_tokens = corpus()[0].shares
     assert by_tokens.sum() == pytest.approx(1) and by_tokens.argmax() == 2
     for wrong in ({"dna": 1.0}, dict.fromkeys(SORTS, 0.0), {**dict.fromkeys(SORTS, 1.0), "dna": -1.0}):

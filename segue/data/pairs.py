@@ -7,7 +7,8 @@ for, length is enough. So each sort matches more of it, and the simplest feature
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,49 +19,69 @@ from segue.kinds.codons import ORDER, translate
 Pair = tuple[str, str]
 
 
-def other(pairs: Sequence[Pair], i: int, draw: np.random.Generator) -> Pair:
+def other(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[str]:
     """The second of another pair, of any length."""
-    return pairs[i][0], pairs[_another(pairs, i, np.ones(len(pairs), bool), draw)][1]
+    _several(pairs)
+    return (_another(pairs, second, range(len(pairs)), draw) for _, second in pairs)
 
 
-def same_length(pairs: Sequence[Pair], i: int, draw: np.random.Generator) -> Pair:
+def same_length(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[str]:
     """The second of another pair, of those that come nearest in length."""
-    far = np.array([abs(len(second) - len(pairs[i][1])) for _, second in pairs])
-    far[[second == pairs[i][1] for _, second in pairs]] = np.iinfo(far.dtype).max
-    return pairs[i][0], pairs[_another(pairs, i, far == far.min(), draw)][1]
+    _several(pairs)
+    by_length = defaultdict[int, list[int]](list)
+    for i, (_, second) in enumerate(pairs):
+        by_length[len(second)].append(i)
+    several = {n for n, group in by_length.items() if len({pairs[i][1] for i in group}) > 1}
+    for _, second in pairs:
+        n = len(second)
+        nearest = min((abs(m - n) for m in by_length if m != n or n in several), default=0)
+        among = by_length[n] if nearest == 0 else by_length.get(n - nearest, []) + by_length.get(n + nearest, [])
+        yield _another(pairs, second, among, draw)
 
 
-def shuffled(pairs: Sequence[Pair], i: int, draw: np.random.Generator) -> Pair:
+def shuffled(pairs: Sequence[Pair], draw: np.random.Generator) -> Iterator[str]:
     """Its own second in another order: of the same length and composition."""
-    first, second = pairs[i]
-    if len(set(second)) < 2:
-        raise SegueError(f"{second[:40]!r} has one order only: leave sequences of a single letter out")
-    letters = list(second)
-    while (new := "".join(draw.permutation(letters))) == second:
-        pass
-    return first, new
+    for _, second in pairs:
+        if len(set(second)) < 2:
+            raise SegueError(f"{second[:40]!r} has one order only: leave sequences of a single letter out")
+        while (new := "".join(draw.permutation(list(second)))) == second:
+            pass
+        yield new
 
 
-def mutated(pairs: Sequence[Pair], i: int, draw: np.random.Generator, count: int = 1) -> Pair:
+def mutated(pairs: Sequence[Pair], draw: np.random.Generator, count: int = 1) -> Iterator[str]:
     """Its own second with `count` letters exchanged for others that occur in seconds."""
-    first, second = pairs[i]
-    alphabet = sorted({letter for _, each in pairs for letter in each})
-    letters = list(second)
-    if len(alphabet) < 2 or not letters:
-        raise SegueError("there are no two letters to exchange: give sequences that are not empty, nor of one letter")
-    for at in draw.choice(len(letters), min(count, len(letters)), replace=False):
-        letters[at] = str(draw.choice([letter for letter in alphabet if letter != letters[at]]))
-    return first, "".join(letters)
+    alphabet = sorted({letter for _, second in pairs for letter in second})
+    for _, second in pairs:
+        letters = list(second)
+        if len(alphabet) < 2 or not letters:
+            raise SegueError("there are no two letters to exchange: give sequences that are not empty, nor all of one "
+                             "letter")
+        for at in draw.choice(len(letters), min(count, len(letters)), replace=False):
+            letters[at] = str(draw.choice([letter for letter in alphabet if letter != letters[at]]))
+        yield "".join(letters)
 
 
-def frameshifted(pairs: Sequence[Pair], i: int, draw: np.random.Generator, code: int = 11) -> Pair:
+def frameshifted(pairs: Sequence[Pair], draw: np.random.Generator, code: int = 11) -> Iterator[str]:
     """Of a DNA and its protein: what the DNA says where a base in its first half is lost (and one comes at its end)."""
-    first = pairs[i][0]
-    at = int(draw.integers(0, max(1, len(first) // 2)))
-    return first, translate(first[:at] + first[at + 1 :] + str(draw.choice(list(ORDER))), code)
+    for first, _ in pairs:
+        at = int(draw.integers(0, max(1, len(first) // 2)))
+        yield translate(first[:at] + first[at + 1 :] + str(draw.choice(list(ORDER))), code)
 
 
-NEGATIVES: dict[str, Callable[[Sequence[Pair], int, np.random.Generator], Pair]] = {
+def _another(pairs: Sequence[Pair], second: str, among: Sequence[int], draw: np.random.Generator) -> str:
+    """A second of `among`, of which at least one is not this one."""
+    while (found := pairs[among[int(draw.integers(len(among)))]][1]) == second:
+        pass
+    return found
+
+
+def _several(pairs: Sequence[Pair]) -> None:
+    if len({second for _, second in pairs}) < 2:
+        raise SegueError("there is no other pair to take a second from: give at least two different ones")
+
+
+NEGATIVES: dict[str, Callable[[Sequence[Pair], np.random.Generator], Iterator[str]]] = {
     "other": other, "length": same_length, "composition": shuffled, "mutation": mutated, "frameshift": frameshifted,
     "mutations": partial(mutated, count=3)}
 
@@ -70,18 +91,10 @@ def matched_negatives(pairs: Sequence[Pair], how: str = "composition", seed: int
     the same pairs and seed."""
     if how not in NEGATIVES:
         raise SegueError(f"negatives '{how}' are unknown: choose from {', '.join(NEGATIVES)}")
-    draw = np.random.default_rng(seed)
-    return [NEGATIVES[how](pairs, i, draw) for i in range(len(pairs))]
+    return [(first, new) for (first, _), new in zip(pairs, NEGATIVES[how](pairs, np.random.default_rng(seed)))]
 
 
 def lengths(pairs: Sequence[Pair], times: float = 1.0) -> np.ndarray:
     """(n, 3) what length alone tells of a pair: both lengths, and how far the first is from `times` the second."""
     both = np.array([[len(first), len(second)] for first, second in pairs], np.float32)
     return np.concatenate([both, np.abs(both[:, :1] - times * both[:, 1:])], 1)
-
-
-def _another(pairs: Sequence[Pair], i: int, among: np.ndarray, draw: np.random.Generator) -> int:
-    others = [j for j in np.flatnonzero(among).tolist() if pairs[j][1] != pairs[i][1]]
-    if not others:
-        raise SegueError("there is no other pair to take a second from: give at least two different ones")
-    return int(draw.choice(others))
