@@ -180,9 +180,8 @@ class LoRA(Adapter):
         computed with, where it wore nothing else."""
         model = self.detach()
         for name, part in self.layers.items():
-            layer = model.get_submodule(name)
-            weight = layer.parametrizations.weight.original if parametrize.is_parametrized(layer) else layer.weight
-            weight.add_(part.delta)  # type: ignore[operator, union-attr]
+            own = dict(model.get_submodule(name).named_parameters())
+            own["weight" if "weight" in own else "parametrizations.weight.original"].add_(part.delta)
         return model
 
 
