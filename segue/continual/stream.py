@@ -165,11 +165,11 @@ def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strat
     for index, experience in enumerate(stream, len(known)):
         steps = epochs * -(-len(experience.train.targets) // rows)
         batches = in_order(experience.train, rows, seed)
-        stop = choices.get("patience") and experience.check is not None
-        held_out = partial(element_nats, batch=experience.check) if stop else None
+        check = experience.check if choices.get("patience") else None
+        held_out = None if check is None else partial(element_nats, batch=check)
         learn(model, batches, steps, rate=rate, seed=seed + 1000 * index, objective=objective, strategy=strategy,
               held_out=held_out, **choices)
         classes += [c for c in experience.classes if c not in classes]
         scores.append([measure(model, each, classes) for each in everything])
-    names, steps = ([each.name for each in some] for some in (everything, stream))
-    return ScoreMatrix(np.array(scores), names, ["before", *steps], named, higher_is_better)
+    return ScoreMatrix(np.array(scores), [each.name for each in everything],
+                       ["before", *(each.name for each in stream)], named, higher_is_better)

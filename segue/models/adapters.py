@@ -99,7 +99,7 @@ class LowRank(nn.Module):
         return weight + self.delta
 
 
-def linear_layers(model: nn.Module, targets: Sequence[str] = ()) -> dict[str, nn.Module]:
+def linear_layers(model: nn.Module, targets: Sequence[str] = ()) -> dict[str, Any]:
     """By name, the layers that multiply by a matrix of their own: linear ones, and GPT-2's in transformers, whose
     matrix is transposed. targets: parts of names, one of which must occur (none: all but the head)."""
     owners: dict[int, int] = {}
@@ -159,8 +159,8 @@ class LoRA(Adapter):
 
     def take_off(self, model: nn.Module) -> None:
         for name in self.layers:
-            layer = model.get_submodule(name)
-            below = list(layer.parametrizations["weight"])[:-1]  # type: ignore[arg-type, index]
+            layer: Any = model.get_submodule(name)
+            below = list(layer.parametrizations["weight"])[:-1]
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
             for other, parameter in list(layer.named_parameters(recurse=False)):
                 if other != "weight":  # which comes first again, so that no order tells what was worn
@@ -180,9 +180,8 @@ class LoRA(Adapter):
         computed with, where it wore nothing else."""
         model = self.detach()
         for name, part in self.layers.items():
-            layer = model.get_submodule(name)
-            weight = layer.parametrizations.weight.original if parametrize.is_parametrized(layer) else layer.weight
-            weight.add_(part.delta)  # type: ignore[operator, union-attr]
+            own = dict(model.get_submodule(name).named_parameters())
+            own["weight" if "weight" in own else "parametrizations.weight.original"].add_(part.delta)
         return model
 
 

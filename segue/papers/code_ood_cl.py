@@ -131,8 +131,8 @@ def measure(run: Run) -> list[Row]:
     steps, pretrain, small = run.pick(2, STEPS), run.pick(2, PRETRAIN), run.scale == "smoke"
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
     wanted = seeds if small else [TUNING, *seeds]
-    weights = run.cells({f"pre-trained, seed {seed}": partial(pretrained, seed, pretrain, small) for seed in wanted})
-    weights = {seed: weights[f"pre-trained, seed {seed}"] for seed in wanted}
+    bases = run.cells({f"pre-trained, seed {seed}": partial(pretrained, seed, pretrain, small) for seed in wanted})
+    weights = {seed: bases[f"pre-trained, seed {seed}"] for seed in wanted}
     tried = {(arm, strength): f"{arm} {strength:g}, tuning" for arm, values in STRENGTHS.items()
              for strength in values}
     chosen = {arm: values[0] for arm, values in STRENGTHS.items()}
