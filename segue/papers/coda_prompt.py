@@ -158,8 +158,8 @@ def measure(run: Run) -> list[Row]:
     run.note("chosen on the class order and the rows kept for tuning: these packages and byte pairs instead of the "
              "standard library's own packages by the character, where no arm was right more than 19% of the time; "
              "queries and features told from what all rows have in common, and a small rate for prompts: with 0.01 "
-             "for head and prompts CODA-P was right 25%, with 0.001 for prompts 27%, a head alone after as many epochs "
-             "27%, after ten times as many 36%")
+             "for head and prompts CODA-P was right 20 to 25%, with 0.001 for prompts 27%, a head alone after as many "
+             "epochs 27%, after ten times as many 36%")
     return table
 
 
