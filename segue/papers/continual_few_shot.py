@@ -252,8 +252,8 @@ def measure(run: Run) -> list[Row]:
     run.note("base: 4 sets of 5 classes, new ones every 2 sets, 1 row of each; wide: 10 classes; long: 20 sets of 2; "
              "many: 4 sets of half the classes (motifs 100, strokes 60 in all); instances: as long, but 20 rows of one "
              "class, which are asked for again; +-: 95% intervals over episodes; gains are paired")
-    run.note("pilots chose the reader, and that replay reads 10 rows a step, not 20; some of them scored a few tasks of "
-             "the classes that are tested here, before any verdict")
+    run.note("pilots chose the reader, and that replay reads 10 rows a step, not 20; some of them scored a few tasks "
+             "of the classes that are tested here, before any verdict")
     run.note(f"reader: two causal convolutions of width {WIDTH} and the mean over the row; no statistics of test rows")
     return table
 
