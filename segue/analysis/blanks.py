@@ -69,7 +69,7 @@ class PatternLookup:
             raise SegueError("there is no blank in these sequences: nothing can be looked up")
         self.commonest = int(np.bincount(free).argmax())
         lengths = np.array([len(row) for row in rows])
-        self.tables = {int(n): np.stack([rows[i] for i in np.flatnonzero(lengths == n).tolist()]) for n in np.unique(lengths)}
+        self.tables = {n: np.stack([row for row in rows if len(row) == n]) for n in np.unique(lengths).tolist()}
         self.patterns = {n: self.pattern(table) for n, table in self.tables.items()}
 
     def pattern(self, row: np.ndarray) -> np.ndarray:
