@@ -480,7 +480,7 @@ def test_policies_do_what_they_say() -> None:
     torch.testing.assert_close(kept.sort().values, row_nats(model, batch).sort().values[-5:])
     with pytest.raises(SegueError, match="looks at the model"):
         hard.offer(batch)
-    with pytest.raises(SegueError, match="choose from reservoir, balanced, hardest, gss"):
+    with pytest.raises(SegueError, match="choose from reservoir, balanced, first, hardest, gss"):
         Buffer(5, "oldest")
 
 

@@ -203,8 +203,9 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
                 value, each.finish = value[: what.most[row]], "length"
             place = None if what.stops is None else what.stops.find(value)
             each.value = value if place is None else value[:place]
-            before = codec.decode(list(prompt)) + (lead or codec.decode([]))
-            each.whole = each.value if begin_of(model) is not None else before + each.value
+            each.whole = each.value
+            if begin_of(model) is None:
+                each.whole = codec.decode(list(prompt)) + (lead or codec.decode([])) + each.value
             each.text = as_text(each.value, sign)
             ends = list(accumulate(each.per_pass))
             each.pieces = []
