@@ -3,6 +3,7 @@ that print as the command line shows them."""
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class Shown:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=120, no_color=True)
-        with console.capture() as text:
-            console.print(self, markup=False, highlight=False)
-        return text.get().rstrip()
+        text = io.StringIO()
+        console = Console(file=text, force_terminal=False, force_jupyter=False, width=120, no_color=True)
+        console.print(self, markup=False, highlight=False)
+        return text.getvalue().rstrip()

@@ -15,6 +15,7 @@ from segue.decoding import continue_objects, generate, stream_objects
 from segue.decoding.healing import Healing, Spelling, spelling
 from segue.decoding.prompt import OpenPrompt
 from segue.decoding.sampling import Prefix
+from segue.errors import SegueError
 from segue.kinds.codecs import BPECodec, ByteCodec, ItemCodec, KmerCodec
 from segue.models.stack import Stack, StackConfig
 
@@ -221,3 +222,14 @@ def test_dna_goes_on_at_any_length(codec: KmerCodec) -> None:
         assert (first is None) == (length % codec.k == 0)
 
 
+
+
+def test_limits_are_checked_and_a_stop_says_that_it_stopped(bpe: BPECodec) -> None:
+    model = wild(bpe.size)
+    for n in (0, [5, 6, 7]):
+        with pytest.raises(SegueError, match="n must be at least 1"):
+            continue_objects(model, bpe, ["the ba", "a b"], n)
+    codec = KmerCodec(2)
+    [whole] = continue_objects(wild(codec.size), codec, ["ACG"], 12, "sample", seed=1)
+    [cut] = continue_objects(wild(codec.size), codec, ["ACG"], 12, "sample", seed=1, stop=[whole.value[3:5]])
+    assert cut.finish == "until" and len(whole.value) <= 12 and whole.value.startswith(cut.value)

@@ -119,3 +119,28 @@ def test_from_files_to_a_file(tmp_path: Path) -> None:
     answer.save(tmp_path / "next.smi")
     assert (tmp_path / "next.smi").read_text().startswith("CC(=O)")
     assert "bits per character" in str(model.evaluate(tmp_path / "a.smi")), "a report prints as its table"
+
+
+@pytest.mark.parametrize("name, content, kind", [
+    ("rna.csv", "id,sequence,structure\n" + "".join(f"r{i},GGGAAACUCC,(((....)))\n" for i in range(6)), "dna"),
+    ("named.csv", "molecule,smiles\n" + "".join(f"CO,{smiles}\n" for smiles in DRUGS), "molecule")])
+def test_columns_of_like_names(tmp_path: Path, name: str, content: str, kind: str) -> None:
+    (tmp_path / name).write_text(content)
+    data = segue.read(tmp_path / name)
+    assert data.kind.name == kind
+    assert kind == "dna" or [record.object for record in data] == DRUGS
+
+
+def test_strange_signs_are_told_by_their_line(tmp_path: Path) -> None:
+    (tmp_path / "a.smi").write_text("CC(=O)[O−] acetate\n[NH3]->[Pt](<-[NH3])([Cl])[Cl] cisplatin\nC%01CC1 ring\n")
+    data = segue.read(tmp_path / "a.smi")
+    assert [record.name.rpartition(":")[2] for record in data] == ["cisplatin", "ring"]
+    assert "record acetate, position 7" in str(data.problems[0])
+
+
+def test_odd_mol_files(tmp_path: Path) -> None:
+    chem = pytest.importorskip("rdkit.Chem")
+    block = chem.MolToMolBlock(chem.MolFromSmiles("CCO")).encode()
+    (tmp_path / "a.sdf").write_bytes(b"\xe4thanol" + block + b"$$$$\n\n")
+    data = segue.read(tmp_path / "a.sdf")
+    assert [record.object for record in data] == ["CCO"] and not data.problems

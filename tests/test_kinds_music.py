@@ -165,3 +165,17 @@ def test_real_songs_come_back(shared_data, tmp_path: Path) -> None:  # type: ign
     for record in data:
         MUSIC.write([record], tmp_path / "song.mid")
         assert next(iter(MUSIC.read(tmp_path / "song.mid"))).object == record.object
+
+
+def test_a_note_struck_again_keeps_its_own_end(tmp_path: Path) -> None:
+    path = midi(tmp_path / "again.mid", [(0, on(60)), (480, on(60)), (480, off(60)), (960, off(60))])
+    [record] = MUSIC.read(path)
+    assert [note.length for note in understood(record.object)[0]] == [GRID, GRID]
+
+
+def test_many_files_are_gone_on_from_at_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        MUSIC.write([["note60", "length24", "wait24"] * 20 + ["note62", "length24"]], tmp_path / "in" / f"{name}.mid")
+    model = segue.fit(tmp_path / "in", out=tmp_path / "model", steps=2, seed=1, quiet=True)
+    answers = model.continue_([tmp_path / "in" / "a.mid", tmp_path / "in" / "b.mid"], n=4)
+    assert len(answers) == 2 and all(len(answer.value) <= 4 for answer in answers)

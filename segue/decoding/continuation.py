@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from segue.decoding.constrain import Pattern, schema
-from segue.decoding.generate import Continuation, Until, generate, stream
+from segue.decoding.generate import Continuation, Until, check_limits, generate, stream
 from segue.decoding.healing import Healing, spelling
 from segue.decoding.prompt import SetPrompt
 from segue.decoding.recipes import DECODERS, drafts_itself
@@ -166,6 +166,7 @@ def asked(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequen
         if any(leads):
             processors.append(Healing(spelling(codec)))
             if limits is not None:  # what is said again is not counted
+                check_limits(limits, len(prompts))
                 limits = [limit + getattr(prompt, "taken", 0) for limit, prompt in zip(limits, prompts)]
     ends: list[Until] = [until_of(stops, len(lead), until) for lead in leads]
     if most is not None:
@@ -199,9 +200,10 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
             said = codec.decode(each.tokens)
             value = without(said, lead)
             more = len(said) - len(value)
-            if what.most is not None and len(value) >= what.most[row]:  # the last word may be of more
-                value, each.finish = value[: what.most[row]], "length"
             place = None if what.stops is None else what.stops.find(value)
+            if what.most is not None and len(value) >= what.most[row]:  # the last word may be of more
+                each.finish = "length" if place is None or place >= what.most[row] else "until"
+                value = value[: what.most[row]]
             each.value = value if place is None else value[:place]
             each.whole = each.value
             if begin_of(model) is None:
@@ -314,7 +316,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     """
     kind = fitted.kind
     items = kind.storage == "items"
-    many = isinstance(prime, (list, tuple)) and (not items or any(isinstance(each, (list, tuple)) for each in prime))
+    many = isinstance(prime, (list, tuple)) and (
+        not items or any(isinstance(each, (list, tuple, Path, SetPrompt)) for each in prime))
     records = [prime_record(kind, each, fitted.codec) for each in (prime if many else [prime])]
     if not records:
         raise SegueError("there is nothing to continue: give a prime, or none at all")

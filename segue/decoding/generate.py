@@ -152,7 +152,7 @@ def _prompts(prompts: Sequence[Prompt], model: Decodable) -> tuple[Decodable, li
     return model, lists
 
 
-def _limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
+def check_limits(n: int | Sequence[int] | None, count: int) -> list[int | None]:
     limits: list[int | None] = [n] * count if n is None or isinstance(n, int) else list(n)
     if len(limits) != count or any(limit is not None and limit < 1 for limit in limits):
         raise SegueError(f"n must be at least 1, one for all or one for each of the {count} prompts, not {n}")
@@ -182,7 +182,7 @@ def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     """The running batches that answer the prompts, at most `batch` rows each, in turn. keep: see `Loop`; the others are
     as in `generate`."""
     model, lists = _prompts(prompts, model)
-    limits, stops = _limits(n, len(lists)), _stops(eos)
+    limits, stops = check_limits(n, len(lists)), _stops(eos)
     if backspace is not None:
         _check_backspace(backspace, model, limits, stops, drafter)
     rule: Acceptor = choose("acceptor", acceptor, ACCEPTORS) if isinstance(acceptor, str) else acceptor
@@ -308,7 +308,7 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
 def _search(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int], name: str, make: Options,
             sampling: Sampling, eos: int | Sequence[int] | None, batch: int, logprobs: bool) -> list[Continuation]:
     model, lists = _prompts(prompts, model)
-    limits, stops = _limits(n, len(lists)), _stops(eos)
+    limits, stops = check_limits(n, len(lists)), _stops(eos)
     answers = []
     together = 1 if make.alone else max(1, batch // make.width)
     for start in range(0, len(lists), together):

@@ -114,7 +114,7 @@ def stranger(smiles: str) -> int | None:
     return None
 
 
-SINGLE = frozenset("BCNOPSFIbcnops0123456789=#$:/\\.()+-@>~*")
+SINGLE = frozenset("BCNOPSFIbcnops0123456789=#$:/\\.()+-@<>~*")
 
 
 def fault(smiles: str) -> tuple[int, str] | None:
@@ -132,14 +132,16 @@ def fault(smiles: str) -> tuple[int, str] | None:
                 return at, "a branch ends that never began"
             open_.pop()
         elif sign.isdigit() or sign[0] == "%":
-            number = sign.lstrip("%")
+            number = str(int(sign.lstrip("%")))
             rings.pop(number) if number in rings else rings.setdefault(number, at)
         at += len(sign)
     if open_:
         return open_[-1], "a branch that is never closed"
     if rings:
         return min(rings.values()), "a ring that is never closed"
-    return (0, "the text is empty") if not smiles else None
+    if not smiles:
+        return 0, "the text is empty"
+    return None if re.search("[A-Za-z*]", smiles) else (0, "there is no atom")
 
 
 def first_words(head: bytes) -> list[str]:
@@ -169,10 +171,11 @@ def table_of(path: Path, head: bytes) -> Look | None:
 
 def column_of(table: Look) -> str | None:
     """The column that is called as molecules usually are, or whose cells are all SMILES."""
-    named = next((name for name in table.names if name.strip().lower() in COLUMNS), None) if table.headed else None
-    if named is not None:
-        cells = [cell for cell in table.column(named) if isinstance(cell, str)]
-        return named if any(fault(cell.split()[0]) is None for cell in cells if cell.split()) else None
+    named = [name for name in table.names if name.strip().lower() in COLUMNS] if table.headed else []
+    for name in sorted(named, key=lambda name: "smi" not in name.lower()):  # smiles before molecule and structure
+        cells = [cell.split()[0] for cell in table.column(name) if isinstance(cell, str) and cell.strip()]
+        if 2 * sum(fault(cell) is None for cell in cells) > len(cells):
+            return name
     for name in table.names[:ROWS]:
         cells = [cell.strip() for cell in table.column(name) if isinstance(cell, str)]
         telling = [cell for cell in cells if TELLING.search(cell)]
@@ -199,9 +202,22 @@ def _blocks(path: Path, problems: Problems | None) -> Iterator[tuple[str, str]]:
     chem = require("rdkit.Chem", "chemistry")
     require("rdkit.RDLogger", "chemistry").DisableLog("rdApp.*")
     with opened(path) as handle:
-        for number, molecule in enumerate(chem.ForwardSDMolSupplier(handle), 1):
+        for number, block in enumerate(_parts(handle), 1):
+            molecule = chem.MolFromMolBlock(block.decode("utf-8", "replace"))
             if molecule is None:
                 bad(problems, path, str(number), None, "RDKit cannot read this mol block; mend or remove it")
                 continue
             name = molecule.GetProp("_Name").strip() if molecule.HasProp("_Name") else ""
             yield name or str(number), chem.MolToSmiles(molecule)
+
+
+def _parts(handle: Iterable[bytes]) -> Iterator[bytes]:
+    """The mol blocks of a file, each to the line $$$$."""
+    part: list[bytes] = []
+    for line in handle:
+        part.append(line)
+        if line.startswith(b"$$$$"):
+            yield b"".join(part)
+            part = []
+    if b"".join(part).strip():
+        yield b"".join(part)

@@ -29,7 +29,7 @@ NUCLEOTIDES = "ACGTNRYSWKMBDHVU-"
 RESIDUES = "ACDEFGHIKLMNPQRSTVWYUOBZJX*-"
 
 PRINTABLE = "".join(map(chr, range(33, 127)))
-SMILES_SIGN = re.compile(r"\[[^\[\]\s]{1,80}\]|Br|Cl|%\d\d|.")
+SMILES_SIGN = re.compile(r"\[[!-Z\\^-~]{1,80}\]|Br|Cl|%[0-9]{2}|.")
 
 END = "<end>"
 UNKNOWN = "<unknown>"

@@ -143,6 +143,7 @@ def _heard(tracks: Iterable[Any], scale: float, pedal: bool) -> tuple[list[Note]
         now, programs, held = 0, [0] * 16, [False] * 16
         sounding: dict[tuple[int, int], tuple[int, int, int]] = {}  # channel, pitch: start, program, velocity
         waiting: set[tuple[int, int]] = set()  # let go, but held by the pedal
+        cut: dict[tuple[int, int], int] = {}  # when a note was ended by the next, its own end still to come
 
         def end(key: tuple[int, int], now: int, sounding: Any = sounding, waiting: Any = waiting) -> None:
             start, program, velocity = sounding.pop(key)
@@ -164,10 +165,12 @@ def _heard(tracks: Iterable[Any], scale: float, pedal: bool) -> tuple[list[Note]
                 key = message.channel, message.note
                 if message.type == "note_on" and message.velocity:
                     if key in sounding:
+                        if key not in waiting:
+                            cut[key] = now
                         end(key, now)
                     program = 128 if message.channel == DRUMS else programs[message.channel]
                     sounding[key] = now, program, message.velocity
-                elif key in sounding:
+                elif key in sounding and cut.pop(key, None) != now:  # else it is the end of the note before
                     waiting.add(key) if held[message.channel] else end(key, now)
         for key in list(sounding):
             end(key, now)

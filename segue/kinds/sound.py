@@ -40,7 +40,7 @@ class Sound(Kind):
     several: ClassVar[bool] = False
 
     def sniff(self, path: Path, head: bytes) -> float:
-        boxed = (head[:4], head[8:11]) in ((b"RIFF", b"WAV"), (b"FORM", b"AIF"))
+        boxed = (head[:4], head[8:11]) in ((b"RIFF", b"WAV"), (b"RF64", b"WAV"), (b"FORM", b"AIF"))
         return 0.97 if boxed or head.startswith(SIGNS) else 0.0
 
     def read(self, path: Path, problems: Problems | None = None) -> Iterator[Record]:
@@ -93,7 +93,7 @@ class Sound(Kind):
         obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
         items = [item for item in re.split(r"[\s,→]+", obj) if item] if isinstance(obj, str) else list(obj)
         for number, item in enumerate(items, 1):
-            if not str(item).isdigit() or int(item) >= LEVELS:
+            if not str(item).isdecimal() or int(item) >= LEVELS:
                 raise SegueError(f"sample {number}, {item!r:.40}, is no level: give whole numbers from 0 to 255, or a "
                                  "sound file")
         return [int(item) for item in items]
