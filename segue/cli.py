@@ -219,7 +219,10 @@ def update(model: Model, paths: Paths,
     one_dial(minutes, steps)
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how)
-    report = fitted.update(data, **settings(choices) | given(strategy=strategy, minutes=minutes, steps=steps))
+    options = settings(choices)
+    if "data" in options:
+        raise SegueError("data cannot be --set: give PATH")
+    report = fitted.update(data, **options | given(strategy=strategy, minutes=minutes, steps=steps))
     show(report)
 
 

@@ -135,3 +135,28 @@ def test_what_cannot_be_done_says_so(folder: Path) -> None:
     with pytest.raises(SegueError, match="no old data"):
         model.memory = None
         model.update(words("xy"), steps=3, quiet=True)
+
+
+@pytest.mark.parametrize("options, says", [
+    ({"width": 8}, "cannot choose width: choose from rate"),
+    ({"strategy": "lora + ewc"}, "lora learns an adapter and not the weights that ewc is about"),
+    ({"strategy": "merge + o-lora"}, "o-lora learns an adapter and not the weights that merge is about")])
+def test_what_does_not_go_together_is_refused_at_once(folder: Path, options: dict[str, object], says: str) -> None:
+    with pytest.raises(SegueError, match=says):
+        segue.load(folder).update(words("def"), steps=2, quiet=True, **options)
+    assert not (folder / "updating").exists()
+
+
+def test_a_refused_update_does_not_stand_in_the_way(folder: Path) -> None:
+    for strategy, choices in (("lora:targets=nothing", {}), ("naive", {"rows": -1})):
+        with pytest.raises(SegueError):
+            segue.load(folder).update(words("def"), strategy=strategy, steps=2, quiet=True, **choices)
+    assert segue.load(folder).update(words("def"), strategy="naive", steps=2, quiet=True).steps == 2
+
+
+def test_a_model_that_reads_both_ways_is_not_asked_for_the_next(tmp_path: Path) -> None:
+    model = segue.fit(words("abc"), out=tmp_path / "model", steps=2, width=16, depth=1, objective="diffusion", seed=1,
+                      quiet=True)
+    with pytest.raises(SegueError, match="ewc asks for the next element, and this model reads both ways"):
+        model.update(words("def"), strategy="ewc", steps=2, quiet=True)
+    assert model.update(words("def"), strategy="replay", steps=2, quiet=True).steps == 2

@@ -27,6 +27,7 @@ class Freeze(Strategy):
     """
 
     name = "freeze"
+    about = "weights"
 
     def __init__(self, parts: Sequence[str] | None = None, warm_up: int = 0, old_classes: bool = False) -> None:
         if warm_up < 0:

@@ -37,6 +37,7 @@ class Importance(Strategy):
     new rows.
     """
 
+    about = "weights"
     default_strength: ClassVar[float] = 1.0
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, update: str = "reservoir",
@@ -160,6 +161,7 @@ class EWC(Importance):
     Fisher information, so that `strength` is their lambda."""
 
     name = "ewc"
+    asks_next = True
     default_strength = 1000.0
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
@@ -228,6 +230,7 @@ class MAS(Importance):
     """
 
     name = "mas"
+    asks_next = True
     default_strength = 0.3
 
     def __init__(self, strength: float | None = None, keep: float = 1.0, rows: int = 256, of: str = "hidden",
@@ -250,6 +253,7 @@ class LocalMAS(Importance):
     is the mean over elements of 2 |y_i| |x_j|. One pass forward; weights of other layers are not held."""
 
     name = "local-mas"
+    asks_next = True
 
     def estimate(self, run: Run, rows: Batch) -> Weights:
         total = {name: torch.zeros_like(p) for name, p in trained(run.model).items()}

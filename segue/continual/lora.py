@@ -25,6 +25,7 @@ class AdapterTuning(Strategy):
     """
 
     name = "lora"
+    about = "adapter"
 
     def __init__(self, rank: int = 8, alpha: float = 16.0, targets: str = "", seed: int = 0) -> None:
         self.rank, self.alpha, self.seed = rank, alpha, seed

@@ -21,6 +21,7 @@ class Merge(Strategy):
     """
 
     name = "merge"
+    about = "weights"
 
     def __init__(self, scale: float = 0.5) -> None:
         if scale < 0:

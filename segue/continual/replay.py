@@ -163,6 +163,7 @@ class MIR(Replay):
     """Replay of the rows that the new ones would harm most, see `interfered`."""
 
     name = "mir"
+    asks_next = True
 
     def __init__(self, capacity: int = 1000, share: float = 0.5, candidates: int = 50, rate: float | None = None,
                  update: str = "reservoir", seed: int = 0) -> None:
@@ -174,6 +175,7 @@ class GSS(Replay):
     gradient, and those of what it is compared with: in an update that is some passes over what the model keeps."""
 
     name = "gss"
+    asks_next = True
 
     def __init__(self, capacity: int = 200, share: float = 0.5, seed: int = 0) -> None:
         super().__init__(capacity, share, "gss", seed=seed)

@@ -223,7 +223,8 @@ class Run:
             remove_leftovers(self.folder)
         path = self.folder / CHECKPOINT
         tensors, values = load_tensors(path)
-        if values.get("key") != self.key or values.get("plan") != json.loads(json.dumps(self.plan.to_dict())):
+        plan = json.loads(json.dumps(self.plan.to_dict()))  # entries that are newer than the checkpoint: their defaults
+        if values.get("key") != self.key or Plan(vocabulary=0).to_dict() | (values.get("plan") or {}) != plan:
             raise SegueError(f"{path} belongs to another run (other data or settings): choose another folder "
                              "or remove it")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
@@ -18,9 +18,14 @@ class Strategy:
     Each hook gets the `Run`: its model, optimiser, loader, plan, step, and `run.generator()`, a random generator that
     depends on seed and step only, so that a resumed run draws the same numbers. Whatever the hooks remember between
     steps must be in `state()`, or a killed run would not end with the same weights.
+
+    about: what it holds on to or learns, where that matters to others: "weights", or an "adapter" beside them.
+    asks_next: it asks the model for the next element, which one that reads both ways does not say.
     """
 
     name = "naive"
+    about: ClassVar[str] = ""
+    asks_next: ClassVar[bool] = False
 
     def prepare(self, run: Run) -> None:
         """Once when the run is made, before its optimiser and before a checkpoint is read: what is to learn besides the

@@ -215,6 +215,8 @@ class Fitted:
 
         data = as_data(data, self.kind.name)
         self.check_kind(data)
+        if not carries(self.model):  # no more than it has learned to read
+            options.setdefault("before", min(1500, max(1, self.context // 2) * int(self.codec.weights().max())))
         where = {data.name(i).rpartition(":")[2]: i for i in range(len(data))}
         rows: list[dict[str, Any]] = []
         wanted = read_variants(variants)

@@ -98,6 +98,9 @@ def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int 
             store = as_data(data, model.kind.name).encode(model.codec)
             rows = [row for i in range(min(len(store), ROWS)) if len(row := store[i].ids[:elements].tolist()) > 1]
         result.effects, result.measured = effects(network, rows)
+    if not result.effects and all(matrix is None for matrix in found):
+        raise SegueError(f"no layer of this model ({', '.join(dict.fromkeys(result.layers))}) is linear in its values, "
+                         "and it does not go on from left to right: there is nothing to look at")
     if out is not None:
         result.picture = Path(out)
         drawn = sum(m is not None for m in found) + bool(result.effects)

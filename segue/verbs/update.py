@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from segue.continual import Memory, Reservoir, ScoreMatrix, Strategy, strategy_named
+from segue.continual import Combined, Memory, Reservoir, ScoreMatrix, Strategy, strategy_named
 from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
@@ -33,7 +33,7 @@ from segue.training.evaluate import bound, score
 from segue.training.loop import Run
 from segue.training.recipe import Plan, cores
 from segue.verbs import mixed
-from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace, steps_until
+from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace, removed_if_refused, steps_until
 from segue.verbs.fitted import Fitted, dial, none_known, roll_forward, said_unknown, unknown
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 MINUTES = 1.0
 RATE = 0.3  # of the rates that the first fit used: what is known already must not be washed away
 
+# Entries of the plan that an update may choose; the others are the model's.
+LEARNING = ("rate", "table_rate", "vector_rate", "state_rate", "schedule", "warmup", "cooldown", "floor", "decay",
+            "clip", "ema", "rows", "accumulate", "muon", "sgd", "precision", "threads", "patience", "measure",
+            "checkpointing", "strands")
 
 @dataclass
 class Update(Shown):
@@ -98,13 +102,21 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     ("mas + replay", see `segue.continual.strategy_named`), or a `Strategy`. What it must remember for the next update
     by the same strategy, such as the importance of weights, stays with the model.
     minutes (default: 1) or steps: how long.
-    name: of the new experience in reports (default: "update N"). choices: entries of the plan, such as rate or rows.
+    name: of the new experience in reports (default: "update N"). choices: entries of the plan that say how to learn
+        (see `LEARNING`), such as rate or schedule.
 
     Raises SegueError where the data do not fit the model, or another update of the same folder is unfinished.
     """
     begin = time.monotonic()
     minutes = dial(minutes, steps, MINUTES)
     made = strategy_named(strategy) if isinstance(strategy, str) else strategy
+    if fixed := [each for each in choices if each not in LEARNING]:
+        raise SegueError(f"an update cannot choose {fixed[0]}: choose from {', '.join(LEARNING)}")
+    both_ways = (fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS
+    for each in (made.strategies if isinstance(made, Combined) else [made]) if both_ways else []:
+        if each.asks_next:
+            raise SegueError(f"{each.name} asks for the next element, and this model reads both ways: choose replay, "
+                             "agem, gem, si, l2, lora, merge or naive")
     fitted.check_kind(data)
     if (share := unknown(fitted.codec, data)) == 1:
         raise none_known(data)
@@ -116,21 +128,24 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
                "weights": digest(fitted.model)}
 
     with workspace(None if fitted.folder is None else fitted.folder / "updating") as work:
-        prepare(work, request, data, fitted)
-        train, held = (TokenStore.open(work / part) for part in ("train", "held"))
-        exams = {**memory.exams, name: memory.exam(held)}
-        if not (work / "plan.json").exists():
-            plan = planned(fitted, train, minutes, steps, begin, {"seed": seed, **choices})
-            write_json(work / "plan.json", {"plan": plan.to_dict(), "before": measure(fitted, exams)})
-        kept = read_json(work / "plan.json")
-        plan, before = Plan.from_dict(kept["plan"]), kept["before"]
-        memory.remind(made)
-        with closing(Batches(train, plan.context, plan.rows, plan.seed, fitted.model.resettable,
-                             variation(fitted.codec, plan.strands))) as batches:
-            run = Run(fitted.model, batches, plan, objective=objective_of(plan), strategy=made,
-                      folder=None if fitted.folder is None else work, key=key_of(request),
-                      held_out=in_passing(held, plan), save_seconds=save_seconds,
-                      past=memory.past(plan.rows, plan.seed, fitted.model.resettable))
+        with ExitStack() as stack:
+            with removed_if_refused(work):
+                prepare(work, request, data, fitted)
+                train, held = (TokenStore.open(work / part) for part in ("train", "held"))
+                exams = {**memory.exams, name: memory.exam(held)}
+                if not (work / "plan.json").exists():
+                    plan = planned(fitted, train, minutes, steps, begin, {"seed": seed, **choices})
+                    write_json(work / "plan.json", {"plan": plan.to_dict(), "before": measure(fitted, exams)})
+                kept = read_json(work / "plan.json")
+                plan, before = Plan.from_dict(kept["plan"]), kept["before"]
+                memory.remind(made)
+                batches = stack.enter_context(closing(Batches(
+                    train, plan.context, plan.rows, plan.seed, fitted.model.resettable,
+                    variation(fitted.codec, plan.strands))))
+                run = Run(fitted.model, batches, plan, objective=objective_of(plan), strategy=made,
+                          folder=None if fitted.folder is None else work, key=key_of(request),
+                          held_out=in_passing(held, plan), save_seconds=save_seconds,
+                          past=memory.past(plan.rows, plan.seed, fitted.model.resettable))
             run.train("update", quiet)
         if fitted.mixture is not None:
             fitted.mixture.counts.add(sequences(train))
