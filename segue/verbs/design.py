@@ -118,7 +118,7 @@ def design(fitted: Fitted, scores: str | Path | Sequence[tuple[str, float]], n: 
     if by != BY[0] and fitted.objective not in ANY_ORDER:
         raise SegueError(f"'{by}' writes with a diffusion model, and this one was fitted with objective "
                          f"{fitted.objective}: fit one with objective diffusion, or design by {BY[0]}")
-    if by != BY[0] and fitted.report["plan"].get("known"):
+    if by != BY[0] and (fitted.report.values.get("plan") or {}).get("known"):
         raise SegueError(f"this model was fitted with known letters, and cannot write those: design by {BY[0]}")
     for name, value, least in (("n", n, 1), ("steps", steps, 1), ("changes", changes, 1), ("strength", strength, 0)):
         if value is not None and (value < least or value == 0 or not math.isfinite(value)):
