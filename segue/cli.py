@@ -150,8 +150,9 @@ def fit(paths: Paths,
         objective: Annotated[str | None, typer.Option(metavar="NAME", help="What the network learns by: next (the "
                                                       "next element; default), timed (when events come, beside "
                                                       "which), cloze (reads both ways, fills in masks), diffusion "
-                                                      "(fills gaps, writes in any order), unlikelihood, occupancy "
-                                                      "or rollout-unlikelihood.")] = None,
+                                                      "(fills gaps, writes in any order), marginal (words of "
+                                                      "DNA by their letters), unlikelihood, occupancy or "
+                                                      "rollout-unlikelihood.")] = None,
         kind: Kind = None, seed: Seed = None, how: How = None, choices: Choices = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)
