@@ -54,7 +54,7 @@ class Sound(Kind):
             except (SegueError, MemoryError):
                 raise
             except Exception as error:  # a foreign parser may raise anything on a broken file
-                why = " ".join(str(error).split()) or type(error).__name__
+                why = " ".join(str(error).split()).rpartition(">: ")[2] or type(error).__name__
                 raise SegueError(f"{path}: no sound that can be read ({why[:160]}); save it again, say as WAV") \
                     from error
         wave = np.concatenate(parts) if parts else np.zeros(0, np.float32)

@@ -168,7 +168,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     final.invert_yaxis()
     final.set(xlabel="accuracy over all classes at the end (dots: seeds)", title="Digits, two classes at a time",
               xlim=(0, 1))
-    way.set(xlabel="experiences learned", title=f"On the way (dotted: {OTHER} below)", ylim=(0, 1))
+    way.set(xlabel="experiences learned", title=f"Dotted: {OTHER} below", ylim=(0, 1))
 
 
 CLAIM = Claim(
