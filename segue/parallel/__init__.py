@@ -1,0 +1,1 @@
+"""Long sequences over several processes: attention in a ring, states handed on."""

@@ -1,0 +1,5 @@
+"""Programs over any model that answers texts: loops whose state is language, and tools, judges and searches for them."""
+
+from segue.programs.text import Counted, Endpoint, Local, Reply, Scripted, TextModel
+
+__all__ = ["Counted", "Endpoint", "Local", "Reply", "Scripted", "TextModel"]

@@ -1,0 +1,118 @@
+"""Text in, text out: all that programs know of a model, be it ours, a Hugging Face folder's, an endpoint or a script."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from segue.decoding.continuation import continue_objects
+from segue.errors import SegueError, require
+
+if TYPE_CHECKING:
+    from segue.kinds.codecs import Codec
+    from segue.models.base import Decodable
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said. text: without the stop string. finish: "stop" (it ended, or said a stop string) or "length".
+    logprob: the sum over its tokens in nats, where the model tells it."""
+
+    text: str
+    finish: str = "stop"
+    logprob: float | None = None
+
+
+class TextModel(Protocol):
+    """A model that answers texts. `write` answers many prompts, each as if it were alone."""
+
+    def write(self, prompts: Sequence[str], *, most: int = 256, stop: Sequence[str] = (), temperature: float = 0.0,
+              top_p: float = 1.0, seed: int = 0) -> list[Reply]:
+        """One reply a prompt, in order. most: tokens in each. stop: strings that end a reply. temperature: 0 says the
+        likeliest. seed: fixes what is drawn; the same prompt twice in a call gets two draws."""
+        ...
+
+
+class Local:
+    """Any model with its codec, in this process: fitted ones (`Local(fitted.decodable(), fitted.codec)`), our own
+    stacks, Hugging Face folders. Where the codec's objects are lists of items, words between blanks are the items.
+
+    batch: prompts that run together at most.
+    """
+
+    def __init__(self, model: Decodable, codec: Codec, batch: int = 64) -> None:
+        self.model, self.codec, self.batch = model, codec, batch
+        self.words = isinstance(codec.decode([]), list)
+
+    def write(self, prompts: Sequence[str], *, most: int = 256, stop: Sequence[str] = (), temperature: float = 0.0,
+              top_p: float = 1.0, seed: int = 0) -> list[Reply]:
+        primes: list[Any] = [prompt.split() for prompt in prompts] if self.words else list(prompts)
+        options: dict[str, Any] = {"decoder": "greedy"}
+        if temperature > 0:
+            options = {"decoder": "sample", "temperature": temperature, "top_p": top_p,
+                       "seed": [seed * 1_000_003 + row for row in range(len(primes))]}
+        answers = continue_objects(self.model, self.codec, primes, most, draft="none", stop=stop, logprobs=True,
+                                   batch=self.batch, **options) if primes else []
+        return [Reply(answer.text or "", "length" if answer.finish == "length" else "stop",
+                      None if answer.logprobs is None else float(sum(answer.logprobs))) for answer in answers]
+
+
+class Endpoint:
+    """A model behind an OpenAI-compatible chat endpoint, such as `segue serve`'s or a hosted one.
+
+    model: its name there. url: the base, ending in /v1. key: defaults to the environment's OPENAI_API_KEY.
+    """
+
+    def __init__(self, model: str, url: str | None = None, key: str | None = None) -> None:
+        openai = require("openai", "programs")
+        self.model = model
+        self.client = openai.OpenAI(base_url=url, api_key=key or os.environ.get("OPENAI_API_KEY", "none"))
+
+    def write(self, prompts: Sequence[str], *, most: int = 256, stop: Sequence[str] = (), temperature: float = 0.0,
+              top_p: float = 1.0, seed: int = 0) -> list[Reply]:
+        replies = []
+        for row, prompt in enumerate(prompts):
+            answer = self.client.chat.completions.create(
+                model=self.model, messages=[{"role": "user", "content": prompt}], max_tokens=most,
+                stop=list(stop) or None, temperature=temperature, top_p=top_p, seed=seed * 1_000_003 + row)
+            choice = answer.choices[0]
+            replies.append(Reply(choice.message.content or "", "length" if choice.finish_reason == "length" else "stop"))
+        return replies
+
+
+class Scripted:
+    """Canned replies, for tests of programs: by a function of the prompt, or one after the other. asked: the prompts
+    so far."""
+
+    def __init__(self, replies: Callable[[str], str] | Iterable[str]) -> None:
+        self.reply = replies if callable(replies) else None
+        self.queue = iter(()) if callable(replies) else iter(replies)
+        self.asked: list[str] = []
+
+    def write(self, prompts: Sequence[str], *, most: int = 256, stop: Sequence[str] = (), temperature: float = 0.0,
+              top_p: float = 1.0, seed: int = 0) -> list[Reply]:
+        replies = []
+        for prompt in prompts:
+            self.asked.append(prompt)
+            text = next(self.queue, None) if self.reply is None else self.reply(prompt)
+            if text is None:
+                raise SegueError(f"the script has no reply left for call {len(self.asked)}")
+            replies.append(Reply(min((text.split(mark)[0] for mark in stop), key=len, default=text)))
+        return replies
+
+
+@dataclass
+class Counted:
+    """A model whose calls are counted, and end at a budget. calls: prompts answered so far. limit: a SegueError beyond."""
+
+    model: TextModel
+    limit: int | None = None
+    calls: int = field(default=0, init=False)
+
+    def write(self, prompts: Sequence[str], **options: Any) -> list[Reply]:
+        if self.limit is not None and self.calls + len(prompts) > self.limit:
+            raise SegueError(f"the budget of {self.limit} calls is used up: give a larger one")
+        self.calls += len(prompts)
+        return self.model.write(prompts, **options)
