@@ -25,6 +25,7 @@ from segue.files import write_text
 from segue.mixers import Mixer
 from segue.models.stack import Stack
 from segue.objectives import Batch, NextElement, Objective, generator_of
+from segue.parallel import ContextParallel, context_parallel
 from segue.progress import progress
 from segue.training import distributed
 from segue.training.checkpoint import load_tensors, remove_leftovers, save_tensors, weights_of
@@ -58,6 +59,7 @@ class Run:
         if isinstance(model, Stack):
             model.checkpointing = plan.checkpointing
         self.device = next(model.parameters()).device
+        self.reader = self._reader()
         self.strategy.prepare(self)
         self.optimiser = self.make_optimiser()
         self.step = 0
@@ -69,6 +71,18 @@ class Run:
         self.best_weights: dict[str, Tensor] = {}
         self._losses: list[float] = []  # since the last measurement
         self._recent = deque[float](maxlen=20)
+
+    def _reader(self) -> nn.Module:
+        """The model, or where rows are cut over processes, its form that reads this one's share of them."""
+        if not self.plan.sequence_parallel or distributed.world() == 1:
+            return self.model
+        if not isinstance(self.model, Stack) or type(self.objective) is not NextElement or \
+                type(self.strategy).loss_term is not Strategy.loss_term:
+            raise SegueError("sequence_parallel cuts rows over processes for stacks that learn the next element, by no "
+                             "strategy with a loss of its own: leave it out, and each process takes some of the rows")
+        reader = context_parallel(self.model)
+        reader.shard.places(0, self.plan.context)
+        return reader
 
     def make_optimiser(self) -> Optimiser:
         plan = self.plan
@@ -88,18 +102,21 @@ class Run:
         plan, batch = self.plan, self.strategy.before_step(self, self.batches(self.step))
         count = batch.count
         rank, world = distributed.rank(), distributed.world()
+        portion = 1.0  # of what does not depend on the elements: each process counts it
+        if isinstance(self.reader, ContextParallel):
+            batch, rank, world, portion = batch.map(self.reader.share), 0, 1, 1 / world
         total = torch.zeros((), device=self.device)
         rows = torch.arange(rank, batch.tokens.shape[0], world)
         parts = [part for part in rows.tensor_split(plan.accumulate) if len(part)]
         for part in parts:
             piece = (batch if len(part) == batch.tokens.shape[0] else batch.rows(part)).to(self.device)
             with autocast(self.device, plan.precision):
-                loss = self.objective(self.model, piece)
+                loss = self.objective(self.reader, piece)
                 share = loss.total / count
                 penalties = [m.penalty() for m in self.model.modules() if isinstance(m, Mixer)]
                 for extra in (self.strategy.loss_term(self, piece), *penalties):
                     if extra is not None:
-                        share = share + extra * (len(part) / batch.tokens.shape[0])
+                        share = share + extra * (portion * len(part) / batch.tokens.shape[0])
             share.backward()
             total += loss.terms["nats"] / count
         distributed.sum_gradients(self.optimiser.parameters)
@@ -110,7 +127,8 @@ class Run:
 
     def advance(self) -> float:
         """One whole step."""
-        torch.manual_seed(self.generator().initial_seed())  # dropout
+        other = distributed.rank() if self.reader is not self.model else 0  # elements of its own, dropped on their own
+        torch.manual_seed(self.generator().initial_seed() + other)
         self.loss = loss = self.gradients()
         if not math.isfinite(loss):
             raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
