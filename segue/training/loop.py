@@ -59,7 +59,7 @@ class Run:
         if isinstance(model, Stack):
             model.checkpointing = plan.checkpointing
         self.device = next(model.parameters()).device
-        self.reader = self._reader()
+        self.reader = reader_of(model, plan, self.objective, self.strategy)
         self.strategy.prepare(self)
         self.optimiser = self.make_optimiser()
         self.step = 0
@@ -71,18 +71,6 @@ class Run:
         self.best_weights: dict[str, Tensor] = {}
         self._losses: list[float] = []  # since the last measurement
         self._recent = deque[float](maxlen=20)
-
-    def _reader(self) -> nn.Module:
-        """The model, or where rows are cut over processes, its form that reads this one's share of them."""
-        if not self.plan.sequence_parallel or distributed.world() == 1:
-            return self.model
-        if not isinstance(self.model, Stack) or type(self.objective) is not NextElement or \
-                type(self.strategy).loss_term is not Strategy.loss_term:
-            raise SegueError("sequence_parallel cuts rows over processes for stacks that learn the next element, by no "
-                             "strategy with a loss of its own: leave it out, and each process takes some of the rows")
-        reader = context_parallel(self.model)
-        reader.shard.places(0, self.plan.context)
-        return reader
 
     def make_optimiser(self) -> Optimiser:
         plan = self.plan
@@ -288,6 +276,20 @@ class Run:
             except (ValueError, KeyError, TypeError):
                 continue  # a line that a kill cut short
         write_text(path, "".join(kept))
+
+
+def reader_of(model: nn.Module, plan: Plan, objective: Objective, strategy: Strategy | None = None) -> nn.Module:
+    """The model, or where rows are cut over processes, its form that reads this one's share of them. A SegueError where
+    there is none."""
+    if not plan.sequence_parallel or distributed.world() == 1:
+        return model
+    if not isinstance(model, Stack) or type(objective) is not NextElement or \
+            (strategy is not None and type(strategy).loss_term is not Strategy.loss_term):
+        raise SegueError("sequence_parallel cuts rows over processes for stacks that learn the next element, by no "
+                         "strategy with a loss of its own: leave it out, and each process takes some of the rows")
+    reader = context_parallel(model)
+    reader.shard.places(0, plan.context)
+    return reader
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
