@@ -85,10 +85,12 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None) -> Any:
-    """The data; an error that asks for an option of the kind says how to type it."""
+def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None, fitted: Any = None) -> Any:
+    """The data, of a fitted model as it needs them; an error that asks for an option of the kind says how to type it.
+    """
+    options = {} if fitted is None else fitted.kind.reading(fitted.codec)
     try:
-        return segue.read(*map(str, paths), **given(kind=kind), **settings(how))
+        return segue.read(*map(str, paths), **given(kind=kind), **options | settings(how))
     except SegueError as error:
         if asked := re.findall(r"\b([a-z_]+)=(?!=)", str(error)):
             typed = " and ".join("--kind" if name == "kind" else f"--read {name}=..." for name in dict.fromkeys(asked))
@@ -189,6 +191,7 @@ def continue_(model: Model,
                                                                 "of the decoder, named as in transformers, such as "
                                                                 "num_beams=8 or no_repeat_ngram_size=3.")] = None,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
+              how: How = None,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:
     """Go on from a prime: what comes next?"""
@@ -197,7 +200,8 @@ def continue_(model: Model,
     begin = prime or prime_file if parts is None else set_prompt(parts)
     answer = segue.load(model).continue_(begin, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth))
+        repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
+        reading=settings(how) or None))
     if out is not None:
         answer.save(out)
     if as_json:
@@ -219,7 +223,7 @@ def update(model: Model, paths: Paths,
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)
     fitted = segue.load(model)
-    data = read_files(paths, fitted.kind.name, how)
+    data = read_files(paths, fitted.kind.name, how, fitted)
     options = settings(choices)
     if "data" in options:
         raise SegueError("data cannot be --set: give PATH")
@@ -234,7 +238,7 @@ def speed_up(model: Model, paths: Paths,
     """Train draft heads, measure every drafter, keep the fastest: continue uses it from then on. No text changes."""
     one_dial(minutes, None)
     fitted = segue.load(model)
-    report = fitted.speed_up(read_files(paths, fitted.kind.name, how), **given(minutes=minutes))
+    report = fitted.speed_up(read_files(paths, fitted.kind.name, how, fitted), **given(minutes=minutes))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -247,7 +251,7 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
              = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
-    data = read_files(paths, fitted.kind.name, how)
+    data = read_files(paths, fitted.kind.name, how, fitted)
     if variants is not None:
         rows = sorted(fitted.variants(data, variants), key=lambda row: row["score"])
         for row in rows[:20]:
@@ -279,7 +283,7 @@ def embed(model: Model, paths: Paths,
     if out.suffix.lower() not in WRITERS:
         raise SegueError(f"{out}: vectors are written as {' or '.join(WRITERS)}; give --out one of these endings")
     fitted = segue.load(model)
-    found = fitted.embed(read_files(paths, fitted.kind.name, how), **given(pool=pool))
+    found = fitted.embed(read_files(paths, fitted.kind.name, how, fitted), **given(pool=pool))
     found.save(out)
     show(str(found))
     print(f"written to {out}", file=sys.stderr)

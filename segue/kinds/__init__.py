@@ -19,12 +19,13 @@ from segue.kinds.codecs import (
 )
 from segue.kinds.items import TextItemCodec
 from segue.kinds.music import Music
+from segue.kinds.picture import Picture
 from segue.kinds.sound import Sound
 from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound())}
+    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(), Picture())}
 
 __all__ = [
     "CODECS",
@@ -43,6 +44,7 @@ __all__ = [
     "LetterCodec",
     "Molecule",
     "Music",
+    "Picture",
     "Problem",
     "Problems",
     "Protein",

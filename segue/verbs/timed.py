@@ -164,7 +164,7 @@ class FittedProcess(Fitted):
         paths or objects with times), beside classical processes on the same events."""
         if weights != "float32":
             raise SegueError("a model of times runs in float32 only: leave weights out")
-        data = as_data(data, self.kind.name)
+        data = self.read(data)
         self.check_kind(data)
         share = unknown(self.codec, data)
         store = EventStore(data.encode(self.codec, boundary=False))
