@@ -90,15 +90,16 @@ class CrossAttention(Mixer):
     The source is what the first call's layout brings (`Layout.source`), and what the state remembers from then on.
 
     width: model width D. heads: query heads. kv_heads: key-value heads (default: heads). head_width: features per head
-        (default: width / heads). bias: of all projections.
+        (default: width / heads). bias: of all projections. first: nodes at earlier positions look at nothing, and may
+        be read before there is a source (default: all look).
     """
 
     cost: ClassVar[str] = "T S"
 
     def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
-                 bias: bool = False) -> None:
+                 bias: bool = False, first: int | None = None) -> None:
         super().__init__(width)
-        self.heads, self.kv_heads = heads, kv_heads or heads
+        self.heads, self.kv_heads, self.first = heads, kv_heads or heads, first
         if (head_width is None and width % heads) or heads % self.kv_heads:
             raise SegueError(f"cross-attention of {heads} heads, {self.kv_heads} of keys and values, at width {width}: "
                              "the width must be divisible by the heads, and these by those of keys and values")
@@ -114,12 +115,15 @@ class CrossAttention(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         held = parts.get("source")
         assert held is None or isinstance(held, Source)
+        looks = None if self.first is None else layout.positions >= self.first
         if layout.source is not None:
             encoded, lengths = layout.source
             k, v = self.kv(encoded).unflatten(-1, (-1, self.head_width)).transpose(1, 2).chunk(2, 1)
             source = Source(k, v, lengths)
             if held is not None:
                 held.pending = source
+        elif looks is not None and not bool(looks.any()):
+            return torch.zeros_like(x)
         elif held is None or held.empty:
             raise SegueError("cross-attention has no source: give the whole prompt first, or a layout with a source")
         else:
@@ -127,4 +131,5 @@ class CrossAttention(Mixer):
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = source.k, source.v
         y = F.scaled_dot_product_attention(q, k, v, source.mask, enable_gqa=self.heads != self.kv_heads)
-        return self.out(y.transpose(1, 2).flatten(2))
+        y = self.out(y.transpose(1, 2).flatten(2))
+        return y if looks is None else y * looks[..., None]
