@@ -14,17 +14,19 @@ from segue.kinds.codecs import (
     ItemCodec,
     KmerCodec,
     LetterCodec,
+    LevelCodec,
     SmilesCodec,
     TokenizerCodec,
 )
 from segue.kinds.items import TextItemCodec
 from segue.kinds.music import Music
+from segue.kinds.series import Series
 from segue.kinds.sound import Sound
 from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound())}
+    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(), Series())}
 
 __all__ = [
     "CODECS",
@@ -41,12 +43,14 @@ __all__ = [
     "Kind",
     "KmerCodec",
     "LetterCodec",
+    "LevelCodec",
     "Molecule",
     "Music",
     "Problem",
     "Problems",
     "Protein",
     "Record",
+    "Series",
     "SmilesCodec",
     "Sound",
     "Text",
