@@ -1,4 +1,4 @@
-"""Programs over any model that answers texts: loops whose state is language, and tools, judges and searches for them."""
+"""Programs over any model that answers texts: loops whose state is language, tools, judges and searches."""
 
 from segue.programs.text import Counted, Endpoint, Local, Reply, Scripted, TextModel
 
