@@ -27,6 +27,7 @@ from segue.continual.replay import GSS, MIR, Replay
 from segue.continual.rwalk import RWalk
 from segue.continual.sharp import Sharp
 from segue.continual.sparsity import SLNID
+from segue.continual.state import StateTuning
 from segue.continual.stream import Experience, class_incremental, learn_stream
 from segue.errors import SegueError
 from segue.training.strategy import Strategy
@@ -36,7 +37,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ewc": EWC, "mas": MAS, "local-mas": LocalMAS, "si": SI, "rwalk": RWalk, "l2": L2, "slnid": SLNID,
     "lwf": LwF, "der": DER, "der++": DERpp,
     "agem": AGEM, "gem": GEM,
-    "lora": AdapterTuning, "o-lora": OLoRA, "merge": Merge,
+    "lora": AdapterTuning, "o-lora": OLoRA, "state": StateTuning, "merge": Merge,
     "freeze": Freeze, "proxy-distillation": ProxyDistillation, "loss-scale": LossScale,
 }
 
@@ -76,5 +77,5 @@ __all__ = ["AGEM", "CORRUPTIONS", "DER", "EWC", "GEM", "GSS", "L2", "MAS", "MIR"
            "AdapterTuning", "Alternate", "Buffer", "Combined", "DERpp", "Episode", "Episodes", "Experience", "Freeze",
            "Grow", "InnerLoop", "LocalMAS", "LossScale", "LwF", "Memory", "Merge", "OLoRA", "OutputMAS",
            "OutputMatching", "Probing", "Prompting", "ProxyDistillation", "RWalk", "Recent", "Replay", "Reservoir",
-           "ScoreMatrix", "Sharp", "Strategy", "TaskFree", "class_incremental", "interval", "learn_stream",
-           "strategy_named", "tuned"]
+           "ScoreMatrix", "Sharp", "StateTuning", "Strategy", "TaskFree", "class_incremental", "interval",
+           "learn_stream", "strategy_named", "tuned"]

@@ -159,11 +159,13 @@ class FittedProcess(Fitted):
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
         raise SegueError("a model of times draws each event by itself: there is nothing to draft")
 
-    def evaluate(self, data: Any, weights: str = "float32") -> TimedEvaluation:  # type: ignore[override]
+    def evaluate(self, data: Any, weights: str = "float32",  # type: ignore[override]
+                 state: str | None = None) -> TimedEvaluation:
         """Log-likelihood of each event's time and type, errors of predictions and goodness of fit on `data` (a `Data`,
         paths or objects with times), beside classical processes on the same events."""
-        if weights != "float32":
-            raise SegueError("a model of times runs in float32 only: leave weights out")
+        if weights != "float32" or state is not None:
+            raise SegueError("a model of times runs in float32 only, from its own beginning: leave weights and state "
+                             "out")
         data = as_data(data, self.kind.name)
         self.check_kind(data)
         share = unknown(self.codec, data)
