@@ -126,6 +126,8 @@ TopP = Annotated[float | None, typer.Option(metavar="P", help="Only the likelies
 MinP = Annotated[float | None, typer.Option(metavar="P", help="Only those with this share of the likeliest one's.")]
 Penalty = Annotated[float | None, typer.Option(metavar="R", help="Above 1 says less readily what was said.")]
 Weights = Annotated[str | None, typer.Option(metavar="W", help="float32, or int8: faster, a little worse.")]
+State = Annotated[str | None, typer.Option(metavar="NAME", help="Begin in the state that the update of this name "
+                                           "learned (--strategy state).")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop before this; may be repeated.")]
 OutDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Write a memory-mappable data set.")]
 PrimeFile = Annotated[Path | None, typer.Option(metavar="F", help="Go on from the first sequence of a file.")]
@@ -183,6 +185,7 @@ def continue_(model: Model,
                                                         "folder of a small model.")] = None,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None, weights: Weights = None, seed: Seed = None,
+              state: State = None,
               depth: Annotated[str | None, typer.Option(metavar="L", help="How many layers read each next element: 4, "
                                                         "or 8-3, from so many at the answer's beginning to so many at "
                                                         "its end. Another text, good if the model learned it so.")]
@@ -201,7 +204,7 @@ def continue_(model: Model,
     answer = segue.load(model).continue_(begin, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
-        reading=settings(how) or None))
+        state=state, reading=settings(how) or None))
     if out is not None:
         answer.save(out)
     if as_json:
@@ -216,9 +219,9 @@ def continue_(model: Model,
 def update(model: Model, paths: Paths,
            strategy: Annotated[str | None, typer.Option(metavar="NAME", help="Against forgetting: replay (default), "
                                                         "mir, gss, ewc, mas, local-mas, si, rwalk, l2, slnid, lwf, "
-                                                        "der, der++, agem, gem, lora, o-lora, merge, or naive; with "
-                                                        "settings, as ewc:strength=100, and several, as 'mas + "
-                                                        "replay'.")] = None,
+                                                        "der, der++, agem, gem, lora, o-lora, state, merge, "
+                                                        "or naive; with settings, as ewc:strength=100, and several, "
+                                                        "as 'mas + replay'.")] = None,
            minutes: Minutes = None, steps: Steps = None, how: How = None, choices: Choices = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)
@@ -246,6 +249,7 @@ def speed_up(model: Model, paths: Paths,
 
 @command("evaluate", "segue evaluate model held-out/ --json scores.json")
 def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: Weights = None, how: How = None,
+             state: State = None,
              variants: Annotated[Path | None, typer.Option(metavar="VCF", help="Instead: how likely these variants of "
                                                            "the files' sequences are, the least likely first.")]
              = None) -> None:
@@ -262,7 +266,7 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
         if json_file is not None:
             show_json(rows, json_file)
         return
-    report = fitted.evaluate(data, **given(weights=weights))
+    report = fitted.evaluate(data, **given(weights=weights, state=state))
     show(report)
     if (fitted.report.get("request") or {}).get("data") == data.fingerprint:
         print("the model was fitted on these very files: this is how well it remembers them", file=sys.stderr)

@@ -127,7 +127,7 @@ SETS = {  # what a folder is taken for
     "text": "amazon-scientific-text banking77 clinc150 code-completion-unixcoder "
             "continual-topics-olora csqa-mmlu-set-prompts dailydialog-valtest dialogsum-dev "
             "drop-successive-prompting e2e-nlg enwiki-xml-sample fewrel followrag-sample graphs-tu gsm8k "
-            "gutenberg-novels humaneval ifeval japanese-vowels jaspar-core-2024 jfleg jsb-chorales "
+            "gutenberg-novels humaneval ifeval jaspar-core-2024 jfleg jsb-chorales "
             "listops-spinn movie-reviews multi30k-en-de names-makemore ner-gum ner-wnut17 "
             "nottingham-abc omniglot-small1 splice-uci tfbind8 tiny-shakespeare tsplib-small udhr-multilingual "
             "us-addresses-by-year wikitext-2-valtest",
@@ -141,6 +141,7 @@ SETS = {  # what a folder is taken for
     "music": "pop909-midi",
     "sound": "fsdd-spoken-digits librispeech-sample",
     "picture": "cifar10-sample mnist-t10k",
+    "series": "ecg-mitdb-snippet etth1 japanese-vowels",
 }
 LARGE = {"cifar10-sample", "movie-reviews", "omniglot-small1"}  # archives of thousands of files
 
@@ -155,7 +156,6 @@ def test_what_every_set_is(shared_data, name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("name, says", [
     ("asap-piano-performances/pieces.csv", "columns: composer, title, file"),
-    ("ecg-mitdb-snippet", "columns: data, label"), ("etth1", "columns: date, HUFL"),
     ("rebase-enzymes", "columns: name, site"),
     ("qm9-graphs-sample/qm9-valid.jsonl.gz", "fields: targets, graph")])
 def test_tables_that_are_no_sequences_say_what_is_in_them(shared_data, name: str, says: str) -> None:

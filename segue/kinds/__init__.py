@@ -14,18 +14,20 @@ from segue.kinds.codecs import (
     ItemCodec,
     KmerCodec,
     LetterCodec,
+    LevelCodec,
     SmilesCodec,
     TokenizerCodec,
 )
 from segue.kinds.items import TextItemCodec
 from segue.kinds.music import Music
 from segue.kinds.picture import Picture
+from segue.kinds.series import Series
 from segue.kinds.sound import Sound
 from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(), Picture())}
+    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(), Picture(), Series())}
 
 __all__ = [
     "CODECS",
@@ -42,6 +44,7 @@ __all__ = [
     "Kind",
     "KmerCodec",
     "LetterCodec",
+    "LevelCodec",
     "Molecule",
     "Music",
     "Picture",
@@ -49,6 +52,7 @@ __all__ = [
     "Problems",
     "Protein",
     "Record",
+    "Series",
     "SmilesCodec",
     "Sound",
     "Text",

@@ -257,7 +257,8 @@ PAPERS: dict[str, Paper] = {
         ("models.depth", "mixers.state.Nodes", "decoding.draft (depth)", "training.learn")),
     "spar": Paper(
         "SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in LLMs",
-        "2024, arXiv 2412.11605"),
+        "2024, arXiv 2412.11605", "spar",
+        ("objectives.preference", "programs.judge", "programs.refine", "tasks.lilt")),
     "story-dalle": Paper(
         "StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation",
         "2022, arXiv 2209.06192"),

@@ -3,6 +3,7 @@ heart, so accuracy on other lengths and seeds says what a model can do."""
 
 from __future__ import annotations
 
+from segue.tasks.answers import Answers, echo, small_decoder
 from segue.tasks.automata import AUTOMATA, Scratchpad
 from segue.tasks.base import Curriculum, Task, read_twice
 from segue.tasks.functions import FunctionTask
@@ -13,4 +14,5 @@ from segue.tasks.sets import INTERSECTION
 
 TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, INTERSECTION, LISTOPS)}
 
-__all__ = ["GEOMETRY", "TASKS", "Curriculum", "FunctionTask", "Scratchpad", "Task", "read_twice"]
+__all__ = ["GEOMETRY", "TASKS", "Answers", "Curriculum", "FunctionTask", "Scratchpad", "Task", "echo", "read_twice",
+           "small_decoder"]
