@@ -17,6 +17,7 @@ from segue.kinds.codecs import (
     SmilesCodec,
     TokenizerCodec,
 )
+from segue.kinds.graph import Graphs
 from segue.kinds.items import TextItemCodec
 from segue.kinds.music import Music
 from segue.kinds.sound import Sound
@@ -24,7 +25,8 @@ from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound())}
+    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(),
+    Graphs())}
 
 __all__ = [
     "CODECS",
@@ -36,6 +38,7 @@ __all__ = [
     "Code",
     "Codec",
     "Events",
+    "Graphs",
     "IdCodec",
     "ItemCodec",
     "Kind",
