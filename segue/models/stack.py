@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
-from segue.mixers.cross import CrossAttention
+from segue.mixers.cross import cross_attention
 from segue.mixers.state import Carry, Layout, Part, Parts, State, gather_nodes
 from segue.models.base import Decoding, Output, check_tokens
 
@@ -92,7 +92,7 @@ class StackConfig:
         row of each table; what they name is summed, with positions where they are learned, before `embed_norm`
         (Recformer: Li et al. 2023, arXiv 2305.13731: word, position, sort of token, place of the item).
     cross: keyword arguments of a cross-attention in each block, between mixer and channel mixer, to the source that the
-        layout brings (see `segue.models.seq2seq`); the id behind the vocabulary then begins a text. None (default): no.
+        layout brings (see `segue.models.seq2seq`), by position where it names a mixer (see `segue.mixers.cross`); the id behind the vocabulary then begins a text. None (default): no.
     """
 
     vocabulary: int
@@ -234,7 +234,7 @@ class Block(nn.Module):
         except TypeError as error:
             raise SegueError(f"options of mixer '{mixer}': {error}") from error
         self.cross_norm = make_norm(config) if config.cross is not None else None
-        self.cross = CrossAttention(config.width, **config.cross) if config.cross is not None else None
+        self.cross = cross_attention(config.width, config.cross) if config.cross is not None else None
         self.channel_norm = make_norm(config) if config.channel != "none" else None
         self.channel = ChannelMixer(config) if config.channel != "none" else None
         self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, nn.Dropout(config.dropout)
@@ -450,6 +450,10 @@ class Stack(Forms, nn.Module):
     def init_state(self, batch: int, history: int = 0) -> State:
         if self.config.pool or self.config.inputs or self.config.tables:
             raise SegueError("this model reads whole sequences (pool, tables or real inputs): it cannot continue them")
+        return self.fresh(batch, history)
+
+    def fresh(self, batch: int, history: int = 0) -> State:
+        """As `init_state`, for a model that makes the elements itself."""
         for name, block in zip(self.config.mixers, self.blocks):
             if not block.mixer.causal:
                 raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
