@@ -8,11 +8,13 @@ level by level, of every damage that it claims to see; what it does not see is t
 from __future__ import annotations
 
 import gzip
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,14 +91,16 @@ CORRUPTIONS: dict[str, Corruption] = {"drop": drop, "loop": loop, "shuffle": shu
                                       "exchange": exchange, "copy": copy, "same": same}
 SHARP, NOISE = "over-confident", "noise"
 
-OVERLAP, SETS = "drop loop shuffle cut exchange copy same", "drop loop shuffle cut exchange same"
+OVERLAP = "drop loop shuffle cut exchange copy same"
 CLAIMS = {
     "BLEU": OVERLAP, "chrF": OVERLAP, "ROUGE-1": "drop loop cut exchange copy same", "ROUGE-2": OVERLAP,
     "ROUGE-L": OVERLAP, "edit similarity": OVERLAP, "exact match": "copy same",
     "distinct-1": "loop same", "distinct-2": "loop same", "rep-4": "loop", "diversity": "loop", "self-BLEU": "same",
     "entropy": "same", "Zipf": "", "novelty": "copy", TRIGRAMS: "drop shuffle exchange",
     NETWORK: "drop shuffle exchange",
-    **{f"{name} ({kind})": SETS for name in ("MAUVE", "Frechet distance") for kind in FEATURES},
+    "MAUVE (n-grams)": "drop same", "MAUVE (GRU)": "drop same",
+    "Frechet distance (n-grams)": "drop loop shuffle cut exchange same",
+    "Frechet distance (GRU)": "drop loop cut exchange same",
     "perplexity": f"{SHARP} {NOISE}", "log-loss": f"{SHARP} {NOISE}", "Brier": f"{SHARP} {NOISE}",
     "calibration error": f"{SHARP} {NOISE}", "accuracy": NOISE, "top-5": NOISE, "HR@10": NOISE, "NDCG@10": NOISE,
     "MRR": NOISE}
@@ -106,7 +110,7 @@ PREDICTIONS = ("perplexity", "log-loss", "Brier", "calibration error", "accuracy
 def words_of(name: str, folder: Path | None) -> list[str]:
     if folder is None:
         draw = np.random.default_rng(5)
-        return [f"{'abcdefgh'[i % 8]}{i}" for i in np.minimum(draw.zipf(1.5, size=40_000), 300).tolist()]
+        return [f"{'abcdefgh'[i % 8]}{i}" for i in np.minimum(draw.zipf(1.5, size=8_000), 300).tolist()]
     data = (folder / FILES[name][1]).read_bytes()
     return (gzip.decompress(data) if FILES[name][1].endswith("gz") else data).decode().split()
 
@@ -183,7 +187,7 @@ def panel(name: str, corruption: str, folder: Path | None, count: int, steps: in
                    NETWORK: METRICS["perplexity"].compute(read.judged(texts))}
         for kind, extract in features.items():
             made = extract(texts)
-            values |= {f"MAUVE ({kind})": mauve(made, real[kind]),
+            values |= {f"MAUVE ({kind})": fmean(mauve(made, real[kind], seed=i) for i in range(3)),
                        f"Frechet distance ({kind})": frechet_distance(made, real[kind])}
         for metric, value in values.items():
             found.setdefault(metric, []).append(value)
@@ -216,14 +220,15 @@ def predictions(name: str, corruption: str, folder: Path | None, count: int, see
 
 def seen(metric: str, values: list[float]) -> float:
     """Spearman's correlation of the level with how much worse the metric finds the text (where what is real decides:
-    how far it is from the undamaged); nan where it says the same of all."""
+    how far it is from the undamaged); 0 where it says the same of all."""
     higher = METRICS[metric.partition(" (")[0]].higher
     worse = np.round(np.array(values) * {True: -1, False: 1, None: 1}[higher], 12)
-    return rank_correlation(np.array(LEVELS), np.abs(worse - worse[0]) if higher is None else worse)
+    found = rank_correlation(np.array(LEVELS), np.abs(worse - worse[0]) if higher is None else worse)
+    return 0.0 if math.isnan(found) else found
 
 
 def measure(run: Run) -> list[Row]:
-    count, steps = run.pick(40, 600), run.pick(2, 250)
+    count, steps = run.pick(20, 500), run.pick(2, 250)
     folders = {name: run.dataset(data) for name, (data, _) in FILES.items()}
     wanted: dict[str, Any] = {f"{name} {corruption}": partial(panel, name, corruption, folder, count, steps, run.seed)
                               for name, folder in folders.items() for corruption in CORRUPTIONS}
@@ -246,6 +251,9 @@ def measure(run: Run) -> list[Row]:
     run.note(f"perplexities by a Kneser-Ney trigram model and by a GRU of width {WIDTH}, of {steps} steps, both of the "
              f"{TOP:,} commonest words; features: {' and '.join(FEATURES.values())}; predictions: letters by a count "
              "model of order 4, sharpened by powers, or exchanged for those of other places")
+    run.note("what metrics claim to see was written before the run, and made less after a pilot on other text (300 to "
+             "400 windows of WikiText's validation part and of TinyShakespeare's beginning): of so few, MAUVE saw "
+             "neither shuffled nor exchanged nor looped nor missing words in step, and the GRU's vectors no shuffling")
     return table
 
 
@@ -265,7 +273,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
                 continue
             there = damage in damages(row["claims to see"])
             claimed += there
-            if there and not value >= BOUND:
+            if there and value < BOUND:
                 missed.setdefault((row["metric"], damage), []).append(row["text"])
             if value <= -BOUND and row["metric"] in METRICS and METRICS[row["metric"]].higher is not None:
                 blind.setdefault(f"{row['metric']} rewards {damage}", []).append(row["text"])
