@@ -234,6 +234,26 @@ def update(model: Model, paths: Paths,
     show(report)
 
 
+@command("merge", "segue merge learned-on --plus instruct --minus base --out both")
+def merge(model: Model,
+          plus: Annotated[list[Path], typer.Option(metavar="MODEL", show_default=False, help="A model that was tuned "
+                                                   "from the base; may be repeated.")],
+          minus: Annotated[Path, typer.Option(metavar="MODEL", show_default=False, help="The base.")],
+          out: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Where the model goes.")],
+          scale: Annotated[float | None, typer.Option(metavar="S", help="How much of the difference is added.")] = None,
+          how: Annotated[str | None, typer.Option(metavar="NAME", help="How several are put together: sum (default), "
+                                                  "ties or dare.")] = None,
+          choices: Choices = None) -> None:
+    """Add what a model learned to another of the same base, as a difference of weights; nothing is trained."""
+    from segue.verbs.merge import merge as run
+
+    options = settings(choices) | given(scale=scale, how=how)
+    made, report = run(segue.load(model), [segue.load(each) for each in plus], segue.load(minus), **options)
+    made.save(out)
+    show(report)
+    print(f"saved in {out}", file=sys.stderr)
+
+
 @command("speed-up", "segue speed-up model src/ --minutes 5")
 def speed_up(model: Model, paths: Paths,
              minutes: Annotated[float | None, typer.Option(metavar="M", help="How long it may take.")] = None,
@@ -291,6 +311,30 @@ def embed(model: Model, paths: Paths,
     found.save(out)
     show(str(found))
     print(f"written to {out}", file=sys.stderr)
+
+
+@command("score", "segue score generated.txt --reference real.txt")
+def score(paths: Paths,
+          reference: Annotated[list[Path], typer.Option(metavar="PATH", show_default=False, help="Real sequences; may "
+                                                        "be repeated.")],
+          known: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="What was learned from, to see what is "
+                                                           "copied; may be repeated.")] = None,
+          model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Compare by the vectors of this model, "
+                                                     "instead of by n-grams.")] = None,
+          pairs: Annotated[bool, typer.Option("--pairs", help="Each reference is the right answer to the sample of the "
+                                              "same number.")] = False,
+          most: Annotated[int | None, typer.Option("-n", metavar="N", help="Score so many at most.")] = None,
+          kind: Kind = None, how: How = None, seed: Seed = None, json_file: JsonFile = None) -> None:
+    """How good generated sequences are beside real ones: overlap, variety, copies, distance (of a text: its lines)."""
+    from segue.verbs.score import score as run
+
+    real = read_files(reference, kind, how)
+    made, old = (read_files(each, real.kind.name, how) if each else None for each in (paths, known))
+    fitted = None if model is None else segue.load(model)
+    report = run(made, real, old, model=fitted, pairs=pairs, **given(most=most, seed=seed))
+    show(report)
+    if json_file is not None:
+        show_json(report.to_dict(), json_file)
 
 
 @command("compare", "segue compare events.csv --minutes 2")

@@ -14,7 +14,7 @@ import segue
 from segue import cli
 from segue.errors import SegueError
 
-COMMANDS = ("read", "fit", "continue", "update", "evaluate", "embed", "compare", "serve", "look", "design", "papers",
+COMMANDS = ("read", "fit", "continue", "update", "merge", "evaluate", "embed", "score", "compare", "serve", "look", "design", "papers",
             "reproduce", "demo")
 
 
