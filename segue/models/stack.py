@@ -92,7 +92,8 @@ class StackConfig:
         row of each table; what they name is summed, with positions where they are learned, before `embed_norm`
         (Recformer: Li et al. 2023, arXiv 2305.13731: word, position, sort of token, place of the item).
     cross: keyword arguments of a cross-attention in each block, between mixer and channel mixer, to the source that the
-        layout brings (see `segue.models.seq2seq`), by position where it names a mixer (see `segue.mixers.cross`); the id behind the vocabulary then begins a text. None (default): no.
+        layout brings (see `segue.models.seq2seq`), by position where it names a mixer (see `segue.mixers.cross`); the id
+        behind the vocabulary then begins a text. None (default): no.
     """
 
     vocabulary: int
