@@ -79,8 +79,8 @@ def echo(words: Sequence[str], most: int, before: Sequence[str] = ("echo",), beh
     return draw
 
 
-def small_decoder(vocabulary: int, width: int = 96, first: str = "lru") -> Stack:
+def small_decoder(vocabulary: int, width: int = 96, first: str = "attention:near") -> Stack:
     """A decoder of three layers and, at width 96, some 0.35 million parameters that learns such skills within minutes
-    on a CPU: attention with rotations behind one layer `first` that lets a word see the last few. Without such a layer
-    (first="attention") copying is learned several times slower."""
-    return Stack(StackConfig(vocabulary, width, [first, "attention", "attention"]))
+    on a CPU: attention with rotations, in the first layer over each word and the one before it (`Attention`'s taps), or
+    behind another mixer there. Without ("attention") copying is learned several times slower."""
+    return Stack(StackConfig(vocabulary, width, [first, "attention", "attention"], {"attention:near": {"taps": 2}}))
