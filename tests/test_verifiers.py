@@ -23,6 +23,7 @@ from segue.programs.pipeline import Pipeline
 from segue.programs.sandbox import Sandbox
 from segue.programs.verifiers import FOLLOWRAG, VERIFIERS, following, sentences, variants, verify
 from segue.tasks.lilt import FAMILIES
+from segue.verbs.verify import verify as verify_files
 
 quick = settings(max_examples=50, deadline=None, derandomize=True)
 WORDS = {"relation": "at least", "num_words": 3}
@@ -295,3 +296,54 @@ def table(**changes: float) -> list[Row]:
     ({"behind": 0.6}, "inconclusive"), ({"answers": 0.93}, "inconclusive")])
 def test_the_rule_of_vif_rag(changes: dict[str, float], verdict: str) -> None:
     assert claim("vif-rag").judge(table(**changes))[0] == verdict
+
+
+# The verb.
+
+ITEMS = [{"key": 1, "prompt": "Say no commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+         {"key": 2, "prompt": "Say two words.", "instruction_id_list": ["length_words", "startend:quotation"],
+          "kwargs": [WORDS, {}]}]
+
+
+def lines(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_verify_reads_items_and_responses_in_any_order(tmp_path: Path) -> None:
+    items = lines(tmp_path / "items.jsonl", ITEMS)
+    by_prompt = lines(tmp_path / "r.jsonl", [{"prompt": "Say two words.", "response": 'Here:\n"so it is"'},
+                                             {"prompt": "Say no commas.", "response": "one, two"}])
+    report = verify_files(items, by_prompt)
+    assert report.items == 2 and report.missing == 0 and report.sources == {}
+    assert report.scores == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3,
+                                           "prompts, loose": 0.5, "instructions, loose": 2 / 3})
+    assert report.families["startend:quotation"] == {"asked": 1, "strict": 0, "loose": 1}
+    assert "startend:quotation" in str(report) and "prompts, loose: 50.0%" in str(report)
+    packed = tmp_path / "whole.json.gz"
+    packed.write_bytes(gzip.compress(json.dumps([item | {"response": "so", "type": f"if{item['key']}"}
+                                                 for item in ITEMS]).encode()))
+    alone = verify_files(packed)
+    assert set(alone.sources) == {"if1", "if2"} and alone.sources["if1"]["prompts, strict"] == 1
+    partly = verify_files(items, lines(tmp_path / "one.jsonl", [{"key": 2, "response": "x"}]))
+    assert partly.items == 1 and partly.missing == 1 and "1 items have no response" in str(partly)
+
+
+@pytest.mark.parametrize(("rows", "says"), [
+    ([{"prompt": "p"}], "line 1 has no text 'response'"), ([{"response": "r"}], "prompt or key"),
+    ([{"prompt": "q", "response": "r"}], "must be alike"), ([3], "line 1 is no JSON object"), ([], "holds no items")])
+def test_verify_says_what_is_wrong_with_responses(rows: list[Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(SegueError, match=says):
+        verify_files(lines(tmp_path / "items.jsonl", ITEMS), lines(tmp_path / "r.jsonl", rows))
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ('{"prompt": "p", "instruction_id_list": [], "kwargs": []}', "line 1 has no instruction_id_list"),
+    ('{"prompt": "p", "instruction_id_list": ["a"], "kwargs": ["b"]}', "kwargs that are no object"),
+    ('{"prompt": "p", "instr', "not a line of JSON"), ('[{"a": 1}, 2]', "entry 1 has no instruction_id"), ('[{"a"', "cut short"),
+    ("", "holds no items")])
+def test_verify_says_what_is_wrong_with_items(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(text)
+    with pytest.raises(SegueError, match=says):
+        verify_files(path, path)
