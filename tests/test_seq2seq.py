@@ -47,6 +47,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "attention*2": {},
     "mamba+attention": {"encoder": "hydra+attention:both", "shared": False, "cross": {"heads": 4, "kv_heads": 2}},
     "gru+gla": {"encoder": "bidirectional", "tied": False, "cross": {"heads": 2, "bias": True}},
+    "gla+gru": {"encoder": "attention:both", "cross": {"mixer": "gla", "heads": 2}},
+    "mlstm": {"encoder": "bidirectional", "cross": {"mixer": "attention", "heads": 2}},
     "gla*2": {"encoder": "gru", "restart": False, "channel": "none"},
     "attention": {"learned_positions": 80, "norm": "layer", "channel": "mlp", "bias": True, "embed_norm": True,
                   "options": {"attention": {"heads": 2, "positions": "none"},

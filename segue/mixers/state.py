@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -440,11 +440,19 @@ class Recurrence(nn.Module):
     """A state of constant size that moves along the sequence: h_t = f(h_{t-1}, inputs_t), outputs_t = g(h_t, inputs_t).
 
     A subclass says how a fresh state looks and how to run a chain; trees, commits, ragged rows and rewinding follow.
+
+    free: which tensors of the state may begin as any numbers, where the beginning is learned (None: all).
     """
+
+    free: ClassVar[tuple[int, ...] | None] = None
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         """The state before anything was seen: tensors of shape (B, ...), on the device and of the dtype of `like`."""
         raise NotImplementedError
+
+    def opened(self, batch: int, like: Tensor) -> Tensors:
+        """A state as fresh as `initial`, to whose free tensors numbers can be added: where a learned one begins."""
+        return self.initial(batch, like)
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:

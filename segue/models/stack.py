@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Protocol
@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
-from segue.mixers.cross import CrossAttention
-from segue.mixers.state import Layout, Part, State, gather_nodes
+from segue.mixers.cross import cross_attention
+from segue.mixers.state import Carry, Layout, Part, Parts, State, gather_nodes
 from segue.models.base import Decoding, Output, check_tokens
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -92,7 +92,8 @@ class StackConfig:
         row of each table; what they name is summed, with positions where they are learned, before `embed_norm`
         (Recformer: Li et al. 2023, arXiv 2305.13731: word, position, sort of token, place of the item).
     cross: keyword arguments of a cross-attention in each block, between mixer and channel mixer, to the source that the
-        layout brings (see `segue.models.seq2seq`); the id behind the vocabulary then begins a text. None (default): no.
+        layout brings (see `segue.models.seq2seq`), by position where it names a mixer (see `segue.mixers.cross`); the id
+        behind the vocabulary then begins a text. None (default): no.
     """
 
     vocabulary: int
@@ -175,6 +176,53 @@ class Transform(nn.Module):
         return self.norm(self.activation(self.dense(x)))
 
 
+class LearnedState(nn.Module):
+    """What is added to the fresh state of a block's mixer: where reading begins, learned (see
+    `segue.models.adapters.InitialState`).
+
+    parts: of a fresh state, whose carries' free tensors get numbers. rank: those that end in a matrix (K, E) have
+    scale * sum_r k_r v_r^T added, k ~ N(0, 1) and v ~ N(0, scale^2); 0, or one as high as the matrix: all its numbers,
+    which begin at 0, times scale; so have vectors. seed: of k and v.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], rank: int, scale: float, seed: int) -> None:
+        super().__init__()
+        self.scale, draw = scale, torch.Generator().manual_seed(seed)
+        self.tables = nn.ParameterDict()
+        for name, part in parts.items():
+            if not isinstance(part, Carry):
+                continue
+            for index, tensor in enumerate(part.state):
+                free, shape = part.recurrence.free, tensor.shape[1:]
+                if (free is not None and index not in free) or not tensor.is_floating_point():
+                    continue
+                if len(shape) > 1 and 0 < rank < min(shape[-2:]):
+                    k = torch.randn(*shape[:-1], rank, generator=draw)
+                    v = torch.randn(*shape[:-2], rank, shape[-1], generator=draw) * scale
+                    self.tables[f"{name}:{index}:k"], self.tables[f"{name}:{index}:v"] = k.to(tensor), v.to(tensor)
+                else:
+                    self.tables[f"{name}:{index}"] = torch.zeros_like(tensor[0])
+
+    def added(self, name: str) -> Tensor | None:
+        """What is added to one tensor of the state, of one row; None: nothing."""
+        if name in self.tables:
+            return self.scale * self.tables[name]
+        if f"{name}:k" not in self.tables:
+            return None
+        return self.scale * (self.tables[f"{name}:k"] @ self.tables[f"{name}:v"])
+
+    def begin(self, parts: Mapping[str, Part], like: Tensor) -> None:
+        """Move the carries of a fresh state to where reading begins."""
+        for name, part in parts.items():
+            if not isinstance(part, Carry):
+                continue
+            opened, state = part.recurrence.opened(part.state[0].shape[0], like), list(part.state)
+            for index, old in enumerate(state):
+                moved = self.added(f"{name}:{index}")
+                state[index] = opened[index] if moved is None else old + moved.to(old.dtype)
+            part.state = part.base = tuple(state)
+
+
 class Block(nn.Module):
     """x + mixer(norm(x)), x + cross-attention(norm(x)) where there is one, then x + channel(norm(x)); or mixer and
     channel mixer from the same x (`parallel`); or the norms behind the sums (`post_norm`)."""
@@ -187,10 +235,11 @@ class Block(nn.Module):
         except TypeError as error:
             raise SegueError(f"options of mixer '{mixer}': {error}") from error
         self.cross_norm = make_norm(config) if config.cross is not None else None
-        self.cross = CrossAttention(config.width, **config.cross) if config.cross is not None else None
+        self.cross = cross_attention(config.width, config.cross) if config.cross is not None else None
         self.channel_norm = make_norm(config) if config.channel != "none" else None
         self.channel = ChannelMixer(config) if config.channel != "none" else None
         self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, nn.Dropout(config.dropout)
+        self.begins: list[LearnedState] = nn.ModuleList()  # type: ignore[assignment]  # worn by adapters
 
     def forward(self, x: Tensor, mix: Callable[[Mixer, Tensor], Tensor]) -> Tensor:
         if self.channel is not None and self.channel_norm is not None and self.parallel:
@@ -209,6 +258,8 @@ class Block(nn.Module):
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         """The memories of a fresh state."""
         parts = self.mixer.parts(batch, like, history)
+        for begin in self.begins:
+            begin.begin(parts, like)
         return parts if self.cross is None else parts | self.cross.parts(batch, like, history)
 
 
@@ -330,7 +381,7 @@ class Stack(Forms, nn.Module):
     @property
     def resettable(self) -> bool:
         """Whether documents may be packed into one row."""
-        return all(block.mixer.resettable for block in self.blocks)
+        return all(block.mixer.resettable and not len(block.begins) for block in self.blocks)
 
     @property
     def path(self) -> str:
@@ -368,8 +419,13 @@ class Stack(Forms, nn.Module):
 
     def run_block(self, index: int, x: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """Block `index` on (B, N, D); with a state its nodes are left pending there."""
-        block, parts = self.blocks[index], {} if state is None else state.layers[index]
+        block = self.blocks[index]
         block.mixer.accept(layout)
+        if len(block.begins) and layout.starts is not None:
+            raise SegueError("under a learned initial state nothing begins inside a row: give it one document per row")
+        parts: Parts = {} if state is None else state.layers[index]
+        if len(block.begins) and state is None:
+            parts = block.parts(x.shape[0], x, 0)
 
         def mix(mixer: Mixer, y: Tensor) -> Tensor:
             return mixer.run(y, layout, parts)
@@ -395,6 +451,10 @@ class Stack(Forms, nn.Module):
     def init_state(self, batch: int, history: int = 0) -> State:
         if self.config.pool or self.config.inputs or self.config.tables:
             raise SegueError("this model reads whole sequences (pool, tables or real inputs): it cannot continue them")
+        return self.fresh(batch, history)
+
+    def fresh(self, batch: int, history: int = 0) -> State:
+        """As `init_state`, for a model that makes the elements itself."""
         for name, block in zip(self.config.mixers, self.blocks):
             if not block.mixer.causal:
                 raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")

@@ -20,7 +20,7 @@ from segue.objectives.grouped import GroupedClasses
 from segue.objectives.marginal import MarginalLetters
 from segue.objectives.masked import Cloze, MaskedElements
 from segue.objectives.mixed import Mixed
-from segue.objectives.next_element import NextElement
+from segue.objectives.next_element import EachStream, NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
 from segue.objectives.order import OrderSearch
 from segue.objectives.preference import Preference, preference_batch, preference_loss
@@ -77,9 +77,9 @@ def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np
 
 
 __all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "DecayedRepetition",
-           "Distillation", "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "InBatch", "Loss", "MarginalLetters",
-           "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching",
-           "OrderSearch", "Preference", "ProxyReplay", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError",
-           "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch",
-           "objective_named", "preference_batch", "preference_loss", "relation_distillation", "score_distillation",
-           "supcon"]
+           "Distillation", "DraftHeadsLoss", "EachStream", "EventLikelihood", "GroupedClasses", "InBatch", "Loss",
+           "MarginalLetters", "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement", "Objective",
+           "OccupancyMatching", "OrderSearch", "Preference", "ProxyReplay", "RolloutUnlikelihood", "ScoreEntropy",
+           "SquaredError", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
+           "in_batch", "objective_named", "preference_batch", "preference_loss", "relation_distillation",
+           "score_distillation", "supcon"]

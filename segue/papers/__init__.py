@@ -235,7 +235,10 @@ PAPERS: dict[str, Paper] = {
         "Learn or Recall? Revisiting Incremental Learning with Pre-trained Language Models, SEQ*",
         "2023, arXiv 2312.07887", "seq_star",
         ("models.classify", "continual.freeze", "continual.probing", "analysis.probes")),
-    "sequence-generation-metrics": Paper("Sequence generation metrics", ""),
+    "sequence-generation-metrics": Paper(
+        "Sequence generation metrics", "", "sequence_generation_metrics",
+        ("analysis.registry", "analysis.distributions", "analysis.texts", "analysis.metrics", "analysis.ranking",
+         "analysis.binary (calibration_error)", "continual.metrics", "verbs.score")),
     "sequence-parallelism": Paper(
         "Sequence Parallelism: Long Sequence Training from System Perspective",
         "2021, arXiv 2105.13120"),
