@@ -429,6 +429,22 @@ def design(model: Model,
         show(found)
 
 
+@command("verify", "segue verify ifeval.jsonl responses.jsonl --json scores.json")
+def verify(items: Annotated[Path, typer.Argument(metavar="ITEMS", show_default=False, help="Instructions, in the form "
+                                                 "of IFEval's or FollowRAG's JSON lines.")],
+           responses: Annotated[Path | None, typer.Argument(metavar="RESPONSES", show_default=False, help="JSON lines "
+                                                            "with prompt (or key) and response; if not said, the items "
+                                                            "have them.")] = None,
+           json_file: JsonFile = None) -> None:
+    """Which instructions do responses follow? Checked by programs, strictly and loosely."""
+    from segue.verbs.verify import verify as check
+
+    report = check(items, responses)
+    show(report)
+    if json_file is not None:
+        show_json(report.to_dict(), json_file)
+
+
 @command("papers", "segue papers --json")
 def papers(as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False) -> None:
     """Every paper the library knows: slug, title, status, parts."""

@@ -280,7 +280,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2412.20501"),
     "vif-rag": Paper(
         "Toward General Instruction-Following Alignment for Retrieval-Augmented Generation (VIF-RAG, FollowRAG)",
-        "2024, arXiv 2410.09584"),
+        "2024, arXiv 2410.09584", "vif_rag",
+        ("programs.verifiers", "programs.sandbox", "programs.crosscheck", "programs.pipeline", "programs.judge",
+         "tasks.lilt")),
 }
 
 
