@@ -35,6 +35,8 @@ class Layout:
     prompt_end: (B, 1) long, the position behind the prompt, where the prompt is not among these nodes; else None.
     sets: (B, N, 2) long, or None. For each node of a chain the set it lies in (0: none) and its part of that set.
         Parts of one set do not see each other; give them the same positions, and their order has no say.
+    labels: (B, N) long, or None. Where each node stands in a region of the sequence, from 1 (0: in none); see
+        `segue.mixers.regions`.
     """
 
     positions: Tensor
@@ -45,6 +47,7 @@ class Layout:
     source: tuple[Tensor, Tensor] | None = None
     prompt_end: Tensor | None = None
     sets: Tensor | None = None
+    labels: Tensor | None = None
 
     @staticmethod
     def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,
