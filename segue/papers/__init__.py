@@ -241,7 +241,9 @@ PAPERS: dict[str, Paper] = {
          "analysis.binary (calibration_error)", "continual.metrics", "verbs.score")),
     "sequence-parallelism": Paper(
         "Sequence Parallelism: Long Sequence Training from System Perspective",
-        "2021, arXiv 2105.13120"),
+        "2021, arXiv 2105.13120", "sequence_parallelism",
+        ("parallel.ring", "parallel.blocks", "parallel.context", "parallel.shard", "parallel.tensor",
+         "parallel.communicate", "analysis.memory (saved_memory)")),
     "sequencematch": Paper(
         "SequenceMatch: Imitation Learning for Autoregressive Sequence Modelling with Backtracking",
         "2023, arXiv 2306.05426", "sequencematch",
@@ -277,7 +279,9 @@ PAPERS: dict[str, Paper] = {
         "2021, arXiv 2111.04093"),
     "tokenring": Paper(
         "TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via Bidirectional Communication",
-        "2024, arXiv 2412.20501"),
+        "2024, arXiv 2412.20501", "tokenring",
+        ("parallel.schedule", "parallel.ring", "parallel.blocks", "parallel.shard",
+         "parallel.communicate (Links, Throttled, Counted)")),
     "vif-rag": Paper(
         "Toward General Instruction-Following Alignment for Retrieval-Augmented Generation (VIF-RAG, FollowRAG)",
         "2024, arXiv 2410.09584", "vif_rag",
