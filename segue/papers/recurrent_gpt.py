@@ -132,8 +132,8 @@ def measure(run: Run) -> list[Row]:
                       "edits followed": followed if arm == FULL else None,
                       "returns": [sum(away in bucket for away, _ in returns) for bucket in BUCKETS.values()]})
     run.note(f"one decoder of 0.35 million parameters a seed, taught single steps of the loop ({steps} of {ROWS} "
-             f"rows); then {stories} stories of {length} paragraphs in each arm, by the same decoder; a reader says who "
-             "moves")
+             f"rows); then {stories} stories of {length} paragraphs in each arm, by the same decoder; a reader says "
+             "who moves")
     run.note(f"short-term memory: {FACTS} facts, rewritten by the decoder each time; long-term: paragraphs, two found "
              "by hashed words of the plan; chance 12.5%; right is who leaves the place that the story last put them in")
     run.note("prompt early, late: words of the longest prompt in the second and in the last quarter of the stories")
