@@ -236,7 +236,10 @@ PAPERS: dict[str, Paper] = {
         "Learn or Recall? Revisiting Incremental Learning with Pre-trained Language Models, SEQ*",
         "2023, arXiv 2312.07887", "seq_star",
         ("models.classify", "continual.freeze", "continual.probing", "analysis.probes")),
-    "sequence-generation-metrics": Paper("Sequence generation metrics", ""),
+    "sequence-generation-metrics": Paper(
+        "Sequence generation metrics", "", "sequence_generation_metrics",
+        ("analysis.registry", "analysis.distributions", "analysis.texts", "analysis.metrics", "analysis.ranking",
+         "analysis.binary (calibration_error)", "continual.metrics", "verbs.score")),
     "sequence-parallelism": Paper(
         "Sequence Parallelism: Long Sequence Training from System Perspective",
         "2021, arXiv 2105.13120"),
@@ -258,7 +261,8 @@ PAPERS: dict[str, Paper] = {
         ("models.depth", "mixers.state.Nodes", "decoding.draft (depth)", "training.learn")),
     "spar": Paper(
         "SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in LLMs",
-        "2024, arXiv 2412.11605"),
+        "2024, arXiv 2412.11605", "spar",
+        ("objectives.preference", "programs.judge", "programs.refine", "tasks.lilt")),
     "story-dalle": Paper(
         "StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation",
         "2022, arXiv 2209.06192"),
@@ -278,7 +282,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2412.20501"),
     "vif-rag": Paper(
         "Toward General Instruction-Following Alignment for Retrieval-Augmented Generation (VIF-RAG, FollowRAG)",
-        "2024, arXiv 2410.09584"),
+        "2024, arXiv 2410.09584", "vif_rag",
+        ("programs.verifiers", "programs.sandbox", "programs.crosscheck", "programs.pipeline", "programs.judge",
+         "tasks.lilt")),
 }
 
 
