@@ -213,7 +213,8 @@ PAPERS: dict[str, Paper] = {
          "training.two_stage")),
     "recurrent-gpt": Paper(
         "RecurrentGPT: Interactive Generation of (Arbitrarily) Long Text",
-        "2023, arXiv 2305.13304"),
+        "2023, arXiv 2305.13304", "recurrent_gpt",
+        ("programs.recurrent", "programs.memory", "programs.sections", "tasks.journeys", "tasks.answers")),
     "restriction-site": Paper(
         "Machine learning applications to DNA subsequence and restriction site analysis",
         "2020, arXiv 2011.03544", "restriction_site",
@@ -269,7 +270,8 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2209.06192"),
     "successive-prompting": Paper(
         "Successive Prompting for Decomposing Complex Questions",
-        "2022, arXiv 2212.04092"),
+        "2022, arXiv 2212.04092", "successive_prompting",
+        ("programs.successive", "programs.tools", "analysis.drop", "tasks.ledger", "tasks.answers")),
     "successor-heads": Paper(
         "Successor Heads: Recurring, Interpretable Attention Heads In The Wild",
         "2023, arXiv 2312.09230", "successor_heads",

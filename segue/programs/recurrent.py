@@ -277,8 +277,10 @@ class RecurrentProgram:
             story.edit(patch)
         seed = stories[0].seed + stories[0].step if stories else 0
         prompts = [self.prompt(story) for story in stories]
-        for story, found in zip(stories, self.writer.ask(self.model, prompts, seed=seed, **self.options)):
+        replies = self.writer.ask(self.model, prompts, seed=seed, **self.options)
+        for story, prompt, found in zip(stories, prompts, replies):
             self.advance(story, found)
+            story.log[-1]["words"] = len(prompt.split())
 
     def rollout(self, story: Story, steps: int, turn: Turn = first_plan, save: str | Path | None = None,
                 quiet: bool = True) -> Story:

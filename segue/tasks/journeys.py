@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from random import Random
 
 from segue.kinds.codecs import ItemCodec
-from segue.tasks.answers import Pair
+from segue.tasks.answers import Draw, Pair, echo
 
 BEINGS = ("bear", "crow", "deer", "fox", "goat", "hare", "lynx", "mole", "newt", "owl", "toad", "wolf")
 PLACES = ("bridge", "cave", "field", "forest", "harbour", "island", "mill", "tower")
@@ -84,3 +84,12 @@ def step(random: Random) -> Pair:
                           paragraph=" ".join(newest), related=" ".join(related), plan=f"move {who}")
     answer = reply(paragraph(who, known, goal), [f"{being} at {place} ." for being, place in kept], plans)
     return shown.split(), answer.split()
+
+
+def place(random: Random) -> Pair:
+    """The skill of saying at once where the being of the plan is, by what a writer is shown."""
+    shown, answer = step(random)
+    return [*shown[:-1], "at"], [answer[3]]
+
+
+SKILLS: dict[str, Draw] = {"step": step, "place": place, "echo": echo([*BEINGS, *PLACES], 8, behind=("write",))}

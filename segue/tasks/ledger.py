@@ -7,10 +7,12 @@ A small likeness of DROP (Dua et al. 2019, arXiv 1903.00161) with chains as in S
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 from segue.kinds.codecs import ItemCodec
+from segue.tasks.answers import Draw, Pair, echo
 
 NAMES = ("ada", "ben", "cleo", "dan", "eva", "fred", "gina", "hugo", "ida", "joe", "kim", "leo", "mia", "ned", "olga",
          "paul")
@@ -22,6 +24,8 @@ SIGNS = ("in", "list", "top", "bottom", "count", "diff", "by", "none", "question
 CODEC = ItemCodec([*NAMES, *KINDS, *HALVES, *FORMS, *map(str, range(60)), *SIGNS, *MODES])
 DONE = "none"
 """What a decomposition says once there is nothing left to ask."""
+DIRECT, CHAIN, SOLVE = (f"{mode} {{passage}} question {{question}} answer" for mode in ("direct", "chain", "solve"))
+DECOMPOSE, STEP = "decompose {question} question {steps} answer", "{question} = {answer} | "
 
 
 @dataclass(frozen=True)
@@ -38,9 +42,9 @@ class Problem:
         return self.chain[-1][1]
 
 
-def steps(chain: tuple[tuple[str, str], ...]) -> str:
+def steps(chain: Sequence[tuple[str, str]]) -> str:
     """Steps as they are shown to what goes on from them."""
-    return " ".join(f"{question} = {answer} |" for question, answer in chain)
+    return "".join(STEP.format(question=question, answer=answer) for question, answer in chain)
 
 
 def problem(random: Random, least: int = 3, most: int = 5) -> Problem:
@@ -62,3 +66,34 @@ def problem(random: Random, least: int = 3, most: int = 5) -> Problem:
             "range": (top, bottom, (f"diff ( {high} ; {low} )", str(high - low)))}[form]
     passage = " ".join(f"{name} {sort} {yards} {when} ;" for name, sort, yards, when in events)
     return Problem(passage, f"{form} {what}", ((f"list {what}", listed), *rest))
+
+
+def skills(complex_: Callable[[Random], Problem], simple: Callable[[Random], Problem] = problem) -> dict[str, Draw]:
+    """The skills of one model: "direct" answers complex questions at once, "chain" writes the steps first, "decompose"
+    says the next step, "solve" answers one step, "echo" says words again.
+
+    complex_, simple: draw the problems of the first three, and those whose steps are solved."""
+
+    def direct(random: Random) -> Pair:
+        drawn = complex_(random)
+        return DIRECT.format(passage=drawn.passage, question=drawn.question).split(), [drawn.answer]
+
+    def chain(random: Random) -> Pair:
+        drawn = complex_(random)
+        asked = CHAIN.format(passage=drawn.passage, question=drawn.question)
+        return asked.split(), [*steps(drawn.chain).split(), drawn.answer]
+
+    def decompose(random: Random) -> Pair:
+        drawn = complex_(random)
+        done = random.randint(0, len(drawn.chain))
+        asked = DECOMPOSE.format(question=drawn.question, steps=steps(drawn.chain[:done]))
+        return asked.split(), (drawn.chain[done][0] if done < len(drawn.chain) else DONE).split()
+
+    def solve(random: Random) -> Pair:
+        drawn = simple(random)
+        question, answer = random.choice(drawn.chain)
+        return SOLVE.format(passage=drawn.passage, question=question).split(), answer.split()
+
+    words = [*NAMES, *KINDS, *map(str, YARDS)]
+    return {"direct": direct, "chain": chain, "decompose": decompose, "solve": solve,
+            "echo": echo(words, 8, behind=("answer",))}
