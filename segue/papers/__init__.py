@@ -87,7 +87,8 @@ PAPERS: dict[str, Paper] = {
         "2022, arXiv 2211.07591"),
     "cycle-prompt": Paper(
         "Learning How To Ask: Cycle-Consistency Refines Prompts in Multimodal Foundation Models (CyclePrompt)",
-        "2024, arXiv 2402.08756"),
+        "2024, arXiv 2402.08756", "cycle_prompt",
+        ("programs.cycle", "programs.sandbox", "tasks.list_programs")),
     "ditto": Paper(
         "Learning to Break the Loop: Analyzing and Mitigating Repetitions for Neural Text Generation (DITTO)",
         "2022, arXiv 2206.02369", "ditto",
