@@ -32,7 +32,7 @@ Ids = np.ndarray
 # Retrieval: a segment is eight notes, each a pitch (ids below 48) and a length (five ids behind).
 PITCHES, LENGTHS, NOTES = 48, 5, 8
 CONTRAST, EDITS = "contrast", "edit distance"
-EPS = {CONTRAST: (0.05, 0.1, 0.15, 0.2, 0.3, 0.4), EDITS: (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}
+EPS = {CONTRAST: (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6), EDITS: (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)}
 
 # Conditioning: 60 letters, then what opens and what closes a theme; a theme of 12 among segments of 8 to 12.
 LETTERS, OPEN, CLOSE, WORDS = 60, 60, 61, 64
