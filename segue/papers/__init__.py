@@ -145,7 +145,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2405.21022", "lightnet", ("mixers.lightnet", "mixers.average", "kernels.linear")),
     "lina-speech": Paper(
         "Lina-Speech: Gated Linear Attention is a Fast and Parameter-Efficient Learner for text-to-speech synthesis",
-        "2024, arXiv 2410.23320"),
+        "2024, arXiv 2410.23320", "lina_speech",
+        ("models.adapters (InitialState)", "continual.state", "mixers.cross (by position)", "models.streams",
+         "decoding.streams", "mixers.gla")),
     "llm-tree-search": Paper(
         "LLM Tree Search", "2024, arXiv 2410.19117", "llm_tree_search", ("decoding.search.tree",)),
     "longvq": Paper(
@@ -279,7 +281,9 @@ PAPERS: dict[str, Paper] = {
         ("analysis.circuits", "analysis.features", "analysis.probes (shuffled_probe)", "verbs.look")),
     "theme-transformer": Paper(
         "Theme Transformer: Symbolic Music Generation with Theme-Conditioned Transformer",
-        "2021, arXiv 2111.04093"),
+        "2021, arXiv 2111.04093", "theme_transformer",
+        ("mixers.regions", "models.stack (gated cross-attention)", "training.motifs", "analysis.repeats",
+         "objectives.contrastive")),
     "tokenring": Paper(
         "TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via Bidirectional Communication",
         "2024, arXiv 2412.20501", "tokenring",
