@@ -16,6 +16,7 @@ from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDi
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.events import EventLikelihood
+from segue.objectives.flow import FlowMatching, Reconstruction
 from segue.objectives.grouped import GroupedClasses
 from segue.objectives.marginal import MarginalLetters
 from segue.objectives.masked import Cloze, MaskedElements
@@ -29,8 +30,8 @@ from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
 # is that of a whole batch, ProxyReplay, SupCon and InBatch, which compare its rows, and AllItems, DraftHeadsLoss,
-# ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes alone, and SquaredError, of
-# numbers.
+# ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes alone, and SquaredError,
+# FlowMatching and Reconstruction, of numbers.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -76,8 +77,8 @@ def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np
 
 
 __all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "DecayedRepetition",
-           "Distillation", "DraftHeadsLoss", "EventLikelihood", "GroupedClasses", "InBatch", "Loss", "MarginalLetters",
+           "Distillation", "DraftHeadsLoss", "EventLikelihood", "FlowMatching", "GroupedClasses", "InBatch", "Loss", "MarginalLetters",
            "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching",
-           "OrderSearch", "ProxyReplay", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion",
+           "OrderSearch", "ProxyReplay", "Reconstruction", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion",
            "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named",
            "relation_distillation", "score_distillation", "supcon"]

@@ -10,7 +10,8 @@ from segue.tasks.geometry import GEOMETRY
 from segue.tasks.listops import LISTOPS
 from segue.tasks.recall import RECALL
 from segue.tasks.sets import INTERSECTION
+from segue.tasks.sprites import SpriteWorld
 
 TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, INTERSECTION, LISTOPS)}
 
-__all__ = ["GEOMETRY", "TASKS", "Curriculum", "FunctionTask", "Scratchpad", "Task", "read_twice"]
+__all__ = ["GEOMETRY", "TASKS", "Curriculum", "FunctionTask", "Scratchpad", "SpriteWorld", "Task", "read_twice"]
