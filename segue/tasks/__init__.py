@@ -11,8 +11,9 @@ from segue.tasks.geometry import GEOMETRY
 from segue.tasks.listops import LISTOPS
 from segue.tasks.recall import RECALL
 from segue.tasks.sets import INTERSECTION
+from segue.tasks.sprites import SpriteWorld
 
 TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, INTERSECTION, LISTOPS)}
 
-__all__ = ["GEOMETRY", "TASKS", "Answers", "Curriculum", "FunctionTask", "Scratchpad", "Task", "echo", "read_twice",
-           "small_decoder"]
+__all__ = ["GEOMETRY", "TASKS", "Answers", "Curriculum", "FunctionTask", "Scratchpad", "SpriteWorld", "Task", "echo",
+           "read_twice", "small_decoder"]
