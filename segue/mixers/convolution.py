@@ -19,6 +19,8 @@ class Window(Recurrence):
     Before the beginning, and before a document's, inputs are nought.
     """
 
+    free = ()
+
     width: int
     taps: int
 

@@ -39,6 +39,8 @@ class AdditiveRecurrence(Recurrence):
     State (B, H, F, E) and g (B, H, K), float32 at least.
     """
 
+    free = (0,)
+
     def __init__(self, heads: int, turned: int, key_width: int, value_width: int) -> None:
         super().__init__()
         self.shape = (heads, turned, key_width, value_width)

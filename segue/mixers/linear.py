@@ -114,6 +114,8 @@ def normalised(sums: Tensor, weight: Tensor) -> Tensor:
 class LinearRecurrence(Recurrence):
     """Inputs features q, k (B, N, H, F) and v (B, N, H, E); state (B, H, F, E + 1): sums of k v^T, and of k."""
 
+    free = ()  # what the sums of k divide by must stay above 0
+
     def __init__(self, heads: int, features: int, value_width: int) -> None:
         super().__init__()
         self.shape = (heads, features, value_width + 1)
