@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 CODES, TOKENS = 128, (SIDE // 4) ** 2
 WIDTH, DEPTH, CROSS = 96, 4, (1, 3)
-ROWS, RATE, TOP = 32, 3e-3, 16
+ROWS, RATE, TOP = 32, 0.01, 16
 FULL, BLIND, PLAIN, PROMPT, SHUFFLED = ("full", "full, no source", "full, no story token", "prompts",
                                         "full, sources shuffled")
 ARMS = (FULL, BLIND, PLAIN, PROMPT)
@@ -125,8 +125,8 @@ def base_of(folder: Path, size: Size, seed: int) -> MultiSegmentLM:
     """A model of single frames with their captions, in no order."""
     def train(model: MultiSegmentLM) -> None:
         rows = coded(tokenizer_of(folder, size, seed), told(size.train, seed)).flatten(0, 1)
-        learn(model, lambda step: asked(rows[drawn(len(rows), seed, step)], 0), size.base, rate=RATE, seed=seed,
-              objective=SegmentCrossEntropy(model.owner), cooldown=0.5)
+        learn(model, lambda step: asked(rows[drawn(len(rows), seed, step)], 0), size.base, rate=RATE, muon=True,
+              seed=seed, objective=SegmentCrossEntropy(model.owner), cooldown=0.5)
 
     torch.manual_seed(seed)
     config = StackConfig(0, WIDTH, ["attention"] * DEPTH, norm="layer", channel="mlp", activation="gelu")
@@ -155,7 +155,8 @@ def adapted(arm: str, folder: Path, size: Size, seed: int) -> Retrofitted:
         frame = 1 + step % (FRAMES - 1)
         return asked(continued(which, frame, model.begin), TOKENS + (frame + 1) * TEXT)
 
-    learn(model, batch, size.adapt, rate=RATE, seed=seed, objective=SegmentCrossEntropy(lm.owner), cooldown=0.7)
+    learn(model, batch, size.adapt, rate=RATE, muon=True, seed=seed,
+          objective=SegmentCrossEntropy(lm.owner), cooldown=0.7)
     return model.eval()
 
 
