@@ -270,7 +270,10 @@ PAPERS: dict[str, Paper] = {
         ("objectives.preference", "programs.judge", "programs.refine", "tasks.lilt")),
     "story-dalle": Paper(
         "StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation",
-        "2022, arXiv 2209.06192"),
+        "2022, arXiv 2209.06192", "story_dalle",
+        ("models.retrofit", "models.segments", "models.images", "models.prompts (PromptTuning)",
+         "models.seq2seq (Conditioned)", "mixers.cross (first)", "objectives.images", "tasks.stories",
+         "analysis.frames")),
     "successive-prompting": Paper(
         "Successive Prompting for Decomposing Complex Questions",
         "2022, arXiv 2212.04092", "successive_prompting",
