@@ -107,7 +107,10 @@ PAPERS: dict[str, Paper] = {
     "flashrnn": Paper(
         "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
         "2024, arXiv 2412.07752", "flashrnn", ("kernels.rnn", "kernels.tiles", "mixers.xlstm")),
-    "gamegen-x": Paper("GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769"),
+    "gamegen-x": Paper(
+        "GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769", "gamegen_x",
+        ("models.flow", "models.spacetime", "models.control", "models.film", "objectives.flow", "decoding.flow",
+         "tasks.sprites", "analysis.frechet")),
     "generator": Paper(
         "GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272", "generator",
         ("kinds.codecs (KmerCodec)", "kinds.nucleotides", "models.spelling", "objectives.marginal",
