@@ -6,6 +6,7 @@ from segue.models.autoencoder import SequenceAutoencoder, SequenceAutoencoderCon
 from segue.models.base import Decodable, Output
 from segue.models.classify import HEADS, ClassHead, Classifier, Features
 from segue.models.depth import DepthSchedule, Scheduled
+from segue.models.graphs import GraphSequence
 from segue.models.perceptron import Perceptron
 from segue.models.point_process import History, PointProcess, PointProcessConfig
 from segue.models.pointer import PointerConfig, PointerNetwork, SetConfig
@@ -16,7 +17,7 @@ from segue.models.sparse import Masked, SparseNetwork
 from segue.models.stack import Stack, StackConfig, expand_pattern
 
 __all__ = ["HEADS", "ClassHead", "Classifier", "CodaPrompts", "Decodable", "DepthSchedule", "DualPrompts",
-           "EncoderDecoder", "EncoderDecoderConfig", "Features", "History", "Masked", "Output", "Perceptron",
-           "PointProcess", "PointProcessConfig", "PointerConfig", "PointerNetwork", "Pools", "Prefix", "Prompted",
-           "Prompts", "SIFEmbedding", "Scheduled", "SequenceAutoencoder", "SequenceAutoencoderConfig", "SetConfig",
-           "SparseNetwork", "Stack", "StackConfig", "cooccurrence_vectors", "expand_pattern"]
+           "EncoderDecoder", "EncoderDecoderConfig", "Features", "GraphSequence", "History", "Masked", "Output",
+           "Perceptron", "PointProcess", "PointProcessConfig", "PointerConfig", "PointerNetwork", "Pools", "Prefix",
+           "Prompted", "Prompts", "SIFEmbedding", "Scheduled", "SequenceAutoencoder", "SequenceAutoencoderConfig",
+           "SetConfig", "SparseNetwork", "Stack", "StackConfig", "cooccurrence_vectors", "expand_pattern"]

@@ -7,10 +7,11 @@ from segue.tasks.automata import AUTOMATA, Scratchpad
 from segue.tasks.base import Curriculum, Task, read_twice
 from segue.tasks.functions import FunctionTask
 from segue.tasks.geometry import GEOMETRY
+from segue.tasks.graphs import GRAPHS
 from segue.tasks.listops import LISTOPS
 from segue.tasks.recall import RECALL
 from segue.tasks.sets import INTERSECTION
 
 TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, INTERSECTION, LISTOPS)}
 
-__all__ = ["GEOMETRY", "TASKS", "Curriculum", "FunctionTask", "Scratchpad", "Task", "read_twice"]
+__all__ = ["GEOMETRY", "GRAPHS", "TASKS", "Curriculum", "FunctionTask", "Scratchpad", "Task", "read_twice"]
