@@ -38,7 +38,7 @@ FOLDS = 5
 @dataclass(frozen=True)
 class Arm:
     """tokens, mixers: see `GraphSequence`. bare: neither positions nor a local encoder. randomly: clusters of random
-    trees. spectral: eigenvectors of the Laplacian as features, which node tokens always have unless they are bare, since
+    trees. spectral: eigenvectors of the Laplacian as features, which node tokens have unless they are bare, since
     they see no edges."""
 
     task: str
