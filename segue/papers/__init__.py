@@ -117,7 +117,8 @@ PAPERS: dict[str, Paper] = {
          "analysis.variants", "analysis.metrics (recovery)")),
     "gsm-plus-plus": Paper(
         "Best of Both Worlds: Advantages of Hybrid Graph Sequence Models (GSM, GSM++)",
-        "2024, arXiv 2411.15671"),
+        "2024, arXiv 2411.15671", "gsm_plus_plus",
+        ("models.graphs", "kernels.graphs", "tasks.graphs", "kinds.graph")),
     "gumbel-and-discrete-diffusion": Paper(
         "Gumbel tricks and masked discrete diffusion: D3PM, SEDD, MDLM",
         "2021, arXiv 2107.03006", "gumbel_and_discrete_diffusion",
