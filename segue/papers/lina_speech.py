@@ -209,8 +209,8 @@ def measure(run: Run) -> list[Row]:
     run.note(f"Nottingham tunes in ABC: {pretraining} steps of {ROWS} rows of {LENGTH} characters of all styles but "
              f"jigs, then {steps} steps of {ROWS} whole jigs; gla, 4 layers of width {width}; rates {RATES}, tried on "
              "jigs kept for that: three for rank one and fine-tuning, one for full rank and LoRA")
-    run.note("tried besides, on those jigs: decays to the 128th power of a sigmoid in place of the published 16th, with "
-             "which the model remembers longer and is worse; the state of rank one gained 0.02 bits there as here")
+    run.note("tried besides, on those jigs: decays that are 128th roots of a sigmoid in place of the published 16th, "
+             "with which the model remembers longer and is worse; the state of rank one gained 0.02 bits there as here")
     return table
 
 
