@@ -80,11 +80,13 @@ PAPERS: dict[str, Paper] = {
         ("models.construction", "mixers.saturated", "models.automata", "tasks.automata")),
     "cpt-ift": Paper(
         "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
-        "2024, arXiv 2410.10739"),
+        "2024, arXiv 2410.10739", "cpt_ift", ("models.delta", "continual.merge", "verbs.merge")),
     "curved-contrastive": Paper(
         "Imagination is All You Need! Curved Contrastive Learning for Abstract Sequence Modeling Utilized on Long "
         "Short-Term Dialogue Planning",
-        "2022, arXiv 2211.07591"),
+        "2022, arXiv 2211.07591", "curved_contrastive",
+        ("analysis.turns", "data.pairs (relative_distances)", "objectives.contrastive (CosineRegression)",
+         "analysis.embedding", "models.stack (pool)")),
     "cycle-prompt": Paper(
         "Learning How To Ask: Cycle-Consistency Refines Prompts in Multimodal Foundation Models (CyclePrompt)",
         "2024, arXiv 2402.08756", "cycle_prompt",
