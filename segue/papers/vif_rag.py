@@ -227,8 +227,9 @@ def measure(run: Run) -> list[Row]:
              "draws")
     run.note(f"models: 0.35 million parameters, {setting['steps']} steps of 96 rows: a third of questions about "
              "passages and of rows that are said again, alike for all arms, and then six in ten instructions (passages "
-             f"alone: none), half of them behind passages; {setting['count']} instructions whose answers forget a constraint {DROPPED:.0%} of the time, all of them or those that "
-             f"the surviving functions ({MAJORITY}) let through; {setting['tests']} held-out ones, by the true verifier")
+             f"alone: none), half of them behind passages; {setting['count']} instructions whose answers "
+             f"forget a constraint {DROPPED:.0%} of the time, all of them or those that the surviving functions "
+             f"({MAJORITY}) let through; {setting['tests']} held-out ones, by the true verifier")
     return table
 
 
