@@ -215,6 +215,37 @@ def continue_(model: Model,
         print(answer.note, file=sys.stderr)
 
 
+@command("write", "segue write story.json qwen --endpoint http://localhost:8000/v1 --premise 'A keeper finds a map.'")
+def write(story: Annotated[Path, typer.Argument(metavar="STORY", show_default=False,
+                                                help="Its JSON file; one that is there goes on.")],
+          model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False,
+                                               help="A folder, or a name behind --endpoint.")],
+          endpoint: Annotated[str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server, up to "
+                                                       "/v1.")] = None,
+          premise: Annotated[str | None, typer.Option(metavar="TEXT", help="What a new story is about.")] = None,
+          steps: Annotated[int | None, typer.Option(metavar="N", help="Paragraphs to add (default 5).")] = None,
+          plans: Annotated[str | None, typer.Option(metavar="WHO", help="Who picks what comes next: model (default), "
+                                                    "first (no further calls), or ask, which asks you.")] = None,
+          text: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all paragraphs as text.")] = None,
+          ) -> None:
+    """Write a long text paragraph by paragraph, with a memory in words that you may read and edit."""
+    from segue.files import write_text
+    from segue.verbs.write import text_model
+    from segue.verbs.write import write as go_on
+
+    def ask(told: Any) -> str:
+        print(f"\n{told.paragraph}\n", *(f"{at}. {plan}" for at, plan in enumerate(told.plans, 1)), sep="\n")
+        said = typer.prompt("A number, or what is to happen").strip()
+        return told.plans[int(said) - 1] if said in map(str, range(1, len(told.plans) + 1)) else said
+
+    told = go_on(story, text_model(model, endpoint), ask=ask, **given(premise=premise, steps=steps, plans=plans))
+    if text is not None:
+        write_text(text, told.text + "\n")
+    else:
+        print(told.text)
+    print(f"{told.step} paragraphs in {story}; the same command without --premise goes on", file=sys.stderr)
+
+
 @command("update", "segue update model new/ --strategy replay --minutes 2")
 def update(model: Model, paths: Paths,
            strategy: Annotated[str | None, typer.Option(metavar="NAME", help="Against forgetting: replay (default), "

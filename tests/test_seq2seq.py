@@ -49,6 +49,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "gru+gla": {"encoder": "bidirectional", "tied": False, "cross": {"heads": 2, "bias": True}},
     "gla+gru": {"encoder": "attention:both", "cross": {"mixer": "gla", "heads": 2}},
     "mlstm": {"encoder": "bidirectional", "cross": {"mixer": "attention", "heads": 2}},
+    "mamba+gla": {"encoder": "bidirectional", "regions": [1, 2],
+                  "cross": {"heads": 2, "aligned": True, "gate": ["soft", "xor"]}},
     "gla*2": {"encoder": "gru", "restart": False, "channel": "none"},
     "attention": {"learned_positions": 80, "norm": "layer", "channel": "mlp", "bias": True, "embed_norm": True,
                   "options": {"attention": {"heads": 2, "positions": "none"},

@@ -53,7 +53,8 @@ def test_decoding_reads_what_training_reads(mixer: str) -> None:
     for level, logits in enumerate(whole):
         assert logits.shape[-1] == CODES + ours.codes[level]
         torch.testing.assert_close(torch.cat([each[level] for each in said], 1), logits)
-    summed = sum(table.weight[ids[..., level]] for level, table in enumerate([ours.stack.embedding, *ours.stack.tables]))
+    tables = [ours.stack.embedding, *ours.stack.tables]
+    summed = sum(table.weight[ids[..., level]] for level, table in enumerate(tables))
     torch.testing.assert_close(ours.stack.embed(ids, torch.zeros(1, 13).long()), summed)
 
 
@@ -79,7 +80,8 @@ def test_it_learns_and_goes_on_within_the_pattern(mixer: str) -> None:
     whole = continue_streams(ours, [scale(5, 2)], 50, top_k=1)[0]
     assert len(whole) < 20  # it says itself when the piece is over
     again = continue_streams(ours, prompts[1:], 6, seed=3, temperature=1.5)
-    assert all(torch.equal(a, b) for a, b in zip(again, continue_streams(ours, prompts[1:], 6, seed=3, temperature=1.5)))
+    twice = continue_streams(ours, prompts[1:], 6, seed=3, temperature=1.5)
+    assert all(torch.equal(a, b) for a, b in zip(again, twice))
     assert all(bool((codes >= 0).all()) and bool((codes < torch.tensor(ours.codes)).all()) for codes in again)
     with pytest.raises(SegueError, match=r"not \(frames, 3\)"):
         continue_streams(ours, [torch.zeros(4, 2, dtype=torch.long)], 1)
@@ -132,7 +134,8 @@ def test_it_asks_where_and_then_what(mixer: str, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(cross, "project", lambda encoded: (keys, v))
         return of(source)
 
-    torch.testing.assert_close(with_values(values[0] + 2 * values[1]), with_values(values[0]) + 2 * with_values(values[1]))
+    one, two = map(with_values, values)
+    torch.testing.assert_close(with_values(values[0] + 2 * values[1]), one + 2 * two)
 
 
 def test_a_wrong_option_is_told() -> None:

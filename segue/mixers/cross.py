@@ -108,15 +108,17 @@ class CrossAttention(Mixer):
 
     width: model width D. heads: query heads. kv_heads: key-value heads (default: heads). head_width: features per head
         (default: width / heads). bias: of all projections. first: nodes at earlier positions look at nothing, and may
-        be read before there is a source (default: all look).
+        be read before there is a source (default: all look). aligned: queries carry where they stand in their region
+        (`Layout.labels`) and keys where they stand in the source, both from 0, as sinusoids: what returns in regions
+        lines up with the source (theme-aligned positions, Theme Transformer, 2021, arXiv 2111.04093).
     """
 
     cost: ClassVar[str] = "T S"
 
     def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
-                 bias: bool = False, first: int | None = None) -> None:
+                 bias: bool = False, first: int | None = None, aligned: bool = False) -> None:
         super().__init__(width)
-        self.heads, self.kv_heads, self.first = heads, kv_heads or heads, first
+        self.heads, self.kv_heads, self.first, self.aligned = heads, kv_heads or heads, first, aligned
         if (head_width is None and width % heads) or heads % self.kv_heads:
             raise SegueError(f"cross-attention of {heads} heads, {self.kv_heads} of keys and values, at width {width}: "
                              "the width must be divisible by the heads, and these by those of keys and values")
@@ -131,7 +133,11 @@ class CrossAttention(Mixer):
 
     def project(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """(B, S, D) -> keys and values (B, G, S, E)."""
-        k, v = self.kv(encoded).unflatten(-1, (-1, self.head_width)).transpose(1, 2).chunk(2, 1)
+        k, v = self.kv(encoded).chunk(2, -1)
+        if self.aligned:
+            places = sinusoids(torch.arange(encoded.shape[1], device=encoded.device), self.width, encoded.dtype)
+            k = k + F.linear(places, self.kv.weight[: k.shape[-1]])
+        k, v = (x.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for x in (k, v))
         return k, v
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
@@ -139,6 +145,12 @@ class CrossAttention(Mixer):
         if looks is not None and layout.source is None and not bool(looks.any()):
             return torch.zeros_like(x)
         source = looked_at(layout, parts, self.project)
+        if self.aligned:
+            if layout.labels is None:
+                raise SegueError("aligned cross-attention asks where regions are: give the model regions, the ids that "
+                                 "open and close one")
+            places = sinusoids((layout.labels - 1).clamp(min=0), self.width, x.dtype)
+            x = x + places.masked_fill(layout.labels[..., None] == 0, 0.0)
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = source.k, source.v
         y = F.scaled_dot_product_attention(q, k, v, source.mask, enable_gqa=self.heads != self.kv_heads)
