@@ -10,6 +10,7 @@ import torch
 
 from segue.errors import SegueError
 from segue.kinds.codecs import ItemCodec
+from segue.models import Stack, StackConfig
 from segue.programs import Local
 from segue.tasks import Answers, echo, small_decoder
 from segue.tasks.answers import Pair
@@ -55,10 +56,10 @@ def test_mistakes_are_told() -> None:
         Answers(CODEC, SKILLS).batch([(["echo", "frog"], ["w1"])])
 
 
-@pytest.mark.parametrize("first", ["lru", "gru"])
-def test_a_small_decoder_learns_and_answers_as_a_text_model(first: str) -> None:
+@pytest.mark.parametrize("mixer", ["", "gru", "mamba"])
+def test_a_small_decoder_learns_and_answers_as_a_text_model(mixer: str) -> None:
     torch.manual_seed(0)
-    model = small_decoder(CODEC.size, 32, first)
+    model = Stack(StackConfig(CODEC.size, 32, [mixer] * 2)) if mixer else small_decoder(CODEC.size, 32)
     learn(model, Answers(CODEC, SKILLS, {0: {"echo": 1, "next": 2}}).batches(32), 150, rate=5e-3)
     replies = Local(model.eval(), CODEC).write([f"next {word}" for word in WORDS], most=4)
     right = sum(reply.text == WORDS[(at + 1) % len(WORDS)] for at, reply in enumerate(replies))

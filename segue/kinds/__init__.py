@@ -18,6 +18,7 @@ from segue.kinds.codecs import (
     SmilesCodec,
     TokenizerCodec,
 )
+from segue.kinds.graph import Graphs
 from segue.kinds.items import TextItemCodec
 from segue.kinds.music import Music
 from segue.kinds.picture import Picture
@@ -27,7 +28,7 @@ from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(), Picture(), Series())}
+    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(), Picture(), Series(), Graphs())}
 
 __all__ = [
     "CODECS",
@@ -39,6 +40,7 @@ __all__ = [
     "Code",
     "Codec",
     "Events",
+    "Graphs",
     "IdCodec",
     "ItemCodec",
     "Kind",
