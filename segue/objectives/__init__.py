@@ -77,8 +77,8 @@ def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np
 
 
 __all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "DecayedRepetition",
-           "Distillation", "DraftHeadsLoss", "EventLikelihood", "FlowMatching", "GroupedClasses", "InBatch", "Loss", "MarginalLetters",
-           "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement", "Objective", "OccupancyMatching",
-           "OrderSearch", "ProxyReplay", "Reconstruction", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion",
-           "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named",
-           "relation_distillation", "score_distillation", "supcon"]
+           "Distillation", "DraftHeadsLoss", "EventLikelihood", "FlowMatching", "GroupedClasses", "InBatch", "Loss",
+           "MarginalLetters", "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement", "Objective",
+           "OccupancyMatching", "OrderSearch", "ProxyReplay", "Reconstruction", "RolloutUnlikelihood", "ScoreEntropy",
+           "SquaredError", "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of",
+           "in_batch", "objective_named", "relation_distillation", "score_distillation", "supcon"]
