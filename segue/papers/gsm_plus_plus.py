@@ -161,11 +161,11 @@ def measure(run: Run) -> list[Row]:
         name = real.name if real else ATOMS
         each = [found[f"MUTAG {name} {number}"] for number in folds]
         table.append({"task": "MUTAG", "arm": name, "accuracy": mean(each), "chance": largest, "by seed": each})
-    run.note(f"graphs of {NODES} nodes, {ROWS} drawn anew at each of {steps['connectivity']} steps, to count colours of "
-             f"{steps['colours']}; two layers of width {WIDTH}, rate {RATE}, {test} fresh graphs to measure on; mamba "
-             "reads one way, attention both, without positions of its own; all arms but those that count colours have "
-             "one layer of GatedGCN in each token and positions of tokens (level, distances in the tree); node tokens, "
-             f"which see no edges, have {SPECTRUM} eigenvectors of the Laplacian with random signs")
+    run.note(f"graphs of {NODES} nodes, {ROWS} drawn anew at each of {steps['connectivity']} steps, to count colours "
+             f"of {steps['colours']}; two layers of width {WIDTH}, rate {RATE}, {test} fresh graphs to measure on; "
+             "mamba reads one way, attention both, without positions of its own; all arms but those that count colours "
+             "have one layer of GatedGCN in each token and positions of tokens (level, distances in the tree); node "
+             f"tokens, which see no edges, have {SPECTRUM} eigenvectors of the Laplacian with random signs")
     run.note("with these eigenvectors k-hop, too, told what is connected in a pilot, 98.5% right, so that its place is "
              "a matter of positions as well: that arm stands beside, and the verdict does not look at it")
     run.note("connectivity: two connected parts with or without an edge between them, as many edges in all; at the "
