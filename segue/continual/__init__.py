@@ -27,6 +27,7 @@ from segue.continual.replay import GSS, MIR, Replay
 from segue.continual.rwalk import RWalk
 from segue.continual.sharp import Sharp
 from segue.continual.sparsity import SLNID
+from segue.continual.state import StateTuning
 from segue.continual.stream import Experience, class_incremental, learn_stream
 from segue.errors import SegueError
 from segue.training.strategy import Strategy
@@ -36,7 +37,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "ewc": EWC, "mas": MAS, "local-mas": LocalMAS, "si": SI, "rwalk": RWalk, "l2": L2, "slnid": SLNID,
     "lwf": LwF, "der": DER, "der++": DERpp,
     "agem": AGEM, "gem": GEM,
-    "lora": AdapterTuning, "o-lora": OLoRA, "merge": Merge,
+    "lora": AdapterTuning, "o-lora": OLoRA, "state": StateTuning, "merge": Merge,
     "freeze": Freeze, "proxy-distillation": ProxyDistillation, "loss-scale": LossScale,
 }
 
@@ -69,6 +70,8 @@ def _strategy(text: str) -> Strategy:
             raise SegueError(f"{key}={value} of strategy {name} is no number") from error
         if not isinstance(default, str) and not isinstance(settings[key], bool | int | float):
             raise SegueError(f"{key}={value} of strategy {name} is no number")
+        if type(default) is int and type(settings[key]) is not int:
+            raise SegueError(f"{key}={value} of strategy {name} is no whole number")
     return kind(**settings)
 
 
@@ -76,5 +79,5 @@ __all__ = ["AGEM", "CORRUPTIONS", "DER", "EWC", "GEM", "GSS", "L2", "MAS", "MIR"
            "AdapterTuning", "Alternate", "Buffer", "Combined", "DERpp", "Episode", "Episodes", "Experience", "Freeze",
            "Grow", "InnerLoop", "LocalMAS", "LossScale", "LwF", "Memory", "Merge", "OLoRA", "OutputMAS",
            "OutputMatching", "Probing", "Prompting", "ProxyDistillation", "RWalk", "Recent", "Replay", "Reservoir",
-           "ScoreMatrix", "Sharp", "Strategy", "TaskFree", "class_incremental", "interval", "learn_stream",
-           "strategy_named", "tuned"]
+           "ScoreMatrix", "Sharp", "StateTuning", "Strategy", "TaskFree", "class_incremental", "interval",
+           "learn_stream", "strategy_named", "tuned"]

@@ -24,6 +24,8 @@ class BlockRecurrence(SteppedRecurrence):
     When a block is full, the memory looks at itself and at the block, and moves by a learned gate.
     """
 
+    free = (0,)
+
     def __init__(self, width: int, heads: int, memory: int, block: int) -> None:
         super().__init__()
         self.heads, self.block, self.shape = heads, block, (2 * block, heads, width // heads)

@@ -1,10 +1,10 @@
 """Cross-attention (Vaswani et al. 2017): every node looks at all of another sequence, the source, which stays as it
-is."""
+is; by what it is, or by where in the source one is (Lina-Speech, 2024, arXiv 2410.23320)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
+from segue.mixers.positions import sinusoids
 from segue.mixers.state import Layout, Part, Parts
 
 
@@ -84,21 +85,40 @@ class Source:
         self._become(Source(tensors["k"], tensors["v"], tensors["lengths"]))
 
 
+def looked_at(layout: Layout, parts: Parts, project: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Source:
+    """The source that a call looks at: what its layout brings, projected to keys and values and left pending in the
+    part "source", or what that part remembers."""
+    held = parts.get("source")
+    assert held is None or isinstance(held, Source)
+    if layout.source is not None:
+        encoded, lengths = layout.source
+        source = Source(*project(encoded), lengths)
+        if held is not None:
+            held.pending = source
+        return source
+    if held is None or held.empty:
+        raise SegueError("cross-attention has no source: give the whole prompt first, or a layout with a source")
+    return held
+
+
 class CrossAttention(Mixer):
     """Queries of the sequence's nodes, keys and values of the source, no positions.
 
     The source is what the first call's layout brings (`Layout.source`), and what the state remembers from then on.
 
     width: model width D. heads: query heads. kv_heads: key-value heads (default: heads). head_width: features per head
-        (default: width / heads). bias: of all projections.
+        (default: width / heads). bias: of all projections. first: nodes at earlier positions look at nothing, and may
+        be read before there is a source (default: all look). aligned: queries carry where they stand in their region
+        (`Layout.labels`) and keys where they stand in the source, both from 0, as sinusoids: what returns in regions
+        lines up with the source (theme-aligned positions, Theme Transformer, 2021, arXiv 2111.04093).
     """
 
     cost: ClassVar[str] = "T S"
 
     def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
-                 bias: bool = False) -> None:
+                 bias: bool = False, first: int | None = None, aligned: bool = False) -> None:
         super().__init__(width)
-        self.heads, self.kv_heads = heads, kv_heads or heads
+        self.heads, self.kv_heads, self.first, self.aligned = heads, kv_heads or heads, first, aligned
         if (head_width is None and width % heads) or heads % self.kv_heads:
             raise SegueError(f"cross-attention of {heads} heads, {self.kv_heads} of keys and values, at width {width}: "
                              "the width must be divisible by the heads, and these by those of keys and values")
@@ -111,20 +131,87 @@ class CrossAttention(Mixer):
         k = like.new_zeros(batch, self.kv_heads, 0, self.head_width)
         return {"source": Source(k, k, torch.zeros(batch, dtype=torch.long, device=like.device))}
 
+    def project(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S, D) -> keys and values (B, G, S, E)."""
+        k, v = self.kv(encoded).chunk(2, -1)
+        if self.aligned:
+            places = sinusoids(torch.arange(encoded.shape[1], device=encoded.device), self.width, encoded.dtype)
+            k = k + F.linear(places, self.kv.weight[: k.shape[-1]])
+        k, v = (x.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for x in (k, v))
+        return k, v
+
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
-        held = parts.get("source")
-        assert held is None or isinstance(held, Source)
-        if layout.source is not None:
-            encoded, lengths = layout.source
-            k, v = self.kv(encoded).unflatten(-1, (-1, self.head_width)).transpose(1, 2).chunk(2, 1)
-            source = Source(k, v, lengths)
-            if held is not None:
-                held.pending = source
-        elif held is None or held.empty:
-            raise SegueError("cross-attention has no source: give the whole prompt first, or a layout with a source")
-        else:
-            source = held
+        looks = None if self.first is None else layout.positions >= self.first
+        if looks is not None and layout.source is None and not bool(looks.any()):
+            return torch.zeros_like(x)
+        source = looked_at(layout, parts, self.project)
+        if self.aligned:
+            if layout.labels is None:
+                raise SegueError("aligned cross-attention asks where regions are: give the model regions, the ids that "
+                                 "open and close one")
+            places = sinusoids((layout.labels - 1).clamp(min=0), self.width, x.dtype)
+            x = x + places.masked_fill(layout.labels[..., None] == 0, 0.0)
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = source.k, source.v
         y = F.scaled_dot_product_attention(q, k, v, source.mask, enable_gqa=self.heads != self.kv_heads)
-        return self.out(y.transpose(1, 2).flatten(2))
+        y = self.out(y.transpose(1, 2).flatten(2))
+        return y if looks is None else y * looks[..., None]
+
+
+class PositionAwareCrossAttention(Mixer):
+    """Cross-attention of one head that asks where in the source, and then what is there (Lina-Speech).
+
+    Queries and keys give weights over the source, and with them a mean of its positions' vectors, (B, N, D); a mixer
+    that knows the past makes of these where to read, x + mixer(norm(x)); and values are read by how well that fits each
+    position. So what is read depends on the query through a place alone, and reading moves on as the mixer has learned.
+    Positions are sinusoidal, from 0. Queries, keys and values are layer-normed.
+
+    width: model width D. mixer: name in `MIXERS` of any causal one, options: its keyword arguments.
+    """
+
+    cost: ClassVar[str] = "T S"
+
+    def __init__(self, width: int, mixer: str = "gla", **options: Any) -> None:
+        super().__init__(width)
+        from segue.mixers import MIXERS  # which names this module's neighbours
+
+        if mixer not in MIXERS:
+            raise SegueError(f"mixer '{mixer}' is unknown: choose from {', '.join(sorted(MIXERS))}")
+        self.q, self.kv = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
+        self.q_norm, self.k_norm, self.v_norm = (nn.LayerNorm(width) for _ in range(3))
+        self.norm, self.mixer = nn.RMSNorm(width), MIXERS[mixer](width, **options)
+        self.out = nn.Linear(width, width, bias=False)
+        if not self.mixer.causal:
+            raise SegueError(f"mixer '{mixer}' looks ahead: cross-attention of a decoder must be causal")
+        self.constant_state = self.mixer.constant_state  # type: ignore[misc]
+        self.resettable = self.mixer.resettable  # type: ignore[misc]
+
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        k = like.new_zeros(batch, 1, 0, self.width)
+        own = {f"cross {name}": part for name, part in self.mixer.parts(batch, like, history).items()}
+        return {"source": Source(k, k, torch.zeros(batch, dtype=torch.long, device=like.device)), **own}
+
+    def project(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self.kv(encoded).chunk(2, -1)
+        return self.k_norm(k)[:, None], self.v_norm(v)[:, None]
+
+    def places(self, count: int, like: Tensor) -> Tensor:
+        """(S, D): the vector of each position of the source."""
+        return sinusoids(torch.arange(count, device=like.device), self.width, like.dtype)
+
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        source = looked_at(layout, parts, self.project)
+        q, places = self.q_norm(self.q(x))[:, None], self.places(source.k.shape[2], x).expand(len(x), 1, -1, -1)
+        where = F.scaled_dot_product_attention(q, source.k, places, source.mask)[:, 0]
+        own = {name.removeprefix("cross "): part for name, part in parts.items() if name.startswith("cross ")}
+        where = where + self.mixer.run(self.norm(where), layout, own)
+        return self.out(F.scaled_dot_product_attention(where[:, None], places, source.v, source.mask)[:, 0])
+
+
+def cross_attention(width: int, options: Mapping[str, Any]) -> Mixer:
+    """The cross-attention that a block's options say: by position where they name a mixer, else by content."""
+    made = PositionAwareCrossAttention if "mixer" in options else CrossAttention
+    try:
+        return made(width, **options)
+    except TypeError as error:
+        raise SegueError(f"options of cross-attention: {error}") from error

@@ -39,6 +39,8 @@ class AdditiveRecurrence(Recurrence):
     State (B, H, F, E) and g (B, H, K), float32 at least.
     """
 
+    free = (0,)
+
     def __init__(self, heads: int, turned: int, key_width: int, value_width: int) -> None:
         super().__init__()
         self.shape = (heads, turned, key_width, value_width)
@@ -65,6 +67,9 @@ class AdditiveRecurrence(Recurrence):
             totals = linear_scan(keeps, weights, state[1])
         y, final = gla(divided(q, totals), k, v, None, state[0], starts, lengths)
         return y, (final, totals[:, -1])
+
+    def kept(self, inputs: Tensors) -> Tensors:
+        return (inputs[0].new_ones(()), inputs[0].new_ones(()))
 
 
 class LightNet(Mixer):

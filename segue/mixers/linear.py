@@ -114,6 +114,8 @@ def normalised(sums: Tensor, weight: Tensor) -> Tensor:
 class LinearRecurrence(Recurrence):
     """Inputs features q, k (B, N, H, F) and v (B, N, H, E); state (B, H, F, E + 1): sums of k v^T, and of k."""
 
+    free = ()  # what the sums of k divide by must stay above 0
+
     def __init__(self, heads: int, features: int, value_width: int) -> None:
         super().__init__()
         self.shape = (heads, features, value_width + 1)
@@ -127,6 +129,9 @@ class LinearRecurrence(Recurrence):
         q, k, v = inputs
         y, final = gla(q, k, F.pad(v, (0, 1), value=1.0), None, state[0], starts, lengths)
         return normalised(y[..., :-1], y[..., -1:]), (final,)
+
+    def kept(self, inputs: Tensors) -> Tensors | None:
+        return (inputs[0].new_ones(()),)
 
 
 class LinearAttention(Mixer):

@@ -93,6 +93,8 @@ class QuantisedAttention(Recurrence):
     float32 at least; all of the document that goes on.
     """
 
+    free = ()
+
     def __init__(self, width: int, value_width: int, codes: int, window: int, decay: float) -> None:
         super().__init__()
         self.window, self.widths = window, (width, value_width)

@@ -84,6 +84,8 @@ class Headwise(Recurrence):
     """A cell of `segue.kernels.rnn` as N heads of D units that do not see each other's states (FlashRNN: Pöppel et al.
     2024, arXiv 2412.07752). Inputs, projected before: (B, T, N, G, D) for G gates; state: tensors (B, N, D)."""
 
+    free = (0, 1, 2)
+
     def __init__(self, cell: str, heads: int, width: int) -> None:
         super().__init__()
         self.cell, self.shape = cell, (heads, width)
@@ -92,6 +94,9 @@ class Headwise(Recurrence):
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return empty_state(self.cell, (batch, *self.shape), like)
+
+    def opened(self, batch: int, like: Tensor) -> Tensors:  # the sLSTM's cell is in units of exp m, 0 where empty
+        return tuple(torch.zeros_like(x) for x in self.initial(batch, like))
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ class Layout:
     prompt_end: (B, 1) long, the position behind the prompt, where the prompt is not among these nodes; else None.
     sets: (B, N, 2) long, or None. For each node of a chain the set it lies in (0: none) and its part of that set.
         Parts of one set do not see each other; give them the same positions, and their order has no say.
+    labels: (B, N) long, or None. Where each node stands in a region of the sequence, from 1 (0: in none); see
+        `segue.mixers.regions`.
     """
 
     positions: Tensor
@@ -45,6 +47,7 @@ class Layout:
     source: tuple[Tensor, Tensor] | None = None
     prompt_end: Tensor | None = None
     sets: Tensor | None = None
+    labels: Tensor | None = None
 
     @staticmethod
     def chain(shape: tuple[int, int], first: Tensor | None = None, starts: Tensor | None = None,
@@ -440,11 +443,19 @@ class Recurrence(nn.Module):
     """A state of constant size that moves along the sequence: h_t = f(h_{t-1}, inputs_t), outputs_t = g(h_t, inputs_t).
 
     A subclass says how a fresh state looks and how to run a chain; trees, commits, ragged rows and rewinding follow.
+
+    free: which tensors of the state may begin as any numbers, where the beginning is learned (None: all).
     """
+
+    free: ClassVar[tuple[int, ...] | None] = None
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         """The state before anything was seen: tensors of shape (B, ...), on the device and of the dtype of `like`."""
         raise NotImplementedError
+
+    def opened(self, batch: int, like: Tensor) -> Tensors:
+        """A state as fresh as `initial`, to whose free tensors numbers can be added: where a learned one begins."""
+        return self.initial(batch, like)
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
@@ -455,9 +466,14 @@ class Recurrence(nn.Module):
         """
         raise NotImplementedError
 
+    def kept(self, inputs: Tensors) -> Tensors | None:
+        """Where all that a chain of inputs does to the state before it is to multiply it, element by element, and to
+        add to it: the factors, broadcastable to the state. Else None."""
+        return None
+
     def forward(self, inputs: Tensors, layout: Layout, carry: Carry | None = None) -> Tensor:
         """Outputs (B, N, ...) of all nodes; with a `carry`, from its state, leaving the inputs pending in it."""
-        state = self.initial(inputs[0].shape[0], inputs[0]) if carry is None else carry.state
+        state = self.initial(inputs[0].shape[0], inputs[0]) if carry is None else carry.before(inputs, layout.starts)
         if layout.parents is None or not layout.parents.numel():
             outputs, final = self.scan(inputs, state, layout.starts)
         else:
@@ -527,6 +543,10 @@ class Carry:
         self.base = state
         self.trail: Tensors | None = None
         self.fill = torch.zeros(state[0].shape[0], dtype=torch.long, device=state[0].device)
+
+    def before(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
+        """The state that these inputs follow."""
+        return self.state
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
         assert self.pending is not None, "extend first"

@@ -99,12 +99,17 @@ class SLSTM(Mixer):
 class MatrixMemory(Recurrence):
     """Inputs q, k (B, N, H, K), v (B, N, H, E), gates i, f (B, N, H); state [C n] (B, H, K, E + 1) and m (B, H)."""
 
+    free = (0,)
+
     def __init__(self, heads: int, key_width: int, value_width: int) -> None:
         super().__init__()
         self.shape = (heads, key_width, value_width + 1)
 
     def initial(self, batch: int, like: Tensor) -> Tensors:
         return like.new_zeros(batch, *self.shape), like.new_full((batch, self.shape[0]), EMPTY)
+
+    def opened(self, batch: int, like: Tensor) -> Tensors:  # the memory is in units of exp m, which is 0 where empty
+        return like.new_zeros(batch, *self.shape), like.new_zeros(batch, self.shape[0])
 
     def scan(self, inputs: Tensors, state: Tensors, starts: Tensor | None = None,
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:

@@ -1,7 +1,7 @@
 """Adapters: a few new numbers beside a model, which learn while all of its own stand still.
 
-`LoRA` is one: a matrix of low rank added to the weight of each linear layer. What an adapter changes is its own
-business (an initial state or rows in front of a prompt would be others); what all of them promise is `Adapter`.
+`LoRA` adds a matrix of low rank to the weight of each linear layer; `InitialState` moves where recurrences begin. What
+an adapter changes is its own business; what all of them promise is `Adapter`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 
 from segue.errors import SegueError
 from segue.files import atomic_write
+from segue.models.stack import Block, LearnedState
 
 
 class Adapter(ABC):
@@ -185,7 +186,64 @@ class LoRA(Adapter):
         return model
 
 
-ADAPTERS: dict[str, type[Adapter]] = {"lora": LoRA}
+class InitialState(Adapter):
+    """Initial-state tuning (Lina-Speech, 2024, arXiv 2410.23320): no weight moves, only the state that recurrences
+    begin with. For every mixer with a state of constant size; short convolutions, and tensors that are counts or
+    scales, begin as ever (`Recurrence.free`).
+
+    rank, scale, seed: see `LearnedState`; so small a scale wants a high rate, 0.1 as published. The model then begins
+    there in training and in `init_state` alike. Documents cannot be packed into one row: `Stack.resettable` is False.
+    """
+
+    kind = "state"
+
+    def __init__(self, rank: int = 1, scale: float = 0.02, seed: int = 0) -> None:
+        if rank < 0 or scale <= 0:
+            raise SegueError(f"a state of rank {rank} and scale {scale}: rank is 0 (all numbers) or more, scale above "
+                             "0")
+        super().__init__(rank=rank, scale=scale, seed=seed)
+        self.rank, self.scale, self.seed = rank, scale, seed
+        self.layers: dict[str, LearnedState] = {}
+
+    def put_on(self, model: nn.Module) -> None:
+        blocks = {name: block for name, block in model.named_modules() if isinstance(block, Block) and
+                  block.mixer.causal}
+        found = {}
+        for index, (name, block) in enumerate(blocks.items()):
+            like = next(block.parameters()).detach()
+            state = LearnedState(block.mixer.parts(1, like, 0), self.rank, self.scale, self.seed + index)
+            if len(state.tables):
+                found[name] = self.layers.get(name, state)
+        if not found:
+            raise SegueError("no layer of this model has a state of constant size to begin with: choose one of gla, "
+                             "mamba, gru and the like, or a prompt (segue.models.prompts)")
+        if self.layers and self.layers.keys() != found.keys():
+            raise SegueError(f"this adapter is of another model: '{min(self.layers.keys() ^ found.keys())}' is not in "
+                             "both")
+        if self.loaded:
+            shapes = {f"{name}.{table}": p.shape for name, state in found.items() for table, p in state.tables.items()}
+            if shapes != {name: tensor.shape for name, tensor in self.loaded.items()}:
+                raise SegueError("this adapter is of another model: its states have other layers or sizes")
+            for name, state in found.items():
+                for table, p in state.tables.items():
+                    p.data.copy_(self.loaded[f"{name}.{table}"])
+            self.loaded = {}
+        self.layers = found
+        for name, state in found.items():
+            blocks[name].begins.append(state)
+
+    def take_off(self, model: nn.Module) -> None:
+        for name in self.layers:
+            block: Any = model.get_submodule(name)
+            del block.begins[-1]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, state in self.layers.items():
+            for table, parameter in state.tables.items():
+                yield f"{name}.{table}", parameter
+
+
+ADAPTERS: dict[str, type[Adapter]] = {"lora": LoRA, "state": InitialState}
 
 
 def load_adapter(path: str | Path) -> Adapter:

@@ -59,6 +59,8 @@ def lower_norm(program: p.Program, module: Any, config: StackConfig, source: p.V
 
 def lower_block(program: p.Program, block: Block, config: StackConfig, x: p.View) -> None:
     """A block that moves the register x."""
+    if len(block.begins):
+        raise SegueError("a learned initial state has no form for the compiled CPU engine")
     h, h2 = program.register("h", config.width), program.register("h2", config.width)  # new ones where they are kept
     lower_norm(program, block.mixer_norm, config, x, h)
     channel = block.channel

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Protocol
@@ -20,8 +20,9 @@ from torch.utils.checkpoint import checkpoint
 
 from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
-from segue.mixers.cross import CrossAttention
-from segue.mixers.state import Layout, Part, State, gather_nodes
+from segue.mixers.cross import cross_attention
+from segue.mixers.regions import RegionLabels
+from segue.mixers.state import Carry, Layout, Part, Parts, State, gather_nodes
 from segue.models.base import Decoding, Output, check_tokens
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -92,7 +93,12 @@ class StackConfig:
         row of each table; what they name is summed, with positions where they are learned, before `embed_norm`
         (Recformer: Li et al. 2023, arXiv 2305.13731: word, position, sort of token, place of the item).
     cross: keyword arguments of a cross-attention in each block, between mixer and channel mixer, to the source that the
-        layout brings (see `segue.models.seq2seq`); the id behind the vocabulary then begins a text. None (default): no.
+        layout brings (see `segue.models.seq2seq`), by position where it names a mixer (see `segue.mixers.cross`); the
+        id behind the vocabulary then begins a text. With an entry "gate", "soft" or "xor" or one of them for each
+        block, mixer and cross-attention stand side by side instead, and the second has a say only within regions: the
+        branch is (a + g c) / 2, or of "xor" ((1 - g) a + g c) / 2, with g = 1 there (Theme Transformer, 2021, arXiv
+        2111.04093). None (default): no.
+    regions: the ids that open and close a region (see `segue.mixers.regions`), or None.
     """
 
     vocabulary: int
@@ -117,6 +123,7 @@ class StackConfig:
     transform: bool = False
     tables: dict[str, int] = field(default_factory=dict)
     cross: dict[str, Any] | None = None
+    regions: list[int] | None = None
 
     @property
     def hidden_width(self) -> int:
@@ -175,31 +182,102 @@ class Transform(nn.Module):
         return self.norm(self.activation(self.dense(x)))
 
 
+def gates(config: StackConfig) -> list[str]:
+    """The gate of each block's cross-attention, "" where mixer and cross-attention follow each other."""
+    gate = (config.cross or {}).get("gate", "")
+    each = [gate] * len(config.mixers) if isinstance(gate, str) else list(gate)
+    if len(each) != len(config.mixers) or not set(each) <= {"", "soft", "xor"}:
+        raise SegueError(f"gate {gate!r} is none of '', soft and xor, nor one of them for each of the "
+                         f"{len(config.mixers)} blocks")
+    if any(each) and config.regions is None:
+        raise SegueError("gated cross-attention asks where regions are: give regions, the ids that open and close one")
+    return each
+
+
+class LearnedState(nn.Module):
+    """What is added to the fresh state of a block's mixer: where reading begins, learned (see
+    `segue.models.adapters.InitialState`).
+
+    parts: of a fresh state, whose carries' free tensors get numbers. rank: those that end in a matrix (K, E) have
+    scale * sum_r k_r v_r^T added, k ~ N(0, 1) and v ~ N(0, scale^2); 0, or one as high as the matrix: all its numbers,
+    which begin at 0, times scale; so have vectors. seed: of k and v.
+    """
+
+    def __init__(self, parts: Mapping[str, Part], rank: int, scale: float, seed: int) -> None:
+        super().__init__()
+        self.scale, draw = scale, torch.Generator().manual_seed(seed)
+        self.tables = nn.ParameterDict()
+        for name, part in parts.items():
+            if not isinstance(part, Carry):
+                continue
+            for index, tensor in enumerate(part.state):
+                free, shape = part.recurrence.free, tensor.shape[1:]
+                if (free is not None and index not in free) or not tensor.is_floating_point():
+                    continue
+                if len(shape) > 1 and 0 < rank < min(shape[-2:]):
+                    k = torch.randn(*shape[:-1], rank, generator=draw)
+                    v = torch.randn(*shape[:-2], rank, shape[-1], generator=draw) * scale
+                    self.tables[f"{name}:{index}:k"], self.tables[f"{name}:{index}:v"] = k.to(tensor), v.to(tensor)
+                else:
+                    self.tables[f"{name}:{index}"] = torch.zeros_like(tensor[0])
+
+    def added(self, name: str) -> Tensor | None:
+        """What is added to one tensor of the state, of one row; None: nothing."""
+        if name in self.tables:
+            return self.scale * self.tables[name]
+        if f"{name}:k" not in self.tables:
+            return None
+        return self.scale * (self.tables[f"{name}:k"] @ self.tables[f"{name}:v"])
+
+    def begin(self, parts: Mapping[str, Part], like: Tensor) -> None:
+        """Move the carries of a fresh state to where reading begins."""
+        for name, part in parts.items():
+            if not isinstance(part, Carry):
+                continue
+            opened, state = part.recurrence.opened(part.state[0].shape[0], like), list(part.state)
+            for index, old in enumerate(state):
+                moved = self.added(f"{name}:{index}")
+                state[index] = opened[index] if moved is None else old + moved.to(old.dtype)
+            part.state = part.base = tuple(state)
+
+
 class Block(nn.Module):
     """x + mixer(norm(x)), x + cross-attention(norm(x)) where there is one, then x + channel(norm(x)); or mixer and
-    channel mixer from the same x (`parallel`); or the norms behind the sums (`post_norm`)."""
+    channel mixer from the same x (`parallel`); or the norms behind the sums (`post_norm`); or mixer and cross-attention
+    side by side (`gate`)."""
 
-    def __init__(self, config: StackConfig, mixer: str) -> None:
+    def __init__(self, config: StackConfig, mixer: str, index: int = 0) -> None:
         super().__init__()
         self.mixer_norm = make_norm(config)
         try:
             self.mixer = MIXERS[mixer.partition(":")[0]](config.width, **config.options.get(mixer, {}))
         except TypeError as error:
             raise SegueError(f"options of mixer '{mixer}': {error}") from error
-        self.cross_norm = make_norm(config) if config.cross is not None else None
-        self.cross = CrossAttention(config.width, **config.cross) if config.cross is not None else None
+        options = {} if config.cross is None else {k: v for k, v in config.cross.items() if k != "gate"}
+        self.gate = gates(config)[index]
+        self.cross_norm = make_norm(config) if config.cross is not None and not self.gate else None
+        self.cross = cross_attention(config.width, options) if config.cross is not None else None
         self.channel_norm = make_norm(config) if config.channel != "none" else None
         self.channel = ChannelMixer(config) if config.channel != "none" else None
         self.parallel, self.post_norm, self.drop = config.parallel, config.post_norm, nn.Dropout(config.dropout)
+        self.begins: list[LearnedState] = nn.ModuleList()  # type: ignore[assignment]  # worn by adapters
 
-    def forward(self, x: Tensor, mix: Callable[[Mixer, Tensor], Tensor]) -> Tensor:
+    def _beside(self, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None, x: Tensor) -> Tensor:
+        """Mixer and, within regions, cross-attention. The half stays where a branch is shut, so that sizes do too."""
+        assert self.cross is not None and labels is not None
+        inside = (labels > 0)[..., None]
+        own, other = mix(self.mixer, x), mix(self.cross, x).masked_fill(~inside, 0.0)
+        return (own.masked_fill(inside, 0.0) if self.gate == "xor" else own).add(other) / 2
+
+    def forward(self, x: Tensor, mix: Callable[[Mixer, Tensor], Tensor], labels: Tensor | None = None) -> Tensor:
+        """labels: `Layout.labels`, which gates ask for."""
         if self.channel is not None and self.channel_norm is not None and self.parallel:
             return x + self.drop(mix(self.mixer, self.mixer_norm(x))) + self.drop(self.channel(self.channel_norm(x)))
 
         def add(x: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
             return norm(x + self.drop(branch(x))) if self.post_norm else x + self.drop(branch(norm(x)))
 
-        x = add(x, partial(mix, self.mixer), self.mixer_norm)
+        x = add(x, partial(self._beside, mix, labels) if self.gate else partial(mix, self.mixer), self.mixer_norm)
         if self.cross is not None and self.cross_norm is not None:
             x = add(x, partial(mix, self.cross), self.cross_norm)
         if self.channel is None or self.channel_norm is None:
@@ -209,6 +287,8 @@ class Block(nn.Module):
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         """The memories of a fresh state."""
         parts = self.mixer.parts(batch, like, history)
+        for begin in self.begins:
+            begin.begin(parts, like)
         return parts if self.cross is None else parts | self.cross.parts(batch, like, history)
 
 
@@ -279,6 +359,10 @@ class Stack(Forms, nn.Module):
         if config.tables and (config.inputs or config.cross is not None or min(config.tables.values()) < 1):
             raise SegueError(f"tables {config.tables} stand beside an embedding of ids, with rows in each: leave "
                              "inputs and cross out")
+        if config.regions is not None and (len(config.regions) != 2 or config.inputs or config.tables or
+                                           not all(0 <= each < config.vocabulary for each in config.regions)):
+            raise SegueError(f"regions {config.regions} are two of the model's ids, of what opens one and what closes "
+                             "it: leave inputs and tables out")
         if config.cross is not None and (config.parallel or config.inputs):
             raise SegueError("cross-attention stands between mixer and channel mixer, in a model of ids: leave "
                              "parallel and inputs out")
@@ -291,10 +375,11 @@ class Stack(Forms, nn.Module):
         tables = nn.ModuleList(nn.Embedding(rows, config.width) for rows in config.tables.values())
         self.tables: list[nn.Embedding] = tables  # type: ignore[assignment]
         self.embed_norm = make_norm(config) if config.embed_norm else None
+        self.regions = RegionLabels(*config.regions) if config.regions is not None else None
         blocks: list[Block] = []
         for index, name in enumerate(config.mixers):
             same = config.mixers.index(name)
-            blocks.append(blocks[same] if config.shared and same < index else Block(config, name))
+            blocks.append(blocks[same] if config.shared and same < index else Block(config, name, index))
         self.blocks: list[Block] = nn.ModuleList(blocks)  # type: ignore[assignment]
         self.checkpointing = False  # keep the blocks' inputs only, and compute the rest again on the way back
         self.norm = nn.Identity() if config.post_norm else make_norm(config)
@@ -330,7 +415,7 @@ class Stack(Forms, nn.Module):
     @property
     def resettable(self) -> bool:
         """Whether documents may be packed into one row."""
-        return all(block.mixer.resettable for block in self.blocks)
+        return all(block.mixer.resettable and not len(block.begins) for block in self.blocks)
 
     @property
     def path(self) -> str:
@@ -368,15 +453,20 @@ class Stack(Forms, nn.Module):
 
     def run_block(self, index: int, x: Tensor, layout: Layout, state: State | None = None) -> Tensor:
         """Block `index` on (B, N, D); with a state its nodes are left pending there."""
-        block, parts = self.blocks[index], {} if state is None else state.layers[index]
+        block = self.blocks[index]
         block.mixer.accept(layout)
+        if len(block.begins) and layout.starts is not None:
+            raise SegueError("under a learned initial state nothing begins inside a row: give it one document per row")
+        parts: Parts = {} if state is None else state.layers[index]
+        if len(block.begins) and state is None:
+            parts = block.parts(x.shape[0], x, 0)
 
         def mix(mixer: Mixer, y: Tensor) -> Tensor:
             return mixer.run(y, layout, parts)
 
         if self.checkpointing and state is None and torch.is_grad_enabled():
-            return checkpoint(block, x, mix, use_reentrant=False)
-        return block(x, mix)
+            return checkpoint(block, x, mix, layout.labels, use_reentrant=False)
+        return block(x, mix, layout.labels)
 
     def finish(self, x: Tensor, layout: Layout) -> Tensor:
         """What comes after the last block: the norm, and pool and transform where the config has them."""
@@ -388,6 +478,10 @@ class Stack(Forms, nn.Module):
         """(B, N), (B, N, V) rows of weights of ids, (B, N, C) real vectors, or (B, N, 1 + tables) long -> (B, N, D)
         after the last norm, pooled where the config says so."""
         x = self.embed(tokens, layout.positions)
+        if self.regions is not None:
+            carry = None if state is None else state.layers[0]["regions"]
+            assert carry is None or isinstance(carry, Carry)
+            layout = replace(layout, labels=self.regions.of(tokens, layout, carry))
         for index in range(len(self.blocks)):
             x = self.run_block(index, x, layout, state)
         return self.finish(x, layout)
@@ -395,11 +489,17 @@ class Stack(Forms, nn.Module):
     def init_state(self, batch: int, history: int = 0) -> State:
         if self.config.pool or self.config.inputs or self.config.tables:
             raise SegueError("this model reads whole sequences (pool, tables or real inputs): it cannot continue them")
+        return self.fresh(batch, history)
+
+    def fresh(self, batch: int, history: int = 0) -> State:
+        """As `init_state`, for a model that makes the elements itself."""
         for name, block in zip(self.config.mixers, self.blocks):
             if not block.mixer.causal:
                 raise SegueError(f"mixer '{name}' looks ahead: this model cannot continue, only score whole sequences")
         like = self.embedding.weight.detach()
         layers = [block.parts(batch, like, history) for block in self.blocks]
+        if self.regions is not None:
+            layers[0]["regions"] = Carry(self.regions, self.regions.initial(batch, like), history)
         return State(layers, torch.zeros(batch, dtype=torch.long, device=like.device))
 
     @property

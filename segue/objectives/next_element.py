@@ -79,3 +79,15 @@ class NextElement:
             logits = model(batch.tokens, layout).logits.float()
             total = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="sum")
         return Loss(total, {"nats": total.detach()}, batch.count)
+
+
+class EachStream:
+    """Maximum likelihood of the next id of each level, for a `segue.models.streams.MultiStream`: tokens and targets
+    (B, T, Q), see `segue.models.streams.targets_of`."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        hidden = model.hidden(batch.tokens, batch.layout).flatten(0, 1)  # type: ignore[operator]
+        heads: Any = model.heads
+        total = torch.stack([head_cross_entropy(hidden, head.weight, targets.flatten())
+                             for head, targets in zip(heads, batch.targets.unbind(-1))]).sum()
+        return Loss(total, {"nats": total.detach()}, batch.count)

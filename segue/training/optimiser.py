@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from segue.models.adapters import LowRank
 from segue.models.classify import WeightHead
+from segue.models.stack import LearnedState
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -41,7 +42,7 @@ def groups_of(model: nn.Module, muon: bool) -> dict[str, dict[str, nn.Parameter]
     head = getattr(model, "head", None)
     if isinstance(head, nn.Linear | WeightHead):
         tables.add(id(head.weight))
-    worn = {id(p) for m in model.modules() if isinstance(m, LowRank) for p in m.parameters()}
+    worn = {id(p) for m in model.modules() if isinstance(m, LowRank | LearnedState) for p in m.parameters()}
     groups: dict[str, dict[str, nn.Parameter]] = {"matrix": {}, "weight": {}, "table": {}, "vector": {}, "state": {}}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -21,11 +21,13 @@ class Strategy:
 
     about: what it holds on to or learns, where that matters to others: "weights", or an "adapter" beside them.
     asks_next: it asks the model for the next element, which one that reads both ways does not say.
+    packs: whether it can learn from rows of several documents.
     """
 
     name = "naive"
     about: ClassVar[str] = ""
     asks_next: ClassVar[bool] = False
+    packs: ClassVar[bool] = True
 
     def prepare(self, run: Run) -> None:
         """Once when the run is made, before its optimiser and before a checkpoint is read: what is to learn besides the

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from segue.kinds import KINDS, Codec, Kind
 from segue.kinds.codecs import ItemCodec
 from segue.mixers import MIXERS
 from segue.models import Decodable, Stack, StackConfig
+from segue.models.adapters import Adapter, load_adapter
 from segue.models.cloze import ClozeModel
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import carries
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from segue.models.mixture import Mixture
     from segue.verbs.design import Designs
     from segue.verbs.embed import Embeddings
+    from segue.verbs.prefer import PreferReport
     from segue.verbs.speed_up import SpeedUp
     from segue.verbs.update import Update
 
@@ -101,7 +105,7 @@ class Fitted:
     past, to learn on. mixture: the network with counts of its training data, if it was fitted so. ngram: a classical
     model of its training data to measure against, where there is no mixture. folder: where it is saved. heads: what
     `speed_up` trained to draft for it, and best_draft the name of the drafter that it found fastest. ends: the ids that
-    end an answer.
+    end an answer. states: initial states that updates by the strategy "state" learned, by the names of those.
     """
 
     objective = "next"
@@ -115,6 +119,7 @@ class Fitted:
         self.heads: HeadsDraft | None = None
         self.best_draft: str | None = None
         self.ends = [] if codec.eos is None else [codec.eos]
+        self.states: dict[str, Adapter] = {}
         self._engine: tuple[tuple[str, int], Decodable] | None = None
         if isinstance(model, Stack | ClozeModel):
             model.eval()
@@ -141,6 +146,23 @@ class Fitted:
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
         return network if self.mixture is None else self.mixture.over(network)
 
+    @contextmanager
+    def begun(self, state: str | None) -> Iterator[None]:
+        """Within, the model begins where the update of that name learned to (see `states`); None: as ever."""
+        if state is None:
+            yield
+            return
+        if state not in self.states:
+            raise SegueError(f"there is no state '{state}': " + (f"choose from {', '.join(self.states)}" if self.states
+                                                                 else "learn one with update and the strategy state"))
+        before, self._engine = self._engine, None
+        self.states[state].attach(self.model)
+        try:
+            yield
+        finally:
+            self.states[state].detach()
+            self._engine = before
+
     @property
     def processors(self) -> tuple[Rules, ...]:
         """What rules tokens out, or forces them, in every answer that is served."""
@@ -154,14 +176,15 @@ class Fitted:
         return network if self.mixture is None else self.mixture.over(network)
 
     def continue_(self, prime: Any = "", n: int | None = None, decoder: str | None = None, **options: Any) -> Any:
-        """What comes after `prime` (an object of the kind, or a path to one); see
-        `segue.decoding.continuation.continue_`."""
+        """What comes after `prime` (an object of the kind, or a path to one), begun in a learned state where the option
+        `state` names one (see `begun`); see `segue.decoding.continuation.continue_`, which takes the other options."""
         given: dict[str, Any] = {k: v for k, v in {"n": n, "decoder": decoder}.items() if v is not None}
         if isinstance(draft := options.get("draft"), str | Path) and Path(draft).is_dir():
             options["draft"] = self._drafter(Path(draft))
         from segue.decoding.continuation import continue_
 
-        return continue_(self, prime, **given, **options)
+        with self.begun(options.pop("state", None)):
+            return continue_(self, prime, **given, **options)
 
     def _drafter(self, folder: Path) -> ModelDraft:
         """The model in `folder` drafts for this one."""
@@ -176,13 +199,19 @@ class Fitted:
         """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`."""
         from segue.verbs.update import update
 
-        return update(self, as_data(data, self.kind.name), strategy or "replay", **options)
+        return update(self, self.read(data), strategy or "replay", **options)
+
+    def prefer(self, pairs: Any, steps: int | None = None, **options: Any) -> PreferReport:
+        """Learn from pairs which of two continuations is better; see `segue.verbs.prefer`."""
+        from segue.verbs.prefer import prefer
+
+        return prefer(self, pairs, steps, **options)
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
         """Find the drafter that makes `continue_` fastest on `data`, and keep it; see `segue.verbs.speed_up`."""
         from segue.verbs.speed_up import speed_up
 
-        return speed_up(self, as_data(data, self.kind.name), minutes, **options)
+        return speed_up(self, self.read(data), minutes, **options)
 
     def design(self, scores: Any, n: int = 100, **options: Any) -> Designs:
         """Propose n new sequences from a table of measured ones; see `segue.verbs.design`."""
@@ -194,18 +223,19 @@ class Fitted:
         """One vector for each sequence of `data` (a `Data`, paths or objects); see `segue.verbs.embed`."""
         from segue.verbs.embed import embed
 
-        return embed(self, as_data(data, self.kind.name), pool, **options)
+        return embed(self, self.read(data), pool, **options)
 
-    def evaluate(self, data: Any, weights: str = "float32") -> Evaluation:
+    def evaluate(self, data: Any, weights: str = "float32", state: str | None = None) -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
 
-        weights: "int8" measures what rounding the network costs, see `decodable`.
+        weights: "int8" measures what rounding the network costs, see `decodable`. state: see `begun`.
         """
-        data = as_data(data, self.kind.name)
+        data = self.read(data)
         self.check_kind(data)
         if (share := unknown(self.codec, data)) == 1:
             raise none_known(data)
-        return self.scored(data, weights, share)
+        with self.begun(state):
+            return self.scored(data, weights, share)
 
     def variants(self, data: Any, variants: str | Path, **options: Any) -> list[dict[str, Any]]:
         """What the model thinks of the variants in a VCF file: one row for each, with `score`, by how much the
@@ -213,7 +243,7 @@ class Fitted:
         the options). data: the sequences in which they stand, by the names that the file gives."""
         from segue.analysis.variants import read_variants, variant_scores
 
-        data = as_data(data, self.kind.name)
+        data = self.read(data)
         self.check_kind(data)
         if not carries(self.model):  # no more than it has learned to read
             options.setdefault("before", min(1500, max(1, self.context // 2) * int(self.codec.weights().max())))
@@ -281,6 +311,10 @@ class Fitted:
                            ranks=ranks)
         return scored, running.path + (", bfloat16 products" if precision == "bfloat16" else "")
 
+    def read(self, data: Any) -> Data:
+        """A `Data`, paths or objects, of this model's kind and read as its codec needs them."""
+        return as_data(data, self.kind.name, **self.kind.reading(self.codec))
+
     def check_kind(self, data: Data) -> None:
         """Refuse data whose elements are not those of this model."""
         if data.kind.storage != self.kind.storage:
@@ -305,6 +339,10 @@ class Fitted:
         if self.ngram is not None:
             self.ngram.save(folder, "ngram")
         self.save_drafts(folder)
+        for index, state in enumerate(self.states.values()):
+            state.save(folder / "states" / f"{index}.safetensors")
+        if self.states:
+            write_json(folder / "states" / "names.json", list(self.states))
         save_tensors(folder / "model.safetensors", tensors)
         cloze = {"cloze": self.model.length} if isinstance(self.model, ClozeModel) else {}
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context, **cloze,
@@ -336,6 +374,15 @@ class Fitted:
             raise SegueError(f"{path} names no drafter of this version: run segue speed-up again, or remove it")
         self.heads = HeadsDraft.load(path.parent / "heads.safetensors", self.model) if values.get("heads") else None
         self.best_draft = best
+
+    def load_states(self, folder: Path) -> None:
+        """Read the initial states in the model's folder, if there are any."""
+        if not (path := folder / "states" / "names.json").exists():
+            return
+        names = read_json(path)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise SegueError(f"{path} does not name the states beside it: copy the folder again")
+        self.states = {name: load_adapter(path.parent / f"{index}.safetensors") for index, name in enumerate(names)}
 
     def card(self) -> str:
         """The README of a model's folder."""
@@ -414,6 +461,7 @@ def load(folder: str | Path) -> Fitted:
     fitted = made(model, codec, kind, Report(report), context, None if counts is None else counts.numpy(), folder,
                   memory, mixture, ngram)
     fitted.load_drafts(folder)
+    fitted.load_states(folder)
     return fitted
 
 
@@ -492,15 +540,15 @@ def dial(minutes: float | None, steps: int | None, default: float) -> float | No
     return default if minutes is None and steps is None else minutes
 
 
-def as_data(data: Any, kind: str | None = None) -> Data:
-    """A `Data`, a path, a list of paths that exist, or objects in memory."""
+def as_data(data: Any, kind: str | None = None, **reading: Any) -> Data:
+    """A `Data`, a path, a list of paths that exist (read with these options), or objects in memory."""
     if isinstance(data, Data):
         return data
     if isinstance(data, Path) or (isinstance(data, str) and _exists(data)):
-        return read(data, kind=kind)
+        return read(data, kind=kind, **reading)
     if isinstance(data, (list, tuple)) and data and all(isinstance(x, Path) or (isinstance(x, str) and _exists(x))
                                                         for x in data):
-        return read(*data, kind=kind)
+        return read(*data, kind=kind, **reading)
     return of(data, kind=kind)
 
 

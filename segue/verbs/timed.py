@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from segue.data import read
+from segue.data.options import named
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture, write_text
 from segue.kinds import KINDS, Codec, Kind, Record
@@ -159,12 +160,14 @@ class FittedProcess(Fitted):
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
         raise SegueError("a model of times draws each event by itself: there is nothing to draft")
 
-    def evaluate(self, data: Any, weights: str = "float32") -> TimedEvaluation:  # type: ignore[override]
+    def evaluate(self, data: Any, weights: str = "float32",  # type: ignore[override]
+                 state: str | None = None) -> TimedEvaluation:
         """Log-likelihood of each event's time and type, errors of predictions and goodness of fit on `data` (a `Data`,
         paths or objects with times), beside classical processes on the same events."""
-        if weights != "float32":
-            raise SegueError("a model of times runs in float32 only: leave weights out")
-        data = as_data(data, self.kind.name)
+        if weights != "float32" or state is not None:
+            raise SegueError("a model of times runs in float32 only, from its own beginning: leave weights and state "
+                             "out")
+        data = self.read(data)
         self.check_kind(data)
         share = unknown(self.codec, data)
         store = EventStore(data.encode(self.codec, boundary=False))
@@ -330,7 +333,9 @@ def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None
     if mixer is not None:
         choices["mixer"] = mixer
         check_causal(mixer)
-    codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "min_count")}
+    if strange := [name for name in ("strands", "teacher", "distil", "prune") if choices.get(name)]:
+        raise SegueError(f"a model of times takes no {strange[0]}: leave it out")
+    codec_options = {name: choices.pop(name) for name in named(data.kind.codec) if name in choices}
     if choices.setdefault("precision", "float32") != "float32":
         raise SegueError("a model of times learns in float32: leave precision out")
     Plan(vocabulary=1).with_(**choices)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from segue.continual import Combined, Memory, Reservoir, ScoreMatrix, Strategy, strategy_named
+from segue.continual import Combined, Memory, Reservoir, ScoreMatrix, StateTuning, Strategy, strategy_named
 from segue.continual.memory import sequences
 from segue.data import TokenStore
 from segue.errors import SegueError
@@ -112,8 +112,11 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     made = strategy_named(strategy) if isinstance(strategy, str) else strategy
     if fixed := [each for each in choices if each not in LEARNING]:
         raise SegueError(f"an update cannot choose {fixed[0]}: choose from {', '.join(LEARNING)}")
+    each_of = made.strategies if isinstance(made, Combined) else [made]
+    tuning = next((each for each in each_of if isinstance(each, StateTuning)), None)
+    packing = fitted.model.resettable and made.packs
     both_ways = (fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS
-    for each in (made.strategies if isinstance(made, Combined) else [made]) if both_ways else []:
+    for each in each_of if both_ways else []:
         if each.asks_next:
             raise SegueError(f"{each.name} asks for the next element, and this model reads both ways: choose replay, "
                              "agem, gem, si, l2, lora, merge or naive")
@@ -140,14 +143,18 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
                 plan, before = Plan.from_dict(kept["plan"]), kept["before"]
                 memory.remind(made)
                 batches = stack.enter_context(closing(Batches(
-                    train, plan.context, plan.rows, plan.seed, fitted.model.resettable,
+                    train, plan.context, plan.rows, plan.seed, packing,
                     variation(fitted.codec, plan.strands))))
                 run = Run(fitted.model, batches, plan, objective=objective_of(plan), strategy=made,
                           folder=None if fitted.folder is None else work, key=key_of(request),
                           held_out=in_passing(held, plan), save_seconds=save_seconds,
-                          past=memory.past(plan.rows, plan.seed, fitted.model.resettable))
+                          past=memory.past(plan.rows, plan.seed, packing))
             run.train("update", quiet)
-        if fitted.mixture is not None:
+        if tuning is not None:
+            fitted.states[name] = tuning.states.pop()
+            notes.append(f"nothing that the model said before has changed: with state='{name}' it begins where these "
+                         f"data do ({sum(p.numel() for _, p in fitted.states[name].named_parameters()):,} numbers)")
+        elif fitted.mixture is not None:
             fitted.mixture.counts.add(sequences(train))
         after = measure(fitted, exams)
         scores = ScoreMatrix(np.array([before, after]), list(exams), ["before", "after"],
@@ -157,7 +164,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
         memory.learned(name, train, held)
         memory.keep(made)
         fitted.memory = memory
-        if fitted.counts is not None:
+        if fitted.counts is not None and tuning is None:
             fitted.counts = fitted.counts + np.bincount(np.asarray(train.tokens), minlength=len(fitted.counts))
         fitted.report.values.setdefault("updates", []).append(result.to_dict() | {"request": request})
         if (folder := fitted.folder) is not None:
@@ -214,17 +221,19 @@ def objective_of(plan: Plan) -> Objective | None:
 
 
 def measure(fitted: Fitted, exams: dict[str, Reservoir]) -> list[float]:
-    """Bits per unit on each experience's held-out pieces, every piece read on its own."""
+    """Bits per unit on each experience's held-out pieces, every piece read on its own, from the state that was learned
+    for it where one was."""
     found = []
-    for exam in exams.values():
+    for name, exam in exams.items():
         pieces = Arrays(exam.pieces)
-        if fitted.mixture is not None:
-            scored = mixed.score(fitted.mixture, pieces, fitted.context)
-        elif fitted.objective in ANY_ORDER:
-            assert isinstance(fitted.model, Stack)
-            scored = bound(fitted.model, pieces, fitted.context, known=fitted.report["plan"].get("known", ()))
-        else:
-            scored = score(fitted.model, pieces, fitted.context)
+        with fitted.begun(name if name in fitted.states else None):
+            if fitted.mixture is not None:
+                scored = mixed.score(fitted.mixture, pieces, fitted.context)
+            elif fitted.objective in ANY_ORDER:
+                assert isinstance(fitted.model, Stack)
+                scored = bound(fitted.model, pieces, fitted.context, known=fitted.report["plan"].get("known", ()))
+            else:
+                scored = score(fitted.model, pieces, fitted.context)
         units = sum(fitted.codec.units(piece[1:]) for piece in exam.pieces)
         found.append(float(scored.nats.sum() / max(1, units) / math.log(2)))
     return found

@@ -1,0 +1,60 @@
+"""Continue sequences whose elements are several codes at once (`segue.models.streams`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segue.decoding.sampling import Noise, draw, only, softmax
+from segue.decoding.sampling import top_k as likeliest
+from segue.errors import SegueError
+from segue.models.streams import CODES, START, STOP, MultiStream, delayed
+
+
+@torch.no_grad()
+def continue_streams(model: MultiStream, prompts: Sequence[Tensor], n: int, seed: int = 0, top_k: int = 100,
+                     temperature: float = 1.0) -> list[Tensor]:
+    """What comes after prompts (T, Q) of codes, each at most `n` frames (M, Q).
+
+    The first level is drawn from its top_k likeliest ids, the others are the likeliest (Lina-Speech, 2024, arXiv
+    2410.23320). Ids that the delay pattern rules out are not said, so a first level that stops lets the others finish.
+    temperature: 0 takes the likeliest of all levels. The same seed gives the same answer for a prompt, whatever else is
+    in the list.
+    """
+    levels = len(model.codes)
+    if top_k < 1 or temperature < 0 or n < 0:
+        raise SegueError(f"top_k {top_k}, temperature {temperature}, n {n}: give 1 or more, 0 or more, 0 or more")
+    if wrong := [codes for codes in prompts if codes.dim() != 2 or codes.shape[1] != levels]:
+        raise SegueError(f"a prompt of shape {tuple(wrong[0].shape)} is not (frames, {levels}): give one code a level")
+    device, model, told = next(model.parameters()).device, model.eval(), list[Tensor]()
+    for codes in prompts:
+        frames, ids, noise = len(codes), delayed(codes)[: len(codes) + 1], Noise(seed)
+        state, ended, rows = model.init_state(1), frames + n, list(ids)
+        step = ids
+        while len(rows) < ended + levels + 1:
+            scores = [each[0, -1].double().cpu().numpy() for each in model(step[None].to(device), state=state)]
+            state.commit()
+            row, at = torch.empty(levels, dtype=torch.long), len(rows)
+            for level, score in enumerate(scores):
+                frame = at - level - 1
+                if frame < 0:
+                    row[level] = START
+                elif frame < frames:
+                    row[level] = codes[frame, level] + CODES
+                elif frame >= ended:
+                    row[level] = STOP
+                else:
+                    score = only(score, np.arange(STOP if level == 0 else CODES, len(score)))
+                    row[level] = int(score.argmax()) if level or not temperature else \
+                        draw(softmax(likeliest(score / temperature, top_k)), noise.at(at))
+                if level == 0 and row[0] == STOP:
+                    ended = min(ended, frame)
+            rows.append(row)
+            step = row[None]
+        ids = torch.stack(rows)
+        told.append(torch.stack([ids[level + 1 + frames : level + 1 + ended, level] for level in range(levels)], 1)
+                    - CODES)
+    return told

@@ -1,0 +1,310 @@
+"""Learned initial states: where recurrences begin, and no weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import segue
+from segue.continual import StateTuning
+from segue.errors import SegueError
+from segue.kernels.gla import FLOOR, gla, gla_reference
+from segue.mixers import MIXERS
+from segue.mixers.gla import GatedLinearAttention
+from segue.mixers.state import Layout
+from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
+from segue.models.adapters import InitialState, LoRA, load_adapter
+from segue.models.compiled import compile_model
+from segue.objectives import Batch
+from segue.papers import claim
+from segue.testing import check_strategy
+from segue.training.checkpoint import weights_of
+from segue.training.learn import learn
+from segue.verbs.update import digest
+
+CONSTANT = ["gla", "mamba", "mamba2", "deltanet", "mlstm", "slstm", "gru", "lstm", "s4d", "lru", "lightnet",
+            "block-recurrent"]
+
+
+def stack(*mixers: str, vocabulary: int = 11) -> Stack:
+    torch.manual_seed(0)
+    return Stack(StackConfig(vocabulary, 16, list(mixers))).double().eval()
+
+
+def ids(n: int = 9, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 11, (2, n), generator=torch.Generator().manual_seed(seed))
+
+
+def moved(adapter: InitialState, by: float = 3.0) -> InitialState:
+    draw = torch.Generator().manual_seed(1)
+    for _, parameter in adapter.named_parameters():
+        parameter.data.copy_(by * torch.randn(parameter.shape, generator=draw))
+    return adapter
+
+
+# -- the gla kernel
+
+def drawn(n: int, heads: int = 2, k: int = 3, e: int = 4) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(n)
+    q, key, v, g, s = (torch.randn(2, *shape, generator=draw, dtype=torch.float64) for shape in (
+        (n, heads, k), (n, heads, k), (n, heads, e), (n, heads, k), (heads, k, e)))
+    return [q, key, v, torch.nn.functional.logsigmoid(g).clamp(min=FLOOR), s]
+
+
+@pytest.mark.parametrize("n", [1, 5, 33, 70])
+def test_chunks_have_the_gradient_of_the_initial_state(n: int) -> None:
+    q, k, v, g, state = drawn(n)
+    state.requires_grad_()
+    found = []
+    for form in (gla, gla_reference):
+        y, final = form(q, k, v, g, state)
+        weights = torch.cos(torch.arange(y.numel(), dtype=torch.float64)).view_as(y)
+        found.append(torch.autograd.grad((y * weights).sum() + final.square().sum(), state)[0])
+    torch.testing.assert_close(*found)
+
+    def loss(s: torch.Tensor) -> torch.Tensor:
+        return (gla(q, k, v, g, s)[0] * weights).sum()
+
+    slope = torch.autograd.grad(loss(state), state)[0]
+    for at in [(0, 0, 0, 0), (1, 1, 2, 3)]:
+        step = torch.zeros_like(state)
+        step[at] = 1e-5
+        difference = (loss(state + step) - loss(state - step)) / 2e-5
+        assert float((difference - slope[at]).detach()) == pytest.approx(0, abs=1e-7)
+
+
+def test_a_gate_of_minus_twenty_forgets_as_a_start_does() -> None:
+    q, k, v, g, state = drawn(6)
+    shut = g.clone()
+    shut[:, 3] = -20.0
+    fresh = gla_reference(q[:, 3:], k[:, 3:], v[:, 3:], g[:, 3:], torch.zeros_like(state))[0]
+    torch.testing.assert_close(gla_reference(q, k, v, shut, state)[0][:, 3:], fresh, atol=1e-8, rtol=0)
+    starts = torch.zeros(2, 6, dtype=torch.bool)
+    starts[:, 3] = True
+    torch.testing.assert_close(gla(q, k, v, g, state, starts)[0][:, 3:], fresh)
+
+
+def test_the_mixer_is_the_published_recurrence() -> None:
+    torch.manual_seed(0)
+    mixer, x = GatedLinearAttention(8, heads=2, expand_k=1.0, expand_v=2.0).double(), torch.randn(1, 7, 8).double()
+    q, k, v, r = mixer.qkvr(x).split(mixer.widths, -1)
+    g = torch.nn.functional.logsigmoid(mixer.gate(x)) / 16
+    s, outputs = torch.zeros(2, 4, 8, dtype=torch.float64), []
+    for t in range(7):
+        qt, kt, vt, gt = (y[0, t].unflatten(-1, (2, -1)) for y in (q, k, v, g))
+        s = gt.exp()[..., None] * s + kt[..., None] * vt[:, None]
+        outputs.append(4**-0.5 * (qt[..., None] * s).sum(1))
+    y = mixer.norm(torch.stack(outputs)).flatten(1) * torch.nn.functional.silu(r[0])
+    torch.testing.assert_close(mixer(x)[0], mixer.out(y))
+
+
+# -- the adapter
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("mixer", CONSTANT)
+def test_training_and_decoding_begin_alike_and_everything_comes_off(mixer: str, rank: int) -> None:
+    model, x = stack(mixer, mixer), ids()
+    plain, before = model(x).logits, digest(model)
+    adapter = InitialState(rank)
+    adapter.attach(model)
+    if rank == 0:  # all numbers begin at nothing
+        torch.testing.assert_close(model(x).logits, plain)
+    moved(adapter)
+    whole, state, said = model(x).logits, model.init_state(2, history=3), []
+    for at in range(x.shape[1]):
+        said.append(model.extend(x[:, at : at + 1], state).logits)
+        state.commit()
+    torch.testing.assert_close(torch.cat(said, 1), whole)
+    state.rewind(2)
+    torch.testing.assert_close(model.extend(x[:, -2:], state).logits, whole[:, -2:])
+    parents = torch.tensor([[-1, 0, 0]]).expand(2, 3)
+    tree = model.extend(x[:, :3], model.init_state(2), parents).logits
+    torch.testing.assert_close(tree[:, :2], whole[:, :2])
+    alone = model.init_state(1)
+    torch.testing.assert_close(model.extend(x[1:], alone).logits, whole[1:])  # rows know nothing of each other
+    assert float((whole - plain).detach().abs().max()) > 1e-3
+    with pytest.raises(SegueError, match="no form for the compiled"):
+        compile_model(model)
+    adapter.detach()
+    assert torch.equal(model(x).logits, plain) and digest(model) == before and not len(model.blocks[0].begins)
+
+
+@pytest.mark.parametrize("mixer", ["gla", "gru", "lru"])
+def test_a_state_that_a_prefix_leaves_is_that_prefix(mixer: str) -> None:
+    model, prefix, x = stack(mixer, mixer), ids(5), ids(6, seed=1)
+    state = model.init_state(1)
+    model.extend(prefix[:1], state)
+    state.commit()
+    told = model.extend(x[:1], state).logits
+    adapter = InitialState(rank=0)
+    adapter.attach(model)
+    for index, (_, learned) in enumerate(adapter.layers.items()):
+        for name, table in learned.tables.items():
+            part, number = name.split(":")
+            table.data.copy_(state.layers[index][part].tensors()[number][0] / learned.scale)
+    torch.testing.assert_close(model(x[:1]).logits, told)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    model, x = stack("gla", "mamba"), ids(40)
+    adapter = InitialState(rank=1)
+    adapter.attach(model)
+    moved(adapter, 1.0)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        name.replace("blocks.0.", "blocks.0.begins.0.tables.").replace("blocks.1.", "blocks.1.begins.0.tables.")
+        for name, _ in adapter.named_parameters()}
+
+    def loss() -> torch.Tensor:
+        return model(x).logits.log_softmax(-1)[..., 0].sum()
+
+    loss().backward()
+    for name, parameter in adapter.named_parameters():
+        assert parameter.grad is not None
+        place = int(parameter.grad.abs().argmax())
+        with torch.no_grad():
+            flat = parameter.view(-1)
+            flat[place] += 1e-4
+            high = float(loss())
+            flat[place] -= 2e-4
+            low = float(loss())
+            flat[place] += 1e-4
+        assert (high - low) / 2e-4 == pytest.approx(float(parameter.grad.view(-1)[place]), rel=1e-5), name
+
+
+def test_it_stands_beside_other_adapters_and_is_saved(tmp_path: Path) -> None:
+    model, x = stack("gla", "attention", "gru"), ids()
+    first, second = InitialState(rank=1), LoRA(rank=2)
+    first.attach(model)
+    moved(first)
+    one = model(x).logits
+    third = InitialState(rank=0, seed=3)
+    third.attach(model)
+    torch.testing.assert_close(model(x).logits, one)  # it adds, and begins at nothing
+    third.detach()
+    second.attach(model)
+    torch.testing.assert_close(model(x).logits, one)
+    second.detach()
+    first.save(tmp_path / "state.safetensors")
+    again, fresh = load_adapter(tmp_path / "state.safetensors"), stack("gla", "attention", "gru")
+    again.attach(fresh)
+    assert torch.equal(fresh(x).logits, model(x).logits) and list(again.layers) == ["blocks.0", "blocks.2"]
+    with pytest.raises(SegueError, match="another model"):
+        load_adapter(tmp_path / "state.safetensors").attach(stack("gla"))
+    with pytest.raises(SegueError, match="no layer of this model"):
+        InitialState().attach(stack("attention"))
+    with pytest.raises(SegueError, match="rank"):
+        InitialState(rank=-1)
+    starts = torch.zeros(2, 9, dtype=torch.bool)
+    starts[:, 4] = True
+    assert not fresh.resettable
+    with pytest.raises(SegueError, match="one document per row"):
+        fresh(x, Layout.chain((2, 9), starts=starts))
+
+
+def test_it_fits_the_decoder_of_an_encoder_decoder() -> None:
+    side = StackConfig(11, 16, ["gla"])
+    torch.manual_seed(0)
+    model = EncoderDecoder(EncoderDecoderConfig(StackConfig(11, 16, ["bidirectional"], {"bidirectional": {
+        "mixer": "gru"}}), side)).double().eval()
+    row = torch.tensor([[1, 2, 3, model.begin, 4, 5]])
+    adapter = InitialState(rank=0)
+    adapter.attach(model)
+    moved(adapter)
+    state = model.init_state(1)
+    torch.testing.assert_close(model.extend(row, state).logits[:, 3:], model(row).logits[:, 3:])
+    assert list(adapter.layers) == ["decoder.blocks.0"]
+
+
+# -- the strategy
+
+def stream(seed: int) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+    tokens = (torch.randint(0, 5, (4, 1), generator=draw) + torch.arange(9)) % 5 + (5 if seed % 2 else 0)
+    return Batch(tokens[:, :-1], tokens[:, 1:])
+
+
+@pytest.mark.parametrize("mixer", ["gla", "mlstm"])
+def test_each_experience_has_its_state_and_none_forgets(mixer: str) -> None:
+    model, strategy = stack(mixer, mixer).float(), StateTuning(rank=1)
+    before = {name: tensor.clone() for name, tensor in weights_of(model).items()}
+    for seed in (0, 1):
+        run = learn(model, lambda step, seed=seed: stream(seed + 2 * step), 25, strategy=strategy)
+        assert set(run.optimiser.groups) == {"vector"} and run.optimiser.rates["vector"] == 0.1
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights_of(model).items())
+
+    def nats(seed: int) -> float:
+        batch = stream(100 + seed)
+        return float(torch.nn.functional.cross_entropy(model(batch.tokens).logits.transpose(1, 2).detach(),
+                                                       batch.targets))
+
+    assert len(strategy.states) == 2
+    for state, seed in zip(strategy.states, (0, 1)):
+        plain = nats(seed)
+        state.attach(model)
+        own = nats(seed)
+        state.detach()
+        assert own < plain and nats(seed) == plain
+
+
+def test_a_killed_run_learns_the_same_state() -> None:
+    check_strategy(StateTuning, model=lambda: Stack(StackConfig(11, 16, ["gla"])))
+
+
+def words(letters: str) -> list[str]:
+    return [" ".join(letters[(i + j) % len(letters)] * (1 + j % 3) for j in range(12)) + "\n" for i in range(60)]
+
+
+def test_an_update_leaves_the_model_and_keeps_a_state(tmp_path: Path) -> None:
+    model = segue.fit(words("abc"), steps=20, quiet=True, out=tmp_path / "model", width=32, depth=2, mixer="gla",
+                      heads=2, precision="float32")
+    before, old = digest(model.model), model.evaluate(words("cab")).to_dict()["bits_per_unit"]
+    first = segue.load(tmp_path / "model").update(words("xyz"), "state", steps=40, quiet=True, name="end")
+    assert first.matrix.forgetting("first data") == 0 and first.matrix.gain("end") > 0.1
+    again = segue.load(tmp_path / "model")
+    second = again.update(words("mno"), "state:rank=0", steps=40, quiet=True, name="middle")
+    assert second.matrix.forgetting("first data") == second.matrix.forgetting("end") == 0
+    again = segue.load(tmp_path / "model")
+    assert digest(again.model) == before and list(again.states) == ["end", "middle"]
+    assert again.evaluate(words("cab")).to_dict()["bits_per_unit"] == pytest.approx(old, rel=1e-6)
+    plain, begun = (again.evaluate(words("xyz"), state=state).to_dict()["bits_per_unit"] for state in (None, "end"))
+    assert begun < plain - 0.1 and digest(again.model) == before
+    assert "torch" in again.continue_("x", n=8, state="end").note or again.continue_("x", n=8, state="end").text
+    with pytest.raises(SegueError, match="no state 'start': choose from end, middle"):
+        again.continue_("x", n=4, state="start")
+    (tmp_path / "model" / "states" / "0.safetensors").write_bytes(b"cut")
+    with pytest.raises(SegueError, match="no adapter"):
+        segue.load(tmp_path / "model")
+
+
+def test_every_mixer_says_whether_it_has_a_state_to_learn() -> None:
+    for name in MIXERS:
+        model = stack(name)
+        if name in CONSTANT:
+            InitialState().attach(model)
+        elif model.blocks[0].mixer.causal and not model.blocks[0].mixer.constant_state:
+            with pytest.raises(SegueError, match="no layer"):
+                InitialState().attach(model)
+
+
+# -- the claim
+
+def lina(state: float, prompt: float = 1.95, fine: float = 1.5, late: float = 0.1, kept: bool = True,
+         share: float = 0.001) -> list[dict[str, object]]:
+    def row(arm: str, bits: float, **more: object) -> dict[str, object]:
+        return {"arm": arm, "tunes": 20, "bits": bits, "old styles": 1.5, "share": share, "weights kept": kept,
+                "by place": [2.0] * 8, **more}
+
+    gained = [2.0 - 0.2] * 4 + [2.0 - late] * 4
+    return [row("none", 2.0), row("prompt", prompt), row("state of rank 1", state, **{"by place": gained}),
+            row("state of full rank", 1.7), row("LoRA of rank 4", 1.6), row("fine-tuning", fine),
+            {"arm": "state of rank 1", "tunes": 5, "bits": 9.9}]
+
+
+@pytest.mark.parametrize("verdict, table", [
+    ("confirmed", lina(1.75)), ("inconclusive", lina(1.9)), ("inconclusive", lina(1.75, share=0.01)),
+    ("refuted", lina(1.96)), ("refuted", lina(1.75, late=0.01)), ("refuted", lina(1.75, kept=False))])
+def test_the_verdict_goes_by_the_rule(verdict: str, table: list[dict[str, object]]) -> None:
+    found, reason = claim("lina-speech").judge(table)
+    assert found == verdict and "jigs" in reason
