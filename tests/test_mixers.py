@@ -325,6 +325,12 @@ class RewindsTooFar(LSTM):
         return {"recurrence": CarelessCarry(self.recurrence, self.recurrence.initial(batch, like), history)}
 
 
+class KeepsWhatItForgot(GatedLinearAttention):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.recurrence.kept = lambda inputs: (inputs[3].new_ones(()),)  # type: ignore[method-assign]
+
+
 BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties to which the search may be narrowed
     (SeesTheFuture, "forward before|row|extend", ""),
     (ForgetsToReset, "documents", "packed"),
@@ -341,6 +347,7 @@ BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties
     (WrongMatrix, "matrix @ values", "matrix"),
     (LosesABuffer, "save and load", "save"),
     (RewindsTooFar, "rewind", ""),
+    (KeepsWhatItForgot, "over three ranks", "over ranks"),
 ]
 
 

@@ -4,14 +4,15 @@ that slow it down; and what is made of it, sums and gathers."""
 from __future__ import annotations
 
 import multiprocessing
-import queue
 import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
@@ -234,37 +235,23 @@ class Throttled:
 
     def __init__(self, inner: Communicator, links: Links) -> None:
         self.inner, self.links, self.rank, self.size = inner, links, inner.rank, inner.size
-        self.queues: Mapping[int, queue.SimpleQueue[tuple[Tensor, Future[None]]]] = defaultdict(queue.SimpleQueue)
-        self.started = set[int]()
+        self.lanes = defaultdict[int, ThreadPoolExecutor](partial(ThreadPoolExecutor, 1))
 
-    def _carry(self, peer: int) -> None:
-        lock = self.links.locks.get(self.links.key(self.rank, peer), threading.Lock())
-        while True:
-            tensor, done = self.queues[peer].get()
-            try:
-                holds, later = self.links.seconds(tensor.numel() * tensor.element_size(), self.rank, peer)
-                with lock:
-                    time.sleep(holds)
-                time.sleep(later)
-                self.inner.exchange([(tensor, peer)], [])()
-                done.set_result(None)
-            except BaseException as error:
-                done.set_exception(error)
+    def _carry(self, tensor: Tensor, peer: int) -> None:
+        holds, later = self.links.seconds(tensor.numel() * tensor.element_size(), self.rank, peer)
+        with self.links.locks.get(self.links.key(self.rank, peer), nullcontext()):
+            time.sleep(holds)
+        time.sleep(later)
+        self.inner.exchange([(tensor, peer)], [])()
 
     def exchange(self, sends: Messages, receives: Messages) -> Callable[[], None]:
-        waits: list[Callable[[], object]] = [self.inner.exchange([], receives)]
-        for tensor, peer in sends:
-            if peer not in self.started:
-                self.queues[peer]  # made here, before the thread looks
-                self.started.add(peer)
-                threading.Thread(target=self._carry, args=(peer,), daemon=True).start()
-            done: Future[None] = Future()
-            self.queues[peer].put((tensor.contiguous(), done))
-            waits.append(done.result)
+        arrived = self.inner.exchange([], receives)
+        sent = [self.lanes[peer].submit(self._carry, tensor.contiguous(), peer) for tensor, peer in sends]
 
         def wait() -> None:
-            for one in waits:
-                one()
+            arrived()
+            for one in sent:
+                one.result()
 
         return wait
 
@@ -308,13 +295,11 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
-        comm, (grad,) = ctx.comm, grads
+        comm, grad = ctx.comm, grads[0].contiguous()
         others = [rank for rank in range(comm.size) if rank != comm.rank]
         coming = [torch.empty_like(grad[0]) for _ in others]
         comm.exchange([(grad[rank], rank) for rank in others], list(zip(coming, others)))()
-        for one in coming:
-            grad = grad.index_add(0, torch.tensor([comm.rank], device=grad.device), one[None])
-        return None, grad[comm.rank]
+        return None, torch.stack([grad[comm.rank], *coming]).sum(0)
 
 
 def gathered(comm: Communicator, x: Tensor) -> Tensor:

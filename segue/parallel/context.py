@@ -98,9 +98,7 @@ class ContextParallel(Forms, nn.Module):
         backend_for(torch.empty(0), backend)
         for name, block in zip(config.mixers, stack.blocks):
             mixer = block.mixer
-            good = attends(mixer) if isinstance(mixer, Attention) else mixer.causal and not mixer.needs_whole_prompt \
-                and all(isinstance(part, Carry) for part in mixer.parts(1, next(stack.parameters()), 0).values())
-            if not good:
+            if not (attends(mixer) if isinstance(mixer, Attention) else recurs(mixer)):
                 raise SegueError(f"mixer '{name}' has no form over several processes: attention with fixed masks and "
                                  "biases has, and what remembers by recurrences alone")
 
@@ -146,20 +144,7 @@ class ContextParallel(Forms, nn.Module):
         """What a mixer of the stack makes of this rank's x (B, N, D), where these are its `layouts`."""
         mixer.accept(layout)
         return self._attend(mixer, x, layout, whole) if isinstance(mixer, Attention) else \
-            self._recur(mixer, x, layout)
-
-    def _recur(self, mixer: Mixer, x: Tensor, layout: Layout) -> Tensor:
-        """Stretches are rows of their own, that begin in the states they are handed."""
-        chunks = self.shard.chunks
-
-        def apart(x: Tensor) -> Tensor:
-            return x.unflatten(1, (chunks, -1)).flatten(0, 1)
-
-        layout = Layout(apart(layout.positions), starts=None if layout.starts is None else apart(layout.starts))
-        x = apart(x)
-        parts = {name: Handed(part.recurrence, part.state, self.comm, self.shard)
-                 for name, part in mixer.parts(len(x), x, 0).items() if isinstance(part, Carry)}
-        return mixer.run(x, layout, dict(parts)).unflatten(0, (-1, chunks)).flatten(1, 2)
+            recur(mixer, x, layout, self.comm, self.shard)
 
     def _attend(self, mixer: Attention, x: Tensor, layout: Layout, whole: Layout) -> Tensor:
         q, k, v = mixer.project(x, layout.positions)
@@ -191,6 +176,25 @@ class ContextParallel(Forms, nn.Module):
             schedule = RingSchedule(size, rotate, causal, self.shard.order)
             y, _ = ring_attention(q, k, v, self.comm, schedule, self.backend, None if bare else bias)
         return mixer.output(y, x)
+
+
+def recur(mixer: Mixer, x: Tensor, layout: Layout, comm: Communicator, shard: ContextShard) -> Tensor:
+    """What a mixer makes of this rank's x (B, N, D), where it remembers by recurrences alone. Stretches are rows of
+    their own, that begin in the states they are handed. layout: of x, with the positions in whole rows."""
+    def apart(x: Tensor) -> Tensor:
+        return x.unflatten(1, (shard.chunks, -1)).flatten(0, 1)
+
+    layout = Layout(apart(layout.positions), starts=None if layout.starts is None else apart(layout.starts))
+    x = apart(x)
+    parts = {name: Handed(part.recurrence, part.state, comm, shard)
+             for name, part in mixer.parts(len(x), x, 0).items() if isinstance(part, Carry)}
+    return mixer.run(x, layout, dict(parts)).unflatten(0, (-1, shard.chunks)).flatten(1, 2)
+
+
+def recurs(mixer: Mixer) -> bool:
+    """Whether a mixer remembers by recurrences alone, and reads on from where it stopped."""
+    return mixer.causal and not mixer.needs_whole_prompt and all(
+        isinstance(part, Carry) for part in mixer.parts(1, next(mixer.parameters()), 0).values())
 
 
 def attends(mixer: Attention) -> bool:
