@@ -52,7 +52,7 @@ def reply(text: str, facts: Sequence[str], plans: Sequence[str]) -> str:
 def step(random: Random) -> Pair:
     """The skill of writing one paragraph from what a program shows, as a writer does who believes the memory, then the
     last paragraph, then the passage that stands first of those on the being; who knows nothing guesses. Often
-    the memory was edited, or is empty, or the passages are none or stale, so that none of them can be leaned on alone."""
+    the memory was edited, or is empty, or the passages are none or stale: no source can be leaned on alone."""
     last, at, passages, facts = dict[str, int](), dict[str, str](), list[str](), dict[str, str]()
     for now in range(int(60 ** random.random()) - 1):
         who = next_being(random, last, now)
