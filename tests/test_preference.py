@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import segue
+import segue.data
 from segue.errors import SegueError
 from segue.kinds.codecs import ByteCodec, ItemCodec, LetterCodec
 from segue.models import Stack, StackConfig
@@ -98,6 +102,42 @@ def test_no_pairs() -> None:
         preference_batch([([], [1], [2])])
     with pytest.raises(SegueError, match="beta"):
         Preference(model, beta=0.0)
+
+
+# The verb.
+
+@pytest.mark.parametrize(("kind", "prompt", "better", "worse"), [
+    ("text", "say: ", "yes", "no"), ("dna", "ACGT", "AAAA", "CCCC"), ("dna", "", "ACAC", "GG")])
+def test_prefer_moves_any_fitted_model(kind: str, prompt: str, better: str, worse: str, tmp_path: Path) -> None:
+    whole = [(prompt + each) * 12 for each in (better, worse)] * 12
+    model = segue.fit(segue.data.of(whole, kind=kind), out=tmp_path / "model", steps=3, quiet=True)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text((json.dumps({"prompt": prompt, "chosen": better, "rejected": worse}) + "\n") * 20)
+    report = model.prefer(pairs, steps=4, rate=1e-2, quiet=True)
+    assert (report.pairs, report.held_out, report.steps, report.moved) == (18, 2, 4, 1.0)
+    assert "held-out" in str(report) and all(len(pair) == 2 for pair in report.bits.values())
+    again = segue.load(tmp_path / "model")
+    assert again.report["preferences"][0]["pairs"] == 18 and not (tmp_path / "model" / "updating").exists()
+    for one, other in zip(model.model.parameters(), again.model.parameters()):
+        torch.testing.assert_close(one, other)
+    said = again.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
+    assert said.likelier[1] == 1.0
+
+
+def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:
+    model = segue.fit(["one two three four\n" * 9] * 9, steps=1, quiet=True)
+    table = tmp_path / "pairs.csv"
+    for text, says in (("prompt,chosen\na,b\n", "no column rejected"), ("", "empty"),
+                       ("prompt,chosen,rejected\na,,c\na,b,c\n", "line 2: no continuation"),
+                       ("prompt,chosen,rejected\na,b,c\n", "1 pairs are too few")):
+        table.write_text(text)
+        with pytest.raises(SegueError, match=says):
+            model.prefer(table, quiet=True)
+    with pytest.raises(SegueError, match="no such file"):
+        model.prefer(tmp_path / "none.csv", quiet=True)
+    reads_both_ways = segue.fit(["one two three four\n" * 9] * 9, steps=1, quiet=True, objective="diffusion")
+    with pytest.raises(SegueError, match="learned the next element"):
+        reads_both_ways.prefer([("a", "b", "c")] * 2)
 
 
 # Judges.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from segue.analysis.repeats import occurrences
 from segue.errors import SegueError
 from segue.mixers.positions import sinusoids
 from segue.mixers.regions import RegionLabels
 from segue.mixers.state import Carry, Layout
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.adapters import InitialState
+from segue.papers import claim
+from segue.papers.theme_transformer import OPEN as OPEN60
+from segue.papers.theme_transformer import THEME, inside, melody, piece, varied
 
 OPEN, CLOSE, V = 1, 2, 9
 
@@ -143,3 +148,37 @@ def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(SegueError, match="where regions are"):
         plain.hidden(torch.zeros(1, 2).long(), Layout(torch.arange(2)[None], source=(torch.zeros(1, 2, 8),
                                                                                       torch.tensor([2]))))
+
+
+def themes(gated: float = 1.0, cross: float = 1.2, shuffled: float = 2.0, late: float = 3.0, prompt: float = 1.0,
+           contrast: float = 0.9, edits: float = 0.5) -> list[dict[str, Any]]:
+    def row(arm: str, nats: float, late: float) -> dict[str, Any]:
+        return {"arm": arm, "theme nats": nats, "shuffled": shuffled, "late": late, "late, real": 2.5}
+
+    return [{"arm": "contrast", "f1": contrast}, {"arm": "edit distance", "f1": edits}, row("gated", gated, late),
+            row("cross-attention", cross, 1.0), row("prompt", 1.5, prompt)]
+
+
+@pytest.mark.parametrize("verdict, table", [
+    ("confirmed", themes()), ("refuted", themes(cross=1.0)), ("refuted", themes(shuffled=1.005)),
+    ("inconclusive", themes(cross=1.02)), ("inconclusive", themes(late=1.2)), ("inconclusive", themes(contrast=0.7)),
+    ("inconclusive", themes(edits=0.8))])
+def test_the_verdict_goes_by_the_rule(verdict: str, table: list[dict[str, Any]]) -> None:
+    found, reason = claim("theme-transformer").judge(table)
+    assert found == verdict and "late returns" in reason
+
+
+def test_the_claim_asks_for_returning_themes() -> None:
+    theme, ids = piece(np.random.default_rng(0))
+    assert ids[0] == OPEN60 and ids[1 : 1 + THEME].tolist() == theme.tolist() and len(ids) == 256
+    row = torch.from_numpy(ids)[None]
+    assert not bool(inside(row)[0, : THEME + 2].any())  # the first is the condition itself
+    labels = torch.tensor([naive([{OPEN60: OPEN, OPEN60 + 1: CLOSE}.get(each, 0) for each in ids.tolist()])])
+    behind = (row == OPEN60).cumsum(1) > 1
+    assert torch.equal(inside(row), (labels > 1) & behind)
+    assert len(occurrences(theme, ids)) >= int((row == OPEN60).sum()) - 1
+    rng = np.random.default_rng(1)
+    segment = melody(rng)
+    for _ in range(50):
+        other = varied(segment, rng)
+        assert (other[::2] < 48).all() and (other[1::2] >= 48).all() and (other[1::2] < 53).all() and len(other) >= 4

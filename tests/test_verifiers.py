@@ -340,8 +340,8 @@ def test_verify_says_what_is_wrong_with_responses(rows: list[Any], says: str, tm
 @pytest.mark.parametrize(("text", "says"), [
     ('{"prompt": "p", "instruction_id_list": [], "kwargs": []}', "line 1 has no instruction_id_list"),
     ('{"prompt": "p", "instruction_id_list": ["a"], "kwargs": ["b"]}', "kwargs that are no object"),
-    ('{"prompt": "p", "instr', "not a line of JSON"), ('[{"a": 1}, 2]', "entry 1 has no instruction_id"), ('[{"a"', "cut short"),
-    ("", "holds no items")])
+    ('{"prompt": "p", "instr', "not a line of JSON"), ('[{"a": 1}, 2]', "entry 2 is no JSON"),
+    ('[{"a"', "cut short"), ("", "holds no items")])
 def test_verify_says_what_is_wrong_with_items(text: str, says: str, tmp_path: Path) -> None:
     path = tmp_path / "items.jsonl"
     path.write_text(text)

@@ -61,17 +61,7 @@ class Music(Kind):
     def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True) -> Iterator[Record]:
         """One record a file. pedal: notes last as long as the pedal holds them. Silence at the beginning is left out;
         a pitch that begins while it sounds ends what sounded."""
-        mido = require("mido", "music")
-        with opened(path) as handle:
-            try:
-                file = mido.MidiFile(file=handle, clip=True)
-            except SegueError:
-                raise
-            except Exception as error:  # a foreign parser may raise anything on a broken file
-                why = " ".join(str(error).split()) or type(error).__name__
-                raise SegueError(f"{path}: no MIDI file that can be read ({why}); save it again") from error
-        if file.ticks_per_beat <= 0 or file.ticks_per_beat >= 1 << 15:
-            raise SegueError(f"{path}: its times are in film frames (SMPTE), not in beats; save it with ticks per beat")
+        file = _opened(require("mido", "music"), path)
         songs = [[track] for track in file.tracks] if file.type == 2 else [file.tracks]
         found = False
         for number, tracks in enumerate(songs, 1):
@@ -134,6 +124,32 @@ def nearest(values: Sequence[int], value: float) -> int:
     """The nearest of sorted values."""
     at = bisect_left(values, value)
     return min(values[max(at - 1, 0) : at + 1] or values[-1:], key=lambda known: abs(known - value))
+
+
+def parts(path: str | Path, pedal: bool = True) -> dict[str, list[Note]]:
+    """The notes of each track of a MIDI file by its name, in the file's own time; tracks without notes are left out, of
+    one name are one. pedal: see `Music.read`."""
+    file = _opened(require("mido", "music"), Path(path))
+    found: dict[str, list[Note]] = {}
+    for track in file.tracks:
+        if notes := _heard([track], GRID / file.ticks_per_beat, pedal)[0]:
+            found.setdefault(track.name, []).extend(notes)
+    return {name: sorted(notes) for name, notes in found.items()}
+
+
+def _opened(mido: Any, path: Path) -> Any:
+    """A MIDI file whose times are in beats."""
+    with opened(path) as handle:
+        try:
+            file = mido.MidiFile(file=handle, clip=True)
+        except SegueError:
+            raise
+        except Exception as error:  # a foreign parser may raise anything on a broken file
+            why = " ".join(str(error).split()) or type(error).__name__
+            raise SegueError(f"{path}: no MIDI file that can be read ({why}); save it again") from error
+    if file.ticks_per_beat <= 0 or file.ticks_per_beat >= 1 << 15:
+        raise SegueError(f"{path}: its times are in film frames (SMPTE), not in beats; save it with ticks per beat")
+    return file
 
 
 def _heard(tracks: Iterable[Any], scale: float, pedal: bool) -> tuple[list[Note], list[tuple[int, int]]]:

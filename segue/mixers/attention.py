@@ -58,6 +58,13 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return (weights[..., None] * outputs).sum(0), lse
 
 
+def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
+    """As `merge` of two, in place in the first: for sums that run along, without gradients."""
+    weight = torch.sigmoid(other_lse - lse).nan_to_num(nan=0.0)  # where neither saw anything
+    out.lerp_(other.to(out.dtype), weight[..., None])
+    torch.logaddexp(lse, other_lse, out=lse)
+
+
 def rule_of(causal: bool, window: int | None, prefix: int, prompt: bool, block: int | None, look_back: int,
             global_tokens: int, random_blocks: int, span: int) -> rules.Rule:
     """The mask rule that these options of `Attention` say (of a learned span, the rule without it); a SegueError where
@@ -219,7 +226,7 @@ class Attention(Mixer):
         prompt = None if layout.prompt is None else layout.prompt[:, None]
         return rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows, prompt)
 
-    def _bias(self, q: Tensor, pairs: rules.Pairs, even: bool = False) -> Tensor | None:
+    def bias(self, q: Tensor, pairs: rules.Pairs, even: bool = False) -> Tensor | None:
         """What is added to the scores, (B or 1, H, ..., Q, K). even: see `relative_scores`."""
         bias: Tensor | None = None
         distance = pairs.query - pairs.key
@@ -305,7 +312,7 @@ class Attention(Mixer):
         (one axis more, the third), where the rule lets them see. valid: where there is a key of their document (None:
         everywhere). even: see `relative_scores`. given: keys and values besides, which every query sees and which
         have no position."""
-        mask, bias = rule(pairs), self._bias(q, pairs, even)
+        mask, bias = rule(pairs), self.bias(q, pairs, even)
         mask = (mask if valid is None else mask & valid)[:, None]
         if given is not None:
             size = given.k.shape[2]
@@ -416,7 +423,7 @@ class Attention(Mixer):
         mask = self._structure()(pairs)
         mask = (mask if together is None else mask & together)[:, None]
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
-        return attend(q, k, eye, mask, self._bias(q, pairs))[0]
+        return attend(q, k, eye, mask, self.bias(q, pairs))[0]
 
     def values(self, x: Tensor) -> Tensor:
         if not self.linear_in_values:  # global tokens have values of their own

@@ -80,14 +80,17 @@ PAPERS: dict[str, Paper] = {
         ("models.construction", "mixers.saturated", "models.automata", "tasks.automata")),
     "cpt-ift": Paper(
         "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
-        "2024, arXiv 2410.10739"),
+        "2024, arXiv 2410.10739", "cpt_ift", ("models.delta", "continual.merge", "verbs.merge")),
     "curved-contrastive": Paper(
         "Imagination is All You Need! Curved Contrastive Learning for Abstract Sequence Modeling Utilized on Long "
         "Short-Term Dialogue Planning",
-        "2022, arXiv 2211.07591"),
+        "2022, arXiv 2211.07591", "curved_contrastive",
+        ("analysis.turns", "data.pairs (relative_distances)", "objectives.contrastive (CosineRegression)",
+         "analysis.embedding", "models.stack (pool)")),
     "cycle-prompt": Paper(
         "Learning How To Ask: Cycle-Consistency Refines Prompts in Multimodal Foundation Models (CyclePrompt)",
-        "2024, arXiv 2402.08756"),
+        "2024, arXiv 2402.08756", "cycle_prompt",
+        ("programs.cycle", "programs.sandbox", "tasks.list_programs")),
     "ditto": Paper(
         "Learning to Break the Loop: Analyzing and Mitigating Repetitions for Neural Text Generation (DITTO)",
         "2022, arXiv 2206.02369", "ditto",
@@ -106,14 +109,18 @@ PAPERS: dict[str, Paper] = {
     "flashrnn": Paper(
         "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
         "2024, arXiv 2412.07752", "flashrnn", ("kernels.rnn", "kernels.tiles", "mixers.xlstm")),
-    "gamegen-x": Paper("GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769"),
+    "gamegen-x": Paper(
+        "GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769", "gamegen_x",
+        ("models.flow", "models.spacetime", "models.control", "models.film", "objectives.flow", "decoding.flow",
+         "tasks.sprites", "analysis.frechet")),
     "generator": Paper(
         "GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272", "generator",
         ("kinds.codecs (KmerCodec)", "kinds.nucleotides", "models.spelling", "objectives.marginal",
          "analysis.variants", "analysis.metrics (recovery)")),
     "gsm-plus-plus": Paper(
         "Best of Both Worlds: Advantages of Hybrid Graph Sequence Models (GSM, GSM++)",
-        "2024, arXiv 2411.15671"),
+        "2024, arXiv 2411.15671", "gsm_plus_plus",
+        ("models.graphs", "kernels.graphs", "tasks.graphs", "kinds.graph")),
     "gumbel-and-discrete-diffusion": Paper(
         "Gumbel tricks and masked discrete diffusion: D3PM, SEDD, MDLM",
         "2021, arXiv 2107.03006", "gumbel_and_discrete_diffusion",
@@ -144,7 +151,9 @@ PAPERS: dict[str, Paper] = {
         "2024, arXiv 2405.21022", "lightnet", ("mixers.lightnet", "mixers.average", "kernels.linear")),
     "lina-speech": Paper(
         "Lina-Speech: Gated Linear Attention is a Fast and Parameter-Efficient Learner for text-to-speech synthesis",
-        "2024, arXiv 2410.23320"),
+        "2024, arXiv 2410.23320", "lina_speech",
+        ("models.adapters (InitialState)", "continual.state", "mixers.cross (by position)", "models.streams",
+         "decoding.streams", "mixers.gla")),
     "llm-tree-search": Paper(
         "LLM Tree Search", "2024, arXiv 2410.19117", "llm_tree_search", ("decoding.search.tree",)),
     "longvq": Paper(
@@ -242,7 +251,9 @@ PAPERS: dict[str, Paper] = {
          "analysis.binary (calibration_error)", "continual.metrics", "verbs.score")),
     "sequence-parallelism": Paper(
         "Sequence Parallelism: Long Sequence Training from System Perspective",
-        "2021, arXiv 2105.13120"),
+        "2021, arXiv 2105.13120", "sequence_parallelism",
+        ("parallel.ring", "parallel.blocks", "parallel.context", "parallel.shard", "parallel.tensor",
+         "parallel.communicate", "analysis.memory (saved_memory)")),
     "sequencematch": Paper(
         "SequenceMatch: Imitation Learning for Autoregressive Sequence Modelling with Backtracking",
         "2023, arXiv 2306.05426", "sequencematch",
@@ -265,7 +276,10 @@ PAPERS: dict[str, Paper] = {
         ("objectives.preference", "programs.judge", "programs.refine", "tasks.lilt")),
     "story-dalle": Paper(
         "StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation",
-        "2022, arXiv 2209.06192"),
+        "2022, arXiv 2209.06192", "story_dalle",
+        ("models.retrofit", "models.segments", "models.images", "models.prompts (PromptTuning)",
+         "models.seq2seq (Conditioned)", "mixers.cross (first)", "objectives.images", "tasks.stories",
+         "analysis.frames")),
     "successive-prompting": Paper(
         "Successive Prompting for Decomposing Complex Questions",
         "2022, arXiv 2212.04092", "successive_prompting",
@@ -276,10 +290,14 @@ PAPERS: dict[str, Paper] = {
         ("analysis.circuits", "analysis.features", "analysis.probes (shuffled_probe)", "verbs.look")),
     "theme-transformer": Paper(
         "Theme Transformer: Symbolic Music Generation with Theme-Conditioned Transformer",
-        "2021, arXiv 2111.04093"),
+        "2021, arXiv 2111.04093", "theme_transformer",
+        ("mixers.regions", "models.stack (gated cross-attention)", "training.motifs", "analysis.repeats",
+         "objectives.contrastive")),
     "tokenring": Paper(
         "TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via Bidirectional Communication",
-        "2024, arXiv 2412.20501"),
+        "2024, arXiv 2412.20501", "tokenring",
+        ("parallel.schedule", "parallel.ring", "parallel.blocks", "parallel.shard",
+         "parallel.communicate (Links, Throttled, Counted)")),
     "vif-rag": Paper(
         "Toward General Instruction-Following Alignment for Retrieval-Augmented Generation (VIF-RAG, FollowRAG)",
         "2024, arXiv 2410.09584", "vif_rag",

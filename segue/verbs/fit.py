@@ -33,7 +33,7 @@ from segue.objectives import ANY_ORDER, BOTH_WAYS, Distillation, Objective, obje
 from segue.training import distributed
 from segue.training.batches import Batches
 from segue.training.evaluate import bound, score
-from segue.training.loop import Run, deterministic
+from segue.training.loop import Run, deterministic, reader_of
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
 from segue.verbs import mixed
@@ -121,6 +121,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                 begin + 60 * minutes - (0.0 if parts is None else mixed.reserve(train, held, codec.size, minutes))
             plan, why = planned(work, train, codec, minutes, deadline, given, where, teaching)
             model = build(plan).to(where)
+            reader_of(model, plan, teaching)  # refused before the first step
         line = describe(plan, why)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
