@@ -18,7 +18,7 @@ from segue.errors import SegueError
 from segue.kinds.codecs import ByteCodec, ItemCodec
 from segue.models import Stack, StackConfig
 from segue.papers.recurrent_gpt import ARMS, BUCKETS, FULL, LAST, ROLLING, WRITER, edited, judge, told_on
-from segue.programs import Counted, Scripted
+from segue.programs import Counted, Local, Scripted
 from segue.programs.memory import Hashing, LongTerm, ShortTerm, of_model
 from segue.programs.recurrent import PLANS, RecurrentProgram, Simulated, Story, by_hand, first_plan
 from segue.programs.sections import Section, SectionedPrompt, sentences, shortened
@@ -226,6 +226,17 @@ def test_people_write_along() -> None:
         program.rollout(story, 1, by_hand(lambda shown: ""))
     with pytest.raises(SegueError, match="no hero to edit"):
         story.edit({"hero": "Ann"})
+
+
+@pytest.mark.parametrize("mixer", ["gru", "mamba"])
+def test_any_model_of_bytes_ends_in_bounded_calls(mixer: str) -> None:
+    torch.manual_seed(0)
+    codec = ByteCodec()
+    model = Counted(Local(Stack(StackConfig(codec.size, 16, [mixer])).eval().requires_grad_(False), codec))
+    program = RecurrentProgram(model, embed=of_model(model.model.model, codec), most=12)  # type: ignore[attr-defined]
+    story = program.blank(plans=["Begin."])
+    program.rollout(story, 2)  # without any heading all that it says is the paragraph
+    assert model.calls <= 6 and story.step == 2 and len(story.archive) == 1 and story.log[-1]["problem"]
 
 
 def test_what_a_reply_lacks_stays_as_it_was() -> None:

@@ -119,7 +119,7 @@ def score(seed: int, steps: int, stories: int, length: int) -> dict[str, Any]:
 
 
 def measure(run: Run) -> list[Row]:
-    steps, stories, length = run.pick(4, 600), run.pick(2, 40), run.pick(8, 60)
+    steps, stories, length = run.pick(4, 800), run.pick(2, 40), run.pick(8, 60)
     seeds = range(run.seed, run.seed + run.pick(1, 2))
     cells = run.cells({f"seed {seed}": partial(score, seed, steps, stories, length) for seed in seeds})
     followed, table = mean(cell["edited"] for cell in cells.values()), list[Row]()
