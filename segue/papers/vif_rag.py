@@ -261,14 +261,14 @@ def draw(figure: Figure, table: list[Row]) -> None:
         left.bar_label(bars, fmt="%.0f", fontsize="small")
     left.set_xticks([0.5, 3.5, 6.5], ["agreement\nbefore", "agreement\nafter", "good ones\nkept"], fontsize="small")
     left.legend(handles=[left.patches[0], left.patches[1]], labels=[row["arm"] for row in rules], fontsize="small")
-    left.set(title="functions", ylabel="%", ylim=(0, 115))
+    left.set(title="functions", ylabel="%", ylim=(0, 130))
     models = [row for row in table if row["part"] == "model"]
     ways = ("greedy", "drawn", "greedy with passages", "drawn with passages", "answers")
     for at, row in enumerate(models):
         bars = right.bar([4 * i + at for i in range(len(ways))], [100 * row[way] for way in ways], color=f"C{at + 2}",
                          label=row["arm"])
         right.bar_label(bars, fmt="%.0f", fontsize="small")
-    right.set_xticks([4 * i + 1 for i in range(len(ways))], [way.replace(" with", "\nwith") for way in ways],
+    right.set_xticks([4 * i + 1 for i in range(len(ways))], [way.replace(" ", "\n") for way in ways],
                      fontsize="small")
     right.set(title="instructions followed, and questions answered", ylim=(0, 130))
     right.legend(fontsize="small")
