@@ -19,7 +19,7 @@ from segue.models.graphs import (
     FARTHEST,
     TOKENISERS,
     GatedGCN,
-    Graphs,
+    GraphBatch,
     GraphSequence,
     TreePosition,
     bfs,
@@ -39,7 +39,7 @@ nx: Any = pytest.importorskip("networkx")
 
 
 @st.composite
-def drawn(draw: st.DrawFn, ties: bool = False) -> Graphs:
+def drawn(draw: st.DrawFn, ties: bool = False) -> GraphBatch:
     """One to three random graphs, connected or not."""
     seed, sizes = draw(st.integers(0, 10_000)), draw(st.lists(st.integers(1, 12), min_size=1, max_size=3))
     numbers = np.random.default_rng(seed)
@@ -49,10 +49,10 @@ def drawn(draw: st.DrawFn, ties: bool = False) -> Graphs:
         ends += [(first + a, first + b) for a, b in made.edges]
         first += n
     weights = numbers.integers(3, size=len(ends)) if ties else numbers.random(len(ends))
-    return Graphs(graph, np.array(ends, np.int64).reshape(-1, 2), weights.astype(float))
+    return GraphBatch(graph, np.array(ends, np.int64).reshape(-1, 2), weights.astype(float))
 
 
-def of_networkx(graphs: Graphs) -> Any:
+def of_networkx(graphs: GraphBatch) -> Any:
     made = nx.Graph()
     made.add_nodes_from(range(len(graphs.graph)))
     made.add_weighted_edges_from((int(a), int(b), float(w)) for (a, b), w in zip(graphs.ends, graphs.weights))
@@ -61,7 +61,7 @@ def of_networkx(graphs: Graphs) -> Any:
 
 @settings(deadline=None, max_examples=50)
 @given(graphs=drawn())
-def test_clusters_are_joined_by_the_maximum_spanning_forest(graphs: Graphs) -> None:
+def test_clusters_are_joined_by_the_maximum_spanning_forest(graphs: GraphBatch) -> None:
     tree, made = graphs.tree(), of_networkx(graphs)
     forest = {tuple(sorted(edge)) for edge in nx.maximum_spanning_edges(made, data=False)}
     assert {tuple(sorted(edge)) for edge in graphs.ends[tree.taken].tolist()} == forest
@@ -69,7 +69,7 @@ def test_clusters_are_joined_by_the_maximum_spanning_forest(graphs: Graphs) -> N
 
 @settings(deadline=None, max_examples=50)
 @given(graphs=drawn(ties=True))
-def test_the_cluster_tree(graphs: Graphs) -> None:
+def test_the_cluster_tree(graphs: GraphBatch) -> None:
     """Also where weights are equal: laminar, in at most log2 n rounds, the components at the end, each cluster
     together in the order, which is a permutation; the forest is one of the heaviest."""
     tree, made, n = graphs.tree(), of_networkx(graphs), len(graphs.graph)
@@ -91,7 +91,7 @@ def test_the_cluster_tree(graphs: Graphs) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(graphs=drawn())
-def test_neighbourhoods_distances_and_walks(graphs: Graphs) -> None:
+def test_neighbourhoods_distances_and_walks(graphs: GraphBatch) -> None:
     made, n = of_networkx(graphs), len(graphs.graph)
     begins, others = graphs.neighbours
     assert all(sorted(others[begins[i] : begins[i + 1]].tolist()) == sorted(made[i]) for i in range(n))
@@ -109,7 +109,7 @@ def test_neighbourhoods_distances_and_walks(graphs: Graphs) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(graphs=drawn(), name=st.sampled_from(list(TOKENISERS)))
-def test_every_tokenisation_has_each_node_once_as_its_own_token(graphs: Graphs, name: str) -> None:
+def test_every_tokenisation_has_each_node_once_as_its_own_token(graphs: GraphBatch, name: str) -> None:
     tokens = TOKENISERS[name](graphs, np.random.default_rng(0))
     n = len(graphs.graph)
     own = tokens.rows.reshape(-1)[tokens.own]
@@ -125,7 +125,7 @@ def test_every_tokenisation_has_each_node_once_as_its_own_token(graphs: Graphs, 
 
 def test_tokens_by_hand() -> None:
     """Two nodes joined strongly, a third hung on to them, a fourth alone; and a graph of one node."""
-    graphs = Graphs(np.array([0, 0, 0, 0, 1]), np.array([[0, 1], [1, 2]]), np.array([0.9, 0.1]))
+    graphs = GraphBatch(np.array([0, 0, 0, 0, 1]), np.array([[0, 1], [1, 2]]), np.array([0.9, 0.1]))
     draw = np.random.default_rng(0)
 
     def said(tokens: Any) -> list[list[set[int]]]:
@@ -146,7 +146,7 @@ def test_tokens_by_hand() -> None:
 def test_the_order_of_the_tree_is_local(made: Any) -> None:
     """Ends of edges stand nearer to each other than in an order at random."""
     ends = np.array(nx.convert_node_labels_to_integers(made).edges)
-    order = Graphs(np.zeros(64, np.int64), ends, np.random.default_rng(1).random(len(ends))).tree().order
+    order = GraphBatch(np.zeros(64, np.int64), ends, np.random.default_rng(1).random(len(ends))).tree().order
     place = np.argsort(order)
     apart = np.abs(place[ends[:, 0]] - place[ends[:, 1]]).mean()
     assert apart < 0.5 * 64 / 3, "n / 3 is what chance gives"
@@ -168,7 +168,7 @@ def test_message_passing_by_its_definition() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(graphs=drawn())
-def test_edges_within_tokens(graphs: Graphs) -> None:
+def test_edges_within_tokens(graphs: GraphBatch) -> None:
     tokens = khop(graphs, np.random.default_rng(0), k=1)
     found = induced(torch.from_numpy(tokens.sets), torch.from_numpy(graphs.ends), len(graphs.graph)).tolist()
     edges = {(a, b) for a, b in graphs.ends.tolist()} | {(b, a) for a, b in graphs.ends.tolist()}

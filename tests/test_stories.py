@@ -19,7 +19,7 @@ from segue.models.prompts import PromptTuning
 from segue.models.retrofit import Retrofitted, SequenceConditioner, insert_cross
 from segue.models.segments import MultiSegmentLM
 from segue.objectives import Batch
-from segue.objectives.images import FrameLabels, Reconstruction, SegmentCrossEntropy
+from segue.objectives.images import CodedReconstruction, FrameLabels, SegmentCrossEntropy
 from segue.papers.story_dalle import CLAIM
 from segue.tasks import stories
 from segue.testing import check_model
@@ -195,7 +195,7 @@ def test_pictures_in_codes_and_back() -> None:
         which = torch.randint(len(frames), (32,), generator=torch.Generator().manual_seed(step))
         return Batch(frames[which], torch.zeros(32, 1, dtype=torch.long))
 
-    learn(model, batch, 250, objective=Reconstruction(), rate=1e-2, cooldown=0.5)
+    learn(model, batch, 250, objective=CodedReconstruction(), rate=1e-2, cooldown=0.5)
     codes = model.encode(frames)
     again = model.decode(codes)
     assert codes.shape == (200, 36) and again.shape == frames.shape

@@ -71,7 +71,7 @@ class ClusterTree:
 
 
 @dataclass(frozen=True)
-class Graphs:
+class GraphBatch:
     """Graphs of a batch as one graph of parts. graph: (N,) which one each node is of, in order. ends: (M, 2), each edge
     once. weights: (M,) how strong an edge is, for clusters; of equal ones the first is the stronger."""
 
@@ -110,7 +110,7 @@ class Tokens:
     scales: np.ndarray | None = None
 
 
-def along(graphs: Graphs, order: np.ndarray) -> Tokens:
+def along(graphs: GraphBatch, order: np.ndarray) -> Tokens:
     """A sequence for each graph: its nodes in an order (in which graphs stay together)."""
     n = len(order)
     count = np.bincount(graphs.graph)
@@ -123,12 +123,12 @@ def along(graphs: Graphs, order: np.ndarray) -> Tokens:
     return Tokens(np.stack([every, every], 1), rows, own, np.zeros(n, np.int64))
 
 
-def nodes(graphs: Graphs, draw: np.random.Generator) -> Tokens:
+def nodes(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     """The nodes as they are given."""
     return along(graphs, np.arange(len(graphs.graph)))
 
 
-def khop(graphs: Graphs, draw: np.random.Generator, k: int = 2) -> Tokens:
+def khop(graphs: GraphBatch, draw: np.random.Generator, k: int = 2) -> Tokens:
     """A sequence for each node: all that is at most k, k - 1, ... 0 edges away (as NAGphormer, arXiv 2206.04910)."""
     n = len(graphs.graph)
     found = loops.balls(*graphs.neighbours, k)
@@ -137,7 +137,7 @@ def khop(graphs: Graphs, draw: np.random.Generator, k: int = 2) -> Tokens:
     return Tokens(sets, rows, np.arange(n) * (k + 1) + k, np.tile(np.arange(k + 1), n))
 
 
-def walk(graphs: Graphs, draw: np.random.Generator, length: int = 8) -> Tokens:
+def walk(graphs: GraphBatch, draw: np.random.Generator, length: int = 8) -> Tokens:
     """A sequence for each node: a random walk to it (as DeepWalk, arXiv 1403.6652), drawn anew each time."""
     n = len(graphs.graph)
     rows = loops.walks(*graphs.neighbours, draw.random((n, length)))[:, ::-1].copy()
@@ -145,13 +145,13 @@ def walk(graphs: Graphs, draw: np.random.Generator, length: int = 8) -> Tokens:
     return Tokens(np.stack([every, every], 1), rows, every * (length + 1) + length, np.zeros(n, np.int64))
 
 
-def leaves(graphs: Graphs, draw: np.random.Generator) -> Tokens:
+def leaves(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     """A sequence for each graph: its nodes in the order of the cluster tree."""
     tree = graphs.tree()
     return replace(along(graphs, tree.order), scales=scales(graphs, tree)[tree.clusters[0]])
 
 
-def dfs(graphs: Graphs, draw: np.random.Generator) -> Tokens:
+def dfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     """A sequence for each node: its clusters, from the whole graph down to itself."""
     tree = graphs.tree()
     sets, level = clusters(tree)
@@ -162,7 +162,7 @@ def dfs(graphs: Graphs, draw: np.random.Generator) -> Tokens:
     return Tokens(sets, rows, np.arange(len(rows)) * rows.shape[1] + keep.sum(1) - 1, level, scales(graphs, tree))
 
 
-def bfs(graphs: Graphs, draw: np.random.Generator) -> Tokens:
+def bfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
     """A sequence for each graph: all clusters of each level, from the whole graph down to its nodes."""
     tree = graphs.tree()
     sets, level = clusters(tree)
@@ -191,7 +191,7 @@ def clusters(tree: ClusterTree) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([tree.numbers[tree.new], node[tree.new]], 1), level
 
 
-def scales(graphs: Graphs, tree: ClusterTree) -> np.ndarray:
+def scales(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
     """(K, R + 1) for each cluster and each of its ancestors from itself up to the graph, how far it is from the cluster
     before it in the tree's order, in the graph of the clusters of that level. 1 is added to distances; 0: there is none
     in this graph, or the cluster is an old one."""
@@ -214,14 +214,14 @@ def scales(graphs: Graphs, tree: ClusterTree) -> np.ndarray:
     return out
 
 
-def at_random(graphs: Graphs, draw: np.random.Generator) -> Graphs:
+def at_random(graphs: GraphBatch, draw: np.random.Generator) -> GraphBatch:
     """In place of the edges of each graph those of a random tree on its nodes: what clusters of a graph are when they
     know nothing of it."""
     count = np.bincount(graphs.graph)
     first = np.repeat(np.cumsum(count) - count, count)
     here = np.flatnonzero(np.arange(len(first)) > first)
     before = first[here] + (draw.random(len(here)) * (here - first[here])).astype(np.int64)
-    return Graphs(graphs.graph, np.stack([before, here], 1), draw.random(len(here)))
+    return GraphBatch(graphs.graph, np.stack([before, here], 1), draw.random(len(here)))
 
 
 class GatedGCN(nn.Module):
@@ -358,7 +358,7 @@ class GraphSequence(nn.Module):
         return self.merge(best.flatten(1))
 
     @torch.no_grad()
-    def graphs(self, features: Tensor, adjacency: Tensor, real: Tensor) -> Graphs:
+    def graphs(self, features: Tensor, adjacency: Tensor, real: Tensor) -> GraphBatch:
         """The batch as one graph of parts. Two neighbours are the more alike the nearer their features, their degrees,
         and the means of what is around them are to each other."""
         degree = adjacency.sum(-1, keepdim=True)
@@ -371,7 +371,7 @@ class GraphSequence(nn.Module):
         row, a, b = adjacency.triu(1).nonzero(as_tuple=True)
         weights = -(z[row, a] - z[row, b]).square().sum(-1)
         ends = torch.stack([number[row, a], number[row, b]], 1)
-        return Graphs(real.nonzero()[:, 0].cpu().numpy(), ends.cpu().numpy(), weights.cpu().numpy().round(9))
+        return GraphBatch(real.nonzero()[:, 0].cpu().numpy(), ends.cpu().numpy(), weights.cpu().numpy().round(9))
 
     def read(self, x: Tensor, ends: Tensor, tokens: Tokens) -> Tensor:
         """(N, D) vectors of nodes, from the sequences of one tokenisation."""

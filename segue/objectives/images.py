@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from segue.objectives.base import Batch, Loss
 
 
-class Reconstruction:
+class CodedReconstruction:
     """Squared error of a tokenizer's pictures, and `commitment` times how far its vectors lie from their codes.
     Batch: tokens (B, 3, H, W) from 0 to 1."""
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Dialogues = list[list[list[int]]]  # ids of utterances
 
 SUBWORDS, WIDTH, LONGEST, WINDOW = 2000, 64, 20, 5
-PAIRS, STEPS, RATE = 64, 700, 2e-3
+PAIRS, STEPS, RATE = 64, 1500, 1e-2
 LONG, GOALS, APART = 8, 3, 2  # turns of history; goals, so many turns apart
 CURVED, BLIND, NEXT, LEXICAL = "curved", "curved, no marks", "next turn (InfoNCE)", "BM25"
 OTHER = "gru"
@@ -118,7 +118,7 @@ def encoder(system: str, mixer: str, given: Talk, seed: int, steps: int) -> Turn
         cosine[:PAIRS, 0] = torch.tensor([wanted for *_, wanted in chosen])
         return Batch(tokens, asked, padding(lengths, tokens.shape[1]), {COSINE: cosine})
 
-    learn(model, batch, steps, rate=RATE, seed=seed, cooldown=0.3,
+    learn(model, batch, steps, rate=RATE, seed=seed, cooldown=1.0, muon=True, decay=0.01,
           objective=InBatch(fill=0.0) if system == NEXT else CosineRegression())
     model.eval()
     return made
@@ -235,12 +235,15 @@ def measure(run: Run) -> list[Row]:
                         for system, mixer, seed in lines]
     run.note("DailyDialog's test part (1,000 dialogues); learned from its validation part (1,000) and DialogSum's dev "
              f"part (500), as the training part is too large to be had; {SUBWORDS:,} subwords, {LONGEST} of a turn")
-    run.note(f"two layers from scratch, width {WIDTH}, mean of the vectors; {steps} steps of {PAIRS} pairs, AdamW at "
-             f"{RATE:g}; no alternation with sentence pairs, no pre-trained weights; rank: of the true turn in its "
-             "pool over the pool's size, by chance 0.5, all with the same pool of the ninth turns of dialogues that "
-             "long")
+    run.note(f"two layers from scratch, width {WIDTH}, mean of the vectors; {steps} steps of {PAIRS} pairs, Muon and "
+             f"AdamW at {RATE:g}; no alternation with sentence pairs, no pre-trained weights; rank: of the true turn "
+             "in its pool over the pool's size, by chance 0.5, all with the same pool of the ninth turns of dialogues "
+             "that long")
     run.note(f"orders: {GOALS} goals {APART} turns apart, by chains of cosines alone; forward: the true order above "
              "the reversed one; ties count half, or their share; intervals by drawing dialogues again")
+    run.note("pilots, measured on 200 of the dialogues to learn from, of one seed: forward 59% and the true order 21% "
+             "after 300 steps of AdamW at 0.002, 65% and 25% after 500 of Muon; mean cosines followed the parity "
+             "(0.22, 0.15, 0.22, 0.15), ranks were near chance")
     return table
 
 

@@ -27,7 +27,7 @@ from segue.models.prompts import PromptTuning
 from segue.models.retrofit import Retrofitted, SequenceConditioner
 from segue.models.segments import MultiSegmentLM
 from segue.objectives import Batch, generator_of
-from segue.objectives.images import FrameLabels, Reconstruction, SegmentCrossEntropy
+from segue.objectives.images import CodedReconstruction, FrameLabels, SegmentCrossEntropy
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.tasks import stories
 from segue.tasks.stories import FRAMES, NAMES, PAD, PLACES, SIDE, TEXT, WORDS, Stories
@@ -89,7 +89,7 @@ def tokenizer_of(folder: Path, size: Size, seed: int) -> ImageTokenizer:
     def train(model: ImageTokenizer) -> None:
         pictures = frames(told(size.train, seed))
         learn(model, lambda step: Batch(pictures[drawn(len(pictures), seed, step)], torch.zeros(ROWS, 1).long()),
-              size.tokenizer, rate=1e-2, seed=seed, objective=Reconstruction(), cooldown=0.5)
+              size.tokenizer, rate=1e-2, seed=seed, objective=CodedReconstruction(), cooldown=0.5)
 
     torch.manual_seed(seed)
     return kept(folder / "tokenizer.safetensors", ImageTokenizer(CODES), train)

@@ -29,11 +29,11 @@ def told(paragraph: str) -> tuple[str, str, str] | None:
 
 
 def next_being(random: Random, last: Mapping[str, int], now: int) -> str:
-    """Who moves in paragraph `now`: somebody new in three paragraphs out of ten while there is, else whoever comes
+    """Who moves in paragraph `now`: somebody new in every other paragraph while there is, else whoever comes
     nearest to having been away for a number of paragraphs that is drawn log-uniformly from 1 to FARTHEST. last: when
     each was told of."""
     new = [being for being in BEINGS if being not in last]
-    if not last or (new and random.random() < 0.3):
+    if not last or (new and random.random() < 0.5):
         return random.choice(new)
     away = math.exp(random.uniform(0.0, math.log(FARTHEST)))
     return min(last, key=lambda being: abs(math.log((now - last[being]) / away)))
@@ -54,7 +54,7 @@ def step(random: Random) -> Pair:
     last paragraph, then the passage that stands first of those on the being; who knows nothing guesses. Now and then
     the memory was edited, or is empty, or the passages are none or stale."""
     last, at, passages, facts = dict[str, int](), dict[str, str](), list[str](), dict[str, str]()
-    for now in range(random.choice((0, *range(1, 60)))):
+    for now in range(int(60 ** random.random()) - 1):
         who = next_being(random, last, now)
         origin = at.get(who) or random.choice(PLACES)
         goal = random.choice([place for place in PLACES if place != origin])
