@@ -25,7 +25,7 @@ from segue.objectives.preference import answer_likelihoods
 from segue.papers import claim
 from segue.papers.base import Row
 from segue.papers.spar import AGAIN, BASE, INTERFERING, REFINED, TUNED, critic, editor, interfering
-from segue.programs import Judge, Judgement, Local, Scripted, preference_pairs, refine_tree
+from segue.programs import Judge, Judgement, Local, Refiner, Scripted, preference_pairs, refine_tree
 from segue.programs.judge import score, yes_or_no
 from segue.tasks.lilt import CODEC, FAMILIES, Instruction, holds, lilt
 from segue.training.learn import learn
@@ -208,6 +208,14 @@ def test_a_search_that_finds_nothing_better_keeps_what_it_had() -> None:
     assert not unjudged.root.children
     with pytest.raises(SegueError, match="breadth or depth"):
         refine_tree("p", "", "", grow, table, search="best")  # type: ignore[arg-type]
+
+
+def test_a_refiner_says_its_answer_between_marks() -> None:
+    script = Scripted(["So: <answer> good </answer> bye", "good", "<answer>cut short", "<answer>fine</answer>"])
+    refiner = Refiner(script, "{} {} {}".format)
+    assert refiner("p", "a", "c", 3) == ["good", "", ""] and script.asked == ["p a c"] * 3
+    found = refine_tree("p", "a", "c", refiner, lambda cases: [Judgement((1.0,)) for _ in cases], branch=1)
+    assert found.success and found.best.answer == "fine"
 
 
 def test_judgements_are_kept_by_prompt_and_answer() -> None:

@@ -55,7 +55,7 @@ FUNCTIONS, CASES, WRONG, DROPPED = 8, 24, 0.2, 0.6
 
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "pink", "grey")
 PLACES = tuple(f"p{i}" for i in range(1, 10))
-BOTH = ItemCodec([*CODEC.items, *COLOURS, *PLACES, "fact", ":", "is", "colour", "of"])
+BOTH = ItemCodec([*CODEC.items, *COLOURS, *PLACES, "fact", "colour", "of"])
 RAG, UNVERIFIED, VERIFIED = "passages alone", "unverified instructions", "verified instructions"
 PAPER, MAJORITY = "one function keeps a case", "most functions keep a case"
 RULES = {PAPER: 0.0, MAJORITY: 0.5}
@@ -147,7 +147,7 @@ def passages(random: Random) -> tuple[list[str], list[str], list[str]]:
     """Three facts, a question about one of them, and its answer."""
     about = random.sample(PLACES, 3)
     colours = [random.choice(COLOURS) for _ in about]
-    facts = [word for place, colour in zip(about, colours) for word in ("fact", ":", place, "is", colour)]
+    facts = [word for place, colour in zip(about, colours) for word in ("fact", place, colour)]
     which = random.randrange(3)
     return facts, ["colour", "of", about[which]], [colours[which]]
 
@@ -168,8 +168,8 @@ def learner(arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, s
         return (behind(passages(random)[0], prompt) if random.random() < 0.5 else prompt), answer
 
     again = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
-    later = {"ask": 0.9, "echo": 0.1} if arm == RAG else {"ask": 0.3, "follow": 0.6, "echo": 0.1}
-    phases = {0: {"ask": 0.5, "echo": 0.5}, steps // 3: later}
+    later = {"ask": 0.9, "echo": 0.1} if arm == RAG else {"ask": 0.4, "follow": 0.55, "echo": 0.05}
+    phases = {0: {"ask": 0.6, "echo": 0.4}, 2 * steps // 5: later}
     task = Answers(BOTH, {"ask": ask, "follow": follow, "echo": again}, phases)
     torch.manual_seed(seed)
     model = small_decoder(BOTH.size)
@@ -225,8 +225,8 @@ def measure(run: Run) -> list[Row]:
              f"of them off by one, deaf to quotes or case, always true, or crashing, and {CASES} cases, {WRONG:.0%} of "
              f"them wrong; all run in the sandbox; agreement with the true verifier on {agree} answers a family, in 3 "
              "draws")
-    run.note(f"models: 0.35 million parameters, {setting['steps']} steps of 96 rows: a third of questions about "
-             "passages and of rows that are said again, alike for all arms, and then six in ten instructions (passages "
+    run.note(f"models: 0.35 million parameters, {setting['steps']} steps of 96 rows: two fifths of questions "
+             "about passages and of rows that are said again, alike for all arms, and then 55% instructions (passages "
              f"alone: none), half of them behind passages; {setting['count']} instructions whose answers "
              f"forget a constraint {DROPPED:.0%} of the time, all of them or those that the surviving functions "
              f"({MAJORITY}) let through; {setting['tests']} held-out ones, by the true verifier")
@@ -261,14 +261,14 @@ def draw(figure: Figure, table: list[Row]) -> None:
         left.bar_label(bars, fmt="%.0f", fontsize="small")
     left.set_xticks([0.5, 3.5, 6.5], ["agreement\nbefore", "agreement\nafter", "good ones\nkept"], fontsize="small")
     left.legend(handles=[left.patches[0], left.patches[1]], labels=[row["arm"] for row in rules], fontsize="small")
-    left.set(title="functions", ylabel="%", ylim=(0, 115))
+    left.set(title="functions", ylabel="%", ylim=(0, 130))
     models = [row for row in table if row["part"] == "model"]
     ways = ("greedy", "drawn", "greedy with passages", "drawn with passages", "answers")
     for at, row in enumerate(models):
         bars = right.bar([4 * i + at for i in range(len(ways))], [100 * row[way] for way in ways], color=f"C{at + 2}",
                          label=row["arm"])
         right.bar_label(bars, fmt="%.0f", fontsize="small")
-    right.set_xticks([4 * i + 1 for i in range(len(ways))], [way.replace(" with", "\nwith") for way in ways],
+    right.set_xticks([4 * i + 1 for i in range(len(ways))], [way.replace(" ", "\n") for way in ways],
                      fontsize="small")
     right.set(title="instructions followed, and questions answered", ylim=(0, 130))
     right.legend(fontsize="small")
