@@ -95,7 +95,7 @@ def draw(count: int, seed: int, unseen: bool = False) -> Stories:
         scarf[story, cast] = chance.integers(len(SCARVES), size=len(cast))
         prop, told, before = int(chance.integers(SIDE // PATCH)), chance.random() < 0.5, cast
         for frame in range(FRAMES):
-            it = frame > 0 and len(before) == 1 and chance.random() < 0.4
+            it = frame > 0 and len(before) == 1 and chance.random() < 0.5
             if frame and not it:
                 size = min(len(cast), chance.choice(3, p=(0.6, 0.25, 0.15)) + 1)
                 before = cast[np.sort(chance.permutation(len(cast))[:size])]
