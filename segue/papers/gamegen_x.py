@@ -19,7 +19,7 @@ from segue.decoding.flow import euler
 from segue.mixers.state import Layout
 from segue.models import ControlBranch, FilmAutoencoder, FilmAutoencoderConfig, SpaceTimeConfig, SpatioTemporalDiT
 from segue.models.control import SAID
-from segue.models.flow import Field, Flow, Given
+from segue.models.flow import DataField, Field, Flow, Given
 from segue.models.spacetime import TEXT
 from segue.objectives import Batch, FlowMatching, Reconstruction, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -41,14 +41,14 @@ class Setting:
 
     films: int = 4000
     tests: int = 200
-    coder: int = 500
-    base: int = 700
-    branch: int = 300
+    coder: int = 300
+    base: int = 900
+    branch: int = 600
     rows: int = 64
-    width: int = 96
-    pairs: int = 4
+    width: int = 64
+    pairs: int = 3
     depth: int = 4
-    rate: float = 2e-3
+    rate: float = 0.01
     steps: int = 10
     guidance: float = 2.0
 
@@ -66,7 +66,7 @@ class Studio:
     coder: FilmAutoencoder
     elements: Tensor
     grid: tuple[int, ...]
-    base: SpatioTemporalDiT
+    base: DataField
 
     def first(self, rows: int) -> Tensor:
         """(rows, T) bool: the elements of the first frame."""
@@ -118,9 +118,9 @@ def studio(setting: Setting, seed: int) -> Studio:
     normed = {"qk_norm": True}
     config = SpaceTimeConfig(coder.size, setting.width, setting.pairs, space_options=normed, time_options=normed,
                              text=len(CAPTION))
-    place = Studio(world, films, tests, coder, torch.cat(coded), grids[0], SpatioTemporalDiT(config))
+    place = Studio(world, films, tests, coder, torch.cat(coded), grids[0], DataField(SpatioTemporalDiT(config)))
     learn(place.base, place.batches(setting, seed, WHOLE, (TEXT,)), setting.base, rate=setting.rate, seed=seed,
-          objective=FlowMatching(FLOW, drop={TEXT: 0.25}), muon=True, cooldown=0.5)
+          objective=FlowMatching(FLOW, {TEXT: 0.25}), muon=True, cooldown=1.0)
     return place
 
 
@@ -171,7 +171,7 @@ def taught(place: Studio, setting: Setting, seed: int, frozen: bool = True) -> C
     branch = ControlBranch(place.base, {KEY: len(KEYS)}, len(SPOKEN), setting.depth, frozen=frozen)
     learn(branch, place.batches(setting, seed + 1, 0.0, (TEXT, KEY, SAID)), setting.branch, rate=setting.rate,
           seed=seed + 1, objective=FlowMatching(FLOW, {TEXT: 0.25, KEY: 0.3, SAID: 0.3}, blur=0.05), muon=True,
-          cooldown=0.5)
+          cooldown=1.0)
     return branch
 
 
