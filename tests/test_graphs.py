@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from segue.errors import SegueError
 from segue.kernels import graphs as loops
+from segue.kernels.scan import linear_scan
 from segue.mixers.state import Layout
 from segue.models import Classifier, Stack, StackConfig
 from segue.models.classify import LinearHead
@@ -238,13 +239,10 @@ def test_nodes_without_edges_are_what_a_plain_stack_reads() -> None:
 
 
 def test_a_recurrence_counts_where_attention_knows_shares_only() -> None:
-    """A linear recurrence of width C, set by hand, is the count of C colours; attention that looks both ways, without
-    positions, says the same of graphs with the same shares of colours, and of any order of them."""
+    """The linear recurrence of the library, of width C and with nothing forgotten, counts C colours; attention that
+    looks both ways, without positions, says the same of graphs with the same shares of colours, and of any order."""
     colours = torch.nn.functional.one_hot(torch.tensor([0, 2, 2, 1, 0, 2]), 3).float()
-    state = torch.zeros(3)
-    for colour in colours:
-        state = 1.0 * state + colour
-    assert state.tolist() == [2, 1, 3]
+    assert linear_scan(torch.ones(1, 1, 3), colours[None], torch.zeros(1, 3))[0, -1].tolist() == [2, 1, 3]
     made = network("node", "attention+attention", local=0, positions=False)
     none = torch.zeros(0, 2, dtype=torch.long)
     pooled = [made.hidden(packed([each], [none])).mean(1) for each in

@@ -335,9 +335,11 @@ class GraphSequence(nn.Module):
                              f"of {tokens.shape[1]}: pack graphs with segue.models.graphs.packed")
         own, adjacency = tokens[..., : 1 + self.features], tokens[..., 1 + self.features :]
         if self.spectral:
-            signs = torch.randint(0, 2, (len(tokens), 1, self.spectral), device=tokens.device) * 2.0 - 1.0
             vectors = spectrum(adjacency, real, self.spectral)
-            own = torch.cat([own, vectors * signs if self.training else vectors], -1)
+            if self.training:  # their signs are arbitrary
+                signs = torch.randint(0, 2, (len(tokens), 1, self.spectral), device=vectors.device)
+                vectors = vectors * (2 * signs - 1)
+            own = torch.cat([own, vectors], -1)
         graphs = self.graphs(tokens[..., 1 : 1 + self.features], adjacency, real)
         x = self.embed(own[real])
         draw = np.random.default_rng(int(torch.randint(1 << 62, ())) if self.training else self.seed)
