@@ -85,10 +85,12 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None) -> Any:
-    """The data; an error that asks for an option of the kind says how to type it."""
+def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None, fitted: Any = None) -> Any:
+    """The data, of a fitted model as it needs them; an error that asks for an option of the kind says how to type it.
+    """
+    options = {} if fitted is None else fitted.kind.reading(fitted.codec)
     try:
-        return segue.read(*map(str, paths), **given(kind=kind), **settings(how))
+        return segue.read(*map(str, paths), **given(kind=kind), **options | settings(how))
     except SegueError as error:
         if asked := re.findall(r"\b([a-z_]+)=(?!=)", str(error)):
             typed = " and ".join("--kind" if name == "kind" else f"--read {name}=..." for name in dict.fromkeys(asked))
@@ -192,6 +194,7 @@ def continue_(model: Model,
                                                                 "of the decoder, named as in transformers, such as "
                                                                 "num_beams=8 or no_repeat_ngram_size=3.")] = None,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
+              how: How = None,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:
     """Go on from a prime: what comes next?"""
@@ -201,7 +204,7 @@ def continue_(model: Model,
     answer = segue.load(model).continue_(begin, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
-        state=state))
+        state=state, reading=settings(how) or None))
     if out is not None:
         answer.save(out)
     if as_json:
@@ -210,6 +213,37 @@ def continue_(model: Model,
         print(answer.text)
     if not as_json:
         print(answer.note, file=sys.stderr)
+
+
+@command("write", "segue write story.json qwen --endpoint http://localhost:8000/v1 --premise 'A keeper finds a map.'")
+def write(story: Annotated[Path, typer.Argument(metavar="STORY", show_default=False,
+                                                help="Its JSON file; one that is there goes on.")],
+          model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False,
+                                               help="A folder, or a name behind --endpoint.")],
+          endpoint: Annotated[str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server, up to "
+                                                       "/v1.")] = None,
+          premise: Annotated[str | None, typer.Option(metavar="TEXT", help="What a new story is about.")] = None,
+          steps: Annotated[int | None, typer.Option(metavar="N", help="Paragraphs to add (default 5).")] = None,
+          plans: Annotated[str | None, typer.Option(metavar="WHO", help="Who picks what comes next: model (default), "
+                                                    "first (no further calls), or ask, which asks you.")] = None,
+          text: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all paragraphs as text.")] = None,
+          ) -> None:
+    """Write a long text paragraph by paragraph, with a memory in words that you may read and edit."""
+    from segue.files import write_text
+    from segue.verbs.write import text_model
+    from segue.verbs.write import write as go_on
+
+    def ask(told: Any) -> str:
+        print(f"\n{told.paragraph}\n", *(f"{at}. {plan}" for at, plan in enumerate(told.plans, 1)), sep="\n")
+        said = typer.prompt("A number, or what is to happen").strip()
+        return told.plans[int(said) - 1] if said in map(str, range(1, len(told.plans) + 1)) else said
+
+    told = go_on(story, text_model(model, endpoint), ask=ask, **given(premise=premise, steps=steps, plans=plans))
+    if text is not None:
+        write_text(text, told.text + "\n")
+    else:
+        print(told.text)
+    print(f"{told.step} paragraphs in {story}; the same command without --premise goes on", file=sys.stderr)
 
 
 @command("update", "segue update model new/ --strategy replay --minutes 2")
@@ -223,12 +257,49 @@ def update(model: Model, paths: Paths,
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)
     fitted = segue.load(model)
-    data = read_files(paths, fitted.kind.name, how)
+    data = read_files(paths, fitted.kind.name, how, fitted)
     options = settings(choices)
     if "data" in options:
         raise SegueError("data cannot be --set: give PATH")
     report = fitted.update(data, **options | given(strategy=strategy, minutes=minutes, steps=steps))
     show(report)
+
+
+@command("merge", "segue merge learned-on --plus instruct --minus base --out both")
+def merge(model: Model,
+          plus: Annotated[list[Path], typer.Option(metavar="MODEL", show_default=False, help="A model that was tuned "
+                                                   "from the base; may be repeated.")],
+          minus: Annotated[Path, typer.Option(metavar="MODEL", show_default=False, help="The base.")],
+          out: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="Where the model goes.")],
+          scale: Annotated[float | None, typer.Option(metavar="S", help="How much of the difference is added.")] = None,
+          how: Annotated[str | None, typer.Option(metavar="NAME", help="How several are put together: sum (default), "
+                                                  "ties or dare.")] = None,
+          choices: Choices = None) -> None:
+    """Add what a model learned to another of the same base, as a difference of weights; nothing is trained."""
+    from segue.verbs.merge import merge as run
+
+    options = settings(choices) | given(scale=scale, how=how)
+    made, report = run(segue.load(model), [segue.load(each) for each in plus], segue.load(minus), **options)
+    made.save(out)
+    show(report)
+    print(f"saved in {out}", file=sys.stderr)
+
+
+@command("prefer", "segue prefer model pairs.jsonl")
+def prefer(model: Model,
+           pairs: Annotated[Path, typer.Argument(metavar="PAIRS", show_default=False, help="A table with the columns "
+                                                 "prompt, chosen and rejected (JSON Lines, CSV, Parquet ...).")],
+           steps: Steps = None,
+           rate: Annotated[float | None, typer.Option(metavar="R", help="How fast to learn.")] = None,
+           beta: Annotated[float | None, typer.Option(metavar="B", help="How firmly to stay near the model of before; "
+                                                      "small goes far.")] = None,
+           seed: Seed = None, json_file: JsonFile = None) -> None:
+    """Learn from pairs which of two continuations is better (DPO), and measure what that changed."""
+    one_dial(None, steps)
+    report = segue.load(model).prefer(pairs, **given(steps=steps, rate=rate, beta=beta, seed=seed))
+    show(report)
+    if json_file is not None:
+        show_json(report.to_dict(), json_file)
 
 
 @command("speed-up", "segue speed-up model src/ --minutes 5")
@@ -238,7 +309,7 @@ def speed_up(model: Model, paths: Paths,
     """Train draft heads, measure every drafter, keep the fastest: continue uses it from then on. No text changes."""
     one_dial(minutes, None)
     fitted = segue.load(model)
-    report = fitted.speed_up(read_files(paths, fitted.kind.name, how), **given(minutes=minutes))
+    report = fitted.speed_up(read_files(paths, fitted.kind.name, how, fitted), **given(minutes=minutes))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -252,7 +323,7 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
              = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
-    data = read_files(paths, fitted.kind.name, how)
+    data = read_files(paths, fitted.kind.name, how, fitted)
     if variants is not None:
         rows = sorted(fitted.variants(data, variants), key=lambda row: row["score"])
         for row in rows[:20]:
@@ -284,10 +355,34 @@ def embed(model: Model, paths: Paths,
     if out.suffix.lower() not in WRITERS:
         raise SegueError(f"{out}: vectors are written as {' or '.join(WRITERS)}; give --out one of these endings")
     fitted = segue.load(model)
-    found = fitted.embed(read_files(paths, fitted.kind.name, how), **given(pool=pool))
+    found = fitted.embed(read_files(paths, fitted.kind.name, how, fitted), **given(pool=pool))
     found.save(out)
     show(str(found))
     print(f"written to {out}", file=sys.stderr)
+
+
+@command("score", "segue score generated.txt --reference real.txt")
+def score(paths: Paths,
+          reference: Annotated[list[Path], typer.Option(metavar="PATH", show_default=False, help="Real sequences; may "
+                                                        "be repeated.")],
+          known: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="What was learned from, to see what is "
+                                                           "copied; may be repeated.")] = None,
+          model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Compare by the vectors of this model, "
+                                                     "instead of by n-grams.")] = None,
+          pairs: Annotated[bool, typer.Option("--pairs", help="Each reference is the right answer to the sample of the "
+                                              "same number.")] = False,
+          most: Annotated[int | None, typer.Option("-n", metavar="N", help="Score so many at most.")] = None,
+          kind: Kind = None, how: How = None, seed: Seed = None, json_file: JsonFile = None) -> None:
+    """How good generated sequences are beside real ones: overlap, variety, copies, distance (of a text: its lines)."""
+    from segue.verbs.score import score as run
+
+    real = read_files(reference, kind, how)
+    made, old = (read_files(each, real.kind.name, how) if each else None for each in (paths, known))
+    fitted = None if model is None else segue.load(model)
+    report = run(made, real, old, model=fitted, pairs=pairs, **given(most=most, seed=seed))
+    show(report)
+    if json_file is not None:
+        show_json(report.to_dict(), json_file)
 
 
 @command("compare", "segue compare events.csv --minutes 2")
@@ -380,6 +475,22 @@ def design(model: Model,
         show_json(found.to_dict())
     else:
         show(found)
+
+
+@command("verify", "segue verify ifeval.jsonl responses.jsonl --json scores.json")
+def verify(items: Annotated[Path, typer.Argument(metavar="ITEMS", show_default=False, help="Instructions, in the form "
+                                                 "of IFEval's or FollowRAG's JSON lines.")],
+           responses: Annotated[Path | None, typer.Argument(metavar="RESPONSES", show_default=False, help="JSON lines "
+                                                            "with prompt (or key) and response; if not said, the items "
+                                                            "have them.")] = None,
+           json_file: JsonFile = None) -> None:
+    """Which instructions do responses follow? Checked by programs, strictly and loosely."""
+    from segue.verbs.verify import verify as check
+
+    report = check(items, responses)
+    show(report)
+    if json_file is not None:
+        show_json(report.to_dict(), json_file)
 
 
 @command("papers", "segue papers --json")

@@ -34,7 +34,7 @@ from segue.kernels.gumbel import gumbel_max, gumbel_softmax, straight_through, w
 from segue.models import Stack, StackConfig
 from segue.models.base import Output
 from segue.models.diffusion import (
-    SCHEDULES,
+    NOISES,
     AbsorbingProcess,
     Denoiser,
     NoiseSchedule,
@@ -101,7 +101,7 @@ def stack(backbone: str = "attention", vocabulary: int = 8, width: int = 16, dep
 # Noise.
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", NOISES)
 def test_schedules(name: str) -> None:
     schedule, t = NoiseSchedule(name), torch.linspace(0.01, 0.99, 9, dtype=torch.float64, requires_grad=True)
     slope, = torch.autograd.grad(schedule.sigma(t).sum(), t)
@@ -187,7 +187,7 @@ def within(values: list[float] | Tensor, expected: float, errors: float = 3.0) -
     return abs(float(found.mean()) - expected) < errors * float(found.std()) / math.sqrt(len(found))
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", NOISES)
 def test_the_bound_is_the_entropy_by_chance(name: str) -> None:
     objective = MaskedDiffusion(NoiseSchedule(name, 1e-4), earliest=1e-4)
     torch.manual_seed(1)

@@ -339,6 +339,7 @@ CASES: dict[str, dict[str, Any]] = {
     "llama": {"mixers": ["attention"] * 2, "tied": False, "options": {"attention": {
         "kv_heads": 2, "qk_norm": True, "qkv_bias": True, "out_bias": True, "rotary_fraction": 0.5}}},
     "window": {"mixers": ["attention"] * 2, "options": {"attention": {"window": 9}}},
+    "taps": {"mixers": ["attention"] * 2, "options": {"attention": {"taps": 2, "window": 9}}},
     "alibi": {"mixers": ["attention"] * 2, "channel": "mlp", "activation": "gelu", "bias": True, "norm": "layer",
               "parallel": True, "options": {"attention": {"positions": "alibi", "window": 40}}},
     "gpt2": {"mixers": ["attention"] * 2, "channel": "mlp", "activation": "gelu_tanh", "bias": True, "norm": "layer",

@@ -159,8 +159,9 @@ def test_parquet_as_pandas_and_others_write_it(tmp_path: Path) -> None:
     data = read(tmp_path / "d.parquet")
     assert data.kind.name == "dna" and data[0].object == "ACGT" * 5
     pq.write_table(pa.table({"x": [1.5, 2.5]}), tmp_path / "x.parquet")
+    assert read(tmp_path / "x.parquet").kind.name == "series"
     with pytest.raises(SegueError, match=r"no column says who and what.*\(columns: x\)"):
-        read(tmp_path / "x.parquet")
+        read(tmp_path / "x.parquet", kind="events")
     pq.write_table(pa.table({"user": ["a"], "item": ["b"]}).slice(0, 0), tmp_path / "none.parquet")
     with pytest.raises(SegueError, match="no usable events"):
         read(tmp_path / "none.parquet")
@@ -193,7 +194,7 @@ def test_logs_of_process_miners(tmp_path: Path) -> None:
 ])
 def test_what_a_table_does_not_say_is_asked_for(tmp_path: Path, name: str, content: str, says: str) -> None:
     with pytest.raises(SegueError, match=says):
-        read(put(tmp_path / name, content), kind="events" if name in ("array.json", "pairs.tsv") else None)
+        read(put(tmp_path / name, content), kind="events" if name in ("array.json", "pairs.tsv", "data.csv") else None)
 
 
 def test_all_of_a_headless_file_is_one_sequence_if_so_said(tmp_path: Path) -> None:
@@ -259,7 +260,7 @@ def test_text_as_it_is_saved_elsewhere(tmp_path: Path) -> None:
     assert read(tmp_path / "l.txt", encoding="latin-1")[0].object == words.encode()
     assert read(put(tmp_path / "long.txt", "x" * (1 << 20)))[0].object == b"x" * (1 << 20)
     assert read(put(tmp_path / "train.java.txt", "public void run() { }\n")).kind.name == "code"
-    assert read(put(tmp_path / "series.ts", "@data\n" + "0.5,0.25,1:" * 99)).kind.name == "text", "no TypeScript"
+    assert read(put(tmp_path / "series.ts", "@data\n" + "0.5,0.25,1:" * 99)).kind.name == "series", "no TypeScript"
 
 
 def test_sequences_as_they_are_saved_elsewhere(tmp_path: Path) -> None:

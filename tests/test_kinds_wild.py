@@ -156,7 +156,7 @@ def test_lists_of_items_are_sequences(tmp_path: Path, name: str, content: str | 
 
 
 def test_arrays_of_other_things_are_refused(tmp_path: Path) -> None:
-    for array, says in ((np.ones((2, 2)), "float64 of 2 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
+    for array, says in ((np.ones((2, 2, 1)), "float64 of 3 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
                         (np.array([[1], 2], dtype=object), "not an array that is read here")):
         np.save(tmp_path / "a.npy", array)
         with pytest.raises(SegueError, match=says):
@@ -198,13 +198,14 @@ def test_tables_without_a_header_that_mislead(tmp_path: Path) -> None:
     measured = "".join(f"{i % 2 + 1}\t0.{i}1\t-0.{i}2\t0.{i}3\n" for i in range(9))
     first = "".join(f"{1700000000 + i},u{i % 2},{'ab'[i % 2]}{i % 4}\n" for i in range(9))
     assert read(put(tmp_path / "first.csv", first)).problems.note == "who=2, what=3, when=1"
-    for name, rows in (("a.jsonl", '{"values": [0.5, 1.25]}\n' * 3), ("a.json", "[[0.5, 1], [2, 2]]")):
-        with pytest.raises(SegueError, match="holds measured numbers"):
-            read(put(tmp_path / name, rows))
-    with pytest.raises(SegueError, match="2 holds measured numbers"):
-        read(put(tmp_path / "ucr.tsv", measured))
-    with pytest.raises(SegueError, match="its numbers are measured: bin them"):
-        read(put(tmp_path / "hours.csv", "date,HUFL,OT\n2016-07-01 00:00,5.8,30.5\n2016-07-01 01:00,5.6,27.7\n"))
+    hours = "date,HUFL,OT\n2016-07-01 00:00,5.8,30.5\n2016-07-01 01:00,5.6,27.7\n"
+    for name, rows, says in (("a.jsonl", '{"values": [0.5, 1.25]}\n' * 3, "holds measured numbers"),
+                             ("a.json", "[[0.5, 1], [2, 2]]", "holds measured numbers"),
+                             ("ucr.tsv", measured, "2 holds measured numbers"),
+                             ("hours.csv", hours, "its numbers are measured: read them with kind=series")):
+        assert read(put(tmp_path / name, rows)).kind.name == "series"
+        with pytest.raises(SegueError, match=says):
+            read(tmp_path / name, kind="events")
     twice = read(put(tmp_path / "twice.csv", "user,item,item,time\nann,tea,1,3\nann,milk,1,2\n"))
     assert twice[0].object == ["milk", "tea"] and twice.problems.note.endswith("not read: item (2)")
 

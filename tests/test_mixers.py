@@ -100,6 +100,8 @@ VARIANTS: dict[str, Make] = {
     "attention, half rotary": lambda width: Attention(width, heads=1, rotary_fraction=0.5),
     "attention, window": lambda width: Attention(width, heads=2, window=5),
     "attention, window of two": lambda width: Attention(width, heads=3, head_width=4, window=2, positions="alibi"),
+    "attention, taps": lambda width: Attention(width, heads=2, taps=2),
+    "attention, taps, window": lambda width: Attention(width, heads=2, taps=3, window=4, positions="alibi"),
     "attention, prefix": lambda width: Attention(width, heads=2, prefix=3),
     "attention, both ways": lambda width: Attention(width, heads=2, kv_heads=1, causal=False),
     "attention, both ways, alibi": lambda width: Attention(width, heads=2, positions="alibi", causal=False),

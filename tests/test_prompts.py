@@ -135,7 +135,7 @@ def test_attention_sees_given_rows_at_no_position(options: dict) -> None:
     group = mixer.heads // mixer.kv_heads
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     pairs = mixer.pairs(layout)
-    seen, bias = mixer.rule(pairs)[0], mixer._bias(q, pairs)
+    seen, bias = mixer.rule(pairs)[0], mixer.bias(q, pairs)
     out = torch.zeros_like(q)
     for b in range(2):
         for h in range(mixer.heads):

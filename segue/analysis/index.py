@@ -28,6 +28,14 @@ class VectorIndex:
     def __len__(self) -> int:
         return len(self.vectors)
 
+    def add(self, vectors: Tensor | np.ndarray) -> None:
+        """Put more vectors (M, D) behind those that are there."""
+        more = VectorIndex(torch.as_tensor(vectors).to(self.vectors), self.cosine).vectors
+        if more.shape[1] != self.vectors.shape[1]:
+            raise SegueError(f"vectors of {more.shape[1]} numbers do not go with those of the index, "
+                             f"{self.vectors.shape[1]}")
+        self.vectors = torch.cat([self.vectors, more])
+
     def scores(self, queries: Tensor | np.ndarray) -> Tensor:
         """(Q, N): cosines, or minus distances, of queries (Q, D) with all that the index holds."""
         queries = torch.as_tensor(queries).to(self.vectors)

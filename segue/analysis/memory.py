@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,3 +44,22 @@ def peak_memory(function: Callable[[], Any]) -> int:
         kept = function()
     del kept
     return watch.most
+
+
+def saved_memory(function: Callable[[], Any], besides: Iterable[torch.Tensor] = ()) -> int:
+    """Bytes that the graph of what `function` returns keeps for the way back, each storage once; those of `besides`
+    (the parameters, say) are not counted. Operators on other threads do not show."""
+    known = {x.untyped_storage().data_ptr() for x in besides}
+    kept: dict[int, int] = {}
+
+    def pack(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        graph = function()
+    total = sum(kept.values())
+    del graph
+    return total

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import comb, exp, log, log2, prod
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from segue.errors import SegueError
 from segue.models.base import Decodable, padded, state_for
 
 Text = Sequence[Hashable]
@@ -26,18 +30,102 @@ def sentence_bleu(text: Text, references: Sequence[Text], order: int = 4) -> flo
     (Papineni et al. 2002); above unigrams, one is added to hits and totals (Lin and Och 2004)."""
     if not text:
         return 0.0
-    precision = 0.0
+    counts = [_hits(text, references, n) for n in range(1, order + 1)]
+    return _bleu([(hits + (n > 0), total + (n > 0)) for n, (hits, total) in enumerate(counts)], len(text),
+                 _nearest(text, references))
+
+
+def bleu(texts: Sequence[Text], references: Sequence[Sequence[Text]], order: int = 4) -> float:
+    """BLEU of a corpus, 0 to 100: hits and totals of all texts together, each with references of its own. Where none of
+    the n-grams of a length hits, the first such length counts 1/2 of a hit, the next 1/4 ... (sacrebleu's "exp")."""
+    totals, miss = list[tuple[float, float]](), 1.0
     for n in range(1, order + 1):
-        found = ngrams(text, n)
-        allowed: Counter[tuple[Hashable, ...]] = Counter()
-        for reference in references:
-            allowed |= ngrams(reference, n)
-        hits, total = (found & allowed).total() + (n > 1), found.total() + (n > 1)
-        if not hits:
-            return 0.0
-        precision += log(hits / total) / order
-    nearest = min((abs(len(reference) - len(text)), len(reference)) for reference in references)[1]
-    return 100 * exp(precision + min(0.0, 1 - nearest / len(text)))
+        counts = [_hits(text, given, n) for text, given in zip(texts, references, strict=True)]
+        hits, total = float(sum(hits for hits, _ in counts)), float(sum(total for _, total in counts))
+        if not hits and totals and total:
+            hits = (miss := miss / 2)
+        totals.append((hits, total))
+    return _bleu(totals, sum(map(len, texts)), sum(_nearest(text, given) for text, given in zip(texts, references)))
+
+
+def _hits(text: Text, references: Sequence[Text], n: int) -> tuple[int, int]:
+    """How many n-grams of a text references hold, each at most as often as in one of them; and how many there are."""
+    found = ngrams(text, n)
+    allowed: Counter[tuple[Hashable, ...]] = Counter()
+    for reference in references:
+        allowed |= ngrams(reference, n)
+    return (found & allowed).total(), found.total()
+
+
+def _nearest(text: Text, references: Sequence[Text]) -> int:
+    return min((abs(len(reference) - len(text)), len(reference)) for reference in references)[1]
+
+
+def _bleu(counts: Sequence[tuple[float, float]], length: int, wanted: int) -> float:
+    if not all(hits for hits, _ in counts):
+        return 0.0
+    return 100 * exp(sum(log(hits / total) for hits, total in counts) / len(counts) + min(0.0, 1 - wanted / length))
+
+
+def chrf(texts: Sequence[str], references: Sequence[str], order: int = 6, beta: float = 2.0) -> float:
+    """chrF2 of a corpus, 0 to 100 (Popovic 2015): n-grams of letters without white space up to `order`; precision and
+    recall over all texts, each averaged over the n that both sides have, recall counting `beta` times as much."""
+    pairs = [("".join(text.split()), "".join(reference.split()))
+             for text, reference in zip(texts, references, strict=True)]
+    shares = []
+    for n in range(1, order + 1):
+        counts = [(*_hits(text, [reference], n), max(0, len(reference) - n + 1)) for text, reference in pairs]
+        hits, said, wanted = (sum(column) for column in zip(*counts))
+        if said and wanted:
+            shares.append((hits / said, hits / wanted))
+    precision, recall = (sum(column) / len(shares) for column in zip(*shares)) if shares else (0.0, 0.0)
+    return 100 * (1 + beta**2) * precision * recall / max(beta**2 * precision + recall, 1e-300)
+
+
+def rouge(text: Text, reference: Text, n: int = 0) -> float:
+    """ROUGE-n, the F1 of shared n-grams; n = 0: ROUGE-L, of the longest common subsequence (Lin 2004). 0 to 1."""
+    if n:
+        hits, said = _hits(text, [reference], n)
+        wanted = max(0, len(reference) - n + 1)
+    else:
+        hits, said, wanted = common_subsequence(text, reference), len(text), len(reference)
+    return 2 * hits / (said + wanted) if said + wanted else 0.0
+
+
+def common_subsequence(one: Text, other: Text) -> int:
+    """The length of the longest common subsequence, a row of its table at a time in the bits of a number (Hyyro
+    2004)."""
+    places, full = dict[Hashable, int](), (1 << len(one)) - 1
+    for at, element in enumerate(one):
+        places[element] = places.get(element, 0) | 1 << at
+    row = full
+    for element in other:
+        there = row & places.get(element, 0)
+        row = (row + there | row - there) & full
+    return len(one) - row.bit_count()
+
+
+def edit_distance(one: Text, other: Text) -> int:
+    """How many elements must be put in, taken out, exchanged, or swapped with their neighbour, to make one the other
+    (Damerau-Levenshtein, Lowrance & Wagner 1975: others may come between the two that were swapped)."""
+    far, last = len(one) + len(other), dict[Hashable, int]()
+    table = [[far] * (len(other) + 2), [far, *range(len(other) + 1)]]  # one row and column beyond those of the prefixes
+    for i, a in enumerate(one, 1):
+        row, before, match = [far, i], table[-1], 0
+        for j, b in enumerate(other, 1):
+            k, at = last.get(b, 0), match  # where b stood last in one, and a in the other, before here
+            if a == b:
+                match = j
+            row.append(min(before[j] + (a != b), row[j] + 1, before[j + 1] + 1,
+                           table[k][at] + (i - k - 1) + 1 + (j - at - 1)))
+        table.append(row)
+        last[a] = i
+    return table[-1][-1]
+
+
+def edit_similarity(one: Text, other: Text) -> float:
+    """1 - `edit_distance` / the longer length: 1 where both are the same."""
+    return 1 - edit_distance(one, other) / max(len(one), len(other), 1)
 
 
 def distinct(texts: Sequence[Text], n: int) -> float:
@@ -49,6 +137,84 @@ def repetition(text: Text, n: int) -> float:
     """The share of a text's n-grams that it held before, 1 - different / all (rep-n); 0 where it is shorter than n."""
     found = ngrams(text, n)
     return 1 - len(found) / max(found.total(), 1) if found else 0.0
+
+
+def diversity(texts: Sequence[Text]) -> float:
+    """The product over n = 2, 3, 4 of 1 - the mean of `repetition` (Su et al. 2022, arXiv 2202.06417)."""
+    return prod(1 - sum(repetition(text, n) for text in texts) / max(len(texts), 1) for n in (2, 3, 4))
+
+
+def self_bleu(texts: Sequence[Text], order: int = 4) -> float:
+    """The mean over texts of `sentence_bleu` with all others as references (Zhu et al. 2018, arXiv 1802.01886): high
+    where they are alike. 0 of fewer than two."""
+    if len(texts) < 2:
+        return 0.0
+    owners: list[dict[tuple[Hashable, ...], tuple[int, int, int]]] = []  # the highest count, whose it is, the next
+    for n in range(1, order + 1):
+        best = dict[tuple[Hashable, ...], tuple[int, int, int]]()
+        for at, text in enumerate(texts):
+            for gram, count in ngrams(text, n).items():
+                most, owner, second = best.get(gram, (0, -1, 0))
+                best[gram] = (count, at, most) if count > most else (most, owner, max(second, count))
+        owners.append(best)
+    lengths = sorted(map(len, texts))
+    total = 0.0
+    for at, text in enumerate(texts):
+        counts = []
+        for n, best in enumerate(owners, 1):
+            found = ngrams(text, n)
+            hits = sum(min(count, best[gram][2] if best[gram][1] == at else best[gram][0])
+                       for gram, count in found.items())
+            counts.append((hits + (n > 1), found.total() + (n > 1)))
+        place = bisect_left(lengths, len(text))
+        near = lengths[max(0, place - 1) : place] + lengths[place + 1 : place + 2]  # without its own
+        total += _bleu(counts, len(text), min((abs(n - len(text)), n) for n in near)[1]) if text else 0.0
+    return total / len(texts)
+
+
+def entropy(texts: Sequence[Text]) -> float:
+    """Bits of the distribution of single elements over all texts."""
+    counts = sum((Counter(text) for text in texts), Counter[Hashable]())
+    n = counts.total()
+    return -sum(count / n * log2(count / n) for count in counts.values()) + 0.0
+
+
+def zipf(texts: Sequence[Text]) -> float:
+    """The exponent s of frequency ~ rank^-s over the elements of all texts (Holtzman et al. 2020), by least squares
+    between the logarithms; about 1 in prose. 0 of fewer than two different ones."""
+    counts = sorted(sum((Counter(text) for text in texts), Counter[Hashable]()).values(), reverse=True)
+    if len(counts) < 2:
+        return 0.0
+    return -float(np.polyfit(np.log(np.arange(1, len(counts) + 1)), np.log(counts), 1)[0])
+
+
+def novelty(texts: Sequence[Text], known: Sequence[Text], n: int = 4) -> float:
+    """The share of the texts' n-grams that no known text (those learned from) holds: low where they are copied; 0 where
+    there are none."""
+    held = set().union(*(ngrams(text, n) for text in known))
+    found = [gram for text in texts for gram in ngrams(text, n).elements()]
+    return sum(gram not in held for gram in found) / max(len(found), 1)
+
+
+def repeated_predictions(predictions: Sequence[Any], text: Sequence[Any], window: int, wrong: bool = False) -> float:
+    """The share of a model's likeliest next elements that stand among the last `window` ones before them, text (N,) and
+    prediction (N,) by place (rep); wrong: and are not the right ones (wrep; Welleck et al. 2019, arXiv 1908.04319)."""
+    said = [guess in text[max(0, at - window) : at] and not (wrong and guess == text[at])
+            for at, guess in enumerate(predictions)]
+    return sum(said) / max(len(said), 1)
+
+
+def sentence_repetition(sentences: Sequence[Hashable]) -> float:
+    """The share of a text's sentences that it held before; 0 of none."""
+    return 1 - len(set(sentences)) / len(sentences) if sentences else 0.0
+
+
+def pass_at_k(attempts: int, right: int, k: int) -> float:
+    """The chance that of k attempts, drawn from so many of which some are right, one at least is: unbiased
+    (Chen et al. 2021, arXiv 2107.03374)."""
+    if not 0 <= right <= attempts or not 0 < k <= attempts:
+        raise SegueError(f"pass@{k} of {right} right ones in {attempts} attempts: give 0 <= right <= attempts >= k > 0")
+    return 1 - comb(attempts - right, k) / comb(attempts, k)
 
 
 @dataclass

@@ -70,6 +70,8 @@ def _strategy(text: str) -> Strategy:
             raise SegueError(f"{key}={value} of strategy {name} is no number") from error
         if not isinstance(default, str) and not isinstance(settings[key], bool | int | float):
             raise SegueError(f"{key}={value} of strategy {name} is no number")
+        if type(default) is int and type(settings[key]) is not int:
+            raise SegueError(f"{key}={value} of strategy {name} is no whole number")
     return kind(**settings)
 
 

@@ -9,6 +9,12 @@ from typing import Any
 from segue.errors import SegueError
 
 
+def named(function: Callable[..., Any]) -> list[str]:
+    """The options of a function: its arguments that have names only."""
+    return [name for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY]
+
+
 def checked(function: Callable[..., Any], whose: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Options as a function takes them; unknown ones and values of the wrong sort are refused before it runs."""
     known = {name: parameter for name, parameter in inspect.signature(function).parameters.items()

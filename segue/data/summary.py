@@ -81,6 +81,9 @@ def _examples(data: Data) -> list[list[str]]:
     """Name and beginning of a few records, spread over the whole."""
     found = []
     for i in sorted({int(i) for i in np.linspace(0, len(data) - 1, EXAMPLES)}) if len(data) else []:
+        if data.kind.drawn:
+            found.append([data.name(i), "\n" + data.kind.show(data.object_of(data.values(i)))])
+            continue
         begin = data.object_of(data.values(i)[: 4 * WIDTH])
         text = " ".join((begin if isinstance(begin, str) else data.kind.show(begin)).split())
         more = len(text) > WIDTH or data.lengths[i] > 4 * WIDTH

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from segue.data.options import checked
 from segue.decoding.constrain import Pattern, schema
 from segue.decoding.generate import Continuation, Until, check_limits, generate, stream
 from segue.decoding.healing import Healing, spelling
@@ -300,7 +301,8 @@ class FittedModel(Protocol):
 
 def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decoder: str | None = None,
               draft: Any = None, *, stop: Sequence[Any] = (), weights: str = "float32",
-              depth: DepthSchedule | int | str | None = None, **options: Any) -> Any:
+              depth: DepthSchedule | int | str | None = None, reading: Mapping[str, Any] | None = None,
+              **options: Any) -> Any:
     """What comes after `prime`: one `Continuation`, or for a list of primes a list of them.
 
     prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, a `SetPrompt` of them
@@ -312,13 +314,14 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     weights: "float32", or "int8" for matrices rounded to bytes: faster, and a little worse (see `Fitted.evaluate`).
     depth: how many of a native model's layers read each next element: "8-3", from eight at the answer's beginning to
         three at its end, 5 at all places, or a `DepthSchedule`. Another text, for models that have learned it.
+    reading: options of the kind's `read`, where the prime is a path.
     Everything else is as in `continue_objects` and `generate`.
     """
     kind = fitted.kind
     items = kind.storage == "items"
     many = isinstance(prime, (list, tuple)) and (
         not items or any(isinstance(each, (list, tuple, Path, SetPrompt)) for each in prime))
-    records = [prime_record(kind, each, fitted.codec) for each in (prime if many else [prime])]
+    records = [prime_record(kind, each, fitted.codec, reading) for each in (prime if many else [prime])]
     if not records:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     strange = [unknown_in(fitted.codec, record.object) for record in records]
@@ -331,6 +334,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         if count:
             answer.remark = f"{count} of the {len(record)} {kind.unit}s of the prime are unknown to the model"
         for each in (answer, *answer.others):
+            if kind.drawn:
+                each.text = kind.show(each.whole)
             each.writer = partial(_write, kind, record.name)
     return answers if many else answers[0]
 
@@ -369,14 +374,15 @@ def _write(kind: Kind, name: str, whole: Any, path: str | Path) -> None:
     kind.write([Record(whole, name=name) if name and kind.several else whole], path)
 
 
-def prime_record(kind: Kind, prime: Any, codec: Codec) -> Record:
-    """What a user gave to go on from, as a record of the kind: the first one where it is a path; the object is None
-    where it is empty. The codec's items are told apart in a text."""
+def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None) -> Record:
+    """What a user gave to go on from, as a record of the kind: the first one where it is a path, read with these
+    options; the object is None where it is empty. The codec's items are told apart in a text."""
     known, name = {str(item) for item in getattr(codec, "items", ())}, ""
     if isinstance(prime, SetPrompt):
         return Record(prime.mapped(lambda run: kind.normalise(run, known)))
     if isinstance(prime, Path):
-        record = next(iter(kind.read(prime)), None)
+        options = checked(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
+        record = next(iter(kind.read(prime, **options)), None)
         if record is None:
             raise SegueError(f"{prime} holds no sequence to continue: give a file with one")
         prime, name = record.object, record.name.removeprefix(f"{prime}:")

@@ -157,10 +157,11 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dfinal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        state = ctx.saved_tensors[1]
+        saved = ctx.saved_tensors  # once: checkpointing gives them but one time
+        state = saved[1]
         dfinal = torch.zeros_like(state) if dfinal is None else dfinal
         dy = state.new_zeros(ctx.shape) if dy is None else dy
-        return (None, *_kernels(dy)[1](ctx.cell, *ctx.saved_tensors, dy, dfinal), None, None, None)
+        return (None, *_kernels(dy)[1](ctx.cell, *saved, dy, dfinal), None, None, None)
 
 
 def _kernels(x: Tensor) -> tuple[Callable[..., Tensors], Callable[..., Tensors]]:

@@ -14,17 +14,21 @@ from segue.kinds.codecs import (
     ItemCodec,
     KmerCodec,
     LetterCodec,
+    LevelCodec,
     SmilesCodec,
     TokenizerCodec,
 )
+from segue.kinds.graph import Graphs
 from segue.kinds.items import TextItemCodec
 from segue.kinds.music import Music
+from segue.kinds.picture import Picture
+from segue.kinds.series import Series
 from segue.kinds.sound import Sound
 from segue.kinds.table import Cases, Events
 from segue.kinds.text import Code, Text
 
 KINDS: dict[str, Kind] = {kind.name: kind for kind in (
-    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound())}
+    Text(), Code(), DNA(), Protein(), Molecule(), Events(), Cases(), Music(), Sound(), Picture(), Series(), Graphs())}
 
 __all__ = [
     "CODECS",
@@ -36,17 +40,21 @@ __all__ = [
     "Code",
     "Codec",
     "Events",
+    "Graphs",
     "IdCodec",
     "ItemCodec",
     "Kind",
     "KmerCodec",
     "LetterCodec",
+    "LevelCodec",
     "Molecule",
     "Music",
+    "Picture",
     "Problem",
     "Problems",
     "Protein",
     "Record",
+    "Series",
     "SmilesCodec",
     "Sound",
     "Text",

@@ -106,6 +106,7 @@ class Kind(ABC):
     split_by: how train and held-out records are told apart by default: "name", "content" or "entity".
     family: kinds of one family are read together from one folder (text and code).
     several: whether a file holds many sequences, each with its name; else it is one (a text, a sound).
+    drawn: whether people are shown an answer as a drawing of the whole (`show`), and not what was added.
     """
 
     name: ClassVar[str] = ""
@@ -114,6 +115,7 @@ class Kind(ABC):
     split_by: ClassVar[str] = "name"
     family: ClassVar[str] = ""
     several: ClassVar[bool] = True
+    drawn: ClassVar[bool] = False
 
     @abstractmethod
     def sniff(self, path: Path, head: bytes) -> float:
@@ -150,6 +152,10 @@ class Kind(ABC):
     @abstractmethod
     def show(self, obj: Any) -> str:
         """The object for a terminal."""
+
+    def reading(self, codec: Codec) -> dict[str, Any]:
+        """The options of `read` that give objects of this codec, where other objects could be read from the files."""
+        return {}
 
     def normalise(self, obj: Any, known: Collection[str] = ()) -> Any:
         """A user's prime as an object of this kind (text given as str becomes bytes, and so on). known: the items there

@@ -1,8 +1,7 @@
 """Codecs: objects to token ids and back.
 
-Every codec here is exact (`decode(encode(x)) == x`) on all objects of its alphabet; what lies outside is a SegueError
-that names the position, or, for items, the unknown item. Documents are bounded by one special token that serves as
-begin and as end (`bos == eos`), so that a model's first prediction has something to stand on. `encode` adds none.
+Every codec here but that of measured numbers is exact (`decode(encode(x)) == x`) on all objects of its alphabet; what
+lies outside is a SegueError X
 """
 
 from __future__ import annotations
@@ -40,12 +39,14 @@ class Codec(ABC):
 
     size: number of token ids, specials included. bos, eos, unk, pad: ids of specials, or None.
     elementwise: one token is one element of the object, so that channels stay aligned.
+    exact: decode gives back the object; else the nearest that the codec can say, which has the same ids.
     counted: how long an answer may be is said in base units, since people count those (bases) and not tokens.
     dummy_prefix: a blank is put before a text, which a text of its own, decoded without what stood before, begins with.
     """
 
     name: ClassVar[str] = ""
     elementwise: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
     counted: ClassVar[bool] = False
     size: int
     bos: int | None = None
@@ -682,6 +683,79 @@ def decoding_of(tokenizer: Tokenizer) -> str:
     return "blanks" if "Metaspace" in kinds or "\u2581" in marks else "words"
 
 
+class LevelCodec(Codec):
+    """Measured numbers: each is one of the levels of its column, or missing. An element is a str: the number, "nan"
+    where there is none; of several columns with the column before it ("temperature=21.5").
+
+    levels: the numbers that can be said of each column, rising; a number becomes the nearest. Ids: the levels of the
+    first column, its missing value, those of the next column; last the end. Numbers have seven digits.
+    """
+
+    name = "levels"
+    exact = False
+
+    def __init__(self, levels: Mapping[str, Sequence[float]]) -> None:
+        self.levels = {column: [float(decimal(level)) for level in rising] for column, rising in levels.items()}
+        for column, rising in self.levels.items():
+            if not rising or any(a >= b for a, b in zip(rising, rising[1:])) or not np.isfinite(rising).all():
+                raise SegueError(f"the levels of column '{column}' are not rising numbers")
+        self.between = {column: (np.array(rising[1:]) + rising[:-1]) / 2 for column, rising in self.levels.items()}
+        sizes = [len(rising) + 1 for rising in self.levels.values()]
+        self.starts = dict(zip(self.levels, np.cumsum([0, *sizes]).tolist()))
+        self.elements = [element(column, level) for column, rising in self.levels.items()
+                         for level in (*rising, np.nan)]
+        self.bos = self.eos = len(self.elements)
+        self.size = self.eos + 1
+
+    def lookup(self, elements: Sequence[Any] | None) -> np.ndarray | None:
+        return None if elements is None else self.encode(elements)
+
+    def encode(self, obj: Sequence[str]) -> np.ndarray:
+        columns, numbers = zip(*map(parted, obj)) if len(obj) else ((), ())
+        ids = np.empty(len(obj), dtype=np.int32)
+        for column in dict.fromkeys(columns):
+            mine = np.array([each == column for each in columns])
+            if column not in self.levels:
+                raise SegueError(f"position {int(np.argmax(mine)) + 1:,}: there is no column '{column}' here; there "
+                                 f"{'is' if len(self.levels) == 1 else 'are'} {', '.join(map(repr, self.levels))}")
+            values = np.array(numbers)[mine]
+            found = np.searchsorted(self.between[column], values)
+            ids[mine] = self.starts[column] + np.where(np.isnan(values), len(self.levels[column]), found)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> list[str]:
+        array = self.checked(ids)
+        return [self.elements[id] for id in array[array != self.eos].tolist()]
+
+    def token(self, id: int) -> str:
+        return END if id == self.eos else self.elements[id]
+
+    def weights(self) -> np.ndarray:
+        return np.array([1] * len(self.elements) + [0], dtype=np.int64)
+
+    def state(self) -> dict[str, Any]:
+        return {"levels": self.levels}
+
+
+def decimal(number: float) -> str:
+    """A measured number as text: seven digits, as many as 32 bits hold; "nan" where there is none."""
+    return f"{number:.7g}".replace("-0", "0") if number == 0 else f"{number:.7g}"
+
+
+def element(column: str, number: float) -> str:
+    """A measured number of a column; the column of a series that has but one is called nothing."""
+    return f"{column}={decimal(number)}" if column else decimal(number)
+
+
+def parted(text: str) -> tuple[str, float]:
+    """The column and the number of an element."""
+    column, _, number = str(text).rpartition("=")
+    try:
+        return column, float(number)
+    except ValueError as error:
+        raise SegueError(f"{text!r:.60} is no measured number: give numbers, or column=number") from error
+
+
 class IdCodec(Codec):
     """Token ids as they are, for a model that came without a tokenizer: objects are lists of whole numbers. size: of
     the model's vocabulary. eos: the id that ends a text, if one does."""
@@ -716,4 +790,4 @@ class IdCodec(Codec):
 
 
 CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (
-    ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, SmilesCodec, ItemCodec, IdCodec)}
+    ByteCodec, BPECodec, TokenizerCodec, LetterCodec, KmerCodec, SmilesCodec, ItemCodec, LevelCodec, IdCodec)}

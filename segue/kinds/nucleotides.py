@@ -29,9 +29,11 @@ def masks(sequence: str | np.ndarray) -> np.ndarray:
     return TABLE[codes]
 
 
-def reverse_complement(sequence: str) -> str:
-    """The other strand of a sequence of IUPAC codes, read from its beginning; RNA where there is a U and no T."""
-    rna = "U" in sequence.upper() and "T" not in sequence.upper()
+def reverse_complement(sequence: str, rna: bool | None = None) -> str:
+    """The other strand of a sequence of IUPAC codes, read from its beginning; of RNA, if None where there is a U and no
+    T."""
+    if rna is None:
+        rna = "U" in sequence.upper() and "T" not in sequence.upper()
     return sequence.translate(RNA_PAIRS if rna else PAIRS)[::-1]
 
 
@@ -57,6 +59,7 @@ def other_strand(codec: Codec, ids: np.ndarray) -> np.ndarray:
     """The ids of the other strand, which begins where these end; these where it takes another number of words (where
     words are cut by other letters)."""
     begun, ended = bool(ids[0] == codec.bos), len(ids) > 1 and bool(ids[-1] == codec.eos)
-    inside = codec.encode(reverse_complement(codec.decode(ids)))
+    rna = "U" in codec.bases.letters if isinstance(codec, KmerCodec) else None
+    inside = codec.encode(reverse_complement(codec.decode(ids), rna))
     new = np.concatenate([[codec.bos] * ended, inside, [codec.eos] * begun]).astype(ids.dtype)
     return new if len(new) == len(ids) else ids

@@ -28,14 +28,13 @@ RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, 
 PICKLE = "a pickle, which is never opened: write it as JSON, CSV or .npy"
 FOREIGN = {
     b"%PDF": "a PDF: turn it into text, for example with pdftotext",
-    **dict.fromkeys((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM"), "a picture"),
     **dict.fromkeys((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"), PICKLE),
     b"\xd0\xcf\x11\xe0": "an old Office document: save it as CSV or as text",
     b"\x89HDF": "HDF5: write its arrays as .npy, or its tables as CSV or Parquet",
     b"SQLite format 3": "a database: export its tables as CSV",
     b"BAM\1": "BAM: turn it into FASTQ with samtools fastq",
     **dict.fromkeys((b"ABIF", b".sff"), "raw reads: turn them into FASTQ"),
-    b"\0\0\x08": "IDX, the pictures or labels of MNIST",
+    b"\0\0\x08": "IDX without pictures, such as the labels of MNIST",
     **dict.fromkeys((b"7z\xbc\xaf\x27\x1c", b"Rar!"), "an archive of a sort that is not read here: unpack it"),
 }
 

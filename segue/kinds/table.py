@@ -53,7 +53,7 @@ CLOCKED = ("date", "time")  # two columns that say together when
 NUMBER = re.compile(r"[-+\d.eE]+")
 BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that somebody types
 LONGEST = 40  # words of an item
-MEASURED = "bin them into symbols first, or learn them as text with kind=text"
+MEASURED = "read them with kind=series, or bin them into symbols first"
 THIS = "the file"  # who, where a file is all of one entity
 THAT = "event"  # what, where nothing is known of events but when they were
 
@@ -88,7 +88,7 @@ class Events(Kind):
         if suffix not in sorts and table.form == "delimited" and not table.regular:
             return 0.0
         names = table.names if table.headed else []
-        who, what, weak, when = (_named(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
+        who, what, weak, when = (named_by(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
         thing = what or weak
         if thing and any(isinstance(cell, list) for cell in table.column(thing)):
             return 0.9
@@ -352,7 +352,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _named(names: Iterable[str], usual: Sequence[str]) -> str | None:
+def named_by(names: Iterable[str], usual: Sequence[str]) -> str | None:
     """The column whose name, or last part of a name, says what is looked for."""
     ranked = [(usual.index(plain), ENDINGS.index(ending), i, name) for i, name in enumerate(names)
               for whole in {_plain(name), _plain(name.rpartition(".")[2])} for ending in ENDINGS
@@ -380,7 +380,7 @@ def _listed(table: Look) -> list[str]:
 def _clock(names: Sequence[str], cells: Callable[[str], Iterable[Any]]) -> str | None:
     """Of a table without a header the column of times: behind the first, one of dates; else behind the second one of
     numbers that may be times; else the first, where none of it comes again."""
-    timed = [name for name in names if _timelike(cells(name))]
+    timed = [name for name in names if timelike(cells(name))]
     dated = [name for name in timed if not all(NUMBER.fullmatch(str(cell)) for cell in cells(name) if cell is not None)]
     once = [name for name in timed if name == names[0] and len(names) > 2 and
             len(set(map(str, cells(name)))) == len(list(cells(name)))]
@@ -427,9 +427,9 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
 
     asked_for = what is not None
     if frame.headed:
-        when = _when(frame, free()) if when is None else when
-        who = _named(free(), WHO) if who is None else who
-        what = _named(free(), WHAT + WEAKLY) if what is None else what
+        when = when_of(frame, free()) if when is None else when
+        who = named_by(free(), WHO) if who is None else who
+        what = named_by(free(), WHAT + WEAKLY) if what is None else what
     else:
         if when is None:
             when = _clock(free(), lambda name: columns[name][:100].to_pylist()) if len(free()) > 2 else None
@@ -459,7 +459,7 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
         missing = [role for role, name in (("who", who), ("what", what)) if name is None]
         one = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
             "; or read it as text with kind=text"
-        if what is None and _measured(value for name in rest[:20] for value in columns[name][:1000].to_pylist()):
+        if what is None and measured(value for name in rest[:20] for value in columns[name][:1000].to_pylist()):
             one = f"; its numbers are measured: {MEASURED}"
         raise SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
                          f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
@@ -469,12 +469,12 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
 
 def _events_not_measured(frame: Frame, what: str, values: Iterable[Any]) -> None:
     """Refuse a column that was taken for what happened, but holds measurements."""
-    if _measured(values):
+    if measured(values):
         raise SegueError(f"{frame.path}: {what} holds measured numbers, which are no events ({MEASURED}); or give "
                          "what=")
 
 
-def _when(frame: Frame, names: list[str]) -> str | None:
+def when_of(frame: Frame, names: list[str]) -> str | None:
     """The column of times: by its usual name, or by how its name ends and what is in it. A date and a time of day in
     two columns become one."""
     import pyarrow.compute as compute
@@ -490,13 +490,13 @@ def _when(frame: Frame, names: list[str]) -> str | None:
             for name in CLOCKED:
                 del frame.columns[plain[name]]
             return both
-    if usual := _named(names, WHEN):
+    if usual := named_by(names, WHEN):
         return usual
     return next((name for name in names if _plain(name).endswith(MOMENTS)
-                 and _timelike(frame.columns[name][:100].to_pylist())), None)
+                 and timelike(frame.columns[name][:100].to_pylist())), None)
 
 
-def _timelike(cells: Iterable[Any]) -> bool:
+def timelike(cells: Iterable[Any]) -> bool:
     """Moments in the calendar, not just numbers."""
     texts = [cell if isinstance(cell, datetime) else str(cell) for cell in cells if cell is not None]
     return bool(texts) and all(
@@ -516,10 +516,10 @@ def _repeats(column: Any) -> bool:
     if len(values) == len(column) or "float" in str(column.type) or "double" in str(column.type):
         return False
     texts = [str(value) for value in values if value is not None]
-    return not _measured(texts) and sum(map(len, texts)) <= 40 * len(texts)
+    return not measured(texts) and sum(map(len, texts)) <= 40 * len(texts)
 
 
-def _measured(values: Iterable[Any]) -> bool:
+def measured(values: Iterable[Any]) -> bool:
     """Numbers of which some have a fraction or are below zero: measurements, not names of anything."""
     texts = [str(value) for value in values if value is not None]
     numbers = all(re.fullmatch(r"[-+]?\d*(\.\d*)?([eE][-+]?\d+)?", text) for text in texts)
@@ -542,7 +542,7 @@ def _moment(text: str) -> float | None:
         return None
 
 
-def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
+def seconds_of(column: Any, when_format: str | None, path: Path) -> np.ndarray:
     """Times as float64 seconds; NaN where one cannot be read. Whole columns at once where Arrow can."""
     import pyarrow as pa
     import pyarrow.compute as compute
@@ -668,7 +668,7 @@ def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | 
 
     who, what, when = roles
     texts = [_texts(frame, who or THIS, str(frame.path)), _texts(frame, what, THAT)]
-    times = None if when is None else _seconds(frame.columns[when], when_format, frame.path)
+    times = None if when is None else seconds_of(frame.columns[when], when_format, frame.path)
     numbers = [_numbers(frame, name) for name in also]
     missing = {who: _blank(texts[0]), what: _blank(texts[1])}
     missing |= {} if times is None else {when: np.isnan(times)}
@@ -764,7 +764,8 @@ def _moments(column: Any, when_format: str | None, path: Path) -> list[Any]:
 
     if "list" not in str(column.type) or not any(lengths := compute.list_value_length(column).to_pylist()):
         return column.to_pylist()
-    seconds = np.split(_seconds(compute.list_flatten(column), when_format, path), np.cumsum([n or 0 for n in lengths]))
+    flat = seconds_of(compute.list_flatten(column), when_format, path)
+    seconds = np.split(flat, np.cumsum([n or 0 for n in lengths]))
     return [None if length is None else part for length, part in zip(lengths, seconds)]
 
 

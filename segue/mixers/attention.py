@@ -17,6 +17,7 @@ from segue.kernels.attention import causal_attention, trains_on
 from segue.mixers import rules
 from segue.mixers.base import Mixer
 from segue.mixers.cache import Cache
+from segue.mixers.convolution import ShortConvolution
 from segue.mixers.cross import Source
 from segue.mixers.positions import alibi_slopes, relative_scores, rotary_frequencies, rotate, sinusoids
 from segue.mixers.state import Layout, Part, Parts
@@ -55,6 +56,13 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     lse = lses.logsumexp(0)
     weights = (lses - lse.nan_to_num(neginf=0.0)).exp()
     return (weights[..., None] * outputs).sum(0), lse
+
+
+def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
+    """As `merge` of two, in place in the first: for sums that run along, without gradients."""
+    weight = torch.sigmoid(other_lse - lse).nan_to_num(nan=0.0)  # where neither saw anything
+    out.lerp_(other.to(out.dtype), weight[..., None])
+    torch.logaddexp(lse, other_lse, out=lse)
 
 
 def rule_of(causal: bool, window: int | None, prefix: int, prompt: bool, block: int | None, look_back: int,
@@ -100,6 +108,9 @@ class Attention(Mixer):
         beyond what it learned. span_penalty: what the mean learned part of `span` costs in the loss (`penalty`).
     A part "given" of the memory holds keys and values that come with no token, as they are (a prompt, see
     `segue.models.prompts`): all queries see them, and they have no position.
+    taps: queries, keys and values are made of a short causal convolution over so many nodes, which is the node itself
+        to begin with (0: of the node). Two let a key say what stood before it, so that copying and looking up are
+        learned much sooner (after the shift of H3, Fu et al. 2022, arXiv 2212.14052).
     qkv_bias, out_bias: biases of the projections. qk_norm: RMS-normalise queries and keys per head (epsilon norm_eps).
     """
 
@@ -116,7 +127,7 @@ class Attention(Mixer):
                  look_back: int = 0, global_tokens: int = 0, random_blocks: int = 0,
                  global_projections: bool = False, span: int = 0, ramp: int = 32, span_penalty: float = 0.0,
                  qkv_bias: bool = False, out_bias: bool = False, qk_norm: bool = False, norm_eps: float = 1e-6,
-                 prompt: bool = False) -> None:
+                 prompt: bool = False, taps: int = 0) -> None:
         super().__init__(width)
         self.heads, self.kv_heads = heads, kv_heads or heads
         if head_width is None and width % heads:
@@ -134,12 +145,16 @@ class Attention(Mixer):
         self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
         self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt  # type: ignore[misc]
         self.prefix = prefix
-        self.sets = causal and not self.needs_whole_prompt  # type: ignore[misc]
+        self.sets = causal and not (self.needs_whole_prompt or taps)  # type: ignore[misc]
         self.constant_state = self._kept() is not None  # type: ignore[misc]
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=qkv_bias)
         self.qkv_global = copy.deepcopy(self.qkv) if global_projections else None
         if self.qkv_global is not None:
             self.qkv_global.reset_parameters()
+            self.linear_in_values = False  # type: ignore[misc]
+        self.convolution = ShortConvolution(width, taps) if taps else None
+        if self.convolution is not None:
+            self.convolution.weight.data[:, -1] += 1
             self.linear_in_values = False  # type: ignore[misc]
         self.out = nn.Linear(heads * self.head_width, width, bias=out_bias)
         self.q_norm = nn.RMSNorm(self.head_width, eps=norm_eps) if qk_norm else None
@@ -168,7 +183,7 @@ class Attention(Mixer):
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         k = like.new_zeros(batch, self.kv_heads, 0, self.head_width)
-        return {"cache": Cache(k, k.clone(), self._kept(), history)}
+        return {"cache": Cache(k, k.clone(), self._kept(), history), **super().parts(batch, like, history)}
 
     def _structure(self) -> rules.Rule:
         """The mask rule; of learned spans, that of the longest."""
@@ -211,7 +226,7 @@ class Attention(Mixer):
         prompt = None if layout.prompt is None else layout.prompt[:, None]
         return rules.Pairs(layout.positions[:, :, None], layout.positions[:, None], layout.follows, prompt)
 
-    def _bias(self, q: Tensor, pairs: rules.Pairs, even: bool = False) -> Tensor | None:
+    def bias(self, q: Tensor, pairs: rules.Pairs, even: bool = False) -> Tensor | None:
         """What is added to the scores, (B or 1, H, ..., Q, K). even: see `relative_scores`."""
         bias: Tensor | None = None
         distance = pairs.query - pairs.key
@@ -234,6 +249,8 @@ class Attention(Mixer):
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
         if self.training and self.learned_span is not None:
             self.learned_span.data.clamp_(0, 1)  # outside it would have no gradient to come back by
+        if self.convolution is not None:
+            x = self.convolution((x,), layout, parts.get("convolution"))
         q, k, v = self.project(x, layout.positions)
         n, rule = x.shape[1], self._structure()
         if rule is rules.prompted and (layout.prompt is None or n == 1):
@@ -269,8 +286,8 @@ class Attention(Mixer):
         if self.qkv_global is not None:
             if given is not None:
                 raise SegueError("prefixes and global projections do not go together: leave one of them out")
-            return self._finish(self._globally(x, y, layout))
-        return self.output(y, x)
+            y = self._globally(x, y, layout)
+        return self._finish(y)
 
     def _globally(self, x: Tensor, y: Tensor, layout: Layout) -> Tensor:
         """y (B, H, N, E) with what the global tokens of each document read by projections of their own."""
@@ -295,7 +312,7 @@ class Attention(Mixer):
         (one axis more, the third), where the rule lets them see. valid: where there is a key of their document (None:
         everywhere). even: see `relative_scores`. given: keys and values besides, which every query sees and which
         have no position."""
-        mask, bias = rule(pairs), self._bias(q, pairs, even)
+        mask, bias = rule(pairs), self.bias(q, pairs, even)
         mask = (mask if valid is None else mask & valid)[:, None]
         if given is not None:
             size = given.k.shape[2]
@@ -381,6 +398,10 @@ class Attention(Mixer):
         wide, narrow = self.heads * self.head_width, self.kv_heads * self.head_width
         qkv, y = program.register("qkv", wide + 2 * narrow), program.register("y", wide)
         q, k, v = qkv[:wide], qkv[wide : wide + narrow], qkv[wide + narrow :]
+        if self.convolution is not None:
+            near = program.register("near", self.width)
+            program.convolve(source, near, self.convolution.weight, self.convolution.bias, activation="none")
+            source = near
         program.linear(source, qkv, self.qkv.weight, self.qkv.bias)
         if self.q_norm is not None and self.k_norm is not None:
             for part, norm, heads in ((q, self.q_norm, self.heads), (k, self.k_norm, self.kv_heads)):
@@ -402,7 +423,7 @@ class Attention(Mixer):
         mask = self._structure()(pairs)
         mask = (mask if together is None else mask & together)[:, None]
         eye = torch.eye(x.shape[1], dtype=q.dtype, device=q.device).expand(*k.shape[:2], -1, -1)
-        return attend(q, k, eye, mask, self._bias(q, pairs))[0]
+        return attend(q, k, eye, mask, self.bias(q, pairs))[0]
 
     def values(self, x: Tensor) -> Tensor:
         if not self.linear_in_values:  # global tokens have values of their own

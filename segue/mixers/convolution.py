@@ -36,6 +36,9 @@ class Window(Recurrence):
         (x,), (window,) = inputs, state
         return self.combine(x, window, starts), (self._last(x, window, starts, lengths),)
 
+    def kept(self, inputs: Tensors) -> Tensors | None:
+        return (inputs[0].new_zeros(()),) if inputs[0].shape[1] >= self.taps - 1 else None
+
     def _last(self, x: Tensor, window: Tensor, starts: Tensor | None, lengths: Tensor | None) -> Tensor:
         """What the next node sees."""
         kept = self.taps - 1

@@ -107,7 +107,8 @@ class CrossAttention(Mixer):
     The source is what the first call's layout brings (`Layout.source`), and what the state remembers from then on.
 
     width: model width D. heads: query heads. kv_heads: key-value heads (default: heads). head_width: features per head
-        (default: width / heads). bias: of all projections. aligned: queries carry where they stand in their region
+        (default: width / heads). bias: of all projections. first: nodes at earlier positions look at nothing, and may
+        be read before there is a source (default: all look). aligned: queries carry where they stand in their region
         (`Layout.labels`) and keys where they stand in the source, both from 0, as sinusoids: what returns in regions
         lines up with the source (theme-aligned positions, Theme Transformer, 2021, arXiv 2111.04093).
     """
@@ -115,10 +116,9 @@ class CrossAttention(Mixer):
     cost: ClassVar[str] = "T S"
 
     def __init__(self, width: int, heads: int = 4, kv_heads: int | None = None, head_width: int | None = None,
-                 bias: bool = False, aligned: bool = False) -> None:
+                 bias: bool = False, first: int | None = None, aligned: bool = False) -> None:
         super().__init__(width)
-        self.aligned = aligned
-        self.heads, self.kv_heads = heads, kv_heads or heads
+        self.heads, self.kv_heads, self.first, self.aligned = heads, kv_heads or heads, first, aligned
         if (head_width is None and width % heads) or heads % self.kv_heads:
             raise SegueError(f"cross-attention of {heads} heads, {self.kv_heads} of keys and values, at width {width}: "
                              "the width must be divisible by the heads, and these by those of keys and values")
@@ -141,6 +141,9 @@ class CrossAttention(Mixer):
         return k, v
 
     def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        looks = None if self.first is None else layout.positions >= self.first
+        if looks is not None and layout.source is None and not bool(looks.any()):
+            return torch.zeros_like(x)
         source = looked_at(layout, parts, self.project)
         if self.aligned:
             if layout.labels is None:
@@ -151,7 +154,8 @@ class CrossAttention(Mixer):
         q = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = source.k, source.v
         y = F.scaled_dot_product_attention(q, k, v, source.mask, enable_gqa=self.heads != self.kv_heads)
-        return self.out(y.transpose(1, 2).flatten(2))
+        y = self.out(y.transpose(1, 2).flatten(2))
+        return y if looks is None else y * looks[..., None]
 
 
 class PositionAwareCrossAttention(Mixer):

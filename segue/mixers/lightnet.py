@@ -68,6 +68,9 @@ class AdditiveRecurrence(Recurrence):
         y, final = gla(divided(q, totals), k, v, None, state[0], starts, lengths)
         return y, (final, totals[:, -1])
 
+    def kept(self, inputs: Tensors) -> Tensors:
+        return (inputs[0].new_ones(()), inputs[0].new_ones(()))
+
 
 class LightNet(Mixer):
     """width: model width D. heads. causal: False reads all of a document at once, and then also elements on a grid.

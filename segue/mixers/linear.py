@@ -130,6 +130,9 @@ class LinearRecurrence(Recurrence):
         y, final = gla(q, k, F.pad(v, (0, 1), value=1.0), None, state[0], starts, lengths)
         return normalised(y[..., :-1], y[..., -1:]), (final,)
 
+    def kept(self, inputs: Tensors) -> Tensors | None:
+        return (inputs[0].new_ones(()),)
+
 
 class LinearAttention(Mixer):
     """Attention with weights features(q) . features(k), divided by their sum; no positions.

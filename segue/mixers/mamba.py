@@ -42,6 +42,10 @@ class SelectiveScan(Recurrence):
         y, final = selective_scan(u, dt, -self.A_log.exp(), B, C, self.D, state[0], starts, self.low)
         return y, (final,)
 
+    def kept(self, inputs: Tensors) -> Tensors | None:
+        steps = inputs[1].sum(1, dtype=torch.promote_types(inputs[1].dtype, torch.float32))
+        return None if self.low else ((steps[..., None] * -self.A_log.exp()).exp(),)
+
 
 class Mamba(Mixer):
     """width: model width D. states: S per channel. taps: of the convolution. expand: inner width relative to D.

@@ -42,6 +42,10 @@ class StateSpaceDual(Recurrence):
         y, final = ssd(u, dt, dt * -self.A_log.exp(), self.D, state[0], starts, lengths)
         return y, (final,)
 
+    def kept(self, inputs: Tensors) -> Tensors:
+        steps = inputs[1].sum(1, dtype=torch.promote_types(inputs[1].dtype, torch.float32))
+        return ((steps * -self.A_log.exp()).exp()[..., None, None],)
+
 
 class Mamba2(Mixer):
     """width: model width D. states: S per head and channel. head_width: channels that share a decay (default: 64, or

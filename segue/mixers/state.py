@@ -466,9 +466,14 @@ class Recurrence(nn.Module):
         """
         raise NotImplementedError
 
+    def kept(self, inputs: Tensors) -> Tensors | None:
+        """Where all that a chain of inputs does to the state before it is to multiply it, element by element, and to
+        add to it: the factors, broadcastable to the state. Else None."""
+        return None
+
     def forward(self, inputs: Tensors, layout: Layout, carry: Carry | None = None) -> Tensor:
         """Outputs (B, N, ...) of all nodes; with a `carry`, from its state, leaving the inputs pending in it."""
-        state = self.initial(inputs[0].shape[0], inputs[0]) if carry is None else carry.state
+        state = self.initial(inputs[0].shape[0], inputs[0]) if carry is None else carry.before(inputs, layout.starts)
         if layout.parents is None or not layout.parents.numel():
             outputs, final = self.scan(inputs, state, layout.starts)
         else:
@@ -538,6 +543,10 @@ class Carry:
         self.base = state
         self.trail: Tensors | None = None
         self.fill = torch.zeros(state[0].shape[0], dtype=torch.long, device=state[0].device)
+
+    def before(self, inputs: Tensors, starts: Tensor | None) -> Tensors:
+        """The state that these inputs follow."""
+        return self.state
 
     def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
         assert self.pending is not None, "extend first"

@@ -1,9 +1,12 @@
 """Weights as vectors: the difference between two models, scaled, added up and put on a third (task arithmetic, Ilharco
-et al. 2023, arXiv 2212.04089)."""
+et al. 2023, arXiv 2212.04089); several at once with less in each other's way (TIES and DARE)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import torch
@@ -11,6 +14,8 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.files import atomic_write
+
+TABLES = ("embedding", "head", "embed_tokens", "lm_head", "wte")  # modules with a row for each token
 
 
 class Delta:
@@ -27,9 +32,10 @@ class Delta:
 
     @staticmethod
     @torch.no_grad()
-    def between(model: nn.Module, base: nn.Module | Mapping[str, Tensor]) -> Delta:
-        """model - base. base: a model, or its parameters by name. SegueError where names or shapes differ."""
-        new, old = _weights(model), _weights(base) if isinstance(base, nn.Module) else base
+    def between(model: nn.Module | Mapping[str, Tensor], base: nn.Module | Mapping[str, Tensor]) -> Delta:
+        """model - base, models or their parameters by name. SegueError where names or shapes differ; where only the
+        vocabularies do, see `over`."""
+        new, old = (movable(each) if isinstance(each, nn.Module) else each for each in (model, base))
         _check(new, old)
         return Delta({name: _wide(value) - _wide(old[name]) for name, value in new.items()})
 
@@ -46,10 +52,27 @@ class Delta:
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
         """Move the model's weights by it: the sum in float32 at least, then the model's own type."""
-        weights = _weights(model)
+        weights = movable(model)
         _check(weights, self.tensors)
         for name, parameter in weights.items():
             parameter.copy_(_wide(parameter) + self.tensors[name].to(parameter.device))
+
+    def trimmed(self, keep: float) -> Delta:
+        """Of all numbers only so large a share, the largest ones; the rest is 0."""
+        if not 0 < keep <= 1:
+            raise SegueError(f"a share of {keep} of the numbers cannot be kept: give one above 0, up to 1")
+        sizes = torch.cat([value.abs().flatten() for value in self.tensors.values()])
+        least = sizes.kthvalue(max(1, len(sizes) - round(keep * len(sizes)) + 1)).values
+        return Delta({name: value.masked_fill(value.abs() < least, 0.0) for name, value in self.tensors.items()})
+
+    def dropped(self, share: float, seed: int = 0) -> Delta:
+        """DARE (Yu et al. 2023, arXiv 2311.03099): so many of the numbers, drawn by the seed, go to 0, and the others
+        grow by 1 / (1 - share), so that the sum is the same on average."""
+        if not 0 <= share < 1:
+            raise SegueError(f"a share of {share} of the numbers cannot be dropped: give 0 or more, below 1")
+        draw = torch.Generator().manual_seed(seed)
+        return Delta({name: value * ((torch.rand(value.shape, generator=draw) >= share) / (1 - share)).to(value)
+                      for name, value in self.tensors.items()})
 
     @property
     def norm(self) -> float:
@@ -84,16 +107,64 @@ class Delta:
                 from error
 
 
+def movable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that a delta moves, by name: buffers and whole numbers are no weights."""
+    return {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
+
+
+def summed(deltas: Sequence[Delta]) -> Delta:
+    """All of them added up."""
+    return reduce(add, deltas)
+
+
+def ties(deltas: Sequence[Delta], keep: float = 0.2) -> Delta:
+    """TIES (Yadav et al. 2023, arXiv 2306.01708): of each delta only its largest numbers (`keep`) count; for each
+    weight the sign is elected that has the greater sum, and the mean is taken of those that agree with it."""
+    kept = [delta.trimmed(keep).tensors for delta in deltas]
+    merged = {}
+    for name in kept[0]:
+        values = torch.stack([each[name] for each in kept])
+        agree = (values.sign() == values.sum(0).sign()) & (values != 0)
+        merged[name] = torch.where(agree, values, 0.0).sum(0) / agree.sum(0).clamp(min=1)
+    return Delta(merged)
+
+
+def over(weights: Mapping[str, Tensor], have: Sequence[str], want: Sequence[str], tables: Sequence[str] = TABLES
+         ) -> dict[str, Tensor]:
+    """The weights of a model over the tokens `have`, as those of one over `want`: rows of embedding and head go with
+    their tokens' text, and tokens that it does not have get rows of 0.
+
+    tables: names of the modules whose tensors have a row for each token.
+    """
+    place = {key: at for at, key in enumerate(_numbered(have))}
+    rows = torch.tensor([place.get(key, -1) for key in _numbered(want)])
+    known = rows >= 0
+    found = dict(weights)
+    for name, value in weights.items():
+        if name.split(".")[-2:-1] and name.split(".")[-2] in tables:
+            if len(value) != len(have):
+                raise SegueError(f"'{name}' has {len(value):,} rows for {len(have):,} tokens: give a text for each")
+            moved = value.new_zeros(len(want), *value.shape[1:])
+            moved[known] = value.detach()[rows[known]]
+            found[name] = moved
+    return found
+
+
+def _numbered(tokens: Sequence[str]) -> list[tuple[str, int]]:
+    """Tokens of the same text are told apart by their order."""
+    seen, found = defaultdict[str, int](int), []
+    for token in tokens:
+        found.append((token, seen[token]))
+        seen[token] += 1
+    return found
+
+
 def _numbers(tensor: Tensor) -> Tensor:
     return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).double().flatten()
 
 
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
-
-
-def _weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.is_floating_point() or p.is_complex()}
 
 
 def _check(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:

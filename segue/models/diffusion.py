@@ -18,7 +18,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.mixers.state import Layout
 
-SCHEDULES = ("log-linear", "cosine", "linear", "geometric")
+NOISES = ("log-linear", "cosine", "linear", "geometric")
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class NoiseSchedule:
     most: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.name not in SCHEDULES or not 0 < self.least < 1 <= self.most:
+        if self.name not in NOISES or not 0 < self.least < 1 <= self.most:
             raise SegueError(f"noise schedule '{self.name}' with least {self.least} and most {self.most}: choose "
-                             f"{', '.join(SCHEDULES)}, least between 0 and 1, and most 1 or more")
+                             f"{', '.join(NOISES)}, least between 0 and 1, and most 1 or more")
 
     def sigma(self, t: Tensor) -> Tensor:
         """The total noise at t."""

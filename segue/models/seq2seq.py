@@ -53,7 +53,7 @@ class Reading(State):
 
     @property
     def source(self) -> Source:
-        part = self.layers[0]["source"]
+        part = next(parts["source"] for parts in self.layers if "source" in parts)
         assert isinstance(part, Source)
         return part
 
@@ -96,7 +96,8 @@ class Prompts:
     """Prompts of an encoder-decoder (B, N), of which the first `ends` (B,) tokens are real (None: all), taken apart.
 
     source: (B, S) long, 0 behind its `lengths` (B,); real: (B, S) bool. target: (B, M) long, `begin` and what follows.
-    node: (B, M) long, target positions from 0. layout: the target's nodes where they stand in the rows.
+    node: (B, M) long, target positions from 0; place: (B, N) long, that of each token, below 0 in the source. layout:
+    the target's nodes where they stand in the rows.
     """
 
     def __init__(self, model: Any, tokens: Tensor, ends: Tensor | None = None) -> None:
@@ -114,12 +115,12 @@ class Prompts:
         self.node = torch.arange(count, device=device).expand(len(tokens), -1)
         self.layout = Layout(self.node + self.lengths[:, None])
         self.target = tokens.gather(1, self.layout.positions.clamp(max=n - 1))
-        self._place = torch.arange(n, device=device) - self.lengths[:, None]
+        self.place = torch.arange(n, device=device) - self.lengths[:, None]
 
     def spread(self, y: Tensor) -> Tensor:
         """(B, M, F) of the target's nodes -> (B, N, F), zero at the source and at padding."""
-        there = (self._place >= 0) & (self._place < y.shape[1])
-        return gather_nodes(y, self._place.clamp(max=y.shape[1] - 1)).masked_fill(~there[..., None], 0.0)
+        there = (self.place >= 0) & (self.place < y.shape[1])
+        return gather_nodes(y, self.place.clamp(max=y.shape[1] - 1)).masked_fill(~there[..., None], 0.0)
 
 
 def prompt_ends(at: Tensor | None) -> Tensor | None:
@@ -178,88 +179,67 @@ def encode(encoder: Stack, source: Tensor, lengths: Tensor) -> Tensor:
     return encoded
 
 
-class EncoderDecoder(Foldered):
-    """A stack that reads the source and one that says the target. Satisfies `segue.models.base.Decodable`.
+class Conditioned(nn.Module):
+    """A stack that says a target beside a source that was read before it. Satisfies `segue.models.base.Decodable`.
 
-    begin: the id between source and target; `vocabulary` is one more. Logits at the nodes of the source mean nothing.
+    A subclass says what the decoder looks at of a source (`memory`). begin: the id between source and target;
+    `vocabulary` is one more. restart: target positions count from 0, else they go on behind the source. Logits at the
+    nodes of the source mean nothing.
     """
 
-    format = "segue encoder-decoder 1"
-    configured = EncoderDecoderConfig
     needs_whole_prompt = True
     resettable = False
-
-    def __init__(self, config: EncoderDecoderConfig) -> None:
-        super().__init__()
-        encoder, decoder = replace(config.encoder, tied=True), replace(config.decoder, cross=config.decoder.cross or {})
-        if (encoder.vocabulary, encoder.width) != (decoder.vocabulary, decoder.width):
-            raise SegueError(f"an encoder of {encoder.vocabulary} ids at width {encoder.width} and a decoder of "
-                             f"{decoder.vocabulary} at {decoder.width} do not fit: both must be equal")
-        if any(each.inputs or each.pool or each.tables for each in (encoder, decoder)) or encoder.cross is not None:
-            raise SegueError("an encoder-decoder reads ids and pools nothing, and its encoder has no cross-attention: "
-                             "leave inputs, tables, pool and the encoder's cross out")
-        self.config = replace(config, encoder=encoder, decoder=decoder)
-        self.encoder, self.decoder = Stack(encoder), Stack(decoder)
-        if config.shared:
-            self.encoder.embedding = self.decoder.embedding
-            self.encoder.head.weight = self.decoder.embedding.weight
-        for name, block in zip(decoder.mixers, self.decoder.blocks):
-            if not block.mixer.causal:
-                raise SegueError(f"mixer '{name}' looks ahead: the decoder must be causal")
+    decoder: Stack
+    restart = True
 
     @property
     def begin(self) -> int:
-        return self.config.decoder.vocabulary
+        return self.decoder.vocabulary
 
     @property
     def vocabulary(self) -> int:
         return self.begin + 1
 
     @property
-    def head(self) -> nn.Linear:
-        """From hidden states to the logits of all ids but `begin`."""
-        return self.decoder.head
-
-    @property
     def path(self) -> str:
         return self.decoder.path
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        return self.encoder.state_parameters() + self.decoder.state_parameters()
 
     def prompt(self, source: Sequence[int], prefix: Sequence[int] = ()) -> list[int]:
         """The prompt for the target of `source` that begins with `prefix`."""
         return [*source, self.begin, *prefix]
 
-    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
-        return encode(self.encoder, source, lengths)
-
     def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
-        """(B, M, D): what the decoder looks at of a source, as `encode` takes it; of the M the first `lengths`."""
-        return self.encode(source, lengths)
+        """(B, M, D): what the decoder looks at of a source (B, S) long, of which the first `lengths` (B,) of each row
+        are real; of the M likewise."""
+        raise NotImplementedError
 
     def _read(self, prompts: Prompts, state: Reading | None = None) -> Tensor:
         """(B, N, D), zero at the source and at padding."""
         encoded = self.memory(prompts.source, prompts.lengths)
-        positions = prompts.node if self.config.restart else prompts.layout.positions
+        positions = prompts.node if self.restart else prompts.layout.positions
         layout = Layout(positions, source=(encoded, prompts.lengths))
         return prompts.spread(self.decoder.hidden(prompts.target, layout, state))
 
     def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
         """(B, T) rows of source, begin and target, padded behind it -> (B, T, D), zero at the source."""
+        return self._whole(tokens, layout)[0]
+
+    def _whole(self, tokens: Tensor, layout: Layout | None) -> tuple[Tensor, Tensor]:
+        """Of whole rows the hidden vectors, and the places of the nodes."""
         if layout is not None and layout.starts is not None:
             raise SegueError("an encoder-decoder cannot reset inside a sequence: give it one pair of source and target "
                              "per row")
-        return self._read(Prompts(self, tokens))
+        prompts = Prompts(self, tokens)
+        return self._read(prompts), prompts.place
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return F.pad(self.head(hidden), (0, 1), value=-torch.inf)
+    def _logits(self, hidden: Tensor, place: Tensor) -> Tensor:
+        """Scores of the nodes (B, N, D) that stand at these places (B, N) of the target."""
+        return F.pad(self.decoder.head(hidden), (0, 1), value=-torch.inf)
 
     def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
         """The training form, see `hidden`."""
-        hidden = self.hidden(tokens, layout)
-        return Output(self._logits(hidden), hidden)
+        hidden, place = self._whole(tokens, layout)
+        return Output(self._logits(hidden, place), hidden)
 
     def init_state(self, batch: int, history: int = 0) -> Reading:
         state = self.decoder.init_state(batch, history)
@@ -274,9 +254,52 @@ class EncoderDecoder(Foldered):
         layout = state.layout(tokens.shape[1], parents)
         if state.source.empty:
             prompts = Prompts(self, tokens, prompt_ends(at))
-            hidden, layout = self._read(prompts, state), prompts.layout
+            hidden, layout, place = self._read(prompts, state), prompts.layout, prompts.place
         else:
-            begun = state.source.lengths[:, None] if self.config.restart else 0
-            hidden = self.decoder.hidden(tokens, replace(layout, positions=layout.positions - begun), state)
+            place = layout.positions - state.source.lengths[:, None]
+            positions = place if self.restart else layout.positions
+            hidden = self.decoder.hidden(tokens, replace(layout, positions=positions), state)
         state.pending = layout
-        return Output(self._logits(hidden if at is None else gather_nodes(hidden, at)), hidden)
+        if at is None:
+            return Output(self._logits(hidden, place), hidden)
+        return Output(self._logits(gather_nodes(hidden, at), place.gather(1, at)), hidden)
+
+
+class EncoderDecoder(Conditioned, Foldered):
+    """A stack that reads the source and one that says the target."""
+
+    format = "segue encoder-decoder 1"
+    configured = EncoderDecoderConfig
+
+    def __init__(self, config: EncoderDecoderConfig) -> None:
+        super().__init__()
+        encoder, decoder = replace(config.encoder, tied=True), replace(config.decoder, cross=config.decoder.cross or {})
+        if (encoder.vocabulary, encoder.width) != (decoder.vocabulary, decoder.width):
+            raise SegueError(f"an encoder of {encoder.vocabulary} ids at width {encoder.width} and a decoder of "
+                             f"{decoder.vocabulary} at {decoder.width} do not fit: both must be equal")
+        if any(each.inputs or each.pool or each.tables for each in (encoder, decoder)) or encoder.cross is not None:
+            raise SegueError("an encoder-decoder reads ids and pools nothing, and its encoder has no cross-attention: "
+                             "leave inputs, tables, pool and the encoder's cross out")
+        self.config, self.restart = replace(config, encoder=encoder, decoder=decoder), config.restart
+        self.encoder, self.decoder = Stack(encoder), Stack(decoder)
+        if config.shared:
+            self.encoder.embedding = self.decoder.embedding
+            self.encoder.head.weight = self.decoder.embedding.weight
+        for name, block in zip(decoder.mixers, self.decoder.blocks):
+            if not block.mixer.causal:
+                raise SegueError(f"mixer '{name}' looks ahead: the decoder must be causal")
+
+    @property
+    def head(self) -> nn.Linear:
+        """From hidden states to the logits of all ids but `begin`."""
+        return self.decoder.head
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return self.encoder.state_parameters() + self.decoder.state_parameters()
+
+    def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
+        """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
+        return encode(self.encoder, source, lengths)
+
+    def memory(self, source: Tensor, lengths: Tensor) -> Tensor:
+        return self.encode(source, lengths)

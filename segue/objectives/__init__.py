@@ -11,11 +11,12 @@ import numpy as np
 from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.classes import ClassLoss, ProxyReplay
-from segue.objectives.contrastive import AllItems, InBatch, SupCon, asked, in_batch, supcon
+from segue.objectives.contrastive import AllItems, CosineRegression, InBatch, SupCon, asked, in_batch, supcon
 from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
 from segue.objectives.events import EventLikelihood
+from segue.objectives.flow import FlowMatching, Reconstruction
 from segue.objectives.grouped import GroupedClasses
 from segue.objectives.marginal import MarginalLetters
 from segue.objectives.masked import Cloze, MaskedElements
@@ -23,14 +24,15 @@ from segue.objectives.mixed import Mixed
 from segue.objectives.next_element import EachStream, NextElement
 from segue.objectives.occupancy import OccupancyMatching, RolloutUnlikelihood
 from segue.objectives.order import OrderSearch
+from segue.objectives.preference import Preference, preference_batch, preference_loss
 from segue.objectives.regression import SquaredError
 from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
-# is that of a whole batch, ProxyReplay, SupCon and InBatch, which compare its rows, and AllItems, DraftHeadsLoss,
-# ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes alone, and SquaredError, of
-# numbers.
+# is that of a whole batch, ProxyReplay, SupCon, InBatch, CosineRegression and Preference, which compare its rows, and
+# AllItems, DraftHeadsLoss, ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes
+# alone, and SquaredError, FlowMatching and Reconstruction, of numbers.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -75,9 +77,10 @@ def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np
     return kind(**given)
 
 
-__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "DecayedRepetition",
-           "Distillation", "DraftHeadsLoss", "EachStream", "EventLikelihood", "GroupedClasses", "InBatch", "Loss",
-           "MarginalLetters", "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement", "Objective",
-           "OccupancyMatching", "OrderSearch", "ProxyReplay", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError",
-           "StepwiseDiffusion", "Sundae", "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch",
-           "objective_named", "relation_distillation", "score_distillation", "supcon"]
+__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "CosineRegression",
+           "DecayedRepetition", "Distillation", "DraftHeadsLoss", "EachStream", "EventLikelihood", "FlowMatching",
+           "GroupedClasses", "InBatch", "Loss", "MarginalLetters", "MaskedDiffusion", "MaskedElements", "Mixed",
+           "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "Preference", "ProxyReplay",
+           "Reconstruction", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion", "Sundae",
+           "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named", "preference_batch",
+           "preference_loss", "relation_distillation", "score_distillation", "supcon"]

@@ -80,14 +80,17 @@ PAPERS: dict[str, Paper] = {
         ("models.construction", "mixers.saturated", "models.automata", "tasks.automata")),
     "cpt-ift": Paper(
         "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
-        "2024, arXiv 2410.10739"),
+        "2024, arXiv 2410.10739", "cpt_ift", ("models.delta", "continual.merge", "verbs.merge")),
     "curved-contrastive": Paper(
         "Imagination is All You Need! Curved Contrastive Learning for Abstract Sequence Modeling Utilized on Long "
         "Short-Term Dialogue Planning",
-        "2022, arXiv 2211.07591"),
+        "2022, arXiv 2211.07591", "curved_contrastive",
+        ("analysis.turns", "data.pairs (relative_distances)", "objectives.contrastive (CosineRegression)",
+         "analysis.embedding", "models.stack (pool)")),
     "cycle-prompt": Paper(
         "Learning How To Ask: Cycle-Consistency Refines Prompts in Multimodal Foundation Models (CyclePrompt)",
-        "2024, arXiv 2402.08756"),
+        "2024, arXiv 2402.08756", "cycle_prompt",
+        ("programs.cycle", "programs.sandbox", "tasks.list_programs")),
     "ditto": Paper(
         "Learning to Break the Loop: Analyzing and Mitigating Repetitions for Neural Text Generation (DITTO)",
         "2022, arXiv 2206.02369", "ditto",
@@ -106,14 +109,18 @@ PAPERS: dict[str, Paper] = {
     "flashrnn": Paper(
         "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
         "2024, arXiv 2412.07752", "flashrnn", ("kernels.rnn", "kernels.tiles", "mixers.xlstm")),
-    "gamegen-x": Paper("GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769"),
+    "gamegen-x": Paper(
+        "GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769", "gamegen_x",
+        ("models.flow", "models.spacetime", "models.control", "models.film", "objectives.flow", "decoding.flow",
+         "tasks.sprites", "analysis.frechet")),
     "generator": Paper(
         "GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272", "generator",
         ("kinds.codecs (KmerCodec)", "kinds.nucleotides", "models.spelling", "objectives.marginal",
          "analysis.variants", "analysis.metrics (recovery)")),
     "gsm-plus-plus": Paper(
         "Best of Both Worlds: Advantages of Hybrid Graph Sequence Models (GSM, GSM++)",
-        "2024, arXiv 2411.15671"),
+        "2024, arXiv 2411.15671", "gsm_plus_plus",
+        ("models.graphs", "kernels.graphs", "tasks.graphs", "kinds.graph")),
     "gumbel-and-discrete-diffusion": Paper(
         "Gumbel tricks and masked discrete diffusion: D3PM, SEDD, MDLM",
         "2021, arXiv 2107.03006", "gumbel_and_discrete_diffusion",
@@ -215,7 +222,8 @@ PAPERS: dict[str, Paper] = {
          "training.two_stage")),
     "recurrent-gpt": Paper(
         "RecurrentGPT: Interactive Generation of (Arbitrarily) Long Text",
-        "2023, arXiv 2305.13304"),
+        "2023, arXiv 2305.13304", "recurrent_gpt",
+        ("programs.recurrent", "programs.memory", "programs.sections", "tasks.journeys", "tasks.answers")),
     "restriction-site": Paper(
         "Machine learning applications to DNA subsequence and restriction site analysis",
         "2020, arXiv 2011.03544", "restriction_site",
@@ -237,10 +245,15 @@ PAPERS: dict[str, Paper] = {
         "Learn or Recall? Revisiting Incremental Learning with Pre-trained Language Models, SEQ*",
         "2023, arXiv 2312.07887", "seq_star",
         ("models.classify", "continual.freeze", "continual.probing", "analysis.probes")),
-    "sequence-generation-metrics": Paper("Sequence generation metrics", ""),
+    "sequence-generation-metrics": Paper(
+        "Sequence generation metrics", "", "sequence_generation_metrics",
+        ("analysis.registry", "analysis.distributions", "analysis.texts", "analysis.metrics", "analysis.ranking",
+         "analysis.binary (calibration_error)", "continual.metrics", "verbs.score")),
     "sequence-parallelism": Paper(
         "Sequence Parallelism: Long Sequence Training from System Perspective",
-        "2021, arXiv 2105.13120"),
+        "2021, arXiv 2105.13120", "sequence_parallelism",
+        ("parallel.ring", "parallel.blocks", "parallel.context", "parallel.shard", "parallel.tensor",
+         "parallel.communicate", "analysis.memory (saved_memory)")),
     "sequencematch": Paper(
         "SequenceMatch: Imitation Learning for Autoregressive Sequence Modelling with Backtracking",
         "2023, arXiv 2306.05426", "sequencematch",
@@ -259,13 +272,18 @@ PAPERS: dict[str, Paper] = {
         ("models.depth", "mixers.state.Nodes", "decoding.draft (depth)", "training.learn")),
     "spar": Paper(
         "SPaR: Self-Play with Tree-Search Refinement to Improve Instruction-Following in LLMs",
-        "2024, arXiv 2412.11605"),
+        "2024, arXiv 2412.11605", "spar",
+        ("objectives.preference", "programs.judge", "programs.refine", "tasks.lilt")),
     "story-dalle": Paper(
         "StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation",
-        "2022, arXiv 2209.06192"),
+        "2022, arXiv 2209.06192", "story_dalle",
+        ("models.retrofit", "models.segments", "models.images", "models.prompts (PromptTuning)",
+         "models.seq2seq (Conditioned)", "mixers.cross (first)", "objectives.images", "tasks.stories",
+         "analysis.frames")),
     "successive-prompting": Paper(
         "Successive Prompting for Decomposing Complex Questions",
-        "2022, arXiv 2212.04092"),
+        "2022, arXiv 2212.04092", "successive_prompting",
+        ("programs.successive", "programs.tools", "analysis.drop", "tasks.ledger", "tasks.answers")),
     "successor-heads": Paper(
         "Successor Heads: Recurring, Interpretable Attention Heads In The Wild",
         "2023, arXiv 2312.09230", "successor_heads",
@@ -277,10 +295,14 @@ PAPERS: dict[str, Paper] = {
          "objectives.contrastive")),
     "tokenring": Paper(
         "TokenRing: An Efficient Parallelism Framework for Infinite-Context LLMs via Bidirectional Communication",
-        "2024, arXiv 2412.20501"),
+        "2024, arXiv 2412.20501", "tokenring",
+        ("parallel.schedule", "parallel.ring", "parallel.blocks", "parallel.shard",
+         "parallel.communicate (Links, Throttled, Counted)")),
     "vif-rag": Paper(
         "Toward General Instruction-Following Alignment for Retrieval-Augmented Generation (VIF-RAG, FollowRAG)",
-        "2024, arXiv 2410.09584"),
+        "2024, arXiv 2410.09584", "vif_rag",
+        ("programs.verifiers", "programs.sandbox", "programs.crosscheck", "programs.pipeline", "programs.judge",
+         "tasks.lilt")),
 }
 
 

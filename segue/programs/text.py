@@ -1,4 +1,4 @@
-"""Text in, text out: all that programs know of a model, be it ours, a Hugging Face folder's, an endpoint or a script."""
+"""Text in, text out: all that programs know of a model, be it ours, a Hugging Face one, an endpoint or a script."""
 
 from __future__ import annotations
 
@@ -78,7 +78,8 @@ class Endpoint:
                 model=self.model, messages=[{"role": "user", "content": prompt}], max_tokens=most,
                 stop=list(stop) or None, temperature=temperature, top_p=top_p, seed=seed * 1_000_003 + row)
             choice = answer.choices[0]
-            replies.append(Reply(choice.message.content or "", "length" if choice.finish_reason == "length" else "stop"))
+            finish = "length" if choice.finish_reason == "length" else "stop"
+            replies.append(Reply(choice.message.content or "", finish))
         return replies
 
 
@@ -105,7 +106,8 @@ class Scripted:
 
 @dataclass
 class Counted:
-    """A model whose calls are counted, and end at a budget. calls: prompts answered so far. limit: a SegueError beyond."""
+    """A model whose calls are counted, and end at a budget. calls: prompts answered so far. limit: of them; a
+    SegueError beyond."""
 
     model: TextModel
     limit: int | None = None

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from segue import parallel
+
 
 def join() -> None:
     """Join the group that torchrun set up, if it did: gloo on CPUs, nccl on GPUs."""
@@ -37,13 +39,8 @@ def barrier() -> None:
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Sum `grad` over processes, in one message. A parameter that has none on some process counts as zero there."""
-    if world() == 1:
-        return
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([part.flatten() for part in parts])
-    dist.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([part.numel() for part in parts])):
-        parameter.grad = part.view_as(parameter)
+    if world() > 1:
+        parallel.sum_gradients(parallel.Processes(), parameters)
 
 
 def total(value: Tensor) -> Tensor:

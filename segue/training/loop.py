@@ -25,6 +25,7 @@ from segue.files import write_text
 from segue.mixers import Mixer
 from segue.models.stack import Stack
 from segue.objectives import Batch, NextElement, Objective, generator_of
+from segue.parallel import ContextParallel, context_parallel
 from segue.progress import progress
 from segue.training import distributed
 from segue.training.checkpoint import load_tensors, remove_leftovers, save_tensors, weights_of
@@ -58,6 +59,7 @@ class Run:
         if isinstance(model, Stack):
             model.checkpointing = plan.checkpointing
         self.device = next(model.parameters()).device
+        self.reader = reader_of(model, plan, self.objective, self.strategy)
         self.strategy.prepare(self)
         self.optimiser = self.make_optimiser()
         self.step = 0
@@ -88,18 +90,21 @@ class Run:
         plan, batch = self.plan, self.strategy.before_step(self, self.batches(self.step))
         count = batch.count
         rank, world = distributed.rank(), distributed.world()
+        portion = 1.0  # of what does not depend on the elements: each process counts it
+        if isinstance(self.reader, ContextParallel):
+            batch, rank, world, portion = batch.map(self.reader.share), 0, 1, 1 / world
         total = torch.zeros((), device=self.device)
         rows = torch.arange(rank, batch.tokens.shape[0], world)
         parts = [part for part in rows.tensor_split(plan.accumulate) if len(part)]
         for part in parts:
             piece = (batch if len(part) == batch.tokens.shape[0] else batch.rows(part)).to(self.device)
             with autocast(self.device, plan.precision):
-                loss = self.objective(self.model, piece)
+                loss = self.objective(self.reader, piece)
                 share = loss.total / count
                 penalties = [m.penalty() for m in self.model.modules() if isinstance(m, Mixer)]
                 for extra in (self.strategy.loss_term(self, piece), *penalties):
                     if extra is not None:
-                        share = share + extra * (len(part) / batch.tokens.shape[0])
+                        share = share + extra * (portion * len(part) / batch.tokens.shape[0])
             share.backward()
             total += loss.terms["nats"] / count
         distributed.sum_gradients(self.optimiser.parameters)
@@ -110,7 +115,8 @@ class Run:
 
     def advance(self) -> float:
         """One whole step."""
-        torch.manual_seed(self.generator().initial_seed())  # dropout
+        other = distributed.rank() if self.reader is not self.model else 0  # elements of its own, dropped on their own
+        torch.manual_seed(self.generator().initial_seed() + other)
         self.loss = loss = self.gradients()
         if not math.isfinite(loss):
             raise SegueError(f"training diverged at step {self.step}: fit again with a lower rate "
@@ -270,6 +276,20 @@ class Run:
             except (ValueError, KeyError, TypeError):
                 continue  # a line that a kill cut short
         write_text(path, "".join(kept))
+
+
+def reader_of(model: nn.Module, plan: Plan, objective: Objective, strategy: Strategy | None = None) -> nn.Module:
+    """The model, or where rows are cut over processes, its form that reads this one's share of them. A SegueError where
+    there is none."""
+    if not plan.sequence_parallel or distributed.world() == 1:
+        return model
+    if not isinstance(model, Stack) or type(objective) is not NextElement or \
+            (strategy is not None and type(strategy).loss_term is not Strategy.loss_term):
+        raise SegueError("sequence_parallel cuts rows over processes for stacks that learn the next element, by no "
+                         "strategy with a loss of its own: leave it out, and each process takes some of the rows")
+    reader = context_parallel(model)
+    reader.shard.places(0, plan.context)
+    return reader
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

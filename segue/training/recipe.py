@@ -33,7 +33,8 @@ class Plan:
     time. prune: part of the matrices' weights that ends at zero (see `segue.training.pruning`). teacher: folder of a
     fitted model whose predictions are learned too, with its codec; distil: their part of the loss. objective: a name
     (see `objective_named`); where it is one of `BOTH_WAYS`, the mixers read both ways, and the mask is one id more.
-    known: ids that are never hidden (see `MaskedDiffusion`). strands: rows of DNA or RNA are read from either strand,
+    sequence_parallel: several processes share each row of a step instead of its rows (see `segue.parallel`). known: ids
+    that are never hidden (see `MaskedDiffusion`). strands: rows of DNA or RNA are read from either strand,
     by chance. options: of mixers, by name.
     """
 
@@ -76,6 +77,7 @@ class Plan:
     teacher: str = ""
     distil: float = 0.5
     strands: bool = False
+    sequence_parallel: bool = False
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     objective: str = "next"
     known: list[int] = field(default_factory=list)

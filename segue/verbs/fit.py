@@ -20,6 +20,7 @@ import torch
 
 from segue.continual import Memory
 from segue.data import Data, TokenStore
+from segue.data.options import named
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
 from segue.kinds import Codec, Kind
@@ -32,7 +33,7 @@ from segue.objectives import ANY_ORDER, BOTH_WAYS, Distillation, Objective, obje
 from segue.training import distributed
 from segue.training.batches import Batches
 from segue.training.evaluate import bound, score
-from segue.training.loop import Run, deterministic
+from segue.training.loop import Run, deterministic, reader_of
 from segue.training.pruning import Prune
 from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
 from segue.verbs import mixed
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 MINUTES = 2.0
 HELD_OUT = 0.05
-CODEC_OPTIONS = ("vocabulary", "tokenizer", "k", "min_count", "ambiguous")  # those that any kind's codec has
+CODEC_OPTIONS = ("vocabulary", "tokenizer", "k", "min_count")  # of the codecs of common kinds: no choices of a plan
 LEARNING = 0.25  # of the dial at least, however long reading and measuring took
 
 
@@ -87,7 +88,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     if mixer is not None:
         choices["mixer"] = mixer
     mix = mix and objective not in ANY_ORDER
-    codec_options = {name: choices.pop(name) for name in CODEC_OPTIONS if name in choices}
+    if held_out is not None and split is not None:
+        raise SegueError("held_out is data to measure on, and split a way to hold some out: give one of them")
+    codec_options = {name: choices.pop(name) for name in {*CODEC_OPTIONS, *named(data.kind.codec)} & choices.keys()}
     check_choices(codec, objective, known, choices)  # refused before anything is measured or written
     teacher = open_teacher(choices["teacher"], objective) if choices.get("teacher") else None
     codec = codec or (None if teacher is None else teacher.codec)
@@ -118,6 +121,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                 begin + 60 * minutes - (0.0 if parts is None else mixed.reserve(train, held, codec.size, minutes))
             plan, why = planned(work, train, codec, minutes, deadline, given, where, teaching)
             model = build(plan).to(where)
+            reader_of(model, plan, teaching)  # refused before the first step
         line = describe(plan, why)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
@@ -195,7 +199,8 @@ def open_teacher(folder: str | Path, objective: str) -> Fitted:
         raise SegueError(f"a teacher is an objective of its own: leave it, or objective '{objective}', out")
     teacher = load(folder)
     if not isinstance(teacher.model, Stack):
-        raise SegueError(f"{folder} holds no model that fit wrote: only such a one can teach")
+        raise SegueError(f"{folder} holds a model of another sort ({type(teacher.model).__name__}): only one that fit "
+                         "wrote with objective next can teach")
     return teacher
 
 

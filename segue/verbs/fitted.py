@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from segue.models.mixture import Mixture
     from segue.verbs.design import Designs
     from segue.verbs.embed import Embeddings
+    from segue.verbs.prefer import PreferReport
     from segue.verbs.speed_up import SpeedUp
     from segue.verbs.update import Update
 
@@ -198,13 +199,19 @@ class Fitted:
         """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`."""
         from segue.verbs.update import update
 
-        return update(self, as_data(data, self.kind.name), strategy or "replay", **options)
+        return update(self, self.read(data), strategy or "replay", **options)
+
+    def prefer(self, pairs: Any, steps: int | None = None, **options: Any) -> PreferReport:
+        """Learn from pairs which of two continuations is better; see `segue.verbs.prefer`."""
+        from segue.verbs.prefer import prefer
+
+        return prefer(self, pairs, steps, **options)
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
         """Find the drafter that makes `continue_` fastest on `data`, and keep it; see `segue.verbs.speed_up`."""
         from segue.verbs.speed_up import speed_up
 
-        return speed_up(self, as_data(data, self.kind.name), minutes, **options)
+        return speed_up(self, self.read(data), minutes, **options)
 
     def design(self, scores: Any, n: int = 100, **options: Any) -> Designs:
         """Propose n new sequences from a table of measured ones; see `segue.verbs.design`."""
@@ -216,14 +223,14 @@ class Fitted:
         """One vector for each sequence of `data` (a `Data`, paths or objects); see `segue.verbs.embed`."""
         from segue.verbs.embed import embed
 
-        return embed(self, as_data(data, self.kind.name), pool, **options)
+        return embed(self, self.read(data), pool, **options)
 
     def evaluate(self, data: Any, weights: str = "float32", state: str | None = None) -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
 
         weights: "int8" measures what rounding the network costs, see `decodable`. state: see `begun`.
         """
-        data = as_data(data, self.kind.name)
+        data = self.read(data)
         self.check_kind(data)
         if (share := unknown(self.codec, data)) == 1:
             raise none_known(data)
@@ -236,7 +243,7 @@ class Fitted:
         the options). data: the sequences in which they stand, by the names that the file gives."""
         from segue.analysis.variants import read_variants, variant_scores
 
-        data = as_data(data, self.kind.name)
+        data = self.read(data)
         self.check_kind(data)
         if not carries(self.model):  # no more than it has learned to read
             options.setdefault("before", min(1500, max(1, self.context // 2) * int(self.codec.weights().max())))
@@ -303,6 +310,10 @@ class Fitted:
             scored = score(running, store, None if carries(self.model) else self.context, precision=precision,
                            ranks=ranks)
         return scored, running.path + (", bfloat16 products" if precision == "bfloat16" else "")
+
+    def read(self, data: Any) -> Data:
+        """A `Data`, paths or objects, of this model's kind and read as its codec needs them."""
+        return as_data(data, self.kind.name, **self.kind.reading(self.codec))
 
     def check_kind(self, data: Data) -> None:
         """Refuse data whose elements are not those of this model."""
@@ -529,15 +540,15 @@ def dial(minutes: float | None, steps: int | None, default: float) -> float | No
     return default if minutes is None and steps is None else minutes
 
 
-def as_data(data: Any, kind: str | None = None) -> Data:
-    """A `Data`, a path, a list of paths that exist, or objects in memory."""
+def as_data(data: Any, kind: str | None = None, **reading: Any) -> Data:
+    """A `Data`, a path, a list of paths that exist (read with these options), or objects in memory."""
     if isinstance(data, Data):
         return data
     if isinstance(data, Path) or (isinstance(data, str) and _exists(data)):
-        return read(data, kind=kind)
+        return read(data, kind=kind, **reading)
     if isinstance(data, (list, tuple)) and data and all(isinstance(x, Path) or (isinstance(x, str) and _exists(x))
                                                         for x in data):
-        return read(*data, kind=kind)
+        return read(*data, kind=kind, **reading)
     return of(data, kind=kind)
 
 

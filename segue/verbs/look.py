@@ -18,7 +18,7 @@ from segue.errors import SegueError
 from segue.files import write_picture
 from segue.models import Stack
 from segue.models.base import padded
-from segue.verbs.fitted import Fitted, as_data
+from segue.verbs.fitted import Fitted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int 
     if adds_up(network.config) and all(block.mixer.causal for block in network.blocks):
         rows = [ids]
         if isinstance(data, Path):
-            store = as_data(data, model.kind.name).encode(model.codec)
+            store = model.read(data).encode(model.codec)
             rows = [row for i in range(min(len(store), ROWS)) if len(row := store[i].ids[:elements].tolist()) > 1]
         result.effects, result.measured = effects(network, rows)
     if not result.effects and all(matrix is None for matrix in found):

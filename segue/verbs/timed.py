@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from segue.data import read
+from segue.data.options import named
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture, write_text
 from segue.kinds import KINDS, Codec, Kind, Record
@@ -166,7 +167,7 @@ class FittedProcess(Fitted):
         if weights != "float32" or state is not None:
             raise SegueError("a model of times runs in float32 only, from its own beginning: leave weights and state "
                              "out")
-        data = as_data(data, self.kind.name)
+        data = self.read(data)
         self.check_kind(data)
         share = unknown(self.codec, data)
         store = EventStore(data.encode(self.codec, boundary=False))
@@ -332,7 +333,9 @@ def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None
     if mixer is not None:
         choices["mixer"] = mixer
         check_causal(mixer)
-    codec_options = {name: choices.pop(name) for name in list(choices) if name in ("vocabulary", "min_count")}
+    if strange := [name for name in ("strands", "teacher", "distil", "prune") if choices.get(name)]:
+        raise SegueError(f"a model of times takes no {strange[0]}: leave it out")
+    codec_options = {name: choices.pop(name) for name in named(data.kind.codec) if name in choices}
     if choices.setdefault("precision", "float32") != "float32":
         raise SegueError("a model of times learns in float32: leave precision out")
     Plan(vocabulary=1).with_(**choices)

@@ -1,0 +1,158 @@
+"""The metrics of predictions and of generated sequences in one table: what each needs, which way is good, what it is,
+and its interval.
+
+Scores of tasks whose answers stand in blanks, of molecules, of variants and of learning on have reports of their own
+(`segue.analysis.blanks`, `molecules`, `variants`; `segue.continual.metrics`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from segue.analysis import metrics, texts
+from segue.analysis.binary import calibration_error
+from segue.analysis.distributions import frechet_distance, mauve, mauve_of, near_groups
+from segue.errors import SegueError
+
+INF = math.inf
+FIXED = "known"  # what was learned from: it is never drawn again
+
+
+@dataclass(frozen=True)
+class Measured:
+    """value, with the ends of its 95% interval (nan where there are too few rows), of n rows."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Metric:
+    """compute: a function of what it `needs`, in that order, lists or arrays with a row for each case. higher: whether
+    more is better, None where what is real decides. bounds: between which it lies.
+
+    needs: "samples", "references" (one for each sample), "known" (sequences that were learned from); "features" of
+    samples and "real" ones, (N, D) and (M, D); "chances" or "scores" (N, V) and "targets" (N,); "ranks" (N,), 1 the
+    best; "nats" (N,), -log p of each row, and "units" (N,), how many bytes, bases ... that row has.
+
+    once: what the interval holds still, as the groups that rows are of, and what is computed from that.
+    """
+
+    compute: Callable[..., float]
+    higher: bool | None
+    needs: tuple[str, ...]
+    definition: str
+    bounds: tuple[float, float] = (-INF, INF)
+    once: tuple[Callable[..., tuple[Any, ...]], Callable[..., float]] | None = None
+
+    @property
+    def arrow(self) -> str:
+        return {True: "↑", False: "↓", None: "as real"}[self.higher]
+
+    def measure(self, *given: Any, groups: int = 20, seed: int = 0) -> Measured:
+        """The value and its interval, by leaving each of some groups of rows out in turn (the jackknife; Tukey 1958):
+        no row counts twice, as it does in a bootstrap, from which variety and distances of sets would look worse."""
+        if len(given) != len(self.needs):
+            raise SegueError(f"this metric needs {', '.join(self.needs)}: {len(given)} were given")
+        drawn = [rows for need, rows in zip(self.needs, given) if need != FIXED]
+        n = min(map(len, drawn))
+        if not n or ("real" not in self.needs and any(len(rows) != n for rows in drawn)):
+            raise SegueError(f"{', '.join(f'{len(rows):,} {need}' for need, rows in zip(self.needs, given))}: give as "
+                             "many of each, at least one")
+        compute = self.compute
+        if self.once is not None:
+            given, compute = self.once[0](*given), self.once[1]
+            drawn = list(given)
+        value, groups = compute(*given), min(groups, n)
+        if groups < 2:
+            return Measured(value, math.nan, math.nan, n)
+        of = {size: np.random.default_rng(seed).permutation(size) % groups for size in set(map(len, drawn))}
+        left = np.array([compute(*(rows if need == FIXED else _take(rows, np.flatnonzero(of[len(rows)] != group))
+                                   for need, rows in zip(self.needs, given))) for group in range(groups)])
+        error = 1.96 * math.sqrt((groups - 1) / groups * np.square(left - left.mean()).sum())
+        return Measured(value, max(value - error, min(self.bounds[0], value)),
+                        min(value + error, max(self.bounds[1], value)), n)
+
+
+def _take(rows: Any, index: np.ndarray) -> Any:
+    return rows[index] if isinstance(rows, np.ndarray) else [rows[i] for i in index.tolist()]
+
+
+def _each(score: Callable[[Any, Any], float], samples: Sequence[Any], references: Sequence[Any]) -> float:
+    return fmean(score(*pair) for pair in zip(samples, references))
+
+
+def _per_unit(nats: Sequence[float], units: Sequence[float]) -> float:
+    return float(np.sum(nats) / (math.log(2) * np.sum(units)))
+
+
+def _calibration(chances: np.ndarray, targets: np.ndarray) -> float:
+    return calibration_error(chances.argmax(1) == targets, chances.max(1))
+
+
+def _words(text: Any) -> str:
+    return text if isinstance(text, str) else " ".join(map(str, text))
+
+
+PAIR, CHANCES, SCORES = ("samples", "references"), ("chances", "targets"), ("scores", "targets")
+
+METRICS: dict[str, Metric] = {
+    "perplexity": Metric(lambda nats: math.exp(float(np.mean(nats))), False, ("nats",),
+                         "exp of the mean of -log p(token), over all tokens", (1, INF)),
+    "bits per unit": Metric(_per_unit, False, ("nats", "units"),
+                            "sum of -log2 p over the sum of bytes, bases ...; does not depend on tokens", (0, INF)),
+    "log-loss": Metric(metrics.log_loss, False, CHANCES, "mean of -log2 p(true)", (0, INF)),
+    "Brier": Metric(lambda chances, targets: metrics.brier(chances, targets) * chances.shape[1], False, CHANCES,
+                    "mean of the sum over classes of (p - 1[true])^2, 0 to 2", (0, 2)),
+    "calibration error": Metric(_calibration, False, CHANCES,
+                                "mean over 15 bins of |p of the likeliest - share that is right|, by their sizes",
+                                (0, 1)),
+    "accuracy": Metric(metrics.top_k, True, SCORES, "share of true elements that score highest, ties by expectation",
+                       (0, 1)),
+    "top-5": Metric(partial(metrics.top_k, k=5), True, SCORES, "share of true elements among the 5 highest", (0, 1)),
+    "HR@10": Metric(lambda ranks: float(np.mean(np.asarray(ranks) <= 10)), True, ("ranks",),
+                    "share of ranks up to 10", (0, 1)),
+    "NDCG@10": Metric(lambda ranks: fmean(1 / math.log2(rank + 1) if rank <= 10 else 0.0 for rank in ranks), True,
+                      ("ranks",), "mean of 1 / log2(rank + 1) up to rank 10", (0, 1)),
+    "MRR": Metric(lambda ranks: fmean(1 / rank for rank in ranks), True, ("ranks",), "mean of 1 / rank", (0, 1)),
+    "exact match": Metric(partial(_each, lambda a, b: float(list(a) == list(b))), True, PAIR,
+                          "share of samples that are their reference", (0, 1)),
+    "BLEU": Metric(lambda samples, references: texts.bleu(samples, [[each] for each in references]), True, PAIR,
+                   "geometric mean of 1- to 4-gram precisions of the corpus, times a penalty of brevity", (0, 100)),
+    "chrF": Metric(lambda samples, references: texts.chrf([*map(_words, samples)], [*map(_words, references)]), True,
+                   PAIR, "F2 of 1- to 6-grams of letters, over the corpus", (0, 100)),
+    "ROUGE-1": Metric(partial(_each, partial(texts.rouge, n=1)), True, PAIR, "mean F1 of shared elements", (0, 1)),
+    "ROUGE-2": Metric(partial(_each, partial(texts.rouge, n=2)), True, PAIR, "mean F1 of shared 2-grams", (0, 1)),
+    "ROUGE-L": Metric(partial(_each, texts.rouge), True, PAIR, "mean F1 of the longest common subsequence", (0, 1)),
+    "edit similarity": Metric(partial(_each, texts.edit_similarity), True, PAIR,
+                              "mean of 1 - Damerau-Levenshtein distance / longer length", (0, 1)),
+    "distinct-1": Metric(partial(texts.distinct, n=1), True, ("samples",), "different elements / all elements", (0, 1)),
+    "distinct-2": Metric(partial(texts.distinct, n=2), True, ("samples",), "different 2-grams / all elements", (0, 1)),
+    "rep-4": Metric(lambda samples: fmean(texts.repetition(text, 4) for text in samples), False, ("samples",),
+                    "mean over texts of 1 - different / all 4-grams", (0, 1)),
+    "diversity": Metric(texts.diversity, True, ("samples",), "product of 1 - rep-n over n = 2, 3, 4", (0, 1)),
+    "self-BLEU": Metric(texts.self_bleu, False, ("samples",), "mean BLEU of each sample against all others", (0, 100)),
+    "entropy": Metric(texts.entropy, None, ("samples",), "bits of the distribution of single elements", (0, INF)),
+    "Zipf": Metric(texts.zipf, None, ("samples",), "exponent of frequency by rank", (-INF, INF)),
+    "novelty": Metric(texts.novelty, None, ("samples", FIXED), "share of 4-grams that what was learned does not hold",
+                      (0, 1)),
+    "MAUVE": Metric(mauve, True, ("features", "real"), "area under the curve of divergences from mixtures, scale 5, "
+                    "over groups of near features; of 1,000 rows at least", (0, 1), (near_groups, mauve_of)),
+    "Frechet distance": Metric(frechet_distance, False, ("features", "real"),
+                               "|m - m'|^2 + trace(S + S' - 2 (S S')^(1/2)) of features", (0, INF)),
+}
+
+
+def metric(name: str) -> Metric:
+    if name not in METRICS:
+        raise SegueError(f"metric '{name}' is unknown: choose from {', '.join(METRICS)}")
+    return METRICS[name]

@@ -1,0 +1,105 @@
+"""From noise to real vectors, by models that learned to go there (see `segue.objectives.flow`): filling what is asked
+for in a sequence, and going on block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from segue.decoding.loop import evaluating
+from segue.errors import SegueError
+from segue.mixers.state import Layout
+from segue.models.flow import NOTHING, Field, Flow, Given, Guided
+
+Grid = tuple[int, ...]
+
+
+@torch.inference_mode()
+def euler(model: Field, x: Tensor, asked: Tensor, layout: Layout | None = None, given: Given = NOTHING,
+          flow: Flow | None = None, steps: int = 20, guidance: float = 1.0, seed: int = 0) -> Tensor:
+    """Elements x (B, T, C) with those asked for, (B, T) bool, made from noise in so many straight steps; the others
+    leave as they came, bit by bit, and what stands in x where one is asked for does not matter.
+
+    flow: as in training. guidance: see `Guided`. seed: fixes the noise of all rows together.
+    """
+    if x.dim() != 3 or asked.shape != x.shape[:2]:
+        raise SegueError(f"elements of shape {tuple(x.shape)}, asked for by {tuple(asked.shape)}: give (B, T, C) real "
+                         "numbers and (B, T) truth values")
+    layout = Layout.of(x) if layout is None else layout
+    noise = torch.randn(x.shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device, dtype=x.dtype)
+    x = torch.where(asked[..., None], noise, x)
+    guided = Guided(model, guidance)
+    with evaluating(model):
+        for now, after in pairwise((flow or Flow()).times(steps).tolist()):
+            moved = x + (now - after) * guided(x, torch.full(x.shape[:1], now, device=x.device), asked, layout, given)
+            x = torch.where(asked[..., None], moved, x)
+    return x
+
+
+class FrameCodec(Protocol):
+    """Frames (B, F, ...) as elements (B, T, C) on a grid whose first axis is time, and back. Of F frames there are
+    1 + (F - 1) / stride moments; of the first frames, those that do not depend on later ones."""
+
+    @property
+    def stride(self) -> int: ...
+    def encode(self, frames: Tensor) -> tuple[Tensor, Grid]: ...
+    def decode(self, elements: Tensor, grid: Grid) -> Tensor: ...
+
+
+class Plain:
+    """Frames that are elements as they are: a series (B, T, C) of real vectors."""
+
+    stride = 1
+
+    def encode(self, frames: Tensor) -> tuple[Tensor, Grid]:
+        return frames, (frames.shape[1],)
+
+    def decode(self, elements: Tensor, grid: Grid) -> Tensor:
+        return elements
+
+
+@dataclass
+class ClipRollout:
+    """Goes on clip by clip: encodes the last frames, makes the next ones, decodes them, and begins again behind them.
+
+    model: the field. codec: of its elements. block: frames of a clip. context: frames that it sees before; 1 plus a
+    multiple of the codec's stride, and `block` a multiple of it. Others: of `euler`.
+    """
+
+    model: Field
+    codec: FrameCodec = field(default_factory=Plain)
+    block: int = 1
+    context: int = 1
+    flow: Flow = field(default_factory=Flow)
+    steps: int = 20
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        stride = self.codec.stride
+        if self.block < 1 or self.context < 1 or self.block % stride or (self.context - 1) % stride:
+            raise SegueError(f"clips of {self.block} frames behind {self.context}: with a codec of stride {stride} the "
+                             "first is a multiple of it, and the other one more than a multiple")
+
+    @torch.inference_mode()
+    def __call__(self, frames: Tensor, clips: int, told: Callable[[int, Grid], Given] | None = None,
+                 seed: int = 0) -> Tensor:
+        """The frames (B, K, ...) with the next `clips` times `block` behind them; of the K, the last `context` are
+        seen. told: what the model is told in each clip, counted from 0, on a grid."""
+        if frames.shape[1] < self.context:
+            raise SegueError(f"{frames.shape[1]} frames, and the model goes on from {self.context}: give as many")
+        for clip in range(clips):
+            seen, (moments, *places) = self.codec.encode(frames[:, -self.context :])
+            count = self.block // self.codec.stride
+            new = seen.new_zeros(len(seen), count * seen.shape[1] // moments, seen.shape[2])
+            grid, x = (moments + count, *places), torch.cat([seen, new], 1)
+            asked = (torch.arange(x.shape[1], device=x.device) >= seen.shape[1]).expand(x.shape[:2])
+            layout = Layout.chain((x.shape[0], x.shape[1]), device=x.device, grid=grid if places else None)
+            made = euler(self.model, x, asked, layout, NOTHING if told is None else told(clip, grid), self.flow,
+                         self.steps, self.guidance, seed + clip)
+            frames = torch.cat([frames, self.codec.decode(made, grid)[:, -self.block :]], 1)
+        return frames

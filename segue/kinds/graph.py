@@ -1,0 +1,306 @@
+"""Graphs: nodes and edges of any file of them as a sequence of signs, and back.
+
+A graph is spelled node by node, in an order that depends on its structure and labels and, up to ties, on nothing else:
+
+    @C          a node, with its label (@: without)
+    -1 -3       edges from this node to the node before it, and to the third before it; -0 is a loop
+    >2 <2       edges with a direction: to this node, and from this node
+    +3 -8       an edge over 3 * 64 + 8 nodes (of + each counts 64 times what stands behind it)
+    :2          the label of the edge before it
+    =1          the label of the graph; it may stand in front
+
+So an ethanol without its hydrogens reads `@C @C -1 @O -1`, a triangle `@ @ -1 @ -1 -2`. Any beginning of such a
+sequence is a graph itself, which a model continues node by node.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.files import write_text
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad
+from segue.kinds.codecs import Codec, ItemCodec
+from segue.kinds.frame import DELIMITED
+from segue.kinds.graph_files import LABEL, TU, WRITERS, Found, as_graphml, beside, form_of, found
+from segue.kinds.packed import bare
+
+DIGITS = 64
+SIGN = re.compile(r"[-<>+]([0-9]|[1-5][0-9]|6[0-3])|[@:=]\S*")
+USUAL = {  # attributes that may be labels, best first
+    "node": ("label", "type", "atom", "symbol", "element", "atom_type", "atomic_num", "kind", "class", "category",
+             "group", "color", "colour", "value", "x"),
+    "edge": ("label", "type", "bond", "bond_type", "order", "relation", "kind", "class", "category", "sign", "value",
+             "column 3"),
+    "graph": ("label", "class", "y", "target", "targets", "category")}
+MEASURED = re.compile(r"-?\d*\.\d+([eE].*)?")  # numbers that are no names of anything
+LOOK = 1000  # graphs by which labels are told from names and measurements
+FEW = 16  # so many different values are labels, whatever else there is
+
+
+@dataclass(frozen=True)
+class Graph:
+    """nodes: a label each ("" for none). edges: from, to, whether it has a direction, label. label: of the graph."""
+
+    nodes: Sequence[str]
+    edges: Sequence[tuple[int, int, bool, str]]
+    label: str = ""
+
+
+class Graphs(Kind):
+    """An object is the list of signs of one graph, its unit the sign. Files: data sets of the TU collection (name any
+    of their files), the text form of DGCNN, GraphML, GML, JSON (nodes and links, edge_index), graph6 and sparse6,
+    Matrix Market, edge lists (told by their name or heading, else ask for them with kind=graph)."""
+
+    name = "graph"
+    unit = "sign"
+    storage = "items"
+    split_by = "content"
+
+    def sniff(self, path: Path, head: bytes) -> float:
+        form = form_of(path, head)
+        return 0.0 if not form else 0.72 if form == "list" and path.suffix.lower() in DELIMITED else 0.98
+
+    def read(self, path: Path, problems: Problems | None = None, *, label: bool = False, node: str | None = None,
+             edge: str | None = None, order: str = "dfs", directed: bool | None = None,
+             encoding: str = "utf-8") -> Iterator[Record]:
+        """One record a graph.
+
+        label: put the graph's own label (its class) in front, so that a model goes on from it; by default it is left
+        out, for what a model knows of a graph should not be read off it. node, edge: the attributes that label nodes
+        and edges ("": none); if None found by name, and believed where few values come again and again. order: "dfs" or
+        "bfs", from what has few edges, or "given", as in the file. directed: where the file does not say so.
+        """
+        for name, graph in self.graphs(path, problems, node, edge, directed, encoding):
+            yield Record(spelled(graph, order, label), name=f"{path}:{name}")
+
+    def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
+                 **options: Any) -> Iterator[Record]:
+        """The files of one TU data set are read together, by the file of its edges."""
+        edges = {path: beside(path, "A") if TU.fullmatch(bare(path).name) else None for path in paths}
+        kept = [path for path in paths if edges[path] in (None, path) or edges[path] not in edges]
+        yield from super().read_all(kept, problems, named, **options)
+
+    def graphs(self, path: Path, problems: Problems | None = None, node: str | None = None, edge: str | None = None,
+               directed: bool | None = None, encoding: str = "utf-8") -> Iterator[tuple[str, Graph]]:
+        """Name and graph, in the order of its nodes in the file; see `read`."""
+        graphs = found(path, problems, directed, encoding)
+        first = list(islice(graphs, LOOK))
+        of_node = chosen("node", node, [graph.nodes for graph in first])
+        of_edge = chosen("edge", edge, [[said[3] for said in graph.edges] for graph in first])
+        of_graph = chosen("graph", None, [[graph.attributes for graph in first]])
+        if problems is not None:
+            told = [f"{what}={name}" for what, name in (("node", of_node), ("edge", of_edge)) if name]
+            problems.note = f"labels {' '.join(told)}" if told else ""
+        none = True
+        for graph in chain(first, graphs):
+            if not graph.nodes:
+                bad(problems, path, graph.name, None, "the graph has no nodes; remove it")
+                continue
+            none = False
+            yield graph.name, Graph([word(said.get(of_node)) for said in graph.nodes],
+                                    [(a, b, way, word(said.get(of_edge))) for a, b, way, said in graph.edges],
+                                    word(graph.attributes.get(of_graph)))
+        if none and (problems is None or not problems):
+            raise SegueError(f"{path}: there is no graph in this file")
+
+    def codec(self, data: Dataset) -> Codec:
+        """A token a sign; edges over any number of nodes can be said, labels are those of the data."""
+        counts = data.vocabulary
+        ways = {item[0] for item in counts} & set("-<>") or {"-"}
+        known = ItemCodec.count(counts).items
+        return ItemCodec([*known, *(sign for way in (*sorted(ways), "+") for digit in range(DIGITS)
+                                    if (sign := f"{way}{digit}") not in counts)])
+
+    def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
+        """GML, JSON (nodes and links, a graph a line), graph6 or an edge list, by the ending of the path; GraphML
+        else. Signs that are no graph where they stand (an edge further back than there are nodes) are left out."""
+        graphs = []
+        for number, obj in enumerate(objects, 1):
+            record = obj if isinstance(obj, Record) else Record(obj, name=str(number))
+            graph = understood(record.object)
+            graphs.append(Found(record.name, [labelled("node", label) for label in graph.nodes],
+                                [(a, b, way, labelled("edge", label)) for a, b, way, label in graph.edges],
+                                labelled("graph", graph.label)))
+        write_text(path, WRITERS.get(Path(path).suffix.lower(), as_graphml)(graphs))
+
+    def show(self, obj: Sequence[str]) -> str:
+        """A line for each of the first 40 nodes: number, label, and its edges (─ to, → from it, ← to it) to nodes
+        above and to itself."""
+        graph = understood(obj)
+        about = f", label {graph.label}" if graph.label else ""
+        lines = [f"{len(graph.nodes):,} nodes, {len(graph.edges):,} edges{about}"]
+        near: list[list[str]] = [[] for _ in graph.nodes]
+        for a, b, way, label in graph.edges:
+            here = max(a, b)
+            arrow = "─" if not way else "→" if here == a else "←"
+            near[here].append(f"{arrow}{min(a, b)}{':' if label else ''}{label}")
+        wide = max((len(label) for label in graph.nodes[:40]), default=0)
+        lines += [f"{number:>4} {label:<{wide}}  {' '.join(edges)}".rstrip()
+                  for number, (label, edges) in enumerate(islice(zip(graph.nodes, near), 40))]
+        return "\n".join([*lines, *(["  ..."] if len(graph.nodes) > 40 else [])])
+
+    def normalise(self, obj: Any, known: Collection[str] = ()) -> list[str]:
+        """Signs, or a text of them with blanks or arrows between, or a `Graph`; what is none is a SegueError."""
+        if isinstance(obj, Graph):
+            return spelled(obj)
+        obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
+        items = [item for item in re.split(r"[\s→]+", obj) if item] if isinstance(obj, str) else list(obj)
+        for number, item in enumerate(items, 1):
+            if not isinstance(item, str) or not SIGN.fullmatch(item):
+                raise SegueError(f"item {number}, {item!r:.40}, is no sign of a graph: write @ or @LABEL for a node, "
+                                 "and behind it its edges to nodes before it, -1 for the last (>1 <1 with a direction)")
+        return items
+
+
+def word(value: Any) -> str:
+    """A label as one word of characters that can be printed: blanks become _."""
+    text = "" if value is None else "_".join(str(value).split())
+    return text if text.isprintable() else "".join(char if char.isprintable() else "_" for char in text)
+
+
+def labelled(what: str, label: str) -> dict[str, str]:
+    """A label as an attribute, none as none."""
+    return {LABEL.format(what): label} if label else {}
+
+
+def chosen(what: str, asked: str | None, graphs: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """The attribute that labels nodes, edges or graphs, "" for none. graphs: the attributes of each, by graph."""
+    names = {name for graph in graphs for said in graph for name in said}
+    if asked is not None:
+        if asked and asked not in names:
+            raise SegueError(f"no {what} has an attribute '{asked}'; there are {', '.join(sorted(names)) or 'none'}")
+        return asked
+    if (sure := LABEL.format(what)) in names:
+        return sure
+    usual = {name.lower(): name for name in names}
+    for name in (usual[name] for name in USUAL[what] if name in usual):
+        values = [said[name] for graph in graphs for said in graph if name in said]
+        plain = all(isinstance(value, (int, str)) and not MEASURED.fullmatch(str(value)) for value in values)
+        again = len(set(values)) < len(values) or len(values) <= 3  # else they are names
+        if plain and again and len(set(values)) <= max(FEW, len(values) // 4):
+            return name
+    return ""
+
+
+def colours(graph: Graph, rounds: int = 8) -> np.ndarray:
+    """(n,) uint64: the same number for nodes that look the same up to `rounds` edges away (Weisfeiler & Leman 1968);
+    it depends on labels and structure only."""
+    def code(text: str) -> int:
+        return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+    def mixed(x: np.ndarray) -> np.ndarray:  # splitmix64
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    codes = {label: code(label) for label in set(graph.nodes)}
+    colour = np.array([codes[label] for label in graph.nodes], np.uint64)
+    if not graph.edges:
+        return colour
+    ends = np.array([(a, b) for a, b, _, _ in graph.edges], np.int64)
+    sorts = {key: [code(f"{key[1]} {side if key[0] else ''}") for side in "<>"]
+             for key in {(way, label) for _, _, way, label in graph.edges}}
+    sort = np.array([sorts[way, label] for _, _, way, label in graph.edges], np.uint64)
+    for _ in range(min(rounds, len(graph.nodes))):
+        heard = np.zeros_like(colour)
+        np.add.at(heard, ends[:, 1], mixed(colour[ends[:, 0]] + sort[:, 0]))
+        np.add.at(heard, ends[:, 0], mixed(colour[ends[:, 1]] + sort[:, 1]))
+        colour = mixed(colour * np.uint64(3) + heard)
+    return colour
+
+
+def order_of(graph: Graph, order: str) -> list[int]:
+    """The nodes in the order in which they are spelled, see `Graphs.read`. A graph that is in this order already stays
+    in it, so that what was written is read as what it was."""
+    n = len(graph.nodes)
+    if order == "given":
+        return list(range(n))
+    if order not in ("dfs", "bfs"):
+        raise SegueError(f"order is 'dfs', 'bfs' or 'given', not {order!r}")
+    ends = np.array([edge[:2] for edge in graph.edges], np.int64).reshape(-1, 2)
+    degree = np.bincount(ends.reshape(-1), minlength=n)
+    ranked = np.lexsort((colours(graph), degree))
+    rank = np.empty(n, np.int64)
+    rank[ranked] = np.arange(n)
+    both = np.concatenate([ends, ends[:, ::-1]])
+    both = both[np.lexsort((rank[both[:, 1]], both[:, 0]))]
+    begins = np.searchsorted(both[:, 0], np.arange(n + 1)).tolist()
+    others, at = both[:, 1].tolist(), begins[:-1]
+    seen, out = [False] * n, list[int]()
+    for start in ranked.tolist():
+        waiting = deque[int]()
+        node = start
+        while True:
+            if not seen[node]:
+                seen[node] = True
+                out.append(node)
+                waiting.append(node)
+            if not waiting:
+                break
+            here = waiting[0 if order == "bfs" else -1]
+            while at[here] < begins[here + 1] and seen[others[at[here]]]:
+                at[here] += 1
+            if at[here] < begins[here + 1]:
+                node = others[at[here]]
+            elif order == "bfs":
+                waiting.popleft()
+            else:
+                waiting.pop()
+    return out
+
+
+def spelled(graph: Graph, order: str = "dfs", label: bool = True) -> list[str]:
+    """The signs of a graph. label: its own in front, where it has one."""
+    places = order_of(graph, order)
+    place = [0] * len(places)
+    for at, node in enumerate(places):
+        place[node] = at
+    back: list[list[tuple[int, str, str]]] = [[] for _ in places]  # of each node: how far, sign, label
+    for a, b, way, said in graph.edges:
+        here = max(place[a], place[b])
+        sign = "-" if not way else ">" if here == place[b] else "<"
+        back[here].append((here - min(place[a], place[b]), sign, said))
+    items = [f"={graph.label}"] if label and graph.label else []
+    for node, edges in zip(places, back):
+        items.append(f"@{graph.nodes[node]}")
+        for far, sign, said in sorted(edges):
+            digits = [f"{sign}{far % DIGITS}"]
+            while far := far // DIGITS:
+                digits.append(f"+{far % DIGITS}")
+            items += reversed(digits)
+            items += [f":{said}"] if said else []
+    return items
+
+
+def understood(items: Iterable[str]) -> Graph:
+    """The graph that signs say: the inverse of `spelled`. What is no graph where it stands is left out."""
+    nodes, edges, label = list[str](), list[tuple[int, int, bool, str]](), ""
+    far, open_ = 0, False  # of digits before; whether a label may follow
+    for item in items:
+        sign, said = item[:1], item[1:]
+        digit = int(said) if sign in tuple("-<>+") and said.isdecimal() else 0
+        if sign == "+":
+            far = min(far + digit, len(nodes)) * DIGITS
+            continue
+        if sign == "@":
+            nodes.append(said)
+        elif sign in ("-", "<", ">") and said.isdecimal() and far + digit < len(nodes):
+            here, there = len(nodes) - 1, len(nodes) - 1 - far - digit
+            edges.append((here, there, sign != "-", "") if sign == "<" else (there, here, sign != "-", ""))
+        elif sign == ":" and open_:
+            edges[-1] = (*edges[-1][:3], said)
+        elif sign == "=" and not nodes:
+            label = said
+        open_ = sign in ("-", "<", ">") and bool(edges)
+        far = 0
+    return Graph(nodes, edges, label)

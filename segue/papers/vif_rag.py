@@ -1,0 +1,289 @@
+"""Toward General Instruction-Following Alignment for Retrieval-Augmented Generation (VIF-RAG: Dong et al. 2024, arXiv
+2410.09584).
+
+Verifiers that a model wrote are held against each other and keep the answers that follow; a model learns from those to
+answer from passages and to follow instructions at once. In Lilt, beside questions about passages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, partial
+from random import Random
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from segue.kinds.codecs import ItemCodec
+from segue.papers.base import Claim, Row, Run, Verdict
+from segue.programs import Local
+from segue.programs.crosscheck import Case, cross_validate
+from segue.programs.pipeline import Pipeline, Produced, Value
+from segue.programs.sandbox import Sandbox
+from segue.tasks import Answers, echo, small_decoder
+from segue.tasks.lilt import BOT, CODEC, FAMILIES, NOUNS, USER, Constraint, Instruction, holds
+from segue.training.learn import learn
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What a supervisor writes: ways to say each check, and its way to be off by one.
+SOURCE = """def evaluate(response, argument):
+    words = response.split()
+    quoted = len(words) > 2 and words[0] == words[-1] == '"'
+    inner = words[1:-1] if quoted else words
+    same = [word.lower() for word in inner]
+    return {}
+"""
+CHECKS = {
+    "exactly": ("len(inner) == int(argument)", "int(argument) - len(inner) == 0", "len(inner) == int(argument) + 1"),
+    "atleast": ("len(inner) >= int(argument)", "not len(inner) < int(argument)", "len(inner) > int(argument)"),
+    "include": ("argument in same", "any(word == argument for word in same)", "argument in same[1:]"),
+    "avoid": ("argument not in same", "all(word != argument for word in same)", "argument not in same[1:]"),
+    "twice": ("same.count(argument) == 2", "sum(word == argument for word in same) == 2", "same.count(argument) > 2"),
+    "start": ("same[:1] == [argument]", "bool(same) and same[0] == argument", "same[1:2] == [argument]"),
+    "end": ("same[-1:] == [argument]", "bool(same) and same[-1] == argument", "same[-2:-1] == [argument]"),
+    "upper": ("all(word.isupper() for word in inner)", "''.join(inner) == ''.join(inner).upper()",
+              "all(word.isupper() for word in inner[1:])"),
+    "lower": ("all(word.islower() for word in inner)", "''.join(inner) == ''.join(inner).lower()",
+              "all(word.islower() for word in inner[1:])"),
+    "quote": ("quoted", "len(inner) < len(words)", "words[1:2] == ['\"']"),
+}
+TRUE, CRASH = "True", "words[99] == argument"
+FUNCTIONS, CASES, WRONG, DROPPED = 8, 24, 0.2, 0.6
+
+COLOURS = ("red", "blue", "green", "black", "white", "brown", "pink", "grey")
+PLACES = tuple(f"p{i}" for i in range(1, 10))
+BOTH = ItemCodec([*CODEC.items, *COLOURS, *PLACES, "fact", ":", "is", "colour", "of"])
+RAG, UNVERIFIED, VERIFIED = "passages alone", "unverified instructions", "verified instructions"
+PAPER, MAJORITY = "one function keeps a case", "most functions keep a case"
+RULES = {PAPER: 0.0, MAJORITY: 0.5}
+
+
+def sources(family: str, random: Random) -> list[str]:
+    """Functions of which half are wrong."""
+    *good, near = CHECKS[family]
+    right = [SOURCE.format(check) for check in good]
+    wrong = [SOURCE.format(near), SOURCE.format(TRUE), SOURCE.format(CRASH),
+             right[0].replace("words[1:-1] if quoted else words", "words"), right[0].replace("word.lower()", "word")]
+    return [random.choice(right if random.random() < 0.5 else wrong) for _ in range(FUNCTIONS)]
+
+
+def drawn(family: str, random: Random) -> tuple[str, Constraint]:
+    """A constraint of the family, and an answer that was meant to keep to it or, as often, to others."""
+    while True:
+        asked = Instruction.drawn(random)
+        if family in dict(asked.constraints):
+            other = Instruction(asked.topic, ()) if random.random() < 0.5 else asked
+            return " ".join(other.answer(random)), (family, dict(asked.constraints)[family])
+
+
+def labelled(family: str, count: int, random: Random, wrong: float = 0.0) -> list[Case]:
+    found = [drawn(family, random) for _ in range(count)]
+    return [([answer, constraint[1]], holds(constraint, answer.split()) != (random.random() < wrong))
+            for answer, constraint in found]
+
+
+def checkers(seed: int, tests: int, support: float, families: Sequence[str],
+             ) -> tuple[dict[str, list[str]], dict[str, float]]:
+    """The functions that survive for each family, and how they agree with the true verifier, before and after."""
+    random, sandbox, kept = Random(f"functions {seed}"), Sandbox(seconds=2.0), dict[str, list[str]]()
+    before, after, good, always = list[float](), list[float](), list[bool](), 0
+    for family in families:
+        written = sources(family, random)
+        cases = labelled(family, CASES, random, WRONG)
+        kept[family] = cross_validate(written, cases, sandbox, support=support).functions
+        truth = labelled(family, tests, random)
+        for source in dict.fromkeys(written):
+            found = sandbox.run(source, "evaluate", [arguments for arguments, _ in truth])
+            agree = mean(out.value is want for out, (_, want) in zip(found, truth))
+            before += [agree] * written.count(source)
+            after += [agree] * (source in kept[family])
+            good += [source in kept[family]] * (agree == 1)
+            always += source in kept[family] and source.endswith(f"return {TRUE}\n")
+    return kept, {"before": mean(before), "after": mean(after) if after else 0.0, "recall": mean(good),
+                  "always true": always, "families": sum(map(bool, kept.values()))}
+
+
+def filtered(seed: int, tests: int, support: float, families: Sequence[str]) -> dict[str, float]:
+    return checkers(seed, tests, support, families)[1]
+
+
+def instructed(values: Sequence[Value], seed: int, families: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """An answer to each instruction, which often forgets one of its constraints."""
+    rows = []
+    for value in values:
+        random = Random(f"answer {seed} {value['number']}")
+        asked = Instruction.drawn(random, among=families)
+        done = asked
+        if random.random() < DROPPED:
+            done = Instruction(asked.topic, tuple(random.sample(asked.constraints, len(asked.constraints) - 1)))
+        rows.append([{"prompt": asked.prompt, "answer": done.answer(random)}])
+    return rows
+
+
+def broken(values: Sequence[Value], kept: dict[str, list[str]]) -> list[str]:
+    """For each answer, a constraint that at least half of its functions find broken, or that has none."""
+    sandbox, why = Sandbox(seconds=2.0), [""] * len(values)
+    asked = [(i, *constraint) for i, value in enumerate(values)
+             for constraint in Instruction.read(value["prompt"]).constraints]
+    for family in kept:
+        own = [(i, argument) for i, name, argument in asked if name == family]
+        calls = [(" ".join(values[i]["answer"]), argument) for i, argument in own]
+        votes = [sandbox.run(source, "evaluate", calls) for source in kept[family]]
+        for (i, _), *verdicts in zip(own, *votes):
+            if 2 * sum(out.value is True for out in verdicts) <= len(verdicts):
+                why[i] = family
+    return why
+
+
+def made(kept: dict[str, list[str]], count: int, seed: int) -> Produced:
+    return (Pipeline().write("answer", partial(instructed, seed=seed, families=tuple(kept)))
+            .keep("verify", partial(broken, kept=kept)).run({"number": number} for number in range(count)))
+
+
+def passages(random: Random) -> tuple[list[str], list[str], list[str]]:
+    """Three facts, a question about one of them, and its answer."""
+    about = random.sample(PLACES, 3)
+    colours = [random.choice(COLOURS) for _ in about]
+    facts = [word for place, colour in zip(about, colours) for word in ("fact", ":", place, "is", colour)]
+    which = random.randrange(3)
+    return facts, ["colour", "of", about[which]], [colours[which]]
+
+
+def behind(facts: Sequence[str], prompt: Sequence[str]) -> list[str]:
+    return [USER, *facts, *prompt[1:]]
+
+
+def learner(arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, seed: int) -> Local:
+    """A model that learns to answer from passages, and then goes on with that and with instructions, half of them
+    behind passages."""
+    def ask(random: Random) -> tuple[list[str], list[str]]:
+        facts, question, answer = passages(random)
+        return [USER, *facts, *question, BOT], answer
+
+    def follow(random: Random) -> tuple[list[str], list[str]]:
+        prompt, answer = random.choice(rows)
+        return (behind(passages(random)[0], prompt) if random.random() < 0.5 else prompt), answer
+
+    again = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
+    later = {"ask": 0.9, "echo": 0.1} if arm == RAG else {"ask": 0.3, "follow": 0.6, "echo": 0.1}
+    phases = {0: {"ask": 0.5, "echo": 0.5}, steps // 3: later}
+    task = Answers(BOTH, {"ask": ask, "follow": follow, "echo": again}, phases)
+    torch.manual_seed(seed)
+    model = small_decoder(BOTH.size)
+    learn(model, task.batches(96, seed), steps, rate=0.01, seed=seed, muon=True, cooldown=0.3)
+    return Local(model.eval(), BOTH, batch=300)
+
+
+def told(model: Local, tests: int, seed: int) -> dict[str, float]:
+    """Instructions followed by the true verifier, without and with passages, and questions answered right."""
+    asked = [Instruction.drawn(Random(f"test {seed} {i}")) for i in range(tests)]
+    found = [passages(Random(f"facts {seed} {i}")) for i in range(tests)]
+    values = dict[str, float]()
+    for place, prompts in (("", [each.prompt for each in asked]),
+                           (" with passages", [behind(facts, each.prompt) for each, (facts, *_) in zip(asked, found)])):
+        for way, temperature in (("greedy", 0.0), ("drawn", 1.0)):
+            replies = model.write([" ".join(prompt) for prompt in prompts], most=16, temperature=temperature, seed=seed)
+            values[way + place] = mean(not each.failed(reply.text.split()) for each, reply in zip(asked, replies))
+    replies = model.write([" ".join([USER, *facts, *question, BOT]) for facts, question, _ in found], most=4)
+    return values | {"answers": mean(reply.text.split() == right for reply, (*_, right) in zip(replies, found))}
+
+
+@cache
+def data(seed: int, count: int, families: Sequence[str]) -> dict[str, list[tuple[list[str], list[str]]]]:
+    kept, _ = checkers(seed, 20, RULES[MAJORITY], families)
+    through = [(item.value["prompt"], item.value["answer"]) for item in made(kept, count, seed).items]
+    everything = [(row["prompt"], row["answer"]) for row, in
+                  instructed([{"number": i} for i in range(count)], seed, families)]
+    return {RAG: [], UNVERIFIED: everything, VERIFIED: through}
+
+
+def arm(name: str, seed: int, steps: int, count: int, tests: int, families: Sequence[str]) -> dict[str, float]:
+    rows = data(seed, count, families)[name]
+    right = mean(not Instruction.read(prompt).failed(answer) for prompt, answer in rows) if rows else 0.0
+    return told(learner(name, rows, steps, seed), tests, seed) | {"rows": len(rows), "right rows": right}
+
+
+def measure(run: Run) -> list[Row]:
+    families = FAMILIES[: run.pick(2, len(FAMILIES))]
+    setting = run.pick({"steps": 4, "count": 60, "tests": 6}, {"steps": 280, "count": 5000, "tests": 500})
+    seeds, agree = range(run.seed, run.seed + run.pick(1, 2)), run.pick(10, 1000)
+    done = run.cells({f"{name} {seed}": partial(arm, name, seed, **setting, families=families) for seed in seeds
+                      for name in (VERIFIED, UNVERIFIED, RAG)}
+                     | {f"{rule} {seed}": partial(filtered, seed, agree, RULES[rule], families) for rule in RULES
+                        for seed in range(run.seed, run.seed + run.pick(1, 3))})
+    table: list[Row] = []
+    for name in (RAG, UNVERIFIED, VERIFIED, *RULES):
+        each = [values for key, values in done.items() if key.rsplit(" ", 1)[0] == name]
+        table.append({"part": "functions" if name in RULES else "model", "arm": name}
+                     | {what: mean(one[what] for one in each) for what in each[0]}
+                     | ({} if name in RULES else {"greedy by seed": [one["greedy"] for one in each],
+                                                  "drawn by seed": [one["drawn"] for one in each]}))
+    run.note(f"functions: for each of Lilt's {len(families)} families a programmed supervisor writes {FUNCTIONS}, half "
+             f"of them off by one, deaf to quotes or case, always true, or crashing, and {CASES} cases, {WRONG:.0%} of "
+             f"them wrong; all run in the sandbox; agreement with the true verifier on {agree} answers a family, in 3 "
+             "draws")
+    run.note(f"models: 0.35 million parameters, {setting['steps']} steps of 96 rows: a third of questions about "
+             "passages and of rows that are said again, alike for all arms, and then six in ten instructions (passages "
+             f"alone: none), half of them behind passages; {setting['count']} instructions whose answers "
+             f"forget a constraint {DROPPED:.0%} of the time, all of them or those that the surviving functions "
+             f"({MAJORITY}) let through; {setting['tests']} held-out ones, by the true verifier")
+    return table
+
+
+def judge(table: list[Row]) -> tuple[Verdict, str]:
+    row = {row["arm"]: row for row in table}
+    alone, loose, firm, kept = (row[name] for name in (RAG, UNVERIFIED, VERIFIED, PAPER))
+    reason = (f"functions agree with the truth {kept['before']:.1%} of the time before, {kept['after']:.1%} after, "
+              f"recall {kept['recall']:.0%}, always-true ones left {kept['always true']:g}; verified data "
+              f"{firm['greedy']:.1%} greedy and {firm['drawn']:.1%} drawn, unverified {loose['greedy']:.1%} and "
+              f"{loose['drawn']:.1%}; behind passages {firm['greedy with passages']:.1%}, "
+              f"{loose['greedy with passages']:.1%} and {alone['greedy with passages']:.1%} without instructions; "
+              f"answers {firm['answers']:.1%} and "
+              f"{alone['answers']:.1%}")
+    if row[PAPER]["always true"] or firm["greedy"] <= loose["greedy"]:
+        return "refuted", reason
+    good = (firm["greedy"] >= loose["greedy"] + 0.10 and firm["drawn"] >= loose["drawn"] + 0.15
+            and kept["after"] >= 0.97 and kept["recall"] >= 0.8
+            and firm["greedy with passages"] >= alone["greedy with passages"] + 0.15
+            and firm["greedy with passages"] >= loose["greedy with passages"] + 0.08
+            and firm["answers"] >= alone["answers"] - 0.02)
+    return ("confirmed" if good else "inconclusive"), reason
+
+
+def draw(figure: Figure, table: list[Row]) -> None:
+    left, right = figure.subplots(1, 2, width_ratios=(2, 3))
+    rules = [row for row in table if row["part"] == "functions"]
+    for at, what in enumerate(("before", "after", "recall")):
+        bars = left.bar([at * 3 + i for i in range(len(rules))], [100 * row[what] for row in rules], color=["C0", "C1"])
+        left.bar_label(bars, fmt="%.0f", fontsize="small")
+    left.set_xticks([0.5, 3.5, 6.5], ["agreement\nbefore", "agreement\nafter", "good ones\nkept"], fontsize="small")
+    left.legend(handles=[left.patches[0], left.patches[1]], labels=[row["arm"] for row in rules], fontsize="small")
+    left.set(title="functions", ylabel="%", ylim=(0, 115))
+    models = [row for row in table if row["part"] == "model"]
+    ways = ("greedy", "drawn", "greedy with passages", "drawn with passages", "answers")
+    for at, row in enumerate(models):
+        bars = right.bar([4 * i + at for i in range(len(ways))], [100 * row[way] for way in ways], color=f"C{at + 2}",
+                         label=row["arm"])
+        right.bar_label(bars, fmt="%.0f", fontsize="small")
+    right.set_xticks([4 * i + 1 for i in range(len(ways))], [way.replace(" with", "\nwith") for way in ways],
+                     fontsize="small")
+    right.set(title="instructions followed, and questions answered", ylim=(0, 130))
+    right.legend(fontsize="small")
+
+
+CLAIM = Claim(
+    slug="vif-rag",
+    statement="Instructions whose answers were verified by functions that a model wrote, and that were held against "
+              "each other, teach a model to follow instructions without losing its answers from passages.",
+    rule="Lilt: refuted if a function that is always true survives, or unverified data do as well (greedy); confirmed "
+         "if the surviving functions agree with the truth at least 97% of the time and at least 80% of the good ones "
+         "survive (mean of 3 draws), verified data are ahead of unverified by at least 10 points greedy and 15 drawn, "
+         "and behind passages by 8 and ahead of passages alone by 15, with answers at most 2 points below those of "
+         "passages alone (mean of 2 seeds); else inconclusive.",
+    measure=measure, judge=judge, draw=draw,
+    paper={"FollowRAG": "over 10% above fine-tuning on average (secondary source), on 4 backbones",
+           "stable": "up to 4 constraints"},
+)

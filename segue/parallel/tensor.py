@@ -1,0 +1,124 @@
+"""A stack whose heads and hidden features are cut over ranks (tensor parallelism: Megatron-LM, Shoeybi et al. 2019,
+arXiv 1909.08053): every rank reads all elements with its part of each layer, and their outputs are summed. The rival of
+cutting the sequence: weights are spread too, but what stands between the layers is held by all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers import Attention, Mixer
+from segue.mixers.state import Layout, State
+from segue.models.stack import ChannelMixer, Forms, Stack
+from segue.parallel.communicate import Communicator, all_reduce
+
+
+class _Enter(torch.autograd.Function):
+    """x itself; backward the sum over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, comm: Communicator, x: Tensor) -> Tensor:
+        ctx.comm = comm
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, all_reduce(ctx.comm, grads[0])
+
+
+class _Leave(torch.autograd.Function):
+    """The sum over ranks; backward the gradient itself."""
+
+    @staticmethod
+    def forward(ctx: Any, comm: Communicator, x: Tensor) -> Tensor:
+        return all_reduce(comm, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
+        return None, grads[0]
+
+
+class _Summed(nn.Module):
+    """A channel mixer of which each rank has some hidden features."""
+
+    def __init__(self, comm: Communicator, channel: nn.Module) -> None:
+        super().__init__()
+        self.comm, self.channel = comm, channel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Leave.apply(self.comm, self.channel(_Enter.apply(self.comm, x)))
+
+
+class TensorParallel(Forms, nn.Module):
+    """A stack of attention of which this rank has some heads and hidden features, with weights of its own (copies of
+    its part of the stack's); embedding, norms and head are whole on every rank, and so are their gradients."""
+
+    def __init__(self, stack: Stack, comm: Communicator) -> None:
+        super().__init__()
+        config, size = stack.config, comm.size
+        options = dict(config.options)
+        for name, block in zip(config.mixers, stack.blocks):
+            mixer = block.mixer
+            if not isinstance(mixer, Attention) or mixer.distances is not None or mixer.learned_span is not None or \
+                    mixer.positions == "alibi" or config.shared or config.cross is not None:
+                raise SegueError(f"a stack of '{name}' cannot be cut by heads: attention without parameters of its "
+                                 "heads can, in layers of their own")
+            if mixer.heads % size or mixer.kv_heads % size or config.hidden_width % size:
+                raise SegueError(f"{mixer.heads} heads, {mixer.kv_heads} of keys, and {config.hidden_width} hidden "
+                                 f"features cannot be cut over {size} ranks: no more ranks than heads, and a divisor")
+            options[name] = {**options.get(name, {}), "heads": mixer.heads // size, "kv_heads": mixer.kv_heads // size,
+                             "head_width": mixer.head_width}
+        self.comm = comm
+        own = Stack(replace(config, options=options, hidden=config.hidden_width // size)).to(
+            next(stack.parameters()).device, next(stack.parameters()).dtype)
+        weights = {name: weight.clone() for name, weight in stack.state_dict().items()}
+        for index, block in enumerate(stack.blocks):
+            mixer = block.mixer
+            assert isinstance(mixer, Attention)
+            kinds = [width * mixer.head_width for width in (mixer.heads, mixer.kv_heads, mixer.kv_heads)]
+            self._cut(weights, f"blocks.{index}.mixer.qkv", f"blocks.{index}.mixer.out", kinds)
+            if isinstance(block.channel, ChannelMixer):
+                self._cut(weights, f"blocks.{index}.channel.into", f"blocks.{index}.channel.out",
+                          [config.hidden_width] * (1 + block.channel.gated))
+        own.load_state_dict(weights)
+        for block in own.blocks:
+            if block.channel is not None:
+                block.channel = _Summed(comm, block.channel)  # type: ignore[assignment]
+        self.stack = own
+
+    def _cut(self, weights: dict[str, Tensor], into: str, out: str, sizes: list[int]) -> None:
+        """Keep this rank's rows of the first map, of each of its parts, and its columns of the second."""
+        def ours(x: Tensor, dim: int) -> Tensor:
+            return x.chunk(self.comm.size, dim)[self.comm.rank]
+
+        for name in (f"{into}.weight", f"{into}.bias"):
+            if name in weights:
+                weights[name] = torch.cat([ours(x, 0) for x in weights[name].split(sizes)])
+        weights[f"{out}.weight"] = ours(weights[f"{out}.weight"], 1)
+        if f"{out}.bias" in weights:
+            weights[f"{out}.bias"] = weights[f"{out}.bias"] / self.comm.size  # it is added on every rank
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.stack.head
+
+    def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
+        x = self.stack.embed(tokens, layout.positions)
+        for block in self.stack.blocks:
+            x = block(x, partial(self.mix, layout=layout))
+        return self.stack.finish(x, layout)
+
+    def mix(self, mixer: Mixer, x: Tensor, layout: Layout) -> Tensor:
+        """What a mixer of all ranks makes of x (B, T, D)."""
+        return _Leave.apply(self.comm, mixer.run(_Enter.apply(self.comm, x), layout, {}))
+
+
+def tensor_parallel(stack: Stack, comm: Communicator) -> TensorParallel:
+    """This rank's part of a stack, by heads and hidden features; every rank reads all elements of all rows. A
+    SegueError where there are more ranks than heads."""
+    return TensorParallel(stack, comm)

@@ -1,0 +1,188 @@
+"""Symbolic tools: functions of numbers, dates and lists that a model calls by writing `name(arguments)` (after the
+annotations of Successive Prompting, 2022, arXiv 2212.04092)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+
+from segue.errors import SegueError
+
+SMALL = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+         "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+WORDS = {word: value for value, word in (*enumerate(SMALL), *zip(range(20, 100, 10), TENS))}
+SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
+MONTHS = {name: number for number, name in enumerate((
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "december"), 1)}
+MONTH = re.compile(rf"\b(?:{'|'.join(f'{name[:3]}(?:{name[3:]})?' for name in MONTHS)})\b\.?", re.IGNORECASE)
+FIGURE = re.compile(r"(?<![\w.])-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?\.?|(?<!\w)-?\.\d+")
+CALL = re.compile(r"\s*([a-z_]+)\s*\((.*)\)[\s.?]*", re.DOTALL)
+COMPARISON = re.compile(r"<=|>=|==|<|>|=")
+SPANS = "|||"
+"""What stands between the spans of an answer of several."""
+
+
+def number(text: str) -> Decimal:
+    """The first number in a text: figures (28-yard, 1,847, 3.9 %, .5, 1640s), or number words (twenty-one thousand); a
+    word of scale behind it multiplies (1.5 million). SegueError where there is none."""
+    figure = FIGURE.search(re.sub(r"(?<=\d)(?=[^\W\d_])", " ", text))
+    words = re.findall(r"[a-z]+", text.lower())
+    if figure is not None:
+        value = Decimal(figure[0].replace(",", "").rstrip("."))
+        for word in words:
+            value *= SCALES.get(word, 1)
+        return value
+    total, current, known = 0, 0, False
+    for word in words:
+        if word in WORDS:
+            current, known = current + WORDS[word], True
+        elif word in SCALES and (known or word == words[0]):
+            current, known = max(current, 1) * SCALES[word], True
+            if word != "hundred":
+                total, current = total + current, 0
+        elif known and word != "and":
+            break
+    if not known:
+        raise SegueError(f"there is no number in '{text.strip()}'")
+    return Decimal(total + current)
+
+
+def said(value: Decimal) -> str:
+    """A number as an answer: no exponent, no zeros behind the point that say nothing."""
+    text = f"{value:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+@dataclass(frozen=True)
+class When:
+    """A date of which some may be unknown."""
+
+    year: int | None
+    month: int | None
+    day: int | None
+
+    @classmethod
+    def read(cls, text: str) -> When:
+        """From "June 15, 1914", "15 June 1914", "June 1914", "15 June", "1914"; SegueError for what is no date."""
+        month = MONTH.search(text)
+        named = None if month is None else next(n for name, n in MONTHS.items() if name[:3] == month[0][:3].lower())
+        figures = [int(figure) for figure in re.findall(r"\d+", text)]
+        year = next((figure for figure in figures if figure > 31), None)
+        day = next((figure for figure in figures if 0 < figure <= 31), None) if named else None
+        if year is None and named is None:
+            raise SegueError(f"there is no date in '{text.strip()}'")
+        return cls(year, named, day)
+
+    def filled(self, other: When) -> When:
+        """With the year of another where this one has none, and the first of the month, or of the year."""
+        return When(self.year if self.year is not None else other.year, self.month or 1, self.day or 1)
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        return self.year or 0, self.month or 0, self.day or 0
+
+    def day_number(self) -> int:
+        try:
+            return date(*self.key).toordinal()
+        except ValueError as error:
+            raise SegueError(f"there is no day {self.key}: {error}") from error
+
+
+def whens(a: str, b: str) -> tuple[When, When]:
+    """Two dates, each with the year of the other where it has none."""
+    first, second = When.read(a), When.read(b)
+    return first.filled(second), second.filled(first)
+
+
+def parts(text: str) -> list[str]:
+    """Arguments: between semicolons, or else between commas that are in no number; the spans of a list apart."""
+    cut = text.replace(SPANS, ";")
+    found = cut.split(";") if ";" in cut else re.split(r",(?!\d{3}(?!\d))", cut)
+    return [part for part in (part.strip().strip("'\"").strip() for part in found) if part]
+
+
+def difference(a: str, b: str, unit: str = "") -> str:
+    unit = unit.strip().lower().rstrip("s")
+    if unit not in ("", "year", "month", "day"):
+        raise SegueError(f"the unit '{unit}' of a difference is unknown: choose years, months or days")
+    if unit == "" and not (MONTH.search(a) and MONTH.search(b)):
+        return said(abs(number(a) - number(b)))
+    first, second = whens(a, b)
+    if unit == "year":
+        return str(abs(first.key[0] - second.key[0]))
+    if unit == "month":
+        return str(abs((first.key[0] - second.key[0]) * 12 + first.key[1] - second.key[1]))
+    return str(abs(first.day_number() - second.day_number()))
+
+
+def holds(condition: str) -> bool:
+    """Whether `a < b` (or >, <=, >=, =) is true, of numbers or of dates."""
+    sign = COMPARISON.search(condition)
+    if sign is None or not (a := condition[: sign.start()].strip()) or not (b := condition[sign.end() :].strip()):
+        raise SegueError(f"'{condition.strip()}' compares nothing: write a < b or a > b")
+    order: tuple[Decimal, Decimal] | tuple[tuple[int, int, int], tuple[int, int, int]]
+    if MONTH.search(a) or MONTH.search(b):
+        first, second = whens(a, b)
+        order = first.key, second.key
+    else:
+        order = number(a), number(b)
+    return {"<": order[0] < order[1], ">": order[0] > order[1], "<=": order[0] <= order[1],  # type: ignore[operator]
+            ">=": order[0] >= order[1]}.get(sign[0], order[0] == order[1])  # type: ignore[operator]
+
+
+def ranked(text: str, largest: bool) -> str:
+    """The k-th largest or smallest of `k, a; b; c`, as it is written there."""
+    head, comma, rest = text.partition(",")
+    if not comma:
+        raise SegueError("a rank and a list are asked for: top(1, a; b; c)")
+    place, found = int(number(head)), list[tuple[Decimal, str]]()
+    for item in parts(rest):
+        try:
+            found.append((number(item), item))
+        except SegueError:
+            continue  # what is no number has no rank
+    if not 1 <= place <= len(found):
+        raise SegueError(f"there is no number {place} in a list of {len(found)}")
+    return sorted(found, key=lambda pair: pair[0], reverse=largest)[place - 1][1]
+
+
+def exactly(arguments: Sequence[str], least: int, most: int, usage: str) -> Sequence[str]:
+    if not least <= len(arguments) <= most:
+        raise SegueError(f"{len(arguments)} arguments where {usage} is meant")
+    return arguments
+
+
+def choose(text: str) -> str:
+    condition, yes, no = exactly([part.strip() for part in text.split(";")], 3, 3, "if_then(a < b; x; y)")
+    return yes if holds(condition) else no
+
+
+Tool = Callable[[str], str]
+"""What stands between the brackets -> the result, or a SegueError."""
+TOOLS: Mapping[str, Tool] = {
+    "count": lambda text: str(len(parts(text))),
+    "sum": lambda text: said(sum(map(number, exactly(parts(text), 1, 10_000, "sum(a; b)")), Decimal())),
+    "diff": lambda text: difference(*exactly(parts(text), 2, 3, "diff(a; b) or diff(a; b; unit)")),
+    "not": lambda text: said(100 - number(*exactly(parts(text), 1, 1, "not(percentage)"))),
+    "top": lambda text: ranked(text, largest=True),
+    "bottom": lambda text: ranked(text, largest=False),
+    "if_then": choose,
+}
+
+
+@dataclass(frozen=True)
+class SymbolicTools:
+    """The tools that a program has. tools: by name."""
+
+    tools: Mapping[str, Tool] | None = None
+
+    def call(self, text: str) -> str | None:
+        """The result of a call `name(arguments)`; None where the text is no call of a tool. SegueError where it is one
+        and cannot be carried out."""
+        found, tools = CALL.fullmatch(text), TOOLS if self.tools is None else self.tools
+        return None if found is None or found[1] not in tools else tools[found[1]](found[2].strip())

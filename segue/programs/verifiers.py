@@ -1,0 +1,273 @@
+"""Instructions that a program can check: the 25 of IFEval (Zhou et al. 2023, arXiv 2311.07911), by its names and those
+of FollowRAG (2024, arXiv 2410.09584), strict and loose, and the scores made of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+from segue.errors import SegueError, require
+
+Verifier = Callable[..., bool]
+"""(response, its arguments by name) -> whether the response keeps to it."""
+
+OPTIONS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
+ABBREVIATIONS = frozenset(re.split(" ", (
+    "mr mrs ms dr prof rev gen col capt lt sgt sen rep gov st mt inc ltd corp co jr sr vs etc e.g i.e cf al approx "
+    "dept est fig no vol p pp ph.d u.s u.k u.n a.m p.m d.c b.c a.d jan feb mar apr jun jul aug sep sept oct nov dec")))
+
+
+def compare(count: int, relation: str, bound: int) -> bool:
+    match relation:
+        case "less than":
+            return count < bound
+        case "at least":
+            return count >= bound
+        case "at most":
+            return count <= bound
+    raise SegueError(f"relation '{relation}' is unknown: write 'at least', 'at most' or 'less than'")
+
+
+def sentences(text: str) -> int:
+    """How many sentences: ended by . ? or ! before a blank or the text's end, but for abbreviations, initials, and
+    numbers and rows of dots before a small letter. The reference counts with NLTK's Punkt model, whose counts differ
+    now and then."""
+    parts = [word.strip("\"'()[]*_“”‘’") for word in text.split()]
+    count, begun = 0, False
+    for word, after in zip(parts, [*parts[1:], ""]):
+        begun = begun or any(map(str.isalnum, word))
+        if not begun or not word.endswith((".", "?", "!")):
+            continue
+        bare = word.rstrip(".").lower()
+        dotted = word.endswith(".") and (bare in ABBREVIATIONS or (len(bare) == 1 and bare.isalpha()))
+        trailing = (word.endswith("..") or bare.isdigit()) and after[:1].islower()
+        if after and (dotted or trailing):
+            continue
+        count, begun = count + 1, False
+    return count + begun
+
+
+def words(text: str) -> int:
+    return len(re.findall(r"\w+", text))
+
+
+def capitals(text: str) -> int:
+    """How many words are all in capitals; what an apostrophe, or punctuation, sets off is a word of its own."""
+    parts = re.findall(r"(?:[^\W_]\.){2,}(?![^\W_])|[\w\-/.]*\w|'\w+", text.replace("'", " '"))
+    return sum(map(str.isupper, parts))
+
+
+def detected(text: str) -> str:
+    """The code of a text's language, "" where none can be told."""
+    detect = require("langdetect", "programs")
+    detect.DetectorFactory.seed = 0
+    try:
+        return str(detect.detect(text))
+    except detect.LangDetectException:
+        return ""
+
+
+def found(pattern: str, text: str) -> list[str]:
+    return re.findall(pattern, text, re.IGNORECASE | re.MULTILINE)
+
+
+def json_format(text: str) -> bool:
+    text = text.strip()
+    for fence in ("```json", "```Json", "```JSON", "```"):
+        text = text.removeprefix(fence)
+    try:
+        json.loads(text.removesuffix("```").strip())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def paragraphs(text: str, num_paragraphs: int) -> bool:
+    """So many paragraphs between lines of ***, none of them empty but the first and the last."""
+    parts = [part.strip() for part in re.split(r"\s?\*\*\*\s?", text)]
+    parts = parts if parts[0] else parts[1:]
+    parts = parts if not parts or parts[-1] else parts[:-1]
+    return all(parts) and len(parts) == num_paragraphs
+
+
+def first_word(text: str, num_paragraphs: int, nth_paragraph: int, first_word: str) -> bool:
+    """So many paragraphs with blank lines between them, and this word at the beginning of the nth."""
+    parts = re.split(r"\n\n", text)
+    filled = sum(bool(part.strip()) for part in parts)
+    if nth_paragraph > filled or not parts[nth_paragraph - 1].strip():
+        return False
+    word = parts[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"')
+    return filled == num_paragraphs and re.split(r"[.,?!'\"]", word)[0].lower() == first_word.lower()
+
+
+def postscript(text: str, postscript_marker: str) -> bool:
+    marker = postscript_marker.strip()
+    pattern = {"P.P.S": r"p\.\s?p\.\s?s", "P.S.": r"p\.\s?s\."}.get(marker, re.escape(marker.lower()))
+    return bool(re.search(pattern, text.lower()))
+
+
+def highlights(text: str, num_highlights: int) -> bool:
+    once = [mark for mark in re.findall(r"\*[^\n*]*\*", text) if mark.strip("*").strip()]
+    twice = [mark for mark in re.findall(r"\*\*[^\n*]*\*\*", text) if mark[2:-2].strip()]
+    return len(once) + len(twice) >= num_highlights
+
+
+def two_responses(text: str) -> bool:
+    parts = [part.strip() for part in text.split("******")]
+    answers = [part for part in parts if part]
+    return all(parts[1:-1]) and len(answers) == 2 and answers[0] != answers[1]
+
+
+def quotation(text: str) -> bool:
+    text = text.strip()
+    return len(text) > 1 and text[0] == text[-1] == '"'
+
+
+def cased(text: str, right: bool) -> bool:
+    return right and detected(text) in ("en", "")
+
+
+VERIFIERS: dict[str, Verifier] = {
+    "keywords:existence": lambda text, keywords: all(found(re.escape(word), text) for word in keywords),
+    "keywords:frequency": lambda text, keyword, frequency, relation: compare(
+        len(found(re.escape(keyword.strip()), text)), relation, frequency),
+    "keywords:forbidden_words": lambda text, forbidden_words: not any(
+        found(rf"\b{re.escape(word)}\b", text) for word in forbidden_words),
+    "keywords:letter_frequency": lambda text, letter, let_frequency, let_relation: compare(
+        text.lower().count(letter.strip().lower()), let_relation, let_frequency),
+    "language:response_language": lambda text, language: detected(text) in (language, ""),
+    "length_constraints:number_sentences": lambda text, num_sentences, relation: compare(
+        sentences(text), relation, num_sentences),
+    "length_constraints:number_paragraphs": paragraphs,
+    "length_constraints:number_words": lambda text, num_words, relation: compare(words(text), relation, num_words),
+    "length_constraints:nth_paragraph_first_word": first_word,
+    "detectable_content:number_placeholders": lambda text, num_placeholders: len(
+        re.findall(r"\[.*?\]", text)) >= num_placeholders,
+    "detectable_content:postscript": postscript,
+    "detectable_format:number_bullet_lists": lambda text, num_bullets: len(
+        found(r"^\s*\*[^*].*$", text) + found(r"^\s*-.*$", text)) == num_bullets,
+    "detectable_format:constrained_response": lambda text: any(option in text for option in OPTIONS),
+    "detectable_format:number_highlighted_sections": highlights,
+    "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: len(
+        re.findall(rf"\s?{re.escape(section_spliter.strip())}\s?\d+\s?", text)) >= num_sections,
+    "detectable_format:json_format": json_format,
+    "detectable_format:title": lambda text: any(
+        title.lstrip("<").rstrip(">").strip() for title in re.findall(r"<<[^\n]+>>", text)),
+    "combination:two_responses": two_responses,
+    "combination:repeat_prompt": lambda text, prompt_to_repeat: text.strip().lower().startswith(
+        prompt_to_repeat.strip().lower()),
+    "startend:end_checker": lambda text, end_phrase: text.strip().strip('"').lower().endswith(
+        end_phrase.strip().lower()),
+    "startend:quotation": quotation,
+    "change_case:capital_word_frequency": lambda text, capital_frequency, capital_relation: compare(
+        capitals(text), capital_relation, capital_frequency),
+    "change_case:english_capital": lambda text: cased(text, text.isupper()),
+    "change_case:english_lowercase": lambda text: cased(text, text.islower()),
+    "punctuation:no_comma": lambda text: "," not in text,
+}
+
+FOLLOWRAG = {
+    "keywords_inclusion": "keywords:existence", "keywords_frequency": "keywords:frequency",
+    "keywords_exclusion": "keywords:forbidden_words", "format_language": "language:response_language",
+    "length_sentence": "length_constraints:number_sentences",
+    "length_paragraph": "length_constraints:number_paragraphs", "length_words": "length_constraints:number_words",
+    "position_first_word": "length_constraints:nth_paragraph_first_word",
+    "structure_placeholder": "detectable_content:number_placeholders",
+    "position_postscript": "detectable_content:postscript",
+    "structure_bullets": "detectable_format:number_bullet_lists",
+    "structure_highlights": "detectable_format:number_highlighted_sections",
+    "structure_sections": "detectable_format:multiple_sections", "format_json": "detectable_format:json_format",
+    "structure_title": "detectable_format:title", "format_repeat_question": "combination:repeat_prompt",
+    "position_end_with": "startend:end_checker", "cases_capital_words": "change_case:capital_word_frequency",
+    "cases_uppercase": "change_case:english_capital", "cases_lowercase": "change_case:english_lowercase",
+    "format_no_commas": "punctuation:no_comma", "format_quotation": "startend:quotation",
+}
+"""FollowRAG's names of the same instructions."""
+
+
+def variants(response: str) -> list[str]:
+    """What a loose check also looks at: without the first line, the last, or both (pleasantries around an answer), and
+    each without asterisks (Markdown)."""
+    lines = response.split("\n")
+    cuts = [response, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
+    return [*cuts, *(cut.replace("*", "") for cut in cuts)]
+
+
+def verify(name: str, response: str, arguments: Mapping[str, Any] | None = None, loose: bool = False) -> bool:
+    """Whether a response keeps to one instruction; an empty one keeps to none. loose: or any of its `variants` does.
+
+    name: as in VERIFIERS or FOLLOWRAG. arguments: by their names in IFEval; those that are None are left out.
+    """
+    verifier = VERIFIERS.get(FOLLOWRAG.get(name, name))
+    if verifier is None:
+        raise SegueError(f"instruction '{name}' is unknown: choose from {', '.join((*VERIFIERS, *FOLLOWRAG))}")
+    given = {key: value for key, value in (arguments or {}).items() if value is not None}
+    try:
+        return any(bool(text.strip()) and verifier(text, **given) for text in
+                   (variants(response) if loose else [response]))
+    except (TypeError, AttributeError) as error:
+        raise SegueError(f"instruction '{name}' cannot take the arguments {given}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Following:
+    """How instructions were followed, item by item. names, strict, loose: of each item, an entry an instruction.
+    sources: of each item, where it comes from ("" where nothing says it)."""
+
+    names: list[list[str]]
+    strict: list[list[bool]]
+    loose: list[list[bool]]
+    sources: list[str]
+
+    def scores(self, source: str | None = None) -> dict[str, float]:
+        """IFEval's four: the share of prompts with all instructions followed, and of instructions followed; each strict
+        and loose; of one source or of all."""
+        chosen = [i for i, own in enumerate(self.sources) if source in (None, own)]
+        values = {}
+        for way, marks in (("strict", self.strict), ("loose", self.loose)):
+            rows = [marks[i] for i in chosen]
+            values[f"prompts, {way}"] = mean(map(all, rows))
+            values[f"instructions, {way}"] = mean(mark for row in rows for mark in row)
+        return values
+
+    def families(self) -> dict[str, dict[str, float]]:
+        """By instruction: how often it was asked, and the shares followed."""
+        table: dict[str, list[tuple[bool, bool]]] = {}
+        for names, strict, loose in zip(self.names, self.strict, self.loose):
+            for name, *marks in zip(names, strict, loose):
+                table.setdefault(name, []).append((marks[0], marks[1]))
+        return {name: {"asked": len(rows), "strict": mean(strict for strict, _ in rows),
+                       "loose": mean(loose for _, loose in rows)}
+                for name, rows in sorted(table.items())}
+
+    def followrag(self, answers: Sequence[float]) -> dict[str, dict[str, float]]:
+        """FollowRAG's scores by source, and their mean over sources: instructions (loose), answers (0, 0.5 or 1 each,
+        by a judge against the reference) and the mean of both, times 100. (The released scorer takes the instruction
+        score of all sources for that of Natural Questions.)"""
+        table = {}
+        for source in dict.fromkeys(self.sources):
+            right = mean(answer for answer, own in zip(answers, self.sources, strict=True) if own == source)
+            both = {"instructions": 100 * self.scores(source)["instructions, loose"], "answers": 100 * right}
+            table[source] = both | {"mean": mean(both.values())}
+        return table | {"all": {what: mean(row[what] for row in table.values())
+                                for what in ("instructions", "answers", "mean")}}
+
+
+def following(items: Iterable[Mapping[str, Any]], responses: Sequence[str]) -> Following:
+    """Check a response to each item of IFEval's or FollowRAG's form: instruction_id_list, kwargs, and maybe type."""
+    items = list(items)
+    if len(items) != len(responses):
+        raise SegueError(f"{len(responses)} responses for {len(items)} items: give one each")
+    result = Following([], [], [], [])
+    for item, response in zip(items, responses):
+        names = list(item["instruction_id_list"])
+        asked = list(zip(names, item["kwargs"], strict=True))
+        result.names.append(names)
+        result.strict.append([verify(name, response, given) for name, given in asked])
+        result.loose.append([verify(name, response, given, loose=True) for name, given in asked])
+        result.sources.append(str(item.get("type", "")))
+    return result

@@ -1,0 +1,140 @@
+"""`score`: how good generated sequences are beside real ones, by every metric of sets of sequences that applies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segue.analysis.distributions import HashedNgrams
+from segue.analysis.registry import METRICS
+from segue.data import Data, of
+from segue.errors import SegueError
+from segue.progress import Shown, progress
+from segue.verbs.fitted import as_data
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from segue.verbs.fitted import Fitted
+
+WORD = re.compile(r"\w+|[^\w\s]")
+NEEDS = ({"samples"}, {"samples", "references"}, {"samples", "known"}, {"features", "real"})  # of what is scored here
+
+
+@dataclass
+class Score:
+    """A metric of the samples, its 95% interval, and what it says of as many real sequences in their place (None where
+    there are too few). better: which way is good."""
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    real: float | None
+    better: str
+    definition: str
+
+
+@dataclass
+class Scores(Shown):
+    """samples: how many were scored, of as many real ones. features: whose vectors MAUVE and the Frechet distance
+    compare."""
+
+    rows: list[Score]
+    samples: int
+    unit: str
+    features: str
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("metric", "value", "95% interval", "real", "better", "what it is", box=None)
+        for row in self.rows:
+            table.add_row(row.metric, f"{row.value:.4g}", f"{row.low:.4g} to {row.high:.4g}",
+                          "" if row.real is None else f"{row.real:.4g}", row.better, row.definition)
+        return Group(table, Text(f"{self.samples:,} samples and as many real sequences, of {self.unit}; features: "
+                                 f"{self.features}"), *map(Text, self.notes))
+
+
+def score(samples: Any, reference: Any, known: Any = None, *, model: Fitted | None = None, pairs: bool = False,
+          most: int = 1000, kind: str | None = None, seed: int = 0, quiet: bool = False) -> Scores:
+    """Score sequences against real ones, all metrics of `segue.analysis.registry` that apply.
+
+    samples, reference, known: a `Data`, paths or objects, all of one kind; of text, words are compared, and where there
+        is but one, it is cut into its lines. known: what the samples' model learned from, to see what was copied.
+    model: whose vectors MAUVE and the Frechet distance compare (default: hashed n-grams, which need none).
+    pairs: each reference is the answer to the sample of the same number: overlap is scored as well.
+    most: so many of each at most, drawn by the seed. Scores of other numbers, or other features, do not compare.
+    """
+    if most < 2:
+        raise SegueError(f"of {most} sequences there is no variety: give most=2 or more")
+    real = _lines(as_data(reference, kind))
+    made, old = (None if each is None else _lines(as_data(each, real.kind.name)) for each in (samples, known))
+    assert made is not None
+    if pairs and len(made) != len(real):
+        raise SegueError(f"{len(made):,} samples and {len(real):,} references are no pairs: give one for each")
+    n = min(len(made), len(real), most)
+    if n < 2:
+        raise SegueError(f"{len(made):,} samples and {len(real):,} real sequences are too few to compare: give 2 or "
+                         "more of each" + (", one a line" if real.kind.name == "text" else ""))
+    draw, notes = np.random.default_rng(seed), []
+    order, others = draw.permutation(len(made)), draw.permutation(len(real))
+    chosen = made.select(np.sort(order[:n]))
+    against = real.select(np.sort(order[:n] if pairs else others[:n]))
+    rest = real.select(np.sort(np.setdiff1d(others, order[:n])[:n] if pairs else others[n : 2 * n]))
+    if max(len(made), len(real)) > n:
+        notes.append(f"drawn from {len(made):,} samples and {len(real):,} real sequences")
+    codec = None if real.kind.family == "text" else real.codec()
+
+    def elements(data: Data) -> list[Any]:
+        if codec is None:
+            return [WORD.findall(_text(obj)) for obj in data.objects()]
+        found = data.encode(codec, boundary=False)
+        return [row.tolist() for row in np.split(np.asarray(found.tokens), found.offsets[1:-1])]
+
+    def given_of(data: Data) -> dict[str, Any]:
+        texts = elements(data)
+        return {"samples": texts, "features": HashedNgrams()(texts) if model is None else
+                model.embed(data, quiet=True).vectors.astype(float)}
+
+    theirs = given_of(against)
+    fixed = {"real": theirs["features"]} | ({"references": theirs["samples"]} if pairs else {}) \
+        | ({} if old is None else {"known": elements(old)})
+    apart = len(rest) == n  # from those that samples are compared with
+    table, twin = given_of(chosen) | fixed, (given_of(rest) if apart else theirs) | fixed
+    if not apart:
+        notes.append(f"{2 * n:,} real sequences would tell how near real ones come to each other")
+    wanted = [name for name, one in METRICS.items() if set(one.needs) in NEEDS and set(one.needs) <= table.keys()]
+    rows = []
+    with progress("scoring", len(wanted), quiet=quiet) as meter:
+        for done, name in enumerate(wanted):
+            meter(done, name)
+            one = METRICS[name]
+            found = one.measure(*(table[need] for need in one.needs), seed=seed)
+            comparable = "references" not in one.needs and (apart or "real" not in one.needs)
+            told = one.compute(*(twin[need] for need in one.needs)) if comparable else None
+            rows.append(Score(name, found.value, found.low, found.high, told, one.arrow, one.definition))
+    unit = "words" if codec is None else f"{real.kind.name} ({codec.name})"
+    return Scores(rows, n, unit, "hashed n-grams" if model is None else "the model's vectors", notes)
+
+
+def _text(obj: Any) -> str:
+    return obj.decode("utf-8", "replace") if isinstance(obj, bytes) else str(obj)
+
+
+def _lines(data: Data) -> Data:
+    """A single text as its lines."""
+    if len(data) > 1 or data.kind.family != "text":
+        return data
+    lines: Sequence[str] = [line for line in _text(data[0].object).splitlines() if line.strip()]
+    return of(list(lines), kind=data.kind.name) if len(lines) > 1 else data

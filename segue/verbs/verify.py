@@ -1,0 +1,108 @@
+"""`verify`: which instructions do responses follow? By programs, for benchmarks in the form of IFEval and FollowRAG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segue.errors import SegueError
+from segue.kinds.base import opened
+from segue.kinds.frame import json_lines
+from segue.programs.verifiers import Following, following
+from segue.progress import Shown
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+KEYS = ("prompt", "key")  # by which a response finds its item
+
+
+@dataclass
+class VerifyReport(Shown):
+    """items: how many were checked. scores: IFEval's four, see `Following.scores`. families: by instruction. sources:
+    the four scores of each source, where the items name several. missing: items without a response, not counted."""
+
+    items: int
+    scores: dict[str, float]
+    families: dict[str, dict[str, float]]
+    sources: dict[str, dict[str, float]]
+    missing: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table("instruction", "asked", "strict", "loose", box=None)
+        for name, row in self.families.items():
+            table.add_row(name, f"{row['asked']:g}", f"{row['strict']:.1%}", f"{row['loose']:.1%}")
+        lines = [f"{self.items:,} responses", *([f"{self.missing:,} items have no response and are left out"]
+                                                if self.missing else [])]
+        lines += [f"{where}{what}: {share:.1%}" for where, scores in
+                  [("", self.scores), *((f"{source}: ", scores) for source, scores in self.sources.items())]
+                  for what, share in scores.items()]
+        return Group(table, Text("\n".join(lines)))
+
+
+def verify(items: str | Path, responses: str | Path | None = None) -> VerifyReport:
+    """Check responses to instructions, strictly and loosely.
+
+    items: a file of JSON lines, or of one JSON list, packed or not, of objects with instruction_id_list and kwargs.
+    responses: such a file of objects with "response" and the item's "prompt" (or "key"); default: they are among the
+    items. A SegueError says which line of which file cannot be used.
+    """
+    asked = [(place, row) for place, row in _rows(Path(items))]
+    for place, row in asked:
+        names, arguments = row.get("instruction_id_list"), row.get("kwargs")
+        if not (isinstance(names, list) and names and isinstance(arguments, list) and len(names) == len(arguments)):
+            raise SegueError(f"{items}: {place} has no instruction_id_list with as many kwargs: give a file of the "
+                             "form of IFEval's")
+        if wrong := [each for each in arguments if each is not None and not isinstance(each, dict)]:
+            raise SegueError(f"{items}: {place} has kwargs that are no object ({wrong[0]!r}): write {{}} for none")
+    said: dict[tuple[str, Any], str] = {}
+    for place, row in asked if responses is None else _rows(Path(responses)):
+        keys = [(key, str(row[key])) for key in KEYS if key in row]
+        if not isinstance(row.get("response"), str) or not keys:
+            raise SegueError(f"{responses or items}: {place} has no text 'response' with a prompt or key: give " + (
+                "a file of responses" if responses is None else "one object a line, as {\"prompt\": ..., "
+                "\"response\": ...}"))
+        said.update(dict.fromkeys(keys, row["response"]))
+    found = [next((said[key, str(row[key])] for key in KEYS if key in row and (key, str(row[key])) in said), None)
+             for _, row in asked]
+    pairs = [(row, text) for (_, row), text in zip(asked, found) if text is not None]
+    if not pairs:
+        raise SegueError(f"no item of {items} has a response in {responses or items}: prompts (or keys) must be alike")
+    checked = following([row for row, _ in pairs], [text for _, text in pairs])
+    return _report(checked, len(asked) - len(pairs))
+
+
+def _report(checked: Following, missing: int) -> VerifyReport:
+    sources = sorted(set(checked.sources))
+    return VerifyReport(len(checked.names), checked.scores(), checked.families(), {
+        source: checked.scores(source) for source in sources} if len(sources) > 1 else {}, missing)
+
+
+def _rows(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """The objects of a file, each with its place."""
+    with opened(path) as handle:
+        raw = handle.read()
+    found: list[tuple[str, Any]]
+    if raw.lstrip()[:1] == b"[":
+        try:
+            found = [(f"entry {number}", row) for number, row in enumerate(json.loads(raw), 1)]
+        except (ValueError, RecursionError) as error:
+            raise SegueError(f"{path}: not JSON ({error}); is the file cut short?") from error
+    else:
+        found = [(f"line {number}", value) for number, value in json_lines(path, raw.split(b"\n"), None)]
+    if not found:
+        raise SegueError(f"{path} holds no items: give JSON lines")
+    for place, row in found:
+        if not isinstance(row, dict):
+            raise SegueError(f"{path}: {place} is no JSON object")
+    return found

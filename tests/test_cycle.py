@@ -1,0 +1,165 @@
+"""Cycles of translation there and back, programs on lists, and the claim of CyclePrompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.errors import SegueError
+from segue.models import Stack, StackConfig
+from segue.papers import claim
+from segue.papers.base import Row
+from segue.papers.cycle_prompt import ALONE, CODEC, CYCLE, LIKELY, PLAIN, SHUFFLED, difference, maps, right, skills
+from segue.programs import Local, Scripted
+from segue.programs.cycle import Cycled, CycleProgram, Difference, bare_python
+from segue.programs.sandbox import Sandbox
+from segue.tasks.list_programs import (
+    SOURCE,
+    WORDS,
+    clauses,
+    corrupted,
+    drawn,
+    program,
+    read,
+    specification,
+    steps_of,
+)
+
+quick = settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def letters(asked: str, back: str) -> Difference:
+    """Letters that are missing."""
+    missing = "".join(sorted(set(asked) - set(back)))
+    return Difference(missing and f"missing {missing}", 1 - len(missing) / len(asked))
+
+
+def scripted(f: Scripted, **options: Any) -> CycleProgram[str, str]:
+    """A cycle over a text model whose prompt is the input and all hints so far; g says what is there."""
+    def forward(inputs: Sequence[str], state: Sequence[Cycled[str, str]]) -> list[str]:
+        return [reply.text for reply in f.write([" | ".join([x, *each.hints()]) for x, each in zip(inputs, state)])]
+
+    return CycleProgram(forward, list, letters, **options)
+
+
+def test_prompts_hold_the_hints_of_the_cycles_before() -> None:
+    f = Scripted(["a", "ab", "abc", "x"])
+    found = scripted(f).run(["abcd"])[0]
+    assert f.asked == ["abcd", "abcd | missing bcd", "abcd | missing bcd | missing cd",
+                       "abcd | missing bcd | missing cd | missing d"]
+    assert found.calls == 3 * 3 + 1 and found.last == "x" and found.best == "abc"
+    assert found.hints() == ["missing bcd", "missing cd", "missing d"] and found.hints(1) == ["missing d"]
+    assert found.hints(0) == []
+
+
+def test_an_exact_inverse_ends_at_once() -> None:
+    found = scripted(Scripted(lambda prompt: prompt)).run(["abc", "d"])
+    assert [each.calls for each in found] == [3, 3] and all(each.consistent and not each.hints() for each in found)
+    assert found[0].drafts[0].difference.score == 1 and found[0].last == found[0].best == "abc"
+
+
+def test_a_planted_error_is_mended_in_one_cycle() -> None:
+    f = Scripted(lambda prompt: "abc" if "missing c" in prompt else "ab")
+    done, mended = scripted(f).run(["ab", "abc"])
+    assert done.calls == 3 and mended.calls == 6 and mended.last == mended.best == "abc"
+    assert [draft.answer for draft in mended.drafts] == ["ab", "abc"]
+
+
+def test_what_an_answer_carries_along_does_not_count() -> None:
+    """f copies the specification into a comment; g would only have to read it there."""
+    spec = "add one to n"
+
+    def f(inputs: Sequence[str], state: Sequence[Any]) -> list[str]:
+        return [f'def add_one_to(n):\n    """{x}"""\n    return n  # {x}\n' for x in inputs]
+
+    def g(answers: Sequence[str]) -> list[str]:
+        return [spec if spec in answer or "add_one" in answer else "returns its input" for answer in answers]
+
+    def diff(asked: str, back: str) -> Difference:
+        return Difference("" if asked == back else "something", float(asked == back))
+
+    leaky = CycleProgram(f, g, diff, rounds=1).run([spec])[0]
+    honest = CycleProgram(f, g, diff, rounds=1, bare=bare_python).run([spec])[0]
+    assert leaky.consistent and not honest.consistent and honest.drafts[0].difference.score == 0
+    with pytest.raises(SegueError, match="more than 3"):
+        scripted(Scripted(lambda prompt: prompt), longest=3).run(["abcd"])
+    with pytest.raises(SegueError, match="0 rounds"):
+        scripted(Scripted([]), rounds=0)
+    assert CycleProgram(f, g, diff).run([]) == []
+
+
+def test_bare_python() -> None:
+    source = ('"""Module."""\ndef double(xs: list) -> list:\n    "Doc."\n    # note\n    total = [2 * x for x in xs]\n'
+              '    return total\ndef empty():\n    """Only words."""\nresult = double([1, len("kept")])\n')
+    bare = bare_python(source)
+    assert not any(word in bare for word in ("Module", "Doc", "note", "double", "total", "xs", "words", "result"))
+    space: dict[str, Any] = {}
+    exec(bare, space)  # our own text
+    assert [2, 8] in space.values() and bare_python(bare) == bare_python(bare_python(bare)) and "len('kept')" in bare
+    with pytest.raises(SegueError, match="not Python"):
+        bare_python("def (")
+
+
+# Programs on lists.
+
+@quick
+@given(st.integers(0, 10**6))
+def test_programs_and_what_they_say(seed: int) -> None:
+    random = Random(seed)
+    steps = drawn(random)
+    said = specification(steps, random)
+    assert read(said) == clauses(steps) == read(specification(steps))
+    assert steps_of(program(steps)) == steps and set(said) <= set(WORDS) and set(program(steps)) <= set(WORDS)
+    wrong = corrupted(steps, random)
+    assert wrong != steps
+    found = difference(said, specification(wrong))
+    assert found.hint and found.score < 1 and difference(said, specification(steps)) == Difference("", 1.0)
+
+
+def test_programs_do_what_they_say() -> None:
+    table = [("add 2 list", [3, 4, 3]), ("mul 3 sum", 12), ("odd once list", [1]), ("above 1 len", 1),
+             ("drop 1 take 1 list", [2]), ("reverse sort max", 2), ("even reverse list", [2]), ("drop 9 max", 0)]
+    calls = [[words.split(), [1, 2, 1]] for words, _ in table]
+    assert [out.value for out in Sandbox().run(SOURCE, "evaluate", calls)] == [want for _, want in table]
+    wrong = [[["add"], [1]], [["sum", "add"], [1]], [[], []]]
+    assert not any(out.ok for out in Sandbox().run(SOURCE, "evaluate", wrong))
+    tasks = [[("add", 2), ("list", 0)]] * 3
+    assert right([["add", "2", "list"], ["add", "3", "list"], ["nonsense"]], tasks, 0) == [True, False, False]
+    strange = ["1st", "dance", ",", "9th", "sort", "them", ",", "last", "give", "the", "count"]
+    assert read(strange) == [("last", ("len", 0))]
+    with pytest.raises(SegueError, match="'dance' is no operation"):
+        steps_of(["dance"])
+
+
+@pytest.mark.parametrize("mixer", ["gru", "mamba"])
+def test_any_model_goes_round(mixer: str) -> None:
+    torch.manual_seed(0)
+    local = Local(Stack(StackConfig(CODEC.size, 16, [mixer])).eval().requires_grad_(False), CODEC)
+    specs = [specification(drawn(Random(i)), Random(i)) for i in range(3)]
+    state = maps(local, 0).run(specs)
+    assert all(len(each.drafts) <= 3 and each.calls == 3 * len(each.drafts) + (each.answer is not None)
+               for each in state)
+    for skill in skills().values():
+        prompt, answer = skill(Random(1))
+        assert CODEC.unk not in CODEC.encode([*prompt, *answer]).tolist()
+
+
+def shares(plain: float, cycle: float, shuffled: float, likely: float, little: float, much: float,
+           harm: float = 0.01) -> list[Row]:
+    values = {PLAIN: plain, CYCLE: cycle, SHUFFLED: shuffled, ALONE: plain, LIKELY: likely, "cycle, 20% noise": little,
+              "cycle, 50% noise": much}
+    return [{"arm": arm, "pass@1": value, "right to wrong": harm} for arm, value in values.items()]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.7, 0.8, 0.6, 0.75, 0.78, 0.72), "confirmed"), ((0.7, 0.8, 0.8, 0.75, 0.78, 0.72), "refuted"),
+    ((0.7, 0.8, 0.6, 0.84, 0.78, 0.72), "refuted"), ((0.7, 0.74, 0.6, 0.75, 0.73, 0.72), "inconclusive"),
+    ((0.7, 0.8, 0.6, 0.75, 0.78, 0.72, 0.03), "inconclusive"), ((0.7, 0.8, 0.6, 0.75, 0.7, 0.72), "inconclusive")])
+def test_the_rule_of_cycle_prompt(values: tuple[float, ...], verdict: str) -> None:
+    assert claim("cycle-prompt").judge(shares(*values))[0] == verdict

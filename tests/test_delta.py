@@ -1,0 +1,138 @@
+"""Differences of weights: vocabularies of other tokens, TIES and DARE against plain loops, closed forms, the verb."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import segue
+from segue import SegueError, cli
+from segue.kinds import KINDS
+from segue.kinds.codecs import ByteCodec
+from segue.models import Stack, StackConfig
+from segue.models.delta import Delta, movable, over, summed, ties
+from segue.verbs.fitted import Fitted, Report
+
+
+def stack(vocabulary: int, seed: int, mixer: str = "gru", tied: bool = True) -> Stack:
+    torch.manual_seed(seed)
+    return Stack(StackConfig(vocabulary, 8, [mixer], tied=tied)).double()
+
+
+@pytest.mark.parametrize(("mixer", "tied"), [("attention", True), ("mamba", False), ("gru", True)])
+def test_what_a_tuned_model_learned_goes_with_its_tokens(mixer: str, tied: bool) -> None:
+    have, want = ["a", "b", "<end>"], ["<chat>", "b", "a", "<end>", "<pad>"]
+    base, tuned = stack(3, 0, mixer, tied), stack(5, 1, mixer, tied)
+    wide = over(movable(base), have, want)
+    assert not wide["embedding.weight"][[0, 4]].any()
+    residual = Delta.between(tuned, wide)
+    restored = stack(5, 2, mixer, tied)
+    with torch.no_grad():
+        for name, parameter in movable(restored).items():
+            parameter.copy_(wide[name])
+    residual.apply(restored)  # nothing was learned on the base: the tuned model comes back
+    ids = torch.tensor([[1, 2, 0, 3]])
+    torch.testing.assert_close(restored(ids).logits, tuned(ids).logits, rtol=0, atol=1e-12)
+    (residual * -1.0).apply(restored)
+    assert not restored.embedding.weight[0].any()
+    torch.testing.assert_close(restored.embedding.weight[[2, 1, 3]], base.embedding.weight)
+    back = over(wide, want, have)
+    assert all(torch.equal(back[name], value) for name, value in movable(base).items())
+    with pytest.raises(SegueError, match="for 2 tokens"):
+        over(movable(base), ["a", "b"], want)
+
+
+def test_tokens_of_one_text_keep_their_order() -> None:
+    rows = {"head.weight": torch.arange(3.0)[:, None]}
+    found = over(rows, ["x", "x", "y"], ["y", "x", "x", "x"])["head.weight"]
+    assert found[:, 0].tolist() == [2, 0, 1, 0]
+
+
+values = st.lists(st.floats(-3, 3).map(lambda x: round(x, 1)), min_size=6, max_size=6)
+
+
+@given(st.lists(values, min_size=1, max_size=4), st.sampled_from([0.34, 0.5, 1.0]))
+def test_ties_is_trim_elect_and_mean(deltas: list[list[float]], keep: float) -> None:
+    parts = [Delta({"a": torch.tensor(row[:4], dtype=torch.float64), "b": torch.tensor(row[4:], dtype=torch.float64)})
+             for row in deltas]
+    trimmed = []
+    for row in deltas:
+        least = sorted(map(abs, row), reverse=True)[round(keep * 6) - 1]
+        trimmed.append([x if abs(x) >= least else 0.0 for x in row])
+    expected = []
+    for column in zip(*trimmed):
+        sign = np.sign(np.sum(column))
+        agreeing = [x for x in column if x and np.sign(x) == sign]
+        expected.append(np.mean(agreeing) if agreeing else 0.0)
+    merged = ties(parts, keep)
+    np.testing.assert_allclose(torch.cat([merged.tensors["a"], merged.tensors["b"]]), expected, atol=1e-12)
+    np.testing.assert_allclose(summed(parts).tensors["b"], np.sum(deltas, 0)[4:], atol=1e-12)
+
+
+def test_dropped_numbers_leave_the_mean() -> None:
+    delta = Delta({"a": torch.ones(200, 200)})
+    found = delta.dropped(0.9).tensors["a"]
+    assert {round(x, 4) for x in found.unique().tolist()} == {0.0, 10.0}
+    assert found.mean() == pytest.approx(1, abs=0.1) and torch.equal(found, delta.dropped(0.9).tensors["a"])
+    assert torch.equal(delta.dropped(0.0).tensors["a"], delta.tensors["a"])
+    for wrong in (lambda: delta.dropped(1.0), lambda: delta.trimmed(0.0)):
+        with pytest.raises(SegueError, match="cannot be"):
+            wrong()
+
+
+@given(st.integers(0, 1000), st.floats(0, 1.5))
+@settings(max_examples=20)
+def test_quadratic_losses_of_one_curvature_add_up(seed: int, scale: float) -> None:
+    """Learning the instructions, then the data, by gradient steps on losses |x - m|^2 / 2 that go on for as long: each
+    step shrinks the way left by 1 - rate, so the sum of both ways from the base is not the sequence, unless the steps
+    are small against it; in closed form for steps that go a part p of the way."""
+    draw = np.random.default_rng(seed)
+    base, data, asked = draw.normal(size=(3, 4))
+    p = 1e-3
+    learned, tuned = base + p * (data - base), base + p * (asked - base)
+    sequential = learned + p * (asked - learned)
+    model = nn.Module()
+    model.x = nn.Parameter(torch.tensor(learned))
+    delta = Delta.between({"x": torch.tensor(tuned)}, {"x": torch.tensor(base)})
+    (delta * scale).apply(model)
+    # The sum misses the sequence by p^2 (data - base), and at scale 0 nothing is added.
+    expected = sequential + p**2 * (data - base) + (scale - 1) * p * (asked - base)
+    np.testing.assert_allclose(model.x.detach().numpy(), expected, atol=1e-12)
+
+
+def test_buffers_and_whole_numbers_stay() -> None:
+    one, other = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    other.running_mean.fill_(3)
+    delta = Delta.between(other, one)
+    assert set(delta.tensors) == {"weight", "bias"}
+    delta.apply(one)
+    assert not one.running_mean.any()
+
+
+def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, name in enumerate(("base", "asked", "new")):
+        torch.manual_seed(seed)
+        Fitted(Stack(StackConfig(257, 8, ["gru"])), ByteCodec(), KINDS["text"], Report({}), 16).save(tmp_path / name)
+    places = [str(tmp_path / "new"), "--plus", str(tmp_path / "asked"), "--minus", str(tmp_path / "base"), "--out"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["merge", *places, str(tmp_path / "merged")])
+    assert end.value.code == 0 and "cosine" in capsys.readouterr().out
+    names = ("merged", "new", "asked", "base")
+    merged, new, asked, base = (movable(segue.load(tmp_path / name).model) for name in names)
+    for name, value in merged.items():
+        torch.testing.assert_close(value, new[name] + asked[name] - base[name], rtol=0, atol=1e-6)
+    assert isinstance(segue.load(tmp_path / "merged").continue_("the", n=3).text, str)
+    for more, says in ((["--how", "mean"], "choose sum, ties, dare"), (["--set", "keep=0.5"], "unexpected keyword")):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["merge", *places, str(tmp_path / "x"), *more])
+        assert end.value.code == 2 and says in capsys.readouterr().err and not (tmp_path / "x").exists()
+    Fitted(Stack(StackConfig(257, 8, ["lstm"])), ByteCodec(), KINDS["text"], Report({}), 16).save(tmp_path / "base")
+    with pytest.raises(SystemExit):
+        cli.main(["merge", *places, str(tmp_path / "x")])
+    assert "one shape" in capsys.readouterr().err

@@ -1,0 +1,262 @@
+"""Flow matching against closed forms and a scheduler written by hand; any backbone, any kind of real vectors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from segue.analysis.frechet import frechet
+from segue.decoding.flow import ClipRollout, euler
+from segue.errors import SegueError
+from segue.mixers.state import Layout
+from segue.models import SpaceTimeConfig, SpatioTemporalDiT, StackConfig
+from segue.models.flow import DataField, Flow, Guided, StackField, waves
+from segue.models.stack import both_ways
+from segue.objectives import Batch, FlowMatching, generator_of
+from segue.training.learn import learn
+
+MEAN = torch.tensor([0.5, -1.0], dtype=torch.float64)
+COVARIANCE = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=torch.float64)
+
+
+def velocity(t: float) -> tuple[Tensor, Tensor]:
+    """A (2, 2) and b (2,): of normal data the mean velocity at x and t is A x + b."""
+    mixed = (1 - t) ** 2 * COVARIANCE + t**2 * torch.eye(2)
+    slope = ((1 - t) * COVARIANCE - t * torch.eye(2)) @ torch.linalg.inv(mixed)
+    return slope, MEAN - (1 - t) * slope @ MEAN
+
+
+def exact(x: Tensor, t: Tensor, asked: Tensor, layout: Layout, told: Any = None) -> Tensor:
+    slope, offset = velocity(float(t[0]))
+    return x @ slope.T + offset
+
+
+def drawn(rows: int, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(rows, 1, 2, generator=generator, dtype=torch.float64)
+    return MEAN + noise @ torch.linalg.cholesky(COVARIANCE).T
+
+
+class Always(Flow):
+    """One time."""
+
+    def shifted(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 0.3)
+
+
+class Affine(nn.Linear):
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return super().forward(x)
+
+
+def test_a_linear_field_learns_the_closed_form() -> None:
+    model = Affine(2, 2).double()
+
+    def batch(step: int) -> Batch:
+        return Batch(drawn(1000, generator_of(0, step)), torch.zeros(1000, 1, dtype=torch.long))
+
+    learn(model, batch, 300, rate=0.03, objective=FlowMatching(Always()))
+    slope, offset = velocity(0.3)
+    torch.testing.assert_close(model.weight.detach(), slope, atol=0.05, rtol=0)
+    torch.testing.assert_close(model.bias.detach(), offset, atol=0.05, rtol=0)
+
+
+def test_the_loss_of_the_closed_form_is_the_least_there_can_be() -> None:
+    rows = 40_000
+    clean, t = drawn(rows, torch.Generator().manual_seed(0)), 0.3
+    torch.manual_seed(0)
+    batch = Batch(clean, torch.zeros(rows, 1, dtype=torch.long))
+    loss = FlowMatching(Always())(exact, batch)  # type: ignore[arg-type]
+    slope, _ = velocity(t)
+    mixed = (1 - t) ** 2 * COVARIANCE + t**2 * torch.eye(2)
+    least = COVARIANCE + torch.eye(2) - slope @ mixed @ slope.T  # the variance of the velocity that x leaves open
+    assert float(loss.total) / rows == pytest.approx(float(least.trace()) / 2, rel=0.02)
+
+
+def test_the_way_ends_in_the_mean_and_covariance_of_the_data() -> None:
+    x = torch.zeros(20_000, 1, 2, dtype=torch.float64)
+    made = euler(exact, x, torch.ones(20_000, 1, dtype=torch.bool), steps=100)[:, 0]
+    torch.testing.assert_close(made.mean(0), MEAN, atol=0.03, rtol=0)
+    torch.testing.assert_close(made.T.cov(), COVARIANCE, atol=0.03, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0.3, 5), st.integers(1, 20))
+def test_against_a_scheduler_by_hand(shift: float, steps: int) -> None:
+    """Signs as elsewhere: the model says noise - data, and each step adds (next sigma - sigma) times that."""
+    sigmas = [1 - i / steps for i in range(steps)]
+    sigmas = [shift * s / (1 + (shift - 1) * s) for s in sigmas] + [0.0]
+    x = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = x.clone()
+    for now, after in zip(sigmas, sigmas[1:]):
+        said = -(wanted.sin() + now)
+        wanted = wanted + (after - now) * said
+    asked = torch.ones(3, 2, dtype=torch.bool)
+    made = euler(lambda x, t, *_: x.sin() + t[:, None, None], torch.empty_like(x), asked, flow=Flow(shift), steps=steps)
+    torch.testing.assert_close(made, wanted, atol=1e-6, rtol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.booleans(), min_size=6, max_size=6), st.integers(0, 99))
+def test_what_is_given_leaves_as_it_came(mask: list[bool], seed: int) -> None:
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))
+    asked = torch.tensor(mask).view(2, 3)
+    seen = list[Tensor]()
+
+    def model(x: Tensor, *_: Any) -> Tensor:
+        seen.append(x.clone())
+        return x.cos()
+
+    made = euler(model, x, asked, steps=3, seed=seed)
+    for each in (*seen, made):
+        assert torch.equal(each[~asked], x[~asked])
+    torch.manual_seed(seed)
+    FlowMatching()(lambda x, *_: seen.append(x) or x, Batch(x, torch.where(asked, 0, -1)))  # type: ignore[arg-type]
+    assert torch.equal(seen[-1][~asked], x[~asked])
+
+
+def test_given_elements_are_not_scored_and_may_be_blurred() -> None:
+    x, targets = torch.randn(4, 3, 2), torch.tensor([[-1, 0, 0]] * 4)
+    seen = list[Tensor]()
+
+    def model(x: Tensor, t: Tensor, asked: Tensor, *_: Any) -> Tensor:
+        seen.append(x)
+        return torch.where(asked[..., None], 0.0, torch.nan)
+
+    loss = FlowMatching(blur=0.1)(model, Batch(x, targets))  # type: ignore[arg-type]
+    assert loss.count == 8 and math.isfinite(float(loss.total))
+    assert 0.01 < float((seen[0] - x)[:, 0].std()) < 0.3
+
+
+def test_what_is_told_is_left_out_row_by_row() -> None:
+    torch.manual_seed(0)
+    ids = torch.arange(3000).view(1000, 3)
+    loss = FlowMatching(drop={"a": 0.25})
+    kept = (loss.told("a", ids) >= 0).all(1)
+    assert torch.equal(loss.told("b", ids), ids) and 0.7 < float(kept.float().mean()) < 0.8
+
+
+def field(mixer: str, size: int = 2, told: dict[str, int] | None = None) -> StackField:
+    torch.manual_seed(0)
+    return StackField(both_ways(StackConfig(1, 24, [mixer, mixer])), size, told)
+
+
+def test_guidance() -> None:
+    model = field("gru", told={"class": 3})
+    x, t, asked = torch.randn(2, 5, 2), torch.rand(2), torch.ones(2, 5, dtype=torch.bool)
+    layout, ids = Layout.of(x), torch.tensor([0, 2])
+    told, untold = model(x, t, asked, layout, {"class": ids}), model(x, t, asked, layout)
+    assert not torch.allclose(told, untold)
+    torch.testing.assert_close(Guided(model, 3.0)(x, t, asked, layout, {"class": ids}), untold + 3 * (told - untold))
+    torch.testing.assert_close(Guided(model, 1.0)(x, t, asked, layout, {"class": ids}), told)
+    torch.testing.assert_close(Guided(model, 3.0, ("other",))(x, t, asked, layout, {"class": ids}), told)
+    torch.testing.assert_close(model(x, t, asked, layout, {"class": torch.tensor([-1, 2])})[0], untold[0])
+    with pytest.raises(SegueError, match="classes"):
+        model(x, t, asked, layout, {"class": torch.tensor([3, 0])})
+
+
+def test_a_network_may_say_where_an_element_ends() -> None:
+    inner = field("gru")
+    model = DataField(inner, 0.2)
+    x, asked = torch.randn(2, 5, 2), torch.ones(2, 5, dtype=torch.bool)
+    for time in (0.1, 0.2, 0.7):
+        t = torch.full((2,), time)
+        said = inner(x, t, asked, Layout.of(x))
+        torch.testing.assert_close(x + max(time, 0.2) * model(x, t, asked, Layout.of(x)), said)
+    with pytest.raises(SegueError, match="between 0 and 1"):
+        DataField(inner, 0.0)
+
+
+def circles(rows: int, length: int, seed: int) -> Tensor:
+    """Points that go round, a tenth of a turn a step: what comes next is known."""
+    angle = 2 * math.pi * (torch.rand(rows, 1, generator=torch.Generator().manual_seed(seed)) +
+                           torch.arange(length) / 10)
+    return 1.4 * torch.stack([angle.cos(), angle.sin()], -1)
+
+
+@pytest.mark.parametrize("mixer", ["gru", "mamba", "attention"])
+def test_a_series_of_numbers_goes_on(mixer: str) -> None:
+    model = field(mixer) if mixer != "mamba" else DataField(field(mixer))
+
+    def batch(step: int) -> Batch:
+        return Batch(circles(32, 6, step), torch.tensor([[-1] * 4 + [0] * 2] * 32))
+
+    learn(model, batch, 150, rate=5e-3, objective=FlowMatching(), cooldown=0.5)
+    series = circles(20, 10, 1_000_000)
+    made = ClipRollout(model, block=2, context=4, steps=10)(series[:, :4], 3)
+    assert torch.equal(made[:, :4], series[:, :4]) and made.shape == series.shape
+    away = (made - series)[:, 4:].square().sum(-1).mean().sqrt()
+    still = (series[:, 3:4] - series)[:, 4:].square().sum(-1).mean().sqrt()  # who stays where he is
+    assert float(away) < 0.35 * float(still)
+
+
+def test_a_rollout_is_clip_by_clip() -> None:
+    model, calls = field("lstm", told={"class": 3}), list[tuple[int, tuple[int, ...]]]()
+    start = circles(2, 3, 0)
+
+    def told(clip: int, grid: tuple[int, ...]) -> dict[str, Tensor]:
+        calls.append((clip, grid))
+        return {"class": torch.tensor([clip, 2])}
+
+    made = ClipRollout(model, block=2, context=3, steps=4, guidance=2.0)(start, 2, told, seed=5)
+    x = start
+    for clip in range(2):
+        seen = torch.cat([x[:, -3:], torch.full((2, 2, 2), torch.nan)], 1)
+        asked = torch.tensor([[False] * 3 + [True] * 2] * 2)
+        new = euler(model, seen, asked, None, {"class": torch.tensor([clip, 2])}, steps=4, guidance=2.0, seed=5 + clip)
+        x = torch.cat([x, new[:, -2:]], 1)
+    assert torch.equal(made, x) and calls == [(0, (5,)), (1, (5,))]
+    with pytest.raises(SegueError, match="goes on from 3"):
+        ClipRollout(model, block=2, context=3)(start[:, :2], 1)
+    with pytest.raises(SegueError, match="clips of 0 frames"):
+        ClipRollout(model, block=0)
+
+
+@pytest.mark.parametrize(("space", "time"), [("s4nd", "gru"), ("hydra", "attention")])
+def test_a_picture_is_a_film_of_one_frame(space: str, time: str) -> None:
+    """Pictures of one brightness, told by its class."""
+    torch.manual_seed(0)
+    options = {"s4nd": {"states": 4}, "hydra": {"states": 4}}[space]
+    model = SpatioTemporalDiT(SpaceTimeConfig(1, 16, 1, space, time, options, {}, text=2, heads=2))
+
+    def batch(step: int) -> Batch:
+        classes = torch.randint(2, (32, 1), generator=generator_of(0, step))
+        pictures = (2.0 * classes - 1)[..., None].expand(-1, 9, -1)
+        return Batch(pictures, torch.zeros(32, 9, dtype=torch.long), channels={"text": classes}, grid=(1, 3, 3))
+
+    learn(model, batch, 120, rate=1e-2, objective=FlowMatching(drop={"text": 0.2}), cooldown=0.5)
+    classes = torch.tensor([[0], [1]] * 4)
+    made = euler(model, torch.zeros(8, 9, 1), torch.ones(8, 9, dtype=torch.bool),
+                 Layout.chain((8, 9), grid=(1, 3, 3)), {"text": classes}, steps=10)
+    assert bool((made.mean((1, 2)).sign() == 2 * classes[:, 0] - 1).all())
+
+
+def test_times() -> None:
+    plain, late = Flow().times(4), Flow(3.0).times(4)
+    assert plain.tolist() == [1, 0.75, 0.5, 0.25, 0] and late[0] == 1 and late[-1] == 0 and bool((late >= plain).all())
+    assert waves(torch.zeros(2, 3), 8).shape == (2, 3, 8)
+    for wrong in (lambda: Flow(0.0), lambda: Flow().times(0)):
+        with pytest.raises(SegueError):
+            wrong()
+    with pytest.raises(SegueError, match="real"):
+        euler(exact, torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))
+
+
+def test_frechet_distance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(500, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    b = b @ torch.diag(torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)) + 1
+    from scipy.linalg import sqrtm
+
+    first, second = a.T.cov(), b.T.cov()
+    root = torch.from_numpy(sqrtm((first @ second).numpy()).real)
+    wanted = (a.mean(0) - b.mean(0)).square().sum() + (first + second - 2 * root).trace()
+    assert frechet(a, b) == pytest.approx(float(wanted)) == pytest.approx(frechet(b, a))
+    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(SegueError, match="at least two"):
+        frechet(a[:1], b)

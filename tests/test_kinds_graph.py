@@ -1,0 +1,396 @@
+"""Graphs: what is spelled is understood, whatever form a file has, and however its nodes are numbered."""
+
+from __future__ import annotations
+
+import json
+import random
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import segue
+from segue.errors import SegueError
+from segue.kinds import KINDS
+from segue.kinds.base import Problems, head_of
+from segue.kinds.graph import DIGITS, Graph, colours, order_of, spelled, understood
+from segue.kinds.packed import bare
+from segue.testing.kinds import check_kind
+
+nx: Any = pytest.importorskip("networkx")
+GRAPHS: Any = KINDS["graph"]
+
+
+@st.composite
+def graphs(draw: st.DrawFn, plain: bool = False) -> Graph:
+    n = draw(st.integers(1, 12))
+    nodes = draw(st.lists(st.sampled_from([""] if plain else ["", "C", "-3", "é", "="]), min_size=n, max_size=n))
+    ends = st.integers(0, n - 1)
+    if plain:
+        pairs = draw(st.sets(st.tuples(ends, ends).filter(lambda pair: pair[0] < pair[1])))
+        return Graph(nodes, [(a, b, False, "") for a, b in sorted(pairs)])
+    edge = st.tuples(ends, ends, st.booleans(), st.sampled_from(["", "1", ":2"]))
+    return Graph(nodes, draw(st.lists(edge, max_size=25)), draw(st.sampled_from(["", "7"])))
+
+
+def shuffled(graph: Graph, seed: int) -> Graph:
+    """The same graph with its nodes and edges in another order."""
+    draw = random.Random(seed)
+    place = list(range(len(graph.nodes)))
+    draw.shuffle(place)
+    nodes = [""] * len(place)
+    for old, new in enumerate(place):
+        nodes[new] = graph.nodes[old]
+    edges = [(place[a], place[b], way, label) for a, b, way, label in graph.edges]
+    edges = [(b, a, *said) if not said[0] and draw.random() < 0.5 else (a, b, *said) for a, b, *said in edges]
+    draw.shuffle(edges)
+    return Graph(nodes, edges, graph.label)
+
+
+def alike(one: Graph, two: Graph) -> bool:
+    """Isomorphic, labels and directions included: by networkx, on a graph with a node in the middle of each edge."""
+    def subdivided(graph: Graph) -> Any:
+        made = nx.MultiDiGraph()
+        for i, label in enumerate(graph.nodes):
+            made.add_node(i, said=label)
+        for number, (a, b, way, label) in enumerate(graph.edges):
+            made.add_node(f"e{number}", said=(way, label))
+            made.add_edge(a, f"e{number}")
+            made.add_edge(f"e{number}", b)
+            if not way:
+                made.add_edge(b, f"e{number}")
+                made.add_edge(f"e{number}", a)
+        return made
+
+    return one.label == two.label and nx.is_isomorphic(subdivided(one), subdivided(two),
+                                                       node_match=lambda a, b: a["said"] == b["said"])
+
+
+@settings(deadline=None)
+@given(graph=graphs(), order=st.sampled_from(["dfs", "bfs", "given"]))
+def test_what_is_spelled_is_understood(graph: Graph, order: str) -> None:
+    items = spelled(graph, order)
+    again = understood(items)
+    assert alike(graph, again)
+    assert spelled(again, order) == items, "it is spelled in one way"
+    assert sorted(order_of(graph, order)) == list(range(len(graph.nodes)))
+
+
+@settings(deadline=None)
+@given(graph=graphs(), seed=st.integers(0, 1000), order=st.sampled_from(["dfs", "bfs"]))
+def test_the_order_of_a_file_does_not_matter(graph: Graph, seed: int, order: str) -> None:
+    other = shuffled(graph, seed)
+    assert sorted(colours(graph).tolist()) == sorted(colours(other).tolist())
+    if len(set(colours(graph).tolist())) == len(graph.nodes):  # no ties
+        assert spelled(graph, order) == spelled(other, order)
+
+
+def test_signs_by_hand() -> None:
+    assert spelled(Graph(["C", "O", "C"], [(0, 2, False, "1"), (2, 1, False, "1")], "7")) in (
+        ["=7", "@O", "@C", "-1", ":1", "@C", "-1", ":1"], ["=7", "@C", "@C", "-1", ":1", "@O", "-1", ":1"])
+    assert spelled(Graph(["", "", ""], [(0, 1, False, ""), (1, 2, False, ""), (0, 2, False, "")])) == \
+        ["@", "@", "-1", "@", "-1", "-2"]
+    assert spelled(Graph(["a", "b"], [(0, 1, True, ""), (1, 0, True, "x"), (1, 1, False, "")]), "given") == \
+        ["@a", "@b", "-0", "<1", ":x", ">1"]
+    far = Graph([""] * 300, [(0, 299, False, ""), (10, 299, True, "y")])
+    items = spelled(far, "given")
+    assert items[-5:] == ["+4", ">33", ":y", "+4", "-43"] and understood(items) == \
+        Graph(far.nodes, [(10, 299, True, "y"), (0, 299, False, "")])
+    assert Counter(spelled(Graph([""] * (DIGITS**2 + 2), [(0, DIGITS**2 + 1, False, "")]), "given")) == \
+        {"@": DIGITS**2 + 2, "+1": 1, "+0": 1, "-1": 1}
+
+
+def test_nonsense_is_understood_as_far_as_it_goes() -> None:
+    odd = ["-1", ":2", "+5", "@C", ":3", "-4", ":1", "@O", "-1", "=9", "+1", "x", "-1", ":2", ":3", "-"]
+    assert understood(odd) == Graph(["C", "O"], [(0, 1, False, ""), (0, 1, False, "2")])
+    assert understood(["+63"] * 5000 + ["@", "-1"]) == Graph([""], [])
+
+
+def of_networkx(made: Any) -> Graph:
+    place = {node: i for i, node in enumerate(made)}
+    return Graph([""] * len(place), [(place[a], place[b], made.is_directed(), "") for a, b in made.edges()])
+
+
+def read_one(path: Path, **options: Any) -> Graph:
+    [record] = GRAPHS.read(path, **options)
+    return understood(record.object)
+
+
+SAMPLES = {
+    "karate": nx.karate_club_graph(), "directed": nx.gnp_random_graph(12, 0.2, seed=3, directed=True),
+    "tree": nx.random_labeled_tree(9, seed=1), "alone": nx.empty_graph(3), "loops": nx.Graph([(0, 0), (0, 1), (2, 2)]),
+    "several": nx.MultiGraph([(0, 1), (0, 1), (1, 2), (3, 3)]), "large": nx.gnp_random_graph(100, 0.05, seed=2),
+    "words": nx.relabel_nodes(nx.path_graph(4), {0: 'New "York"', 1: "Zürich", 2: "a & b <c>", 3: "x"}),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("form", ["graphml", "gml", "json", "g6", "s6", "edgelist", "adjlist"])
+def test_what_networkx_writes_is_read(tmp_path: Path, name: str, form: str) -> None:
+    made, path, directed = SAMPLES[name], tmp_path / f"graph.{form}", False
+    lists = form in ("edgelist", "adjlist")
+    short = form in ("g6", "s6")
+    if (short and (made.is_directed() or name == "words")) or (form == "g6" and name in ("loops", "several")):
+        pytest.skip("networkx does not write these so")
+    if lists and name in ("alone", "words"):
+        pytest.skip("edge lists have no nodes without edges, and no names with blanks")
+    if form == "json":
+        path.write_text(json.dumps(nx.node_link_data(made, edges="links")))
+    elif short:
+        {"g6": nx.write_graph6, "s6": nx.write_sparse6}[form](made, path)
+    else:
+        getattr(nx, f"write_{form}")(made, path)
+    directed = made.is_directed() if lists else None
+    if lists:
+        made = made.edge_subgraph(made.edges)
+    assert alike(read_one(path, directed=directed, node="", edge=""), of_networkx(made))
+    assert GRAPHS.sniff(path, head_of(path)) > 0.9
+
+
+@pytest.mark.parametrize("form", ["graphml", "gml", "json", "jsonl", "g6", "edgelist", "txt"])
+@settings(max_examples=15, deadline=None)
+@given(graph=graphs(), simple=graphs(plain=True))
+def test_what_is_written_is_read_here_and_by_networkx(tmp_path_factory: pytest.TempPathFactory, form: str, graph: Graph,
+                                                      simple: Graph) -> None:
+    path = tmp_path_factory.mktemp("graph") / f"graph.{form}"
+    for each in (graph, simple):
+        items = spelled(each)
+        try:
+            GRAPHS.write([items], path)
+        except SegueError as error:
+            assert "write GraphML" in str(error)
+            continue
+        [record] = GRAPHS.read(path, label=True)
+        assert record.object == items
+        each = understood(items)
+        if form == "gml":
+            made = nx.parse_gml(path.read_text(), label="id")
+        elif form in ("graphml", "txt"):
+            if len({way for _, _, way, _ in each.edges}) > 1:
+                continue  # networkx takes no mixture
+            made = nx.parse_graphml(path.read_text())
+        elif form == "g6":
+            made = nx.read_graph6(path)
+        elif form == "edgelist":
+            made = nx.read_edgelist(path, create_using=nx.MultiGraph, data=False)
+        else:
+            made = nx.node_link_graph(json.loads(path.read_text()), edges="links")
+        assert (len(made), made.number_of_edges()) == (len(each.nodes), len(each.edges))
+        labels = [said.get("node_label", "") for _, said in made.nodes(data=True)]
+        assert form in ("g6", "edgelist") or labels == each.nodes
+
+
+def tu(folder: Path, first: int = 1) -> Path:
+    """Two molecules, the second with a bond to itself."""
+    folder.mkdir(exist_ok=True)
+    for part, lines in {
+        "A": [(1, 2), (2, 1), (2, 3), (3, 2), (4, 5), (5, 4), (5, 5)], "edge_labels": [1, 1, 2, 2, 1, 1, 3],
+        "graph_indicator": [1, 1, 1, 2, 2], "graph_labels": [-1, 1], "node_labels": [6, 6, 8, 7, 6],
+        "node_attributes": ["0.5, 1.5"] * 5}.items():
+        moved = [", ".join(str(n - 1 + first) for n in line) if isinstance(line, tuple) else str(line)
+                 for line in lines]
+        (folder / f"DS_{part}.txt").write_text("\n".join(moved) + "\n")
+    return folder
+
+
+MUTAG = "2\n3 1\n6 1 1\n6 2 0 2\n8 1 1\n2 -1\n7 1 1 0.25 3\n6 2 0 1 0.5 4\n"
+GML = """# made by hand
+Creator "me"
+graph [
+  comment "a ] in words, &#233;"
+  directed 0
+  node [ id 7 label "a" type "atom" graphics [ x 1.5 y 2 ] ]
+  node [ id 3 label "b" type "ring" ]
+  edge [ source 7 target 3 value 2 ]
+]
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    written = {
+        "dgcnn.txt": MUTAG, "hand.gml": GML, "list.csv": "source,target,type\na,b,likes\nb,c,knows\nc,a,likes\n",
+        "snap.txt": "# Directed graph (each unordered pair)\n# Nodes: 3 Edges: 3\n# FromNodeId\tToNodeId\n"
+                    "10\t20\n20\t30\n30\t10\n",
+        "matrix.mtx": "%%MatrixMarket matrix coordinate pattern symmetric\n% made by hand\n4 4 3\n2 1\n3 2\n3 3\n",
+        "index.jsonl": '{"edge_index": [[0, 1, 1, 2], [1, 0, 2, 1]], "node_feat": [[6, 0], [6, 1], [8, 0]], "y": [1], '
+                       '"edge_attr": [[1], [1], [2], [2]], "num_nodes": 3}\n'
+                       '{"edge_index": [[], []], "edge_attr": [], "node_feat": [[6, 0]], "y": [0], "num_nodes": 1}\n',
+        "triples.jsonl": '{"graph": [[0, 1, 1], [1, 2, 2]], "node_features": [[1, 0.5], [0, 0.25], [1, 0]], '
+                         '"id": "m1"}\n',
+        "d3.json": '{"nodes": [{"name": "x", "group": 1}, {"name": "y", "group": 2}], '
+                   '"links": [{"source": 0, "target": 1, "value": 1}]}',
+        "cytoscape.json": '{"data": {"name": "c"}, "elements": {"nodes": [{"data": {"id": "p"}}, {"data": '
+                          '{"id": "q"}}], "edges": [{"data": {"source": "p", "target": "q", "type": "t"}}]}}',
+        "jgf.json": '{"graph": {"directed": true, "nodes": {"a": {"label": "A"}, "b": {"label": "B"}}, '
+                    '"edges": [{"source": "a", "target": "b", "relation": "eats"}]}}',
+        "two.graphml": '<?xml version="1.0"?><graphml xmlns="http://graphml.graphdrawing.org/xmlns"><!-- two -->'
+                       '<key id="k" for="node" attr.name="type" attr.type="string"/>'
+                       '<graph id="first" edgedefault="directed"><node id="a"><data key="k">x y</data></node>'
+                       '<node id="b"/><edge source="a" target="b"/><edge directed="false" source="b" target="a"/>'
+                       '</graph><graph edgedefault="undirected"><node id="a"/></graph></graphml>',
+        "lines.g6": ">>graph6<<D?{\nBw\n", "lines.s6": ":Fa@x^\n", "lines.d6": "&DI?AO?\n"}
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    tu(tmp_path / "tu")
+    return {path.name: path for path in [*(tmp_path / name for name in written), tmp_path / "tu" / "DS_A.txt"]}
+
+
+def test_the_contract(files: dict[str, Path]) -> None:
+    check_kind(GRAPHS, files.values(), mutations=12)
+
+
+def test_files_by_hand(files: dict[str, Path], tmp_path: Path) -> None:
+    def read(name: str, **options: Any) -> list[Graph]:
+        assert GRAPHS.sniff(bare(files[name]), head_of(files[name])) > 0.7
+        return [graph for _, graph in GRAPHS.graphs(files[name], **options)]
+
+    molecules = [Graph(["6", "6", "8"], [(0, 1, False, "1"), (1, 2, False, "2")], "-1"),
+                 Graph(["7", "6"], [(0, 1, False, "1"), (1, 1, False, "3")], "1")]
+    assert read("DS_A.txt") == molecules
+    assert [graph for _, graph in GRAPHS.graphs(tu(tmp_path / "zero", 0) / "DS_A.txt")] == molecules, "counted from 0"
+    assert read("dgcnn.txt") == [Graph(["6", "6", "8"], [(0, 1, False, ""), (1, 2, False, "")], "1"),
+                                 Graph(["7", "6"], [(0, 1, False, ""), (1, 1, False, "")], "-1")]
+    assert read("hand.gml") == [Graph(["a", "b"], [(0, 1, False, "2")])]
+    assert read("hand.gml", node="type") == [Graph(["atom", "ring"], [(0, 1, False, "2")])]
+    assert read("list.csv") == [Graph([""] * 3, [(i, (i + 1) % 3, False, said) for i, said in
+                                                 enumerate(("likes", "knows", "likes"))])]
+    assert read("snap.txt") == [Graph([""] * 3, [(0, 1, True, ""), (1, 2, True, ""), (2, 0, True, "")])]
+    assert read("matrix.mtx") == [Graph([""] * 4, [(1, 0, False, ""), (2, 1, False, ""), (2, 2, False, "")])]
+    assert read("index.jsonl") == [Graph(["6,0", "6,1", "8,0"], [(0, 1, False, "1"), (1, 2, False, "2")], "1"),
+                                   Graph(["6,0"], [], "0")]
+    assert read("triples.jsonl") == [Graph(["1", "0", "1,0"], [(0, 1, False, "1"), (1, 2, False, "2")])]
+    assert read("d3.json") == [Graph(["1", "2"], [(0, 1, False, "1")])]
+    assert read("cytoscape.json") == [Graph(["", ""], [(0, 1, False, "t")])]
+    assert read("jgf.json") == [Graph(["A", "B"], [(0, 1, True, "eats")])]
+    assert read("two.graphml") == [Graph(["x_y", ""], [(0, 1, True, ""), (1, 0, False, "")]), Graph([""], [])]
+    assert read("lines.g6")[1] == Graph([""] * 3, [(0, 1, False, ""), (0, 2, False, ""), (1, 2, False, "")])
+    assert len(read("lines.s6")[0].nodes) == 7 and {edge[2] for edge in read("lines.d6")[0].edges} == {True}
+
+
+def test_data_sets_of_several_files(files: dict[str, Path], tmp_path: Path) -> None:
+    """By the folder, by one of the files, and in an archive beside a README."""
+    expected = [["@8", "@6", "-1", ":2", "@6", "-1", ":1"], ["@7", "@6", "-0", ":3", "-1", ":1"]]
+    folder = files["DS_A.txt"].parent
+    with zipfile.ZipFile(tmp_path / "DS.zip", "w") as archive:
+        archive.writestr("DS/README.txt", "Five nodes.")
+        for file in folder.iterdir():
+            archive.write(file, f"DS/{file.name}")
+    for paths in ([folder], [folder / "DS_A.txt"], [folder / "DS_graph_labels.txt"], [tmp_path / "DS.zip"],
+                  [folder / "DS_node_labels.txt", folder / "DS_A.txt"]):
+        data = segue.read(*paths)
+        assert data.kind.name == "graph" and not data.problems
+        assert sorted(len(record) for record in data) == sorted(map(len, expected))
+        assert {frozenset(Counter(record.object).items()) for record in data} == \
+            {frozenset(Counter(items).items()) for items in expected}
+
+
+@pytest.mark.parametrize("name, text, says", [
+    ("a.graphml", "<graphml><graph><node id='1'/><edge source='1' target='2'/></graph></graphml>", "1, position 1"),
+    ("a.graphml", "<graphml><graph>", r"a\.graphml: no GraphML that can be read"),
+    ("a.graphml", "<graphml></graphml>", "there is no graph"),
+    ("a.graphml", "<graphml><graph/></graphml>", "no nodes"),
+    ("a.graphml", "<graphml><graph><node id='1'/><node id='1'/></graph></graphml>", "two nodes are called '1'"),
+    ("a.gml", "graph [ node [ id 1 ] ", "never closed"), ("a.gml", "graph [\n 3 4 ]", "line 2: '3' where a key"),
+    ("a.gml", "graph [ node [ id 1 ] edge [ source 1 ] ]", "position 1: the edge has no source and target"),
+    ("a.json", '{"nodes": [{"id": 1}], "links": [{"source": 1, "target": 4}]}', "node '4'"),
+    ("a.json", '{"nodes": [{"id": 1}], "links": [', "no JSON that can be read"),
+    ("a.json", '{"nodes": 3, "links": []}', "no graph: write nodes"),
+    ("a.g6", "D?", "does not have the 2 signs that 5 nodes take"), ("a.g6", "~~?zzzzzz", "too many"),
+    ("a.s6", ";x", "incremental"), ("a.edges", "1 2\n3\n", "record line 2: not two nodes"),
+    ("a.mtx", "%%MatrixMarket matrix coordinate\n3 3 5\n1 2\n", "cut short"),
+    ("a.txt", "3\n1 0\n0 0\n", "no graph 2 of 3 begins here"),
+    ("a.txt", "2\n1 0\n0 0\n2 1\n0 1 1\n", "record 2: has 1 of 2 nodes"),
+    ("a.txt", "1\n1 0\n0 1 5\n", "a node 5 that the graph does not have")])
+def test_mistakes_are_told_in_one_line(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SegueError, match=says) as error:
+        list(GRAPHS.read(tmp_path / name))
+    assert name.split("_")[0] in str(error.value)
+
+
+def test_damaged_data_sets_name_the_file(tmp_path: Path) -> None:
+    for part, text, says in (("A", "1, 2\n1, x\n", r"DS_A\.txt, line 2: not two whole numbers"),
+                             ("A", "1, 4\n", "a node 4 that the graph"), ("A", "1, 9\n9, 1\n", "record line 2: node 9"),
+                             ("node_labels", "1\n", r"DS_node_labels\.txt: has 1 lines for 5 nodes"),
+                             ("graph_labels", "1\n", r"DS_graph_labels\.txt: has 1 lines for graph 2")):
+        folder = tu(tmp_path / "tu")
+        (folder / "DS_edge_labels.txt").unlink()
+        (folder / f"DS_{part}.txt").write_text(text)
+        with pytest.raises(SegueError, match=says):
+            list(GRAPHS.read(folder / "DS_A.txt", label=True))
+
+
+def test_names_are_not_labels(tmp_path: Path) -> None:
+    """Attributes whose values hardly come again name or measure; one may ask for them, and for one there is not."""
+    nx.write_gml(nx.path_graph(8), tmp_path / "path.gml")
+    assert set(next(GRAPHS.read(tmp_path / "path.gml")).object) == {"@", "-1"}
+    made = nx.path_graph(40)
+    for node in made:
+        made.nodes[node].update(label=f"person {node}", club=str(node % 2), weight=node + 0.5)
+    path = tmp_path / "club.graphml"
+    nx.write_graphml(made, path)
+    problems = Problems()
+    [plain] = GRAPHS.read(path, problems)
+    assert set(plain.object) == {"@", "-1"} and problems.note == ""
+    assert {"@person_0", "@person_39"} < set(next(GRAPHS.read(path, node="label")).object)
+    [record] = GRAPHS.read(path, problems, node="club")
+    assert set(record.object) == {"@0", "@1", "-1"} and problems.note == "labels node=club"
+    with pytest.raises(SegueError, match=r"no node has an attribute 'age'; there are club, label, weight"):
+        list(GRAPHS.read(path, node="age"))
+
+
+@pytest.mark.parametrize("name, text", [
+    ("a.csv", "source,target\nA house.,Ein Haus.\nA cat.,Eine Katze.\n"), ("a.txt", "from me to you\nwith love\n"),
+    ("a.txt", "3\n1 2\n3 4\n5 6\n"), ("sensor_A.txt", "1, 2\n3, 4\n"), ("a.html", "text about <graphml> files"),
+    ("a.json", '{"nodes": "none", "edges": "sharp"}'), ("a.py", "graph = [1, 2]\n"), ("a.txt", "graph [theory] is\n")])
+def test_what_only_looks_like_a_graph_is_left_to_others(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert GRAPHS.sniff(tmp_path / name, text.encode()) == 0
+
+
+def test_signs_that_somebody_types() -> None:
+    assert GRAPHS.normalise("@C @C -1 → @O >1 :2") == ["@C", "@C", "-1", "@O", ">1", ":2"]
+    assert GRAPHS.normalise(Graph(["C"], [(0, 0, False, "")])) == ["@C", "-0"]
+    for wrong in ("@C C", "-64", ["@C", 3]):
+        with pytest.raises(SegueError, match="is no sign of a graph"):
+            GRAPHS.normalise(wrong)
+
+
+def test_a_graph_is_shown() -> None:
+    shown = GRAPHS.show(["=7", "@C", "@Cl", "-1", ":2", "@O", "<2", ">1", "-0"])
+    assert shown.splitlines() == ["3 nodes, 4 edges, label 7", "   0 C", "   1 Cl  ─0:2", "   2 O   →0 ←1 ─2"]
+    assert GRAPHS.show(["@"] * 50).splitlines()[-1].strip() == "..."
+
+
+def test_from_files_to_a_file(tmp_path: Path) -> None:
+    """Fit on rings of two sorts of atoms, go on from a chain, write GraphML, evaluate and embed."""
+    rings = [spelled(Graph(["C", "O"] * (n // 2), [(i, (i + 1) % n, False, "1") for i in range(n)])) for n in
+             range(6, 30, 2)]
+    GRAPHS.write(rings * 4, tmp_path / "rings.graphml")
+    data = segue.read(tmp_path / "rings.graphml")
+    assert data.kind.name == "graph" and [record.object for record in data] == rings * 4
+    model = segue.fit(data, steps=8, width=32, quiet=True, mix=False)
+    model.continue_("@C @O -1 :1", n=12, decoder="greedy").save(tmp_path / "answer.graphml")
+    assert nx.read_graphml(tmp_path / "answer.graphml").number_of_nodes() >= 2
+    assert model.evaluate(data).bits_per_unit > 0
+    assert model.embed(data).vectors.shape[0] == 48
+
+
+def test_real_graphs(shared_data: Any) -> None:
+    """The counts of the sets' descriptions."""
+    folder = shared_data("graphs-tu")
+    for name, nodes, edges, labels in (("MUTAG", 3371, 3721, {"0": 63, "2": 125}),
+                                       ("PROTEINS", 43_471, 81_044, {"0": 663, "1": 450})):
+        found = [graph for _, graph in GRAPHS.graphs(folder / f"{name}.txt.gz")]
+        assert Counter(graph.label for graph in found) == labels
+        assert (sum(len(graph.nodes) for graph in found), sum(len(graph.edges) for graph in found)) == (nodes, edges)
+    data = segue.read(folder / "MUTAG.txt.gz")
+    assert (data.kind.name, len(data), data.total) == ("graph", 188, 3371 + 3721)
+    check_kind(GRAPHS, [folder / "MUTAG.txt.gz"], mutations=10)
+    quantum = next(GRAPHS.read(shared_data("qm9-graphs-sample") / "qm9-valid.jsonl.gz"))
+    assert quantum.name.endswith("qm9:133582") and "@0,1,0,0,0,6" in quantum.object and ":3" in quantum.object

@@ -1,0 +1,139 @@
+"""The kind of measured numbers: what files it reads, its levels, and what comes back."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import segue
+from segue.data import read
+from segue.errors import SegueError
+from segue.kinds import KINDS, LevelCodec
+from segue.kinds.series import flat, steps, table
+from segue.testing import check_codec, check_kind
+
+SERIES = KINDS["series"]
+TABLES = {
+    "one.csv": "value\n1.5\n2.25\n-3\n4\n",
+    "several.csv": "date,heat,wet\n2020-01-02,1.5,7\n2020-01-01,0.5,8\n2020-01-03,,9\n",
+    "named.csv": "sensor,time,v\na,1,0.5\nb,1,1.5\na,2,0.75\nb,2,1.25\n",
+    "comma.csv": "t;v\n1;2,5\n2;3,25\n3;-1,5\n",
+    "missing.csv": "row,v,w\n0,1.5,2\n1,?,3\n2,2.5,4\n3,0.5,5\n",
+    "rows.tsv": "".join(f"{i % 2}\t" + "\t".join(f"{np.sin(i + t):.3f}" for t in range(30)) + "\n" for i in range(4)),
+    "plain.csv": "1.5,2.5\n1.25,2.75\n0.5,-2\n",
+    "archive.ts": "#about\n@problemName x\n@classLabel true a b\n@data\n1,2,3.5:4,5,?:a\n1.5,2:0,1:b\n",
+}
+EXPECTED = {
+    "one.csv": [["1.5", "2.25", "-3", "4"]],
+    "several.csv": [["heat=0.5", "wet=8", "heat=1.5", "wet=7", "heat=nan", "wet=9"]],
+    "named.csv": [["0.5", "0.75"], ["1.5", "1.25"]],
+    "comma.csv": [["2.5", "3.25", "-1.5"]],
+    "missing.csv": [["v=1.5", "w=2", "v=nan", "w=3", "v=2.5", "w=4", "v=0.5", "w=5"]],
+    "plain.csv": [["x1=1.5", "x2=2.5", "x1=1.25", "x2=2.75", "x1=0.5", "x2=-2"]],
+    "archive.ts": [["x1=1", "x2=4", "x1=2", "x2=5", "x1=3.5", "x2=nan"], ["x1=1.5", "x2=0", "x1=2", "x2=1"]],
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    for name, text in TABLES.items():
+        (tmp_path / name).write_text(text)
+    return {name: tmp_path / name for name in TABLES}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_told_and_read(files: dict[str, Path], name: str) -> None:
+    data = read(files[name])
+    assert data.kind is SERIES
+    if name in EXPECTED:
+        assert [record.object for record in data] == EXPECTED[name]
+    else:
+        assert len(data) == 4 and all(len(record) == 30 for record in data) and "class 1" in data[1].name
+
+
+def test_the_contract_of_kinds(files: dict[str, Path]) -> None:
+    check_kind(SERIES, [path for name, path in files.items()])
+
+
+def test_columns_and_rows_as_asked(files: dict[str, Path]) -> None:
+    assert read(files["several.csv"], columns="wet")[0].object == ["8", "7", "9"]
+    assert read(files["several.csv"], columns=["wet", "heat"])[0].object[:2] == ["wet=8", "heat=0.5"]
+    assert [record.object for record in read(files["plain.csv"], rows=True)] == [["1.5", "2.5"], ["1.25", "2.75"],
+                                                                                 ["0.5", "-2"]]
+    with pytest.raises(SegueError, match="no column 'x'; there are date, heat, wet"):
+        read(files["several.csv"], columns="x")
+    with pytest.raises(SegueError, match="column 'date' holds no numbers"):
+        read(files["several.csv"], columns="date")
+
+
+def test_arrays_and_packed_files(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[0.5, 1], [2, 3]], dtype=np.float32))
+    assert read(tmp_path / "a.npy")[0].object == ["x1=0.5", "x2=1", "x1=2", "x2=3"]
+    np.save(tmp_path / "ids.npy", np.arange(5))
+    assert read(tmp_path / "ids.npy").kind.name == "events"  # whole numbers are symbols, unless one says so
+    assert read(tmp_path / "ids.npy", kind="series")[0].object == list("01234")
+    (tmp_path / "one.csv.gz").write_bytes(gzip.compress(TABLES["one.csv"].encode()))
+    assert read(tmp_path / "one.csv.gz").kind is SERIES
+
+
+@pytest.mark.parametrize(("name", "text", "why"), [
+    ("cut.ts", "@problemName x\n@univariate true\n", "no line @data"),
+    ("bad.ts", "@data\n1,x,3\n", "line 2: 'x' is no number"),
+    ("empty.csv", "", "the file is empty"),
+    ("words.csv", "a,b\nx,y\nz,w\n", "there are no numbers here"),
+])
+def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, text: str, why: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SegueError, match=why):
+        list(SERIES.read(tmp_path / name))
+
+
+numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=400)
+
+
+@settings(max_examples=40, deadline=None)
+@given(numbers, st.integers(2, 40))
+def test_levels_are_near_and_exact_where_there_are_few(values: list[float], levels: int) -> None:
+    array = np.array(values)
+    codec = LevelCodec({"": steps(array, levels)})
+    obj = flat({"": array})
+    check_codec(codec, [obj])
+    said = np.array(codec.decode(codec.encode(obj)), dtype=float)
+    if len(np.unique(array)) <= 2 * levels:
+        np.testing.assert_allclose(said, array, rtol=1e-6, atol=1e-30)
+    else:  # nearest of the levels, which are closer than an even grid of half their number over the range
+        width = 1.5 * np.ptp(array) / max(levels // 2 - 1, 1)
+        assert np.abs(said - array).max() <= max(width, 1e-6)
+
+
+def test_columns_that_a_model_left_out_are_missing() -> None:
+    whole = table(["a=1", "b=2", "a=3", "a=4", "b=5", "b=6"])
+    np.testing.assert_array_equal(whole["a"], [1, 3, 4, np.nan])
+    np.testing.assert_array_equal(whole["b"], [2, np.nan, 5, 6])
+
+
+def test_a_model_learns_a_wave_and_goes_on(tmp_path: Path) -> None:
+    time = np.arange(3000)
+    wave = np.stack([np.sin(time / 4), np.cos(time / 4)], 1).round(1)
+    np.save(tmp_path / "wave.npy", wave)
+    model = segue.fit(tmp_path / "wave.npy", steps=100, quiet=True, mixer="gru", width=48)
+    prime = flat({"x1": wave[:100, 0], "x2": wave[:100, 1]})
+    answer = model.continue_(prime, n=40)
+    said = table(answer.value)
+    assert np.abs(said["x1"] - wave[100:120, 0]).mean() < 0.25
+    answer.save(tmp_path / "more.csv")
+    assert read(tmp_path / "more.csv")[0].object[:200] == prime
+    assert answer.text.startswith("x1=")
+
+
+def test_what_is_typed_becomes_elements() -> None:
+    assert SERIES.normalise("1.50, 2 nan") == ["1.5", "2", "nan"]
+    assert SERIES.normalise(np.array([0.25, -1.0])) == ["0.25", "-1"]
+    assert SERIES.normalise("a=1.0 b=2") == ["a=1", "b=2"]
+    with pytest.raises(SegueError, match="'x' is no measured number"):
+        SERIES.normalise("1 x")

@@ -1,0 +1,55 @@
+"""The panel of known answers: its damages, its rule, and its reading of metrics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from segue.papers import claim
+from segue.papers.base import Row
+from segue.papers.sequence_generation_metrics import CLAIMS, CORRUPTIONS, LEVELS, NOISE, SHARP, WORDS, damages, seen
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_damages_grow_with_their_level_and_begin_at_nothing(name: str) -> None:
+    texts = [[f"{i}-{j}" for j in range(WORDS)] for i in range(20)]
+    known = [[f"old {i}-{j}" for j in range(WORDS)] for i in range(40)]
+    changed = []
+    for level in LEVELS:
+        found = CORRUPTIONS[name](texts, level, known, np.random.default_rng(1))
+        assert len(found) == len(texts) and all(found)
+        changed.append(sum(word != had for text, old in zip(found, texts)
+                           for word, had in zip(text + [""] * (WORDS - len(text)), old)))
+    assert changed[0] == 0 and changed == sorted(changed) and changed[-1] > changed[1] > 0
+
+
+def test_directions_are_those_of_the_table() -> None:
+    rising = [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert [seen("Brier", rising), -seen("BLEU", rising), seen("MAUVE (GRU)", rising[::-1])] == pytest.approx([1, 1, 1])
+    assert seen("novelty", [3.0, 2.0, 5.0, 0.0, 9.0]) == pytest.approx(1)  # how far from the undamaged
+    assert seen("BLEU", [1.0] * 5) == 0
+
+
+def table(**change: float) -> list[Row]:
+    """All claims hold, but for metric and damage in `change` (on the first text; with "!" on both)."""
+    rows: list[Row] = []
+    for text in ("A", "B"):
+        for metric, claims in CLAIMS.items():
+            values = {each: 1.0 if each in damages(claims) else 0.0 for each in (*CORRUPTIONS, SHARP, NOISE)}
+            for key, value in change.items():
+                named, damage = key.strip("!").split("/")
+                if named == metric and (text == "A" or key.endswith("!")):
+                    values[damage] = value
+            rows.append({"text": text, "metric": metric, "claims to see": claims, "undamaged": 0.5, **values,
+                         "values": {}})
+    return rows
+
+
+@pytest.mark.parametrize(("change", "verdict"), [
+    ({}, "confirmed"), ({"BLEU/drop": 0.9}, "confirmed"), ({"BLEU/drop": 0.89}, "inconclusive"),
+    ({"BLEU/drop!": 0.5}, "refuted"), ({"MRR/noise!": 0.0}, "refuted"), ({"distinct-1/cut!": -1.0}, "confirmed"),
+    ({"BLEU/drop": 0.5, "chrF/cut": 0.2}, "inconclusive")])
+def test_the_rule_of_the_panel(change: dict[str, float], verdict: str) -> None:
+    found, reason = claim("sequence-generation-metrics").judge(table(**change))
+    assert found == verdict
+    assert ("distinct-1 rewards cut" in reason) == ("distinct-1/cut!" in change)

@@ -1,0 +1,648 @@
+"""Sequences cut over ranks: schedules, rings, states handed on, whole stacks, real processes. Ranks are threads of this
+process where nothing else is said."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripts import script
+from torch import Tensor
+
+from segue.analysis.memory import saved_memory
+from segue.errors import SegueError
+from segue.mixers import MIXERS, Attention
+from segue.mixers.attention import attend, merge, merge_into
+from segue.models import Stack, StackConfig
+from segue.objectives import Batch
+from segue.papers import claim
+from segue.papers.sequence_parallelism import APART as LOSSES
+from segue.papers.sequence_parallelism import ATTENTION, LAYER, LOST, MLP, MOST, SAVED, Lossy
+from segue.papers.tokenring import FULL, GROUPED, HALF, RING, TOKENRING
+from segue.parallel import (
+    BACKENDS,
+    Communicator,
+    ContextShard,
+    Counted,
+    Links,
+    Processes,
+    RingSchedule,
+    Throttled,
+    all_gather,
+    all_reduce,
+    context_parallel,
+    launch,
+    pick_rotation,
+    ring_attention,
+    simulate,
+    stored_scores_attention,
+    sum_gradients,
+    tensor_parallel,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+schedules = st.builds(RingSchedule, st.integers(1, 7), st.sampled_from(["kv", "q"]), st.booleans(),
+                      st.sampled_from(["contiguous", "zigzag"]))
+
+
+# -- schedules, without computing anything
+
+
+@given(schedules, st.booleans())
+def test_a_schedule_computes_each_pair_once_and_sends_what_is_received(schedule: RingSchedule, returns: bool) -> None:
+    n, chunks = schedule.ranks, 2 if schedule.order == "zigzag" else 1
+    shard = ContextShard(n, schedule.order)
+    plans = [schedule.plan(rank, returns) for rank in range(n)]
+    seen: Counter[tuple[int, int]] = Counter()  # chunks of queries, of keys
+    for plan in plans:
+        for step in plan:
+            if step.block is not None:
+                queries, keys = shard.stretches(step.block.queries), shard.stretches(step.block.keys)
+                queries = queries[1:] if step.block.late else queries
+                keys = keys[:1] if step.block.early else keys
+                seen.update((q, k) for q in queries for k in keys if not step.block.causal or k <= q)
+    assert seen == {(q, k): 1 for q in range(chunks * n) for k in range(chunks * n) if k <= q or not schedule.causal}
+    for steps in zip(*plans):
+        sent, received = (Counter(m for step in steps for m in getattr(step, side)) for side in ("sends", "receives"))
+        assert sent == received and all(m.source != m.target for m in sent)
+        # Between two ranks the order of messages is the same on both sides: some backends know no tags.
+        for a, b in itertools.permutations(range(n), 2):
+            assert [m for m in steps[a].sends if m.target == b] == [m for m in steps[b].receives if m.source == a]
+
+
+@given(st.integers(2, 8), st.sampled_from(["kv", "q"]))
+def test_a_zigzag_gives_all_ranks_as_much_to_do(ranks: int, rotate: Any) -> None:
+    for step in zip(*(RingSchedule(ranks, rotate).plan(rank) for rank in range(ranks))):
+        assert {one.block.work if one.block else 0 for one in step} <= {0.5} | {0}
+    work = [sum(s.block.work for s in RingSchedule(ranks, rotate, True, "contiguous").plan(rank) if s.block)
+            for rank in range(ranks)]
+    assert max(work) == (2 * ranks - 1) * min(work)
+
+
+def test_the_causal_schedule_of_tokenring_as_published() -> None:
+    """Queries go backward; rank r at step s holds those of (r + s) mod N: whole against the first half of the keys, or
+    behind the ring's end their later half against all; each result goes straight home, one step later."""
+    n = 4
+    schedule = RingSchedule(n, "q")
+    for rank, step in itertools.product(range(n), range(n)):
+        block = schedule.plan(rank)[step].block
+        assert block is not None and (block.queries, block.keys) == ((rank + step) % n, rank)
+        assert (block.causal, block.early, block.late) == (step == 0, 0 < step < n - rank, rank + step >= n)
+        for message in schedule.plan(rank)[step].sends:
+            if message.moving:
+                assert message.target == (rank - 1) % n
+            else:
+                assert message.target == (rank + step - 1) % n == message.owner
+    assert str(RingSchedule(2, "q")).splitlines()[1:] == [
+        " 0  Q0K0/ q0½>1  Q1K1/ q1>0", " 1  Q1K0a        Q0bK1", " 2  - result1>1  - result0½>0"]
+
+
+@given(st.integers(2, 8))
+def test_traffic_is_the_formula(n: int) -> None:
+    """A whole ring: N - 1 shares forward; queries: as many, and each result once."""
+    assert RingSchedule(n, "kv", False).traffic(2.0) == {(r, (r + 1) % n): 2.0 * (n - 1) for r in range(n)}
+    there, back = (RingSchedule(n, "q", False).traffic(*sizes) for sizes in ((1.0, 0.0), (0.0, 1.0)))
+    assert {pair: size for pair, size in there.items() if size} == {(r, (r + 1) % n): n - 1.0 for r in range(n)}
+    assert {pair: size for pair, size in back.items() if size} == {p: 1.0 for p in itertools.permutations(range(n), 2)}
+    assert sum(RingSchedule(n, "kv").traffic(1.0).values()) < n * (n - 1)  # halves, behind the ring's end
+    assert RingSchedule(1, "q").traffic(1.0, 1.0) == {}
+
+
+def test_the_model_of_time() -> None:
+    """A block of 1 s; keys and values of a share 2 s on a link: the ring waits for them, three times."""
+    links, half = Links(4, 1.0), Links(4, 1.0, "half")
+    assert RingSchedule(4, "kv", False).seconds(1.0, 2.0, 0.0, links) == 7
+    assert RingSchedule(4, "q", False).seconds(1.0, 1.0, 1.0, links) == 5
+    assert RingSchedule(4, "kv", False).seconds(1.0, 2.0, 0.0, half) == 7
+    assert RingSchedule(4, "q", False).seconds(1.0, 1.0, 1.0, half) == pytest.approx(7)
+    far = Links(4, 1.0, latency=0.1, ring=True)
+    assert far.seconds(1.0, 0, 3) == (1.0, 0.1) and far.seconds(1.0, 1, 3) == (1.0, 0.2)
+    assert RingSchedule(1).seconds(1.0, 1.0, 1.0, links) == 0.5
+
+
+def test_what_should_go_round() -> None:
+    assert pick_rotation(8, 8, 100, 100) == "q"
+    assert pick_rotation(8, 4, 100, 100) == pick_rotation(8, 1, 100, 100) == "kv"  # two queries a key: a tie, less lse
+    assert pick_rotation(8, 8, 100, 100, "half") == pick_rotation(8, 8, 100, 100, ranks=2) == "kv"
+    assert pick_rotation(8, 1, 1, 100) == pick_rotation(8, 1, 1, 100, "half") == "q"  # a step of decoding
+    with pytest.raises(SegueError, match="'kv' or 'q'"):
+        RingSchedule(2, "v")  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 5), st.sampled_from(["contiguous", "zigzag"]), st.integers(1, 30))
+def test_shares_joined_are_the_sequence(ranks: int, order: Any, length: int) -> None:
+    shard = ContextShard(ranks, order)
+    x = torch.arange(2 * length * 3).view(2, length, 3)
+    whole = shard.padded(x, -1)
+    assert whole.shape[1] % (ranks * shard.chunks) == 0 and torch.equal(whole[:, :length], x)
+    assert (whole[:, length:] == -1).all() and whole.shape[1] < length + 2 * ranks
+    shares = [shard.take(whole, rank) for rank in range(ranks)]
+    assert torch.equal(shard.join(shares), whole)
+    assert all((shard.places(rank, whole.shape[1]).diff() > 0).all() for rank in range(ranks))
+    if length % (ranks * shard.chunks):
+        with pytest.raises(SegueError, match=f"pad to {whole.shape[1]}"):
+            shard.take(x, 0)
+
+
+# -- blocks
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 3), st.sampled_from([(4, 4), (4, 2), (3, 1)]), st.booleans(), st.booleans(), st.integers(0, 99))
+def test_blocks_merged_are_attention(cuts: int, heads: tuple[int, int], causal: bool, masked: bool, seed: int) -> None:
+    """Forward by the merge; backward each block by the log-sum-exp of all. Naive and fused alike."""
+    torch.manual_seed(seed)
+    n, size = 5, 4
+    q = torch.randn(2, heads[0], n, size, dtype=torch.double, requires_grad=True)
+    k, v = (torch.randn(2, heads[1], n * cuts, size, dtype=torch.double, requires_grad=True) for _ in range(2))
+    seen = torch.ones(2, 1, n, n * cuts, dtype=torch.bool)
+    if masked:
+        seen = torch.rand(seen.shape) < 0.5
+        seen[0, :, 1] = False  # a query that sees nothing
+    bias = torch.zeros(seen.shape, dtype=torch.double).masked_fill(~seen, -math.inf)
+    if causal:  # in its own block, the first
+        seen = seen & F.pad(torch.ones(n, n, dtype=torch.bool).tril(), (0, n * (cuts - 1)), value=True)
+    want, want_lse = attend(q, k, v, seen)
+    grad = torch.randn(want.shape, dtype=torch.double)
+    wanted = torch.autograd.grad(want, (q, k, v), grad)
+    for core in BACKENDS.values():
+        with torch.no_grad():
+            cut = [slice(i, i + n) for i in range(0, n * cuts, n)]
+            blocks = [(k[:, :, at], v[:, :, at], causal and not at.start, bias[..., at] if masked else None)
+                      for at in cut]
+            found = [core.forward(q, *block) for block in blocks]
+            out, lse = torch.zeros_like(want), torch.full_like(want_lse, -math.inf)
+            for one in found:
+                merge_into(out, lse, *one)
+            torch.testing.assert_close((out, lse), merge(found))
+            torch.testing.assert_close((out, lse), (want, want_lse))
+            delta = (grad * out).sum(-1)
+            parts = [core.backward(grad, q, k, v, lse, delta, *more) for k, v, *more in blocks]
+            dq = sum(part[0] for part in parts)
+            got = (dq, *(torch.cat([part[i] for part in parts], 2) for i in (1, 2)))
+        torch.testing.assert_close(got, wanted)
+    tiny = [x * 1e-30 for x in (grad.float(), delta.float())]  # their squares are 0 in float32
+    with torch.no_grad():
+        small = BACKENDS["flash"].backward(tiny[0], q.float(), k[:, :, :n].float(), v[:, :, :n].float(), lse.float(),
+                                           tiny[1], *blocks[0][2:3], None if not masked else blocks[0][3].float())
+        assert all(bool(x.isfinite().all()) for x in small)
+        torch.testing.assert_close([x.double() * 1e30 for x in small], list(parts[0]), atol=1e-4, rtol=1e-3)
+
+
+# -- rings
+
+
+def drawn(heads: int, kv_heads: int, length: int, width: int = 4) -> list[Tensor]:
+    """q, k, v and the gradient of the output, of two whole rows."""
+    draw = torch.Generator().manual_seed(length)
+    return [torch.randn(2, h, length, width, dtype=torch.double, generator=draw)
+            for h in (heads, kv_heads, kv_heads, heads)]
+
+
+def in_ring(comm: Communicator, schedule: RingSchedule, whole: list[Tensor], backend: str) -> tuple[list[Tensor], Any]:
+    """This rank's output, its log-sum-exp and gradients; bytes sent forward and in all."""
+    counted, shard = Counted(comm), ContextShard(comm.size, schedule.order)
+    *inputs, grad = (shard.take(x, comm.rank, 2) for x in whole)
+    inputs = [x.requires_grad_() for x in inputs]
+    out, lse = ring_attention(*inputs, counted, schedule, backend)
+    forward = dict(counted.sent)
+    return [out.detach(), lse, *torch.autograd.grad(out, inputs, grad)], (forward, dict(counted.sent))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("rotate", ["kv", "q"])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_a_ring_is_attention(ranks: int, rotate: Any, heads: tuple[int, int]) -> None:
+    for causal, order, backend in itertools.product((True, False), ("contiguous", "zigzag"), BACKENDS):
+        whole = drawn(*heads, 2 * ranks * 3)
+        inputs = [x.clone().requires_grad_() for x in whole[:3]]
+        want = F.scaled_dot_product_attention(*inputs, is_causal=causal, enable_gqa=True)
+        seen = torch.ones(whole[0].shape[2], whole[0].shape[2], dtype=torch.bool).tril() if causal else None
+        wanted = [want.detach(), attend(*whole[:3], seen)[1], *torch.autograd.grad(want, inputs, whole[3])]
+        schedule = RingSchedule(ranks, rotate, causal, order)  # type: ignore[arg-type]
+        found = simulate(ranks, partial(in_ring, schedule=schedule, whole=whole, backend=backend))
+        shard = ContextShard(ranks, order)  # type: ignore[arg-type]
+        for parts, whole_one in zip(zip(*(one[0] for one in found)), wanted):
+            torch.testing.assert_close(shard.join(parts, 2), whole_one, atol=1e-11, rtol=1e-10)
+        share = 2 * 2 * 3 * 8  # rows, elements of a share, bytes
+        q, kv, more = heads[0] * 4 * share, 2 * heads[1] * 4 * share, heads[0] * share
+        there = schedule.traffic(kv) if rotate == "kv" else schedule.traffic(q, q + more)
+        back = schedule.traffic(kv, kv, True) if rotate == "kv" else schedule.traffic(2 * q + 2 * more, q)
+        for rank, (_, (forward, both)) in enumerate(found):
+            for peer in range(ranks):
+                assert forward.get(peer, 0) == there.get((rank, peer), 0)
+                assert both.get(peer, 0) - forward.get(peer, 0) == back.get((rank, peer), 0)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_stored_scores_are_the_ring_and_cost_what_is_published(ranks: int, causal: bool) -> None:
+    whole = drawn(3, 3, 8 * ranks)
+    schedule = RingSchedule(ranks, "kv", causal, "contiguous")
+
+    def body(comm: Communicator) -> tuple[list[Tensor], int]:
+        counted, shard = Counted(comm), ContextShard(ranks, "contiguous")
+        *inputs, grad = (shard.take(x, comm.rank, 2) for x in whole)
+        inputs = [x.requires_grad_() for x in inputs]
+        out = stored_scores_attention(*inputs, counted, causal)
+        return [out.detach(), *torch.autograd.grad(out, inputs, grad)], counted.sent.total()
+
+    stored, online = simulate(ranks, body), simulate(ranks, lambda comm: in_ring(comm, schedule, whole, "naive"))
+    share = 2 * 3 * 8 * 4 * 8  # rows, heads, elements, features, bytes
+    for (mine, sent), ((out, _, *grads), _) in zip(stored, online):
+        torch.testing.assert_close(mine, [out, *grads], atol=1e-12, rtol=1e-10)
+        assert sent == 8 * (ranks - 1) * share
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    whole = [x.bfloat16() for x in drawn(4, 2, 96, 8)]
+    want = F.scaled_dot_product_attention(*(x.float() for x in whole[:3]), is_causal=True, enable_gqa=True)
+    for rotate, backend in itertools.product(("kv", "q"), BACKENDS):
+        found = simulate(4, partial(in_ring, schedule=RingSchedule(4, rotate), whole=whole,  # type: ignore[arg-type]
+                                    backend=backend))
+        out = ContextShard(4).join([one[0][0] for one in found], 2)
+        assert out.dtype == torch.bfloat16 and all(g.dtype == torch.bfloat16 for one in found for g in one[0][2:])
+        assert float((out.float() - want).abs().max()) < 4e-2
+
+
+def test_rings_refuse_what_does_not_fit() -> None:
+    q, k = torch.randn(1, 4, 4, 4), torch.randn(1, 3, 4, 4)
+    with pytest.raises(SegueError, match="cannot share 3"):
+        simulate(2, lambda comm: ring_attention(q, k, k, comm))
+    with pytest.raises(SegueError, match="even number"):
+        simulate(2, lambda comm: ring_attention(q[:, :, :3], q[:, :, :3], q[:, :, :3], comm))
+    with pytest.raises(SegueError, match="make it for as many"):
+        simulate(2, lambda comm: ring_attention(q, q, q, comm, RingSchedule(3)))
+    with pytest.raises(SegueError, match="choose from auto, naive, flash"):
+        simulate(2, lambda comm: ring_attention(q, q, q, comm, backend="fused"))
+    with pytest.raises(SegueError, match="sends to itself"):
+        simulate(1, lambda comm: comm.exchange([(q, 0)], []))
+    with pytest.raises(SegueError, match="torchrun"):
+        Processes()
+
+
+# -- sums, gathers, slow links
+
+
+@given(st.integers(1, 5), st.integers(0, 11))
+@settings(deadline=None, max_examples=20)
+def test_sums_and_gathers(ranks: int, size: int) -> None:
+    x = [torch.randn(size, generator=torch.Generator().manual_seed(rank)) for rank in range(ranks)]
+    found = simulate(ranks, lambda comm: (all_reduce(comm, x[comm.rank]), all_gather(comm, x[comm.rank])))
+    for total, every in found:
+        torch.testing.assert_close(total, sum(x, torch.zeros(size)))
+        assert torch.equal(total, found[0][0]) and all(map(torch.equal, every, x))
+
+
+@pytest.mark.parametrize("duplex", ["full", "half"])
+def test_slow_links_change_nothing_but_the_time(duplex: Any) -> None:
+    whole, links = drawn(4, 4, 24), Links(3, 1e9, duplex, latency=1e-4, ring=True)
+    for rotate in ("kv", "q"):
+        schedule = RingSchedule(3, rotate)  # type: ignore[arg-type]
+        fast = simulate(3, lambda comm, s=schedule: in_ring(comm, s, whole, "flash"))  # type: ignore[misc]
+        slow = simulate(3, lambda comm, s=schedule: in_ring(Throttled(comm, links), s, whole, "flash"))  # type: ignore[misc]
+        for one, other in zip(fast, slow):
+            torch.testing.assert_close(one[0], other[0])
+            assert one[1] == other[1]
+
+
+def test_a_rank_that_fails_stops_the_others() -> None:
+    def body(comm: Communicator) -> None:
+        if comm.rank:
+            raise SegueError("no")
+        all_gather(comm, torch.zeros(1))
+
+    with pytest.raises(SegueError, match="no"):
+        simulate(3, body)
+
+
+# -- stacks
+
+
+def learned(model: Any, batch: Batch) -> Tensor:
+    """The sum of -log p, nats, without the float32 of the head's own kernel."""
+    logits = model(batch.tokens, batch.layout).logits
+    return F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-1, reduction="sum")
+
+
+def batch_of(length: int, packed: bool, seed: int = 0) -> Batch:
+    draw = torch.Generator().manual_seed(seed)
+    tokens, targets = (torch.randint(11, (2, length), generator=draw) for _ in range(2))
+    targets[0, -length // 3 :] = -1  # padding: on some ranks a row has nothing to predict
+    return Batch(tokens, targets, (torch.rand(2, length, generator=draw) < 0.15) if packed else None)
+
+
+def check_context(config: StackConfig, ranks: int, packed: bool, length: int = 24, checkpointing: bool = False,
+                  **options: Any) -> None:
+    """Loss, logits and gradients are those of one process."""
+    torch.manual_seed(1)
+    stack, batch = Stack(config).double(), batch_of(length, packed)
+    want = learned(stack, batch)
+    want.backward()
+    with torch.no_grad():
+        logits = stack(batch.tokens, batch.layout).logits
+    fresh = copy.deepcopy(stack)
+    fresh.zero_grad(set_to_none=True)
+    fresh.checkpointing = checkpointing
+
+    def body(comm: Communicator) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        own = copy.deepcopy(fresh)
+        model = context_parallel(own, comm, **options)
+        share = batch.map(model.share)
+        loss = learned(model, share)
+        loss.backward()
+        sum_gradients(comm, list(own.parameters()))
+        with torch.no_grad():
+            found = model.join(model(share.tokens, share.layout).logits)
+        return loss.detach(), found, [p.grad for p in own.parameters()]
+
+    found = simulate(ranks, body)
+    torch.testing.assert_close(torch.stack([one[0] for one in found]).sum(), want.detach(), atol=1e-9, rtol=1e-9)
+    for _, join, grads in found:
+        torch.testing.assert_close(join, logits, atol=1e-9, rtol=1e-9)
+        for grad, parameter in zip(grads, stack.parameters(), strict=True):
+            wanted = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            given = torch.zeros_like(parameter) if grad is None else grad
+            torch.testing.assert_close(given, wanted, atol=1e-8, rtol=1e-6)
+
+
+WHOLE = {"hyena", "s4nd", "linformer", "reformer", "jrt", "palm", "hydra", "matrix", "bidirectional"}
+
+
+@pytest.mark.parametrize("name", sorted(MIXERS))
+def test_every_mixer_over_ranks_or_a_clear_no(name: str) -> None:
+    config = StackConfig(11, 16, [name, name])
+    if name in WHOLE:
+        with pytest.raises(SegueError, match=f"mixer '{name}' has no form over several processes"):
+            check_context(config, 2, False)
+        return
+    check_context(config, 3, packed=MIXERS[name].resettable)
+
+
+@pytest.mark.parametrize("name", ["attention", "gla", "mamba", "mamba2", "linear-attention", "lightnet"])
+def test_stretches_in_a_zigzag(name: str) -> None:
+    for ranks in (2, 4):
+        check_context(StackConfig(11, 16, [name, "attention"]), ranks, packed=ranks == 4, length=32, order="zigzag")
+
+
+@pytest.mark.parametrize("options", [
+    {"kv_heads": 2}, {"kv_heads": 1, "positions": "alibi"}, {"positions": "learned", "length": 40}, {"causal": False},
+    {"positions": "sinusoidal", "qk_norm": True}, {"window": 5}, {"block": 4, "look_back": 1}, {"prefix": 6},
+    {"positions": "alibi", "causal": False, "window": 7}, {"block": 4, "global_tokens": 2}], ids=str)
+def test_attention_of_every_sort(options: dict[str, Any]) -> None:
+    config = StackConfig(11, 16, ["attention"], {"attention": options})
+    for rotate, backend in (("kv", "flash"), ("q", "naive")):
+        check_context(config, 3, packed=True, rotate=rotate, backend=backend)
+        check_context(config, 2, packed=False, rotate=rotate, backend=backend)
+
+
+def test_stacks_of_every_shape() -> None:
+    check_context(StackConfig(11, 16, ["mamba", "attention", "gru"], channel="mlp", bias=True, parallel=True), 2, True)
+    check_context(StackConfig(11, 16, ["attention"] * 2, channel="none", post_norm=True, norm="layer", transform=True,
+                              learned_positions=24, embed_norm=True, tied=False), 3, False)
+    check_context(StackConfig(11, 16, ["gla", "attention"], shared=True), 2, False, checkpointing=True)
+    check_context(StackConfig(11, 16, ["gru"]), 8, False, length=8)  # one element a rank
+    check_context(StackConfig(11, 16, ["mamba"]), 4, True, length=8)  # stretches shorter than the convolution
+
+
+def test_stacks_refuse_what_needs_whole_rows() -> None:
+    one = simulate(1, lambda comm: comm)[0]
+    for config, words in ((StackConfig(11, 16, ["gru"], pool="mean"), "pools"),
+                          (StackConfig(11, 16, ["attention"], {"attention": {"relative": 4}}), "fixed masks"),
+                          (StackConfig(11, 16, ["attention"], {"attention": {"span": 4}}), "fixed masks"),
+                          (StackConfig(11, 16, ["attention"], {"attention": {"prompt": True}}), "fixed masks")):
+        with pytest.raises(SegueError, match=words):
+            context_parallel(Stack(config), one)
+    model = context_parallel(Stack(StackConfig(11, 16, ["gru"])), one)
+    with pytest.raises(SegueError, match="no trees"):
+        batch = batch_of(8, False)
+        model(batch.tokens, Batch(batch.tokens, batch.targets, grid=(2, 4)).layout)
+    with pytest.raises(SegueError, match="with the stack itself"):
+        model.extend(batch.tokens, model.stack.init_state(2))
+    with pytest.raises(SegueError, match="order='contiguous'"):
+        check_context(StackConfig(11, 16, ["gru"]), 2, False, order="zigzag")
+    with pytest.raises(SegueError, match="pad to 8"):
+        check_context(StackConfig(11, 16, ["attention"]), 2, False, length=6)
+
+
+def test_a_lost_hop_shows() -> None:
+    torch.manual_seed(0)
+    stack, batch = Stack(StackConfig(11, 16, ["attention"] * 2)).double(), batch_of(24, False)
+
+    def body(comm: Communicator, lose: bool) -> Tensor:
+        model = context_parallel(copy.deepcopy(stack), Lossy(comm) if lose else comm)
+        return learned(model, batch.map(model.share)).detach()
+
+    want = float(learned(stack, batch).detach())
+    assert float(sum(simulate(3, lambda comm: body(comm, False)))) == pytest.approx(want, rel=1e-12)
+    assert float(sum(simulate(3, lambda comm: body(comm, True)))) != pytest.approx(want, rel=1e-6)
+
+
+def test_memory_falls_with_the_ranks() -> None:
+    batch = batch_of(256, False)
+
+    def bytes_of(name: str, ranks: int) -> int:
+        stack = Stack(StackConfig(11, 16, [name]))
+
+        def body(comm: Communicator) -> int:
+            model = context_parallel(copy.deepcopy(stack), comm)
+            share = batch.map(model.share)
+            return saved_memory(lambda: model.hidden(share.tokens, share.layout), model.parameters())
+
+        return simulate(ranks, body)[0]
+
+    assert bytes_of("attention", 1) > 1.9 * bytes_of("attention", 2) > 1.9 * 1.9 * bytes_of("attention", 4)
+    assert bytes_of("gla", 2) > 1.8 * bytes_of("gla", 4)
+    x = torch.randn(8, 8, requires_grad=True)
+    assert saved_memory(lambda: x.exp().exp()) == 2 * x.numel() * 4
+    assert saved_memory(lambda: x * x, [x]) == 0
+
+
+# -- tensor parallelism
+
+
+@pytest.mark.parametrize("config", [
+    StackConfig(11, 16, ["attention"] * 2),
+    StackConfig(11, 16, ["attention"], {"attention": {"qkv_bias": True, "out_bias": True, "causal": False,
+                                                      "qk_norm": True}}, channel="mlp",
+                bias=True, post_norm=True, norm="layer"),
+    StackConfig(11, 16, ["attention"], {"attention": {"kv_heads": 2}}, channel="none")], ids=["rms", "bert", "grouped"])
+def test_tensor_parallelism_is_the_stack(config: StackConfig) -> None:
+    torch.manual_seed(2)
+    stack, batch = Stack(config).double(), batch_of(12, True)
+    want = learned(stack, batch)
+    want.backward()
+
+    def body(comm: Communicator) -> tuple[Tensor, Tensor, Tensor]:
+        model = tensor_parallel(stack, comm)
+        loss = learned(model, batch)
+        loss.backward()
+        qkv = model.stack.blocks[0].mixer.qkv.weight.grad  # type: ignore[union-attr]
+        return loss.detach(), model.stack.embedding.weight.grad, qkv  # type: ignore[return-value]
+
+    for loss, embedding, _ in (found := simulate(2, body)):
+        torch.testing.assert_close(loss, want.detach())
+        torch.testing.assert_close(embedding, stack.embedding.weight.grad)
+    mixer = stack.blocks[0].mixer
+    assert isinstance(mixer, Attention) and mixer.qkv.weight.grad is not None
+    heads = [mixer.heads, mixer.kv_heads, mixer.kv_heads]
+    halves = zip(*(one[2].split([h // 2 * mixer.head_width for h in heads]) for one in found))
+    torch.testing.assert_close(torch.cat([x for pair in halves for x in pair]), mixer.qkv.weight.grad)
+
+
+def test_tensor_parallelism_is_limited_by_heads() -> None:
+    stack = Stack(StackConfig(11, 16, ["attention"]))
+    with pytest.raises(SegueError, match="no more ranks than heads"):
+        simulate(8, lambda comm: tensor_parallel(stack, comm))
+    with pytest.raises(SegueError, match="cannot be cut by heads"):
+        simulate(2, lambda comm: tensor_parallel(Stack(StackConfig(11, 16, ["gla"])), comm))
+
+
+# -- processes
+
+
+def over_processes(comm: Communicator, state: dict[str, Tensor]) -> dict[str, Any]:
+    """What one of several processes finds: a ring each way, and a stack of both sorts of mixers."""
+    whole, rings = drawn(4, 4, 6 * comm.size), []
+    for rotate, causal in itertools.product(("kv", "q"), (True, False)):
+        found, sent = in_ring(comm, RingSchedule(comm.size, rotate, causal), whole, "auto")  # type: ignore[arg-type]
+        rings.append((found, sent))
+    stack = Stack(StackConfig(11, 16, ["attention", "gla", "gru"])).double()
+    stack.load_state_dict(state)
+    model, batch = context_parallel(stack), batch_of(12 * comm.size, True)
+    share = batch.map(model.share)
+    loss = learned(model, share)
+    loss.backward()
+    sum_gradients(comm, list(stack.parameters()))
+    assert isinstance(comm, Processes)
+    return {"rings": rings, "loss": loss.detach(), "grads": [p.grad for p in stack.parameters()],
+            "sum": all_reduce(comm, torch.tensor([float(comm.rank)]))}
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Processes]:
+    """A group of one process, this one: gloo cannot send to itself."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield Processes()
+    torch.distributed.destroy_process_group()
+
+
+def test_a_group_of_one(alone: Processes) -> None:
+    state = Stack(StackConfig(11, 16, ["attention", "gla", "gru"])).double().state_dict()
+    (want,) = simulate(1, lambda comm: in_ring(comm, RingSchedule(1, "q"), drawn(4, 4, 6), "auto"))
+    found = over_processes(alone, state)
+    torch.testing.assert_close(found["rings"][2][0], want[0])
+    assert script("examples/long_sequence.py").main(length=64, steps=2)
+
+
+def test_processes() -> None:
+    ranks = 3
+    torch.manual_seed(3)
+    stack = Stack(StackConfig(11, 16, ["attention", "gla", "gru"])).double()
+    batch = batch_of(12 * ranks, True)
+    want = learned(stack, batch)
+    want.backward()
+    found = launch(ranks, over_processes, stack.state_dict())
+    assert all(float(one["sum"]) == sum(range(ranks)) for one in found)
+    torch.testing.assert_close(sum(one["loss"] for one in found), want.detach())
+    for one in found:
+        torch.testing.assert_close(one["grads"], [p.grad for p in stack.parameters()], atol=1e-9, rtol=1e-7)
+    threads = simulate(ranks, lambda comm: [
+        in_ring(comm, RingSchedule(ranks, rotate, causal), drawn(4, 4, 6 * ranks), "auto")  # type: ignore[arg-type]
+        for rotate, causal in itertools.product(("kv", "q"), (True, False))])
+    for one, other in zip(found, threads):
+        for (mine, sent), (theirs, counted) in zip(one["rings"], other, strict=True):
+            torch.testing.assert_close(mine, theirs)
+            assert sent == counted
+
+
+TORCHRUN = """
+import json, sys
+from segue.models import Stack, StackConfig
+from segue.training import distributed
+from tests.test_parallel import make_run
+distributed.join()
+run = make_run(True)
+losses = []
+step = run.advance
+run.advance = lambda: losses.append(step()) or losses[-1]
+run.train(quiet=True)
+if distributed.rank() == 0:
+    json.dump(losses, open(sys.argv[1], "w"))
+"""
+
+
+def make_run(sequence_parallel: bool) -> Any:
+    """A short training of a hybrid stack on packed rows."""
+    from segue.training import Plan, Run
+
+    torch.manual_seed(0)
+    plan = Plan(11, width=16, context=24, rows=2, steps=4, accumulate=2, sequence_parallel=sequence_parallel, measure=1)
+    return Run(Stack(StackConfig(11, 16, ["attention", "mamba"])), lambda step: batch_of(24, True, step), plan)
+
+
+def test_training_cut_over_two_processes_gives_the_curve_of_one(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TORCHRUN)
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           str(tmp_path / "two.py"), str(tmp_path / "losses.json")], cwd=ROOT, capture_output=True,
+                          text=True, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+    assert done.returncode == 0, done.stderr
+    run = make_run(False)
+    one = [run.advance() for _ in range(4)]
+    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(one, rel=1e-4)
+
+
+# -- the rules of the two claims
+
+
+def memory(cut: float, tensor_cut: float, crossing: float, apart: float, lost: float, most: tuple[int, int],
+           heavy: bool = False) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for ranks, at in itertools.product((1, 2, 4), (8, 16, 32, 64, 128)):
+        power = ranks.bit_length() - 1
+        rows.append({"what": SAVED, "ranks": ranks, "elements / H": at, "sequence": at / cut**power,
+                     "tensor": at / tensor_cut**power})
+        for what, scale in ((MLP, 1.0), (ATTENTION, 0.5), (LAYER, 0.5)):
+            rows.append({"what": what, "ranks": ranks, "elements / H": at, "sequence": crossing * scale,
+                         "tensor": at - (1000 if heavy else 0)})
+    rows += [{"what": LOSSES, "ranks": ranks, "elements / H": None, "sequence": apart, "tensor": None}
+             for ranks in (2, 8)]
+    return [*rows, {"what": LOST, "ranks": 4, "elements / H": None, "sequence": lost, "tensor": None},
+            {"what": MOST, "ranks": 8, "elements / H": None, "sequence": most[0], "tensor": most[1]}]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 4)), "confirmed"), ((1.7, 1.4, 32.0, 1e-7, 0.1, (8, 4)), "inconclusive"),
+    ((2.0, 1.7, 32.0, 1e-7, 0.1, (8, 4)), "inconclusive"), ((2.0, 1.4, 66.0, 1e-7, 0.1, (8, 4)), "inconclusive"),
+    ((2.0, 1.4, 32.0, 1e-7, 1e-6, (8, 4)), "inconclusive"), ((2.0, 1.4, 32.0, 1e-3, 0.1, (8, 4)), "refuted"),
+    ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 8)), "refuted"), ((2.0, 1.4, 32.0, 1e-7, 0.1, (4, 4)), "refuted"),
+    ((2.0, 1.4, 32.0, 1e-7, 0.1, (8, 4), True), "refuted")])
+def test_the_rule_of_sequence_parallelism(values: tuple[Any, ...], verdict: str) -> None:
+    assert claim("sequence-parallelism").judge(memory(*values))[0] == verdict
+
+
+@pytest.mark.parametrize(("full", "grouped", "half", "error", "verdict"), [
+    (0.72, 2.8, 1.0, 1e-6, "confirmed"), (0.8, 2.8, 1.0, 1e-6, "inconclusive"), (0.72, 1.2, 1.0, 1e-6, "inconclusive"),
+    (0.72, 2.8, 1.2, 1e-6, "inconclusive"), (0.97, 2.8, 1.0, 1e-6, "refuted"), (0.72, 2.8, 0.8, 1e-6, "refuted"),
+    (0.72, 2.8, 1.0, 1e-3, "refuted")])
+def test_the_rule_of_tokenring(full: float, grouped: float, half: float, error: float, verdict: str) -> None:
+    table = [{"links": links, "method": method, "to the ring": value, "error": error}
+             for links, ratio in ((FULL, full), (GROUPED, grouped), (HALF, half))
+             for method, value in ((RING, 1.0), (TOKENRING, ratio))]
+    assert claim("tokenring").judge(table)[0] == verdict

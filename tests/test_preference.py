@@ -1,0 +1,281 @@
+"""Preferences between answers, judges, trees of refinements, the language Lilt, and the claim of SPaR."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import segue
+import segue.data
+from segue.errors import SegueError
+from segue.kinds.codecs import ByteCodec, ItemCodec, LetterCodec
+from segue.models import Stack, StackConfig
+from segue.objectives import Preference, preference_batch, preference_loss
+from segue.objectives.preference import answer_likelihoods
+from segue.papers import claim
+from segue.papers.base import Row
+from segue.papers.spar import AGAIN, BASE, INTERFERING, REFINED, TUNED, critic, editor, interfering
+from segue.programs import Judge, Judgement, Local, Scripted, preference_pairs, refine_tree
+from segue.programs.judge import score, yes_or_no
+from segue.tasks.lilt import CODEC, FAMILIES, Instruction, holds, lilt
+from segue.training.learn import learn
+
+quick = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+# Preferences.
+
+def by_hand(model: Stack, reference: Stack, pairs: list[tuple[list[int], list[int], list[int]]], beta: float,
+            share: float) -> Tensor:
+    """The loss as the papers write it, one pair and one element at a time."""
+    def likelihood(of: Stack, prompt: list[int], answer: list[int]) -> Tensor:
+        ids = prompt + answer
+        scores = of(torch.tensor([ids])).logits[0].log_softmax(-1)
+        return sum((scores[i - 1, ids[i]] for i in range(len(prompt), len(ids))), torch.zeros((), dtype=scores.dtype))
+
+    total = torch.zeros((), dtype=torch.float64)
+    for prompt, better, worse in pairs:
+        ahead = likelihood(model, prompt, better) - likelihood(reference, prompt, better).detach()
+        behind = likelihood(model, prompt, worse) - likelihood(reference, prompt, worse).detach()
+        total = total - torch.log(1 / (1 + torch.exp(-beta * (ahead - behind))))
+        total = total - share * likelihood(model, prompt, better) / len(better)
+    return total / len(pairs)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "gru", "mamba", "gla"])
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_the_loss_and_its_gradient_are_what_the_papers_say(mixer: str, share: float) -> None:
+    torch.manual_seed(0)
+    model = Stack(StackConfig(9, 16, [mixer])).double()
+    reference = copy.deepcopy(model)
+    for p in model.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    pairs = [([1, 2], [3, 4, 5], [4]), ([7], [2], [8, 8, 1, 0]), ([1, 1, 1], [0, 2], [0, 3])]
+    loss = Preference(reference, 0.3, share)(model, preference_batch(pairs))
+    want = by_hand(model, reference, pairs, 0.3, share)
+    torch.testing.assert_close(loss.total / loss.count, want)
+    slopes = torch.autograd.grad(want, list(model.parameters()))
+    (loss.total / loss.count).backward()
+    for p, slope in zip(model.parameters(), slopes):
+        torch.testing.assert_close(p.grad, slope)
+    assert all(p.grad is None for p in reference.parameters())
+    assert set(loss.terms) == {"preference", "nats", "agree"} and not any(t.requires_grad for t in loss.terms.values())
+
+
+def test_a_model_that_has_not_moved_prefers_nothing() -> None:
+    model = Stack(StackConfig(9, 16, ["attention"]))
+    loss = Preference(copy.deepcopy(model), likelihood=0.0)(model, preference_batch([([1], [2, 3], [4])]))
+    assert loss.total.item() / loss.count == pytest.approx(math.log(2))
+    assert preference_loss(torch.tensor([3.0]), torch.tensor([1.0]), 0.5).item() == pytest.approx(
+        -math.log(1 / (1 + math.exp(-1.0))))
+
+
+@pytest.mark.parametrize(("codec", "better", "worse"), [
+    (LetterCodec("ACGT"), "ACACAC", "ACGTTT"), (ItemCodec(["milk", "bread", "plum"]), ["milk", "plum"], ["bread"]),
+    (ByteCodec(), b"yes", b"nope")], ids=["dna", "items", "bytes"])
+def test_any_sequence_model_learns_what_is_better(codec: LetterCodec, better: str, worse: str) -> None:
+    torch.manual_seed(0)
+    model = Stack(StackConfig(codec.size, 16, ["mlstm"]))
+    pair = [codec.bos], codec.encode(better).tolist(), codec.encode(worse).tolist()
+    batch = preference_batch([pair, pair])
+    reference = copy.deepcopy(model)
+    learn(model, lambda step: batch, 20, rate=3e-3, objective=Preference(reference))
+    change = answer_likelihoods(model, batch) - answer_likelihoods(reference, batch)
+    assert change[0] > 1 and change[0] > change[2] + 1  # the better one is likelier than before, and than the worse
+
+
+def test_no_pairs() -> None:
+    model = Stack(StackConfig(9, 8, ["gru"]))
+    with pytest.raises(SegueError, match="3 rows are no pairs"):
+        Preference(model)(model, preference_batch([([1], [2], [3])] * 2).rows(slice(3)))
+    with pytest.raises(SegueError, match="empty prompt"):
+        preference_batch([([], [1], [2])])
+    with pytest.raises(SegueError, match="beta"):
+        Preference(model, beta=0.0)
+
+
+# The verb.
+
+@pytest.mark.parametrize(("kind", "prompt", "better", "worse"), [
+    ("text", "say: ", "yes", "no"), ("dna", "ACGT", "AAAA", "CCCC"), ("dna", "", "ACAC", "GG")])
+def test_prefer_moves_any_fitted_model(kind: str, prompt: str, better: str, worse: str, tmp_path: Path) -> None:
+    whole = [(prompt + each) * 12 for each in (better, worse)] * 12
+    model = segue.fit(segue.data.of(whole, kind=kind), out=tmp_path / "model", steps=3, quiet=True)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text((json.dumps({"prompt": prompt, "chosen": better, "rejected": worse}) + "\n") * 20)
+    report = model.prefer(pairs, steps=4, rate=1e-2, quiet=True)
+    assert (report.pairs, report.held_out, report.steps, report.moved) == (18, 2, 4, 1.0)
+    assert "held-out" in str(report) and all(len(pair) == 2 for pair in report.bits.values())
+    again = segue.load(tmp_path / "model")
+    assert again.report["preferences"][0]["pairs"] == 18 and not (tmp_path / "model" / "updating").exists()
+    for one, other in zip(model.model.parameters(), again.model.parameters()):
+        torch.testing.assert_close(one, other)
+    said = again.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
+    assert said.likelier[1] == 1.0
+
+
+def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:
+    model = segue.fit(["one two three four\n" * 9] * 9, steps=1, quiet=True)
+    table = tmp_path / "pairs.csv"
+    for text, says in (("prompt,chosen\na,b\n", "no column rejected"), ("", "empty"),
+                       ("prompt,chosen,rejected\na,,c\na,b,c\n", "line 2: no continuation"),
+                       ("prompt,chosen,rejected\na,b,c\n", "1 pairs are too few")):
+        table.write_text(text)
+        with pytest.raises(SegueError, match=says):
+            model.prefer(table, quiet=True)
+    with pytest.raises(SegueError, match="no such file"):
+        model.prefer(tmp_path / "none.csv", quiet=True)
+    reads_both_ways = segue.fit(["one two three four\n" * 9] * 9, steps=1, quiet=True, objective="diffusion")
+    with pytest.raises(SegueError, match="learned the next element"):
+        reads_both_ways.prefer([("a", "b", "c")] * 2)
+
+
+# Judges.
+
+@pytest.mark.parametrize(("reply", "header", "says"), [
+    ("All is well. Final: Yes, it does", "Final:", 1.0), ("yes in part. Final: no", "Final:", 0.0),
+    ("Yes indeed", "Final:", None), ("Final: maybe", "Final:", None), ("Final: no. Final: yes", "Final:", 1.0),
+    ("I say NO", "", 0.0), ("yesterday", "", None)])
+def test_yes_or_no(reply: str, header: str, says: float | None) -> None:
+    assert yes_or_no(reply, header) == says
+
+
+@pytest.mark.parametrize(("reply", "says"), [("Score: 10", 10), ("score: 7/10", 7), ("11, or rather 9", 9),
+                                             ("none", None), ("I give 3. Score: 8", 8), ("Score: 0", 0)])
+def test_scores(reply: str, says: float | None) -> None:
+    assert score(reply) == says
+
+
+def test_votes() -> None:
+    assert Judgement((1, 0, None, 1)).value == pytest.approx(2 / 3) and Judgement((1, 0, None, 1)).label is True
+    assert Judgement((1, 0)).label is None and Judgement((None,)).label is None and Judgement((None,)).value is None
+    assert Judgement((0, 1, 0), ("a", "b", "c")).critique == "a" and Judgement((0, 1, 0)).mixed
+    script = Scripted(["yes", "no", "?", "?", "no", "no", "?", "?"])
+    judge = Judge(script, "{} {}".format, votes=2, tries=2)
+    first, second = judge([("p", "a"), ("q", "b")])
+    assert (first.votes, second.votes) == ((0.0, 0.0), (None, None))  # the tied one is asked anew
+    assert script.asked == ["p a", "p a", "q b", "q b"] * 2
+
+
+# Trees, by a hand trace. An answer is a word, its refinements add a letter, and a table says what each is worth.
+
+WORTH = {"a": 0.2, "b": 0.4, "c": 0.4, "aa": 0.1, "ba": 0.3, "bb": 0.5, "bc": 0.2, "ca": 0.5, "cb": 0.0, "cc": 0.9,
+         "bba": 0.8}
+
+
+def table(cases: object) -> list[Judgement]:
+    return [Judgement((WORTH.get(answer, 0.0),), (f"critique of {answer}",)) for _, answer in cases]  # type: ignore
+
+
+def grow(prompt: str, answer: str, critique: str, count: int) -> list[str]:
+    assert critique == ("what is wrong" if answer == "" else f"critique of {answer}")
+    return [answer + letter for letter in "abc"[:count]]
+
+
+@pytest.mark.parametrize(("options", "visited", "best", "success"), [
+    ({"enough": 0.85}, "a b c ba bb bc ca cb cc", "cc", True),
+    ({}, "a b c ba bb bc ca cb cc", "cc", True),
+    ({"search": "depth"}, "a b c ba bb bc bba bbb bbc", "bba", True),
+    ({"search": "depth", "enough": 0.85}, "a b c ba bb bc bba bbb bbc baa bab bac ca cb cc", "cc", True),
+    ({"keep": 1}, "a b c ba bb bc bba bbb bbc", "bba", True),
+    ({"branch": 2, "depth": 1}, "a b", "b", False),
+    ({"budget": 5}, "a b c ba bb", "bb", False),
+    ({"search": "depth", "budget": 5}, "a b c ba bb", "bb", False)])
+def test_the_order_of_a_search(options: dict, visited: str, best: str, success: bool) -> None:
+    found = refine_tree("p", "", "what is wrong", grow, table, **options)
+    nodes = sorted(list(found.root.walk())[1:], key=lambda node: node.order)
+    assert [node.answer for node in nodes] == visited.split()
+    assert (found.best.answer, found.success) == (best, success)
+    assert [node.answer for node in found.best.chain] == [best[:n] for n in range(len(best) + 1)]
+
+
+def test_a_search_that_finds_nothing_better_keeps_what_it_had() -> None:
+    dull = refine_tree("p", "root", "", lambda *_: ["x"], lambda cases: [Judgement((0.0,)) for _ in cases], value=0.1)
+    assert dull.best is dull.root and not dull.success and dull.judged == 1  # the same answer is judged once
+    mute = refine_tree("p", "root", "", lambda *_: [], table)
+    assert mute.best is mute.root and mute.judged == 0
+    unjudged = refine_tree("p", "root", "", lambda *_: ["x"], lambda cases: [Judgement((None,)) for _ in cases])
+    assert not unjudged.root.children
+    with pytest.raises(SegueError, match="breadth or depth"):
+        refine_tree("p", "", "", grow, table, search="best")  # type: ignore[arg-type]
+
+
+def test_judgements_are_kept_by_prompt_and_answer() -> None:
+    cache: dict[tuple[str, str], Judgement] = {}
+    refine = partial(refine_tree, answer="", critique="what is wrong", refine=grow, judge=table, depth=1, cache=cache)
+    assert refine("p").judged == 3 and refine("p").judged == 0 and refine("q").judged == 3
+
+
+# Lilt.
+
+@quick
+@given(st.integers(0, 10**6))
+def test_instructions_can_be_read_answered_and_mended(seed: int) -> None:
+    random = Random(seed)
+    asked = Instruction.drawn(random)
+    answer = asked.answer(random)
+    assert Instruction.read(asked.prompt) == asked and not asked.failed(answer)
+    assert all(word in CODEC.items for word in asked.prompt + answer)
+    for constraint in Instruction.drawn(random, most=3).constraints:
+        faulty = Instruction(asked.topic, (constraint,))
+        if constraint[0] != "twice" or len(answer) > 3:  # two of a word need two places
+            assert holds(constraint, faulty.mended(answer, constraint, random))
+
+
+@pytest.mark.parametrize(("constraint", "answer", "kept"), [
+    (("exactly", "2"), "cat dog", True), (("exactly", "2"), '" cat dog "', True), (("exactly", "3"), "cat dog", False),
+    (("atleast", "2"), "cat dog cow", True), (("include", "cat"), "dog CAT", True),
+    (("avoid", "cat"), "dog CAT", False), (("twice", "cat"), "cat cat cat", False),
+    (("twice", "cat"), "cat dog CAT", True), (("start", "cat"), "cat", True),
+    (("start", "cat"), "", False), (("end", "cat"), '" dog cat "', True), (("upper", ""), "CAT dog", False),
+    (("lower", ""), "cat dog", True), (("quote", ""), '" cat', False), (("quote", ""), '" cat "', True),
+    (("topic", "animals"), "cat plum", False), (("topic", "animals"), "", False), (("topic", "animals"), "CAT", True)])
+def test_constraints(constraint: tuple[str, str], answer: str, kept: bool) -> None:
+    assert holds(constraint, answer.split()) is kept
+
+
+def test_what_is_not_lilt() -> None:
+    with pytest.raises(SegueError, match="no instruction of Lilt"):
+        Instruction.read(["say", "hello"])
+    with pytest.raises(SegueError, match="choose from exactly"):
+        holds(("rhyme", ""), ["cat"])
+    assert {family for seed in range(200) for family, _ in Instruction.drawn(Random(seed)).constraints} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("mixer", ["gru", "mamba"])
+def test_a_round_of_play_with_any_model(mixer: str) -> None:
+    torch.manual_seed(0)
+    model = Stack(StackConfig(CODEC.size, 32, [mixer]))
+    learn(model, lilt().batches(16), 4, rate=3e-3)
+    random = Random(0)
+    prompts = [" ".join(Instruction.drawn(random).prompt) for _ in range(6)]
+    judge = Judge(critic(random, flip=0.0), "{}\n{}".format, partial(yes_or_no, header="Answer:"), votes=1)
+    pairs = preference_pairs(Local(model.eval(), CODEC), prompts, judge, editor(random), samples=2, most=8, depth=5)
+    assert pairs
+    for pair, other in zip(pairs, interfering(pairs, 0)):
+        asked = Instruction.read(pair.prompt.split())
+        assert asked.failed(pair.worse.split())
+        assert not asked.failed(pair.better.split()) and not asked.failed(other.better.split())
+
+
+def shares(refined: float, drawn: float, other: float, other_drawn: float) -> list[Row]:
+    values = {BASE: (0.65, 0.5), REFINED: (refined, drawn), AGAIN: (0.8, 0.7), INTERFERING: (other, other_drawn),
+              TUNED: (0.7, 0.55)}
+    return [{"arm": arm, "greedy": a, "drawn": b} for arm, (a, b) in values.items()]
+
+
+@pytest.mark.parametrize(("values", "verdict"), [
+    ((0.72, 0.6, 0.7, 0.55), "confirmed"), ((0.72, 0.56, 0.7, 0.55), "inconclusive"),
+    ((0.69, 0.6, 0.7, 0.55), "inconclusive"), ((0.69, 0.6, 0.7, 0.61), "refuted")])
+def test_the_rule_of_spar(values: tuple[float, float, float, float], verdict: str) -> None:
+    assert claim("spar").judge(shares(*values))[0] == verdict

@@ -1,0 +1,246 @@
+"""Fields over films, the branch that controls them, and the autoencoder under them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from segue.decoding.flow import ClipRollout, euler
+from segue.errors import SegueError
+from segue.mixers import Attention
+from segue.mixers.attention import attend
+from segue.mixers.state import Layout
+from segue.models import (
+    ControlBranch,
+    FilmAutoencoder,
+    FilmAutoencoderConfig,
+    SpaceTimeConfig,
+    SpatioTemporalDiT,
+    StackConfig,
+)
+from segue.models.control import SAID
+from segue.models.film import from_patches, patches
+from segue.models.flow import DataField, LayeredField, StackField
+from segue.models.spacetime import SpaceTimeBlock
+from segue.models.stack import both_ways
+from segue.objectives import Batch, FlowMatching, Reconstruction
+from segue.training.learn import learn
+
+GRID = (3, 2, 4)
+N = 24
+OPTIONS = {"attention": {"heads": 2}, "s4nd": {"states": 4}, "hydra": {"states": 4}, "mamba": {"states": 4},
+           "gla": {"heads": 2}, "mlstm": {"heads": 2}}
+
+
+def film_model(space: str = "attention", time: str = "attention", pairs: int = 2, text: int = 5) -> SpatioTemporalDiT:
+    torch.manual_seed(0)
+    config = SpaceTimeConfig(3, 16, pairs, space, time, OPTIONS.get(space, {}), OPTIONS.get(time, {}), text, heads=2)
+    model = SpatioTemporalDiT(config)
+    torch.nn.init.normal_(model.head.weight)  # it is zero at first, and hides everything
+    return model
+
+
+def stirred(model: torch.nn.Module) -> None:
+    """Weights as after some training: none is zero."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+def inputs(rows: int = 2, grid: tuple[int, ...] = GRID) -> tuple[Tensor, Tensor, Tensor, Layout]:
+    generator = torch.Generator().manual_seed(0)
+    n = int(torch.tensor(grid).prod())
+    asked = (torch.arange(n) >= n // grid[0]).expand(rows, n)
+    return (torch.randn(rows, n, 3, generator=generator), torch.rand(rows, generator=generator), asked,
+            Layout.chain((rows, n), grid=grid))
+
+
+@pytest.mark.parametrize("over_time", [False, True])
+def test_mixing_along_an_axis_is_full_attention_with_a_mask(over_time: bool) -> None:
+    block = film_model().blocks[int(over_time)]
+    assert isinstance(block, SpaceTimeBlock) and isinstance(block.mixer, Attention) and block.over_time == over_time
+    stirred(block)
+    x, t, asked, layout = inputs()
+    hidden, scene = film_model().begin(x, t, asked, layout, {})
+    lines = scene.folded(hidden, over_time)
+    found = scene.unfolded(block.mixer.run(lines, Layout.of(lines), {}), over_time)
+    frame, place = torch.arange(N) // 8, torch.arange(N) % 8
+    which, position = (place, frame) if over_time else (frame, place)
+    q, k, v = block.mixer.project(hidden, position.expand(2, N))
+    wanted = block.mixer.output(attend(q, k, v, (which[:, None] == which)[None, None])[0], hidden)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("space", "time"), [("attention", "attention"), ("s4nd", "gru"), ("hydra", "mamba"),
+                                             ("mlstm", "gla"), ("attention", "s4nd")])
+def test_it_begins_as_a_model_of_pictures(space: str, time: str) -> None:
+    """Of each frame alone, with the blocks over space alone."""
+    model = film_model(space, time)
+    x, t, asked, layout = inputs()
+    told = {"text": torch.tensor([[1, 2], [3, -1]])}
+    film = model(x, t, asked, layout, told)
+    for frame in range(3):
+        part = slice(8 * frame, 8 * frame + 8)
+        picture = Layout.chain((2, 8), grid=(1, 2, 4))
+        alone = model(x[:, part], t, asked[:, part], picture, told)
+        torch.testing.assert_close(alone, film[:, part], atol=1e-5, rtol=0)
+        hidden, at = model.begin(x[:, part], t, asked[:, part], picture, told)
+        for block in model.layers[::2]:
+            hidden = model.run(block, hidden, at)
+        torch.testing.assert_close(model.end(hidden, at), film[:, part], atol=1e-5, rtol=0)
+    stirred(model)
+    assert not torch.allclose(model(x, t, asked, layout, told)[:, 8:16],
+                              model(x[:, 8:16], t, asked[:, 8:16], picture, told), atol=1e-3)
+
+
+def test_given_frames_live_at_time_0() -> None:
+    model = film_model()
+    x, t, asked, layout = inputs()
+    given = torch.zeros_like(asked)
+    torch.testing.assert_close(model(x, t, given, layout), model(x, t * 0, ~given, layout))
+    assert not torch.allclose(model(x, t, asked, layout), model(x, t / 2, asked, layout))
+    first = model(x, t, asked, layout)[:, :8]  # frames are apart at first, so the first one sees no other time
+    assert torch.equal(first, model(x, t / 2, asked, layout)[:, :8])
+
+
+def test_words() -> None:
+    model = film_model()
+    x, t, asked, layout = inputs()
+    told = model(x, t, asked, layout, {"text": torch.tensor([[1, 2, -1], [-1, -1, -1]])})
+    untold = model(x, t, asked, layout)
+    torch.testing.assert_close(told[1], untold[1], atol=1e-6, rtol=0)
+    assert not torch.allclose(told[0], untold[0], atol=1e-3)
+    with pytest.raises(SegueError, match="another one"):
+        model(x, t, asked, layout, {"text": torch.tensor([[5], [0]])})
+
+
+def test_mistakes_are_told() -> None:
+    x, t, asked, layout = inputs()
+    with pytest.raises(SegueError, match="one film"):
+        film_model()(x, t, asked, Layout(layout.positions, starts=torch.zeros(2, N, dtype=torch.bool)))
+    with pytest.raises(SegueError, match="unknown"):
+        SpaceTimeConfig(3, 16, 1, space="attentoin")
+    with pytest.raises(SegueError, match="at least 1"):
+        SpaceTimeConfig(3, 16, 0)
+    with pytest.raises(SegueError, match="options of mixer"):
+        SpatioTemporalDiT(SpaceTimeConfig(3, 16, 1, space_options={"head": 2}))
+    with pytest.raises(SegueError, match="something to go by"):
+        ControlBranch(film_model())
+    with pytest.raises(SegueError, match="1 and then 4"):
+        FilmAutoencoder(FilmAutoencoderConfig()).posterior(torch.zeros(1, 4, 8, 8, 3))
+    with pytest.raises(SegueError, match="squares of 4"):
+        patches(torch.zeros(1, 1, 6, 8, 3), 4)
+
+
+def bases() -> dict[str, LayeredField]:
+    torch.manual_seed(0)
+    return {"film": film_model(), "gru": StackField(both_ways(StackConfig(1, 16, ["gru"] * 2)), 3),
+            "mamba": StackField(StackConfig(1, 16, ["mamba"] * 2, {"mamba": {"states": 4}}), 3),
+            "data": DataField(film_model())}
+
+
+@pytest.mark.parametrize("name", ["film", "gru", "mamba", "data"])
+def test_a_branch_that_is_told_nothing_is_its_base(name: str) -> None:
+    """Bit by bit, before and after it learned; in a row of a batch of which others are told something too."""
+    base = bases()[name].eval()
+    x, t, asked, layout = inputs()
+    layout = Layout.of(x) if name in ("gru", "mamba") else layout
+    before = base(x, t, asked, layout)
+    kept = {key: value.clone() for key, value in base.state_dict().items()}
+    branch = ControlBranch(base, {"key": 3}, words=4, depth=2, heads=2)
+    keys, words = torch.tensor([[-1] * 8 + [2] * 16, [-1] * N]), torch.tensor([[-1, -1], [-1, -1]])
+    assert torch.equal(branch(x, t, asked, layout, {"key": keys, SAID: words}), before)  # it writes nothing yet
+
+    def batch(step: int) -> Batch:
+        return Batch(x, torch.where(asked, 0, -1), channels={"key": keys, SAID: torch.tensor([[1, 0], [2, -1]])},
+                     grid=layout.grid)
+
+    learn(branch, batch, 3, rate=0.01, objective=FlowMatching(), muon=True, decay=0.1)
+    assert all(torch.equal(value, kept[key]) for key, value in branch.base.state_dict().items())
+    for mode in (branch.train(), branch.eval()):
+        assert not mode.base.training
+        for told in ({}, {"key": torch.tensor([-1, -1])}, {"key": keys - keys - 1, SAID: words}):
+            assert torch.equal(mode(x, t, asked, layout, told), before)
+        pressed = mode(x, t, asked, layout, {"key": keys})
+        assert torch.equal(pressed[1], before[1]) and not torch.equal(pressed[0], before[0])
+        said = mode(x, t, asked, layout, {SAID: torch.tensor([[-1, -1], [3, -1]])})
+        assert torch.equal(said[0], before[0]) and not torch.equal(said[1], before[1])
+    made = [euler(model, x, asked, layout, steps=2) for model in (base, branch)]
+    assert torch.equal(*made)
+
+
+def test_a_base_may_learn_with_its_branch() -> None:
+    base = bases()["gru"]
+    x, t, asked, _ = inputs()
+    before = base(x, t, asked, Layout.of(x)).detach()
+    branch = ControlBranch(base, {"key": 2}, frozen=False)
+    learn(branch, lambda step: Batch(x, torch.where(asked, 0, -1), channels={"key": torch.tensor([0, 1])}), 2,
+          objective=FlowMatching())
+    assert not torch.equal(branch(x, t, asked, Layout.of(x)), before)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 3))
+def test_patches_and_back(frames: int, height: int, width: int, size: int, channels: int) -> None:
+    x = torch.rand(2, frames, height * size, width * size, channels)
+    cut = patches(x, size)
+    assert cut.shape == (2, frames, height, width, size * size * channels) and torch.equal(from_patches(cut, size), x)
+    assert torch.equal(cut[1, 0, height - 1, 0].view(size, size, channels), x[1, 0, -size:, :size])
+
+
+def coder(**options: Any) -> FilmAutoencoder:
+    torch.manual_seed(0)
+    return FilmAutoencoder(FilmAutoencoderConfig(width=16, latents=3, gather=2, **options)).eval()
+
+
+@pytest.mark.parametrize("frame", [0, 1, 3, 4, 5, 8])
+def test_no_moment_depends_on_later_frames(frame: int) -> None:
+    model, film = coder(), torch.rand(2, 9, 16, 8, 3)
+    other = film.clone()
+    other[:, frame] += 1
+    moment = -(-frame // 4)
+    (a, grid), (b, _) = model.encode(film), model.encode(other)
+    assert grid == (3, 2, 1) and a.shape == (2, 6, 12)
+    same, later = slice(2 * moment), slice(2 * moment, None)
+    assert torch.equal(a[:, same], b[:, same]) and not torch.equal(a[:, later], b[:, later])
+    begun = 0 if moment == 0 else 1 + 4 * (moment - 1)  # the first frame that the moment shows
+    x, y = model.decode(a, grid), model.decode(b, grid)
+    assert x.shape == film.shape and torch.equal(x[:, :begun], y[:, :begun])
+    assert torch.allclose(model.encode(film[:, :1])[0], a[:, :2], atol=1e-6)  # a picture is a film
+
+
+def test_it_learns_and_scales_its_elements() -> None:
+    model = coder(stride=2)
+    film = torch.rand(8, 3, 8, 8, 3).round()
+
+    def batch(step: int) -> Batch:
+        return Batch(film, torch.zeros(8, 3, dtype=torch.long))
+
+    run = learn(model, batch, 40, rate=5e-3, objective=Reconstruction())
+    assert run.curve[-1]["loss"] < 0.8 * run.curve[0]["loss"]
+    model.calibrate(film)
+    elements, grid = model.encode(film)
+    flat = from_patches(elements.unflatten(1, grid), 2).flatten(0, 3)
+    torch.testing.assert_close(flat.std(0), torch.ones(3), atol=0.05, rtol=0)
+    torch.testing.assert_close(model.decode(elements, grid), model.decoded(model.posterior(film)[0]), atol=1e-5, rtol=0)
+
+
+def test_a_film_is_played_on_clip_by_clip() -> None:
+    codec, base = coder(), film_model(text=0)
+    model = SpatioTemporalDiT(SpaceTimeConfig(codec.size, 16, 1, text=0)).eval()
+    assert base.words is None
+    seen = list[tuple[int, tuple[int, ...]]]()
+    film = torch.rand(2, 2, 8, 8, 3)
+    made = ClipRollout(model, codec, block=8, steps=2)(film, 2, lambda clip, grid: seen.append((clip, grid)) or {})
+    assert made.shape == (2, 18, 8, 8, 3) and torch.equal(made[:, :2], film)
+    assert seen == [(0, (3, 1, 1)), (1, (3, 1, 1))]
+    again = ClipRollout(model, codec, block=8, steps=2)(made[:, :10], 1, seed=1)
+    assert torch.equal(again, made)
+    with pytest.raises(SegueError, match="stride 4"):
+        ClipRollout(model, codec, block=3)

@@ -1,0 +1,149 @@
+"""Scores of texts: each against its plain definition on drawn texts, and worked examples."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from functools import cache
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue import SegueError
+from segue.analysis.texts import (
+    bleu,
+    chrf,
+    common_subsequence,
+    distinct,
+    diversity,
+    edit_distance,
+    edit_similarity,
+    entropy,
+    novelty,
+    pass_at_k,
+    repeated_predictions,
+    repetition,
+    rouge,
+    self_bleu,
+    sentence_bleu,
+    sentence_repetition,
+    zipf,
+)
+
+words = st.text("abc", max_size=7)
+groups = st.lists(words, min_size=2, max_size=5)
+
+
+@given(words, words)
+def test_subsequences_and_edits(one: str, other: str) -> None:
+    @cache
+    def shared(i: int, j: int) -> int:
+        if not i or not j:
+            return 0
+        return shared(i - 1, j - 1) + 1 if one[i - 1] == other[j - 1] else max(shared(i - 1, j), shared(i, j - 1))
+
+    @cache
+    def edits(i: int, j: int) -> int:
+        if not i or not j:
+            return i + j
+        ways = [edits(i - 1, j) + 1, edits(i, j - 1) + 1, edits(i - 1, j - 1) + (one[i - 1] != other[j - 1])]
+        # A swap: one[k] and one[i - 1] are other[j - 1] and other[m]; what lies between goes or comes.
+        ways += [edits(k, m) + (i - k - 2) + 1 + (j - m - 2) for k in range(i - 1) for m in range(j - 1)
+                 if one[k] == other[j - 1] and one[i - 1] == other[m]]
+        return min(ways)
+
+    assert common_subsequence(one, other) == shared(len(one), len(other))
+    assert edit_distance(one, other) == edits(len(one), len(other)) == edit_distance(other, one)
+    assert 0 <= edit_similarity(one, other) <= 1 and edit_similarity(one, one) == 1
+
+
+def test_worked_distances() -> None:
+    assert edit_distance("ca", "abc") == 2  # the swap may hold others between; without that it is 3
+    assert edit_distance("kitten", "sitting") == 3 and edit_distance("ab", "ba") == 1
+    assert rouge(["the", "cat", "sat"], ["the", "cat"], 1) == pytest.approx(0.8)
+    assert rouge("axbc", "abc") == pytest.approx(6 / 7)
+
+
+@given(groups)
+@settings(deadline=None)
+def test_each_text_against_all_others(texts: list[str]) -> None:
+    plain = [sentence_bleu(text, texts[:i] + texts[i + 1 :]) for i, text in enumerate(texts)]
+    assert self_bleu(texts) == pytest.approx(sum(plain) / len(texts))
+
+
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=4))
+def test_scores_of_pairs(pairs: list[tuple[str, str]]) -> None:
+    texts, references = [a for a, _ in pairs], [b for _, b in pairs]
+
+    def counted(text: str, n: int) -> Counter[str]:
+        return Counter(text[i : i + n] for i in range(len(text) - n + 1))
+
+    for n in (1, 2):
+        for a, b in pairs:
+            both, size = (counted(a, n) & counted(b, n)).total(), counted(a, n).total() + counted(b, n).total()
+            assert rouge(a, b, n) == pytest.approx(2 * both / size if size else 0)
+    precisions, recalls = [], []
+    for n in range(1, 7):
+        hits = sum((counted(a, n) & counted(b, n)).total() for a, b in pairs)
+        said, wanted = (sum(counted(each, n).total() for each in side) for side in (texts, references))
+        if said and wanted:
+            precisions.append(hits / said)
+            recalls.append(hits / wanted)
+    p, r = (np.mean(each) if each else 0.0 for each in (precisions, recalls))
+    assert chrf(texts, references) == pytest.approx(100 * 5 * p * r / (4 * p + r) if p + r else 0)
+    assert chrf(texts, [f" {each[:2]} {each[2:]}" for each in references]) == pytest.approx(chrf(texts, references))
+    whole = bleu(texts, [[each] for each in references])
+    assert 0 <= whole <= 100 + 1e-9
+    if all(len(each) > 3 for each in texts):
+        assert bleu(texts, [[each] for each in texts]) == pytest.approx(100)
+
+
+def test_bleu_of_a_corpus() -> None:
+    # Hits of totals over both: 5/6, 3/4, 1/2, and of no 4-gram at all nothing can hit.
+    assert bleu(["abc", "xyz"], [["abc"], ["xyw"]], 3) == pytest.approx(100 * (5 / 6 * 3 / 4 * 1 / 2) ** (1 / 3))
+    assert bleu(["abc", "xyz"], [["abc"], ["xyw"]]) == 0
+    # No 2-gram hits, then no 3-gram: half a hit of 2, a quarter of 1; and a word short of four.
+    assert bleu(["abc"], [["cbax"]], 3) == pytest.approx(100 * (1 * 0.25 * 0.25) ** (1 / 3) * math.exp(-1 / 3))
+    with pytest.raises(ValueError, match="argument 2 is shorter"):
+        bleu(["a", "b"], [["a"]])
+
+
+@given(groups)
+def test_variety(texts: list[str]) -> None:
+    grams = [[text[i : i + 2] for i in range(len(text) - 1)] for text in texts]
+    flat = [gram for each in grams for gram in each]
+    assert distinct(texts, 2) == pytest.approx(len(set(flat)) / max(sum(map(len, texts)), 1))
+    rep = [1 - len(set(each)) / len(each) if each else 0.0 for each in grams]
+    assert [repetition(text, 2) for text in texts] == pytest.approx(rep)
+    assert 0 <= diversity(texts) <= 1
+    letters = Counter("".join(texts)).values()
+    chances = np.array(list(letters)) / max(sum(letters), 1)
+    assert entropy(texts) == pytest.approx(-(chances * np.log2(chances)).sum(), abs=1e-12)
+    assert novelty(texts, texts, 2) == 0 and novelty(texts, ["zz"], 2) == (1 if flat else 0)
+    assert novelty(texts, texts[:1], 2) == pytest.approx(np.mean([g not in grams[0] for g in flat]) if flat else 0)
+
+
+def test_degenerate_and_known_answers() -> None:
+    assert diversity([]) == 1 and entropy([[]]) == 0 and self_bleu(["a"]) == 0 and zipf(["aaa"]) == 0
+    assert self_bleu(["abcde"] * 3) == pytest.approx(100)
+    power = [i for i in range(1, 200) for _ in range(round(100_000 / i))]
+    assert zipf([power]) == pytest.approx(1, abs=0.01)
+    assert zipf(["aabbcc"]) == pytest.approx(0, abs=1e-9)
+    assert entropy(["abcd"]) == 2
+    assert sentence_repetition(["a", "b", "a", "a"]) == 0.5 and sentence_repetition([]) == 0
+    assert repeated_predictions("aab", "abb", 1) == pytest.approx(2 / 3)  # a after a, then b after b
+    assert repeated_predictions("aab", "abb", 1, wrong=True) == pytest.approx(1 / 3)
+    assert repeated_predictions("", "", 4) == 0
+
+
+@given(st.integers(1, 7), st.data())
+def test_one_of_k_attempts(attempts: int, data: st.DataObject) -> None:
+    right, k = data.draw(st.integers(0, attempts)), data.draw(st.integers(1, attempts))
+    draws = [any(i < right for i in chosen) for chosen in combinations(range(attempts), k)]
+    assert pass_at_k(attempts, right, k) == pytest.approx(np.mean(draws))
+    assert pass_at_k(attempts, right, 1) == pytest.approx(right / attempts)
+    with pytest.raises(SegueError, match="attempts"):
+        pass_at_k(attempts, right, attempts + 1)

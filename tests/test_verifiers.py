@@ -1,0 +1,349 @@
+"""Verifiers of instructions, the sandbox, functions held against each other, data made in stages; VIF-RAG's claim."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.errors import SegueError
+from segue.papers import claim
+from segue.papers.base import Row
+from segue.papers.vif_rag import CHECKS, MAJORITY, PAPER, RAG, SOURCE, UNVERIFIED, VERIFIED, labelled
+from segue.programs.crosscheck import cross_validate, plain, same
+from segue.programs.pipeline import Pipeline
+from segue.programs.sandbox import Sandbox
+from segue.programs.verifiers import FOLLOWRAG, VERIFIERS, following, sentences, variants, verify
+from segue.tasks.lilt import FAMILIES
+from segue.verbs.verify import verify as verify_files
+
+quick = settings(max_examples=50, deadline=None, derandomize=True)
+WORDS = {"relation": "at least", "num_words": 3}
+
+
+# Verifiers. The tables hold what the reference implementation says.
+
+@pytest.mark.parametrize(("name", "arguments", "response", "follows"), [
+    ("keywords:existence", {"keywords": ["cat", "Dog"]}, "CATS and dogs", True),
+    ("keywords:existence", {"keywords": ["cat", "cow"]}, "cats", False),
+    ("keywords:existence", {"keywords": ["c++"]}, "I like C++.", True),
+    ("keywords:frequency", {"keyword": "la", "frequency": 3, "relation": "at least"}, "La la lalala", True),
+    ("keywords:frequency", {"keyword": "la", "frequency": 3, "relation": "less than"}, "la la la", False),
+    ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, "cats", True),
+    ("keywords:forbidden_words", {"forbidden_words": ["cat"]}, "a Cat.", False),
+    ("keywords:letter_frequency", {"letter": "A", "let_frequency": 2, "let_relation": "less than"}, "Abba", False),
+    ("keywords:letter_frequency", {"letter": "#", "let_frequency": 2, "let_relation": "at least"}, "##", True),
+    ("length_constraints:number_words", WORDS, "one two three", True),
+    ("length_constraints:number_words", WORDS, "it's", False),
+    ("length_constraints:number_sentences", {"relation": "less than", "num_sentences": 2}, "Mr. A. Smith left", True),
+    ("length_constraints:number_sentences", {"relation": "at least", "num_sentences": 3}, 'No! "Why?" he said', True),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one\n***\ntwo", True),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "***\none\n***\ntwo\n***", True),
+    ("length_constraints:number_paragraphs", {"num_paragraphs": 2}, "one\n***\n***\ntwo", False),
+    ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "so"},
+     "one\n\n\"So, two", True),
+    ("length_constraints:nth_paragraph_first_word", {"num_paragraphs": 2, "nth_paragraph": 3, "first_word": "so"},
+     "one\n\ntwo", False),
+    ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[a] and [b c]", True),
+    ("detectable_content:number_placeholders", {"num_placeholders": 2}, "[a and b]", False),
+    ("detectable_content:postscript", {"postscript_marker": "P.S."}, "Hi.\np. s. bye", True),
+    ("detectable_content:postscript", {"postscript_marker": "P.P.S"}, "Hi. P.S. bye", False),
+    ("detectable_content:postscript", {"postscript_marker": "Reminder: "}, "reminder: go", True),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 2}, "* a\n- b\n**c**", True),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 1}, "* a\n* b", False),
+    ("detectable_format:constrained_response", {}, "Well. My answer is no.", True),
+    ("detectable_format:constrained_response", {}, "No.", False),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 2}, "*a* b *c*", True),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 1}, "* * **", False),
+    ("detectable_format:multiple_sections", {"section_spliter": "PART", "num_sections": 2}, "PART 1 a PART 2 b", True),
+    ("detectable_format:multiple_sections", {"section_spliter": "PART", "num_sections": 2}, "PART one PART 2", False),
+    ("detectable_format:json_format", {}, "```json\n{\"a\": [1]}\n```", True),
+    ("detectable_format:json_format", {}, "{'a': 1}", False),
+    ("detectable_format:title", {}, "<<My life>>\nIt was", True),
+    ("detectable_format:title", {}, "<<  >>", False),
+    ("combination:two_responses", {}, "one\n******\ntwo", True),
+    ("combination:two_responses", {}, "one\n******\none", False),
+    ("combination:repeat_prompt", {"prompt_to_repeat": "What is it?"}, " what IS it? This.", True),
+    ("startend:end_checker", {"end_phrase": "The end."}, 'So: "the END."', True),
+    ("startend:end_checker", {"end_phrase": "The end."}, "The end. Or", False),
+    ("startend:quotation", {}, ' "so" ', True), ("startend:quotation", {}, '"', False),
+    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "at least"},
+     "NASA's U.S. base", True),
+    ("change_case:capital_word_frequency", {"capital_frequency": 2, "capital_relation": "less than"},
+     "WELL-KNOWN thing", True),
+    ("punctuation:no_comma", {}, "one, two", False), ("punctuation:no_comma", {}, "", False)])
+def test_instructions(name: str, arguments: dict[str, Any], response: str, follows: bool) -> None:
+    assert verify(name, response, arguments) is follows
+
+
+def test_languages() -> None:
+    pytest.importorskip("langdetect")
+    english = "this is a plain sentence in the english language"
+    assert verify("change_case:english_lowercase", english) and not verify("change_case:english_lowercase", "No.")
+    assert verify("change_case:english_capital", english.upper())
+    assert verify("language:response_language", "das ist ein ganz einfacher deutscher Satz", {"language": "de"})
+    assert verify("language:response_language", "1 2 3", {"language": "de"})  # nothing can be told
+
+
+@pytest.mark.parametrize(("text", "count"), [
+    ("", 0), ("One", 1), ("One. Two.", 2), ("Dr. No came. He left!", 2), ("Wait... what? Yes.", 2), ("Really?! Yes", 2),
+    ("e.g. this. And that", 2), ('"Is it?" It is.', 2), ("J. K. Rowling wrote it.", 1), ("It is 3.5 m. long.", 1)])
+def test_sentences(text: str, count: int) -> None:
+    assert sentences(text) == count
+
+
+@quick
+@given(st.text("ab*\n ", max_size=30))
+def test_a_loose_check_looks_at_eight_variants(text: str) -> None:
+    lines = text.split("\n")
+    cuts = [text] + ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    assert set(variants(text)) == set(cuts) | {cut.replace("*", "") for cut in cuts} and len(variants(text)) == 8
+    asked = ("keywords:frequency", {"keyword": "a", "frequency": 2, "relation": "less than"})
+    assert verify(asked[0], text, asked[1], loose=True) == any(
+        each.strip() and each.count("a") < 2 for each in variants(text))
+
+
+def test_loose() -> None:
+    assert not verify("startend:quotation", 'Sure:\n"**so**"')
+    assert verify("startend:quotation", 'Sure:\n"**so**"', loose=True)
+
+
+def test_what_cannot_be_verified() -> None:
+    with pytest.raises(SegueError, match="'rhyme' is unknown: choose from keywords"):
+        verify("rhyme", "text")
+    with pytest.raises(SegueError, match="cannot take the arguments"):
+        verify("length_constraints:number_words", "text", {"words": 3})
+    with pytest.raises(SegueError, match="'about' is unknown"):
+        verify("length_constraints:number_words", "text", WORDS | {"relation": "about"})
+    with pytest.raises(SegueError, match="1 responses for 0 items"):
+        following([], ["x"])
+    assert set(FOLLOWRAG.values()) <= set(VERIFIERS) and len(FOLLOWRAG) == 22 and len(VERIFIERS) == 25
+
+
+def test_scores() -> None:
+    items = [{"instruction_id_list": ["punctuation:no_comma", "length_words"], "kwargs": [{}, WORDS], "type": "ifnq"},
+             {"instruction_id_list": ["format_no_commas"], "kwargs": [{"unused": None}], "type": "iftq"}]
+    found = following(items, ["one two", "so, Sir:\nnone"])
+    assert found.scores() == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3, "prompts, loose": 0.5,
+                                            "instructions, loose": 2 / 3})
+    assert found.families()["length_words"] == {"asked": 1, "strict": 0, "loose": 0}
+    table = found.followrag([0.5, 1.0])
+    assert table["ifnq"] == {"instructions": 50, "answers": 50, "mean": 50}
+    assert table["all"] == {"instructions": 75, "answers": 75, "mean": 75}
+
+
+@pytest.mark.parametrize("name", ["ifeval/input_data.jsonl", "followrag-sample/followRAG_ifnq_first300.jsonl.gz"])
+def test_every_item_of_the_real_sets_can_be_checked(name: str, shared_data: Callable[[str], Path]) -> None:
+    path = shared_data(name.partition("/")[0]) / name.partition("/")[2]
+    content = path.read_bytes()
+    items = [json.loads(line) for line in (gzip.decompress(content) if path.suffix == ".gz" else content).splitlines()]
+    pytest.importorskip("langdetect")
+    found = following(items, [item["prompt"][:300] for item in items])
+    assert all(len(strict) == len(item["kwargs"]) for strict, item in zip(found.strict, items))
+    assert all(loose or not strict for rows in zip(found.strict, found.loose) for strict, loose in zip(*rows))
+
+
+# The sandbox.
+
+GOOD = "def evaluate(text):\n    return len(text) > 2\n"
+
+
+def one(body: str, calls: Sequence[Sequence[Any]] = (("x",),), **options: Any) -> list[Any]:
+    return Sandbox(seconds=1.0, **options).run(f"def evaluate(x):\n{body}", "evaluate", calls)
+
+
+def test_plain_functions_run() -> None:
+    sandbox = Sandbox()
+    assert [out.value for out in sandbox.run(GOOD, "evaluate", [["ab"], ["abc"]])] == [False, True]
+    assert "interpreter" in sandbox.walls
+    body = "    import re, math\n    print(x)\n    return [re.sub('a', 'b', x), math.pi > 3, None, {'k': 1.5}]"
+    assert one(body, [["aa"]])[0].value == ["bb", True, None, {"k": 1.5}]
+    assert one("    return x", [])  == []
+
+
+@pytest.mark.parametrize("body", [
+    "    while True: pass",
+    "    try:\n        while True: pass\n    except BaseException: return 1",
+    "    import os\n    return os.fork()",
+    "    import re\n    return re.enum.sys.modules['os'].fork()",
+    "    open('{file}', 'w').write('x')",
+    "    import re\n    os = re.enum.sys.modules['os']\n    return os.write(os.open('{file}', 65), b'x')",
+    "    import re\n    return re.enum.sys.modules['os'].system('touch {file}')",
+    "    import re\n    return re.enum.sys.modules['ctypes'].CDLL(None).system(b'touch {file}')",
+    "    import socket\n    return socket.create_connection(('127.0.0.1', 9))",
+    "    import urllib.request",
+    "    return [0] * 10**10",
+    "    return 'x' * 10**11",
+    "    return 'x' * 2_000_000",
+    "    return evaluate(x)",
+    "    raise SystemExit",
+    "    import re\n    re.enum.sys.modules['os']._exit(0)",
+    "    return {1, 2}",
+    "    return (",
+], ids=lambda body: body.split("\n")[-1].strip()[:30])
+def test_what_goes_wrong_is_no_verdict(body: str, tmp_path: Path) -> None:
+    file, begin = tmp_path / "written", time.monotonic()
+    found = one(body.replace("{file}", str(file)), [["x"], ["y"], ["z"]], memory=200 * 2**20)
+    assert len(found) == 3 and not any(out.ok for out in found) and all(out.value is None for out in found)
+    assert not file.exists() and time.monotonic() - begin < 60
+
+
+def test_a_bad_call_does_not_spoil_the_others() -> None:
+    found = one("    while x == 'loop': pass\n    return x", [["a"], ["loop"], ["b"]])
+    assert [out.value for out in found] == ["a", None, "b"] and found[1].error == "out of time"
+
+
+def test_each_function_begins_anew() -> None:
+    sandbox = Sandbox()
+    spoiler = "import re\nre.sub = lambda *a: 'spoiled'\ndef evaluate(x):\n    return re.sub('a', 'b', x)"
+    assert sandbox.run(spoiler, "evaluate", [["a"]])[0].value == "spoiled"
+    assert one("    import re\n    return re.sub('a', 'b', x)", [["a"]])[0].value == "b"
+
+
+# Functions against cases.
+
+def test_cross_validation_by_a_hand_table() -> None:
+    """Five functions of a number and twelve cases "above 5": two are right, one is off by one, one always says yes, one
+    crashes. Of the cases 11 is wrong; only the function that is off by one reproduces the case of 5."""
+    functions = ["def evaluate(x): return x > 5", "def evaluate(x): return not x <= 5",
+                 "def evaluate(x): return x >= 5", "def evaluate(x): return True", "def evaluate(x): return missing"]
+    cases = [([x], x > 5) for x in range(11)] + [([11], False)]
+    found = cross_validate(functions, cases, Sandbox(seconds=2.0))
+    assert found.functions == functions[:3] and len(found.cases) == 11 and functions[4] not in found.accuracy
+    assert [round(found.accuracy[source], 3) for source in functions[:4]] == [1.0, 1.0, round(10 / 11, 3),
+                                                                             round(5 / 11, 3)]
+    strict = cross_validate(functions, cases, Sandbox(seconds=2.0), accuracy=0.95)
+    assert strict.functions == functions[:2]
+    agreed = cross_validate(functions, [*cases, ([5.0], True)], Sandbox(seconds=2.0), support=0.5)
+    assert ([5.0], True) not in agreed.cases
+
+
+@pytest.mark.parametrize(("functions", "cases", "reason"), [
+    ([GOOD, GOOD, GOOD], [([str(i)], False) for i in range(12)], "1 functions run"),
+    ([f"{GOOD}# {i}" for i in range(3)], [(["a"], False)] * 12, "1 different cases"),
+    ([f"{GOOD}# {i}" for i in range(3)], [([str(i)], False) for i in range(12)], "all expect the same"),
+    (["import requests\n" + GOOD.replace("len", "requests.get")] * 3, [([str(i)], False) for i in range(12)],
+     "0 functions run")])
+def test_what_is_dropped(functions: list[str], cases: list[Any], reason: str) -> None:
+    found = cross_validate(functions, cases, Sandbox(seconds=2.0))
+    assert not found.functions and not found.cases and reason in found.reason
+
+
+def test_a_function_that_says_the_same_of_all_is_dropped() -> None:
+    functions = [f"{GOOD}# {i}" for i in range(3)] + ["def evaluate(text): return True"]
+    cases = [(["x" * (3 + i)], True) for i in range(11)] + [(["x"], False)]
+    assert cross_validate(functions, cases, Sandbox(seconds=2.0)).functions == functions[:3]
+
+
+@pytest.mark.parametrize(("one_", "other", "alike"), [
+    (True, "True", True), (True, " true ", True), (None, "None", True), (None, "null", True), (3, "3", True),
+    (3, 3.0, True), (True, 1, False), ("Yes", "yes", True), ([1, "a"], '[1, "a"]', True), (False, None, False)])
+def test_values_that_mean_the_same(one_: Any, other: Any, alike: bool) -> None:
+    assert same(one_, other) is alike and plain(one_) == plain(plain(one_))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_supervisor_s_checks_are_right_where_they_should_be(family: str) -> None:
+    cases = labelled(family, 60, Random(0))
+    *good, near = CHECKS[family]
+    for check in (*good, near):
+        space: dict[str, Any] = {}
+        exec(SOURCE.format(check), space)  # our own text
+        wrong = [arguments for arguments, want in cases if space["evaluate"](*arguments) != want]
+        assert bool(wrong) == (check == near), (family, check, wrong[:1])
+
+
+# Data in stages.
+
+def test_items_know_how_they_came_to_be() -> None:
+    made = (Pipeline().write("twice", lambda values: [[{"b": v["a"]}, {"b": v["a"] + 1}] for v in values])
+            .keep("even", lambda values: ["" if v["b"] % 2 == 0 else "odd" for v in values])
+            .write("none of 2", lambda values: [[] if v["b"] == 2 else [{}] for v in values])
+            .run([{"a": 1}, {"a": 3}]))
+    assert [item.value for item in made.items] == [{"a": 3, "b": 4}]
+    assert made.items[0].trail == (("given", 1), ("twice", 1), ("even", 0), ("none of 2", 0))
+    assert made.stages == [("twice", 2, 4), ("even", 4, 2), ("none of 2", 2, 1)]
+    assert made.dropped == {"even": {"odd": 2}}
+    assert json.loads(json.dumps(made.rows()))[0]["provenance"][1] == ["twice", 1]
+    assert Pipeline().run([]).items == []
+    with pytest.raises(SegueError, match="answered 0 of 1"):
+        Pipeline().keep("lazy", lambda values: []).run([{}])
+
+
+def table(**changes: float) -> list[Row]:
+    values = {"always": 0, "firm": 0.75, "drawn": 0.6, "after": 0.98, "recall": 0.9, "behind": 0.7, "answers": 0.95}
+    values |= changes
+    rows: list[Row] = [
+        {"arm": RAG, "greedy": 0.0, "drawn": 0.0, "greedy with passages": 0.0, "answers": 0.96},
+        {"arm": UNVERIFIED, "greedy": 0.6, "drawn": 0.3, "greedy with passages": 0.58, "answers": 0.95},
+        {"arm": VERIFIED, "greedy": values["firm"], "drawn": values["drawn"],
+         "greedy with passages": values["behind"], "answers": values["answers"]}]
+    functions = {"before": 0.8, "after": values["after"], "recall": values["recall"], "always true": values["always"]}
+    return [*rows, {"arm": PAPER, **functions}, {"arm": MAJORITY, **functions}]
+
+
+@pytest.mark.parametrize(("changes", "verdict"), [
+    ({}, "confirmed"), ({"always": 1}, "refuted"), ({"firm": 0.6}, "refuted"), ({"firm": 0.65}, "inconclusive"),
+    ({"drawn": 0.4}, "inconclusive"), ({"after": 0.96}, "inconclusive"), ({"recall": 0.7}, "inconclusive"),
+    ({"behind": 0.6}, "inconclusive"), ({"answers": 0.93}, "inconclusive")])
+def test_the_rule_of_vif_rag(changes: dict[str, float], verdict: str) -> None:
+    assert claim("vif-rag").judge(table(**changes))[0] == verdict
+
+
+# The verb.
+
+ITEMS = [{"key": 1, "prompt": "Say no commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+         {"key": 2, "prompt": "Say two words.", "instruction_id_list": ["length_words", "startend:quotation"],
+          "kwargs": [WORDS, {}]}]
+
+
+def lines(path: Path, rows: Sequence[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_verify_reads_items_and_responses_in_any_order(tmp_path: Path) -> None:
+    items = lines(tmp_path / "items.jsonl", ITEMS)
+    by_prompt = lines(tmp_path / "r.jsonl", [{"prompt": "Say two words.", "response": 'Here:\n"so it is"'},
+                                             {"prompt": "Say no commas.", "response": "one, two"}])
+    report = verify_files(items, by_prompt)
+    assert report.items == 2 and report.missing == 0 and report.sources == {}
+    assert report.scores == pytest.approx({"prompts, strict": 0, "instructions, strict": 1 / 3,
+                                           "prompts, loose": 0.5, "instructions, loose": 2 / 3})
+    assert report.families["startend:quotation"] == {"asked": 1, "strict": 0, "loose": 1}
+    assert "startend:quotation" in str(report) and "prompts, loose: 50.0%" in str(report)
+    packed = tmp_path / "whole.json.gz"
+    packed.write_bytes(gzip.compress(json.dumps([item | {"response": "so", "type": f"if{item['key']}"}
+                                                 for item in ITEMS]).encode()))
+    alone = verify_files(packed)
+    assert set(alone.sources) == {"if1", "if2"} and alone.sources["if1"]["prompts, strict"] == 1
+    partly = verify_files(items, lines(tmp_path / "one.jsonl", [{"key": 2, "response": "x"}]))
+    assert partly.items == 1 and partly.missing == 1 and "1 items have no response" in str(partly)
+
+
+@pytest.mark.parametrize(("rows", "says"), [
+    ([{"prompt": "p"}], "line 1 has no text 'response'"), ([{"response": "r"}], "prompt or key"),
+    ([{"prompt": "q", "response": "r"}], "must be alike"), ([3], "line 1 is no JSON object"), ([], "holds no items")])
+def test_verify_says_what_is_wrong_with_responses(rows: list[Any], says: str, tmp_path: Path) -> None:
+    with pytest.raises(SegueError, match=says):
+        verify_files(lines(tmp_path / "items.jsonl", ITEMS), lines(tmp_path / "r.jsonl", rows))
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ('{"prompt": "p", "instruction_id_list": [], "kwargs": []}', "line 1 has no instruction_id_list"),
+    ('{"prompt": "p", "instruction_id_list": ["a"], "kwargs": ["b"]}', "kwargs that are no object"),
+    ('{"prompt": "p", "instr', "not a line of JSON"), ('[{"a": 1}, 2]', "entry 2 is no JSON"),
+    ('[{"a"', "cut short"), ("", "holds no items")])
+def test_verify_says_what_is_wrong_with_items(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text(text)
+    with pytest.raises(SegueError, match=says):
+        verify_files(path, path)

@@ -1,0 +1,54 @@
+"""`segue write`: a story that begins, goes on, and tells what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_recurrent_program import Canned
+from typer.testing import CliRunner
+
+from segue import cli
+from segue.errors import SegueError
+from segue.programs import Scripted
+from segue.verbs import write as verb
+
+RUN = CliRunner()
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    model = Scripted(Canned())
+    monkeypatch.setattr(verb, "text_model", lambda name, endpoint=None: model)
+    return model
+
+
+def test_a_story_begins_goes_on_and_is_told(script: Scripted, tmp_path: Path) -> None:
+    file, text = tmp_path / "story.json", tmp_path / "story.txt"
+    first = RUN.invoke(cli.app, ["write", str(file), "m", "--premise", "P.", "--steps", "2"])
+    assert first.exit_code == 0 and "Paragraph 2 is told." in first.output and len(script.asked) == 1 + 2 * 3
+    again = RUN.invoke(cli.app, ["write", str(file), "m", "--steps", "1", "--plans", "first", "--text", str(text)])
+    assert again.exit_code == 0 and len(script.asked) == 8 and "6 paragraphs" in again.output
+    assert text.read_text().split("\n\n")[-1] == "Paragraph 3 is told.\n"
+    asked = RUN.invoke(cli.app, ["write", str(file), "m", "--steps", "2", "--plans", "ask"], input="2\nAll go home.\n")
+    assert asked.exit_code == 0 and "Do 3-2." in script.asked[-2] and "All go home." in script.asked[-1]
+
+
+def test_what_is_wrong_is_told(script: Scripted, tmp_path: Path) -> None:
+    file = tmp_path / "story.json"
+    with pytest.raises(SegueError, match="give a premise"):
+        verb.write(file, script)
+    verb.write(file, script, "P.", 0)
+    with pytest.raises(SegueError, match="has begun"):
+        verb.write(file, script, "Q.")
+    with pytest.raises(SegueError, match="choose model, first"):
+        verb.write(file, script, plans="nobody")
+    file.write_text("[1]")
+    with pytest.raises(SegueError, match="no saved story"):
+        verb.write(file, script)
+
+
+def test_the_page_of_programs_runs() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "programs.md").read_text(encoding="utf-8")
+    for block in page.split("```python\n")[1:]:
+        exec(compile(block.split("```")[0], "docs/programs.md", "exec", dont_inherit=True), {})
