@@ -230,7 +230,8 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
 def draw(figure: Figure, table: list[Row]) -> None:
     found, nats, when = figure.subplots(1, 3, width_ratios=(1, 2, 2))
     retrieval = [row for row in table if row["part"] == "retrieval"]
-    bars = found.bar([row["arm"].replace(" ", "\n") for row in retrieval], [row["f1"] for row in retrieval], color=["C2", "C7"])
+    names = [row["arm"].replace(" ", "\n") for row in retrieval]
+    bars = found.bar(names, [row["f1"] for row in retrieval], color=["C2", "C7"])
     found.bar_label(bars, fmt="%.2f")
     found.axhline(0.8, color="k", lw=0.8, ls=":")
     found.set(ylabel="F1 over pairs of segments", title="Themes found", ylim=(0, 1))
