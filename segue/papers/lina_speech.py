@@ -243,8 +243,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
                        label=row["arm"])
     bars.set_yticks(range(len(rows)), [f"{row['arm']}\n{row['numbers']:,} numbers" for row in rows], fontsize=8)
     bars.invert_yaxis()
-    bars.set(xlabel="bits per character of held-out jigs (dots: seeds)", title="Adapted to 20 jigs",
-             xlim=(0.9 * min(row["bits"] for row in rows), None))
+    bars.set(xlabel="bits per character of held-out jigs (dots: seeds)", title="Adapted to 20 jigs")
     place.axhline(0, color="k", lw=0.8)
     place.set(xlabel="character of a row of jigs", ylabel="bits gained", title="How far it reaches")
     place.legend(fontsize=8)
