@@ -111,7 +111,7 @@ def frontier_area(p: np.ndarray, q: np.ndarray, scale: float = 5.0, points: int 
     return (area(*curve.T) + area(*curve.T[::-1])) / 2
 
 
-def k_means(points: np.ndarray, k: int, seed: int = 0, rounds: int = 50) -> np.ndarray:
+def k_means(points: np.ndarray, k: int, seed: int = 0, rounds: int = 20) -> np.ndarray:
     """(N,) which of k groups each point (N, D) is of, by Lloyd's rounds from a beginning of points that are far apart
     (k-means++, Arthur & Vassilvitskii 2007); a group may end up empty."""
     draw, size = np.random.default_rng(seed), np.square(points).sum(1)

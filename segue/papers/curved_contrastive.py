@@ -295,7 +295,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
     order.axvline(1 / math.factorial(GOALS), color="k", linewidth=0.5, linestyle=":")
     order.set_yticks(range(len(table)), labels, fontsize=6)
     order.invert_yaxis()
-    order.set(xlabel="forward above reversed (o), true order (x)", title="Orders of goals (lines: chance)")
+    order.set(xlabel="share; lines: chance", title="Orders of goals: forward (o), true (x)")
+    figure.set_size_inches(12, 4.5)
     history.legend(fontsize=6)
 
 
