@@ -285,6 +285,23 @@ def merge(model: Model,
     print(f"saved in {out}", file=sys.stderr)
 
 
+@command("prefer", "segue prefer model pairs.jsonl")
+def prefer(model: Model,
+           pairs: Annotated[Path, typer.Argument(metavar="PAIRS", show_default=False, help="A table with the columns "
+                                                 "prompt, chosen and rejected (JSON Lines, CSV, Parquet ...).")],
+           steps: Steps = None,
+           rate: Annotated[float | None, typer.Option(metavar="R", help="How fast to learn.")] = None,
+           beta: Annotated[float | None, typer.Option(metavar="B", help="How firmly to stay near the model of before; "
+                                                      "small goes far.")] = None,
+           seed: Seed = None, json_file: JsonFile = None) -> None:
+    """Learn from pairs which of two continuations is better (DPO), and measure what that changed."""
+    one_dial(None, steps)
+    report = segue.load(model).prefer(pairs, **given(steps=steps, rate=rate, beta=beta, seed=seed))
+    show(report)
+    if json_file is not None:
+        show_json(report.to_dict(), json_file)
+
+
 @command("speed-up", "segue speed-up model src/ --minutes 5")
 def speed_up(model: Model, paths: Paths,
              minutes: Annotated[float | None, typer.Option(metavar="M", help="How long it may take.")] = None,

@@ -16,6 +16,7 @@ from segue import SegueError, cli
 from segue.kinds import KINDS
 from segue.kinds.codecs import ByteCodec
 from segue.models import Stack, StackConfig
+from segue.models.adapters import LoRA
 from segue.models.delta import Delta, movable, over, summed, ties
 from segue.verbs.fitted import Fitted, Report
 
@@ -113,6 +114,22 @@ def test_buffers_and_whole_numbers_stay() -> None:
     assert set(delta.tensors) == {"weight", "bias"}
     delta.apply(one)
     assert not one.running_mean.any()
+
+
+def test_an_adapter_is_merged_before_a_residual_is_added() -> None:
+    base, tuned, learned = (stack(5, seed, "attention") for seed in (0, 1, 0))
+    adapter = LoRA(2, 4.0, seed=3)
+    adapter.attach(learned)
+    with torch.no_grad():
+        for part in adapter.layers.values():
+            part.b.normal_()
+    moved = {f"{name}.weight": part.delta.detach().clone() for name, part in adapter.layers.items()}
+    adapter.merge()
+    residual = Delta.between(tuned, base)
+    residual.apply(learned)
+    assert len(moved) > 2
+    for name, value in movable(learned).items():
+        torch.testing.assert_close(value, movable(tuned)[name] + moved.get(name, 0.0), rtol=0, atol=1e-12)
 
 
 def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

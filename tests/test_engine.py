@@ -356,6 +356,7 @@ CASES: dict[str, dict[str, Any]] = {
     "s4d": {"mixers": ["s4d"] * 2, "options": {"s4d": {"states": 6, "rule": "bilinear"}}},
     "dss": {"mixers": ["dss"] * 2, "options": {"dss": {"states": 10, "length": 64}}},
     "gla": {"mixers": ["gla"] * 2},
+    "gla, short convolutions": {"mixers": ["gla"] * 2, "options": {"gla": {"taps": 3}}},
     "elman": {"mixers": ["elman"] * 2},
     "deltanet": {"mixers": ["deltanet"] * 2},
     "deltanet, products": {"mixers": ["deltanet"], "options": {"deltanet": {

@@ -29,3 +29,10 @@ def test_which_mixer(folders: tuple[str, str]) -> None:
     module = script("examples/which_mixer.py")
     scores = module.main(folders[0], steps=2)
     assert set(scores) == set(module.MIXERS) and all(bits > 0 for bits in scores.values())
+
+
+def test_sprite_world(tmp_path: Path) -> None:
+    from segue.papers.gamegen_x import SMALL
+
+    film = script("examples/sprite_world.py").main(str(tmp_path / "film.gif"), SMALL)
+    assert film.shape == (19, 16, 16, 3) and (tmp_path / "film.gif").read_bytes().startswith(b"GIF89a")

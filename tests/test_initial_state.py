@@ -22,6 +22,8 @@ from segue.papers import claim
 from segue.testing import check_strategy
 from segue.training.checkpoint import weights_of
 from segue.training.learn import learn
+from segue.training.loop import Run
+from segue.training.recipe import Plan
 from segue.verbs.update import digest
 
 CONSTANT = ["gla", "mamba", "mamba2", "deltanet", "mlstm", "slstm", "gru", "lstm", "s4d", "lru", "lightnet",
@@ -250,6 +252,24 @@ def test_each_experience_has_its_state_and_none_forgets(mixer: str) -> None:
 
 def test_a_killed_run_learns_the_same_state() -> None:
     check_strategy(StateTuning, model=lambda: Stack(StackConfig(11, 16, ["gla"])))
+
+
+def test_a_killed_run_goes_on_with_its_state(tmp_path: Path) -> None:
+    def learned(folder: Path | None, stop: int | None = None) -> dict[str, torch.Tensor]:
+        class Dying(StateTuning):
+            def after_step(self, run: Run) -> None:
+                if run.step == stop:
+                    raise InterruptedError
+
+        strategy = Dying()
+        Run(stack("gla").float(), stream, Plan(11, rows=4, context=8, steps=6), strategy=strategy, folder=folder,
+            save_seconds=0.0).train(quiet=True)
+        return dict(strategy.states[0].named_parameters())
+
+    with pytest.raises(InterruptedError):
+        learned(tmp_path, 3)
+    resumed, whole = learned(tmp_path), learned(None)
+    assert resumed and all(torch.equal(resumed[name], parameter) for name, parameter in whole.items())
 
 
 def words(letters: str) -> list[str]:

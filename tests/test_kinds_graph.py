@@ -226,6 +226,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
                    '"links": [{"source": 0, "target": 1, "value": 1}]}',
         "cytoscape.json": '{"data": {"name": "c"}, "elements": {"nodes": [{"data": {"id": "p"}}, {"data": '
                           '{"id": "q"}}], "edges": [{"data": {"source": "p", "target": "q", "type": "t"}}]}}',
+        "jgf.json": '{"graph": {"directed": true, "nodes": {"a": {"label": "A"}, "b": {"label": "B"}}, '
+                    '"edges": [{"source": "a", "target": "b", "relation": "eats"}]}}',
         "two.graphml": '<?xml version="1.0"?><graphml xmlns="http://graphml.graphdrawing.org/xmlns"><!-- two -->'
                        '<key id="k" for="node" attr.name="type" attr.type="string"/>'
                        '<graph id="first" edgedefault="directed"><node id="a"><data key="k">x y</data></node>'
@@ -264,6 +266,7 @@ def test_files_by_hand(files: dict[str, Path], tmp_path: Path) -> None:
     assert read("triples.jsonl") == [Graph(["1", "0", "1,0"], [(0, 1, False, "1"), (1, 2, False, "2")])]
     assert read("d3.json") == [Graph(["1", "2"], [(0, 1, False, "1")])]
     assert read("cytoscape.json") == [Graph(["", ""], [(0, 1, False, "t")])]
+    assert read("jgf.json") == [Graph(["A", "B"], [(0, 1, True, "eats")])]
     assert read("two.graphml") == [Graph(["x_y", ""], [(0, 1, True, ""), (1, 0, False, "")]), Graph([""], [])]
     assert read("lines.g6")[1] == Graph([""] * 3, [(0, 1, False, ""), (0, 2, False, ""), (1, 2, False, "")])
     assert len(read("lines.s6")[0].nodes) == 7 and {edge[2] for edge in read("lines.d6")[0].edges} == {True}
@@ -324,6 +327,8 @@ def test_damaged_data_sets_name_the_file(tmp_path: Path) -> None:
 
 def test_names_are_not_labels(tmp_path: Path) -> None:
     """Attributes whose values hardly come again name or measure; one may ask for them, and for one there is not."""
+    nx.write_gml(nx.path_graph(8), tmp_path / "path.gml")
+    assert set(next(GRAPHS.read(tmp_path / "path.gml")).object) == {"@", "-1"}
     made = nx.path_graph(40)
     for node in made:
         made.nodes[node].update(label=f"person {node}", club=str(node % 2), weight=node + 0.5)

@@ -126,7 +126,7 @@ def test_the_contract_on_real_files(shared_data) -> None:
 SETS = {  # what a folder is taken for
     "text": "amazon-scientific-text banking77 clinc150 code-completion-unixcoder "
             "continual-topics-olora csqa-mmlu-set-prompts dailydialog-valtest dialogsum-dev "
-            "drop-successive-prompting e2e-nlg enwiki-xml-sample fewrel followrag-sample graphs-tu gsm8k "
+            "drop-successive-prompting e2e-nlg enwiki-xml-sample fewrel followrag-sample gsm8k "
             "gutenberg-novels humaneval ifeval jaspar-core-2024 jfleg jsb-chorales "
             "listops-spinn movie-reviews multi30k-en-de names-makemore ner-gum ner-wnut17 "
             "nottingham-abc omniglot-small1 splice-uci tfbind8 tiny-shakespeare tsplib-small udhr-multilingual "

@@ -124,6 +124,7 @@ VARIANTS: dict[str, Make] = {
     "deltanet, products of reflections": lambda width: DeltaNet(width, heads=2, expand_k=0.5, eigenvalues=(-1, 1),
                                                                 householders=2, gate=True),
     "gla, wide keys": lambda width: GatedLinearAttention(width, heads=1, expand_k=1.0, expand_v=2.0, temperature=1.0),
+    "gla, short convolutions": lambda width: GatedLinearAttention(width, heads=2, gate_rank=4, taps=3),
     "lssl, frozen": lambda width: LSSL(width, states=4, channels=2, init="legt", learn_a=False, learn_dt=False),
     "s4d, bilinear": lambda width: S4D(width, states=4, init="random", rule="bilinear"),
     "liquid-s4, kb": lambda width: LiquidS4(width, states=4, degree=3, liquid="kb", dt_min=0.1, dt_max=1.0),

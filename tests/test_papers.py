@@ -6,6 +6,7 @@ import json
 import pkgutil
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -313,3 +314,31 @@ def sparse_arms(sharp: float, raw: float, loose: float, alone: float) -> list[Ro
     ((0.8, 0.82, 0.8, 0.7), "refuted"), ((0.8, 0.82, 0.6, 0.8), "refuted")])
 def test_the_rule_of_sharp(values: tuple[float, float, float, float], verdict: str) -> None:
     assert claim("sharp").judge(sparse_arms(*values))[0] == verdict
+
+
+def graph_arms(degree: tuple[float, float, float], colours: tuple[float, float],
+               connectivity: tuple[float, float, float, float]) -> list[Row]:
+    hybrid, attention, mamba = "mamba+attention", "attention+attention", "mamba+mamba"
+    values = {"degree": dict(zip((f"node, {hybrid}", f"khop, {hybrid}", f"bfs, {hybrid}"), degree)),
+              "colours": dict(zip((f"node, {mamba}", f"node, {attention}"), colours)),
+              "connectivity": dict(zip((f"dfs, {hybrid}", f"node, {attention}", f"khop, {hybrid}",
+                                        f"random dfs, {hybrid}"), connectivity)) | {f"node, {mamba}": 0.5}}
+    chance = {"degree": 0.2, "colours": 0.15, "connectivity": 0.5}
+    return [{"task": task, "arm": arm, "accuracy": value, "chance": chance[task], "by seed": [value]}
+            for task, arms in values.items() for arm, value in arms.items()]
+
+
+@pytest.mark.parametrize("values, verdict", [
+    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.95, 0.8, 0.6, 0.55)), "confirmed"),
+    (((0.3, 0.2, 0.9), (0.8, 0.3), (0.8, 0.8, 0.6, 0.55)), "confirmed"),
+    (((0.3, 0.4, 0.4), (0.8, 0.3), (0.95, 0.8, 0.6, 0.55)), "inconclusive"),  # a small lead on degrees
+    (((0.3, 0.9, 0.4), (0.3, 0.2), (0.95, 0.8, 0.6, 0.55)), "inconclusive"),  # nothing counts well
+    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.95, 0.8, 0.6, 0.94)), "inconclusive"),  # random clusters do as well
+    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.95, 0.8, 0.78, 0.55)), "inconclusive"),  # k-hop is hardly worse
+    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.69, 0.6, 0.52, 0.5)), "inconclusive"),  # connectivity is hardly learned
+    (((0.9, 0.8, 0.4), (0.8, 0.3), (0.95, 0.8, 0.6, 0.55)), "refuted"),
+    (((0.3, 0.9, 0.4), (0.3, 0.8), (0.95, 0.8, 0.6, 0.55)), "refuted"),
+    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.75, 0.8, 0.6, 0.55)), "refuted"),
+    (((0.3, 0.9, 0.4), (0.8, 0.3), (0.95, 0.8, 0.85, 0.55)), "refuted")])
+def test_the_rule_of_graph_sequences(values: tuple[Any, Any, Any], verdict: str) -> None:
+    assert claim("gsm-plus-plus").judge(graph_arms(*values))[0] == verdict

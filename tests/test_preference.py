@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from functools import partial
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import segue
+import segue.data
 from segue.errors import SegueError
 from segue.kinds.codecs import ByteCodec, ItemCodec, LetterCodec
 from segue.models import Stack, StackConfig
@@ -21,7 +25,7 @@ from segue.objectives.preference import answer_likelihoods
 from segue.papers import claim
 from segue.papers.base import Row
 from segue.papers.spar import AGAIN, BASE, INTERFERING, REFINED, TUNED, critic, editor, interfering
-from segue.programs import Judge, Judgement, Local, Scripted, preference_pairs, refine_tree
+from segue.programs import Judge, Judgement, Local, Refiner, Scripted, preference_pairs, refine_tree
 from segue.programs.judge import score, yes_or_no
 from segue.tasks.lilt import CODEC, FAMILIES, Instruction, holds, lilt
 from segue.training.learn import learn
@@ -100,6 +104,42 @@ def test_no_pairs() -> None:
         Preference(model, beta=0.0)
 
 
+# The verb.
+
+@pytest.mark.parametrize(("kind", "prompt", "better", "worse"), [
+    ("text", "say: ", "yes", "no"), ("dna", "ACGT", "AAAA", "CCCC"), ("dna", "", "ACAC", "GG")])
+def test_prefer_moves_any_fitted_model(kind: str, prompt: str, better: str, worse: str, tmp_path: Path) -> None:
+    whole = [(prompt + each) * 12 for each in (better, worse)] * 12
+    model = segue.fit(segue.data.of(whole, kind=kind), out=tmp_path / "model", steps=3, quiet=True)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text((json.dumps({"prompt": prompt, "chosen": better, "rejected": worse}) + "\n") * 20)
+    report = model.prefer(pairs, steps=4, rate=1e-2, quiet=True)
+    assert (report.pairs, report.held_out, report.steps, report.moved) == (18, 2, 4, 1.0)
+    assert "held-out" in str(report) and all(len(pair) == 2 for pair in report.bits.values())
+    again = segue.load(tmp_path / "model")
+    assert again.report["preferences"][0]["pairs"] == 18 and not (tmp_path / "model" / "updating").exists()
+    for one, other in zip(model.model.parameters(), again.model.parameters()):
+        torch.testing.assert_close(one, other)
+    said = again.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
+    assert said.likelier[1] == 1.0
+
+
+def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:
+    model = segue.fit(["one two three four\n" * 9] * 9, steps=1, quiet=True)
+    table = tmp_path / "pairs.csv"
+    for text, says in (("prompt,chosen\na,b\n", "no column rejected"), ("", "empty"),
+                       ("prompt,chosen,rejected\na,,c\na,b,c\n", "line 2: no continuation"),
+                       ("prompt,chosen,rejected\na,b,c\n", "1 pairs are too few")):
+        table.write_text(text)
+        with pytest.raises(SegueError, match=says):
+            model.prefer(table, quiet=True)
+    with pytest.raises(SegueError, match="no such file"):
+        model.prefer(tmp_path / "none.csv", quiet=True)
+    reads_both_ways = segue.fit(["one two three four\n" * 9] * 9, steps=1, quiet=True, objective="diffusion")
+    with pytest.raises(SegueError, match="learned the next element"):
+        reads_both_ways.prefer([("a", "b", "c")] * 2)
+
+
 # Judges.
 
 @pytest.mark.parametrize(("reply", "header", "says"), [
@@ -168,6 +208,14 @@ def test_a_search_that_finds_nothing_better_keeps_what_it_had() -> None:
     assert not unjudged.root.children
     with pytest.raises(SegueError, match="breadth or depth"):
         refine_tree("p", "", "", grow, table, search="best")  # type: ignore[arg-type]
+
+
+def test_a_refiner_says_its_answer_between_marks() -> None:
+    script = Scripted(["So: <answer> good </answer> bye", "good", "<answer>cut short", "<answer>fine</answer>"])
+    refiner = Refiner(script, "{} {} {}".format)
+    assert refiner("p", "a", "c", 3) == ["good", "", ""] and script.asked == ["p a c"] * 3
+    found = refine_tree("p", "a", "c", refiner, lambda cases: [Judgement((1.0,)) for _ in cases], branch=1)
+    assert found.success and found.best.answer == "fine"
 
 
 def test_judgements_are_kept_by_prompt_and_answer() -> None:

@@ -8,7 +8,7 @@ import torch
 from segue.errors import SegueError
 from segue.kinds.codecs import ByteCodec, ItemCodec
 from segue.models import Stack, StackConfig
-from segue.programs import Counted, Local, Scripted, TextModel
+from segue.programs import Counted, Endpoint, Local, Scripted, TextModel
 
 WORDS = ItemCodec(["a", "b", "c", "."])
 
@@ -48,3 +48,9 @@ def test_scripts_and_budgets() -> None:
         counted.write(["r"])
     with pytest.raises(SegueError, match="no reply left for call 3"):
         script.write(["r"])
+
+
+def test_an_endpoint_that_is_not_there_is_told() -> None:
+    pytest.importorskip("openai")
+    with pytest.raises(SegueError, match="did not answer as 'x': Connection error"):
+        Endpoint("x", "http://127.0.0.1:9/v1").write(["p"])

@@ -51,6 +51,13 @@ def test_the_interval_of_a_mean_is_the_textbooks(seed: int) -> None:
     assert found.high - found.value == pytest.approx(1.96 * nats.std(ddof=1) / 20, rel=1e-6)
 
 
+def test_the_interval_of_mauve_holds_its_groups_still() -> None:
+    draw = np.random.default_rng(1)
+    found = METRICS["MAUVE"].measure(*draw.normal(size=(2, 300, 4)))
+    assert found.value == METRICS["MAUVE"].compute(*np.random.default_rng(1).normal(size=(2, 300, 4)))
+    assert 0.005 < found.high - found.low < 0.3
+
+
 def test_known_answers() -> None:
     assert metric("perplexity").compute([math.log(7)] * 5) == pytest.approx(7)
     assert metric("bits per unit").compute([math.log(4)], [1]) == pytest.approx(2)  # uniform DNA

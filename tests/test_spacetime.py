@@ -25,7 +25,7 @@ from segue.models import (
 )
 from segue.models.control import SAID
 from segue.models.film import from_patches, patches
-from segue.models.flow import LayeredField, StackField
+from segue.models.flow import DataField, LayeredField, StackField
 from segue.models.spacetime import SpaceTimeBlock
 from segue.models.stack import both_ways
 from segue.objectives import Batch, FlowMatching, Reconstruction
@@ -141,15 +141,16 @@ def test_mistakes_are_told() -> None:
 def bases() -> dict[str, LayeredField]:
     torch.manual_seed(0)
     return {"film": film_model(), "gru": StackField(both_ways(StackConfig(1, 16, ["gru"] * 2)), 3),
-            "mamba": StackField(StackConfig(1, 16, ["mamba"] * 2, {"mamba": {"states": 4}}), 3)}
+            "mamba": StackField(StackConfig(1, 16, ["mamba"] * 2, {"mamba": {"states": 4}}), 3),
+            "data": DataField(film_model())}
 
 
-@pytest.mark.parametrize("name", ["film", "gru", "mamba"])
+@pytest.mark.parametrize("name", ["film", "gru", "mamba", "data"])
 def test_a_branch_that_is_told_nothing_is_its_base(name: str) -> None:
     """Bit by bit, before and after it learned; in a row of a batch of which others are told something too."""
     base = bases()[name].eval()
     x, t, asked, layout = inputs()
-    layout = layout if name == "film" else Layout.of(x)
+    layout = Layout.of(x) if name in ("gru", "mamba") else layout
     before = base(x, t, asked, layout)
     kept = {key: value.clone() for key, value in base.state_dict().items()}
     branch = ControlBranch(base, {"key": 3}, words=4, depth=2, heads=2)
@@ -158,7 +159,7 @@ def test_a_branch_that_is_told_nothing_is_its_base(name: str) -> None:
 
     def batch(step: int) -> Batch:
         return Batch(x, torch.where(asked, 0, -1), channels={"key": keys, SAID: torch.tensor([[1, 0], [2, -1]])},
-                     grid=GRID if name == "film" else None)
+                     grid=layout.grid)
 
     learn(branch, batch, 3, rate=0.01, objective=FlowMatching(), muon=True, decay=0.1)
     assert all(torch.equal(value, kept[key]) for key, value in branch.base.state_dict().items())

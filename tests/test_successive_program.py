@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from hypothesis import strategies as st
 
 from segue.analysis.drop import best_matching, drop_f1, drop_scores, normalised
 from segue.errors import SegueError
+from segue.papers.successive_prompting import SIZES, judge, lowest
 from segue.programs import Scripted
 from segue.programs.memory import Hashing
 from segue.programs.successive import Demo, DemoIndex, Step, SuccessivePrompting, Trace, decompositions, solutions
 from segue.programs.tools import TOOLS, SymbolicTools, number, said
+from segue.tasks.ledger import CODEC, DECOMPOSE, DONE, SOLVE, STEP, problem, skills
 
 PASSAGE = "Ann ran 30 yards. Bob ran 12 yards."
 COMPLEX = "How many yards longer was the longest run than the shortest?"
@@ -220,3 +223,52 @@ def test_the_score_is_that_of_the_evaluation_harness() -> None:
                        for _ in range(2))
         right = [random.choice(told) if random.random() < 0.3 else span for span in right]
         assert drop_scores(told, right) == pytest.approx(theirs.get_metrics(told, right))
+
+
+# --- the claim
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(list(SIZES)))
+def test_chains_of_ledger_are_right(seed: int, size: str) -> None:
+    drawn, tools = problem(Random(seed), *SIZES[size]), SymbolicTools()
+    events = [event.split() for event in drawn.passage.removesuffix(" ;").split(" ; ")]
+    form, kind, *half = drawn.question.replace(" in ", " ").split()
+    found = {int(event[2]): event[0] for event in events if event[1] == kind and half in ([], [event[3]])}
+    assert SIZES[size][0] <= len(events) <= SIZES[size][1] and 2 <= len(drawn.chain) <= 4
+    assert drawn.chain[0][1].split(" ; ") == list(map(str, found))
+    for question, answer in drawn.chain[1:]:
+        assert tools.call(question) == (None if question.startswith("by ") else answer)
+    assert drawn.answer == {"longest": str(max(found)), "shortest": str(min(found)), "who": found[max(found)],
+                            "how-many": str(len(found)), "range": str(max(found) - min(found))}[form]
+
+
+def test_the_program_asks_as_the_skills_were_taught() -> None:
+    drawn, asked = problem(Random(4)), list[str]()
+    chain = dict(drawn.chain)
+
+    def reply(prompt: str) -> str:
+        asked.append(" ".join(prompt.split()))
+        if prompt.startswith("solve"):
+            return chain[prompt.split(" question ")[1].removesuffix(" answer")]
+        return next((question for question in chain if f"{question} =" not in prompt), DONE)
+
+    program = SuccessivePrompting(Scripted(reply), decompose=DECOMPOSE, solve=SOLVE, step=STEP, done=DONE)
+    trace = program.ask(drawn.passage, drawn.question)
+    assert [(step.question, step.answer) for step in trace.steps] == list(drawn.chain) and trace.finish == "done"
+    taught = skills(lambda random: drawn, lambda random: drawn)
+    prompts = {" ".join(taught[name](Random(seed))[0]) for name in ("decompose", "solve") for seed in range(60)}
+    assert set(asked) == prompts
+    words = {word for draw in taught.values() for pair in (draw(Random(0)),) for side in pair for word in side}
+    assert words <= set(CODEC.items)
+
+
+def test_both_verdicts_can_be_reached() -> None:
+    def table(bare: float, tools: float, least: float = 0.01) -> list[dict[str, Any]]:
+        gains = {"direct": 0.0, "chain of thought": 0.0, "successive": bare, "successive, with tools": tools}
+        return [{"passages": "3 to 5 events", "asked": arm, "right": 0.5 + gain, "above the chain": gain,
+                 "at least": least} for arm, gain in gains.items()]
+
+    assert judge(table(0.06, 0.10))[0] == "confirmed" and judge(table(0.06, 0.10, -0.01))[0] == "refuted"
+    assert judge(table(0.04, 0.10))[0] == judge(table(0.06, 0.07))[0] == "refuted"
+    assert lowest(np.array([1.0] * 50 + [0.0] * 50)) == pytest.approx(0.4, abs=0.03)

@@ -74,6 +74,12 @@ def mauve(features: np.ndarray, real: np.ndarray, buckets: int = 0, scale: float
 
     features, real: (N, D) and (M, D); of some thousand rows, equally many: fewer lower it.
     """
+    return mauve_of(*near_groups(features, real, buckets, seed), scale)
+
+
+def near_groups(features: np.ndarray, real: np.ndarray, buckets: int = 0, seed: int = 0
+                ) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) and (M,): of which group each row is, see `mauve`."""
     a, b = _two(features, real)
     k = min(buckets or max(2, round(min(len(a), len(b)) / 10)), len(a) + len(b))
     both = np.concatenate([a, b]) - np.concatenate([a, b]).mean(0)
@@ -81,8 +87,13 @@ def mauve(features: np.ndarray, real: np.ndarray, buckets: int = 0, scale: float
     share = np.cumsum(values[::-1]) / max(values.sum(), 1e-300)
     both = both @ vectors[:, ::-1][:, : int(np.searchsorted(share, 0.9)) + 1]
     groups = k_means(both / np.maximum(np.linalg.norm(both, axis=1, keepdims=True), 1e-12), k, seed)
-    q = np.bincount(groups[: len(a)], minlength=k) / len(a)
-    p = np.bincount(groups[len(a) :], minlength=k) / len(b)
+    return groups[: len(a)], groups[len(a) :]
+
+
+def mauve_of(made: np.ndarray, real: np.ndarray, scale: float = 5.0) -> float:
+    """MAUVE of rows whose groups are known, (N,) and (M,)."""
+    k = 1 + max(int(made.max()), int(real.max()))
+    q, p = (np.bincount(groups, minlength=k) / len(groups) for groups in (made, real))
     return frontier_area(p, q, scale)
 
 
@@ -100,7 +111,7 @@ def frontier_area(p: np.ndarray, q: np.ndarray, scale: float = 5.0, points: int 
     return (area(*curve.T) + area(*curve.T[::-1])) / 2
 
 
-def k_means(points: np.ndarray, k: int, seed: int = 0, rounds: int = 50) -> np.ndarray:
+def k_means(points: np.ndarray, k: int, seed: int = 0, rounds: int = 20) -> np.ndarray:
     """(N,) which of k groups each point (N, D) is of, by Lloyd's rounds from a beginning of points that are far apart
     (k-means++, Arthur & Vassilvitskii 2007); a group may end up empty."""
     draw, size = np.random.default_rng(seed), np.square(points).sum(1)

@@ -18,7 +18,7 @@ import numpy as np
 
 from segue.analysis import metrics, texts
 from segue.analysis.binary import calibration_error
-from segue.analysis.distributions import frechet_distance, mauve
+from segue.analysis.distributions import frechet_distance, mauve, mauve_of, near_groups
 from segue.errors import SegueError
 
 INF = math.inf
@@ -43,6 +43,8 @@ class Metric:
     needs: "samples", "references" (one for each sample), "known" (sequences that were learned from); "features" of
     samples and "real" ones, (N, D) and (M, D); "chances" or "scores" (N, V) and "targets" (N,); "ranks" (N,), 1 the
     best; "nats" (N,), -log p of each row, and "units" (N,), how many bytes, bases ... that row has.
+
+    once: what the interval holds still, as the groups that rows are of, and what is computed from that.
     """
 
     compute: Callable[..., float]
@@ -50,6 +52,7 @@ class Metric:
     needs: tuple[str, ...]
     definition: str
     bounds: tuple[float, float] = (-INF, INF)
+    once: tuple[Callable[..., tuple[Any, ...]], Callable[..., float]] | None = None
 
     @property
     def arrow(self) -> str:
@@ -65,12 +68,16 @@ class Metric:
         if not n or ("real" not in self.needs and any(len(rows) != n for rows in drawn)):
             raise SegueError(f"{', '.join(f'{len(rows):,} {need}' for need, rows in zip(self.needs, given))}: give as "
                              "many of each, at least one")
-        value, groups = self.compute(*given), min(groups, n)
+        compute = self.compute
+        if self.once is not None:
+            given, compute = self.once[0](*given), self.once[1]
+            drawn = list(given)
+        value, groups = compute(*given), min(groups, n)
         if groups < 2:
             return Measured(value, math.nan, math.nan, n)
         of = {size: np.random.default_rng(seed).permutation(size) % groups for size in set(map(len, drawn))}
-        left = np.array([self.compute(*(rows if need == FIXED else _take(rows, np.flatnonzero(of[len(rows)] != group))
-                                        for need, rows in zip(self.needs, given))) for group in range(groups)])
+        left = np.array([compute(*(rows if need == FIXED else _take(rows, np.flatnonzero(of[len(rows)] != group))
+                                   for need, rows in zip(self.needs, given))) for group in range(groups)])
         error = 1.96 * math.sqrt((groups - 1) / groups * np.square(left - left.mean()).sum())
         return Measured(value, max(value - error, min(self.bounds[0], value)),
                         min(value + error, max(self.bounds[1], value)), n)
@@ -139,7 +146,7 @@ METRICS: dict[str, Metric] = {
     "novelty": Metric(texts.novelty, None, ("samples", FIXED), "share of 4-grams that what was learned does not hold",
                       (0, 1)),
     "MAUVE": Metric(mauve, True, ("features", "real"), "area under the curve of divergences from mixtures, scale 5, "
-                    "over groups of near features", (0, 1)),
+                    "over groups of near features; of 1,000 rows at least", (0, 1), (near_groups, mauve_of)),
     "Frechet distance": Metric(frechet_distance, False, ("features", "real"),
                                "|m - m'|^2 + trace(S + S' - 2 (S S')^(1/2)) of features", (0, INF)),
 }

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -98,3 +100,39 @@ def lengths(pairs: Sequence[Pair], times: float = 1.0) -> np.ndarray:
     """(n, 3) what length alone tells of a pair: both lengths, and how far the first is from `times` the second."""
     both = np.array([[len(first), len(second)] for first, second in pairs], np.float32)
     return np.concatenate([both, np.abs(both[:, :1] - times * both[:, 1:])], 1)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Two elements of sequences, by index, and the cosine that is wanted of the first as BEFORE and the second as
+    AFTER. odd: whether they are an odd number of turns apart, so that another one speaks."""
+
+    before: int
+    after: int
+    odd: bool
+    cosine: float
+
+
+def relative_distances(sequences: Sequence[Sequence[Any]], window: int = 5, seed: int = 0) -> list[Distance]:
+    """What curved contrastive learning learns from (Erker et al. 2022, arXiv 2211.07591), of every window of so many
+    elements, the last one too; a sequence that is shorter gives none. For each distance d in it
+
+    - its first element before the d-th: a cosine of (window - d) / window;
+    - the d-th before the first, which is the wrong way round: 0;
+    - one of the two beside a random element, which takes the place of the other, with either parity: 0.
+
+    Indices are of the elements of all sequences, one behind the other. The same for the same sequences and seed.
+    """
+    if window < 2:
+        raise SegueError(f"in a window of {window} nothing lies before anything: give 2 or more")
+    draw, total, first = np.random.default_rng(seed), sum(map(len, sequences)), 0
+    found = list[Distance]()
+    for sequence in sequences:
+        for at in range(first, first + len(sequence) - window + 1):
+            for d in range(1, window):
+                odd, other = bool(d % 2), int(draw.integers(total))
+                found += [Distance(at, at + d, odd, (window - d) / window), Distance(at + d, at, odd, 0.0)]
+                pair = (other, at + d) if draw.integers(2) else (at, other)
+                found.append(Distance(*pair, bool(draw.integers(2)), 0.0))
+        first += len(sequence)
+    return found

@@ -45,8 +45,8 @@ class FrameCodec(Protocol):
     """Frames (B, F, ...) as elements (B, T, C) on a grid whose first axis is time, and back. Of F frames there are
     1 + (F - 1) / stride moments; of the first frames, those that do not depend on later ones."""
 
-    stride: int
-
+    @property
+    def stride(self) -> int: ...
     def encode(self, frames: Tensor) -> tuple[Tensor, Grid]: ...
     def decode(self, elements: Tensor, grid: Grid) -> Tensor: ...
 

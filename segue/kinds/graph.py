@@ -186,7 +186,8 @@ def chosen(what: str, asked: str | None, graphs: Sequence[Sequence[Mapping[str, 
     for name in (usual[name] for name in USUAL[what] if name in usual):
         values = [said[name] for graph in graphs for said in graph if name in said]
         plain = all(isinstance(value, (int, str)) and not MEASURED.fullmatch(str(value)) for value in values)
-        if plain and len(set(values)) <= max(FEW, len(values) // 4):
+        again = len(set(values)) < len(values) or len(values) <= 3  # else they are names
+        if plain and again and len(set(values)) <= max(FEW, len(values) // 4):
             return name
     return ""
 

@@ -35,7 +35,7 @@ ENDS = [("source", "target"), ("src", "dst"), ("fromnodeid", "tonodeid"), ("node
 TELLING = 5  # of these are believed without being asked
 LINES = 20  # lines by which a table of edges is told from one of texts
 LINKS = ("links", "edges")
-MOST = 10_000_000  # nodes of a graph; a damaged count may be anything
+MOST = 2_000_000  # nodes of a graph; a damaged count may be anything
 SIGNS = re.compile(r'"[^"]*"|\[|\]|[^\s\[\]"]+')
 WHOLE = re.compile(r"-?\d+")
 
@@ -387,7 +387,7 @@ def _key(value: Any) -> str:
 
 def _jsonlike(text: str) -> bool:
     links = re.search(r'"(links|edges)"\s*:\s*\[', text)
-    nodes = re.search(r'"nodes"\s*:\s*\[', text)
+    nodes = re.search(r'"nodes"\s*:\s*[\[{]', text)
     said = re.search(r'"(directed|multigraph|elements)"\s*:', text)
     return bool((nodes and (links or said)) or re.search(r'"edge_index"\s*:\s*\[', text)
                 or re.search(r'"graph"\s*:\s*\[\s*\[\s*\d+\s*,\s*[-\d"\w]+\s*,\s*\d+\s*\]', text))
@@ -436,14 +436,19 @@ def _of_json(path: Path, problems: Problems | None, name: str, value: dict[str, 
     links = next((value[key] for key in LINKS if key in value), None)
     if links is None and isinstance(value.get("graph"), list) and "nodes" not in value:
         return _of_arrays(path, problems, name, value, directed)
-    attributes = value.get("graph", {})
+    if isinstance(value.get("graph"), dict) and "nodes" in value["graph"]:  # JSON Graph Format
+        value = value["graph"]
+        links = value.get("edges", [])
+    attributes = value.get("metadata", value.get("graph", {}))
     attributes = dict(attributes) if isinstance(attributes, (dict, list)) else {}
     attributes |= {key: said for key, said in value.items() if not isinstance(said, (dict, list))}
     if isinstance(value.get("elements"), dict):  # Cytoscape
         value, attributes = value["elements"], {**attributes, **value.get("data", {})}
         links = value.get("edges", [])
     yes = bool(attributes.pop("directed", bool(directed)))
-    nodes = [each.get("data", each) if isinstance(each, dict) else {"id": each} for each in value["nodes"]]
+    listed = value["nodes"]
+    listed = [{"id": key, **said} for key, said in listed.items()] if isinstance(listed, dict) else listed
+    nodes = [each.get("data", each) if isinstance(each, dict) else {"id": each} for each in listed]
     found = [each.get("data", each) if isinstance(each, dict) else
              dict(zip(("source", "target", LABEL.format("edge")), each)) for each in links or []]
     return _linked(path, problems, name, nodes, found, yes, attributes)
@@ -572,7 +577,7 @@ def _list(path: Path, text: str, problems: Problems | None, directed: bool | Non
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     notes = " ".join(line for _, line in lines if line[0] in "#%").lower()
     if directed is None and "directed" in notes:
-        directed = re.search(r"\bdirected", notes) is not None and "undirected" not in notes
+        directed = "undirected" not in notes
     body = [(number, line) for number, line in lines if line[0] not in "#%"]
     columns = _ends(body[0][1]) if body else None
     first, second = columns or (0, 1)
@@ -687,8 +692,8 @@ def as_graph6(graphs: Sequence[Found]) -> str:
 
 def _graph6_line(graph: Found) -> str:
     n, ends = len(graph.nodes), {(min(edge[:2]), max(edge[:2])) for edge in graph.edges}
-    if any(graph.nodes) or len(ends) < len(graph.edges) or any(a == b or own for a, b, _, own in graph.edges) \
-            or one_way(graph) or n >= 1 << 18:
+    held = not (graph.attributes or any(graph.nodes) or any(a == b or own for a, b, _, own in graph.edges))
+    if not held or len(ends) < len(graph.edges) or one_way(graph) or n >= 1 << 18:
         raise SegueError(f"graph '{graph.name}' has labels, directions, loops or edges of the same nodes, which graph6 "
                          "does not hold: write GraphML")
     bits = np.zeros((n * (n - 1) // 2 + 5) // 6 * 6, np.uint8)
@@ -700,8 +705,8 @@ def _graph6_line(graph: Found) -> str:
 def as_list(graphs: Sequence[Found]) -> str:
     graph = graphs[0]
     joined = {end for edge in graph.edges for end in edge[:2]}
-    if len(graphs) > 1 or any(graph.nodes) or len(joined) < len(graph.nodes):
-        raise SegueError("an edge list holds one graph, of nodes without labels that all have an edge: write GraphML")
+    if len(graphs) > 1 or graph.attributes or any(graph.nodes) or len(joined) < len(graph.nodes):
+        raise SegueError("an edge list holds one graph without labels, whose nodes all have an edge: write GraphML")
     lines = [f"# {'directed' if one_way(graph) else 'undirected'} graph"]
     return "\n".join([*lines, *(" ".join(map(str, (a, b, *own.values()))) for a, b, _, own in graph.edges), ""])
 

@@ -8,7 +8,8 @@ from segue.models.classify import HEADS, ClassHead, Classifier, Features
 from segue.models.control import ControlBranch
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.film import FilmAutoencoder, FilmAutoencoderConfig
-from segue.models.flow import Flow, Guided, StackField
+from segue.models.flow import DataField, Flow, Guided, StackField
+from segue.models.graphs import GraphSequence
 from segue.models.perceptron import Perceptron
 from segue.models.point_process import History, PointProcess, PointProcessConfig
 from segue.models.pointer import PointerConfig, PointerNetwork, SetConfig
@@ -19,8 +20,10 @@ from segue.models.spacetime import SpaceTimeConfig, SpatioTemporalDiT
 from segue.models.sparse import Masked, SparseNetwork
 from segue.models.stack import Stack, StackConfig, expand_pattern
 
-__all__ = ["HEADS", "ClassHead", "Classifier", "CodaPrompts", "Decodable", "DepthSchedule", "DualPrompts",
-           "EncoderDecoder", "EncoderDecoderConfig", "Features", "History", "Masked", "Output", "Perceptron",
+__all__ = ["HEADS", "ClassHead", "Classifier", "CodaPrompts", "ControlBranch", "DataField", "Decodable",
+           "DepthSchedule", "DualPrompts", "EncoderDecoder", "EncoderDecoderConfig", "Features", "FilmAutoencoder",
+           "FilmAutoencoderConfig", "Flow", "GraphSequence", "Guided", "History", "Masked", "Output", "Perceptron",
            "PointProcess", "PointProcessConfig", "PointerConfig", "PointerNetwork", "Pools", "Prefix", "Prompted",
            "Prompts", "SIFEmbedding", "Scheduled", "SequenceAutoencoder", "SequenceAutoencoderConfig", "SetConfig",
-           "SparseNetwork", "Stack", "StackConfig", "cooccurrence_vectors", "expand_pattern"]
+           "SpaceTimeConfig", "SparseNetwork", "SpatioTemporalDiT", "Stack", "StackConfig", "StackField",
+           "cooccurrence_vectors", "expand_pattern"]

@@ -61,9 +61,9 @@ class ConvBlock(nn.Module):
 
 
 class FilmAutoencoder(nn.Module):
-    """A variational autoencoder of films (B, F, H, W, channels); no moment depends on later frames, in either
-    direction. Learns by `segue.objectives.Reconstruction`; `calibrate` then scales what it calls elements, (B, T, C), to
-    a deviation of one. Satisfies `segue.decoding.flow.FrameCodec`."""
+    """A variational autoencoder of films (B, F, H, W, channels). No moment depends on later frames, and no frame on
+    later moments. Learns by `segue.objectives.Reconstruction`; `calibrate` then scales its elements (B, T, C) to a
+    deviation of one. Satisfies `segue.decoding.flow.FrameCodec`."""
 
     mean: Tensor
     deviation: Tensor

@@ -1,5 +1,5 @@
-"""Flow matching: straight ways from noise to real vectors, and models that say how to go along them (Lipman et al. 2023,
-arXiv 2210.02747; rectified flow: Liu et al. 2022, arXiv 2209.03003).
+"""Flow matching: straight ways from noise to real vectors, and models that say how to go along them (Lipman et al.
+2023, arXiv 2210.02747; rectified flow: Liu et al. 2022, arXiv 2209.03003).
 
 Element x at time t is (1 - t) x + t noise, noise at 1 and data at 0, and its velocity towards the data is x - noise.
 Elements that are given stay as they are, at time 0. It is what `segue.models.diffusion` is for ids.
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.mixers import Mixer
 from segue.mixers.state import Layout
 from segue.models.stack import Stack, StackConfig
 
@@ -93,6 +94,10 @@ class LayeredField(nn.Module):
     def end(self, hidden: Tensor, at: Any) -> Tensor:
         raise NotImplementedError
 
+    def state_parameters(self) -> list[nn.Parameter]:
+        """See `Stack.state_parameters`."""
+        return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
+
     def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given = NOTHING) -> Tensor:
         hidden, at = self.begin(x, t, asked, layout, given)
         for block in self.layers:
@@ -118,10 +123,6 @@ class StackField(LayeredField):
     def layers(self) -> list[nn.Module]:
         return list(self.stack.blocks)
 
-    def state_parameters(self) -> list[nn.Parameter]:
-        """See `Stack.state_parameters`."""
-        return self.stack.state_parameters()
-
     def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given) -> tuple[Tensor, Layout]:
         parts = [x, waves(torch.where(asked, t[:, None].float(), 0.0), TIMES).to(x)]
         for name, classes in self.told.items():
@@ -136,6 +137,36 @@ class StackField(LayeredField):
 
     def end(self, hidden: Tensor, at: Layout) -> Tensor:
         return self.stack.head(self.stack.finish(hidden, at))
+
+
+class DataField(LayeredField):
+    """A field whose network says where an element ends instead of how fast it goes: velocity is (network - x) / t. What
+    it says is then like data, of which few directions are taken, and no noise has to find its way through the network
+    (Li & He 2025, arXiv 2511.13720). Learns and samples as any field.
+
+    inner: the network. least: times count as no less, where the division would make much of nothing.
+    """
+
+    def __init__(self, inner: LayeredField, least: float = 0.1) -> None:
+        super().__init__()
+        if not 0 < least < 1:
+            raise SegueError(f"times count as {least} at least: give a number between 0 and 1")
+        self.inner, self.width, self.least = inner, inner.width, least
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.inner.layers
+
+    def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given) -> tuple[Tensor, Any]:
+        hidden, at = self.inner.begin(x, t, asked, layout, given)
+        return hidden, (at, x, t.to(x)[:, None, None].clamp(min=self.least))
+
+    def run(self, block: nn.Module, hidden: Tensor, at: Any) -> Tensor:
+        return self.inner.run(block, hidden, at[0])
+
+    def end(self, hidden: Tensor, at: Any) -> Tensor:
+        inner, x, t = at
+        return (self.inner.end(hidden, inner) - x) / t
 
 
 def one_hot(ids: Tensor, classes: int) -> Tensor:

@@ -72,6 +72,21 @@ class Prefix(Prompts):
         return {layer: rows.expand(len(query), -1, -1) for layer, rows in zip(self.layers, self.rows)}
 
 
+class PromptTuning(nn.Module):
+    """`length` rows of `width` features that all layers read in front of every sequence (Lester et al. 2021,
+    arXiv 2104.08691), made from an embedding by a small network (Li & Liang 2021): linear, tanh, linear; `dropout` on
+    the embedding, in training."""
+
+    def __init__(self, width: int, length: int = 32, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.randn(length, width))
+        self.network = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+
+    def forward(self, batch: int) -> Tensor:
+        """(B, L, D)."""
+        return self.network(self.embedding).expand(batch, -1, -1)
+
+
 class PromptPool(nn.Module):
     """Slots, each a key of `width` features and a prompt of `length` rows of them. All are drawn from U(-1, 1).
 

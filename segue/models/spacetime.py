@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers import MIXERS, Mixer
+from segue.mixers import MIXERS
 from segue.mixers.cross import CrossAttention
 from segue.mixers.positions import sinusoids
 from segue.mixers.state import Layout
@@ -166,10 +166,6 @@ class SpatioTemporalDiT(LayeredField):
     @property
     def layers(self) -> list[nn.Module]:
         return list(self.blocks)
-
-    def state_parameters(self) -> list[nn.Parameter]:
-        """See `Stack.state_parameters`."""
-        return [p for module in self.modules() if isinstance(module, Mixer) for p in module.state_parameters()]
 
     def begin(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout,
               given: Given = NOTHING) -> tuple[Tensor, Scene]:

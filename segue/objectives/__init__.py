@@ -11,7 +11,7 @@ import numpy as np
 from segue.errors import SegueError
 from segue.objectives.base import Batch, Loss, Objective, generator_of
 from segue.objectives.classes import ClassLoss, ProxyReplay
-from segue.objectives.contrastive import AllItems, InBatch, SupCon, asked, in_batch, supcon
+from segue.objectives.contrastive import AllItems, CosineRegression, InBatch, SupCon, asked, in_batch, supcon
 from segue.objectives.diffusion import MaskedDiffusion, ScoreEntropy, StepwiseDiffusion
 from segue.objectives.distillation import Distillation, relation_distillation, score_distillation
 from segue.objectives.draft_heads import DraftHeadsLoss
@@ -30,9 +30,9 @@ from segue.objectives.repetition import DecayedRepetition, TokenUnlikelihood
 from segue.objectives.sundae import Sundae
 
 # Those whose rows add up (`segue.testing.check_objective`), for any model. Not here: Sundae and diffusion, whose chance
-# is that of a whole batch, ProxyReplay, SupCon, InBatch and Preference, which compare its rows, and AllItems,
-# DraftHeadsLoss, ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes alone, and
-# SquaredError, FlowMatching and Reconstruction, of numbers.
+# is that of a whole batch, ProxyReplay, SupCon, InBatch, CosineRegression and Preference, which compare its rows, and
+# AllItems, DraftHeadsLoss, ClassLoss and EventLikelihood, which teach draft heads, classifiers and point processes
+# alone, and SquaredError, FlowMatching and Reconstruction, of numbers.
 OBJECTIVES: dict[str, type[Objective]] = {
     "next": NextElement,
     "distillation": Distillation,
@@ -77,10 +77,10 @@ def objective_named(name: str, eos: int | None = None, spelling: Callable[[], np
     return kind(**given)
 
 
-__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "DecayedRepetition",
-           "Distillation", "DraftHeadsLoss", "EachStream", "EventLikelihood", "FlowMatching", "GroupedClasses",
-           "InBatch", "Loss", "MarginalLetters", "MaskedDiffusion", "MaskedElements", "Mixed", "NextElement",
-           "Objective", "OccupancyMatching", "OrderSearch", "Preference", "ProxyReplay", "Reconstruction",
-           "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion", "Sundae", "SupCon",
-           "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named", "preference_batch",
+__all__ = ["ANY_ORDER", "BOTH_WAYS", "OBJECTIVES", "AllItems", "Batch", "ClassLoss", "Cloze", "CosineRegression",
+           "DecayedRepetition", "Distillation", "DraftHeadsLoss", "EachStream", "EventLikelihood", "FlowMatching",
+           "GroupedClasses", "InBatch", "Loss", "MarginalLetters", "MaskedDiffusion", "MaskedElements", "Mixed",
+           "NextElement", "Objective", "OccupancyMatching", "OrderSearch", "Preference", "ProxyReplay",
+           "Reconstruction", "RolloutUnlikelihood", "ScoreEntropy", "SquaredError", "StepwiseDiffusion", "Sundae",
+           "SupCon", "TokenUnlikelihood", "asked", "generator_of", "in_batch", "objective_named", "preference_batch",
            "preference_loss", "relation_distillation", "score_distillation", "supcon"]

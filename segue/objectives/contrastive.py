@@ -110,6 +110,26 @@ class InBatch:
         return Loss(total, terms, batch.count)
 
 
+COSINE = "cosine"  # channel: the cosine that is wanted of each pair, at the first element of its first row
+
+
+class CosineRegression:
+    """Squared errors of the cosines between the vectors at the asked places, of the first half of the rows and of the
+    second, against the batch's channel "cosine" (B, T); the mean over elements is that over pairs, which is
+    sentence-transformers' CosineSimilarityLoss (curved contrastive learning, arXiv 2211.07591)."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        features, _ = asked(model, batch)
+        wanted = batch.channels[COSINE][: len(features) // 2, 0].to(features)
+        if len(features) != len(batch.tokens) or len(features) % 2:
+            raise SegueError(f"{len(features)} vectors of {len(batch.tokens)} rows are no pairs: ask for one of each "
+                             "row, the first halves of all pairs and then the second")
+        one, other = features.chunk(2)
+        # Twice the pairs' sum, since a batch of pairs counts an element for each of their rows.
+        total = 2 * (F.cosine_similarity(one, other) - wanted).square().sum()
+        return Loss(total, {"nats": total.detach()}, batch.count)
+
+
 class Scorer(Protocol):
     """Scores of vectors (M, D) with all items: (M, N)."""
 

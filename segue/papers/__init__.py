@@ -80,11 +80,13 @@ PAPERS: dict[str, Paper] = {
         ("models.construction", "mixers.saturated", "models.automata", "tasks.automata")),
     "cpt-ift": Paper(
         "Balancing Continuous Pre-Training and Instruction Fine-Tuning: Optimizing Instruction-Following in LLMs",
-        "2024, arXiv 2410.10739"),
+        "2024, arXiv 2410.10739", "cpt_ift", ("models.delta", "continual.merge", "verbs.merge")),
     "curved-contrastive": Paper(
         "Imagination is All You Need! Curved Contrastive Learning for Abstract Sequence Modeling Utilized on Long "
         "Short-Term Dialogue Planning",
-        "2022, arXiv 2211.07591"),
+        "2022, arXiv 2211.07591", "curved_contrastive",
+        ("analysis.turns", "data.pairs (relative_distances)", "objectives.contrastive (CosineRegression)",
+         "analysis.embedding", "models.stack (pool)")),
     "cycle-prompt": Paper(
         "Learning How To Ask: Cycle-Consistency Refines Prompts in Multimodal Foundation Models (CyclePrompt)",
         "2024, arXiv 2402.08756", "cycle_prompt",
@@ -107,14 +109,18 @@ PAPERS: dict[str, Paper] = {
     "flashrnn": Paper(
         "FlashRNN: I/O-Aware Optimization of Traditional RNNs on Modern Hardware",
         "2024, arXiv 2412.07752", "flashrnn", ("kernels.rnn", "kernels.tiles", "mixers.xlstm")),
-    "gamegen-x": Paper("GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769"),
+    "gamegen-x": Paper(
+        "GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769", "gamegen_x",
+        ("models.flow", "models.spacetime", "models.control", "models.film", "objectives.flow", "decoding.flow",
+         "tasks.sprites", "analysis.frechet")),
     "generator": Paper(
         "GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272", "generator",
         ("kinds.codecs (KmerCodec)", "kinds.nucleotides", "models.spelling", "objectives.marginal",
          "analysis.variants", "analysis.metrics (recovery)")),
     "gsm-plus-plus": Paper(
         "Best of Both Worlds: Advantages of Hybrid Graph Sequence Models (GSM, GSM++)",
-        "2024, arXiv 2411.15671"),
+        "2024, arXiv 2411.15671", "gsm_plus_plus",
+        ("models.graphs", "kernels.graphs", "tasks.graphs", "kinds.graph")),
     "gumbel-and-discrete-diffusion": Paper(
         "Gumbel tricks and masked discrete diffusion: D3PM, SEDD, MDLM",
         "2021, arXiv 2107.03006", "gumbel_and_discrete_diffusion",
@@ -270,7 +276,10 @@ PAPERS: dict[str, Paper] = {
         ("objectives.preference", "programs.judge", "programs.refine", "tasks.lilt")),
     "story-dalle": Paper(
         "StoryDALL-E: Adapting Pretrained Text-to-Image Transformers for Story Continuation",
-        "2022, arXiv 2209.06192"),
+        "2022, arXiv 2209.06192", "story_dalle",
+        ("models.retrofit", "models.segments", "models.images", "models.prompts (PromptTuning)",
+         "models.seq2seq (Conditioned)", "mixers.cross (first)", "objectives.images", "tasks.stories",
+         "analysis.frames")),
     "successive-prompting": Paper(
         "Successive Prompting for Decomposing Complex Questions",
         "2022, arXiv 2212.04092", "successive_prompting",

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 WRITE, MEND, SAY, DRAFT, HINT, MISSING, EXTRA, GO = ("<write>", "<mend>", "<say>", "<draft>", "<hint>", "missing",
                                                      "extra", "<go>")
 CODEC = ItemCodec([*WORDS, WRITE, MEND, SAY, DRAFT, HINT, MISSING, EXTRA, GO])
-ROUNDS, CALLS, STEPS = 3, 10, 150
+ROUNDS, CALLS, STEPS = 3, 10, 200
 TOLD = 2  # clauses of a hint that the prompt has room for
 PLAIN, CYCLE, BEST, SHUFFLED, ALONE = ("zero-shot", "cycle", "cycle, most consistent", "cycle, another's translation",
                                        "mended without translation")
@@ -92,7 +92,7 @@ def skills() -> dict[str, Callable[[Random], tuple[list[str], list[str]]]]:
 def model(steps: int, seed: int) -> Local:
     torch.manual_seed(seed)
     decoder = small_decoder(CODEC.size)
-    task = Answers(CODEC, skills(), {0: {"write": 0.25, "mend": 0.35, "say": 0.4}})
+    task = Answers(CODEC, skills(), {0: {"write": 0.2, "mend": 0.45, "say": 0.35}})
     learn(decoder, task.batches(64, seed), steps, rate=0.01, seed=seed, muon=True, cooldown=0.3)
     return Local(decoder.eval(), CODEC, batch=250)
 

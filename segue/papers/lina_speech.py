@@ -35,7 +35,7 @@ NEW = "jigs"
 ROWS, LENGTH = 4, 512
 NONE, PROMPT, RANK_ONE, FULL_RANK, LORA, FINE = ("none", "prompt", "state of rank 1", "state of full rank",
                                                  "LoRA of rank 4", "fine-tuning")
-RATES = {RANK_ONE: 0.3, FULL_RANK: 0.3, LORA: 3e-3, FINE: 1e-3}  # the best of three each on jigs kept for that
+RATES = {RANK_ONE: 0.3, FULL_RANK: 0.1, LORA: 1e-3, FINE: 1e-4}
 STREAM = 1024  # characters of held-out jigs in a row, for the gain by place
 CONTEXTS = (256, 1024, 4096, 8192)
 
@@ -187,7 +187,7 @@ def measure(run: Run) -> list[Row]:
     folder, width = run.dataset("nottingham-abc"), run.pick(16, 128)
     seeds, contexts = range(run.seed, run.seed + run.pick(1, 2)), run.pick(CONTEXTS[:1], CONTEXTS)
     pretraining, steps = run.pick((2, 2), (300, 100))
-    wanted = [(arm, 20) for arm in (NONE, PROMPT, *RATES)] + run.pick([], [(RANK_ONE, 5), (RANK_ONE, 60)])
+    wanted = [(arm, 20) for arm in (NONE, PROMPT, *RATES)] + run.pick([], [(RANK_ONE, 60)])
     cells = run.cells({f"seed {seed}": partial(everything, folder, seed, pretraining, steps, width, wanted)
                        for seed in seeds})
     speed = run.cells({f"decoding {mixer}": partial(decoding, mixer, contexts, width)
@@ -207,8 +207,10 @@ def measure(run: Run) -> list[Row]:
                  ", ".join(f"{size / 1024:,.0f}" for size in found["bytes"]) + " KiB, a further character in " +
                  ", ".join(f"{each:.1f}" for each in found["milliseconds"]) + " ms (plain torch)")
     run.note(f"Nottingham tunes in ABC: {pretraining} steps of {ROWS} rows of {LENGTH} characters of all styles but "
-             f"jigs, then {steps} steps of {ROWS} whole jigs; gla, 4 layers of width {width}; rates {RATES} are the "
-             "best of three each on jigs kept for that")
+             f"jigs, then {steps} steps of {ROWS} whole jigs; gla, 4 layers of width {width}; rates {RATES}, tried on "
+             "jigs kept for that: three for rank one and fine-tuning, one for full rank and LoRA")
+    run.note("tried besides, on those jigs: decays that are 128th roots of a sigmoid in place of the published 16th, "
+             "with which the model remembers longer and is worse; the state of rank one gained 0.02 bits there as here")
     return table
 
 
@@ -241,8 +243,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
                        label=row["arm"])
     bars.set_yticks(range(len(rows)), [f"{row['arm']}\n{row['numbers']:,} numbers" for row in rows], fontsize=8)
     bars.invert_yaxis()
-    bars.set(xlabel="bits per character of held-out jigs (dots: seeds)", title="Adapted to 20 jigs",
-             xlim=(0.9 * min(row["bits"] for row in rows), None))
+    bars.set(xlabel="bits per character of held-out jigs (dots: seeds)", title="Adapted to 20 jigs")
     place.axhline(0, color="k", lw=0.8)
     place.set(xlabel="character of a row of jigs", ylabel="bits gained", title="How far it reaches")
     place.legend(fontsize=8)

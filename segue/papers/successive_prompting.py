@@ -20,7 +20,7 @@ from segue.training.learn import learn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-POOL, ROWS, RATE = 300, 48, 2e-3
+POOL, ROWS, RATE = 300, 32, 3e-3
 DIRECTLY, IN_CHAIN, STEPS, TOOLS = "direct", "chain of thought", "successive", "successive, with tools"
 SIZES = {"3 to 5 events": (3, 5), "6 to 8 events": (6, 8)}
 
@@ -32,7 +32,7 @@ def trained(seed: int, steps: int) -> Local:
     first = {"echo": 0.4, "solve": 0.3, "direct": 0.1, "chain": 0.1, "decompose": 0.1}
     task = Answers(CODEC, skills(lambda random: random.choice(pool)), {0: first, begin: rest})
     torch.manual_seed(seed)
-    model = small_decoder(CODEC.size)
+    model = small_decoder(CODEC.size, taps=4)  # an event is four words and its sign
     learn(model, task.batches(ROWS, seed), steps, rate=RATE, seed=seed)
     return Local(compile_model(model.eval().requires_grad_(False), threads=1), CODEC, batch=128)
 
@@ -74,7 +74,7 @@ def lowest(gains: np.ndarray) -> float:
 
 
 def measure(run: Run) -> list[Row]:
-    steps, counts = run.pick(4, 1000), dict(zip(SIZES, run.pick((6, 4), (200, 100))))
+    steps, counts = run.pick(4, 1200), dict(zip(SIZES, run.pick((6, 4), (200, 100))))
     seeds = range(run.seed, run.seed + run.pick(1, 2))
     cells = run.cells({f"seed {seed}": partial(score, seed, steps, counts) for seed in seeds})
     table: list[Row] = []

@@ -55,7 +55,7 @@ FUNCTIONS, CASES, WRONG, DROPPED = 8, 24, 0.2, 0.6
 
 COLOURS = ("red", "blue", "green", "black", "white", "brown", "pink", "grey")
 PLACES = tuple(f"p{i}" for i in range(1, 10))
-BOTH = ItemCodec([*CODEC.items, *COLOURS, *PLACES, "fact", ":", "is", "colour", "of"])
+BOTH = ItemCodec([*CODEC.items, *COLOURS, *PLACES, "fact", "colour", "of"])
 RAG, UNVERIFIED, VERIFIED = "passages alone", "unverified instructions", "verified instructions"
 PAPER, MAJORITY = "one function keeps a case", "most functions keep a case"
 RULES = {PAPER: 0.0, MAJORITY: 0.5}
@@ -85,11 +85,12 @@ def labelled(family: str, count: int, random: Random, wrong: float = 0.0) -> lis
             for answer, constraint in found]
 
 
-def checkers(seed: int, tests: int, support: float = 0.0) -> tuple[dict[str, list[str]], dict[str, float]]:
+def checkers(seed: int, tests: int, support: float, families: Sequence[str],
+             ) -> tuple[dict[str, list[str]], dict[str, float]]:
     """The functions that survive for each family, and how they agree with the true verifier, before and after."""
     random, sandbox, kept = Random(f"functions {seed}"), Sandbox(seconds=2.0), dict[str, list[str]]()
     before, after, good, always = list[float](), list[float](), list[bool](), 0
-    for family in FAMILIES:
+    for family in families:
         written = sources(family, random)
         cases = labelled(family, CASES, random, WRONG)
         kept[family] = cross_validate(written, cases, sandbox, support=support).functions
@@ -105,16 +106,16 @@ def checkers(seed: int, tests: int, support: float = 0.0) -> tuple[dict[str, lis
                   "always true": always, "families": sum(map(bool, kept.values()))}
 
 
-def filtered(seed: int, tests: int, support: float) -> dict[str, float]:
-    return checkers(seed, tests, support)[1]
+def filtered(seed: int, tests: int, support: float, families: Sequence[str]) -> dict[str, float]:
+    return checkers(seed, tests, support, families)[1]
 
 
-def instructed(values: Sequence[Value], seed: int) -> list[list[dict[str, Any]]]:
+def instructed(values: Sequence[Value], seed: int, families: Sequence[str]) -> list[list[dict[str, Any]]]:
     """An answer to each instruction, which often forgets one of its constraints."""
     rows = []
     for value in values:
         random = Random(f"answer {seed} {value['number']}")
-        asked = Instruction.drawn(random)
+        asked = Instruction.drawn(random, among=families)
         done = asked
         if random.random() < DROPPED:
             done = Instruction(asked.topic, tuple(random.sample(asked.constraints, len(asked.constraints) - 1)))
@@ -127,7 +128,7 @@ def broken(values: Sequence[Value], kept: dict[str, list[str]]) -> list[str]:
     sandbox, why = Sandbox(seconds=2.0), [""] * len(values)
     asked = [(i, *constraint) for i, value in enumerate(values)
              for constraint in Instruction.read(value["prompt"]).constraints]
-    for family in FAMILIES:
+    for family in kept:
         own = [(i, argument) for i, name, argument in asked if name == family]
         calls = [(" ".join(values[i]["answer"]), argument) for i, argument in own]
         votes = [sandbox.run(source, "evaluate", calls) for source in kept[family]]
@@ -138,15 +139,15 @@ def broken(values: Sequence[Value], kept: dict[str, list[str]]) -> list[str]:
 
 
 def made(kept: dict[str, list[str]], count: int, seed: int) -> Produced:
-    return (Pipeline().write("answer", partial(instructed, seed=seed)).keep("verify", partial(broken, kept=kept))
-            .run({"number": number} for number in range(count)))
+    return (Pipeline().write("answer", partial(instructed, seed=seed, families=tuple(kept)))
+            .keep("verify", partial(broken, kept=kept)).run({"number": number} for number in range(count)))
 
 
 def passages(random: Random) -> tuple[list[str], list[str], list[str]]:
     """Three facts, a question about one of them, and its answer."""
     about = random.sample(PLACES, 3)
     colours = [random.choice(COLOURS) for _ in about]
-    facts = [word for place, colour in zip(about, colours) for word in ("fact", ":", place, "is", colour)]
+    facts = [word for place, colour in zip(about, colours) for word in ("fact", place, colour)]
     which = random.randrange(3)
     return facts, ["colour", "of", about[which]], [colours[which]]
 
@@ -156,7 +157,8 @@ def behind(facts: Sequence[str], prompt: Sequence[str]) -> list[str]:
 
 
 def learner(arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, seed: int) -> Local:
-    """A model that learns passages, and instructions with and without passages."""
+    """A model that learns to answer from passages, and then goes on with that and with instructions, half of them
+    behind passages."""
     def ask(random: Random) -> tuple[list[str], list[str]]:
         facts, question, answer = passages(random)
         return [USER, *facts, *question, BOT], answer
@@ -166,13 +168,12 @@ def learner(arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, s
         return (behind(passages(random)[0], prompt) if random.random() < 0.5 else prompt), answer
 
     again = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
-    ratio = {"ask": 1.0} if arm == RAG else {"ask": 0.45, "follow": 0.55}
-    phases = {start: {name: (1 - part) * share for name, share in ratio.items()} | {"echo": part}
-              for start, part in ((0, 0.5), (steps // 2, 0.1))}
+    later = {"ask": 0.9, "echo": 0.1} if arm == RAG else {"ask": 0.4, "follow": 0.55, "echo": 0.05}
+    phases = {0: {"ask": 0.6, "echo": 0.4}, 2 * steps // 5: later}
     task = Answers(BOTH, {"ask": ask, "follow": follow, "echo": again}, phases)
     torch.manual_seed(seed)
     model = small_decoder(BOTH.size)
-    learn(model, task.batches(64, seed), steps, rate=0.01, seed=seed, muon=True, cooldown=0.3)
+    learn(model, task.batches(96, seed), steps, rate=0.01, seed=seed, muon=True, cooldown=0.3)
     return Local(model.eval(), BOTH, batch=300)
 
 
@@ -191,25 +192,27 @@ def told(model: Local, tests: int, seed: int) -> dict[str, float]:
 
 
 @cache
-def data(seed: int, count: int) -> dict[str, list[tuple[list[str], list[str]]]]:
-    kept, _ = checkers(seed, 20, RULES[MAJORITY])
+def data(seed: int, count: int, families: Sequence[str]) -> dict[str, list[tuple[list[str], list[str]]]]:
+    kept, _ = checkers(seed, 20, RULES[MAJORITY], families)
     through = [(item.value["prompt"], item.value["answer"]) for item in made(kept, count, seed).items]
-    everything = [(row["prompt"], row["answer"]) for row, in instructed([{"number": i} for i in range(count)], seed)]
+    everything = [(row["prompt"], row["answer"]) for row, in
+                  instructed([{"number": i} for i in range(count)], seed, families)]
     return {RAG: [], UNVERIFIED: everything, VERIFIED: through}
 
 
-def arm(name: str, seed: int, steps: int, count: int, tests: int) -> dict[str, float]:
-    rows = data(seed, count)[name]
+def arm(name: str, seed: int, steps: int, count: int, tests: int, families: Sequence[str]) -> dict[str, float]:
+    rows = data(seed, count, families)[name]
     right = mean(not Instruction.read(prompt).failed(answer) for prompt, answer in rows) if rows else 0.0
     return told(learner(name, rows, steps, seed), tests, seed) | {"rows": len(rows), "right rows": right}
 
 
 def measure(run: Run) -> list[Row]:
-    setting = run.pick({"steps": 4, "count": 30, "tests": 6}, {"steps": 320, "count": 5000, "tests": 500})
+    families = FAMILIES[: run.pick(2, len(FAMILIES))]
+    setting = run.pick({"steps": 4, "count": 60, "tests": 6}, {"steps": 280, "count": 5000, "tests": 500})
     seeds, agree = range(run.seed, run.seed + run.pick(1, 2)), run.pick(10, 1000)
-    done = run.cells({f"{name} {seed}": partial(arm, name, seed, **setting) for seed in seeds
+    done = run.cells({f"{name} {seed}": partial(arm, name, seed, **setting, families=families) for seed in seeds
                       for name in (VERIFIED, UNVERIFIED, RAG)}
-                     | {f"{rule} {seed}": partial(filtered, seed, agree, support) for rule, support in RULES.items()
+                     | {f"{rule} {seed}": partial(filtered, seed, agree, RULES[rule], families) for rule in RULES
                         for seed in range(run.seed, run.seed + run.pick(1, 3))})
     table: list[Row] = []
     for name in (RAG, UNVERIFIED, VERIFIED, *RULES):
@@ -218,14 +221,15 @@ def measure(run: Run) -> list[Row]:
                      | {what: mean(one[what] for one in each) for what in each[0]}
                      | ({} if name in RULES else {"greedy by seed": [one["greedy"] for one in each],
                                                   "drawn by seed": [one["drawn"] for one in each]}))
-    run.note(f"functions: for each of Lilt's {len(FAMILIES)} families a programmed supervisor writes {FUNCTIONS}, half "
+    run.note(f"functions: for each of Lilt's {len(families)} families a programmed supervisor writes {FUNCTIONS}, half "
              f"of them off by one, deaf to quotes or case, always true, or crashing, and {CASES} cases, {WRONG:.0%} of "
              f"them wrong; all run in the sandbox; agreement with the true verifier on {agree} answers a family, in 3 "
              "draws")
-    run.note(f"models: 0.35 million parameters, {setting['steps']} steps of 64 rows, of which over a half are "
-             f"instructions (half of them behind passages) and the others questions; {setting['count']} instructions "
-             f"whose answers forget a constraint {DROPPED:.0%} of the time, all of them or those that the surviving "
-             f"functions ({MAJORITY}) let through; {setting['tests']} held-out ones, by the true verifier")
+    run.note(f"models: 0.35 million parameters, {setting['steps']} steps of 96 rows: two fifths of questions "
+             "about passages and of rows that are said again, alike for all arms, and then 55% instructions (passages "
+             f"alone: none), half of them behind passages; {setting['count']} instructions whose answers "
+             f"forget a constraint {DROPPED:.0%} of the time, all of them or those that the surviving functions "
+             f"({MAJORITY}) let through; {setting['tests']} held-out ones, by the true verifier")
     return table
 
 
@@ -257,14 +261,14 @@ def draw(figure: Figure, table: list[Row]) -> None:
         left.bar_label(bars, fmt="%.0f", fontsize="small")
     left.set_xticks([0.5, 3.5, 6.5], ["agreement\nbefore", "agreement\nafter", "good ones\nkept"], fontsize="small")
     left.legend(handles=[left.patches[0], left.patches[1]], labels=[row["arm"] for row in rules], fontsize="small")
-    left.set(title="functions", ylabel="%", ylim=(0, 115))
+    left.set(title="functions", ylabel="%", ylim=(0, 130))
     models = [row for row in table if row["part"] == "model"]
     ways = ("greedy", "drawn", "greedy with passages", "drawn with passages", "answers")
     for at, row in enumerate(models):
         bars = right.bar([4 * i + at for i in range(len(ways))], [100 * row[way] for way in ways], color=f"C{at + 2}",
                          label=row["arm"])
         right.bar_label(bars, fmt="%.0f", fontsize="small")
-    right.set_xticks([4 * i + 1 for i in range(len(ways))], [way.replace(" with", "\nwith") for way in ways],
+    right.set_xticks([4 * i + 1 for i in range(len(ways))], [way.replace(" ", "\n") for way in ways],
                      fontsize="small")
     right.set(title="instructions followed, and questions answered", ylim=(0, 130))
     right.legend(fontsize="small")

@@ -27,7 +27,7 @@ class Hashing:
     """Vectors that count words, each at a place that its hash says (Weinberger et al. 2009, arXiv 0902.2206): no model,
     the same everywhere. width: D."""
 
-    width: int = 1024
+    width: int = 4096
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         vectors = np.zeros((len(texts), self.width), np.float32)

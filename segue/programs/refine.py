@@ -16,6 +16,28 @@ Refine = Callable[[str, str, str, int], Sequence[str]]
 JudgeAll = Callable[[Sequence[tuple[str, str]]], Sequence[Judgement]]
 
 
+class Refiner:
+    """A text model that makes answers better: `Refine` for `refine_tree`.
+
+    ask: (prompt, answer, critique) -> what the model is asked; it must say to put the answer between the `marks`. What
+    is not between them counts as no answer.
+    """
+
+    def __init__(self, model: TextModel, ask: Callable[[str, str, str], str],
+                 marks: tuple[str, str] = ("<answer>", "</answer>"), temperature: float = 0.7,
+                 most: int = 3072) -> None:
+        self.model, self.ask, self.marks, self.temperature, self.most = model, ask, marks, temperature, most
+        self.calls = 0
+
+    def __call__(self, prompt: str, answer: str, critique: str, count: int) -> list[str]:
+        begin, end = self.marks
+        self.calls += 1  # another seed each time: the same node may be asked again
+        replies = self.model.write([self.ask(prompt, answer, critique)] * count, most=self.most,
+                                   temperature=self.temperature, seed=self.calls)
+        inside = [reply.text.partition(begin)[2].partition(end) for reply in replies]
+        return [text.strip() if closed else "" for text, closed, _ in inside]
+
+
 @dataclass(eq=False)
 class Node:
     """An answer of the tree. value: what the judge gave it, from 0 to 1. order: the how manieth answer it was."""

@@ -67,16 +67,20 @@ class Endpoint:
 
     def __init__(self, model: str, url: str | None = None, key: str | None = None) -> None:
         openai = require("openai", "programs")
-        self.model = model
+        self.model, self.error = model, openai.OpenAIError
         self.client = openai.OpenAI(base_url=url, api_key=key or os.environ.get("OPENAI_API_KEY", "none"))
 
     def write(self, prompts: Sequence[str], *, most: int = 256, stop: Sequence[str] = (), temperature: float = 0.0,
               top_p: float = 1.0, seed: int = 0) -> list[Reply]:
         replies = []
         for row, prompt in enumerate(prompts):
-            answer = self.client.chat.completions.create(
-                model=self.model, messages=[{"role": "user", "content": prompt}], max_tokens=most,
-                stop=list(stop) or None, temperature=temperature, top_p=top_p, seed=seed * 1_000_003 + row)
+            try:
+                answer = self.client.chat.completions.create(
+                    model=self.model, messages=[{"role": "user", "content": prompt}], max_tokens=most,
+                    stop=list(stop) or None, temperature=temperature, top_p=top_p, seed=seed * 1_000_003 + row)
+            except self.error as error:
+                raise SegueError(f"{self.client.base_url} did not answer as '{self.model}': {error}; check the URL, "
+                                 "the model's name and the key") from error
             choice = answer.choices[0]
             finish = "length" if choice.finish_reason == "length" else "stop"
             replies.append(Reply(choice.message.content or "", finish))

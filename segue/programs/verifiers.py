@@ -131,6 +131,7 @@ def cased(text: str, right: bool) -> bool:
     return right and detected(text) in ("en", "")
 
 
+# As the reference says, but that it draws a letter where it is asked to count what is none, such as "#".
 VERIFIERS: dict[str, Verifier] = {
     "keywords:existence": lambda text, keywords: all(found(re.escape(word), text) for word in keywords),
     "keywords:frequency": lambda text, keyword, frequency, relation: compare(

@@ -8,6 +8,7 @@ from segue.tasks.automata import AUTOMATA, Scratchpad
 from segue.tasks.base import Curriculum, Task, read_twice
 from segue.tasks.functions import FunctionTask
 from segue.tasks.geometry import GEOMETRY
+from segue.tasks.graphs import GRAPHS
 from segue.tasks.listops import LISTOPS
 from segue.tasks.recall import RECALL
 from segue.tasks.sets import INTERSECTION
@@ -15,5 +16,5 @@ from segue.tasks.sprites import SpriteWorld
 
 TASKS: dict[str, Task] = {task.name: task for task in (*AUTOMATA, *RECALL, INTERSECTION, LISTOPS)}
 
-__all__ = ["GEOMETRY", "TASKS", "Answers", "Curriculum", "FunctionTask", "Scratchpad", "SpriteWorld", "Task", "echo",
-           "read_twice", "small_decoder"]
+__all__ = ["GEOMETRY", "GRAPHS", "TASKS", "Answers", "Curriculum", "FunctionTask", "Scratchpad", "SpriteWorld", "Task",
+           "echo", "read_twice", "small_decoder"]

@@ -82,7 +82,7 @@ def echo(words: Sequence[str], most: int, before: Sequence[str] = ("echo",), beh
 def small_decoder(vocabulary: int, width: int = 96, taps: int = 2) -> Stack:
     """A decoder of three layers and, at width 96, some 0.35 million parameters that learns such skills within minutes
     on a CPU: attention with rotations, in the first layer over each word and those just before it, `taps` in all (see
-    `Attention`). Without (0), copying is learned several times slower; where what belongs together stands two words
-    apart, 3 are better."""
+    `Attention`): so many as the words that belong together span. Without (0), copying is learned several times
+    slower."""
     near = {"attention:near": {"taps": taps}}
     return Stack(StackConfig(vocabulary, width, ["attention:near", "attention", "attention"], near))

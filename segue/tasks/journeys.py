@@ -29,11 +29,11 @@ def told(paragraph: str) -> tuple[str, str, str] | None:
 
 
 def next_being(random: Random, last: Mapping[str, int], now: int) -> str:
-    """Who moves in paragraph `now`: somebody new in three paragraphs out of ten while there is, else whoever comes
+    """Who moves in paragraph `now`: somebody new in every other paragraph while there is, else whoever comes
     nearest to having been away for a number of paragraphs that is drawn log-uniformly from 1 to FARTHEST. last: when
     each was told of."""
     new = [being for being in BEINGS if being not in last]
-    if not last or (new and random.random() < 0.3):
+    if not last or (new and random.random() < 0.5):
         return random.choice(new)
     away = math.exp(random.uniform(0.0, math.log(FARTHEST)))
     return min(last, key=lambda being: abs(math.log((now - last[being]) / away)))
@@ -51,10 +51,10 @@ def reply(text: str, facts: Sequence[str], plans: Sequence[str]) -> str:
 
 def step(random: Random) -> Pair:
     """The skill of writing one paragraph from what a program shows, as a writer does who believes the memory, then the
-    last paragraph, then the passage that stands first of those on the being; who knows nothing guesses. Now and then
-    the memory was edited, or is empty, or the passages are none or stale."""
+    last paragraph, then the passage that stands first of those on the being; who knows nothing guesses. Often
+    the memory was edited, or is empty, or the passages are none or stale: no source can be leaned on alone."""
     last, at, passages, facts = dict[str, int](), dict[str, str](), list[str](), dict[str, str]()
-    for now in range(random.choice((0, *range(1, 60)))):
+    for now in range(int(60 ** random.random()) - 1):
         who = next_being(random, last, now)
         origin = at.get(who) or random.choice(PLACES)
         goal = random.choice([place for place in PLACES if place != origin])
@@ -67,12 +67,12 @@ def step(random: Random) -> Pair:
     chance = random.random()
     if chance < 0.15:
         facts = {}
-    elif chance < 0.3:
+    elif chance < 0.5:
         facts = {being: random.choice(PLACES) if being == who else place for being, place in facts.items()}
     chance = random.random()
-    if chance < 0.15:
+    if chance < 0.3:
         related = []
-    elif chance < 0.25:
+    elif chance < 0.4:
         related = random.sample(related, len(related))
     related = related[:random.choice((1, 2, 2, 2))]
     known = facts.get(who) or next((move[2] for text in [*newest, *related] if (move := told(text)) and move[0] == who),

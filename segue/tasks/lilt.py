@@ -79,11 +79,11 @@ class Instruction:
     constraints: tuple[Constraint, ...]
 
     @staticmethod
-    def drawn(random: Random, most: int = 3) -> Instruction:
+    def drawn(random: Random, most: int = 3, among: Sequence[str] = FAMILIES) -> Instruction:
         """One to `most` constraints of different families, in any order, that can be kept together."""
         while True:
             topic = random.choice(list(TOPICS))
-            families = random.sample(FAMILIES, random.randint(1, most))
+            families = random.sample(among, random.randint(1, min(most, len(among))))
             asked = Instruction(topic, tuple((family, str(random.randint(1, MOST)) if family in COUNTED else
                                               random.choice(TOPICS[topic]) if family in NAMED else "")
                                              for family in families))

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from segue.models.mixture import Mixture
     from segue.verbs.design import Designs
     from segue.verbs.embed import Embeddings
+    from segue.verbs.prefer import PreferReport
     from segue.verbs.speed_up import SpeedUp
     from segue.verbs.update import Update
 
@@ -199,6 +200,12 @@ class Fitted:
         from segue.verbs.update import update
 
         return update(self, self.read(data), strategy or "replay", **options)
+
+    def prefer(self, pairs: Any, steps: int | None = None, **options: Any) -> PreferReport:
+        """Learn from pairs which of two continuations is better; see `segue.verbs.prefer`."""
+        from segue.verbs.prefer import prefer
+
+        return prefer(self, pairs, steps, **options)
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
         """Find the drafter that makes `continue_` fastest on `data`, and keep it; see `segue.verbs.speed_up`."""

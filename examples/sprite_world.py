@@ -1,0 +1,48 @@
+"""Learn a small world from films of it, then play it: press keys, let night fall, and watch what the model makes.
+
+    python examples/sprite_world.py film.gif
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from segue.decoding.flow import ClipRollout
+from segue.files import atomic_write
+from segue.models.control import SAID
+from segue.models.spacetime import TEXT
+from segue.papers.gamegen_x import FLOW, KEY, Setting, studio, taught
+from segue.tasks.sprites import EVENTS, KEYS, SPOKEN_IDS
+
+CLIPS = (("right", "down", "nothing"), ("right", "up", "nothing"), ("left", "stay", "night"))  # two keys, and an event
+
+
+def main(path: str, setting: Setting | None = None) -> Tensor:
+    """Returns the film, (frames, height, width, 3) in [0, 1]: a frame of the world, and three clips behind it."""
+    setting = setting or Setting()
+    place = studio(setting, 0)
+    branch = taught(place, setting, 0)
+    start = place.tests.rows(slice(0, 1))
+
+    def told(clip: int, grid: tuple[int, ...]) -> dict[str, Tensor]:
+        *keys, event = CLIPS[clip]
+        pressed = torch.tensor([[-1, *map(KEYS.index, keys)]]).repeat_interleave(grid[1] * grid[2], 1)
+        return {TEXT: start.captions, KEY: pressed, SAID: SPOKEN_IDS[[EVENTS.index(event)]]}
+
+    play = ClipRollout(branch, place.coder, place.world.frames - 1, flow=FLOW, steps=setting.steps,
+                       guidance=setting.guidance)
+    film = play(start.pixels[:, :1], len(CLIPS), told)[0].clamp(0, 1)
+    frames = [Image.fromarray(frame.numpy()).resize((192, 192), 0) for frame in (255 * film).byte()]
+    with atomic_write(path) as file:
+        frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=150, loop=0)
+    return film
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])

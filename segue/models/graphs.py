@@ -1,0 +1,402 @@
+"""Graphs read by sequence models: GSM and GSM++ (Behrouz et al. 2024, arXiv 2411.15671).
+
+A graph becomes sequences of sets of its nodes (a tokenisation), a message-passing network makes a vector of each set,
+and a `Stack` of any mixers reads the sequences; every node gets the vector of its own token back. So `GraphSequence` is
+a backbone like any other: `Classifier(GraphSequence(...), LinearHead(...), "mean")` classifies graphs, or nodes.
+
+A batch holds graphs as rows of nodes: an element is its features and its row of the adjacency, see `packed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.kernels import graphs as loops
+from segue.mixers.state import Layout
+from segue.models.stack import Stack, StackConfig
+
+FARTHEST = 8  # distances are told up to here
+
+
+def packed(features: Sequence[Tensor], edges: Sequence[Tensor], length: int | None = None) -> Tensor:
+    """(B, T, 1 + C + T): graphs as rows of nodes, padded behind. An element is 1 (0: padding), the C features of the
+    node, and its row of the symmetric adjacency. features: (n, C) of each graph. edges: (m, 2) long, places of nodes.
+    length: T, at least the nodes of the largest graph (the default)."""
+    length = max(map(len, features)) if length is None else length
+    width = features[0].shape[1]
+    out = torch.zeros(len(features), length, 1 + width + length)
+    for row, own, ends in zip(out, features, edges, strict=True):
+        row[: len(own), 0] = 1
+        row[: len(own), 1 : 1 + width] = own
+        ends = ends.reshape(-1, 2).long()
+        for a, b in (ends.T, ends.T.flip(0)):
+            row[a, 1 + width + b] = 1
+    return out
+
+
+@dataclass(frozen=True)
+class ClusterTree:
+    """Hierarchical affinity clustering (Bateni et al. 2017). clusters: (R + 2, N) the number of each node's cluster,
+    from the node itself over R rounds to its graph, which is the root of what may be a forest; clusters are numbered
+    along `order`, the (N,) nodes by a walk through the tree. taken: (M,) bool, the edges that joined clusters: a
+    maximum spanning forest by the weights."""
+
+    clusters: np.ndarray
+    order: np.ndarray
+    taken: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(R + 2,) how many clusters each level has."""
+        return self.clusters.max(1, initial=-1) + 1
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """(R + 2, N) the clusters, numbered through all levels."""
+        return self.clusters + (np.cumsum(self.counts) - self.counts)[:, None]
+
+    @property
+    def new(self) -> np.ndarray:
+        """(R + 2, N) bool: the cluster is not the one of the round before. Nodes and whole graphs always are."""
+        size = np.stack([np.bincount(level)[level] for level in self.clusters])
+        return np.concatenate([size[:1] > 0, size[1:-1] > size[:-2], size[:1] > 0])
+
+
+@dataclass(frozen=True)
+class GraphBatch:
+    """Graphs of a batch as one graph of parts. graph: (N,) which one each node is of, in order. ends: (M, 2), each edge
+    once. weights: (M,) how strong an edge is, for clusters; of equal ones the first is the stronger."""
+
+    graph: np.ndarray
+    ends: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def neighbours(self) -> tuple[np.ndarray, np.ndarray]:
+        return loops.neighbours(len(self.graph), *self.ends.T)
+
+    def tree(self) -> ClusterTree:
+        n, every, graph = len(self.graph), np.arange(len(self.ends)), self.graph[self.ends[:, 0]]
+        rank = np.empty(len(self.ends), np.int64)  # within each graph, so that others beside it have no say
+        rank[np.lexsort((every, -self.weights, graph))] = every - np.searchsorted(np.sort(graph), np.sort(graph))
+        rounds, taken, order = loops.boruvka(n, *np.ascontiguousarray(self.ends.T), rank)
+        order = order[np.argsort(self.graph[order], kind="stable")]
+        levels = np.concatenate([rounds, self.graph[None]])
+        for level in levels:
+            along = level[order]
+            new = np.concatenate([[True], along[1:] != along[:-1]])[:n]
+            level[order] = np.cumsum(new) - 1
+        return ClusterTree(levels, order, taken)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Sequences of sets of nodes. sets: (P, 2) token and node, for each node of each token. rows: (S, L) tokens, -1
+    behind the end. own: (N,) where each node's own token stands in `rows`, flat. level: (K,) of each token, for its
+    position. scales: (K, Z) see `TreePosition`, or None."""
+
+    sets: np.ndarray
+    rows: np.ndarray
+    own: np.ndarray
+    level: np.ndarray
+    scales: np.ndarray | None = None
+
+
+def along(graphs: GraphBatch, order: np.ndarray) -> Tokens:
+    """A sequence for each graph: its nodes in an order (in which graphs stay together)."""
+    n = len(order)
+    count = np.bincount(graphs.graph)
+    place = np.arange(n) - np.repeat(np.cumsum(count) - count, count)
+    rows = np.full((len(count), count.max()), -1)
+    rows[graphs.graph[order], place] = order
+    own = np.empty(n, np.int64)
+    own[order] = graphs.graph[order] * rows.shape[1] + place
+    every = np.arange(n)
+    return Tokens(np.stack([every, every], 1), rows, own, np.zeros(n, np.int64))
+
+
+def nodes(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
+    """The nodes as they are given."""
+    return along(graphs, np.arange(len(graphs.graph)))
+
+
+def khop(graphs: GraphBatch, draw: np.random.Generator, k: int = 2) -> Tokens:
+    """A sequence for each node: all that is at most k, k - 1, ... 0 edges away (as NAGphormer, arXiv 2206.04910)."""
+    n = len(graphs.graph)
+    found = loops.balls(*graphs.neighbours, k)
+    sets = np.stack([found[:, 0] * (k + 1) + found[:, 1], found[:, 2]], 1)
+    rows = np.arange(n * (k + 1)).reshape(n, k + 1)[:, ::-1].copy()
+    return Tokens(sets, rows, np.arange(n) * (k + 1) + k, np.tile(np.arange(k + 1), n))
+
+
+def walk(graphs: GraphBatch, draw: np.random.Generator, length: int = 8) -> Tokens:
+    """A sequence for each node: a random walk to it (as DeepWalk, arXiv 1403.6652), drawn anew each time."""
+    n = len(graphs.graph)
+    rows = loops.walks(*graphs.neighbours, draw.random((n, length)))[:, ::-1].copy()
+    every = np.arange(n)
+    return Tokens(np.stack([every, every], 1), rows, every * (length + 1) + length, np.zeros(n, np.int64))
+
+
+def leaves(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
+    """A sequence for each graph: its nodes in the order of the cluster tree."""
+    tree = graphs.tree()
+    return replace(along(graphs, tree.order), scales=scales(graphs, tree)[tree.clusters[0]])
+
+
+def dfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
+    """A sequence for each node: its clusters, from the whole graph down to itself."""
+    tree = graphs.tree()
+    sets, level = clusters(tree)
+    down, keep = np.flip(tree.numbers, 0).T, np.flip(tree.new, 0).T
+    place = keep.cumsum(1) - 1
+    rows: np.ndarray = np.full(down.shape, -1)
+    rows[np.broadcast_to(np.arange(len(rows))[:, None], keep.shape)[keep], place[keep]] = down[keep]
+    return Tokens(sets, rows, np.arange(len(rows)) * rows.shape[1] + keep.sum(1) - 1, level, scales(graphs, tree))
+
+
+def bfs(graphs: GraphBatch, draw: np.random.Generator) -> Tokens:
+    """A sequence for each graph: all clusters of each level, from the whole graph down to its nodes."""
+    tree = graphs.tree()
+    sets, level = clusters(tree)
+    used, where = np.unique(sets[:, 0], return_index=True)
+    graph = graphs.graph[sets[where, 1]]
+    order = np.lexsort((used, -np.searchsorted(tree.counts.cumsum(), used, side="right"), graph))
+    many = np.bincount(graph)
+    place = np.arange(len(used)) - np.repeat(np.cumsum(many) - many, many)
+    rows = np.full((len(many), many.max()), -1)
+    rows[graph[order], place] = used[order]
+    at = np.empty(len(level), np.int64)
+    at[used[order]] = graph[order] * rows.shape[1] + place
+    return Tokens(sets, rows, at[tree.clusters[0]], level, scales(graphs, tree))
+
+
+TOKENISERS: dict[str, Callable[..., Tokens]] = {
+    "node": nodes, "leaves": leaves, "khop": khop, "walk": walk, "dfs": dfs, "bfs": bfs}
+
+
+def clusters(tree: ClusterTree) -> tuple[np.ndarray, np.ndarray]:
+    """Clusters as tokens: the nodes (P, 2) of those that are new, and the level of each of all: 0 for whole graphs,
+    then 1 for nodes and up."""
+    node = np.broadcast_to(np.arange(len(tree.order)), tree.clusters.shape)
+    level = np.repeat(np.arange(len(tree.counts)) + 1, tree.counts)
+    level[tree.numbers[-1]] = 0
+    return np.stack([tree.numbers[tree.new], node[tree.new]], 1), level
+
+
+def scales(graphs: GraphBatch, tree: ClusterTree) -> np.ndarray:
+    """(K, R + 1) for each cluster and each of its ancestors from itself up to the graph, how far it is from the cluster
+    before it in the tree's order, in the graph of the clusters of that level. 1 is added to distances; 0: there is none
+    in this graph, or the cluster is an old one."""
+    steps = len(tree.counts) - 1
+    out = np.zeros((tree.counts.sum(), steps), np.int64)
+    for level, (own, new) in enumerate(zip(tree.clusters[:-1], tree.new)):
+        count = int(tree.counts[level])
+        u, v = own[graphs.ends].T
+        pairs = np.unique(np.stack([u, v], 1)[u != v], axis=0).reshape(-1, 2)
+        here = np.arange(1, count)
+        far = np.zeros(count, np.int64)
+        near = loops.neighbours(count, *np.ascontiguousarray(pairs.T))
+        far[1:] = 1 + loops.distances(*near, here, here - 1, FARTHEST)
+        graph = np.zeros(count, np.int64)
+        graph[own] = graphs.graph
+        far[1:][graph[1:] != graph[:-1]] = 0
+        told = np.where(new, far[own], 0)  # of each node's cluster
+        for lower in tree.numbers[: level + 1]:
+            out[lower, level] = told
+    return out
+
+
+def at_random(graphs: GraphBatch, draw: np.random.Generator) -> GraphBatch:
+    """In place of the edges of each graph those of a random tree on its nodes: what clusters of a graph are when they
+    know nothing of it."""
+    count = np.bincount(graphs.graph)
+    first = np.repeat(np.cumsum(count) - count, count)
+    here = np.flatnonzero(np.arange(len(first)) > first)
+    before = first[here] + (draw.random(len(here)) * (here - first[here])).astype(np.int64)
+    return GraphBatch(graphs.graph, np.stack([before, here], 1), draw.random(len(here)))
+
+
+class GatedGCN(nn.Module):
+    """A layer of the gated graph network (Bresson & Laurent 2017, arXiv 1711.07553): h_i + relu(norm(U h_i + sum over
+    neighbours of g_ij V h_j)), with gates g = sigmoid(A h_i + B h_j), divided by their sum. width: D. Adds are
+    scattered, so no library of sparse matrices is needed."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.own, self.other, self.gate_own, self.gate_other = (nn.Linear(width, width) for _ in range(4))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, h: Tensor, ends: Tensor) -> Tensor:
+        """(P, D) and edges (E, 2) long, each of which brings something from the second node to the first."""
+        here, there = ends.T
+        gates = torch.sigmoid(self.gate_own(h)[here] + self.gate_other(h)[there])
+        total = torch.zeros_like(h).index_add(0, here, gates)
+        heard = torch.zeros_like(h).index_add(0, here, gates * self.other(h)[there]) / (total + 1e-6)
+        return h + torch.relu(self.norm(self.own(h) + heard))
+
+
+class TreePosition(nn.Module):
+    """Where a cluster stands: a vector for its level, plus one for each scale, by how far it and its ancestors are from
+    the clusters before them (`scales`). The paper compares all pairs of an attention; relative to the one before, every
+    mixer can read it. width: D. levels: of a tree, at most."""
+
+    def __init__(self, width: int, levels: int = 16) -> None:
+        super().__init__()
+        self.levels = levels
+        self.level = nn.Embedding(levels, width)
+        self.far = nn.Embedding(levels * (FARTHEST + 2), width)
+        nn.init.normal_(self.level.weight, std=0.02)
+        nn.init.normal_(self.far.weight, std=0.02)
+
+    def forward(self, level: Tensor, scales: Tensor | None) -> Tensor:
+        """(K,) and (K, Z) or None -> (K, D)."""
+        found = self.level(level.clamp(max=self.levels - 1))
+        if scales is None:
+            return found
+        shelf = torch.arange(scales.shape[1], device=level.device).clamp(max=self.levels - 1) * (FARTHEST + 2)
+        return found + (self.far(shelf + scales) * (scales > 0)[..., None]).sum(1)
+
+
+def induced(sets: Tensor, ends: Tensor, count: int) -> Tensor:
+    """(E, 2) places in `sets`: the edges of the graph, both ways, within each token. ends: (M, 2). count: of nodes."""
+    key = sets[:, 0] * count + sets[:, 1]
+    sorted_key, order = key.sort()
+    both = torch.cat([ends, ends.flip(1)])
+    begins = torch.searchsorted(both[:, 0].contiguous().sort().values, torch.arange(count + 1, device=ends.device))
+    both = both[both[:, 0].argsort(stable=True)]
+    degree = (begins[1:] - begins[:-1])[sets[:, 1]]
+    here = torch.repeat_interleave(torch.arange(len(sets), device=ends.device), degree)
+    step = torch.arange(len(here), device=ends.device) - torch.repeat_interleave(degree.cumsum(0) - degree, degree)
+    wanted = sets[here, 0] * count + both[begins[sets[here, 1]] + step, 1]
+    at = torch.searchsorted(sorted_key, wanted).clamp(max=len(key) - 1)
+    there = sorted_key[at] == wanted
+    return torch.stack([here[there], order[at[there]]], 1)
+
+
+def spectrum(adjacency: Tensor, real: Tensor, count: int) -> Tensor:
+    """(B, T, count): eigenvectors of the smallest eigenvalues of the normalised Laplacian, padding 0. (Dwivedi &
+    Bresson 2020, arXiv 2012.09699.) Signs are arbitrary."""
+    degree = adjacency.sum(-1)
+    root = degree.clamp(min=1).rsqrt()
+    laplacian = torch.diag_embed((degree > 0).to(adjacency)) - root[..., None] * adjacency * root[..., None, :]
+    laplacian = laplacian + torch.diag_embed(3.0 * ~real)  # padding behind all eigenvalues, which are at most 2
+    vectors = torch.linalg.eigh(laplacian).eigenvectors[..., :count] * real[..., None]
+    return F.pad(vectors, (0, count - vectors.shape[-1])) * real.sum(-1)[:, None, None].sqrt()
+
+
+class GraphSequence(nn.Module):
+    """A backbone of graphs: (B, T, 1 + features + T), see `packed` -> (B, T, width), a vector for each node.
+
+    features: C of each node. config: the `Stack` that reads the sequences, of any mixers (its `vocabulary` and `inputs`
+    do not matter); mixers that only read one way do so.
+    tokens: one of `TOKENISERS`, or several: a router then takes for each node the two that its softmax likes best, each
+    weighted with what the router gives it, side by side through a linear map (mixture of tokenisations).
+    options: keyword arguments of tokenisers, by name. local: layers of `GatedGCN` on the nodes of each token, whose
+    mean, with a term for the logarithm of their number, is its vector. spectral: eigenvectors of the Laplacian as
+    further features, with random signs in training. positions: `TreePosition` at each token.
+    randomly: a control, sets of nodes that are those of another, random graph (`at_random`); messages are passed along
+    the edges there are. seed: of walks and random graphs where it does not train. The clusters take no gradients.
+    """
+
+    def __init__(self, features: int, config: StackConfig, tokens: str | Sequence[str] = "dfs",
+                 options: Mapping[str, Mapping[str, int]] | None = None, local: int = 1, spectral: int = 0,
+                 positions: bool = True, randomly: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        names = [tokens] if isinstance(tokens, str) else list(tokens)
+        if not names or (unknown := set(names) - TOKENISERS.keys()):
+            raise SegueError(f"tokenisations {sorted(unknown) if names else '(none)'} are unknown: choose from "
+                             f"{', '.join(TOKENISERS)}")
+        if min(features, local, spectral) < 0:
+            raise SegueError("features, local and spectral count something: give none or more")
+        self.features, self.spectral, self.randomly, self.seed = features, spectral, randomly, seed
+        self.config = replace(config, vocabulary=1, inputs=config.width, tied=False)
+        self.tokenise = [partial(TOKENISERS[name], **(options or {}).get(name, {})) for name in names]
+        width = config.width
+        self.embed = nn.Linear(1 + features + spectral, width)
+        self.local = nn.ModuleList(GatedGCN(width) for _ in range(local))
+        self.size = nn.Parameter(torch.randn(width) / width**0.5)
+        self.position = TreePosition(width) if positions else None
+        self.stack = Stack(self.config)
+        self.router = nn.Linear(width, len(names)) if len(names) > 1 else None
+        self.merge = nn.Linear(2 * width, width) if len(names) > 1 else None
+
+    def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
+        real = tokens[..., 0] > 0
+        if tokens.shape[2] != 1 + self.features + tokens.shape[1]:
+            raise SegueError(f"elements of {tokens.shape[2]} numbers are no nodes of {self.features} features in rows "
+                             f"of {tokens.shape[1]}: pack graphs with segue.models.graphs.packed")
+        own, adjacency = tokens[..., : 1 + self.features], tokens[..., 1 + self.features :]
+        if self.spectral:
+            vectors = spectrum(adjacency, real, self.spectral)
+            if self.training:  # their signs are arbitrary
+                signs = torch.randint(0, 2, (len(tokens), 1, self.spectral), device=vectors.device)
+                vectors = vectors * (2 * signs - 1)
+            own = torch.cat([own, vectors], -1)
+        graphs = self.graphs(tokens[..., 1 : 1 + self.features], adjacency, real)
+        x = self.embed(own[real])
+        draw = np.random.default_rng(int(torch.randint(1 << 62, ())) if self.training else self.seed)
+        ends = torch.from_numpy(graphs.ends).to(x.device)
+        if self.randomly:
+            graphs = at_random(graphs, draw)
+        found = [self.read(x, ends, tokenise(graphs, draw)) for tokenise in self.tokenise]
+        return torch.zeros(*real.shape, x.shape[1], dtype=x.dtype, device=x.device).masked_scatter(
+            real[..., None], self.mixed(x, found))
+
+    def mixed(self, x: Tensor, found: Sequence[Tensor]) -> Tensor:
+        """(N, D) from the vectors that each tokenisation gave."""
+        if self.router is None or self.merge is None:
+            return found[0]
+        weights, which = torch.softmax(self.router(x), -1).topk(2)
+        each = torch.stack(list(found), 1)  # (N, tokenisations, D)
+        best = each.gather(1, which[..., None].expand(-1, -1, x.shape[1])) * weights[..., None]
+        return self.merge(best.flatten(1))
+
+    @torch.no_grad()
+    def graphs(self, features: Tensor, adjacency: Tensor, real: Tensor) -> GraphBatch:
+        """The batch as one graph of parts. Two neighbours are the more alike the nearer their features, their degrees,
+        and the means of what is around them are to each other."""
+        degree = adjacency.sum(-1, keepdim=True)
+        z = torch.cat([features, degree.log1p()], -1).double()
+        around = adjacency.double() / degree.clamp(min=1)
+        for _ in range(2):
+            z = torch.cat([z, around @ z], -1)
+        number = torch.full(real.shape, -1, device=real.device)
+        number[real] = torch.arange(int(real.sum()), device=real.device)
+        row, a, b = adjacency.triu(1).nonzero(as_tuple=True)
+        weights = -(z[row, a] - z[row, b]).square().sum(-1)
+        ends = torch.stack([number[row, a], number[row, b]], 1)
+        return GraphBatch(real.nonzero()[:, 0].cpu().numpy(), ends.cpu().numpy(), weights.cpu().numpy().round(9))
+
+    def read(self, x: Tensor, ends: Tensor, tokens: Tokens) -> Tensor:
+        """(N, D) vectors of nodes, from the sequences of one tokenisation."""
+        sets, rows = torch.from_numpy(tokens.sets).to(x.device), torch.from_numpy(tokens.rows).to(x.device)
+        h = x[sets[:, 1]]
+        if len(self.local):
+            within = induced(sets, ends, len(x))
+            for layer in self.local:
+                h = layer(h, within)
+        size = torch.bincount(sets[:, 0], minlength=len(tokens.level)).clamp(min=1).to(x)[:, None]
+        vectors = x.new_zeros(len(size), x.shape[1]).index_add(0, sets[:, 0], h) / size
+        vectors = vectors + self.size * size.log()
+        if self.position is not None:
+            scales = None if tokens.scales is None else torch.from_numpy(tokens.scales).to(x.device)
+            vectors = vectors + self.position(torch.from_numpy(tokens.level).to(x.device), scales)
+        known = rows >= 0
+        sequence = vectors[rows.clamp(min=0)] * known[..., None]
+        layout = Layout.of(sequence)
+        if not bool(known.all()) and not all(block.mixer.causal for block in self.stack.blocks):
+            starts = torch.zeros_like(known)  # padding is a document of its own, which what looks ahead does not see
+            starts[:, 1:] = known[:, :-1] & ~known[:, 1:]
+            layout = Layout.chain((rows.shape[0], rows.shape[1]), starts=starts)
+        return self.stack.hidden(sequence, layout).flatten(0, 1)[torch.from_numpy(tokens.own).to(x.device)]
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return self.stack.state_parameters()

@@ -1,0 +1,100 @@
+"""Language models of rows with segments: so many positions of text, then so many of picture codes (DALL-E: Ramesh et
+al. 2021, arXiv 2102.12092; StoryDALL-E: Maharana et al. 2022, arXiv 2209.06192).
+
+Each segment has ids, positions and a head of its own: at a position only the next one's ids can be said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from segue.errors import SegueError
+from segue.mixers.state import Layout, State, gather_nodes
+from segue.models.base import Decoding, Output
+from segue.models.stack import Stack, StackConfig
+
+
+class MultiSegmentLM(nn.Module):
+    """A stack over rows of segments. Satisfies `segue.models.base.Decodable`.
+
+    config: of the stack; its vocabulary and its learned positions follow from the segments, and its head is untied.
+    segments: ids and positions of each, in the order of a row; the ids of the first come first. The row's first element
+    is given, not said.
+    owner: (V,) long, the segment of each id. place: (L,) long, the segment of each position of a row.
+    """
+
+    owner: Tensor
+    place: Tensor
+
+    def __init__(self, config: StackConfig, segments: Sequence[tuple[int, int]]) -> None:
+        super().__init__()
+        if not segments or any(min(segment) < 1 for segment in segments):
+            raise SegueError(f"segments {list(segments)}: give ids and positions of each, at least 1")
+        sizes, lengths = (torch.tensor(each) for each in zip(*segments))
+        self.stack = Stack(replace(config, vocabulary=int(sizes.sum()), learned_positions=int(lengths.sum()),
+                                   tied=False))
+        self.register_buffer("owner", torch.arange(len(sizes)).repeat_interleave(sizes))
+        self.register_buffer("place", torch.arange(len(lengths)).repeat_interleave(lengths))
+
+    @property
+    def vocabulary(self) -> int:
+        return self.stack.vocabulary
+
+    @property
+    def path(self) -> str:
+        return self.stack.path
+
+    def ids(self, segment: int) -> Tensor:
+        """(n,) long, the ids of a segment, those that were added last."""
+        return (self.owner == segment).nonzero()[:, 0]
+
+    def start(self, segment: int) -> int:
+        """The first position of a segment."""
+        return int((self.place < segment).sum())
+
+    def scores(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """(B, N, V): of the ids of the segment in which the position behind each of (B, N) lies; others cannot be."""
+        behind = (positions + 1).clamp(0, len(self.place) - 1)
+        return self.stack.head(hidden).masked_fill(self.place[behind][..., None] != self.owner, -torch.inf)
+
+    def forward(self, tokens: Tensor, layout: Layout | None = None) -> Output:
+        layout = Layout.of(tokens) if layout is None else layout
+        hidden = self.stack.hidden(tokens, layout)
+        return Output(self.scores(hidden, layout.positions), hidden)
+
+    def init_state(self, batch: int, history: int = 0) -> State:
+        return self.stack.init_state(batch, history)
+
+    def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
+               at: Tensor | None = None) -> Output:
+        assert isinstance(state, State)
+        hidden = self.stack.extend(tokens, state, parents).hidden
+        assert state.pending is not None
+        positions = state.pending.positions.expand(tokens.shape)
+        if at is None:
+            return Output(self.scores(hidden, positions), hidden)
+        return Output(self.scores(gather_nodes(hidden, at), positions.gather(1, at)), hidden)
+
+    def state_parameters(self) -> list[nn.Parameter]:
+        return self.stack.state_parameters()
+
+    @torch.no_grad()
+    def grow(self, segment: int, count: int) -> Tensor:
+        """Add `count` ids to a segment; (count,) long. They come behind all others, whose rows stay as they are; the
+        new ones begin near the mean of the segment's (of a new name the model knows that it is a word)."""
+        old, stack = self.ids(segment), self.stack
+        if not len(old) or count < 1:
+            raise SegueError(f"segment {segment} cannot get {count} new ids: there are {int(self.owner.max()) + 1} "
+                             "segments, and 1 id is the least")
+        for table in (stack.embedding, stack.head):
+            weight = table.weight
+            new = weight[old].mean(0) + 0.02 * torch.randn(count, weight.shape[1]).to(weight)
+            table.weight = nn.Parameter(torch.cat([weight, new]), requires_grad=weight.requires_grad)
+        stack.config = replace(stack.config, vocabulary=stack.vocabulary + count)
+        stack.embedding.num_embeddings = stack.head.out_features = stack.vocabulary
+        self.owner = torch.cat([self.owner, torch.full((count,), segment).to(self.owner)])
+        return torch.arange(stack.vocabulary - count, stack.vocabulary)

@@ -1,0 +1,49 @@
+"""What models of pictures, and of text before pictures, learn by."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from segue.objectives.base import Batch, Loss
+
+
+class CodedReconstruction:
+    """Squared error of a tokenizer's pictures, and `commitment` times how far its vectors lie from their codes.
+    Batch: tokens (B, 3, H, W) from 0 to 1."""
+
+    def __init__(self, commitment: float = 0.25) -> None:
+        self.commitment = commitment
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        coded = model(batch.tokens)
+        error = (coded.picture - batch.tokens).square().mean()
+        return Loss((error + self.commitment * coded.apart) * batch.count, {"nats": error.detach() * batch.count},
+                    batch.count)  # nats, up to scale, of pixels with a deviation of their own
+
+
+class FrameLabels:
+    """Cross-entropy of what is in a picture and of where it is (`segue.models.images.FrameClassifier`). Batch: tokens
+    (B, 3, H, W); targets (B, things + 1), 1 or 0 for each thing and then the place."""
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        things, places = model(batch.tokens)
+        loss = F.binary_cross_entropy_with_logits(things, batch.targets[:, :-1].float()) + \
+            F.cross_entropy(places, batch.targets[:, -1])
+        return Loss(loss * batch.count, {"nats": loss.detach() * batch.count}, batch.count)
+
+
+class SegmentCrossEntropy:
+    """The next element, each segment with the same weight however long it is: the sum over segments of the mean nats of
+    its elements. owner: (V,) long, the segment of each id (`segue.models.segments`)."""
+
+    def __init__(self, owner: Tensor) -> None:
+        self.owner = owner
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Loss:
+        asked = batch.targets >= 0
+        targets = batch.targets[asked]
+        nats = F.cross_entropy(model(batch.tokens, batch.layout).logits[asked].float(), targets, reduction="none")
+        parts = [nats[self.owner[targets] == segment].mean() for segment in self.owner[targets].unique()]
+        return Loss(torch.stack(parts).sum() * batch.count, {"nats": nats.sum().detach()}, batch.count)

@@ -1,0 +1,141 @@
+"""`prefer`: learn from pairs which of two continuations is better, and say what that changed."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from segue.decoding.continuation import prime_object, prime_tokens
+from segue.errors import SegueError
+from segue.files import write_json
+from segue.kinds.base import Problems
+from segue.kinds.frame import load_table
+from segue.models import Stack
+from segue.objectives import Batch, Preference, preference_batch
+from segue.objectives.preference import Ids, answer_likelihoods
+from segue.progress import Shown
+from segue.training.learn import learn
+from segue.verbs.fitted import Fitted, roll_forward
+from segue.verbs.update import measure
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+COLUMNS = ("prompt", "chosen", "rejected")
+HELD_OUT, ROWS, EPOCHS = 0.1, 16, 2
+Pair = tuple[Any, Any, Any]
+
+
+@dataclass
+class PreferReport(Shown):
+    """pairs, held_out: how many were learned from, and measured on. likelier: the share of held-out pairs whose better
+    continuation is the likelier one, before and after. moved: the share in which it gained on the other. bits: per
+    unit, on what the model keeps to be measured on from all it learned, before and after."""
+
+    pairs: int
+    held_out: int
+    steps: int
+    seconds: float
+    likelier: tuple[float, float]
+    moved: float
+    bits: dict[str, tuple[float, float]]
+    unit: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __rich__(self) -> RenderableType:
+        from rich.text import Text
+
+        lines = [f"{self.pairs:,} pairs, {self.steps:,} steps in {self.seconds:.0f} s; on {self.held_out:,} held-out "
+                 "ones:",
+                 f"the better continuation is the likelier one in {self.likelier[0]:.0%}, now {self.likelier[1]:.0%}; "
+                 f"it gained on the other in {self.moved:.0%}"]
+        lines += [f"{name}: {before:.3f} bits per {self.unit}, now {after:.3f}"
+                  for name, (before, after) in self.bits.items()]
+        return Text("\n".join(lines))
+
+
+def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None = None, rate: float = 2e-4,
+           beta: float = 0.1, likelihood: float = 0.1, seed: int = 0, quiet: bool = False) -> PreferReport:
+    """Move a fitted model, and its folder's, by direct preference optimisation.
+
+    pairs: (prompt, better, worse), objects of the model's kind, or a table of them with the columns prompt, chosen and
+    rejected, in any format that `segue.read` takes. A tenth is held out. steps: of 16 pairs each (default: two passes).
+    rate: of AdamW. beta, likelihood: see `segue.objectives.Preference`. Counts beside the network stay as they are.
+    A SegueError says what the pairs lack; nothing is written until all is done.
+    """
+    model, begin = fitted.model, time.monotonic()
+    if not isinstance(model, Stack) or fitted.objective != "next":
+        raise SegueError("preferences need a native model that learned the next element: fit one with objective=next")
+    rows = [_ids(fitted, *pair) for pair in (_table(Path(pairs)) if isinstance(pairs, str | Path) else pairs)]
+    if len(rows) < 2:
+        raise SegueError(f"{len(rows)} pairs are too few: give 2 at least, to learn from and to measure on")
+    Random(f"{seed} held out").shuffle(rows)
+    held, train = rows[: max(1, round(HELD_OUT * len(rows)))], rows[max(1, round(HELD_OUT * len(rows))) :]
+    count = min(ROWS, len(train))
+    a_pass = -(-len(train) // count)
+
+    def batch(step: int) -> Batch:
+        order = Random(f"{seed} {step // a_pass}").sample(range(len(train)), len(train))
+        at = min(step % a_pass * count, len(train) - count)
+        return preference_batch([train[i] for i in order[at : at + count]])
+
+    exams = {} if fitted.memory is None else fitted.memory.exams
+    bits, before = measure(fitted, exams), _likelihoods(model, held)
+    reference = copy.deepcopy(model)
+    run = learn(model, batch, steps or EPOCHS * a_pass, rate=rate, seed=seed, quiet=quiet, warmup=0.1,
+                objective=Preference(reference, beta, likelihood))
+    model.eval()
+    after = _likelihoods(model, held)
+    gained = (after - before)[0] > (after - before)[1]
+    report = PreferReport(len(train), len(held), run.step, round(time.monotonic() - begin, 2),
+                          (float((before[0] > before[1]).float().mean()), float((after[0] > after[1]).float().mean())),
+                          float(gained.float().mean()),
+                          dict(zip(exams, zip(bits, measure(fitted, exams)))), fitted.kind.unit)
+    fitted.report.values.setdefault("preferences", []).append(report.to_dict())
+    if (folder := fitted.folder) is not None:
+        fitted.save(folder / "updating" / "new")
+        write_json(folder / "updating" / "complete.json", {"preferences": len(train)})
+        roll_forward(folder)
+        fitted.folder = folder
+    return report
+
+
+def _ids(fitted: Fitted, prompt: Any, better: Any, worse: Any) -> tuple[Ids, Ids, Ids]:
+    """The pair's ids, as `continue` begins and ends them."""
+    codec = fitted.codec
+    asked, *answers = (prime_object(fitted.kind, each, codec) for each in (prompt, better, worse))
+    end = [] if codec.eos is None else [codec.eos]
+    chosen, rejected = ([*(() if each is None else codec.encode(each).tolist()), *end] for each in answers)
+    return prime_tokens(codec, asked, fitted.model), chosen, rejected
+
+
+@torch.no_grad()
+def _likelihoods(model: Stack, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Tensor:
+    """(2, P): log p of the better continuations and of the worse ones, in nats."""
+    device = next(model.parameters()).device
+    parts = [answer_likelihoods(model, preference_batch(rows[at : at + ROWS]).to(device)).view(2, -1).cpu()
+             for at in range(0, len(rows), ROWS)]
+    return torch.cat(parts, 1)
+
+
+def _table(path: Path) -> list[Pair]:
+    problems = Problems()
+    frame = load_table(path, problems, "utf-8", COLUMNS)
+    if problems:
+        raise SegueError(str(problems[0]))
+    if missing := [name for name in COLUMNS if name not in frame.columns]:
+        raise SegueError(f"{path} has no column {missing[0]}: it has {', '.join(frame.columns)}; name them "
+                         f"{', '.join(COLUMNS)}")
+    columns = [frame.columns[name].to_pylist() for name in COLUMNS]
+    if wrong := [i for i, pair in enumerate(zip(*columns)) if None in pair[1:]]:
+        raise SegueError(f"{path}, {frame.place(wrong[0])}: no continuation; give a chosen and a rejected one in each")
+    return [(prompt or "", better, worse) for prompt, better, worse in zip(*columns)]
