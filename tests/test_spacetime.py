@@ -244,3 +244,22 @@ def test_a_film_is_played_on_clip_by_clip() -> None:
     assert torch.equal(again, made)
     with pytest.raises(SegueError, match="stride 4"):
         ClipRollout(model, codec, block=3)
+
+
+def test_a_branch_learns_what_a_key_does() -> None:
+    """Which of two numbers comes, over a base that knows only that it is one of them."""
+    torch.manual_seed(0)
+    base = StackField(both_ways(StackConfig(1, 16, ["gru"])), 1)
+    asked, layout = torch.tensor([[False, True]] * 64), Layout.chain((64, 2))
+    keys = torch.arange(64) % 2
+
+    def batch(step: int) -> Batch:
+        come = (2.0 * keys - 1)[:, None, None].expand(-1, 2, 1) * torch.tensor([[0.0], [1.0]])
+        return Batch(come, torch.where(asked, 0, -1), channels={"key": keys})
+
+    learn(base, batch, 60, rate=1e-2, objective=FlowMatching())
+    branch = ControlBranch(base, {"key": 2})
+    learn(branch, batch, 80, rate=1e-2, objective=FlowMatching())
+    made = [euler(model, torch.zeros(64, 2, 1), asked, layout, {"key": keys})[:, 1, 0] for model in (base, branch)]
+    right = [float((one.sign() == 2 * keys - 1).float().mean()) for one in made]
+    assert right[0] < 0.7 and right[1] > 0.8

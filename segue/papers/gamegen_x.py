@@ -42,8 +42,8 @@ class Setting:
     films: int = 4000
     tests: int = 200
     coder: int = 300
-    base: int = 900
-    branch: int = 600
+    base: int = 450
+    branch: int = 300
     rows: int = 64
     width: int = 64
     pairs: int = 3
