@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.analysis.repeats import distance_table, edit_distance, edit_distances, occurrences, pair_scores
+from segue.analysis.repeats import distance_table, edit_distances, occurrences, pair_scores
 from segue.errors import SegueError
 from segue.training.motifs import MotifRetriever, cut, edited, motif_of
-
-ROWS = st.lists(st.integers(0, 3), max_size=9)
 
 
 def naive(a: list[int], b: list[int]) -> int:
@@ -25,17 +23,10 @@ def naive(a: list[int], b: list[int]) -> int:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, 2), max_size=5), st.lists(st.integers(0, 2), max_size=5))
 def test_edit_distances_are_the_fewest_edits(a: list[int], b: list[int]) -> None:
-    assert edit_distance(a, b) == naive(a, b)
+    assert edit_distances(a, b, anywhere=False)[-1] == naive(a, b)
     found = edit_distances(a, b)
     for end in range(len(b) + 1):
         assert found[end] == min(naive(a, b[begin:end]) for begin in range(end + 1))
-
-
-@settings(max_examples=40, deadline=None)
-@given(ROWS, ROWS, ROWS)
-def test_edit_distance_is_a_distance(a: list[int], b: list[int], c: list[int]) -> None:
-    assert edit_distance(a, b) == edit_distance(b, a) <= edit_distance(a, c) + edit_distance(c, b)
-    assert (edit_distance(a, b) == 0) == (a == b)
 
 
 def test_a_pattern_is_found_where_it_returns() -> None:

@@ -11,7 +11,7 @@ Ids = Sequence[int] | np.ndarray
 
 def edit_distances(a: Ids, b: Ids, anywhere: bool = True) -> np.ndarray:
     """(len(b) + 1,): the fewest replacements, insertions and deletions that make a of what of b ends there, of all of
-    it (Levenshtein 1966), or of the part that fits best (anywhere; Sellers 1980)."""
+    it (Levenshtein 1966; swaps too: `segue.analysis.texts`), or of the part that fits best (anywhere; Sellers 1980)."""
     b = np.asarray(b)
     steps = np.arange(len(b) + 1)
     row = np.zeros_like(steps) if anywhere else steps
@@ -21,14 +21,9 @@ def edit_distances(a: Ids, b: Ids, anywhere: bool = True) -> np.ndarray:
     return row
 
 
-def edit_distance(a: Ids, b: Ids) -> int:
-    """Between two sequences."""
-    return int(edit_distances(a, b, anywhere=False)[-1])
-
-
 def distance_table(rows: Sequence[Ids]) -> np.ndarray:
     """(N, N): edit distances between sequences, over the length of the longer one."""
-    return np.array([[edit_distance(a, b) / max(1, len(a), len(b)) for b in rows] for a in rows])
+    return np.array([[edit_distances(a, b, anywhere=False)[-1] / max(1, len(a), len(b)) for b in rows] for a in rows])
 
 
 def occurrences(pattern: Ids, ids: Ids, tolerance: float = 0.25) -> list[int]:

@@ -165,7 +165,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     axes.set_xticks(range(len(BUCKETS)), list(BUCKETS))
     axes.set(xlabel="paragraphs since somebody was told of", ylabel="true origins", ylim=(0, 1.02),
              title="Who leaves where they are, by what the writer remembers")
-    axes.legend(fontsize=8, loc="lower left")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 CLAIM = Claim(

@@ -269,9 +269,11 @@ def draw(figure: Figure, table: list[Row]) -> None:
         axes.set_yticks(range(len(rows)), names if axes is parts[0] else [""] * len(rows), fontsize=8)
         axes.legend(fontsize=7)
     parts[0].axvline(1 / len(stories.SCARVES), color="k", linestyle=":", linewidth=1)
-    parts[0].set(xlim=(0, 1), title="What no caption says\n(dotted: a guess), and who is meant by it")
-    parts[1].set(xlim=(0, 1), title="Characters seen, by how many are meant")
-    parts[2].set(title="Distance of features")
+    parts[0].set(xlim=(0, 1), title="Scarves (dotted: a guess),\nand who is meant by 'it'")
+    parts[1].set(xlim=(0, 1), title="Characters seen,\nby how many are meant")
+    parts[2].set(title="Distance of\nfeatures")
+    for axes in parts:
+        axes.title.set_fontsize(9)
 
 
 CLAIM = Claim(

@@ -168,8 +168,8 @@ def learner(arm: str, rows: Sequence[tuple[list[str], list[str]]], steps: int, s
         return (behind(passages(random)[0], prompt) if random.random() < 0.5 else prompt), answer
 
     again = echo([*NOUNS, *map(str.upper, NOUNS)], 8, before=(USER, "echo"), behind=(BOT,))
-    later = {"ask": 0.9, "echo": 0.1} if arm == RAG else {"ask": 0.4, "follow": 0.55, "echo": 0.05}
-    phases = {0: {"ask": 0.6, "echo": 0.4}, 2 * steps // 5: later}
+    later = {"ask": 0.9, "echo": 0.1} if arm == RAG else {"ask": 0.35, "follow": 0.6, "echo": 0.05}
+    phases = {0: {"ask": 0.6, "echo": 0.4}, 3 * steps // 8: later}
     task = Answers(BOTH, {"ask": ask, "follow": follow, "echo": again}, phases)
     torch.manual_seed(seed)
     model = small_decoder(BOTH.size)
@@ -208,7 +208,7 @@ def arm(name: str, seed: int, steps: int, count: int, tests: int, families: Sequ
 
 def measure(run: Run) -> list[Row]:
     families = FAMILIES[: run.pick(2, len(FAMILIES))]
-    setting = run.pick({"steps": 4, "count": 60, "tests": 6}, {"steps": 280, "count": 5000, "tests": 500})
+    setting = run.pick({"steps": 4, "count": 60, "tests": 6}, {"steps": 320, "count": 5000, "tests": 500})
     seeds, agree = range(run.seed, run.seed + run.pick(1, 2)), run.pick(10, 1000)
     done = run.cells({f"{name} {seed}": partial(arm, name, seed, **setting, families=families) for seed in seeds
                       for name in (VERIFIED, UNVERIFIED, RAG)}
@@ -225,8 +225,8 @@ def measure(run: Run) -> list[Row]:
              f"of them off by one, deaf to quotes or case, always true, or crashing, and {CASES} cases, {WRONG:.0%} of "
              f"them wrong; all run in the sandbox; agreement with the true verifier on {agree} answers a family, in 3 "
              "draws")
-    run.note(f"models: 0.35 million parameters, {setting['steps']} steps of 96 rows: two fifths of questions "
-             "about passages and of rows that are said again, alike for all arms, and then 55% instructions (passages "
+    run.note(f"models: 0.35 million parameters, {setting['steps']} steps of 96 rows: three eighths of questions "
+             "about passages and of rows that are said again, alike for all arms, and then 60% instructions (passages "
              f"alone: none), half of them behind passages; {setting['count']} instructions whose answers "
              f"forget a constraint {DROPPED:.0%} of the time, all of them or those that the surviving functions "
              f"({MAJORITY}) let through; {setting['tests']} held-out ones, by the true verifier")
