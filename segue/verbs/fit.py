@@ -84,6 +84,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     distributed.join()
     if out is None and distributed.world() > 1:
         raise SegueError("several processes need a folder they share: give out=")
+    if minutes is not None and distributed.world() > 1:
+        raise SegueError("several processes cannot tell how many steps some minutes are: give steps= (--steps)")
     data, folder = as_data(data, kind), None if out is None else Path(out)
     if mixer is not None:
         choices["mixer"] = mixer
