@@ -14,15 +14,16 @@ from segue.models.compiled import compile_model
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.programs import Hashing, Local, RecurrentProgram, Section, SectionedPrompt, Story
 from segue.tasks import Answers, small_decoder
-from segue.tasks.journeys import CODEC, FACTS, FARTHEST, PLACES, PROMPT, SKILLS, next_being, told
+from segue.tasks.journeys import BEINGS, CODEC, FACTS, FARTHEST, PLACES, PROMPT, SKILLS, next_being, told
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROWS, RATE = 32, 3e-3
-WRITER = SectionedPrompt(PROMPT, (Section("paragraph", "paragraph"), Section("memory", "memory", needed=False), *(
-    Section(f"plan{i}", name, needed=False) for i, name in enumerate(("first", "second", "third"), 1))), tries=1)
+HEADINGS = {"paragraph": "paragraph", "memory": "memory", "plan1": "first", "plan2": "second", "plan3": "third"}
+WRITER = SectionedPrompt(PROMPT, tuple(Section(name, heading, needed=False) for name, heading in HEADINGS.items()),
+                         tries=1)
 FULL, ROLLING = "both memories", "rolling window"
 ARMS: dict[str, dict[str, Any]] = {
     FULL: {},
@@ -90,6 +91,11 @@ def told_on(model: Local, arm: str, seed: int, stories: int, steps: int) -> dict
     return {"returns": found, "words": longest}
 
 
+def newest(story: Story) -> str:
+    """The being that the memory names first (one at all, where it names none)."""
+    return next((being for word in story.memory.text.split() for being in BEINGS if being == word), BEINGS[0])
+
+
 def edited(model: Local, seed: int, stories: int) -> float:
     """How often somebody whose place was changed by hand in the memory leaves, the next time, the place that was
     written there; two others move before."""
@@ -101,13 +107,13 @@ def edited(model: Local, seed: int, stories: int) -> float:
         reader.heard()
     wanted = list[tuple[str, str]]()
     for story, draws in zip(changed, reader.draws):
-        facts = story.memory.sentences
-        who, _, place, _ = facts[0].split() if facts else ("nobody", "", "", "")
-        other = draws.choice([each for each in PLACES if each != place])
-        story.edit({"memory": " ".join([*facts[1:], f"{who} at {other} ."])})
+        who = newest(story)
+        rest = [fact for fact in story.memory.sentences if not fact.startswith(who)]
+        other = draws.choice([each for each in PLACES if f"{who} at {each} ." not in story.memory.sentences])
+        story.edit({"memory": " ".join([*rest, f"{who} at {other} ."])})
         wanted.append((who, other))
     for _ in range(2):
-        loop.step(changed, lambda those: [{"plan": f"move {story.memory.sentences[0].split()[0]}"} for story in those])
+        loop.step(changed, lambda those: [{"plan": f"move {newest(story)}"} for story in those])
     loop.step(changed, lambda those: [{"plan": f"move {who}"} for who, _ in wanted])
     return mean(float((told(story.paragraph) or ("", "", ""))[:2] == want) for story, want in zip(changed, wanted))
 

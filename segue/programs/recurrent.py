@@ -249,9 +249,10 @@ class RecurrentProgram:
                                 wish=CHARACTER if draws.random() < self.wish else "")
 
     def advance(self, story: Story, found: Sections) -> None:
-        """Take what the writer wrote into a story. A memory that is missing stays as it was, and so do plans."""
+        """Take what the writer wrote into a story. A memory that is missing stays as it was, and so do plans; a missing
+        paragraph is an error, or an empty one where the writer's prompt does not need it."""
         texts = found.texts
-        if "paragraph" not in texts:
+        if found.problem and "paragraph" not in texts:
             raise SegueError(f"the model wrote no paragraph {story.step + 1} in {found.calls} calls: {found.problem}")
         used = [passage.place for passage in self.retrieved(story)]
         if story.paragraph:
@@ -260,7 +261,7 @@ class RecurrentProgram:
             story.memory.rewrite(texts["memory"], story.step + 1)
         story.log.append({"step": story.step + 1, "plan": story.plan, "related": used, "calls": found.calls,
                           "problem": found.problem})
-        story.paragraph, story.summary = texts["paragraph"], texts.get("summary", "")
+        story.paragraph, story.summary = texts.get("paragraph", ""), texts.get("summary", "")
         story.paragraphs.append(story.paragraph)
         story.plans = [texts[name] for name in PLANS if name in texts] or story.plans
         story.step, story.plan = story.step + 1, ""
