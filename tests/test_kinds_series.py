@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +70,35 @@ def test_columns_and_rows_as_asked(files: dict[str, Path]) -> None:
         read(files["several.csv"], columns="x")
     with pytest.raises(SegueError, match="column 'date' holds no numbers"):
         read(files["several.csv"], columns="date")
+
+
+def test_what_says_when(tmp_path: Path) -> None:
+    def values(text: str, **options: Any) -> list[str]:
+        (tmp_path / "a.csv").write_text(text)
+        return list(read(tmp_path / "a.csv", **options)[0].object)
+
+    # The day of a month says no order: rows stay, and the columns that count them go.
+    dates = [(month, day) for month in (1, 2) for day in range(1, 29)]
+    rows = "".join(f"{i},2020,{month},{day},{month + day / 100}\n" for i, (month, day) in enumerate(dates))
+    said = table(values("No,year,month,day,v\n" + rows))
+    assert list(said) == ["year", "month", "day", "v"]
+    np.testing.assert_allclose(said["v"], [month + day / 100 for month, day in dates])
+    # Days or months first: the user can say it.
+    rows = "".join(f"{month:02}/01/2020,{month}.5\n" for month in (2, 3, 1))
+    with pytest.raises(SegueError, match="give when_format="):
+        values("Date,v\n" + rows)
+    assert values("Date,v\n" + rows, when_format="%m/%d/%Y") == ["1.5", "2.5", "3.5"]
+    # Other languages, newest first.
+    assert values("日付,気温\n2020/01/02,2.5\n2020/01/01,1.5\n") == ["1.5", "2.5"]
+    assert values("day,v\nMonday,1.5\nFriday,2.5\n", kind="series") == ["1.5", "2.5"]
+    assert values("0.5,1.5\n1.5,1.5\n") == ["x1=0.5", "x2=1.5", "x1=1.5", "x2=1.5"]  # no count of rows
+
+
+def test_many_series_of_one_table(tmp_path: Path) -> None:
+    rows = [f"s{i % 5000},{i // 5000},{i % 7}.5" for i in range(20_000)]
+    (tmp_path / "a.csv").write_text("\n".join(["sensor,time,v", *rows]))
+    data = read(tmp_path / "a.csv")
+    assert len(data) == 5000 and data[4999].object == [f"{(4999 + 5000 * t) % 7}.5" for t in range(4)]
 
 
 def test_arrays_and_packed_files(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, words
+from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, words
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
 from segue.kinds.frame import DELIMITED, TABULAR, Frame, glance, is_array, is_parquet, load_table, said
 from segue.kinds.packed import bare, opened
 from segue.kinds.table import WHAT, WHEN, WHO, measured, named_by, seconds_of, timelike, when_of
 
 WHOLE = 24  # so many columns without a header: a row is a series
-COUNTERS = words("row index unnamed step")  # columns that may count the rows
+COUNTERS = words("row index unnamed step no nr instant")  # columns that may count the rows
 BARS = "▁▂▃▄▅▆▇█"
 SERIES = words("series unique id station sensor")  # columns that may name series, beside WHO
 KEPT = 200_000  # numbers of a column that levels are learned from
@@ -73,24 +73,25 @@ class Series(Kind):
         return 0.8 if look.headed or len(numbers) >= WHOLE else 0.6
 
     def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (), who: str | None = None,
-             when: str | None = None, rows: bool | None = None, encoding: str = "utf-8") -> Iterator[Record]:
+             when: str | None = None, when_format: str | None = None, rows: bool | None = None,
+             encoding: str = "utf-8") -> Iterator[Record]:
         """One record a series: a file, or of a table with a column `who` each name in it.
 
         columns: those to read, in this order; else all that hold numbers, but the time and one that counts the rows.
         who, when: the columns that name series and say when; found from names and contents if None. Rows are put in the
-            order of time.
+            order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
             and is left out; None: tables without a header do so from 24 columns.
         """
         chosen = [columns] if isinstance(columns, str) else list(columns)
         chosen = [name for part in chosen for name in part.split(",")]
-        with opened(path) as handle:
-            raw = handle.read()
-        if not raw.strip():
-            raise SegueError(f"{path}: the file is empty; give a table of numbers")
-        if is_array(raw):
+        array, archive = is_array(head_of(path)), bare(path).suffix.lower() == ".ts"
+        if array or archive:
+            with opened(path) as handle:
+                raw = handle.read()
+        if array:
             yield Record(flat(_array(path, raw)), name=str(path))
-        elif bare(path).suffix.lower() == ".ts":
+        elif archive:
             yield from _archive(path, as_utf8(path, raw, encoding).decode(), problems)
         else:
             frame = load_table(path, Problems() if problems is None else problems, encoding, (who, when, *chosen))
@@ -99,8 +100,10 @@ class Series(Kind):
             listed = [name for name in frame.columns if "list" in str(frame.columns[name].type)]
             if len(listed) == 1 and not chosen:
                 yield from _lists(frame, listed[0], problems)
+            elif rows:
+                yield from _whole_rows(frame, problems)
             else:
-                yield from _whole_rows(frame, problems) if rows else _moments(frame, chosen, who, when, problems)
+                yield from _moments(frame, chosen, who, when, when_format, problems)
 
     def codec(self, data: Dataset, *, levels: int = 128) -> Codec:
         """The levels of each column: its numbers, where there are at most twice as many different ones; else half of
@@ -314,49 +317,49 @@ def _whole_rows(frame: Frame, problems: Problems | None) -> Iterator[Record]:
         yield Record(flat({"": values[: last[-1] + 1]}), name=f"{frame.path}:{frame.place(row)}{label}")
 
 
-def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None,
+def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None, when_format: str | None,
              problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     names, there = list(frame.columns), ", ".join(frame.columns)
     for asked in (*chosen, *filter(None, (who, when))):
         if asked not in names:
             raise SegueError(f"{frame.path}: there is no column '{asked}'; there are {there}")
-    free = [name for name in names if name not in (*chosen, who, when)]
+    sure = when is not None
     if when is None and frame.headed:
-        when = when_of(frame, free)
+        when = when_of(frame, [name for name in names if name not in (*chosen, who)])
         names = list(frame.columns)
-    numbers = {name: values for name in (chosen or [name for name in names if name not in (who, when)])
+    numbers = {name: values for name in (chosen or [name for name in names if name != who])
                if (values := _numbers(frame, name)) is not None}
     if missing := [name for name in chosen if name not in numbers]:
         raise SegueError(f"{frame.path}: column '{missing[0]}' holds no numbers; there are {there}")
-    if when is None and not frame.headed:
-        when = next((name for name in names if name not in numbers and
+    if when is None:
+        when = next((name for name in names if name not in (*numbers, who) and
                      timelike(frame.columns[name][:100].to_pylist())), None)
     if who is None:
         texts = [name for name in names if name not in numbers and name != when]
         who = "series" if "series" in names else named_by(texts, [*WHO, *SERIES]) if frame.headed else None
-        numbers = {name: values for name, values in numbers.items() if name != who}
+    groups, labels = np.zeros(len(frame.rows), dtype=np.int64), [""]
+    if who is not None:
+        place: dict[str, int] = {}
+        groups = np.array([place.setdefault(str(cell), len(place)) for cell in frame.columns[who].to_pylist()])
+        labels = list(place)
+    order = np.argsort(groups, kind="stable")
+    series = np.split(order, np.searchsorted(groups[order], np.arange(1, len(labels))))
+    times = None if when is None else _times(frame, when, when_format, sure, series)
+    when = None if times is None else when
+    numbers = {name: values for name, values in numbers.items() if name not in (who, when)}
     if not chosen:
         numbers = {name: values for name, values in numbers.items() if not _counts(name, values)} or numbers
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
     if problems is not None:
-        problems.note = f"columns={','.join(numbers)}, " + said([("who", who), ("when", when)],
-                                                                [name for name in names if name not in numbers])
-        problems.note = problems.note.removesuffix(", ")
-    groups = np.zeros(len(frame.rows), dtype=np.int64)
-    labels = [""]
-    if who is not None:
-        listed = [str(cell) for cell in frame.columns[who].to_pylist()]
-        labels = list(dict.fromkeys(listed))
-        groups = np.array([dict(zip(labels, range(len(labels))))[label] for label in listed])
-    times = None if when is None else seconds_of(frame.columns[when], None, frame.path)
-    for group, label in enumerate(labels):
-        mine = np.flatnonzero(groups == group)
+        roles = said([("who", who), ("when", when)], [name for name in names if name not in numbers])
+        problems.note = f"columns={','.join(numbers)}{', ' if who or when else ''}{roles}"
+    called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
+        dict.fromkeys(numbers, "")
+    for label, mine in zip(labels, series):
         if times is not None and np.isfinite(times[mine]).all():
             mine = mine[np.argsort(times[mine], kind="stable")]
-        called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
-            dict.fromkeys(numbers, "")
         parts = {called[name]: values[mine] for name, values in numbers.items()}
         if not any(np.isfinite(values).any() for values in parts.values()):
             bad(problems, frame.path, label, None, "there is no number in this series; remove it")
@@ -364,7 +367,24 @@ def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None,
         yield Record(flat(parts), name=f"{frame.path}:{label}" if label else str(frame.path))
 
 
+def _times(frame: Frame, when: str, when_format: str | None, sure: bool,
+           series: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Seconds of each row; None where a column that nobody asked for does not say when: names of weekdays, or numbers
+    that come again in one of the series, such as the day of a month."""
+    column = frame.columns[when]
+    moments = sure or timelike(column[:100].to_pylist())
+    try:
+        times = seconds_of(column, when_format, frame.path)
+    except SegueError:
+        if moments or when_format is not None:
+            raise
+        return None
+    plain = not moments and _numbers(frame, when) is not None
+    return None if plain and any(len(np.unique(times[mine])) < len(mine) for mine in series) else times
+
+
 def _counts(name: str, values: np.ndarray) -> bool:
     """A column that counts the rows."""
     plain = re.sub(r"[^a-z]", "", name.lower())
-    return plain in ("", *COUNTERS) and len(values) > 1 and bool((np.diff(values) == 1).all())
+    whole = len(values) > 1 and float(values[0]).is_integer() and bool((np.diff(values) == 1).all())
+    return whole and plain in ("", *COUNTERS)
