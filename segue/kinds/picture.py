@@ -448,17 +448,17 @@ def framed(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(path: Path, array: np.ndarray) -> np.ndarray:
-    """Brightness as uint8. Numbers from 0 to 1 that are no whole ones, and truth values, are parts of white, those from
-    0 to 255 are bytes, 16-bit ones 257ths; others are spread from the least to the greatest."""
+    """Brightness as uint8. Numbers from 0 to 1, and truth values, are parts of white, those from 0 to 255 are bytes,
+    16-bit ones 257ths; others are spread from the least to the greatest."""
     if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array * 255 if array.max(initial=0) <= 1 else array)
     values = array.astype(np.float64)
     if not values.size or not np.isfinite(values).all():
         raise SegueError(f"{path}: a picture's numbers are finite ones; not all of these are")
     least, most = float(values.min()), float(values.max())
     if least < 0 or most > 65535 or (array.dtype.kind == "f" and most > 255):
         values = (values - least) * (255 / max(most - least, 1e-300))
-    elif array.dtype.kind == "b" or (array.dtype.kind == "f" and most <= 1):
+    elif most <= 1:
         values = values * 255
     elif most > 255:
         values = values / 257
