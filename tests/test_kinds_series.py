@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import gzip
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segue
-from segue.data import read
+from segue.data import of, read
 from segue.errors import SegueError
 from segue.kinds import KINDS, LevelCodec
-from segue.kinds.series import flat, steps, table
+from segue.kinds.series import _column, flat, steps, table
 from segue.testing import check_codec, check_kind
 
 SERIES = KINDS["series"]
@@ -92,6 +95,45 @@ def test_what_says_when(tmp_path: Path) -> None:
     assert values("日付,気温\n2020/01/02,2.5\n2020/01/01,1.5\n") == ["1.5", "2.5"]
     assert values("day,v\nMonday,1.5\nFriday,2.5\n", kind="series") == ["1.5", "2.5"]
     assert values("0.5,1.5\n1.5,1.5\n") == ["x1=0.5", "x2=1.5", "x1=1.5", "x2=1.5"]  # no count of rows
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    for cells, expected in ((["1,234.50", "999.5", "-2,000"], [1234.5, 999.5, -2000]), (["1,234", "999"], [1234, 999]),
+                            (["1,234,567", "1,000,000"], [1234567, 1e6]), (["1.234,5", "999,5"], [1234.5, 999.5]),
+                            (["1,5", "2,25"], [1.5, 2.25]), (["0,123", "1,234"], [0.123, 1.234]),
+                            (["1,5", "x"], [1.5, np.nan]), (["1.5", None, "1e3"], [1.5, np.nan, 1000])):
+        np.testing.assert_array_equal(_column(cells), expected)
+    (tmp_path / "a.csv").write_text('Date,Close,Volume\n"Jan 2, 2020",999.5,"1,234,567"\n"Jan 1, 2020","1,001.5",900\n')
+    assert read(tmp_path / "a.csv")[0].object == ["Close=1001.5", "Volume=900", "Close=999.5", "Volume=1234567"]
+    decimals = pa.array([Decimal("1.25"), Decimal("-3.50")])
+    parquet.write_table(pa.table({"price": decimals}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", kind="series")[0].object == ["1.25", "-3.5"]
+
+
+@pytest.mark.parametrize(("name", "text", "kind"), [
+    ("months.csv", "Month,Passengers\n1949-01,112\n1949-02,118\n1949-03,132\n", "series"),
+    ("days.csv", "Date,Births\n1959-01-01,35\n1959-01-02,32\n1959-01-03,30\n", "series"),
+    ("sorts.csv", "time,sky,heat\n2020-01-01,rain,1.5\n2020-01-02,sun,2.5\n2020-01-03,sun,0.5\n", "series"),
+    ("tickers.csv", "date,ticker,close\n2020-01-01,AA,1.5\n2020-01-01,BB,2.5\n2020-01-02,AA,1.25\n", "series"),
+    ("status.csv", "time,status\n2020-01-01,200\n2020-01-02,404\n2020-01-03,200\n", "events"),
+    ("clicks.csv", "user,item,rating,date\n1,2,4.5,2020-01-01\n1,3,3.5,2020-01-02\n2,2,1.0,2020-01-03\n", "events"),
+    ("class.ts", "@Data()\nexport class A {\n  x: number = 1.5;\n}\n", "code"),
+])
+def test_what_is_a_series_and_what_is_none(tmp_path: Path, name: str, text: str, kind: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert read(tmp_path / name).kind.name == kind
+
+
+def test_levels_are_of_all_numbers() -> None:
+    codec = SERIES.codec(of([[str(number) for number in range(250_000)]], kind="series"))
+    assert abs(float(codec.decode(codec.encode(["249000"]))[0]) - 249_000) < 3000
+
+
+def test_a_damaged_array_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b'\x93NUMPY\x01\x00v\x00{"descr": ( \n' + b" " * 120)
+    for kind in (None, "series", "events"):
+        with pytest.raises(SegueError, match=r"a\.npy"):
+            read(tmp_path / "a.npy", kind=kind)
 
 
 def test_many_series_of_one_table(tmp_path: Path) -> None:

@@ -21,13 +21,14 @@ from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
 from segue.kinds.frame import DELIMITED, TABULAR, Frame, glance, is_array, is_parquet, load_table, said
 from segue.kinds.packed import bare, opened
-from segue.kinds.table import WHAT, WHEN, WHO, measured, named_by, seconds_of, timelike, when_of
+from segue.kinds.table import WEAKLY, WHAT, WHEN, WHO, measured, named_by, seconds_of, timelike, when_of
 
 WHOLE = 24  # so many columns without a header: a row is a series
 COUNTERS = words("row index unnamed step no nr instant")  # columns that may count the rows
+MONTH = re.compile(r"\d{4}[-/. ]?(0?[1-9]|1[0-2]|Q[1-4])|[A-Za-z]{3,9}[-. ]\d{1,2},? ?\d{4}", re.IGNORECASE)
 BARS = "▁▂▃▄▅▆▇█"
-SERIES = words("series unique id station sensor")  # columns that may name series, beside WHO
-KEPT = 200_000  # numbers of a column that levels are learned from
+# Columns that may name series, beside WHO.
+SERIES = words("series unique id station sensor ticker symbol stock site city country region location")
 
 Columns = dict[str, np.ndarray]
 
@@ -48,7 +49,7 @@ class Series(Kind):
             shape, dtype = _array_form(head)
             return 0.92 if dtype.kind == "f" and 1 <= len(shape) <= 2 else 0.0
         if path.suffix.lower() == ".ts":
-            return 0.95 if re.search(rb"(?im)^@(data|problemname|univariate|serieslength)", head) else 0.0
+            return 0.95 if re.search(rb"(?m)^@(data\s*$|(?i:problemname|univariate|serieslength)\s)", head) else 0.0
         if path.suffix.lower() not in TABULAR and not is_parquet(head):
             return 0.0
         look = glance(path, head)
@@ -62,12 +63,22 @@ class Series(Kind):
             items = [item for cell in columns[lists[0]] if isinstance(cell, list) for item in cell]
             alone = len(lists) == 1 and named_by(lists, WHEN) is None
             return 0.92 if alone and all(map(_is_number, items)) and measured(items) else 0.0
-        numbers = [name for name, cells in columns.items() if 2 * sum(map(_is_number, cells)) > len(cells)]
-        texts = [name for name in columns if name not in numbers and not timelike(columns[name])]
-        known = [number for name in numbers for number in map(_number, columns[name]) if np.isfinite(number)]
-        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES]) is None]
-        if all(number == round(number) >= 0 for number in known) or named_by(names, WHAT) or nameless:
+        numbers = [name for name, cells in columns.items() if 2 * sum(map(_is_number, cells)) > len(cells)
+                   or 2 * np.isfinite(_column(cells)).sum() > len(cells)]
+        times = [name for name in columns if name not in numbers and _dated(columns[name])]
+        texts = [name for name in columns if name not in (*numbers, *times)]
+        known = np.concatenate([_column(columns[name]) for name in numbers] or [[]])
+        known = known[np.isfinite(known)]
+        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN]) is None]
+        once = any(len(set(columns[name])) == len(columns[name]) > 2 for name in times)  # a row a moment
+        if named_by(names, WHAT) or not len(known):
             return 0.0
+        if ((known == np.round(known)) & (known >= 0)).all() and \
+                not (once and named_by(names, (*WHO, *WEAKLY)) is None):
+            return 0.0
+        if nameless:  # sorts of weather, on and off: left out where all else speaks for measurements
+            sorts = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
+            return 0.5 if once and sorts and len(nameless) <= len(numbers) else 0.0
         if not look.headed and path.suffix.lower() not in DELIMITED and len(look.rows) < 3:
             return 0.0
         return 0.8 if look.headed or len(numbers) >= WHOLE else 0.6
@@ -110,12 +121,13 @@ class Series(Kind):
         `levels` as its quantiles, and half evenly over its range and a quarter of that beyond at both ends."""
         if levels < 2:
             raise SegueError(f"levels={levels}: numbers are told apart by two levels at least")
-        seen: dict[str, list[float]] = {}
-        step = max(1, len(data) // KEPT)
-        for obj in data.objects(step):
-            for column, number in map(parted, obj[: max(KEPT, len(obj) // 4)]):
-                seen.setdefault(column, []).append(number)
-        return LevelCodec({column: steps(np.array(numbers), levels) for column, numbers in seen.items()})
+        seen: dict[str, list[tuple[float, int]]] = {}
+        for item, count in data.vocabulary.items():
+            column, number = parted(item)
+            seen.setdefault(column, []).append((number, count))
+        columns = {column: tuple(map(np.array, zip(*pairs))) for column, pairs in seen.items()}
+        return LevelCodec({column: steps(np.repeat(numbers, counts), levels)
+                           for column, (numbers, counts) in columns.items()})
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """CSV, a row a moment; of several series with a column that names them."""
@@ -195,6 +207,11 @@ def table(obj: Sequence[str]) -> Columns:
     return {column: np.array([moment.get(column, np.nan) for moment in moments]) for column in order}
 
 
+def _dated(cells: Sequence[Any]) -> bool:
+    """Moments or months of the calendar."""
+    return timelike(cells) or all(MONTH.fullmatch(str(cell)) for cell in cells)
+
+
 def _is_number(cell: Any) -> bool:
     return bool(np.isfinite(_number(cell))) or str(cell).strip().lower() == "nan"
 
@@ -211,6 +228,25 @@ def _number(cell: Any) -> float:
         return np.nan
 
 
+def _column(cells: Sequence[Any]) -> np.ndarray:
+    """Cells of a column as numbers, NaN where one is none. Commas and points that can only stand between thousands
+    (1,234.5 and 1.234,5; 1,234,567; 1,234 beside 999) are left out, in all of the column."""
+    signed = [str(cell).strip() for cell in cells if "," in str(cell)]
+    if signed:
+        signed += (text for cell in cells if "," not in (text := str(cell).strip()) and "." in text)
+        beside = any(str(cell).strip().isdigit() for cell in cells)
+        for thousands, point in (",.", ".,"):
+            grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}([{thousands}]\d{{3}})+([{point}]\d*)?")
+            plain = re.compile(rf"[-+]?\d*([{point}]\d*)?")
+            said = [text for text in signed if thousands in text]
+            sure = any(point in text or text.count(thousands) > 1 for text in said) or (
+                thousands == "," and (beside or len(said) < len(signed)))
+            if said and sure and all((grouped if thousands in text else plain).fullmatch(text) for text in signed):
+                cells = [str(cell).replace(thousands, "").replace(point, ".") for cell in cells]
+                break
+    return np.array([_number(cell) for cell in cells])
+
+
 def _array_form(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype of a NumPy file by its beginning; of none, where that is broken."""
     handle = io.BytesIO(head)
@@ -218,7 +254,7 @@ def _array_form(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
         major, _ = np.lib.format.read_magic(handle)
         read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(handle)
-    except (ValueError, EOFError, SyntaxError):
+    except Exception:  # the header is text that may say anything
         return (), np.dtype("V")
     return shape, dtype
 
@@ -227,7 +263,7 @@ def _array(path: Path, raw: bytes) -> Columns:
     """An array (T,), or (T, C): columns called x1, x2, ..."""
     try:
         array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # the header is text that may say anything
         raise SegueError(f"{path}: not an array that is read here ({error}); save numbers, of one or two axes") \
             from error
     if array.dtype.kind not in "iuf" or not 1 <= array.ndim <= 2 or not array.size:
@@ -275,12 +311,12 @@ def _numbers(frame: Frame, name: str) -> np.ndarray | None:
     import pyarrow as pa
 
     column = frame.columns[name]
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return None
     cells = column.to_pylist()
-    numbers = np.array([np.nan if cell is None else _number(cell) for cell in cells])
+    numbers = _column(cells)
     filled = sum(cell is not None and cell.strip() not in ("", "?", "-", "NA", "null") for cell in cells)
     return numbers if 2 * np.isfinite(numbers).sum() > filled > 0 else None
 
