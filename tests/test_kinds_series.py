@@ -129,6 +129,18 @@ def test_levels_are_of_all_numbers() -> None:
     assert abs(float(codec.decode(codec.encode(["249000"]))[0]) - 249_000) < 3000
 
 
+def test_files_are_read_as_a_model_needs_them(files: dict[str, Path], tmp_path: Path) -> None:
+    codec = SERIES.codec(read(files["several.csv"]))
+    (tmp_path / "more.csv").write_text('wet,date,heat,"dry, cold"\n1,2020-01-01,2.5,3\n')
+    options = SERIES.reading(codec)
+    assert read(tmp_path / "more.csv", **options)[0].object == ["heat=2.5", "wet=1"]
+    assert read(tmp_path / "more.csv", columns=["dry, cold"])[0].object == ["3"]
+    assert read(tmp_path / "more.csv", columns="wet,heat")[0].object == ["wet=1", "heat=2.5"]
+    plain = read(files["plain.csv"])
+    assert read(files["plain.csv"], **SERIES.reading(plain.codec()))[0].object == plain[0].object
+    assert SERIES.reading(SERIES.codec(read(files["one.csv"]))) == {}
+
+
 def test_a_damaged_array_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.npy").write_bytes(b'\x93NUMPY\x01\x00v\x00{"descr": ( \n' + b" " * 120)
     for kind in (None, "series", "events"):

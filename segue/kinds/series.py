@@ -95,7 +95,6 @@ class Series(Kind):
             and is left out; None: tables without a header do so from 24 columns.
         """
         chosen = [columns] if isinstance(columns, str) else list(columns)
-        chosen = [name for part in chosen for name in part.split(",")]
         array, archive = is_array(head_of(path)), bare(path).suffix.lower() == ".ts"
         if array or archive:
             with opened(path) as handle:
@@ -105,7 +104,8 @@ class Series(Kind):
         elif archive:
             yield from _archive(path, as_utf8(path, raw, encoding).decode(), problems)
         else:
-            frame = load_table(path, Problems() if problems is None else problems, encoding, (who, when, *chosen))
+            frame = load_table(path, Problems() if problems is None else problems, encoding,
+                               (who, when, *(name for part in chosen for name in (part, *part.split(",")))))
             if rows is None:
                 rows = not frame.headed and len(frame.columns) >= WHOLE
             listed = [name for name in frame.columns if "list" in str(frame.columns[name].type)]
@@ -128,6 +128,11 @@ class Series(Kind):
         columns = {column: tuple(map(np.array, zip(*pairs))) for column, pairs in seen.items()}
         return LevelCodec({column: steps(np.repeat(numbers, counts), levels)
                            for column, (numbers, counts) in columns.items()})
+
+    def reading(self, codec: Codec) -> dict[str, Any]:
+        """The columns that the codec is of; one that is alone is called nothing, and may be any."""
+        columns = list(getattr(codec, "levels", {}))
+        return {"columns": columns} if len(columns) > 1 else {}
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """CSV, a row a moment; of several series with a column that names them."""
@@ -357,6 +362,9 @@ def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None,
              problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     names, there = list(frame.columns), ", ".join(frame.columns)
+    chosen = [name for part in chosen for name in ([part] if part in names else part.split(","))]
+    chosen = [name[1:] if name not in names and name[1:] in names and name == f"x{name[1:]}" else name
+              for name in chosen]  # of a table without a header
     for asked in (*chosen, *filter(None, (who, when))):
         if asked not in names:
             raise SegueError(f"{frame.path}: there is no column '{asked}'; there are {there}")
