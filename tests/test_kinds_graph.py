@@ -292,6 +292,12 @@ def test_edge_lists_as_people_write_them(tmp_path: Path) -> None:
     assert graph("tabs.edges", "a b\tc d\nc d\ta b\n") == Graph(["", ""], triangle[:1])
 
 
+def test_many_nodes_before_the_links(tmp_path: Path) -> None:
+    nodes, links = [{"id": i} for i in range(8000)], [{"source": 0, "target": 1}]
+    (tmp_path / "d3.json").write_text(json.dumps({"nodes": nodes, "links": links}))
+    assert read_kind(tmp_path / "d3.json") == "graph"
+
+
 def read_kind(path: Path) -> str:
     return segue.read(path).kind.name
 

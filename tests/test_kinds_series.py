@@ -219,5 +219,7 @@ def test_what_is_typed_becomes_elements() -> None:
     assert SERIES.normalise("1.50, 2 nan") == ["1.5", "2", "nan"]
     assert SERIES.normalise(np.array([0.25, -1.0])) == ["0.25", "-1"]
     assert SERIES.normalise("a=1.0 b=2") == ["a=1", "b=2"]
+    assert SERIES.normalise("Temp (C)=1.0, Rel. hum, %=2 → Temp (C)=nan") == \
+        ["Temp (C)=1", "Rel. hum, %=2", "Temp (C)=nan"]
     with pytest.raises(SegueError, match="'x' is no measured number"):
         SERIES.normalise("1 x")

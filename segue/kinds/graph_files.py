@@ -22,7 +22,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import Problems, as_utf8, bad, head_of, looks_binary
+from segue.kinds.base import HEAD, Problems, as_utf8, bad, head_of, looks_binary
 from segue.kinds.frame import DELIMITED
 from segue.kinds.packed import COMPRESSED, actual, bare, opened
 
@@ -392,7 +392,8 @@ def _jsonlike(text: str) -> bool:
     links = re.search(r'"(links|edges)"\s*:\s*\[', text)
     nodes = re.search(r'"nodes"\s*:\s*[\[{]', text)
     said = re.search(r'"(directed|multigraph|elements)"\s*:', text)
-    return bool((nodes and (links or said)) or re.search(r'"edge_index"\s*:\s*\[', text)
+    begun = len(text) > HEAD // 2 and re.match(r'\{\s*"nodes"\s*:\s*\[\s*\{\s*"(id|name)"\s*:', text)  # links behind
+    return bool(begun or (nodes and (links or said)) or re.search(r'"edge_index"\s*:\s*\[', text)
                 or re.search(r'"graph"\s*:\s*\[\s*\[\s*\d+\s*,\s*[-\d"\w]+\s*,\s*\d+\s*\]', text))
 
 

@@ -170,7 +170,10 @@ class Series(Kind):
     def normalise(self, obj: Any, known: Collection[str] = ()) -> list[str]:
         """Elements, numbers, an array (T,) of them, or a text of them with blanks or commas between."""
         obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
-        items = [item for item in re.split(r"[\s,;→]+", obj) if item] if isinstance(obj, str) else list(obj)
+        if isinstance(obj, str):  # names of columns may have blanks
+            obj = [item for item in re.split(r"([^=]*=[^\s,;→]+)[\s,;→]*" if "=" in obj else r"[\s,;→]+", obj.strip())
+                   if item]
+        items = list(obj)
         return [element(*parted(item if isinstance(item, str) else repr(float(item)))) for item in items]
 
 
