@@ -67,7 +67,7 @@ class Series(Kind):
                    or 2 * np.isfinite(_column(cells)).sum() > len(cells)]
         times = [name for name in columns if name not in numbers and _dated(columns[name])]
         texts = [name for name in columns if name not in (*numbers, *times)]
-        known = np.concatenate([_column(columns[name]) for name in numbers] or [[]])
+        known = np.concatenate([np.zeros(0), *(_column(columns[name]) for name in numbers)])
         known = known[np.isfinite(known)]
         nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN]) is None]
         once = any(len(set(columns[name])) == len(columns[name]) > 2 for name in times)  # a row a moment
