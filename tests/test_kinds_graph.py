@@ -272,6 +272,36 @@ def test_files_by_hand(files: dict[str, Path], tmp_path: Path) -> None:
     assert len(read("lines.s6")[0].nodes) == 7 and {edge[2] for edge in read("lines.d6")[0].edges} == {True}
 
 
+def test_edge_lists_as_people_write_them(tmp_path: Path) -> None:
+    def graph(name: str, text: str, **options: Any) -> Graph:
+        (tmp_path / name).write_text(text)
+        return next(graph for _, graph in GRAPHS.graphs(tmp_path / name, **options))
+
+    triangle = [(0, 1, False, ""), (1, 2, False, ""), (2, 0, False, "")]
+    names = 'source,target,weight\nNew York,"Los Angeles, CA",0.5\n"Los Angeles, CA",Rome,0.7\nRome,New York,0.1\n'
+    assert graph("names.csv", names) == Graph([""] * 3, triangle)
+    assert read_kind(tmp_path / "names.csv") == "graph"
+    assert graph("weights.csv", "source,target,weight\n1,2,0.5\n2,3,0.7\n3,1,0.5\n") == Graph([""] * 3, triangle)
+    assert read_kind(tmp_path / "weights.csv") == "graph"  # and no series of three columns
+    for heading in ("id_1,id_2", "person a,person b"):  # a heading is no edge
+        assert graph("ids.csv", f"{heading}\n1,2\n2,3\n3,1\n") == Graph([""] * 3, triangle)
+    gephi = "Source;Target;Type;Id;Label;Weight\na;b;Directed;0;;1.0\nb;c;{};1;;1.0\n"
+    assert graph("gephi.csv", gephi.format("Directed")).edges == [(0, 1, True, ""), (1, 2, True, "")]
+    assert graph("gephi.csv", gephi.format("Undirected")).edges == [(0, 1, True, ""), (1, 2, False, "")]
+    assert graph("nx.edgelist", "a b {'weight': 1, 'x': 2}\nb c {}\n").edges == triangle[:2]
+    assert graph("tabs.edges", "a b\tc d\nc d\ta b\n") == Graph(["", ""], triangle[:1])
+
+
+def test_many_nodes_before_the_links(tmp_path: Path) -> None:
+    nodes, links = [{"id": i} for i in range(8000)], [{"source": 0, "target": 1}]
+    (tmp_path / "d3.json").write_text(json.dumps({"nodes": nodes, "links": links}))
+    assert read_kind(tmp_path / "d3.json") == "graph"
+
+
+def read_kind(path: Path) -> str:
+    return segue.read(path).kind.name
+
+
 def test_data_sets_of_several_files(files: dict[str, Path], tmp_path: Path) -> None:
     """By the folder, by one of the files, and in an archive beside a README."""
     expected = [["@8", "@6", "-1", ":2", "@6", "-1", ":1"], ["@7", "@6", "-0", ":3", "-1", ":1"]]

@@ -152,6 +152,21 @@ def test_arrays_of_numpy(tmp_path: Path, layout: tuple[int, ...], count: int, fr
         assert (painted(data[0]).reshape(-1) == array.reshape(count, -1)[0]).all()
 
 
+@pytest.mark.parametrize("sort", ["uint8", "int64", "float32", "bool"])
+def test_black_and_white_as_noughts_and_ones(tmp_path: Path, sort: str) -> None:
+    array = np.array([[[0, 1], [1, 0]], [[0, 0], [0, 0]]]).astype(sort)
+    np.save(tmp_path / "a.npy", array)
+    data = segue.read(tmp_path / "a.npy", kind="picture", side=2, levels=2)
+    assert [record.object for record in data] == [["grey2:2", *"0110"], ["grey2:2", *"0000"]]
+
+
+@pytest.mark.parametrize("content", [b"P2\n# by hand\n2 2\n255\n0 255\n255 0\n", b"P5 2 2 255\n\x00\xff\xff\x00"])
+def test_greymaps_as_they_may_be_written(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.pgm").write_bytes(content)
+    data = segue.read(tmp_path / "a.pgm", side=2, levels=2)
+    assert data.kind is PICTURE and data[0].object == ["grey2:2", *"0110"]
+
+
 def test_the_contract(tmp_path: Path) -> None:
     images.fromarray(image()).save(tmp_path / "a.png")
     images.fromarray(image(1)).save(tmp_path / "b.jpg")

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gzip
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segue
-from segue.data import read
+from segue.data import of, read
 from segue.errors import SegueError
 from segue.kinds import KINDS, LevelCodec
-from segue.kinds.series import flat, steps, table
+from segue.kinds.series import _column, flat, steps, table
 from segue.testing import check_codec, check_kind
 
 SERIES = KINDS["series"]
@@ -69,6 +73,86 @@ def test_columns_and_rows_as_asked(files: dict[str, Path]) -> None:
         read(files["several.csv"], columns="x")
     with pytest.raises(SegueError, match="column 'date' holds no numbers"):
         read(files["several.csv"], columns="date")
+
+
+def test_what_says_when(tmp_path: Path) -> None:
+    def values(text: str, **options: Any) -> list[str]:
+        (tmp_path / "a.csv").write_text(text)
+        return list(read(tmp_path / "a.csv", **options)[0].object)
+
+    # The day of a month says no order: rows stay, and the columns that count them go.
+    dates = [(month, day) for month in (1, 2) for day in range(1, 29)]
+    rows = "".join(f"{i},2020,{month},{day},{month + day / 100}\n" for i, (month, day) in enumerate(dates))
+    said = table(values("No,year,month,day,v\n" + rows))
+    assert list(said) == ["year", "month", "day", "v"]
+    np.testing.assert_allclose(said["v"], [month + day / 100 for month, day in dates])
+    # Days or months first: the user can say it.
+    rows = "".join(f"{month:02}/01/2020,{month}.5\n" for month in (2, 3, 1))
+    with pytest.raises(SegueError, match="give when_format="):
+        values("Date,v\n" + rows)
+    assert values("Date,v\n" + rows, when_format="%m/%d/%Y") == ["1.5", "2.5", "3.5"]
+    # Other languages, newest first.
+    assert values("日付,気温\n2020/01/02,2.5\n2020/01/01,1.5\n") == ["1.5", "2.5"]
+    assert values("day,v\nMonday,1.5\nFriday,2.5\n", kind="series") == ["1.5", "2.5"]
+    assert values("0.5,1.5\n1.5,1.5\n") == ["x1=0.5", "x2=1.5", "x1=1.5", "x2=1.5"]  # no count of rows
+
+
+def test_numbers_as_people_write_them(tmp_path: Path) -> None:
+    for cells, expected in ((["1,234.50", "999.5", "-2,000"], [1234.5, 999.5, -2000]), (["1,234", "999"], [1234, 999]),
+                            (["1,234,567", "1,000,000"], [1234567, 1e6]), (["1.234,5", "999,5"], [1234.5, 999.5]),
+                            (["1,5", "2,25"], [1.5, 2.25]), (["0,123", "1,234"], [0.123, 1.234]),
+                            (["1,5", "x"], [1.5, np.nan]), (["1.5", None, "1e3"], [1.5, np.nan, 1000])):
+        np.testing.assert_array_equal(_column(cells), expected)
+    (tmp_path / "a.csv").write_text('Date,Close,Volume\n"Jan 2, 2020",999.5,"1,234,567"\n"Jan 1, 2020","1,001.5",900\n')
+    assert read(tmp_path / "a.csv")[0].object == ["Close=1001.5", "Volume=900", "Close=999.5", "Volume=1234567"]
+    decimals = pa.array([Decimal("1.25"), Decimal("-3.50")])
+    parquet.write_table(pa.table({"price": decimals}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", kind="series")[0].object == ["1.25", "-3.5"]
+
+
+@pytest.mark.parametrize(("name", "text", "kind"), [
+    ("months.csv", "Month,Passengers\n1949-01,112\n1949-02,118\n1949-03,132\n", "series"),
+    ("days.csv", "Date,Births\n1959-01-01,35\n1959-01-02,32\n1959-01-03,30\n", "series"),
+    ("sorts.csv", "time,sky,heat\n2020-01-01,rain,1.5\n2020-01-02,sun,2.5\n2020-01-03,sun,0.5\n", "series"),
+    ("tickers.csv", "date,ticker,close\n2020-01-01,AA,1.5\n2020-01-01,BB,2.5\n2020-01-02,AA,1.25\n", "series"),
+    ("status.csv", "time,status\n2020-01-01,200\n2020-01-02,404\n2020-01-03,200\n", "events"),
+    ("clicks.csv", "user,item,rating,date\n1,2,4.5,2020-01-01\n1,3,3.5,2020-01-02\n2,2,1.0,2020-01-03\n", "events"),
+    ("class.ts", "@Data()\nexport class A {\n  x: number = 1.5;\n}\n", "code"),
+])
+def test_what_is_a_series_and_what_is_none(tmp_path: Path, name: str, text: str, kind: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert read(tmp_path / name).kind.name == kind
+
+
+def test_levels_are_of_all_numbers() -> None:
+    codec = SERIES.codec(of([[str(number) for number in range(250_000)]], kind="series"))
+    assert abs(float(codec.decode(codec.encode(["249000"]))[0]) - 249_000) < 3000
+
+
+def test_files_are_read_as_a_model_needs_them(files: dict[str, Path], tmp_path: Path) -> None:
+    codec = SERIES.codec(read(files["several.csv"]))
+    (tmp_path / "more.csv").write_text('wet,date,heat,"dry, cold"\n1,2020-01-01,2.5,3\n')
+    options = SERIES.reading(codec)
+    assert read(tmp_path / "more.csv", **options)[0].object == ["heat=2.5", "wet=1"]
+    assert read(tmp_path / "more.csv", columns=["dry, cold"])[0].object == ["3"]
+    assert read(tmp_path / "more.csv", columns="wet,heat")[0].object == ["wet=1", "heat=2.5"]
+    plain = read(files["plain.csv"])
+    assert read(files["plain.csv"], **SERIES.reading(plain.codec()))[0].object == plain[0].object
+    assert SERIES.reading(SERIES.codec(read(files["one.csv"]))) == {}
+
+
+def test_a_damaged_array_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(b'\x93NUMPY\x01\x00v\x00{"descr": ( \n' + b" " * 120)
+    for kind in (None, "series", "events"):
+        with pytest.raises(SegueError, match=r"a\.npy"):
+            read(tmp_path / "a.npy", kind=kind)
+
+
+def test_many_series_of_one_table(tmp_path: Path) -> None:
+    rows = [f"s{i % 5000},{i // 5000},{i % 7}.5" for i in range(20_000)]
+    (tmp_path / "a.csv").write_text("\n".join(["sensor,time,v", *rows]))
+    data = read(tmp_path / "a.csv")
+    assert len(data) == 5000 and data[4999].object == [f"{(4999 + 5000 * t) % 7}.5" for t in range(4)]
 
 
 def test_arrays_and_packed_files(tmp_path: Path) -> None:
@@ -135,5 +219,7 @@ def test_what_is_typed_becomes_elements() -> None:
     assert SERIES.normalise("1.50, 2 nan") == ["1.5", "2", "nan"]
     assert SERIES.normalise(np.array([0.25, -1.0])) == ["0.25", "-1"]
     assert SERIES.normalise("a=1.0 b=2") == ["a=1", "b=2"]
+    assert SERIES.normalise("Temp (C)=1.0, Rel. hum, %=2 → Temp (C)=nan") == \
+        ["Temp (C)=1", "Rel. hum, %=2", "Temp (C)=nan"]
     with pytest.raises(SegueError, match="'x' is no measured number"):
         SERIES.normalise("1 x")

@@ -6,11 +6,13 @@ Every reader gives `Found` graphs, with all attributes that nodes and edges have
 
 from __future__ import annotations
 
+import csv
 import html
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import Problems, as_utf8, bad, head_of, looks_binary
+from segue.kinds.base import HEAD, Problems, as_utf8, bad, head_of, looks_binary
 from segue.kinds.frame import DELIMITED
 from segue.kinds.packed import COMPRESSED, actual, bare, opened
 
@@ -31,7 +33,8 @@ TU = re.compile(rf"(?P<name>.+)_(A|{'|'.join(PARTS)})\.txt", re.IGNORECASE)
 LISTS = {".edgelist", ".edges", ".edge", ".wel", ".adjlist"}
 SHORT = {".g6", ".graph6", ".s6", ".sparse6", ".d6", ".digraph6"}
 ENDS = [("source", "target"), ("src", "dst"), ("fromnodeid", "tonodeid"), ("node1", "node2"), ("node_1", "node_2"),
-        ("from", "to"), ("u", "v"), ("i", "j")]
+        ("from", "to"), ("u", "v"), ("i", "j"), ("id_1", "id_2"), ("id1", "id2"), ("source_id", "target_id"),
+        ("from_id", "to_id")]
 TELLING = 5  # of these are believed without being asked
 LINES = 20  # lines by which a table of edges is told from one of texts
 LINKS = ("links", "edges")
@@ -389,7 +392,8 @@ def _jsonlike(text: str) -> bool:
     links = re.search(r'"(links|edges)"\s*:\s*\[', text)
     nodes = re.search(r'"nodes"\s*:\s*[\[{]', text)
     said = re.search(r'"(directed|multigraph|elements)"\s*:', text)
-    return bool((nodes and (links or said)) or re.search(r'"edge_index"\s*:\s*\[', text)
+    begun = len(text) > HEAD // 2 and re.match(r'\{\s*"nodes"\s*:\s*\[\s*\{\s*"(id|name)"\s*:', text)  # links behind
+    return bool(begun or (nodes and (links or said)) or re.search(r'"edge_index"\s*:\s*\[', text)
                 or re.search(r'"graph"\s*:\s*\[\s*\[\s*\d+\s*,\s*[-\d"\w]+\s*,\s*\d+\s*\]', text))
 
 
@@ -557,19 +561,41 @@ def _sparse(nodes: int, bits: np.ndarray) -> list[tuple[int, int]]:
 
 # -- edge lists, and matrices of the Matrix Market
 
-def _ends(heading: str, known: Sequence[tuple[str, str]] = ENDS) -> tuple[int, int] | None:
+def _ends(heading: Sequence[str], known: Sequence[tuple[str, str]] = ENDS) -> tuple[int, int] | None:
     """Which columns of a heading say where an edge begins and ends."""
-    names = [name.strip().strip('"').lower() for name in re.split(r"[,;\t ]", heading)]
+    names = [name.lower() for name in heading]
     return next(((names.index(a), names.index(b)) for a, b in known if a in names and b in names), None)
 
 
+def _sign(line: str) -> str:
+    """What stands between the cells of a line; "" for blanks."""
+    return next((sign for sign in "\t,;" if sign in line), "")
+
+
+def _cells(line: str, sign: str) -> list[str]:
+    """The cells of a line; where it has no such sign, those between blanks."""
+    if not sign or sign not in line:
+        return [cell.strip('"') for cell in line.split()]
+    cells = line.split(sign)
+    if '"' in line:
+        with suppress(csv.Error):
+            cells = next(csv.reader([line], delimiter=sign, skipinitialspace=True), cells)
+    return [cell.strip() for cell in cells]
+
+
 def _edges(lines: Sequence[str]) -> bool:
-    """Whether these are the first lines of a table of edges, not of texts."""
-    columns = _ends(lines[0], ENDS[:TELLING]) if len(lines) > 1 else None
+    """Whether these are the first lines of a table of edges, not of texts: names of nodes have blanks only where edges
+    have a weight."""
+    if len(lines) < 2:
+        return False
+    sign = _sign(lines[0])
+    heading = _cells(lines[0], sign)
+    columns = _ends(heading, ENDS[:TELLING])
     if columns is None:
         return False
-    rows = [re.split(r"[,;\t]", line) for line in lines[1:] if line.strip()]
-    return all(len(row) > max(columns) and not any(" " in row[column].strip() for column in columns) for row in rows)
+    rows = [_cells(line, sign) for line in lines[1:] if line.strip()]
+    blanks = any(name.lower() == "weight" for name in heading)
+    return all(len(row) > max(columns) and (blanks or not any(" " in row[at] for at in columns)) for row in rows)
 
 
 def _list(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
@@ -578,16 +604,18 @@ def _list(path: Path, text: str, problems: Problems | None, directed: bool | Non
     notes = " ".join(line for _, line in lines if line[0] in "#%").lower()
     if directed is None and "directed" in notes:
         directed = "undirected" not in notes
-    body = [(number, line) for number, line in lines if line[0] not in "#%"]
-    columns = _ends(body[0][1]) if body else None
-    first, second = columns or (0, 1)
-    heading = re.split(r"[,;\t ]", body[0][1]) if columns else []
     stars = bare(path).suffix.lower() == ".adjlist"
+    body = [(number, re.sub(r"\{.*\}$", "", line)) for number, line in lines if line[0] not in "#%"]
+    sign = _sign(body[0][1]) if body and not stars else ""
+    table = [(number, _cells(line, sign)) for number, line in body]
+    columns = _ends(table[0][1]) if table and not stars else None
+    first, second = columns or (0, 1)
+    numbers = [[bool(WHOLE.fullmatch(cell)) for cell in cells[:2]] for _, cells in table[: LINES]]
+    unnamed = not stars and len(numbers) > 1 and numbers[0] == [False] * 2 and all(map(all, numbers[1:]))
+    heading = table[0][1] if columns or unnamed else []
     places: dict[str, int] = {}
     ends, said = list[tuple[int, int]](), list[dict[str, str]]()
-    for number, line in body[1:] if columns else body:
-        cells = re.split(r"\s*[,;\t]\s*|\s+", re.sub(r"\{.*\}\s*$", "", line).strip())
-        cells = [cell.strip('"') for cell in cells if cell or not stars]
+    for number, cells in table[1:] if heading else table:
         if stars:
             here = places.setdefault(cells[0], len(places))
             ends += [(here, places.setdefault(cell, len(places))) for cell in cells[1:]]
@@ -597,13 +625,18 @@ def _list(path: Path, text: str, problems: Problems | None, directed: bool | Non
         else:
             a, b = (places.setdefault(cells[column], len(places)) for column in (first, second))
             ends.append((a, b))
-            rest = [(i, cell) for i, cell in enumerate(cells) if i not in (first, second)]
-            said.append({heading[i].strip('" ') if i < len(heading) else f"column {i + 1}": cell for i, cell in rest})
+            rest = [(i, cell) for i, cell in enumerate(cells) if cell and i not in (first, second)]
+            said.append({heading[i] if i < len(heading) else f"column {i + 1}": cell for i, cell in rest})
     if not places:
         raise SegueError(f"{path}: there is no edge in this file; give two nodes a line")
-    edges = joined(ends, said, directed)
-    if directed is None and edges and edges[0][2]:  # a list need not say each edge both ways
-        edges = [(a, b, False, attributes) for a, b, _, attributes in edges]
+    ways = [each.get("Type", "").lower() for each in said]
+    if directed is None and ways and set(ways) <= {"directed", "undirected"}:  # as Gephi says it
+        edges: list[Edge] = [(a, b, way == "directed", {key: own[key] for key in own if key != "Type"})
+                             for (a, b), way, own in zip(ends, ways, said)]
+    else:
+        edges = joined(ends, said, directed)
+        if directed is None and edges and edges[0][2]:  # a list need not say each edge both ways
+            edges = [(a, b, False, attributes) for a, b, _, attributes in edges]
     yield Found("1", [{}] * len(places), edges)
 
 

@@ -35,7 +35,7 @@ WIDE, TALL, PIXELS = 4096, 64, 1 << 27  # most columns, most rows for a column, 
 SHADES = "·░▒▓█"
 ENDINGS = {".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]
-SIGNS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"P4\n", b"P5\n", b"P6\n")
+SIGNS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 NUMPY = b"\x93NUMPY"
 IDX = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 CIFAR = {3073: (10,), 3074: (20, 100)}  # bytes of a row: the labels before the 3 x 32 x 32 values lie below these
@@ -113,8 +113,8 @@ class Picture(Kind):
 
     def sniff(self, path: Path, head: bytes) -> float:
         """Low for packed pictures, which often lie beside the text or code that a folder is about."""
-        if is_image(head) and (path.suffix.lower() in ENDINGS or not head.startswith((b"P4", b"P5", b"P6"))):
-            return 0.1
+        if is_image(head) and (path.suffix.lower() in ENDINGS or head[:1] != b"P"):
+            return 0.9 if head[:2] in (b"P1", b"P2", b"P3") else 0.1  # the first are texts of numbers
         if head.startswith(NUMPY):
             header = numpy_header(head)  # others may be measurements: with kind= they are pictures too
             return 0.99 if header and header[1].itemsize == 1 and 2 < len(header[0]) < 6 else 0.0
@@ -303,7 +303,7 @@ def pictures(path: Path, data: bytes, problems: Problems | None) -> Iterator[Dra
 def is_image(head: bytes) -> bool:
     """Whether Pillow is to read it."""
     boxed = (head[:4], head[8:12]) == (b"RIFF", b"WEBP") or (head[:2] == b"BM" and head[6:10] == bytes(4))
-    return boxed or head.startswith(SIGNS)
+    return boxed or head.startswith(SIGNS) or re.match(rb"P[1-6]\s", head) is not None
 
 
 def image_file(path: Path, data: bytes) -> Iterator[Drawn]:
@@ -448,17 +448,17 @@ def framed(path: Path, array: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(path: Path, array: np.ndarray) -> np.ndarray:
-    """Brightness as uint8. Numbers from 0 to 1 that are no whole ones, and truth values, are parts of white, those from
-    0 to 255 are bytes, 16-bit ones 257ths; others are spread from the least to the greatest."""
+    """Brightness as uint8. Numbers from 0 to 1, and truth values, are parts of white, those from 0 to 255 are bytes,
+    16-bit ones 257ths; others are spread from the least to the greatest."""
     if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array * 255 if array.max(initial=0) <= 1 else array)
     values = array.astype(np.float64)
     if not values.size or not np.isfinite(values).all():
         raise SegueError(f"{path}: a picture's numbers are finite ones; not all of these are")
     least, most = float(values.min()), float(values.max())
     if least < 0 or most > 65535 or (array.dtype.kind == "f" and most > 255):
         values = (values - least) * (255 / max(most - least, 1e-300))
-    elif array.dtype.kind == "b" or (array.dtype.kind == "f" and most <= 1):
+    elif most <= 1:
         values = values * 255
     elif most > 255:
         values = values / 257

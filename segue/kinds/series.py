@@ -17,17 +17,18 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, words
+from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, words
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
 from segue.kinds.frame import DELIMITED, TABULAR, Frame, glance, is_array, is_parquet, load_table, said
 from segue.kinds.packed import bare, opened
-from segue.kinds.table import WHAT, WHEN, WHO, measured, named_by, seconds_of, timelike, when_of
+from segue.kinds.table import WEAKLY, WHAT, WHEN, WHO, measured, named_by, seconds_of, timelike, when_of
 
 WHOLE = 24  # so many columns without a header: a row is a series
-COUNTERS = words("row index unnamed step")  # columns that may count the rows
+COUNTERS = words("row index unnamed step no nr instant")  # columns that may count the rows
+MONTH = re.compile(r"\d{4}[-/. ]?(0?[1-9]|1[0-2]|Q[1-4])|[A-Za-z]{3,9}[-. ]\d{1,2},? ?\d{4}", re.IGNORECASE)
 BARS = "▁▂▃▄▅▆▇█"
-SERIES = words("series unique id station sensor")  # columns that may name series, beside WHO
-KEPT = 200_000  # numbers of a column that levels are learned from
+# Columns that may name series, beside WHO.
+SERIES = words("series unique id station sensor ticker symbol stock site city country region location")
 
 Columns = dict[str, np.ndarray]
 
@@ -48,7 +49,7 @@ class Series(Kind):
             shape, dtype = _array_form(head)
             return 0.92 if dtype.kind == "f" and 1 <= len(shape) <= 2 else 0.0
         if path.suffix.lower() == ".ts":
-            return 0.95 if re.search(rb"(?im)^@(data|problemname|univariate|serieslength)", head) else 0.0
+            return 0.95 if re.search(rb"(?m)^@(data\s*$|(?i:problemname|univariate|serieslength)\s)", head) else 0.0
         if path.suffix.lower() not in TABULAR and not is_parquet(head):
             return 0.0
         look = glance(path, head)
@@ -62,57 +63,76 @@ class Series(Kind):
             items = [item for cell in columns[lists[0]] if isinstance(cell, list) for item in cell]
             alone = len(lists) == 1 and named_by(lists, WHEN) is None
             return 0.92 if alone and all(map(_is_number, items)) and measured(items) else 0.0
-        numbers = [name for name, cells in columns.items() if 2 * sum(map(_is_number, cells)) > len(cells)]
-        texts = [name for name in columns if name not in numbers and not timelike(columns[name])]
-        known = [number for name in numbers for number in map(_number, columns[name]) if np.isfinite(number)]
-        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES]) is None]
-        if all(number == round(number) >= 0 for number in known) or named_by(names, WHAT) or nameless:
+        numbers = [name for name, cells in columns.items() if 2 * sum(map(_is_number, cells)) > len(cells)
+                   or 2 * np.isfinite(_column(cells)).sum() > len(cells)]
+        times = [name for name in columns if name not in numbers and _dated(columns[name])]
+        texts = [name for name in columns if name not in (*numbers, *times)]
+        known = np.concatenate([np.zeros(0), *(_column(columns[name]) for name in numbers)])
+        known = known[np.isfinite(known)]
+        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN]) is None]
+        once = any(len(set(columns[name])) == len(columns[name]) > 2 for name in times)  # a row a moment
+        if named_by(names, WHAT) or not len(known):
             return 0.0
+        if ((known == np.round(known)) & (known >= 0)).all() and \
+                not (once and named_by(names, (*WHO, *WEAKLY)) is None):
+            return 0.0
+        if nameless:  # sorts of weather, on and off: left out where all else speaks for measurements
+            sorts = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
+            return 0.5 if once and sorts and len(nameless) <= len(numbers) else 0.0
         if not look.headed and path.suffix.lower() not in DELIMITED and len(look.rows) < 3:
             return 0.0
         return 0.8 if look.headed or len(numbers) >= WHOLE else 0.6
 
     def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (), who: str | None = None,
-             when: str | None = None, rows: bool | None = None, encoding: str = "utf-8") -> Iterator[Record]:
+             when: str | None = None, when_format: str | None = None, rows: bool | None = None,
+             encoding: str = "utf-8") -> Iterator[Record]:
         """One record a series: a file, or of a table with a column `who` each name in it.
 
         columns: those to read, in this order; else all that hold numbers, but the time and one that counts the rows.
         who, when: the columns that name series and say when; found from names and contents if None. Rows are put in the
-            order of time.
+            order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
             and is left out; None: tables without a header do so from 24 columns.
         """
         chosen = [columns] if isinstance(columns, str) else list(columns)
-        chosen = [name for part in chosen for name in part.split(",")]
-        with opened(path) as handle:
-            raw = handle.read()
-        if not raw.strip():
-            raise SegueError(f"{path}: the file is empty; give a table of numbers")
-        if is_array(raw):
+        array, archive = is_array(head_of(path)), bare(path).suffix.lower() == ".ts"
+        if array or archive:
+            with opened(path) as handle:
+                raw = handle.read()
+        if array:
             yield Record(flat(_array(path, raw)), name=str(path))
-        elif bare(path).suffix.lower() == ".ts":
+        elif archive:
             yield from _archive(path, as_utf8(path, raw, encoding).decode(), problems)
         else:
-            frame = load_table(path, Problems() if problems is None else problems, encoding, (who, when, *chosen))
+            frame = load_table(path, Problems() if problems is None else problems, encoding,
+                               (who, when, *(name for part in chosen for name in (part, *part.split(",")))))
             if rows is None:
                 rows = not frame.headed and len(frame.columns) >= WHOLE
             listed = [name for name in frame.columns if "list" in str(frame.columns[name].type)]
             if len(listed) == 1 and not chosen:
                 yield from _lists(frame, listed[0], problems)
+            elif rows:
+                yield from _whole_rows(frame, problems)
             else:
-                yield from _whole_rows(frame, problems) if rows else _moments(frame, chosen, who, when, problems)
+                yield from _moments(frame, chosen, who, when, when_format, problems)
 
     def codec(self, data: Dataset, *, levels: int = 128) -> Codec:
         """The levels of each column: its numbers, where there are at most twice as many different ones; else half of
         `levels` as its quantiles, and half evenly over its range and a quarter of that beyond at both ends."""
         if levels < 2:
             raise SegueError(f"levels={levels}: numbers are told apart by two levels at least")
-        seen: dict[str, list[float]] = {}
-        step = max(1, len(data) // KEPT)
-        for obj in data.objects(step):
-            for column, number in map(parted, obj[: max(KEPT, len(obj) // 4)]):
-                seen.setdefault(column, []).append(number)
-        return LevelCodec({column: steps(np.array(numbers), levels) for column, numbers in seen.items()})
+        seen: dict[str, list[tuple[float, int]]] = {}
+        for item, count in data.vocabulary.items():
+            column, number = parted(item)
+            seen.setdefault(column, []).append((number, count))
+        columns = {column: tuple(map(np.array, zip(*pairs))) for column, pairs in seen.items()}
+        return LevelCodec({column: steps(np.repeat(numbers, counts), levels)
+                           for column, (numbers, counts) in columns.items()})
+
+    def reading(self, codec: Codec) -> dict[str, Any]:
+        """The columns that the codec is of; one that is alone is called nothing, and may be any."""
+        columns = list(getattr(codec, "levels", {}))
+        return {"columns": columns} if len(columns) > 1 else {}
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """CSV, a row a moment; of several series with a column that names them."""
@@ -150,7 +170,10 @@ class Series(Kind):
     def normalise(self, obj: Any, known: Collection[str] = ()) -> list[str]:
         """Elements, numbers, an array (T,) of them, or a text of them with blanks or commas between."""
         obj = obj.decode("utf-8", "replace") if isinstance(obj, bytes) else obj
-        items = [item for item in re.split(r"[\s,;→]+", obj) if item] if isinstance(obj, str) else list(obj)
+        if isinstance(obj, str):  # names of columns may have blanks
+            obj = [item for item in re.split(r"([^=]*=[^\s,;→]+)[\s,;→]*" if "=" in obj else r"[\s,;→]+", obj.strip())
+                   if item]
+        items = list(obj)
         return [element(*parted(item if isinstance(item, str) else repr(float(item)))) for item in items]
 
 
@@ -192,6 +215,11 @@ def table(obj: Sequence[str]) -> Columns:
     return {column: np.array([moment.get(column, np.nan) for moment in moments]) for column in order}
 
 
+def _dated(cells: Sequence[Any]) -> bool:
+    """Moments or months of the calendar."""
+    return timelike(cells) or all(MONTH.fullmatch(str(cell)) for cell in cells)
+
+
 def _is_number(cell: Any) -> bool:
     return bool(np.isfinite(_number(cell))) or str(cell).strip().lower() == "nan"
 
@@ -208,6 +236,25 @@ def _number(cell: Any) -> float:
         return np.nan
 
 
+def _column(cells: Sequence[Any]) -> np.ndarray:
+    """Cells of a column as numbers, NaN where one is none. Commas and points that can only stand between thousands
+    (1,234.5 and 1.234,5; 1,234,567; 1,234 beside 999) are left out, in all of the column."""
+    signed = [str(cell).strip() for cell in cells if "," in str(cell)]
+    if signed:
+        signed += (text for cell in cells if "," not in (text := str(cell).strip()) and "." in text)
+        beside = any(str(cell).strip().isdigit() for cell in cells)
+        for thousands, point in (",.", ".,"):
+            grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}([{thousands}]\d{{3}})+([{point}]\d*)?")
+            plain = re.compile(rf"[-+]?\d*([{point}]\d*)?")
+            said = [text for text in signed if thousands in text]
+            sure = any(point in text or text.count(thousands) > 1 for text in said) or (
+                thousands == "," and (beside or len(said) < len(signed)))
+            if said and sure and all((grouped if thousands in text else plain).fullmatch(text) for text in signed):
+                cells = [str(cell).replace(thousands, "").replace(point, ".") for cell in cells]
+                break
+    return np.array([_number(cell) for cell in cells])
+
+
 def _array_form(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype of a NumPy file by its beginning; of none, where that is broken."""
     handle = io.BytesIO(head)
@@ -215,7 +262,7 @@ def _array_form(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
         major, _ = np.lib.format.read_magic(handle)
         read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(handle)
-    except (ValueError, EOFError, SyntaxError):
+    except Exception:  # the header is text that may say anything
         return (), np.dtype("V")
     return shape, dtype
 
@@ -224,7 +271,7 @@ def _array(path: Path, raw: bytes) -> Columns:
     """An array (T,), or (T, C): columns called x1, x2, ..."""
     try:
         array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # the header is text that may say anything
         raise SegueError(f"{path}: not an array that is read here ({error}); save numbers, of one or two axes") \
             from error
     if array.dtype.kind not in "iuf" or not 1 <= array.ndim <= 2 or not array.size:
@@ -272,12 +319,12 @@ def _numbers(frame: Frame, name: str) -> np.ndarray | None:
     import pyarrow as pa
 
     column = frame.columns[name]
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return None
     cells = column.to_pylist()
-    numbers = np.array([np.nan if cell is None else _number(cell) for cell in cells])
+    numbers = _column(cells)
     filled = sum(cell is not None and cell.strip() not in ("", "?", "-", "NA", "null") for cell in cells)
     return numbers if 2 * np.isfinite(numbers).sum() > filled > 0 else None
 
@@ -314,49 +361,52 @@ def _whole_rows(frame: Frame, problems: Problems | None) -> Iterator[Record]:
         yield Record(flat({"": values[: last[-1] + 1]}), name=f"{frame.path}:{frame.place(row)}{label}")
 
 
-def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None,
+def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None, when_format: str | None,
              problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     names, there = list(frame.columns), ", ".join(frame.columns)
+    chosen = [name for part in chosen for name in ([part] if part in names else part.split(","))]
+    chosen = [name[1:] if name not in names and name[1:] in names and name == f"x{name[1:]}" else name
+              for name in chosen]  # of a table without a header
     for asked in (*chosen, *filter(None, (who, when))):
         if asked not in names:
             raise SegueError(f"{frame.path}: there is no column '{asked}'; there are {there}")
-    free = [name for name in names if name not in (*chosen, who, when)]
+    sure = when is not None
     if when is None and frame.headed:
-        when = when_of(frame, free)
+        when = when_of(frame, [name for name in names if name not in (*chosen, who)])
         names = list(frame.columns)
-    numbers = {name: values for name in (chosen or [name for name in names if name not in (who, when)])
+    numbers = {name: values for name in (chosen or [name for name in names if name != who])
                if (values := _numbers(frame, name)) is not None}
     if missing := [name for name in chosen if name not in numbers]:
         raise SegueError(f"{frame.path}: column '{missing[0]}' holds no numbers; there are {there}")
-    if when is None and not frame.headed:
-        when = next((name for name in names if name not in numbers and
+    if when is None:
+        when = next((name for name in names if name not in (*numbers, who) and
                      timelike(frame.columns[name][:100].to_pylist())), None)
     if who is None:
         texts = [name for name in names if name not in numbers and name != when]
         who = "series" if "series" in names else named_by(texts, [*WHO, *SERIES]) if frame.headed else None
-        numbers = {name: values for name, values in numbers.items() if name != who}
+    groups, labels = np.zeros(len(frame.rows), dtype=np.int64), [""]
+    if who is not None:
+        place: dict[str, int] = {}
+        groups = np.array([place.setdefault(str(cell), len(place)) for cell in frame.columns[who].to_pylist()])
+        labels = list(place)
+    order = np.argsort(groups, kind="stable")
+    series = np.split(order, np.searchsorted(groups[order], np.arange(1, len(labels))))
+    times = None if when is None else _times(frame, when, when_format, sure, series)
+    when = None if times is None else when
+    numbers = {name: values for name, values in numbers.items() if name not in (who, when)}
     if not chosen:
         numbers = {name: values for name, values in numbers.items() if not _counts(name, values)} or numbers
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
     if problems is not None:
-        problems.note = f"columns={','.join(numbers)}, " + said([("who", who), ("when", when)],
-                                                                [name for name in names if name not in numbers])
-        problems.note = problems.note.removesuffix(", ")
-    groups = np.zeros(len(frame.rows), dtype=np.int64)
-    labels = [""]
-    if who is not None:
-        listed = [str(cell) for cell in frame.columns[who].to_pylist()]
-        labels = list(dict.fromkeys(listed))
-        groups = np.array([dict(zip(labels, range(len(labels))))[label] for label in listed])
-    times = None if when is None else seconds_of(frame.columns[when], None, frame.path)
-    for group, label in enumerate(labels):
-        mine = np.flatnonzero(groups == group)
+        roles = said([("who", who), ("when", when)], [name for name in names if name not in numbers])
+        problems.note = f"columns={','.join(numbers)}{', ' if who or when else ''}{roles}"
+    called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
+        dict.fromkeys(numbers, "")
+    for label, mine in zip(labels, series):
         if times is not None and np.isfinite(times[mine]).all():
             mine = mine[np.argsort(times[mine], kind="stable")]
-        called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
-            dict.fromkeys(numbers, "")
         parts = {called[name]: values[mine] for name, values in numbers.items()}
         if not any(np.isfinite(values).any() for values in parts.values()):
             bad(problems, frame.path, label, None, "there is no number in this series; remove it")
@@ -364,7 +414,24 @@ def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None,
         yield Record(flat(parts), name=f"{frame.path}:{label}" if label else str(frame.path))
 
 
+def _times(frame: Frame, when: str, when_format: str | None, sure: bool,
+           series: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Seconds of each row; None where a column that nobody asked for does not say when: names of weekdays, or numbers
+    that come again in one of the series, such as the day of a month."""
+    column = frame.columns[when]
+    moments = sure or timelike(column[:100].to_pylist())
+    try:
+        times = seconds_of(column, when_format, frame.path)
+    except SegueError:
+        if moments or when_format is not None:
+            raise
+        return None
+    plain = not moments and _numbers(frame, when) is not None
+    return None if plain and any(len(np.unique(times[mine])) < len(mine) for mine in series) else times
+
+
 def _counts(name: str, values: np.ndarray) -> bool:
     """A column that counts the rows."""
     plain = re.sub(r"[^a-z]", "", name.lower())
-    return plain in ("", *COUNTERS) and len(values) > 1 and bool((np.diff(values) == 1).all())
+    whole = len(values) > 1 and float(values[0]).is_integer() and bool((np.diff(values) == 1).all())
+    return whole and plain in ("", *COUNTERS)

@@ -459,7 +459,7 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
         missing = [role for role, name in (("who", who), ("what", what)) if name is None]
         one = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
             "; or read it as text with kind=text"
-        if what is None and measured(value for name in rest[:20] for value in columns[name][:1000].to_pylist()):
+        if what is None and any(measured(columns[name][:1000].to_pylist()) for name in rest[:20]):
             one = f"; its numbers are measured: {MEASURED}"
         raise SegueError(f"{frame.path}: no column says {' and '.join(missing)}; name "
                          f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
