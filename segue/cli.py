@@ -40,7 +40,7 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], Callable
         def run(*args: Any, **kwargs: Any) -> None:
             try:
                 function(*args, **kwargs)
-            except KeyboardInterrupt as stop:
+            except (KeyboardInterrupt, typer.Abort) as stop:  # Abort: Ctrl-C, or no more input, at a question
                 raise Interrupted(*stop.args) from stop
 
         app.command(name, epilog=f"Example: {example}")(run)
@@ -233,6 +233,9 @@ def write(story: Annotated[Path, typer.Argument(metavar="STORY", show_default=Fa
     from segue.verbs.write import text_model
     from segue.verbs.write import write as go_on
 
+    if steps is not None and steps < 0:
+        raise SegueError(f"--steps must not be below 0, not {steps}")
+
     def ask(told: Any) -> str:
         print(f"\n{told.paragraph}\n", *(f"{at}. {plan}" for at, plan in enumerate(told.plans, 1)), sep="\n")
         said = typer.prompt("A number, or what is to happen").strip()
@@ -243,7 +246,7 @@ def write(story: Annotated[Path, typer.Argument(metavar="STORY", show_default=Fa
         write_text(text, told.text + "\n")
     else:
         print(told.text)
-    print(f"{told.step} paragraphs in {story}; the same command without --premise goes on", file=sys.stderr)
+    print(f"{told.step} paragraphs in {story}; the same command goes on", file=sys.stderr)
 
 
 @command("update", "segue update model new/ --strategy replay --minutes 2")

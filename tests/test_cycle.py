@@ -104,6 +104,8 @@ def test_bare_python() -> None:
     assert [2, 8] in space.values() and bare_python(bare) == bare_python(bare_python(bare)) and "len('kept')" in bare
     with pytest.raises(SegueError, match="not Python"):
         bare_python("def (")
+    with pytest.raises(SegueError, match="not Python"):
+        bare_python("-" * 5000 + "1")
 
 
 # Programs on lists.

@@ -151,7 +151,8 @@ def test_yes_or_no(reply: str, header: str, says: float | None) -> None:
 
 
 @pytest.mark.parametrize(("reply", "says"), [("Score: 10", 10), ("score: 7/10", 7), ("11, or rather 9", 9),
-                                             ("none", None), ("I give 3. Score: 8", 8), ("Score: 0", 0)])
+                                             ("none", None), ("I give 3. Score: 8", 8), ("Score: 0", 0),
+                                             ("Score: " + "1" * 5000, None)])
 def test_scores(reply: str, says: float | None) -> None:
     assert score(reply) == says
 

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any, ClassVar
+
 import pytest
 import torch
 
@@ -54,3 +60,54 @@ def test_an_endpoint_that_is_not_there_is_told() -> None:
     pytest.importorskip("openai")
     with pytest.raises(SegueError, match="did not answer as 'x': Connection error"):
         Endpoint("x", "http://127.0.0.1:9/v1").write(["p"])
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Sends to each path what `said` holds for it: a status and a body. asked: the paths and bodies so far."""
+
+    said: ClassVar[dict[str, tuple[int, str]]] = {}
+    asked: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def do_POST(self) -> None:
+        self.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["content-length"])))))
+        status, body = self.said.get(self.path, (404, '{"detail": "Not Found"}'))
+        self.send_response(status)
+        self.send_header("content-type", "application/json" if body.startswith("{") else "text/html")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    pytest.importorskip("openai")
+    Answers.said, Answers.asked = {}, []
+    server = HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Endpoint("x", f"http://127.0.0.1:{server.server_port}/v1", "k")
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_endpoint_answers_by_chats_or_by_completions(endpoint: Endpoint) -> None:
+    Answers.said = {"/v1/completions": (200, '{"choices": [{"text": "c", "finish_reason": "length"}]}')}
+    assert [(reply.text, reply.finish) for reply in endpoint.write(["p", "q"], most=3)] == [("c", "length")] * 2
+    assert [path for path, _ in Answers.asked] == ["/v1/chat/completions", "/v1/completions", "/v1/completions"]
+    assert Answers.asked[-1][1]["prompt"] == "q" and Answers.asked[-1][1]["max_tokens"] == 3
+    endpoint.chat = True
+    Answers.said = {"/v1/chat/completions": (200, '{"choices": [{"message": {"content": "d"}}]}')}
+    assert endpoint.write(["p"])[0].text == "d"
+
+
+@pytest.mark.parametrize(("status", "body", "says"), [
+    (200, "<html>a page</html>", "is no answer"), (200, '{"error": {"message": "no credit"}}', "is no answer"),
+    (200, '{"choices": []}', "is no answer"), (200, '{"choi', "is no answer"), (401, '{"error": "bad key"}', "401"),
+    (404, "<html>" + "a page\n" * 1000, "404")])
+def test_what_is_no_answer_is_told_in_a_line(endpoint: Endpoint, status: int, body: str, says: str) -> None:
+    Answers.said = {"/v1/chat/completions": (status, body)}
+    with pytest.raises(SegueError, match=f"did not answer as 'x': .*{says}.*check the URL") as told:
+        endpoint.write(["p"])
+    assert len(str(told.value)) < 800

@@ -37,6 +37,8 @@ TWO = SectionedPrompt("{ask}", (Section("text", "Text:"), Section("plan", "Plan 
     "a b.\nPlan 1: c d.",  # the first heading left out
     "Text: a b. Plan 1: c d.",  # no new line
     "Text: a b.\nPlan 1: c d.\nText: again.\nPlan 1: again.",  # said twice
+    "Text: a b.\n***\n\n ## \n** Plan 1:** c d.\n---\n".replace("---", "***"),  # lines of decoration
+    "Text: a b.\n" + " " * 200_000 + "\n" * 200_000 + "Plan 1: c d.",  # nothing, at length
 ])
 def test_sections_are_found_however_they_are_written(reply: str) -> None:
     found = TWO.parse(reply)

@@ -159,6 +159,8 @@ def test_tools_by_hand(call: str) -> None:
 def test_what_is_no_call() -> None:
     for text in ("Who ran?", "sort(3; 1)", "count", "count(1", "Which count(1)", ""):
         assert SymbolicTools().call(text) is None
+    with pytest.raises(SegueError, match="there is no day"):
+        SymbolicTools().call("diff(May 5 99999999999999; June 2 1914)")
     assert SymbolicTools({"twice": lambda text: said(2 * number(text))}).call("twice(4)") == "8" and len(TOOLS) == 7
 
 

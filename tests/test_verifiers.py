@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,6 +153,15 @@ def test_every_item_of_the_real_sets_can_be_checked(name: str, shared_data: Call
     assert all(loose or not strict for rows in zip(found.strict, found.loose) for strict, loose in zip(*rows))
 
 
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("change_case:capital_word_frequency", {"capital_frequency": 1, "capital_relation": "at least"}),
+    ("detectable_format:number_bullet_lists", {"num_bullets": 3})])
+@pytest.mark.parametrize("filler", ["-", "\n", " ", "."])
+def test_long_runs_of_one_sign_are_read_once(name: str, arguments: dict[str, Any], filler: str) -> None:
+    """Quadratic patterns would take minutes."""
+    assert not verify(name, "x" + filler * 200_000 + "y", arguments)
+
+
 # The sandbox.
 
 GOOD = "def evaluate(text):\n    return len(text) > 2\n"
@@ -164,6 +175,7 @@ def test_plain_functions_run() -> None:
     sandbox = Sandbox()
     assert [out.value for out in sandbox.run(GOOD, "evaluate", [["ab"], ["abc"]])] == [False, True]
     assert "interpreter" in sandbox.walls
+    assert "kernel" in sandbox.walls or sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64")
     body = "    import re, math\n    print(x)\n    return [re.sub('a', 'b', x), math.pi > 3, None, {'k': 1.5}]"
     assert one(body, [["aa"]])[0].value == ["bb", True, None, {"k": 1.5}]
     assert one("    return x", [])  == []
@@ -188,6 +200,8 @@ def test_plain_functions_run() -> None:
     "    import re\n    re.enum.sys.modules['os']._exit(0)",
     "    return {1, 2}",
     "    return (",
+    "    import re\n    os = re.enum.sys.modules['os']\n    for fd in range(1, 20):\n        try: "
+    "os.write(fd, b'[' * 200_000 + b'\\n')\n        except OSError: pass",
 ], ids=lambda body: body.split("\n")[-1].strip()[:30])
 def test_what_goes_wrong_is_no_verdict(body: str, tmp_path: Path) -> None:
     file, begin = tmp_path / "written", time.monotonic()
@@ -245,7 +259,8 @@ def test_a_function_that_says_the_same_of_all_is_dropped() -> None:
 
 @pytest.mark.parametrize(("one_", "other", "alike"), [
     (True, "True", True), (True, " true ", True), (None, "None", True), (None, "null", True), (3, "3", True),
-    (3, 3.0, True), (True, 1, False), ("Yes", "yes", True), ([1, "a"], '[1, "a"]', True), (False, None, False)])
+    (3, 3.0, True), (True, 1, False), ("Yes", "yes", True), ([1, "a"], '[1, "a"]', True), (False, None, False),
+    ("[" * 200_000, "[" * 200_000 + " ", True)], ids=lambda value: repr(value)[:20])
 def test_values_that_mean_the_same(one_: Any, other: Any, alike: bool) -> None:
     assert same(one_, other) is alike and plain(one_) == plain(plain(one_))
 
@@ -340,6 +355,7 @@ def test_verify_says_what_is_wrong_with_responses(rows: list[Any], says: str, tm
 @pytest.mark.parametrize(("text", "says"), [
     ('{"prompt": "p", "instruction_id_list": [], "kwargs": []}', "line 1 has no instruction_id_list"),
     ('{"prompt": "p", "instruction_id_list": ["a"], "kwargs": ["b"]}', "kwargs that are no object"),
+    ('{"prompt": "p", "instruction_id_list": [["a"]], "kwargs": [{}]}', "line 1 has no instruction_id_list"),
     ('{"prompt": "p", "instr', "not a line of JSON"), ('[{"a": 1}, 2]', "entry 2 is no JSON"),
     ('[{"a"', "cut short"), ("", "holds no items")])
 def test_verify_says_what_is_wrong_with_items(text: str, says: str, tmp_path: Path) -> None:

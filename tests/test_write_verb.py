@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,24 @@ def test_what_is_wrong_is_told(script: Scripted, tmp_path: Path) -> None:
         verb.write(file, script, "Q.")
     with pytest.raises(SegueError, match="choose model, first"):
         verb.write(file, script, plans="nobody")
-    file.write_text("[1]")
-    with pytest.raises(SegueError, match="no saved story"):
-        verb.write(file, script)
+    assert verb.write(file, script, "P.", 1, plans="first").step == 4  # the very same call goes on
+    for text in ("[1]", '{"a": 1}', file.read_text().replace('"notes": [', '"notes": [{},')):
+        file.write_text(text)
+        with pytest.raises(SegueError, match=r"story\.json: this is no saved story"):
+            verb.write(file, script)
+
+
+def test_who_asks_no_more_input_is_interrupted(script: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "story.json"
+    verb.write(file, script, "P.", 0)
+    monkeypatch.setattr("sys.stdin", io.StringIO("1\n"))
+    with pytest.raises(SystemExit, match="130"):
+        cli.main(["write", str(file), "m", "--steps", "3", "--plans", "ask"])
+    assert "interrupted; nothing is half-written" in capsys.readouterr().err
+    assert verb.write(file, script, steps=0).step == 4
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["write", str(file), "m", "--steps", "-1"])
 
 
 def test_the_page_of_programs_runs() -> None:

@@ -32,7 +32,7 @@ def plain(value: Any) -> Any:
         text = value.strip().lower()
         try:
             return plain(json.loads({"none": "null"}.get(text, text)))
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
     if isinstance(value, float) and value.is_integer():
         return int(value)

@@ -131,7 +131,7 @@ def bare_python(source: str) -> str:
     it must read what it does. A SegueError where it is no Python."""
     try:
         tree = ast.parse(source)
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise SegueError(f"not Python: {error}") from error
     bare = _Bare()
     for node in ast.walk(tree):

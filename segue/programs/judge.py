@@ -87,4 +87,4 @@ def yes_or_no(reply: str, header: str = "") -> float | None:
 def score(reply: str, most: int = 10) -> float | None:
     """The first whole number from 0 to `most` behind "score", or in the reply where it says no such word."""
     numbers = re.findall(r"(?<![\d.])\d+(?![\d.]*\d)", re.split(r"score", reply, flags=re.IGNORECASE)[-1])
-    return next((float(number) for number in numbers if int(number) <= most), None)
+    return next((float(number) for number in numbers if len(number) < 20 and int(number) <= most), None)

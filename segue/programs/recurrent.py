@@ -138,13 +138,17 @@ class Story:
         try:
             return cls(**{**values, "memory": ShortTerm(**values["memory"]),
                           "archive": LongTerm.from_dict(values["archive"], embed)})
-        except (KeyError, TypeError) as error:
-            raise SegueError(f"this is no saved story: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise SegueError(f"this is no saved story: {error!r}") from error
 
     @classmethod
     def load(cls, path: str | Path, embed: Embedder | None) -> Story:
         """A saved story; embed: the one it was written with."""
-        return cls.from_dict(read_json(path), embed)
+        values = read_json(path)
+        try:
+            return cls.from_dict(values, embed)
+        except SegueError as error:
+            raise SegueError(f"{path}: {error}; give a file that segue write wrote") from error
 
 
 Turn = Callable[[Sequence[Story]], Sequence[Mapping[str, Any]]]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,8 @@ class _Lines:
                     return {"error": "out of time" if more is None else "ended" if not more else "answer too long"}
                 self.held += more
         line, _, self.held = self.held.partition(b"\n")
-        try:
-            found = json.loads(line)
-            return found if isinstance(found, dict) else {"error": "no answer"}
-        except ValueError:
-            return {"error": "no answer"}
+        with suppress(ValueError, RecursionError):
+            if isinstance(found := json.loads(line), dict):
+                return found
+        self.ended = True  # whatever wrote this may have written more
+        return {"error": "no answer"}

@@ -84,7 +84,7 @@ class SectionedPrompt:
         if self.tries < 1 or not self.sections:
             raise SegueError(f"a prompt of {len(self.sections)} sections and {self.tries} tries: at least one of both")
         some = "|".join(re.escape(s.heading) for s in sorted(self.sections, key=lambda s: -len(s.heading)))
-        line = rf"^[ \t]*[#*_>\s]*(?i:(?P<line>{some}))[*_]*"
+        line = rf"^[ \t#*_>]*+(?i:(?P<line>{some}))[*_]*"
         object.__setattr__(self, "pattern", re.compile(rf"{line}|(?<!\S)(?P<within>{some})(?!\w)", re.MULTILINE))
 
     def fill(self, **fields: str) -> str:
@@ -103,6 +103,8 @@ class SectionedPrompt:
         spans = [(self.sections[0].name, reply[: ends[0]])] if self.sections[0].name not in begun else []
         spans += [(name, reply[mark.end() : end]) for name, mark, end in zip(begun, marks, ends[1:])]
         for name, text in spans:
+            while (last := (text := text.rstrip()).rpartition("\n"))[1] and not last[2].strip("#*_> \t"):
+                text = last[0]  # a line of decoration belongs to the heading behind it
             if text.strip(" \t\n*_#") and name not in texts:
                 texts[name] = text.strip()
         texts = {s.name: shortened(texts[s.name], s.words) for s in self.sections if s.name in texts}

@@ -60,31 +60,43 @@ class Local:
 
 
 class Endpoint:
-    """A model behind an OpenAI-compatible chat endpoint, such as `segue serve`'s or a hosted one.
+    """A model behind an OpenAI-compatible endpoint, hosted or local. One that has no chats, such as `segue serve`'s, is
+    asked to complete the prompts.
 
     model: its name there. url: the base, ending in /v1. key: defaults to the environment's OPENAI_API_KEY.
     """
 
     def __init__(self, model: str, url: str | None = None, key: str | None = None) -> None:
-        openai = require("openai", "programs")
-        self.model, self.error = model, openai.OpenAIError
-        self.client = openai.OpenAI(base_url=url, api_key=key or os.environ.get("OPENAI_API_KEY", "none"))
+        self.openai = require("openai", "programs")
+        self.model, self.chat = model, True
+        self.client = self.openai.OpenAI(base_url=url, api_key=key or os.environ.get("OPENAI_API_KEY", "none"))
 
     def write(self, prompts: Sequence[str], *, most: int = 256, stop: Sequence[str] = (), temperature: float = 0.0,
               top_p: float = 1.0, seed: int = 0) -> list[Reply]:
-        replies = []
-        for row, prompt in enumerate(prompts):
+        return [self._reply(prompt, max_tokens=most, stop=list(stop) or None, temperature=temperature, top_p=top_p,
+                            seed=seed * 1_000_003 + row) for row, prompt in enumerate(prompts)]
+
+    def _reply(self, prompt: str, **options: Any) -> Reply:
+        try:
+            choice = self._asked(prompt, model=self.model, **options).choices[0]
+            text = choice.message.content if self.chat else choice.text
+            return Reply(text or "", "length" if choice.finish_reason == "length" else "stop")
+        except self.openai.OpenAIError as error:
+            what, cause = str(error)[:500], error
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # a page, or an error with 200
+            what, cause = "what it sent is no answer", error
+        raise SegueError(f"{self.client.base_url} did not answer as '{self.model}': {what}; check the URL (it ends in "
+                         "/v1), the model's name and the key") from cause
+
+    def _asked(self, prompt: str, **options: Any) -> Any:
+        if self.chat:
             try:
-                answer = self.client.chat.completions.create(
-                    model=self.model, messages=[{"role": "user", "content": prompt}], max_tokens=most,
-                    stop=list(stop) or None, temperature=temperature, top_p=top_p, seed=seed * 1_000_003 + row)
-            except self.error as error:
-                raise SegueError(f"{self.client.base_url} did not answer as '{self.model}': {error}; check the URL, "
-                                 "the model's name and the key") from error
-            choice = answer.choices[0]
-            finish = "length" if choice.finish_reason == "length" else "stop"
-            replies.append(Reply(choice.message.content or "", finish))
-        return replies
+                return self.client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **options)
+            except self.openai.NotFoundError:
+                found = self.client.completions.create(prompt=prompt, **options)
+                self.chat = False
+                return found
+        return self.client.completions.create(prompt=prompt, **options)
 
 
 class Scripted:

@@ -89,7 +89,7 @@ class When:
     def day_number(self) -> int:
         try:
             return date(*self.key).toordinal()
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise SegueError(f"there is no day {self.key}: {error}") from error
 
 

@@ -57,7 +57,7 @@ def words(text: str) -> int:
 
 def capitals(text: str) -> int:
     """How many words are all in capitals; what an apostrophe, or punctuation, sets off is a word of its own."""
-    parts = re.findall(r"(?:[^\W_]\.){2,}(?![^\W_])|[\w\-/.]*\w|'\w+", text.replace("'", " '"))
+    parts = re.findall(r"(?:[^\W_]\.){2,}(?![^\W_])|[\w\-/.]+|'\w+", text.replace("'", " '"))
     return sum(map(str.isupper, parts))
 
 
@@ -150,7 +150,7 @@ VERIFIERS: dict[str, Verifier] = {
         re.findall(r"\[.*?\]", text)) >= num_placeholders,
     "detectable_content:postscript": postscript,
     "detectable_format:number_bullet_lists": lambda text, num_bullets: len(
-        found(r"^\s*\*[^*].*$", text) + found(r"^\s*-.*$", text)) == num_bullets,
+        found(r"^[^\S\n]*+\*[^*].*$", text) + found(r"^[^\S\n]*+-.*$", text)) == num_bullets,
     "detectable_format:constrained_response": lambda text: any(option in text for option in OPTIONS),
     "detectable_format:number_highlighted_sections": highlights,
     "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: len(
@@ -210,7 +210,7 @@ def verify(name: str, response: str, arguments: Mapping[str, Any] | None = None,
     try:
         return any(bool(text.strip()) and verifier(text, **given) for text in
                    (variants(response) if loose else [response]))
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, IndexError) as error:
         raise SegueError(f"instruction '{name}' cannot take the arguments {given}: {error}") from error
 
 

@@ -60,7 +60,8 @@ def verify(items: str | Path, responses: str | Path | None = None) -> VerifyRepo
     asked = [(place, row) for place, row in _rows(Path(items))]
     for place, row in asked:
         names, arguments = row.get("instruction_id_list"), row.get("kwargs")
-        if not (isinstance(names, list) and names and isinstance(arguments, list) and len(names) == len(arguments)):
+        if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+                and isinstance(arguments, list) and len(names) == len(arguments)):
             raise SegueError(f"{items}: {place} has no instruction_id_list with as many kwargs: give a file of the "
                              "form of IFEval's")
         if wrong := [each for each in arguments if each is not None and not isinstance(each, dict)]:

@@ -25,8 +25,9 @@ def write(story: str | Path, model: TextModel, premise: str | None = None, steps
     """So many paragraphs more of a story (RecurrentGPT, arXiv 2305.13304, see `segue.programs.recurrent`).
 
     story: a JSON file that holds all of its state and is written anew after each paragraph; where there is none, a
-        story begins from the `premise`. plans: who picks what comes next: the "model" (two calls more a paragraph), the
-        "first" of its plans, or "ask", a function that is shown the story and gives a plan or a patch of it.
+        story begins from the `premise`, which may be given again to go on. plans: who picks what comes next: the
+        "model" (two calls more a paragraph), the "first" of its plans, or "ask", a function that is shown the story and
+        gives a plan or a patch of it.
     """
     turns: dict[str, Turn] = {"model": Simulated(model), "first": first_plan}
     if ask is not None:
@@ -35,13 +36,13 @@ def write(story: str | Path, model: TextModel, premise: str | None = None, steps
         raise SegueError(f"plans by '{plans}': choose {', '.join(turns)}")
     path, program = Path(story), RecurrentProgram(model)
     if path.exists():
-        if premise is not None:
+        told = Story.load(path, Hashing())
+        if premise is not None and premise not in (entry.get("premise") for entry in told.log):
             raise SegueError(f"{path} holds a story that has begun: leave the premise out to go on with it, or give "
                              "another file")
-        told = Story.load(path, Hashing())
     elif premise is None:
         raise SegueError(f"there is no {path} yet: give a premise to begin a story with")
     else:
         told = program.start(premise)
         told.save(path)
-    return program.rollout(told, steps, turns[plans], path, quiet)
+    return program.rollout(told, steps, turns[plans], path, quiet or plans == "ask")  # a bar would overwrite questions
