@@ -76,6 +76,14 @@ def test_ties_is_trim_elect_and_mean(deltas: list[list[float]], keep: float) -> 
     np.testing.assert_allclose(summed(parts).tensors["b"], np.sum(deltas, 0)[4:], atol=1e-12)
 
 
+def test_ties_takes_small_and_complex_weights() -> None:
+    assert Delta({"a": torch.tensor([1.0, -3.0])}).trimmed(0.2).tensors["a"].tolist() == [0, -3]
+    parts = torch.randn(3, 5, 2, generator=torch.Generator().manual_seed(0))
+    merged = ties([Delta({"a": torch.view_as_complex(each)}) for each in parts], 1.0).tensors["a"]
+    expected = ties([Delta({"a": each}) for each in parts], 1.0).tensors["a"]
+    torch.testing.assert_close(torch.view_as_real(merged), expected)
+
+
 def test_dropped_numbers_leave_the_mean() -> None:
     delta = Delta({"a": torch.ones(200, 200)})
     found = delta.dropped(0.9).tensors["a"]

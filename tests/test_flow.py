@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from segue.analysis.frechet import frechet
 from segue.decoding.flow import ClipRollout, euler
 from segue.errors import SegueError
 from segue.mixers.state import Layout
@@ -245,18 +244,3 @@ def test_times() -> None:
             wrong()
     with pytest.raises(SegueError, match="real"):
         euler(exact, torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))
-
-
-def test_frechet_distance() -> None:
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(500, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    b = b @ torch.diag(torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)) + 1
-    from scipy.linalg import sqrtm
-
-    first, second = a.T.cov(), b.T.cov()
-    root = torch.from_numpy(sqrtm((first @ second).numpy()).real)
-    wanted = (a.mean(0) - b.mean(0)).square().sum() + (first + second - 2 * root).trace()
-    assert frechet(a, b) == pytest.approx(float(wanted)) == pytest.approx(frechet(b, a))
-    assert frechet(a, a) == pytest.approx(0, abs=1e-6)
-    with pytest.raises(SegueError, match="at least two"):
-        frechet(a[:1], b)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from segue.papers.base import Row
-from segue.papers.gamegen_x import BASE, CODED, FROZEN, JOINT, REAL, SHUFFLED, judge
+from segue.papers.gamegen_x import BASE, CODED, FROZEN, JOINT, REAL, SHUFFLED, SMALL, judge, studio, taught
 
 
 def table(**other: Any) -> list[Row]:
@@ -18,6 +19,15 @@ def table(**other: Any) -> list[Row]:
         name, column = change.split("_")
         found[{"real": REAL, "base": BASE, "branch": FROZEN, "others": SHUFFLED, "joint": JOINT}[name]][column] = value
     return [{"arm": name, **row} for name, row in found.items()]
+
+
+def test_the_foundation_of_all_arms_stays_as_it_was() -> None:
+    place = studio(SMALL, 3)
+    before = {name: tensor.clone() for name, tensor in place.base.state_dict().items()}
+    for frozen in (False, True):
+        taught(place, SMALL, 3, frozen)
+        assert all(torch.equal(before[name], tensor) for name, tensor in place.base.state_dict().items())
+        assert all(p.requires_grad for p in place.base.parameters())
 
 
 @pytest.mark.parametrize(("change", "verdict"), [

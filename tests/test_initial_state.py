@@ -13,7 +13,7 @@ from segue.errors import SegueError
 from segue.kernels.gla import FLOOR, gla, gla_reference
 from segue.mixers import MIXERS
 from segue.mixers.gla import GatedLinearAttention
-from segue.mixers.state import Layout
+from segue.mixers.state import Carry, Layout
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.adapters import InitialState, LoRA, load_adapter
 from segue.models.compiled import compile_model
@@ -217,6 +217,39 @@ def test_it_fits_the_decoder_of_an_encoder_decoder() -> None:
     state = model.init_state(1)
     torch.testing.assert_close(model.extend(row, state).logits[:, 3:], model(row).logits[:, 3:])
     assert list(adapter.layers) == ["decoder.blocks.0"]
+
+
+def test_a_mixer_inside_of_a_cross_attention_begins_there_too() -> None:
+    side = StackConfig(11, 16, ["attention"], cross={"mixer": "gla"})
+    torch.manual_seed(0)
+    model = EncoderDecoder(EncoderDecoderConfig(StackConfig(11, 16, ["bidirectional"], {"bidirectional": {
+        "mixer": "gru"}}), side)).double().eval()
+    row = torch.tensor([[1, 2, 3, model.begin, 4, 5]])
+    plain = model(row).logits
+    adapter = InitialState(rank=0)
+    adapter.attach(model)
+    torch.testing.assert_close(model(row).logits, plain)
+    assert [name for name, _ in adapter.named_parameters()] == ["decoder.blocks.0.cross recurrence:0"]
+    moved(adapter)
+    whole, state = model(row).logits[:, 3:], model.init_state(1)
+    said = [model.extend(row[:, :4], state).logits[:, 3:]]
+    for at in (4, 5):
+        state.commit()
+        said.append(model.extend(row[:, at : at + 1], state).logits)
+    torch.testing.assert_close(torch.cat(said, 1), whole)
+    assert not torch.allclose(whole, plain[:, 3:])
+
+
+def test_what_an_slstm_divides_by_stays_above_nothing() -> None:
+    model = stack("slstm")
+    adapter = InitialState(rank=0, scale=1.0)
+    adapter.attach(model)
+    moved(adapter)
+    state = model.init_state(2)
+    model.extend(ids(), state)
+    state.commit()
+    carry = state.layers[0]["recurrence"]
+    assert isinstance(carry, Carry) and bool((carry.state[2] > 0).all())
 
 
 # -- the strategy

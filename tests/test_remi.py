@@ -42,6 +42,11 @@ def test_what_is_on_the_grid_comes_back(melody: list[Note], piano: list[Note], t
     assert REMI.codec.decode(REMI.codec.encode(items)) == items
 
 
+def test_of_tempi_in_one_sixteenth_the_last_counts() -> None:
+    items = REMI.spell({}, [(STEP, 80), (1, 121), (0, 100), (STEP + 1, 143)])
+    assert REMI.understand(items)[1] == [(0, 122), (STEP, 143)]
+
+
 def test_what_breaks_the_grammar_is_told() -> None:
     for items, wrong in ((["at0"], 1), (["bar", "at3", "melody60", "loud2"], 4), (["bar", "theme", "at1"], 3),
                          (["theme", "bar", "theme"], 3), (["bar", "theme-end"], 2), (["bar", "at3", "at4"], 3),

@@ -75,7 +75,9 @@ def test_it_learns_and_goes_on_within_the_pattern(mixer: str) -> None:
     run = learn(ours, draw, 60, rate=0.01, objective=EachStream())
     assert run.loss < 0.3
     prompts = [scale(5, 2), scale(1, 0), scale(0, 0)]
+    ours.train()
     answers = continue_streams(ours, prompts, 6, top_k=1)
+    assert ours.training
     assert torch.equal(answers[0], scale(11, 2)[5:]) and answers[1].shape == (6, 3)
     whole = continue_streams(ours, [scale(5, 2)], 50, top_k=1)[0]
     assert len(whole) < 20  # it says itself when the piece is over

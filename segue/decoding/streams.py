@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segue.decoding.loop import evaluating
 from segue.decoding.sampling import Noise, draw, only, softmax
 from segue.decoding.sampling import top_k as likeliest
 from segue.errors import SegueError
@@ -29,32 +30,35 @@ def continue_streams(model: MultiStream, prompts: Sequence[Tensor], n: int, seed
         raise SegueError(f"top_k {top_k}, temperature {temperature}, n {n}: give 1 or more, 0 or more, 0 or more")
     if wrong := [codes for codes in prompts if codes.dim() != 2 or codes.shape[1] != levels]:
         raise SegueError(f"a prompt of shape {tuple(wrong[0].shape)} is not (frames, {levels}): give one code a level")
-    device, model, told = next(model.parameters()).device, model.eval(), list[Tensor]()
-    for codes in prompts:
-        frames, ids, noise = len(codes), delayed(codes)[: len(codes) + 1], Noise(seed)
-        state, ended, rows = model.init_state(1), frames + n, list(ids)
-        step = ids
-        while len(rows) < ended + levels + 1:
-            scores = [each[0, -1].double().cpu().numpy() for each in model(step[None].to(device), state=state)]
-            state.commit()
-            row, at = torch.empty(levels, dtype=torch.long), len(rows)
-            for level, score in enumerate(scores):
-                frame = at - level - 1
-                if frame < 0:
-                    row[level] = START
-                elif frame < frames:
-                    row[level] = codes[frame, level] + CODES
-                elif frame >= ended:
-                    row[level] = STOP
-                else:
-                    score = only(score, np.arange(STOP if level == 0 else CODES, len(score)))
-                    row[level] = int(score.argmax()) if level or not temperature else \
-                        draw(softmax(likeliest(score / temperature, top_k)), noise.at(at))
-                if level == 0 and row[0] == STOP:
-                    ended = min(ended, frame)
-            rows.append(row)
-            step = row[None]
-        ids = torch.stack(rows)
-        told.append(torch.stack([ids[level + 1 + frames : level + 1 + ended, level] for level in range(levels)], 1)
-                    - CODES)
-    return told
+    with evaluating(model):
+        return [_continued(model, codes, n, Noise(seed), top_k, temperature) for codes in prompts]
+
+
+def _continued(model: MultiStream, codes: Tensor, n: int, noise: Noise, top_k: int, temperature: float) -> Tensor:
+    """What comes after one prompt."""
+    levels, device = len(model.codes), next(model.parameters()).device
+    frames, ids = len(codes), delayed(codes)[: len(codes) + 1]
+    state, ended, rows = model.init_state(1), frames + n, list(ids)
+    step = ids
+    while len(rows) < ended + levels + 1:
+        scores = [each[0, -1].double().cpu().numpy() for each in model(step[None].to(device), state=state)]
+        state.commit()
+        row, at = torch.empty(levels, dtype=torch.long), len(rows)
+        for level, score in enumerate(scores):
+            frame = at - level - 1
+            if frame < 0:
+                row[level] = START
+            elif frame < frames:
+                row[level] = codes[frame, level] + CODES
+            elif frame >= ended:
+                row[level] = STOP
+            else:
+                score = only(score, np.arange(STOP if level == 0 else CODES, len(score)))
+                row[level] = int(score.argmax()) if level or not temperature else \
+                    draw(softmax(likeliest(score / temperature, top_k)), noise.at(at))
+            if level == 0 and row[0] == STOP:
+                ended = min(ended, frame)
+        rows.append(row)
+        step = row[None]
+    ids = torch.stack(rows)
+    return torch.stack([ids[level + 1 + frames : level + 1 + ended, level] for level in range(levels)], 1) - CODES

@@ -41,9 +41,9 @@ class Remi:
         """The items of notes by part, in time rounded to sixteenths from the file's beginning. themes: the bars at
         which one begins and at which it is over."""
         events: dict[int, list[str]] = {}
-        for at, bpm in tempi:
+        for at, bpm in sorted(tempi, key=lambda tempo: tempo[0]):
             known = TEMPI[max(0, min(len(TEMPI) - 1, round((bpm - TEMPI[0]) / TEMPI.step)))]
-            events.setdefault(round(at / STEP), []).append(f"tempo{known}")
+            events[round(at / STEP)] = [f"tempo{known}"]  # of several in one sixteenth the last
         for part in self.parts:
             seen: dict[tuple[int, int], Note] = {}
             for note in sorted(notes.get(part, ())):

@@ -84,7 +84,7 @@ class Headwise(Recurrence):
     """A cell of `segue.kernels.rnn` as N heads of D units that do not see each other's states (FlashRNN: Pöppel et al.
     2024, arXiv 2412.07752). Inputs, projected before: (B, T, N, G, D) for G gates; state: tensors (B, N, D)."""
 
-    free = (0, 1, 2)
+    free = (0, 1)  # the sLSTM's n, which it divides by, must stay above 0
 
     def __init__(self, cell: str, heads: int, width: int) -> None:
         super().__init__()

@@ -188,8 +188,8 @@ class LoRA(Adapter):
 
 class InitialState(Adapter):
     """Initial-state tuning (Lina-Speech, 2024, arXiv 2410.23320): no weight moves, only the state that recurrences
-    begin with. For every mixer with a state of constant size; short convolutions, and tensors that are counts or
-    scales, begin as ever (`Recurrence.free`).
+    begin with. For every mixer with a state of constant size, one inside of a cross-attention too; short convolutions,
+    and tensors that are counts or scales, begin as ever (`Recurrence.free`).
 
     rank, scale, seed: see `LearnedState`; so small a scale wants a high rate, 0.1 as published. The model then begins
     there in training and in `init_state` alike. Documents cannot be packed into one row: `Stack.resettable` is False.
@@ -211,7 +211,7 @@ class InitialState(Adapter):
         found = {}
         for index, (name, block) in enumerate(blocks.items()):
             like = next(block.parameters()).detach()
-            state = LearnedState(block.mixer.parts(1, like, 0), self.rank, self.scale, self.seed + index)
+            state = LearnedState(block.parts(1, like, 0), self.rank, self.scale, self.seed + index)
             if len(state.tables):
                 found[name] = self.layers.get(name, state)
         if not found:

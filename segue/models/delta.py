@@ -58,11 +58,11 @@ class Delta:
             parameter.copy_(_wide(parameter) + self.tensors[name].to(parameter.device))
 
     def trimmed(self, keep: float) -> Delta:
-        """Of all numbers only so large a share, the largest ones; the rest is 0."""
+        """Of all numbers only so large a share, the largest ones, one at least; the rest is 0."""
         if not 0 < keep <= 1:
             raise SegueError(f"a share of {keep} of the numbers cannot be kept: give one above 0, up to 1")
         sizes = torch.cat([value.abs().flatten() for value in self.tensors.values()])
-        least = sizes.kthvalue(max(1, len(sizes) - round(keep * len(sizes)) + 1)).values
+        least = sizes.kthvalue(len(sizes) - max(1, round(keep * len(sizes))) + 1).values
         return Delta({name: value.masked_fill(value.abs() < least, 0.0) for name, value in self.tensors.items()})
 
     def dropped(self, share: float, seed: int = 0) -> Delta:
@@ -119,13 +119,16 @@ def summed(deltas: Sequence[Delta]) -> Delta:
 
 def ties(deltas: Sequence[Delta], keep: float = 0.2) -> Delta:
     """TIES (Yadav et al. 2023, arXiv 2306.01708): of each delta only its largest numbers (`keep`) count; for each
-    weight the sign is elected that has the greater sum, and the mean is taken of those that agree with it."""
+    weight (of a complex one for either part) the sign is elected that has the greater sum, and the mean is taken of
+    those that agree with it."""
     kept = [delta.trimmed(keep).tensors for delta in deltas]
     merged = {}
     for name in kept[0]:
         values = torch.stack([each[name] for each in kept])
-        agree = (values.sign() == values.sum(0).sign()) & (values != 0)
-        merged[name] = torch.where(agree, values, 0.0).sum(0) / agree.sum(0).clamp(min=1)
+        parts = torch.view_as_real(values) if values.is_complex() else values
+        agree = (parts.sign() == parts.sum(0).sign()) & (parts != 0)
+        mean = torch.where(agree, parts, 0.0).sum(0) / agree.sum(0).clamp(min=1)
+        merged[name] = torch.view_as_complex(mean) if values.is_complex() else mean
     return Delta(merged)
 
 

@@ -195,7 +195,7 @@ def gates(config: StackConfig) -> list[str]:
 
 
 class LearnedState(nn.Module):
-    """What is added to the fresh state of a block's mixer: where reading begins, learned (see
+    """What is added to the fresh state of a block's mixers: where reading begins, learned (see
     `segue.models.adapters.InitialState`).
 
     parts: of a fresh state, whose carries' free tensors get numbers. rank: those that end in a matrix (K, E) have
@@ -287,9 +287,11 @@ class Block(nn.Module):
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         """The memories of a fresh state."""
         parts = self.mixer.parts(batch, like, history)
+        if self.cross is not None:
+            parts |= self.cross.parts(batch, like, history)
         for begin in self.begins:
             begin.begin(parts, like)
-        return parts if self.cross is None else parts | self.cross.parts(batch, like, history)
+        return parts
 
 
 def running_mean(x: Tensor, layout: Layout) -> Tensor:

@@ -112,7 +112,7 @@ PAPERS: dict[str, Paper] = {
     "gamegen-x": Paper(
         "GameGen-X: Interactive Open-world Game Video Generation", "2024, arXiv 2411.00769", "gamegen_x",
         ("models.flow", "models.spacetime", "models.control", "models.film", "objectives.flow", "decoding.flow",
-         "tasks.sprites", "analysis.frechet")),
+         "tasks.sprites", "analysis.distributions")),
     "generator": Paper(
         "GENERator: A Long-Context Generative Genomic Foundation Model", "2025, arXiv 2502.07272", "generator",
         ("kinds.codecs (KmerCodec)", "kinds.nucleotides", "models.spelling", "objectives.marginal",

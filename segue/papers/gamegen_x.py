@@ -6,6 +6,7 @@ and a branch beside it learns to bend what it makes to what a player presses and
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segue.analysis.frechet import frechet
+from segue.analysis.distributions import frechet_distance
 from segue.decoding.flow import euler
 from segue.mixers.state import Layout
 from segue.models import ControlBranch, FilmAutoencoder, FilmAutoencoderConfig, SpaceTimeConfig, SpatioTemporalDiT
@@ -162,13 +163,13 @@ def frechet_of(place: Studio, field: Field, setting: Setting, seed: int) -> floa
     """Of films that a field makes of captions alone."""
     net, real = critic(setting, seed)
     made = place.made(field, {TEXT: place.tests.captions}, setting, seed + 1, whole=True)
-    return frechet(frames_seen(net, made.clamp(0, 1)), real)
+    return frechet_distance(frames_seen(net, made.clamp(0, 1)).numpy(), real.numpy())
 
 
 def taught(place: Studio, setting: Setting, seed: int, frozen: bool = True) -> ControlBranch:
-    """A branch beside the foundation that stands still, or that learns with it."""
+    """A branch beside the foundation that stands still, or beside a copy of it that learns with it."""
     torch.manual_seed(seed)
-    branch = ControlBranch(place.base, {KEY: len(KEYS)}, len(SPOKEN), setting.depth, frozen=frozen)
+    branch = ControlBranch(copy.deepcopy(place.base), {KEY: len(KEYS)}, len(SPOKEN), setting.depth, frozen=frozen)
     learn(branch, place.batches(setting, seed + 1, 0.0, (TEXT, KEY, SAID)), setting.branch, rate=setting.rate,
           seed=seed + 1, objective=FlowMatching(FLOW, {TEXT: 0.25, KEY: 0.3, SAID: 0.3}, blur=0.05), muon=True,
           cooldown=1.0)

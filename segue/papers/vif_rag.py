@@ -279,8 +279,9 @@ CLAIM = Claim(
     statement="Instructions whose answers were verified by functions that a model wrote, and that were held against "
               "each other, teach a model to follow instructions without losing its answers from passages.",
     rule="Lilt: refuted if a function that is always true survives, or unverified data do as well (greedy); confirmed "
-         "if the surviving functions agree with the truth at least 97% of the time and at least 80% of the good ones "
-         "survive (mean of 3 draws), verified data are ahead of unverified by at least 10 points greedy and 15 drawn, "
+         "if the surviving functions (of the paper's rule, where one keeps a case) agree with the truth at least 97% "
+         "of the time and at least 80% of the good ones survive (mean of 3 draws), verified data are ahead of "
+         "unverified by at least 10 points greedy and 15 drawn, "
          "and behind passages by 8 and ahead of passages alone by 15, with answers at most 2 points below those of "
          "passages alone (mean of 2 seeds); else inconclusive.",
     measure=measure, judge=judge, draw=draw,
