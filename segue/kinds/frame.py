@@ -103,6 +103,19 @@ def is_array(head: bytes) -> bool:
     return head[:6] == b"\x93NUMPY"
 
 
+def array_header(data: bytes) -> tuple[tuple[int, ...], np.dtype, int, bool] | None:
+    """Shape, type, where the numbers begin, and whether they lie in Fortran's order, of an array of numbers."""
+    handle = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(handle)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(handle)
+    except Exception:  # the header is text that may say anything
+        return None
+    good = dtype.kind in "buif" and dtype.itemsize <= 8 and all(isinstance(n, int) and n >= 0 for n in shape)
+    return (tuple(shape), dtype, handle.tell(), bool(fortran)) if good and dtype.names is None else None
+
+
 def check_parquet(path: Path, head: bytes) -> None:
     """Refuse what is Parquet by name only."""
     if bare(path).suffix.lower() in PARQUET and not is_parquet(head):

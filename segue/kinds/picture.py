@@ -24,6 +24,7 @@ from segue.files import atomic_write
 from segue.kinds.base import HEAD as SNIFFED
 from segue.kinds.base import Dataset, Kind, Problems, Record, bad
 from segue.kinds.codecs import Codec, ItemCodec
+from segue.kinds.frame import array_header
 from segue.kinds.packed import opened
 
 SIDE, LEVELS = 16, 8  # what pictures are brought to where nobody says otherwise
@@ -116,7 +117,7 @@ class Picture(Kind):
         if is_image(head) and (path.suffix.lower() in ENDINGS or head[:1] != b"P"):
             return 0.9 if head[:2] in (b"P1", b"P2", b"P3") else 0.1  # the first are texts of numbers
         if head.startswith(NUMPY):
-            header = numpy_header(head)  # others may be measurements: with kind= they are pictures too
+            header = array_header(head)  # others may be measurements: with kind= they are pictures too
             return 0.99 if header and header[1].itemsize == 1 and 2 < len(header[0]) < 6 else 0.0
         if len(head) > 16 and head[:2] == b"\0\0" and head[2] in IDX and head[3] in (3, 4):
             return 0.9
@@ -365,7 +366,7 @@ def tiles(path: Path, sheet: Any, note: str) -> list[Drawn]:
 def array_file(path: Path, data: bytes, problems: Problems | None) -> np.ndarray:
     """(pictures, frames, height, width, 1, 3 or 4) uint8."""
     if data.startswith(NUMPY):
-        header = numpy_header(data)
+        header = array_header(data)
         if header is None:
             raise SegueError(f"{path}: no array that can be read; save it with numpy.save, as numbers")
         shape, dtype, start, fortran = header
@@ -398,19 +399,6 @@ def cifar_row(data: bytes) -> int | None:
         if whole and all(max(data[at:whole:row]) < bound for at, bound in enumerate(most)):
             return row
     return None
-
-
-def numpy_header(data: bytes) -> tuple[tuple[int, ...], np.dtype, int, bool] | None:
-    """Shape, type, where the numbers begin, and whether they lie in Fortran's order, of an array of numbers."""
-    handle = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(handle)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(handle)
-    except Exception:  # the header is text that may say anything
-        return None
-    good = dtype.kind in "buif" and dtype.itemsize <= 8 and all(isinstance(n, int) and n >= 0 for n in shape)
-    return (tuple(shape), dtype, handle.tell(), bool(fortran)) if good and dtype.names is None else None
 
 
 def whole_rows(path: Path, shape: tuple[int, ...], values: np.ndarray, problems: Problems | None,

@@ -19,7 +19,7 @@ from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, words
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
-from segue.kinds.frame import DELIMITED, TABULAR, Frame, glance, is_array, is_parquet, load_table, said
+from segue.kinds.frame import DELIMITED, TABULAR, Frame, array_header, glance, is_array, is_parquet, load_table, said
 from segue.kinds.packed import bare, opened
 from segue.kinds.table import WEAKLY, WHAT, WHEN, WHO, measured, named_by, seconds_of, timelike, when_of
 
@@ -46,8 +46,8 @@ class Series(Kind):
     def sniff(self, path: Path, head: bytes) -> float:
         """A table whose columns are measured numbers, times and names of series; events have a what."""
         if is_array(head):
-            shape, dtype = _array_form(head)
-            return 0.92 if dtype.kind == "f" and 1 <= len(shape) <= 2 else 0.0
+            header = array_header(head)
+            return 0.92 if header and header[1].kind == "f" and 1 <= len(header[0]) <= 2 else 0.0
         if path.suffix.lower() == ".ts":
             return 0.95 if re.search(rb"(?m)^@(data\s*$|(?i:problemname|univariate|serieslength)\s)", head) else 0.0
         if path.suffix.lower() not in TABULAR and not is_parquet(head):
@@ -253,18 +253,6 @@ def _column(cells: Sequence[Any]) -> np.ndarray:
                 cells = [str(cell).replace(thousands, "").replace(point, ".") for cell in cells]
                 break
     return np.array([_number(cell) for cell in cells])
-
-
-def _array_form(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of a NumPy file by its beginning; of none, where that is broken."""
-    handle = io.BytesIO(head)
-    try:
-        major, _ = np.lib.format.read_magic(handle)
-        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(handle)
-    except Exception:  # the header is text that may say anything
-        return (), np.dtype("V")
-    return shape, dtype
 
 
 def _array(path: Path, raw: bytes) -> Columns:
