@@ -15,7 +15,7 @@ from segue.decoding.flow import ClipRollout, euler
 from segue.errors import SegueError
 from segue.mixers.state import Layout
 from segue.models import SpaceTimeConfig, SpatioTemporalDiT, StackConfig
-from segue.models.flow import DataField, Flow, Guided, StackField, waves
+from segue.models.flow import EvenField, Flow, Guided, StackField, waves
 from segue.models.stack import both_ways
 from segue.objectives import Batch, FlowMatching, generator_of
 from segue.training.learn import learn
@@ -159,16 +159,20 @@ def test_guidance() -> None:
         model(x, t, asked, layout, {"class": torch.tensor([3, 0])})
 
 
-def test_a_network_may_say_where_an_element_ends() -> None:
-    inner = field("gru")
-    model = DataField(inner, 0.2)
-    x, asked = torch.randn(2, 5, 2), torch.ones(2, 5, dtype=torch.bool)
-    for time in (0.1, 0.2, 0.7):
-        t = torch.full((2,), time)
+def test_what_an_even_field_leaves_to_its_network() -> None:
+    """Of numbers that are noise themselves nothing is left; of others, what has deviation one at every time."""
+    inner, made = field("gru"), torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 4000, 1, 2, generator=made)
+    asked = torch.ones(4000, 1, dtype=torch.bool)
+    for time in (0.0, 0.1, 0.5, 0.9, 1.0):
+        t = torch.full((4000,), time)
+        x = Flow.noised(clean, noise, t, asked)
+        spread = (1 - time) ** 2 + time**2
+        left = (time * clean - (1 - time) * noise) / spread**0.5
         said = inner(x, t, asked, Layout.of(x))
-        torch.testing.assert_close(x + max(time, 0.2) * model(x, t, asked, Layout.of(x)), said)
-    with pytest.raises(SegueError, match="between 0 and 1"):
-        DataField(inner, 0.0)
+        model = EvenField(inner)(x, t, asked, Layout.of(x))
+        torch.testing.assert_close(model - (clean - noise), (said - left) / spread**0.5)
+        assert abs(float(left.std()) - 1) < 0.03 and abs(float((x * left).mean())) < 0.03
 
 
 def circles(rows: int, length: int, seed: int) -> Tensor:
@@ -180,7 +184,7 @@ def circles(rows: int, length: int, seed: int) -> Tensor:
 
 @pytest.mark.parametrize("mixer", ["gru", "mamba", "attention"])
 def test_a_series_of_numbers_goes_on(mixer: str) -> None:
-    model = field(mixer) if mixer != "mamba" else DataField(field(mixer))
+    model = field(mixer) if mixer != "mamba" else EvenField(field(mixer))
 
     def batch(step: int) -> Batch:
         return Batch(circles(32, 6, step), torch.tensor([[-1] * 4 + [0] * 2] * 32))

@@ -25,7 +25,7 @@ from segue.models import (
 )
 from segue.models.control import SAID
 from segue.models.film import from_patches, patches
-from segue.models.flow import DataField, LayeredField, StackField
+from segue.models.flow import EvenField, LayeredField, StackField
 from segue.models.spacetime import SpaceTimeBlock
 from segue.models.stack import both_ways
 from segue.objectives import Batch, FlowMatching, Reconstruction
@@ -142,10 +142,10 @@ def bases() -> dict[str, LayeredField]:
     torch.manual_seed(0)
     return {"film": film_model(), "gru": StackField(both_ways(StackConfig(1, 16, ["gru"] * 2)), 3),
             "mamba": StackField(StackConfig(1, 16, ["mamba"] * 2, {"mamba": {"states": 4}}), 3),
-            "data": DataField(film_model())}
+            "even": EvenField(film_model())}
 
 
-@pytest.mark.parametrize("name", ["film", "gru", "mamba", "data"])
+@pytest.mark.parametrize("name", ["film", "gru", "mamba", "even"])
 def test_a_branch_that_is_told_nothing_is_its_base(name: str) -> None:
     """Bit by bit, before and after it learned; in a row of a batch of which others are told something too."""
     base = bases()[name].eval()

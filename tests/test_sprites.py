@@ -50,3 +50,13 @@ def test_impossible_worlds_are_told() -> None:
     for wrong in ((8, 9, 4), (32, 8, 4), (32, 17, 8), (32, 9, 0)):
         with pytest.raises(SegueError, match="pixels"):
             SpriteWorld(*wrong)
+    with pytest.raises(SegueError, match="parts it"):
+        SpriteWorld(apart=5)
+
+
+def test_a_hero_may_go_from_cell_to_cell() -> None:
+    films = SpriteWorld(24, 9, 4, apart=8).draw(100, torch.Generator().manual_seed(0))
+    cells = torch.stack([films.x, films.y])[..., ::4]
+    assert not bool((cells % 8).any()) and set(cells.flatten().tolist()) == {0, 8, 16}
+    moved = cells.diff(dim=2) % 24
+    assert torch.equal((moved > 0).sum(0), (films.keys > 0).long())

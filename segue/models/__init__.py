@@ -8,7 +8,7 @@ from segue.models.classify import HEADS, ClassHead, Classifier, Features
 from segue.models.control import ControlBranch
 from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.film import FilmAutoencoder, FilmAutoencoderConfig
-from segue.models.flow import DataField, Flow, Guided, StackField
+from segue.models.flow import EvenField, Flow, Guided, StackField
 from segue.models.graphs import GraphSequence
 from segue.models.perceptron import Perceptron
 from segue.models.point_process import History, PointProcess, PointProcessConfig
@@ -20,8 +20,8 @@ from segue.models.spacetime import SpaceTimeConfig, SpatioTemporalDiT
 from segue.models.sparse import Masked, SparseNetwork
 from segue.models.stack import Stack, StackConfig, expand_pattern
 
-__all__ = ["HEADS", "ClassHead", "Classifier", "CodaPrompts", "ControlBranch", "DataField", "Decodable",
-           "DepthSchedule", "DualPrompts", "EncoderDecoder", "EncoderDecoderConfig", "Features", "FilmAutoencoder",
+__all__ = ["HEADS", "ClassHead", "Classifier", "CodaPrompts", "ControlBranch", "Decodable", "DepthSchedule",
+           "DualPrompts", "EncoderDecoder", "EncoderDecoderConfig", "EvenField", "Features", "FilmAutoencoder",
            "FilmAutoencoderConfig", "Flow", "GraphSequence", "Guided", "History", "Masked", "Output", "Perceptron",
            "PointProcess", "PointProcessConfig", "PointerConfig", "PointerNetwork", "Pools", "Prefix", "Prompted",
            "Prompts", "SIFEmbedding", "Scheduled", "SequenceAutoencoder", "SequenceAutoencoderConfig", "SetConfig",

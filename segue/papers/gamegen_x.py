@@ -20,7 +20,7 @@ from segue.decoding.flow import euler
 from segue.mixers.state import Layout
 from segue.models import ControlBranch, FilmAutoencoder, FilmAutoencoderConfig, SpaceTimeConfig, SpatioTemporalDiT
 from segue.models.control import SAID
-from segue.models.flow import DataField, Field, Flow, Given
+from segue.models.flow import EvenField, Field, Flow, Given
 from segue.models.spacetime import TEXT
 from segue.objectives import Batch, FlowMatching, Reconstruction, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REAL, CODED, BASE, FROZEN, SHUFFLED, JOINT = ("real films", "through the autoencoder", "foundation", "branch, keys",
                                               "branch, keys of others", "all trained together, keys")
-KEY, WHOLE, FLOW = "key", 0.3, Flow(2.0)
+KEY, WHOLE, FLOW = "key", 0.3, Flow(3.0)
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Setting:
 
     films: int = 4000
     tests: int = 200
-    coder: int = 300
-    base: int = 450
-    branch: int = 300
+    coder: int = 400
+    base: int = 400
+    branch: int = 700
     rows: int = 64
     width: int = 64
-    pairs: int = 3
+    pairs: int = 2
     depth: int = 4
     rate: float = 0.01
     steps: int = 10
@@ -67,7 +67,7 @@ class Studio:
     coder: FilmAutoencoder
     elements: Tensor
     grid: tuple[int, ...]
-    base: DataField
+    base: EvenField
 
     def first(self, rows: int) -> Tensor:
         """(rows, T) bool: the elements of the first frame."""
@@ -103,7 +103,7 @@ class Studio:
 @cache
 def studio(setting: Setting, seed: int) -> Studio:
     """Autoencoder and foundation, trained."""
-    world = SpriteWorld(16, 7, 3)
+    world = SpriteWorld(24, 1 + 4, 4, apart=8)
     films = world.draw(setting.films, torch.Generator().manual_seed(seed))
     tests = world.draw(setting.tests, torch.Generator().manual_seed(-1 - seed))
     torch.manual_seed(seed)
@@ -119,7 +119,7 @@ def studio(setting: Setting, seed: int) -> Studio:
     normed = {"qk_norm": True}
     config = SpaceTimeConfig(coder.size, setting.width, setting.pairs, space_options=normed, time_options=normed,
                              text=len(CAPTION))
-    place = Studio(world, films, tests, coder, torch.cat(coded), grids[0], DataField(SpatioTemporalDiT(config)))
+    place = Studio(world, films, tests, coder, torch.cat(coded), grids[0], EvenField(SpatioTemporalDiT(config)))
     learn(place.base, place.batches(setting, seed, WHOLE, (TEXT,)), setting.base, rate=setting.rate, seed=seed,
           objective=FlowMatching(FLOW, {TEXT: 0.25}), muon=True, cooldown=1.0)
     return place
@@ -150,7 +150,7 @@ def critic(setting: Setting, seed: int) -> tuple[nn.Module, Tensor]:
 
 def frames_seen(net: nn.Module, pixels: Tensor) -> Tensor:
     """Features of the last frames of films' moments."""
-    return net(pixels[:, ::3].flatten(0, 1).movedim(-1, 1))
+    return net(pixels[:, ::4].flatten(0, 1).movedim(-1, 1))
 
 
 def judged(place: Studio, pixels: Tensor) -> dict[str, float]:
@@ -203,19 +203,22 @@ def measure(run: Run) -> list[Row]:
     cells = run.cells({name: partial(arm, name == FROZEN, setting, run.seed) for name in (FROZEN, JOINT)})
     found = cells[FROZEN] | cells[JOINT]
     run.note(f"SpriteWorld: {setting.films:,} films to learn from and {setting.tests} others to go on with from their "
-             "first frame, 7 frames of 16 x 16 pixels: a hero of 4 looks whom a key moves 2 pixels a frame, another "
-             "key after 3 frames, a stranger who walks at random, 3 grounds, and night, rain, fog or nothing from the "
-             "third frame on; the world has no edges. Captions tell looks and ground, instructions what happens")
-    run.note(f"autoencoder: {setting.coder} steps, 7 frames in 3 moments of 2 x 2 elements of 32 numbers; foundation: "
+             "first frame, 5 frames of 24 x 24 pixels: a hero of 4 looks whom a key moves 2 pixels a frame, from one "
+             "of 3 x 3 cells to the next, a stranger who walks at random, 3 grounds, and night, rain, fog or nothing "
+             "from the third frame on; the world has no edges. Captions tell looks and ground, instructions what "
+             "happens")
+    run.note(f"autoencoder: {setting.coder} steps, 5 frames in 2 moments of 3 x 3 elements of 32 numbers; foundation: "
              f"width {setting.width}, {setting.pairs} pairs of blocks, {setting.base} steps of {setting.rows} films, "
              f"{WHOLE:.0%} of them made as a whole; branch: beside the first {setting.depth} blocks, as copies of them "
              f"to begin with, {setting.branch} steps; all together: the same branch and steps, nothing held still")
     run.note(f"{setting.steps} steps of Euler, guidance {setting.guidance:g}, times shifted by {FLOW.shift:g}; the "
              "judges see colours in the pixels: where the hero went while a key was held, and what became of the "
              "light; Fréchet distance: of films made of captions alone, by features of an own network of frames")
-    run.note("the networks say where elements end instead of how fast they go (the same loss): in so few steps they do "
-             "not learn to let noise through; settings were chosen on another seed, where worlds of 32 x 32 pixels, "
-             "wider networks and lower rates left the hero a blur")
+    run.note("choices were made on another seed. Networks that said the element itself, divided by the time for its "
+             "velocity, had most of their loss at small times, where the hero already shows in what they read: after "
+             "300 steps, in worlds where he begins anywhere, their error at time 0.9 was 0.345 with the keys pressed "
+             "and with those of other films. These networks are left what no straight guess knows, alike at all times, "
+             "and a key moves the hero by just one element")
     return [{"arm": name, "character": found[name]["character"], "environment": found[name]["environment"],
              "frechet": found[name].get("frechet"), "same": found[name].get("same")}
             for name in (REAL, CODED, BASE, FROZEN, SHUFFLED, JOINT)]

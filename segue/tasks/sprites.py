@@ -62,17 +62,21 @@ class Films:
 class SpriteWorld:
     """size: S of a frame. frames: F of a film. hold: frames that a key is pressed for, each moving the hero two pixels.
     A stranger walks by a pixel a frame, in a direction of its own while each key is held. begins: the frame in which
-    the weather turns."""
+    the weather turns. apart: the hero begins at multiples of so many pixels, which part the frame."""
 
     size: int = 32
     frames: int = 9
     hold: int = 4
     begins: int = 2
+    apart: int = 2
 
     def __post_init__(self) -> None:
         if self.size < 16 or self.hold < 1 or (self.frames - 1) % self.hold or 4 * self.hold >= self.size:
             raise SegueError(f"a world of {self.size} pixels and {self.frames} frames, {self.hold} to a key: keys fill "
                              "the frames behind the first, and move the hero by less than half a world of at least 16")
+        if self.apart < 1 or self.size % self.apart:
+            raise SegueError(f"a hero who begins at multiples of {self.apart} in a world of {self.size} pixels: give a "
+                             "number that parts it")
 
     def draw(self, rows: int, generator: torch.Generator) -> Films:
         presses = (self.frames - 1) // self.hold
@@ -82,7 +86,7 @@ class SpriteWorld:
 
         look, biome, event = some(len(LOOKS)), some(len(BIOMES)), some(len(EVENTS))
         keys, walks = some(len(KEYS), rows, presses), some(len(KEYS), rows, presses)
-        x, y = self._way(some(self.size // 2, rows, 2) * 2, MOVES[keys] * 2)
+        x, y = self._way(some(self.size // self.apart, rows, 2) * self.apart, MOVES[keys] * 2)
         pixels = BIOME_COLOURS[biome][:, None, None, None].expand(-1, self.frames, self.size, self.size, -1)
         pixels = torch.where(self._square(*self._way(some(self.size, rows, 2), MOVES[walks]), 4), STRANGER, pixels)
         pixels = torch.where(self._square(x, y, 6), LOOK_COLOURS[look][:, None, None, None], pixels)
