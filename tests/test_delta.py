@@ -19,6 +19,7 @@ from segue.models import Stack, StackConfig
 from segue.models.adapters import LoRA
 from segue.models.delta import Delta, movable, over, summed, ties
 from segue.verbs.fitted import Fitted, Report
+from segue.verbs.merge import merge
 
 
 def stack(vocabulary: int, seed: int, mixer: str = "gru", tied: bool = True) -> Stack:
@@ -161,3 +162,13 @@ def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         cli.main(["merge", *places, str(tmp_path / "x")])
     assert "one shape" in capsys.readouterr().err
+
+
+def test_a_merged_model_learns_on(tmp_path: Path) -> None:
+    model = segue.fit(["one two\n" * 9] * 9, steps=1, quiet=True, mix=False, width=16, depth=1)
+    merged, _ = merge(model, [model], model)
+    merged.save(tmp_path / "merged")
+    assert segue.load(tmp_path / "merged").update(["five six\n" * 9] * 9, steps=1, quiet=True).steps == 1
+    merged.report.values.clear()
+    with pytest.raises(SegueError, match="holds no plan"):
+        merged.update(["five six\n" * 9] * 9, steps=1, quiet=True)

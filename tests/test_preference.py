@@ -18,6 +18,7 @@ from torch import Tensor
 import segue
 import segue.data
 from segue.errors import SegueError
+from segue.files import write_json
 from segue.kinds.codecs import ByteCodec, ItemCodec, LetterCodec
 from segue.models import Stack, StackConfig
 from segue.objectives import Preference, preference_batch, preference_loss
@@ -135,6 +136,12 @@ def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:
             model.prefer(table, quiet=True)
     with pytest.raises(SegueError, match="no such file"):
         model.prefer(tmp_path / "none.csv", quiet=True)
+    with pytest.raises(SegueError, match="of text"):
+        model.prefer([(["a"], ["b"], ["c"])] * 3, quiet=True)
+    write_json(model.save(tmp_path / "model") / "updating" / "request.json", {})
+    with pytest.raises(SegueError, match="unfinished update"):
+        model.prefer([("a", "b", "c")] * 3, quiet=True)
+    assert (tmp_path / "model" / "updating" / "request.json").exists()
     reads_both_ways = segue.fit(["one two three four\n" * 9] * 9, steps=1, quiet=True, objective="diffusion")
     with pytest.raises(SegueError, match="learned the next element"):
         reads_both_ways.prefer([("a", "b", "c")] * 2)

@@ -92,7 +92,9 @@ def merge(model: Fitted, plus: Sequence[Fitted], minus: Fitted, scale: float = 1
     added.apply(made)
     same = model.codec == plus[0].codec
     report = Merge(how, scale, added.norm, learned.norm, added.cosine(learned), len(want) - len(tokens_of(minus)))
-    merged = fitted_by(plus[0].objective)(made, plus[0].codec, model.kind, Report({"merge": report.to_dict()}),
+    plan = model.report.get("plan")  # by which `update` goes on
+    said = {"merge": report.to_dict()} | ({"plan": plan | {"vocabulary": len(want)}} if plan else {})
+    merged = fitted_by(plus[0].objective)(made, plus[0].codec, model.kind, Report(said),
                                           model.context, model.counts if same else None,
                                           memory=model.memory if same else None)
     return merged, report

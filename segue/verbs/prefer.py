@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -75,7 +76,14 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
     model, begin = fitted.model, time.monotonic()
     if not isinstance(model, Stack) or fitted.objective != "next":
         raise SegueError("preferences need a native model that learned the next element: fit one with objective=next")
-    rows = [_ids(fitted, *pair) for pair in (_table(Path(pairs)) if isinstance(pairs, str | Path) else pairs)]
+    work = None if fitted.folder is None else fitted.folder / "updating"
+    if work is not None and (work / "request.json").exists():
+        raise SegueError(f"{fitted.folder} holds an unfinished update: run that one again, or remove {work}")
+    given = _table(Path(pairs)) if isinstance(pairs, str | Path) else pairs
+    try:
+        rows = [_ids(fitted, *pair) for pair in given]
+    except (AttributeError, TypeError) as error:
+        raise SegueError(f"the pairs are no (prompt, better, worse) of {fitted.kind.name}: {error}") from error
     if len(rows) < 2:
         raise SegueError(f"{len(rows)} pairs are too few: give 2 at least, to learn from and to measure on")
     Random(f"{seed} held out").shuffle(rows)
@@ -101,9 +109,10 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
                           float(gained.float().mean()),
                           dict(zip(exams, zip(bits, measure(fitted, exams)))), fitted.kind.unit)
     fitted.report.values.setdefault("preferences", []).append(report.to_dict())
-    if (folder := fitted.folder) is not None:
-        fitted.save(folder / "updating" / "new")
-        write_json(folder / "updating" / "complete.json", {"preferences": len(train)})
+    if work is not None and (folder := fitted.folder) is not None:
+        shutil.rmtree(work, ignore_errors=True)  # what a kill has left
+        fitted.save(work / "new")
+        write_json(work / "complete.json", {"preferences": len(train)})
         roll_forward(folder)
         fitted.folder = folder
     return report

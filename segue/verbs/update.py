@@ -205,7 +205,9 @@ def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int
             choices: dict[str, Any]) -> Plan:
     """The first fit's plan with lower rates, this machine's threads, and `steps`, or as many as fit the minutes since
     `begin`."""
-    plan = Plan.from_dict(fitted.report["plan"])
+    if not (said := fitted.report.get("plan")):
+        raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
+    plan = Plan.from_dict(said)
     rates = {rate: RATE * getattr(plan, rate) for rate in ("rate", "table_rate", "vector_rate", "state_rate")}
     plan = plan.with_(**{**rates, "warmup": 0.05, "patience": 0, "threads": cores(), **choices})
     if minutes is None:
