@@ -18,7 +18,7 @@ from segue.models.spacetime import TEXT
 from segue.papers.gamegen_x import FLOW, KEY, Setting, studio, taught
 from segue.tasks.sprites import EVENTS, KEYS, SPOKEN_IDS
 
-CLIPS = (("right", "down", "nothing"), ("right", "up", "nothing"), ("left", "stay", "night"))  # two keys, and an event
+CLIPS = (("right", "nothing"), ("down", "nothing"), ("left", "night"))  # a key that is held, and an event
 
 
 def main(path: str, setting: Setting | None = None) -> Tensor:
@@ -29,8 +29,9 @@ def main(path: str, setting: Setting | None = None) -> Tensor:
     start = place.tests.rows(slice(0, 1))
 
     def told(clip: int, grid: tuple[int, ...]) -> dict[str, Tensor]:
-        *keys, event = CLIPS[clip]
-        pressed = torch.tensor([[-1, *map(KEYS.index, keys)]]).repeat_interleave(grid[1] * grid[2], 1)
+        key, event = CLIPS[clip]
+        presses = (place.world.frames - 1) // place.world.hold
+        pressed = torch.tensor([[-1, *[KEYS.index(key)] * presses]]).repeat_interleave(grid[1] * grid[2], 1)
         return {TEXT: start.captions, KEY: pressed, SAID: SPOKEN_IDS[[EVENTS.index(event)]]}
 
     play = ClipRollout(branch, place.coder, place.world.frames - 1, flow=FLOW, steps=setting.steps,

@@ -35,4 +35,4 @@ def test_sprite_world(tmp_path: Path) -> None:
     from segue.papers.gamegen_x import SMALL
 
     film = script("examples/sprite_world.py").main(str(tmp_path / "film.gif"), SMALL)
-    assert film.shape == (19, 16, 16, 3) and (tmp_path / "film.gif").read_bytes().startswith(b"GIF89a")
+    assert film.shape == (13, 24, 24, 3) and (tmp_path / "film.gif").read_bytes().startswith(b"GIF89a")
