@@ -230,6 +230,10 @@ def measure(run: Run) -> list[Row]:
              f"alone: none), half of them behind passages; {setting['count']} instructions whose answers "
              f"forget a constraint {DROPPED:.0%} of the time, all of them or those that the surviving functions "
              f"({MAJORITY}) let through; {setting['tests']} held-out ones, by the true verifier")
+    run.note("the form of the questions (the colour said next to its name) and learning them first were found in"
+             " pilots on other seeds, of four settings: before, answers were 44 to 91% right; instructions "
+             "verified for training are kept by a majority of functions, the paper's rule leaving two families "
+             "in ten without any")
     return table
 
 
