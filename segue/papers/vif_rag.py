@@ -232,7 +232,7 @@ def measure(run: Run) -> list[Row]:
              f"({MAJORITY}) let through; {setting['tests']} held-out ones, by the true verifier")
     run.note("the form of the questions (the colour said next to its name) and learning them first were found in"
              " pilots on other seeds, of four settings: before, answers were 44 to 91% right; instructions "
-             "verified for training are kept by a majority of functions, the paper's rule leaving two families "
+             "verified for training are kept by a majority of functions, the paper's rule leaving one or two families "
              "in ten without any")
     return table
 
