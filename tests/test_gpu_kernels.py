@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from segue.kernels import delta as delta_module
 from segue.kernels import fla
+from segue.kernels import scan as scan_module
 from segue.kernels import ssd as ssd_module
 from segue.kernels.delta import delta, delta_reference, unit
 from segue.kernels.gla import gla, gla_reference
+from segue.kernels.scan import selective_scan, selective_scan_reference
 from segue.kernels.ssd import ssd, ssd_reference
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
@@ -141,6 +144,33 @@ def test_where_fla_serves() -> None:
     assert not fla.serves(v, 16)  # not on a GPU
 
 
+# --- the selective scan ---------------------------------------------------------------------------------------------
+
+
+def scan_inputs(length: int, inner: int, states: int) -> list[Tensor]:
+    u, dt = normal(ROWS, length, inner, seed=0), F.softplus(normal(ROWS, length, inner, seed=1) - 2)
+    A, B, C = -normal(inner, states, seed=2).exp(), *(normal(ROWS, length, states, seed=seed) for seed in (3, 4))
+    return [u, dt, A, B, C, normal(inner, seed=5), normal(ROWS, inner, states, seed=6)]
+
+
+@pytest.mark.parametrize(("length", "inner", "states", "packed", "low"), [
+    (1, 3, 1, True, 0.0), (7, 33, 5, True, -1.0), (70, 3, 3, True, 0.0), (64, 3, 4, False, -1.0)])
+def test_the_selective_scan_in_triton(length: int, inner: int, states: int, packed: bool, low: float,
+                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU through Triton's interpreter, in float64; over more than a span of steps."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    pytest.importorskip("triton", reason="triton is not installed")
+    from segue.kernels.triton import scan as kernels
+
+    if torch.cuda.is_available():
+        pytest.skip("the kernels were compiled for the GPU in this process")
+    inputs, starts = scan_inputs(length, inner, states), documents(length) if packed else None
+    expected = on_cpu(lambda *x: selective_scan_reference(*x, starts, low), inputs)
+    monkeypatch.setattr(scan_module, "compiles", lambda *_, **__: True)
+    monkeypatch.setattr(scan_module, "_selective", lambda x: (kernels.forward, kernels.backward))
+    agree(on_cpu(lambda *x: selective_scan(*x, starts, low), inputs), expected, 1e-10)
+
+
 # --- on a GPU -------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +226,18 @@ def test_fla_kernels(name: str, length: int, keys: int, values: int, packed: boo
     expected = on_cpu(lambda *x: reference(*x, starts), rounded)
     near(on_gpu(run, rounded, torch.bfloat16, WIDE[name], starts, None), expected, 4e-2)
     assert called
+
+
+@GPU
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize(("length", "inner", "states", "packed", "low"), [
+    (2, 40, 16, True, 0.0), (33, 64, 16, False, -1.0), (513, 100, 16, True, -1.0), (513, 96, 10, True, 0.0)])
+def test_the_selective_scan(length: int, inner: int, states: int, packed: bool, low: float,
+                            monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, starts = scan_inputs(length, inner, states), documents(length) if packed else None
+    expected = on_cpu(lambda *x: selective_scan_reference(*x, starts, low), inputs)
+    monkeypatch.setattr(scan_module, "selective_scan_reference", None)  # the kernels, nothing else
+    near(on_gpu(lambda *x: selective_scan(*x, low), inputs, torch.float32, 0, starts), expected, 1e-5)
 
 
 @GPU

@@ -3,11 +3,14 @@ diagonal scan, whose complex decays stay the same and whose states are read at o
 
 They serve every diagonal state-space model and gated linear recurrence. Not in log space: a = 0 (a reset) and a < 0
 (a parity) are ordinary values. On a CPU, in float32 and float64 and their complex kinds, long sequences take compiled
-loops (`segue.kernels.cpu.scan`); everything else takes the plain torch forms here.
+loops (`segue.kernels.cpu.scan`), and on a GPU the selective scan takes Triton kernels (`segue.kernels.triton.scan`);
+everything else takes the plain torch forms here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -74,13 +77,19 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     kind, kept = u.dtype, state.dtype
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     u, dt, A, B, C, D, state = (x.to(wide) for x in (u, dt, A, B, C, D, state))
-    if not compiles(u):
+    if not (compiles(u) or _on_gpu(u)):
         y, final = selective_scan_reference(u, dt, A, B, C, D, state, starts, low)
     else:
         y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), as_mask(u, starts), low,
                                            torch.is_grad_enabled())
         final = final.transpose(1, 2)
     return y.to(kind), final.to(kept)
+
+
+def _on_gpu(u: Tensor) -> bool:
+    """Whether the Triton kernels take it; a step is quicker in torch."""
+    return (u.device.type == "cuda" and u.shape[1] > 1 and u.numel() > 0 and not torch.compiler.is_compiling()
+            and find_spec("triton") is not None)
 
 
 def diagonal_scan_reference(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, starts: Tensor | None = None,
@@ -165,15 +174,7 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, starts: Tensor,
                 low: float, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
-        from segue.kernels.cpu import scan, threads
-
-        rows, length, inner = u.shape
-        y, final = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(rows, A.shape[0], inner)
-        kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, A.shape[0], inner)
-        threads.share(scan.selective, rows * -(-inner // scan.WIDE),
-                      *map(as_array, (u, dt, A, B, C, D, starts, state)),
-                      low, y.numpy(), final.numpy(), kept.numpy())
-        return y, final, kept
+        return _selective(u)[0](u, dt, A, B, C, D, state, starts, low, learning)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -185,18 +186,45 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        from segue.kernels.cpu import scan, threads
+        saved = ctx.saved_tensors
+        du, ddt, dA, dB, dC, dstate = _selective(dy)[1](*saved, dy, dfinal, ctx.low)
+        return du, ddt, dA, dB, dC, (dy * saved[0]).sum((0, 1)), dstate, None, None, None
 
-        u, dt, A, B, C, D, starts, kept = ctx.saved_tensors
-        (rows, length, inner), states = u.shape, A.shape[0]
-        blocks = -(-inner // scan.WIDE)
-        du, ddt = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
-        dA, dstate = (u.new_empty(rows, states, inner) for _ in range(2))
-        dB, dC = (u.new_empty(blocks, rows, length, states) for _ in range(2))
-        given = map(as_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal))
-        threads.share(scan.selective_backward, rows * blocks, *given, ctx.low,
-                      *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
-        return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), (dy * u).sum((0, 1)), dstate, None, None, None
+
+def _selective(x: Tensor) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]:
+    """Forward and backward of the device of x."""
+    if x.device.type == "cpu":
+        return _selective_forward, _selective_backward
+    from segue.kernels.triton import scan
+
+    return scan.forward, scan.backward
+
+
+def _selective_forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, starts: Tensor,
+                       low: float, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+    from segue.kernels.cpu import scan, threads
+
+    rows, length, inner = u.shape
+    y, final = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(rows, A.shape[0], inner)
+    kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, A.shape[0], inner)
+    threads.share(scan.selective, rows * -(-inner // scan.WIDE),
+                  *map(as_array, (u, dt, A, B, C, D, starts, state)), low, y.numpy(), final.numpy(), kept.numpy())
+    return y, final, kept
+
+
+def _selective_backward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, starts: Tensor, kept: Tensor,
+                        dy: Tensor, dfinal: Tensor, low: float) -> tuple[Tensor, ...]:
+    from segue.kernels.cpu import scan, threads
+
+    (rows, length, inner), states = u.shape, A.shape[0]
+    blocks = -(-inner // scan.WIDE)
+    du, ddt = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
+    dA, dstate = (u.new_empty(rows, states, inner) for _ in range(2))
+    dB, dC = (u.new_empty(blocks, rows, length, states) for _ in range(2))
+    threads.share(scan.selective_backward, rows * blocks,
+                  *map(as_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal)), low,
+                  *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
+    return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dstate
 
 
 class _DiagonalScan(torch.autograd.Function):
