@@ -48,7 +48,7 @@ def ssd(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tenso
 def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None) -> Pair:
     """As `segue.kernels.delta.delta_reference`: M steps a token are M tokens, of which the last is asked."""
     many = k.shape[2]
-    q = F.pad(q[:, :, None], (0, 0, 0, 0, many - 1, 0)).flatten(1, 2)
+    q = _filled(q[:, :, None], (0, 0, 0, 0, many - 1, 0)).flatten(1, 2)
     k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
     starts = None if starts is None else F.pad(starts[..., None], (0, many - 1)).flatten(1)
     y, final = _by_documents(_delta, (q.to(v.dtype), k.to(v.dtype), v), (beta.to(v.dtype),), state, starts)
@@ -64,8 +64,8 @@ def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow:
     of 16, which keeps loads aligned: zeros change nothing.
     """
     (rows, length), (keys, values) = wide[0].shape[:2], state.shape[2:]
-    wide = tuple(F.pad(x, (0, -x.shape[-1] % 16)) for x in wide)
-    state = F.pad(state.float(), (0, -values % 16, 0, -keys % 16))
+    wide = tuple(_filled(x, (0, -x.shape[-1] % 16)) for x in wide)
+    state = _filled(state.float(), (0, -values % 16, 0, -keys % 16))
     if starts is None:
         y, final = kernel(*wide, *narrow, state, None)
     else:
@@ -80,6 +80,11 @@ def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow:
         y = y[0].unflatten(0, (rows, length))
         final = final[torch.searchsorted(row, torch.arange(rows, device=row.device), right=True) - 1]
     return y[..., :values], final[..., :keys, :values]
+
+
+def _filled(x: Tensor, by: tuple[int, ...]) -> Tensor:
+    """Zeros around it, and no copy where there are none."""
+    return F.pad(x, by) if any(by) else x
 
 
 def _gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, edges: Tensor | None) -> Pair:
@@ -107,7 +112,8 @@ def _delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, edges: 
 
 @cache
 def _installed() -> bool:
-    return find_spec("fla") is not None and find_spec("triton") is not None
+    found = find_spec("fla")
+    return found is not None and found.origin is not None and find_spec("triton") is not None
 
 
 @cache
