@@ -381,44 +381,50 @@ def gpu_timed(run: Contender, backward: bool, rounds: int) -> tuple[float, int] 
 
 
 def on_gpu(given: argparse.Namespace) -> None:
-    precision = getattr(torch, given.precision)
     try:
         fla.limit_tuning(given.tilings)
     except ImportError as error:
         print(f"fla-core is not measured: {error}", flush=True)
-    file, here = HERE / "mixers-gpu.jsonl", machine()
+    file = HERE / "mixers-gpu.jsonl"
+    try:
+        for row in gpu_rows(given, getattr(torch, given.precision)):
+            if given.rounds:
+                with open(file, "a") as handle:
+                    handle.write(json.dumps(row | {"machine": machine()}) + "\n")
+    finally:  # a kernel that broke the GPU's memory ends the run: what was measured before stays
+        if given.rounds and file.exists():
+            record = {(r["mixer"], r["who"], r["length"], r["width"], r["precision"]): r
+                      for r in map(json.loads, file.read_text().splitlines())}
+            (HERE / "mixers-gpu.md").write_text(gpu_page(list(record.values())))
+
+
+def gpu_rows(given: argparse.Namespace, precision: torch.dtype) -> Iterator[dict[str, object]]:
     slow: set[tuple[str, str, bool]] = set()  # the next length would take too long
     for length in given.lengths:
         rows = max(1, given.tokens // length)
-        for make in (gpu_kernels, gpu_layers):
-            for name, contenders in make(rows, length, given.width, precision).items():
-                if given.only and name.split(",")[0] not in given.only and name not in given.only:
-                    continue
-                for who, run in contenders.items():
-                    row: dict[str, object] = {"length": length, "rows": rows, "width": given.width, "mixer": name,
-                                              "who": who, "precision": given.precision, "machine": here}
-                    try:
-                        for what, backward in (("forward", False), ("both", True)):
-                            if (name, who, backward) in slow:
-                                continue
-                            found = gpu_timed(run, backward, given.rounds)
-                            if isinstance(found, str):
-                                row |= {f"{what}_failed": found}
-                            else:
-                                row |= {what: round(found[0], 3), f"{what}_mib": round(found[1] / 2**20)}
-                                slow |= {(name, who, backward)} if found[0] > 1e3 else set()
-                    except ImportError as error:
-                        print(f"{who} is not measured: {error}", flush=True)
+        tables = (make(rows, length, given.width, precision) for make in (gpu_kernels, gpu_layers))
+        for name, who, run in ((name, who, run) for table in tables for name, contenders in table.items()
+                               for who, run in contenders.items()):
+            if given.only and name not in given.only and name.removesuffix(", kernel") not in given.only:
+                continue
+            row: dict[str, object] = {"length": length, "rows": rows, "width": given.width, "mixer": name, "who": who,
+                                      "precision": given.precision}
+            try:
+                for what, backward in (("forward", False), ("both", True)):
+                    if (name, who, backward) in slow:
                         continue
-                    print(row, flush=True)
-                    if given.rounds:
-                        with open(file, "a") as handle:
-                            handle.write(json.dumps(row) + "\n")
-                    torch.cuda.empty_cache()
-    if given.rounds:
-        record = {(r["mixer"], r["who"], r["length"], r["width"], r["precision"]): r
-                  for r in map(json.loads, file.read_text().splitlines())}
-        (HERE / "mixers-gpu.md").write_text(gpu_page(list(record.values())))
+                    found = gpu_timed(run, backward, given.rounds)
+                    if isinstance(found, str):
+                        row |= {f"{what}_failed": found}
+                    else:
+                        row |= {what: round(found[0], 3), f"{what}_mib": round(found[1] / 2**20)}
+                        slow |= {(name, who, backward)} if found[0] > 1e3 else set()
+            except ImportError as error:
+                print(f"{who} is not measured: {error}", flush=True)
+                continue
+            print(row, flush=True)
+            yield row
+            torch.cuda.empty_cache()
 
 
 def gpu_page(record: list[dict]) -> str:
