@@ -19,7 +19,7 @@ from segue.kernels import scan as scan_module
 from segue.kernels import ssd as ssd_module
 from segue.kernels.delta import delta, delta_reference, unit
 from segue.kernels.gla import gla, gla_reference
-from segue.kernels.scan import selective_scan, selective_scan_reference
+from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
 from segue.kernels.ssd import ssd, ssd_reference
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
@@ -144,13 +144,20 @@ def test_where_fla_serves() -> None:
     assert not fla.serves(v, 16)  # not on a GPU
 
 
-# --- the selective scan ---------------------------------------------------------------------------------------------
+# --- scans ----------------------------------------------------------------------------------------------------------
 
 
 def scan_inputs(length: int, inner: int, states: int) -> list[Tensor]:
     u, dt = normal(ROWS, length, inner, seed=0), F.softplus(normal(ROWS, length, inner, seed=1) - 2)
     A, B, C = -normal(inner, states, seed=2).exp(), *(normal(ROWS, length, states, seed=seed) for seed in (3, 4))
     return [u, dt, A, B, C, normal(inner, seed=5), normal(ROWS, inner, states, seed=6)]
+
+
+def linear_inputs(length: int, width: int, steady: bool) -> list[Tensor]:
+    """steady: one decay for all rows and steps."""
+    shape = (1, 1) if steady else (ROWS, length)
+    return [torch.tanh(normal(*shape, width, 2, seed=0)), normal(ROWS, length, width, 2, seed=1),
+            normal(ROWS, width, 2, seed=2)]
 
 
 @pytest.mark.parametrize(("length", "inner", "states", "packed", "low"), [
@@ -169,6 +176,11 @@ def test_the_selective_scan_in_triton(length: int, inner: int, states: int, pack
     monkeypatch.setattr(scan_module, "compiles", lambda *_, **__: True)
     monkeypatch.setattr(scan_module, "_selective", lambda x: (kernels.forward, kernels.backward))
     agree(on_cpu(lambda *x: selective_scan(*x, starts, low), inputs), expected, 1e-10)
+    monkeypatch.setattr(scan_module, "_linear", lambda x: (kernels.linear, kernels.linear_backward))
+    for steady in (False, True):
+        inputs = linear_inputs(length, inner, steady)
+        expected = on_cpu(lambda *x: linear_scan_reference(*x, starts), inputs)
+        agree(on_cpu(lambda *x: linear_scan(*x, starts), inputs), expected, 1e-10)
 
 
 # --- on a GPU -------------------------------------------------------------------------------------------------------
@@ -238,6 +250,10 @@ def test_the_selective_scan(length: int, inner: int, states: int, packed: bool, 
     expected = on_cpu(lambda *x: selective_scan_reference(*x, starts, low), inputs)
     monkeypatch.setattr(scan_module, "selective_scan_reference", None)  # the kernels, nothing else
     near(on_gpu(lambda *x: selective_scan(*x, low), inputs, torch.float32, 0, starts), expected, 1e-5)
+    for steady in (False, True):
+        inputs = linear_inputs(length, inner, steady)
+        expected = on_cpu(lambda *x: linear_scan_reference(*x, starts), inputs)
+        near(on_gpu(lambda *x: (linear_scan(*x),), inputs, torch.float32, 0, starts), expected, 1e-5)
 
 
 @GPU

@@ -3,8 +3,8 @@ diagonal scan, whose complex decays stay the same and whose states are read at o
 
 They serve every diagonal state-space model and gated linear recurrence. Not in log space: a = 0 (a reset) and a < 0
 (a parity) are ordinary values. On a CPU, in float32 and float64 and their complex kinds, long sequences take compiled
-loops (`segue.kernels.cpu.scan`), and on a GPU the selective scan takes Triton kernels (`segue.kernels.triton.scan`);
-everything else takes the plain torch forms here.
+loops (`segue.kernels.cpu.scan`), and on a GPU the selective scan and the real linear one take Triton kernels
+(`segue.kernels.triton.scan`); everything else takes the plain torch forms here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = N
     """
     if b.shape[1] == 0:
         return b
-    if compiles(b, a, initial, complex_too=True):
+    if compiles(b, a, initial, complex_too=True) or _on_gpu(b, a, initial):
         return _LinearScan.apply(a, b, initial, as_mask(b, starts))
     a = a.expand(b.shape)
     if starts is not None:
@@ -86,9 +86,10 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     return y.to(kind), final.to(kept)
 
 
-def _on_gpu(u: Tensor) -> bool:
+def _on_gpu(x: Tensor, *others: Tensor) -> bool:
     """Whether the Triton kernels take it; a step is quicker in torch."""
-    return (u.device.type == "cuda" and u.shape[1] > 1 and u.numel() > 0 and not torch.compiler.is_compiling()
+    return (x.device.type == "cuda" and x.dtype in (torch.float32, torch.float64) and x.shape[1] > 1 and x.numel() > 0
+            and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling()
             and find_spec("triton") is not None)
 
 
@@ -142,13 +143,7 @@ def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
 class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor) -> Tensor:
-        from segue.kernels.cpu import scan, threads
-
-        states = torch.empty(b.shape, dtype=b.dtype)
-        # One row is cut into its channels only by the vector unit: a batch is what the threads share.
-        threads.share(scan.linear, len(b), *map(as_flat, (a, b)), as_array(initial).reshape(len(b), -1),
-                      as_array(starts), as_flat(states))
-        return states
+        return _linear(b)[0](a, b, initial, starts)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -157,15 +152,39 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from segue.kernels.cpu import scan, threads
-
-        a, initial, starts, states = ctx.saved_tensors
-        rows = len(grad)
-        da = torch.zeros(rows, *a.shape[1:], dtype=a.dtype)
-        db, dinitial = torch.empty(grad.shape, dtype=a.dtype), torch.empty(initial.shape, dtype=a.dtype)
-        threads.share(scan.linear_backward, rows, as_flat(a), as_array(initial).reshape(rows, -1), as_array(starts),
-                      *map(as_flat, (states, grad, da, db)), dinitial.numpy().reshape(rows, -1))
+        a, *rest = ctx.saved_tensors
+        da, db, dinitial = _linear(grad)[1](a, *rest, grad)
         return da.sum_to_size(a.shape), db, dinitial, None
+
+
+def _linear(x: Tensor) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]:
+    """Forward and backward of the device of x."""
+    if x.device.type == "cpu":
+        return _linear_forward, _linear_backward
+    from segue.kernels.triton import scan
+
+    return scan.linear, scan.linear_backward
+
+
+def _linear_forward(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor) -> Tensor:
+    from segue.kernels.cpu import scan, threads
+
+    states = torch.empty(b.shape, dtype=b.dtype)
+    # One row is cut into its channels only by the vector unit: a batch is what the threads share.
+    threads.share(scan.linear, len(b), *map(as_flat, (a, b)), as_array(initial).reshape(len(b), -1),
+                  as_array(starts), as_flat(states))
+    return states
+
+
+def _linear_backward(a: Tensor, initial: Tensor, starts: Tensor, states: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    from segue.kernels.cpu import scan, threads
+
+    rows = len(grad)
+    da = torch.zeros(rows, *a.shape[1:], dtype=a.dtype)
+    db, dinitial = torch.empty(grad.shape, dtype=a.dtype), torch.empty(initial.shape, dtype=a.dtype)
+    threads.share(scan.linear_backward, rows, as_flat(a), as_array(initial).reshape(rows, -1), as_array(starts),
+                  *map(as_flat, (states, grad, da, db)), dinitial.numpy().reshape(rows, -1))
+    return da, db, dinitial
 
 
 class _SelectiveScan(torch.autograd.Function):

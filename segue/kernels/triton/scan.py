@@ -1,5 +1,6 @@
-"""The selective scan in Triton, forward and backward: one program runs all steps of a few channels of one row, with
-their states in registers. Going back, it runs each span of steps anew from the state before it, which was kept.
+"""The real linear scan and the selective scan in Triton, forward and backward: one program runs all steps of a few
+channels of one row, with their states in registers. Going back, the selective scan runs each span of steps anew from
+the state before it, which was kept.
 """
 
 from __future__ import annotations
@@ -10,7 +11,45 @@ import triton.language as tl
 from torch import Tensor
 
 SPAN = 64  # steps between two states that are kept
-WIDE = 32  # channels of a program
+WIDE = 32  # channels of a program of the selective scan
+LANES = 64  # of the linear one
+
+
+@triton.jit
+def _linear(a, b, initial, starts, states, length, width, WIDE: tl.constexpr, STARTS: tl.constexpr):
+    row, channel = tl.program_id(0).to(tl.int64), tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    live = channel < width
+    h = tl.load(initial + row * width + channel, live, 0.0)
+    for t in range(length):
+        at = (row * length + t) * width + channel
+        if STARTS:
+            h = tl.where(tl.load(starts + row * length + t) != 0, 0.0, h)
+        h = tl.load(a + at, live, 0.0) * h + tl.load(b + at, live, 0.0)
+        tl.store(states + at, h, live)
+
+
+@triton.jit
+def _linear_backward(a, initial, starts, states, grad, da, db, dinitial, length, width, WIDE: tl.constexpr,
+                     STARTS: tl.constexpr):
+    row, channel = tl.program_id(0).to(tl.int64), tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    live = channel < width
+    first = tl.load(initial + row * width + channel, live, 0.0)
+    dh = first * 0
+    for i in range(length):
+        t = length - 1 - i
+        at = (row * length + t) * width + channel
+        dh += tl.load(grad + at, live, 0.0)
+        last = tl.load(states + at - width, live & (t > 0), 0.0)
+        last = tl.where(t > 0, last, first)
+        tl.store(db + at, dh, live)
+        if STARTS:
+            fresh = tl.load(starts + row * length + t) != 0
+            tl.store(da + at, tl.where(fresh, 0.0, dh * last), live)
+            dh = tl.where(fresh, 0.0, dh * tl.load(a + at, live, 0.0))
+        else:
+            tl.store(da + at, dh * last, live)
+            dh = dh * tl.load(a + at, live, 0.0)
+    tl.store(dinitial + row * width + channel, dh, live)
 
 
 @triton.jit
@@ -115,3 +154,23 @@ def backward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, 
         u.new_empty(rows * blocks, SPAN, wide, WIDE), du, ddt, dA, dB, dC, dstate, length, inner, states, kept.shape[1],
         low, wide, WIDE, SPAN, bool(starts.shape[1]), num_warps=1)
     return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dstate
+
+
+def linear(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor) -> Tensor:
+    """All states; arguments as of `segue.kernels.scan`, but starts (B, T) or (B, 0)."""
+    (rows, length), width = b.shape[:2], b[0, 0].numel()
+    states = b.new_empty(b.shape)
+    _linear[(rows, triton.cdiv(width, LANES))](
+        *(x.contiguous() for x in (a.expand(b.shape), b, initial, starts.to(torch.int8))), states, length, width, LANES,
+        bool(starts.shape[1]), num_warps=1)
+    return states
+
+
+def linear_backward(a: Tensor, initial: Tensor, starts: Tensor, states: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of a, as wide as the states, of b and of initial."""
+    (rows, length), width = grad.shape[:2], grad[0, 0].numel()
+    da, db, dinitial = states.new_empty(states.shape), states.new_empty(states.shape), initial.new_empty(initial.shape)
+    _linear_backward[(rows, triton.cdiv(width, LANES))](
+        *(x.contiguous() for x in (a.expand(states.shape), initial, starts.to(torch.int8), states, grad)), da, db,
+        dinitial, length, width, LANES, bool(starts.shape[1]), num_warps=1)
+    return da, db, dinitial
