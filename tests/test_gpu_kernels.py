@@ -21,6 +21,7 @@ from segue.kernels.delta import delta, delta_reference, unit
 from segue.kernels.gla import gla, gla_reference
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
 from segue.kernels.ssd import ssd, ssd_reference
+from segue.mixers import MIXERS
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
 FLA = pytest.mark.skipif(not fla._installed(), reason="fla-core is not installed")
@@ -211,6 +212,15 @@ def near(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None
         assert a.shape == b.shape and error <= tolerance, f"{index}: {error:.2g}"
 
 
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of fla's kernels that are called from now on."""
+    called: list[str] = []
+    for kernel in ("_gla", "_simple_gla", "_delta"):
+        real = getattr(fla, kernel)
+        monkeypatch.setattr(fla, kernel, lambda *x, real=real, kernel=kernel: (called.append(kernel), real(*x))[1])
+    return called
+
+
 WIDE = {"gla": 2, "linear": 1, "delta": 2, "three steps": 2, "ssd": 4}
 SIZED = {"gla": lambda length, keys, values: gla_inputs(length, keys, values),
          "linear": lambda length, keys, values: gla_inputs(length, keys, values, gated=False),
@@ -227,10 +237,7 @@ SIZED = {"gla": lambda length, keys, values: gla_inputs(length, keys, values),
 def test_fla_kernels(name: str, length: int, keys: int, values: int, packed: bool, quick: None,
                      monkeypatch: pytest.MonkeyPatch) -> None:
     """In bfloat16, against loops of what bfloat16 made of the inputs."""
-    called: list[str] = []
-    for kernel in ("_gla", "_simple_gla", "_delta"):
-        real = getattr(fla, kernel)
-        monkeypatch.setattr(fla, kernel, lambda *x, real=real, kernel=kernel: (called.append(kernel), real(*x))[1])
+    called = spied(monkeypatch)
     run, reference, _ = CASES[name]
     inputs = SIZED[name](length, keys, values)
     rounded = [x.bfloat16().double() if index < len(inputs) - WIDE[name] else x for index, x in enumerate(inputs)]
@@ -287,3 +294,18 @@ def test_short_long_and_ended_rows(name: str, quick: None) -> None:
                      for index, x in enumerate(alone)]
             expected = reference(*alone, None)
             near([y[row, :end].double().cpu(), final[row].double().cpu()], [expected[0][0], expected[1][0]], 4e-2)
+
+
+@GPU
+@FLA
+@pytest.mark.parametrize("name", ["gla", "deltanet", "mamba2"])
+def test_mixers_reach_the_kernels_under_autocast(name: str, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    mixer, x, called = MIXERS[name](256), torch.randn(2, 100, 256), spied(monkeypatch)
+    with torch.no_grad():
+        expected = mixer(x)
+        assert not called
+        with torch.autocast("cuda", torch.bfloat16):
+            y = mixer.cuda()(x.cuda())
+    assert called
+    near([y.double().cpu()], [expected.double()], 5e-2)

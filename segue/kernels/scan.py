@@ -192,7 +192,7 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, starts: Tensor,
-                low: float, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+                low: float, learning: bool) -> tuple[Tensor, ...]:
         return _selective(u)[0](u, dt, A, B, C, D, state, starts, low, learning)
 
     @staticmethod
