@@ -50,6 +50,13 @@ class Numbers(TorchDispatchMode):
             return False if args[0].dtype == torch.bool else 0.5 if args[0].is_floating_point() else 1
         if func is torch.ops.aten.nonzero.default:
             return torch.zeros(1, args[0].dim(), dtype=torch.long, device=args[0].device)
+        if func is torch.ops.aten.index.Tensor and args[1][0].dtype == torch.bool:  # one is chosen
+            assert args[0].device == args[1][0].device
+            return args[0].flatten(0, args[1][0].dim() - 1)[:1].clone()
+        if func in (torch.ops.aten.index_put.default, torch.ops.aten._index_put_impl_.default) \
+                and args[1][0].dtype == torch.bool:
+            assert args[0].device == args[1][0].device == args[2].device
+            return args[0].clone()
         return func(*args, **kwargs or {})
 
 
