@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
-from segue.papers import PAPERS, claim
+from segue.papers import claim
 from segue.papers.base import Row, Run, run_claim
 from segue.tasks.automata import Scratchpad
 from segue.training import learn as learning
 from segue.training import loop
 
-SLUGS = [slug for slug in ("cot-expressivity", "icl-functions", "negative-eigenvalues", "s4") if claim(slug).gpu]
+SLUGS = ["cot-expressivity", "flashrnn", "icl-functions", "negative-eigenvalues", "s4"]
 ELSEWHERE = "lazy"  # the device other than cpu that every build of torch can pretend to have
 
 
@@ -32,7 +32,8 @@ def test_the_gpu_form_of_a_claim_runs(slug: str, tmp_path: Path) -> None:
     told = claim(slug).at("gpu")
     assert told is not claim(slug) and told.slug == slug and claim(slug).at("cpu") is claim(slug)
     report = run_claim(told, "smoke", out=tmp_path, quiet=True)
-    assert told.judge(report.table)[0] in ("confirmed", "refuted", "inconclusive")
+    if slug != "flashrnn":  # whose smoke times one size only
+        assert told.judge(report.table)[0] in ("confirmed", "refuted", "inconclusive")
     assert all(set(row) == set(report.table[0]) for row in report.table) or slug in ("s4", "flashrnn")
     assert (tmp_path / f"{slug}-smoke.png").exists()
 
@@ -243,3 +244,26 @@ def test_the_rule_of_windows_on_a_gpu(error: float, steps: tuple[int | None, ...
              for window, took in zip(WINDOWS["attention"], steps)]
     rows += [{"what": "floors", "window": WINDOW, "prompt": name, "error": 0.7, "steps": None} for name in ORACLES]
     assert claim("icl-functions").at("gpu").judge(rows)[0] == verdict
+
+
+@pytest.mark.parametrize(("right", "other", "wide", "narrow", "verdict"), [
+    (1.0, 0.5, 30.0, 60.0, "confirmed"), (1.0, 0.5, 55.0, 30.0, "confirmed"), (1.0, 0.5, 15.0, 60.0, "inconclusive"),
+    (1.0, 0.5, 30.0, 40.0, "inconclusive"), (0.98, 0.5, 30.0, 60.0, "refuted"), (1.0, 0.7, 30.0, 60.0, "refuted")])
+def test_the_rule_of_flashrnn_on_a_gpu(right: float, other: float, wide: float, narrow: float, verdict: str) -> None:
+    rows: list[Row] = [{"what": "parity", "model": name, "tested": value} for name, value in
+                       (("LSTM", 0.5), ("GRU, heads of 16", right), ("attention", other), ("Mamba", 0.5))]
+    rows += [{"what": "speed", "heads": heads, "tokens/s": 1e6, "times the loop": times,
+              "torch's module, tokens/s": 1e6}
+             for heads, times in ((48, narrow), (24, 20.0), (12, wide), (1, 1.0))]
+    assert claim("flashrnn").at("gpu").judge(rows)[0] == verdict
+
+
+def test_heads_on_a_gpu_are_of_the_size_that_its_kernels_take() -> None:
+    from segue.papers.flashrnn import MODELS, SIZE, UNITS, sized
+
+    for name, options in MODELS.items():
+        model = sized(4, UNITS, **options)
+        assert abs(sum(p.numel() for p in model.parameters()) - SIZE) < SIZE / 4
+        for block in model.blocks:
+            if "heads" in name:
+                assert block.mixer.recurrence.shape == (model.config.width // UNITS, UNITS)

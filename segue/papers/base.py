@@ -115,9 +115,9 @@ class Run:
         return self.cells({name: compute}, workers=1)[name]
 
     def cells(self, wanted: Mapping[str, Callable[[], Any]], workers: int | None = None) -> dict[str, Any]:
-        """Many cells by name, side by side in processes of one thread each (default: as many as there are cores, on a
-        GPU at most SHARING; the functions must then be importable ones, or `functools.partial` of such)."""
-        most = min(cores(), SHARING) if self.device == "cuda" else cores()
+        """Many cells by name, side by side in processes of one thread each (default: as many as there are cores, or
+        SHARING on a GPU; the functions must then be importable ones, or `functools.partial` of such)."""
+        most = SHARING if self.device == "cuda" else cores()
         return self.done.compute(wanted, 1 if self.scale == "smoke" else workers or most)
 
     def note(self, text: str) -> None:

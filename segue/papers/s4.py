@@ -149,7 +149,7 @@ def measure(run: Run) -> list[Row]:
     small = ("digits", "mnist-t10k", digits)
     task, data, reader = run.pick(small, small, ("CIFAR", "cifar10-sample", cifar))
     read = partial(reader, run.dataset(data))
-    lesson = run.pick(Lesson(2, 4), Lesson(400, 16), Lesson(900, 32, 4, 128))
+    lesson = run.pick(Lesson(2, 4), Lesson(400, 16), Lesson(600, 48, 4, 128))
     seeds = {arm: range(run.seed, run.seed + run.pick(1, 1 if arm == "GRU" else 3)) for arm in ARMS}
     jobs = {f"{arm} {seed}": partial(classify, arm, seed, lesson, read, run.device)
             for arm in ARMS for seed in seeds[arm]}
