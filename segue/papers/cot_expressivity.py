@@ -101,9 +101,9 @@ def grid() -> list[tuple[str, int, int, str]]:
 
 
 def measure_grid(run: Run) -> list[Row]:
-    steps, rows = run.pick(2, 1000), run.pick(8, 256)
-    jobs = {" ".join(map(str, arm)): partial(trained, arm[0], steps, rows, run.seed, *arm[1:], device=run.device)
-            for arm in grid()}
+    steps, longer, rows = run.pick(2, 1000), run.pick(2, 1500), run.pick(8, 256)
+    jobs = {" ".join(map(str, arm)): partial(trained, arm[0], longer if arm[1] > SYMBOLS else steps, rows, run.seed,
+                                             *arm[1:], device=run.device) for arm in grid()}
     done = run.cells(jobs | compiled_cells(run))
     table: list[Row] = [{"what": "control" if policy == CONTROL else "words of A5", "mixer": mixer, "symbols": symbols,
                          "layers": layers, "scratchpad": "none" if policy == CONTROL else policy,
@@ -115,7 +115,7 @@ def measure_grid(run: Run) -> list[Row]:
                "scratchpad": "linear", "written": length + 1, "right": done[f"compiled {precision}"]}
               for precision in ("float64", "float32")]
     run.note(f"trained: layers of width 64 with rotary attention, or DeltaNet with two steps in [-1, 1], {steps} steps "
-             f"of {rows} rows, all at one rate; right is the share of answers, the model reading what it wrote itself; "
+             f"({longer} of more than {SYMBOLS} symbols) of {rows} rows, all at one rate; right is the share of answers, the model reading what it wrote itself; "
              "root writes the state after each of about sqrt n equal parts of the word; dummy tokens at 16 only")
     run.note(EXPRESSIBLE)
     return table
