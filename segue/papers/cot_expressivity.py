@@ -115,8 +115,9 @@ def measure_grid(run: Run) -> list[Row]:
                "scratchpad": "linear", "written": length + 1, "right": done[f"compiled {precision}"]}
               for precision in ("float64", "float32")]
     run.note(f"trained: layers of width 64 with rotary attention, or DeltaNet with two steps in [-1, 1], {steps} steps "
-             f"({longer} of more than {SYMBOLS} symbols) of {rows} rows, all at one rate; right is the share of answers, the model reading what it wrote itself; "
-             "root writes the state after each of about sqrt n equal parts of the word; dummy tokens at 16 only")
+             f"({longer} of more than {SYMBOLS} symbols) of {rows} rows, all at one rate; right is the share of "
+             "answers, the model reading what it wrote itself; root writes the state after each of about sqrt n equal "
+             f"parts of the word; dummy tokens at {SYMBOLS} only")
     run.note(EXPRESSIBLE)
     return table
 

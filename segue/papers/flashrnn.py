@@ -233,5 +233,5 @@ CLAIM = replace(CLAIM, gpu=replace(
          "the time at length 256 and attention and Mamba at most 60% (mean of 3 seeds), and the fused LSTM runs at "
          "least 20 times as fast as the plain loop with 12 heads of 64 units, and at least 50 times, as the paper "
          "has it at best, with those or with heads of 32 or 16; refuted if the first part fails; inconclusive if only "
-         "the speed falls short. One head of 768, whose weights do not fit a core, is a loop, and cuDNN's stands beside it.",
+         "the speed falls short. One head of 768, whose weights do not fit a core, is a loop; cuDNN's is beside it.",
     judge=judge_fused))
