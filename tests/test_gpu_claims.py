@@ -40,7 +40,7 @@ def test_the_gpu_form_of_a_claim_runs(slug: str, tmp_path: Path) -> None:
 
 
 def test_cells_are_told_the_device() -> None:
-    runs = [Run(claim("s4"), scale, 0, None, None) for scale in ("smoke", "cpu", "gpu")]  # type: ignore[arg-type]
+    runs = [Run(claim("s4"), scale, 0, None, None) for scale in ("smoke", "cpu", "gpu")]
     assert [run.device for run in runs] == ["cpu", "cpu", "cuda"]
 
 
