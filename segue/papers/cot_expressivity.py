@@ -178,6 +178,7 @@ def draw_grid(figure: Figure, table: list[Row]) -> None:
     panel.axhline(0.9, color="grey", linestyle=":")
     panel.set(title="Words of A5: what is written before the answer", xlabel="symbols", ylabel="right answers",
               ylim=(-0.02, 1.05), xscale="log")
+    panel.minorticks_off()
     panel.set_xticks(sizes := sorted({row["symbols"] for rows in lines.values() for row in rows}), map(str, sizes))
     panel.legend(fontsize="small")
 

@@ -149,8 +149,8 @@ def judge_windows(table: list[Row]) -> tuple[Verdict, str]:
     reason += "; attention took " + ", ".join(
         f"{f'{count:,.0f}' if count < math.inf else 'more than all'} steps for windows of {window}"
         for window, count in zip(sorted(took), steps))
-    if verdict == "refuted" or steps[0] > steps[-1] or steps[0] == math.inf:
-        return ("refuted" if verdict == "refuted" or steps[0] < math.inf else "inconclusive"), reason
+    if verdict == "refuted" or steps[0] > steps[-1]:
+        return "refuted", reason
     grows = steps == sorted(steps) and steps[0] < steps[-1]
     return (verdict if grows else "inconclusive"), reason
 
@@ -174,6 +174,7 @@ def draw_windows(figure: Figure, table: list[Row]) -> None:
     windows.axhline(LEARNED, color="grey", linestyle=":")
     windows.set(title=f"Steps until {LEARNED}", xlabel="window", ylabel=f"error of the last {LAST}", ylim=(0, None),
                 xscale="log")
+    windows.minorticks_off()
     windows.set_xticks(sizes := WINDOWS["attention"], map(str, sizes))
     windows.legend(fontsize=7)
 
