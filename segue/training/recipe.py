@@ -260,6 +260,11 @@ def fast_bfloat16(threads: int) -> bool:
         torch.set_num_threads(before)
 
 
+def bfloat16_pays(device: Any) -> bool:
+    """Whether matrix products are to be in bfloat16 there, if nobody says: on a GPU, and on a CPU that is faster so."""
+    return device.type == "cuda" or fast_bfloat16(cores())
+
+
 def machine() -> str:
     """The machine in words, for reports."""
     import torch
