@@ -41,7 +41,8 @@ class TorchRecurrence(Recurrence):
             # which changes nothing else here, where there is one layer and so no dropout.
             self.module.train(torch.is_grad_enabled())
             with torch.autocast("cuda", enabled=False):
-                y, final = self._run(*(each.to(self.module.weight_hh_l0.dtype) for each in (x, *state)))
+                kind = next(self.module.parameters()).dtype
+                y, final = self._run(*(each.to(kind) for each in (x, *state)))
                 return y, tuple(new.to(old.dtype) for new, old in zip(final, state))
         return self._run(x, *state)
 
