@@ -170,6 +170,6 @@ def pretended() -> Iterator[str]:
 
     operations = Operations()
     calls = Calls(real, operations)
-    with mock.patch("torch.Generator", generator), mock.patch.object(rnn, "find_spec", lambda name: None), \
+    with mock.patch("torch.Generator", generator), mock.patch.object(rnn, "_on_gpu", lambda x: False), \
             operations, calls:
         yield "cuda"

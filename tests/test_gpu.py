@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_mixers import ABSOLUTE, SUBJECTS, VARIANTS
+from test_mixers import ABSOLUTE, SUBJECTS, VARIANTS, Make
 from test_models import FAMILIES, STACKS, stack
 from test_seq2seq import MODELS
 from test_seq2seq import model as encoder_decoder
@@ -24,7 +24,7 @@ from test_seq2seq import model as encoder_decoder
 import segue
 from segue.continual import STRATEGIES
 from segue.decoding import generate
-from segue.mixers import Layout
+from segue.mixers import GRU, LSTM, Elman, Layout
 from segue.serving.engine import Engine, News, Request
 from segue.testing import check_mixer, check_model
 from segue.training.recipe import bfloat16_pays
@@ -34,6 +34,12 @@ pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available
 SIZE: dict[str, Any] = {"width": 64, "depth": 2, "heads": 2, "context": 64, "rows": 8, "quiet": True, "device": DEVICE}
 WORDS = ["the", "a", "quick", "brown", "red", "fox", "ox", "jumps", "runs", "over", "under", "lazy", "small", "dog",
          "hill", "and", "then", "sleeps"]
+
+
+HEADS: dict[str, Make] = {"elman, heads": lambda width: Elman(width, heads=2),
+                          "gru, heads": lambda width: GRU(width, heads=2),
+                          "lstm, heads": lambda width: LSTM(width, heads=2)}
+"""Of sizes that the Triton kernels take."""
 
 
 def text(documents: int = 60, seed: int = 0) -> list[str]:
@@ -70,10 +76,10 @@ def test_mixer(name: str) -> None:
                        device=DEVICE, shrink=False)
 
 
-@pytest.mark.parametrize("name", SUBJECTS)
+@pytest.mark.parametrize("name", [*SUBJECTS, *HEADS])
 def test_mixer_says_what_it_says_on_the_cpu(name: str) -> None:
     torch.manual_seed(1)
-    here = SUBJECTS[name](32)
+    here = (SUBJECTS | HEADS)[name](32)
     there, x = copy.deepcopy(here).to(DEVICE), torch.randn(3, 50, 32)
     weights = torch.randn(3, 50, 32)
     starts = torch.zeros(3, 50, dtype=torch.bool)
@@ -161,7 +167,7 @@ def test_counts_beside_the_network(tmp_path: Path) -> None:
     assert fitted.evaluate(text(3, 5), device=DEVICE).bits_per_unit > 0
 
 
-@pytest.mark.parametrize("strategy", ["replay", "ewc", "rwalk", "lwf", "der++", "agem", "gem", "lora", "state", "merge",
+@pytest.mark.parametrize("strategy", ["replay", "ewc", "rwalk", "lwf", "der++", "agem", "gem", "lora", "merge",
                                       "mas + replay", "mir"])
 def test_update(model: Path, tmp_path: Path, strategy: str) -> None:
     assert strategy.split(" ")[0] in STRATEGIES
@@ -177,7 +183,7 @@ def test_update(model: Path, tmp_path: Path, strategy: str) -> None:
 @pytest.mark.parametrize("mixer", ["gru", "lstm", "mamba", "slstm", "gla+attention"])
 def test_updates_of_other_mixers(mixer: str) -> None:
     fitted = segue.fit(text(), steps=8, mix=False, mixer=mixer, **SIZE)
-    for strategy in ("ewc", "gem"):
+    for strategy in ("ewc", "gem", "state"):
         assert fitted.update(text(30, 2), strategy, steps=4, quiet=True, device=DEVICE).steps == 4
 
 
