@@ -11,13 +11,16 @@ from pretend import Mixed, pretended, there
 from test_mixers import SUBJECTS, VARIANTS
 
 import segue
+from segue.decoding.denoise import denoise
 from segue.errors import SegueError
 from segue.mixers import Layout, Mixer
+from segue.models import Stack, StackConfig
+from segue.models.stack import both_ways
 from segue.verbs.devices import place
 
 pytestmark = pytest.mark.filterwarnings("ignore:CUDA is not available", "ignore:User provided device_type")
-SIZE: dict[str, Any] = {"width": 32, "depth": 2, "context": 32, "rows": 4, "quiet": True}
-TEXT = [f"the quick brown fox number {i} jumps over the lazy dog. " * 2 for i in range(60)]
+SIZE: dict[str, Any] = {"width": 16, "depth": 1, "context": 16, "rows": 2, "measure": 1, "quiet": True}
+TEXT = [f"fox number {i} jumps over the lazy dog. " for i in range(24)]
 
 
 def test_the_pretended_device_is_as_strict_as_a_real_one() -> None:
@@ -77,6 +80,45 @@ def test_mixers_stay_on_their_device(name: str) -> None:
     with pretended() as cuda:
         mixer = (SUBJECTS | VARIANTS)[name](8).to(cuda)
         live(mixer, 8, 4 if mixer.needs_whole_prompt else 0)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "gru"])
+def test_a_model_learns_and_speaks_where_it_is(mixer: str, tmp_path: Path) -> None:
+    with pretended() as cuda:
+        fitted = segue.fit(TEXT, out=tmp_path / "m", steps=2, mixer=mixer, mix=False, ema=0.9, device=cuda, **SIZE)
+        assert fitted.device.type == "cpu" and "on cuda" in fitted.report["held_out"]["path"]
+        for strategy in ("ewc + replay", "gem", "lora"):
+            fitted.update(TEXT[:12], strategy, steps=1, quiet=True, device=cuda)
+            assert fitted.device.type == "cpu"
+        fitted = segue.load(tmp_path / "m", cuda)
+        assert fitted.device.type == "cuda" and all(there(p) for p in fitted.model.parameters())
+        assert fitted.embed(TEXT[:2]).vectors.shape == (2, 16)
+        for decoder in ("greedy", "sample", "lookup", "beam"):
+            assert fitted.continue_(["fox", "the dog"], 3, decoder)
+        fitted.prefer([("fox ", "jumps", "number")] * 4, 1, quiet=True, device=cuda)
+        assert fitted.evaluate(TEXT[:2], device="cpu").elements and fitted.device.type == "cuda"
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "cloze", "occupancy"])
+def test_objectives_stay_on_their_device(objective: str) -> None:
+    with pretended() as cuda:
+        fitted = segue.fit(TEXT, steps=1, mix=False, objective=objective, device=cuda, **SIZE).to(cuda)
+        assert fitted.continue_("fox", 2)
+
+
+def test_models_of_times_stay_on_their_device(tmp_path: Path) -> None:
+    (tmp_path / "e.csv").write_text("who,what,when\n" + "".join(
+        f"u{i % 5},{'abc'[i % 3]},{60 * i + i % 7}\n" for i in range(60)))
+    data = segue.read(tmp_path / "e.csv", kind="events", who="who", what="what", when="when")
+    with pretended() as cuda:
+        fitted = segue.fit(data, steps=1, objective="timed", device=cuda, **SIZE).to(cuda)
+        assert fitted.continue_(tmp_path / "e.csv", 2).items is not None
+
+
+def test_answers_are_denoised_on_the_device_of_the_model() -> None:
+    with pretended() as cuda:
+        model = Stack(both_ways(StackConfig(7, 8, ["attention"]))).to(cuda)
+        assert len(denoise(model, [[1, 2], [3]], [[2, 3], [1]], steps=2, temperature=1.0)) == 2
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
