@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -166,10 +166,12 @@ def pretended() -> Iterator[str]:
         return made
 
     importlib.import_module("torch._dynamo")  # which the modes load, and which must find the generator unchanged
-    from segue.kernels import rnn
-
     operations = Operations()
     calls = Calls(real, operations)
-    with mock.patch("torch.Generator", generator), mock.patch.object(rnn, "_on_gpu", lambda x: False), \
-            operations, calls:
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("torch.Generator", generator))
+        for kernels in ("rnn._on_gpu", "scan._on_gpu", "fla._installed"):  # which would be started on a GPU
+            stack.enter_context(mock.patch(f"segue.kernels.{kernels}", lambda *_: False))
+        stack.enter_context(operations)
+        stack.enter_context(calls)
         yield "cuda"
