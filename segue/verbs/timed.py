@@ -154,14 +154,14 @@ class FittedProcess(Fitted):
         raise SegueError("this model tells times, not tokens alone: it takes continue and evaluate; for decoders, fit "
                          "the types without --objective timed")
 
-    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
+    def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Any:
         raise SegueError("a model of times does not learn on yet: fit it on all of the data, old and new")
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
         raise SegueError("a model of times draws each event by itself: there is nothing to draft")
 
     def evaluate(self, data: Any, weights: str = "float32",  # type: ignore[override]
-                 state: str | None = None) -> TimedEvaluation:
+                 state: str | None = None, device: str | None = None) -> TimedEvaluation:
         """Log-likelihood of each event's time and type, errors of predictions and goodness of fit on `data` (a `Data`,
         paths or objects with times), beside classical processes on the same events."""
         if weights != "float32" or state is not None:
@@ -172,7 +172,8 @@ class FittedProcess(Fitted):
         share = unknown(self.codec, data)
         store = EventStore(data.encode(self.codec, boundary=False))
         longest = self.process.config.longest
-        scores = {"this model": score_process(self.process, windowed(store, self.context))}
+        with self.placed(device):
+            scores = {"this model": score_process(self.process, windowed(store, self.context))}
         whole = Timed.of(store.sequences())
         for name, rival in self.rivals.items():
             blind = len(rival.base) == 1 < self.codec.size
@@ -199,12 +200,12 @@ class FittedProcess(Fitted):
         gaps = torch.from_numpy(np.diff(times, prepend=times[:1]))[None]
         draw, count = torch.Generator().manual_seed(seed), 10 if n is None else n
         with torch.no_grad():
-            past = self.process.observe(kinds, gaps, self.process.begin(1))
+            past = self.process.observe(kinds.to(self.device), gaps.to(self.device), self.process.begin(1))
             mean, kind = self.process.expect(past)
             drawn, found = self.process.sample(past, count, draw)
-        coming = drawn[0].double().cumsum(0).numpy()
+        coming = drawn[0].cpu().double().cumsum(0).numpy()
         live = np.isfinite(coming)
-        items = [self.item(int(id)) for id in found[0].numpy()[live]]
+        items = [self.item(int(id)) for id in found[0].cpu().numpy()[live]]
         return TimedContinuation(items, (times[-1] + coming[live]).tolist(), Record(record.object, {"time": np.asarray(
             record.channels["time"])}, record.name), self.kind, (float(times[-1] + mean[0]), self.item(int(kind[0]))),
             seed)
@@ -309,6 +310,7 @@ def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None
     """Learn when events come, and of which type, from sequences with times. Arguments as of `segue.fit`; head: how the
     time between two events is told, "mixture" (fast, an exact likelihood), "decay" or "query" (intensities; see
     `segue.models.point_process`)."""
+    from segue.verbs.devices import place
     from segue.verbs.fit import (
         MINUTES,
         check_causal,
@@ -316,7 +318,6 @@ def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None
         finished,
         held_data,
         key_of,
-        place,
         planned,
         removed_if_refused,
     )
@@ -374,7 +375,7 @@ def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None
             "train_units": len(store.tokens), "train_documents": len(store.lengths), "curve": run.curve})
         ngram = CountModel(made.size, smoothing="kneser-ney").fit([types for types, _ in store.sequences()])
         fitted = FittedProcess(model.cpu(), made, data.kind, report, plan.context, rivals, ngram)
-        report.values["held_out"] = fitted.evaluate(held).to_dict()
+        report.values["held_out"] = fitted.evaluate(held, device=str(where)).to_dict()
         if folder is not None:
             fitted.save(folder)
             write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
