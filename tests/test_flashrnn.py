@@ -13,6 +13,7 @@ import torch
 from gradients import agree
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreted import interpret
 from torch import Tensor, nn
 
 from segue.errors import SegueError
@@ -262,8 +263,7 @@ def test_tiles_of_any_width() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_triton_kernels(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU through Triton's interpreter, in float64."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    pytest.importorskip("triton", reason="triton is not installed")
+    interpret(monkeypatch)
     from segue.kernels.triton import rnn as kernels
 
     inputs, others = drawn(cell, (18, 7, 2, 16), torch.float64, 8), documents(18, 7, 8)

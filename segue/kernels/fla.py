@@ -60,12 +60,12 @@ def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow:
     """A kernel over rows in which documents start.
 
     kernel: of `wide` (B, T, H, X), `narrow` (B, T, H), states (N, H, K, E) and edges. With edges (N + 1,) there is one
-    row, a document from each edge to the next, and a state for each; None: a row is a document. Widths become multiples
-    of 16, which keeps loads aligned: zeros change nothing.
+    row, a document from each edge to the next, and a state for each; None: a row is a document. Widths become powers
+    of two from 16 on, since fla was seen to err at others on an H100: zeros change nothing.
     """
     (rows, length), (keys, values) = wide[0].shape[:2], state.shape[2:]
-    wide = tuple(_filled(x, (0, -x.shape[-1] % 16)) for x in wide)
-    state = _filled(state.float(), (0, -values % 16, 0, -keys % 16))
+    wide = tuple(_filled(x, (0, _more(x.shape[-1]))) for x in wide)
+    state = _filled(state.float(), (0, _more(values), 0, _more(keys)))
     if starts is None:
         y, final = kernel(*wide, *narrow, state, None)
     else:
@@ -80,6 +80,11 @@ def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow:
         y = y[0].unflatten(0, (rows, length))
         final = final[torch.searchsorted(row, torch.arange(rows, device=row.device), right=True) - 1]
     return y[..., :values], final[..., :keys, :values]
+
+
+def _more(width: int) -> int:
+    """From a width to the power of two that fla takes it as."""
+    return max(16, 1 << (width - 1).bit_length()) - width
 
 
 def _filled(x: Tensor, by: tuple[int, ...]) -> Tensor:
