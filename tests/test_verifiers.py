@@ -184,6 +184,13 @@ def test_plain_functions_run() -> None:
     assert one("    return x", [])  == []
 
 
+def test_nothing_runs_without_the_walls_that_it_needs() -> None:
+    for sandbox in (Sandbox(needs=("kernel", "moat")), Sandbox(needs=("moat",))):
+        with pytest.raises(SegueError, match=r"no \w+ wall .* needs=\(\)"):
+            cross_validate([GOOD], [(["ab"], False)], sandbox)
+    assert Sandbox(needs=()).run(GOOD, "evaluate", [["abc"]])[0].value is True
+
+
 @pytest.mark.parametrize("body", [
     "    while True: pass",
     "    try:\n        while True: pass\n    except BaseException: return 1",
