@@ -2,6 +2,8 @@
 
     python benchmarks/mixers.py [--width 256] [--lengths 512 2048 8192 32768] [--tokens 4096] [--rounds 5]
                                 [--only MIXER ...]
+    python benchmarks/mixers.py --device cuda [--precision bfloat16] [--width 1024] [--lengths 2048 8192]
+                                [--tokens 16384] [--rounds 5] [--tilings 2] [--only MIXER ...]
 
 Rows of a batch are `--tokens` over the length, at least one. Rounds of all contenders alternate and the median counts,
 so that a busy machine troubles all alike. Peers: torch's own modules for attention and the recurrences; x-transformers;
@@ -13,6 +15,12 @@ shorter length says, or more memory than there is, is left out: lengths below th
 recorded. Needs the extra `bench`, mambapy and x-transformers; what is not installed is not measured. Rows are kept in
 results/mixers.jsonl, the page is results/mixers.md: the latest of each, so that after `--only` it has rows of several
 runs.
+
+On a GPU, rows and page are results/mixers-gpu.*: milliseconds and the most memory of every contender, which is one row;
+layers run under autocast, kernels on tensors of the precision. Kernels are beside fla-core's, called as they are, and
+beside our torch form. Who fails is a row with what it said. fla-core tries at most `--tilings` tilings of a kernel,
+since trying all takes minutes, and `--rounds 0` records nothing: run it for each of `--only`, side by side, before, and
+Triton's cache on the disk has what the table needs.
 """
 
 from __future__ import annotations
@@ -25,14 +33,20 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from segue.kernels import fla
+from segue.kernels.delta import delta
 from segue.kernels.gla import gla, gla_reference
 from segue.kernels.mlstm import EMPTY, mlstm
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
+from segue.kernels.ssd import apart, ssd
 from segue.mixers import GRU, LSTM, MLSTM, Attention, DeltaNet, GatedLinearAttention, Mamba, Mamba2
 from segue.training.recipe import machine
 
@@ -190,6 +204,8 @@ def once(run: Contender, backward: bool) -> float:
     else:
         with torch.no_grad():
             run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - begin
 
 
@@ -249,16 +265,204 @@ def page(record: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+def gpu_layers(rows: int, length: int, width: int, precision: torch.dtype) -> dict[str, dict[str, Contender]]:
+    """As `layers`, made when they are run, under autocast."""
+    x = torch.randn(rows, length, width, device="cuda", requires_grad=True)
+
+    def contender(make: Callable[[int], nn.Module]) -> Contender:
+        made: list[nn.Module] = []
+
+        def run() -> Tensor:
+            if not made:
+                made.append(make(width).cuda())
+            with torch.autocast("cuda", precision, enabled=precision != torch.float32):
+                y = made[0](x)
+            return y[0] if isinstance(y, tuple) else y
+
+        return run
+
+    return {name: {"segue": contender(ours)} | {peer: contender(make) for peer, make in theirs.items()}
+            for name, ours, theirs in LAYERS}
+
+
+def gpu_kernels(rows: int, length: int, width: int, precision: torch.dtype) -> dict[str, dict[str, Contender]]:
+    """The kernels alone: as our mixers call them, fla-core's on the same tensors, and our torch forms."""
+    float32 = torch.float32
+
+    def normal(*shape: int, dtype: torch.dtype = precision, scale: float = 1.0) -> Tensor:
+        return (scale * torch.randn(*shape, device="cuda")).to(dtype).requires_grad_()
+
+    def in_torch(run: Callable[..., tuple[Tensor, ...]], *inputs: Any) -> Contender:
+        def plain() -> Tensor:
+            with mock.patch.object(fla, "serves", return_value=False):
+                return run(*inputs)[0]
+
+        return plain
+
+    def peer(name: str, package: str, *inputs: Tensor, **more: Any) -> Tensor:
+        from importlib import import_module
+
+        run = getattr(import_module(f"fla.ops.{package}"), name)
+        return run(*inputs, scale=1.0, output_final_state=True, **more)[0]
+
+    heads = 4
+    keys, values = width // 8, width // 4
+    q, k, v = normal(rows, length, heads, keys, scale=keys**-0.5), normal(rows, length, heads, keys), \
+        normal(rows, length, heads, values)
+    g = nn.functional.logsigmoid(torch.randn(rows, length, heads, keys, device="cuda")).div(16).requires_grad_()
+    state = torch.zeros(rows, heads, keys, values, device="cuda")
+    linear = (q, k, v, g, state)
+    table = {"gla, kernel": {
+        "segue": lambda: gla(*linear)[0], "our torch form": in_torch(gla, *linear),
+        "fla chunk_gla": lambda: peer("chunk_gla", "gla", q, k, v, g=g, initial_state=state)}}
+
+    unit = partial(nn.functional.normalize, dim=-1)
+    dq, dk = (unit(normal(rows, length, heads, values)).detach().requires_grad_() for _ in range(2))
+    dv, beta = normal(rows, length, heads, values), torch.rand(rows, length, heads, device="cuda")
+    beta = beta.to(precision).requires_grad_()
+    memory = torch.zeros(rows, heads, values, values, device="cuda")
+    table["deltanet, kernel"] = {
+        "segue": lambda: delta(dq, dk[:, :, None], dv[:, :, None], beta[:, :, None], memory)[0],
+        "our torch form": lambda: in_torch(delta, dq, dk[:, :, None], dv[:, :, None], beta[:, :, None], memory)(),
+        "fla chunk_delta_rule": lambda: peer("chunk_delta_rule", "delta_rule", dq, dk, dv, beta, initial_state=memory)}
+
+    many, states, inner = 2 * width // 64, 64, 2 * width
+    u, skip = normal(rows, length, inner + 2 * states, scale=states**-0.25), normal(many, dtype=float32)
+    write = torch.rand(rows, length, many, device="cuda").mul(0.1).requires_grad_()
+    A = torch.rand(many, device="cuda").add(1).neg()
+    dual = torch.zeros(rows, many, states, 64, device="cuda")
+
+    def mamba2(name: str, package: str, wide: bool = False) -> Tensor:
+        v, k, q = apart(u, dual)
+        q, k = (x.repeat_interleave(many, 2) for x in (q, k))
+        g = write * A
+        g = g[..., None].expand(*g.shape, states).contiguous() if wide else g
+        y = peer(name, package, q, k, v * write[..., None].to(v.dtype), g=g, initial_state=dual)
+        return (y + v * skip[:, None].to(v.dtype)).flatten(2)
+
+    table["mamba2, kernel"] = {
+        "segue": lambda: ssd(u, write, write * A, skip, dual)[0],
+        "our torch form": lambda: in_torch(ssd, u, write, write * A, skip, dual)(),
+        "fla chunk_simple_gla": lambda: mamba2("chunk_simple_gla", "simple_gla"),
+        "fla fused_chunk_simple_gla": lambda: mamba2("fused_chunk_simple_gla", "simple_gla"),
+        "fla chunk_gla, a decay per channel": lambda: mamba2("chunk_gla", "gla", True)}
+
+    x, D = normal(rows, length, inner, dtype=float32), normal(inner, dtype=float32)
+    B, C = (normal(rows, length, 16, dtype=float32) for _ in range(2))
+    dt = torch.rand(rows, length, inner, device="cuda").mul_(0.1).requires_grad_()
+    decays = (-torch.rand(inner, 16, device="cuda").add_(0.1)).requires_grad_()
+    scan = (x, dt, decays, B, C, D, torch.zeros(rows, inner, 16, device="cuda"))
+    table["selective scan, kernel"] = {"segue": lambda: selective_scan(*scan)[0],
+                                       "log2(T) passes of torch": lambda: selective_scan_reference(*scan)[0]}
+    return table
+
+
+def gpu_timed(run: Contender, backward: bool, rounds: int) -> tuple[float, int] | str:
+    """Median milliseconds and the most bytes beyond those that were there; or what went wrong."""
+    times = []
+    try:
+        for _ in range(rounds + 2):  # two warm up: the first compiles
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            times.append(1e3 * once(run, backward))
+            most = torch.cuda.max_memory_allocated() - before
+            if rounds == 0 or sum(times[1:]) > 2e3 or times[0] > 1e3 * PATIENCE:
+                break
+    except ImportError:
+        raise
+    except Exception as error:  # a peer's failure is a row of the table
+        torch.cuda.empty_cache()
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120] if str(error).strip() else ''}"
+    return statistics.median(times[2:] or times[-1:]), most
+
+
+def on_gpu(given: argparse.Namespace) -> None:
+    try:
+        fla.limit_tuning(given.tilings)
+    except ImportError as error:
+        print(f"fla-core is not measured: {error}", flush=True)
+    file = HERE / "mixers-gpu.jsonl"
+    try:
+        for row in gpu_rows(given, getattr(torch, given.precision)):
+            if given.rounds:
+                with open(file, "a") as handle:
+                    handle.write(json.dumps(row | {"machine": machine()}) + "\n")
+    finally:  # a kernel that broke the GPU's memory ends the run: what was measured before stays
+        if given.rounds and file.exists():
+            record = {(r["mixer"], r["who"], r["length"], r["width"], r["precision"]): r
+                      for r in map(json.loads, file.read_text().splitlines())}
+            (HERE / "mixers-gpu.md").write_text(gpu_page(list(record.values())))
+
+
+def gpu_rows(given: argparse.Namespace, precision: torch.dtype) -> Iterator[dict[str, object]]:
+    slow: set[tuple[str, str, bool]] = set()  # the next length would take too long
+    for length in given.lengths:
+        rows = max(1, given.tokens // length)
+        tables = (make(rows, length, given.width, precision) for make in (gpu_kernels, gpu_layers))
+        for name, who, run in ((name, who, run) for table in tables for name, contenders in table.items()
+                               for who, run in contenders.items()):
+            if given.only and name not in given.only and name.removesuffix(", kernel") not in given.only:
+                continue
+            row: dict[str, object] = {"length": length, "rows": rows, "width": given.width, "mixer": name, "who": who,
+                                      "precision": given.precision}
+            try:
+                for what, backward in (("forward", False), ("both", True)):
+                    if (name, who, backward) in slow:
+                        continue
+                    found = gpu_timed(run, backward, given.rounds)
+                    if isinstance(found, str):
+                        row |= {f"{what}_failed": found}
+                    else:
+                        row |= {what: round(found[0], 3), f"{what}_mib": round(found[1] / 2**20)}
+                        slow |= {(name, who, backward)} if found[0] > 1e3 else set()
+            except ImportError as error:
+                print(f"{who} is not measured: {error}", flush=True)
+                continue
+            print(row, flush=True)
+            yield row
+            torch.cuda.empty_cache()
+
+
+def gpu_page(record: list[dict]) -> str:
+    """Each mixer's contenders side by side."""
+    lines = ["# Speed of the mixers on a GPU", "",
+             f"`python benchmarks/mixers.py --device cuda` on {record[-1]['machine']}. Milliseconds of forward, of"
+             " forward and backward, and the most memory of the latter beyond the inputs. -: not measured, since a"
+             " shorter length took over a second.", "",
+             "| | who | width | length | rows | precision | forward, ms | both, ms | memory, MiB | tokens/s |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
+    for row in sorted(record, key=lambda r: (r["mixer"], r["width"], r["length"], r["precision"])):
+        cells = [f"{row[what]:.3f}" if what in row else row.get(f"{what}_failed", "-").replace("|", "/")
+                 for what in ("forward", "both")]
+        rate = f"{row['rows'] * row['length'] / row['both'] * 1e3:,.0f}" if "both" in row else ""
+        lines.append(f"| {row['mixer']} | {row['who']} | {row['width']} | {row['length']:,} | {row['rows']} | "
+                     f"{row['precision']} | {cells[0]} | {cells[1]} | {row.get('both_mib', '')} | {rate} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("width", 256), ("tokens", 4096), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192, 32768])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], help="cuda only (default: bfloat16)")
+    for name in ("width", "tokens"):
+        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tilings", type=int, default=2, help="cuda only")
+    parser.add_argument("--lengths", type=int, nargs="+")
     parser.add_argument("--only", nargs="*", default=[], metavar="MIXER")
     given = parser.parse_args()
+    usual = {"cpu": ("float32", 256, 4096, [512, 2048, 8192, 32768]), "cuda": ("bfloat16", 1024, 16384, [2048, 8192])}
+    for name, value in zip(("precision", "width", "tokens", "lengths"), usual[given.device]):
+        setattr(given, name, getattr(given, name) or value)
     torch.manual_seed(0)
     logging.disable(logging.WARNING)
     HERE.mkdir(exist_ok=True)
+    if given.device == "cuda":
+        return on_gpu(given)
     file, slow = HERE / "mixers.jsonl", set[str]()
     here = f"{machine()}, {torch.get_num_threads()} threads"
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 8 * 7

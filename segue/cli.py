@@ -128,6 +128,11 @@ Penalty = Annotated[float | None, typer.Option(metavar="R", help="Above 1 says l
 Weights = Annotated[str | None, typer.Option(metavar="W", help="float32, or int8: faster, a little worse.")]
 State = Annotated[str | None, typer.Option(metavar="NAME", help="Begin in the state that the update of this name "
                                            "learned (--strategy state).")]
+Bulk = Annotated[str | None, typer.Option("--device", metavar="NAME", help="Where it runs: cuda, cuda:1 or cpu "
+                                          "(default: a GPU where there is one).")]
+Single = Annotated[str | None, typer.Option("--device", metavar="NAME", help="Where it runs: cuda, cuda:1 or cpu "
+                                            "(default: the CPU, which is faster for a few texts at once of a small "
+                                            "model).")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Stop before this; may be repeated.")]
 OutDir = Annotated[Path | None, typer.Option(metavar="DIR", help="Write a memory-mappable data set.")]
 PrimeFile = Annotated[Path | None, typer.Option(metavar="F", help="Go on from the first sequence of a file.")]
@@ -157,10 +162,11 @@ def fit(paths: Paths,
                                                       "(fills gaps, writes in any order), marginal (words of "
                                                       "DNA by their letters), unlikelihood, occupancy or "
                                                       "rollout-unlikelihood.")] = None,
-        kind: Kind = None, seed: Seed = None, how: How = None, choices: Choices = None) -> None:
+        kind: Kind = None, seed: Seed = None, how: How = None, choices: Choices = None, device: Bulk = None) -> None:
     """Learn a model of the files. An interrupted or killed run goes on when the same command is run again."""
     one_dial(minutes, steps)
-    options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed, objective=objective)
+    options = settings(choices) | given(minutes=minutes, steps=steps, mixer=mixer, seed=seed, objective=objective,
+                                        device=device)
     if twice := {"data", "out"} & options.keys():
         raise SegueError(f"{' and '.join(sorted(twice))} cannot be --set: give PATH and --out")
     data = read_files(paths, kind, how)
@@ -194,14 +200,14 @@ def continue_(model: Model,
                                                                 "of the decoder, named as in transformers, such as "
                                                                 "num_beams=8 or no_repeat_ngram_size=3.")] = None,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
-              how: How = None,
+              how: How = None, device: Single = None,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
                                                        "own file format.")] = None) -> None:
     """Go on from a prime: what comes next?"""
     if sum(each is not None for each in (prime, prime_file, parts)) > 1:
         raise SegueError("give a prime, --prime-file or --parts, not both")
     begin = prime or prime_file if parts is None else set_prompt(parts)
-    answer = segue.load(model).continue_(begin, **settings(choices) | given(
+    answer = segue.load(model, device).continue_(begin, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
         state=state, reading=settings(how) or None))
@@ -256,7 +262,8 @@ def update(model: Model, paths: Paths,
                                                         "der, der++, agem, gem, lora, o-lora, state, merge, "
                                                         "or naive; with settings, as ewc:strength=100, and several, "
                                                         "as 'mas + replay'.")] = None,
-           minutes: Minutes = None, steps: Steps = None, how: How = None, choices: Choices = None) -> None:
+           minutes: Minutes = None, steps: Steps = None, how: How = None, choices: Choices = None,
+           device: Bulk = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
     one_dial(minutes, steps)
     fitted = segue.load(model)
@@ -264,7 +271,7 @@ def update(model: Model, paths: Paths,
     options = settings(choices)
     if "data" in options:
         raise SegueError("data cannot be --set: give PATH")
-    report = fitted.update(data, **options | given(strategy=strategy, minutes=minutes, steps=steps))
+    report = fitted.update(data, **options | given(strategy=strategy, minutes=minutes, steps=steps, device=device))
     show(report)
 
 
@@ -296,10 +303,11 @@ def prefer(model: Model,
            rate: Annotated[float | None, typer.Option(metavar="R", help="How fast to learn.")] = None,
            beta: Annotated[float | None, typer.Option(metavar="B", help="How firmly to stay near the model of before; "
                                                       "small goes far.")] = None,
-           seed: Seed = None, json_file: JsonFile = None) -> None:
+           seed: Seed = None, json_file: JsonFile = None, device: Bulk = None) -> None:
     """Learn from pairs which of two continuations is better (DPO), and measure what that changed."""
     one_dial(None, steps)
-    report = segue.load(model).prefer(pairs, **given(steps=steps, rate=rate, beta=beta, seed=seed))
+    report = segue.load(model).prefer(pairs, **given(steps=steps, rate=rate, beta=beta, seed=seed,
+                                                           device=device))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -308,10 +316,10 @@ def prefer(model: Model,
 @command("speed-up", "segue speed-up model src/ --minutes 5")
 def speed_up(model: Model, paths: Paths,
              minutes: Annotated[float | None, typer.Option(metavar="M", help="How long it may take.")] = None,
-             json_file: JsonFile = None, how: How = None) -> None:
+             json_file: JsonFile = None, how: How = None, device: Single = None) -> None:
     """Train draft heads, measure every drafter, keep the fastest: continue uses it from then on. No text changes."""
     one_dial(minutes, None)
-    fitted = segue.load(model)
+    fitted = segue.load(model, device)
     report = fitted.speed_up(read_files(paths, fitted.kind.name, how, fitted), **given(minutes=minutes))
     show(report)
     if json_file is not None:
@@ -323,7 +331,7 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
              state: State = None,
              variants: Annotated[Path | None, typer.Option(metavar="VCF", help="Instead: how likely these variants of "
                                                            "the files' sequences are, the least likely first.")]
-             = None) -> None:
+             = None, device: Bulk = None) -> None:
     """How well the model predicts the files, beside baselines on the same files."""
     fitted = segue.load(model)
     data = read_files(paths, fitted.kind.name, how, fitted)
@@ -337,7 +345,7 @@ def evaluate(model: Model, paths: Paths, json_file: JsonFile = None, weights: We
         if json_file is not None:
             show_json(rows, json_file)
         return
-    report = fitted.evaluate(data, **given(weights=weights, state=state))
+    report = fitted.evaluate(data, **given(weights=weights, state=state, device=device))
     show(report)
     if (fitted.report.get("request") or {}).get("data") == data.fingerprint:
         print("the model was fitted on these very files: this is how well it remembers them", file=sys.stderr)
@@ -351,14 +359,14 @@ def embed(model: Model, paths: Paths,
                                             "go: .npz or .parquet.")],
           pool: Annotated[str | None, typer.Option(metavar="NAME", help="mean of the elements' vectors (default), that "
                                                    "of the first or the last one, or both ends.")] = None,
-          how: How = None) -> None:
+          how: How = None, device: Bulk = None) -> None:
     """One vector for each sequence: to search, group and classify them by."""
     from segue.verbs.embed import WRITERS
 
     if out.suffix.lower() not in WRITERS:
         raise SegueError(f"{out}: vectors are written as {' or '.join(WRITERS)}; give --out one of these endings")
     fitted = segue.load(model)
-    found = fitted.embed(read_files(paths, fitted.kind.name, how, fitted), **given(pool=pool))
+    found = fitted.embed(read_files(paths, fitted.kind.name, how, fitted), **given(pool=pool, device=device))
     found.save(out)
     show(str(found))
     print(f"written to {out}", file=sys.stderr)
@@ -397,10 +405,11 @@ def compare(paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", s
             = None,
             out: Annotated[Path | None, typer.Option(metavar="DIR", help="With --tasks: where the board and picture "
                                                      "go. Run again: goes on where it was.")] = None,
-            seed: Seed = None, choices: Choices = None) -> None:
+            seed: Seed = None, choices: Choices = None, device: Bulk = None) -> None:
     """Which method predicts these sequences best? Classical and neural, on one split. Or: which mixer learns what?"""
     data = read_files(paths, kind, how) if paths else None
-    report = segue.compare(data, **settings(choices) | given(minutes=minutes, tasks=tasks, out=out, seed=seed))
+    report = segue.compare(data, **settings(choices) | given(minutes=minutes, tasks=tasks, out=out, seed=seed,
+                                                         device=device))
     show(report)
     if json_file is not None:
         show_json(report.to_dict(), json_file)
@@ -419,11 +428,11 @@ def serve(model: Model,
           queue: Annotated[int, typer.Option(metavar="N", help="Requests that wait, at most; then 429.")] = 64,
           draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts: trie, lookup, source, both, "
                                                     "depth or heads.")] = None,
-          weights: Weights = None) -> None:
+          weights: Weights = None, device: Single = None) -> None:
     """Answer the OpenAI completions API with a model, and show a page to try it on."""
     from segue.serving.serve import serve as run
 
-    run(model, host, port, key, rows, tokens, queue, draft, weights or "float32")
+    run(model, host, port, key, rows, tokens, queue, draft, weights or "float32", device)
 
 
 @command("look", "segue look model 'to be or not to be' --out look.png")
@@ -459,7 +468,7 @@ def design(model: Model,
                                                          "differ.")] = None,
            changes: Annotated[int | None, typer.Option(metavar="N", help="How many places may differ from the measured "
                                                        "sequence that a design begins at.")] = None,
-           steps: Steps = None, seed: Seed = None,
+           steps: Steps = None, seed: Seed = None, device: Single = None,
            as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
            out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all of them as a CSV.")] = None,
            ) -> None:
@@ -468,7 +477,7 @@ def design(model: Model,
     choices = given(n=n, by=by, sequence=sequence, score=score, lower=lower or None, positions=positions,
                     changes=changes, steps=steps, seed=seed)
     try:
-        found = segue.load(model).design(scores, **choices)
+        found = segue.load(model, device).design(scores, **choices)
     except SegueError as error:
         raise SegueError(re.sub(r"\b(sequence|score)=", r"--\1 ", str(error))) from error
     if out is not None:

@@ -46,7 +46,7 @@ def test_every_claim_runs_at_smoke_scale(slug: str, tmp_path: Path) -> None:
 def test_a_committed_report_is_what_its_claim_says_today(path: Path) -> None:
     """The rule was not bent after the run, and the verdict follows from the table by it."""
     report = json.loads(path.read_text(encoding="utf-8"))
-    told = claim(report["slug"])
+    told = claim(report["slug"]).at(report["scale"])
     assert path.stem == f"{told.slug}-{report['scale']}" and path.with_suffix(".png").exists()
     assert (report["statement"], report["rule"], report["paper"]) == (told.statement, told.rule, dict(told.paper))
     assert told.judge(report["table"]) == (report["verdict"], report["reason"])

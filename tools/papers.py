@@ -1,6 +1,6 @@
 """Write docs/papers.md, from the table of papers and the reports in benchmarks/results/claims.
 
-    segue reproduce SLUG --scale cpu --out benchmarks/results/claims
+    segue reproduce SLUG --scale cpu --out benchmarks/results/claims  # or gpu
     python tools/papers.py
 
 Commit the report, its picture and the page together: a test compares the page with what this makes.
@@ -45,6 +45,21 @@ def reports(slug: str) -> list[dict[str, Any]]:
     return [read_json(path) for path in paths if path.exists()]
 
 
+def files(report: dict[str, Any]) -> str:
+    return f"../benchmarks/results/claims/{report['slug']}-{report['scale']}"
+
+
+def measured(report: dict[str, Any]) -> str:
+    where = "on a GPU: " if report["scale"] == "gpu" else ""
+    return (f"{where}{cell(report['reason'])} ([{report['seconds']:,.0f} s on {cell(report['machine'])}]"
+            f"({files(report)}.json))")
+
+
+def judged(report: dict[str, Any]) -> str:
+    where = " on a GPU" if report["scale"] == "gpu" else ""
+    return f"[{report['verdict']}]({files(report)}.png){where}"
+
+
 def page() -> str:
     lines = [INTRODUCTION, row("paper", "parts", "claim", "measured here", "the paper's figures", "verdict", "command"),
              row(*["---"] * 7)]
@@ -59,18 +74,12 @@ def page() -> str:
         title = f"[{cell(paper.title)}](../segue/papers/{paper.module}.py){source}"
         parts = ", ".join(f"`{part}`" for part in paper.parts)
         figures = "; ".join(f"{what}: {figure}" for what, figure in said.paper.items()) or "none"
-        found: list[dict[str, Any] | None] = [*reports(slug)] or [None]
-        for report in found:
-            scale = report["scale"] if report else "cpu" if "cpu" in said.scales else "gpu"
-            command = f"`segue reproduce {slug} --scale {scale}`"
-            if report is None:
-                lines.append(row(title, parts, cell(said.statement), "", cell(figures), "not run yet", command))
-                continue
-            files = f"../benchmarks/results/claims/{slug}-{scale}"
-            verdicts.append(report["verdict"])
-            ours = f"{cell(report['reason'])} ([{report['seconds']:,.0f} s on {cell(report['machine'])}]({files}.json))"
-            lines.append(row(title, parts, cell(said.statement), ours, cell(figures),
-                             f"[{report['verdict']}]({files}.png)", command))
+        found = reports(slug)
+        verdicts += [report["verdict"] for report in found]
+        scales = [report["scale"] for report in found] or ["cpu" if "cpu" in said.scales else "gpu"]
+        lines.append(row(title, parts, cell(said.statement), "<br>".join(map(measured, found)), cell(figures),
+                         "<br>".join(map(judged, found)) or "not run yet",
+                         "<br>".join(f"`segue reproduce {slug} --scale {scale}`" for scale in scales)))
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
     return "\n".join([*lines, "", f"Verdicts so far: {counts}.", *planned]) + "\n"
 

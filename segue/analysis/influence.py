@@ -42,7 +42,7 @@ def prompt_mass(model: Stack, tokens: Tensor, layout: Layout, asked: Tensor) -> 
     finally:
         for hook in hooks:
             hook.remove()
-    mass = torch.zeros(tokens.shape)
+    mass = torch.zeros(tokens.shape, device=tokens.device)
     for block, x in zip(model.blocks, inputs):
         weights = getattr(block.mixer, "weights", None)
         if weights is None:
@@ -62,10 +62,11 @@ def prompt_sensitivity(model: Any, tokens: Tensor, layout: Layout, asked: Tensor
     places = _prompt(layout) if places is None else places
     generator = torch.Generator().manual_seed(seed)
     before = model(tokens, layout).logits.log_softmax(-1)
-    pool, moved = tokens[places], torch.zeros(tokens.shape)
+    pool, moved = tokens[places].cpu(), torch.zeros(tokens.shape, device=tokens.device)
     for _ in range(swaps):
-        place = torch.multinomial(places.double(), 1, generator=generator)
+        place = torch.multinomial(places.double().cpu(), 1, generator=generator)
         other = pool[torch.randint(len(pool), place.shape, generator=generator)]
-        after = model(tokens.scatter(1, place, other), layout).logits.log_softmax(-1)
+        swapped = tokens.scatter(1, place.to(tokens.device), other.to(tokens.device))
+        after = model(swapped, layout).logits.log_softmax(-1)
         moved = moved + torch.where(before > -torch.inf, before.exp() * (before - after), 0.0).sum(-1)
     return by_step(moved / swaps, asked)

@@ -93,7 +93,8 @@ class LetterLikelihood:
     def _logits(self, ids: Tensor) -> Tensor:
         if isinstance(self.model, nn.Module):
             return self.model(ids.to(next(self.model.parameters()).device)).logits.cpu()
-        return self.model.extend(ids, self.model.init_state(len(ids))).logits
+        state = self.model.init_state(len(ids))
+        return self.model.extend(ids.to(state.positions.device), state).logits.cpu()
 
 
 def variant_scores(model: Any, codec: LetterCodec | KmerCodec, sequence: str, variants: Sequence[Variant], *,

@@ -37,14 +37,15 @@ def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Se
                          "prompt at least one length to try, of at least one element, and take at least one step")
     tries = [(number, length) for number, each in enumerate(lengths) for length in each]
     ends = [len(prompts[number]) + length for number, length in tries]
-    tokens = padded([[*prompts[number], *[0] * length] for number, length in tries])
-    index = torch.arange(tokens.shape[1])
-    first, end = (torch.tensor(x)[:, None] for x in ([len(prompts[number]) for number, _ in tries], ends))
+    where = model.embedding.weight.device
+    tokens = padded([[*prompts[number], *[0] * length] for number, length in tries]).to(where)
+    index = torch.arange(tokens.shape[1], device=where)
+    first, end = (torch.tensor(x, device=where)[:, None] for x in ([len(prompts[number]) for number, _ in tries], ends))
     asked, starts = (index >= first) & (index < end), index == end  # the padding is a document of its own
     generator = torch.Generator().manual_seed(seed)
     count = int(asked.sum())
-    said = torch.randint(elements or model.vocabulary, (count,), generator=generator)
-    layout = Layout.chain((len(tries), len(index)), starts=starts)
+    said = torch.randint(elements or model.vocabulary, (count,), generator=generator).to(where)
+    layout = Layout.chain((len(tries), len(index)), starts=starts, device=where)
 
     def logits(said: Tensor) -> Tensor:
         return model(tokens.masked_scatter(asked, said), layout).logits[asked][:, :elements].float()
@@ -53,7 +54,8 @@ def denoise(model: Stack, prompts: Sequence[Sequence[int]], lengths: Sequence[Se
         for step in range(steps):
             found = logits(said)
             if temperature and step < steps - 1:
-                said = torch.multinomial((found / temperature).softmax(-1), 1, generator=generator)[:, 0]
+                chances = (found / temperature).softmax(-1).cpu()
+                said = torch.multinomial(chances, 1, generator=generator)[:, 0].to(where)
             else:
                 said = found.argmax(-1)
         chances = logits(said).log_softmax(-1).gather(1, said[:, None])[:, 0]

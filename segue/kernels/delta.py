@@ -1,7 +1,8 @@
 """The delta rule with M generalised Householder steps per token: S <- (I - beta k k^T) S + beta k v^T for each (k, v,
 beta) of the token, then y = S^T q (Yang et al. 2024, arXiv 2406.06484; Siems et al. 2025, arXiv 2502.10297).
 
-On a CPU, in float32 and float64, long sequences take compiled loops (`segue.kernels.cpu.chunks`)."""
+On a CPU, in float32 and float64, long sequences take compiled loops (`segue.kernels.cpu.chunks`). On a GPU, in
+half precision, they take fla's kernels (`segue.kernels.fla`)."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels import fla
 from segue.kernels.compiled import as_array, as_lines, as_mask, chunk_count, compiles
 from segue.kernels.cpu.room import room
 
@@ -46,13 +48,20 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
     system, and the states between chunks follow by matrix products.
 
     least: queries and keys first become `unit`, but if it is 0. With `lengths` (B,) the state is the one after so many
-    nodes. Computed in float32 at least, since a product of reflections does not survive bfloat16; y is of the dtype of
-    v, the last state of that of `state`.
+    nodes. Computed in float32 at least, since a product of reflections does not survive bfloat16, but where fla serves
+    half precision on a GPU; y is of the dtype of v, the last state of that of `state`.
     """
     batch, n = k.shape[:2]
     if n == 0:
         return v.new_zeros(*q.shape[:3], v.shape[-1]), state
     kind, kept = v.dtype, state.dtype
+    if fla.serves(v, k.shape[-1], halves=True):
+        with torch.autocast("cuda", enabled=False):
+            if least:
+                q, k = unit(q.float(), k.float(), least)
+            beta, starts = _ended(beta, starts, lengths)
+            y, final = fla.delta(q, k, v, beta, state, starts)
+            return y, final.to(kept)
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     q, k, v, beta, state = (x.to(wide) for x in (q, k, v, beta, state))
     with torch.autocast(q.device.type, enabled=False):
@@ -74,10 +83,7 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, sta
                lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """`delta` in torch, of queries and keys as they are."""
     n, steps = k.shape[1:3]
-    if lengths is not None:  # a step of strength 0 does nothing
-        live = torch.arange(n, device=q.device) < lengths[:, None]
-        beta = beta * live[..., None, None]
-        starts = None if starts is None else starts & live
+    beta, starts = _ended(beta, starts, lengths)
     chunk = min(max(1, CHUNK // steps), n)
     pad = -n % chunk
 
@@ -113,6 +119,14 @@ def _by_chunks(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, sta
     local = (q @ k.mT).masked_fill(~seen, 0.0)
     y = from_state @ torch.stack(befores, 2) + local @ torch.stack(written, 2)
     return y.flatten(2, 3)[:, :, :n].transpose(1, 2), final
+
+
+def _ended(beta: Tensor, starts: Tensor | None, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Strengths and starts where nodes past the length do nothing, as a step of strength 0 does."""
+    if lengths is None:
+        return beta, starts
+    live = torch.arange(beta.shape[1], device=beta.device) < lengths[:, None]
+    return beta * live[..., None, None], None if starts is None else starts & live
 
 
 class _Delta(torch.autograd.Function):

@@ -3,11 +3,14 @@ diagonal scan, whose complex decays stay the same and whose states are read at o
 
 They serve every diagonal state-space model and gated linear recurrence. Not in log space: a = 0 (a reset) and a < 0
 (a parity) are ordinary values. On a CPU, in float32 and float64 and their complex kinds, long sequences take compiled
-loops (`segue.kernels.cpu.scan`); everything else takes the plain torch forms here.
+loops (`segue.kernels.cpu.scan`), and on a GPU the selective scan and the real linear one take Triton kernels
+(`segue.kernels.triton.scan`); everything else takes the plain torch forms here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -37,7 +40,7 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = N
     """
     if b.shape[1] == 0:
         return b
-    if compiles(b, a, initial, complex_too=True):
+    if compiles(b, a, initial, complex_too=True) or _on_gpu(b, a, initial):
         return _LinearScan.apply(a, b, initial, as_mask(b, starts))
     a = a.expand(b.shape)
     if starts is not None:
@@ -74,13 +77,20 @@ def selective_scan(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Te
     kind, kept = u.dtype, state.dtype
     wide = torch.promote_types(kind, torch.promote_types(kept, torch.float32))
     u, dt, A, B, C, D, state = (x.to(wide) for x in (u, dt, A, B, C, D, state))
-    if not compiles(u):
+    if not (compiles(u) or _on_gpu(u)):
         y, final = selective_scan_reference(u, dt, A, B, C, D, state, starts, low)
     else:
         y, final, _ = _SelectiveScan.apply(u, dt, A.T, B, C, D, state.transpose(1, 2), as_mask(u, starts), low,
                                            torch.is_grad_enabled())
         final = final.transpose(1, 2)
     return y.to(kind), final.to(kept)
+
+
+def _on_gpu(x: Tensor, *others: Tensor) -> bool:
+    """Whether the Triton kernels take it; a step is quicker in torch."""
+    return (x.device.type == "cuda" and x.dtype in (torch.float32, torch.float64) and x.shape[1] > 1 and x.numel() > 0
+            and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling()
+            and find_spec("triton") is not None)
 
 
 def diagonal_scan_reference(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, starts: Tensor | None = None,
@@ -133,13 +143,7 @@ def diagonal_kernel(decay: Tensor, weights: Tensor, length: int) -> Tensor:
 class _LinearScan(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor) -> Tensor:
-        from segue.kernels.cpu import scan, threads
-
-        states = torch.empty(b.shape, dtype=b.dtype)
-        # One row is cut into its channels only by the vector unit: a batch is what the threads share.
-        threads.share(scan.linear, len(b), *map(as_flat, (a, b)), as_array(initial).reshape(len(b), -1),
-                      as_array(starts), as_flat(states))
-        return states
+        return _linear(b)[0](a, b, initial, starts)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -148,15 +152,39 @@ class _LinearScan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from segue.kernels.cpu import scan, threads
-
-        a, initial, starts, states = ctx.saved_tensors
-        rows = len(grad)
-        da = torch.zeros(rows, *a.shape[1:], dtype=a.dtype)
-        db, dinitial = torch.empty(grad.shape, dtype=a.dtype), torch.empty(initial.shape, dtype=a.dtype)
-        threads.share(scan.linear_backward, rows, as_flat(a), as_array(initial).reshape(rows, -1), as_array(starts),
-                      *map(as_flat, (states, grad, da, db)), dinitial.numpy().reshape(rows, -1))
+        a, *rest = ctx.saved_tensors
+        da, db, dinitial = _linear(grad)[1](a, *rest, grad)
         return da.sum_to_size(a.shape), db, dinitial, None
+
+
+def _linear(x: Tensor) -> tuple[Callable[..., Tensor], Callable[..., tuple[Tensor, ...]]]:
+    """Forward and backward of the device of x."""
+    if x.device.type == "cpu":
+        return _linear_forward, _linear_backward
+    from segue.kernels.triton import scan
+
+    return scan.linear, scan.linear_backward
+
+
+def _linear_forward(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor) -> Tensor:
+    from segue.kernels.cpu import scan, threads
+
+    states = torch.empty(b.shape, dtype=b.dtype)
+    # One row is cut into its channels only by the vector unit: a batch is what the threads share.
+    threads.share(scan.linear, len(b), *map(as_flat, (a, b)), as_array(initial).reshape(len(b), -1),
+                  as_array(starts), as_flat(states))
+    return states
+
+
+def _linear_backward(a: Tensor, initial: Tensor, starts: Tensor, states: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    from segue.kernels.cpu import scan, threads
+
+    rows = len(grad)
+    da = torch.zeros(rows, *a.shape[1:], dtype=a.dtype)
+    db, dinitial = torch.empty(grad.shape, dtype=a.dtype), torch.empty(initial.shape, dtype=a.dtype)
+    threads.share(scan.linear_backward, rows, as_flat(a), as_array(initial).reshape(rows, -1), as_array(starts),
+                  *map(as_flat, (states, grad, da, db)), dinitial.numpy().reshape(rows, -1))
+    return da, db, dinitial
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -164,16 +192,8 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, starts: Tensor,
-                low: float, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
-        from segue.kernels.cpu import scan, threads
-
-        rows, length, inner = u.shape
-        y, final = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(rows, A.shape[0], inner)
-        kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, A.shape[0], inner)
-        threads.share(scan.selective, rows * -(-inner // scan.WIDE),
-                      *map(as_array, (u, dt, A, B, C, D, starts, state)),
-                      low, y.numpy(), final.numpy(), kept.numpy())
-        return y, final, kept
+                low: float, learning: bool) -> tuple[Tensor, ...]:
+        return _selective(u)[0](u, dt, A, B, C, D, state, starts, low, learning)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -185,18 +205,45 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, dfinal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        from segue.kernels.cpu import scan, threads
+        saved = ctx.saved_tensors
+        du, ddt, dA, dB, dC, dstate = _selective(dy)[1](*saved, dy, dfinal, ctx.low)
+        return du, ddt, dA, dB, dC, (dy * saved[0]).sum((0, 1)), dstate, None, None, None
 
-        u, dt, A, B, C, D, starts, kept = ctx.saved_tensors
-        (rows, length, inner), states = u.shape, A.shape[0]
-        blocks = -(-inner // scan.WIDE)
-        du, ddt = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
-        dA, dstate = (u.new_empty(rows, states, inner) for _ in range(2))
-        dB, dC = (u.new_empty(blocks, rows, length, states) for _ in range(2))
-        given = map(as_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal))
-        threads.share(scan.selective_backward, rows * blocks, *given, ctx.low,
-                      *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
-        return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), (dy * u).sum((0, 1)), dstate, None, None, None
+
+def _selective(x: Tensor) -> tuple[Callable[..., tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]:
+    """Forward and backward of the device of x."""
+    if x.device.type == "cpu":
+        return _selective_forward, _selective_backward
+    from segue.kernels.triton import scan
+
+    return scan.forward, scan.backward
+
+
+def _selective_forward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, state: Tensor, starts: Tensor,
+                       low: float, learning: bool) -> tuple[Tensor, Tensor, Tensor]:
+    from segue.kernels.cpu import scan, threads
+
+    rows, length, inner = u.shape
+    y, final = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(rows, A.shape[0], inner)
+    kept = u.new_empty(rows, -(-length // scan.SPAN) if learning else 0, A.shape[0], inner)
+    threads.share(scan.selective, rows * -(-inner // scan.WIDE),
+                  *map(as_array, (u, dt, A, B, C, D, starts, state)), low, y.numpy(), final.numpy(), kept.numpy())
+    return y, final, kept
+
+
+def _selective_backward(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, starts: Tensor, kept: Tensor,
+                        dy: Tensor, dfinal: Tensor, low: float) -> tuple[Tensor, ...]:
+    from segue.kernels.cpu import scan, threads
+
+    (rows, length, inner), states = u.shape, A.shape[0]
+    blocks = -(-inner // scan.WIDE)
+    du, ddt = (torch.empty(u.shape, dtype=u.dtype) for _ in range(2))
+    dA, dstate = (u.new_empty(rows, states, inner) for _ in range(2))
+    dB, dC = (u.new_empty(blocks, rows, length, states) for _ in range(2))
+    threads.share(scan.selective_backward, rows * blocks,
+                  *map(as_array, (u, dt, A, B, C, D, starts, kept, dy, dfinal)), low,
+                  *(x.numpy() for x in (du, ddt, dA, dB, dC, dstate)))
+    return du, ddt, dA.sum(0), dB.sum(0), dC.sum(0), dstate
 
 
 class _DiagonalScan(torch.autograd.Function):

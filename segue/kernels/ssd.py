@@ -1,7 +1,8 @@
 """State space duality (Dao & Gu 2024, arXiv 2405.21060): S_t = exp(g_t) S_{t-1} + w_t k_t v_t^T, y_t = S_t^T q_t + d
 v_t, with one log decay g, write strength w and skip d per head. A pair's decay is then a number, which needs no bound
 (compare `segue.kernels.gla`). On a CPU, in float32 and float64, long sequences take compiled loops
-(`segue.kernels.cpu.ssd`); everything else takes the plain torch form here."""
+(`segue.kernels.cpu.ssd`), on a GPU fla's kernels (`segue.kernels.fla`); everything else takes the plain torch form.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels import fla
 from segue.kernels.compiled import as_array, as_lines, as_mask, compiles
 
 CHUNK = 64
@@ -64,7 +66,8 @@ def ssd(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts
         y, final, _ = _SSD.apply(u, write, g, skip, state, as_mask(u, starts), torch.is_grad_enabled())
     else:
         v, k, q = apart(u, state)
-        y, final = _chunked(q, k, v * write[..., None].to(v.dtype), g, state, starts)
+        run = fla.ssd if fla.serves(v, k.shape[-1]) else _chunked
+        y, final = run(q, k, v * write[..., None].to(v.dtype), g, state, starts)
         y = (y + v * skip[:, None].to(v.dtype)).flatten(2)
     return y.to(kind), final.to(kept)
 

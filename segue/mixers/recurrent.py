@@ -36,6 +36,17 @@ class TorchRecurrence(Recurrence):
         return tuple(like.new_zeros(batch, self.module.hidden_size) for _ in range(memories))
 
     def _call(self, x: Tensor, state: Tensors) -> tuple[Tensor, Tensors]:
+        if x.device.type == "cuda":
+            # CuDNN's autocast is float16, whatever was asked for; and it keeps what backward needs in training alone,
+            # which changes nothing else here, where there is one layer and so no dropout.
+            self.module.train(torch.is_grad_enabled())
+            with torch.autocast("cuda", enabled=False):
+                kind = next(self.module.parameters()).dtype
+                y, final = self._run(*(each.to(kind) for each in (x, *state)))
+                return y, tuple(new.to(old.dtype) for new, old in zip(final, state))
+        return self._run(x, *state)
+
+    def _run(self, x: Tensor, *state: Tensor) -> tuple[Tensor, Tensors]:
         layered = tuple(s[None].contiguous() for s in state)
         y, final = self.module(x, layered if len(layered) > 1 else layered[0])
         final = final if isinstance(final, tuple) else (final,)

@@ -61,6 +61,12 @@ class Adapter(ABC):
         for parameter in held:
             parameter.requires_grad_(False)
 
+    def to(self, device: torch.device) -> None:
+        """Move the parameters of an adapter that no model wears."""
+        self.loaded = {name: tensor.to(device) for name, tensor in self.loaded.items()}
+        for _, parameter in self.named_parameters():
+            parameter.data = parameter.data.to(device)
+
     def detach(self) -> nn.Module:
         """Take it off, and let what it held learn again. Returns the model."""
         if self.model is None:

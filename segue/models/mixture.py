@@ -53,9 +53,10 @@ class MixtureState:
                             self.counts.join([other.counts for other in others]))
 
     def rewind(self, n: int | Tensor) -> None:
-        self.counts.check_rewind(n)
+        counted = n.cpu() if isinstance(n, Tensor) else n
+        self.counts.check_rewind(counted)
         self.network.rewind(n)
-        self.counts.rewind(n)
+        self.counts.rewind(counted)
 
     def snapshot(self) -> MixtureState:
         return MixtureState(self.network.snapshot(), self.counts.snapshot())

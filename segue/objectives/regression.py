@@ -30,8 +30,9 @@ class SquaredError:
 
 @torch.no_grad()
 def squared_errors(model: nn.Module, batch: Batch) -> Tensor:
-    """(B, T): the squared error at each place, nan where none is asked for."""
+    """(B, T): the squared error at each place, nan where none is asked for; on the device of the model."""
     model.eval()
+    batch = batch.to(next(model.parameters()).device)
     return errors(model, batch).square().sum(-1).masked_fill(batch.targets < 0, torch.nan)
 
 

@@ -27,6 +27,7 @@ Scale = Literal["smoke", "cpu", "gpu"]
 SCALES: tuple[Scale, ...] = ("smoke", "cpu", "gpu")
 Verdict = Literal["confirmed", "refuted", "inconclusive"]
 Row = dict[str, Any]
+SHARING = 10  # processes that train small models on one GPU: each of them alone leaves it idle between two kernels
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Claim:
     statement: what the paper says, in one sentence. rule: how the verdict is reached, in words, written before running.
     measure: fills the table (a list of rows with the same columns). judge: table -> verdict and reason, by the rule.
     draw: draws the table into a figure. paper: the paper's own figures, by what they measure.
-    scales: those at which it runs.
+    scales: those at which it runs. gpu: the claim as it is tried at scale gpu, where rule, table or picture differ.
     """
 
     slug: str
@@ -47,6 +48,11 @@ class Claim:
     draw: Callable[[Figure, list[Row]], None]
     paper: Mapping[str, str] = field(default_factory=dict)
     scales: tuple[Scale, ...] = ("smoke", "cpu")
+    gpu: Claim | None = None
+
+    def at(self, scale: str) -> Claim:
+        """The claim as it is tried at this scale."""
+        return self.gpu if scale == "gpu" and self.gpu is not None else self
 
 
 @dataclass
@@ -91,10 +97,12 @@ class Report(Shown):
 
 
 class Run:
-    """One run of a claim: its scale, its seed, and the cells that are already done."""
+    """One run of a claim: its scale, its seed, the device that its cells compute on, and the cells that are already
+    done."""
 
     def __init__(self, claim: Claim, scale: Scale, seed: int, out: Path | None, data: Path | None) -> None:
         self.scale, self.seed, self.data = scale, seed, data
+        self.device = "cuda" if scale == "gpu" else "cpu"
         self.notes: list[str] = []
         self.done = Cells(None if out is None else out / f"{claim.slug}-{scale}-{seed}.cells.json")
 
@@ -107,9 +115,10 @@ class Run:
         return self.cells({name: compute}, workers=1)[name]
 
     def cells(self, wanted: Mapping[str, Callable[[], Any]], workers: int | None = None) -> dict[str, Any]:
-        """Many cells by name, side by side in processes of one thread each (default: as many as there are cores; the
-        functions must then be importable ones, or `functools.partial` of such)."""
-        return self.done.compute(wanted, 1 if self.scale == "smoke" else workers or cores())
+        """Many cells by name, side by side in processes of one thread each (default: as many as there are cores, or
+        SHARING on a GPU; the functions must then be importable ones, or `functools.partial` of such)."""
+        most = SHARING if self.device == "cuda" else cores()
+        return self.done.compute(wanted, 1 if self.scale == "smoke" else workers or most)
 
     def note(self, text: str) -> None:
         """Something the reader of the report must know (what was scaled down, what stood in for what)."""
@@ -137,6 +146,7 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
 
         if not torch.cuda.is_available():
             raise SegueError("scale gpu needs a CUDA GPU, and torch sees none: use --scale cpu")
+    claim = claim.at(scale)
     folder = None if out is None else Path(out)
     run = Run(claim, scale, seed, folder, None if data is None else Path(data))
     with progress(claim.slug, total=0, quiet=quiet) as meter:

@@ -187,5 +187,4 @@ CLAIM = Claim(
     measure=measure, judge=judge, draw=draw,
     paper={"true next token, k up to 10": "Falcon-7b 97.2%, Llama-7b 98.6%, Falcon-40b 97.0%",
            "top 75 tokens": "89.4%, 85.5%, 85.7%", "uniform tokens": "46.4% (Falcon-7b)"},
-    scales=("smoke", "cpu", "gpu"),
 )

@@ -6,7 +6,8 @@ counting modulo three needs more than that, products of reflections.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import mean, median
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ import torch
 from segue.models import Stack, StackConfig
 from segue.models.automata import counter
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.tasks import TASKS
 from segue.tasks.automata import tracking
 from segue.training.learn import accuracy, learn
 
@@ -23,21 +25,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRAINED, FAR, SHORT = 40, 256, 16
+PAPER = {"parity": 1.0, "sum mod 3": 0.971}  # scaled, of the winners
 FRESH = 1000  # the stream of tests from which no choice was made
 SEEDS = 3
-ARMS: dict[tuple[str, str], tuple[int, str, dict[str, Any]]] = {
-    ("parity", "Mamba, [-1, 1]"): (2, "mamba", {"eigenvalues": (-1, 1), "states": 4}),
-    ("parity", "Mamba, [0, 1]"): (2, "mamba", {"eigenvalues": (0, 1), "states": 4}),
-    ("sum mod 3", "DeltaNet, 2 steps, [-1, 1]"): (3, "deltanet", {"eigenvalues": (-1, 1), "householders": 2}),
-    ("sum mod 3", "DeltaNet, 2 steps, [0, 1]"): (3, "deltanet", {"eigenvalues": (0, 1), "householders": 2}),
-    ("sum mod 3", "Mamba, [-1, 1]"): (3, "mamba", {"eigenvalues": (-1, 1), "states": 4}),
+TRACKED = {"parity": tracking("parity", counter(2, 2)), "sum mod 3": tracking("sum mod 3", counter(3, 3)),
+           "S5 swaps": TASKS["s5-swaps"]}
+ARMS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("parity", "Mamba, [-1, 1]"): ("mamba", {"eigenvalues": (-1, 1), "states": 4}),
+    ("parity", "Mamba, [0, 1]"): ("mamba", {"eigenvalues": (0, 1), "states": 4}),
+    ("sum mod 3", "DeltaNet, 2 steps, [-1, 1]"): ("deltanet", {"eigenvalues": (-1, 1), "householders": 2}),
+    ("sum mod 3", "DeltaNet, 2 steps, [0, 1]"): ("deltanet", {"eigenvalues": (0, 1), "householders": 2}),
+    ("sum mod 3", "Mamba, [-1, 1]"): ("mamba", {"eigenvalues": (-1, 1), "states": 4}),
+}
+SWAPS: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {  # at scale gpu, too
+    ("S5 swaps", "DeltaNet, [-1, 1]"): ("deltanet", {"eigenvalues": (-1, 1), "heads": 8}),
+    ("S5 swaps", "DeltaNet, [0, 1]"): ("deltanet", {"eigenvalues": (0, 1), "heads": 8}),
 }
 
 
 @dataclass(frozen=True)
 class Lesson:
     """How a task is learned. steps of `rows` rows, by AdamW at `rate`, which falls to zero in the last `cooldown` of
-    the steps; the first `short` of them have up to 16 symbols, the others up to 40. test: which stream is tested on."""
+    the steps; the first `short` of them have up to 16 symbols, the others up to 40. test: which stream is tested on.
+    channel: the channel mixer behind the one layer."""
 
     steps: int
     rows: int
@@ -45,14 +55,14 @@ class Lesson:
     cooldown: float = 0.0
     short: float = 0.0
     test: int = 0
+    channel: str = "none"
 
 
-def track(arm: tuple[str, str], seed: int, lesson: Lesson, width: int) -> dict[str, float]:
-    """One layer without a channel mixer, every prefix asked for, rows of 3 to 40 symbols behind a start token."""
-    modulus, mixer, options = ARMS[arm]
-    task = tracking(arm[0], counter(modulus, modulus))
+def track(arm: tuple[str, str], seed: int, lesson: Lesson, width: int, device: str) -> dict[str, float]:
+    """One layer, every prefix asked for, rows of 3 to 40 symbols behind a start token."""
+    (mixer, options), task = (ARMS | SWAPS)[arm], TRACKED[arm[0]]
     torch.manual_seed(seed)
-    model = Stack(StackConfig(task.vocabulary, width, [mixer], {mixer: options}, channel="none"))
+    model = Stack(StackConfig(task.vocabulary, width, [mixer], {mixer: options}, channel=lesson.channel)).to(device)
     short, long = (task.batches(lesson.rows, (4, 1 + length), seed) for length in (SHORT, TRAINED))
     learn(model, lambda step: (short if step < lesson.short * lesson.steps else long)(step), lesson.steps,
           rate=lesson.rate, state_rate=5e-3, cooldown=lesson.cooldown, seed=seed)
@@ -61,21 +71,22 @@ def track(arm: tuple[str, str], seed: int, lesson: Lesson, width: int) -> dict[s
     return {"near": accuracy(model, near), "far": accuracy(model, far)}
 
 
-def measure(run: Run) -> list[Row]:
-    training = run.pick({"parity": Lesson(2, 8), "sum mod 3": Lesson(2, 8)},
-                        {"parity": Lesson(600, 64), "sum mod 3": Lesson(1500, 32, 0.01, 1.0, 0.5, FRESH)},
-                        {"parity": Lesson(3000, 256), "sum mod 3": Lesson(20_000, 256, test=FRESH)})
+def measure(run: Run, arms: Mapping[tuple[str, str], Any] = ARMS) -> list[Row]:
+    sums = run.pick(Lesson(2, 8), Lesson(1500, 32, 0.01, 1.0, 0.5, FRESH), Lesson(1500, 256, 0.01, 1.0, 0.5, FRESH))
+    training = {"parity": run.pick(Lesson(2, 8), Lesson(600, 64), Lesson(1200, 256)), "sum mod 3": sums}
+    if arms is not ARMS:
+        training["S5 swaps"] = replace(sums, channel="mlp")
     width = run.pick(16, 32, 64)
     seeds = range(run.seed, run.seed + run.pick(1, SEEDS))
-    jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, training[arm[0]], width)
-            for arm in reversed(ARMS) for seed in seeds}  # the slow ones first
+    jobs = {f"{' '.join(arm)} {seed}": partial(track, arm, seed, training[arm[0]], width, run.device)
+            for arm in reversed(list(arms)) for seed in seeds}  # the slow ones first
     done = run.cells(jobs)
     table: list[Row] = []
-    for arm in ARMS:
+    for arm in arms:
         found = [done[f"{' '.join(arm)} {seed}"] for seed in seeds]
-        near = [f["near"] for f in found]
+        near, far = ([f[where] for f in found] for where in ("near", "far"))
         table.append({"task": arm[0], "model": arm[1], f"best at {TRAINED}": max(near), "median": median(near),
-                      "worst": min(near), f"mean over positions to {FAR}": mean(f["far"] for f in found)})
+                      "worst": min(near), f"mean over positions to {FAR}": mean(far), f"best to {FAR}": max(far)})
     lessons = ", ".join(f"{task}: {lesson.steps:,} steps of {lesson.rows} rows, {lesson.short:.0%} of them of at most "
                         f"{SHORT} symbols" for task, lesson in training.items())
     run.note(f"one layer of width {width}; {lessons}, the others of 3 to {TRAINED}; {len(seeds)} seeds; at {TRAINED} "
@@ -104,9 +115,30 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     return "inconclusive", reason
 
 
+def judge_far(table: list[Row]) -> tuple[Verdict, str]:
+    """The rule of scale gpu: that of scale cpu, the lengths beyond, and swaps."""
+    verdict, reason = judge([row for row in table if row["task"] != "S5 swaps"])
+    rows = {(row["task"], row["model"]): row for row in table}
+    best = f"best at {TRAINED}"
+    parity, sums = (scaled(rows[arm][f"best to {FAR}"], chance) for arm, chance in
+                    ((("parity", "Mamba, [-1, 1]"), 1 / 2), (("sum mod 3", "DeltaNet, 2 steps, [-1, 1]"), 1 / 3)))
+    signed, plain = (rows[arm][best] for arm in SWAPS)
+    reason += (f"; scaled, best of the seeds, over all positions to {FAR}: parity {parity:.3f}, sums {sums:.3f}; swaps "
+               f"of five at {TRAINED}: {signed:.2f} with negative eigenvalues, {plain:.2f} without")
+    if verdict == "refuted" or plain >= 0.95:
+        return "refuted", reason
+    far = parity >= PAPER["parity"] - 0.05 and sums >= PAPER["sum mod 3"] - 0.05
+    return ("confirmed" if verdict == "confirmed" and far and signed >= 0.95 else "inconclusive"), reason
+
+
+def scaled(accuracy: float, chance: float) -> float:
+    """0 is chance, 1 all right."""
+    return (accuracy - chance) / (1 - chance)
+
+
 def draw(figure: Figure, table: list[Row]) -> None:
-    chance = {"parity": 1 / 2, "sum mod 3": 1 / 3}
-    for panel, task in zip(figure.subplots(1, 2, sharey=True), chance):
+    chance = {task: TRACKED[task].chance for task in dict.fromkeys(row["task"] for row in table)}
+    for panel, task in zip(figure.subplots(1, len(chance), sharey=True), chance):
         rows = [row for row in table if row["task"] == task]
         for index, (what, label) in enumerate(((f"best at {TRAINED}", f"at {TRAINED}, best seed"),
                                                ("median", f"at {TRAINED}, median"),
@@ -135,3 +167,17 @@ CLAIM = Claim(
            "modular arithmetic without brackets": "Mamba 0.095, 0.241; DeltaNet 0.314, 0.971"},
     scales=("smoke", "cpu", "gpu"),
 )
+
+CLAIM = replace(CLAIM, gpu=replace(
+    CLAIM,
+    rule=f"confirmed if the rule of scale cpu holds (trained on up to {TRAINED} symbols, with {SEEDS} seeds each: "
+         f"parity at {TRAINED} at least 99% right with each seed for Mamba in [-1, 1], at most 65% in [0, 1], the "
+         f"first also better to {FAR}; sums modulo three 95% with the best seed for DeltaNet with two steps in [-1, "
+         f"1] only), the best seed of those two is, over all positions to {FAR} and scaled so that 0 is chance, "
+         "within 0.05 of the paper's 1.000 and 0.971, and of swaps of five (S5) one layer of DeltaNet in [-1, 1] "
+         f"names the state at length {TRAINED} at least 95% of the time with its best seed and one in [0, 1] does "
+         "not; refuted if on parity [0, 1] is as good in the median, or on sums another arm, or on swaps [0, 1], "
+         "reaches 95%; else inconclusive.",
+    measure=partial(measure, arms=ARMS | SWAPS), judge=judge_far,
+    paper={**CLAIM.paper, "swaps of S5, one layer": "DeltaNet in [-1, 1] learns them, in [0, 1] five layers barely "
+                                                    "extrapolate"}))

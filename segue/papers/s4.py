@@ -7,8 +7,12 @@ remembers; and what it has learnt runs as a recurrence, at the same cost for eve
 from __future__ import annotations
 
 import gzip
+import io
 import time
+import zipfile
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import mean, median
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from segue.errors import require
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -32,6 +37,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "S4D, random": ("s4d", {"init": "random"}),
     "GRU": ("gru", {}),
 }
+MORE = "one token more"
 HIPPO, RANDOM = ("S4D, HiPPO-LegS", "S4D, Lin"), "S4D, random"
 
 
@@ -47,6 +53,20 @@ def digits(folder: Path | None) -> tuple[Tensor, Tensor]:
     images = torch.frombuffer(bytearray(pixels[16:]), dtype=torch.uint8).view(-1, 14, 2, 14, 2)
     classes = torch.frombuffer(bytearray(names[8:]), dtype=torch.uint8)
     return images.float().mean((2, 4)).flatten(1) / 255, classes.long()
+
+
+def cifar(folder: Path) -> tuple[Tensor, Tensor]:
+    """As `digits`: pictures of CIFAR-10 in grey, 32 x 32; first the archive's train/CLASS/N.jpg, then a quarter that is
+    test/CLASS/N.jpg."""
+    images = require("PIL.Image", "picture")
+    with zipfile.ZipFile(folder / "cifar10-8000.zip") as archive:
+        names = sorted((name for name in archive.namelist() if name.endswith(".jpg")),
+                       key=lambda name: (not name.startswith("train/"), name))
+        grey = [images.open(io.BytesIO(archive.read(name))).convert("L").tobytes() for name in names]
+    pixels = torch.frombuffer(bytearray(b"".join(grey)), dtype=torch.uint8).view(len(names), -1)
+    kinds = sorted({name.split("/")[1] for name in names})
+    classes = torch.tensor([kinds.index(name.split("/")[1]) for name in names])
+    return pixels.float() / 255, classes
 
 
 def asked_at_the_end(pixels: Tensor, classes: Tensor) -> Batch:
@@ -65,41 +85,56 @@ def classifier(arm: str, width: int) -> Stack:
                              inputs=1, pool="mean"))
 
 
-def classify(arm: str, seed: int, steps: int, rows: int, folder: Path | None) -> dict[str, float]:
-    """Two layers read a picture pixel by pixel; accuracy on the last fifth of the pictures, which no step has seen."""
+@dataclass(frozen=True)
+class Lesson:
+    """steps of `rows` rows, of all but the last of so many equal `parts`; width: of the two layers of a state space."""
+
+    steps: int
+    rows: int
+    parts: int = 5
+    width: int = 64
+
+
+def classify(arm: str, seed: int, lesson: Lesson, read: Callable[[], tuple[Tensor, Tensor]], device: str,
+             ) -> dict[str, float]:
+    """Two layers read a picture pixel by pixel; accuracy on the last pictures, which no step has seen."""
     torch.manual_seed(seed)
-    width, goal = 64, size(classifier("S4D, HiPPO-LegS", 64))
+    width, goal = lesson.width, size(classifier("S4D, HiPPO-LegS", lesson.width))
     if arm == "GRU":
-        width = min(range(16, 97, 4), key=lambda w: abs(size(classifier(arm, w)) - goal))
-    pixels, classes = digits(folder)
-    cut = len(pixels) * 4 // 5
+        width = min(range(16, 2 * width, 4), key=lambda w: abs(size(classifier(arm, w)) - goal))
+    pixels, classes = read()
+    cut = len(pixels) - len(pixels) // lesson.parts
 
     def batches(step: int) -> Batch:
-        chosen = torch.randint(cut, (rows,), generator=generator_of(seed, step))
+        chosen = torch.randint(cut, (lesson.rows,), generator=generator_of(seed, step))
         return asked_at_the_end(pixels[chosen], classes[chosen])
 
     torch.manual_seed(seed)
-    model = classifier(arm, width)
-    run = learn(model, batches, steps, rate=5e-3, seed=seed, decay=0.01)
+    model = classifier(arm, width).to(device)
+    run = learn(model, batches, lesson.steps, rate=5e-3, seed=seed, decay=0.01)
     pieces = [asked_at_the_end(*piece) for piece in zip(pixels[cut:].split(250), classes[cut:].split(250))]
     held_out = mean(accuracy(model, piece) for piece in pieces)
     return {"accuracy": held_out, "loss": run.curve[-1]["loss"], "parameters": size(model)}
 
 
 @torch.no_grad()
-def cost_of_a_token(mixer: str, length: int, tokens: int) -> float:
+def cost_of_a_token(mixer: str, length: int, tokens: int, device: str) -> float:
     """Milliseconds (median) for one token more, after `length` of them, in a model of two layers of width 64."""
     torch.manual_seed(0)
-    model = Stack(StackConfig(256, 64, [mixer] * 2)).eval()
+    model = Stack(StackConfig(256, 64, [mixer] * 2)).eval().to(device)
     state = model.init_state(1)
-    for piece in torch.randint(256, (1, length)).split(1024, 1):
+    for piece in torch.randint(256, (1, length), device=device).split(1024, 1):
         model.extend(piece, state)
         state.commit()
     taken = []
-    for token in torch.randint(256, (tokens, 1, 1)):
+    for token in torch.randint(256, (tokens, 1, 1), device=device):
+        if device == "cuda":
+            torch.cuda.synchronize()
         begin = time.perf_counter()
         model.extend(token, state)
         state.commit()
+        if device == "cuda":
+            torch.cuda.synchronize()
         taken.append(1000 * (time.perf_counter() - begin))
     return median(taken)
 
@@ -111,55 +146,63 @@ def exponent(points: list[tuple[float, float]]) -> float:
 
 
 def measure(run: Run) -> list[Row]:
-    folder = run.dataset("mnist-t10k")
-    steps, rows = run.pick(2, 400, 3000), run.pick(4, 16, 64)
-    seeds = {arm: range(run.seed, run.seed + run.pick(1, 1 if arm == "GRU" else 3, 3)) for arm in ARMS}
-    jobs = {f"{arm} {seed}": partial(classify, arm, seed, steps, rows, folder) for arm in ARMS for seed in seeds[arm]}
+    small = ("digits", "mnist-t10k", digits)
+    task, data, reader = run.pick(small, small, ("CIFAR", "cifar10-sample", cifar))
+    read = partial(reader, run.dataset(data))
+    lesson = run.pick(Lesson(2, 4), Lesson(400, 16), Lesson(600, 48, 4, 128))
+    seeds = {arm: range(run.seed, run.seed + run.pick(1, 1 if arm == "GRU" else 3)) for arm in ARMS}
+    jobs = {f"{arm} {seed}": partial(classify, arm, seed, lesson, read, run.device)
+            for arm in ARMS for seed in seeds[arm]}
     done = run.cells(jobs)
     table: list[Row] = []
     for arm in ARMS:
         found = [done[f"{arm} {seed}"] for seed in seeds[arm]]
-        table.append({"task": "digits", "model": arm, "length": PIXELS, "parameters": found[0]["parameters"],
+        table.append({"task": task, "model": arm, "length": run.pick(PIXELS, PIXELS, 1024),
+                      "parameters": found[0]["parameters"],
                       **{what: mean(f[what] for f in found) for what in ("loss", "accuracy")},
                       "spread": max(f["accuracy"] for f in found) - min(f["accuracy"] for f in found)})
     for mixer, name in (("s4", "S4"), ("attention", "attention")):
         for length in run.pick((64, 128), (1024, 4096, 16384)):
-            cost = run.cell(f"{mixer} {length}", partial(cost_of_a_token, mixer, length, run.pick(3, 60)))
-            table.append({"task": "one token more", "model": name, "length": length, "milliseconds": cost})
-    run.note("sequential MNIST at 14 x 14 pixels, from the 10,000 test digits alone: 8,000 to learn from "
-             f"({steps} steps of {rows}), 2,000 to measure; all arms with the same steps and rates, none tuned; 3 "
-             "seeds, the GRU one; random means log-normal decays and frequencies")
+            cost = run.cell(f"{mixer} {length}",
+                            partial(cost_of_a_token, mixer, length, run.pick(3, 60), run.device))
+            table.append({"task": MORE, "model": name, "length": length, "milliseconds": cost})
+    what = "sequential CIFAR in grey, from 8,000 of its 60,000 pictures: 6,000 to learn from" if task == "CIFAR" else \
+        "sequential MNIST at 14 x 14 pixels, from the 10,000 test digits alone: 8,000 to learn from"
+    run.note(f"{what} ({lesson.steps} steps of {lesson.rows}), 2,000 to measure; all arms with the same steps and "
+             "rates, none tuned; 3 seeds, the GRU one; random means log-normal decays and frequencies")
     return table
 
 
-def judge(table: list[Row]) -> tuple[Verdict, str]:
-    right = {row["model"]: row["accuracy"] for row in table if row["task"] == "digits"}
+def judge(table: list[Row], wanted: float = 0.05, most: float | None = None) -> tuple[Verdict, str]:
+    """wanted: gain that confirms. most: exponent of S4's cost that refutes (default: attention's)."""
+    right = {row["model"]: row["accuracy"] for row in table if row["task"] != MORE}
     best = max(HIPPO, key=right.__getitem__)
     gain = right[best] - right[RANDOM]
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in table:
-        if row["task"] == "one token more":
+        if row["task"] == MORE:
             lines[row["model"]].append((row["length"], row["milliseconds"]))
     growth = {model: exponent(points) for model, points in lines.items()}
-    reason = (f"{best} names {right[best]:.1%} of the held-out digits, a random start {right[RANDOM]:.1%}, the GRU "
+    what = "digits" if table[0]["task"] == "digits" else "pictures"
+    reason = (f"{best} names {right[best]:.1%} of the held-out {what}, a random start {right[RANDOM]:.1%}, the GRU "
               f"{right['GRU']:.1%}; the cost of a token grows with exponent {growth['S4']:.2f} for S4 and "
               f"{growth['attention']:.2f} for attention")
-    if gain <= 0.01 or growth["S4"] >= growth["attention"]:
+    if gain <= 0.01 or growth["S4"] >= (growth["attention"] if most is None else most):
         return "refuted", reason
-    return ("confirmed" if gain >= 0.05 and growth["S4"] < 0.1 else "inconclusive"), reason
+    return ("confirmed" if gain >= wanted and growth["S4"] < 0.1 else "inconclusive"), reason
 
 
 def draw(figure: Figure, table: list[Row]) -> None:
     bars, cost = figure.subplots(1, 2)
-    rows = [row for row in table if row["task"] == "digits"]
+    rows = [row for row in table if row["task"] != MORE]
     bars.barh([row["model"] for row in rows], [row["accuracy"] for row in rows],
               xerr=[row["spread"] / 2 for row in rows], color=["C0", "C0", "C1", "C2"])
     bars.axvline(1 / CLASSES, color="grey", linestyle=":")
-    bars.set(xlabel="accuracy, held out", title="Digits, pixel by pixel", xlim=(0, 1))
+    bars.set(xlabel="accuracy, held out", title="Pixel by pixel: " + table[0]["task"], xlim=(0, 1))
     bars.invert_yaxis()
     for model in ("S4", "attention"):
         points = [(row["length"], row["milliseconds"]) for row in table
-                  if row["task"] == "one token more" and row["model"] == model]
+                  if row["task"] == MORE and row["model"] == model]
         cost.plot(*zip(*points), marker="o", label=model)
     cost.set(xscale="log", xlabel="tokens before", ylabel="milliseconds for one more", title="Generation")
     cost.set_ylim(bottom=0)
@@ -180,3 +223,12 @@ CLAIM = Claim(
            "generation": "60 times the tokens a second of a Transformer on WikiText-103"},
     scales=("smoke", "cpu", "gpu"),
 )
+
+CLAIM = replace(CLAIM, gpu=replace(
+    CLAIM,
+    rule="confirmed if, in mean over 3 seeds and after equal steps on sequential CIFAR with about 100,000 parameters, "
+         "the better of the two HiPPO starts (LegS, Lin) names at least 8 points more of the held-out pictures than a "
+         "random start, and the time of one token more grows with the length (1k to 16k) with an exponent below 0.1 "
+         "for S4; refuted if the gain is at most 1 point or that exponent at least 0.5; else inconclusive. Attention "
+         "beside it has no say: of one row a GPU reads its cache in no time.",
+    judge=partial(judge, wanted=0.08, most=0.5)))

@@ -272,5 +272,4 @@ CLAIM = Claim(
     paper={"heads": "in GPT-2, Pythia and Llama-2 from 31M on; of Pythia-1.4B one scores eight times the next",
            "numbered lists": "the head costs the most in 64 of 64 prompts",
            "last digit": "a probe is right for 94 of 102 tokens that are no numbers"},
-    scales=("smoke", "cpu", "gpu"),
 )

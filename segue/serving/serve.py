@@ -13,12 +13,14 @@ from segue.verbs.fitted import load
 
 
 def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: str | None = None, rows: int = 32,
-          tokens: int = 65_536, queue: int = 64, draft: str | None = None, weights: str = "float32") -> None:
+          tokens: int = 65_536, queue: int = 64, draft: str | None = None, weights: str = "float32",
+          device: str | None = None) -> None:
     """Answer the OpenAI completions API with the model in `folder`.
 
     host, port: where to listen; the loopback interface unless told otherwise, and then only with a key. rows, tokens,
     queue: what is answered at once, what that may hold, how many wait (see `Engine`). draft: a name in DRAFTERS,
     or the "heads" that `speed_up` trained, for all requests; it changes no token. weights: "float32" or "int8".
+    device: as of `segue.load`.
     """
     uvicorn = require("uvicorn", extra="serve")
     require("fastapi", extra="serve")
@@ -28,7 +30,7 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
         raise SegueError(f"{host} can be reached by others: give a key (--key), or listen on 127.0.0.1")
     if draft is not None and draft not in (*DRAFTERS, "heads"):
         raise SegueError(f"draft '{draft}' is unknown: choose from {', '.join(DRAFTERS)}, heads")
-    fitted = load(folder)
+    fitted = load(folder, device)
     if draft == "heads" and fitted.heads is None:
         raise SegueError(f"draft 'heads' needs trained heads: run segue speed-up {folder} first")
     model = fitted.decodable(weights)

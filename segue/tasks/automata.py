@@ -6,6 +6,7 @@ steps of work in between (Merrill & Sabharwal 2023, arXiv 2310.07923).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,15 +50,16 @@ def dyck(kinds: int = 2, depth: int = 8) -> Task:
     return Task("dyck", 2 * kinds + 1, draw, 1 / (kinds + 1), "arXiv 2310.07923")
 
 
-POLICIES = ("none", "dummy", "log", "linear")
+POLICIES = ("none", "dummy", "log", "root", "linear")
 
 
 @dataclass(frozen=True)
 class Scratchpad:
     """What is written between a word of n symbols and its answer, the state after all of it.
 
-    policy: "none"; "dummy", n tokens that say nothing; "log", the states after 2, 4, 8 ... symbols; "linear", all of
-    them. Symbols keep their ids, then come the states, a start token and the dummy.
+    policy: "none"; "dummy", n tokens that say nothing; "log", the states after 2, 4, 8 ... symbols; "root", after each
+    of about sqrt n equal parts; "linear", all of them. Symbols keep their ids, then come the states, a start token and
+    the dummy.
     """
 
     policy: str
@@ -70,6 +72,8 @@ class Scratchpad:
         """After how many symbols the state is written; the last one is the answer."""
         if self.policy == "linear":
             return list(range(1, n + 1))
+        if self.policy == "root":
+            return [*range(part := math.isqrt(n), n, part), n]
         return [2**i for i in range(1, n.bit_length()) if 2**i < n and self.policy == "log"] + [n]
 
     def length(self, n: int) -> int:

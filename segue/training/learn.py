@@ -17,7 +17,7 @@ from segue.training.strategy import Strategy
 def learn(model: nn.Module, batches: Callable[[int], Batch], steps: int, *, rate: float = 3e-3, seed: int = 0,
           objective: Objective | None = None, strategy: Strategy | None = None, quiet: bool = True,
           held_out: Callable[[nn.Module], float] | None = None, **choices: Any) -> Run:
-    """Move the model `steps` steps by AdamW; the finished `Run` has the learning curve.
+    """Move the model `steps` steps by AdamW, on the device where it is; the finished `Run` has the learning curve.
 
     batches: the rows of each step, a pure function of it (see `Task.batches`). rate: of all parameters but the mixers'
     state parameters, which learn at most at 0.001. held_out: a score, lower is better, that `patience` (a choice) goes
@@ -45,10 +45,17 @@ class Until(Strategy):
             run.model.train()
 
 
+def device_of(model: Any) -> torch.device:
+    """Where the weights are, if there are any."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, batch: Batch) -> float:
     """The share of asked-for elements that the model names (greedy)."""
     model.eval()
+    batch = batch.to(device_of(model))
     guess = model(batch.tokens, batch.layout).logits.argmax(-1)
     asked = batch.targets >= 0
     return float((guess == batch.targets)[asked].float().mean())
@@ -60,6 +67,7 @@ def answer_accuracy(model: Any, batch: Batch) -> float:
     have been right. model: one that can continue. batch: asks for the elements of all rows from one position on."""
     model.eval()
     first = int((batch.targets[0] >= 0).nonzero()[0])
+    batch = batch.to(device_of(model))
     state, tokens = model.init_state(batch.tokens.shape[0]), batch.tokens[:, : first + 1]
     if batch.prompt is not None:
         state.prompt = batch.prompt.sum(1)

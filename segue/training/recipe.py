@@ -165,7 +165,8 @@ BATCH = 1.8  # tokens a step, per fourth root of the compute
 @dataclass(frozen=True)
 class Facts:
     """What the choice depends on. tokens: of the training data. longest: tokens of the longest sequence. seconds: to
-    train, or None where steps are given. flops: per second that training gets out of this machine."""
+    train, or None where steps are given. flops: per second that training gets out of this machine. least: tokens a step
+    below which a step takes no less time."""
 
     tokens: int
     longest: int
@@ -174,6 +175,7 @@ class Facts:
     flops: float
     precision: str
     seconds: float | None = None
+    least: int = 512
 
 
 def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
@@ -189,16 +191,18 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     given_steps = steps if isinstance(steps, int) and steps > 0 else 1000
     # The compute of the dial; of a number of steps, what they take with the size that would be chosen for it.
     compute = facts.flops * facts.seconds if facts.seconds is not None else (6 * SIZE * given_steps * 4096) ** 2
-    wanted = 1 << max(9, min(16, round(math.log2(BATCH * compute**0.25))))
+    wanted = max(facts.least, 1 << min(16, round(math.log2(BATCH * compute**0.25))))
     rows = max(1, max(256, min(wanted, facts.tokens // 4)) // context)
     size = max(20_000.0, min(SIZE * math.sqrt(compute), 40.0 * facts.tokens, 3e8))
     width = max(32, min(1024, round((64 * size / 12) ** (1 / 3) / 32) * 32))
     width = width if width < 128 else width // 64 * 64  # whole heads of 64
     depth = max(1, min(24, round(size / (12 * width * width))))
     steps = max(20, int(compute / (6 * (12 * width * width * depth + facts.vocabulary * width) * rows * context)))
+    passes = (given_steps if "steps" in choices else steps) * rows * context / max(1, facts.tokens)
     plan = Plan(facts.vocabulary, width=width, depth=depth, heads=heads_of(width), context=context, rows=rows,
                 steps=steps, threads=facts.threads, precision=facts.precision,
-                dropout=0.1 if facts.tokens < 200_000 else 0.0, patience=3 if facts.tokens < 2_000_000 else 0)
+                dropout=0.1 if facts.tokens < 200_000 else 0.0,
+                patience=3 if facts.tokens < 2_000_000 or passes > 10 else 0)
     if isinstance(choices.get("width"), int) and "heads" not in choices:
         choices = {**choices, "heads": heads_of(choices["width"])}
     plan = plan.with_(**choices)
@@ -258,6 +262,11 @@ def fast_bfloat16(threads: int) -> bool:
         return seconds(torch.float32) > 1.3 * seconds(torch.bfloat16)
     finally:
         torch.set_num_threads(before)
+
+
+def bfloat16_pays(device: Any) -> bool:
+    """Whether matrix products are to be in bfloat16 there, if nobody says: on a GPU, and on a CPU that is faster so."""
+    return device.type == "cuda" or fast_bfloat16(cores())
 
 
 def machine() -> str:

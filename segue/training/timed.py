@@ -110,12 +110,13 @@ def score_process(model: PointProcess, batches: Iterable[Batch], points: int = 2
     """Over all that the batches ask for. points: of the integral of an intensity, drawn with `seed`. grid: places in
     time at which predictions and the fit look (0: leave these out; they take longer than the likelihood)."""
     model.eval()
+    where = next(model.parameters()).device
     events, wrong = 0, 0
     nats, square = np.zeros(2), 0.0
     residuals: list[np.ndarray] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for batch in batches:
+        for batch in (each.to(where) for each in batches):
             history, until, asked = history_of(batch), batch.channels["until"], batch.targets >= 0
             events += int(asked.sum())
             nats -= [float(part.double().sum()) for part in model.terms(history, until, batch.targets, points)]

@@ -101,26 +101,30 @@ def sample(sequences: list[np.ndarray], elements: int) -> list[np.ndarray]:
 
 
 def compare(data: Any = None, minutes: float | None = None, seed: int = 0, quiet: bool = False, *,
-            tasks: str | None = None, out: str | Path | None = None, **choices: Any) -> Comparison | Scoreboard:
+            tasks: str | None = None, out: str | Path | None = None, device: str | None = None,
+            **choices: Any) -> Comparison | Scoreboard:
     """Learn with every method from four fifths of the sequences, and score all of them on the same held-out rest.
 
     data: a `Data`, paths, or objects in memory. minutes: for the networks together; count models take seconds (default:
     2, with `tasks` 30). The setting of a method (its order) is chosen on a part of the training sequences.
     tasks: instead of data, "synthetic" or names of synthetic tasks: which mixer learns to track and to recall what?
-    out and choices: see `segue.verbs.scoreboard.scoreboard`.
+    out and choices: see `segue.verbs.scoreboard.scoreboard`. device: on which networks learn, see
+    `segue.verbs.devices`.
     """
     if (data is None) == (tasks is None):
         raise SegueError("compare takes sequences or tasks, one of them: give paths, or --tasks synthetic")
     if tasks is not None:
+        if device not in (None, "cpu"):
+            raise SegueError("the scoreboard of tasks is measured on the CPU: leave device out")
         return scoreboard(tasks, seed=seed, out=out, quiet=quiet,
                           **choices | ({} if minutes is None else {"minutes": minutes}))
     if out is not None or choices:
         named = ["out"] * (out is not None) + list(choices)
         raise SegueError(f"{', '.join(named)} goes with tasks, not with sequences: leave it out")
-    return compare_on(data, 2.0 if minutes is None else minutes, seed, quiet)
+    return compare_on(data, 2.0 if minutes is None else minutes, seed, quiet, device)
 
 
-def compare_on(data: Any, minutes: float, seed: int, quiet: bool) -> Comparison:
+def compare_on(data: Any, minutes: float, seed: int, quiet: bool, device: str | None = None) -> Comparison:
     """The comparison on sequences."""
     if not 0 < minutes < math.inf:
         raise SegueError(f"minutes must be more than 0, not {minutes}")
@@ -139,8 +143,8 @@ def compare_on(data: Any, minutes: float, seed: int, quiet: bool) -> Comparison:
     methods = classical(learn, rest, check, codec.size, codec.eos, seed)
     share = minutes / (len(NETWORKS) + 1)
     for mixer in NETWORKS:
-        methods[mixer] = partial(network, train, codec, share, seed, mixer=mixer, mix=False)
-    methods["segue's own choice"] = partial(network, train, codec, share, seed)
+        methods[mixer] = partial(network, train, codec, share, seed, mixer=mixer, mix=False, device=device)
+    methods["segue's own choice"] = partial(network, train, codec, share, seed, device=device)
 
     results = []
     with progress("compare", total=len(methods), quiet=quiet) as meter:

@@ -36,8 +36,9 @@ from segue.training.batches import Batches, Store
 from segue.training.evaluate import bound, score
 from segue.training.loop import Run, deterministic, reader_of
 from segue.training.pruning import Prune
-from segue.training.recipe import Facts, Plan, choose, cores, describe, fast_bfloat16, machine, most_steps
+from segue.training.recipe import Facts, Plan, bfloat16_pays, choose, cores, describe, machine, most_steps
 from segue.verbs import mixed
+from segue.verbs.devices import place
 from segue.verbs.fitted import Fitted, Report, as_data, dial, fitted_by, known_ids, load, unknown
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     clock, everything included (default: 2); or steps: of the optimiser. mixer: pattern of sequence mixers, e.g.
     "mamba*3+attention" (default: the recipe's choice). seed: fixes everything random. held_out: data to measure on, of
     the same kind (default: a twentieth of `data`, split off by hash). codec: made from the training data if None.
-    save_seconds: between checkpoints. kind: of the data, found from the files if None. device: of torch (default: a
-    GPU if there is one). mix: count the training data too and mix the two (`segue.models.mixture`), where there is
+    save_seconds: between checkpoints. kind: of the data, found from the files if None. device: of torch, on which all
+    of this runs (default: a GPU if there is one); the model that is given back is on the CPU, see
+    `segue.verbs.devices`. mix: count the training data too and mix the two (`segue.models.mixture`), where there is
     enough to learn how. objective: the network's, a name in `segue.objectives.OBJECTIVES` that needs nothing but the
     sequences; "cloze" makes one that reads both ways, and goes on by a mask behind the end; "diffusion" one
     that fills gaps and writes in any order; "timed" one that learns when events come beside which (see
@@ -117,7 +119,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                       folder=None if folder is None else work, key=key_of(request), held_out=job.in_passing(plan),
                       save_seconds=save_seconds)
             run.train(quiet=quiet)
-        fitted = job.completed(model.cpu().eval(), plan, report_of(run, plan, job.train, request, line))
+        fitted = job.completed(model.eval(), plan, report_of(run, plan, job.train, request, line))
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = job.scores(fitted)
             if folder is not None:
@@ -126,7 +128,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                 shutil.move(work / "log.jsonl", folder / "log.jsonl")
                 shutil.rmtree(work)
         distributed.barrier()
-        return fitted
+        return fitted.to("cpu")
 
 
 @dataclass
@@ -270,17 +272,6 @@ def check_choices(codec: Any, objective: str, choices: Mapping[str, Any]) -> Non
     Plan(vocabulary=1).with_(**choices)
 
 
-def place(device: str | None) -> torch.device:
-    """The device of that name; where none is named, a GPU if there is one."""
-    try:
-        where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise SegueError(f"device '{device}' is not to be had ({' '.join(str(error).split())[:120]}): leave it out, or "
-                         "choose cpu") from error
-    return where
-
-
 def check_causal(mixer: str) -> None:
     """Refuse a pattern of mixers of which one looks ahead."""
     for name in expand_pattern(mixer):
@@ -363,6 +354,7 @@ def planned(work: Path, job: Job, begin: float, choices: Mapping[str, Any], devi
             deadline = max(begin + 60 * job.minutes - job.reserve, time.monotonic() + 60 * LEARNING * job.minutes)
             steps = min(steps_until(deadline, seconds), most_steps(facts.tokens, plan))
             plan, why = choose(facts, **{**choices, "threads": threads, "steps": steps})
+            why += f", {1000 * seconds:.3g} ms a step"
         write_json(path, {"plan": plan.to_dict(), "why": why})
     distributed.barrier()
     values = read_json(path)
@@ -374,10 +366,11 @@ def facts_of(train: Any, codec: Codec, minutes: float | None, choices: Mapping[s
     """What the plan is chosen by; floating-point operations a second are a guess, by what such devices do."""
     threads = int(choices.get("threads") or cores())
     bfloat16 = choices.get("precision") == "bfloat16" or \
-        ("precision" not in choices and (device.type == "cuda" or fast_bfloat16(threads)))
+        ("precision" not in choices and bfloat16_pays(device))
     flops = 3e13 if device.type == "cuda" else (1.5e11 if bfloat16 else 5e10) * threads
     return Facts(int(train.lengths.sum()), int(train.lengths.max()), codec.size, threads, flops,
-                 "bfloat16" if bfloat16 else "float32", None if minutes is None else minutes * 60)
+                 "bfloat16" if bfloat16 else "float32", None if minutes is None else minutes * 60,
+                 16_384 if device.type == "cuda" else 512)  # a GPU's steps begin at the time that starting them takes
 
 
 def steps_until(deadline: float, seconds: float) -> int:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -40,7 +40,8 @@ from segue.training.evaluate import (
     unigram_nats,
     xz_bits,
 )
-from segue.training.recipe import cores, fast_bfloat16
+from segue.training.recipe import bfloat16_pays
+from segue.verbs.devices import place
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -146,6 +147,34 @@ class Fitted:
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
         return network if self.mixture is None else self.mixture.over(network)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return torch.device(getattr(self.model, "device", None) or next(self.model.parameters()).device)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the model with what it has learned beside, and stay there; see `segue.verbs.devices`."""
+        where = place(device)
+        if where.type != self.device.type or where.index not in (None, self.device.index):
+            self._engine = None
+            self.model.to(where)
+            for state in self.states.values():
+                state.to(where)
+            if self.heads is not None:
+                self.heads = self.heads.to(where)
+        return self
+
+    @contextmanager
+    def placed(self, device: str | None, weights: str = "float32") -> Iterator[None]:
+        """Within, the model is where what reads much at once belongs, if nothing else is said; see
+        `segue.verbs.devices`."""
+        before, where = self.device, place(device if weights == "float32" else device or "cpu")
+        self.to(where)
+        try:
+            yield
+        finally:
+            self.to(before)
+
     @contextmanager
     def begun(self, state: str | None) -> Iterator[None]:
         """Within, the model begins where the update of that name learned to (see `states`); None: as ever."""
@@ -195,17 +224,20 @@ class Fitted:
             raise SegueError(f"{folder} reads with another codec than this model: fit it with codec=model.codec")
         return ModelDraft(small.decodable())
 
-    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Update:
-        """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`."""
+    def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Update:
+        """Learn more data on top, with a strategy against forgetting; see `segue.verbs.update`. device: see
+        `segue.verbs.devices`, as everywhere here."""
         from segue.verbs.update import update
 
-        return update(self, self.read(data), strategy or "replay", **options)
+        with self.placed(device):
+            return update(self, self.read(data), strategy or "replay", **options)
 
-    def prefer(self, pairs: Any, steps: int | None = None, **options: Any) -> PreferReport:
+    def prefer(self, pairs: Any, steps: int | None = None, device: str | None = None, **options: Any) -> PreferReport:
         """Learn from pairs which of two continuations is better; see `segue.verbs.prefer`."""
         from segue.verbs.prefer import prefer
 
-        return prefer(self, pairs, steps, **options)
+        with self.placed(device):
+            return prefer(self, pairs, steps, **options)
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
         """Find the drafter that makes `continue_` fastest on `data`, and keep it; see `segue.verbs.speed_up`."""
@@ -219,13 +251,15 @@ class Fitted:
 
         return design(self, scores, n, **options)
 
-    def embed(self, data: Any, pool: str = "", **options: Any) -> Embeddings:
+    def embed(self, data: Any, pool: str = "", device: str | None = None, **options: Any) -> Embeddings:
         """One vector for each sequence of `data` (a `Data`, paths or objects); see `segue.verbs.embed`."""
         from segue.verbs.embed import embed
 
-        return embed(self, self.read(data), pool, **options)
+        with self.placed(device):
+            return embed(self, self.read(data), pool, **options)
 
-    def evaluate(self, data: Any, weights: str = "float32", state: str | None = None) -> Evaluation:
+    def evaluate(self, data: Any, weights: str = "float32", state: str | None = None,
+                 device: str | None = None) -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
 
         weights: "int8" measures what rounding the network costs, see `decodable`. state: see `begun`.
@@ -234,7 +268,7 @@ class Fitted:
         self.check_kind(data)
         if (share := unknown(self.codec, data)) == 1:
             raise none_known(data)
-        with self.begun(state):
+        with self.placed(device, weights), self.begun(state):
             return self.scored(data, weights, share)
 
     def variants(self, data: Any, variants: str | Path, **options: Any) -> list[dict[str, Any]]:
@@ -301,7 +335,7 @@ class Fitted:
         running: Any = (self.mixture or self.model) if weights == "float32" else self.decodable(weights)
         # A state carried through a long document would gather the rounding of bfloat16; a window does not.
         windows = isinstance(self.model, Stack) and weights == "float32" and not carries(self.model)
-        precision = "bfloat16" if windows and fast_bfloat16(cores()) else "float32"
+        precision = "bfloat16" if windows and bfloat16_pays(self.device) else "float32"
         if self.mixture is not None:
             from segue.verbs import mixed  # brings Numba, which loading a model need not wait for
 
@@ -412,10 +446,15 @@ class Fitted:
         return "\n".join(lines)
 
 
-def load(folder: str | Path) -> Fitted:
+def load(folder: str | Path, device: str | None = None) -> Fitted:
     """Load a model that `fit` or `save` wrote, or a local Hugging Face folder. Everything is checked; nothing in the
-    folder is executed."""
-    folder = Path(folder)
+    folder is executed. device: where the model goes (default: the CPU), see `segue.verbs.devices`."""
+    where = place(device or "cpu")  # refused before anything is read
+    return opened(Path(folder)).to(where)
+
+
+def opened(folder: Path) -> Fitted:
+    """The model in a folder, on the CPU."""
     if not folder.is_dir():
         raise SegueError(f"{folder} is not a folder: give the folder that fit wrote")
     if not (folder / "config.json").exists() and (folder / "training" / "plan.json").exists():

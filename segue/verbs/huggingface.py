@@ -84,23 +84,24 @@ class Foreign(Fitted):
         longest = self.settings.get("max_length") if begin_of(self.model) is not None else None
         return self.settings.get("max_new_tokens", None if longest is None else max(longest - 1, 1))
 
-    def evaluate(self, data: Any, weights: str = "float32", state: str | None = None) -> Evaluation:
+    def evaluate(self, data: Any, weights: str = "float32", state: str | None = None,
+                 device: str | None = None) -> Evaluation:
         self._one_sided("evaluated")
         if self.codec.bos is not None or self.codec.eos is None:
-            return super().evaluate(data, weights, state)
+            return super().evaluate(data, weights, state, device)
         # Where nothing begins a text, the end of the one before stands there, so that the first token is scored too.
         twin = copy.copy(self)
         twin.codec = copy.copy(self.codec)
         twin.codec.bos = twin.codec.eos
-        return Fitted.evaluate(twin, data, weights, state)
+        return Fitted.evaluate(twin, data, weights, state, device)
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> SpeedUp:
         self._one_sided("sped up")
         return super().speed_up(data, minutes, **options)
 
-    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Update:
+    def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Update:
         self._native("updated")
-        return super().update(data, strategy, **options)
+        return super().update(data, strategy, device, **options)
 
     def save(self, folder: str | Path) -> Path:
         self._native("saved")

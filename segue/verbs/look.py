@@ -89,7 +89,8 @@ def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int 
     ids = prime_tokens(model.codec, prime_object(model.kind, data, model.codec))[:elements]
     if len(ids) < 2:
         raise SegueError("there is too little to look at: give two elements at least")
-    found = [None if m is None else m[0].float().numpy() for m in matrices(network, torch.tensor([ids]))]
+    found = [None if m is None else m[0].float().cpu().numpy()
+             for m in matrices(network, torch.tensor([ids], device=model.device))]
     names = [repr(as_text(model.codec.decode([i])))[1:-1] for i in ids]
     result = Look(list(network.config.mixers), found, names)
     if adds_up(network.config) and all(block.mixer.causal for block in network.blocks):

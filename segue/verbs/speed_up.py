@@ -30,7 +30,7 @@ from segue.objectives.draft_heads import begin_linear
 from segue.progress import Shown
 from segue.training.batches import Batches
 from segue.training.learn import learn
-from segue.training.recipe import cores, fast_bfloat16, heads_of, machine
+from segue.training.recipe import bfloat16_pays, cores, heads_of, machine
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -243,10 +243,11 @@ def continued(model: Decodable, primes: list[list[int]], context: int, eos: int 
 @torch.no_grad()
 def read(base: Stack, batch: Batch) -> Batch:
     """The batch with the base's hidden states."""
-    fast = fast_bfloat16(cores())
-    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=fast):
-        hidden = base(batch.tokens, batch.layout).hidden
-    return replace(batch, channels={"hidden": hidden.to(torch.bfloat16 if fast else torch.float32)})
+    where = base.embedding.weight.device
+    fast, moved = bfloat16_pays(where), batch.to(where)
+    with torch.autocast(where.type, torch.bfloat16, enabled=fast):
+        hidden = base(moved.tokens, moved.layout).hidden
+    return replace(batch, channels={"hidden": hidden.to("cpu", torch.bfloat16 if fast else torch.float32)})
 
 
 def train_heads(heads: DraftHeads, fitted: Fitted, readings: Readings, seconds: float, steps: int | None, seed: int,
@@ -259,7 +260,7 @@ def train_heads(heads: DraftHeads, fitted: Fitted, readings: Readings, seconds: 
     begin_linear(heads, text.rows(some).to(heads.embedding.device))
     choices: dict[str, Any] = {"rate": RATE, "seed": seed, "objective": DraftHeadsLoss(fitted.model, distil=True),
                                "decay": 0.1, "threads": threads,
-                               "precision": "bfloat16" if fast_bfloat16(threads) else "float32"}
+                               "precision": "bfloat16" if bfloat16_pays(heads.embedding.device) else "float32"}
     if steps is None:
         tried = [learn(copy.deepcopy(heads), readings, 2, **choices) for _ in range(2)][1]  # the first warms up
         steps = max(1, int((until - time.monotonic()) / (tried.elapsed / 2)))
@@ -278,15 +279,17 @@ def best_tree(heads: DraftHeads, chances: np.ndarray, model: Decodable, prompt: 
     # With the confirmed token 2, 3, 4, 6, 8, 12 ... nodes: engines do eight or sixteen at once.
     sizes = sorted({min((first << power) - 1, len(paths)) for power in range(nodes.bit_length()) for first in (2, 3)})
     seconds = dict.fromkeys(sizes, math.inf)
+    where = state.positions.device
     with torch.inference_mode():
-        hidden = model.extend(torch.tensor([prompt[:-1]]), state).hidden[0]
+        hidden = model.extend(torch.tensor([prompt[:-1]], device=where), state).hidden[0]
         state.commit()
         for turn in range(6):  # the first warms up
             for size in sizes:
                 begin = time.perf_counter()
                 tree = drafter.propose([Tip(0, size, size, hidden)])[0]
-                parents = torch.tensor([[-1, *(parent + 1 for parent in tree.parents)]])
-                model.extend(torch.tensor([[prompt[-1], *tree.tokens]]), state, parents)
+                parents = torch.tensor([[-1, *(parent + 1 for parent in tree.parents)]], device=where)
+                out = model.extend(torch.tensor([[prompt[-1], *tree.tokens]], device=where), state, parents)
+                float(out.logits[0, 0, 0])  # which waits for a GPU
                 taken = time.perf_counter() - begin
                 seconds[size] = min(seconds[size], taken if turn else math.inf)
     best = max(sizes, key=lambda size: (1 + won[size - 1]) / seconds[size])

@@ -146,14 +146,14 @@ class FittedProcess(Fitted):
         raise SegueError("this model tells times, not tokens alone: it takes continue and evaluate; for decoders, fit "
                          "the types without --objective timed")
 
-    def update(self, data: Any, strategy: str | None = None, **options: Any) -> Any:
+    def update(self, data: Any, strategy: str | None = None, device: str | None = None, **options: Any) -> Any:
         raise SegueError("a model of times does not learn on yet: fit it on all of the data, old and new")
 
     def speed_up(self, data: Any, minutes: float | None = None, **options: Any) -> Any:
         raise SegueError("a model of times draws each event by itself: there is nothing to draft")
 
     def evaluate(self, data: Any, weights: str = "float32",  # type: ignore[override]
-                 state: str | None = None) -> TimedEvaluation:
+                 state: str | None = None, device: str | None = None) -> TimedEvaluation:
         """Log-likelihood of each event's time and type, errors of predictions and goodness of fit on `data` (a `Data`,
         paths or objects with times), beside classical processes on the same events."""
         if weights != "float32" or state is not None:
@@ -164,7 +164,8 @@ class FittedProcess(Fitted):
         share = unknown(self.codec, data)
         store = EventStore(data.encode(self.codec, boundary=False))
         longest = self.process.config.longest
-        scores = {"this model": score_process(self.process, windowed(store, self.context))}
+        with self.placed(device):
+            scores = {"this model": score_process(self.process, windowed(store, self.context))}
         whole = Timed.of(store.sequences())
         for name, rival in self.rivals.items():
             blind = len(rival.base) == 1 < self.codec.size
@@ -191,12 +192,12 @@ class FittedProcess(Fitted):
         gaps = torch.from_numpy(np.diff(times, prepend=times[:1]))[None]
         draw, count = torch.Generator().manual_seed(seed), 10 if n is None else n
         with torch.no_grad():
-            past = self.process.observe(kinds, gaps, self.process.begin(1))
+            past = self.process.observe(kinds.to(self.device), gaps.to(self.device), self.process.begin(1))
             mean, kind = self.process.expect(past)
             drawn, found = self.process.sample(past, count, draw)
-        coming = drawn[0].double().cumsum(0).numpy()
+        coming = drawn[0].cpu().double().cumsum(0).numpy()
         live = np.isfinite(coming)
-        items = [self.item(int(id)) for id in found[0].numpy()[live]]
+        items = [self.item(int(id)) for id in found[0].cpu().numpy()[live]]
         return TimedContinuation(items, (times[-1] + coming[live]).tolist(), Record(record.object, {"time": np.asarray(
             record.channels["time"])}, record.name), self.kind, (float(times[-1] + mean[0]), self.item(int(kind[0]))),
             seed)
@@ -330,7 +331,7 @@ class TimedJob(Job):
                              ngram)
 
     def scores(self, fitted: Fitted) -> dict[str, Any]:
-        return fitted.evaluate(self.held_data()[1]).to_dict()
+        return fitted.evaluate(self.held_data()[1], device=str(fitted.device)).to_dict()
 
 
 def load_process(folder: Path, values: dict[str, Any]) -> FittedProcess:

@@ -31,7 +31,7 @@ from segue.training.batches import Arrays, Batches
 from segue.training.checkpoint import weights_of
 from segue.training.evaluate import bound, score
 from segue.training.loop import Run
-from segue.training.recipe import Plan, cores
+from segue.training.recipe import Plan, bfloat16_pays, cores
 from segue.verbs import mixed
 from segue.verbs.fit import HELD_OUT, in_passing, key_of, pace, removed_if_refused, steps_until
 from segue.verbs.fitted import Fitted, dial, none_known, roll_forward, said_unknown, unknown
@@ -208,12 +208,14 @@ def planned(fitted: Fitted, train: TokenStore, minutes: float | None, steps: int
     if not (said := fitted.report.get("plan")):
         raise SegueError("the model's report holds no plan to learn on by: update a model that fit wrote")
     plan = Plan.from_dict(said)
-    rates = {rate: RATE * getattr(plan, rate) for rate in ("rate", "table_rate", "vector_rate", "state_rate")}
-    plan = plan.with_(**{**rates, "warmup": 0.05, "patience": 0, "threads": cores(), **choices})
+    changes: dict[str, Any] = {rate: RATE * getattr(plan, rate) for rate in
+                               ("rate", "table_rate", "vector_rate", "state_rate")}
+    if not bfloat16_pays(fitted.device):  # as it may have where the model was fitted
+        changes["precision"] = "float32"
+    plan = plan.with_(**{**changes, "warmup": 0.05, "patience": 0, "threads": cores(), **choices})
     if minutes is None:
         return plan.with_(steps=steps)
-    device = next(fitted.model.parameters()).device
-    threads, seconds = pace(train, plan, device, minutes, objective_of(plan), fixed="threads" in choices)
+    threads, seconds = pace(train, plan, fitted.device, minutes, objective_of(plan), fixed="threads" in choices)
     return plan.with_(threads=threads, steps=steps_until(begin + 60 * minutes, seconds))
 
 

@@ -131,6 +131,10 @@ class HeadsDraft:
         self._seen: dict[int, _Seen] = {}
         self._plans: dict[tuple[int, int], list[_Level]] = {}
 
+    def to(self, device: torch.device) -> HeadsDraft:
+        """The same drafter for the model there."""
+        return HeadsDraft(self.heads.to(device), self.paths)
+
     def save(self, path: str | Path) -> None:
         """Write the heads and the tree to one safetensors file, atomically."""
         save_tensors(path, weights_of(self.heads), {"heads": self.heads.config.to_dict(),

@@ -73,6 +73,12 @@ class HuggingFaceModel:
         self.model.to(device=device, dtype=dtype)
         self.dtype, self.device = dtype, torch.device(device)
 
+    def to(self, device: torch.device) -> HuggingFaceModel:
+        """Move the weights there."""
+        self.model.to(device)
+        self.device = device
+        return self
+
     def _prepare(self) -> None:
         """Whatever else must be known before the model can be run."""
 

@@ -1,0 +1,142 @@
+"""The chunked Triton kernels of flash-linear-attention (Yang & Zhang 2024; package `fla-core`) for gated linear
+attention, the delta rule and state space duality on GPUs, as `segue.kernels.gla`, `delta` and `ssd` have them.
+
+fla keeps the states between chunks in the dtype of the values, and multiplies float32 in TF32 at best: half precision
+always comes here, float32 only where `torch.backends.cuda.matmul.allow_tf32` says that TF32 is welcome, and never for
+the delta rule, which fla has in half precision alone. The last state is float32.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MOST_KEYS = 256  # fla's delta rule has no wider keys
+Pair = tuple[Tensor, Tensor]
+
+
+def serves(v: Tensor, keys: int, halves: bool = False) -> bool:
+    """Whether fla's kernels take values v (B, T, H, ...) with keys of this width. halves: in half precision only."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32 and not halves
+    kinds = (torch.bfloat16, torch.float16, *((torch.float32,) if tf32 else ()))
+    return (v.device.type == "cuda" and v.dtype in kinds and v.shape[1] > 1 and v.numel() > 0
+            and 0 < keys <= MOST_KEYS and not torch.compiler.is_compiling() and _installed())
+
+
+def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts: Tensor | None) -> Pair:
+    """As `segue.kernels.gla.gla_reference`."""
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    if g is None:
+        return _by_documents(_simple_gla, (q, k, v), (), state, starts)
+    return _by_documents(_gla, (q, k, v, g.float()), (), state, starts)
+
+
+def ssd(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, starts: Tensor | None) -> Pair:
+    """q, k: (B, T, G, K), each shared by H / G heads; v: (B, T, H, E), times the write strength; g: (B, T, H)."""
+    q, k = (x.to(v.dtype).repeat_interleave(v.shape[2] // x.shape[2], 2) for x in (q, k))
+    return _by_documents(_simple_gla, (q, k, v), (g.float(),), state, starts)
+
+
+def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: Tensor | None) -> Pair:
+    """As `segue.kernels.delta.delta_reference`: M steps a token are M tokens, of which the last is asked."""
+    many = k.shape[2]
+    q = _filled(q[:, :, None], (0, 0, 0, 0, many - 1, 0)).flatten(1, 2)
+    k, v, beta = (x.flatten(1, 2) for x in (k, v, beta))
+    starts = None if starts is None else F.pad(starts[..., None], (0, many - 1)).flatten(1)
+    y, final = _by_documents(_delta, (q.to(v.dtype), k.to(v.dtype), v), (beta.to(v.dtype),), state, starts)
+    return y[:, many - 1 :: many], final
+
+
+def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow: tuple[Tensor, ...], state: Tensor,
+                  starts: Tensor | None) -> Pair:
+    """A kernel over rows in which documents start.
+
+    kernel: of `wide` (B, T, H, X), `narrow` (B, T, H), states (N, H, K, E) and edges. With edges (N + 1,) there is one
+    row, a document from each edge to the next, and a state for each; None: a row is a document. Widths become multiples
+    of 16, which keeps loads aligned: zeros change nothing.
+    """
+    (rows, length), (keys, values) = wide[0].shape[:2], state.shape[2:]
+    wide = tuple(_filled(x, (0, -x.shape[-1] % 16)) for x in wide)
+    state = _filled(state.float(), (0, -values % 16, 0, -keys % 16))
+    if starts is None:
+        y, final = kernel(*wide, *narrow, state, None)
+    else:
+        begins = starts.clone()
+        begins[:, 0] = True
+        first = begins.flatten().nonzero()[:, 0]
+        row = first // length
+        carries = (first % length == 0) & ~starts[row, 0]  # only what begins its row and is no start goes on
+        y, final = kernel(*(x.flatten(0, 1)[None] for x in (*wide, *narrow)),
+                          torch.where(carries[:, None, None, None], state[row], 0.0),
+                          F.pad(first, (0, 1), value=rows * length))
+        y = y[0].unflatten(0, (rows, length))
+        final = final[torch.searchsorted(row, torch.arange(rows, device=row.device), right=True) - 1]
+    return y[..., :values], final[..., :keys, :values]
+
+
+def _filled(x: Tensor, by: tuple[int, ...]) -> Tensor:
+    """Zeros around it, and no copy where there are none."""
+    return F.pad(x, by) if any(by) else x
+
+
+def _gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor, state: Tensor, edges: Tensor | None) -> Pair:
+    from fla.ops.gla import chunk_gla
+
+    return chunk_gla(q, k, v, g, scale=1.0, initial_state=state, output_final_state=True, cu_seqlens=edges)
+
+
+def _simple_gla(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> Pair:
+    """rest: g or nothing, the states, the edges."""
+    from fla.ops.simple_gla import chunk_simple_gla, fused_chunk_simple_gla
+
+    *g, state, edges = rest
+    learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, *rest))
+    run = fused_chunk_simple_gla if g and learning and _miscompiles(v.device) else chunk_simple_gla
+    return run(q, k, v, g=g[0] if g else None, scale=1.0, initial_state=state, output_final_state=True,
+               cu_seqlens=edges)
+
+
+def _delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, edges: Tensor | None) -> Pair:
+    from fla.ops.delta_rule import chunk_delta_rule
+
+    return chunk_delta_rule(q, k, v, beta, scale=1.0, initial_state=state, output_final_state=True, cu_seqlens=edges)
+
+
+@cache
+def _installed() -> bool:
+    found = find_spec("fla")
+    return found is not None and found.origin is not None and find_spec("triton") is not None
+
+
+@cache
+def _miscompiles(device: torch.device) -> bool:
+    """Triton from 3.4 to below 3.7.1 miscompiles the gradient of `chunk_simple_gla` with decays on Hopper."""
+    import triton
+
+    release = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3]))
+    return torch.cuda.get_device_capability(device)[0] == 9 and (3, 4) <= release < (3, 7, 1)
+
+
+def limit_tuning(most: int) -> None:
+    """Let fla try at most so many tilings of each kernel when it first runs: trying all takes minutes."""
+    import fla.ops.delta_rule
+    import fla.ops.gla
+    import fla.ops.simple_gla  # noqa: F401
+    from triton.runtime.autotuner import Autotuner
+    from triton.runtime.jit import KernelInterface
+
+    for module in [module for name, module in sys.modules.items() if name.startswith("fla.")]:
+        for kernel in vars(module).values():
+            found: Any = kernel
+            while isinstance(found, KernelInterface):
+                if isinstance(found, Autotuner):
+                    found.configs = sorted(found.configs, key=lambda c: (c.num_warps != 4, c.num_stages))[:most]
+                found = getattr(found, "fn", None)
