@@ -31,7 +31,7 @@ from segue.decoding import generate
 from segue.demo import standard_library
 from segue.errors import SegueError
 from segue.mixers import MIXERS
-from segue.models import Stack, StackConfig
+from segue.models import Decodable, Stack, StackConfig
 from segue.models.compiled import CompiledModel, compile_model
 from segue.models.huggingface import from_huggingface
 from segue.training import recipe
@@ -214,7 +214,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def measure_shape(name: str, threads: int, tokens: int, rounds: int) -> str:
     size = SHAPES[name.split("-")[1]]
-    rows, single = [], {}
+    rows, single = [], dict[str, float]()
     with tempfile.TemporaryDirectory() as folder:
         stack, runs = contenders(name, Path(folder), threads)
     for batch in (1, 8):
@@ -254,11 +254,12 @@ def measure_mixers(threads: int, tokens: int, rounds: int) -> str:
         try:
             stack = Stack(StackConfig(2000, 256, (name.split("+") * 8)[:8])).eval()
             models = [compile_model(stack, weights, threads) for weights in ("float32", "int8")]
+            runs: list[Decodable] = [*models, stack]
         except SegueError:  # not causal, or nothing for the engine
             continue
         best = [0.0, 0.0, 0.0]
         for _ in range(rounds):
-            for index, run in enumerate((*models, stack)):
+            for index, run in enumerate(runs):
                 start = time.perf_counter()
                 generate(run, [[5] * PROMPT], tokens, decoder="greedy")
                 best[index] = max(best[index], tokens / (time.perf_counter() - start))
@@ -300,6 +301,7 @@ def measure_drafts(threads: int, tokens: int, rounds: int) -> str:
     learn, held = standard_library()
     fitted = segue.fit(segue.read(*map(str, learn), kind="code"), minutes=1.0, mix=False, quiet=True)
     stack, rows, answers = fitted.model.eval(), [], {}
+    assert isinstance(stack, Stack)
     store = segue.read(*map(str, held), kind="code").encode(fitted.codec)
     prompts = [prompt for prompt in (store[i].ids[:256].tolist() for i in range(len(store))) if len(prompt) == 256]
     for weights in ("float32", "int8"):

@@ -152,8 +152,8 @@ def learned(mixer: str, minutes: float, models: Path) -> Fitted:
             stack = Stack(replace(fitted.model.config, mixers=[mixer] * DEPTH))
             stack.load_state_dict(fitted.model.state_dict(), strict=False)
             for block in stack.blocks[SHALLOW:]:  # which change nothing at first
-                torch.nn.init.zeros_(block.mixer.out.weight)
-                torch.nn.init.zeros_(block.channel.out.weight)
+                torch.nn.init.zeros_(block.get_parameter("mixer.out.weight"))
+                torch.nn.init.zeros_(block.get_parameter("channel.out.weight"))
             fitted.model, fitted.report["plan"]["depth"] = stack.eval(), DEPTH
             fitted.save(deep)
         fitted = segue.load(deep)
@@ -163,28 +163,34 @@ def learned(mixer: str, minutes: float, models: Path) -> Fitted:
     return segue.load(folder)
 
 
+def always(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
 def heads(mixer: str, threads: int, tokens: int, minutes: float, head_minutes: float, models: Path) -> str:
     """Medusa, Hydra and Hydra++ heads on a model that learned source code, on held-out code and prose."""
     fitted, folder = learned(mixer, minutes, models), models / mixer
     train = segue.read(*map(str, standard_library()[0]), kind="code").encode(fitted.codec)
-    model = compile_model(fitted.model.eval(), "float32", threads)
-    makers: dict[str, Callable[[], Any]] = {name: lambda name=name: name for name in ("none", "lookup", "both")}
+    stack = fitted.model.eval()
+    assert isinstance(stack, Stack)
+    model = compile_model(stack, "float32", threads)
+    makers: dict[str, Callable[[], Any]] = {name: always(name) for name in ("none", "lookup", "both")}
     notes, readings = [], None
     for sort, shape in SORTS.items():
         kept, note = folder / f"{sort}.safetensors", folder / f"{sort}.txt"
         if not note.exists():
             readings = readings or Readings(fitted, model, train, 60 * head_minutes)
             torch.manual_seed(0)
-            trained = DraftHeads.on(fitted.model, **shape, attention_heads=heads_of(WIDTH))
+            trained = DraftHeads.on(stack, **shape, attention_heads=heads_of(WIDTH))
             done = train_heads(trained, fitted, readings, 60 * head_minutes, None, 0, True)
             asks = beginnings(train, 16)
-            hits, asked = count_on_own_text(trained, fitted.model, model, asks, tokens)
+            hits, asked = count_on_own_text(trained, stack, model, asks, tokens)
             drafter = best_tree(trained, hits / np.maximum(asked, 1)[:, None], model, asks[-1], 32)
             drafter.save(kept)
             note.write_text(f"{sort}: {done['parameters'] / 1e6:.1f}M parameters, {done['steps']} steps on "
                             f"{readings.text.count:,} tokens, a tree of {drafter.nodes} nodes")
-        drafter = HeadsDraft.load(kept, fitted.model)
-        makers[sort] = lambda drafter=drafter: drafter
+        drafter = HeadsDraft.load(kept, stack)
+        makers[sort] = always(drafter)
         notes.append(note.read_text())
     code = beginnings(segue.read(*map(str, standard_library()[1]), kind="code").encode(fitted.codec), 16)
     prose = beginnings(segue.read(str(prose_file(models)), kind="text").encode(fitted.codec), 16)

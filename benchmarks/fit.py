@@ -29,11 +29,12 @@ VOCABULARY, WIDTH, DEPTH, HEADS, HIDDEN, CONTEXT, ROWS = 2048, 256, 4, 4, 704, 2
 def ours(store: Arrays, precision: str, muon: bool, threads: int) -> Callable[[], int]:
     plan = Plan(VOCABULARY, width=WIDTH, depth=DEPTH, heads=HEADS, hidden=HIDDEN, context=CONTEXT, rows=ROWS,
                 precision=precision, muon=muon, threads=threads)
-    run = Run(build(plan), Batches(store, CONTEXT, ROWS), plan)
+    batches = Batches(store, CONTEXT, ROWS)
+    run = Run(build(plan), batches, plan)
     run.model.train()
 
     def step() -> int:
-        count = run.batches.make(run.step).count
+        count = batches.make(run.step).count
         run.advance()
         return count
 

@@ -47,7 +47,7 @@ from segue.kernels.gla import gla, gla_reference
 from segue.kernels.mlstm import EMPTY, mlstm
 from segue.kernels.scan import linear_scan, linear_scan_reference, selective_scan, selective_scan_reference
 from segue.kernels.ssd import apart, ssd
-from segue.mixers import GRU, LSTM, MIXERS, Attention, GatedLinearAttention, Mamba, Mamba2
+from segue.mixers import GRU, LSTM, MLSTM, Attention, DeltaNet, GatedLinearAttention, Mamba, Mamba2
 from segue.training.recipe import machine
 
 HERE = Path(__file__).parent / "results"
@@ -129,11 +129,11 @@ LAYERS: list[tuple[str, Callable[[int], nn.Module], dict[str, Callable[[int], nn
     ("gru", GRU, {"torch nn.GRU": lambda width: nn.GRU(width, width, batch_first=True)}),
     ("mamba", Mamba, {"transformers Mamba": transformers_mamba, "mambapy": mambapy}),
     ("mamba2", Mamba2, {"transformers Mamba-2": transformers_mamba2}),
-    ("mlstm", lambda width: MIXERS["mlstm"](width, expand=1), {
+    ("mlstm", lambda width: MLSTM(width, expand=1), {
         "transformers xLSTM, queries half as wide": transformers_xlstm,
         "transformers xLSTM, queries as wide": lambda width: transformers_xlstm(width, 1.0)}),
     ("gla", GatedLinearAttention, {"transformers RWKV": transformers_rwkv}),
-    ("deltanet", lambda width: MIXERS["deltanet"](width, gate=True),
+    ("deltanet", lambda width: DeltaNet(width, gate=True),
      {"transformers gated DeltaNet": transformers_deltanet}),
 ]
 
@@ -183,16 +183,16 @@ def kernels(rows: int, length: int, width: int) -> dict[str, dict[str, Contender
                                       "a loop of torch": lambda: linear_scan_reference(*wave).real},
              "gla, recurrence": {"segue": lambda: gla(*linear)[0],
                                  "a loop of torch": lambda: gla_reference(*linear)[0]}}
-    heads = inputs(*[(rows, length, 4, width // 4)] * 3)
-    gates = inputs(*[(rows, length, 4)] * 2)
+    q, k, v = inputs(*[(rows, length, 4, width // 4)] * 3)
+    enter, forget = inputs(*[(rows, length, 4)] * 2)
     memory = (torch.zeros(rows, 4, width // 4, width // 4 + 1), torch.full((rows, 4), EMPTY))
-    table["mlstm, recurrence"] = {"segue": lambda: mlstm(*heads, *gates, *memory)[0]}
+    table["mlstm, recurrence"] = {"segue": lambda: mlstm(q, k, v, enter, forget, *memory)[0]}
     try:
         from transformers.models.xlstm.modeling_xlstm import mlstm_chunkwise_native_autograd as peer
     except ImportError as error:
         print(f"transformers xLSTM is not measured: {error}")
     else:
-        turned = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (*heads, *gates)]
+        turned = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v, enter, forget)]
         table["mlstm, recurrence"]["transformers xLSTM"] = lambda: peer(*turned)
     return table
 

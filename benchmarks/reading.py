@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,10 @@ def tokenizers_alone(texts: list[str], vocabulary: int) -> Any:
     return tokenizer
 
 
+def ids_of(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts)]
+
+
 def main() -> None:
     rows: list[tuple[str, float, float | None, str]] = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -99,19 +104,19 @@ def main() -> None:
         rows.append((f"read {data.total / 1e6:.1f} MB of source, {len(data)} files", ours, plain, "read_bytes"))
         strings = [text.decode("utf-8", "replace") for text in texts]
         for vocabulary in (2048, 4096):
-            ours, codec = best(lambda v=vocabulary: data.codec(vocabulary=v), 2)
-            theirs, tokenizer = best(lambda v=vocabulary: tokenizers_alone(strings, v), 2)
+            ours, codec = best(partial(data.codec, vocabulary=vocabulary), 2)
+            theirs, tokenizer = best(partial(tokenizers_alone, strings, vocabulary), 2)
             rows.append((f"learn {vocabulary:,} merges of it", ours, theirs, "tokenizers"))
-            ours = best(lambda c=codec: data.encode(c), 2)[0]
-            theirs = best(lambda t=tokenizer: [encoding.ids for encoding in t.encode_batch_fast(strings)], 2)[0]
+            ours = best(partial(data.encode, codec), 2)[0]
+            theirs = best(partial(ids_of, tokenizer, strings), 2)[0]
             rows.append((f"encode it with {vocabulary:,}", ours, theirs, "tokenizers"))
         held = best(lambda: data.save(folder / "saved"), 1)[0]
         rows.append(("save it as a data set", held, None, ""))
         rows.append(("open that", best(lambda: segue.read(folder / "saved"))[0], None, ""))
     lines = [f"On {machine()}.", "", "| what | segue, s | peer, s | peer | ratio |", "|---|---|---|---|---|"]
-    for what, ours, theirs, name in rows:
-        beside = f"{theirs:.3f} | {name} | {theirs / ours:.1f}x" if theirs else "| |"
-        lines.append(f"| {what} | {ours:.3f} | {beside} |")
+    for what, taken, other, name in rows:
+        beside = f"{other:.3f} | {name} | {other / taken:.1f}x" if other else "| |"
+        lines.append(f"| {what} | {taken:.3f} | {beside} |")
     text = "\n".join(lines)
     print(text)
     out = Path(__file__).parent / "results" / "reading.md"

@@ -27,7 +27,7 @@ BASE = "as it stands"
 
 def attempt(path: str, seconds: float, changes: str, seed: int) -> dict[str, Any]:
     """The cell of a data set and a try; "width=128,rows*2" changes two entries."""
-    own, times = {}, {}
+    own, times = dict[str, Any](), dict[str, float]()
     for change in changes.split(",") if changes != BASE else []:
         name, sign, value = change.partition("*")
         if sign:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -249,9 +250,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--soak", type=float, metavar="MINUTES")
     args = parser.parse_args()
-    parts = {name: (lambda name=name: measure(name, args.tokens, args.seconds)) for name in args.shapes}
+    parts = {name: partial(measure, name, args.tokens, args.seconds) for name in args.shapes}
     if args.soak:
-        parts["soak"] = lambda: soak(args.soak)
+        parts["soak"] = partial(soak, args.soak)
     file = HERE / "serving.jsonl"
     for name, part in parts.items():
         text = part()

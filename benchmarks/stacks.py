@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import time
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 
 import segue
 from segue.models import expand_pattern
-from segue.training import Batches, Plan, Run
+from segue.training import Batches, Run
 from segue.training.evaluate import score
 from segue.training.recipe import Facts, choose, fast_bfloat16, machine
 from segue.verbs.fit import build, in_passing
@@ -45,29 +46,25 @@ def cell(path: str, seconds: float, seed: int = 0, times: dict[str, float] | Non
     own = plan.to_dict()
     plan = plan.with_(**{name: type(own[name])(own[name] * factor) for name, factor in (times or {}).items()})
 
-    def running(plan: Plan) -> Run:
-        return Run(build(plan), Batches(store, plan.context, plan.rows, seed), plan)
-
-    trial = running(plan)
-    trial.model.train()
-    trial.advance()
-    begin = time.process_time()
-    trial.advance()
-    trial.advance()
-    each = (time.process_time() - begin) / 2
-    trial.batches.close()
-    plan = replace(plan, steps=max(4, int(seconds / each)))
-    run = running(plan)
-    run.held_out = in_passing(exam, plan)  # as fit does: the best weights of a run that learns by heart are kept
-    run.train(quiet=True)
-    run.batches.close()
-    scored = score(run.model, exam, None if carries(run.model) else plan.context)
+    with closing(Batches(store, plan.context, plan.rows, seed)) as batches:
+        trial = Run(build(plan), batches, plan)
+        trial.model.train()
+        trial.advance()
+        begin = time.process_time()
+        trial.advance()
+        trial.advance()
+        each = (time.process_time() - begin) / 2
+    plan, model = replace(plan, steps=max(4, int(seconds / each))), build(plan)
+    with closing(Batches(store, plan.context, plan.rows, seed)) as batches:
+        run = Run(model, batches, plan, held_out=in_passing(exam, plan))  # whose best weights are kept, as by fit
+        run.train(quiet=True)
+    scored = score(model, exam, None if carries(model) else plan.context)
     return {"data": f"{data.kind.name}: {Path(path).name}", "unit": data.kind.unit, "stack": plan.mixer,
             "seconds": seconds, "bits": round(float(scored.nats.sum()) / math.log(2) / int(exam.units.sum()), 4),
             "steps": plan.steps, "taken": run.step, "rows": plan.rows, "context": plan.context, "width": plan.width,
             "depth": plan.depth,
             "tokens_per_second": round(plan.tokens_per_step / each),
-            "parameters": sum(p.numel() for p in run.model.parameters())}
+            "parameters": sum(p.numel() for p in model.parameters())}
 
 
 def shape(row: dict) -> str:

@@ -376,8 +376,8 @@ def embed(model: Model, paths: Paths,
 def score(paths: Paths,
           reference: Annotated[list[Path], typer.Option(metavar="PATH", show_default=False, help="Real sequences; may "
                                                         "be repeated.")],
-          known: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="What was learned from, to see what is "
-                                                           "copied; may be repeated.")] = None,
+          learned: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="What was learned from, to see what "
+                                                             "is copied; may be repeated.")] = None,
           model: Annotated[Path | None, typer.Option(metavar="MODEL", help="Compare by the vectors of this model, "
                                                      "instead of by n-grams.")] = None,
           pairs: Annotated[bool, typer.Option("--pairs", help="Each reference is the right answer to the sample of the "
@@ -388,7 +388,7 @@ def score(paths: Paths,
     from segue.verbs.score import score as run
 
     real = read_files(reference, kind, how)
-    made, old = (read_files(each, real.kind.name, how) if each else None for each in (paths, known))
+    made, old = (read_files(each, real.kind.name, how) if each else None for each in (paths, learned))
     fitted = None if model is None else segue.load(model)
     report = run(made, real, old, model=fitted, pairs=pairs, **given(most=most, seed=seed))
     show(report)

@@ -1,8 +1,11 @@
-"""The files beside the package (tools, examples), as modules."""
+"""Scripts: the files beside the package (tools, examples) as modules, and runs of several processes."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -18,3 +21,29 @@ def script(path: str) -> ModuleType:
     sys.modules[name] = module = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+TRAINING = """
+import json, sys
+from segue.training import distributed
+from tests.{module} import {make}
+distributed.join()
+run = {make}()
+losses = []
+step = run.advance
+run.advance = lambda: losses.append(step()) or losses[-1]
+run.train(quiet=True)
+if distributed.rank() == 0:
+    json.dump(losses, open(sys.argv[1], "w"))
+"""
+
+
+def losses_of_two(module: str, make: str, folder: Path) -> list[float]:
+    """The loss of each step of the `Run` that `make` of this module of tests gives, trained by two processes."""
+    (folder / "two.py").write_text(TRAINING.format(module=module, make=make))
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+                           str(folder / "two.py"), str(folder / "losses.json")], cwd=ROOT, capture_output=True,
+                          text=True, timeout=300,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "losses.json").read_text())

@@ -133,11 +133,21 @@ def test_given_elements_are_not_scored_and_may_be_blurred() -> None:
 
 
 def test_what_is_told_is_left_out_row_by_row() -> None:
-    torch.manual_seed(0)
-    ids = torch.arange(3000).view(1000, 3)
+    ids, draw = torch.arange(3000).view(1000, 3), torch.Generator().manual_seed(0)
     loss = FlowMatching(drop={"a": 0.25})
-    kept = (loss.told("a", ids) >= 0).all(1)
-    assert torch.equal(loss.told("b", ids), ids) and 0.7 < float(kept.float().mean()) < 0.8
+    kept = (loss.told("a", ids, draw) >= 0).all(1)
+    assert torch.equal(loss.told("b", ids, draw), ids) and 0.7 < float(kept.float().mean()) < 0.8
+
+
+def test_what_is_left_out_is_not_drawn_from_the_stream_of_the_step() -> None:
+    batch = Batch(torch.randn(4, 3, 2), torch.zeros(4, 3).long(), channels={"a": torch.ones(4, 3).long()})
+
+    def after(objective: FlowMatching) -> Tensor:
+        torch.manual_seed(0)
+        objective(lambda x, *_: x, batch)  # type: ignore[arg-type]
+        return torch.get_rng_state()
+
+    assert torch.equal(after(FlowMatching()), after(FlowMatching(drop={"a": 0.5})))
 
 
 def field(mixer: str, size: int = 2, told: dict[str, int] | None = None) -> StackField:

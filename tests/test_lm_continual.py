@@ -569,7 +569,7 @@ def test_a_stream_goes_on_from_what_is_known_and_stops_early_by_its_own_rows() -
     common: dict[str, Any] = {"measure": bits_per_element, "named": "bits", "higher_is_better": False, "rate": 0.02}
     model, strategy = stack("gru"), Replay(200, retrieve="earlier")
     first = learn_stream(model, stream[:1], strategy, **common)
-    matrix = learn_stream(model, stream[1:], strategy, known=stream[:1], **common)
+    matrix = learn_stream(model, stream[1:], strategy, learned=stream[:1], **common)
     assert matrix.names == ["a", "b"] and matrix.steps == ["before", "b"]
     assert matrix.scores[0, 0] == first.scores[1, 0]
     assert matrix.gain("b") > 1.0 and matrix.mean_forgetting < 0.3

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -21,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts import script
+from scripts import losses_of_two, script
 from torch import Tensor
 
 from segue.analysis.memory import saved_memory
@@ -55,7 +51,6 @@ from segue.parallel import (
     tensor_parallel,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 schedules = st.builds(RingSchedule, st.integers(1, 7), st.sampled_from(["kv", "q"]), st.booleans(),
                       st.sampled_from(["contiguous", "zigzag"]))
 
@@ -579,23 +574,7 @@ def test_processes() -> None:
             assert sent == counted
 
 
-TORCHRUN = """
-import json, sys
-from segue.models import Stack, StackConfig
-from segue.training import distributed
-from tests.test_parallel import make_run
-distributed.join()
-run = make_run(True)
-losses = []
-step = run.advance
-run.advance = lambda: losses.append(step()) or losses[-1]
-run.train(quiet=True)
-if distributed.rank() == 0:
-    json.dump(losses, open(sys.argv[1], "w"))
-"""
-
-
-def make_run(sequence_parallel: bool) -> Any:
+def make_run(sequence_parallel: bool = True) -> Any:
     """A short training of a hybrid stack on packed rows."""
     from segue.training import Plan, Run
 
@@ -605,15 +584,9 @@ def make_run(sequence_parallel: bool) -> Any:
 
 
 def test_training_cut_over_two_processes_gives_the_curve_of_one(tmp_path: Path) -> None:
-    (tmp_path / "two.py").write_text(TORCHRUN)
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           str(tmp_path / "two.py"), str(tmp_path / "losses.json")], cwd=ROOT, capture_output=True,
-                          text=True, timeout=300,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
-    assert done.returncode == 0, done.stderr
     run = make_run(False)
     one = [run.advance() for _ in range(4)]
-    assert json.loads((tmp_path / "losses.json").read_text()) == pytest.approx(one, rel=1e-4)
+    assert losses_of_two("test_parallel", "make_run", tmp_path) == pytest.approx(one, rel=1e-4)
 
 
 # -- the rules of the two claims

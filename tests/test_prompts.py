@@ -311,8 +311,8 @@ def test_a_slice_that_begins_within_a_run_is_learned() -> None:
 
 def test_padding_has_no_say_where_it_is_marked() -> None:
     model, source = stack(["attention", "mamba"]), sources()[3]
-    short = Batch.labelled([[1, 2, 3], [4, 5]], [0, 1]).known()
-    long = Batch.labelled([[1, 2, 3], [4, 5]], [0, 1], length=9).known()
+    short = Batch.labelled([[1, 2, 3], [4, 5]], [0, 1]).as_prompts()
+    long = Batch.labelled([[1, 2, 3], [4, 5]], [0, 1], length=9).as_prompts()
     assert short.prompt is not None and short.prompt.tolist() == [[True] * 3, [True, True, False]]
     found = [Prompted(model, source).hidden(b.tokens, b.layout)[b.targets >= 0] for b in (short, long)]
     torch.testing.assert_close(*found)

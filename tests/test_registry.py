@@ -26,7 +26,7 @@ def inputs(draw: np.random.Generator, n: int, right: float) -> dict[str, Any]:
     ranks = 1 + 4 * (scores > scores[np.arange(n), targets][:, None]).sum(1)
     nats = -np.log(chances[np.arange(n), targets])
     return {"targets": targets, "scores": scores, "chances": chances, "ranks": ranks, "samples": samples,
-            "references": real, "known": real[: n // 2], "features": features, "real": draw.normal(size=(n, 3)),
+            "references": real, "learned": real[: n // 2], "features": features, "real": draw.normal(size=(n, 3)),
             "nats": nats, "units": np.full(n, 2)}
 
 

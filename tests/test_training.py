@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import losses_of_two
 
 import segue
 from segue.data import of
@@ -398,33 +399,15 @@ def test_kill_9_at_20_random_moments(tmp_path: Path) -> None:
     killed_fit(tmp_path, 20, 600)
 
 
-TORCHRUN = """
-import sys, json, numpy as np, torch
-from tests.test_training import make
-from segue.training import distributed
-distributed.join()
-run = make(steps=8, rows=4)
-losses = []
-step = run.advance
-run.advance = lambda: losses.append(step()) or losses[-1]
-run.train(quiet=True)
-if distributed.rank() == 0:
-    json.dump(losses, open(sys.argv[1], "w"))
-"""
+def make_of_two() -> Run:
+    return make(steps=8, rows=4)
 
 
 def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(TORCHRUN)
-    root = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           str(script), str(tmp_path / "losses.json")], cwd=root, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}, timeout=240)
-    assert done.returncode == 0, done.stderr
-    run = make(steps=8, rows=4)
+    run = make_of_two()
     one = [run.advance() for _ in range(8)]
     run.batches.close()
-    assert np.allclose(json.loads((tmp_path / "losses.json").read_text()), one, rtol=1e-4)
+    assert losses_of_two("test_training", "make_of_two", tmp_path) == pytest.approx(one, rel=1e-4)
 
 
 # -- fit, save, load

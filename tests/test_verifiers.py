@@ -155,8 +155,11 @@ def test_every_item_of_the_real_sets_can_be_checked(name: str, shared_data: Call
 
 @pytest.mark.parametrize(("name", "arguments"), [
     ("change_case:capital_word_frequency", {"capital_frequency": 1, "capital_relation": "at least"}),
-    ("detectable_format:number_bullet_lists", {"num_bullets": 3})])
-@pytest.mark.parametrize("filler", ["-", "\n", " ", "."])
+    ("detectable_format:number_bullet_lists", {"num_bullets": 3}), ("detectable_format:title", {}),
+    ("detectable_content:number_placeholders", {"num_placeholders": 1}),
+    ("detectable_format:multiple_sections", {"section_spliter": "Part", "num_sections": 1}),
+    ("detectable_format:number_highlighted_sections", {"num_highlights": 1})])
+@pytest.mark.parametrize("filler", ["-", "\n", " ", ".", "<", "[", "*"])
 def test_long_runs_of_one_sign_are_read_once(name: str, arguments: dict[str, Any], filler: str) -> None:
     """Quadratic patterns would take minutes."""
     assert not verify(name, "x" + filler * 200_000 + "y", arguments)
@@ -179,6 +182,13 @@ def test_plain_functions_run() -> None:
     body = "    import re, math\n    print(x)\n    return [re.sub('a', 'b', x), math.pi > 3, None, {'k': 1.5}]"
     assert one(body, [["aa"]])[0].value == ["bb", True, None, {"k": 1.5}]
     assert one("    return x", [])  == []
+
+
+def test_nothing_runs_without_the_walls_that_it_needs() -> None:
+    for sandbox in (Sandbox(needs=("kernel", "moat")), Sandbox(needs=("moat",))):
+        with pytest.raises(SegueError, match=r"no \w+ wall .* needs=\(\)"):
+            cross_validate([GOOD], [(["ab"], False)], sandbox)
+    assert Sandbox(needs=()).run(GOOD, "evaluate", [["abc"]])[0].value is True
 
 
 @pytest.mark.parametrize("body", [

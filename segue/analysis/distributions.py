@@ -30,15 +30,15 @@ class HashedNgrams:
 
     def __init__(self, size: int = 256, order: int = 2) -> None:
         self.size, self.order = size, order
-        self.known: dict[Hashable, int] = {}
+        self.hashes: dict[Hashable, int] = {}
 
     def __call__(self, samples: Sequence[Sequence[Hashable]], /) -> np.ndarray:
         found = np.zeros((len(samples), self.size))
         for row, sample in zip(found, samples):
             for token in sample:
-                if token not in self.known:
-                    self.known[token] = zlib.crc32(repr(token).encode())
-            ids = np.array([self.known[token] for token in sample], np.uint64)
+                if token not in self.hashes:
+                    self.hashes[token] = zlib.crc32(repr(token).encode())
+            ids = np.array([self.hashes[token] for token in sample], np.uint64)
             runs = np.zeros(len(ids) + 1, np.uint64)
             for n in range(1, min(self.order, len(ids)) + 1):
                 runs = (runs[:-1] ^ ids[n - 1 :]) * MIX  # of n elements, from those of n - 1

@@ -11,7 +11,7 @@ from segue.errors import SegueError, require
 @dataclass(frozen=True)
 class MoleculeQuality:
     """count: samples. valid: the share that RDKit can read. unique: of the valid ones, the share of different
-    molecules. novel: of these, the share that is not among the known ones."""
+    molecules. novel: of these, the share that is not among those learned from."""
 
     count: int
     valid: float
@@ -19,7 +19,7 @@ class MoleculeQuality:
     novel: float
 
 
-def molecule_quality(samples: Iterable[str], known: Iterable[str] = ()) -> MoleculeQuality:
+def molecule_quality(samples: Iterable[str], learned: Iterable[str] = ()) -> MoleculeQuality:
     """Shares of SMILES texts (extra `chemistry`); molecules are the same if their canonical SMILES are."""
     chem = require("rdkit.Chem", "chemistry")
     require("rdkit.RDLogger", "chemistry").DisableLog("rdApp.*")
@@ -33,6 +33,6 @@ def molecule_quality(samples: Iterable[str], known: Iterable[str] = ()) -> Molec
         raise SegueError("there are no samples to judge: give at least one")
     valid = [smiles for smiles in found if smiles is not None]
     different = set(valid)
-    old = {canonical(smiles) for smiles in known} if different else set()
+    old = {canonical(smiles) for smiles in learned} if different else set()
     return MoleculeQuality(len(found), len(valid) / len(found), len(different) / max(len(valid), 1),
                            len(different - old) / max(len(different), 1))

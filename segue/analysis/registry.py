@@ -22,7 +22,7 @@ from segue.analysis.distributions import frechet_distance, mauve, mauve_of, near
 from segue.errors import SegueError
 
 INF = math.inf
-FIXED = "known"  # what was learned from: it is never drawn again
+FIXED = "learned"  # what was learned from: it is never drawn again
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Metric:
     """compute: a function of what it `needs`, in that order, lists or arrays with a row for each case. higher: whether
     more is better, None where what is real decides. bounds: between which it lies.
 
-    needs: "samples", "references" (one for each sample), "known" (sequences that were learned from); "features" of
+    needs: "samples", "references" (one for each sample), "learned" (sequences that were learned from); "features" of
     samples and "real" ones, (N, D) and (M, D); "chances" or "scores" (N, V) and "targets" (N,); "ranks" (N,), 1 the
     best; "nats" (N,), -log p of each row, and "units" (N,), how many bytes, bases ... that row has.
 

@@ -188,10 +188,10 @@ def zipf(texts: Sequence[Text]) -> float:
     return -float(np.polyfit(np.log(np.arange(1, len(counts) + 1)), np.log(counts), 1)[0])
 
 
-def novelty(texts: Sequence[Text], known: Sequence[Text], n: int = 4) -> float:
-    """The share of the texts' n-grams that no known text (those learned from) holds: low where they are copied; 0 where
+def novelty(texts: Sequence[Text], learned: Sequence[Text], n: int = 4) -> float:
+    """The share of the texts' n-grams that no text that was learned from holds: low where they are copied; 0 where
     there are none."""
-    held = set().union(*(ngrams(text, n) for text in known))
+    held = set().union(*(ngrams(text, n) for text in learned))
     found = [gram for text in texts for gram in ngrams(text, n).elements()]
     return sum(gram not in held for gram in found) / max(len(found), 1)
 

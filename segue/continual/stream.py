@@ -147,7 +147,7 @@ def in_order(rows: Batch, size: int, seed: int = 0) -> Callable[[int], Batch]:
 def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strategy,
                  objective: Objective | None = None, *, rows: int = 10, epochs: int = 1, rate: float = 3e-3,
                  seed: int = 0, measure: Measure = class_accuracy, named: str = "accuracy",
-                 higher_is_better: bool = True, known: Sequence[Experience] = (), **choices: Any) -> ScoreMatrix:
+                 higher_is_better: bool = True, learned: Sequence[Experience] = (), **choices: Any) -> ScoreMatrix:
     """Learn the experiences one after the other, one `Run` each; the same strategy lives through all of them.
 
     With `patience` (a choice), an experience is over when so many of the eight looks at its `check` rows found them no
@@ -156,13 +156,13 @@ def learn_stream(model: nn.Module, stream: Sequence[Experience], strategy: Strat
 
     rows: of a step, in the order of the experience. epochs: passes over each; 1 is an online stream. rate, choices: as
     of `segue.training.learn`. measure: (model, experience, classes seen so far) -> the score on its test rows, named
-    `named`. The matrix has a row before all learning and one after each experience. known: experiences that the model
+    `named`. The matrix has a row before all learning and one after each experience. learned: experiences that the model
     learned before, by another call or strategy: measured too, the matrix's first columns.
     """
-    classes = list(dict.fromkeys(c for each in known for c in each.classes))
-    everything = [*known, *stream]
+    classes = list(dict.fromkeys(c for each in learned for c in each.classes))
+    everything = [*learned, *stream]
     scores = [[measure(model, each, classes) for each in everything]]
-    for index, experience in enumerate(stream, len(known)):
+    for index, experience in enumerate(stream, len(learned)):
         steps = epochs * -(-len(experience.train.targets) // rows)
         batches = in_order(experience.train, rows, seed)
         check = experience.check if choices.get("patience") else None

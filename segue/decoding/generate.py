@@ -175,34 +175,30 @@ def cost_of(drafter: Drafter | None, adaptive: bool = True) -> Cost:
     return Cost((0, least, *sizes), getattr(drafter, "measured", 0), fixed=not adaptive)
 
 
-def _loops(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] | None, sampling: Sampling,
-           drafter: Drafter | None, eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool,
-           until: Until | Sequence[Until], acceptor: str | Acceptor, cost: Cost | None, adaptive: bool,
-           batch: int, backspace: int | None, *, keep: bool) -> Iterator[tuple[Loop, list[Row]]]:
-    """The running batches that answer the prompts, at most `batch` rows each, in turn. keep: see `Loop`; the others are
-    as in `generate`."""
-    model, lists = _prompts(prompts, model)
-    limits, stops = check_limits(n, len(lists)), _stops(eos)
+def _acceptor(named: str | Acceptor) -> Acceptor:
+    return choose("acceptor", named, ACCEPTORS) if isinstance(named, str) else named
+
+
+def _rows(model: Decodable, prompts: list[Sequence[int]], sampling: Sampling, *, n: int | Sequence[int] | None,
+          eos: int | Sequence[int] | None, seed: int | Sequence[int], logprobs: bool, until: Until | Sequence[Until],
+          backspace: int | None) -> Iterator[Row]:
+    """The answers to be, in order, each made when it is its turn; arguments as of `generate`."""
+    limits, stops = check_limits(n, len(prompts)), _stops(eos)
     if backspace is not None:
-        _check_backspace(backspace, model, limits, stops, drafter)
-    rule: Acceptor = choose("acceptor", acceptor, ACCEPTORS) if isinstance(acceptor, str) else acceptor
-    if not isinstance(seed, int) and len(seed) != len(lists):
-        raise SegueError(f"{len(seed)} seeds for {len(lists)} prompts: give one for all or one for each")
+        _check_backspace(backspace, model, limits, stops)
+    if not isinstance(seed, int) and len(seed) != len(prompts):
+        raise SegueError(f"{len(seed)} seeds for {len(prompts)} prompts: give one for all or one for each")
 
     def noise(row: int) -> Callable[[int], Noise]:
         # A list of seeds makes each row what it would be alone; one seed makes row i the i-th stream of that seed.
         return lambda lane: Noise(seed, row, lane) if isinstance(seed, int) else Noise(seed[row], 0, lane)
 
-    cost = cost or cost_of(drafter, adaptive)
-    for start in range(0, len(lists), batch):
-        rows = [Row(place, next(_requests), lists[place], limits[place], sampling, stops, noise(place), model,
-                    logprobs, until[place] if isinstance(until, Sequence) else until, backspace=backspace)
-                for place in range(start, min(start + batch, len(lists)))]
-        yield Loop(model, drafter, rule, cost, keep), rows
+    for place, prompt in enumerate(prompts):
+        yield Row(place, next(_requests), prompt, limits[place], sampling, stops, noise(place), model, logprobs,
+                  until[place] if isinstance(until, Sequence) else until, backspace=backspace)
 
 
-def _check_backspace(backspace: int, model: Decodable, limits: list[int | None], stops: frozenset[int],
-                     drafter: Drafter | None) -> None:
+def _check_backspace(backspace: int, model: Decodable, limits: list[int | None], stops: frozenset[int]) -> None:
     if not 0 <= backspace < model.vocabulary or backspace in stops:
         raise SegueError(f"backspace {backspace} must be a token of the model's vocabulary of {model.vocabulary} that "
                          "ends no answer")
@@ -211,8 +207,6 @@ def _check_backspace(backspace: int, model: Decodable, limits: list[int | None],
     if reads_whole(model):
         raise SegueError("a backspace goes back to the prompt's last token, and this model must read its prompt at "
                          "once: choose another mixer")
-    if drafter is not None and drafter.needs_hidden:
-        raise SegueError("draft heads cannot follow backspaces: choose draft both, trie, lookup or none")
 
 
 def _stayed(per_pass: list[int]) -> list[int]:
@@ -269,8 +263,12 @@ def generate(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int]
             raise SegueError(f"decoder '{name}' searches, nothing is taken back there: choose greedy or sample")
         return _search(model, prompts, n, name, built(SEARCHES[recipe.search], **rest), sampling, eos, batch, logprobs)
     answers: list[Continuation] = []
-    for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
-                             batch, backspace, keep=True):
+    rule, cost = _acceptor(acceptor), cost or cost_of(drafter, adaptive)
+    model, lists = _prompts(prompts, model)
+    waiting = _rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
+                    backspace=backspace)
+    while rows := list(itertools.islice(waiting, max(batch, 1))):
+        loop = Loop(model, drafter, rule, cost)
         for _ in loop.run(rows):
             pass
         answers += [Continuation(
@@ -295,8 +293,12 @@ def stream(model: Decodable, prompts: Sequence[Prompt], n: int | Sequence[int] |
     name, sampling, drafter, _, _ = resolve(decoder, draft, options, model)
     if DECODERS[name].search is not None:
         raise SegueError(f"decoder '{name}' knows its answer only at the end: it cannot stream")
-    for loop, rows in _loops(model, prompts, n, sampling, drafter, eos, seed, logprobs, until, acceptor, cost, adaptive,
-                             batch, backspace, keep=False):
+    rule, cost = _acceptor(acceptor), cost or cost_of(drafter, adaptive)
+    model, lists = _prompts(prompts, model)
+    waiting = _rows(model, lists, sampling, n=n, eos=eos, seed=seed, logprobs=logprobs, until=until,
+                    backspace=backspace)
+    while rows := list(itertools.islice(waiting, max(batch, 1))):
+        loop = Loop(model, drafter, rule, cost, keep=False)
         for moved in loop.run(rows):
             for row in moved:
                 fresh = max(row.per_pass[-1], 0)

@@ -24,6 +24,7 @@ from segue.decoding.draft import NOTHING, Drafter, Tip, Tree
 from segue.decoding.prompt import arrange
 from segue.decoding.sampling import WINDOW, log_softmax
 from segue.decoding.verify import Row, Scores, accept, forward
+from segue.errors import SegueError
 from segue.mixers.state import gather_nodes
 from segue.models.base import Decodable, Decoding, padded, reads_whole, tell_prompt
 
@@ -114,6 +115,8 @@ class Loop:
 
     def run(self, rows: list[Row]) -> Iterator[list[Row]]:
         """Pass after pass, until all rows have finished; yields the rows that moved."""
+        if self.hidden and any(row.backspace is not None for row in rows):
+            raise SegueError("draft heads cannot follow backspaces: choose draft both, trie, lookup or none")
         try:
             with evaluating(self.model):
                 begin = time.perf_counter()

@@ -16,7 +16,8 @@ from segue.errors import SegueError, require
 from segue.files import write_text
 from segue.kinds.base import MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary
 from segue.kinds.codecs import BASES, NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
-from segue.kinds.frame import DELIMITED, JSON, LONG_WORD, PARQUET, ROWS, TABULAR, Look, glance, is_parquet, load_table
+from segue.kinds.columns import cells_of
+from segue.kinds.frame import DELIMITED, JSON, LONG_WORD, PARQUET, ROWS, TABULAR, Look, glance, is_parquet
 from segue.kinds.packed import bare, opened
 
 RNA_BASES = "ACGU"
@@ -282,20 +283,12 @@ def _letters(text: bytes, form: str) -> bytes:
 
 
 def _column(path: Path, problems: Problems | None, column: str | None) -> Iterator[Found]:
-    frame = load_table(path, problems if problems is not None else Problems(), "utf-8", [column, *COLUMNS])
-    columns = [values[:ROWS].to_pylist() for values in frame.columns.values()]
-    found = column or sequence_column(Look(list(frame.columns), [[*row] for row in zip(*columns)], frame.headed))
-    if found is None or found not in frame.columns:
-        which = f"called {column}" if column else "holds sequences by its name"
-        raise SegueError(f"{path}: no column {which}; name one with column= (columns: {', '.join(frame.columns)})")
-    names = next((frame.columns[name].to_pylist() for name in frame.columns if name.strip().lower() in NAMES), None)
-    for i, letters in enumerate(frame.columns[found].to_pylist()):
-        name = frame.place(i) if names is None or names[i] is None else str(names[i])
-        sequence = "".join(str(letters or "").split()).encode("utf-8", "replace")
-        if not sequence:
+    for found, name, cell in cells_of(path, problems, column, sequence_column, "holds sequences by its name", COLUMNS,
+                                      NAMES):
+        if sequence := "".join(cell.split()).encode("utf-8", "replace"):
+            yield name, sequence, None
+        else:
             bad(problems, path, name, None, f"no sequence in column '{found}'; remove the row or fill it")
-            continue
-        yield name, sequence, None
 
 
 def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:

@@ -12,7 +12,8 @@ from segue.errors import SegueError, require
 from segue.files import write_text
 from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, head_of, looks_binary
 from segue.kinds.codecs import SMILES_SIGN, Codec, SmilesCodec
-from segue.kinds.frame import DELIMITED, ROWS, TABULAR, Look, glance, load_table
+from segue.kinds.columns import cells_of
+from segue.kinds.frame import DELIMITED, ROWS, TABULAR, Look, glance
 from segue.kinds.packed import bare, opened
 
 LINES = {".smi", ".smiles", ".ism", ".can", ".cxsmiles"}
@@ -191,16 +192,8 @@ def column_of(table: Look) -> str | None:
 
 
 def _column(path: Path, problems: Problems | None, column: str | None, encoding: str) -> Iterator[tuple[str, str]]:
-    frame = load_table(path, problems if problems is not None else Problems(), encoding, [column, *COLUMNS])
-    columns = [values[:ROWS].to_pylist() for values in frame.columns.values()]
-    found = column or column_of(Look(list(frame.columns), [[*row] for row in zip(*columns)], frame.headed))
-    if found is None or found not in frame.columns:
-        which = f"called {column}" if column else "holds SMILES"
-        raise SegueError(f"{path}: no column {which}; name one with column= (columns: {', '.join(frame.columns)})")
-    names = next((frame.columns[name].to_pylist() for name in frame.columns if name.strip().lower() in NAMES), None)
-    for i, cell in enumerate(frame.columns[found].to_pylist()):
-        name = frame.place(i) if names is None or names[i] is None else str(names[i])
-        yield name, str(cell or "").strip().split(" ")[0]
+    for _, name, cell in cells_of(path, problems, column, column_of, "holds SMILES", COLUMNS, NAMES, encoding):
+        yield name, cell.strip().split(" ")[0]
 
 
 def _blocks(path: Path, problems: Problems | None) -> Iterator[tuple[str, str]]:

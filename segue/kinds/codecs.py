@@ -274,10 +274,10 @@ class BPECodec(PieceCodec):
         tokenizer has, if None)."""
         super().__init__(tokenizer)
         tokenizer.encode_special_tokens = True
-        known = tokenizer.get_vocab_size(with_added_tokens=True)
-        end = known if end is None else end
+        count = tokenizer.get_vocab_size(with_added_tokens=True)
+        end = count if end is None else end
         self.bos = self.eos = end
-        self.size = max(known, end + 1)
+        self.size = max(count, end + 1)
         added = tokenizer.get_added_tokens_decoder()
         self.pieces = []
         for id in range(self.size):
@@ -524,9 +524,9 @@ class SmilesCodec(Codec):
     def encode(self, obj: str) -> np.ndarray:
         ids: list[int] = []
         for sign in SMILES_SIGN.findall(obj):
-            known = self.ids.get(sign)
+            id = self.ids.get(sign)
             try:
-                ids += [self.ids[letter] for letter in sign] if known is None else [known]
+                ids += [self.ids[letter] for letter in sign] if id is None else [id]
             except KeyError as error:
                 raise SegueError(f"{obj[:60]!r}: {error.args[0]!r} is no printable ASCII character") from error
         if sum(map(len, (self.spellings[id] for id in ids))) != len(obj):
@@ -609,8 +609,8 @@ class TokenizerCodec(PieceCodec):
     def __init__(self, tokenizer: Tokenizer, size: int | None = None, eos: int | None = None) -> None:
         """size: of the model's vocabulary, which may be larger than the tokenizer's. eos: the id that ends a text."""
         super().__init__(tokenizer)
-        known = tokenizer.get_vocab_size(with_added_tokens=True)
-        self.size, self.eos = size or known, eos
+        count = tokenizer.get_vocab_size(with_added_tokens=True)
+        self.size, self.eos = size or count, eos
         bare = tokenizer.encode("a", add_special_tokens=False).ids
         front = tokenizer.encode("a", add_special_tokens=True).ids
         while bare and front[-len(bare) :] != bare and front:
@@ -620,7 +620,7 @@ class TokenizerCodec(PieceCodec):
             raise SegueError(f"this tokenizer puts {len(front)} tokens before a text, of which only one is supported")
         self.bos = front[0] if front else None
         sort, added = decoding_of(tokenizer), tokenizer.get_added_tokens_decoder()
-        self.pieces = [self._piece(id, sort, added) for id in range(min(known, self.size))]
+        self.pieces = [self._piece(id, sort, added) for id in range(min(count, self.size))]
         self.pieces += [b""] * (self.size - len(self.pieces))
         # Tokenizers of this sort put a blank before a text; behind `bos` it is none of the text.
         self.dummy_prefix = sort == "blanks" and self.decode(bare)[:1] == b" "

@@ -123,7 +123,7 @@ class Music(Kind):
 def nearest(values: Sequence[int], value: float) -> int:
     """The nearest of sorted values."""
     at = bisect_left(values, value)
-    return min(values[max(at - 1, 0) : at + 1] or values[-1:], key=lambda known: abs(known - value))
+    return min(values[max(at - 1, 0) : at + 1] or values[-1:], key=lambda other: abs(other - value))
 
 
 def parts(path: str | Path, pedal: bool = True) -> dict[str, list[Note]]:

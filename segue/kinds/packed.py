@@ -41,8 +41,8 @@ FOREIGN = {
 
 def foreign(head: bytes) -> str:
     """What a file is that is of no kind here, for an error."""
-    known = next((what for magic, what in FOREIGN.items() if head.startswith(magic)), None)
-    return f"it is {known}" if known else "it is binary"
+    what = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+    return f"it is {what}" if what else "it is binary"
 
 
 @contextmanager

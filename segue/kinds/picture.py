@@ -168,15 +168,15 @@ class Picture(Kind):
         images = require("PIL.Image", "picture")
         notes = require("PIL.PngImagePlugin", "picture").PngInfo()
         records = [obj if isinstance(obj, Record) else Record(list(obj)) for obj in objects]
-        known = [understood(record.object) for record in records]
-        painted = [[form.painted(frame) for frame in frames] for form, frames in known]
-        columns = max(math.isqrt(max(len(known) - 1, 0)) + 1, 1)
+        shown = [understood(record.object) for record in records]
+        painted = [[form.painted(frame) for frame in frames] for form, frames in shown]
+        columns = max(math.isqrt(max(len(shown) - 1, 0)) + 1, 1)
         wide = max((sum(each.shape[1] + 1 for each in frames) for frames in painted), default=1)
         high = max((each.shape[0] + 1 for frames in painted for each in frames), default=1)
-        sheet = np.zeros((high * -(-len(known) // columns), wide * columns, 3), np.uint8)
+        sheet = np.zeros((high * -(-len(shown) // columns), wide * columns, 3), np.uint8)
         told: list[Any] = []
         right = bottom = 1
-        for number, (record, (form, values), frames) in enumerate(zip(records, known, painted)):
+        for number, (record, (form, values), frames) in enumerate(zip(records, shown, painted)):
             top, left = number // columns * high, number % columns * wide
             places = []
             for value, frame in zip(values, frames):
@@ -187,7 +187,7 @@ class Picture(Kind):
             told.append([record.name if len(records) > 1 else "", str(form), places])
         notes.add_text("segue", json.dumps(told))
         image = images.fromarray(sheet[:bottom, :right])
-        if all(form.sort == "grey" for form, _ in known):
+        if all(form.sort == "grey" for form, _ in shown):
             image = image.convert("L")
         with atomic_write(path) as temporary, open(temporary, "wb") as handle:
             image.save(handle, format="PNG", pnginfo=notes)

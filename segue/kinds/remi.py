@@ -42,8 +42,8 @@ class Remi:
         which one begins and at which it is over."""
         events: dict[int, list[str]] = {}
         for at, bpm in sorted(tempi, key=lambda tempo: tempo[0]):
-            known = TEMPI[max(0, min(len(TEMPI) - 1, round((bpm - TEMPI[0]) / TEMPI.step)))]
-            events[round(at / STEP)] = [f"tempo{known}"]  # of several in one sixteenth the last
+            nearest = TEMPI[max(0, min(len(TEMPI) - 1, round((bpm - TEMPI[0]) / TEMPI.step)))]
+            events[round(at / STEP)] = [f"tempo{nearest}"]  # of several in one sixteenth the last
         for part in self.parts:
             seen: dict[tuple[int, int], Note] = {}
             for note in sorted(notes.get(part, ())):

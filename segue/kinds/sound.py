@@ -75,9 +75,9 @@ class Sound(Kind):
         sounds = [obj.object if isinstance(obj, Record) else obj for obj in objects]
         if len(sounds) != 1:
             raise SegueError(f"a sound file holds one sound, not {len(sounds)}: write them one by one")
-        known = [level for level in sounds[0] if isinstance(level, int) and 0 <= level < LEVELS]
+        levels = [level for level in sounds[0] if isinstance(level, int) and 0 <= level < LEVELS]
         with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-            soundfile.write(handle, np.round(32767 * waveform(known)).astype(np.int16), RATE, "PCM_16", format="WAV")
+            soundfile.write(handle, np.round(32767 * waveform(levels)).astype(np.int16), RATE, "PCM_16", format="WAV")
 
     def show(self, obj: Sequence[int]) -> str:
         """How loud it is over time, in one line of at most 96 bars, and how long it lasts."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from segue.kernels.convolution import long_convolution
 from segue.kernels.scan import linear_scan
-from segue.mixers.state import Recurrence, Tensors
+from segue.mixers.state import Recurrence, Tensors, within
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -69,7 +69,7 @@ class ExponentialAverage(Recurrence):
         a = torch.sigmoid(rate).expand(x.shape[0], n, *rate.shape)
         b = torch.sigmoid(-rate) * x.to(h.dtype)[..., None]
         if lengths is not None:
-            live = torch.arange(n, device=x.device) < lengths[:, None]
+            live = within(lengths, n)
             starts = None if starts is None else starts & live
             a, b = a.where(live[..., None, None], 1.0), b * live[..., None, None]
         if starts is not None:

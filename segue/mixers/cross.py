@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.mixers.base import Mixer
 from segue.mixers.positions import sinusoids
-from segue.mixers.state import Layout, Part, Parts
+from segue.mixers.state import Layout, Part, Parts, within
 
 
 class Source:
@@ -27,7 +27,7 @@ class Source:
         self.k, self.v, self.lengths = k, v, lengths
         self.origin = torch.arange(len(lengths), device=k.device) if origin is None else origin
         self.pending: Source | None = None
-        real = torch.arange(k.shape[2], device=k.device) < lengths[:, None]
+        real = within(lengths, k.shape[2])
         self.mask = None if bool(real.all()) else real[:, None, None]  # (B, 1, 1, S), None: all are real
 
     @property

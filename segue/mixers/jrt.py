@@ -15,7 +15,7 @@ from segue.kernels.linear import linear_attention_both_ways
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.linear import FEATURES, LinearRecurrence, normalised
-from segue.mixers.state import Layout, Parts, Tensors
+from segue.mixers.state import Layout, Parts, Tensors, within
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -33,7 +33,7 @@ class PrefixLinearRecurrence(LinearRecurrence):
         q, k, v, keys, values, read = inputs
         v, values = (F.pad(x, (0, 1), value=1.0) for x in (v, values))  # the ones sum up the weights
         if lengths is not None:
-            live = torch.arange(q.shape[1], device=q.device) < lengths[:, None]
+            live = within(lengths, q.shape[1])
             read, starts = read & live, None if starts is None else starts & live
         keys = keys * read[..., None, None]
         if starts is None:

@@ -17,7 +17,7 @@ from segue.kernels.linear import linear_attention_both_ways, linear_attention_on
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
-from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, Tensors
+from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, Tensors, within
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -58,7 +58,7 @@ class AdditiveRecurrence(Recurrence):
             return v, state
         weights = weights.to(state[1].dtype)
         if lengths is not None:
-            live = torch.arange(q.shape[1], device=q.device) < lengths[:, None]
+            live = within(lengths, q.shape[1])
             weights, starts = weights * live[..., None, None], None if starts is None else starts & live
         if starts is None:
             totals = weights.cumsum(1) + state[1][:, None]

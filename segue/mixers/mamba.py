@@ -13,7 +13,7 @@ from segue.kernels.scan import selective_scan
 from segue.mixers.base import Mixer
 from segue.mixers.convolution import ShortConvolution
 from segue.mixers.delta import lowest
-from segue.mixers.state import Layout, Parts, Recurrence, Tensors
+from segue.mixers.state import Layout, Parts, Recurrence, Tensors, within
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -36,7 +36,7 @@ class SelectiveScan(Recurrence):
              lengths: Tensor | None = None) -> tuple[Tensor, Tensors]:
         u, dt, B, C = inputs
         if lengths is not None:  # dt = 0 neither writes nor decays
-            live = torch.arange(u.shape[1], device=u.device) < lengths[:, None]
+            live = within(lengths, u.shape[1])
             dt = dt * live[..., None]
             starts = None if starts is None else starts & live
         y, final = selective_scan(u, dt, -self.A_log.exp(), B, C, self.D, state[0], starts, self.low)

@@ -148,6 +148,11 @@ class Layout:
         return None if self.segments is None else self.segments[:, :, None] == self.segments[:, None]
 
 
+def within(lengths: Tensor, n: int) -> Tensor:
+    """(B, n) bool: the first `lengths` (B,) of each row."""
+    return torch.arange(n, device=lengths.device) < lengths[:, None]
+
+
 def gather_nodes(x: Tensor, index: Tensor) -> Tensor:
     """Rows of x (B, N, ...) at `index` (B, P), where negative entries give row 0 (to be masked by the caller)."""
     index = index.clamp(min=0).view(*index.shape, *[1] * (x.dim() - 2))

@@ -15,20 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
+from segue.mixers.state import within
 from segue.models.seq2seq import EncoderDecoder, EncoderDecoderConfig
 
 POOLS = ("mean", "first", "last", "ends")
 
 
-def real(lengths: Tensor, n: int) -> Tensor:
-    """(B, n) bool: the first `lengths` (B,) of each row."""
-    return torch.arange(n, device=lengths.device) < lengths[:, None]
-
-
 def pooled(hidden: Tensor, lengths: Tensor, pool: str) -> Tensor:
     """(B, D) or, of both ends, (B, 2 D): one vector of the first `lengths` (B,) of hidden vectors (B, N, D)."""
     if pool == "mean":
-        live = real(lengths, hidden.shape[1])[..., None]
+        live = within(lengths, hidden.shape[1])[..., None]
         return torch.where(live, hidden, 0.0).sum(1) / lengths[:, None]
     if pool == "first":
         return hidden[:, 0]
@@ -83,5 +79,5 @@ class SequenceAutoencoder(EncoderDecoder):
         if self.queries is None:
             return hidden + vector
         scores = self.queries @ hidden.mT / math.sqrt(hidden.shape[-1])
-        scores = scores.masked_fill(~real(lengths, hidden.shape[1])[:, None], -math.inf)
+        scores = scores.masked_fill(~within(lengths, hidden.shape[1])[:, None], -math.inf)
         return scores.softmax(-1) @ hidden + vector

@@ -202,8 +202,8 @@ class NeighbourHead(ClassHead):
         self.absorbed += len(labels)
 
     def forward(self, features: Tensor) -> Tensor:
-        known = self.labels >= 0
-        kept, labels = self.kept[known].to(features), self.labels[known]
+        filled = self.labels >= 0
+        kept, labels = self.kept[filled].to(features), self.labels[filled]
         near = features.new_zeros(*features.shape[:-1], len(labels))
         for units in self.units[labels].unique(dim=0):  # classes that look at the same units, together
             same = (self.units[labels] == units).all(1)

@@ -97,7 +97,7 @@ class ClozeModel(nn.Module):
         ids, tree = tokens.cpu().numpy().astype(np.int32), None if parents is None else parents.cpu().numpy()
         wanted = np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.cpu().numpy()
         size = state.past.shape[1]
-        pasts = [past[size - int(known) :].tolist() for past, known in zip(state.past, state.known)]
+        pasts = [past[size - int(filled) :].tolist() for past, filled in zip(state.past, state.filled)]
         rows = []
         for row, past, nodes in zip(range(len(ids)), pasts, wanted.tolist()):
             for node in nodes:

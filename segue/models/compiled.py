@@ -523,8 +523,8 @@ class CompiledModel:
             check_parents(parents, batch, n)
             if self.config.learned_positions:
                 deep = int(Layout.tree(parents, torch.zeros(batch)).positions.max()) + 1
-        known = ids.ravel().tolist()
-        self._check(min(known), max(known), state, deep)
+        flat = ids.ravel().tolist()
+        self._check(min(flat), max(flat), state, deep)
 
     def _check(self, low: int, high: int, state: CompiledState, deep: int) -> None:
         """What the kernels could not: that ids and positions lie within their tables."""

@@ -33,11 +33,11 @@ SMOOTHINGS = {"none": kernel.MARKOV, "witten-bell": kernel.WITTEN_BELL, "kneser-
 class TokenState:
     """The latest tokens of each row: all that a count model remembers. Satisfies `segue.models.base.Decoding`.
 
-    past: (B, window + history) int32, newest last. known: (B,), how many of them are real.
+    past: (B, window + history) int32, newest last. filled: (B,), how many of those are tokens.
     """
 
-    def __init__(self, past: np.ndarray, known: np.ndarray, positions: Tensor, window: int) -> None:
-        self.past, self.known, self.positions, self.window = past, known, positions, window
+    def __init__(self, past: np.ndarray, filled: np.ndarray, positions: Tensor, window: int) -> None:
+        self.past, self.filled, self.positions, self.window = past, filled, positions, window
         self.pending: tuple[np.ndarray, np.ndarray | None] | None = None
 
     @classmethod
@@ -52,7 +52,7 @@ class TokenState:
     @property
     def whole(self) -> np.ndarray:
         """(B,) bool: the remembered tokens reach back to the start of the document."""
-        return self.known == self.positions.numpy()
+        return self.filled == self.positions.numpy()
 
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
         if self.pending is None:
@@ -70,45 +70,46 @@ class TokenState:
         for b, n in enumerate(taken):
             new = tokens[b, :n] if path is None else tokens[b, path[b, :n].numpy()]
             past[b] = np.concatenate((self.past[b, min(n, size):], new[max(0, n - size):]))
-        self.past, self.known = past, np.minimum(self.known + taken, size)
+        self.past, self.filled = past, np.minimum(self.filled + taken, size)
         self.positions = self.positions + torch.from_numpy(taken)
         self.pending = None
 
     def select(self, rows: Tensor) -> TokenState:
         index = rows.numpy()
-        return TokenState(self.past[index], self.known[index], self.positions[rows], self.window)
+        return TokenState(self.past[index], self.filled[index], self.positions[rows], self.window)
 
     def join(self, others: Sequence[TokenState]) -> TokenState:
         parts = [self, *others]
-        return TokenState(np.concatenate([part.past for part in parts]), np.concatenate([part.known for part in parts]),
+        return TokenState(np.concatenate([part.past for part in parts]),
+                          np.concatenate([part.filled for part in parts]),
                           torch.cat([part.positions for part in parts]), self.window)
 
     def check_rewind(self, n: int | Tensor) -> None:
         """Raise SegueError where `rewind(n)` would."""
         back = torch.as_tensor(n).cpu().expand(self.batch)
         positions = self.positions - back
-        known = self.known - back.numpy()
+        filled = self.filled - back.numpy()
         if (back < 0).any() or (positions < 0).any():
             raise SegueError(f"cannot rewind {back.tolist()} tokens at positions {self.positions.tolist()}")
-        if (known < np.minimum(positions.numpy(), self.window)).any():
+        if (filled < np.minimum(positions.numpy(), self.window)).any():
             raise SegueError(f"a count model can go back {self.past.shape[1] - self.window} tokens here, not "
                              f"{int(back.max())}: create the state with init_state(batch, history=N) for a larger N")
 
     def rewind(self, n: int | Tensor) -> None:
         self.check_rewind(n)
         back = torch.as_tensor(n).cpu().expand(self.batch)
-        self.known = self.known - back.numpy()
+        self.filled = self.filled - back.numpy()
         self.positions, self.pending = self.positions - back, None
         self.past = np.array([np.roll(row, k) for row, k in zip(self.past, back.tolist())], np.int32) \
             .reshape(self.past.shape)
 
     def snapshot(self) -> TokenState:
         # arrays are replaced, never written into, so a copy may share them
-        return TokenState(self.past, self.known, self.positions, self.window)
+        return TokenState(self.past, self.filled, self.positions, self.window)
 
     def restore(self, snapshot: Decoding) -> None:
         assert isinstance(snapshot, TokenState)
-        self.past, self.known, self.positions = snapshot.past, snapshot.known, snapshot.positions
+        self.past, self.filled, self.positions = snapshot.past, snapshot.filled, snapshot.positions
         self.pending = None
 
 
@@ -159,7 +160,7 @@ class _Counted:
         # of one type always, a copy: what is read-only would be compiled a second time
         nodes = np.array(np.broadcast_to(np.arange(ids.shape[1]), ids.shape) if at is None else at.numpy(), order="C")
         out = np.empty((*nodes.shape, self.vocabulary))
-        self._nodes(state.past, state.past.shape[1] - state.known, state.whole, ids, tree, parents is None,
+        self._nodes(state.past, state.past.shape[1] - state.filled, state.whole, ids, tree, parents is None,
                     nodes, out)
         state.pending = (ids, None if parents is None else tree)
         return out
@@ -432,7 +433,7 @@ class BlendedCounts(_Counted):
         `least`."""
         tokens = np.empty(length, np.int64)
         past = state.past[0]
-        n = kernel.blend_draft(self.tables, past, past.size - state.known[0], bool(state.whole[0]), self.window,
+        n = kernel.blend_draft(self.tables, past, past.size - state.filled[0], bool(state.whole[0]), self.window,
                                self.trust, self.work, least, tokens)
         return tokens[:n].tolist()
 

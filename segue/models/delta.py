@@ -141,14 +141,14 @@ def over(weights: Mapping[str, Tensor], have: Sequence[str], want: Sequence[str]
     """
     place = {key: at for at, key in enumerate(_numbered(have))}
     rows = torch.tensor([place.get(key, -1) for key in _numbered(want)])
-    known = rows >= 0
+    there = rows >= 0
     found = dict(weights)
     for name, value in weights.items():
         if name.split(".")[-2:-1] and name.split(".")[-2] in tables:
             if len(value) != len(have):
                 raise SegueError(f"'{name}' has {len(value):,} rows for {len(have):,} tokens: give a text for each")
             moved = value.new_zeros(len(want), *value.shape[1:])
-            moved[known] = value.detach()[rows[known]]
+            moved[there] = value.detach()[rows[there]]
             found[name] = moved
     return found
 

@@ -389,12 +389,12 @@ class GraphSequence(nn.Module):
         if self.position is not None:
             scales = None if tokens.scales is None else torch.from_numpy(tokens.scales).to(x.device)
             vectors = vectors + self.position(torch.from_numpy(tokens.level).to(x.device), scales)
-        known = rows >= 0
-        sequence = vectors[rows.clamp(min=0)] * known[..., None]
+        filled = rows >= 0
+        sequence = vectors[rows.clamp(min=0)] * filled[..., None]
         layout = Layout.of(sequence)
-        if not bool(known.all()) and not all(block.mixer.causal for block in self.stack.blocks):
-            starts = torch.zeros_like(known)  # padding is a document of its own, which what looks ahead does not see
-            starts[:, 1:] = known[:, :-1] & ~known[:, 1:]
+        if not bool(filled.all()) and not all(block.mixer.causal for block in self.stack.blocks):
+            starts = torch.zeros_like(filled)  # padding is a document of its own, which what looks ahead does not see
+            starts[:, 1:] = filled[:, :-1] & ~filled[:, 1:]
             layout = Layout.chain((rows.shape[0], rows.shape[1]), starts=starts)
         return self.stack.hidden(sequence, layout).flatten(0, 1)[torch.from_numpy(tokens.own).to(x.device)]
 

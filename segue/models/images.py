@@ -13,7 +13,7 @@ from segue.kernels.gumbel import straight_through
 from segue.mixers.longvq import Codebook
 
 
-def patches(width: int, factor: int, channels: int = 3) -> nn.Sequential:
+def patch_network(width: int, factor: int, channels: int = 3) -> nn.Sequential:
     """(B, channels, H, W) -> (B, width, H / factor, W / factor), each patch in the light of those around it."""
     return nn.Sequential(nn.Conv2d(channels, width, factor, factor), nn.GELU(), nn.Conv2d(width, width, 3, padding=1),
                          nn.GELU(), nn.Conv2d(width, width, 1))
@@ -39,7 +39,7 @@ class ImageTokenizer(nn.Module):
     def __init__(self, codes: int = 128, width: int = 64, code_width: int = 16, factor: int = 4) -> None:
         super().__init__()
         self.factor = factor
-        self.encoder = nn.Sequential(*patches(width, factor), nn.GELU(), nn.Conv2d(width, code_width, 1))
+        self.encoder = nn.Sequential(*patch_network(width, factor), nn.GELU(), nn.Conv2d(width, code_width, 1))
         self.codebook = Codebook(codes, code_width)
         self.decoder = nn.Sequential(nn.Conv2d(code_width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 1),
                                      nn.GELU(), nn.ConvTranspose2d(width, 3, factor, factor))
@@ -80,7 +80,7 @@ class FrameClassifier(nn.Module):
     def __init__(self, things: int, places: int, side: int, width: int = 32, factor: int = 4, size: int = 64) -> None:
         super().__init__()
         self.things = things
-        self.encoder = patches(width, factor)
+        self.encoder = patch_network(width, factor)
         self.narrow = nn.Linear(width * (side // factor) ** 2, size)
         self.head = nn.Linear(size, things + places)
 

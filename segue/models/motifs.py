@@ -24,10 +24,10 @@ def motif_convolution(allowed: np.ndarray, width: int | None = None, extra: int 
     if width < longest:
         raise SegueError(f"patterns of {longest} letters do not fit into filters of width {width}: widen them")
     convolution = nn.Conv1d(letters, count + extra, width)
-    known = torch.from_numpy(allowed.astype(np.float32)).transpose(1, 2)
+    table = torch.from_numpy(allowed.astype(np.float32)).transpose(1, 2)
     with torch.no_grad():
-        convolution.weight[:count] = F.pad(known, (0, width - longest))
-        convolution.bias[:count] = 0.5 - known.amax(1).sum(1)  # type: ignore[index]
+        convolution.weight[:count] = F.pad(table, (0, width - longest))
+        convolution.bias[:count] = 0.5 - table.amax(1).sum(1)  # type: ignore[index]
     return convolution
 
 
@@ -43,21 +43,21 @@ class ConvClassifier(nn.Module):
     def __init__(self, letters: int, classes: int = 2, filters: int = 64, width: int = 8, hidden: int = 64,
                  dropout: float = 0.3, motifs: np.ndarray | None = None) -> None:
         super().__init__()
-        known = 0 if motifs is None else len(motifs)
-        if known > filters or (motifs is not None and motifs.shape[2] != letters):
+        count = 0 if motifs is None else len(motifs)
+        if count > filters or (motifs is not None and motifs.shape[2] != letters):
             raise SegueError(f"patterns of shape {getattr(motifs, 'shape', ())} do not fit {filters} filters over "
                              f"{letters} letters: give as many filters, and patterns (F, width, V)")
         self.letters, self.width = letters, width
         self.first = nn.Conv1d(letters, filters, width) if motifs is None else \
-            motif_convolution(motifs, width, filters - known)
+            motif_convolution(motifs, width, filters - count)
         self.second = nn.Conv1d(filters, hidden, width)
         self.dense = nn.Sequential(nn.Linear(2 * (filters + hidden), hidden), nn.ReLU(), nn.Dropout(dropout))
         self.head = nn.Linear(hidden, classes)
 
     def hidden(self, tokens: Tensor, layout: Layout | None = None) -> Tensor:
         """(B, T) ids -> (B, T, hidden), the same at every place."""
-        known = F.one_hot(tokens.clamp(max=self.letters), self.letters + 1)[..., : self.letters]
-        x = known.to(self.first.weight.dtype).transpose(1, 2)
+        one_hot = F.one_hot(tokens.clamp(max=self.letters), self.letters + 1)[..., : self.letters]
+        x = one_hot.to(self.first.weight.dtype).transpose(1, 2)
         behind = (0, self.width - 1)  # a pattern is found where it begins
         found = F.relu(self.first(F.pad(x, behind)))
         around = F.relu(self.second(F.pad(found, behind)))

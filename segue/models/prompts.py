@@ -318,7 +318,7 @@ class Prompted(nn.Module):
     backbone: any stack; of mixers that read both ways other than attention, each layer reads its prompt in front of the
     sequence. prompts: see `SOURCES`.
     The query is the mean of the hidden vectors that the backbone itself gives, without a prompt: over the elements that
-    the layout marks as prompt (`Batch.prompt`, `Batch.known`), where it marks any, else over the whole row.
+    the layout marks as prompt (`Batch.prompt`, `Batch.as_prompts`), where it marks any, else over the whole row.
 
     As the backbone of a `Classifier` (`hidden`) the whole row may have its say, since what is asked stands at its end.
     As a language model (calling it) only a marked beginning chooses; it is itself read without a prompt up to its last

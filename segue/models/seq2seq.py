@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_folder, read_json, write_json
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State, gather_nodes
+from segue.mixers.state import Layout, State, gather_nodes, within
 from segue.models.base import Decoding, Output, check_prompt
 from segue.models.stack import Stack, StackConfig
 
@@ -110,7 +110,7 @@ class Prompts:
         self.lengths = begins.long().argmax(1)
         longest = int(self.lengths.max())
         count = max(1, int(((n if ends is None else ends) - self.lengths).max()))
-        self.real = torch.arange(longest, device=device) < self.lengths[:, None]
+        self.real = within(self.lengths, longest)
         self.source = tokens[:, :longest].masked_fill(~self.real, 0)
         self.node = torch.arange(count, device=device).expand(len(tokens), -1)
         self.layout = Layout(self.node + self.lengths[:, None])

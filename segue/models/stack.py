@@ -136,8 +136,8 @@ class StackConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StackConfig:
-        known = {f.name for f in fields(cls)}
-        if unknown := set(values) - known:
+        names = {f.name for f in fields(cls)}
+        if unknown := set(values) - names:
             raise SegueError(f"the model's config has unknown entries {sorted(unknown)}: "
                              "was it written by a newer segue?")
         try:

@@ -72,9 +72,9 @@ class Batch:
     def rows(self, which: slice | Tensor) -> Batch:
         return self.map(lambda x: x[which])
 
-    def known(self) -> Batch:
-        """The batch with each row, up to its last predicted element, marked as a prompt: all of it is known when that
-        is asked for (a classifier's rows, padded behind), see `segue.models.prompts`."""
+    def as_prompts(self) -> Batch:
+        """The batch with each row, up to its last predicted element, marked as a prompt: all of it stands there
+        when that is asked for (a classifier's rows, padded behind), see `segue.models.prompts`."""
         return replace(self, prompt=(self.targets >= 0).int().flip(1).cummax(1).values.flip(1).bool())
 
     def map(self, change) -> Batch:  # type: ignore[no-untyped-def]

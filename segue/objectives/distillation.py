@@ -25,12 +25,12 @@ class Distillation:
         asked = batch.targets >= 0
         logits = model(batch.tokens, batch.layout).logits[asked].float()
         with torch.no_grad():
-            known = self.teacher.to(batch.tokens.device)(batch.tokens, batch.layout).logits[asked].float()
-        if known.shape != logits.shape:
-            raise SegueError(f"a teacher of {known.shape[-1]} elements cannot teach a model of {logits.shape[-1]}: "
+            taught = self.teacher.to(batch.tokens.device)(batch.tokens, batch.layout).logits[asked].float()
+        if taught.shape != logits.shape:
+            raise SegueError(f"a teacher of {taught.shape[-1]} elements cannot teach a model of {logits.shape[-1]}: "
                              "both need the same codec")
         nats = F.cross_entropy(logits, batch.targets[asked], reduction="sum")
-        apart = F.kl_div((logits / self.temperature).log_softmax(-1), (known / self.temperature).log_softmax(-1),
+        apart = F.kl_div((logits / self.temperature).log_softmax(-1), (taught / self.temperature).log_softmax(-1),
                          reduction="sum", log_target=True)
         total = (1 - self.part) * nats + self.part * self.temperature**2 * apart
         return Loss(total, {"nats": nats.detach(), "distillation": apart.detach()}, batch.count)

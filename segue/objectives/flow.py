@@ -40,15 +40,16 @@ class FlowMatching:
         x = self.flow.noised(clean, noise, t, asked)
         if self.blur:
             x = torch.where(asked[..., None], x, x + self.blur * normal())
-        said = model(x, t, asked, batch.layout, {name: self.told(name, ids) for name, ids in batch.channels.items()})
+        told = {name: self.told(name, ids, own) for name, ids in batch.channels.items()}
+        said = model(x, t, asked, batch.layout, told)
         total = (said - (clean - noise))[asked].square().mean(-1).sum()
         return Loss(total, {"nats": total.detach()}, batch.count)
 
-    def told(self, name: str, ids: Tensor) -> Tensor:
+    def told(self, name: str, ids: Tensor, generator: torch.Generator) -> Tensor:
         """The ids (B, ...) of a condition, without those of the rows in which it is left out."""
         if name not in self.drop:
             return ids
-        left = torch.rand(len(ids), device=ids.device) < self.drop[name]
+        left = torch.rand(len(ids), generator=generator, device=ids.device) < self.drop[name]
         return torch.where(left.view(-1, *[1] * (ids.dim() - 1)), -1, ids)
 
 

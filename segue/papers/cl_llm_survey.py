@@ -106,10 +106,10 @@ def once(arm: str, strength: float, weights: str, seed: int, steps: int, small: 
         all_rows = Batch.join([each.train for each in stream])
         order = torch.from_numpy(np.random.default_rng(seed).permutation(len(all_rows.targets))[:size])
         whole = [Experience("the others at once", all_rows.rows(order), stream[-1].test)]
-        bits = go_on(model, whole, strategy, known=stream, **schedule).scores[:, : len(stream)]
+        bits = go_on(model, whole, strategy, learned=stream, **schedule).scores[:, : len(stream)]
         return {"final": float(bits[-1].mean()), "forgetting": None, "transfer": None, "new": None,
                 "first": bits[:, 0].tolist()}
-    matrix = go_on(model, stream[1:], strategy, known=stream[:1], **schedule)
+    matrix = go_on(model, stream[1:], strategy, learned=stream[:1], **schedule)
     bits = matrix.scores
     return {"final": matrix.average, "forgetting": matrix.mean_forgetting, "transfer": matrix.backward_transfer,
             "new": float(np.mean([bits[i, i] for i in range(1, len(stream))])), "first": bits[:, 0].tolist()}

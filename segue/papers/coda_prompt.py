@@ -60,7 +60,8 @@ def common(small: bool) -> Batch:
         at = int(draw.integers(max(1, len(text) - CHARACTERS)))
         pieces.append(text[at : at + CHARACTERS])
     ids = codec("code", None, small).encode_many(pieces)
-    return Batch.labelled([row.tolist() for row in ids if len(row)], [0] * sum(len(row) > 0 for row in ids), 40).known()
+    rows = [row.tolist() for row in ids if len(row)]
+    return Batch.labelled(rows, [0] * len(rows), 40).as_prompts()
 
 
 class Standardised(LinearHead):
@@ -91,7 +92,7 @@ def source(arm: str, size: int) -> Prompts:
 def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float, epochs: int,
           tuning: bool = False) -> list[float]:
     """Accuracy over all classes at the end, and mean forgetting of all experiences but the last."""
-    found = {part: rows.known() for part, rows in batches("code", None, small).items()}
+    found = {part: rows.as_prompts() for part, rows in batches("code", None, small).items()}
     classes, group = corpus("code", None, small).classes, corpus("code", None, small).group
     stack, rows = backbone(weights, seed).eval(), common(small)
     prompted = Prompted(stack, source(arm, size))

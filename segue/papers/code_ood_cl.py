@@ -78,7 +78,7 @@ def names_right(model: nn.Module, each: Experience) -> tuple[int, int]:
 
 
 def learned(model: nn.Module, stream: Sequence[Experience], strategy: Strategy, seed: int,
-            known: Sequence[Experience] = (), rate: float = 1e-3, **choices: Any) -> tuple[ScoreMatrix, np.ndarray]:
+            learned: Sequence[Experience] = (), rate: float = 1e-3, **choices: Any) -> tuple[ScoreMatrix, np.ndarray]:
     """The matrix of bits per character, and that of how many of the names behind a dot are right."""
     right: list[float] = []
 
@@ -87,7 +87,7 @@ def learned(model: nn.Module, stream: Sequence[Experience], strategy: Strategy, 
         right.append(hits / max(1, sites))
         return bits_per_element(model, each, seen)
 
-    matrix = learn_stream(model, stream, strategy, rows=ROWS, rate=rate, seed=seed, measure=measure, known=known,
+    matrix = learn_stream(model, stream, strategy, rows=ROWS, rate=rate, seed=seed, measure=measure, learned=learned,
                           named="bits per character", higher_is_better=False, **choices)
     return matrix, np.array(right).reshape(matrix.scores.shape)
 

@@ -135,7 +135,7 @@ def right(programs: Texts, tasks: Sequence[Sequence[Step]], seed: int, lists: in
     random = Random(f"lists {seed}")
     numbers = [[random.randint(0, 20) for _ in range(random.randint(8, 16))] for _ in range(lists)]
     calls = [[list(each), row] for each in (*programs, *map(program, tasks)) for row in numbers]
-    values = Sandbox(seconds=2.0, strikes=8).run(SOURCE, "evaluate", calls)
+    values = Sandbox(seconds=2.0, strikes=8, needs=()).run(SOURCE, "evaluate", calls)
     own, want = values[: len(programs) * lists], values[len(programs) * lists :]
     same = [a.ok and b.ok and a.value == b.value for a, b in zip(own, want)]
     return [all(same[i * lists : (i + 1) * lists]) for i in range(len(programs))]

@@ -46,17 +46,17 @@ TRIGRAMS, NETWORK = "perplexity (trigrams)", "perplexity (GRU)"
 FEATURES = {"n-grams": "hashed n-grams", "GRU": "a GRU's vectors"}
 
 
-def drop(texts: Texts, level: float, known: Texts, draw: np.random.Generator) -> Texts:
+def drop(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
     return [[word for word in text if draw.random() >= level] or text[:1] for text in texts]
 
 
-def loop(texts: Texts, level: float, known: Texts, draw: np.random.Generator) -> Texts:
+def loop(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
     """The end of each text says the words before it over and over."""
     kept = WORDS - round(level * WORDS)
     return [[*text[:kept], *(text[kept - REPEATED : kept] * WORDS)[: WORDS - kept]] for text in texts]
 
 
-def shuffle(texts: Texts, level: float, known: Texts, draw: np.random.Generator) -> Texts:
+def shuffle(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
     """So many words of each text trade places."""
     found = []
     for text in texts:
@@ -68,22 +68,22 @@ def shuffle(texts: Texts, level: float, known: Texts, draw: np.random.Generator)
     return found
 
 
-def cut(texts: Texts, level: float, known: Texts, draw: np.random.Generator) -> Texts:
+def cut(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
     return [text[: WORDS - round(level * WORDS)] for text in texts]
 
 
-def exchange(texts: Texts, level: float, known: Texts, draw: np.random.Generator) -> Texts:
+def exchange(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
     """Words give way to words drawn by their frequency."""
-    words = [word for text in known for word in text]
+    words = [word for text in learned for word in text]
     return [[words[draw.integers(len(words))] if draw.random() < level else word for word in text] for text in texts]
 
 
-def copy(texts: Texts, level: float, known: Texts, draw: np.random.Generator) -> Texts:
+def copy(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
     """So many texts give way to texts that were learned from."""
-    return [known[i] if i < level * len(texts) else text for i, text in enumerate(texts)]
+    return [learned[i] if i < level * len(texts) else text for i, text in enumerate(texts)]
 
 
-def same(texts: Texts, level: float, known: Texts, draw: np.random.Generator) -> Texts:
+def same(texts: Texts, level: float, learned: Texts, draw: np.random.Generator) -> Texts:
     """So many texts give way to one and the same."""
     return [texts[-1] if i < level * len(texts) else text for i, text in enumerate(texts)]
 
@@ -118,22 +118,22 @@ def words_of(name: str, folder: Path | None) -> list[str]:
 
 @cache
 def parts(name: str, folder: Path | None, count: int, seed: int) -> dict[str, Texts]:
-    """Windows of words: `made`, which are damaged, `real` ones to compare with, and `known` ones that were learned
+    """Windows of words: `made`, which are damaged, `real` ones to compare with, and `learned` ones that were learned
     from."""
     words = words_of(name, folder)
     windows = [words[at : at + WORDS] for at in range(0, len(words) - WORDS + 1, WORDS)]
     order = np.random.default_rng(seed).permutation(len(windows)).tolist()
     mixed = [windows[i] for i in order]
-    return {"made": mixed[:count], "real": mixed[count : 2 * count], "known": mixed[2 * count :]}
+    return {"made": mixed[:count], "real": mixed[count : 2 * count], "learned": mixed[2 * count :]}
 
 
 class Reader:
-    """What reads words: a count model and a GRU over the commonest ones, fitted on the known texts."""
+    """What reads words: a count model and a GRU over the commonest ones, fitted on the learned texts."""
 
-    def __init__(self, known: Texts, steps: int, seed: int) -> None:
-        common = Counter(word for text in known for word in text).most_common(TOP - 1)
+    def __init__(self, learned: Texts, steps: int, seed: int) -> None:
+        common = Counter(word for text in learned for word in text).most_common(TOP - 1)
         self.number = {word: i for i, (word, _) in enumerate(common, 1)}
-        rows = [self.ids(text) for text in known]
+        rows = [self.ids(text) for text in learned]
         self.counts = CountModel(TOP, 2, "kneser-ney").fit(rows)
         torch.manual_seed(seed)
         self.network = Stack(StackConfig(TOP + 1, WIDTH, ["gru"]))
@@ -168,7 +168,8 @@ class Reader:
         return embed(self.network, [self.ids(text) for text in texts]).astype(float)
 
 
-reader = cache(lambda name, folder, count, seed, steps: Reader(parts(name, folder, count, seed)["known"], steps, seed))
+reader = cache(lambda name, folder, count, seed, steps: Reader(parts(name, folder, count, seed)["learned"], steps,
+                                                              seed))
 
 
 def panel(name: str, corruption: str, folder: Path | None, count: int, steps: int, seed: int
@@ -181,9 +182,9 @@ def panel(name: str, corruption: str, folder: Path | None, count: int, steps: in
     real = {kind: extract(given["real"]) for kind, extract in features.items()}
     found: dict[str, list[float]] = {}
     for level in LEVELS:
-        whole = CORRUPTIONS[corruption](given["made"], level, given["known"], np.random.default_rng([seed, 1]))
+        whole = CORRUPTIONS[corruption](given["made"], level, given["learned"], np.random.default_rng([seed, 1]))
         texts = whole[::EACH]
-        rows = {"samples": texts, "references": given["made"][::EACH], "known": given["known"]}
+        rows = {"samples": texts, "references": given["made"][::EACH], "learned": given["learned"]}
         values = {metric: METRICS[metric].compute(*(rows[need] for need in METRICS[metric].needs))
                   for metric in CLAIMS if metric in METRICS and metric not in PREDICTIONS}
         values |= {TRIGRAMS: METRICS["perplexity"].compute(read.counted(texts)),
@@ -200,10 +201,10 @@ def panel(name: str, corruption: str, folder: Path | None, count: int, steps: in
 def predictions(name: str, corruption: str, folder: Path | None, count: int, seed: int) -> dict[str, list[float]]:
     """Every metric of predictions, of a model of four letters' past, at every level."""
     given = parts(name, folder, count, seed)
-    joined = {part: " ".join(word for text in given[part] for word in text) for part in ("known", "real")}
-    alphabet = sorted(set(joined["known"] + joined["real"]))
+    joined = {part: " ".join(word for text in given[part] for word in text) for part in ("learned", "real")}
+    alphabet = sorted(set(joined["learned"] + joined["real"]))
     text = {part: np.array([alphabet.index(letter) for letter in letters]) for part, letters in joined.items()}
-    model, targets = CountModel(len(alphabet), 4, "kneser-ney").fit([text["known"]]), text["real"][: 4 * count]
+    model, targets = CountModel(len(alphabet), 4, "kneser-ney").fit([text["learned"]]), text["real"][: 4 * count]
     chances = model.predictions(targets)
     found: dict[str, list[float]] = {}
     for level in LEVELS:

@@ -88,7 +88,7 @@ def labelled(family: str, count: int, random: Random, wrong: float = 0.0) -> lis
 def checkers(seed: int, tests: int, support: float, families: Sequence[str],
              ) -> tuple[dict[str, list[str]], dict[str, float]]:
     """The functions that survive for each family, and how they agree with the true verifier, before and after."""
-    random, sandbox, kept = Random(f"functions {seed}"), Sandbox(seconds=2.0), dict[str, list[str]]()
+    random, sandbox, kept = Random(f"functions {seed}"), Sandbox(seconds=2.0, needs=()), dict[str, list[str]]()
     before, after, good, always = list[float](), list[float](), list[bool](), 0
     for family in families:
         written = sources(family, random)
@@ -125,7 +125,7 @@ def instructed(values: Sequence[Value], seed: int, families: Sequence[str]) -> l
 
 def broken(values: Sequence[Value], kept: dict[str, list[str]]) -> list[str]:
     """For each answer, a constraint that at least half of its functions find broken, or that has none."""
-    sandbox, why = Sandbox(seconds=2.0), [""] * len(values)
+    sandbox, why = Sandbox(seconds=2.0, needs=()), [""] * len(values)
     asked = [(i, *constraint) for i, value in enumerate(values)
              for constraint in Instruction.read(value["prompt"]).constraints]
     for family in kept:

@@ -96,6 +96,7 @@ class RingSchedule:
         return (rank - self.shift * step) % self.ranks
 
     def computed(self, rank: int, step: int) -> Block | None:
+        """What a rank computes at a step, None where nothing is left or seen."""
         if step >= self.ranks:
             return None
         owner = self.held(rank, step)
@@ -162,7 +163,7 @@ class RingSchedule:
 
     def __str__(self) -> str:
         """A line for each step, a column for each rank: what it computes, and what it sends."""
-        def told(rank: int, step: Step) -> str:
+        def told(step: Step) -> str:
             block = step.block
             does = "-" if block is None else (f"Q{block.queries}{'b' if block.late else ''}"
                                               f"K{block.keys}{'a' if block.early else ''}{'/' if block.causal else ''}")
@@ -171,7 +172,7 @@ class RingSchedule:
             return " ".join([does, *sends])
 
         plans = [self.plan(rank) for rank in range(self.ranks)]
-        rows = [[told(rank, plan[index]) for rank, plan in enumerate(plans)] for index in range(len(plans[0]))]
+        rows = [[told(plan[index]) for plan in plans] for index in range(len(plans[0]))]
         widths = [max(map(len, column)) for column in zip(*rows)]
         lines = [f"{index:>2}  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
                  for index, row in enumerate(rows)]

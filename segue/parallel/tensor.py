@@ -108,6 +108,8 @@ class TensorParallel(Forms, nn.Module):
         return self.stack.head
 
     def hidden(self, tokens: Tensor, layout: Layout, state: State | None = None) -> Tensor:
+        if state is not None:
+            raise SegueError("a stack that is cut by heads reads whole sequences: continue with the stack itself")
         x = self.stack.embed(tokens, layout.positions)
         for block in self.stack.blocks:
             x = block(x, partial(self.mix, layout=layout))

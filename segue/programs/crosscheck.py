@@ -57,7 +57,8 @@ def cross_validate(functions: Iterable[str], cases: Iterable[Case], sandbox: San
                    least_cases: int = 10) -> CrossCheck:
     """Keep the cases that some functions reproduce, and the functions that are right about most of those.
 
-    functions: sources that define `function`; cases may be noisy. accuracy: the least of a kept function, on the kept
+    functions: sources that define `function`; cases may be noisy. sandbox: default `Sandbox()`, which refuses
+    machines without a wall of the kernel. accuracy: the least of a kept function, on the kept
     cases. support: a case is kept if more than this share of the functions reproduce it (0, the paper's: one does), and
     one at all. A function that says the same of all of them is dropped, though they may mostly expect that. All is
     dropped below `least_functions` different functions that load or `least_cases` different cases, and where the kept

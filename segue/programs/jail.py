@@ -1,8 +1,8 @@
 """What runs inside the sandbox (`segue.programs.sandbox`): one function that is not trusted, on many inputs, in a
 process of its own. A script of the standard library alone; it imports nothing of Segue.
 
-It reads one JSON line, {"source", "function", "calls", "imports", "memory", "seconds"}, says which walls stand, and
-answers each call with one line, {"value"} or {"error"}.
+It reads one JSON line, {"source", "function", "calls", "imports", "needs", "memory", "seconds"}, says which walls
+stand, ends where one that it needs does not, and answers each call with one line, {"value"} or {"error"}.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ def main() -> None:
         os.write(out, json.dumps(answer).encode() + b"\n")
 
     tell({"walls": [*walls, "interpreter"]})
+    if not {*job["needs"]} <= {*walls, "interpreter"}:
+        return
     sys.stdout = sys.stderr = io.StringIO()
     own = {name: value for name, value in vars(builtins).items() if name not in FORBIDDEN}
     own["__import__"] = importer(set(job["imports"]))

@@ -39,19 +39,22 @@ class Sandbox:
     """Runs Python source that is not trusted.
 
     seconds: for each call. memory: bytes for the process. imports: modules of the standard library that the source may
-    import. strikes: so many calls that end their process (by looping, say) end the function.
+    import. strikes: so many calls that end their process (by looping, say) end the function. needs: walls without which
+    nothing is run; () for programs that mean no harm, so that they run anywhere.
     walls, once something ran: "kernel" where it refuses all system calls but those of computing (Linux on x86-64 and
-    ARM), and "interpreter", whose hooks refuse what it reports of. Without the first, only run what means no harm.
+    ARM), and "interpreter", whose hooks refuse what it reports of, and which a program can get around.
     """
 
     seconds: float = 5.0
     memory: int = 256 * 2**20
     imports: Sequence[str] = IMPORTS
     strikes: int = 2
+    needs: Sequence[str] = ("kernel",)
     walls: tuple[str, ...] = field(default=(), init=False)
 
     def run(self, source: str, function: str, calls: Sequence[Sequence[Any]]) -> list[Outcome]:
-        """The outcome of each call, of one function with these JSON arguments; each process begins anew."""
+        """The outcome of each call, of one function with these JSON arguments; each process begins anew.
+        A SegueError where a wall that it needs does not stand."""
         if os.name != "posix":
             raise SegueError("the sandbox needs Linux or macOS: run programs that are not trusted there")
         outcomes: list[Outcome] = []
@@ -64,7 +67,7 @@ class Sandbox:
     def _process(self, source: str, function: str, calls: list[Sequence[Any]]) -> list[Outcome]:
         """The outcomes up to the call that ended the process, that one too."""
         job = {"source": source, "function": function, "calls": calls, "imports": list(self.imports),
-               "memory": self.memory, "seconds": self.seconds}
+               "needs": list(self.needs), "memory": self.memory, "seconds": self.seconds}
         child = subprocess.Popen([sys.executable, "-I", "-S", str(Path(__file__).with_name("jail.py"))],
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env={},
                                  cwd="/", close_fds=True, start_new_session=True)
@@ -81,6 +84,9 @@ class Sandbox:
                 raise SegueError(f"the sandbox did not start ({start['error']}): give it more memory than "
                                  f"{self.memory} bytes")
             self.walls = tuple(start["walls"])
+            if missing := [wall for wall in self.needs if wall not in self.walls]:
+                raise SegueError(f"there is no {missing[0]} wall here around programs that are not trusted (Linux on "
+                                 "x86-64 and ARM has one): run them there or, if they mean no harm, with needs=()")
             loaded = lines.next(self.seconds)
             if "error" in loaded:
                 return [Outcome(error=loaded["error"])] * len(calls)

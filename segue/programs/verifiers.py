@@ -110,6 +110,12 @@ def postscript(text: str, postscript_marker: str) -> bool:
     return bool(re.search(pattern, text.lower()))
 
 
+def title(line: str) -> bool:
+    """Whether something stands between the line's first << and its last >>."""
+    begin, end = line.find("<<"), line.rfind(">>")
+    return 0 <= begin <= end - 3 and bool(line[begin : end + 2].lstrip("<").rstrip(">").strip())
+
+
 def highlights(text: str, num_highlights: int) -> bool:
     once = [mark for mark in re.findall(r"\*[^\n*]*\*", text) if mark.strip("*").strip()]
     twice = [mark for mark in re.findall(r"\*\*[^\n*]*\*\*", text) if mark[2:-2].strip()]
@@ -146,8 +152,8 @@ VERIFIERS: dict[str, Verifier] = {
     "length_constraints:number_paragraphs": paragraphs,
     "length_constraints:number_words": lambda text, num_words, relation: compare(words(text), relation, num_words),
     "length_constraints:nth_paragraph_first_word": first_word,
-    "detectable_content:number_placeholders": lambda text, num_placeholders: len(
-        re.findall(r"\[.*?\]", text)) >= num_placeholders,
+    "detectable_content:number_placeholders": lambda text, num_placeholders: sum(
+        map(bool, re.findall(r"\[[^]\n]*+(]?)", text))) >= num_placeholders,  # one scan, over what is never closed too
     "detectable_content:postscript": postscript,
     "detectable_format:number_bullet_lists": lambda text, num_bullets: len(
         found(r"^[^\S\n]*+\*[^*].*$", text) + found(r"^[^\S\n]*+-.*$", text)) == num_bullets,
@@ -156,8 +162,7 @@ VERIFIERS: dict[str, Verifier] = {
     "detectable_format:multiple_sections": lambda text, section_spliter, num_sections: len(
         re.findall(rf"\s?{re.escape(section_spliter.strip())}\s?\d+\s?", text)) >= num_sections,
     "detectable_format:json_format": json_format,
-    "detectable_format:title": lambda text: any(
-        title.lstrip("<").rstrip(">").strip() for title in re.findall(r"<<[^\n]+>>", text)),
+    "detectable_format:title": lambda text: any(map(title, text.split("\n"))),
     "combination:two_responses": two_responses,
     "combination:repeat_prompt": lambda text, prompt_to_repeat: text.strip().lower().startswith(
         prompt_to_repeat.strip().lower()),

@@ -94,8 +94,8 @@ class Reread:
         above = torch.arange(-1, n - 1).expand(tokens.shape) if parents is None else parents
         logits: list[Tensor] = []
         hidden: list[Tensor] = []
-        for said, known, row, parent in zip(state.past, state.known, tokens.tolist(), above.tolist()):
-            before, found = said[len(said) - known :].tolist(), list[tuple[Tensor, Tensor]]([None] * n)  # type: ignore[list-item]
+        for said, filled, row, parent in zip(state.past, state.filled, tokens.tolist(), above.tolist()):
+            before, found = said[len(said) - filled :].tolist(), list[tuple[Tensor, Tensor]]([None] * n)  # type: ignore[list-item]
             for leaf in set(range(n)) - set(parent):
                 path = [leaf]
                 while parent[path[-1]] >= 0:

@@ -91,10 +91,10 @@ class Plan:
 
     def with_(self, **choices: Any) -> Plan:
         """This plan with other entries; a SegueError where one has no such name, type or size."""
-        known = [f.name for f in fields(self)]
+        entries = [f.name for f in fields(self)]
         for name, value in choices.items():
-            if name not in known:
-                raise SegueError(f"there is no '{name}' to choose: choose from {', '.join(known)}")
+            if name not in entries:
+                raise SegueError(f"there is no '{name}' to choose: choose from {', '.join(entries)}")
             example = 4 * self.width if name == "hidden" else getattr(self, name)
             if not same_type(value, example):
                 raise SegueError(f"{name} cannot be {value!r}: it is, for example, {example!r}")

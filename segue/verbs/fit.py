@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from segue.data import Data, TokenStore
 from segue.data.options import named
 from segue.errors import SegueError
 from segue.files import read_json, workspace, write_json, write_picture
-from segue.kinds import Codec, Kind
+from segue.kinds import Codec
 from segue.kinds.nucleotides import variation
 from segue.mixers import MIXERS
 from segue.models import Stack, StackConfig, expand_pattern
@@ -31,7 +32,7 @@ from segue.models.cloze import ClozeModel
 from segue.models.stack import both_ways
 from segue.objectives import ANY_ORDER, BOTH_WAYS, Distillation, Objective, objective_named
 from segue.training import distributed
-from segue.training.batches import Batches
+from segue.training.batches import Batches, Store
 from segue.training.evaluate import bound, score
 from segue.training.loop import Run, deterministic, reader_of
 from segue.training.pruning import Prune
@@ -74,13 +75,6 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
 
     Raises SegueError where the data are too few to learn from, or `out` holds something else.
     """
-    if objective == "timed":
-        from segue.verbs.timed import fit_timed
-
-        if known is not None or split is not None:
-            raise SegueError("a model of times takes no known= and no split=: leave them out")
-        return fit_timed(data, out=out, minutes=minutes, steps=steps, mixer=mixer, seed=seed, held_out=held_out,
-                         codec=codec, quiet=quiet, save_seconds=save_seconds, kind=kind, device=device, **choices)
     begin = time.monotonic()
     minutes = dial(minutes, steps, MINUTES)
     distributed.join()
@@ -91,59 +85,43 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     data, folder = as_data(data, kind), None if out is None else Path(out)
     if mixer is not None:
         choices["mixer"] = mixer
-    mix = mix and objective not in ANY_ORDER
     if held_out is not None and split is not None:
         raise SegueError("held_out is data to measure on, and split a way to hold some out: give one of them")
     codec_options = {name: choices.pop(name) for name in {*CODEC_OPTIONS, *named(data.kind.codec)} & choices.keys()}
-    check_choices(codec, objective, known, choices)  # refused before anything is measured or written
-    teacher = open_teacher(choices["teacher"], objective) if choices.get("teacher") else None
-    codec = codec or (None if teacher is None else teacher.codec)
+    sort: type[Job] = Job
+    if objective == "timed":
+        from segue.verbs.timed import TimedJob as sort
+    job = sort(data, minutes, seed, choices, codec, codec_options, held_out, split, objective, known, mix)
     request = json.loads(json.dumps({
         "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
-        **({} if mix else {"mix": False}), **({} if objective == "next" else {"objective": objective}),
-        **({} if known is None else {"known": known}), **({} if split is None else {"split": split}),
-        "codec": codec_options if codec is None else {"given": str(codec), "size": codec.size}}, default=str))
+        "codec": codec_options if job.given is None else {"given": str(job.given), "size": job.given.size},
+        **job.settings()}, default=str))
     if folder is not None and (done := finished(folder, request)) is not None:
         return done
 
     with workspace(None if folder is None else folder / "training") as work:
         with removed_if_refused(work):
             if distributed.rank() == 0:
-                prepare(work, request, data, held_out, codec, codec_options, split)
+                job.prepare(work, request)
             distributed.barrier()
-            codec, where = Codec.load(work / "codec"), place(device)
-            if known is not None:
-                choices["known"] = known_ids(codec, known)
-            train, held = (TokenStore.open(work / name) for name in ("train", "held"))
-            vary = variation(codec, bool(choices.get("strands")))
-            teaching = objective_named(objective, codec.eos, codec.spelling, choices.get("known", ())) \
-                if teacher is None else \
-                Distillation(teacher.model, choices.get("distil", Plan.distil))
-            parts = mixed.part(train, codec.size, seed) if mix and distributed.world() == 1 else None
-            given = {**choices, "objective": objective, "seed": seed, **({} if steps is None else {"steps": steps})}
-            deadline = math.inf if minutes is None else \
-                begin + 60 * minutes - (0.0 if parts is None else mixed.reserve(train, held, codec.size, minutes))
-            plan, why = planned(work, train, codec, minutes, deadline, given, where, teaching)
-            model = build(plan).to(where)
-            reader_of(model, plan, teaching)  # refused before the first step
+            job.open(work)
+            where = place(device)
+            plan, why = planned(work, job, begin, {
+                **choices, "objective": objective, "seed": seed, **({} if steps is None else {"steps": steps})}, where)
+            model = job.build(plan).to(where)
+            reader_of(model, plan, job.teaching)  # refused before the first step
         line = describe(plan, why)
         if not quiet and distributed.rank() == 0:
             print(line, file=sys.stderr)
-        with closing(Batches(train if parts is None else parts.store, plan.context, plan.rows, plan.seed,
-                             model.resettable, vary)) as batches:
-            run = Run(model, batches, plan, objective=teaching, strategy=Prune(plan.prune) if plan.prune else None,
-                      folder=None if folder is None else work, key=key_of(request), held_out=in_passing(held, plan),
+        vary = variation(job.codec, bool(choices.get("strands")))
+        with closing(Batches(job.source, plan.context, plan.rows, plan.seed, model.resettable, vary)) as batches:
+            run = Run(model, batches, plan, objective=job.teaching, strategy=Prune(plan.prune) if plan.prune else None,
+                      folder=None if folder is None else work, key=key_of(request), held_out=job.in_passing(plan),
                       save_seconds=save_seconds)
             run.train(quiet=quiet)
-        report = report_of(run, plan, train, request, line)
-        fitted = completed(model.eval(), codec, data.kind, report, plan, train, held, parts, minutes)
+        fitted = job.completed(model.eval(), plan, report_of(run, plan, job.train, request, line))
         if distributed.rank() == 0:
-            every = held_data(data, held_out, split)[1]
-            unseen = sample(every, mixed.scored(codec.size, minutes) / len(held.tokens))
-            scores = fitted.scored(unseen, strange=unknown(codec, unseen))
-            if len(unseen) < len(every):
-                scores.notes.append(f"a sample of the {len(every):,} held-out documents: evaluate scores all")
-            fitted.report.values["held_out"] = scores.to_dict()
+            fitted.report.values["held_out"] = job.scores(fitted)
             if folder is not None:
                 fitted.save(folder)
                 write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
@@ -151,6 +129,123 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                 shutil.rmtree(work)
         distributed.barrier()
         return fitted.to("cpu")
+
+
+@dataclass
+class Job:
+    """What `fit` was asked for, and what depends on the sort of model: here one of tokens; `segue.verbs.timed` has one
+    of events in time. `fit` calls the methods in their order; what cannot be done is refused when it is made.
+
+    Fields are as the arguments of `fit`; given: the codec to use, from the caller or the teacher. `open` sets codec,
+    train and held (the tokens), source (what rows are made of), teaching (the objective), and reserve, the seconds of
+    the dial that are needed after the last step.
+    """
+
+    data: Data
+    minutes: float | None
+    seed: int
+    choices: dict[str, Any]
+    given: Codec | None
+    codec_options: dict[str, Any]
+    held_out: Any
+    split: str | None
+    objective: str
+    known: Any
+    mix: bool
+
+    boundary = True  # whether begins and ends of documents are tokens
+    teacher: Fitted | None = field(default=None, init=False)
+    codec: Codec = field(init=False)
+    train: TokenStore = field(init=False)
+    held: TokenStore = field(init=False)
+    source: Store = field(init=False)
+    teaching: Objective = field(init=False)
+    reserve: float = field(default=0.0, init=False)
+    parts: mixed.Parts | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.mix = self.mix and self.objective not in ANY_ORDER
+        check_choices(self.given, self.objective, self.choices)
+        objective_named(self.objective, known=() if self.known is None else (0,))
+        if self.choices.get("teacher"):
+            self.teacher = open_teacher(self.choices["teacher"], self.objective)
+            self.given = self.given or self.teacher.codec
+
+    def settings(self) -> dict[str, Any]:
+        """What a request says beside what all say."""
+        return {**({} if self.mix else {"mix": False}),
+                **({} if self.objective == "next" else {"objective": self.objective}),
+                **({} if self.known is None else {"known": self.known}),
+                **({} if self.split is None else {"split": self.split})}
+
+    def held_data(self) -> tuple[Data, Data]:
+        """Training and held-out data."""
+        if self.held_out is not None:
+            return self.data, as_data(self.held_out, self.data.kind.name)
+        return self.data.split(HELD_OUT, by=self.split)
+
+    def prepare(self, work: Path, request: Mapping[str, Any]) -> None:
+        """Write the codec and the tokens, once; they are mapped from there."""
+        train, held = self.held_data()
+        if train.total < 2 or held.total < 1:
+            raise SegueError("there is too little data to learn from and to measure on: give more sequences")
+        try:
+            work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SegueError(f"cannot make {work} ({error.strerror}): choose another place for the model") from error
+        write_json(work / "request.json", request)
+        if not (work / "codec" / "codec.json").exists():
+            try:
+                made = self.given if self.given is not None else train.codec(**self.codec_options)
+            except TypeError as error:
+                raise SegueError(f"{self.data.kind.name} takes no such option for its codec ({error}): leave it out") \
+                    from error
+            made.save(work / "codec")
+        codec = Codec.load(work / "codec")
+        train.encode(codec, work / "train", self.boundary)
+        held.encode(codec, work / "held", self.boundary)
+
+    def open(self, work: Path) -> None:
+        """Map what `prepare` wrote, and choose what to learn from and by."""
+        self.codec = codec = Codec.load(work / "codec")
+        self.train, self.held = (TokenStore.open(work / name) for name in ("train", "held"))
+        if self.known is not None:
+            self.choices["known"] = known_ids(codec, self.known)
+        self.teaching = objective_named(self.objective, codec.eos, codec.spelling, self.choices.get("known", ())) \
+            if self.teacher is None else Distillation(self.teacher.model, self.choices.get("distil", Plan.distil))
+        self.parts = mixed.part(self.train, codec.size, self.seed) if self.mix and distributed.world() == 1 else None
+        self.source = self.train if self.parts is None else self.parts.store
+        if self.parts is not None and self.minutes is not None:
+            self.reserve = mixed.reserve(self.train, self.held, codec.size, self.minutes)
+
+    def build(self, plan: Plan) -> Any:
+        """The network of a plan, its weights fixed by the seed."""
+        return build(plan)
+
+    def in_passing(self, plan: Plan) -> Callable[[Any], float]:
+        """The held-out score while training."""
+        return in_passing(self.held, plan)
+
+    def completed(self, model: Any, plan: Plan, report: Report) -> Fitted:
+        """The network with what a fitted model keeps beside it: token counts, pieces to replay, what it is mixed with
+        or measured against."""
+        counts = np.bincount(np.asarray(self.train.tokens), minlength=self.codec.size)
+        memory = Memory(plan.context, plan.seed)
+        memory.learned("first data", self.train, self.held)
+        mixture = None if self.parts is None else \
+            mixed.mix(model, self.parts, plan.context, plan.seed, plan.precision, self.minutes)
+        ngram = mixed.classical(self.train, self.codec.size) if mixture is None else None
+        return fitted_by(plan.objective)(model, self.codec, self.data.kind, report, plan.context, counts, memory=memory,
+                                         mixture=mixture, ngram=ngram)
+
+    def scores(self, fitted: Fitted) -> dict[str, Any]:
+        """The held-out score, for the report."""
+        every = self.held_data()[1]
+        unseen = sample(every, mixed.scored(self.codec.size, self.minutes) / len(self.held.tokens))
+        scores = fitted.scored(unseen, strange=unknown(self.codec, unseen))
+        if len(unseen) < len(every):
+            scores.notes.append(f"a sample of the {len(every):,} held-out documents: evaluate scores all")
+        return scores.to_dict()
 
 
 @contextmanager
@@ -167,14 +262,13 @@ def removed_if_refused(work: Path) -> Iterator[None]:
         raise
 
 
-def check_choices(codec: Any, objective: str, known: Any, choices: Mapping[str, Any]) -> None:
+def check_choices(codec: Any, objective: str, choices: Mapping[str, Any]) -> None:
     """Refuse what `fit` was asked for, where that can be told without the data."""
     if not (codec is None or isinstance(codec, Codec)):
         raise SegueError(f"codec is a Codec, not {codec!r}: leave it out, or choose with vocabulary, tokenizer, k or "
                          "min_count")
     if isinstance(mixer := choices.get("mixer"), str) and objective not in BOTH_WAYS:
         check_causal(mixer)
-    objective_named(objective, known=() if known is None else (0,))
     Plan(vocabulary=1).with_(**choices)
 
 
@@ -205,20 +299,6 @@ def report_of(run: Run, plan: Plan, train: TokenStore, request: Mapping[str, Any
         "seconds": round(run.elapsed, 2), "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)),
         "precision": plan.precision, "machine": machine(), "processes": distributed.world(),
         "train_units": int(train.units.sum()), "train_documents": len(train), "curve": run.curve})
-
-
-def completed(model: Stack | ClozeModel, codec: Codec, kind: Kind, report: Report, plan: Plan, train: TokenStore,
-              held: TokenStore, parts: mixed.Parts | None, minutes: float | None) -> Fitted:
-    """The network with what a fitted model keeps beside it: token counts, pieces to replay, what it is mixed with or
-    measured against."""
-    counts = np.bincount(np.asarray(train.tokens), minlength=codec.size)
-    memory = Memory(plan.context, plan.seed)
-    memory.learned("first data", train, held)
-    mixture = None if parts is None else \
-        mixed.mix(model, parts, plan.context, plan.seed, plan.precision, minutes)
-    ngram = mixed.classical(train, codec.size) if mixture is None else None
-    return fitted_by(plan.objective)(model, codec, kind, report, plan.context, counts, memory=memory, mixture=mixture,
-                                     ngram=ngram)
 
 
 def key_of(request: Mapping[str, Any]) -> str:
@@ -253,13 +333,6 @@ def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" if n != "data" else "the data" for n in names[:3])
 
 
-def held_data(data: Data, held_out: Any, split: str | None = None) -> tuple[Data, Data]:
-    """Training and held-out data."""
-    if held_out is not None:
-        return data, as_data(held_out, data.kind.name)
-    return data.split(HELD_OUT, by=split)
-
-
 def sample(data: Data, share: float) -> Data:
     """That share of the documents, spread evenly; all of them where it is 1 or more."""
     spans = data.spans()
@@ -268,43 +341,17 @@ def sample(data: Data, share: float) -> Data:
     return data.view(spans[np.unique(np.linspace(0, len(spans) - 1, math.ceil(share * len(spans))).astype(int))])
 
 
-def prepare(work: Path, request: Mapping[str, Any], data: Data, held_out: Any, codec: Codec | None,
-            codec_options: dict[str, Any], split: str | None = None) -> None:
-    """Write the codec and the tokens, once; they are mapped from there."""
-    train, held = held_data(data, held_out, split)
-    if train.total < 2 or held.total < 1:
-        raise SegueError("there is too little data to learn from and to measure on: give more sequences")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SegueError(f"cannot make {work} ({error.strerror}): choose another place for the model") from error
-    write_json(work / "request.json", request)
-    if not (work / "codec" / "codec.json").exists():
-        try:
-            made = codec if codec is not None else train.codec(**codec_options)
-        except TypeError as error:
-            raise SegueError(f"{data.kind.name} takes no such option for its codec ({error}): leave it out") from error
-        made.save(work / "codec")
-    codec = Codec.load(work / "codec")
-    train.encode(codec, work / "train")
-    held.encode(codec, work / "held")
-
-
-def planned(work: Path, train: Any, codec: Codec, minutes: float | None, deadline: float, choices: Mapping[str, Any],
-            device: torch.device, objective: Objective, make: Callable[[Plan], Any] | None = None) -> tuple[Plan, str]:
+def planned(work: Path, job: Job, begin: float, choices: Mapping[str, Any], device: torch.device) -> tuple[Plan, str]:
     """The plan of this run, and why: read where it stands already, else chosen, measured and written before the first
-    step.
-
-    minutes: the dial, or None where `choices` says how many steps. deadline: of `time.monotonic`, for the last step.
-    make: the model of a plan (default: `build`).
-    """
+    step. begin: when the dial began to run, of `time.monotonic`."""
     path = work / "plan.json"
     if distributed.rank() == 0 and not path.exists():
-        facts = facts_of(train, codec, minutes, choices, device)
+        facts = facts_of(job.train, job.codec, job.minutes, choices, device)
         plan, why = choose(facts, **choices)
-        if minutes is not None:
-            threads, seconds = pace(train, plan, device, minutes, objective, "threads" in choices, make or build)
-            deadline = max(deadline, time.monotonic() + 60 * LEARNING * minutes)
+        if job.minutes is not None:
+            threads, seconds = pace(job.source, plan, device, job.minutes, job.teaching, "threads" in choices,
+                                    job.build)
+            deadline = max(begin + 60 * job.minutes - job.reserve, time.monotonic() + 60 * LEARNING * job.minutes)
             steps = min(steps_until(deadline, seconds), most_steps(facts.tokens, plan))
             plan, why = choose(facts, **{**choices, "threads": threads, "steps": steps})
             why += f", {1000 * seconds:.3g} ms a step"

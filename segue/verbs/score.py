@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from segue.verbs.fitted import Fitted
 
 WORD = re.compile(r"\w+|[^\w\s]")
-NEEDS = ({"samples"}, {"samples", "references"}, {"samples", "known"}, {"features", "real"})  # of what is scored here
+NEEDS = ({"samples"}, {"samples", "references"}, {"samples", "learned"}, {"features", "real"})  # of what is scored here
 
 
 @dataclass
@@ -66,12 +66,13 @@ class Scores(Shown):
                                  f"{self.features}"), *map(Text, self.notes))
 
 
-def score(samples: Any, reference: Any, known: Any = None, *, model: Fitted | None = None, pairs: bool = False,
+def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | None = None, pairs: bool = False,
           most: int = 1000, kind: str | None = None, seed: int = 0, quiet: bool = False) -> Scores:
     """Score sequences against real ones, all metrics of `segue.analysis.registry` that apply.
 
-    samples, reference, known: a `Data`, paths or objects, all of one kind; of text, words are compared, and where there
-        is but one, it is cut into its lines. known: what the samples' model learned from, to see what was copied.
+    samples, reference, learned: a `Data`, paths or objects, all of one kind; of text, words are compared, and where
+        there is but one, it is cut into its lines. learned: what the samples' model learned from, to see what was
+        copied.
     model: whose vectors MAUVE and the Frechet distance compare (default: hashed n-grams, which need none).
     pairs: each reference is the answer to the sample of the same number: overlap is scored as well.
     most: so many of each at most, drawn by the seed. Scores of other numbers, or other features, do not compare.
@@ -79,7 +80,7 @@ def score(samples: Any, reference: Any, known: Any = None, *, model: Fitted | No
     if most < 2:
         raise SegueError(f"of {most} sequences there is no variety: give most=2 or more")
     real = _lines(as_data(reference, kind))
-    made, old = (None if each is None else _lines(as_data(each, real.kind.name)) for each in (samples, known))
+    made, old = (None if each is None else _lines(as_data(each, real.kind.name)) for each in (samples, learned))
     assert made is not None
     if pairs and len(made) != len(real):
         raise SegueError(f"{len(made):,} samples and {len(real):,} references are no pairs: give one for each")
@@ -109,7 +110,7 @@ def score(samples: Any, reference: Any, known: Any = None, *, model: Fitted | No
 
     theirs = given_of(against)
     fixed = {"real": theirs["features"]} | ({"references": theirs["samples"]} if pairs else {}) \
-        | ({} if old is None else {"known": elements(old)})
+        | ({} if old is None else {"learned": elements(old)})
     apart = len(rest) == n  # from those that samples are compared with
     table, twin = given_of(chosen) | fixed, (given_of(rest) if apart else theirs) | fixed
     if not apart:

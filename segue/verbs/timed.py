@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-import sys
-import time
-from collections.abc import Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from segue.data import read
-from segue.data.options import named
+from segue.data import TokenStore, read
 from segue.errors import SegueError
-from segue.files import read_json, workspace, write_json, write_picture, write_text
+from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind, Record
 from segue.models.counts import CountModel
 from segue.models.hawkes import Hawkes, Timed
@@ -29,12 +22,11 @@ from segue.models.point_process import PointProcess, PointProcessConfig
 from segue.objectives.events import EventLikelihood
 from segue.progress import Shown
 from segue.training import distributed
-from segue.training.batches import Batches
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
-from segue.training.loop import Run
-from segue.training.recipe import Plan, describe, machine
+from segue.training.recipe import Plan
 from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, windowed
-from segue.verbs.fitted import FORMAT, Fitted, Report, as_data, check_config, dial, said_unknown, unknown
+from segue.verbs.fit import Job, check_choices
+from segue.verbs.fitted import FORMAT, Fitted, Report, check_config, said_unknown, unknown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -285,103 +277,61 @@ def rivals_of(store: EventStore, types: int) -> dict[str, Hawkes]:
     return found | {"Hawkes (times alone)": Hawkes.fit(Timed(np.minimum(data.types, 0), data.times), 1, decays)}
 
 
-def make_process(head: str, store: EventStore, plan: Plan) -> PointProcess:
-    """The model of a plan, its weights fixed by the seed."""
-    from segue.verbs.fit import build
-
-    gaps = store.gaps
-    stack = build(plan).config
-    with torch.random.fork_rng():
-        torch.manual_seed(plan.seed)
-        return PointProcess(PointProcessConfig(stack, head, float(gaps.mean()), float(gaps.max())))
-
-
-def in_passing(store: EventStore, plan: Plan) -> Any:
-    """The held-out score while training, nats an event, of some of the held-out rows."""
-    batches = list(windowed(store, plan.context, plan.rows, 0.0))
-    batches = batches[:: -(-len(batches) // 8)]
-    return lambda model: score_process(model, batches, 5, 0).nats
-
-
-def fit_timed(data: Any, *, out: str | Path | None = None, minutes: float | None = None, steps: int | None = None,
-              mixer: str | None = None, seed: int = 0, held_out: Any = None, codec: Codec | None = None,
-              quiet: bool = False, save_seconds: float = 15.0, kind: str | None = None, device: str | None = None,
-              head: str = "mixture", **choices: Any) -> FittedProcess:
-    """Learn when events come, and of which type, from sequences with times. Arguments as of `segue.fit`; head: how the
-    time between two events is told, "mixture" (fast, an exact likelihood), "decay" or "query" (intensities; see
+class TimedJob(Job):
+    """A fit of when events come, and of which type. A choice `head` says how the time between two events is told:
+    "mixture" (fast, an exact likelihood; the default), "decay" or "query" (intensities; see
     `segue.models.point_process`)."""
-    from segue.verbs.devices import place
-    from segue.verbs.fit import (
-        MINUTES,
-        check_causal,
-        draw_curve,
-        finished,
-        held_data,
-        key_of,
-        planned,
-        removed_if_refused,
-    )
 
-    begin = time.monotonic()
-    minutes = dial(minutes, steps, MINUTES)
-    data = as_data(data, kind)
-    folder = None if out is None else Path(out)
-    if distributed.world() > 1:
-        raise SegueError("a model of times is fitted by one process: start it without torchrun")
-    if data.kind.storage != "items" or not {"time", "gap"} & data.channels.keys():
-        raise SegueError(f"no times to learn in this data of kind {data.kind.name}: name the column that says when "
-                         "(--read when=...), or fit without --objective timed")
-    if mixer is not None:
-        choices["mixer"] = mixer
-        check_causal(mixer)
-    if strange := [name for name in ("strands", "teacher", "distil", "prune") if choices.get(name)]:
-        raise SegueError(f"a model of times takes no {strange[0]}: leave it out")
-    codec_options = {name: choices.pop(name) for name in named(data.kind.codec) if name in choices}
-    if choices.setdefault("precision", "float32") != "float32":
-        raise SegueError("a model of times learns in float32: leave precision out")
-    Plan(vocabulary=1).with_(**choices)
-    request = json.loads(json.dumps({
-        "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
-        "objective": "timed", "head": head, "codec": codec_options if codec is None else
-        {"given": str(codec), "size": codec.size}}, default=str))
-    if folder is not None and (done := finished(folder, request)) is not None:
-        return done  # type: ignore[return-value]
-    train_data, held = held_data(data, held_out)
-    made = codec if codec is not None else train_data.codec(**codec_options)
-    store, exam = (EventStore(part.encode(made, boundary=False)) for part in (train_data, held))
-    if not len(store.gaps) or not store.gaps.max() > 0 or not (exam.lengths > 1).any():
-        raise SegueError("there is too little to learn from and to measure on: give more sequences, of two events or "
-                         "more at different times")
-    with workspace(None if folder is None else folder / "training") as work:
-        with removed_if_refused(work):
-            write_json(work / "request.json", request)
-            where, teaching, make = place(device), EventLikelihood(), partial(make_process, head, store)
-            rivals = rivals_of(store, made.size)
-            given = {**choices, "seed": seed, **({} if steps is None else {"steps": steps})}
-            deadline = math.inf if minutes is None else begin + 0.9 * 60 * minutes  # the rest is for scores
-            plan, why = planned(work, store, made, minutes, deadline, given, where, teaching, make)
-            model = make(plan).to(where)
-        if not quiet:
-            print(describe(plan, why), file=sys.stderr)
-        with closing(Batches(store, plan.context, plan.rows, plan.seed, model.resettable)) as batches:
-            run = Run(model, batches, plan, objective=teaching, folder=None if folder is None else work,
-                      key=key_of(request), held_out=in_passing(exam, plan), save_seconds=save_seconds)
-            run.train(quiet=quiet)
-        tokens = run.step * plan.tokens_per_step
-        report = TimedReport({
-            "request": request, "choice": describe(plan, why), "plan": plan.to_dict(), "steps": run.step,
-            "tokens": tokens, "seconds": round(run.elapsed, 2),
-            "tokens_per_s": round(tokens / max(run.elapsed, 1e-9)), "precision": plan.precision, "machine": machine(),
-            "train_units": len(store.tokens), "train_documents": len(store.lengths), "curve": run.curve})
-        ngram = CountModel(made.size, smoothing="kneser-ney").fit([types for types, _ in store.sequences()])
-        fitted = FittedProcess(model.cpu(), made, data.kind, report, plan.context, rivals, ngram)
-        report.values["held_out"] = fitted.evaluate(held, device=str(where)).to_dict()
-        if folder is not None:
-            fitted.save(folder)
-            write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
-            shutil.move(work / "log.jsonl", folder / "log.jsonl")
-            shutil.rmtree(work)
-        return fitted
+    boundary = False
+
+    def __post_init__(self) -> None:
+        if self.known is not None or self.split is not None:
+            raise SegueError("a model of times takes no known= and no split=: leave them out")
+        if distributed.world() > 1:
+            raise SegueError("a model of times is fitted by one process: start it without torchrun")
+        if self.data.kind.storage != "items" or not {"time", "gap"} & self.data.channels.keys():
+            raise SegueError(f"no times to learn in this data of kind {self.data.kind.name}: name the column that says "
+                             "when (--read when=...), or fit without --objective timed")
+        if strange := [name for name in ("strands", "teacher", "distil", "prune") if self.choices.get(name)]:
+            raise SegueError(f"a model of times takes no {strange[0]}: leave it out")
+        if self.choices.setdefault("precision", "float32") != "float32":
+            raise SegueError("a model of times learns in float32: leave precision out")
+        self.head = self.choices.pop("head", "mixture")
+        check_choices(self.given, self.objective, self.choices)
+
+    def settings(self) -> dict[str, Any]:
+        return {"objective": "timed", "head": self.head}
+
+    def open(self, work: Path) -> None:
+        self.codec, self.teaching = Codec.load(work / "codec"), EventLikelihood()
+        self.train, self.held = (TokenStore.open(work / name) for name in ("train", "held"))
+        self.source = self.events = EventStore(self.train)
+        self.exam = EventStore(self.held)
+        if not len(self.events.gaps) or not self.events.gaps.max() > 0 or not (self.exam.lengths > 1).any():
+            raise SegueError("there is too little to learn from and to measure on: give more sequences, of two events "
+                             "or more at different times")
+        self.rivals = rivals_of(self.events, self.codec.size)
+        self.reserve = 6 * (self.minutes or 0.0)  # a tenth of the dial
+
+    def build(self, plan: Plan) -> PointProcess:
+        gaps, stack = self.events.gaps, super().build(plan).config
+        with torch.random.fork_rng():
+            torch.manual_seed(plan.seed)
+            return PointProcess(PointProcessConfig(stack, self.head, float(gaps.mean()), float(gaps.max())))
+
+    def in_passing(self, plan: Plan) -> Callable[[Any], float]:
+        """Nats an event, of some of the held-out rows."""
+        batches = list(windowed(self.exam, plan.context, plan.rows, 0.0))
+        batches = batches[:: -(-len(batches) // 8)]
+        return lambda model: score_process(model, batches, 5, 0).nats
+
+    def completed(self, model: PointProcess, plan: Plan, report: Report) -> FittedProcess:
+        ngram = CountModel(self.codec.size, smoothing="kneser-ney").fit([t for t, _ in self.events.sequences()])
+        return FittedProcess(model, self.codec, self.data.kind, TimedReport(report.values), plan.context, self.rivals,
+                             ngram)
+
+    def scores(self, fitted: Fitted) -> dict[str, Any]:
+        return fitted.evaluate(self.held_data()[1], device=str(fitted.device)).to_dict()
 
 
 def load_process(folder: Path, values: dict[str, Any]) -> FittedProcess:

@@ -77,11 +77,11 @@ class Tree(Together):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SegueError(f"{name} of a tree search must be at least {least}, not {value}")
-        for name, known in (("selection", ("puct", "best-first")), ("backup", ("mean", "max")),
+        for name, allowed in (("selection", ("puct", "best-first")), ("backup", ("mean", "max")),
                             ("confidence", (*CONFIDENCES,))):
             value = getattr(self, name)
-            if not callable(value) and value not in known:
-                raise SegueError(f"{name} '{value}' is unknown: choose from {', '.join(known)}")
+            if not callable(value) and value not in allowed:
+                raise SegueError(f"{name} '{value}' is unknown: choose from {', '.join(allowed)}")
 
     @property
     def width(self) -> int:
@@ -117,7 +117,7 @@ class Node:
 
 
 @dataclass
-class Known:
+class Seen:
     """What was read once. likely, drawn: next tokens with their log-probabilities, the likeliest first, and samples.
     place: where the model can go on from, None if its state was given up."""
 
@@ -136,7 +136,7 @@ class TreeSearch:
     def __init__(self, options: Tree, n: int, stops: frozenset[int]) -> None:
         self.options, self.n, self.stops = options, n, stops
         self.root = Node(Hypothesis())
-        self.known: dict[tuple[int, ...], Known] = {}  # by tokens
+        self.seen: dict[tuple[int, ...], Seen] = {}  # by tokens
         self.standing: dict[tuple[int, ...], None] = {}  # those with a place, by last use; the prompt's stays
         self.pool: dict[tuple[tuple[int, ...], bool], Hypothesis] = {}
         self.heap: list[tuple[float, int, Node]] = [(0.0, 0, self.root)]
@@ -147,7 +147,7 @@ class TreeSearch:
         self.finishing = False
 
     def advance(self, living: Sequence[Hypothesis], logprobs: np.ndarray) -> list[Hypothesis]:
-        if not self.known:
+        if not self.seen:
             self.root.hypothesis = living[0]
         for hypothesis, row in zip(living, logprobs):
             self._learn(hypothesis, row)
@@ -168,19 +168,19 @@ class TreeSearch:
 
     def _learn(self, hypothesis: Hypothesis, logprobs: np.ndarray) -> None:
         likely = [said for said in likeliest(logprobs, self.options.branching) if said[1] > -np.inf]
-        known = Known(likely, place=hypothesis.place)
+        seen = Seen(likely, place=hypothesis.place)
         hypothesis.place = None  # kept in one spot, so that it can be given up
         if self.options.chunk > 1:
             drawn = [draw(np.exp(logprobs), float(self.random.random())) for _ in range(self.options.branching)]
-            known.drawn = [(token, float(logprobs[token])) for token in drawn]
+            seen.drawn = [(token, float(logprobs[token])) for token in drawn]
         key = tuple(hypothesis.tokens)
-        self.known[key] = known
+        self.seen[key] = seen
         if key:
             self.standing[key] = None
         if len(self.standing) > self.options.states:
             oldest = next(iter(self.standing))
             del self.standing[oldest]
-            self.known[oldest].place = None
+            self.seen[oldest].place = None
 
     def _asked(self) -> list[Hypothesis]:
         """Let simulations go on as far as they can; what they all wait for."""
@@ -200,11 +200,11 @@ class TreeSearch:
     def _nearest(self, tokens: list[int]) -> Place:
         for length in range(len(tokens) - 1, -1, -1):
             key = tuple(tokens[:length])
-            known = self.known.get(key)
-            if known is not None and known.place is not None:
+            seen = self.seen.get(key)
+            if seen is not None and seen.place is not None:
                 if key:
                     self.standing[key] = self.standing.pop(key)
-                return known.place
+                return seen.place
         raise AssertionError("the prompt's own state is always kept")
 
     def _begin(self) -> Reading | None:
@@ -308,11 +308,11 @@ class TreeSearch:
         self._keep((yield from self._complete(node.hypothesis, None)))
 
     def _read(self, hypotheses: Sequence[Hypothesis]) -> Reading:
-        if unread := [each for each in hypotheses if tuple(each.tokens) not in self.known]:
+        if unread := [each for each in hypotheses if tuple(each.tokens) not in self.seen]:
             yield unread
 
-    def _at(self, hypothesis: Hypothesis) -> Known:
-        return self.known[tuple(hypothesis.tokens)]
+    def _at(self, hypothesis: Hypothesis) -> Seen:
+        return self.seen[tuple(hypothesis.tokens)]
 
     def _longer(self, hypothesis: Hypothesis, token: int, logprob: float) -> Hypothesis:
         return hypothesis.ended(logprob) if token in self.stops else hypothesis.extended(token, logprob)

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from segue.errors import SegueError
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State, gather_nodes
+from segue.mixers.state import Layout, State, gather_nodes, within
 from segue.models.base import Decoding, Output
 from segue.models.huggingface.adapter import EDITED, REREAD, HuggingFaceModel, Layer
 from segue.models.seq2seq import Prompts, Reading, prompt_ends
@@ -42,8 +42,8 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
     tokens: ClassVar[str] = "decoder_input_ids"
 
     def _prepare(self) -> None:
-        known = self.head.weight.shape[0]
-        self.drawn, self.begin = min(self.size, known), max(self.size, known)
+        scored = self.head.weight.shape[0]
+        self.drawn, self.begin = min(self.size, scored), max(self.size, scored)
         self.size = self.begin + 1
         starts = [start for name in ("decoder_start_token_id", "bos_token_id")
                   for settings in (self.model.generation_config, self.model.config)
@@ -66,7 +66,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
 
     def encode(self, source: Tensor, lengths: Tensor) -> Tensor:
         """(B, S) long, of which the first `lengths` (B,) of each row are real -> (B, S, D)."""
-        real = torch.arange(source.shape[1], device=source.device) < lengths[:, None]
+        real = within(lengths, source.shape[1])
         output = self.model.get_encoder()(input_ids=source, attention_mask=real.long(), return_dict=True)
         return output.last_hidden_state
 
@@ -113,7 +113,7 @@ class HuggingFaceEncoderDecoder(HuggingFaceModel):
             nodes = replace(layout, positions=layout.positions - lengths[:, None])
             if not tokens.numel():
                 return self._nothing_edited(tokens, state, nodes, at), layout
-            real = torch.arange(state.source.k.shape[2], device=tokens.device) < lengths[:, None]
+            real = within(lengths, state.source.k.shape[2])
             encoded = self._weight.new_zeros(1, 1, 1).expand(*real.shape, self.width)  # only its shape is looked at
         layers: list[Any] = state.layers
         cache = EncoderDecoderCache(TheirCache(layers=[Layer(layer["cache"], nodes) for layer in layers]),

@@ -1,0 +1,164 @@
+"""Times as tables write them: numbers, ISO 8601 and the usual dates, in seconds since 1970."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.kinds.base import words
+
+DATES = [*words("%Y-%m-%d %Y/%m/%d %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y %m/%d/%y %d.%m.%y %d-%b-%Y %d-%b-%y"),
+         "%d/%b/%Y", "%d %b %Y", "%b %d, %Y", "%b %d %Y", "%a, %d %b %Y", "%a %b %d %Y"]
+CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
+FORMATS = [date + clock for date in DATES for clock in CLOCKS] + ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y"]
+NUMBER = re.compile(r"[-+\d.eE]+")
+
+
+def timelike(cells: Iterable[Any]) -> bool:
+    """Moments in the calendar, not just numbers."""
+    texts = [cell if isinstance(cell, datetime) else str(cell) for cell in cells if cell is not None]
+    return bool(texts) and all(
+        isinstance(text, datetime)
+        or ((moment := _moment(text)) is not None and (moment >= 1e8 or not NUMBER.fullmatch(text)))
+        or bool(re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}( .*)?", text)) for text in texts)
+
+
+def _moment(text: str) -> float | None:
+    """Seconds of a number, of an ISO time (UTC where no zone is said), or of a time of day; else None."""
+    try:
+        value = float(text)
+        return value if np.isfinite(value) else None
+    except ValueError:
+        pass
+    if clock := re.fullmatch(r"\s*(\d+):([0-5]\d)(?::([0-5]\d(?:\.\d+)?))?\s*", text):
+        return int(clock[1]) * 3600.0 + int(clock[2]) * 60 + float(clock[3] or 0)
+    try:
+        moment = datetime.fromisoformat(text.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def seconds_of(column: Any, when_format: str | None, path: Path) -> np.ndarray:
+    """Times as float64 seconds; NaN where one cannot be read. Whole columns at once where Arrow can."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        micros = column.cast(pa.timestamp("us", getattr(column.type, "tz", None)), safe=False).cast(pa.int64())
+        return np.asarray(compute.divide(micros.cast(pa.float64()), 1e6).to_numpy(zero_copy_only=False))
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        try:
+            return _scaled(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+        except pa.ArrowException as error:
+            raise SegueError(f"{path}: a column of {column.type} is no time; name another with when=") from error
+    text = compute.utf8_trim_whitespace(column.cast(pa.string()))
+    return _guessed(text, path) if when_format is None else _parsed(text, when_format, path)
+
+
+def _guessed(text: Any, path: Path) -> np.ndarray:
+    """Seconds of times written in a way that is not said: numbers, ISO 8601, or another of the usual ones."""
+    import pyarrow as pa
+
+    with suppress(pa.ArrowException):
+        return _scaled(text.cast(pa.float64()).to_numpy(zero_copy_only=False))
+    for zone in (None, "UTC"):
+        with suppress(pa.ArrowException):
+            return text.cast(pa.timestamp("us", zone)).cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6
+    encoded = text.dictionary_encode()
+    distinct = encoded.dictionary.to_pylist()
+    seconds = np.array([np.nan if (moment := _moment(value)) is None else moment for value in distinct])
+    if np.isnan(seconds).mean() >= 0.5:
+        seconds = _dated(distinct, path)
+    places = encoded.indices.fill_null(len(seconds)).to_numpy(zero_copy_only=False)
+    times = np.append(seconds, np.nan)[places]
+    return _scaled(times) if 2 * sum(bool(NUMBER.fullmatch(value)) for value in distinct) > len(distinct) else times
+
+
+# A written time in three: the date and the clock to the second, its fraction, its zone.
+WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d)[.,](?P<fraction>\d{1,9}))?\s*"
+                     r"(?P<zone>Z|UTC|GMT|(?<=[\d ])[+-]\d\d:?\d\d)?(?P<year> \d{4})?\]?")
+
+
+def _dated(texts: list[str], path: Path) -> np.ndarray:
+    """Seconds of times written in any usual way other than ISO 8601; all in one and the same."""
+    import pyarrow as pa
+
+    clocks, beyond = [], []
+    for text in texts:
+        found = WRITTEN.fullmatch(text)
+        fraction, zone = (found["fraction"], found["zone"] or "") if found else (None, "")
+        away = int(f"{zone[0]}1") * (int(zone[1:3]) * 3600 + int(zone[-2:]) * 60) if zone[:1] in tuple("+-") else 0
+        clocks.append(" ".join((found["clock"] + (found["year"] or "") if found else text).split()))
+        beyond.append(float(f"0.{fraction or 0}") - away)
+    sample = pa.array(clocks[:: max(1, len(clocks) // 500)], pa.string())
+    able = [form for form in FORMATS if np.isnan(_living(_parsed(sample, form, path))).mean() < 0.5]
+    column = pa.array(clocks, pa.string())
+    tried = [_living(_parsed(column, form, path)) for form in able]
+    failures = [int(np.isnan(times).sum()) for times in tried]
+    if not tried or min(failures) > len(texts) // 2:
+        example = next((text for text in texts if text), "")
+        raise SegueError(f"{path}: {example[:40]!r} is no time known here; give when_format= (as '%d.%m.%Y %H:%M'), or "
+                         "seconds, or ISO times")
+    best = [times for times, failed in zip(tried, failures) if failed == min(failures)]
+    if any(not np.array_equal(best[0], other, equal_nan=True) for other in best[1:]):
+        raise SegueError(f"{path}: the times may be day/month or month/day; give when_format='%d/%m/%Y ...' or "
+                         "'%m/%d/%Y ...'")
+    return best[0] + np.array(beyond)
+
+
+def _parsed(text: Any, form: str, path: Path) -> np.ndarray:
+    """Seconds by a format, NaN where a text has another form."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    try:
+        moments = compute.strptime(text, form, "s", error_is_null=True)
+    except (pa.ArrowException, ValueError) as error:
+        raise SegueError(f"{path}: '{form}' is no time format ({error})") from error
+    return moments.cast(pa.int64()).cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def _living(times: np.ndarray) -> np.ndarray:
+    """NaN for what lies before the year 1800 or after 2300: the format was another one."""
+    return np.where((times > -5364662400) & (times < 10413792000), times, np.nan)
+
+
+def _scaled(numbers: np.ndarray) -> np.ndarray:
+    """Numbers in seconds: of an epoch in milli-, micro- or nanoseconds (told by their size), or dates written as one
+    number (20240131, 20240131235959)."""
+    usable = np.isfinite(numbers)
+    finite = numbers[usable]
+    for digits in (8, 14):
+        if finite.size and (finite == np.round(finite)).all() and _calendar(finite, digits):
+            dates = [datetime.strptime(str(int(value)), "%Y%m%d%H%M%S"[: digits - 2]) for value in finite]
+            seconds = np.full(len(numbers), np.nan)
+            seconds[usable] = [date.replace(tzinfo=UTC).timestamp() for date in dates]
+            return seconds
+    middle = float(np.median(np.abs(finite))) if finite.size else 0.0
+    scale = 1e9 if middle > 1e17 else 1e6 if middle > 1e14 else 1e3 if middle > 1e11 else 1.0
+    return np.where(usable, numbers / scale, np.nan)
+
+
+def _calendar(numbers: np.ndarray, digits: int) -> bool:
+    """Whether all are days of the calendar written as numbers of so many digits."""
+    days = numbers // 10 ** (digits - 8)
+    if days.min() < 19000101 or days.max() > 21001231:
+        return False
+    rest = numbers.astype(np.int64) % 10 ** (digits - 8)
+    clocks = rest // 10000 < 24, rest // 100 % 100 < 60, rest % 100 < 60
+    try:
+        for day in np.unique(days).astype(np.int64).tolist():
+            datetime.strptime(str(day), "%Y%m%d")
+    except ValueError:
+        return False
+    return bool(np.logical_and.reduce(clocks).all())
