@@ -62,15 +62,18 @@ class Problem:
 class Problems(list[Problem]):
     """Problems met while reading that were stepped over: the first `keep` of them, and how many there were in all.
 
-    note: how the input was understood, where that had to be found out (which column says what).
+    note: how the input was understood, where that had to be found out (which column says what). columns: of kinds
+    whose columns are a whole each, the name of the only one that was read, for each file.
     """
 
     keep = 1000
 
-    def __init__(self, found: Iterable[Problem] = (), total: int | None = None, note: str = "") -> None:
+    def __init__(self, found: Iterable[Problem] = (), total: int | None = None, note: str = "",
+                 columns: Iterable[str] = ()) -> None:
         super().__init__(found)
         self.total = len(self) if total is None else total
         self.note = note
+        self.columns = list(columns)
 
     def add(self, problem: Problem) -> None:
         self.total += 1

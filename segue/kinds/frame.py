@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -114,6 +115,19 @@ def array_header(data: bytes) -> tuple[tuple[int, ...], np.dtype, int, bool] | N
         return None
     good = dtype.kind in "buif" and dtype.itemsize <= 8 and all(isinstance(n, int) and n >= 0 for n in shape)
     return (tuple(shape), dtype, handle.tell(), bool(fortran)) if good and dtype.names is None else None
+
+
+def load_array(path: Path, data: bytes, what: str) -> np.ndarray:
+    """A NumPy array of numbers; a SegueError where it is none or was cut. what: what could be saved, for the error."""
+    header = array_header(data)
+    if header is None:
+        raise SegueError(f"{path}: no array that can be read; save it with numpy.save, as {what}")
+    shape, dtype, start, fortran = header
+    whole, there = math.prod(shape), (len(data) - start) // dtype.itemsize
+    if there < whole:
+        raise SegueError(f"{path}: the file was cut: it has {there:,} of {whole:,} values; fetch it again")
+    values = np.frombuffer(data, dtype, whole, start) if whole else np.empty(0, dtype)
+    return values.reshape(shape[::-1]).transpose() if fortran else values.reshape(shape)
 
 
 def check_parquet(path: Path, head: bytes) -> None:
@@ -359,11 +373,7 @@ def _load_array(path: Path, raw: bytes) -> Frame:
     """A NumPy array of whole numbers: of one axis a sequence, of two a sequence a row."""
     import pyarrow as pa
 
-    try:
-        array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except Exception as error:  # the header is text that may say anything
-        raise SegueError(f"{path}: not an array that is read here ({error}); save whole numbers, of one or two axes") \
-            from error
+    array = load_array(path, raw, "whole numbers, of one or two axes")
     if array.dtype.kind not in "iub" or not 1 <= array.ndim <= 2 or not array.size:
         raise SegueError(f"{path}: an array of {array.dtype} of {array.ndim} axes is no sequence of symbols: give "
                          "whole numbers, of one or two axes (measured ones binned first)")

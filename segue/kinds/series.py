@@ -7,7 +7,6 @@ UEA and UCR archives; NumPy arrays.
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,18 @@ from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, words
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
-from segue.kinds.frame import DELIMITED, TABULAR, Frame, array_header, glance, is_array, is_parquet, load_table, said
+from segue.kinds.frame import (
+    DELIMITED,
+    TABULAR,
+    Frame,
+    array_header,
+    glance,
+    is_array,
+    is_parquet,
+    load_array,
+    load_table,
+    said,
+)
 from segue.kinds.packed import bare, opened
 from segue.kinds.table import WEAKLY, WHAT, WHEN, WHO, measured, named_by, seconds_of, timelike, when_of
 
@@ -83,12 +93,13 @@ class Series(Kind):
             return 0.0
         return 0.8 if look.headed or len(numbers) >= WHOLE else 0.6
 
-    def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (), who: str | None = None,
-             when: str | None = None, when_format: str | None = None, rows: bool | None = None,
-             encoding: str = "utf-8") -> Iterator[Record]:
+    def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
+             column: str | None = None, who: str | None = None, when: str | None = None,
+             when_format: str | None = None, rows: bool | None = None, encoding: str = "utf-8") -> Iterator[Record]:
         """One record a series: a file, or of a table with a column `who` each name in it.
 
         columns: those to read, in this order; else all that hold numbers, but the time and one that counts the rows.
+        column: of several that would be read, where `columns` are not said, this one: what a model was fitted on.
         who, when: the columns that name series and say when; found from names and contents if None. Rows are put in the
             order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
@@ -114,7 +125,7 @@ class Series(Kind):
             elif rows:
                 yield from _whole_rows(frame, problems)
             else:
-                yield from _moments(frame, chosen, who, when, when_format, problems)
+                yield from _moments(frame, chosen, column, who, when, when_format, problems)
 
     def codec(self, data: Dataset, *, levels: int = 128) -> Codec:
         """The levels of each column: its numbers, where there are at most twice as many different ones; else half of
@@ -126,13 +137,15 @@ class Series(Kind):
             column, number = parted(item)
             seen.setdefault(column, []).append((number, count))
         columns = {column: tuple(map(np.array, zip(*pairs))) for column, pairs in seen.items()}
+        called = set(getattr(getattr(data, "problems", None), "columns", ()))
         return LevelCodec({column: steps(np.repeat(numbers, counts), levels)
-                           for column, (numbers, counts) in columns.items()})
+                           for column, (numbers, counts) in columns.items()},
+                          called.pop() if len(called) == 1 and list(columns) == [""] else "")
 
     def reading(self, codec: Codec) -> dict[str, Any]:
-        """The columns that the codec is of; one that is alone is called nothing, and may be any."""
-        columns = list(getattr(codec, "levels", {}))
-        return {"columns": columns} if len(columns) > 1 else {}
+        """The columns that the codec is of; of one that is alone its name, by which it is found among several."""
+        columns, called = list(getattr(codec, "levels", {})), getattr(codec, "column", "")
+        return {"columns": columns} if len(columns) > 1 else {"column": called} if called else {}
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """CSV, a row a moment; of several series with a column that names them."""
@@ -257,11 +270,7 @@ def _column(cells: Sequence[Any]) -> np.ndarray:
 
 def _array(path: Path, raw: bytes) -> Columns:
     """An array (T,), or (T, C): columns called x1, x2, ..."""
-    try:
-        array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except Exception as error:  # the header is text that may say anything
-        raise SegueError(f"{path}: not an array that is read here ({error}); save numbers, of one or two axes") \
-            from error
+    array = load_array(path, raw, "numbers, of one or two axes")
     if array.dtype.kind not in "iuf" or not 1 <= array.ndim <= 2 or not array.size:
         raise SegueError(f"{path}: an array of {array.dtype} of {array.ndim} axes is no series: give numbers, of one "
                          "axis, or of moments and columns")
@@ -349,8 +358,8 @@ def _whole_rows(frame: Frame, problems: Problems | None) -> Iterator[Record]:
         yield Record(flat({"": values[: last[-1] + 1]}), name=f"{frame.path}:{frame.place(row)}{label}")
 
 
-def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None, when_format: str | None,
-             problems: Problems | None) -> Iterator[Record]:
+def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
+             when_format: str | None, problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     names, there = list(frame.columns), ", ".join(frame.columns)
     chosen = [name for part in chosen for name in ([part] if part in names else part.split(","))]
@@ -387,9 +396,15 @@ def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None,
         numbers = {name: values for name, values in numbers.items() if not _counts(name, values)} or numbers
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
+    if column is not None and not chosen and len(numbers) > 1:
+        if column not in numbers:
+            raise SegueError(f"{frame.path}: there is no column '{column}' of numbers, which the model was fitted on; "
+                             f"there are {', '.join(numbers)}: name one with columns=")
+        numbers = {column: numbers[column]}
     if problems is not None:
         roles = said([("who", who), ("when", when)], [name for name in names if name not in numbers])
         problems.note = f"columns={','.join(numbers)}{', ' if who or when else ''}{roles}"
+        problems.columns.append(next(iter(numbers)) if len(numbers) == 1 and frame.headed else "")
     called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
         dict.fromkeys(numbers, "")
     for label, mine in zip(labels, series):
