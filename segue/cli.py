@@ -177,7 +177,8 @@ def continue_(model: Model,
               parts: Annotated[Path | None, typer.Option(metavar="F", help="Go on from a prompt some parts of which "
                                                          "have no order: a file with a JSON list, text, list of "
                                                          "parts, text, ..., text.")] = None,
-              n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add.")] = None,
+              n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add (of measured "
+                                                         "numbers, moments).")] = None,
               decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup, "
                                                           "beam, diverse-beam, contrastive, exact or tree.")] = None,
               draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
@@ -186,6 +187,8 @@ def continue_(model: Model,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None, weights: Weights = None, seed: Seed = None,
               state: State = None,
+              samples: Annotated[int | None, typer.Option(metavar="K", help="Draw K answers; of measured numbers they "
+                                                          "give medians and intervals (100 if not said).")] = None,
               depth: Annotated[str | None, typer.Option(metavar="L", help="How many layers read each next element: 4, "
                                                         "or 8-3, from so many at the answer's beginning to so many at "
                                                         "its end. Another text, good if the model learned it so.")]
@@ -196,7 +199,7 @@ def continue_(model: Model,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
               how: How = None,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
-                                                       "own file format.")] = None) -> None:
+                                                       "own file format (forecasts also: .png).")] = None) -> None:
     """Go on from a prime: what comes next?"""
     if sum(each is not None for each in (prime, prime_file, parts)) > 1:
         raise SegueError("give a prime, --prime-file or --parts, not both")
@@ -204,7 +207,7 @@ def continue_(model: Model,
     answer = segue.load(model).continue_(begin, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
-        state=state, reading=settings(how) or None))
+        state=state, samples=samples, reading=settings(how) or None))
     if out is not None:
         answer.save(out)
     if as_json:

@@ -226,7 +226,8 @@ class Fitted:
         return embed(self, self.read(data), pool, **options)
 
     def evaluate(self, data: Any, weights: str = "float32", state: str | None = None) -> Evaluation:
-        """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
+        """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents; of measured
+        numbers also errors of forecasts (see `segue.verbs.forecast`).
 
         weights: "int8" measures what rounding the network costs, see `decodable`. state: see `begun`.
         """
@@ -235,7 +236,13 @@ class Fitted:
         if (share := unknown(self.codec, data)) == 1:
             raise none_known(data)
         with self.begun(state):
-            return self.scored(data, weights, share)
+            found = self.scored(data, weights, share)
+            if self.codec.turns() and self.objective not in ANY_ORDER:
+                from segue.verbs.forecast import forecast_errors
+
+                found.forecasts, line = forecast_errors(self, data, weights)
+                found.notes.append(line)
+            return found
 
     def variants(self, data: Any, variants: str | Path, **options: Any) -> list[dict[str, Any]]:
         """What the model thinks of the variants in a VCF file: one row for each, with `score`, by how much the
