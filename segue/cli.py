@@ -435,13 +435,14 @@ def look(model: Model,
                                                     help="The sequence to read.")] = None,
          file: Annotated[Path | None, typer.Option("--file", metavar="F", help="Read the first sequence of a file "
                                                    "instead, and measure on its first 64.")] = None,
-         out: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")] = Path("look.png")) -> None:
+         out: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")] = Path("look.png"),
+         state: State = None) -> None:
     """Draw what each element reads, layer by layer, and how much each layer and each head carries."""
     from segue.verbs.look import look as draw
 
     if (text is None) == (file is None):
         raise SegueError("give a sequence or --file, one of them")
-    show(str(draw(segue.load(model), text if text is not None else file, out=out)))
+    show(str(draw(segue.load(model), text if text is not None else file, out=out, state=state)))
 
 
 @command("design", "segue design model --scores measured.csv -n 96 --out designs.csv")
