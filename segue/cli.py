@@ -367,6 +367,35 @@ def embed(model: Model, paths: Paths,
     print(f"written to {out}", file=sys.stderr)
 
 
+@command("classify", "segue classify model MUTAG/ --new others.graphml --out classes.csv")
+def classify(model: Model, paths: Paths,
+             new: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Say of which class these are; may be "
+                                                            "repeated.")] = None,
+             out: Annotated[Path | None, typer.Option(metavar="FILE", help="With --new: write their classes as a "
+                                                      "CSV.")] = None,
+             pool: Annotated[str | None, typer.Option(metavar="NAME", help="Which vector stands for a sequence: see "
+                                                      "embed.")] = None,
+             seed: Seed = None, json_file: JsonFile = None, how: How = None) -> None:
+    """Learn classes of sequences from a model's vectors: those that files say, else a class a folder or file."""
+    if out is not None and not new:
+        raise SegueError("--out is for the classes of --new: give files of which the class is to be said")
+    fitted = segue.load(model)
+    data = read_files(paths, fitted.kind.name, how, fitted)
+    others = read_files(new, fitted.kind.name, how, fitted) if new else None
+    found = fitted.classify(data, others, **given(pool=pool, seed=seed))
+    show(found)
+    if out is not None:
+        found.save(out)
+        print(f"written to {out}", file=sys.stderr)
+    else:
+        for name, label, chance in found.said[:20]:
+            print(f"{name}: {label} ({chance:.0%})")
+        if len(found.said) > 20:
+            print(f"and {len(found.said) - 20:,} more: --out FILE has all", file=sys.stderr)
+    if json_file is not None:
+        show_json(found.to_dict(), json_file)
+
+
 @command("score", "segue score generated.txt --reference real.txt")
 def score(paths: Paths,
           reference: Annotated[list[Path], typer.Option(metavar="PATH", show_default=False, help="Real sequences; may "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs as encodings
 import lzma
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -168,6 +169,17 @@ class Kind(ABC):
     def cut(self, window: Any) -> int:
         """Where in `window`, the elements after a wished cut, a long object is best cut (text: after a line end)."""
         return 0
+
+
+def of_class(name: str, label: str) -> str:
+    """The name of a record whose file says of which class it is; the record's own where it does not."""
+    return f"{name} (class {label})" if label else name
+
+
+def class_in(name: str) -> tuple[str, str]:
+    """What `of_class` put together: the name and the class, "" where there is none."""
+    found = re.fullmatch(r"(.*) \(class (.+)\)", name, re.DOTALL)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def bad(problems: Problems | None, path: Path | str, record: str, position: int | None, text: str) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, words
+from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, of_class, words
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
 from segue.kinds.frame import (
     DELIMITED,
@@ -295,7 +295,7 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         parts = line.strip().split(":")
         if parts == [""]:
             continue
-        label = f" (class {parts.pop()})" if labelled and len(parts) > 1 else ""
+        label = parts.pop().strip() if labelled and len(parts) > 1 else ""
         cells = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")] for part in parts]
         columns = [np.array(list(map(_number, part))) for part in cells]
         strange = next((cell for part in cells for cell in part if not _is_number(cell)), None)
@@ -306,7 +306,7 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         filled = [np.append(values, [np.nan] * (longest - len(values))) for values in columns]
         names = [""] if len(filled) == 1 else [f"x{i + 1}" for i in range(len(filled))]
         any_left = True
-        yield Record(flat(dict(zip(names, filled))), name=f"{path}:{number}{label}")
+        yield Record(flat(dict(zip(names, filled))), name=of_class(f"{path}:{number}", label))
     if not any_left and problems is None:
         raise SegueError(f"{path}: there is no series behind @data; is the file cut short?")
 
@@ -351,11 +351,11 @@ def _whole_rows(frame: Frame, problems: Problems | None) -> Iterator[Record]:
         problems.note = "a row a series" + (", the first number its class" if labelled else "")
     for row, values in enumerate(grid[:, labelled:]):
         last = np.flatnonzero(np.isfinite(values))
-        label = f" (class {decimal(first[row])})" if labelled else ""
+        label = decimal(first[row]) if labelled else ""
         if not len(last):
             bad(problems, frame.path, frame.place(row), None, "there is no number in this row; remove it")
             continue
-        yield Record(flat({"": values[: last[-1] + 1]}), name=f"{frame.path}:{frame.place(row)}{label}")
+        yield Record(flat({"": values[: last[-1] + 1]}), name=of_class(f"{frame.path}:{frame.place(row)}", label))
 
 
 def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from segue.decoding.rules import Rules
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
+    from segue.verbs.classify import Classified
     from segue.verbs.design import Designs
     from segue.verbs.embed import Embeddings
     from segue.verbs.prefer import PreferReport
@@ -224,6 +225,12 @@ class Fitted:
         from segue.verbs.embed import embed
 
         return embed(self, self.read(data), pool, **options)
+
+    def classify(self, data: Any, new: Any = None, **options: Any) -> Classified:
+        """Of which class sequences are, read off the model's vectors; see `segue.verbs.classify`."""
+        from segue.verbs.classify import classify
+
+        return classify(self, self.read(data), None if new is None else self.read(new), **options)
 
     def evaluate(self, data: Any, weights: str = "float32", state: str | None = None) -> Evaluation:
         """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents; of measured
