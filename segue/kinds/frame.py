@@ -6,6 +6,7 @@ find out with it whose file it is. `load_table` reads all of it. Nothing here kn
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import HEAD, Problems, as_utf8, bad, looks_binary, words
+from segue.kinds.base import HEAD, Problems, as_utf8, bad, looks_binary, marked, words
 from segue.kinds.packed import actual, bare, opened
 
 if TYPE_CHECKING:
@@ -336,10 +337,10 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
             return _load_parquet(path, raw)
         if is_array(raw):
             return _load_array(path, raw)
+        if is_xml(raw, encoding):
+            return _load_xes(path, raw.lstrip(), encoding)
         raw = as_utf8(path, raw, encoding)
         begin = raw.lstrip()[:1000]
-        if begin[:1] == b"<":
-            return _load_xes(path, raw)
         if begin[:1] == b"{" or bare(path).suffix.lower() in JSON or (begin[:1] == b"[" and
                                                                       begin[1:].lstrip()[:1] == b"{"):
             if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
@@ -440,8 +441,16 @@ def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _load_xes(path: Path, raw: bytes) -> Frame:
-    """The events of an XES log, the process miners' XML: a column an attribute, and one for the name of the trace."""
+def is_xml(raw: bytes, encoding: str) -> bool:
+    """By its first sign."""
+    with suppress(LookupError):
+        return raw[:1000].decode(marked(raw, encoding), "ignore").lstrip("\ufeff\r\n\t ").startswith("<")
+    return False
+
+
+def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
+    """The events of an XES log, the process miners' XML: a column an attribute, and one for the name of the trace.
+    encoding: where it is not UTF-8, in place of what the file says of itself."""
     from xml.etree import ElementTree
 
     def attributes(element: ElementTree.Element) -> dict[str, Any]:
@@ -450,7 +459,9 @@ def _load_xes(path: Path, raw: bytes) -> Frame:
     rows: list[dict[str, Any]] = []
     traces = 0
     try:
-        for _, element in ElementTree.iterparse(io.BytesIO(raw)):
+        said = None if codecs.lookup(encoding).name == "utf-8" else encoding
+        parser = ElementTree.XMLParser(encoding=said)
+        for _, element in ElementTree.iterparse(io.BytesIO(raw), ("end",), parser):
             if element.tag.rpartition("}")[2] == "trace":
                 traces += 1
                 case = attributes(element).get("concept:name") or f"trace {traces}"
@@ -459,6 +470,8 @@ def _load_xes(path: Path, raw: bytes) -> Frame:
                 element.clear()
     except ElementTree.ParseError as error:
         raise SegueError(f"{path}: not whole XML ({error}); is the file cut short?") from error
+    except (LookupError, ValueError) as error:  # an encoding that there is not
+        raise SegueError(f"{path}: no XML that can be read ({error}); save it as UTF-8") from error
     if not rows:
         raise SegueError(f"{path}: there is no event in this log (XES: log, trace, event)")
     return _of_objects(path, rows, "event")

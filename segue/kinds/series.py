@@ -63,6 +63,8 @@ class Series(Kind):
         if path.suffix.lower() not in TABULAR and not is_parquet(head):
             return 0.0
         look = glance(path, head)
+        if look is None and one_a_line(head):
+            return 0.7
         if look is None or not look.rows or (look.form == "delimited" and not look.regular and
                                              path.suffix.lower() not in DELIMITED):
             return 0.0
@@ -70,7 +72,7 @@ class Series(Kind):
         columns = {name: cells for name in look.names if (cells := look.column(name))}
         lists = [name for name, cells in columns.items() if any(isinstance(cell, list) for cell in cells)]
         if lists:
-            items = [item for cell in columns[lists[0]] if isinstance(cell, list) for item in cell]
+            items = [item for cell in columns[lists[0]] if isinstance(cell, list) for item in cell if item is not None]
             alone = len(lists) == 1 and named_by(lists, WHEN) is None
             return 0.92 if alone and all(map(_is_number, items)) and measured(items) else 0.0
         numbers = [name for name, cells in columns.items() if 2 * sum(map(_is_number, cells)) > len(cells)
@@ -137,6 +139,7 @@ class Series(Kind):
             column, number = parted(item)
             seen.setdefault(column, []).append((number, count))
         columns = {column: tuple(map(np.array, zip(*pairs))) for column, pairs in seen.items()}
+        columns = {column: columns[column] for column in order_of(data, columns)}
         called = set(getattr(getattr(data, "problems", None), "columns", ()))
         return LevelCodec({column: steps(np.repeat(numbers, counts), levels)
                            for column, (numbers, counts) in columns.items()},
@@ -188,6 +191,20 @@ class Series(Kind):
                    if item]
         items = list(obj)
         return [element(*parted(item if isinstance(item, str) else repr(float(item)))) for item in items]
+
+
+def one_a_line(head: bytes) -> bool:
+    """Whether each line is one measured number, of eight or more; the last may be cut."""
+    lines = head.decode("utf-8", "ignore").lstrip("\ufeff").split("\n")
+    cells = [line.strip() for line in lines[: -1 if len(lines) > 1 else None] if line.strip()]
+    return len(cells) >= 8 and all(map(_is_number, cells)) and measured(cells)
+
+
+def order_of(data: Dataset, columns: Iterable[str]) -> list[str]:
+    """These columns as they take turns: in the order of a series that is there from its beginning."""
+    whole = getattr(data, "whole", lambda i: (True, True))
+    begin = next((i for i in range(len(data)) if whole(i)[0]), 0)
+    return list(dict.fromkeys([*(parted(item)[0] for item in data[begin].object), *columns]))
 
 
 def steps(numbers: np.ndarray, levels: int) -> list[float]:
