@@ -183,7 +183,8 @@ def continue_(model: Model,
               parts: Annotated[Path | None, typer.Option(metavar="F", help="Go on from a prompt some parts of which "
                                                          "have no order: a file with a JSON list, text, list of "
                                                          "parts, text, ..., text.")] = None,
-              n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add.")] = None,
+              n: Annotated[int | None, typer.Option("-n", metavar="N", help="How many elements to add (of measured "
+                                                         "numbers, moments).")] = None,
               decoder: Annotated[str | None, typer.Option(metavar="NAME", help="greedy, sample, trie, lookup, "
                                                           "beam, diverse-beam, contrastive, exact or tree.")] = None,
               draft: Annotated[str | None, typer.Option(metavar="NAME", help="Who drafts, with any of them: trie, "
@@ -192,6 +193,8 @@ def continue_(model: Model,
               temperature: Temperature = None, top_k: TopK = None, top_p: TopP = None, min_p: MinP = None,
               repetition_penalty: Penalty = None, stop: Stop = None, weights: Weights = None, seed: Seed = None,
               state: State = None,
+              samples: Annotated[int | None, typer.Option(metavar="K", help="Draw K answers; of measured numbers they "
+                                                          "give medians and intervals (100 if not said).")] = None,
               depth: Annotated[str | None, typer.Option(metavar="L", help="How many layers read each next element: 4, "
                                                         "or 8-3, from so many at the answer's beginning to so many at "
                                                         "its end. Another text, good if the model learned it so.")]
@@ -202,7 +205,7 @@ def continue_(model: Model,
               as_json: Annotated[bool, typer.Option("--json", help="Print data only.")] = False,
               how: How = None, device: Single = None,
               out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the continuation in the kind's "
-                                                       "own file format.")] = None) -> None:
+                                                       "own file format (forecasts also: .png).")] = None) -> None:
     """Go on from a prime: what comes next?"""
     if sum(each is not None for each in (prime, prime_file, parts)) > 1:
         raise SegueError("give a prime, --prime-file or --parts, not both")
@@ -210,7 +213,7 @@ def continue_(model: Model,
     answer = segue.load(model, device).continue_(begin, **settings(choices) | given(
         n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
-        state=state, reading=settings(how) or None))
+        state=state, samples=samples, reading=settings(how) or None))
     if out is not None:
         answer.save(out)
     if as_json:
@@ -372,6 +375,35 @@ def embed(model: Model, paths: Paths,
     print(f"written to {out}", file=sys.stderr)
 
 
+@command("classify", "segue classify model MUTAG/ --new others.graphml --out classes.csv")
+def classify(model: Model, paths: Paths,
+             new: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Say of which class these are; may be "
+                                                            "repeated.")] = None,
+             out: Annotated[Path | None, typer.Option(metavar="FILE", help="With --new: write their classes as a "
+                                                      "CSV.")] = None,
+             pool: Annotated[str | None, typer.Option(metavar="NAME", help="Which vector stands for a sequence: see "
+                                                      "embed.")] = None,
+             seed: Seed = None, json_file: JsonFile = None, how: How = None) -> None:
+    """Learn classes of sequences from a model's vectors: those that files say, else a class a folder or file."""
+    if out is not None and not new:
+        raise SegueError("--out is for the classes of --new: give files of which the class is to be said")
+    fitted = segue.load(model)
+    data = read_files(paths, fitted.kind.name, how, fitted)
+    others = read_files(new, fitted.kind.name, how, fitted) if new else None
+    found = fitted.classify(data, others, **given(pool=pool, seed=seed))
+    show(found)
+    if out is not None:
+        found.save(out)
+        print(f"written to {out}", file=sys.stderr)
+    else:
+        for name, label, chance in found.said[:20]:
+            print(f"{name}: {label} ({chance:.0%})")
+        if len(found.said) > 20:
+            print(f"and {len(found.said) - 20:,} more: --out FILE has all", file=sys.stderr)
+    if json_file is not None:
+        show_json(found.to_dict(), json_file)
+
+
 @command("score", "segue score generated.txt --reference real.txt")
 def score(paths: Paths,
           reference: Annotated[list[Path], typer.Option(metavar="PATH", show_default=False, help="Real sequences; may "
@@ -441,13 +473,14 @@ def look(model: Model,
                                                     help="The sequence to read.")] = None,
          file: Annotated[Path | None, typer.Option("--file", metavar="F", help="Read the first sequence of a file "
                                                    "instead, and measure on its first 64.")] = None,
-         out: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")] = Path("look.png")) -> None:
+         out: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")] = Path("look.png"),
+         state: State = None) -> None:
     """Draw what each element reads, layer by layer, and how much each layer and each head carries."""
     from segue.verbs.look import look as draw
 
     if (text is None) == (file is None):
         raise SegueError("give a sequence or --file, one of them")
-    show(str(draw(segue.load(model), text if text is not None else file, out=out)))
+    show(str(draw(segue.load(model), text if text is not None else file, out=out, state=state)))
 
 
 @command("design", "segue design model --scores measured.csv -n 96 --out designs.csv")

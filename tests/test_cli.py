@@ -14,8 +14,8 @@ import segue
 from segue import cli
 from segue.errors import SegueError
 
-COMMANDS = ("read", "fit", "continue", "write", "update", "merge", "prefer", "speed-up", "evaluate", "embed", "score",
-            "compare", "serve", "look", "design", "verify", "papers", "reproduce", "demo")
+COMMANDS = ("read", "fit", "continue", "write", "update", "merge", "prefer", "speed-up", "evaluate", "embed",
+            "classify", "score", "compare", "serve", "look", "design", "verify", "papers", "reproduce", "demo")
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

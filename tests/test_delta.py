@@ -164,6 +164,28 @@ def test_instructions_come_back_on_the_command_line(tmp_path: Path, capsys: pyte
     assert "one shape" in capsys.readouterr().err
 
 
+def test_counts_beside_the_networks_add_up(tmp_path: Path) -> None:
+    segue.fit(["one two\n" * 20] * 9, steps=1, quiet=True, out=tmp_path / "base", width=16, depth=1)
+    base, new, tuned = (segue.load(tmp_path / "base") for _ in range(3))
+    for model in (new, tuned):
+        model.folder = None
+    new.update(["five six\n" * 9] * 9, steps=1, quiet=True)
+    tuned.update(["nine ten\n" * 9] * 9, steps=1, quiet=True)
+    sizes = [model.mixture.counts.tables.stream.size for model in (base, new, tuned)]  # type: ignore[union-attr]
+    merged, report = merge(new, [tuned], base)
+    assert merged.mixture is not None and "those of all" in report.counts
+    assert merged.mixture.counts.tables.stream.size == sizes[1] + sizes[2] - sizes[0]
+    again = segue.load(merged.save(tmp_path / "merged"))
+    assert again.mixture is not None and again.evaluate(["nine ten\n"]).bits_per_unit == pytest.approx(
+        merged.evaluate(["nine ten\n"]).bits_per_unit, rel=1e-4)
+    other = segue.fit(["six ten\n" * 20] * 9, steps=1, quiet=True, width=16, depth=1)
+    merged, report = merge(new, [tuned], other)
+    assert merged.mixture is None and "do not go on" in report.counts
+    tuned.mixture = None
+    merged, report = merge(new, [tuned], base)
+    assert merged.mixture is None and "not all models" in report.counts
+
+
 def test_a_merged_model_learns_on(tmp_path: Path) -> None:
     model = segue.fit(["one two\n" * 9] * 9, steps=1, quiet=True, mix=False, width=16, depth=1)
     merged, _ = merge(model, [model], model)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import segue
+from segue.analysis.circuits import matrices, writes
 from segue.continual import StateTuning
 from segue.errors import SegueError
 from segue.kernels.gla import FLOOR, gla, gla_reference
@@ -17,6 +18,7 @@ from segue.mixers.state import Carry, Layout
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.models.adapters import InitialState, LoRA, load_adapter
 from segue.models.compiled import compile_model
+from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch
 from segue.papers import claim
 from segue.testing import check_strategy
@@ -24,6 +26,7 @@ from segue.training.checkpoint import weights_of
 from segue.training.learn import learn
 from segue.training.loop import Run
 from segue.training.recipe import Plan
+from segue.verbs.look import look
 from segue.verbs.update import digest
 
 CONSTANT = ["gla", "mamba", "mamba2", "deltanet", "mlstm", "slstm", "gru", "lstm", "s4d", "lru", "lightnet",
@@ -131,6 +134,19 @@ def test_training_and_decoding_begin_alike_and_everything_comes_off(mixer: str, 
         compile_model(model)
     adapter.detach()
     assert torch.equal(model(x).logits, plain) and digest(model) == before and not len(model.blocks[0].begins)
+
+
+def test_what_looks_inside_begins_there_too() -> None:
+    model, x = stack("gla", "gru"), ids()
+    adapter = InitialState(0)
+    adapter.attach(model)
+    moved(adapter)
+    hidden = model.hidden(x, Layout.of(x))
+    torch.testing.assert_close(model.norm(torch.stack(list(writes(model, x).values())).sum(0)), hidden)
+    torch.testing.assert_close(WindowRecurrence(model, x.shape[1]).double().hidden(x), hidden)
+    assert matrices(model, x)[0] is not None
+    adapter.detach()
+    assert not torch.allclose(model.hidden(x, Layout.of(x)), hidden)
 
 
 @pytest.mark.parametrize("mixer", ["gla", "gru", "lru"])
@@ -326,6 +342,8 @@ def test_an_update_leaves_the_model_and_keeps_a_state(tmp_path: Path) -> None:
     assert "torch" in again.continue_("x", n=8, state="end").note or again.continue_("x", n=8, state="end").text
     with pytest.raises(SegueError, match="no state 'start': choose from end, middle"):
         again.continue_("x", n=4, state="start")
+    there, here = (look(again, "x y z", state=state).effects["layer 2 gla"] for state in ("end", None))
+    assert there != here and digest(again.model) == before
     (tmp_path / "model" / "states" / "0.safetensors").write_bytes(b"cut")
     with pytest.raises(SegueError, match="no adapter"):
         segue.load(tmp_path / "model")

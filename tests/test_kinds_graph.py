@@ -355,6 +355,22 @@ def test_damaged_data_sets_name_the_file(tmp_path: Path) -> None:
             list(GRAPHS.read(folder / "DS_A.txt", label=True))
 
 
+def test_what_a_key_says_is_so_where_nothing_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "defaults.graphml"
+    path.write_text('<graphml xmlns="http://graphml.graphdrawing.org/xmlns">'
+                    '<key id="d0" for="node" attr.name="label" attr.type="string"><default> C </default></key>'
+                    '<key id="d1" for="edge" attr.name="bond" attr.type="int"><desc/><default>1</default></key>'
+                    '<key id="d2" attr.name="class" attr.type="string"><default>x</default></key>'
+                    '<graph edgedefault="undirected"><node id="a"/><node id="b"><data key="d0">O</data></node>'
+                    '<node id="c"/><edge source="a" target="b"/><edge source="b" target="c"><data key="d1">2</data>'
+                    '</edge></graph></graphml>')
+    record = next(iter(GRAPHS.read(path, label=True)))
+    found = understood(record.object)
+    assert sorted(found.nodes) == ["C", "C", "O"] and sorted(edge[3] for edge in found.edges) == ["1", "2"]
+    assert found.label == "x"
+    assert nx.parse_graphml(path.read_text()).graph["node_default"] == {"label": " C "}  # as others read it
+
+
 def test_names_are_not_labels(tmp_path: Path) -> None:
     """Attributes whose values hardly come again name or measure; one may ask for them, and for one there is not."""
     nx.write_gml(nx.path_graph(8), tmp_path / "path.gml")

@@ -94,6 +94,15 @@ def test_a_file_by_hand(tmp_path: Path) -> None:
     assert record.name == str(path)
 
 
+def test_chunks_of_other_sorts_are_stepped_over(tmp_path: Path) -> None:
+    MUSIC.write([["note60", "length48", "wait48", "note62", "length48"]], tmp_path / "plain.mid")
+    data = (tmp_path / "plain.mid").read_bytes()
+    place = data.index(b"MTrk")
+    (tmp_path / "alien.mid").write_bytes(data[:place] + b"XFIH\0\0\0\3abc" + data[place:] + b"XFKM\0\0\0\0")
+    one, other = (next(iter(MUSIC.read(tmp_path / f"{name}.mid"))).object for name in ("plain", "alien"))
+    assert one == other
+
+
 def test_the_pedal_holds(tmp_path: Path) -> None:
     down, up = (mido.Message("control_change", control=64, value=value) for value in (127, 0))
     path = midi(tmp_path / "pedal.mid", [(0, down), (0, on(60)), (50, off(60)), (50, on(62)), (100, off(62)),

@@ -138,7 +138,7 @@ def test_files_are_read_as_a_model_needs_them(files: dict[str, Path], tmp_path: 
     assert read(tmp_path / "more.csv", columns="wet,heat")[0].object == ["wet=1", "heat=2.5"]
     plain = read(files["plain.csv"])
     assert read(files["plain.csv"], **SERIES.reading(plain.codec()))[0].object == plain[0].object
-    assert SERIES.reading(SERIES.codec(read(files["one.csv"]))) == {}
+    assert SERIES.reading(SERIES.codec(read(files["one.csv"]))) == {"column": "value"}
 
 
 def test_a_damaged_array_is_told_in_one_line(tmp_path: Path) -> None:
@@ -177,6 +177,43 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, text: str, why: 
         list(SERIES.read(tmp_path / name))
 
 
+def test_a_model_of_one_column_finds_it_among_others(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("date,OT\n2020-01-01,1.5\n2020-01-02,2.5\n")
+    (tmp_path / "wide.csv").write_text("date,HUFL,OT\n2020-01-01,7.5,3.5\n2020-01-02,8.5,4.5\n")
+    (tmp_path / "other.csv").write_text("date,HUFL,LULL\n2020-01-01,7.5,3.5\n2020-01-02,8.5,4.5\n")
+    (tmp_path / "renamed.csv").write_text("date,heat\n2020-01-01,7.5\n2020-01-02,8.5\n")
+    data = read(tmp_path / "one.csv")
+    data.save(tmp_path / "saved")
+    for each in (data, data.open(tmp_path / "saved")):
+        codec = SERIES.codec(each)
+        codec.save(tmp_path / "codec")
+        options = SERIES.reading(type(codec).load(tmp_path / "codec"))
+        assert read(tmp_path / "wide.csv", **options)[0].object == ["3.5", "4.5"]
+        assert read(tmp_path / "renamed.csv", **options)[0].object == ["7.5", "8.5"]  # there is no other
+        assert read(tmp_path / "wide.csv", columns=["HUFL"], **options)[0].object == ["7.5", "8.5"]
+        with pytest.raises(SegueError, match="there is no column 'OT' of numbers, which the model was fitted on; there "
+                                             "are HUFL, LULL: name one with columns="):
+            read(tmp_path / "other.csv", **options)
+
+
+def test_arrays_are_loaded_whole_or_refused(tmp_path: Path) -> None:
+    values = np.arange(12, dtype=">f4").reshape(4, 3)
+    for name, array in (("c", values), ("fortran", np.asfortranarray(values))):
+        np.save(tmp_path / f"{name}.npy", array)
+        assert read(tmp_path / f"{name}.npy", kind="series")[0].object[:4] == ["x1=0", "x2=1", "x3=2", "x1=3"]
+    whole = (tmp_path / "c.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[:-5])
+    with pytest.raises(SegueError, match="the file was cut: it has 10 of 12 values"):
+        read(tmp_path / "cut.npy", kind="series")
+    np.save(tmp_path / "none.npy", np.zeros((0, 3)))
+    with pytest.raises(SegueError, match="is no series"):
+        read(tmp_path / "none.npy", kind="series")
+    np.save(tmp_path / "objects.npy", np.array([None, "x"], dtype=object), allow_pickle=True)
+    for kind in ("series", "events", "picture"):
+        with pytest.raises(SegueError, match="no array that can be read"):
+            read(tmp_path / "objects.npy", kind=kind)
+
+
 numbers = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=400)
 
 
@@ -207,7 +244,7 @@ def test_a_model_learns_a_wave_and_goes_on(tmp_path: Path) -> None:
     np.save(tmp_path / "wave.npy", wave)
     model = segue.fit(tmp_path / "wave.npy", steps=100, quiet=True, mixer="gru", width=48)
     prime = flat({"x1": wave[:100, 0], "x2": wave[:100, 1]})
-    answer = model.continue_(prime, n=40)
+    answer = model.continue_(prime, n=40, decoder="greedy")
     said = table(answer.value)
     assert np.abs(said["x1"] - wave[100:120, 0]).mean() < 0.25
     answer.save(tmp_path / "more.csv")

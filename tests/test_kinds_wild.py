@@ -15,6 +15,7 @@ import pyarrow.parquet as parquet
 import pytest
 from test_kinds_read import EVENTS, GENBANK, put
 
+import segue
 from segue.data import Data, read
 from segue.errors import SegueError
 from segue.kinds import KINDS, packed
@@ -157,7 +158,7 @@ def test_lists_of_items_are_sequences(tmp_path: Path, name: str, content: str | 
 
 def test_arrays_of_other_things_are_refused(tmp_path: Path) -> None:
     for array, says in ((np.ones((2, 2, 1)), "float64 of 3 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
-                        (np.array([[1], 2], dtype=object), "not an array that is read here")):
+                        (np.array([[1], 2], dtype=object), "no array that can be read")):
         np.save(tmp_path / "a.npy", array)
         with pytest.raises(SegueError, match=says):
             read(tmp_path / "a.npy")
@@ -325,3 +326,44 @@ def test_one_long_line_is_told_quickly(tmp_path: Path) -> None:
             spent.append(time.process_time() - begin)
         seconds.append(min(spent))
     assert seconds[1] < 8 * seconds[0] + 0.1, "what looks at a table's columns does not grow with their square"
+
+
+def test_logs_in_the_encoding_that_they_name(tmp_path: Path) -> None:
+    log = ('<?xml version="1.0" encoding="{}"?><log><trace><string key="concept:name" value="1"/>' +
+           "".join(f'<event><string key="concept:name" value="{name}"/></event>' for name in ("über", "ein")) +
+           "</trace></log>")
+    for name in ("UTF-16", "ISO-8859-1", "utf-8"):
+        (tmp_path / "log.xes").write_bytes(log.format(name).encode(name))
+        assert segue.read(tmp_path / "log.xes")[0].object == ["über", "ein"]
+    (tmp_path / "log.xes").write_bytes(log.format("UTF-8").encode("latin-1"))
+    assert segue.read(tmp_path / "log.xes", encoding="latin-1")[0].object == ["über", "ein"]
+    for told in ("klingon", "utf-7"):
+        (tmp_path / "log.xes").write_bytes(log.format(told).encode("latin-1"))
+        with pytest.raises(SegueError, match="XML"):
+            segue.read(tmp_path / "log.xes")
+
+
+def test_types_and_times_in_lists(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").write_text(
+        '{"time_since_start": [0.5, 1.5], "type_event": [3, 1], "seq_idx": 0}\n' * 3)
+    data = segue.read(tmp_path / "events.jsonl")
+    assert data.kind.name == "events" and data[0].object == ["3", "1"]
+    assert data[0].channels["time"].tolist() == [0.5, 1.5]
+
+
+def test_series_with_gaps_in_lists_and_a_number_a_line(tmp_path: Path) -> None:
+    (tmp_path / "gluon.jsonl").write_text('{"start": "2020-01-01", "target": [1.5, null, 2.5]}\n' * 3)
+    data = segue.read(tmp_path / "gluon.jsonl")
+    assert data.kind.name == "series" and data[0].object == ["1.5", "nan", "2.5"]
+    (tmp_path / "lines.txt").write_text("".join(f"{i / 4}\n" for i in range(30)))
+    assert segue.read(tmp_path / "lines.txt").kind.name == "series"
+    (tmp_path / "lines.txt").write_text("1.5\n" * 12 + "about\n")
+    assert segue.read(tmp_path / "lines.txt").kind.name == "text"
+
+
+def test_columns_take_turns_as_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "wide.csv").write_text("step,heat,wet\n" + "".join(
+        f"{i},{i / 7:.2f},{0.5 + i % 2}\n" for i in range(60)))  # of the second column few numbers come often
+    data = segue.read(tmp_path / "wide.csv")
+    for part in (data, *data.split(0.2)):
+        assert segue.read(tmp_path / "wide.csv", **data.kind.reading(part.codec()))[0].object == data[0].object

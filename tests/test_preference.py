@@ -130,6 +130,7 @@ def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:
     table = tmp_path / "pairs.csv"
     for text, says in (("prompt,chosen\na,b\n", "no column rejected"), ("", "empty"),
                        ("prompt,chosen,rejected\na,,c\na,b,c\n", "line 2: no continuation"),
+                       ("prompt,chosen,rejected\na,b,c\na,b,b\n", "line 3: both continuations are the same"),
                        ("prompt,chosen,rejected\na,b,c\n", "1 pairs are too few")):
         table.write_text(text)
         with pytest.raises(SegueError, match=says):

@@ -27,7 +27,9 @@ def inputs(draw: np.random.Generator, n: int, right: float) -> dict[str, Any]:
     nats = -np.log(chances[np.arange(n), targets])
     return {"targets": targets, "scores": scores, "chances": chances, "ranks": ranks, "samples": samples,
             "references": real, "learned": real[: n // 2], "features": features, "real": draw.normal(size=(n, 3)),
-            "nats": nats, "units": np.full(n, 2)}
+            "nats": nats, "units": np.full(n, 2), "truth": targets + 0.5, "points": targets + np.where(good, 0.6, 3.0),
+            "draws": targets[:, None] + np.where(good, 0.6, 3.0)[:, None] + draw.normal(size=(n, 9)),
+            "scale": np.ones(n)}
 
 
 @pytest.mark.parametrize("name", METRICS)

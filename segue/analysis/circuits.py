@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers import Mixer
-from segue.mixers.state import Layout
+from segue.mixers.state import Layout, Parts
 from segue.models.stack import Stack, StackConfig
 
 
@@ -60,25 +61,25 @@ def matrices(model: Stack, tokens: Tensor) -> list[Tensor | None]:
     layout = Layout.of(tokens)
     found: list[Tensor | None] = []
 
-    def mix(mixer: Mixer, y: Tensor) -> Tensor:
+    def mix(begun: Parts, mixer: Mixer, y: Tensor) -> Tensor:
         found.append(mixer.matrix(y) if mixer.linear_in_values else None)
-        return mixer.run(y, layout, {})
+        return mixer.run(y, layout, begun)
 
     x = model.embed(tokens, layout.positions)
     for block in model.blocks:
-        x = block(x, mix)
+        x = block(x, partial(mix, block.begun(x)))
     return found
 
 
-def _by_head(mixer: Any, y: Tensor, layout: Layout) -> tuple[Tensor, dict[str, Tensor]]:
+def _by_head(mixer: Any, y: Tensor, layout: Layout, begun: Parts) -> tuple[Tensor, dict[str, Tensor]]:
     """What a mixer writes for y (B, T, D), and its parts: each head's, where its last step is one linear map `out` of
     the heads side by side; a bias is a part of its own."""
     out, given = getattr(mixer, "out", None), list[tuple[Tensor, Tensor]]()
     if not (mixer.linear_in_values and isinstance(out, nn.Linear) and getattr(mixer, "heads", 0)):
-        return mixer.run(y, layout, {}), {}
+        return mixer.run(y, layout, begun), {}
     hook = out.register_forward_hook(lambda module, inputs, output: given.append((inputs[0], output)))
     try:
-        written = mixer.run(y, layout, {})
+        written = mixer.run(y, layout, begun)
     finally:
         hook.remove()
     if len(given) != 1 or not torch.equal(given[0][1], written):
@@ -100,13 +101,13 @@ def writes(model: Stack, tokens: Tensor, layout: Layout | None = None, heads: bo
     x = model.embed(tokens, layout.positions)
     found, mixed = {"embedding": x}, list[tuple[Tensor, dict[str, Tensor]]]()
 
-    def mix(mixer: Mixer, y: Tensor) -> Tensor:
+    def mix(begun: Parts, mixer: Mixer, y: Tensor) -> Tensor:
         mixer.accept(layout)
-        mixed.append(_by_head(mixer, y, layout) if heads else (mixer.run(y, layout, {}), {}))
+        mixed.append(_by_head(mixer, y, layout, begun) if heads else (mixer.run(y, layout, begun), {}))
         return mixed[-1][0]
 
     for index, (name, block) in enumerate(zip(model.config.mixers, model.blocks), 1):
-        before, x = x, block(x, mix)
+        before, x = x, block(x, partial(mix, block.begun(x)))
         written, parts = mixed.pop()
         found |= {f"layer {index} {part}": write for part, write in (parts or {name: written}).items()}
         if block.channel is not None:

@@ -5,7 +5,7 @@ is in it, in which order, of which class (Papreja et al. 2019, arXiv 1907.01098)
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,6 +210,27 @@ def grouped_split(groups: np.ndarray, fraction: float = 0.2, seed: int = 0) -> n
     if not len(held) or len(held) == len(names):
         raise SegueError(f"{len(names)} groups cannot be split with {fraction:.0%} held out: give more groups")
     return np.isin(number, held)
+
+
+def folded(tables: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray, folds: int = 5, seed: int = 0,
+           kind: str = "logistic") -> dict[str, np.ndarray]:
+    """(N,) bool by table (N, D): whether a head (of PROBES) that was fitted on the other parts names the label (N,) of
+    each row; "the most frequent class" needs no table. Rows of one group (N,) lie in one of the `folds` parts."""
+    _, number = np.unique(groups, return_inverse=True)
+    part = (np.random.default_rng(seed).permutation(number.max() + 1) % folds)[number]
+    classes, most = int(labels.max()) + 1, "the most frequent class"
+    right = {name: np.zeros(len(labels), bool) for name in (*tables, most)}
+    for fold in np.unique(part):
+        held = part == fold
+        if held.all():
+            raise SegueError("the sequences with classes are all the same: give different ones")
+        right[most][held] = labels[held] == np.bincount(labels[~held]).argmax()
+        for name, table in tables.items():
+            features = torch.from_numpy(np.asarray(table, np.float64))
+            with torch.enable_grad():
+                head = fitted_head(kind, features[~held], torch.from_numpy(labels[~held]), classes, seed=seed)
+            right[name][held] = head(features[held]).argmax(-1).numpy() == labels[held]
+    return right
 
 
 def lengths_of(rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from segue.analysis import metrics, texts
+from segue.analysis import forecast, metrics, texts
 from segue.analysis.binary import calibration_error
 from segue.analysis.distributions import frechet_distance, mauve, mauve_of, near_groups
 from segue.errors import SegueError
@@ -42,7 +42,9 @@ class Metric:
 
     needs: "samples", "references" (one for each sample), "learned" (sequences that were learned from); "features" of
     samples and "real" ones, (N, D) and (M, D); "chances" or "scores" (N, V) and "targets" (N,); "ranks" (N,), 1 the
-    best; "nats" (N,), -log p of each row, and "units" (N,), how many bytes, bases ... that row has.
+    best; "nats" (N,), -log p of each row, and "units" (N,), how many bytes, bases ... that row has; "points" (N,) and
+    "draws" (N, K), forecasts of the numbers in "truth" (N,), and "scale" (N,), the error of the simple forecast in the
+    past.
 
     once: what the interval holds still, as the groups that rows are of, and what is computed from that.
     """
@@ -145,6 +147,14 @@ METRICS: dict[str, Metric] = {
     "Zipf": Metric(texts.zipf, None, ("samples",), "exponent of frequency by rank", (-INF, INF)),
     "novelty": Metric(texts.novelty, None, ("samples", FIXED), "share of 4-grams that what was learned does not hold",
                       (0, 1)),
+    "MAE": Metric(forecast.mae, False, ("points", "truth"), "mean of |forecast - truth|", (0, INF)),
+    "RMSE": Metric(forecast.rmse, False, ("points", "truth"), "root of the mean of (forecast - truth)^2", (0, INF)),
+    "MASE": Metric(forecast.mase, False, ("points", "truth", "scale"),
+                   "mean of |forecast - truth| / the error of the forecast by the last season in the past", (0, INF)),
+    "CRPS": Metric(forecast.crps, False, ("draws", "truth"), "mean of E|X - truth| - E|X - X'| / 2 of the draws",
+                   (0, INF)),
+    "coverage": Metric(forecast.coverage, None, ("draws", "truth"),
+                       "share of the truth inside the middle 80% of the draws; right is 0.8", (0, 1)),
     "MAUVE": Metric(mauve, True, ("features", "real"), "area under the curve of divergences from mixtures, scale 5, "
                     "over groups of near features; of 1,000 rows at least", (0, 1), (near_groups, mauve_of)),
     "Frechet distance": Metric(frechet_distance, False, ("features", "real"),

@@ -267,6 +267,7 @@ class Data:
                 "problems": [asdict(problem) for problem in self.problems],
                 "problems_total": self.problems.total,
                 "note": self.problems.note,
+                "columns": self.problems.columns,
             })
         return folder
 
@@ -282,7 +283,7 @@ class Data:
             kind = KINDS[meta["kind"]]
             elements = read_json(folder / "elements.json") if kind.storage == "items" else None
             found = (Problem(**problem) for problem in meta["problems"])
-            problems = Problems(found, meta["problems_total"], meta.get("note", ""))
+            problems = Problems(found, meta["problems_total"], meta.get("note", ""), meta.get("columns", ()))
             data = cls(kind, mapped(folder / "records.arrow"), elements=elements, problems=problems,
                        fingerprint=meta["fingerprint"])
             if len(data) != meta["records"] or data.total != meta["elements"]:

@@ -48,8 +48,10 @@ def split(data: Data, fraction: float, by: str | None, seed: int) -> tuple[Data,
         if len(distinct) < 2 and by is None:
             return split(data, fraction, "position", seed)
         if len(distinct) < 2:
-            raise SegueError(
-                f"all {len(spans)} records have the same {key}: nothing can be held out by {key}; split by position")
+            raise SegueError("there is too little data to hold anything out: give more, or longer, sequences"
+                             if key == "position" else
+                             f"all {len(spans)} records have the same {key}: nothing can be held out by {key}; split "
+                             "by position")
         weights = np.bincount(group, weights=sizes)
         reached = np.cumsum(weights)
         last = min(int(np.searchsorted(reached, fraction * total)), len(distinct) - 2)

@@ -14,15 +14,17 @@ import numpy as np
 
 from segue.data.options import checked
 from segue.decoding.constrain import Pattern, schema
+from segue.decoding.forecast import SAMPLES, Forecast, drawn
 from segue.decoding.generate import Continuation, Until, check_limits, generate, stream
 from segue.decoding.healing import Healing, spelling
 from segue.decoding.prompt import SetPrompt
-from segue.decoding.recipes import DECODERS, drafts_itself
+from segue.decoding.recipes import DECODERS, drafts_itself, takes
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
 from segue.kinds.base import Record
-from segue.kinds.codecs import TokenizerCodec, as_bytes
+from segue.kinds.codecs import TokenizerCodec, as_bytes, parted
+from segue.kinds.series import table
 from segue.models.base import begin_of
 from segue.models.depth import DepthSchedule
 
@@ -302,7 +304,7 @@ class FittedModel(Protocol):
 def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decoder: str | None = None,
               draft: Any = None, *, stop: Sequence[Any] = (), weights: str = "float32",
               depth: DepthSchedule | int | str | None = None, reading: Mapping[str, Any] | None = None,
-              **options: Any) -> Any:
+              samples: int | None = None, **options: Any) -> Any:
     """What comes after `prime`: one `Continuation`, or for a list of primes a list of them.
 
     prime: an object of the kind (text, letters, a list of items), a `Path` to a file of it, a `SetPrompt` of them
@@ -315,6 +317,8 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     depth: how many of a native model's layers read each next element: "8-3", from eight at the answer's beginning to
         three at its end, 5 at all places, or a `DepthSchedule`. Another text, for models that have learned it.
     reading: options of the kind's `read`, where the prime is a path.
+    samples: draw so many answers; `Samples`, and of measured numbers a `Forecast` of the next n moments, is what they
+        say together. Measured numbers are forecast unless a decoder, a draft or what ends an answer is named.
     Everything else is as in `continue_objects` and `generate`.
     """
     kind = fitted.kind
@@ -328,6 +332,16 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     if depth is not None and (weights != "float32" or not isinstance(n, int)):
         raise SegueError("depth needs to know how long answers may be, one n for all, and leaves weights as they are")
     model = fitted.decodable(weights) if depth is None else fitted.scheduled(DepthSchedule.said(depth, n or 1))
+    plain = draft is None and not len(stop) and options.keys() <= {*takes("sample"), "seed"}
+    if samples is None and decoder is None and plain and fitted.codec.turns():
+        samples = SAMPLES
+    if samples is not None:
+        if decoder not in (None, "sample") or samples < 1:
+            raise SegueError(f"{samples} samples by decoder '{decoder or 'sample'}': give samples=1 or more, which "
+                             "decoder sample draws")
+        told = [_forecast(fitted, model, record, n, samples, options) if fitted.codec.turns() and plain else
+                _samples(fitted, model, record, n, samples, draft, stop, options) for record in records]
+        return told if many else told[0]
     answers = continue_objects(model, fitted.codec, [record.object for record in records], n, decoder,
                                drafter_for(fitted, decoder, draft), stop=stop, **options)
     for answer, count, record in zip(answers, strange, records):
@@ -338,6 +352,62 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
                 each.text = kind.show(each.whole)
             each.writer = partial(_write, kind, record.name)
     return answers if many else answers[0]
+
+
+@dataclass
+class Samples:
+    """Several answers to one prime, drawn each by itself. name: of the prime."""
+
+    answers: list[Continuation]
+    kind: Kind
+    name: str = ""
+
+    @property
+    def text(self) -> str:
+        return "\n".join(f"--- sample {number}\n{answer.text}" for number, answer in enumerate(self.answers, 1))
+
+    @property
+    def note(self) -> str:
+        first = self.answers[0]
+        return (f"{len(self.answers)} samples, {sum(len(answer.tokens) for answer in self.answers)} tokens; "
+                f"{first.path}, {first.decoder}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"samples": [answer.as_dict() for answer in self.answers]}
+
+    def save(self, path: str | Path) -> None:
+        """All of them, each behind the prime, in one file of the kind's own format."""
+        if not self.kind.several:
+            raise SegueError(f"{path}: a file of {self.kind.name} holds one sequence: leave --out or --samples out")
+        self.kind.write([Record(answer.whole, name=f"{self.name or 'sample'}-{number}")
+                         for number, answer in enumerate(self.answers, 1)], path)
+
+
+def _samples(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int, draft: Any,
+             stop: Sequence[Any], options: dict[str, Any]) -> Samples:
+    answers = continue_objects(model, fitted.codec, [record.object] * samples, n, "sample",
+                               drafter_for(fitted, "sample", draft), stop=stop, **options)
+    for answer in answers:
+        if fitted.kind.drawn:
+            answer.text = fitted.kind.show(answer.whole)
+    return Samples(answers, fitted.kind, record.name)
+
+
+def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int,
+              options: dict[str, Any]) -> Forecast:
+    if n is None:
+        raise SegueError("a forecast needs to know of how many moments: give n")
+    codec, past = fitted.codec, record.object or []
+    ids = list(prime_tokens(codec, past, model))
+    columns = [parted(codec.token(int(turn[0])))[0] for turn in codec.turns()]
+    before = table(past)
+    length = max(map(len, before.values()), default=0)
+    known = np.stack([before.get(column, np.full(length, np.nan)) for column in columns], 1)
+    called = [column or getattr(codec, "column", "") or "value" for column in columns]
+    draws = drawn(model, codec, [ids], n, samples, **options)[0]
+    return Forecast(columns, called, draws, known, options.get("seed", 0), model.path, list(past),
+                    partial(_write, fitted.kind, record.name))
 
 
 def unknown_in(codec: Codec, prime: Any) -> int:

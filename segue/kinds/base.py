@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs as encodings
 import lzma
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -62,15 +63,18 @@ class Problem:
 class Problems(list[Problem]):
     """Problems met while reading that were stepped over: the first `keep` of them, and how many there were in all.
 
-    note: how the input was understood, where that had to be found out (which column says what).
+    note: how the input was understood, where that had to be found out (which column says what). columns: of kinds
+    whose columns are a whole each, the name of the only one that was read, for each file.
     """
 
     keep = 1000
 
-    def __init__(self, found: Iterable[Problem] = (), total: int | None = None, note: str = "") -> None:
+    def __init__(self, found: Iterable[Problem] = (), total: int | None = None, note: str = "",
+                 columns: Iterable[str] = ()) -> None:
         super().__init__(found)
         self.total = len(self) if total is None else total
         self.note = note
+        self.columns = list(columns)
 
     def add(self, problem: Problem) -> None:
         self.total += 1
@@ -165,6 +169,17 @@ class Kind(ABC):
     def cut(self, window: Any) -> int:
         """Where in `window`, the elements after a wished cut, a long object is best cut (text: after a line end)."""
         return 0
+
+
+def of_class(name: str, label: str) -> str:
+    """The name of a record whose file says of which class it is; the record's own where it does not."""
+    return f"{name} (class {label})" if label else name
+
+
+def class_in(name: str) -> tuple[str, str]:
+    """What `of_class` put together: the name and the class, "" where there is none."""
+    found = re.fullmatch(r"(.*) \(class (.+)\)", name, re.DOTALL)
+    return (found[1], found[2]) if found else (name, "")
 
 
 def bad(problems: Problems | None, path: Path | str, record: str, position: int | None, text: str) -> None:

@@ -84,6 +84,11 @@ class Codec(ABC):
         """Ids of the beginning of an object that is to be continued."""
         return self.encode(obj)
 
+    def turns(self) -> list[np.ndarray]:
+        """Of measured numbers, column by column as they take turns: the ids of the numbers that can be said, rising,
+        and last that of a missing one. Empty where elements are no numbers."""
+        return []
+
     def varied(self, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """A row to learn from, as it might have been cut otherwise: ids of the same number. The row itself where a
         codec knows but one way."""
@@ -688,13 +693,15 @@ class LevelCodec(Codec):
     where there is none; of several columns with the column before it ("temperature=21.5").
 
     levels: the numbers that can be said of each column, rising; a number becomes the nearest. Ids: the levels of the
-    first column, its missing value, those of the next column; last the end. Numbers have seven digits.
+    first column, its missing value, those of the next column; last the end. Numbers have seven digits. column: what the
+    files called a column that is alone, and nameless here.
     """
 
     name = "levels"
     exact = False
 
-    def __init__(self, levels: Mapping[str, Sequence[float]]) -> None:
+    def __init__(self, levels: Mapping[str, Sequence[float]], column: str = "") -> None:
+        self.column = column
         self.levels = {column: [float(decimal(level)) for level in rising] for column, rising in levels.items()}
         for column, rising in self.levels.items():
             if not rising or any(a >= b for a, b in zip(rising, rising[1:])) or not np.isfinite(rising).all():
@@ -730,11 +737,15 @@ class LevelCodec(Codec):
     def token(self, id: int) -> str:
         return END if id == self.eos else self.elements[id]
 
+    def turns(self) -> list[np.ndarray]:
+        return [np.arange(self.starts[column], self.starts[column] + len(rising) + 1)
+                for column, rising in self.levels.items()]
+
     def weights(self) -> np.ndarray:
         return np.array([1] * len(self.elements) + [0], dtype=np.int64)
 
     def state(self) -> dict[str, Any]:
-        return {"levels": self.levels}
+        return {"levels": self.levels, **({"column": self.column} if self.column else {})}
 
 
 def decimal(number: float) -> str:

@@ -6,9 +6,11 @@ find out with it whose file it is. `load_table` reads all of it. Nothing here kn
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import HEAD, Problems, as_utf8, bad, looks_binary, words
+from segue.kinds.base import HEAD, Problems, as_utf8, bad, looks_binary, marked, words
 from segue.kinds.packed import actual, bare, opened
 
 if TYPE_CHECKING:
@@ -114,6 +116,19 @@ def array_header(data: bytes) -> tuple[tuple[int, ...], np.dtype, int, bool] | N
         return None
     good = dtype.kind in "buif" and dtype.itemsize <= 8 and all(isinstance(n, int) and n >= 0 for n in shape)
     return (tuple(shape), dtype, handle.tell(), bool(fortran)) if good and dtype.names is None else None
+
+
+def load_array(path: Path, data: bytes, what: str) -> np.ndarray:
+    """A NumPy array of numbers; a SegueError where it is none or was cut. what: what could be saved, for the error."""
+    header = array_header(data)
+    if header is None:
+        raise SegueError(f"{path}: no array that can be read; save it with numpy.save, as {what}")
+    shape, dtype, start, fortran = header
+    whole, there = math.prod(shape), (len(data) - start) // dtype.itemsize
+    if there < whole:
+        raise SegueError(f"{path}: the file was cut: it has {there:,} of {whole:,} values; fetch it again")
+    values = np.frombuffer(data, dtype, whole, start) if whole else np.empty(0, dtype)
+    return values.reshape(shape[::-1]).transpose() if fortran else values.reshape(shape)
 
 
 def check_parquet(path: Path, head: bytes) -> None:
@@ -322,10 +337,10 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
             return _load_parquet(path, raw)
         if is_array(raw):
             return _load_array(path, raw)
+        if is_xml(raw, encoding):
+            return _load_xes(path, raw.lstrip(), encoding)
         raw = as_utf8(path, raw, encoding)
         begin = raw.lstrip()[:1000]
-        if begin[:1] == b"<":
-            return _load_xes(path, raw)
         if begin[:1] == b"{" or bare(path).suffix.lower() in JSON or (begin[:1] == b"[" and
                                                                       begin[1:].lstrip()[:1] == b"{"):
             if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
@@ -359,11 +374,7 @@ def _load_array(path: Path, raw: bytes) -> Frame:
     """A NumPy array of whole numbers: of one axis a sequence, of two a sequence a row."""
     import pyarrow as pa
 
-    try:
-        array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except Exception as error:  # the header is text that may say anything
-        raise SegueError(f"{path}: not an array that is read here ({error}); save whole numbers, of one or two axes") \
-            from error
+    array = load_array(path, raw, "whole numbers, of one or two axes")
     if array.dtype.kind not in "iub" or not 1 <= array.ndim <= 2 or not array.size:
         raise SegueError(f"{path}: an array of {array.dtype} of {array.ndim} axes is no sequence of symbols: give "
                          "whole numbers, of one or two axes (measured ones binned first)")
@@ -430,8 +441,16 @@ def _text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
-def _load_xes(path: Path, raw: bytes) -> Frame:
-    """The events of an XES log, the process miners' XML: a column an attribute, and one for the name of the trace."""
+def is_xml(raw: bytes, encoding: str) -> bool:
+    """By its first sign."""
+    with suppress(LookupError):
+        return raw[:1000].decode(marked(raw, encoding), "ignore").lstrip("\ufeff\r\n\t ").startswith("<")
+    return False
+
+
+def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
+    """The events of an XES log, the process miners' XML: a column an attribute, and one for the name of the trace.
+    encoding: where it is not UTF-8, in place of what the file says of itself."""
     from xml.etree import ElementTree
 
     def attributes(element: ElementTree.Element) -> dict[str, Any]:
@@ -440,7 +459,9 @@ def _load_xes(path: Path, raw: bytes) -> Frame:
     rows: list[dict[str, Any]] = []
     traces = 0
     try:
-        for _, element in ElementTree.iterparse(io.BytesIO(raw)):
+        said = None if codecs.lookup(encoding).name == "utf-8" else encoding
+        parser = ElementTree.XMLParser(encoding=said)
+        for _, element in ElementTree.iterparse(io.BytesIO(raw), ("end",), parser):
             if element.tag.rpartition("}")[2] == "trace":
                 traces += 1
                 case = attributes(element).get("concept:name") or f"trace {traces}"
@@ -449,6 +470,8 @@ def _load_xes(path: Path, raw: bytes) -> Frame:
                 element.clear()
     except ElementTree.ParseError as error:
         raise SegueError(f"{path}: not whole XML ({error}); is the file cut short?") from error
+    except (LookupError, ValueError) as error:  # an encoding that there is not
+        raise SegueError(f"{path}: no XML that can be read ({error}); save it as UTF-8") from error
     if not rows:
         raise SegueError(f"{path}: there is no event in this log (XES: log, trace, event)")
     return _of_objects(path, rows, "event")

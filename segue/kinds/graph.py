@@ -28,7 +28,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import write_text
-from segue.kinds.base import Dataset, Kind, Problems, Record, bad
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad, class_in, of_class
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.frame import DELIMITED
 from segue.kinds.graph_files import LABEL, TU, WRITERS, Found, as_graphml, beside, form_of, found
@@ -81,7 +81,7 @@ class Graphs(Kind):
         "bfs", from what has few edges, or "given", as in the file. directed: where the file does not say so.
         """
         for name, graph in self.graphs(path, problems, node, edge, directed, encoding):
-            yield Record(spelled(graph, order, label), name=f"{path}:{name}")
+            yield Record(spelled(graph, order, label), name=of_class(f"{path}:{name}", "" if label else graph.label))
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
@@ -128,7 +128,7 @@ class Graphs(Kind):
         for number, obj in enumerate(objects, 1):
             record = obj if isinstance(obj, Record) else Record(obj, name=str(number))
             graph = understood(record.object)
-            graphs.append(Found(record.name, [labelled("node", label) for label in graph.nodes],
+            graphs.append(Found(class_in(record.name)[0], [labelled("node", label) for label in graph.nodes],
                                 [(a, b, way, labelled("edge", label)) for a, b, way, label in graph.edges],
                                 labelled("graph", graph.label)))
         write_text(path, WRITERS.get(Path(path).suffix.lower(), as_graphml)(graphs))

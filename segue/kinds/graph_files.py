@@ -241,6 +241,7 @@ def _from_dgcnn(path: Path, text: str, problems: Problems | None, directed: bool
 def _graphml(path: Path, problems: Problems | None) -> Iterator[Found]:
     with opened(path) as handle:
         keys: dict[str, str] = {}
+        usual: dict[str, dict[str, str]] = {"node": {}, "edge": {}, "graph": {}}  # what is so where nothing is said
         depth = number = 0
         try:
             for event, element in ElementTree.iterparse(handle, ("start", "end")):
@@ -248,11 +249,15 @@ def _graphml(path: Path, problems: Problems | None) -> Iterator[Found]:
                 if tag == "key" and event == "end":
                     name = next((value for key, value in element.items() if key in ("attr.name", "yfiles.type")), None)
                     keys[element.get("id", "")] = name or element.get("id", "")
+                    for default in (child for child in element if _local(child) == "default"):
+                        for whose in usual:
+                            if element.get("for", "all") in (whose, "all"):
+                                usual[whose][keys[element.get("id", "")]] = _said(default)
                 if tag == "graph":
                     depth += 1 if event == "start" else -1
                     if event == "end" and depth == 0:
                         number += 1
-                        if (graph := _element(path, problems, element, keys, number)) is not None:
+                        if (graph := _element(path, problems, element, keys, usual, number)) is not None:
                             yield graph
                         element.clear()
         except ElementTree.ParseError as error:
@@ -268,14 +273,20 @@ def _local(element: ElementTree.Element) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
+def _said(element: ElementTree.Element) -> str:
+    """The text in an element, in one line."""
+    return " ".join("".join(element.itertext()).split())
+
+
 def _element(path: Path, problems: Problems | None, graph: ElementTree.Element, keys: Mapping[str, str],
-             number: int) -> Found | None:
+             usual: Mapping[str, Mapping[str, str]], number: int) -> Found | None:
     name = graph.get("id") or str(number)
     directed = graph.get("edgedefault") == "directed"
 
     def said(element: ElementTree.Element) -> dict[str, str]:
-        return {keys.get(data.get("key", ""), data.get("key", "")): " ".join("".join(data.itertext()).split())
-                for data in element if _local(data) == "data"}
+        own = {keys.get(data.get("key", ""), data.get("key", "")): _said(data)
+               for data in element if _local(data) == "data"}
+        return {**usual[_local(element)], **own}
 
     nodes, edges, ends = dict[str, dict[str, str]](), list[tuple[bool, dict[str, str]]](), list[tuple[str, str]]()
     for element in graph.iter():

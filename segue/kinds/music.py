@@ -7,6 +7,7 @@ which hold every usual note value, and at the usual tempo of a recording are the
 
 from __future__ import annotations
 
+import io
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -141,7 +142,7 @@ def _opened(mido: Any, path: Path) -> Any:
     """A MIDI file whose times are in beats."""
     with opened(path) as handle:
         try:
-            file = mido.MidiFile(file=handle, clip=True)
+            file = mido.MidiFile(file=io.BytesIO(known_chunks(handle.read())), clip=True)
         except SegueError:
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
@@ -150,6 +151,16 @@ def _opened(mido: Any, path: Path) -> Any:
     if file.ticks_per_beat <= 0 or file.ticks_per_beat >= 1 << 15:
         raise SegueError(f"{path}: its times are in film frames (SMPTE), not in beats; save it with ticks per beat")
     return file
+
+
+def known_chunks(data: bytes) -> bytes:
+    """A MIDI file without chunks of other sorts, which readers are to step over."""
+    kept, at = [], 0
+    while data[at : at + 4].isalnum() and at + 8 + (size := int.from_bytes(data[at + 4 : at + 8])) <= len(data):
+        if data[at : at + 4] in (b"MThd", b"MTrk"):
+            kept.append(data[at : at + 8 + size])
+        at += 8 + size
+    return b"".join([*kept, data[at:]])
 
 
 def _heard(tracks: Iterable[Any], scale: float, pedal: bool) -> tuple[list[Note], list[tuple[int, int]]]:

@@ -24,7 +24,7 @@ from segue.files import atomic_write
 from segue.kinds.base import HEAD as SNIFFED
 from segue.kinds.base import Dataset, Kind, Problems, Record, bad
 from segue.kinds.codecs import Codec, ItemCodec
-from segue.kinds.frame import array_header
+from segue.kinds.frame import array_header, is_array, load_array
 from segue.kinds.packed import opened
 
 SIDE, LEVELS = 16, 8  # what pictures are brought to where nobody says otherwise
@@ -37,7 +37,6 @@ SHADES = "·░▒▓█"
 ENDINGS = {".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]
 SIGNS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
-NUMPY = b"\x93NUMPY"
 IDX = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 CIFAR = {3073: (10,), 3074: (20, 100)}  # bytes of a row: the labels before the 3 x 32 x 32 values lie below these
 
@@ -116,7 +115,7 @@ class Picture(Kind):
         """Low for packed pictures, which often lie beside the text or code that a folder is about."""
         if is_image(head) and (path.suffix.lower() in ENDINGS or head[:1] != b"P"):
             return 0.9 if head[:2] in (b"P1", b"P2", b"P3") else 0.1  # the first are texts of numbers
-        if head.startswith(NUMPY):
+        if is_array(head):
             header = array_header(head)  # others may be measurements: with kind= they are pictures too
             return 0.99 if header and header[1].itemsize == 1 and 2 < len(header[0]) < 6 else 0.0
         if len(head) > 16 and head[:2] == b"\0\0" and head[2] in IDX and head[3] in (3, 4):
@@ -365,25 +364,20 @@ def tiles(path: Path, sheet: Any, note: str) -> list[Drawn]:
 
 def array_file(path: Path, data: bytes, problems: Problems | None) -> np.ndarray:
     """(pictures, frames, height, width, 1, 3 or 4) uint8."""
-    if data.startswith(NUMPY):
-        header = array_header(data)
-        if header is None:
-            raise SegueError(f"{path}: no array that can be read; save it with numpy.save, as numbers")
-        shape, dtype, start, fortran = header
-        array = whole_rows(path, shape[::-1] if fortran else shape, numbers(data, dtype, start), None)
-        return as_bytes(path, framed(path, array.transpose() if fortran else array))
+    if is_array(data):
+        return as_bytes(path, framed(path, load_array(path, data, "numbers")))
     if data[:2] == b"\0\0" and len(data) > 4 and data[2] in IDX and data[3] in (3, 4):
         dtype, start = np.dtype(IDX[data[2]]), 4 + 4 * data[3]
         if len(data) < start:
             raise SegueError(f"{path}: the file ends in its header; fetch it again")
         shape = tuple(np.frombuffer(data, ">u4", data[3], 4).tolist())
-        array = whole_rows(path, shape, numbers(data, dtype, start), problems, keep=True)
+        array = whole_rows(path, shape, numbers(data, dtype, start), problems)
         return as_bytes(path, framed(path, array))
     row = cifar_row(data)
     if row is None:
         raise SegueError(f"{path}: no picture, and no array of them (IDX, CIFAR, NumPy) that is known here; save it as "
                          "PNG")
-    array = whole_rows(path, (-(-len(data) // row), row), numbers(data, np.dtype("u1"), 0), problems, keep=True)
+    array = whole_rows(path, (-(-len(data) // row), row), numbers(data, np.dtype("u1"), 0), problems)
     return array[:, -3072:].reshape(-1, 1, 3, 32, 32).transpose(0, 1, 3, 4, 2)
 
 
@@ -401,14 +395,13 @@ def cifar_row(data: bytes) -> int | None:
     return None
 
 
-def whole_rows(path: Path, shape: tuple[int, ...], values: np.ndarray, problems: Problems | None,
-               keep: bool = False) -> np.ndarray:
-    """The values in their shape; where the file was cut and what is left is to be kept, the pictures that are whole."""
+def whole_rows(path: Path, shape: tuple[int, ...], values: np.ndarray, problems: Problems | None) -> np.ndarray:
+    """The values in their shape; where the file was cut, the pictures that are whole."""
     each = math.prod(shape[1:])
     if len(values) >= math.prod(shape):
         return values[: math.prod(shape)].reshape(shape)
     text = f"the file was cut: it has {len(values):,} of {math.prod(shape):,} values; fetch it again"
-    if not keep or not each or not len(values) // each:
+    if not each or not len(values) // each:
         raise SegueError(f"{path}: {text}")
     bad(problems, path, str(len(values) // each + 1), None, text)
     return values[: len(values) // each * each].reshape(-1, *shape[1:])

@@ -7,7 +7,6 @@ UEA and UCR archives; NumPy arrays.
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,9 +16,20 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, words
+from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, of_class, words
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
-from segue.kinds.frame import DELIMITED, TABULAR, Frame, array_header, glance, is_array, is_parquet, load_table, said
+from segue.kinds.frame import (
+    DELIMITED,
+    TABULAR,
+    Frame,
+    array_header,
+    glance,
+    is_array,
+    is_parquet,
+    load_array,
+    load_table,
+    said,
+)
 from segue.kinds.packed import bare, opened
 from segue.kinds.table import WEAKLY, WHAT, WHEN, WHO, measured, named_by, seconds_of, timelike, when_of
 
@@ -53,6 +63,8 @@ class Series(Kind):
         if path.suffix.lower() not in TABULAR and not is_parquet(head):
             return 0.0
         look = glance(path, head)
+        if look is None and one_a_line(head):
+            return 0.7
         if look is None or not look.rows or (look.form == "delimited" and not look.regular and
                                              path.suffix.lower() not in DELIMITED):
             return 0.0
@@ -60,7 +72,7 @@ class Series(Kind):
         columns = {name: cells for name in look.names if (cells := look.column(name))}
         lists = [name for name, cells in columns.items() if any(isinstance(cell, list) for cell in cells)]
         if lists:
-            items = [item for cell in columns[lists[0]] if isinstance(cell, list) for item in cell]
+            items = [item for cell in columns[lists[0]] if isinstance(cell, list) for item in cell if item is not None]
             alone = len(lists) == 1 and named_by(lists, WHEN) is None
             return 0.92 if alone and all(map(_is_number, items)) and measured(items) else 0.0
         numbers = [name for name, cells in columns.items() if 2 * sum(map(_is_number, cells)) > len(cells)
@@ -83,12 +95,13 @@ class Series(Kind):
             return 0.0
         return 0.8 if look.headed or len(numbers) >= WHOLE else 0.6
 
-    def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (), who: str | None = None,
-             when: str | None = None, when_format: str | None = None, rows: bool | None = None,
-             encoding: str = "utf-8") -> Iterator[Record]:
+    def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
+             column: str | None = None, who: str | None = None, when: str | None = None,
+             when_format: str | None = None, rows: bool | None = None, encoding: str = "utf-8") -> Iterator[Record]:
         """One record a series: a file, or of a table with a column `who` each name in it.
 
         columns: those to read, in this order; else all that hold numbers, but the time and one that counts the rows.
+        column: of several that would be read, where `columns` are not said, this one: what a model was fitted on.
         who, when: the columns that name series and say when; found from names and contents if None. Rows are put in the
             order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
@@ -114,7 +127,7 @@ class Series(Kind):
             elif rows:
                 yield from _whole_rows(frame, problems)
             else:
-                yield from _moments(frame, chosen, who, when, when_format, problems)
+                yield from _moments(frame, chosen, column, who, when, when_format, problems)
 
     def codec(self, data: Dataset, *, levels: int = 128) -> Codec:
         """The levels of each column: its numbers, where there are at most twice as many different ones; else half of
@@ -126,13 +139,16 @@ class Series(Kind):
             column, number = parted(item)
             seen.setdefault(column, []).append((number, count))
         columns = {column: tuple(map(np.array, zip(*pairs))) for column, pairs in seen.items()}
+        columns = {column: columns[column] for column in order_of(data, columns)}
+        called = set(getattr(getattr(data, "problems", None), "columns", ()))
         return LevelCodec({column: steps(np.repeat(numbers, counts), levels)
-                           for column, (numbers, counts) in columns.items()})
+                           for column, (numbers, counts) in columns.items()},
+                          called.pop() if len(called) == 1 and list(columns) == [""] else "")
 
     def reading(self, codec: Codec) -> dict[str, Any]:
-        """The columns that the codec is of; one that is alone is called nothing, and may be any."""
-        columns = list(getattr(codec, "levels", {}))
-        return {"columns": columns} if len(columns) > 1 else {}
+        """The columns that the codec is of; of one that is alone its name, by which it is found among several."""
+        columns, called = list(getattr(codec, "levels", {})), getattr(codec, "column", "")
+        return {"columns": columns} if len(columns) > 1 else {"column": called} if called else {}
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """CSV, a row a moment; of several series with a column that names them."""
@@ -175,6 +191,20 @@ class Series(Kind):
                    if item]
         items = list(obj)
         return [element(*parted(item if isinstance(item, str) else repr(float(item)))) for item in items]
+
+
+def one_a_line(head: bytes) -> bool:
+    """Whether each line is one measured number, of eight or more; the last may be cut."""
+    lines = head.decode("utf-8", "ignore").lstrip("\ufeff").split("\n")
+    cells = [line.strip() for line in lines[: -1 if len(lines) > 1 else None] if line.strip()]
+    return len(cells) >= 8 and all(map(_is_number, cells)) and measured(cells)
+
+
+def order_of(data: Dataset, columns: Iterable[str]) -> list[str]:
+    """These columns as they take turns: in the order of a series that is there from its beginning."""
+    whole = getattr(data, "whole", lambda i: (True, True))
+    begin = next((i for i in range(len(data)) if whole(i)[0]), 0)
+    return list(dict.fromkeys([*(parted(item)[0] for item in data[begin].object), *columns]))
 
 
 def steps(numbers: np.ndarray, levels: int) -> list[float]:
@@ -257,11 +287,7 @@ def _column(cells: Sequence[Any]) -> np.ndarray:
 
 def _array(path: Path, raw: bytes) -> Columns:
     """An array (T,), or (T, C): columns called x1, x2, ..."""
-    try:
-        array = np.load(io.BytesIO(raw), allow_pickle=False)
-    except Exception as error:  # the header is text that may say anything
-        raise SegueError(f"{path}: not an array that is read here ({error}); save numbers, of one or two axes") \
-            from error
+    array = load_array(path, raw, "numbers, of one or two axes")
     if array.dtype.kind not in "iuf" or not 1 <= array.ndim <= 2 or not array.size:
         raise SegueError(f"{path}: an array of {array.dtype} of {array.ndim} axes is no series: give numbers, of one "
                          "axis, or of moments and columns")
@@ -286,7 +312,7 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         parts = line.strip().split(":")
         if parts == [""]:
             continue
-        label = f" (class {parts.pop()})" if labelled and len(parts) > 1 else ""
+        label = parts.pop().strip() if labelled and len(parts) > 1 else ""
         cells = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")] for part in parts]
         columns = [np.array(list(map(_number, part))) for part in cells]
         strange = next((cell for part in cells for cell in part if not _is_number(cell)), None)
@@ -297,7 +323,7 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         filled = [np.append(values, [np.nan] * (longest - len(values))) for values in columns]
         names = [""] if len(filled) == 1 else [f"x{i + 1}" for i in range(len(filled))]
         any_left = True
-        yield Record(flat(dict(zip(names, filled))), name=f"{path}:{number}{label}")
+        yield Record(flat(dict(zip(names, filled))), name=of_class(f"{path}:{number}", label))
     if not any_left and problems is None:
         raise SegueError(f"{path}: there is no series behind @data; is the file cut short?")
 
@@ -342,15 +368,15 @@ def _whole_rows(frame: Frame, problems: Problems | None) -> Iterator[Record]:
         problems.note = "a row a series" + (", the first number its class" if labelled else "")
     for row, values in enumerate(grid[:, labelled:]):
         last = np.flatnonzero(np.isfinite(values))
-        label = f" (class {decimal(first[row])})" if labelled else ""
+        label = decimal(first[row]) if labelled else ""
         if not len(last):
             bad(problems, frame.path, frame.place(row), None, "there is no number in this row; remove it")
             continue
-        yield Record(flat({"": values[: last[-1] + 1]}), name=f"{frame.path}:{frame.place(row)}{label}")
+        yield Record(flat({"": values[: last[-1] + 1]}), name=of_class(f"{frame.path}:{frame.place(row)}", label))
 
 
-def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None, when_format: str | None,
-             problems: Problems | None) -> Iterator[Record]:
+def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
+             when_format: str | None, problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     names, there = list(frame.columns), ", ".join(frame.columns)
     chosen = [name for part in chosen for name in ([part] if part in names else part.split(","))]
@@ -387,9 +413,15 @@ def _moments(frame: Frame, chosen: list[str], who: str | None, when: str | None,
         numbers = {name: values for name, values in numbers.items() if not _counts(name, values)} or numbers
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
+    if column is not None and not chosen and len(numbers) > 1:
+        if column not in numbers:
+            raise SegueError(f"{frame.path}: there is no column '{column}' of numbers, which the model was fitted on; "
+                             f"there are {', '.join(numbers)}: name one with columns=")
+        numbers = {column: numbers[column]}
     if problems is not None:
         roles = said([("who", who), ("when", when)], [name for name in names if name not in numbers])
         problems.note = f"columns={','.join(numbers)}{', ' if who or when else ''}{roles}"
+        problems.columns.append(next(iter(numbers)) if len(numbers) == 1 and frame.headed else "")
     called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
         dict.fromkeys(numbers, "")
     for label, mine in zip(labels, series):

@@ -39,10 +39,10 @@ WHO = words("who user case caseconceptname session customer visitor patient subj
             "sequenceid playlist host person owner order invoice basket cart transaction u")
 WHAT = words("what item activity conceptname event action movie product asin sku stock song track artist book article "
              "page url command symbol task operation diagnosis procedure drug medication mark eventtype")
-WEAKLY = words("type state status step key label token code note items events marks types activities actions songs "
-               "tracks k i")
+WEAKLY = words("type state status step key label token code note items events marks types typeevent activities actions "
+               "songs tracks k i")
 WHEN = words("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
-             "starttimestamp starttime eventtime createdat created times timestamps day t")
+             "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t")
 ENDINGS = ("", "id", "name", "number", "no", "idx", "index", "code")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at")  # endings of other names that may say when
 CLOCKED = ("date", "time")  # two columns that say together when

@@ -393,6 +393,18 @@ class BlendedCounts(_Counted):
         stream = np.concatenate([self.tables.stream, mark_stream(documents, self.vocabulary)])
         self.tables = kernel.build(stream, self.vocabulary, kernel.REACH)
 
+    def joined(self, others: Sequence[BlendedCounts], base: BlendedCounts) -> BlendedCounts | None:
+        """These counts with what each of others has counted since they were `base`; None where one of them was not."""
+        size, streams = base.tables.stream.size, [self.tables.stream]
+        for other in others:
+            if not np.array_equal(other.tables.stream[:size], base.tables.stream):
+                return None
+            streams.append(other.tables.stream[size:])
+        made = BlendedCounts(self.vocabulary, self.window)
+        made.tables = kernel.build(np.concatenate(streams), self.vocabulary, kernel.REACH)
+        made.trust, made.work = self.trust, kernel.workspace(self.vocabulary, self.window)
+        return made
+
     def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUSTED, epochs: int = 4) -> float:
         """Fit the trust on documents that were not counted; returns their cost in bits per element."""
         found = self._observed(documents, positions, np.random.default_rng(seed))

@@ -293,6 +293,10 @@ class Block(nn.Module):
             begin.begin(parts, like)
         return parts
 
+    def begun(self, x: Tensor) -> Parts:
+        """What a mixer begins with on whole rows x (B, N, D): nothing, or where an adapter has moved that."""
+        return self.parts(x.shape[0], x, 0) if len(self.begins) else {}
+
 
 def running_mean(x: Tensor, layout: Layout) -> Tensor:
     """(B, N, D) -> at each node the mean of its document up to there."""
@@ -459,9 +463,7 @@ class Stack(Forms, nn.Module):
         block.mixer.accept(layout)
         if len(block.begins) and layout.starts is not None:
             raise SegueError("under a learned initial state nothing begins inside a row: give it one document per row")
-        parts: Parts = {} if state is None else state.layers[index]
-        if len(block.begins) and state is None:
-            parts = block.parts(x.shape[0], x, 0)
+        parts: Parts = block.begun(x) if state is None else state.layers[index]
 
         def mix(mixer: Mixer, y: Tensor) -> Tensor:
             return mixer.run(y, layout, parts)

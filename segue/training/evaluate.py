@@ -36,6 +36,7 @@ TOPS = (1, 5, 10)
 DRAWS = 2000  # of the bootstrap
 AT_ONCE = 1 << 22  # scores that are ranked
 OURS = "this model"
+SHOWN = 9  # columns with forecasts, of those and their mean
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Evaluation(Shown):
     bits_per_element, perplexity: per token. top: share of elements among the k most probable. calibration_error:
     expected, between confidence and accuracy of the most probable element, over 15 bins. baselines: bits per unit.
     ranking: where elements are items, HR@10, NDCG@10 and MRR (see `Ranks`) of this model and of those baselines that
-    rank items, by name."""
+    rank items, by name. forecasts: of measured numbers, by column, method and measure, errors of forecasts."""
 
     unit: str
     documents: int
@@ -76,6 +77,7 @@ class Evaluation(Shown):
     path: str
     notes: list[str] = field(default_factory=list)
     ranking: dict[str, dict[str, float]] = field(default_factory=dict)
+    forecasts: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,11 +96,17 @@ class Evaluation(Shown):
             ranked = self.ranking.get(name, {})
             table.add_row(Text(name, style="bold" if name == OURS else ""), f"{bits:.3f}{more}",
                           *(f"{ranked[measure]:.3f}" if ranked else "" for measure in measures))
+        shown = dict(list(self.forecasts.items())[-SHOWN:])
+        errors = [Table(column, *next(iter(rows.values())), box=None) for column, rows in shown.items()]
+        for each, methods in zip(errors, shown.values()):
+            for name, told in methods.items():
+                each.add_row(Text(name, style="bold" if name == OURS else ""), *(f"{v:.4g}" for v in told.values()))
         tops = ", ".join(f"{share:.1%} in the top {k}" for k, share in self.top.items())
         return Group(table, Text(
             f"{self.documents:,} documents, {self.units:,} {self.unit}s, {self.elements:,} elements: "
             f"{self.bits_per_element:.3f} bits per element (perplexity {self.perplexity:.2f}), {tops}, "
-            f"calibration error {self.calibration_error:.3f}"), Text(f"run by: {self.path}"), *map(Text, self.notes))
+            f"calibration error {self.calibration_error:.3f}"), *errors,
+            Text(f"run by: {self.path}"), *map(Text, self.notes))
 
 
 class Ranks:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from segue.decoding.rules import Rules
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
+    from segue.verbs.classify import Classified
     from segue.verbs.design import Designs
     from segue.verbs.embed import Embeddings
     from segue.verbs.prefer import PreferReport
@@ -258,9 +259,16 @@ class Fitted:
         with self.placed(device):
             return embed(self, self.read(data), pool, **options)
 
+    def classify(self, data: Any, new: Any = None, **options: Any) -> Classified:
+        """Of which class sequences are, read off the model's vectors; see `segue.verbs.classify`."""
+        from segue.verbs.classify import classify
+
+        return classify(self, self.read(data), None if new is None else self.read(new), **options)
+
     def evaluate(self, data: Any, weights: str = "float32", state: str | None = None,
                  device: str | None = None) -> Evaluation:
-        """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents.
+        """Bits per unit on `data` (a `Data`, paths or objects), beside baselines on the same documents; of measured
+        numbers also errors of forecasts (see `segue.verbs.forecast`).
 
         weights: "int8" measures what rounding the network costs, see `decodable`. state: see `begun`.
         """
@@ -269,7 +277,13 @@ class Fitted:
         if (share := unknown(self.codec, data)) == 1:
             raise none_known(data)
         with self.placed(device, weights), self.begun(state):
-            return self.scored(data, weights, share)
+            found = self.scored(data, weights, share)
+            if self.codec.turns() and self.objective not in ANY_ORDER:
+                from segue.verbs.forecast import forecast_errors
+
+                found.forecasts, line = forecast_errors(self, data, weights)
+                found.notes.append(line)
+            return found
 
     def variants(self, data: Any, variants: str | Path, **options: Any) -> list[dict[str, Any]]:
         """What the model thinks of the variants in a VCF file: one row for each, with `score`, by how much the

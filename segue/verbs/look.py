@@ -77,12 +77,19 @@ def effects(network: Stack, rows: Sequence[Sequence[int]]) -> tuple[dict[str, fl
     return {name: float(nats.mean()) / math.log(2) for name, nats in found.items()}, int((targets >= 0).sum())
 
 
-def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int = 128) -> Look:
+def look(model: Fitted, data: Any, out: str | Path | None = None, elements: int = 128,
+         state: str | None = None) -> Look:
     """What the first sequence of `data` makes the model's layers read, and what its parts carry (`Look.effects`).
 
     data: an object of the model's kind, or a path; of a file effects are means over its first sequences. out: a PNG, if
-    given. elements: look at so many of a sequence at most.
+    given. elements: look at so many of a sequence at most. state: the learned state that the model begins in (see
+    `Fitted.begun`).
     """
+    with model.begun(state):
+        return _look(model, data, out, elements)
+
+
+def _look(model: Fitted, data: Any, out: str | Path | None, elements: int) -> Look:
     network = model.model
     if not isinstance(network, Stack):
         raise SegueError("only a native model's layers can be looked at: fit one, or convert the folder")

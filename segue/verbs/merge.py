@@ -12,6 +12,7 @@ import torch
 from segue.errors import SegueError
 from segue.models import Stack
 from segue.models.delta import Delta, movable, over, summed, ties
+from segue.models.mixture import Mixture
 from segue.progress import Shown
 from segue.verbs.fitted import Fitted, Report, fitted_by
 
@@ -30,7 +31,8 @@ HOW: dict[str, Callable[..., Delta]] = {"sum": summed, "ties": ties, "dare": dar
 @dataclass
 class Merge(Shown):
     """added: the length of what was added (scale and all). learned: of what the model itself learned since the base.
-    cosine: of both. new_tokens: how many tokens the tuned model has beyond the base."""
+    cosine: of both. new_tokens: how many tokens the tuned model has beyond the base. counts: what became of the counts
+    beside the networks, "" where there are none."""
 
     how: str
     scale: float
@@ -38,6 +40,7 @@ class Merge(Shown):
     learned: float
     cosine: float
     new_tokens: int
+    counts: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,6 +52,7 @@ class Merge(Shown):
                  f"{self.learned:.4g} away from the base; cosine of the two {self.cosine:+.3f}"]
         if self.new_tokens:
             lines.append(f"{self.new_tokens:,} tokens are new")
+        lines += [self.counts] if self.counts else []
         lines.append("the larger both are, and the farther their cosine is from 0, the less the sum is what either "
                      "was: evaluate the model on data of both sorts")
         return Text("\n".join(lines))
@@ -90,14 +94,33 @@ def merge(model: Fitted, plus: Sequence[Fitted], minus: Fitted, scale: float = 1
         for name, parameter in movable(made).items():
             parameter.copy_(before[name])
     added.apply(made)
+    mixture, counts = _counts(made, model, plus, minus, scale)
     same = model.codec == plus[0].codec
-    report = Merge(how, scale, added.norm, learned.norm, added.cosine(learned), len(want) - len(tokens_of(minus)))
+    report = Merge(how, scale, added.norm, learned.norm, added.cosine(learned), len(want) - len(tokens_of(minus)),
+                   counts)
     plan = model.report.get("plan")  # by which `update` goes on
     said = {"merge": report.to_dict()} | ({"plan": plan | {"vocabulary": len(want)}} if plan else {})
     merged = fitted_by(plus[0].objective)(made, plus[0].codec, model.kind, Report(said),
                                           model.context, model.counts if same else None,
-                                          memory=model.memory if same else None)
+                                          memory=model.memory if same else None, mixture=mixture)
     return merged, report
+
+
+def _counts(network: Stack, model: Fitted, plus: Sequence[Fitted], minus: Fitted,
+            scale: float) -> tuple[Mixture | None, str]:
+    """The merged network with the counts of all, where each goes on from those of the base; and what was done."""
+    every = (model, minus, *plus)
+    found = [each.mixture.counts for each in every if each.mixture is not None]
+    if not found:
+        return None, ""
+    if len(found) < len(every) or any(each.codec != model.codec for each in every):
+        return None, "the counts beside the networks are left out: not all models have some, of one codec"
+    assert model.mixture is not None
+    joined = found[0] if scale <= 0 else found[0].joined(found[2:], found[1])
+    if joined is None:
+        return None, "the counts beside the networks are left out: they do not go on from those of the base"
+    return Mixture(network, joined, model.mixture.gate), \
+        "the counts beside the network are " + ("those of the model" if scale <= 0 else "those of all")
 
 
 def tokens_of(fitted: Fitted) -> list[str]:

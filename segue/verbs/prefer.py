@@ -79,11 +79,14 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
     work = None if fitted.folder is None else fitted.folder / "updating"
     if work is not None and (work / "request.json").exists():
         raise SegueError(f"{fitted.folder} holds an unfinished update: run that one again, or remove {work}")
-    given = _table(Path(pairs)) if isinstance(pairs, str | Path) else pairs
+    given, places = _table(Path(pairs)) if isinstance(pairs, str | Path) else \
+        (pairs, [f"pair {number}" for number in range(1, len(pairs) + 1)])
     try:
         rows = [_ids(fitted, *pair) for pair in given]
     except (AttributeError, TypeError) as error:
         raise SegueError(f"the pairs are no (prompt, better, worse) of {fitted.kind.name}: {error}") from error
+    if (same := next((i for i, (_, better, worse) in enumerate(rows) if better == worse), None)) is not None:
+        raise SegueError(f"{places[same]}: both continuations are the same, neither is better; remove this pair")
     if len(rows) < 2:
         raise SegueError(f"{len(rows)} pairs are too few: give 2 at least, to learn from and to measure on")
     Random(f"{seed} held out").shuffle(rows)
@@ -136,7 +139,8 @@ def _likelihoods(model: Stack, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Te
     return torch.cat(parts, 1)
 
 
-def _table(path: Path) -> list[Pair]:
+def _table(path: Path) -> tuple[list[Pair], list[str]]:
+    """The pairs of a table, and where each stands."""
     problems = Problems()
     frame = load_table(path, problems, "utf-8", COLUMNS)
     if problems:
@@ -147,4 +151,5 @@ def _table(path: Path) -> list[Pair]:
     columns = [frame.columns[name].to_pylist() for name in COLUMNS]
     if wrong := [i for i, pair in enumerate(zip(*columns)) if None in pair[1:]]:
         raise SegueError(f"{path}, {frame.place(wrong[0])}: no continuation; give a chosen and a rejected one in each")
-    return [(prompt or "", better, worse) for prompt, better, worse in zip(*columns)]
+    return ([(prompt or "", better, worse) for prompt, better, worse in zip(*columns)],
+            [f"{path}, {frame.place(row)}" for row in range(len(columns[0]))])

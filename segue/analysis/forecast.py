@@ -1,0 +1,103 @@
+"""How good forecasts of measured numbers are, by the measures of the field, and the simple forecasts that any other has
+to beat: the last value, and the value of a season ago (Hyndman & Athanasopoulos, Forecasting: Principles and Practice,
+3rd edition, 2021).
+
+A forecast has points (N,), one number for each true one, and draws (N, K), numbers that it thinks as likely.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+SHARE = 0.8  # of the draws, the middle ones, that an interval holds
+SEASONAL = 0.3  # of the autocorrelation at least, where a season is believed
+LONGEST = 800  # moments of a season
+DRAWS = 200  # of a simple forecast
+
+
+def mae(points: np.ndarray, truth: np.ndarray) -> float:
+    """Mean absolute error."""
+    return float(np.abs(points - truth).mean())
+
+
+def rmse(points: np.ndarray, truth: np.ndarray) -> float:
+    """Root of the mean squared error."""
+    return math.sqrt(float(np.square(points - truth).mean()))
+
+
+def mase(points: np.ndarray, truth: np.ndarray, scale: np.ndarray) -> float:
+    """Mean absolute scaled error (Hyndman & Koehler 2006): each error (N,) over the mean error `scale` (N,) that the
+    simple forecast one season ahead makes in the past; rows whose past never changed are left out."""
+    good = scale > 0
+    return float((np.abs(points - truth)[good] / scale[good]).mean()) if good.any() else math.nan
+
+
+def crps(draws: np.ndarray, truth: np.ndarray) -> float:
+    """Continuous ranked probability score (Gneiting & Raftery 2007) of draws (N, K): mean of E|X - y| - E|X - X'| / 2.
+    Of a single draw the absolute error."""
+    count = draws.shape[1]
+    rank = (2 * np.arange(1, count + 1) - count - 1) / count**2
+    return float((np.abs(draws - truth[:, None]).mean(1) - np.sort(draws, 1) @ rank).mean())
+
+
+def coverage(draws: np.ndarray, truth: np.ndarray, share: float = SHARE) -> float:
+    """Share of the truth that lies in the interval of the middle draws; right is `share`."""
+    low, high = np.quantile(draws, [(1 - share) / 2, (1 + share) / 2], axis=1)
+    return float(((low <= truth) & (truth <= high)).mean())
+
+
+def season(values: Sequence[float] | np.ndarray) -> int:
+    """The moments after which a series (n,) comes again: the highest peak of the autocorrelation of what is left
+    without its slow course; 1 where none is high."""
+    values = filled(np.asarray(values, float))
+    n = len(values)
+    most = min(n // 3, LONGEST)
+    if most < 2:
+        return 1
+    time = np.arange(n)
+    rest = values - np.polyval(np.polyfit(time, values, 1), time)
+    power = np.abs(np.fft.rfft(rest, 2 * n)) ** 2
+    found = np.fft.irfft(power)[: most + 2] / np.arange(n, n - most - 2, -1)
+    if not found[0] > 1e-12 * max(1.0, float(np.square(values).mean())):
+        return 1
+    found = found / found[0]
+    peaks = [lag for lag in range(2, most + 1) if found[lag] >= found[lag - 1] and found[lag] >= found[lag + 1]]
+    best = max(peaks, key=lambda lag: found[lag], default=1)
+    if best == 1 or found[best] < SEASONAL:
+        return 1
+    return next(lag for lag in peaks if found[lag] >= 0.9 * found[best])  # not twice the season
+
+
+def filled(values: np.ndarray) -> np.ndarray:
+    """A series (n,) with what is missing as it was before; at its beginning, as it is first."""
+    known = np.isfinite(values)
+    if not known.any():
+        return np.zeros(len(values))
+    place = np.maximum.accumulate(np.where(known, np.arange(len(values)), 0))
+    place[: known.argmax()] = known.argmax()
+    return values[place]
+
+
+def simple(past: np.ndarray, steps: int, lag: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The forecast that each moment is as the one `lag` before: points (steps,), and draws (K, steps), those points
+    with errors that they made in the past (n,), at most 200."""
+    past = filled(past)
+    lag = min(lag, len(past))
+    ahead = np.arange(steps)
+    points = past[len(past) - lag + ahead % lag]
+    begins = np.arange(lag, len(past) - steps + 1)  # of the moments that could be forecast
+    begins = begins[np.unique(np.linspace(0, len(begins) - 1, min(DRAWS, len(begins))).astype(int))] if len(begins) \
+        else begins
+    errors = past[begins[:, None] + ahead] - past[begins[:, None] - lag + ahead % lag]
+    return points, points + errors if len(errors) else points[None]
+
+
+def scale(past: np.ndarray, lag: int = 1) -> float:
+    """The mean error that the forecast of `simple` makes one season ahead in the past (n,); nan where it is too short.
+    """
+    errors = np.abs(past[lag:] - past[:-lag])
+    errors = errors[np.isfinite(errors)]
+    return float(errors.mean()) if len(errors) else math.nan

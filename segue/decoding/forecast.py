@@ -1,0 +1,158 @@
+"""Forecasts: continuations of measured numbers, drawn many times, and what they say together, moment by moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from segue.analysis.forecast import SHARE
+from segue.decoding.generate import generate
+from segue.decoding.sampling import Array, Prefix, only
+from segue.errors import SegueError
+from segue.files import write_picture
+from segue.kinds.codecs import decimal, element, parted
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from segue.kinds.codecs import Codec
+    from segue.models.base import Decodable
+
+SAMPLES = 100  # drawn, where nobody says how many
+LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the quantiles that are told
+TOGETHER = 128  # rows
+PICTURES = (".png",)
+PAST = 3  # times the forecast's length that a picture shows of what was before
+
+
+class InTurn:
+    """Numbers column by column, as they take turns (`Codec.turns`), none missing and no end."""
+
+    def __init__(self, turns: Sequence[np.ndarray]) -> None:
+        self.turns = [ids[:-1] for ids in turns]
+        self.column = {id: column for column, ids in enumerate(turns) for id in ids.tolist()}
+
+    def after(self, ids: Sequence[int]) -> int:
+        """The column whose turn it is behind these ids."""
+        return (self.column.get(ids[-1], -1) + 1) % len(self.turns)
+
+    def __call__(self, scores: Array, prefix: Prefix) -> Array:
+        return only(scores, self.turns[self.after(prefix.tokens)])
+
+
+def drawn(model: Decodable, codec: Codec, prompts: Sequence[Sequence[int]], steps: int, samples: int = SAMPLES,
+          seed: int = 0, **options: Any) -> np.ndarray:
+    """(P, K, steps, C) numbers of C columns: K samples of the moments that follow each prompt of ids. Where a prompt
+    ends within a moment, that is the first, and its known columns are nan. options: of sampling, see `generate`."""
+    rule = InTurn(turns := codec.turns())
+    if not turns:
+        raise SegueError("only measured numbers are forecast: give a model of series")
+    if steps < 1 or samples < 1:
+        raise SegueError(f"{samples} samples of {steps} moments are none: give 1 or more of each")
+    numbers = np.full(codec.size, np.nan)
+    for ids in turns:
+        numbers[ids] = [parted(codec.token(id))[1] for id in ids.tolist()]
+    known = [rule.after(prompt) for prompt in prompts]
+    rows = [prompt for prompt in prompts for _ in range(samples)]
+    limits = [steps * len(turns) - begun for begun in known for _ in range(samples)]
+    answers = generate(model, rows, limits, "sample", "none", seed=seed, batch=TOGETHER,
+                       **{**options, "processors": (rule, *options.get("processors", ()))})
+    found = np.full((len(prompts), samples, steps * len(turns)), np.nan)
+    for place, answer in enumerate(answers):
+        row = place // samples
+        found[row, place % samples, known[row] :] = numbers[answer.tokens]
+    return found.reshape(len(prompts), samples, steps, len(turns))
+
+
+@dataclass
+class Forecast:
+    """What may come, drawn K times: draws (K, H, C) of H moments and C columns; `columns` are their names in elements,
+    `called` what people call them. past: (T, C), what was before. writer:
+    writes the elements of the past with the medians behind them in the kind's own format."""
+
+    columns: list[str]
+    called: list[str]
+    draws: np.ndarray
+    past: np.ndarray
+    seed: int
+    path: str
+    prime: list[str] = field(default_factory=list)
+    writer: Callable[[Any, Any], None] | None = field(default=None, repr=False)
+
+    def quantile(self, level: float) -> np.ndarray:
+        """(H, C); nan where nothing had to be forecast."""
+        told = np.isfinite(self.draws[0])
+        found = np.quantile(np.where(told, self.draws, 0.0), level, axis=0)
+        return np.where(told, found, np.nan)
+
+    @property
+    def value(self) -> list[str]:
+        """The medians as elements."""
+        return [element(column, number) for moment in self.quantile(0.5).tolist()
+                for column, number in zip(self.columns, moment) if np.isfinite(number)]
+
+    @property
+    def whole(self) -> list[str]:
+        """The prime with the medians behind it."""
+        return [*self.prime, *self.value]
+
+    @property
+    def text(self) -> str:
+        """A row a moment: the median of each column, and the interval that holds 80%."""
+        low, middle, high = map(self.quantile, ((1 - SHARE) / 2, 0.5, (1 + SHARE) / 2))
+
+        def said(h: int, c: int) -> str:
+            return "" if np.isnan(middle[h, c]) else \
+                f"{decimal(middle[h, c])} ({decimal(low[h, c])} to {decimal(high[h, c])})"
+
+        rows = [["step", *self.called]]
+        rows += [[str(h + 1), *(said(h, c) for c in range(len(self.columns)))] for h in range(len(middle))]
+        wide = [max(map(len, column)) for column in zip(*rows)]
+        return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, wide)).rstrip() for row in rows)
+
+    @property
+    def note(self) -> str:
+        count, steps, _ = self.draws.shape
+        return (f"{steps} moments behind {len(self.past)}: the median of {count} samples and the interval of "
+                f"{SHARE:.0%} of them, seed {self.seed}; {self.path}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; null for what was known."""
+
+        def plain(values: np.ndarray) -> list[float | None]:
+            return [float(decimal(value)) if np.isfinite(value) else None for value in values.tolist()]
+
+        quantiles = {level: self.quantile(level) for level in LEVELS}
+        return {"samples": len(self.draws), "seed": self.seed, "path": self.path, "columns": {
+            column: {"median": plain(quantiles[0.5][:, c]), "mean": plain(self.draws[:, :, c].mean(0)),
+                                "quantiles": {f"{level:g}": plain(found[:, c]) for level, found in quantiles.items()}}
+            for c, column in enumerate(self.called)}}
+
+    def save(self, path: str | Path) -> None:
+        """A picture (.png); else the past with the medians behind it, in the kind's own format."""
+        if Path(path).suffix.lower() in PICTURES:
+            write_picture(path, self.draw, (9, 1 + 2.2 * len(self.columns)))
+        elif self.writer is None:
+            raise SegueError(f"cannot write {path}: only forecasts of a fitted model know their file format")
+        else:
+            self.writer(self.whole, path)
+
+    def draw(self, figure: Figure) -> None:
+        """A panel a column: the end of the past, the median and the intervals of 50, 80 and 90%."""
+        steps = self.draws.shape[1]
+        past = self.past[-max(PAST * steps, 24) :]
+        before, after = np.arange(len(past)) - len(past) + 1, np.arange(1, steps + 1)
+        panels = np.atleast_1d(figure.subplots(len(self.columns), 1, sharex=True))
+        for c, (panel, column) in enumerate(zip(panels, self.called)):
+            panel.plot(before, past[:, c], color="0.3", linewidth=1, label="past")
+            for low, high in ((0.05, 0.95), (0.1, 0.9), (0.25, 0.75)):
+                panel.fill_between(after, self.quantile(low)[:, c], self.quantile(high)[:, c], color="C0", alpha=0.2,
+                                   linewidth=0, label=f"{high - low:.0%}")
+            panel.plot(after, self.quantile(0.5)[:, c], color="C0", label="median")
+            panel.set_ylabel(column)
+        panels[0].legend(fontsize="small", loc="upper left", ncols=5, frameon=False)
+        panels[-1].set_xlabel("moments from the last one known")

@@ -1,0 +1,160 @@
+"""Forecasts: the measures of the field by hand, simple forecasts, what samples say together, and both verbs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import segue
+from segue.analysis.forecast import coverage, crps, filled, mae, mase, rmse, scale, season, simple
+from segue.cli import main
+from segue.decoding.forecast import InTurn, drawn
+from segue.errors import SegueError
+from segue.kinds.codecs import LevelCodec
+from segue.kinds.series import table
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 9), st.integers(0, 10**6))
+def test_crps_is_its_definition(count: int, rows: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    draws, truth = draw.normal(size=(rows, count)).round(1), draw.normal(size=rows)
+    plain = [np.abs(x - y).mean() - np.abs(x[:, None] - x).mean() / 2 for x, y in zip(draws, truth)]
+    assert crps(draws, truth) == pytest.approx(np.mean(plain), abs=1e-12)
+    assert crps(draws[:, :1], truth) == pytest.approx(mae(draws[:, 0], truth))
+
+
+def test_measures_by_hand() -> None:
+    points, truth = np.array([1.0, 2.0, 5.0]), np.array([2.0, 2.0, 1.0])
+    assert mae(points, truth) == pytest.approx(5 / 3) and rmse(points, truth) == pytest.approx(math.sqrt(17 / 3))
+    assert mase(points, truth, np.array([0.5, 1.0, 2.0])) == pytest.approx((2 + 0 + 2) / 3)
+    assert mase(points, truth, np.array([0.5, 1.0, 0.0])) == pytest.approx(1.0)  # a past that never changed
+    assert math.isnan(mase(points, truth, np.zeros(3)))
+    draws = np.tile(np.arange(11.0), (3, 1))
+    assert coverage(draws, np.array([1.0, 9.0, 9.5])) == pytest.approx(2 / 3)
+
+
+def test_simple_forecasts_by_hand() -> None:
+    past = np.array([np.nan, 1, 2, 3, 1, 2, np.nan, 1, 2])
+    np.testing.assert_array_equal(filled(past), [1, 1, 2, 3, 1, 2, 2, 1, 2])
+    points, draws = simple(np.array([1.0, 2, 4, 7]), 2)
+    np.testing.assert_array_equal(points, [7, 7])
+    np.testing.assert_array_equal(draws, [[8, 10], [9, 12]])  # errors that it made: 1, 3 and 2, 5
+    points, _ = simple(np.array([1.0, 2, 3, 4, 5, 6]), 5, lag=3)
+    np.testing.assert_array_equal(points, [4, 5, 6, 4, 5])
+    points, draws = simple(np.array([5.0]), 3, lag=7)
+    np.testing.assert_array_equal(points, [5, 5, 5])
+    assert draws.shape == (1, 3) and math.isnan(scale(np.array([5.0])))
+    assert scale(np.array([1.0, 2, 4, 3]), 2) == 2.0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(3, 40), st.integers(0, 10**6))
+def test_a_season_is_found_in_noise_and_none_where_there_is_none(period: int, seed: int) -> None:
+    draw, time = np.random.default_rng(seed), np.arange(300)
+    assert season(3 * np.sin(2 * np.pi * time / period) + draw.normal(size=300) * 0.3 + time / 50) == period
+    assert season(draw.normal(size=300)) == 1
+    assert season(np.full(50, 2.0)) == season([1.0]) == season(np.full(9, np.nan)) == 1
+
+
+def test_numbers_come_in_turn() -> None:
+    codec = LevelCodec({"a": [1, 2], "b": [3]})
+    rule = InTurn(codec.turns())
+
+    class Said:
+        def __init__(self, tokens: list[int]) -> None:
+            self.tokens = tokens
+
+    def allowed(tokens: list[int]) -> list[int]:
+        said: Any = Said(tokens)
+        return np.flatnonzero(rule(np.zeros(codec.size), said) > -np.inf).tolist()
+
+    assert allowed([codec.bos]) == [0, 1]  # type: ignore[list-item]
+    assert allowed([0]) == allowed([2]) == [3]  # behind a missing one too
+    assert allowed([3]) == allowed([4]) == [0, 1]
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("waves")
+    time, draw = np.arange(900), np.random.default_rng(0)
+    load = 10 + 3 * np.sin(2 * np.pi * time / 12) + 0.2 * draw.normal(size=900)
+    flow = 100 + 20 * np.cos(2 * np.pi * time / 12) + draw.normal(size=900)
+    for name, rows in (("train", range(600)), ("test", range(600, 900))):
+        (folder / f"{name}.csv").write_text("step,load,flow\n" + "".join(
+            f"{i},{load[i]:.3f},{flow[i]:.3f}\n" for i in rows))
+        (folder / f"{name}-one.csv").write_text("step,load\n" + "".join(f"{i},{load[i]:.3f}\n" for i in rows))
+    for name, mixer in (("", "gru"), ("-one", "attention")):
+        segue.fit(segue.read(folder / f"train{name}.csv"), out=folder / f"model{name}", steps=40, mixer=mixer,
+                  width=32, quiet=True)
+    return folder
+
+
+def test_a_forecast_says_what_its_samples_say(waves: Path, tmp_path: Path) -> None:
+    model = segue.load(waves / "model")
+    prime = segue.read(waves / "test.csv")[0].object
+    told = model.continue_(prime, n=5, samples=30, seed=3)
+    assert told.draws.shape == (30, 5, 2) and np.isfinite(told.draws).all()
+    ids = [model.codec.bos, *model.codec.encode(prime).tolist()]
+    again = drawn(model.decodable(), model.codec, [ids], 5, 30, seed=3)[0]
+    np.testing.assert_array_equal(told.draws, again)
+    values = told.as_dict()["columns"]
+    np.testing.assert_allclose(values["flow"]["median"], np.median(told.draws[..., 1], 0), rtol=1e-6)
+    assert all(a <= b <= c for a, b, c in zip(*(values["load"]["quantiles"][q] for q in ("0.1", "0.5", "0.9"))))
+    assert told.text.splitlines()[0].split() == ["step", "load", "flow"] and len(told.text.splitlines()) == 6
+    assert table(told.value)["load"].tolist() == values["load"]["median"]
+    within = model.continue_(prime[:-1], n=3, samples=4)  # a moment that has begun is the first
+    assert np.isnan(within.draws[:, 0, 0]).all() and np.isfinite(within.draws[:, 0, 1]).all()
+    assert within.as_dict()["columns"]["load"]["median"][0] is None and len(within.value) == 5
+    told.save(tmp_path / "more.csv")
+    assert segue.read(tmp_path / "more.csv")[0].object == [*prime, *told.value]
+    told.save(tmp_path / "more.png")
+    assert (tmp_path / "more.png").read_bytes().startswith(b"\x89PNG")
+    assert model.continue_(prime, n=4, decoder="greedy").value is not None  # one course, as ever
+    with pytest.raises(SegueError, match="decoder sample draws"):
+        model.continue_(prime, n=4, decoder="greedy", samples=3)
+
+
+def test_forecasts_are_measured_beside_simple_ones(waves: Path) -> None:
+    found = segue.load(waves / "model").evaluate(waves / "test.csv")
+    assert list(found.forecasts) == ["load", "flow", "mean of columns"]
+    for methods in found.forecasts.values():
+        assert all(list(each) == ["MAE", "RMSE", "MASE", "CRPS", "coverage"] for each in methods.values())
+    load = found.forecasts["load"]
+    assert load["value of a season ago (12)"]["MASE"] == pytest.approx(1, abs=0.3)
+    assert load["value of a season ago (12)"]["coverage"] == pytest.approx(0.8, abs=0.1)
+    assert load["last value"]["MAE"] > 2 > 0.5 > load["value of a season ago (12)"]["MAE"]
+    assert type(found)(**json.loads(json.dumps(found.to_dict()))).forecasts == found.forecasts
+    short = segue.load(waves / "model-one").evaluate([["10", "11", "12"]] * 3)
+    assert short.forecasts == {} and "too short" in short.notes[-1]
+
+
+def test_the_command_line_forecasts(waves: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(*arguments: object) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments)])
+        assert ended.value.code == 0
+        return capsys.readouterr()
+
+    wide = waves / "test.csv"  # of more columns than the model has
+    out, err = command("continue", waves / "model-one", "--prime-file", wide, "-n", "3")
+    assert out.splitlines()[0].split() == ["step", "load"] and "80%" in err
+    values = json.loads(command("continue", waves / "model-one", "10 11 12", "-n", "2", "--samples", "8", "--json")[0])
+    assert values["samples"] == 8 and len(values["columns"]["load"]["quantiles"]["0.9"]) == 2
+    out, _ = command("evaluate", waves / "model-one", waves / "test.csv")
+    assert "last value" in out and "coverage" in out
+
+
+def test_texts_are_drawn_several_times_too(tmp_path: Path) -> None:
+    model = segue.fit(["ACGTTGCA" * 20] * 6, kind="dna", steps=3, width=32, quiet=True)
+    told = model.continue_("ACGT", n=6, samples=3, seed=1)
+    assert [len(answer.value) for answer in told.answers] == [6] * 3 and told.text.count("--- sample") == 3
+    told.save(tmp_path / "more.fa")
+    assert len(segue.read(tmp_path / "more.fa")) == 3 and len(told.as_dict()["samples"]) == 3
