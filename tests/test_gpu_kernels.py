@@ -74,7 +74,7 @@ def pieces(rule: Any) -> Any:
 
     def kernel(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         *sequences, state, edges = inputs
-        assert state.dtype == torch.float32 and all(x.shape[-1] in (16, 32, 64) for x in sequences[:3])
+        assert state.dtype == torch.float32 and all(x.shape[-1] == fla.LEAST for x in sequences[:3])
         if edges is None:
             return rule(*sequences, state)
         assert len(state) == len(edges) - 1 and all(len(x) == 1 for x in sequences)
@@ -98,7 +98,7 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> 
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything goes to fla, whose kernels are loops."""
-    monkeypatch.setattr(fla, "serves", lambda v, keys, halves=False: v.shape[1] > 1)
+    monkeypatch.setattr(fla, "serves", lambda kernel, v, keys: v.shape[1] > 1)
     for module in (delta_module, ssd_module):
         monkeypatch.setattr(module, "compiles", lambda *_: False)
     for name, rule in (("_gla", gla_reference), ("_simple_gla", simple_rule), ("_delta", delta_rule)):
@@ -141,9 +141,24 @@ def test_a_length_that_forgets_its_least_is_kept_by_the_delta_rule(loops: None) 
     agree(list(delta(*inputs, None, None, 0.01)), list(delta_reference(q, k, *inputs[2:])), 2e-5)
 
 
+@pytest.mark.parametrize("kernel", ["gla", "linear", "delta", "ssd"])
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_kernel_that_errs_is_told(kernel: str, spoilt: bool, loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if spoilt:
+        name = {"gla": "_gla", "delta": "_delta"}.get(kernel, "_simple_gla")
+        real = getattr(fla, name)
+        monkeypatch.setattr(fla, name, lambda q, *x: real(torch.cat([q[..., :32], 0 * q[..., 32:]], -1), *x))
+    given = (kernel, 2, 64, 64, torch.bfloat16, torch.device("cpu"))
+    if spoilt:
+        with pytest.warns(UserWarning, match=f"fla's kernel of '{kernel}' is off by"):
+            assert not fla._is_right.__wrapped__(*given)
+    else:
+        assert fla._is_right.__wrapped__(*given)
+
+
 def test_where_fla_serves() -> None:
     v = torch.zeros(1, 64, 2, 16, dtype=torch.bfloat16)
-    assert not fla.serves(v, 16)  # not on a GPU
+    assert not fla.serves("gla", v, 16)  # not on a GPU
 
 
 # --- scans ----------------------------------------------------------------------------------------------------------
@@ -230,7 +245,7 @@ SIZED = {"gla": lambda length, keys, values: gla_inputs(length, keys, values),
 @GPU
 @FLA
 @pytest.mark.parametrize(("length", "keys", "values", "packed"), [
-    (33, 64, 64, False), (100, 64, 64, True), (513, 64, 64, True), (100, 24, 40, True)])
+    (33, 64, 64, False), (513, 64, 64, True), (100, 24, 40, True), (100, 128, 256, True)])
 @pytest.mark.parametrize("name", CASES)
 def test_fla_kernels(name: str, length: int, keys: int, values: int, packed: bool, quick: None,
                      monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +285,7 @@ def test_fla_kernels_in_float32_where_tf32_is_welcome(name: str, quick: None, mo
     expected = on_cpu(reference, inputs)
     for welcome, tolerance in ((False, 1e-4), (True, 1e-2)):
         monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", welcome)
-        assert fla.serves(torch.zeros(1, 2, 1, 16, device="cuda"), 16) == welcome
+        assert fla.serves(name, torch.zeros(1, 2, 1, 16, device="cuda"), 16) == welcome
         near(on_gpu(run, inputs, torch.float32, 0, None, None), expected, tolerance)
 
 

@@ -71,7 +71,7 @@ def short_convolution(x: Tensor, weight: Tensor, bias: Tensor, window: Tensor, s
     """As `short_convolution_reference`. Where it is compiled it is computed in float32 at least."""
     kind = torch.promote_types(x.dtype, weight.dtype)
     wide = torch.promote_types(kind, torch.float32)
-    if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+    if kind == torch.float32 and x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
         kind = torch.get_autocast_dtype("cuda")  # as torch's own convolutions answer
     if x.device.type == "cpu":
         x = x if x.dtype == wide else x.contiguous().to(wide)  # torch converts slices one number at a time

@@ -55,7 +55,7 @@ def delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, starts: 
     if n == 0:
         return v.new_zeros(*q.shape[:3], v.shape[-1]), state
     kind, kept = v.dtype, state.dtype
-    if fla.serves(v, k.shape[-1], halves=True):
+    if fla.serves("delta", v, k.shape[-1]):
         with torch.autocast("cuda", enabled=False):
             if least:
                 q, k = unit(q.float(), k.float(), least)

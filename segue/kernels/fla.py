@@ -8,8 +8,8 @@ the delta rule, which fla has in half precision alone. The last state is float32
 
 from __future__ import annotations
 
-import re
 import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -20,15 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MOST_KEYS = 256  # fla's delta rule has no wider keys
+LEAST = 64  # a width on the kernels' side: with narrower keys, some of fla's were wrong on an H100
 Pair = tuple[Tensor, Tensor]
 
 
-def serves(v: Tensor, keys: int, halves: bool = False) -> bool:
-    """Whether fla's kernels take values v (B, T, H, ...) with keys of this width. halves: in half precision only."""
-    tf32 = torch.backends.cuda.matmul.allow_tf32 and not halves
+def serves(kernel: str, v: Tensor, keys: int) -> bool:
+    """Whether fla's kernel "gla", "linear", "ssd" or "delta" takes values v (B, T, H, ...) with keys of this width."""
+    tf32 = torch.backends.cuda.matmul.allow_tf32 and kernel != "delta"
     kinds = (torch.bfloat16, torch.float16, *((torch.float32,) if tf32 else ()))
     return (v.device.type == "cuda" and v.dtype in kinds and v.shape[1] > 1 and v.numel() > 0
-            and 0 < keys <= MOST_KEYS and not torch.compiler.is_compiling() and _installed())
+            and 0 < keys <= MOST_KEYS and not torch.compiler.is_compiling() and _installed()
+            and _is_right(kernel, v.shape[-2], _widened(keys), _widened(v.shape[-1]), v.dtype, v.device))
 
 
 def gla(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, state: Tensor, starts: Tensor | None) -> Pair:
@@ -61,11 +63,11 @@ def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow:
 
     kernel: of `wide` (B, T, H, X), `narrow` (B, T, H), states (N, H, K, E) and edges. With edges (N + 1,) there is one
     row, a document from each edge to the next, and a state for each; None: a row is a document. Widths become powers
-    of two from 16 on, since fla was seen to err at others on an H100: zeros change nothing.
+    of two from LEAST on: zeros change nothing.
     """
     (rows, length), (keys, values) = wide[0].shape[:2], state.shape[2:]
-    wide = tuple(_filled(x, (0, _more(x.shape[-1]))) for x in wide)
-    state = _filled(state.float(), (0, _more(values), 0, _more(keys)))
+    wide = tuple(_filled(x, (0, _widened(x.shape[-1]) - x.shape[-1])) for x in wide)
+    state = _filled(state.float(), (0, _widened(values) - values, 0, _widened(keys) - keys))
     if starts is None:
         y, final = kernel(*wide, *narrow, state, None)
     else:
@@ -82,9 +84,8 @@ def _by_documents(kernel: Callable[..., Pair], wide: tuple[Tensor, ...], narrow:
     return y[..., :values], final[..., :keys, :values]
 
 
-def _more(width: int) -> int:
-    """From a width to the power of two that fla takes it as."""
-    return max(16, 1 << (width - 1).bit_length()) - width
+def _widened(width: int) -> int:
+    return max(LEAST, 1 << (width - 1).bit_length())
 
 
 def _filled(x: Tensor, by: tuple[int, ...]) -> Tensor:
@@ -103,8 +104,8 @@ def _simple_gla(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor | None) -> Pair:
     from fla.ops.simple_gla import chunk_simple_gla, fused_chunk_simple_gla
 
     *g, state, edges = rest
-    learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, *rest))
-    run = fused_chunk_simple_gla if g and learning and _miscompiles(v.device) else chunk_simple_gla
+    # With decays, the gradient of the one that is not fused is wrong on Hopper with Triton 3.4 to 3.7.0.
+    run = fused_chunk_simple_gla if g else chunk_simple_gla
     return run(q, k, v, g=g[0] if g else None, scale=1.0, initial_state=state, output_final_state=True,
                cu_seqlens=edges)
 
@@ -122,12 +123,50 @@ def _installed() -> bool:
 
 
 @cache
-def _miscompiles(device: torch.device) -> bool:
-    """Triton from 3.4 to below 3.7.1 miscompiles the gradient of `chunk_simple_gla` with decays on Hopper."""
-    import triton
+def _is_right(kernel: str, heads: int, keys: int, values: int, kind: torch.dtype, device: torch.device) -> bool:
+    """Whether a kernel says on this machine, at these sizes, what a loop says, gradients included: compilers of Triton
+    were seen to make wrong ones, which nothing else would tell."""
+    from segue.kernels.delta import delta_reference
+    from segue.kernels.gla import gla_reference
 
-    release = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3]))
-    return torch.cuda.get_device_capability(device)[0] == 9 and (3, 4) <= release < (3, 7, 1)
+    generator = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(2, 80, heads, *shape, generator=generator, device=device)
+
+    def ours(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Pair:
+        if kernel == "delta":
+            return delta(q, k[:, :, None], v[:, :, None], gate[:, :, None], state, starts)
+        if kernel == "ssd":
+            return ssd(q, k, v, gate, state, starts)
+        return gla(q, k, v, None if kernel == "linear" else gate, state, starts)
+
+    def loop(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Pair:
+        if kernel == "delta":
+            return delta_reference(q, k[:, :, None], v[:, :, None], gate[:, :, None], state, starts)
+        wide = gate[..., None].expand_as(k) if kernel == "ssd" else gate
+        return gla_reference(q, k, v, None if kernel == "linear" else wide, state, starts)
+
+    def answers(run: Callable[..., Pair], inputs: list[Tensor]) -> list[Tensor]:
+        given = [x.detach().requires_grad_() for x in inputs]
+        y, final = run(*given)
+        loss = (y.float() * weights).sum()
+        return [y.detach(), final.detach(), *torch.autograd.grad(loss, given, materialize_grads=True)]
+
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        gate = torch.sigmoid(normal()).to(kind) if kernel == "delta" else F.logsigmoid(
+            normal(*[keys] * (kernel != "ssd")))
+        q, k = (F.normalize(normal(keys), dim=-1).to(kind) for _ in range(2))
+        weights, state = normal(values), normal(keys, values)[:, 0]
+        starts = torch.zeros(2, 80, dtype=torch.bool, device=device)
+        starts[1, 33] = True
+        inputs = [q, k, normal(values).to(kind), gate]
+        found, expected = answers(ours, inputs), answers(loop, [x.float() for x in inputs])
+    off = max(float((a.float() - b).norm() / b.norm().clamp(min=1e-6)) for a, b in zip(found, expected))
+    if not off <= 0.05:  # not a number is wrong, too
+        warnings.warn(f"fla's kernel of '{kernel}' is off by {off:.0%} on this GPU with {heads} heads of {keys} and "
+                      f"{values}: torch does it, slower", stacklevel=2)
+    return off <= 0.05
 
 
 def limit_tuning(most: int) -> None:

@@ -66,7 +66,7 @@ def ssd(u: Tensor, write: Tensor, g: Tensor, skip: Tensor, state: Tensor, starts
         y, final, _ = _SSD.apply(u, write, g, skip, state, as_mask(u, starts), torch.is_grad_enabled())
     else:
         v, k, q = apart(u, state)
-        run = fla.ssd if fla.serves(v, k.shape[-1]) else _chunked
+        run = fla.ssd if fla.serves("ssd", v, k.shape[-1]) else _chunked
         y, final = run(q, k, v * write[..., None].to(v.dtype), g, state, starts)
         y = (y + v * skip[:, None].to(v.dtype)).flatten(2)
     return y.to(kind), final.to(kept)

@@ -83,6 +83,7 @@ class CachedBlockDraft(ModelDraft):
         state = self._read(rows)
         tokens = torch.full((len(rows), 1 + self.length), self.mask)
         tokens[:, 0] = torch.tensor([self._ahead[row][-1] for row in rows])
-        scores = self.model.extend(tokens, state).logits[:, 1:, : self.mask]  # pending, and never committed
+        output = self.model.extend(tokens.to(state.positions.device), state)  # pending, and never committed
+        scores = output.logits[:, 1:, : self.mask]
         for tip, guess in zip(asked, scores.argmax(-1).tolist()):
             chains[tip.row] = guess[: min(tip.nodes, tip.depth, self.length)]

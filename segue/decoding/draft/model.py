@@ -47,26 +47,30 @@ class ModelDraft:
         """Read all but the last token of each of these requests; their states together."""
         for row in rows if begin_of(self.model) is not None else []:
             if not bool(self._states[row].positions.any()):  # its prompt is read before it joins others
-                self.model.extend(torch.tensor([self._ahead[row][:-1]]), self._states[row])
+                text = torch.tensor([self._ahead[row][:-1]])
+                self.model.extend(text.to(self._states[row].positions.device), self._states[row])
                 self._states[row].commit()
                 self._ahead[row] = self._ahead[row][-1:]
         states = [self._states[row] for row in rows]
         state = states[0].join(states[1:])
-        counts = torch.tensor([len(self._ahead[row]) - 1 for row in rows])
+        where, counts = state.positions.device, torch.tensor([len(self._ahead[row]) - 1 for row in rows])
         if int(counts.max()):
-            new = padded([self._ahead[row][:-1] for row in rows])
-            self.model.extend(new, state, None, torch.empty(len(rows), 0, dtype=torch.long))
-            state.commit(None, counts)
+            new = padded([self._ahead[row][:-1] for row in rows]).to(where)
+            self.model.extend(new, state, None, torch.empty(len(rows), 0, dtype=torch.long, device=where))
+            state.commit(None, counts.to(where))
             for place, row in enumerate(rows):
-                self._states[row], self._ahead[row] = state.select(torch.tensor([place])), self._ahead[row][-1:]
+                self._states[row] = state.select(torch.tensor([place], device=where))
+                self._ahead[row] = self._ahead[row][-1:]
         return state
 
     def _draft(self, asked: list[Tip], chains: dict[int, list[int]]) -> None:
         rows = [tip.row for tip in asked]
         state = self._read(rows)
+        where = state.positions.device
         live, last = list(range(len(rows))), [self._ahead[row][-1] for row in rows]
         for depth in range(max(min(tip.nodes, tip.depth, self.length) for tip in asked)):
-            scores = self.model.extend(torch.tensor(last)[:, None], state).logits[:, -1].double().cpu().numpy()
+            logits = self.model.extend(torch.tensor(last, device=where)[:, None], state).logits
+            scores = logits[:, -1].double().cpu().numpy()
             state.commit()
             best = scores.argmax(-1)
             likely = [float(softmax(row)[token]) >= self.least for row, token in zip(scores, best)]
@@ -78,7 +82,7 @@ class ModelDraft:
             for place, token in zip(live, last):
                 chains[rows[place]].append(token)
             if len(stay) < len(likely):
-                state = state.select(torch.tensor(stay))
+                state = state.select(torch.tensor(stay, device=where))
 
     def forget(self, row: int) -> None:
         self._states.pop(row, None)
