@@ -193,6 +193,8 @@ def draw(figure: Figure, table: list[Row]) -> None:
         found = sorted((row["components"], row["accuracy"]) for row in table if row["arm"] == arm)
         sizes.plot(*zip(*found), "o-", label=arm)
     sizes.set(xlabel="slots or components", ylabel="accuracy", title="More of them", xscale="log")
+    sizes.minorticks_off()
+    sizes.set_xticks(counts := sorted((SIZE, *OTHERS)), map(str, counts))
     sizes.legend()
 
 
