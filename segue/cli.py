@@ -85,10 +85,11 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
     return values
 
 
-def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None, fitted: Any = None) -> Any:
+def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None = None, fitted: Any = None,
+               **more: Any) -> Any:
     """The data, of a fitted model as it needs them; an error that asks for an option of the kind says how to type it.
-    """
-    options = {} if fitted is None else fitted.kind.reading(fitted.codec)
+    more: options of the kind that stand where --read says nothing else."""
+    options = more if fitted is None else fitted.kind.reading(fitted.codec) | more
     try:
         return segue.read(*map(str, paths), **given(kind=kind), **options | settings(how))
     except SegueError as error:
@@ -375,29 +376,45 @@ def embed(model: Model, paths: Paths,
     print(f"written to {out}", file=sys.stderr)
 
 
-@command("classify", "segue classify model MUTAG/ --new others.graphml --out classes.csv")
-def classify(model: Model, paths: Paths,
+@command("classify", "segue classify model train.csv --label intent --test test.csv")
+def classify(model: Model,
+             paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", show_default=False, help="Sequences "
+                                                                "with classes; if none are given, --new is named by "
+                                                                "what --save kept.")] = None,
+             label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of tables that says the "
+                                                       "class (default: one called label, class, category, intent or "
+                                                       "y).")] = None,
+             test: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Measure on these, instead of on "
+                                                             "parts of PATH; may be repeated.")] = None,
              new: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Say of which class these are; may be "
                                                             "repeated.")] = None,
              out: Annotated[Path | None, typer.Option(metavar="FILE", help="With --new: write their classes as a "
                                                       "CSV.")] = None,
+             save: Annotated[bool, typer.Option("--save", help="Keep what was learned in the model's folder.")] = False,
              pool: Annotated[str | None, typer.Option(metavar="NAME", help="Which vector stands for a sequence: see "
                                                       "embed.")] = None,
-             seed: Seed = None, json_file: JsonFile = None, how: How = None) -> None:
+             seed: Seed = None, json_file: JsonFile = None, how: How = None, device: Bulk = None) -> None:
     """Learn classes of sequences from a model's vectors: those that files say, else a class a folder or file."""
+    from segue.verbs.classify import reading
+
     if out is not None and not new:
         raise SegueError("--out is for the classes of --new: give files of which the class is to be said")
     fitted = segue.load(model)
-    data = read_files(paths, fitted.kind.name, how, fitted)
+    saying = reading(fitted.kind, label)
+    data, held = (read_files(each, fitted.kind.name, how, fitted, **saying) if each else None for each in (paths, test))
     others = read_files(new, fitted.kind.name, how, fitted) if new else None
-    found = fitted.classify(data, others, **given(pool=pool, seed=seed))
+    try:
+        found = fitted.classify(data, others, test=held, label=label, save=save,
+                                **given(pool=pool, seed=seed, device=device))
+    except SegueError as error:
+        raise SegueError(re.sub(r"\b(label|save)=(True)?", r"--\1", str(error))) from error
     show(found)
     if out is not None:
         found.save(out)
         print(f"written to {out}", file=sys.stderr)
     else:
-        for name, label, chance in found.said[:20]:
-            print(f"{name}: {label} ({chance:.0%})")
+        for name, said, chance in found.said[:20]:
+            print(f"{name}: {said} ({chance:.0%})")
         if len(found.said) > 20:
             print(f"and {len(found.said) - 20:,} more: --out FILE has all", file=sys.stderr)
     if json_file is not None:

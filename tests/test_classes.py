@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,19 @@ from segue.cli import main
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import class_in, of_class
-from segue.verbs.classify import labels_of
+from segue.training.checkpoint import load_tensors, save_tensors
+from segue.verbs.classify import KEPT, classes_in, interval
 
 
 def test_names_say_classes() -> None:
     assert class_in(of_class("a (b).ts:3", "x (y)")) == ("a (b).ts:3", "x (y)")
     assert class_in("a (b).ts:3") == ("a (b).ts:3", "") and of_class("a", "") == "a"
-    assert labels_of(["d/a.ts:1 (class 1)", "d/a.ts:2 (class -1)"]) == ["1", "-1"]
-    assert labels_of(["/d/x.zip/pos/1.txt", "/d/x.zip/neg/2.txt", "/d/x.zip/neg/deep/3.txt"]) == ["pos", "neg", "neg"]
-    assert labels_of(["pos.fa:one", "neg.fa:two"]) == ["pos.fa", "neg.fa"]
-    assert labels_of(["d/only.fa:one", "d/only.fa:two"]) == ["only.fa", "only.fa"]
+    assert classes_in(["d/a.ts:1 (class 1)", "d/a.ts:2 (class -1)"]) == ["1", "-1"]
+    assert classes_in(["/d/x.zip/pos/1.txt", "/d/x.zip/neg/2.txt", "/d/x.zip/neg/deep/3.txt"]) == ["pos", "neg", "neg"]
+    assert classes_in(["pos.fa:one", "neg.fa:two"]) == ["pos.fa", "neg.fa"]
+    assert classes_in(["d/only.fa:one", "d/only.fa:two"]) == ["only.fa", "only.fa"]
     with pytest.raises(SegueError, match="says no class, others do"):
-        labels_of(["a (class 1)", "b"])
+        classes_in(["a (class 1)", "b"])
 
 
 def test_every_part_is_named_by_the_others() -> None:
@@ -84,3 +86,138 @@ def test_folders_are_classes_of_any_kind(tmp_path: Path) -> None:
     assert model.kind.name == "dna" and model.classify(tmp_path, quiet=True).accuracy["this model"] > 0.9
     with pytest.raises(SegueError, match="20 sequences of 1 classes cannot be told apart"):
         model.classify(tmp_path / "rich.fa", quiet=True)
+
+
+TABLES: dict[str, tuple[str, str, list[str], list[str]]] = {  # a table, its column of classes, first object, classes
+    "text.csv": ("text,category,n\nhello my old friend,greet,1\nbye then old friend,leave,2\nof no class here,,3\n",
+                 "category", ["hello my old friend"], ["greet", "leave"]),
+    "short.tsv": ("word\tintent\nhello\tgreet\nbye\tleave\n", "intent", ["hello"], ["greet", "leave"]),
+    "text.jsonl": ('{"text": "hello my friend", "of": {"kind": 1}}\n{"text": "bye", "of": {"kind": true}}\n', "of.kind",
+                   ["hello my friend"], ["1", "True"]),
+    "dna.csv": ("sequence,label\nACGTACGTACGTACGTACGTACGT,0\nACGTACGTACGTACGTACGTACGTAA,1\n", "label",
+                ["ACGTACGTACGTACGTACGTACGT"], ["0", "1"]),
+    "molecule.csv": ("smiles,id,toxic\nCCO,a,no\nc1ccccc1,b,yes\nCCN,c,no\nCC(=O)O,d,no\n", "toxic", ["CCO"],
+                     ["no", "yes", "no", "no"]),
+    "events.csv": ("user,item,class\nu1,a,x\nu1,b,x\nu2,a,y\nu3,a,x\nu3,b,y\n", "class", ["a", "b"], ["x", "y"]),
+    "events.jsonl": ('{"items": ["a", "b"], "label": "x"}\n{"items": ["a"], "label": "y"}\n', "label", ["a", "b"],
+                     ["x", "y"]),
+    "series.csv": ("who,value,label\na,0.5,1\na,1.5,1\nb,0.25,2\nb,2.5,2\n", "label", ["0.5", "1.5"], ["1", "2"]),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_column_says_the_class(name: str, tmp_path: Path) -> None:
+    content, column, first, classes = TABLES[name]
+    path, kind = tmp_path / name, name.partition(".")[0].replace("short", "text")
+    path.write_text(content)
+    data = segue.read(path, kind=kind, classes=column)
+    found = data[0].object
+    assert [found.decode() if isinstance(found, bytes) else found] == first or found == first
+    assert [class_in(data.name(i))[1] for i in range(len(data))] == classes
+    assert f"class={column}" in data.problems.note
+    assert all(class_in(data.name(i))[1] == "" for data in [segue.read(path, kind=kind)] for i in range(len(data)))
+    with pytest.raises(SegueError, match="there is no column 'colour' to say the class; there are "):
+        segue.read(path, kind=kind, classes="colour")
+    usual = segue.read(path, kind=kind, classes="")
+    expected = [] if column in ("of.kind", "toxic") or name == "events.csv" else classes  # u3 is of two: no class then
+    assert [label for i in range(len(usual)) if (label := class_in(usual.name(i))[1])] == expected
+
+
+def test_columns_of_classes_in_parquet_and_rows_of_numbers(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    texts = ["hello my old friend of mine", "bye then old friend of mine"]
+    parquet.write_table(pa.table({"text": texts, "y": [1.0, 0.0]}), tmp_path / "a.parquet")
+    data = segue.read(tmp_path / "a.parquet", classes="")
+    assert [class_in(data.name(i))[1] for i in range(2)] == ["1", "0"] and data[0].object.decode() == texts[0]
+    parquet.write_table(pa.table({"text": texts, "y": [0.3, 0.7]}), tmp_path / "b.parquet")
+    assert class_in(segue.read(tmp_path / "b.parquet", classes="").name(0))[1] == ""  # measured, no class
+    (tmp_path / "c.csv").write_text("a,b,c,of\n0.5,1.5,2.5,x\n1.5,0.5,3.5,y\n")
+    data = segue.read(tmp_path / "c.csv", kind="series", rows=True, classes="of")
+    assert [class_in(data.name(i))[1] for i in range(2)] == ["x", "y"] and data[0].object == ["0.5", "1.5", "2.5"]
+    (tmp_path / "d.csv").write_text("text,other\nhello my old friend,a\n")
+    with pytest.raises(SegueError, match="column 'text' cannot say the class and be read as well"):
+        segue.read(tmp_path / "d.csv", kind="text", field="text", classes="text")
+
+
+def test_an_interval_is_no_point() -> None:
+    low, high = interval(1.0, 20)
+    assert (low, high) == pytest.approx((0.8389, 1), abs=1e-4) and interval(0.0, 20) == pytest.approx((0, 1 - low))
+    assert interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def moods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texts of two moods in tables, and a model of them."""
+    folder, draw = tmp_path_factory.mktemp("moods"), np.random.default_rng(0)
+    words = {"glad": ["sun", "song", "dance", "laugh"], "sad": ["rain", "tears", "alone", "grey"]}
+    for name, count in (("train", 20), ("test", 6)):
+        rows = [f"{' '.join(draw.choice(words[mood], 6))} {i},{mood}" for i in range(count) for mood in words]
+        (folder / f"{name}.csv").write_text("text,mood\n" + "\n".join(rows) + "\n")
+    (folder / "new.csv").write_text("text\nsun song dance sun laugh song\nrain tears grey alone rain rain\n")
+    segue.fit(folder / "train.csv", out=folder / "model", steps=2, width=32, depth=1, mixer="attention", quiet=True)
+    return folder
+
+
+def test_a_model_is_tested_and_its_classes_are_kept(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(["classify", str(moods / "model"), *arguments])
+        return ended.value.code, *capsys.readouterr()  # type: ignore[return-value]
+
+    train, test, new = (str(moods / f"{name}.csv") for name in ("train", "test", "new"))
+    code, _, error = run("--new", new)
+    assert code == 2 and "no classes are kept with this model" in error and error.count("\n") == 1
+    assert "there is no column 'tone' to say the class; there are text, mood" in run(train, "--label", "tone")[2]
+    assert "40 sequences of 1 classes cannot be told apart" in run(train)[2]  # a column by a name of its own
+    code, out, _ = run(train, "--label", "mood", "--test", test, "--save", "--device", "cpu",
+                       "--json", str(moods / "found.json"))
+    found = json.loads((moods / "found.json").read_text())
+    assert code == 0 and "read as class=mood, field=text" in out and "by which 12 others were named" in out
+    assert found["tested"] == 12 and found["folds"] == 0 and found["classes"] == {"glad": 20, "sad": 20}
+    assert found["accuracy"]["this model"] > 0.9 and found["accuracy"]["the most frequent class"] == 0.5
+    assert found["intervals"]["the most frequent class"] == pytest.approx(interval(0.5, 12))
+    code, out, error = run("--new", new)
+    assert code == 0 and "csv:2: glad (" in out and "csv:3: sad (" in out, error
+    for wrong in (["--new", new, "--test", test], ["--new", new, "--label", "mood"], []):
+        code, _, error = run(*wrong)
+        assert code == 2 and "nothing to learn classes from" in error
+
+
+def test_tests_of_other_classes_and_of_known_sequences(moods: Path) -> None:
+    model = segue.load(moods / "model")
+    rows = (moods / "test.csv").read_text().splitlines()
+    (moods / "third.csv").write_text("\n".join([*rows, "a stone lies here,calm", (moods / "train.csv").read_text()
+                                                .splitlines()[1]]) + "\n")
+    found = model.classify(moods / "train.csv", test=moods / "third.csv", label="mood", quiet=True)
+    assert found.tested == 14 and any("1 of the 14 test sequences are of classes that were not learned (calm)" in note
+                                      for note in found.notes)
+    assert any("1 of the 14 test sequences were learned from too" in note for note in found.notes)
+    assert found.accuracy["this model"] <= 13 / 14 and found.balanced["this model"] <= 2 / 3
+    (moods / "other.csv").write_text("text,mood\na stone lies here,calm\na tree stands here,calm\n")
+    with pytest.raises(SegueError, match="none of the 2 test sequences is of a class that was learned: theirs are "):
+        model.classify(moods / "train.csv", test=moods / "other.csv", label="mood", quiet=True)
+    (moods / "plain.txt").write_text("rain\nsong\ngrey\n")
+    with pytest.raises(SegueError, match="txt is of no table with a column 'mood': leave label= out"):
+        model.classify(moods / "plain.txt", label="mood", quiet=True)
+
+
+def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
+    model = segue.load(moods / "model")
+    model.classify(moods / "train.csv", label="mood", save=True, pool="last", quiet=True)
+    before = model.classify(new=moods / "new.csv", quiet=True).said
+    assert before == segue.load(moods / "model").classify(new=moods / "new.csv", quiet=True).said
+    path = moods / "model" / KEPT
+    tensors, values = load_tensors(path)
+    for broken in ({**values, "names": ["glad"]}, {**values, "format": "?"}, {}):
+        save_tensors(path, tensors, broken)
+        with pytest.raises(SegueError, match=str(path)):
+            model.classify(new=moods / "new.csv", quiet=True)
+    save_tensors(path, tensors, values)
+    next(model.model.parameters()).data += 0.1
+    with pytest.raises(SegueError, match="the model has learned since its classes were saved"):
+        model.classify(new=moods / "new.csv", quiet=True)
+    model.folder = None
+    with pytest.raises(SegueError, match="in no folder to keep the head in"):
+        model.classify(moods / "train.csv", label="mood", save=True, quiet=True)

@@ -218,19 +218,28 @@ def folded(tables: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndar
     each row; "the most frequent class" needs no table. Rows of one group (N,) lie in one of the `folds` parts."""
     _, number = np.unique(groups, return_inverse=True)
     part = (np.random.default_rng(seed).permutation(number.max() + 1) % folds)[number]
-    classes, most = int(labels.max()) + 1, "the most frequent class"
-    right = {name: np.zeros(len(labels), bool) for name in (*tables, most)}
+    right: dict[str, np.ndarray] = {}
     for fold in np.unique(part):
         held = part == fold
         if held.all():
             raise SegueError("the sequences with classes are all the same: give different ones")
-        right[most][held] = labels[held] == np.bincount(labels[~held]).argmax()
-        for name, table in tables.items():
-            features = torch.from_numpy(np.asarray(table, np.float64))
-            with torch.enable_grad():
-                head = fitted_head(kind, features[~held], torch.from_numpy(labels[~held]), classes, seed=seed)
-            right[name][held] = head(features[held]).argmax(-1).numpy() == labels[held]
+        for name, found in held_right(tables, labels, held, seed, kind).items():
+            right.setdefault(name, np.zeros(len(labels), bool))[held] = found
     return right
+
+
+def held_right(tables: Mapping[str, np.ndarray], labels: np.ndarray, held: np.ndarray, seed: int = 0,
+               kind: str = "logistic") -> dict[str, np.ndarray]:
+    """(M,) bool by table (N, D), for the M rows that are `held` (N,): whether a head (of PROBES) that was fitted on the
+    others names the label (N,); "the most frequent class" of the others needs no table."""
+    known, classes = torch.from_numpy(labels[~held]), int(labels.max()) + 1
+    right = {}
+    for name, table in tables.items():
+        features = torch.from_numpy(np.asarray(table, np.float64))
+        with torch.enable_grad():
+            head = fitted_head(kind, features[~held], known, classes, seed=seed)
+        right[name] = head(features[held]).argmax(-1).numpy() == labels[held]
+    return right | {"the most frequent class": labels[held] == np.bincount(labels[~held]).argmax()}
 
 
 def lengths_of(rows: Sequence[np.ndarray]) -> np.ndarray:

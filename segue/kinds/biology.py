@@ -84,16 +84,17 @@ class Letters(Kind):
         return 0.6 if suffix in self.surely else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip",
-             column: str | None = None, features: str | None = None) -> Iterator[Record]:
+             column: str | None = None, features: str | None = None, classes: str | None = None) -> Iterator[Record]:
         """One record a sequence; its name is file:identifier. FASTA, FASTQ, GenBank, EMBL, UniProt, alignments
         (Stockholm, Clustal, PIR), or a table (CSV, TSV, Parquet, JSON Lines) with sequences in a `column` (if None, one
         called sequence or seq, or one of long words of letters).
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
-        FASTQ qualities come as the channel `quality` (Phred). features: of GenBank and EMBL files, in place of whole
-        sequences their parts of that sort (CDS, tRNA, gene ...), joined and on their own strand, or for proteins what
-        they are translated to.
+        classes: the column of a table that says of which class each record is ("": one called so, if there is one),
+        which its name then tells. FASTQ qualities come as the channel `quality` (Phred). features: of GenBank and EMBL
+        files, in place of whole sequences their parts of that sort (CDS, tRNA, gene ...), joined and on their own
+        strand, or for proteins what they are translated to.
         """
         if case not in ("fold", "keep") or illegal not in ("skip", "mask"):
             raise SegueError(f"case is 'fold' or 'keep' and illegal is 'skip' or 'mask', not {case!r} and {illegal!r}")
@@ -102,7 +103,7 @@ class Letters(Kind):
         table = table.upper() if case == "fold" else table
         masked = bytes(i if i in legal else ord(self.mask) for i in range(256))
         found, before = False, problems.total if problems is not None else 0
-        for name, sequence, quality in self._sequences(path, problems, column, features):
+        for name, sequence, quality in self._sequences(path, problems, column, features, classes):
             sequence = sequence.translate(table)
             wrong = sequence.translate(None, legal)
             if wrong and illegal == "skip":
@@ -134,8 +135,8 @@ class Letters(Kind):
                 yield record
             first.update(here)
 
-    def _sequences(self, path: Path, problems: Problems | None, column: str | None,
-                   features: str | None) -> Iterator[Found]:
+    def _sequences(self, path: Path, problems: Problems | None, column: str | None, features: str | None,
+                   classes: str | None) -> Iterator[Found]:
         with opened(path) as handle:
             head = handle.peek(1 << 12)
             if head.startswith(MARK):
@@ -152,7 +153,7 @@ class Letters(Kind):
                 yield from self._features(path, handle, flat, features)
                 return
             if column is not None or is_parquet(head) or (flat is None and self._tabular(path, start)):
-                yield from _column(path, problems, column)
+                yield from _column(path, problems, column, classes)
                 return
             if looks_binary(head):
                 raise SegueError(
@@ -282,9 +283,9 @@ def _letters(text: bytes, form: str) -> bytes:
     return "".join(words).translate(str.maketrans("", "", "*. ")).upper().encode("ascii", "replace")
 
 
-def _column(path: Path, problems: Problems | None, column: str | None) -> Iterator[Found]:
+def _column(path: Path, problems: Problems | None, column: str | None, classes: str | None) -> Iterator[Found]:
     for found, name, cell in cells_of(path, problems, column, sequence_column, "holds sequences by its name", COLUMNS,
-                                      NAMES):
+                                      NAMES, classes=classes):
         if sequence := "".join(cell.split()).encode("utf-8", "replace"):
             yield name, sequence, None
         else:

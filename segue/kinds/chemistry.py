@@ -45,10 +45,12 @@ class Molecule(Kind):
         return 0.9 if in_lines(first_words(head)) else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, column: str | None = None,
-             encoding: str = "utf-8") -> Iterator[Record]:
-        """One record a molecule. column: of a table (if None, one called smiles, or one whose cells are all SMILES)."""
+             classes: str | None = None, encoding: str = "utf-8") -> Iterator[Record]:
+        """One record a molecule. column: of a table (if None, one called smiles, or one whose cells are all SMILES).
+        classes: the column that says of which class each is ("": one called so, if there is one), which its name then
+        tells."""
         before, found = problems.total if problems is not None else 0, False
-        for name, smiles in self._texts(path, problems, column, encoding):
+        for name, smiles in self._texts(path, problems, column, classes, encoding):
             if (wrong := fault(smiles)) is not None:
                 bad(problems, path, name, wrong[0] + 1, f"{wrong[1]}; mend or remove it")
                 continue
@@ -57,13 +59,13 @@ class Molecule(Kind):
         if not found and (problems is None or problems.total == before):
             raise SegueError(f"{path}: there is no molecule in this file")
 
-    def _texts(self, path: Path, problems: Problems | None, column: str | None,
+    def _texts(self, path: Path, problems: Problems | None, column: str | None, classes: str | None,
                encoding: str) -> Iterator[tuple[str, str]]:
         head = head_of(path)
         if BLOCK.search(head[:4096]):
             yield from _blocks(path, problems)
         elif column is not None or table_of(bare(path), head) is not None:
-            yield from _column(path, problems, column, encoding)
+            yield from _column(path, problems, column, classes, encoding)
         else:
             with opened(path) as handle:
                 lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
@@ -191,8 +193,9 @@ def column_of(table: Look) -> str | None:
     return None
 
 
-def _column(path: Path, problems: Problems | None, column: str | None, encoding: str) -> Iterator[tuple[str, str]]:
-    for _, name, cell in cells_of(path, problems, column, column_of, "holds SMILES", COLUMNS, NAMES, encoding):
+def _column(path: Path, problems: Problems | None, column: str | None, classes: str | None,
+            encoding: str) -> Iterator[tuple[str, str]]:
+    for _, name, cell in cells_of(path, problems, column, column_of, "holds SMILES", COLUMNS, NAMES, encoding, classes):
         yield name, cell.strip().split(" ")[0]
 
 

@@ -1,29 +1,101 @@
-"""Sequences written in one column of a table, a row each."""
+"""What stands in columns of a table: sequences, a row each, and classes of sequences, whatever they are written in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import Problems
-from segue.kinds.frame import ROWS, Look, load_table
+from segue.kinds.base import Problems, bad, of_class, words
+from segue.kinds.frame import ROWS, Frame, Look, load_table, said
+
+CLASSES = words("label class category intent y")  # what columns of classes are called, best first
+FRACTION = re.compile(r"[-+]?\d*\.\d*[1-9]\d*([eE].*)?")
 
 
 def cells_of(path: Path, problems: Problems | None, column: str | None, find: Callable[[Look], str | None], holds: str,
-             usual: Collection[str], names: Collection[str], encoding: str = "utf-8") -> Iterator[tuple[str, str, str]]:
+             usual: Collection[str], names: Collection[str], encoding: str = "utf-8",
+             classes: str | None = None) -> Iterator[tuple[str, str, str]]:
     """Column, name and cell of each row of a table; the name is the cell of a column among `names` (lower case), else
-    the row's place.
+    the row's place, and tells the class.
 
     column: the one asked for (None: what `find` sees in the first rows, or a SegueError that says what none `holds`).
-    usual: what such columns are called, by which a header is told from a row.
+    usual: what such columns are called, by which a header is told from a row. classes: see `class_column`.
     """
-    frame = load_table(path, problems if problems is not None else Problems(), encoding, [column, *usual])
-    columns = [values[:ROWS].to_pylist() for values in frame.columns.values()]
-    found = column or find(Look(list(frame.columns), [[*row] for row in zip(*columns)], frame.headed))
+    frame = load_table(path, problems if problems is not None else Problems(), encoding, [column, classes, *usual])
+    of = take_classes(frame, classes, [column])
+    found = column or find(look(frame))
     if found is None or found not in frame.columns:
         which = f"called {column}" if column else holds
         raise SegueError(f"{path}: no column {which}; name one with column= (columns: {', '.join(frame.columns)})")
+    if problems is not None and of is not None:
+        problems.note = said([("class", of), ("column", found)], [of, *frame.columns])
     named = next((frame.columns[name].to_pylist() for name in frame.columns if name.strip().lower() in names), None)
     for i, cell in enumerate(frame.columns[found].to_pylist()):
-        yield found, frame.place(i) if named is None or named[i] is None else str(named[i]), str(cell or "")
+        name = frame.place(i) if named is None or named[i] is None else str(named[i])
+        if frame.classes is None:
+            yield found, name, str(cell or "")
+        elif told(problems, path, name, of, frame.classes[i]):
+            yield found, of_class(name, frame.classes[i]), str(cell or "")
+
+
+def look(frame: Frame) -> Look:
+    """The beginning of a table that was read."""
+    columns = [values[:ROWS].to_pylist() for values in frame.columns.values()]
+    return Look(list(frame.columns), [[*row] for row in zip(*columns)], frame.headed)
+
+
+def class_column(path: Path, table: Look, asked: str | None) -> str | None:
+    """The column that says of which class each row is. asked: its name, which must be there; "": one that is called as
+    such columns usually are and holds no measured numbers, if there is one; None: none."""
+    if asked and asked not in table.names:
+        raise SegueError(f"{path}: there is no column '{asked}' to say the class; there are {', '.join(table.names)}")
+    if asked or asked is None:
+        return asked
+    known = {name.strip().lower(): name for name in reversed(table.names)} if table.headed else {}
+    found = next((known[usual] for usual in CLASSES if usual in known), None)
+    cells = [] if found is None else table.column(found)
+    return None if any(isinstance(cell, list) or FRACTION.fullmatch(class_of(cell)) for cell in cells) else found
+
+
+def class_of(cell: Any) -> str:
+    """The class that a cell says; "" where it says none."""
+    if cell is None or isinstance(cell, list) or cell != cell:
+        return ""
+    return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell).strip()
+
+
+def told(problems: Problems | None, path: Path | str, record: str, column: str | None, label: str) -> bool:
+    """Whether a record has a class; where it has none, that is a problem."""
+    if not label:
+        bad(problems, path, record, None, f"column '{column}' says no class, or several; fill it or remove the record")
+    return bool(label)
+
+
+def take_classes(frame: Frame, asked: str | None, kept: Iterable[str | None] = ()) -> str | None:
+    """Take the column of classes (see `class_column`) out of a table, so that nothing else can be read from it, and
+    give its name. kept: columns that are something else; it is a SegueError to ask for one of these."""
+    column = class_column(frame.path, look(frame), asked)
+    if column is None or (column in kept and not asked):
+        return None
+    if column in kept:
+        raise both(frame.path, column)
+    frame.classes = np.array([class_of(cell) for cell in frame.columns.pop(column).to_pylist()], object)
+    return column
+
+
+def both(path: Path, column: str) -> SegueError:
+    return SegueError(f"{path}: column '{column}' cannot say the class and be read as well: choose another for one")
+
+
+def classes_of(classes: np.ndarray, groups: Iterable[np.ndarray], asked: str | None) -> list[str] | None:
+    """The class of each group of rows of `classes` (N,): "" where its rows say none, or several. None where they say
+    several and nobody asked for this column: then it says something else."""
+    found = [sorted({*classes[group]} - {""}) for group in groups]
+    if not asked and any(len(each) > 1 for each in found):
+        return None
+    return [each[0] if len(each) == 1 else "" for each in found]

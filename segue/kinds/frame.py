@@ -15,7 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -64,16 +64,24 @@ class Look:
         place = self.names.index(name)
         return [row[place] for row in self.rows if place < len(row) and row[place] not in (None, "")]
 
+    def without(self, name: str | None) -> Look:
+        """The look of all other columns."""
+        kept = [place for place, each in enumerate(self.names) if each != name]
+        return replace(self, names=[self.names[place] for place in kept],
+                       rows=[[row[place] for place in kept if place < len(row)] for row in self.rows])
+
 
 @dataclass
 class Frame:
-    """Rows of one file: the columns by name, whether there was a header, and the number of each row's line."""
+    """Rows of one file: the columns by name, whether there was a header, and the number of each row's line. classes:
+    what a column that was taken out (see `segue.kinds.columns.take_classes`) says of each row."""
 
     path: Path
     columns: dict[str, pa.Array]
     headed: bool
     rows: np.ndarray
     unit: str = "line"  # what `rows` count: a row may be several lines, or none
+    classes: np.ndarray | None = None
 
     def place(self, row: int) -> str:
         return f"{self.unit} {self.rows[row]}"

@@ -18,6 +18,7 @@ from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, of_class, words
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
+from segue.kinds.columns import classes_of, take_classes, told
 from segue.kinds.frame import (
     DELIMITED,
     TABULAR,
@@ -97,7 +98,8 @@ class Series(Kind):
 
     def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
              column: str | None = None, who: str | None = None, when: str | None = None,
-             when_format: str | None = None, rows: bool | None = None, encoding: str = "utf-8") -> Iterator[Record]:
+             when_format: str | None = None, rows: bool | None = None, classes: str | None = None,
+             encoding: str = "utf-8") -> Iterator[Record]:
         """One record a series: a file, or of a table with a column `who` each name in it.
 
         columns: those to read, in this order; else all that hold numbers, but the time and one that counts the rows.
@@ -106,6 +108,8 @@ class Series(Kind):
             order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
             and is left out; None: tables without a header do so from 24 columns.
+        classes: the column that says of which class each series is, the same in all its rows ("": one called so, if
+            there is one), which its name then tells.
         """
         chosen = [columns] if isinstance(columns, str) else list(columns)
         array, archive = is_array(head_of(path)), bare(path).suffix.lower() == ".ts"
@@ -118,16 +122,17 @@ class Series(Kind):
             yield from _archive(path, as_utf8(path, raw, encoding).decode(), problems)
         else:
             frame = load_table(path, Problems() if problems is None else problems, encoding,
-                               (who, when, *(name for part in chosen for name in (part, *part.split(",")))))
+                               (who, when, classes, *(name for part in chosen for name in (part, *part.split(",")))))
             if rows is None:
                 rows = not frame.headed and len(frame.columns) >= WHOLE
+            of = take_classes(frame, classes, (who, when, column, *chosen))
             listed = [name for name in frame.columns if "list" in str(frame.columns[name].type)]
             if len(listed) == 1 and not chosen:
-                yield from _lists(frame, listed[0], problems)
+                yield from _lists(frame, listed[0], of, problems)
             elif rows:
-                yield from _whole_rows(frame, problems)
+                yield from _whole_rows(frame, of, problems)
             else:
-                yield from _moments(frame, chosen, column, who, when, when_format, problems)
+                yield from _moments(frame, chosen, column, who, when, when_format, classes, of, problems)
 
     def codec(self, data: Dataset, *, levels: int = 128) -> Codec:
         """The levels of each column: its numbers, where there are at most twice as many different ones; else half of
@@ -343,19 +348,23 @@ def _numbers(frame: Frame, name: str) -> np.ndarray | None:
     return numbers if 2 * np.isfinite(numbers).sum() > filled > 0 else None
 
 
-def _lists(frame: Frame, name: str, problems: Problems | None) -> Iterator[Record]:
+def _lists(frame: Frame, name: str, of: str | None, problems: Problems | None) -> Iterator[Record]:
     """Each cell of a column of lists is a series."""
     if problems is not None:
-        problems.note = f"columns={name}, a series a row"
+        problems.note = f"columns={name}, a series a row" + (f", class={of}" if of else "")
     for row, cell in enumerate(frame.columns[name].to_pylist()):
         values = np.array([np.nan if item is None else _number(item) for item in cell or []])
         if not np.isfinite(values).any():
             bad(problems, frame.path, frame.place(row), None, f"there is no number in '{name}'; remove it")
             continue
-        yield Record(flat({"": values}), name=f"{frame.path}:{frame.place(row)}")
+        place = f"{frame.path}:{frame.place(row)}"
+        if frame.classes is None:
+            yield Record(flat({"": values}), name=place)
+        elif told(problems, frame.path, frame.place(row), of, frame.classes[row]):
+            yield Record(flat({"": values}), name=of_class(place, frame.classes[row]))
 
 
-def _whole_rows(frame: Frame, problems: Problems | None) -> Iterator[Record]:
+def _whole_rows(frame: Frame, of: str | None, problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a series; a first column of whole numbers, their classes, is left out."""
     columns = {name: _numbers(frame, name) for name in frame.columns}
     numbers = {name: values for name, values in columns.items() if values is not None}
@@ -363,12 +372,16 @@ def _whole_rows(frame: Frame, problems: Problems | None) -> Iterator[Record]:
         raise SegueError(f"{frame.path}: there are no numbers in this table")
     grid = np.stack(list(numbers.values()), 1)
     first = grid[:, 0]
-    labelled = grid.shape[1] > 2 and bool((first == np.round(first)).all()) and not bool((grid == np.round(grid)).all())
+    labelled = frame.classes is None and grid.shape[1] > 2 and bool((first == np.round(first)).all()) and \
+        not bool((grid == np.round(grid)).all())
     if problems is not None:
-        problems.note = "a row a series" + (", the first number its class" if labelled else "")
+        whose = ", the first number its class" if labelled else f", class={of}" if of else ""
+        problems.note = f"a row a series{whose}"
     for row, values in enumerate(grid[:, labelled:]):
         last = np.flatnonzero(np.isfinite(values))
-        label = decimal(first[row]) if labelled else ""
+        label = decimal(first[row]) if labelled else "" if frame.classes is None else frame.classes[row]
+        if of and not told(problems, frame.path, frame.place(row), of, label):
+            continue
         if not len(last):
             bad(problems, frame.path, frame.place(row), None, "there is no number in this row; remove it")
             continue
@@ -376,7 +389,8 @@ def _whole_rows(frame: Frame, problems: Problems | None) -> Iterator[Record]:
 
 
 def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
-             when_format: str | None, problems: Problems | None) -> Iterator[Record]:
+             when_format: str | None, classes: str | None, of: str | None,
+             problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     names, there = list(frame.columns), ", ".join(frame.columns)
     chosen = [name for part in chosen for name in ([part] if part in names else part.split(","))]
@@ -419,19 +433,24 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
                              f"there are {', '.join(numbers)}: name one with columns=")
         numbers = {column: numbers[column]}
     if problems is not None:
-        roles = said([("who", who), ("when", when)], [name for name in names if name not in numbers])
-        problems.note = f"columns={','.join(numbers)}{', ' if who or when else ''}{roles}"
+        roles = said([("class", of), ("who", who), ("when", when)], [name for name in names if name not in numbers])
+        problems.note = f"columns={','.join(numbers)}{', ' if of or who or when else ''}{roles}"
         problems.columns.append(next(iter(numbers)) if len(numbers) == 1 and frame.headed else "")
     called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
         dict.fromkeys(numbers, "")
-    for label, mine in zip(labels, series):
+    said_of = None if frame.classes is None else classes_of(frame.classes, series, classes)
+    for number, (label, mine) in enumerate(zip(labels, series)):
         if times is not None and np.isfinite(times[mine]).all():
             mine = mine[np.argsort(times[mine], kind="stable")]
         parts = {called[name]: values[mine] for name, values in numbers.items()}
         if not any(np.isfinite(values).any() for values in parts.values()):
             bad(problems, frame.path, label, None, "there is no number in this series; remove it")
             continue
-        yield Record(flat(parts), name=f"{frame.path}:{label}" if label else str(frame.path))
+        name = f"{frame.path}:{label}" if label else str(frame.path)
+        if said_of is None:
+            yield Record(flat(parts), name=name)
+        elif told(problems, frame.path, label, of, said_of[number]):
+            yield Record(flat(parts), name=of_class(name, said_of[number]))
 
 
 def _times(frame: Frame, when: str, when_format: str | None, sure: bool,

@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, words
+from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, of_class, words
 from segue.kinds.codecs import Codec, ItemCodec
+from segue.kinds.columns import classes_of, take_classes, told
 from segue.kinds.frame import (
     DELIMITED,
     JSON,
@@ -101,34 +103,42 @@ class Events(Kind):
 
     def read(self, path: Path, problems: Problems | None = None, *, who: str | None = None, what: str | None = None,
              when: str | None = None, also: Sequence[str] = (), when_format: str | None = None,
-             encoding: str = "utf-8") -> Iterator[Record]:
+             classes: str | None = None, encoding: str = "utf-8") -> Iterator[Record]:
         """One record an entity, its events in the order of time (of the file, where there is no time).
 
         who, what, when: names (or, without a header, numbers from 1) of the columns; found from names and contents if
         None. who='the file': all events of a file are of one entity. what='event': all events are of one sort, of which
         only the time is known, as where rows are lists of times alone. also: further columns of numbers, kept as
-        channels. when_format: of text times, as for `strptime`, where none of the usual ways is meant. Channels: `time`
-        (seconds since 1970, or whatever number was given) and `gap` (since the event before; 0 for the first). A column
-        of lists (JSON Lines, Parquet) makes each row a sequence.
+        channels. when_format: of text times, as for `strptime`, where none of the usual ways is meant. classes: the
+        column that says of which class each entity is, the same in all its rows ("": one called so, if there is one),
+        which its name then tells. Channels: `time` (seconds since 1970, or whatever number was given) and `gap` (since
+        the event before; 0 for the first). A column of lists (JSON Lines, Parquet) makes each row a sequence.
         """
         soft = problems if problems is not None else Problems()
         yield from self.read_all([path], soft, frozenset([path]), who=who, what=what, when=when, also=also,
-                                 when_format=when_format, encoding=encoding)
+                                 when_format=when_format, classes=classes, encoding=encoding)
         if problems is None and soft:
             raise SegueError(str(soft[0]))
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path], *,  # type: ignore[override]
                  who: str | None = None, what: str | None = None, when: str | None = None, also: Sequence[str] = (),
-                 when_format: str | None = None, encoding: str = "utf-8") -> Iterator[Record]:
+                 when_format: str | None = None, classes: str | None = None,
+                 encoding: str = "utf-8") -> Iterator[Record]:
         """All files are one table: the events of an entity come together whichever files hold them."""
         import pyarrow.types as types
 
         also = [also] if isinstance(also, str) else list(also)
         found: list[tuple[Frame, Roles]] = []
+        of: str | None = None
         for path in paths:
             try:
-                frame = load_table(path, problems, encoding, (who, what, when, *also))
-                found.append((frame, _roles(frame, who, what, when)))
+                frame = load_table(path, problems, encoding, (who, what, when, *also, classes))
+                if classes:
+                    of = take_classes(frame, classes, (who, what, when, *also))
+                roles = _roles(frame, who, what, when)
+                if classes == "":  # of what is left
+                    of = take_classes(frame, classes, (*roles, *also)) or of
+                found.append((frame, roles))
             except SegueError as error:
                 if path in named:
                     raise
@@ -138,7 +148,8 @@ class Events(Kind):
         frames = _alike(found, problems, named)
         first, roles = frames[0]
         columns = first.columns
-        problems.note = said([*zip(("who", "what", "when"), roles), *(("also", name) for name in also)], columns)
+        problems.note = said([("class", of), *zip(("who", "what", "when"), roles), *(("also", name) for name in also)],
+                             columns)
         for name in also:
             if name not in columns:
                 raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
@@ -148,12 +159,17 @@ class Events(Kind):
         whole = roles[1] if roles[1] in columns else roles[2]
         if listed(whole) and not listed(roles[0]):
             for frame, _ in frames:
-                yield from _lists(frame, roles, also, when_format, problems)
+                yield from _lists(frame, roles, also, when_format, of, problems)
             return
         if listed(whole):  # a table within each row
             frames = [(_laid_out(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
         parts = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
-        yield from _grouped([part for part in parts if len(part[0])], bool(roles[2]), also)
+        parts = [part for part in parts if len(part[0])]
+        for record, label in _grouped(parts, bool(roles[2]), also, classes):
+            if label is None:
+                yield record
+            elif told(problems, first.path, record.name, of, label):
+                yield replace(record, name=of_class(record.name, label))
 
     def codec(self, data: Dataset, *, min_count: int = 1, vocabulary: int | None = None) -> Codec:
         """One item a token, most frequent first, and an unknown item. min_count: items seen less often are unknown.
@@ -424,7 +440,10 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     if frame.headed:
         when = when_of(frame, free()) if when is None else when
         who = named_by(free(), WHO) if who is None else who
-        what = named_by(free(), WHAT + WEAKLY) if what is None else what
+        if what is None:
+            lists_of = [name for name in free() if "list" in str(columns[name].type)]
+            alone = lists_of[0] if who is None and len(lists_of) == 1 else None
+            what = named_by(free(), WHAT) or alone or named_by(free(), WEAKLY)
     else:
         if when is None:
             when = _clock(free(), lambda name: columns[name][:100].to_pylist()) if len(free()) > 2 else None
@@ -514,7 +533,8 @@ def measured(values: Iterable[Any]) -> bool:
 
 def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None,
             problems: Problems) -> tuple[Any, ...]:
-    """who and what as text arrays, when as seconds, further numbers; rows that lack any of them are stepped over."""
+    """who and what as text arrays, when as seconds, further numbers, classes; rows that lack any but the last of them
+    are stepped over."""
     import pyarrow as pa
     import pyarrow.compute as compute
 
@@ -525,7 +545,7 @@ def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | 
     missing = {who: _blank(texts[0]), what: _blank(texts[1])}
     missing |= {} if times is None else {when: np.isnan(times)}
     missing |= {name: np.isnan(values) for name, values in zip(also, numbers)}
-    lacking = np.zeros(len(frame.rows), dtype=bool)
+    lacking, classes = np.zeros(len(frame.rows), dtype=bool), frame.classes
     for column, absent in missing.items():
         for row in np.flatnonzero(absent & ~lacking):
             bad(problems, frame.path, frame.place(int(row)), None,
@@ -536,7 +556,8 @@ def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | 
         texts = [compute.filter(text, pa.array(keep)) for text in texts]
         times = None if times is None else times[keep]
         numbers = [values[keep] for values in numbers]
-    return texts[0], texts[1], times, numbers
+        classes = None if classes is None else classes[keep]
+    return texts[0], texts[1], times, numbers, classes
 
 
 def _texts(frame: Frame, name: str, all_of: str) -> Any:
@@ -569,8 +590,10 @@ def _blank(text: Any) -> np.ndarray:
     return np.asarray(compute.fill_null(compute.equal(text, ""), True).to_numpy(zero_copy_only=False), dtype=bool)
 
 
-def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str]) -> Iterator[Record]:
-    """One record an entity, entities in the order they first appear, events by time, equal times as in the file."""
+def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str],
+             classes: str | None) -> Iterator[tuple[Record, str | None]]:
+    """One record an entity, entities in the order they first appear, events by time, equal times as in the file; and
+    its class, None where no column says classes (see `classes_of`, which takes the name that was asked for)."""
     import pyarrow as pa
 
     if not parts:
@@ -589,9 +612,12 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str]) -> 
         channels = {"time": times, "gap": np.diff(times, prepend=times[0])}
         channels["gap"][bounds[:-1]] = 0.0
     channels |= {column: values[order] for column, values in zip(also, numbers)}
-    for name, start, stop in zip(names, bounds[:-1].tolist(), bounds[1:].tolist()):
+    labels: Sequence[str] | None = None
+    if all(part[4] is not None for part in parts):
+        labels = classes_of(np.concatenate([part[4] for part in parts]), np.split(order, bounds[1:-1]), classes)
+    for i, (name, start, stop) in enumerate(zip(names, bounds[:-1].tolist(), bounds[1:].tolist())):
         parts_of = {channel: values[start:stop] for channel, values in channels.items()}
-        yield Record(items[things[start:stop]].tolist(), parts_of, name)
+        yield Record(items[things[start:stop]].tolist(), parts_of, name), None if labels is None else labels[i]
 
 
 def _laid_out(frame: Frame, names: Sequence[str]) -> Frame:
@@ -607,7 +633,8 @@ def _laid_out(frame: Frame, names: Sequence[str]) -> Frame:
     for name, column in columns.items():
         if len(column) != len(places):
             raise SegueError(f"{frame.path}: the lists in column '{name}' are not as long as the others; mend them")
-    return Frame(frame.path, columns, True, np.repeat(frame.rows, lengths), frame.unit)
+    classes = None if frame.classes is None else np.repeat(frame.classes, lengths)
+    return Frame(frame.path, columns, True, np.repeat(frame.rows, lengths), frame.unit, classes)
 
 
 def _moments(column: Any, when_format: str | None, path: Path) -> list[Any]:
@@ -621,7 +648,7 @@ def _moments(column: Any, when_format: str | None, path: Path) -> list[Any]:
     return [None if length is None else part for length, part in zip(lengths, seconds)]
 
 
-def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None,
+def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | None, of: str | None,
            problems: Problems) -> Iterator[Record]:
     """Rows that hold whole sequences."""
     who, what, when = roles
@@ -631,6 +658,10 @@ def _lists(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | N
     timed |= {name: frame.columns[name].to_pylist() for name in also}
     for i, row in enumerate(frame.rows):
         name = f"{frame.path}:{row}" if names[i] is None else str(names[i])
+        if frame.classes is not None:
+            if not told(problems, frame.path, frame.place(i), of, frame.classes[i]):
+                continue
+            name = of_class(name, frame.classes[i])
         channels: dict[str, np.ndarray] = {}
         try:
             items = things[i] if things is not None else [THAT] * (0 if timed["time"][i] is None else

@@ -25,9 +25,11 @@ from segue.kinds.base import (
     head_of,
     looks_binary,
     marked,
+    of_class,
     words,
 )
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
+from segue.kinds.columns import both, class_column, class_of, told
 from segue.kinds.frame import (
     DELIMITED,
     JSON,
@@ -99,7 +101,7 @@ class Text(Kind):
         return surely
 
     def read(self, path: Path, problems: Problems | None = None, *, encoding: str = "utf-8", errors: str = "strict",
-             lines: bool = False, field: Sequence[str] = ()) -> Iterator[Record]:
+             lines: bool = False, field: Sequence[str] = (), classes: str | None = None) -> Iterator[Record]:
         """One record a file (in pieces of 16 MiB, cut at a line end, where it is longer).
 
         encoding: the file's; it is turned into UTF-8 (UTF-16 with a byte order mark without being told). errors:
@@ -107,7 +109,8 @@ class Text(Kind):
         line that is not empty. field: of JSON (lines, or an array of objects), CSV, TSV and Parquet the field or column
         that holds the text, one record a row (found if not given, by its name or by what is in it; a table without one
         is plain text). Several fields, such as a question and its answer, follow each other line by line, and so do the
-        turns of a dialogue, each behind who says it.
+        turns of a dialogue, each behind who says it. classes: the field or column that says of which class each record
+        is ("": one called so, if there is one), which its name then tells.
         """
         field = [field] if isinstance(field, str) else list(field)
         if errors not in ("strict", "keep"):
@@ -117,8 +120,8 @@ class Text(Kind):
             encoding = encodings.lookup(encoding).name
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
-        if not lines and (field or bare(path).suffix.lower() in DELIMITED | JSON | PARQUET):
-            rows = self._rows(path, problems, field, encoding)
+        if not lines and (field or classes or bare(path).suffix.lower() in DELIMITED | JSON | PARQUET):
+            rows = self._rows(path, problems, field, classes, encoding)
             if rows is not None:
                 yield from rows
                 return
@@ -170,7 +173,8 @@ class Text(Kind):
                 if last:
                     return
 
-    def _rows(self, path: Path, problems: Problems | None, field: list[str], encoding: str) -> Iterator[Record] | None:
+    def _rows(self, path: Path, problems: Problems | None, field: list[str], classes: str | None,
+              encoding: str) -> Iterator[Record] | None:
         """The texts of a table, or None where the file is to be read as it is."""
         head, suffix = head_of(path), bare(path).suffix.lower()
         if encoding != "utf-8" and not is_parquet(head):
@@ -178,24 +182,33 @@ class Text(Kind):
         check_parquet(path, head)
         table = glance(bare(path), head)
         if table is None and suffix in LINES:
-            return self._read_lines(path, problems, field)  # which says what is wrong in every line
+            return self._read_lines(path, problems, field, classes or None)  # which says what is wrong in every line
         if table is None and field:
             raise SegueError(f"{path}: there is no table here to take '{field[0]}' from; leave field= out")
         if table is None:
             return None
-        field = field or text_columns(table)
+        column = class_column(path, table, classes)
+        if column in field and classes:
+            raise both(path, classes)
+        rest = table.without(column)
+        field = field or text_columns(rest) or (rest.names if column and len(rest.names) == 1 else [])
+        if classes and not field:
+            raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
+        if column in field or not field:  # one that only by chance is called as classes are
+            column, field = None, field or text_columns(table)
         if not field and suffix in DELIMITED | {".json"}:
             return None
         if problems is not None and field:
             roles = [("said by", role) for name in field if (role := _role(name, table.names))]
-            problems.note = said([*roles, *(("field", name) for name in field)], table.names)
+            problems.note = said([("class", column), *roles, *(("field", name) for name in field)], table.names)
         if table.form == "delimited":
-            return self._read_table(path, problems, table, field, encoding)
+            return self._read_table(path, problems, table, field, column, encoding)
         if table.form == "json" and by_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
-            return self._read_lines(path, problems, field)
-        return self._read_columns(path, problems, table.form, field)
+            return self._read_lines(path, problems, field, column)
+        return self._read_columns(path, problems, table.form, field, column)
 
-    def _read_lines(self, path: Path, problems: Problems | None, field: list[str]) -> Iterator[Record]:
+    def _read_lines(self, path: Path, problems: Problems | None, field: list[str],
+                    column: str | None) -> Iterator[Record]:
         field, found = field or [FIELDS[0]], False
         with opened(path) as handle:
             if handle.peek(3)[:3] == MARK:
@@ -207,20 +220,21 @@ class Text(Kind):
                     fields = ", ".join(cells) or "none"
                     bad(problems, path, str(number), None,
                         f"no text in field '{', '.join(field)}'; name the field with field= (fields: {fields})")
-                elif text:
+                elif text and (record := _record(path, number, text, cells, column, problems)):
                     found = True
-                    yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
+                    yield record
         if not found:
             first = f" ({problems[0]})" if problems else ""
             raise SegueError(f"{path}: no line holds text; name its field with field={first}")
 
-    def _read_columns(self, path: Path, problems: Problems | None, form: str, field: list[str]) -> Iterator[Record]:
+    def _read_columns(self, path: Path, problems: Problems | None, form: str, field: list[str],
+                      column: str | None) -> Iterator[Record]:
         """Columns of Parquet, or fields of a JSON array."""
         if form == "parquet":
             columns = load_table(path, Problems(), "utf-8").columns
-            wanted = {name: column for name, column in columns.items()
-                      if any(each == name or each.startswith(f"{name}.") for each in field)} or columns
-            cells = zip(*(column.to_pylist() for column in wanted.values()))
+            wanted = {name: cells for name, cells in columns.items()
+                      if any(each == name or each.startswith(f"{name}.") for each in [*field, column or ""])} or columns
+            cells = zip(*(values.to_pylist() for values in wanted.values()))
             rows = [flat(dict(zip(wanted, row))) for row in cells]
         else:
             with opened(path) as handle:
@@ -231,17 +245,17 @@ class Text(Kind):
             raise SegueError(f"{path}: there is no column '{lacking or 'text'}'; there are {', '.join(names)}")
         found = False
         for place, row in enumerate(rows, 1):
-            text = _joined(row, field)
-            if text:
-                found = True
-                yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{place}")
+            if text := _joined(row, field):
+                if record := _record(path, place, text, row, column, problems):
+                    found = True
+                    yield record
             elif any(row.get(name) not in (None, "") for name in field):
                 bad(problems, path, f"row {place}", None, f"no text in column '{', '.join(field)}'; mend or remove it")
         if not found:
             raise SegueError(f"{path}: no row holds text in column '{', '.join(field)}'; name another one with field=")
 
     def _read_table(self, path: Path, problems: Problems | None, table: Look, field: list[str],
-                    encoding: str) -> Iterator[Record]:
+                    column: str | None, encoding: str) -> Iterator[Record]:
         found = False
         for name in field:
             if name not in table.names:
@@ -260,9 +274,10 @@ class Text(Kind):
                             bad(problems, path, str(number), None,
                                 f"{len(row)} columns where the first line has {len(table.names)}; quote what holds a "
                                 "delimiter")
-                    elif text := _joined(dict(zip(table.names, row)), field):
+                    elif (text := _joined(cells := dict(zip(table.names, row)), field)) and \
+                            (record := _record(path, number, text, cells, column, problems)):
                         found = True
-                        yield Record(text.encode("utf-8", "backslashreplace"), name=f"{path}:{number}")
+                        yield record
             except (csv.Error, UnicodeError) as error:
                 where = f"{path}: line {before + rows.line_num}"
                 raise SegueError(f"{where}: {error}; mend it, or read it as plain text with lines=true") from error
@@ -377,6 +392,15 @@ def _joined(cells: Mapping[str, Any], field: Iterable[str]) -> str | None:
             speakers = cells.get(_role(name, cells) or "") or [None] * len(value)
             parts += [turn if who is None else f"{who}: {turn}" for who, turn in zip(speakers, value) if turn]
     return "\n".join(filter(None, parts)) if parts else None
+
+
+def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], column: str | None,
+            problems: Problems | None) -> Record | None:
+    """The text of a row; where there is a column of classes, None if it says none."""
+    label = "" if column is None else class_of(cells.get(column))
+    if column is not None and not told(problems, path, str(place), column, label):
+        return None
+    return Record(text.encode("utf-8", "backslashreplace"), name=of_class(f"{path}:{place}", label))
 
 
 def text_columns(table: Look) -> list[str]:

@@ -1,10 +1,10 @@
 """Where a model runs; one rule for all verbs.
 
-What learns or reads much at once (`fit`, `update`, `prefer`, `evaluate`, `embed`, `compare`) takes the GPU where there
-is one, and leaves the model where it was. What says one element after the other (`continue`, `serve`, `speed_up`,
-`design`) runs where the model is: on the CPU unless `load` or `Fitted.to` put it elsewhere, since for a few texts at
-once a native model of the sizes that are fitted here is the faster one in the compiled CPU engine. `device` names
-another place in either case.
+What learns or reads much at once (`fit`, `update`, `prefer`, `evaluate`, `embed`, `classify`, `compare`) takes the GPU
+where there is one, and leaves the model where it was. What says one element after the other (`continue`, `serve`,
+`speed_up`, `design`) runs where the model is: on the CPU unless `load` or `Fitted.to` put it elsewhere, since for a few
+texts at once a native model of the sizes that are fitted here is the faster one in the compiled CPU engine. `device`
+names another place in either case.
 """
 
 from __future__ import annotations

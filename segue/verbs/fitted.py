@@ -259,11 +259,14 @@ class Fitted:
         with self.placed(device):
             return embed(self, self.read(data), pool, **options)
 
-    def classify(self, data: Any, new: Any = None, **options: Any) -> Classified:
+    def classify(self, data: Any = None, new: Any = None, *, test: Any = None, label: str | None = None,
+                 **options: Any) -> Classified:
         """Of which class sequences are, read off the model's vectors; see `segue.verbs.classify`."""
-        from segue.verbs.classify import classify
+        from segue.verbs.classify import classify, reading
 
-        return classify(self, self.read(data), None if new is None else self.read(new), **options)
+        saying = reading(self.kind, label)
+        learned, held = (None if each is None else self.read(each, **saying) for each in (data, test))
+        return classify(self, learned, None if new is None else self.read(new), test=held, label=label, **options)
 
     def evaluate(self, data: Any, weights: str = "float32", state: str | None = None,
                  device: str | None = None) -> Evaluation:
@@ -359,9 +362,10 @@ class Fitted:
                            ranks=ranks)
         return scored, running.path + (", bfloat16 products" if precision == "bfloat16" else "")
 
-    def read(self, data: Any) -> Data:
-        """A `Data`, paths or objects, of this model's kind and read as its codec needs them."""
-        return as_data(data, self.kind.name, **self.kind.reading(self.codec))
+    def read(self, data: Any, **options: Any) -> Data:
+        """A `Data`, paths or objects, of this model's kind and read as its codec needs them. options: of the kind's
+        `read`, besides."""
+        return as_data(data, self.kind.name, **self.kind.reading(self.codec) | options)
 
     def check_kind(self, data: Data) -> None:
         """Refuse data whose elements are not those of this model."""
