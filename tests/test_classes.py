@@ -119,6 +119,7 @@ def test_a_column_says_the_class(name: str, tmp_path: Path) -> None:
     with pytest.raises(SegueError, match="there is no column 'colour' to say the class; there are "):
         segue.read(path, kind=kind, classes="colour")
     usual = segue.read(path, kind=kind, classes="")
+    assert ("class=" in usual.problems.note) == any(class_in(usual.name(i))[1] for i in range(len(usual)))
     expected = [] if column in ("of.kind", "toxic") or name == "events.csv" else classes  # u3 is of two: no class then
     assert [label for i in range(len(usual)) if (label := class_in(usual.name(i))[1])] == expected
 
@@ -179,7 +180,7 @@ def test_a_model_is_tested_and_its_classes_are_kept(moods: Path, capsys: pytest.
     assert found["accuracy"]["this model"] > 0.9 and found["accuracy"]["the most frequent class"] == 0.5
     assert found["intervals"]["the most frequent class"] == pytest.approx(interval(0.5, 12))
     code, out, error = run("--new", new)
-    assert code == 0 and "csv:2: glad (" in out and "csv:3: sad (" in out, error
+    assert code == 0 and "csv:2: glad (" in out and "csv:3: sad (" in out and "of when it was saved" in out, error
     for wrong in (["--new", new, "--test", test], ["--new", new, "--label", "mood"], []):
         code, _, error = run(*wrong)
         assert code == 2 and "nothing to learn classes from" in error

@@ -457,6 +457,8 @@ def test_verbs_of_a_folder(tmp_path: Path) -> None:
     """Evaluate both; save and update what is native, and say why not of what is not."""
     held = tmp_path / "held.txt"
     held.write_text(TEXT[1])
+    classes = tmp_path / "classes.csv"
+    classes.write_text("text,label\n" + "".join(f"{'a b' if i % 2 else 'c d'} {i},{i % 2}\n" for i in range(12)))
     bits = {}
     for name in ("native", "adapted"):
         folder = tmp_path / name
@@ -473,6 +475,8 @@ def test_verbs_of_a_folder(tmp_path: Path) -> None:
             hidden = theirs(ids[:, 1:-1], output_hidden_states=True).hidden_states[-1]
         vector = model.embed(held).vectors
         np.testing.assert_allclose(vector, hidden.mean(1), atol=1e-4)
+        model.classify(classes, save=True, quiet=True)
+        assert segue.load(folder).classify(new=classes, quiet=True).said[0][1] == "0"
         if name == "native":
             model.save(tmp_path / "saved")
             again = segue.load(tmp_path / "saved")

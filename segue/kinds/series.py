@@ -432,13 +432,14 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
             raise SegueError(f"{frame.path}: there is no column '{column}' of numbers, which the model was fitted on; "
                              f"there are {', '.join(numbers)}: name one with columns=")
         numbers = {column: numbers[column]}
+    said_of = None if frame.classes is None else classes_of(frame.classes, series, classes)
     if problems is not None:
+        of = None if said_of is None else of
         roles = said([("class", of), ("who", who), ("when", when)], [name for name in names if name not in numbers])
         problems.note = f"columns={','.join(numbers)}{', ' if of or who or when else ''}{roles}"
         problems.columns.append(next(iter(numbers)) if len(numbers) == 1 and frame.headed else "")
     called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
         dict.fromkeys(numbers, "")
-    said_of = None if frame.classes is None else classes_of(frame.classes, series, classes)
     for number, (label, mine) in enumerate(zip(labels, series)):
         if times is not None and np.isfinite(times[mine]).all():
             mine = mine[np.argsort(times[mine], kind="stable")]

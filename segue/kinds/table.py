@@ -148,8 +148,8 @@ class Events(Kind):
         frames = _alike(found, problems, named)
         first, roles = frames[0]
         columns = first.columns
-        problems.note = said([("class", of), *zip(("who", "what", "when"), roles), *(("also", name) for name in also)],
-                             columns)
+        meant = [*zip(("who", "what", "when"), roles), *(("also", name) for name in also)]
+        problems.note = said([("class", of), *meant], columns)
         for name in also:
             if name not in columns:
                 raise SegueError(f"{first.path}: there is no column '{name}'; there are {', '.join(columns)}")
@@ -167,6 +167,7 @@ class Events(Kind):
         parts = [part for part in parts if len(part[0])]
         for record, label in _grouped(parts, bool(roles[2]), also, classes):
             if label is None:
+                problems.note = said(meant, columns)
                 yield record
             elif told(problems, first.path, record.name, of, label):
                 yield replace(record, name=of_class(record.name, label))

@@ -233,12 +233,14 @@ def kept(model: Fitted) -> tuple[ClassHead, list[str], str, Classified]:
     load_into(head, tensors, path)
     if values.get("weights") != _digest(model):
         raise SegueError(f"{path}: the model has learned since its classes were saved: learn and save them again")
+    result.notes.insert(0, "kept with the model: the figures are those of when it was saved")
     return head.requires_grad_(False), names, pool, result
 
 
 def _digest(model: Fitted) -> str:
     """What a model's vectors depend on."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(weights_of(model.model).items()):
+    found, network = hashlib.blake2b(digest_size=16), model.model
+    network = network if isinstance(network, torch.nn.Module) else network.model  # what transformers runs
+    for name, tensor in sorted(weights_of(network).items()):
         found.update(name.encode() + tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
