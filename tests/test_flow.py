@@ -192,7 +192,7 @@ def circles(rows: int, length: int, seed: int) -> Tensor:
     return 1.4 * torch.stack([angle.cos(), angle.sin()], -1)
 
 
-@pytest.mark.parametrize("mixer", ["gru", "mamba", "attention"])
+@pytest.mark.parametrize("mixer", ["gru", "attention", pytest.param("mamba", marks=pytest.mark.slow)])
 def test_a_series_of_numbers_goes_on(mixer: str) -> None:
     model = field(mixer) if mixer != "mamba" else EvenField(field(mixer))
 

@@ -437,7 +437,7 @@ def test_evaluate_ranks_items_beside_baselines(again: bool) -> None:
     assert text.ranking == {}
 
 
-@pytest.mark.parametrize("mixer", ["attention", "lstm"])
+@pytest.mark.parametrize("mixer", ["attention", pytest.param("lstm", marks=pytest.mark.slow)])
 def test_a_cloze_is_fitted_kept_continued_and_updated(mixer: str, tmp_path: Path) -> None:
     """Users walk up the items: what comes next is what stands behind the end."""
     data, choices = sets.of(visits(), kind="events"), {"width": 32, "depth": 1, "context": 16, "rows": 16, "threads": 1,

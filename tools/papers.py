@@ -63,7 +63,7 @@ def judged(report: dict[str, Any]) -> str:
 def page() -> str:
     lines = [INTRODUCTION, row("paper", "parts", "claim", "measured here", "the paper's figures", "verdict", "command"),
              row(*["---"] * 7)]
-    planned = ["", "Planned, without a claim yet:", ""]
+    planned: list[str] = []
     verdicts: list[str] = []
     for slug, paper in PAPERS.items():
         source = f" ({paper.source})" if paper.source else ""
@@ -81,6 +81,8 @@ def page() -> str:
                          "<br>".join(map(judged, found)) or "not run yet",
                          "<br>".join(f"`segue reproduce {slug} --scale {scale}`" for scale in scales)))
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in sorted(set(verdicts)))
+    if planned:
+        planned = ["", "Planned, without a claim yet:", "", *planned]
     return "\n".join([*lines, "", f"Verdicts so far: {counts}.", *planned]) + "\n"
 
 

@@ -251,7 +251,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     obeyed.set_yticks(range(len(table)), [row["arm"] for row in table], fontsize=8)
     obeyed.invert_yaxis()
     obeyed.set(xlabel="obeyed", xlim=(0, 1), title="What was asked for, and happened")
-    obeyed.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=3)
+    obeyed.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.13), ncol=3)
     rows = [row for row in table if row["frechet"] is not None]
     distance.bar(range(len(rows)), [row["frechet"] for row in rows], color=["tab:grey", "tab:blue", "tab:orange"])
     distance.set_xticks(range(len(rows)), [row["arm"].replace(", ", ",\n") for row in rows], fontsize=6, rotation=20)
