@@ -460,7 +460,8 @@ OBJECTS: dict[str, tuple[list[Any], str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name, mixer", [("text", "attention"), pytest.param("dna", "lstm+hydra", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name, mixer", [("text", "attention"),
+                                         pytest.param("dna", "lstm+hydra", marks=pytest.mark.slow)])
 def test_fit_continue_evaluate_update(name: str, mixer: str, tmp_path: Path) -> None:
     """The verbs on a model that writes in any order, of text and of DNA, saved and loaded."""
     objects, holed, whole = OBJECTS[name]
