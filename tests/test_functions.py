@@ -130,6 +130,11 @@ def test_a_curriculum_grows_with_the_step() -> None:
     assert [draw(step).tokens.shape[1] for step in (0, 2, 50)] == [6, 10, 14]
     assert [int((draw(step).tokens[:, ::2] != 0).any(1).any(0).sum()) for step in (0, 3, 50)] == [1, 2, 4]
     assert torch.equal(draw(4).tokens, draw(4).tokens) and not torch.equal(draw(4).tokens, draw(5).tokens)
+    grown = FunctionTask(1, 3).batches(2, 5, window=Curriculum(1, 3, 2))
+    for step in range(6):
+        alone, batch = FunctionTask(1, 1 + step // 2).batches(2, 5)(step), grown(step)
+        assert torch.equal(batch.tokens, alone.tokens)
+        assert torch.equal(batch.channels["values"], alone.channels["values"])
 
 
 def test_the_squared_error_by_hand_and_learned() -> None:

@@ -94,15 +94,15 @@ class FunctionTask:
         return Prompts(x, y, y)
 
     def batches(self, rows: int, points: int | Curriculum, seed: int = 0, active: int | Curriculum | None = None,
-                corrupt: float = 0.0) -> Callable[[int], Batch]:
-        """A pure function of the step, as training wants it. points, active: fixed, or growing with the step. corrupt:
-        the share of labels that are replaced."""
-        coordinates = self.inputs if active is None else active
+                corrupt: float = 0.0, window: int | Curriculum | None = None) -> Callable[[int], Batch]:
+        """A pure function of the step, as training wants it. points, active, window (default: the task's): fixed, or
+        growing with the step. corrupt: the share of labels that are replaced."""
+        wanted = (points, self.inputs if active is None else active, self.window if window is None else window)
 
         def batch(step: int) -> Batch:
             generator = generator_of(seed, step)
-            sizes = [of.at(step) if isinstance(of, Curriculum) else of for of in (points, coordinates)]
-            prompts = self.draw(rows, sizes[0], generator, sizes[1])
+            count, coordinates, size = (of.at(step) if isinstance(of, Curriculum) else of for of in wanted)
+            prompts = replace(self, window=size).draw(rows, count, generator, coordinates)
             return (prompts.corrupted(corrupt, generator) if corrupt else prompts).batch
 
         return batch
