@@ -211,10 +211,15 @@ def continue_(model: Model,
     if sum(each is not None for each in (prime, prime_file, parts)) > 1:
         raise SegueError("give a prime, --prime-file or --parts, not both")
     begin = prime or prime_file if parts is None else set_prompt(parts)
-    answer = segue.load(model, device).continue_(begin, **settings(choices) | given(
-        n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
-        state=state, samples=samples, reading=settings(how) or None))
+    try:
+        answer = segue.load(model, device).continue_(begin, **settings(choices) | given(
+            n=n, decoder=decoder, draft=draft, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+            repetition_penalty=repetition_penalty, stop=stop, weights=weights, seed=seed, depth=depth,
+            state=state, samples=samples, reading=settings(how) or None))
+    except SegueError as error:
+        if prime is None or not os.path.exists(prime):
+            raise
+        raise SegueError(f"{error} (to go on from a file: --prime-file {prime})") from error
     if out is not None:
         answer.save(out)
     if as_json:

@@ -102,12 +102,15 @@ class Forecast:
 
     @property
     def text(self) -> str:
-        """A row a moment: the median of each column, and the interval that holds 80%."""
+        """A row a moment: the median of each column, and the interval that holds 80%, to four digits."""
         low, middle, high = map(self.quantile, ((1 - SHARE) / 2, 0.5, (1 + SHARE) / 2))
+
+        def short(value: float) -> str:
+            return np.format_float_positional(value, precision=4, unique=False, fractional=False, trim="-")
 
         def said(h: int, c: int) -> str:
             return "" if np.isnan(middle[h, c]) else \
-                f"{decimal(middle[h, c])} ({decimal(low[h, c])} to {decimal(high[h, c])})"
+                f"{short(middle[h, c])} ({short(low[h, c])} to {short(high[h, c])})"
 
         rows = [["step", *self.called]]
         rows += [[str(h + 1), *(said(h, c) for c in range(len(self.columns)))] for h in range(len(middle))]
