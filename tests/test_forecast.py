@@ -150,6 +150,9 @@ def test_the_command_line_forecasts(waves: Path, capsys: pytest.CaptureFixture[s
     assert values["samples"] == 8 and len(values["columns"]["load"]["quantiles"]["0.9"]) == 2
     out, _ = command("evaluate", waves / "model-one", waves / "test.csv")
     assert "last value" in out and "coverage" in out
+    with pytest.raises(SystemExit) as ended:
+        main(["continue", str(waves / "model-one"), str(wide)])
+    assert ended.value.code == 2 and f"--prime-file {wide}" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_texts_are_drawn_several_times_too(tmp_path: Path) -> None:
