@@ -219,7 +219,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
                        marker="o", color=f"C{8 + number}", label=mixer)
     wrong.set(title="Wrong labels in the prompt", xlabel="share that is wrong",
               ylabel=f"error of the last {LAST}", ylim=(0, None))
-    wrong.legend(fontsize=7)
+    wrong.legend(fontsize=7, loc="upper left")
 
 
 CLAIM = Claim(
