@@ -209,6 +209,8 @@ def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
     model.classify(moods / "train.csv", label="mood", save=True, pool="last", quiet=True)
     before = model.classify(new=moods / "new.csv", quiet=True).said
     assert before == segue.load(moods / "model").classify(new=moods / "new.csv", quiet=True).said
+    segue.load(moods / "model").save(moods / "moved")
+    assert before == segue.load(moods / "moved").classify(new=moods / "new.csv", quiet=True).said
     path = moods / "model" / KEPT
     tensors, values = load_tensors(path)
     for broken in ({**values, "names": ["glad"]}, {**values, "format": "?"}, {}):
