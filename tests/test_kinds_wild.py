@@ -498,7 +498,8 @@ def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> No
 def test_what_biopython_doubts_is_told_and_not_printed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     pytest.importorskip("Bio")
     text = ("LOCUS       X            12 bp    DNA  linear   BCT 01-JAN-2020\nACCESSION   X\n"
-            "FEATURES             Location/Qualifiers\n     CDS             1..6\n                     /locus_tag=\"a\"\nORIGIN\n        1 acgtacgtacgt\n//\n")
+            "FEATURES             Location/Qualifiers\n     CDS             1..6\n"
+            "                     /locus_tag=\"a\"\nORIGIN\n        1 acgtacgtacgt\n//\n")
     for options, letters in (({}, "ACGTACGTACGT"), ({"features": "CDS"}, "ACGTAC")):
         data = read(put(tmp_path / "a.gb", text), **options)
         assert [record.object for record in data] == [letters] and "doubtful: " in str(data.problems[0])
