@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -188,7 +189,8 @@ def labels_of(data: Data, label: str | None = None) -> list[str]:
 
 def classes_in(said_of: Sequence[str]) -> list[str]:
     """The class of each record, by its name: the one that it says; else the first folder, or file, in which the places
-    of the records differ (but for folders of parts, such as train and test)."""
+    of the records differ (but for folders of parts, such as train and test); where most files are apart, what their
+    names begin with (0_ann_3.wav)."""
     said = [class_in(name)[1] for name in said_of]
     if all(said):
         return said
@@ -199,7 +201,10 @@ def classes_in(said_of: Sequence[str]) -> list[str]:
     while shared < least and (len(names := {place[shared] for place in places}) == 1 or
                               all(name.lower() in PARTS for name in names)):
         shared += 1
-    return [place[shared] if len(place) > shared + 1 else place[-1].partition(":")[0] for place in places]
+    found = [place[shared] if len(place) > shared + 1 else place[-1].partition(":")[0] for place in places]
+    first = [re.split(r"[_.\s-]|(?<=[a-z])(?=\d)", name, maxsplit=1)[0] for name in found]
+    few = 2 * len(set(found)) > len(found) >= 2 * len(set(first)) > 2
+    return first if few else found
 
 
 def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
