@@ -504,3 +504,15 @@ def test_what_biopython_doubts_is_told_and_not_printed(tmp_path: Path, recwarn: 
         data = read(put(tmp_path / "a.gb", text), **options)
         assert [record.object for record in data] == [letters] and "doubtful: " in str(data.problems[0])
     assert not recwarn.list
+
+
+def test_reads_beside_a_genome_and_files_of_another_kind(tmp_path: Path) -> None:
+    put(tmp_path / "d" / "a.fastq", "@a\nACGT\n+\nIIII\n")
+    put(tmp_path / "d" / "b.fa", ">b\nACGTA\n")
+    data = read(tmp_path / "d")
+    assert [record.object for record in data] == ["ACGT", "ACGTA"] and not data[0].channels
+    assert data.problems.note == "letters alone: not all files have qualities"
+    assert "quality" in read(tmp_path / "d" / "a.fastq")[0].channels
+    for kind in ("dna", "music"):
+        with pytest.raises(SegueError, match=f"; it looks like protein, not {kind}"):
+            read(put(tmp_path / "p.faa", ">p\nMKWLFHYDE\n"), kind=kind)
