@@ -516,3 +516,12 @@ def test_reads_beside_a_genome_and_files_of_another_kind(tmp_path: Path) -> None
     for kind in ("dna", "music"):
         with pytest.raises(SegueError, match=f"; it looks like protein, not {kind}"):
             read(put(tmp_path / "p.faa", ">p\nMKWLFHYDE\n"), kind=kind)
+
+
+def test_lines_that_may_be_texts_are_told(tmp_path: Path) -> None:
+    note = "a file a text (a line a text: --read lines=true)"
+    names = "".join(f"name{i}\r\n" for i in range(60))
+    for name, content, says in (("a.txt", names, note), ("train.en", names, note), ("b.txt", names + "\n" + names, ""),
+                                ("c.abc", names, ""), ("d.py", names, ""), ("e.txt", names[:60], "")):
+        assert read(put(tmp_path / name, content)).problems.note == says
+    assert len(data := read(tmp_path / "a.txt", lines=True)) == 60 and not data.problems.note
