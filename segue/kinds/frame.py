@@ -40,6 +40,7 @@ JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq"))
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
+SEPARATED = re.compile(r'"?sep=."?')  # what Excel has in front of a table
 NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
 
 
@@ -211,7 +212,8 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
         lines.pop()
-    noted = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#%"), 0)
+    noted = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#%" and
+                  not (i == 0 and SEPARATED.fullmatch(line.strip()))), 0)
     before, lines = lines[:noted], lines[noted:]
     delimiter, quoted = _delimiter(lines, suffix)
     rows = list(islice(_cells(lines, delimiter, quoted), ROWS))
@@ -225,7 +227,8 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     strange, rows = tuple(noted + number for number, _ in rows[:odd]), rows[odd:]
     last, body = rows[0][0], [row for _, row in rows]
     first = [cell.strip() for cell in body[0]]
-    comment = next(_cells([before[-1].lstrip("#% ")], delimiter, quoted), (0, [""]))[1] if before else []
+    comment = next(_cells([before[-1].lstrip("#% ")], delimiter, quoted), (0, [""]))[1] \
+        if before and not SEPARATED.fullmatch(before[-1].strip()) else []
     if len(comment) == usual > 1 and not any(map(number, comment)):
         names, headed, begin = [name.strip() for name in comment], True, noted
     elif _is_header(first, body[1:], asked):
