@@ -19,7 +19,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
 from segue.kernels import counts as kernel
-from segue.mixers.state import check_parents
+from segue.mixers.state import check_asked, check_counts, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, check_tokens
 
 PIECE = 1024  # elements whose distributions are held at once
@@ -64,8 +64,10 @@ class TokenState:
         past = np.empty_like(self.past)
         taken = np.full(self.batch, tokens.shape[1])
         if path is not None:
+            check_path(path.tolist(), None if parents is None else parents.tolist(), *tokens.shape)
             taken = (path >= 0).sum(1).numpy()
         elif counts is not None:
+            check_counts(counts, *tokens.shape)
             taken = counts.numpy()
         for b, n in enumerate(taken):
             new = tokens[b, :n] if path is None else tokens[b, path[b, :n].numpy()]
@@ -153,6 +155,9 @@ class _Counted:
                       at: Tensor | None = None) -> np.ndarray:
         """As `extend`, giving probabilities (B, M, V) float64 instead of logits."""
         check_tokens(tokens, self.vocabulary)
+        check_rows(len(tokens), state)
+        if at is not None:
+            check_asked(at, *tokens.shape)
         if parents is not None:
             check_parents(parents, *tokens.shape)
         ids = tokens.numpy().astype(np.int32)
