@@ -292,7 +292,8 @@ class State:
     spans: for each layer, or None: it runs only on nodes that stand less than so many places behind the prompt (see
         `behind`); where it does not run, its memory stays as it was. Whoever runs the layers of a call says in `given`
         which nodes a layer had where those are not all (None: not one).
-    floor: (B,) long, the position behind each row's last set (see `Layout.sets`): no row can go back into one.
+    floor: (B,) long, the position behind each row's last set (see `Layout.sets`), or where it was loaded: no row can go
+        back beyond.
     """
 
     def __init__(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None = None,
@@ -405,7 +406,7 @@ class State:
         n = torch.as_tensor(n, device=self.positions.device).expand(self.batch)
         if (n < 0).any() or (n > self.positions - self.floor).any():
             raise SegueError(f"cannot rewind {n.tolist()} tokens at positions {self.positions.tolist()}" +
-                             (f", sets ending before {self.floor.tolist()}" if self.floor.any() else ""))
+                             (f", of which those before {self.floor.tolist()} are fixed" if self.floor.any() else ""))
         back = [self._taken_of_last(n, index) for index in range(len(self.layers))]
         for index, where, part in self._parts():  # all are asked before one is moved
             if (back[index] > part.reach()).any():
@@ -454,7 +455,8 @@ class State:
             raise SegueError(f"a state of {sorted(self.tensors())} cannot load {sorted(tensors)}")
         for _, where, part in self._parts():
             part.load({name: tensors[f"{where}.{name}"] for name in part.tensors()})
-        self.positions, self.floor, self.pending = tensors["positions"], torch.zeros_like(self.floor), None
+        self.positions = self.floor = tensors["positions"]
+        self.pending = None
 
     def _parts(self) -> Iterator[tuple[int, str, Part]]:
         for index, layer in enumerate(self.layers):

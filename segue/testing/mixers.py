@@ -349,20 +349,23 @@ class _MixerChecker:
     # The state as a thing of its own.
 
     def initial_state(self, case: Case) -> None:
-        """A state can be taken out as tensors and put in again, into a fresh one of as many rows."""
+        """A state can be taken out as tensors and put in again, into a fresh one of as many rows, which goes on and
+        back like it, but not beyond where it was loaded."""
         rows = [self.draw((1, length), case.generator())[0] for length in case.lengths]
-        state = self.init(case.batch)
+        state = self.init(case.batch, history=2)
         x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         self.mixer.extend(x, state)
         state.commit(counts=torch.tensor(case.lengths, device=self.device))
-        loaded = self.init(case.batch)
+        loaded = self.init(case.batch, history=2)
         loaded.load({name: tensor.clone() for name, tensor in state.tensors().items()})
+        self.check.refuses("going back before what was loaded", lambda: loaded.rewind(1))
         x = self.draw((case.batch, 3), case.generator())
-        for _ in range(2):
-            self.check.agree("extend of a state loaded from its tensors", self.mixer.extend(x, loaded),
-                             self.mixer.extend(x, state), self.tolerance)
-            state.commit()
-            loaded.commit()
+        for what in ("loaded from its tensors", "loaded and rewound"):
+            self.check.agree(f"extend of a state {what}", self.mixer.extend(x, loaded), self.mixer.extend(x, state),
+                             self.tolerance)
+            for one in (state, loaded):
+                one.commit()
+                one.rewind(2)
 
     def size(self) -> None:
         """A constant state stays within its size however long the sequence; another one grows, or says too little."""
