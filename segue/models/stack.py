@@ -300,7 +300,7 @@ class Block(nn.Module):
 
 def running_mean(x: Tensor, layout: Layout) -> Tensor:
     """(B, N, D) -> at each node the mean of its document up to there."""
-    total = x.float().cumsum(1)
+    total = x.to(torch.promote_types(x.dtype, torch.float32)).cumsum(1)
     count = torch.arange(1, x.shape[1] + 1, device=x.device).expand(x.shape[:2])
     if layout.starts is not None:  # less what was summed before the document began
         begin = torch.where(layout.starts, count - 1, 0).cummax(1).values
