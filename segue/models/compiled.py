@@ -599,6 +599,9 @@ class CompiledModel:
         return states
 
 
+LOADING = threading.Lock()
+
+
 class Accelerated:
     """A stack that is decoded by the compiled engine from the moment that is there, and by torch until then.
 
@@ -618,8 +621,10 @@ class Accelerated:
     def model(self) -> Stack | CompiledModel:
         """What new states are made by."""
         if not self.loaded and (warm() if self._builder is None else not self._builder.is_alive()):
-            self.compiled.load()
-            self.loaded = True
+            with LOADING:
+                if not self.loaded:
+                    self.compiled.load()
+                    self.loaded = True
         return self.compiled if self.loaded else self.stack
 
     @property
