@@ -409,8 +409,9 @@ class State:
                              (f", of which those before {self.floor.tolist()} are fixed" if self.floor.any() else ""))
         back = [self._taken_of_last(n, index) for index in range(len(self.layers))]
         for index, where, part in self._parts():  # all are asked before one is moved
-            if (back[index] > part.reach()).any():
-                raise SegueError(f"'{where}' of the state can go back {part.reach().tolist()} tokens here, not "
+            reach = part.reach().to(n.device)  # what is remembered for transformers lies on the CPU
+            if (back[index] > reach).any():
+                raise SegueError(f"'{where}' of the state can go back {reach.tolist()} tokens here, not "
                                  f"{back[index].tolist()}: create it with init_state(batch, history=N) for a larger N")
         for index, _, part in self._parts():
             part.rewind(back[index])

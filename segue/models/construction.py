@@ -76,8 +76,9 @@ class AutomatonTransformer(nn.Module):
                at: Tensor | None = None) -> Output:
         assert isinstance(state, State)
         check_rows(tokens.shape[0], state)
-        state.pending = layout = state.layout(tokens.shape[1], parents)
+        layout = state.layout(tokens.shape[1], parents)
         output = self._run(tokens, layout, state)
+        state.pending = layout
         return output if at is None else Output(gather_nodes(output.logits, at), output.hidden)
 
 

@@ -133,6 +133,7 @@ class _ModelChecker:
             x[0, -1] = token
             self.check.refuses(f"token {token} of a vocabulary of {self.model.vocabulary}",
                                lambda x=x, state=state: self.model.extend(x, state))  # type: ignore[misc]
+            self.check.refuses("commit of refused tokens", state.commit)
 
     def no_rows(self) -> None:
         """All rows of a served batch may leave."""
