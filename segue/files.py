@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -77,13 +77,41 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def workspace(path: Path | None) -> Iterator[Path]:
-    """Yield `path`, which the caller makes and keeps; where it is None, a temporary folder that goes afterwards."""
-    if path is not None:
-        yield path
+def workspace(path: Path | None, hold: bool = True) -> Iterator[Path]:
+    """Yield the folder `path`, made where it is not there, and kept; where it is None, a temporary one that goes
+    afterwards. hold: another process that would work in it meanwhile is refused."""
+    if path is None:
+        with TemporaryDirectory(prefix="segue-") as spare:
+            yield Path(spare)
         return
-    with TemporaryDirectory(prefix="segue-") as spare:
-        yield Path(spare)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegueError(f"cannot make {path} ({error.strerror}): choose another place") from error
+    with held(path) if hold else nullcontext():
+        yield path
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder that is there. Whoever asks for it too gets a SegueError, until this process lets go, or is killed.
+    Where the file system knows no locks nothing is held."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SegueError(f"another process is at work in {folder}: wait for it, or choose another place") \
+                    from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:
