@@ -42,6 +42,8 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], Callable
                 function(*args, **kwargs)
             except (KeyboardInterrupt, typer.Abort) as stop:  # Abort: Ctrl-C, or no more input, at a question
                 raise Interrupted(*stop.args) from stop
+            except BrokenPipeError:  # the parser would make a failure of it
+                enough()
 
         app.command(name, epilog=f"Example: {example}")(run)
         return function
@@ -53,7 +55,10 @@ def show(thing: Any) -> None:
     """Print a rich renderable or plain text to stdout."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 120).print(thing, markup=False, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with console.capture() as text:  # rich, too, would make a failure of a pipe that is closed
+        console.print(thing, markup=False, highlight=False)
+    print(text.get(), end="")
 
 
 def show_json(value: Any, file: Path | None = None) -> None:
@@ -626,6 +631,12 @@ def one_dial(minutes: float | None, steps: int | None) -> None:
             raise SegueError(f"--{name} must be more than 0, not {value:g}")
 
 
+def enough() -> NoReturn:
+    """The reader of our output (head, less) has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)
+
+
 def fail(code: int, message: str) -> NoReturn:
     """End with one line on stderr."""
     print(f"segue: {message}", file=sys.stderr)
@@ -657,9 +668,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         fail(2, str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
         fail(130, f"interrupted; {stop.args[0] if stop.args else LEFT}")
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except BrokenPipeError:
+        enough()
     except Exception as error:
         if os.environ.get("SEGUE_TRACEBACK"):
             traceback.print_exc()
