@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -64,11 +65,20 @@ def show(thing: Any) -> None:
 def show_json(value: Any, file: Path | None = None) -> None:
     """Data only: to stdout, or to a file."""
     if file is None:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(json.dumps(finite(value), indent=2, ensure_ascii=False))
     else:
         from segue.files import write_json
 
-        write_json(file, value)
+        write_json(file, finite(value))
+
+
+def finite(value: Any) -> Any:
+    """The same, with null for numbers that JSON does not know (not a number, infinite)."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def given(**options: Any) -> dict[str, Any]:
