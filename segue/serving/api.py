@@ -148,7 +148,7 @@ class Door:
         headers, left = Headers(scope=scope), LARGEST
         sent = headers.get("authorization", "").removeprefix("Bearer ")
         if self.key is not None and scope["path"].startswith("/v1") and \
-                not secrets.compare_digest(sent.encode(), self.key.encode()):
+                not secrets.compare_digest(sent.encode("latin-1"), self.key.encode()):
             answer = refusal(401, "send the key of this server as 'Authorization: Bearer KEY'")
             return await answer(scope, receive, send)
         if (length := headers.get("content-length", "0")).isdecimal() and int(length) > LARGEST:
