@@ -26,7 +26,7 @@ from segue.kinds.codecs import ByteCodec, ItemCodec, KmerCodec
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
 from segue.serving.engine import Engine, News, Overloaded, Request
-from segue.serving.serve import listening
+from segue.serving.serve import listening, server_of
 from segue.testing.decoding import TableModel
 
 
@@ -327,6 +327,28 @@ def test_a_server_that_closes_says_so(tiny: Any) -> None:
         assert client.get("/health").json()["status"] == "ok"
     answer = client.post("/v1/completions", json={"prompt": "a"})
     assert answer.status_code == 503 and answer.json()["error"]["type"] == "server_error"
+
+
+def test_a_server_that_is_told_to_end_ends_answers_in_words(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("uvicorn")
+    from segue.serving.api import create_app
+
+    monkeypatch.setattr("segue.serving.serve.PATIENCE", 0.2)
+    codec = ByteCodec()
+    engine = engines(Slow(codec.size, sharpness=0.0), tokens=10_000)
+    with listening("127.0.0.1", 0) as door:
+        running = server_of(create_app(engine, codec, "tiny"), engine)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [door]}, daemon=True)
+        thread.start()
+        request = urllib.request.Request(f"http://127.0.0.1:{door.getsockname()[1]}/v1/completions", json.dumps({
+            "prompt": "a", "max_tokens": 9_000, "stream": True, "logit_bias": {"6": -100}}).encode(),
+            {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            assert answer.readline().startswith(b"data: {")
+            running.should_exit = True
+            assert b"the server is closing" in answer.read()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 def test_words_of_bases_are_counted_in_bases(tiny: Any) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import sys
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segue.decoding.draft import DRAFTERS
 from segue.errors import SegueError, require
 from segue.serving.engine import Engine
 from segue.verbs.fitted import load
 
-PATIENCE = 5  # seconds that answers have to come to their end once the server is told to
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+PATIENCE = 5.0  # seconds that answers have to come to their end once the server is told to
 
 
 def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: str | None = None, rows: int = 32,
@@ -24,8 +31,8 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
     or the "heads" that `speed_up` trained, for all requests; it changes no token. weights: "float32" or "int8".
     device: as of `segue.load`.
     """
-    uvicorn = require("uvicorn", extra="serve")
-    require("fastapi", extra="serve")
+    for library in ("uvicorn", "fastapi"):
+        require(library, extra="serve")
     from segue.serving.api import create_app
 
     if host not in ("127.0.0.1", "localhost", "::1") and key is None:
@@ -45,10 +52,24 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
             engine.warm()
             print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
                   "(ctrl-C ends)", file=sys.stderr)
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
-            uvicorn.Server(config).run(sockets=[door])
+            server_of(app, engine).run(sockets=[door])
         finally:
             engine.close()
+
+
+def server_of(app: FastAPI, engine: Engine) -> uvicorn.Server:
+    """What answers HTTP. Told to end, it waits for answers that are under way; PATIENCE seconds later the engine ends
+    them, and so says the API."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            late = threading.Timer(PATIENCE, engine.close)
+            late.start()
+            await super().shutdown(sockets)
+            late.cancel()
+
+    return Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * math.ceil(PATIENCE)))
 
 
 def listening(host: str, port: int) -> socket.socket:
