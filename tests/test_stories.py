@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from segue.analysis.frames import frame_metrics
@@ -23,7 +24,7 @@ from segue.objectives.images import CodedReconstruction, FrameLabels, SegmentCro
 from segue.papers.story_dalle import CLAIM
 from segue.tasks import stories
 from segue.testing import check_model
-from segue.training.learn import learn
+from segue.training.learn import accuracy, learn
 
 TEXT, CODES, WORDS, KINDS = 4, 9, 12, 7
 
@@ -142,6 +143,24 @@ def test_the_story_tells_texts_so_far_apart() -> None:
     assert (one - two)[one.isfinite()].abs().max() > 1e-4
     with pytest.raises(SegueError, match="at least one"):
         model(torch.tensor([[*row[:CODES], model.begin, 1]]))
+
+
+def test_a_fact_that_only_an_earlier_caption_has_is_read_through_the_story() -> None:
+    """Captions "begin name" and then "begin it": the codes say whose name it was two captions ago."""
+    torch.manual_seed(0)
+    names, it, pad = 5, 7, 1
+    lm = MultiSegmentLM(StackConfig(0, 32, ["attention"] * 2, norm="layer", channel="mlp"), [(8, 2), (names, 2)])
+    model = Retrofitted(lm, [1], story=SequenceConditioner(32, 32), pad=pad)
+
+    def batch(step: int) -> Batch:
+        draw = torch.Generator().manual_seed(step)
+        source, who = (torch.randint(names, (64, 2), generator=draw) for _ in range(2))
+        texts = torch.stack([torch.zeros(64, 4), F.pad(2 + who, (0, 2), value=it)], 2).flatten(1).long()
+        rows = torch.cat([8 + source, texts, torch.tensor([[model.begin, it]]).expand(64, -1), 8 + who[:, 1:]], 1)
+        return Batch(rows, F.pad(8 + who[:, 1:], (rows.shape[1] - 2, 1), value=-1))
+
+    learn(model, batch, 60, rate=0.01, muon=True, objective=SegmentCrossEntropy(lm.owner))
+    assert accuracy(model, batch(1000)) > 0.9
 
 
 def test_prompt_tuning_moves_what_it_says_and_nothing_else() -> None:
