@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import HEAD, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.documents import as_row, document, flat, rows_of, spread
 from segue.kinds.packed import actual, bare, opened
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
 ROWS = 50  # that a look takes
 UNIT = "\x1f"  # ASCII's own sign between cells, which stands for those of several characters
 SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blank stands for any run of blanks
-DELIMITED = frozenset((".csv", ".tsv", ".tab"))
-JSON = frozenset((".jsonl", ".ndjson", ".json"))
+DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff"))
+LINES = frozenset((".jsonl", ".ndjson"))
+JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq"))
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
@@ -53,11 +55,12 @@ class Look:
     rows: list[list[Any]]
     headed: bool = True
     regular: bool = True
-    form: str = "json"  # or parquet or delimited
+    form: str = "json"  # or document (an object around the rows), parquet or delimited
     delimiter: str = ","
     quoted: bool = True
     before: int = 0
     odd: tuple[int, ...] = ()  # numbers of the lines in front of the table that are not of it
+    quote: str = '"'
 
     def column(self, name: str) -> list[Any]:
         """The cells seen of one column that hold something."""
@@ -98,7 +101,7 @@ def glance(path: Path, head: bytes) -> Look | None:
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
     begin = text.lstrip()[:1]
     if begin == "{" or suffix in JSON or (begin == "[" and text.lstrip()[1:].lstrip()[:1] == "{"):
-        return _look_json(text)
+        return _look_json(suffix, text, len(head) >= HEAD)
     look = _look_text(suffix, text, len(head) >= HEAD)
     return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
 
@@ -169,17 +172,10 @@ def by_lines(text: str) -> bool:
     return False
 
 
-def as_row(value: Any) -> dict[str, Any] | None:
-    """A JSON value as cells: an object laid flat, a string as a text, a list of plain values as items; None: no row."""
-    if isinstance(value, dict):
-        return flat(value)
-    if isinstance(value, str):
-        return {"text": value}
-    plain = isinstance(value, list) and value and not any(isinstance(item, (dict, list)) for item in value)
-    return {"items": value} if plain else None
-
-
-def _look_json(text: str) -> Look | None:
+def _look_json(suffix: str, text: str, cut: bool) -> Look | None:
+    """cut: the text goes on."""
+    if suffix not in LINES and (found := document(text, cut)):
+        return _look_rows(list(spread(found, ROWS)), "document")
     decoder, between = json.JSONDecoder(), re.compile(r"[,\s]*")
     rows: list[dict[str, Any]] = []
     lines = by_lines(text)
@@ -207,25 +203,11 @@ def _look_rows(rows: list[dict[str, Any]], form: str) -> Look:
     return Look(names, [[row.get(name) for name in names] for row in rows], form=form)
 
 
-def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested objects as columns of their own: {"user": {"id": 1}} is user.id; a list of objects gives lists."""
-    cells: dict[str, Any] = {}
-    for key, value in row.items():
-        name = f"{before}{key}"
-        if isinstance(value, dict):
-            cells |= flat(value, f"{name}.")
-        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            inner = [flat(item) for item in value]
-            for part in dict.fromkeys(part for item in inner for part in item):
-                cells[f"{name}.{part}"] = [item.get(part) for item in inner]
-        else:
-            cells[name] = value
-    return cells
-
-
 def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozenset()) -> Look | None:
     """cut: the text goes on. asked: names of columns; a first line that holds one is a header, and where these are
     numbers there is none."""
+    if ARFF.match(text[:HEAD].encode()):
+        return _look_arff(text)
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
         lines.pop()
@@ -259,6 +241,20 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
 
 
+def _look_arff(text: str) -> Look | None:
+    """The beginning of a table of Weka: the columns a line each, and behind @data their cells."""
+    head, data, body = text.partition(next(iter(re.findall(r"(?im)^[ \t]*@data[ \t]*\r?\n", text)), "\0"))
+    named = re.findall(r"(?im)^[ \t]*@attribute[ \t]+('(?:[^'\\]|\\.)*'|\"[^\"]*\"|\S+)", head)
+    names = _different([name.strip("'\"") for name in named])
+    if not data or not names:
+        return None
+    quote = "'" if "'" in body and body.count('"') < body.count("'") else '"'
+    cells = islice(_cells(body.splitlines(keepends=True), ",", True, quote), ROWS)
+    rows = [[cell.strip() for cell in row] for _, row in cells]
+    regular = all(len(row) == len(names) for row in rows[:-1])
+    return Look(names, rows, True, regular, "delimited", ",", True, (head + data).count("\n"), quote=quote)
+
+
 def _different(names: list[str]) -> list[str]:
     """Names of columns of which none is there twice: the second 'item' is 'item (2)'."""
     seen: Counter[str] = Counter()
@@ -271,31 +267,33 @@ def _different(names: list[str]) -> list[str]:
 
 def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
     """The sign by which most rows have the same number of cells, two or more, and whether cells are quoted."""
-    most, best = 0.0, (",", True)
+    most, cells, best = 0.0, 1, (",", True)
     for delimiter in ("\t", *SIGNS) if suffix in (".tsv", ".tab") else SIGNS:
         for quoted in (True,) if delimiter in ",;" else (True, False):
             counts = [len(row) for _, row in islice(_cells(lines, delimiter, quoted), ROWS)]
             usual = max(set(counts), key=counts.count, default=1)
             agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
-            if agreement > most and (agreement == 1 or delimiter != " " or suffix not in DELIMITED):
-                most, best = agreement, (delimiter, quoted)
+            tabs = delimiter == "\t" and 0 < agreement == most and usual == cells  # texts hold commas, but no tabs
+            if (agreement > most or tabs) and (agreement == 1 or delimiter != " " or suffix not in DELIMITED):
+                most, cells, best = agreement, usual, (delimiter, quoted)
     return best
 
 
-def csv_rows(lines: Iterable[str], delimiter: str, quoted: bool, strict: bool = False) -> Any:
-    """A `csv.reader` that knows the delimiter `::` too."""
+def csv_rows(lines: Iterable[str], delimiter: str, quoted: bool, strict: bool = False, quote: str = '"') -> Any:
+    """A `csv.reader` that knows the delimiter `::` too, and single quotes with backslashes before those inside."""
     if delimiter == "::":
         lines, delimiter = (line.replace("::", UNIT) for line in lines), UNIT
-    return csv.reader(lines, delimiter=delimiter, strict=strict,
-                      quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    weka = quote == "'"
+    return csv.reader(lines, delimiter=delimiter, strict=strict, quotechar=quote, skipinitialspace=weka,
+                      escapechar="\\" if weka else None, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
 
 
-def _cells(lines: Iterable[str], delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+def _cells(lines: Iterable[str], delimiter: str, quoted: bool, quote: str = '"') -> Iterator[tuple[int, list[str]]]:
     """Rows of cells, each with the number of its last line from 1; blank lines give none."""
     if delimiter == " ":
         yield from ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
         return
-    reader = csv_rows(lines, delimiter, quoted)
+    reader = csv_rows(lines, delimiter, quoted, quote=quote)
     with suppress(csv.Error):  # a cell without end: no table by this sign
         for row in reader:
             if any(cell.strip() for cell in row):
@@ -351,6 +349,8 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
         begin = raw.lstrip()[:1000]
         if begin[:1] == b"{" or bare(path).suffix.lower() in JSON or (begin[:1] == b"[" and
                                                                       begin[1:].lstrip()[:1] == b"{"):
+            if bare(path).suffix.lower() not in LINES and (found := document(raw.decode())):
+                return _of_objects(path, found, "row")
             if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
                 return _load_lines(path, raw, problems)
             return _of_objects(path, json_array(path, raw), "row")
@@ -417,9 +417,12 @@ def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
 
 
 def json_array(path: Path, raw: bytes) -> list[dict[str, Any]]:
-    """The rows of a JSON array (see `as_row`)."""
+    """The rows of a JSON array (see `as_row`), or of an object around them (see `document`)."""
     try:
-        rows = [as_row(value) for value in json.loads(raw)]
+        value = json.loads(raw)
+        if isinstance(value, dict):
+            return rows_of(value) or []
+        rows = [as_row(each) for each in value]
     except (ValueError, RecursionError) as error:
         raise SegueError(f"{path}: not JSON ({error}); is the file cut short?") from error
     if None in rows:
@@ -491,7 +494,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
 
     if b"\n" not in raw:
         raw = raw.replace(b"\r", b"\n")  # line ends of old Macs
-    look = _look_text(bare(path).suffix.lower(), raw[:HEAD].decode("utf-8", "ignore"), len(raw) > HEAD, asked)
+    seen = MOST if ARFF.match(raw[:HEAD]) else HEAD
+    look = _look_text(bare(path).suffix.lower(), raw[:seen].decode("utf-8", "ignore"), len(raw) > seen, asked)
     if look is None:
         raise SegueError(f"{path}: the file is empty; give a table with a row an event")
     for line in look.odd:
@@ -499,8 +503,9 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
     raw, delimiter, first = _body(raw, look)
     if not raw.strip():
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
-    quoted = look.quoted and b'"' in raw
-    several = quoted and any(line.count(b'"') % 2 for line in raw.split(b"\n"))  # some line end stands within quotes
+    sign = look.quote.encode()
+    quoted = look.quoted and sign in raw
+    several = quoted and any(line.count(sign) % 2 for line in raw.split(b"\n"))  # some line end stands within quotes
     dropped: list[int] = []
 
     def ragged(row: Any) -> str:
@@ -514,7 +519,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
         pa.BufferReader(raw),
         read_options=arrow_csv.ReadOptions(use_threads=False, column_names=look.names, block_size=1 << 24),
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=ragged, newlines_in_values=quoted,
-                                             quote_char='"' if look.quoted else False),
+                                             quote_char=look.quote if look.quoted else False,
+                                             escape_char="\\" if look.quote == "'" else False),
         convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(look.names, pa.string()),
                                                  strings_can_be_null=True, null_values=NULLS),
     )

@@ -220,6 +220,7 @@ class FittedProcess(Fitted):
             for name, rival in self.rivals.items() for part in ("base", "excite", "decays")})
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
                                             "process": self.process.config.to_dict()})
+        self.save_classes(folder)
         write_text(folder / "README.md", self.card())
         write_json(folder / "report.json", self.report.to_dict())
         self.folder = folder
