@@ -203,7 +203,7 @@ class Text(Kind):
             problems.note = said([("class", column), *roles, *(("field", name) for name in field)], table.names)
         if table.form == "delimited":
             return self._read_table(path, problems, table, field, column, encoding)
-        if table.form == "json" and by_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
+        if table.form == "json" and by_lines(path, head.decode("utf-8", "ignore").removeprefix("\ufeff")):
             return self._read_lines(path, problems, field, column)
         return self._read_columns(path, problems, table.form, field, column)
 
