@@ -403,7 +403,7 @@ def classify(model: Model,
                                                                 "what --save kept.")] = None,
              label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of tables that says the "
                                                        "class (default: one called label, class, category, intent or "
-                                                       "y).")] = None,
+                                                       "y, or that seems to).")] = None,
              test: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Measure on these, instead of on "
                                                              "parts of PATH; may be repeated.")] = None,
              new: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Say of which class these are; may be "

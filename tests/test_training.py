@@ -159,6 +159,13 @@ def test_causal_attention_is_torchs(batch: int, heads: int, n: int, width: int, 
         torch.testing.assert_close(a.grad.float(), b.grad, **close)
 
 
+def test_causal_attention_has_no_gradients_of_gradients_rather_than_wrong_ones() -> None:
+    x = torch.randn(1, 1, 4, 8, requires_grad=True)
+    slope, = torch.autograd.grad(causal_attention(x, x, x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.square().sum().backward()
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 2100), st.integers(2, 40), st.integers(1, 20))
 def test_head_cross_entropy_is_torchs(n: int, vocabulary: int, width: int) -> None:

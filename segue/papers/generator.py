@@ -19,6 +19,8 @@ import torch.nn.functional as F
 import segue
 from segue.analysis.metrics import recovery
 from segue.decoding import generate
+from segue.decoding.continuation import open_prompt, without
+from segue.decoding.healing import Healing, spelling
 from segue.kinds import BPECodec, Codec, KmerCodec, LetterCodec
 from segue.kinds.nucleotides import reverse_complement
 from segue.models import Stack, StackConfig
@@ -93,11 +95,15 @@ def bits(model: Stack, codec: Codec, text: str, context: int, width: int) -> flo
 
 def recovered(model: Stack, codec: Codec, text: str, room: int, width: int, places: np.ndarray) -> tuple[float, float]:
     """The part of the bases behind these places that greedy decoding names from the `room` tokens before, with its
-    standard error."""
-    prompts = [[codec.bos, *codec.prompt(text[at - width : at]).tolist()[-room:]] for at in places.tolist()]
+    standard error. A prompt that may end inside a merge is left open there, or the merge could not be said any more."""
+    assert codec.bos is not None
+    prompts = [open_prompt(codec, [codec.bos, *codec.prompt(text[at - width : at]).tolist()[-room:]])
+               for at in places.tolist()]
     word = codec.k if isinstance(codec, KmerCodec) else 1
-    answers = generate(model, prompts, -(-AHEAD // word), "greedy", "none", suppress_tokens=[codec.bos])
-    said = [codec.decode(answer.tokens) for answer in answers]
+    answers = generate(model, prompts, [-(-AHEAD // word) + getattr(prompt, "taken", 0) for prompt in prompts],
+                       "greedy", "none", suppress_tokens=[codec.bos], processors=[Healing(spelling(codec))])
+    said = [without(codec.decode(answer.tokens), getattr(prompt, "rest", ""))
+            for prompt, answer in zip(prompts, answers)]
     right = recovery([each if isinstance(each, str) else each.decode("ascii", "replace") for each in said],
                      [text[at : at + AHEAD] for at in places.tolist()])
     return float(right.mean()), float(right.std() / math.sqrt(len(right)))
