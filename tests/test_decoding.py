@@ -293,6 +293,8 @@ def test_processors_at_their_edges() -> None:
     assert np.isfinite(top_p(scores, 1e-9)).sum() == 1
     assert np.isfinite(min_p(scores, 1.0)).sum() == 2
     assert Sampling(True, temperature=0).greedy
+    for cold in (1e-320, 1e-12, 1e-9, 1e-6):
+        assert Sampling(True, temperature=cold).choose(scores[:3], Prefix([0], 3), 0.9) == 1
     prefix = Prefix([1, 1, 2], 4)
     twin = prefix.copy()
     twin.append(3)

@@ -103,6 +103,17 @@ def test_chunks_of_other_sorts_are_stepped_over(tmp_path: Path) -> None:
     assert one == other
 
 
+def test_a_file_in_a_box(tmp_path: Path) -> None:
+    KINDS["music"].write([["note60", "length12"]], tmp_path / "a.mid")
+    raw = (tmp_path / "a.mid").read_bytes()
+    (tmp_path / "a.rmi").write_bytes(b"RIFF" + (len(raw) + 12).to_bytes(4, "little") + b"RMIDdata"
+                                     + len(raw).to_bytes(4, "little") + raw)
+    assert segue.read(tmp_path / "a.rmi")[0].object == segue.read(tmp_path / "a.mid")[0].object
+    (tmp_path / "b.mid").write_bytes(raw[:-3])
+    with pytest.raises(SegueError, match=r"it ends too soon"):
+        segue.read(tmp_path / "b.mid")
+
+
 def test_the_pedal_holds(tmp_path: Path) -> None:
     down, up = (mido.Message("control_change", control=64, value=value) for value in (127, 0))
     path = midi(tmp_path / "pedal.mid", [(0, down), (0, on(60)), (50, off(60)), (50, on(62)), (100, off(62)),

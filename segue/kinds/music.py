@@ -47,7 +47,7 @@ class Note:
 
 
 class Music(Kind):
-    """Standard MIDI files (.mid), all tracks together. An object is a list of items: `note60` or `drum36` and the
+    """Standard MIDI files (.mid, .rmi), all tracks together. An object is a list of items: `note60` or `drum36` and the
     `length12` it lasts, `wait24` until the next one; `loud`, `voice` (the instrument) and `tempo` stand in front of the
     note from which on they hold. The unit is the event. A file of independent patterns (format 2) is a record each."""
 
@@ -57,7 +57,7 @@ class Music(Kind):
     split_by = "entity"  # a piece as a whole: what it repeats would be known from its other parts
 
     def sniff(self, path: Path, head: bytes) -> float:
-        return 0.97 if head.startswith(b"MThd") else 0.0
+        return 0.97 if head.startswith(b"MThd") or (head[:4], head[8:12]) == (b"RIFF", b"RMID") else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True) -> Iterator[Record]:
         """One record a file. pedal: notes last as long as the pedal holds them. Silence at the beginning is left out;
@@ -146,7 +146,8 @@ def _opened(mido: Any, path: Path) -> Any:
         except SegueError:
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = " ".join(str(error).split()) or ("it ends too soon" if isinstance(error, EOFError) else
+                                                   type(error).__name__)
             raise SegueError(f"{path}: no MIDI file that can be read ({why}); save it again") from error
     if file.ticks_per_beat <= 0 or file.ticks_per_beat >= 1 << 15:
         raise SegueError(f"{path}: its times are in film frames (SMPTE), not in beats; save it with ticks per beat")
@@ -154,7 +155,9 @@ def _opened(mido: Any, path: Path) -> Any:
 
 
 def known_chunks(data: bytes) -> bytes:
-    """A MIDI file without chunks of other sorts, which readers are to step over."""
+    """A MIDI file without chunks of other sorts, which readers are to step over, and without the box of an RMID."""
+    if data[:4] == b"RIFF" and (begin := data.find(b"MThd")) >= 0:
+        data = data[begin:]
     kept, at = [], 0
     while data[at : at + 4].isalnum() and at + 8 + (size := int.from_bytes(data[at + 4 : at + 8])) <= len(data):
         if data[at : at + 4] in (b"MThd", b"MTrk"):

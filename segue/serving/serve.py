@@ -11,6 +11,8 @@ from segue.errors import SegueError, require
 from segue.serving.engine import Engine
 from segue.verbs.fitted import load
 
+PATIENCE = 5  # seconds that answers have to come to their end once the server is told to
+
 
 def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: str | None = None, rows: int = 32,
           tokens: int = 65_536, queue: int = 64, draft: str | None = None, weights: str = "float32",
@@ -30,22 +32,23 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
         raise SegueError(f"{host} can be reached by others: give a key (--key), or listen on 127.0.0.1")
     if draft is not None and draft not in (*DRAFTERS, "heads"):
         raise SegueError(f"draft '{draft}' is unknown: choose from {', '.join(DRAFTERS)}, heads")
-    fitted = load(folder, device)
-    if draft == "heads" and fitted.heads is None:
-        raise SegueError(f"draft 'heads' needs trained heads: run segue speed-up {folder} first")
-    model = fitted.decodable(weights)
-    drafter = None if draft is None else fitted.heads if draft == "heads" else DRAFTERS[draft](model)
-    engine = Engine(model, rows=rows, tokens=tokens, queue=queue, draft=drafter)
-    app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(fitted.ends), key, fitted.processors,
-                     fitted.kind)
-    engine.warm()
-    try:
-        with listening(host, port) as door:
+    with listening(host, port) as door:  # a place that is taken is told before anything is loaded
+        fitted = load(folder, device)
+        if draft == "heads" and fitted.heads is None:
+            raise SegueError(f"draft 'heads' needs trained heads: run segue speed-up {folder} first")
+        model = fitted.decodable(weights)
+        drafter = None if draft is None else fitted.heads if draft == "heads" else DRAFTERS[draft](model)
+        engine = Engine(model, rows=rows, tokens=tokens, queue=queue, draft=drafter)
+        try:
+            app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(fitted.ends), key,
+                             fitted.processors, fitted.kind)
+            engine.warm()
             print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
                   "(ctrl-C ends)", file=sys.stderr)
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[door])
-    finally:
-        engine.close()
+            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=PATIENCE)
+            uvicorn.Server(config).run(sockets=[door])
+        finally:
+            engine.close()
 
 
 def listening(host: str, port: int) -> socket.socket:

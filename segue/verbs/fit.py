@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -99,7 +100,7 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     if folder is not None and (done := finished(folder, request)) is not None:
         return done
 
-    with workspace(None if folder is None else folder / "training") as work:
+    with workspace(None if folder is None else folder / "training", hold=distributed.rank() == 0) as work:
         with removed_if_refused(work):
             if distributed.rank() == 0:
                 job.prepare(work, request)
@@ -125,7 +126,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             if folder is not None:
                 fitted.save(folder)
                 write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
-                shutil.move(work / "log.jsonl", folder / "log.jsonl")
+                with suppress(FileNotFoundError):  # moved already, before a kill just here
+                    os.replace(work / "log.jsonl", folder / "log.jsonl")
+                (work / "request.json").unlink()  # first: without it nothing is unfinished, whatever else stays
                 shutil.rmtree(work)
         distributed.barrier()
         return fitted.to("cpu")
@@ -189,10 +192,6 @@ class Job:
         train, held = self.held_data()
         if train.total < 2 or held.total < 1:
             raise SegueError("there is too little data to learn from and to measure on: give more sequences")
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SegueError(f"cannot make {work} ({error.strerror}): choose another place for the model") from error
         write_json(work / "request.json", request)
         if not (work / "codec" / "codec.json").exists():
             try:
@@ -251,7 +250,7 @@ class Job:
 @contextmanager
 def removed_if_refused(work: Path) -> Iterator[None]:
     """Remove what was begun in `work` for a setting that is refused: it must not stand in the way of the right one."""
-    fresh = not work.exists()
+    fresh = not any(work.iterdir())
     try:
         yield
     except Exception:
@@ -322,7 +321,8 @@ def finished(folder: Path, request: dict[str, Any]) -> Fitted | None:
                              f"({difference(read_json(report).get('request') or {}, request)}): choose another folder, "
                              "or remove it")
         return load(folder)
-    if folder.exists() and any(folder.iterdir()):
+    # A folder of nothing but `training` is that of a fit which was killed before it wrote anything.
+    if folder.exists() and any(each != plan.parent for each in folder.iterdir()):
         raise SegueError(f"{folder} is not empty and holds no model: choose another place")
     return None
 

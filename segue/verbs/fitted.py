@@ -16,7 +16,7 @@ import torch
 from segue.continual import Memory
 from segue.data import Data, of, read
 from segue.errors import SegueError
-from segue.files import read_json, write_json, write_text
+from segue.files import atomic_write, read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
 from segue.kinds.codecs import ItemCodec
 from segue.mixers import MIXERS
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from segue.verbs.update import Update
 
 FORMAT = "segue model 1"
+KEPT = "classes.safetensors"  # what `segue.verbs.classify` keeps in a model's folder
 
 
 class Report(Shown):
@@ -391,6 +392,7 @@ class Fitted:
         if self.ngram is not None:
             self.ngram.save(folder, "ngram")
         self.save_drafts(folder)
+        self.save_classes(folder)
         for index, state in enumerate(self.states.values()):
             state.save(folder / "states" / f"{index}.safetensors")
         if self.states:
@@ -411,6 +413,14 @@ class Fitted:
             if self.heads is not None:
                 self.heads.save(folder / "drafts" / "heads.safetensors")
             write_json(folder / "drafts" / "best.json", {"draft": self.best_draft, "heads": self.heads is not None})
+
+    def save_classes(self, folder: Path) -> None:
+        """Take along the classes that were kept where the model comes from; those of other weights are refused when
+        they are asked for."""
+        path = None if self.folder is None or folder.resolve() == self.folder.resolve() else self.folder / KEPT
+        if path is not None and path.exists():
+            with atomic_write(folder / KEPT) as temporary:
+                shutil.copyfile(path, temporary)
 
     def load_drafts(self, folder: Path) -> None:
         """Read what `save_drafts` wrote, if anything."""

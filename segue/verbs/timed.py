@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from segue.data import TokenStore, read
 from segue.errors import SegueError
 from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind, Record
+from segue.kinds.times import shown
 from segue.models.counts import CountModel
 from segue.models.hawkes import Hawkes, Timed
 from segue.models.point_process import PointProcess, PointProcessConfig
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 DECAYS = (0.1, 1.0, 10.0)  # of the Hawkes process to measure against, per mean gap
 LARGEST = 30_000_000  # numbers that its fit may hold; beyond, all events are of one type to it
-EPOCH = 1e8  # times from here on are moments of the calendar, in seconds since 1970
 
 
 @dataclass
@@ -101,14 +99,14 @@ class TimedContinuation:
 
     @property
     def text(self) -> str:
-        width = max((len(moment(t)) for t in self.times), default=0)
-        return "\n".join(f"{moment(t):>{width}}  {item}" for t, item in zip(self.times, self.items))
+        width = max((len(shown(t)) for t in self.times), default=0)
+        return "\n".join(f"{shown(t):>{width}}  {item}" for t, item in zip(self.times, self.items))
 
     @property
     def note(self) -> str:
         ended = "" if self.times else "; none came"
         return (f"{len(self.items)} events behind {len(self.prime)}, drawn with seed {self.seed}{ended}; the next one "
-                f"is expected at {moment(self.expected[0])}, most likely {self.expected[1]}")
+                f"is expected at {shown(self.expected[0])}, most likely {self.expected[1]}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -119,15 +117,6 @@ class TimedContinuation:
         """The prime with what comes behind it, in the kind's own format."""
         times = np.concatenate([self.prime.channels["time"], self.times])
         self.kind.write([Record([*self.prime.object, *self.items], {"time": times}, self.prime.name)], path)
-
-
-def moment(time: float) -> str:
-    """A time for people: of the calendar where it is one, to the second."""
-    if abs(time) < EPOCH:
-        return f"{time:.6g}"
-    with suppress(ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{time:.0f}"
 
 
 class FittedProcess(Fitted):
@@ -220,6 +209,7 @@ class FittedProcess(Fitted):
             for name, rival in self.rivals.items() for part in ("base", "excite", "decays")})
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
                                             "process": self.process.config.to_dict()})
+        self.save_classes(folder)
         write_text(folder / "README.md", self.card())
         write_json(folder / "report.json", self.report.to_dict())
         self.folder = folder
