@@ -278,7 +278,7 @@ class Text(Kind):
 
     def _read_table(self, path: Path, problems: Problems | None, table: Look, field: list[str],
                     column: str | None, encoding: str) -> Iterator[Record]:
-        found = False
+        found, weka = False, bare(path).suffix.lower() == ".arff"
         for name in field:
             if name not in table.names:
                 raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(table.names)}")
@@ -292,7 +292,7 @@ class Text(Kind):
                 for row in rows:
                     number = before + rows.line_num
                     if len(row) != len(table.names):
-                        if row:
+                        if row and not (weka and row[0].startswith("%")):
                             bad(problems, path, str(number), None,
                                 f"{len(row)} columns where the first line has {len(table.names)}; quote what holds a "
                                 "delimiter")
