@@ -43,10 +43,10 @@ class Closing(SegueError):
 @dataclass
 class Request:
     """prompt: token ids, at least one. n: tokens to add at most (0: only read the prompt, with `told`). sampling: how
-    they are chosen. stops: tokens that end an answer. count: how many answers. seed: fixes them, with row, the number of
-    the first one among the streams of that seed. logprobs: of so many likeliest tokens at each place beside the chosen
-    one's (None: none at all). told: also those of the prompt's tokens. until: called after each token of an answer with
-    its tokens so far; True ends it."""
+    they are chosen. stops: tokens that end an answer. count: how many answers. seed: fixes them, with row, the number
+    of the first one among the streams of that seed. logprobs: of so many likeliest tokens at each place beside the
+    chosen one's (None: none at all). told: also those of the prompt's tokens. until: called after each token of an
+    answer with its tokens so far; True ends it."""
 
     prompt: list[int]
     n: int = 16
