@@ -231,6 +231,8 @@ def test_the_official_client(client: Any) -> None:
     assert pieces[-1].usage.total_tokens == whole.usage.total_tokens
     several = client.completions.create(model="tiny", prompt=["abc", "x"], max_tokens=5, n=2, seed=1)
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    alike = client.completions.create(model="tiny", prompt=["abc", "abc"], max_tokens=20, n=2, temperature=2).choices
+    assert len({choice.text for choice in alike}) == 4, "each choice is drawn by itself, of equal prompts too"
 
 
 def test_log_probabilities_echo_and_stop(client: Any) -> None:

@@ -195,8 +195,9 @@ class Answering:
         sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k, body.top_p or 1.0,
                             body.min_p, repetition_penalty=body.repetition_penalty, processors=processors)
         told = n == 0 or (bool(body.echo) and body.logprobs is not None)
-        self.requests = [Request(prompt, n + getattr(prompt, "taken", 0), sampling, eos, self.n, seed, body.logprobs,
-                                 told, self._until(lead)) for prompt, lead in zip(self.prompts, self.leads)]
+        self.requests = [Request(prompt, n + getattr(prompt, "taken", 0), sampling, eos, self.n, seed, place * self.n,
+                                 body.logprobs, told, self._until(lead))
+                         for place, (prompt, lead) in enumerate(zip(self.prompts, self.leads))]
         self.tickets: list[Ticket] = []
 
     def _until(self, lead: bytes | str) -> Until:

@@ -43,9 +43,10 @@ class Closing(SegueError):
 @dataclass
 class Request:
     """prompt: token ids, at least one. n: tokens to add at most (0: only read the prompt, with `told`). sampling: how
-    they are chosen. stops: tokens that end an answer. count: how many answers. seed: fixes them. logprobs: of so many
-    likeliest tokens at each place beside the chosen one's (None: none at all). told: also those of the prompt's tokens.
-    until: makes, for each answer, what is called after each token with its tokens so far; True ends it."""
+    they are chosen. stops: tokens that end an answer. count: how many answers. seed: fixes them, with row, the number
+    of the first one among the streams of that seed. logprobs: of so many likeliest tokens at each place beside the
+    chosen one's (None: none at all). told: also those of the prompt's tokens. until: called after each token of an
+    answer with its tokens so far; True ends it."""
 
     prompt: list[int]
     n: int = 16
@@ -53,6 +54,7 @@ class Request:
     stops: frozenset[int] = frozenset()
     count: int = 1
     seed: int = 0
+    row: int = 0
     logprobs: int | None = None
     told: bool = False
     until: Callable[[list[int]], bool] | None = None
@@ -264,7 +266,7 @@ class Engine:
         request = ticket.request
 
         def noise(index: int) -> Callable[[int], Noise]:
-            return lambda lane: Noise(request.seed, index, lane)
+            return lambda lane: Noise(request.seed, request.row + index, lane)
 
         ticket.rows = [Row(index, next(_requests), request.prompt, max(request.n, 1), request.sampling, request.stops,
                            noise(index), self.model, request.logprobs is not None, request.until,
