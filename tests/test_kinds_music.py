@@ -103,6 +103,39 @@ def test_chunks_of_other_sorts_are_stepped_over(tmp_path: Path) -> None:
     assert one == other
 
 
+def test_a_file_in_a_box(tmp_path: Path) -> None:
+    KINDS["music"].write([["note60", "length12"]], tmp_path / "a.mid")
+    raw = (tmp_path / "a.mid").read_bytes()
+    (tmp_path / "a.rmi").write_bytes(b"RIFF" + (len(raw) + 12).to_bytes(4, "little") + b"RMIDdata"
+                                     + len(raw).to_bytes(4, "little") + raw)
+    assert segue.read(tmp_path / "a.rmi")[0].object == segue.read(tmp_path / "a.mid")[0].object
+    (tmp_path / "b.mid").write_bytes(raw[:-3])
+    with pytest.raises(SegueError, match=r"it ends too soon"):
+        segue.read(tmp_path / "b.mid")
+
+
+def test_scores_in_musicxml(tmp_path: Path) -> None:
+    def note(step: str, length: int, inside: str = "", octave: int = 4) -> str:
+        pitch = f"<pitch><step>{step}</step><alter>-1</alter><octave>{octave}</octave></pitch>" if step else "<rest/>"
+        return f"<note>{inside}{pitch}<duration>{length}</duration></note>"
+
+    measure = (note("D", 2), note("F", 2, "<chord/>"), note("", 1), note("A", 1, '<tie type="start"/>'),
+               note("A", 4, '<tie type="stop"/>'), "<backup><duration>8</duration></backup>", note("G", 8, octave=2))
+    text = ('<?xml version="1.0"?>\n<!DOCTYPE score-partwise PUBLIC "-//x" "y">\n<score-partwise><part-list><score-part'
+            ' id="P1"><midi-instrument id="I"><midi-program>41</midi-program></midi-instrument></score-part>'
+            '</part-list><part id="P1"><measure number="1"><attributes><divisions>2</divisions></attributes>'
+            f'<direction><sound tempo="90"/></direction>{"".join(measure)}</measure></part></score-partwise>')
+    (tmp_path / "a.musicxml").write_text(text)
+    data = segue.read(tmp_path / "a.musicxml")
+    assert data.kind.name == "music" and data[0].object == [
+        "tempo89", "voice40", "loud20", "note42", "length192", "note61", "length48", "note64", "length48", "wait72",
+        "note68", "length120"]
+    for broken, says in ((text[:-20], "no MusicXML that can"), (text.replace("note>", "n>"), "there is no note")):
+        (tmp_path / "b.xml").write_text(broken)
+        with pytest.raises(SegueError, match=says):
+            segue.read(tmp_path / "b.xml")
+
+
 def test_the_pedal_holds(tmp_path: Path) -> None:
     down, up = (mido.Message("control_change", control=64, value=value) for value in (127, 0))
     path = midi(tmp_path / "pedal.mid", [(0, down), (0, on(60)), (50, off(60)), (50, on(62)), (100, off(62)),

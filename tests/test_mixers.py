@@ -472,6 +472,11 @@ def test_attend_and_merge() -> None:
     assert (merged - y).abs().max() < 1e-12 and torch.equal(total[:, :, 0], lse[:, :, 0])
     assert (total - lse)[:, :, 1:].abs().max() < 1e-12
 
+    half = [x.bfloat16() for x in (q, k, torch.ones_like(v))]  # weights that sum to 1 read 1 of ones, within rounding
+    parts = [attend(half[0], half[1][:, :, a:b], half[2][:, :, a:b], mask[..., a:b]) for a, b in ((0, 3), (3, 9))]
+    for ones in (attend(*half, mask)[0], merge(parts)[0]):
+        assert ones.dtype == torch.bfloat16 and (ones - 1)[:, :, 1:].abs().max() <= 2.0**-8
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("make, cell", [(LSTM, torch.nn.LSTMCell), (GRU, torch.nn.GRUCell), (Elman, torch.nn.RNNCell)])

@@ -100,6 +100,13 @@ def test_contract_of_the_compiled_engine(name: str) -> None:
     assert check_model(compile_model(model, threads=1), examples=6)
 
 
+def test_the_compiled_engine_refuses_nodes_that_are_not_there() -> None:
+    model = compile_model(stack("gru"), threads=1)
+    for at in ([[3]], [[-1]], [[0], [0]]):
+        with pytest.raises(SegueError, match="asked for of 3 nodes in 1 rows"):
+            model.extend(torch.zeros(1, 3, dtype=torch.long), model.init_state(1), at=torch.tensor(at))
+
+
 class IgnoresAt(Wrapped):
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None) -> Output:

@@ -421,6 +421,7 @@ def test_stacks_refuse_what_needs_whole_rows() -> None:
     for config, words in ((StackConfig(11, 16, ["gru"], pool="mean"), "pools"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"relative": 4}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"span": 4}}), "fixed masks"),
+                          (StackConfig(11, 16, ["attention"], {"attention": {"taps": 2}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"prompt": True}}), "fixed masks")):
         with pytest.raises(SegueError, match=words):
             context_parallel(Stack(config), one)
@@ -507,6 +508,11 @@ def test_tensor_parallelism_is_limited_by_heads() -> None:
         simulate(8, lambda comm: tensor_parallel(stack, comm))
     with pytest.raises(SegueError, match="cannot be cut by heads"):
         simulate(2, lambda comm: tensor_parallel(Stack(StackConfig(11, 16, ["gla"])), comm))
+    for options in ({"qk_norm": True}, {"taps": 2}, {"positions": "learned"}, {"relative": 4}, {"span": 4},
+                    {"positions": "alibi"}):  # each rank would learn from its own heads only, or take others' slopes
+        config = StackConfig(11, 16, ["attention"], {"attention": options})
+        with pytest.raises(SegueError, match="cannot be cut by heads"):
+            simulate(2, lambda comm, config=config: tensor_parallel(Stack(config), comm))  # type: ignore[misc]
 
 
 # -- processes

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 import segue
 from segue.data import of
 from segue.errors import SegueError
+from segue.files import held, write_json
 from segue.kernels.attention import causal_attention
 from segue.kinds import ByteCodec
 from segue.models import Stack, StackConfig
@@ -154,6 +156,13 @@ def test_causal_attention_is_torchs(batch: int, heads: int, n: int, width: int, 
     torch.testing.assert_close(ours.float(), reference, **close)
     for a, b in zip((q, k, v), wide):
         torch.testing.assert_close(a.grad.float(), b.grad, **close)
+
+
+def test_causal_attention_has_no_gradients_of_gradients_rather_than_wrong_ones() -> None:
+    x = torch.randn(1, 1, 4, 8, requires_grad=True)
+    slope, = torch.autograd.grad(causal_attention(x, x, x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.square().sum().backward()
 
 
 @settings(max_examples=15, deadline=None)
@@ -425,6 +434,27 @@ def test_fit_learns_saves_and_loads(tmp_path: Path) -> None:
         segue.fit(items, out=tmp_path / "m", steps=151, quiet=True, **SMALL)
     again.save(tmp_path / "copy")
     assert torch.equal(weights(segue.load(tmp_path / "copy").model), weights(fitted.model))
+
+
+def test_whatever_a_kill_leaves_of_the_end_of_a_fit_is_a_fitted_model(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"out": tmp_path / "m", "steps": 3, "quiet": True, "mix": False, **SMALL}
+    (tmp_path / "m" / "training").mkdir(parents=True)  # killed before it wrote anything
+    with held(tmp_path / "m" / "training"), pytest.raises(SegueError, match="another process is at work"):
+        segue.fit(sequences(), **options)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("segue.verbs.fit.shutil", SimpleNamespace(rmtree=killed))
+        segue.fit(sequences(), **options)
+    whole, left = segue.fit(sequences(), **options), tmp_path / "m" / "training"
+    assert (left / CHECKPOINT).exists(), "what is left is no unfinished fit"
+    write_json(left / "request.json", whole.report["request"])  # as a moment earlier
+    again = segue.fit(sequences(), **options)
+    assert torch.equal(weights(again.model), weights(whole.model))
+    assert not left.exists() and (tmp_path / "m" / "log.jsonl").exists()
 
 
 CASES = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from segue.kinds.codecs import Codec
+    from segue.kinds.times import Clock
     from segue.models.base import Decodable
 
 SAMPLES = 100  # drawn, where nobody says how many
@@ -71,8 +72,8 @@ def drawn(model: Decodable, codec: Codec, prompts: Sequence[Sequence[int]], step
 @dataclass
 class Forecast:
     """What may come, drawn K times: draws (K, H, C) of H moments and C columns; `columns` are their names in elements,
-    `called` what people call them. past: (T, C), what was before. writer:
-    writes the elements of the past with the medians behind them in the kind's own format."""
+    `called` what people call them. past: (T, C), what was before. writer: writes the elements of the past with the
+    medians behind them in the kind's own format. clock: the moments of the past, where they are known."""
 
     columns: list[str]
     called: list[str]
@@ -81,7 +82,16 @@ class Forecast:
     seed: int
     path: str
     prime: list[str] = field(default_factory=list)
-    writer: Callable[[Any, Any], None] | None = field(default=None, repr=False)
+    writer: Callable[..., None] | None = field(default=None, repr=False)
+    clock: Clock | None = None
+
+    @property
+    def times(self) -> list[str]:
+        """When the forecast moments are, where that can be told; else which they are."""
+        steps = self.draws.shape[1]
+        if self.clock is None or len(self.clock.times) != len(self.past):
+            return [str(h + 1) for h in range(steps)]
+        return self.clock.told(self.clock.after(steps))
 
     def quantile(self, level: float) -> np.ndarray:
         """(H, C); nan where nothing had to be forecast."""
@@ -112,8 +122,8 @@ class Forecast:
             return "" if np.isnan(middle[h, c]) else \
                 f"{short(middle[h, c])} ({short(low[h, c])} to {short(high[h, c])})"
 
-        rows = [["step", *self.called]]
-        rows += [[str(h + 1), *(said(h, c) for c in range(len(self.columns)))] for h in range(len(middle))]
+        rows = [["step" if self.clock is None else self.clock.name, *self.called]]
+        rows += [[time, *(said(h, c) for c in range(len(self.columns)))] for h, time in enumerate(self.times)]
         wide = [max(map(len, column)) for column in zip(*rows)]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, wide)).rstrip() for row in rows)
 
@@ -130,7 +140,7 @@ class Forecast:
             return [float(decimal(value)) if np.isfinite(value) else None for value in values.tolist()]
 
         quantiles = {level: self.quantile(level) for level in LEVELS}
-        return {"samples": len(self.draws), "seed": self.seed, "path": self.path, "columns": {
+        return {"samples": len(self.draws), "seed": self.seed, "path": self.path, "times": self.times, "columns": {
             column: {"median": plain(quantiles[0.5][:, c]), "mean": plain(self.draws[:, :, c].mean(0)),
                                 "quantiles": {f"{level:g}": plain(found[:, c]) for level, found in quantiles.items()}}
             for c, column in enumerate(self.called)}}
@@ -141,6 +151,9 @@ class Forecast:
             write_picture(path, self.draw, (9, 1 + 2.2 * len(self.columns)))
         elif self.writer is None:
             raise SegueError(f"cannot write {path}: only forecasts of a fitted model know their file format")
+        elif self.clock is not None and len(self.whole) == (len(self.past) + len(self.times)) * len(self.columns):
+            moments = [*self.clock.told(self.clock.times), *self.times]
+            self.writer(self.whole, path, **{self.clock.name: np.repeat(np.array(moments), len(self.columns))})
         else:
             self.writer(self.whole, path)
 
@@ -158,4 +171,5 @@ class Forecast:
             panel.plot(after, self.quantile(0.5)[:, c], color="C0", label="median")
             panel.set_ylabel(column)
         panels[0].legend(fontsize="small", loc="upper left", ncols=5, frameon=False)
-        panels[-1].set_xlabel("moments from the last one known")
+        panels[-1].set_xlabel("moments from the last one known" if self.clock is None else
+                              f"moments from {self.clock.told(self.clock.times)[-1]}")

@@ -1,4 +1,4 @@
-"""Music: MIDI files as sequences of notes, lengths and waits, and back (extra `music`, the library mido).
+"""Music: MIDI files and MusicXML as sequences of notes, lengths and waits, and back as MIDI (extra `music`: mido).
 
 The signs are those of performance modelling (Oore et al. 2018; Huang et al. 2018), with the length at each note in
 place of a sign for its end, as in REMI (Huang & Yang 2020): no note can be left hanging. Times are in 48ths of a beat,
@@ -17,7 +17,7 @@ from typing import Any
 
 from segue.errors import SegueError, require
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, bad
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad, head_of
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.packed import opened
 
@@ -47,9 +47,10 @@ class Note:
 
 
 class Music(Kind):
-    """Standard MIDI files (.mid), all tracks together. An object is a list of items: `note60` or `drum36` and the
-    `length12` it lasts, `wait24` until the next one; `loud`, `voice` (the instrument) and `tempo` stand in front of the
-    note from which on they hold. The unit is the event. A file of independent patterns (format 2) is a record each."""
+    """Standard MIDI files (.mid, .rmi) and scores (MusicXML, .mxl), all parts together. An object is a list of items:
+    `note60` or `drum36` and the `length12` it lasts, `wait24` until the next one; `loud`, `voice` (the instrument) and
+    `tempo` stand in front of the note from which on they hold. The unit is the event. A file of independent patterns
+    (format 2) is a record each."""
 
     name = "music"
     unit = "event"
@@ -57,11 +58,19 @@ class Music(Kind):
     split_by = "entity"  # a piece as a whole: what it repeats would be known from its other parts
 
     def sniff(self, path: Path, head: bytes) -> float:
-        return 0.97 if head.startswith(b"MThd") else 0.0
+        boxed = (head[:4], head[8:12]) == (b"RIFF", b"RMID")
+        return 0.97 if head.startswith(b"MThd") or boxed or is_score(head) else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True) -> Iterator[Record]:
         """One record a file. pedal: notes last as long as the pedal holds them. Silence at the beginning is left out;
         a pitch that begins while it sounds ends what sounded."""
+        if is_score(head_of(path)):
+            with opened(path) as handle:
+                items = spelled(*written(path, handle.read()))
+            if not items:
+                raise SegueError(f"{path}: there is no note in this file")
+            yield Record(items, name=str(path))
+            return
         file = _opened(require("mido", "music"), path)
         songs = [[track] for track in file.tracks] if file.type == 2 else [file.tracks]
         found = False
@@ -146,15 +155,78 @@ def _opened(mido: Any, path: Path) -> Any:
         except SegueError:
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = " ".join(str(error).split()) or ("it ends too soon" if isinstance(error, EOFError) else
+                                                   type(error).__name__)
             raise SegueError(f"{path}: no MIDI file that can be read ({why}); save it again") from error
     if file.ticks_per_beat <= 0 or file.ticks_per_beat >= 1 << 15:
         raise SegueError(f"{path}: its times are in film frames (SMPTE), not in beats; save it with ticks per beat")
     return file
 
 
+def is_score(head: bytes) -> bool:
+    """Whether a file is MusicXML, by its beginning."""
+    return head.lstrip()[:1] == b"<" and b"<score-partwise" in head[:4096]
+
+
+def written(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, int]]]:
+    """The notes of a score in MusicXML, and (start, beats a minute) of its tempi; repeats are played once, grace notes
+    not at all."""
+    from xml.etree import ElementTree
+
+    try:
+        score = ElementTree.fromstring(data)
+        programs = {part.get("id"): int(part.findtext(".//midi-program") or 1) - 1 for part in score.iter("score-part")}
+        drums = {part.get("id") for part in score.iter("score-part") if part.findtext(".//midi-channel") == "10"}
+        notes, tempi = list[Note](), list[tuple[int, int]]()
+        for part in score.iter("part"):
+            program = 128 if part.get("id") in drums else programs.get(part.get("id"), 0)
+            now, onset, beat, shift, tied = 0.0, 0.0, 1.0, 0, dict[int, Note]()
+            for element in (each for measure in part.iter("measure") for each in measure):
+                beat = float(element.findtext("divisions") or beat)
+                length = float(element.findtext("duration") or 0) / beat * GRID
+                tempi += [(round(now), nearest(TEMPI, float(sound.get("tempo", 0)))) for sound in element.iter("sound")
+                          if sound.get("tempo")]
+                if (moved := element.find("transpose")) is not None:
+                    shift = int(moved.findtext("chromatic") or 0) + 12 * int(moved.findtext("octave-change") or 0)
+                if element.tag in ("backup", "forward"):
+                    now += length if element.tag == "forward" else -length
+                if element.tag != "note" or element.find("grace") is not None:
+                    continue
+                onset = onset if element.find("chord") is not None else now
+                now = max(now, onset + length) if element.find("chord") is not None else onset + length
+                if (pitch := sounding(element, shift)) is None:
+                    continue
+                steps = nearest(LENGTHS, max(length, 1))
+                ties = {tie.get("type") for tie in element.iter("tie")}
+                note = Note(round(onset), program, pitch, steps, 20)
+                if "stop" in ties and pitch in tied:
+                    begun = tied.pop(pitch)
+                    note = replace(begun, length=nearest(LENGTHS, begun.length + length))
+                if "start" in ties:
+                    tied[pitch] = note
+                else:
+                    notes.append(note)
+            notes += tied.values()
+    except (ElementTree.ParseError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise SegueError(f"{path}: no MusicXML that can be read ({error}); save it again") from error
+    return notes, tempi
+
+
+def sounding(note: Any, shift: int) -> int | None:
+    """The pitch of a note of MusicXML, `shift` from where it is written; of percussion where it stands on the staff;
+    None of a rest."""
+    for sort, step in (("pitch", "step"), ("unpitched", "display-step")):
+        if (place := note.find(sort)) is not None and place.findtext(step):
+            octave = int(place.findtext(step.replace("step", "octave")) or 4)
+            value = NAMES.index(place.findtext(step)) + 12 * (octave + 1) + round(float(place.findtext("alter") or 0))
+            return min(max(value + (shift if sort == "pitch" else 0), 0), 127)
+    return None
+
+
 def known_chunks(data: bytes) -> bytes:
-    """A MIDI file without chunks of other sorts, which readers are to step over."""
+    """A MIDI file without chunks of other sorts, which readers are to step over, and without the box of an RMID."""
+    if data[:4] == b"RIFF" and (begin := data.find(b"MThd")) >= 0:
+        data = data[begin:]
     kept, at = [], 0
     while data[at : at + 4].isalnum() and at + 8 + (size := int.from_bytes(data[at + 4 : at + 8])) <= len(data):
         if data[at : at + 4] in (b"MThd", b"MTrk"):

@@ -177,10 +177,11 @@ def scored(pictures: Tensor, test: Stories, judge: FrameClassifier) -> dict[str,
     things, places = judge(pictures)
     seen, shown = (things > 0).numpy(), meant.sum(1)
     pronoun, scarf = test.pronoun[:, 1:].reshape(-1), np.repeat(test.scarf, FRAMES - 1, 0)
+    dressed = meant & (scarf >= 0)
     colours = stories.scarves_seen((pictures.movedim(1, -1) * 255).round().to(torch.uint8).numpy())
     real = judge.features(frames(test).unflatten(0, (-1, FRAMES))[:, 1:].flatten(0, 1)).numpy()
     where = places.argmax(1).numpy() == np.repeat(test.place, FRAMES - 1)
-    return {"scarf": float((colours == scarf)[meant].mean()), "pronoun F1": frame_metrics(
+    return {"scarf": float((colours == scarf)[dressed].mean()), "pronoun F1": frame_metrics(
         seen[pronoun], meant[pronoun])["F1"], **frame_metrics(seen, meant), **{
         f"F1 of {count}": frame_metrics(seen[shown == count], meant[shown == count])["F1"] for count in (1, 2, 3)},
         "place": float(where.mean()), "FID": frechet_distance(judge.features(pictures).numpy(), real)}

@@ -27,6 +27,7 @@ class _Enter(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         return None, all_reduce(ctx.comm, grads[0])
 
@@ -64,10 +65,11 @@ class TensorParallel(Forms, nn.Module):
         options = dict(config.options)
         for name, block in zip(config.mixers, stack.blocks):
             mixer = block.mixer
-            if not isinstance(mixer, Attention) or mixer.distances is not None or mixer.learned_span is not None or \
-                    mixer.positions == "alibi" or config.shared or config.cross is not None:
-                raise SegueError(f"a stack of '{name}' cannot be cut by heads: attention without parameters of its "
-                                 "heads can, in layers of their own")
+            others = [part for part, _ in mixer.named_parameters() if not part.startswith(("qkv.", "out."))]
+            if not isinstance(mixer, Attention) or others or mixer.positions == "alibi" or config.shared or \
+                    config.cross is not None:
+                raise SegueError(f"a stack of '{name}' cannot be cut by heads: attention without other parameters than "
+                                 "its projections, and without ALiBi, can, in layers of their own")
             if mixer.heads % size or mixer.kv_heads % size or config.hidden_width % size:
                 raise SegueError(f"{mixer.heads} heads, {mixer.kv_heads} of keys, and {config.hidden_width} hidden "
                                  f"features cannot be cut over {size} ranks: no more ranks than heads, and a divisor")

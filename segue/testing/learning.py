@@ -80,7 +80,7 @@ def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[
     The same seed gives the same weights; a run killed after any step goes on to the same weights, bit for bit (so
     `state()` holds all it remembers, as tensors and plain values), in the first experience, in a later one, and in an
     update of a model that keeps old rows; weights stay finite; its batches keep the length of their rows; what it
-    computes on the side leaves no gradients behind.
+    computes on the side leaves no gradients behind; what it put on the model or froze is as before when it is done.
 
     model: gives the model to learn with, over 11 tokens (default: a small stack). stops: steps of the first experience
     after which a run is killed.
@@ -160,12 +160,17 @@ def _weights(strategy: Strategy, seed: int, model: Callable[[], nn.Module], fold
     plan = Plan(VOCABULARY, width=16, depth=2, context=8, rows=4, steps=STEPS, measure=1, muon=False, seed=seed)
     torch.manual_seed(0)
     batches = Batches(Arrays(_sequences(seed)), plan.context, plan.rows, plan.seed)
-    run = _Run(model(), batches, plan, strategy=strategy, folder=folder, key="check", save_seconds=0.0, past=past)
+    learner = model()
+    before = {name: p.requires_grad for name, p in learner.named_parameters()}
+    run = _Run(learner, batches, plan, strategy=strategy, folder=folder, key="check", save_seconds=0.0, past=past)
     run.stop = stop
     try:
         run.train(quiet=True)
     finally:
         batches.close()
+    after = {name: p.requires_grad for name, p in learner.named_parameters()}
+    _that(after == before, strategy.name, "the model has other parameters, or others frozen, when it is done "
+          f"({', '.join(sorted(dict(before.items() ^ after.items()))[:3])})")
     return {name: weight.clone() for name, weight in weights_of(run.model).items()}, strategy
 
 

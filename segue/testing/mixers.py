@@ -14,7 +14,7 @@ from segue.mixers.state import Layout, State
 from segue.models.base import Decoding
 from segue.parallel import Communicator, ContextShard, simulate
 from segue.parallel.context import recur, recurs
-from segue.testing.contract import LIFE, Case, Checker, draw_cases
+from segue.testing.contract import LIFE, Case, Checker, check_refused, draw_cases
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 8e-2}
 """Largest error allowed, relative to the larger of 1 and the largest output: float64 for agreement of forms, the
@@ -121,7 +121,7 @@ class _MixerChecker:
             if recurs(mixer):
                 drawn["over ranks"] = self.over_ranks
             once |= {"causality by gradient": self.causality_by_gradient, "size of the state": self.size,
-                     "gradients of decoding": self.gradients_of_decoding, "refused nodes": self.refused_nodes}
+                     "gradients of decoding": self.gradients_of_decoding, "refused calls": lambda: check_refused(self)}
         if mixer.resettable:
             drawn["packed"] = self.packed
             if mixer.causal and not self.least:
@@ -349,20 +349,23 @@ class _MixerChecker:
     # The state as a thing of its own.
 
     def initial_state(self, case: Case) -> None:
-        """A state can be taken out as tensors and put in again, into a fresh one of as many rows."""
+        """A state can be taken out as tensors and put in again, into a fresh one of as many rows, which goes on and
+        back like it, but not beyond where it was loaded."""
         rows = [self.draw((1, length), case.generator())[0] for length in case.lengths]
-        state = self.init(case.batch)
+        state = self.init(case.batch, history=2)
         x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         self.mixer.extend(x, state)
         state.commit(counts=torch.tensor(case.lengths, device=self.device))
-        loaded = self.init(case.batch)
+        loaded = self.init(case.batch, history=2)
         loaded.load({name: tensor.clone() for name, tensor in state.tensors().items()})
+        self.check.refuses("going back before what was loaded", lambda: loaded.rewind(1))
         x = self.draw((case.batch, 3), case.generator())
-        for _ in range(2):
-            self.check.agree("extend of a state loaded from its tensors", self.mixer.extend(x, loaded),
-                             self.mixer.extend(x, state), self.tolerance)
-            state.commit()
-            loaded.commit()
+        for what in ("loaded from its tensors", "loaded and rewound"):
+            self.check.agree(f"extend of a state {what}", self.mixer.extend(x, loaded), self.mixer.extend(x, state),
+                             self.tolerance)
+            for one in (state, loaded):
+                one.commit()
+                one.rewind(2)
 
     def size(self) -> None:
         """A constant state stays within its size however long the sequence; another one grows, or says too little."""
@@ -583,36 +586,6 @@ class _MixerChecker:
             for what in (lambda: mixer.matrix(x), lambda: mixer.values(x), lambda: mixer.output(x, x)):
                 check.refuses("matrix, values and output of a mixer that is not linear in its values", what)
         check.that(mixer(x).shape == x.shape, f"forward of {tuple(x.shape)} gives {tuple(mixer(x).shape)}")
-
-    def refused_nodes(self) -> None:
-        """Wrong trees and wrong paths are refused, and leave the state as it was."""
-        mixer, check = self.mixer, self.check
-        state = self.init(2)
-        check.refuses("commit with nothing pending", state.commit)
-        mixer.extend(self.draw((2, self.least + 3), torch.Generator().manual_seed(0)), state)
-        state.commit()
-        x = self.draw((2, 3), torch.Generator().manual_seed(1))
-
-        def long(values: list[list[int]]) -> Tensor:
-            return torch.tensor(values, device=self.device)
-
-        for what, parents in {"a node that follows itself": [-1, 1, 0], "a node that follows a later one": [2, -1, 1],
-                              "a parent below -1": [-1, -2, 0]}.items():
-            check.refuses(what, lambda parents=parents: mixer.extend(x, state, long([parents] * 2)))  # type: ignore[misc]
-        check.refuses("a state of another number of rows", lambda: mixer.extend(x[:1], state))
-        mixer.extend(x, state, long([[-1, 0, 0]] * 2))
-        check.refuses("commit of a tree without a path", state.commit)
-        for what, path in {"a path with a gap": [0, -1, 1], "a path that jumps to another branch": [1, 2],
-                           "a path that does not begin at a root": [1], "a path beyond the nodes": [0, 3]}.items():
-            check.refuses(what, lambda path=path: state.commit(long([path] * 2)))  # type: ignore[misc]
-        mixer.extend(x, state)
-        for counts in ([4, 1], [-1, 1]):
-            check.refuses(f"commit of {counts} of three nodes",
-                          lambda counts=counts: state.commit(counts=torch.tensor(counts, device=self.device)))  # type: ignore[misc]
-        check.refuses("rewind of -1 tokens", lambda: state.rewind(-1))
-        mixer.extend(x, state)
-        state.commit()
-        check.that(state.positions.tolist() == [self.least + 6] * 2, "a refused call has changed the state's positions")
 
     def compiled(self) -> None:
         x = self.draw((2, self.least + 16), torch.Generator().manual_seed(0))

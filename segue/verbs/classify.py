@@ -23,6 +23,7 @@ from segue.models.classify import ClassHead, LinearHead
 from segue.progress import Shown
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import OURS
+from segue.verbs.fitted import KEPT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 GRAMS = "counts of n-grams"
-KEPT, FORMAT = "classes.safetensors", "segue classes 1"  # a head that is kept in a model's folder
+FORMAT = "segue classes 1"
 
 
 @dataclass
