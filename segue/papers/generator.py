@@ -147,7 +147,7 @@ def learned(arm: str, genome: Path | None, steps: int, size: int, held: int, pro
 def measure(run: Run) -> list[Row]:
     real = run.dataset("ecoli-536")
     genome = None if real is None else real / "ecoli536.fna.gz"
-    steps, size, held, prompts = run.pick((3, 60_000, 4_000, 8), (STEPS, 500_000, 40_000, 400))
+    steps, size, held, prompts = run.pick((1, 60_000, 4_000, 2), (STEPS, 500_000, 40_000, 400))
     made = [partial(learned, arm, None, steps, size, held, prompts, run.seed) for arm in ARMS]
     jobs: dict[str, Any] = dict(zip(ARMS, made))
     jobs[SHORT] = partial(learned, "6-mer", None, steps, size, held, prompts, run.seed, CONTEXT)

@@ -58,7 +58,7 @@ class Size:
     adapt: int
 
 
-SMOKE, CPU = Size(20, 4, 3, 3, 3, 3), Size(3000, 125, 1000, 2000, 600, 1000)
+SMOKE, CPU = Size(20, 2, 1, 1, 1, 1), Size(3000, 125, 1000, 2000, 600, 1000)
 
 
 @cache
