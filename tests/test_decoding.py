@@ -542,6 +542,7 @@ def test_the_answer_reports_cost() -> None:
     answer = generate(TableModel(5, sharpness=9), [[1, 2]], 60, draft="trie")[0]
     assert answer.cost is not None and answer.cost["forward_ms"] and answer.cost["sizes"]
     assert "a pass" in answer.note and answer.path in answer.note
+    assert "ends here (min_new_tokens=100 goes on)" in replace(answer, tokens=[], finish="stop").note
     assert set(answer.seconds) == {"prefill", "draft", "forward", "choose", "total"}
     assert answer.as_dict()["tokens"] == answer.tokens
     assert sum(answer.per_pass) == 60 and len(answer.per_pass) == answer.passes

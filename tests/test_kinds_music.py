@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import segue
 from segue.errors import SegueError
 from segue.kinds import KINDS
-from segue.kinds.music import GRID, ITEMS, LENGTHS, LOUD, TEMPI, Note, nearest, spelled, understood
+from segue.kinds.music import GRID, ITEMS, LENGTHS, LOUD, TEMPI, Note, is_roll, nearest, spelled, understood
 from segue.testing.kinds import check_kind
 
 mido = pytest.importorskip("mido")
@@ -134,6 +135,23 @@ def test_scores_in_musicxml(tmp_path: Path) -> None:
         (tmp_path / "b.xml").write_text(broken)
         with pytest.raises(SegueError, match=says):
             segue.read(tmp_path / "b.xml")
+
+
+def test_piano_rolls_in_json(tmp_path: Path) -> None:
+    piece = [[60, 64], [60, 67], [], [-1, 62], [62]]
+    (tmp_path / "a.json").write_text(json.dumps({"train": [piece, [[]]], "test": [[[72, 76]] * 4]}))
+    data = segue.read(tmp_path / "a.json")
+    held = ["loud20", "note60", "length24", "note64", "length12", "wait12", "note67", "length12", "wait24", "note62",
+            "length24"]
+    assert data.kind.name == "music" and data[0].object == held and data.name(1).endswith("a.json:test:1")
+    assert "record train:2: there is no note in it" in str(data.problems[0])
+    assert segue.read(tmp_path / "a.json", step=0.5)[1].object == ["loud20", "note72", "length96", "note76", "length96"]
+    for other in ([[[0, 0, 255], [9, 0, 0]]] * 9, [[[3, 1], [2]]] * 9, [[60, 62], [64]]):
+        (tmp_path / "b.json").write_text(json.dumps(other))
+        assert not is_roll((tmp_path / "b.json").read_bytes())
+    (tmp_path / "b.json").write_text(json.dumps([piece, piece])[:-3])
+    with pytest.raises(SegueError, match="no piano roll that can be read"):
+        segue.read(tmp_path / "b.json")
 
 
 def test_the_pedal_holds(tmp_path: Path) -> None:

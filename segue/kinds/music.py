@@ -8,6 +8,7 @@ which hold every usual note value, and at the usual tempo of a recording are the
 from __future__ import annotations
 
 import io
+import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -47,10 +48,10 @@ class Note:
 
 
 class Music(Kind):
-    """Standard MIDI files (.mid, .rmi) and scores (MusicXML, .mxl), all parts together. An object is a list of items:
-    `note60` or `drum36` and the `length12` it lasts, `wait24` until the next one; `loud`, `voice` (the instrument) and
-    `tempo` stand in front of the note from which on they hold. The unit is the event. A file of independent patterns
-    (format 2) is a record each."""
+    """Standard MIDI files (.mid, .rmi), scores (MusicXML, .mxl), all parts together, and piano rolls (JSON: pieces of
+    steps of the pitches that sound). An object is a list of items: `note60` or `drum36` and the `length12` it lasts,
+    `wait24` until the next one; `loud`, `voice` (the instrument) and `tempo` stand in front of the note from which on
+    they hold. The unit is the event. A file of independent patterns (format 2) or pieces is a record each."""
 
     name = "music"
     unit = "event"
@@ -59,31 +60,40 @@ class Music(Kind):
 
     def sniff(self, path: Path, head: bytes) -> float:
         boxed = (head[:4], head[8:12]) == (b"RIFF", b"RMID")
-        return 0.97 if head.startswith(b"MThd") or boxed or is_score(head) else 0.0
+        return 0.97 if head.startswith(b"MThd") or boxed or is_score(head) or is_roll(head) else 0.0
 
-    def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True) -> Iterator[Record]:
-        """One record a file. pedal: notes last as long as the pedal holds them. Silence at the beginning is left out;
-        a pitch that begins while it sounds ends what sounded."""
-        if is_score(head_of(path)):
+    def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True,
+             step: float = 0.25) -> Iterator[Record]:
+        """One record a file, or a piece. pedal: notes last as long as the pedal holds them. step: beats that a step of
+        a piano roll lasts. Silence at the beginning is left out; a pitch that begins while it sounds ends what
+        sounded."""
+        songs, found = list(self._songs(path, pedal, step)), False
+        for name, notes, tempi in songs:
+            if items := spelled(notes, tempi):
+                found = True
+                yield Record(items, name=f"{path}:{name}" if len(songs) > 1 else str(path))
+            elif len(songs) > 1:
+                bad(problems, path, name, None, "there is no note in it; remove it")
+        if not found:
+            raise SegueError(f"{path}: there is no note in this file")
+
+    def _songs(self, path: Path, pedal: bool, step: float) -> Iterator[tuple[str, list[Note], list[tuple[int, int]]]]:
+        """The name, the notes and the tempi of each piece of a file."""
+        head = head_of(path)
+        if is_score(head) or is_roll(head):
+            if not 1 / GRID <= step <= 4:
+                raise SegueError(f"a step lasts 1/{GRID} to 4 beats, not {step}")
             with opened(path) as handle:
-                items = spelled(*written(path, handle.read()))
-            if not items:
-                raise SegueError(f"{path}: there is no note in this file")
-            yield Record(items, name=str(path))
+                data = handle.read()
+            if is_score(head):
+                yield "", *written(path, data)
+            else:
+                yield from ((name, unrolled(pitches, round(step * GRID)), []) for name, pitches in rolls(path, data))
             return
         file = _opened(require("mido", "music"), path)
         songs = [[track] for track in file.tracks] if file.type == 2 else [file.tracks]
-        found = False
         for number, tracks in enumerate(songs, 1):
-            name = f"{path}:{number}" if len(songs) > 1 else str(path)
-            items = spelled(*_heard(tracks, GRID / file.ticks_per_beat, pedal))
-            if items:
-                found = True
-                yield Record(items, name=name)
-            elif len(songs) > 1:
-                bad(problems, path, str(number), None, "the pattern has no notes; remove it")
-        if not found:
-            raise SegueError(f"{path}: there is no note in this file")
+            yield str(number), *_heard(tracks, GRID / file.ticks_per_beat, pedal)
 
     def codec(self, data: Dataset) -> Codec:
         """An item a token; every item there can be has one, so that a new piece has no unknown ones."""
@@ -221,6 +231,41 @@ def sounding(note: Any, shift: int) -> int | None:
             value = NAMES.index(place.findtext(step)) + 12 * (octave + 1) + round(float(place.findtext("alter") or 0))
             return min(max(value + (shift if sort == "pitch" else 0), 0), 127)
     return None
+
+
+def is_roll(head: bytes) -> bool:
+    """Whether a file is JSON of pieces of steps of pitches, perhaps in an object of their parts, by its beginning."""
+    if not re.match(rb'\s*(\{\s*"[^"]{1,40}"\s*:\s*)?\[\s*\[\s*\[[-\d,\s]*\]', head):
+        return False
+    steps = [step.split(b",") if step.strip() else [] for step in re.findall(rb"\[([-\d,\s]*)\]", head)]
+    pitches = [int(pitch) for step in steps for pitch in step if pitch.strip().lstrip(b"-").isdigit()]
+    heard = [pitch for pitch in pitches if pitch != -1]
+    return len(steps) > 4 and len(set(heard)) > 2 and max(map(len, steps)) <= 12 and \
+        min(heard) >= 12 and max(heard) <= 115
+
+
+def rolls(path: Path, data: bytes) -> Iterator[tuple[str, list[list[int]]]]:
+    """The name and the steps of each piece of a JSON piano roll."""
+    try:
+        value = json.loads(data)
+        for part, pieces in value.items() if isinstance(value, dict) else [("", value)]:
+            for number, piece in enumerate(pieces, 1):
+                steps = [[pitch for pitch in map(int, step) if 0 <= pitch < 128] for step in piece]
+                yield f"{part}:{number}" if part else str(number), steps
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SegueError(f"{path}: no piano roll that can be read ({error}); write it again") from error
+
+
+def unrolled(steps: Iterable[Sequence[int]], length: int) -> list[Note]:
+    """The notes of a piano roll; a pitch that goes on is one note. length: of a step."""
+    notes, begun = list[Note](), dict[int, int]()
+    for at, pitches in enumerate([*steps, []]):
+        for pitch in [pitch for pitch in begun if pitch not in pitches]:
+            start = begun.pop(pitch)
+            notes.append(Note(start * length, 0, pitch, nearest(LENGTHS, (at - start) * length), 20))
+        for pitch in pitches:
+            begun.setdefault(pitch, at)
+    return notes
 
 
 def known_chunks(data: bytes) -> bytes:
