@@ -20,7 +20,7 @@ from test_kinds_read import EVENTS, GENBANK, put
 import segue
 from segue.data import Data, read
 from segue.errors import SegueError
-from segue.kinds import KINDS, packed
+from segue.kinds import KINDS, Record, packed
 from segue.kinds.packed import FOREIGN
 
 
@@ -485,3 +485,11 @@ def test_arrays_of_windows_are_series(tmp_path: Path) -> None:
                                           values[1].reshape(-1))
     np.save(tmp_path / "b.npy", np.ones((4, 30)) / 3)
     assert len(read(tmp_path / "b.npy")) == 4 and len(read(tmp_path / "b.npy", rows=False)) == 1
+
+
+def test_written_events_have_the_times_they_had(tmp_path: Path) -> None:
+    for times in ([1.7e9, 1.7e9 + 0.25, 1.7e9 + 86400.0], [0.5, 2.0, 1e7]):
+        KINDS["events"].write([Record(["a", "b", "c"], {"time": np.array(times)}, "x")], tmp_path / "a.csv")
+        assert segue.read(tmp_path / "a.csv")[0].channels["time"].tolist() == times
+        assert ("2023-11-14 22:13:20.250000" in (tmp_path / "a.csv").read_text()) == (times[0] > 1e9)
+
