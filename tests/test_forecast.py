@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 import segue
 from segue.analysis.forecast import coverage, crps, filled, mae, mase, rmse, scale, season, simple
 from segue.cli import main
-from segue.decoding.forecast import InTurn, drawn
+from segue.decoding.forecast import Forecast, InTurn, drawn
 from segue.errors import SegueError
 from segue.kinds.codecs import LevelCodec
 from segue.kinds.series import table
 from segue.kinds.times import Clock, steady
+from segue.training.recipe import Facts, choose
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,3 +191,13 @@ def test_texts_are_drawn_several_times_too(tmp_path: Path) -> None:
     assert [len(answer.value) for answer in told.answers] == [6] * 3 and told.text.count("--- sample") == 3
     told.save(tmp_path / "more.fa")
     assert len(segue.read(tmp_path / "more.fa")) == 3 and len(told.as_dict()["samples"]) == 3
+
+
+def test_many_columns_are_shown_in_part(tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(14)]
+    told = Forecast(names, names, np.zeros((4, 2, 14)), np.zeros((5, 14)), 0, "path")
+    assert told.text.splitlines()[0].split() == ["step", *names[:8]] and "6 more columns" in told.note
+    told.save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0
+    plan, why = choose(Facts(100_000, 10_000, 500, 1, 1e11, "float32", turn=300), steps=20)
+    assert plan.context == 1024 and "a row has 3 moments of 300 columns (few:" in why

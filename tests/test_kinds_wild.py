@@ -19,7 +19,7 @@ from test_kinds_read import EVENTS, GENBANK, put
 import segue
 from segue.data import Data, read
 from segue.errors import SegueError
-from segue.kinds import KINDS, packed
+from segue.kinds import KINDS, Record, packed
 from segue.kinds.base import HEAD, class_in
 from segue.kinds.documents import begun
 from segue.kinds.frame import Look
@@ -617,3 +617,11 @@ def test_what_biopython_doubts_is_told_and_not_printed(tmp_path: Path, recwarn: 
         data = read(put(tmp_path / "a.gb", text), **options)
         assert [record.object for record in data] == [letters] and "doubtful: " in str(data.problems[0])
     assert not recwarn.list
+
+
+def test_written_events_have_the_times_they_had(tmp_path: Path) -> None:
+    for times in ([1.7e9, 1.7e9 + 0.25, 1.7e9 + 86400.0], [0.5, 2.0, 1e7]):
+        KINDS["events"].write([Record(["a", "b", "c"], {"time": np.array(times)}, "x")], tmp_path / "a.csv")
+        assert segue.read(tmp_path / "a.csv")[0].channels["time"].tolist() == times
+        assert ("2023-11-14 22:13:20.250000" in (tmp_path / "a.csv").read_text()) == (times[0] > 1e9)
+

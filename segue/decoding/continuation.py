@@ -409,15 +409,14 @@ def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | No
     if n is None:
         raise SegueError("a forecast needs to know of how many moments: give n")
     codec, past = fitted.codec, record.object or []
-    ids = list(prime_tokens(codec, past, model))
     columns = [parted(codec.token(int(turn[0])))[0] for turn in codec.turns()]
+    most = max(1, fitted.context // len(columns)) * len(columns)  # what a row of the model has, whole moments
+    first = -(-max(0, len(past) - most) // len(columns)) * len(columns)
+    ids = codec.prompt(past[first:]).tolist() if first else list(prime_tokens(codec, past, model))
     before = table(past)
     length = max(map(len, before.values()), default=0)
     known = np.stack([before.get(column, np.full(length, np.nan)) for column in columns], 1)
     called = [column or getattr(codec, "column", "") or "value" for column in columns]
-    most = max(1, fitted.context // len(columns)) * len(columns)  # what a row of the model has, whole moments
-    if len(ids) > most:
-        ids = ids[-most + (-len(past)) % len(columns) :]
     draws = drawn(model, codec, [ids], n, samples, **options)[0]
     return Forecast(columns, called, draws, known, options.get("seed", 0), model.path, list(past),
                     partial(_write, fitted.kind, record.name), clock)
@@ -462,7 +461,7 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
     """What a user gave to go on from, as a record of the kind: the first one where it is a path, read with these
     options; the object is None where it is empty. The codec's items are told apart in a text. problems: what was told
     while it was read; one is an error."""
-    known, name = {str(item) for item in getattr(codec, "items", ())}, ""
+    known = {str(item) for item in getattr(codec, "items", ())}
     if isinstance(prime, SetPrompt):
         return Record(prime.mapped(lambda run: kind.normalise(run, known)))
     if isinstance(prime, Path):
@@ -472,8 +471,8 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
             raise SegueError(str(problems[0]))
         if record is None:
             raise SegueError(f"{prime} holds no sequence to continue: give a file with one")
-        prime, name = record.object, record.name.removeprefix(f"{prime}:")
-    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, known), name=name)
+        return Record(record.object if len(record) else None, name=record.name.removeprefix(f"{prime}:"))
+    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, known))
 
 
 def prime_object(kind: Kind, prime: Any, codec: Codec) -> Any:

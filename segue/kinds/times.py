@@ -42,6 +42,15 @@ def shown(time: float) -> str:
     return f"{time:.6g}"
 
 
+def written(time: float) -> str:
+    """A time as tables have it: ISO 8601 where that is a moment of the calendar, read again as what it was."""
+    with suppress(ValueError, OverflowError, OSError):
+        text = datetime.fromtimestamp(time, UTC).replace(tzinfo=None).isoformat(" ")
+        if time >= EPOCH and _moment(text) == time:
+            return text
+    return repr(time)
+
+
 def lasting(seconds: float) -> str:
     """A gap for people: 0:15:00, 1 day, month."""
     days = seconds / 86400
