@@ -1,4 +1,5 @@
-"""Tables as columns, whatever they are written in: delimited text, JSON Lines, a JSON array of objects, Parquet, XES.
+"""Tables as columns, whatever they are written in: delimited text, logs of web servers, JSON Lines, a JSON array of
+objects, Parquet, Arrow, ORC, XES.
 
 `glance` says from a file's beginning whether it is a table, how it is cut and what its columns are called; the kinds
 find out with it whose file it is. `load_table` reads all of it. Nothing here knows what a column means.
@@ -6,6 +7,7 @@ find out with it whose file it is. `load_table` reads all of it. Nothing here kn
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import io
@@ -16,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,20 +26,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import HEAD, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.documents import as_row, document, flat, rows_of, spread
 from segue.kinds.packed import actual, bare, opened
+from segue.kinds.times import DATE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 50  # that a look takes
+DAYS = 8  # columns called by dates from which on each row is a series
+LOG = "log"  # in place of a sign between cells: a web server's log
 UNIT = "\x1f"  # ASCII's own sign between cells, which stands for those of several characters
 SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blank stands for any run of blanks
-DELIMITED = frozenset((".csv", ".tsv", ".tab"))
-JSON = frozenset((".jsonl", ".ndjson", ".json"))
-PARQUET = frozenset((".parquet", ".pq"))
+DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff"))
+LINES = frozenset((".jsonl", ".ndjson"))
+JSON = LINES | {".json"}
+PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
+# A line of a web server's log in the common form, or with what NCSA added to it.
+ACCESS = re.compile(rb'(\S+) (\S+) (\S+) \[([^\]]+)\] "((?:[^"\\]|\\.)*)" (\S+) (\S+)'
+                    rb'(?: "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)".*)?\s*')
+ACCESSED = words("client identity account time request status bytes referer agent")
 NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
 
 
@@ -53,15 +64,20 @@ class Look:
     rows: list[list[Any]]
     headed: bool = True
     regular: bool = True
-    form: str = "json"  # or parquet or delimited
+    form: str = "json"  # or document (an object around the rows), parquet or delimited
     delimiter: str = ","
     quoted: bool = True
     before: int = 0
     odd: tuple[int, ...] = ()  # numbers of the lines in front of the table that are not of it
+    quote: str = '"'
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in reversed([*enumerate(self.names)])}
 
     def column(self, name: str) -> list[Any]:
         """The cells seen of one column that hold something."""
-        place = self.names.index(name)
+        place = self._places[name]
         return [row[place] for row in self.rows if place < len(row) and row[place] not in (None, "")]
 
     def without(self, name: str | None) -> Look:
@@ -92,20 +108,49 @@ def glance(path: Path, head: bytes) -> Look | None:
     """The look of a table, or None where the file is none. path: without a compression suffix. head: see `head_of`."""
     suffix = path.suffix.lower()
     if is_parquet(head):
-        return _look_parquet(path)
+        return _look_parquet(path, head)
     if not head.strip() or looks_binary(head) or suffix in PARQUET:
         return None
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
     begin = text.lstrip()[:1]
     if begin == "{" or suffix in JSON or (begin == "[" and text.lstrip()[1:].lstrip()[:1] == "{"):
-        return _look_json(text)
+        return _look_json(suffix, text, len(head) >= HEAD)
     look = _look_text(suffix, text, len(head) >= HEAD)
     return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
 
 
 def is_parquet(head: bytes) -> bool:
-    """By its first bytes."""
-    return head[:4] == b"PAR1"
+    """By its first bytes. Arrow's own files and streams (Feather is one) and ORC are read as Parquet is."""
+    return head.startswith((b"PAR1", b"ARROW1", b"FEA1", b"ORC")) or _is_stream(head)
+
+
+def _is_stream(head: bytes) -> bool:
+    """Of Arrow: a mark, then the length of a schema."""
+    return head[:4] == b"\xff\xff\xff\xff" and 0 < int.from_bytes(head[4:8], "little") < HEAD << 4 and \
+        head[9:12] == b"\0\0\0"
+
+
+def _columnar(source: Any, head: bytes, few: bool = False) -> pa.Table:
+    """The table in a file for which `is_parquet`. few: its first rows are enough."""
+    import pyarrow as pa
+    from pyarrow import feather, orc, parquet
+
+    if head[:4] == b"PAR1":
+        file = parquet.ParquetFile(source)
+        if not few or not file.metadata.num_rows:
+            return file.read(use_threads=False)
+        return pa.Table.from_batches([next(file.iter_batches(ROWS, use_threads=False))])
+    if head[:3] == b"ORC":
+        stripes = orc.ORCFile(source)
+        return pa.Table.from_batches([stripes.read_stripe(0)]) if few and stripes.nstripes else stripes.read()
+    if head[:4] == b"FEA1":
+        return feather.read_table(source, use_threads=False)
+    whole = head[:6] == b"ARROW1"
+    reader = pa.ipc.open_file(source) if whole else pa.ipc.open_stream(source)
+    if not few:
+        return reader.read_all()
+    batch = next((reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else iter(reader), None)
+    return pa.Table.from_batches([] if batch is None else [batch.slice(0, ROWS)], reader.schema)
 
 
 def is_array(head: bytes) -> bool:
@@ -142,20 +187,19 @@ def load_array(path: Path, data: bytes, what: str) -> np.ndarray:
 def check_parquet(path: Path, head: bytes) -> None:
     """Refuse what is Parquet by name only."""
     if bare(path).suffix.lower() in PARQUET and not is_parquet(head):
-        raise SegueError(f"{path}: called Parquet, but does not begin as Parquet does; fetch it again or rename it")
+        raise SegueError(f"{path}: called Parquet or Arrow, but does not begin so; fetch it again or rename it")
 
 
-def _look_parquet(path: Path) -> Look | None:
+def _look_parquet(path: Path, head: bytes) -> Look | None:
     import pyarrow as pa
-    import pyarrow.parquet as parquet
 
-    with suppress(pa.ArrowException, OSError, NotImplementedError, StopIteration):
-        file = parquet.ParquetFile(actual(path))
-        names = [name for name in file.schema_arrow.names if name != "__index_level_0__"]
-        if not file.metadata.num_rows:
+    with suppress(pa.ArrowException, OSError, NotImplementedError, StopIteration), \
+            pa.memory_map(str(actual(path))) as source:
+        table = _columnar(source, head, few=True).slice(0, ROWS)
+        names = [name for name in table.column_names if name != "__index_level_0__"]
+        if not len(table):
             return Look(names, [], form="parquet")
-        batch = next(file.iter_batches(ROWS, columns=names, use_threads=False))
-        return _look_rows([flat(row) for row in batch.to_pylist()], "parquet")
+        return _look_rows([flat(row) for row in table.select(names).to_pylist()], "parquet")
     return None
 
 
@@ -169,17 +213,10 @@ def by_lines(text: str) -> bool:
     return False
 
 
-def as_row(value: Any) -> dict[str, Any] | None:
-    """A JSON value as cells: an object laid flat, a string as a text, a list of plain values as items; None: no row."""
-    if isinstance(value, dict):
-        return flat(value)
-    if isinstance(value, str):
-        return {"text": value}
-    plain = isinstance(value, list) and value and not any(isinstance(item, (dict, list)) for item in value)
-    return {"items": value} if plain else None
-
-
-def _look_json(text: str) -> Look | None:
+def _look_json(suffix: str, text: str, cut: bool) -> Look | None:
+    """cut: the text goes on."""
+    if suffix not in LINES and (found := document(text, cut)):
+        return _look_rows(list(spread(found, ROWS)), "document")
     decoder, between = json.JSONDecoder(), re.compile(r"[,\s]*")
     rows: list[dict[str, Any]] = []
     lines = by_lines(text)
@@ -207,31 +244,23 @@ def _look_rows(rows: list[dict[str, Any]], form: str) -> Look:
     return Look(names, [[row.get(name) for name in names] for row in rows], form=form)
 
 
-def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested objects as columns of their own: {"user": {"id": 1}} is user.id; a list of objects gives lists."""
-    cells: dict[str, Any] = {}
-    for key, value in row.items():
-        name = f"{before}{key}"
-        if isinstance(value, dict):
-            cells |= flat(value, f"{name}.")
-        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            inner = [flat(item) for item in value]
-            for part in dict.fromkeys(part for item in inner for part in item):
-                cells[f"{name}.{part}"] = [item.get(part) for item in inner]
-        else:
-            cells[name] = value
-    return cells
-
-
 def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozenset()) -> Look | None:
     """cut: the text goes on. asked: names of columns; a first line that holds one is a header, and where these are
     numbers there is none."""
+    if ARFF.match(text[:HEAD].encode()):
+        return _look_arff(text)
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
         lines.pop()
-    noted = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#%"), 0)
+    if _accessed(line.encode() for line in lines[:ROWS]):
+        asked_for = [[cell.decode() for cell in found.groups(b"")] for line in lines[:ROWS]
+                     if (found := ACCESS.fullmatch(line.encode()))]
+        return Look(list(ACCESSED), asked_for, True, True, "delimited", LOG, False)
+    told = re.fullmatch(r'"?sep=(.)"?\s*', lines[0])  # Excel's way to say the sign
+    noted = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#%"
+                  and not (told and i == 0)), 0)
     before, lines = lines[:noted], lines[noted:]
-    delimiter, quoted = _delimiter(lines, suffix)
+    delimiter, quoted = (told[1], True) if told else _delimiter(lines, suffix)
     rows = list(islice(_cells(lines, delimiter, quoted), ROWS))
     if not rows:
         return None
@@ -244,7 +273,8 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     last, body = rows[0][0], [row for _, row in rows]
     first = [cell.strip() for cell in body[0]]
     comment = next(_cells([before[-1].lstrip("#% ")], delimiter, quoted), (0, [""]))[1] if before else []
-    if len(comment) == usual > 1 and not any(map(number, comment)):
+    comment = comment[len(comment) == usual + 1 and comment[0][-1:] == ":" :]  # Fields: date time ...
+    if len({*comment} - {""}) == len(comment) == usual > 1 and not any(map(number, comment)):
         names, headed, begin = [name.strip() for name in comment], True, noted
     elif _is_header(first, body[1:], asked):
         names, headed, begin, body = first, True, noted + last, body[1:]
@@ -255,8 +285,44 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
         names = [*names, ""] if all(row[-1].strip() == "" for row in body if len(row) == usual) else ["row", *names]
     names = _different([name or str(i + 1) for i, name in enumerate(names)])
     regular = usual > 1 and all(len(row) == usual for row in body)
-    cells = [[cell.strip() for cell in row] for row in body]
+    cells: list[list[Any]] = [[cell.strip() for cell in row] for row in body]
+    for place in range(usual):
+        lists = [listed(row[place]) if place < len(row) else None for row in cells]
+        if any(lists) and all(each is not None or row[place : place + 1] in ([], [""])
+                              for each, row in zip(lists, cells)):
+            cells = [[*row[:place], each, *row[place + 1 :]] for each, row in zip(lists, cells)]
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
+
+
+def _look_arff(text: str) -> Look | None:
+    """The beginning of a table of Weka: the columns a line each, and behind @data their cells."""
+    head, data, body = text.partition(next(iter(re.findall(r"(?im)^[ \t]*@data[ \t]*\r?\n", text)), "\0"))
+    named = re.findall(r"(?im)^[ \t]*@attribute[ \t]+('(?:[^'\\]|\\.)*'|\"[^\"]*\"|\S+)", head)
+    names = _different([name.strip("'\"") for name in named])
+    if not data or not names:
+        return None
+    quote = "'" if "'" in body and body.count('"') < body.count("'") else '"'
+    cells = islice(_cells(body.splitlines(keepends=True), ",", True, quote), ROWS)
+    rows = [[cell.strip() for cell in row] for _, row in cells]
+    regular = all(len(row) == len(names) for row in rows[:-1])
+    return Look(names, rows, True, regular, "delimited", ",", True, (head + data).count("\n"), quote=quote)
+
+
+def listed(cell: str) -> list[Any] | None:
+    """The list of plain values that a cell says, as programs write them: [1, 2] or ['a', 'b']; else None."""
+    if cell[:1] != "[" or cell[-1:] != "]":
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            values = parse(cell)
+            return values if all(isinstance(each, str | int | float) for each in values) else None
+    return None
+
+
+def _accessed(lines: Iterable[bytes]) -> bool:
+    """Whether these are the first lines of a web server's log; the last may be cut."""
+    told = [ACCESS.fullmatch(line) is not None for line in lines if line.strip()]
+    return 10 * sum(told) >= 9 * max(len(told) - 1, 1)
 
 
 def _different(names: list[str]) -> list[str]:
@@ -271,31 +337,33 @@ def _different(names: list[str]) -> list[str]:
 
 def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
     """The sign by which most rows have the same number of cells, two or more, and whether cells are quoted."""
-    most, best = 0.0, (",", True)
+    most, cells, best = 0.0, 1, (",", True)
     for delimiter in ("\t", *SIGNS) if suffix in (".tsv", ".tab") else SIGNS:
         for quoted in (True,) if delimiter in ",;" else (True, False):
             counts = [len(row) for _, row in islice(_cells(lines, delimiter, quoted), ROWS)]
             usual = max(set(counts), key=counts.count, default=1)
             agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
-            if agreement > most and (agreement == 1 or delimiter != " " or suffix not in DELIMITED):
-                most, best = agreement, (delimiter, quoted)
+            tabs = delimiter == "\t" and 0 < agreement == most and usual == cells  # texts hold commas, but no tabs
+            if (agreement > most or tabs) and (agreement == 1 or delimiter != " " or suffix not in DELIMITED):
+                most, cells, best = agreement, usual, (delimiter, quoted)
     return best
 
 
-def csv_rows(lines: Iterable[str], delimiter: str, quoted: bool, strict: bool = False) -> Any:
-    """A `csv.reader` that knows the delimiter `::` too."""
+def csv_rows(lines: Iterable[str], delimiter: str, quoted: bool, strict: bool = False, quote: str = '"') -> Any:
+    """A `csv.reader` that knows the delimiter `::` too, and single quotes with backslashes before those inside."""
     if delimiter == "::":
         lines, delimiter = (line.replace("::", UNIT) for line in lines), UNIT
-    return csv.reader(lines, delimiter=delimiter, strict=strict,
-                      quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    weka = quote == "'"
+    return csv.reader(lines, delimiter=delimiter, strict=strict, quotechar=quote, skipinitialspace=weka,
+                      escapechar="\\" if weka else None, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
 
 
-def _cells(lines: Iterable[str], delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+def _cells(lines: Iterable[str], delimiter: str, quoted: bool, quote: str = '"') -> Iterator[tuple[int, list[str]]]:
     """Rows of cells, each with the number of its last line from 1; blank lines give none."""
     if delimiter == " ":
         yield from ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
         return
-    reader = csv_rows(lines, delimiter, quoted)
+    reader = csv_rows(lines, delimiter, quoted, quote=quote)
     with suppress(csv.Error):  # a cell without end: no table by this sign
         for row in reader:
             if any(cell.strip() for cell in row):
@@ -307,7 +375,8 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
     short and none of them comes again in its column."""
     if any(name.isdigit() for name in asked):
         return False
-    if asked.intersection(first):
+    days = {cell for cell in first if DATE.fullmatch(cell)}
+    if asked.intersection(first) or (len(days) >= DAYS and 2 * len(days) > len(set(first)) == len(first)):
         return True
     if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
         return False
@@ -318,17 +387,19 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
     return short and not again and len(set(first)) == len(first)
 
 
-def said(roles: Iterable[tuple[str, str | None]], names: Iterable[str]) -> str:
-    """How a table was understood: the columns that have a role, and what was not read of it."""
+def said(roles: Iterable[tuple[str, str | None]], names: Iterable[str], span: str = "") -> str:
+    """How a table was understood: the columns that have a role, and what was not read of it. span: what the column that
+    says when says."""
     chosen = {name: role for role, name in roles if name is not None}
     rest = [name for name in names if name not in chosen]
     unread = f"; not read: {', '.join(rest[:8])}" + (f" and {len(rest) - 8} more" if len(rest) > 8 else "")
-    return ", ".join(f"{role}={name}" for name, role in chosen.items()) + (unread if rest else "")
+    told = [f"{role}={name}" + (f" ({span})" if span and role == "when" else "") for name, role in chosen.items()]
+    return ", ".join(told) + (unread if rest else "")
 
 
 def number(cell: str) -> bool:
-    """A number, a date or a time."""
-    return bool(re.fullmatch(r"\s*[-+]?([\d.]*\d[\d.eE+:/TZ -]*)\s*", cell))
+    """A number, a share, a date or a time."""
+    return bool(re.fullmatch(r"\s*[-+]?[\d.,]*\d[\d.,eE+:/TZ -]*%?\s*", cell))
 
 
 def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[str | None] = ()) -> Frame:
@@ -351,6 +422,8 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
         begin = raw.lstrip()[:1000]
         if begin[:1] == b"{" or bare(path).suffix.lower() in JSON or (begin[:1] == b"[" and
                                                                       begin[1:].lstrip()[:1] == b"{"):
+            if bare(path).suffix.lower() not in LINES and (found := document(raw.decode())):
+                return _of_objects(path, found, "row")
             if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
                 return _load_lines(path, raw, problems)
             return _of_objects(path, json_array(path, raw), "row")
@@ -368,9 +441,8 @@ def _columns(path: Path, table: pa.Table) -> dict[str, Any]:
 
 def _load_parquet(path: Path, raw: bytes) -> Frame:
     import pyarrow as pa
-    import pyarrow.parquet as parquet
 
-    table = parquet.read_table(pa.BufferReader(raw), use_threads=False)
+    table = _columnar(pa.BufferReader(raw), raw)
     while any(pa.types.is_struct(each.type) for each in table.schema):
         table = table.flatten()  # as `flat` does
     columns = _columns(path, table)
@@ -417,9 +489,12 @@ def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
 
 
 def json_array(path: Path, raw: bytes) -> list[dict[str, Any]]:
-    """The rows of a JSON array (see `as_row`)."""
+    """The rows of a JSON array (see `as_row`), or of an object around them (see `document`)."""
     try:
-        rows = [as_row(value) for value in json.loads(raw)]
+        value = json.loads(raw)
+        if isinstance(value, dict):
+            return rows_of(value) or []
+        rows = [as_row(each) for each in value]
     except (ValueError, RecursionError) as error:
         raise SegueError(f"{path}: not JSON ({error}); is the file cut short?") from error
     if None in rows:
@@ -491,16 +566,20 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
 
     if b"\n" not in raw:
         raw = raw.replace(b"\r", b"\n")  # line ends of old Macs
-    look = _look_text(bare(path).suffix.lower(), raw[:HEAD].decode("utf-8", "ignore"), len(raw) > HEAD, asked)
+    seen = MOST if ARFF.match(raw[:HEAD]) else HEAD
+    look = _look_text(bare(path).suffix.lower(), raw[:seen].decode("utf-8", "ignore"), len(raw) > seen, asked)
     if look is None:
         raise SegueError(f"{path}: the file is empty; give a table with a row an event")
     for line in look.odd:
         bad(problems, path, f"line {line}", None, f"not of the table of {len(look.names)} columns below; remove it")
     raw, delimiter, first = _body(raw, look)
+    while seen > HEAD and raw.rstrip().rpartition(b"\n")[2].startswith(b"%"):  # what Weka's files may end with
+        raw = raw.rstrip().rpartition(b"\n")[0]
     if not raw.strip():
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
-    quoted = look.quoted and b'"' in raw
-    several = quoted and any(line.count(b'"') % 2 for line in raw.split(b"\n"))  # some line end stands within quotes
+    sign = look.quote.encode()
+    quoted = look.quoted and sign in raw
+    several = quoted and any(line.count(sign) % 2 for line in raw.split(b"\n"))  # some line end stands within quotes
     dropped: list[int] = []
 
     def ragged(row: Any) -> str:
@@ -514,7 +593,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
         pa.BufferReader(raw),
         read_options=arrow_csv.ReadOptions(use_threads=False, column_names=look.names, block_size=1 << 24),
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=ragged, newlines_in_values=quoted,
-                                             quote_char='"' if look.quoted else False),
+                                             quote_char=look.quote if look.quoted else False,
+                                             escape_char="\\" if look.quote == "'" else False),
         convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(look.names, pa.string()),
                                                  strings_can_be_null=True, null_values=NULLS),
     )
@@ -528,6 +608,12 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
     columns = {name: column for name, column in _columns(path, table).items()
                if not (look.headed and name.isdigit() and column.null_count == len(column))}  # after a last delimiter
+    for name, column in columns.items():
+        if len(column) > column.null_count and listed(column.drop_null()[0].as_py()) is not None:
+            lists = [None if cell is None else listed(cell.strip()) for cell in column.to_pylist()]
+            if sum(each is None for each in lists) == column.null_count:
+                texts = [None if each is None else list(map(_text, each)) for each in lists]
+                columns[name] = pa.array(texts, pa.large_list(pa.string()))
     return Frame(path, columns, look.headed, rows, "row" if several else "line")
 
 
@@ -537,6 +623,10 @@ def _body(raw: bytes, look: Look) -> tuple[bytes, str, int]:
     for _ in range(look.before):
         begin = raw.find(b"\n", begin) + 1 or len(raw)
     raw, delimiter = raw[begin:], look.delimiter
+    if delimiter == LOG:
+        raw = b"\n".join(line if row is None else UNIT.encode().join(row.groups(b"")) for line, row in
+                        ((line, ACCESS.fullmatch(line)) for line in raw.split(b"\n")))
+        return raw, UNIT, 1
     if delimiter == "::":
         raw, delimiter = raw.replace(b"::", UNIT.encode()), UNIT
     elif delimiter == " ":

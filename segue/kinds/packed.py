@@ -42,6 +42,10 @@ FOREIGN = {
 def foreign(head: bytes) -> str:
     """What a file is that is of no kind here, for an error."""
     what = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+    first, second = head[:400:2], head[1:400:2]
+    for encoding, zeros, signs in (("utf-16-le", second, first), ("utf-16-be", first, second)):
+        if what is None and 2 * zeros.count(0) > len(zeros) and signs and not signs.count(0):
+            what = f"{encoding.upper()} without a mark, perhaps: give kind=text and encoding={encoding}"
     return f"it is {what}" if what else "it is binary"
 
 
@@ -52,10 +56,10 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
     Whatever goes wrong while it is read, damage in the packed stream included, becomes a SegueError naming the file.
     """
-    raw: Any = None
     try:
-        raw = _stream(path, open(actual(path), "rb"))  # noqa: SIM115
-        yield raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
+        with open(actual(path), "rb") as raw:
+            stream = _stream(path, raw)
+            yield stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream, 1 << 20)
     except EOFError as error:
         raise SegueError(f"{path}: the packed file ends too soon (truncated); fetch or copy it again") from error
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
@@ -68,9 +72,6 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
         raise SegueError(f"{path}: is a folder, not a file") from error
     except OSError as error:
         raise SegueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    finally:
-        if raw is not None:
-            raw.close()
 
 
 def _stream(path: Path, raw: io.BufferedReader) -> Any:
@@ -86,7 +87,6 @@ def _stream(path: Path, raw: io.BufferedReader) -> Any:
 
         return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
     if magic[:4] == b"PK\x03\x04":
-        raw.close()
         raise SegueError(f"{path}: a zip archive; give a file in it (a.zip/b.txt), or unpack it")
     return raw
 

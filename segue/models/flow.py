@@ -21,7 +21,8 @@ from segue.mixers import Mixer
 from segue.mixers.state import Layout
 from segue.models.stack import Stack, StackConfig
 
-Given = Mapping[str, Tensor]  # what a field is told, by name: ids (B, ...) long, -1 where nothing is told
+Given = Mapping[str, Tensor]
+"""What a field is told, by name: ids (B, ...) long, -1 where nothing is told; or real vectors, zeros there."""
 NOTHING: Given = {}
 TIMES = 16  # numbers that tell a stack the time
 
