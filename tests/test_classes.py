@@ -24,6 +24,8 @@ def test_names_say_classes() -> None:
     assert class_in("a (b).ts:3") == ("a (b).ts:3", "") and of_class("a", "") == "a"
     assert classes_in(["d/a.ts:1 (class 1)", "d/a.ts:2 (class -1)"]) == ["1", "-1"]
     assert classes_in(["/d/x.zip/pos/1.txt", "/d/x.zip/neg/2.txt", "/d/x.zip/neg/deep/3.txt"]) == ["pos", "neg", "neg"]
+    assert classes_in(["d/train/pos/1", "d/train/neg/2", "d/test/pos/3"]) == ["pos", "neg", "pos"]
+    assert classes_in(["d/0_ann_1.wav", "d/0_bob_1.wav", "d/1_ann_1.wav", "d/1_ann_2.wav"]) == ["0", "0", "1", "1"]
     assert classes_in(["pos.fa:one", "neg.fa:two"]) == ["pos.fa", "neg.fa"]
     assert classes_in(["d/only.fa:one", "d/only.fa:two"]) == ["only.fa", "only.fa"]
     with pytest.raises(SegueError, match="says no class, others do"):

@@ -319,26 +319,26 @@ def test_a_processor_sees_the_path_and_may_rule_out() -> None:
         generate(model, [[1]], 3, processors=(lambda scores, prefix: scores - np.inf,))
 
 
-@pytest.mark.parametrize("mistake", [
-    lambda model: generate(model, [[]], 3),
-    lambda model: generate(model, [[99]], 3),
-    lambda model: generate(model, [1, 2], 3),  # type: ignore[list-item]
-    lambda model: generate(model, [[1]], 0),
-    lambda model: generate(model, [[1]], 3, "best"),
-    lambda model: generate(model, [[1]], 3, draft="oracle"),
-    lambda model: generate(model, [[1]], 3, "greedy", temperature=0.7),
-    lambda model: generate(model, [[1]], 3, "sample", warmth=0.7),
-    lambda model: generate(model, [[1]], 3, temperature=-1.0),
-    lambda model: generate(model, [[1]], 3, top_p=0.0),
-    lambda model: generate(model, [[1]], 3, "beam", "trie"),
-    lambda model: generate(model, [[1]], 3, "beam", num_beams=0),
-    lambda model: generate(model, [[1]], 3, acceptor="wishful"),
-    lambda model: generate(model, [[1], [2]], 3, seed=[1]),
-    lambda model: next(stream(model, [[1]], 3, "beam")),
-    lambda model: TrieDraft(mode="tree"),  # type: ignore[arg-type]
+@pytest.mark.parametrize("mistake, says", [
+    (lambda model: generate(model, [[]], 3), "prompt 0 is empty|prompt 1 is empty"),
+    (lambda model: generate(model, [[99]], 3), "outside the model's vocabulary of 7"),
+    (lambda model: generate(model, [1, 2], 3), "in brackets"),  # type: ignore[list-item]
+    (lambda model: generate(model, [[1]], 0), "n must be at least 1"),
+    (lambda model: generate(model, [[1]], 3, "best"), "'best' is unknown"),
+    (lambda model: generate(model, [[1]], 3, draft="oracle"), "'oracle' is unknown"),
+    (lambda model: generate(model, [[1]], 3, "greedy", temperature=0.7), "means nothing to decoder 'greedy'"),
+    (lambda model: generate(model, [[1]], 3, "sample", warmth=0.7), "warmth"),
+    (lambda model: generate(model, [[1]], 3, temperature=-1.0), "temperature"),
+    (lambda model: generate(model, [[1]], 3, top_p=0.0), "top_p"),
+    (lambda model: generate(model, [[1]], 3, "beam", "trie"), "cannot use a draft"),
+    (lambda model: generate(model, [[1]], 3, "beam", num_beams=0), "num_beams of at least 1"),
+    (lambda model: generate(model, [[1]], 3, acceptor="wishful"), "'wishful' is unknown"),
+    (lambda model: generate(model, [[1], [2]], 3, seed=[1]), "1 seeds for 2 prompts"),
+    (lambda model: next(stream(model, [[1]], 3, "beam")), "cannot stream"),
+    (lambda model: TrieDraft(mode="tree"), "mode 'tree'"),  # type: ignore[arg-type]
 ])
-def test_mistakes_are_told_in_one_line(mistake) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(SegueError) as told:
+def test_mistakes_are_told_in_one_line(mistake, says) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SegueError, match=says) as told:
         mistake(TableModel(7))
     assert "\n" not in str(told.value)
 
@@ -542,6 +542,7 @@ def test_the_answer_reports_cost() -> None:
     answer = generate(TableModel(5, sharpness=9), [[1, 2]], 60, draft="trie")[0]
     assert answer.cost is not None and answer.cost["forward_ms"] and answer.cost["sizes"]
     assert "a pass" in answer.note and answer.path in answer.note
+    assert "ends here (min_new_tokens=100 goes on)" in replace(answer, tokens=[], finish="stop").note
     assert set(answer.seconds) == {"prefill", "draft", "forward", "choose", "total"}
     assert answer.as_dict()["tokens"] == answer.tokens
     assert sum(answer.per_pass) == 60 and len(answer.per_pass) == answer.passes

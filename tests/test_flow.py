@@ -255,8 +255,8 @@ def test_times() -> None:
     plain, late = Flow().times(4), Flow(3.0).times(4)
     assert plain.tolist() == [1, 0.75, 0.5, 0.25, 0] and late[0] == 1 and late[-1] == 0 and bool((late >= plain).all())
     assert waves(torch.zeros(2, 3), 8).shape == (2, 3, 8)
-    for wrong in (lambda: Flow(0.0), lambda: Flow().times(0)):
-        with pytest.raises(SegueError):
+    for wrong, says in ((lambda: Flow(0.0), "above 0"), (lambda: Flow().times(0), "at least one step")):
+        with pytest.raises(SegueError, match=says):
             wrong()
     with pytest.raises(SegueError, match="real"):
         euler(exact, torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))

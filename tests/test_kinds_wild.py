@@ -19,7 +19,7 @@ from test_kinds_read import EVENTS, GENBANK, put
 import segue
 from segue.data import Data, read
 from segue.errors import SegueError
-from segue.kinds import KINDS, packed
+from segue.kinds import KINDS, Record, packed
 from segue.kinds.base import HEAD, class_in
 from segue.kinds.documents import begun
 from segue.kinds.frame import Look
@@ -121,6 +121,8 @@ SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
     ([{"prompt": "Who?", "chosen": "I.", "rejected": "no"}], "Who?\nI.",
      "field=prompt, field=chosen; not read: rejected"),
     ([{"prompt": "Who?", "n": 1}], "Who?", "field=prompt; not read: n"),
+    ([{"instruction": "Who?", "context": "", "response": "I.", "kind": "a"}], "Who?\nI.",
+     "field=instruction, field=context, field=response; not read: kind"),
     ([{"dialog": ["Who was it then?", "I."], "act": [1, 2]}], "Who was it then?\nI.", "field=dialog; not read: act"),
     ([{"text": "all of it", "answer": "no"}], "all of it", "field=text; not read: answer"),
     (["a text", "another"], "a text", "field=text"),
@@ -466,6 +468,7 @@ def test_columns_of_weka_may_be_named_far_on(tmp_path: Path) -> None:
      "END;\n", "dna", ["ACGT", "AC-T"]),
     ("f.aln", "CLUSTAL O(1.2.4) multiple sequence alignment\n\n\na ACGT 4\nb AC-T 3\n  ** *\n\na AC 6\nb AC 5\n",
      "dna", ["ACGTAC", "AC-TAC"]),
+    ("h.pdb", f"{'HEADER    HYDROLASE':<50}01-JAN-90   1ABC\nSEQRES   1 A    3  MET LYS VAL\n", "protein", ["MKV"]),
     ("g.tsv", "8-mer\tscore\n" + "".join(f"ACGTACG{base}\t0.{i}\n" for i, base in enumerate("ACGT")), "dna",
      [f"ACGTACG{base}" for base in "ACGT"]),
 ])
@@ -603,3 +606,22 @@ def test_arrays_of_windows_are_series(tmp_path: Path) -> None:
                                           values[1].reshape(-1))
     np.save(tmp_path / "b.npy", np.ones((4, 30)) / 3)
     assert len(read(tmp_path / "b.npy")) == 4 and len(read(tmp_path / "b.npy", rows=False)) == 1
+
+
+def test_what_biopython_doubts_is_told_and_not_printed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    pytest.importorskip("Bio")
+    text = ("LOCUS       X            12 bp    DNA  linear   BCT 01-JAN-2020\nACCESSION   X\n"
+            "FEATURES             Location/Qualifiers\n     CDS             1..6\n"
+            "                     /locus_tag=\"a\"\nORIGIN\n        1 acgtacgtacgt\n//\n")
+    for options, letters in (({}, "ACGTACGTACGT"), ({"features": "CDS"}, "ACGTAC")):
+        data = read(put(tmp_path / "a.gb", text), **options)
+        assert [record.object for record in data] == [letters] and "doubtful: " in str(data.problems[0])
+    assert not recwarn.list
+
+
+def test_written_events_have_the_times_they_had(tmp_path: Path) -> None:
+    for times in ([1.7e9, 1.7e9 + 0.25, 1.7e9 + 86400.0], [0.5, 2.0, 1e7]):
+        KINDS["events"].write([Record(["a", "b", "c"], {"time": np.array(times)}, "x")], tmp_path / "a.csv")
+        assert segue.read(tmp_path / "a.csv")[0].channels["time"].tolist() == times
+        assert ("2023-11-14 22:13:20.250000" in (tmp_path / "a.csv").read_text()) == (times[0] > 1e9)
+

@@ -89,7 +89,7 @@ SUBJECTS: dict[str, Make] = {
     "hydra": lambda width: Hydra(width, heads=2, states=3),
     "matrix": lambda width: MatrixMixer(width, heads=2, features=2),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
-    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=2, memory=3),
+    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=4, memory=3),
     "linformer": lambda width: Linformer(width, heads=2, rank=4, length=64),
     "reformer": lambda width: Reformer(width, heads=2, chunk=4),
 }
@@ -144,12 +144,12 @@ def test_every_mixer_is_checked() -> None:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_contract(name: str) -> None:
-    assert check_mixer(SUBJECTS[name], examples=6, prompt=4, relative=name not in ABSOLUTE)
+    assert check_mixer(SUBJECTS[name], examples=4, prompt=4, relative=name not in ABSOLUTE)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_contract_of_variants(name: str) -> None:
-    assert check_mixer(VARIANTS[name], examples=4, prompt=4)
+    assert check_mixer(VARIANTS[name], examples=3, prompt=4)
 
 
 @pytest.mark.slow
@@ -347,7 +347,7 @@ BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties
     (WrongGradient, "gradcheck", "gradients"),
     (WrongMatrix, "matrix @ values", "matrix"),
     (LosesABuffer, "save and load", "save"),
-    (RewindsTooFar, "rewind", ""),
+    (RewindsTooFar, "rewind", "rewind"),
     (KeepsWhatItForgot, "over three ranks", "over ranks"),
 ]
 
@@ -566,7 +566,7 @@ def test_gla_against_a_plain_loop() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["lstm", "gru", "elman", "jordan", "mamba", "gla"])
-@pytest.mark.parametrize("tokens", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tokens", [800, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_decoding_in_flat_memory(name: str, tokens: int) -> None:
     torch.manual_seed(0)
     mixer = SUBJECTS[name](8)
@@ -613,10 +613,12 @@ def test_a_refused_rewind_moves_no_part() -> None:
     assert isinstance(cache, Cache) and cache.lengths.tolist() == [3] and state.positions.tolist() == [3]
 
 
-@pytest.mark.parametrize("options", [{"heads": 3}, {"heads": 4, "kv_heads": 3}, {"positions": "sine"},
-                                     {"window": 3, "prefix": 2}, {"window": 0}])
-def test_attention_refuses(options: dict) -> None:
-    with pytest.raises(SegueError):
+@pytest.mark.parametrize("options, says", [
+    ({"heads": 3}, "not divisible by 3 heads"), ({"heads": 4, "kv_heads": 3}, "cannot share 3"),
+    ({"positions": "sine"}, "'sine' are unknown"), ({"window": 3, "prefix": 2}, "choose one"),
+    ({"window": 0}, "at least one position")])
+def test_attention_refuses(options: dict, says: str) -> None:
+    with pytest.raises(SegueError, match=says):
         Attention(8, **options)
 
 

@@ -69,7 +69,7 @@ def test_only_the_ids_of_the_next_segment_can_be_said() -> None:
 @pytest.mark.parametrize("mixer", ["attention", "gru", "gla"])
 def test_segments_keep_the_contract_of_models(mixer: str) -> None:
     config = StackConfig(0, 16, [mixer] * 2, norm="layer")
-    check_model(MultiSegmentLM(config, [(9, 40), (5, 4000)]).eval())
+    check_model(MultiSegmentLM(config, [(9, 40), (5, 4000)]).eval(), examples=4)
 
 
 def test_new_ids_leave_the_old_ones_as_they_were() -> None:

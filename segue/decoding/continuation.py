@@ -22,7 +22,7 @@ from segue.decoding.recipes import DECODERS, drafts_itself, takes
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
-from segue.kinds.base import Record
+from segue.kinds.base import Problems, Record
 from segue.kinds.codecs import TokenizerCodec, as_bytes, parted
 from segue.kinds.series import table
 from segue.models.base import begin_of
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from segue.decoding.draft.heads import HeadsDraft
     from segue.kinds.base import Kind
     from segue.kinds.codecs import Codec
+    from segue.kinds.times import Clock
     from segue.models.base import Decodable
     from segue.models.mixture import Mixture
 
@@ -288,10 +289,11 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
 
 
 class FittedModel(Protocol):
-    """What `continue_` needs of a fitted model. decodable: the model to run, its weights rounded as asked for.
-    scheduled: that with fewer layers by position. mixture: the model with counts, heads: what drafts for it, if there
-    are any. best_draft: the name of the drafter that was found fastest."""
+    """What `continue_` needs of a fitted model. context: elements of a row it was trained on. decodable: the model to
+    run, its weights rounded as asked for. scheduled: that with fewer layers by position. mixture: the model with
+    counts, heads: what drafts for it, if there are any. best_draft: the name of the drafter that was found fastest."""
 
+    context: int
     mixture: Mixture | None
     heads: HeadsDraft | None
     best_draft: str | None
@@ -328,7 +330,9 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     items = kind.storage == "items"
     many = isinstance(prime, (list, tuple)) and (
         not items or any(isinstance(each, (list, tuple, Path, SetPrompt)) for each in prime))
-    records = [prime_record(kind, each, fitted.codec, reading) for each in (prime if many else [prime])]
+    told_of = [Problems() for _ in (prime if many else [prime])]
+    records = [prime_record(kind, each, fitted.codec, reading, told)
+               for each, told in zip(prime if many else [prime], told_of)]
     if not records:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     strange = [unknown_in(fitted.codec, record.object) for record in records]
@@ -342,12 +346,15 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         if decoder not in (None, "sample") or samples < 1:
             raise SegueError(f"{samples} samples by decoder '{decoder or 'sample'}': give samples=1 or more, which "
                              "decoder sample draws")
-        told = [_forecast(fitted, model, record, n, samples, options) if fitted.codec.turns() and plain else
-                _samples(fitted, model, record, n, samples, draft, stop, options) for record in records]
+        told = [_forecast(fitted, model, record, n, samples, options, each.clock) if fitted.codec.turns() and plain else
+                _samples(fitted, model, record, n, samples, draft, stop, options)
+                for record, each in zip(records, told_of)]
         return told if many else told[0]
     answers = continue_objects(model, fitted.codec, [record.object for record in records], n, decoder,
                                drafter_for(fitted, decoder, draft), stop=stop, **options)
     for answer, count, record in zip(answers, strange, records):
+        if not answer.tokens and answer.finish == "stop" and record.object is not None:
+            answer.remark = "the sequence ends here, says the model: --set min_new_tokens=N makes it go on"
         if count:
             answer.remark = f"{count} of the {len(record)} {kind.unit}s of the prime are unknown to the model"
         for each in (answer, *answer.others):
@@ -398,19 +405,21 @@ def _samples(fitted: FittedModel, model: Decodable, record: Record, n: int | Non
 
 
 def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int,
-              options: dict[str, Any]) -> Forecast:
+              options: dict[str, Any], clock: Clock | None) -> Forecast:
     if n is None:
         raise SegueError("a forecast needs to know of how many moments: give n")
     codec, past = fitted.codec, record.object or []
-    ids = list(prime_tokens(codec, past, model))
     columns = [parted(codec.token(int(turn[0])))[0] for turn in codec.turns()]
+    most = max(1, fitted.context // len(columns)) * len(columns)  # what a row of the model has, whole moments
+    first = -(-max(0, len(past) - most) // len(columns)) * len(columns)
+    ids = codec.prompt(past[first:]).tolist() if first else list(prime_tokens(codec, past, model))
     before = table(past)
     length = max(map(len, before.values()), default=0)
     known = np.stack([before.get(column, np.full(length, np.nan)) for column in columns], 1)
     called = [column or getattr(codec, "column", "") or "value" for column in columns]
     draws = drawn(model, codec, [ids], n, samples, **options)[0]
     return Forecast(columns, called, draws, known, options.get("seed", 0), model.path, list(past),
-                    partial(_write, fitted.kind, record.name))
+                    partial(_write, fitted.kind, record.name), clock)
 
 
 def unknown_in(codec: Codec, prime: Any) -> int:
@@ -442,24 +451,28 @@ def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
     return draft
 
 
-def _write(kind: Kind, name: str, whole: Any, path: str | Path) -> None:
+def _write(kind: Kind, name: str, whole: Any, path: str | Path, **channels: Any) -> None:
     """One sequence in the kind's own file format, by its name where it has one (texts have none)."""
-    kind.write([Record(whole, name=name) if name and kind.several else whole], path)
+    kind.write([Record(whole, channels, name) if (name or channels) and kind.several else whole], path)
 
 
-def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None) -> Record:
+def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None,
+                 problems: Problems | None = None) -> Record:
     """What a user gave to go on from, as a record of the kind: the first one where it is a path, read with these
-    options; the object is None where it is empty. The codec's items are told apart in a text."""
-    known, name = {str(item) for item in getattr(codec, "items", ())}, ""
+    options; the object is None where it is empty. The codec's items are told apart in a text. problems: what was told
+    while it was read; one is an error."""
+    known = {str(item) for item in getattr(codec, "items", ())}
     if isinstance(prime, SetPrompt):
         return Record(prime.mapped(lambda run: kind.normalise(run, known)))
     if isinstance(prime, Path):
         options = checked(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
-        record = next(iter(kind.read(prime, **options)), None)
+        record = next(iter(kind.read(prime, problems, **options)), None)
+        if problems:
+            raise SegueError(str(problems[0]))
         if record is None:
             raise SegueError(f"{prime} holds no sequence to continue: give a file with one")
-        prime, name = record.object, record.name.removeprefix(f"{prime}:")
-    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, known), name=name)
+        return Record(record.object if len(record) else None, name=record.name.removeprefix(f"{prime}:"))
+    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, known))
 
 
 def prime_object(kind: Kind, prime: Any, codec: Codec) -> Any:

@@ -41,6 +41,8 @@ FLAT = {  # what files of databases and aligners begin with, and the name of the
     r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
     r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
     r"(?i)#NEXUS\b": "nexus",
+    r"HEADER    .{40}\d\d-[A-Z]{3}-\d\d": "pdb-seqres",
+    r"data_\w+\s+#?\s*_entry\.id\s": "cif-seqres",
 }
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
 
@@ -94,8 +96,8 @@ class Letters(Kind):
     def read(self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip",
              column: str | None = None, features: str | None = None, classes: str | None = None) -> Iterator[Record]:
         """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, GenBank, EMBL, UniProt,
-        alignments (Stockholm, Clustal, PIR, NEXUS), letters alone (a sequence a line, or one over many lines of
-        one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a `column` (if
+        PDB and mmCIF, alignments (Stockholm, Clustal, PIR, NEXUS), letters alone (a sequence a line, or one over lines
+        of one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a `column` (if
         None, one called sequence or seq, or one of long words of letters; words of k letters that overlap are one
         sequence, and so are twenty or more columns of one base each).
 
@@ -160,7 +162,7 @@ class Letters(Kind):
             if features is not None:
                 if flat not in ("genbank", "embl"):
                     raise SegueError(f"{path}: only GenBank and EMBL files have features: leave features out")
-                yield from self._features(path, handle, flat, features)
+                yield from self._features(path, handle, flat, features, problems)
                 return
             if column is not None or is_parquet(head) or (flat is None and self._tabular(path, head, start)):
                 yield from _column(path, problems, column, classes)
@@ -205,17 +207,9 @@ class Letters(Kind):
                 records = scanner.parse_records(text, do_features=False)
             else:
                 records = require("Bio.SeqIO", "biology").parse(text, form)
-            while True:
-                with warnings.catch_warnings(record=True) as doubts:
-                    warnings.simplefilter("always")
-                    record = next(records, None)
-                if record is None:
-                    return
-                name = record.id or record.name or ""
-                for doubt in doubts if problems is not None else ():
-                    bad(problems, path, name, None, f"doubtful: {' '.join(str(doubt.message).split())}")
+            for record in _doubted(path, records, problems):
                 try:
-                    yield name, bytes(record.seq), None
+                    yield record.id or record.name or "", bytes(record.seq), None
                 except Exception as error:  # an undefined sequence; the class is Biopython's own
                     raise SegueError(f"{path}, record {record.id}: it holds no sequence (only its length); download it "
                                      "in full") from error
@@ -226,12 +220,15 @@ class Letters(Kind):
             why = error or type(error).__name__
             raise SegueError(f"{path}: no {name} file that Biopython reads ({why}); download it again or give "
                              "FASTA") from error
+        finally:
+            text.close()
 
-    def _features(self, path: Path, handle: BinaryIO, form: str, sort: str) -> Iterator[Found]:
+    def _features(self, path: Path, handle: BinaryIO, form: str, sort: str,
+                  problems: Problems | None) -> Iterator[Found]:
         """The parts of one sort of each record, by Biopython; for proteins their translations, where they are told."""
-        found = False
+        found, text = False, io.TextIOWrapper(handle, "utf-8", "replace")
         try:
-            for record in require("Bio.SeqIO", "biology").parse(io.TextIOWrapper(handle, "utf-8", "replace"), form):
+            for record in _doubted(path, require("Bio.SeqIO", "biology").parse(text, form), problems):
                 for number, feature in enumerate((each for each in record.features if each.type == sort), 1):
                     said = feature.qualifiers
                     names = [said[key][0] for key in ("protein_id", "locus_tag", "gene") if key in said]
@@ -244,6 +241,8 @@ class Letters(Kind):
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
             raise SegueError(f"{path}: no file whose features Biopython reads ({error}); download it again") from error
+        finally:
+            text.close()
         if not found:
             raise SegueError(f"{path}: there is no {sort} in this file; look which features it has (CDS, gene, tRNA)")
 
@@ -340,6 +339,8 @@ def _flat(head: bytes) -> str | None:
 def _letters(text: bytes, form: str) -> bytes:
     """Some letters of a file of a database or of an aligner."""
     lines = text.decode("utf-8", "replace").splitlines()
+    if form in ("pdb-seqres", "cif-seqres"):
+        return b"PROTEIN"
     if form in ("genbank", "embl", "swiss"):
         return b"PROTEIN" if re.search(r" (aa|AA)\b", lines[0]) else b"ACGT"
     if form == "nexus":
@@ -358,6 +359,20 @@ def _column(path: Path, problems: Problems | None, column: str | None, classes: 
             yield name, sequence, None
         else:
             bad(problems, path, name, None, f"no sequence in column '{found}'; remove the row or fill it")
+
+
+def _doubted(path: Path, records: Iterator[Any], problems: Problems | None) -> Iterator[Any]:
+    """The records of Biopython; what it warns of is told as problems."""
+    while True:
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter("always")
+            record = next(records, None)
+        if record is None:
+            return
+        for doubt in doubts if problems is not None else ():
+            said = " ".join(str(doubt.message).split())
+            bad(problems, path, record.id or record.name or "", None, f"doubtful: {said}")
+        yield record
 
 
 def _clustal(path: Path, handle: BinaryIO) -> Iterator[Found]:

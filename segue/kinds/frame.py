@@ -573,6 +573,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
     for line in look.odd:
         bad(problems, path, f"line {line}", None, f"not of the table of {len(look.names)} columns below; remove it")
     raw, delimiter, first = _body(raw, look)
+    while seen > HEAD and raw.rstrip().rpartition(b"\n")[2].startswith(b"%"):  # what Weka's files may end with
+        raw = raw.rstrip().rpartition(b"\n")[0]
     if not raw.strip():
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
     sign = look.quote.encode()

@@ -35,7 +35,7 @@ from segue.kinds.frame import (
 )
 from segue.kinds.packed import bare, opened
 from segue.kinds.table import ENDINGS, WEAKLY, WHAT, WHEN, WHO, laid_out, measured, named_by, plain, timed, when_of
-from segue.kinds.times import DATE, EPOCH, lasting, seconds_of, span, steady, timelike
+from segue.kinds.times import DATE, EPOCH, Clock, lasting, seconds_of, span, steady, timelike
 
 WHOLE = 24  # so many columns without a header: a row is a series
 COUNTERS = words("row index unnamed step no nr instant")  # columns that may count the rows
@@ -192,20 +192,24 @@ class Series(Kind):
         return {"columns": columns} if len(columns) > 1 else {"column": called} if called else {}
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
-        """CSV, a row a moment; of several series with a column that names them."""
+        """CSV, a row a moment; of several series with a column that names them. Channels are columns in front."""
         records = [obj if isinstance(obj, Record) else Record(list(obj)) for obj in objects]
         tables = [table(record.object) for record in records]
         columns = list(dict.fromkeys(column for each in tables for column in each))
-        head = ["series"] if len(records) > 1 else []
+        beside = list(dict.fromkeys(name for record in records for name in record.channels))
+        head = [*(["series"] if len(records) > 1 else []), *beside]
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerow([*head, *(column or "value" for column in columns)])
             for number, (record, each) in enumerate(zip(records, tables), 1):
-                name = [record.name or f"series{number}"] if head else []
+                name = [record.name or f"series{number}"] if len(records) > 1 else []
                 length = max(map(len, each.values()), default=0)
+                moments = [np.asarray(record.channels[side])[:: len(each)] if side in record.channels else [""] * length
+                           for side in beside]
                 filled = [np.append(each.get(column, ()), [np.nan] * (length - len(each.get(column, ()))))
                           for column in columns]
-                writer.writerows([*name, *map(decimal, row)] for row in zip(*filled))
+                writer.writerows([*name, *(cells[i] for cells in moments), *map(decimal, row)]
+                                 for i, row in enumerate(zip(*filled)))
 
     def show(self, obj: Sequence[str]) -> str:
         """A line a column: its course in at most 64 bars, from its least number to its greatest."""
@@ -597,6 +601,11 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
             bad(problems, frame.path, label, None, "there is no number in this series; remove it")
             continue
         name = f"{frame.path}:{label}" if label else str(frame.path)
+        if problems is not None:
+            problems.clock = None
+            if when is not None and times is not None and np.isfinite(gap := steady(times[mine])) and \
+                    np.isfinite(times[mine]).all():
+                problems.clock = Clock(when, times[mine], gap)
         if said_of is None:
             yield Record(flat(parts), name=name)
         elif told(problems, frame.path, label, of, said_of[number]):

@@ -34,7 +34,7 @@ from segue.kinds.frame import (
 from segue.kinds.frame import number as is_number
 from segue.kinds.packed import COMPRESSED, actual, bare, opened
 from segue.kinds.text import text_columns
-from segue.kinds.times import DATE, NUMBER, seconds_of, span, steady, timelike
+from segue.kinds.times import DATE, NUMBER, seconds_of, span, steady, timelike, written
 
 
 def plain(name: str) -> str:
@@ -217,14 +217,14 @@ class Events(Kind):
         return ItemCodec.count(data.vocabulary, min_count, vocabulary)
 
     def write(self, objects: Iterable[Sequence[str | int] | Record], path: str | Path) -> None:
-        """CSV with the columns who, what and, where a `Record` carries time, when (seconds)."""
+        """CSV with the columns who, what and, where a `Record` carries time, when (of the calendar, or a number)."""
         rows: list[list[Any]] = []
         timed = False
         for number, obj in enumerate(objects, 1):
             record = obj if isinstance(obj, Record) else Record(list(obj), name=f"sequence{number}")
             times = record.channels.get("time")
             timed = timed or times is not None
-            rows += [[record.name or f"sequence{number}", item, "" if times is None else repr(float(times[i]))]
+            rows += [[record.name or f"sequence{number}", item, "" if times is None else written(float(times[i]))]
                      for i, item in enumerate(record.object)]
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")

@@ -55,11 +55,12 @@ SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
 COLUMNS = words("text content body document sentence article story passage dialogue dialog conversation transcript "
                 "question message review comment utterance tweet post query abstract summary lyrics caption abc smiles")
-FIELDS = words("text content code body document sentence article story passage context dialogue dialog conversation "
-               "transcript question prompt input instruction description title abstract message review comment "
-               "utterance tweet post query summary completion output response answer lyrics caption abc smiles")
+FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
+               "question problem prompt input instruction description abstract message review comment utterance tweet "
+               "post query summary completion output response answer context title lyrics caption abc smiles")
 # What asks and what answers: together they are one text.
-ASKS, ANSWERS = words("instruction question prompt input query"), words("completion output response answer chosen")
+ASKS = words("instruction question problem prompt input context query")
+ANSWERS = words("completion output response answer solution canonical_solution chosen")
 DIALOGUES = words("dialogue dialog conversation transcript context")
 TOKENS = ("tokens", "words")  # a text in lists of its words
 TURNS, ROLES = words("content value text utterance"), words("role from speaker author")  # of a dialogue
@@ -278,7 +279,7 @@ class Text(Kind):
 
     def _read_table(self, path: Path, problems: Problems | None, table: Look, field: list[str],
                     column: str | None, encoding: str) -> Iterator[Record]:
-        found = False
+        found, weka = False, bare(path).suffix.lower() == ".arff"
         for name in field:
             if name not in table.names:
                 raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(table.names)}")
@@ -292,7 +293,7 @@ class Text(Kind):
                 for row in rows:
                     number = before + rows.line_num
                     if len(row) != len(table.names):
-                        if row:
+                        if row and not (weka and row[0].startswith("%")):
                             bad(problems, path, str(number), None,
                                 f"{len(row)} columns where the first line has {len(table.names)}; quote what holds a "
                                 "delimiter")

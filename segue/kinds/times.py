@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ def shown(time: float) -> str:
     return f"{time:.6g}"
 
 
+def written(time: float) -> str:
+    """A time as tables have it: ISO 8601 where that is a moment of the calendar, read again as what it was."""
+    with suppress(ValueError, OverflowError, OSError):
+        text = datetime.fromtimestamp(time, UTC).replace(tzinfo=None).isoformat(" ")
+        if time >= EPOCH and _moment(text) == time:
+            return text
+    return repr(time)
+
+
 def lasting(seconds: float) -> str:
     """A gap for people: 0:15:00, 1 day, month."""
     days = seconds / 86400
@@ -59,6 +69,42 @@ def steady(seconds: np.ndarray) -> float:
     gaps = np.diff(np.sort(seconds[np.isfinite(seconds)]))
     sizes, counts = np.unique(gaps, return_counts=True)
     return float(sizes[counts.argmax()]) if len(gaps) > 1 and 2 * counts.max() > len(gaps) else np.nan
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The moments of a series. name: of the column that says them. times: (T,), in order. gap: between most of them."""
+
+    name: str
+    times: np.ndarray
+    gap: float
+
+    def after(self, count: int) -> np.ndarray:
+        """(count,) the times that follow: at the same days of the next months, on weekdays only where all were, or at
+        the same gap."""
+        last, steps, day = self.times[-1], np.arange(1, count + 1), np.timedelta64(1, "D")
+        if np.abs(last) < EPOCH or self.gap < 86400:
+            return np.asarray(last + steps * self.gap)
+        moment = np.datetime64(round(last), "s")
+        date = moment.astype("M8[D]")
+        if (month := 28 <= self.gap / 86400 <= 31) or 365 <= self.gap / 86400 <= 366:
+            begin, final = date.astype("M8[M]"), (date + day).astype("M8[M]") > date.astype("M8[M]")
+            begins = begin + steps * (1 if month else 12)
+            dates = (begins + 1).astype("M8[D]") - day if final else begins.astype("M8[D]") + (date - begin)
+        elif self.gap == 86400 and np.is_busday(np.round(self.times).astype("M8[s]").astype("M8[D]")).all():
+            dates = np.busday_offset(date, steps)
+        else:
+            return np.asarray(last + steps * self.gap)
+        return (dates + (moment - date)).astype("M8[s]").astype(np.float64)
+
+    def told(self, times: np.ndarray) -> list[str]:
+        """Times for people, and for tables: days where all are."""
+        if np.abs(self.times[-1]) < EPOCH:
+            return [f"{time:.10g}" for time in times.tolist()]
+        days = bool((self.times % 86400 == 0).all() and (times % 86400 == 0).all())
+        fine = bool((times != np.round(times)).any())
+        form = "%Y-%m-%d" if days else "%Y-%m-%d %H:%M:%S.%f" if fine else "%Y-%m-%d %H:%M:%S"
+        return [datetime.fromtimestamp(time, UTC).strftime(form) for time in times.tolist()]
 
 
 def timelike(cells: Iterable[Any]) -> bool:

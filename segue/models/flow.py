@@ -172,8 +172,8 @@ class EvenField(LayeredField):
 def one_hot(ids: Tensor, classes: int) -> Tensor:
     """(...) long -> (..., classes), zeros where the id is -1; a SegueError where it is no class."""
     if ids.numel() and (int(ids.max()) >= classes or int(ids.min()) < -1):
-        raise SegueError(f"a condition has the id {int(ids.max())}, and {classes} classes: ids lie below, or are -1 "
-                         "where nothing is told")
+        raise SegueError(f"a condition has ids from {int(ids.min())} to {int(ids.max())}, and {classes} classes: ids "
+                         "lie below, or are -1 where nothing is told")
     return F.one_hot(ids + 1, classes + 1)[..., 1:]
 
 

@@ -73,7 +73,8 @@ def check_objective(objective: Objective, make: Callable[[], nn.Module] | None =
     _near(name, "the total of packed documents", packed, parts, tolerance)
 
 
-def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[[], nn.Module] | None = None) -> None:
+def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[[], nn.Module] | None = None,
+                   stops: Sequence[int] = range(1, STEPS)) -> None:
     """Check a continual-learning strategy made by `make()`; `ContractBroken` says what fails.
 
     The same seed gives the same weights; a run killed after any step goes on to the same weights, bit for bit (so
@@ -81,13 +82,14 @@ def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[
     update of a model that keeps old rows; weights stay finite; its batches keep the length of their rows; what it
     computes on the side leaves no gradients behind; what it put on the model or froze is as before when it is done.
 
-    model: gives the model to learn with, over 11 tokens (default: a small stack).
+    model: gives the model to learn with, over 11 tokens (default: a small stack). stops: steps of the first experience
+    after which a run is killed.
     """
     name, learner = type(make()).__name__, model or _small
     whole, strategy = _weights(make(), seed, learner)
     _that(all(bool(w.isfinite().all()) for w in whole.values()), name, "weights are not finite any more")
     _same(name, "a second run with the same seed", _weights(make(), seed, learner)[0], whole)
-    for stop in range(1, STEPS):
+    for stop in stops:
         _same(name, f"a run killed after step {stop} and resumed", _killed(make, seed, learner, stop), whole)
     tensors, values = strategy.state()
     _that(all(isinstance(tensor, Tensor) for tensor in tensors.values()), name, "state() holds more than tensors")

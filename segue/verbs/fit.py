@@ -378,7 +378,8 @@ def facts_of(train: Any, codec: Codec, minutes: float | None, choices: Mapping[s
     flops = 3e13 if device.type == "cuda" else (1.5e11 if bfloat16 else 5e10) * threads
     return Facts(int(train.lengths.sum()), int(train.lengths.max()), codec.size, threads, flops,
                  "bfloat16" if bfloat16 else "float32", None if minutes is None else minutes * 60,
-                 16_384 if device.type == "cuda" else 512)  # a GPU's steps begin at the time that starting them takes
+                 16_384 if device.type == "cuda" else 512,  # a GPU's steps begin at the time that starting them takes
+                 max(1, len(codec.turns())))
 
 
 def steps_until(deadline: float, seconds: float) -> int:

@@ -321,7 +321,8 @@ class Fitted:
         store = data.encode(self.codec)
         notes = [said_unknown(strange, data)] if strange else []
         ranks = Ranks(store, len(self.codec.items)) \
-            if isinstance(self.codec, ItemCodec) and self.objective not in ANY_ORDER else None
+            if isinstance(self.codec, ItemCodec) and self.kind.unit == "event" and \
+            self.objective not in ANY_ORDER else None
         scored, path = self.scores(store, weights, ranks)
         units = predicted_units(store, self.codec)
         total = max(1, int(units.sum()))

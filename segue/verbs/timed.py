@@ -74,8 +74,8 @@ class TimedEvaluation(Shown):
         events = next(iter(self.scores.values())).events
         return Group(table, Text(
             f"{self.sequences:,} sequences, {events:,} events given those before: nats an event, of its time (per unit "
-            "of time) and of its type given that; misfit: how far the expected number of events in each gap is from "
-            "Exp(1), 0 is right"), *map(Text, self.notes))
+            "of time, a second where there are dates) and of its type given that; misfit: how far the expected number "
+            "of events in each gap is from Exp(1), 0 is right"), *map(Text, self.notes))
 
 
 class TimedReport(Report):
