@@ -13,6 +13,7 @@ from segue.models import Decodable, Output, Stack, StackConfig, expand_pattern
 from segue.models.base import Decoding
 from segue.models.compiled import compile_model
 from segue.testing import ContractBroken, check_model
+from segue.testing.decoding import TableModel, TableState
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "attention": {"heads": 2}, "mamba": {"states": 3}, "gla": {"heads": 2, "gate_rank": 3},
@@ -137,6 +138,22 @@ class TakesTreesForChains(Wrapped):
 def test_the_checker_catches(wrong: type[Wrapped], message: str, only: str) -> None:
     with pytest.raises(ContractBroken, match=message):
         check_model(wrong(stack("gru+attention")), examples=20, shrink=False, only=only)
+
+
+class SharesHistory(TableState):
+    """Forks of one row share the list of what they go back to."""
+
+    def select(self, rows: Tensor) -> TableState:
+        chosen = SharesHistory(self.context[rows], self.positions[rows], self.history)
+        chosen.past = [self.past[row] for row in rows.tolist()]
+        return chosen
+
+
+def test_forks_that_go_back_together_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_model(TableModel(), only="select")  # type: ignore[arg-type]
+    monkeypatch.setattr("segue.testing.decoding.TableState", SharesHistory)
+    with pytest.raises(ContractBroken, match="after rewind"):
+        check_model(TableModel(), only="select", shrink=False)  # type: ignore[arg-type]
 
 
 class SharesALayer(Stack):

@@ -304,11 +304,14 @@ def check_path(subject: Subject, what: str, state: Decoding, rows: list[Tensor],
 
 
 def check_select(subject: Subject, case: Case) -> None:
-    """Fork, reorder and drop rows; the new state and the old one then live apart."""
+    """Fork, reorder and drop rows, or none of that; the new state and the old one then live apart, and so do the forks
+    of a row, also when they go back."""
     generator = case.generator()
     rows = rows_of(subject, case, generator)
-    state = prefill(subject, rows)
+    state = prefill(subject, rows, history=2)
     order = [*[pick % case.batch for pick in case.picks][: 1 + case.picks[0] % case.batch], 0]
+    if case.seed % 3 == 0:
+        order = list(range(case.batch))
     forked = state.select(torch.tensor(order, device=rows[0].device))
     chosen = [rows[row] for row in order]
     at_positions(subject, f"select({order})", forked, chosen)
@@ -318,6 +321,10 @@ def check_select(subject: Subject, case: Case) -> None:
             expect(subject, f"extend of {what}", subject.extend(x, one), before, x)
             one.commit(counts=torch.tensor([2] * len(before), device=x.device))
             before[:] = [torch.cat([row, new]) for row, new in zip(before, x[:, :2])]
+    for what, one, before in ((f"select({order})", forked, chosen), ("what was selected from", state, rows)):
+        one.rewind(1)
+        x, before = subject.draw((len(before), 2), generator), [row[:-1] for row in before]
+        expect(subject, f"extend of {what} after rewind", subject.extend(x, one), before, x)
 
 
 def check_join(subject: Subject, case: Case) -> None:
