@@ -493,3 +493,29 @@ def test_written_events_have_the_times_they_had(tmp_path: Path) -> None:
         assert segue.read(tmp_path / "a.csv")[0].channels["time"].tolist() == times
         assert ("2023-11-14 22:13:20.250000" in (tmp_path / "a.csv").read_text()) == (times[0] > 1e9)
 
+
+
+def test_a_workbook_is_a_folder_of_tables(tmp_path: Path) -> None:
+    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    rows = "".join(f'<row r="{i}"><c r="A{i}" t="s"><v>{i % 2}</v></c><c r="C{i}" s="1"><v>{45000 + i / 4}</v></c>'
+                   f'<c r="B{i}" t="inlineStr"><is><t>Öl</t></is></c></row>' for i in range(4))
+    parts = {
+        "[Content_Types].xml": "<Types/>",
+        "xl/workbook.xml": f'<workbook {main} xmlns:r="r"><sheets><sheet name="Käufe" sheetId="1" r:id="r1"/>'
+                           '<sheet name="leer" sheetId="2" r:id="r2"/></sheets></workbook>',
+        "xl/_rels/workbook.xml.rels": '<Relationships><Relationship Id="r1" Target="worksheets/sheet1.xml"/>'
+                                      '<Relationship Id="r2" Target="worksheets/sheet2.xml"/></Relationships>',
+        "xl/sharedStrings.xml": f"<sst {main}><si><t>k1</t></si><si><r><t>k</t></r><r><t>2</t></r><rPh><t>x</t></rPh>"
+                                "</si></sst>",
+        "xl/styles.xml": f'<styleSheet {main}><numFmts><numFmt numFmtId="164" formatCode="dd\\.mm\\.yyyy hh:mm"/>'
+                         '</numFmts><cellXfs><xf numFmtId="0"/><xf numFmtId="164"/></cellXfs></styleSheet>',
+        "xl/worksheets/sheet1.xml": f"<worksheet {main}><sheetData><row><c t='str'><v>Kunde</v></c><c t='str'><v>Artikel"
+                                    f"</v></c><c t='str'><v>Datum</v></c></row>{rows}</sheetData></worksheet>",
+        "xl/worksheets/sheet2.xml": f"<worksheet {main}><sheetData/></worksheet>"}
+    (tmp_path / "a.xlsx").write_bytes(zipped(parts))
+    data = read(tmp_path / "a.xlsx")
+    assert data.problems.note == "who=Kunde, what=Artikel, when=Datum (2023-03-15 00:00:00 to 2023-03-15 18:00:00)"
+    assert {record.name: record.object for record in data} == {"k1": ["Öl", "Öl"], "k2": ["Öl", "Öl"]}
+    (tmp_path / "b.xlsx").write_bytes(zipped({**parts, "xl/worksheets/sheet1.xml": "<worksheet>"}))
+    with pytest.raises(SegueError, match="no workbook that can be read"):
+        read(tmp_path / "b.xlsx")
