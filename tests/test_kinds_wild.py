@@ -510,7 +510,8 @@ def test_a_workbook_is_a_folder_of_tables(tmp_path: Path) -> None:
         "xl/styles.xml": f'<styleSheet {main}><numFmts><numFmt numFmtId="164" formatCode="dd\\.mm\\.yyyy hh:mm"/>'
                          '</numFmts><cellXfs><xf numFmtId="0"/><xf numFmtId="164"/></cellXfs></styleSheet>',
         "xl/worksheets/sheet1.xml": f"<worksheet {main}><sheetData><row><c t='str'><v>Kunde</v></c><c t='str'>"
-                                    f"<v>Artikel</v></c><c t='str'><v>Datum</v></c></row>{rows}</sheetData></worksheet>",
+                                    f"<v>Artikel</v></c><c t='str'><v>Datum</v></c></row>{rows}</sheetData>"
+                                    "</worksheet>",
         "xl/worksheets/sheet2.xml": f"<worksheet {main}><sheetData/></worksheet>"}
     (tmp_path / "a.xlsx").write_bytes(zipped(parts))
     data = read(tmp_path / "a.xlsx")
