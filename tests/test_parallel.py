@@ -478,23 +478,31 @@ def test_memory_falls_with_the_ranks() -> None:
     StackConfig(11, 16, ["attention"], {"attention": {"qkv_bias": True, "out_bias": True, "causal": False,
                                                       "qk_norm": True}}, channel="mlp",
                 bias=True, post_norm=True, norm="layer"),
-    StackConfig(11, 16, ["attention"], {"attention": {"kv_heads": 2}}, channel="none")], ids=["rms", "bert", "grouped"])
+    StackConfig(11, 16, ["attention"], {"attention": {"kv_heads": 2}}, channel="none"),
+    StackConfig(11, 16, ["attention"], {"attention": {"taps": 2, "positions": "learned", "length": 12}})],
+    ids=["rms", "bert", "grouped", "placed"])
 def test_tensor_parallelism_is_the_stack(config: StackConfig) -> None:
     torch.manual_seed(2)
     stack, batch = Stack(config).double(), batch_of(12, True)
     want = learned(stack, batch)
     want.backward()
 
-    def body(comm: Communicator) -> tuple[Tensor, Tensor, Tensor]:
+    def step(model: torch.nn.Module) -> Tensor:
+        torch.optim.SGD(model.parameters(), 0.01).step()
+        return learned(model, batch).detach()
+
+    def body(comm: Communicator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         model = tensor_parallel(stack, comm)
         loss = learned(model, batch)
         loss.backward()
         qkv = model.stack.blocks[0].mixer.qkv.weight.grad  # type: ignore[union-attr]
-        return loss.detach(), model.stack.embedding.weight.grad, qkv  # type: ignore[return-value]
+        return loss.detach(), model.stack.embedding.weight.grad, qkv, step(model)  # type: ignore[return-value]
 
-    for loss, embedding, _ in (found := simulate(2, body)):
+    found, after = simulate(2, body), step(stack)
+    for loss, embedding, _, stepped in found:
         torch.testing.assert_close(loss, want.detach())
         torch.testing.assert_close(embedding, stack.embedding.weight.grad)
+        torch.testing.assert_close(stepped, after)
     mixer = stack.blocks[0].mixer
     assert isinstance(mixer, Attention) and mixer.qkv.weight.grad is not None
     heads = [mixer.heads, mixer.kv_heads, mixer.kv_heads]
@@ -508,8 +516,8 @@ def test_tensor_parallelism_is_limited_by_heads() -> None:
         simulate(8, lambda comm: tensor_parallel(stack, comm))
     with pytest.raises(SegueError, match="cannot be cut by heads"):
         simulate(2, lambda comm: tensor_parallel(Stack(StackConfig(11, 16, ["gla"])), comm))
-    for options in ({"qk_norm": True}, {"taps": 2}, {"positions": "learned"}, {"relative": 4}, {"span": 4},
-                    {"positions": "alibi"}):  # each rank would learn from its own heads only, or take others' slopes
+    for options in ({"relative": 4}, {"span": 4}, {"positions": "alibi"},
+                    {"global_tokens": 1, "window": 2, "causal": False, "global_projections": True}):
         config = StackConfig(11, 16, ["attention"], {"attention": options})
         with pytest.raises(SegueError, match="cannot be cut by heads"):
             simulate(2, lambda comm, config=config: tensor_parallel(Stack(config), comm))  # type: ignore[misc]
