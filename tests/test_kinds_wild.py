@@ -625,3 +625,23 @@ def test_written_events_have_the_times_they_had(tmp_path: Path) -> None:
         assert segue.read(tmp_path / "a.csv")[0].channels["time"].tolist() == times
         assert ("2023-11-14 22:13:20.250000" in (tmp_path / "a.csv").read_text()) == (times[0] > 1e9)
 
+
+def test_reads_beside_a_genome_and_files_of_another_kind(tmp_path: Path) -> None:
+    put(tmp_path / "d" / "a.fastq", "@a\nACGT\n+\nIIII\n")
+    put(tmp_path / "d" / "b.fa", ">b\nACGTA\n")
+    data = read(tmp_path / "d")
+    assert [record.object for record in data] == ["ACGT", "ACGTA"] and not data[0].channels
+    assert data.problems.note == "letters alone: not all files have qualities"
+    assert "quality" in read(tmp_path / "d" / "a.fastq")[0].channels
+    for kind in ("dna", "music"):
+        with pytest.raises(SegueError, match=f"; it looks like protein, not {kind}"):
+            read(put(tmp_path / "p.faa", ">p\nMKWLFHYDE\n"), kind=kind)
+
+
+def test_lines_that_may_be_texts_are_told(tmp_path: Path) -> None:
+    note = "a file a text (a line a text: --read lines=true)"
+    names = "".join(f"name{i}\r\n" for i in range(60))
+    for name, content, says in (("a.txt", names, note), ("train.en", names, note), ("b.txt", names + "\n" + names, ""),
+                                ("c.abc", names, ""), ("d.py", names, ""), ("e.txt", names[:60], "")):
+        assert read(put(tmp_path / name, content)).problems.note == says
+    assert len(data := read(tmp_path / "a.txt", lines=True)) == 60 and not data.problems.note

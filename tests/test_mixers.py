@@ -332,6 +332,51 @@ class KeepsWhatItForgot(GatedLinearAttention):
         self.recurrence.kept = lambda inputs: (inputs[3].new_ones(()),)  # type: ignore[method-assign]
 
 
+class ForgetsFarBack(GRU):
+    """Wrong where rows are longer than those drawn, as a kernel in chunks may be."""
+
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        y = super().run(x, layout, parts)
+        return torch.cat([y[:, :64], 1.01 * y[:, 64:]], 1)
+
+
+class ForgetsToResetInFloat32(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        chain = Layout(layout.positions, layout.parents)
+        return super().run(x, layout if x.dtype == torch.float64 else chain, parts)
+
+
+class CountsInFloat64(Carry):
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
+        half = counts is not None and self.state[0].dtype != torch.float64
+        super().commit(path, counts.amax().expand(len(counts)) if half and counts is not None else counts)
+
+
+class CountsPaddingInFloat32(GRU):
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"recurrence": CountsInFloat64(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+
+class ChangesItsInput(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        y = super().run(x, layout, parts)
+        if x.shape[1] > 40 and not torch.is_grad_enabled():
+            x.mul_(2)
+        return y
+
+
+class WrongGradientInFloat32(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        y = super().run(x, layout, parts)
+        return y if y.dtype == torch.float64 else y + (y.detach() - y) * 1e-2
+
+
+class LearnsAnotherFunction(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        y = super().run(x, layout, parts)
+        return y * 1.01 if y.dtype == torch.float32 and torch.is_grad_enabled() else y
+
+
 BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties to which the search may be narrowed
     (SeesTheFuture, "forward before|row|extend", ""),
     (ForgetsToReset, "documents", "packed"),
@@ -349,6 +394,12 @@ BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties
     (LosesABuffer, "save and load", "save"),
     (RewindsTooFar, "rewind", "rewind"),
     (KeepsWhatItForgot, "over three ranks", "over ranks"),
+    (ForgetsFarBack, "forward of 150 tokens", "long"),
+    (ForgetsToResetInFloat32, "forward of documents.*float32", "long"),
+    (CountsPaddingInFloat32, "padded rows.*float32", "long"),
+    (ChangesItsInput, "changed the inputs", "long"),
+    (WrongGradientInFloat32, "gradient of .* in float32", "dtypes"),
+    (LearnsAnotherFunction, "with gradients", "dtypes"),
 ]
 
 

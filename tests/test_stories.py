@@ -66,6 +66,17 @@ def test_only_the_ids_of_the_next_segment_can_be_said() -> None:
     assert model.ids(1).tolist() == list(range(WORDS, WORDS + KINDS)) and model.start(1) == TEXT
 
 
+def test_each_segment_weighs_what_it_is_told_to() -> None:
+    model, [row] = base(), rows([1])
+    tokens = torch.tensor([[0, *row[-TEXT - CODES + 1 :]]])
+    batch = Batch(tokens[:, :-1], tokens[:, 1:])
+    nats = F.cross_entropy(model(batch.tokens).logits[0], batch.targets[0], reduction="none")
+    text, codes = nats[: TEXT - 1].mean(), nats[TEXT - 1 :].mean()
+    for weights, mean in (({}, text + codes), ({0: 0.1}, 0.1 * text + codes), ({1: 2.0}, text + 2 * codes)):
+        loss = SegmentCrossEntropy(model.owner, weights)(model, batch)
+        torch.testing.assert_close(loss.total / loss.count, mean)
+
+
 @pytest.mark.parametrize("mixer", ["attention", "gru", "gla"])
 def test_segments_keep_the_contract_of_models(mixer: str) -> None:
     config = StackConfig(0, 16, [mixer] * 2, norm="layer")

@@ -7,6 +7,8 @@ import io
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -134,9 +136,13 @@ class Letters(Kind):
         """As `Kind.read_all`, but a long sequence that an earlier file has too (a genome is often there as FASTA and as
         GenBank) is told and stepped over: it would count twice, and be learned twice."""
         first: dict[bytes, str] = {}  # from a digest of the letters: the record that has them
+        scored = len(paths) < 2 or all(map(_has_qualities, paths))
+        if not scored and any(map(_has_qualities, paths)):
+            problems.note = "letters alone: not all files have qualities"
         for path in paths:
             here: dict[bytes, str] = {}  # within a file, what is repeated is meant
             for record in super().read_all([path], problems, named, **options):
+                record = record if scored else replace(record, channels={})
                 if len(record.object) >= LONG:
                     digest = hashlib.blake2b(record.object.encode(), digest_size=16).digest()
                     if digest in first:
@@ -321,6 +327,13 @@ def _unwound(cell: str) -> str:
     if len(words) > 1 and len(words[0]) > 1 and all(a[1:] == b[:-1] for a, b in pairwise(words)):
         return words[0] + "".join(word[-1] for word in words[1:])
     return cell.strip()
+
+
+def _has_qualities(path: Path) -> bool:
+    """Whether a file is FASTQ, by its first sign."""
+    with suppress(SegueError):
+        return head_of(path).removeprefix(MARK).lstrip()[:1] == b"@"
+    return False
 
 
 def _uncommented(text: bytes) -> bytes:

@@ -189,8 +189,8 @@ def column_of(table: Look) -> str | None:
             return name
     for name in table.names[:ROWS]:
         cells = [cell.strip() for cell in table.column(name) if isinstance(cell, str)]
-        told = sum(map(telling, cells)) > 0.8 * len(cells)
-        if len(cells) > 3 and told and all(fault(cell) is None for cell in cells):
+        fine = len(cells) > 3 and all(fault(cell) is None for cell in cells)
+        if fine and sum(map(telling, cells)) > 0.8 * len(cells):
             return name
     return None
 

@@ -338,8 +338,11 @@ def _different(names: list[str]) -> list[str]:
 def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
     """The sign by which most rows have the same number of cells, two or more, and whether cells are quoted."""
     most, cells, best = 0.0, 1, (",", True)
+    text = "".join(lines)
     for delimiter in ("\t", *SIGNS) if suffix in (".tsv", ".tab") else SIGNS:
-        for quoted in (True,) if delimiter in ",;" else (True, False):
+        if delimiter not in text and delimiter != " ":
+            continue
+        for quoted in (True,) if delimiter in ",;" or '"' not in text else (True, False):
             counts = [len(row) for _, row in islice(_cells(lines, delimiter, quoted), ROWS)]
             usual = max(set(counts), key=counts.count, default=1)
             agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0

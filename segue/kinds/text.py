@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import (
+    HEAD,
     MARK,
     PIECE,
     Dataset,
@@ -142,6 +143,9 @@ class Text(Kind):
                 continue
             found = True
             if not (lines or smiles):
+                if problems is not None and self.name == "text" and suffix not in self.extensions - {".txt", ".text"} \
+                        and _a_text_a_line(piece):
+                    problems.note = "a file a text (a line a text: --read lines=true)"
                 yield Record(piece, name=str(path) if start == 0 else f"{path}@{start}")
                 continue
             for line in piece.splitlines():
@@ -370,6 +374,12 @@ def _notebook(path: Path) -> bytes:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SegueError(f"{path}: not a notebook of Jupyter, version 4 ({error!r}); save it again") from error
     return "\n\n".join(cells).encode("utf-8", "backslashreplace")
+
+
+def _a_text_a_line(piece: bytes) -> bool:
+    """Whether lines seem to be texts of their own, such as names or sentences: many short ones, and none empty."""
+    lines = piece[:HEAD].split(b"\n")[:-1]
+    return len(lines) >= 50 and all(0 < len(line.strip()) <= 400 for line in lines)
 
 
 def _cut(data: bytes) -> int:

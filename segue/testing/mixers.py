@@ -111,7 +111,7 @@ class _MixerChecker:
         cases = draw_cases(self.least)
         drawn: dict[str, Callable[[Case], None]] = {"padding": self.padding}
         once: dict[str, Callable[[], None]] = {
-            "declarations": self.declarations, "gradients": self.gradients, "dtypes": self.dtypes,
+            "declarations": self.declarations, "gradients": self.gradients, "dtypes": self.dtypes, "long": self.long,
             "save and load": self.save_and_load, "empty": self.empty,
         }
         if mixer.causal:
@@ -219,10 +219,10 @@ class _MixerChecker:
         """Random starts of documents; the first node may continue what was before."""
         return (torch.rand(case.batch, case.longest, generator=case.generator()) < 0.2).to(self.device)
 
-    def _apart(self, x: Tensor, starts: Tensor) -> Tensor:
+    def _apart(self, x: Tensor, starts: Tensor, truth: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Each document on its own."""
         heads = [0, *(torch.nonzero(starts)[:, 0].tolist()), len(x)]
-        return torch.cat([self.truth(x[begin:end]) for begin, end in zip(heads[:-1], heads[1:])])
+        return torch.cat([(truth or self.truth)(x[begin:end]) for begin, end in zip(heads[:-1], heads[1:])])
 
     def packed(self, case: Case) -> None:
         x = self.draw((case.batch, case.longest), case.generator())
@@ -476,10 +476,15 @@ class _MixerChecker:
                 expected = rounded(x.to(dtype).double())
                 self._close(mixer, x.to(dtype), expected, dtype)
             y = mixer(x.to(dtype))
+            self.check.agree(f"forward in {dtype}, with gradients", y, expected, TOLERANCE[dtype])
             y.float().square().sum().backward()
-            for name, parameter in mixer.named_parameters():
-                self.check.that(parameter.grad is not None and bool(parameter.grad.isfinite().all()),
+            self._short(x.to(dtype).double(), rounded).square().sum().backward()
+            for (name, parameter), exact in zip(mixer.named_parameters(), rounded.parameters()):
+                grad = parameter.grad
+                self.check.that(grad is not None and bool(grad.isfinite().all()),
                                 f"the gradient of '{name}' in {dtype} is missing or not finite")
+                if dtype == torch.float32 and grad is not None and exact.grad is not None:
+                    self.check.agree(f"gradient of '{name}' in float32", grad, exact.grad, 10 * TOLERANCE[dtype])
         mixer = copy.deepcopy(self.mixer).float()
         with torch.no_grad(), torch.autocast(self.device.split(":")[0], torch.bfloat16):
             self._close(mixer, x.float(), self.mixer(x), torch.bfloat16, "under autocast", same=False)
@@ -522,6 +527,55 @@ class _MixerChecker:
         state.commit(torch.tensor([[1], [-1]], device=x.device))
         for name, tensor in state.tensors().items():
             self.check.that(tensor.dtype == kinds[name], f"'{name}' of the state was {kinds[name]}, now {tensor.dtype}")
+
+    def long(self) -> None:
+        """Rows longer than those drawn, in float64 and float32 and as they lie in a transposed tensor (where other
+        kernels may run): as in short pieces, also as packed documents and padded, and the input stays as it was."""
+        n, generator = self.least + (150 if self.mixer.causal else 40), torch.Generator().manual_seed(0)
+        x, after = self.draw((2, n), generator), self.draw((2, 3), generator)
+        starts = torch.zeros(2, n, dtype=torch.bool, device=self.device)
+        starts[0, [n // 3, 2 * n // 3]] = starts[1, [2, n - 1]] = True
+        counts = [n, n // 2]
+        with torch.no_grad():
+            expected = {"forward": self._short(x)}
+            if self.mixer.resettable:
+                expected["forward of documents"] = torch.stack([
+                    self._apart(row, begun, lambda row: self._short(row[None])[0]) for row, begun in zip(x, starts)])
+            if self.mixer.causal:
+                expected["extend"] = expected["forward"]
+                expected["extend of padded rows"] = torch.cat([
+                    self._short(torch.cat([row[:count], more])[None])[:, -3:]
+                    for row, count, more in zip(x, counts, after)])
+            for dtype in (torch.float64, torch.float32):
+                mixer = copy.deepcopy(self.mixer).to(dtype)
+                given = x.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
+                kept, found = given.clone(), {"forward": mixer(given)}
+                if mixer.resettable:
+                    found["forward of documents"] = mixer(given, Layout.chain((2, n), starts=starts))
+                if mixer.causal:
+                    state, outputs = mixer.init_state(2), []
+                    for piece in given.split([n - 20, 1, 19], 1):
+                        outputs.append(mixer.extend(piece, state))
+                        state.commit()
+                    found["extend"] = torch.cat(outputs, 1)
+                    state = mixer.init_state(2, history=2)
+                    mixer.extend(given, state)
+                    state.commit(counts=torch.tensor(counts, device=self.device))
+                    found["extend of padded rows"] = mixer.extend(after.to(dtype), state)
+                self.check.that(torch.equal(given, kept), "the mixer changed the inputs it was given")
+                for name, y in found.items():
+                    self.check.agree(f"{name} of {n} tokens", y, expected[name], TOLERANCE[dtype])
+
+    def _short(self, x: Tensor, mixer: Mixer | None = None) -> Tensor:
+        """Outputs (B, T, D), of a causal mixer in pieces of 20 tokens: too few for compiled loops."""
+        mixer, first = mixer or self.mixer, self.least + 20
+        if not mixer.causal or x.shape[1] <= first:
+            return mixer(x)
+        state, outputs = mixer.init_state(len(x)), []
+        for piece in (x[:, :first], *x[:, first:].split(20, 1)):
+            outputs.append(mixer.extend(piece, state))
+            state.commit()
+        return torch.cat(outputs, 1)
 
     def save_and_load(self) -> None:
         from safetensors.torch import load, save
