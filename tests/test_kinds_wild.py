@@ -645,3 +645,23 @@ def test_lines_that_may_be_texts_are_told(tmp_path: Path) -> None:
                                 ("c.abc", names, ""), ("d.py", names, ""), ("e.txt", names[:60], "")):
         assert read(put(tmp_path / name, content)).problems.note == says
     assert len(data := read(tmp_path / "a.txt", lines=True)) == 60 and not data.problems.note
+
+
+def test_a_workbook_is_a_folder_of_tables(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.title = "Käufe"
+    book.create_sheet("leer")
+    for row in [["Kunde", "Artikel", "Datum", "Preis"],
+                *(["k" + "12"[i % 2], "Öl", datetime(2023, 3, 15, 6 * i), 1.5 if i else "#DIV/0!"] for i in range(4))]:
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
+    data = read(tmp_path / "a.xlsx")
+    span = "2023-03-15 00:00:00 to 2023-03-15 18:00:00"
+    assert data.problems.note == f"who=Kunde, what=Artikel, when=Datum ({span}); not read: Preis"
+    assert {record.name: record.object for record in data} == {"k1": ["Öl", "Öl"], "k2": ["Öl", "Öl"]}
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as box:
+        parts = {name: box.read(name).decode() for name in box.namelist()}
+    (tmp_path / "b.xlsx").write_bytes(zipped({**parts, "xl/worksheets/sheet1.xml": "<worksheet>"}))
+    with pytest.raises(SegueError, match="no workbook that can be read"):
+        read(tmp_path / "b.xlsx")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from segue.data.options import checked
+from segue.data.reading import read
 from segue.decoding.constrain import Pattern, schema
 from segue.decoding.forecast import SAMPLES, Forecast, drawn
 from segue.decoding.generate import Continuation, Until, check_limits, generate, stream
@@ -24,6 +25,7 @@ from segue.decoding.sampling import Processor
 from segue.errors import SegueError
 from segue.kinds.base import Problems, Record
 from segue.kinds.codecs import TokenizerCodec, as_bytes, parted
+from segue.kinds.packed import is_archive
 from segue.kinds.series import table
 from segue.models.base import begin_of
 from segue.models.depth import DepthSchedule
@@ -468,6 +470,11 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
         return Record(prime.mapped(lambda run: kind.normalise(run, known)))
     if isinstance(prime, Path):
         options = checked(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
+        if is_archive(prime):
+            data = read(prime, kind=kind.name, **options)
+            if problems is not None and len(data) == 1:
+                problems.clock = data.problems.clock
+            return Record(data[0].object, name=data[0].name.rpartition(":")[2])
         record = next(iter(kind.read(prime, problems, **options)), None)
         if problems:
             raise SegueError(str(problems[0]))
