@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from segue.decoding import Cost, Sampling, generate, stream
 from segue.decoding.accept import reject, typical, walk
-from segue.decoding.continuation import continue_, continue_objects, stream_objects
+from segue.decoding.continuation import Stops, continue_, continue_objects, stream_objects
 from segue.decoding.draft import DRAFTERS, NOTHING, ModelDraft, PromptLookup, Tip, Tree, Trie, TrieDraft
 from segue.decoding.draft.together import merge
 from segue.decoding.sampling import Noise, Prefix, log_softmax, min_p, top_k, top_p
@@ -581,6 +581,15 @@ def test_objects_go_in_and_come_out(codec: str) -> None:
     assert text == [answer.text for answer in cut]
     for one in plain if codec == "items" else []:
         assert one.text.split(" → ") == (one.value or [""]), "items with blanks in them do not run together"
+
+
+def test_a_stop_is_seen_through_tokens_that_say_nothing() -> None:
+    codec = ByteCodec()
+    a, b, end = ord("a"), ord("b"), codec.eos
+    assert end is not None
+    for said in ([a, b], [b, b, a, end, b], [b, a, end, end, end, b]):
+        stops = Stops(["ab"], codec)
+        assert [stops.until(said[:n]) for n in range(1, len(said) + 1)] == [False] * (len(said) - 1) + [True]
 
 
 def test_a_continued_record_keeps_its_name(tmp_path: Path) -> None:

@@ -303,6 +303,21 @@ def test_log_probabilities_are_told_as_openai_defines_them(tiny: Any) -> None:
     assert [offset for piece in streamed for offset in piece["logprobs"]["text_offset"]] == told["text_offset"]
 
 
+def test_what_is_impossible_is_told_as_openai_does(engines: Any) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from segue.serving.api import create_app
+
+    codec = ByteCodec()
+    model = TableModel(codec.size)
+    model.table[..., :97] = model.table[..., 99:] = -torch.inf
+    client = TestClient(create_app(engines(model), codec, "tiny"))
+    ask = {"prompt": "ab?a", "max_tokens": 2, "logprobs": 3, "echo": True}
+    told = client.post("/v1/completions", json=ask).json()["choices"][0]["logprobs"]
+    assert told["token_logprobs"][codec.bos is not None :][2] == -9999 == min(told["top_logprobs"][-1].values())
+
+
 def test_everything_that_is_not_offered_is_refused_in_openais_words(tiny: Any) -> None:
     client = tiny(key="k")
     assert client.post("/v1/completions", content=b"x" * (LARGEST + 1)).status_code == 401, "no key, so nothing is read"

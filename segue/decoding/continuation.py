@@ -67,7 +67,6 @@ class Stops:
                 raise SegueError(f"cannot stop at {stop!r}: give text of at least one character" +
                                  (", or an item" if isinstance(empty, list) else ""))
             self.needles.append(needle)
-        # Every token stands for one unit or more, so a stop lies within as many tokens as it has units.
         self.longest = max(map(len, self.needles), default=0)
 
     def find(self, value: Value) -> int | None:
@@ -86,7 +85,10 @@ class Stops:
         """Whether a stop lies in the last tokens of an answer, behind its first `skip` bytes or letters."""
         if len(tokens) <= skip + self.longest:
             return self.find(self.codec.decode(tokens)[skip:]) is not None
-        return self.find(self.codec.decode(tokens[-self.longest :])) is not None
+        tail = self.longest  # tokens that the longest stop lies within; more, where some stand for nothing
+        while tail < len(tokens) and self.codec.units(tokens[-tail:-1]) < self.longest - 1:
+            tail *= 2
+        return self.find(self.codec.decode(tokens[-tail:])) is not None
 
 
 def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:

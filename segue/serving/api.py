@@ -47,6 +47,7 @@ from segue.models.base import begin_of
 from segue.serving.engine import Closing, Engine, News, Overloaded, Request, Ticket
 
 LARGEST = 1 << 24  # bytes of a body: more than all the prompts that an engine holds
+UNLIKELY = -9999.0  # OpenAI's log-probability of what is next to impossible; JSON knows no infinity
 TOO_LARGE = f"the request is larger than {LARGEST >> 20} MiB: send fewer or shorter prompts"
 
 
@@ -284,8 +285,9 @@ class Answering:
         told = None
         if self.body.logprobs is not None:
             names = list(map(self.codec.token, tokens))
-            alternatives = None if not self.body.logprobs else [
-                None if top is None else {self.codec.token(each): value for each, value in top} | {name: own}
+            logprobs = [None if own is None else max(own, UNLIKELY) for own in logprobs]
+            alternatives = None if not self.body.logprobs else [None if top is None else {
+                self.codec.token(each): max(value, UNLIKELY) for each, value in top} | {name: own}
                 for name, own, top in zip(names, logprobs, tops)]
             told = {"tokens": names, "token_logprobs": logprobs, "top_logprobs": alternatives,
                     "text_offset": list(map(places, tokens))}
