@@ -32,3 +32,4 @@ clean:
 
 .venv/.dev: pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py dev
+	$(bin)/python -c "from segue.kernels.cpu import engine; engine.ready()"  # compiled here, or in each test process
