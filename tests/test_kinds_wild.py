@@ -50,7 +50,8 @@ def taped(files: dict[str, str | bytes], how: str) -> bytes:
 
 
 CORPUS: dict[str, str | bytes] = {"corpus/a.txt": "one text\n", "corpus/b/c.txt": "another text\n",
-                                  "corpus/README.md": "about\n", "corpus/.hidden.txt": "no\n"}
+                                  "corpus/README.md": "about\n", "corpus/.hidden.txt": "no\n",
+                                  "META-INF/container.xml": "<x/>\n", "mimetype": "application/epub+zip"}
 
 
 @pytest.mark.parametrize("name, content", [

@@ -21,7 +21,9 @@ from segue.kinds.packed import actual, bare, foreign, is_archive, unpacked
 from segue.progress import progress
 
 MANY = 10  # files given one by one are taken for a pattern from here on
-SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums"}  # beside the data, not data
+# What lies beside data and is none: files by the beginning of their names, and folders.
+SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums", "mimetype"}
+ASIDE = {"__pycache__", "node_modules", "META-INF", "__MACOSX"}
 
 
 def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = MEMORY, **options: Any) -> Data:
@@ -126,7 +128,7 @@ def _within(path: Path) -> list[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders
-                            if not name.startswith(".") and name not in ("__pycache__", "node_modules"))
+                            if not name.startswith(".") and name not in ASIDE)
         for name in sorted(names):
             path = Path(root) / name
             if not name.startswith(".") and name.split(".")[0].lower() not in SKIPPED and path.is_file():
