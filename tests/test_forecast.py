@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 import segue
 from segue.analysis.forecast import coverage, crps, filled, mae, mase, rmse, scale, season, simple
 from segue.cli import main
-from segue.decoding.forecast import InTurn, drawn
+from segue.decoding.forecast import Forecast, InTurn, drawn
 from segue.errors import SegueError
 from segue.kinds.codecs import LevelCodec
 from segue.kinds.series import table
+from segue.kinds.times import Clock, steady
+from segue.training.recipe import Facts, choose
 
 
 @settings(max_examples=40, deadline=None)
@@ -102,7 +104,7 @@ def test_a_forecast_says_what_its_samples_say(waves: Path, tmp_path: Path) -> No
     prime = segue.read(waves / "test.csv")[0].object
     told = model.continue_(prime, n=5, samples=30, seed=3)
     assert told.draws.shape == (30, 5, 2) and np.isfinite(told.draws).all()
-    ids = [model.codec.bos, *model.codec.encode(prime).tolist()]
+    ids = model.codec.encode(prime).tolist()[-model.context :]  # as much as a row has
     again = drawn(model.decodable(), model.codec, [ids], 5, 30, seed=3)[0]
     np.testing.assert_array_equal(told.draws, again)
     values = told.as_dict()["columns"]
@@ -120,6 +122,34 @@ def test_a_forecast_says_what_its_samples_say(waves: Path, tmp_path: Path) -> No
     assert model.continue_(prime, n=4, decoder="greedy").value is not None  # one course, as ever
     with pytest.raises(SegueError, match="decoder sample draws"):
         model.continue_(prime, n=4, decoder="greedy", samples=3)
+
+
+def test_forecasts_say_when(waves: Path, tmp_path: Path) -> None:
+    model = segue.load(waves / "model")
+    begin, rows = np.datetime64("2023-01-28T22:00"), range(40)
+    lines = [f"{str(begin + np.timedelta64(i, 'h')).replace('T', ' ')},{i % 3}.5,{100 + i}" for i in rows]
+    (tmp_path / "a.csv").write_text("Zeit,load,flow\n" + "\n".join(lines) + "\n")
+    told = model.continue_(tmp_path / "a.csv", n=3, samples=4)
+    assert told.times == ["2023-01-30 14:00:00", "2023-01-30 15:00:00", "2023-01-30 16:00:00"]
+    assert told.text.splitlines()[0].split() == ["Zeit", "load", "flow"] and told.as_dict()["times"] == told.times
+    told.save(tmp_path / "b.csv")
+    again = segue.read(tmp_path / "b.csv")
+    assert again.problems.note == ("columns=load,flow, when=Zeit (2023-01-28 22:00:00 to 2023-01-30 16:00:00, every "
+                                   "1:00:00)")
+    assert again[0].object == told.whole
+
+
+@pytest.mark.parametrize("times, then", [
+    (["2023-01-02", "2023-01-03", "2023-01-04", "2023-01-05", "2023-01-06"], ["2023-01-09", "2023-01-10"]),
+    (["2022-11-30", "2022-12-31", "2023-01-31"], ["2023-02-28", "2023-03-31"]),
+    (["2022-12-01", "2023-01-01", "2023-02-01"], ["2023-03-01", "2023-04-01"]),
+    (["2021-06-15", "2022-06-15", "2023-06-15"], ["2024-06-15", "2025-06-15"]),
+    (["2023-01-06", "2023-01-07", "2023-01-08"], ["2023-01-09", "2023-01-10"])])
+def test_a_clock_goes_on_by_the_calendar(times: list[str], then: list[str]) -> None:
+    seconds = np.array(times, "M8[s]").astype(float)
+    clock = Clock("date", seconds, steady(seconds) if "30" not in times[0] else 31 * 86400.0)
+    assert clock.told(clock.after(2)) == then
+    assert Clock("t", np.arange(5.0) / 4, 0.25).after(2).tolist() == [1.25, 1.5]
 
 
 def test_forecasts_are_measured_beside_simple_ones(waves: Path) -> None:
@@ -161,3 +191,13 @@ def test_texts_are_drawn_several_times_too(tmp_path: Path) -> None:
     assert [len(answer.value) for answer in told.answers] == [6] * 3 and told.text.count("--- sample") == 3
     told.save(tmp_path / "more.fa")
     assert len(segue.read(tmp_path / "more.fa")) == 3 and len(told.as_dict()["samples"]) == 3
+
+
+def test_many_columns_are_shown_in_part(tmp_path: Path) -> None:
+    names = [f"c{i}" for i in range(14)]
+    told = Forecast(names, names, np.zeros((4, 2, 14)), np.zeros((5, 14)), 0, "path")
+    assert told.text.splitlines()[0].split() == ["step", *names[:8]] and "6 more columns" in told.note
+    told.save(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0
+    plan, why = choose(Facts(100_000, 10_000, 500, 1, 1e11, "float32", turn=300), steps=20)
+    assert plan.context == 1024 and "a row has 3 moments of 300 columns (few:" in why

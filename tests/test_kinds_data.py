@@ -59,6 +59,7 @@ def test_lists_of_every_sort() -> None:
     ([Record([1], {"t": np.zeros(2)}, "r")], {}, "channel 't' has 2 entries for 1"),
     ([Record([1], {"t": np.zeros(1)}), Record([1], {})], {}, "give all records the same"),
     ([Record([1], {"t": np.array(["x"])})], {}, "a channel holds numbers"),
+    ([Record([1], {"t": np.array([1])}), Record([1], {"t": np.array([0.5])}, "r")], {}, "numbers that are no int64"),
     ({"a": {"x": [1]}}, {}, "none of its columns is called item"), ([5], {}, "is 5, not a sequence")])
 def test_what_cannot_be_a_sequence_is_named(objects, options: dict, message: str) -> None:
     with pytest.raises(SegueError, match=message):
@@ -92,10 +93,10 @@ def test_the_summary_prints(tmp_path: Path) -> None:
 
 def test_what_was_found_out_about_a_table_is_told_and_kept(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("userId,movieId,rating,timestamp\n1,7,4.5,10\n1,8,3,11\n")
-    told = "who=userId, what=movieId, when=timestamp; not read: rating"
+    told = "who=userId, what=movieId, when=timestamp (10 to 11); not read: rating"
     assert read(tmp_path / "a.csv").describe()["note"] == told
     saved = read(tmp_path / "a.csv", also=["rating"]).save(tmp_path / "saved")
-    assert Data.open(saved).problems.note == "who=userId, what=movieId, when=timestamp, also=rating"
+    assert Data.open(saved).problems.note == "who=userId, what=movieId, when=timestamp (10 to 11), also=rating"
 
 
 # -- views

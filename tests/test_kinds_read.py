@@ -306,7 +306,7 @@ def test_the_contract_of_every_kind(tmp_path: Path) -> None:
     ("a.gb", b"LOCUS broken\n", {}, "a.gb: there is no sequence"),
     ("a.csv", b"user,item\n", {}, "no row below the header"),
     ("a.csv", b"user,item,time\n1,2\n3,4,5,6\n", {}, "most lines have not the 3 cells .*line 3: 4 cells"),
-    ("a.parquet", b"user,item\na,b\n", {}, "does not begin as Parquet does"),
+    ("a.parquet", b"user,item\na,b\n", {}, "called Parquet or Arrow, but"),
     ("a.csv", b"user,item\na,b\n", {"what": "product"}, "no column 'product' to say what; there are user, item"),
     ("a.csv", b"user,item\na,b\n", {"also": ["price"]}, "no column 'price'"),
     ("a.csv", b"user,item,p\na,b,cheap\n", {"also": ["p"]}, "'p' is not all numbers"),

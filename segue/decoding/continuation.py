@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from segue.data.options import checked
+from segue.data.reading import read
 from segue.decoding.constrain import Pattern, schema
 from segue.decoding.forecast import SAMPLES, Forecast, drawn
 from segue.decoding.generate import Continuation, Until, check_limits, generate, stream
@@ -22,8 +23,9 @@ from segue.decoding.recipes import DECODERS, drafts_itself, takes
 from segue.decoding.rules import Rules
 from segue.decoding.sampling import Processor
 from segue.errors import SegueError
-from segue.kinds.base import Record
+from segue.kinds.base import Problems, Record
 from segue.kinds.codecs import TokenizerCodec, as_bytes, parted
+from segue.kinds.packed import is_archive
 from segue.kinds.series import table
 from segue.models.base import begin_of
 from segue.models.depth import DepthSchedule
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from segue.decoding.draft.heads import HeadsDraft
     from segue.kinds.base import Kind
     from segue.kinds.codecs import Codec
+    from segue.kinds.times import Clock
     from segue.models.base import Decodable
     from segue.models.mixture import Mixture
 
@@ -64,7 +67,6 @@ class Stops:
                 raise SegueError(f"cannot stop at {stop!r}: give text of at least one character" +
                                  (", or an item" if isinstance(empty, list) else ""))
             self.needles.append(needle)
-        # Every token stands for one unit or more, so a stop lies within as many tokens as it has units.
         self.longest = max(map(len, self.needles), default=0)
 
     def find(self, value: Value) -> int | None:
@@ -83,7 +85,10 @@ class Stops:
         """Whether a stop lies in the last tokens of an answer, behind its first `skip` bytes or letters."""
         if len(tokens) <= skip + self.longest:
             return self.find(self.codec.decode(tokens)[skip:]) is not None
-        return self.find(self.codec.decode(tokens[-self.longest :])) is not None
+        tail = self.longest  # tokens that the longest stop lies within; more, where some stand for nothing
+        while tail < len(tokens) and self.codec.units(tokens[-tail:-1]) < self.longest - 1:
+            tail *= 2
+        return self.find(self.codec.decode(tokens[-tail:])) is not None
 
 
 def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
@@ -233,34 +238,41 @@ class Delta:
 
 class Telling:
     """Tokens as they come -> what is certain of the answer: whole characters, and nothing that may yet turn out to be
-    the beginning of a stop string. lead: what the answer may begin with that is not told."""
+    the beginning of a stop string. lead: what the answer may begin with that is not told. most: base units that are
+    told (see `Asked`; None: all)."""
 
-    def __init__(self, codec: Codec, stops: Stops | None = None, lead: bytes | str = b"") -> None:
-        self.codec, self.stops, self.lead = codec, stops, lead
+    def __init__(self, codec: Codec, stops: Stops | None = None, lead: bytes | str = b"",
+                 most: int | None = None) -> None:
+        self.codec, self.stops, self.lead, self.left = codec, stops, lead, most
         self.held = max(stops.longest - 1, 0) if stops is not None else 0
         self.waiting: Any = codec.decode([])
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.sign, self.begun = between(codec), False
 
-    def __call__(self, tokens: Sequence[int], last: bool) -> tuple[Value, str]:
-        """What became certain with these tokens, as a value and as text; all of the rest with the `last` ones."""
-        value = self.waiting + self.codec.decode(tokens)
+    def __call__(self, tokens: Sequence[int], finish: str | None) -> tuple[Value, str, str | None]:
+        """What became certain with these tokens, as a value and as text; all of the rest with the last ones, which come
+        with why the answer ended. That is given back: "length" where all that may be told is."""
+        value, last = self.waiting + self.codec.decode(tokens), finish is not None
         if self.lead and len(value) < len(self.lead) and not last:
             self.waiting = value
-            return value[:0], ""
+            return value[:0], "", None
         if self.lead:
             value, self.lead = without(value, self.lead), b""
         place = self.stops.find(value) if self.stops is not None else None
         if place is None:
             place = len(value) if last else max(len(value) - self.held, 0)
         told, self.waiting = value[:place], value[place:]
+        if self.left is not None:  # the last word may be of more
+            told = told[: self.left]
+            self.left -= len(told)
+            finish = "length" if last and not self.left else finish
         if isinstance(told, bytes):
-            return told, self.characters.decode(told, final=last)
+            return told, self.characters.decode(told, final=last), finish
         if isinstance(told, str):
-            return told, told
+            return told, told, finish
         text = (self.sign if self.begun and told else "") + as_text(told, self.sign)
         self.begun = self.begun or bool(told)
-        return told, text
+        return told, text, finish
 
 
 def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = None,
@@ -272,23 +284,20 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
         raise SegueError("text that may be taken back cannot be told piece by piece: use continue_objects, or stream, "
                          "whose pieces of tokens say so")
     what = asked(model, codec, primes, n, decoder, stop, until, heal, options)
-    tellings, left = [Telling(codec, what.stops, lead) for lead in what.leads], list(what.most or ())
+    limits: Sequence[int | None] = what.most or [None] * len(what.leads)
+    tellings = [Telling(codec, what.stops, lead, most) for lead, most in zip(what.leads, limits)]
     for piece in stream(model, what.prompts, what.n, decoder, draft, **what.options):
-        told, text = tellings[piece.index](piece.tokens, piece.finish is not None)
-        finish = piece.finish
-        if left:  # the last word may be of more
-            told, text = told[: left[piece.index]], text[: left[piece.index]]
-            left[piece.index] -= len(told)
-            finish = finish if left[piece.index] or finish is None else "length"
+        told, text, finish = tellings[piece.index](piece.tokens, piece.finish)
         if told or finish is not None:
             yield Delta(piece.index, told, text, finish)
 
 
 class FittedModel(Protocol):
-    """What `continue_` needs of a fitted model. decodable: the model to run, its weights rounded as asked for.
-    scheduled: that with fewer layers by position. mixture: the model with counts, heads: what drafts for it, if there
-    are any. best_draft: the name of the drafter that was found fastest."""
+    """What `continue_` needs of a fitted model. context: elements of a row it was trained on. decodable: the model to
+    run, its weights rounded as asked for. scheduled: that with fewer layers by position. mixture: the model with
+    counts, heads: what drafts for it, if there are any. best_draft: the name of the drafter that was found fastest."""
 
+    context: int
     mixture: Mixture | None
     heads: HeadsDraft | None
     best_draft: str | None
@@ -325,7 +334,9 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
     items = kind.storage == "items"
     many = isinstance(prime, (list, tuple)) and (
         not items or any(isinstance(each, (list, tuple, Path, SetPrompt)) for each in prime))
-    records = [prime_record(kind, each, fitted.codec, reading) for each in (prime if many else [prime])]
+    told_of = [Problems() for _ in (prime if many else [prime])]
+    records = [prime_record(kind, each, fitted.codec, reading, told)
+               for each, told in zip(prime if many else [prime], told_of)]
     if not records:
         raise SegueError("there is nothing to continue: give a prime, or none at all")
     strange = [unknown_in(fitted.codec, record.object) for record in records]
@@ -339,12 +350,15 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         if decoder not in (None, "sample") or samples < 1:
             raise SegueError(f"{samples} samples by decoder '{decoder or 'sample'}': give samples=1 or more, which "
                              "decoder sample draws")
-        told = [_forecast(fitted, model, record, n, samples, options) if fitted.codec.turns() and plain else
-                _samples(fitted, model, record, n, samples, draft, stop, options) for record in records]
+        told = [_forecast(fitted, model, record, n, samples, options, each.clock) if fitted.codec.turns() and plain else
+                _samples(fitted, model, record, n, samples, draft, stop, options)
+                for record, each in zip(records, told_of)]
         return told if many else told[0]
     answers = continue_objects(model, fitted.codec, [record.object for record in records], n, decoder,
                                drafter_for(fitted, decoder, draft), stop=stop, **options)
     for answer, count, record in zip(answers, strange, records):
+        if not answer.tokens and answer.finish == "stop" and record.object is not None:
+            answer.remark = "the sequence ends here, says the model: --set min_new_tokens=N makes it go on"
         if count:
             answer.remark = f"{count} of the {len(record)} {kind.unit}s of the prime are unknown to the model"
         for each in (answer, *answer.others):
@@ -395,19 +409,21 @@ def _samples(fitted: FittedModel, model: Decodable, record: Record, n: int | Non
 
 
 def _forecast(fitted: FittedModel, model: Decodable, record: Record, n: int | None, samples: int,
-              options: dict[str, Any]) -> Forecast:
+              options: dict[str, Any], clock: Clock | None) -> Forecast:
     if n is None:
         raise SegueError("a forecast needs to know of how many moments: give n")
     codec, past = fitted.codec, record.object or []
-    ids = list(prime_tokens(codec, past, model))
     columns = [parted(codec.token(int(turn[0])))[0] for turn in codec.turns()]
+    most = max(1, fitted.context // len(columns)) * len(columns)  # what a row of the model has, whole moments
+    first = -(-max(0, len(past) - most) // len(columns)) * len(columns)
+    ids = codec.prompt(past[first:]).tolist() if first else list(prime_tokens(codec, past, model))
     before = table(past)
     length = max(map(len, before.values()), default=0)
     known = np.stack([before.get(column, np.full(length, np.nan)) for column in columns], 1)
     called = [column or getattr(codec, "column", "") or "value" for column in columns]
     draws = drawn(model, codec, [ids], n, samples, **options)[0]
     return Forecast(columns, called, draws, known, options.get("seed", 0), model.path, list(past),
-                    partial(_write, fitted.kind, record.name))
+                    partial(_write, fitted.kind, record.name), clock)
 
 
 def unknown_in(codec: Codec, prime: Any) -> int:
@@ -439,24 +455,33 @@ def drafter_for(fitted: FittedModel, decoder: str | None, draft: Any) -> Any:
     return draft
 
 
-def _write(kind: Kind, name: str, whole: Any, path: str | Path) -> None:
+def _write(kind: Kind, name: str, whole: Any, path: str | Path, **channels: Any) -> None:
     """One sequence in the kind's own file format, by its name where it has one (texts have none)."""
-    kind.write([Record(whole, name=name) if name and kind.several else whole], path)
+    kind.write([Record(whole, channels, name) if (name or channels) and kind.several else whole], path)
 
 
-def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None) -> Record:
+def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None,
+                 problems: Problems | None = None) -> Record:
     """What a user gave to go on from, as a record of the kind: the first one where it is a path, read with these
-    options; the object is None where it is empty. The codec's items are told apart in a text."""
-    known, name = {str(item) for item in getattr(codec, "items", ())}, ""
+    options; the object is None where it is empty. The codec's items are told apart in a text. problems: what was told
+    while it was read; one is an error."""
+    known = {str(item) for item in getattr(codec, "items", ())}
     if isinstance(prime, SetPrompt):
         return Record(prime.mapped(lambda run: kind.normalise(run, known)))
     if isinstance(prime, Path):
         options = checked(kind.read, f"reading {kind.name}", kind.reading(codec) | dict(reading or {}))
-        record = next(iter(kind.read(prime, **options)), None)
+        if is_archive(prime):
+            data = read(prime, kind=kind.name, **options)
+            if problems is not None and len(data) == 1:
+                problems.clock = data.problems.clock
+            return Record(data[0].object, name=data[0].name.rpartition(":")[2])
+        record = next(iter(kind.read(prime, problems, **options)), None)
+        if problems:
+            raise SegueError(str(problems[0]))
         if record is None:
             raise SegueError(f"{prime} holds no sequence to continue: give a file with one")
-        prime, name = record.object, record.name.removeprefix(f"{prime}:")
-    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, known), name=name)
+        return Record(record.object if len(record) else None, name=record.name.removeprefix(f"{prime}:"))
+    return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, known))
 
 
 def prime_object(kind: Kind, prime: Any, codec: Codec) -> Any:

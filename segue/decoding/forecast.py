@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from segue.kinds.codecs import Codec
+    from segue.kinds.times import Clock
     from segue.models.base import Decodable
 
 SAMPLES = 100  # drawn, where nobody says how many
 LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)  # of the quantiles that are told
 TOGETHER = 128  # rows
 PICTURES = (".png",)
+WIDE, PANELS = 8, 12  # columns that a text, and a picture, shows
 PAST = 3  # times the forecast's length that a picture shows of what was before
 
 
@@ -71,8 +73,8 @@ def drawn(model: Decodable, codec: Codec, prompts: Sequence[Sequence[int]], step
 @dataclass
 class Forecast:
     """What may come, drawn K times: draws (K, H, C) of H moments and C columns; `columns` are their names in elements,
-    `called` what people call them. past: (T, C), what was before. writer:
-    writes the elements of the past with the medians behind them in the kind's own format."""
+    `called` what people call them. past: (T, C), what was before. writer: writes the elements of the past with the
+    medians behind them in the kind's own format. clock: the moments of the past, where they are known."""
 
     columns: list[str]
     called: list[str]
@@ -81,7 +83,16 @@ class Forecast:
     seed: int
     path: str
     prime: list[str] = field(default_factory=list)
-    writer: Callable[[Any, Any], None] | None = field(default=None, repr=False)
+    writer: Callable[..., None] | None = field(default=None, repr=False)
+    clock: Clock | None = None
+
+    @property
+    def times(self) -> list[str]:
+        """When the forecast moments are, where that can be told; else which they are."""
+        steps = self.draws.shape[1]
+        if self.clock is None or len(self.clock.times) != len(self.past):
+            return [str(h + 1) for h in range(steps)]
+        return self.clock.told(self.clock.after(steps))
 
     def quantile(self, level: float) -> np.ndarray:
         """(H, C); nan where nothing had to be forecast."""
@@ -102,7 +113,8 @@ class Forecast:
 
     @property
     def text(self) -> str:
-        """A row a moment: the median of each column, and the interval that holds 80%, to four digits."""
+        """A row a moment: the median of each column (of the first eight), and the interval that holds 80%, to four
+        digits."""
         low, middle, high = map(self.quantile, ((1 - SHARE) / 2, 0.5, (1 + SHARE) / 2))
 
         def short(value: float) -> str:
@@ -112,16 +124,18 @@ class Forecast:
             return "" if np.isnan(middle[h, c]) else \
                 f"{short(middle[h, c])} ({short(low[h, c])} to {short(high[h, c])})"
 
-        rows = [["step", *self.called]]
-        rows += [[str(h + 1), *(said(h, c) for c in range(len(self.columns)))] for h in range(len(middle))]
+        shown = range(min(len(self.columns), WIDE))
+        rows = [["step" if self.clock is None else self.clock.name, *self.called[:WIDE]]]
+        rows += [[time, *(said(h, c) for c in shown)] for h, time in enumerate(self.times)]
         wide = [max(map(len, column)) for column in zip(*rows)]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, wide)).rstrip() for row in rows)
 
     @property
     def note(self) -> str:
-        count, steps, _ = self.draws.shape
+        count, steps, columns = self.draws.shape
+        more = f"; {columns - WIDE} more columns are in --json and --out" if columns > WIDE else ""
         return (f"{steps} moments behind {len(self.past)}: the median of {count} samples and the interval of "
-                f"{SHARE:.0%} of them, seed {self.seed}; {self.path}")
+                f"{SHARE:.0%} of them, seed {self.seed}; {self.path}{more}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; null for what was known."""
@@ -130,7 +144,7 @@ class Forecast:
             return [float(decimal(value)) if np.isfinite(value) else None for value in values.tolist()]
 
         quantiles = {level: self.quantile(level) for level in LEVELS}
-        return {"samples": len(self.draws), "seed": self.seed, "path": self.path, "columns": {
+        return {"samples": len(self.draws), "seed": self.seed, "path": self.path, "times": self.times, "columns": {
             column: {"median": plain(quantiles[0.5][:, c]), "mean": plain(self.draws[:, :, c].mean(0)),
                                 "quantiles": {f"{level:g}": plain(found[:, c]) for level, found in quantiles.items()}}
             for c, column in enumerate(self.called)}}
@@ -138,18 +152,21 @@ class Forecast:
     def save(self, path: str | Path) -> None:
         """A picture (.png); else the past with the medians behind it, in the kind's own format."""
         if Path(path).suffix.lower() in PICTURES:
-            write_picture(path, self.draw, (9, 1 + 2.2 * len(self.columns)))
+            write_picture(path, self.draw, (9, 1 + 2.2 * min(len(self.columns), PANELS)))
         elif self.writer is None:
             raise SegueError(f"cannot write {path}: only forecasts of a fitted model know their file format")
+        elif self.clock is not None and len(self.whole) == (len(self.past) + len(self.times)) * len(self.columns):
+            moments = [*self.clock.told(self.clock.times), *self.times]
+            self.writer(self.whole, path, **{self.clock.name: np.repeat(np.array(moments), len(self.columns))})
         else:
             self.writer(self.whole, path)
 
     def draw(self, figure: Figure) -> None:
-        """A panel a column: the end of the past, the median and the intervals of 50, 80 and 90%."""
+        """A panel a column, of twelve at most: the end of the past, the median and the intervals of 50, 80 and 90%."""
         steps = self.draws.shape[1]
         past = self.past[-max(PAST * steps, 24) :]
         before, after = np.arange(len(past)) - len(past) + 1, np.arange(1, steps + 1)
-        panels = np.atleast_1d(figure.subplots(len(self.columns), 1, sharex=True))
+        panels = np.atleast_1d(figure.subplots(min(len(self.columns), PANELS), 1, sharex=True))
         for c, (panel, column) in enumerate(zip(panels, self.called)):
             panel.plot(before, past[:, c], color="0.3", linewidth=1, label="past")
             for low, high in ((0.05, 0.95), (0.1, 0.9), (0.25, 0.75)):
@@ -157,5 +174,6 @@ class Forecast:
                                    linewidth=0, label=f"{high - low:.0%}")
             panel.plot(after, self.quantile(0.5)[:, c], color="C0", label="median")
             panel.set_ylabel(column)
-        panels[0].legend(fontsize="small", loc="upper left", ncols=5, frameon=False)
-        panels[-1].set_xlabel("moments from the last one known")
+        panels[0].legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False)
+        panels[-1].set_xlabel("moments from the last one known" if self.clock is None else
+                              f"moments from {self.clock.told(self.clock.times)[-1]}")

@@ -22,6 +22,7 @@ from segue.kinds.packed import opened
 
 if TYPE_CHECKING:
     from segue.kinds.codecs import Codec
+    from segue.kinds.times import Clock
 
 PIECE = 1 << 24  # bytes of one file held at a time
 HEAD = 1 << 16  # bytes of its beginning by which a file is told
@@ -74,7 +75,8 @@ class Problems(list[Problem]):
     """Problems met while reading that were stepped over: the first `keep` of them, and how many there were in all.
 
     note: how the input was understood, where that had to be found out (which column says what). columns: of kinds
-    whose columns are a whole each, the name of the only one that was read, for each file.
+    whose columns are a whole each, the name of the only one that was read, for each file. clock: of a series that was
+    read last, its moments, where they come at one pace.
     """
 
     keep = 1000
@@ -85,6 +87,7 @@ class Problems(list[Problem]):
         self.total = len(self) if total is None else total
         self.note = note
         self.columns = list(columns)
+        self.clock: Clock | None = None
 
     def add(self, problem: Problem) -> None:
         self.total += 1

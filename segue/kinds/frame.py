@@ -1,4 +1,5 @@
-"""Tables as columns, whatever they are written in: delimited text, JSON Lines, a JSON array of objects, Parquet, XES.
+"""Tables as columns, whatever they are written in: delimited text, logs of web servers, JSON Lines, a JSON array of
+objects, Parquet, Arrow, ORC, XES.
 
 `glance` says from a file's beginning whether it is a table, how it is cut and what its columns are called; the kinds
 find out with it whose file it is. `load_table` reads all of it. Nothing here knows what a column means.
@@ -6,6 +7,7 @@ find out with it whose file it is. `load_table` reads all of it. Nothing here kn
 
 from __future__ import annotations
 
+import ast
 import codecs
 import csv
 import io
@@ -16,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,20 +29,26 @@ from segue.errors import SegueError
 from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, words
 from segue.kinds.documents import as_row, document, flat, rows_of, spread
 from segue.kinds.packed import actual, bare, opened
+from segue.kinds.times import DATE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 50  # that a look takes
+DAYS = 8  # columns called by dates from which on each row is a series
+LOG = "log"  # in place of a sign between cells: a web server's log
 UNIT = "\x1f"  # ASCII's own sign between cells, which stands for those of several characters
 SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blank stands for any run of blanks
 DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff"))
 LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json"}
-PARQUET = frozenset((".parquet", ".pq"))
+PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
-SEPARATED = re.compile(r'"?sep=."?')  # what Excel has in front of a table
+# A line of a web server's log in the common form, or with what NCSA added to it.
+ACCESS = re.compile(rb'(\S+) (\S+) (\S+) \[([^\]]+)\] "((?:[^"\\]|\\.)*)" (\S+) (\S+)'
+                    rb'(?: "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)".*)?\s*')
+ACCESSED = words("client identity account time request status bytes referer agent")
 NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
 
 
@@ -63,9 +71,13 @@ class Look:
     odd: tuple[int, ...] = ()  # numbers of the lines in front of the table that are not of it
     quote: str = '"'
 
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in reversed([*enumerate(self.names)])}
+
     def column(self, name: str) -> list[Any]:
         """The cells seen of one column that hold something."""
-        place = self.names.index(name)
+        place = self._places[name]
         return [row[place] for row in self.rows if place < len(row) and row[place] not in (None, "")]
 
     def without(self, name: str | None) -> Look:
@@ -96,7 +108,7 @@ def glance(path: Path, head: bytes) -> Look | None:
     """The look of a table, or None where the file is none. path: without a compression suffix. head: see `head_of`."""
     suffix = path.suffix.lower()
     if is_parquet(head):
-        return _look_parquet(path)
+        return _look_parquet(path, head)
     if not head.strip() or looks_binary(head) or suffix in PARQUET:
         return None
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
@@ -108,8 +120,37 @@ def glance(path: Path, head: bytes) -> Look | None:
 
 
 def is_parquet(head: bytes) -> bool:
-    """By its first bytes."""
-    return head[:4] == b"PAR1"
+    """By its first bytes. Arrow's own files and streams (Feather is one) and ORC are read as Parquet is."""
+    return head.startswith((b"PAR1", b"ARROW1", b"FEA1", b"ORC")) or _is_stream(head)
+
+
+def _is_stream(head: bytes) -> bool:
+    """Of Arrow: a mark, then the length of a schema."""
+    return head[:4] == b"\xff\xff\xff\xff" and 0 < int.from_bytes(head[4:8], "little") < HEAD << 4 and \
+        head[9:12] == b"\0\0\0"
+
+
+def _columnar(source: Any, head: bytes, few: bool = False) -> pa.Table:
+    """The table in a file for which `is_parquet`. few: its first rows are enough."""
+    import pyarrow as pa
+    from pyarrow import feather, orc, parquet
+
+    if head[:4] == b"PAR1":
+        file = parquet.ParquetFile(source)
+        if not few or not file.metadata.num_rows:
+            return file.read(use_threads=False)
+        return pa.Table.from_batches([next(file.iter_batches(ROWS, use_threads=False))])
+    if head[:3] == b"ORC":
+        stripes = orc.ORCFile(source)
+        return pa.Table.from_batches([stripes.read_stripe(0)]) if few and stripes.nstripes else stripes.read()
+    if head[:4] == b"FEA1":
+        return feather.read_table(source, use_threads=False)
+    whole = head[:6] == b"ARROW1"
+    reader = pa.ipc.open_file(source) if whole else pa.ipc.open_stream(source)
+    if not few:
+        return reader.read_all()
+    batch = next((reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else iter(reader), None)
+    return pa.Table.from_batches([] if batch is None else [batch.slice(0, ROWS)], reader.schema)
 
 
 def is_array(head: bytes) -> bool:
@@ -146,20 +187,19 @@ def load_array(path: Path, data: bytes, what: str) -> np.ndarray:
 def check_parquet(path: Path, head: bytes) -> None:
     """Refuse what is Parquet by name only."""
     if bare(path).suffix.lower() in PARQUET and not is_parquet(head):
-        raise SegueError(f"{path}: called Parquet, but does not begin as Parquet does; fetch it again or rename it")
+        raise SegueError(f"{path}: called Parquet or Arrow, but does not begin so; fetch it again or rename it")
 
 
-def _look_parquet(path: Path) -> Look | None:
+def _look_parquet(path: Path, head: bytes) -> Look | None:
     import pyarrow as pa
-    import pyarrow.parquet as parquet
 
-    with suppress(pa.ArrowException, OSError, NotImplementedError, StopIteration):
-        file = parquet.ParquetFile(actual(path))
-        names = [name for name in file.schema_arrow.names if name != "__index_level_0__"]
-        if not file.metadata.num_rows:
+    with suppress(pa.ArrowException, OSError, NotImplementedError, StopIteration), \
+            pa.memory_map(str(actual(path))) as source:
+        table = _columnar(source, head, few=True).slice(0, ROWS)
+        names = [name for name in table.column_names if name != "__index_level_0__"]
+        if not len(table):
             return Look(names, [], form="parquet")
-        batch = next(file.iter_batches(ROWS, columns=names, use_threads=False))
-        return _look_rows([flat(row) for row in batch.to_pylist()], "parquet")
+        return _look_rows([flat(row) for row in table.select(names).to_pylist()], "parquet")
     return None
 
 
@@ -212,10 +252,15 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
         lines.pop()
-    noted = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#%" and
-                  not (i == 0 and SEPARATED.fullmatch(line.strip()))), 0)
+    if _accessed(line.encode() for line in lines[:ROWS]):
+        asked_for = [[cell.decode() for cell in found.groups(b"")] for line in lines[:ROWS]
+                     if (found := ACCESS.fullmatch(line.encode()))]
+        return Look(list(ACCESSED), asked_for, True, True, "delimited", LOG, False)
+    told = re.fullmatch(r'"?sep=(.)"?\s*', lines[0])  # Excel's way to say the sign
+    noted = next((i for i, line in enumerate(lines) if line.strip() and line.lstrip()[0] not in "#%"
+                  and not (told and i == 0)), 0)
     before, lines = lines[:noted], lines[noted:]
-    delimiter, quoted = _delimiter(lines, suffix)
+    delimiter, quoted = (told[1], True) if told else _delimiter(lines, suffix)
     rows = list(islice(_cells(lines, delimiter, quoted), ROWS))
     if not rows:
         return None
@@ -227,9 +272,9 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     strange, rows = tuple(noted + number for number, _ in rows[:odd]), rows[odd:]
     last, body = rows[0][0], [row for _, row in rows]
     first = [cell.strip() for cell in body[0]]
-    comment = next(_cells([before[-1].lstrip("#% ")], delimiter, quoted), (0, [""]))[1] \
-        if before and not SEPARATED.fullmatch(before[-1].strip()) else []
-    if len(comment) == usual > 1 and not any(map(number, comment)):
+    comment = next(_cells([before[-1].lstrip("#% ")], delimiter, quoted), (0, [""]))[1] if before else []
+    comment = comment[len(comment) == usual + 1 and comment[0][-1:] == ":" :]  # Fields: date time ...
+    if len({*comment} - {""}) == len(comment) == usual > 1 and not any(map(number, comment)):
         names, headed, begin = [name.strip() for name in comment], True, noted
     elif _is_header(first, body[1:], asked):
         names, headed, begin, body = first, True, noted + last, body[1:]
@@ -240,7 +285,12 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
         names = [*names, ""] if all(row[-1].strip() == "" for row in body if len(row) == usual) else ["row", *names]
     names = _different([name or str(i + 1) for i, name in enumerate(names)])
     regular = usual > 1 and all(len(row) == usual for row in body)
-    cells = [[cell.strip() for cell in row] for row in body]
+    cells: list[list[Any]] = [[cell.strip() for cell in row] for row in body]
+    for place in range(usual):
+        lists = [listed(row[place]) if place < len(row) else None for row in cells]
+        if any(lists) and all(each is not None or row[place : place + 1] in ([], [""])
+                              for each, row in zip(lists, cells)):
+            cells = [[*row[:place], each, *row[place + 1 :]] for each, row in zip(lists, cells)]
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
 
 
@@ -256,6 +306,23 @@ def _look_arff(text: str) -> Look | None:
     rows = [[cell.strip() for cell in row] for _, row in cells]
     regular = all(len(row) == len(names) for row in rows[:-1])
     return Look(names, rows, True, regular, "delimited", ",", True, (head + data).count("\n"), quote=quote)
+
+
+def listed(cell: str) -> list[Any] | None:
+    """The list of plain values that a cell says, as programs write them: [1, 2] or ['a', 'b']; else None."""
+    if cell[:1] != "[" or cell[-1:] != "]":
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            values = parse(cell)
+            return values if all(isinstance(each, str | int | float) for each in values) else None
+    return None
+
+
+def _accessed(lines: Iterable[bytes]) -> bool:
+    """Whether these are the first lines of a web server's log; the last may be cut."""
+    told = [ACCESS.fullmatch(line) is not None for line in lines if line.strip()]
+    return 10 * sum(told) >= 9 * max(len(told) - 1, 1)
 
 
 def _different(names: list[str]) -> list[str]:
@@ -311,7 +378,8 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
     short and none of them comes again in its column."""
     if any(name.isdigit() for name in asked):
         return False
-    if asked.intersection(first):
+    days = {cell for cell in first if DATE.fullmatch(cell)}
+    if asked.intersection(first) or (len(days) >= DAYS and 2 * len(days) > len(set(first)) == len(first)):
         return True
     if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
         return False
@@ -322,17 +390,19 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
     return short and not again and len(set(first)) == len(first)
 
 
-def said(roles: Iterable[tuple[str, str | None]], names: Iterable[str]) -> str:
-    """How a table was understood: the columns that have a role, and what was not read of it."""
+def said(roles: Iterable[tuple[str, str | None]], names: Iterable[str], span: str = "") -> str:
+    """How a table was understood: the columns that have a role, and what was not read of it. span: what the column that
+    says when says."""
     chosen = {name: role for role, name in roles if name is not None}
     rest = [name for name in names if name not in chosen]
     unread = f"; not read: {', '.join(rest[:8])}" + (f" and {len(rest) - 8} more" if len(rest) > 8 else "")
-    return ", ".join(f"{role}={name}" for name, role in chosen.items()) + (unread if rest else "")
+    told = [f"{role}={name}" + (f" ({span})" if span and role == "when" else "") for name, role in chosen.items()]
+    return ", ".join(told) + (unread if rest else "")
 
 
 def number(cell: str) -> bool:
-    """A number, a date or a time."""
-    return bool(re.fullmatch(r"\s*[-+]?([\d.]*\d[\d.eE+:/TZ -]*)\s*", cell))
+    """A number, a share, a date or a time."""
+    return bool(re.fullmatch(r"\s*[-+]?[\d.,]*\d[\d.,eE+:/TZ -]*%?\s*", cell))
 
 
 def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[str | None] = ()) -> Frame:
@@ -374,9 +444,8 @@ def _columns(path: Path, table: pa.Table) -> dict[str, Any]:
 
 def _load_parquet(path: Path, raw: bytes) -> Frame:
     import pyarrow as pa
-    import pyarrow.parquet as parquet
 
-    table = parquet.read_table(pa.BufferReader(raw), use_threads=False)
+    table = _columnar(pa.BufferReader(raw), raw)
     while any(pa.types.is_struct(each.type) for each in table.schema):
         table = table.flatten()  # as `flat` does
     columns = _columns(path, table)
@@ -542,6 +611,12 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
     columns = {name: column for name, column in _columns(path, table).items()
                if not (look.headed and name.isdigit() and column.null_count == len(column))}  # after a last delimiter
+    for name, column in columns.items():
+        if len(column) > column.null_count and listed(column.drop_null()[0].as_py()) is not None:
+            lists = [None if cell is None else listed(cell.strip()) for cell in column.to_pylist()]
+            if sum(each is None for each in lists) == column.null_count:
+                texts = [None if each is None else list(map(_text, each)) for each in lists]
+                columns[name] = pa.array(texts, pa.large_list(pa.string()))
     return Frame(path, columns, look.headed, rows, "row" if several else "line")
 
 
@@ -551,6 +626,10 @@ def _body(raw: bytes, look: Look) -> tuple[bytes, str, int]:
     for _ in range(look.before):
         begin = raw.find(b"\n", begin) + 1 or len(raw)
     raw, delimiter = raw[begin:], look.delimiter
+    if delimiter == LOG:
+        raw = b"\n".join(line if row is None else UNIT.encode().join(row.groups(b"")) for line, row in
+                        ((line, ACCESS.fullmatch(line)) for line in raw.split(b"\n")))
+        return raw, UNIT, 1
     if delimiter == "::":
         raw, delimiter = raw.replace(b"::", UNIT.encode()), UNIT
     elif delimiter == " ":

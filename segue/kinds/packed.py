@@ -1,4 +1,5 @@
-"""Files as they lie: packed (gzip, xz, bzip2, zstd), or within an archive (zip, tar) that is read as a folder."""
+"""Files as they lie: packed (gzip, xz, bzip2, zstd), or within an archive (zip, tar) that is read as a folder; a
+workbook is one of CSV files."""
 
 from __future__ import annotations
 
@@ -18,10 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from segue.errors import SegueError
+from segue.kinds.sheets import BOOK, sheets
 
 COMPRESSED = {".gz", ".bgz", ".xz", ".bz2", ".zst"}
 TARS = {".tgz", ".tbz", ".tbz2", ".txz"}
-ZIPS = {".zip", ".npz", ".mxl", ".epub", ".xlsx", ".docx", ".pptx", ".ods", ".odt"}
+ZIPS = {".zip", ".npz", ".mxl", ".epub", ".xlsx", ".xlsm", ".docx", ".pptx", ".ods", ".odt"}
 RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, or to so many bytes
 
 # What binary files begin with, what they are and how to go on.
@@ -148,6 +150,11 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of each file in an archive; links, devices and folders are no files."""
     if archive.suffix.lower() in ZIPS:
         with zipfile.ZipFile(archive) as box:
+            if BOOK in box.namelist():
+                if sum(entry.file_size for entry in box.infolist()) > max(LEAST, RATIO * archive.stat().st_size):
+                    raise SegueError(f"unpacks to more than {RATIO} times its size; save its sheets as CSV")
+                yield from ((name, io.BytesIO(table)) for name, table in sheets(archive))
+                return
             if "[Content_Types].xml" in box.namelist() or "content.xml" in box.namelist():
                 raise SegueError("an Office document; save it as CSV or as text")
             for entry in box.infolist():

@@ -1,14 +1,14 @@
 """Series of measured numbers: sensors, prices, recordings of any sort, of one column or several at a time.
 
 Tables (CSV, TSV, Parquet, JSON Lines) with a row a moment, or a row or a list a whole series; `.ts` files of the
-UEA and UCR archives; NumPy arrays.
+UEA and UCR archives and `.tsf` files of the Monash one; NumPy arrays.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
 from segue.kinds.columns import classes_of, take_classes, told
 from segue.kinds.frame import (
+    DAYS,
     DELIMITED,
     TABULAR,
     Frame,
+    Look,
     array_header,
     glance,
     is_array,
@@ -32,14 +34,21 @@ from segue.kinds.frame import (
     said,
 )
 from segue.kinds.packed import bare, opened
-from segue.kinds.table import WEAKLY, WHAT, WHEN, WHO, measured, named_by, seconds_of, timelike, when_of
+from segue.kinds.table import ENDINGS, WEAKLY, WHAT, WHEN, WHO, laid_out, measured, named_by, plain, timed, when_of
+from segue.kinds.times import DATE, EPOCH, Clock, lasting, seconds_of, span, steady, timelike
 
 WHOLE = 24  # so many columns without a header: a row is a series
 COUNTERS = words("row index unnamed step no nr instant")  # columns that may count the rows
 MONTH = re.compile(r"\d{4}[-/. ]?(0?[1-9]|1[0-2]|Q[1-4])|[A-Za-z]{3,9}[-. ]\d{1,2},? ?\d{4}", re.IGNORECASE)
+SHOWN = 20  # columns that are told
 BARS = "▁▂▃▄▅▆▇█"
 # Columns that may name series, beside WHO.
-SERIES = words("series unique id station sensor ticker symbol stock site city country region location")
+SERIES = words("series unique id station sensor ticker symbol stock site city country region location parameter "
+               "variable metric channel field tag")
+AFFIXED = re.compile(r"[$€£¥]?\s*([-+]?[\d.,]*\d[.,]?)\s*([%KMB$€£¥]?)")  # a price, a share, thousands
+GROUPS = re.compile(r"(?<=\d)['’ \u202f\xa0](?=\d{3}(\D|$))")  # what may stand between thousands, beside commas
+SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
+ARCHIVES = {".ts", ".tsf"}
 
 Columns = dict[str, np.ndarray]
 
@@ -58,33 +67,46 @@ class Series(Kind):
         """A table whose columns are measured numbers, times and names of series; events have a what."""
         if is_array(head):
             header = array_header(head)
-            return 0.92 if header and header[1].kind == "f" and 1 <= len(header[0]) <= 2 else 0.0
-        if path.suffix.lower() == ".ts":
-            return 0.95 if re.search(rb"(?m)^@(data\s*$|(?i:problemname|univariate|serieslength)\s)", head) else 0.0
+            return 0.92 if header and header[1].kind == "f" and 1 <= len(header[0]) <= 3 else 0.0
+        if path.suffix.lower() in ARCHIVES:
+            return 0.95 if re.search(rb"(?m)^@(data\s*$|(?i:problemname|univariate|serieslength|relation)\s)", head) \
+                else 0.0
         if path.suffix.lower() not in TABULAR and not is_parquet(head):
             return 0.0
         look = glance(path, head)
         if look is None and one_a_line(head):
             return 0.7
+        if path.suffix.lower() not in DELIMITED and fractions_a_line(head):
+            return 0.86
         if look is None or not look.rows or (look.form == "delimited" and not look.regular and
                                              path.suffix.lower() not in DELIMITED):
             return 0.0
         names = look.names if look.headed else []
         columns = {name: cells for name in look.names if (cells := look.column(name))}
-        lists = [name for name, cells in columns.items() if any(isinstance(cell, list) for cell in cells)]
-        if lists:
-            items = [item for cell in columns[lists[0]] if isinstance(cell, list) for item in cell if item is not None]
-            alone = len(lists) == 1 and named_by(lists, WHEN) is None
-            return 0.92 if alone and all(map(_is_number, items)) and measured(items) else 0.0
-        numbers = [name for name, cells in columns.items() if 2 * sum(map(_is_number, cells)) > len(cells)
-                   or 2 * np.isfinite(_column(cells)).sum() > len(cells)]
+        if lists := [name for name, cells in columns.items() if any(isinstance(cell, list) for cell in cells)]:
+            return 0.92 if listed({name: columns[name] for name in lists}) else 0.0
+        numbers = [name for name, cells in columns.items() if _is_numbers(cells)]
+        if look.headed and wide(names, [name for name in columns if name not in numbers]):
+            return 0.84
         times = [name for name in columns if name not in numbers and _dated(columns[name])]
+        when = timed(names, lambda name: columns.get(name, []))
+        if when in numbers and timelike(columns[when]):
+            numbers.remove(when)
+            times.append(when)
         texts = [name for name in columns if name not in (*numbers, *times)]
         known = np.concatenate([np.zeros(0), *(_column(columns[name]) for name in numbers)])
         known = known[np.isfinite(known)]
-        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN]) is None]
-        once = any(len(set(columns[name])) == len(columns[name]) > 2 for name in times)  # a row a moment
-        if named_by(names, WHAT) or not len(known):
+        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN]) is None
+                    and len(set(map(str, columns[name]))) > 1]
+        once = any(len(set(map(str, columns[name]))) == len(columns[name]) > 2 for name in times)  # a row a moment
+        if not len(known):
+            return 0.0
+        if look.headed and times and (whose := paced(path, look, times[0], [*texts, *numbers])) is not None:
+            nameless = [name for name in nameless if name != whose]
+            if all(name == whose or named_by([name], (*WHO, *WEAKLY)) for name in numbers):
+                return 0.0
+            return 0.81 if not nameless else 0.5 if once else 0.0
+        if named_by(names, WHAT):
             return 0.0
         if ((known == np.round(known)) & (known >= 0)).all() and \
                 not (once and named_by(names, (*WHO, *WEAKLY)) is None):
@@ -94,7 +116,7 @@ class Series(Kind):
             return 0.5 if once and sorts and len(nameless) <= len(numbers) else 0.0
         if not look.headed and path.suffix.lower() not in DELIMITED and len(look.rows) < 3:
             return 0.0
-        return 0.8 if look.headed or len(numbers) >= WHOLE else 0.6
+        return 0.81 if look.headed or len(numbers) >= WHOLE else 0.6
 
     def read(self, path: Path, problems: Problems | None = None, *, columns: Sequence[str] = (),
              column: str | None = None, who: str | None = None, when: str | None = None,
@@ -107,30 +129,44 @@ class Series(Kind):
         who, when: the columns that name series and say when; found from names and contents if None. Rows are put in the
             order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
-            and is left out; None: tables without a header do so from 24 columns.
+            and is left out; None: tables without a header and arrays do so from 24 columns, and tables whose columns
+            are called by dates, or numbered. An array of three axes holds series of moments of columns.
         classes: the column that says of which class each series is, the same in all its rows ("": one called so, if
             there is one), which its name then tells.
         """
         chosen = [columns] if isinstance(columns, str) else list(columns)
-        array, archive = is_array(head_of(path)), bare(path).suffix.lower() == ".ts"
-        if array or archive:
+        head, archive = head_of(path), bare(path).suffix.lower() in ARCHIVES
+        array, lines = is_array(head), bare(path).suffix.lower() not in DELIMITED and fractions_a_line(head)
+        if array or archive or lines:
             with opened(path) as handle:
                 raw = handle.read()
         if array:
-            yield Record(flat(_array(path, raw)), name=str(path))
+            yield from _array(path, raw, rows, problems)
         elif archive:
             yield from _archive(path, as_utf8(path, raw, encoding).decode(), problems)
+        elif lines:
+            cells = as_utf8(path, raw, encoding).decode().split()
+            yield Record(flat({"": np.array([_number(cell) for cell in cells])}), name=str(path))
         else:
             frame = load_table(path, Problems() if problems is None else problems, encoding,
                                (who, when, classes, *(name for part in chosen for name in (part, *part.split(",")))))
-            if rows is None:
-                rows = not frame.headed and len(frame.columns) >= WHOLE
+            if rows is None and not frame.headed:
+                rows = len(frame.columns) >= WHOLE
             of = take_classes(frame, classes, (who, when, column, *chosen))
-            listed = [name for name in frame.columns if "list" in str(frame.columns[name].type)]
-            if len(listed) == 1 and not chosen:
-                yield from _lists(frame, listed[0], of, problems)
-            elif rows:
-                yield from _whole_rows(frame, of, problems)
+            lists = {name: values[:100].to_pylist() for name, values in frame.columns.items()
+                     if "list" in str(values.type)}
+            across = listed(lists) if lists and not chosen else []
+            if len(across) == 1:
+                yield from _lists(frame, across[0], of, problems)
+                return
+            if across:
+                frame = laid_out(frame, [*across, *(name for name in lists if timelike(lists[name][0] or ["?"]))])
+                who = "series" if "series" in frame.columns else who
+            along = []
+            if rows is None and not (chosen or who or when) and len(frame.columns) > 2:
+                along = wide(list(frame.columns), _wordy(frame, frame.columns))
+            if rows or along:
+                yield from _whole_rows(frame, along, of, problems)
             else:
                 yield from _moments(frame, chosen, column, who, when, when_format, classes, of, problems)
 
@@ -156,20 +192,24 @@ class Series(Kind):
         return {"columns": columns} if len(columns) > 1 else {"column": called} if called else {}
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
-        """CSV, a row a moment; of several series with a column that names them."""
+        """CSV, a row a moment; of several series with a column that names them. Channels are columns in front."""
         records = [obj if isinstance(obj, Record) else Record(list(obj)) for obj in objects]
         tables = [table(record.object) for record in records]
         columns = list(dict.fromkeys(column for each in tables for column in each))
-        head = ["series"] if len(records) > 1 else []
+        beside = list(dict.fromkeys(name for record in records for name in record.channels))
+        head = [*(["series"] if len(records) > 1 else []), *beside]
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")
             writer.writerow([*head, *(column or "value" for column in columns)])
             for number, (record, each) in enumerate(zip(records, tables), 1):
-                name = [record.name or f"series{number}"] if head else []
+                name = [record.name or f"series{number}"] if len(records) > 1 else []
                 length = max(map(len, each.values()), default=0)
+                moments = [np.asarray(record.channels[side])[:: len(each)] if side in record.channels else [""] * length
+                           for side in beside]
                 filled = [np.append(each.get(column, ()), [np.nan] * (length - len(each.get(column, ()))))
                           for column in columns]
-                writer.writerows([*name, *map(decimal, row)] for row in zip(*filled))
+                writer.writerows([*name, *(cells[i] for cells in moments), *map(decimal, row)]
+                                 for i, row in enumerate(zip(*filled)))
 
     def show(self, obj: Sequence[str]) -> str:
         """A line a column: its course in at most 64 bars, from its least number to its greatest."""
@@ -196,6 +236,74 @@ class Series(Kind):
                    if item]
         items = list(obj)
         return [element(*parted(item if isinstance(item, str) else repr(float(item)))) for item in items]
+
+
+def fractions_a_line(head: bytes) -> bool:
+    """Whether each line is one number with a comma for its point, of eight or more: fractions begin with noughts, names
+    of things do not."""
+    lines = head.decode("utf-8", "ignore").lstrip("\ufeff").split("\n")
+    cells = [line.strip() for line in lines[: -1 if len(lines) > 1 else None] if line.strip()]
+    return len(cells) >= 8 and all(re.fullmatch(r"[-+]?\d*,\d+", cell) for cell in cells) and \
+        any(re.search(r",0\d", cell) for cell in cells)
+
+
+def listed(lists: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Of columns of lists those that are series: the one of measured numbers, or several beside lists of times, where
+    no column says what happened."""
+    def items(name: str) -> list[Any]:
+        return [item for cell in lists[name] if isinstance(cell, list) for item in cell if item not in (None, "")]
+
+    numbers = [name for name in lists if (found := items(name)) and all(map(_is_number, found))]
+    sure = [name for name in numbers if measured(items(name))]
+    when = named_by(lists, WHEN)
+    if len(sure) == 1 and when is None:
+        return sure
+    lengths = {tuple(len(cell) if isinstance(cell, list) else -1 for cell in cells) for cells in lists.values()}
+    dated = [name for name in lists if timelike(items(name)[:100])]
+    good = sure and len(lengths) == 1 and (when is None or when in dated) and named_by(lists, (*WHAT, *WEAKLY)) is None
+    return [name for name in numbers if name not in dated] if good else []
+
+
+def wide(names: Sequence[str], others: Collection[str]) -> list[str]:
+    """The columns of a table that are moments, where each row is a series: called by dates, or numbered from left to
+    right, and no times beside them. others: the columns that hold no numbers."""
+    dates = [name for name in names if name not in others and (DATE.fullmatch(name) or MONTH.fullmatch(name))]
+    if len(dates) >= DAYS:
+        return dates
+    parts = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
+    stem = next((part[1] for part in reversed(parts) if part), None)
+    numbered = [part for part in parts if part and part[1] == stem and part[0] not in others]
+    counted = [int(part[2]) for part in numbered]
+    along = len(numbered) >= WHOLE and counted == list(range(counted[0], counted[0] + len(counted)))
+    ids = len(names) - len(numbered)
+    return [part[0] for part in numbered] if along and 0 < ids <= 3 and named_by(others, WHEN) is None and \
+        all(name in others for name in names[:ids]) else []
+
+
+def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> str | None:
+    """Whose the moments of a table are, if they come at one pace: "" where they are of one series, or a column that
+    names several; None where they come now and then."""
+    import pyarrow as pa
+
+    rows = [dict(zip(look.names, row)) for row in look.rows]
+    rows = [row for row in rows if row.get(when) not in (None, "")]
+    try:
+        times = seconds_of(pa.array([str(row[when]) for row in rows]), None, path, when)
+    except SegueError:
+        return None
+    return next((name for name in ("", *names) if _apart([str(row.get(name)) for row in rows], times, True)), None)
+
+
+def _apart(whose: Sequence[str], times: np.ndarray, steadily: bool = False) -> bool:
+    """Whether the times of each of these are all different, and of most there are three or more. steadily: and come at
+    one pace."""
+    places: dict[str, list[int]] = {}
+    for row, name in enumerate(whose):
+        places.setdefault(name, []).append(row)
+    parts = [times[rows] for rows in places.values()]
+    long = [part for part in parts if len(part) > 2]
+    return 2 * len(long) > len(parts) and all(len(np.unique(part)) == len(part) for part in parts) and not (
+        steadily and 2 * sum(bool(np.isfinite(steady(part))) for part in long) <= len(long))
 
 
 def one_a_line(head: bytes) -> bool:
@@ -255,6 +363,11 @@ def _dated(cells: Sequence[Any]) -> bool:
     return timelike(cells) or all(MONTH.fullmatch(str(cell)) for cell in cells)
 
 
+def _is_numbers(cells: Sequence[Any]) -> bool:
+    """Whether most of them are numbers."""
+    return 2 * sum(map(_is_number, cells)) > len(cells) or 2 * np.isfinite(_column(cells)).sum() > len(cells)
+
+
 def _is_number(cell: Any) -> bool:
     return bool(np.isfinite(_number(cell))) or str(cell).strip().lower() == "nan"
 
@@ -273,7 +386,16 @@ def _number(cell: Any) -> float:
 
 def _column(cells: Sequence[Any]) -> np.ndarray:
     """Cells of a column as numbers, NaN where one is none. Commas and points that can only stand between thousands
-    (1,234.5 and 1.234,5; 1,234,567; 1,234 beside 999) are left out, in all of the column."""
+    (1,234.5 and 1.234,5; 1,234,567; 1,234 beside 999) are left out, in all of the column; so are signs of money and
+    shares, and what stands for thousands is reckoned in."""
+    texts = [GROUPS.sub("", str(cell).strip()) for cell in cells if cell is not None]
+    affixed = [AFFIXED.fullmatch(text) for text in texts]
+    if any(found and found[1] != found[0] for found in affixed) and 2 * sum(map(bool, affixed)) > len(affixed):
+        both = [None if cell is None else AFFIXED.fullmatch(GROUPS.sub("", str(cell).strip())) for cell in cells]
+        scale = np.array([SCALES.get(found[2], 1.0) if found else 1.0 for found in both])
+        return _column([found[1] if found else None for found in both]) * scale
+    if any(text != str(cell).strip() for text, cell in zip(texts, (cell for cell in cells if cell is not None))):
+        cells = [None if cell is None else GROUPS.sub("", str(cell).strip()) for cell in cells]
     signed = [str(cell).strip() for cell in cells if "," in str(cell)]
     if signed:
         signed += (text for cell in cells if "," not in (text := str(cell).strip()) and "." in text)
@@ -290,14 +412,21 @@ def _column(cells: Sequence[Any]) -> np.ndarray:
     return np.array([_number(cell) for cell in cells])
 
 
-def _array(path: Path, raw: bytes) -> Columns:
-    """An array (T,), or (T, C): columns called x1, x2, ..."""
-    array = load_array(path, raw, "numbers, of one or two axes")
-    if array.dtype.kind not in "iuf" or not 1 <= array.ndim <= 2 or not array.size:
+def _array(path: Path, raw: bytes, rows: bool | None, problems: Problems | None) -> Iterator[Record]:
+    """An array (T,), or (T, C): columns called x1, x2, ...; rows: (N, T), and (N, T, C) always: N series."""
+    array = load_array(path, raw, "numbers, of one to three axes")
+    if array.dtype.kind not in "iuf" or not 1 <= array.ndim <= 3 or not array.size:
         raise SegueError(f"{path}: an array of {array.dtype} of {array.ndim} axes is no series: give numbers, of one "
-                         "axis, or of moments and columns")
+                         "axis, of moments and columns, or of series, moments and columns")
     array = array.astype(np.float64)
-    return {"": array} if array.ndim == 1 else {f"x{i + 1}": array[:, i] for i in range(array.shape[1])}
+    if array.ndim == 2 and (array.shape[1] >= WHOLE if rows is None else rows):
+        array = array[:, :, None]
+        if problems is not None:
+            problems.note = "a row a series"
+    several = array.ndim == 3
+    for number, each in enumerate(array if several else [array.reshape(len(array), -1)], 1):
+        columns = {f"x{i + 1}": each[:, i] for i in range(each.shape[1])} if each.shape[1] > 1 else {"": each[:, 0]}
+        yield Record(flat(columns), name=f"{path}:{number}" if several else str(path))
 
 
 def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Record]:
@@ -311,6 +440,7 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         raise SegueError(f"{path}: series with time stamps are not read from .ts files: give a table with a column of "
                          "times")
     labelled = bool(re.search(r"(?im)^@(classlabel|targetlabel)\s+true", heads))
+    given = [name.lower() for name in re.findall(r"(?im)^@attribute\s+(\S+)", heads)]  # of a .tsf file, before numbers
     before = heads.count("\n") + 1
     any_left = False
     for number, line in enumerate(body.splitlines(), before):
@@ -318,6 +448,8 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         if parts == [""]:
             continue
         label = parts.pop().strip() if labelled and len(parts) > 1 else ""
+        said, parts = parts[: len(given)], parts[len(given) :] or [""]
+        called = dict(zip(given, said)).get("series_name", number)
         cells = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")] for part in parts]
         columns = [np.array(list(map(_number, part))) for part in cells]
         strange = next((cell for part in cells for cell in part if not _is_number(cell)), None)
@@ -328,7 +460,7 @@ def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Recor
         filled = [np.append(values, [np.nan] * (longest - len(values))) for values in columns]
         names = [""] if len(filled) == 1 else [f"x{i + 1}" for i in range(len(filled))]
         any_left = True
-        yield Record(flat(dict(zip(names, filled))), name=of_class(f"{path}:{number}", label))
+        yield Record(flat(dict(zip(names, filled))), name=of_class(f"{path}:{called}", label))
     if not any_left and problems is None:
         raise SegueError(f"{path}: there is no series behind @data; is the file cut short?")
 
@@ -348,6 +480,12 @@ def _numbers(frame: Frame, name: str) -> np.ndarray | None:
     return numbers if 2 * np.isfinite(numbers).sum() > filled > 0 else None
 
 
+def _wordy(frame: Frame, names: Iterable[str]) -> list[str]:
+    """Those of these columns that hold something, but no numbers."""
+    held = [name for name in names if frame.columns[name].null_count < len(frame.rows)]
+    return [name for name in held if _numbers(frame, name) is None]
+
+
 def _lists(frame: Frame, name: str, of: str | None, problems: Problems | None) -> Iterator[Record]:
     """Each cell of a column of lists is a series."""
     if problems is not None:
@@ -364,19 +502,23 @@ def _lists(frame: Frame, name: str, of: str | None, problems: Problems | None) -
             yield Record(flat({"": values}), name=of_class(place, frame.classes[row]))
 
 
-def _whole_rows(frame: Frame, of: str | None, problems: Problems | None) -> Iterator[Record]:
-    """Each row of a table is a series; a first column of whole numbers, their classes, is left out."""
-    columns = {name: _numbers(frame, name) for name in frame.columns}
+def _whole_rows(frame: Frame, along: Sequence[str], of: str | None, problems: Problems | None) -> Iterator[Record]:
+    """Each row of a table is a series. along: the columns that are its moments, named by what else the row says; of
+    none all, but a first column of whole numbers, their classes, which is left out."""
+    columns = {name: _numbers(frame, name) for name in along or frame.columns}
     numbers = {name: values for name, values in columns.items() if values is not None}
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers in this table")
     grid = np.stack(list(numbers.values()), 1)
     first = grid[:, 0]
-    labelled = frame.classes is None and grid.shape[1] > 2 and bool((first == np.round(first)).all()) and \
-        not bool((grid == np.round(grid)).all())
+    whole = bool((first == np.round(first)).all()) and not bool((grid == np.round(grid)).all())
+    labelled = not along and frame.classes is None and grid.shape[1] > 2 and whole
+    rest = _wordy(frame, [name for name in frame.columns if name not in numbers]) if along else []
     if problems is not None:
         whose = ", the first number its class" if labelled else f", class={of}" if of else ""
+        whose += f", named by {', '.join(rest)}" if rest else ""
         problems.note = f"a row a series{whose}"
+    called = [frame.columns[name].to_pylist() for name in rest]
     for row, values in enumerate(grid[:, labelled:]):
         last = np.flatnonzero(np.isfinite(values))
         label = decimal(first[row]) if labelled else "" if frame.classes is None else frame.classes[row]
@@ -385,7 +527,8 @@ def _whole_rows(frame: Frame, of: str | None, problems: Problems | None) -> Iter
         if not len(last):
             bad(problems, frame.path, frame.place(row), None, "there is no number in this row; remove it")
             continue
-        yield Record(flat({"": values[: last[-1] + 1]}), name=of_class(f"{frame.path}:{frame.place(row)}", label))
+        name = ", ".join(str(cells[row]) for cells in called if cells[row] is not None) or frame.place(row)
+        yield Record(flat({"": values[: last[-1] + 1]}), name=of_class(f"{frame.path}:{name}", label))
 
 
 def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
@@ -399,7 +542,7 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
     for asked in (*chosen, *filter(None, (who, when))):
         if asked not in names:
             raise SegueError(f"{frame.path}: there is no column '{asked}'; there are {there}")
-    sure = when is not None
+    sure, asked_who = when is not None, who is not None
     if when is None and frame.headed:
         when = when_of(frame, [name for name in names if name not in (*chosen, who)])
         names = list(frame.columns)
@@ -413,6 +556,10 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
     if who is None:
         texts = [name for name in names if name not in numbers and name != when]
         who = "series" if "series" in names else named_by(texts, [*WHO, *SERIES]) if frame.headed else None
+    if who is None and when is not None and not chosen:
+        who = _whose(frame, when, when_format, [*texts, *numbers])
+    if who is not None and not asked_who and len(frame.columns[who].unique()) == len(frame.rows) > 1:
+        who = None  # a name for each row, of a city or so
     groups, labels = np.zeros(len(frame.rows), dtype=np.int64), [""]
     if who is not None:
         place: dict[str, int] = {}
@@ -424,7 +571,8 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
     when = None if times is None else when
     numbers = {name: values for name, values in numbers.items() if name not in (who, when)}
     if not chosen:
-        numbers = {name: values for name, values in numbers.items() if not _counts(name, values)} or numbers
+        numbers = {name: values for name, values in numbers.items() if not _counts(name, values)
+                   and not (_names(name) and _constant(values))} or numbers
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers here (columns: {there}); name some with columns=")
     if column is not None and not chosen and len(numbers) > 1:
@@ -435,8 +583,13 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
     said_of = None if frame.classes is None else classes_of(frame.classes, series, classes)
     if problems is not None:
         of = None if said_of is None else of
-        roles = said([("class", of), ("who", who), ("when", when)], [name for name in names if name not in numbers])
-        problems.note = f"columns={','.join(numbers)}{', ' if of or who or when else ''}{roles}"
+        between = "" if times is None else span(times)
+        if times is not None and np.isfinite(pace := steady(times[series[0]])):
+            between += f", every {lasting(pace) if np.nanmax(np.abs(times)) >= EPOCH else f'{pace:g}'}"
+        roles = said([("class", of), ("who", who), ("when", when)], [name for name in names if name not in numbers],
+                     between)
+        more = f",... ({len(numbers)} in all)" if len(numbers) > SHOWN else ""
+        problems.note = f"columns={','.join([*numbers][:SHOWN])}{more}{', ' if of or who or when else ''}{roles}"
         problems.columns.append(next(iter(numbers)) if len(numbers) == 1 and frame.headed else "")
     called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
         dict.fromkeys(numbers, "")
@@ -448,10 +601,29 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
             bad(problems, frame.path, label, None, "there is no number in this series; remove it")
             continue
         name = f"{frame.path}:{label}" if label else str(frame.path)
+        if problems is not None:
+            problems.clock = None
+            if when is not None and times is not None and np.isfinite(gap := steady(times[mine])) and \
+                    np.isfinite(times[mine]).all():
+                problems.clock = Clock(when, times[mine], gap)
         if said_of is None:
             yield Record(flat(parts), name=name)
         elif told(problems, frame.path, label, of, said_of[number]):
             yield Record(flat(parts), name=of_class(name, said_of[number]))
+
+
+def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str]) -> str | None:
+    """The column that names the series of a table in which times come again: within each of them none does."""
+    try:
+        times = seconds_of(frame.columns[when], when_format, frame.path, when)
+    except SegueError:
+        return None
+    if len(np.unique(times)) == len(times) or not np.isfinite(times).all():
+        return None
+    dated = timelike(frame.columns[when][:100].to_pylist())
+    whole = [name for name in names if name != when and not measured(frame.columns[name][:1000].to_pylist())
+             and (dated or _names(name) or _numbers(frame, name) is None)]
+    return next((name for name in whole if _apart(list(map(str, frame.columns[name].to_pylist())), times)), None)
 
 
 def _times(frame: Frame, when: str, when_format: str | None, sure: bool,
@@ -461,13 +633,25 @@ def _times(frame: Frame, when: str, when_format: str | None, sure: bool,
     column = frame.columns[when]
     moments = sure or timelike(column[:100].to_pylist())
     try:
-        times = seconds_of(column, when_format, frame.path)
+        times = seconds_of(column, when_format, frame.path, when)
     except SegueError:
         if moments or when_format is not None:
             raise
         return None
     plain = not moments and _numbers(frame, when) is not None
     return None if plain and any(len(np.unique(times[mine])) < len(mine) for mine in series) else times
+
+
+def _names(name: str) -> bool:
+    """Whether a column is called as one that numbers things."""
+    return plain(name).endswith(ENDINGS[1:]) or named_by([name], [*WHO, *SERIES]) is not None
+
+
+def _constant(values: np.ndarray) -> bool:
+    """The same whole number in every row, as that of a station."""
+    known = values[np.isfinite(values)]
+    same = len(values) > 1 and len(known) == len(values) and bool((known == known[0]).all())
+    return same and float(known[0]).is_integer()
 
 
 def _counts(name: str, values: np.ndarray) -> bool:

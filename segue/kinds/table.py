@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -30,26 +31,44 @@ from segue.kinds.frame import (
     load_table,
     said,
 )
+from segue.kinds.frame import number as is_number
 from segue.kinds.packed import COMPRESSED, actual, bare, opened
 from segue.kinds.text import text_columns
-from segue.kinds.times import NUMBER, seconds_of, timelike
+from segue.kinds.times import DATE, NUMBER, seconds_of, span, steady, timelike, written
 
-# Column names that say who, what and when, best first; compared in lower case without signs, with or without an ending
-# such as "id". What is said weakly is believed only where no column of text says more.
-WHO = words("who user case caseconceptname session customer visitor patient subject client account member player "
+
+def plain(name: str) -> str:
+    """A name in lower case, without signs and accents."""
+    return "".join(char for char in normalize("NFKD", name.casefold()) if char.isalnum())
+
+
+def named(text: str) -> tuple[str, ...]:
+    return tuple(map(plain, words(text)))
+
+
+# Column names that say who, what and when, best first; compared as `plain`, with or without an ending such as "id".
+# What is said weakly is believed only where no column of text says more.
+WHO = named("who caseconceptname case user session customer visitor patient subject client account member player "
             "reviewer author actor login listener reader student learner driver employee buyer entity trace device "
-            "sequenceid playlist host person owner order invoice basket cart transaction u")
-WHAT = words("what item activity conceptname event action movie product asin sku stock song track artist book article "
-             "page url command symbol task operation diagnosis procedure drug medication mark eventtype")
-WEAKLY = words("type state status step key label token code note items events marks types typeevent activities actions "
+            "sequenceid playlist host person owner order invoice basket cart transaction trip container cip u kunde "
+            "kunden benutzer nutzer fall sitzung utilisateur usager dossier usuario cliente caso utente gebruiker "
+            "klant zaak пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 사용자 고객")
+WHAT = named("what item activity conceptname event action movie product asin sku stock song track artist book article "
+             "page url command symbol task operation diagnosis procedure drug medication mark eventtype request "
+             "csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion produit activité évènement "
+             "producto artículo actividad acción prodotto articolo attività produto activiteit товар событие действие "
+             "商品 物品 活动 行为 行動 상품 활동")
+WEAKLY = named("type state status step key label token code note items events marks types typeevent activities actions "
                "songs tracks k i")
-WHEN = words("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
+WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
              "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t")
-ENDINGS = ("", "id", "name", "number", "no", "idx", "index", "code")
-MOMENTS = ("timestamp", "datetime", "date", "time", "at")  # endings of other names that may say when
-CLOCKED = ("date", "time")  # two columns that say together when
+ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr"))
+MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
+UNITS = re.compile(r"(utc|gmt|local|epoch|unix|iso|seconds?|secs?|millis(econds)?|micros|nanos|[mun]?s)+$")  # behind
+CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?")  # a time of day alone
 BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that somebody types
 LONGEST = 40  # words of an item
+MANY = 100_000  # rows by which a column is judged
 MEASURED = "read them with kind=series, or bin them into symbols first"
 THIS = "the file"  # who, where a file is all of one entity
 THAT = "event"  # what, where nothing is known of events but when they were
@@ -93,6 +112,8 @@ class Events(Kind):
             return 0.9 if what else 0.65
         if what and when:
             return 0.75
+        if names and self._guessed(path, table):
+            return 0.72
         if not table.headed and _interactions(table):
             return 0.85
         if len(listed := _listed(table)) == 1 and not text_columns(table) and \
@@ -101,6 +122,19 @@ class Events(Kind):
         wordy = not table.headed and any(_wordy(table.column(name)) for name in table.names[:2])
         vague = wordy or table.form in ("json", "document")
         return 0.0 if suffix not in sorts else 0.1 if vague else 0.4
+
+    def _guessed(self, path: Path, table: Look) -> bool:
+        """Whether who and what can be told from what is in a table of moments that do not come at one pace."""
+        import pyarrow as pa
+
+        when = timed(table.names, table.column)
+        rest = [name for name in table.names if name != when]
+        if when is None or None in told_apart(rest, table.column, named_by(rest, WHO), named_by(rest, WHAT)):
+            return False
+        with suppress(SegueError):
+            moments = seconds_of(pa.array(map(str, table.column(when))), None, path, when)
+            return len(np.unique(moments)) < len(moments) or not np.isfinite(steady(moments))
+        return False
 
     def read(self, path: Path, problems: Problems | None = None, *, who: str | None = None, what: str | None = None,
              when: str | None = None, also: Sequence[str] = (), when_format: str | None = None,
@@ -163,12 +197,16 @@ class Events(Kind):
                 yield from _lists(frame, roles, also, when_format, of, problems)
             return
         if listed(whole):  # a table within each row
-            frames = [(_laid_out(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
+            frames = [(laid_out(frame, [*filter(None, roles), *also]), roles) for frame, _ in frames]
         parts = [_events(frame, roles, also, when_format, problems) for frame, _ in frames]
         parts = [part for part in parts if len(part[0])]
+        between = ""
+        if roles[2] and parts:
+            between = span(np.concatenate([part[2] for part in parts]))
+            problems.note = said([("class", of), *meant], columns, between)
         for record, label in _grouped(parts, bool(roles[2]), also, classes):
             if label is None:
-                problems.note = said(meant, columns)
+                problems.note = said(meant, columns, between)
                 yield record
             elif told(problems, first.path, record.name, of, label):
                 yield replace(record, name=of_class(record.name, label))
@@ -179,14 +217,14 @@ class Events(Kind):
         return ItemCodec.count(data.vocabulary, min_count, vocabulary)
 
     def write(self, objects: Iterable[Sequence[str | int] | Record], path: str | Path) -> None:
-        """CSV with the columns who, what and, where a `Record` carries time, when (seconds)."""
+        """CSV with the columns who, what and, where a `Record` carries time, when (of the calendar, or a number)."""
         rows: list[list[Any]] = []
         timed = False
         for number, obj in enumerate(objects, 1):
             record = obj if isinstance(obj, Record) else Record(list(obj), name=f"sequence{number}")
             times = record.channels.get("time")
             timed = timed or times is not None
-            rows += [[record.name or f"sequence{number}", item, "" if times is None else repr(float(times[i]))]
+            rows += [[record.name or f"sequence{number}", item, "" if times is None else written(float(times[i]))]
                      for i, item in enumerate(record.object)]
         with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as handle:
             writer = csv.writer(handle, lineterminator="\n")
@@ -361,15 +399,11 @@ def _glue(items: Iterable[str]) -> str:
     return "" if all(len(item) == 1 for item in items) else "," if any(" " in item for item in items) else " "
 
 
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def named_by(names: Iterable[str], usual: Sequence[str]) -> str | None:
     """The column whose name, or last part of a name, says what is looked for."""
-    ranked = [(usual.index(plain), ENDINGS.index(ending), i, name) for i, name in enumerate(names)
-              for whole in {_plain(name), _plain(name.rpartition(".")[2])} for ending in ENDINGS
-              if whole.endswith(ending) and (plain := whole.removesuffix(ending)) in usual]
+    ranked = [(usual.index(stem), ENDINGS.index(ending), i, name) for i, name in enumerate(names)
+              for whole in {plain(name), plain(name.rpartition(".")[2])} for ending in ENDINGS
+              if whole.endswith(ending) and (stem := whole.removesuffix(ending)) in usual]
     return min(ranked)[3] if ranked else None
 
 
@@ -446,6 +480,8 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
             lists_of = [name for name in free() if "list" in str(columns[name].type)]
             alone = lists_of[0] if who is None and len(lists_of) == 1 else None
             what = named_by(free(), WHAT) or alone or named_by(free(), WEAKLY)
+        if when is not None and "list" not in str(columns[when].type) and (who is None or what is None):
+            who, what = told_apart(free(), lambda name: columns[name][:MANY].to_pylist(), who, what)
     else:
         if when is None:
             when = _clock(free(), lambda name: columns[name][:100].to_pylist()) if len(free()) > 2 else None
@@ -471,6 +507,8 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
             what = last
         else:
             who = THIS if not rest and when is not None else last
+    if not rest and who is None and what is None and when is not None:
+        who, what = THIS, THAT
     if what is None or (who is None and not lists):
         missing = [role for role, name in (("who", who), ("what", what)) if name is None]
         one = f", or who='{THIS}' if all of it is one sequence" if what is not None else \
@@ -491,25 +529,56 @@ def _events_not_measured(frame: Frame, what: str, values: Iterable[Any]) -> None
 
 
 def when_of(frame: Frame, names: list[str]) -> str | None:
-    """The column of times: by its usual name, or by how its name ends and what is in it. A date and a time of day in
-    two columns become one."""
+    """The column of times (see `timed`). A date and a time of day in two columns become one."""
+    import pyarrow as pa
     import pyarrow.compute as compute
 
-    plain = {_plain(name): name for name in names}
-    if all(name in plain for name in CLOCKED):
-        date, clock = (frame.columns[plain[name]] for name in CLOCKED)
-        texts = [text for text in clock[:100].to_pylist() if text] if "string" in str(clock.type) else []
-        clocked = texts and all(re.fullmatch(r"\d{1,2}:\d\d(:\d\d.*)?( [AP]M)?", text) for text in texts)
-        if clocked and "string" in str(date.type):
-            both = f"{plain['date']} {plain['time']}"
-            frame.columns[both] = compute.binary_join_element_wise(date, clock, " ")
-            for name in CLOCKED:
-                del frame.columns[plain[name]]
-            return both
+    def cells(name: str) -> list[Any]:
+        return [cell for cell in frame.columns[name][:100].to_pylist() if cell not in (None, "")]
+
+    found = timed(names, cells)
+    if found is None or not pa.types.is_string(frame.columns[found].type):
+        return found
+    texts = [name for name in names if pa.types.is_string(frame.columns[name].type) and cells(name)]
+    clocks = [name for name in texts if all(CLOCK.fullmatch(cell.strip()) for cell in cells(name))]
+    dates = [name for name in texts if all(DATE.fullmatch(cell) and ":" not in cell for cell in cells(name))]
+    date, clock = (found if found in each else next(iter(each), None) for each in (dates, clocks))
+    if date is None or clock is None or found not in (date, clock):
+        return found
+    both = f"{date} {clock}"
+    frame.columns[both] = compute.binary_join_element_wise(frame.columns.pop(date), frame.columns.pop(clock), " ")
+    return both
+
+
+def timed(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> str | None:
+    """The column that says when: by its usual name, by how its name ends and what is in it, or by the dates in it."""
     if usual := named_by(names, WHEN):
         return usual
-    return next((name for name in names if _plain(name).endswith(MOMENTS)
-                 and timelike(frame.columns[name][:100].to_pylist())), None)
+    likely = [name for name in names if timelike(cells(name))]
+    stems = [UNITS.sub("", plain(name)) for name in likely]
+    ends = [name for name, stem in zip(likely, stems) if plain(name).endswith(MOMENTS) or stem.endswith(MOMENTS)]
+    dates = [name for name in likely if not all(NUMBER.fullmatch(str(cell)) or CLOCK.fullmatch(str(cell).strip())
+                                                for cell in cells(name) if cell is not None)]
+    return next(iter(ends + dates), None)
+
+
+def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who: str | None = None,
+               what: str | None = None) -> tuple[str | None, str | None]:
+    """Who and what by what is in columns: the first that names something that comes again, and the next. Numbers do so
+    where their column is called as numbers of things are. Where one of the two is known, it is the other one's only
+    column, if there is one. A table of more measurements than names is of neither."""
+    able, sizes = [], 0  # columns of names, and how many of sizes
+    for name in names:
+        values = [str(cell) for cell in cells(name) if cell not in (None, "") and not isinstance(cell, list)]
+        numbers = all(map(is_number, values)) and not plain(name).endswith(ENDINGS[1:])
+        if 1 < len(set(values)) < len(values) and not numbers and not timelike(values) and not measured(values) and \
+                sum(map(len, values)) <= 40 * len(values):
+            able.append(name)
+        sizes += bool(values) and measured(values)
+    if who is None and what is None:
+        return (able[0], able[1]) if len(able) > max(1, sizes) else (None, None)
+    alone = able[0] if len(able) == 1 or (what is None and able) else None
+    return who or alone, what or alone
 
 
 def _wordy(cells: Sequence[Any]) -> bool:
@@ -542,7 +611,7 @@ def _events(frame: Frame, roles: Roles, also: Sequence[str], when_format: str | 
 
     who, what, when = roles
     texts = [_texts(frame, who or THIS, str(frame.path)), _texts(frame, what, THAT)]
-    times = None if when is None else seconds_of(frame.columns[when], when_format, frame.path)
+    times = None if when is None else seconds_of(frame.columns[when], when_format, frame.path, when)
     numbers = [_numbers(frame, name) for name in also]
     missing = {who: _blank(texts[0]), what: _blank(texts[1])}
     missing |= {} if times is None else {when: np.isnan(times)}
@@ -622,8 +691,9 @@ def _grouped(parts: list[tuple[Any, ...]], timed: bool, also: Sequence[str],
         yield Record(items[things[start:stop]].tolist(), parts_of, name), None if labels is None else labels[i]
 
 
-def _laid_out(frame: Frame, names: Sequence[str]) -> Frame:
-    """A table whose rows hold tables, as lists of one length, as one table: what is no list is said again."""
+def laid_out(frame: Frame, names: Sequence[str]) -> Frame:
+    """A table whose rows hold tables, as lists of one length, as one table: what is no list is said again. Where there
+    are several rows, a column `series` counts them."""
     import pyarrow as pa
     import pyarrow.compute as compute
 
@@ -635,6 +705,8 @@ def _laid_out(frame: Frame, names: Sequence[str]) -> Frame:
     for name, column in columns.items():
         if len(column) != len(places):
             raise SegueError(f"{frame.path}: the lists in column '{name}' are not as long as the others; mend them")
+    if len(lengths) > 1:
+        columns.setdefault("series", pa.array(np.repeat(np.arange(1, len(lengths) + 1), lengths)))
     classes = None if frame.classes is None else np.repeat(frame.classes, lengths)
     return Frame(frame.path, columns, True, np.repeat(frame.rows, lengths), frame.unit, classes)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,96 @@ import numpy as np
 from segue.errors import SegueError
 from segue.kinds.base import words
 
-DATES = [*words("%Y-%m-%d %Y/%m/%d %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y %m/%d/%y %d.%m.%y %d-%b-%Y %d-%b-%y"),
+DATES = [*words("%Y-%m-%d %Y/%m/%d %Y.%m.%d %Y年%m月%d日 %d.%m.%Y %d-%m-%Y %d/%m/%Y %m/%d/%Y %d/%m/%y %m/%d/%y "
+                "%d.%m.%y %d-%b-%Y %d-%b-%y"),
          "%d/%b/%Y", "%d %b %Y", "%b %d, %Y", "%b %d %Y", "%a, %d %b %Y", "%a %b %d %Y"]
-CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p")
-FORMATS = [date + clock for date in DATES for clock in CLOCKS] + ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y"]
-NUMBER = re.compile(r"[-+\d.eE]+")
+CLOCKS = ("", " %H:%M:%S", " %H:%M", " %I:%M:%S %p", " %I:%M %p", " %H.%M.%S", " %H.%M")
+MONTHS = words("%Y-%m %Y/%m %m/%Y %m.%Y %b-%Y %b-%y")
+FORMATS = [date + clock for date in DATES for clock in CLOCKS] + \
+    ["%d/%b/%Y:%H:%M:%S", "%a %b %d %H:%M:%S %Y", *MONTHS, "%b %Y"]
+DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
+SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
+DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
+                  r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)([T ,:].*)?"
+                  r"|\d{4}[-/](0?[1-9]|1[0-2])|[A-Z][a-z]{2}[- ](\d{2}|\d{4})")
+NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
+
+
+EPOCH = 1e8  # times from here on are moments of the calendar, in seconds since 1970
+
+
+def shown(time: float) -> str:
+    """A time for people: of the calendar where it is one, to the second."""
+    if abs(time) >= EPOCH:
+        with suppress(ValueError, OverflowError, OSError):
+            return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        return f"{time:.0f}"
+    return f"{time:.6g}"
+
+
+def written(time: float) -> str:
+    """A time as tables have it: ISO 8601 where that is a moment of the calendar, read again as what it was."""
+    with suppress(ValueError, OverflowError, OSError):
+        text = datetime.fromtimestamp(time, UTC).replace(tzinfo=None).isoformat(" ")
+        if time >= EPOCH and _moment(text) == time:
+            return text
+    return repr(time)
+
+
+def lasting(seconds: float) -> str:
+    """A gap for people: 0:15:00, 1 day, month."""
+    days = seconds / 86400
+    return "month" if 28 <= days <= 31 else "year" if 365 <= days <= 366 else \
+        str(timedelta(seconds=seconds)).removesuffix(", 0:00:00")
+
+
+def span(times: np.ndarray) -> str:
+    """The first and the last of times."""
+    known = times[np.isfinite(times)]
+    return f"{shown(known.min())} to {shown(known.max())}" if len(known) else ""
+
+
+def steady(seconds: np.ndarray) -> float:
+    """The gap that lies between most of these moments (N,) and the next; nan where there is none."""
+    gaps = np.diff(np.sort(seconds[np.isfinite(seconds)]))
+    sizes, counts = np.unique(gaps, return_counts=True)
+    return float(sizes[counts.argmax()]) if len(gaps) > 1 and 2 * counts.max() > len(gaps) else np.nan
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The moments of a series. name: of the column that says them. times: (T,), in order. gap: between most of them."""
+
+    name: str
+    times: np.ndarray
+    gap: float
+
+    def after(self, count: int) -> np.ndarray:
+        """(count,) the times that follow: at the same days of the next months, on weekdays only where all were, or at
+        the same gap."""
+        last, steps, day = self.times[-1], np.arange(1, count + 1), np.timedelta64(1, "D")
+        if np.abs(last) < EPOCH or self.gap < 86400:
+            return np.asarray(last + steps * self.gap)
+        moment = np.datetime64(round(last), "s")
+        date = moment.astype("M8[D]")
+        if (month := 28 <= self.gap / 86400 <= 31) or 365 <= self.gap / 86400 <= 366:
+            begin, final = date.astype("M8[M]"), (date + day).astype("M8[M]") > date.astype("M8[M]")
+            begins = begin + steps * (1 if month else 12)
+            dates = (begins + 1).astype("M8[D]") - day if final else begins.astype("M8[D]") + (date - begin)
+        elif self.gap == 86400 and np.is_busday(np.round(self.times).astype("M8[s]").astype("M8[D]")).all():
+            dates = np.busday_offset(date, steps)
+        else:
+            return np.asarray(last + steps * self.gap)
+        return (dates + (moment - date)).astype("M8[s]").astype(np.float64)
+
+    def told(self, times: np.ndarray) -> list[str]:
+        """Times for people, and for tables: days where all are."""
+        if np.abs(self.times[-1]) < EPOCH:
+            return [f"{time:.10g}" for time in times.tolist()]
+        days = bool((self.times % 86400 == 0).all() and (times % 86400 == 0).all())
+        fine = bool((times != np.round(times)).any())
+        form = "%Y-%m-%d" if days else "%Y-%m-%d %H:%M:%S.%f" if fine else "%Y-%m-%d %H:%M:%S"
+        return [datetime.fromtimestamp(time, UTC).strftime(form) for time in times.tolist()]
 
 
 def timelike(cells: Iterable[Any]) -> bool:
@@ -27,7 +113,7 @@ def timelike(cells: Iterable[Any]) -> bool:
     return bool(texts) and all(
         isinstance(text, datetime)
         or ((moment := _moment(text)) is not None and (moment >= 1e8 or not NUMBER.fullmatch(text)))
-        or bool(re.fullmatch(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}( .*)?", text)) for text in texts)
+        or bool(DATE.fullmatch(text)) for text in texts)
 
 
 def _moment(text: str) -> float | None:
@@ -46,8 +132,18 @@ def _moment(text: str) -> float | None:
         return None
 
 
-def seconds_of(column: Any, when_format: str | None, path: Path) -> np.ndarray:
-    """Times as float64 seconds; NaN where one cannot be read. Whole columns at once where Arrow can."""
+def seconds_of(column: Any, when_format: str | None, path: Path, name: str = "") -> np.ndarray:
+    """Times as float64 seconds; NaN where one cannot be read. Whole columns at once where Arrow can. name: of the
+    column; where it says a date, numbers may be the days of a spreadsheet."""
+    seconds = _seconds(column, when_format, path)
+    known = seconds[np.isfinite(seconds)]
+    if when_format is None and DATED.search(name) and len(known) and (known >= SERIAL[0]).all() and \
+            (known < SERIAL[1]).all():
+        return np.asarray(np.round((seconds - 25569) * 86400))  # the first of January 1970
+    return seconds
+
+
+def _seconds(column: Any, when_format: str | None, path: Path) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.compute as compute
 
@@ -135,12 +231,12 @@ def _living(times: np.ndarray) -> np.ndarray:
 
 def _scaled(numbers: np.ndarray) -> np.ndarray:
     """Numbers in seconds: of an epoch in milli-, micro- or nanoseconds (told by their size), or dates written as one
-    number (20240131, 20240131235959)."""
+    number (20240131, with hours, minutes and seconds behind: 20240131235959)."""
     usable = np.isfinite(numbers)
     finite = numbers[usable]
-    for digits in (8, 14):
+    for digits in (8, 10, 12, 14):
         if finite.size and (finite == np.round(finite)).all() and _calendar(finite, digits):
-            dates = [datetime.strptime(str(int(value)), "%Y%m%d%H%M%S"[: digits - 2]) for value in finite]
+            dates = [datetime.strptime(str(int(value)), "%Y%m%d%H%M%S"[: digits - 2]) for value in finite.tolist()]
             seconds = np.full(len(numbers), np.nan)
             seconds[usable] = [date.replace(tzinfo=UTC).timestamp() for date in dates]
             return seconds
@@ -154,7 +250,7 @@ def _calendar(numbers: np.ndarray, digits: int) -> bool:
     days = numbers // 10 ** (digits - 8)
     if days.min() < 19000101 or days.max() > 21001231:
         return False
-    rest = numbers.astype(np.int64) % 10 ** (digits - 8)
+    rest = numbers.astype(np.int64) % 10 ** (digits - 8) * 10 ** (14 - digits)
     clocks = rest // 10000 < 24, rest // 100 % 100 < 60, rest % 100 < 60
     try:
         for day in np.unique(days).astype(np.int64).tolist():

@@ -166,7 +166,7 @@ BATCH = 1.8  # tokens a step, per fourth root of the compute
 class Facts:
     """What the choice depends on. tokens: of the training data. longest: tokens of the longest sequence. seconds: to
     train, or None where steps are given. flops: per second that training gets out of this machine. least: tokens a step
-    below which a step takes no less time."""
+    below which a step takes no less time. turn: tokens of a moment, of data of several columns."""
 
     tokens: int
     longest: int
@@ -176,6 +176,7 @@ class Facts:
     precision: str
     seconds: float | None = None
     least: int = 512
+    turn: int = 1
 
 
 def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
@@ -186,7 +187,7 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     longest = max(2, facts.longest - 1)
     context = choices.get("context")
     if not isinstance(context, int) or context < 1:
-        context = max(8, min(256, 1 << (longest - 1).bit_length()))
+        context = max(8, min(256 if facts.turn <= 8 else 1024, 1 << (longest - 1).bit_length()))
     steps = choices.get("steps")
     given_steps = steps if isinstance(steps, int) and steps > 0 else 1000
     # The compute of the dial; of a number of steps, what they take with the size that would be chosen for it.
@@ -211,6 +212,10 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
     why = (f"{facts.tokens:,} tokens of {facts.vocabulary:,} kinds, {given} on {threads} in "
            f"{plan.precision}: about {max(passes, 0.01):.2g} passes")
+    if facts.turn > 1:
+        moments = plan.context // facts.turn
+        few = " (few: take less with --read columns=...)" if moments < 8 else ""
+        why += f"; a row has {moments} moments of {facts.turn} columns{few}"
     return plan, why
 
 

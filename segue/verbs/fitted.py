@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,7 @@ import torch
 from segue.continual import Memory
 from segue.data import Data, of, read
 from segue.errors import SegueError
-from segue.files import atomic_write, read_json, write_json, write_text
+from segue.files import atomic_write, held, read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
 from segue.kinds.codecs import ItemCodec
 from segue.mixers import MIXERS
@@ -321,7 +321,8 @@ class Fitted:
         store = data.encode(self.codec)
         notes = [said_unknown(strange, data)] if strange else []
         ranks = Ranks(store, len(self.codec.items)) \
-            if isinstance(self.codec, ItemCodec) and self.objective not in ANY_ORDER else None
+            if isinstance(self.codec, ItemCodec) and self.kind.unit == "event" and \
+            self.objective not in ANY_ORDER else None
         scored, path = self.scores(store, weights, ranks)
         units = predicted_units(store, self.codec)
         total = max(1, int(units.sum()))
@@ -487,7 +488,9 @@ def opened(folder: Path) -> Fitted:
         raise SegueError(f"{folder} is not a folder: give the folder that fit wrote")
     if not (folder / "config.json").exists() and (folder / "training" / "plan.json").exists():
         raise SegueError(f"{folder} holds a fit that has not ended: run the same fit command again to go on")
-    roll_forward(folder)
+    if (folder / "updating" / "complete.json").exists():
+        with suppress(FileNotFoundError), held(folder / "updating"):  # not there: whoever was at it has just finished
+            roll_forward(folder)
     values = read_json(folder / "config.json")
     if isinstance(values, dict) and "format" not in values and "model_type" in values:
         from segue.verbs.huggingface import load_huggingface
@@ -627,10 +630,8 @@ def _exists(text: str) -> bool:
 
 
 def roll_forward(folder: Path) -> None:
-    """Finish an update that was cut short while its new model, complete, was moved over the old one."""
+    """Move the new model of an update, which is complete, over the old one; again, where a move was cut short."""
     work = folder / "updating"
-    if not (work / "complete.json").exists():
-        return
     for new in sorted((work / "new").iterdir()):
         old = folder / new.name
         if old.is_dir():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from segue.data import TokenStore, read
 from segue.errors import SegueError
 from segue.files import read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind, Record
+from segue.kinds.times import shown
 from segue.models.counts import CountModel
 from segue.models.hawkes import Hawkes, Timed
 from segue.models.point_process import PointProcess, PointProcessConfig
@@ -25,7 +24,7 @@ from segue.training import distributed
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.recipe import Plan
 from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, windowed
-from segue.verbs.fit import Job, check_choices
+from segue.verbs.fit import Asked, Job, check_choices
 from segue.verbs.fitted import FORMAT, Fitted, Report, check_config, said_unknown, unknown
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 DECAYS = (0.1, 1.0, 10.0)  # of the Hawkes process to measure against, per mean gap
 LARGEST = 30_000_000  # numbers that its fit may hold; beyond, all events are of one type to it
-EPOCH = 1e8  # times from here on are moments of the calendar, in seconds since 1970
 
 
 @dataclass
@@ -76,8 +74,8 @@ class TimedEvaluation(Shown):
         events = next(iter(self.scores.values())).events
         return Group(table, Text(
             f"{self.sequences:,} sequences, {events:,} events given those before: nats an event, of its time (per unit "
-            "of time) and of its type given that; misfit: how far the expected number of events in each gap is from "
-            "Exp(1), 0 is right"), *map(Text, self.notes))
+            "of time, a second where there are dates) and of its type given that; misfit: how far the expected number "
+            "of events in each gap is from Exp(1), 0 is right"), *map(Text, self.notes))
 
 
 class TimedReport(Report):
@@ -101,14 +99,14 @@ class TimedContinuation:
 
     @property
     def text(self) -> str:
-        width = max((len(moment(t)) for t in self.times), default=0)
-        return "\n".join(f"{moment(t):>{width}}  {item}" for t, item in zip(self.times, self.items))
+        width = max((len(shown(t)) for t in self.times), default=0)
+        return "\n".join(f"{shown(t):>{width}}  {item}" for t, item in zip(self.times, self.items))
 
     @property
     def note(self) -> str:
         ended = "" if self.times else "; none came"
         return (f"{len(self.items)} events behind {len(self.prime)}, drawn with seed {self.seed}{ended}; the next one "
-                f"is expected at {moment(self.expected[0])}, most likely {self.expected[1]}")
+                f"is expected at {shown(self.expected[0])}, most likely {self.expected[1]}")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -119,15 +117,6 @@ class TimedContinuation:
         """The prime with what comes behind it, in the kind's own format."""
         times = np.concatenate([self.prime.channels["time"], self.times])
         self.kind.write([Record([*self.prime.object, *self.items], {"time": times}, self.prime.name)], path)
-
-
-def moment(time: float) -> str:
-    """A time for people: of the calendar where it is one, to the second."""
-    if abs(time) < EPOCH:
-        return f"{time:.6g}"
-    with suppress(ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return f"{time:.0f}"
 
 
 class FittedProcess(Fitted):
@@ -278,7 +267,8 @@ def rivals_of(store: EventStore, types: int) -> dict[str, Hawkes]:
     return found | {"Hawkes (times alone)": Hawkes.fit(Timed(np.minimum(data.types, 0), data.times), 1, decays)}
 
 
-class TimedJob(Job):
+@dataclass
+class TimedAsked(Asked):
     """A fit of when events come, and of which type. A choice `head` says how the time between two events is told:
     "mixture" (fast, an exact likelihood; the default), "decay" or "query" (intensities; see
     `segue.models.point_process`)."""
@@ -303,16 +293,25 @@ class TimedJob(Job):
     def settings(self) -> dict[str, Any]:
         return {"objective": "timed", "head": self.head}
 
-    def open(self, work: Path) -> None:
-        self.codec, self.teaching = Codec.load(work / "codec"), EventLikelihood()
-        self.train, self.held = (TokenStore.open(work / name) for name in ("train", "held"))
-        self.source = self.events = EventStore(self.train)
-        self.exam = EventStore(self.held)
-        if not len(self.events.gaps) or not self.events.gaps.max() > 0 or not (self.exam.lengths > 1).any():
+    def open(self, work: Path) -> TimedJob:
+        codec, (train, held) = Codec.load(work / "codec"), (TokenStore.open(work / name) for name in ("train", "held"))
+        events, exam = EventStore(train), EventStore(held)
+        if not len(events.gaps) or not events.gaps.max() > 0 or not (exam.lengths > 1).any():
             raise SegueError("there is too little to learn from and to measure on: give more sequences, of two events "
                              "or more at different times")
-        self.rivals = rivals_of(self.events, self.codec.size)
-        self.reserve = 6 * (self.minutes or 0.0)  # a tenth of the dial
+        return TimedJob(asked=self, codec=codec, train=train, held=held, source=events, teaching=EventLikelihood(),
+                        choices=self.choices, reserve=6 * (self.minutes or 0.0),  # a tenth of the dial
+                        head=self.head, events=events, exam=exam, rivals=rivals_of(events, codec.size))
+
+
+@dataclass(kw_only=True)
+class TimedJob(Job):
+    """head: see `TimedAsked`. events, exam: train and held, as events. rivals: see `FittedProcess`."""
+
+    head: str
+    events: EventStore
+    exam: EventStore
+    rivals: dict[str, Hawkes]
 
     def build(self, plan: Plan) -> PointProcess:
         gaps, stack = self.events.gaps, super().build(plan).config
@@ -328,11 +327,11 @@ class TimedJob(Job):
 
     def completed(self, model: PointProcess, plan: Plan, report: Report) -> FittedProcess:
         ngram = CountModel(self.codec.size, smoothing="kneser-ney").fit([t for t, _ in self.events.sequences()])
-        return FittedProcess(model, self.codec, self.data.kind, TimedReport(report.values), plan.context, self.rivals,
-                             ngram)
+        return FittedProcess(model, self.codec, self.asked.data.kind, TimedReport(report.values), plan.context,
+                             self.rivals, ngram)
 
     def scores(self, fitted: Fitted) -> dict[str, Any]:
-        return fitted.evaluate(self.held_data()[1], device=str(fitted.device)).to_dict()
+        return fitted.evaluate(self.asked.held_data()[1], device=str(fitted.device)).to_dict()
 
 
 def load_process(folder: Path, values: dict[str, Any]) -> FittedProcess:
