@@ -494,6 +494,10 @@ def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> No
             read(put(tmp_path / "a.txt", (text * 9).encode(encoding)))
     with pytest.raises(SegueError, match="UTF-16-LE without a mark, perhaps: give kind=text and encoding=utf-16-le"):
         read(put(tmp_path / "b.txt", "The river is high.".encode("utf-16-le")))
+    assert texts(read(tmp_path / "b.txt", encoding="utf-16-le")) == ["The river is high."]
+    rows = "texte;classe\n" + "".join(f"Ça va très bien, merci {i};{i % 2}\n" for i in range(9))
+    data = read(put(tmp_path / "c.csv", rows.encode("latin-1")), encoding="latin-1")
+    assert data.kind.name == "text" and texts(data)[1] == "Ça va très bien, merci 1"
 
 
 BUYS = [(f"k{i * 7 % 5}", ["Tee", "Brot", "Öl"][i * i % 3], datetime(2023, 1, 28, 9, 5) + timedelta(hours=i * i))

@@ -46,7 +46,7 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
         return data
     problems = Problems()
     files, named = _find(paths)
-    chosen, files = _choose(files, named, kind, problems)
+    chosen, files = _choose(files, named, kind, problems, options.get("encoding"))
     options = checked(chosen.read, f"reading {chosen.name}", options)
     writer = Writer(chosen, memory=memory)
     size = sum(_size(path) * (1 if bare(path) == path else 4) for path in files)
@@ -135,9 +135,14 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _choose(files: list[Path], named: frozenset[Path], name: str | None, problems: Problems) -> tuple[Kind, list[Path]]:
-    """The kind that most bytes speak for, and the files of it; others are problems, or, if named, errors."""
+def _choose(files: list[Path], named: frozenset[Path], name: str | None, problems: Problems,
+            encoding: str | None = None) -> tuple[Kind, list[Path]]:
+    """The kind that most bytes speak for, and the files of it; others are problems, or, if named, errors. encoding: of
+    the files, where the user says it."""
     heads = _heads(files, named, problems)
+    if isinstance(encoding, str):
+        with suppress(LookupError, UnicodeError):  # of another encoding the kind says what is wrong
+            heads = {path: head.decode(encoding, "ignore").encode() for path, head in heads.items()}
     if name is not None:
         if not heads:
             raise SegueError(f"no usable file: {problems[0]}")
