@@ -24,6 +24,7 @@ from segue.kinds.base import HEAD, class_in
 from segue.kinds.documents import begun
 from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
+from segue.testing.kinds import check_kind
 
 
 def texts(data: Data) -> list[str]:
@@ -646,6 +647,18 @@ def test_lines_that_may_be_texts_are_told(tmp_path: Path) -> None:
                                 ("c.abc", names, ""), ("d.py", names, ""), ("e.txt", names[:60], "")):
         assert read(put(tmp_path / name, content)).problems.note == says
     assert len(data := read(tmp_path / "a.txt", lines=True)) == 60 and not data.problems.note
+
+
+def test_the_contract_on_files_of_other_makers(tmp_path: Path) -> None:
+    pytest.importorskip("mido")
+    rows = "".join(f"'It rained {i}.',{'yes' if i % 2 else 'no'}\n" for i in range(6))
+    text = "@relation x\n@attribute text string\n@attribute spam {yes,no}\n@data\n"
+    files = {"text": {"a.arff": text + rows, "a.jsonl": json.dumps({"text": RIVER[0]}) + "\n",
+                      "a.json": json.dumps({"train": [[line, "x"] for line in RIVER], "val": [[RIVER[0], "y"]]})},
+             "dna": {"a.seq": "ACGTACGTAC\nACGTACGTAC\nACG\n", "a.aln": "CLUSTAL W alignment\n\na ACGT\nb AC-T\n"},
+             "music": {"b.json": json.dumps([[[60, 64], [60, 67], []]] * 4)}}
+    for kind, these in files.items():
+        check_kind(KINDS[kind], [put(tmp_path / name, content) for name, content in these.items()], mutations=10)
 
 
 def test_a_workbook_is_a_folder_of_tables(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def variant_scores(model: Any, codec: LetterCodec | KmerCodec, sequence: str, va
     pairs: list[tuple[str, str]] = []
     for number, (at, reference, alternative) in enumerate(variants, 1):
         if not 0 <= at <= len(sequence) or sequence[at : at + len(reference)] != reference:
-            raise SegueError(f"variant {number}: {reference!r} does not stand at position {at:,} (from 0) of the "
+            raise SegueError(f"variant {number}: {reference!r} does not stand at position {at + 1:,} of the "
                              f"sequence, but {sequence[at : at + len(reference)]!r}")
         left, right = sequence[max(0, at - before) : at], sequence[at + len(reference) :][: max(before, behind)]
         for backward in (False, True)[: 1 + strands]:

@@ -291,9 +291,9 @@ class Text(Kind):
         with opened(path) as handle:
             encoding = marked(handle.peek(4)[:4], encoding)
             lines = io.TextIOWrapper(handle, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
-            before = sum(1 for _ in islice(lines, table.before))
-            rows = csv_rows(lines, table.delimiter, table.quoted, strict=True, quote=table.quote)
+            before, rows = 0, csv_rows(lines, table.delimiter, table.quoted, strict=True, quote=table.quote)
             try:
+                before = sum(1 for _ in islice(lines, table.before))
                 for row in rows:
                     number = before + rows.line_num
                     if len(row) != len(table.names):
@@ -328,9 +328,12 @@ class Text(Kind):
         return BPECodec.train(data.objects(step), vocabulary)
 
     def write(self, objects: Iterable[bytes | str], path: str | Path) -> None:
-        """One file; several objects follow each other, each ending with a line end."""
+        """One file; several objects follow each other, each ending with a line end; of JSON Lines an object a line."""
         parts = [as_bytes(obj) for obj in objects]
-        if len(parts) != 1:
+        if Path(path).suffix.lower() in LINES:
+            parts = [json.dumps({"text": part.decode("utf-8", "replace")}, ensure_ascii=False).encode() + b"\n"
+                     for part in parts]
+        elif len(parts) != 1:
             parts = [part if part.endswith(b"\n") else part + b"\n" for part in parts]
         with atomic_write(path) as temporary:
             temporary.write_bytes(b"".join(parts))
