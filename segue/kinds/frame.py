@@ -42,6 +42,7 @@ DELIMITED = frozenset((".csv", ".tsv", ".tab"))
 JSON = frozenset((".jsonl", ".ndjson", ".json"))
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
+SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 LINES = frozenset((".jsonl", ".ndjson"))  # of JSON, whatever is in them
 MEMBER, OBJECTS = re.compile(r'[,\s]*"((?:[^"\\]|\\.)*)"\s*:\s*'), re.compile(r"\[\s*\{")
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
@@ -282,6 +283,7 @@ def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
 def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozenset()) -> Look | None:
     """cut: the text goes on. asked: names of columns; a first line that holds one is a header, and where these are
     numbers there is none."""
+    text = text.replace("'", '"') if SINGLE.match(text) else text
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
         lines.pop()
@@ -580,6 +582,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
+    if SINGLE.match(raw[:HEAD].decode("utf-8", "ignore")):
+        raw = raw.replace(b"'", b'"')
     if b"\n" not in raw:
         raw = raw.replace(b"\r", b"\n")  # line ends of old Macs
     look = _look_text(bare(path).suffix.lower(), raw[:HEAD].decode("utf-8", "ignore"), len(raw) > HEAD, asked)
