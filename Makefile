@@ -7,8 +7,11 @@ bin := .venv/bin
 demo: .venv/.core
 	$(bin)/segue demo
 
-test: lint
-	OMP_NUM_THREADS=1 $(bin)/pytest -q -n 2
+test: .venv/.dev  # types are checked beside the tests
+	$(bin)/ruff check .
+	$(bin)/lint-imports
+	@$(bin)/mypy & types=$$!; OMP_NUM_THREADS=1 $(bin)/pytest -q -n 2 --dist loadfile; tests=$$?; \
+		wait $$types && exit $$tests
 
 lint: .venv/.dev
 	$(bin)/ruff check .
@@ -29,3 +32,4 @@ clean:
 
 .venv/.dev: pyproject.toml tools/environment.py
 	$(PYTHON) tools/environment.py dev
+	$(bin)/python -c "from segue.kernels.cpu import engine; engine.ready()"  # compiled here, or in each test process

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -42,6 +43,8 @@ def command(name: str, example: str) -> Callable[[Callable[..., None]], Callable
                 function(*args, **kwargs)
             except (KeyboardInterrupt, typer.Abort) as stop:  # Abort: Ctrl-C, or no more input, at a question
                 raise Interrupted(*stop.args) from stop
+            except BrokenPipeError:  # the parser would make a failure of it
+                enough()
 
         app.command(name, epilog=f"Example: {example}")(run)
         return function
@@ -53,17 +56,29 @@ def show(thing: Any) -> None:
     """Print a rich renderable or plain text to stdout."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 120).print(thing, markup=False, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    with console.capture() as text:  # rich, too, would make a failure of a pipe that is closed
+        console.print(thing, markup=False, highlight=False)
+    print(text.get(), end="")
 
 
 def show_json(value: Any, file: Path | None = None) -> None:
     """Data only: to stdout, or to a file."""
     if file is None:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(json.dumps(finite(value), indent=2, ensure_ascii=False))
     else:
         from segue.files import write_json
 
-        write_json(file, value)
+        write_json(file, finite(value))
+
+
+def finite(value: Any) -> Any:
+    """The same, with null for numbers that JSON does not know (not a number, infinite)."""
+    if isinstance(value, dict):
+        return {name: finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -388,7 +403,7 @@ def classify(model: Model,
                                                                 "what --save kept.")] = None,
              label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of tables that says the "
                                                        "class (default: one called label, class, category, intent or "
-                                                       "y).")] = None,
+                                                       "y, or that seems to).")] = None,
              test: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Measure on these, instead of on "
                                                              "parts of PATH; may be repeated.")] = None,
              new: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Say of which class these are; may be "
@@ -626,6 +641,12 @@ def one_dial(minutes: float | None, steps: int | None) -> None:
             raise SegueError(f"--{name} must be more than 0, not {value:g}")
 
 
+def enough() -> NoReturn:
+    """The reader of our output (head, less) has seen enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0)
+
+
 def fail(code: int, message: str) -> NoReturn:
     """End with one line on stderr."""
     print(f"segue: {message}", file=sys.stderr)
@@ -657,9 +678,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         fail(2, str(error))
     except (Interrupted, KeyboardInterrupt) as stop:
         fail(130, f"interrupted; {stop.args[0] if stop.args else LEFT}")
-    except BrokenPipeError:  # the reader (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except BrokenPipeError:
+        enough()
     except Exception as error:
         if os.environ.get("SEGUE_TRACEBACK"):
             traceback.print_exc()

@@ -86,13 +86,16 @@ def demo(out: str | Path = "demo-out", minutes: float = 2.0, update_minutes: flo
     """The whole tour; returns the report's path.
 
     out: folder for the models and the report. minutes: of learning; update_minutes: of learning on, each of two times.
-    Interrupted while learning, it goes on from there the next time.
+    Interrupted while learning, it goes on from there the next time. What an earlier tour has finished is removed; a
+    folder that holds anything else is refused.
     """
     from segue.data import read
     from segue.training.recipe import machine
     from segue.verbs.fit import fit
 
     begin, folder = time.monotonic(), Path(out)
+    if folder.exists() and not (folder / "manual").is_dir() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SegueError(f"{folder} holds no earlier tour, and is not empty: choose another place (--out)")
     train, held = standard_library()
     manual = documentation(folder / "manual")
     say(f"Learning {len(train)} source files of the standard library ({megabytes(train):.1f} MB) for {minutes:g} "

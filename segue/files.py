@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,9 +22,20 @@ if TYPE_CHECKING:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it replaces `path`, on any failure it is removed.
 
-    The data are on disk (fsync) before the rename, so a power cut leaves the old file or the new one, whole.
+    The data are on disk (fsync) before the rename, so a power cut leaves the old file or the new one, whole. Where a
+    pipe or a device has that name they go into it; where a link has it, to what it names.
     """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with TemporaryDirectory(prefix="segue-") as spare:
+            yield Path(spare) / "written"
+            try:
+                with open(Path(spare) / "written", "rb") as whole, open(path, "wb") as into:
+                    shutil.copyfileobj(whole, into)
+            except OSError as error:
+                raise SegueError(f"cannot write into {path} ({error.strerror}): choose another place") from error
+        return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,13 +58,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes the place of `path`, on any failure it is removed.
 
-    What a killed process left behind under such a temporary name is removed on the next write.
+    What a killed process left behind under such a temporary name is removed on the next write, or where it is all that
+    there is of the old folder, put back.
     """
     path = Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        owner = left.name.split(".")[-2]
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        owner, sort = left.name.split(".")[-2:]
         if owner.isdigit() and Path("/proc").exists() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(left, ignore_errors=True)
+            if sort == "old" and not path.exists():
+                with suppress(OSError):
+                    os.replace(left, path)
+            elif sort in ("old", "tmp"):
+                shutil.rmtree(left, ignore_errors=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
@@ -77,13 +93,41 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def workspace(path: Path | None) -> Iterator[Path]:
-    """Yield `path`, which the caller makes and keeps; where it is None, a temporary folder that goes afterwards."""
-    if path is not None:
-        yield path
+def workspace(path: Path | None, hold: bool = True) -> Iterator[Path]:
+    """Yield the folder `path`, made where it is not there, and kept; where it is None, a temporary one that goes
+    afterwards. hold: another process that would work in it meanwhile is refused."""
+    if path is None:
+        with TemporaryDirectory(prefix="segue-") as spare:
+            yield Path(spare)
         return
-    with TemporaryDirectory(prefix="segue-") as spare:
-        yield Path(spare)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SegueError(f"cannot make {path} ({error.strerror}): choose another place") from error
+    with held(path) if hold else nullcontext():
+        yield path
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder that is there. Whoever asks for it too gets a SegueError, until this process lets go, or is killed.
+    Where the file system knows no locks nothing is held."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SegueError(f"another process is at work in {folder}: wait for it, or choose another place") \
+                    from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

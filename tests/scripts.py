@@ -24,26 +24,29 @@ def script(path: str) -> ModuleType:
 
 
 TRAINING = """
-import json, sys
+import importlib, json, sys
 from segue.training import distributed
-from tests.{module} import {make}
 distributed.join()
-run = {make}()
-losses = []
-step = run.advance
-run.advance = lambda: losses.append(step()) or losses[-1]
-run.train(quiet=True)
+curves = []
+for name in sys.argv[2:]:
+    module, make = name.split(".")
+    run = getattr(importlib.import_module(f"tests.{module}"), make)()
+    losses, step = [], run.advance
+    run.advance = lambda losses=losses, step=step: losses.append(step()) or losses[-1]
+    run.train(quiet=True)
+    curves.append(losses)
 if distributed.rank() == 0:
-    json.dump(losses, open(sys.argv[1], "w"))
+    json.dump(curves, open(sys.argv[1], "w"))
 """
 
 
-def losses_of_two(module: str, make: str, folder: Path) -> list[float]:
-    """The loss of each step of the `Run` that `make` of this module of tests gives, trained by two processes."""
-    (folder / "two.py").write_text(TRAINING.format(module=module, make=make))
+def losses_of_two(folder: Path, *makers: str) -> list[list[float]]:
+    """The loss of each step of the `Run`s that functions "module.function" of these tests give, one after the other,
+    trained by the same two processes."""
+    (folder / "two.py").write_text(TRAINING)
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-                           str(folder / "two.py"), str(folder / "losses.json")], cwd=ROOT, capture_output=True,
-                          text=True, timeout=300,
+                           str(folder / "two.py"), str(folder / "losses.json"), *makers], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300,
                           env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"})
     assert done.returncode == 0, done.stderr
     return json.loads((folder / "losses.json").read_text())

@@ -419,6 +419,7 @@ def test_the_loss_by_hand() -> None:
 
 
 def test_settings_are_checked() -> None:
-    for wrong in ({"divergence": "kl"}, {"gamma": 0.0}, {"c": -1.0}, {"noise": 0.1}):
-        with pytest.raises(SegueError):
+    for wrong, says in (({"divergence": "kl"}, "divergence 'kl'"), ({"gamma": 0.0}, "gamma 0.0"),
+                        ({"c": -1.0}, "c -1.0"), ({"noise": 0.1}, "needs a backspace")):
+        with pytest.raises(SegueError, match=says):
             OccupancyMatching(**wrong)  # type: ignore[arg-type]

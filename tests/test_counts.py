@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -345,3 +346,20 @@ def test_drafts_by_counting_keep_the_contract() -> None:
     # the checker looks for secrets made of 7 to 10: none may be in the corpus
     counts = BlendedCounts(12, window=64).fit([line % 6 for line in sentences(30, 0)])
     check_drafter(lambda: CountDraft(counts), vocabulary=12, memory=False)
+
+
+def test_threads_share_a_count_model(blend: BlendedCounts) -> None:
+    documents = [np.random.default_rng(seed).integers(0, 12, 300) for seed in range(8)]
+    for model in (blend, CountModel(12, 3).fit(documents)):
+        alone = [model.predictions(document) for document in documents]
+        with ThreadPoolExecutor(4) as threads:
+            for apart, together in zip(alone * 3, threads.map(model.predictions, documents * 3)):
+                np.testing.assert_array_equal(apart, together)
+
+
+def test_ids_outside_the_vocabulary_are_refused_before_a_kernel_writes_there(blend: BlendedCounts) -> None:
+    for model in (blend, CountModel(12, 3).fit(sentences(5, 3))):
+        for wrong in ([3, 12], [-1, 3]):
+            for ask in (model.predictions, model.next, model.log_probabilities):
+                with pytest.raises(SegueError, match="has ids outside"):
+                    ask(wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from segue.decoding import Cost, Sampling, generate, stream
 from segue.decoding.accept import reject, typical, walk
-from segue.decoding.continuation import continue_, continue_objects, stream_objects
+from segue.decoding.continuation import Stops, continue_, continue_objects, stream_objects
 from segue.decoding.draft import DRAFTERS, NOTHING, ModelDraft, PromptLookup, Tip, Tree, Trie, TrieDraft
 from segue.decoding.draft.together import merge
 from segue.decoding.sampling import Noise, Prefix, log_softmax, min_p, top_k, top_p
@@ -293,6 +294,8 @@ def test_processors_at_their_edges() -> None:
     assert np.isfinite(top_p(scores, 1e-9)).sum() == 1
     assert np.isfinite(min_p(scores, 1.0)).sum() == 2
     assert Sampling(True, temperature=0).greedy
+    for cold in (1e-320, 1e-12, 1e-9, 1e-6):
+        assert Sampling(True, temperature=cold).choose(scores[:3], Prefix([0], 3), 0.9) == 1
     prefix = Prefix([1, 1, 2], 4)
     twin = prefix.copy()
     twin.append(3)
@@ -316,26 +319,26 @@ def test_a_processor_sees_the_path_and_may_rule_out() -> None:
         generate(model, [[1]], 3, processors=(lambda scores, prefix: scores - np.inf,))
 
 
-@pytest.mark.parametrize("mistake", [
-    lambda model: generate(model, [[]], 3),
-    lambda model: generate(model, [[99]], 3),
-    lambda model: generate(model, [1, 2], 3),  # type: ignore[list-item]
-    lambda model: generate(model, [[1]], 0),
-    lambda model: generate(model, [[1]], 3, "best"),
-    lambda model: generate(model, [[1]], 3, draft="oracle"),
-    lambda model: generate(model, [[1]], 3, "greedy", temperature=0.7),
-    lambda model: generate(model, [[1]], 3, "sample", warmth=0.7),
-    lambda model: generate(model, [[1]], 3, temperature=-1.0),
-    lambda model: generate(model, [[1]], 3, top_p=0.0),
-    lambda model: generate(model, [[1]], 3, "beam", "trie"),
-    lambda model: generate(model, [[1]], 3, "beam", num_beams=0),
-    lambda model: generate(model, [[1]], 3, acceptor="wishful"),
-    lambda model: generate(model, [[1], [2]], 3, seed=[1]),
-    lambda model: next(stream(model, [[1]], 3, "beam")),
-    lambda model: TrieDraft(mode="tree"),  # type: ignore[arg-type]
+@pytest.mark.parametrize("mistake, says", [
+    (lambda model: generate(model, [[]], 3), "prompt 0 is empty|prompt 1 is empty"),
+    (lambda model: generate(model, [[99]], 3), "outside the model's vocabulary of 7"),
+    (lambda model: generate(model, [1, 2], 3), "in brackets"),  # type: ignore[list-item]
+    (lambda model: generate(model, [[1]], 0), "n must be at least 1"),
+    (lambda model: generate(model, [[1]], 3, "best"), "'best' is unknown"),
+    (lambda model: generate(model, [[1]], 3, draft="oracle"), "'oracle' is unknown"),
+    (lambda model: generate(model, [[1]], 3, "greedy", temperature=0.7), "means nothing to decoder 'greedy'"),
+    (lambda model: generate(model, [[1]], 3, "sample", warmth=0.7), "warmth"),
+    (lambda model: generate(model, [[1]], 3, temperature=-1.0), "temperature"),
+    (lambda model: generate(model, [[1]], 3, top_p=0.0), "top_p"),
+    (lambda model: generate(model, [[1]], 3, "beam", "trie"), "cannot use a draft"),
+    (lambda model: generate(model, [[1]], 3, "beam", num_beams=0), "num_beams of at least 1"),
+    (lambda model: generate(model, [[1]], 3, acceptor="wishful"), "'wishful' is unknown"),
+    (lambda model: generate(model, [[1], [2]], 3, seed=[1]), "1 seeds for 2 prompts"),
+    (lambda model: next(stream(model, [[1]], 3, "beam")), "cannot stream"),
+    (lambda model: TrieDraft(mode="tree"), "mode 'tree'"),  # type: ignore[arg-type]
 ])
-def test_mistakes_are_told_in_one_line(mistake) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(SegueError) as told:
+def test_mistakes_are_told_in_one_line(mistake, says) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SegueError, match=says) as told:
         mistake(TableModel(7))
     assert "\n" not in str(told.value)
 
@@ -539,6 +542,7 @@ def test_the_answer_reports_cost() -> None:
     answer = generate(TableModel(5, sharpness=9), [[1, 2]], 60, draft="trie")[0]
     assert answer.cost is not None and answer.cost["forward_ms"] and answer.cost["sizes"]
     assert "a pass" in answer.note and answer.path in answer.note
+    assert "ends here (min_new_tokens=100 goes on)" in replace(answer, tokens=[], finish="stop").note
     assert set(answer.seconds) == {"prefill", "draft", "forward", "choose", "total"}
     assert answer.as_dict()["tokens"] == answer.tokens
     assert sum(answer.per_pass) == 60 and len(answer.per_pass) == answer.passes
@@ -577,6 +581,15 @@ def test_objects_go_in_and_come_out(codec: str) -> None:
     assert text == [answer.text for answer in cut]
     for one in plain if codec == "items" else []:
         assert one.text.split(" → ") == (one.value or [""]), "items with blanks in them do not run together"
+
+
+def test_a_stop_is_seen_through_tokens_that_say_nothing() -> None:
+    codec = ByteCodec()
+    a, b, end = ord("a"), ord("b"), codec.eos
+    assert end is not None
+    for said in ([a, b], [b, b, a, end, b], [b, a, end, end, end, b]):
+        stops = Stops(["ab"], codec)
+        assert [stops.until(said[:n]) for n in range(1, len(said) + 1)] == [False] * (len(said) - 1) + [True]
 
 
 def test_a_continued_record_keeps_its_name(tmp_path: Path) -> None:
@@ -739,7 +752,14 @@ class Hoarder(PromptLookup):
         self.kept = [*getattr(self, "kept", []), *[object() for _ in range(40 * len(tokens))]]
 
 
-@pytest.mark.parametrize("broken", [TooDeep, Backwards, Forgetful, Gossip, Fickle, Hoarder])
+class Keeper(PromptLookup):
+    """Lets no request go, though it says nothing of it."""
+
+    def forget(self, row: int) -> None:
+        self.ended = [*getattr(self, "ended", []), self._texts.pop(row, None)]
+
+
+@pytest.mark.parametrize("broken", [TooDeep, Backwards, Forgetful, Gossip, Fickle, Hoarder, Keeper])
 def test_broken_drafters_are_caught(broken) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ContractBroken, match=broken.__name__):
         check_drafter(broken, memory=broken is Hoarder)
@@ -800,7 +820,23 @@ def test_broken_acceptors_are_caught() -> None:
         row.take(row.choose(-1), -1)
         return -1
 
-    for acceptor in (lenient, greedy_in_doubt, wrong_place, unmoved, no_residual):
+    def tired(tree, row):  # type: ignore[no-untyped-def]
+        """Exact for two tokens, then greedy."""
+        row.take(row.choose(-1) if len(row.out) < 2 else int(row.distribution(-1).argmax()), -1)
+        return -1
+
+    def elsewhere(tree, row):  # type: ignore[no-untyped-def]
+        """Scores all it takes at the last confirmed token."""
+        class Root:
+            def __getattr__(self, name):  # type: ignore[no-untyped-def]
+                return getattr(row, name)
+
+            def take(self, token, node):  # type: ignore[no-untyped-def]
+                return row.take(token, -1)
+
+        return walk(tree, Root())
+
+    for acceptor in (lenient, greedy_in_doubt, wrong_place, unmoved, no_residual, tired, elsewhere):
         with pytest.raises((ContractBroken, IndexError)):
             check_acceptor(acceptor)
 
@@ -834,7 +870,26 @@ def test_broken_searches_are_caught() -> None:
                 hypothesis.tokens = [*hypothesis.tokens, 0]
             super()._keep(hypothesis, length)
 
-    for kind in (Hasty, Amnesiac, Endless):
+    class Loser(BeamSearch):
+        """Loses a beam."""
+
+        def advance(self, living, logprobs):  # type: ignore[no-untyped-def]
+            going = super().advance(living, logprobs)
+            return going[:-1] if len(going) > 1 else going
+
+    class Short(BeamSearch):
+        """Keeps one answer too few."""
+
+        def results(self):  # type: ignore[no-untyped-def]
+            return self.done[: max(1, self.options.num_beams - 1)]
+
+    class Confused(BeamSearch):
+        """Has the log-probabilities of tokens in another order."""
+
+        def results(self):  # type: ignore[no-untyped-def]
+            return [replace(answer, logprobs=answer.logprobs[::-1]) for answer in self.done]
+
+    for kind in (Hasty, Amnesiac, Endless, Loser, Short, Confused):
         class Options(Beam):
             made = kind
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from segue.demo import demo, documentation, held_out, page, standard_library
+from segue.errors import SegueError
 
 FACTS = {
     "data": {"train_files": 566, "train_megabytes": 9.7, "held_files": 31, "held_megabytes": 0.59, "manual_files": 79,
@@ -42,6 +43,15 @@ def test_the_report_stands_alone() -> None:
     text = page(FACTS)
     assert text.count("<svg") == 3 and "def f(a&lt;b)" in text and "2.0×" in text
     assert not re.findall(r"(?:src|href)=\"(?!#)[^\"]*\"", text)
+
+
+def test_nobodys_models_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    for place in (tmp_path, tmp_path / "model" / "config.json"):
+        with pytest.raises(SegueError, match="holds no earlier tour"):
+            demo(place, minutes=0.01, quiet=True)
+    assert (tmp_path / "model" / "config.json").exists() and not (tmp_path / "manual").exists()
 
 
 @pytest.mark.slow

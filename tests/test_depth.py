@@ -113,13 +113,16 @@ def test_the_paper_s_schedules() -> None:
         assert abs(sum(depths) / len(depths) - layers / faster) < 0.05 and depths[0] <= layers and depths[-1] >= 1
 
 
-@pytest.mark.parametrize("make", [lambda: DepthSchedule(()), lambda: DepthSchedule((3, 1), warmup=2),
-                                  lambda: DepthSchedule((3,), keep="middle"), lambda: DepthSchedule((3,), prompt=2),
-                                  lambda: DepthSchedule.linear(2, 3, 9), lambda: DepthSchedule.times(9, 8, 20),
-                                  lambda: Scheduled(stack("gru*2"), DepthSchedule((3,))),
-                                  lambda: Scheduled(stack("bidirectional"), DepthSchedule((1,)))])
-def test_what_cannot_be(make: Any) -> None:
-    with pytest.raises(SegueError):
+@pytest.mark.parametrize("make, says", [
+    (lambda: DepthSchedule(()), "must not grow"), (lambda: DepthSchedule((3, 1), warmup=2), "at most the least depth"),
+    (lambda: DepthSchedule((3,), keep="middle"), "keep 'middle'"),
+    (lambda: DepthSchedule((3,), prompt=2), "read by 2 layers"),
+    (lambda: DepthSchedule.linear(2, 3, 9), "must not grow"),
+    (lambda: DepthSchedule.times(9, 8, 20), "cannot be 9 times faster"),
+    (lambda: Scheduled(stack("gru*2"), DepthSchedule((3,))), "do not fit a model of 2 layers"),
+    (lambda: Scheduled(stack("bidirectional"), DepthSchedule((1,))), "looks ahead")])
+def test_what_cannot_be(make: Any, says: str) -> None:
+    with pytest.raises(SegueError, match=says):
         make()
 
 

@@ -387,16 +387,21 @@ def test_soft_rows_of_one_id_are_that_id(backbone: str) -> None:
 
 def test_what_cannot_be_asked() -> None:
     model = stack()
-    for rows, options in (([], {}), ([[]], {}), ([[8]], {}), ([[7]], {"steps": 0}), ([[7]], {"temperature": -1.0}),
-                          ([[7]], {"sampler": "mask"}), ([[5]], {"elements": 5})):
-        with pytest.raises(SegueError):
-            fill(model, rows, **options)
+    for rows, options, says in (
+            ([], {}, "at least one row"), ([[]], {}, "none of them empty"), ([[8]], {}, "none of the 7 elements"),
+            ([[7]], {"steps": 0}, "at least one step"), ([[7]], {"temperature": -1.0}, "temperature 0 or above"),
+            ([[7]], {"sampler": "mask"}, "'mask' is unknown"), ([[5]], {"elements": 5}, "is told the time")):
+        with pytest.raises(SegueError, match=says):
+            fill(model, rows, **options)  # type: ignore[arg-type]
     for more in ({"block": 0}, {"block": 8, "context": 8}, {"n": 0}):
         with pytest.raises(SegueError, match="block"):
             go_on(model, [[1]], **{"n": 4, **more})  # type: ignore[arg-type]
-    for make in (partial(NoiseSchedule, "log"), partial(NoiseSchedule, least=0.0), partial(AbsorbingProcess, 0),
-                 partial(NoiseSchedule().grid, 0), partial(gumbel_softmax, torch.zeros(2), 0.0)):
-        with pytest.raises(SegueError):
+    for make, says in ((partial(NoiseSchedule, "log"), "schedule 'log'"),
+                       (partial(NoiseSchedule, least=0.0), "least 0.0"),
+                       (partial(AbsorbingProcess, 0), "at least one element"),
+                       (partial(NoiseSchedule().grid, 0), "at least one step"),
+                       (partial(gumbel_softmax, torch.zeros(2), 0.0), "temperature")):
+        with pytest.raises(SegueError, match=says):
             make()
     assert sample_entropy([1, 1, 2, 2]) == pytest.approx(math.log(2)) and sample_entropy([3]) == 0
 

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -796,6 +798,18 @@ def test_nobody_waits_for_the_compiler(pairs: Any, monkeypatch: pytest.MonkeyPat
     token = np.array([3, 4])  # each state stays with the code that made it
     np.testing.assert_allclose(model.step(token, early), model.step(token, late), atol=TOLERANCE)
     assert isinstance(accelerate(stack), CompiledModel)
+
+
+def test_the_engine_is_loaded_once_whatever_threads_ask_for_it(pairs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "warm", lambda: False)
+    monkeypatch.setattr(compiled, "prepare", lambda: True)
+    model, loads = accelerate(pairs["mixed"][0]), []
+    assert isinstance(model, Accelerated)
+    monkeypatch.setattr(model.compiled, "load", lambda: (time.sleep(0.05), loads.append(1)))
+    monkeypatch.setattr(compiled, "warm", lambda: True)
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(lambda _: model.path, range(4))) == {model.compiled.path}
+    assert loads == [1]
 
 
 def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

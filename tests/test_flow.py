@@ -137,6 +137,8 @@ def test_what_is_told_is_left_out_row_by_row() -> None:
     loss = FlowMatching(drop={"a": 0.25})
     kept = (loss.told("a", ids, draw) >= 0).all(1)
     assert torch.equal(loss.told("b", ids, draw), ids) and 0.7 < float(kept.float().mean()) < 0.8
+    left = loss.told("a", torch.ones(1000, 2, 3), draw).flatten(1)  # of real vectors, zeros
+    assert ((left == 0).all(1) | (left == 1).all(1)).all() and 0.2 < float((left == 0).float().mean()) < 0.3
 
 
 def test_what_is_left_out_is_not_drawn_from_the_stream_of_the_step() -> None:
@@ -253,8 +255,8 @@ def test_times() -> None:
     plain, late = Flow().times(4), Flow(3.0).times(4)
     assert plain.tolist() == [1, 0.75, 0.5, 0.25, 0] and late[0] == 1 and late[-1] == 0 and bool((late >= plain).all())
     assert waves(torch.zeros(2, 3), 8).shape == (2, 3, 8)
-    for wrong in (lambda: Flow(0.0), lambda: Flow().times(0)):
-        with pytest.raises(SegueError):
+    for wrong, says in ((lambda: Flow(0.0), "above 0"), (lambda: Flow().times(0), "at least one step")):
+        with pytest.raises(SegueError, match=says):
             wrong()
     with pytest.raises(SegueError, match="real"):
         euler(exact, torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool))

@@ -71,7 +71,7 @@ def test_hydra_by_loops(merge: str) -> None:
 
 @pytest.mark.parametrize("merge", MERGES[1:])
 def test_contract_of_merges(merge: str) -> None:
-    assert check_mixer(lambda width: Hydra(width, heads=2, states=3, merge=merge), examples=6)
+    assert check_mixer(lambda width: Hydra(width, heads=2, states=3, merge=merge), examples=4)
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ CLASSES = [(name, aligned) for name in STRUCTURES for aligned in (True, False) i
 
 @pytest.mark.parametrize("structure, aligned", CLASSES)
 def test_contract_of_classes(structure: str, aligned: bool) -> None:
-    assert check_mixer(lambda width: MatrixMixer(width, structure, aligned, 64, heads=2, features=2), examples=5)
+    assert check_mixer(lambda width: MatrixMixer(width, structure, aligned, 64, heads=2, features=2), examples=3)
 
 
 def entry(mixer: MatrixMixer, structure: str, p: Tensor, i: int, j: int) -> Tensor:
@@ -165,9 +165,10 @@ def test_aligned_classes_extend(structure: str) -> None:
 
 
 def test_what_a_class_cannot_do_is_refused() -> None:
-    for options in ({"structure": "dense"}, {"structure": "circulant"}, {"heads": 3}):
-        with pytest.raises(SegueError):
-            MatrixMixer(8, **options)
+    for options, says in (({"structure": "dense"}, "no aligned form"), ({"structure": "circulant"}, "is unknown"),
+                          ({"heads": 3}, "not divisible by 3")):
+        with pytest.raises(SegueError, match=says):
+            MatrixMixer(8, **options)  # type: ignore[arg-type]
     with pytest.raises(SegueError, match="longer than"):
         MatrixMixer(8, "low-rank", False, 4)(torch.randn(1, 5, 8))
     with pytest.raises(SegueError, match="merge"):

@@ -59,6 +59,7 @@ def test_lists_of_every_sort() -> None:
     ([Record([1], {"t": np.zeros(2)}, "r")], {}, "channel 't' has 2 entries for 1"),
     ([Record([1], {"t": np.zeros(1)}), Record([1], {})], {}, "give all records the same"),
     ([Record([1], {"t": np.array(["x"])})], {}, "a channel holds numbers"),
+    ([Record([1], {"t": np.array([1])}), Record([1], {"t": np.array([0.5])}, "r")], {}, "numbers that are no int64"),
     ({"a": {"x": [1]}}, {}, "none of its columns is called item"), ([5], {}, "is 5, not a sequence")])
 def test_what_cannot_be_a_sequence_is_named(objects, options: dict, message: str) -> None:
     with pytest.raises(SegueError, match=message):

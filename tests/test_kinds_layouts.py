@@ -203,6 +203,13 @@ def test_all_of_a_headless_file_is_one_sequence_if_so_said(tmp_path: Path) -> No
     assert [record.object for record in data] == [["a", "c", "a"]]
 
 
+def test_the_sign_that_excel_names(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", "sep=;\r\nuser;item\r\nann;tea\r\nbob;tea\r\nann;milk\r\n")
+    data = read(path)
+    assert data.problems.note == "who=user, what=item" and data[0].object == ["tea", "milk"] and not data.problems
+    assert read(path, kind="text", field="item")[1].name.endswith("a.csv:4")
+
+
 def test_texts_in_tables_of_any_sort(tmp_path: Path) -> None:
     reference = "There is a place in the city centre, Alimentum, that is not for families."
     rows = f'mr,ref\n"name[A], area[c], food[x]","{reference}"\nname[B],"{reference} So."\n'

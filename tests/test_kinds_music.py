@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import segue
 from segue.errors import SegueError
 from segue.kinds import KINDS
-from segue.kinds.music import GRID, ITEMS, LENGTHS, LOUD, TEMPI, Note, nearest, spelled, understood
+from segue.kinds.music import GRID, ITEMS, LENGTHS, LOUD, TEMPI, Note, is_roll, nearest, spelled, understood
 from segue.testing.kinds import check_kind
 
 mido = pytest.importorskip("mido")
@@ -101,6 +102,56 @@ def test_chunks_of_other_sorts_are_stepped_over(tmp_path: Path) -> None:
     (tmp_path / "alien.mid").write_bytes(data[:place] + b"XFIH\0\0\0\3abc" + data[place:] + b"XFKM\0\0\0\0")
     one, other = (next(iter(MUSIC.read(tmp_path / f"{name}.mid"))).object for name in ("plain", "alien"))
     assert one == other
+
+
+def test_a_file_in_a_box(tmp_path: Path) -> None:
+    KINDS["music"].write([["note60", "length12"]], tmp_path / "a.mid")
+    raw = (tmp_path / "a.mid").read_bytes()
+    (tmp_path / "a.rmi").write_bytes(b"RIFF" + (len(raw) + 12).to_bytes(4, "little") + b"RMIDdata"
+                                     + len(raw).to_bytes(4, "little") + raw)
+    assert segue.read(tmp_path / "a.rmi")[0].object == segue.read(tmp_path / "a.mid")[0].object
+    (tmp_path / "b.mid").write_bytes(raw[:-3])
+    with pytest.raises(SegueError, match=r"it ends too soon"):
+        segue.read(tmp_path / "b.mid")
+
+
+def test_scores_in_musicxml(tmp_path: Path) -> None:
+    def note(step: str, length: int, inside: str = "", octave: int = 4) -> str:
+        pitch = f"<pitch><step>{step}</step><alter>-1</alter><octave>{octave}</octave></pitch>" if step else "<rest/>"
+        return f"<note>{inside}{pitch}<duration>{length}</duration></note>"
+
+    measure = (note("D", 2), note("F", 2, "<chord/>"), note("", 1), note("A", 1, '<tie type="start"/>'),
+               note("A", 4, '<tie type="stop"/>'), "<backup><duration>8</duration></backup>", note("G", 8, octave=2))
+    text = ('<?xml version="1.0"?>\n<!DOCTYPE score-partwise PUBLIC "-//x" "y">\n<score-partwise><part-list><score-part'
+            ' id="P1"><midi-instrument id="I"><midi-program>41</midi-program></midi-instrument></score-part>'
+            '</part-list><part id="P1"><measure number="1"><attributes><divisions>2</divisions></attributes>'
+            f'<direction><sound tempo="90"/></direction>{"".join(measure)}</measure></part></score-partwise>')
+    (tmp_path / "a.musicxml").write_text(text)
+    data = segue.read(tmp_path / "a.musicxml")
+    assert data.kind.name == "music" and data[0].object == [
+        "tempo89", "voice40", "loud20", "note42", "length192", "note61", "length48", "note64", "length48", "wait72",
+        "note68", "length120"]
+    for broken, says in ((text[:-20], "no MusicXML that can"), (text.replace("note>", "n>"), "there is no note")):
+        (tmp_path / "b.xml").write_text(broken)
+        with pytest.raises(SegueError, match=says):
+            segue.read(tmp_path / "b.xml")
+
+
+def test_piano_rolls_in_json(tmp_path: Path) -> None:
+    piece = [[60, 64], [60, 67], [], [-1, 62], [62]]
+    (tmp_path / "a.json").write_text(json.dumps({"train": [piece, [[]]], "test": [[[72, 76]] * 4]}))
+    data = segue.read(tmp_path / "a.json")
+    held = ["loud20", "note60", "length24", "note64", "length12", "wait12", "note67", "length12", "wait24", "note62",
+            "length24"]
+    assert data.kind.name == "music" and data[0].object == held and data.name(1).endswith("a.json:test:1")
+    assert "record train:2: there is no note in it" in str(data.problems[0])
+    assert segue.read(tmp_path / "a.json", step=0.5)[1].object == ["loud20", "note72", "length96", "note76", "length96"]
+    for other in ([[[0, 0, 255], [9, 0, 0]]] * 9, [[[3, 1], [2]]] * 9, [[60, 62], [64]]):
+        (tmp_path / "b.json").write_text(json.dumps(other))
+        assert not is_roll((tmp_path / "b.json").read_bytes())
+    (tmp_path / "b.json").write_text(json.dumps([piece, piece])[:-3])
+    with pytest.raises(SegueError, match="no piano roll that can be read"):
+        segue.read(tmp_path / "b.json")
 
 
 def test_the_pedal_holds(tmp_path: Path) -> None:

@@ -127,18 +127,18 @@ SETS = {  # what a folder is taken for
     "text": "amazon-scientific-text banking77 clinc150 code-completion-unixcoder "
             "continual-topics-olora csqa-mmlu-set-prompts dailydialog-valtest dialogsum-dev "
             "drop-successive-prompting e2e-nlg enwiki-xml-sample fewrel followrag-sample gsm8k "
-            "gutenberg-novels humaneval ifeval jaspar-core-2024 jfleg jsb-chorales "
+            "gutenberg-novels humaneval ifeval jaspar-core-2024 jfleg "
             "listops-spinn movie-reviews multi30k-en-de names-makemore ner-gum ner-wnut17 "
-            "nottingham-abc omniglot-small1 splice-uci tfbind8 tiny-shakespeare tsplib-small udhr-multilingual "
+            "nottingham-abc omniglot-small1 tiny-shakespeare tsplib-small udhr-multilingual "
             "us-addresses-by-year wikitext-2-valtest",
     "molecule": "chembl-chem-xlstm esol uspto-50k-valtest zinc250k-valtest",
     "code": "code-java-csharp",
-    "dna": "ctcf-pu1-peaks ecoli-536 ecoli-k12 gue-dna phage-genomes promoters-cnnprom",
+    "dna": "ctcf-pu1-peaks ecoli-536 ecoli-k12 gue-dna phage-genomes promoters-cnnprom splice-uci tfbind8",
     "protein": "aav-capsid gb1-flip prokka-proteins protein-families protein-secondary-structure-flip",
     "events": "amazon-beauty-bert4rec movielens-latest-small-2016 process-logs-next-element process-logs-timed "
               "process-logs-xes tpp-amazon-devtest tpp-mathoverflow tpp-taobao tpp-taxi",
     "cases": "amazon-beauty-s3rec hdfs-log-keys lastfm-listening-rmtpp tpp-ali tpp-book-order",
-    "music": "pop909-midi",
+    "music": "jsb-chorales pop909-midi",
     "graph": "graphs-tu qm9-graphs-sample",
     "sound": "fsdd-spoken-digits librispeech-sample",
     "picture": "cifar10-sample mnist-t10k",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import time
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +20,9 @@ import segue
 from segue.data import Data, read
 from segue.errors import SegueError
 from segue.kinds import KINDS, Record, packed
+from segue.kinds.base import HEAD, class_in
+from segue.kinds.documents import begun
+from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
 
 
@@ -48,7 +50,8 @@ def taped(files: dict[str, str | bytes], how: str) -> bytes:
 
 
 CORPUS: dict[str, str | bytes] = {"corpus/a.txt": "one text\n", "corpus/b/c.txt": "another text\n",
-                                  "corpus/README.md": "about\n", "corpus/.hidden.txt": "no\n"}
+                                  "corpus/README.md": "about\n", "corpus/.hidden.txt": "no\n",
+                                  "META-INF/container.xml": "<x/>\n", "mimetype": "application/epub+zip"}
 
 
 @pytest.mark.parametrize("name, content", [
@@ -119,6 +122,8 @@ SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
     ([{"prompt": "Who?", "chosen": "I.", "rejected": "no"}], "Who?\nI.",
      "field=prompt, field=chosen; not read: rejected"),
     ([{"prompt": "Who?", "n": 1}], "Who?", "field=prompt; not read: n"),
+    ([{"instruction": "Who?", "context": "", "response": "I.", "kind": "a"}], "Who?\nI.",
+     "field=instruction, field=context, field=response; not read: kind"),
     ([{"dialog": ["Who was it then?", "I."], "act": [1, 2]}], "Who was it then?\nI.", "field=dialog; not read: act"),
     ([{"text": "all of it", "answer": "no"}], "all of it", "field=text; not read: answer"),
     (["a text", "another"], "a text", "field=text"),
@@ -219,6 +224,10 @@ def test_a_molecule_a_line(tmp_path: Path) -> None:
     path = put(tmp_path / "a.smi", "CCO ethanol\nc1ccccc1\tbenzene ring\n\nO\n")
     data = read(path)
     assert [record.object for record in data] == ["CCO", "c1ccccc1", "O"] and data[1].name.endswith(":benzene ring")
+    path = put(tmp_path / "b.smi", "smiles,id\nCCO,Z1\nc1ccccc1,Z2\n")
+    assert [record.name for record in read(path)] == [f"{path}:Z1", f"{path}:Z2"]
+    path = put(tmp_path / "c.smi", "smiles\tid\tweight\nCCO\tZ1\t46.1\n")
+    assert [record.name for record in read(path)] == [f"{path}:Z1"]
 
 
 EMBL = """ID   X1; SV 1; linear; mRNA; STD; PLN; 20 BP.
@@ -261,7 +270,7 @@ def test_flat_files_of_biology(tmp_path: Path, name: str, content: str, kind: st
 def test_flat_files_that_are_none(tmp_path: Path) -> None:
     pytest.importorskip("Bio")
     for name, content, says in (("a.embl", EMBL.replace("     acgt", "XX\n     acgt"), "no EMBL file that Biopython"),
-                                ("a.aln", "CLUSTAL W\n\none   AC\ntwo   ACGT TT GG\n", "Biopython reads|is not text")):
+                                ("a.aln", "CLUSTAL W\n\none   AC\ntwo   ACGT TT GG\n", "4 is not a name and letters")):
         with pytest.raises(SegueError, match=says):
             read(put(tmp_path / name, content), kind="dna")
     empty = read(put(tmp_path / "r.fastq", "@a\nAC\n+\nII\n@trimmed\n\n+\n\n@b\nGT\n+\nII\n"))
@@ -319,17 +328,12 @@ def test_a_notebook_is_what_was_typed(tmp_path: Path) -> None:
         read(put(tmp_path / "b.ipynb", "{}" * 20))
 
 
-def test_one_long_line_is_told_quickly(tmp_path: Path) -> None:
-    seconds = []
-    for words in (10_000, 40_000):
-        path = put(tmp_path / f"{words}.txt", "the of and a to in is you that it " * (words // 10))
-        spent = []
-        for _ in range(2):
-            begin = time.process_time()
-            assert read(path).kind.name == "text"
-            spent.append(time.process_time() - begin)
-        seconds.append(min(spent))
-    assert seconds[1] < 8 * seconds[0] + 0.1, "what looks at a table's columns does not grow with their square"
+def test_one_long_line_is_looked_at_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its words may be the columns of a table, to all of which each kind has a look."""
+    looks, column = list[str](), Look.column
+    monkeypatch.setattr(Look, "column", lambda self, name: looks.append(name) or column(self, name))
+    assert read(put(tmp_path / "long.txt", "the of and a to in is you that it " * 500)).kind.name == "text"
+    assert len(looks) < 3 * 5_000
 
 
 def test_logs_in_the_encoding_that_they_name(tmp_path: Path) -> None:
@@ -371,6 +375,124 @@ def test_columns_take_turns_as_in_the_file(tmp_path: Path) -> None:
     data = segue.read(tmp_path / "wide.csv")
     for part in (data, *data.split(0.2)):
         assert segue.read(tmp_path / "wide.csv", **data.kind.reading(part.codec()))[0].object == data[0].object
+
+
+RIVER = ["The river is high today.", "Nobody went to the mill.", "A boat was lost at night.", "It rained for days."]
+
+
+@pytest.mark.parametrize("value, said, label", [
+    ({"train": [[text, "ab"[i % 2]] for i, text in enumerate(RIVER)], "val": [[RIVER[0], "a"]]}, RIVER[0], "a"),
+    ({"P1": [{"tokens": RIVER[0].split(), "h": ["a"]}] * 3, "P2": [{"tokens": ["A", "boat"]}] * 3}, RIVER[0], "P1"),
+    ({"text": RIVER, "label": [0, 1, 1, 0]}, RIVER[0], "0"),
+    ({"text": dict(zip("0123", RIVER)), "label": dict(zip("0123", "xyyx"))}, RIVER[0], "x"),
+    ({"columns": ["text", "label"], "index": [0, 1], "data": [[RIVER[1], 1], [RIVER[2], 0]]}, RIVER[1], "1"),
+    ({"version": "1", "data": [{"body": text, "label": "xy"[i % 2]} for i, text in enumerate(RIVER)]}, RIVER[0], "x"),
+    ({"features": [{"name": "a"}], "rows": [{"row": {"text": text, "label": 1}} for text in RIVER]}, RIVER[0], "1"),
+    ({"good": RIVER[:2], "bad": RIVER[2:]}, RIVER[0], "good"),
+    ({f"q{i}": {"question": "Why?", "answer": text} for i, text in enumerate(RIVER)}, f"Why?\n{RIVER[0]}", None),
+    ({"name": "x", "dependencies": {"a": "1"}, "files": ["a", "b"]}, None, None),
+    ({"menu": {"open": "Open"}, "dialog": {"ok": "Yes", "no": "No"}}, None, None),
+])
+def test_tables_within_one_object_of_json(tmp_path: Path, value: dict, said: str | None, label: str | None) -> None:
+    for name, content in (("a.json", json.dumps(value)), ("b.json", json.dumps(value, indent=2)))[said is None :]:
+        path = put(tmp_path / name, content)
+        data = read(path, classes="")
+        assert data.kind.name == "text" and texts(data)[0] == (content if said is None else said)
+        assert class_in(data.name(0))[1] == (label or "") and len(read(path)) == len(data)
+    long = json.dumps({"P1": [{"tokens": RIVER[0].split()}] * 2000, "P2": [{"tokens": ["A", "boat"]}] * 9})
+    assert len(long) > HEAD and len(read(put(tmp_path / "long.json", long), classes="")) == 2009
+
+
+def test_a_json_value_that_was_cut_says_what_it_said() -> None:
+    value = {"a": [{"b": "x, ]y", "c": [1, 2]}, {"b": "\\\"", "c": []}], "d": 1}
+    text = json.dumps(value)
+    found = [begun(text[:end]) for end in range(len(text))]
+    assert found[0] is None and found[-1] == {"a": value["a"]} and {"a": [{"b": "x, ]y"}]} in found
+    assert begun('"a", 1') is None and begun("]],") is None
+
+
+def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    row = {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "A cat."}]}
+    data = read(put(tmp_path / "a.jsonl", json.dumps(row) + "\n"))
+    assert texts(data) == ["user: What is this?\nassistant: A cat."]
+    rows = [{"from": "Ann", "text": ["see ", {"type": "link", "text": "http://x"}]}, {"from": "Ann", "text": "yes"}]
+    assert texts(read(put(tmp_path / "chat.json", json.dumps({"name": "x", "id": 3, "messages": rows})))) == [
+        "see http://x", "yes"]
+
+
+@pytest.mark.parametrize("name, content, kind, letters, label", [
+    ("a.arff", "% of\n@RELATION x\n@attribute id string\n"
+     + "".join(f"@attribute 'p {i}' {{A,C,G,T}}\n" for i in range(24)) + "@attribute Class {EI,N}\n@data\n"
+     + "".join(f"r{i},{','.join('ACGT' * 6)},{'EI' if i % 2 else 'N'}\n" for i in range(6)), "dna", "ACGT" * 6, "N"),
+    ("b.arff", "@relation x\n@attribute text string\n@attribute spam {yes,no}\n@data\n"
+     + "".join(f"'It isn\\'t the river, {i}.',{'yes' if i % 2 else 'no'}\n" for i in range(6)), "text",
+     "It isn't the river, 0.", "no"),
+    ("splice.data", "".join(f"{'EI' if i % 2 else 'N'},   S-{i},\t  {'ACGTN' * 6}\n" for i in range(8)), "dna",
+     "ACGTN" * 6, "N"),
+    ("SpamCollection", "".join(f"{'ham' if i % 2 else 'spam'}\tThe river is high, {i}.\n" for i in range(8)), "text",
+     "The river is high, 0.", "spam"),
+    ("news.csv", "".join(f'"{i % 3}","A title {i}","The river is high today, {i}"\n' for i in range(9)), "text",
+     "The river is high today, 0", "0"),
+    ("mood.csv", "text,mood\n" + "".join(f"The river is high {i},{'ab'[i % 2]}\n" for i in range(8)), "text",
+     "The river is high 0", "a"),
+    ("fast.txt", "".join(f"__label__{'ab'[i % 2]} __label__z The river is high.\n" for i in range(6)), "text",
+     "The river is high.", "a"),
+    ("kmers.tsv", "sequence\tlabel\n" + "".join(f"ACGTA CGTAC GTACG {'TACGA' if i % 2 else 'TACGG'}\t{i % 2}\n"
+                                              for i in range(6)), "dna", "ACGTACGG", "0"),
+])
+def test_classes_in_files_of_other_makers(tmp_path: Path, name: str, content: str, kind: str, letters: str,
+                                          label: str) -> None:
+    data = read(put(tmp_path / name, content), classes="")
+    found = data[0].object
+    assert data.kind.name == kind and (found.decode() if isinstance(found, bytes) else found) == letters
+    assert class_in(data.name(0))[1] == label
+    assert len({class_in(data.name(i))[1] for i in range(len(data))}) > 1
+
+
+def test_columns_of_weka_may_be_named_far_on(tmp_path: Path) -> None:
+    many = ", ".join(f"row-{i}" for i in range(HEAD // 8))
+    rows = "".join(f"row-{i},{','.join('ACGT' * 6)},x\n" for i in range(5))
+    text = f"@relation x\n@attribute id {{{many}}}\n" + "".join(f"@attribute p{i} {{A}}\n" for i in range(24))
+    data = read(put(tmp_path / "a.arff", f"{text}@attribute class {{x}}\n@DATA\n{rows}"))
+    assert data.kind.name == "dna" and len(data) == 5 and data[0].object == "ACGT" * 6
+
+
+@pytest.mark.parametrize("name, content, kind, letters", [
+    ("a.seq", "ACGTACGTAC\nACGTACGTAC\nACG\n", "dna", ["ACGTACGTACACGTACGTACACG"]),
+    ("one.txt", "acgtnacgtt" * 9, "dna", ["ACGTNACGTT" * 9]),
+    ("b.txt", "ACGTACGTAC\r\nACGTACG\r\nACGTAAAAA\r\n", "dna", ["ACGTACGTAC", "ACGTACG", "ACGTAAAAA"]),
+    ("p.txt", f"{'MKWLF' * 5}\n{'MKWLFHY' * 4}\n", "protein", ["MKWLF" * 5, "MKWLFHY" * 4]),
+    ("c.fa", "# by a tool\n; old\n>a\nACGT\n", "dna", ["ACGT"]),
+    ("d.gff", "##gff-version 3\nc\tx\tgene\t1\t4\t.\t+\t.\tID=g\n##FASTA\n>c\nACGT\n", "dna", ["ACGT"]),
+    ("e.nex", "#NEXUS\nBEGIN DATA;\nDIMENSIONS NTAX=2 NCHAR=4;\nFORMAT DATATYPE=DNA GAP=-;\nMATRIX\na ACGT\nb AC-T\n;\n"
+     "END;\n", "dna", ["ACGT", "AC-T"]),
+    ("f.aln", "CLUSTAL O(1.2.4) multiple sequence alignment\n\n\na ACGT 4\nb AC-T 3\n  ** *\n\na AC 6\nb AC 5\n",
+     "dna", ["ACGTAC", "AC-TAC"]),
+    ("h.pdb", f"{'HEADER    HYDROLASE':<50}01-JAN-90   1ABC\nSEQRES   1 A    3  MET LYS VAL\n", "protein", ["MKV"]),
+    ("g.tsv", "8-mer\tscore\n" + "".join(f"ACGTACG{base}\t0.{i}\n" for i, base in enumerate("ACGT")), "dna",
+     [f"ACGTACG{base}" for base in "ACGT"]),
+])
+def test_letters_as_they_are_saved_elsewhere(tmp_path: Path, name: str, content: str, kind: str,
+                                             letters: list[str]) -> None:
+    pytest.importorskip("Bio")
+    data = read(put(tmp_path / name, content))
+    assert data.kind.name == kind and [record.object for record in data] == letters and not data.problems
+
+
+def test_words_are_no_letters_of_a_sequence(tmp_path: Path) -> None:
+    for name, words in (("a.txt", "aardvark\nabacus\n" * 9), ("b.txt", "x" * 500), ("c.txt", "ATTACK AT DAWN\n" * 9),
+                        ("d.txt", "CAT\nTAG\nACT\n" * 9)):
+        assert read(put(tmp_path / name, words)).kind.name == "text"
+
+
+def test_texts_of_before_unicode_are_told_by_their_letters(tmp_path: Path) -> None:
+    for encoding, text in (("cp1251", "Привет, как дела сегодня?"), ("shift_jis", "こんにちは世界。今日はいい天気。"),
+                           ("gb18030", "我们不是在说这个人的一天。"), ("latin-1", "Ça va très bien, merci à tous.")):
+        with pytest.raises(SegueError, match=f"is not UTF-8 .*give encoding='{encoding}' or what it is"):
+            read(put(tmp_path / "a.txt", (text * 9).encode(encoding)))
+    with pytest.raises(SegueError, match="UTF-16-LE without a mark, perhaps: give kind=text and encoding=utf-16-le"):
+        read(put(tmp_path / "b.txt", "The river is high.".encode("utf-16-le")))
 
 
 BUYS = [(f"k{i * 7 % 5}", ["Tee", "Brot", "Öl"][i * i % 3], datetime(2023, 1, 28, 9, 5) + timedelta(hours=i * i))
@@ -500,6 +622,17 @@ def test_arrays_of_windows_are_series(tmp_path: Path) -> None:
     assert len(read(tmp_path / "b.npy")) == 4 and len(read(tmp_path / "b.npy", rows=False)) == 1
 
 
+def test_what_biopython_doubts_is_told_and_not_printed(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    pytest.importorskip("Bio")
+    text = ("LOCUS       X            12 bp    DNA  linear   BCT 01-JAN-2020\nACCESSION   X\n"
+            "FEATURES             Location/Qualifiers\n     CDS             1..6\n"
+            "                     /locus_tag=\"a\"\nORIGIN\n        1 acgtacgtacgt\n//\n")
+    for options, letters in (({}, "ACGTACGTACGT"), ({"features": "CDS"}, "ACGTAC")):
+        data = read(put(tmp_path / "a.gb", text), **options)
+        assert [record.object for record in data] == [letters] and "doubtful: " in str(data.problems[0])
+    assert not recwarn.list
+
+
 def test_written_events_have_the_times_they_had(tmp_path: Path) -> None:
     for times in ([1.7e9, 1.7e9 + 0.25, 1.7e9 + 86400.0], [0.5, 2.0, 1e7]):
         KINDS["events"].write([Record(["a", "b", "c"], {"time": np.array(times)}, "x")], tmp_path / "a.csv")
@@ -507,29 +640,42 @@ def test_written_events_have_the_times_they_had(tmp_path: Path) -> None:
         assert ("2023-11-14 22:13:20.250000" in (tmp_path / "a.csv").read_text()) == (times[0] > 1e9)
 
 
+def test_reads_beside_a_genome_and_files_of_another_kind(tmp_path: Path) -> None:
+    put(tmp_path / "d" / "a.fastq", "@a\nACGT\n+\nIIII\n")
+    put(tmp_path / "d" / "b.fa", ">b\nACGTA\n")
+    data = read(tmp_path / "d")
+    assert [record.object for record in data] == ["ACGT", "ACGTA"] and not data[0].channels
+    assert data.problems.note == "letters alone: not all files have qualities"
+    assert "quality" in read(tmp_path / "d" / "a.fastq")[0].channels
+    for kind in ("dna", "music"):
+        with pytest.raises(SegueError, match=f"; it looks like protein, not {kind}"):
+            read(put(tmp_path / "p.faa", ">p\nMKWLFHYDE\n"), kind=kind)
+
+
+def test_lines_that_may_be_texts_are_told(tmp_path: Path) -> None:
+    note = "a file a text (a line a text: --read lines=true)"
+    names = "".join(f"name{i}\r\n" for i in range(60))
+    for name, content, says in (("a.txt", names, note), ("train.en", names, note), ("b.txt", names + "\n" + names, ""),
+                                ("c.abc", names, ""), ("d.py", names, ""), ("e.txt", names[:60], "")):
+        assert read(put(tmp_path / name, content)).problems.note == says
+    assert len(data := read(tmp_path / "a.txt", lines=True)) == 60 and not data.problems.note
+
 
 def test_a_workbook_is_a_folder_of_tables(tmp_path: Path) -> None:
-    main = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
-    rows = "".join(f'<row r="{i}"><c r="A{i}" t="s"><v>{i % 2}</v></c><c r="C{i}" s="1"><v>{45000 + i / 4}</v></c>'
-                   f'<c r="B{i}" t="inlineStr"><is><t>Öl</t></is></c></row>' for i in range(4))
-    parts = {
-        "[Content_Types].xml": "<Types/>",
-        "xl/workbook.xml": f'<workbook {main} xmlns:r="r"><sheets><sheet name="Käufe" sheetId="1" r:id="r1"/>'
-                           '<sheet name="leer" sheetId="2" r:id="r2"/></sheets></workbook>',
-        "xl/_rels/workbook.xml.rels": '<Relationships><Relationship Id="r1" Target="worksheets/sheet1.xml"/>'
-                                      '<Relationship Id="r2" Target="worksheets/sheet2.xml"/></Relationships>',
-        "xl/sharedStrings.xml": f"<sst {main}><si><t>k1</t></si><si><r><t>k</t></r><r><t>2</t></r><rPh><t>x</t></rPh>"
-                                "</si></sst>",
-        "xl/styles.xml": f'<styleSheet {main}><numFmts><numFmt numFmtId="164" formatCode="dd\\.mm\\.yyyy hh:mm"/>'
-                         '</numFmts><cellXfs><xf numFmtId="0"/><xf numFmtId="164"/></cellXfs></styleSheet>',
-        "xl/worksheets/sheet1.xml": f"<worksheet {main}><sheetData><row><c t='str'><v>Kunde</v></c><c t='str'>"
-                                    f"<v>Artikel</v></c><c t='str'><v>Datum</v></c></row>{rows}</sheetData>"
-                                    "</worksheet>",
-        "xl/worksheets/sheet2.xml": f"<worksheet {main}><sheetData/></worksheet>"}
-    (tmp_path / "a.xlsx").write_bytes(zipped(parts))
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    book.active.title = "Käufe"
+    book.create_sheet("leer")
+    for row in [["Kunde", "Artikel", "Datum", "Preis"],
+                *(["k" + "12"[i % 2], "Öl", datetime(2023, 3, 15, 6 * i), 1.5 if i else "#DIV/0!"] for i in range(4))]:
+        book.active.append(row)
+    book.save(tmp_path / "a.xlsx")
     data = read(tmp_path / "a.xlsx")
-    assert data.problems.note == "who=Kunde, what=Artikel, when=Datum (2023-03-15 00:00:00 to 2023-03-15 18:00:00)"
+    span = "2023-03-15 00:00:00 to 2023-03-15 18:00:00"
+    assert data.problems.note == f"who=Kunde, what=Artikel, when=Datum ({span}); not read: Preis"
     assert {record.name: record.object for record in data} == {"k1": ["Öl", "Öl"], "k2": ["Öl", "Öl"]}
+    with zipfile.ZipFile(tmp_path / "a.xlsx") as box:
+        parts = {name: box.read(name).decode() for name in box.namelist()}
     (tmp_path / "b.xlsx").write_bytes(zipped({**parts, "xl/worksheets/sheet1.xml": "<worksheet>"}))
     with pytest.raises(SegueError, match="no workbook that can be read"):
         read(tmp_path / "b.xlsx")

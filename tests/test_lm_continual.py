@@ -146,6 +146,11 @@ def test_an_adapter_is_saved_and_fits_its_own_model_alone(tmp_path: Path) -> Non
     assert torch.equal(fresh(batch.tokens).logits, model(batch.tokens).logits)
     with pytest.raises(SegueError, match="another model"):
         load_adapter(tmp_path / "one.safetensors").attach(stack("attention"))
+    other, fresh = load_adapter(tmp_path / "one.safetensors"), stack("attention", "lstm")
+    other.loaded[list(other.loaded)[-1]] = torch.zeros(1, 1)
+    with pytest.raises(SegueError, match="another size"):
+        other.attach(fresh)
+    assert all("parametrizations" not in name for name in fresh.state_dict()), "refused, yet put on in part"
     (tmp_path / "one.safetensors").write_bytes(b"nonsense")
     with pytest.raises(SegueError, match="no adapter"):
         load_adapter(tmp_path / "one.safetensors")

@@ -91,9 +91,9 @@ def test_a_codebook_of_all_keys_is_exact() -> None:
     assert (outputs[0] - outputs[1]).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("codes, window", [(1, 3), (4, 2), (2, 60)])
+@pytest.mark.parametrize("codes, window", [(1, 3), (2, 60)])
 def test_contract_of_variants(codes: int, window: int) -> None:
-    assert check_mixer(lambda width: LongVQ(width, keys=4, expand=1, codes=codes, window=window, states=2), examples=3)
+    assert check_mixer(lambda width: LongVQ(width, keys=4, expand=1, codes=codes, window=window, states=2), examples=2)
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ SUBJECTS: dict[str, Make] = {
     "hydra": lambda width: Hydra(width, heads=2, states=3),
     "matrix": lambda width: MatrixMixer(width, heads=2, features=2),
     "bidirectional": lambda width: Bidirectional(width, "gru"),
-    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=2, memory=3),
+    "block-recurrent": lambda width: BlockRecurrent(width, heads=2, block=4, memory=3),
     "linformer": lambda width: Linformer(width, heads=2, rank=4, length=64),
     "reformer": lambda width: Reformer(width, heads=2, chunk=4),
 }
@@ -144,12 +144,12 @@ def test_every_mixer_is_checked() -> None:
 
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_contract(name: str) -> None:
-    assert check_mixer(SUBJECTS[name], examples=6, prompt=4, relative=name not in ABSOLUTE)
+    assert check_mixer(SUBJECTS[name], examples=4, prompt=4, relative=name not in ABSOLUTE)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_contract_of_variants(name: str) -> None:
-    assert check_mixer(VARIANTS[name], examples=4, prompt=4)
+    assert check_mixer(VARIANTS[name], examples=3, prompt=4)
 
 
 @pytest.mark.slow
@@ -332,6 +332,51 @@ class KeepsWhatItForgot(GatedLinearAttention):
         self.recurrence.kept = lambda inputs: (inputs[3].new_ones(()),)  # type: ignore[method-assign]
 
 
+class ForgetsFarBack(GRU):
+    """Wrong where rows are longer than those drawn, as a kernel in chunks may be."""
+
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        y = super().run(x, layout, parts)
+        return torch.cat([y[:, :64], 1.01 * y[:, 64:]], 1)
+
+
+class ForgetsToResetInFloat32(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        chain = Layout(layout.positions, layout.parents)
+        return super().run(x, layout if x.dtype == torch.float64 else chain, parts)
+
+
+class CountsInFloat64(Carry):
+    def commit(self, path: Tensor | None, counts: Tensor | None) -> None:
+        half = counts is not None and self.state[0].dtype != torch.float64
+        super().commit(path, counts.amax().expand(len(counts)) if half and counts is not None else counts)
+
+
+class CountsPaddingInFloat32(GRU):
+    def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
+        return {"recurrence": CountsInFloat64(self.recurrence, self.recurrence.initial(batch, like), history)}
+
+
+class ChangesItsInput(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        y = super().run(x, layout, parts)
+        if x.shape[1] > 40 and not torch.is_grad_enabled():
+            x.mul_(2)
+        return y
+
+
+class WrongGradientInFloat32(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        y = super().run(x, layout, parts)
+        return y if y.dtype == torch.float64 else y + (y.detach() - y) * 1e-2
+
+
+class LearnsAnotherFunction(GRU):
+    def run(self, x: Tensor, layout: Layout, parts: Parts) -> Tensor:
+        y = super().run(x, layout, parts)
+        return y * 1.01 if y.dtype == torch.float32 and torch.is_grad_enabled() else y
+
+
 BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties to which the search may be narrowed
     (SeesTheFuture, "forward before|row|extend", ""),
     (ForgetsToReset, "documents", "packed"),
@@ -347,8 +392,14 @@ BROKEN: list[tuple[Make, str, str]] = [  # what, the message, and the properties
     (WrongGradient, "gradcheck", "gradients"),
     (WrongMatrix, "matrix @ values", "matrix"),
     (LosesABuffer, "save and load", "save"),
-    (RewindsTooFar, "rewind", ""),
+    (RewindsTooFar, "rewind", "rewind"),
     (KeepsWhatItForgot, "over three ranks", "over ranks"),
+    (ForgetsFarBack, "forward of 150 tokens", "long"),
+    (ForgetsToResetInFloat32, "forward of documents.*float32", "long"),
+    (CountsPaddingInFloat32, "padded rows.*float32", "long"),
+    (ChangesItsInput, "changed the inputs", "long"),
+    (WrongGradientInFloat32, "gradient of .* in float32", "dtypes"),
+    (LearnsAnotherFunction, "with gradients", "dtypes"),
 ]
 
 
@@ -472,6 +523,11 @@ def test_attend_and_merge() -> None:
     assert (merged - y).abs().max() < 1e-12 and torch.equal(total[:, :, 0], lse[:, :, 0])
     assert (total - lse)[:, :, 1:].abs().max() < 1e-12
 
+    half = [x.bfloat16() for x in (q, k, torch.ones_like(v))]  # weights that sum to 1 read 1 of ones, within rounding
+    parts = [attend(half[0], half[1][:, :, a:b], half[2][:, :, a:b], mask[..., a:b]) for a, b in ((0, 3), (3, 9))]
+    for ones in (attend(*half, mask)[0], merge(parts)[0]):
+        assert ones.dtype == torch.bfloat16 and (ones - 1)[:, :, 1:].abs().max() <= 2.0**-8
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("make, cell", [(LSTM, torch.nn.LSTMCell), (GRU, torch.nn.GRUCell), (Elman, torch.nn.RNNCell)])
@@ -561,7 +617,7 @@ def test_gla_against_a_plain_loop() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["lstm", "gru", "elman", "jordan", "mamba", "gla"])
-@pytest.mark.parametrize("tokens", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("tokens", [800, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_decoding_in_flat_memory(name: str, tokens: int) -> None:
     torch.manual_seed(0)
     mixer = SUBJECTS[name](8)
@@ -608,10 +664,12 @@ def test_a_refused_rewind_moves_no_part() -> None:
     assert isinstance(cache, Cache) and cache.lengths.tolist() == [3] and state.positions.tolist() == [3]
 
 
-@pytest.mark.parametrize("options", [{"heads": 3}, {"heads": 4, "kv_heads": 3}, {"positions": "sine"},
-                                     {"window": 3, "prefix": 2}, {"window": 0}])
-def test_attention_refuses(options: dict) -> None:
-    with pytest.raises(SegueError):
+@pytest.mark.parametrize("options, says", [
+    ({"heads": 3}, "not divisible by 3 heads"), ({"heads": 4, "kv_heads": 3}, "cannot share 3"),
+    ({"positions": "sine"}, "'sine' are unknown"), ({"window": 3, "prefix": 2}, "choose one"),
+    ({"window": 0}, "at least one position")])
+def test_attention_refuses(options: dict, says: str) -> None:
+    with pytest.raises(SegueError, match=says):
         Attention(8, **options)
 
 

@@ -52,6 +52,92 @@ def test_a_committed_report_is_what_its_claim_says_today(path: Path) -> None:
     assert told.judge(report["table"]) == (report["verdict"], report["reason"])
 
 
+# What would have to be found for another verdict: rows of a committed table by their columns, and what they then say.
+Change = tuple[dict[str, Any], dict[str, Any]]
+OTHERWISE: list[tuple[str, list[Change], str]] = [
+    ("aggressive-decoding", [({"decoding": "GAD"}, {"different answers": 1})], "refuted"),
+    ("aggressive-decoding", [({"task": "German to English"}, {"ratio": 2.0})], "inconclusive"),
+    ("bio-xlstm", [({"model": "mLSTM", "given": n}, {"gap": n / 100}) for n in (1, 4, 8)], "confirmed"),
+    ("bio-xlstm", [({"model": "mLSTM"}, {"gap": 0.03})], "inconclusive"),
+    ("central-dogma", [({"arm": "language pairs only"}, {"length": 70.0})], "confirmed"),
+    ("central-dogma", [({"arm": "DNA and protein pairs"}, {"composition": 90.0})], "refuted"),
+    ("cl-llm-survey", [({"arm": "EWC"}, {"forgetting": 0.1, "new": 2.0})], "refuted"),
+    ("cl-llm-survey", [({"arm": "re-warmed, replay 25%"}, {"forgetting": 0.25})], "inconclusive"),
+    ("cl-thesis", [({"strategy": "MIR", "rows kept": 100}, {"accuracy": 0.9}),
+                   ({"stream": "tasks", "strategy": "naive"}, {"accuracy": 0.6})], "confirmed"),
+    ("cl-thesis", [({"stream": "imbalanced", "strategy": "GSS"}, {"accuracy": 0.1})], "refuted"),
+    ("coda-prompt", [({"arm": "CODA-P", "components": 25}, {"accuracy": 0.5})], "confirmed"),
+    ("coda-prompt", [({"arm": "CODA-P", "components": 25}, {"accuracy": 0.1})], "refuted"),
+    ("code-ood-cl", [({"arm": "EWC"}, {"forgetting by seed": [0.05, 0.05, 0.05]})], "confirmed"),
+    ("code-ood-cl", [({"arm": "EWC"}, {"at learning": 3.0})], "refuted"),
+    ("cot-expressivity", [({"scratchpad": "dummy"}, {"right": 0.7})], "refuted"),
+    ("cot-expressivity", [({"scratchpad": "log"}, {"right": 0.5})], "inconclusive"),
+    ("ditto", [({"text": "test", "arm": "decayed repetition"},
+                {"rep-12": 0.2, "to control": 1.01, "TP": [0.4, 0.3, 0.2, 0.2, 0.2]})], "confirmed"),
+    ("ditto", [({"text": "test", "arm": "unlikelihood"}, {"rep-12": 0.1, "to control": 1.0})], "refuted"),
+    ("flashrnn", [({"what": "speed"}, {"times the loop": 6.0, "times torch's module": 0.9})], "confirmed"),
+    ("flashrnn", [({"what": "parity", "model": "Mamba"}, {"tested": 0.9})], "refuted"),
+    ("gumbel-and-discrete-diffusion",
+     [({"arm": "masked diffusion", "measure": "bits per character of the middle third"}, {"value": 1.5})],
+     "confirmed"),
+    ("gumbel-and-discrete-diffusion", [({"arm": "uniform diffusion"}, {"value": 2.5})], "refuted"),
+    ("hydra-mixers", [({"mixer": f"{name}, aligned"}, {"nats": 1.4}) for name in ("low-rank", "toeplitz", "attention")],
+     "confirmed"),
+    ("hydra-mixers", [({"mixer": f"attention, {kind}"}, {"nats": 1.6}) for kind in ("free", "aligned")],
+     "inconclusive"),
+    ("hypernetworks", [({"arm": "LSTM, chunks of 64"}, {"final": 0.95})], "confirmed"),
+    ("hypernetworks", [({"arm": "LSTM, state not carried"}, {"final": 0.95})], "refuted"),
+    ("just-read-twice", [({"model": "prompt read both ways"}, {"accuracy": 0.5}), ({"model": "causal"},
+                                                                                   {"accuracy": 0.5})], "refuted"),
+    ("just-read-twice", [({"model": "prompt read both ways"}, {"accuracy": 0.6}), ({"model": "causal"},
+                                                                                   {"accuracy": 0.5})], "inconclusive"),
+    ("lightnet", [({"model": "GLA, two scans"}, {"ms at 64 x 64": 1000.0})], "confirmed"),
+    ("lightnet", [({"model": "LightNet"}, {"accuracy": 0.5})], "refuted"),
+    ("longvq", [({"attention": "linear attention"}, {"recall": 1.0})], "refuted"),
+    ("longvq", [({"attention": "codebook of 32"}, {"recall": 0.9})], "inconclusive"),
+    ("lookahead", [({"trie": "warm", "mode": "hier"}, {"different answers": 1})], "refuted"),
+    ("lookahead", [({"trie": "shuffled"}, {"tokens per pass": 1.2})], "inconclusive"),
+    ("lssl", [({"model": "random", "lag or rate": 400}, {"value": 0.5})], "confirmed"),
+    ("lssl", [({"model": "legs"}, {"value": 0.5})], "refuted"),
+    ("making-the-most", [({"measure": "at least as likely"}, {"value": 0.4})], "refuted"),
+    ("making-the-most", [({"arm": "windows of 32 told by the last one"}, {"value": 1.9})], "inconclusive"),
+    ("negative-eigenvalues", [({"task": "sum mod 3", "model": "Mamba, [-1, 1]"}, {"best at 40": 1.0})], "refuted"),
+    ("negative-eigenvalues", [({"task": "parity", "model": "Mamba, [-1, 1]"}, {"worst": 0.9})], "inconclusive"),
+    ("partial-attention-lm", [({"model": "language model"}, {"sensitivity, time 4": 0.9})], "refuted"),
+    ("partial-attention-lm", [({"model": "PALM"}, {"cross-entropy": 2.4})], "inconclusive"),
+    ("peptide", [({"arm": "family, K1", "method": "network"}, {"blanks": 60.0})], "refuted"),
+    ("peptide", [({"arm": "random, K1", "method": "network"}, {"blanks": 12.0})], "inconclusive"),
+    ("playlists", [({"data": "made up", "arm": "autoencoder", "question": name}, {"accuracy": 0.4})
+                   for name in ("genre", "content")], "confirmed"),
+    ("playlists", [({"data": "made up", "arm": "autoencoder", "question": "length"}, {"accuracy": 0.05})], "refuted"),
+    ("prompt-tpp",
+     [({"stream": name, "arm": "prompts and base"}, {"forgetting": [0.0] * seeds, "new window": [0.0] * seeds})
+      for name, seeds in (("Hawkes, made up", 5), ("MathOverflow", 3))],
+     "confirmed"),
+    ("prompt-tpp", [({"stream": "Hawkes, made up", "arm": "prompts and base"}, {"forgetting": [0.0] * 5})],
+     "inconclusive"),
+    ("recformer", [({"data": "MovieLens", "arm": "text"}, {"warm": 0.08, "cold": 0.02})], "confirmed"),
+    ("recformer", [({"data": "MovieLens", "arm": "text"}, {"cold": 0.0})], "refuted"),
+    ("s4", [({"model": "S4D, random"}, {"accuracy": 0.9})], "refuted"),
+    ("s4", [({"model": "S4D, random"}, {"accuracy": 0.8})], "inconclusive"),
+    ("sequencematch", [({"arm": "matched, with backspaces"}, {"all right": 0.9, "least": 0.9})], "confirmed"),
+    ("sequencematch", [({"arm": "cloned backspaces"}, {"well taken": 0.4})], "inconclusive"),
+]
+
+
+@pytest.mark.parametrize(("slug", "changes", "verdict"), OTHERWISE,
+                         ids=[f"{slug}, {verdict}" for slug, _, verdict in OTHERWISE])
+def test_a_rule_can_come_to_each_verdict(slug: str, changes: list[Change], verdict: str) -> None:
+    table = json.loads((ROOT / "benchmarks" / "results" / "claims" / f"{slug}-cpu.json").read_text("utf-8"))["table"]
+    for where, instead in changes:
+        rows = [row for row in table if all(row.get(name) == value for name, value in where.items())]
+        assert rows
+        for row in rows:
+            row.update(instead)
+    assert claim(slug).judge(table)[0] == verdict
+
+
+
 def test_the_page_of_papers_is_current() -> None:
     page = runpy.run_path(str(ROOT / "tools" / "papers.py"))["page"]()
     assert page == (ROOT / "docs" / "papers.md").read_text(encoding="utf-8"), "run python tools/papers.py"

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import losses_of_two, script
+from test_training import make_of_two
 from torch import Tensor
 
 from segue.analysis.memory import saved_memory
@@ -420,6 +421,7 @@ def test_stacks_refuse_what_needs_whole_rows() -> None:
     for config, words in ((StackConfig(11, 16, ["gru"], pool="mean"), "pools"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"relative": 4}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"span": 4}}), "fixed masks"),
+                          (StackConfig(11, 16, ["attention"], {"attention": {"taps": 2}}), "fixed masks"),
                           (StackConfig(11, 16, ["attention"], {"attention": {"prompt": True}}), "fixed masks")):
         with pytest.raises(SegueError, match=words):
             context_parallel(Stack(config), one)
@@ -476,23 +478,31 @@ def test_memory_falls_with_the_ranks() -> None:
     StackConfig(11, 16, ["attention"], {"attention": {"qkv_bias": True, "out_bias": True, "causal": False,
                                                       "qk_norm": True}}, channel="mlp",
                 bias=True, post_norm=True, norm="layer"),
-    StackConfig(11, 16, ["attention"], {"attention": {"kv_heads": 2}}, channel="none")], ids=["rms", "bert", "grouped"])
+    StackConfig(11, 16, ["attention"], {"attention": {"kv_heads": 2}}, channel="none"),
+    StackConfig(11, 16, ["attention"], {"attention": {"taps": 2, "positions": "learned", "length": 12}})],
+    ids=["rms", "bert", "grouped", "placed"])
 def test_tensor_parallelism_is_the_stack(config: StackConfig) -> None:
     torch.manual_seed(2)
     stack, batch = Stack(config).double(), batch_of(12, True)
     want = learned(stack, batch)
     want.backward()
 
-    def body(comm: Communicator) -> tuple[Tensor, Tensor, Tensor]:
+    def step(model: torch.nn.Module) -> Tensor:
+        torch.optim.SGD(model.parameters(), 0.01).step()
+        return learned(model, batch).detach()
+
+    def body(comm: Communicator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         model = tensor_parallel(stack, comm)
         loss = learned(model, batch)
         loss.backward()
         qkv = model.stack.blocks[0].mixer.qkv.weight.grad  # type: ignore[union-attr]
-        return loss.detach(), model.stack.embedding.weight.grad, qkv  # type: ignore[return-value]
+        return loss.detach(), model.stack.embedding.weight.grad, qkv, step(model)  # type: ignore[return-value]
 
-    for loss, embedding, _ in (found := simulate(2, body)):
+    found, after = simulate(2, body), step(stack)
+    for loss, embedding, _, stepped in found:
         torch.testing.assert_close(loss, want.detach())
         torch.testing.assert_close(embedding, stack.embedding.weight.grad)
+        torch.testing.assert_close(stepped, after)
     mixer = stack.blocks[0].mixer
     assert isinstance(mixer, Attention) and mixer.qkv.weight.grad is not None
     heads = [mixer.heads, mixer.kv_heads, mixer.kv_heads]
@@ -506,6 +516,11 @@ def test_tensor_parallelism_is_limited_by_heads() -> None:
         simulate(8, lambda comm: tensor_parallel(stack, comm))
     with pytest.raises(SegueError, match="cannot be cut by heads"):
         simulate(2, lambda comm: tensor_parallel(Stack(StackConfig(11, 16, ["gla"])), comm))
+    for options in ({"relative": 4}, {"span": 4}, {"positions": "alibi"},
+                    {"global_tokens": 1, "window": 2, "causal": False, "global_projections": True}):
+        config = StackConfig(11, 16, ["attention"], {"attention": options})
+        with pytest.raises(SegueError, match="cannot be cut by heads"):
+            simulate(2, lambda comm, config=config: tensor_parallel(Stack(config), comm))  # type: ignore[misc]
 
 
 # -- processes
@@ -583,10 +598,14 @@ def make_run(sequence_parallel: bool = True) -> Any:
     return Run(Stack(StackConfig(11, 16, ["attention", "mamba"])), lambda step: batch_of(24, True, step), plan)
 
 
-def test_training_cut_over_two_processes_gives_the_curve_of_one(tmp_path: Path) -> None:
-    run = make_run(False)
-    one = [run.advance() for _ in range(4)]
-    assert losses_of_two("test_parallel", "make_run", tmp_path) == pytest.approx(one, rel=1e-4)
+def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
+    """Of rows dealt out whole, and of rows cut."""
+    whole, cut = make_of_two(), make_run(False)
+    curves = [[run.advance() for _ in range(run.plan.steps)] for run in (whole, cut)]
+    whole.batches.close()
+    found = losses_of_two(tmp_path, "test_training.make_of_two", "test_parallel.make_run")
+    for two, one in zip(found, curves, strict=True):
+        assert two == pytest.approx(one, rel=1e-4)
 
 
 # -- the rules of the two claims

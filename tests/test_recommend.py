@@ -227,7 +227,7 @@ def test_norms_behind_the_sums_keep_the_contract() -> None:
 @pytest.mark.parametrize("mixer", ["attention", "bidirectional"])
 def test_a_cloze_model_can_be_decoded(mixer: str) -> None:
     model = ClozeModel(reader(mixer).float(), LENGTH)
-    assert check_model(model, examples=3)
+    assert check_model(model, examples=3, longest=2 * LENGTH)
     tokens = torch.randint(ITEMS, (2, 14), generator=torch.Generator().manual_seed(0))
     logits = model(tokens).logits
     for row in range(2):

@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 from segue.errors import SegueError
 from segue.kinds.codecs import ByteCodec, ItemCodec
 from segue.models import Stack, StackConfig
-from segue.papers.recurrent_gpt import ARMS, BUCKETS, FULL, LAST, ROLLING, WRITER, edited, judge, told_on
+from segue.papers.recurrent_gpt import (
+    ARMS,
+    BUCKETS,
+    FULL,
+    HEADINGS,
+    LAST,
+    ROLLING,
+    WRITER,
+    edited,
+    judge,
+    told_on,
+)
 from segue.programs import Counted, Local, Scripted
 from segue.programs.memory import Hashing, LongTerm, ShortTerm, of_model
 from segue.programs.recurrent import PLANS, RecurrentProgram, Simulated, Story, by_hand, first_plan
@@ -319,6 +330,13 @@ def test_both_memories_make_a_perfect_writer_consistent() -> None:
         assert found["words"][3] <= found["words"][1]
     assert shares[FULL] == shares["no short-term memory"] == 1 and shares["no long-term memory"] < 0.9
     assert edited(Scripted(oracle), seed=0, stories=3) == 1  # type: ignore[arg-type]
+
+
+def test_whatever_a_writer_says_its_prompts_are_no_longer_than_those_of_a_perfect_one() -> None:
+    draw, words = Random(0), [*HEADINGS.values(), *["fox", "at", "leaves", "mill"] * 8, "."]
+    found = [told_on(Scripted(reply), FULL, seed=0, stories=3, steps=30)["words"]  # type: ignore[arg-type]
+             for reply in (oracle, lambda prompt: " ".join(draw.choices(words, k=48)))]
+    assert max(found[1]) <= max(found[0]) == 47
 
 
 def test_all_verdicts_can_be_reached() -> None:

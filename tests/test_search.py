@@ -113,10 +113,11 @@ def test_diverse_answers_differ_more_on_stacks_with_states_of_both_sorts() -> No
     assert distinct("diverse-beam", diversity_penalty=1.0) > 1.3 * distinct("beam")
 
 
-@pytest.mark.parametrize("options", [{"num_beam_groups": 4}, {"diversity": "colour"}, {"diversity": "embedding"},
-                                     {"diversity_penalty": -1.0}])
-def test_impossible_options_of_diverse_beams_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(SegueError):
+@pytest.mark.parametrize("options, says", [
+    ({"num_beam_groups": 4}, "must divide"), ({"diversity": "colour"}, "'colour' is unknown"),
+    ({"diversity": "embedding"}, "needs diversity_embedding"), ({"diversity_penalty": -1.0}, "must be at least 0")])
+def test_impossible_options_of_diverse_beams_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SegueError, match=says):
         DiverseBeam(6, **options)
 
 
@@ -311,7 +312,7 @@ def test_a_tree_search_can_shun_loops_and_serve_any_reward() -> None:
 
 @pytest.mark.parametrize("options", [{"budget": 0}, {"chunk": 0}, {"selection": "luck"}, {"confidence": "high"}])
 def test_impossible_options_of_a_tree_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(SegueError):
+    with pytest.raises(SegueError, match=f"^{next(iter(options))} "):
         Tree(**options)
     with pytest.raises(SegueError, match="one seed"):
         generate(TableModel(), [[1]], 4, "tree", seed=[1])

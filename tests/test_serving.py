@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import socket
 import threading
@@ -16,15 +17,16 @@ import pytest
 import torch
 
 from segue.decoding import generate
+from segue.decoding.constrain import LegalNext
 from segue.decoding.draft import TrieDraft
 from segue.decoding.sampling import Sampling
 from segue.errors import SegueError
 from segue.kinds import KINDS
-from segue.kinds.codecs import ByteCodec, ItemCodec
+from segue.kinds.codecs import ByteCodec, ItemCodec, KmerCodec
 from segue.models import Stack, StackConfig
 from segue.models.compiled import compile_model
 from segue.serving.engine import Engine, News, Overloaded, Request
-from segue.serving.serve import listening
+from segue.serving.serve import listening, server_of
 from segue.testing.decoding import TableModel
 
 
@@ -114,7 +116,7 @@ def test_beginnings_are_read_once(engines: Any) -> None:
 
 def test_several_answers_and_log_probabilities(engines: Any) -> None:
     model = stack("gru", "attention").double()
-    engine = engines(model)
+    engine = engines(model, piece=2)
     request = Request([1, 2, 3], 6, Sampling(True), count=3, seed=5, logprobs=2, told=True)
     asked = Asked(engine, request)
     first = asked.news.get(timeout=60)
@@ -170,7 +172,24 @@ def test_a_failing_request_does_not_take_the_server_with_it(engines: Any) -> Non
     assert len(Asked(engine, Request([1], 3, stops=frozenset([6]))).answers()) == 1
 
 
+def test_what_breaks_one_request_breaks_no_other(engines: Any) -> None:
+    """No token may follow; the prompt cannot be read; nobody listens any more."""
+    engine = engines(Slow(7))
+    sound = Sampling(processors=(LegalNext(lambda said: range(6)),))
+    running = Asked(engine, Request([1], 150, sound))
+    assert running.news.get(timeout=60).tokens
+    mute = Sampling(True, processors=(LegalNext(lambda said: range(6) if len(said) < 3 else []),))
+    with pytest.raises(SegueError, match="no token can follow"):
+        Asked(engine, Request([2], 9, mute)).answers()
+    with pytest.raises(RuntimeError, match="breaks"):
+        Asked(engine, Request([1, 6], 3)).answers()
+    engine.submit(Request([2], 3), lambda news: news.nothing)  # type: ignore[attr-defined]
+    assert [len(answer) for answer in running.answers()] == [149]
+
+
 # The API.
+
+LARGEST = 1 << 24  # bytes
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +231,8 @@ def test_the_official_client(client: Any) -> None:
     assert pieces[-1].usage.total_tokens == whole.usage.total_tokens
     several = client.completions.create(model="tiny", prompt=["abc", "x"], max_tokens=5, n=2, seed=1)
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    alike = client.completions.create(model="tiny", prompt=["abc", "abc"], max_tokens=20, n=2, temperature=2).choices
+    assert len({choice.text for choice in alike}) == 4, "each choice is drawn by itself, of equal prompts too"
 
 
 def test_log_probabilities_echo_and_stop(client: Any) -> None:
@@ -248,6 +269,113 @@ def test_refusals(client: Any, server: tuple[str, Engine]) -> None:
         client.completions.create(model="other", prompt="a")
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{server[0]}/v1", api_key="wrong", max_retries=0).models.list()
+
+
+@pytest.fixture
+def tiny(engines: Any) -> Any:
+    """Answers to requests of one byte model, without a network."""
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from segue.serving.api import create_app
+
+    def make(codec: Any = None, key: str | None = None) -> Any:
+        codec = codec or ByteCodec()
+        engine = engines(stack("gru", vocabulary=codec.size), queue=4)
+        return TestClient(create_app(engine, codec, "tiny", frozenset([codec.eos]), key), raise_server_exceptions=False)
+
+    return make
+
+
+def test_log_probabilities_are_told_as_openai_defines_them(tiny: Any) -> None:
+    """The chosen token is among the likeliest ones, and offsets are those of the text, held back or not."""
+    client = tiny()
+    ask = {"prompt": "ab", "max_tokens": 30, "temperature": 2, "logprobs": 1, "seed": 1}
+    [choice] = client.post("/v1/completions", json=ask).json()["choices"]
+    told = choice["logprobs"]
+    assert all(top[token] == own for top, token, own in zip(told["top_logprobs"], told["tokens"],
+                                                            told["token_logprobs"]))
+    assert 2 in (sizes := {len(top) for top in told["top_logprobs"]}) and sizes <= {1, 2}
+    assert told["text_offset"][0] == 0 and told["text_offset"] == sorted(told["text_offset"])
+    streamed = [json.loads(line[6:])["choices"][0] for line in client.post(
+        "/v1/completions", json=ask | {"stream": True, "stop": "never said"}).text.split("\n\n")[:-2]]
+    assert "".join(piece["text"] for piece in streamed) == choice["text"]
+    assert [offset for piece in streamed for offset in piece["logprobs"]["text_offset"]] == told["text_offset"]
+
+
+def test_what_is_impossible_is_told_as_openai_does(engines: Any) -> None:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from segue.serving.api import create_app
+
+    codec = ByteCodec()
+    model = TableModel(codec.size)
+    model.table[..., :97] = model.table[..., 99:] = -torch.inf
+    client = TestClient(create_app(engines(model), codec, "tiny"))
+    ask = {"prompt": "ab?a", "max_tokens": 2, "logprobs": 3, "echo": True}
+    told = client.post("/v1/completions", json=ask).json()["choices"][0]["logprobs"]
+    assert told["token_logprobs"][codec.bos is not None :][2] == -9999 == min(told["top_logprobs"][-1].values())
+
+
+def test_everything_that_is_not_offered_is_refused_in_openais_words(tiny: Any) -> None:
+    client = tiny(key="k")
+    assert client.post("/v1/completions", content=b"x" * (LARGEST + 1)).status_code == 401, "no key, so nothing is read"
+    client.headers["Authorization"] = "Bearer k"
+    assert client.get("/v1/models/tiny").json()["id"] == "tiny"
+    nan = b'{"prompt": "a", "temperature": NaN}'
+    for method, path, body, status, says in (
+            ("POST", "/v1/chat/completions", b"{}", 404, "/v1/completions"),
+            ("GET", "/v1/completions", b"", 405, "POST"),
+            ("GET", "/v1/models/other", b"", 404, "only 'tiny'"), ("POST", "/v1/completions", b"{", 400, "body: JSON"),
+            ("POST", "/v1/completions", nan, 400, "temperature"),
+            ("POST", "/v1/completions", b'{"prompt": "a", "logit_bias": {"5": 1e9}}', 400, "100"),
+            ("POST", "/v1/completions", b'{"prompt": ["a", "b", "c", "d", "e"]}', 400, "4 at once"),
+            ("POST", "/v1/completions", b"x" * (LARGEST + 1), 413, "16 MiB"),
+            ("POST", "/v1/completions", iter([b"x" * (1 << 23)] * 3), 413, "16 MiB")):
+        answer = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status and says in answer.json()["error"]["message"], answer.text
+        assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+def test_a_server_that_closes_says_so(tiny: Any) -> None:
+    client = tiny()
+    with client:  # its end closes the engine
+        assert client.get("/health").json()["status"] == "ok"
+    answer = client.post("/v1/completions", json={"prompt": "a"})
+    assert answer.status_code == 503 and answer.json()["error"]["type"] == "server_error"
+
+
+def test_a_server_that_is_told_to_end_ends_answers_in_words(engines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("uvicorn")
+    from segue.serving.api import create_app
+
+    monkeypatch.setattr("segue.serving.serve.PATIENCE", 0.2)
+    codec = ByteCodec()
+    engine = engines(Slow(codec.size, sharpness=0.0), tokens=10_000)
+    with listening("127.0.0.1", 0) as door:
+        running = server_of(create_app(engine, codec, "tiny"), engine)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [door]}, daemon=True)
+        thread.start()
+        request = urllib.request.Request(f"http://127.0.0.1:{door.getsockname()[1]}/v1/completions", json.dumps({
+            "prompt": "a", "max_tokens": 9_000, "stream": True, "logit_bias": {"6": -100}}).encode(),
+            {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request) as answer:
+            assert answer.readline().startswith(b"data: {")
+            running.should_exit = True
+            assert b"the server is closing" in answer.read()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_words_of_bases_are_counted_in_bases(tiny: Any) -> None:
+    client = tiny(KmerCodec(3))
+    for stream in (False, True):
+        ask = {"prompt": "ACGTT", "max_tokens": 7, "seed": 2, "stream": stream, "logit_bias": {str(64 + 17): -100}}
+        answer = client.post("/v1/completions", json=ask).text
+        pieces = [json.loads(line[6:]) for line in answer.split("\n\n")[:-2]] if stream else [json.loads(answer)]
+        text = "".join(piece["choices"][0]["text"] for piece in pieces)
+        assert len(text) == 7 and pieces[-1]["choices"][0]["finish_reason"] == "length", text
 
 
 def test_a_typed_prompt_is_read_as_its_kind_reads_it(engines: Any) -> None:

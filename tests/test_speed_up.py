@@ -75,7 +75,7 @@ def test_the_fastest_is_kept_and_changes_no_text(folder: Path) -> None:
 def test_the_command_keeps_to_its_time(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "words.txt").write_text("\n".join(words()))
     with pytest.raises(SystemExit) as end:
-        main(["speed-up", str(folder), str(tmp_path / "words.txt"), "--minutes", "0.05"])
+        main(["speed-up", str(folder), str(tmp_path / "words.txt"), "--minutes", "0.02"])
     shown = capsys.readouterr().out
     assert end.value.code == 0 and "tokens a pass" in shown and "hydra" in shown
     assert f"continue now drafts with: {segue.load(folder).best_draft}" in shown

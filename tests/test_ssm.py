@@ -96,9 +96,11 @@ def test_a_gate_is_a_backward_euler_step() -> None:
 
 
 def test_hippo_refuses() -> None:
-    for call in (lambda: hippo.transition("legz", 4), lambda: hippo.diagonal("log", 4), lambda: hippo.dplr("legs", 5),
-                 lambda: hippo.discretise(torch.ones(1), torch.ones(1), "euler")):
-        with pytest.raises(SegueError):
+    for call, says in ((lambda: hippo.transition("legz", 4), "family 'legz'"),
+                       (lambda: hippo.diagonal("log", 4), "matrix 'log'"),
+                       (lambda: hippo.dplr("legs", 5), "even number"),
+                       (lambda: hippo.discretise(torch.ones(1), torch.ones(1), "euler"), "discretisation 'euler'")):
+        with pytest.raises(SegueError, match=says):
             call()
 
 
@@ -320,11 +322,14 @@ def test_bandlimit_leaves_out_what_the_rate_cannot_hold() -> None:
     assert torch.equal((weights != 0).any(0), kept) and not kept.all() and (turn[kept] < math.pi / 2).all()
 
 
-@pytest.mark.parametrize("make", [
-    lambda: S4D(4, states=5), lambda: S4D(4, init="none"), lambda: S4D(4, rule="euler")(torch.zeros(1, 3, 4)),
-    lambda: S4(4, states=3), lambda: LSSL(4, init="legt"), lambda: LSSL(4, init="x", learn_a=False),
-    lambda: LiquidS4(4, degree=1), lambda: LiquidS4(4, liquid="x"), lambda: S4ND(4, axes=0),
+@pytest.mark.parametrize("make, says", [
+    (lambda: S4D(4, states=5), "even number"), (lambda: S4D(4, init="none"), "matrix 'none' is unknown"),
+    (lambda: S4D(4, rule="euler")(torch.zeros(1, 3, 4)), "'euler' is unknown"),
+    (lambda: S4(4, states=3), "even number"), (lambda: LSSL(4, init="legt"), "begins as 'legs'"),
+    (lambda: LSSL(4, init="x", learn_a=False), "'x' is unknown"),
+    (lambda: LiquidS4(4, degree=1), "choose 2 or more"), (lambda: LiquidS4(4, liquid="x"), "pb or kb"),
+    (lambda: S4ND(4, axes=0), "give one or more"),
 ])
-def test_refusals(make: Callable[[], object]) -> None:
-    with pytest.raises(SegueError):
+def test_refusals(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(SegueError, match=says):
         make()

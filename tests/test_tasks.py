@@ -185,7 +185,7 @@ def test_pooling_is_the_mean_of_each_document_so_far() -> None:
     for row, heads in enumerate(([0, 4, 9], [0, 2, 7, 9])):
         for begin, end in zip(heads[:-1], heads[1:]):
             for at in range(begin, end):
-                torch.testing.assert_close(means[row, at], hidden[row, begin : at + 1].mean(0), rtol=0, atol=1e-6)
+                torch.testing.assert_close(means[row, at], hidden[row, begin : at + 1].mean(0), rtol=0, atol=1e-12)
     with pytest.raises(SegueError, match="cannot continue"):
         pooled.init_state(1)
 

@@ -91,7 +91,15 @@ class Short(Strategy):
         return batch.map(lambda x: x[:, :-1])
 
 
-@pytest.mark.parametrize(("wrong", "says"), [(Forgetful, "killed"), (Random, "same seed"), (Short, "rows of")])
+class Chilly(Strategy):
+    """Freezes a layer, and leaves it so."""
+
+    def before_experience(self, run: Run) -> None:
+        next(run.model.parameters()).requires_grad_(False)
+
+
+@pytest.mark.parametrize(("wrong", "says"), [(Forgetful, "killed"), (Random, "same seed"), (Short, "rows of"),
+                                             (Chilly, "others frozen")])
 def test_wrong_strategies_are_caught(wrong: type[Strategy], says: str) -> None:
     with pytest.raises(ContractBroken, match=says):
         check_strategy(wrong)

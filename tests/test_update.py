@@ -12,8 +12,9 @@ import pytest
 
 import segue
 from segue.errors import SegueError
+from segue.files import held
 from segue.training.loop import Run
-from segue.verbs.fitted import Fitted, roll_forward
+from segue.verbs.fitted import Fitted
 from segue.verbs.update import digest
 
 SMALL = {"width": 32, "depth": 1, "heads": 2, "context": 32, "rows": 8, "threads": 1, "precision": "float32"}
@@ -110,12 +111,12 @@ def test_a_move_that_was_cut_short_is_finished(folder: Path, monkeypatch: pytest
         patch.setattr("segue.verbs.fitted.os.replace", dying)
         model.update(words("xyz", 60, seed=1), steps=3, quiet=True)
     assert (folder / "updating" / "complete.json").exists()
+    with held(folder / "updating"), pytest.raises(SegueError, match="another process is at work"):
+        segue.load(folder)
     found = segue.load(folder)
     assert digest(found.model) == digest(model.model)
     assert not (folder / "updating").exists()
     assert json.loads((folder / "report.json").read_text())["updates"]
-    roll_forward(folder)  # nothing left to do
-
 
 def test_updates_are_reproducible(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "other")

@@ -153,7 +153,11 @@ class Writer:
             raise SegueError(f"record '{record.name}' has the channels {sorted(record.channels)}, others have "
                              f"{sorted(self._types)}: give all records the same")
         for name, values in record.channels.items():
-            column = _column(values).astype(self._types[name], copy=False)
+            given, kind = _column(values), self._types[name]
+            column = given.astype(kind, copy=False)
+            if kind.kind in "iu" and not np.array_equal(column, given):
+                raise SegueError(f"record '{record.name}': channel '{name}' holds numbers that are no {kind}, which "
+                                 "the first record's are: give all records one type")
             if len(column) != len(record):
                 raise SegueError(f"record '{record.name}': channel '{name}' has {len(column)} entries for "
                                  f"{len(record)} elements")

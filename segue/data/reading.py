@@ -21,7 +21,9 @@ from segue.kinds.packed import actual, bare, foreign, is_archive, unpacked
 from segue.progress import progress
 
 MANY = 10  # files given one by one are taken for a pattern from here on
-SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums"}  # beside the data, not data
+# What lies beside data and is none: files by the beginning of their names, and folders.
+SKIPPED = {"readme", "license", "licence", "copying", "notice", "checksums", "sha256sums", "mimetype"}
+ASIDE = {"__pycache__", "node_modules", "META-INF", "__MACOSX"}
 
 
 def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = MEMORY, **options: Any) -> Data:
@@ -48,14 +50,19 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
     options = checked(chosen.read, f"reading {chosen.name}", options)
     writer = Writer(chosen, memory=memory)
     size = sum(_size(path) * (1 if bare(path) == path else 4) for path in files)
-    with progress("reading", size, quiet=size < SHOWN) as meter:
-        for record in chosen.read_all(files, problems, named, **options):
-            writer.add(record)
-            meter(min(writer.total, size), f"{writer.count:,} sequences")
-    if not writer.count:
-        telling = [problem for problem in problems if not problem.text.startswith("skipped")] or problems
-        first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
-        raise SegueError(f"no usable {chosen.name} sequence in {_listed(paths)}{first}")
+    try:
+        with progress("reading", size, quiet=size < SHOWN) as meter:
+            for record in chosen.read_all(files, problems, named, **options):
+                writer.add(record)
+                meter(min(writer.total, size), f"{writer.count:,} sequences")
+        if not writer.count:
+            telling = [problem for problem in problems if not problem.text.startswith("skipped")] or problems
+            first = f"; first of {problems.total:,} problems: {telling[0]}" if telling else ""
+            raise SegueError(f"no usable {chosen.name} sequence in {_listed(paths)}{first}")
+    except SegueError as error:
+        if kind is None or not (other := _likely(files[0], chosen)):
+            raise
+        raise SegueError(f"{error}; it looks like {other}, not {kind}") from error
     return _collected(writer, problems)
 
 
@@ -121,7 +128,7 @@ def _within(path: Path) -> list[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     for root, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders
-                            if not name.startswith(".") and name not in ("__pycache__", "node_modules"))
+                            if not name.startswith(".") and name not in ASIDE)
         for name in sorted(names):
             path = Path(root) / name
             if not name.startswith(".") and name.split(".")[0].lower() not in SKIPPED and path.is_file():
@@ -159,6 +166,16 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
             looks = f"looks like {found}, where most is {winner.name}" if score > 0 else foreign(heads[path])
             problems.refuse(path, f"skipped: {looks}")
     return winner, chosen
+
+
+def _likely(path: Path, chosen: Kind) -> str:
+    """What a file looks like that was to be of another kind, "" where that is in doubt."""
+    with suppress(SegueError):
+        head = head_of(path)
+        score, found = max(((kind.sniff(bare(path), head), kind.name) for kind in KINDS.values()), key=lambda s: s[0])
+        if score >= 0.8 > chosen.sniff(bare(path), head) and (KINDS[found].family or found) != chosen.family:
+            return found
+    return ""
 
 
 def _heads(files: list[Path], named: frozenset[Path], problems: Problems) -> dict[Path, bytes]:

@@ -181,6 +181,7 @@ class Data:
 
         by: what is hashed to decide. "name": the record's name. "entity": the same for entities (all of one entity's
         sequences stay on one side). "content": what is in the record, so that equal sequences stay on one side.
+        "cluster": the family of similar records that it is of, as `clusters` finds them.
         "position": blocks of records, so that one long document can be split. "time": no hash; what happened last is
         held out. "last": no hash, and whatever the fraction, each record's last element (leave-one-out; for validation
         once more of the rest). What comes before held-out elements, `histories` says. None: the kind's own way, with

@@ -116,7 +116,8 @@ def encode(data: Data, codec: Codec, folder: str | Path | None = None, boundary:
     if folder is None:
         keep = tempfile.TemporaryDirectory(prefix="segue-")
         folder = Path(keep.name) / "tokens"
-    if Path(folder).exists() and not (Path(folder) / "store.json").is_file() and any(Path(folder).iterdir()):
+    folder = Path(folder)
+    if folder.exists() and not (folder / "store.json").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise SegueError(f"{folder} exists and holds no tokens of segue: choose another place")
     with atomic_folder(folder) as temporary:
         writer = _Writer(temporary, width, carried)

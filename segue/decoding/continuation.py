@@ -67,7 +67,6 @@ class Stops:
                 raise SegueError(f"cannot stop at {stop!r}: give text of at least one character" +
                                  (", or an item" if isinstance(empty, list) else ""))
             self.needles.append(needle)
-        # Every token stands for one unit or more, so a stop lies within as many tokens as it has units.
         self.longest = max(map(len, self.needles), default=0)
 
     def find(self, value: Value) -> int | None:
@@ -86,7 +85,10 @@ class Stops:
         """Whether a stop lies in the last tokens of an answer, behind its first `skip` bytes or letters."""
         if len(tokens) <= skip + self.longest:
             return self.find(self.codec.decode(tokens)[skip:]) is not None
-        return self.find(self.codec.decode(tokens[-self.longest :])) is not None
+        tail = self.longest  # tokens that the longest stop lies within; more, where some stand for nothing
+        while tail < len(tokens) and self.codec.units(tokens[-tail:-1]) < self.longest - 1:
+            tail *= 2
+        return self.find(self.codec.decode(tokens[-tail:])) is not None
 
 
 def prime_tokens(codec: Codec, prime: Any, model: Any = None) -> Sequence[int]:
@@ -236,34 +238,41 @@ class Delta:
 
 class Telling:
     """Tokens as they come -> what is certain of the answer: whole characters, and nothing that may yet turn out to be
-    the beginning of a stop string. lead: what the answer may begin with that is not told."""
+    the beginning of a stop string. lead: what the answer may begin with that is not told. most: base units that are
+    told (see `Asked`; None: all)."""
 
-    def __init__(self, codec: Codec, stops: Stops | None = None, lead: bytes | str = b"") -> None:
-        self.codec, self.stops, self.lead = codec, stops, lead
+    def __init__(self, codec: Codec, stops: Stops | None = None, lead: bytes | str = b"",
+                 most: int | None = None) -> None:
+        self.codec, self.stops, self.lead, self.left = codec, stops, lead, most
         self.held = max(stops.longest - 1, 0) if stops is not None else 0
         self.waiting: Any = codec.decode([])
         self.characters = codecs.getincrementaldecoder("utf-8")("replace")
         self.sign, self.begun = between(codec), False
 
-    def __call__(self, tokens: Sequence[int], last: bool) -> tuple[Value, str]:
-        """What became certain with these tokens, as a value and as text; all of the rest with the `last` ones."""
-        value = self.waiting + self.codec.decode(tokens)
+    def __call__(self, tokens: Sequence[int], finish: str | None) -> tuple[Value, str, str | None]:
+        """What became certain with these tokens, as a value and as text; all of the rest with the last ones, which come
+        with why the answer ended. That is given back: "length" where all that may be told is."""
+        value, last = self.waiting + self.codec.decode(tokens), finish is not None
         if self.lead and len(value) < len(self.lead) and not last:
             self.waiting = value
-            return value[:0], ""
+            return value[:0], "", None
         if self.lead:
             value, self.lead = without(value, self.lead), b""
         place = self.stops.find(value) if self.stops is not None else None
         if place is None:
             place = len(value) if last else max(len(value) - self.held, 0)
         told, self.waiting = value[:place], value[place:]
+        if self.left is not None:  # the last word may be of more
+            told = told[: self.left]
+            self.left -= len(told)
+            finish = "length" if last and not self.left else finish
         if isinstance(told, bytes):
-            return told, self.characters.decode(told, final=last)
+            return told, self.characters.decode(told, final=last), finish
         if isinstance(told, str):
-            return told, told
+            return told, told, finish
         text = (self.sign if self.begun and told else "") + as_text(told, self.sign)
         self.begun = self.begun or bool(told)
-        return told, text
+        return told, text, finish
 
 
 def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = None,
@@ -275,14 +284,10 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
         raise SegueError("text that may be taken back cannot be told piece by piece: use continue_objects, or stream, "
                          "whose pieces of tokens say so")
     what = asked(model, codec, primes, n, decoder, stop, until, heal, options)
-    tellings, left = [Telling(codec, what.stops, lead) for lead in what.leads], list(what.most or ())
+    limits: Sequence[int | None] = what.most or [None] * len(what.leads)
+    tellings = [Telling(codec, what.stops, lead, most) for lead, most in zip(what.leads, limits)]
     for piece in stream(model, what.prompts, what.n, decoder, draft, **what.options):
-        told, text = tellings[piece.index](piece.tokens, piece.finish is not None)
-        finish = piece.finish
-        if left:  # the last word may be of more
-            told, text = told[: left[piece.index]], text[: left[piece.index]]
-            left[piece.index] -= len(told)
-            finish = finish if left[piece.index] or finish is None else "length"
+        told, text, finish = tellings[piece.index](piece.tokens, piece.finish)
         if told or finish is not None:
             yield Delta(piece.index, told, text, finish)
 

@@ -94,8 +94,11 @@ class Continuation:
         together = f", {self.rows} rows together" if self.rows > 1 else ""
         if self.proven is not None:
             together += ", the best there is" if self.proven else ", the best until the budget ran out: not proven"
+        ended = f"ended by {self.finish}"
+        if self.finish == "stop" and not self.tokens:
+            ended = "to the model the sequence ends here (min_new_tokens=100 goes on)"
         return (f"{len(self.tokens)} tokens, {self.tokens_per_second:.0f} tokens/s{drafts}{together}; "
-                f"ended by {self.finish}; {self.path}, {self.decoder}{f' + {self.draft}' if self.draft else ''}"
+                f"{ended}; {self.path}, {self.decoder}{f' + {self.draft}' if self.draft else ''}"
                 f"{f'; {self.remark}' if self.remark else ''}")
 
     def as_dict(self) -> dict[str, Any]:

@@ -36,13 +36,15 @@ class Prefill:
 
     state: where to begin, one row for each different prompt in order of appearance, and `done`, how many of its tokens
     that has seen already (a prefix that was kept). size: tokens per piece (default: PREFILL).
-    told: keep the log-probabilities (V,) of each prompt's tokens but the first, for those who want them back.
+    told: after each piece `told` has the log-probabilities (U, n, V) behind its tokens, for those who want them; they
+    are of that piece alone, since those of a long prompt are more than a memory holds.
     """
 
     def __init__(self, model: Decodable, rows: list[Row], hidden: bool = False, size: int | None = None,
                  state: Decoding | None = None, done: int = 0, told: bool = False) -> None:
         self.model, self.rows, self.hidden, self.done = model, rows, hidden, done
-        self.told: list[np.ndarray] | None = [] if told else None  # (U, n, V) of each piece
+        self.tells = told
+        self.told: np.ndarray | None = None
         prompts: list[Sequence[int]] = [row.sets or tuple(row.prefix.tokens) for row in rows]
         self.unique = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
         self.places = [self.unique[prompt] for prompt in prompts]
@@ -66,9 +68,9 @@ class Prefill:
             piece = self.table[:, self.done : self.done + self.size]
             counts = (self.lengths - self.done).clamp(0, piece.shape[1])
             last = (counts - 1).clamp(min=0)[:, None]
-            output = self.model.extend(piece, self.state, None, last if self.told is None else None, **self.placed)
-            if self.told is not None:
-                self.told.append(log_softmax(output.logits.double().cpu().numpy()))
+            output = self.model.extend(piece, self.state, None, None if self.tells else last, **self.placed)
+            if self.tells:
+                self.told = log_softmax(output.logits.double().cpu().numpy())
                 output.logits = gather_nodes(output.logits, last)
             self.state.commit(None, None if bool((counts == piece.shape[1]).all()) else counts)
         for place, (count, length) in enumerate(zip(counts.tolist(), self.lengths.tolist())):

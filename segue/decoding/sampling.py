@@ -19,6 +19,7 @@ from segue.errors import SegueError
 from segue.models.base import Decodable, source_of, start_of
 
 Array = np.ndarray
+COLD = 1e-9  # a temperature below which nothing but the likeliest has a chance; scores over it would overflow
 WINDOW = 65_536  # how much of what was said a prefix holds at least: endless streams need flat memory
 
 
@@ -263,7 +264,7 @@ class Sampling:
 
     @cached_property
     def greedy(self) -> bool:
-        return not self.do_sample or self.temperature == 0
+        return not self.do_sample or self.temperature < COLD
 
     @cached_property
     def plain(self) -> bool:

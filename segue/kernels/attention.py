@@ -53,6 +53,7 @@ class _CausalAttention(torch.autograd.Function):
         return y.view(batch, heads, n, width)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, k, v, *kept = ctx.saved_tensors
         batch, heads, n, width = grads[0].shape

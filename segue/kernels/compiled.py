@@ -1,7 +1,12 @@
-"""When a tensor is one for the compiled loops of `segue.kernels.cpu`, and how they take it."""
+"""When a tensor is one for the compiled loops of `segue.kernels.cpu`, and how they take it; whether Triton's run here.
+"""
 
 from __future__ import annotations
 
+import os
+from functools import cache
+from importlib.util import find_spec
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -20,6 +25,12 @@ def compiles(x: Tensor, *others: Tensor, complex_too: bool = False) -> bool:
     long = x.shape[1] >= COMPILED_FROM or (learning and x.shape[0] * x.shape[1] >= 8 * COMPILED_FROM)
     return (x.device.type == "cpu" and x.dtype in kinds and long and x.numel() > 0
             and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling())
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is there, and the C compiler without which it runs nothing."""
+    return find_spec("triton") is not None and any(map(which, (os.environ.get("CC") or "gcc", "clang")))
 
 
 def as_array(x: Tensor) -> np.ndarray:

@@ -13,7 +13,8 @@ Runs longer than `BIG` have their counts written out beforehand; shorter ones ar
 
 from __future__ import annotations
 
-from functools import partial
+import threading
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -378,7 +379,12 @@ class Work(NamedTuple):
 
 
 def workspace(vocabulary: int, window: int, limit: int = REACH) -> Work:
-    """Room for one call at a time of the functions below."""
+    """This thread's room for the functions below, some of which run without the interpreter's lock."""
+    return _workspace(threading.get_ident(), vocabulary, window, limit)
+
+
+@lru_cache(maxsize=8)
+def _workspace(thread: int, vocabulary: int, window: int, limit: int) -> Work:
     whole = np.zeros(vocabulary, np.int32)
     room = vocabulary * LEVELS
     return Work(whole, whole.copy(), whole.copy(), whole.copy(), np.empty(limit + 2, np.int64),

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segue.kernels.compiled import has_triton
+
 MOST_KEYS = 256  # fla's delta rule has no wider keys
 LEAST = 64  # a width on the kernels' side: with narrower keys, some of fla's were wrong on an H100
 Pair = tuple[Tensor, Tensor]
@@ -119,7 +121,7 @@ def _delta(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor, edges: 
 @cache
 def _installed() -> bool:
     found = find_spec("fla")
-    return found is not None and found.origin is not None and find_spec("triton") is not None
+    return found is not None and found.origin is not None and has_triton()
 
 
 @cache

@@ -8,12 +8,8 @@ Triton kernels (`segue.kernels.triton.rnn`); everything else takes the plain loo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from shutil import which
 from typing import Any
 
 import torch
@@ -21,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from segue.errors import SegueError
-from segue.kernels.compiled import as_array, compiles
+from segue.kernels.compiled import as_array, compiles, has_triton
 from segue.kernels.tiles import tiles
 
 Tensors = tuple[Tensor, ...]
@@ -139,13 +135,7 @@ def _on_gpu(x: Tensor) -> bool:
     if x.device.type != "cuda" or x.dtype != torch.float32 or not x.numel() or torch.compiler.is_compiling():
         return False
     widths = (16, 32, 64) if torch.backends.cudnn.allow_tf32 else (16, 32)  # exact products hold three parts
-    return x.shape[-1] in widths and _triton()
-
-
-@cache
-def _triton() -> bool:
-    """Whether Triton is there, and the C compiler without which it runs nothing."""
-    return find_spec("triton") is not None and any(map(which, (os.environ.get("CC") or "gcc", "clang")))
+    return x.shape[-1] in widths and has_triton()
 
 
 class _Recurrence(torch.autograd.Function):

@@ -10,14 +10,13 @@ loops (`segue.kernels.cpu.scan`), and on a GPU the selective scan and the real l
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from segue.kernels.compiled import as_array, as_flat, as_mask, compiles
+from segue.kernels.compiled import as_array, as_flat, as_mask, compiles, has_triton
 
 
 def linear_scan_reference(a: Tensor, b: Tensor, initial: Tensor, starts: Tensor | None = None) -> Tensor:
@@ -90,7 +89,7 @@ def _on_gpu(x: Tensor, *others: Tensor) -> bool:
     """Whether the Triton kernels take it; a step is quicker in torch."""
     return (x.device.type == "cuda" and x.dtype in (torch.float32, torch.float64) and x.shape[1] > 1 and x.numel() > 0
             and all(y.dtype == x.dtype for y in others) and not torch.compiler.is_compiling()
-            and find_spec("triton") is not None)
+            and has_triton())
 
 
 def diagonal_scan_reference(u: Tensor, decay: Tensor, weights: Tensor, state: Tensor, starts: Tensor | None = None,

@@ -26,7 +26,17 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 24  # bytes of one file held at a time
 HEAD = 1 << 16  # bytes of its beginning by which a file is told
+MOST = 1 << 22  # bytes of it where the columns of a table are named a line each, which may be thousands
+ARFF = re.compile(rb"(?i)\s*(%[^\n]*\n\s*)*@relation\b")  # a table as Weka writes it
 MARK = encodings.BOM_UTF8
+# Encodings of before Unicode, of texts in Latin letters and in others, with the letters that are usual in each.
+LATIN = {"latin-1": "éèàáíóúüöäñçåßêãõøæ", "cp1252": "éèàáíóúüöäñçåß’“”–…", "cp1250": "áéíěščřžýůłąężśćő",
+         "cp1254": "ıüşöçğİ"}
+OTHER = {"cp1251": "оеаинтсрвл", "koi8-r": "оеаинтсрвл", "cp1253": "αοιετσνηυρκ", "cp1255": "יוהלאמרתב",
+         "cp1256": "اليمنرتبو", "tis-620": "านรอกเงม่ว", "shift_jis": "のにはをたがでいし",
+         "euc-jp": "のにはをたがでいし", "euc-kr": "이다는을의에가하고지도로한사인자기대어해리아시를은서나라",
+         "gb18030": "的一是了不我在有人，。",
+         "big5": "的一是了不我在有人，。"}
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,9 @@ def head_of(path: Path) -> bytes:
         try:
             while len(head) < HEAD and (part := handle.read1(HEAD - len(head))):
                 head += part
+            if len(head) >= HEAD and ARFF.match(head):
+                while b"@data" not in head.lower() and len(head) < MOST and (part := handle.read(HEAD)):
+                    head += part
         except (EOFError, OSError, zlib.error, lzma.LZMAError):
             if not head:
                 raise
@@ -256,4 +269,14 @@ def check_text(path: Path, data: bytes, offset: int = 0) -> None:
     except UnicodeDecodeError as error:
         line = f" (line {data[: error.start].count(10) + 1:,})" if offset == 0 else ""
         raise SegueError(f"{path}: byte {offset + error.start:,}{line} is not UTF-8 (0x{data[error.start]:02x}); give "
-                         "encoding='latin-1' or what it is") from error
+                         f"encoding='{likely_encoding(data[error.start :][:HEAD])}' or what it is") from error
+
+
+def likely_encoding(data: bytes) -> str:
+    """The encoding of before Unicode in which a text has the most of the usual letters."""
+    shares = {}
+    ascii = len(data.translate(None, bytes(range(128, 256))))
+    for encoding, letters in (LATIN if 2 * ascii > len(data) else OTHER).items():
+        beyond = [sign for sign in data.decode(encoding, "replace") if sign > "\x7f"]
+        shares[encoding] = sum(sign in letters for sign in beyond) / max(1, len(beyond))
+    return max(shares, key=lambda encoding: shares[encoding])

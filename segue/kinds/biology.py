@@ -7,6 +7,9 @@ import io
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice, pairwise, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -14,7 +17,7 @@ import numpy as np
 
 from segue.errors import SegueError, require
 from segue.files import write_text
-from segue.kinds.base import MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary
+from segue.kinds.base import ARFF, MARK, Dataset, Kind, Problem, Problems, Record, bad, head_of, looks_binary
 from segue.kinds.codecs import BASES, NUCLEOTIDES, RESIDUES, Codec, KmerCodec, LetterCodec
 from segue.kinds.columns import cells_of
 from segue.kinds.frame import DELIMITED, JSON, LONG_WORD, PARQUET, ROWS, TABULAR, Look, glance, is_parquet
@@ -28,8 +31,10 @@ LONG = 1000  # letters: that two records are the same is then no chance
 PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "sequences", "dna_sequence", "protein_sequence",
            "aa_sequence"}
-NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene"}
+NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name"}
 BLANKS = b" \t\r\n\v\f"
+BASE_WORD = re.compile(r"[ACGTUN]{6,}|[acgtun]{6,}")  # shorter than a `LONG_WORD`, and yet no other word
+LEAST = 20  # columns of one letter each at least that are a sequence
 FLAT = {  # what files of databases and aligners begin with, and the name of their format in Biopython
     r"LOCUS +\S+ .*\d+ (bp|aa)\b": "genbank",
     r"ID   \S+\s+(Reviewed|Unreviewed|STANDARD|PRELIMINARY);.* \d+ AA\.": "swiss",
@@ -37,6 +42,9 @@ FLAT = {  # what files of databases and aligners begin with, and the name of the
     r"# STOCKHOLM": "stockholm",
     r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
     r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
+    r"(?i)#NEXUS\b": "nexus",
+    r"HEADER    .{40}\d\d-[A-Z]{3}-\d\d": "pdb-seqres",
+    r"data_\w+\s+#?\s*_entry\.id\s": "cif-seqres",
 }
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
 
@@ -62,8 +70,9 @@ class Letters(Kind):
         text = head.removeprefix(MARK).lstrip()
         if not text or (looks_binary(head) and not is_parquet(head)):
             return 0.0
-        while text[:1] == b";" and b"\n" in text:  # comments of old
-            text = text.partition(b"\n")[2].lstrip()
+        if head.startswith(b"##gff") and b"\n>" in head:  # annotation with its sequences behind
+            text = text[text.index(b"\n>") + 1 :]
+        text = _uncommented(text)
         if (form := _flat(head)) is not None and (sample := _letters(text, form)):
             return 0.95 * self.likely(sample)
         if text[:1] == b">" and (suffix in self.perhaps or suffix in self.surely or len(text.splitlines()) > 1):
@@ -74,20 +83,25 @@ class Letters(Kind):
             if not sample or len(sample.translate(None, (self.letters + ".").encode())) > len(sample) // 10:
                 return 0.5 if suffix in self.surely else 0.3 * self.likely(sample) if suffix in self.perhaps else 0.0
             return 0.95 if suffix in self.surely else 0.85 * self.likely(sample)
+        if sample := self._bare(text):
+            return 0.85 * self.likely(sample)
         table = glance(path, head) if suffix in TABULAR else None
-        named = sequence_column(table) if table is not None else None
-        if table is not None and named is not None and (table.regular or suffix in DELIMITED | JSON | PARQUET):
-            cells = table.column(named)
-            sample = "".join(cell for cell in cells if isinstance(cell, str)).upper().encode("ascii", "replace")
+        if table is not None and (table.regular or suffix in DELIMITED | JSON | PARQUET):
+            named = base_columns(table) or [name for name in [sequence_column(table)] if name is not None]
+            cells = [cell for name in named for cell in table.column(name)]
+            letters = "".join(_unwound(cell) for cell in cells if isinstance(cell, str)).upper()
+            sample = letters.encode("ascii", "replace")
             if sample and len(sample.translate(None, self.letters.encode())) <= len(sample) // 10:
                 return 0.95 * self.likely(sample)
         return 0.6 if suffix in self.surely else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip",
              column: str | None = None, features: str | None = None, classes: str | None = None) -> Iterator[Record]:
-        """One record a sequence; its name is file:identifier. FASTA, FASTQ, GenBank, EMBL, UniProt, alignments
-        (Stockholm, Clustal, PIR), or a table (CSV, TSV, Parquet, JSON Lines) with sequences in a `column` (if None, one
-        called sequence or seq, or one of long words of letters).
+        """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, GenBank, EMBL, UniProt,
+        PDB and mmCIF, alignments (Stockholm, Clustal, PIR, NEXUS), letters alone (a sequence a line, or one over lines
+        of one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a `column` (if
+        None, one called sequence or seq, or one of long words of letters; words of k letters that overlap are one
+        sequence, and so are twenty or more columns of one base each).
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
@@ -122,9 +136,13 @@ class Letters(Kind):
         """As `Kind.read_all`, but a long sequence that an earlier file has too (a genome is often there as FASTA and as
         GenBank) is told and stepped over: it would count twice, and be learned twice."""
         first: dict[bytes, str] = {}  # from a digest of the letters: the record that has them
+        scored = len(paths) < 2 or all(map(_has_qualities, paths))
+        if not scored and any(map(_has_qualities, paths)):
+            problems.note = "letters alone: not all files have qualities"
         for path in paths:
             here: dict[bytes, str] = {}  # within a file, what is repeated is meant
             for record in super().read_all([path], problems, named, **options):
+                record = record if scored else replace(record, channels={})
                 if len(record.object) >= LONG:
                     digest = hashlib.blake2b(record.object.encode(), digest_size=16).digest()
                     if digest in first:
@@ -142,7 +160,7 @@ class Letters(Kind):
             if head.startswith(MARK):
                 handle.read(len(MARK))
                 head = handle.peek(1 << 12)
-            start = head.lstrip()[:8]
+            start = _uncommented(head.lstrip())[:8]
             suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
@@ -150,32 +168,44 @@ class Letters(Kind):
             if features is not None:
                 if flat not in ("genbank", "embl"):
                     raise SegueError(f"{path}: only GenBank and EMBL files have features: leave features out")
-                yield from self._features(path, handle, flat, features)
+                yield from self._features(path, handle, flat, features, problems)
                 return
-            if column is not None or is_parquet(head) or (flat is None and self._tabular(path, start)):
+            if column is not None or is_parquet(head) or (flat is None and self._tabular(path, head, start)):
                 yield from _column(path, problems, column, classes)
                 return
             if looks_binary(head):
                 raise SegueError(
                     f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)")
-            if flat is not None:
+            if flat == "clustal":
+                yield from _clustal(path, handle)
+            elif flat is not None:
                 yield from self._flat(path, handle, flat, problems)
             elif start[:1] == b"@":
                 yield from _fastq(path, handle, problems)
-            elif start[:1] in (b">", b";"):
+            elif start[:1] == b">" or head.startswith(b"##gff"):
                 yield from _fasta(path, handle, problems)
+            elif self._bare(head):
+                yield from _lines(handle, problems)
             else:
                 raise SegueError(f"{path}: line 1 begins with {chr(start[0]) if start else 'a blank'!r}; FASTA begins "
                                  "with '>', FASTQ with '@', GenBank with LOCUS, EMBL and UniProt with ID; of a table, "
                                  "name the column with column=")
 
-    def _tabular(self, path: Path, start: bytes) -> bool:
-        table = None if start[:1] in b">@;" else glance(bare(path), head_of(path))
-        return table is not None and sequence_column(table) is not None
+    def _tabular(self, path: Path, head: bytes, start: bytes) -> bool:
+        table = None if start[:1] in (b">", b"@") and not ARFF.match(head) else glance(bare(path), head_of(path))
+        return table is not None and (bool(base_columns(table)) or sequence_column(table) is not None)
+
+    def _bare(self, text: bytes) -> bytes:
+        """The letters of the beginning of a file that has nothing but lines of them, b"" of any other."""
+        lines = [line for each in text.splitlines() if (line := each.strip())]
+        least, cases = (6, self.letters + self.letters.lower()) if self.name == "dna" else (LEAST, self.letters)
+        letters = b"".join(lines)
+        strange = letters.translate(None, cases.encode()) or len(set(letters)) < 3 or len(letters) < LEAST
+        return b"" if strange or any(len(line) < least for line in lines[:-1]) else letters.upper()
 
     def _flat(self, path: Path, handle: BinaryIO, form: str, problems: Problems | None) -> Iterator[Found]:
         """The sequence of each record, by Biopython; the features of GenBank and EMBL are not parsed."""
-        text = io.TextIOWrapper(handle, "utf-8")
+        text = io.TextIOWrapper(handle, "utf-8", "replace")  # names of authors may be in another encoding
         try:
             if form in ("genbank", "embl"):
                 scanners = require("Bio.GenBank.Scanner", "biology")
@@ -183,17 +213,9 @@ class Letters(Kind):
                 records = scanner.parse_records(text, do_features=False)
             else:
                 records = require("Bio.SeqIO", "biology").parse(text, form)
-            while True:
-                with warnings.catch_warnings(record=True) as doubts:
-                    warnings.simplefilter("always")
-                    record = next(records, None)
-                if record is None:
-                    return
-                name = record.id or record.name or ""
-                for doubt in doubts if problems is not None else ():
-                    bad(problems, path, name, None, f"doubtful: {' '.join(str(doubt.message).split())}")
+            for record in _doubted(path, records, problems):
                 try:
-                    yield name, bytes(record.seq), None
+                    yield record.id or record.name or "", bytes(record.seq), None
                 except Exception as error:  # an undefined sequence; the class is Biopython's own
                     raise SegueError(f"{path}, record {record.id}: it holds no sequence (only its length); download it "
                                      "in full") from error
@@ -201,14 +223,18 @@ class Letters(Kind):
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
             name = {"genbank": "GenBank", "embl": "EMBL", "swiss": "UniProt"}.get(form, form)
-            raise SegueError(f"{path}: no {name} file that Biopython reads ({error}); download it again or give "
+            why = error or type(error).__name__
+            raise SegueError(f"{path}: no {name} file that Biopython reads ({why}); download it again or give "
                              "FASTA") from error
+        finally:
+            text.close()
 
-    def _features(self, path: Path, handle: BinaryIO, form: str, sort: str) -> Iterator[Found]:
+    def _features(self, path: Path, handle: BinaryIO, form: str, sort: str,
+                  problems: Problems | None) -> Iterator[Found]:
         """The parts of one sort of each record, by Biopython; for proteins their translations, where they are told."""
-        found = False
+        found, text = False, io.TextIOWrapper(handle, "utf-8", "replace")
         try:
-            for record in require("Bio.SeqIO", "biology").parse(io.TextIOWrapper(handle, "utf-8"), form):
+            for record in _doubted(path, require("Bio.SeqIO", "biology").parse(text, form), problems):
                 for number, feature in enumerate((each for each in record.features if each.type == sort), 1):
                     said = feature.qualifiers
                     names = [said[key][0] for key in ("protein_id", "locus_tag", "gene") if key in said]
@@ -221,6 +247,8 @@ class Letters(Kind):
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
             raise SegueError(f"{path}: no file whose features Biopython reads ({error}); download it again") from error
+        finally:
+            text.close()
         if not found:
             raise SegueError(f"{path}: there is no {sort} in this file; look which features it has (CDS, gene, tRNA)")
 
@@ -259,10 +287,60 @@ class Letters(Kind):
 
 
 def sequence_column(table: Look) -> str | None:
-    """The column of a table that is called as sequences usually are, or that holds long words of letters alone."""
-    named = next((name for name in table.names if name.lower() in COLUMNS), None) if table.headed else None
-    return named or next((name for name in table.names[:ROWS] if len(cells := table.column(name)) > 1 and all(
-        isinstance(cell, str) and LONG_WORD.fullmatch(cell) for cell in cells)), None)
+    """The column of a table that is called as sequences usually are, or that holds long words of letters alone, or
+    shorter ones of bases."""
+    if table.headed and (named := next((name for name in table.names if name.lower() in COLUMNS), None)):
+        return named
+    for name in table.names[:ROWS]:
+        cells = table.column(name)
+        letters = [_unwound(cell) if isinstance(cell, str) else "" for cell in cells]
+        if len(cells) > 1 and (all(map(LONG_WORD.fullmatch, letters)) or
+                               (len(set(letters)) > 3 and all(map(BASE_WORD.fullmatch, letters)))):
+            return name
+    return None
+
+
+def base_columns(table: Look) -> list[str]:
+    """The columns of a table, `LEAST` or more in a row, that hold a base each; none where there are not so many."""
+    if len(table.rows) < 2 or len(table.names) < LEAST:
+        return []
+    columns = islice(zip_longest(*table.rows), len(table.names))
+    held = ["".join(cell if isinstance(cell, str) and len(cell) == 1 else "?" for cell in cells if cell).upper()
+            for cells in columns]
+    single = [bool(letters) and set(letters) <= set(NUCLEOTIDES) for letters in held]
+    for begin, end in _runs(single):
+        letters = "".join(held[begin:end]).encode()
+        if end - begin >= LEAST and 20 * len(letters.translate(None, b"ACGTUN-")) <= len(letters):
+            return table.names[begin:end]
+    return []
+
+
+def _runs(marked: list[bool]) -> Iterator[tuple[int, int]]:
+    """Where runs of marked places begin and end."""
+    edges = np.flatnonzero(np.diff([False, *marked, False]))
+    return zip(edges[::2].tolist(), edges[1::2].tolist())
+
+
+def _unwound(cell: str) -> str:
+    """The letters of a cell; words of k letters each of which goes on one letter further are one sequence."""
+    words = cell.split()
+    if len(words) > 1 and len(words[0]) > 1 and all(a[1:] == b[:-1] for a, b in pairwise(words)):
+        return words[0] + "".join(word[-1] for word in words[1:])
+    return cell.strip()
+
+
+def _has_qualities(path: Path) -> bool:
+    """Whether a file is FASTQ, by its first sign."""
+    with suppress(SegueError):
+        return head_of(path).removeprefix(MARK).lstrip()[:1] == b"@"
+    return False
+
+
+def _uncommented(text: bytes) -> bytes:
+    """The beginning of a file without the comments that some write above FASTA."""
+    while text[:1] in (b";", b"#") and b"\n" in text:
+        text = text.partition(b"\n")[2].lstrip()
+    return text
 
 
 def _flat(head: bytes) -> str | None:
@@ -274,8 +352,12 @@ def _flat(head: bytes) -> str | None:
 def _letters(text: bytes, form: str) -> bytes:
     """Some letters of a file of a database or of an aligner."""
     lines = text.decode("utf-8", "replace").splitlines()
+    if form in ("pdb-seqres", "cif-seqres"):
+        return b"PROTEIN"
     if form in ("genbank", "embl", "swiss"):
         return b"PROTEIN" if re.search(r" (aa|AA)\b", lines[0]) else b"ACGT"
+    if form == "nexus":
+        lines = re.split(r"(?i)^\s*matrix\b", "\n".join(lines), maxsplit=1, flags=re.MULTILINE)[-1].splitlines()
     if form == "pir":
         words = [line for i, line in enumerate(lines) if line[:1] != ">" and lines[i - 1][:1] != ">"]
     else:
@@ -285,11 +367,53 @@ def _letters(text: bytes, form: str) -> bytes:
 
 def _column(path: Path, problems: Problems | None, column: str | None, classes: str | None) -> Iterator[Found]:
     for found, name, cell in cells_of(path, problems, column, sequence_column, "holds sequences by its name", COLUMNS,
-                                      NAMES, classes=classes):
-        if sequence := "".join(cell.split()).encode("utf-8", "replace"):
+                                      NAMES, classes=classes, joined=base_columns):
+        if sequence := "".join(_unwound(cell).split()).encode("utf-8", "replace"):
             yield name, sequence, None
         else:
             bad(problems, path, name, None, f"no sequence in column '{found}'; remove the row or fill it")
+
+
+def _doubted(path: Path, records: Iterator[Any], problems: Problems | None) -> Iterator[Any]:
+    """The records of Biopython; what it warns of is told as problems."""
+    while True:
+        with warnings.catch_warnings(record=True) as doubts:
+            warnings.simplefilter("always")
+            record = next(records, None)
+        if record is None:
+            return
+        for doubt in doubts if problems is not None else ():
+            said = " ".join(str(doubt.message).split())
+            bad(problems, path, record.id or record.name or "", None, f"doubtful: {said}")
+        yield record
+
+
+def _clustal(path: Path, handle: BinaryIO) -> Iterator[Found]:
+    """The rows of an alignment in blocks: a name, letters, and how many there were so far, if that is told."""
+    rows: dict[str, bytes] = {}
+    for number, line in enumerate(handle.read().splitlines(), 1):
+        cells = line.split()
+        if number == 1 or not line[:1].strip():
+            continue  # the title, a blank line, or marks below a block
+        if len(cells) not in (2, 3) or not (len(cells) == 2 or cells[2].isdigit()):
+            raise SegueError(f"{path}: line {number} is not a name and letters, as Clustal writes them; align again")
+        name = cells[0].decode("utf-8", "replace")
+        rows[name] = rows.get(name, b"") + cells[1]
+    if len(set(map(len, rows.values()))) > 1:
+        raise SegueError(f"{path}: its rows are not all of one length; is the alignment cut short?")
+    yield from ((name, letters, None) for name, letters in rows.items())
+
+
+def _lines(handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """Letters alone: a sequence a line, or one over lines of one length and a shorter last."""
+    lines = [(str(number), line) for number, each in enumerate(handle.read().splitlines(), 1) if (line := each.strip())]
+    lengths = {len(line) for _, line in lines[:-1]}
+    wrapped = len(lengths) == 1 and len(lines[-1][1]) < max(lengths)
+    if problems is not None and len(lines) > 1:
+        problems.note = "one sequence over all lines" if wrapped else "a sequence a line"
+    if wrapped:
+        lines = [("1", b"".join(line for _, line in lines))]
+    yield from ((name, line, None) for name, line in lines)
 
 
 def _fasta(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:

@@ -22,6 +22,7 @@ COLUMNS = {"smiles", "canonical_smiles", "smile", "isomeric_smiles", "canonicals
            "molecule", "structure", "reactants>reagents>production", "reaction_smiles", "rxn_smiles"}
 NAMES = {"id", "name", "compound id", "compound_id", "molecule_name", "chembl_id", "zinc_id", "cid", "title", "mol_id"}
 ATOM, BOND, RING = re.compile(r"[A-Za-z]"), re.compile(r"[=#()\[\]]"), re.compile(r"[cnos]\d")
+SEPARATOR = re.compile(r"[\s,;]+")  # what stands between a molecule and its name, and in no molecule
 MANY = 1000  # signs of several letters that have a token, at most
 
 
@@ -70,9 +71,10 @@ class Molecule(Kind):
             with opened(path) as handle:
                 lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
             for number, line in enumerate(lines, 1):
-                smiles, *rest = line.split(None, 1) or [""]
+                smiles, *rest = SEPARATOR.split(line.strip(), 1)
                 if smiles and not smiles.startswith("#") and not (number == 1 and smiles.lower() in COLUMNS):
-                    yield rest[0].strip() if rest else f"line {number}", smiles
+                    name = rest[0].partition("\t")[0].strip() if rest else ""  # further columns are no part of it
+                    yield name or f"line {number}", smiles
 
     def codec(self, data: Dataset) -> Codec:
         """A token a sign: an atom, what is in brackets, a bond, a branch, a ring. Signs of several letters that the
@@ -153,7 +155,7 @@ def first_words(head: bytes) -> list[str]:
         return []
     lines = head.decode("utf-8", "replace").splitlines()
     lines = lines[:-1] if len(head) >= HEAD else lines
-    return [line.split(None, 1)[0] for line in lines[:ROWS] if line.strip() and not line.startswith("#")]
+    return [SEPARATOR.split(line.strip(), 1)[0] for line in lines[:ROWS] if line.strip() and not line.startswith("#")]
 
 
 def in_lines(words: list[str]) -> bool:
@@ -187,8 +189,8 @@ def column_of(table: Look) -> str | None:
             return name
     for name in table.names[:ROWS]:
         cells = [cell.strip() for cell in table.column(name) if isinstance(cell, str)]
-        told = sum(map(telling, cells)) > 0.8 * len(cells)
-        if len(cells) > 3 and told and all(fault(cell) is None for cell in cells):
+        fine = len(cells) > 3 and all(fault(cell) is None for cell in cells)
+        if fine and sum(map(telling, cells)) > 0.8 * len(cells):
             return name
     return None
 

@@ -1,7 +1,7 @@
 """Codecs: objects to token ids and back.
 
 Every codec here but that of measured numbers is exact (`decode(encode(x)) == x`) on all objects of its alphabet; what
-lies outside is a SegueError X
+lies outside is a SegueError.
 """
 
 from __future__ import annotations

@@ -14,20 +14,28 @@ from segue.kinds.base import Problems, bad, of_class, words
 from segue.kinds.frame import ROWS, Frame, Look, load_table, said
 
 CLASSES = words("label class category intent y")  # what columns of classes are called, best first
+PERHAPS = words("target sentiment topic emotion genre species language lang key")  # if they say few things
 FRACTION = re.compile(r"[-+]?\d*\.\d*[1-9]\d*([eE].*)?")
 
 
 def cells_of(path: Path, problems: Problems | None, column: str | None, find: Callable[[Look], str | None], holds: str,
-             usual: Collection[str], names: Collection[str], encoding: str = "utf-8",
-             classes: str | None = None) -> Iterator[tuple[str, str, str]]:
+             usual: Collection[str], names: Collection[str], encoding: str = "utf-8", classes: str | None = None,
+             joined: Callable[[Look], list[str]] | None = None) -> Iterator[tuple[str, str, str]]:
     """Column, name and cell of each row of a table; the name is the cell of a column among `names` (lower case), else
     the row's place, and tells the class.
 
     column: the one asked for (None: what `find` sees in the first rows, or a SegueError that says what none `holds`).
-    usual: what such columns are called, by which a header is told from a row. classes: see `class_column`.
+    usual: what such columns are called, by which a header is told from a row. classes: see `class_column`. joined:
+    says by the first rows which columns are one, their cells one after the other.
     """
+    import pyarrow as pa
+
     frame = load_table(path, problems if problems is not None else Problems(), encoding, [column, classes, *usual])
     of = take_classes(frame, classes, [column])
+    if column is None and joined is not None and (several := joined(look(frame))):
+        column = f"{several[0]} to {several[-1]}"
+        cells = zip(*([cell or "" for cell in frame.columns.pop(name).to_pylist()] for name in several))
+        frame.columns[column] = pa.array(map("".join, cells))
     found = column or find(look(frame))
     if found is None or found not in frame.columns:
         which = f"called {column}" if column else holds
@@ -45,21 +53,41 @@ def cells_of(path: Path, problems: Problems | None, column: str | None, find: Ca
 
 def look(frame: Frame) -> Look:
     """The beginning of a table that was read."""
-    columns = [values[:ROWS].to_pylist() for values in frame.columns.values()]
+    columns = [[cell.strip() if isinstance(cell, str) else cell for cell in values[:ROWS].to_pylist()]
+               for values in frame.columns.values()]
     return Look(list(frame.columns), [[*row] for row in zip(*columns)], frame.headed)
 
 
 def class_column(path: Path, table: Look, asked: str | None) -> str | None:
     """The column that says of which class each row is. asked: its name, which must be there; "": one that is called as
-    such columns usually are and holds no measured numbers, if there is one; None: none."""
+    such columns usually are and holds no measured numbers, if there is one, or of a table without a header, or of two
+    columns, the only one that says few things over and over; None: none."""
     if asked and asked not in table.names:
         raise SegueError(f"{path}: there is no column '{asked}' to say the class; there are {', '.join(table.names)}")
     if asked or asked is None:
         return asked
-    known = {name.strip().lower(): name for name in reversed(table.names)} if table.headed else {}
+    again = [name for name in table.names if name != "part" and _says_few(table.column(name))]
+    if not table.headed or all(name.isdigit() for name in table.names if name != "part"):
+        return again[0] if len(again) == 1 else None
+    known = {name.strip().lower().rpartition(".")[2]: name for name in reversed(table.names)}
     found = next((known[usual] for usual in CLASSES if usual in known), None)
-    cells = [] if found is None else table.column(found)
-    return None if any(isinstance(cell, list) or FRACTION.fullmatch(class_of(cell)) for cell in cells) else found
+    if found is None:
+        likely = [known[usual] for usual in PERHAPS if known.get(usual) in again]
+        return next(iter(likely or (again if len(table.names) == 2 and len(again) == 1 else [])), None)
+    return None if any(map(_no_class, table.column(found))) else found
+
+
+def _no_class(cell: Any) -> bool:
+    """A list, or a measured number."""
+    return isinstance(cell, list) or bool(FRACTION.fullmatch(class_of(cell)))
+
+
+def _says_few(cells: list[Any]) -> bool:
+    """Whether short words or whole numbers come again and again, and not always the same."""
+    if any(map(_no_class, cells)):
+        return False
+    names = list(map(class_of, cells))
+    return 1 < len(set(names)) <= max(2, len(names) // 3) and all(len(name) <= 40 for name in names)
 
 
 def class_of(cell: Any) -> str:

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import HEAD, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.documents import as_row, document, flat, rows_of, spread
 from segue.kinds.packed import actual, bare, opened
 from segue.kinds.times import DATE
 
@@ -38,13 +39,12 @@ DAYS = 8  # columns called by dates from which on each row is a series
 LOG = "log"  # in place of a sign between cells: a web server's log
 UNIT = "\x1f"  # ASCII's own sign between cells, which stands for those of several characters
 SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blank stands for any run of blanks
-DELIMITED = frozenset((".csv", ".tsv", ".tab"))
-JSON = frozenset((".jsonl", ".ndjson", ".json"))
+DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff"))
+LINES = frozenset((".jsonl", ".ndjson"))
+JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
 SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
-LINES = frozenset((".jsonl", ".ndjson"))  # of JSON, whatever is in them
-MEMBER, OBJECTS = re.compile(r'[,\s]*"((?:[^"\\]|\\.)*)"\s*:\s*'), re.compile(r"\[\s*\{")
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
 # A line of a web server's log in the common form, or with what NCSA added to it.
 ACCESS = re.compile(rb'(\S+) (\S+) (\S+) \[([^\]]+)\] "((?:[^"\\]|\\.)*)" (\S+) (\S+)'
@@ -65,15 +65,20 @@ class Look:
     rows: list[list[Any]]
     headed: bool = True
     regular: bool = True
-    form: str = "json"  # or parquet or delimited
+    form: str = "json"  # or document (an object around the rows), parquet or delimited
     delimiter: str = ","
     quoted: bool = True
     before: int = 0
     odd: tuple[int, ...] = ()  # numbers of the lines in front of the table that are not of it
+    quote: str = '"'
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: place for place, name in reversed([*enumerate(self.names)])}
 
     def column(self, name: str) -> list[Any]:
         """The cells seen of one column that hold something."""
-        place = self.names.index(name)
+        place = self._places[name]
         return [row[place] for row in self.rows if place < len(row) and row[place] not in (None, "")]
 
     def without(self, name: str | None) -> Look:
@@ -110,7 +115,7 @@ def glance(path: Path, head: bytes) -> Look | None:
     text = head.decode("utf-8", "ignore").removeprefix("\ufeff")
     begin = text.lstrip()[:1]
     if begin == "{" or suffix in JSON or (begin == "[" and text.lstrip()[1:].lstrip()[:1] == "{"):
-        return _look_json(path, text)
+        return _look_json(suffix, text, len(head) >= HEAD)
     look = _look_text(suffix, text, len(head) >= HEAD)
     return look if look is not None and (len(look.names) > 1 or suffix in DELIMITED) else None
 
@@ -199,48 +204,24 @@ def _look_parquet(path: Path, head: bytes) -> Look | None:
     return None
 
 
-def by_lines(path: Path, text: str) -> bool:
-    """Whether JSON is a value a line, by its beginning; else it is one array, or one object around an array."""
+def by_lines(text: str) -> bool:
+    """Whether JSON is a value a line, by its beginning; else it is one array."""
     first, _, rest = text.lstrip().partition("\n")
-    if first[:1] != "[":
-        return bare(path).suffix.lower() in LINES or _array_in(text) is None
-    if not rest.strip():
-        return False
+    if first[:1] != "[" or not rest.strip():
+        return first[:1] != "["
     with suppress(ValueError, RecursionError):
         return bool(json.loads(first))
     return False
 
 
-def _array_in(text: str) -> int | None:
-    """Where the first array of objects in an object begins that is all of a text, or may be all of a longer one."""
-    decoder, at = json.JSONDecoder(), len(text) - len(text.lstrip()) + 1
-    with suppress(ValueError, RecursionError):
-        _, end = decoder.raw_decode(text.lstrip())
-        if text.lstrip()[end:].strip():
-            return None  # others follow it
-    with suppress(ValueError, RecursionError):
-        while key := MEMBER.match(text, at):
-            if OBJECTS.match(text, at := key.end()):
-                return at if re.fullmatch("[a-z][A-Za-z_]*", key[1]) else None  # no name of a thing or a class
-            _, at = decoder.raw_decode(text, at)
-    return None
-
-
-def as_row(value: Any) -> dict[str, Any] | None:
-    """A JSON value as cells: an object laid flat, a string as a text, a list of plain values as items; None: no row."""
-    if isinstance(value, dict):
-        return flat(value)
-    if isinstance(value, str):
-        return {"text": value}
-    plain = isinstance(value, list) and value and not any(isinstance(item, (dict, list)) for item in value)
-    return {"items": value} if plain else None
-
-
-def _look_json(path: Path, text: str) -> Look | None:
+def _look_json(suffix: str, text: str, cut: bool) -> Look | None:
+    """cut: the text goes on."""
+    if suffix not in LINES and (found := document(text, cut)):
+        return _look_rows(list(spread(found, ROWS)), "document")
     decoder, between = json.JSONDecoder(), re.compile(r"[,\s]*")
     rows: list[dict[str, Any]] = []
-    lines = by_lines(path, text)
-    at = 0 if lines else (text.index("[") if text.lstrip()[0] == "[" else _array_in(text) or 0) + 1
+    lines = by_lines(text)
+    at = 0 if lines else text.index("[") + 1
     while len(rows) < ROWS:
         at = between.match(text, at).end()  # type: ignore[union-attr]
         try:
@@ -264,25 +245,11 @@ def _look_rows(rows: list[dict[str, Any]], form: str) -> Look:
     return Look(names, [[row.get(name) for name in names] for row in rows], form=form)
 
 
-def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested objects as columns of their own: {"user": {"id": 1}} is user.id; a list of objects gives lists."""
-    cells: dict[str, Any] = {}
-    for key, value in row.items():
-        name = f"{before}{key}"
-        if isinstance(value, dict):
-            cells |= flat(value, f"{name}.")
-        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            inner = [flat(item) for item in value]
-            for part in dict.fromkeys(part for item in inner for part in item):
-                cells[f"{name}.{part}"] = [item.get(part) for item in inner]
-        else:
-            cells[name] = value
-    return cells
-
-
 def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozenset()) -> Look | None:
     """cut: the text goes on. asked: names of columns; a first line that holds one is a header, and where these are
     numbers there is none."""
+    if ARFF.match(text[:HEAD].encode()):
+        return _look_arff(text)
     text = text.replace("'", '"') if SINGLE.match(text) else text
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
@@ -329,6 +296,20 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     return Look(names, cells, headed, regular, "delimited", delimiter, quoted, begin, strange)
 
 
+def _look_arff(text: str) -> Look | None:
+    """The beginning of a table of Weka: the columns a line each, and behind @data their cells."""
+    head, data, body = text.partition(next(iter(re.findall(r"(?im)^[ \t]*@data[ \t]*\r?\n", text)), "\0"))
+    named = re.findall(r"(?im)^[ \t]*@attribute[ \t]+('(?:[^'\\]|\\.)*'|\"[^\"]*\"|\S+)", head)
+    names = _different([name.strip("'\"") for name in named])
+    if not data or not names:
+        return None
+    quote = "'" if "'" in body and body.count('"') < body.count("'") else '"'
+    cells = islice(_cells(body.splitlines(keepends=True), ",", True, quote), ROWS)
+    rows = [[cell.strip() for cell in row] for _, row in cells]
+    regular = all(len(row) == len(names) for row in rows[:-1])
+    return Look(names, rows, True, regular, "delimited", ",", True, (head + data).count("\n"), quote=quote)
+
+
 def listed(cell: str) -> list[Any] | None:
     """The list of plain values that a cell says, as programs write them: [1, 2] or ['a', 'b']; else None."""
     if cell[:1] != "[" or cell[-1:] != "]":
@@ -358,31 +339,36 @@ def _different(names: list[str]) -> list[str]:
 
 def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
     """The sign by which most rows have the same number of cells, two or more, and whether cells are quoted."""
-    most, best = 0.0, (",", True)
+    most, cells, best = 0.0, 1, (",", True)
+    text = "".join(lines)
     for delimiter in ("\t", *SIGNS) if suffix in (".tsv", ".tab") else SIGNS:
-        for quoted in (True,) if delimiter in ",;" else (True, False):
+        if delimiter not in text and delimiter != " ":
+            continue
+        for quoted in (True,) if delimiter in ",;" or '"' not in text else (True, False):
             counts = [len(row) for _, row in islice(_cells(lines, delimiter, quoted), ROWS)]
             usual = max(set(counts), key=counts.count, default=1)
             agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
-            if agreement > most and (agreement == 1 or delimiter != " " or suffix not in DELIMITED):
-                most, best = agreement, (delimiter, quoted)
+            tabs = delimiter == "\t" and 0 < agreement == most and usual == cells  # texts hold commas, but no tabs
+            if (agreement > most or tabs) and (agreement == 1 or delimiter != " " or suffix not in DELIMITED):
+                most, cells, best = agreement, usual, (delimiter, quoted)
     return best
 
 
-def csv_rows(lines: Iterable[str], delimiter: str, quoted: bool, strict: bool = False) -> Any:
-    """A `csv.reader` that knows the delimiter `::` too."""
+def csv_rows(lines: Iterable[str], delimiter: str, quoted: bool, strict: bool = False, quote: str = '"') -> Any:
+    """A `csv.reader` that knows the delimiter `::` too, and single quotes with backslashes before those inside."""
     if delimiter == "::":
         lines, delimiter = (line.replace("::", UNIT) for line in lines), UNIT
-    return csv.reader(lines, delimiter=delimiter, strict=strict,
-                      quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
+    weka = quote == "'"
+    return csv.reader(lines, delimiter=delimiter, strict=strict, quotechar=quote, skipinitialspace=weka,
+                      escapechar="\\" if weka else None, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
 
 
-def _cells(lines: Iterable[str], delimiter: str, quoted: bool) -> Iterator[tuple[int, list[str]]]:
+def _cells(lines: Iterable[str], delimiter: str, quoted: bool, quote: str = '"') -> Iterator[tuple[int, list[str]]]:
     """Rows of cells, each with the number of its last line from 1; blank lines give none."""
     if delimiter == " ":
         yield from ((number, line.split()) for number, line in enumerate(lines, 1) if line.strip())
         return
-    reader = csv_rows(lines, delimiter, quoted)
+    reader = csv_rows(lines, delimiter, quoted, quote=quote)
     with suppress(csv.Error):  # a cell without end: no table by this sign
         for row in reader:
             if any(cell.strip() for cell in row):
@@ -441,7 +427,9 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
         begin = raw.lstrip()[:1000]
         if begin[:1] == b"{" or bare(path).suffix.lower() in JSON or (begin[:1] == b"[" and
                                                                       begin[1:].lstrip()[:1] == b"{"):
-            if by_lines(path, raw[:HEAD].decode("utf-8", "ignore")):
+            if bare(path).suffix.lower() not in LINES and (found := document(raw.decode())):
+                return _of_objects(path, found, "row")
+            if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
                 return _load_lines(path, raw, problems)
             return _of_objects(path, json_array(path, raw), "row")
         return _load_text(path, raw, problems, frozenset(name for name in asked if name))
@@ -506,13 +494,12 @@ def _load_lines(path: Path, raw: bytes, problems: Problems) -> Frame:
 
 
 def json_array(path: Path, raw: bytes) -> list[dict[str, Any]]:
-    """The rows of a JSON array (see `as_row`), or of the arrays of objects within an object."""
+    """The rows of a JSON array (see `as_row`), or of an object around them (see `document`)."""
     try:
-        whole = json.loads(raw)
-        if isinstance(whole, dict):
-            whole = [row for each in whole.values() if isinstance(each, list) and each and isinstance(each[0], dict)
-                     for row in each]
-        rows = [as_row(value) for value in whole]
+        value = json.loads(raw)
+        if isinstance(value, dict):
+            return rows_of(value) or []
+        rows = [as_row(each) for each in value]
     except (ValueError, RecursionError) as error:
         raise SegueError(f"{path}: not JSON ({error}); is the file cut short?") from error
     if None in rows:
@@ -586,16 +573,20 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
         raw = raw.replace(b"'", b'"')
     if b"\n" not in raw:
         raw = raw.replace(b"\r", b"\n")  # line ends of old Macs
-    look = _look_text(bare(path).suffix.lower(), raw[:HEAD].decode("utf-8", "ignore"), len(raw) > HEAD, asked)
+    seen = MOST if ARFF.match(raw[:HEAD]) else HEAD
+    look = _look_text(bare(path).suffix.lower(), raw[:seen].decode("utf-8", "ignore"), len(raw) > seen, asked)
     if look is None:
         raise SegueError(f"{path}: the file is empty; give a table with a row an event")
     for line in look.odd:
         bad(problems, path, f"line {line}", None, f"not of the table of {len(look.names)} columns below; remove it")
     raw, delimiter, first = _body(raw, look)
+    while seen > HEAD and raw.rstrip().rpartition(b"\n")[2].startswith(b"%"):  # what Weka's files may end with
+        raw = raw.rstrip().rpartition(b"\n")[0]
     if not raw.strip():
         raise SegueError(f"{path}: there is no row below the header; give a table with a row an event")
-    quoted = look.quoted and b'"' in raw
-    several = quoted and any(line.count(b'"') % 2 for line in raw.split(b"\n"))  # some line end stands within quotes
+    sign = look.quote.encode()
+    quoted = look.quoted and sign in raw
+    several = quoted and any(line.count(sign) % 2 for line in raw.split(b"\n"))  # some line end stands within quotes
     dropped: list[int] = []
 
     def ragged(row: Any) -> str:
@@ -609,7 +600,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
         pa.BufferReader(raw),
         read_options=arrow_csv.ReadOptions(use_threads=False, column_names=look.names, block_size=1 << 24),
         parse_options=arrow_csv.ParseOptions(delimiter=delimiter, invalid_row_handler=ragged, newlines_in_values=quoted,
-                                             quote_char='"' if look.quoted else False),
+                                             quote_char=look.quote if look.quoted else False,
+                                             escape_char="\\" if look.quote == "'" else False),
         convert_options=arrow_csv.ConvertOptions(column_types=dict.fromkeys(look.names, pa.string()),
                                                  strings_can_be_null=True, null_values=NULLS),
     )

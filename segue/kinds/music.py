@@ -1,4 +1,4 @@
-"""Music: MIDI files as sequences of notes, lengths and waits, and back (extra `music`, the library mido).
+"""Music: MIDI files and MusicXML as sequences of notes, lengths and waits, and back as MIDI (extra `music`: mido).
 
 The signs are those of performance modelling (Oore et al. 2018; Huang et al. 2018), with the length at each note in
 place of a sign for its end, as in REMI (Huang & Yang 2020): no note can be left hanging. Times are in 48ths of a beat,
@@ -8,6 +8,7 @@ which hold every usual note value, and at the usual tempo of a recording are the
 from __future__ import annotations
 
 import io
+import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 
 from segue.errors import SegueError, require
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, bad
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad, head_of
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.packed import opened
 
@@ -47,9 +48,10 @@ class Note:
 
 
 class Music(Kind):
-    """Standard MIDI files (.mid), all tracks together. An object is a list of items: `note60` or `drum36` and the
-    `length12` it lasts, `wait24` until the next one; `loud`, `voice` (the instrument) and `tempo` stand in front of the
-    note from which on they hold. The unit is the event. A file of independent patterns (format 2) is a record each."""
+    """Standard MIDI files (.mid, .rmi), scores (MusicXML, .mxl), all parts together, and piano rolls (JSON: pieces of
+    steps of the pitches that sound). An object is a list of items: `note60` or `drum36` and the `length12` it lasts,
+    `wait24` until the next one; `loud`, `voice` (the instrument) and `tempo` stand in front of the note from which on
+    they hold. The unit is the event. A file of independent patterns (format 2) or pieces is a record each."""
 
     name = "music"
     unit = "event"
@@ -57,24 +59,41 @@ class Music(Kind):
     split_by = "entity"  # a piece as a whole: what it repeats would be known from its other parts
 
     def sniff(self, path: Path, head: bytes) -> float:
-        return 0.97 if head.startswith(b"MThd") else 0.0
+        boxed = (head[:4], head[8:12]) == (b"RIFF", b"RMID")
+        return 0.97 if head.startswith(b"MThd") or boxed or is_score(head) or is_roll(head) else 0.0
 
-    def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True) -> Iterator[Record]:
-        """One record a file. pedal: notes last as long as the pedal holds them. Silence at the beginning is left out;
-        a pitch that begins while it sounds ends what sounded."""
-        file = _opened(require("mido", "music"), path)
-        songs = [[track] for track in file.tracks] if file.type == 2 else [file.tracks]
-        found = False
-        for number, tracks in enumerate(songs, 1):
-            name = f"{path}:{number}" if len(songs) > 1 else str(path)
-            items = spelled(*_heard(tracks, GRID / file.ticks_per_beat, pedal))
-            if items:
+    def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True,
+             step: float = 0.25) -> Iterator[Record]:
+        """One record a file, or a piece. pedal: notes last as long as the pedal holds them. step: beats that a step of
+        a piano roll lasts. Silence at the beginning is left out; a pitch that begins while it sounds ends what
+        sounded."""
+        songs, found = list(self._songs(path, pedal, step)), False
+        for name, notes, tempi in songs:
+            if items := spelled(notes, tempi):
                 found = True
-                yield Record(items, name=name)
+                yield Record(items, name=f"{path}:{name}" if len(songs) > 1 else str(path))
             elif len(songs) > 1:
-                bad(problems, path, str(number), None, "the pattern has no notes; remove it")
+                bad(problems, path, name, None, "there is no note in it; remove it")
         if not found:
             raise SegueError(f"{path}: there is no note in this file")
+
+    def _songs(self, path: Path, pedal: bool, step: float) -> Iterator[tuple[str, list[Note], list[tuple[int, int]]]]:
+        """The name, the notes and the tempi of each piece of a file."""
+        head = head_of(path)
+        if is_score(head) or is_roll(head):
+            if not 1 / GRID <= step <= 4:
+                raise SegueError(f"a step lasts 1/{GRID} to 4 beats, not {step}")
+            with opened(path) as handle:
+                data = handle.read()
+            if is_score(head):
+                yield "", *written(path, data)
+            else:
+                yield from ((name, unrolled(pitches, round(step * GRID)), []) for name, pitches in rolls(path, data))
+            return
+        file = _opened(require("mido", "music"), path)
+        songs = [[track] for track in file.tracks] if file.type == 2 else [file.tracks]
+        for number, tracks in enumerate(songs, 1):
+            yield str(number), *_heard(tracks, GRID / file.ticks_per_beat, pedal)
 
     def codec(self, data: Dataset) -> Codec:
         """An item a token; every item there can be has one, so that a new piece has no unknown ones."""
@@ -146,15 +165,113 @@ def _opened(mido: Any, path: Path) -> Any:
         except SegueError:
             raise
         except Exception as error:  # a foreign parser may raise anything on a broken file
-            why = " ".join(str(error).split()) or type(error).__name__
+            why = " ".join(str(error).split()) or ("it ends too soon" if isinstance(error, EOFError) else
+                                                   type(error).__name__)
             raise SegueError(f"{path}: no MIDI file that can be read ({why}); save it again") from error
     if file.ticks_per_beat <= 0 or file.ticks_per_beat >= 1 << 15:
         raise SegueError(f"{path}: its times are in film frames (SMPTE), not in beats; save it with ticks per beat")
     return file
 
 
+def is_score(head: bytes) -> bool:
+    """Whether a file is MusicXML, by its beginning."""
+    return head.lstrip()[:1] == b"<" and b"<score-partwise" in head[:4096]
+
+
+def written(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, int]]]:
+    """The notes of a score in MusicXML, and (start, beats a minute) of its tempi; repeats are played once, grace notes
+    not at all."""
+    from xml.etree import ElementTree
+
+    try:
+        score = ElementTree.fromstring(data)
+        programs = {part.get("id"): int(part.findtext(".//midi-program") or 1) - 1 for part in score.iter("score-part")}
+        drums = {part.get("id") for part in score.iter("score-part") if part.findtext(".//midi-channel") == "10"}
+        notes, tempi = list[Note](), list[tuple[int, int]]()
+        for part in score.iter("part"):
+            program = 128 if part.get("id") in drums else programs.get(part.get("id"), 0)
+            now, onset, beat, shift, tied = 0.0, 0.0, 1.0, 0, dict[int, Note]()
+            for element in (each for measure in part.iter("measure") for each in measure):
+                beat = float(element.findtext("divisions") or beat)
+                length = float(element.findtext("duration") or 0) / beat * GRID
+                tempi += [(round(now), nearest(TEMPI, float(sound.get("tempo", 0)))) for sound in element.iter("sound")
+                          if sound.get("tempo")]
+                if (moved := element.find("transpose")) is not None:
+                    shift = int(moved.findtext("chromatic") or 0) + 12 * int(moved.findtext("octave-change") or 0)
+                if element.tag in ("backup", "forward"):
+                    now += length if element.tag == "forward" else -length
+                if element.tag != "note" or element.find("grace") is not None:
+                    continue
+                onset = onset if element.find("chord") is not None else now
+                now = max(now, onset + length) if element.find("chord") is not None else onset + length
+                if (pitch := sounding(element, shift)) is None:
+                    continue
+                steps = nearest(LENGTHS, max(length, 1))
+                ties = {tie.get("type") for tie in element.iter("tie")}
+                note = Note(round(onset), program, pitch, steps, 20)
+                if "stop" in ties and pitch in tied:
+                    begun = tied.pop(pitch)
+                    note = replace(begun, length=nearest(LENGTHS, begun.length + length))
+                if "start" in ties:
+                    tied[pitch] = note
+                else:
+                    notes.append(note)
+            notes += tied.values()
+    except (ElementTree.ParseError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise SegueError(f"{path}: no MusicXML that can be read ({error}); save it again") from error
+    return notes, tempi
+
+
+def sounding(note: Any, shift: int) -> int | None:
+    """The pitch of a note of MusicXML, `shift` from where it is written; of percussion where it stands on the staff;
+    None of a rest."""
+    for sort, step in (("pitch", "step"), ("unpitched", "display-step")):
+        if (place := note.find(sort)) is not None and place.findtext(step):
+            octave = int(place.findtext(step.replace("step", "octave")) or 4)
+            value = NAMES.index(place.findtext(step)) + 12 * (octave + 1) + round(float(place.findtext("alter") or 0))
+            return min(max(value + (shift if sort == "pitch" else 0), 0), 127)
+    return None
+
+
+def is_roll(head: bytes) -> bool:
+    """Whether a file is JSON of pieces of steps of pitches, perhaps in an object of their parts, by its beginning."""
+    if not re.match(rb'\s*(\{\s*"[^"]{1,40}"\s*:\s*)?\[\s*\[\s*\[[-\d,\s]*\]', head):
+        return False
+    steps = [step.split(b",") if step.strip() else [] for step in re.findall(rb"\[([-\d,\s]*)\]", head)]
+    pitches = [int(pitch) for step in steps for pitch in step if pitch.strip().lstrip(b"-").isdigit()]
+    heard = [pitch for pitch in pitches if pitch != -1]
+    return len(steps) > 4 and len(set(heard)) > 2 and max(map(len, steps)) <= 12 and \
+        min(heard) >= 12 and max(heard) <= 115
+
+
+def rolls(path: Path, data: bytes) -> Iterator[tuple[str, list[list[int]]]]:
+    """The name and the steps of each piece of a JSON piano roll."""
+    try:
+        value = json.loads(data)
+        for part, pieces in value.items() if isinstance(value, dict) else [("", value)]:
+            for number, piece in enumerate(pieces, 1):
+                steps = [[pitch for pitch in map(int, step) if 0 <= pitch < 128] for step in piece]
+                yield f"{part}:{number}" if part else str(number), steps
+    except (ValueError, TypeError, RecursionError) as error:
+        raise SegueError(f"{path}: no piano roll that can be read ({error}); write it again") from error
+
+
+def unrolled(steps: Iterable[Sequence[int]], length: int) -> list[Note]:
+    """The notes of a piano roll; a pitch that goes on is one note. length: of a step."""
+    notes, begun = list[Note](), dict[int, int]()
+    for at, pitches in enumerate([*steps, []]):
+        for pitch in [pitch for pitch in begun if pitch not in pitches]:
+            start = begun.pop(pitch)
+            notes.append(Note(start * length, 0, pitch, nearest(LENGTHS, (at - start) * length), 20))
+        for pitch in pitches:
+            begun.setdefault(pitch, at)
+    return notes
+
+
 def known_chunks(data: bytes) -> bytes:
-    """A MIDI file without chunks of other sorts, which readers are to step over."""
+    """A MIDI file without chunks of other sorts, which readers are to step over, and without the box of an RMID."""
+    if data[:4] == b"RIFF" and (begin := data.find(b"MThd")) >= 0:
+        data = data[begin:]
     kept, at = [], 0
     while data[at : at + 4].isalnum() and at + 8 + (size := int.from_bytes(data[at + 4 : at + 8])) <= len(data):
         if data[at : at + 4] in (b"MThd", b"MTrk"):

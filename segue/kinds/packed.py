@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
-from xml.etree import ElementTree
 
 from segue.errors import SegueError
 from segue.kinds.sheets import BOOK, sheets
@@ -45,6 +44,10 @@ FOREIGN = {
 def foreign(head: bytes) -> str:
     """What a file is that is of no kind here, for an error."""
     what = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+    first, second = head[:400:2], head[1:400:2]
+    for encoding, zeros, signs in (("utf-16-le", second, first), ("utf-16-be", first, second)):
+        if what is None and 2 * zeros.count(0) > len(zeros) and signs and not signs.count(0):
+            what = f"{encoding.upper()} without a mark, perhaps: give kind=text and encoding={encoding}"
     return f"it is {what}" if what else "it is binary"
 
 
@@ -55,10 +58,10 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
 
     Whatever goes wrong while it is read, damage in the packed stream included, becomes a SegueError naming the file.
     """
-    raw: Any = None
     try:
-        raw = _stream(path, open(actual(path), "rb"))  # noqa: SIM115
-        yield raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(raw, 1 << 20)
+        with open(actual(path), "rb") as raw:
+            stream = _stream(path, raw)
+            yield stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(stream, 1 << 20)
     except EOFError as error:
         raise SegueError(f"{path}: the packed file ends too soon (truncated); fetch or copy it again") from error
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
@@ -71,9 +74,6 @@ def opened(path: Path) -> Iterator[io.BufferedReader]:
         raise SegueError(f"{path}: is a folder, not a file") from error
     except OSError as error:
         raise SegueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    finally:
-        if raw is not None:
-            raw.close()
 
 
 def _stream(path: Path, raw: io.BufferedReader) -> Any:
@@ -89,7 +89,6 @@ def _stream(path: Path, raw: io.BufferedReader) -> Any:
 
         return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
     if magic[:4] == b"PK\x03\x04":
-        raw.close()
         raise SegueError(f"{path}: a zip archive; give a file in it (a.zip/b.txt), or unpack it")
     return raw
 
@@ -142,8 +141,6 @@ def _unpacked(archive: Path, changed: int) -> tempfile.TemporaryDirectory[str]:
                     sink.write(block)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError) as error:
         raise SegueError(f"the archive is damaged ({error}); fetch or copy it again") from error
-    except (ElementTree.ParseError, KeyError, ValueError, OverflowError) as error:
-        raise SegueError(f"no workbook that can be read ({error}); save its sheets as CSV") from error
     except (RuntimeError, NotImplementedError) as error:  # zipfile's words for a password, and for a method
         raise SegueError(f"the archive cannot be unpacked here ({error}); unpack it first") from error
     return folder
@@ -156,7 +153,7 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
             if BOOK in box.namelist():
                 if sum(entry.file_size for entry in box.infolist()) > max(LEAST, RATIO * archive.stat().st_size):
                     raise SegueError(f"unpacks to more than {RATIO} times its size; save its sheets as CSV")
-                yield from ((name, io.BytesIO(table)) for name, table in sheets(box))
+                yield from ((name, io.BytesIO(table)) for name, table in sheets(archive))
                 return
             if "[Content_Types].xml" in box.namelist() or "content.xml" in box.namelist():
                 raise SegueError("an Office document; save it as CSV or as text")

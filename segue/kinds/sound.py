@@ -1,4 +1,4 @@
-"""Sound: WAV, FLAC, Ogg, MP3 and AIFF files as sequences of samples, and back (extra `sound`: soundfile, scipy).
+"""Sound: WAV, FLAC, Ogg, MP3, AIFF, CAF and SPHERE files as sequences of samples, and back (extra `sound`).
 
 A sample is one of 256 levels by the mu law of telephones, 8,000 a second, as raw sound has been modelled since WaveNet
 (van den Oord et al. 2016, arXiv 1609.03499): fine where it is quiet, coarse where it is loud.
@@ -25,7 +25,8 @@ LEVELS = 256
 MU = LEVELS - 1
 BLOCK = 1 << 20  # samples read at a time
 BARS = " ▁▂▃▄▅▆▇█"
-SIGNS = (b"fLaC", b"OggS", b"ID3", b".snd", b"\xff\xfb", b"\xff\xf3", b"\xff\xf2")  # what the files begin with
+SIGNS = (b"fLaC", b"OggS", b"ID3", b".snd", b"caff", b"NIST_1A", b"riff\x2e\x91\xcf\x11", b"\xff\xfb", b"\xff\xf3",
+         b"\xff\xf2")  # what the files begin with
 LOUD = 40  # decibels between the first and the last of them
 
 
@@ -50,7 +51,9 @@ class Sound(Kind):
             try:
                 with soundfile.SoundFile(handle) as file:
                     rate = file.samplerate
-                    parts = [part.mean(1) for part in file.blocks(BLOCK, dtype="float32", always_2d=True)]
+                    parts = []  # not by its `blocks`, which some codecs cannot do
+                    while len(part := file.read(BLOCK, dtype="float32", always_2d=True)):
+                        parts.append(part.mean(1))
             except (SegueError, MemoryError):
                 raise
             except Exception as error:  # a foreign parser may raise anything on a broken file

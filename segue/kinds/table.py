@@ -119,7 +119,8 @@ class Events(Kind):
         if len(listed := _listed(table)) == 1 and not text_columns(table) and \
                 not any(_wordy(cell) for cell in table.column(listed[0])):
             return 0.85
-        vague = table.form == "json" or any(_wordy(table.column(name)) for name in table.names[:2] if not table.headed)
+        wordy = not table.headed and any(_wordy(table.column(name)) for name in table.names[:2])
+        vague = wordy or table.form in ("json", "document")
         return 0.0 if suffix not in sorts else 0.1 if vague else 0.4
 
     def _guessed(self, path: Path, table: Look) -> bool:

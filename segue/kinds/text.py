@@ -7,13 +7,14 @@ import csv
 import io
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.kinds.base import (
+    HEAD,
     MARK,
     PIECE,
     Dataset,
@@ -30,16 +31,17 @@ from segue.kinds.base import (
 )
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
 from segue.kinds.columns import both, class_column, class_of, told
+from segue.kinds.documents import as_row, flat
 from segue.kinds.frame import (
     DELIMITED,
     JSON,
+    LINES,
     PARQUET,
+    TABULAR,
     Look,
-    as_row,
     by_lines,
     check_parquet,
     csv_rows,
-    flat,
     glance,
     is_parquet,
     json_array,
@@ -53,15 +55,17 @@ from segue.kinds.packed import bare, opened
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
 COLUMNS = words("text content body document sentence article story passage dialogue dialog conversation transcript "
-                "question message review comment utterance tweet post query abstract summary smiles")
+                "question message review comment utterance tweet post query abstract summary lyrics caption abc smiles")
 FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
-               "question prompt input instruction description title abstract message review comment utterance tweet "
-               "post query summary completion output response answer smiles")
+               "question problem prompt input instruction description abstract message review comment utterance tweet "
+               "post query summary completion output response answer context title lyrics caption abc smiles")
 # What asks and what answers: together they are one text.
-ASKS, ANSWERS = words("instruction question prompt input query"), words("completion output response answer chosen")
-DIALOGUES = words("dialogue dialog conversation transcript")
+ASKS = words("instruction question problem prompt input context query")
+ANSWERS = words("completion output response answer solution canonical_solution chosen")
+DIALOGUES = words("dialogue dialog conversation transcript context")
+TOKENS = ("tokens", "words")  # a text in lists of its words
 TURNS, ROLES = words("content value text utterance"), words("role from speaker author")  # of a dialogue
-LINES = {".jsonl", ".ndjson"}
+LABEL = "__label__"  # what fastText has in front of a class
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
 
@@ -110,7 +114,7 @@ class Text(Kind):
         that holds the text, one record a row (found if not given, by its name or by what is in it; a table without one
         is plain text). Several fields, such as a question and its answer, follow each other line by line, and so do the
         turns of a dialogue, each behind who says it. classes: the field or column that says of which class each record
-        is ("": one called so, if there is one), which its name then tells.
+        is ("": one that seems to, or what fastText puts in front of a line), which its name then tells.
         """
         field = [field] if isinstance(field, str) else list(field)
         if errors not in ("strict", "keep"):
@@ -120,20 +124,28 @@ class Text(Kind):
             encoding = encodings.lookup(encoding).name
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
-        if not lines and (field or classes or bare(path).suffix.lower() in DELIMITED | JSON | PARQUET):
+        suffix = bare(path).suffix.lower()
+        if classes == "" and not lines and head_of(path).startswith(LABEL.encode()):
+            yield from self._labelled(path, encoding, errors)
+            return
+        if not lines and (field or classes or suffix in DELIMITED | JSON | PARQUET or
+                          (classes == "" and suffix in TABULAR)):
             rows = self._rows(path, problems, field, classes, encoding)
             if rows is not None:
                 yield from rows
                 return
-        if not lines and bare(path).suffix.lower() == ".ipynb":
+        if not lines and suffix == ".ipynb":
             yield Record(_notebook(path), name=str(path))
             return
-        found, smiles = False, bare(path).suffix.lower() in SMILES
+        found, smiles = False, suffix in SMILES
         for start, piece in self._pieces(path, encoding, errors):
             if not piece.strip():
                 continue
             found = True
             if not (lines or smiles):
+                if problems is not None and self.name == "text" and suffix not in self.extensions - {".txt", ".text"} \
+                        and _a_text_a_line(piece):
+                    problems.note = "a file a text (a line a text: --read lines=true)"
                 yield Record(piece, name=str(path) if start == 0 else f"{path}@{start}")
                 continue
             for line in piece.splitlines():
@@ -177,10 +189,14 @@ class Text(Kind):
               encoding: str) -> Iterator[Record] | None:
         """The texts of a table, or None where the file is to be read as it is."""
         head, suffix = head_of(path), bare(path).suffix.lower()
+        sure = bool(field or classes) or suffix in DELIMITED | JSON | PARQUET
         if encoding != "utf-8" and not is_parquet(head):
             head = head.decode(encoding, "ignore").encode("utf-8", "ignore")
         check_parquet(path, head)
         table = glance(bare(path), head)
+        if table is not None and table.form == "document":  # of which the beginning says little
+            with opened(path) as handle:
+                table = glance(bare(path), handle.read())
         if table is None and suffix in LINES:
             return self._read_lines(path, problems, field, classes or None)  # which says what is wrong in every line
         if table is None and field:
@@ -196,16 +212,27 @@ class Text(Kind):
             raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
         if column in field or not field:  # one that only by chance is called as classes are
             column, field = None, field or text_columns(table)
-        if not field and suffix in DELIMITED | {".json"}:
+        if suffix not in LINES | PARQUET and not (field and (sure or (column and table.regular))):
             return None
         if problems is not None and field:
             roles = [("said by", role) for name in field if (role := _role(name, table.names))]
             problems.note = said([("class", column), *roles, *(("field", name) for name in field)], table.names)
         if table.form == "delimited":
             return self._read_table(path, problems, table, field, column, encoding)
-        if table.form == "json" and by_lines(path, head.decode("utf-8", "ignore").removeprefix("\ufeff")):
+        if table.form == "json" and by_lines(head.decode("utf-8", "ignore").removeprefix("\ufeff")):
             return self._read_lines(path, problems, field, column)
         return self._read_columns(path, problems, table.form, field, column)
+
+    def _labelled(self, path: Path, encoding: str, errors: str) -> Iterator[Record]:
+        """Lines that begin with their classes, as fastText takes them; of several the first."""
+        number = 0
+        for _, piece in self._pieces(path, encoding, errors):
+            for line in piece.decode("utf-8", "replace").splitlines():
+                number += 1
+                labels = list(takewhile(lambda word: word.startswith(LABEL), line.split()))
+                text = line.strip()[sum(len(label) + 1 for label in labels) :].lstrip()
+                if labels and text:
+                    yield Record(text.encode(), name=of_class(f"{path}:{number}", labels[0].removeprefix(LABEL)))
 
     def _read_lines(self, path: Path, problems: Problems | None, field: list[str],
                     column: str | None) -> Iterator[Record]:
@@ -256,7 +283,7 @@ class Text(Kind):
 
     def _read_table(self, path: Path, problems: Problems | None, table: Look, field: list[str],
                     column: str | None, encoding: str) -> Iterator[Record]:
-        found = False
+        found, weka = False, bare(path).suffix.lower() == ".arff"
         for name in field:
             if name not in table.names:
                 raise SegueError(f"{path}: there is no column '{name}'; there are {', '.join(table.names)}")
@@ -265,12 +292,12 @@ class Text(Kind):
             encoding = marked(handle.peek(4)[:4], encoding)
             lines = io.TextIOWrapper(handle, "utf-8-sig" if encoding == "utf-8" else encoding, newline="")
             before = sum(1 for _ in islice(lines, table.before))
-            rows = csv_rows(lines, table.delimiter, table.quoted, strict=True)
+            rows = csv_rows(lines, table.delimiter, table.quoted, strict=True, quote=table.quote)
             try:
                 for row in rows:
                     number = before + rows.line_num
                     if len(row) != len(table.names):
-                        if row:
+                        if row and not (weka and row[0].startswith("%")):
                             bad(problems, path, str(number), None,
                                 f"{len(row)} columns where the first line has {len(table.names)}; quote what holds a "
                                 "delimiter")
@@ -349,6 +376,12 @@ def _notebook(path: Path) -> bytes:
     return "\n\n".join(cells).encode("utf-8", "backslashreplace")
 
 
+def _a_text_a_line(piece: bytes) -> bool:
+    """Whether lines seem to be texts of their own, such as names or sentences: many short ones, and none empty."""
+    lines = piece[:HEAD].split(b"\n")[:-1]
+    return len(lines) >= 50 and all(0 < len(line.strip()) <= 400 for line in lines)
+
+
 def _cut(data: bytes) -> int:
     """Where to cut a piece of a longer file: after its last line end, else before its last character."""
     cut = data.rfind(b"\n") + 1
@@ -388,6 +421,8 @@ def _joined(cells: Mapping[str, Any], field: Iterable[str]) -> str | None:
         value = cells.get(name)
         if isinstance(value, str):
             parts.append(value)
+        elif isinstance(value, list) and _last(name) in TOKENS and all(isinstance(word, str) for word in value):
+            parts.append(" ".join(value))
         elif isinstance(value, list) and all(isinstance(turn, str | None) for turn in value):
             speakers = cells.get(_role(name, cells) or "") or [None] * len(value)
             parts += [turn if who is None else f"{who}: {turn}" for who, turn in zip(speakers, value) if turn]
@@ -421,7 +456,7 @@ def text_columns(table: Look) -> list[str]:
         known |= {name.lower(): name for name in reversed(names)}
         both = [name for name in names if _last(name) in ASKS + ANSWERS and prose_in(name)]
         pair = {_last(name) in ANSWERS for name in both} == {True, False}
-        for usual in FIELDS if table.form == "json" or pair else COLUMNS:
+        for usual in FIELDS if table.form in ("json", "document") or pair else COLUMNS:
             cell = next(iter(table.column(known[usual])), "") if usual in known else None
             if isinstance(cell, str) or (usual in DIALOGUES and _are_texts(cell)):
                 return both if pair and usual in ASKS + ANSWERS else [known[usual]]
@@ -434,4 +469,7 @@ def text_columns(table: Look) -> list[str]:
         long = [cell for cell in cells if len(cell) >= 20 and len(cell.split()) >= 4]
         if 2 * len(long) > len(table.rows) and 2 * len(set(long)) > len(long):
             prose[name] = sum(map(len, long))
-    return [max(prose, key=lambda name: prose[name])] if prose else []
+    if prose:
+        return [max(prose, key=lambda name: prose[name])]
+    return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
+            all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]

@@ -35,19 +35,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Te
     """Attention that also returns the log-sum-exp of its scores, so that partial results can be merged.
 
     q: (B, H, Q, E). k, v: (B, G, K, E) with H a multiple of G. mask: bool, True = seen, broadcastable to
-    (B, 1, Q, K). bias: added to the scores. Returns (B, H, Q, E) and (B, H, Q); a query that sees nothing gives 0
-    and -inf.
+    (B, 1, Q, K). bias: added to the scores. Returns (B, H, Q, E) and (B, H, Q), in float32 at least, as the scores
+    are; a query that sees nothing gives 0 and -inf.
     """
     group = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(group, 1) if group > 1 else x for x in (k, v))
-    scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) / math.sqrt(q.shape[-1])
     if bias is not None:
         scores = scores + bias
     if mask is not None:
         scores = scores.masked_fill(~mask, -math.inf)
     lse = scores.logsumexp(-1)
     weights = (scores - lse.nan_to_num(neginf=0.0)[..., None]).exp()
-    return weights @ v, lse
+    return weights.to(v.dtype) @ v, lse
 
 
 def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def merge(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     outputs, lses = (torch.stack(x) for x in zip(*parts))
     lse = lses.logsumexp(0)
     weights = (lses - lse.nan_to_num(neginf=0.0)).exp()
-    return (weights[..., None] * outputs).sum(0), lse
+    return (weights[..., None] * outputs).sum(0).to(outputs.dtype), lse
 
 
 def merge_into(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:

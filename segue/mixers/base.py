@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, State
+from segue.mixers.state import Carry, Layout, Part, Parts, Recurrence, State, check_rows
 
 if TYPE_CHECKING:
     from segue.kernels.cpu.program import Program, View
@@ -56,7 +56,7 @@ class Mixer(nn.Module):
         self.accept(layout)
         if state is None:
             return self.run(x, layout, {})
-        state.check_rows(x.shape[0])
+        check_rows(x.shape[0], state)
         y = self.run(x, layout, state.layers[0])
         state.pending = layout
         return y
@@ -69,7 +69,7 @@ class Mixer(nn.Module):
         was; what was computed is pending in it until `state.commit(path)`.
         """
         self._check_causal()
-        state.check_rows(x.shape[0])
+        check_rows(x.shape[0], state)
         layout = state.layout(x.shape[1], parents, positions, starts)
         self.accept(layout)
         y = self.run(x, layout, state.layers[0])

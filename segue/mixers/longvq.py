@@ -185,6 +185,7 @@ class _StraightThrough(torch.autograd.Function):
         return weights.new_zeros(*weights.shape[:3], valued.shape[-1])
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         q, weights, code, valued, keeps = ctx.saved_tensors
         row, found = torch.arange(len(q), device=q.device)[:, None], []

@@ -167,6 +167,43 @@ def check_parents(parents: Tensor, batch: int, n: int) -> None:
                          "of an earlier one, or -1")
 
 
+def check_rows(rows: int, state: Any) -> None:
+    """Refuse input of another number of rows than its state has."""
+    if rows != state.batch:
+        raise SegueError(f"{rows} rows of input cannot follow a state of {state.batch} rows: select the rows first")
+
+
+def check_path(path: list[list[int]], parents: list[list[int]] | None, batch: int, n: int) -> None:
+    """Refuse what is not, for each of `batch` rows, a path from a root of its `n` nodes on, padded with -1 at its end.
+    parents: of each row's nodes, or None for a chain."""
+    chain = list(range(-1, n - 1))
+    good = len(path) == batch
+    for row, tree in zip(path, parents or [chain] * batch):
+        above, ended = -1, False
+        for node in row:
+            if node < 0:
+                ended = True
+            elif ended or node >= n or tree[node] != above:
+                good = False
+            else:
+                above = node
+    if not good:
+        raise SegueError(f"path {path} is no root-to-node path of the {n} pending nodes of {batch} rows, padded with "
+                         "-1 at its end")
+
+
+def check_asked(at: Tensor, batch: int, n: int) -> None:
+    """Refuse what are not, for each of `batch` rows, some of its `n` nodes."""
+    if len(at) != batch or (at.numel() and not 0 <= int(at.min()) <= int(at.max()) < n):
+        raise SegueError(f"nodes {at.tolist()} are asked for of {n} nodes in {batch} rows")
+
+
+def check_counts(counts: Tensor, batch: int, n: int) -> None:
+    """Refuse what is not, for each of `batch` rows, how many of its `n` nodes are taken."""
+    if counts.shape != (batch,) or not all(0 <= count <= n for count in counts.tolist()):
+        raise SegueError(f"cannot commit {counts.tolist()} of {n} pending nodes in {batch} rows")
+
+
 @dataclass
 class Nodes:
     """Those nodes of a call that one layer runs on, where these are not all.
@@ -255,7 +292,8 @@ class State:
     spans: for each layer, or None: it runs only on nodes that stand less than so many places behind the prompt (see
         `behind`); where it does not run, its memory stays as it was. Whoever runs the layers of a call says in `given`
         which nodes a layer had where those are not all (None: not one).
-    floor: (B,) long, the position behind each row's last set (see `Layout.sets`): no row can go back into one.
+    floor: (B,) long, the position behind each row's last set (see `Layout.sets`), or where it was loaded: no row can go
+        back beyond.
     """
 
     def __init__(self, layers: list[dict[str, Part]], positions: Tensor, prompt: Tensor | None = None,
@@ -294,10 +332,6 @@ class State:
         """How many places behind their row's prompt `positions` (B, N) stand: 0 the first, below 0 within it."""
         return positions if self.prompt is None else positions - self.prompt[:, None]
 
-    def check_rows(self, batch: int) -> None:
-        if batch != self.batch:
-            raise SegueError(f"{batch} rows of input cannot follow a state of {self.batch} rows: select the rows first")
-
     def commit(self, path: Tensor | None = None, counts: Tensor | None = None) -> None:
         """Make pending nodes real, and forget the rest.
 
@@ -309,12 +343,12 @@ class State:
             raise SegueError("nothing is pending: call extend before commit")
         n = layout.positions.shape[1]
         if path is not None:
-            self._check_path(path, layout)
+            check_path(path.tolist(), None if layout.parents is None else layout.parents.tolist(), self.batch, n)
             counts = (path >= 0).sum(1)
         elif layout.parents is not None:
             raise SegueError("a draft tree is pending: say which path to commit")
-        elif counts is not None and (counts.shape != (self.batch,) or bool(((counts < 0) | (counts > n)).any())):
-            raise SegueError(f"cannot commit {counts.tolist()} of {n} pending nodes in {self.batch} rows")
+        elif counts is not None:
+            check_counts(counts, self.batch, n)
         if layout.sets is not None and n:
             self._leave_sets(layout.sets[..., 0] > 0, layout.positions, counts)
         for index, layer in enumerate(self.layers):
@@ -344,18 +378,6 @@ class State:
         behind = positions.gather(1, after.clamp(max=inside.shape[1] - 1)[:, None])[:, 0]
         self.floor = torch.where(after > 0, behind, self.floor)
 
-    def _check_path(self, path: Tensor, layout: Layout) -> None:
-        n = layout.positions.shape[1]
-        real, before = path >= 0, torch.cat([path.new_full((path.shape[0], 1), -1), path[:, :-1]], 1)
-        if path.shape[0] == self.batch and bool((path < n).all()):
-            if not path.numel():
-                return
-            parents = path - 1 if layout.parents is None else layout.parents.gather(1, path.clamp(min=0))
-            if bool((~real | (parents == before)).all()):
-                return
-        raise SegueError(f"path {path.tolist()} is no root-to-node path of the {n} pending nodes of {self.batch} rows, "
-                         "padded with -1 at its end")
-
     def select(self, rows: Tensor) -> State:
         """A new state with these rows (long (R,), repeats allowed): fork, reorder or drop."""
         layers = [{name: part.select(rows) for name, part in layer.items()} for layer in self.layers]
@@ -384,11 +406,12 @@ class State:
         n = torch.as_tensor(n, device=self.positions.device).expand(self.batch)
         if (n < 0).any() or (n > self.positions - self.floor).any():
             raise SegueError(f"cannot rewind {n.tolist()} tokens at positions {self.positions.tolist()}" +
-                             (f", sets ending before {self.floor.tolist()}" if self.floor.any() else ""))
+                             (f", of which those before {self.floor.tolist()} are fixed" if self.floor.any() else ""))
         back = [self._taken_of_last(n, index) for index in range(len(self.layers))]
         for index, where, part in self._parts():  # all are asked before one is moved
-            if (back[index] > part.reach()).any():
-                raise SegueError(f"'{where}' of the state can go back {part.reach().tolist()} tokens here, not "
+            reach = part.reach().to(n.device)  # what is remembered for transformers lies on the CPU
+            if (back[index] > reach).any():
+                raise SegueError(f"'{where}' of the state can go back {reach.tolist()} tokens here, not "
                                  f"{back[index].tolist()}: create it with init_state(batch, history=N) for a larger N")
         for index, _, part in self._parts():
             part.rewind(back[index])
@@ -433,7 +456,8 @@ class State:
             raise SegueError(f"a state of {sorted(self.tensors())} cannot load {sorted(tensors)}")
         for _, where, part in self._parts():
             part.load({name: tensors[f"{where}.{name}"] for name in part.tensors()})
-        self.positions, self.floor, self.pending = tensors["positions"], torch.zeros_like(self.floor), None
+        self.positions = self.floor = tensors["positions"]
+        self.pending = None
 
     def _parts(self) -> Iterator[tuple[int, str, Part]]:
         for index, layer in enumerate(self.layers):

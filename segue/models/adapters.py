@@ -153,16 +153,19 @@ class LoRA(Adapter):
         if known and known != set(found):
             raise SegueError(f"this adapter is of another model: '{min(known ^ set(found))}' is not in both")
         draw = torch.Generator().manual_seed(self.seed)
+        layers = dict(self.layers)
         for name, layer in found.items():
-            if name not in self.layers:
+            if name not in layers:
                 weight, transposed = layer.weight, not isinstance(layer, nn.Linear)
                 out, into = weight.shape[::-1] if transposed else weight.shape
                 a = (2 * torch.rand(self.rank, into, generator=draw) - 1) / math.sqrt(into)
                 a, b = self.loaded.get(f"{name}.a", a), self.loaded.get(f"{name}.b", torch.zeros(out, self.rank))
                 if a.shape != (self.rank, into) or b.shape != (out, self.rank):
                     raise SegueError(f"this adapter is of another model: '{name}' has another size there")
-                self.layers[name] = LowRank(a.to(weight), b.to(weight), self.scale, transposed)
-            parametrize.register_parametrization(layer, "weight", self.layers[name])
+                layers[name] = LowRank(a.to(weight), b.to(weight), self.scale, transposed)
+        self.layers = layers
+        for name, layer in found.items():
+            parametrize.register_parametrization(layer, "weight", layers[name])
 
     def take_off(self, model: nn.Module) -> None:
         for name in self.layers:

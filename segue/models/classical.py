@@ -11,7 +11,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kernels import hmm
-from segue.models.counts import CountModel
+from segue.models.counts import CountModel, ids_of
 
 
 def as_ids(sequence: Any) -> np.ndarray:
@@ -100,6 +100,7 @@ class HMM:
         return history
 
     def _states(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        ids_of(ids, self.vocabulary)
         alpha, scale = np.empty((ids.size, self.states)), np.empty(ids.size)
         hmm.forward(ids, self.start, self.move, self.emit, alpha, scale)
         return alpha, scale

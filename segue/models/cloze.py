@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Layout, State, check_parents
+from segue.mixers.state import Layout, State, check_parents, check_rows
 from segue.models.base import Decoding, Output, check_tokens, padded, padding
 from segue.models.counts import TokenState
 from segue.models.stack import Stack, StackConfig
@@ -92,6 +92,7 @@ class ClozeModel(nn.Module):
         """See `segue.models.base.Decodable.extend`."""
         assert isinstance(state, TokenState)
         check_tokens(tokens, self.vocabulary)
+        check_rows(len(tokens), state)
         if parents is not None:
             check_parents(parents, *tokens.shape)
         ids, tree = tokens.cpu().numpy().astype(np.int32), None if parents is None else parents.cpu().numpy()

@@ -19,7 +19,7 @@ from segue.kernels.cpu import engine
 from segue.kernels.cpu import program as p
 from segue.kernels.cpu.cache import prepare, warm
 from segue.kernels.cpu.simd import BLOCK, TILE
-from segue.mixers.state import Layout, check_parents
+from segue.mixers.state import Layout, check_asked, check_counts, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, reads_whole
 from segue.models.stack import Block, Stack, StackConfig
 
@@ -78,12 +78,12 @@ def lower_block(program: p.Program, block: Block, config: StackConfig, x: p.View
 
 @dataclass
 class Pending:
-    """What an extend left behind: tokens (B, N), whether they are a tree, and the recurrent states `after` the nodes
-    (kept: after each of them, of a chain's large ones after the last; else after the last of each row, with the states
-    `before` each chunk of the prompt)."""
+    """What an extend left behind: tokens (B, N), `parents` (B, N) or None for a chain, and the recurrent states `after`
+    the nodes (kept: after each of them, of a chain's large ones after the last; else after the last of each row, with
+    the states `before` each chunk of the prompt)."""
 
     tokens: np.ndarray
-    tree: bool
+    parents: np.ndarray | None
     after: Memory
     kept: bool
     before: list[tuple[int, Memory]]
@@ -211,13 +211,16 @@ class CompiledState:
             raise SegueError("nothing is pending: call extend before commit")
         batch, n = pending.tokens.shape
         if path is None:
-            if pending.tree:
+            if pending.parents is not None:
                 raise SegueError("a draft tree is pending: say which path to commit")
             steps = None
-            taken = np.full(batch, n) if counts is None else np.minimum(counts.numpy(), n)
+            if counts is not None:
+                check_counts(counts, batch, n)
+            taken = np.full(batch, n) if counts is None else counts.numpy()
             last = taken - 1
         else:
             steps = np.ascontiguousarray(path.numpy(), np.int64)
+            check_path(steps.tolist(), None if pending.parents is None else pending.parents.tolist(), batch, n)
             taken = (steps >= 0).sum(1)
             last = np.where(taken > 0, steps[np.arange(batch), taken - 1], -1) if steps.shape[1] else taken - 1
         if self.program.caches and steps is not None and (steps > np.arange(steps.shape[1])).any():
@@ -238,8 +241,9 @@ class CompiledState:
             self.states, self.spare = pending.after, self.states  # one slot per row: exactly what is wanted
         elif pending.kept:
             chosen = np.where(last >= 0, last + n * np.arange(batch), -1)[:, None]
-            self._job(self.program.picks if pending.tree else self.program.small_picks, chosen, pending.after)
-            if not pending.tree and len(self.program.repeats):
+            chain = pending.parents is None
+            self._job(self.program.small_picks if chain else self.program.picks, chosen, pending.after)
+            if chain and len(self.program.repeats):
                 self._repeat(n, taken)
         else:  # replay the rest of the chunk in which each row ends
             after, left = Memory(self.states.array.size, self.states), taken.copy()
@@ -454,11 +458,14 @@ class CompiledModel:
                at: Tensor | None = None) -> Output:
         """See `segue.models.base.Decodable.extend`."""
         assert isinstance(state, CompiledState)
-        ids, program = tokens.numpy(), self.program
+        ids, program, tree = tokens.numpy(), self.program, None if parents is None else parents.numpy()
         batch, n = ids.shape
+        check_rows(batch, state)
+        if at is not None:
+            check_asked(at, batch, n)
         wanted = n if at is None else at.shape[1]
         if not ids.size:  # no rows, or no tokens
-            state.pending = Pending(ids, parents is not None, state.states, False, [])
+            state.pending = Pending(ids, tree, state.states, False, [])
             return Output(torch.zeros(batch, wanted, self.vocabulary), torch.zeros(batch, n, self.config.width))
         self._check_nodes(ids, state, parents)
         state.reserve(n)
@@ -494,7 +501,7 @@ class CompiledModel:
             hidden[:, start:end] = program.read(program.top, space.scratch.array, space.nodes).reshape(
                 batch, end - start, -1)
             before = after
-        state.pending = Pending(ids, parents is not None, after, kept, chain)
+        state.pending = Pending(ids, tree, after, kept, chain)
         return Output(torch.from_numpy(logits[:, :, : self.vocabulary]), torch.from_numpy(hidden))
 
     def step(self, tokens: np.ndarray, state: CompiledState) -> np.ndarray:
@@ -505,6 +512,7 @@ class CompiledModel:
             state.commit()
             return logits
         ids = tokens.tolist()
+        check_rows(len(ids), state)
         self._check(min(ids), max(ids), state, 1)
         state.reserve(1)
         space = state.spaces.get((1, False)) or self._space(state, 1, None)
@@ -591,6 +599,9 @@ class CompiledModel:
         return states
 
 
+LOADING = threading.Lock()
+
+
 class Accelerated:
     """A stack that is decoded by the compiled engine from the moment that is there, and by torch until then.
 
@@ -610,8 +621,10 @@ class Accelerated:
     def model(self) -> Stack | CompiledModel:
         """What new states are made by."""
         if not self.loaded and (warm() if self._builder is None else not self._builder.is_alive()):
-            self.compiled.load()
-            self.loaded = True
+            with LOADING:
+                if not self.loaded:
+                    self.compiled.load()
+                    self.loaded = True
         return self.compiled if self.loaded else self.stack
 
     @property

@@ -139,5 +139,5 @@ class Seeing(CompiledModel):
             x[:] = hidden[:, start:end].reshape(-1, width).numpy()
             self._run(state, space, state.lengths + start, state.states, state.states, False, None, shown)
             shown[:, start:end] = x.reshape(batch, -1, width)
-        state.pending = Pending(np.zeros((batch, n), np.int64), False, state.states, False, [])
+        state.pending = Pending(np.zeros((batch, n), np.int64), None, state.states, False, [])
         return torch.from_numpy(shown)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segue.errors import SegueError
 from segue.mixers.saturated import SaturatedAttention
-from segue.mixers.state import Layout, State, gather_nodes
+from segue.mixers.state import Layout, State, check_rows, gather_nodes
 from segue.models.automata import DFA
 from segue.models.base import Decoding, Output, check_tokens
 
@@ -75,9 +75,10 @@ class AutomatonTransformer(nn.Module):
     def extend(self, tokens: Tensor, state: Decoding, parents: Tensor | None = None,
                at: Tensor | None = None) -> Output:
         assert isinstance(state, State)
-        state.check_rows(tokens.shape[0])
-        state.pending = layout = state.layout(tokens.shape[1], parents)
+        check_rows(tokens.shape[0], state)
+        layout = state.layout(tokens.shape[1], parents)
         output = self._run(tokens, layout, state)
+        state.pending = layout
         return output if at is None else Output(gather_nodes(output.logits, at), output.hidden)
 
 

@@ -1,5 +1,6 @@
 """Control of a field that is ready: a branch beside it writes to its blocks (ControlNet: Zhang et al. 2023, arXiv
-2302.05543), by what a player presses and says (InstructNet of GameGen-X: Che et al. 2024, arXiv 2411.00769)."""
+2302.05543), by what a player presses, says and shows (InstructNet of GameGen-X: Che et al. 2024, arXiv
+2411.00769)."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from segue.models.flow import NOTHING, Given, LayeredField, one_hot
 from segue.models.spacetime import Words, norm, silence
 
 SAID = "instruction"  # what a branch is told in words: ids (B, S) long, -1 behind the last
+SHOWN = "guide"  # what it is shown: elements (B, T, C) of a film of edges or motions, zeros where nothing is shown
 
 
 def network(*sizes: int) -> nn.Sequential:
@@ -56,20 +58,24 @@ class ControlBranch(nn.Module):
         copies of these. frozen: the base does not learn, and never trains (no dropout); False: both learn together.
     keys: names of what is pressed and how many choices each has, ids for each row (B,) or element (B, T).
     words: how many ids there are in instructions (`SAID`), 0 for none. heads: of the cross-attention to them.
+    shown: numbers of an element of a guide (`SHOWN`), 0 for none; it lies as the elements that are made, is made of its
+        film by the same codec, and is added to what the branch begins with.
     """
 
     def __init__(self, base: LayeredField, keys: Mapping[str, int] | None = None, words: int = 0,
-                 depth: int | None = None, heads: int = 4, frozen: bool = True) -> None:
+                 depth: int | None = None, heads: int = 4, frozen: bool = True, shown: int = 0) -> None:
         super().__init__()
         self.base, self.width, self.keys, self.frozen = base, base.width, dict(keys or {}), frozen
         depth = len(base.layers) if depth is None else depth
-        if not 1 <= depth <= len(base.layers) or not (self.keys or words):
-            raise SegueError(f"a branch of {depth} blocks beside {len(base.layers)}, with keys {self.keys} and {words} "
-                             "words: it has at least one block, no more than the base, and something to go by")
+        if not 1 <= depth <= len(base.layers) or not (self.keys or words or shown):
+            raise SegueError(f"a branch of {depth} blocks beside {len(base.layers)}, with keys {self.keys}, {words} "
+                             f"words and guides of {shown} numbers: it has at least one block, no more than the base, "
+                             "and something to go by")
         self.copies = nn.ModuleList(copy.deepcopy(block) for block in base.layers[:depth])
         experts = nn.ModuleList(Experts(self.width, sum(self.keys.values()), words, heads) for _ in range(depth))
         self.experts: list[Experts] = experts  # type: ignore[assignment]
         self.words = Words(words, self.width) if words else None
+        self.guide = nn.Linear(shown, self.width, bias=False) if shown else None
         base.requires_grad_(not frozen)
         self.train()
 
@@ -85,8 +91,7 @@ class ControlBranch(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, asked: Tensor, layout: Layout, given: Given = NOTHING) -> Tensor:
         hidden, at = self.base.begin(x, t, asked, layout, given)
-        pressed, said, told = self.heard(given, x)
-        z = hidden
+        z, pressed, said, told = self.heard(hidden, given, x)
         for index, block in enumerate(self.base.layers):
             hidden = self.base.run(block, hidden, at)
             if index < len(self.copies) and bool(told.any()):
@@ -95,8 +100,10 @@ class ControlBranch(nn.Module):
                 hidden = torch.where(told, hidden + expert.write(z), hidden)
         return self.base.end(hidden, at)
 
-    def heard(self, given: Given, x: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None, Tensor]:
-        """Keys (B, T, choices), zeros where none is known; what was said; and whether anything was, (B, 1, 1)."""
+    def heard(self, hidden: Tensor, given: Given,
+              x: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None, Tensor]:
+        """What the branch begins with: the base's vectors and what was shown; keys (B, T, choices), zeros where none is
+        known; what was said; and whether anything was told, (B, 1, 1)."""
         told = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         pressed: list[Tensor] = []
         for name, choices in self.keys.items():
@@ -108,4 +115,9 @@ class ControlBranch(nn.Module):
         if self.words is not None:
             ids = given.get(SAID, torch.full((len(x), 0), -1, device=x.device))
             said, told = self.words(ids), told | (ids >= 0).any(1)
-        return torch.cat(pressed, -1) if pressed else None, said, told[:, None, None]
+        if self.guide is not None and (shown := given.get(SHOWN)) is not None:
+            if shown.shape != (*x.shape[:2], self.guide.in_features):
+                raise SegueError(f"a guide of shape {tuple(shown.shape)} beside elements of shape {tuple(x.shape)}: "
+                                 f"give {self.guide.in_features} numbers for each element")
+            hidden, told = hidden + self.guide(shown.to(x)), told | (shown != 0).flatten(1).any(1)
+        return hidden, torch.cat(pressed, -1) if pressed else None, said, told[:, None, None]

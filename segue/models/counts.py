@@ -19,7 +19,7 @@ from torch import Tensor
 from segue.errors import SegueError
 from segue.files import atomic_write, read_json, write_json
 from segue.kernels import counts as kernel
-from segue.mixers.state import check_parents
+from segue.mixers.state import check_asked, check_counts, check_parents, check_path, check_rows
 from segue.models.base import Decoding, Output, check_tokens
 
 PIECE = 1024  # elements whose distributions are held at once
@@ -64,8 +64,10 @@ class TokenState:
         past = np.empty_like(self.past)
         taken = np.full(self.batch, tokens.shape[1])
         if path is not None:
+            check_path(path.tolist(), None if parents is None else parents.tolist(), *tokens.shape)
             taken = (path >= 0).sum(1).numpy()
         elif counts is not None:
+            check_counts(counts, *tokens.shape)
             taken = counts.numpy()
         for b, n in enumerate(taken):
             new = tokens[b, :n] if path is None else tokens[b, path[b, :n].numpy()]
@@ -113,14 +115,20 @@ class TokenState:
         self.pending = None
 
 
+def ids_of(sequence: Any, vocabulary: int, name: str = "a sequence") -> np.ndarray:
+    """Ids (n,) int32 of an array of them or of a `segue.sequence.Sequence`; a SegueError, which calls it by name, where
+    it has others than the vocabulary's: the kernels index by them."""
+    ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
+    if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocabulary)):
+        raise SegueError(f"{name} has ids outside 0..{vocabulary - 1}: encode it with the codec the model was made for")
+    return ids
+
+
 def mark_stream(documents: Iterable[Any], vocabulary: int) -> np.ndarray:
     """One int32 stream of documents (arrays of ids, or `segue.sequence.Sequence`), each after the mark `vocabulary`."""
     pieces = [np.array([vocabulary], np.int32)]
     for number, document in enumerate(documents):
-        ids = np.asarray(getattr(document, "ids", document), np.int32)
-        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= vocabulary)):
-            raise SegueError(f"sequence {number} has ids outside 0..{vocabulary - 1}: "
-                             "encode it with the codec the model was made for")
+        ids = ids_of(document, vocabulary, f"sequence {number}")
         if ids.size:
             pieces += [ids, pieces[0]]
     if len(pieces) == 1:
@@ -153,6 +161,9 @@ class _Counted:
                       at: Tensor | None = None) -> np.ndarray:
         """As `extend`, giving probabilities (B, M, V) float64 instead of logits."""
         check_tokens(tokens, self.vocabulary)
+        check_rows(len(tokens), state)
+        if at is not None:
+            check_asked(at, *tokens.shape)
         if parents is not None:
             check_parents(parents, *tokens.shape)
         ids = tokens.numpy().astype(np.int32)
@@ -175,7 +186,7 @@ class _Counted:
     def predictions(self, sequence: Any, begin: int = 0, end: int | None = None) -> np.ndarray:
         """(n, V): the distribution of every element of one whole sequence, from the elements before it; or of those
         from `begin` up to `end`."""
-        ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
+        ids = ids_of(sequence, self.vocabulary)
         end = ids.size if end is None else min(end, ids.size)
         out = np.empty((max(0, end - begin), self.vocabulary))
         self.distributions(ids, begin, end, out)
@@ -183,14 +194,14 @@ class _Counted:
 
     def next(self, prefix: Any) -> np.ndarray:
         """(V,): the distribution of the element after a prefix (possibly empty) of a sequence."""
-        ids = np.append(np.asarray(getattr(prefix, "ids", prefix), np.int32), np.int32(0))
+        ids = np.append(ids_of(prefix, self.vocabulary), np.int32(0))
         out = np.empty((1, self.vocabulary))
         self.distributions(ids, ids.size - 1, ids.size, out)
         return out[0]
 
     def log_probabilities(self, sequence: Any) -> np.ndarray:
         """(n,): natural logarithm of the probability of each element given those before it."""
-        ids = np.asarray(getattr(sequence, "ids", sequence), np.int32)
+        ids = ids_of(sequence, self.vocabulary)
         found, piece = np.empty(ids.size), min(PIECE, max(64, CELLS // self.vocabulary))
         for begin in range(0, ids.size, piece):
             end = min(begin + piece, ids.size)
@@ -274,7 +285,6 @@ class CountModel(_Counted):
 
     def _with(self, tables: kernel.Tables) -> CountModel:
         self.tables = tables
-        self.work = kernel.workspace(self.vocabulary, 0, self.order)
         if self.smoothing == "kneser-ney" and np.isnan(self.discount).any():
             few = np.empty((self.order + 1, 2))
             kernel.seen_once_and_twice(self.tables, self.order, few)
@@ -282,7 +292,8 @@ class CountModel(_Counted):
         return self
 
     def _plain(self) -> tuple[Any, ...]:
-        return self.start, self.order, SMOOTHINGS[self.smoothing], self.backoff, self.discount, self.work
+        work = kernel.workspace(self.vocabulary, 0, self.order)
+        return self.start, self.order, SMOOTHINGS[self.smoothing], self.backoff, self.discount, work
 
     def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
                chain: bool, at: np.ndarray, out: np.ndarray) -> None:
@@ -368,6 +379,11 @@ class BlendedCounts(_Counted):
     def path(self) -> str:
         return f"blended counts, {self.tables.order.size:,} observations"
 
+    @property
+    def work(self) -> kernel.Work:
+        """The kernels' room."""
+        return kernel.workspace(self.vocabulary, self.window)
+
     def fit(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUSTED, epochs: int = 4) -> BlendedCounts:
         """Count documents and learn trust: on a share of them that is held back first, then counted too; of few data,
         on all of them (see `cross_fit`).
@@ -386,7 +402,6 @@ class BlendedCounts(_Counted):
     def count(self, documents: Iterable[Any]) -> None:
         """Replace the corpus."""
         self.tables = kernel.build(mark_stream(documents, self.vocabulary), self.vocabulary, kernel.REACH)
-        self.work = kernel.workspace(self.vocabulary, self.window)
 
     def add(self, documents: Iterable[Any]) -> None:
         """Count further documents beside those of the corpus."""
@@ -402,7 +417,7 @@ class BlendedCounts(_Counted):
             streams.append(other.tables.stream[size:])
         made = BlendedCounts(self.vocabulary, self.window)
         made.tables = kernel.build(np.concatenate(streams), self.vocabulary, kernel.REACH)
-        made.trust, made.work = self.trust, kernel.workspace(self.vocabulary, self.window)
+        made.trust = self.trust
         return made
 
     def learn_trust(self, documents: Sequence[Any], seed: int = 0, positions: int = TRUSTED, epochs: int = 4) -> float:
@@ -430,7 +445,7 @@ class BlendedCounts(_Counted):
 
     def _observed(self, documents: Sequence[Any], positions: int, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
         """What the counts say of about so many positions of documents that they do not hold, see `_fit_trust`."""
-        ids = [np.asarray(getattr(document, "ids", document), np.int32) for document in documents]
+        ids = [ids_of(document, self.vocabulary) for document in documents]
         if not sum(map(len, ids)):
             raise SegueError("there is too little data to learn trust on: give more, or longer, sequences")
         rows, facts = [], []
@@ -471,7 +486,6 @@ class BlendedCounts(_Counted):
             model.tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
                                           kernel.REACH)
             model.trust = kernel.Trust(*(arrays[f"trust.{field}"] for field in kernel.Trust._fields))
-            model.work = kernel.workspace(model.vocabulary, model.window)
             return model
 
 

@@ -27,6 +27,13 @@ def from_patches(x: Tensor, size: int) -> Tensor:
     return x.transpose(3, 4).reshape(b, f, h * size, w * size, c // size**2)
 
 
+def edges(frames: Tensor) -> Tensor:
+    """(B, F, H, W, C) -> the same shape: how much each pixel differs from those on its right and below, in the channel
+    where it does most, as a grey film. It guides a branch (`segue.models.control.SHOWN`) when encoded as any film."""
+    right, below = F.pad(frames.diff(dim=3), (0, 0, 0, 1)), F.pad(frames.diff(dim=2), (0, 0, 0, 0, 0, 1))
+    return torch.maximum(right.abs(), below.abs()).amax(-1, keepdim=True).expand_as(frames)
+
+
 @dataclass(frozen=True)
 class FilmAutoencoderConfig:
     """channels: of a frame. patch: side of the squares that a latent vector stands for. stride: frames that one stands

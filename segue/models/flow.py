@@ -21,7 +21,8 @@ from segue.mixers import Mixer
 from segue.mixers.state import Layout
 from segue.models.stack import Stack, StackConfig
 
-Given = Mapping[str, Tensor]  # what a field is told, by name: ids (B, ...) long, -1 where nothing is told
+Given = Mapping[str, Tensor]
+"""What a field is told, by name: ids (B, ...) long, -1 where nothing is told; or real vectors, zeros there."""
 NOTHING: Given = {}
 TIMES = 16  # numbers that tell a stack the time
 
@@ -171,8 +172,8 @@ class EvenField(LayeredField):
 def one_hot(ids: Tensor, classes: int) -> Tensor:
     """(...) long -> (..., classes), zeros where the id is -1; a SegueError where it is no class."""
     if ids.numel() and (int(ids.max()) >= classes or int(ids.min()) < -1):
-        raise SegueError(f"a condition has the id {int(ids.max())}, and {classes} classes: ids lie below, or are -1 "
-                         "where nothing is told")
+        raise SegueError(f"a condition has ids from {int(ids.min())} to {int(ids.max())}, and {classes} classes: ids "
+                         "lie below, or are -1 where nothing is told")
     return F.one_hot(ids + 1, classes + 1)[..., 1:]
 
 

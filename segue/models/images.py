@@ -13,10 +13,20 @@ from segue.kernels.gumbel import straight_through
 from segue.mixers.longvq import Codebook
 
 
+class Surroundings(nn.Conv2d):
+    """x + a convolution of x: at first each place is mostly what it was."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
 def patch_network(width: int, factor: int, channels: int = 3) -> nn.Sequential:
     """(B, channels, H, W) -> (B, width, H / factor, W / factor), each patch in the light of those around it."""
-    return nn.Sequential(nn.Conv2d(channels, width, factor, factor), nn.GELU(), nn.Conv2d(width, width, 3, padding=1),
-                         nn.GELU(), nn.Conv2d(width, width, 1))
+    return nn.Sequential(nn.Conv2d(channels, width, factor, factor), nn.GELU(), Surroundings(width), nn.GELU(),
+                         nn.Conv2d(width, width, 1))
 
 
 @dataclass
@@ -31,7 +41,8 @@ class Coded:
 
 class ImageTokenizer(nn.Module):
     """A VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937): pictures as codes of their patches, and back. The codes
-    follow the encoder by moving averages (`segue.mixers.longvq.Codebook`).
+    follow the encoder by moving averages (`segue.mixers.longvq.Codebook`); its vectors are normed over batches, so that
+    what all patches have in common takes up no codes.
 
     codes: how many there are. width: of the networks; code_width: of a code. factor: side of a patch, in pixels.
     """
@@ -39,7 +50,8 @@ class ImageTokenizer(nn.Module):
     def __init__(self, codes: int = 128, width: int = 64, code_width: int = 16, factor: int = 4) -> None:
         super().__init__()
         self.factor = factor
-        self.encoder = nn.Sequential(*patch_network(width, factor), nn.GELU(), nn.Conv2d(width, code_width, 1))
+        self.encoder = nn.Sequential(*patch_network(width, factor), nn.GELU(), nn.Conv2d(width, code_width, 1),
+                                     nn.BatchNorm2d(code_width, affine=False))
         self.codebook = Codebook(codes, code_width)
         self.decoder = nn.Sequential(nn.Conv2d(code_width, width, 3, padding=1), nn.GELU(), nn.Conv2d(width, width, 1),
                                      nn.GELU(), nn.ConvTranspose2d(width, 3, factor, factor))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_write
 from segue.models.base import Decodable, Decoding, Output
-from segue.models.counts import CELLS, BlendedCounts, TokenState, stretches
+from segue.models.counts import CELLS, BlendedCounts, TokenState, ids_of, stretches
 
 POSITIONS = 12_000  # elements that a gate is fitted on at most
 Piece = tuple[np.ndarray, int, int]  # ids of a document, and which of them
@@ -228,7 +228,7 @@ class Mixture:
         beginning), the counts all of their window. precision: "bfloat16" lets the network multiply so, where that is
         faster.
         """
-        ids = [np.asarray(getattr(document, "ids", document), np.int32) for document in documents]
+        ids = [ids_of(document, self.vocabulary) for document in documents]
         piece = self.size(piece)
         table = [(number, (each, at, min(at + piece, len(each)))) for number, each in enumerate(ids)
                  for at in range(1, len(each), piece)]
@@ -259,7 +259,7 @@ class Mixture:
 
         context, precision: see `walk`. positions: tokens it is fitted on at most.
         """
-        ids = [d for d in (np.asarray(getattr(d, "ids", d), np.int32) for d in documents) if len(d) > 1]
+        ids = [d for d in (ids_of(d, self.vocabulary) for d in documents) if len(d) > 1]
         if not ids:
             raise SegueError("there is too little data to learn the mixture on: give more, or longer, sequences")
         positions = min(positions, (1 << 26) // self.vocabulary + 1)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segue.errors import SegueError
-from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors, gather_nodes, within
+from segue.mixers.state import Carry, Layout, Recurrence, State, Tensors, check_rows, gather_nodes, within
 from segue.models.base import Decoding, Output, check_tokens
 from segue.models.seq2seq import Foldered, encode
 from segue.models.stack import Stack, StackConfig
@@ -335,7 +335,7 @@ class Pointing(nn.Module):
                at: Tensor | None = None) -> Output:
         """See `Decodable.extend`."""
         assert isinstance(state, State)
-        state.check_rows(tokens.shape[0])
+        check_rows(tokens.shape[0], state)
         check_tokens(tokens.cpu(), self.vocabulary)
         layout = state.layout(tokens.shape[1], parents)
         names = torch.where(tokens >= self.first, tokens - self.first, -1)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.files import atomic_folder, read_json, write_json
 from segue.mixers.cross import Source
-from segue.mixers.state import Layout, State, gather_nodes, within
+from segue.mixers.state import Layout, State, check_rows, gather_nodes, within
 from segue.models.base import Decoding, Output, check_prompt
 from segue.models.stack import Stack, StackConfig
 
@@ -250,7 +250,7 @@ class Conditioned(nn.Module):
         """See `Decodable.extend`. The first call takes the whole prompts; where it says `at`, what stands behind the
         last of those nodes is padding, and cannot be committed."""
         assert isinstance(state, Reading)
-        state.check_rows(tokens.shape[0])
+        check_rows(tokens.shape[0], state)
         layout = state.layout(tokens.shape[1], parents)
         if state.source.empty:
             prompts = Prompts(self, tokens, prompt_ends(at))

@@ -22,7 +22,7 @@ from segue.errors import SegueError
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.cross import cross_attention
 from segue.mixers.regions import RegionLabels
-from segue.mixers.state import Carry, Layout, Part, Parts, State, gather_nodes
+from segue.mixers.state import Carry, Layout, Part, Parts, State, check_rows, gather_nodes
 from segue.models.base import Decoding, Output, check_tokens
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -300,7 +300,7 @@ class Block(nn.Module):
 
 def running_mean(x: Tensor, layout: Layout) -> Tensor:
     """(B, N, D) -> at each node the mean of its document up to there."""
-    total = x.float().cumsum(1)
+    total = x.to(torch.promote_types(x.dtype, torch.float32)).cumsum(1)
     count = torch.arange(1, x.shape[1] + 1, device=x.device).expand(x.shape[:2])
     if layout.starts is not None:  # less what was summed before the document began
         begin = torch.where(layout.starts, count - 1, 0).cummax(1).values
@@ -338,7 +338,7 @@ class Forms:
         """The decoding form; see `Decodable.extend`. starts: (B, N) bool, a new document begins at these nodes.
         layout: in place of parents and starts, where the nodes stand and what they see."""
         assert isinstance(state, State)
-        state.check_rows(tokens.shape[0])
+        check_rows(tokens.shape[0], state)
         layout = state.layout(tokens.shape[1], parents, None, starts) if layout is None else layout
         hidden = self.hidden(tokens, layout, state)
         state.pending = layout

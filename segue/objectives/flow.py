@@ -20,8 +20,8 @@ class FlowMatching:
     tokens: (B, T, C) real vectors, of deviation about one. What the field is told are the batch's channels. Times are
     spread evenly over the rows of a batch: chance is that of a whole batch.
 
-    flow: its times, the same as in sampling. drop: how often each of what is told is left out (-1), row by row and each
-        by itself, so that the field can do without it (`Guided`); default: never. blur: the deviation of noise on given
+    flow: its times, the same as in sampling. drop: how often each of what is told is left out, row by row and each by
+        itself, so that the field can do without it (`Guided`); default: never. blur: the deviation of noise on given
         elements, which makes a model that reads its own answers drift less.
     """
 
@@ -46,11 +46,11 @@ class FlowMatching:
         return Loss(total, {"nats": total.detach()}, batch.count)
 
     def told(self, name: str, ids: Tensor, generator: torch.Generator) -> Tensor:
-        """The ids (B, ...) of a condition, without those of the rows in which it is left out."""
+        """The ids or vectors (B, ...) of a condition, without those of the rows in which it is left out."""
         if name not in self.drop:
             return ids
         left = torch.rand(len(ids), generator=generator, device=ids.device) < self.drop[name]
-        return torch.where(left.view(-1, *[1] * (ids.dim() - 1)), -1, ids)
+        return torch.where(left.view(-1, *[1] * (ids.dim() - 1)), 0 if ids.is_floating_point() else -1, ids)
 
 
 class Reconstruction:

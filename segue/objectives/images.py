@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,15 +37,17 @@ class FrameLabels:
 
 
 class SegmentCrossEntropy:
-    """The next element, each segment with the same weight however long it is: the sum over segments of the mean nats of
-    its elements. owner: (V,) long, the segment of each id (`segue.models.segments`)."""
+    """The next element, each segment with a weight of its own however long it is: the sum over segments of weight times
+    the mean nats of its elements. owner: (V,) long, the segment of each id (`segue.models.segments`). weights: of the
+    segments, by default 1."""
 
-    def __init__(self, owner: Tensor) -> None:
-        self.owner = owner
+    def __init__(self, owner: Tensor, weights: Mapping[int, float] | None = None) -> None:
+        self.owner, self.weights = owner, dict(weights or {})
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         asked = batch.targets >= 0
         targets = batch.targets[asked]
         nats = F.cross_entropy(model(batch.tokens, batch.layout).logits[asked].float(), targets, reduction="none")
-        parts = [nats[self.owner[targets] == segment].mean() for segment in self.owner[targets].unique()]
+        parts = [self.weights.get(int(segment), 1.0) * nats[self.owner[targets] == segment].mean()
+                 for segment in self.owner[targets].unique()]
         return Loss(torch.stack(parts).sum() * batch.count, {"nats": nats.sum().detach()}, batch.count)

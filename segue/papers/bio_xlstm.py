@@ -7,7 +7,6 @@ and sharing parameters between both strands of DNA is worth more than training o
 
 from __future__ import annotations
 
-import gzip
 import zipfile
 from collections import defaultdict
 from functools import partial
@@ -24,6 +23,7 @@ from segue.models import Stack, StackConfig
 from segue.models.equivariant import Equivariant, mirror
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.drakes import genome
 from segue.training.learn import accuracy, learn
 
 if TYPE_CHECKING:
@@ -131,18 +131,6 @@ PARTNER = torch.tensor([3, 2, 1, 0])  # A C G T
 MOTIF, COPIES = torch.tensor([3, 2, 0, 2, 3, 1, 0, 1]), 2  # TGAGTCAC: its reverse complement is another word
 LENGTH = 64
 SHARING = ("none", "augmentation", "parameter sharing")
-
-
-def genome(path: Path | None) -> Tensor:
-    """The bases of E. coli K-12, A C G T as 0 to 3, or made-up ones."""
-    if path is None:
-        return torch.randint(4, (100_000,), generator=torch.Generator().manual_seed(0))
-    with gzip.open(path / "GCF_000005845.2_ASM584v2_genomic.fna.gz", "rb") as handle:
-        text = b"".join(handle.read().split(b"\n")[1:])
-    letters = np.full(256, 4, np.int64)
-    letters[list(b"ACGT")] = range(4)
-    bases = torch.from_numpy(letters[np.frombuffer(text, np.uint8)])
-    return bases[bases < 4]
 
 
 def strands(bases: Tensor, rows: int, generator: torch.Generator) -> Batch:

@@ -166,7 +166,7 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     best = min(table, key=lambda row: row["final"])["arm"]
     equal = [arm for arm in WITHOUT if row[arm]["forgetting"] <= kept["forgetting"] and row[arm]["new"] <= kept["new"]]
     others = "; ".join(f"{arm} forgets {row[arm]['forgetting']:.3f}, new domains at {row[arm]['new']:.3f}"
-                       for arm in WITHOUT)
+                       for arm in (*WITHOUT, "LwF"))
     reason = (f"re-warming forgets {plain['forgetting']:.3f} bits, new domains at {plain['new']:.3f}; with 25% of "
               f"old rows {cut:.0%} less, new domains {cost:+.1%}; {others}; joint ends at {joint['final']:.3f}, "
               f"the best is {best}")

@@ -58,7 +58,7 @@ def trained(policy: str, steps: int, rows: int, seed: int, symbols: int = SYMBOL
     model = Stack(StackConfig(task.vocabulary, 64, [mixer] * depth, {mixer: OPTIONS[mixer]}, channel="mlp",
                               norm="layer")).to(device)
     learn(model, task.batches(rows, (length, length), seed), steps, rate=2e-3, seed=seed)
-    return answer_accuracy(model, task.test(512, length, seed))
+    return answer_accuracy(model, task.test(min(512, 8 * rows), length, seed))
 
 
 def compiled_cells(run: Run) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def whole(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, tune
 
 
 def measure(run: Run) -> list[Row]:
-    lengths, base_steps, tune = run.pick((2, 4), LENGTHS), run.pick(4, BASE), run.pick(2, TUNE)
+    lengths, base_steps, tune = run.pick((2,), LENGTHS), run.pick(2, BASE), run.pick(2, TUNE)
     seeds = [run.seed + i for i in range(run.pick(1, 3))]
     jobs = {f"attention, seed {seed}": partial(whole, "attention", seed, lengths, base_steps, tune) for seed in seeds}
     jobs[f"{OTHER}, seed {seeds[0]}"] = partial(whole, OTHER, seeds[0], lengths, base_steps, tune)

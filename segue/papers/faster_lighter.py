@@ -105,12 +105,12 @@ def cost(arm: str, length: int) -> dict[str, float]:
 # --- general methods -----------------------------------------------------------------------------------------------
 
 
-def recomputed() -> dict[str, float]:
-    """Of eight layers: bytes at the peak and seconds of a training step with blocks recomputed, as parts of without."""
+def recomputed(layers: int, turns: int) -> dict[str, float]:
+    """Bytes at the peak and seconds of a training step with blocks recomputed, as parts of without."""
     batches, _ = drawn("digits", 0)
     batch, steps = batches(0), []
     for checkpointing in (False, True):
-        model = classifier(FULL, "digits", 0, layers=8)
+        model = classifier(FULL, "digits", 0, layers=layers)
         model.checkpointing = checkpointing
 
         def step(model: Stack = model) -> None:
@@ -119,7 +119,7 @@ def recomputed() -> dict[str, float]:
 
         steps.append(step)
     taken: list[list[float]] = [[], []]
-    for turn in range(9):  # one after the other, so that what else the machine does meets both; the first warms up
+    for turn in range(turns):  # one after the other, so that what else the machine does meets both; the first warms up
         for step, seconds in zip(steps, taken):
             begin = time.perf_counter()
             step()
@@ -142,7 +142,7 @@ def general(seed: int, steps: int) -> dict[str, float]:
 
 
 def measure(run: Run) -> list[Row]:
-    steps, seeds = run.pick(3, 200), range(run.seed, run.seed + run.pick(1, 2))
+    steps, seeds = run.pick(2, 200), range(run.seed, run.seed + run.pick(1, 2))
     pupils, lengths = range(run.seed, run.seed + run.pick(1, 3)), run.pick([64, 128], [512, 1024, 2048, 4096])
     table: list[Row] = []
 
@@ -160,7 +160,7 @@ def measure(run: Run) -> list[Row]:
             found = run.cell(f"cost {arm} {length}", partial(cost, arm, length))
             add("cost", arm, "seconds", found["seconds"], length)
             add("cost", arm, "MiB", found["bytes"] / 2**20, length)
-    ratios = run.cell("recomputed", recomputed)
+    ratios = run.cell("recomputed", partial(recomputed, *run.pick((2, 2), (8, 9))))
     for measure in ("memory", "seconds"):
         add("general", "blocks recomputed", measure, ratios[measure])
     for seed in pupils:

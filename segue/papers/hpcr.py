@@ -79,7 +79,7 @@ def digits(small: bool) -> Data:
     """Handwritten digits (scikit-learn), read line by line: 8 steps of 8 pixels. Each fifth one is to test, and the one
     behind it to tune on."""
     if small:
-        pixels, names = torch.rand(100, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(100) // 10
+        pixels, names = torch.rand(50, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50) // 5
     else:
         found = require("sklearn.datasets", "classical").load_digits()
         pixels, names = torch.tensor(found.images, dtype=torch.float32) / 16, torch.tensor(found.target)

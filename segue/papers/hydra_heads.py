@@ -155,9 +155,9 @@ def draw(figure: Figure, table: list[Row]) -> None:
     for row in table:
         agreement.plot(range(1, HEADS + 1), [row[f"head {k}"] for k in range(1, HEADS + 1)], marker="o",
                        label=row["heads"])
-    agreement.set(xlabel="head", ylabel="likeliest token is the base's", ylim=(0, 1), xticks=range(1, HEADS + 1),
-                  title="Agreement with the base")
-    agreement.legend(fontsize="small")
+    agreement.set(xlabel="head", ylabel="likeliest token is the base's", ylim=(0, 1.4),  # above one: the legend
+                  xticks=range(1, HEADS + 1), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1], title="Agreement with the base")
+    agreement.legend(fontsize="small", loc="upper right")
 
 
 CLAIM = Claim(

@@ -64,7 +64,7 @@ def train(arm: str, seed: int, steps: int, rows: int) -> dict[str, float]:
 
 
 def measure(run: Run) -> list[Row]:
-    steps, seeds = run.pick(2, 300), range(run.seed, run.seed + run.pick(2, 3))
+    steps, seeds = run.pick(1, 300), range(run.seed, run.seed + run.pick(2, 3))
     jobs = {f"{arm} {seed}": partial(train, arm, seed, steps, run.pick(8, 2048)) for arm in ARMS for seed in seeds}
     done = run.cells(jobs)
     table: list[Row] = []

@@ -78,7 +78,7 @@ def learned(mixer: str, seed: int, steps: int, tested: int, window: int = WINDOW
     besides those of ARMS."""
     torch.manual_seed(seed)
     model, task = build(mixer, points, **options).to(device), FunctionTask(inputs=1, window=window)
-    fresh = task.test(256, points, seed + 1000)
+    fresh = task.test(min(256, 4 * rows), points, seed + 1000)
     windows, counts = growing(steps, window, points) if grows else (window, points)
     run = learn(model, task.batches(rows, counts, seed, window=windows), steps, rate=rate, seed=seed,
                 warmup=min(1.0, 200 / steps), objective=SquaredError(), measure=looks,

@@ -99,13 +99,13 @@ def recall(rows: int, generator: torch.Generator) -> Batch:
     return Batch(tokens.scatter(1, places, keys), targets.scatter(1, places, values))
 
 
-def far(arm: str, seed: int, steps: int) -> float:
+def far(arm: str, seed: int, steps: int, tests: int) -> float:
     """Accuracy at recall, on fresh rows."""
     torch.manual_seed(seed)
     model = make(arm, BLANK + 1)
     learn(model, lambda step: recall(32, generator_of(seed, step)), steps, rate=0.01,
           seed=seed, cooldown=1.0, muon=True)
-    return accuracy(model, recall(512, torch.Generator().manual_seed(-1 - seed)))
+    return accuracy(model, recall(tests, torch.Generator().manual_seed(-1 - seed)))
 
 
 def chorales(folder: Path | None) -> tuple[Tensor, Tensor]:
@@ -159,7 +159,7 @@ def measure(run: Run) -> list[Row]:
     steps = run.pick(2, 400)
     folder = run.dataset("jsb-chorales")
     singers = range(run.seed, run.seed + run.pick(1, 3))
-    jobs = {f"far {arm}": partial(far, arm, run.seed, steps) for arm in ARMS}
+    jobs = {f"far {arm}": partial(far, arm, run.seed, steps, run.pick(8, 512)) for arm in ARMS}
     jobs |= {f"music {arm} {seed}": partial(music, arm, seed, run.pick(2, 300), folder)
              for arm in (FULL, CODES) for seed in singers}
     done = run.cells(jobs)

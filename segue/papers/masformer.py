@@ -72,7 +72,7 @@ def looked_at(model: Stack, length: int) -> int:
     return sum(int(block.mixer.rule(seen).sum()) for block in model.blocks if isinstance(block.mixer, Attention))
 
 
-def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, float]:
+def recall(arm: str, seed: int, steps: int, width: int, tests: int) -> dict[str, float]:
     torch.manual_seed(seed)
     drawn = TASK.batches(32, (LENGTH, LENGTH), seed)
     rate, check = 2e-3, TASK.test(64, LENGTH, seed + 1000)
@@ -84,14 +84,14 @@ def recall(arm: str, seed: int, steps: int, width: int) -> dict[str, float]:
         model.load_state_dict(full.state_dict())
         taken = learn(model, lambda step: drawn(before + step), steps, rate=rate, seed=seed, strategy=solved,
                       cooldown=0.5).step
-    return {"accuracy": accuracy(model, TASK.test(512, LENGTH, seed)), "steps": taken,
+    return {"accuracy": accuracy(model, TASK.test(tests, LENGTH, seed)), "steps": taken,
             "pairs": looked_at(model, LENGTH)}
 
 
 def measure(run: Run) -> list[Row]:
-    steps, width = run.pick(4, 400), run.pick(32, 64)
+    steps, width, tests = run.pick((2, 16, 16), (400, 64, 512))
     arms = [*ARMS, CONVERTED]
-    cells = run.cells({f"{arm}, seed {run.seed}": partial(recall, arm, run.seed, steps, width) for arm in arms})
+    cells = run.cells({f"{arm}, seed {run.seed}": partial(recall, arm, run.seed, steps, width, tests) for arm in arms})
     found = dict(zip(arms, cells.values()))
     full = found["all full"]["pairs"]
     run.note(f"{LAYERS} layers of width {width}, 4 heads, rotary positions, blocks of {BLOCK} in {LENGTH} elements, 32 "

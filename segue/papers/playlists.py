@@ -191,7 +191,7 @@ COLUMNS = ("accuracy", "balanced", "majority", "by length", "tested", "precision
 def measure(run: Run) -> list[Row]:
     folders = {MADE_UP: None, LASTFM: run.dataset("lastfm-listening-rmtpp"),
                FILMS: run.dataset("movielens-latest-small-2016")}
-    count, setting = run.pick((300, {**SETTING, "width": 8, "rows": 8}), (8000, SETTING))
+    count, setting = run.pick((150, {**SETTING, "width": 8, "rows": 8}), (8000, SETTING))
     steps = run.pick({data: 2 for data in ARMS}, {MADE_UP: 900, LASTFM: 300, FILMS: 300})
 
     def seeds(data: str, arm: str) -> list[int]:

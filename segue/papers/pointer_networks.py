@@ -138,7 +138,7 @@ def tours(path: str | None, tests: int, seed: int, **choices: int) -> list[Row]:
             table.append(row(task, arm, f"{TOURS[0]}-{TOURS[1]}" if task == UNIFORM else CITIES,
                              float((found < least * (1 + 1e-6)).sum()) / len(sets),
                              float(found.sum() / least.sum()) if len(lengths) else 0.0,
-                             1 - len(lengths) / len(sets)))
+                             (len(sets) - len(lengths)) / len(sets)))
     return table
 
 

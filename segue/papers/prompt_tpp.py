@@ -153,7 +153,7 @@ def follow(stream: str, folder: Path | None, arm: str, seed: int, rows: int, ste
 
 
 def measure(run: Run) -> list[Row]:
-    rows, steps = run.pick((24, 1), (150, 60))
+    rows, steps = run.pick((12, 1), (150, 60))
     judged = (ONLINE, PROMPTS, ALWAYS)
     seeds = {MADE: run.pick(1, 5), **dict.fromkeys(REAL, 3)}
     folders: dict[str, Path | None] = {MADE: None}

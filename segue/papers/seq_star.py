@@ -225,7 +225,7 @@ def measure(run: Run) -> list[Row]:
     found = [run.dataset(name) for name in ("clinc150", "dailydialog-valtest")]
     folder = None if found[0] is None else found[0].parent
     small = run.pick(True, False)
-    epochs = run.pick((2, 1, 2), (EPOCHS, WARM_UP, HEAD_EPOCHS))
+    epochs = run.pick((1, 1, 1), (EPOCHS, WARM_UP, HEAD_EPOCHS))
     bases = run.cells({f"backbone for {kind}": partial(pretrained, kind, folder, small, run.pick(2, steps))
                        for kind, steps in (("code", 500), ("queries", 300))})
 

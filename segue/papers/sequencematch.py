@@ -136,7 +136,7 @@ def arms(seed: int, width: int, right: float, steps: tuple[int, int], prompts: i
 
 
 def measure(run: Run) -> list[Row]:
-    width, right, steps = run.pick(16, 64), run.pick(0.0, 0.94), run.pick((10, 2), (600, 200))
+    width, right, steps = run.pick(16, 64), run.pick(0.0, 0.94), run.pick((4, 2), (600, 200))
     prompts, noise = run.pick(4, 1000), 0.2
     weights = run.pick((0.01,), (0.003, 0.03))
     halves = ((PLAIN, LONGER, MATCHED), (CLONED, BOTH, UNLIKELY))  # about as long as one another

@@ -208,7 +208,7 @@ def arm(name: str, seed: int, steps: int, count: int, tests: int, families: Sequ
 
 def measure(run: Run) -> list[Row]:
     families = FAMILIES[: run.pick(2, len(FAMILIES))]
-    setting = run.pick({"steps": 4, "count": 60, "tests": 6}, {"steps": 320, "count": 5000, "tests": 500})
+    setting = run.pick({"steps": 3, "count": 60, "tests": 6}, {"steps": 320, "count": 5000, "tests": 500})
     seeds, agree = range(run.seed, run.seed + run.pick(1, 2)), run.pick(10, 1000)
     done = run.cells({f"{name} {seed}": partial(arm, name, seed, **setting, families=families) for seed in seeds
                       for name in (VERIFIED, UNVERIFIED, RAG)}

@@ -294,6 +294,7 @@ class _AllGather(torch.autograd.Function):
         return torch.stack(all_gather(comm, x))
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         comm, grad = ctx.comm, grads[0].contiguous()
         others = [rank for rank in range(comm.size) if rank != comm.rank]
@@ -316,6 +317,7 @@ class _Receive(torch.autograd.Function):
         return found
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, None, None]:
         ctx.comm.exchange([(grads[0].contiguous(), ctx.peer)], [])()
         return None, None, None, None
@@ -329,6 +331,7 @@ class _Send(torch.autograd.Function):
         return through.view_as(through)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor, Tensor, None]:
         shape, dtype, device = ctx.like
         found = torch.empty(shape, dtype=dtype, device=device)

@@ -147,6 +147,7 @@ class _RingAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         comm, schedule, core, bias = ctx.given
         q, k, v, out, lse = ctx.saved_tensors
@@ -190,6 +191,7 @@ class _StoredScores(torch.autograd.Function):
         return out
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         (q, k, v, weights), comm, (grad,) = ctx.saved_tensors, ctx.comm, grads
         n, scale = k.shape[2], q.shape[-1] ** -0.5

@@ -27,6 +27,7 @@ class _Enter(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor]:
         return None, all_reduce(ctx.comm, grads[0])
 
@@ -65,7 +66,8 @@ class TensorParallel(Forms, nn.Module):
         for name, block in zip(config.mixers, stack.blocks):
             mixer = block.mixer
             if not isinstance(mixer, Attention) or mixer.distances is not None or mixer.learned_span is not None or \
-                    mixer.positions == "alibi" or config.shared or config.cross is not None:
+                    mixer.qkv_global is not None or mixer.positions == "alibi" or config.shared or \
+                    config.cross is not None:
                 raise SegueError(f"a stack of '{name}' cannot be cut by heads: attention without parameters of its "
                                  "heads can, in layers of their own")
             if mixer.heads % size or mixer.kv_heads % size or config.hidden_width % size:
@@ -87,6 +89,13 @@ class TensorParallel(Forms, nn.Module):
                           [config.hidden_width] * (1 + block.channel.gated))
         own.load_state_dict(weights)
         for block in own.blocks:
+            for part in (block.mixer, block.channel):
+                bias = None if part is None else part.out.bias
+                if bias is not None and comm.rank:
+                    bias.requires_grad_(False)
+            for name, parameter in block.mixer.named_parameters():
+                if not name.startswith(("qkv.", "out.")):  # all heads have a say in it
+                    parameter.register_hook(partial(all_reduce, comm))
             if block.channel is not None:
                 block.channel = _Summed(comm, block.channel)  # type: ignore[assignment]
         self.stack = own
@@ -101,7 +110,7 @@ class TensorParallel(Forms, nn.Module):
                 weights[name] = torch.cat([ours(x, 0) for x in weights[name].split(sizes)])
         weights[f"{out}.weight"] = ours(weights[f"{out}.weight"], 1)
         if f"{out}.bias" in weights:
-            weights[f"{out}.bias"] = weights[f"{out}.bias"] / self.comm.size  # it is added on every rank
+            weights[f"{out}.bias"] *= self.comm.rank == 0  # it is added, and learned, once
 
     @property
     def head(self) -> nn.Linear:

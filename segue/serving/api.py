@@ -1,7 +1,7 @@
 """The OpenAI completions API in front of an engine: the official client and curl work unchanged.
 
 `segue serve MODEL` runs it on the loopback interface. Beside /v1/completions and /v1/models there are /health, with the
-engine's numbers, and a page for people at /.
+engine's numbers, and a page for people at /. All else is refused in OpenAI's words.
 """
 
 from __future__ import annotations
@@ -15,29 +15,40 @@ from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Header
+from fastapi import FastAPI
+from fastapi import HTTPException as BodyTooLarge  # of what reading a body raises, fastapi lets only its own through
 from fastapi import Request as HTTPRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from segue.decoding.continuation import (
     Stops,
     Telling,
+    enough,
     lead_of,
     open_prompt,
     prime_object,
     prime_tokens,
     sayable,
+    unknown_in,
     until_of,
 )
+from segue.decoding.generate import Until
 from segue.decoding.healing import Healing, spelling
 from segue.decoding.prompt import OpenPrompt
 from segue.decoding.sampling import Leaning, Processor, Sampling
 from segue.errors import SegueError
 from segue.kinds import Codec, Kind
 from segue.models.base import begin_of
-from segue.serving.engine import Engine, News, Overloaded, Request, Ticket
+from segue.serving.engine import Closing, Engine, News, Overloaded, Request, Ticket
+
+LARGEST = 1 << 24  # bytes of a body: more than all the prompts that an engine holds
+UNLIKELY = -9999.0  # OpenAI's log-probability of what is next to impossible; JSON knows no infinity
+TOO_LARGE = f"the request is larger than {LARGEST >> 20} MiB: send fewer or shorter prompts"
 
 
 class StreamOptions(BaseModel):
@@ -48,7 +59,7 @@ class StreamOptions(BaseModel):
 class Completion(BaseModel):
     """The body of a request, as OpenAI documents it; top_k, min_p and repetition_penalty are ours."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: str = ""
     prompt: str | list[str] | list[int] | list[list[int]] = ""
@@ -60,7 +71,7 @@ class Completion(BaseModel):
     repetition_penalty: float = Field(1.0, gt=0)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] | None = None
     n: int | None = Field(1, ge=1, le=128)
     best_of: int | None = None
     stream: bool | None = False
@@ -83,10 +94,21 @@ class Refused(Exception):
 
 def refusal(status: int, message: str, param: str | None = None) -> JSONResponse:
     """An error as OpenAI's API words it; `param`: the part of the request that is to blame."""
-    kind = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error",
-            500: "server_error"}.get(status, "invalid_request_error")
     headers = {"Retry-After": "1"} if status == 429 else None
-    return JSONResponse({"error": {"message": message, "type": kind, "param": param, "code": None}}, status, headers)
+    return JSONResponse({"error": wrong(status, message, param)}, status, headers)
+
+
+def wrong(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """The body of a `refusal`."""
+    kind = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
+        status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"message": message, "type": kind, "param": param, "code": None}
+
+
+def status_of(error: Exception) -> int:
+    """Of the answer that tells an error: the client's, the moment's, or ours."""
+    statuses = {Overloaded: 429, Closing: 503, SegueError: 400}
+    return next((status for sort, status in statuses.items() if isinstance(error, sort)), 500)
 
 
 def refuse(app: FastAPI) -> None:
@@ -96,19 +118,52 @@ def refuse(app: FastAPI) -> None:
     async def refused(_: HTTPRequest, error: Refused) -> JSONResponse:
         return refusal(error.status, str(error), error.param)
 
-    @app.exception_handler(Overloaded)
-    async def overloaded(_: HTTPRequest, error: Overloaded) -> JSONResponse:
-        return refusal(429, str(error))
-
     @app.exception_handler(SegueError)
-    async def mistaken(_: HTTPRequest, error: SegueError) -> JSONResponse:
-        return refusal(400, str(error))
+    @app.exception_handler(Exception)
+    async def mistaken(_: HTTPRequest, error: Exception) -> JSONResponse:
+        return refusal(status_of(error), str(error) or type(error).__name__)
+
+    @app.exception_handler(HTTPException)
+    async def elsewhere(http: HTTPRequest, error: HTTPException) -> JSONResponse:
+        if error.status_code in (404, 405):
+            return refusal(error.status_code, f"{http.method} {http.url.path} is not offered here: a model that "
+                           "continues sequences answers POST /v1/completions (there are no chats)")
+        return refusal(error.status_code, str(error.detail))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: HTTPRequest, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = str(first["loc"][1]) if len(first["loc"]) > 1 else ""
-        return refusal(400, f"{where or 'body'}: {first['msg']}", where or None)
+        where = next((place for place in first["loc"][1:2] if isinstance(place, str)), None)
+        return refusal(400, f"{where or 'body'}: {first['msg']}", where)
+
+
+class Door:
+    """Before a request is read: who has no key, or brings too much, is refused. An ASGI application around another."""
+
+    def __init__(self, app: ASGIApp, key: str | None) -> None:
+        self.app, self.key = app, key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers, left = Headers(scope=scope), LARGEST
+        sent = headers.get("authorization", "").removeprefix("Bearer ")
+        if self.key is not None and scope["path"].startswith("/v1") and \
+                not secrets.compare_digest(sent.encode("latin-1"), self.key.encode()):
+            answer = refusal(401, "send the key of this server as 'Authorization: Bearer KEY'")
+            return await answer(scope, receive, send)
+        if (length := headers.get("content-length", "0")).isdecimal() and int(length) > LARGEST:
+            return await refusal(413, TOO_LARGE)(scope, receive, send)
+
+        async def counted() -> Message:  # a body may come without saying how long it is
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise BodyTooLarge(413, TOO_LARGE)
+            return message
+
+        await self.app(scope, counted, send)
 
 
 class Answering:
@@ -117,13 +172,17 @@ class Answering:
     def __init__(self, engine: Engine, codec: Codec, eos: frozenset[int], body: Completion,
                  processors: tuple[Processor, ...] = (), kind: Kind | None = None) -> None:
         self.engine, self.codec, self.body, self.kind = engine, codec, body, kind
-        self.n = body.n or 1
+        self.n, self.said = body.n or 1, 0
         self.queue: asyncio.Queue[tuple[int, News]] = asyncio.Queue()
         if body.suffix or body.best_of not in (None, self.n):
             raise Refused(400, "suffix, and best_of other than n, are not offered here",
                           "suffix" if body.suffix else "best_of")
+        n = 16 if body.max_tokens is None else body.max_tokens
+        if n == 0 and not body.echo:
+            raise Refused(400, "max_tokens must be at least 1, or echo the prompt", "max_tokens")
         stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
         self.stops = Stops(stops, codec) if stops else None
+        self.most = n if codec.counted else None
         self.prompts = self._prompts(body.prompt)
         lead = lead_of(codec, engine.model)
         self.leads: list[bytes | str] = [getattr(prompt, "rest", lead) for prompt in self.prompts]
@@ -136,21 +195,26 @@ class Answering:
         processors = (*processors, *sayable(codec), *(() if leaning == Leaning() else (leaning,)), *healing)
         sampling = Sampling(True, 1.0 if body.temperature is None else body.temperature, body.top_k, body.top_p or 1.0,
                             body.min_p, repetition_penalty=body.repetition_penalty, processors=processors)
-        n = 16 if body.max_tokens is None else body.max_tokens
-        if n == 0 and not body.echo:
-            raise Refused(400, "max_tokens must be at least 1, or echo the prompt", "max_tokens")
         told = n == 0 or (bool(body.echo) and body.logprobs is not None)
-        self.tickets = [Ticket(Request(prompt, n + getattr(prompt, "taken", 0), sampling, eos, self.n, seed,
-                                       body.logprobs, told, until_of(self.stops, len(lead))), self._deliver(place))
-                        for place, (prompt, lead) in enumerate(zip(self.prompts, self.leads))]
+        self.requests = [Request(prompt, n + getattr(prompt, "taken", 0), sampling, eos, self.n, seed, place * self.n,
+                                 body.logprobs, told, self._until(lead))
+                         for place, (prompt, lead) in enumerate(zip(self.prompts, self.leads))]
+        self.tickets: list[Ticket] = []
+
+    def _until(self, lead: bytes | str) -> Until:
+        stop = until_of(self.stops, len(lead))
+        return stop if self.most is None else enough(self.codec, self.most + len(lead), stop)
 
     def _prompts(self, prompt: Any) -> list[list[int]]:
         many = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
-        found = []
+        if len(many) > self.engine.queue:
+            raise Refused(400, f"{len(many)} prompts are more than may wait here: send {self.engine.queue} at once at "
+                          "most", "prompt")
+        found, model = [], self.engine.model
         for one in many:
-            model = self.engine.model
             if isinstance(one, str):
                 prime = one if self.kind is None else prime_object(self.kind, one, self.codec)
+                unknown_in(self.codec, prime)
                 ids = list(prime_tokens(self.codec, prime, model))
                 if begin_of(model) is None and not self.body.echo and self.body.logprobs is None:
                     ids = open_prompt(self.codec, ids)  # else tokens are told one by one, and these are not the text's
@@ -176,15 +240,12 @@ class Answering:
 
     def submit(self) -> None:
         """All prompts, or none where there is no room."""
-        sent = []
         try:
-            for ticket in self.tickets:
-                sent.append(self.engine.submit(ticket.request, ticket.deliver))
+            for place, request in enumerate(self.requests):
+                self.tickets.append(self.engine.submit(request, self._deliver(place)))
         except SegueError:
-            for ticket in sent:
-                ticket.cancel()
+            self.cancel()
             raise
-        self.tickets = sent
 
     def cancel(self) -> None:
         for ticket in self.tickets:
@@ -192,9 +253,9 @@ class Answering:
 
     async def choices(self) -> AsyncIterator[dict[str, Any]]:
         """What becomes certain of each choice, as OpenAI puts it: text, logprobs, finish_reason."""
-        tellings = [Telling(self.codec, self.stops, lead) for lead in self.leads for _ in range(self.n)]
-        offsets = [0] * len(tellings)
-        open_, echoed, self.said = len(tellings), set[int](), 0
+        tellings = [Telling(self.codec, self.stops, lead, self.most) for lead in self.leads for _ in range(self.n)]
+        places = [Places(self.codec, lead) for lead in self.leads for _ in range(self.n)]
+        open_, echoed = len(tellings), set[int]()
         while open_:
             place, news = await self.queue.get()
             if news.error is not None:
@@ -202,34 +263,34 @@ class Answering:
             if self.body.echo and place not in echoed:
                 echoed.add(place)
                 for index in range(place * self.n, (place + 1) * self.n):
-                    yield self._echo(place, index, news, offsets)
+                    yield self._echo(place, index, news, places[index])
             if news.prompt is not None:
                 continue
             index = place * self.n + news.index
             self.said += len(news.tokens)
-            _, text = tellings[index](news.tokens, news.finish is not None)
-            open_ -= news.finish is not None
-            if text or news.tokens or news.finish:
-                yield self._choice(index, text, news.tokens, news.logprobs, news.tops, news.finish, offsets)
+            _, text, finish = tellings[index](news.tokens, news.finish)
+            open_ -= finish is not None
+            if text or news.tokens or finish:
+                yield self._choice(index, text, news.tokens, news.logprobs, news.tops, finish, places[index])
 
-    def _echo(self, place: int, index: int, news: News, offsets: list[int]) -> dict[str, Any]:
-        ids = self.prompts[place]
-        given = news.prompt or []
+    def _echo(self, place: int, index: int, news: News, places: Places) -> dict[str, Any]:
+        ids, given = self.prompts[place], news.prompt or []
         logprobs: list[Any] = [None if one is None else one[0] for one in given]
         tops: list[Any] = [None if one is None else one[1] for one in given]
-        text = Telling(self.codec)(ids, True)[1]
-        return self._choice(index, text, ids if given else [], logprobs, tops, None, offsets)
+        text = Telling(self.codec)(ids, "length")[1]
+        return self._choice(index, text, ids if given else [], logprobs, tops, None, places)
 
     def _choice(self, index: int, text: str, tokens: list[int], logprobs: list[Any], tops: list[Any],
-                finish: str | None, offsets: list[int]) -> dict[str, Any]:
+                finish: str | None, places: Places) -> dict[str, Any]:
         told = None
         if self.body.logprobs is not None:
-            names = [self.codec.token(token) for token in tokens]
-            places = [offsets[index] + sum(map(len, names[:i])) for i in range(len(names))]
-            alternatives = [None if top is None else {self.codec.token(token): value for token, value in top}
-                            for top in tops] if self.body.logprobs else None
-            told = {"tokens": names, "token_logprobs": logprobs, "top_logprobs": alternatives, "text_offset": places}
-        offsets[index] += len(text)
+            names = list(map(self.codec.token, tokens))
+            logprobs = [None if own is None else max(own, UNLIKELY) for own in logprobs]
+            alternatives = None if not self.body.logprobs else [None if top is None else {
+                self.codec.token(each): max(value, UNLIKELY) for each, value in top} | {name: own}
+                for name, own, top in zip(names, logprobs, tops)]
+            told = {"tokens": names, "token_logprobs": logprobs, "top_logprobs": alternatives,
+                    "text_offset": list(map(places, tokens))}
         reason = None if finish is None else "length" if finish == "length" else "stop"
         return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
 
@@ -237,6 +298,18 @@ class Answering:
     def usage(self) -> dict[str, int]:
         read = sum(map(len, self.prompts))
         return {"prompt_tokens": read, "completion_tokens": self.said, "total_tokens": read + self.said}
+
+
+class Places:
+    """Where in the text of a choice each token begins, asked for in order."""
+
+    def __init__(self, codec: Codec, lead: bytes | str) -> None:
+        self.telling, self.length = Telling(codec, None, lead), 0
+
+    def __call__(self, token: int) -> int:
+        place = self.length
+        self.length += len(self.telling([token], None)[1])
+        return place
 
 
 async def whole(answering: Answering, http: HTTPRequest) -> list[dict[str, Any]] | None:
@@ -252,26 +325,27 @@ async def whole(answering: Answering, http: HTTPRequest) -> list[dict[str, Any]]
     try:
         while not (await asyncio.wait([work], timeout=0.5))[0]:
             if await http.is_disconnected():
-                work.cancel()
-                break
+                return None
         await work
-    except asyncio.CancelledError:
-        return None
+        return choices
     finally:
+        work.cancel()
         answering.cancel()  # what is finished does not mind
-    return choices
 
 
 async def events(answering: Answering, frame: dict[str, Any]) -> AsyncIterator[str]:
     """The pieces of all choices as they come, each a server-sent event in the frame of the answer."""
+    options = answering.body.stream_options
+    counted = options is not None and options.include_usage
+    frame = frame | {"usage": None} if counted else frame
     try:
         async for piece in answering.choices():
             yield f"data: {json.dumps(frame | {'choices': [piece]})}\n\n"
-        if answering.body.stream_options is not None and answering.body.stream_options.include_usage:
+        if counted:
             yield f"data: {json.dumps(frame | {'choices': [], 'usage': answering.usage})}\n\n"
         yield "data: [DONE]\n\n"
     except Exception as error:  # the status is long sent: say it in the stream
-        yield f"data: {json.dumps({'error': {'message': str(error), 'type': 'server_error'}})}\n\n"
+        yield f"data: {json.dumps({'error': wrong(status_of(error), str(error))})}\n\n"
     finally:
         answering.cancel()
 
@@ -299,20 +373,15 @@ def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = fr
         await asyncio.to_thread(engine.close)
 
     app = FastAPI(title="segue", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    born = int(time.time())
-
-    def allowed(authorization: Annotated[str | None, Header()] = None) -> None:
-        sent = (authorization or "").removeprefix("Bearer ")
-        if key is not None and not secrets.compare_digest(sent.encode(), key.encode()):
-            raise Refused(401, "send the key of this server as 'Authorization: Bearer KEY'")
-
+    app.add_middleware(Door, key=key)
     refuse(app)
 
-    @app.post("/v1/completions", dependencies=[Depends(allowed)], response_model=None)
+    @app.post("/v1/completions", response_model=None)
     async def completions(body: Completion, http: HTTPRequest) -> JSONResponse | StreamingResponse:
         if body.model not in ("", name):
             raise Refused(404, f"there is no model '{body.model}' here, only '{name}'", "model")
-        answering = Answering(engine, codec, eos, body, processors, kind)
+        # In a thread: a long prompt is not encoded while the answers of others wait.
+        answering = await asyncio.to_thread(Answering, engine, codec, eos, body, processors, kind)
         answering.submit()
         frame = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
                  "model": name}
@@ -323,9 +392,17 @@ def create_app(engine: Engine, codec: Codec, name: str, eos: frozenset[int] = fr
             return refusal(400, "the client has gone")
         return JSONResponse(frame | {"choices": choices, "usage": answering.usage})
 
-    @app.get("/v1/models", dependencies=[Depends(allowed)])
+    own = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "segue"}
+
+    @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [{"id": name, "object": "model", "created": born, "owned_by": "segue"}]}
+        return {"object": "list", "data": [own]}
+
+    @app.get("/v1/models/{model}")
+    async def model(model: str) -> dict[str, Any]:
+        if model != name:
+            raise Refused(404, f"there is no model '{model}' here, only '{name}'", "model")
+        return own
 
     @app.get("/health")
     async def health() -> dict[str, Any]:

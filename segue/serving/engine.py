@@ -12,12 +12,12 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from queue import SimpleQueue
 
 import numpy as np
 
-from segue.decoding.accept import walk
-from segue.decoding.draft import Drafter
+from segue.decoding.accept import Ask, walk
+from segue.decoding.draft import Drafter, Tree
 from segue.decoding.generate import cost_of
 from segue.decoding.loop import Loop, Prefill, evaluating
 from segue.decoding.sampling import Noise, Sampling
@@ -27,6 +27,8 @@ from segue.models.base import Decodable, Decoding, begin_of, check_prompt, reads
 
 WORTH = 16  # shorter beginnings are read again sooner than they are looked up and copied
 
+PromptScore = tuple[float, list[tuple[int, float]]] | None  # of a token: its log-probability, and the likeliest ones
+
 _requests = itertools.count(1 << 40)  # names towards drafters, apart from those of `generate`
 
 
@@ -34,12 +36,17 @@ class Overloaded(SegueError):
     """The queue is full: try again later."""
 
 
+class Closing(SegueError):
+    """The engine is being closed."""
+
+
 @dataclass
 class Request:
     """prompt: token ids, at least one. n: tokens to add at most (0: only read the prompt, with `told`). sampling: how
-    they are chosen. stops: tokens that end an answer. count: how many answers. seed: fixes them. logprobs: of so many
-    likeliest tokens at each place beside the chosen one's (None: none at all). told: also those of the prompt's tokens.
-    until: makes, for each answer, what is called after each token with its tokens so far; True ends it."""
+    they are chosen. stops: tokens that end an answer. count: how many answers. seed: fixes them, with row, the number
+    of the first one among the streams of that seed. logprobs: of so many likeliest tokens at each place beside the
+    chosen one's (None: none at all). told: also those of the prompt's tokens. until: called after each token of an
+    answer with its tokens so far; True ends it."""
 
     prompt: list[int]
     n: int = 16
@@ -47,6 +54,7 @@ class Request:
     stops: frozenset[int] = frozenset()
     count: int = 1
     seed: int = 0
+    row: int = 0
     logprobs: int | None = None
     told: bool = False
     until: Callable[[list[int]], bool] | None = None
@@ -63,7 +71,7 @@ class News:
     logprobs: list[float] = field(default_factory=list)
     tops: list[list[tuple[int, float]]] = field(default_factory=list)
     finish: str | None = None
-    prompt: list[tuple[float, list[tuple[int, float]]] | None] | None = None
+    prompt: list[PromptScore] | None = None
     error: Exception | None = None
 
 
@@ -74,7 +82,15 @@ class Ticket:
         self.request, self.deliver = request, deliver
         self.cancelled = threading.Event()
         self.rows: list[Row] = []
+        self.told: list[PromptScore] = [None]  # of the prompt's tokens that are read, where asked for
         self.delivered: dict[int, int] = {}  # of each answer, so many tokens
+
+    def tell(self, news: News) -> None:
+        """Deliver; who cannot be told any more has gone."""
+        try:
+            self.deliver(news)
+        except Exception:  # the engine's thread must live on whatever its callers do
+            self.cancel()
 
     def cancel(self) -> None:
         self.cancelled.set()
@@ -136,11 +152,12 @@ class Engine:
         self.model, self.rows, self.tokens, self.queue, self.piece = model, rows, tokens, queue, piece
         # What was read both ways, or seen by a drafter, cannot be gone on from.
         self.prefixes = Prefixes(0 if reads_whole(model) or (draft is not None and draft.needs_hidden) else prefixes)
-        self.loop = Loop(model, draft, walk, cost_of(draft), keep=True)
+        self.loop = Loop(model, draft, self._take, cost_of(draft), keep=True)
         self.waiting: deque[Ticket] = deque()
         self.reading: list[tuple[Ticket, Prefill]] = []
         self.answering: list[Ticket] = []
         self.served = self.passes = 0
+        self._broken: dict[int, Exception] = {}  # why no token could be chosen, by the row's request
         self._change = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="segue-engine", daemon=True)
@@ -159,7 +176,7 @@ class Engine:
                              f"this server holds at once ({self.rows} rows, {self.tokens} tokens)")
         with self._change:
             if self._closed:
-                raise SegueError("the engine is closed")
+                raise Closing("the server is closing")
             if len(self.waiting) >= self.queue:
                 raise Overloaded(f"{len(self.waiting)} requests are waiting already: try again later")
             self.waiting.append(ticket)
@@ -168,11 +185,12 @@ class Engine:
 
     def warm(self) -> None:
         """Answer a request of its own, so that the first real one does not wait for a compiler."""
-        done = threading.Event()
+        told: SimpleQueue[News] = SimpleQueue()
         begin = begin_of(self.model)
-        prompt = [0] if begin is None else [0, begin]
-        self.submit(Request(prompt, 2), lambda news: done.set() if news.finish or news.error else None)
-        done.wait()
+        self.submit(Request([0] if begin is None else [0, begin], 2), told.put)
+        while (news := told.get()).finish is None:
+            if news.error is not None:
+                raise news.error
         self.served = self.passes = 0
 
     def close(self) -> None:
@@ -205,9 +223,18 @@ class Engine:
                         self._report(self.loop.turn())
                         self.loop.leave()
                         self.passes += 1
-                except Exception as error:  # one bad request must not take the server with it
+                except Exception as error:  # a pass that breaks must not take the server with it
                     self._fail(error)
-        self._fail(SegueError("the server is closing"))
+        self._fail(Closing("the server is closing"))
+
+    def _take(self, tree: Tree, row: Ask) -> int:
+        """The acceptor, `walk`. Where no token can be chosen, that answer ends, and no other one with it."""
+        assert isinstance(row, Row)
+        try:
+            return walk(tree, row)
+        except Exception as error:
+            self._broken[row.request], row.finish = error, "error"
+            return -1
 
     def _drop_cancelled(self) -> None:
         for ticket in self.answering:
@@ -230,13 +257,16 @@ class Engine:
                 return
             with self._change:
                 self.waiting.popleft()
-            self.reading.append((ticket, self._begin(ticket)))
+            try:
+                self.reading.append((ticket, self._begin(ticket)))
+            except Exception as error:
+                ticket.tell(News(0, error=error))
 
     def _begin(self, ticket: Ticket) -> Prefill:
         request = ticket.request
 
         def noise(index: int) -> Callable[[int], Noise]:
-            return lambda lane: Noise(request.seed, index, lane)
+            return lambda lane: Noise(request.seed, request.row + index, lane)
 
         ticket.rows = [Row(index, next(_requests), request.prompt, max(request.n, 1), request.sampling, request.stops,
                            noise(index), self.model, request.logprobs is not None, request.until,
@@ -252,18 +282,25 @@ class Engine:
         while self.reading and budget > 0:
             ticket, prefill = self.reading[0]
             before = prefill.done
-            whole = prefill.advance()
+            try:
+                whole = prefill.advance()
+                if prefill.told is not None:
+                    ticket.told += prompt_scores(prefill.told[0], ticket.request, before)
+            except Exception as error:  # a prompt that cannot be read is nobody else's trouble
+                self.reading.pop(0)
+                ticket.tell(News(0, error=error))
+                continue
             budget -= prefill.done - before
             self.prefixes.put(ticket.request.prompt[: prefill.done], prefill.state)
             if whole:
                 self.reading.pop(0)
                 ready.append((ticket, prefill))
-        for ticket, prefill in ready:
-            if prefill.told is not None:
-                ticket.deliver(News(0, prompt=prompt_scores(prefill, ticket.request)))
+        for ticket, _ in ready:
+            if ticket.request.told:
+                ticket.tell(News(0, prompt=ticket.told))
             if not ticket.request.n:  # the prompt was all that was asked about
                 for index in range(ticket.request.count):
-                    ticket.deliver(News(index, finish="length"))
+                    ticket.tell(News(index, finish="length"))
                 self.served += 1
         if joining := [(ticket, prefill) for ticket, prefill in ready if ticket.request.n]:
             self.answering += [ticket for ticket, _ in joining]
@@ -278,8 +315,8 @@ class Engine:
                     continue
                 since, now = ticket.delivered.get(row.index, 0), len(row.out)
                 ticket.delivered[row.index] = now
-                ticket.deliver(News(row.index, row.out[since:now], (row.logprobs or [])[since:now],
-                                    row.tops[since:now], row.finish))
+                ticket.tell(News(row.index, row.out[since:now], (row.logprobs or [])[since:now],
+                                 row.tops[since:now], row.finish, error=self._broken.pop(row.request, None)))
             if all(row.finish is not None for row in ticket.rows):
                 self.answering.remove(ticket)
                 self.served += 1
@@ -294,15 +331,13 @@ class Engine:
         self.loop.forget([row for ticket in self.answering for row in ticket.rows])
         self.reading, self.answering = [], []
         self.loop.live, self.loop.state = [], None
+        self._broken.clear()
         for ticket in lost:
-            ticket.deliver(News(0, error=error))
+            ticket.tell(News(0, error=error))
 
 
-def prompt_scores(prefill: Prefill, request: Request) -> list[tuple[float, list[tuple[int, float]]] | None]:
-    """What the model thought of each token of the prompt."""
-    scores = np.concatenate([piece[0] for piece in prefill.told or []])
-    given: list[Any] = [None]
-    for at, token in enumerate(request.prompt[1:]):
-        tops = likeliest(scores[at], request.logprobs) if request.logprobs else []
-        given.append((float(scores[at, token]), tops))
-    return given
+def prompt_scores(scores: np.ndarray, request: Request, begin: int) -> list[PromptScore]:
+    """What the model thought of the prompt's tokens behind those that it read last, which are the ones from `begin` on.
+    scores: (n, V) log-probabilities behind each of these."""
+    return [(float(row[token]), likeliest(row, request.logprobs) if request.logprobs else [])
+            for row, token in zip(scores, request.prompt[begin + 1 :])]

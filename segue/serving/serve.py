@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import sys
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from segue.decoding.draft import DRAFTERS
 from segue.errors import SegueError, require
 from segue.serving.engine import Engine
 from segue.verbs.fitted import load
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+PATIENCE = 5.0  # seconds that answers have to come to their end once the server is told to
 
 
 def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: str | None = None, rows: int = 32,
@@ -22,30 +31,45 @@ def serve(folder: str | Path, host: str = "127.0.0.1", port: int = 8000, key: st
     or the "heads" that `speed_up` trained, for all requests; it changes no token. weights: "float32" or "int8".
     device: as of `segue.load`.
     """
-    uvicorn = require("uvicorn", extra="serve")
-    require("fastapi", extra="serve")
+    for library in ("uvicorn", "fastapi"):
+        require(library, extra="serve")
     from segue.serving.api import create_app
 
     if host not in ("127.0.0.1", "localhost", "::1") and key is None:
         raise SegueError(f"{host} can be reached by others: give a key (--key), or listen on 127.0.0.1")
     if draft is not None and draft not in (*DRAFTERS, "heads"):
         raise SegueError(f"draft '{draft}' is unknown: choose from {', '.join(DRAFTERS)}, heads")
-    fitted = load(folder, device)
-    if draft == "heads" and fitted.heads is None:
-        raise SegueError(f"draft 'heads' needs trained heads: run segue speed-up {folder} first")
-    model = fitted.decodable(weights)
-    drafter = None if draft is None else fitted.heads if draft == "heads" else DRAFTERS[draft](model)
-    engine = Engine(model, rows=rows, tokens=tokens, queue=queue, draft=drafter)
-    app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(fitted.ends), key, fitted.processors,
-                     fitted.kind)
-    engine.warm()
-    try:
-        with listening(host, port) as door:
+    with listening(host, port) as door:  # a place that is taken is told before anything is loaded
+        fitted = load(folder, device)
+        if draft == "heads" and fitted.heads is None:
+            raise SegueError(f"draft 'heads' needs trained heads: run segue speed-up {folder} first")
+        model = fitted.decodable(weights)
+        drafter = None if draft is None else fitted.heads if draft == "heads" else DRAFTERS[draft](model)
+        engine = Engine(model, rows=rows, tokens=tokens, queue=queue, draft=drafter)
+        try:
+            app = create_app(engine, fitted.codec, Path(folder).resolve().name, frozenset(fitted.ends), key,
+                             fitted.processors, fitted.kind)
+            engine.warm()
             print(f"{engine.model.path}; the page is at http://{host}:{port}/, the API at http://{host}:{port}/v1 "
                   "(ctrl-C ends)", file=sys.stderr)
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[door])
-    finally:
-        engine.close()
+            server_of(app, engine).run(sockets=[door])
+        finally:
+            engine.close()
+
+
+def server_of(app: FastAPI, engine: Engine) -> uvicorn.Server:
+    """What answers HTTP. Told to end, it waits for answers that are under way; PATIENCE seconds later the engine ends
+    them, and so says the API."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            late = threading.Timer(PATIENCE, engine.close)
+            late.start()
+            await super().shutdown(sockets)
+            late.cancel()
+
+    return Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2 * math.ceil(PATIENCE)))
 
 
 def listening(host: str, port: int) -> socket.socket:

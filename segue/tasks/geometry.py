@@ -172,7 +172,7 @@ def area_coverage(points: Array, answers: Sequence[Sequence[int]], truths: Seque
     """Of polygons through points (B, n, 2), held against the true hulls: the mean share of the area that the simple
     ones cover, and the share that is not simple. The paper calls it a failure where that is above one in a hundred."""
     found = [area(p, a) / area(p, t) for p, a, t in zip(points, answers, truths) if is_simple(p, a)]
-    return float(np.mean(found)) if found else 0.0, 1 - len(found) / len(answers)
+    return float(np.mean(found)) if found else 0.0, (len(answers) - len(found)) / len(answers)
 
 
 def triangles(answer: Sequence[int]) -> set[tuple[int, ...]]:

@@ -1,9 +1,11 @@
 """Pip stories: frames of characters in a place, with captions that leave out what only a picture shows. Made for
 StoryDALL-E (Maharana et al. 2022, arXiv 2209.06192), whose films of cartoons cannot be passed on.
 
-A story has one to three characters, all in its first frame, each in its place from left to right throughout. A caption
-says who does what; that of the first frame names where in half of the stories. A frame of the one character whose frame
-was the last may call it "it". No caption says what colour a character's scarf has, or where the prop of a place hangs.
+A story has a cast of one to three characters, all in its first frame, each in its place from left to right throughout.
+Half of the later frames also show a passer-by, or only that: somebody who is not of the cast, in the first place that
+is free. A caption says who does what; that of the first frame names where in half of the stories. A frame of the one
+character whose frame was the last may call it "it": who of the cast is meant, or which passer-by, only earlier captions
+tell. No caption says what colour a character's scarf has, or where the prop of a place hangs; passers-by have no scarf.
 Everything lies on patches of 4 x 4 pixels.
 """
 
@@ -62,7 +64,7 @@ class Stories:
 
     pictures: (N, F, 24, 24, 3) uint8. words: (N, F, TEXT) long, ids of captions (`WORDS`; names that were not seen have
     the ids behind them), `BEGIN` first, `PAD` behind. present: (N, F, names) bool. place: (N,). scarf: (N, names), -1
-    for those not in the story. pronoun: (N, F) bool, where a caption says "it".
+    for those not of the cast. pronoun: (N, F) bool, where a caption says "it".
     """
 
     pictures: np.ndarray
@@ -88,38 +90,41 @@ def draw(count: int, seed: int, unseen: bool = False) -> Stories:
     scarf = np.full((count, len(NAMES)), -1)
     pronoun = np.zeros((count, FRAMES), bool)
     for story in range(count):
-        cast = chance.permutation(SEEN)[: chance.choice(3, p=(0.15, 0.45, 0.4)) + 1]
+        cast, others = np.split(chance.permutation(SEEN), [1 + chance.choice(SLOTS, p=(0.2, 0.5, 0.3))])
         if unseen:
             cast[0] = SEEN + chance.integers(len(NAMES) - SEEN)
-        slots = np.sort(chance.permutation(SLOTS)[: len(cast)])
+        home = dict(zip(cast, np.sort(chance.permutation(SLOTS)[: len(cast)])))
         scarf[story, cast] = chance.integers(len(SCARVES), size=len(cast))
-        prop, told, before = int(chance.integers(SIDE // PATCH)), chance.random() < 0.5, cast
+        prop, told, shown = int(chance.integers(SIDE // PATCH)), chance.random() < 0.5, cast
         for frame in range(FRAMES):
-            it = frame > 0 and len(before) == 1 and chance.random() < 0.5
+            it = frame > 0 and len(shown) == 1 and chance.random() < 0.5
             if frame and not it:
-                size = min(len(cast), chance.choice(3, p=(0.6, 0.25, 0.15)) + 1)
-                before = cast[np.sort(chance.permutation(len(cast))[:size])]
+                size = 1 + chance.choice(3, p=(0.55, 0.25, 0.2))
+                passing = chance.permutation(others)[: chance.choice(2)]
+                own = np.sort(chance.permutation(len(cast))[: size - len(passing)])
+                shown = np.concatenate([cast[own], passing])
             action = int(chance.integers(len(ACTIONS)))
-            who = ["it"] if it else " and ".join(NAMES[name] for name in before).split()
+            who = ["it"] if it else " and ".join(NAMES[name] for name in shown).split()
             where = ["at", "the", PLACES[place[story]]] if told and not frame else []
             ids = [BEGIN, *word_ids([*who, ACTIONS[action], *where])]
             words[story, frame, : len(ids)] = ids
-            present[story, frame, before] = True
+            present[story, frame, shown] = True
             pronoun[story, frame] = it
+            free = min(set(range(SLOTS)) - {home.get(name) for name in shown}, default=SLOTS)
             paint(pictures[story, frame], place[story], prop, action,
-                  [(slots[list(cast).index(name)], name, scarf[story, name]) for name in before])
+                  [(home.get(name, free), name, scarf[story, name]) for name in shown])
     return Stories(pictures, words, present, place, scarf, pronoun)
 
 
 def paint(canvas: np.ndarray, place: int, prop: int, action: int, cast: Sequence[tuple[int, int, int]]) -> None:
-    """A frame into a canvas (24, 24, 3). cast: place from left to right, name and scarf of each character."""
+    """A frame into a canvas (24, 24, 3). cast: place from left to right, name and scarf (-1: none) of each one."""
     canvas[:], canvas[4 * PATCH :] = SKIES[place], GROUNDS[place]
     canvas[:PATCH, prop * PATCH : (prop + 1) * PATCH] = PROPS[place]
     for slot, name, scarf in cast:
         top, columns = TOP[action] * PATCH, slice(2 * slot * PATCH, 2 * (slot + 1) * PATCH)
         hat, trunk = BODIES[name]
         canvas[top : top + PATCH, columns] = hat
-        canvas[top + PATCH : top + 2 * PATCH, columns] = SCARVES[scarf]
+        canvas[top + PATCH : top + 2 * PATCH, columns] = INK[looks(name)[1]] if scarf < 0 else SCARVES[scarf]
         canvas[top + 2 * PATCH : top + 3 * PATCH, columns] = trunk
         if HAND[action]:
             canvas[top - PATCH : top, columns.stop - PATCH : columns.stop] = INK[looks(name)[1]]

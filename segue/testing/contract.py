@@ -304,11 +304,14 @@ def check_path(subject: Subject, what: str, state: Decoding, rows: list[Tensor],
 
 
 def check_select(subject: Subject, case: Case) -> None:
-    """Fork, reorder and drop rows; the new state and the old one then live apart."""
+    """Fork, reorder and drop rows, or none of that; the new state and the old one then live apart, and so do the forks
+    of a row, also when they go back."""
     generator = case.generator()
     rows = rows_of(subject, case, generator)
-    state = prefill(subject, rows)
+    state = prefill(subject, rows, history=2)
     order = [*[pick % case.batch for pick in case.picks][: 1 + case.picks[0] % case.batch], 0]
+    if case.seed % 3 == 0:
+        order = list(range(case.batch))
     forked = state.select(torch.tensor(order, device=rows[0].device))
     chosen = [rows[row] for row in order]
     at_positions(subject, f"select({order})", forked, chosen)
@@ -318,6 +321,10 @@ def check_select(subject: Subject, case: Case) -> None:
             expect(subject, f"extend of {what}", subject.extend(x, one), before, x)
             one.commit(counts=torch.tensor([2] * len(before), device=x.device))
             before[:] = [torch.cat([row, new]) for row, new in zip(before, x[:, :2])]
+    for what, one, before in ((f"select({order})", forked, chosen), ("what was selected from", state, rows)):
+        one.rewind(1)
+        x, before = subject.draw((len(before), 2), generator), [row[:-1] for row in before]
+        expect(subject, f"extend of {what} after rewind", subject.extend(x, one), before, x)
 
 
 def check_join(subject: Subject, case: Case) -> None:
@@ -448,6 +455,41 @@ def check_life(subject: Subject, case: Case) -> None:
         at_positions(subject, lived, state, rows)
     x = subject.draw((len(rows), 2), generator)
     expect(subject, f"{lived}, at the end", subject.extend(x, state), rows, x)
+
+
+def check_refused(subject: Subject) -> None:
+    """Wrong trees, paths, counts and numbers of rows are refused, and leave the state as it was."""
+    check, state = subject.check, subject.init(2)
+    check.refuses("commit with nothing pending", state.commit)
+    generator = torch.Generator().manual_seed(0)
+    rows, x = subject.draw((2, subject.least + 3), generator), subject.draw((2, 3), generator)
+    subject.extend(rows, state)
+    state.commit()
+
+    def long(values: list[list[int]]) -> Tensor:
+        return torch.tensor(values, device=x.device)
+
+    for what, parents in {"a node that follows itself": [-1, 1, 0], "a node that follows a later one": [2, -1, 1],
+                          "a parent below -1": [-1, -2, 0]}.items():
+        check.refuses(what, lambda parents=parents: subject.extend(x, state, long([parents] * 2)))  # type: ignore[misc]
+    check.refuses("a state of more rows", lambda: subject.extend(x[:1], state))
+    check.refuses("a state of fewer rows", lambda: subject.extend(torch.cat([x, x]), state))
+    subject.extend(x, state, long([[-1, -1, 0]] * 2))
+    check.refuses("commit of a tree without a path", state.commit)
+    for what, path in {"a path with a gap": [0, -1, 1], "a path that begins behind a gap": [-1, 0],
+                       "a path that jumps to another branch": [0, 1], "a path that does not begin at a root": [2],
+                       "a path beyond the nodes": [0, 2, 3]}.items():
+        check.refuses(what, lambda path=path: state.commit(long([path] * 2)))  # type: ignore[misc]
+    check.refuses("a path for one of two rows", lambda: state.commit(long([[0]])))
+    subject.extend(x, state)
+    for counts in ([4, 1], [-1, 1], [1]):
+        check.refuses(f"commit of {counts} of three nodes in two rows",
+                      lambda counts=counts: state.commit(counts=torch.tensor(counts, device=x.device)))  # type: ignore[misc]
+    check.refuses("rewind of -1 tokens", lambda: state.rewind(-1))
+    check.refuses("more rewound than there is", lambda: state.rewind(subject.least + 4))
+    expect(subject, "extend after refused calls", subject.extend(x, state), list(rows), x)
+    state.commit()
+    at_positions(subject, "after refused calls", state, list(torch.cat([rows, x], 1)))
 
 
 LIFE: dict[str, Callable[[Subject, Case], None]] = {

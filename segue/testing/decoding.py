@@ -3,6 +3,7 @@ the hostile drafters they work with."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -277,8 +278,9 @@ def check_drafter(make: Callable[[], Drafter], vocabulary: int = 11, seed: int =
     """Check a drafter made by `make()`.
 
     Drafts are well formed and within bounds; the same history gives the same draft, asked once or twice; a request's
-    prompt never shows up in another's draft, nor after `forget`; the text of decoding with it is the text without, in
-    as few passes as tokens at most; its memory stays bounded on an endless stream (`memory`, some seconds).
+    prompt never shows up in another's draft, nor after `forget`, which gives its memory back; the text of decoding with
+    it is the text without, in as few passes as tokens at most; its memory stays bounded on an endless stream (`memory`,
+    some seconds).
     """
     name = type(make()).__name__
     random = np.random.default_rng(seed)
@@ -304,6 +306,7 @@ def check_drafter(make: Callable[[], Drafter], vocabulary: int = 11, seed: int =
                     (tree.tokens, tree.parents) for tree in again]:
                 raise broken(name, f"it drafts differently {what}")
     _check_leaks(make, name)
+    _check_forgets(make(), name, vocabulary, random)
     model = TableModel(vocabulary, seed, 3.0)
     prompts = [random.integers(0, vocabulary, length).tolist() for length in (1, 7, 3)]
     ways: list[dict[str, Any]] = [{}, {"decoder": "sample", "temperature": 0.5, "repetition_penalty": 1.1}]
@@ -335,6 +338,23 @@ def _check_leaks(make: Callable[[], Drafter], name: str) -> None:
             raise broken(name, "a prompt is remembered after its request has ended")
     if len(drafter.propose([Tip(0, 32, 8)])[0]):
         raise broken(name, "it drafts for a request that has ended")
+
+
+def _check_forgets(drafter: Drafter, name: str, vocabulary: int, random: np.random.Generator) -> None:
+    """What prompts took is given back when their requests have ended."""
+    sizes, requests, length = [], 16, 200
+    tracemalloc.start()
+    try:
+        for row in range(2 * requests):
+            drafter.observe(row, random.integers(0, vocabulary, length).tolist(), prompt=True)
+            drafter.forget(row)
+            if row % requests == requests - 1:
+                gc.collect()
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    if (kept := (sizes[1] - sizes[0]) / requests / length) > 4:  # a list of ids takes 8 bytes for each
+        raise broken(name, f"of requests that have ended it keeps {kept:.0f} bytes for each token of their prompts")
 
 
 def _check_memory(drafter: Drafter, name: str, vocabulary: int, random: np.random.Generator) -> None:
@@ -373,54 +393,62 @@ def chi_square(counts: np.ndarray, expected: np.ndarray) -> float:
     return float(((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / np.sqrt(2 / (9 * freedom)))
 
 
-def exact_pairs(model: TableModel, prompt: Sequence[int], sampling: Sampling) -> np.ndarray:
-    """(V * V,) the exact probability of every two-token answer."""
-    v = model.vocabulary
-    prefix = Prefix(prompt, v)
-    said = [v, v, *prompt]
-    first = sampling.distribution(model.table[said[-2], said[-1]].numpy().copy(), prefix)
-    pairs = np.zeros((v, v))
-    for token in range(v):
-        after = prefix.copy()
-        after.append(token)
-        pairs[token] = first[token] * sampling.distribution(model.table[said[-1], token].numpy().copy(), after)
-    return pairs.ravel()
+def exact_answers(model: TableModel, prompt: Sequence[int], sampling: Sampling, length: int) -> np.ndarray:
+    """(V,) * length, the exact probability of every answer of so many tokens."""
+    found = np.ones((model.vocabulary,) * length)
+    for at in range(length):
+        for said in itertools.product(range(model.vocabulary), repeat=at):
+            prefix = Prefix(prompt, model.vocabulary)
+            for token in said:
+                prefix.append(token)
+            before = [model.vocabulary, model.vocabulary, *prefix.tokens][-2:]
+            scores = model.table[before[0], before[1]].numpy().copy()
+            chances = sampling.distribution(scores, prefix)
+            found[said] *= chances.reshape(-1, *[1] * (length - at - 1))
+    return found
 
 
-def check_acceptor(acceptor: Acceptor, draws: int = 2500, seed: int = 0, vocabulary: int = 5) -> None:
+def check_acceptor(acceptor: Acceptor, draws: int = 3000, seed: int = 0, vocabulary: int = 5) -> None:
     """Check that an acceptor is exact.
 
-    It takes at least one token, along one path of the draft, and stops where the answer ends; greedy text is that of
-    plain decoding whatever is drafted; sampled two-token answers follow the model's distribution (chi-square) with no
-    draft, with picked drafts and with drawn ones, with and without processors.
+    It takes at least one token, along one path of the draft, each scored at the node before it, and stops where the
+    answer ends; greedy text is that of plain decoding whatever is drafted; of sampled answers the first and the second,
+    and the second and the third token follow the model's distribution (chi-square) with no draft, with picked drafts,
+    with and without processors, and with drawn ones.
     """
     name = getattr(acceptor, "__name__", type(acceptor).__name__)
     checked = _Watched(acceptor, name)
     model = TableModel(vocabulary, seed, 1.0)
     prompts = [[1, 2], [3], [0, 4, 2]]
-    greedy = generate(model, prompts, 40, eos=0)
+    greedy = generate(model, prompts, 40, eos=0, logprobs=True)
     for turn in range(4):
         for drafter in (WildDraft(vocabulary, turn, truth=[answer.tokens for answer in greedy]),
                         DiceDraft(vocabulary, turn)):
-            drafted = generate(model, prompts, 40, eos=0, draft=drafter, acceptor=checked, adaptive=False)
+            drafted = generate(model, prompts, 40, eos=0, draft=drafter, acceptor=checked, adaptive=False,
+                               logprobs=True)
             if [answer.tokens for answer in greedy] != [answer.tokens for answer in drafted]:
                 raise broken(name, "greedy text changes with the draft")
-    ways: list[dict[str, Any]] = [{"temperature": 0.8}, {"top_k": 3, "repetition_penalty": 1.5}]
-    for options in ways:
-        sampling = Sampling(True, **options)
-        expected = draws * exact_pairs(model, prompts[0], sampling)
-        for what, draft in (("no draft", None), ("picked drafts", StubbornDraft(vocabulary)),
-                            ("drawn drafts", DiceDraft(vocabulary, seed))):
-            # Three tokens, so that the second is not the last: that one never comes from a draft.
-            answers = generate(model, [prompts[0]] * draws, 3, "sample", draft, acceptor=checked, seed=seed,
-                               adaptive=False, batch=1000, **options)
-            counts = np.bincount([answer.tokens[0] * vocabulary + answer.tokens[1] for answer in answers],
-                                 minlength=vocabulary**2).astype(float)
+            if [answer.logprobs for answer in greedy] != [answer.logprobs for answer in drafted]:
+                raise broken(name, "it takes tokens with the scores of other nodes")
+    plain: dict[str, Any] = {"temperature": 0.8}
+    processed: dict[str, Any] = {"top_k": 3, "repetition_penalty": 1.5}
+    for what, draft, options, count in (("no draft", None, plain, 1 + draws // 4),
+                                        ("picked drafts", StubbornDraft(vocabulary), plain, draws),
+                                        ("picked drafts", StubbornDraft(vocabulary), processed, draws),
+                                        ("drawn drafts", DiceDraft(vocabulary, seed), processed, draws)):
+        chances = exact_answers(model, prompts[0], Sampling(True, **options), 3)
+        # Four tokens: the first comes without a draft, the last never from one, those between from two deep.
+        answers = generate(model, [prompts[0]] * count, 4, "sample", draft, acceptor=checked, seed=seed,
+                           adaptive=False, batch=1000, **options)
+        for first, others in ((0, 2), (1, 0)):
+            pairs = [vocabulary * answer.tokens[first] + answer.tokens[first + 1] for answer in answers]
+            counts = np.bincount(pairs, minlength=vocabulary**2).astype(float)
+            expected = count * chances.sum(others).ravel()
             if (counts[expected == 0] > 0).any():
                 raise broken(name, f"with {what} and {options} it says what the processors rule out")
             if (score := chi_square(counts, expected)) > 4:
-                raise broken(name, f"with {what} and {options} answers are not distributed as the model's "
-                                   f"({score:.1f} deviations)")
+                raise broken(name, f"with {what} and {options} tokens {first + 1} and {first + 2} are not distributed "
+                                   f"as the model's ({score:.1f} deviations)")
 
 
 class _Watched:
@@ -458,18 +486,20 @@ class _Watched:
 def check_search(make: Callable[[int], Options], exact: bool = True, seed: int = 0) -> None:
     """Check a search, made by `make(width)`.
 
-    Answers are apart, best first, within n, hold no stop token, and their log-probabilities are the model's; the same
-    alone or beside other prompts; with `exact` (its score is the log-probability and its width the only thing that it
-    leaves out) a width of everything finds the best of all answers.
+    Answers are apart, best first, within n, hold no stop token, and their log-probabilities, token by token, are the
+    model's; the same alone or beside other prompts. With `exact` (its score is the log-probability and its width the
+    only thing that it leaves out) those that a width of everything finds are the best of all answers, in order; if
+    these are several, a smaller width gives as many as it is wide.
     """
     name = type(make(2)).__name__
     model = TableModel(4, seed, 1.5)
     prompts = [[1, 2], [3], [1, 1, 2, 0]]
     n, stop = 4, 0
-    for width in (1, 3, 200):
+    several = dict.fromkeys(range(len(prompts)), False)  # whether all are asked for
+    for width in (200, 3, 1):
         options = make(width)
         found = options.run(model, prompts, [n] * 3, Sampling(), frozenset([stop]))
-        for prompt, answers in zip(prompts, [each.answers for each in found]):
+        for number, (prompt, answers) in enumerate(zip(prompts, [each.answers for each in found])):
             alone = options.run(model, [prompt], [n], Sampling(), frozenset([stop]))
             if [answer.tokens for answer in alone[0].answers] != [answer.tokens for answer in answers]:
                 raise broken(name, "an answer depends on the other prompts")
@@ -484,14 +514,20 @@ def check_search(make: Callable[[int], Options], exact: bool = True, seed: int =
                 if len(answer.tokens) + len(ending) > n or stop in answer.tokens:
                     raise broken(name, f"answer {answer.tokens} goes beyond its end")
                 said = [*answer.tokens, *ending]
-                total = sum(row[token] for row, token in zip(model.answer(prompt, said), said))
-                if abs(total - answer.total) > 1e-9:
-                    raise broken(name, f"answer {answer.tokens} has log-probability {total}, not {answer.total}")
+                chances = [row[token] for row, token in zip(model.answer(prompt, said), said)]
+                if abs(sum(chances) - answer.total) > 1e-9:
+                    raise broken(name, f"answer {answer.tokens} has log-probability {sum(chances)}, not {answer.total}")
+                if not np.allclose(chances[: len(answer.tokens)], answer.logprobs, atol=1e-9):
+                    raise broken(name, f"the tokens of answer {answer.tokens} have log-probabilities {chances}, not "
+                                       f"{answer.logprobs}")
             if exact and width == 200:
-                best = max(_every(model, prompt, n, stop))
-                if abs(answers[0].total - best) > 1e-9:
-                    raise broken(name, f"with a width of everything it finds {answers[0].total:.6f}, the best is "
-                                       f"{best:.6f}")
+                several[number] = len(answers) > 1
+                for place, (answer, best) in enumerate(zip(answers, sorted(_every(model, prompt, n, stop))[::-1]), 1):
+                    if abs(answer.total - best) > 1e-9:
+                        raise broken(name, f"with a width of everything it finds {answer.total:.6f} in place {place}, "
+                                           f"the best there is {best:.6f}")
+            elif several[number] and len(answers) < width:
+                raise broken(name, f"with a width of {width} it gives {len(answers)} answers")
 
 
 def _every(model: TableModel, prompt: list[int], n: int, stop: int) -> list[float]:

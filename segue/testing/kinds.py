@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segue.data import MEMORY, read
+from segue.data import MEMORY, Data, read
 from segue.errors import SegueError
 from segue.kinds.base import Kind, Problems, Record, head_of
 from segue.kinds.codecs import Codec
@@ -20,13 +20,18 @@ from segue.kinds.packed import bare
 def check_codec(codec: Codec, objects: Iterable[Any]) -> None:
     """Assert the contract of a codec on these objects (all within its alphabet, none with an unknown item).
 
-    Round trip, exact or (`Codec.exact`) to the nearest that can be said; ids are int32 within the vocabulary and free
-    of specials; one by one equals many at once; units add up to the objects' lengths; specials decode to nothing; every
-    token is readable; saved and loaded it does the same; an id outside the vocabulary is a SegueError.
+    Round trip, exact or (`Codec.exact`) to the nearest that can be said; ids are int32 within the vocabulary, free of
+    specials and the caller's own; one by one equals many at once; units add up to the objects' lengths; specials weigh
+    and decode to nothing; every token is readable; saved and loaded it does the same; an id outside the vocabulary is a
+    SegueError.
     """
     objects = list(objects)
     specials = {id for id in (codec.bos, codec.eos, codec.unk, codec.pad) if id is not None}
     assert all(0 <= id < codec.size for id in specials), "a special lies outside the vocabulary"
+    weights = codec.weights()
+    assert weights.shape == (codec.size,) and weights.dtype == np.int64, f"weights are {weights.dtype} {weights.shape}"
+    assert not any(weights[id] for id in specials - {codec.unk}), "a special weighs something"
+    assert not codec.encode_many([]), "encode_many of nothing gives something"
     many = codec.encode_many(objects)
     for obj, ids in zip(objects, many, strict=True):
         assert ids.dtype == np.int32 and ids.ndim == 1, f"ids are {ids.dtype} with {ids.ndim} axes"
@@ -38,10 +43,18 @@ def check_codec(codec: Codec, objects: Iterable[Any]) -> None:
             f"round trip failed on {obj!r:.200}"
         assert codec.decode(ids.tolist()) == said, "decode takes arrays only"
         assert codec.units(ids) == len(obj), f"units {codec.units(ids)} of an object of {len(obj)}"
+        for what, whole in (("prompt", codec.prompt(obj)), ("surrounded", codec.surrounded(obj))):
+            assert codec.decode(whole) == said, f"what {what} puts around an object stands for something"
+        kept = ids.copy()
+        codec.encode(obj)[:] = 0
+        assert np.array_equal(kept, codec.encode(obj)), "what encode gave is the codec's own memory"
         if codec.elementwise:
             assert len(ids) == len(obj), "an elementwise codec makes one token of one element"
         framed = [id for id in (codec.bos, *ids.tolist(), codec.eos) if id is not None]
         assert codec.decode(framed) == said and codec.units(framed) == len(obj), "begin or end stands for something"
+        if framed:
+            varied = codec.varied(np.array(framed), np.random.default_rng(0))
+            assert len(varied) == len(framed) and codec.decode(varied) == said, "varied says something else"
     for id in range(min(codec.size, 5000)):
         text = codec.token(id)
         assert isinstance(text, str) and text and text.isprintable(), f"token {id} reads {text!r}"
@@ -56,14 +69,17 @@ def check_codec(codec: Codec, objects: Iterable[Any]) -> None:
         again = Codec.load(folder)
         assert again == codec and again.size == codec.size, "another codec came back"
         assert (again.bos, again.eos, again.unk, again.pad) == (codec.bos, codec.eos, codec.unk, codec.pad)
+        assert np.array_equal(again.weights(), weights), "the loaded codec weighs differently"
         for ids, same in zip(many, again.encode_many(objects)):
             assert np.array_equal(ids, same), "the loaded codec encodes differently"
+            assert again.decode(ids) == codec.decode(ids), "the loaded codec decodes differently"
 
 
 def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations: int = 30, **options: Any) -> None:
     """Assert the contract of a kind on these good files (`options` go to `read`).
 
-    Records have the right form and come twice the same; the codec is exact on them; what `write` wrote is read back;
+    Records have the right form and come twice the same, also from a saved data set; the codec is exact on them, and one
+    by one equals all at once, channels beside their elements; what `write` wrote is read back;
     `show` gives text; damaged forms of the files (cut, changed, emptied, filled with NUL) give records or a one-line
     SegueError, never anything else.
     """
@@ -76,15 +92,26 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
             records = list(kind.read(file, problems, **options))
             assert records and not problems, f"{file}: {problems[:1]}"
             again = list(kind.read(file, **options))
-            assert [r.object for r in again] == [r.object for r in records], "a second reading differs"
+            _same(records, again, "a second reading")
             for record in records:
                 assert isinstance(record.object, form) and len(record.object), f"'{record.name}' is not {form.__name__}"
                 assert record.name, "a record without a name"
                 for name, values in record.channels.items():
                     assert len(values) == len(record.object), f"channel '{name}' of '{record.name}' is not aligned"
             data = read(file, kind=kind.name, **options)
-            assert [record.object for record in data] == [record.object for record in records]
-            check_codec(data.codec(), [record.object for record in records[:50]])
+            _same(records, data, "data")
+            data.save(Path(temporary) / f"data{number}")
+            _same(records, Data.open(Path(temporary) / f"data{number}"), "a saved data set")
+            codec = data.codec()
+            check_codec(codec, [record.object for record in records[:50]])
+            for boundary, (begin, end) in ((False, (None, None)), (True, (codec.bos, codec.eos))):
+                for record, sequence in zip(records, data.encode(codec, boundary=boundary), strict=True):
+                    framed = [id for id in (begin, *codec.encode(record.object).tolist(), end) if id is not None]
+                    assert sequence.ids.tolist() == framed, f"'{record.name}' is encoded differently among others"
+                    inside = slice(int(begin is not None), len(framed) - int(end is not None))
+                    for name, values in sequence.channels.items():
+                        assert np.array_equal(values[inside], record.channels[name]), \
+                            f"channel '{name}' of '{record.name}' has moved"
             written = Path(temporary) / f"written{number}{'.txt' if kind.several else bare(file).suffix}"
             objects = [record.object for record in records[: 20 if kind.several else 1]]
             kind.write(objects, written)
@@ -100,6 +127,14 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
             for _ in range(mutations):
                 damaged.write_bytes(damage(whole, generator))
                 survives(damaged, kind.name, **options)
+
+
+def _same(records: list[Record], others: Iterable[Record], what: str) -> None:
+    for a, b in zip(records, others, strict=True):
+        assert a.object == b.object and a.name == b.name, f"{what} differs at '{a.name}'"
+        assert a.channels.keys() == b.channels.keys() and all(
+            np.array_equal(values, b.channels[name], equal_nan=True) for name, values in a.channels.items()), \
+            f"{what} has other channels at '{a.name}'"
 
 
 def damage(data: bytes, generator: random.Random) -> bytes:

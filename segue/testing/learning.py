@@ -73,21 +73,23 @@ def check_objective(objective: Objective, make: Callable[[], nn.Module] | None =
     _near(name, "the total of packed documents", packed, parts, tolerance)
 
 
-def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[[], nn.Module] | None = None) -> None:
+def check_strategy(make: Callable[[], Strategy], seed: int = 0, model: Callable[[], nn.Module] | None = None,
+                   stops: Sequence[int] = range(1, STEPS)) -> None:
     """Check a continual-learning strategy made by `make()`; `ContractBroken` says what fails.
 
     The same seed gives the same weights; a run killed after any step goes on to the same weights, bit for bit (so
     `state()` holds all it remembers, as tensors and plain values), in the first experience, in a later one, and in an
     update of a model that keeps old rows; weights stay finite; its batches keep the length of their rows; what it
-    computes on the side leaves no gradients behind.
+    computes on the side leaves no gradients behind; what it put on the model or froze is as before when it is done.
 
-    model: gives the model to learn with, over 11 tokens (default: a small stack).
+    model: gives the model to learn with, over 11 tokens (default: a small stack). stops: steps of the first experience
+    after which a run is killed.
     """
     name, learner = type(make()).__name__, model or _small
     whole, strategy = _weights(make(), seed, learner)
     _that(all(bool(w.isfinite().all()) for w in whole.values()), name, "weights are not finite any more")
     _same(name, "a second run with the same seed", _weights(make(), seed, learner)[0], whole)
-    for stop in range(1, STEPS):
+    for stop in stops:
         _same(name, f"a run killed after step {stop} and resumed", _killed(make, seed, learner, stop), whole)
     tensors, values = strategy.state()
     _that(all(isinstance(tensor, Tensor) for tensor in tensors.values()), name, "state() holds more than tensors")
@@ -158,12 +160,17 @@ def _weights(strategy: Strategy, seed: int, model: Callable[[], nn.Module], fold
     plan = Plan(VOCABULARY, width=16, depth=2, context=8, rows=4, steps=STEPS, measure=1, muon=False, seed=seed)
     torch.manual_seed(0)
     batches = Batches(Arrays(_sequences(seed)), plan.context, plan.rows, plan.seed)
-    run = _Run(model(), batches, plan, strategy=strategy, folder=folder, key="check", save_seconds=0.0, past=past)
+    learner = model()
+    before = {name: p.requires_grad for name, p in learner.named_parameters()}
+    run = _Run(learner, batches, plan, strategy=strategy, folder=folder, key="check", save_seconds=0.0, past=past)
     run.stop = stop
     try:
         run.train(quiet=True)
     finally:
         batches.close()
+    after = {name: p.requires_grad for name, p in learner.named_parameters()}
+    _that(after == before, strategy.name, "the model has other parameters, or others frozen, when it is done "
+          f"({', '.join(sorted(dict(before.items() ^ after.items()))[:3])})")
     return {name: weight.clone() for name, weight in weights_of(run.model).items()}, strategy
 
 

@@ -14,7 +14,7 @@ from segue.mixers.state import Layout, State
 from segue.models.base import Decoding
 from segue.parallel import Communicator, ContextShard, simulate
 from segue.parallel.context import recur, recurs
-from segue.testing.contract import LIFE, Case, Checker, draw_cases
+from segue.testing.contract import LIFE, Case, Checker, check_refused, draw_cases
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 8e-2}
 """Largest error allowed, relative to the larger of 1 and the largest output: float64 for agreement of forms, the
@@ -111,7 +111,7 @@ class _MixerChecker:
         cases = draw_cases(self.least)
         drawn: dict[str, Callable[[Case], None]] = {"padding": self.padding}
         once: dict[str, Callable[[], None]] = {
-            "declarations": self.declarations, "gradients": self.gradients, "dtypes": self.dtypes,
+            "declarations": self.declarations, "gradients": self.gradients, "dtypes": self.dtypes, "long": self.long,
             "save and load": self.save_and_load, "empty": self.empty,
         }
         if mixer.causal:
@@ -121,7 +121,7 @@ class _MixerChecker:
             if recurs(mixer):
                 drawn["over ranks"] = self.over_ranks
             once |= {"causality by gradient": self.causality_by_gradient, "size of the state": self.size,
-                     "gradients of decoding": self.gradients_of_decoding, "refused nodes": self.refused_nodes}
+                     "gradients of decoding": self.gradients_of_decoding, "refused calls": lambda: check_refused(self)}
         if mixer.resettable:
             drawn["packed"] = self.packed
             if mixer.causal and not self.least:
@@ -219,10 +219,10 @@ class _MixerChecker:
         """Random starts of documents; the first node may continue what was before."""
         return (torch.rand(case.batch, case.longest, generator=case.generator()) < 0.2).to(self.device)
 
-    def _apart(self, x: Tensor, starts: Tensor) -> Tensor:
+    def _apart(self, x: Tensor, starts: Tensor, truth: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Each document on its own."""
         heads = [0, *(torch.nonzero(starts)[:, 0].tolist()), len(x)]
-        return torch.cat([self.truth(x[begin:end]) for begin, end in zip(heads[:-1], heads[1:])])
+        return torch.cat([(truth or self.truth)(x[begin:end]) for begin, end in zip(heads[:-1], heads[1:])])
 
     def packed(self, case: Case) -> None:
         x = self.draw((case.batch, case.longest), case.generator())
@@ -349,20 +349,23 @@ class _MixerChecker:
     # The state as a thing of its own.
 
     def initial_state(self, case: Case) -> None:
-        """A state can be taken out as tensors and put in again, into a fresh one of as many rows."""
+        """A state can be taken out as tensors and put in again, into a fresh one of as many rows, which goes on and
+        back like it, but not beyond where it was loaded."""
         rows = [self.draw((1, length), case.generator())[0] for length in case.lengths]
-        state = self.init(case.batch)
+        state = self.init(case.batch, history=2)
         x = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         self.mixer.extend(x, state)
         state.commit(counts=torch.tensor(case.lengths, device=self.device))
-        loaded = self.init(case.batch)
+        loaded = self.init(case.batch, history=2)
         loaded.load({name: tensor.clone() for name, tensor in state.tensors().items()})
+        self.check.refuses("going back before what was loaded", lambda: loaded.rewind(1))
         x = self.draw((case.batch, 3), case.generator())
-        for _ in range(2):
-            self.check.agree("extend of a state loaded from its tensors", self.mixer.extend(x, loaded),
-                             self.mixer.extend(x, state), self.tolerance)
-            state.commit()
-            loaded.commit()
+        for what in ("loaded from its tensors", "loaded and rewound"):
+            self.check.agree(f"extend of a state {what}", self.mixer.extend(x, loaded), self.mixer.extend(x, state),
+                             self.tolerance)
+            for one in (state, loaded):
+                one.commit()
+                one.rewind(2)
 
     def size(self) -> None:
         """A constant state stays within its size however long the sequence; another one grows, or says too little."""
@@ -473,10 +476,15 @@ class _MixerChecker:
                 expected = rounded(x.to(dtype).double())
                 self._close(mixer, x.to(dtype), expected, dtype)
             y = mixer(x.to(dtype))
+            self.check.agree(f"forward in {dtype}, with gradients", y, expected, TOLERANCE[dtype])
             y.float().square().sum().backward()
-            for name, parameter in mixer.named_parameters():
-                self.check.that(parameter.grad is not None and bool(parameter.grad.isfinite().all()),
+            self._short(x.to(dtype).double(), rounded).square().sum().backward()
+            for (name, parameter), exact in zip(mixer.named_parameters(), rounded.parameters()):
+                grad = parameter.grad
+                self.check.that(grad is not None and bool(grad.isfinite().all()),
                                 f"the gradient of '{name}' in {dtype} is missing or not finite")
+                if dtype == torch.float32 and grad is not None and exact.grad is not None:
+                    self.check.agree(f"gradient of '{name}' in float32", grad, exact.grad, 10 * TOLERANCE[dtype])
         mixer = copy.deepcopy(self.mixer).float()
         with torch.no_grad(), torch.autocast(self.device.split(":")[0], torch.bfloat16):
             self._close(mixer, x.float(), self.mixer(x), torch.bfloat16, "under autocast", same=False)
@@ -519,6 +527,55 @@ class _MixerChecker:
         state.commit(torch.tensor([[1], [-1]], device=x.device))
         for name, tensor in state.tensors().items():
             self.check.that(tensor.dtype == kinds[name], f"'{name}' of the state was {kinds[name]}, now {tensor.dtype}")
+
+    def long(self) -> None:
+        """Rows longer than those drawn, in float64 and float32 and as they lie in a transposed tensor (where other
+        kernels may run): as in short pieces, also as packed documents and padded, and the input stays as it was."""
+        n, generator = self.least + (150 if self.mixer.causal else 40), torch.Generator().manual_seed(0)
+        x, after = self.draw((2, n), generator), self.draw((2, 3), generator)
+        starts = torch.zeros(2, n, dtype=torch.bool, device=self.device)
+        starts[0, [n // 3, 2 * n // 3]] = starts[1, [2, n - 1]] = True
+        counts = [n, n // 2]
+        with torch.no_grad():
+            expected = {"forward": self._short(x)}
+            if self.mixer.resettable:
+                expected["forward of documents"] = torch.stack([
+                    self._apart(row, begun, lambda row: self._short(row[None])[0]) for row, begun in zip(x, starts)])
+            if self.mixer.causal:
+                expected["extend"] = expected["forward"]
+                expected["extend of padded rows"] = torch.cat([
+                    self._short(torch.cat([row[:count], more])[None])[:, -3:]
+                    for row, count, more in zip(x, counts, after)])
+            for dtype in (torch.float64, torch.float32):
+                mixer = copy.deepcopy(self.mixer).to(dtype)
+                given = x.to(dtype).transpose(0, 1).contiguous().transpose(0, 1)
+                kept, found = given.clone(), {"forward": mixer(given)}
+                if mixer.resettable:
+                    found["forward of documents"] = mixer(given, Layout.chain((2, n), starts=starts))
+                if mixer.causal:
+                    state, outputs = mixer.init_state(2), []
+                    for piece in given.split([n - 20, 1, 19], 1):
+                        outputs.append(mixer.extend(piece, state))
+                        state.commit()
+                    found["extend"] = torch.cat(outputs, 1)
+                    state = mixer.init_state(2, history=2)
+                    mixer.extend(given, state)
+                    state.commit(counts=torch.tensor(counts, device=self.device))
+                    found["extend of padded rows"] = mixer.extend(after.to(dtype), state)
+                self.check.that(torch.equal(given, kept), "the mixer changed the inputs it was given")
+                for name, y in found.items():
+                    self.check.agree(f"{name} of {n} tokens", y, expected[name], TOLERANCE[dtype])
+
+    def _short(self, x: Tensor, mixer: Mixer | None = None) -> Tensor:
+        """Outputs (B, T, D), of a causal mixer in pieces of 20 tokens: too few for compiled loops."""
+        mixer, first = mixer or self.mixer, self.least + 20
+        if not mixer.causal or x.shape[1] <= first:
+            return mixer(x)
+        state, outputs = mixer.init_state(len(x)), []
+        for piece in (x[:, :first], *x[:, first:].split(20, 1)):
+            outputs.append(mixer.extend(piece, state))
+            state.commit()
+        return torch.cat(outputs, 1)
 
     def save_and_load(self) -> None:
         from safetensors.torch import load, save
@@ -583,36 +640,6 @@ class _MixerChecker:
             for what in (lambda: mixer.matrix(x), lambda: mixer.values(x), lambda: mixer.output(x, x)):
                 check.refuses("matrix, values and output of a mixer that is not linear in its values", what)
         check.that(mixer(x).shape == x.shape, f"forward of {tuple(x.shape)} gives {tuple(mixer(x).shape)}")
-
-    def refused_nodes(self) -> None:
-        """Wrong trees and wrong paths are refused, and leave the state as it was."""
-        mixer, check = self.mixer, self.check
-        state = self.init(2)
-        check.refuses("commit with nothing pending", state.commit)
-        mixer.extend(self.draw((2, self.least + 3), torch.Generator().manual_seed(0)), state)
-        state.commit()
-        x = self.draw((2, 3), torch.Generator().manual_seed(1))
-
-        def long(values: list[list[int]]) -> Tensor:
-            return torch.tensor(values, device=self.device)
-
-        for what, parents in {"a node that follows itself": [-1, 1, 0], "a node that follows a later one": [2, -1, 1],
-                              "a parent below -1": [-1, -2, 0]}.items():
-            check.refuses(what, lambda parents=parents: mixer.extend(x, state, long([parents] * 2)))  # type: ignore[misc]
-        check.refuses("a state of another number of rows", lambda: mixer.extend(x[:1], state))
-        mixer.extend(x, state, long([[-1, 0, 0]] * 2))
-        check.refuses("commit of a tree without a path", state.commit)
-        for what, path in {"a path with a gap": [0, -1, 1], "a path that jumps to another branch": [1, 2],
-                           "a path that does not begin at a root": [1], "a path beyond the nodes": [0, 3]}.items():
-            check.refuses(what, lambda path=path: state.commit(long([path] * 2)))  # type: ignore[misc]
-        mixer.extend(x, state)
-        for counts in ([4, 1], [-1, 1]):
-            check.refuses(f"commit of {counts} of three nodes",
-                          lambda counts=counts: state.commit(counts=torch.tensor(counts, device=self.device)))  # type: ignore[misc]
-        check.refuses("rewind of -1 tokens", lambda: state.rewind(-1))
-        mixer.extend(x, state)
-        state.commit()
-        check.that(state.positions.tolist() == [self.least + 6] * 2, "a refused call has changed the state's positions")
 
     def compiled(self) -> None:
         x = self.draw((2, self.least + 16), torch.Generator().manual_seed(0))

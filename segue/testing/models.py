@@ -19,7 +19,7 @@ from segue.mixers.state import Layout, State
 from segue.models.base import Decodable, Decoding, begin_of
 from segue.models.seq2seq import EncoderDecoder
 from segue.models.stack import Stack
-from segue.testing.contract import LIFE, Case, Checker, draw_cases, paths_of, prefill
+from segue.testing.contract import LIFE, Case, Checker, check_refused, draw_cases, paths_of, prefill
 from segue.testing.mixers import TOLERANCE
 
 NATIVE = (Stack, EncoderDecoder)
@@ -95,7 +95,7 @@ class _ModelChecker:
             "at": self.at,
         }
         once: dict[str, Callable[[], None]] = {"protocol": self.protocol, "refused tokens": self.refused,
-                                               "no rows": self.no_rows}
+                                               "refused calls": lambda: check_refused(self), "no rows": self.no_rows}
         if isinstance(self.model, Stack):
             drawn["packed"] = self.packed
         if isinstance(self.model, NATIVE):
@@ -121,19 +121,9 @@ class _ModelChecker:
         check.that(isinstance(model.path, str) and bool(model.path), "path must say which code runs")
         state = self.init(2)
         check.that(state.batch == 2 and state.positions.tolist() == [0, 0], "a fresh state stands at position 0")
-        check.refuses("commit with nothing pending", state.commit)
         x = self.draw((2, self.least + 2), torch.Generator().manual_seed(0))
         y = self.extend(x, state)
         check.agree("the same extend again", self.extend(x, self.init(2)), y, 1e-12)
-        state.commit()
-        if self.least:
-            return
-        tree = torch.tensor([[-1, 0]] * 2, device=self.device)
-        self.extend(x, state, tree)
-        check.refuses("commit of a tree without a path", state.commit)
-        check.refuses("a node that follows itself", lambda: self.extend(x, state, tree + 1))
-        check.refuses("more rewound than there is", lambda: state.rewind(3))
-        check.that(state.positions.tolist() == [2, 2], "a refused call has moved the state")
 
     def refused(self) -> None:
         for token in (self.model.vocabulary, -1):
@@ -143,6 +133,7 @@ class _ModelChecker:
             x[0, -1] = token
             self.check.refuses(f"token {token} of a vocabulary of {self.model.vocabulary}",
                                lambda x=x, state=state: self.model.extend(x, state))  # type: ignore[misc]
+            self.check.refuses("commit of refused tokens", state.commit)
 
     def no_rows(self) -> None:
         """All rows of a served batch may leave."""

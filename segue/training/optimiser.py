@@ -17,6 +17,8 @@ from segue.models.classify import WeightHead
 from segue.models.stack import LearnedState
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
+BETAS, EPSILON = (0.9, 0.95), 1e-10  # of AdamW
+MOMENTUM = 0.95  # of Muon
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -63,15 +65,15 @@ class Optimiser:
 
     rates: learning rate of each group at full schedule ("matrix" Muon, "weight" matrices under AdamW, "table",
     "vector", "state"). decay: weight decay of matrices; tables, vectors and state parameters have none.
-    sgd: every group by gradient descent without momentum instead, so that the loss's scale matters.
-    splits: how many square-ish blocks a fused projection is made of, each orthogonalised by itself.
+    muon: False moves matrices by AdamW too. dtype: of Muon's products. sgd: every group by gradient descent without
+    momentum instead, so that the loss's scale matters. A tall matrix is taken for several square-ish ones (a fused
+    projection), each orthogonalised by itself.
     """
 
     def __init__(self, model: nn.Module, rates: dict[str, float], decay: float = 0.0, muon: bool = True,
-                 betas: tuple[float, float] = (0.9, 0.95), momentum: float = 0.95, steps: int = 5,
                  dtype: torch.dtype = torch.float32, sgd: bool = False) -> None:
         self.groups, self.rates = groups_of(model, muon and not sgd), rates
-        self.decay, self.momentum, self.steps, self.dtype = decay, momentum, steps, dtype
+        self.decay, self.dtype = decay, dtype
         self.matrices = self.groups.get("matrix", {})
         self.heavy = {name: torch.zeros_like(p) for name, p in self.matrices.items()}
         adam = [{"params": list(group.values()), "lr": rates[name], "name": name,
@@ -80,7 +82,7 @@ class Optimiser:
         self.adam: torch.optim.Optimizer | None = None
         if adam:
             self.adam = torch.optim.SGD(adam, lr=0.0) if sgd else \
-                torch.optim.AdamW(adam, betas=betas, eps=1e-10, fused=True)
+                torch.optim.AdamW(adam, betas=BETAS, eps=EPSILON, fused=True)
         self.shapes: dict[tuple[int, int], list[tuple[str, int, int]]] = {}
         for name, parameter in self.matrices.items():
             m, n = parameter.shape
@@ -107,14 +109,14 @@ class Optimiser:
         for name, parameter in self.matrices.items():
             if parameter.grad is None:
                 continue
-            heavy = self.heavy[name].lerp_(parameter.grad, 1 - self.momentum)
-            updates[name] = parameter.grad.lerp(heavy, self.momentum)
+            heavy = self.heavy[name].lerp_(parameter.grad, 1 - MOMENTUM)
+            updates[name] = parameter.grad.lerp(heavy, MOMENTUM)
         for (height, width), blocks in self.shapes.items():
             blocks = [block for block in blocks if block[0] in updates]
             if not blocks:
                 continue
             stacked = torch.stack([updates[name][at : at + height] for name, at, _ in blocks])
-            turned = orthogonalise(stacked, self.steps, self.dtype)
+            turned = orthogonalise(stacked, dtype=self.dtype)
             # The root mean square of the update does not depend on the shape: 0.2 is what AdamW's usually is.
             size = 0.2 * max(height, width) ** 0.5
             for (name, at, _), update in zip(blocks, turned):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from segue.models.classify import ClassHead, LinearHead
 from segue.progress import Shown
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.evaluate import OURS
+from segue.verbs.fitted import KEPT
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 GRAMS = "counts of n-grams"
-KEPT, FORMAT = "classes.safetensors", "segue classes 1"  # a head that is kept in a model's folder
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+FORMAT = "segue classes 1"
 
 
 @dataclass
@@ -184,19 +187,24 @@ def labels_of(data: Data, label: str | None = None) -> list[str]:
     return classes_in(names)
 
 
-def classes_in(names: Sequence[str]) -> list[str]:
+def classes_in(said_of: Sequence[str]) -> list[str]:
     """The class of each record, by its name: the one that it says; else the first folder, or file, in which the places
-    of the records differ."""
-    said = [class_in(name)[1] for name in names]
+    of the records differ (but for folders of parts, such as train and test); where most files are apart, what their
+    names begin with (0_ann_3.wav)."""
+    said = [class_in(name)[1] for name in said_of]
     if all(said):
         return said
     if any(said):
-        raise SegueError(f"{names[said.index('')]} says no class, others do: give files that all do, or none")
-    places = [name.split("/") for name in names]
+        raise SegueError(f"{said_of[said.index('')]} says no class, others do: give files that all do, or none")
+    places = [name.split("/") for name in said_of]
     shared, least = 0, min(map(len, places)) - 1  # folders; the last part is the file's
-    while shared < least and len({place[shared] for place in places}) == 1:
+    while shared < least and (len(names := {place[shared] for place in places}) == 1 or
+                              all(name.lower() in PARTS for name in names)):
         shared += 1
-    return [place[shared] if len(place) > shared + 1 else place[-1].partition(":")[0] for place in places]
+    found = [place[shared] if len(place) > shared + 1 else place[-1].partition(":")[0] for place in places]
+    first = [re.split(r"[_.\s-]|(?<=[a-z])(?=\d)", name, maxsplit=1)[0] for name in found]
+    few = 2 * len(set(found)) > len(found) >= 2 * len(set(first)) > 2
+    return first if few else found
 
 
 def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:

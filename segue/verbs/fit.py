@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -14,7 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -88,26 +89,25 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
     if held_out is not None and split is not None:
         raise SegueError("held_out is data to measure on, and split a way to hold some out: give one of them")
     codec_options = {name: choices.pop(name) for name in {*CODEC_OPTIONS, *named(data.kind.codec)} & choices.keys()}
-    sort: type[Job] = Job
+    sort: type[Asked] = Asked
     if objective == "timed":
-        from segue.verbs.timed import TimedJob as sort
-    job = sort(data, minutes, seed, choices, codec, codec_options, held_out, split, objective, known, mix)
+        from segue.verbs.timed import TimedAsked as sort
+    asked = sort(data, minutes, seed, choices, codec, codec_options, held_out, split, objective, known, mix)
     request = json.loads(json.dumps({
-        "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": choices,
-        "codec": codec_options if job.given is None else {"given": str(job.given), "size": job.given.size},
-        **job.settings()}, default=str))
+        "data": data.fingerprint, "minutes": minutes, "steps": steps, "seed": seed, "choices": asked.choices,
+        "codec": codec_options if asked.given is None else {"given": str(asked.given), "size": asked.given.size},
+        **asked.settings()}, default=str))
     if folder is not None and (done := finished(folder, request)) is not None:
         return done
 
-    with workspace(None if folder is None else folder / "training") as work:
+    with workspace(None if folder is None else folder / "training", hold=distributed.rank() == 0) as work:
         with removed_if_refused(work):
             if distributed.rank() == 0:
-                job.prepare(work, request)
+                asked.prepare(work, request)
             distributed.barrier()
-            job.open(work)
-            where = place(device)
-            plan, why = planned(work, job, begin, {
-                **choices, "objective": objective, "seed": seed, **({} if steps is None else {"steps": steps})}, where)
+            job, where = asked.open(work), place(device)
+            plan, why = planned(work, job, begin, {**job.choices, "objective": objective, "seed": seed,
+                                                   **({} if steps is None else {"steps": steps})}, where)
             model = job.build(plan).to(where)
             reader_of(model, plan, job.teaching)  # refused before the first step
         line = describe(plan, why)
@@ -125,20 +125,20 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
             if folder is not None:
                 fitted.save(folder)
                 write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
-                shutil.move(work / "log.jsonl", folder / "log.jsonl")
+                with suppress(FileNotFoundError):  # moved already, before a kill just here
+                    os.replace(work / "log.jsonl", folder / "log.jsonl")
+                (work / "request.json").unlink()  # first: without it nothing is unfinished, whatever else stays
                 shutil.rmtree(work)
         distributed.barrier()
         return fitted.to("cpu")
 
 
 @dataclass
-class Job:
-    """What `fit` was asked for, and what depends on the sort of model: here one of tokens; `segue.verbs.timed` has one
-    of events in time. `fit` calls the methods in their order; what cannot be done is refused when it is made.
+class Asked:
+    """What `fit` was asked for; what cannot be done is refused when it is made. Here of a model of tokens; as
+    `segue.verbs.timed` has it, of one of events in time.
 
-    Fields are as the arguments of `fit`; given: the codec to use, from the caller or the teacher. `open` sets codec,
-    train and held (the tokens), source (what rows are made of), teaching (the objective), and reserve, the seconds of
-    the dial that are needed after the last step.
+    Fields are as the arguments of `fit`; given: the codec to use, from the caller or the teacher.
     """
 
     data: Data
@@ -152,16 +152,9 @@ class Job:
     objective: str
     known: Any
     mix: bool
-
-    boundary = True  # whether begins and ends of documents are tokens
     teacher: Fitted | None = field(default=None, init=False)
-    codec: Codec = field(init=False)
-    train: TokenStore = field(init=False)
-    held: TokenStore = field(init=False)
-    source: Store = field(init=False)
-    teaching: Objective = field(init=False)
-    reserve: float = field(default=0.0, init=False)
-    parts: mixed.Parts | None = field(default=None, init=False)
+
+    boundary: ClassVar[bool] = True  # whether begins and ends of documents are tokens
 
     def __post_init__(self) -> None:
         self.mix = self.mix and self.objective not in ANY_ORDER
@@ -189,10 +182,6 @@ class Job:
         train, held = self.held_data()
         if train.total < 2 or held.total < 1:
             raise SegueError("there is too little data to learn from and to measure on: give more sequences")
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise SegueError(f"cannot make {work} ({error.strerror}): choose another place for the model") from error
         write_json(work / "request.json", request)
         if not (work / "codec" / "codec.json").exists():
             try:
@@ -205,18 +194,36 @@ class Job:
         train.encode(codec, work / "train", self.boundary)
         held.encode(codec, work / "held", self.boundary)
 
-    def open(self, work: Path) -> None:
+    def open(self, work: Path) -> Job:
         """Map what `prepare` wrote, and choose what to learn from and by."""
-        self.codec = codec = Codec.load(work / "codec")
-        self.train, self.held = (TokenStore.open(work / name) for name in ("train", "held"))
-        if self.known is not None:
-            self.choices["known"] = known_ids(codec, self.known)
-        self.teaching = objective_named(self.objective, codec.eos, codec.spelling, self.choices.get("known", ())) \
-            if self.teacher is None else Distillation(self.teacher.model, self.choices.get("distil", Plan.distil))
-        self.parts = mixed.part(self.train, codec.size, self.seed) if self.mix and distributed.world() == 1 else None
-        self.source = self.train if self.parts is None else self.parts.store
-        if self.parts is not None and self.minutes is not None:
-            self.reserve = mixed.reserve(self.train, self.held, codec.size, self.minutes)
+        codec = Codec.load(work / "codec")
+        train, held = (TokenStore.open(work / name) for name in ("train", "held"))
+        known = [] if self.known is None else known_ids(codec, self.known)
+        teaching = objective_named(self.objective, codec.eos, codec.spelling, known) if self.teacher is None else \
+            Distillation(self.teacher.model, self.choices.get("distil", Plan.distil))
+        parts = mixed.part(train, codec.size, self.seed) if self.mix and distributed.world() == 1 else None
+        reserve = 0.0 if parts is None or self.minutes is None else \
+            mixed.reserve(train, held, codec.size, self.minutes)
+        return Job(asked=self, codec=codec, train=train, held=held, source=train if parts is None else parts.store,
+                   teaching=teaching, choices=self.choices | ({"known": known} if known else {}), reserve=reserve,
+                   parts=parts)
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A fit that is prepared, and what depends on the sort of model. train, held: the tokens. source: what rows are
+    made of. teaching: the objective. choices: for the plan. reserve: seconds of the dial that are needed after the last
+    step. parts: how the counts beside the network are fitted, if there are any."""
+
+    asked: Asked
+    codec: Codec
+    train: TokenStore
+    held: TokenStore
+    source: Store
+    teaching: Objective
+    choices: dict[str, Any]
+    reserve: float
+    parts: mixed.Parts | None = None
 
     def build(self, plan: Plan) -> Any:
         """The network of a plan, its weights fixed by the seed."""
@@ -233,15 +240,15 @@ class Job:
         memory = Memory(plan.context, plan.seed)
         memory.learned("first data", self.train, self.held)
         mixture = None if self.parts is None else \
-            mixed.mix(model, self.parts, plan.context, plan.seed, plan.precision, self.minutes)
+            mixed.mix(model, self.parts, plan.context, plan.seed, plan.precision, self.asked.minutes)
         ngram = mixed.classical(self.train, self.codec.size) if mixture is None else None
-        return fitted_by(plan.objective)(model, self.codec, self.data.kind, report, plan.context, counts, memory=memory,
-                                         mixture=mixture, ngram=ngram)
+        return fitted_by(plan.objective)(model, self.codec, self.asked.data.kind, report, plan.context, counts,
+                                         memory=memory, mixture=mixture, ngram=ngram)
 
     def scores(self, fitted: Fitted) -> dict[str, Any]:
         """The held-out score, for the report."""
-        every = self.held_data()[1]
-        unseen = sample(every, mixed.scored(self.codec.size, self.minutes) / len(self.held.tokens))
+        every = self.asked.held_data()[1]
+        unseen = sample(every, mixed.scored(self.codec.size, self.asked.minutes) / len(self.held.tokens))
         scores = fitted.scored(unseen, strange=unknown(self.codec, unseen))
         if len(unseen) < len(every):
             scores.notes.append(f"a sample of the {len(every):,} held-out documents: evaluate scores all")
@@ -251,7 +258,7 @@ class Job:
 @contextmanager
 def removed_if_refused(work: Path) -> Iterator[None]:
     """Remove what was begun in `work` for a setting that is refused: it must not stand in the way of the right one."""
-    fresh = not work.exists()
+    fresh = not any(work.iterdir())
     try:
         yield
     except Exception:
@@ -322,7 +329,8 @@ def finished(folder: Path, request: dict[str, Any]) -> Fitted | None:
                              f"({difference(read_json(report).get('request') or {}, request)}): choose another folder, "
                              "or remove it")
         return load(folder)
-    if folder.exists() and any(folder.iterdir()):
+    # A folder of nothing but `training` is that of a fit which was killed before it wrote anything.
+    if folder.exists() and any(each != plan.parent for each in folder.iterdir()):
         raise SegueError(f"{folder} is not empty and holds no model: choose another place")
     return None
 
@@ -344,14 +352,14 @@ def sample(data: Data, share: float) -> Data:
 def planned(work: Path, job: Job, begin: float, choices: Mapping[str, Any], device: torch.device) -> tuple[Plan, str]:
     """The plan of this run, and why: read where it stands already, else chosen, measured and written before the first
     step. begin: when the dial began to run, of `time.monotonic`."""
-    path = work / "plan.json"
+    path, minutes = work / "plan.json", job.asked.minutes
     if distributed.rank() == 0 and not path.exists():
-        facts = facts_of(job.train, job.codec, job.minutes, choices, device)
+        facts = facts_of(job.train, job.codec, minutes, choices, device)
         plan, why = choose(facts, **choices)
-        if job.minutes is not None:
-            threads, seconds = pace(job.source, plan, device, job.minutes, job.teaching, "threads" in choices,
+        if minutes is not None:
+            threads, seconds = pace(job.source, plan, device, minutes, job.teaching, "threads" in choices,
                                     job.build)
-            deadline = max(begin + 60 * job.minutes - job.reserve, time.monotonic() + 60 * LEARNING * job.minutes)
+            deadline = max(begin + 60 * minutes - job.reserve, time.monotonic() + 60 * LEARNING * minutes)
             steps = min(steps_until(deadline, seconds), most_steps(facts.tokens, plan))
             plan, why = choose(facts, **{**choices, "threads": threads, "steps": steps})
             why += f", {1000 * seconds:.3g} ms a step"

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,7 @@ import torch
 from segue.continual import Memory
 from segue.data import Data, of, read
 from segue.errors import SegueError
-from segue.files import read_json, write_json, write_text
+from segue.files import atomic_write, held, read_json, write_json, write_text
 from segue.kinds import KINDS, Codec, Kind
 from segue.kinds.codecs import ItemCodec
 from segue.mixers import MIXERS
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from segue.verbs.update import Update
 
 FORMAT = "segue model 1"
+KEPT = "classes.safetensors"  # what `segue.verbs.classify` keeps in a model's folder
 
 
 class Report(Shown):
@@ -392,6 +393,7 @@ class Fitted:
         if self.ngram is not None:
             self.ngram.save(folder, "ngram")
         self.save_drafts(folder)
+        self.save_classes(folder)
         for index, state in enumerate(self.states.values()):
             state.save(folder / "states" / f"{index}.safetensors")
         if self.states:
@@ -412,6 +414,14 @@ class Fitted:
             if self.heads is not None:
                 self.heads.save(folder / "drafts" / "heads.safetensors")
             write_json(folder / "drafts" / "best.json", {"draft": self.best_draft, "heads": self.heads is not None})
+
+    def save_classes(self, folder: Path) -> None:
+        """Take along the classes that were kept where the model comes from; those of other weights are refused when
+        they are asked for."""
+        path = None if self.folder is None or folder.resolve() == self.folder.resolve() else self.folder / KEPT
+        if path is not None and path.exists():
+            with atomic_write(folder / KEPT) as temporary:
+                shutil.copyfile(path, temporary)
 
     def load_drafts(self, folder: Path) -> None:
         """Read what `save_drafts` wrote, if anything."""
@@ -478,7 +488,9 @@ def opened(folder: Path) -> Fitted:
         raise SegueError(f"{folder} is not a folder: give the folder that fit wrote")
     if not (folder / "config.json").exists() and (folder / "training" / "plan.json").exists():
         raise SegueError(f"{folder} holds a fit that has not ended: run the same fit command again to go on")
-    roll_forward(folder)
+    if (folder / "updating" / "complete.json").exists():
+        with suppress(FileNotFoundError), held(folder / "updating"):  # not there: whoever was at it has just finished
+            roll_forward(folder)
     values = read_json(folder / "config.json")
     if isinstance(values, dict) and "format" not in values and "model_type" in values:
         from segue.verbs.huggingface import load_huggingface
@@ -618,10 +630,8 @@ def _exists(text: str) -> bool:
 
 
 def roll_forward(folder: Path) -> None:
-    """Finish an update that was cut short while its new model, complete, was moved over the old one."""
+    """Move the new model of an update, which is complete, over the old one; again, where a move was cut short."""
     work = folder / "updating"
-    if not (work / "complete.json").exists():
-        return
     for new in sorted((work / "new").iterdir()):
         old = folder / new.name
         if old.is_dir():

@@ -15,7 +15,7 @@ import torch
 
 from segue.decoding.continuation import prime_object, prime_tokens
 from segue.errors import SegueError
-from segue.files import write_json
+from segue.files import workspace, write_json
 from segue.kinds.base import Problems
 from segue.kinds.frame import load_table
 from segue.models import Stack
@@ -113,10 +113,11 @@ def prefer(fitted: Fitted, pairs: str | Path | Sequence[Pair], steps: int | None
                           dict(zip(exams, zip(bits, measure(fitted, exams)))), fitted.kind.unit)
     fitted.report.values.setdefault("preferences", []).append(report.to_dict())
     if work is not None and (folder := fitted.folder) is not None:
-        shutil.rmtree(work, ignore_errors=True)  # what a kill has left
-        fitted.save(work / "new")
-        write_json(work / "complete.json", {"preferences": len(train)})
-        roll_forward(folder)
+        with workspace(work):
+            shutil.rmtree(work / "new", ignore_errors=True)  # what a kill has left
+            fitted.save(work / "new")
+            write_json(work / "complete.json", {"preferences": len(train)})
+            roll_forward(folder)
         fitted.folder = folder
     return report
 

@@ -24,7 +24,7 @@ from segue.training import distributed
 from segue.training.checkpoint import load_into, load_tensors, save_tensors, weights_of
 from segue.training.recipe import Plan
 from segue.training.timed import EventScores, EventStore, score_hawkes, score_process, windowed
-from segue.verbs.fit import Job, check_choices
+from segue.verbs.fit import Asked, Job, check_choices
 from segue.verbs.fitted import FORMAT, Fitted, Report, check_config, said_unknown, unknown
 
 if TYPE_CHECKING:
@@ -209,6 +209,7 @@ class FittedProcess(Fitted):
             for name, rival in self.rivals.items() for part in ("base", "excite", "decays")})
         write_json(folder / "config.json", {"format": FORMAT, "kind": self.kind.name, "context": self.context,
                                             "process": self.process.config.to_dict()})
+        self.save_classes(folder)
         write_text(folder / "README.md", self.card())
         write_json(folder / "report.json", self.report.to_dict())
         self.folder = folder
@@ -266,7 +267,8 @@ def rivals_of(store: EventStore, types: int) -> dict[str, Hawkes]:
     return found | {"Hawkes (times alone)": Hawkes.fit(Timed(np.minimum(data.types, 0), data.times), 1, decays)}
 
 
-class TimedJob(Job):
+@dataclass
+class TimedAsked(Asked):
     """A fit of when events come, and of which type. A choice `head` says how the time between two events is told:
     "mixture" (fast, an exact likelihood; the default), "decay" or "query" (intensities; see
     `segue.models.point_process`)."""
@@ -291,16 +293,25 @@ class TimedJob(Job):
     def settings(self) -> dict[str, Any]:
         return {"objective": "timed", "head": self.head}
 
-    def open(self, work: Path) -> None:
-        self.codec, self.teaching = Codec.load(work / "codec"), EventLikelihood()
-        self.train, self.held = (TokenStore.open(work / name) for name in ("train", "held"))
-        self.source = self.events = EventStore(self.train)
-        self.exam = EventStore(self.held)
-        if not len(self.events.gaps) or not self.events.gaps.max() > 0 or not (self.exam.lengths > 1).any():
+    def open(self, work: Path) -> TimedJob:
+        codec, (train, held) = Codec.load(work / "codec"), (TokenStore.open(work / name) for name in ("train", "held"))
+        events, exam = EventStore(train), EventStore(held)
+        if not len(events.gaps) or not events.gaps.max() > 0 or not (exam.lengths > 1).any():
             raise SegueError("there is too little to learn from and to measure on: give more sequences, of two events "
                              "or more at different times")
-        self.rivals = rivals_of(self.events, self.codec.size)
-        self.reserve = 6 * (self.minutes or 0.0)  # a tenth of the dial
+        return TimedJob(asked=self, codec=codec, train=train, held=held, source=events, teaching=EventLikelihood(),
+                        choices=self.choices, reserve=6 * (self.minutes or 0.0),  # a tenth of the dial
+                        head=self.head, events=events, exam=exam, rivals=rivals_of(events, codec.size))
+
+
+@dataclass(kw_only=True)
+class TimedJob(Job):
+    """head: see `TimedAsked`. events, exam: train and held, as events. rivals: see `FittedProcess`."""
+
+    head: str
+    events: EventStore
+    exam: EventStore
+    rivals: dict[str, Hawkes]
 
     def build(self, plan: Plan) -> PointProcess:
         gaps, stack = self.events.gaps, super().build(plan).config
@@ -316,11 +327,11 @@ class TimedJob(Job):
 
     def completed(self, model: PointProcess, plan: Plan, report: Report) -> FittedProcess:
         ngram = CountModel(self.codec.size, smoothing="kneser-ney").fit([t for t, _ in self.events.sequences()])
-        return FittedProcess(model, self.codec, self.data.kind, TimedReport(report.values), plan.context, self.rivals,
-                             ngram)
+        return FittedProcess(model, self.codec, self.asked.data.kind, TimedReport(report.values), plan.context,
+                             self.rivals, ngram)
 
     def scores(self, fitted: Fitted) -> dict[str, Any]:
-        return fitted.evaluate(self.held_data()[1], device=str(fitted.device)).to_dict()
+        return fitted.evaluate(self.asked.held_data()[1], device=str(fitted.device)).to_dict()
 
 
 def load_process(folder: Path, values: dict[str, Any]) -> FittedProcess:

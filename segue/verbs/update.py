@@ -195,7 +195,6 @@ def prepare(work: Path, request: dict[str, Any], data: Any, fitted: Fitted) -> N
     train, held = data.split(HELD_OUT)
     if train.total < 2 or held.total < 2:
         raise SegueError("there is too little new data to learn from and to measure on: give more")
-    work.mkdir(parents=True, exist_ok=True)
     train.encode(fitted.codec, work / "train")
     held.encode(fitted.codec, work / "held")
     write_json(work / "request.json", request)

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal, NamedTuple
 from segue.decoding.draft.base import NOTHING, Tip, Tree
 from segue.errors import SegueError
 
+MOST_VISITED = 4096  # nodes that are looked at in one retrieval
 INPUT_WEIGHT, OUTPUT_WEIGHT = 1 - 1e-4, 1e-4  # hits in the prompt outrank hits in answers, which break ties
 
 
@@ -178,14 +179,12 @@ class TrieDraft:
     while the draft has fewer than `branch` nodes. mode: "hier", a tree with shared prefixes; "par", the same branches
     side by side, nothing shared; "one", the most frequent branch. source: "input" looks into the prompt, "output"
     into answers, "mix" into both. stop_words: tokens too common to be looked up alone.
-    max_nodes: bound on a first token's tree in the trie of answers (the authors' default of 512 is tiny: 16 S here).
-    max_visited: bound on the nodes looked at in one retrieval.
     """
 
     needs_hidden: ClassVar[bool] = False
 
     def __init__(self, nodes: int = 64, branch: int = 12, query: int = 2, mode: Mode = "hier", source: Source = "mix",
-                 stop_words: Collection[int] = (), max_nodes: int | None = None, max_visited: int = 4096) -> None:
+                 stop_words: Collection[int] = ()) -> None:
         if mode not in ("hier", "par", "one") or source not in ("mix", "input", "output"):
             raise SegueError(f"trie mode '{mode}' with source '{source}' is unknown: choose hier, par or one, and mix, "
                              "input or output")
@@ -193,10 +192,9 @@ class TrieDraft:
             raise SegueError("a trie draft needs at least one node, a branch of one and a query of one token")
         self.nodes, self.branch, self.query = nodes, branch, query
         self.mode, self.source, self.stop_words = mode, source, frozenset(stop_words)
-        self.max_visited = max_visited
         # A one-token query must still leave `branch` tokens below it, a longer one too.
         self.depth = branch + query
-        self.answers = Trie(self.depth, max_nodes or 16 * nodes)
+        self.answers = Trie(self.depth, 16 * nodes)  # a first token's tree; the authors' default of 512 is tiny
         self._requests: dict[int, _Request] = {}
 
     def observe(self, row: int, tokens: Sequence[int], prompt: bool = False) -> None:
@@ -272,7 +270,7 @@ class TrieDraft:
         age = visited = depth = 0  # age breaks ties: first come, first served
         parent = -1
         while True:
-            if depth < branch and visited < self.max_visited:
+            if depth < branch and visited < MOST_VISITED:
                 siblings = _siblings(prompt, answer)
                 if siblings:
                     age += 1

@@ -66,7 +66,7 @@ def _forward(x, weight, bias, state, starts, lengths, y, kept, final, batch, len
             fresh = tl.load(starts + row * length + t, row < batch, 0)[:, None] != 0
             h, c, n = tl.where(fresh, 0.0, h), tl.where(fresh, 0.0, c), tl.where(fresh, 0.0, n)
             m = tl.where(fresh, EMPTY, m)
-        place = (row[:, None] * length + t) * heads + head
+        place = (row[:, None].to(tl.int64) * length + t) * heads + head  # beyond 2^31 numbers in all
         given, saved = x + place * (G * D) + unit, kept + place * (K * D) + unit
         g0 = _product(h, w0, PRECISION) + b0
         x0 = tl.load(given, live, 0.0)
@@ -134,7 +134,7 @@ def _backward(weight, state, starts, lengths, kept, dy, dfinal, dx, dweight, dbi
     until = tl.load(lengths + row, row < batch, -1)[:, None]
     for i in range(length):
         t = length - 1 - i
-        place = (row[:, None] * length + t) * heads + head
+        place = (row[:, None].to(tl.int64) * length + t) * heads + head  # beyond 2^31 numbers in all
         saved, before = kept + place * (K * D) + unit, kept + (place - heads) * (K * D) + unit
         step = row[:, None] * 0 + t
         first, later = live & (step == 0), live & (step > 0)

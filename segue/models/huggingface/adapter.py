@@ -29,7 +29,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 from segue.errors import SegueError
 from segue.mixers.cache import Cache
 from segue.mixers.rules import causal
-from segue.mixers.state import Layout, State, gather_nodes
+from segue.mixers.state import Layout, State, check_rows, gather_nodes
 from segue.models.base import Decoding, Output
 from segue.models.huggingface.files import Weights, read_config
 
@@ -112,7 +112,7 @@ class HuggingFaceModel:
                layout: Layout | None = None) -> Output:
         """See `Decodable.extend`. layout: in place of parents, where the nodes stand and what they see."""
         assert isinstance(state, State)
-        state.check_rows(tokens.shape[0])
+        check_rows(tokens.shape[0], state)
         if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.size:
             raise SegueError(f"a token outside the model's vocabulary of {self.size}: was it encoded with another "
                              "codec?")

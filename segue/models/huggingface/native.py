@@ -28,6 +28,11 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gel
 # Buffers that older checkpoints carry along; they are computed, not learned.
 COMPUTED = re.compile(r"\.(attn\.(bias|masked_bias)|attention\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 
+# Options of our mixers that some family can say; any other must not be set.
+OPTIONS = {"attention": {"heads", "kv_heads", "head_width", "positions", "theta", "rotary_fraction", "scaling",
+                         "causal", "window", "qkv_bias", "out_bias", "qk_norm", "norm_eps"},
+           "mamba": {"states", "taps", "expand", "rank", "bias"}}
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -511,9 +516,11 @@ def family_of(config: StackConfig) -> Config:
     kinds = {name.partition(":")[0] for name in config.mixers}
     options = [config.options.get(name, {}) for name in config.mixers]
     rotary = all(o.get("positions", "rotary") == "rotary" for o in options)
-    plain = all(o.get("causal", True) and not o.get("prefix") for o in options)
+    plain = all(o.get("causal", True) and not {key for key, value in o.items() if value}
+                - OPTIONS.get(name.partition(":")[0], set()) for name, o in zip(config.mixers, options))
     common: Config = {}
-    usual = not (config.embed_norm or config.post_norm or config.transform) and config.cross is None
+    usual = not (config.embed_norm or config.post_norm or config.transform or config.inputs or config.pool
+                 or config.tables) and config.cross is None
     if usual and plain:
         shape = (config.norm, config.channel)
         if kinds == {"mamba"} and shape == ("rms", "none") and not config.learned_positions:
@@ -528,7 +535,7 @@ def family_of(config: StackConfig) -> Config:
                 not config.parallel and options[0].get("positions") == "none":
             common = write_gpt2(config)
     if not common:
-        raise SegueError(f"a stack of {'+'.join(sorted(kinds))} with {config.norm} norms and channel "
+        raise SegueError(f"a stack of {'+'.join(sorted(kinds))} with these options, {config.norm} norms and channel "
                          f"'{config.channel}' fits none of the families {', '.join(FAMILIES)}")
     family = FAMILIES[common["model_type"]]
     return common | {"architectures": [family.architecture], "vocab_size": config.vocabulary,

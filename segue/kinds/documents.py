@@ -1,0 +1,165 @@
+"""Tables that are one JSON value: an array of rows, or an object around them, as data sets and interfaces of the web
+are written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+# Members of an object that hold its rows, where others say something of them all.
+WITHIN = ("data", "rows", "records", "items", "examples", "instances", "samples", "results", "documents", "entries",
+          "annotations", "messages", "events", "train")
+PART = re.compile(r"(.*[_-])?(train|test|val|valid|validation|dev|eval|heldout)(ing)?([_-].*)?", re.IGNORECASE)
+SIGN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]')
+SEEN = 50  # members by which an object is told
+
+
+def as_row(value: Any) -> dict[str, Any] | None:
+    """A JSON value as cells: an object laid flat, a string as a text, a list of plain values as items; None: no row."""
+    if isinstance(value, dict):
+        return flat(value)
+    if isinstance(value, str):
+        return {"text": value}
+    plain = isinstance(value, list) and value and not any(isinstance(item, (dict, list)) for item in value)
+    return {"items": value} if plain else None
+
+
+def flat(row: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested objects as columns of their own: {"user": {"id": 1}} is user.id; a list of objects gives lists, and one of
+    the parts of a message, each with its type, the text of them."""
+    cells: dict[str, Any] = {}
+    for key, value in row.items():
+        name = f"{before}{key}"
+        if isinstance(value, dict):
+            cells |= flat(value, f"{name}.")
+        elif isinstance(value, list) and (said := _parts(value)) is not None:
+            cells[name] = said
+        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+            inner = [flat(item) for item in value]
+            for part in dict.fromkeys(part for item in inner for part in item):
+                cells[f"{name}.{part}"] = [item.get(part) for item in inner]
+        else:
+            cells[name] = value
+    return cells
+
+
+def _parts(value: list[Any]) -> str | None:
+    """The text of a message that is a list of texts and of parts with a type; None where it is another list."""
+    parts = [part for part in value if isinstance(part, dict)]
+    told = parts and all("type" in part for part in parts) and all(isinstance(part, (dict, str)) for part in value)
+    texts = [part if isinstance(part, str) else part.get("text") for part in value] if told else []
+    return "".join(text for text in texts if isinstance(text, str)) if any(texts) else None
+
+
+def begun(text: str) -> Any:
+    """What a JSON value that was cut says up to its last comma; None where it says nothing."""
+    within, last, end = list[str](), "", 0
+    for found in SIGN.finditer(text):
+        sign = found[0]
+        if sign in ("[", "{"):
+            within.append("]" if sign == "[" else "}")
+        elif sign in ("]", "}"):
+            if not within:
+                return None
+            within.pop()
+        elif sign == ",":
+            end, last = found.start(), "".join(reversed(within))
+    with suppress(ValueError, RecursionError):
+        if last:
+            return json.loads(text[:end] + last)
+    return None
+
+
+def document(text: str, cut: bool = False) -> list[dict[str, Any]] | None:
+    """The rows of a text that is one JSON object around them (see `rows_of`); None where it is another text. cut: it
+    goes on."""
+    if text.lstrip()[:1] != "{":
+        return None
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        return None
+    except ValueError as error:
+        value = begun(text) if cut and "Extra data" not in str(error) else None
+    return rows_of(value) if isinstance(value, dict) else None
+
+
+def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The rows of an object around them, or None where it is no table: rows by the name of a part or of a class (the
+    columns `part` and `key` say it), an object a row by its name, columns as lists or as objects by number (pandas),
+    or rows beside what is said of them all."""
+    members = list(value.values())
+    if "nodes" in value:
+        return None  # a graph
+    if {"columns", "data"} <= value.keys() and _are_lists(value["data"]) and isinstance(value["columns"], list):
+        return [flat(dict(zip(map(str, value["columns"]), row))) for row in value["data"]]
+    if members and _are_lists(members):
+        return _of_lists(value)
+    if len(members) > 1 and all(isinstance(member, dict) for member in members):
+        return _of_objects(value)
+    inner = next((value[name] for name in WITHIN if isinstance(value.get(name), list) and value[name] and
+                  all(isinstance(row, dict) and "role" not in row for row in value[name])), None)
+    return None if inner is None else [flat(row) for row in inner]
+
+
+def _of_lists(value: dict[str, list[Any]]) -> list[dict[str, Any]] | None:
+    items = [item for member in value.values() for item in member[:SEEN]]
+    if not items:
+        return None
+    if all(isinstance(item, dict) for item in items) or _are_lists(items):
+        if any("role" in item for item in items) or (_are_lists(items) and len({len(item) for item in items}) > 1):
+            return None  # turns of one dialogue, or sequences
+        if (inner := next((name for name in WITHIN if name in value), "train")) != "train":
+            value = {inner: value[inner]}  # the others say something of them all
+        return _keyed((key, flat(_numbered(item))) for key, member in value.items() for item in member)
+    if any(isinstance(item, (dict, list)) for item in items):
+        return None
+    lengths = sorted({len(member) for member in value.values()})
+    long = any(sum(map(len, member[:SEEN])) > 12 * len(member[:SEEN]) for member in value.values()
+               if member and all(isinstance(item, str) for item in member[:SEEN]))
+    if len(value) > 1 and long and len(lengths) < 3 and lengths[-1] > len(value):  # the last column may be cut
+        return [dict(zip(value, row)) for row in zip(*value.values())]
+    if len(value) > SEEN and len(lengths) == 1:
+        return _keyed((key, _numbered(member)) for key, member in value.items())
+    texts = [item for item in items if isinstance(item, str) and len(item.split()) > 2]
+    if len(value) > 1 and 2 * len(texts) > len(items):
+        return _keyed((key, {"text": item}) for key, member in value.items() for item in member)
+    return None
+
+
+def _of_objects(value: dict[str, dict[str, Any]]) -> list[dict[str, Any]] | None:
+    seen = [member for member in list(value.values())[:SEEN] if member]
+    if not seen:
+        return None
+    first = list(seen[0])
+    if first[0].isdigit() and all(list(member) == first[: len(member)] for member in seen):
+        return [flat({name: member[place] for name, member in value.items() if place in member}) for place in first]
+    shared = set(first).intersection(*seen[1:-1])  # the last may be cut
+    if len(seen) < 2 or 2 * len(shared) < len(set(first).union(*seen)):
+        return None
+    return _keyed((key, flat(member)) for key, member in value.items())
+
+
+def _keyed(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Rows with a column for the names they stand under."""
+    found = list(rows)
+    if len({key for key, _ in found}) < 2:
+        return [row for _, row in found]
+    name = "part" if all(PART.fullmatch(key) for key in {key for key, _ in found}) else "key"
+    return [{**row, name: key} for key, row in found]
+
+
+def _numbered(row: Any) -> dict[str, Any]:
+    return row if isinstance(row, dict) else {str(i): cell for i, cell in enumerate(row, 1)}
+
+
+def _are_lists(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(value, list) for value in values)
+
+
+def spread(rows: list[dict[str, Any]], count: int) -> Iterator[dict[str, Any]]:
+    """So many rows at most, from the beginning to the end."""
+    return iter(rows[:: max(1, -(-len(rows) // count))])

@@ -1,0 +1,57 @@
+"""Files are written whole or not at all, into what has their name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from segue.cli import finite
+from segue.errors import SegueError
+from segue.files import atomic_folder, held, read_json, write_json, write_text
+
+
+def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").symlink_to(tmp_path / "far" / "file")
+    for text in ("one", "two"):
+        write_text(tmp_path / "near", text)
+        assert (tmp_path / "near").is_symlink() and (tmp_path / "far" / "file").read_text() == text
+    os.mkfifo(tmp_path / "pipe")
+    said: list[str] = []
+    reader = threading.Thread(target=lambda: said.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_text(tmp_path / "pipe", "three")
+    reader.join()
+    assert said == ["three"] and (tmp_path / "pipe").is_fifo()
+
+
+def test_a_kill_between_the_old_folder_and_the_new_one_loses_neither(tmp_path: Path) -> None:
+    kill = ("import os, sys; from segue.files import atomic_folder; real = os.replace\n"
+            "def replace(a, b):\n    real(a, b)\n    os.kill(os.getpid(), 9)\n"
+            "os.replace = replace\n"
+            "with atomic_folder(sys.argv[1]) as new:\n    (new / 'new').touch()\n")
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "old").touch()
+    assert subprocess.run([sys.executable, "-c", kill, str(folder)]).returncode == -9
+    assert not folder.exists()
+    with pytest.raises(KeyError), atomic_folder(folder):
+        raise KeyError
+    assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    for _ in range(2):
+        with held(tmp_path), pytest.raises(SegueError, match="another process is at work"), held(tmp_path):
+            pass
+
+
+def test_what_json_cannot_say_is_null(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", finite({"a": [float("nan"), 1.5], "b": (float("-inf"), "x", True)}))
+    assert "NaN" not in (tmp_path / "a.json").read_text()
+    assert read_json(tmp_path / "a.json") == {"a": [None, 1.5], "b": [None, "x", True]}
