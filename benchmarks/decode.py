@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flashrnn import peak
 
 import segue
 from segue.decoding import generate
@@ -229,13 +230,15 @@ def measure_shape(name: str, threads: int, tokens: int, rounds: int) -> str:
     floor = exact.program.weight_bytes / moved
     one, eight = step_time(exact, 1), step_time(exact, 8)
     one8, eight8 = step_time(rounded, 1), step_time(rounded, 8)
+    sums = 8 * exact.program.weight_bytes / 4 / peak("cpu", time.perf_counter)
     loss, agree = int8_loss(exact, rounded)
     long, long_torch = prefill_speed(exact, 512), prefill_speed(stack, 512)
     speed = single["segue float32"]
     notes = [
         f"- floor: {exact.program.weight_bytes / 1e6:.0f} MB of weights at {moved / 1e9:.1f} GB/s (row-parallel "
         f"matrix-vector product) allow {1 / floor:,.0f} tokens/s; reached {speed:,.0f}, {speed * floor:.0%}",
-        f"- 8 tokens at once cost {eight / one:.2f} times one token ({eight * 1e3:.2f} ms, {one * 1e3:.2f} ms); int8 "
+        f"- 8 tokens at once cost {eight / one:.2f} times one token ({eight * 1e3:.2f} ms, {one * 1e3:.2f} ms; their "
+        f"multiply-adds alone would {sums / one:.2f} times, at the speed of a large matrix product); int8 "
         f"{eight8 / one8:.2f} times ({eight8 * 1e3:.2f} ms, {one8 * 1e3:.2f} ms)",
         f"- int8 against our float32: {single['segue int8'] / speed:.2f} times as fast; its loss, at random weights: "
         f"{loss:.2g} bits per token (KL), the same first choice in {agree:.1%}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gradients import agree, with_gradients
@@ -49,6 +50,17 @@ def test_short_rows_wait_for_the_compiler_only_where_many_are_learned_from() -> 
     assert compiled.compiles(many) and not compiled.compiles(few)
     with torch.no_grad():
         assert not compiled.compiles(many)
+
+
+def test_the_exponential_of_what_is_empty_is_zero() -> None:
+    from numba import njit
+
+    from segue.kernels.cpu import simd
+
+    run = njit(lambda x: simd.exp(x))
+    assert [run(np.float32(x)) for x in (-1e30, -88, -np.inf)] == [0, 0, 0] and np.isnan(run(np.float32(np.nan)))
+    for x in np.linspace(-87, 88, 50, dtype=np.float32):
+        assert run(x) == pytest.approx(np.exp(np.float64(x)), rel=3e-7)
 
 
 def linear_inputs(rows: int, length: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int,

@@ -518,6 +518,13 @@ LOG = '10.0.0.{0} - - [{2:%d/%b/%Y:%H:%M:%S} +0000] "GET /{1} HTTP/1.1" 200 512 
      "who=session, what=url, when=timestamp_us (*)"),
     ("days.csv", "Customer,Item,Date", "{0},{1},{4:.6f}", "who=Customer, what=Item, when=Date (*)"),
     ("hours.csv", "client,event,datum", "{0},{1},{2:%Y%m%d%H%M}", "who=client, what=event, when=datum (*)"),
+    ("oracle.tsv", "USER_ID\tITEM_ID\tEVENT_TS", "{0}\t{1}\t{2:%d-%b-%y %I.%M.%S}.000000 {2:%p}",
+     "who=USER_ID, what=ITEM_ID, when=EVENT_TS (*)"),
+    ("mail.csv", "sender,subject,date", '{0},{1},"{2:%a, %d %b %Y %H:%M:%S} +0000"',
+     "who=sender, what=subject, when=date (*)"),
+    ("ga4.jsonl", "", '{{"event_date": "{2:%Y%m%d}", "event_timestamp": "{3:.0f}000000", "event_name": "{1}", '
+     '"user_pseudo_id": "{0}"}}', "who=user_pseudo_id, what=event_name, when=event_timestamp (*); not read: "
+                                  "event_date"),
     ("access.log", "", LOG, "who=client, what=request, when=time (*); not read: identity, account, status, bytes, "
                             "referer, agent"),
     ("u_ex.log", "#Version: 1.0\n#Fields: date time cs-uri-stem c-ip", "{2:%Y-%m-%d %H:%M:%S} /{1} 10.0.0.{0}",
@@ -582,6 +589,12 @@ def _series(row: str, of: int = 60) -> str:
     ("influx.csv", "#group,false,false\n#default,_result,\n,_time,_value\n" + _series(",{0:%Y-%m-%dT%H:%M:%SZ},{1}"), 1,
      "columns=_value, when=_time (*)"),
     ("value.txt", _series("{2}") + "21,05\n", 1, ""),
+    ("lightwave.csv", "'Elapsed time','MLII'\n'hh:mm:ss.mmm','mV'\n" + _series("'0:{3:06.3f}',{1}", 59), 1,
+     "columns=MLII, when=Elapsed time (0 to 58, every 1)"),
+    ("gdp.csv", "Quarter;Umsatz\n" + "".join(f"{1990 + i // 4}Q{i % 4 + 1};1.234.{500 + i}\n" for i in range(20)), 1,
+     "columns=Umsatz, when=Quarter (1990-01-01 00:00:00 to 1994-10-01 00:00:00, every quarter)"),
+    ("sun.csv", "Year,Sunspots\n" + "".join(f"{1700 + i},{i * i % 7}.5\n" for i in range(20)), 1,
+     "columns=Sunspots, when=Year (1700 to 1719, every 1)"),
     ("gps.csv", "vehicle,timestamp,lat,speed\n" + "".join(_series(f"v{k}," "{0},{1},{3}") for k in (1, 2)), 2,
      "columns=lat,speed, who=vehicle, when=timestamp (*)"),
     ("long.csv", "timestamp,parameter,value\n" + "".join(_series("{0}," f"p{k}," "{1}") for k in (1, 2)), 2,

@@ -36,10 +36,9 @@ def linear_attention_on_grid(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, .
     share = len(angles)
     rest = share * len(grid)
     total = linear_attention_both_ways(q[..., rest:], k[..., rest:], v) if rest < k.shape[-1] else torch.zeros_like(v)
-    for axis, size in enumerate(grid):
+    for axis, (size, *own) in enumerate(zip(grid, q.split(share, -1), k.split(share, -1))):
         before, behind = prod(grid[:axis]), prod(grid[axis + 1 :])
-        here = slice(axis * share, (axis + 1) * share)
-        queries, keys, values = (y.unflatten(1, (before, size, behind)) for y in (q[..., here], k[..., here], v))
+        queries, keys, values = (y.unflatten(1, (before, size, behind)) for y in (*own, v))
         place = torch.arange(size, dtype=angles.dtype, device=q.device)
         apart = ((place[:, None] - place)[..., None] * angles[: keys.shape[-1]]).cos().to(v.dtype)
         memory = torch.einsum("mnk,bnhke->bmhke", apart, torch.einsum("bunwhk,bunwhe->bnhke", keys, values))

@@ -44,6 +44,7 @@ LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
+SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
 # A line of a web server's log in the common form, or with what NCSA added to it.
 ACCESS = re.compile(rb'(\S+) (\S+) (\S+) \[([^\]]+)\] "((?:[^"\\]|\\.)*)" (\S+) (\S+)'
@@ -249,6 +250,7 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     numbers there is none."""
     if ARFF.match(text[:HEAD].encode()):
         return _look_arff(text)
+    text = text.replace("'", '"') if SINGLE.match(text) else text
     lines = re.split(r"(?<=\n)", text) if "\n" in text else re.split(r"(?<=\r)", text)
     if cut and len(lines) > 2:
         lines.pop()
@@ -567,6 +569,8 @@ def _load_text(path: Path, raw: bytes, problems: Problems, asked: frozenset[str]
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
 
+    if SINGLE.match(raw[:HEAD].decode("utf-8", "ignore")):
+        raw = raw.replace(b"'", b'"')
     if b"\n" not in raw:
         raw = raw.replace(b"\r", b"\n")  # line ends of old Macs
     seen = MOST if ARFF.match(raw[:HEAD]) else HEAD

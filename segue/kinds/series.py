@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ class Series(Kind):
         numbers = [name for name, cells in columns.items() if _is_numbers(cells)]
         if look.headed and wide(names, [name for name in columns if name not in numbers]):
             return 0.84
-        times = [name for name in columns if name not in numbers and _dated(columns[name])]
+        times = [name for name in columns if name not in numbers and (_dated(columns[name]) or (
+            len(columns[name]) > 3 and _dated(columns[name][1:])))]  # behind their units
         when = timed(names, lambda name: columns.get(name, []))
         if when in numbers and timelike(columns[when]):
             numbers.remove(when)
@@ -156,11 +158,12 @@ class Series(Kind):
             lists = {name: values[:100].to_pylist() for name, values in frame.columns.items()
                      if "list" in str(values.type)}
             across = listed(lists) if lists and not chosen else []
-            if len(across) == 1:
+            beside = [name for name in lists if name not in across and timelike(lists[name][0] or ["?"])]
+            if len(across) == 1 and not beside:
                 yield from _lists(frame, across[0], of, problems)
                 return
             if across:
-                frame = laid_out(frame, [*across, *(name for name in lists if timelike(lists[name][0] or ["?"]))])
+                frame = laid_out(frame, [*across, *beside])
                 who = "series" if "series" in frame.columns else who
             along = []
             if rows is None and not (chosen or who or when) and len(frame.columns) > 2:
@@ -396,9 +399,9 @@ def _column(cells: Sequence[Any]) -> np.ndarray:
         return _column([found[1] if found else None for found in both]) * scale
     if any(text != str(cell).strip() for text, cell in zip(texts, (cell for cell in cells if cell is not None))):
         cells = [None if cell is None else GROUPS.sub("", str(cell).strip()) for cell in cells]
-    signed = [str(cell).strip() for cell in cells if "," in str(cell)]
+    signed = [text for cell in cells if "," in (text := str(cell).strip()) or text.count(".") > 1]
     if signed:
-        signed += (text for cell in cells if "," not in (text := str(cell).strip()) and "." in text)
+        signed += (text for cell in cells if "." in (text := str(cell).strip()) and text not in signed)
         beside = any(str(cell).strip().isdigit() for cell in cells)
         for thousands, point in (",.", ".,"):
             grouped = re.compile(rf"[-+]?[1-9]\d{{0,2}}([{thousands}]\d{{3}})+([{point}]\d*)?")
@@ -486,6 +489,16 @@ def _wordy(frame: Frame, names: Iterable[str]) -> list[str]:
     return [name for name in held if _numbers(frame, name) is None]
 
 
+def _without_units(frame: Frame) -> Frame:
+    """A table without a first row that says in what units its numbers are."""
+    numbers = [(name, values) for name in frame.columns if (values := _numbers(frame, name)) is not None]
+    if len(frame.rows) < 3 or not numbers or any(np.isfinite(values[0]) or not frame.columns[name][0].as_py()
+                                                 for name, values in numbers):
+        return frame
+    return replace(frame, columns={name: cells[1:] for name, cells in frame.columns.items()}, rows=frame.rows[1:],
+                   classes=None if frame.classes is None else frame.classes[1:])
+
+
 def _lists(frame: Frame, name: str, of: str | None, problems: Problems | None) -> Iterator[Record]:
     """Each cell of a column of lists is a series."""
     if problems is not None:
@@ -535,6 +548,7 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
              when_format: str | None, classes: str | None, of: str | None,
              problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
+    frame = _without_units(frame)
     names, there = list(frame.columns), ", ".join(frame.columns)
     chosen = [name for part in chosen for name in ([part] if part in names else part.split(","))]
     chosen = [name[1:] if name not in names and name[1:] in names and name == f"x{name[1:]}" else name
@@ -658,4 +672,4 @@ def _counts(name: str, values: np.ndarray) -> bool:
     """A column that counts the rows."""
     plain = re.sub(r"[^a-z]", "", name.lower())
     whole = len(values) > 1 and float(values[0]).is_integer() and bool((np.diff(values) == 1).all())
-    return whole and plain in ("", *COUNTERS)
+    return whole and (plain in ("", *COUNTERS) or _names(name))

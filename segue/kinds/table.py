@@ -48,11 +48,11 @@ def named(text: str) -> tuple[str, ...]:
 
 # Column names that say who, what and when, best first; compared as `plain`, with or without an ending such as "id".
 # What is said weakly is believed only where no column of text says more.
-WHO = named("who caseconceptname case user session customer visitor patient subject client account member player "
-            "reviewer author actor login listener reader student learner driver employee buyer entity trace device "
-            "sequenceid playlist host person owner order invoice basket cart transaction trip container cip u kunde "
-            "kunden benutzer nutzer fall sitzung utilisateur usager dossier usuario cliente caso utente gebruiker "
-            "klant zaak пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 사용자 고객")
+WHO = named("who caseconceptname case user userpseudo session customer visitor patient sender subject client account "
+            "member player reviewer author actor login listener reader student learner driver employee buyer entity "
+            "trace device sequenceid playlist host person owner order invoice basket cart transaction trip container "
+            "cip u kunde kunden benutzer nutzer fall sitzung utilisateur usager dossier usuario cliente caso utente "
+            "gebruiker klant zaak пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 사용자 고객")
 WHAT = named("what item activity conceptname event action movie product asin sku stock song track artist book article "
              "page url command symbol task operation diagnosis procedure drug medication mark eventtype request "
              "csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion produit activité évènement "
@@ -61,7 +61,7 @@ WHAT = named("what item activity conceptname event action movie product asin sku
 WEAKLY = named("type state status step key label token code note items events marks types typeevent activities actions "
                "songs tracks k i")
 WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
-             "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t")
+             "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t year")
 ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr"))
 MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
 UNITS = re.compile(r"(utc|gmt|local|epoch|unix|iso|seconds?|secs?|millis(econds)?|micros|nanos|[mun]?s)+$")  # behind

@@ -26,7 +26,7 @@ DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
 SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
                   r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)([T ,:].*)?"
-                  r"|\d{4}[-/](0?[1-9]|1[0-2])|[A-Z][a-z]{2}[- ](\d{2}|\d{4})")
+                  r"|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})")
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
@@ -54,8 +54,13 @@ def written(time: float) -> str:
 def lasting(seconds: float) -> str:
     """A gap for people: 0:15:00, 1 day, month."""
     days = seconds / 86400
-    return "month" if 28 <= days <= 31 else "year" if 365 <= days <= 366 else \
+    return {1: "month", 3: "quarter", 12: "year"}.get(_months(days)) or \
         str(timedelta(seconds=seconds)).removesuffix(", 0:00:00")
+
+
+def _months(days: float) -> int:
+    """How many months a gap of so many days is; 0 where it is no month, quarter or year."""
+    return 1 if 28 <= days <= 31 else 3 if 90 <= days <= 92 else 12 if 365 <= days <= 366 else 0
 
 
 def span(times: np.ndarray) -> str:
@@ -65,10 +70,11 @@ def span(times: np.ndarray) -> str:
 
 
 def steady(seconds: np.ndarray) -> float:
-    """The gap that lies between most of these moments (N,) and the next; nan where there is none."""
+    """The gap that lies between most of these moments (N,) and the next, or nearly; nan where there is none."""
     gaps = np.diff(np.sort(seconds[np.isfinite(seconds)]))
-    sizes, counts = np.unique(gaps, return_counts=True)
-    return float(sizes[counts.argmax()]) if len(gaps) > 1 and 2 * counts.max() > len(gaps) else np.nan
+    near = gaps[np.abs(gaps - (middle := np.median(gaps))) <= middle / 20] if len(gaps) > 1 else gaps[:0]
+    sizes, counts = np.unique(near, return_counts=True)
+    return float(sizes[counts.argmax()]) if 2 * len(near) > len(gaps) and middle > 0 else np.nan
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,9 @@ class Clock:
             return np.asarray(last + steps * self.gap)
         moment = np.datetime64(round(last), "s")
         date = moment.astype("M8[D]")
-        if (month := 28 <= self.gap / 86400 <= 31) or 365 <= self.gap / 86400 <= 366:
+        if months := _months(self.gap / 86400):
             begin, final = date.astype("M8[M]"), (date + day).astype("M8[M]") > date.astype("M8[M]")
-            begins = begin + steps * (1 if month else 12)
+            begins = begin + steps * months
             dates = (begins + 1).astype("M8[D]") - day if final else begins.astype("M8[D]") + (date - begin)
         elif self.gap == 86400 and np.is_busday(np.round(self.times).astype("M8[s]").astype("M8[D]")).all():
             dates = np.busday_offset(date, steps)
@@ -125,6 +131,8 @@ def _moment(text: str) -> float | None:
         pass
     if clock := re.fullmatch(r"\s*(\d+):([0-5]\d)(?::([0-5]\d(?:\.\d+)?))?\s*", text):
         return int(clock[1]) * 3600.0 + int(clock[2]) * 60 + float(clock[3] or 0)
+    if clock := re.fullmatch(r"\s*(\d+):([0-5]\d\.\d+)\s*", text):
+        return int(clock[1]) * 60.0 + float(clock[2])
     try:
         moment = datetime.fromisoformat(text.strip())
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -180,8 +188,10 @@ def _guessed(text: Any, path: Path) -> np.ndarray:
     return _scaled(times) if 2 * sum(bool(NUMBER.fullmatch(value)) for value in distinct) > len(distinct) else times
 
 
+QUARTER = re.compile(r"(\d{4})[-/ ]?Q([1-4])")
+POINTED = re.compile(r"\b(\d{1,2})\.(\d\d)\.(\d\d)\.(\d{1,9})(?= ?[AP]M)")  # as Oracle writes it
 # A written time in three: the date and the clock to the second, its fraction, its zone.
-WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d)[.,](?P<fraction>\d{1,9}))?\s*"
+WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d)[.,](?P<fraction>\d{1,9}))?(?P<half> ?[AP]M)?\s*"
                      r"(?P<zone>Z|UTC|GMT|(?<=[\d ])[+-]\d\d:?\d\d)?(?P<year> \d{4})?\]?")
 
 
@@ -191,10 +201,12 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
 
     clocks, beyond = [], []
     for text in texts:
+        text = QUARTER.sub(lambda found: f"{found[1]}-{3 * int(found[2]) - 2:02d}", POINTED.sub(r"\1:\2:\3.\4", text))
         found = WRITTEN.fullmatch(text)
         fraction, zone = (found["fraction"], found["zone"] or "") if found else (None, "")
         away = int(f"{zone[0]}1") * (int(zone[1:3]) * 3600 + int(zone[-2:]) * 60) if zone[:1] in tuple("+-") else 0
-        clocks.append(" ".join((found["clock"] + (found["year"] or "") if found else text).split()))
+        parts = (found["clock"], found["half"] or "", found["year"] or "") if found else (text,)
+        clocks.append(" ".join("".join(parts).split()))
         beyond.append(float(f"0.{fraction or 0}") - away)
     sample = pa.array(clocks[:: max(1, len(clocks) // 500)], pa.string())
     able = [form for form in FORMATS if np.isnan(_living(_parsed(sample, form, path))).mean() < 0.5]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from segue.errors import SegueError
 from segue.kernels.gla import gla
 from segue.kernels.linear import linear_attention_both_ways, linear_attention_on_grid
+from segue.kernels.norm import gated_norm
 from segue.kernels.scan import linear_scan
 from segue.mixers.average import ExponentialAverage
 from segue.mixers.base import Mixer
@@ -175,7 +176,8 @@ class LightNet(Mixer):
         return self._finish(y, x)
 
     def _finish(self, y: Tensor, x: Tensor) -> Tensor:
-        return self.out(self.norm(y.to(self.norm.weight.dtype)).flatten(2) * F.silu(self.gate(x)))
+        scale = self.norm.weight.repeat(self.heads)
+        return self.out(gated_norm(y.flatten(2), self.gate(x), scale, self.heads, self.norm.eps or 0.0, late=True))
 
     def lower(self, program: Program, source: View, into: View) -> None:
         if not self.causal:

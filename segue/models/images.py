@@ -74,7 +74,7 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, h w) long, in raster order."""
+        """(B, 3, H, W) -> (B, h w) long, in raster order; of a model in evaluation mode, each picture by itself."""
         self.check(pictures)
         return self.codebook.nearest(self.encoder(pictures).movedim(1, -1)).flatten(1)
 

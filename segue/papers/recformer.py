@@ -322,6 +322,9 @@ def measure(run: Run) -> list[Row]:
              "MovieLens-100K: title, year, genres; the last three films of each user are asked for; the order within a "
              "sitting is partly that of the page. Amazon Scientific: 2,000 test histories, title, brand, description, "
              "one seed" if folders[FILMS] else "made up: things of three colours")
+    run.note("text has hardly begun to learn in so few steps. Tried since on MovieLens, seed 100: Muon at 0.01, warm "
+             "0.006; 350 steps of contrast instead of 60, of 64 rows of 3 items and without dropout, warm 0.017, cold "
+             "0.008, in 130 seconds of one core for that arm alone")
     return table
 
 

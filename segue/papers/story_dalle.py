@@ -277,7 +277,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
             axes.barh(at, [row[column] for row in rows], 0.8 / len(columns), label=column)
         axes.invert_yaxis()
         axes.set_yticks(range(len(rows)), names if axes is parts[0] else [""] * len(rows), fontsize=8)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncol=3)
     parts[0].axvline(1 / len(stories.SCARVES), color="k", linestyle=":", linewidth=1)
     parts[0].set(xlim=(0, 1), title="Scarves (dotted: a guess),\nand who is meant by 'it'")
     parts[1].set(xlim=(0, 1), title="Characters seen,\nby how many are meant")

@@ -111,22 +111,23 @@ def _relax(builder: Any, a: list[Any]) -> None:
 
 
 def emit_exp(builder: Any, a: list[Any]) -> Any:
-    """e^x of a float or a vector, to about 2 units in the last place. In IR, not in Python: no fast-math flag may
-    reorder the reduction."""
+    """e^x of a float or a vector, to about 2 units in the last place, and 0 from x = -88 on: what weighs so little is
+    nothing, since products with numbers below the normal ones take a hundred times as long. In IR, not in Python: no
+    fast-math flag may reorder the reduction."""
     b, kind = builder, a[0].type
-    name = "f32" if kind == F32 else f"v{LANES}f32"
+    name = "f32" if kind == F32 else f"v{kind.count}f32"
 
     def constant(value: float) -> Any:
-        return ir.Constant(kind, value if kind == F32 else [value] * LANES)
+        return ir.Constant(kind, value if kind == F32 else [value] * kind.count)
 
     def integer(value: int) -> Any:
-        return I32(value) if kind == F32 else ir.Constant(ir.VectorType(I32, LANES), [value] * LANES)
+        return I32(value) if kind == F32 else ir.Constant(ir.VectorType(I32, kind.count), [value] * kind.count)
 
     def fma(x: Any, y: Any, z: Any) -> Any:
         return call(b, f"llvm.fmuladd.{name}", kind, x, y, z)
 
     x = b.select(b.fcmp_ordered(">", a[0], constant(88.0)), constant(88.0), a[0])  # one instruction; a NaN stays one
-    x = b.select(b.fcmp_ordered("<", x, constant(-87.0)), constant(-87.0), x)
+    x = b.select(b.fcmp_ordered("<", x, constant(-88.0)), constant(-88.0), x)  # n of -127 gives 0
     n = call(b, f"llvm.rint.{name}", kind, b.fmul(x, constant(1 / math.log(2))))
     high = round(math.log(2) * 2**16) / 2**16  # so short that n * high is exact
     r = fma(n, constant(high - math.log(2)), fma(n, constant(-high), x))
@@ -139,9 +140,10 @@ def emit_exp(builder: Any, a: list[Any]) -> Any:
 
 
 def _exp2(builder: Any, a: list[Any]) -> Any:
-    """2^x of a float, to about 2 units in the last place: what `emit_exp` does, less what brings x to base 2."""
+    """2^x of a float, to about 2 units in the last place: what `emit_exp` does, less what brings x to base 2. At -127
+    it is 0, too."""
     b, (x,) = builder, a
-    x = call(b, "llvm.maxnum.f32", F32, call(b, "llvm.minnum.f32", F32, x, F32(127.0)), F32(-126.0))
+    x = call(b, "llvm.maxnum.f32", F32, call(b, "llvm.minnum.f32", F32, x, F32(127.0)), F32(-127.0))
     n = call(b, "llvm.rint.f32", F32, x)
     r = b.fsub(x, n)
     p = F32(math.log(2) ** 7 / math.factorial(7))
