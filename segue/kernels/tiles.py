@@ -34,11 +34,12 @@ MACHINES = (Machine(32, 16, 4), Machine(32, 8, 8), Machine(16, 8, 4), Machine(16
 
 
 class Tiles(NamedTuple):
-    """rows of a batch per task; panels (vectors of columns) of a register tile; steps per span; lanes, the numbers of
-    a vector."""
+    """rows of a batch per task; vectors of columns of a register tile, `panels` of a head and `across` of all its
+    gates; steps per span; lanes, the numbers of a vector."""
 
     rows: int
     panels: int
+    across: int
     span: int
     lanes: int
 
@@ -99,4 +100,6 @@ def tiles(dtype: torch.dtype, gates: int, width: int) -> Tiles:
     machine = MACHINES[2 * (not simd.WIDE) + (dtype == torch.float64)]
     solved = max((w for w in WIDTHS if w <= width), default=WIDTHS[0])
     rows, panels, span = SOLVED[(*machine[:2], gates, solved)]
-    return Tiles(rows, panels if vectors(width, machine.lanes) % panels == 0 else 1, span, machine.lanes)
+    columns, most = vectors(width, machine.lanes), (machine.registers - 1) // (rows + 1)
+    across = max(p for p in range(1, min(MOST["panels"], most) + 1) if gates * columns % p == 0)
+    return Tiles(rows, panels if columns % panels == 0 else 1, across, span, machine.lanes)

@@ -74,13 +74,14 @@ def _slstm(x: Vectors, g: Vectors, state: Vectors) -> tuple[Vectors, Vectors]:
     m = reached.most(i)
     i, f, z, o = (i - m).exp(), (reached - m).exp(), z.tanh(), o.sigmoid()
     c, n = f * c + i * z, f * n + i
-    h = o * c / n
+    h = o * c * n.inverse()
     return [i, f, z, o, s, h, c, n], [h, c, n, m]
 
 
 def _slstm_back(kept: Vectors, last: Vectors, grad: Vectors) -> tuple[Vectors, Vectors, Any]:
     (i, f, z, o, s, _, c, n), (dh, dc, dn, dm) = kept, grad
-    share, level = dh * o / n, c / n
+    inverse = n.inverse()
+    share, level = dh * o * inverse, c * inverse
     do = dh * level * o * (1 - o)
     dc, dn = dc + share, dn - share * level
     di, df = (dc * z + dn) * i, (dc * last[1] + dn * last[2]) * f
@@ -96,59 +97,91 @@ FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "slstm": (_slstm, _slstm_back)}
 
 
+class Rows:
+    """A vector of one row, or of each of two rows as one: what is made of them need not wait for each other."""
+
+    def __init__(self, builder: Any, kind: Any, many: int) -> None:
+        self.builder, self.many, (self.lanes, self.size) = builder, many, SIZES[kind]
+        self.vector = ir.VectorType(kind, self.lanes)
+
+    def _chosen(self, one: Any, other: Any, first: int, count: int) -> Any:
+        mask = ir.Constant(ir.VectorType(simd.I32, count), list(range(first, first + count)))
+        return self.builder.shuffle_vector(one, other, mask)
+
+    def _places(self, address: Any, row: Any) -> list[Any]:
+        """row: bytes from one row to the next."""
+        return [address, self.builder.add(address, row)][: self.many]
+
+    def get(self, address: Any, row: Any) -> Numbers:
+        b = self.builder
+        values = [b.load(b.inttoptr(place, self.vector.as_pointer()), align=self.size)
+                  for place in self._places(address, row)]
+        return Numbers(b, values[0] if self.many == 1 else self._chosen(values[0], values[1], 0, 2 * self.lanes))
+
+    def put(self, value: Numbers, address: Any, row: Any, past: bool = False) -> None:
+        """past: the cache, if it is not read soon."""
+        b = self.builder
+        for k, place in enumerate(self._places(address, row)):
+            part = self._chosen(value.value, value.value, k * self.lanes, self.lanes)
+            done = b.store(part, b.inttoptr(place, self.vector.as_pointer()),
+                           align=self.lanes * self.size if past else self.size)
+            if past:
+                done.set_metadata("nontemporal", b.module.add_metadata([simd.I32(1)]))
+
+    def fetch(self, address: Any, row: Any, write: bool = False) -> None:
+        for place in self._places(address, row):
+            fetch(self.builder, place, write)
+
+
 def _over(builder: Any, kind: Any, rows: Any, wide: Any, body: Callable[..., None]) -> None:
-    """body(get, put, at, row, column) for each vector of each row. get(address); put(value, address), `past` the cache
-    if it is not read soon. at: its place in what lies row behind row, in bytes. row: a number. column: its place in the
-    row, in bytes."""
+    """body(two, at, row, column, line) for each vector of each row, two rows at a time as long as there are. at: its
+    place in what lies row behind row, `line` bytes each. row: a number. column: its place in the row, in bytes."""
     b, (lanes, size) = builder, SIZES[kind]
-    vector, whole, vectors = ir.VectorType(kind, lanes), lanes * size, b.udiv(wide, simd.I64(lanes))
+    line, whole = b.mul(wide, simd.I64(size)), simd.I64(lanes * size)
 
-    def place(address: Any) -> Any:
-        return b.inttoptr(address, vector.as_pointer())
-
-    def get(address: Any) -> Numbers:
-        return Numbers(b, b.load(place(address), align=size))
-
-    def put(value: Numbers, address: Any, past: bool = False) -> None:
-        done = b.store(value.value, place(address), align=whole if past else size)
-        if past:
-            done.set_metadata("nontemporal", b.module.add_metadata([simd.I32(1)]))
-
-    def line(r: Any) -> list[Any]:
+    def along(many: int, r: Any) -> list[Any]:
         def one(j: Any) -> list[Any]:
-            body(get, put, b.mul(b.add(b.mul(r, vectors), j), simd.I64(whole)), r, b.mul(j, simd.I64(whole)))
+            column = b.mul(j, whole)
+            body(Rows(b, kind, many), b.add(b.mul(r, line), column), r, column, line)
             return []
 
-        simd.each(b, vectors, [], one)
+        simd.each(b, b.udiv(wide, simd.I64(lanes)), [], one)
         return []
 
-    simd.each(b, rows, [], line)
+    pairs = b.lshr(rows, simd.I64(1))
+    with b.if_then(b.icmp_signed(">", pairs, simd.I64(0))):
+        simd.each(b, pairs, [], lambda pair: along(2, b.shl(pair, simd.I64(1))))
+    with b.if_then(b.trunc(rows, ir.IntType(1))):
+        along(1, b.sub(rows, simd.I64(1)))
 
 
 def _forward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:
-    """A step of `rows` rows of `wide` numbers. Gates of g, states and what is kept (0: nothing) lie `across` bytes from
-    each other, rows of x and y x_row and y_row, gates of x x_gate. The next step's x and y lie x_step and y_step
-    further: so far that the processor does not foresee it."""
+    """A step of `rows` rows of `wide` numbers. States and what is kept (0: nothing) lie `across` bytes from each other,
+    the gates of g row by row, rows of x and y x_row and y_row apart, gates of x x_gate. The next step's x and y lie
+    x_step and y_step further: so far that the processor does not foresee it."""
     rows, wide, across, g, x, x_row, x_gate, x_step, states, kept, y, y_row, y_step = args
     b, (formula, _), gates, many = builder, FORMULAS[cell], CELLS[cell].gates, CELLS[cell].states
 
-    def body(get: Any, put: Any, at: Any, r: Any, column: Any) -> None:
-        def lies(base: Any, k: int) -> Any:
-            return b.add(b.add(base, at), b.mul(across, simd.I64(k)))
+    def lie(base: Any, apart: Any, count: int) -> list[Any]:
+        return [b.add(base, b.mul(apart, simd.I64(k))) for k in range(count)]
 
+    def body(two: Rows, at: Any, r: Any, column: Any, line: Any) -> None:
+        g_row = b.mul(line, simd.I64(gates))
         given, into = b.add(b.add(x, column), b.mul(r, x_row)), b.add(b.add(y, column), b.mul(r, y_row))
-        lines = [b.add(given, b.mul(x_gate, simd.I64(k))) for k in range(gates)]
-        for line in lines:
-            fetch(b, b.add(line, x_step))
-        fetch(b, b.add(into, y_step), write=True)
-        parts, after = formula([get(line) for line in lines], [get(lies(g, k)) for k in range(gates)],
-                               [get(lies(states, s)) for s in range(many)])
-        for s, value in enumerate(after):
-            put(value, lies(states, s))
-        put(after[0], into)
+        own, before = b.add(b.add(g, column), b.mul(r, g_row)), lie(b.add(states, at), across, many)
+        lines = lie(given, x_gate, gates)
+        for address in lines:
+            two.fetch(b.add(address, x_step), x_row)
+        two.fetch(b.add(into, y_step), y_row, write=True)
+        parts, after = formula([two.get(address, x_row) for address in lines],
+                               [two.get(address, g_row) for address in lie(own, line, gates)],
+                               [two.get(address, line) for address in before])
+        for value, address in zip(after, before):
+            two.put(value, address, line)
+        two.put(after[0], into, y_row)
         with b.if_then(b.icmp_signed("!=", kept, simd.I64(0))):
-            for k, value in enumerate(parts):
-                put(value, lies(kept, k), past=True)
+            for value, address in zip(parts, lie(b.add(kept, at), across, len(parts))):
+                two.put(value, address, line, past=True)
 
     _over(b, kind, rows, wide, body)
 
@@ -160,27 +193,28 @@ def _backward(cell: str, builder: Any, kind: Any, args: list[Any]) -> None:
     b, (_, formula), gates, many = builder, FORMULAS[cell], CELLS[cell].gates, CELLS[cell].states
     parts = CELLS[cell].parts
 
-    def body(get: Any, put: Any, at: Any, r: Any, column: Any) -> None:
-        def lies(base: Any, k: int) -> Any:
-            return b.add(b.add(base, at), b.mul(across, simd.I64(k)))
+    def body(two: Rows, at: Any, r: Any, column: Any, line: Any) -> None:
+        def lie(base: Any, count: int) -> list[Any]:
+            return [b.add(b.add(base, at), b.mul(across, simd.I64(k))) for k in range(count)]
 
         given, into = b.add(b.add(dy, column), b.mul(r, dy_row)), b.add(b.add(dx, column), b.mul(r, dx_row))
-        fetch(b, b.add(given, dy_step))
-        for k in range(parts):
-            fetch(b, b.sub(lies(kept, k), b.mul(across, simd.I64(parts))))
-        grad, before = [get(lies(back, s)) for s in range(many)], [get(lies(last, s)) for s in range(min(many, 3))]
-        grad[0] = grad[0] + get(given)
-        recurrent, inputs, after = formula([get(lies(kept, k)) for k in range(parts)], before, grad)
-        put(before[0], b.add(hs, at))
-        for k in range(gates):
-            put(recurrent[k], lies(dg, k))
-            put(get(lies(total, k)) + recurrent[k], lies(total, k))
-            line = b.add(into, b.mul(dx_gate, simd.I64(k)))
-            put(inputs[k], line)
-            fetch(b, b.add(line, dx_step), write=True)
-        for s, value in enumerate(after):
+        two.fetch(b.add(given, dy_step), dy_row)
+        for address in lie(kept, parts):
+            two.fetch(b.sub(address, b.mul(across, simd.I64(parts))), line)
+        grad, before = ([two.get(address, line) for address in lie(base, count)]
+                        for base, count in ((back, many), (last, min(many, 3))))
+        grad[0] = grad[0] + two.get(given, dy_row)
+        recurrent, inputs, after = formula([two.get(address, line) for address in lie(kept, parts)], before, grad)
+        two.put(before[0], b.add(hs, at), line)
+        for k, (own, sums) in enumerate(zip(lie(dg, gates), lie(total, gates))):
+            two.put(recurrent[k], own, line)
+            two.put(two.get(sums, line) + recurrent[k], sums, line)
+            place = b.add(into, b.mul(dx_gate, simd.I64(k)))
+            two.put(inputs[k], place, dx_row)
+            two.fetch(b.add(place, dx_step), dx_row, write=True)
+        for value, address in zip(after, lie(back, many)):
             if isinstance(value, Numbers):
-                put(value, lies(back, s))
+                two.put(value, address, line)
 
     _over(b, kind, rows, wide, body)
 

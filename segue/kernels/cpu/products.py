@@ -53,30 +53,20 @@ def _tile(builder: Any, kind: Any, lanes: int, rows: int, panels: int, args: lis
     first = b.select(b.icmp_signed("==", first, simd.I64(0)), b.ptrtoint(zeros, simd.I64), first)
     begin = [load(first, p) for p in range(panels)]
     lines = [b.add(x, b.mul(x_row, simd.I64(r))) for r in range(rows)]
-    entry, loop, done = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
-    b.branch(loop)
-    b.position_at_end(loop)
-    i, left, at_w, at_x = (b.phi(simd.I64) for _ in range(4))
-    sums = [[b.phi(vector) for _ in range(panels)] for _ in range(rows)]
-    weights = [load(at_w, p) for p in range(panels)]
-    after = []
-    for r in range(rows):
-        value = spread(b.add(lines[r], at_x))
-        after.append([simd.call(b, name, vector, weights[p], value, sums[r][p]) for p in range(panels)])
-    following = b.add(i, simd.I64(1))
-    turns = b.icmp_signed("==", following, k)
-    onward = b.add(at_x, b.select(turns, b.add(x_step, x_jump), x_step))
-    remaining = b.select(turns, b.sub(left, simd.I64(1)), left)
-    for phi, start, end in ((i, simd.I64(0), b.select(turns, simd.I64(0), following)), (left, outer, remaining),
-                            (at_w, w, b.add(at_w, w_step)), (at_x, simd.I64(0), onward)):
-        phi.add_incoming(start, entry)
-        phi.add_incoming(end, loop)
-    for r in range(rows):
-        for p in range(panels):
-            sums[r][p].add_incoming(begin[p], entry)
-            sums[r][p].add_incoming(after[r][p], loop)
-    b.cbranch(b.icmp_signed(">", remaining, simd.I64(0)), loop, done)
-    b.position_at_end(done)
+
+    def step(i: Any, at_w: Any, at_x: Any, *sums: Any) -> list[Any]:
+        weights, after = [load(at_w, p) for p in range(panels)], list[Any]()
+        for r in range(rows):
+            value = spread(b.add(lines[r], at_x))
+            after += [simd.call(b, name, vector, weights[p], value, sums[r * panels + p]) for p in range(panels)]
+        return [b.add(at_w, w_step), b.add(at_x, x_step), *after]
+
+    def steps(o: Any, at_w: Any, at_x: Any, *sums: Any) -> list[Any]:
+        at_w, at_x, *after = simd.each(b, k, [at_w, at_x, *sums], step)
+        return [at_w, b.add(at_x, x_jump), *after]
+
+    _, _, *sums = simd.each(b, outer, [w, simd.I64(0), *begin * rows], steps)
+    after = [sums[r * panels : (r + 1) * panels] for r in range(rows)]
 
     def put(r: int, p: int, value: Any) -> None:
         address = b.add(b.add(y, b.mul(y_row, simd.I64(r))), simd.I64(p * lanes * size))

@@ -32,7 +32,7 @@ def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, s
     row_step, step = length * heads * d * size, heads * d * size  # bytes to the next row and step of y
     direct = wide == d  # else through buffers of whole vectors
     source, out = np.zeros((gates, across), x.dtype), np.zeros(across, x.dtype)
-    g, now = np.zeros((gates, across), x.dtype), np.zeros((4, across), x.dtype)  # R h + b; h, c, n, m
+    g, now = np.zeros((rows, gates * wide), x.dtype), np.zeros((4, across), x.dtype)  # R h + b; h, c, n, m
     for task in range(begin, end):
         n, row = task % heads, task // heads * rows
         count = min(rows, batch - row)
@@ -47,13 +47,10 @@ def forward(begin, end, cell, rows, panels, wide, x, w, bias, starts, lengths, s
                     if starts[row + r, t]:
                         now[:3, r * wide : r * wide + wide] = 0
                         now[3, r * wide : r * wide + wide] = EMPTY
-            k, j = 0, 0
             for p in range(w.shape[1]):
-                multiply(size, count, panels, at(bias[n]) + (k * wide + j) * size, at(w[n, p]), at(now), 0,
-                         at(g) + (k * across + j) * size, tile, wide, 1, 0, d, 1, 0, wide)
-                j += tile
-                if j == wide:
-                    k, j = k + 1, 0
+                to = p * tile * size
+                multiply(size, count, panels, at(bias[n]) + to, at(w[n, p]), at(now), 0, at(g) + to, tile, wide, 1, 0,
+                         d, 1, 0, gates * wide)
             keep = at(kept[task, t]) if kept.shape[1] else 0
             if direct:
                 cells.forward(cell, size, count, wide, across * size, at(g), at(x[row, t, n]), gates * row_step,
