@@ -50,16 +50,15 @@ def saved_memory(function: Callable[[], Any], besides: Iterable[torch.Tensor] = 
     """Bytes that the graph of what `function` returns keeps for the way back, each storage once; those of `besides`
     (the parameters, say) are not counted. Operators on other threads do not show."""
     known = {x.untyped_storage().data_ptr() for x in besides}
-    kept: dict[int, int] = {}
+    packed: list[weakref.ref[torch.Tensor]] = []
 
     def pack(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
+        packed.append(weakref.ref(x))
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         graph = function()
-    total = sum(kept.values())
+    alive = [x.untyped_storage() for x in (ref() for ref in packed) if x is not None]  # others' graphs are gone
+    total = sum({storage.data_ptr(): storage.nbytes() for storage in alive if storage.data_ptr() not in known}.values())
     del graph
     return total
