@@ -90,7 +90,7 @@ class TensorParallel(Forms, nn.Module):
         own.load_state_dict(weights)
         for block in own.blocks:
             for part in (block.mixer, block.channel):
-                bias = None if part is None else part.out.bias
+                bias = None if part is None else dict(part.named_parameters()).get("out.bias")
                 if bias is not None and comm.rank:
                     bias.requires_grad_(False)
             for name, parameter in block.mixer.named_parameters():
