@@ -32,6 +32,7 @@ import os
 import resource
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -249,10 +250,13 @@ def part(length: int, width: int, tokens: int, rounds: int, slow: set[str], only
 def page(record: list[dict]) -> str:
     lengths = sorted({row["length"] for row in record})
     cells = {(row["mixer"], row["peer"], row["length"]): row for row in record}
+    (usual, _), *others = Counter(row["machine"] for row in cells.values()).most_common()
+    marks = {usual: "", **{name: " " + "*" * (i + 1) for i, (name, _) in enumerate(others)}}
+    elsewhere = "".join(f" Where {mark.strip()} stands: on {name}." for name, mark in marks.items() if mark)
     lines = ["# Speed of the mixers", "",
-             f"`python benchmarks/mixers.py` on {record[-1]['machine']}; float32, width {record[-1]['width']}. How many"
+             f"`python benchmarks/mixers.py` on {usual}; float32, width {record[-1]['width']}. How many"
              " times as fast as the peer we are, forward / forward and backward, and our tokens per second in training."
-             " -: the peer would need over 20 seconds for a step, or more memory than there is.", "",
+             f" -: the peer would need over 20 seconds for a step, or more memory than there is.{elsewhere}", "",
              "| | beside | " + " | ".join(f"{length:,}" for length in lengths) + " |",
              "|---|---|" + "---|" * len(lengths)]
     for mixer, peer in dict.fromkeys((row["mixer"], row["peer"]) for row in record):
@@ -260,7 +264,7 @@ def page(record: list[dict]) -> str:
         for length in lengths:
             cell = cells.get((mixer, peer, length))
             ratio = "" if cell is None else f"{cell['forward']:.2f} / {cell['both']:.2f}" if "both" in cell else "-"
-            shown.append(f"{ratio} ({cell['tokens_per_second']:,}/s)" if cell else "")
+            shown.append(f"{ratio} ({cell['tokens_per_second']:,}/s){marks[cell['machine']]}" if cell else "")
         lines.append(f"| {mixer} | {peer} | " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
