@@ -404,6 +404,13 @@ def test_tables_within_one_object_of_json(tmp_path: Path, value: dict, said: str
     assert len(long) > HEAD and len(read(put(tmp_path / "long.json", long), classes="")) == 2009
 
 
+def test_classes_that_stand_one_behind_the_other(tmp_path: Path) -> None:
+    rows = {"oos_val": [["What is the sense of life?", "oos"]] * 60,
+            "train": [[f"Please do the thing {i}.", f"thing {i // 20}"] for i in range(1200)]}
+    data = read(put(tmp_path / "a.json", json.dumps(rows)), classes="")
+    assert len({class_in(data.name(i))[1] for i in range(len(data))}) == 61
+
+
 def test_a_json_value_that_was_cut_says_what_it_said() -> None:
     value = {"a": [{"b": "x, ]y", "c": [1, 2]}, {"b": "\\\"", "c": []}], "d": 1}
     text = json.dumps(value)

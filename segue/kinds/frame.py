@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = 50  # that a look takes
+MANY = 1000  # of rows that may stand class by class, as those of one JSON object do
 DAYS = 8  # columns called by dates from which on each row is a series
 LOG = "log"  # in place of a sign between cells: a web server's log
 UNIT = "\x1f"  # ASCII's own sign between cells, which stands for those of several characters
@@ -217,7 +218,7 @@ def by_lines(text: str) -> bool:
 def _look_json(suffix: str, text: str, cut: bool) -> Look | None:
     """cut: the text goes on."""
     if suffix not in LINES and (found := document(text, cut)):
-        return _look_rows(list(spread(found, ROWS)), "document")
+        return _look_rows(list(spread(found, MANY)), "document")
     decoder, between = json.JSONDecoder(), re.compile(r"[,\s]*")
     rows: list[dict[str, Any]] = []
     lines = by_lines(text)
