@@ -240,7 +240,7 @@ class Job:
         memory = Memory(plan.context, plan.seed)
         memory.learned("first data", self.train, self.held)
         mixture = None if self.parts is None else \
-            mixed.mix(model, self.parts, plan.context, plan.seed, plan.precision, self.asked.minutes)
+            mixed.mix(model, self.parts, plan.context, plan.seed, plan.precision, self.asked.minutes, self.codec)
         ngram = mixed.classical(self.train, self.codec.size) if mixture is None else None
         return fitted_by(plan.objective)(model, self.codec, self.asked.data.kind, report, plan.context, counts,
                                          memory=memory, mixture=mixture, ngram=ngram)
