@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segue.kinds.codecs import LevelCodec
 from segue.models.advised import NOTHING, Advised, Advisor, behind_nodes, load_counts, tails
 from segue.models.counts import BlendedCounts
 from segue.models.neighbours import FADES, Neighbours
@@ -118,6 +119,16 @@ def test_regression_finds_the_law() -> None:
         mine = [place for place in places if model.column[ids[place]] == turn and np.isfinite(numbers[ids[place]])]
         said = numbers[told[np.array(mine) - 61].argmax(1)]
         assert np.abs(said - numbers[ids[mine]]).mean() < error
+
+
+def test_numbers_move_together_and_sorts_stay() -> None:
+    codec = LevelCodec({"load": LEVELS.tolist(), "on": [0.0, 1.0]})
+    ids, ways = codec.encode(["load=0.5", "on=1", "load=nan", "on=0", "load=1", "on=nan"]), set[int]()
+    for seed in range(20):
+        moved = codec.moved(ids, np.random.default_rng(seed))
+        assert (moved[[1, 2, 3, 5]] == ids[[1, 2, 3, 5]]).all() and moved[4] - moved[0] == ids[4] - ids[0]
+        ways.add(int(moved[0] - ids[0]))
+    assert 0 in ways and min(ways) < 0 < max(ways)
 
 
 @pytest.mark.parametrize("name", list(MADE))

@@ -43,6 +43,11 @@ class Advisor(ABC):
     def after(self, tails: np.ndarray) -> np.ndarray:
         """(N, V) distributions behind tails (N, reach) int32, the newest token last, `NOTHING` where there is none."""
 
+    def predictions(self, sequence: Any, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """(n, V): what it says of the elements from `begin` up to `end` of one whole sequence, on its own."""
+        ids = ids_of(sequence, self.vocabulary)
+        return self.after(tails(ids, np.arange(begin, ids.size if end is None else min(end, ids.size)), self.reach))
+
     def speaks(self, tails: np.ndarray) -> np.ndarray:
         """(N,) bool: behind which of the tails it has something to say."""
         return np.ones(len(tails), bool)

@@ -10,7 +10,7 @@ import numpy as np
 
 from segue.models.advised import Advisor, tails
 
-PAIRS = 12_000_000  # of neighbouring tokens that are counted at most
+PAIRS = 8_000_000  # of neighbouring tokens that are counted at most
 NEAR = 64  # tokens on either side that are neighbours, where they are not too many
 FADES = (1.0, 0.8, 0.0)  # how fast a history fades, by item: all of it, the latest ones, the last one
 AGES = (0, 1, 2, 4, 8, 16, 32)  # lengths of a history from which on it is believed otherwise
@@ -37,16 +37,17 @@ class Neighbours(Advisor):
         self.often = counts / counts.sum()
         flat = np.concatenate([np.append(ids[ids < self.items], -1) for ids in documents]).astype(np.int64)
         document = np.cumsum(flat < 0)
-        keys, together, size = np.empty(0, np.int64), np.empty(0, np.int64), self.items
+        size, pairs = self.items, [np.empty(0, np.int64)]
         for distance in range(1, int(np.clip(PAIRS // max(len(flat), 1), 1, NEAR)) + 1):
             one, other = flat[:-distance], flat[distance:]
             good = (one >= 0) & (other >= 0) & (one != other) & (document[:-distance] == document[distance:])
-            if not good.any():
-                break
-            pairs = np.concatenate([one[good] * size + other[good], other[good] * size + one[good]])
-            keys, index = np.unique(np.concatenate([keys, pairs]), return_inverse=True)
-            together = np.bincount(index, np.append(together, np.ones(len(pairs)))).astype(np.int64)
-        one, other = keys // size, keys % size
+            one, other = one[good], other[good]
+            pairs.append(np.minimum(one, other) * size + np.maximum(one, other))
+        keys = np.sort(np.concatenate(pairs))
+        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        together = np.tile(np.diff(begins, append=len(keys)), 2)
+        one, other = keys[begins] // size, keys[begins] % size
+        one, other = np.concatenate([one, other]), np.concatenate([other, one])
         chosen = np.bincount(flat[flat >= 0], minlength=size)
         near = together / np.sqrt(chosen[one] * chosen[other])
         order = np.lexsort((-near, one))

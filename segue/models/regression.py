@@ -14,6 +14,7 @@ OWN, OTHERS = 48, 96  # moments of a column's own past, and numbers of other col
 NEAR = (3, 12, OWN)  # moments over which the size of changes says how wide errors are
 ROWS = 20_000  # moments that are learned from at most
 PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of weights, per moment, of inputs brought to one size
+LONG = 12  # moments of a past that says by itself around what its numbers lie, which may have moved since
 FEW = 24  # different numbers of a column up to which it is of sorts rather than measured
 WIDTHS = np.array([0.25, 0.6, 1.4, 4.0])  # of the errors, per spread
 ODD = 1e-3  # of the probability, for what a regression cannot see
@@ -111,7 +112,8 @@ class Regression(Advisor):
         own = lagged(column, self.lags + 1, False)
         there, own = np.isfinite(own[:, -1]), np.nan_to_num(own)
         last, changes = own[:, -1], np.abs(np.diff(own, axis=1)) / deviation
-        parts = [np.ones((len(behind), 1)), (last[:, None] - model["mean"]) / deviation,
+        level = (last[:, None] - model["mean"]) / deviation
+        parts = [np.ones((len(behind), 1)), *([level] if self.lags < LONG else []),
                  (own[:, :-1] - last[:, None]) / deviation]
         for other in range(many):
             if other != column and self.others:

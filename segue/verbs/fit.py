@@ -203,7 +203,7 @@ class Asked:
             Distillation(self.teacher.model, self.choices.get("distil", Plan.distil))
         parts = mixed.part(train, codec.size, self.seed) if self.mix and distributed.world() == 1 else None
         reserve = 0.0 if parts is None or self.minutes is None else \
-            mixed.reserve(train, held, codec.size, self.minutes)
+            mixed.reserve(train, held, codec.size, self.minutes, mixed.advisor(codec, 2, 0) is not None)
         return Job(asked=self, codec=codec, train=train, held=held, source=train if parts is None else parts.store,
                    teaching=teaching, choices=self.choices | ({"known": known} if known else {}), reserve=reserve,
                    parts=parts)

@@ -9,7 +9,7 @@ import torch
 
 from segue.continual.memory import sequences
 from segue.kinds import Codec
-from segue.kinds.codecs import ItemCodec, parted
+from segue.kinds.codecs import ItemCodec, LevelCodec, parted
 from segue.models import Stack
 from segue.models.advised import Advised, Advisor
 from segue.models.cloze import ClozeModel
@@ -78,12 +78,14 @@ def scored(vocabulary: int, minutes: float | None) -> float:
     return np.inf if minutes is None else max(2_000, 10 * minutes / (4e-5 + 5e-8 * vocabulary))
 
 
-def reserve(train: Store, held: Store, vocabulary: int, minutes: float) -> float:
-    """Seconds of the dial that the counts take: sorting the stream, two small fits, and the score on `held`."""
+def reserve(train: Store, held: Store, vocabulary: int, minutes: float, advised: bool = False) -> float:
+    """Seconds of the dial that the counts take: sorting the stream, two small fits, the advisor's where there is one,
+    and the score on `held`."""
     size = len(train.tokens)
     gate = POSITION * vocabulary * min(positions(vocabulary, minutes)[1], 0.08 * size) if size >= EVEN else 0.0
     score = (4e-5 + 5e-8 * vocabulary) * min(scored(vocabulary, minutes), len(held.tokens))
-    return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + score)
+    beside = gate + 2.0 if advised else 0.0
+    return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + beside + score)
 
 
 def advisor(codec: Codec, context: int, size: int) -> Advisor | None:
@@ -113,7 +115,11 @@ def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precis
     if parts.aside:
         if isinstance(counts, Advised):
             counts.heed(parts.aside, seed, gated)
-        mixture.learn_gate(parts.aside, context, seed, gated, precision=precision)
+        shown = parts.aside
+        if isinstance(codec, LevelCodec):  # how far to believe the network where numbers lie elsewhere, too
+            draw = np.random.default_rng(seed)
+            shown = [*shown, *(codec.moved(each, draw) for each in shown)]
+        mixture.learn_gate(shown, context, seed, gated, precision=precision)
         counts.count([*parts.rest, *parts.aside])
     first = counts.init_state(1)                  # compiled now, so that the first prompt need not wait for it
     counts.extend(torch.zeros(1, 1, dtype=torch.long), first)
