@@ -53,8 +53,8 @@ ROUND, TAKEN = LINE, 2 * LINE  # bytes to what lies behind the barrier's count, 
 
 @njit
 def barrier(job, team):
-    """Wait until all of the team are here. At BARRIER lies how many came; ROUND on, how often it was full; TAKEN on, how
-    much of what lies between two barriers threads have taken, see `linear.multiply`."""
+    """Wait until all of the team are here. At BARRIER lies how many came; ROUND on, how often it was full; TAKEN on,
+    how much of what lies between two barriers threads have taken, see `linear.multiply`."""
     if team == 1:
         return
     address = job[BARRIER]
