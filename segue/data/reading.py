@@ -63,13 +63,13 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
         if kind is None or not (other := _likely(files[0], chosen)):
             raise
         raise SegueError(f"{error}; it looks like {other}, not {kind}") from error
-    return _collected(writer, problems)
+    return _collected(writer, problems, options)
 
 
-def _collected(writer: Writer, problems: Problems) -> Data:
+def _collected(writer: Writer, problems: Problems, reading: dict[str, Any] | None = None) -> Data:
     batches = writer.close()
     return Data(writer.kind, batches, elements=writer.elements, problems=problems, fingerprint=writer.fingerprint,
-                keep=writer.keep)
+                reading=reading, keep=writer.keep)
 
 
 def _size(path: Path) -> int:
