@@ -108,6 +108,24 @@ def test_what_is_of_no_kind_is_named(tmp_path: Path, magic: bytes) -> None:
         read(put(tmp_path / "a.bin", magic + bytes(300)))
 
 
+GENE = b'chr1\tHAVANA\texon\t1\t90\t.\t+\t.\tgene_id "E1";\n'
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"(dp0\nVtrain\np1\n(lp2\nI1\na.", "a pickle"), (b"cnumpy.core.multiarray\n_reconstruct\np0\n(c", "a pickle"),
+    (zipped({"a/data.pkl": b"\x80\2"}), "a pickle"), (bytes(4) + b"ftypM4A ", "WAV with ffmpeg"),
+    (bytes(4) + b"ftypheic", "HEIC"), (bytes(128) + b"DICM", "DICOM"), (bytes(512) + b"\x89HDF", "save it with -v7"),
+    (b"##fileformat=VCFv4.2\n#CHROM\tPOS\n", "--variants"), (b"##gff-version 3\nchr1\ta\tb\t1\t9\t.\n", "gffread"),
+    (GENE, "gffread"), (b"chr1\t0\t9\tp\nchr2\t7\t9\tq\n", "BED"), (b"<?xml version='1.0'?>\n<gpx v='1'>", "gpsbabel"),
+    (b"track type=bedGraph\nchr1\t0\t9\t0.5\n", "a track of a genome"), (b"<?xml ?>\n<museScore>", "MusicXML"),
+    (b">MA1\tX\nA  [ 0 3 ]\nC  [ 1 2 ]\n", "counts of motifs"),
+    (b"%%MatrixMarket matrix array real general\n1 1\n2\n", "a dense matrix")])
+def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    with pytest.raises(SegueError, match=says):
+        read(put(tmp_path / ("a.pt" if content[:2] == b"PK" else "a.xyz"), content))
+    assert read(put(tmp_path / "b.gff", b"##gff-version 3\na\tb\n##FASTA\n>a\nACGTTGCA\n")).kind.name == "dna"
+
+
 CHAT = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Nobody\nknows."}]
 SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
 
