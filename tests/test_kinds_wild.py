@@ -817,3 +817,78 @@ def test_sparse_rows_and_triples_are_graphs(tmp_path: Path) -> None:
     assert read(put(tmp_path / "train.txt", rows)).problems.note == "labels edge=edge_label"
     rows = "".join(f"u{a % 3}\tclick\ti{a * a % 7}\n" for a in range(12))
     assert read(put(tmp_path / "clicks.tsv", rows)).kind.name == "events"
+
+
+def saved(array: np.ndarray) -> bytes:
+    np.save(box := io.BytesIO(), array)
+    return box.getvalue()
+
+
+WINDOWS = np.sin(np.arange(6)[:, None] + np.arange(30) / 4).round(3)
+ROW = [",".join(map(str, row)) for row in WINDOWS]
+ATTRIBUTES = "".join(f"@attribute att{i} numeric\n" for i in range(30))
+DIGITAL = (np.sin(np.arange(40) / 3) * 900).astype(np.int64)
+PAIR = np.stack([DIGITAL & 4095, DIGITAL[::-1] & 4095])
+TWELVE = np.stack([PAIR[0] & 255, PAIR[0] >> 8 | PAIR[1] >> 8 << 4, PAIR[1] & 255], 1).astype(np.uint8).tobytes()
+SPACES = "NAME: four\nTYPE: TSP\nDIMENSION: 3\nNODE_COORD_SECTION\n1 1.5 2\n2 3.5 4\n 3 5.5 6\nEOF\n"
+
+
+def edf(labels: list[str], sizes: list[int], data: bytes) -> bytes:
+    fields = [(labels, 16), (["a"], 80), (["uV"], 8), (["-100"], 8), (["100"], 8), (["-2000"], 8), (["2000"], 8),
+              ([""], 80), (list(map(str, sizes)), 8), ([""], 32)]
+    said = b"".join(cell.encode().ljust(width) for cells, width in fields
+                    for cell in (cells if len(cells) > 1 else cells * len(labels)))
+    head = [("0", 8), ("X", 80), ("X", 80), ("01.01.00", 8), ("00.00.00", 8), ("768", 8), ("", 44), ("2", 8), ("1", 8),
+            (str(len(labels)), 4)]
+    return b"".join(cell.encode().ljust(width) for cell, width in head) + said + data
+
+
+RECORDINGS: list[tuple[str, dict[str, str | bytes], list[str], str]] = [
+    ("a.arff", {"a.arff": f"% c\n@relation x\n{ATTRIBUTES}@attribute target {{-1,1}}\n@data\n" + "".join(
+        f"{row},{1 - 2 * (i % 2)}\n" for i, row in enumerate(ROW))}, ROW[0].split(","), "1"),
+    ("b.arff", {"b.arff": f"@relation x\n@attribute r relational\n{ATTRIBUTES}@end r\n@attribute c {{a,b}}\n@data\n" +
+                f"'{ROW[0]}\\n{ROW[1]}',a\n'{ROW[2]}\\n{ROW[3]}',b\n"},
+     [f"x{i}={x}" for pair in zip(ROW[0].split(","), ROW[1].split(",")) for i, x in enumerate(pair, 1)], "a"),
+    ("a", {"a/X_train.txt": "\n".join(ROW).replace(",", "  "), "a/y_train.txt": "5\n6\n" * 3}, ROW[0].split(","), "5"),
+    ("a.npz", {"X.npy": saved(WINDOWS[:, :, None]), "y.npy": saved(np.arange(6) % 2)}, ROW[0].split(","), "0"),
+    ("b.npz", {"x_test.npy": saved(WINDOWS), "y_test.npy": saved(np.eye(6))}, ROW[0].split(","), "0"),
+    ("a.npy", {"a.npy": saved(DIGITAL.astype(np.int16))}, list(map(str, DIGITAL)), ""),
+    ("a.hea", {"a.hea": "a 2 360 40\na.dat 212 200(0)/mV 12 0 0 0 0 MLII\na.dat 212 100(0) 12 0 0 0 0 V5\n# x\n",
+               "a.dat": TWELVE}, [f"{name}={x / gain:.7g}" for pair in zip(DIGITAL, DIGITAL[::-1])
+                                  for x, name, gain in zip(pair, ("MLII", "V5"), (200, 100))], ""),
+    ("b.dat", {"b.hea": "b 1 500 40\nb.dat 16 1/mV\n", "b.dat": DIGITAL.astype("<i2").tobytes()},
+     list(map(str, DIGITAL)), ""),
+    ("a.edf", {"a.edf": edf(["EEG", "EDF Annotations"], [20, 4], b"".join(
+        part.astype("<i2").tobytes() + bytes(8) for part in (DIGITAL[:20], DIGITAL[20:])))},
+     [f"{x / 20:.7g}" for x in DIGITAL], ""),
+    ("four.tsp", {"four.tsp": SPACES, "four.opt.tour": "NAME: x\nTYPE: TOUR\nTOUR_SECTION\n2\n1\n3\n-1\nEOF\n"},
+     ["x=3.5", "y=4", "x=1.5", "y=2", "x=5.5", "y=6"], "")]
+
+
+@pytest.mark.parametrize("name, files, items, label", RECORDINGS, ids=[each[0] for each in RECORDINGS])
+def test_recordings_and_windows_with_classes(tmp_path: Path, name: str, files: dict, items: list[str],
+                                             label: str) -> None:
+    if name.endswith(".npz"):
+        put(tmp_path / name, zipped(files))
+    for file, content in {} if name.endswith(".npz") else files.items():
+        put(tmp_path / file, content)
+    data = read(tmp_path / name)
+    assert (data.kind.name, data.problems.total) == ("series", 0)
+    assert [float(item.rpartition("=")[2]) for item in data[0].object] == pytest.approx(
+        [float(item.rpartition("=")[2]) for item in items], rel=1e-6)
+    assert [item.rpartition("=")[0] for item in data[0].object] == [item.rpartition("=")[0] for item in items]
+    assert class_in(data.name(0))[1] == label
+    if (tmp_path / name).is_file() and not name.endswith((".npz", ".dat")):
+        check_kind(KINDS["series"], [tmp_path / name], mutations=6)
+
+
+def test_matlab_is_an_archive_of_arrays(tmp_path: Path) -> None:
+    savemat = pytest.importorskip("scipy.io").savemat
+    savemat(tmp_path / "a.mat", {"val": DIGITAL[None].astype(np.int16)})
+    assert read(tmp_path / "a.mat")[0].object == list(map(str, DIGITAL))
+    savemat(tmp_path / "b.mat", {"set": {"X": WINDOWS, "y": np.arange(6)[:, None]}, "who": "me"})
+    assert class_in(read(tmp_path / "b.mat").name(4))[1] == "4"
+    for content, says in ((b"MATLAB 7.3 MAT-file".ljust(600, b"\0"), "save it with -v7"),
+                          ((tmp_path / "b.mat").read_bytes()[:300], "no MATLAB file that can be read|no array")):
+        with pytest.raises(SegueError, match=says):
+            read(put(tmp_path / "c.mat", content))

@@ -20,10 +20,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from segue.errors import SegueError
+from segue.kinds.matlab import arrays
 from segue.kinds.sheets import BOOK, sheets
 
 COMPRESSED = {".gz", ".bgz", ".xz", ".bz2", ".zst"}
 TARS = {".tgz", ".tbz", ".tbz2", ".txz"}
+MATLAB = ".mat"
 ZIPS = {".zip", ".npz", ".mxl", ".epub", ".xlsx", ".xlsm", ".docx", ".pptx", ".ods", ".odt"}
 RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, or to so many bytes
 
@@ -73,6 +75,7 @@ NO_TEXT = {
         "a molecule in a form that is not read here: save it as SDF or SMILES, say with Open Babel",
     r"(<\?xml[^>]*>\s*)?<(gpx|kml)\b": "a track of places: turn it into CSV, say with gpsbabel -o unicsv",
     r"MEME version|>\S+.*\n\s*A\s*\[": "counts of motifs, which are no sequences: give those that they were counted in",
+    r"NAME\s*:[^:]*:(.*\n)*?TOUR_SECTION": "a tour through places: put it beside the .tsp of its name, and give that",
     r"%%MatrixMarket matrix array": "a dense matrix: write it as .npy, or as CSV",
     r"HIERARCHY\s+ROOT": "motion (BVH): write the numbers below its MOTION as CSV",
 }
@@ -147,7 +150,7 @@ def bare(path: Path) -> Path:
 def is_archive(path: Path) -> bool:
     """By its name, and whether it is a file."""
     suffix, inner = path.suffix.lower(), bare(path).suffix.lower()
-    return (suffix in TARS | ZIPS or inner == ".tar") and path.is_file()
+    return (suffix in TARS | ZIPS | {MATLAB} or inner == ".tar") and path.is_file()
 
 
 def actual(path: Path) -> Path:
@@ -194,6 +197,9 @@ def _unpacked(archive: Path, changed: int) -> tempfile.TemporaryDirectory[str]:
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of each file in an archive; links, devices and folders are no files."""
+    if archive.suffix.lower() == MATLAB:
+        yield from arrays(archive)
+        return
     if archive.suffix.lower() in ZIPS:
         with zipfile.ZipFile(archive) as box:
             if BOOK in box.namelist():
