@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,8 +39,11 @@ def test_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {"__name__": "contributing"}
     for block in blocks(ROOT / "CONTRIBUTING.md", "python"):
-        named = re.match(r"# (segue/\S+)", block)
-        assert not named or not (ROOT / named[1]).exists(), f"{named[1]} is there: a reader would lose it"
+        if named := re.match(r"# (segue/\S+)", block):
+            assert not (ROOT / named[1]).exists(), f"{named[1]} is there: a reader would lose it"
+            said = subprocess.run([sys.executable, "-m", "ruff", "check", "--stdin-filename", ROOT / named[1], "-"],
+                                  input=block, capture_output=True, text=True, cwd=ROOT)
+            assert said.returncode == 0, said.stdout
         exec(compile(block, block.splitlines()[0], "exec", dont_inherit=True), scope)
 
 
