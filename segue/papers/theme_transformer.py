@@ -206,11 +206,11 @@ def measure(run: Run) -> list[Row]:
     run.note(f"conditioning: pieces of {LENGTH} letters of {LETTERS}, a theme of {THEME} that returns with "
              f"{VARIED:.0%} "
              "of its letters edited; width 64, two layers and two (prompt: four of a decoder), the lower soft, the "
-             f"upper xor; {settings[0]} steps of 16 pieces by Muon at {RATE}; {settings[2]} pieces said at temperature 1 "
-             "from what opens a theme on; not aligned: the first seed only")
+             f"upper xor; {settings[0]} steps of 16 pieces by Muon at {RATE}; {settings[2]} pieces said at temperature "
+             "1 from what opens a theme on; not aligned: the first seed only")
     run.note("all arms learn by Muon; in the first attempt by AdamW at 0.002, by which neither the prompted decoder "
-             "nor plain cross-attention came to use the theme in those steps (3.49 and 3.41 nats a letter, no returns). "
-             "Tried before the second, on pieces of seed 100: 200 steps of Muon, prompted 2.23 nats")
+             "nor plain cross-attention came to use the theme in those steps (3.49 and 3.41 nats, no returns). Tried "
+             "before the second, on pieces of seed 100: 200 steps of Muon, prompted 2.23 nats")
     run.note("positions of theme and of regions both count from 0, where the official code is 0.9 off; in the aligned "
              "cross-attention keys carry their positions too")
     return table
