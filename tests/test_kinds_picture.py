@@ -116,7 +116,7 @@ def test_arrays_of_mnist(tmp_path: Path) -> None:
     (tmp_path / "t-images.gz").write_bytes(gzip.compress(idx(pictures)))
     (tmp_path / "t-labels.gz").write_bytes(gzip.compress(idx(np.arange(5, dtype=np.uint8))))
     data = segue.read(tmp_path, levels=256)
-    assert len(data) == 5 and data.problems.total == 1 and data.name(4).endswith("t-images.gz:5")
+    assert len(data) == 5 and not data.problems and data.name(4).endswith("t-images.gz:5 (class 4)")
     assert all((painted(record)[0] == picture).all() for record, picture in zip(data, pictures))
     assert data.channels.keys() == {"grid"}
     (tmp_path / "whole").write_bytes(idx((pictures / 255).astype(">f4"), 13))
