@@ -20,12 +20,14 @@ from test_kinds_read import EVENTS, GENBANK, put
 import segue
 from segue.data import Data, read
 from segue.errors import SegueError
-from segue.kinds import KINDS, Record, packed
+from segue.kinds import KINDS, ByteCodec, Record, packed
 from segue.kinds.base import HEAD, class_in
 from segue.kinds.documents import begun
 from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
+from segue.models import Stack, StackConfig
 from segue.testing.kinds import check_kind
+from segue.verbs.fitted import Fitted, Report
 
 
 def texts(data: Data) -> list[str]:
@@ -979,3 +981,15 @@ def test_music_as_others_write_it(tmp_path: Path, name: str, content: str | byte
         check_kind(KINDS["music"], [tmp_path / name], mutations=10)
         with pytest.raises(SegueError, match="line 9: 3 spines where there are 4"):
             read(put(tmp_path / name, CHORALE.replace("8E\t.\t.\t.", "8E\t.\t.")))
+
+
+def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
+    path = put(tmp_path / "names.txt", "".join(f"name{i * i % 97}\n" for i in range(60)))
+    stack, report = Stack(StackConfig(257, 8, ["gru"])), Report({"reading": read(path, lines=True, classes="").reading})
+    model = Fitted(stack, ByteCodec(), KINDS["text"], report, 16)
+    assert model.reading == {"lines": True} and len(model.read(path)) == 60
+    assert len(model.read(path, lines=None)) == 1, "and null takes it back"
+    assert model.otherwise(read(path, kind="text")) == [
+        "the data were read without lines=, those that the model was fitted on with lines=true"]
+    read(path, lines=True).save(tmp_path / "saved")
+    assert not model.otherwise(read(tmp_path / "saved")) + model.otherwise(model.read(["name"]))
