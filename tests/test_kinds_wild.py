@@ -993,3 +993,14 @@ def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
         "the data were read without lines=, those that the model was fitted on with lines=true"]
     read(path, lines=True).save(tmp_path / "saved")
     assert not model.otherwise(read(tmp_path / "saved")) + model.otherwise(model.read(["name"]))
+
+
+def test_sequences_of_objects_and_times_a_line(tmp_path: Path) -> None:
+    rows = [[{"time_since_start": 0.5 * j, "type_event": j % (2 + i)} for j in range(4 + i)] for i in range(3)]
+    parts = {"train": rows, "test": rows}
+    for name, value in (("a.json", {"train": rows, "dim_process": 3}), ("b.json", rows), ("c.json", parts)):
+        data = read(put(tmp_path / name, json.dumps(value)))
+        assert data.kind.name == "events" and data[1].object == ["0", "1", "2", "0", "1"]
+        assert data[0].channels["time"].tolist() == [0, 0.5, 1, 1.5]
+    data = read(put(tmp_path / "times.txt", "0.5 1.25 3\n1 2.5\n0.25 0.25 4 9\n"))
+    assert data.problems.note == "what=event, when=time" and data[2].channels["gap"].tolist() == [0, 0, 3.75, 5]

@@ -18,11 +18,14 @@ SEEN = 50  # members by which an object is told
 
 
 def as_row(value: Any) -> dict[str, Any] | None:
-    """A JSON value as cells: an object laid flat, a string as a text, a list of plain values as items; None: no row."""
+    """A JSON value as cells: an object laid flat, a string as a text, a list of plain values as items, one of objects
+    as a list for each of their members; None: no row."""
     if isinstance(value, dict):
         return flat(value)
     if isinstance(value, str):
         return {"text": value}
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return {name.removeprefix("rows."): cells for name, cells in flat({"rows": value}).items()}
     plain = isinstance(value, list) and value and not any(isinstance(item, (dict, list)) for item in value)
     return {"items": value} if plain else None
 
@@ -96,6 +99,10 @@ def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
         return None  # a graph
     if {"columns", "data"} <= value.keys() and _are_lists(value["data"]) and isinstance(value["columns"], list):
         return [flat(dict(zip(map(str, value["columns"]), row))) for row in value["data"]]
+    nested = {key: member for key, member in value.items() if _are_lists(member) and
+              all(row and all(isinstance(item, dict) for item in row) for row in member)}
+    if nested:  # sequences of objects
+        return _keyed((key, as_row(row) or {}) for key, member in nested.items() for row in member)
     if members and _are_lists(members):
         return _of_lists(value)
     if len(members) > 1 and all(isinstance(member, dict) for member in members):
