@@ -243,6 +243,8 @@ def continue_(model: Model,
         print(answer.text)
     if not as_json:
         print(answer.note, file=sys.stderr)
+    if prime is not None and len(prime) < 256 and os.path.isfile(prime):
+        print(f"the letters of '{prime}' were gone on from; to go on from that file: --prime-file", file=sys.stderr)
 
 
 @command("write", "segue write story.json qwen --endpoint http://localhost:8000/v1 --premise 'A keeper finds a map.'")

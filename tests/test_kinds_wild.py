@@ -1004,3 +1004,100 @@ def test_sequences_of_objects_and_times_a_line(tmp_path: Path) -> None:
         assert data[0].channels["time"].tolist() == [0, 0.5, 1, 1.5]
     data = read(put(tmp_path / "times.txt", "0.5 1.25 3\n1 2.5\n0.25 0.25 4 9\n"))
     assert data.problems.note == "what=event, when=time" and data[2].channels["gap"].tolist() == [0, 0, 3.75, 5]
+
+
+ASKED = [{"id": f"5a{i}", "question": f"Is {text.lower()[:-1]}?", "answer": i % 2 == 0, "passage": text}
+         for i, text in enumerate(RIVER)]
+SQUAD = {"data": [{"title": "Water", "paragraphs": [{"context": text, "qas": [
+    {"id": "a", "question": "Why?", "answers": [{"text": "Rain", "answer_start": 3}] * 2},
+    {"id": "b", "question": "Who?", "answers": [{"text": "Nobody", "answer_start": 0}]}]} for text in RIVER]}] * 2}
+
+
+@pytest.mark.parametrize("name, value, said, note", [
+    ("boolq.jsonl", ASKED, f"Is the river is high today?\n{RIVER[0]}\ntrue",
+     "field=question, field=passage, field=answer; not read: id"),
+    ("squad.json", SQUAD, f"{RIVER[0]}\nWhy?\nRain\nWho?\nNobody",
+     "field=context, field=qas.question, field=qas.answers.text; not read: title, qas.id, qas.answers.answer_start"),
+    ("arc.jsonl", [{"question": {"stem": text, "choices": [{"text": each, "label": "A"} for each in ("mill", "no")]},
+                    "answerKey": "B"} for text in RIVER], f"{RIVER[0]}\nmill\nno\nB",
+     "field=question.stem, field=question.choices.text, field=answerKey; not read: question.choices.label"),
+    ("hh.jsonl", [{"chosen": text, "rejected": f"{text} Not so, not so."} for text in RIVER], RIVER[0],
+     "field=chosen; not read: rejected"),
+    ("mbpp.jsonl", [{"text": "Add two.", "code": "def f(a, b):\n    return a + b", "task_id": 1}] * 3,
+     "Add two.\ndef f(a, b):\n    return a + b", "field=text, field=code; not read: task_id"),
+    ("wmt.jsonl", [{"translation": {"de": text, "en": text.upper()}} for text in RIVER],
+     f"{RIVER[0]}\n{RIVER[0].upper()}", "field=translation.de, field=translation.en"),
+    ("snli.jsonl", [{"sentence1": text, "sentence2": text.upper(), "n": 1} for text in RIVER],
+     f"{RIVER[0]}\n{RIVER[0].upper()}", "field=sentence1, field=sentence2; not read: n"),
+    ("log.json", {f"S{i}.json": {"goal": {"a": 1}, "log": [{"text": text, "metadata": {}} for text in RIVER]}
+                  for i in range(3)}, "\n".join(RIVER), "field=log.text; not read: goal.a, key"),
+    ("chat.json", {"a": {"content": [{"message": text, "agent": "x"} for text in RIVER], "b": 1},
+                   "c": {"content": [{"message": RIVER[0], "agent": "y"}] * 2, "b": 2}},
+     "\n".join(f"x: {text}" for text in RIVER), "said by=content.agent, field=content.message; not read: b, key"),
+    ("sums.csv", "question,answer\n" + "".join(f"What is {i} + 1?,{i + 1}\n" for i in range(9)), "What is 0 + 1?\n1",
+     "field=question, field=answer"),
+    ("wmt.tsv", "".join(f"{text}\t{text.upper()}\n" for text in RIVER), f"{RIVER[0]}\n{RIVER[0].upper()}",
+     "field=1, field=2"),
+    ("spam.csv", "v1,v2,,,\n" + "".join(f"{'ab'[i % 2]},{text},,,\n" for i, text in enumerate(RIVER)), RIVER[0],
+     "field=v2; not read: v1, 3, 4, 5"),
+    ("one.txt", "Who knows the time and what the user of it was, or who the author is?", None, ""),
+    ("ner.tsv", "".join(f"{i % 4}\t{'ABAA'[i % 4]}\tO\n" + "\n" * (i % 4 == 3) for i in range(16)), None, ""),
+    ("httpd.log", "".join(f"[Sun Dec 04 2005] [{'notice' if i % 2 else 'error'}] child {i}\n" for i in range(9)), None,
+     ""),
+])
+def test_what_is_asked_stands_before_its_answer(tmp_path: Path, name: str, value: object, said: str | None,
+                                                note: str) -> None:
+    content = value if isinstance(value, str) else json.dumps(value) if name.endswith(".json") else "".join(
+        json.dumps(row) + "\n" for row in value)  # type: ignore[attr-defined]
+    data = read(put(tmp_path / name, content))
+    assert (data.kind.name, data.problems.note) == ("text", note)
+    assert texts(data)[0] == (content if said is None else said)
+
+
+PLAYS = [{"username": f"u{i % 7}", "product_id": str(i * i % 5), "date": f"2017-12-{1 + i:02d}", "hours": 1.5,
+          "text": RIVER[i % 4]} for i in range(20)]
+DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
+
+
+@pytest.mark.parametrize("name, content, note, count", [
+    ("steam.json", "".join(f"{row}\n" for row in PLAYS), "who=username, what=product_id, when=date (*)", 7),
+    ("diginetica.csv", "sessionId;userId;itemId\n" + "".join(f"{i // 4};NA;{i * i % 7}\n" for i in range(20)),
+     "who=sessionId, what=itemId", 5),
+    ("kuairec.csv", "user_id,video_id,watch_ratio\n" + "".join(f"{i % 3},{i * i % 7},0.{i}\n" for i in range(20)),
+     "who=user_id, what=video_id", 3),
+    ("ml.inter", "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
+        f"{i % 3}\t{i * i % 7}\t{881250949 + i}\n" for i in range(20)),
+     "who=user_id, what=item_id, when=timestamp (*)", 3),
+    ("gowalla.txt", "".join(f"{i // 5}\t2010-10-1{i % 9}T23:55:27Z\t30.{i}\t-97.7\t{i * i % 7}\n" for i in range(20)),
+     "who=1, what=5, when=2 (*)", 4),
+    ("tsmc.txt", "".join(f"{i % 4}\tv{i * i % 7}\tArts & Crafts Store\tTue Apr 03 18:{i}:09 +0000 2012\n"
+                         for i in range(10, 30)), "who=1, what=2, when=4 (*)", 4),
+    ("jodie.csv", "user_id,item_id,timestamp,features\n" + "".join(f"{i % 3},{i * i % 7},{i}.0,0.1,0.2,0.3\n"
+                                                                for i in range(20)),
+     "who=user_id, what=item_id, when=timestamp (*)", 3),
+    ("bpi2013.csv", "SR Number;Change Date+Time;Status;Product\n" + "".join(
+        f"1-36{i % 4};{day};{'AQC'[i * i % 7 % 3]};P{i % 4}\n" for i, day in enumerate(DAYS)),
+     "who=SR Number, what=Status, when=Change Date+Time (*)", 4),
+    ("bpi2019.csv", "eventID ,case concept:name,event concept:name,event time:timestamp\n" + "".join(
+        f"{i},c{i % 4},{'AQC'[i * i % 7 % 3]},{day}\n" for i, day in enumerate(DAYS)),
+     "who=case concept:name, what=event concept:name, when=event time:timestamp (*)", 4),
+    ("tickets.csv", "number,state,opened_at,updated_at\n" + "".join(
+        f"n{i % 4},{'AQC'[i * i % 7 % 3]},2016-03-01 01:1{i % 4},{day}\n" for i, day in enumerate(DAYS)),
+     "who=number, what=state, when=updated_at (*)", 4),
+    ("log_structured.csv", "LineId,Time,Level,EventId\n" + "".join(
+        f"{i},{day},{'ab'[i % 2]},E{i * i % 3}\n" for i, day in enumerate(DAYS)),
+     "who=the file, what=EventId, when=Time (*)", 1),
+    ("traces.csv", "BlockId,Label,Features,TimeInterval\n" + "".join(
+        f'blk_{i},Fail,"[E5,E2,E{i % 3}]","[0.0, 1.5, 0.5]"\n' for i in range(20)), "what=Features", 20),
+    ("mpd.json", json.dumps({"info": {"slice": "0-9"}, "playlists": [
+        {"name": "x", "modified_at": 1493424000, "tracks": [{"pos": k, "track": f"t{k * i % 3}"} for k in range(4)]}
+        for i in range(9)]}), "what=tracks.track", 9),
+    ("hawkes.json", json.dumps([[{"time_since_start": k / 2, "type_event": k * i % 3} for k in range(4)]
+                                for i in range(9)]), "what=items.type_event, when=items.time_since_start", 9),
+])
+def test_who_and_what_in_files_that_are_often_fetched(tmp_path: Path, name: str, content: str, note: str,
+                                                      count: int) -> None:
+    data = read(put(tmp_path / name, content))
+    found, span, rest = data.problems.note.partition(" (")
+    assert (data.kind.name, len(data), bool(data.problems)) == ("events", count, False)
+    assert found.partition("; not read")[0] + (" (*)" if span and "when" in found else "") == note

@@ -30,6 +30,9 @@ COLUMNS = {"smiles", "canonical_smiles", "smile", "isomeric_smiles", "canonicals
            "reactionsmiles", "inchi"}
 NAMES = {"id", "name", "compound id", "compound_id", "molecule_name", "chembl_id", "zinc_id", "cid", "title", "mol_id"}
 ATOM, BOND, RING = re.compile(r"[A-Za-z]"), re.compile(r"[=#()\[\]]"), re.compile(r"[cnos]\d")
+# An atom in brackets: isotope, symbol, turn, hydrogens, charge, number.
+BRACKET = re.compile(r"\[\d*(?:[A-Z][a-z]?|[bcnops]|se|as|te|\*)(?:@@?(?:[A-Z]{2}\d+)?)?(?:H\d*)?(?:\++\d*|-+\d*)?"
+                     r"(?::\d+)?\]")
 SEPARATOR = re.compile(r"[\s,;]+")  # what stands between a molecule and its name, and in no molecule
 MANY = 1000  # signs of several letters that have a token, at most
 
@@ -195,6 +198,8 @@ def telling(word: str) -> bool:
     atom = ATOM.search(word)
     if word.startswith(INCHI):
         return True
+    if any(not BRACKET.fullmatch(sign) for sign in SMILES_SIGN.findall(word) if sign[0] == "["):
+        return False  # [notice]
     return atom is not None and bool(BOND.search(word) or RING.search(word, atom.end()))
 
 

@@ -95,7 +95,7 @@ def form_of(path: Path, head: bytes) -> str:
         return "matrix"
     if _dgcnn(text.splitlines()[:-1] if len(head) == len(text) >= 1 << 16 else text.splitlines()):
         return "dgcnn"
-    if suffix in LISTS or re.match(r"#.*\n(#.*\n)*?#\s*(Nodes:|FromNodeId)|%\s*(sym|asym|bip)\b", text):
+    if suffix in LISTS or re.match(SNAP, text) or re.match(KONECT, text):
         return "list"
     if suffix in (*DELIMITED, ".txt", "") and "\t" in text[:4096] and _triples(text.splitlines()[: 50 * LINES]):
         return "triples"
@@ -103,6 +103,8 @@ def form_of(path: Path, head: bytes) -> str:
 
 
 # What files of some forms begin with.
+SNAP = r"#.*\n(#.*\n)*?#\s*(Nodes:|FromNodeId)"
+KONECT = r"%\s*(sym|asym|bip)\b.*\n(%.*\n)*\d+[ \t]+\d+"
 BEGINS = {"pajek": r"(%.*\n|\s)*\*(vertices|network)\b",
           "dot": r"(\s|//.*\n|#.*\n|/\*[^*]*\*/)*(strict\s+)?(di)?graph\s*(\"[^\"\n]*\"|\w*)\s*\{",
           "dimacs": r"(c\b.*\n|\s)*p[ \t]+(edge|col|sp|max|clq)[ \t]+\d+[ \t]+\d+",

@@ -278,8 +278,9 @@ def listed(lists: Mapping[str, Sequence[Any]]) -> list[str]:
     numbers = [name for name in lists if (found := items(name)) and all(map(_is_number, found))]
     sure = [name for name in numbers if measured(items(name))]
     when = named_by(lists, WHEN)
+    said = [name for name in lists if name not in numbers and (found := items(name)) and not timelike(found[:100])]
     if len(sure) == 1 and when is None:
-        return sure
+        return [] if said else sure  # what happened, beside how long it took
     lengths = {tuple(len(cell) if isinstance(cell, list) else -1 for cell in cells) for cells in lists.values()}
     dated = [name for name in lists if timelike(items(name)[:100])]
     good = sure and len(lengths) == 1 and (when is None or when in dated) and named_by(lists, (*WHAT, *WEAKLY)) is None
