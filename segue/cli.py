@@ -104,7 +104,7 @@ def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None
                **more: Any) -> Any:
     """The data, of a fitted model as it needs them; an error that asks for an option of the kind says how to type it.
     more: options of the kind that stand where --read says nothing else."""
-    options = more if fitted is None else fitted.kind.reading(fitted.codec) | more
+    options = more if fitted is None else fitted.reading | more
     try:
         return segue.read(*map(str, paths), **given(kind=kind), **options | settings(how))
     except SegueError as error:

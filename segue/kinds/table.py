@@ -15,7 +15,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, of_class, words
+from segue.kinds.base import ARFF, HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, of_class, words
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.columns import classes_of, take_classes, told
 from segue.kinds.frame import (
@@ -273,7 +273,7 @@ class Cases(Kind):
         lines = head.split(b"\n")
         if len(head) >= HEAD and len(lines) > 1:
             lines.pop()
-        if path.suffix.lower() in DELIMITED:
+        if path.suffix.lower() in DELIMITED and not ARFF.match(head):
             cells = [_cells(line.decode("utf-8", "replace")) for line in lines if line.strip()]
             known = {cell for line in cells for cell in line}
             ragged = len({len(line) for line in cells}) > 2

@@ -51,7 +51,7 @@ from segue.kinds.frame import (
     number,
     said,
 )
-from segue.kinds.packed import bare, opened
+from segue.kinds.packed import bare, no_text, opened
 from segue.kinds.times import DATE
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
@@ -97,7 +97,7 @@ class Text(Kind):
         suffix = path.suffix.lower()
         if is_parquet(head):
             return 0.7 if _holds_text(path, head) else 0.0
-        if not head or looks_binary(head):
+        if not head or looks_binary(head) or no_text(head):
             return 0.0
         if suffix in LINES:
             return 0.8 if _holds_text(path, head) else 0.3
