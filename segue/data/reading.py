@@ -110,7 +110,9 @@ def _find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozense
                 for match in matches:
                     files.update(dict.fromkeys(_within(match) if is_archive(match) else [match]))
             else:
-                raise SegueError(f"{given}: no such file or folder; check the path")
+                why = "standard input is not read: write it into a file, and give that" if str(given) == "-" else \
+                    "no such file or folder; check the path"
+                raise SegueError(f"{given}: {why}")
         except (OSError, ValueError) as error:
             raise SegueError(f"{given}: cannot be looked up ({error})") from error
     return list(files), frozenset(named if len(named) < MANY else ())
@@ -193,7 +195,7 @@ def _heads(files: list[Path], named: frozenset[Path], problems: Problems) -> dic
         head = None
         try:
             if not actual(path).is_file():
-                raise SegueError(f"{path}: is not a regular file")
+                raise SegueError(f"{path}: is not a regular file; write what comes out of it into one, and give that")
             head = head_of(path)
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")
