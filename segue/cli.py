@@ -433,8 +433,7 @@ def classify(model: Model,
         found.save(out)
         print(f"written to {out}", file=sys.stderr)
     else:
-        for name, said, chance in found.said[:20]:
-            print(f"{name}: {said} ({chance:.0%})")
+        print(*found.lines()[:20], sep="\n", end="\n" if found.said else "")
         if len(found.said) > 20:
             print(f"and {len(found.said) - 20:,} more: --out FILE has all", file=sys.stderr)
     if json_file is not None:
