@@ -19,8 +19,8 @@ from segue.kernels.descent import descend
 from segue.progress import Meter
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of learning beside the ridge, to choose from
-FOLDS, ENOUGH = 5, 4000  # parts; rows that are told without having been learned from
-ROUNDS, STEPS = 20, 40  # of the solvers at most, for each strength
+FOLDS, ENOUGH = 5, 2000  # parts; rows that are told without having been learned from
+STEPS = 30  # of L-BFGS at most, for each strength
 TOGETHER = "all together"
 Table = Sparse | np.ndarray
 Learn = Callable[[Any], tuple[View, Table]]
@@ -39,12 +39,13 @@ def heads(table: Table, wanted: np.ndarray, classes: int, seed: int = 0) -> Iter
 def _sparse(table: Sparse, wanted: np.ndarray, classes: int, seed: int) -> Iterator[Head]:
     n, width = table.shape
     signs = [np.where(wanted == c, 1.0, -1.0) for c in range(1 if classes == 2 else classes)] or [wanted.astype(float)]
-    draw = np.random.default_rng(seed)
-    orders = np.stack([draw.permutation(n) for _ in range(ROUNDS)])
+    draw, (rounds, tolerance) = np.random.default_rng(seed), (10, 0.1) if classes else (50, 0.01)
+    orders = np.stack([draw.permutation(n) for _ in range(rounds)])
     weights, duals = np.zeros((len(signs), width + 1)), np.zeros((len(signs), n))
     for strength in STRENGTHS:
         for sign, weight, dual in zip(signs, weights, duals):
-            descend(table.starts, table.columns, table.values, sign, strength, classes > 0, weight, dual, orders, 0.01)
+            descend(table.starts, table.columns, table.values, sign, strength, classes > 0, weight, dual, orders,
+                    tolerance)
         found = np.concatenate([weights, -weights]) if classes == 2 else weights
         yield np.ascontiguousarray(found[:, :-1].T, np.float32), found[:, -1].astype(np.float32)
 
@@ -184,9 +185,13 @@ def told(learn: Mapping[str, Learn], given: Mapping[str, Any], wanted: np.ndarra
         views[name], tables[name] = learn[name](given[name])
         found[name] = np.zeros((len(STRENGTHS), len(rows), max(classes, 1)), np.float32)
         for number in measured:
-            out, table = part == number, tables[name]
-            for i, (weight, bias) in enumerate(heads(table[~out], wanted[~out], classes, seed)):
-                found[name][i, out[held]] = table[out] @ weight + bias
+            out, least = part == number, np.inf
+            some, rest = tables[name][out], tables[name][~out]
+            for i, (weight, bias) in enumerate(heads(rest, wanted[~out], classes, seed)):
+                found[name][i:, out[held]] = some @ weight + bias  # where it gets worse, what comes is not tried
+                last, least = least, float(losses(found[name][i, out[held]], wanted[out], classes).mean())
+                if least > last:
+                    break
             meter((done := done + 1) / len(learn) / (len(measured) + 1))
     truth = wanted[rows]
 

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from segue.data import Data
     from segue.verbs.fitted import Fitted
 
-NEAR = f"{OURS}, by nearness"
 GRAMS, PLACED, LENGTH = "counts of n-grams", "n-grams at their places", "the length"
 COURSE, SPECTRUM = "the course of the numbers", "their spectrum"
 COURSE_NEAR, SPECTRUM_NEAR = f"{COURSE}, by nearness", f"{SPECTRUM}, by nearness"
@@ -293,7 +292,7 @@ class Looks:
     def learn(self, classes: int) -> dict[str, Learn]:
         """By name, how each view is learned."""
         most = 8_000_000 // max(1, classes)
-        found: dict[str, Learn] = {OURS: Scaled.learn, NEAR: Near.learn, LENGTH: partial(Scaled.learn, alike=False)}
+        found: dict[str, Learn] = {OURS: Scaled.learn, LENGTH: partial(Scaled.learn, alike=False)}
         if self.places:
             return found | {COURSE: Scaled.learn, COURSE_NEAR: Near.learn, SPECTRUM: partial(Scaled.learn, alike=False),
                             SPECTRUM_NEAR: partial(Near.learn, alike=False)}
@@ -304,7 +303,7 @@ class Looks:
                  ) -> tuple[dict[str, Any], Embeddings]:
         """What each view is given of these sequences, and their vectors."""
         found = model.embed(data, self.pool, self.device, quiet=quiet)
-        given = {OURS: found.vectors, NEAR: found.vectors, LENGTH: lengths_of(rows), GRAMS: rows, PLACED: rows}
+        given = {OURS: found.vectors, LENGTH: lengths_of(rows), GRAMS: rows, PLACED: rows}
         if self.places and (numbers := model.kind.numbers(model.codec)) is not None:
             given[COURSE] = given[COURSE_NEAR] = course(rows, numbers, self.places)
             given[SPECTRUM] = given[SPECTRUM_NEAR] = spectrum(rows, numbers, self.window)
