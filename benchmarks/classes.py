@@ -300,7 +300,8 @@ SHORT = ("k-mers 1 to 3, tf-idf", partial(tfidf, "char", (1, 3)), linear)
 ONE_HOT = ("letters at places", at_places, linear)
 Way = tuple[str, Callable[[Pairs, Pairs], tuple[Any, Any]], Callable[[Any, Any], Any]]
 TEXT, DNA = [WORDS, LETTERS], [KMERS, ONE_HOT]
-PIXELS: list[Way] = [("pixels", partial(by, pixels, False), linear), ("pixels, nearest", partial(by, pixels, False), nearest)]
+PIXELS: list[Way] = [("pixels", partial(by, pixels, False), linear),
+                     ("pixels, nearest", partial(by, pixels, False), nearest)]
 COUNTS: list[Way] = [("labels and degrees", partial(by, degrees, True), linear),
                      ("labels and degrees, nearest", partial(by, degrees, True), nearest)]
 

@@ -214,7 +214,7 @@ def grouped_split(groups: np.ndarray, fraction: float = 0.2, seed: int = 0) -> n
 
 def lengths_of(rows: Sequence[np.ndarray]) -> np.ndarray:
     """(N, 3): the length of each row in ways that a linear head can use, and nothing else of it."""
-    n = np.array([len(row) for row in rows], float)
+    n = np.array([max(1, len(row)) for row in rows], float)
     return np.stack([n, np.log(n), 1 / n], 1)
 
 

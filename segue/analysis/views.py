@@ -136,15 +136,15 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Scaled:
     """Numbers, less their means and by their deviations. Half of a deviation is its own, half that of all columns
-    together where these are of one sort (`alike`): a pixel that is never lit must not count like another."""
+    together where these are of one sort (`one_sort`): a pixel that is never lit must not count like another."""
 
     centre: np.ndarray
     scale: np.ndarray
 
     @staticmethod
-    def learn(table: np.ndarray, alike: bool = True) -> tuple[Scaled, np.ndarray]:
+    def learn(table: np.ndarray, one_sort: bool = True) -> tuple[Scaled, np.ndarray]:
         centre, square = table.mean(0), table.var(0)
-        square = (square + square.mean()) / 2 if alike else square
+        square = (square + square.mean()) / 2 if one_sort else square
         never = square <= 1e-12 * np.square(table).max(0, initial=1e-12)
         scale = np.where(never, 0, 1 / np.sqrt(np.where(never, 1, square) * len(centre)))
         view = Scaled(centre.astype(np.float32), scale.astype(np.float32))
@@ -165,8 +165,8 @@ class Near:
     phases: np.ndarray
 
     @staticmethod
-    def learn(table: np.ndarray, alike: bool = True, seed: int = 0) -> tuple[Near, np.ndarray]:
-        scaled, _ = Scaled.learn(table, alike)
+    def learn(table: np.ndarray, one_sort: bool = True, seed: int = 0) -> tuple[Near, np.ndarray]:
+        scaled, _ = Scaled.learn(table, one_sort)
         draw = np.random.default_rng(seed)
         waves = 2 ** 0.5 * draw.standard_normal((table.shape[1], WAVES), np.float32)
         view = Near(scaled.centre, scaled.scale, waves, draw.uniform(0, 2 * np.pi, WAVES).astype(np.float32))
@@ -179,45 +179,53 @@ class Near:
 
 # --- measured numbers -----------------------------------------------------------------------------------------------
 
+def alike(numbers: np.ndarray) -> np.ndarray:
+    """Columns of numbers (size, C), each less its mean and by its deviation."""
+    spread = np.nanstd(numbers, 0)
+    return (numbers - np.nanmean(numbers, 0)) / np.where(spread > 0, spread, 1)
+
+
 def course(rows: Sequence[np.ndarray], numbers: np.ndarray, places: int) -> np.ndarray:
     """(N, C places): the C columns of numbers (size, C) that ids say, each brought to so many places."""
     return np.stack([np.concatenate([_brought(each, places) for each in _columns(row, numbers)]) for row in rows])
 
 
 def spectrum(rows: Sequence[np.ndarray], numbers: np.ndarray, window: int) -> np.ndarray:
-    """(N, D): of each column the loudness in bands, its course in segments, its mean and deviation over time; and mean,
-    deviation, extremes and steps of the numbers themselves. window: numbers in a spectrum."""
+    """(N, D): of each column mean, deviation, extremes and steps, and how loud it is in bands: the course of that in
+    segments, its mean and its deviation over time. window: numbers in a spectrum, a power of 2 (0: none)."""
+    bands = min(BANDS, window // 2, max(2, 1 << (256 // numbers.shape[1]).bit_length() - 1))
     found = []
     for row in rows:
         parts = []
         for x in _columns(row, numbers):
-            x = x if len(x) > 1 else np.resize(np.append(x, 0.0), 2)
+            x = np.resize(x, max(2, len(x)))
             step = np.diff(x)
-            parts.append([x.mean(), x.std(), x.min(), x.max(), np.abs(step).mean(), step.std()])
+            parts.append(np.array([x.mean(), x.std(), x.min(), x.max(), np.abs(step).mean(), step.std()]))
             if window:
-                y = np.pad(x - x.mean(), (0, max(0, window - len(x))))
-                views = np.lib.stride_tricks.sliding_window_view(y, window)[:: window // 2]
-                power = np.square(np.abs(np.fft.rfft(views * np.hanning(window), axis=1)))[:, 1:]
-                bands = min(BANDS, window // 2)
-                power = power.reshape(len(power), bands, -1).mean(2)
-                loud = np.log(power + 1e-6 * window)
-                parts += [*(_brought(each, SEGMENTS) for each in loud.T), loud.mean(0), loud.std(0)]
+                x = np.pad(x - x.mean(), (0, max(0, window - len(x))))
+                pieces = np.lib.stride_tricks.sliding_window_view(x, window)[:: window // 2]
+                power = np.square(np.abs(np.fft.rfft(pieces * np.hanning(window))))[:, 1:]
+                loud = np.log(power.reshape(len(power), bands, -1).mean(2) + 1e-6 * window)
+                parts += [_brought(loud, SEGMENTS).reshape(-1), loud.mean(0), loud.std(0)]
         found.append(np.concatenate(parts))
     return np.stack(found)
 
 
 def _columns(row: np.ndarray, numbers: np.ndarray) -> list[np.ndarray]:
-    """What a row says of each column, without what is missing."""
-    said = numbers[row]
-    return [each[np.isfinite(each)] if np.isfinite(each).any() else np.zeros(1) for each in said.T]
+    """What a row says of each column, without what is missing; 0 where it says nothing."""
+    said = [each[np.isfinite(each)] for each in numbers[row].T]
+    return [each if len(each) else np.zeros(1) for each in said]
 
 
 def _brought(x: np.ndarray, places: int) -> np.ndarray:
-    """x (n,) as so many means over even stretches, which may be shorter than an element."""
+    """x (n, ...) as so many means over even stretches, which may be shorter than an element."""
     if len(x) == places:
         return x
-    whole = np.append(0, np.cumsum(x))
-    return np.diff(np.interp(np.linspace(0, len(x), places + 1), np.arange(len(x) + 1), whole)) * places / len(x)
+    whole = np.concatenate([np.zeros((1, *x.shape[1:])), np.cumsum(x, 0)])
+    at = np.linspace(0, len(x), places + 1)
+    before = np.minimum(at.astype(int), len(x) - 1)
+    share = (at - before).reshape(-1, *[1] * (x.ndim - 1))
+    return np.diff(whole[before] * (1 - share) + whole[before + 1] * share, axis=0) * places / len(x)
 
 
 VIEWS: dict[str, type[View]] = {view.__name__: view for view in (Runs, Scaled, Near)}

@@ -19,7 +19,7 @@ import torch
 from segue.analysis.metrics import rank_correlation
 from segue.analysis.probes import content_groups, lengths_of
 from segue.analysis.told import TOGETHER, Learn, Told, told
-from segue.analysis.views import PLACES, WINDOW, Near, Runs, Scaled, course, spectrum
+from segue.analysis.views import PLACES, WINDOW, Near, Runs, Scaled, alike, course, spectrum
 from segue.data.options import named
 from segue.errors import SegueError
 from segue.files import atomic_write
@@ -292,10 +292,10 @@ class Looks:
     def learn(self, classes: int) -> dict[str, Learn]:
         """By name, how each view is learned."""
         most = 8_000_000 // max(1, classes)
-        found: dict[str, Learn] = {OURS: Scaled.learn, LENGTH: partial(Scaled.learn, alike=False)}
+        apart, near = partial(Scaled.learn, one_sort=False), partial(Near.learn, one_sort=False)
+        found: dict[str, Learn] = {OURS: Scaled.learn, LENGTH: apart}
         if self.places:
-            return found | {COURSE: Scaled.learn, COURSE_NEAR: Near.learn, SPECTRUM: partial(Scaled.learn, alike=False),
-                            SPECTRUM_NEAR: partial(Near.learn, alike=False)}
+            return found | {COURSE: Scaled.learn, COURSE_NEAR: Near.learn, SPECTRUM: apart, SPECTRUM_NEAR: near}
         found[GRAMS] = partial(Runs.learn, bits=16, most=most)
         return found | ({PLACED: partial(Runs.learn, bits=6, placed=True, most=most)} if self.placed else {})
 
@@ -305,6 +305,7 @@ class Looks:
         found = model.embed(data, self.pool, self.device, quiet=quiet)
         given = {OURS: found.vectors, LENGTH: lengths_of(rows), GRAMS: rows, PLACED: rows}
         if self.places and (numbers := model.kind.numbers(model.codec)) is not None:
+            numbers = alike(numbers)
             given[COURSE] = given[COURSE_NEAR] = course(rows, numbers, self.places)
             given[SPECTRUM] = given[SPECTRUM_NEAR] = spectrum(rows, numbers, self.window)
         return given, found
