@@ -234,7 +234,7 @@ def morgan(train: Pairs, test: Pairs) -> tuple[Any, Any]:
     from rdkit import Chem, RDLogger
     from rdkit.Chem import rdFingerprintGenerator
 
-    RDLogger.DisableLog("rdApp.*")
+    RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
     made = rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=2048)
     first, second = (np.array([made.GetCountFingerprintAsNumPy(Chem.MolFromSmiles(x)) for x, _ in part], float)
                      for part in (train, test))
@@ -293,19 +293,20 @@ def nearest(x: Any, y: Any) -> Any:
     return KNeighborsClassifier(1).fit(x, y)
 
 
-WORDS = ("words, tf-idf", partial(tfidf, "word", (1, 1)), linear)
-LETTERS = ("letters 1 to 4, tf-idf", partial(tfidf, "char_wb", (1, 4)), linear)
-KMERS = ("k-mers 1 to 6, tf-idf", partial(tfidf, "char", (1, 6)), linear)
-SHORT = ("k-mers 1 to 3, tf-idf", partial(tfidf, "char", (1, 3)), linear)
-ONE_HOT = ("letters at places", at_places, linear)
 Way = tuple[str, Callable[[Pairs, Pairs], tuple[Any, Any]], Callable[[Any, Any], Any]]
-TEXT, DNA = [WORDS, LETTERS], [KMERS, ONE_HOT]
+WORDS: Way = ("words, tf-idf", partial(tfidf, "word", (1, 1)), linear)
+LETTERS: Way = ("letters 1 to 4, tf-idf", partial(tfidf, "char_wb", (1, 4)), linear)
+KMERS: Way = ("k-mers 1 to 6, tf-idf", partial(tfidf, "char", (1, 6)), linear)
+SHORT: Way = ("k-mers 1 to 3, tf-idf", partial(tfidf, "char", (1, 3)), linear)
+ONE_HOT: Way = ("letters at places", at_places, linear)
+TEXT: list[Way] = [WORDS, LETTERS]
+DNA: list[Way] = [KMERS, ONE_HOT]
 PIXELS: list[Way] = [("pixels", partial(by, pixels, False), linear),
                      ("pixels, nearest", partial(by, pixels, False), nearest)]
 COUNTS: list[Way] = [("labels and degrees", partial(by, degrees, True), linear),
                      ("labels and degrees, nearest", partial(by, degrees, True), nearest)]
 
-Set = tuple[str, Callable[[Path], tuple[Pairs, Pairs]], Callable[[Pairs, Path], Path], list[Way]]
+Set = tuple[str, Callable[[Path], tuple[Pairs, Pairs]], Callable[..., Path], list[Way]]
 SETS: dict[str, Set] = {  # the folder, how it is read, as what users have it, the baselines
     "banking77": ("banking77", banking77, as_table, TEXT),
     "clinc150": ("clinc150", clinc150, as_table, TEXT),

@@ -403,7 +403,7 @@ def classify(model: Model,
                                                                 "what --save kept.")] = None,
              label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of tables that says the "
                                                        "class (default: one called label, class, category, intent or "
-                                                       "y, or that seems to).")] = None,
+                                                       "y, or that seems to), or a measured number.")] = None,
              test: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Measure on these, instead of on "
                                                              "parts of PATH; may be repeated.")] = None,
              new: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Say of which class these are; may be "
@@ -414,7 +414,7 @@ def classify(model: Model,
              pool: Annotated[str | None, typer.Option(metavar="NAME", help="Which vector stands for a sequence: see "
                                                       "embed.")] = None,
              seed: Seed = None, json_file: JsonFile = None, how: How = None, device: Bulk = None) -> None:
-    """Learn classes of sequences from a model's vectors: those that files say, else a class a folder or file."""
+    """Learn classes of sequences, those that files say, else a class a folder or file; or measured numbers."""
     from segue.verbs.classify import reading
 
     if out is not None and not new:

@@ -50,7 +50,7 @@ def rings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_graphs_are_classified(rings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = segue.read(rings / "rings.txt")
     assert class_in(data.name(0))[1] == "2" and not any(sign.startswith("=") for sign in data[0].object)
-    found = segue.load(rings / "model").classify(rings / "rings.txt", quiet=True)
+    found: Any = segue.load(rings / "model").classify(rings / "rings.txt", quiet=True)
     assert found.classes == {"1": 30, "2": 30} and found.accuracy["this model"] > 0.9
     assert found.accuracy["the most frequent class"] <= 0.5 and found.accuracy["the length"] < 0.8
     KINDS["graph"].write(data, tmp_path / "new.graphml")  # names without classes
@@ -179,7 +179,7 @@ def test_tests_of_other_classes_and_of_known_sequences(moods: Path) -> None:
     rows = (moods / "test.csv").read_text().splitlines()
     (moods / "third.csv").write_text("\n".join([*rows, "a stone lies here,calm", (moods / "train.csv").read_text()
                                                 .splitlines()[1]]) + "\n")
-    found = model.classify(moods / "train.csv", test=moods / "third.csv", label="mood", quiet=True)
+    found: Any = model.classify(moods / "train.csv", test=moods / "third.csv", label="mood", quiet=True)
     assert found.tested == 14 and any("1 of the 14 test sequences are of classes that were not learned (calm)" in note
                                       for note in found.notes)
     assert any("1 of the 14 test sequences were learned from too" in note for note in found.notes)
@@ -190,6 +190,31 @@ def test_tests_of_other_classes_and_of_known_sequences(moods: Path) -> None:
     (moods / "plain.txt").write_text("rain\nsong\ngrey\n")
     with pytest.raises(SegueError, match="txt is of no table with a column 'mood': leave label= out"):
         model.classify(moods / "plain.txt", label="mood", quiet=True)
+
+
+def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(1)
+    texts = [draw.choice(["rain", "snow"], 6).tolist() for _ in range(60)]
+    rows = [f"{' '.join(text)} {i},{text.count('rain') / 4 + i / 999:.4f}" for i, text in enumerate(texts)]
+    for name, part in (("wet", rows[:50]), ("dry", rows[50:])):
+        (moods / f"{name}.csv").write_text("\n".join(["text,litres", *part]) + "\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["classify", str(moods / "model"), str(moods / "wet.csv"), "--label", "litres", "--test",
+              str(moods / "dry.csv"), "--save", "--json", str(moods / "litres.json")])
+    out, _ = capsys.readouterr()
+    found = json.loads((moods / "litres.json").read_text())
+    assert ended.value.code == 0 and "rank correlation" in out and "50 numbers" in out
+    assert found["error"]["all together"] < 0.6 * found["error"]["the mean"] and found["correlation"]["the mean"] == 0
+    model: Any = segue.load(moods / "model")
+    said = model.classify(new=moods / "new.csv", quiet=True)
+    assert said.said[0][1] + 0.3 < said.said[1][1] and f"csv:3: {said.said[1][1]:.4g}" in said.lines()[1]
+    said.save(moods / "said.csv")
+    assert (moods / "said.csv").read_text().startswith("name,number\n")
+    parts = model.classify(moods / "wet.csv", label="litres", quiet=True)
+    assert parts.tested == 50 and parts.folds == 5 and "each told by what was learned without its part" in str(parts)
+    with pytest.raises(SegueError, match=r"test sequences say glad, sad, glad, sad, glad, \.\.\., and no"):
+        model.classify(moods / "wet.csv", test=segue.read(moods / "test.csv", classes="mood"), label="litres",
+                       quiet=True)
 
 
 def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.analysis.told import STRENGTHS, TOGETHER, Told, heads, told
+from segue.analysis.told import STRENGTHS, TOGETHER, Learn, Told, heads, told
 from segue.analysis.views import Near, Runs, Scaled, Sparse, course, spectrum
 from segue.data.reading import of
 from segue.errors import SegueError
@@ -80,8 +80,9 @@ def test_all_together_is_as_good_as_the_best_view() -> None:
     draw = np.random.default_rng(0)
     y = draw.integers(3, size=300)
     rows = [draw.integers(0, 4, 12) + 4 * (draw.random(12) < 0.4) * c for c in y]
-    given = {"runs": rows, "noise": draw.normal(size=(300, 4)), "near": np.eye(3)[y] + draw.normal(size=(300, 3))}
-    learn = {"runs": partial(Runs.learn, bits=4), "noise": Scaled.learn, "near": Near.learn}
+    given: dict[str, Any] = {"runs": rows, "noise": draw.normal(size=(300, 4)),
+                             "near": np.eye(3)[y] + draw.normal(size=(300, 3))}
+    learn: dict[str, Learn] = {"runs": partial(Runs.learn, bits=4), "noise": Scaled.learn, "near": Near.learn}
     found, held = told(learn, given, y, 3, np.arange(300))
     right = {name: float((each.argmax(1) == y[held.rows]).mean()) for name, each in held.scores.items()}
     assert len(held.rows) == 300 and right[TOGETHER] >= max(right.values()) - 0.01 and right["noise"] < 0.5
