@@ -1,4 +1,4 @@
-"""Options that a kind takes, by the signature of its function."""
+"""Options that a kind takes, read off the signature of its function."""
 
 from __future__ import annotations
 

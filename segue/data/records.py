@@ -1,4 +1,4 @@
-"""`Data`: the records of one kind, with views of them, and as a folder."""
+"""`Data`: the records of one kind, views of them, and their form as a folder."""
 
 from __future__ import annotations
 
