@@ -80,8 +80,8 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
 
     Records have the right form and come twice the same, also from a saved data set; the codec is exact on them, and one
     by one equals all at once, channels beside their elements; `numbers` tells of every id; what `write` wrote is read
-    back; `show` gives text; damaged forms of the files (cut, changed, emptied, filled with NUL) give records or a one-line
-    SegueError, never anything else.
+    back; `show` gives text; damaged forms of the files (cut, changed, emptied, filled with NUL) give records or a
+    one-line SegueError, never anything else.
     """
     form = {"bytes": bytes, "letters": str, "items": list}[kind.storage]
     generator = random.Random(seed)
