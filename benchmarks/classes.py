@@ -351,7 +351,7 @@ def ours(name: str, root: Path, minutes: float) -> dict[str, Any]:
         begin = time.process_time()
         model = segue.fit(files[0], minutes=minutes, quiet=True)
         fitted = time.process_time()
-        found: Any = model.classify(files[0], files[1], test=files[1], label="label" if numbers else None, quiet=True)
+        found: Any = model.classify(files[0], test=files[1], label="label" if numbers else None, quiet=True)
         took = {"fit": fitted - begin, "classify": time.process_time() - fitted}
     kind = {"kind": model.kind.name, "rows": len(train), "tested": found.tested, **took, "numbers": numbers}
     if numbers:
