@@ -15,7 +15,7 @@ from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import class_in, of_class
 from segue.training.checkpoint import load_tensors, save_tensors
-from segue.verbs.classify import KEPT, classes_in, interval
+from segue.verbs.classify import KEPT, classes_in, interval, numbers_in
 
 
 def test_names_say_classes() -> None:
@@ -210,9 +210,12 @@ def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[st
     assert said.said[0][1] + 0.3 < said.said[1][1] and f"csv:3: {said.said[1][1]:.4g}" in said.lines()[1]
     said.save(moods / "said.csv")
     assert (moods / "said.csv").read_text().startswith("name,number\n")
+    with pytest.raises(SegueError, match="'none' is no number to learn from, and 19 others are"):
+        numbers_in([*(f"{i / 2}" for i in range(19)), "none"])
+    assert numbers_in(["a", "b"] * 10) is numbers_in(list("0123456789") * 3) is None
     parts = model.classify(moods / "wet.csv", label="litres", quiet=True)
     assert parts.tested == 50 and parts.folds == 5 and "each told by what was learned without its part" in str(parts)
-    with pytest.raises(SegueError, match=r"test sequences say glad, sad, glad, sad, glad, \.\.\., and no"):
+    with pytest.raises(SegueError, match=r"test sequences say glad, sad, glad, sad, glad, \.\.\., and not all numbers"):
         model.classify(moods / "wet.csv", test=segue.read(moods / "test.csv", classes="mood"), label="litres",
                        quiet=True)
 

@@ -54,7 +54,7 @@ class View(Protocol):
 @dataclass(frozen=True)
 class Runs:
     """How often each run of up to `order` elements occurs in sequences of ids, counts of runs that are rare in others
-    weighing more (tf-idf, with log counts); of all lengths together a row is of length 1.
+    weighing more (tf-idf, with log counts); a row is of length 1.
 
     keys: (F,) int64, hashes of the runs that two sequences have or more, rising. weights: (F,) float32. placed: a run
     at another place is another run.
@@ -88,8 +88,8 @@ class Runs:
         parts = []
         for keys, row, often in found:
             at = np.searchsorted(self.keys, keys)
-            known = np.flatnonzero(np.append(self.keys, 0)[at] == keys) if len(self.keys) else np.zeros(0, int)
-            known = known[at[known] < len(self.keys)]
+            known = np.flatnonzero(at < len(self.keys))
+            known = known[self.keys[at[known]] == keys[known]]
             parts.append((row[known], at[known], (1 + np.log(often[known])) * self.weights[at[known]]))
         row, columns, values = (np.concatenate(each) for each in zip(*parts))
         order = np.argsort(row, kind="stable")

@@ -158,13 +158,14 @@ def save_rows(path: str | Path, head: Sequence[str], rows: Sequence[Sequence[str
 def classify(model: Fitted, data: Data | None = None, new: Data | None = None, *, test: Data | None = None,
              label: str | None = None, save: bool = False, pool: str = "", device: str | None = None, seed: int = 0,
              quiet: bool = False) -> Classified | Valued:
-    """How well classes are told from the model's vectors, and of which class new sequences are.
+    """Of which class sequences are, or which number was measured of them, and how well that is told.
 
     data: sequences with classes: those that their files say (a column of tables, graphs, series), else the folders, or
-        files, that they lie in. Linear heads learn from `Fitted.embed`, from counts of runs of elements, of measured
-        numbers from their course and spectrum, and from the length; the model itself learns nothing. The classes are
-        named by all of these together (see `segue.analysis.told`), and each stands beside it alone, on the same
-        sequences; equal ones lie in one part. None: what is kept in the model's folder.
+        files, that they lie in. A column of measured numbers is told likewise. Linear heads learn from `Fitted.embed`,
+        from counts of runs of elements, of measured numbers from their course and spectrum, and from the length; the
+        model itself learns nothing. The classes are named by all of these together (see `segue.analysis.told`), and
+        each stands beside it alone, on the same sequences; equal ones lie in one part. None: what is kept in the
+        model's folder.
     new: sequences to name the class of, by what is learned from all of `data`.
     test: sequences with classes to measure by in place of parts of `data`. label: the column of tables that says the
         class (None: one that is called so, see `reading`). save: keep it in the model's folder. pool, device: see
@@ -208,10 +209,10 @@ def measured(model: Fitted, data: Data, test: Data | None, label: str | None, po
         said, folds, others = labels_of(test, label), 0, elements_of(model, test)
         if numbers is None:
             truth = places_of(said, place, notes)
-        elif (others_of := numbers_in(said, least=1)) is None:
-            raise SegueError(f"the test sequences say {_some(said)}, and no numbers as those do that were learned")
+        elif not np.isfinite(found_in := np.array([_number(each) for each in said])).all():
+            raise SegueError(f"the test sequences say {_some(said)}, and not all numbers, as those that were learned")
         else:
-            truth = ((others_of - mean) / deviation).astype(np.float32)
+            truth = ((found_in - mean) / deviation).astype(np.float32)
         same = {row.tobytes() for row in rows}
         if again := sum(row.tobytes() in same for row in others):
             notes.append(f"{again:,} of the {len(said):,} test sequences were learned from too: leave them out")
@@ -233,15 +234,26 @@ def measured(model: Fitted, data: Data, test: Data | None, label: str | None, po
                       float(chances_of(scores[TOGETHER]).max(1).mean()), notes), learned, looks
 
 
-def numbers_in(labels: Sequence[str], least: int = LEAST) -> np.ndarray | None:
-    """(N,) the numbers that labels are, if they are measured ones: so many or more, some with fractions or nearly all
-    different."""
-    try:
-        found = np.array([float(label) for label in labels])
-    except ValueError:
+def numbers_in(labels: Sequence[str]) -> np.ndarray | None:
+    """(N,) the numbers that labels are, if they are measured ones: LEAST different ones or more, some with fractions or
+    most of them different. A SegueError where but a few of them are none."""
+    found = np.array([_number(label) for label in labels])
+    known = found[np.isfinite(found)]
+    several = len(np.unique(known))
+    measured = (known != np.round(known)).any() or 2 * several > len(known)
+    if several < LEAST or not measured or 10 * len(known) < 9 * len(labels):
         return None
-    measured = (found != np.round(found)).any() or 2 * len(np.unique(found)) > len(found)
-    return found if np.isfinite(found).all() and measured and len(np.unique(found)) >= least else None
+    if len(known) < len(labels):
+        raise SegueError(f"'{labels[int(np.isfinite(found).argmin())]}' is no number to learn from, and {len(known):,} "
+                         "others are: mend it, or leave its row out")
+    return found
+
+
+def _number(label: str) -> float:
+    try:
+        return float(label)
+    except ValueError:
+        return float("nan")
 
 
 def names_of(labels: Sequence[str]) -> list[str]:

@@ -262,7 +262,7 @@ class Fitted:
 
     def classify(self, data: Any = None, new: Any = None, *, test: Any = None, label: str | None = None,
                  **options: Any) -> Classified | Valued:
-        """Of which class sequences are, read off the model's vectors; see `segue.verbs.classify`."""
+        """Of which class sequences are, or what number was measured of them; see `segue.verbs.classify`."""
         from segue.verbs.classify import classify, reading
 
         saying = reading(self.kind, label)
