@@ -70,10 +70,9 @@ def test_heads_of_both_sorts_find_lines() -> None:
         starts = np.arange(0, 1001, 5)
         sparse = Sparse(starts, np.tile(np.arange(5), 200), x.reshape(-1), 5)
         for table in (x, sparse):
-            weight, bias = list(heads(table, y, classes))[-1]
-            said = table @ weight + bias
-            assert weight.shape == (5, max(1, classes))
-            assert (said.argmax(1) == y).mean() > 0.95 if classes else np.abs(said[:, 0] - y).max() < 0.1
+            found = [table @ weight + bias for weight, bias in heads(table, y, classes)]
+            assert len(found) == len(STRENGTHS) and found[0].shape == (200, max(1, classes))
+            assert (found[2].argmax(1) == y).mean() > 0.95 if classes else np.abs(found[3][:, 0] - y).max() < 0.1
 
 
 def test_all_together_is_as_good_as_the_best_view() -> None:

@@ -39,8 +39,8 @@ def heads(table: Table, wanted: np.ndarray, classes: int, seed: int = 0) -> Iter
 def _sparse(table: Sparse, wanted: np.ndarray, classes: int, seed: int) -> Iterator[Head]:
     n, width = table.shape
     signs = [np.where(wanted == c, 1.0, -1.0) for c in range(1 if classes == 2 else classes)] or [wanted.astype(float)]
-    draw, (rounds, tolerance) = np.random.default_rng(seed), (10, 0.1) if classes else (50, 0.01)
-    orders = np.stack([draw.permutation(n) for _ in range(rounds)])
+    draw, (least, tolerance) = np.random.default_rng(seed), (10, 0.1) if classes else (50, 0.01)
+    orders = np.stack([draw.permutation(n) for _ in range(max(least, min(100, 50_000 // n)))])
     weights, duals = np.zeros((len(signs), width + 1)), np.zeros((len(signs), n))
     for strength in STRENGTHS:
         for sign, weight, dual in zip(signs, weights, duals):
