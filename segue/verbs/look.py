@@ -100,7 +100,7 @@ def _look(model: Fitted, data: Any, out: str | Path | None, elements: int) -> Lo
     network = model.model
     if not isinstance(network, Stack):
         raise SegueError("only a native model's layers can be looked at: fit one, or convert the folder")
-    ids = prime_tokens(model.codec, prime_object(model.kind, data, model.codec))[:elements]
+    ids = prime_tokens(model.codec, prime_object(model.kind, data, model.codec, model.reading))[:elements]
     if len(ids) < 2:
         raise SegueError("there is too little to look at: give two elements at least")
     found = [None if m is None else m[0].float().cpu().numpy()

@@ -117,7 +117,7 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     packing = fitted.model.resettable and made.packs
     if (share := unknown(fitted.codec, data)) == 1:
         raise none_known(data)
-    notes = [said_unknown(share, data)] if share else []
+    notes = [*([said_unknown(share, data)] if share else []), *fitted.otherwise(data)]
     memory = fitted.memory or Memory(fitted.context)
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else made.name,
