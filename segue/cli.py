@@ -405,7 +405,7 @@ def classify(model: Model,
                                                                 "what --save kept.")] = None,
              label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of tables that says the "
                                                        "class (default: one called label, class, category, intent or "
-                                                       "y, or that seems to).")] = None,
+                                                       "y, or that seems to), or a measured number.")] = None,
              test: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Measure on these, instead of on "
                                                              "parts of PATH; may be repeated.")] = None,
              new: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Say of which class these are; may be "
@@ -416,7 +416,7 @@ def classify(model: Model,
              pool: Annotated[str | None, typer.Option(metavar="NAME", help="Which vector stands for a sequence: see "
                                                       "embed.")] = None,
              seed: Seed = None, json_file: JsonFile = None, how: How = None, device: Bulk = None) -> None:
-    """Learn classes of sequences from a model's vectors: those that files say, else a class a folder or file."""
+    """Learn classes of sequences, those that files say, else a class a folder or file; or measured numbers."""
     from segue.verbs.classify import reading
 
     if out is not None and not new:
@@ -435,8 +435,7 @@ def classify(model: Model,
         found.save(out)
         print(f"written to {out}", file=sys.stderr)
     else:
-        for name, said, chance in found.said[:20]:
-            print(f"{name}: {said} ({chance:.0%})")
+        print(*found.lines()[:20], sep="\n", end="\n" if found.said else "")
         if len(found.said) > 20:
             print(f"and {len(found.said) - 20:,} more: --out FILE has all", file=sys.stderr)
     if json_file is not None:

@@ -181,6 +181,19 @@ class Picture(Kind):
         values = max((form.values for item in forms if (form := Form.of(item))), default=LEVELS)
         return ItemCodec([*NAMES[:values].tolist(), *forms, FRAME])
 
+    def numbers(self, codec: Codec) -> np.ndarray | None:
+        """Brightness; of a palette red, green and blue."""
+        forms = [form for item in getattr(codec, "items", ()) if (form := Form.of(item))]
+        values = np.arange(max((form.values for form in forms), default=0))
+        ids = codec.lookup(NAMES[values].tolist())
+        if not forms or ids is None:
+            return None
+        steps = values[:, None] // np.array([forms[0].levels**2, forms[0].levels, 1]) % forms[0].levels \
+            if forms[0].sort == "palette" else values[:, None]
+        found = np.full((codec.size, steps.shape[1]), np.nan)
+        found[ids] = steps
+        return found
+
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """A PNG; of several pictures, and of frames, a contact sheet. A note within says what lies where, so that it
         is read as what was written."""

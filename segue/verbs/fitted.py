@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from segue.decoding.rules import Rules
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
-    from segue.verbs.classify import Classified
+    from segue.verbs.classify import Classified, Valued
     from segue.verbs.design import Designs
     from segue.verbs.embed import Embeddings
     from segue.verbs.prefer import PreferReport
@@ -280,8 +280,8 @@ class Fitted:
             return embed(self, self.read(data), pool, **options)
 
     def classify(self, data: Any = None, new: Any = None, *, test: Any = None, label: str | None = None,
-                 **options: Any) -> Classified:
-        """Of which class sequences are, read off the model's vectors; see `segue.verbs.classify`."""
+                 **options: Any) -> Classified | Valued:
+        """Of which class sequences are, or what number was measured of them; see `segue.verbs.classify`."""
         from segue.verbs.classify import classify, reading
 
         saying = reading(self.kind, label)
