@@ -36,6 +36,7 @@ from segue.training.evaluate import (
     Scored,
     predicted_units,
     ranked_by,
+    said_by,
     score,
     summarise,
     unigram_nats,
@@ -364,6 +365,11 @@ class Fitted:
                 ranked[name] = ranked_by(model, store, ranks.another())
             notes.append("ranks among all items" + (", but for those that a sequence had already" if ranks.fresh else
                                                     ", those that a sequence had already too"))
+        if (advisor := getattr(None if self.mixture is None else self.mixture.counts, "advisor", None)) is not None:
+            nats = said_by(advisor, store, None if ranks is None else (alone := ranks.another()))
+            baselines[advisor.name] = nats / total / math.log(2)
+            if ranks is not None:
+                ranked[advisor.name] = alone.done()
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())
