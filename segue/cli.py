@@ -104,7 +104,7 @@ def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None
                **more: Any) -> Any:
     """The data, of a fitted model as it needs them; an error that asks for an option of the kind says how to type it.
     more: options of the kind that stand where --read says nothing else."""
-    options = more if fitted is None else fitted.kind.reading(fitted.codec) | more
+    options = more if fitted is None else fitted.reading | more
     try:
         return segue.read(*map(str, paths), **given(kind=kind), **options | settings(how))
     except SegueError as error:
@@ -243,6 +243,8 @@ def continue_(model: Model,
         print(answer.text)
     if not as_json:
         print(answer.note, file=sys.stderr)
+    if prime is not None and len(prime) < 256 and os.path.isfile(prime):
+        print(f"the letters of '{prime}' were gone on from; to go on from that file: --prime-file", file=sys.stderr)
 
 
 @command("write", "segue write story.json qwen --endpoint http://localhost:8000/v1 --premise 'A keeper finds a map.'")

@@ -24,6 +24,7 @@ from segue.decoding import generate
 from segue.decoding.draft import ModelDraft
 from segue.errors import SegueError
 from segue.kernels.cpu import cache, simd
+from segue.kernels.cpu.ops import linear
 from segue.kernels.cpu.program import Program, View
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.state import Carry, Layout, Parts, SteppedRecurrence, Tensors
@@ -512,6 +513,21 @@ def test_the_same_bits_alone_in_a_batch_as_a_draft_and_on_any_number_of_threads(
             logits = model.step(draft[row, node : node + 1].numpy(), alone)
             assert np.array_equal(logits[0], together[row, node].numpy()), (row, node)
     model.threads = 2
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_threads_that_take_lots_of_a_large_matrix_leave_the_same_bits(weights: str) -> None:
+    model = compile_model(build(vocabulary=6_000, width=256, mixers=["attention"]), weights)
+    size = simd.GROUP if weights == "int8" else 4
+    assert all(linear.lot(256, 6_000 // simd.TILE, size, nodes, team) > 0 for nodes in (1, 20) for team in (2, 3))
+    tokens = draw(model, 3, 20)
+    answers = []
+    for model.threads in (1, 2, 3):
+        state = model.init_state(3)
+        first = model.extend(tokens, state).logits
+        state.commit()
+        answers.append(torch.cat([first, model.extend(tokens[:, :1], state).logits], 1))
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
 
 
 @njit

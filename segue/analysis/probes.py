@@ -1,6 +1,6 @@
-"""What a model knows: classes read off its frozen features by heads that are fitted anew (Zheng et al. 2024, arXiv
-2312.07887), of every model that gives hidden states; and what the vector of a sequence knows of it, its length, what
-is in it, in which order, of which class (Papreja et al. 2019, arXiv 1907.01098), of everything that makes one."""
+"""Probes: what frozen features know. New heads read classes off the features of any model that gives hidden states
+(Zheng et al. 2024, arXiv 2312.07887); questions ask what one vector for a sequence knows of its length, content, order
+and class (Papreja et al. 2019, arXiv 1907.01098)."""
 
 from __future__ import annotations
 

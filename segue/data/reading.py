@@ -17,6 +17,7 @@ from segue.data.records import Data
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import Kind, Problems, Record, head_of
+from segue.kinds.beside import owner
 from segue.kinds.packed import actual, bare, foreign, is_archive, unpacked
 from segue.progress import progress
 
@@ -46,6 +47,8 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
         return data
     problems = Problems()
     files, named = _find(paths)
+    with_ = {path: owner(path) or path for path in files}
+    files, named = list(dict.fromkeys(with_.values())), frozenset(with_[path] for path in named)
     chosen, files = _choose(files, named, kind, problems, options.get("encoding"))
     options = checked(chosen.read, f"reading {chosen.name}", options)
     writer = Writer(chosen, memory=memory)
@@ -63,13 +66,13 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
         if kind is None or not (other := _likely(files[0], chosen)):
             raise
         raise SegueError(f"{error}; it looks like {other}, not {kind}") from error
-    return _collected(writer, problems)
+    return _collected(writer, problems, options)
 
 
-def _collected(writer: Writer, problems: Problems) -> Data:
+def _collected(writer: Writer, problems: Problems, reading: dict[str, Any] | None = None) -> Data:
     batches = writer.close()
     return Data(writer.kind, batches, elements=writer.elements, problems=problems, fingerprint=writer.fingerprint,
-                keep=writer.keep)
+                reading=reading, keep=writer.keep)
 
 
 def _size(path: Path) -> int:

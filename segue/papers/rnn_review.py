@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from segue.mixers import MIXERS
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import characters, documentation
+from segue.tasks import TASKS
+from segue.tasks.recall import CUES
 from segue.training.truncated import truncated_bptt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CUES, DISTRACTORS = 4, 4
-QUERY = CUES + DISTRACTORS
+LAG = TASKS["delayed-cue"]  # a cue, distractors, the question
 NOVELS = ("great-expectations", "bleak-house", "middlemarch", "david-copperfield")
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     # A forget gate held open by its bias is the 1997 network, whose cell is a constant error carousel.
@@ -70,23 +72,16 @@ def train(model: nn.Module, losses: Iterator[Tensor], rate: float = 3e-3, steps:
 # --- long lags ---------------------------------------------------------------------------------------------------
 
 
-def lag_batch(batch: int, lag: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A cue, lag - 2 distractors, the query: which cue was it?"""
-    cue = torch.randint(CUES, (batch, 1), generator=generator)
-    noise = torch.randint(CUES, QUERY, (batch, lag - 2), generator=generator)
-    return torch.cat([cue, noise, torch.full((batch, 1), QUERY)], 1), cue[:, 0]
-
-
 def lag_accuracy(model: nn.Module, lag: int, generator: torch.Generator, batch: int = 256) -> float:
-    tokens, cue = lag_batch(batch, lag, generator)
+    asked = LAG.draw(batch, lag, generator)
     with torch.no_grad():
-        return (model(tokens)[:, -1].argmax(-1) == cue).float().mean().item()
+        return (model(asked.tokens)[:, -1].argmax(-1) == asked.targets[:, -1]).float().mean().item()
 
 
 def reach(model: Reader, lag: int, generator: torch.Generator) -> float:
     """How much the state at the end still depends on the state after the cue: |d h_T / d h_0|, root mean square over
     random directions, by one backward pass each."""
-    tokens, _ = lag_batch(8, lag, generator)
+    tokens = LAG.draw(8, lag, generator).tokens
     state = model.mixer.init_state(8)
     carry: Any = state.layers[0]["recurrence"]
     before = tuple(s.requires_grad_() for s in carry.state)
@@ -107,14 +102,14 @@ def long_lag(arm: str, lag: int, seed: int, steps: int) -> dict[str, float]:
     torch.manual_seed(seed)
     train_on, check_on, test_on = (torch.Generator().manual_seed(1000 * seed + i) for i in range(3))
     mixer, options = ARMS[arm]
-    model = Reader(QUERY + 1, CUES, 64, mixer, options)
+    model = Reader(LAG.vocabulary, CUES, 64, mixer, options)
     taken = 0
 
     def losses() -> Iterator[Tensor]:
         nonlocal taken
         for taken in range(1, steps + 1):
-            tokens, cue = lag_batch(32, lag, train_on)
-            yield F.cross_entropy(model(tokens)[:, -1], cue)
+            asked = LAG.draw(32, lag, train_on)
+            yield F.cross_entropy(model(asked.tokens)[:, -1], asked.targets[:, -1])
             if taken % 50 == 0 and lag_accuracy(model, lag, check_on) == 1.0:
                 return
 
@@ -125,29 +120,14 @@ def long_lag(arm: str, lag: int, seed: int, steps: int) -> dict[str, float]:
 # --- context from both sides, on the text of Python's own documentation; a character model, on novels ------------
 
 
-def documentation() -> tuple[Tensor, Tensor, int]:
-    """Characters of the interpreter's documentation topics, see `characters`."""
-    from pydoc_data.topics import topics
-
-    return characters("\n".join(topics[name] for name in sorted(topics)))
-
-
-def novels(path: Path | None) -> tuple[Tensor, Tensor, int]:
-    """Characters of four novels, see `characters`; of the documentation where there is no data."""
-    if path is None:
+def novels(folder: Path | None) -> tuple[Tensor, Tensor, int]:
+    """Characters of four novels, see `characters`. None: some of the documentation's."""
+    if folder is None:
         learn, test, symbols = documentation()
         return learn[:5000], test[:5000], symbols
-    texts = [gzip.decompress((path / f"{name}.txt.gz").read_bytes()).decode() for name in NOVELS]
+    texts = [gzip.decompress((folder / f"{name}.txt.gz").read_bytes()).decode() for name in NOVELS]
     learn, test, symbols = characters("".join(texts))
     return learn, test[:200_000], symbols
-
-
-def characters(text: str) -> tuple[Tensor, Tensor, int]:
-    """The first 90% to learn, the rest to test, as ids; how many there are."""
-    alphabet = {character: index for index, character in enumerate(sorted(set(text)))}
-    ids = torch.tensor([alphabet[character] for character in text])
-    cut = len(ids) * 9 // 10
-    return ids[:cut], ids[cut:], len(alphabet)
 
 
 def parameters(model: nn.Module) -> int:
@@ -289,7 +269,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
             lines[row["model"]].append((int(row["task"].removeprefix("lag ")), row["value"]))
     for arm, points in lines.items():
         lag.plot(*zip(*points), marker="o", label=arm)
-    lag.axhline(1 / CUES, color="grey", linestyle=":", label="chance")
+    lag.axhline(LAG.chance, color="grey", linestyle=":", label="chance")
     lag.set(xscale="log", xlabel="lag (elements)", ylabel="accuracy", title="Remembering a cue", ylim=(0, 1.05))
     figure.legend(*lag.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     bars = [(row["model"], row["value"]) for row in table if row["task"] == "text"]
