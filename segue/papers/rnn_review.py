@@ -120,12 +120,12 @@ def long_lag(arm: str, lag: int, seed: int, steps: int) -> dict[str, float]:
 # --- context from both sides, on the text of Python's own documentation; a character model, on novels ------------
 
 
-def novels(path: Path | None) -> tuple[Tensor, Tensor, int]:
-    """Characters of four novels, see `characters`; of the documentation where there is no data."""
-    if path is None:
+def novels(folder: Path | None) -> tuple[Tensor, Tensor, int]:
+    """Characters of four novels, see `characters`. None: some of the documentation's."""
+    if folder is None:
         learn, test, symbols = documentation()
         return learn[:5000], test[:5000], symbols
-    texts = [gzip.decompress((path / f"{name}.txt.gz").read_bytes()).decode() for name in NOVELS]
+    texts = [gzip.decompress((folder / f"{name}.txt.gz").read_bytes()).decode() for name in NOVELS]
     learn, test, symbols = characters("".join(texts))
     return learn, test[:200_000], symbols
 
