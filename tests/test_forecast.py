@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import segue
-from segue.analysis.forecast import coverage, crps, filled, mae, mase, rmse, scale, season, simple
+from segue.analysis.forecast import coverage, crps, filled, linear, mae, mase, rmse, scale, season, simple
 from segue.cli import main
 from segue.decoding.forecast import Forecast, InTurn, drawn
 from segue.errors import SegueError
@@ -81,6 +81,15 @@ def test_numbers_come_in_turn() -> None:
     assert allowed([codec.bos]) == [0, 1]  # type: ignore[list-item]
     assert allowed([0]) == allowed([2]) == [3]  # behind a missing one too
     assert allowed([3]) == allowed([4]) == [0, 1]
+
+
+def test_a_linear_forecast_goes_on_with_what_is_linear() -> None:
+    time = np.arange(120)
+    wave = 5 + np.sin(time * 0.7) + 0.5 * np.cos(time * 0.31)
+    points, draws = linear(wave[:100], 8) or pytest.fail("100 moments are enough for 8 ahead")
+    np.testing.assert_allclose(points, wave[100:108], atol=0.1)
+    assert draws.shape == (77, 8) and np.abs(draws - points).max() < 0.3
+    assert linear(wave[:63], 8) is None
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +170,7 @@ def test_forecasts_are_measured_beside_simple_ones(waves: Path) -> None:
     assert load["value of a season ago (12)"]["MASE"] == pytest.approx(1, abs=0.3)
     assert load["value of a season ago (12)"]["coverage"] == pytest.approx(0.8, abs=0.1)
     assert load["last value"]["MAE"] > 2 > 0.5 > load["value of a season ago (12)"]["MAE"]
+    assert load["this model"]["MAE"] < load["value of a season ago (12)"]["MAE"]  # with a regression beside it
     assert type(found)(**json.loads(json.dumps(found.to_dict()))).forecasts == found.forecasts
     short = segue.load(waves / "model-one").evaluate([["10", "11", "12"]] * 3)
     assert short.forecasts == {} and "too short" in short.notes[-1]

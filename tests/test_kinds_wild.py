@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,14 @@ from test_kinds_read import EVENTS, GENBANK, put
 import segue
 from segue.data import Data, read
 from segue.errors import SegueError
-from segue.kinds import KINDS, Record, packed
+from segue.kinds import KINDS, ByteCodec, Record, packed
 from segue.kinds.base import HEAD, class_in
 from segue.kinds.documents import begun
 from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
+from segue.models import Stack, StackConfig
 from segue.testing.kinds import check_kind
+from segue.verbs.fitted import Fitted, Report
 
 
 def texts(data: Data) -> list[str]:
@@ -892,6 +895,115 @@ def test_matlab_is_an_archive_of_arrays(tmp_path: Path) -> None:
                           ((tmp_path / "b.mat").read_bytes()[:300], "no MATLAB file that can be read|no array")):
         with pytest.raises(SegueError, match=says):
             read(put(tmp_path / "c.mat", content))
+
+
+INK = (np.add.outer(np.arange(4) * 9, np.arange(64)) * 37 % 256).astype(np.uint8).reshape(4, 8, 8)
+BRIGHT = [" ".join(map(str, each.reshape(-1))) for each in INK]
+HEADED = "label," + ",".join(f"pixel{i}" for i in range(64)) + "\n"
+PIXELS = "".join(f"{i % 2},{','.join(each.split())}\n" for i, each in enumerate(BRIGHT))
+IDX = {"train-images-idx3-ubyte": b"\0\0\x08\3" + np.array(INK.shape, ">u4").tobytes() + INK.tobytes(),
+       "train-labels-idx1-ubyte": b"\0\0\x08\1\0\0\0\4\0\1\0\1"}
+
+
+def packed_pictures() -> bytes:
+    images = pytest.importorskip("PIL.Image")
+    rows = []
+    for i, each in enumerate(INK):
+        images.fromarray(each).save(box := io.BytesIO(), "PNG")
+        rows.append({"image": {"bytes": box.getvalue(), "path": None}, "label": i % 2})
+    parquet.write_table(pa.Table.from_pylist(rows), table := io.BytesIO())
+    return table.getvalue()
+
+
+@pytest.mark.parametrize("name, content", [
+    ("train.csv", HEADED + PIXELS), ("mnist.csv", PIXELS), ("a.parquet", packed_pictures),
+    ("fer.csv", "emotion,pixels,Usage\n" + "".join(f"{i % 2},{each},Training\n" for i, each in enumerate(BRIGHT))),
+    ("idx", IDX), ("a.npz", {"x_train.npy": saved(INK), "y_train.npy": saved(np.arange(4)[:, None] % 2)}),
+    ("b.npz", {"train_images.npy": saved(np.stack([INK] * 3, -1)), "train_labels.npy": saved(np.arange(4) % 2)})])
+def test_pictures_in_tables_and_with_classes(tmp_path: Path, name: str, content: Any) -> None:
+    pytest.importorskip("PIL")
+    if name == "idx":
+        for file, raw in IDX.items():
+            put(tmp_path / name / file, raw)
+    else:
+        content = content() if callable(content) else content
+        put(tmp_path / name, zipped(content) if isinstance(content, dict) else content)
+    data = read(tmp_path / name, side=0, levels=256)
+    assert (data.kind.name, len(data), data.problems.total) == ("picture", 4, 0)
+    assert data[1].object == ["grey256:8", *BRIGHT[1].split()]
+    assert [class_in(data.name(i))[1] for i in range(4)] == ["0", "1", "0", "1"]
+    if name == "mnist.csv":
+        check_kind(KINDS["picture"], [tmp_path / name], mutations=4)
+
+
+def test_arrays_of_pictures_whatever_their_axes(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    colours = np.stack([INK] * 3, 1).repeat(2, 2).repeat(2, 3)  # four of three channels of 16 x 16
+    last = np.concatenate([colours, colours]).transpose(2, 3, 1, 0)
+    for array in (colours, colours.transpose(0, 2, 3, 1), last, colours.reshape(4, -1), colours / np.float32(255)):
+        np.save(tmp_path / "a.npy", array)
+        data = read(tmp_path / "a.npy", side=0, levels=256)
+        assert (data.kind.name, len(data)) == ("picture", 8 if array is last else 4)
+        assert data[2].object[1:17:2] == BRIGHT[2].split()[:8]
+
+
+CHORALE = """!!!COM: Bach
+**kern\t**kern\t**text
+*clefF4\t*\t*
+*MM100\t*MM100\t*
+=1\t=1\t=1
+4C\t4c 4e\tla
+*^\t*\t*
+8D\t4r\t[4e-\t.
+8E\t.\t.\t.
+*v\t*v\t*\t*
+4r\t4e-]\t.
+.\tqf\t.
+2BB-;\t4.gg#\t.
+.\t8r\t.
+*-\t*-\t*-
+"""
+KEYS = np.zeros((8, 88), np.uint8)
+KEYS[:4, 39] = KEYS[4:, 43] = 1
+
+
+@pytest.mark.parametrize("name, content, items", [
+    ("a.krn", CHORALE, "tempo100 loud20 note48 length48 note60 length48 note64 length48 wait48 note50 length24 note63 "
+     "length96 wait24 note52 length24 wait72 note46 length96 note80 length72"),
+    ("a.csv", "note0,note1\n" + "60,0\n" * 4 + "64,60\n" * 4,
+     "loud20 note60 length96 wait48 note64 length48"),
+    ("a.npz", zipped({"train.npy": saved(KEYS[None])}), "loud20 note60 length48 wait48 note64 length48")])
+def test_music_as_others_write_it(tmp_path: Path, name: str, content: str | bytes, items: str) -> None:
+    data = read(put(tmp_path / name, content))
+    assert data.kind.name == "music" and data[0].object == items.split()
+    if name == "a.krn":
+        pytest.importorskip("mido")
+        check_kind(KINDS["music"], [tmp_path / name], mutations=10)
+        with pytest.raises(SegueError, match="line 9: 3 spines where there are 4"):
+            read(put(tmp_path / name, CHORALE.replace("8E\t.\t.\t.", "8E\t.\t.")))
+
+
+def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
+    path = put(tmp_path / "names.txt", "".join(f"name{i * i % 97}\n" for i in range(60)))
+    stack, report = Stack(StackConfig(257, 8, ["gru"])), Report({"reading": read(path, lines=True, classes="").reading})
+    model = Fitted(stack, ByteCodec(), KINDS["text"], report, 16)
+    assert model.reading == {"lines": True} and len(model.read(path)) == 60
+    assert len(model.read(path, lines=None)) == 1, "and null takes it back"
+    assert model.otherwise(read(path, kind="text")) == [
+        "the data were read without lines=, those that the model was fitted on with lines=true"]
+    read(path, lines=True).save(tmp_path / "saved")
+    assert not model.otherwise(read(tmp_path / "saved")) + model.otherwise(model.read(["name"]))
+
+
+def test_sequences_of_objects_and_times_a_line(tmp_path: Path) -> None:
+    rows = [[{"time_since_start": 0.5 * j, "type_event": j % (2 + i)} for j in range(4 + i)] for i in range(3)]
+    parts = {"train": rows, "test": rows}
+    for name, value in (("a.json", {"train": rows, "dim_process": 3}), ("b.json", rows), ("c.json", parts)):
+        data = read(put(tmp_path / name, json.dumps(value)))
+        assert data.kind.name == "events" and data[1].object == ["0", "1", "2", "0", "1"]
+        assert data[0].channels["time"].tolist() == [0, 0.5, 1, 1.5]
+    data = read(put(tmp_path / "times.txt", "0.5 1.25 3\n1 2.5\n0.25 0.25 4 9\n"))
+    assert data.problems.note == "what=event, when=time" and data[2].channels["gap"].tolist() == [0, 0, 3.75, 5]
 
 
 ASKED = [{"id": f"5a{i}", "question": f"Is {text.lower()[:-1]}?", "answer": i % 2 == 0, "passage": text}

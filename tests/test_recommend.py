@@ -426,7 +426,8 @@ def test_evaluate_ranks_items_beside_baselines(again: bool) -> None:
         prefixes = [np.concatenate([[model.codec.bos], row[:n]]) for row in ids for n in range(len(row))]
         found = rank_next(counts, prefixes, np.concatenate(ids), items=model.codec.unk, drop_seen=not again)
         told = ranking(found)
-        assert report.ranking[name] == pytest.approx({"HR@10": told.hits[10], "NDCG@10": told.ndcg[10],
+        assert report.ranking[name] == pytest.approx({"accuracy": told.hits[1], "HR@10": told.hits[10],
+                                                      "NDCG@10": told.ndcg[10],
                                                       "MRR": told.mrr})
     assert report.ranking["counts of order 1"]["MRR"] > report.ranking["unigram"]["MRR"] + 0.2
     assert any("had already" in note for note in report.notes)

@@ -1,6 +1,6 @@
 """How good forecasts of measured numbers are, by the measures of the field, and the simple forecasts that any other has
-to beat: the last value, and the value of a season ago (Hyndman & Athanasopoulos, Forecasting: Principles and Practice,
-3rd edition, 2021).
+to beat: the last value, the value of a season ago (Hyndman & Athanasopoulos, Forecasting: Principles and Practice,
+3rd edition, 2021), and what is linear in the latest ones.
 
 A forecast has points (N,), one number for each true one, and draws (N, K), numbers that it thinks as likely.
 """
@@ -16,6 +16,7 @@ SHARE = 0.8  # of the draws, the middle ones, that an interval holds
 SEASONAL = 0.3  # of the autocorrelation at least, where a season is believed
 LONGEST = 800  # moments of a season
 DRAWS = 200  # of a simple forecast
+LEARNED = 5_000  # moments that a linear one is fitted to at most
 
 
 def mae(points: np.ndarray, truth: np.ndarray) -> float:
@@ -93,6 +94,23 @@ def simple(past: np.ndarray, steps: int, lag: int = 1) -> tuple[np.ndarray, np.n
         else begins
     errors = past[begins[:, None] + ahead] - past[begins[:, None] - lag + ahead % lag]
     return points, points + errors if len(errors) else points[None]
+
+
+def linear(past: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The next moments from the 2 * `steps` latest ones, as differences from the last, by a ridge that is fitted to
+    the past (n,) (as NLinear: Zeng et al. 2022, arXiv 2205.13504): points and draws as of `simple`, errors being those
+    of the fit; None where the past is shorter than 8 * `steps`."""
+    if len(past) < 8 * steps:
+        return None
+    past, lags = filled(past), 2 * steps
+    begins = np.arange(len(past) - lags - steps + 1)[-LEARNED:]
+    rows = past[begins[:, None] + np.arange(lags + steps)] - past[begins + lags - 1, None]
+    x, y = rows[:, : lags - 1], rows[:, lags:]
+    penalty = 1e-3 * float(np.square(x).sum()) / lags + 1e-9
+    weights = np.linalg.solve(x.T @ x + penalty * np.eye(lags - 1), x.T @ y)
+    points = past[-1] + (past[-lags:-1] - past[-1]) @ weights
+    errors = (y - x @ weights)[np.unique(np.linspace(0, len(x) - 1, min(DRAWS, len(x))).astype(int))]
+    return points, points + errors
 
 
 def scale(past: np.ndarray, lag: int = 1) -> float:

@@ -688,6 +688,9 @@ def decoding_of(tokenizer: Tokenizer) -> str:
     return "blanks" if "Metaspace" in kinds or "\u2581" in marks else "words"
 
 
+SORTS = 24  # levels of a column up to which its numbers are of sorts rather than measured
+
+
 class LevelCodec(Codec):
     """Measured numbers: each is one of the levels of its column, or missing. An element is a str: the number, "nan"
     where there is none; of several columns with the column before it ("temperature=21.5").
@@ -740,6 +743,22 @@ class LevelCodec(Codec):
     def turns(self) -> list[np.ndarray]:
         return [np.arange(self.starts[column], self.starts[column] + len(rising) + 1)
                 for column, rising in self.levels.items()]
+
+    def moved(self, ids: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+        """The same course elsewhere: by chance all columns that are measured (of more than `SORTS` levels) a part of
+        the way to their least or greatest level. Tomorrow's numbers may lie where few did."""
+        way = draw.uniform(-1, 1)
+        if draw.random() < 0.5:
+            return ids
+        found = ids.copy()
+        for column, rising in self.levels.items():
+            mine = (ids >= self.starts[column]) & (ids < self.starts[column] + len(rising))
+            if len(rising) <= SORTS or not mine.any():
+                continue
+            values = np.array(rising)[ids[mine] - self.starts[column]]
+            values = values + way * (rising[-1] - values.max() if way > 0 else values.min() - rising[0])
+            found[mine] = self.starts[column] + np.searchsorted(self.between[column], values)
+        return found
 
     def weights(self) -> np.ndarray:
         return np.array([1] * len(self.elements) + [0], dtype=np.int64)

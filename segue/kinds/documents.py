@@ -136,6 +136,8 @@ def _of_lists(value: dict[str, list[Any]]) -> list[dict[str, Any]] | None:
     items = [item for member in value.values() for item in member[:SEEN]]
     if not items:
         return None
+    if all(map(_are_tables, items)):
+        return _keyed((key, as_row(item) or {}) for key, member in value.items() for item in member)
     if all(isinstance(item, dict) for item in items) or _are_lists(items):
         if any("role" in item for item in items) or (_are_lists(items) and len({len(item) for item in items}) > 1):
             return None  # turns of one dialogue, or sequences

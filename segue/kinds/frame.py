@@ -461,6 +461,8 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
             if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
                 return _load_lines(path, raw, problems)
             return _of_objects(path, json_array(path, raw), "row")
+        if times_a_line(text := raw.decode()):
+            return _load_times(path, text)
         return _load_text(path, raw, problems, frozenset(name for name in asked if name))
     except (pa.ArrowException, csv.Error, UnicodeError, OSError, NotImplementedError) as error:
         raise SegueError(f"{path}: not a readable table ({error}); write it again, or convert it to CSV") from error
@@ -494,6 +496,25 @@ def _load_array(path: Path, raw: bytes) -> Frame:
                          "whole numbers, of one or two axes (measured ones binned first)")
     rows = [list(map(str, row.tolist())) for row in np.atleast_2d(array)]
     return Frame(path, {"items": pa.array(rows, pa.large_list(pa.string()))}, True, np.arange(1, len(rows) + 1), "row")
+
+
+def times_a_line(text: str) -> bool:
+    """Whether each line says when things happened: numbers with fractions that do not fall, on each line so many."""
+    lines = [line.replace(",", " ").split() for line in text.split("\n") if line.strip()]
+    try:
+        rows = [list(map(float, line)) for line in lines]
+    except ValueError:
+        return False
+    return len(rows) > 2 and len(set(map(len, rows))) > 1 and all(row == sorted(row) and len(row) > 1 for row in rows) \
+        and any(number != int(number) for row in rows for number in row if math.isfinite(number))
+
+
+def _load_times(path: Path, text: str) -> Frame:
+    import pyarrow as pa
+
+    rows = [(number, line.replace(",", " ").split()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return Frame(path, {"time": pa.array([row for _, row in rows], pa.large_list(pa.string()))}, True,
+                 np.array([number for number, _ in rows]))
 
 
 def json_lines(path: Path, lines: Iterable[bytes], problems: Problems | None) -> Iterator[tuple[int, Any]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.codecs import NUCLEOTIDES, Codec, KmerCodec, LetterCodec
+from segue.kinds.codecs import NUCLEOTIDES, Codec, KmerCodec, LetterCodec, LevelCodec
 
 if TYPE_CHECKING:
     Vary = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -39,7 +39,10 @@ def reverse_complement(sequence: str, rna: bool | None = None) -> str:
 
 def variation(codec: Codec, strands: bool = False) -> Vary | None:
     """How rows to learn from may be read otherwise, `vary(ids, draw) -> ids` of the same number: from another phase
-    where a codec has several, and with `strands` from either strand. None where there is but one way."""
+    where a codec has several, with `strands` from either strand, and numbers elsewhere (`LevelCodec.moved`). None where
+    there is but one way."""
+    if isinstance(codec, LevelCodec) and not strands:
+        return codec.moved
     if strands:
         single = codec.single if isinstance(codec, KmerCodec) else codec
         if not isinstance(single, LetterCodec) or not set(single.letters.upper()) <= set(NUCLEOTIDES):

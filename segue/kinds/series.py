@@ -213,6 +213,12 @@ class Series(Kind):
         columns, called = list(getattr(codec, "levels", {})), getattr(codec, "column", "")
         return {"columns": columns} if len(columns) > 1 else {"column": called} if called else {}
 
+    def numbers(self, codec: Codec) -> np.ndarray | None:
+        found, turns = np.full((codec.size, len(codec.turns())), np.nan), codec.turns()
+        for column, ids in enumerate(turns):
+            found[ids, column] = [parted(codec.token(id))[1] for id in ids.tolist()]
+        return found if turns else None
+
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """CSV, a row a moment; of several series with a column that names them. Channels are columns in front."""
         records = [obj if isinstance(obj, Record) else Record(list(obj)) for obj in objects]

@@ -30,6 +30,7 @@ from segue.kinds.frame import (
     is_parquet,
     load_table,
     said,
+    times_a_line,
 )
 from segue.kinds.frame import number as is_number
 from segue.kinds.packed import COMPRESSED, actual, bare, opened
@@ -102,6 +103,8 @@ class Events(Kind):
             return 0.9
         if suffix not in TABULAR and not is_parquet(head):
             return 0.0
+        if suffix not in JSON | PARQUET and b"\0" not in head and times_a_line(_whole_lines(head)):
+            return 0.87
         table = glance(path, head)
         if table is None:
             return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
@@ -351,6 +354,11 @@ class Cases(Kind):
     def show(self, obj: Sequence[str | int]) -> str:
         items = [str(item) for item in obj]
         return _glue(items).join(items)
+
+
+def _whole_lines(head: bytes) -> str:
+    """The beginning of a file without a last line that may be cut."""
+    return head.decode("utf-8", "ignore").rpartition("\n")[0] if len(head) >= HEAD else head.decode("utf-8", "ignore")
 
 
 def _typed(text: str, known: Collection[str]) -> list[str]:

@@ -233,7 +233,7 @@ class _Counted:
 
 
 @contextmanager
-def _loading(folder: str | Path, name: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+def loading(folder: str | Path, name: str) -> Iterator[tuple[dict[str, Any], dict[str, np.ndarray]]]:
     """What `save` wrote, settings and arrays; a SegueError where no model can be made of them."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -312,7 +312,7 @@ class CountModel(_Counted):
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> CountModel:
         """Load what `save` wrote."""
-        with _loading(folder, name) as (settings, arrays):
+        with loading(folder, name) as (settings, arrays):
             model = cls(**{key: value for key, value in settings.items() if key != "kind"})
             model.discount = arrays["discount"]
             return model._with(kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
@@ -481,7 +481,7 @@ class BlendedCounts(_Counted):
     @classmethod
     def load(cls, folder: str | Path, name: str = "counts") -> BlendedCounts:
         """Load what `save` wrote."""
-        with _loading(folder, name) as (settings, arrays):
+        with loading(folder, name) as (settings, arrays):
             model = cls(settings["vocabulary"], settings["window"])
             model.tables = kernel.restore(arrays["stream"], arrays["order"], arrays["common"], model.vocabulary,
                                           kernel.REACH)

@@ -124,17 +124,21 @@ def standard_library(*names: str) -> np.ndarray:
 
 
 def documentation() -> tuple[Tensor, Tensor, int]:
-    """Characters of the interpreter's documentation topics: the first 90% to learn, the rest to test; alphabet size."""
+    """Characters of the interpreter's documentation topics, see `characters`."""
     from pydoc_data.topics import topics
 
-    text = "\n".join(topics[name] for name in sorted(topics))
+    return characters("\n".join(topics[name] for name in sorted(topics)))
+
+
+# --- texts, films, music -----------------------------------------------------------------------------------------
+
+
+def characters(text: str) -> tuple[Tensor, Tensor, int]:
+    """A text's characters as ids: the first 90% to learn, the rest to test; and how many different ones there are."""
     alphabet = {character: index for index, character in enumerate(sorted(set(text)))}
     ids = torch.tensor([alphabet[character] for character in text])
     cut = len(ids) * 9 // 10
     return ids[:cut], ids[cut:], len(alphabet)
-
-
-# --- texts, films, music -----------------------------------------------------------------------------------------
 
 
 def captions(folder: Path, part: str, language: str = "en", marks: str = ".,!?;:\"()") -> list[list[str]]:

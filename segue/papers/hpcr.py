@@ -199,6 +199,9 @@ def measure(run: Run) -> list[Row]:
     run.note("plain gradient descent; each arm's rate is the best of three on two class orders of its own (intents: "
              "one) and on rows kept for that; 'tuned' chooses alpha, beta, period and rows there too, the other arms "
              "have the published 0.1, 0.5, 500 and none; temperature 0.09")
+    run.note("tried since, on lines of MNIST's digits, 1,000 rows an experience and more, 50 kept, at a rate of 0.1, "
+             "on four seeds and the rows to tune on: PCR +11.5, +4.4, -3.2 and +4.0 points from replay with the same "
+             "head")
     run.note("rows: the other rows of the batch are compared too; scale: the loss's goes from 0.56 to 1.8 and back; "
              "scores, relations: the two distillation terms")
     return table

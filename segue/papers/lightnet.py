@@ -112,6 +112,8 @@ def measure(run: Run) -> list[Row]:
              "before these are turned, the weights are one softmax, and the averages along the axes have one decay a "
              "channel (the released code: one a head), which is one scan. On 297 of the pictures to learn from: 63.3% "
              "and 67.7% right with one decay (seeds 100 and 101), 66.7% with four, two scans of GLA 66.3% (seed 100)")
+    run.note("a second run was inconclusive by its times alone, too (0.62): LightNet's norm and gate were two passes, "
+             "which are one in all other mixers, and now here")
     return [{"model": arm, "accuracy": mean(done[f"{arm} {seed}"] for seed in seeds),
              **{f"ms at {side} x {side}": timed[side][arm] for side in sides}} for arm in ARMS]
 

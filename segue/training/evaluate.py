@@ -29,12 +29,14 @@ if TYPE_CHECKING:
 
     from segue.data import TokenStore
     from segue.kinds import Codec
+    from segue.models.advised import Advisor
     from segue.models.counts import CountModel
 
 BINS = 15  # of the calibration error
 TOPS = (1, 5, 10)
 DRAWS = 2000  # of the bootstrap
 AT_ONCE = 1 << 22  # scores that are ranked
+CELLS = 1 << 23  # probabilities held at once
 OURS = "this model"
 SHOWN = 9  # columns with forecasts, of those and their mean
 
@@ -60,8 +62,9 @@ class Evaluation(Shown):
     """unit: what a base unit is (byte, base, residue, event). bits_per_unit: with its 95% interval over documents.
     bits_per_element, perplexity: per token. top: share of elements among the k most probable. calibration_error:
     expected, between confidence and accuracy of the most probable element, over 15 bins. baselines: bits per unit.
-    ranking: where elements are items, HR@10, NDCG@10 and MRR (see `Ranks`) of this model and of those baselines that
-    rank items, by name. forecasts: of measured numbers, by column, method and measure, errors of forecasts."""
+    ranking: where elements are items, accuracy, HR@10, NDCG@10 and MRR (see `Ranks`) of this model and of those
+    baselines that rank items, by name. forecasts: of measured numbers, by column, method and measure, errors of
+    forecasts."""
 
     unit: str
     documents: int
@@ -345,14 +348,24 @@ def xz_bits(contents: bytes) -> int:
     return 8 * len(lzma.compress(contents, preset=9 | lzma.PRESET_EXTREME))
 
 
-def ranked_by(counts: CountModel, store: Store, ranks: Ranks, piece: int = 1024) -> Ranking:
+def ranked_by(counts: CountModel, store: Store, ranks: Ranks) -> Ranking:
     """How high a count model ranks the items of the documents."""
+    said_by(counts, store, ranks)
+    return ranks.done()
+
+
+def said_by(model: CountModel | Advisor, store: Store, ranks: Ranks | None = None, piece: int = 1024) -> float:
+    """Nats of all tokens of the documents but the first of each, by what predicts whole sequences. ranks: to add to, if
+    given."""
+    nats, piece = 0.0, min(piece, max(64, CELLS // model.vocabulary))
     for number, (begin, end) in enumerate(zip(store.offsets[:-1], store.offsets[1:])):
         ids = np.asarray(store.tokens[int(begin) : int(end)], np.int32)
         for at in range(1, len(ids), piece):
-            chances = counts.predictions(ids, at, at + piece)
-            ranks.add(chances, ids[at : at + piece].astype(np.int64), np.full(len(chances), number))
-    return ranks.done()
+            chances, targets = model.predictions(ids, at, at + piece), ids[at : at + piece].astype(np.int64)
+            nats -= float(np.log(np.maximum(chances[np.arange(len(targets)), targets], 1e-300)).sum())
+            if ranks is not None:
+                ranks.add(chances, targets, np.full(len(chances), number))
+    return nats
 
 
 def summarise(scored: Scored, units: np.ndarray, unit: str, path: str, baselines: dict[str, float],
@@ -368,5 +381,5 @@ def summarise(scored: Scored, units: np.ndarray, unit: str, path: str, baselines
         scored.mean / math.log(2), math.exp(min(scored.mean, 700.0)),
         {str(k): float(scored.hits[:, i].sum() / elements) for i, k in enumerate(TOPS)},
         float(np.abs(confidence - right).sum() / max(1.0, many.sum())), baselines, path, notes or [],
-        {name: {"HR@10": each.hits[10], "NDCG@10": each.ndcg[10], "MRR": each.mrr}
+        {name: {"accuracy": each.hits[1], "HR@10": each.hits[10], "NDCG@10": each.ndcg[10], "MRR": each.mrr}
          for name, each in (ranked or {}).items()})

@@ -36,6 +36,7 @@ from segue.training.evaluate import (
     Scored,
     predicted_units,
     ranked_by,
+    said_by,
     score,
     summarise,
     unigram_nats,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from segue.decoding.rules import Rules
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
-    from segue.verbs.classify import Classified
+    from segue.verbs.classify import Classified, Valued
     from segue.verbs.design import Designs
     from segue.verbs.embed import Embeddings
     from segue.verbs.prefer import PreferReport
@@ -280,8 +281,8 @@ class Fitted:
             return embed(self, self.read(data), pool, **options)
 
     def classify(self, data: Any = None, new: Any = None, *, test: Any = None, label: str | None = None,
-                 **options: Any) -> Classified:
-        """Of which class sequences are, read off the model's vectors; see `segue.verbs.classify`."""
+                 **options: Any) -> Classified | Valued:
+        """Of which class sequences are, or what number was measured of them; see `segue.verbs.classify`."""
         from segue.verbs.classify import classify, reading
 
         saying = reading(self.kind, label)
@@ -364,6 +365,11 @@ class Fitted:
                 ranked[name] = ranked_by(model, store, ranks.another())
             notes.append("ranks among all items" + (", but for those that a sequence had already" if ranks.fresh else
                                                     ", those that a sequence had already too"))
+        if (advisor := getattr(None if self.mixture is None else self.mixture.counts, "advisor", None)) is not None:
+            nats = said_by(advisor, store, None if ranks is None else (alone := ranks.another()))
+            baselines[advisor.name] = nats / total / math.log(2)
+            if ranks is not None:
+                ranked[advisor.name] = alone.done()
         if self.kind.storage in ("bytes", "letters"):
             whole = b"".join(data.values(i).tobytes() for i in range(len(data)))
             baselines["xz -9e"] = xz_bits(whole) / int(store.units.sum())

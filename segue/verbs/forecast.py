@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segue.analysis.forecast import scale, season, simple
+from segue.analysis.forecast import linear, scale, season, simple
 from segue.analysis.registry import METRICS
 from segue.decoding.forecast import drawn
 from segue.kinds.codecs import element, parted
@@ -21,7 +21,7 @@ STEPS, WINDOWS, SAMPLES = 24, 16, 50  # moments ahead, places from which, and dr
 TOKENS = 40_000  # that all of them may take
 FEWEST = 8  # moments of a past
 MEASURES = ("MAE", "RMSE", "MASE", "CRPS", "coverage")
-MEAN = "mean of columns"
+MEAN, LINE = "mean of columns", "linear, of the past"
 
 
 def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: int = 0,
@@ -63,15 +63,17 @@ def forecast_errors(fitted: Fitted, data: Data, weights: str = "float32", seed: 
         truth = np.stack([grids[row][place : place + steps, c] for row, place in places])
         sizes = np.repeat(np.array([scale(past, min(lag, len(past) - 1)) for past in pasts])[:, None], steps, 1)
         told = {OURS: (np.median(ours[..., c], 1), ours[..., c])}
-        for name, each in rivals.items():
-            points, draws = zip(*(simple(past, steps, each) for past in pasts))
+        found_by = {name: [simple(past, steps, each) for past in pasts] for name, each in rivals.items()}
+        lines = [line for past in pasts if (line := linear(past, steps)) is not None]
+        for name, each in (found_by | ({LINE: lines} if len(lines) == len(pasts) else {})).items():
+            points, draws = zip(*each)
             told[name] = np.stack(points), np.stack([np.quantile(rows, even, axis=0) for rows in draws])
         known = np.isfinite(truth)
         if known.any():
             found[column or getattr(fitted.codec, "column", "") or "value"] = {
                 name: _measured(points, draws, truth, sizes, known) for name, (points, draws) in told.items()}
     if len(found) > 1:
-        names = [OURS, "last value", "value of a season ago"]
+        names = [OURS, "last value", "value of a season ago", LINE]
         rows = {name: [each for column in found.values() for method, each in column.items() if method.startswith(name)]
                 for name in names}
         found[MEAN] = {name: {measure: float(np.mean([each[measure] for each in every])) for measure in MEASURES

@@ -8,10 +8,16 @@ import numpy as np
 import torch
 
 from segue.continual.memory import sequences
+from segue.kinds import Codec
+from segue.kinds.codecs import ItemCodec, LevelCodec, parted
 from segue.models import Stack
+from segue.models.advised import Advised, Advisor
 from segue.models.cloze import ClozeModel
 from segue.models.counts import FEW, TRUSTED, BlendedCounts, CountModel, hold_back
-from segue.models.mixture import POSITIONS, Gate, Mixture
+from segue.models.gate import Gate
+from segue.models.mixture import POSITIONS, Mixture
+from segue.models.neighbours import Neighbours
+from segue.models.regression import Regression
 from segue.training.batches import Arrays, Store
 from segue.training.evaluate import Ranks, Scored, Tally
 
@@ -20,6 +26,7 @@ EVEN = 2_500  # elements: of fewer none are set aside to learn a gate on, and bo
 GATED = 1_500  # elements that are set aside at least, if they are no more than a fifth
 POSITION = 2e-7  # seconds, for each token of the vocabulary, that the gate's fit takes for a position
 WIDEST = 1 << 16  # tokens: a distribution is dense
+ASSORTED = 100  # items from which on neighbours may tell more than runs of them
 
 
 @dataclass
@@ -71,26 +78,48 @@ def scored(vocabulary: int, minutes: float | None) -> float:
     return np.inf if minutes is None else max(2_000, 10 * minutes / (4e-5 + 5e-8 * vocabulary))
 
 
-def reserve(train: Store, held: Store, vocabulary: int, minutes: float) -> float:
-    """Seconds of the dial that the counts take: sorting the stream, two small fits, and the score on `held`."""
+def reserve(train: Store, held: Store, vocabulary: int, minutes: float, advised: bool = False) -> float:
+    """Seconds of the dial that the counts take: sorting the stream, two small fits, the advisor's where there is one,
+    and the score on `held`."""
     size = len(train.tokens)
     gate = POSITION * vocabulary * min(positions(vocabulary, minutes)[1], 0.08 * size) if size >= EVEN else 0.0
     score = (4e-5 + 5e-8 * vocabulary) * min(scored(vocabulary, minutes), len(held.tokens))
-    return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + score)
+    beside = gate + 2.0 if advised else 0.0
+    return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + beside + score)
+
+
+def advisor(codec: Codec, context: int, size: int) -> Advisor | None:
+    """What beside counts tells the next of measured numbers, or of items, in `size` elements; None of other kinds."""
+    if turns := codec.turns():
+        numbers = [[parted(codec.token(id))[1] for id in ids[:-1].tolist()] for ids in turns]
+        return Regression.over(codec.size, turns, numbers, context, size // len(turns))
+    if isinstance(codec, ItemCodec) and len(codec.items) >= ASSORTED:
+        return Neighbours(codec.size, len(codec.items))
+    return None
 
 
 def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precision: str = "float32",
-        minutes: float | None = None) -> Mixture:
-    """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one."""
-    counts, (trusted, gated) = BlendedCounts(model.vocabulary), positions(model.vocabulary, minutes)
-    if sum(map(len, parts.rest)) < FEW:
+        minutes: float | None = None, codec: Codec | None = None) -> Mixture:
+    """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one.
+    codec: of the tokens, where what they are may tell more (see `advisor`)."""
+    size = sum(map(len, parts.rest))
+    beside = advisor(codec, context, size) if codec is not None and parts.aside else None
+    counts = BlendedCounts(model.vocabulary) if beside is None else Advised(model.vocabulary, beside)
+    trusted, gated = positions(model.vocabulary, minutes)
+    if size < FEW:
         counts.cross_fit(parts.rest, seed)
     else:
         counts.count(parts.rest)
         counts.learn_trust(parts.aside, seed, trusted)
     mixture = Mixture(model, counts, None if parts.aside else Gate.even())
     if parts.aside:
-        mixture.learn_gate(parts.aside, context, seed, gated, precision=precision)
+        if isinstance(counts, Advised):
+            counts.heed(parts.aside, seed, gated)
+        shown = parts.aside
+        if isinstance(codec, LevelCodec):  # how far to believe the network where numbers lie elsewhere, too
+            draw = np.random.default_rng(seed)
+            shown = [*shown, *(codec.moved(each, draw) for each in shown)]
+        mixture.learn_gate(shown, context, seed, gated, precision=precision)
         counts.count([*parts.rest, *parts.aside])
     first = counts.init_state(1)                  # compiled now, so that the first prompt need not wait for it
     counts.extend(torch.zeros(1, 1, dtype=torch.long), first)

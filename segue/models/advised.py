@@ -1,0 +1,228 @@
+"""Counts with an advisor: what they say of the next token is mixed with what another simple predictor says.
+
+Counts see runs of tokens that came before. They do not see that two items are chosen by the same people in any order,
+nor that 20.4 lies beside 20.5; an advisor does (`segue.models.neighbours`, `segue.models.regression`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from segue.errors import SegueError
+from segue.files import read_json
+from segue.models.counts import CELLS, TRUSTED, BlendedCounts, ids_of, loading, stretches
+from segue.models.gate import Gate, fit_gate
+
+POSITIONS = 12_000  # that the gate is fitted on at most
+NOTHING = -1  # a token of a tail that reaches back beyond the document's begin
+
+
+class Advisor(ABC):
+    """Predicts the next of `vocabulary` tokens from the `reach` latest ones of a document. gated: whether a gate mixes
+    it with the counts; else it speaks in their place, where it speaks."""
+
+    name: ClassVar[str]
+    gated: ClassVar[bool] = True
+    vocabulary: int
+    reach: int
+
+    @abstractmethod
+    def learn(self, documents: Sequence[np.ndarray]) -> None:
+        """Learn documents (ids each) anew."""
+
+    def tune(self, documents: Sequence[np.ndarray]) -> None:  # noqa: B027
+        """Settle what is better settled on documents that were not learned; nothing, if there is nothing such."""
+
+    @abstractmethod
+    def after(self, tails: np.ndarray) -> np.ndarray:
+        """(N, V) distributions behind tails (N, reach) int32, the newest token last, `NOTHING` where there is none."""
+
+    def predictions(self, sequence: Any, begin: int = 0, end: int | None = None) -> np.ndarray:
+        """(n, V): what it says of the elements from `begin` up to `end` of one whole sequence, on its own."""
+        ids = ids_of(sequence, self.vocabulary)
+        return self.after(tails(ids, np.arange(begin, ids.size if end is None else min(end, ids.size)), self.reach))
+
+    def speaks(self, tails: np.ndarray) -> np.ndarray:
+        """(N,) bool: behind which of the tails it has something to say."""
+        return np.ones(len(tails), bool)
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Plain values that make an equal one, which has learned nothing."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What it has learned."""
+
+    @abstractmethod
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take what `arrays` gave."""
+
+
+class Advised(BlendedCounts):
+    """Blended counts and an advisor as one proper distribution (see `Advisor.gated`). Decodes, is mixed and saved as
+    counts are. `heed` learns how far to believe the advisor. What is asked of counts alone (drafts, classical models)
+    is as ever.
+    """
+
+    def __init__(self, vocabulary: int, advisor: Advisor, window: int = 8192) -> None:
+        super().__init__(vocabulary, window)
+        if advisor.vocabulary != vocabulary or not 1 <= advisor.reach <= window:
+            raise SegueError(f"an advisor of {advisor.vocabulary} tokens that reaches {advisor.reach} back does not "
+                             f"fit counts of {vocabulary} and {window}")
+        self.advisor, self.gate = advisor, Gate()
+
+    @property
+    def path(self) -> str:
+        return f"{super().path} and {self.advisor.name}"
+
+    def count(self, documents: Iterable[Any]) -> None:
+        given = list(documents)
+        super().count(given)
+        self.advisor.learn([ids_of(each, self.vocabulary) for each in given])
+
+    def add(self, documents: Iterable[Any]) -> None:
+        super().add(documents)
+        self._learn_stream()
+
+    def _learn_stream(self) -> None:
+        stream = self.tables.stream
+        parts = np.split(stream, np.flatnonzero(stream == self.vocabulary))
+        self.advisor.learn([part[part != self.vocabulary] for part in parts if len(part) > 1])
+
+    def cross_fit(self, documents: Sequence[Any], seed: int = 0, *options: Any, **named: Any) -> float:
+        plain = BlendedCounts(self.vocabulary, self.window)
+        bits = plain.cross_fit(documents, seed, *options, **named)
+        self.trust = plain.trust
+        self.count(documents)
+        return bits
+
+    def joined(self, others: Sequence[BlendedCounts], base: BlendedCounts) -> BlendedCounts | None:
+        made = super().joined(others, base)
+        if made is None:
+            return None
+        own = Advised(self.vocabulary, revived(self.advisor.name, self.advisor.settings()), self.window)
+        own.advisor.restore(self.advisor.arrays())
+        own.gate.load_state_dict(self.gate.state_dict())
+        own.trust, own.tables = made.trust, made.tables
+        own._learn_stream()
+        return own
+
+    def heed(self, documents: Sequence[Any], seed: int = 0, positions: int = POSITIONS, epochs: int = 6) -> float:
+        """Learn how far to believe the advisor, on documents that were not counted; returns their cost in bits per
+        element (0 where there is nothing to learn)."""
+        ids = [d for d in (ids_of(d, self.vocabulary) for d in documents) if len(d) > 1]
+        if not ids:
+            raise SegueError("there is too little data to learn the advisor's part on: give more, or longer, sequences")
+        self.advisor.tune(ids)
+        if not self.advisor.gated:
+            return 0.0
+        some = stretches([len(each) for each in ids], min(positions, TRUSTED, (1 << 26) // self.vocabulary + 1),
+                         np.random.default_rng(seed), first=1)
+        size, found = max(64, CELLS // self.vocabulary), list[tuple[torch.Tensor, torch.Tensor]]()
+        for number, begin, stop in some:
+            for at in range(begin, stop, size):
+                end = min(at + size, stop)
+                counted = np.empty((end - at, self.vocabulary))
+                super().distributions(ids[number], at, end, counted)
+                said = self.advisor.after(tails(ids[number], np.arange(at, end), self.advisor.reach))
+                found.append((_log(said).half(), _log(counted).half()))
+        targets = np.concatenate([ids[number][begin:stop] for number, begin, stop in some]).astype(np.int64)
+        p, q = (torch.cat(side) for side in zip(*found))
+        return fit_gate(self.gate, p, q, torch.from_numpy(targets), seed, epochs)
+
+    def _both(self, behind: np.ndarray, out: np.ndarray) -> None:
+        """Mix into `out` (N, V), what the counts say, what the advisor says behind these tails."""
+        if not self.advisor.gated:
+            speaks = self.advisor.speaks(behind)
+            out[speaks] = self.advisor.after(behind[speaks])
+            return
+        with torch.no_grad():
+            mixed = self.gate.mix(_log(self.advisor.after(behind)), _log(out))
+        out[:] = mixed.exp().numpy()
+
+    def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
+               chain: bool, at: np.ndarray, out: np.ndarray) -> None:
+        super()._nodes(past, begins, whole, tokens, parents, chain, at, out)
+        behind = behind_nodes(past, begins, tokens, None if chain else parents, at, self.advisor.reach)
+        flat = out.reshape(-1, self.vocabulary)
+        for first in range(0, len(flat), size := max(64, CELLS // self.vocabulary)):
+            self._both(behind[first : first + size], flat[first : first + size])
+
+    def distributions(self, ids: np.ndarray, begin: int, end: int, out: np.ndarray) -> None:
+        super().distributions(ids, begin, end, out)
+        self._both(tails(ids, np.arange(begin, end), self.advisor.reach), out)
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "kind": "advised counts", "advisor": self.advisor.name,
+                "settings": self.advisor.settings()}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {**super()._arrays(), **{f"advisor.{name}": value for name, value in self.advisor.arrays().items()},
+                **{f"gate.{name}": value.detach().numpy() for name, value in self.gate.state_dict().items()}}
+
+    @classmethod
+    def load(cls, folder: str | Path, name: str = "counts") -> BlendedCounts:
+        """Load what `save` wrote."""
+        plain = BlendedCounts.load(folder, name)
+        with loading(folder, name) as (settings, arrays):
+            advisor = revived(settings["advisor"], settings["settings"])
+            made = cls(plain.vocabulary, advisor, plain.window)
+            made.tables, made.trust = plain.tables, plain.trust
+            made.gate.load_state_dict({key: torch.from_numpy(arrays[f"gate.{key}"]) for key in made.gate.state_dict()})
+            advisor.restore({key.partition(".")[2]: value for key, value in arrays.items()
+                             if key.startswith("advisor.")})
+            return made
+
+
+def load_counts(folder: str | Path, name: str) -> BlendedCounts:
+    """What `save` wrote, with its advisor if it has one."""
+    settings = read_json(Path(folder) / f"{name}.json")
+    advised = isinstance(settings, dict) and settings.get("kind") == "advised counts"
+    return Advised.load(folder, name) if advised else BlendedCounts.load(folder, name)
+
+
+def revived(name: str, settings: dict[str, Any]) -> Advisor:
+    """An advisor by its name and what its `settings` gave."""
+    from segue.models.neighbours import Neighbours
+    from segue.models.regression import Regression
+
+    return {each.name: each for each in (Neighbours, Regression)}[name](**settings)
+
+
+def tails(ids: np.ndarray, at: np.ndarray, reach: int) -> np.ndarray:
+    """(N, reach) int32: the tokens before each of the places `at` (N,) of a document, see `Advisor.after`."""
+    index = at[:, None] - reach + np.arange(reach)
+    return np.where(index >= 0, ids[np.maximum(index, 0)] if len(ids) else NOTHING, NOTHING).astype(np.int32)
+
+
+def behind_nodes(past: np.ndarray, begins: np.ndarray, tokens: np.ndarray, parents: np.ndarray | None, at: np.ndarray,
+                 reach: int) -> np.ndarray:
+    """(B * M, reach) int32: the tokens up to the nodes `at` (B, M) of tokens (B, N), a chain or a tree by parents, that
+    follow the row's past from `begins` (B,) on, see `Advisor.after`."""
+    (rows, most), size = tokens.shape, past.shape[1]
+    held = np.where(np.arange(size) >= begins[:, None], past, NOTHING)
+    before = np.full((rows, reach), NOTHING, np.int32)
+    before[:, max(0, reach - size) :] = held[:, max(0, size - reach) :]
+    whole = np.concatenate([before, tokens.astype(np.int32)], 1)
+    if parents is None:
+        index = at[:, :, None] + 1 + np.arange(reach)
+        return whole[np.arange(rows)[:, None, None], index].reshape(-1, reach)
+    found, tree = np.full((*at.shape, reach), NOTHING, np.int32), np.broadcast_to(parents, (rows, most))
+    for row, column in np.ndindex(*at.shape):
+        node, way = int(at[row, column]), list[int]()
+        while node >= 0:
+            way.append(int(tokens[row, node]))
+            node = int(tree[row, node])
+        found[row, column] = np.concatenate([before[row], np.array(way[::-1], np.int32)])[-reach:]
+    return found.reshape(-1, reach)
+
+
+def _log(chances: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(chances.clip(1e-30)).log_().float()

@@ -1,0 +1,82 @@
+"""How far each of two distributions over the same tokens is believed, from how sure and how much of one mind they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def agreement(p: Tensor, q: Tensor) -> Tensor:
+    """(..., 7): entropies and largest probabilities of two log-distributions (..., V), what each gives to the other's
+    favourite, and their overlap. The gate sees nothing else, so it is the same for any vocabulary."""
+    chances, others = p.exp(), q.exp()
+    top, first = chances.max(-1, keepdim=True)
+    other_top, other_first = others.max(-1, keepdim=True)
+    return torch.cat([-(chances * p).sum(-1, keepdim=True), -(others * q).sum(-1, keepdim=True), top, other_top,
+                      chances.gather(-1, other_first), others.gather(-1, first),
+                      torch.minimum(chances, others).sum(-1, keepdim=True)], -1)
+
+
+class Gate(nn.Module):
+    """The exponents a (of the first, the network) and b (of the second, the counts)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, hidden: int = 16) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(7, hidden), nn.Linear(hidden, 2)
+        self.register_buffer("mean", torch.zeros(7))
+        self.register_buffer("scale", torch.ones(7))
+        nn.init.zeros_(self.out.weight)
+        with torch.no_grad():
+            self.out.bias.copy_(torch.tensor([-2.0, 0.54]))  # a = 0.13, b = 1: begin from the counts alone
+
+    @classmethod
+    def even(cls) -> Gate:
+        """The geometric mean of both, where there is nothing to learn another one from."""
+        gate = cls()
+        with torch.no_grad():
+            gate.out.bias.fill_(np.log(np.expm1(0.5)))
+        return gate
+
+    def forward(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = F.softplus(self.out(torch.tanh(self.into((seen - self.mean) / self.scale)))).split(1, -1)
+        return a, b
+
+    def mix(self, p: Tensor, q: Tensor) -> Tensor:
+        """Log-probabilities (..., V) of the mixture of two log-distributions."""
+        a, b = self(agreement(p, q))
+        return (a * p + b * q).log_softmax(-1)
+
+
+def fit_gate(gate: Gate, p: Tensor, q: Tensor, targets: Tensor, seed: int, epochs: int) -> float:
+    """Maximise the likelihood of `targets` (P,) under the mixture of p and q (P, V); returns its bits per element."""
+    parts = list(zip(p.split(1024), q.split(1024)))
+    seen = torch.cat([agreement(x.float().log_softmax(-1), y.float().log_softmax(-1)) for x, y in parts])
+    gate.mean, gate.scale = seen.mean(0), seen.std(0, correction=0) + 1e-2
+    draw = torch.Generator().manual_seed(seed)
+    steps, batch = max(epochs * len(targets) // 256, 50), min(256, max(16, epochs * len(targets) // 50))
+    optimiser = torch.optim.AdamW(gate.parameters(), lr=5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps)
+
+    def cost(rows: Tensor) -> Tensor:
+        a, b = gate(seen[rows])
+        mixed = a * p[rows].float() + b * q[rows].float()
+        return mixed.logsumexp(-1) - mixed.gather(1, targets[rows, None])[:, 0]
+
+    pick = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        while len(pick) < batch:
+            pick = torch.cat([pick, torch.randperm(len(targets), generator=draw)])
+        now, pick = pick[:batch], pick[batch:]
+        loss = cost(now).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    with torch.no_grad():
+        return float(torch.cat([cost(rows) for rows in torch.arange(len(targets)).split(1024)]).mean() / np.log(2))

@@ -1,0 +1,142 @@
+"""Items by their neighbours: what was chosen by those who chose what somebody has (item-based nearest neighbours,
+Sarwar et al. 2001), as a proper distribution of the next item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from segue.models.advised import Advisor, tails
+
+PAIRS = 8_000_000  # of neighbouring tokens that are counted at most
+NEAR = 64  # tokens on either side that are neighbours, where they are not too many
+FADES = (1.0, 0.8, 0.0)  # how fast a history fades, by item: all of it, the latest ones, the last one
+AGES = (0, 1, 2, 4, 8, 16, 32)  # lengths of a history from which on it is believed otherwise
+SETTLED = 4_000  # positions that the parts are settled on
+
+
+class Neighbours(Advisor):
+    """Of `vocabulary` tokens the first `items` are items. Two are as near as the cosine of who chose them, within
+    `NEAR` tokens; each item has its `most` nearest ones, made to sum to 1. A history says their mean, fading as by
+    each of FADES; these, how often tokens are chosen at all, and all alike are parts of one sum, whose weights are
+    settled by length of history. Items that the history holds already count so much more, or less, as they come again.
+    """
+
+    name = "neighbours of items"
+    reach: int = 100
+
+    def __init__(self, vocabulary: int, items: int, most: int = 100) -> None:
+        self.vocabulary, self.items, self.most = vocabulary, items, most
+        self.parts = np.tile(np.array([0.2, 0.2, 0.2, 0.35, 0.05]), (len(AGES), 1))
+        self.again = 1.0
+
+    def learn(self, documents: Sequence[np.ndarray]) -> None:
+        counts = np.bincount(np.concatenate(documents), minlength=self.vocabulary)[: self.vocabulary] + 0.5
+        self.often = counts / counts.sum()
+        flat = np.concatenate([np.append(ids[ids < self.items], -1) for ids in documents]).astype(np.int64)
+        document = np.cumsum(flat < 0)
+        size, pairs = self.items, [np.empty(0, np.int64)]
+        for distance in range(1, int(np.clip(PAIRS // max(len(flat), 1), 1, NEAR)) + 1):
+            one, other = flat[:-distance], flat[distance:]
+            good = (one >= 0) & (other >= 0) & (one != other) & (document[:-distance] == document[distance:])
+            one, other = one[good], other[good]
+            pairs.append(np.minimum(one, other) * size + np.maximum(one, other))
+        keys = np.sort(np.concatenate(pairs))
+        begins = np.flatnonzero(np.diff(keys, prepend=-1))
+        together = np.tile(np.diff(begins, append=len(keys)), 2)
+        one, other = keys[begins] // size, keys[begins] % size
+        one, other = np.concatenate([one, other]), np.concatenate([other, one])
+        chosen = np.bincount(flat[flat >= 0], minlength=size)
+        near = together / np.sqrt(chosen[one] * chosen[other])
+        order = np.lexsort((-near, one))
+        one, other, near = one[order], other[order], near[order]
+        begins = np.searchsorted(one, np.arange(size))
+        place = np.arange(len(one)) - begins[one]
+        kept = place < self.most
+        width = int(place[kept].max()) + 1 if kept.any() else 1
+        self.near, self.weight = np.zeros((size, width), np.int32), np.zeros((size, width), np.float32)
+        self.near[one[kept], place[kept]] = other[kept]
+        self.weight[one[kept], place[kept]] = near[kept]
+        self.weight /= np.maximum(self.weight.sum(1, keepdims=True), 1e-12)
+
+    def tune(self, documents: Sequence[np.ndarray]) -> None:
+        """The weights of the parts by expectation maximisation, and how much likelier what was had already is."""
+        at = [(number, place) for number, ids in enumerate(documents) for place in range(1, len(ids))
+              if ids[place] < self.items]
+        at = [at[i] for i in np.unique(np.linspace(0, len(at) - 1, SETTLED).astype(int)).tolist()] if at else []
+        if not at:
+            return
+        behind = np.concatenate([tails(documents[number], np.array([place]), self.reach) for number, place in at])
+        targets = np.array([documents[number][place] for number, place in at])
+        weights, length = self._ages(behind)
+        rows, columns = np.nonzero(self._items(behind))
+        held = behind[rows, columns]
+        each = (self.weight[held] * (self.near[held] == targets[rows, None])).sum(1)
+        chances = np.stack([*(np.bincount(rows, each * weights[k, rows, columns], len(at)) for k in range(len(FADES))),
+                            self.often[targets], np.full(len(at), 1 / self.vocabulary)], 1)
+        for age in range(len(AGES)):
+            mine = chances[length == age]
+            for _ in range(30 if len(mine) else 0):
+                share = mine * self.parts[age]
+                share /= share.sum(1, keepdims=True)
+                self.parts[age] = (share.sum(0) + 1) / (len(mine) + self.parts.shape[1])
+        comes = float(np.mean([target in row for target, row in zip(targets.tolist(), behind.tolist())]))
+        self.again = 1.0
+        said = np.concatenate([self.after(part)[np.arange(len(part))[:, None], np.maximum(part, 0)].sum(1, where=_first(
+            part, self.items)) for part in np.array_split(behind, -(-len(behind) // 256))]).mean()
+        comes = float(np.clip(comes, 1e-6, 1 - 1e-6))
+        self.again = float(np.clip(comes / (1 - comes) * (1 - said) / max(said, 1e-9), 1e-4, 1e2))
+
+    def after(self, behind: np.ndarray) -> np.ndarray:
+        n = len(behind)
+        weights, length = self._ages(behind)
+        parts = self.parts[length]
+        rows, columns = np.nonzero(self._items(behind))
+        held = behind[rows, columns]
+        each = (weights[:, rows, columns] * parts[rows, : len(FADES)].T).sum(0)
+        place = rows[:, None] * self.vocabulary + self.near[held]
+        out = np.bincount(place.ravel(), (self.weight[held] * each[:, None]).ravel(), n * self.vocabulary)
+        out = out[: n * self.vocabulary].reshape(n, self.vocabulary) + parts[:, -2, None] * self.often + \
+            parts[:, -1:] / self.vocabulary
+        if self.again != 1.0:
+            first = _first(behind, self.items)
+            rows, columns = np.nonzero(first)
+            out[rows, behind[rows, columns]] *= self.again
+        return out / out.sum(1, keepdims=True)
+
+    def _items(self, behind: np.ndarray) -> np.ndarray:
+        return (behind >= 0) & (behind < self.items)
+
+    def _ages(self, behind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(3, N, reach): the weight of each item of a history by each of FADES, which sum to 1 or to 0; (N,) which of
+        AGES its length is."""
+        there = self._items(behind)
+        age = np.cumsum(there[:, ::-1], 1)[:, ::-1] - 1
+        found = np.stack([np.where(there, fade ** np.maximum(age, 0).astype(float), 0.0) for fade in FADES])
+        found /= np.maximum(found.sum(2, keepdims=True), 1e-12)
+        length = there.sum(1)
+        return found, np.maximum(np.searchsorted(AGES, length, side="right") - 1, 0)
+
+    def settings(self) -> dict[str, Any]:
+        return {"vocabulary": self.vocabulary, "items": self.items, "most": self.most}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"often": self.often, "near": self.near, "weight": self.weight, "parts": self.parts,
+                "again": np.array([self.again])}
+
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
+        self.often, self.near, self.weight, self.parts = (arrays[n] for n in ("often", "near", "weight", "parts"))
+        self.again = float(arrays["again"][0])
+
+
+def _first(behind: np.ndarray, items: int) -> np.ndarray:
+    """(N, reach): which tokens of a tail are items that stand nowhere before in it."""
+    order = np.argsort(behind, 1, kind="stable")
+    ranked = np.take_along_axis(behind, order, 1)
+    fresh = np.ones(behind.shape, bool)
+    fresh[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    found = np.empty_like(fresh)
+    np.put_along_axis(found, order, fresh, 1)
+    return found & (behind >= 0) & (behind < items)

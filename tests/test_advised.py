@@ -1,0 +1,174 @@
+"""Advisors beside counts, neighbours of items and regression on numbers: against plain references, the decoding
+contract, files, and what they are worth."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from segue.kinds.codecs import LevelCodec
+from segue.models.advised import NOTHING, Advised, Advisor, behind_nodes, load_counts, tails
+from segue.models.counts import BlendedCounts
+from segue.models.neighbours import FADES, Neighbours
+from segue.models.regression import Regression
+from segue.testing import check_model
+
+END = 31
+
+
+def visits(count: int, seed: int) -> list[np.ndarray]:
+    """Of three groups of ten items some, in any order, and none twice."""
+    draw = np.random.default_rng(seed)
+    return [np.concatenate([[END], draw.permutation(10)[: draw.integers(2, 7)] + 10 * draw.integers(3), [END]])
+            .astype(np.int32) for _ in range(count)]
+
+
+LEVELS = np.linspace(-4, 4, 81)
+TURNS = [list(range(82)), list(range(82, 164))]
+
+
+def waves(count: int, seed: int, length: int = 60) -> list[np.ndarray]:
+    """Two columns: an oscillation, and what it was a moment before; here and there a number is missing."""
+    draw, found = np.random.default_rng(seed), []
+    for _ in range(count):
+        x = np.sin(np.arange(length + 1) * 2 * np.pi / 11 + draw.uniform(0, 6)) * 2 + draw.normal(0, 0.1, length + 1)
+        ids = np.stack([np.abs(LEVELS - x[1:, None]).argmin(1), 82 + np.abs(LEVELS - x[:-1, None]).argmin(1)], 1)
+        ids[draw.integers(0, length), 1] = 163
+        found.append(np.concatenate([[164], ids.ravel(), [164]]).astype(np.int32))
+    return found
+
+
+def regression() -> Regression:
+    return Regression.over(165, [np.array(turn) for turn in TURNS], [LEVELS.tolist()] * 2, 64, 1000)
+
+
+MADE = {"neighbours": (lambda: Neighbours(32, 30), visits), "regression": (regression, waves)}
+
+
+def advised(name: str) -> Advised:
+    make, draw = MADE[name]
+    made = Advised(make().vocabulary, make())
+    made.count(draw(40, 0))
+    made.learn_trust(draw(10, 1), positions=400, epochs=1)
+    made.heed(draw(30, 2))
+    return made
+
+
+@pytest.fixture(scope="module", params=list(MADE))
+def known(request: pytest.FixtureRequest) -> tuple[Advised, list[np.ndarray]]:
+    return advised(request.param), MADE[request.param][1](8, 3)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_tails_of_nodes_are_their_ancestors_behind_the_past(data: st.DataObject) -> None:
+    draw = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    rows, n, size, reach = (data.draw(st.integers(1, most)) for most in (3, 5, 6, 8))
+    past, begins = draw.integers(0, 9, (rows, size)), draw.integers(0, size + 1, rows)
+    tokens = draw.integers(0, 9, (rows, n))
+    parents = np.array([[draw.integers(-1, j) if j else -1 for j in range(n)] for _ in range(rows)])
+    at = draw.integers(0, n, (rows, 4))
+    chain = np.tile(np.arange(n) - 1, (rows, 1))
+    for tree, given_ in ((parents, parents), (chain, None)):
+        found = behind_nodes(past, begins, tokens, given_, at, reach).reshape(rows, 4, reach)
+        for row, column in np.ndindex(rows, 4):
+            way, node = [], int(at[row, column])
+            while node >= 0:
+                way.insert(0, int(tokens[row, node]))
+                node = int(tree[row, node])
+            whole = [*past[row, begins[row] :].tolist(), *way][-reach:]
+            assert found[row, column].tolist() == [NOTHING] * (reach - len(whole)) + whole
+
+
+def test_neighbours_are_those_of_the_formula() -> None:
+    documents, model = visits(40, 0), Neighbours(32, 30)
+    model.learn(documents)
+    model.tune(visits(20, 1))
+    pairs, chosen = Counter[tuple[int, int]](), Counter[int]()
+    for ids in ([int(i) for i in document if i < 30] for document in documents):
+        chosen.update(ids)
+        pairs.update((a, b) for a in ids for b in ids if a != b)
+    history = [int(i) for i in visits(1, 2)[0] if i < 30]
+    parts = model.parts[2 + (len(history) >= 4)] if len(history) > 1 else model.parts[len(history)]
+    expected = parts[-2] * model.often + parts[-1] / 32
+    for part, fade in zip(parts, FADES):
+        weights = [fade ** float(age) for age in range(len(history))][::-1]
+        for weight, item in zip(weights, history):
+            near = np.array([pairs[item, b] / np.sqrt(chosen[item] * max(chosen[b], 1)) for b in range(30)] + [0, 0])
+            expected += part * weight / sum(weights) * near / near.sum()
+    expected[history] *= model.again
+    told = model.after(tails(np.array(history), np.array([len(history)]), model.reach))[0]
+    np.testing.assert_allclose(told, expected / expected.sum(), rtol=1e-5)
+    assert model.again < 0.05  # nobody takes an item twice
+
+
+def test_regression_finds_the_law() -> None:
+    model = regression()
+    model.learn(waves(40, 0))
+    ids = waves(1, 5)[0]
+    places = np.arange(61, len(ids) - 1)
+    told = model.after(tails(ids, places, model.reach))
+    np.testing.assert_allclose(told.sum(1), 1)
+    numbers = np.append(np.concatenate([LEVELS, [np.nan], LEVELS, [np.nan]]), np.nan)
+    for turn, error in ((0, 0.2), (1, 0.1)):  # noise and rounding; the other column a moment before, rounding alone
+        mine = [place for place in places if model.column[ids[place]] == turn and np.isfinite(numbers[ids[place]])]
+        said = numbers[told[np.array(mine) - 61].argmax(1)]
+        assert np.abs(said - numbers[ids[mine]]).mean() < error
+
+
+def test_numbers_move_together_and_sorts_stay() -> None:
+    codec = LevelCodec({"load": LEVELS.tolist(), "on": [0.0, 1.0]})
+    ids, ways = codec.encode(["load=0.5", "on=1", "load=nan", "on=0", "load=1", "on=nan"]), set[int]()
+    for seed in range(20):
+        moved = codec.moved(ids, np.random.default_rng(seed))
+        assert (moved[[1, 2, 3, 5]] == ids[[1, 2, 3, 5]]).all() and moved[4] - moved[0] == ids[4] - ids[0]
+        ways.add(int(moved[0] - ids[0]))
+    assert 0 in ways and min(ways) < 0 < max(ways)
+
+
+@pytest.mark.parametrize("name", list(MADE))
+def test_anything_may_stand_behind_an_advisor(name: str) -> None:
+    make, draw = MADE[name]
+    model: Advisor = make()
+    for documents in (draw(1, 0), [each[:3] for each in draw(3, 0)], draw(30, 0)):
+        model.learn(documents)
+        model.tune(documents)
+        behind = np.random.default_rng(0).integers(-1, model.vocabulary, (20, model.reach)).astype(np.int32)
+        behind[:2] = NOTHING
+        told = model.after(behind)
+        assert (told > 0).all()
+        np.testing.assert_allclose(told.sum(1), 1)
+
+
+def test_the_decoding_contract_holds(known: tuple[Advised, list[np.ndarray]]) -> None:
+    check_model(known[0], examples=2, longest=8, hidden=False)
+
+
+def test_counts_are_better_advised(known: tuple[Advised, list[np.ndarray]]) -> None:
+    model, exam = known
+    plain = BlendedCounts(model.vocabulary)
+    plain.tables, plain.trust = model.tables, model.trust
+    mine, theirs = (sum(each.log_probabilities(ids)[1:].sum() for ids in exam) for each in (model, plain))
+    assert mine > theirs + 0.05 * abs(theirs)
+
+
+def test_a_file_an_addition_and_a_merge_keep_the_advisor(known: tuple[Advised, list[np.ndarray]],
+                                                          tmp_path: Path) -> None:
+    model, exam = known
+    model.save(tmp_path)
+    again = load_counts(tmp_path, "counts")
+    assert isinstance(again, Advised)
+    np.testing.assert_allclose(again.predictions(exam[0]), model.predictions(exam[0]))
+    base = load_counts(tmp_path, "counts")
+    again.add(exam[:4])
+    other = load_counts(tmp_path, "counts")
+    other.add(exam[4:])
+    joined = again.joined([other], base)
+    base.add(exam)
+    assert isinstance(joined, Advised)
+    np.testing.assert_allclose(joined.predictions(exam[0]), base.predictions(exam[0]))
