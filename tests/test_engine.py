@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -26,6 +27,7 @@ from segue.errors import SegueError
 from segue.kernels.cpu import cache, simd
 from segue.kernels.cpu.ops import linear
 from segue.kernels.cpu.program import Program, View
+from segue.kernels.jit import jit
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.state import Carry, Layout, Parts, SteppedRecurrence, Tensors
 from segue.models import Stack, StackConfig, compiled
@@ -838,6 +840,26 @@ def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "file"))  # not a folder: nothing can be kept, nothing fails
     assert cache.folder.__wrapped__() is None
+    monkeypatch.delenv("SEGUE_CACHE")  # a container: no home, but a place for temporary files
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(cache, "gettempdir", lambda: str(tmp_path))
+    place = cache.folder.__wrapped__()
+    assert place is not None and place.is_relative_to(tmp_path) and place.parent.stat().st_mode & 0o077 == 0
+    place.parent.chmod(0o777)
+    assert cache.folder.__wrapped__() is None, "others could put their own code there"
+
+
+def test_loops_are_compiled_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = numba.njit
+    monkeypatch.setattr(cache, "folder", lambda: None)
+
+    def njit(*function: Any, **options: Any) -> Any:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(*function, **options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert jit(nogil=True)(lambda x: x + 1)(2) == 3
 
 
 FORK = """

@@ -66,11 +66,11 @@ def _private() -> Path:
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """`numba.njit` without the interpreter lock, cached on disk where that is possible."""
-    place = folder()
+    place, options = folder(), {"nogil": True, **options}
     if place is None:
-        return numba.njit(nogil=True, **options)(function)
+        return numba.njit(**options)(function)
     with _cached(place):
-        return numba.njit(nogil=True, cache=True, **options)(function)
+        return numba.njit(cache=True, **options)(function)
 
 
 @contextmanager
