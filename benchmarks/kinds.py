@@ -43,7 +43,7 @@ RECORD = HERE / "kinds.jsonl"
 Measured = dict[str, dict[str, float]]  # by measure, by method
 SEGUE = "segue"
 USERS, TESTED = 2_000, 20_000  # last items, and events of logs, that are scored at most
-AHEAD, PLACES, SAMPLES = 24, 24, 50  # moments that are forecast, from how many places, and how often each
+AHEAD, PLACES, SAMPLES = 24, 16, 50  # moments that are forecast, from how many places, and how often each
 
 
 # Items: what each user takes last. HR@10 and NDCG@10 among all items that the user has not had, where none comes twice.

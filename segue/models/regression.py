@@ -10,7 +10,7 @@ import numpy as np
 
 from segue.models.advised import Advisor, tails
 
-OWN, OTHERS = 48, 96  # moments of a column's own past, and numbers of other columns' pasts, at most
+OWN, OTHERS = 48, 49  # moments of a column's own past, and columns that are told by each other, at most
 NEAR = (3, 12, OWN)  # moments over which the size of changes says how wide errors are
 ROWS = 20_000  # moments that are learned from at most
 PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of weights, per moment, of inputs brought to one size
@@ -46,7 +46,7 @@ class Regression(Advisor):
              moments: int) -> Regression:
         """One that reaches no further than a row of `context` tokens, with few enough weights for so many moments."""
         lags = int(np.clip(min(OWN, context // len(turns) - 1, moments // 20), 1, OWN))
-        others = min(4, lags, OTHERS // max(1, len(turns) - 1)) if moments > 500 else min(1, lags)
+        others = min(2, lags) if len(turns) <= OTHERS else 0  # more do not help forecasts that go on from forecasts
         return cls(vocabulary, [ids.tolist() for ids in turns], [list(each) for each in numbers], lags, others)
 
     def learn(self, documents: Sequence[np.ndarray]) -> None:

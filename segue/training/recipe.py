@@ -159,6 +159,7 @@ def same_type(value: Any, example: Any) -> bool:
 
 
 SIZE = 0.075  # parameters of the blocks, per root of the compute in floating-point operations (Chinchilla: 0.09)
+MOMENTS = 49  # of several columns that a row holds, where they fit in 1,024 tokens: two days of hours, and one more
 BATCH = 1.8  # tokens a step, per fourth root of the compute
 
 
@@ -187,7 +188,8 @@ def choose(facts: Facts, **choices: Any) -> tuple[Plan, str]:
     longest = max(2, facts.longest - 1)
     context = choices.get("context")
     if not isinstance(context, int) or context < 1:
-        context = max(8, min(256 if facts.turn <= 8 else 1024, 1 << (longest - 1).bit_length()))
+        most = max(256, min(1024, 1 << (MOMENTS * facts.turn - 1).bit_length()))
+        context = max(8, min(most, 1 << (longest - 1).bit_length()))
     steps = choices.get("steps")
     given_steps = steps if isinstance(steps, int) and steps > 0 else 1000
     # The compute of the dial; of a number of steps, what they take with the size that would be chosen for it.

@@ -103,7 +103,9 @@ def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precis
     """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one.
     codec: of the tokens, where what they are may tell more (see `advisor`)."""
     size = sum(map(len, parts.rest))
-    beside = advisor(codec, context, size) if codec is not None and parts.aside else None
+    beside = None if codec is None else advisor(codec, context, size)
+    if beside is not None and beside.gated and not parts.aside:
+        beside = None  # there is nothing to learn on how far to believe it
     counts = BlendedCounts(model.vocabulary) if beside is None else Advised(model.vocabulary, beside)
     trusted, gated = positions(model.vocabulary, minutes)
     if size < FEW:
@@ -111,7 +113,8 @@ def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precis
     else:
         counts.count(parts.rest)
         counts.learn_trust(parts.aside, seed, trusted)
-    mixture = Mixture(model, counts, None if parts.aside else Gate.even())
+    # Of few numbers a regression knows more than a network: the gate as it begins believes that.
+    mixture = Mixture(model, counts, None if parts.aside or beside is not None else Gate.even())
     if parts.aside:
         if isinstance(counts, Advised):
             counts.heed(parts.aside, seed, gated)
