@@ -179,7 +179,8 @@ def load_array(path: Path, data: bytes, what: str) -> np.ndarray:
     """A NumPy array of numbers; a SegueError where it is none or was cut. what: what could be saved, for the error."""
     header = array_header(data)
     if header is None:
-        raise SegueError(f"{path}: no array that can be read; save it with numpy.save, as {what}")
+        pickled = " (it holds Python objects, a pickle, which is never opened)" if b"'|O'" in data[:256] else ""
+        raise SegueError(f"{path}: no array that can be read{pickled}; save it with numpy.save, as {what}")
     shape, dtype, start, fortran = header
     whole, there = math.prod(shape), (len(data) - start) // dtype.itemsize
     if there < whole:

@@ -48,6 +48,7 @@ FRAME = "frame"
 NAMES = np.array([str(value) for value in range(16**3)], dtype=object)
 WIDE, TALL, PIXELS = 4096, 64, 1 << 27  # most columns, most rows for a column, most pixels of a file
 SHADES = "·░▒▓█"
+CALLED = re.compile(r"(?i)pixel|image|img|picture")  # a column of lists of brightness
 ENDINGS = {".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]
 SIGNS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
@@ -355,9 +356,10 @@ def pixels_of(table: Look) -> list[str]:
     """The columns of a table that hold pictures: one of packed ones or of lists of brightness, or a column a pixel."""
     for name in table.names[:ROWS]:
         cells = table.column(name)
-        lists = [cell if isinstance(cell, list) else cell.split() for cell in cells if isinstance(cell, (str, list))]
+        lists = [cell if isinstance(cell, list) else cell.split() for cell in cells
+                 if isinstance(cell, (str, list))] if CALLED.search(name) else []
         if cells and (all(isinstance(cell, bytes) and is_image(cell) for cell in cells) or (
-                len(lists) == len(cells) and all(square(len(cell)) and bright(cell) for cell in lists))):
+                0 < len(lists) == len(cells) and all(square(len(cell)) and bright(cell) for cell in lists))):
             return [name]
     if len(table.names) <= 64 or table.form != "delimited":
         return []

@@ -316,9 +316,10 @@ def _says_class(name: str) -> bool:
 
 
 def below(head: bytes, dtype: np.dtype, start: int) -> bool:
-    """Whether some of the first whole numbers of an array are below zero: measurements, and no symbols."""
+    """Whether some of the first whole numbers of an array are below zero: measurements, and no symbols. (-1 may fill
+    up rows of symbols.)"""
     held = head[start : start + (len(head) - start) // dtype.itemsize * dtype.itemsize]
-    return dtype.kind == "i" and bool((np.frombuffer(held, dtype) < 0).any())
+    return dtype.kind == "i" and bool((np.frombuffer(held, dtype) < -1).any())
 
 
 def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> str | None:
