@@ -98,6 +98,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         "codec": codec_options if asked.given is None else {"given": str(asked.given), "size": asked.given.size},
         **asked.settings()}, default=str))
     if folder is not None and (done := finished(folder, request)) is not None:
+        if not quiet and distributed.rank() == 0:
+            print(f"{folder} holds the model of this very call already: nothing is left to do", file=sys.stderr)
         return done
 
     with workspace(None if folder is None else folder / "training", hold=distributed.rank() == 0) as work:
