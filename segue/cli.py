@@ -104,7 +104,7 @@ def read_files(paths: list[Path], kind: str | None = None, how: list[str] | None
                **more: Any) -> Any:
     """The data, of a fitted model as it needs them; an error that asks for an option of the kind says how to type it.
     more: options of the kind that stand where --read says nothing else."""
-    options = more if fitted is None else fitted.kind.reading(fitted.codec) | more
+    options = more if fitted is None else fitted.reading | more
     try:
         return segue.read(*map(str, paths), **given(kind=kind), **options | settings(how))
     except SegueError as error:
@@ -136,11 +136,11 @@ Choices = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE"
 Minutes = Annotated[float | None, typer.Option(metavar="M", help="How long to train.")]
 Steps = Annotated[int | None, typer.Option(metavar="N", help="How many optimiser steps to train, instead of minutes.")]
 Seed = Annotated[int | None, typer.Option(metavar="S", help="Fixes everything random.")]
-Temperature = Annotated[float | None, typer.Option(metavar="T", help="Below 1 safer, above 1 wilder.")]
+Temperature = Annotated[float | None, typer.Option(metavar="T", help="Below 1 safer, above 1 more surprising.")]
 TopK = Annotated[int | None, typer.Option(metavar="K", help="Only the K likeliest.")]
 TopP = Annotated[float | None, typer.Option(metavar="P", help="Only the likeliest that have this much probability.")]
-MinP = Annotated[float | None, typer.Option(metavar="P", help="Only those with this share of the likeliest one's.")]
-Penalty = Annotated[float | None, typer.Option(metavar="R", help="Above 1 says less readily what was said.")]
+MinP = Annotated[float | None, typer.Option(metavar="P", help="Only those P times as likely as the best, at least.")]
+Penalty = Annotated[float | None, typer.Option(metavar="R", help="Above 1: repeats less of what was said.")]
 Weights = Annotated[str | None, typer.Option(metavar="W", help="float32, or int8: faster, a little worse.")]
 State = Annotated[str | None, typer.Option(metavar="NAME", help="Begin in the state that the update of this name "
                                            "learned (--strategy state).")]
@@ -243,11 +243,13 @@ def continue_(model: Model,
         print(answer.text)
     if not as_json:
         print(answer.note, file=sys.stderr)
+    if prime is not None and len(prime) < 256 and os.path.isfile(prime):
+        print(f"this continued the letters '{prime}'; to continue the file of that name: --prime-file", file=sys.stderr)
 
 
 @command("write", "segue write story.json qwen --endpoint http://localhost:8000/v1 --premise 'A keeper finds a map.'")
 def write(story: Annotated[Path, typer.Argument(metavar="STORY", show_default=False,
-                                                help="Its JSON file; one that is there goes on.")],
+                                                help="The story's JSON file; one that exists is continued.")],
           model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False,
                                                help="A folder, or a name behind --endpoint.")],
           endpoint: Annotated[str | None, typer.Option(metavar="URL", help="An OpenAI-compatible server, up to "
@@ -283,9 +285,9 @@ def write(story: Annotated[Path, typer.Argument(metavar="STORY", show_default=Fa
 def update(model: Model, paths: Paths,
            strategy: Annotated[str | None, typer.Option(metavar="NAME", help="Against forgetting: replay (default), "
                                                         "mir, gss, ewc, mas, local-mas, si, rwalk, l2, slnid, lwf, "
-                                                        "der, der++, agem, gem, lora, o-lora, state, merge, "
-                                                        "or naive; with settings, as ewc:strength=100, and several, "
-                                                        "as 'mas + replay'.")] = None,
+                                                        "der, der++, agem, gem, freeze, lora, o-lora, state, "
+                                                        "merge, or naive; with settings, as ewc:strength=100, or "
+                                                        "several, as 'mas + replay'.")] = None,
            minutes: Minutes = None, steps: Steps = None, how: How = None, choices: Choices = None,
            device: Bulk = None) -> None:
     """Learn new files on top of a model, and measure what was gained and what was forgotten."""
@@ -325,8 +327,8 @@ def prefer(model: Model,
                                                  "prompt, chosen and rejected (JSON Lines, CSV, Parquet ...).")],
            steps: Steps = None,
            rate: Annotated[float | None, typer.Option(metavar="R", help="How fast to learn.")] = None,
-           beta: Annotated[float | None, typer.Option(metavar="B", help="How firmly to stay near the model of before; "
-                                                      "small goes far.")] = None,
+           beta: Annotated[float | None, typer.Option(metavar="B", help="How close to stay to the model as it was; "
+                                                      "small values let it change more.")] = None,
            seed: Seed = None, json_file: JsonFile = None, device: Bulk = None) -> None:
     """Learn from pairs which of two continuations is better (DPO), and measure what that changed."""
     one_dial(None, steps)
@@ -403,7 +405,7 @@ def classify(model: Model,
                                                                 "what --save kept.")] = None,
              label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The column of tables that says the "
                                                        "class (default: one called label, class, category, intent or "
-                                                       "y, or that seems to).")] = None,
+                                                       "y, or that seems to), or a measured number.")] = None,
              test: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Measure on these, instead of on "
                                                              "parts of PATH; may be repeated.")] = None,
              new: Annotated[list[Path] | None, typer.Option(metavar="PATH", help="Say of which class these are; may be "
@@ -414,7 +416,7 @@ def classify(model: Model,
              pool: Annotated[str | None, typer.Option(metavar="NAME", help="Which vector stands for a sequence: see "
                                                       "embed.")] = None,
              seed: Seed = None, json_file: JsonFile = None, how: How = None, device: Bulk = None) -> None:
-    """Learn classes of sequences from a model's vectors: those that files say, else a class a folder or file."""
+    """Learn classes of sequences, those that files say, else a class a folder or file; or measured numbers."""
     from segue.verbs.classify import reading
 
     if out is not None and not new:
@@ -433,8 +435,7 @@ def classify(model: Model,
         found.save(out)
         print(f"written to {out}", file=sys.stderr)
     else:
-        for name, said, chance in found.said[:20]:
-            print(f"{name}: {said} ({chance:.0%})")
+        print(*found.lines()[:20], sep="\n", end="\n" if found.said else "")
         if len(found.said) > 20:
             print(f"and {len(found.said) - 20:,} more: --out FILE has all", file=sys.stderr)
     if json_file is not None:

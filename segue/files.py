@@ -46,12 +46,20 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.fchmod(handle.fileno(), mode)
             os.fsync(handle.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise SegueError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place") \
-            from error
+    except Exception as error:
+        raise _refused(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _refused(path: Path, error: Exception) -> Exception:
+    """What to say where a place could not be written; another error as it is. safetensors has its own for a full
+    disk."""
+    if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+        return error
+    return SegueError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}; free some space or choose "
+                      "another place")
 
 
 @contextmanager
@@ -82,11 +90,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
-    except OSError as error:
+    except Exception as error:
         if old.exists() and not path.exists():
             os.replace(old, path)
-        raise SegueError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place") \
-            from error
+        raise _refused(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 import segue
-from segue.analysis.probes import folded
 from segue.cli import main
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import class_in, of_class
 from segue.training.checkpoint import load_tensors, save_tensors
-from segue.verbs.classify import KEPT, classes_in, interval
+from segue.verbs.classify import KEPT, classes_in, interval, numbers_in
 
 
 def test_names_say_classes() -> None:
@@ -30,19 +29,6 @@ def test_names_say_classes() -> None:
     assert classes_in(["d/only.fa:one", "d/only.fa:two"]) == ["only.fa", "only.fa"]
     with pytest.raises(SegueError, match="says no class, others do"):
         classes_in(["a (class 1)", "b"])
-
-
-def test_every_part_is_named_by_the_others() -> None:
-    draw = np.random.default_rng(0)
-    labels = draw.integers(2, size=200)
-    good, noise = labels[:, None] + 0.1 * draw.normal(size=(200, 3)), draw.normal(size=(200, 3))
-    right = folded({"good": good, "noise": noise}, labels, np.arange(200))
-    assert right["good"].all() and 0.3 < right["noise"].mean() < 0.7
-    assert right["the most frequent class"].mean() <= max(labels.mean(), 1 - labels.mean()) + 1e-9
-    doubled = folded({"noise": np.tile(noise, (2, 1))}, np.tile(labels, 2), np.tile(np.arange(200), 2))
-    assert doubled["noise"].mean() < 0.7  # the same row does not teach its own class
-    with pytest.raises(SegueError, match="all the same"):
-        folded({"noise": noise}, labels, np.zeros(200))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +50,7 @@ def rings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_graphs_are_classified(rings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = segue.read(rings / "rings.txt")
     assert class_in(data.name(0))[1] == "2" and not any(sign.startswith("=") for sign in data[0].object)
-    found = segue.load(rings / "model").classify(rings / "rings.txt", quiet=True)
+    found: Any = segue.load(rings / "model").classify(rings / "rings.txt", quiet=True)
     assert found.classes == {"1": 30, "2": 30} and found.accuracy["this model"] > 0.9
     assert found.accuracy["the most frequent class"] <= 0.5 and found.accuracy["the length"] < 0.8
     KINDS["graph"].write(data, tmp_path / "new.graphml")  # names without classes
@@ -177,7 +163,7 @@ def test_a_model_is_tested_and_its_classes_are_kept(moods: Path, capsys: pytest.
     code, out, _ = run(train, "--label", "mood", "--test", test, "--save", "--device", "cpu",
                        "--json", str(moods / "found.json"))
     found = json.loads((moods / "found.json").read_text())
-    assert code == 0 and "read as class=mood, field=text" in out and "by which 12 others were named" in out
+    assert code == 0 and "read as class=mood, field=text" in out and "by which 12 others were told" in out
     assert found["tested"] == 12 and found["folds"] == 0 and found["classes"] == {"glad": 20, "sad": 20}
     assert found["accuracy"]["this model"] > 0.9 and found["accuracy"]["the most frequent class"] == 0.5
     assert found["intervals"]["the most frequent class"] == pytest.approx(interval(0.5, 12))
@@ -193,7 +179,7 @@ def test_tests_of_other_classes_and_of_known_sequences(moods: Path) -> None:
     rows = (moods / "test.csv").read_text().splitlines()
     (moods / "third.csv").write_text("\n".join([*rows, "a stone lies here,calm", (moods / "train.csv").read_text()
                                                 .splitlines()[1]]) + "\n")
-    found = model.classify(moods / "train.csv", test=moods / "third.csv", label="mood", quiet=True)
+    found: Any = model.classify(moods / "train.csv", test=moods / "third.csv", label="mood", quiet=True)
     assert found.tested == 14 and any("1 of the 14 test sequences are of classes that were not learned (calm)" in note
                                       for note in found.notes)
     assert any("1 of the 14 test sequences were learned from too" in note for note in found.notes)
@@ -206,6 +192,34 @@ def test_tests_of_other_classes_and_of_known_sequences(moods: Path) -> None:
         model.classify(moods / "plain.txt", label="mood", quiet=True)
 
 
+def test_measured_numbers_are_told(moods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(1)
+    texts = [draw.choice(["rain", "snow"], 6).tolist() for _ in range(60)]
+    rows = [f"{' '.join(text)} {i},{text.count('rain') / 4 + i / 999:.4f}" for i, text in enumerate(texts)]
+    for name, part in (("wet", rows[:50]), ("dry", rows[50:])):
+        (moods / f"{name}.csv").write_text("\n".join(["text,litres", *part]) + "\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["classify", str(moods / "model"), str(moods / "wet.csv"), "--label", "litres", "--test",
+              str(moods / "dry.csv"), "--save", "--json", str(moods / "litres.json")])
+    out, _ = capsys.readouterr()
+    found = json.loads((moods / "litres.json").read_text())
+    assert ended.value.code == 0 and "rank correlation" in out and "50 numbers" in out
+    assert found["error"]["all together"] < 0.6 * found["error"]["the mean"] and found["correlation"]["the mean"] == 0
+    model: Any = segue.load(moods / "model")
+    said = model.classify(new=moods / "new.csv", quiet=True)
+    assert said.said[0][1] + 0.3 < said.said[1][1] and f"csv:3: {said.said[1][1]:.4g}" in said.lines()[1]
+    said.save(moods / "said.csv")
+    assert (moods / "said.csv").read_text().startswith("name,number\n")
+    with pytest.raises(SegueError, match="'none' is no number to learn from, and 19 others are"):
+        numbers_in([*(f"{i / 2}" for i in range(19)), "none"])
+    assert numbers_in(["a", "b"] * 10) is numbers_in(list("0123456789") * 3) is None
+    parts = model.classify(moods / "wet.csv", label="litres", quiet=True)
+    assert parts.tested == 50 and parts.folds == 5 and "each told by what was learned without its part" in str(parts)
+    with pytest.raises(SegueError, match=r"test sequences say glad, sad, glad, sad, glad, \.\.\., and not all numbers"):
+        model.classify(moods / "wet.csv", test=segue.read(moods / "test.csv", classes="mood"), label="litres",
+                       quiet=True)
+
+
 def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
     model = segue.load(moods / "model")
     model.classify(moods / "train.csv", label="mood", save=True, pool="last", quiet=True)
@@ -215,7 +229,7 @@ def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
     assert before == segue.load(moods / "moved").classify(new=moods / "new.csv", quiet=True).said
     path = moods / "model" / KEPT
     tensors, values = load_tensors(path)
-    for broken in ({**values, "names": ["glad"]}, {**values, "format": "?"}, {}):
+    for broken in ({**values, "views": {}}, {**values, "format": "?"}, {}):
         save_tensors(path, tensors, broken)
         with pytest.raises(SegueError, match=str(path)):
             model.classify(new=moods / "new.csv", quiet=True)
@@ -224,5 +238,5 @@ def test_kept_classes_are_of_this_model_and_whole(moods: Path) -> None:
     with pytest.raises(SegueError, match="the model has learned since its classes were saved"):
         model.classify(new=moods / "new.csv", quiet=True)
     model.folder = None
-    with pytest.raises(SegueError, match="in no folder to keep the head in"):
+    with pytest.raises(SegueError, match="in no folder to keep the classes in"):
         model.classify(moods / "train.csv", label="mood", save=True, quiet=True)

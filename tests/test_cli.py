@@ -123,8 +123,11 @@ def test_the_verbs_on_a_small_model(capsys: pytest.CaptureFixture[str], tmp_path
     assert code == 0 and "bits per byte" in out and "saved in" in err
     code, out, err = run(capsys, "fit", corpus, "--out", model, "--steps", "2", "--set", "wdth=32")
     assert code == 2 and "width" in one_line(err)
+    code, _, err = run(capsys, "fit", corpus, "--out", model, "--steps", "2", "--set", "width=32", "--set", "depth=1")
+    assert code == 0 and "nothing is left to do" in err
     code, out, _ = run(capsys, "continue", model, "number", "-n", "5", "--json")
     assert code == 0 and len(json.loads(out)["tokens"]) <= 5
+    assert "--prime-file\n" in run(capsys, "continue", model, prime, "-n", "1")[2], "a path was meant as a file"
     whole = tmp_path / "whole.txt"
     code, out, err = run(capsys, "continue", model, "--prime-file", prime, "-n", "3", "--out", str(whole))
     assert code == 0 and not out and "tokens/s" in err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,14 +39,28 @@ def test_contributing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {"__name__": "contributing"}
     for block in blocks(ROOT / "CONTRIBUTING.md", "python"):
+        if named := re.match(r"# (segue/\S+)", block):
+            assert not (ROOT / named[1]).exists(), f"{named[1]} is there: a reader would lose it"
+            said = subprocess.run([sys.executable, "-m", "ruff", "check", "--stdin-filename", ROOT / named[1], "-"],
+                                  input=block, capture_output=True, text=True, cwd=ROOT)
+            assert said.returncode == 0, said.stdout
         exec(compile(block, block.splitlines()[0], "exec", dont_inherit=True), scope)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link to a part of the page may say behind its #."""
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_and_commands(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
-        assert "://" in target or (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, part in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)[^)]*\)", text):
+        if "://" not in target:
+            other = page.parent / target if target else page
+            assert other.exists(), f"{page.name} links to {target}"
+            assert not part or other.suffix != ".md" or part in anchors(other), f"{page.name} links to {target}#{part}"
     known = {command.name for command in cli.app.registered_commands}
     for block in blocks(page, "sh"):
         for name in re.findall(r"^segue ([a-z][a-z-]*)", block, re.MULTILINE):

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -24,7 +25,9 @@ from segue.decoding import generate
 from segue.decoding.draft import ModelDraft
 from segue.errors import SegueError
 from segue.kernels.cpu import cache, simd
+from segue.kernels.cpu.ops import linear
 from segue.kernels.cpu.program import Program, View
+from segue.kernels.jit import jit
 from segue.mixers import MIXERS, Mixer
 from segue.mixers.state import Carry, Layout, Parts, SteppedRecurrence, Tensors
 from segue.models import Stack, StackConfig, compiled
@@ -514,6 +517,21 @@ def test_the_same_bits_alone_in_a_batch_as_a_draft_and_on_any_number_of_threads(
     model.threads = 2
 
 
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_threads_that_take_lots_of_a_large_matrix_leave_the_same_bits(weights: str) -> None:
+    model = compile_model(build(vocabulary=6_000, width=256, mixers=["attention"]), weights)
+    size = simd.GROUP if weights == "int8" else 4
+    assert all(linear.lot(256, 6_000 // simd.TILE, size, nodes, team) > 0 for nodes in (1, 20) for team in (2, 3))
+    tokens = draw(model, 3, 20)
+    answers = []
+    for model.threads in (1, 2, 3):
+        state = model.init_state(3)
+        first = model.extend(tokens, state).logits
+        state.commit()
+        answers.append(torch.cat([first, model.extend(tokens[:, :1], state).logits], 1))
+    assert torch.equal(answers[0], answers[1]) and torch.equal(answers[0], answers[2])
+
+
 @njit
 def quantised(x, width, into, k):  # type: ignore[no-untyped-def]
     simd.quantise(x, width, into, k)
@@ -822,6 +840,26 @@ def test_the_cache_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SEGUE_CACHE", str(tmp_path / "file"))  # not a folder: nothing can be kept, nothing fails
     assert cache.folder.__wrapped__() is None
+    monkeypatch.delenv("SEGUE_CACHE")  # a container: no home, but a place for temporary files
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(cache, "gettempdir", lambda: str(tmp_path))
+    place = cache.folder.__wrapped__()
+    assert place is not None and place.is_relative_to(tmp_path) and place.parent.stat().st_mode & 0o077 == 0
+    place.parent.chmod(0o777)
+    assert cache.folder.__wrapped__() is None, "others could put their own code there"
+
+
+def test_loops_are_compiled_where_nothing_can_be_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = numba.njit
+    monkeypatch.setattr(cache, "folder", lambda: None)
+
+    def njit(*function: Any, **options: Any) -> Any:
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return real(*function, **options)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    assert jit(nogil=True)(lambda x: x + 1)(2) == 3
 
 
 FORK = """

@@ -12,7 +12,7 @@ import pytest
 
 from segue.cli import finite
 from segue.errors import SegueError
-from segue.files import atomic_folder, held, read_json, write_json, write_text
+from segue.files import atomic_folder, atomic_write, held, read_json, write_json, write_text
 
 
 def test_a_link_stays_a_link_and_a_pipe_a_pipe(tmp_path: Path) -> None:
@@ -43,6 +43,17 @@ def test_a_kill_between_the_old_folder_and_the_new_one_loses_neither(tmp_path: P
     with pytest.raises(KeyError), atomic_folder(folder):
         raise KeyError
     assert [path.name for path in folder.iterdir()] == ["old"] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_safetensors_cannot_write_is_told_as_a_full_disk(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    with pytest.raises(SegueError, match=r"cannot write .*x: .*I/O error.*; free some space"), \
+            atomic_write(tmp_path / "x"):
+        save_file({}, tmp_path / "none" / "x")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "y"):
+        raise KeyError("no refusal")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_is_held_by_one(tmp_path: Path) -> None:

@@ -214,8 +214,8 @@ def test_texts_in_tables_of_any_sort(tmp_path: Path) -> None:
     reference = "There is a place in the city centre, Alimentum, that is not for families."
     rows = f'mr,ref\n"name[A], area[c], food[x]","{reference}"\nname[B],"{reference} So."\n'
     data = read(put(tmp_path / "e2e.csv", rows))
-    assert data.kind.name == "text" and data[0].object == reference.encode()
-    assert data.problems.note == "field=ref; not read: mr"
+    assert data.kind.name == "text" and data[0].object == b"name[A], area[c], food[x]\n" + reference.encode()
+    assert data.problems.note == "field=mr, field=ref"
     rows = "".join(f"{i % 3}\t( ( ( [MAX {i} ) 5 ) 9 ) ] ) {i}\n" for i in range(9))
     data = read(put(tmp_path / "listops.tsv", rows))
     assert data.kind.name == "text" and data[0].object == b"( ( ( [MAX 0 ) 5 ) 9 ) ] ) 0"

@@ -129,7 +129,7 @@ SETS = {  # what a folder is taken for
             "drop-successive-prompting e2e-nlg enwiki-xml-sample fewrel followrag-sample gsm8k "
             "gutenberg-novels humaneval ifeval jaspar-core-2024 jfleg "
             "listops-spinn movie-reviews multi30k-en-de names-makemore ner-gum ner-wnut17 "
-            "nottingham-abc omniglot-small1 tiny-shakespeare tsplib-small udhr-multilingual "
+            "nottingham-abc omniglot-small1 tiny-shakespeare udhr-multilingual "
             "us-addresses-by-year wikitext-2-valtest",
     "molecule": "chembl-chem-xlstm esol uspto-50k-valtest zinc250k-valtest",
     "code": "code-java-csharp",
@@ -142,7 +142,7 @@ SETS = {  # what a folder is taken for
     "graph": "graphs-tu qm9-graphs-sample",
     "sound": "fsdd-spoken-digits librispeech-sample",
     "picture": "cifar10-sample mnist-t10k",
-    "series": "ecg-mitdb-snippet etth1 japanese-vowels",
+    "series": "ecg-mitdb-snippet etth1 japanese-vowels tsplib-small",
 }
 LARGE = {"cifar10-sample", "movie-reviews", "omniglot-small1"}  # archives of thousands of files
 

@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +20,14 @@ from test_kinds_read import EVENTS, GENBANK, put
 import segue
 from segue.data import Data, read
 from segue.errors import SegueError
-from segue.kinds import KINDS, Record, packed
+from segue.kinds import KINDS, ByteCodec, Record, packed
 from segue.kinds.base import HEAD, class_in
 from segue.kinds.documents import begun
 from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
+from segue.models import Stack, StackConfig
 from segue.testing.kinds import check_kind
+from segue.verbs.fitted import Fitted, Report
 
 
 def texts(data: Data) -> list[str]:
@@ -108,6 +111,24 @@ def test_what_is_of_no_kind_is_named(tmp_path: Path, magic: bytes) -> None:
         read(put(tmp_path / "a.bin", magic + bytes(300)))
 
 
+GENE = b'chr1\tHAVANA\texon\t1\t90\t.\t+\t.\tgene_id "E1";\n'
+
+
+@pytest.mark.parametrize("content, says", [
+    (b"(dp0\nVtrain\np1\n(lp2\nI1\na.", "a pickle"), (b"cnumpy.core.multiarray\n_reconstruct\np0\n(c", "a pickle"),
+    (zipped({"a/data.pkl": b"\x80\2"}), "a pickle"), (bytes(4) + b"ftypM4A ", "WAV with ffmpeg"),
+    (bytes(4) + b"ftypheic", "HEIC"), (bytes(128) + b"DICM", "DICOM"), (bytes(512) + b"\x89HDF", "save it with -v7"),
+    (b"##fileformat=VCFv4.2\n#CHROM\tPOS\n", "--variants"), (b"##gff-version 3\nchr1\ta\tb\t1\t9\t.\n", "gffread"),
+    (GENE, "gffread"), (b"chr1\t0\t9\tp\nchr2\t7\t9\tq\n", "BED"), (b"<?xml version='1.0'?>\n<gpx v='1'>", "gpsbabel"),
+    (b"track type=bedGraph\nchr1\t0\t9\t0.5\n", "a track of a genome"), (b"<?xml ?>\n<museScore>", "MusicXML"),
+    (b">MA1\tX\nA  [ 0 3 ]\nC  [ 1 2 ]\n", "counts of motifs"),
+    (b"%%MatrixMarket matrix array real general\n1 1\n2\n", "a dense matrix")])
+def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, says: str) -> None:
+    with pytest.raises(SegueError, match=says):
+        read(put(tmp_path / ("a.pt" if content[:2] == b"PK" else "a.xyz"), content))
+    assert read(put(tmp_path / "b.gff", b"##gff-version 3\na\tb\n##FASTA\n>a\nACGTTGCA\n")).kind.name == "dna"
+
+
 CHAT = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Nobody\nknows."}]
 SAID = "user: Who wrote it?\nassistant: Nobody\nknows."
 
@@ -166,7 +187,7 @@ def test_lists_of_items_are_sequences(tmp_path: Path, name: str, content: str | 
 
 def test_arrays_of_other_things_are_refused(tmp_path: Path) -> None:
     for array, says in ((np.ones((2, 2, 1, 1)), "float64 of 4 axes"), (np.ones((1, 1, 1), int), "of 3 axes"),
-                        (np.array([[1], 2], dtype=object), "no array that can be read")):
+                        (np.array([[1], 2], dtype=object), "Python objects, a pickle")):
         np.save(tmp_path / "a.npy", array)
         with pytest.raises(SegueError, match=says):
             read(tmp_path / "a.npy")
@@ -703,3 +724,380 @@ def test_a_workbook_is_a_folder_of_tables(tmp_path: Path) -> None:
     (tmp_path / "b.xlsx").write_bytes(zipped({**parts, "xl/worksheets/sheet1.xml": "<worksheet>"}))
     with pytest.raises(SegueError, match="no workbook that can be read"):
         read(tmp_path / "b.xlsx")
+
+
+BASES = "ACGTTGCAAC" * 6
+RELAXED = f"2 60\none_of_them {BASES}\nother {BASES[::-1]}\n"
+BLOCKS = f"  2 60\none of it {BASES[:30]}\nother     {BASES[30:]}\n\n{BASES[30:]}\n{BASES[:30]}\n"
+ROWS = f"2 60\none\t{BASES[:30]}\n{BASES[30:]}\nother\t{BASES[30:]}\n{BASES[:30]}\n"
+READ = "{}\t{}\tchr1\t1\t60\t9M\t*\t0\t0\tACGTTGCAA\tABCDEFGHI\tNM:i:0\n"
+ATOMS = "".join(f"ATOM  {i:>5}  CA  {name} A{i:>4}    {i:8.3f}{i:8.3f}{i:8.3f}  1.00 50.00           C  \n"
+                for i, name in enumerate(["MET", "LYS", "VAL"], 1))
+SCHEME = "loop_\n" + "".join(f"_pdbx_poly_seq_scheme.{name}\n" for name in ("asym_id", "mon_id")) + "A MET\nA LYS\n#\n"
+WATER = "3\n\nO 0.0 0.0 0.119\nH 0.0 0.763 -0.477\nH 0.0 -0.763 -0.477\n"
+METHANE = "2\ngdb 1\t157.7\nC\t-0.01\t1.1*^-6\t0.1\t-0.5\nH\t0.2\t-0.1\t0.1\t0.1\n1341.3\t1.2\nC\tC\nInChI=1S/CH4\n"
+TRIPOS = """@<TRIPOS>MOLECULE
+water
+ 3 2 0 0 0
+SMALL
+NO_CHARGES
+
+@<TRIPOS>ATOM
+ 1 O 0.0 0.0 0.0 O.3
+ 2 H 0.9 0.0 0.0 H
+ 3 H 0.0 0.9 0.0 H
+@<TRIPOS>BOND
+ 1 1 2 1
+ 2 1 3 1
+"""
+
+
+@pytest.mark.parametrize("name, content, kind, objects", [
+    ("a.phy", RELAXED, "dna", [BASES, BASES[::-1]]), ("b.phy", BLOCKS, "dna", [BASES, BASES[30:] + BASES[:30]]),
+    ("c.phylip", ROWS * 2, "dna", [BASES, BASES[30:] + BASES[:30]] * 2),
+    ("d.phy", RELAXED.replace("A", "W").replace("C", "K"), "protein", None),
+    ("a.sam", "@SQ\tSN:chr1\tLN:9\n" + READ.format("a", 0) + READ.format("b", 16) + READ.format("b", 256), "dna",
+     ["ACGTTGCAA", "TTGCAACGT"]), ("b.txt", READ.format("a", 0) * 2, "dna", ["ACGTTGCAA"] * 2),
+    ("a.maf", "##maf version=1\na score=1\ns hg18.chr7 2 9 + 99 ACGTTGCAA\ns mm4.chr6 2 8 + 99 ACG-TGCAA\n\n", "dna",
+     ["ACGTTGCAA", "ACG-TGCAA"]),
+    ("a.pdb", ATOMS + "END\n", "protein", ["MKV"]), ("b.cif", "data_AF-P1-F1\n#\n_entry.id AF-P1-F1\n#\n" + SCHEME,
+                                                    "protein", ["MK"]),
+    ("a.inchi", "InChI=1S/CH4/h1H4\nInChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3\tethanol\n" * 2, "molecule", ["C", "CCO"] * 2),
+    ("b.csv", 'InChI,y\n"InChI=1S/C2H6O/c1-2-3/h3H,2H2,1H3",1.5\n' * 1, "molecule", ["CCO"]),
+    ("src-train.txt", "C C ( = O ) O . O C\nc 1 c c c c c 1 Br\nO = C ( O ) C\nC [Si] ( C ) C\n", "molecule",
+     ["CC(=O)O.OC", "c1ccccc1Br", "O=C(O)C", "C[Si](C)C"]),
+    ("a.rsmi", "ReactionSmiles\tPatentNumber\nCC(=O)Cl.OCC>>CC(=O)OCC\tUS1\n", "molecule", ["CC(=O)Cl.OCC>>CC(=O)OCC"]),
+    ("a.xyz", WATER * 2, "molecule", ["O", "O"]), ("qm9.xyz", METHANE, "molecule", ["C"]),
+    ("a.mol2", TRIPOS * 2, "molecule", ["O"] * 2)])
+def test_formats_of_biology_and_chemistry(tmp_path: Path, name: str, content: str, kind: str,
+                                          objects: list[str] | None) -> None:
+    for needed in ("Bio", "rdkit"):
+        pytest.importorskip(needed)
+    data = read(put(tmp_path / name, content))
+    found = [record.object for record in data]
+    assert data.kind.name == kind and found == (objects or found) and not data.problems
+    if name.endswith(("phy", "sam", "maf")):
+        check_kind(KINDS[kind], [tmp_path / name], mutations=8)
+
+
+TRIANGLE = ["@", "@", "-1", "@", "-1", "-2"]
+ONE_WAY = ["@", "@", ">1", "@", ">1", ">2"]
+GEXF = """<?xml version="1.0" encoding="UTF-8"?>
+<gexf xmlns="http://www.gexf.net/1.2draft"><graph defaultedgetype="undirected">
+<attributes class="node"><attribute id="0" title="kind" type="string"/></attributes><nodes>
+<node id="a"><attvalues><attvalue for="0" value="x"/></attvalues></node><node id="b"/><node id="c"/></nodes>
+<edges><edge source="a" target="b"/><edge source="b" target="c"/><edge source="c" target="a"/></edges></graph></gexf>
+"""
+OGB = {"edge.csv": "0,1\n1,2\n2,0\n0,1\n", "num-node-list.csv": "3\n2\n", "num-edge-list.csv": "3\n1\n",
+       "node-feat.csv": "6,0\n6,0\n7,0\n6,0\n7,0\n", "graph-label.csv": "0\n1\n"}
+
+
+@pytest.mark.parametrize("name, content, signs", [
+    ("a.net", '*Vertices 3\n1 "b b" 0.1 0.2\n*Edges\n1 2 1\n2 3\n3 1\n', ["@b_b", *TRIANGLE[1:]]),
+    ("b.net", "%c\n*vertices 3\r\n*arcslist\r\n1 2 3\r\n*arcs\r\n2 3\r\n", ONE_WAY),
+    ("a.dot", "strict graph {\n  a [y=1];\n  a -- b -- c -- a /* c */\n}\n", TRIANGLE),
+    ("b.gv", 'digraph "g" { rankdir=LR; node [shape=box]\n a -> {b c} // c\n subgraph s { b -> c } }', ONE_WAY),
+    ("a.gexf", GEXF, ["@x", *TRIANGLE[1:]]), ("a.graph", "% c\n3 3\n2 3\n1 3\n1 2\n", TRIANGLE),
+    ("a.col", "c x\np edge 3 3\ne 1 2\ne 2 3\ne 1 3\n", TRIANGLE), ("a.tgf", "1\n2\n3\n#\n1 2\n1 3\n2 3\n", ONE_WAY),
+    ("out.a", "% sym unweighted\n% 3 3 3\n1 2\n2 3\n3 1\n", TRIANGLE),
+    ("a.nwk", "((A:1,B:0.2)0.9:1,C);\n", ["@", "@", ">1", "@A", ">1", "@B", ">2", "@C", ">4"]),
+    ("a.nt", "<a> <p> <b> .\n<b> <p> <c> .\n<a> <p> <c> .\n", ["@", "@", ">1", ":p", "@", ">1", ":p", ">2", ":p"]),
+    ("raw.zip", OGB, ["@6,0", "@6,0", ">1", "@7,0", ">1", "<2"])])
+def test_formats_of_graphs(tmp_path: Path, name: str, content: str | dict, signs: list[str]) -> None:
+    path = put(tmp_path / name, zipped(content) if isinstance(content, dict) else content)
+    data = read(path, order="given")
+    assert data.kind.name == "graph" and data[0].object == signs and not data.problems
+    if name.endswith(("net", "gv", "nwk", "gexf")):
+        check_kind(KINDS["graph"], [path], mutations=8)
+
+
+def test_sparse_rows_and_triples_are_graphs(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", adj_indptr=np.array([0, 2, 4, 6]), adj_indices=np.array([1, 2, 0, 2, 0, 1]),
+             adj_data=np.ones(6), adj_shape=np.array([3, 3]), labels=np.array([0, 1, 1]))
+    data = read(tmp_path / "a.npz")
+    assert data.kind.name == "graph" and sorted(data[0].object) == sorted(["@0", "@1", "@1", "-1", "-1", "-2"])
+    rows = "".join(f"/m/{a}\t/is/{'of' if a % 2 else 'in'}\t/m/{a * a % 7}\n" for a in range(12))
+    assert read(put(tmp_path / "train.txt", rows)).problems.note == "labels edge=edge_label"
+    rows = "".join(f"u{a % 3}\tclick\ti{a * a % 7}\n" for a in range(12))
+    assert read(put(tmp_path / "clicks.tsv", rows)).kind.name == "events"
+
+
+def saved(array: np.ndarray) -> bytes:
+    np.save(box := io.BytesIO(), array)
+    return box.getvalue()
+
+
+WINDOWS = np.sin(np.arange(6)[:, None] + np.arange(30) / 4).round(3)
+ROW = [",".join(map(str, row)) for row in WINDOWS]
+ATTRIBUTES = "".join(f"@attribute att{i} numeric\n" for i in range(30))
+DIGITAL = (np.sin(np.arange(40) / 3) * 900).astype(np.int64)
+PAIR = np.stack([DIGITAL & 4095, DIGITAL[::-1] & 4095])
+TWELVE = np.stack([PAIR[0] & 255, PAIR[0] >> 8 | PAIR[1] >> 8 << 4, PAIR[1] & 255], 1).astype(np.uint8).tobytes()
+SPACES = "NAME: four\nTYPE: TSP\nDIMENSION: 3\nNODE_COORD_SECTION\n1 1.5 2\n2 3.5 4\n 3 5.5 6\nEOF\n"
+
+
+def edf(labels: list[str], sizes: list[int], data: bytes) -> bytes:
+    fields = [(labels, 16), (["a"], 80), (["uV"], 8), (["-100"], 8), (["100"], 8), (["-2000"], 8), (["2000"], 8),
+              ([""], 80), (list(map(str, sizes)), 8), ([""], 32)]
+    said = b"".join(cell.encode().ljust(width) for cells, width in fields
+                    for cell in (cells if len(cells) > 1 else cells * len(labels)))
+    head = [("0", 8), ("X", 80), ("X", 80), ("01.01.00", 8), ("00.00.00", 8), ("768", 8), ("", 44), ("2", 8), ("1", 8),
+            (str(len(labels)), 4)]
+    return b"".join(cell.encode().ljust(width) for cell, width in head) + said + data
+
+
+RECORDINGS: list[tuple[str, dict[str, str | bytes], list[str], str]] = [
+    ("a.arff", {"a.arff": f"% c\n@relation x\n{ATTRIBUTES}@attribute target {{-1,1}}\n@data\n" + "".join(
+        f"{row},{1 - 2 * (i % 2)}\n" for i, row in enumerate(ROW))}, ROW[0].split(","), "1"),
+    ("b.arff", {"b.arff": f"@relation x\n@attribute r relational\n{ATTRIBUTES}@end r\n@attribute c {{a,b}}\n@data\n" +
+                f"'{ROW[0]}\\n{ROW[1]}',a\n'{ROW[2]}\\n{ROW[3]}',b\n"},
+     [f"x{i}={x}" for pair in zip(ROW[0].split(","), ROW[1].split(",")) for i, x in enumerate(pair, 1)], "a"),
+    ("a", {"a/X_train.txt": "\n".join(ROW).replace(",", "  "), "a/y_train.txt": "5\n6\n" * 3}, ROW[0].split(","), "5"),
+    ("a.npz", {"X.npy": saved(WINDOWS[:, :, None]), "y.npy": saved(np.arange(6) % 2)}, ROW[0].split(","), "0"),
+    ("b.npz", {"x_test.npy": saved(WINDOWS), "y_test.npy": saved(np.eye(6))}, ROW[0].split(","), "0"),
+    ("a.npy", {"a.npy": saved(DIGITAL.astype(np.int16))}, list(map(str, DIGITAL)), ""),
+    ("a.hea", {"a.hea": "a 2 360 40\na.dat 212 200(0)/mV 12 0 0 0 0 MLII\na.dat 212 100(0) 12 0 0 0 0 V5\n# x\n",
+               "a.dat": TWELVE}, [f"{name}={x / gain:.7g}" for pair in zip(DIGITAL, DIGITAL[::-1])
+                                  for x, name, gain in zip(pair, ("MLII", "V5"), (200, 100))], ""),
+    ("b.dat", {"b.hea": "b 1 500 40\nb.dat 16 1/mV\n", "b.dat": DIGITAL.astype("<i2").tobytes()},
+     list(map(str, DIGITAL)), ""),
+    ("a.edf", {"a.edf": edf(["EEG", "EDF Annotations"], [20, 4], b"".join(
+        part.astype("<i2").tobytes() + bytes(8) for part in (DIGITAL[:20], DIGITAL[20:])))},
+     [f"{x / 20:.7g}" for x in DIGITAL], ""),
+    ("four.tsp", {"four.tsp": SPACES, "four.opt.tour": "NAME: x\nTYPE: TOUR\nTOUR_SECTION\n2\n1\n3\n-1\nEOF\n"},
+     ["x=3.5", "y=4", "x=1.5", "y=2", "x=5.5", "y=6"], "")]
+
+
+@pytest.mark.parametrize("name, files, items, label", RECORDINGS, ids=[each[0] for each in RECORDINGS])
+def test_recordings_and_windows_with_classes(tmp_path: Path, name: str, files: dict, items: list[str],
+                                             label: str) -> None:
+    if name.endswith(".npz"):
+        put(tmp_path / name, zipped(files))
+    for file, content in {} if name.endswith(".npz") else files.items():
+        put(tmp_path / file, content)
+    data = read(tmp_path / name)
+    assert (data.kind.name, data.problems.total) == ("series", 0)
+    assert [float(item.rpartition("=")[2]) for item in data[0].object] == pytest.approx(
+        [float(item.rpartition("=")[2]) for item in items], rel=1e-6)
+    assert [item.rpartition("=")[0] for item in data[0].object] == [item.rpartition("=")[0] for item in items]
+    assert class_in(data.name(0))[1] == label
+    if (tmp_path / name).is_file() and not name.endswith((".npz", ".dat")):
+        check_kind(KINDS["series"], [tmp_path / name], mutations=6)
+
+
+def test_matlab_is_an_archive_of_arrays(tmp_path: Path) -> None:
+    savemat = pytest.importorskip("scipy.io").savemat
+    savemat(tmp_path / "a.mat", {"val": DIGITAL[None].astype(np.int16)})
+    assert read(tmp_path / "a.mat")[0].object == list(map(str, DIGITAL))
+    savemat(tmp_path / "b.mat", {"set": {"X": WINDOWS, "y": np.arange(6)[:, None]}, "who": "me"})
+    assert class_in(read(tmp_path / "b.mat").name(4))[1] == "4"
+    for content, says in ((b"MATLAB 7.3 MAT-file".ljust(600, b"\0"), "save it with -v7"),
+                          ((tmp_path / "b.mat").read_bytes()[:300], "no MATLAB file that can be read|no array")):
+        with pytest.raises(SegueError, match=says):
+            read(put(tmp_path / "c.mat", content))
+
+
+INK = (np.add.outer(np.arange(4) * 9, np.arange(64)) * 37 % 256).astype(np.uint8).reshape(4, 8, 8)
+BRIGHT = [" ".join(map(str, each.reshape(-1))) for each in INK]
+HEADED = "label," + ",".join(f"pixel{i}" for i in range(64)) + "\n"
+PIXELS = "".join(f"{i % 2},{','.join(each.split())}\n" for i, each in enumerate(BRIGHT))
+IDX = {"train-images-idx3-ubyte": b"\0\0\x08\3" + np.array(INK.shape, ">u4").tobytes() + INK.tobytes(),
+       "train-labels-idx1-ubyte": b"\0\0\x08\1\0\0\0\4\0\1\0\1"}
+
+
+def packed_pictures() -> bytes:
+    images = pytest.importorskip("PIL.Image")
+    rows = []
+    for i, each in enumerate(INK):
+        images.fromarray(each).save(box := io.BytesIO(), "PNG")
+        rows.append({"image": {"bytes": box.getvalue(), "path": None}, "label": i % 2})
+    parquet.write_table(pa.Table.from_pylist(rows), table := io.BytesIO())
+    return table.getvalue()
+
+
+@pytest.mark.parametrize("name, content", [
+    ("train.csv", HEADED + PIXELS), ("mnist.csv", PIXELS), ("a.parquet", packed_pictures),
+    ("fer.csv", "emotion,pixels,Usage\n" + "".join(f"{i % 2},{each},Training\n" for i, each in enumerate(BRIGHT))),
+    ("idx", IDX), ("a.npz", {"x_train.npy": saved(INK), "y_train.npy": saved(np.arange(4)[:, None] % 2)}),
+    ("b.npz", {"train_images.npy": saved(np.stack([INK] * 3, -1)), "train_labels.npy": saved(np.arange(4) % 2)})])
+def test_pictures_in_tables_and_with_classes(tmp_path: Path, name: str, content: Any) -> None:
+    pytest.importorskip("PIL")
+    if name == "idx":
+        for file, raw in IDX.items():
+            put(tmp_path / name / file, raw)
+    else:
+        content = content() if callable(content) else content
+        put(tmp_path / name, zipped(content) if isinstance(content, dict) else content)
+    data = read(tmp_path / name, side=0, levels=256)
+    assert (data.kind.name, len(data), data.problems.total) == ("picture", 4, 0)
+    assert data[1].object == ["grey256:8", *BRIGHT[1].split()]
+    assert [class_in(data.name(i))[1] for i in range(4)] == ["0", "1", "0", "1"]
+    if name == "mnist.csv":
+        check_kind(KINDS["picture"], [tmp_path / name], mutations=4)
+
+
+def test_arrays_of_pictures_whatever_their_axes(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    colours = np.stack([INK] * 3, 1).repeat(2, 2).repeat(2, 3)  # four of three channels of 16 x 16
+    last = np.concatenate([colours, colours]).transpose(2, 3, 1, 0)
+    for array in (colours, colours.transpose(0, 2, 3, 1), last, colours.reshape(4, -1), colours / np.float32(255)):
+        np.save(tmp_path / "a.npy", array)
+        data = read(tmp_path / "a.npy", side=0, levels=256)
+        assert (data.kind.name, len(data)) == ("picture", 8 if array is last else 4)
+        assert data[2].object[1:17:2] == BRIGHT[2].split()[:8]
+
+
+CHORALE = """!!!COM: Bach
+**kern\t**kern\t**text
+*clefF4\t*\t*
+*MM100\t*MM100\t*
+=1\t=1\t=1
+4C\t4c 4e\tla
+*^\t*\t*
+8D\t4r\t[4e-\t.
+8E\t.\t.\t.
+*v\t*v\t*\t*
+4r\t4e-]\t.
+.\tqf\t.
+2BB-;\t4.gg#\t.
+.\t8r\t.
+*-\t*-\t*-
+"""
+KEYS = np.zeros((8, 88), np.uint8)
+KEYS[:4, 39] = KEYS[4:, 43] = 1
+
+
+@pytest.mark.parametrize("name, content, items", [
+    ("a.krn", CHORALE, "tempo100 loud20 note48 length48 note60 length48 note64 length48 wait48 note50 length24 note63 "
+     "length96 wait24 note52 length24 wait72 note46 length96 note80 length72"),
+    ("a.csv", "note0,note1\n" + "60,0\n" * 4 + "64,60\n" * 4,
+     "loud20 note60 length96 wait48 note64 length48"),
+    ("a.npz", zipped({"train.npy": saved(KEYS[None])}), "loud20 note60 length48 wait48 note64 length48")])
+def test_music_as_others_write_it(tmp_path: Path, name: str, content: str | bytes, items: str) -> None:
+    data = read(put(tmp_path / name, content))
+    assert data.kind.name == "music" and data[0].object == items.split()
+    if name == "a.krn":
+        pytest.importorskip("mido")
+        check_kind(KINDS["music"], [tmp_path / name], mutations=10)
+        with pytest.raises(SegueError, match="line 9: 3 spines where there are 4"):
+            read(put(tmp_path / name, CHORALE.replace("8E\t.\t.\t.", "8E\t.\t.")))
+
+
+def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
+    path = put(tmp_path / "names.txt", "".join(f"name{i * i % 97}\n" for i in range(60)))
+    stack, report = Stack(StackConfig(257, 8, ["gru"])), Report({"reading": read(path, lines=True, classes="").reading})
+    model = Fitted(stack, ByteCodec(), KINDS["text"], report, 16)
+    assert model.reading == {"lines": True} and len(model.read(path)) == 60
+    assert len(model.read(path, lines=None)) == 1, "and null takes it back"
+    assert model.otherwise(read(path, kind="text")) == [
+        "the data were read without lines=, those that the model was fitted on with lines=true"]
+    read(path, lines=True).save(tmp_path / "saved")
+    assert not model.otherwise(read(tmp_path / "saved")) + model.otherwise(model.read(["name"]))
+
+
+def test_sequences_of_objects_and_times_a_line(tmp_path: Path) -> None:
+    rows = [[{"time_since_start": 0.5 * j, "type_event": j % (2 + i)} for j in range(4 + i)] for i in range(3)]
+    parts = {"train": rows, "test": rows}
+    for name, value in (("a.json", {"train": rows, "dim_process": 3}), ("b.json", rows), ("c.json", parts)):
+        data = read(put(tmp_path / name, json.dumps(value)))
+        assert data.kind.name == "events" and data[1].object == ["0", "1", "2", "0", "1"]
+        assert data[0].channels["time"].tolist() == [0, 0.5, 1, 1.5]
+    data = read(put(tmp_path / "times.txt", "0.5 1.25 3\n1 2.5\n0.25 0.25 4 9\n"))
+    assert data.problems.note == "what=event, when=time" and data[2].channels["gap"].tolist() == [0, 0, 3.75, 5]
+
+
+ASKED = [{"id": f"5a{i}", "question": f"Is {text.lower()[:-1]}?", "answer": i % 2 == 0, "passage": text}
+         for i, text in enumerate(RIVER)]
+SQUAD = {"data": [{"title": "Water", "paragraphs": [{"context": text, "qas": [
+    {"id": "a", "question": "Why?", "answers": [{"text": "Rain", "answer_start": 3}] * 2},
+    {"id": "b", "question": "Who?", "answers": [{"text": "Nobody", "answer_start": 0}]}]} for text in RIVER]}] * 2}
+
+
+@pytest.mark.parametrize("name, value, said, note", [
+    ("boolq.jsonl", ASKED, f"Is the river is high today?\n{RIVER[0]}\ntrue",
+     "field=question, field=passage, field=answer; not read: id"),
+    ("squad.json", SQUAD, f"{RIVER[0]}\nWhy?\nRain\nWho?\nNobody",
+     "field=context, field=qas.question, field=qas.answers.text; not read: title, qas.id, qas.answers.answer_start"),
+    ("arc.jsonl", [{"question": {"stem": text, "choices": [{"text": each, "label": "A"} for each in ("mill", "no")]},
+                    "answerKey": "B"} for text in RIVER], f"{RIVER[0]}\nmill\nno\nB",
+     "field=question.stem, field=question.choices.text, field=answerKey; not read: question.choices.label"),
+    ("hh.jsonl", [{"chosen": text, "rejected": f"{text} Not so, not so."} for text in RIVER], RIVER[0],
+     "field=chosen; not read: rejected"),
+    ("mbpp.jsonl", [{"text": "Add two.", "code": "def f(a, b):\n    return a + b", "task_id": 1}] * 3,
+     "Add two.\ndef f(a, b):\n    return a + b", "field=text, field=code; not read: task_id"),
+    ("wmt.jsonl", [{"translation": {"de": text, "en": text.upper()}} for text in RIVER],
+     f"{RIVER[0]}\n{RIVER[0].upper()}", "field=translation.de, field=translation.en"),
+    ("snli.jsonl", [{"sentence1": text, "sentence2": text.upper(), "n": 1} for text in RIVER],
+     f"{RIVER[0]}\n{RIVER[0].upper()}", "field=sentence1, field=sentence2; not read: n"),
+    ("log.json", {f"S{i}.json": {"goal": {"a": 1}, "log": [{"text": text, "metadata": {}} for text in RIVER]}
+                  for i in range(3)}, "\n".join(RIVER), "field=log.text; not read: goal.a, key"),
+    ("chat.json", {"a": {"content": [{"message": text, "agent": "x"} for text in RIVER], "b": 1},
+                   "c": {"content": [{"message": RIVER[0], "agent": "y"}] * 2, "b": 2}},
+     "\n".join(f"x: {text}" for text in RIVER), "said by=content.agent, field=content.message; not read: b, key"),
+    ("sums.csv", "question,answer\n" + "".join(f"What is {i} + 1?,{i + 1}\n" for i in range(9)), "What is 0 + 1?\n1",
+     "field=question, field=answer"),
+    ("wmt.tsv", "".join(f"{text}\t{text.upper()}\n" for text in RIVER), f"{RIVER[0]}\n{RIVER[0].upper()}",
+     "field=1, field=2"),
+    ("spam.csv", "v1,v2,,,\n" + "".join(f"{'ab'[i % 2]},{text},,,\n" for i, text in enumerate(RIVER)), RIVER[0],
+     "field=v2; not read: v1, 3, 4, 5"),
+    ("one.txt", "Who knows the time and what the user of it was, or who the author is?", None, ""),
+    ("ner.tsv", "".join(f"{i % 4}\t{'ABAA'[i % 4]}\tO\n" + "\n" * (i % 4 == 3) for i in range(16)), None, ""),
+    ("httpd.log", "".join(f"[Sun Dec 04 2005] [{'notice' if i % 2 else 'error'}] child {i}\n" for i in range(9)), None,
+     ""),
+])
+def test_what_is_asked_stands_before_its_answer(tmp_path: Path, name: str, value: object, said: str | None,
+                                                note: str) -> None:
+    content = value if isinstance(value, str) else json.dumps(value) if name.endswith(".json") else "".join(
+        json.dumps(row) + "\n" for row in value)  # type: ignore[attr-defined]
+    data = read(put(tmp_path / name, content))
+    assert (data.kind.name, data.problems.note) == ("text", note)
+    assert texts(data)[0] == (content if said is None else said)
+
+
+PLAYS = [{"username": f"u{i % 7}", "product_id": str(i * i % 5), "date": f"2017-12-{1 + i:02d}", "hours": 1.5,
+          "text": RIVER[i % 4]} for i in range(20)]
+DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
+
+
+@pytest.mark.parametrize("name, content, note, count", [
+    ("steam.json", "".join(f"{row}\n" for row in PLAYS), "who=username, what=product_id, when=date (*)", 7),
+    ("diginetica.csv", "sessionId;userId;itemId\n" + "".join(f"{i // 4};NA;{i * i % 7}\n" for i in range(20)),
+     "who=sessionId, what=itemId", 5),
+    ("kuairec.csv", "user_id,video_id,watch_ratio\n" + "".join(f"{i % 3},{i * i % 7},0.{i}\n" for i in range(20)),
+     "who=user_id, what=video_id", 3),
+    ("ml.inter", "user_id:token\titem_id:token\ttimestamp:float\n" + "".join(
+        f"{i % 3}\t{i * i % 7}\t{881250949 + i}\n" for i in range(20)),
+     "who=user_id, what=item_id, when=timestamp (*)", 3),
+    ("gowalla.txt", "".join(f"{i // 5}\t2010-10-1{i % 9}T23:55:27Z\t30.{i}\t-97.7\t{i * i % 7}\n" for i in range(20)),
+     "who=1, what=5, when=2 (*)", 4),
+    ("tsmc.txt", "".join(f"{i % 4}\tv{i * i % 7}\tArts & Crafts Store\tTue Apr 03 18:{i}:09 +0000 2012\n"
+                         for i in range(10, 30)), "who=1, what=2, when=4 (*)", 4),
+    ("jodie.csv", "user_id,item_id,timestamp,features\n" + "".join(f"{i % 3},{i * i % 7},{i}.0,0.1,0.2,0.3\n"
+                                                                for i in range(20)),
+     "who=user_id, what=item_id, when=timestamp (*)", 3),
+    ("bpi2013.csv", "SR Number;Change Date+Time;Status;Product\n" + "".join(
+        f"1-36{i % 4};{day};{'AQC'[i * i % 7 % 3]};P{i % 4}\n" for i, day in enumerate(DAYS)),
+     "who=SR Number, what=Status, when=Change Date+Time (*)", 4),
+    ("bpi2019.csv", "eventID ,case concept:name,event concept:name,event time:timestamp\n" + "".join(
+        f"{i},c{i % 4},{'AQC'[i * i % 7 % 3]},{day}\n" for i, day in enumerate(DAYS)),
+     "who=case concept:name, what=event concept:name, when=event time:timestamp (*)", 4),
+    ("tickets.csv", "number,state,opened_at,updated_at\n" + "".join(
+        f"n{i % 4},{'AQC'[i * i % 7 % 3]},2016-03-01 01:1{i % 4},{day}\n" for i, day in enumerate(DAYS)),
+     "who=number, what=state, when=updated_at (*)", 4),
+    ("log_structured.csv", "LineId,Time,Level,EventId\n" + "".join(
+        f"{i},{day},{'ab'[i % 2]},E{i * i % 3}\n" for i, day in enumerate(DAYS)),
+     "who=the file, what=EventId, when=Time (*)", 1),
+    ("traces.csv", "BlockId,Label,Features,TimeInterval\n" + "".join(
+        f'blk_{i},Fail,"[E5,E2,E{i % 3}]","[0.0, 1.5, 0.5]"\n' for i in range(20)), "what=Features", 20),
+    ("mpd.json", json.dumps({"info": {"slice": "0-9"}, "playlists": [
+        {"name": "x", "modified_at": 1493424000, "tracks": [{"pos": k, "track": f"t{k * i % 3}"} for k in range(4)]}
+        for i in range(9)]}), "what=tracks.track", 9),
+    ("hawkes.json", json.dumps([[{"time_since_start": k / 2, "type_event": k * i % 3} for k in range(4)]
+                                for i in range(9)]), "what=items.type_event, when=items.time_since_start", 9),
+])
+def test_who_and_what_in_files_that_are_often_fetched(tmp_path: Path, name: str, content: str, note: str,
+                                                      count: int) -> None:
+    data = read(put(tmp_path / name, content))
+    found, span, rest = data.problems.note.partition(" (")
+    assert (data.kind.name, len(data), bool(data.problems)) == ("events", count, False)
+    assert found.partition("; not read")[0] + (" (*)" if span and "when" in found else "") == note

@@ -30,6 +30,9 @@ def test_the_matrices_are_those_the_layers_apply(tmp_path: Path) -> None:
     torch.testing.assert_close(block.mixer.output(first @ block.mixer.values(y), y), block.mixer(y), rtol=0, atol=1e-5)
     assert (tmp_path / "look.png").stat().st_size > 5000 and "layer 2, gru: not linear" in str(seen)
     assert {"layer 1 mamba", "layer 2 gru", "layer 3 attention", "layer 3 head 1"} < set(seen.effects)
+    assert {"layer 1 head 1", "layer 3 head 1"} < set(seen.induction) and "induction" not in str(seen)
+    seen.induction["layer 3 head 1"] = 0.8
+    assert "(induction): head 1 (80%)" in str(seen)
 
 
 def test_what_parts_carry_is_the_direct_effect_of_their_writes(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import segue
 from segue.analysis.probes import probe
-from segue.analysis.sweep import Sweep, seed_sweep
+from segue.analysis.sweep import Sweep
 from segue.data import of
 from segue.data.pairs import NEGATIVES, lengths, matched_negatives
 from segue.errors import SegueError
@@ -290,10 +290,10 @@ def test_a_model_of_several_sorts(mixer: str) -> None:
 
 
 def test_a_sweep_tells_all_runs() -> None:
-    sweep = seed_sweep(lambda seed: seed / 10, range(5))
-    assert sweep.values == (0.0, 0.1, 0.2, 0.3, 0.4) and sweep.mean == pytest.approx(0.2)
+    sweep = Sweep((0.0, 0.1, 0.2, 0.3, 0.4))
+    assert sweep.mean == pytest.approx(0.2)
     assert sweep.error == pytest.approx(np.std(sweep.values, ddof=1) / math.sqrt(5))
     assert sweep.above(0.05) and not sweep.above(0.06) and "runs 0 0.1 0.2 0.3 0.4" in str(sweep)
     assert not Sweep((99.0,)).above(0)  # one run says nothing of its spread
     with pytest.raises(SegueError, match="at least one run"):
-        seed_sweep(float, [])
+        Sweep(())

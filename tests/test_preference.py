@@ -30,6 +30,7 @@ from segue.programs import Judge, Judgement, Local, Refiner, Scripted, preferenc
 from segue.programs.judge import score, yes_or_no
 from segue.tasks.lilt import CODEC, FAMILIES, Instruction, holds, lilt
 from segue.training.learn import learn
+from segue.verbs.prefer import _table
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
 
@@ -123,6 +124,19 @@ def test_prefer_moves_any_fitted_model(kind: str, prompt: str, better: str, wors
         torch.testing.assert_close(one, other)
     said = again.prefer([(prompt, better, worse)] * 2, steps=1, quiet=True)
     assert said.likelier[1] == 1.0
+
+
+def test_pairs_of_dialogues_as_they_are_published(tmp_path: Path) -> None:
+    path, talk = tmp_path / "pairs.jsonl", "Human: Hi.\n\nAssistant: "
+    rows = [({"chosen": f"{talk}Yes.", "rejected": f"{talk}Yet?"},
+             ("Human: Hi.\n\n", "Assistant: Yes.", "Assistant: Yet?")),
+            ({name: [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": said}]
+              for name, said in (("chosen", "Yes."), ("rejected", "No."))}, ("Hi.", "Yes.", "No.")),
+            ({"prompt": "Hi.", "chosen": [{"role": "assistant", "content": "Yes."}],
+              "rejected": [{"role": "assistant", "content": "No."}]}, ("Hi.", "Yes.", "No."))]
+    for row, pair in rows:
+        path.write_text(json.dumps(row) + "\n")
+        assert _table(path)[0] == [pair]
 
 
 def test_prefer_says_what_the_pairs_lack(tmp_path: Path) -> None:

@@ -269,9 +269,7 @@ def test_measures_are_those_of_scikit_learn(rows: list[tuple[bool, int]]) -> Non
     if not labels.any() or labels.all():
         with pytest.raises(SegueError, match="some of both"):
             roc_auc(labels, scores)
-        assert ours.mcc == 0
         return
-    assert ours.mcc == pytest.approx(metrics.matthews_corrcoef(labels, found))
     assert ours.balanced_accuracy == pytest.approx(metrics.balanced_accuracy_score(labels, found))
     assert roc_auc(labels, scores) == pytest.approx(metrics.roc_auc_score(labels, scores))
     assert pr_auc(labels, scores) == pytest.approx(metrics.average_precision_score(labels, scores))
@@ -279,12 +277,6 @@ def test_measures_are_those_of_scikit_learn(rows: list[tuple[bool, int]]) -> Non
             for t in np.unique(scores)]
     best = confusion(labels, scores >= equal_error(labels, scores))
     assert abs(best.sensitivity - best.specificity) == pytest.approx(min(each))
-
-
-def test_precision_follows_from_the_prevalence() -> None:
-    found = confusion(np.repeat([True, False], 1000), np.concatenate([np.arange(1000) < 927, np.arange(1000) >= 857]))
-    assert found.precision_at(0.03) == pytest.approx(0.167, abs=0.001)
-    assert found.precision_at(0.5) == pytest.approx(found.precision)
 
 
 def test_intervals_draw_whole_groups() -> None:

@@ -336,6 +336,8 @@ def test_everything_that_is_not_offered_is_refused_in_openais_words(tiny: Any) -
         answer = client.request(method, path, content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == status and says in answer.json()["error"]["message"], answer.text
         assert answer.json()["error"].keys() == {"message", "type", "param", "code"}
+    form = client.post("/v1/completions", content=b'{"prompt": "a"}', headers={"Content-Type": "application/x-form"})
+    assert form.status_code == 400 and "Content-Type: application/json" in form.json()["error"]["message"]
 
 
 def test_a_server_that_closes_says_so(tiny: Any) -> None:

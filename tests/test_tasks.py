@@ -20,10 +20,11 @@ from segue.models.automata import (
     symmetric,
     word_problem,
 )
+from segue.objectives import Batch
 from segue.tasks import TASKS, Scratchpad, Task
 from segue.tasks.automata import dyck, tracking
 from segue.tasks.listops import SYMBOLS, value
-from segue.training.learn import accuracy, learn
+from segue.training.learn import accuracy, learn, minibatches, windows
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -39,6 +40,22 @@ def test_draws_are_a_function_of_the_seed_within_the_vocabulary(name: str) -> No
     batches = task.batches(4, (task.shortest, 20), seed=1)
     assert torch.equal(batches(3).tokens, batches(3).tokens)
     assert batches(3).tokens.shape != batches(4).tokens.shape or not torch.equal(batches(3).tokens, batches(4).tokens)
+
+
+def test_rows_of_a_table_and_windows_of_a_text() -> None:
+    rows = torch.arange(12).view(6, 2)
+    draw = minibatches(Batch(rows, rows + 100), 50, seed=3)
+    assert torch.equal(draw(4).tokens, draw(4).tokens) and not torch.equal(draw(4).tokens, draw(5).tokens)
+    assert torch.equal(draw(4).targets, draw(4).tokens + 100)
+    assert set(draw(4).tokens[:, 0].tolist()) == set(rows[:, 0].tolist())
+    found = windows(torch.arange(40), 30, 5, torch.Generator().manual_seed(0))
+    assert found.shape == (30, 6) and bool((found.diff() == 1).all()) and len(found[:, 0].unique()) > 5
+
+
+def test_a_delayed_cue_is_asked_for_at_the_end() -> None:
+    batch = TASKS["delayed-cue"].test(20, 9)
+    assert torch.equal(batch.targets[:, -1], batch.tokens[:, 0]) and bool((batch.targets[:, :-1] < 0).all())
+    assert int(batch.tokens[:, 1:].min()) > int(batch.tokens[:, 0].max())
 
 
 def test_copy_asks_for_what_was_read() -> None:

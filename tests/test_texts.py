@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from functools import cache
-from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue import SegueError
 from segue.analysis.texts import (
     bleu,
     chrf,
@@ -23,13 +21,10 @@ from segue.analysis.texts import (
     edit_similarity,
     entropy,
     novelty,
-    pass_at_k,
-    repeated_predictions,
     repetition,
     rouge,
     self_bleu,
     sentence_bleu,
-    sentence_repetition,
     zipf,
 )
 
@@ -133,17 +128,3 @@ def test_degenerate_and_known_answers() -> None:
     assert zipf([power]) == pytest.approx(1, abs=0.01)
     assert zipf(["aabbcc"]) == pytest.approx(0, abs=1e-9)
     assert entropy(["abcd"]) == 2
-    assert sentence_repetition(["a", "b", "a", "a"]) == 0.5 and sentence_repetition([]) == 0
-    assert repeated_predictions("aab", "abb", 1) == pytest.approx(2 / 3)  # a after a, then b after b
-    assert repeated_predictions("aab", "abb", 1, wrong=True) == pytest.approx(1 / 3)
-    assert repeated_predictions("", "", 4) == 0
-
-
-@given(st.integers(1, 7), st.data())
-def test_one_of_k_attempts(attempts: int, data: st.DataObject) -> None:
-    right, k = data.draw(st.integers(0, attempts)), data.draw(st.integers(1, attempts))
-    draws = [any(i < right for i in chosen) for chosen in combinations(range(attempts), k)]
-    assert pass_at_k(attempts, right, k) == pytest.approx(np.mean(draws))
-    assert pass_at_k(attempts, right, 1) == pytest.approx(right / attempts)
-    with pytest.raises(SegueError, match="attempts"):
-        pass_at_k(attempts, right, attempts + 1)

@@ -1,1 +1,1 @@
-"""Measurements of trained models."""
+"""Measurements: of trained models, of their predictions, and of what they generate."""

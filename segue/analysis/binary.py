@@ -38,17 +38,6 @@ class Confusion:
     def balanced_accuracy(self) -> float:
         return (self.sensitivity + self.specificity) / 2
 
-    @property
-    def mcc(self) -> float:
-        """Matthews' correlation, -1 to 1; 0 where a row or column is empty."""
-        sides = float(self.tp + self.fp) * (self.tp + self.fn) * (self.tn + self.fp) * (self.tn + self.fn)
-        return (self.tp * self.tn - self.fp * self.fn) / sides**0.5 if sides else 0.0
-
-    def precision_at(self, prevalence: float) -> float:
-        """The precision where so many are positive, at the same sensitivity and specificity."""
-        found = self.sensitivity * prevalence
-        return _ratio(found, found + (1 - self.specificity) * (1 - prevalence))
-
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else float("nan")

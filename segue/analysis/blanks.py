@@ -1,5 +1,5 @@
-"""Sequences of which only some letters can be read: how well the others were filled in, and the two baselines that
-learn nothing, the commonest letter and the most similar sequence (arXiv 2408.00892).
+"""How well blanks were filled in, in sequences of which an instrument can read only some letters; and two baselines
+that learn nothing: the commonest letter and the most similar sequence (arXiv 2408.00892).
 
 Rows are arrays of ids; those in `known` can be read wherever they stand, and all others are blanks.
 """

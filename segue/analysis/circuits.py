@@ -225,9 +225,9 @@ def induction_scores(model: Stack, length: int = 32, rows: int = 16, seed: int =
     first occurrence (Olsson et al. 2022, arXiv 2209.11895). length: of the sequence, read twice."""
     generator = torch.Generator().manual_seed(seed)
     once = torch.randint(model.vocabulary, (rows, length), generator=generator)
-    again = torch.arange(length, 2 * length - 1)
+    tokens, again = torch.cat([once, once], 1).to(model.head.weight.device), torch.arange(length, 2 * length - 1)
     found: dict[str, float] = {}
-    for layer, matrix in enumerate(matrices(model, torch.cat([once, once], 1)), 1):
+    for layer, matrix in enumerate(matrices(model, tokens), 1):
         if matrix is not None:
             share = matrix.abs() / matrix.abs().sum(-1, keepdim=True).clamp(min=1e-12)
             scores = share[:, :, again, again - length + 1].mean((0, 2))

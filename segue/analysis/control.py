@@ -1,10 +1,10 @@
-"""Control of a fixed model by a prompt: which elements can be made its likeliest next one by putting a few elements in
-front of what it has read (Bhargava et al. 2023, arXiv 2310.04444)?
+"""Control of a fixed model by a prompt: which elements can a few elements in front of the input make its likeliest next
+one (Bhargava et al. 2023, arXiv 2310.04444)?
 
-The system is any model that scores a next element. Its state x is a sequence of ids, the control u a few more in front
-of them; y is reached where it is the first of the model's scores behind u + x. A search proves that an element can be
-reached, never that it cannot, but for `brute_force`, which tries everything, and `attention_bounds`, which excludes
-outputs of one attention head from its weights.
+The system is any model that scores a next element. Its state x is a sequence of ids, and the control u is a few more in
+front of them; y is reached if the model scores it highest after u + x. A search can prove that an element is reachable,
+not that it is unreachable. Two functions can: `brute_force`, which tries everything, and `attention_bounds`, which
+excludes outputs of one attention head from its weights alone.
 """
 
 from __future__ import annotations

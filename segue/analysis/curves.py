@@ -1,4 +1,4 @@
-"""How good predictions are by their place in the sequence, with what chance there is in it."""
+"""How good predictions are at each place of a sequence, with confidence intervals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How near what a model makes is to what is real, by features of both: the Frechet distance (Heusel et al. 2017, arXiv
+"""How near generated samples are to real ones, by features of both: the Frechet distance (Heusel et al. 2017, arXiv
 1706.08500) and MAUVE (Pillutla et al. 2021, arXiv 2102.01454).
 
 Features are what the caller's extractor gives; numbers of different extractors, or of different counts, do not compare.

@@ -1,4 +1,4 @@
-"""The score of answers that are numbers, dates or spans of text: exact match and F1 of DROP (Dua et al. 2019, arXiv
+"""Scores of answers that are numbers, dates or spans of text: the exact match and F1 of DROP (Dua et al. 2019, arXiv
 1903.00161)."""
 
 from __future__ import annotations

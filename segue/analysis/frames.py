@@ -1,4 +1,4 @@
-"""How well pictures show what they should: by the things that a classifier sees in each."""
+"""How well pictures show what they should, judged by what a classifier sees in each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a model still makes of its prompt, step by step of its answer (after 2023, arXiv 2304.04052).
+"""How much its prompt still influences a model at each step of its answer (after 2023, arXiv 2304.04052).
 
 Below, `asked` (B, T) bool are the nodes whose next element is an answer's: the first of a row is step 0, and so on; the
 prompts are those of the layout.

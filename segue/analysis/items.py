@@ -1,5 +1,5 @@
-"""Recommend items by what is said of them: an index of their vectors, and the histories that are near (Recformer: Li et
-al. 2023, arXiv 2305.13731)."""
+"""Recommend items by their descriptions: an index of the items' vectors, searched with the vector of a history
+(Recformer: Li et al. 2023, arXiv 2305.13731)."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What a model knows: classes read off its frozen features by heads that are fitted anew (Zheng et al. 2024, arXiv
-2312.07887), of every model that gives hidden states; and what the vector of a sequence knows of it, its length, what
-is in it, in which order, of which class (Papreja et al. 2019, arXiv 1907.01098), of everything that makes one."""
+"""Probes: what frozen features know. New heads read classes off the features of any model that gives hidden states
+(Zheng et al. 2024, arXiv 2312.07887); questions ask what one vector for a sequence knows of its length, content, order
+and class (Papreja et al. 2019, arXiv 1907.01098)."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -212,39 +212,9 @@ def grouped_split(groups: np.ndarray, fraction: float = 0.2, seed: int = 0) -> n
     return np.isin(number, held)
 
 
-def folded(tables: Mapping[str, np.ndarray], labels: np.ndarray, groups: np.ndarray, folds: int = 5, seed: int = 0,
-           kind: str = "logistic") -> dict[str, np.ndarray]:
-    """(N,) bool by table (N, D): whether a head (of PROBES) that was fitted on the other parts names the label (N,) of
-    each row; "the most frequent class" needs no table. Rows of one group (N,) lie in one of the `folds` parts."""
-    _, number = np.unique(groups, return_inverse=True)
-    part = (np.random.default_rng(seed).permutation(number.max() + 1) % folds)[number]
-    right: dict[str, np.ndarray] = {}
-    for fold in np.unique(part):
-        held = part == fold
-        if held.all():
-            raise SegueError("the sequences with classes are all the same: give different ones")
-        for name, found in held_right(tables, labels, held, seed, kind).items():
-            right.setdefault(name, np.zeros(len(labels), bool))[held] = found
-    return right
-
-
-def held_right(tables: Mapping[str, np.ndarray], labels: np.ndarray, held: np.ndarray, seed: int = 0,
-               kind: str = "logistic") -> dict[str, np.ndarray]:
-    """(M,) bool by table (N, D), for the M rows that are `held` (N,): whether a head (of PROBES) that was fitted on the
-    others names the label (N,); "the most frequent class" of the others needs no table."""
-    known, classes = torch.from_numpy(labels[~held]), int(labels.max()) + 1
-    right = {}
-    for name, table in tables.items():
-        features = torch.from_numpy(np.asarray(table, np.float64))
-        with torch.enable_grad():
-            head = fitted_head(kind, features[~held], known, classes, seed=seed)
-        right[name] = head(features[held]).argmax(-1).numpy() == labels[held]
-    return right | {"the most frequent class": labels[held] == np.bincount(labels[~held]).argmax()}
-
-
 def lengths_of(rows: Sequence[np.ndarray]) -> np.ndarray:
     """(N, 3): the length of each row in ways that a linear head can use, and nothing else of it."""
-    n = np.array([len(row) for row in rows], float)
+    n = np.array([max(1, len(row)) for row in rows], float)
     return np.stack([n, np.log(n), 1 / n], 1)
 
 

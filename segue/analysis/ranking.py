@@ -1,7 +1,8 @@
 """How high a predictor ranks what came next: HR@k, NDCG@k and MRR, among all items or among sampled ones.
 
-Numbers of the two sorts, with and without items that a person had already, and with other samples, do not compare, and
-sampled ones need not even order methods as full ones do (Krichene & Rendle 2020): say which they are.
+Ranks among all items and among sampled ones cannot be compared, nor ranks with and without the items that a person had
+already, nor ranks among other samples. Sampled ranks need not even put methods in the same order as full ones (Krichene
+& Rendle 2020). So always say which they are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The metrics of predictions and of generated sequences in one table: what each needs, which way is good, what it is,
 and its interval.
 
-Scores of tasks whose answers stand in blanks, of molecules, of variants and of learning on have reports of their own
-(`segue.analysis.blanks`, `molecules`, `variants`; `segue.continual.metrics`).
+Blanks, molecules, variants and continual learning have their own reports (`segue.analysis.blanks`, `molecules`,
+`variants`; `segue.continual.metrics`).
 """
 
 from __future__ import annotations

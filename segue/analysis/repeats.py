@@ -1,4 +1,4 @@
-"""What comes again, varied: edit distances, where a pattern returns, and how well segments were grouped."""
+"""Repeats with variation: edit distances, where a pattern returns, and how well segments were grouped."""
 
 from __future__ import annotations
 

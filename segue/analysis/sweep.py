@@ -1,9 +1,8 @@
-"""A result over seeds, all runs of it: never the best one."""
+"""A result over several seeds: all runs are reported, not the best one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,8 +41,3 @@ class Sweep:
     def __str__(self) -> str:
         runs = " ".join(f"{value:.3g}" for value in self.values)
         return f"{self.mean:.3g} ± {self.error:.2g} (runs {runs})"
-
-
-def seed_sweep(compute: Callable[[int], float], seeds: Iterable[int]) -> Sweep:
-    """`compute(seed)` for each seed."""
-    return Sweep(tuple(float(compute(seed)) for seed in seeds))

@@ -6,14 +6,12 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import comb, exp, log, log2, prod
-from typing import Any
+from math import exp, log, log2, prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segue.errors import SegueError
 from segue.models.base import Decodable, padded, state_for
 
 Text = Sequence[Hashable]
@@ -194,27 +192,6 @@ def novelty(texts: Sequence[Text], learned: Sequence[Text], n: int = 4) -> float
     held = set().union(*(ngrams(text, n) for text in learned))
     found = [gram for text in texts for gram in ngrams(text, n).elements()]
     return sum(gram not in held for gram in found) / max(len(found), 1)
-
-
-def repeated_predictions(predictions: Sequence[Any], text: Sequence[Any], window: int, wrong: bool = False) -> float:
-    """The share of a model's likeliest next elements that stand among the last `window` ones before them, text (N,) and
-    prediction (N,) by place (rep); wrong: and are not the right ones (wrep; Welleck et al. 2019, arXiv 1908.04319)."""
-    said = [guess in text[max(0, at - window) : at] and not (wrong and guess == text[at])
-            for at, guess in enumerate(predictions)]
-    return sum(said) / max(len(said), 1)
-
-
-def sentence_repetition(sentences: Sequence[Hashable]) -> float:
-    """The share of a text's sentences that it held before; 0 of none."""
-    return 1 - len(set(sentences)) / len(sentences) if sentences else 0.0
-
-
-def pass_at_k(attempts: int, right: int, k: int) -> float:
-    """The chance that of k attempts, drawn from so many of which some are right, one at least is: unbiased
-    (Chen et al. 2021, arXiv 2107.03374)."""
-    if not 0 <= right <= attempts or not 0 < k <= attempts:
-        raise SegueError(f"pass@{k} of {right} right ones in {attempts} attempts: give 0 <= right <= attempts >= k > 0")
-    return 1 - comb(attempts - right, k) / comb(attempts, k)
 
 
 @dataclass

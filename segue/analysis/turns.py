@@ -1,6 +1,6 @@
-"""How far one element of a sequence lies before another, by the cosine of two vectors of a bi-encoder, one as BEFORE
-and one as AFTER (curved contrastive learning: Erker et al. 2022, arXiv 2211.07591): what comes next, what leads to a
-goal, in which order goals are met.
+"""How many turns one element of a sequence lies before another, from the cosine of two vectors of a bi-encoder, one as
+BEFORE and one as AFTER (curved contrastive learning: Erker et al. 2022, arXiv 2211.07591). This says what comes next,
+what leads to a goal, and in which order goals are met.
 
 Time has a direction here: the cosine of x before y is not that of y before x.
 """

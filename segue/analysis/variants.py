@@ -1,7 +1,7 @@
-"""What a model of DNA (or protein) thinks of a variant: by how much the changed sequence is likelier than the given.
+"""Scores of variants by a model of DNA (or protein): how much likelier the changed sequence is than the given one.
 
-With words of k bases a variant may stand at any of k places of a word, and what the model says depends on it; so does
-the strand that is read. Both are averaged over (GENERator, arXiv 2502.07272, takes the first place of a word alone).
+With words of k bases a variant may stand at any of k places of a word, and the score depends on that place, and on the
+strand that is read. Scores are means over both (GENERator, arXiv 2502.07272, takes only the first place of a word).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a learner keeps of the past, in bounded size.
 
-`Reservoir` holds pieces of sequences of any length, as they go with a fitted model; `Buffer` holds rows of batches with
-named tensors beside them, as a strategy learns from them. Which rows stay is a policy of `UPDATES`, which come back one
-of `RETRIEVALS` (`segue.continual.replay`), and what lies beside them is the strategy's business.
+`Reservoir` holds pieces of sequences of any length, to be saved with a fitted model. `Buffer` holds rows of batches,
+which a strategy learns from, with named tensors beside them. A policy of `UPDATES` decides which rows stay, one of
+`RETRIEVALS` (`segue.continual.replay`) which come back; the strategy decides what lies beside them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Strategies made of strategies: several at once, and one that finds out by itself when something new begins."""
+"""Strategies made of other strategies: several at once, and one that detects by itself when a new experience begins."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Combined(Strategy):
     def __init__(self, *strategies: Strategy) -> None:
         self.strategies = strategies
         self.name = "+".join(each.name for each in strategies)
-        self.packs = all(each.packs for each in strategies)  # type: ignore[misc]
+        self.packs = all(each.packs for each in strategies)
         worn = [each for each in strategies if each.about == "adapter"]
         if worn and (others := [*worn[1:], *(each for each in strategies if each.about == "weights")]):
             raise SegueError(f"{worn[0].name} learns an adapter and not the weights that {others[0].name} is about: "

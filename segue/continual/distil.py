@@ -1,4 +1,4 @@
-"""Keep the answers of before: of the model before this experience on new rows, or those stored with old rows."""
+"""Keep earlier answers: those that the model gave on new rows before this experience, or those stored with old rows."""
 
 from __future__ import annotations
 

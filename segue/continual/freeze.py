@@ -1,4 +1,4 @@
-"""Learn with parts held still, from some experience on (SEQ*, Zheng et al. 2024, arXiv 2312.07887)."""
+"""Freeze parts of a model, from some experience on (SEQ*, Zheng et al. 2024, arXiv 2312.07887)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What strategies ask of a model on the side: losses and gradients of single rows, and a step that is not taken.
+"""What strategies compute beside training: losses and gradients of single rows, and a trial step.
 
-None of it moves the weights, touches `parameter.grad` or the optimiser, or draws from the chance that training uses.
+Nothing here moves the weights, touches `parameter.grad` or the optimiser, or draws random numbers that training uses.
 """
 
 from __future__ import annotations

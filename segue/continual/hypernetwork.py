@@ -1,5 +1,5 @@
-"""Learn one task after the other in the weights of a hypernetwork (`segue.models.hypernetwork.Generated`): the network
-of an old task is held by holding what is generated for it."""
+"""Learn one task after the other in the weights of a hypernetwork (`segue.models.hypernetwork.Generated`). The network
+of an old task is kept by holding still what the hypernetwork generates for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hold still what mattered: one quadratic penalty, and several ways to say how much each weight matters."""
+"""Hold the weights that mattered: one quadratic penalty, and several measures of how much each weight matters."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Learn an adapter of low rank beside the model, and merge it at the end: what an experience may change is bounded by
-its rank, and the model stays an ordinary one."""
+"""Learn a low-rank adapter beside the model, and merge it at the end. The rank bounds what an experience may change,
+and the model stays an ordinary one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes with a fitted model so that it can learn on: pieces of what it learned from, and of what it is measured on.
+"""What is saved with a fitted model so that it can be updated: pieces of what it learned from and is measured on.
 
 Both are bounded, so a model stays small however much it has learned.
 """

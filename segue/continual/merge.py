@@ -1,4 +1,4 @@
-"""Go only a part of the way, or beyond it: average the weights with those of before."""
+"""Average the weights after an experience with those before it: go a part of the way, or beyond it."""
 
 from __future__ import annotations
 

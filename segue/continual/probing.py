@@ -1,4 +1,4 @@
-"""What the backbone still knows of all experiences, beside what the head shows of it (Zheng et al. 2024, arXiv
+"""What the backbone still knows of all experiences, compared with what the head shows (Zheng et al. 2024, arXiv
 2312.07887)."""
 
 from __future__ import annotations

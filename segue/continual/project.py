@@ -1,4 +1,4 @@
-"""Steps that do not raise the loss of old rows, to first order: gradients projected on what they allow."""
+"""Gradients projected so that a step does not raise the loss on old rows, to first order."""
 
 from __future__ import annotations
 

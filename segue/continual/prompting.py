@@ -1,4 +1,4 @@
-"""Learn an experience by prompts alone, without stored data (L2P, DualPrompt, CODA-Prompt)."""
+"""Learn an experience with prompts alone, without stored data (L2P, DualPrompt, CODA-Prompt)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What HPCR (Lin et al. 2023, arXiv 2309.15038) puts around the loss of proxies (`segue.objectives.ProxyReplay`): the
-answers stored with old rows, and a scale that goes up and down."""
+"""The parts of HPCR (Lin et al. 2023, arXiv 2309.15038) beside its proxy loss (`segue.objectives.ProxyReplay`):
+distillation of the answers stored with old rows, and a scale of the loss that goes up and down."""
 
 from __future__ import annotations
 

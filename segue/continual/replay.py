@@ -1,4 +1,4 @@
-"""Learning old rows again beside the new ones."""
+"""Replay: old rows are learned again beside the new ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Riemannian walk: the Fisher information as it runs along, and how much each weight's way lowered the loss."""
+"""Riemannian walk: a running Fisher information, and how much the path of each weight lowered the loss."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Learn on in a sparse network: units that have done their work freeze, the free ones are wired anew, and activations
-of the last experiences are replayed (SHARP, Gurbuz et al. 2023, arXiv 2305.18563)."""
+"""Continual learning in a sparse network: units that an experience needs freeze afterwards, free ones get new
+connections, and activations of the last experiences are replayed (SHARP, Gurbuz et al. 2023, arXiv 2305.18563)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leave room for what is still to come: representations in which few units near each other are active at once."""
+"""Leave room for later experiences: representations in which few neighbouring units are active at once."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Learn where reading begins, and no weight: one initial state for each experience (Lina-Speech, 2024, arXiv
-2410.23320). What the model was, it stays, bit for bit."""
+"""Learn one initial state for each experience, and no weight (Lina-Speech, 2024, arXiv 2410.23320). Without it the
+model stays the same, bit for bit."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class StateTuning(Strategy):
 
     name = "state"
     about = "adapter"
-    packs: ClassVar[bool] = False
+    packs = False
 
     def __init__(self, rank: int = 1, rate: float = 0.1, scale: float = 0.02, seed: int = 0) -> None:
         if rate <= 0:

@@ -1,4 +1,4 @@
-"""A stream of experiences, learned one after the other with one strategy, and scored on all of them after each."""
+"""A stream of experiences: one strategy learns them in order, and after each the model is scored on all of them."""
 
 from __future__ import annotations
 

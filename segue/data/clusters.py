@@ -1,7 +1,7 @@
-"""Families of records: those that are near-copies or relatives of each other, which a split keeps on one side.
+"""Families of records: near-copies and relatives, which a split keeps on one side.
 
-With relatives on both sides, a model that only looks up passes for one that has learned: homologous proteins, alleles,
-quoted texts, logs of one routine.
+With relatives on both sides (homologous proteins, alleles, quoted texts, logs of one routine), a model that only looks
+things up seems to have learned.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Options that a kind takes, by the signature of its function."""
+"""Options that a kind takes, read off the signature of its function."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def checked(function: Callable[..., Any], whose: str, options: Mapping[str, Any]
     for option, value in options.items():
         if option not in known:
             raise SegueError(f"{whose} has no option '{option}'; it takes {', '.join(known) or 'none'}")
+        if value is None:  # as if it were not said
+            continue
         sort = str(known[option].annotation)
         if sort.startswith("Sequence"):
             value = [value] if isinstance(value, str) or not isinstance(value, Iterable) else value
             value = [str(part) for part in value]
-        elif sort.startswith("str") and value is not None:
+        elif sort.startswith("str"):
             value = str(value)
         elif sort == "bool" and not isinstance(value, bool):
             raise SegueError(f"the option '{option}' is true or false, not {value!r}")
-        elif sort.startswith("int") and type(value) is not int and not (value is None and "None" in sort):
+        elif sort.startswith("int") and type(value) is not int:
             raise SegueError(f"the option '{option}' is a whole number, not {value!r}")
         taken[option] = value
     return taken

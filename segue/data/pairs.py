@@ -1,7 +1,7 @@
 """Pairs of sequences, and pairs that do not belong together but look as if they did.
 
-What tells pairs from negatives is what a classifier learns: where negatives have other lengths than what they stand
-for, length is enough. So each sort matches more of it, and the simplest feature that still tells them apart (see
+A classifier learns whatever tells true pairs from negatives: if negatives have other lengths, length is enough. So the
+sorts of negatives here match more and more of the true pair, and the simplest feature that still tells them apart (see
 `segue.analysis.probes.probe`) is the floor that a claim must beat.
 """
 

@@ -17,6 +17,7 @@ from segue.data.records import Data
 from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import Kind, Problems, Record, head_of
+from segue.kinds.beside import owner
 from segue.kinds.packed import actual, bare, foreign, is_archive, unpacked
 from segue.progress import progress
 
@@ -46,6 +47,8 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
         return data
     problems = Problems()
     files, named = _find(paths)
+    with_ = {path: owner(path) or path for path in files}
+    files, named = list(dict.fromkeys(with_.values())), frozenset(with_[path] for path in named)
     chosen, files = _choose(files, named, kind, problems, options.get("encoding"))
     options = checked(chosen.read, f"reading {chosen.name}", options)
     writer = Writer(chosen, memory=memory)
@@ -63,13 +66,13 @@ def read(*paths: str | os.PathLike[str], kind: str | None = None, memory: int = 
         if kind is None or not (other := _likely(files[0], chosen)):
             raise
         raise SegueError(f"{error}; it looks like {other}, not {kind}") from error
-    return _collected(writer, problems)
+    return _collected(writer, problems, options)
 
 
-def _collected(writer: Writer, problems: Problems) -> Data:
+def _collected(writer: Writer, problems: Problems, reading: dict[str, Any] | None = None) -> Data:
     batches = writer.close()
     return Data(writer.kind, batches, elements=writer.elements, problems=problems, fingerprint=writer.fingerprint,
-                keep=writer.keep)
+                reading=reading, keep=writer.keep)
 
 
 def _size(path: Path) -> int:
@@ -107,7 +110,9 @@ def _find(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Path], frozense
                 for match in matches:
                     files.update(dict.fromkeys(_within(match) if is_archive(match) else [match]))
             else:
-                raise SegueError(f"{given}: no such file or folder; check the path")
+                why = "standard input is not read: write it into a file, and give that" if str(given) == "-" else \
+                    "no such file or folder; check the path"
+                raise SegueError(f"{given}: {why}")
         except (OSError, ValueError) as error:
             raise SegueError(f"{given}: cannot be looked up ({error})") from error
     return list(files), frozenset(named if len(named) < MANY else ())
@@ -190,7 +195,7 @@ def _heads(files: list[Path], named: frozenset[Path], problems: Problems) -> dic
         head = None
         try:
             if not actual(path).is_file():
-                raise SegueError(f"{path}: is not a regular file")
+                raise SegueError(f"{path}: is not a regular file; write what comes out of it into one, and give that")
             head = head_of(path)
             if not head:
                 raise SegueError(f"{path}: the file is empty; give a file with sequences in it")

@@ -1,4 +1,4 @@
-"""`Data`: the records of one kind, with views of them, and as a folder."""
+"""`Data`: the records of one kind, views of them, and their form as a folder."""
 
 from __future__ import annotations
 
@@ -37,18 +37,20 @@ class Data:
 
     kind: the `Kind`. problems: what was stepped over while reading. fingerprint: a hash of everything in it.
     elements: the items that the codes of `values` stand for, or None where elements are bytes or letters.
+    reading: the options of its kind by which files were read as they were asked for; None where it is from memory.
     keep: what must live as long as this (a temporary folder).
     """
 
     def __init__(self, kind: Kind, batches: list[pa.RecordBatch], *, elements: list[Any] | None = None,
                  problems: Problems | None = None, fingerprint: str = "", spans: np.ndarray | None = None,
-                 keep: Any = None) -> None:
+                 reading: dict[str, Any] | None = None, keep: Any = None) -> None:
         """Use `read`, `of` or `Data.open`. spans: (n, 3) record, start and stop of each part in this view, or None for
         all records whole."""
         self.kind = kind
         self.problems = problems if problems is not None else Problems()
         self.fingerprint = fingerprint
         self.elements = elements
+        self.reading = reading
         self.keep = keep
         self._items = np.array(elements, dtype=object) if elements is not None else None
         self._arrow = batches
@@ -221,7 +223,7 @@ class Data:
         """A view of parts of records, (n, 3) record, start and stop."""
         key = hashlib.blake2b(self.fingerprint.encode() + spans.astype(np.int64).tobytes(), digest_size=16).hexdigest()
         return Data(self.kind, self._arrow, elements=self.elements, problems=self.problems, fingerprint=key,
-                    spans=spans, keep=self.keep)
+                    spans=spans, reading=self.reading, keep=self.keep)
 
     def locate(self, record: int) -> tuple[Batch, int]:
         """The batch of a record, as spans number them, and its row there."""
@@ -269,6 +271,7 @@ class Data:
                 "problems_total": self.problems.total,
                 "note": self.problems.note,
                 "columns": self.problems.columns,
+                "reading": self.reading,
             })
         return folder
 
@@ -286,7 +289,7 @@ class Data:
             found = (Problem(**problem) for problem in meta["problems"])
             problems = Problems(found, meta["problems_total"], meta.get("note", ""), meta.get("columns", ()))
             data = cls(kind, mapped(folder / "records.arrow"), elements=elements, problems=problems,
-                       fingerprint=meta["fingerprint"])
+                       fingerprint=meta["fingerprint"], reading=meta.get("reading"))
             if len(data) != meta["records"] or data.total != meta["elements"]:
                 raise ValueError("records.arrow does not hold what data.json says")
             for batch in data._batches if elements is not None else ():

@@ -1,4 +1,4 @@
-"""A data set for people: what is in it, in a few facts and examples."""
+"""The summary of a data set for people: a few facts and examples."""
 
 from __future__ import annotations
 

@@ -295,7 +295,8 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
 class FittedModel(Protocol):
     """What `continue_` needs of a fitted model. context: elements of a row it was trained on. decodable: the model to
     run, its weights rounded as asked for. scheduled: that with fewer layers by position. mixture: the model with
-    counts, heads: what drafts for it, if there are any. best_draft: the name of the drafter that was found fastest."""
+    counts, heads: what drafts for it, if there are any. best_draft: the name of the drafter that was found fastest.
+    reading: how files are read."""
 
     context: int
     mixture: Mixture | None
@@ -308,6 +309,8 @@ class FittedModel(Protocol):
     def codec(self) -> Codec: ...
     @property
     def kind(self) -> Kind: ...
+    @property
+    def reading(self) -> dict[str, Any]: ...
 
 
 def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decoder: str | None = None,
@@ -330,7 +333,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
         say together. Measured numbers are forecast unless a decoder, a draft or what ends an answer is named.
     Everything else is as in `continue_objects` and `generate`.
     """
-    kind = fitted.kind
+    kind, reading = fitted.kind, fitted.reading | dict(reading or {})
     items = kind.storage == "items"
     many = isinstance(prime, (list, tuple)) and (
         not items or any(isinstance(each, (list, tuple, Path, SetPrompt)) for each in prime))
@@ -484,6 +487,6 @@ def prime_record(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any
     return Record(None if prime is None or len(prime) == 0 else kind.normalise(prime, known))
 
 
-def prime_object(kind: Kind, prime: Any, codec: Codec) -> Any:
+def prime_object(kind: Kind, prime: Any, codec: Codec, reading: Mapping[str, Any] | None = None) -> Any:
     """The object of `prime_record`."""
-    return prime_record(kind, prime, codec).object
+    return prime_record(kind, prime, codec, reading).object

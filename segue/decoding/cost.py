@@ -1,4 +1,4 @@
-"""Does drafting pay? Measured while it runs: time of a pass by its number of nodes, tokens won, time of drafting.
+"""Does drafting pay? While it runs, this measures the time of a pass by its number of nodes, tokens won, drafting time.
 
 Each draft size is an arm of a bandit whose rate is tokens per second; size 0 is plain decoding. The best arm runs; the
 others are tried again now and then, so rarely that what trials lose stays within a share of the time.

@@ -1,5 +1,5 @@
-"""Answers that are written all at once and made better a few times, by a model that was taught to (see
-`segue.objectives.Sundae`): start from noise, and let the model rewrite all of it again and again."""
+"""Answers written all at once: a model that was trained for it (see `segue.objectives.Sundae`) starts from noise and
+rewrites the whole answer a few times."""
 
 from __future__ import annotations
 

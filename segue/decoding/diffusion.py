@@ -1,5 +1,5 @@
-"""Writing in any order, by models that learned to undo noise (see `segue.objectives.diffusion`): filling the gaps of a
-sequence, and going on block by block.
+"""Writing in any order, by models of discrete diffusion (see `segue.objectives.diffusion`): filling the gaps of a
+sequence, and continuing block by block.
 
 A sampler is a function of what is there, of where the gaps are, and of `predict`, the log-probabilities of what noisy
 ids were. Draws are made in float64: in float32 samplers of many steps miss rare elements, which makes texts look

@@ -1,5 +1,5 @@
-"""From noise to real vectors, by models that learned to go there (see `segue.objectives.flow`): filling what is asked
-for in a sequence, and going on block by block."""
+"""Sequences of real vectors made from noise, by models of flow matching (see `segue.objectives.flow`): filling in what
+is asked for, and continuing block by block."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Prompts that end inside a token ("token healing", Lundberg 2023).
 
-"ba" may be read as the token "ba", but a model that has learned "bar" as one token never saw "ba" followed by "r", and
-after a blank at the end of a prompt it has seen everything but a word. So the last tokens of a prompt are taken back if
-what they spell is also the beginning of some longer token, and the answer must spell it again first.
+A model that has learned "bar" as one token never saw the token "ba" followed by "r"; and where a blank belongs to the
+word behind it, it never saw a word after a token that is a blank alone. So the last tokens of a prompt are taken back
+if some longer token begins with what they spell, and the answer must first spell that again.
 """
 
 from __future__ import annotations

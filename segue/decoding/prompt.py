@@ -1,9 +1,9 @@
 """Prompts that are more than tokens in a row: some parts have no order, or the last tokens may be taken back.
 
 Sets are those of Set-Based Prompting (McIlroy-Young et al. 2024, arXiv 2406.06581). Answer options, retrieved documents
-and examples come in some order that means nothing, and yet moves the answer. Here all parts of a set begin at the same
-position and do not see each other; what follows sees all of them, and stands behind the longest. Whatever is computed
-from there on depends on the parts, not on their order.
+and examples stand in an order that means nothing, and yet it changes the answer. Here all parts of a set begin at the
+same position and do not see each other; what follows sees all of them, and stands behind the longest. So everything
+computed from there on depends on the parts, not on their order.
 """
 
 from __future__ import annotations

@@ -18,13 +18,13 @@ from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from segue.errors import SegueError
+from segue.kernels.jit import jit as kept
 
 # For quick compiling: divisions are as in C, arrays are copied in loops, and loops over levels have a length that the
 # compiler does not know, so that it does not unroll them.
-jit = partial(njit, cache=True, error_model="numpy")
+jit = partial(kept, error_model="numpy")
 
 BIG = 48          # runs at most this long are counted on demand
 DEEP = 12         # orders above this one are never written out beforehand (their long runs are boilerplate, and few)

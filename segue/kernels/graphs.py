@@ -7,8 +7,8 @@ the neighbours of node i are others[begins[i]:begins[i + 1]] (see `neighbours`).
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from segue.kernels.jit import jit
 from segue.kernels.linkage import root
 
 
@@ -19,7 +19,7 @@ def neighbours(n: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.searchsorted(here[order], np.arange(n + 1)), there[order]
 
 
-@njit(cache=True)
+@jit()
 def boruvka(n, u, v, rank):
     """Contract edges in rounds: every cluster takes its strongest edge to another one (Borůvka 1926), those joined
     become one cluster, until no edge leads out of any. rank: different numbers from 0 on in each graph, the strongest
@@ -80,7 +80,7 @@ def boruvka(n, u, v, rank):
     return found, taken, order
 
 
-@njit(cache=True)
+@jit()
 def balls(begins, others, k):
     """(P, 3) node, radius 0 to k, and each node that is at most that far from it; the nearest first."""
     n = begins.size - 1
@@ -109,7 +109,7 @@ def balls(begins, others, k):
     return out
 
 
-@njit(cache=True)
+@jit()
 def distances(begins, others, sources, targets, farthest):
     """(len(sources),) how many edges from each source to its target; `farthest` where there are more, or no way."""
     n = begins.size - 1
@@ -132,7 +132,7 @@ def distances(begins, others, sources, targets, farthest):
     return out
 
 
-@njit(cache=True)
+@jit()
 def walks(begins, others, draws):
     """(n, L + 1) nodes of a random walk from each node, by numbers (n, L) drawn from [0, 1); a node without edges is
     not left."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from segue.kernels.jit import jit
 
 
-@njit(cache=True)
+@jit()
 def forward(ids, start, move, emit, alpha, scale):
     """Fills alpha (n, K), the distribution of the state after each of the ids (n,), and scale (n,), the probability of
     each element given those before it. One that is impossible tells nothing: the state then moves on as if unobserved.
@@ -28,7 +29,7 @@ def forward(ids, start, move, emit, alpha, scale):
                 alpha[t, j] *= emit[j, ids[t]] / total
 
 
-@njit(cache=True)
+@jit()
 def expect(flat, offsets, weights, start, move, emit, starts, moves, emits):
     """One step of expectation over sequences flat[offsets[s] : offsets[s + 1]], each of a weight: adds what is expected
     to `starts` (K,), `moves` (K, K) and `emits` (K, V); returns the weighted log-likelihood."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from segue.kernels.jit import jit
 
 
-@njit(cache=True)
+@jit()
 def root(parent, i):
     """The root of i, with the way there halved (Tarjan & van Leeuwen 1984)."""
     while parent[i] != i:
@@ -15,7 +16,7 @@ def root(parent, i):
     return i
 
 
-@njit(cache=True)
+@jit()
 def linkage(words, offsets, having, begins, share):
     """(n,) int64, the first member of the cluster of each of n sets: two are linked where they share at least `share`
     of the smaller one's words.

@@ -174,6 +174,11 @@ class Kind(ABC):
         """The options of `read` that give objects of this codec, where other objects could be read from the files."""
         return {}
 
+    def numbers(self, codec: Codec) -> np.ndarray | None:
+        """Where elements are measured numbers, what each id says: (size, C), a column for each of the C that take
+        turns, NaN in those of which it says nothing. None where elements are no numbers."""
+        return None
+
     def normalise(self, obj: Any, known: Collection[str] = ()) -> Any:
         """A user's prime as an object of this kind (text given as str becomes bytes, and so on). known: the items there
         are, where that helps to tell them apart in a text."""

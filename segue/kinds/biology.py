@@ -6,7 +6,7 @@ import hashlib
 import io
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice, pairwise, zip_longest
@@ -43,9 +43,16 @@ FLAT = {  # what files of databases and aligners begin with, and the name of the
     r"(CLUSTAL|MUSCLE|PROBCONS|MSAPROBS|Kalign)\b.*alignment|CLUSTAL( [WXO])?\s*\n": "clustal",
     r">(P1|F1|D[LC]|R[LC]|N[13]|XX);": "pir",
     r"(?i)#NEXUS\b": "nexus",
-    r"HEADER    .{40}\d\d-[A-Z]{3}-\d\d": "pdb-seqres",
-    r"data_\w+\s+#?\s*_entry\.id\s": "cif-seqres",
+    r"(HEADER    .{40}\d\d-[A-Z]{3}-\d\d|(ATOM|HETATM) +\d+ |CRYST1 |MODEL +\d+ *\n|REMARK +\d+ |TITLE {5})": "pdb",
+    r"data_\S+\s+#?\s*_entry\.id\s": "cif",
+    r"(!!(NA|AA)_MULTIPLE_ALIGNMENT|PileUp\b)": "msf",
+    r"##maf version=": "maf",
+    r"(<\?xml[^>]*>\s*)?<uniprot\b": "uniprot-xml",
+    r"@(HD|SQ|RG|PG)\t[A-Z]{2}:": "sam",
+    r"[^\s@][^\t\n]*\t\d+\t\S+\t\d+\t\d+\t(\*|(\d+[MIDNSHPX=])+)\t\S+\t\d+\t-?\d+\t([A-Za-z=.]+|\*)(\t|$)": "sam",
 }
+SIZES = re.compile(r"\s*(\d+)[ \t]+(\d+)[ \t]*[A-Za-z]?[ \t]*")  # the first line of PHYLIP: sequences, letters of each
+REVERSED = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
 
 Found = tuple[str, bytes, np.ndarray | None]  # name, letters as they stand in the file, qualities
@@ -97,11 +104,12 @@ class Letters(Kind):
 
     def read(self, path: Path, problems: Problems | None = None, *, case: str = "fold", illegal: str = "skip",
              column: str | None = None, features: str | None = None, classes: str | None = None) -> Iterator[Record]:
-        """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, GenBank, EMBL, UniProt,
-        PDB and mmCIF, alignments (Stockholm, Clustal, PIR, NEXUS), letters alone (a sequence a line, or one over lines
-        of one length and a shorter last), or a table (CSV, TSV, Parquet, JSON, ARFF) with sequences in a `column` (if
-        None, one called sequence or seq, or one of long words of letters; words of k letters that overlap are one
-        sequence, and so are twenty or more columns of one base each).
+        """One record a sequence; its name is file:identifier. FASTA (also behind a GFF), FASTQ, SAM (each read once,
+        as it was sequenced), GenBank, EMBL, UniProt, PDB and mmCIF, alignments (Stockholm, Clustal, PHYLIP, PIR, NEXUS,
+        MSF, MAF), letters alone (a sequence a line, or one over lines of one length and a shorter last), or a table
+        (CSV, TSV, Parquet, JSON, ARFF) with sequences in a `column` (if None, one called sequence or seq, or one of
+        long words of letters; words of k letters that overlap are one sequence, and so are twenty or more columns of
+        one base each).
 
         case: "fold" makes all letters upper case; "keep" leaves soft-masked (lower-case) letters different. illegal:
         what happens to a record with a letter outside the alphabet: "skip" (and tell) or "mask" (it becomes N or X).
@@ -176,8 +184,8 @@ class Letters(Kind):
             if looks_binary(head):
                 raise SegueError(
                     f"{path}: this is binary, not a file of {self.name} sequences (FASTA, FASTQ or GenBank)")
-            if flat == "clustal":
-                yield from _clustal(path, handle)
+            if flat in OWN:
+                yield from OWN[flat](path, handle, problems)
             elif flat is not None:
                 yield from self._flat(path, handle, flat, problems)
             elif start[:1] == b"@":
@@ -206,16 +214,22 @@ class Letters(Kind):
     def _flat(self, path: Path, handle: BinaryIO, form: str, problems: Problems | None) -> Iterator[Found]:
         """The sequence of each record, by Biopython; the features of GenBank and EMBL are not parsed."""
         text = io.TextIOWrapper(handle, "utf-8", "replace")  # names of authors may be in another encoding
+        source: Any = handle if form == "uniprot-xml" else text
         try:
+            if form in ("pdb", "cif"):  # what was in the tube, or where that is not told what is in the picture
+                source = io.StringIO(text.read())
+                whole = re.search(r"(?m)^(SEQRES|_pdbx_poly_seq_scheme\.)", source.getvalue()) is not None
+                form = f"{form}-{'seqres' if whole else 'atom'}"
             if form in ("genbank", "embl"):
                 scanners = require("Bio.GenBank.Scanner", "biology")
                 scanner = scanners.GenBankScanner() if form == "genbank" else scanners.EmblScanner()
                 records = scanner.parse_records(text, do_features=False)
             else:
-                records = require("Bio.SeqIO", "biology").parse(text, form)
+                with warnings.catch_warnings(action="ignore"):
+                    records = require("Bio.SeqIO", "biology").parse(source, form)
             for record in _doubted(path, records, problems):
                 try:
-                    yield record.id or record.name or "", bytes(record.seq), None
+                    yield (record.id or record.name or "").removeprefix("????:"), bytes(record.seq), None
                 except Exception as error:  # an undefined sequence; the class is Biopython's own
                     raise SegueError(f"{path}, record {record.id}: it holds no sequence (only its length); download it "
                                      "in full") from error
@@ -345,24 +359,34 @@ def _uncommented(text: bytes) -> bytes:
 
 def _flat(head: bytes) -> str | None:
     """The format of a file of a database or of an aligner, by its first line."""
-    first = head.lstrip()[:200].decode("utf-8", "replace")
-    return next((form for begin, form in FLAT.items() if re.match(begin, first)), None)
+    text = head.lstrip()[:4096].decode("utf-8", "replace")
+    form = next((form for begin, form in FLAT.items() if re.match(begin, text)), None)
+    return form if form is not None or not SIZES.match(text) else _phylip_begins(text)
 
 
 def _letters(text: bytes, form: str) -> bytes:
     """Some letters of a file of a database or of an aligner."""
     lines = text.decode("utf-8", "replace").splitlines()
-    if form in ("pdb-seqres", "cif-seqres"):
+    if form in ("pdb", "cif", "uniprot-xml"):
         return b"PROTEIN"
+    if form == "sam":
+        return "".join(cells[9] for line in lines if len(cells := line.split("\t")) > 10 and line[0] != "@").encode()
     if form in ("genbank", "embl", "swiss"):
         return b"PROTEIN" if re.search(r" (aa|AA)\b", lines[0]) else b"ACGT"
     if form == "nexus":
         lines = re.split(r"(?i)^\s*matrix\b", "\n".join(lines), maxsplit=1, flags=re.MULTILINE)[-1].splitlines()
-    if form == "pir":
+    if form == "maf":
+        words = [line.split()[-1] for line in lines if line.startswith("s ")]
+    elif form == "phylip":
+        words = [re.sub(r"^\S.{9}", "", line) for line in lines[1:]]
+    elif form == "msf":
+        words = [word for line in text.decode("utf-8", "replace").partition("//")[2].splitlines()
+                 for word in line.split()[1:]]
+    elif form == "pir":
         words = [line for i, line in enumerate(lines) if line[:1] != ">" and lines[i - 1][:1] != ">"]
     else:
         words = [line.split()[1] for line in lines[1:] if line[:1] not in "# /" and len(line.split()) in (2, 3)]
-    return "".join(words).translate(str.maketrans("", "", "*. ")).upper().encode("ascii", "replace")
+    return "".join("".join(words).split()).translate(str.maketrans("", "", "*.?~")).upper().encode("ascii", "replace")
 
 
 def _column(path: Path, problems: Problems | None, column: str | None, classes: str | None) -> Iterator[Found]:
@@ -388,7 +412,95 @@ def _doubted(path: Path, records: Iterator[Any], problems: Problems | None) -> I
         yield record
 
 
-def _clustal(path: Path, handle: BinaryIO) -> Iterator[Found]:
+def _phylip_begins(text: str) -> str | None:
+    """"phylip" where the first two rows, behind their names, have as many letters as each other, and no more than the
+    first line says."""
+    first, *rows = [line for line in text.splitlines() if line.strip()]
+    said = SIZES.fullmatch(first)
+    if said is None or not rows or int(said[2]) < 1 or (int(said[1]) > 1 and len(rows) < 2):
+        return None
+    for ten in (False, True):
+        letters = [_taxon(row, ten)[1] for row in rows[:2]]
+        if len(letters) > 1 and rows[1].strip().isalpha():  # the first row goes on
+            letters = [letters[0] + rows[1].strip()]
+        if all(re.fullmatch(r"[A-Za-z?*.-]+", each) for each in letters) and len({*map(len, letters)}) == 1 and \
+                len(letters[0]) <= int(said[2]):
+            return "phylip"
+    return None
+
+
+def _taxon(line: str, ten: bool) -> tuple[str, str]:
+    """The name and the letters of a row of PHYLIP: the name is ten signs, or a word."""
+    name, _, letters = (line[:10], "", line[10:]) if ten else line.strip().partition(" ") \
+        if "\t" not in line.strip() else line.strip().partition("\t")
+    return name.strip(), "".join(letters.split())
+
+
+def _phylip(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """Alignments behind lines that say how many sequences of how many letters: row by row or in blocks, their names a
+    word or of ten signs; that which fits."""
+    lines = [line for each in handle.read().decode("utf-8", "replace").splitlines() if (line := each.rstrip())]
+    at = 0
+    while at < len(lines):
+        said = SIZES.fullmatch(lines[at])
+        count, length = (int(said[1]), int(said[2])) if said else (0, 0)
+        ways = (way(lines[at + 1 :], count, length, ten) for ten in (False, True) for way in (_in_blocks, _in_rows))
+        rows, used = next(filter(None, ways), ([], 0)) if 0 < count < len(lines) - at else ([], 0)
+        if not rows:
+            raise SegueError(f"{path}, line {at + 1}: no alignment of {count} sequences of {length} letters begins "
+                             "here; is the file cut short?")
+        at += 1 + used
+        yield from ((name, letters.replace("?", "-").encode("utf-8", "replace"), None) for name, letters in rows)
+
+
+def _in_blocks(lines: list[str], count: int, length: int, ten: bool) -> tuple[list[tuple[str, str]], int] | None:
+    """The rows of an alignment in blocks, and how many lines it takes; None where they do not fit."""
+    names, letters = zip(*(_taxon(line, ten) for line in lines[:count]))
+    rows, used = list(letters), count
+    while max(map(len, rows)) < length and used + count <= len(lines):
+        rows = [row + "".join(line.split()) for row, line in zip(rows, lines[used : used + count])]
+        used += count
+    return (list(zip(names, rows)), used) if {*map(len, rows)} == {length} else None
+
+
+def _in_rows(lines: list[str], count: int, length: int, ten: bool) -> tuple[list[tuple[str, str]], int] | None:
+    """As `_in_blocks`, of one sequence behind the other."""
+    rows, used = list[tuple[str, str]](), 0
+    while len(rows) < count and used < len(lines):
+        name, letters = _taxon(lines[used], ten)
+        used += 1
+        while len(letters) < length and used < len(lines):
+            letters += "".join(lines[used].split())
+            used += 1
+        rows.append((name, letters))
+    return (rows, used) if len(rows) == count and {len(row) for _, row in rows} == {length} else None
+
+
+def _sam(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
+    """The reads of an alignment to a genome, each once and as it was sequenced."""
+    scored: bool | None = None
+    for number, line in enumerate(handle, 1):
+        cells = line.rstrip(b"\r\n").split(b"\t")
+        if line[:1] == b"@" or not line.strip():
+            continue
+        if len(cells) < 11 or not cells[1].isdigit():
+            bad(problems, path, str(number), None, "not the eleven columns of a read in SAM; is the file cut short?")
+            continue
+        flag, letters, quality = int(cells[1]), cells[9], cells[10]
+        if flag & 0x900 or letters == b"*":  # told again for another place
+            continue
+        scored = quality != b"*" if scored is None else scored
+        if scored and len(quality) != len(letters):
+            bad(problems, path, _name(cells[0], number), None, f"{len(letters)} letters but {len(quality)} qualities; "
+                                                               "mend or remove it")
+            continue
+        back = -1 if flag & 16 else 1
+        letters = letters.translate(REVERSED)[::-1] if flag & 16 else letters
+        scores = np.frombuffer(quality, np.uint8)[::back] - np.uint8(33) if scored else None
+        yield _name(cells[0], number), letters, scores
+
+
+def _clustal(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:
     """The rows of an alignment in blocks: a name, letters, and how many there were so far, if that is told."""
     rows: dict[str, bytes] = {}
     for number, line in enumerate(handle.read().splitlines(), 1):
@@ -456,6 +568,10 @@ def _headed(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 def _name(header: bytes, number: int) -> str:
     """The first word of a header, or the number of its record."""
     return (header.split() or [str(number).encode()])[0].decode("utf-8", "replace")
+
+
+OWN: dict[str, Callable[[Path, BinaryIO, Problems | None], Iterator[Found]]] = {
+    "clustal": _clustal, "phylip": _phylip, "sam": _sam}  # formats of `FLAT` that Biopython is not asked for
 
 
 def _fastq(path: Path, handle: BinaryIO, problems: Problems | None) -> Iterator[Found]:

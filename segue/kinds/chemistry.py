@@ -1,4 +1,4 @@
-"""Molecules: SMILES, from files of them, tables and SDF, checked sign by sign."""
+"""Molecules: SMILES, from files of them, tables, InChI, SDF, MOL2, RXN and XYZ, checked sign by sign."""
 
 from __future__ import annotations
 
@@ -16,20 +16,32 @@ from segue.kinds.columns import cells_of
 from segue.kinds.frame import DELIMITED, ROWS, TABULAR, Look, glance
 from segue.kinds.packed import bare, opened
 
-LINES = {".smi", ".smiles", ".ism", ".can", ".cxsmiles"}
+LINES = {".smi", ".smiles", ".ism", ".can", ".cxsmiles", ".rsmi"}
+INCHI = "InChI=1"
+TRIPOS = b"@<TRIPOS>MOLECULE"
+REACTION = re.compile(rb"\$(RXN|RDFILE)\b")
+BEGINS = (b"$RXN", TRIPOS)
+COUNT = re.compile(rb"[ \t]*[1-9]\d{0,5}\s*")
+# Atoms and where they are: how many, anything, and a line each.
+XYZ = re.compile(rb"\s*[1-9]\d{0,5}[ \t]*\r?\n[^\n]*\n\s*[A-Z][a-z]?(\s+-?\d*\.\d+(\*\^|[eE])?[-+\d]*){3}")
 BLOCK = re.compile(rb"^ *\d+ +\d+ .*V[23]000\s*$", re.MULTILINE)  # the line of a mol block that counts its atoms
 COLUMNS = {"smiles", "canonical_smiles", "smile", "isomeric_smiles", "canonicalsmiles", "rdkit_smiles", "mol",
-           "molecule", "structure", "reactants>reagents>production", "reaction_smiles", "rxn_smiles"}
+           "molecule", "structure", "reactants>reagents>production", "reaction_smiles", "rxn_smiles",
+           "reactionsmiles", "inchi"}
 NAMES = {"id", "name", "compound id", "compound_id", "molecule_name", "chembl_id", "zinc_id", "cid", "title", "mol_id"}
 ATOM, BOND, RING = re.compile(r"[A-Za-z]"), re.compile(r"[=#()\[\]]"), re.compile(r"[cnos]\d")
+# An atom in brackets: isotope, symbol, turn, hydrogens, charge, number.
+BRACKET = re.compile(r"\[\d*(?:[A-Z][a-z]?|[bcnops]|se|as|te|\*)(?:@@?(?:[A-Z]{2}\d+)?)?(?:H\d*)?(?:\++\d*|-+\d*)?"
+                     r"(?::\d+)?\]")
 SEPARATOR = re.compile(r"[\s,;]+")  # what stands between a molecule and its name, and in no molecule
 MANY = 1000  # signs of several letters that have a token, at most
 
 
 class Molecule(Kind):
     """An object is a SMILES text (of a molecule, several with dots between, or a reaction with >), its unit the
-    character. Files hold one a line with a name behind it (.smi), tables have a column of them, and of MDL mol blocks
-    (.sdf, .mol) the SMILES is made by RDKit (extra `chemistry`)."""
+    character. Files hold one a line with a name behind it (.smi; with blanks between its signs, too), tables have a
+    column of them, and of InChI, MDL mol blocks (.sdf, .mol), MOL2, RXN, RDF and XYZ the SMILES is made by RDKit (extra
+    `chemistry`)."""
 
     name = "molecule"
     unit = "character"
@@ -37,7 +49,7 @@ class Molecule(Kind):
     split_by = "content"
 
     def sniff(self, path: Path, head: bytes) -> float:
-        if BLOCK.search(head[:4096]) and not looks_binary(head):
+        if not looks_binary(head) and form_of(head):
             return 0.97
         if (table := table_of(path, head)) is not None:
             return 0.96 if column_of(table) is not None else 0.0
@@ -52,6 +64,9 @@ class Molecule(Kind):
         tells."""
         before, found = problems.total if problems is not None else 0, False
         for name, smiles in self._texts(path, problems, column, classes, encoding):
+            if smiles.startswith(INCHI):
+                molecule = _chem().MolFromInchi(smiles)
+                smiles = "" if molecule is None else _chem().MolToSmiles(molecule)
             if (wrong := fault(smiles)) is not None:
                 bad(problems, path, name, wrong[0] + 1, f"{wrong[1]}; mend or remove it")
                 continue
@@ -63,15 +78,15 @@ class Molecule(Kind):
     def _texts(self, path: Path, problems: Problems | None, column: str | None, classes: str | None,
                encoding: str) -> Iterator[tuple[str, str]]:
         head = head_of(path)
-        if BLOCK.search(head[:4096]):
-            yield from _blocks(path, problems)
+        if form := form_of(head):
+            yield from _blocks(path, form, problems)
         elif column is not None or table_of(bare(path), head) is not None:
             yield from _column(path, problems, column, classes, encoding)
         else:
             with opened(path) as handle:
                 lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
             for number, line in enumerate(lines, 1):
-                smiles, *rest = SEPARATOR.split(line.strip(), 1)
+                smiles, *rest = parted(line)
                 if smiles and not smiles.startswith("#") and not (number == 1 and smiles.lower() in COLUMNS):
                     name = rest[0].partition("\t")[0].strip() if rest else ""  # further columns are no part of it
                     yield name or f"line {number}", smiles
@@ -123,7 +138,10 @@ SINGLE = frozenset("BCNOPSFIbcnops0123456789=#$:/\\.()+-@<>~*")
 
 
 def fault(smiles: str) -> tuple[int, str] | None:
-    """Where a SMILES text is wrong, and how: what no grammar of SMILES allows. Valences are not looked at."""
+    """Where a SMILES text is wrong, and how: what no grammar of SMILES allows. Valences are not looked at. InChI may be
+    turned into one."""
+    if smiles.startswith(INCHI):
+        return None
     if (wrong := stranger(smiles)) is not None:
         return wrong, f"{smiles[wrong]!r} is no sign of SMILES here"
     open_, rings, at = list[int](), dict[str, int](), 0
@@ -155,7 +173,16 @@ def first_words(head: bytes) -> list[str]:
         return []
     lines = head.decode("utf-8", "replace").splitlines()
     lines = lines[:-1] if len(head) >= HEAD else lines
-    return [SEPARATOR.split(line.strip(), 1)[0] for line in lines[:ROWS] if line.strip() and not line.startswith("#")]
+    return [parted(line)[0] for line in lines[:ROWS] if line.strip() and not line.startswith("#")]
+
+
+def parted(line: str) -> list[str]:
+    """A molecule and what stands behind it. Signs with blanks between, as translators read them, are one molecule; in
+    InChI there are commas."""
+    words = line.split()
+    if len(words) > 3 and all(SMILES_SIGN.fullmatch(word) for word in words) and fault("".join(words)) is None:
+        return ["".join(words)]
+    return words if line.startswith(INCHI) else SEPARATOR.split(line.strip(), 1)
 
 
 def in_lines(words: list[str]) -> bool:
@@ -169,6 +196,10 @@ def telling(word: str) -> bool:
     """Whether there are atoms in a word, and what other words do not hold. (In steps: one pattern of all would take a
     long text's length squared.)"""
     atom = ATOM.search(word)
+    if word.startswith(INCHI):
+        return True
+    if any(not BRACKET.fullmatch(sign) for sign in SMILES_SIGN.findall(word) if sign[0] == "["):
+        return False  # [notice]
     return atom is not None and bool(BOND.search(word) or RING.search(word, atom.end()))
 
 
@@ -201,27 +232,73 @@ def _column(path: Path, problems: Problems | None, column: str | None, classes: 
         yield name, cell.strip().split(" ")[0]
 
 
-def _blocks(path: Path, problems: Problems | None) -> Iterator[tuple[str, str]]:
-    """The SMILES of mol blocks, by RDKit."""
-    chem = require("rdkit.Chem", "chemistry")
+def form_of(head: bytes) -> str:
+    """What RDKit is to read, by its beginning: "rxn", "mol", "mol2" or "xyz"; "" where that is nothing."""
+    head = head[:4096]
+    if REACTION.match(head.lstrip()):
+        return "rxn"
+    return "mol" if BLOCK.search(head) else "mol2" if TRIPOS in head else "xyz" if XYZ.match(head) else ""
+
+
+def _chem() -> Any:
     require("rdkit.RDLogger", "chemistry").DisableLog("rdApp.*")
+    return require("rdkit.Chem", "chemistry")
+
+
+def _blocks(path: Path, form: str, problems: Problems | None) -> Iterator[tuple[str, str]]:
+    """The SMILES of what RDKit reads."""
+    chem, number = _chem(), 0
     with opened(path) as handle:
-        for number, block in enumerate(_parts(handle), 1):
-            molecule = chem.MolFromMolBlock(block.decode("utf-8", "replace"))
-            if molecule is None:
-                bad(problems, path, str(number), None, "RDKit cannot read this mol block; mend or remove it")
+        for part in _parts(handle, form):
+            text = part.decode("utf-8", "replace")
+            number += 1
+            try:
+                if form == "rxn":
+                    reactions = require("rdkit.Chem.rdChemReactions", "chemistry")
+                    yield str(number), reactions.ReactionToSmiles(reactions.ReactionFromRxnBlock(
+                        re.split(r"(?m)^\$(?:DTYPE|RFMT|DATUM)", text)[0]))
+                    continue
+                molecule = chem.MolFromMolBlock(text) if form == "mol" else chem.MolFromMol2Block(text) \
+                    if form == "mol2" else placed(text)
+                smiles = chem.MolToSmiles(molecule)
+            except Exception as error:  # RDKit's own kinds; of None too
+                why = f" ({' '.join(str(error).split())[:80]})" if form == "xyz" else ""
+                bad(problems, path, str(number), None, f"RDKit cannot read this {form} block{why}; mend or remove it")
                 continue
             name = molecule.GetProp("_Name").strip() if molecule.HasProp("_Name") else ""
-            yield name or str(number), chem.MolToSmiles(molecule)
+            yield name or str(number), smiles
 
 
-def _parts(handle: Iterable[bytes]) -> Iterator[bytes]:
-    """The mol blocks of a file, each to the line $$$$."""
+def _parts(handle: Iterable[bytes], form: str) -> Iterator[bytes]:
+    """The blocks of a file: of mol each ends with a line $$$$, others go to where the next begins, of XYZ to a line
+    behind the atoms that says how many come next."""
     part: list[bytes] = []
+    begun, left = form == "mol", 0
     for line in handle:
-        part.append(line)
-        if line.startswith(b"$$$$"):
+        if form != "mol" and (left < 1 and COUNT.fullmatch(line) if form == "xyz" else line.startswith(BEGINS)):
+            if begun:
+                yield b"".join(part)
+            part, begun, left = [], True, int(line) + 2 if form == "xyz" else 0
+        left -= 1
+        part += [line] if begun else []
+        if form == "mol" and line.startswith(b"$$$$"):
             yield b"".join(part)
             part = []
     if b"".join(part).strip():
         yield b"".join(part)
+
+
+def placed(text: str) -> Any:
+    """A molecule of which a file says where its atoms are: as its SMILES below them says (QM9), else with the bonds
+    that RDKit finds for one without charge."""
+    chem = _chem()
+    lines = text.splitlines()
+    count = int(lines[0])
+    for line in lines[count + 2 :]:
+        if (words := line.split()) and fault(words[0]) is None and re.search("[A-Za-z]", words[0]) and \
+                (molecule := chem.MolFromSmiles(words[0])):
+            return molecule
+    molecule = chem.MolFromXYZBlock("\n".join([str(count), "", *(" ".join(line.replace("*^", "e").split()[:4])
+                                                               for line in lines[2 : count + 2])]) + "\n")
+    require("rdkit.Chem.rdDetermineBonds", "chemistry").DetermineBonds(molecule, charge=0)
+    return chem.RemoveHs(molecule)

@@ -11,16 +11,20 @@ from typing import Any
 
 # Members of an object that hold its rows, where others say something of them all.
 WITHIN = ("data", "rows", "records", "items", "examples", "instances", "samples", "results", "documents", "entries",
-          "annotations", "messages", "events", "train")
+          "annotations", "messages", "events", "playlists", "common_examples", "dialogues", "train")
+SPOKEN = ("role", "from", "speaker", "author", "agent")  # by which a list of objects is known as a dialogue
 PART = re.compile(r"(.*[_-])?(train|test|val|valid|validation|dev|eval|heldout)(ing)?([_-].*)?", re.IGNORECASE)
 SIGN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]')
 SEEN = 50  # members by which an object is told
 
 
 def as_row(value: Any) -> dict[str, Any] | None:
-    """A JSON value as cells: an object laid flat, a string as a text, a list of plain values as items; None: no row."""
+    """A JSON value as cells: an object laid flat, a string as a text, a list of plain values as items, one of objects
+    as the lists of their members; None: no row."""
     if isinstance(value, dict):
         return flat(value)
+    if _are_tables(value):
+        return flat({"items": value})
     if isinstance(value, str):
         return {"text": value}
     plain = isinstance(value, list) and value and not any(isinstance(item, (dict, list)) for item in value)
@@ -100,21 +104,47 @@ def rows_of(value: dict[str, Any]) -> list[dict[str, Any]] | None:
         return _of_lists(value)
     if len(members) > 1 and all(isinstance(member, dict) for member in members):
         return _of_objects(value)
+    if len(members) == 1 and isinstance(members[0], dict):
+        value = members[0]
     inner = next((value[name] for name in WITHIN if isinstance(value.get(name), list) and value[name] and
-                  all(isinstance(row, dict) and "role" not in row for row in value[name])), None)
-    return None if inner is None else [flat(row) for row in inner]
+                  all((isinstance(row, dict) and "role" not in row) or _are_tables(row) for row in value[name])), None)
+    if inner is None or _are_tables(inner[0]):
+        return None if inner is None else [row for each in inner if (row := as_row(each)) is not None]
+    return [flat(row) for row in _parted(inner)]
+
+
+def _parted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that only hold others, as articles their paragraphs and these their questions: those others, with what is
+    said of them all."""
+    within = {name for row in rows for name, cell in row.items() if _holds_tables(cell)}
+    spoken = any(len(cell.split()) > 12 for row in rows[:SEEN] for cell in row.values() if isinstance(cell, str))
+    if len(within) != 1 or spoken:
+        return rows
+    name = within.pop()
+    return [{**{key: cell for key, cell in row.items() if key != name}, **inner}
+            for row in rows for inner in row.get(name) or []]
+
+
+def _holds_tables(cell: Any) -> bool:
+    """Whether these are objects, no turns of a dialogue, each with a list of objects."""
+    return isinstance(cell, list) and bool(cell) and all(
+        isinstance(inner, dict) and not inner.keys() & {*SPOKEN} and
+        any(isinstance(each, list) and each and isinstance(each[0], dict) for each in inner.values()) for inner in cell)
 
 
 def _of_lists(value: dict[str, list[Any]]) -> list[dict[str, Any]] | None:
     items = [item for member in value.values() for item in member[:SEEN]]
     if not items:
         return None
+    if all(map(_are_tables, items)):
+        return _keyed((key, as_row(item) or {}) for key, member in value.items() for item in member)
     if all(isinstance(item, dict) for item in items) or _are_lists(items):
         if any("role" in item for item in items) or (_are_lists(items) and len({len(item) for item in items}) > 1):
             return None  # turns of one dialogue, or sequences
         if (inner := next((name for name in WITHIN if name in value), "train")) != "train":
             value = {inner: value[inner]}  # the others say something of them all
-        return _keyed((key, flat(_numbered(item))) for key, member in value.items() for item in member)
+        return _keyed((key, flat(_numbered(item))) for key, member in value.items()
+                      for item in (_parted(member) if _are_tables(member) else member))
     if any(isinstance(item, (dict, list)) for item in items):
         return None
     lengths = sorted({len(member) for member in value.values()})
@@ -154,6 +184,11 @@ def _keyed(rows: Iterable[tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
 
 def _numbered(row: Any) -> dict[str, Any]:
     return row if isinstance(row, dict) else {str(i): cell for i, cell in enumerate(row, 1)}
+
+
+def _are_tables(value: Any) -> bool:
+    """A list of objects, each a row of its own."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def _are_lists(values: Any) -> bool:

@@ -40,12 +40,14 @@ DAYS = 8  # columns called by dates from which on each row is a series
 LOG = "log"  # in place of a sign between cells: a web server's log
 UNIT = "\x1f"  # ASCII's own sign between cells, which stands for those of several characters
 SIGNS = (",", ";", "\t", "|", "::", " ")  # what may stand between cells; a blank stands for any run of blanks
-DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff"))
+DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff", ".inter"))  # the last as RecBole has them
 LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
 SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
+BARE = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
+TYPED = re.compile(r":(token|float)(_seq)?$")  # what RecBole writes behind a column's name
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
 # A line of a web server's log in the common form, or with what NCSA added to it.
 ACCESS = re.compile(rb'(\S+) (\S+) (\S+) \[([^\]]+)\] "((?:[^"\\]|\\.)*)" (\S+) (\S+)'
@@ -177,7 +179,8 @@ def load_array(path: Path, data: bytes, what: str) -> np.ndarray:
     """A NumPy array of numbers; a SegueError where it is none or was cut. what: what could be saved, for the error."""
     header = array_header(data)
     if header is None:
-        raise SegueError(f"{path}: no array that can be read; save it with numpy.save, as {what}")
+        pickled = " (it holds Python objects, a pickle, which is never opened)" if b"'|O'" in data[:256] else ""
+        raise SegueError(f"{path}: no array that can be read{pickled}; save it with numpy.save, as {what}")
     shape, dtype, start, fortran = header
     whole, there = math.prod(shape), (len(data) - start) // dtype.itemsize
     if there < whole:
@@ -234,6 +237,9 @@ def _look_json(suffix: str, text: str, cut: bool) -> Look | None:
             return None  # one object over many lines: no table
         rows.append(row)
         at = end
+    if not rows and text.lstrip()[:2] in ("{'", "{u"):  # as Python writes it
+        written = text.split("\n")[: -1 if cut else None]
+        rows = [flat(value) for line in written[:ROWS] if isinstance(value := literal(line), dict)]
     if not rows:  # a first row longer than the look, perhaps
         listed = set(re.findall(r'"([^"\\]{1,64})"\s*:\s*\[(?!\s*[\[{])', text))
         names = [] if "\n" in text else list(dict.fromkeys(re.findall(r'"([^"\\]{1,64})"\s*:', text)))
@@ -280,7 +286,9 @@ def _look_text(suffix: str, text: str, cut: bool, asked: frozenset[str] = frozen
     if len({*comment} - {""}) == len(comment) == usual > 1 and not any(map(number, comment)):
         names, headed, begin = [name.strip() for name in comment], True, noted
     elif _is_header(first, body[1:], asked):
-        names, headed, begin, body = first, True, noted + last, body[1:]
+        names, headed, begin, body = [TYPED.sub("", name) for name in first], True, noted + last, body[1:]
+    elif odd == 1 and delimiter != " " and (title := _short_header(lines, delimiter, quoted, usual, body)):
+        names, headed, begin, strange = [*title, *map(str, range(len(title) + 1, usual + 1))], True, noted + 1, ()
     else:
         names, headed = [str(i + 1) for i in range(usual)], False
         begin = noted + last - 1 - sum(cell.count("\n") for cell in body[0])
@@ -311,10 +319,19 @@ def _look_arff(text: str) -> Look | None:
     return Look(names, rows, True, regular, "delimited", ",", True, (head + data).count("\n"), quote=quote)
 
 
+def literal(line: str) -> Any:
+    """What Python wrote, {'a': 1}; None where it is something else."""
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+        return ast.literal_eval(line.strip())
+    return None
+
+
 def listed(cell: str) -> list[Any] | None:
-    """The list of plain values that a cell says, as programs write them: [1, 2] or ['a', 'b']; else None."""
+    """The list of plain values that a cell says, as programs write them: [1, 2], ['a', 'b'] or [a, b]; else None."""
     if cell[:1] != "[" or cell[-1:] != "]":
         return None
+    if BARE.fullmatch(cell) and not cell[1:-1].replace(",", "").replace(" ", "").isdigit():
+        return [word.strip() for word in cell[1:-1].split(",")]
     for parse in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
             values = parse(cell)
@@ -376,6 +393,14 @@ def _cells(lines: Iterable[str], delimiter: str, quoted: bool, quote: str = '"')
                 yield reader.line_num, row
 
 
+def _short_header(lines: list[str], delimiter: str, quoted: bool, usual: int, body: list[list[str]]) -> list[str]:
+    """The names of the first columns in a first line that has fewer cells than the rows below, all of which are of
+    numbers; else nothing."""
+    first = [cell.strip() for cell in next(_cells(lines, delimiter, quoted), (0, [""]))[1]]
+    named = 2 < len(first) < usual and len({*first} - {""}) == len(first) and not any(map(number, first))
+    return first if named and all(len(row) == usual and all(map(number, row)) for row in body) else []
+
+
 def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -> bool:
     """Whether a first row names the columns: by what was asked for, by numbers below words, or because its cells are
     short and none of them comes again in its column."""
@@ -384,13 +409,17 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
     days = {cell for cell in first if DATE.fullmatch(cell)}
     if asked.intersection(first) or (len(days) >= DAYS and 2 * len(days) > len(set(first)) == len(first)):
         return True
+    if first[0] == "" and [row[0] for row in body[:3]] == ["0", "1", "2"]:
+        return True  # of pandas: rows are counted, and columns may be
     if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
         return False
     if not body or any(2 * sum(number(cell) for cell in column) >= len(column) for column in zip(*body)):
         return True
-    again = any(place < len(row) and row[place].strip() == cell for place, cell in enumerate(first) for row in body)
-    short = all(len(cell.split()) <= 4 and cell[-1:] not in ".!?" for cell in first if cell)
-    return short and not again and len(set(first)) == len(first)
+    names = [cell for cell in first if cell]  # a table may have columns that are empty all over
+    again = any(cell and place < len(row) and row[place].strip() == cell for place, cell in enumerate(first)
+                for row in body)
+    short = all(len(cell.split()) <= 4 and cell[-1:] not in ".!?" for cell in names)
+    return short and not again and len(set(names)) == len(names) > len(first) // 3
 
 
 def said(roles: Iterable[tuple[str, str | None]], names: Iterable[str], span: str = "") -> str:
@@ -433,6 +462,8 @@ def load_table(path: Path, problems: Problems, encoding: str, asked: Iterable[st
             if by_lines(raw[:HEAD].decode("utf-8", "ignore")):
                 return _load_lines(path, raw, problems)
             return _of_objects(path, json_array(path, raw), "row")
+        if times_a_line(text := raw.decode()):
+            return _load_times(path, text)
         return _load_text(path, raw, problems, frozenset(name for name in asked if name))
     except (pa.ArrowException, csv.Error, UnicodeError, OSError, NotImplementedError) as error:
         raise SegueError(f"{path}: not a readable table ({error}); write it again, or convert it to CSV") from error
@@ -468,6 +499,25 @@ def _load_array(path: Path, raw: bytes) -> Frame:
     return Frame(path, {"items": pa.array(rows, pa.large_list(pa.string()))}, True, np.arange(1, len(rows) + 1), "row")
 
 
+def times_a_line(text: str) -> bool:
+    """Whether each line says when things happened: numbers with fractions that do not fall, on each line so many."""
+    lines = [line.replace(",", " ").split() for line in text.split("\n") if line.strip()]
+    try:
+        rows = [list(map(float, line)) for line in lines]
+    except ValueError:
+        return False
+    return len(rows) > 2 and len(set(map(len, rows))) > 1 and all(row == sorted(row) and len(row) > 1 for row in rows) \
+        and any(number != int(number) for row in rows for number in row if math.isfinite(number))
+
+
+def _load_times(path: Path, text: str) -> Frame:
+    import pyarrow as pa
+
+    rows = [(number, line.replace(",", " ").split()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return Frame(path, {"time": pa.array([row for _, row in rows], pa.large_list(pa.string()))}, True,
+                 np.array([number for number, _ in rows]))
+
+
 def json_lines(path: Path, lines: Iterable[bytes], problems: Problems | None) -> Iterator[tuple[int, Any]]:
     """What each line says that is not blank, with its number; a bad line is named and stepped over."""
     for number, line in enumerate(lines, 1):
@@ -476,8 +526,9 @@ def json_lines(path: Path, lines: Iterable[bytes], problems: Problems | None) ->
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            bad(problems, path, str(number), getattr(error, "pos", None), "not a line of JSON; mend or remove it")
-            continue
+            if not isinstance(value := literal(line.decode("utf-8", "replace")), dict):  # as Python writes it
+                bad(problems, path, str(number), getattr(error, "pos", None), "not a line of JSON; mend or remove it")
+                continue
         yield number, value
 
 

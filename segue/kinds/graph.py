@@ -31,8 +31,7 @@ from segue.files import write_text
 from segue.kinds.base import Dataset, Kind, Problems, Record, bad, class_in, of_class
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.frame import DELIMITED
-from segue.kinds.graph_files import LABEL, TU, WRITERS, Found, as_graphml, beside, form_of, found
-from segue.kinds.packed import bare
+from segue.kinds.graph_files import LABEL, WRITERS, Found, as_graphml, begun_by, form_of, found
 
 DIGITS = 64
 SIGN = re.compile(r"[-<>+]([0-9]|[1-5][0-9]|6[0-3])|[@:=]\S*")
@@ -57,9 +56,10 @@ class Graph:
 
 
 class Graphs(Kind):
-    """An object is the list of signs of one graph, its unit the sign. Files: data sets of the TU collection (name any
-    of their files), the text form of DGCNN, GraphML, GML, JSON (nodes and links, edge_index), graph6 and sparse6,
-    Matrix Market, edge lists (told by their name or heading, else ask for them with kind=graph)."""
+    """An object is the list of signs of one graph, its unit the sign. Files: data sets of the TU collection and of OGB
+    (name any of their files), the text form of DGCNN, GraphML, GEXF, GML, DOT, Pajek, METIS, DIMACS, TGF, JSON (nodes
+    and links, edge_index), graph6 and sparse6, Newick, Matrix Market, sparse rows of SciPy, triples, edge lists (told
+    by their name or heading, else ask for them with kind=graph)."""
 
     name = "graph"
     unit = "sign"
@@ -85,8 +85,8 @@ class Graphs(Kind):
 
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
-        """The files of one TU data set are read together, by the file of its edges."""
-        edges = {path: beside(path, "A") if TU.fullmatch(bare(path).name) else None for path in paths}
+        """The files of one data set (of TU, OGB) are read together, by that of its edges."""
+        edges = {path: begun_by(path) for path in paths}
         kept = [path for path in paths if edges[path] in (None, path) or edges[path] not in edges]
         yield from super().read_all(kept, problems, named, **options)
 

@@ -1,4 +1,5 @@
-"""Graphs as files say them: TU folders, the plain text of DGCNN, GraphML, GML, JSON, graph6, matrices, edge lists.
+"""Graphs as files say them: folders of TU and OGB, the plain text of DGCNN, GraphML, GEXF, GML, DOT, Pajek, METIS,
+DIMACS, TGF, JSON, graph6, Newick, matrices, triples, edge lists.
 
 Every reader gives `Found` graphs, with all attributes that nodes and edges have; which of these are labels,
 `segue.kinds.graph` decides. A graph that is wrong goes through `bad`, a file that cannot be used is a SegueError.
@@ -23,14 +24,17 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import HEAD, Problems, as_utf8, bad, head_of, looks_binary
-from segue.kinds.frame import DELIMITED
+from segue.kinds.frame import DELIMITED, load_array
 from segue.kinds.packed import COMPRESSED, actual, bare, opened
 
 LABEL = "{}_label"  # of a node, an edge or a graph: the attribute that surely is one, as TU files call it
 PARTS = ("graph_indicator", "graph_labels", "node_labels", "edge_labels", "graph_attributes", "node_attributes",
          "edge_attributes")
 TU = re.compile(rf"(?P<name>.+)_(A|{'|'.join(PARTS)})\.txt", re.IGNORECASE)
-LISTS = {".edgelist", ".edges", ".edge", ".wel", ".adjlist"}
+OGB = ("edge", "num-node-list", "num-edge-list", "node-feat", "edge-feat", "graph-label", "node_year", "node-label")
+CSR = re.compile(r"(?P<stem>(?!.*csc)(?:.*_)?)(indptr|indices|shape|data|format)\.npy")  # of SciPy, and its like
+LISTS = {".edgelist", ".edges", ".edge", ".wel", ".adjlist", ".cites"}
+TREES = {".nwk", ".newick", ".nh", ".tre", ".tree"}
 SHORT = {".g6", ".graph6", ".s6", ".sparse6", ".d6", ".digraph6"}
 ENDS = [("source", "target"), ("src", "dst"), ("fromnodeid", "tonodeid"), ("node1", "node2"), ("node_1", "node_2"),
         ("from", "to"), ("u", "v"), ("i", "j"), ("id_1", "id_2"), ("id1", "id2"), ("source_id", "target_id"),
@@ -41,6 +45,7 @@ LINKS = ("links", "edges")
 MOST = 2_000_000  # nodes of a graph; a damaged count may be anything
 SIGNS = re.compile(r'"[^"]*"|\[|\]|[^\s\[\]"]+')
 WHOLE = re.compile(r"-?\d+")
+MEASURE = re.compile(r"-?\d*\.?\d+([eE][-+]?\d+)?")
 
 Attributes = Mapping[str, Any]
 Edge = tuple[int, int, bool, Attributes]  # from, to, whether it has a direction, what is said of it
@@ -60,14 +65,25 @@ class Found:
 def form_of(path: Path, head: bytes) -> str:
     """The form of a file by its name and beginning: one of `READERS`, or "" where it looks like none."""
     suffix, text = path.suffix.lower(), head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
-    if beside(path, "A") is not None and beside(path, "graph_indicator") is not None:
-        return "tu"
+    if (first := begun_by(path)) is not None:
+        return "tu" if first.suffix == ".txt" or TU.fullmatch(bare(path).name) else \
+            "ogb" if bare(first).suffix == ".csv" else "csr"
     if text.startswith(">>") and re.match(r">>(graph6|sparse6|digraph6)<<", text):
         return "graph6"
     if looks_binary(head):
         return ""
     if text[:1] == "<" and "<graphml" in text[:4096]:
         return "graphml"
+    if text[:1] == "<" and "<gexf" in text[:4096]:
+        return "gexf"
+    if (form := next((form for form, begin in BEGINS.items() if re.match(begin, text, re.IGNORECASE)), "")):
+        return form
+    if suffix in TREES and text[:1] == "(":
+        return "newick"
+    if suffix in (".graph", ".metis") and re.match(r"(%.*\n)*\s*\d+[ \t]+\d+([ \t]+\d+){0,2}[ \t]*\r?\n", text):
+        return "metis"
+    if suffix == ".tgf":
+        return "tgf"
     if re.match(r"(\s*#.*\n|\s*(creator|version|comment)\b.*\n)*\s*graph\s*\[", text, re.IGNORECASE) and \
             (suffix == ".gml" or re.search(r"\bnode\s*\[", text)):
         return "gml"
@@ -79,9 +95,39 @@ def form_of(path: Path, head: bytes) -> str:
         return "matrix"
     if _dgcnn(text.splitlines()[:-1] if len(head) == len(text) >= 1 << 16 else text.splitlines()):
         return "dgcnn"
-    if suffix in LISTS or re.match(r"#.*\n(#.*\n)*?#\s*(Nodes:|FromNodeId)", text):
+    if suffix in LISTS or re.match(SNAP, text) or re.match(KONECT, text):
         return "list"
+    if suffix in (*DELIMITED, ".txt", "") and "\t" in text[:4096] and _triples(text.splitlines()[: 50 * LINES]):
+        return "triples"
     return "list" if suffix in DELIMITED and _edges(text.splitlines()[:LINES]) else ""
+
+
+# What files of some forms begin with.
+SNAP = r"#.*\n(#.*\n)*?#\s*(Nodes:|FromNodeId)"
+KONECT = r"%\s*(sym|asym|bip)\b.*\n(%.*\n)*\d+[ \t]+\d+"
+BEGINS = {"pajek": r"(%.*\n|\s)*\*(vertices|network)\b",
+          "dot": r"(\s|//.*\n|#.*\n|/\*[^*]*\*/)*(strict\s+)?(di)?graph\s*(\"[^\"\n]*\"|\w*)\s*\{",
+          "dimacs": r"(c\b.*\n|\s)*p[ \t]+(edge|col|sp|max|clq)[ \t]+\d+[ \t]+\d+",
+          "triples": r"(#.*\n|\s)*(<[^>\s]+>|_:\S+)\s+<[^>\s]+>\s+\S.*\.[ \t]*\r?\n"}
+
+
+def begun_by(path: Path) -> Path | None:
+    """The file by which a data set is read that is several files, of which this is one; None where it is no such."""
+    if beside(path, "A") is not None and beside(path, "graph_indicator") is not None:
+        return beside(path, "A")
+    if bare(path).suffix == ".csv" and bare(path).stem in OGB and of_ogb(path, "num-node-list") is not None and \
+            of_ogb(path, "num-edge-list") is not None:
+        return of_ogb(path, "edge")
+    if part := CSR.fullmatch(path.name):
+        files = [path.with_name(f"{part['stem']}{name}.npy") for name in ("indptr", "indices", "shape")]
+        return files[0] if all(actual(file).is_file() for file in files) else None
+    return None
+
+
+def of_ogb(path: Path, part: str) -> Path | None:
+    """That part of a data set of OGB, packed or not, in the folder of one of its files."""
+    return next((twin for ending in ("", *sorted(COMPRESSED))
+                 if actual(twin := path.with_name(f"{part}.csv{ending}")).is_file()), None)
 
 
 def found(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
@@ -92,6 +138,9 @@ def found(path: Path, problems: Problems | None, directed: bool | None, encoding
                                          "graph6" if suffix in SHORT else "list")
     if form == "tu":
         yield from _tu(path, problems, directed, encoding)
+        return
+    if form in ("ogb", "csr"):
+        yield from (_ogb if form == "ogb" else _csr)(path, problems, directed)
         return
     if form == "graphml":
         yield from _graphml(path, problems)
@@ -306,6 +355,301 @@ def _element(path: Path, problems: Problems | None, graph: ElementTree.Element, 
     if placed is None:
         return None
     return Found(name, list(nodes.values()), [(*pair, *edge) for pair, edge in zip(placed, edges)], said(graph))
+
+
+def _gexf(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """As Gephi writes it."""
+    try:
+        root = ElementTree.fromstring(re.sub(r"<\?xml[^>]*>", "", text, count=1).strip())
+    except ElementTree.ParseError as error:
+        raise SegueError(f"{path}: no GEXF that can be read ({error}); save it again") from error
+    for number, graph in enumerate((each for each in root if _local(each) == "graph"), 1):
+        titles = {(what.get("class"), each.get("id")): each.get("title") or ""
+                  for what in graph.iter() if _local(what) == "attributes" for each in what}
+
+        def said(element: ElementTree.Element, titles: Any = titles) -> dict[str, str]:
+            own = {key: element.get(key, "") for key in ("label", "weight", "kind") if element.get(key)}
+            return own | {titles.get((_local(element), each.get("for")), each.get("for")): each.get("value", "")
+                          for each in element.iter() if _local(each) == "attvalue"}
+
+        nodes = {each.get("id"): said(each) for each in graph.iter() if _local(each) == "node"}
+        links = [each for each in graph.iter() if _local(each) == "edge"]
+        usual = graph.get("defaultedgetype", "directed" if directed else "undirected")
+        ends = numbered(path, problems, str(number), ((each.get("source"), each.get("target")) for each in links),
+                        {node: place for place, node in enumerate(nodes)})
+        if ends is not None:
+            yield Found(str(number), list(nodes.values()), [(*pair, each.get("type", usual) == "directed", said(each))
+                                                            for pair, each in zip(ends, links)])
+
+
+# -- DOT, of Graphviz
+
+WORDS = re.compile(r'"(?:[^"\\]|\\.)*"|<[^<>\n]*>|->|--|[{}\[\];,=]|(?:[^\W]|[.+-](?!->|-))[\w.:+]*', re.DOTALL)
+
+
+def _dot(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    text = re.sub(r'("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/|^#[^\n]*', lambda found: found[1] or " ", text,
+                  flags=re.DOTALL | re.MULTILINE)
+    signs = [sign[1:-1] if sign[:1] == '"' else sign for sign in WORDS.findall(text)]
+    at = number = 0
+    while at < len(signs):
+        head = signs[at : signs.index("{", at)] if "{" in signs[at:] else []
+        kinds = [word.lower() for word in head]
+        if "graph" not in kinds and "digraph" not in kinds:
+            break
+        way, number, at = "digraph" in kinds, number + 1, at + len(head) + 1
+        nodes, edges = dict[str, dict[str, str]](), list[tuple[str, str, dict[str, str]]]()
+        groups: list[list[str]] = [[]]
+        outside: list[Any] = []  # what was so where a group began
+        tails, told = list[str](), list[dict[str, str]]()  # where edges begin; of what attributes are said
+        joins = chained = False
+
+        def meet(members: list[str], edges: Any = edges, nodes: Any = nodes) -> None:
+            nonlocal tails, told, joins, chained
+            made: list[tuple[str, str, dict[str, str]]] = [(a, b, {}) for a in tails for b in members] if joins else []
+            edges += made
+            told = [*(told if chained else []), *(each[2] for each in made)] if joins else [nodes[a] for a in members]
+            tails, chained, joins = members, joins, False
+
+        while at < len(signs) and groups:
+            sign, after = signs[at], signs[at + 1 : at + 2]
+            at += 1
+            if sign == "{":
+                groups.append([])
+                outside.append((tails, told, joins, chained))
+                tails, told, joins, chained = [], [], False, False
+            elif sign == "}":
+                members = groups.pop()
+                if groups:
+                    groups[-1] += members
+                    tails, told, joins, chained = outside.pop()
+                    meet(members)
+            elif sign in ("->", "--"):
+                joins = True
+            elif sign == "[":
+                while at < len(signs) and signs[at] != "]":
+                    if signs[at + 1 : at + 2] == ["="] and at + 2 < len(signs):
+                        for own in told:
+                            own[signs[at]] = signs[at + 2]
+                        at += 2
+                    at += 1
+                at += 1
+            elif sign in ";,":
+                tails, told, joins, chained = [], [], False, False
+            elif after == ["="]:
+                at += 2
+            elif sign.lower() in ("node", "edge", "graph") and after == ["["]:
+                told = []
+            elif sign.lower() == "subgraph":
+                at += after != ["{"]
+            else:
+                nodes.setdefault(sign, {})
+                groups[-1].append(sign)
+                meet([sign])
+        if groups:
+            raise SegueError(f"{path}: graph {number} is never closed with }}; is the file cut short?")
+        places = {node: place for place, node in enumerate(nodes)}
+        yield Found(str(number), list(nodes.values()), [(places[a], places[b], way, said) for a, b, said in edges])
+    if not number:
+        raise SegueError(f"{path}: there is no graph in this file")
+
+
+# -- Pajek, METIS, DIMACS, TGF: lines of nodes and of edges
+
+def _pajek(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """Behind *Vertices the nodes, behind *Arcs and *Edges (or lists of them, or a matrix) what joins them."""
+    parts = re.split(r"(?im)^[ \t]*(?=\*vertices\b)", text)[1:]
+    if not parts:
+        raise SegueError(f"{path}: there is no graph in this file (*Vertices)")
+    for number, part in enumerate(parts, 1):
+        section, count = "", 0
+        names: dict[int, str] = {}
+        links: list[tuple[str, str, bool, dict[str, str]]] = []
+        row = 0
+        for line in part.splitlines():
+            cells = [cell.strip('"') for cell in re.findall(r'"[^"]*"|\S+', line)]
+            if not cells or cells[0][:1] == "%":
+                continue
+            if cells[0][:1] == "*":
+                section = cells[0][1:].lower()
+                if section == "vertices":
+                    count = min(int(cells[1]), MOST) if len(cells) > 1 and cells[1].isdecimal() else 0
+            elif section == "vertices" and cells[0].isdecimal():
+                names[int(cells[0])] = cells[1] if len(cells) > 1 else ""
+            elif section in ("arcs", "edges") and len(cells) > 1:
+                links.append((cells[0], cells[1], section == "arcs", {"weight": cells[2]} if len(cells) > 2 else {}))
+            elif section in ("arcslist", "edgeslist"):
+                links += [(cells[0], other, section == "arcslist", {}) for other in cells[1:]]
+            elif section == "matrix":
+                row += 1
+                links += [(str(row), str(at), True, {}) for at, cell in enumerate(cells, 1) if cell.strip("0.")]
+        places = {str(node + 1): node for node in range(count)}
+        ends = numbered(path, problems, str(number), (link[:2] for link in links), places)
+        if ends is not None:
+            nodes = [{"label": names[node + 1]} if names.get(node + 1) else {} for node in range(count)]
+            yield Found(str(number), nodes, [(*pair, *link[2:]) for pair, link in zip(ends, links)])
+
+
+def _metis(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """How many nodes and edges; and of each node, counted from 1, a line of its neighbours, with weights where a third
+    number of the first line says so."""
+    first, *lines = [line for line in text.splitlines() if line.lstrip()[:1] != "%"] or [""]
+    said = first.split()
+    if len(said) < 2 or not all(map(str.isdecimal, said)) or int(said[0]) > MOST:
+        raise SegueError(f"{path}: its first line does not say how many nodes and edges there are")
+    count, flags = int(said[0]), said[2].rjust(3, "0") if len(said) > 2 else "000"
+    front = (flags[0] == "1") + (int(said[3]) if len(said) > 3 else 1) * (flags[1] == "1")
+    if len(lines) < count:
+        raise SegueError(f"{path}: has {len(lines):,} of {count:,} nodes; is the file cut short?")
+    pairs = [(str(node), other) for node, line in enumerate(lines[:count], 1)
+             for other in line.split()[front :: 2 if flags[2] == "1" else 1]]
+    ends = numbered(path, problems, "1", pairs, {str(node + 1): node for node in range(count)})
+    if ends is not None:
+        yield Found("1", [{}] * count, joined(ends, [{}] * len(ends), directed))
+
+
+def _dimacs(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """p sort nodes edges, and e (an edge) or a (an arc with its length) lines."""
+    lines = [cells for line in text.splitlines() if (cells := line.split()) and cells[0] in ("p", "e", "a")]
+    count = int(lines[0][2]) if len(lines[0]) > 2 and lines[0][2].isdecimal() else 0
+    if not 0 < count <= MOST:
+        raise SegueError(f"{path}: its line p does not say how many nodes there are")
+    links = [cells for cells in lines[1:] if len(cells) > 2]
+    ends = numbered(path, problems, "1", ((cells[1], cells[2]) for cells in links),
+                    {str(node + 1): node for node in range(count)})
+    if ends is not None:
+        said = [{"weight": cells[3]} if len(cells) > 3 else {} for cells in links]
+        arcs = any(cells[0] == "a" for cells in links)
+        yield Found("1", [{}] * count, joined(ends, said, directed if arcs else bool(directed)))
+
+
+def _tgf(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """Nodes with their labels, a line #, edges with theirs."""
+    above, mark, below = re.sub(r"(?m)^\s*#\s*$", "\0", text).partition("\0")
+    nodes = [line.split(None, 1) for line in above.splitlines() if line.strip()]
+    links = [cells for line in below.splitlines() if len(cells := line.split(None, 2)) > 1]
+    if not mark or not nodes:
+        raise SegueError(f"{path}: no nodes, line # and edges, as TGF has them")
+    ends = numbered(path, problems, "1", ((cells[0], cells[1]) for cells in links),
+                    {cells[0]: place for place, cells in enumerate(nodes)})
+    if ends is not None:
+        yield Found("1", [{"label": cells[1]} if len(cells) > 1 else {} for cells in nodes],
+                    [(*pair, directed is not False, {"label": cells[2]} if len(cells) > 2 else {})
+                     for pair, cells in zip(ends, links)])
+
+
+# -- trees as Newick writes them, and triples: node, sort of edge, node
+
+def _newick(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """Each tree from its root down."""
+    text = re.sub(r"\[[^\]]*\]", "", text)
+    for number, tree in enumerate((each for each in re.findall(r"[^;]*;?", text) if each.strip()), 1):
+        nodes: list[dict[str, str]] = [{}]
+        edges: list[Edge] = []
+        above, here, wrong = list[int](), 0, not tree.endswith(";")
+        last = ""
+        for sign in re.findall(r"'[^']*'|[(),;:]|[^(),;:\s][^(),;:]*", tree):
+            if sign in "(,":
+                above += [here] if sign == "(" else []
+                wrong = wrong or not above
+                here = len(nodes)
+                nodes.append({})
+                edges.append((above[-1] if above else 0, here, True, {}))
+            elif sign == ")":
+                wrong = wrong or not above
+                here = above.pop() if above else 0
+            elif sign not in ":;" and last != ":" and not (last == ")" and MEASURE.fullmatch(sign)):  # lengths, support
+                nodes[here]["label"] = sign.strip("' \n")
+            last = sign
+        if wrong or above:
+            bad(problems, path, str(number), None, "a tree whose brackets do not close; mend or remove it")
+        else:
+            yield Found(str(number), nodes, edges)
+
+
+def _triples(lines: Sequence[str]) -> bool:
+    """Whether lines of three words between tabs are edges: few sorts in the middle, and nodes that are at both ends."""
+    rows = [line.split("\t") for line in lines[:-1] or lines if line.strip()]
+    if len(rows) < 8 or not all(len(row) == 3 and all(row) and " " not in "".join(row) for row in rows):
+        return False
+    begins, sorts, ends = (set(column) for column in zip(*rows))
+    return 4 * len(sorts) <= len(rows) and len(begins & ends) * 10 >= len(begins) and not sorts & (begins | ends) and \
+        not all(map(MEASURE.fullmatch, sorts))
+
+
+def _of_triples(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    places: dict[str, int] = {}
+    edges: list[Edge] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        cells = line.split("\t") if line.count("\t") == 2 else line.rstrip(" .\t").split(None, 2)
+        if len(cells) == 3 and line[:1] != "#":
+            a, b = (places.setdefault(cell.strip(), len(places)) for cell in cells[::2])
+            edges.append((a, b, directed is not False, {LABEL.format("edge"): cells[1].strip("<>")}))
+        elif line.strip() and line[:1] != "#":
+            bad(problems, path, f"line {number}", None, "not two nodes and a sort of edge; mend or remove it")
+    if not edges:
+        raise SegueError(f"{path}: there is no edge in this file")
+    yield Found("1", [{}] * len(places), edges)
+
+
+# -- OGB: a folder of tables without headings; and compressed sparse rows, in the arrays of an .npz
+
+def _ogb(path: Path, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    at = {part: file for part in OGB if (file := of_ogb(path, part)) is not None}
+    whole = {"edge": 2, "num-node-list": 1, "num-edge-list": 1}
+    rows = {part: _numbers(file, "utf-8", whole.get(part)) for part, file in at.items()}
+    sizes, counts = ([int(row[0]) for row in rows[part]] for part in ("num-node-list", "num-edge-list"))
+    if len(sizes) != len(counts) or min(sizes + counts, default=0) < 0 or max(sizes, default=0) > MOST or \
+            sum(counts) != len(rows.get("edge", ())) or \
+            any(len(rows[part]) != sum(many) for part, many in (("node-feat", sizes), ("edge-feat", counts))
+                if part in rows):
+        raise SegueError(f"{path}: the files beside it do not have as many lines as they say; fetch the data set again")
+    node = edge = 0
+    for number, (size, count) in enumerate(zip(sizes, counts)):
+        pairs = ((row[0], row[1]) for row in rows["edge"][edge : edge + count])
+        ends = numbered(at["edge"], problems, str(number), pairs,
+                        {str(place): place for place in range(size)})
+        if ends is not None:
+            nodes = [_whole("node", row) for row in rows["node-feat"][node : node + size]] if "node-feat" in rows else \
+                [{}] * size
+            said = [_whole("edge", row) for row in rows["edge-feat"][edge : edge + count]] if "edge-feat" in rows else \
+                [{}] * count
+            labels = rows.get("graph-label", [])
+            yield Found(str(number), nodes, joined(ends, said, directed),
+                        {LABEL.format("graph"): ",".join(labels[number])} if number < len(labels) else {})
+        node, edge = node + size, edge + count
+
+
+def _whole(what: str, row: Sequence[str]) -> dict[str, str]:
+    """Features of whole numbers are a sort."""
+    return {LABEL.format(what): ",".join(row)} if row and all(map(WHOLE.fullmatch, row)) else {}
+
+
+def _csr(path: Path, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """A sparse matrix whose rows and columns are nodes; with an array `labels` beside it, of so many."""
+    first = begun_by(path)
+    assert first is not None
+
+    def array(name: str) -> np.ndarray | None:
+        if not actual(file := first.with_name(name)).is_file():
+            return None
+        with opened(file) as handle:
+            return load_array(file, handle.read(), "numbers")
+
+    stem = first.name.removesuffix("indptr.npy")
+    begins, columns, shape, labels = (array(name) for name in (*(f"{stem}{part}.npy" for part in (
+        "indptr", "indices", "shape")), "labels.npy"))
+    assert begins is not None and columns is not None and shape is not None
+    count = int(shape.max(initial=0))
+    if begins.ndim != 1 or not 0 < count <= MOST or (np.diff(begins) < 0).any() or begins[-1:] != len(columns) or \
+            columns.min(initial=0) < 0 or columns.max(initial=0) >= count or len(begins) - 1 > count:
+        raise SegueError(f"{path}: the arrays beside it are no sparse matrix; save it again")
+    rows = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+    nodes: list[dict[str, str]] = [{}] * count
+    if labels is not None and labels.shape == (count,):
+        nodes = [{LABEL.format("node"): str(label)} for label in labels.tolist()]
+    pairs = list(zip(rows.tolist(), columns.tolist()))
+    yield Found("1", nodes, joined(pairs, [{}] * len(pairs), directed))
 
 
 # -- GML
@@ -613,6 +957,8 @@ def _list(path: Path, text: str, problems: Problems | None, directed: bool | Non
     """Two nodes a line, with what is said of the edge behind them; in a .adjlist a node and all its neighbours."""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     notes = " ".join(line for _, line in lines if line[0] in "#%").lower()
+    if directed is None and (way := re.match(r"%\s*(a?sym|bip)\b", notes)):  # as KONECT says it
+        directed = way[1] == "asym"
     if directed is None and "directed" in notes:
         directed = "undirected" not in notes
     stars = bare(path).suffix.lower() == ".adjlist"
@@ -669,7 +1015,9 @@ def _matrix(path: Path, text: str, problems: Problems | None, directed: bool | N
 
 
 READERS: dict[str, Callable[[Path, str, Problems | None, bool | None], Iterator[Found]]] = {
-    "dgcnn": _from_dgcnn, "gml": _gml, "json": _json, "graph6": _graph6, "list": _list, "matrix": _matrix}
+    "dgcnn": _from_dgcnn, "gml": _gml, "json": _json, "graph6": _graph6, "list": _list, "matrix": _matrix,
+    "gexf": _gexf, "dot": _dot, "pajek": _pajek, "metis": _metis, "dimacs": _dimacs, "tgf": _tgf, "newick": _newick,
+    "triples": _of_triples}
 
 
 # -- writing. Labels are attributes `LABEL`, so that they are read again as what they are.

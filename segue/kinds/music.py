@@ -1,4 +1,5 @@
-"""Music: MIDI files and MusicXML as sequences of notes, lengths and waits, and back as MIDI (extra `music`: mido).
+"""Music: MIDI files, MusicXML, Humdrum and piano rolls as sequences of notes, lengths and waits, and back as MIDI
+(extra `music`: mido).
 
 The signs are those of performance modelling (Oore et al. 2018; Huang et al. 2018), with the length at each note in
 place of a sign for its end, as in REMI (Huang & Yang 2020): no note can be left hanging. Times are in 48ths of a beat,
@@ -16,10 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segue.errors import SegueError, require
 from segue.files import atomic_write
 from segue.kinds.base import Dataset, Kind, Problems, Record, bad, head_of
 from segue.kinds.codecs import Codec, ItemCodec
+from segue.kinds.frame import array_header, is_array, load_array
 from segue.kinds.packed import opened
 
 GRID = 48  # steps of a beat
@@ -33,6 +37,8 @@ ITEMS = [f"{what}{value}" for what, values in (
     ("note", range(128)), ("length", LENGTHS), ("wait", WAITS), ("loud", LOUD), ("drum", range(128)),
     ("voice", range(128)), ("tempo", TEMPI)) for value in values]
 KNOWN = frozenset(ITEMS)
+# A table with a column a voice, pitches and nothing else in it.
+VOICES = re.compile(rb'"?(note|voice)_?\d"?([,;\t]"?(note|voice)_?\d"?){1,8}\s*\n[\d,;\t\r\n]+', re.IGNORECASE)
 NAMES = ["C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B"]
 
 
@@ -48,10 +54,11 @@ class Note:
 
 
 class Music(Kind):
-    """Standard MIDI files (.mid, .rmi), scores (MusicXML, .mxl), all parts together, and piano rolls (JSON: pieces of
-    steps of the pitches that sound). An object is a list of items: `note60` or `drum36` and the `length12` it lasts,
-    `wait24` until the next one; `loud`, `voice` (the instrument) and `tempo` stand in front of the note from which on
-    they hold. The unit is the event. A file of independent patterns (format 2) or pieces is a record each."""
+    """Standard MIDI files (.mid, .rmi), scores (MusicXML, .mxl, Humdrum **kern), all parts together, and piano rolls
+    (JSON: pieces of steps of the pitches that sound; arrays of steps of 88 keys or 128 pitches; CSV with a column a
+    voice). An object is a list of items: `note60` or `drum36` and the `length12` it lasts, `wait24` until the next one;
+    `loud`, `voice` (the instrument) and `tempo` stand in front of the note from which on they hold. The unit is the
+    event. A file of independent patterns (format 2) or pieces is a record each."""
 
     name = "music"
     unit = "event"
@@ -60,7 +67,10 @@ class Music(Kind):
 
     def sniff(self, path: Path, head: bytes) -> float:
         boxed = (head[:4], head[8:12]) == (b"RIFF", b"RMID")
-        return 0.97 if head.startswith(b"MThd") or boxed or is_score(head) or is_roll(head) else 0.0
+        if is_array(head):
+            return 0.995 if rolled(head) else 0.0
+        roll = is_roll(head) or VOICES.match(head)
+        return 0.97 if head.startswith(b"MThd") or boxed or is_score(head) or is_kern(head) or roll else 0.0
 
     def read(self, path: Path, problems: Problems | None = None, *, pedal: bool = True,
              step: float = 0.25) -> Iterator[Record]:
@@ -80,15 +90,16 @@ class Music(Kind):
     def _songs(self, path: Path, pedal: bool, step: float) -> Iterator[tuple[str, list[Note], list[tuple[int, int]]]]:
         """The name, the notes and the tempi of each piece of a file."""
         head = head_of(path)
-        if is_score(head) or is_roll(head):
+        if is_score(head) or is_kern(head) or is_roll(head) or is_array(head) or VOICES.match(head):
             if not 1 / GRID <= step <= 4:
                 raise SegueError(f"a step lasts 1/{GRID} to 4 beats, not {step}")
             with opened(path) as handle:
                 data = handle.read()
-            if is_score(head):
-                yield "", *written(path, data)
+            if is_score(head) or is_kern(head):
+                yield "", *(written if is_score(head) else of_kern)(path, data)
             else:
-                yield from ((name, unrolled(pitches, round(step * GRID)), []) for name, pitches in rolls(path, data))
+                yield from ((name, unrolled(pitches, round(step * GRID)), []) for name, pitches in
+                           (array_rolls if is_array(head) else rolls)(path, data))
             return
         file = _opened(require("mido", "music"), path)
         songs = [[track] for track in file.tracks] if file.type == 2 else [file.tracks]
@@ -245,7 +256,11 @@ def is_roll(head: bytes) -> bool:
 
 
 def rolls(path: Path, data: bytes) -> Iterator[tuple[str, list[list[int]]]]:
-    """The name and the steps of each piece of a JSON piano roll."""
+    """The name and the steps of each piece of a JSON piano roll, or of a CSV file with a column a voice."""
+    if VOICES.match(data):
+        cells = [re.findall(r"\d+", line) for line in data.decode("utf-8", "replace").splitlines()[1:]]
+        yield "1", [[pitch for pitch in map(int, row) if 0 < pitch < 128] for row in cells]
+        return
     try:
         value = json.loads(data)
         for part, pieces in value.items() if isinstance(value, dict) else [("", value)]:
@@ -254,6 +269,27 @@ def rolls(path: Path, data: bytes) -> Iterator[tuple[str, list[list[int]]]]:
                 yield f"{part}:{number}" if part else str(number), steps
     except (ValueError, TypeError, RecursionError) as error:
         raise SegueError(f"{path}: no piano roll that can be read ({error}); write it again") from error
+
+
+def rolled(head: bytes) -> bool:
+    """Whether an array is of steps of the 88 keys of a piano, on or off, of one piece or of several; by its
+    beginning."""
+    header = array_header(head)
+    if header is None or header[1].kind not in "bu" or header[0][-1:] != (88,) or len(header[0]) not in (2, 3):
+        return False
+    return len(np.unique(np.frombuffer(head, np.uint8, -1, header[2]))) <= 2 or header[1].itemsize == 1
+
+
+def array_rolls(path: Path, data: bytes) -> Iterator[tuple[str, list[list[int]]]]:
+    """The name and the steps of each piece of an array (steps, keys) or (pieces, steps, keys), of 88 keys or 128
+    pitches; what is above 0 sounds."""
+    array = load_array(path, data, "numbers")
+    if array.ndim not in (2, 3) or array.shape[-1] not in (88, 128):
+        raise SegueError(f"{path}: an array of shape {array.shape} is no piano roll: give steps of 88 keys, or of 128 "
+                         "pitches")
+    lowest = 21 if array.shape[-1] == 88 else 0
+    for number, piece in enumerate(array if array.ndim == 3 else array[None], 1):
+        yield str(number), [(np.flatnonzero(step > 0) + lowest).tolist() for step in piece]
 
 
 def unrolled(steps: Iterable[Sequence[int]], length: int) -> list[Note]:
@@ -406,3 +442,91 @@ def _track(mido: Any, song: Record) -> Any:
         track.append(message.copy(time=at - now))
         now = at
     return track
+
+
+# -- Humdrum **kern: spines of notes side by side, a line a moment
+
+STEPS = {"c": 0, "d": 2, "e": 4, "f": 5, "g": 7, "a": 9, "b": 11}
+
+
+def is_kern(head: bytes) -> bool:
+    """Whether a file is Humdrum with a **kern spine, by its beginning."""
+    text = head.decode("utf-8", "replace").lstrip("\ufeff")
+    return re.match(r"(!.*\n|\s*\n)*\*\*\w+(\t\*\*\w+)*\s*(\n|$)", text) is not None and "**kern" in text
+
+
+def of_kern(path: Path, data: bytes) -> tuple[list[Note], list[tuple[int, int]]]:
+    """The notes of all **kern spines, and (start, beats a minute) of the tempi; repeats are played once, grace notes
+    not at all."""
+    lines = [(number, line.rstrip("\r").split("\t")) for number, line in
+             enumerate(data.decode("utf-8", "replace").removeprefix("\ufeff").split("\n"), 1)
+             if line.strip() and line[0] != "!"]
+    spines = [cell == "**kern" for cell in lines[0][1]] if lines else []  # which are notes
+    notes, tempi, tied = list[Note](), list[tuple[int, int]](), dict[int, Note]()
+    ends = [0.0] * len(spines)  # when what sounds in each spine is over
+    now = 0.0
+    for number, cells in lines[1:]:
+        if len(cells) != len(spines):
+            raise SegueError(f"{path}, line {number}: {len(cells)} spines where there are {len(spines)}; is a line "
+                             "missing, or a tab?")
+        if cells[0][:1] == "*":
+            tempi += [(round(now), nearest(TEMPI, float(cell[3:]))) for cell in cells
+                      if re.fullmatch(r"\*MM\d+(\.\d+)?", cell)]
+            spines, ends = _spines(cells, spines, ends)
+            continue
+        if cells[0][:1] == "=":
+            continue
+        started = [(at, cell) for at, cell in enumerate(cells) if spines[at] and cell[:1] not in (".", "!", "")]
+        now = max([now, *(ends[at] for at, cell in started if "q" not in cell)])
+        for at, cell in started:
+            longest = 0.0
+            for token in cell.split():
+                value = re.search(r"(\d+)(?:%(\d+))?(\.*)", token)
+                if "q" in token or value is None:
+                    continue
+                whole = 8.0 * GRID if set(value[1]) == {"0"} else 4.0 * GRID * int(value[2] or 1) / int(value[1])
+                length = whole * (2 - 0.5 ** len(value[3]))
+                longest = longest or length
+                if (pitch := _kern_pitch(token)) is None:
+                    continue
+                note = Note(round(now), 0, pitch, nearest(LENGTHS, max(length, 1)), 20)
+                if ("]" in token or "_" in token) and pitch in tied:
+                    begun = tied.pop(pitch)
+                    note = replace(begun, length=nearest(LENGTHS, begun.length + length))
+                if "[" in token or "_" in token:
+                    tied[pitch] = note
+                else:
+                    notes.append(note)
+            ends[at] = now + longest if longest else ends[at]
+    return [*notes, *tied.values()], tempi
+
+
+def _kern_pitch(token: str) -> int | None:
+    """The pitch of a note of **kern: c is middle C, cc above it, C below; None of a rest."""
+    found = re.search(r"(?<![a-gA-G])(([a-g])\2*|([A-G])\3*)([#-]*)", token)
+    if found is None or "r" in token:
+        return None
+    letters = found[1]
+    octave = 4 + len(letters) - 1 if letters.islower() else 4 - len(letters)
+    shift = found[4].count("#") - found[4].count("-")
+    return min(max(12 * (octave + 1) + STEPS[letters[0].lower()] + shift, 0), 127)
+
+
+def _spines(cells: Sequence[str], spines: Sequence[bool], ends: Sequence[float]) -> tuple[list[bool], list[float]]:
+    """Which spines are notes, and when what sounds in each is over, behind a line that may split, join, end, begin and
+    exchange them."""
+    kept: list[tuple[bool, float]] = []
+    joining = False
+    for cell, spine, end in zip(cells, spines, ends):
+        joins = cell == "*v"
+        if joins and joining:
+            kept[-1] = (kept[-1][0] or spine, max(kept[-1][1], end))
+        elif cell != "*-":
+            kept += [(cell == "**kern" if cell[:2] == "**" else spine, end)] * (2 if cell == "*^" else 1)
+            kept += [(False, end)] * (cell == "*+")
+        joining = joins
+    swapped = [at for at, cell in enumerate(cells) if cell == "*x"]
+    if len(swapped) == 2 and max(swapped) < len(kept):
+        a, b = swapped
+        kept[a], kept[b] = kept[b], kept[a]
+    return [spine for spine, _ in kept], [end for _, end in kept]

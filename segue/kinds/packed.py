@@ -7,6 +7,7 @@ import bz2
 import gzip
 import io
 import lzma
+import re
 import stat
 import tarfile
 import tempfile
@@ -19,10 +20,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from segue.errors import SegueError
+from segue.kinds.matlab import arrays
 from segue.kinds.sheets import BOOK, sheets
 
 COMPRESSED = {".gz", ".bgz", ".xz", ".bz2", ".zst"}
 TARS = {".tgz", ".tbz", ".tbz2", ".txz"}
+MATLAB = ".mat"
 ZIPS = {".zip", ".npz", ".mxl", ".epub", ".xlsx", ".xlsm", ".docx", ".pptx", ".ods", ".odt"}
 RATIO, LEAST = 200, 1 << 28  # an archive may unpack to so many times its size, or to so many bytes
 
@@ -38,12 +41,56 @@ FOREIGN = {
     **dict.fromkeys((b"ABIF", b".sff"), "raw reads: turn them into FASTQ"),
     b"\0\0\x08": "IDX without pictures, such as the labels of MNIST",
     **dict.fromkeys((b"7z\xbc\xaf\x27\x1c", b"Rar!"), "an archive of a sort that is not read here: unpack it"),
+    b"CRAM": "CRAM: turn it into FASTQ with samtools fastq",
+    **dict.fromkeys((b"\x43\x27\x41\x1a", b"\x1a\x41\x27\x43"), "a 2bit genome: turn it into FASTA with twoBitToFa"),
+    b"BCF\2": "variants, which need the genome in which they stand: segue evaluate MODEL GENOME --variants FILE.vcf",
+    **dict.fromkeys((b"CDF\1", b"CDF\2"), "netCDF: write its variables as .npy, or as CSV"),
+    **dict.fromkeys((b"RDX", b"RDA", b"X\n\0\0\0"), "saved by R: write it there with write.csv"),
+    **dict.fromkeys((b"$FL2", b"<stata_dta>"), "a table of SPSS or Stata: save it as CSV"),
+    **dict.fromkeys((b"\xff\xf1", b"\xff\xf9", b"\x30\x26\xb2\x75"), "packed sound: turn it into WAV with ffmpeg"),
+    b"\x18FICHIER GUITAR": "Guitar Pro: export it as MIDI or MusicXML",
 }
+WITHIN = {  # what stands further on, at which byte
+    **dict.fromkeys(((4, b"ftypheic"), (4, b"ftypavif")), "a HEIC or AVIF picture: save it as PNG or JPEG"),
+    (4, b"ftyp"): "sound or a film in MP4: turn its sound into WAV with ffmpeg",
+    (128, b"DICM"): "DICOM: save its pictures as PNG, or its arrays as .npy",
+    (344, b"n+1\0"): "NIfTI: save its array as .npy", (344, b"ni1\0"): "NIfTI: save its array as .npy",
+    (512, b"\x89HDF"): "MATLAB 7.3, which is HDF5: save it with -v7, or write its arrays as .npy",
+    (16, b"\xde\xc0\xef\xbe"): "LMDB: write its entries as FASTA, JSON Lines or .npy"}
+# Texts that hold what is no sequence of any kind here, by their beginning, what they are and how to go on.
+SCORE = "a score in a form that is not read here: export it as MusicXML or MIDI"
+NO_TEXT = {
+    r"\((d|l)(p\d+)?\n|c[\w.]+\n\w+\n(p\d+\n)?\(": PICKLE,
+    r"##fileformat=VCF": FOREIGN[b"BCF\2"],
+    r"##gff-version(?!(.|\n)*\n>)|([^\s#]\S*\t){3}\d+\t\d+\t\S+\t[-+.]\t[.012]\t.*(=|_id \")":
+        "annotation (GFF, GTF) without letters: cut the sequences out of the genome with bedtools getfasta or gffread",
+    r"(browser .*\n|track .*\n|#.*\n)*(track type=(wiggle_0|bedGraph)|(fixed|variable)Step )":
+        "a track of a genome: write its values as CSV or .npy",
+    r"(browser .*\n|track .*\n|#.*\n)*chr\w+\t\d+\t\d+(\t.*)?\n(chr\w+\t\d+\t\d+(\t.*)?\n)*(chr|\Z)":
+        "places in a genome (BED): cut their sequences out with bedtools getfasta",
+    r"(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?<(GBSet|INSDSet|TSeqSet|Bioseq-set)":
+        "XML of NCBI: download it as FASTA or GenBank",
+    r"(<\?xml[^>]*>\s*)?(<!DOCTYPE[^>]*>\s*)?<(museScore|mei\b|score-timewise)": SCORE,
+    r"(<\?xml[^>]*>\s*)?<(cml|CDXML|molecule)\b|(REMARK.*\n)*ROOT\n":
+        "a molecule in a form that is not read here: save it as SDF or SMILES, say with Open Babel",
+    r"(<\?xml[^>]*>\s*)?<(gpx|kml)\b": "a track of places: turn it into CSV, say with gpsbabel -o unicsv",
+    r"MEME version|>\S+.*\n\s*A\s*\[": "counts of motifs, which are no sequences: give those that they were counted in",
+    r"NAME\s*:[^:]*:(.*\n)*?TOUR_SECTION": "a tour through places: put it beside the .tsp of its name, and give that",
+    r"%%MatrixMarket matrix array": "a dense matrix: write it as .npy, or as CSV",
+    r"HIERARCHY\s+ROOT": "motion (BVH): write the numbers below its MOTION as CSV",
+}
+
+
+def no_text(head: bytes) -> str | None:
+    """What a text is that is no sequence of any kind here, None of all others."""
+    text = head[:4096].decode("utf-8", "ignore").lstrip("\ufeff")
+    return next((what for begin, what in NO_TEXT.items() if re.match(begin, text)), None)
 
 
 def foreign(head: bytes) -> str:
     """What a file is that is of no kind here, for an error."""
-    what = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None)
+    what = next((name for magic, name in FOREIGN.items() if head.startswith(magic)), None) or no_text(head) or \
+        next((name for (at, magic), name in WITHIN.items() if head[at:].startswith(magic)), None)
     first, second = head[:400:2], head[1:400:2]
     for encoding, zeros, signs in (("utf-16-le", second, first), ("utf-16-be", first, second)):
         if what is None and 2 * zeros.count(0) > len(zeros) and signs and not signs.count(0):
@@ -88,6 +135,8 @@ def _stream(path: Path, raw: io.BufferedReader) -> Any:
         import pyarrow as pa
 
         return pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
+    if magic[:4] == b"PK\x03\x04" and path.suffix.lower() in (".pt", ".pth", ".ckpt", ".mscz"):
+        raise SegueError(f"{path}: {SCORE if path.suffix.lower() == '.mscz' else PICKLE}")
     if magic[:4] == b"PK\x03\x04":
         raise SegueError(f"{path}: a zip archive; give a file in it (a.zip/b.txt), or unpack it")
     return raw
@@ -101,7 +150,7 @@ def bare(path: Path) -> Path:
 def is_archive(path: Path) -> bool:
     """By its name, and whether it is a file."""
     suffix, inner = path.suffix.lower(), bare(path).suffix.lower()
-    return (suffix in TARS | ZIPS or inner == ".tar") and path.is_file()
+    return (suffix in TARS | ZIPS | {MATLAB} or inner == ".tar") and path.is_file()
 
 
 def actual(path: Path) -> Path:
@@ -148,6 +197,9 @@ def _unpacked(archive: Path, changed: int) -> tempfile.TemporaryDirectory[str]:
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of each file in an archive; links, devices and folders are no files."""
+    if archive.suffix.lower() == MATLAB:
+        yield from arrays(archive)
+        return
     if archive.suffix.lower() in ZIPS:
         with zipfile.ZipFile(archive) as box:
             if BOOK in box.namelist():

@@ -1,5 +1,6 @@
-"""Pictures: PNG, JPEG, GIF, BMP, WebP, TIFF and PNM files, the arrays of MNIST (IDX), CIFAR (binary) and NumPy, as
-sequences of values in raster order, and back (extra `picture`: Pillow).
+"""Pictures: PNG, JPEG, GIF, BMP, WebP, TIFF and PNM files, the arrays of MNIST (IDX), CIFAR (binary) and NumPy, tables
+of them (a column a pixel, a list of pixels a cell, packed pictures in Parquet), as sequences of values in raster order,
+and back (extra `picture`: Pillow).
 
 A value is one of a few levels, as small pictures have been modelled since PixelRNN (van den Oord et al. 2016,
 arXiv 1601.06759); bits per value are the bits per dimension of that literature, at so many levels.
@@ -22,9 +23,22 @@ import numpy as np
 from segue.errors import SegueError, require
 from segue.files import atomic_write
 from segue.kinds.base import HEAD as SNIFFED
-from segue.kinds.base import Dataset, Kind, Problems, Record, bad
+from segue.kinds.base import Dataset, Kind, Problems, Record, bad, of_class
+from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import Codec, ItemCodec
-from segue.kinds.frame import array_header, is_array, load_array
+from segue.kinds.columns import class_column, class_of, look
+from segue.kinds.frame import (
+    ROWS,
+    TABULAR,
+    Look,
+    array_header,
+    glance,
+    is_array,
+    is_parquet,
+    load_array,
+    load_table,
+    said,
+)
 from segue.kinds.packed import opened
 
 SIDE, LEVELS = 16, 8  # what pictures are brought to where nobody says otherwise
@@ -34,6 +48,7 @@ FRAME = "frame"
 NAMES = np.array([str(value) for value in range(16**3)], dtype=object)
 WIDE, TALL, PIXELS = 4096, 64, 1 << 27  # most columns, most rows for a column, most pixels of a file
 SHADES = "·░▒▓█"
+CALLED = re.compile(r"(?i)pixel|image|img|picture")  # a column of lists of brightness
 ENDINGS = {".ppm", ".pgm", ".pbm", ".pnm"}
 FORMATS = ["PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"]
 SIGNS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
@@ -117,7 +132,12 @@ class Picture(Kind):
             return 0.9 if head[:2] in (b"P1", b"P2", b"P3") else 0.1  # the first are texts of numbers
         if is_array(head):
             header = array_header(head)  # others may be measurements: with kind= they are pictures too
-            return 0.99 if header and header[1].itemsize == 1 and 2 < len(header[0]) < 6 else 0.0
+            shape, small = (header[0], header[1].itemsize == 1) if header else ((), False)
+            sized = len(shape) in (4, 5) and sum(n >= 8 for n in shape[1:]) >= 2 and bool({1, 3, 4} & {*shape[1:]})
+            return 0.99 if sized or (small and 2 < len(shape) < 6) or (small and flattened(shape)) else 0.0
+        if is_parquet(head) or (path.suffix.lower() in TABULAR and b"\0" not in head):
+            table = glance(path, head)
+            return 0.97 if table is not None and pixels_of(table) else 0.0
         if len(head) > 16 and head[:2] == b"\0\0" and head[2] in IDX and head[3] in (3, 4):
             return 0.9
         whole = len(head) == SNIFFED or any(len(head) % row == 0 for row in CIFAR)
@@ -125,7 +145,8 @@ class Picture(Kind):
 
     def read(self, path: Path, problems: Problems | None = None, *, side: int | None = None, levels: int | None = None,
              colour: str | None = None, rows: int | None = None) -> Iterator[Record]:
-        """One record for a picture with all its frames; arrays hold many.
+        """One record for a picture with all its frames; arrays and tables hold many, and where these, or a file of
+        classes beside an array, say of which class each is, its name does.
 
         side: the width that pictures are brought to, their shape kept (16; 0: as they are). levels: of each value (8).
         colour: grey, rgb or palette (grey). rows: of the last frame only so many, the upper ones, to be continued.
@@ -160,6 +181,19 @@ class Picture(Kind):
         forms = sorted(str(form) for item in data.vocabulary if (form := Form.of(item)))
         values = max((form.values for item in forms if (form := Form.of(item))), default=LEVELS)
         return ItemCodec([*NAMES[:values].tolist(), *forms, FRAME])
+
+    def numbers(self, codec: Codec) -> np.ndarray | None:
+        """Brightness; of a palette red, green and blue."""
+        forms = [form for item in getattr(codec, "items", ()) if (form := Form.of(item))]
+        values = np.arange(max((form.values for form in forms), default=0))
+        ids = codec.lookup(NAMES[values].tolist())
+        if not forms or ids is None:
+            return None
+        steps = values[:, None] // np.array([forms[0].levels**2, forms[0].levels, 1]) % forms[0].levels \
+            if forms[0].sort == "palette" else values[:, None]
+        found = np.full((codec.size, steps.shape[1]), np.nan)
+        found[ids] = steps
+        return found
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """A PNG; of several pictures, and of frames, a contact sheet. A note within says what lies where, so that it
@@ -292,12 +326,104 @@ def pictures(path: Path, data: bytes, problems: Problems | None) -> Iterator[Dra
     if is_image(data):
         yield from image_file(path, data)
         return
-    arrays = array_file(path, data, problems)
+    if is_parquet(data) or not (is_array(data) or b"\0" in data[:SNIFFED]):
+        yield from table_file(path, problems)
+        return
+    arrays, labels = array_file(path, data, problems)
+    labels = labels or classes_beside(path, len(arrays))
     images = require("PIL.Image", "picture")
     for number, frames in enumerate(arrays, 1):
         name = f"{path}:{number}" if len(arrays) > 1 else str(path)
-        yield Drawn(name, [images.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame[..., :3])
-                           for frame in frames])
+        yield Drawn(of_class(name, labels[number - 1] if labels else ""),
+                    [images.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame[..., :3]) for frame in frames])
+
+
+def square(count: int) -> tuple[int, int] | None:
+    """The side and the channels of a square picture of so many values, of 64 or more; None where it is none."""
+    for channels in (1, 3):
+        side = math.isqrt(count // channels)
+        if side >= 8 and side * side * channels == count:
+            return side, channels
+    return None
+
+
+def flattened(shape: tuple[int, ...]) -> bool:
+    """Whether an array of two axes has a square picture in each row, as QuickDraw's and CIFAR's do."""
+    return len(shape) == 2 and shape[1] >= 256 and shape[0] != shape[1] and square(shape[1]) is not None
+
+
+def pixels_of(table: Look) -> list[str]:
+    """The columns of a table that hold pictures: one of packed ones or of lists of brightness, or a column a pixel."""
+    for name in table.names[:ROWS]:
+        cells = table.column(name)
+        lists = [cell if isinstance(cell, list) else cell.split() for cell in cells
+                 if isinstance(cell, (str, list))] if CALLED.search(name) else []
+        if cells and (all(isinstance(cell, bytes) and is_image(cell) for cell in cells) or (
+                0 < len(lists) == len(cells) and all(square(len(cell)) and bright(cell) for cell in lists))):
+            return [name]
+    if len(table.names) <= 64 or table.form != "delimited":
+        return []
+    names = [name for name in table.names if re.fullmatch(r"\D*\d+(x\d+)?", name)] if table.headed else table.names
+    for kept in (names, names[1:], names[:-1]) if len(names) > len(table.names) - 4 else ():
+        if square(len(kept)):
+            places = [table.names.index(name) for name in (kept[0], kept[-1])]
+            rows = [row[places[0] : places[1] + 1] for row in table.rows if len(row) == len(table.names)]
+            dark = not any(int(cell) > 15 for row in rows if bright(row) for cell in row)  # then they may be anything
+            return kept if rows and all(map(bright, rows)) and not dark else []
+    return []
+
+
+def bright(cells: Sequence[Any]) -> bool:
+    """Whether all of them are whole numbers from 0 to 255."""
+    return all(len(text := str(cell)) < 4 and text.isdecimal() and int(text) < 256 for cell in cells)
+
+
+def table_file(path: Path, problems: Problems | None) -> Iterator[Drawn]:
+    """The pictures of a table, each of the class that a column of labels says."""
+    images = require("PIL.Image", "picture")
+    frame = load_table(path, Problems() if problems is None else problems, "utf-8")
+    seen = look(frame)
+    columns = pixels_of(replace(seen, form="delimited"))
+    if not columns:
+        raise SegueError(f"{path}: no picture, and no table of them that is known here; save it as PNG")
+    rest = [name for name in frame.columns if name not in columns]
+    of = class_column(path, seen, "") if frame.headed else next(iter(rest), None)
+    of = of if of in rest else next((name for name in rest if name.lower().endswith("label")), None)
+    if problems is not None:
+        told = columns[0] if len(columns) == 1 else f"{columns[0]} to {columns[-1]}"
+        problems.note = said([("class", of), ("pictures", told)], [*rest, told])
+    labels = [] if of is None else frame.columns[of].to_pylist()
+    cells: Any = frame.columns[columns[0]].to_pylist() if len(columns) == 1 else \
+        np.stack([_brightness(frame.columns[name]) for name in columns], 1)
+    for row, values in enumerate(cells):
+        place = f"{path}:{frame.place(row)}"
+        name = of_class(place, class_of(labels[row]) if labels else "")
+        if isinstance(values, bytes):
+            try:
+                yield from (replace(drawn, name=name) for drawn in image_file(Path(place), values))
+            except SegueError as error:
+                bad(problems, path, frame.place(row), None, str(error).removeprefix(f"{place}: "))
+            continue
+        if len(columns) == 1:
+            listed = values if isinstance(values, list) else str(values or "").split()
+            values = np.array(list(map(int, listed)) if bright(listed) else [256])
+        size = square(len(values))
+        if size is None or values.max() > 255:
+            bad(problems, path, frame.place(row), None, "not the pixels of a square picture, 0 to 255; mend it")
+            continue
+        grid = values.astype(np.uint8).reshape(size[0], size[0], size[1])
+        yield Drawn(name, [images.fromarray(grid[..., 0] if size[1] == 1 else grid)])
+
+
+def _brightness(column: Any) -> np.ndarray:
+    """A column of whole numbers below 256 as int16, 256 where one is none."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    texts = column.cast(pa.string())
+    good = compute.match_substring_regex(texts, r"^[0-9]{1,3}$")
+    numbers = compute.cast(compute.if_else(good, texts, None), pa.int16())
+    return np.asarray(compute.fill_null(numbers, 256).to_numpy(zero_copy_only=False))
 
 
 def is_image(head: bytes) -> bool:
@@ -349,36 +475,39 @@ def tiles(path: Path, sheet: Any, note: str) -> list[Drawn]:
         told = json.loads(note)
         for number, (name, item, places) in enumerate(told, 1):
             form = Form.of(item)
-            assert form is not None and places
+            if form is None or not places:
+                return []
             frames = []
             for left, top, count in places:
                 box = left, top, left + form.width, top + max(-(-count // form.row), 1)
-                assert 0 <= left < box[2] <= sheet.width and 0 <= top < box[3] <= sheet.height and count >= 0
+                if not (0 <= left < box[2] <= sheet.width and 0 <= top < box[3] <= sheet.height and count >= 0):
+                    return []
                 frames.append(sheet.crop(box))
             whole = f"{path}:{name or number}" if len(told) > 1 else str(path)
             found.append(Drawn(whole, frames, form, [count for _, _, count in places]))
-    except (ValueError, TypeError, AssertionError, RecursionError):
+    except (ValueError, TypeError, RecursionError):
         return []
     return found
 
 
-def array_file(path: Path, data: bytes, problems: Problems | None) -> np.ndarray:
-    """(pictures, frames, height, width, 1, 3 or 4) uint8."""
+def array_file(path: Path, data: bytes, problems: Problems | None) -> tuple[np.ndarray, list[str] | None]:
+    """(pictures, frames, height, width, 1, 3 or 4) uint8, and the class of each where the file says it."""
     if is_array(data):
-        return as_bytes(path, framed(path, load_array(path, data, "numbers")))
+        return as_bytes(path, framed(path, load_array(path, data, "numbers"))), None
     if data[:2] == b"\0\0" and len(data) > 4 and data[2] in IDX and data[3] in (3, 4):
         dtype, start = np.dtype(IDX[data[2]]), 4 + 4 * data[3]
         if len(data) < start:
             raise SegueError(f"{path}: the file ends in its header; fetch it again")
         shape = tuple(np.frombuffer(data, ">u4", data[3], 4).tolist())
         array = whole_rows(path, shape, numbers(data, dtype, start), problems)
-        return as_bytes(path, framed(path, array))
+        return as_bytes(path, framed(path, array)), None
     row = cifar_row(data)
     if row is None:
         raise SegueError(f"{path}: no picture, and no array of them (IDX, CIFAR, NumPy) that is known here; save it as "
                          "PNG")
     array = whole_rows(path, (-(-len(data) // row), row), numbers(data, np.dtype("u1"), 0), problems)
-    return array[:, -3072:].reshape(-1, 1, 3, 32, 32).transpose(0, 1, 3, 4, 2)
+    pixels = array[:, -3072:].reshape(-1, 1, 3, 32, 32).transpose(0, 1, 3, 4, 2)
+    return pixels, list(map(str, array[:, -3073].tolist()))
 
 
 def numbers(data: bytes, dtype: np.dtype, start: int) -> np.ndarray:
@@ -410,6 +539,13 @@ def whole_rows(path: Path, shape: tuple[int, ...], values: np.ndarray, problems:
 def framed(path: Path, array: np.ndarray) -> np.ndarray:
     """(pictures, frames, height, width, channels) of an array of any usual layout."""
     shape = array.shape
+    if flattened(shape) and (size := square(shape[1])):  # colours last, but for rows as those of CIFAR
+        side, channels = size
+        array = array.reshape(-1, channels, side, side) if channels > 1 else array.reshape(-1, side, side)
+        shape = array.shape
+    if array.ndim == 4 and shape[2] in (1, 3, 4) and not {*shape[:2], shape[3]} & {1, 3, 4}:  # the last axis counts
+        array = array.transpose(3, 0, 1, 2)
+        shape = array.shape
     if array.ndim in (3, 4) and shape[-1] in (1, 3, 4):  # a colour picture, or several
         array = array[(None,) * (4 - array.ndim)][:, None]
     elif array.ndim == 4 and shape[1] in (1, 3, 4):  # channels first

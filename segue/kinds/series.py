@@ -17,9 +17,10 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write
-from segue.kinds.base import Dataset, Kind, Problems, Record, as_utf8, bad, head_of, of_class, words
+from segue.kinds.base import ARFF, Dataset, Kind, Problems, Record, as_utf8, bad, head_of, of_class, words
+from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import Codec, LevelCodec, decimal, element, parted
-from segue.kinds.columns import classes_of, take_classes, told
+from segue.kinds.columns import CLASSES, classes_of, take_classes, told
 from segue.kinds.frame import (
     DAYS,
     DELIMITED,
@@ -35,6 +36,7 @@ from segue.kinds.frame import (
     said,
 )
 from segue.kinds.packed import bare, opened
+from segue.kinds.recordings import form_of, recorded
 from segue.kinds.table import ENDINGS, WEAKLY, WHAT, WHEN, WHO, laid_out, measured, named_by, plain, timed, when_of
 from segue.kinds.times import DATE, EPOCH, Clock, lasting, seconds_of, span, steady, timelike
 
@@ -50,6 +52,8 @@ AFFIXED = re.compile(r"[$€£¥]?\s*([-+]?[\d.,]*\d[.,]?)\s*([%KMB$€£¥]?)")
 GROUPS = re.compile(r"(?<=\d)['’ \u202f\xa0](?=\d{3}(\D|$))")  # what may stand between thousands, beside commas
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
 ARCHIVES = {".ts", ".tsf"}
+RELATIONAL = re.compile(rb"(?i)@attribute\s+\S+\s+relational\b")
+PART = 1 << 20  # values of a recording that are one record
 
 Columns = dict[str, np.ndarray]
 
@@ -68,7 +72,12 @@ class Series(Kind):
         """A table whose columns are measured numbers, times and names of series; events have a what."""
         if is_array(head):
             header = array_header(head)
-            return 0.92 if header and header[1].kind == "f" and 1 <= len(header[0]) <= 3 else 0.0
+            told = header is not None and (header[1].kind == "f" or below(head, *header[1:3]))
+            return 0.92 if header and told and 1 <= len(header[0]) <= 3 else 0.0
+        if form_of(path, head):
+            return 0.96
+        if RELATIONAL.search(head) and ARFF.match(head):
+            return 0.95
         if path.suffix.lower() in ARCHIVES:
             return 0.95 if re.search(rb"(?m)^@(data\s*$|(?i:problemname|univariate|serieslength|relation)\s)", head) \
                 else 0.0
@@ -87,7 +96,8 @@ class Series(Kind):
         if lists := [name for name, cells in columns.items() if any(isinstance(cell, list) for cell in cells)]:
             return 0.92 if listed({name: columns[name] for name in lists}) else 0.0
         numbers = [name for name, cells in columns.items() if _is_numbers(cells)]
-        if look.headed and wide(names, [name for name in columns if name not in numbers]):
+        if look.headed and wide(names, [name for name in columns if name not in numbers],
+                                [name for name in numbers if _says_class(name)]):
             return 0.84
         times = [name for name in columns if name not in numbers and (_dated(columns[name]) or (
             len(columns[name]) > 3 and _dated(columns[name][1:])))]  # behind their units
@@ -139,13 +149,18 @@ class Series(Kind):
         chosen = [columns] if isinstance(columns, str) else list(columns)
         head, archive = head_of(path), bare(path).suffix.lower() in ARCHIVES
         array, lines = is_array(head), bare(path).suffix.lower() not in DELIMITED and fractions_a_line(head)
+        archive, form = archive or bool(RELATIONAL.search(head) and ARFF.match(head)), form_of(bare(path), head)
+        if form and not array:
+            yield from _recorded(path, form, problems)
+            return
         if array or archive or lines:
             with opened(path) as handle:
                 raw = handle.read()
         if array:
             yield from _array(path, raw, rows, problems)
         elif archive:
-            yield from _archive(path, as_utf8(path, raw, encoding).decode(), problems)
+            text = as_utf8(path, raw, encoding).decode()
+            yield from (_relational if bare(path).suffix.lower() not in ARCHIVES else _archive)(path, text, problems)
         elif lines:
             cells = as_utf8(path, raw, encoding).decode().split()
             yield Record(flat({"": np.array([_number(cell) for cell in cells])}), name=str(path))
@@ -167,7 +182,11 @@ class Series(Kind):
                 who = "series" if "series" in frame.columns else who
             along = []
             if rows is None and not (chosen or who or when) and len(frame.columns) > 2:
-                along = wide(list(frame.columns), _wordy(frame, frame.columns))
+                named = [name for name in frame.columns if _says_class(name)] if frame.classes is None else []
+                along = wide(list(frame.columns), _wordy(frame, frame.columns), named, frame.classes is not None)
+                of = take_classes(frame, named[0]) if along and len(named) == 1 else of
+            if (rows or along) and frame.classes is None and (said := classes_beside(path, len(frame.rows))):
+                frame.classes, of = np.array(said, object), "the file beside it"
             if rows or along:
                 yield from _whole_rows(frame, along, of, problems)
             else:
@@ -193,6 +212,12 @@ class Series(Kind):
         """The columns that the codec is of; of one that is alone its name, by which it is found among several."""
         columns, called = list(getattr(codec, "levels", {})), getattr(codec, "column", "")
         return {"columns": columns} if len(columns) > 1 else {"column": called} if called else {}
+
+    def numbers(self, codec: Codec) -> np.ndarray | None:
+        found, turns = np.full((codec.size, len(codec.turns())), np.nan), codec.turns()
+        for column, ids in enumerate(turns):
+            found[ids, column] = [parted(codec.token(id))[1] for id in ids.tolist()]
+        return found if turns else None
 
     def write(self, objects: Iterable[Sequence[str] | Record], path: str | Path) -> None:
         """CSV, a row a moment; of several series with a column that names them. Channels are columns in front."""
@@ -259,17 +284,19 @@ def listed(lists: Mapping[str, Sequence[Any]]) -> list[str]:
     numbers = [name for name in lists if (found := items(name)) and all(map(_is_number, found))]
     sure = [name for name in numbers if measured(items(name))]
     when = named_by(lists, WHEN)
+    said = [name for name in lists if name not in numbers and (found := items(name)) and not timelike(found[:100])]
     if len(sure) == 1 and when is None:
-        return sure
+        return [] if said else sure  # what happened, beside how long it took
     lengths = {tuple(len(cell) if isinstance(cell, list) else -1 for cell in cells) for cells in lists.values()}
     dated = [name for name in lists if timelike(items(name)[:100])]
     good = sure and len(lengths) == 1 and (when is None or when in dated) and named_by(lists, (*WHAT, *WEAKLY)) is None
     return [name for name in numbers if name not in dated] if good else []
 
 
-def wide(names: Sequence[str], others: Collection[str]) -> list[str]:
+def wide(names: Sequence[str], others: Collection[str], classes: Collection[str] = (), told: bool = False) -> list[str]:
     """The columns of a table that are moments, where each row is a series: called by dates, or numbered from left to
-    right, and no times beside them. others: the columns that hold no numbers."""
+    right, and beside them names and classes, but no times. others: the columns that hold no numbers. classes: those
+    that say of which class each row is. told: that is known already."""
     dates = [name for name in names if name not in others and (DATE.fullmatch(name) or MONTH.fullmatch(name))]
     if len(dates) >= DAYS:
         return dates
@@ -278,9 +305,21 @@ def wide(names: Sequence[str], others: Collection[str]) -> list[str]:
     numbered = [part for part in parts if part and part[1] == stem and part[0] not in others]
     counted = [int(part[2]) for part in numbered]
     along = len(numbered) >= WHOLE and counted == list(range(counted[0], counted[0] + len(counted)))
-    ids = len(names) - len(numbered)
-    return [part[0] for part in numbered] if along and 0 < ids <= 3 and named_by(others, WHEN) is None and \
-        all(name in others for name in names[:ids]) else []
+    ids = [name for name in names if not any(part[0] == name for part in numbered)]
+    return [part[0] for part in numbered] if along and (told or 0 < len(ids) <= 8) and \
+        named_by(others, WHEN) is None and all(name in others or name in classes for name in ids) else []
+
+
+def _says_class(name: str) -> bool:
+    """Whether a column is called as one of classes."""
+    return plain(name) in (*CLASSES, "target", "classes", "classlabel", "classattribute")
+
+
+def below(head: bytes, dtype: np.dtype, start: int) -> bool:
+    """Whether some of the first whole numbers of an array are below zero: measurements, and no symbols. (-1 may fill
+    up rows of symbols.)"""
+    held = head[start : start + (len(head) - start) // dtype.itemsize * dtype.itemsize]
+    return dtype.kind == "i" and bool((np.frombuffer(held, dtype) < -1).any())
 
 
 def paced(path: Path, look: Look, when: str, names: Sequence[str]) -> str | None:
@@ -427,9 +466,47 @@ def _array(path: Path, raw: bytes, rows: bool | None, problems: Problems | None)
         if problems is not None:
             problems.note = "a row a series"
     several = array.ndim == 3
+    classes = classes_beside(path, len(array)) if several else None
+    if problems is not None and classes:
+        problems.note += ", class=the file beside it" if problems.note else "class=the file beside it"
     for number, each in enumerate(array if several else [array.reshape(len(array), -1)], 1):
         columns = {f"x{i + 1}": each[:, i] for i in range(each.shape[1])} if each.shape[1] > 1 else {"": each[:, 0]}
-        yield Record(flat(columns), name=f"{path}:{number}" if several else str(path))
+        name = f"{path}:{number}" if several else str(path)
+        yield Record(flat(columns), name=of_class(name, classes[number - 1] if classes else ""))
+
+
+def _recorded(path: Path, form: str, problems: Problems | None) -> Iterator[Record]:
+    """A recording; a long one in parts."""
+    for name, columns in recorded(path, form):
+        length, step = len(next(iter(columns.values()))), max(PART // len(columns), 1)
+        if problems is not None:
+            problems.note = f"columns={','.join([*columns][:SHOWN])}"
+        columns = {"": next(iter(columns.values()))} if len(columns) == 1 else columns
+        where = f"{path}:{name}" if name else str(path)
+        for at in range(0, length, step):
+            yield Record(flat({key: values[at : at + step] for key, values in columns.items()}),
+                         name=f"{where}@{at}" if length > step else where)
+
+
+def _relational(path: Path, text: str, problems: Problems | None) -> Iterator[Record]:
+    """A table of Weka whose rows hold series of several columns, a line each within quotes, and perhaps a class."""
+    body = re.split(r"(?im)^[ \t]*@data[ \t]*$", text, maxsplit=1)[-1]
+    none = True
+    for number, line in enumerate(body.splitlines(), text.count("\n") - body.count("\n") + 1):
+        found = re.fullmatch(r"\s*(?:[^'\",]*,)?\s*(['\"])(.*?)\1\s*(?:,\s*(.*?))?\s*", line)
+        if not line.strip() or line.lstrip()[:1] == "%":
+            continue
+        parts = [["nan" if cell.strip() in ("?", "") else cell for cell in part.split(",")]
+                 for part in re.split(r"\\n|;", found[2])] if found else []
+        if found is None or not all(_is_number(cell) for part in parts for cell in part):
+            bad(problems, path, f"line {number}", None, "not the numbers of a series in quotes; mend or remove it")
+            continue
+        none, longest = False, max(map(len, parts))
+        filled = [np.append(list(map(_number, part)), [np.nan] * (longest - len(part))) for part in parts]
+        names = [f"x{i + 1}" for i in range(len(filled))] if len(filled) > 1 else [""]
+        yield Record(flat(dict(zip(names, filled))), name=of_class(f"{path}:{number}", (found[3] or "").strip("'\"")))
+    if none and problems is None:
+        raise SegueError(f"{path}: there is no series behind @data; is the file cut short?")
 
 
 def _archive(path: Path, text: str, problems: Problems | None) -> Iterator[Record]:

@@ -72,6 +72,13 @@ class Sound(Kind):
         """A level a token."""
         return ItemCodec(list(range(LEVELS)))
 
+    def numbers(self, codec: Codec) -> np.ndarray | None:
+        found, ids = np.full((codec.size, 1), np.nan), codec.lookup(range(LEVELS))
+        if ids is None:
+            return None
+        found[ids, 0] = waveform(range(LEVELS))
+        return found
+
     def write(self, objects: Iterable[Sequence[int] | Record], path: str | Path) -> None:
         """A WAV file of 16 bits, 8,000 samples a second; of one object."""
         soundfile = require("soundfile", "sound")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.files import atomic_write, write_text
-from segue.kinds.base import HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, of_class, words
+from segue.kinds.base import ARFF, HEAD, Dataset, Kind, Problems, Record, as_utf8, bad, of_class, words
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.columns import classes_of, take_classes, told
 from segue.kinds.frame import (
@@ -30,6 +30,7 @@ from segue.kinds.frame import (
     is_parquet,
     load_table,
     said,
+    times_a_line,
 )
 from segue.kinds.frame import number as is_number
 from segue.kinds.packed import COMPRESSED, actual, bare, opened
@@ -50,25 +51,30 @@ def named(text: str) -> tuple[str, ...]:
 # What is said weakly is believed only where no column of text says more.
 WHO = named("who caseconceptname case user userpseudo session customer visitor patient sender subject client account "
             "member player reviewer author actor login listener reader student learner driver employee buyer entity "
-            "trace device sequenceid playlist host person owner order invoice basket cart transaction trip container "
-            "cip u kunde kunden benutzer nutzer fall sitzung utilisateur usager dossier usuario cliente caso utente "
-            "gebruiker klant zaak пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 사용자 고객")
-WHAT = named("what item activity conceptname event action movie product asin sku stock song track artist book article "
-             "page url command symbol task operation diagnosis procedure drug medication mark eventtype request "
-             "csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion produit activité évènement "
-             "producto artículo actividad acción prodotto articolo attività produto activiteit товар событие действие "
-             "商品 物品 活动 行为 行動 상품 활동")
+            "trace device bike taxi vehicle sequenceid playlist host person owner order invoice basket cart "
+            "transaction trip container cip u kunde kunden benutzer nutzer fall sitzung utilisateur usager dossier "
+            "usuario cliente caso utente gebruiker klant zaak пользователь клиент 用户 客户 会员 ユーザー 顧客 会員 "
+            "사용자 고객")
+WHAT = named("what item activity conceptname eventconceptname event action movie product asin sku stock song track "
+             "artist book article page url command symbol task operation diagnosis icd icd9 icd10 procedure drug "
+             "medication mark eventtype request isbn station startstation pulocation video film news app game recipe "
+             "business venue poi csuristem stopid stopname evt aid artikel produkt aktivität ereignis aktion produit "
+             "activité évènement producto artículo actividad acción prodotto articolo attività produto activiteit "
+             "товар событие действие 商品 物品 活动 行为 行動 상품 활동")
 WEAKLY = named("type state status step key label token code note items events marks types typeevent activities actions "
                "songs tracks k i")
 WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
              "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t year")
+HOW = named("level loglevel severity priority")  # of a log: says neither who nor what
 ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr"))
+IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
 UNITS = re.compile(r"(utc|gmt|local|epoch|unix|iso|seconds?|secs?|millis(econds)?|micros|nanos|[mun]?s)+$")  # behind
 CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?")  # a time of day alone
 BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that somebody types
 LONGEST = 40  # words of an item
 MANY = 100_000  # rows by which a column is judged
+FEW = 10  # rows that do not tell what comes again
 MEASURED = "read them with kind=series, or bin them into symbols first"
 THIS = "the file"  # who, where a file is all of one entity
 THAT = "event"  # what, where nothing is known of events but when they were
@@ -97,17 +103,21 @@ class Events(Kind):
             return 0.9
         if suffix not in TABULAR and not is_parquet(head):
             return 0.0
+        if suffix not in JSON | PARQUET and b"\0" not in head and times_a_line(_whole_lines(head)):
+            return 0.87
         table = glance(path, head)
         if table is None:
             return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
         sorts = DELIMITED | JSON | PARQUET
         if suffix not in sorts and table.form == "delimited" and not table.regular:
             return 0.0
+        if (table.form == "delimited" and suffix not in sorts and not table.rows) or _in_blocks(table, head):
+            return 0.0  # one line; words of sentences, a line a word and a blank line behind each sentence
         names = table.names if table.headed else []
         who, what, weak, when = (named_by(names, usual) for usual in (WHO, WHAT, WEAKLY, WHEN))
         thing = what or weak
         if thing and any(isinstance(cell, list) for cell in table.column(thing)):
-            return 0.9
+            return 0.9 if what or not text_columns(table) else 0.65
         if thing and who:
             return 0.9 if what else 0.65
         if what and when:
@@ -260,12 +270,13 @@ class Cases(Kind):
         cells that do; other cases cannot be told from text: ask for them."""
         if b"\0" in head:
             return 0.0
-        if beside(path, "time", "event") is not None and re.fullmatch(rb"[-+.\deE\s]*", head):
-            return 0.83
+        two = beside(path, "time", "event") or beside(path, "event", "time")
+        if two is not None and re.fullmatch(rb"[-+.\deE\s]*", head):
+            return 0.92
         lines = head.split(b"\n")
         if len(head) >= HEAD and len(lines) > 1:
             lines.pop()
-        if path.suffix.lower() in DELIMITED:
+        if path.suffix.lower() in DELIMITED and not ARFF.match(head):
             cells = [_cells(line.decode("utf-8", "replace")) for line in lines if line.strip()]
             known = {cell for line in cells for cell in line}
             ragged = len({len(line) for line in cells}) > 2
@@ -345,6 +356,11 @@ class Cases(Kind):
         return _glue(items).join(items)
 
 
+def _whole_lines(head: bytes) -> str:
+    """The beginning of a file without a last line that may be cut."""
+    return head.decode("utf-8", "ignore").rpartition("\n")[0] if len(head) >= HEAD else head.decode("utf-8", "ignore")
+
+
 def _typed(text: str, known: Collection[str]) -> list[str]:
     """The items that a text names, see `Events.normalise`: at each place the longest known one."""
     signs = list(BETWEEN.finditer(text))
@@ -401,10 +417,20 @@ def _glue(items: Iterable[str]) -> str:
 
 def named_by(names: Iterable[str], usual: Sequence[str]) -> str | None:
     """The column whose name, or last part of a name, says what is looked for."""
-    ranked = [(usual.index(stem), ENDINGS.index(ending), i, name) for i, name in enumerate(names)
+    return next(iter(ranked(names, usual)), None)
+
+
+def ranked(names: Iterable[str], usual: Sequence[str]) -> list[str]:
+    """All such columns, the one that says it best first."""
+    found = [(usual.index(stem), ENDINGS.index(ending), i, name) for i, name in enumerate(names)
               for whole in {plain(name), plain(name.rpartition(".")[2])} for ending in ENDINGS
               if whole.endswith(ending) and (stem := whole.removesuffix(ending)) in usual]
-    return min(ranked)[3] if ranked else None
+    return list(dict.fromkeys(name for *_, name in sorted(found)))
+
+
+def _in_blocks(table: Look, head: bytes) -> bool:
+    """A table without a header in which blank lines stand between several rows and several others."""
+    return not table.headed and len(re.findall(rb"[^\s][^\n]*\n[^\n]*\S[^\n]*\n[ \t\r]*\n(?=\S)", head)) > 1
 
 
 def _interactions(table: Look) -> bool:
@@ -421,7 +447,9 @@ def _interactions(table: Look) -> bool:
 
 def _listed(table: Look) -> list[str]:
     """The columns that hold lists."""
-    return [name for name in table.names if any(isinstance(cell, list) for cell in table.column(name))]
+    lists = [name for name in table.names if any(isinstance(cell, list) for cell in table.column(name))]
+    return lists if len(lists) == 1 else [name for name in lists if not measured(
+        item for cell in table.column(name) if isinstance(cell, list) for item in cell)]
 
 
 def _clock(names: Sequence[str], cells: Callable[[str], Iterable[Any]]) -> str | None:
@@ -472,23 +500,35 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     def free() -> list[str]:
         return [name for name in columns if name not in (who, what, when)]
 
-    asked_for = what is not None
+    def is_list(name: str | None) -> bool:
+        return name in columns and "list" in str(columns[name].type)
+
+    asked_for, clock = what is not None, when
     if frame.headed:
         when = when_of(frame, free()) if when is None else when
-        who = named_by(free(), WHO) if who is None else who
+        several = [name for name in free() if is_list(name) or _says_who(columns[name])]
+        who = named_by(several, WHO) if who is None else who
         if what is None:
-            lists_of = [name for name in free() if "list" in str(columns[name].type)]
+            lists_of = [name for name in free() if is_list(name)]
+            lists_of = [name for name in lists_of if len(lists_of) == 1 or not measured(_within(columns[name]))]
             alone = lists_of[0] if who is None and len(lists_of) == 1 else None
-            what = named_by(free(), WHAT) or alone or named_by(free(), WEAKLY)
-        if when is not None and "list" not in str(columns[when].type) and (who is None or what is None):
+            able = [*filter(None, [*ranked(free(), WHAT), alone, *ranked(free(), WEAKLY)])]
+            ids = [name for name in several if IDS.search(name)] if who is None else [who]
+            happens = (name for name in able if is_list(name) or
+                       _happens(columns, next((whose for whose in ids if whose != name), None), name))
+            what = next(happens, next(iter(able), None))
+        if when is not None and not is_list(when) and (who is None or what is None):
+            sure = what is not None and named_by([what], WHAT) is not None and not is_list(what)
             who, what = told_apart(free(), lambda name: columns[name][:MANY].to_pylist(), who, what)
+            who = who or named_by(free(), WHO) or (THIS if sure else None)
+        who = named_by(free(), WHO) if who is None else who
     else:
         if when is None:
             when = _clock(free(), lambda name: columns[name][:100].to_pylist()) if len(free()) > 2 else None
         if who is None and len(free()) > 1:
             who = free()[0]
         if what is None and free():
-            what = free()[0]
+            what = next((name for name in free() if not measured(columns[name][:100].to_pylist())), free()[0])
             if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name in columns):
                 raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
             _events_not_measured(frame, what, columns[what].unique().to_pylist())
@@ -497,7 +537,9 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     if what is None and when is not None and "list" in str(columns[when].type):
         what = THAT
     whole = what if what in columns else when
-    lists = what is not None and whole is not None and "list" in str(columns[whole].type)
+    lists = what is not None and is_list(whole)
+    if lists and what in columns and clock is None and not is_list(who) and not is_list(when):
+        when = None  # of the row, not of the events in its list
     if what in columns and lists and not asked_for:
         _events_not_measured(frame, what, (item for row in columns[what][:100].to_pylist() for item in row or []))
     rest = free()
@@ -552,14 +594,17 @@ def when_of(frame: Frame, names: list[str]) -> str | None:
 
 def timed(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> str | None:
     """The column that says when: by its usual name, by how its name ends and what is in it, or by the dates in it."""
-    if usual := named_by(names, WHEN):
-        return usual
+    usual = ranked(names, WHEN)
+    if usual:  # the first that can be read
+        return next((name for name in usual if all(NUMBER.fullmatch(str(cell)) for cell in cells(name)) or
+                     timelike(cells(name))), usual[0])
     likely = [name for name in names if timelike(cells(name))]
     stems = [UNITS.sub("", plain(name)) for name in likely]
     ends = [name for name, stem in zip(likely, stems) if plain(name).endswith(MOMENTS) or stem.endswith(MOMENTS)]
     dates = [name for name in likely if not all(NUMBER.fullmatch(str(cell)) or CLOCK.fullmatch(str(cell).strip())
                                                 for cell in cells(name) if cell is not None)]
-    return next(iter(ends + dates), None)
+    return max(ends or dates, key=lambda name: len(set(map(str, cells(name)))), default=None)  # the last change, not
+    # when it was opened
 
 
 def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who: str | None = None,
@@ -571,19 +616,44 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
     for name in names:
         values = [str(cell) for cell in cells(name) if cell not in (None, "") and not isinstance(cell, list)]
         numbers = all(map(is_number, values)) and not plain(name).endswith(ENDINGS[1:])
-        if 1 < len(set(values)) < len(values) and not numbers and not timelike(values) and not measured(values) and \
+        again = plain(name) not in HOW and 1 < len(set(values)) < len(values)
+        if again and not numbers and not timelike(values) and not measured(values) and \
                 sum(map(len, values)) <= 40 * len(values):
             able.append(name)
         sizes += bool(values) and measured(values)
     if who is None and what is None:
         return (able[0], able[1]) if len(able) > max(1, sizes) else (None, None)
     alone = able[0] if len(able) == 1 or (what is None and able) else None
+    if who is None and len(able) > 1:
+        alone = next((name for name in able if IDS.search(name)), None)
     return who or alone, what or alone
 
 
 def _wordy(cells: Sequence[Any]) -> bool:
     """Texts, not names of anything: more than two words each on average."""
     return sum(len(str(cell).split()) for cell in cells if cell is not None) > 2 * len(cells)
+
+
+def _says_who(column: Any) -> bool:
+    """Whether a column names several, some of them again, and most rows have a name."""
+    values = [value for value in column[:MANY].to_pylist() if value not in (None, "", "NA")]
+    return 2 * len(values) > len(column[:MANY]) and 1 < len(set(values)) < max(len(values), FEW)
+
+
+def _happens(columns: Mapping[str, Any], who: str | None, what: str) -> bool:
+    """Whether what a column says comes again, and is not of each entity one and the same."""
+    said = columns[what][:MANY].to_pylist()
+    entities = columns.get(who) if who is not None else None
+    whose = said if entities is None or "list" in str(entities.type) else entities[:MANY].to_pylist()
+    known = [(name, each) for name, each in zip(whose, said) if each not in (None, "")]
+    things, names = {each for _, each in known}, {name for name, _ in known}
+    varied = who is None or len(names) == len(known) or len(set(known)) > len(names)
+    return len(said) < FEW or (len(things) < len(known) and varied)
+
+
+def _within(column: Any) -> list[Any]:
+    """What is in the first lists of a column."""
+    return [item for row in column[:100].to_pylist() for item in row or []]
 
 
 def _repeats(column: Any) -> bool:
@@ -598,7 +668,7 @@ def _repeats(column: Any) -> bool:
 def measured(values: Iterable[Any]) -> bool:
     """Numbers of which some have a fraction or are below zero: measurements, not names of anything."""
     texts = [str(value) for value in values if value is not None]
-    numbers = all(re.fullmatch(r"[-+]?\d*(\.\d*)?([eE][-+]?\d+)?", text) for text in texts)
+    numbers = all(re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text) for text in texts)
     return numbers and any(re.search(r"[.eE]|^-", text) for text in texts)
 
 

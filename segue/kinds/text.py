@@ -6,6 +6,7 @@ import codecs as encodings
 import csv
 import io
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, takewhile
 from pathlib import Path
@@ -50,7 +51,8 @@ from segue.kinds.frame import (
     number,
     said,
 )
-from segue.kinds.packed import bare, opened
+from segue.kinds.packed import bare, no_text, opened
+from segue.kinds.times import DATE
 
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
@@ -58,13 +60,19 @@ COLUMNS = words("text content body document sentence article story passage dialo
                 "question message review comment utterance tweet post query abstract summary lyrics caption abc smiles")
 FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
                "question problem prompt input instruction description abstract message review comment utterance tweet "
-               "post query summary completion output response answer context title lyrics caption abc smiles")
-# What asks and what answers: together they are one text.
-ASKS = words("instruction question problem prompt input context query")
-ANSWERS = words("completion output response answer solution canonical_solution chosen")
+               "post query summary completion output response answer chosen context title lyrics caption abc smiles")
+# What asks and what answers: together they are one text. So are what a few things are made of, and these.
+ASKS = words("instruction instructions question questions stem problem prompt input context passage story body query "
+             "options choices premise buggy mr")
+ANSWERS = words("completion output response answer answers rationale solution canonical_solution chosen answerkey "
+                "hypothesis fixed ref")
+SOURCES = words("text dialogue dialog conversation transcript document article body content description intent")
+MADE = words("code snippet summary highlights")
+LANGUAGE = re.compile(r"(translation\.)?([a-z]{2,3}([_-]\w{2,4})?|(english|french|german|spanish|italian|russian|"
+                      r"chinese|japanese)\b.*)", re.IGNORECASE)
 DIALOGUES = words("dialogue dialog conversation transcript context")
 TOKENS = ("tokens", "words")  # a text in lists of its words
-TURNS, ROLES = words("content value text utterance"), words("role from speaker author")  # of a dialogue
+TURNS, ROLES = words("content value text utterance message"), words("role from speaker author agent")  # of a dialogue
 LABEL = "__label__"  # what fastText has in front of a class
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
 LETTERS = bytes(range(65, 91)) + bytes(range(97, 123)) + bytes(range(128, 256))
@@ -89,7 +97,7 @@ class Text(Kind):
         suffix = path.suffix.lower()
         if is_parquet(head):
             return 0.7 if _holds_text(path, head) else 0.0
-        if not head or looks_binary(head):
+        if not head or looks_binary(head) or no_text(head):
             return 0.0
         if suffix in LINES:
             return 0.8 if _holds_text(path, head) else 0.3
@@ -417,19 +425,42 @@ def _role(name: str, names: Iterable[str]) -> str | None:
                  and other.rpartition(".")[0] == name.rpartition(".")[0]), None)
 
 
-def _joined(cells: Mapping[str, Any], field: Iterable[str]) -> str | None:
-    """The text of a row; None where it has none in these fields."""
-    parts = []
+def _is(name: str, usual: Collection[str]) -> bool:
+    """Whether a field is called so: by its last part, or by the one before, as in answers.text."""
+    *_, before, last = ("", *name.lower().split("."))
+    return last in usual or (before in usual and last in ("text", "input_text", "spans", "number"))
+
+
+def _joined(cells: Mapping[str, Any], field: Sequence[str]) -> str | None:
+    """The text of a row; None where it has none in these fields. Lists of one length, as of questions and of their
+    answers, take turns; of the answers to one question the first is taken."""
+    parts: list[str | None] = []
+    turns = [value for name in field if isinstance(value := cells.get(name), list) and len(field) > 1]
+    asked = any(isinstance(cells.get(name), str) and _is(name, ASKS) for name in field) and len(turns) < 2
+    if len(turns) > 1 and len(set(map(len, turns))) == 1:
+        first = next(name for name in field if isinstance(cells.get(name), list))
+        cells = {**{name: value for name, value in cells.items() if not isinstance(value, list)},
+                 first: [_one(turn) for each in zip(*turns) for turn in each]}
     for name in field:
         value = cells.get(name)
         if isinstance(value, str):
             parts.append(value)
+        elif isinstance(value, bool | int | float) and _is(name, ANSWERS):
+            parts.append(_one(value))
         elif isinstance(value, list) and _last(name) in TOKENS and all(isinstance(word, str) for word in value):
             parts.append(" ".join(value))
         elif isinstance(value, list) and all(isinstance(turn, str | None) for turn in value):
             speakers = cells.get(_role(name, cells) or "") or [None] * len(value)
-            parts += [turn if who is None else f"{who}: {turn}" for who, turn in zip(speakers, value) if turn]
-    return "\n".join(filter(None, parts)) if parts else None
+            said = [turn if who is None else f"{who}: {turn}" for who, turn in zip(speakers, value) if turn]
+            parts += said[:1] if asked and _is(name, ANSWERS) else said
+    return "\n".join(filter(None, parts)) if any(parts) else None
+
+
+def _one(value: Any) -> str | None:
+    """What a cell says, the first of several."""
+    if isinstance(value, list):
+        return _one(value[0]) if value else None
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], column: str | None,
@@ -443,7 +474,7 @@ def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], column:
 
 def text_columns(table: Look) -> list[str]:
     """The columns of a table that hold its text: the turns of a dialogue, a usual name, or that with the most prose;
-    and with a question its answer."""
+    with a question its answer, with a source what was made of it, and all of a translation."""
     names = table.names
 
     def prose_in(name: str) -> bool:
@@ -457,22 +488,55 @@ def text_columns(table: Look) -> list[str]:
     if table.headed:
         known = {_last(name): name for name in reversed(names)}
         known |= {name.lower(): name for name in reversed(names)}
-        both = [name for name in names if _last(name) in ASKS + ANSWERS and prose_in(name)]
-        pair = {_last(name) in ANSWERS for name in both} == {True, False}
+        asks = [name for name in names if _is(name, ASKS) and (prose_in(name) or _lists_texts(table.column(name)))]
+        answers = [name for name in names if _answers(name, table)]
+        made = [name for name in names if _last(name) in MADE and prose_in(name)]
+        source = next((name for name in names if _last(name) in SOURCES and prose_in(name) and made), None)
+        pair = bool(asks and answers)
+        if source is not None and not pair:
+            return [source, *made]
         for usual in FIELDS if table.form in ("json", "document") or pair else COLUMNS:
             cell = next(iter(table.column(known[usual])), "") if usual in known else None
             if isinstance(cell, str) or (usual in DIALOGUES and _are_texts(cell)):
-                return both if pair and usual in ASKS + ANSWERS else [known[usual]]
+                return asks + answers if pair and usual in ASKS + ANSWERS else _siblings(known[usual], table)
+        if pair:
+            return asks + answers
     if len(names) == 1:
         texts = table.form != "delimited" and all(isinstance(cell, str) for cell in table.column(names[0]))
         return [names[0]] if texts else []
     prose = {}
     for name in names:
         cells = [cell for cell in table.column(name) if isinstance(cell, str)]
-        long = [cell for cell in cells if len(cell) >= 20 and len(cell.split()) >= 4]
+        long = [cell for cell in cells if len(cell) >= 20 and len(cell.split()) >= 4 and not DATE.fullmatch(cell)]
         if 2 * len(long) > len(table.rows) and 2 * len(set(long)) > len(long):
             prose[name] = sum(map(len, long))
     if prose:
-        return [max(prose, key=lambda name: prose[name])]
+        if not table.headed or (len(prose) > 1 and all(map(LANGUAGE.fullmatch, prose))):
+            return list(prose)
+        return _siblings(max(prose, key=lambda name: prose[name]), table)
+    if turns := [name for name in names if _last(name) in TURNS and "." in name and
+                 all(map(_are_texts, table.column(name)))]:
+        return turns[:1]
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
+
+
+def _lists_texts(cells: Sequence[Any]) -> bool:
+    """Lists of words or texts in every cell, such as the options of a question; not of single letters."""
+    return all(isinstance(cell, list) and all(isinstance(each, str) for each in cell) for cell in cells) and any(
+        len(each) > 1 for cell in cells for each in cell)
+
+
+def _answers(name: str, table: Look) -> bool:
+    """Whether a column holds right answers: texts, numbers, yes or no, or lists of them."""
+    *_, last = re.split(r"[ _]", name.lower())
+    right = _is(name, ANSWERS) or (last == "answer" and not re.match(r"(?i)(wrong|incorrect|bad)", name))
+    cells = table.column(name)
+    return right and all(isinstance(cell, str | bool | int | float | list) for cell in cells) and bool(cells)
+
+
+def _siblings(name: str, table: Look) -> list[str]:
+    """A column and those that are counted with it: sentence1 and sentence2."""
+    stem = re.sub(r"(?<=\D)1(?!.*\d)", "*", name)
+    counted = [other for i in range(2, 10) if (other := stem.replace("*", str(i))) != name and other in table.names]
+    return [name, *counted] if "*" in stem else [name]

@@ -25,8 +25,8 @@ FORMATS = [date + clock for date in DATES for clock in CLOCKS] + \
 DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
 SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
-                  r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)([T ,:].*)?"
-                  r"|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})")
+                  r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)?( [+-]\d{4}| UTC| GMT)? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
+                  r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})")
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +116,7 @@ class Attention(Mixer):
 
     constant_state = False
     cost = "T²"
-    linear_in_values: ClassVar[bool] = True
+    linear_in_values = True
     frequencies: Tensor
     slopes: Tensor
 
@@ -143,19 +143,19 @@ class Attention(Mixer):
         self.head_width = head_width or width // heads
         self.positions, self.window, self.clamp = positions, window, clamp
         self.span, self.ramp, self.span_penalty = span, ramp, span_penalty
-        self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt  # type: ignore[misc]
+        self.causal, self.needs_whole_prompt = causal, prefix > 0 or prompt
         self.prefix = prefix
-        self.sets = causal and not (self.needs_whole_prompt or taps)  # type: ignore[misc]
-        self.constant_state = self._kept() is not None  # type: ignore[misc]
+        self.sets = causal and not (self.needs_whole_prompt or taps)
+        self.constant_state = self._kept() is not None
         self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * self.head_width, bias=qkv_bias)
         self.qkv_global = copy.deepcopy(self.qkv) if global_projections else None
         if self.qkv_global is not None:
             self.qkv_global.reset_parameters()
-            self.linear_in_values = False  # type: ignore[misc]
+            self.linear_in_values = False
         self.convolution = ShortConvolution(width, taps) if taps else None
         if self.convolution is not None:
             self.convolution.weight.data[:, -1] += 1
-            self.linear_in_values = False  # type: ignore[misc]
+            self.linear_in_values = False
         self.out = nn.Linear(heads * self.head_width, width, bias=out_bias)
         self.q_norm = nn.RMSNorm(self.head_width, eps=norm_eps) if qk_norm else None
         self.k_norm = nn.RMSNorm(self.head_width, eps=norm_eps) if qk_norm else None

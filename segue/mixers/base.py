@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class Mixer(nn.Module):
-    """Base of all mixers. A subclass declares what it can do and implements `run`, and `parts` if it keeps more than
-    the carries of its recurrences."""
+    """Base of all mixers. A subclass declares what it can do (an option may change that for one object) and implements
+    `run`, and `parts` if it keeps more than the carries of its recurrences."""
 
-    causal: ClassVar[bool] = True  # no position sees a later one, so `extend` exists
-    constant_state: ClassVar[bool] = True  # the state's size does not grow with the sequence
-    resettable: ClassVar[bool] = True  # packed documents behave as if run apart
-    linear_in_values: ClassVar[bool] = False  # `matrix`, `values` and `output` exist
-    needs_whole_prompt: ClassVar[bool] = False  # the prompt cannot be given in pieces
-    sets: ClassVar[bool] = False  # the order of the parts of a set has no say (`Layout.sets`)
-    axes: ClassVar[int] = 1  # how many sequence axes the input may have
+    causal: bool = True  # no position sees a later one, so `extend` exists
+    constant_state: bool = True  # the state's size does not grow with the sequence
+    resettable: bool = True  # packed documents behave as if run apart
+    linear_in_values: bool = False  # `matrix`, `values` and `output` exist
+    needs_whole_prompt: bool = False  # the prompt cannot be given in pieces
+    sets: bool = False  # the order of the parts of a set has no say (`Layout.sets`)
+    axes: int = 1  # how many sequence axes the input may have
     cost: ClassVar[str] = "T"  # growth of the training form's time and memory with the length T
 
     def __init__(self, width: int) -> None:

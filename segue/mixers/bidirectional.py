@@ -28,7 +28,7 @@ class Bidirectional(Mixer):
         if mixer not in MIXERS or not MIXERS[mixer].causal:
             raise SegueError(f"mixer '{mixer}' cannot read one way: choose a causal one")
         self.ahead, self.back = MIXERS[mixer](width, **options), MIXERS[mixer](width, **options)
-        self.resettable = self.ahead.resettable  # type: ignore[misc]
+        self.resettable = self.ahead.resettable
         self.out = nn.Linear(2 * width, width, bias=False)
 
     def both(self, x: Tensor, layout: Layout) -> Tensor:

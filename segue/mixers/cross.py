@@ -183,8 +183,8 @@ class PositionAwareCrossAttention(Mixer):
         self.out = nn.Linear(width, width, bias=False)
         if not self.mixer.causal:
             raise SegueError(f"mixer '{mixer}' looks ahead: cross-attention of a decoder must be causal")
-        self.constant_state = self.mixer.constant_state  # type: ignore[misc]
-        self.resettable = self.mixer.resettable  # type: ignore[misc]
+        self.constant_state = self.mixer.constant_state
+        self.resettable = self.mixer.resettable
 
     def parts(self, batch: int, like: Tensor, history: int) -> dict[str, Part]:
         k = like.new_zeros(batch, 1, 0, self.width)

@@ -53,7 +53,7 @@ class Hydra(Mixer):
         if merge not in MERGES:
             raise SegueError(f"merge '{merge}' is unknown: choose from {', '.join(MERGES)}")
         self.heads, self.merge, self.ways = heads, merge, 1 if merge == "forward" else 2
-        self.linear_in_values = merge in ("quasiseparable", "add", "forward")  # type: ignore[misc]
+        self.linear_in_values = merge in ("quasiseparable", "add", "forward")
         mixed = inner + 2 * self.ways * states  # x, and b and c of each way
         self.widths, self.inner = [inner, mixed, self.ways * heads], [inner, *[states] * (2 * self.ways)]
         self.into = nn.Linear(width, sum(self.widths), bias=False)

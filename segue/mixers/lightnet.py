@@ -91,7 +91,7 @@ class LightNet(Mixer):
         if causal and axes > 1:
             raise SegueError(f"a causal LightNet has one axis, not {axes}: choose causal=False")
         self.heads, self.places = heads, axes
-        self.causal, self.axes = causal, max(1, axes)  # type: ignore[misc]
+        self.causal, self.axes = causal, max(1, axes)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.gate = nn.Sequential(nn.Linear(width, gate_rank, bias=False), nn.Linear(gate_rank, width, bias=False))
         self.norm = nn.RMSNorm(width // heads, eps=norm_eps)

@@ -46,10 +46,10 @@ class PartialAttention(Mixer):
         if not options.get("causal", True) or options.get("prompt"):
             raise SegueError("palm looks back, and reads its prompt both ways if bidirectional: leave causal and "
                              "prompt out")
-        self.needs_whole_prompt = partial or bidirectional or restart or segments  # type: ignore[misc]
+        self.needs_whole_prompt = partial or bidirectional or restart or segments
         self.bidirectional, self.restart, self.prefix = bidirectional, restart, prefix
         self.attention = Attention(width, heads, prompt=bidirectional, **options)
-        self.constant_state = self.attention.constant_state  # type: ignore[misc]
+        self.constant_state = self.attention.constant_state
         self.kinds = nn.Embedding(2, width) if segments else None  # of the answer, of the prompt
         if self.kinds is not None:
             nn.init.zeros_(self.kinds.weight)

@@ -1,4 +1,4 @@
-"""Reformer (Kitaev, Kaiser & Levskaya 2020, arXiv 2001.04451): attention among those that one hash throws together."""
+"""Reformer (Kitaev, Kaiser & Levskaya 2020, arXiv 2001.04451): attention among the elements of one hash bucket."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class S4ND(StateSpaceMixer):
         pairs = [tuple(Modes(width, states, init, rule, dt_min, dt_max, bandlimit) for _ in range(2))
                  for _ in range(axes)]
         super().__init__(width, Separable(pairs))  # type: ignore[arg-type]
-        self.axes = axes  # type: ignore[misc]
+        self.axes = axes
 
     def matrix(self, x: Tensor) -> Tensor:
         """(B, D, T, T) along the last axis, the elements being on no other."""

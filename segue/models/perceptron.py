@@ -1,4 +1,4 @@
-"""Plain networks: on each element by itself, the backbone of a classifier of vectors; and on short rows as a whole."""
+"""Perceptrons: on each element by itself (the backbone of classifiers of vectors), or on whole short rows."""
 
 from __future__ import annotations
 

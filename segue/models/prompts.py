@@ -1,4 +1,4 @@
-"""Prompts: rows that no element brought, learned while the model beneath them stays as it is.
+"""Learned prompts: rows that stand for no element, learned while the model beneath them stays as it is.
 
 A source of prompts (`Prompts`) gives some layers of a stack a prompt each, a few rows of the model's width, from a
 query that says what the sequence is like. Four are here:

@@ -1,5 +1,5 @@
-"""Weighted bags of elements, without their common direction (SIF: Arora, Liang & Ma 2017), over vectors of elements
-that occur together."""
+"""Weighted means of element vectors, without their common direction (SIF: Arora, Liang & Ma 2017), over vectors made
+of what occurs together."""
 
 from __future__ import annotations
 

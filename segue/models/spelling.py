@@ -1,7 +1,7 @@
 """What a model over words says about the letters in them (GENERator, arXiv 2502.07272: bases from a head over 6-mers).
 
-The chance that place j of the next token holds a letter is that of all tokens with this letter there. It needs one
-product with a table, whatever the codec: k-mers of bases, merges of bytes, single letters.
+The probability that place j of the next token holds a letter is the sum over all tokens with this letter there. This is
+one product with a table, for every codec: k-mers of bases, merges of bytes, single letters.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -77,7 +77,7 @@ class Batch:
         when that is asked for (a classifier's rows, padded behind), see `segue.models.prompts`."""
         return replace(self, prompt=(self.targets >= 0).int().flip(1).cummax(1).values.flip(1).bool())
 
-    def map(self, change) -> Batch:  # type: ignore[no-untyped-def]
+    def map(self, change: Callable[..., Tensor]) -> Batch:
         """The batch with `change` applied to every tensor in it."""
         starts, prompt, sets = (None if x is None else change(x) for x in (self.starts, self.prompt, self.sets))
         channels = {name: change(values) for name, values in self.channels.items()}

@@ -1,8 +1,9 @@
 """Learning to undo noise (see `segue.models.diffusion`): the losses of MDLM, SEDD and D3PM, and bounds on likelihoods.
 
-Targets stand where they are to be said, and those alone become noise; where there is none the element is read as it is
-(a source, a prompt). In a batch for the next element that asks for all elements, targets are the documents without
-their first element. A batch's times are spread evenly, one for each row: chance is that of a whole batch.
+Targets stand in the places where they are to be predicted, and only those places become noise; where there is no target
+the element is read as it is (a source, a prompt). In a batch for the next element that asks for all elements, targets
+are the documents without their first element. Each row of a batch has its own time, and the times are spread evenly, so
+random numbers belong to the whole batch.
 """
 
 from __future__ import annotations

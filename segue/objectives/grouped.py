@@ -1,4 +1,4 @@
-"""Classes in groups, of which the right one is known: task-incremental learning, a head for each task."""
+"""Classes in groups, where the right group is told: task-incremental learning, a head for each task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models of pictures, and of text before pictures, learn by."""
+"""Losses for models of pictures, and of text before pictures."""
 
 from __future__ import annotations
 

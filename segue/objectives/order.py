@@ -1,5 +1,5 @@
-"""The elements of a document are a set: learn it in the order in which the model itself says it most easily (Vinyals et
-al. 2015, arXiv 1511.06391).
+"""Documents whose elements are a set: learn each in the order that the model itself finds easiest (Vinyals et al. 2015,
+arXiv 1511.06391).
 
 An element must say what it is wherever it stands: a place of the input, or a word with its position. The order drawn
 from is q(order) = prod p(next | said) / Z, Z the probability of all elements that are left; it samples, it is not the

@@ -8,8 +8,6 @@ once (GAD), here of a cipher; a lenient acceptor (GAD++) takes what is nearly th
 
 from __future__ import annotations
 
-import gzip
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
@@ -26,7 +24,9 @@ from segue.decoding.draft import BlockDraft, Drafter, SourceCopy
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.objectives import Batch, MaskedElements
 from segue.objectives.masked import masked_blocks
+from segue.papers import corpora
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import commonest
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -72,15 +72,9 @@ def captions(folder: Path | None, languages: Sequence[str], size: int) -> tuple[
         pairs = [(words, words) for words in made]
         return pairs[:-10], pairs[-10:]
 
-    def read(part: str, language: str) -> list[list[str]]:
-        text = gzip.decompress((folder / f"{part}.{language}.gz").read_bytes()).decode("utf-8")
-        for mark in ".,!?;:\"()":
-            text = text.replace(mark, f" {mark} ")
-        return [line.lower().split() for line in text.splitlines()]
-
-    train, held = ([read(part, language) for language in languages] for part in ("train", "test_2016_flickr"))
-    counts = Counter(word for side in train for words in side for word in words)
-    ids = {word: WORDS + rank for rank, (word, _) in enumerate(counts.most_common(size - WORDS))}
+    train, held = ([corpora.captions(folder, part, language) for language in languages]
+                   for part in ("train", "test_2016_flickr"))
+    ids = commonest((word for side in train for words in side for word in words), size - WORDS, WORDS)
 
     def pair(sides: Sequence[Sequence[str]]) -> Pair:
         source, answer = ([ids.get(word, UNKNOWN) for word in words] for words in sides)

@@ -6,7 +6,6 @@ to be designed (TFBind8(r)). All words are measured, so every design is judged b
 
 from __future__ import annotations
 
-import gzip
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from segue.design import (
     numbers,
     percentile_report,
 )
-from segue.kinds.codecs import BASES, LetterCodec
+from segue.kinds.codecs import BASES
 from segue.models import Stack, StackConfig
 from segue.models.classify import Classifier, LinearHead
 from segue.models.perceptron import Flat
@@ -35,12 +34,13 @@ from segue.models.stack import both_ways
 from segue.objectives import generator_of
 from segue.objectives.regression import SquaredError, scored
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import learn
+from segue.papers.corpora import WORD, binding, every_word
+from segue.training.learn import learn, minibatches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LETTERS, LENGTH = len(BASES), 8
+LETTERS, LENGTH = len(BASES), WORD
 TASK, OTHERS = "SIX6", ("EGR2", "PAX4", "POU6F2")  # whose domains that bind DNA are of other families than SIX6's
 RANDOM, PRETRAINED = "random", "pretrained"
 FORWARD, BACKWARD, BOTH, ADAPTIVE = "forward alone", "backward alone", "both, half each", "both, adaptive"
@@ -49,50 +49,26 @@ ASCENT, START = "gradient ascent on an MLP", "the best of the table"
 SEEDS = 5
 
 
-def every(length: int = LENGTH) -> Tensor:
-    """(4^length, length) all words, in order."""
-    return torch.cartesian_prod(*[torch.arange(LETTERS)] * length)
-
-
-def landscape(folder: Path | None, factor: str, length: int = LENGTH) -> Tensor:
-    """(65536,) how strongly a factor binds each word, from 0 to 1; without a folder, a made-up one of that length."""
-    if folder is None:
-        each, words = torch.rand(length, LETTERS, generator=generator_of(len(factor), ord(factor[0]))), every(length)
-        scores = torch.stack([each[place, words[:, place]] for place in range(length)]).prod(0).double()
-    else:
-        scores = torch.full((LETTERS**LENGTH,), torch.nan, dtype=torch.float64)
-        with gzip.open(folder / f"{factor}_REF_R1_8mers.txt.gz", "rt", encoding="utf-8") as lines:
-            rows = [line.split("\t")[:3] for line in lines][1:]
-        measured = torch.tensor([float(row[2]) for row in rows], dtype=torch.float64)
-        for strand in (0, 1):
-            ids = LetterCodec(BASES).encode("".join(row[strand] for row in rows)).reshape(-1, LENGTH)
-            scores[numbers(torch.from_numpy(ids).long(), LETTERS)] = measured
-    return (scores - scores.min()) / (scores.max() - scores.min())
-
-
 def encoder_of(folder: Path | None, features: str, seed: int, width: int, steps: int, rows: int) -> Encoder:
     """A transformer of two layers, as it was drawn or taught how strongly three other factors bind the words."""
     torch.manual_seed(seed)
     backbone = Stack(both_ways(StackConfig(LETTERS, width, ["attention"] * 2, {"attention": {"heads": 4}},
                                            channel="mlp", hidden=2 * width)))
     if features == PRETRAINED:
-        words, scores = every(), torch.stack([landscape(folder, other) for other in OTHERS], 1).float()
+        words, scores = every_word(), torch.stack([binding(folder, other) for other in OTHERS], 1).float()
         scores = (scores - scores.mean(0)) / scores.std(0)
 
-        def draw(step: int) -> Any:
-            chosen = torch.randint(len(words), (rows,), generator=generator_of(seed, step))
-            return scored(words[chosen], scores[chosen])
-
-        learn(Classifier(backbone, LinearHead(width, len(OTHERS)), pool="mean"), draw, steps, rate=2e-3, seed=seed,
+        learn(Classifier(backbone, LinearHead(width, len(OTHERS)), pool="mean"),
+              minibatches(scored(words, scores), rows, seed), steps, rate=2e-3, seed=seed,
               objective=SquaredError(), cooldown=0.5)
     return Encoder(backbone, LETTERS, range(LETTERS))
 
 
 def offline(folder: Path | None, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """All words' scores, and words and scores of the weakest."""
-    table = landscape(folder, TASK)
+    table = binding(folder, TASK)
     weakest = table.argsort(stable=True)[:size]
-    return table, every()[weakest], table[weakest]
+    return table, every_word()[weakest], table[weakest]
 
 
 def begun(words: Tensor, scores: Tensor, designs: int, seed: int) -> SoftDesign:
@@ -132,12 +108,8 @@ def by_network(folder: Path | None, seed: int, size: int, designs: int, width: i
     torch.manual_seed(seed)
     network = Flat(LETTERS, LENGTH, [2 * width] * 2, 1)
     standard = ((scores - scores.mean()) / scores.std()).float()
-
-    def draw(step: int) -> Any:
-        chosen = torch.randint(len(words), (rows,), generator=generator_of(seed, step))
-        return scored(words[chosen], standard[chosen])
-
-    learn(network, draw, teach, rate=1e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
+    learn(network, minibatches(scored(words, standard), rows, seed), teach,
+          rate=1e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
     design = begun(words, scores, designs, seed)
     return {START: judged(design, table), ASCENT: judged(ascend(NetworkOracle(network), design, steps), table)}
 

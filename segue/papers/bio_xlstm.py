@@ -23,7 +23,7 @@ from segue.models import Stack, StackConfig
 from segue.models.equivariant import Equivariant, mirror
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.drakes import genome
+from segue.papers.corpora import genome
 from segue.training.learn import accuracy, learn
 
 if TYPE_CHECKING:

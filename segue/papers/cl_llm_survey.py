@@ -22,14 +22,14 @@ from segue.continual.stream import bits_per_element, domain_incremental, in_orde
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.code_ood_cl import CHARACTERS, WIDTH, library
+from segue.papers.corpora import ASCII, standard_library
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DOMAINS = ("asyncio", "email", "tkinter", "xml")
-CONTEXT, ROWS, PRETRAIN, STEPS, KEPT = 48, 12, 1000, 250, 1200  # kept: rows of the first domain
+WIDTH, CONTEXT, ROWS, PRETRAIN, STEPS, KEPT = 64, 48, 12, 1000, 250, 1200  # kept: rows of the first domain
 TUNING = 1000  # the seed by which strengths and rates are chosen, on rows kept for that
 RATE, FLOOR = 3e-3, 0.1
 REWARMED: dict[str, Any] = {"rate": RATE, "schedule": "cosine", "warmup": 0.05, "cooldown": 1.0, "floor": FLOOR}
@@ -71,14 +71,14 @@ ARMS = {
 
 def experiences(seed: int, steps: int, small: bool, tune: bool = False) -> list[Experience]:
     """small: of the first 4,000 characters of each domain. tune: tested on the rows kept for choosing."""
-    texts = {name: library(name)[: 4000 if small else None] for name in DOMAINS}
+    texts = {name: standard_library(name)[: 4000 if small else None] for name in DOMAINS}
     return [replace(each, test=each.check if tune and each.check else each.test.rows(slice(None, None, 4)))
             for each in domain_incremental(texts, CONTEXT, ROWS * steps, check=0.05, seed=seed)]
 
 
 def stack(seed: int) -> Stack:
     torch.manual_seed(seed)
-    return Stack(StackConfig(CHARACTERS, WIDTH, ["attention"] * 2, {"attention": {"heads": 4}}))
+    return Stack(StackConfig(ASCII, WIDTH, ["attention"] * 2, {"attention": {"heads": 4}}))
 
 
 def pretrained(seed: int, steps: int, small: bool) -> str:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from segue.continual import EWC, GSS, MAS, MIR, Replay, Strategy, class_incremental, learn_stream
 from segue.continual.stream import Experience, class_accuracy, task_accuracy
-from segue.errors import SegueError, require
+from segue.errors import SegueError
 from segue.models import Classifier, Perceptron
 from segue.models.classify import LinearHead
 from segue.objectives import Batch, GroupedClasses
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import handwritten_digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,8 +37,8 @@ SIZES = [50, 100, 200]
 def digits(real: bool) -> tuple[Tensor, Tensor]:
     """Pixels (N, 64) from 0 to 1 and classes (N,); made-up ones where not `real`."""
     if real:
-        found = require("sklearn.datasets", "classical").load_digits()
-        return torch.from_numpy(found.data).float() / 16, torch.from_numpy(found.target).long()
+        pixels, classes = handwritten_digits()
+        return pixels.flatten(1), classes
     draw = torch.Generator().manual_seed(0)
     classes = torch.arange(400) % 10
     return torch.rand(10, 64, generator=draw)[classes] + 0.3 * torch.rand(400, 64, generator=draw), classes

@@ -8,11 +8,9 @@ replay and penalties on the weights, it says, forget less and end no worse.
 from __future__ import annotations
 
 import base64
-import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +24,13 @@ from segue.continual import AGEM, EWC, SI, Experience, Replay, RWalk, ScoreMatri
 from segue.continual.stream import bits_per_element, cumulative, domain_incremental
 from segue.models import Stack, StackConfig
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import ASCII, FAMILIAR, standard_library
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-FAMILIAR = ("logging", "argparse", "unittest", "json")  # what pre-training reads
 DOMAINS = ("tkinter", "email", "asyncio", "xml", "ctypes")
-CHARACTERS, WIDTH, CONTEXT, ROWS = 128, 64, 40, 12
+WIDTH, CONTEXT, ROWS = 64, 40, 12
 PRETRAIN, STEPS = 900, 150
 TUNING = 1000  # the seed by which strengths are chosen, on rows kept for that
 KEPT = (3200, 160)  # rows of the buffers: about 9% of all characters, and 0.4%
@@ -42,29 +40,18 @@ LARGE, SMALL = (f"replay, {kept:,} rows" for kept in KEPT)
 ARMS = ("naive", "early stopping", "EWC", "SI", "RWalk", "A-GEM", LARGE, SMALL, "cumulative")
 
 
-@cache
-def library(*names: str) -> np.ndarray:
-    """(n,) the ASCII characters of these packages and modules of the standard library, tests left out."""
-    root, found = Path(sysconfig.get_paths()["stdlib"]), []
-    for name in names:
-        files = [root / f"{name}.py"] if (root / f"{name}.py").exists() else \
-            sorted(path for path in (root / name).rglob("*.py") if not {"test", "tests"} & set(path.parts))
-        found += [path.read_text("utf-8", "replace") for path in files]
-    return np.frombuffer("\n".join(found).encode("ascii", "ignore"), np.uint8)
-
-
 def experiences(names: dict[str, tuple[str, ...]], rows: int, small: bool, tune: bool = False, seed: int = 0
                 ) -> list[Experience]:
     """small: of the first 3,000 characters. The last tenth of each text is to test on, a fifth of its rows; the
     twentieth before it to choose strengths on, where `tune`, and to stop early by."""
-    texts = {name: library(*parts)[: 3000 if small else None] for name, parts in names.items()}
+    texts = {name: standard_library(*parts)[: 3000 if small else None] for name, parts in names.items()}
     return [replace(each, test=each.check if tune and each.check is not None else each.test.rows(slice(None, None, 5)))
             for each in domain_incremental(texts, CONTEXT, rows, check=0.05, seed=seed)]
 
 
 def stack(seed: int) -> Stack:
     torch.manual_seed(seed)
-    return Stack(StackConfig(CHARACTERS, WIDTH, ["attention"] * 2, {"attention": {"heads": 4}}))
+    return Stack(StackConfig(ASCII, WIDTH, ["attention"] * 2, {"attention": {"heads": 4}}))
 
 
 def names_right(model: nn.Module, each: Experience) -> tuple[int, int]:

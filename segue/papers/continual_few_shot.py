@@ -255,6 +255,10 @@ def measure(run: Run) -> list[Row]:
     run.note("pilots chose the reader, and that replay reads 10 rows a step, not 20; some of them scored a few tasks "
              "of the classes that are tested here, before any verdict")
     run.note(f"reader: two causal convolutions of width {WIDTH} and the mean over the row; no statistics of test rows")
+    run.note("plain tuning keeps the last two of the 20 instances at best, so that clean ones are at the floor too, "
+             "and half of that cannot be seen. Tried since on classes to tune on, 20 instances in 1, 2, 4, 10 and 20 "
+             "sets, as the paper has them, in the mean: motifs 22.6% clean and 11.0% with 40% damaged, strokes 14.8% "
+             "and 10.0%: five steps from a fresh head learn few of them even where nothing is forgotten")
     return table
 
 

@@ -25,9 +25,9 @@ from segue.models import Stack, StackConfig
 from segue.models.delta import Delta
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.code_ood_cl import CHARACTERS, FAMILIAR, library
+from segue.papers.corpora import ASCII, FAMILIAR, standard_library
 from segue.training import loop
-from segue.training.learn import learn
+from segue.training.learn import learn, windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,21 +67,20 @@ def requests(rows: int, form: int, draw: np.random.Generator, most: int = CONTEX
 
 def text_of(name: str) -> tuple[Tensor, Tensor]:
     """The characters of a package: to learn from, and the last tenth."""
-    text = torch.from_numpy(library(*(FAMILIAR if name == "familiar" else (name,))).astype(np.int64))
+    text = torch.from_numpy(standard_library(*(FAMILIAR if name == "familiar" else (name,))).astype(np.int64))
     cut = len(text) * 9 // 10
     return text[:cut], text[cut:]
 
 
-def windows(text: Tensor, rows: int, generator: torch.Generator) -> Batch:
-    begin = torch.randint(len(text) - CONTEXT - 1, (rows, 1), generator=generator)
-    found = text[begin + torch.arange(CONTEXT + 1)]
+def rows_of(text: Tensor, rows: int, generator: torch.Generator) -> Batch:
+    found = windows(text, rows, CONTEXT, generator)
     return Batch(found[:, :-1], found[:, 1:])
 
 
 def batches(text: Tensor, form: int, asked: int, seed: int) -> Callable[[int], Batch]:
     """Rows of a text, of which some are requests."""
     def batch(step: int) -> Batch:
-        rows = windows(text, ROWS - asked, generator_of(seed, step))
+        rows = rows_of(text, ROWS - asked, generator_of(seed, step))
         if not asked:
             return rows
         return Batch.join([rows, requests(asked, form, np.random.default_rng([5, seed, step]))])
@@ -106,7 +105,7 @@ def scores(model: Stack, fresh: Tensor, known: Tensor, asked: Batch) -> dict[str
     model.eval()
     guess = model(asked.tokens).logits.argmax(-1)
     right = ((guess == asked.targets) | (asked.targets < 0)).all(1).float().mean()
-    bits = {name: element_nats(model, windows(text, 200, torch.Generator().manual_seed(11))) / math.log(2)
+    bits = {name: element_nats(model, rows_of(text, 200, torch.Generator().manual_seed(11))) / math.log(2)
             for name, text in (("new", fresh), ("old", known))}
     return {"right": float(right), **bits}
 
@@ -118,7 +117,7 @@ def whole(mixer: str, seed: int, lengths: tuple[int, ...], base_steps: int, tune
 
     def made(weights: dict[str, Tensor] | None = None) -> Stack:
         torch.manual_seed(seed)
-        model = Stack(StackConfig(CHARACTERS, WIDTH, [mixer] * 2))
+        model = Stack(StackConfig(ASCII, WIDTH, [mixer] * 2))
         if weights is not None:
             model.load_state_dict(weights)
         return model

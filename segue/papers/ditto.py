@@ -24,7 +24,7 @@ from segue.decoding import generate
 from segue.models import Stack, StackConfig, expand_pattern
 from segue.objectives import Batch, DecayedRepetition, Mixed, NextElement, Objective, TokenUnlikelihood, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import learn
+from segue.training.learn import learn, windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,11 +52,6 @@ def characters(path: Path | None) -> tuple[Tensor, int, tuple[int, int]]:
     return torch.tensor([alphabet.index(letter) for letter in text]), newline, (newline, space)
 
 
-def windows(text: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    begin = torch.randint(len(text) - CONTEXT - 1, (rows, 1), generator=generator)
-    return text[begin + torch.arange(CONTEXT + 1)]
-
-
 def again(rows: Tensor, generator: torch.Generator) -> Tensor:
     """Rows that say their first 8 to 39 elements over and over."""
     period = torch.randint(8, 40, (len(rows), 1), generator=generator)
@@ -71,7 +66,7 @@ def batches(text: Tensor, vocabulary: int, seed: int, pieces: int = 0, strings: 
     """Rows of the text, but for some that say a piece of it, or a random string, over and over."""
     def batch(step: int) -> Batch:
         generator = generator_of(seed, step)
-        rows = windows(text, ROWS - strings, generator)
+        rows = windows(text, ROWS - strings, CONTEXT, generator)
         rows[:pieces] = again(rows[:pieces], generator)
         rows = torch.cat([rows, copies(vocabulary, strings, generator)])
         return Batch(rows[:, :-1], rows[:, 1:])
@@ -114,9 +109,9 @@ def look(model: Stack, text: Tensor, vocabulary: int, newline: int, count: int) 
     """What a model does on text that it has not learned."""
     model.eval()
     draw = torch.Generator().manual_seed(7)
-    rows = windows(text, 2 * count, draw)
+    rows = windows(text, 2 * count, CONTEXT, draw)
     nats = NextElement()(model, Batch(rows[:, :-1], rows[:, 1:])).total / rows[:, 1:].numel()
-    prompts = [row[:PROMPT].tolist() for row in windows(text, count, draw)]
+    prompts = [row[:PROMPT].tolist() for row in windows(text, count, CONTEXT, draw)]
     said = [answer.tokens for answer in generate(model, prompts, SAID, "greedy", batch=count)]
     curves = reinforcement(model, lines(text, newline, count), TIMES)
     copied = copies(vocabulary, count, draw)

@@ -7,12 +7,7 @@ and of samples, at equal passes of the model. The best of a list is held against
 
 from __future__ import annotations
 
-import csv
-import gzip
-import re
-from collections import Counter
 from functools import cache, partial
-from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -23,14 +18,13 @@ from segue.analysis.texts import distinct, log_likelihoods, sentence_bleu
 from segue.decoding import generate
 from segue.decoding.sampling import Prefix
 from segue.models.stack import Stack, StackConfig
-from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import END, SEPARATOR, WORDS, Facts, restaurants, sentences
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SEPARATOR, END, UNKNOWN, WORDS = 0, 1, 2, 3  # ids; words begin at WORDS
 LIST, WEIGHTS, TEMPERATURES = 6, (0.2, 0.5, 0.8), (0.5, 0.75, 1.0)
 Options = dict[str, Any]
 ARMS: dict[str, list[Options]] = {
@@ -42,67 +36,6 @@ ARMS: dict[str, list[Options]] = {
                         for weight in WEIGHTS],
     "sampling": [{"decoder": "sample", "temperature": temperature} for temperature in TEMPERATURES],
 }
-Facts = dict[tuple[int, ...], list[list[int]]]  # facts -> the sentences that were written about them
-
-
-# --- the task ------------------------------------------------------------------------------------------------------
-
-
-def read(path: Path) -> dict[tuple[str, ...], list[list[str]]]:
-    """Facts and their sentences in words; the names of the restaurant and of its neighbour are left open."""
-    found: dict[tuple[str, ...], list[list[str]]] = {}
-    with gzip.open(path, "rt", encoding="utf-8") as handle:
-        for row in csv.DictReader(handle):
-            facts, text = row["mr"], row["ref"]
-            for field, mark in (("name", "NAME"), ("near", "NEAR")):
-                if value := re.search(rf"\b{field}\[(.*?)\]", facts):
-                    facts = facts.replace(value[0], f"{field}[{mark}]")
-                    text = re.sub(re.escape(value[1]), mark, text, flags=re.IGNORECASE)
-            words = [re.findall(r"[\w£'-]+|[^\w\s]", part.lower()) for part in (facts, text)]
-            found.setdefault(tuple(word for word in words[0] if word not in "[],"), []).append(words[1])
-    return found
-
-
-def real(folder: Path, held: int, choosing: int, random: np.random.Generator) -> tuple[int, Facts, Facts, Facts]:
-    """The size of the vocabulary; facts to learn from, to choose options by and to test on."""
-    dev, test = (read(folder / name) for name in ("devset.csv.gz", "testset_w_refs.csv.gz"))
-    counts = Counter(word for facts, texts in dev.items() for words in (facts, *texts) for word in words)
-    ids = {word: WORDS + rank for rank, (word, count) in enumerate(counts.most_common()) if count > 1}
-
-    def encode(words: Any) -> list[int]:
-        return [ids.get(word, UNKNOWN) for word in words]
-
-    def facts(source: dict[tuple[str, ...], list[list[str]]], keys: list[tuple[str, ...]]) -> Facts:
-        return {tuple(encode(key)): [encode(text) for text in source[key]] for key in keys}
-
-    keys = [list(dev)[i] for i in random.permutation(len(dev))]
-    several = [key for key, texts in test.items() if len(texts) > 1]
-    chosen = [several[i] for i in random.permutation(len(several))[:held]]
-    return WORDS + len(ids), facts(dev, keys[choosing:]), facts(dev, keys[:choosing]), facts(test, chosen)
-
-
-def made_up(random: np.random.Generator) -> tuple[int, Facts, Facts, Facts]:
-    """For wiring: a sentence says the three facts in any order."""
-    def facts(count: int) -> Facts:
-        return {(*said,): [random.permutation(said).tolist() for _ in range(3)]
-                for said in random.integers(WORDS, 20, (count, 3)).tolist()}
-
-    return 20, facts(12), facts(2), facts(3)
-
-
-def batches(facts: Facts, rows: int, seed: int, step: int) -> Batch:
-    """Facts and sentences that are drawn, see `batch_of`."""
-    random, keys = np.random.default_rng((seed, step)), list(facts)
-    pairs = []
-    for number in random.integers(0, len(keys), rows):
-        texts = facts[keys[number]]
-        pairs.append((keys[number], texts[random.integers(len(texts))]))
-    return batch_of(pairs)
-
-
-def batch_of(pairs: list[tuple[tuple[int, ...], list[int]]]) -> Batch:
-    """Facts, separator, sentence, end; only the sentence is asked for."""
-    return Batch.pairs([(source, [*text, END]) for source, text in pairs], SEPARATOR)
 
 
 # --- lists of answers ----------------------------------------------------------------------------------------------
@@ -178,10 +111,8 @@ def modes(options: Options, seed: int, width: int = 12) -> int:
 def measure(run: Run) -> list[Row]:
     random, n = np.random.default_rng(run.seed), run.pick(6, 60)
     folder = run.dataset("e2e-nlg")
-    if folder is None:
-        vocabulary, train, choosing, test = made_up(random)
-    else:
-        vocabulary, train, choosing, test = real(folder, 150, 50, random)
+    vocabulary, train, choosing, test = restaurants(folder, 150, 50, random)
+    if folder is not None:
         run.note("learnt from the development file, of which 50 facts were kept to choose options by; words in lower "
                  "case, the names of restaurants left open; no length normalisation")
 
@@ -189,7 +120,7 @@ def measure(run: Run) -> list[Row]:
     def model() -> Stack:
         torch.manual_seed(run.seed)
         stack = Stack(StackConfig(vocabulary, run.pick(16, 128), ["attention"] * run.pick(1, 4)))
-        learn(stack, partial(batches, train, run.pick(8, 32), run.seed), run.pick(10, 900), rate=2e-3, seed=run.seed)
+        learn(stack, partial(sentences, train, run.pick(8, 32), run.seed), run.pick(10, 900), rate=2e-3, seed=run.seed)
         return stack.eval()
 
     def scored(facts: Facts, options: Options) -> dict[str, Any]:

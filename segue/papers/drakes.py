@@ -26,16 +26,15 @@ from segue.design import (
     TableOracle,
     numbers,
 )
-from segue.kinds.biology import DNA
-from segue.kinds.codecs import BASES, LetterCodec
+from segue.kinds.codecs import BASES
 from segue.models.diffusion import AbsorbingProcess, Denoiser
 from segue.models.perceptron import Flat
 from segue.objectives import Batch, MaskedDiffusion, generator_of
 from segue.objectives.diffusion import exact_law
 from segue.objectives.regression import SquaredError, scored
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.bib import every, landscape
-from segue.training.learn import learn
+from segue.papers.corpora import binding, every_word, genome
+from segue.training.learn import learn, minibatches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,16 +55,6 @@ ARMS: dict[str, tuple[float, GumbelRollout]] = {
 REPEATED = (BEFORE, TUNED)  # with several seeds
 
 
-def genome(folder: Path | None) -> Tensor:
-    """Base ids of a chromosome; without a folder, made-up ones."""
-    if folder is None:
-        return torch.randint(LETTERS, (5000,), generator=generator_of(0, 0))
-    path = next(folder.glob("*_genomic.fna.gz"))
-    letters = "".join(record.object for record in DNA().read(path))
-    ids = LetterCodec(BASES).table[np.frombuffer(letters.encode(), dtype=np.uint8)]
-    return torch.from_numpy(ids[ids >= 0].astype(np.int64))
-
-
 def pretrained(folder: Path | None, length: int, seed: int, width: int, steps: int, rows: int) -> Flat:
     """A denoiser of the genome's words."""
     text, offsets = genome(folder), torch.arange(length)
@@ -84,18 +73,14 @@ def pretrained(folder: Path | None, length: int, seed: int, width: int, steps: i
 def oracles(table: Tensor, length: int, seed: int, width: int, steps: int, rows: int) -> tuple[OraclePair, float]:
     """To climb, a network that learns half of the table, a word and its other strand in one half; to judge, the table;
     and how much of the other half's variance the network explains."""
-    words = every(length)
+    words = every_word(length)
     strand = torch.minimum(numbers(words, LETTERS), numbers(LETTERS - 1 - words.flip(1), LETTERS))
     seen = torch.rand(len(words), generator=generator_of(seed, 1))[strand] < 0.5
     known, unknown = seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]
     torch.manual_seed(seed)
     network = Flat(LETTERS, length, [width] * 2, 1)
-
-    def draw(step: int) -> Batch:
-        chosen = known[torch.randint(len(known), (rows,), generator=generator_of(seed, step))]
-        return scored(words[chosen], table[chosen])
-
-    learn(network, draw, steps, rate=2e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
+    learn(network, minibatches(scored(words[known], table[known]), rows, seed), steps,
+          rate=2e-3, seed=seed, objective=SquaredError(), cooldown=0.5)
     pair, unseen = OraclePair(NetworkOracle(network), TableOracle(table, LETTERS)), F.one_hot(words[unknown], LETTERS)
     error = (pair.train(unseen.float()) - pair.judge(unseen)).square().mean()
     return pair, 1 - float(error / table[unknown].var())
@@ -111,10 +96,10 @@ def cell(data: tuple[Path | None, Path | None], length: int, arm: str, seed: int
          rows: int, runs: int) -> dict[str, Any]:
     """One arm: teach model and proxy, fine-tune or steer, and describe the exact law. For the pretrained model also
     what its law tilts to, and what particles on it come to."""
-    table = landscape(data[1], FACTOR, length)
+    table = binding(data[1], FACTOR, length)
     model = pretrained(data[0], length, seed, width, teach, rows)
     pair, explained = oracles(table, length, seed, width, teach, rows)
-    words, law = F.one_hot(every(length), LETTERS).float(), law_of(model)
+    words, law = F.one_hot(every_word(length), LETTERS).float(), law_of(model)
     guess = pair.train(words).double()
     target = (law.log() + guess / STRENGTH).softmax(0)
     describe = partial(described, true=pair.judge(words), guess=guess, target=target)

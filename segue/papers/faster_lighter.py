@@ -21,9 +21,9 @@ from segue.mixers import MIXERS, Attention, Layout
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, Distillation, NextElement, Objective
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.mamba_360 import digits, expressions, some
+from segue.papers.corpora import expressions, pixel_rows
 from segue.tasks import TASKS
-from segue.training.learn import accuracy, learn
+from segue.training.learn import accuracy, learn, minibatches
 from segue.training.pruning import Prune
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def drawn(task: str, seed: int) -> tuple[Callable[[int], Batch], Batch]:
     """Rows for each step, and rows to test on."""
-    known, new = digits(8) if task == "digits" else (expressions(2048, LENGTH, 1), expressions(512, LENGTH, 2))
-    return some(known, ROWS, seed), new
+    known, new = pixel_rows(8) if task == "digits" else (expressions(2048, LENGTH, 1), expressions(512, LENGTH, 2))
+    return minibatches(known, ROWS, seed), new
 
 
 def classifier(arm: str, task: str, seed: int, width: int = WIDTH, layers: int = 2) -> Stack:

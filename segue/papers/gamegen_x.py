@@ -25,7 +25,7 @@ from segue.models.spacetime import TEXT
 from segue.objectives import Batch, FlowMatching, Reconstruction, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.tasks.sprites import BIOMES, CAPTION, EVENTS, KEYS, LOOKS, SPOKEN, Films, SpriteWorld
-from segue.training.learn import learn
+from segue.training.learn import learn, minibatches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,12 +108,9 @@ def studio(setting: Setting, seed: int) -> Studio:
     tests = world.draw(setting.tests, torch.Generator().manual_seed(-1 - seed))
     torch.manual_seed(seed)
     coder = FilmAutoencoder(FilmAutoencoderConfig(stride=world.hold, gather=2))
-
-    def pixels(step: int) -> Batch:
-        which = torch.randint(setting.films, (setting.rows,), generator=generator_of(seed, step))
-        return Batch(films.pixels[which], torch.zeros(len(which), world.frames, dtype=torch.long))
-
-    learn(coder, pixels, setting.coder, rate=4e-3, seed=seed, objective=Reconstruction(), cooldown=0.5)
+    pixels = Batch(films.pixels, torch.zeros(setting.films, world.frames, dtype=torch.long))
+    learn(coder, minibatches(pixels, setting.rows, seed), setting.coder,
+          rate=4e-3, seed=seed, objective=Reconstruction(), cooldown=0.5)
     coder.requires_grad_(False).calibrate(films.pixels[:500])
     coded, grids = zip(*(coder.encode(part) for part in films.pixels.split(500)))
     normed = {"qk_norm": True}

@@ -7,8 +7,6 @@ classes in its batch only. HPCR adds a scale of the loss that goes up and down, 
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,10 +20,11 @@ import torch
 
 from segue.continual import Combined, LossScale, ProxyDistillation, Replay, ScoreMatrix, Strategy, class_incremental
 from segue.continual.stream import learn_stream
-from segue.errors import SegueError, require
+from segue.errors import SegueError
 from segue.models import HEADS, Classifier, Stack, StackConfig
 from segue.objectives import Batch, ClassLoss, ProxyReplay
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import clinc150, handwritten_digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,8 +80,7 @@ def digits(small: bool) -> Data:
     if small:
         pixels, names = torch.rand(50, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(50) // 5
     else:
-        found = require("sklearn.datasets", "classical").load_digits()
-        pixels, names = torch.tensor(found.images, dtype=torch.float32) / 16, torch.tensor(found.target)
+        pixels, names = handwritten_digits()
     targets = torch.full((len(names), 8), -1)
     targets[:, -1] = names
     whole, part = Batch(pixels - 0.5, targets), torch.arange(len(names)) % 5
@@ -93,10 +91,10 @@ def digits(small: bool) -> Data:
 def intents(folder: Path | None) -> Data:
     """Queries to an assistant (CLINC150), word by word: 60 intents, 40 queries of each to learn from."""
     if folder is None:
-        made = [[f"word{c} to {i}", f"intent {c}"] for c in range(10) for i in range(4)]
+        made = [(f"word{c} to {i}", f"intent {c}") for c in range(10) for i in range(4)]
         parts = {name: made for name in ("train", "val", "test")}
     else:
-        parts = json.loads(gzip.decompress((folder / "data_full.json.gz").read_bytes()))
+        parts = clinc150(folder)
     every = sorted({kind for _, kind in parts["train"]})
     count = min(60, len(every))
     kinds = [every[i * len(every) // count] for i in range(count)]
@@ -201,6 +199,9 @@ def measure(run: Run) -> list[Row]:
     run.note("plain gradient descent; each arm's rate is the best of three on two class orders of its own (intents: "
              "one) and on rows kept for that; 'tuned' chooses alpha, beta, period and rows there too, the other arms "
              "have the published 0.1, 0.5, 500 and none; temperature 0.09")
+    run.note("tried since, on lines of MNIST's digits, 1,000 rows an experience and more, 50 kept, at a rate of 0.1, "
+             "on four seeds and the rows to tune on: PCR +11.5, +4.4, -3.2 and +4.0 points from replay with the same "
+             "head")
     run.note("rows: the other rows of the batch are compared too; scale: the loss's goes from 0.56 to 1.8 and back; "
              "scores, relations: the two distillation terms")
     return table

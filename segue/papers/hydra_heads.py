@@ -22,7 +22,7 @@ from segue.models import Stack, StackConfig
 from segue.models.heads import DraftHeads
 from segue.objectives import Batch, DraftHeadsLoss, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import learn
+from segue.training.learn import learn, windows
 from segue.verbs.speed_up import count_on_own_text
 
 if TYPE_CHECKING:
@@ -69,12 +69,10 @@ def text(path: Path | None) -> tuple[Tensor, Tensor]:
     return ids[: len(ids) * 9 // 10], ids[len(ids) * 9 // 10 :]
 
 
-def windows(ids: Tensor, seed: int) -> Callable[[int], Batch]:
+def batches(ids: Tensor, seed: int) -> Callable[[int], Batch]:
     """Rows of characters from anywhere, drawn anew for each step."""
     def draw(step: int) -> Batch:
-        generator = generator_of(seed, step)
-        starts = torch.randint(len(ids) - CONTEXT - 1, (ROWS, 1), generator=generator)
-        rows = ids[starts + torch.arange(CONTEXT + 1)]
+        rows = windows(ids, ROWS, CONTEXT, generator_of(seed, step))
         return Batch(rows[:, :-1], rows[:, 1:])
 
     return draw
@@ -85,7 +83,7 @@ def learned_base(path: Path | None, width: int, depth: int, steps: int, seed: in
     train = text(path)[0]
     torch.manual_seed(seed)
     base = Stack(StackConfig(int(train.max()) + 1, width, ["attention"] * depth))
-    learn(base, windows(train, seed), steps, seed=seed)
+    learn(base, batches(train, seed), steps, seed=seed)
     return base.eval()
 
 
@@ -96,7 +94,7 @@ def score(arm: str, path: Path | None, width: int, depth: int, base_steps: int, 
     train, held = text(path)
     torch.manual_seed(seed)
     heads = (Unseeing if "unseen" in arm else DraftHeads).on(base, heads=HEADS, **ARMS[arm])
-    learn(heads, windows(train, seed + 1), steps, rate=1e-3, seed=seed,
+    learn(heads, batches(train, seed + 1), steps, rate=1e-3, seed=seed,
           objective=DraftHeadsLoss(base, distil=arm in ("hydra, distilled", "hydra++")))
     base, heads = base.double(), heads.double().eval()
     places = np.linspace(0, len(held) - CONTEXT, prompts).astype(int)

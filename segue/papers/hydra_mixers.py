@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.rnn_review import documentation
+from segue.papers.corpora import documentation
 from segue.training.learn import learn
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ import torch
 from segue.continual import OutputMatching, Strategy, learn_stream
 from segue.continual.hypernetwork import inferred_accuracy, told_task
 from segue.continual.stream import Experience, class_accuracy
-from segue.errors import require
 from segue.models import HEADS, Classifier, Perceptron
 from segue.models.hypernetwork import ChunkedLSTM, ChunkedMLP, Generated
 from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import handwritten_digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,8 +56,8 @@ def digits(made_up: bool) -> dict[str, Batch]:
     if made_up:
         pixels, names = torch.rand(100, 64, generator=torch.Generator().manual_seed(0)), torch.arange(100) % 10
     else:
-        found = require("sklearn.datasets", "classical").load_digits()
-        pixels, names = torch.tensor(found.data, dtype=torch.float32) / 16, torch.tensor(found.target)
+        images, names = handwritten_digits()
+        pixels = images.flatten(1)
     whole, part = Batch(pixels[:, None] - 0.3, names[:, None]), torch.arange(len(names)) % 5
     return {"train": whole.rows(part > 1), "tune": whole.rows(part == 1), "test": whole.rows(part == 0)}
 

@@ -6,8 +6,6 @@ or none. Which of them recall what lies far back, what does that cost, and what 
 
 from __future__ import annotations
 
-import gzip
-import json
 import time
 from functools import partial
 from pathlib import Path
@@ -25,8 +23,9 @@ from segue.mixers.attention import attend
 from segue.mixers.state import Layout, Parts
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
+from segue.papers import corpora
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import accuracy, learn
+from segue.training.learn import accuracy, learn, windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,9 +113,7 @@ def chorales(folder: Path | None) -> tuple[Tensor, Tensor]:
         noise = np.random.default_rng(0).integers(40, 80, (2, 4, 300))
         train, valid = ([torch.tensor(piece) for piece in part] for part in noise)
     else:
-        with gzip.open(folder / "Jsb16thSeparated.json.gz", "rt", encoding="utf-8") as handle:
-            split = json.load(handle)
-        train, valid = ([torch.tensor(piece[::4]).flatten().clamp(min=0) for piece in split[name]]
+        train, valid = ([torch.tensor(piece[::4]).flatten().clamp(min=0) for piece in corpora.chorales(folder, name)]
                         for name in ("train", "valid"))
     return torch.cat(train), torch.cat(valid)
 
@@ -128,9 +125,7 @@ def music(arm: str, seed: int, steps: int, folder: Path | None) -> float:
     model = make(arm, PITCHES)
 
     def drawn(step: int) -> Batch:
-        generator = generator_of(seed, step)
-        begin = torch.randint(len(train) - BARS - 1, (8, 1), generator=generator)
-        line = train[begin + torch.arange(BARS + 1)]
+        line = windows(train, 8, BARS, generator_of(seed, step))
         return Batch(line[:, :-1], line[:, 1:])
 
     learn(model, drawn, steps, rate=0.01, seed=seed, cooldown=1.0, muon=True)

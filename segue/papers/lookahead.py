@@ -8,9 +8,7 @@ and the corrected sentence is the answer.
 
 from __future__ import annotations
 
-import gzip
 import zipfile
-from collections import Counter
 from difflib import SequenceMatcher
 from functools import cache, partial
 from pathlib import Path
@@ -27,6 +25,7 @@ from segue.decoding.draft import Tree, TrieDraft
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import captions, commonest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,16 +83,9 @@ def real(jfleg: Path, multi30k: Path, vocabulary: int, train: int, held: int,
         dev = [pair for ref in range(4) for pair in zip(lines("dev/dev.src"), lines(f"dev/dev.ref{ref}"))]
         test = list(zip(lines("test/test.src"), lines("test/test.ref0")))
 
-    def captions(name: str) -> list[list[str]]:
-        text = gzip.decompress((multi30k / name).read_bytes()).decode("utf-8")
-        for mark in ".,!?;:\"()":
-            text = text.replace(mark, f" {mark} ")
-        return [line.lower().split() for line in text.splitlines()]
-
-    clean, clean_held = captions("train.en.gz")[:train], captions("test_2016_flickr.en.gz")
-    counts = Counter(word for pair in dev for side in pair for word in side)
-    counts.update(word for words in clean for word in words)
-    ids = {word: WORDS + rank for rank, (word, _) in enumerate(counts.most_common(vocabulary - WORDS))}
+    clean, clean_held = captions(multi30k, "train")[:train], captions(multi30k, "test_2016_flickr")
+    every = (word for texts in (*dev, clean) for words in texts for word in words)
+    ids = commonest(every, vocabulary - WORDS, WORDS)
 
     def encode(words: list[str]) -> list[int]:
         return [ids.get(word, UNKNOWN) for word in words]

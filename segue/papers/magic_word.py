@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from segue.analysis.control import Control, backoff, brute_force, gcg, greedy_backward
+from segue.analysis.control import Control, backoff, brute_force, gcg, greedy_backward, k_epsilon
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
@@ -67,7 +67,7 @@ def controlled(arm: str, seed: int, steps: int, count: int, k: int, tries: int, 
     loss = learn(model, partial(batches, seed, ARMS[arm] == "shuffled"), steps, rate=1e-3, seed=seed).curve[-1]["loss"]
     generator = torch.Generator().manual_seed(seed)
     kinds = ("true", *(f"rank {rank}" for rank in RANKS), "uniform")
-    reached = {kind: [0] * (k + 1) for kind in kinds}
+    lengths: dict[str, list[int | None]] = {kind: [] for kind in kinds}
     tally: dict[str, Any] = {"loss": loss, "sizes": [0.0] * (k + 1), "greedy": [0, 0], "gcg": [0, 0], "false": 0,
                              "low": 0, "deep": 0}
     for x, true in states(seed, count):
@@ -77,8 +77,7 @@ def controlled(arm: str, seed: int, steps: int, count: int, k: int, tries: int, 
         order = model(torch.tensor([x])).logits[0, -1].argsort(descending=True).tolist()
         uniform = int(torch.randint(V, (), generator=generator))
         for kind, target in zip(kinds, (true, *(order[rank - 1] for rank in RANKS), uniform)):
-            for size in range(k + 1):
-                reached[kind][size] += least.get(target, k + 1) <= size
+            lengths[kind].append(least.get(target))
         for size in range(k + 1):
             tally["sizes"][size] += sum(length <= size for length in least.values()) / count
         forced = sorted(target for target, length in least.items() if length)
@@ -92,7 +91,7 @@ def controlled(arm: str, seed: int, steps: int, count: int, k: int, tries: int, 
         unlikely = order[V // 2 + uniform // 2]
         tally["low"] += backoff(task, unlikely, swaps=(4,), steps=swaps, seed=seed).reached
         tally["deep"] += greedy_backward(task, uniform, DEEP).reached
-    tally |= {"reached": {kind: [hits / count for hits in counts] for kind, counts in reached.items()}}
+    tally |= {"reached": {kind: [1 - missed for missed in k_epsilon(found, k)] for kind, found in lengths.items()}}
     return tally | {name: tally[name] / count for name in ("low", "deep")}
 
 

@@ -7,10 +7,8 @@ degenerate ones that are likeliest of all.
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
-from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean
@@ -25,7 +23,9 @@ from segue.decoding.search import foresee
 from segue.models import Stack, StackConfig
 from segue.models.windows import WindowRecurrence
 from segue.objectives import Batch, NextElement
+from segue.papers import corpora
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import commonest
 from segue.training.adapt import dynamic_evaluation, state_evaluation
 from segue.training.learn import learn
 
@@ -171,15 +171,9 @@ def captions(folder: Path | None, vocabulary: int) -> tuple[int, list[list[int]]
         made = [random.integers(WORDS, 12, random.integers(5, 9)).tolist() for _ in range(80)]
         return 12, made[:60], made[60:]
 
-    def lines(name: str) -> list[list[str]]:
-        text = gzip.decompress((folder / name).read_bytes()).decode("utf-8").lower()
-        for mark in ".,\"":
-            text = text.replace(mark, f" {mark} ")
-        return [words for line in text.splitlines() if len(words := line.split()) > GIVEN + 1]
-
-    learned, test = lines("train.en.gz"), lines("test_2016_flickr.en.gz")
-    counts = Counter(word for words in learned for word in words)
-    ids = {word: WORDS + rank for rank, (word, _) in enumerate(counts.most_common(vocabulary - WORDS))}
+    learned, test = ([words for words in corpora.captions(folder, part, marks=".,\"") if len(words) > GIVEN + 1]
+                     for part in ("train", "test_2016_flickr"))
+    ids = commonest((word for words in learned for word in words), vocabulary - WORDS, WORDS)
 
     def encode(texts: list[list[str]]) -> list[list[int]]:
         return [[ids.get(word, UNKNOWN) for word in words] for words in texts]

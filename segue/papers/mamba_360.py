@@ -9,20 +9,18 @@ steps.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 
-from segue.errors import require
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.rnn_review import CUES, QUERY, lag_batch
+from segue.papers.corpora import expressions, pixel_rows
 from segue.tasks import TASKS
-from segue.training.learn import accuracy, learn
+from segue.training.learn import accuracy, learn, minibatches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,59 +34,18 @@ LONG = ("listops", "digits", "delayed cue")
 LEARNING: dict[str, Any] = {"muon": True, "rate": 0.01, "table_rate": 0.01, "vector_rate": 0.01, "cooldown": 1.0}
 
 
-@cache
-def expressions(rows: int, room: int, seed: int) -> Batch:
-    """ListOps expressions of up to `room` elements, short ones as often as long ones."""
-    task, generator = TASKS["listops"], torch.Generator().manual_seed(seed)
-    tokens, targets = torch.full((rows, room), task.vocabulary - 1), torch.full((rows, room), -1)
-    for row, length in enumerate(torch.randint(8, room + 1, (rows,), generator=generator).tolist()):
-        one = task.draw(1, length, generator)
-        tokens[row, room - length :], targets[row, room - length :] = one.tokens[0], one.targets[0]
-    return Batch(tokens, targets)
-
-
-@cache
-def digits(side: int) -> tuple[Batch, Batch]:
-    """Handwritten digits, enlarged to side x side and read pixel by pixel: to learn, and (each fifth one) to test."""
-    found = require("sklearn.datasets", "classical").load_digits()
-    images = F.interpolate(torch.tensor(found.images, dtype=torch.float32)[:, None] / 16, (side, side), mode="bilinear")
-    targets = torch.full((len(images), side * side), -1)
-    targets[:, -1] = torch.tensor(found.target)
-    whole = Batch(images.flatten(1)[..., None] - 0.5, targets)
-    test = torch.arange(len(images)) % 5 == 0
-    return whole.rows(~test), whole.rows(test)
-
-
-def delayed(rows: int, lag: int, generator: torch.Generator) -> Batch:
-    """A cue, noise, and at the end the question for the cue."""
-    tokens, cue = lag_batch(rows, lag, generator)
-    targets = torch.full_like(tokens, -1)
-    targets[:, -1] = cue
-    return Batch(tokens, targets)
-
-
-def some(batch: Batch, rows: int, seed: int) -> Callable[[int], Batch]:
-    """Rows of a fixed set, drawn anew for each step."""
-    def draw(step: int) -> Batch:
-        generator = generator_of(seed, step)
-        return batch.rows(torch.randint(len(batch.tokens), (rows,), generator=generator))
-
-    return draw
-
-
 def setting(task: str, seed: int, size: int) -> tuple[dict[str, Any], Callable[[int], Batch], Batch]:
     """How the stack is to read, the batches of each step, and what is tested on; size: the length, or the side."""
     if task == "listops":
-        return {"vocabulary": TASKS[task].vocabulary}, some(expressions(2048, size, 1), 32, seed), \
+        return {"vocabulary": TASKS[task].vocabulary}, minibatches(expressions(2048, size, 1), 32, seed), \
             expressions(512, size, 2)
     if task == "digits":
-        known, new = digits(size)
-        return {"vocabulary": 10, "inputs": 1, "pool": "mean"}, some(known, 16, seed), new
+        known, new = pixel_rows(size)
+        return {"vocabulary": 10, "inputs": 1, "pool": "mean"}, minibatches(known, 16, seed), new
     if task == "delayed cue":
-        def draw(step: int) -> Batch:
-            return delayed(8, size, generator_of(seed, step))
-
-        return {"vocabulary": QUERY + 1}, draw, delayed(64, size, torch.Generator().manual_seed(-1 - seed))
+        cue = TASKS["delayed-cue"]
+        return {"vocabulary": cue.vocabulary}, lambda step: cue.draw(8, size, generator_of(seed, step)), \
+            cue.test(64, size, seed)
     recall = TASKS["mqar"]
     return {"vocabulary": recall.vocabulary}, recall.batches(32, (size, size), seed), recall.test(256, size, seed)
 
@@ -134,7 +91,8 @@ def measure(run: Run) -> list[Row]:
             table.append({"mixer": mixer, "task": task, "accuracy": mean(f["accuracy"] for f in found),
                           "lowest": min(f["accuracy"] for f in found), "parameters": found[0]["parameters"]})
     run.note(f"mean of {len(seeds)} seeds; steps of training: {steps}; lengths (digits: side of the picture): {sizes}; "
-             f"chance is {1 / CUES:.2f} for the cue, 0.1 for ListOps and digits, {TASKS['mqar'].chance:.2f} for recall")
+             f"chance is {TASKS['delayed-cue'].chance:.2f} for the cue, 0.1 for ListOps and digits, "
+             f"{TASKS['mqar'].chance:.2f} for recall")
     run.note("at recall every mixer is the second of two blocks; the first, the same for all, is attention to an "
              "element and the one before it: what looks up must know which key a value came with")
     run.note("that some mixer must have learned each task was added to the rule after the first run, which without it "
@@ -147,7 +105,7 @@ def measure(run: Run) -> list[Row]:
     return table
 
 
-CHANCE = {"listops": 0.1, "digits": 0.1, "delayed cue": 1 / CUES}
+CHANCE = {"listops": 0.1, "digits": 0.1, "delayed cue": TASKS["delayed-cue"].chance}
 
 
 def judge(table: list[Row]) -> tuple[Verdict, str]:

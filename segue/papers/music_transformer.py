@@ -7,8 +7,6 @@ vector per distance, where the way before needed one per pair of positions.
 
 from __future__ import annotations
 
-import gzip
-import json
 import time
 import zipfile
 from functools import partial
@@ -23,6 +21,7 @@ from segue.analysis.memory import peak_memory
 from segue.mixers.positions import relative_scores
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch, NextElement, generator_of
+from segue.papers import corpora
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.training.learn import learn
 
@@ -49,8 +48,7 @@ def chorales(folder: Path | None, part: str) -> list[Tensor]:
         moves = torch.randint(-2, 3, (6, 20, 4), generator=generator).cumsum(1)
         steps = [(moves[i].repeat_interleave(4, 0) + torch.tensor([70, 65, 58, 50])).tolist() for i in range(6)]
     else:
-        with gzip.open(folder / "Jsb16thSeparated.json.gz", "rt", encoding="utf-8") as handle:
-            steps = json.load(handle)[part]
+        steps = corpora.chorales(folder, part)
     pieces = []
     for piece in steps:
         pitch = torch.tensor(piece)

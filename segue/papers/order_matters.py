@@ -8,7 +8,6 @@ finds.
 from __future__ import annotations
 
 import gzip
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from segue.models import PointerConfig, PointerNetwork, SetConfig, Stack, StackC
 from segue.objectives import Batch, NextElement, OrderSearch
 from segue.objectives.order import Sets
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import commonest
 from segue.tasks import GEOMETRY
 from segue.training.learn import learn
 
@@ -112,8 +112,7 @@ def words(path: Path | None, size: int) -> tuple[int, np.ndarray, np.ndarray, np
         return size, walk[:2000], walk[2000:2500], walk[2500:]
     texts = [gzip.decompress((path / f"wiki.{part}.tokens.gz").read_bytes()).decode().split()
              for part in ("test", "valid")]
-    common = {word: 1 + rank for rank, (word, _) in enumerate(
-        Counter(word for word in texts[0] if word != "<unk>").most_common(size - 1))}
+    common = commonest((word for word in texts[0] if word != "<unk>"), size - 1, first=1)
     learned, held = (np.array([common.get(word, 0) for word in text]) for text in texts)
     half = len(held) // 2  # settings were chosen with an eye on the second one
     return size, learned, held[half:], held[:half]
@@ -250,25 +249,25 @@ def draw(figure: Figure, table: list[Row]) -> None:
     left, middle, right = figure.subplots(1, 3)
     seeds = [name for name in table[0] if name.startswith("seed")]
 
-    def bars(axes: Any, part: str, rows: list[Row], at: np.ndarray, scale: float = 1.0, **style: Any) -> None:
+    def bars(axes: Any, rows: list[Row], at: np.ndarray, scale: float = 1.0, **style: Any) -> None:
         means = np.array([scale * row["mean"] for row in rows])
         values = np.array([[scale * row[name] for name in seeds] for row in rows])
         axes.bar(at, means, yerr=[means - values.min(1), values.max(1) - means], capsize=3, **style)
 
     for glimpses in (0, 1):
         rows = [row for row in table if row["part"] == SORT and row["system"].endswith(f"{glimpses} glimpses")]
-        bars(left, SORT, rows, np.arange(4) + 0.4 * glimpses - 0.2, 100, width=0.38,
+        bars(left, rows, np.arange(4) + 0.4 * glimpses - 0.2, 100, width=0.38,
              label=f"{glimpses or 'no'} glimpse")
     left.set_xticks(range(4), READS)
     left.set_ylim(0, 125)
     left.legend(frameon=False, fontsize="small", loc="upper left")
     star_rows = [row for row in table if row["part"] == STAR]
     for index, side in enumerate(("first", "last")):
-        bars(middle, STAR, star_rows[index::2], np.arange(2) + 0.4 * index - 0.2, width=0.38, label=f"head {side}")
+        bars(middle, star_rows[index::2], np.arange(2) + 0.4 * index - 0.2, width=0.38, label=f"head {side}")
     middle.set_xticks(range(2), [f"{FEW:,} samples", f"{MANY:,} samples"])
     middle.legend(frameon=False, fontsize="small")
     gram_rows = [row for row in table if row["part"] == GRAMS and row["what"] == "perplexity"]
-    bars(right, GRAMS, gram_rows, np.arange(3))
+    bars(right, gram_rows, np.arange(3))
     right.set_xticks(range(3), [row["system"].replace(" over", "\nover").replace("as ", "as\n") for row in gram_rows])
     for axes, title in ((left, f"{NUMBERS} numbers sorted, %"), (middle, "Star of variables:\nnats above the truth"),
                         (right, "5-grams: perplexity")):

@@ -24,7 +24,7 @@ from segue.decoding import generate
 from segue.models import EncoderDecoder, EncoderDecoderConfig, Stack, StackConfig
 from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.diverse_beam_search import END, Facts, made_up, real
+from segue.papers.corpora import END, Facts, restaurants
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def copied(arm: str, seed: int, width: int, steps: int, rows: int) -> dict[str, 
 def task(folder: Path | None) -> tuple[int, Facts, Facts]:
     """Vocabulary, facts to learn from and facts of the test set."""
     random = np.random.default_rng(0)
-    vocabulary, train, _, test = made_up(random) if folder is None else real(folder, 10_000, 1, random)
+    vocabulary, train, _, test = restaurants(folder, 10_000, 1, random)
     return vocabulary, train, test
 
 

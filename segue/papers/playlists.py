@@ -8,9 +8,6 @@ that are made up, whose genre and order are known, and on what people listened t
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +27,7 @@ from segue.models import SequenceAutoencoder, SequenceAutoencoderConfig, SIFEmbe
 from segue.models.stack import both_ways
 from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import rated_films
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -100,16 +98,13 @@ def listened(folder: Path, seed: int) -> Lists:
 def rated(folder: Path, seed: int, least: int = 5) -> Lists:
     """Pieces of what people rated, of films with so many ratings; a piece is of the genre that most of its films have,
     if no other has as many, and if one in thirty pieces is of it."""
-    data = read(folder / "ratings.csv.gz")
-    known = {film: number for number, film in enumerate(film for film, n in data.vocabulary.items() if n >= least)}
-    rows, of = cut([np.array([known[film] for film in record.object if film in known], np.int64) for record in data],
-                   seed)
-    table = csv.DictReader(io.StringIO(gzip.decompress((folder / "movies.csv.gz").read_bytes()).decode()))
-    genres = {known[film["movieId"]]: film["genres"].split("|") for film in table if film["movieId"] in known}
+    people, films = rated_films(folder, least)
+    rows, of = cut(people, seed)
+    genres = [film["genres"].split("|") for film in films]
     most = [Counter(genre for film in row.tolist() for genre in genres[film]).most_common(2) for row in rows]
     named = ["" if len(two) > 1 and two[0][1] == two[1][1] else two[0][0] for two in most]
     often = [genre for genre, n in Counter(named).most_common() if genre and 30 * n >= len(rows)]
-    return Lists(rows, np.array([often.index(genre) if genre in often else -1 for genre in named]), of, len(known))
+    return Lists(rows, np.array([often.index(genre) if genre in often else -1 for genre in named]), of, len(films))
 
 
 def lists(data: str, folder: Path | None, count: int, seed: int) -> Lists:

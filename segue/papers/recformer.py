@@ -8,9 +8,7 @@ yet can be recommended. Against the same sort of stack over numbers of items (SA
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 import re
 from collections.abc import Callable
@@ -27,7 +25,6 @@ from torch import nn
 from segue.analysis.items import ItemIndex, ItemRecommender
 from segue.analysis.metrics import ranks
 from segue.analysis.ranking import rank_next, ranking
-from segue.data import read
 from segue.kinds import BPECodec, TextItemCodec
 from segue.models import Stack, StackConfig
 from segue.models.base import padded, padding
@@ -37,6 +34,7 @@ from segue.objectives.contrastive import MASKED, WANTED
 from segue.objectives.masked import WORD, RandomMask, mask_some
 from segue.papers.base import Claim, Row, Run, Verdict
 from segue.papers.bert4rec import CAUSAL, draws, network
+from segue.papers.corpora import rated_films
 from segue.training.learn import learn
 from segue.training.two_stage import two_stage
 
@@ -85,17 +83,13 @@ def shop(items: list[dict[str, str]], learned: Histories, asked: list[tuple[np.n
 
 def films(folder: Path, seed: int, least: int = 5) -> Shop:
     """What people rated, of films with so many ratings; the last three of each are asked for."""
-    data = read(folder / "ratings.csv.gz")
-    known = {film: i for i, film in enumerate(film for film, n in data.vocabulary.items() if n >= least)}
-    rows = [np.array([known[film] for film in record.object if film in known], np.int64) for record in data]
+    rows, told = rated_films(folder, least)
     rows = [row for row in rows if len(row) > LAST + 2]
-    table = csv.DictReader(io.StringIO(gzip.decompress((folder / "movies.csv.gz").read_bytes()).decode()))
-    told = {film["movieId"]: film for film in table if film["movieId"] in known}
     items, genres = list[dict[str, str]](), list[frozenset[str]]()
-    for film in known:
-        title, year = re.fullmatch(r"(.*?)\s*(?:\((\d{4})[^)]*\))?\s*", told[film]["title"]).groups()  # type: ignore
-        items.append({"title": title, "year": year or "", "genres": told[film]["genres"].replace("|", " ")})
-        genres.append(frozenset(told[film]["genres"].split("|")))
+    for film in told:
+        title, year = re.fullmatch(r"(.*?)\s*(?:\((\d{4})[^)]*\))?\s*", film["title"]).groups()  # type: ignore
+        items.append({"title": title, "year": year or "", "genres": film["genres"].replace("|", " ")})
+        genres.append(frozenset(film["genres"].split("|")))
     asked = [(row[:at], int(row[at])) for row in rows for at in range(len(row) - LAST, len(row))]
     return shop(items, [row[:-LAST] for row in rows], asked, genres, seed)
 

@@ -6,7 +6,6 @@ remembers; and what it has learnt runs as a recurrence, at the same cost for eve
 
 from __future__ import annotations
 
-import gzip
 import io
 import time
 import zipfile
@@ -23,14 +22,15 @@ from torch import Tensor
 
 from segue.errors import require
 from segue.models.stack import Stack, StackConfig
-from segue.objectives import Batch, generator_of
+from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import accuracy, learn
+from segue.papers.corpora import MNIST_SIDE, mnist
+from segue.training.learn import accuracy, learn, minibatches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLASSES, PIXELS = 10, 14 * 14
+CLASSES = 10
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "S4D, HiPPO-LegS": ("s4d", {"init": "legs"}),
     "S4D, Lin": ("s4d", {"init": "lin"}),
@@ -41,22 +41,8 @@ MORE = "one token more"
 HIPPO, RANDOM = ("S4D, HiPPO-LegS", "S4D, Lin"), "S4D, random"
 
 
-def digits(folder: Path | None) -> tuple[Tensor, Tensor]:
-    """Pixels (M, T) in [0, 1], row by row, and classes (M,): MNIST's test digits, each pixel the mean of 2 x 2; or, at
-    smoke scale, noisy waves."""
-    if folder is None:
-        generator, kinds = torch.Generator().manual_seed(0), torch.arange(64) % CLASSES
-        waves = (torch.arange(PIXELS) * (0.02 + 0.02 * kinds[:, None])).sin() / 2 + 0.5
-        return waves + 0.1 * torch.randn(waves.shape, generator=generator), kinds
-    pixels, names = (gzip.decompress((folder / f"t10k-{what}-ubyte.gz").read_bytes()) for what in
-                     ("images-idx3", "labels-idx1"))
-    images = torch.frombuffer(bytearray(pixels[16:]), dtype=torch.uint8).view(-1, 14, 2, 14, 2)
-    classes = torch.frombuffer(bytearray(names[8:]), dtype=torch.uint8)
-    return images.float().mean((2, 4)).flatten(1) / 255, classes.long()
-
-
 def cifar(folder: Path) -> tuple[Tensor, Tensor]:
-    """As `digits`: pictures of CIFAR-10 in grey, 32 x 32; first the archive's train/CLASS/N.jpg, then a quarter that is
+    """As `mnist`: pictures of CIFAR-10 in grey, 32 x 32; first the archive's train/CLASS/N.jpg, then a quarter that is
     test/CLASS/N.jpg."""
     images = require("PIL.Image", "picture")
     with zipfile.ZipFile(folder / "cifar10-8000.zip") as archive:
@@ -104,11 +90,7 @@ def classify(arm: str, seed: int, lesson: Lesson, read: Callable[[], tuple[Tenso
         width = min(range(16, 2 * width, 4), key=lambda w: abs(size(classifier(arm, w)) - goal))
     pixels, classes = read()
     cut = len(pixels) - len(pixels) // lesson.parts
-
-    def batches(step: int) -> Batch:
-        chosen = torch.randint(cut, (lesson.rows,), generator=generator_of(seed, step))
-        return asked_at_the_end(pixels[chosen], classes[chosen])
-
+    batches = minibatches(asked_at_the_end(pixels[:cut], classes[:cut]), lesson.rows, seed)
     torch.manual_seed(seed)
     model = classifier(arm, width).to(device)
     run = learn(model, batches, lesson.steps, rate=5e-3, seed=seed, decay=0.01)
@@ -146,7 +128,7 @@ def exponent(points: list[tuple[float, float]]) -> float:
 
 
 def measure(run: Run) -> list[Row]:
-    small = ("digits", "mnist-t10k", digits)
+    small = ("digits", "mnist-t10k", mnist)
     task, data, reader = run.pick(small, small, ("CIFAR", "cifar10-sample", cifar))
     read = partial(reader, run.dataset(data))
     lesson = run.pick(Lesson(2, 4), Lesson(400, 16), Lesson(600, 48, 4, 128))
@@ -157,7 +139,7 @@ def measure(run: Run) -> list[Row]:
     table: list[Row] = []
     for arm in ARMS:
         found = [done[f"{arm} {seed}"] for seed in seeds[arm]]
-        table.append({"task": task, "model": arm, "length": run.pick(PIXELS, PIXELS, 1024),
+        table.append({"task": task, "model": arm, "length": run.pick(MNIST_SIDE**2, MNIST_SIDE**2, 1024),
                       "parameters": found[0]["parameters"],
                       **{what: mean(f[what] for f in found) for what in ("loss", "accuracy")},
                       "spread": max(f["accuracy"] for f in found) - min(f["accuracy"] for f in found)})

@@ -27,28 +27,36 @@ from segue.training.learn import accuracy, learn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# --- supervised: remember the cue of this episode ----------------------------------------------------------------
+# --- supervised: which cue came more often in this episode -------------------------------------------------------
 
-NOISE, ASK = 4, 6  # ids: two cues, four kinds of noise, the question
+CUES, NOISE = 2, 4
+START, ASK = CUES + NOISE, CUES + NOISE + 1
 
 
 def episodes(rows: int, length: int, generator: torch.Generator) -> Batch:
-    """Episodes of 20 to 60 steps without a gap: a cue, noise, and a question for the cue; the last one may be cut."""
-    tokens = torch.randint(2, 2 + NOISE, (rows, length), generator=generator)
+    """Episodes of 20 to 60 steps without a gap, the last one may be cut: a start that all can see, noise with an odd
+    number of cues in it, and the question which of the two cues came more often. What an episode before showed counts
+    as much as what this one does, unless it is forgotten."""
+    tokens = torch.randint(CUES, CUES + NOISE, (rows, length), generator=generator)
     targets, starts = torch.full_like(tokens, -1), torch.zeros(rows, length, dtype=torch.bool)
     for row in range(rows):
-        lasting = torch.randint(20, 61, (length // 20 + 1,), generator=generator)
-        begins = torch.cat([torch.zeros(1, dtype=torch.long), lasting.cumsum(0)])
-        starts[row, begins[begins < length]] = True
-        cues = torch.randint(2, begins.shape, generator=generator)
-        tokens[row, begins[begins < length]] = cues[begins < length]
-        asked = begins[1:][begins[1:] <= length] - 1
-        tokens[row, asked], targets[row, asked] = ASK, cues[: len(asked)]
+        begin = 0
+        while begin < length:
+            end = begin + int(torch.randint(20, 61, (), generator=generator))
+            shown = begin + 1 + torch.randperm(end - begin - 2, generator=generator)
+            shown = shown[: 1 + 2 * int(torch.randint(8, (), generator=generator))]
+            cues = torch.randint(CUES, shown.shape, generator=generator)
+            inside = shown < length
+            tokens[row, shown[inside]] = cues[inside]
+            tokens[row, begin], starts[row, begin] = START, True
+            if end <= length:
+                tokens[row, end - 1], targets[row, end - 1] = ASK, int(2 * cues.sum() > len(cues))
+            begin = end
     return Batch(tokens, targets, starts)
 
 
 def unmarked(rows: int, length: int, generator: torch.Generator) -> Batch:
-    """The same, without telling the model where episodes begin."""
+    """The same, with nothing reset where an episode begins."""
     batch = episodes(rows, length, generator)
     return Batch(batch.tokens, batch.targets)
 
@@ -67,7 +75,7 @@ def stack(mixer: str, options: dict[str, Any], vocabulary: int) -> Stack:
 
 
 def remember(arm: str, seed: int, steps: int, length: int) -> dict[str, float]:
-    """Accuracy on fresh rows after `steps` of training."""
+    """Accuracy on fresh rows after so many steps of training."""
     mixer, options, draw = ARMS[arm]
     torch.manual_seed(seed)
     model, task = stack(mixer, options, ASK + 1), Task("episodes", ASK + 1, draw, 0.5)
@@ -94,7 +102,8 @@ class LoopedGRU(nn.Module):
 
 
 def step_seconds(length: int, rounds: int) -> dict[str, float]:
-    """Median seconds of forward and backward through one layer of width 32, 8 rows of episodes, by arm."""
+    """Median seconds of the processor, forward and backward through one layer of width 32, 8 rows of episodes, by arm:
+    with one thread those of the clock, but for what other programs take."""
     starts = episodes(8, length, torch.Generator().manual_seed(0)).starts
     assert starts is not None
     layout, x = Layout.chain((8, length), starts=starts), torch.randn(8, length, 32)
@@ -106,10 +115,10 @@ def step_seconds(length: int, rounds: int) -> dict[str, float]:
     found: dict[str, list[float]] = {name: [] for name in arms}
     for turn in range(rounds + 1):  # the first only warms up
         for name, forward in arms.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             forward().sum().backward()
             if turn:
-                found[name].append(time.perf_counter() - begin)
+                found[name].append(time.process_time() - begin)
     return {name: median(seconds) for name, seconds in found.items()}
 
 
@@ -230,6 +239,8 @@ def measure(run: Run) -> list[Row]:
         f"recall {arm} {seed}": partial(remember, arm, seed, steps, length) for arm in ARMS for seed in seeds}
     jobs |= {f"play {memory} {seed}": partial(play, memory, seed, run.pick(2, 80), run.pick(4, 64))
              for memory in (True, False) for seed in players}
+    spans = run.pick([64], [128, 512, 1024, 2048, 4096])
+    jobs |= {f"time {span}": partial(step_seconds, span, run.pick(1, 3)) for span in spans}
     done = run.cells(jobs)
     table: list[Row] = []
 
@@ -238,16 +249,24 @@ def measure(run: Run) -> list[Row]:
 
     for arm in ARMS:
         add("recall", arm, "accuracy", mean(done[f"recall {arm} {seed}"]["value"] for seed in seeds))
-    for span in run.pick([64], [128, 512, 1024, 2048, 4096]):
-        for name, seconds in run.cell(f"time {span}", partial(step_seconds, span, run.pick(1, 3))).items():
+    for span in spans:
+        for name, seconds in done[f"time {span}"].items():
             add(f"step of {span}", name, "milliseconds", 1e3 * seconds)
     for memory, name in ((True, "S5, resetting"), (False, "no memory")):
         add("repeat previous", name, "return", mean(done[f"play {memory} {seed}"]["value"] for seed in players))
     run.note(f"{steps} steps for every arm of recall, mean of {len(seeds)} seeds; games: mean of {len(players)} seeds, "
              "return of the last tenth of the rollouts")
+    run.note("a first attempt, which was inconclusive, showed one cue at the beginning of each episode: the latest cue "
+             "was the right one, so that nothing had to be forgotten (without reset 99.4%, though not told where "
+             "episodes begin). Now cues come throughout and are counted, as in the game Count Recall, so that those of "
+             "the episode before are in the way; and all arms see where episodes begin")
+    run.note("a second attempt was inconclusive by its times alone: by the clock, with two threads on cores that other "
+             "programs shared, the loop took 1.9 times as long (in the first attempt 38.8 times). Now times are the "
+             "processor's, of one thread")
     run.note("the paper plays with 4 layers of width 256 for 15 million steps, discount 0.99, no trace decay; here are "
              "2 layers of width 32, discount and trace 0.9, because a reward depends on one action only")
-    run.note("the resetting GRU is torch's own, cut wherever an episode of any row starts")
+    run.note("the resetting GRU has torch's weights, in one kernel of ours where there is a C compiler, which "
+             "resets inside, as S5's scan does")
     return table
 
 
@@ -258,9 +277,12 @@ def judge(table: list[Row]) -> tuple[Verdict, str]:
     spans = [int(task.rsplit(" ", 1)[1]) for task, model in value if model == "GRU, loop in Python"]
     faster = min(value[f"step of {span}", "GRU, loop in Python"] / value[f"step of {span}", RESET]
                  for span in spans if span >= 1024)
+    kernel = [value[f"step of {span}", "GRU, resetting"] / value[f"step of {span}", RESET] for span in spans
+              if span >= 1024]
     gained = value["repeat previous", RESET] - value["repeat previous", "no memory"]
     reason = (f"the resetting S5 is right {reset:.1%} of the time, without reset {leaky:.1%}, the GRU {gru:.1%}; from "
-              f"1,024 steps its training step is at least {faster:.1f} times as fast as a GRU's loop; memory adds "
+              f"1,024 steps its training step is at least {faster:.1f} times as fast as a GRU's loop, and a "
+              f"GRU in one kernel takes {min(kernel):.2f} to {max(kernel):.2f} times as long as it; memory adds "
               f"{gained:.2f} to the return")
     if reset <= leaky or gru > reset + 0.01:
         return "refuted", reason
@@ -274,7 +296,7 @@ def draw(figure: Figure, table: list[Row]) -> None:
     bars = [(row["model"].replace(", ", ",\n"), row["value"]) for row in table if row["task"] == "recall"]
     recall.bar(*zip(*bars))
     recall.axhline(0.5, color="grey", linestyle=":")
-    recall.set(title="The cue of this episode", ylabel="accuracy", ylim=(0, 1.05))
+    recall.set(title="The cue that came more\noften in this episode", ylabel="accuracy", ylim=(0, 1.05))
     recall.tick_params(axis="x", rotation=60)
     lines: dict[str, list[tuple[int, float]]] = {}
     for row in table:
@@ -296,10 +318,11 @@ CLAIM = Claim(
     slug="s5-rl",
     statement="A state space that resets inside its parallel scan remembers within each episode of a packed rollout, "
               "at least as well as a recurrent network and much faster to train.",
-    rule="confirmed if the resetting S5 answers at least 98% of the questions for its episode's cue and no fewer than "
-         "the resetting GRU (within half a point), the same S5 without reset at least 5 points fewer, its step of "
-         "training is at least 3 times as fast as a Python loop over a GRU cell at every length from 1,024, and an S5 "
-         "agent's mean return at Repeat Previous (4 cards back) is at least 0.2 above that of one without memory; "
+    rule="confirmed if the resetting S5 is right about at least 98% of the questions which of two cues came more often "
+         "in an episode and no less often than the resetting GRU (within half a point), the same S5 without reset, "
+         "which sees where episodes begin too, at least 5 points less often, its step of training is at least 3 times "
+         "as fast as a Python loop over a GRU cell at every length from 1,024, and an S5 agent's mean return at Repeat "
+         "Previous (4 cards back) is at least 0.2 above that of one without memory; "
          "refuted if the reset buys nothing or the GRU is more than a point better; else inconclusive.",
     measure=measure, judge=judge, draw=draw,
     paper={"speed": "over 5 times as fast as recurrent networks in the agent's training (abstract)",

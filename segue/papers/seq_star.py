@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import gzip
 import importlib.util
-import json
 import sysconfig
 from dataclasses import dataclass
 from functools import cache, partial
@@ -32,7 +31,8 @@ from segue.models import HEADS, Classifier, Features, Stack, StackConfig
 from segue.models.classify import CosineHead, LinearHead
 from segue.objectives import Batch, ClassLoss, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import learn
+from segue.papers.corpora import clinc150
+from segue.training.learn import learn, windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def corpus(kind: str, folder: Path | None, small: bool) -> Corpus:
                       [(part, f"query {c} of kind {c}", c) for c in range(12) for part in ("train", "tune", "test")], 6)
     text = [gzip.decompress((folder / "dailydialog-valtest" / f"{part}.dialogues.txt.gz").read_bytes()).decode()
             .replace(" __eou__ ", "\n") for part in ("validation", "test")]
-    parts = json.loads(gzip.decompress((folder / "clinc150" / "data_full.json.gz").read_bytes()))
+    parts = clinc150(folder / "clinc150")
     kinds = sorted({intent for _, intent in parts["train"]})[::3]
     for part, named, most in (("train", "train", 20), ("tune", "val", 10), ("test", "test", 15)):
         for number, intent in enumerate(kinds):
@@ -131,8 +131,7 @@ def pretrained(kind: str, folder: Path | None, small: bool, steps: int) -> dict[
     tokens = torch.from_numpy(np.concatenate(codec(kind, folder, small).encode_many(corpus(kind, folder, small).text)))
 
     def rows(step: int) -> Batch:
-        at = torch.randint(len(tokens) - CONTEXT - 1, (32, 1), generator=generator_of(0, step))
-        row = tokens[at + torch.arange(CONTEXT + 1)].long()
+        row = windows(tokens, 32, CONTEXT, generator_of(0, step)).long()
         return Batch(row[:, :-1], row[:, 1:])
 
     torch.manual_seed(0)

@@ -27,9 +27,9 @@ from segue.analysis.registry import METRICS
 from segue.models import Stack, StackConfig
 from segue.models.base import padded
 from segue.models.counts import CountModel
-from segue.objectives import Batch, generator_of
+from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.training.learn import learn
+from segue.training.learn import learn, minibatches
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,11 +139,8 @@ class Reader:
         self.network = Stack(StackConfig(TOP + 1, WIDTH, ["gru"]))
         table = torch.from_numpy(np.stack(rows))
 
-        def batch(step: int) -> Batch:
-            some = table[torch.randint(len(table), (16,), generator=generator_of(seed, step))]
-            return Batch(torch.cat([torch.full((16, 1), TOP), some[:, :-1]], 1), some)
-
-        learn(self.network, batch, steps, rate=3e-3, seed=seed)
+        begun = torch.cat([torch.full((len(table), 1), TOP), table[:, :-1]], 1)
+        learn(self.network, minibatches(Batch(begun, table), 16, seed), steps, rate=3e-3, seed=seed)
         self.network.eval()
 
     def ids(self, text: list[str]) -> np.ndarray:

@@ -22,12 +22,13 @@ from segue.models import Classifier, SparseNetwork, Stack, StackConfig
 from segue.models.classify import NeighbourHead
 from segue.objectives import Batch, SupCon
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.s4 import digits
+from segue.papers.corpora import MNIST_SIDE as SIDE
+from segue.papers.corpora import mnist
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SIDE, TRUNK, CLASSES, GROUP = 14, 256, 10, 2
+TRUNK, CLASSES, GROUP = 256, 10, 2
 WIDTHS = (256, 256, 128)
 KEPT, EXAMPLES = 100, 25  # rows of a class that SHARP keeps for an experience, and for good
 ROWS, EPOCHS, PHASES, PERIOD = 64, 16, 8, 10.0
@@ -65,7 +66,7 @@ def rows(folder: Path | None, trunk: str) -> dict[str, Batch]:
     """Digits (the 10,000 of MNIST's test), read line by line by a random trunk that never learns: its last hidden
     vector is the row. The first 4,000 are to learn from, 1,000 of the second half to choose settings on, and the last
     2,000 to measure on."""
-    pixels, classes = digits(folder)
+    pixels, classes = mnist(folder)
     torch.manual_seed(0)
     fixed = SparseNetwork(SIDE, [TRUNK], early=0, density=1.0, kernels=[SIDE]) if trunk == "convolution" else \
         Stack(StackConfig(CLASSES, TRUNK, [trunk], inputs=SIDE, channel="none", tied=False, norm="layer"))

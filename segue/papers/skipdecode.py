@@ -27,7 +27,7 @@ from segue.models.depth import DepthSchedule, Scheduled
 from segue.models.stack import Stack, StackConfig
 from segue.objectives import Batch, NextElement
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.diverse_beam_search import END, SEPARATOR, Facts, batch_of, batches, made_up, real
+from segue.papers.corpora import END, SEPARATOR, Facts, restaurants, said_of, sentences
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -65,14 +65,14 @@ def prompted(batch: Batch) -> Batch:
 
 
 def drawn(facts: Facts, rows: int, seed: int, step: int) -> Batch:
-    return prompted(batches(facts, rows, seed, step))
+    return prompted(sentences(facts, rows, seed, step))
 
 
 def texts_of(facts: Facts, each: int) -> list[Batch]:
     """At most `each` sentences about the same facts, in rows of like length."""
     pairs = sorted(((source, text) for source, texts in facts.items() for text in texts[:each]),
                    key=lambda pair: len(pair[0]) + len(pair[1]))
-    return [prompted(batch_of(pairs[at : at + 64])) for at in range(0, len(pairs), 64)]
+    return [prompted(said_of(pairs[at : at + 64])) for at in range(0, len(pairs), 64)]
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def counting(stack: Stack) -> Iterator[list[int]]:
 
 def task(folder: Path | None, seed: int) -> tuple[int, Facts, Facts, Facts]:
     random = np.random.default_rng(seed)
-    return made_up(random) if folder is None else real(folder, 200, 50, random)
+    return restaurants(folder, 200, 50, random)
 
 
 def build(vocabulary: int, width: int) -> Stack:

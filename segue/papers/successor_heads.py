@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from segue.analysis.probes import shuffled_probe
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import commonest
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def words(folder: str | None) -> np.ndarray:
         return np.random.default_rng(0).integers(FILLER, size=4096)
     text = gzip.decompress((Path(folder) / "wiki.test.tokens.gz").read_bytes()).decode()
     named = re.findall(r"[a-z]{2,}", text.lower())
-    common = {word: i for i, (word, _) in enumerate(Counter(named).most_common(FILLER))}
+    common = commonest(named, FILLER)
     return np.array([common[word] for word in named if word in common])
 
 

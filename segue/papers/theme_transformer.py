@@ -39,7 +39,7 @@ LETTERS, OPEN, CLOSE, WORDS = 60, 60, 61, 64
 THEME, LENGTH, VARIED = 12, 256, 0.1
 PROMPT, CROSS, GATED, UNALIGNED = "prompt", "cross-attention", "gated", "gated, not aligned"
 ARMS = (PROMPT, CROSS, GATED, UNALIGNED)
-RATE = 2e-3
+RATE = 0.02  # of matrices, by Muon
 
 
 def varied(ids: Ids, rng: np.random.Generator) -> Ids:
@@ -164,7 +164,7 @@ def condition(arm: str, seed: int, steps: int, train: int, count: int, length: i
         rng = np.random.default_rng((seed, step))
         return batch_of(arm, [learned[i] for i in rng.integers(0, len(learned), 16)])
 
-    learn(model, draw, steps, rate=RATE, seed=seed)
+    learn(model, draw, steps, rate=RATE, table_rate=0.01, vector_rate=0.01, muon=True, seed=seed)
     model.eval()
     shuffled = [(test[i - 1][0], ids) for i, (_, ids) in enumerate(test)]
     prompts = [[*front(arm, theme), OPEN] for theme, _ in test]
@@ -181,7 +181,7 @@ def condition(arm: str, seed: int, steps: int, train: int, count: int, length: i
 
 def measure(run: Run) -> list[Row]:
     seeds = range(run.seed, run.seed + run.pick(1, 2))
-    songs, searched = run.pick((2, 4), (40, 300))
+    songs, searched = run.pick((2, 4), (40, 1000))
     settings = run.pick((3, 16, 4, 12), (400, 2000, 50))
     arms = run.pick((PROMPT, CROSS, GATED), ARMS)
     jobs: dict[str, Any] = {f"{arm} {seed}": partial(condition, arm, seed, *settings)
@@ -201,11 +201,16 @@ def measure(run: Run) -> list[Row]:
     run.note(f"retrieval: songs of 14 segments of {NOTES} notes, four of them one theme, transposed by up to 5 "
              "semitones and edited up to twice (a length, a note split or left out); a GRU learned from altered copies "
              f"in {8 * songs} songs, eps chosen on {songs}, measured on {songs}, for both ways")
+    run.note(f"{searched} steps of contrast; a first attempt, which was inconclusive, had 300 (F1 0.83 and 0.66). "
+             "Tried before the second, on songs of seed 100: 300 steps 0.87, 1000 steps 0.93, edit distance 0.73")
     run.note(f"conditioning: pieces of {LENGTH} letters of {LETTERS}, a theme of {THEME} that returns with "
              f"{VARIED:.0%} "
              "of its letters edited; width 64, two layers and two (prompt: four of a decoder), the lower soft, the "
-             f"upper xor; {settings[0]} steps of 16 pieces at {RATE}; {settings[2]} pieces said at temperature 1 from "
-             "what opens a theme on; not aligned: the first seed only")
+             f"upper xor; {settings[0]} steps of 16 pieces by Muon at {RATE}; {settings[2]} pieces said at temperature "
+             "1 from what opens a theme on; not aligned: the first seed only")
+    run.note("all arms learn by Muon; in the first attempt by AdamW at 0.002, by which neither the prompted decoder "
+             "nor plain cross-attention came to use the theme in those steps (3.49 and 3.41 nats, no returns). Tried "
+             "before the second, on pieces of seed 100: 200 steps of Muon, prompted 2.23 nats")
     run.note("positions of theme and of regions both count from 0, where the official code is 0.9 off; in the aligned "
              "cross-attention keys carry their positions too")
     return table

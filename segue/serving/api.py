@@ -131,9 +131,11 @@ def refuse(app: FastAPI) -> None:
         return refusal(error.status_code, str(error.detail))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: HTTPRequest, error: RequestValidationError) -> JSONResponse:
+    async def invalid(http: HTTPRequest, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = next((place for place in first["loc"][1:2] if isinstance(place, str)), None)
+        if where is None and "json" not in http.headers.get("content-type", ""):  # curl -d alone says it is a form
+            return refusal(400, "body: send a JSON object, with the header Content-Type: application/json")
         return refusal(400, f"{where or 'body'}: {first['msg']}", where)
 
 

@@ -9,6 +9,7 @@ from segue.objectives import Batch
 from segue.tasks.base import Task
 
 SYMBOLS = 8
+CUES = 4
 PAIRS = 32
 """Different keys, and different values, of associative recall."""
 
@@ -83,11 +84,23 @@ def needle(rows: int, length: int, generator: torch.Generator) -> Batch:
     return Batch(tokens, targets)
 
 
+def delayed_cue(rows: int, length: int, generator: torch.Generator) -> Batch:
+    """A cue, distractors, and at the end the question which cue it was (the temporal-order problems of Hochreiter &
+    Schmidhuber 1997, as small as they can be)."""
+    cue = torch.randint(CUES, (rows, 1), generator=generator)
+    noise = torch.randint(CUES, 2 * CUES, (rows, length - 2), generator=generator)
+    tokens = torch.cat([cue, noise, torch.full((rows, 1), 2 * CUES)], 1)
+    targets = torch.full_like(tokens, -1)
+    targets[:, -1:] = cue
+    return Batch(tokens, targets)
+
+
 COPY = Task("copy", SYMBOLS + 1, copy, 1 / SYMBOLS, shortest=3)
 RECALL = (
     COPY,
     Task("selective-copy", SYMBOLS + 2, selective_copy, 1 / SYMBOLS, "arXiv 2312.00752", shortest=3),
     Task("mqar", 2 * PAIRS + 1, associative_recall, 1 / PAIRS, "arXiv 2312.04927", shortest=4),
     Task("induction", 2 * SYMBOLS, induction, 1 / (2 * SYMBOLS), "arXiv 2209.11895"),
+    Task("delayed-cue", 2 * CUES + 1, delayed_cue, 1 / CUES, shortest=3),
     Task("needle", 2 * SYMBOLS + 2, needle, 1 / SYMBOLS, shortest=3),
 )

@@ -79,9 +79,9 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
     """Assert the contract of a kind on these good files (`options` go to `read`).
 
     Records have the right form and come twice the same, also from a saved data set; the codec is exact on them, and one
-    by one equals all at once, channels beside their elements; what `write` wrote is read back;
-    `show` gives text; damaged forms of the files (cut, changed, emptied, filled with NUL) give records or a one-line
-    SegueError, never anything else.
+    by one equals all at once, channels beside their elements; `numbers` tells of every id; what `write` wrote is read
+    back; `show` gives text; damaged forms of the files (cut, changed, emptied, filled with NUL) give records or a
+    one-line SegueError, never anything else.
     """
     form = {"bytes": bytes, "letters": str, "items": list}[kind.storage]
     generator = random.Random(seed)
@@ -104,6 +104,9 @@ def check_kind(kind: Kind, files: Iterable[str | Path], seed: int = 0, mutations
             _same(records, Data.open(Path(temporary) / f"data{number}"), "a saved data set")
             codec = data.codec()
             check_codec(codec, [record.object for record in records[:50]])
+            if (numbers := kind.numbers(codec)) is not None:
+                assert numbers.ndim == 2 and len(numbers) == codec.size, "numbers are not told of every id"
+                assert np.isfinite(numbers).any(0).all() and not np.isinf(numbers).any(), "a column of no numbers"
             for boundary, (begin, end) in ((False, (None, None)), (True, (codec.bos, codec.eos))):
                 for record, sequence in zip(records, data.encode(codec, boundary=boundary), strict=True):
                     framed = [id for id in (begin, *codec.encode(record.object).tolist(), end) if id is not None]

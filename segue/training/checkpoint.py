@@ -19,7 +19,6 @@ from segue.files import atomic_write
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], values: dict[str, Any] | None = None) -> None:
     """Write tensors and plain values to one file, atomically. Views of one storage are written apart."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
@@ -30,10 +29,7 @@ def save_tensors(path: str | Path, tensors: dict[str, Tensor], values: dict[str,
             tensors[name] = tensor.clone()
         seen[pointer] = name
     with atomic_write(path) as temporary:
-        try:
-            save_file(tensors, str(temporary), {"values": json.dumps(values or {})})
-        except SafetensorError as error:  # the library's own wrapper around a full disk
-            raise OSError(str(error)) from error
+        save_file(tensors, str(temporary), {"values": json.dumps(values or {})})
 
 
 def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from segue.objectives import Batch, Objective
+from segue.objectives import Batch, Objective, generator_of
 from segue.training.loop import Run
 from segue.training.recipe import Plan
 from segue.training.strategy import Strategy
@@ -31,6 +31,20 @@ def learn(model: nn.Module, batches: Callable[[int], Batch], steps: int, *, rate
               held_out=held_out)
     run.train(quiet=quiet)
     return run
+
+
+def minibatches(data: Batch, rows: int, seed: int = 0) -> Callable[[int], Batch]:
+    """Rows of a fixed set for `learn`, drawn anew for each step, with replacement."""
+    def batch(step: int) -> Batch:
+        return data.rows(torch.randint(len(data.tokens), (rows,), generator=generator_of(seed, step)))
+
+    return batch
+
+
+def windows(ids: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
+    """(rows, length + 1) pieces from anywhere in a long sequence (n,): `length` elements and what follows each."""
+    begins = torch.randint(len(ids) - length - 1, (rows, 1), generator=generator)
+    return ids[begins + torch.arange(length + 1)]
 
 
 class Until(Strategy):

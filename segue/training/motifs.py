@@ -1,4 +1,4 @@
-"""Motifs: which passages of a sequence are the same thing, varied. A network learns from altered copies to place them
+"""Motifs: which passages of a sequence are variations of one thing. A network learns from altered copies to place them
 near each other, and what lies close together within one sequence is a motif (the theme retrieval of Theme Transformer,
 2021, arXiv 2111.04093). For melodies, DNA, logs: whatever can be cut and altered.
 """

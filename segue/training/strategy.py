@@ -27,7 +27,7 @@ class Strategy:
     name = "naive"
     about: ClassVar[str] = ""
     asks_next: ClassVar[bool] = False
-    packs: ClassVar[bool] = True
+    packs: bool = True
 
     def prepare(self, run: Run) -> None:
         """Once when the run is made, before its optimiser and before a checkpoint is read: what is to learn besides the

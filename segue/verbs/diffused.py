@@ -153,11 +153,11 @@ class Diffused(Fitted):
     def row(self, prime: Any, gap: Any) -> list[int]:
         """The ids of a prime, with masks at its gaps."""
         if isinstance(prime, Path):
-            prime = prime_object(self.kind, prime, self.codec)
+            prime = prime_object(self.kind, prime, self.codec, self.reading)
         if prime is None or len(prime) == 0:
             return []
         if gap is None:
-            return self.codec.prompt(prime_object(self.kind, prime, self.codec)).tolist()
+            return self.codec.prompt(prime_object(self.kind, prime, self.codec, self.reading)).tolist()
         if isinstance(prime, (str, bytes)):
             sign = gap.encode() if isinstance(prime, bytes) and isinstance(gap, str) else gap
             if not isinstance(sign, type(prime)) or not sign:

@@ -98,6 +98,8 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         "codec": codec_options if asked.given is None else {"given": str(asked.given), "size": asked.given.size},
         **asked.settings()}, default=str))
     if folder is not None and (done := finished(folder, request)) is not None:
+        if not quiet and distributed.rank() == 0:
+            print(f"{folder} holds the model of this very call already: nothing is left to do", file=sys.stderr)
         return done
 
     with workspace(None if folder is None else folder / "training", hold=distributed.rank() == 0) as work:
@@ -119,7 +121,9 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
                       folder=None if folder is None else work, key=key_of(request), held_out=job.in_passing(plan),
                       save_seconds=save_seconds)
             run.train(quiet=quiet)
-        fitted = job.completed(model.eval(), plan, report_of(run, plan, job.train, request, line))
+        report = report_of(run, plan, job.train, request, line)
+        report.values |= {"reading": data.reading} if data.reading else {}
+        fitted = job.completed(model.eval(), plan, report)
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = job.scores(fitted)
             if folder is not None:
@@ -174,7 +178,7 @@ class Asked:
     def held_data(self) -> tuple[Data, Data]:
         """Training and held-out data."""
         if self.held_out is not None:
-            return self.data, as_data(self.held_out, self.data.kind.name)
+            return self.data, as_data(self.held_out, self.data.kind.name, **self.data.reading or {})
         return self.data.split(HELD_OUT, by=self.split)
 
     def prepare(self, work: Path, request: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from segue.decoding.rules import Rules
     from segue.models.counts import CountModel
     from segue.models.mixture import Mixture
-    from segue.verbs.classify import Classified
+    from segue.verbs.classify import Classified, Valued
     from segue.verbs.design import Designs
     from segue.verbs.embed import Embeddings
     from segue.verbs.prefer import PreferReport
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from segue.verbs.update import Update
 
 FORMAT = "segue model 1"
+ASIDE = {"classes", "columns", "encoding"}  # options of reading that are of files, or that a codec knows itself
 KEPT = "classes.safetensors"  # what `segue.verbs.classify` keeps in a model's folder
 
 
@@ -196,6 +198,23 @@ class Fitted:
             self._engine = before
 
     @property
+    def reading(self) -> dict[str, Any]:
+        """The options by which files are read as those that it was fitted on, and as its codec needs them."""
+        said = self.report.get("reading")
+        kept = {name: value for name, value in said.items() if name not in ASIDE} if isinstance(said, dict) else {}
+        return kept | self.kind.reading(self.codec)
+
+    def otherwise(self, data: Data) -> list[str]:
+        """What is to be told where data were read in another way than those that it was fitted on."""
+        if data.reading is None:
+            return []
+        needed = {*self.kind.reading(self.codec), *ASIDE}
+        ours, theirs = ({name: value for name, value in said.items() if name not in needed}
+                        for said in (self.report.get("reading") or {}, data.reading))
+        return [f"the data were read {said_as(name, theirs)}, those that the model was fitted on {said_as(name, ours)}"
+                for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+
+    @property
     def processors(self) -> tuple[Rules, ...]:
         """What rules tokens out, or forces them, in every answer that is served."""
         return ()
@@ -262,8 +281,8 @@ class Fitted:
             return embed(self, self.read(data), pool, **options)
 
     def classify(self, data: Any = None, new: Any = None, *, test: Any = None, label: str | None = None,
-                 **options: Any) -> Classified:
-        """Of which class sequences are, read off the model's vectors; see `segue.verbs.classify`."""
+                 **options: Any) -> Classified | Valued:
+        """Of which class sequences are, or what number was measured of them; see `segue.verbs.classify`."""
         from segue.verbs.classify import classify, reading
 
         saying = reading(self.kind, label)
@@ -283,6 +302,7 @@ class Fitted:
             raise none_known(data)
         with self.placed(device, weights), self.begun(state):
             found = self.scored(data, weights, share)
+            found.notes += self.otherwise(data)
             if self.codec.turns() and self.objective not in ANY_ORDER:
                 from segue.verbs.forecast import forecast_errors
 
@@ -373,7 +393,7 @@ class Fitted:
     def read(self, data: Any, **options: Any) -> Data:
         """A `Data`, paths or objects, of this model's kind and read as its codec needs them. options: of the kind's
         `read`, besides."""
-        return as_data(data, self.kind.name, **self.kind.reading(self.codec) | options)
+        return as_data(data, self.kind.name, **self.reading | options)
 
     def check_kind(self, data: Data) -> None:
         """Refuse data whose elements are not those of this model."""
@@ -605,6 +625,10 @@ def none_known(data: Data) -> SegueError:
 
 def said_unknown(share: float, data: Data) -> str:
     return f"{share:.1%} of the {data.kind.unit}s are unknown to the model"
+
+
+def said_as(name: str, options: dict[str, Any]) -> str:
+    return f"with {name}={json.dumps(options[name])}" if name in options else f"without {name}="
 
 
 def dial(minutes: float | None, steps: int | None, default: float) -> float | None:

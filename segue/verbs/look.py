@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from segue.analysis.circuits import adds_up, direct_effects, matrices
+from segue.analysis.circuits import adds_up, direct_effects, induction_scores, matrices
 from segue.decoding.continuation import as_text, prime_object, prime_tokens
 from segue.errors import SegueError
 from segue.files import write_picture
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 HEADS = 4  # drawn per layer
 NAMED = 48  # with more elements than this, their names would not be readable
 ROWS = 64  # sequences of a file that effects are measured on
+REPEATED, INDUCTION = 32, 0.5  # elements of a random sequence that is read twice; from which score on a head is named
 
 
 @dataclass
@@ -34,20 +35,23 @@ class Look:
     is not linear in its values. elements: the T elements as text. effects: by part ("layer 2 attention", "layer 2 head
     1", "layer 2 channel"; see `segue.analysis.circuits`) by how many bits the prediction of an element gets worse
     where what it adds to the prediction directly is replaced by its mean; none of models that look ahead or whose
-    layers' writes do not add up (`adds_up`). measured: how many elements that is the mean of. picture: where it is
-    drawn, if it is."""
+    layers' writes do not add up (`adds_up`). measured: how many elements that is the mean of. induction: by head, how
+    much of what it reads in a repeated random sequence stands behind an earlier occurrence of the same element (see
+    `induction_scores`); none of models that look ahead. picture: where it is drawn, if it is."""
 
     layers: list[str]
     matrices: list[np.ndarray | None]
     elements: list[str]
     effects: dict[str, float] = field(default_factory=dict)
     measured: int = 0
+    induction: dict[str, float] = field(default_factory=dict)
     picture: Path | None = None
 
-    def of(self, layer: int) -> dict[str, float]:
-        """The effects of a layer's parts, from 1 on: the mixer, its heads, the channel mixer."""
-        begin = f"layer {layer} "
-        return {name.removeprefix(begin): bits for name, bits in self.effects.items() if name.startswith(begin)}
+    def of(self, layer: int, found: dict[str, float] | None = None) -> dict[str, float]:
+        """What was found of a layer's parts, from 1 on (the mixer, its heads, the channel mixer): their effects, or
+        `found`."""
+        begin, values = f"layer {layer} ", self.effects if found is None else found
+        return {name.removeprefix(begin): value for name, value in values.items() if name.startswith(begin)}
 
     def __str__(self) -> str:
         def line(index: int, name: str, matrix: np.ndarray | None) -> str:
@@ -61,6 +65,9 @@ class Look:
             heads = ", ".join(f"{bits:.3f}" for part, bits in parts.items() if part.startswith("head "))
             carried = [f"the mixer {parts[name]:.3f}" + (f" (by head {heads})" if heads else "")] if parts else []
             carried += [f"the channel mixer {parts['channel']:.3f}"] if "channel" in parts else []
+            copies = [f"{part.removeprefix('head ')} ({score:.0%})"
+                      for part, score in self.of(index, self.induction).items() if score >= INDUCTION]
+            said += f"; finds again what followed before (induction): head {', '.join(copies)}" if copies else ""
             return said + (f"; carries, in bits an element: {', '.join(carried)}" if carried else "")
 
         lines = [line(i, *pair) for i, pair in enumerate(zip(self.layers, self.matrices), 1)]
@@ -93,14 +100,18 @@ def _look(model: Fitted, data: Any, out: str | Path | None, elements: int) -> Lo
     network = model.model
     if not isinstance(network, Stack):
         raise SegueError("only a native model's layers can be looked at: fit one, or convert the folder")
-    ids = prime_tokens(model.codec, prime_object(model.kind, data, model.codec))[:elements]
+    ids = prime_tokens(model.codec, prime_object(model.kind, data, model.codec, model.reading))[:elements]
     if len(ids) < 2:
         raise SegueError("there is too little to look at: give two elements at least")
     found = [None if m is None else m[0].float().cpu().numpy()
              for m in matrices(network, torch.tensor([ids], device=model.device))]
     names = [repr(as_text(model.codec.decode([i])))[1:-1] for i in ids]
     result = Look(list(network.config.mixers), found, names)
-    if adds_up(network.config) and all(block.mixer.causal for block in network.blocks):
+    causal = all(block.mixer.causal for block in network.blocks)
+    if causal:
+        room = network.config.learned_positions or 2 * REPEATED
+        result.induction = induction_scores(network, min(REPEATED, room // 2))
+    if adds_up(network.config) and causal:
         rows = [ids]
         if isinstance(data, Path):
             store = model.read(data).encode(model.codec)

@@ -100,6 +100,7 @@ def merge(model: Fitted, plus: Sequence[Fitted], minus: Fitted, scale: float = 1
                    counts)
     plan = model.report.get("plan")  # by which `update` goes on
     said = {"merge": report.to_dict()} | ({"plan": plan | {"vocabulary": len(want)}} if plan else {})
+    said |= {"reading": way} if (way := model.report.get("reading")) else {}
     merged = fitted_by(plus[0].objective)(made, plus[0].codec, model.kind, Report(said),
                                           model.context, model.counts if same else None,
                                           memory=model.memory if same else None, mixture=mixture)

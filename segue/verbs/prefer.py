@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -141,16 +142,34 @@ def _likelihoods(model: Stack, rows: Sequence[tuple[Ids, Ids, Ids]]) -> torch.Te
 
 
 def _table(path: Path) -> tuple[list[Pair], list[str]]:
-    """The pairs of a table, and where each stands."""
+    """The pairs of a table, and where each stands. Where no column says the prompt, it is what both continuations begin
+    with; where one holds messages, the last of them is the continuation."""
     problems = Problems()
     frame = load_table(path, problems, "utf-8", COLUMNS)
     if problems:
         raise SegueError(str(problems[0]))
-    if missing := [name for name in COLUMNS if name not in frame.columns]:
+    found = {name: frame.columns[name].to_pylist() for name in COLUMNS if name in frame.columns}
+    for name in COLUMNS[1:]:
+        if name not in found and (turns := frame.columns.get(f"{name}.content")) is not None:
+            found[name] = [row[-1] if row else None for row in turns.to_pylist()]
+            found.setdefault("prompt", ["\n".join(row[:-1]) for row in turns.to_pylist()])
+    if "prompt" not in found and len(found) == 2:
+        begun = [_begun(*pair) for pair in zip(*found.values())]
+        found = {"prompt": begun, **{name: [cell and cell[len(begin) :] for begin, cell in zip(begun, cells)]
+                                     for name, cells in found.items()}}
+    if missing := [name for name in COLUMNS if name not in found]:
         raise SegueError(f"{path} has no column {missing[0]}: it has {', '.join(frame.columns)}; name them "
                          f"{', '.join(COLUMNS)}")
-    columns = [frame.columns[name].to_pylist() for name in COLUMNS]
+    columns = [found[name] for name in COLUMNS]
     if wrong := [i for i, pair in enumerate(zip(*columns)) if None in pair[1:]]:
         raise SegueError(f"{path}, {frame.place(wrong[0])}: no continuation; give a chosen and a rejected one in each")
     return ([(prompt or "", better, worse) for prompt, better, worse in zip(*columns)],
             [f"{path}, {frame.place(row)}" for row in range(len(columns[0]))])
+
+
+def _begun(better: Any, worse: Any) -> str:
+    """The lines that two texts begin with."""
+    if not isinstance(better, str) or not isinstance(worse, str):
+        return ""
+    lines = zip(better.splitlines(keepends=True), worse.splitlines(keepends=True))
+    return "".join(line for line, _ in takewhile(lambda both: both[0] == both[1], lines))

@@ -80,8 +80,8 @@ def score(samples: Any, reference: Any, learned: Any = None, *, model: Fitted | 
     if most < 2:
         raise SegueError(f"of {most} sequences there is no variety: give most=2 or more")
     real = _lines(as_data(reference, kind))
-    made, old = (None if each is None else _lines(as_data(each, real.kind.name)) for each in (samples, learned))
-    assert made is not None
+    made = _lines(as_data(samples, real.kind.name))
+    old = None if learned is None else _lines(as_data(learned, real.kind.name))
     if pairs and len(made) != len(real):
         raise SegueError(f"{len(made):,} samples and {len(real):,} references are no pairs: give one for each")
     n = min(len(made), len(real), most)

@@ -164,18 +164,19 @@ class FittedProcess(Fitted):
             scores[name] = found
         if self.ngram is not None:
             scores[f"Kneser-Ney of order {self.ngram.order}"] = score_types(self.ngram, store)
-        return TimedEvaluation(scores, len(store.lengths), [said_unknown(share, data)] if share else [])
+        return TimedEvaluation(scores, len(store.lengths), [*([said_unknown(share, data)] if share else []),
+                                                            *self.otherwise(data)])
 
     def continue_(self, prime: Any = None, n: int | None = None, decoder: str | None = None,
                   **options: Any) -> TimedContinuation:
         """What may come after `prime`: a path to a file whose first sequence has times, or a `Record` with a channel
         `time`, of which the last events are read, as many as a row had. n: events (default: 10). decoder: "sample" or
-        none. seed: of what is drawn (default: 0)."""
-        seed = options.pop("seed", 0)
+        none. seed: of what is drawn (default: 0). reading: options of the kind's `read`, where the prime is a path."""
+        seed, reading = options.pop("seed", 0), options.pop("reading", None) or {}
         if decoder not in (None, "sample") or options:
             told = ", ".join(options) or f"decoder {decoder}"
             raise SegueError(f"a model of times draws what comes from n and seed alone: leave {told} out")
-        record = prime_record(prime, self.kind)
+        record = prime_record(prime, self.kind, self.reading | reading)
         times = np.asarray(record.channels["time"], dtype=np.float64)[-self.context :]
         kinds = torch.from_numpy(self.codec.encode(record.object).astype(np.int64))[None, -self.context :]
         gaps = torch.from_numpy(np.diff(times, prepend=times[:1]))[None]
@@ -245,11 +246,11 @@ def score_types(model: CountModel, store: EventStore) -> EventScores:
     return EventScores(events, None, nats / events, None, wrong / events)
 
 
-def prime_record(prime: Any, kind: Kind) -> Record:
-    """Events with times to go on from."""
+def prime_record(prime: Any, kind: Kind, reading: dict[str, Any]) -> Record:
+    """Events with times to go on from. reading: how a file of them is read."""
     record = prime
     if isinstance(prime, Path) or (isinstance(prime, str) and Path(prime).exists()):
-        data = read(prime, kind=kind.name)
+        data = read(prime, kind=kind.name, **reading)
         record = data[0]
     if not isinstance(record, Record) or not len(record) or "time" not in record.channels:
         raise SegueError("a model of times goes on from events with times: give a file that has them (--prime-file), "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,20 +111,13 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
     begin = time.monotonic()
     minutes = dial(minutes, steps, MINUTES)
     made = strategy_named(strategy) if isinstance(strategy, str) else strategy
-    if fixed := [each for each in choices if each not in LEARNING]:
-        raise SegueError(f"an update cannot choose {fixed[0]}: choose from {', '.join(LEARNING)}")
-    each_of = made.strategies if isinstance(made, Combined) else [made]
-    tuning = next((each for each in each_of if isinstance(each, StateTuning)), None)
+    parts = made.strategies if isinstance(made, Combined) else [made]
+    check_request(fitted, data, parts, choices)
+    tuning = next((each for each in parts if isinstance(each, StateTuning)), None)
     packing = fitted.model.resettable and made.packs
-    both_ways = (fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS
-    for each in each_of if both_ways else []:
-        if each.asks_next:
-            raise SegueError(f"{each.name} asks for the next element, and this model reads both ways: choose replay, "
-                             "agem, gem, si, l2, lora, merge or naive")
-    fitted.check_kind(data)
     if (share := unknown(fitted.codec, data)) == 1:
         raise none_known(data)
-    notes = [said_unknown(share, data)] if share else []
+    notes = [*([said_unknown(share, data)] if share else []), *fitted.otherwise(data)]
     memory = fitted.memory or Memory(fitted.context)
     name = name or f"update {len(fitted.report.get('updates', [])) + 1}"
     request = {"data": data.fingerprint, "strategy": strategy if isinstance(strategy, str) else made.name,
@@ -174,6 +168,18 @@ def update(fitted: Fitted, data: Any, strategy: str | Strategy = "replay", minut
             roll_forward(folder)
             fitted.folder = folder
         return result
+
+
+def check_request(fitted: Fitted, data: Any, strategies: Sequence[Strategy], choices: Mapping[str, Any]) -> None:
+    """Refuse choices, strategies and data that do not fit the model."""
+    if fixed := [each for each in choices if each not in LEARNING]:
+        raise SegueError(f"an update cannot choose {fixed[0]}: choose from {', '.join(LEARNING)}")
+    if (fitted.report.values.get("plan") or {}).get("objective") in BOTH_WAYS:
+        for each in strategies:
+            if each.asks_next:
+                raise SegueError(f"{each.name} asks for the next element, and this model reads both ways: choose "
+                                 "replay, agem, gem, si, l2, lora, merge or naive")
+    fitted.check_kind(data)
 
 
 def digest(model: torch.nn.Module) -> str:

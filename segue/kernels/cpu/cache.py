@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -26,8 +28,9 @@ STALE = 300  # seconds after which a build that left no result is taken for dead
 
 @cache
 def folder() -> Path | None:
-    """`$SEGUE_CACHE`, else `$XDG_CACHE_HOME/segue`, else `~/.cache/segue`; below it, one folder per state and place of
-    the code, interpreter and processor. None: there is no place to write.
+    """`$SEGUE_CACHE`, else `$XDG_CACHE_HOME/segue` or `~/.cache/segue`, else a folder of the user's own for temporary
+    files; below it, one folder per state and place of the code, interpreter and processor. None: there is no place to
+    write.
 
     Numba itself notices changes in the file of the function that it cached, not in the files that this one calls into;
     and it keeps apart what lies in different places, so that one copy of the code is not warm because another is.
@@ -36,22 +39,38 @@ def folder() -> Path | None:
                             f"{llvm.get_host_cpu_features().flatten()}".encode())
     for source in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(source.read_bytes())
-    try:
-        user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        place = Path(os.environ.get("SEGUE_CACHE") or Path(user, "segue"), f"kernels-{digest.hexdigest()[:12]}")
-        place.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # no home, or one that is read-only
-        return None
-    return place if os.access(place, os.W_OK) else None
+    asked = os.environ.get("SEGUE_CACHE")
+    for find in (lambda: Path(asked),) if asked else (_users, _private):
+        with suppress(OSError, RuntimeError):  # no home, or one that is read-only
+            place = find() / f"kernels-{digest.hexdigest()[:12]}"
+            place.mkdir(parents=True, exist_ok=True)
+            if os.access(place, os.W_OK):
+                return place
+    return None
+
+
+def _users() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "segue")
+
+
+def _private() -> Path:
+    """Where there is no home, as in containers: a folder for temporary files that no other user can write to, since
+    compiled code is run."""
+    place = Path(gettempdir(), f"segue-{os.getuid()}")
+    place.mkdir(mode=0o700, exist_ok=True)
+    found = place.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(place)
+    return place
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """`numba.njit` without the interpreter lock, cached on disk where that is possible."""
-    place = folder()
+    place, options = folder(), {"nogil": True, **options}
     if place is None:
-        return numba.njit(nogil=True, **options)(function)
+        return numba.njit(**options)(function)
     with _cached(place):
-        return numba.njit(nogil=True, cache=True, **options)(function)
+        return numba.njit(cache=True, **options)(function)
 
 
 @contextmanager

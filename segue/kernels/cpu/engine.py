@@ -53,6 +53,7 @@ from segue.kernels.cpu.program import (
     TEAM,
     TELL,
     TURN,
+    WORK,
     aligned,
 )
 from segue.kernels.cpu.simd import load, longs, relax, store, swap_if, yield_core
@@ -60,7 +61,8 @@ from segue.kernels.cpu.simd import load, longs, relax, store, swap_if, yield_cor
 # What a helper is doing, as its word in the mail says.
 IDLE, CALLED, BUSY, ASLEEP, WAKING = range(5)
 LINE = 128  # bytes of mail per helper: state, seat, job; two cache lines, since cores prefetch them in pairs
-PATIENCE = 2_000  # spins for a helper that is just finishing or waking up
+PATIENCE = 2_000  # least spins for a helper that is just finishing or waking up ...
+WORTH = 1 << 14  # ... and bytes of weights for which to wait one more: a twentieth of the time they take, at the most
 LINGER = 20_000  # spins of a helper without work before it sleeps, about a millisecond
 HELPERS = 63
 ALONE = 50  # calls that are made without helpers once their cores turned out to be taken by other processes
@@ -136,7 +138,7 @@ def run(job, me):
         else:
             commits.pick(job, op, me, team)
         if index + 1 < job[COUNT] and op[COLUMNS] == LINEAR:
-            linear.foresee(op[COLUMNS:], me, team)
+            linear.foresee(job, op[COLUMNS:], me, team)
         base.barrier(job, team)
 
 
@@ -163,11 +165,11 @@ def enter(mail, helper, helpers, job):
             letter = longs(mine, 3)
             seat, job = letter[1], letter[2]
         else:
-            team = 1
+            team, patience = 1, max(PATIENCE, longs(job, JOB)[WORK] // WORTH)
             for other in range(1, helpers + 1):
                 there = mail + LINE * other
                 spins = 0
-                while (load(there) == BUSY or load(there) == WAKING) and spins < PATIENCE:
+                while (load(there) == BUSY or load(there) == WAKING) and spins < patience:
                     spins += 1
                     relax()
                 if swap_if(there, IDLE, CALLED):

@@ -48,21 +48,24 @@ fast = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
 SPINS = 3000
 FEW = BLOCK * TILE  # numbers that a thread's local memory always has room for
 LINE = 64  # bytes of a line of the cache
+ROUND, TAKEN = LINE, 2 * LINE  # bytes to what lies behind the barrier's count, see there
 
 
 @njit
 def barrier(job, team):
-    """Wait until all of the team are here. At BARRIER lies how many came, and 64 bytes on, how often it was full."""
+    """Wait until all of the team are here. At BARRIER lies how many came; ROUND on, how often it was full; TAKEN on,
+    how much of what lies between two barriers threads have taken, see `linear.multiply`."""
     if team == 1:
         return
     address = job[BARRIER]
-    turn = load(address + 64)
+    turn = load(address + ROUND)
     if add(address, 1) == team - 1:
         store(address, 0)
-        store(address + 64, turn + 1)
+        store(address + TAKEN, 0)
+        store(address + ROUND, turn + 1)
         return
     spins = 0
-    while load(address + 64) == turn:
+    while load(address + ROUND) == turn:
         spins += 1
         if spins < SPINS:
             relax()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from numba import njit
 
 from segue.kernels.cpu.ops.activations import activate
-from segue.kernels.cpu.ops.base import FEW, barrier, fast, fetch, row
-from segue.kernels.cpu.program import LOCAL, LOCAL_BYTES, LOGITS, NODES, NONE, WANTED
+from segue.kernels.cpu.ops.base import FEW, TAKEN, barrier, fast, fetch, row
+from segue.kernels.cpu.program import BARRIER, LOCAL, LOCAL_BYTES, LOGITS, NODES, NONE, WANTED
 from segue.kernels.cpu.simd import (
     AHEAD,
     BLOCK,
@@ -15,6 +15,7 @@ from segue.kernels.cpu.simd import (
     LANES,
     NEAR,
     TILE,
+    add,
     add_lanes,
     copy_lanes,
     multiply_lanes,
@@ -23,6 +24,7 @@ from segue.kernels.cpu.simd import (
     quantise,
 )
 
+LOT = 1 << 18  # bytes of weights that a thread of several takes at a time from a large matrix
 FORESEEN = 1024  # floats of weights, or words of them, that are fetched while a thread waits for the others
 
 
@@ -51,10 +53,31 @@ def finish(raw, rows, tiles, into, stride, kind, gated, adds):
 
 
 @njit
+def lot(k, tiles, size, nodes, team):
+    """Tiles of a large matrix that a thread takes at a time, so that nobody waits for one whose core is slower or taken
+    away for a moment; 0 if the matrix is small and each thread has its own share."""
+    few = max(1, LOT // (TILE * k * size * max(1, (nodes + BLOCK - 1) // BLOCK)))
+    return few if team > 1 and tiles > 3 * few * team else 0
+
+
+@njit
 def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, tiles, adds, kind, gated, me, team):
     """This thread's tiles of a matrix product: rows of `source` (addresses and strides in bytes) to rows of `into`.
-    With int8 weights and INTEGER the rows are bytes."""
-    tile, last = tiles * me // team, tiles * (me + 1) // team
+    With int8 weights and INTEGER the rows are bytes. At most one product may be between two barriers."""
+    few = lot(k, tiles, GROUP if scales else 4, nodes, team)
+    tile, last = (few * me, few * me + few) if few else (tiles * me // team, tiles * (me + 1) // team)
+    while tile < tiles:
+        some(job, source, stride, nodes, into, out, weights, scales, bias, k, tile, min(last, tiles), adds, kind, gated,
+             me)
+        if few == 0:
+            break
+        tile = few * (team + add(job[BARRIER] + TAKEN, 1))
+        last = tile + few
+
+
+@njit
+def some(job, source, stride, nodes, into, out, weights, scales, bias, k, tile, last, adds, kind, gated, me):
+    """The tiles from `tile` up to `last` of a matrix product, see `multiply`."""
     raw = job[LOCAL] + me * job[LOCAL_BYTES]
     size = GROUP if scales else 4
     plain = kind == NONE and not gated  # then the micro-kernel stores where the result belongs
@@ -83,10 +106,11 @@ def multiply(job, source, stride, nodes, into, out, weights, scales, bias, k, ti
 
 
 @njit
-def foresee(op, me, team):
+def foresee(job, op, me, team):
     """Ask for the first of the weights that this thread will read in `linear`."""
-    k, tiles = op[10], op[11]
-    fetch(op[7] + tiles * me // team * TILE * k * (GROUP if op[8] else 4), FORESEEN)
+    k, tiles, size = op[10], op[11], GROUP if op[8] else 4
+    few = lot(k, tiles, size, job[WANTED] if op[15] else job[NODES], team)
+    fetch(op[7] + (few * me if few else tiles * me // team) * TILE * k * size, FORESEEN)
 
 
 @njit

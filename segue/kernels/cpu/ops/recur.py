@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from segue.kernels.cpu.ops.activations import sigmoid, softplus, tanh
 from segue.kernels.cpu.ops.base import after, barrier, before, f32, fast, part, row
-from segue.kernels.cpu.ops.linear import multiply
+from segue.kernels.cpu.ops.linear import some
 from segue.kernels.cpu.program import ELMAN, GRU, JORDAN, LEVEL, LEVELS, LSTM, NODES, NONE, ORDER, SLSTM
 from segue.kernels.cpu.simd import GROUP, INTEGER, TILE, exp, floats, longs, quantise, real
 
@@ -38,9 +38,9 @@ def recur(job, op, me, team):
             at, source, stride = head * block, row(job, op, 7, 0) + 4 * head * narrow, 4 * op[9]
             if INTEGER and scales:
                 source, stride = row(job, op, 24, 0) + 4 * head * (k + 2), 4 * op[26]
-            multiply(job, source, stride, nodes, row(job, op, 10, 0) + 4 * at, 4 * op[12],
+            some(job, source, stride, nodes, row(job, op, 10, 0) + 4 * at, 4 * op[12],
                      weights + at * k * (GROUP if scales else 4), scales + 4 * at if scales else 0,
-                     bias + 4 * at if bias else 0, k, tiles, 0, NONE, 0, me, team)
+                     bias + 4 * at if bias else 0, k, tiles * me // team, tiles * (me + 1) // team, 0, NONE, 0, me)
         barrier(job, team)
         for item in range(nodes * heads):
             index, head = item // heads, item % heads

@@ -1,0 +1,83 @@
+"""Files that belong to another which lies beside them: the classes of what an array holds, the samples of a recording,
+the tour through places."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.kinds.base import words
+from segue.kinds.frame import is_array
+from segue.kinds.packed import actual, bare, opened
+
+HELD = words("x X images image imgs data features inputs signals")  # what arrays of sequences are called,
+SAID = words("y Y labels label targets target classes")  # and those of their classes
+CALLED = {said: re.compile(rf"(?i)(?<![a-z])({'|'.join(names)})(?=train|test|val|[^a-z]|$)")
+          for said, names in ((True, SAID), (False, HELD))}
+SIZED = {"idx1": "idx3", "idx3": "idx1"}  # in names of IDX files
+MOST = 1 << 26  # bytes of a file of classes
+
+
+def owner(path: Path) -> Path | None:
+    """The file with which this one is read; None where it is read by itself."""
+    suffix = bare(path).suffix.lower()
+    if suffix in (".dat", ".mat", ".atr", ".qrs") and _there(head := path.with_suffix(".hea")):
+        return head
+    if suffix == ".tour":
+        place = path.with_name(f"{path.stem.removesuffix('.opt')}.tsp")
+        return place if _there(place) else None
+    held = next(filter(_there, _called(path, True)), None)
+    return held if held is not None and classes_in(path) is not None else None
+
+
+def classes_beside(path: Path, count: int) -> list[str] | None:
+    """The class of each of so many sequences in a file, where one beside it says them."""
+    found = next(filter(_there, _called(path, False)), None)
+    classes = None if found is None else classes_in(found)
+    return classes if classes is not None and len(classes) == count else None
+
+
+def classes_in(path: Path) -> list[str] | None:
+    """The classes that a file says and nothing else: an array of one axis, or of a one among noughts in each row, IDX,
+    or a whole number a line."""
+    try:
+        with opened(path) as handle:
+            data = handle.read(MOST)
+    except SegueError:
+        return None
+    if data[:4] == b"\0\0\x08\1":
+        return list(map(str, data[8:]))
+    if not is_array(data):
+        lines = data.split(b"\n")
+        cells = [line.strip() for line in lines if line.strip()]
+        return [cell.decode() for cell in cells] if cells and all(map(bytes.isdigit, cells)) else None
+    with suppress(ValueError, EOFError, OSError):
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind in "iufb" and (array.sum(1) == 1).all() and \
+                ((array == 0) | (array == 1)).all():
+            array = array.argmax(1)
+        array = array.reshape(-1) if array.ndim == 2 and 1 in array.shape else array
+        whole = array.dtype.kind in "iubU" or (array.dtype.kind == "f" and (array == np.round(array)).all())
+        if array.ndim == 1 and whole:
+            return [str(int(each) if isinstance(each, float) else each) for each in array.tolist()]
+    return None
+
+
+def _there(path: Path) -> bool:
+    return actual(path).is_file()
+
+
+def _called(path: Path, said: bool) -> Iterator[Path]:
+    """The names that the file of sequences would have, of a file of classes (`said`), or the other way round."""
+    if bare(path).suffix.lower() not in (".npy", ".txt", "") and "ubyte" not in path.name:
+        return
+    for found in CALLED[said].finditer(path.name):
+        for other in HELD if said else SAID:
+            begin, end = path.name[: found.start()], path.name[found.end() :]
+            yield path.with_name(begin + other + re.sub("idx[13]", lambda size: SIZED[size[0]], end))

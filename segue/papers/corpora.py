@@ -1,0 +1,255 @@
+"""The data that several claims read, each set by one function.
+
+`folder` is that of a data set (`Run.dataset`). Where a reader takes None in its place, it makes something up, for runs
+at smoke scale, which only show that a claim is wired.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import segue
+from segue.design import numbers
+from segue.errors import require
+from segue.kinds.biology import DNA
+from segue.kinds.codecs import BASES, LetterCodec
+from segue.objectives import Batch, generator_of
+from segue.tasks import TASKS
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def handwritten_digits() -> tuple[Tensor, Tensor]:
+    """Pixels (1797, 8, 8) from 0 to 1 and classes (1797,): the digits that scikit-learn brings along."""
+    found = require("sklearn.datasets", "classical").load_digits()
+    return torch.tensor(found.images, dtype=torch.float32) / 16, torch.tensor(found.target).long()
+
+
+@cache
+def pixel_rows(side: int) -> tuple[Batch, Batch]:
+    """The same digits, enlarged to side x side and read pixel by pixel, asked for their class at the end: to learn, and
+    (every fifth one) to test."""
+    pixels, classes = handwritten_digits()
+    images = F.interpolate(pixels[:, None], (side, side), mode="bilinear")
+    targets = torch.full((len(images), side * side), -1)
+    targets[:, -1] = classes
+    whole, test = Batch(images.flatten(1)[..., None] - 0.5, targets), torch.arange(len(images)) % 5 == 0
+    return whole.rows(~test), whole.rows(test)
+
+
+MNIST_SIDE = 14
+
+
+def mnist(folder: Path | None) -> tuple[Tensor, Tensor]:
+    """Pixels (M, 14 * 14) from 0 to 1, row by row, and classes (M,): MNIST's test digits, each pixel the mean of 2 x 2.
+    None: noisy waves."""
+    if folder is None:
+        pixels, classes = MNIST_SIDE**2, torch.arange(64) % 10
+        waves = (torch.arange(pixels) * (0.02 + 0.02 * classes[:, None])).sin() / 2 + 0.5
+        return waves + 0.1 * torch.randn(waves.shape, generator=torch.Generator().manual_seed(0)), classes
+    images, labels = (gzip.decompress((folder / f"t10k-{what}-ubyte.gz").read_bytes())
+                      for what in ("images-idx3", "labels-idx1"))
+    whole = torch.frombuffer(bytearray(images[16:]), dtype=torch.uint8).view(-1, MNIST_SIDE, 2, MNIST_SIDE, 2)
+    classes = torch.frombuffer(bytearray(labels[8:]), dtype=torch.uint8)
+    return whole.float().mean((2, 4)).flatten(1) / 255, classes.long()
+
+
+# --- DNA -----------------------------------------------------------------------------------------------------------
+
+WORD = 8  # bases of a word whose binding was measured
+
+
+def genome(folder: Path | None) -> Tensor:
+    """Base ids of a chromosome, (n,). None: random ones."""
+    if folder is None:
+        return torch.randint(len(BASES), (5000,), generator=generator_of(0, 0))
+    path = next(folder.glob("*_genomic.fna.gz"))
+    letters = "".join(record.object for record in DNA().read(path))
+    ids = LetterCodec(BASES).table[np.frombuffer(letters.encode(), dtype=np.uint8)]
+    return torch.from_numpy(ids[ids >= 0].astype(np.int64))
+
+
+def every_word(length: int = WORD) -> Tensor:
+    """(4^length, length) all words of bases, in order."""
+    return torch.cartesian_prod(*[torch.arange(len(BASES))] * length)
+
+
+def binding(folder: Path | None, factor: str, length: int = WORD) -> Tensor:
+    """(4^length,) how strongly a transcription factor binds each word, from 0 to 1. None: a made-up landscape; measured
+    are words of 8."""
+    if folder is None:
+        each = torch.rand(length, len(BASES), generator=generator_of(len(factor), ord(factor[0])))
+        words = every_word(length)
+        scores = torch.stack([each[place, words[:, place]] for place in range(length)]).prod(0).double()
+    else:
+        scores = torch.full((len(BASES)**WORD,), torch.nan, dtype=torch.float64)
+        with gzip.open(folder / f"{factor}_REF_R1_8mers.txt.gz", "rt", encoding="utf-8") as lines:
+            rows = [line.split("\t")[:3] for line in lines][1:]
+        measured = torch.tensor([float(row[2]) for row in rows], dtype=torch.float64)
+        for strand in (0, 1):
+            ids = LetterCodec(BASES).encode("".join(row[strand] for row in rows)).reshape(-1, WORD)
+            scores[numbers(torch.from_numpy(ids).long(), len(BASES))] = measured
+    return (scores - scores.min()) / (scores.max() - scores.min())
+
+
+# --- what is on every machine with Python ----------------------------------------------------------------------------
+
+ASCII = 128
+FAMILIAR = ("logging", "argparse", "unittest", "json")  # packages that a model is pre-trained on
+
+
+@cache
+def standard_library(*names: str) -> np.ndarray:
+    """(n,) the ASCII characters of these packages and modules of the standard library, tests left out."""
+    root, found = Path(sysconfig.get_paths()["stdlib"]), []
+    for name in names:
+        files = [root / f"{name}.py"] if (root / f"{name}.py").exists() else \
+            sorted(path for path in (root / name).rglob("*.py") if not {"test", "tests"} & set(path.parts))
+        found += [path.read_text("utf-8", "replace") for path in files]
+    return np.frombuffer("\n".join(found).encode("ascii", "ignore"), np.uint8)
+
+
+def documentation() -> tuple[Tensor, Tensor, int]:
+    """Characters of the interpreter's documentation topics, see `characters`."""
+    from pydoc_data.topics import topics
+
+    return characters("\n".join(topics[name] for name in sorted(topics)))
+
+
+# --- texts, films, music -----------------------------------------------------------------------------------------
+
+
+def characters(text: str) -> tuple[Tensor, Tensor, int]:
+    """A text's characters as ids: the first 90% to learn, the rest to test; and how many different ones there are."""
+    alphabet = {character: index for index, character in enumerate(sorted(set(text)))}
+    ids = torch.tensor([alphabet[character] for character in text])
+    cut = len(ids) * 9 // 10
+    return ids[:cut], ids[cut:], len(alphabet)
+
+
+def captions(folder: Path, part: str, language: str = "en", marks: str = ".,!?;:\"()") -> list[list[str]]:
+    """The captions of a part of Multi30k ("train", "test_2016_flickr") in lower-case words; `marks` are words too."""
+    text = gzip.decompress((folder / f"{part}.{language}.gz").read_bytes()).decode("utf-8")
+    for mark in marks:
+        text = text.replace(mark, f" {mark} ")
+    return [line.lower().split() for line in text.splitlines()]
+
+
+def commonest(words: Iterable[str], count: int, first: int = 0) -> dict[str, int]:
+    """Ids of the commonest words, from `first` on."""
+    return {word: first + rank for rank, (word, _) in enumerate(Counter(words).most_common(count))}
+
+
+def clinc150(folder: Path) -> dict[str, list[tuple[str, str]]]:
+    """Queries to an assistant and their intents, by part: "train", "val", "test"."""
+    parts: dict[str, list[tuple[str, str]]] = json.loads(gzip.decompress((folder / "data_full.json.gz").read_bytes()))
+    return parts
+
+
+def chorales(folder: Path, part: str) -> list[list[list[int]]]:
+    """Bach's chorales ("train", "valid", "test"): for each its steps, sixteenth notes of
+    four pitches, -1 for silence."""
+    with gzip.open(folder / "Jsb16thSeparated.json.gz", "rt", encoding="utf-8") as handle:
+        parts: dict[str, list[list[list[int]]]] = json.load(handle)
+    return parts[part]
+
+
+def rated_films(folder: Path, least: int = 5) -> tuple[list[np.ndarray], list[dict[str, str]]]:
+    """MovieLens: for each person the films rated, as ids in the order of time, of films with at least so many ratings;
+    and what is told of these (movieId, title, genres), by id."""
+    data = segue.read(folder / "ratings.csv.gz")
+    known = {film: i for i, film in enumerate(film for film, n in data.vocabulary.items() if n >= least)}
+    rows = [np.array([known[film] for film in record.object if film in known], np.int64) for record in data]
+    table = csv.DictReader(io.StringIO(gzip.decompress((folder / "movies.csv.gz").read_bytes()).decode()))
+    told = {film["movieId"]: film for film in table if film["movieId"] in known}
+    return rows, [told[film] for film in known]
+
+
+# --- expressions -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def expressions(rows: int, room: int, seed: int) -> Batch:
+    """ListOps expressions of up to `room` elements, short ones as often as long ones."""
+    task, generator = TASKS["listops"], torch.Generator().manual_seed(seed)
+    tokens, targets = torch.full((rows, room), task.vocabulary - 1), torch.full((rows, room), -1)
+    for row, length in enumerate(torch.randint(8, room + 1, (rows,), generator=generator).tolist()):
+        one = task.draw(1, length, generator)
+        tokens[row, room - length :], targets[row, room - length :] = one.tokens[0], one.targets[0]
+    return Batch(tokens, targets)
+
+
+# --- restaurants: facts, and the sentences that were written about them -------------------------------------------
+
+SEPARATOR, END, UNKNOWN, WORDS = 0, 1, 2, 3  # ids; words begin at WORDS
+Facts = dict[tuple[int, ...], list[list[int]]]  # facts -> their sentences
+
+
+def restaurants(folder: Path | None, held: int, choosing: int, random: np.random.Generator
+                ) -> tuple[int, Facts, Facts, Facts]:
+    """E2E: the size of the vocabulary; facts to learn from, `choosing` ones to choose options by, and `held` ones to
+    test on. None: a few sentences that say three facts in any order."""
+    if folder is None:
+        def made_up(count: int) -> Facts:
+            return {(*said,): [random.permutation(said).tolist() for _ in range(3)]
+                    for said in random.integers(WORDS, 20, (count, 3)).tolist()}
+
+        return 20, made_up(12), made_up(2), made_up(3)
+    dev, test = (_restaurants(folder / name) for name in ("devset.csv.gz", "testset_w_refs.csv.gz"))
+    counts = Counter(word for facts, texts in dev.items() for words in (facts, *texts) for word in words)
+    ids = {word: WORDS + rank for rank, (word, count) in enumerate(counts.most_common()) if count > 1}
+
+    def encode(words: Iterable[str]) -> list[int]:
+        return [ids.get(word, UNKNOWN) for word in words]
+
+    def facts(source: dict[tuple[str, ...], list[list[str]]], keys: list[tuple[str, ...]]) -> Facts:
+        return {tuple(encode(key)): [encode(text) for text in source[key]] for key in keys}
+
+    keys = [list(dev)[i] for i in random.permutation(len(dev))]
+    several = [key for key, texts in test.items() if len(texts) > 1]
+    chosen = [several[i] for i in random.permutation(len(several))[:held]]
+    return WORDS + len(ids), facts(dev, keys[choosing:]), facts(dev, keys[:choosing]), facts(test, chosen)
+
+
+def _restaurants(path: Path) -> dict[tuple[str, ...], list[list[str]]]:
+    """Facts and their sentences in words; the names of the restaurant and of its neighbour are left open."""
+    found: dict[tuple[str, ...], list[list[str]]] = {}
+    with gzip.open(path, "rt", encoding="utf-8") as handle:
+        for row in csv.DictReader(handle):
+            facts, text = row["mr"], row["ref"]
+            for field, mark in (("name", "NAME"), ("near", "NEAR")):
+                if value := re.search(rf"\b{field}\[(.*?)\]", facts):
+                    facts = facts.replace(value[0], f"{field}[{mark}]")
+                    text = re.sub(re.escape(value[1]), mark, text, flags=re.IGNORECASE)
+            words = [re.findall(r"[\w£'-]+|[^\w\s]", part.lower()) for part in (facts, text)]
+            found.setdefault(tuple(word for word in words[0] if word not in "[],"), []).append(words[1])
+    return found
+
+
+def sentences(facts: Facts, rows: int, seed: int, step: int) -> Batch:
+    """Facts and sentences that are drawn, see `said_of`."""
+    random, keys = np.random.default_rng((seed, step)), list(facts)
+    pairs = []
+    for number in random.integers(0, len(keys), rows):
+        texts = facts[keys[number]]
+        pairs.append((keys[number], texts[random.integers(len(texts))]))
+    return said_of(pairs)
+
+
+def said_of(pairs: Sequence[tuple[tuple[int, ...], list[int]]]) -> Batch:
+    """Facts, separator, sentence, end; only the sentence is asked for."""
+    return Batch.pairs([(source, [*text, END]) for source, text in pairs], SEPARATOR)
