@@ -64,6 +64,7 @@ OTHERWISE: list[tuple[str, list[Change], str]] = [
     ("cl-llm-survey", [({"arm": "EWC"}, {"forgetting": 0.1, "new": 2.0})], "refuted"),
     ("cl-llm-survey", [({"arm": "re-warmed, replay 25%"}, {"forgetting": 0.25})], "inconclusive"),
     ("cl-thesis", [({"strategy": "MIR", "rows kept": 100}, {"accuracy": 0.9}),
+                   ({"stream": "imbalanced", "strategy": "GSS"}, {"accuracy": 0.6}),
                    ({"stream": "tasks", "strategy": "naive"}, {"accuracy": 0.6})], "confirmed"),
     ("cl-thesis", [({"stream": "imbalanced", "strategy": "GSS"}, {"accuracy": 0.1})], "refuted"),
     ("coda-prompt", [({"arm": "CODA-P", "components": 25}, {"accuracy": 0.5})], "confirmed"),

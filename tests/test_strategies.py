@@ -47,7 +47,7 @@ from segue.continual.experts import ExpertGate
 from segue.continual.gradients import gradient, nats, row_gradients, row_nats, trained, virtual_step
 from segue.continual.importance import fisher, length, represented
 from segue.continual.project import nonnegative, project
-from segue.continual.replay import interfered, interference
+from segue.continual.replay import earlier, interfered, interference
 from segue.continual.sparsity import activations, inhibition
 from segue.continual.stream import class_accuracy, task_accuracy
 from segue.errors import SegueError
@@ -496,6 +496,11 @@ def test_mir_takes_the_rows_that_a_step_would_harm_most() -> None:
     harm = interference(model, new, buffer.rows(drawn), NextElement(), 0.5)
     assert set(chosen.tolist()) == set(drawn[harm.argsort(descending=True)[:4]].tolist())
     assert len(interfered(run, new, buffer, 15, candidates=12)) == 15  # nothing to choose from
+    buffer = Buffer(20)
+    buffer.offer(stream, lambda kept: {"experience": torch.arange(len(kept.targets)) % 2})
+    buffer.notes["experience"] = 1
+    chosen = interfered(run, new, buffer, 4, candidates=12, rate=0.5, among=earlier)
+    assert len(chosen) == 4 and not buffer.payload["experience"][chosen].any()
 
 
 # -- activations

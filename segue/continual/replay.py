@@ -92,12 +92,13 @@ def interference(model: nn.Module, batch: Batch, rows: Batch, objective: Objecti
         return row_nats(model, rows) - before
 
 
-def interfered(run: Run, batch: Batch, buffer: Buffer, n: int, candidates: int = 50, rate: float | None = None
-               ) -> Tensor:
+def interfered(run: Run, batch: Batch, buffer: Buffer, n: int, candidates: int = 50, rate: float | None = None,
+               among: Retrieve = uniform) -> Tensor:
     """MIR (Aljundi et al. 2019, arXiv 1908.04742): of `candidates` rows at random the `n` whose loss a step on the new
     rows would harm most. rate: of that step (default: the plan's rate now; under AdamW or Muon, whose steps are not
-    along the gradient, that ranks rows by how their gradients oppose the new ones')."""
-    drawn = buffer.draw(max(candidates, n), run.generator())
+    along the gradient, that ranks rows by how their gradients oppose the new ones'). among: where candidates are from,
+    `uniform` or, as in the released code, `earlier`."""
+    drawn = among(run, batch, buffer, max(candidates, n))
     if len(drawn) <= n:
         return drawn
     rate = run.plan.rate * run.plan.scale(run.step) if rate is None else rate
@@ -160,14 +161,15 @@ class Replay(Rehearsal):
 
 
 class MIR(Replay):
-    """Replay of the rows that the new ones would harm most, see `interfered`."""
+    """Replay of the rows that the new ones would harm most, see `interfered`. among: a name in RETRIEVALS."""
 
     name = "mir"
     asks_next = True
 
     def __init__(self, capacity: int = 1000, share: float = 0.5, candidates: int = 50, rate: float | None = None,
-                 update: str = "reservoir", seed: int = 0) -> None:
-        super().__init__(capacity, share, update, partial(interfered, candidates=candidates, rate=rate), seed=seed)
+                 update: str = "reservoir", among: str = "uniform", seed: int = 0) -> None:
+        super().__init__(capacity, share, update, partial(interfered, candidates=candidates, rate=rate,
+                                                          among=RETRIEVALS[among]), seed=seed)
 
 
 class GSS(Replay):
