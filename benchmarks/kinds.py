@@ -32,11 +32,13 @@ from segue.analysis.ranking import rank_next, ranking
 from segue.data import Data
 from segue.decoding import generate
 from segue.decoding.forecast import drawn
+from segue.kinds.codecs import ItemCodec
 from segue.kinds.series import flat
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor
 from segue.training.evaluate import OURS
 from segue.training.recipe import machine
+from segue.verbs.timed import TimedEvaluation
 
 HERE = Path(__file__).parent / "results"
 RECORD = HERE / "kinds.jsonl"
@@ -53,10 +55,11 @@ def items(minutes: float, path: Path, test: Path | None = None) -> Measured:
     data = segue.read(path)
     train, given = (data.split(by="last")[0], data) if test is None else (data, segue.read(test))
     model = segue.fit(train, minutes=minutes, quiet=True)
+    assert isinstance(model.codec, ItemCodec)
     known = len(model.codec.items)
     asked = [ids[ids <= known] for ids in (model.codec.encode(record.object) for record in given) if len(ids) > 1]
     asked = [asked[i] for i in np.unique(np.linspace(0, len(asked) - 1, USERS).astype(int))]
-    past, last = [ids[:-1] for ids in asked], np.array([ids[-1] for ids in asked])
+    past, last = [ids[:-1] for ids in asked], [int(ids[-1]) for ids in asked]
     learned = [ids[ids < known] for ids in (model.codec.encode(record.object) for record in train)]
     once = all(len(np.unique(ids)) == len(ids) for ids in learned)
     network = DecodablePredictor(model.decodable(), model.codec.bos, length=model.context - 1)
@@ -103,6 +106,7 @@ def logs(minutes: float, path: Path, **reading: Any) -> Measured:
     train, test = segue.read(path, **reading).split(0.2)
     model = segue.fit(train, minutes=minutes, quiet=True)
     end = model.codec.eos
+    assert end is not None
     learned, asked = ([np.append(model.codec.encode(record.object), end) for record in data] for data in (train, test))
     asked = asked[: 1 + int(np.searchsorted(np.cumsum([*map(len, asked)]), TESTED))]
     ours = evaluate(DecodablePredictor(model.decodable(), model.codec.bos), asked)
@@ -144,9 +148,10 @@ def accuracy(best: dict[tuple[int, ...], int], cases: Sequence[np.ndarray], orde
 def timed(minutes: float, path: Path, test: Path, **reading: Any) -> Measured:
     train, given = segue.read(path, **reading), segue.read(test, **reading)
     report = segue.fit(train, minutes=minutes, quiet=True, objective="timed").evaluate(given)
+    assert isinstance(report, TimedEvaluation)
     scores = report.scores
     rival = next(name for name in scores if name.startswith("Hawkes"))
-    gaps, of, exam, asked = [], [], [], []
+    gaps, of, exam, asked = (list[np.ndarray]() for _ in range(4))
     for data, times, types in ((train, gaps, of), (given, exam, asked)):
         for record in data:
             times.append(np.diff(record.channels["time"]))
@@ -165,18 +170,19 @@ def timed(minutes: float, path: Path, test: Path, **reading: Any) -> Measured:
     likeliest = {kind: max((c, b) for (a, b), c in first.items() if a == kind)[1] for kind in total}
     pairs = [pair for each in asked for pair in zip(each[:-1].tolist(), each[1:].tolist())]
     some = len(set(before.tolist())) + 1
-    types = np.mean([math.log((first[pair] + 0.5) / (total[pair[0]] + 0.5 * some)) for pair in pairs])
-    simple = "log-normal gap, Markov types"
+    by_type = np.mean([math.log((first[pair] + 0.5) / (total[pair[0]] + 0.5 * some)) for pair in pairs])
+    simple, names = "log-normal gap, Markov types", {SEGUE: OURS, "Poisson": "Poisson", "Hawkes": rival}
+
+    def said(measure: str) -> dict[str, float]:
+        return {name: value for name, own in names.items() if (value := getattr(scores[own], measure)) is not None}
+
     return {"log-likelihood": {SEGUE: -scores[OURS].nats, "Poisson": -scores["Poisson"].nats,
                                **({} if scores[rival].type is None else {"Hawkes": -scores[rival].nats}),
-                               simple: float(normal.mean() + types)},
+                               simple: float(normal.mean() + by_type)},
             "of the time": {SEGUE: -float(scores[OURS].time or 0), "Poisson": -float(scores["Poisson"].time or 0),
                             "Hawkes": -float(scores[rival].time or 0), simple: float(normal.mean())},
-            "time RMSE": {SEGUE: scores[OURS].rmse, "Poisson": scores["Poisson"].rmse, "Hawkes": scores[rival].rmse,
-                          "mean gap": float(np.sqrt(np.square(told - every.mean()).mean()))},
-            "wrong types": {SEGUE: scores[OURS].error, **({} if scores[rival].error is None else
-                                                          {"Hawkes": scores[rival].error}),
-                            simple: float(np.mean([likeliest.get(a) != b for a, b in pairs]))}}
+            "time RMSE": {**said("rmse"), "mean gap": float(np.sqrt(np.square(told - every.mean()).mean()))},
+            "wrong types": {**said("error"), simple: float(np.mean([likeliest.get(a) != b for a, b in pairs]))}}
 
 
 # Series: the next moments from places in the last part of each, by what lies before the part and by the moments before.
@@ -284,8 +290,9 @@ def bits(minutes: float, parts: Callable[[], tuple[Data, Data]], samples: int = 
                       "accuracy": {SEGUE: found.top["1"]}}
     if samples:
         learned = [record.object for record in train]
-        ids = [np.append(model.codec.encode(each), model.codec.eos) for each in learned]
-        start = model.codec.bos
+        start, end = model.codec.bos, model.codec.eos
+        assert start is not None and end is not None
+        ids = [np.append(model.codec.encode(each), end) for each in learned]
         counts = CountModel(model.codec.size, 5).fit([np.insert(each, 0, start) for each in ids])
         for name, decodable in ((SEGUE, model.decodable()), ("n-gram", counts)):
             answers = generate(decodable, [[start]] * samples, 120, "sample", "none", eos=model.ends)
