@@ -172,6 +172,7 @@ def pretended() -> Iterator[str]:
         stack.enter_context(mock.patch("torch.Generator", generator))
         for kernels in ("rnn._on_gpu", "scan._on_gpu", "fla._installed"):  # which would be started on a GPU
             stack.enter_context(mock.patch(f"segue.kernels.{kernels}", lambda *_: False))
+        stack.enter_context(mock.patch("torch.backends.cudnn.is_acceptable", lambda *_: False))
         stack.enter_context(operations)
         stack.enter_context(calls)
         yield "cuda"

@@ -22,13 +22,13 @@ from segue.continual.stream import bits_per_element, domain_incremental, in_orde
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import ASCII, standard_library
+from segue.papers.corpora import ASCII, WINDOWS, standard_library
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DOMAINS = ("asyncio", "email", "tkinter", "xml")
+DOMAINS = ("asyncio", "email", WINDOWS, "xml")
 WIDTH, CONTEXT, ROWS, PRETRAIN, STEPS, KEPT = 64, 48, 12, 1000, 250, 1200  # kept: rows of the first domain
 TUNING = 1000  # the seed by which strengths and rates are chosen, on rows kept for that
 RATE, FLOOR = 3e-3, 0.1

@@ -24,12 +24,12 @@ from segue.continual import AGEM, EWC, SI, Experience, Replay, RWalk, ScoreMatri
 from segue.continual.stream import bits_per_element, cumulative, domain_incremental
 from segue.models import Stack, StackConfig
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import ASCII, FAMILIAR, standard_library
+from segue.papers.corpora import ASCII, FAMILIAR, WINDOWS, standard_library
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DOMAINS = ("tkinter", "email", "asyncio", "xml", "ctypes")
+DOMAINS = (WINDOWS, "email", "asyncio", "xml", "ctypes")
 WIDTH, CONTEXT, ROWS = 64, 40, 12
 PRETRAIN, STEPS = 900, 150
 TUNING = 1000  # the seed by which strengths are chosen, on rows kept for that

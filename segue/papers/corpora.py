@@ -109,16 +109,18 @@ def binding(folder: Path | None, factor: str, length: int = WORD) -> Tensor:
 # --- what is on every machine with Python ----------------------------------------------------------------------------
 
 ASCII = 128
+STDLIB = Path(sysconfig.get_paths()["stdlib"])
+WINDOWS = "tkinter" if (STDLIB / "tkinter").is_dir() else "multiprocessing"  # Debian has the first in a package apart
 FAMILIAR = ("logging", "argparse", "unittest", "json")  # packages that a model is pre-trained on
 
 
 @cache
 def standard_library(*names: str) -> np.ndarray:
     """(n,) the ASCII characters of these packages and modules of the standard library, tests left out."""
-    root, found = Path(sysconfig.get_paths()["stdlib"]), []
+    found = []
     for name in names:
-        files = [root / f"{name}.py"] if (root / f"{name}.py").exists() else \
-            sorted(path for path in (root / name).rglob("*.py") if not {"test", "tests"} & set(path.parts))
+        files = [STDLIB / f"{name}.py"] if (STDLIB / f"{name}.py").exists() else \
+            sorted(path for path in (STDLIB / name).rglob("*.py") if not {"test", "tests"} & set(path.parts))
         found += [path.read_text("utf-8", "replace") for path in files]
     return np.frombuffer("\n".join(found).encode("ascii", "ignore"), np.uint8)
 

@@ -25,14 +25,14 @@ from segue.models import Stack, StackConfig
 from segue.models.delta import Delta
 from segue.objectives import Batch, generator_of
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import ASCII, FAMILIAR, standard_library
+from segue.papers.corpora import ASCII, FAMILIAR, WINDOWS, standard_library
 from segue.training import loop
 from segue.training.learn import learn, windows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NEW = "tkinter"  # the package that is learned on
+NEW = WINDOWS  # the package that is learned on
 CONTEXT, ROWS, WIDTH, LETTERS = 32, 20, 64, 3
 BASE, TUNE, LENGTHS = 900, 200, (60, 200, 500)
 RATE, GENTLE = 3e-3, 5e-4  # of the base, and of all that comes later

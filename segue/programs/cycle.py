@@ -129,14 +129,14 @@ class _Bare(ast.NodeTransformer):
 def bare_python(source: str) -> str:
     """Python without comments, docstrings, annotations of functions and the names it gives, so that whoever describes
     it must read what it does. A SegueError where it is no Python."""
-    try:
+    bare = _Bare()
+    try:  # what is nested too deeply fails at parsing or, from Python 3.13 on, only behind it
         tree = ast.parse(source)
+        for node in ast.walk(tree):
+            given = [node.name] if isinstance(node, ast.FunctionDef) else [node.arg] if isinstance(node, ast.arg) else \
+                [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
+            for name in given:
+                bare.names.setdefault(name, f"v{len(bare.names)}")
+        return ast.unparse(ast.fix_missing_locations(bare.visit(tree)))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise SegueError(f"not Python: {error}") from error
-    bare = _Bare()
-    for node in ast.walk(tree):
-        given = [node.name] if isinstance(node, ast.FunctionDef) else [node.arg] if isinstance(node, ast.arg) else \
-            [node.id] if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else []
-        for name in given:
-            bare.names.setdefault(name, f"v{len(bare.names)}")
-    return ast.unparse(ast.fix_missing_locations(bare.visit(tree)))
