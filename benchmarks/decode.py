@@ -5,7 +5,7 @@
 
 Of each part one run: the same random weights (saved as a Hugging Face folder and converted by each), the same prompts,
 the same number of tokens out, greedy; the contenders take turns and the best round of each counts. Needs the extra
-`bench`. Parts are kept in results/decode.jsonl, the page is results/decode.md.
+`bench`. Parts are kept in results/decode.jsonl, the page is results/decode.md: the latest of each on each processor.
 """
 
 from __future__ import annotations
@@ -339,9 +339,11 @@ transformers; int8 differs, and over a long greedy answer one rounding that tips
 """
 
 
-def page(parts: dict[str, dict[str, str]]) -> str:
+def page(rows: list[dict[str, str]]) -> str:
+    """The latest of each part on each processor."""
+    latest = {(row["machine"].partition(",")[0], row["part"]): row for row in rows}
     text, seen = PAGE.format(prompt=PROMPT), ""
-    for part in parts.values():
+    for _, part in sorted(latest.items(), key=lambda pair: pair[0][0]):
         if part["machine"] != seen:
             seen = part["machine"]
             text += f"\nOn {seen}.\n"
@@ -370,7 +372,7 @@ def main() -> None:
         with open(HERE / "decode.jsonl", "a") as handle:
             handle.write(json.dumps({"part": name, "machine": machine(threads), "text": text}) + "\n")
     rows = [json.loads(line) for line in (HERE / "decode.jsonl").read_text().splitlines()]
-    (HERE / "decode.md").write_text(page({row["part"]: row for row in rows}))
+    (HERE / "decode.md").write_text(page(rows))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from segue.models import Stack, StackConfig
 from segue.models.base import Decodable, Output
 from segue.models.compiled import compile_model
 from segue.models.huggingface import adapt
-from segue.papers import diverse_beam_search, llm_tree_search
+from segue.papers import corpora, diverse_beam_search, llm_tree_search
 from segue.testing import check_search
 from segue.testing.decoding import TableModel
 
@@ -498,7 +498,7 @@ def test_scores_of_lists() -> None:
 def test_the_claim_of_diverse_beams_reads_its_data_and_judges_by_its_rule(tmp_path: Path) -> None:
     rows = ["mr,ref", '"name[Alimentum], area[city centre], near[The Bakers]","By the Bakers is Alimentum, cheap."']
     (tmp_path / "some.csv.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
-    assert diverse_beam_search.read(tmp_path / "some.csv.gz") == {
+    assert corpora.restaurant_texts(tmp_path / "some.csv.gz") == {
         ("name", "name", "area", "city", "centre", "near", "near"): [["by", "near", "is", "name", ",", "cheap", "."]]}
     assert diverse_beam_search.modes({"decoder": "beam"}, 0) + 3 <= diverse_beam_search.modes(
         {"decoder": "diverse-beam", "diversity_penalty": 0.8}, 0)

@@ -211,7 +211,7 @@ def restaurants(folder: Path | None, held: int, choosing: int, random: np.random
                     for said in random.integers(WORDS, 20, (count, 3)).tolist()}
 
         return 20, made_up(12), made_up(2), made_up(3)
-    dev, test = (_restaurants(folder / name) for name in ("devset.csv.gz", "testset_w_refs.csv.gz"))
+    dev, test = (restaurant_texts(folder / name) for name in ("devset.csv.gz", "testset_w_refs.csv.gz"))
     counts = Counter(word for facts, texts in dev.items() for words in (facts, *texts) for word in words)
     ids = {word: WORDS + rank for rank, (word, count) in enumerate(counts.most_common()) if count > 1}
 
@@ -227,7 +227,7 @@ def restaurants(folder: Path | None, held: int, choosing: int, random: np.random
     return WORDS + len(ids), facts(dev, keys[choosing:]), facts(dev, keys[:choosing]), facts(test, chosen)
 
 
-def _restaurants(path: Path) -> dict[tuple[str, ...], list[list[str]]]:
+def restaurant_texts(path: Path) -> dict[tuple[str, ...], list[list[str]]]:
     """Facts and their sentences in words; the names of the restaurant and of its neighbour are left open."""
     found: dict[tuple[str, ...], list[list[str]]] = {}
     with gzip.open(path, "rt", encoding="utf-8") as handle:
