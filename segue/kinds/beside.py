@@ -14,7 +14,7 @@ import numpy as np
 from segue.errors import SegueError
 from segue.kinds.base import words
 from segue.kinds.frame import is_array
-from segue.kinds.packed import actual, bare, opened
+from segue.kinds.packed import bare, is_there, opened
 
 HELD = words("x X images image imgs data features inputs signals")  # what arrays of sequences are called,
 SAID = words("y Y labels label targets target classes")  # and those of their classes
@@ -27,18 +27,18 @@ MOST = 1 << 26  # bytes of a file of classes
 def owner(path: Path) -> Path | None:
     """The file with which this one is read; None where it is read by itself."""
     suffix = bare(path).suffix.lower()
-    if suffix in (".dat", ".mat", ".atr", ".qrs") and _there(head := path.with_suffix(".hea")):
+    if suffix in (".dat", ".mat", ".atr", ".qrs") and is_there(head := path.with_suffix(".hea")):
         return head
     if suffix == ".tour":
         place = path.with_name(f"{path.stem.removesuffix('.opt')}.tsp")
-        return place if _there(place) else None
-    held = next(filter(_there, _called(path, True)), None)
+        return place if is_there(place) else None
+    held = next(filter(is_there, _called(path, True)), None)
     return held if held is not None and classes_in(path) is not None else None
 
 
 def classes_beside(path: Path, count: int) -> list[str] | None:
     """The class of each of so many sequences in a file, where one beside it says them."""
-    found = next(filter(_there, _called(path, False)), None)
+    found = next(filter(is_there, _called(path, False)), None)
     classes = None if found is None else classes_in(found)
     return classes if classes is not None and len(classes) == count else None
 
@@ -67,10 +67,6 @@ def classes_in(path: Path) -> list[str] | None:
         if array.ndim == 1 and whole:
             return [str(int(each) if isinstance(each, float) else each) for each in array.tolist()]
     return None
-
-
-def _there(path: Path) -> bool:
-    return actual(path).is_file()
 
 
 def _called(path: Path, said: bool) -> Iterator[Path]:

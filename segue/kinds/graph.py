@@ -31,7 +31,7 @@ from segue.files import write_text
 from segue.kinds.base import Dataset, Kind, Problems, Record, bad, class_in, of_class
 from segue.kinds.codecs import Codec, ItemCodec
 from segue.kinds.frame import DELIMITED
-from segue.kinds.graph_files import LABEL, WRITERS, Found, as_graphml, begun_by, form_of, found
+from segue.kinds.graph_files import LABEL, WRITERS, Found, as_graphml, data_set_of, form_of, found
 
 DIGITS = 64
 SIGN = re.compile(r"[-<>+]([0-9]|[1-5][0-9]|6[0-3])|[@:=]\S*")
@@ -86,8 +86,8 @@ class Graphs(Kind):
     def read_all(self, paths: list[Path], problems: Problems, named: frozenset[Path],
                  **options: Any) -> Iterator[Record]:
         """The files of one data set (of TU, OGB) are read together, by that of its edges."""
-        edges = {path: begun_by(path) for path in paths}
-        kept = [path for path in paths if edges[path] in (None, path) or edges[path] not in edges]
+        sets = {path: data_set_of(path) for path in paths}
+        kept = [path for path in paths if (found := sets[path]) is None or found[1] == path or found[1] not in sets]
         yield from super().read_all(kept, problems, named, **options)
 
     def graphs(self, path: Path, problems: Problems | None = None, node: str | None = None, edge: str | None = None,

@@ -159,6 +159,16 @@ def actual(path: Path) -> Path:
     return path if archive is None else unpacked(archive) / path.relative_to(archive)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file, on the disk or within an archive."""
+    return actual(path).is_file()
+
+
+def twin(path: Path, name: str) -> Path | None:
+    """The file of that name beside another, packed or not; None where there is none."""
+    return next(filter(is_there, (path.with_name(name + ending) for ending in ("", *sorted(COMPRESSED)))), None)
+
+
 def unpacked(archive: Path) -> Path:
     """The folder that an archive was unpacked to, once in the life of the process."""
     try:

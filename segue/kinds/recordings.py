@@ -12,7 +12,7 @@ import numpy as np
 
 from segue.errors import SegueError
 from segue.kinds.base import as_utf8
-from segue.kinds.packed import actual, opened
+from segue.kinds.packed import is_there, opened
 
 Columns = dict[str, np.ndarray]
 HEADER = re.compile(rb"(#[^\n]*\n|\s*\n)*\S+[ \t]+[1-9]\d{0,3}([ \t]+[\d.]\S*([ \t]+\d+.*)?)?\r?\n(#[^\n]*\n)*"
@@ -61,7 +61,7 @@ def _wfdb(path: Path) -> Iterator[tuple[str, Columns]]:
         parts.setdefault(line[0], []).append(line)
     for name, mine in parts.items():
         said = re.fullmatch(r"(\d+)(?::\d+)?(?:\+(\d+))?", mine[0][1])
-        if said is None or int(said[1]) not in SAMPLES or not actual(file := path.with_name(Path(name).name)).is_file():
+        if said is None or int(said[1]) not in SAMPLES or not is_there(file := path.with_name(Path(name).name)):
             raise SegueError(f"{path}: the samples in {name} ({mine[0][1]}) are not there, or in a format that is not "
                              f"read here ({', '.join(map(str, SAMPLES))}); fetch them beside it, or give CSV")
         samples = SAMPLES[int(said[1])](_bytes(file)[int(said[2] or 0) :])
@@ -165,7 +165,7 @@ def _tsplib(path: Path) -> Iterator[tuple[str, Columns]]:
 def _tour(path: Path, places: Collection[str]) -> list[str]:
     """The places in the order of a tour beside the file, if there is one through all of them; else as they stand."""
     for name in (f"{path.stem}.opt.tour", f"{path.stem}.tour"):
-        if actual(file := path.with_name(name)).is_file():
+        if is_there(file := path.with_name(name)):
             text = _bytes(file).decode("utf-8", "replace")
             tour = re.findall(r"(?<![-\d])\d+", text.partition("TOUR_SECTION")[2].partition("-1")[0])
             if sorted(tour) == sorted(places):

@@ -33,7 +33,7 @@ from segue.kinds.frame import (
     times_a_line,
 )
 from segue.kinds.frame import number as is_number
-from segue.kinds.packed import COMPRESSED, actual, bare, opened
+from segue.kinds.packed import bare, opened, twin
 from segue.kinds.text import text_columns
 from segue.kinds.times import DATE, NUMBER, seconds_of, span, steady, timelike, written
 
@@ -384,8 +384,7 @@ def beside(path: Path, word: str, other: str) -> Path | None:
     if word not in path.name:
         return None
     name = bare(path).name.replace(word, other)
-    return next((twin for ending in ("", *sorted(COMPRESSED))
-                 if actual(twin := path.with_name(name + ending)).is_file()), None)
+    return twin(path, name)
 
 
 def _lines_of_numbers(path: Path, encoding: str) -> list[np.ndarray]:

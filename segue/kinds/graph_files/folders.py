@@ -1,0 +1,160 @@
+"""TU, OGB, compressed sparse rows: data sets of graphs that are several files side by side."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from segue.errors import SegueError
+from segue.kinds.base import Problems, as_utf8, bad
+from segue.kinds.frame import load_array
+from segue.kinds.graph_files.base import LABEL, MOST, WHOLE, Found, joined, numbered
+from segue.kinds.packed import bare, is_there, opened, twin
+
+PARTS = ("graph_indicator", "graph_labels", "node_labels", "edge_labels", "graph_attributes", "node_attributes",
+         "edge_attributes")
+TU = re.compile(rf"(?P<name>.+)_(A|{'|'.join(PARTS)})\.txt", re.IGNORECASE)
+OGB = ("edge", "num-node-list", "num-edge-list", "node-feat", "edge-feat", "graph-label", "node_year", "node-label")
+CSR = re.compile(r"(?P<stem>(?!.*csc)(?:.*_)?)(indptr|indices|shape|data|format)\.npy")  # of SciPy, and its like
+
+
+def data_set_of(path: Path) -> tuple[str, Path] | None:
+    """Of a file that is one of several of a data set: the form of the set ("tu", "ogb", "csr"), and the file by which
+    it is read, once for all of them. None for any other file."""
+    if (edges := _tu_part(path, "A")) is not None and _tu_part(path, "graph_indicator") is not None:
+        return "tu", edges
+    if bare(path).suffix == ".csv" and bare(path).stem in OGB:
+        edges, *counts = (_ogb_part(path, part) for part in ("edge", "num-node-list", "num-edge-list"))
+        return ("ogb", edges) if edges is not None and None not in counts else None
+    if part := CSR.fullmatch(path.name):
+        files = [path.with_name(f"{part['stem']}{name}.npy") for name in ("indptr", "indices", "shape")]
+        return ("csr", files[0]) if all(map(is_there, files)) else None
+    return None
+
+
+def _ogb_part(path: Path, part: str) -> Path | None:
+    """That part of a data set of OGB, packed or not, in the folder of one of its files."""
+    return twin(path, f"{part}.csv")
+
+
+def _tu_part(path: Path, part: str) -> Path | None:
+    """The file of a TU data set that has this part (`A`, `node_labels`), packed or not, or None."""
+    match = TU.fullmatch(bare(path).name)
+    return None if match is None else twin(path, f"{match['name']}_{part}.txt")
+
+
+def _numbers(path: Path, encoding: str, columns: int | None = None) -> list[list[str]]:
+    """The cells of each line, between commas or blanks. columns: how many whole numbers each line has."""
+    with opened(path) as handle:
+        lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
+    rows = [line.replace(",", " ").split() for line in lines]
+    while rows and not rows[-1]:
+        rows.pop()
+    for number, row in enumerate(rows, 1):
+        if columns is not None and (len(row) != columns or not all(map(WHOLE.fullmatch, row))):
+            raise SegueError(f"{path}, line {number}: not {'a whole number' if columns == 1 else 'two whole numbers'}; "
+                             "mend it")
+    return rows
+
+
+def read_tu(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
+    edges_at, graphs_at = _tu_part(path, "A"), _tu_part(path, "graph_indicator")
+    assert edges_at is not None and graphs_at is not None
+    pairs = [(int(a), int(b)) for a, b in _numbers(edges_at, encoding, 2)]
+    graph_of = [int(row[0]) for row in _numbers(graphs_at, encoding, 1)]
+
+    def part(name: str, count: int, what: str) -> list[dict[str, str]]:
+        at = _tu_part(path, name)
+        if at is None:
+            return [{}] * count
+        rows = _numbers(at, encoding)
+        if len(rows) != count:
+            raise SegueError(f"{at}: has {len(rows):,} lines for {count:,} {what}; fetch the data set again")
+        return [{LABEL.format(what[:-1]): ",".join(row)} for row in rows]
+
+    of_nodes, of_edges = part("node_labels", len(graph_of), "nodes"), part("edge_labels", len(pairs), "edges")
+    numbers = sorted(set(graph_of))
+    at = _tu_part(path, "graph_labels")
+    classes = [",".join(row) for row in _numbers(at, encoding)] if at is not None else []
+    if classes and (numbers[:1] < [0] or numbers[-1:] > [len(classes)]):
+        raise SegueError(f"{at}: has {len(classes):,} lines for graph {numbers[-1]:,}; fetch the data set again")
+    first = min(1, *(min(pair) for pair in pairs)) if pairs else 1  # some are counted from 0
+    base = min([1, *numbers[:1]])
+    nodes: dict[int, dict[int, int]] = {number: {} for number in numbers}  # of each graph: place of each node
+    for node, number in enumerate(graph_of, first):
+        nodes[number][node] = len(nodes[number])
+    edges: dict[int, list[int]] = {number: [] for number in numbers}
+    for line, (a, _) in enumerate(pairs):
+        if not first <= a < first + len(graph_of):
+            bad(problems, edges_at, f"line {line + 1}", None, f"node {a} has no line in {graphs_at.name}; mend it")
+            continue
+        edges[graph_of[a - first]].append(line)
+    for number in numbers:
+        ends = numbered(edges_at, problems, str(number), (pairs[line] for line in edges[number]), nodes[number])
+        if ends is not None:
+            row = number - base
+            yield Found(str(number), [of_nodes[node - first] for node in nodes[number]],
+                        joined(ends, [of_edges[line] for line in edges[number]], directed),
+                        {LABEL.format("graph"): classes[row]} if row < len(classes) else {})
+
+
+def read_ogb(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
+    at = {part: file for part in OGB if (file := _ogb_part(path, part)) is not None}
+    whole = {"edge": 2, "num-node-list": 1, "num-edge-list": 1}
+    rows = {part: _numbers(file, encoding, whole.get(part)) for part, file in at.items()}
+    sizes, counts = ([int(row[0]) for row in rows[part]] for part in ("num-node-list", "num-edge-list"))
+    if len(sizes) != len(counts) or min(sizes + counts, default=0) < 0 or max(sizes, default=0) > MOST or \
+            sum(counts) != len(rows.get("edge", ())) or \
+            any(len(rows[part]) != sum(many) for part, many in (("node-feat", sizes), ("edge-feat", counts))
+                if part in rows):
+        raise SegueError(f"{path}: the files beside it do not have as many lines as they say; fetch the data set again")
+    node = edge = 0
+    for number, (size, count) in enumerate(zip(sizes, counts)):
+        pairs = ((row[0], row[1]) for row in rows["edge"][edge : edge + count])
+        ends = numbered(at["edge"], problems, str(number), pairs,
+                        {str(place): place for place in range(size)})
+        if ends is not None:
+            nodes = [_whole("node", row) for row in rows["node-feat"][node : node + size]] if "node-feat" in rows else \
+                [{}] * size
+            said = [_whole("edge", row) for row in rows["edge-feat"][edge : edge + count]] if "edge-feat" in rows else \
+                [{}] * count
+            labels = rows.get("graph-label", [])
+            yield Found(str(number), nodes, joined(ends, said, directed),
+                        {LABEL.format("graph"): ",".join(labels[number])} if number < len(labels) else {})
+        node, edge = node + size, edge + count
+
+
+def _whole(what: str, row: Sequence[str]) -> dict[str, str]:
+    """Features of whole numbers are a sort."""
+    return {LABEL.format(what): ",".join(row)} if row and all(map(WHOLE.fullmatch, row)) else {}
+
+
+def read_csr(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
+    """A sparse matrix whose rows and columns are nodes; with an array `labels` beside it, of so many."""
+    found = data_set_of(path)
+    assert found is not None
+    first = found[1]
+
+    def array(name: str) -> np.ndarray | None:
+        if not is_there(file := first.with_name(name)):
+            return None
+        with opened(file) as handle:
+            return load_array(file, handle.read(), "numbers")
+
+    stem = first.name.removesuffix("indptr.npy")
+    begins, columns, shape, labels = (array(name) for name in (*(f"{stem}{part}.npy" for part in (
+        "indptr", "indices", "shape")), "labels.npy"))
+    assert begins is not None and columns is not None and shape is not None
+    count = int(shape.max(initial=0))
+    if begins.ndim != 1 or not 0 < count <= MOST or (np.diff(begins) < 0).any() or begins[-1:] != len(columns) or \
+            columns.min(initial=0) < 0 or columns.max(initial=0) >= count or len(begins) - 1 > count:
+        raise SegueError(f"{path}: the arrays beside it are no sparse matrix; save it again")
+    rows = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+    nodes: list[dict[str, str]] = [{}] * count
+    if labels is not None and labels.shape == (count,):
+        nodes = [{LABEL.format("node"): str(label)} for label in labels.tolist()]
+    pairs = list(zip(rows.tolist(), columns.tolist()))
+    yield Found("1", nodes, joined(pairs, [{}] * len(pairs), directed))

@@ -1,0 +1,80 @@
+"""GML: keys and values, or blocks of them in brackets."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from segue.errors import SegueError
+from segue.kinds.base import Problems, bad
+from segue.kinds.graph_files.base import Attributes, Found, linked, one_way
+
+SIGNS = re.compile(r'"[^"]*"|\[|\]|[^\s\[\]"]+')
+
+
+def read_gml(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    number = 0
+    for graph in _blocks(path, text):
+        number += 1
+        name = str(number)
+        if (wrong := next((key for key in ("node", "edge") for each in graph.get(key, [])
+                           if not isinstance(each, dict)), None)) is not None:
+            bad(problems, path, name, None, f"a {wrong} that is no block; write {wrong} [ ... ]")
+            continue
+        nodes = [{key: values[-1] for key, values in node.items()} for node in graph.get("node", [])]
+        links = [{key: values[-1] for key, values in edge.items()} for edge in graph.get("edge", [])]
+        both = [str(values[-1]) for key, values in graph.items() if key == "directed"]
+        yes = both[0] == "1" if both else bool(directed)
+        own = {key: values[-1] for key, values in graph.items() if key not in ("node", "edge", "directed")}
+        if (made := linked(path, problems, name, nodes, links, yes, own)) is not None:
+            yield made
+    if not number:
+        raise SegueError(f"{path}: there is no graph in this file")
+
+
+def _blocks(path: Path, text: str) -> Iterator[dict[str, list[Any]]]:
+    """The blocks graph [ ... ] of a file: of each key its values, which may be blocks."""
+    text = re.sub(r"^[ \t]*#.*$", "", text, flags=re.MULTILINE)
+    top: dict[str, list[Any]] = {}
+
+    def wrong(sign: re.Match[str], why: str) -> SegueError:
+        return SegueError(f"{path}, line {text.count(chr(10), 0, sign.start()) + 1}: {why}; mend it")
+
+    stack, key = [top], None
+    for sign in SIGNS.finditer(text):
+        word = sign[0]
+        if word == "]":
+            if len(stack) == 1 or key is not None:
+                raise wrong(sign, "a ] that ends nothing")
+            stack.pop()
+            if len(stack) == 1:
+                yield from (graph for graph in top.pop("graph", []) if isinstance(graph, dict))
+        elif key is None:
+            if not re.fullmatch(r"[A-Za-z_][\w.:-]*", word):
+                raise wrong(sign, f"{word!r:.40} where a key is to stand")
+            key = word if word not in ("Creator", "Version") else word.lower()
+        else:
+            value: Any = {} if word == "[" else html.unescape(word[1:-1]) if word[0] == '"' else word
+            stack[-1].setdefault(key, []).append(value)
+            if word == "[":
+                stack.append(value)
+            key = None
+    if len(stack) > 1:
+        raise SegueError(f"{path}: a block is never closed with ]; is the file cut short?")
+
+
+def as_gml(graphs: Sequence[Found]) -> str:
+    def said(own: Attributes) -> str:
+        return "".join(f' {key} "{html.escape(str(value))}"' for key, value in own.items())
+
+    lines = []
+    for graph in graphs:
+        several = len({edge[:2] for edge in graph.edges}) < len(graph.edges)
+        lines.append(f"graph [{said(graph.attributes)} directed {int(one_way(graph))} multigraph {int(several)}")
+        lines += [f"  node [ id {i}{said(own)} ]" for i, own in enumerate(graph.nodes)]
+        lines += [f"  edge [ source {a} target {b}{said(own)} ]" for a, b, _, own in graph.edges]
+        lines.append("]")
+    return "\n".join([*lines, ""])
