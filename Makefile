@@ -10,7 +10,7 @@ demo: .venv/.core
 test: .venv/.dev  # types are checked beside the tests
 	$(bin)/ruff check .
 	$(bin)/lint-imports
-	@$(bin)/mypy & types=$$!; OMP_NUM_THREADS=1 $(bin)/pytest -q -n 2 --dist loadfile; tests=$$?; \
+	@$(bin)/mypy & types=$$!; OMP_NUM_THREADS=1 $(bin)/pytest -q -n 2 --dist loadfile --max-worker-restart 2; tests=$$?; \
 		wait $$types && exit $$tests
 
 lint: .venv/.dev

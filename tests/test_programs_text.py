@@ -67,6 +67,7 @@ class Answers(BaseHTTPRequestHandler):
 
     said: ClassVar[dict[str, tuple[int, str]]] = {}
     asked: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+    timeout = 10  # seconds for one who says nothing, since the others wait for him
 
     def do_POST(self) -> None:
         self.asked.append((self.path, json.loads(self.rfile.read(int(self.headers["content-length"])))))

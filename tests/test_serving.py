@@ -207,6 +207,7 @@ def server() -> Iterator[tuple[str, Engine]]:
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     while not running.started:
+        assert thread.is_alive(), f"nothing listens at port {port}: was it taken meanwhile?"
         time.sleep(0.01)
     yield f"http://127.0.0.1:{port}", engine
     running.should_exit = True

@@ -132,8 +132,6 @@ class Space:
         self.job[p.COUNT], self.job[p.NODES], self.job[p.BATCH] = len(table), nodes, batch
         self.job[p.SCRATCH], self.job[p.CHAIN] = self.scratch.address, 1
         self.job[p.WORK] = program.weight_bytes * -(-nodes // BLOCK)
-        self.barrier = p.aligned((24,), np.int64)
-        self.job[p.BARRIER] = self.barrier.ctypes.data
         self.address = self.job.ctypes.data
 
     def _level(self, depth: np.ndarray) -> None:

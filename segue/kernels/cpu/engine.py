@@ -19,6 +19,7 @@ from segue.kernels.cpu.program import (
     ADD,
     ANGLES,
     ATTEND,
+    BARRIER,
     COLUMNS,
     CONVOLVE,
     COUNT,
@@ -48,7 +49,6 @@ from segue.kernels.cpu.program import (
     RECUR,
     SCAN,
     STABILISE,
-    STALLS,
     STORE,
     TEAM,
     TELL,
@@ -193,6 +193,8 @@ class Team:
         self.mail = aligned((HELPERS + 1, LINE // 8), np.int64)
         self.address = self.mail.ctypes.data
         self.state = self.mail[:, 0]
+        self.barrier = aligned((4 * base.LINE // 8,), np.int64)
+        self.stalls = self.barrier[base.STALLS // 8 :]
         self.bells: list[threading.Semaphore] = []
         self.threads: list[threading.Thread] = []
         self.lock = threading.Lock()
@@ -214,10 +216,10 @@ class Team:
                 if self.state[helper] == ASLEEP:
                     self.state[helper] = WAKING
                     self.bells[helper - 1].release()
-            job[STALLS] = 0
+            job[BARRIER], self.stalls[0] = self.barrier.ctypes.data, 0
             enter(self.address, 0, helpers, address)
             # A helper that was thrown off its core holds up everybody at every operation: better alone, for a while.
-            if job[STALLS] > job[COUNT] // 8 and job[NODES] <= 32:
+            if self.stalls[0] > job[COUNT] // 8 and job[NODES] <= 32:
                 self.alone = ALONE
         finally:
             self.lock.release()

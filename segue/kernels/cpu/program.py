@@ -78,8 +78,8 @@ not begin as zero)."""
 # What one call needs to know, as integers: counts, and addresses of the arrays that `segue.models.compiled` fills.
 (OPERATIONS, COUNT, SCRATCH, LOCAL, LOCAL_BYTES, CACHE, CAPACITY, BEFORE, AFTER, SLOTS, KEEP, LOGITS,
  NODES, BATCH, TOKEN, ROW, PARENT, POSITION, FIRST, LENGTH, CHAIN, ORDER, LEVEL, LEVELS, WANT, WANTED,
- PATH, STEPS, TEAM, BARRIER, STALLS, PROMPT, WORK) = range(33)
-JOB = 40
+ PATH, STEPS, TEAM, BARRIER, PROMPT, WORK) = range(32)
+JOB = 32
 BLOCK_BYTES = 1 << 24
 
 

@@ -22,7 +22,6 @@ from segue.kernels.cpu.program import (
     ROW,
     SCRATCH,
     SLOTS,
-    STALLS,
 )
 from segue.kernels.cpu.simd import (
     BLOCK,
@@ -48,13 +47,14 @@ fast = njit(fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy"
 SPINS = 3000
 FEW = BLOCK * TILE  # numbers that a thread's local memory always has room for
 LINE = 64  # bytes of a line of the cache
-ROUND, TAKEN = LINE, 2 * LINE  # bytes to what lies behind the barrier's count, see there
+ROUND, TAKEN, STALLS = LINE, 2 * LINE, 3 * LINE  # bytes to what lies behind the barrier's count, see there
 
 
 @njit
 def barrier(job, team):
     """Wait until all of the team are here. At BARRIER lies how many came; ROUND on, how often it was full; TAKEN on,
-    how much of what lies between two barriers threads have taken, see `linear.multiply`."""
+    how much of what lies between two barriers threads have taken, see `linear.multiply`; STALLS on, how often a thread
+    had to wait for long. All of that is the team's: a thread may look there when the job itself has gone."""
     if team == 1:
         return
     address = job[BARRIER]
@@ -71,7 +71,7 @@ def barrier(job, team):
             relax()
         else:  # others want the cores: let them, and remember it
             if spins == SPINS:
-                job[STALLS] += 1
+                add(address + STALLS, 1)
             yield_core()
 
 
