@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from segue.analysis.probes import features_of
 from segue.continual.buffer import labels_of
 from segue.continual.gradients import row_nats
 from segue.continual.metrics import ScoreMatrix
@@ -96,6 +97,13 @@ Measure = Callable[[nn.Module, Experience, Sequence[int]], float]
 
 
 @torch.no_grad()
+def read_once(model: nn.Module, batch: Batch) -> Batch:
+    """Labelled rows as a frozen backbone reads them, once and for all: for each its features, which a `Features` model
+    takes, and its class."""
+    features = features_of(model, batch.tokens, batch.targets.argmax(1))
+    return Batch(features[:, None], torch.tensor(labels_of(batch))[:, None])
+
+
 def accuracy_over(model: nn.Module, batch: Batch, classes: Sequence[int] = ()) -> float:
     """The share of asked-for elements that the model names (greedy) when only `classes` may be named (empty: all)."""
     model.eval()

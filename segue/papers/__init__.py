@@ -38,7 +38,7 @@ PAPERS: dict[str, Paper] = {
         "BERT4Rec: Sequential Recommendation with Bidirectional Encoder Representations from Transformer",
         "2019, arXiv 1904.06690", "bert4rec",
         ("objectives.masked (RandomMask, LastMask)", "models.cloze", "models.stack (transform)",
-         "analysis.ranking", "data.split (last)")),
+         "training.recommenders", "analysis.ranking", "data.split (last)")),
     "bib": Paper(
         "Bidirectional Learning for Offline Model-based Biological Sequence Design (BIB)",
         "2023, arXiv 2301.02931", "bib",
@@ -219,7 +219,7 @@ PAPERS: dict[str, Paper] = {
         "2023, arXiv 2305.13731", "recformer",
         ("kinds.items", "models.stack (tables)", "mixers.attention (global_projections)",
          "objectives.contrastive (InBatch, AllItems)", "objectives.masked (whole_words)", "analysis.items",
-         "training.two_stage")),
+         "training.recommenders", "training.two_stage")),
     "recurrent-gpt": Paper(
         "RecurrentGPT: Interactive Generation of (Arbitrarily) Long Text",
         "2023, arXiv 2305.13304", "recurrent_gpt",

@@ -8,10 +8,14 @@ and ends with the same table.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors.torch import load, save
+from torch import nn
 
 from segue.cells import Cells
 from segue.errors import SegueError
@@ -165,6 +169,20 @@ def run_claim(claim: Claim, scale: Scale = "cpu", seed: int = 0, out: str | Path
         # The picture lies beside the saved report, wherever the folder goes.
         write_json(folder / f"{claim.slug}-{scale}.json", report.to_dict() | {"picture": picture.name})
     return report
+
+
+def kept(model: nn.Module) -> str:
+    """The weights of a model as text, for a cell to keep; of tied ones the first."""
+    first = {tensor.data_ptr(): name for name, tensor in reversed(model.state_dict().items())}
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()
+               if first[tensor.data_ptr()] == name}
+    return base64.b64encode(save(tensors)).decode()
+
+
+def restore(model: nn.Module, weights: str) -> None:
+    """Put back into a model of the same form what `kept` gave."""
+    unknown = model.load_state_dict(load(base64.b64decode(weights)), strict=False).unexpected_keys
+    assert not unknown, f"weights of another model: {', '.join(unknown)}"
 
 
 def save_picture(claim: Claim, table: list[Row], path: Path) -> None:

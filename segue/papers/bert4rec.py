@@ -16,20 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from segue.analysis.ranking import rank_next, ranking
-from segue.data import read
-from segue.models import Stack, StackConfig
-from segue.models.base import padding
 from segue.models.cloze import ClozeModel
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor
-from segue.objectives import Batch, MaskedElements, NextElement, generator_of
-from segue.objectives.masked import EitherMask, LastMask, MaskPolicy, RandomMask, mask_some
+from segue.objectives import MaskedElements, NextElement
+from segue.objectives.masked import EitherMask, LastMask, MaskPolicy, RandomMask
 from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.corpora import rated_films
 from segue.training.learn import learn
 from segue.training.loop import Run as Training
+from segue.training.recommenders import item_batches, item_stack
 from segue.training.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -46,9 +44,11 @@ TESTED = 2_000  # users
 Histories = list[np.ndarray]
 
 
-def policy(arm: str, share: float) -> MaskPolicy:
-    """Ten random maskings to one of the last item, as in the released code; or the last item alone."""
-    return LastMask() if arm == ONE else EitherMask((RandomMask(share, 40), LastMask()), (10 / 11, 1 / 11))
+def policy(arm: str, share: float) -> MaskPolicy | None:
+    """Ten random maskings to one of the last item, as in the released code; or the last item alone; or none."""
+    if arm == CLOZE:
+        return EitherMask((RandomMask(share, 40), LastMask()), (10 / 11, 1 / 11))
+    return LastMask() if arm == ONE else None
 
 
 def visits(users: int, seed: int) -> Histories:
@@ -67,42 +67,12 @@ def visits(users: int, seed: int) -> Histories:
     return list(rows)
 
 
-def films(path: Path, least: int = 5) -> tuple[Histories, int]:
-    """MovieLens histories in the order of time, of films that at least so many users rated, and how many films."""
-    data = read(path)
-    known = {film: number for number, film in enumerate(film for film, n in data.vocabulary.items() if n >= least)}
-    rows = [np.array([known[film] for film in record.object if film in known], np.int64) for record in data]
-    return [row for row in rows if len(row) >= 3], len(known)
-
-
-def draws(arm: str, histories: Histories, items: int, length: int, rows: int, share: float, seed: int,
-          ) -> Callable[[int], Batch]:
-    """The rows of each step: pieces of `length` items, of users drawn by how much they did, shorter histories whole;
-    masked in place, or a beginning and all but the last item, each asked for the next."""
-    flat, sizes = torch.from_numpy(np.concatenate(histories)), torch.tensor([len(each) for each in histories])
-    first, weights = sizes.cumsum(0) - sizes, sizes.double()
-
-    def draw(step: int) -> Batch:
-        generator = generator_of(seed, step)
-        users = torch.multinomial(weights, rows, replacement=True, generator=generator)
-        counts = sizes[users].clamp(max=length)
-        begin = (torch.rand(rows, generator=generator) * (sizes[users] - counts + 1)).long()
-        alive = torch.arange(length) < counts[:, None]
-        tokens = flat[torch.where(alive, (first[users] + begin)[:, None] + torch.arange(length), 0)]
-        targets, starts = tokens.masked_fill(~alive, -1), padding(counts, length)
-        if arm == CAUSAL:
-            return Batch(F.pad(tokens, (1, 0), value=items)[:, :-1], targets, starts)
-        return mask_some(Batch(tokens, targets, starts), items, policy(arm, share), generator, unmasked=0.0)
-
-    return draw
-
-
-def network(arm: str, items: int, length: int, width: int, dropout: float) -> Stack:
-    """Two blocks of attention with learned positions and a tied head, for the cloze with BERT's transform before it."""
-    attention = {"heads": 2, "causal": arm == CAUSAL, "positions": "none"}
-    return Stack(StackConfig(items + 1, width, ["attention"] * 2, {"attention": attention}, channel="mlp",
-                             activation="gelu", norm="layer", bias=True, learned_positions=length, dropout=dropout,
-                             transform=arm != CAUSAL))
+def asked(folder: Path | None, users: int, seed: int) -> tuple[Histories, int]:
+    """Histories in the order of time, of MovieLens or made up, and how many items there are."""
+    if folder is None:
+        return visits(users, seed), CLUSTERS * EACH
+    rows, told = rated_films(folder)
+    return [row for row in rows if len(row) >= 3], len(told)
 
 
 def ndcg(model: DecodablePredictor | CountModel, histories: Histories, items: int, drop_seen: bool = False) -> float:
@@ -125,27 +95,28 @@ class Marks(Strategy):
             run.model.train()
 
 
-def train(arm: str, data: str, path: Path | None, seed: int, steps: int, setting: dict[str, Any], users: int,
+def train(arm: str, data: str, folder: Path | None, seed: int, steps: int, setting: dict[str, Any], users: int,
           ) -> dict[str, float]:
     """NDCG@10 of the last items of the users tested, by the steps after which it was looked at."""
     real = data == FILMS
-    histories, items = films(path) if path is not None else (visits(users, seed), CLUSTERS * EACH)
+    histories, items = asked(folder, users, seed)
     length = setting["length"]
     torch.manual_seed(seed)
-    model = network(arm, items, length, setting["width"], setting["dropout"])
+    model = item_stack(items, length, setting["width"], setting["dropout"], arm == CAUSAL)
     predictor = DecodablePredictor(model, items, items, length - 1) if arm == CAUSAL else \
         DecodablePredictor(ClozeModel(model, length), None)
     marks = Marks([max(1, round(part * steps)) for part in setting["looks"]],
                   lambda: ndcg(predictor, histories[:TESTED], items, drop_seen=real))
-    rows = draws(arm, [history[:-1] for history in histories], items, length, setting["rows"], setting["share"], seed)
+    rows = item_batches([history[:-1] for history in histories], items, length, setting["rows"], seed,
+                        policy(arm, setting["share"]))
     learn(model, rows, steps, seed=seed, objective=NextElement() if arm == CAUSAL else MaskedElements(), strategy=marks,
           decay=0.01, **{name: setting[name] for name in ("rate", "muon", "cooldown")})
     return marks.found
 
 
-def counted(data: str, path: Path | None, seed: int, users: int) -> dict[str, float]:
+def counted(data: str, folder: Path | None, seed: int, users: int) -> dict[str, float]:
     """NDCG@10 of the two baselines that count."""
-    histories, items = films(path) if path is not None else (visits(users, seed), CLUSTERS * EACH)
+    histories, items = asked(folder, users, seed)
     past = [history[:-1] for history in histories]
     return {name: ndcg(CountModel(items, order, "witten-bell").fit(past), histories[:TESTED], items, data == FILMS)
             for name, order in ((POPULAR, 0), (ORDER, 1))}
@@ -159,14 +130,13 @@ REAL = {"length": 50, "width": 64, "dropout": 0.2, "rows": 64, "share": 0.2, "ra
 
 def measure(run: Run) -> list[Row]:
     folder = run.dataset("movielens-latest-small-2016")
-    path = None if folder is None else folder / "ratings.csv.gz"
     steps, real_steps = run.pick((2, 2), (1600, 600))
     seeds = {FEW: run.pick(1, 3), MANY: run.pick(1, 2), FILMS: 1}
     jobs: dict[str, Any] = {}
     for data, setting in ((FEW, MADE_UP), (MANY, MADE_UP), (FILMS, REAL)):
         for seed in range(run.seed, run.seed + seeds[data]):
             users = run.pick(60, SIZES.get(data, 60))
-            where = path if data == FILMS else None
+            where = folder if data == FILMS else None
             jobs[f"{data} counted {seed}"] = partial(counted, data, where, seed, users)
             for arm in ARMS[data]:
                 jobs[f"{data} {arm} {seed}"] = partial(train, arm, data, where, seed,

@@ -6,7 +6,6 @@ forgets the old ones when its learning rate is warmed up again, and a share of o
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 
 from segue.continual import EWC, AdapterTuning, Experience, LwF, OLoRA, Replay, ScoreMatrix, Strategy, learn_stream
 from segue.continual.stream import bits_per_element, domain_incremental, in_order
 from segue.models import Stack, StackConfig
 from segue.objectives import Batch
-from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
 from segue.papers.corpora import ASCII, WINDOWS, standard_library
 from segue.training.learn import learn
 
@@ -85,15 +83,14 @@ def pretrained(seed: int, steps: int, small: bool) -> str:
     """The weights of a model of the first domain."""
     model, first = stack(seed), experiences(seed, steps, small)[0]
     learn(model, in_order(first.train, ROWS), steps, seed=seed, **REWARMED)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "head.weight"}
-    return base64.b64encode(save(weights)).decode()
+    return kept(model)
 
 
 def once(arm: str, strength: float, weights: str, seed: int, steps: int, small: bool, tune: bool = False
          ) -> dict[str, Any]:
     """One arm on one seed: the matrix of bits per character."""
     made, stream, model = ARMS[arm], experiences(seed, steps, small, tune), stack(seed)
-    model.load_state_dict(load(base64.b64decode(weights)), strict=False)
+    restore(model, weights)
     strategy = made.strategy(strength)
     if not made.plain:  # what it is to remember of the first domain, at a rate of 0: no weight moves
         rows = stream[0].train.rows(slice(0, KEPT))

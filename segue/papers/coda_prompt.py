@@ -17,23 +17,22 @@ import numpy as np
 import torch
 
 from segue.continual import Experience, Freeze, Prompting, Strategy, class_incremental, learn_stream
-from segue.continual.stream import class_accuracy
+from segue.continual.stream import class_accuracy, read_once
 from segue.models import Classifier, CodaPrompts, DualPrompts, Features, Pools, Prompted, Prompts
 from segue.models.classify import LinearHead
 from segue.objectives import Batch, ClassLoss
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.seq_star import (
+from segue.papers.corpora import (
     CHARACTERS,
     DEPTH,
     PACKAGES,
     VOCABULARY,
     WIDTH,
     backbone,
-    batches,
-    codec,
-    corpus,
+    labelled_codec,
+    labelled_rows,
+    labelled_texts,
     pretrained,
-    read,
 )
 
 if TYPE_CHECKING:
@@ -52,14 +51,14 @@ RATES = {LINEAR: (1e-3, 3e-3), **dict.fromkeys((FINE, L2P, DUAL, CODA), (3e-4, 1
 
 def common(small: bool) -> Batch:
     """Rows of what the backbone was pre-trained on."""
-    texts = corpus("code", None, small).text
+    texts = labelled_texts("code", None, small).text
     draw = np.random.default_rng(0)
     pieces = []
     for _ in range(8 if small else 500):
         text = texts[int(draw.integers(len(texts)))]
         at = int(draw.integers(max(1, len(text) - CHARACTERS)))
         pieces.append(text[at : at + CHARACTERS])
-    ids = codec("code", None, small).encode_many(pieces)
+    ids = labelled_codec("code", None, small).encode_many(pieces)
     rows = [row.tolist() for row in ids if len(row)]
     return Batch.labelled(rows, [0] * len(rows), 40).as_prompts()
 
@@ -92,8 +91,8 @@ def source(arm: str, size: int) -> Prompts:
 def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float, epochs: int,
           tuning: bool = False) -> list[float]:
     """Accuracy over all classes at the end, and mean forgetting of all experiences but the last."""
-    found = {part: rows.as_prompts() for part, rows in batches("code", None, small).items()}
-    classes, group = corpus("code", None, small).classes, corpus("code", None, small).group
+    found = {part: rows.as_prompts() for part, rows in labelled_rows("code", None, small).items()}
+    classes, group = labelled_texts("code", None, small).classes, labelled_texts("code", None, small).group
     stack, rows = backbone(weights, seed).eval(), common(small)
     prompted = Prompted(stack, source(arm, size))
     prompted.settle(rows.tokens, rows.layout)
@@ -105,7 +104,7 @@ def score(arm: str, size: int, weights: str, small: bool, seed: int, rate: float
     held: Strategy = Prompting() if arm in PROMPTS else Freeze((), old_classes=True)
     model = Classifier(prompted if arm in PROMPTS else stack.requires_grad_(arm == FINE), head, "mean")
     if arm == LINEAR:
-        stream = [Experience(each.name, read(model, each.train), read(model, each.test), each.classes)
+        stream = [Experience(each.name, read_once(model, each.train), read_once(model, each.test), each.classes)
                   for each in stream]
         model = Classifier(Features(), head)
     matrix = learn_stream(model, stream, held, ClassLoss("new"), rows=ROWS, epochs=epochs, rate=rate, seed=seed,

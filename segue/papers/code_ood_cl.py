@@ -7,7 +7,6 @@ replay and penalties on the weights, it says, forget less and end no worse.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -16,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import nn
 
 from segue.analysis.calls import numbered, sites_right
 from segue.continual import AGEM, EWC, SI, Experience, Replay, RWalk, ScoreMatrix, Strategy, learn_stream
 from segue.continual.stream import bits_per_element, cumulative, domain_incremental
 from segue.models import Stack, StackConfig
-from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
 from segue.papers.corpora import ASCII, FAMILIAR, WINDOWS, standard_library
 
 if TYPE_CHECKING:
@@ -84,8 +82,7 @@ def pretrained(seed: int, steps: int, small: bool) -> str:
     model = stack(seed)
     first = experiences({"familiar": FAMILIAR}, ROWS * steps, small, True, seed)
     learn_stream(model, first, Strategy(), rows=ROWS, rate=1e-3, seed=seed, measure=bits_per_element, cooldown=0.0)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "head.weight"}
-    return base64.b64encode(save(weights)).decode()
+    return kept(model)
 
 
 def strategy(arm: str, strength: float, seed: int) -> Strategy:
@@ -101,7 +98,7 @@ def once(arm: str, strength: float, weights: str, seed: int, steps: int, small: 
          ) -> dict[str, Any]:
     """One arm on one seed. small: see `experiences`. tune: measured on the rows kept for choosing."""
     model = stack(seed)
-    model.load_state_dict(load(base64.b64decode(weights)), strict=False)
+    restore(model, weights)
     stream = experiences({name: (name,) for name in DOMAINS}, ROWS * steps, small, tune, seed)
     familiar = experiences({"familiar": FAMILIAR}, 1, small, tune)
     stop = {"patience": 2} if arm == "early stopping" else {}

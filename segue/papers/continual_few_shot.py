@@ -7,7 +7,6 @@ that were seen, damaged. A pre-trained reader is tuned on set after set, with or
 
 from __future__ import annotations
 
-import base64
 import zipfile
 from dataclasses import dataclass
 from functools import cache, partial
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from segue.continual.episodes import CORRUPTIONS, Episode, Episodes, interval
@@ -25,7 +23,7 @@ from segue.continual.inner import InnerLoop, tuned
 from segue.models import Classifier, SparseNetwork
 from segue.models.classify import LinearHead, PrototypeHead
 from segue.objectives import Batch, ClassLoss, asked, generator_of
-from segue.papers.base import Claim, Row, Run, Verdict
+from segue.papers.base import Claim, Row, Run, Verdict, kept, restore
 from segue.training.learn import learn
 
 if TYPE_CHECKING:
@@ -137,8 +135,7 @@ def pretrained(kind: str, folder: Path | None, steps: int) -> dict[str, Any]:
         return base.rows(torch.randint(len(base.targets), (64,), generator=generator_of(0, step)))
 
     run = learn(model, batch, steps, rate=5e-3, objective=ClassLoss("all"), cooldown=0.5)
-    weights = {name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}
-    return {"weights": base64.b64encode(save(weights)).decode(), "loss": run.curve[-1]["loss"]}
+    return {"weights": kept(model.backbone), "loss": run.curve[-1]["loss"]}
 
 
 def shape(task: str, kind: str) -> dict[str, Any]:
@@ -169,7 +166,7 @@ def score(arm: str, task: str, kind: str, folder: Path | None, weights: str, epi
         episode = draw(number)
         torch.manual_seed(number)
         model = reader(kind, episode.classes).eval()  # whose head is the same for all arms
-        model.backbone.load_state_dict(load(base64.b64decode(weights)))
+        restore(model.backbone, weights)
         tests = damaged(episode.test, number) if task == "instances" else {"clean": episode.test}
         for name, hits in answers(arm, model, episode, tests, steps, rate, number).items():
             right.setdefault(name, []).append(float(hits.float().mean()))

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib.util
 import io
 import json
 import re
 import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +29,12 @@ import segue
 from segue.design import numbers
 from segue.errors import require
 from segue.kinds.biology import DNA
-from segue.kinds.codecs import BASES, LetterCodec
+from segue.kinds.codecs import BASES, BPECodec, LetterCodec
+from segue.models import Stack, StackConfig
 from segue.objectives import Batch, generator_of
+from segue.papers.base import kept, restore
 from segue.tasks import TASKS
+from segue.training.learn import learn, windows
 
 # --- pictures ------------------------------------------------------------------------------------------------------
 
@@ -179,6 +185,110 @@ def rated_films(folder: Path, least: int = 5) -> tuple[list[np.ndarray], list[di
     table = csv.DictReader(io.StringIO(gzip.decompress((folder / "movies.csv.gz").read_bytes()).decode()))
     told = {film["movieId"]: film for film in table if film["movieId"] in known}
     return rows, [told[film] for film in known]
+
+
+# --- texts, pieces of others to classify, and a model that was pre-trained on the texts -----------------------------
+
+CHARACTERS, BLOCK = 64, 1024  # of a piece of code, and of the blocks that pieces are cut from
+PACKAGES = ("PIL", "fontTools", "fsspec", "jinja2", "matplotlib", "mpmath", "networkx", "numba", "numpy", "pydantic",
+            "pygments", "pyparsing", "rich", "sympy", "torch")
+WIDTH, DEPTH, VOCABULARY, CONTEXT = 96, 3, 512, 64  # of the model
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """text: to pre-train on. rows: (part, text, class) to classify, parts being train, tune and test. group: classes of
+    an experience."""
+
+    text: list[str]
+    rows: list[tuple[str, str, int]]
+    group: int
+
+    @property
+    def classes(self) -> int:
+        return 1 + max(kind for *_, kind in self.rows)
+
+
+def longest_files(root: Path, most: int) -> list[str]:
+    """The longest Python files below a folder, tests left out."""
+    every = [path for path in root.rglob("*.py")
+             if not {"test", "tests", "site-packages", "dist-packages"} & set(path.relative_to(root).parts)]
+    every.sort(key=lambda path: (-path.stat().st_size, path.as_posix()))
+    return [path.read_text("utf-8", "replace") for path in every[:most]]
+
+
+@cache
+def labelled_texts(kind: str, folder: Path | None, small: bool) -> Labelled:
+    """"code": the standard library, and pieces of other packages' longest files, a piece's class being its package;
+    blocks of a file take turns in being to learn from, to tune and to test. "queries": dialogues (DailyDialog), and
+    the intents of queries (CLINC150)."""
+    rows: list[tuple[str, str, int]] = []
+    if kind == "code":
+        text = longest_files(STDLIB, 5 if small else 400)
+        draw = np.random.default_rng(0)
+        for number, name in enumerate(PACKAGES[:6] if small else PACKAGES):
+            found = importlib.util.find_spec(name)
+            assert found is not None and found.origin is not None
+            file = longest_files(Path(found.origin).parent, 1)[0]
+            for turn, (part, count) in enumerate((("train", 30), ("tune", 25), ("test", 25))):
+                for _ in range(2 if small else count):
+                    block = int(draw.integers(max(1, len(file) // BLOCK // 3))) * 3 + turn
+                    at = block * BLOCK + int(draw.integers(BLOCK - CHARACTERS))
+                    rows.append((part, file[at : at + CHARACTERS], number))
+        return Labelled(text, rows, 3)
+    if folder is None:
+        return Labelled(
+            ["how are you ? fine , thank you .\n" * 50] * 4,
+            [(part, f"query {c} of kind {c}", c) for c in range(12) for part in ("train", "tune", "test")], 6)
+    text = [gzip.decompress((folder / "dailydialog-valtest" / f"{part}.dialogues.txt.gz").read_bytes()).decode()
+            .replace(" __eou__ ", "\n") for part in ("validation", "test")]
+    parts = clinc150(folder / "clinc150")
+    kinds = sorted({intent for _, intent in parts["train"]})[::3]
+    for part, named, most in (("train", "train", 20), ("tune", "val", 10), ("test", "test", 15)):
+        for number, intent in enumerate(kinds):
+            queries = [query for query, each in parts[named] if each == intent]
+            rows += [(part, query, number) for query in queries[:most]]
+    return Labelled(text, rows, 5)
+
+
+@cache
+def labelled_codec(kind: str, folder: Path | None, small: bool) -> BPECodec:
+    return BPECodec.train((text[:20_000] for text in labelled_texts(kind, folder, small).text), VOCABULARY)
+
+
+@cache
+def labelled_rows(kind: str, folder: Path | None, small: bool) -> dict[str, Batch]:
+    """The rows of each part, encoded."""
+    found = labelled_texts(kind, folder, small)
+    ids = labelled_codec(kind, folder, small).encode_many([text for _, text, _ in found.rows])
+    length = 40
+    return {part: Batch.labelled([row.tolist() for row, (where, *_) in zip(ids, found.rows) if where == part],
+                                 [number for where, _, number in found.rows if where == part], length)
+            for part in ("train", "tune", "test")}
+
+
+def pretrained(kind: str, folder: Path | None, small: bool, steps: int) -> dict[str, Any]:
+    """A causal language model of the texts: its weights, and its last loss in bits per token."""
+    texts = labelled_texts(kind, folder, small).text
+    tokens = torch.from_numpy(np.concatenate(labelled_codec(kind, folder, small).encode_many(texts)))
+
+    def rows(step: int) -> Batch:
+        row = windows(tokens, 32, CONTEXT, generator_of(0, step)).long()
+        return Batch(row[:, :-1], row[:, 1:])
+
+    torch.manual_seed(0)
+    model = Stack(StackConfig(VOCABULARY, WIDTH, ["attention"] * DEPTH))
+    run = learn(model, rows, steps, muon=True, rate=0.01, table_rate=0.01, vector_rate=0.01, cooldown=1.0)
+    return {"weights": kept(model), "bits": run.curve[-1]["loss"] / np.log(2)}
+
+
+def backbone(weights: str, seed: int) -> Stack:
+    """The pre-trained one, or, of no weights, a fresh one."""
+    torch.manual_seed(seed)
+    model = Stack(StackConfig(VOCABULARY, WIDTH, ["attention"] * DEPTH))
+    if weights:
+        restore(model, weights)
+    return model
 
 
 # --- expressions -----------------------------------------------------------------------------------------------------

@@ -33,9 +33,9 @@ from segue.objectives import Batch, InBatch, NextElement, generator_of
 from segue.objectives.contrastive import MASKED, WANTED
 from segue.objectives.masked import WORD, RandomMask, mask_some
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.bert4rec import CAUSAL, draws, network
 from segue.papers.corpora import rated_films
 from segue.training.learn import learn
+from segue.training.recommenders import item_batches, item_stack
 from segue.training.two_stage import two_stage
 
 if TYPE_CHECKING:
@@ -225,11 +225,11 @@ def by_number(place: Shop, seed: int, setting: dict[str, Any]) -> SequencePredic
     """The same sort of stack over numbers of warm items; vectors of cold items stay as they were drawn."""
     torch.manual_seed(seed)
     length, width = setting["context"], setting["width"]
-    model = network(CAUSAL, place.warm, length, width, setting["dropout"])
-    learn(model, draws(CAUSAL, place.learned, place.warm, length, setting["rows"], 0.0, seed), sum(setting["steps"]),
+    model = item_stack(place.warm, length, width, setting["dropout"], causal=True)
+    learn(model, item_batches(place.learned, place.warm, length, setting["rows"], seed), sum(setting["steps"]),
           seed=seed, objective=NextElement(), decay=0.01, rate=0.01, muon=True, cooldown=1.0)
     items = len(place.items)
-    whole = network(CAUSAL, items, length, width, 0.0)
+    whole = item_stack(items, length, width, causal=True)
     vectors = whole.embedding.weight.detach().clone()
     vectors[[*range(place.warm), items]] = model.embedding.weight.detach()
     whole.load_state_dict(model.state_dict() | {"embedding.weight": vectors, "head.weight": vectors})

@@ -7,147 +7,41 @@ forgets. SEQ* therefore learns the first experience whole, and then only a cosin
 
 from __future__ import annotations
 
-import base64
-import gzip
-import importlib.util
-import sysconfig
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from safetensors.torch import load, save
 
-from segue.analysis.probes import features_of
 from segue.continual import EWC, Experience, Freeze, Replay, Strategy, class_incremental, learn_stream
-from segue.continual.buffer import labels_of
 from segue.continual.probing import Probing
-from segue.continual.stream import in_order
-from segue.kinds.codecs import BPECodec
-from segue.models import HEADS, Classifier, Features, Stack, StackConfig
+from segue.continual.stream import in_order, read_once
+from segue.models import HEADS, Classifier, Features
 from segue.models.classify import CosineHead, LinearHead
-from segue.objectives import Batch, ClassLoss, generator_of
+from segue.objectives import ClassLoss
 from segue.papers.base import Claim, Row, Run, Verdict
-from segue.papers.corpora import clinc150
-from segue.training.learn import learn, windows
+from segue.papers.corpora import (
+    CHARACTERS,
+    DEPTH,
+    PACKAGES,
+    VOCABULARY,
+    WIDTH,
+    backbone,
+    labelled_rows,
+    labelled_texts,
+    pretrained,
+)
+from segue.training.learn import learn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH, DEPTH, VOCABULARY, CONTEXT = 96, 3, 512, 64
-CHARACTERS, BLOCK = 64, 1024  # of a piece of code, and of the blocks that pieces are cut from
-PACKAGES = ("PIL", "fontTools", "fsspec", "jinja2", "matplotlib", "mpmath", "networkx", "numba", "numpy", "pydantic",
-            "pygments", "pyparsing", "rich", "sympy", "torch")
 EPOCHS, WARM_UP, HEAD_EPOCHS = 10, 3, 200  # of what is learned whole, of a warm-up, of a head alone
 PROBE: dict[str, Any] = {"epochs": 60, "rate": 0.01, "rows": 64}
 TUNING = 1000  # the seed of the class order and start that rates are chosen by
 RATES = {"whole": (3e-4, 1e-3), "head": (1e-2, 1e-1), "penalty": (10.0, 1000.0)}
-
-
-# What is read.
-
-@dataclass(frozen=True)
-class Corpus:
-    """text: to pre-train on. rows: (part, text, class) to classify, parts being train, tune and test. group: classes of
-    an experience."""
-
-    text: list[str]
-    rows: list[tuple[str, str, int]]
-    group: int
-
-    @property
-    def classes(self) -> int:
-        return 1 + max(kind for *_, kind in self.rows)
-
-
-def sources(root: Path, most: int) -> list[str]:
-    """The longest Python files below a folder, tests left out."""
-    every = [path for path in root.rglob("*.py")
-             if not {"test", "tests", "site-packages", "dist-packages"} & set(path.relative_to(root).parts)]
-    every.sort(key=lambda path: (-path.stat().st_size, path.as_posix()))
-    return [path.read_text("utf-8", "replace") for path in every[:most]]
-
-
-@cache
-def corpus(kind: str, folder: Path | None, small: bool) -> Corpus:
-    """"code": the standard library, and pieces of other packages' longest files, a piece's class being its package;
-    blocks of a file take turns in being to learn from, to tune and to test. "queries": dialogues (DailyDialog), and
-    the intents of queries (CLINC150)."""
-    rows: list[tuple[str, str, int]] = []
-    if kind == "code":
-        text = sources(Path(sysconfig.get_paths()["stdlib"]), 5 if small else 400)
-        draw = np.random.default_rng(0)
-        for number, name in enumerate(PACKAGES[:6] if small else PACKAGES):
-            found = importlib.util.find_spec(name)
-            assert found is not None and found.origin is not None
-            file = sources(Path(found.origin).parent, 1)[0]
-            for turn, (part, count) in enumerate((("train", 30), ("tune", 25), ("test", 25))):
-                for _ in range(2 if small else count):
-                    block = int(draw.integers(max(1, len(file) // BLOCK // 3))) * 3 + turn
-                    at = block * BLOCK + int(draw.integers(BLOCK - CHARACTERS))
-                    rows.append((part, file[at : at + CHARACTERS], number))
-        return Corpus(text, rows, 3)
-    if folder is None:
-        return Corpus(["how are you ? fine , thank you .\n" * 50] * 4,
-                      [(part, f"query {c} of kind {c}", c) for c in range(12) for part in ("train", "tune", "test")], 6)
-    text = [gzip.decompress((folder / "dailydialog-valtest" / f"{part}.dialogues.txt.gz").read_bytes()).decode()
-            .replace(" __eou__ ", "\n") for part in ("validation", "test")]
-    parts = clinc150(folder / "clinc150")
-    kinds = sorted({intent for _, intent in parts["train"]})[::3]
-    for part, named, most in (("train", "train", 20), ("tune", "val", 10), ("test", "test", 15)):
-        for number, intent in enumerate(kinds):
-            queries = [query for query, each in parts[named] if each == intent]
-            rows += [(part, query, number) for query in queries[:most]]
-    return Corpus(text, rows, 5)
-
-
-@cache
-def codec(kind: str, folder: Path | None, small: bool) -> BPECodec:
-    return BPECodec.train((text[:20_000] for text in corpus(kind, folder, small).text), VOCABULARY)
-
-
-@cache
-def batches(kind: str, folder: Path | None, small: bool) -> dict[str, Batch]:
-    """The rows of each part, encoded."""
-    found = corpus(kind, folder, small)
-    ids = codec(kind, folder, small).encode_many([text for _, text, _ in found.rows])
-    length = 40
-    return {part: Batch.labelled([row.tolist() for row, (where, *_) in zip(ids, found.rows) if where == part],
-                                 [number for where, _, number in found.rows if where == part], length)
-            for part in ("train", "tune", "test")}
-
-
-# The backbone.
-
-def stack() -> Stack:
-    return Stack(StackConfig(VOCABULARY, WIDTH, ["attention"] * DEPTH))
-
-
-def pretrained(kind: str, folder: Path | None, small: bool, steps: int) -> dict[str, Any]:
-    """A causal language model of the corpus: its weights, and its last loss in bits per token."""
-    tokens = torch.from_numpy(np.concatenate(codec(kind, folder, small).encode_many(corpus(kind, folder, small).text)))
-
-    def rows(step: int) -> Batch:
-        row = windows(tokens, 32, CONTEXT, generator_of(0, step)).long()
-        return Batch(row[:, :-1], row[:, 1:])
-
-    torch.manual_seed(0)
-    model = stack()
-    run = learn(model, rows, steps, muon=True, rate=0.01, table_rate=0.01, vector_rate=0.01, cooldown=1.0)
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "head.weight"}
-    return {"weights": base64.b64encode(save(weights)).decode(), "bits": run.curve[-1]["loss"] / np.log(2)}
-
-
-def backbone(weights: str, seed: int) -> Stack:
-    """The pre-trained one, or, of no weights, a fresh one."""
-    torch.manual_seed(seed)
-    model = stack()
-    if weights:
-        model.load_state_dict(load(base64.b64decode(weights)), strict=False)
-    return model
 
 
 # The arms.
@@ -180,8 +74,8 @@ def score(name: str, kind: str, folder: Path | None, small: bool, weights: str, 
           rate: float, head_rate: float, strength: float, tuning: bool = False) -> dict[str, Any]:
     """Learn the stream of a seed's class order. epochs: see EPOCHS, WARM_UP, HEAD_EPOCHS. rate, head_rate:
     of what is learned whole, and of a head alone. strength: of EWC's penalty."""
-    arm, found = ARMS[name], batches(kind, folder, small)
-    classes, group = corpus(kind, folder, small).classes, corpus(kind, folder, small).group
+    arm, found = ARMS[name], labelled_rows(kind, folder, small)
+    classes, group = labelled_texts(kind, folder, small).classes, labelled_texts(kind, folder, small).group
     train, test = found["train"], found["tune" if tuning else "test"]
     order = torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
     groups = [part.tolist() for part in order.split(classes if arm.joint else group)]
@@ -206,18 +100,12 @@ def score(name: str, kind: str, folder: Path | None, small: bool, weights: str, 
         torch.manual_seed(seed)
         head = Classifier(Features(), CosineHead(WIDTH, classes, 1.0) if arm.head == "cosine" else
                           LinearHead(WIDTH, classes))
-        known = [Experience(each.name, read(model, each.train), read(model, each.test), each.classes)
+        known = [Experience(each.name, read_once(model, each.train), read_once(model, each.test), each.classes)
                  for each in stream]
         matrix = learn_stream(head, known, Freeze((), old_classes=True), ClassLoss("all" if arm.ahead else "seen"),
                               rows=50, epochs=epochs[2], rate=head_rate, seed=seed)
     seen = [float(row[: 1 + index].mean()) for index, row in enumerate(matrix.scores[1:])]
     return {"accuracy": matrix.average, "on the way": seen, "probe": probing.found, "cost": cost / whole}
-
-
-def read(model: Classifier, batch: Batch) -> Batch:
-    """Rows of features, as a frozen backbone gives them, once and for all."""
-    last = batch.targets.argmax(1)
-    return Batch(features_of(model, batch.tokens, last)[:, None], torch.tensor(labels_of(batch))[:, None])
 
 
 def measure(run: Run) -> list[Row]:
