@@ -20,7 +20,8 @@ def loops(n: int = 150) -> list[list[str]]:
 def test_all_methods_are_compared() -> None:
     found = segue.compare(loops(), minutes=0.05, quiet=True)
     by_name = {result.method: result for result in found.results}
-    assert {"directly-follows graph", "Kneser-Ney", "hidden Markov model", "attention", "mamba"} <= set(by_name)
+    assert {"directly-follows graph", "Kneser-Ney", "hidden Markov model", "automaton (spectral)", "attention",
+            "mamba"} <= set(by_name)
     assert [r.bits for r in found.results] == sorted(r.bits for r in found.results)
     assert by_name["Witten-Bell"].bits < 0.75 * by_name["frequencies"].bits
     assert all(0 <= r.accuracy <= 1 and r.bits > 0 and np.isfinite(r.brier) for r in found.results)

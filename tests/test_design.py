@@ -503,6 +503,9 @@ def test_words_of_hard_letters_are_hard_and_have_gradients() -> None:
     ids = torch.tensor([[0, 2, 1, 1]])
     rows = F.one_hot(ids, V).double().requires_grad_()
     words = soft_words(rows, 3)
+    model = stack(vocabulary=V**3, two=False)
+    read = Encoder(model, V**3, range(V**3), k=3)(rows)
+    torch.testing.assert_close(read, model(words.argmax(-1)).hidden.mean(1))
     assert words.argmax(-1).tolist() == [[0 * 9 + 2 * 3 + 1, 2 * 9 + 1 * 3 + 1]]
     assert torch.equal(words, F.one_hot(words.argmax(-1), V**3).double())
     assert float(torch.autograd.grad(words[0, 0, 7], rows)[0].abs().sum()) == 3

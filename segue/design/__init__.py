@@ -1,6 +1,6 @@
 """Design of sequences that score high: oracles, reward fine-tuning, steered sampling, design from a table."""
 
-from segue.design.offline import Bidirectional, BilevelScalar, OfflineDesign, SoftDesign, ascend, soft_words
+from segue.design.offline import Bidirectional, BilevelScalar, OfflineDesign, SoftDesign, ascend
 from segue.design.oracles import (
     Encoder,
     NetworkOracle,
@@ -11,6 +11,7 @@ from segue.design.oracles import (
     TableOracle,
     numbers,
     ridge,
+    soft_words,
 )
 from segue.design.reports import Percentiles, diversity, percentile_report
 from segue.design.rewards import KL_FORMS, GumbelRollout, RewardFineTuning, path_kl

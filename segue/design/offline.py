@@ -56,16 +56,6 @@ class SoftDesign:
         return torch.where(self.free[..., None], straight_through(hard, logits.softmax(-1)), hard)
 
 
-def soft_words(rows: Tensor, k: int) -> Tensor:
-    """Soft letters (B, L, A) -> the soft words of k letters that begin at each place, (B, L - k + 1, A^k), the first
-    letter counting most: for encoders of overlapping words. One-hot letters make one-hot words, of the same letters."""
-    words = rows[:, : rows.shape[1] - k + 1]
-    for shift in range(1, k):
-        letter = rows[:, shift : rows.shape[1] - k + 1 + shift]
-        words = (words[..., :, None] * letter[..., None, :]).flatten(-2)
-    return words
-
-
 @dataclass(frozen=True)
 class Bidirectional:
     """Both losses of a design against a table, by its features alone.

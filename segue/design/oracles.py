@@ -58,20 +58,34 @@ def numbers(ids: Tensor, letters: int) -> Tensor:
     return (ids * letters ** torch.arange(ids.shape[-1] - 1, -1, -1, device=ids.device)).sum(-1)
 
 
+def soft_words(rows: Tensor, k: int) -> Tensor:
+    """Soft letters (B, L, A) -> the soft words of k letters that begin at each place, (B, L - k + 1, A^k), the first
+    letter counting most. One-hot letters make one-hot words, of the same letters."""
+    words = rows[:, : rows.shape[1] - k + 1]
+    for shift in range(1, k):
+        letter = rows[:, shift : rows.shape[1] - k + 1 + shift]
+        words = (words[..., :, None] * letter[..., None, :]).flatten(-2)
+    return words
+
+
 class Encoder:
     """A frozen backbone's features of soft rows: the mean of its last hidden vectors over a row's letters.
 
     backbone: anything with `hidden(rows, layout)` -> (B, T, D): a `Stack` or a `Classifier` over any mixers.
     vocabulary: of its ids. letters: (A,) the ids that the A letters of a row are to it. before: ids in front of a row.
+    k: it reads overlapping words of so many letters (DNABERT); `letters` are then the (A^k,) ids of the words, the
+    first letter counting most.
     """
 
-    def __init__(self, backbone: Any, vocabulary: int, letters: Sequence[int], before: Sequence[int] = ()) -> None:
-        self.backbone = backbone.eval().requires_grad_(False)
+    def __init__(self, backbone: Any, vocabulary: int, letters: Sequence[int], before: Sequence[int] = (),
+                 k: int = 1) -> None:
+        self.backbone, self.k = backbone.eval().requires_grad_(False), k
         self.letters = F.one_hot(torch.as_tensor(list(letters)), vocabulary)
         self.before = F.one_hot(torch.as_tensor(list(before), dtype=torch.long), vocabulary)
 
     def __call__(self, rows: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, L, A) -> (B, D). lengths: (B,) long, how much of each row is no padding (default: all)."""
+        rows, lengths = soft_words(rows, self.k), None if lengths is None else lengths - self.k + 1
         weight = next(self.backbone.parameters())
         begin = self.before.to(weight).expand(len(rows), -1, -1)
         whole = torch.cat([begin, rows.to(weight) @ self.letters.to(weight)], 1)

@@ -258,13 +258,14 @@ class StateMerging:
 class Spectral:
     """Weighted automaton from the singular value decomposition of a Hankel matrix (Hsu, Kakade & Zhang 2009).
 
-    vocabulary: V, with `end` the id that ends every sequence. rank: of the automaton. length: of the prefixes and
-    suffixes whose statistics are used.
+    vocabulary: V. end: id of the end symbol with which sequences end, if any. rank: of the automaton. length: of the
+    prefixes and suffixes whose statistics are used, the `most` commonest ones.
     Its values can be negative: a prediction is shifted to be at least 0 and made to sum to 1.
     """
 
-    def __init__(self, vocabulary: int, end: int, rank: int = 8, length: int = 3) -> None:
-        self.vocabulary, self.end, self.rank, self.length = vocabulary, end, rank, length
+    def __init__(self, vocabulary: int, end: int | None = None, rank: int = 8, length: int = 3,
+                 most: int = 1000) -> None:
+        self.vocabulary, self.end, self.rank, self.length, self.most = vocabulary, end, rank, length, most
 
     def fit(self, sequences: Iterable[Any]) -> Spectral:
         """Learn sequences (arrays of ids or `Sequence`) anew, from the words of at most `length` that begin them."""
@@ -273,9 +274,9 @@ class Spectral:
         total = lines.total()
         prefixes: Counter[tuple[int, ...]] = Counter()
         for ids, n in lines.items():
-            for k in range(len(ids) + 1):
+            for k in range(min(len(ids), 2 * self.length + 1) + 1):  # a prefix, an element and a suffix of the basis
                 prefixes[ids[:k]] += n
-        basis = [w for w in prefixes if len(w) <= self.length]
+        basis = [w for w, _ in prefixes.most_common() if len(w) <= self.length][: self.most]
         return self.learn(lambda w: prefixes.get(w, 0) / total, lambda w: lines.get(w, 0) / total, basis)
 
     def learn(self, prefix_value: Callable[[tuple[int, ...]], float], value: Callable[[tuple[int, ...]], float],
@@ -294,14 +295,15 @@ class Spectral:
         self.step = {x: back @ np.array([[prefix_value((*u, x, *v)) for v in rows] for u in rows]) @ right
                      for x in symbols}
         self.weigh = back @ hankel[:, empty]
+        self.ahead = np.zeros((self.vocabulary, rank))  # of a state: how likely each element is next
+        self.ahead[symbols] = [step @ self.weigh for step in self.step.values()]
         self.stop = back @ np.array([value(u) for u in rows])
         return self
 
     def _distribution(self, state: np.ndarray) -> np.ndarray:
-        out = np.zeros(self.vocabulary)
-        for x, step in self.step.items():
-            out[x] = state @ step @ self.weigh
-        out[self.end] = state @ self.stop
+        out = self.ahead @ state
+        if self.end is not None:
+            out[self.end] = state @ self.stop
         out -= min(out.min(), 0)
         return out / out.sum() if out.sum() > 0 else np.full(self.vocabulary, 1 / self.vocabulary)
 
@@ -310,14 +312,14 @@ class Spectral:
         return self._predictions(ids)[:len(ids)]
 
     def _predictions(self, ids: np.ndarray) -> np.ndarray:
-        state, out = self.start, []
-        for x in [*ids.tolist(), self.end]:
-            out.append(self._distribution(state))
+        state, out = self.start, [self._distribution(self.start)]
+        for x in ids.tolist():
             if x in self.step:
                 state = state @ self.step[x]
                 weight = state @ self.weigh
                 if abs(weight) > 1e-12:  # only the direction matters
                     state = state / weight
+            out.append(self._distribution(state))
         return np.array(out)
 
     def next(self, prefix: Any) -> np.ndarray:

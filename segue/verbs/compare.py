@@ -19,7 +19,7 @@ from segue.analysis.metrics import evaluate
 from segue.data import Data, TokenStore
 from segue.errors import SegueError
 from segue.kinds import Codec
-from segue.models.classical import HMM, StateMerging, directly_follows
+from segue.models.classical import HMM, Spectral, StateMerging, directly_follows
 from segue.models.counts import CountModel
 from segue.models.predict import DecodablePredictor, SequencePredictor
 from segue.progress import Shown, progress
@@ -183,8 +183,16 @@ def classical(learn: list[np.ndarray], rest: list[np.ndarray], check: list[np.nd
             model = StateMerging(size, end=end).fit(sample(learn, LEARN_ELEMENTS // 20))
             return model, f"{model.states} states"
 
+        def spectral() -> Made:
+            def made(rank: int, sequences: list[np.ndarray]) -> Spectral:
+                return Spectral(size, end, rank, length=2, most=SMALL // 2).fit(sequences)
+
+            rank = min((4, 8, 16, 32), key=lambda rank: evaluate(made(rank, rest), check).bits)
+            return made(rank, some), f"rank {rank}"
+
         states = min(size, 40)
         methods["automaton (ALERGIA)"] = automaton
+        methods["automaton (spectral)"] = spectral
         methods["hidden Markov model"] = lambda: (
             HMM(size, states, restarts=3, iterations=100, seed=seed).fit(sample(some, LEARN_ELEMENTS // 10)),
             f"{states} states")
