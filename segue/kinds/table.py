@@ -120,7 +120,7 @@ class Events(Kind):
             return 0.9 if what or not text_columns(table) else 0.65
         if thing and who:
             return 0.9 if what else 0.65
-        if what and when:
+        if (what and when) or (thing and len(names) == 1):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
