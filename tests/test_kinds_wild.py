@@ -1101,3 +1101,45 @@ def test_who_and_what_in_files_that_are_often_fetched(tmp_path: Path, name: str,
     found, span, rest = data.problems.note.partition(" (")
     assert (data.kind.name, len(data), bool(data.problems)) == ("events", count, False)
     assert found.partition("; not read")[0] + (" (*)" if span and "when" in found else "") == note
+
+
+PARSE = "(ROOT (S (NP The river) (VP is high today) .))"
+PAIRS = [(f"{i} times. {text}", f"Not {i}: {text.lower()}", ["entailment", "neutral", "-"][i % 3])
+         for i, text in enumerate(RIVER * 5)]
+
+
+@pytest.mark.parametrize("name, content, count, said, label", [
+    ("snli.jsonl", "".join(json.dumps({"gold_label": c, "sentence1": a, "sentence1_parse": PARSE, "sentence2": b,
+                                       "sentence2_parse": PARSE}) + "\n" for a, b, c in PAIRS), 14,
+     "{0}\n{1}", "entailment"),
+    ("snli.txt", "gold_label\tsentence1_parse\tsentence1\tsentence2\tlabel1\n" + "".join(
+        f"{c}\t{PARSE}\t{a}\t{b}\t{c}\n" for a, b, c in PAIRS), 14, "{0}\n{1}", "entailment"),
+    ("mrpc.txt", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n" + "".join(
+        f"{i % 2}\t{i}\t{i + 9}\t{a}\t{b}\n" for i, (a, b, _) in enumerate(PAIRS)), 20, "{0}\n{1}", "0"),
+    ("qqp.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n" + "".join(
+        f"{i}\t{i}\t{i + 9}\t{a}\t{b}\t{i % 2}\n" for i, (a, b, _) in enumerate(PAIRS)), 20, "{0}\n{1}", "0"),
+    ("qnli.tsv", "index\tquestion\tsentence\tlabel\n" + "".join(
+        f"{i}\t{a}\t{b}\t{i % 2}\n" for i, (a, b, _) in enumerate(PAIRS)), 20, "{0}\n{1}", "0"),
+    ("roc.csv", "storyid,storytitle,sentence1,sentence2,sentence3\n" + "".join(
+        f"s{i},A title,{a},{b},{a}\n" for i, (a, b, _) in enumerate(PAIRS)), 20, "{0}\n{1}\n{0}", ""),
+    ("haiku.csv", "0,1,source\n" + "".join(f"{a},{b},web\n" for a, b, _ in PAIRS), 20, "{0}\n{1}", ""),
+    ("race.txt", json.dumps({"article": PAIRS[0][0], "id": "x", "questions": ["Why?"], "answers": ["A"]}), 1,
+     "{0}\nWhy?\nA", ""),
+    ("tacred.json", json.dumps([{"id": str(i), "relation": "ab"[i % 2], "token": a.split()}
+                                for i, (a, *_) in enumerate(PAIRS)]), 20, "{0}", "a"),
+    ("tweets.csv", "".join(f'"{i % 2}","{i}","Mon Apr 06 22:19:{i + 10} PDT 2009","u{i}","{b} {i}"\n'
+                           for i, (a, b, _) in enumerate(PAIRS)), 20, "{1} 0", "0"),
+    ("names.csv", "name\n" + "Ann Lee\nBo Ray\nCy Fox\n", 3, "Ann Lee", ""),
+    ("nameless.csv", "Ann Lee\nBo Ray\nCy Fox\n", 3, "Ann Lee", ""),
+])
+def test_texts_and_their_classes_as_benchmarks_have_them(tmp_path: Path, name: str, content: str, count: int, said: str,
+                                                         label: str) -> None:
+    data = read(put(tmp_path / name, content), classes="")
+    assert (data.kind.name, len(data)) == ("text", count) and read(tmp_path / name).kind.name == "text"
+    assert texts(data)[0] == said.format(*PAIRS[0]) and class_in(data.name(0))[1] == label
+
+
+def test_long_rows_are_told_from_sentences_at_once() -> None:
+    """A search for blank lines took minutes where rows are long."""
+    head = b"\n".join(b" 1.5000000e+00" * 90 for _ in range(50))
+    assert not KINDS["events"].sniff(Path("TRAIN.txt"), head)

@@ -14,7 +14,8 @@ from segue.kinds.base import Problems, bad, of_class, words
 from segue.kinds.frame import ROWS, Frame, Look, load_table, said
 
 CLASSES = words("label class category intent y")  # what columns of classes are called, best first
-PERHAPS = words("target sentiment topic emotion genre species language lang key")  # if they say few things
+PERHAPS = words("target sentiment topic emotion relation genre species language lang key quality polarity rating "
+                "stars")  # if they say few things
 FRACTION = re.compile(r"[-+]?\d*\.\d*[1-9]\d*([eE].*)?")
 
 
@@ -72,9 +73,12 @@ def class_column(path: Path, table: Look, asked: str | None) -> str | None:
     known = {name.strip().lower().rpartition(".")[2]: name for name in reversed(table.names)}
     found = next((known[usual] for usual in CLASSES if usual in known), None)
     if found is None:
-        likely = [known[usual] for usual in PERHAPS if known.get(usual) in again]
+        ends = [name for name in again if re.split(r"[_ .]", name.lower())[-1] in CLASSES or name[:3].lower() == "is_"]
+        likely = ends + [known[usual] for usual in PERHAPS if known.get(usual) in again]
         return next(iter(likely or (again if len(table.names) == 2 and len(again) == 1 else [])), None)
-    return None if any(map(_no_class, table.column(found))) else found
+    cells = list(map(class_of, table.column(found)))
+    texts = sum(len(cell.split()) for cell in cells) > 4 * len(cells)
+    return None if texts or any(map(_no_class, table.column(found))) else found
 
 
 def _no_class(cell: Any) -> bool:

@@ -53,6 +53,8 @@ LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and
 ACCESS = re.compile(rb'(\S+) (\S+) (\S+) \[([^\]]+)\] "((?:[^"\\]|\\.)*)" (\S+) (\S+)'
                     rb'(?: "((?:[^"\\]|\\.)*)" "((?:[^"\\]|\\.)*)".*)?\s*')
 ACCESSED = words("client identity account time request status bytes referer agent")
+ALONE = {*words("name text sentence word title address city url item event activity action symbol value sequence seq "
+                "smiles molecule")}  # what a column that is alone is called
 NULLS = ["", *words(r"NULL null NaN nan <NA> #N/A \N")]
 
 
@@ -367,7 +369,9 @@ def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
             usual = max(set(counts), key=counts.count, default=1)
             agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
             tabs = delimiter == "\t" and 0 < agreement == most and usual == cells  # texts hold commas, but no tabs
-            if (agreement > most or tabs) and (agreement == 1 or delimiter != " " or suffix not in DELIMITED):
+            if delimiter == " " and suffix in DELIMITED and (agreement < 1 or not any(map(str.isdigit, text))):
+                continue  # words of names
+            if agreement > most or tabs:
                 most, cells, best = agreement, usual, (delimiter, quoted)
     return best
 
@@ -411,10 +415,19 @@ def _is_header(first: list[str], body: list[list[str]], asked: frozenset[str]) -
         return True
     if first[0] == "" and [row[0] for row in body[:3]] == ["0", "1", "2"]:
         return True  # of pandas: rows are counted, and columns may be
+    counted = [place for place, cell in enumerate(first) if number(cell)]
+    if counted and counted == [int(first[place]) for place in counted if first[place].isdigit()] and \
+            len(set(first)) == len(first) > len(counted) and not any(
+            number(row[place]) for row in body for place in counted if place < len(row)):
+        return True  # some are numbered, as pandas does it, with texts below
     if any(map(number, first)) or any(all(map(LONG_WORD.fullmatch, column)) for column in zip(first, *body)):
         return False
     if not body or any(2 * sum(number(cell) for cell in column) >= len(column) for column in zip(*body)):
         return True
+    if len(first) == 1:
+        alike = [row[0][:1].isupper() == first[0][:1].isupper() for row in body if row]
+        last = re.split(r"[_ ]", first[0].lower())[-1]
+        return bool(ALONE & {last, last.removesuffix("s")}) or 2 * sum(alike) < len(alike)
     names = [cell for cell in first if cell]  # a table may have columns that are empty all over
     again = any(cell and place < len(row) and row[place].strip() == cell for place, cell in enumerate(first)
                 for row in body)

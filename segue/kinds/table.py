@@ -120,7 +120,7 @@ class Events(Kind):
             return 0.9 if what or not text_columns(table) else 0.65
         if thing and who:
             return 0.9 if what else 0.65
-        if what and when:
+        if (what and when) or (thing and len(names) == 1):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
@@ -429,7 +429,9 @@ def ranked(names: Iterable[str], usual: Sequence[str]) -> list[str]:
 
 def _in_blocks(table: Look, head: bytes) -> bool:
     """A table without a header in which blank lines stand between several rows and several others."""
-    return not table.headed and len(re.findall(rb"[^\s][^\n]*\n[^\n]*\S[^\n]*\n[ \t\r]*\n(?=\S)", head)) > 1
+    rows = [bool(line.strip()) for line in head.split(b"\n")]
+    return not table.headed and sum(each == (True, True, False, True)
+                                    for each in zip(rows, rows[1:], rows[2:], rows[3:])) > 1
 
 
 def _interactions(table: Look) -> bool:

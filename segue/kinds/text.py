@@ -57,21 +57,23 @@ from segue.kinds.times import DATE
 SAMPLE = 1 << 26  # bytes of text that merges are learned from
 # Columns and fields that hold text, best first; those of objects (JSON) may have names that say it less surely.
 COLUMNS = words("text content body document sentence article story passage dialogue dialog conversation transcript "
-                "question message review comment utterance tweet post query abstract summary lyrics caption abc smiles")
+                "question message review comment utterance utt tweet post query abstract summary lyrics caption abc "
+                "smiles")
 FIELDS = words("text content code body document sentence article story passage dialogue dialog conversation transcript "
-               "question problem prompt input instruction description abstract message review comment utterance tweet "
-               "post query summary completion output response answer chosen context title lyrics caption abc smiles")
+               "question problem prompt input instruction instructions problem_statement description abstract message "
+               "review comment utterance utt tweet post query summary completion output response answer chosen context "
+               "title lyrics caption abc smiles")
 # What asks and what answers: together they are one text. So are what a few things are made of, and these.
-ASKS = words("instruction instructions question questions stem problem prompt input context passage story body query "
-             "options choices premise buggy mr")
-ANSWERS = words("completion output response answer answers rationale solution canonical_solution chosen answerkey "
-                "hypothesis fixed ref")
+ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
+             "article story body query options choices premise buggy mr")
+ANSWERS = words("completion output response answer answers rationale solution solutions canonical_solution chosen "
+                "answerkey hypothesis sentence fixed patch ref")
 SOURCES = words("text dialogue dialog conversation transcript document article body content description intent")
 MADE = words("code snippet summary highlights")
 LANGUAGE = re.compile(r"(translation\.)?([a-z]{2,3}([_-]\w{2,4})?|(english|french|german|spanish|italian|russian|"
                       r"chinese|japanese)\b.*)", re.IGNORECASE)
 DIALOGUES = words("dialogue dialog conversation transcript context")
-TOKENS = ("tokens", "words")  # a text in lists of its words
+TOKENS = ("tokens", "words", "token")  # a text in lists of its words
 TURNS, ROLES = words("content value text utterance message"), words("role from speaker author agent")  # of a dialogue
 LABEL = "__label__"  # what fastText has in front of a class
 SMILES = {".smi", ".smiles"}  # a molecule a line, its name behind it
@@ -136,8 +138,7 @@ class Text(Kind):
         if classes == "" and not lines and head_of(path).startswith(LABEL.encode()):
             yield from self._labelled(path, encoding, errors)
             return
-        if not lines and (field or classes or suffix in DELIMITED | JSON | PARQUET or
-                          (classes == "" and suffix in TABULAR)):
+        if not lines and (field or classes or suffix in TABULAR):
             rows = self._rows(path, problems, field, classes, encoding)
             if rows is not None:
                 yield from rows
@@ -209,7 +210,8 @@ class Text(Kind):
             return self._read_lines(path, problems, field, classes or None)  # which says what is wrong in every line
         if table is None and field:
             raise SegueError(f"{path}: there is no table here to take '{field[0]}' from; leave field= out")
-        if table is None:
+        tabbed = table is not None and table.headed and table.delimiter == "\t"
+        if table is None or not (sure or classes == "" or tabbed or table.form != "delimited"):
             return None
         column = class_column(path, table, classes)
         if column in field and classes:
@@ -220,6 +222,7 @@ class Text(Kind):
             raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
         if column in field or not field:  # one that only by chance is called as classes are
             column, field = None, field or text_columns(table)
+        sure = sure or tabbed or (table.form != "delimited" and _plain(table, field))
         if suffix not in LINES | PARQUET and not (field and (sure or (column and table.regular))):
             return None
         if problems is not None and field:
@@ -467,6 +470,7 @@ def _record(path: Path, place: int, text: str, cells: Mapping[str, Any], column:
             problems: Problems | None) -> Record | None:
     """The text of a row; where there is a column of classes, None if it says none."""
     label = "" if column is None else class_of(cells.get(column))
+    label = "" if label == "-" and str(column).startswith("gold") else label  # SNLI's: those who judged disagree
     if column is not None and not told(problems, path, str(place), column, label):
         return None
     return Record(text.encode("utf-8", "backslashreplace"), name=of_class(f"{path}:{place}", label))
@@ -496,14 +500,16 @@ def text_columns(table: Look) -> list[str]:
         if source is not None and not pair:
             return [source, *made]
         for usual in FIELDS if table.form in ("json", "document") or pair else COLUMNS:
-            cell = next(iter(table.column(known[usual])), "") if usual in known else None
+            known.setdefault(usual, known.get(f"{usual}1", ""))
+            cell = next(iter(table.column(known[usual])), "") if known[usual] else None
             if isinstance(cell, str) or (usual in DIALOGUES and _are_texts(cell)):
                 return asks + answers if pair and usual in ASKS + ANSWERS else _siblings(known[usual], table)
         if pair:
             return asks + answers
     if len(names) == 1:
-        texts = table.form != "delimited" and all(isinstance(cell, str) for cell in table.column(names[0]))
-        return [names[0]] if texts else []
+        cells = table.column(names[0])
+        told = table.form == "delimited" and any(number(cell) or DATE.fullmatch(cell) for cell in cells)
+        return [names[0]] if cells and not told and all(isinstance(cell, str) for cell in cells) else []
     prose = {}
     for name in names:
         cells = [cell for cell in table.column(name) if isinstance(cell, str)]
@@ -521,6 +527,11 @@ def text_columns(table: Look) -> list[str]:
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
 
 
+def _plain(table: Look, field: Sequence[str]) -> bool:
+    """Whether there are texts in these fields."""
+    return any(isinstance(cell, str) for name in field for cell in table.column(name))
+
+
 def _lists_texts(cells: Sequence[Any]) -> bool:
     """Lists of words or texts in every cell, such as the options of a question; not of single letters."""
     return all(isinstance(cell, list) and all(isinstance(each, str) for each in cell) for cell in cells) and any(
@@ -536,7 +547,8 @@ def _answers(name: str, table: Look) -> bool:
 
 
 def _siblings(name: str, table: Look) -> list[str]:
-    """A column and those that are counted with it: sentence1 and sentence2."""
-    stem = re.sub(r"(?<=\D)1(?!.*\d)", "*", name)
-    counted = [other for i in range(2, 10) if (other := stem.replace("*", str(i))) != name and other in table.names]
-    return [name, *counted] if "*" in stem else [name]
+    """A column and those of words that are counted with it, in order: sentence1 and sentence2."""
+    before, digit, behind = re.fullmatch(r"(.*?)(?:(?<!\d)(\d)(\D*))?", name).groups()  # type: ignore[union-attr]
+    counted = [other for i in range(10) if (other := f"{before}{i}{behind}") in table.names] if digit else []
+    return [other for other in counted if other == name or any(" " in str(cell) for cell in table.column(other))] or [
+        name]

@@ -25,7 +25,7 @@ FORMATS = [date + clock for date in DATES for clock in CLOCKS] + \
 DATED = re.compile(r"(?i)dat(e|um|a)|fecha|日|tag\b")
 SERIAL = 29221, 65746  # days of a spreadsheet: the years 1980 to 2079
 DATE = re.compile(r"\[?([A-Z][a-z]{2},? )?(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-/ ][A-Za-z]{3,9}[-/ ]\d{2,4}|"
-                  r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)?( [+-]\d{4}| UTC| GMT)? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
+                  r"[A-Z][a-z]{2,8}\.? \d{1,2},?( [\d:]+)?( [+-]\d{4}| [A-Z]{3,4})? \d{4}|\d{4}年\d{1,2}月\d{1,2}日)"
                   r"([T ,:].*)?|\d{4}[-/](0?[1-9]|1[0-2])|\d{4}[-/ ]?Q[1-4]|[A-Z][a-z]{2}[- ](\d{2}|\d{4})")
 NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
@@ -189,10 +189,11 @@ def _guessed(text: Any, path: Path) -> np.ndarray:
 
 
 QUARTER = re.compile(r"(\d{4})[-/ ]?Q([1-4])")
+AMERICA = {"E": "-0500", "C": "-0600", "M": "-0700", "P": "-0800"}  # in winter
 POINTED = re.compile(r"\b(\d{1,2})\.(\d\d)\.(\d\d)\.(\d{1,9})(?= ?[AP]M)")  # as Oracle writes it
 # A written time in three: the date and the clock to the second, its fraction, its zone.
 WRITTEN = re.compile(r"\[?(?P<clock>.*?)(?:(?<=:\d\d)[.,](?P<fraction>\d{1,9}))?(?P<half> ?[AP]M)?\s*"
-                     r"(?P<zone>Z|UTC|GMT|(?<=[\d ])[+-]\d\d:?\d\d)?(?P<year> \d{4})?\]?")
+                     r"(?P<zone>Z|UTC|GMT|[ECMP][SD]T|(?<=[\d ])[+-]\d\d:?\d\d)?(?P<year> \d{4})?\]?")
 
 
 def _dated(texts: list[str], path: Path) -> np.ndarray:
@@ -204,6 +205,8 @@ def _dated(texts: list[str], path: Path) -> np.ndarray:
         text = QUARTER.sub(lambda found: f"{found[1]}-{3 * int(found[2]) - 2:02d}", POINTED.sub(r"\1:\2:\3.\4", text))
         found = WRITTEN.fullmatch(text)
         fraction, zone = (found["fraction"], found["zone"] or "") if found else (None, "")
+        if zone[1:] in ("ST", "DT"):
+            zone = f"-{int(AMERICA[zone[0]][1:]) - 100 * (zone[1] == 'D'):04d}"
         away = int(f"{zone[0]}1") * (int(zone[1:3]) * 3600 + int(zone[-2:]) * 60) if zone[:1] in tuple("+-") else 0
         parts = (found["clock"], found["half"] or "", found["year"] or "") if found else (text,)
         clocks.append(" ".join("".join(parts).split()))
