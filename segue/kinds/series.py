@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,10 @@ class Series(Kind):
         if look is None or not look.rows or (look.form == "delimited" and not look.regular and
                                              path.suffix.lower() not in DELIMITED):
             return 0.0
+        return self.sniff_table(path, look)
+
+    def sniff_table(self, path: Path, look: Look) -> float:
+        """`sniff`, of a table by its first rows."""
         names = look.names if look.headed else []
         columns = {name: cells for name in look.names if (cells := look.column(name))}
         if lists := [name for name, cells in columns.items() if any(isinstance(cell, list) for cell in cells)]:
@@ -167,30 +171,36 @@ class Series(Kind):
         else:
             frame = load_table(path, Problems() if problems is None else problems, encoding,
                                (who, when, classes, *(name for part in chosen for name in (part, *part.split(",")))))
-            if rows is None and not frame.headed:
-                rows = len(frame.columns) >= WHOLE
-            of = take_classes(frame, classes, (who, when, column, *chosen))
-            lists = {name: values[:100].to_pylist() for name, values in frame.columns.items()
-                     if "list" in str(values.type)}
-            across = listed(lists) if lists and not chosen else []
-            beside = [name for name in lists if name not in across and timelike(lists[name][0] or ["?"])]
-            if len(across) == 1 and not beside:
-                yield from _lists(frame, across[0], of, problems)
-                return
-            if across:
-                frame = laid_out(frame, [*across, *beside])
-                who = "series" if "series" in frame.columns else who
-            along = []
-            if rows is None and not (chosen or who or when) and len(frame.columns) > 2:
-                named = [name for name in frame.columns if _says_class(name)] if frame.classes is None else []
-                along = wide(list(frame.columns), _wordy(frame, frame.columns), named, frame.classes is not None)
-                of = take_classes(frame, named[0]) if along and len(named) == 1 else of
-            if (rows or along) and frame.classes is None and (said := classes_beside(path, len(frame.rows))):
-                frame.classes, of = np.array(said, object), "the file beside it"
-            if rows or along:
-                yield from _whole_rows(frame, along, of, problems)
-            else:
-                yield from _moments(frame, chosen, column, who, when, when_format, classes, of, problems)
+            yield from self.read_table(frame, problems, chosen, column, who, when, when_format, rows, classes)
+
+    def read_table(self, frame: Frame, problems: Problems | None, chosen: list[str], column: str | None,
+                   who: str | None, when: str | None, when_format: str | None, rows: bool | None,
+                   classes: str | None) -> Iterator[Record]:
+        """`read`, of a table: lists in its cells, a series in each row, or a moment in each."""
+        if rows is None and not frame.headed:
+            rows = len(frame.columns) >= WHOLE
+        of = take_classes(frame, classes, (who, when, column, *chosen))
+        lists = {name: values[:100].to_pylist() for name, values in frame.columns.items()
+                 if "list" in str(values.type)}
+        across = listed(lists) if lists and not chosen else []
+        beside = [name for name in lists if name not in across and timelike(lists[name][0] or ["?"])]
+        if len(across) == 1 and not beside:
+            yield from _lists(frame, across[0], of, problems)
+            return
+        if across:
+            frame = laid_out(frame, [*across, *beside])
+            who = "series" if "series" in frame.columns else who
+        along = []
+        if rows is None and not (chosen or who or when) and len(frame.columns) > 2:
+            named = [name for name in frame.columns if _says_class(name)] if frame.classes is None else []
+            along = wide(list(frame.columns), _wordy(frame, frame.columns), named, frame.classes is not None)
+            of = take_classes(frame, named[0]) if along and len(named) == 1 else of
+        if (rows or along) and frame.classes is None and (said := classes_beside(frame.path, len(frame.rows))):
+            frame.classes, of = np.array(said, object), "the file beside it"
+        if rows or along:
+            yield from _whole_rows(frame, along, of, problems)
+        else:
+            yield from _moments(frame, chosen, column, who, when, when_format, classes, of, problems)
 
     def codec(self, data: Dataset, *, levels: int = 128) -> Codec:
         """The levels of each column: its numbers, where there are at most twice as many different ones; else half of
@@ -621,11 +631,74 @@ def _whole_rows(frame: Frame, along: Sequence[str], of: str | None, problems: Pr
         yield Record(flat({"": values[: last[-1] + 1]}), name=of_class(f"{frame.path}:{name}", label))
 
 
+@dataclass
+class _Moments:
+    """What the columns of a table are, whose rows are moments. numbers: by column. who, when: the columns that name
+    series and say when, if any; times: in seconds. labels: the name of each series; series: its rows."""
+
+    numbers: dict[str, np.ndarray]
+    who: str | None
+    when: str | None
+    times: np.ndarray | None
+    labels: list[str]
+    series: list[np.ndarray]
+
+    def called(self) -> dict[str, str]:
+        """What columns are called in items: nothing where there is but one, and numbers are no names."""
+        if len(self.numbers) < 2:
+            return dict.fromkeys(self.numbers, "")
+        return {name: f"x{name}" if name.isdigit() else name for name in self.numbers}
+
+    def clock(self, rows: np.ndarray) -> Clock | None:
+        """When a series goes on, where its times come at a regular pace."""
+        if self.when is None or self.times is None or not np.isfinite(self.times[rows]).all():
+            return None
+        gap = steady(self.times[rows])
+        return Clock(self.when, self.times[rows], gap) if np.isfinite(gap) else None
+
+    def note(self, names: Sequence[str], of: str | None) -> str:
+        """Which columns are read as what; names: all there are, of: where classes were found."""
+        between = "" if self.times is None else span(self.times)
+        if self.times is not None and np.isfinite(pace := steady(self.times[self.series[0]])):
+            real = np.nanmax(np.abs(self.times)) >= EPOCH
+            between += f", every {lasting(pace) if real else f'{pace:g}'}"
+        roles = said([("class", of), ("who", self.who), ("when", self.when)],
+                     [name for name in names if name not in self.numbers], between)
+        more = f",... ({len(self.numbers)} in all)" if len(self.numbers) > SHOWN else ""
+        comma = ", " if of or self.who or self.when else ""
+        return f"columns={','.join([*self.numbers][:SHOWN])}{more}{comma}{roles}"
+
+
 def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
              when_format: str | None, classes: str | None, of: str | None,
              problems: Problems | None) -> Iterator[Record]:
     """Each row of a table is a moment."""
     frame = _without_units(frame)
+    found = _roles(frame, chosen, column, who, when, when_format)
+    said_of = None if frame.classes is None else classes_of(frame.classes, found.series, classes)
+    if problems is not None:
+        problems.note = found.note(list(frame.columns), None if said_of is None else of)
+        problems.columns.append(next(iter(found.numbers)) if len(found.numbers) == 1 and frame.headed else "")
+    called, times = found.called(), found.times
+    for number, (label, mine) in enumerate(zip(found.labels, found.series)):
+        if times is not None and np.isfinite(times[mine]).all():
+            mine = mine[np.argsort(times[mine], kind="stable")]
+        parts = {called[name]: values[mine] for name, values in found.numbers.items()}
+        if not any(np.isfinite(values).any() for values in parts.values()):
+            bad(problems, frame.path, label, None, "there is no number in this series; remove it")
+            continue
+        name = f"{frame.path}:{label}" if label else str(frame.path)
+        if problems is not None:
+            problems.clock = found.clock(mine)
+        if said_of is None:
+            yield Record(flat(parts), name=name)
+        elif told(problems, frame.path, label, of, said_of[number]):
+            yield Record(flat(parts), name=of_class(name, said_of[number]))
+
+
+def _roles(frame: Frame, chosen: list[str], column: str | None, who: str | None, when: str | None,
+           when_format: str | None) -> _Moments:
+    """Find what was not asked for, and refuse what is not there; see `Series.read`."""
     names, there = list(frame.columns), ", ".join(frame.columns)
     chosen = [name for part in chosen for name in ([part] if part in names else part.split(","))]
     chosen = [name[1:] if name not in names and name[1:] in names and name == f"x{name[1:]}" else name
@@ -671,36 +744,7 @@ def _moments(frame: Frame, chosen: list[str], column: str | None, who: str | Non
             raise SegueError(f"{frame.path}: there is no column '{column}' of numbers, which the model was fitted on; "
                              f"there are {', '.join(numbers)}: name one with columns=")
         numbers = {column: numbers[column]}
-    said_of = None if frame.classes is None else classes_of(frame.classes, series, classes)
-    if problems is not None:
-        of = None if said_of is None else of
-        between = "" if times is None else span(times)
-        if times is not None and np.isfinite(pace := steady(times[series[0]])):
-            between += f", every {lasting(pace) if np.nanmax(np.abs(times)) >= EPOCH else f'{pace:g}'}"
-        roles = said([("class", of), ("who", who), ("when", when)], [name for name in names if name not in numbers],
-                     between)
-        more = f",... ({len(numbers)} in all)" if len(numbers) > SHOWN else ""
-        problems.note = f"columns={','.join([*numbers][:SHOWN])}{more}{', ' if of or who or when else ''}{roles}"
-        problems.columns.append(next(iter(numbers)) if len(numbers) == 1 and frame.headed else "")
-    called = {name: f"x{name}" if name.isdigit() else name for name in numbers} if len(numbers) > 1 else \
-        dict.fromkeys(numbers, "")
-    for number, (label, mine) in enumerate(zip(labels, series)):
-        if times is not None and np.isfinite(times[mine]).all():
-            mine = mine[np.argsort(times[mine], kind="stable")]
-        parts = {called[name]: values[mine] for name, values in numbers.items()}
-        if not any(np.isfinite(values).any() for values in parts.values()):
-            bad(problems, frame.path, label, None, "there is no number in this series; remove it")
-            continue
-        name = f"{frame.path}:{label}" if label else str(frame.path)
-        if problems is not None:
-            problems.clock = None
-            if when is not None and times is not None and np.isfinite(gap := steady(times[mine])) and \
-                    np.isfinite(times[mine]).all():
-                problems.clock = Clock(when, times[mine], gap)
-        if said_of is None:
-            yield Record(flat(parts), name=name)
-        elif told(problems, frame.path, label, of, said_of[number]):
-            yield Record(flat(parts), name=of_class(name, said_of[number]))
+    return _Moments(numbers, who, when, times, labels, series)
 
 
 def _whose(frame: Frame, when: str, when_format: str | None, names: Sequence[str]) -> str | None:
