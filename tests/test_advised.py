@@ -138,6 +138,23 @@ def test_regression_finds_the_law() -> None:
         assert np.abs(said - numbers[ids[mine]]).mean() < error
 
 
+def test_regression_knows_what_stays_and_what_comes_often() -> None:
+    """A machine's set points: held for some moments, then another one of a few, anywhere."""
+    draw, points = np.random.default_rng(0), np.arange(2, 80, 3)
+
+    def held(count: int) -> list[np.ndarray]:
+        return [np.repeat(draw.choice(points, 40), draw.integers(2, 9, 40)).astype(np.int32) for _ in range(count)]
+
+    model = Regression(83, [list(range(82))], [LEVELS.tolist()], 8, 0)
+    model.learn(held(20))
+    ids = held(1)[0]
+    told = model.predictions(ids, 20)
+    stays = ids[20:] == ids[19:-1]
+    chances = told[np.arange(len(told)), ids[20:]]
+    assert np.exp(np.log(chances).mean()) > 0.25 and chances[stays].min() > 0.5
+    assert chances[~stays].mean() > 2 / 82 * (~stays).mean()  # of any number, twice what all alike have
+
+
 def test_a_wave_of_any_pace_is_predicted_by_the_normal_equations() -> None:
     model, ids = prediction(), voices(1, 7, 240)[0]
     model.learn(voices(20, 0))
