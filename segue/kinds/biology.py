@@ -63,6 +63,7 @@ class Letters(Kind):
 
     storage = "letters"
     split_by = "content"
+    decoder = "sample"
     letters: ClassVar[str] = ""
     mask: ClassVar[str] = ""
     surely: ClassVar[frozenset[str]] = frozenset()  # suffixes that mean this kind

@@ -94,6 +94,7 @@ class Events(Kind):
     unit = "event"
     storage = "items"
     split_by = "entity"
+    advisor = "neighbours of items"
 
     def sniff(self, path: Path, head: bytes) -> float:
         suffix = path.suffix.lower()
@@ -264,6 +265,7 @@ class Cases(Kind):
     unit = "event"
     storage = "items"
     split_by = "name"
+    advisor = "neighbours of items"
 
     def sniff(self, path: Path, head: bytes) -> float:
         """Lines of whole numbers that come again and again, or, in a file that is called a table, lines of few or many
