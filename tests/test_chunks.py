@@ -21,7 +21,8 @@ from segue.kernels import blocks as block_module
 from segue.kernels import delta as delta_module
 from segue.kernels import mlstm as mlstm_module
 from segue.kernels.blocks import block_product
-from segue.kernels.cpu import threads
+from segue.kernels.cpu import simd, threads
+from segue.kernels.cpu.products import MOST_PANELS
 from segue.kernels.delta import delta, delta_reference, unit
 from segue.kernels.mlstm import EMPTY, mlstm, mlstm_reference
 from segue.mixers import MIXERS
@@ -169,7 +170,7 @@ def test_blocks_are_a_sum_each(blocks: int, outputs: int, width: int, monkeypatc
         return (block_product(x, weight),)
 
     found = with_gradients(run, inputs, given=1)
-    assert bool(block_module._together(*inputs)) == (width != 5) or width > 16
+    assert bool(block_module._together(*inputs)) == (width != 5 and width <= MOST_PANELS * simd.LANES // 2)
     monkeypatch.setattr(block_module, "_together", lambda *_: 0)
     agree(found, with_gradients(run, inputs, given=1), 1e-12)
 

@@ -341,6 +341,21 @@ def test_baskets_are_cases(tmp_path: Path) -> None:
     assert read(put(tmp_path / "a.txt", "a b,c\n"), kind="cases", elements="cells")[0].object == ["a b", "c"]
 
 
+def test_sequences_of_sets_are_cases(tmp_path: Path) -> None:
+    sets = "@CONVERTED_FROM_TEXT\n@ITEM=1=the\n@ITEM=2=river\n1 -1 2 1 -1 -2\n2 -1 -2\n"
+    data = read(put(tmp_path / "spmf.txt", sets))
+    assert data.kind.name == "cases" and [record.object for record in data] == [["the", "river", "the"], ["river"]]
+    check_kind(KINDS["cases"], [tmp_path / "spmf.txt"], mutations=6)
+
+
+def test_files_of_another_kind_are_skipped_and_told(tmp_path: Path) -> None:
+    put(tmp_path / "a.fa", ">a\nACGTACGTAA\n")
+    put(tmp_path / "b.faa", ">b\nMKWLFHYDEQ\n")
+    for kind, other in (("dna", "protein"), ("protein", "dna")):
+        data = read(tmp_path, kind=kind)
+        assert len(data) == 1 and f"skipped: looks like {other}, not {kind}" in str(data.problems[0])
+
+
 def test_a_notebook_is_what_was_typed(tmp_path: Path) -> None:
     cells = [{"cell_type": "markdown", "source": ["# Title\n", "words"]},
              {"cell_type": "code", "source": "x = 1", "outputs": [{"data": {"image/png": "iVBORw0KGgo" * 99}}]}]
@@ -467,6 +482,8 @@ def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
      "The river is high 0", "a"),
     ("fast.txt", "".join(f"__label__{'ab'[i % 2]} __label__z The river is high.\n" for i in range(6)), "text",
      "The river is high.", "a"),
+    ("promoters.data", "".join(f"{'+-'[i % 2]},S{i},\t\t{'acgt' * 6}{'acgtn'[:i]}\n" for i in range(6)), "dna",
+     "ACGT" * 6, "+"),
     ("kmers.tsv", "sequence\tlabel\n" + "".join(f"ACGTA CGTAC GTACG {'TACGA' if i % 2 else 'TACGG'}\t{i % 2}\n"
                                               for i in range(6)), "dna", "ACGTACGG", "0"),
 ])
@@ -1089,6 +1106,16 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
      "who=the file, what=EventId, when=Time (*)", 1),
     ("traces.csv", "BlockId,Label,Features,TimeInterval\n" + "".join(
         f'blk_{i},Fail,"[E5,E2,E{i % 3}]","[0.0, 1.5, 0.5]"\n' for i in range(20)), "what=Features", 20),
+    ("mind.tsv", "".join(f"{i}\tU{i % 4}\t11/13/2019 8:36:5{i % 10} AM\t"
+                         f"{' '.join(f'N{k * k % 7}' for k in range(i % 5))}\tN{i}-1 N2-0{' N3-0' * (i % 3)}\n"
+                         for i in range(2, 40)), "who=2, what=4", 31),
+    ("seq.csv", "user_id,item_seq\n" + "".join(f"{i},{' '.join(f'{k * i % 7}' for k in range(i % 4 + 2))}\n"
+                                               for i in range(20)), "who=user_id, what=item_seq", 20),
+    ("ner.csv", "Sentence #,Word,Tag\n" + "".join(f"{'' if i % 4 else f'Sentence: {i // 4}'},w{i * i % 7},O\n"
+                                                  for i in range(20)), "who=Sentence #, what=Word", 5),
+    ("assist.csv", "order_id,user_id,problem_id,correct\n" + "".join(f"{i},{i // 5},{i * i % 7},{i % 2}\n"
+                                                                     for i in range(20)),
+     "who=user_id, what=problem_id", 4),
     ("mpd.json", json.dumps({"info": {"slice": "0-9"}, "playlists": [
         {"name": "x", "modified_at": 1493424000, "tracks": [{"pos": k, "track": f"t{k * i % 3}"} for k in range(4)]}
         for i in range(9)]}), "what=tracks.track", 9),
@@ -1099,7 +1126,7 @@ def test_who_and_what_in_files_that_are_often_fetched(tmp_path: Path, name: str,
                                                       count: int) -> None:
     data = read(put(tmp_path / name, content))
     found, span, rest = data.problems.note.partition(" (")
-    assert (data.kind.name, len(data), bool(data.problems)) == ("events", count, False)
+    assert (data.kind.name, len(data), bool(data.problems)) == ("events", count, name == "mind.tsv")
     assert found.partition("; not read")[0] + (" (*)" if span and "when" in found else "") == note
 
 

@@ -151,7 +151,12 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
     if name is not None:
         if not heads:
             raise SegueError(f"no usable file: {problems[0]}")
-        return KINDS[name], list(heads)
+        chosen = KINDS[name]
+        other = {path: found for path, head in heads.items()
+                 if path not in named and (found := _another(path, head, chosen)) and not KINDS[found].family}
+        for path, found in other.items() if len(other) < len(heads) else ():
+            problems.refuse(path, f"skipped: looks like {found}, not {name}; give the file itself to read it as {name}")
+        return chosen, [path for path in heads if path not in other] or list(heads)
     best: dict[Path, tuple[float, str]] = {}  # how surely a file is of which kind
     votes: dict[str, float] = {}
     for path, head in heads.items():
@@ -164,10 +169,10 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
         raise SegueError(f"{path}: not a file of a kind known here ({', '.join(KINDS)}): {foreign(heads[path])}"
                          if path in heads else str(problems[0]))
     winner = KINDS[max(votes, key=lambda k: votes[k])]
-    chosen = []
+    fitting = []
     for path, (score, found) in best.items():
         if score > 0 and (found == winner.name or (winner.family and KINDS[found].family == winner.family)):
-            chosen.append(path)
+            fitting.append(path)
         elif path in named:
             looks = f"looks like {found}" if score > 0 else "looks of no kind known here"
             raise SegueError(f"{path} {looks}, other files like {winner.name}: read one kind at a time, or name the "
@@ -175,17 +180,21 @@ def _choose(files: list[Path], named: frozenset[Path], name: str | None, problem
         else:
             looks = f"looks like {found}, where most is {winner.name}" if score > 0 else foreign(heads[path])
             problems.refuse(path, f"skipped: {looks}")
-    return winner, chosen
+    return winner, fitting
 
 
 def _likely(path: Path, chosen: Kind) -> str:
     """What a file looks like that was to be of another kind, "" where that is in doubt."""
     with suppress(SegueError):
-        head = head_of(path)
-        score, found = max(((kind.sniff(bare(path), head), kind.name) for kind in KINDS.values()), key=lambda s: s[0])
-        if score >= 0.8 > chosen.sniff(bare(path), head) and (KINDS[found].family or found) != chosen.family:
-            return found
+        return _another(path, head_of(path), chosen)
     return ""
+
+
+def _another(path: Path, head: bytes, chosen: Kind) -> str:
+    """The kind that a file surely is of, if it is not the chosen one; else ""."""
+    score, found = max(((kind.sniff(bare(path), head), kind.name) for kind in KINDS.values()), key=lambda s: s[0])
+    surely = score >= 0.8 > chosen.sniff(bare(path), head)
+    return found if surely and (KINDS[found].family or found) != (chosen.family or chosen.name) else ""
 
 
 def _heads(files: list[Path], named: frozenset[Path], problems: Problems) -> dict[Path, bytes]:

@@ -360,6 +360,7 @@ def continue_(fitted: FittedModel, prime: Any = None, n: int | None = 256, decod
                 _samples(fitted, model, record, n, samples, draft, stop, options)
                 for record, each in zip(records, told_of)]
         return told if many else told[0]
+    decoder = decoder or kind.decoder
     answers = continue_objects(model, fitted.codec, [record.object for record in records], n, decoder,
                                drafter_for(fitted, decoder, draft), stop=stop, **options)
     for answer, count, record in zip(answers, strange, records):

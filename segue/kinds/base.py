@@ -124,6 +124,9 @@ class Kind(ABC):
     family: kinds of one family are read together from one folder (text and code).
     several: whether a file holds many sequences, each with its name; else it is one (a text, a sound).
     drawn: whether people are shown an answer as a drawing of the whole (`show`), and not what was added.
+    decoder: how an answer is chosen where nobody says: by "sample" where the likeliest goes round in circles, such as
+        DNA or music; None: greedy.
+    advisor: what tells the next element beside counts, by its name in `segue.models.advised.revived`, if anything does.
     """
 
     name: ClassVar[str] = ""
@@ -133,6 +136,8 @@ class Kind(ABC):
     family: ClassVar[str] = ""
     several: ClassVar[bool] = True
     drawn: ClassVar[bool] = False
+    decoder: ClassVar[str | None] = None
+    advisor: ClassVar[str] = ""
 
     @abstractmethod
     def sniff(self, path: Path, head: bytes) -> float:

@@ -29,7 +29,7 @@ BLOCK = 1 << 22
 BLOCKED = 8  # letters at least in the blocks that some write a sequence's lines in
 LONG = 1000  # letters: that two records are the same is then no chance
 PHRED = bytes(range(33, 127))
-COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "sequences", "dna_sequence", "protein_sequence",
+COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "cdr3", "sequences", "dna_sequence", "protein_sequence",
            "aa_sequence"}
 NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name"}
 BLANKS = b" \t\r\n\v\f"
@@ -63,6 +63,7 @@ class Letters(Kind):
 
     storage = "letters"
     split_by = "content"
+    decoder = "sample"
     letters: ClassVar[str] = ""
     mask: ClassVar[str] = ""
     surely: ClassVar[frozenset[str]] = frozenset()  # suffixes that mean this kind

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -46,6 +46,7 @@ JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
 TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
 SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
+IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
 BARE = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
 TYPED = re.compile(r":(token|float)(_seq)?$")  # what RecBole writes behind a column's name
 LONG_WORD = re.compile(r"[A-Z*-]{20,}|[a-z*-]{20,}")  # no name of a column, and no word: letters of a sequence
@@ -341,6 +342,14 @@ def listed(cell: str) -> list[Any] | None:
     return None
 
 
+def are_ids(cells: Sequence[Any]) -> bool:
+    """Whether these are ids with blanks between, several in most cells, and not always so many."""
+    if not all(isinstance(cell, str) and IDS.fullmatch(cell) for cell in cells):
+        return False
+    counts = [len(cell.split()) for cell in cells]
+    return 2 * sum(count > 1 for count in counts) > len(counts) and len(set(counts)) > 2
+
+
 def _accessed(lines: Iterable[bytes]) -> bool:
     """Whether these are the first lines of a web server's log; the last may be cut."""
     told = [ACCESS.fullmatch(line) is not None for line in lines if line.strip()]
@@ -368,7 +377,8 @@ def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
             counts = [len(row) for _, row in islice(_cells(lines, delimiter, quoted), ROWS)]
             usual = max(set(counts), key=counts.count, default=1)
             agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
-            tabs = delimiter == "\t" and 0 < agreement == most and usual == cells  # texts hold commas, but no tabs
+            tabs = delimiter == "\t" and 0 < agreement == most and usual == cells and not all(
+                "\t\t" in line for line in lines[:ROWS])  # texts hold commas, but no tabs
             if delimiter == " " and suffix in DELIMITED and (agreement < 1 or not any(map(str.isdigit, text))):
                 continue  # words of names
             if agreement > most or tabs:

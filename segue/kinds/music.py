@@ -64,6 +64,7 @@ class Music(Kind):
     unit = "event"
     storage = "items"
     split_by = "entity"  # a piece as a whole: what it repeats would be known from its other parts
+    decoder = "sample"
 
     def sniff(self, path: Path, head: bytes) -> float:
         boxed = (head[:4], head[8:12]) == (b"RIFF", b"RMID")

@@ -67,6 +67,7 @@ class Series(Kind):
     unit = "value"
     storage = "items"
     split_by = "name"
+    advisor = "linear regression"
 
     def sniff(self, path: Path, head: bytes) -> float:
         """A table whose columns are measured numbers, times and names of series; events have a what."""

@@ -38,6 +38,8 @@ class Sound(Kind):
     unit = "sample"
     storage = "items"
     split_by = "entity"
+    advisor = "adaptive linear prediction"
+    decoder = "sample"
     several: ClassVar[bool] = False
 
     def sniff(self, path: Path, head: bytes) -> float:

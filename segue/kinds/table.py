@@ -25,6 +25,7 @@ from segue.kinds.frame import (
     TABULAR,
     Frame,
     Look,
+    are_ids,
     glance,
     is_array,
     is_parquet,
@@ -62,9 +63,11 @@ WHAT = named("what item activity conceptname eventconceptname event action movie
              "activité évènement producto artículo actividad acción prodotto articolo attività produto activiteit "
              "товар событие действие 商品 物品 活动 行为 行動 상품 활동")
 WEAKLY = named("type state status step key label token code note items events marks types typeevent activities actions "
-               "songs tracks k i")
+               "songs tracks problem skill exercise concept target course lesson k i")
 WHEN = named("when time timestamp datetime date ts unixtimestamp unixreviewtime completetimestamp timetimestamp "
              "starttimestamp starttime eventtime createdat created times timestamps timesincestart day t year")
+# A sequence of sets as SPMF has it: -1 behind each set, -2 at the end.
+SETS = re.compile(rb"(\s*@[^\n]*\n)*\s*\d+ (\d+ |-1 )*-1 -2\s*(\n|$)")
 HOW = named("level loglevel severity priority")  # of a log: says neither who nor what
 ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr"))
 IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
@@ -94,6 +97,7 @@ class Events(Kind):
     unit = "event"
     storage = "items"
     split_by = "entity"
+    advisor = "neighbours of items"
 
     def sniff(self, path: Path, head: bytes) -> float:
         suffix = path.suffix.lower()
@@ -105,7 +109,7 @@ class Events(Kind):
             return 0.0
         if suffix not in JSON | PARQUET and b"\0" not in head and times_a_line(_whole_lines(head)):
             return 0.87
-        table = glance(path, head)
+        table = with_lists(glance(path, head))
         if table is None:
             return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
         sorts = DELIMITED | JSON | PARQUET
@@ -120,13 +124,14 @@ class Events(Kind):
             return 0.9 if what or not text_columns(table) else 0.65
         if thing and who:
             return 0.9 if what else 0.65
-        if (what and when) or (thing and len(names) == 1):
+        if (what and when) or _merged(table) or (thing and len(names) == 1):
             return 0.75
         if names and self._guessed(path, table):
             return 0.72
         if not table.headed and _interactions(table):
             return 0.85
-        if len(listed := _listed(table)) == 1 and not text_columns(table) and \
+        listed = _listed(table)
+        if (len(listed) == 1 or (listed and not table.headed)) and not text_columns(table) and \
                 not any(_wordy(cell) for cell in table.column(listed[0])):
             return 0.85
         wordy = not table.headed and any(_wordy(table.column(name)) for name in table.names[:2])
@@ -177,7 +182,7 @@ class Events(Kind):
         of: str | None = None
         for path in paths:
             try:
-                frame = load_table(path, problems, encoding, (who, what, when, *also, classes))
+                frame = _readied(load_table(path, problems, encoding, (who, what, when, *also, classes)))
                 if classes:
                     of = take_classes(frame, classes, (who, what, when, *also))
                 roles = _roles(frame, who, what, when)
@@ -264,6 +269,7 @@ class Cases(Kind):
     unit = "event"
     storage = "items"
     split_by = "name"
+    advisor = "neighbours of items"
 
     def sniff(self, path: Path, head: bytes) -> float:
         """Lines of whole numbers that come again and again, or, in a file that is called a table, lines of few or many
@@ -281,6 +287,8 @@ class Cases(Kind):
             known = {cell for line in cells for cell in line}
             ragged = len({len(line) for line in cells}) > 2
             return 0.83 if ragged and 4 * len(known) <= sum(map(len, cells)) else 0.0
+        if SETS.match(head):
+            return 0.88
         items = [line.split() for line in lines if line.strip()]
         flat = [item for line in items for item in line]
         if not items or not all(map(bytes.isdigit, flat)) or len(flat) < 2 * len(items) or len(items[0]) < 2:
@@ -298,7 +306,11 @@ class Cases(Kind):
         if elements not in (None, "characters", "words", "cells"):
             raise SegueError(f"elements is 'characters', 'words' or 'cells', not {elements!r}")
         with opened(path) as handle:
-            lines = as_utf8(path, handle.read(), encoding).decode().splitlines()
+            raw = as_utf8(path, handle.read(), encoding)
+        lines = raw.decode().splitlines()
+        if elements is None and SETS.match(raw):
+            yield from _sets(path, lines, problems)
+            return
         if elements is None and bare(path).suffix.lower() in DELIMITED:
             elements = "cells"
         if elements is None:
@@ -354,6 +366,22 @@ class Cases(Kind):
     def show(self, obj: Sequence[str | int]) -> str:
         items = [str(item) for item in obj]
         return _glue(items).join(items)
+
+
+def _sets(path: Path, lines: Sequence[str], problems: Problems | None) -> Iterator[Record]:
+    """Sequences of sets, a line each, as SPMF has them; the items of a set one after the other. Lines with @ITEM say
+    what items are called."""
+    called = dict(line.split("=", 2)[1:] for line in lines if line.startswith("@ITEM=") and line.count("=") > 1)
+    if problems is not None:
+        problems.note = "sequences of sets (SPMF), the items of a set one after the other"
+    for number, line in enumerate(lines, 1):
+        items = line.split()
+        if not items or line.startswith(("@", "%", "#")):
+            continue
+        if items[-1] != "-2" or not all(item.lstrip("-").isdigit() for item in items):
+            bad(problems, path, f"line {number}", None, "not a sequence of sets of numbers that ends with -2; mend it")
+        elif said := [called.get(item, item) for item in items if item not in ("-1", "-2")]:
+            yield Record(said, name=f"{path}:{number}")
 
 
 def _whole_lines(head: bytes) -> str:
@@ -492,6 +520,8 @@ def _alike(found: list[tuple[Frame, Roles]], problems: Problems, named: frozense
 
 def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) -> Roles:
     """Which columns say who, what and when: those asked for, else by name, else by what is in them."""
+    import pyarrow.compute as compute
+
     columns = frame.columns
     listed = ", ".join(columns)
     for role, asked in (("who", who), ("what", what), ("when", when)):
@@ -506,6 +536,9 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
 
     asked_for, clock = what is not None, when
     if frame.headed:
+        if who is None and (merged := next(iter(columns), "")) in free() and _is_merged(columns[merged].to_pylist()):
+            columns[merged], who = compute.fill_null_forward(columns[merged]), merged
+            what = what or next(iter([*ranked(free(), WHAT), *free()]), None)
         when = when_of(frame, free()) if when is None else when
         several = [name for name in free() if is_list(name) or _says_who(columns[name])]
         who = named_by(several, WHO) if who is None else who
@@ -513,7 +546,7 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
             lists_of = [name for name in free() if is_list(name)]
             lists_of = [name for name in lists_of if len(lists_of) == 1 or not measured(_within(columns[name]))]
             alone = lists_of[0] if who is None and len(lists_of) == 1 else None
-            able = [*filter(None, [*ranked(free(), WHAT), alone, *ranked(free(), WEAKLY)])]
+            able = [*filter(None, [alone, *ranked(free(), WHAT), *ranked(free(), WEAKLY)])]
             ids = [name for name in several if IDS.search(name)] if who is None else [who]
             happens = (name for name in able if is_list(name) or
                        _happens(columns, next((whose for whose in ids if whose != name), None), name))
@@ -526,9 +559,12 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
     else:
         if when is None:
             when = _clock(free(), lambda name: columns[name][:100].to_pylist()) if len(free()) > 2 else None
+        held = [name for name in free() if is_list(name)]
         if who is None and len(free()) > 1:
-            who = free()[0]
-        if what is None and free():
+            who = next((name for name in free() if held and name not in held and _says_who(columns[name])), free()[0])
+        if what is None and held:
+            what = held[0]
+        elif what is None and free():
             what = next((name for name in free() if not measured(columns[name][:100].to_pylist())), free()[0])
             if any(_wordy(columns[name][:100].to_pylist()) for name in (who, what) if name in columns):
                 raise SegueError(f"{frame.path}: {who} and {what} hold texts: give who= and what= if they are events")
@@ -562,6 +598,39 @@ def _roles(frame: Frame, who: str | None, what: str | None, when: str | None) ->
                          f"{'them' if len(missing) > 1 else 'it'} with {' and '.join(f'{role}=' for role in missing)} "
                          f"(columns: {listed}){one}")
     return who, what, when
+
+
+def with_lists(table: Look | None) -> Look | None:
+    """The beginning of a table, with what is several ids with blanks between as lists of them."""
+    if table is None or table.form != "delimited":
+        return table
+    places = [place for place, name in enumerate(table.names) if are_ids(table.column(name))]
+    return replace(table, rows=[[cell.split() if place in places else cell for place, cell in enumerate(row)]
+                                for row in table.rows])
+
+
+def _readied(frame: Frame) -> Frame:
+    """As `with_lists` does it."""
+    import pyarrow as pa
+
+    for name, column in frame.columns.items():
+        if pa.types.is_string(column.type) and are_ids([cell.strip() for cell in column.drop_null().to_pylist()]):
+            lists = [cell.split() if cell else None for cell in column.to_pylist()]
+            frame.columns[name] = pa.array(lists, pa.large_list(pa.string()))
+    return frame
+
+
+def _merged(table: Look) -> bool:
+    """Whether the first column of a table is so (see `_is_merged`)."""
+    return table.headed and len(table.names) > 1 and _is_merged([row[0] or None for row in table.rows if row])
+
+
+def _is_merged(cells: Sequence[Any]) -> bool:
+    """Whether each cell holds for the empty ones below it, as merged ones of a sheet do: the first is filled, few
+    others are, and none of them comes again."""
+    filled = [cell for cell in cells if cell is not None]
+    texts = all(isinstance(cell, str) for cell in filled) and cells[0] is not None
+    return texts and 1 < len(filled) == len(set(filled)) and 2 * len(filled) < len(cells)
 
 
 def _events_not_measured(frame: Frame, what: str, values: Iterable[Any]) -> None:

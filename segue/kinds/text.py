@@ -40,6 +40,7 @@ from segue.kinds.frame import (
     PARQUET,
     TABULAR,
     Look,
+    are_ids,
     by_lines,
     check_parquet,
     csv_rows,
@@ -514,6 +515,8 @@ def text_columns(table: Look) -> list[str]:
     for name in names:
         cells = [cell for cell in table.column(name) if isinstance(cell, str)]
         long = [cell for cell in cells if len(cell) >= 20 and len(cell.split()) >= 4 and not DATE.fullmatch(cell)]
+        if are_ids(long):
+            continue
         if 2 * len(long) > len(table.rows) and 2 * len(set(long)) > len(long):
             prose[name] = sum(map(len, long))
     if prose:

@@ -1,7 +1,8 @@
 """Counts with an advisor: what they say of the next token is mixed with what another simple predictor says.
 
 Counts see runs of tokens that came before. They do not see that two items are chosen by the same people in any order,
-nor that 20.4 lies beside 20.5; an advisor does (`segue.models.neighbours`, `segue.models.regression`).
+nor that 20.4 lies beside 20.5, nor that a wave swings on; an advisor does (`segue.models.neighbours`,
+`segue.models.regression`, `segue.models.prediction`).
 """
 
 from __future__ import annotations
@@ -191,9 +192,10 @@ def load_counts(folder: str | Path, name: str) -> BlendedCounts:
 def revived(name: str, settings: dict[str, Any]) -> Advisor:
     """An advisor by its name and what its `settings` gave."""
     from segue.models.neighbours import Neighbours
+    from segue.models.prediction import LinearPrediction
     from segue.models.regression import Regression
 
-    return {each.name: each for each in (Neighbours, Regression)}[name](**settings)
+    return {each.name: each for each in (Neighbours, Regression, LinearPrediction)}[name](**settings)
 
 
 def tails(ids: np.ndarray, at: np.ndarray, reach: int) -> np.ndarray:

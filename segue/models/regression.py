@@ -1,5 +1,6 @@
 """The next measured number by linear regression on those before it, as a proper distribution over levels: a ridge for
-its mean, one for the logarithm of its spread, and logistic errors of several widths around it."""
+its mean, one for the logarithm of its spread, and logistic errors of several widths around it; and that it stays as it
+was, or is what numbers of the column often are."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ ROWS = 20_000  # moments that are learned from at most
 PENALTIES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of weights, per moment, of inputs brought to one size
 LONG = 12  # moments of a past that says by itself around what its numbers lie, which may have moved since
 FEW = 24  # different numbers of a column up to which it is of sorts rather than measured
+RARE = 30  # times that a column stayed, or did not: of fewer nothing is learned apart
 WIDTHS = np.array([0.25, 0.6, 1.4, 4.0])  # of the errors, per spread
 ODD = 1e-3  # of the probability, for what a regression cannot see
 
@@ -73,7 +75,9 @@ class Regression(Advisor):
                                 for number, (each, place) in enumerate(zip(documents, found))])
         x, last, spread, there = self._features(column, behind, model)
         good = there & np.isfinite(truth)
-        x, y, spread = x[good], ((truth - last) / model["deviation"])[good], spread[good]
+        stayed = self._stayed(behind)[good]
+        said, last, truth = np.searchsorted(numbers, truth[good]), last[good], truth[good]
+        x, y, spread = x[good], (truth - last) / model["deviation"], spread[good]
         if len(x) < 8:
             return model
         cut, sizes = len(x) * 4 // 5, np.sqrt(np.square(x).mean(0)) + 1e-9
@@ -84,16 +88,20 @@ class Regression(Advisor):
 
         penalty = min(PENALTIES, key=lambda each: np.abs(x[cut:] @ ridge(each, cut) - y[cut:]).mean())
         left = x @ ridge(penalty, len(x)) - y
-        size = np.linalg.solve(spread.T @ spread + 1e-3 * len(x) * np.eye(spread.shape[1]),
-                               spread.T @ np.log(np.abs(left) + 1e-3))
-        share = np.full(len(WIDTHS), 1 / len(WIDTHS))
-        wide = np.exp(spread @ size)[:, None] * WIDTHS
-        z = np.exp(-np.abs(left)[:, None] / wide)
-        density = z / (wide * (1 + z) ** 2)
-        for _ in range(50):
-            part = density * share
-            share = (part / np.maximum(part.sum(1, keepdims=True), 1e-300)).mean(0) + 1e-4
-            share /= share.sum()
+        moved = truth != last  # a number that stays says nothing of how far others go
+        some = moved if moved.sum() > RARE else np.ones(len(moved), bool)
+        size = np.linalg.solve(spread[some].T @ spread[some] + 1e-3 * some.sum() * np.eye(spread.shape[1]),
+                               spread[some].T @ np.log(np.abs(left[some]) + 1e-3))
+        edges = np.concatenate([[-np.inf], self.between[column], [np.inf]])[said[:, None] + np.arange(2)]
+        told = np.diff(_below(edges, truth + left * model["deviation"], spread, model | {"size": size}))[..., 0].T
+        parts = np.column_stack([told, ~moved, model["often"][said]])
+        share = np.full((2, parts.shape[1]), 1 / parts.shape[1])
+        for state in range(2):
+            mine = parts[stayed == state] if (stayed == state).sum() > RARE else parts
+            for _ in range(50):
+                part = mine * share[state]
+                share[state] = (part / np.maximum(part.sum(1, keepdims=True), 1e-300)).mean(0) + 1e-4
+                share[state] /= share[state].sum()
         return model | {"weights": ridge(penalty, len(x)) / sizes, "size": size, "share": share}
 
     def _features(self, column: int, behind: np.ndarray, model: dict[str, np.ndarray],
@@ -123,6 +131,11 @@ class Regression(Advisor):
         recent = [np.log(changes[:, -moments:].mean(1) + 1e-3) for moments in NEAR]
         return np.concatenate(parts, 1), last, np.stack([np.ones(len(behind)), *recent], 1), there
 
+    def _stayed(self, behind: np.ndarray) -> np.ndarray:
+        """(N,) bool: behind which of the tails the last two numbers of the column whose turn it is are the same."""
+        many = len(self.turns)
+        return behind[:, -many] == behind[:, -2 * many]
+
     def speaks(self, tails: np.ndarray) -> np.ndarray:
         """Of columns of more than `FEW` numbers."""
         measured = np.array([len(each) > FEW for each in self.numbers])
@@ -142,13 +155,13 @@ class Regression(Advisor):
             chances = np.tile(model["often"], (len(rows), 1))
             if "weights" in model:
                 x, last, spread, there = self._features(column, behind[rows], model)
-                wide = np.exp(np.clip(spread @ model["size"], -12, 12)) * model["deviation"]
                 middle = last + (x @ model["weights"]) * model["deviation"]
-                below = np.zeros((len(rows), len(self.between[column])))
-                for width, share in zip(WIDTHS, model["share"]):
-                    below += share / (1 + np.exp(-np.clip((self.between[column] - middle[:, None]) /
-                                                          (wide[:, None] * width), -60, 60)))
-                told = np.diff(below, axis=1, prepend=0.0, append=1.0)
+                share = model["share"][self._stayed(behind[rows]).astype(int)]
+                below = np.einsum("nw,wne->ne", share[:, : len(WIDTHS)],
+                                  _below(self.between[column], middle, spread, model))
+                told = np.diff(below, axis=1, prepend=0.0, append=share[:, : len(WIDTHS)].sum(1, keepdims=True))
+                told += share[:, -1:] * model["often"]
+                told[there, np.searchsorted(self.numbers[column], last[there])] += share[there, -2]
                 chances[there] = told[there]
             missing, end = float(model["missing"][0]), self.end if column == 0 else 0.0
             ids = self.turns[column]
@@ -170,6 +183,12 @@ class Regression(Advisor):
         self.end = float(arrays["end"][0])
         self.models = [{key.partition(".")[2]: value for key, value in arrays.items()
                         if key.partition(".")[0] == str(column)} for column in range(len(self.turns))]
+
+
+def _below(edges: np.ndarray, middle: np.ndarray, spread: np.ndarray, model: dict[str, np.ndarray]) -> np.ndarray:
+    """(W, N, E): the probability to lie below edges (N, E) or (E,), by a logistic error of each of the WIDTHS."""
+    wide = np.exp(np.clip(spread @ model["size"], -12, 12)) * model["deviation"]
+    return 1 / (1 + np.exp(-np.clip((edges - middle[:, None]) / (wide[:, None] * WIDTHS[:, None, None]), -60, 60)))
 
 
 def _filled(values: np.ndarray) -> np.ndarray:

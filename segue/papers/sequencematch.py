@@ -5,6 +5,10 @@ Errors of a model that writes by itself compound. Here: running sums, x_t = (x_{
 prompt gives. One sum in twenty of those to learn from is wrong, so that however long a model learns by maximum
 likelihood, it is right about most digits and seldom about all. From a model that knows most sums it is learned on in
 different ways, some of which may take a digit back.
+
+Cloning and matching have one optimum, what the data do, wrong sums and all: they can differ only in what a model cannot
+say or has not learned yet. Of matching's terms those with V cancel in the mean, but for noise and walks that are cut
+short, so that what it adds to maximum likelihood is above all the squared rewards.
 """
 
 from __future__ import annotations

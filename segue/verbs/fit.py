@@ -212,7 +212,7 @@ class Asked:
             Distillation(self.teacher.model, self.choices.get("distil", Plan.distil))
         parts = mixed.part(train, codec.size, self.seed) if self.mix and distributed.world() == 1 else None
         reserve = 0.0 if parts is None or self.minutes is None else \
-            mixed.reserve(train, held, codec.size, self.minutes, mixed.advisor(codec, 2, 0) is not None)
+            mixed.reserve(train, held, codec.size, self.minutes, mixed.advisor(self.data.kind, codec, 2, 0) is not None)
         return Job(asked=self, codec=codec, train=train, held=held, source=train if parts is None else parts.store,
                    teaching=teaching, choices=self.choices | ({"known": known} if known else {}), reserve=reserve,
                    parts=parts)
@@ -249,7 +249,8 @@ class Job:
         memory = Memory(plan.context, plan.seed)
         memory.learned("first data", self.train, self.held)
         mixture = None if self.parts is None else \
-            mixed.mix(model, self.parts, plan.context, plan.seed, plan.precision, self.asked.minutes, self.codec)
+            mixed.mix(model, self.parts, plan.context, plan.seed, plan.precision, self.asked.minutes,
+                      self.asked.data.kind, self.codec)
         ngram = mixed.classical(self.train, self.codec.size) if mixture is None else None
         return fitted_by(plan.objective)(model, self.codec, self.asked.data.kind, report, plan.context, counts,
                                          memory=memory, mixture=mixture, ngram=ngram)

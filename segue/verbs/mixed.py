@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from segue.continual.memory import sequences
-from segue.kinds import Codec
+from segue.kinds import Codec, Kind
 from segue.kinds.codecs import ItemCodec, LevelCodec, parted
 from segue.models import Stack
 from segue.models.advised import Advised, Advisor
@@ -17,6 +17,7 @@ from segue.models.counts import FEW, TRUSTED, BlendedCounts, CountModel, hold_ba
 from segue.models.gate import Gate
 from segue.models.mixture import POSITIONS, Mixture
 from segue.models.neighbours import Neighbours
+from segue.models.prediction import LinearPrediction
 from segue.models.regression import Regression
 from segue.training.batches import Arrays, Store
 from segue.training.evaluate import Ranks, Scored, Tally
@@ -88,22 +89,24 @@ def reserve(train: Store, held: Store, vocabulary: int, minutes: float, advised:
     return min(0.4 * 60 * minutes, 3 + 2e-6 * size + gate + beside + score)
 
 
-def advisor(codec: Codec, context: int, size: int) -> Advisor | None:
-    """What beside counts tells the next of measured numbers, or of items, in `size` elements; None of other kinds."""
-    if turns := codec.turns():
+def advisor(kind: Kind, codec: Codec, context: int, size: int) -> Advisor | None:
+    """What beside counts tells the next of `size` elements of a kind (see `Kind.advisor`); None where nothing does."""
+    if kind.advisor == Regression.name and (turns := codec.turns()):
         numbers = [[parted(codec.token(id))[1] for id in ids[:-1].tolist()] for ids in turns]
         return Regression.over(codec.size, turns, numbers, context, size // len(turns))
-    if isinstance(codec, ItemCodec) and len(codec.items) >= ASSORTED:
+    if kind.advisor == LinearPrediction.name and (said := kind.numbers(codec)) is not None:
+        return LinearPrediction(codec.size, said[:, 0])
+    if kind.advisor == Neighbours.name and isinstance(codec, ItemCodec) and len(codec.items) >= ASSORTED:
         return Neighbours(codec.size, len(codec.items))
     return None
 
 
 def mix(model: Stack | ClozeModel, parts: Parts, context: int, seed: int, precision: str = "float32",
-        minutes: float | None = None, codec: Codec | None = None) -> Mixture:
+        minutes: float | None = None, kind: Kind | None = None, codec: Codec | None = None) -> Mixture:
     """The fitted network with counts of all training documents. minutes: the dial of the whole fit, if it has one.
-    codec: of the tokens, where what they are may tell more (see `advisor`)."""
+    kind, codec: of the tokens, where what they are may tell more (see `advisor`)."""
     size = sum(map(len, parts.rest))
-    beside = None if codec is None else advisor(codec, context, size)
+    beside = None if kind is None or codec is None else advisor(kind, codec, context, size)
     if beside is not None and beside.gated and not parts.aside:
         beside = None  # there is nothing to learn on how far to believe it
     counts = BlendedCounts(model.vocabulary) if beside is None else Advised(model.vocabulary, beside)
