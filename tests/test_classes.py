@@ -15,7 +15,7 @@ from segue.errors import SegueError
 from segue.kinds import KINDS
 from segue.kinds.base import class_in, of_class
 from segue.training.checkpoint import load_tensors, save_tensors
-from segue.verbs.classify import KEPT, classes_in, interval, numbers_in
+from segue.verbs.classify import KEPT, classes_in, numbers_in, share_interval
 
 
 def test_names_say_classes() -> None:
@@ -131,9 +131,10 @@ def test_columns_of_classes_in_parquet_and_rows_of_numbers(tmp_path: Path) -> No
 
 
 def test_an_interval_is_no_point() -> None:
-    low, high = interval(1.0, 20)
-    assert (low, high) == pytest.approx((0.8389, 1), abs=1e-4) and interval(0.0, 20) == pytest.approx((0, 1 - low))
-    assert interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    low, high = share_interval(1.0, 20)
+    assert (low, high) == pytest.approx((0.8389, 1), abs=1e-4)
+    assert share_interval(0.0, 20) == pytest.approx((0, 1 - low))
+    assert share_interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def test_a_model_is_tested_and_its_classes_are_kept(moods: Path, capsys: pytest.
     assert code == 0 and "read as class=mood, field=text" in out and "by which 12 others were told" in out
     assert found["tested"] == 12 and found["folds"] == 0 and found["classes"] == {"glad": 20, "sad": 20}
     assert found["accuracy"]["this model"] > 0.9 and found["accuracy"]["the most frequent class"] == 0.5
-    assert found["intervals"]["the most frequent class"] == pytest.approx(interval(0.5, 12))
+    assert found["intervals"]["the most frequent class"] == pytest.approx(share_interval(0.5, 12))
     code, out, error = run("--new", new)
     assert code == 0 and "csv:2: glad (" in out and "csv:3: sad (" in out and "of when it was saved" in out, error
     for wrong in (["--new", new, "--test", test], ["--new", new, "--label", "mood"], []):

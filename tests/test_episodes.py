@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segue.continual import CORRUPTIONS, Episodes, InnerLoop, Recent, interval, tuned
+from segue.continual import CORRUPTIONS, Episodes, InnerLoop, Recent, mean_interval, tuned
 from segue.continual.episodes import live
 from segue.errors import SegueError
 from segue.models import Classifier, Features, Perceptron, SparseNetwork, Stack, StackConfig
@@ -77,11 +77,11 @@ def test_episodes_say_what_is_missing() -> None:
     with pytest.raises(SegueError, match="needs 1 classes of 25 rows"):
         Episodes(table(), 25, 1, 1, instances=True)
     with pytest.raises(SegueError, match="two or more"):
-        interval([0.5])
+        mean_interval([0.5])
 
 
 def test_an_interval_by_hand() -> None:
-    middle, half = interval([0.2, 0.4, 0.6, 0.8])
+    middle, half = mean_interval([0.2, 0.4, 0.6, 0.8])
     assert middle == pytest.approx(0.5) and half == pytest.approx(1.96 * (0.2 / 3) ** 0.5 / 2)
 
 

@@ -34,7 +34,7 @@ from segue.objectives.next_element import head_cross_entropy
 from segue.training import Arrays, Batches, Plan, Run, Strategy
 from segue.training.batches import pack
 from segue.training.checkpoint import load_tensors, save_tensors, weights_of
-from segue.training.evaluate import Tally, interval, predicted_units, score, windows
+from segue.training.evaluate import Tally, bits_interval, predicted_units, score, windows
 from segue.training.loop import CHECKPOINT
 from segue.training.optimiser import Optimiser, groups_of, orthogonalise
 from segue.training.recipe import Facts, choose
@@ -681,7 +681,7 @@ def test_tally_counts_what_it_says() -> None:
 def test_interval_covers() -> None:
     draw = np.random.default_rng(0)
     units = draw.integers(50, 100, 40).astype(float)
-    low, high = interval(units * draw.normal(1.0, 0.2, 40) * math.log(2), units)
+    low, high = bits_interval(units * draw.normal(1.0, 0.2, 40) * math.log(2), units)
     assert low < 1.0 < high and high - low < 0.3
 
 

@@ -10,7 +10,7 @@ from segue.continual.alternate import Alternate
 from segue.continual.buffer import Buffer, Recent, Reservoir
 from segue.continual.compose import Combined, TaskFree
 from segue.continual.distil import DER, DERpp, LwF
-from segue.continual.episodes import CORRUPTIONS, Episode, Episodes, interval
+from segue.continual.episodes import CORRUPTIONS, Episode, Episodes, mean_interval
 from segue.continual.freeze import Freeze
 from segue.continual.hypernetwork import Grow, OutputMAS, OutputMatching
 from segue.continual.importance import EWC, L2, MAS, SI, LocalMAS
@@ -79,5 +79,5 @@ __all__ = ["AGEM", "CORRUPTIONS", "DER", "EWC", "GEM", "GSS", "L2", "MAS", "MIR"
            "AdapterTuning", "Alternate", "Buffer", "Combined", "DERpp", "Episode", "Episodes", "Experience", "Freeze",
            "Grow", "InnerLoop", "LocalMAS", "LossScale", "LwF", "Memory", "Merge", "OLoRA", "OutputMAS",
            "OutputMatching", "Probing", "Prompting", "ProxyDistillation", "RWalk", "Recent", "Replay", "Reservoir",
-           "ScoreMatrix", "Sharp", "StateTuning", "Strategy", "TaskFree", "class_incremental", "interval",
-           "learn_stream", "strategy_named", "tuned"]
+           "ScoreMatrix", "Sharp", "StateTuning", "Strategy", "TaskFree", "class_incremental",
+           "learn_stream", "mean_interval", "strategy_named", "tuned"]

@@ -120,7 +120,7 @@ def occluded(batch: Batch, share: float, generator: torch.Generator, blank: floa
 CORRUPTIONS: dict[str, Corruption] = {"noise": noisy, "occlusion": occluded}
 
 
-def interval(scores: Sequence[float]) -> tuple[float, float]:
+def mean_interval(scores: Sequence[float]) -> tuple[float, float]:
     """The mean over episodes, and half the width of its 95% confidence interval (normal)."""
     if len(scores) < 2:
         raise SegueError("one episode has no interval: score two or more")

@@ -136,14 +136,14 @@ def lead_of(codec: Codec, model: Any) -> bytes:
     return b" " if begin_of(model) is not None and codec.dummy_prefix else b""
 
 
-def without(value: Any, lead: Any) -> Any:
+def behind(value: Any, lead: Any) -> Any:
     """The value behind its lead; nothing of it, where it is but the beginning of that."""
     shared = min(len(value), len(lead))
     return value[shared:] if value[:shared] == lead[:shared] else value
 
 
 @dataclass
-class Asked:
+class Request:
     """Primes as `generate` takes them. leads: what each answer begins with that is not its own. most: base units that
     each may have, where n counts those. n, options: for `generate`."""
 
@@ -155,9 +155,9 @@ class Asked:
     options: dict[str, Any]
 
 
-def asked(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None, decoder: str | None,
-          stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
-          rules: Sequence[Processor] = ()) -> Asked:
+def request_for(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None,
+                decoder: str | None, stop: Sequence[Any], until: Until, heal: bool | None, options: dict[str, Any],
+                rules: Sequence[Processor] = ()) -> Request:
     """Prompts, limits, stops and processors for `continue_objects` and `stream_objects`."""
     stops = Stops(stop, codec) if len(stop) else None
     prompts = [prime_tokens(codec, prime, model) for prime in primes]
@@ -181,7 +181,7 @@ def asked(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequen
         ends = [enough(codec, units + len(lead), end) for units, lead, end in zip(most, leads, ends)]
     if any(ends):
         options["until"] = ends
-    return Asked(prompts, leads, stops, most, limits, options | {"processors": tuple(processors)})
+    return Request(prompts, leads, stops, most, limits, options | {"processors": tuple(processors)})
 
 
 def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int | Sequence[int] | None = 256,
@@ -200,30 +200,33 @@ def continue_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: i
     """
     rules: list[Processor] = [] if regex is None else [Pattern(codec, regex)]
     rules += [] if json_schema is None else [schema(codec, json_schema)]
-    what = asked(model, codec, primes, n, decoder, stop, until, heal, options, rules)
-    answers = generate(model, what.prompts, what.n, decoder, draft, **what.options)
-    sign = between(codec)
-    for row, (prompt, lead, answer) in enumerate(zip(what.prompts, what.leads, answers)):
+    request = request_for(model, codec, primes, n, decoder, stop, until, heal, options, rules)
+    answers = generate(model, request.prompts, request.n, decoder, draft, **request.options)
+    for row, (prompt, answer) in enumerate(zip(request.prompts, answers)):
         for each in (answer, *answer.others):
-            said = codec.decode(each.tokens)
-            value = without(said, lead)
-            more = len(said) - len(value)
-            place = None if what.stops is None else what.stops.find(value)
-            if what.most is not None and len(value) >= what.most[row]:  # the last word may be of more
-                each.finish = "length" if place is None or place >= what.most[row] else "until"
-                value = value[: what.most[row]]
-            each.value = value if place is None else value[:place]
+            _decode(each, codec, request, row)
             each.whole = each.value
             if begin_of(model) is None:
-                each.whole = codec.decode(list(prompt)) + (lead or codec.decode([])) + each.value
-            each.text = as_text(each.value, sign)
-            ends = list(accumulate(each.per_pass))
-            each.pieces = []
-            for start, end in zip([0, *ends], ends):
-                piece = codec.decode(each.tokens[start:end])
-                each.pieces.append(as_text(piece[more:]))
-                more = max(more - len(piece), 0)
+                each.whole = codec.decode(list(prompt)) + (request.leads[row] or codec.decode([])) + each.value
     return answers
+
+
+def _decode(answer: Continuation, codec: Codec, request: Request, row: int) -> None:
+    """Say an answer's tokens as a value, as text and pass by pass, less its lead, a stop and what is too much."""
+    said, lead = codec.decode(answer.tokens), request.leads[row]
+    value = behind(said, lead)
+    hidden = len(said) - len(value)  # of the lead, in the pieces still to come
+    place = None if request.stops is None else request.stops.find(value)
+    if request.most is not None and len(value) >= (most := request.most[row]):  # the last word may be of more
+        answer.finish = "length" if place is None or place >= most else "until"
+        value = value[:most]
+    answer.value = value if place is None else value[:place]
+    answer.text = as_text(answer.value, between(codec))
+    answer.pieces, ends = [], list(accumulate(answer.per_pass))
+    for start, end in zip([0, *ends], ends):
+        piece = codec.decode(answer.tokens[start:end])
+        answer.pieces.append(as_text(piece[hidden:]))
+        hidden = max(hidden - len(piece), 0)
 
 
 @dataclass
@@ -239,7 +242,7 @@ class Delta:
 class Telling:
     """Tokens as they come -> what is certain of the answer: whole characters, and nothing that may yet turn out to be
     the beginning of a stop string. lead: what the answer may begin with that is not told. most: base units that are
-    told (see `Asked`; None: all)."""
+    told (see `Request`; None: all)."""
 
     def __init__(self, codec: Codec, stops: Stops | None = None, lead: bytes | str = b"",
                  most: int | None = None) -> None:
@@ -257,7 +260,7 @@ class Telling:
             self.waiting = value
             return value[:0], "", None
         if self.lead:
-            value, self.lead = without(value, self.lead), b""
+            value, self.lead = behind(value, self.lead), b""
         place = self.stops.find(value) if self.stops is not None else None
         if place is None:
             place = len(value) if last else max(len(value) - self.held, 0)
@@ -283,10 +286,10 @@ def stream_objects(model: Decodable, codec: Codec, primes: Sequence[Any], n: int
     if options.get("backspace") is not None:
         raise SegueError("text that may be taken back cannot be told piece by piece: use continue_objects, or stream, "
                          "whose pieces of tokens say so")
-    what = asked(model, codec, primes, n, decoder, stop, until, heal, options)
-    limits: Sequence[int | None] = what.most or [None] * len(what.leads)
-    tellings = [Telling(codec, what.stops, lead, most) for lead, most in zip(what.leads, limits)]
-    for piece in stream(model, what.prompts, what.n, decoder, draft, **what.options):
+    request = request_for(model, codec, primes, n, decoder, stop, until, heal, options)
+    limits: Sequence[int | None] = request.most or [None] * len(request.leads)
+    tellings = [Telling(codec, request.stops, lead, most) for lead, most in zip(request.leads, limits)]
+    for piece in stream(model, request.prompts, request.n, decoder, draft, **request.options):
         told, text, finish = tellings[piece.index](piece.tokens, piece.finish)
         if told or finish is not None:
             yield Delta(piece.index, told, text, finish)

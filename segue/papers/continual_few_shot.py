@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segue.continual.episodes import CORRUPTIONS, Episode, Episodes, interval
+from segue.continual.episodes import CORRUPTIONS, Episode, Episodes, mean_interval
 from segue.continual.inner import InnerLoop, tuned
 from segue.models import Classifier, SparseNetwork
 from segue.models.classify import LinearHead, PrototypeHead
@@ -234,8 +234,8 @@ def measure(run: Run) -> list[Row]:
         cell = cells[job(arm, task, kind, rates[kind, arm], episodes, run.seed, "test")[0]]
         plain = cells[job(TUNE, task, kind, rates[kind, TUNE], episodes, run.seed, "test")[0]]
         for test, right in cell["right"].items():
-            accuracy, half = interval(right)
-            gain, gain_half = interval([a - b for a, b in zip(right, plain["right"][test])])
+            accuracy, half = mean_interval(right)
+            gain, gain_half = mean_interval([a - b for a, b in zip(right, plain["right"][test])])
             table.append({"rows": kind, "task": task, "test": test, "arm": arm, "accuracy": accuracy, "+-": half,
                           "over tune": gain, "gain +-": gain_half, "rate": rates[kind, arm],
                           "by group": cell["groups"] if test == "clean" else None})

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import segue
 from segue.analysis.metrics import recovery
 from segue.decoding import generate
-from segue.decoding.continuation import open_prompt, without
+from segue.decoding.continuation import behind, open_prompt
 from segue.decoding.healing import Healing, spelling
 from segue.kinds import BPECodec, Codec, KmerCodec, LetterCodec
 from segue.kinds.nucleotides import reverse_complement
@@ -103,7 +103,7 @@ def recovered(model: Stack, codec: Codec, text: str, room: int, width: int, plac
     word = codec.k if isinstance(codec, KmerCodec) else 1
     answers = generate(model, prompts, [-(-AHEAD // word) + getattr(prompt, "taken", 0) for prompt in prompts],
                        "greedy", "none", suppress_tokens=[codec.bos], processors=[Healing(spelling(codec))])
-    said = [without(codec.decode(answer.tokens), getattr(prompt, "rest", ""))
+    said = [behind(codec.decode(answer.tokens), getattr(prompt, "rest", ""))
             for prompt, answer in zip(prompts, answers)]
     right = recovery([each if isinstance(each, str) else each.decode("ascii", "replace") for each in said],
                      [text[at : at + AHEAD] for at in places.tolist()])

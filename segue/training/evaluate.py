@@ -176,10 +176,10 @@ class Tally:
             self.counts += torch.bincount(documents, minlength=size).cpu().numpy()
         for i, k in enumerate(TOPS):
             self.hits[:, i] += torch.bincount(documents, times * (rank < k), size).cpu().numpy()
-        bin = (confidence * BINS).long().clamp(max=BINS - 1)
+        bucket = (confidence * BINS).long().clamp(max=BINS - 1)
         right = (rank == 0).double()
         for i, weight in enumerate((torch.ones_like(confidence), confidence, right)):
-            self.bins[i] += torch.bincount(bin, times * weight, BINS).cpu().numpy()
+            self.bins[i] += torch.bincount(bucket, times * weight, BINS).cpu().numpy()
 
     def done(self) -> Scored:
         return Scored(self.nats, self.counts, self.hits, self.bins)
@@ -201,9 +201,9 @@ def score(model: Decodable, store: Store, context: int | None = None, rows: int 
     device = next(model.parameters()).device if isinstance(model, nn.Module) else "cpu"
     with torch.autocast(str(device).split(":")[0], torch.bfloat16, enabled=precision == "bfloat16"):
         if context is None:
-            _carried(model, store, offsets, predicted, rows, tally, device)
+            _score_whole(model, store, offsets, predicted, rows, tally, device)
         else:
-            _windowed(model, store, offsets, predicted, context, rows, limit, overlap, tally, device)
+            _score_windows(model, store, offsets, predicted, context, rows, limit, overlap, tally, device)
     return tally.done()
 
 
@@ -215,13 +215,13 @@ def bound(model: Stack, store: Store, context: int, rows: int = 16, limit: int |
     ids that are given wherever they stand, and not scored."""
     offsets = np.asarray(store.offsets)
     predicted = np.diff(offsets) - 1
-    table, tally = chosen(offsets, predicted, context, overlap, limit), Tally(len(predicted))
+    table, tally = some_windows(offsets, predicted, context, overlap, limit), Tally(len(predicted))
     scored = np.zeros_like(predicted)
     mask, device, generator = model.vocabulary - 1, model.embedding.weight.device, torch.Generator().manual_seed(seed)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         for at in range(0, len(table), rows):
             part = table[at : at + rows]
-            ids, live = windowed(store, part, device)
+            ids, live = ids_of(store, part, device)
             clean, documents = ids[:, 1:], torch.from_numpy(part[:, 0]).to(device)[:, None].expand(live.shape)
             live = live & ~isin(clean, known)
             starts = padding(torch.from_numpy(part[:, 2]).to(device), clean.shape[1])
@@ -249,7 +249,8 @@ def windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: f
     return np.array(found, dtype=np.int64).reshape(-1, 4)
 
 
-def chosen(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float, limit: int | None) -> np.ndarray:
+def some_windows(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: float,
+                 limit: int | None) -> np.ndarray:
     """The windows of about `limit` elements, evenly spread, or all of them; the longest first."""
     table = windows(offsets, predicted, context, overlap)
     if limit is not None and table[:, 2].sum() > limit:
@@ -258,7 +259,7 @@ def chosen(offsets: np.ndarray, predicted: np.ndarray, context: int, overlap: fl
     return table[np.argsort(-table[:, 2], kind="stable")]
 
 
-def windowed(store: Store, part: np.ndarray, device: Any) -> tuple[Tensor, Tensor]:
+def ids_of(store: Store, part: np.ndarray, device: Any) -> tuple[Tensor, Tensor]:
     """The ids of some windows (B, N + 1), padded, and which of all but the first are scored (B, N)."""
     column = np.arange(int(part[:, 2].max()))
     index = np.minimum(part[:, 1, None] + np.arange(len(column) + 1), len(store.tokens) - 1)
@@ -266,12 +267,12 @@ def windowed(store: Store, part: np.ndarray, device: Any) -> tuple[Tensor, Tenso
     return torch.from_numpy(store.tokens[index].astype(np.int64)).to(device), live.to(device)
 
 
-def _windowed(model: Any, store: Store, offsets: np.ndarray, predicted: np.ndarray, context: int, rows: int,
-              limit: int | None, overlap: float, tally: Tally, device: Any) -> None:
-    table = chosen(offsets, predicted, context, overlap, limit)
+def _score_windows(model: Any, store: Store, offsets: np.ndarray, predicted: np.ndarray, context: int, rows: int,
+                   limit: int | None, overlap: float, tally: Tally, device: Any) -> None:
+    table = some_windows(offsets, predicted, context, overlap, limit)
     for at in range(0, len(table), rows):
         part = table[at : at + rows]
-        ids, live = windowed(store, part, device)
+        ids, live = ids_of(store, part, device)
         n = live.shape[1]
         if isinstance(model, nn.Module):
             logits = model(ids[:, :-1]).logits
@@ -281,8 +282,9 @@ def _windowed(model: Any, store: Store, offsets: np.ndarray, predicted: np.ndarr
         tally.add(logits[live], ids[:, 1:][live], documents[live])
 
 
-def _carried(model: Decodable, store: Store, offsets: np.ndarray, predicted: np.ndarray, rows: int, tally: Tally,
-             device: Any) -> None:
+def _score_whole(model: Decodable, store: Store, offsets: np.ndarray, predicted: np.ndarray, rows: int, tally: Tally,
+                 device: Any) -> None:
+    """Carry the state through whole documents, the longest ones first."""
     order = np.argsort(-predicted, kind="stable")
     order = order[predicted[order] > 0]
     for at in range(0, len(order), rows):
@@ -303,7 +305,7 @@ def _carried(model: Decodable, store: Store, offsets: np.ndarray, predicted: np.
             tally.add(logits[live], ids[:, 1:][live], documents[live])
 
 
-def interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
+def bits_interval(nats: np.ndarray, units: np.ndarray) -> tuple[float, float]:
     """95% of the bits per unit when documents are drawn again (bootstrap). One document has no interval: its value."""
     live = units > 0
     nats, units = nats[live], units[live]
@@ -350,11 +352,11 @@ def xz_bits(contents: bytes) -> int:
 
 def ranked_by(counts: CountModel, store: Store, ranks: Ranks) -> Ranking:
     """How high a count model ranks the items of the documents."""
-    said_by(counts, store, ranks)
+    nats_by(counts, store, ranks)
     return ranks.done()
 
 
-def said_by(model: CountModel | Advisor, store: Store, ranks: Ranks | None = None, piece: int = 1024) -> float:
+def nats_by(model: CountModel | Advisor, store: Store, ranks: Ranks | None = None, piece: int = 1024) -> float:
     """Nats of all tokens of the documents but the first of each, by what predicts whole sequences. ranks: to add to, if
     given."""
     nats, piece = 0.0, min(piece, max(64, CELLS // model.vocabulary))
@@ -377,7 +379,7 @@ def summarise(scored: Scored, units: np.ndarray, unit: str, path: str, baselines
     many, confidence, right = scored.bins
     return Evaluation(
         unit, len(scored.nats), int(units.sum()), elements,
-        float(scored.nats.sum() / units.sum() / math.log(2)), interval(scored.nats, units),
+        float(scored.nats.sum() / units.sum() / math.log(2)), bits_interval(scored.nats, units),
         scored.mean / math.log(2), math.exp(min(scored.mean, 700.0)),
         {str(k): float(scored.hits[:, i].sum() / elements) for i, k in enumerate(TOPS)},
         float(np.abs(confidence - right).sum() / max(1.0, many.sum())), baselines, path, notes or [],

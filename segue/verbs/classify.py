@@ -64,7 +64,7 @@ class Classified(Shown):
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
         """By method, between which accuracies it is with 95% confidence."""
-        return {name: interval(share, self.tested) for name, share in self.accuracy.items()}
+        return {name: share_interval(share, self.tested) for name, share in self.accuracy.items()}
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "intervals": self.intervals}
@@ -371,7 +371,7 @@ def classes_in(said_of: Sequence[str]) -> list[str]:
     return first if few else found
 
 
-def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+def share_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Between which shares it is, if `share` of `count` draws were right: the score interval (Wilson 1927), which is no
     point even where all or none were."""
     middle, spread = share + z * z / (2 * count), z * (share * (1 - share) / count + (z / (2 * count)) ** 2) ** 0.5

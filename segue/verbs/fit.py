@@ -127,14 +127,19 @@ def fit(data: Any, *, out: str | Path | None = None, minutes: float | None = Non
         if distributed.rank() == 0:
             fitted.report.values["held_out"] = job.scores(fitted)
             if folder is not None:
-                fitted.save(folder)
-                write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, data.kind.unit), (7, 4))
-                with suppress(FileNotFoundError):  # moved already, before a kill just here
-                    os.replace(work / "log.jsonl", folder / "log.jsonl")
-                (work / "request.json").unlink()  # first: without it nothing is unfinished, whatever else stays
-                shutil.rmtree(work)
+                keep(fitted, run, folder, work)
         distributed.barrier()
         return fitted.to("cpu")
+
+
+def keep(fitted: Fitted, run: Run, folder: Path, work: Path) -> None:
+    """Write the model's folder, and remove what a killed fit would go on from."""
+    fitted.save(folder)
+    write_picture(folder / "learning-curve.png", partial(draw_curve, run.curve, fitted.kind.unit), (7, 4))
+    with suppress(FileNotFoundError):  # moved already, before a kill just here
+        os.replace(work / "log.jsonl", folder / "log.jsonl")
+    (work / "request.json").unlink()  # first: without it nothing is unfinished, whatever else stays
+    shutil.rmtree(work)
 
 
 @dataclass

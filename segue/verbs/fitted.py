@@ -34,9 +34,9 @@ from segue.training.evaluate import (
     Evaluation,
     Ranks,
     Scored,
+    nats_by,
     predicted_units,
     ranked_by,
-    said_by,
     score,
     summarise,
     unigram_nats,
@@ -366,7 +366,7 @@ class Fitted:
             notes.append("ranks among all items" + (", but for those that a sequence had already" if ranks.fresh else
                                                     ", those that a sequence had already too"))
         if (advisor := getattr(None if self.mixture is None else self.mixture.counts, "advisor", None)) is not None:
-            nats = said_by(advisor, store, None if ranks is None else (alone := ranks.another()))
+            nats = nats_by(advisor, store, None if ranks is None else (alone := ranks.another()))
             baselines[advisor.name] = nats / total / math.log(2)
             if ranks is not None:
                 ranked[advisor.name] = alone.done()

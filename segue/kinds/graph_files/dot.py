@@ -16,6 +16,7 @@ COMMENTS = re.compile(r'("(?:[^"\\]|\\.)*")|//[^\n]*|/\*.*?\*/|^#[^\n]*', re.DOT
 
 
 def read_dot(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """Every graph or digraph of the file; the statements of a subgraph are those of the graph around it."""
     text = COMMENTS.sub(lambda found: found[1] or " ", text)
     signs = [sign[1:-1] if sign[:1] == '"' else sign for sign in WORDS.findall(text)]
     at = number = 0

@@ -111,6 +111,7 @@ def is_triples(lines: Sequence[str]) -> bool:
 
 
 def read_triples(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """Node, sort of edge and node in each line, between tabs or as N-Triples."""
     places: dict[str, int] = {}
     edges: list[Edge] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -143,6 +144,7 @@ def read_matrix(path: Path, text: str, problems: Problems | None, directed: bool
 
 
 def as_list(graphs: Sequence[Found]) -> str:
+    """One graph, two nodes a line, and whether edges have a direction in the first."""
     graph = graphs[0]
     joined = {end for edge in graph.edges for end in edge[:2]}
     if len(graphs) > 1 or graph.attributes or any(graph.nodes) or len(joined) < len(graph.nodes):

@@ -61,6 +61,7 @@ def _numbers(path: Path, encoding: str, columns: int | None = None) -> list[list
 
 
 def read_tu(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
+    """Edges as pairs of nodes, the graph of each node, and lists of labels, counted from 1 or 0."""
     edges_at, graphs_at = _tu_part(path, "A"), _tu_part(path, "graph_indicator")
     assert edges_at is not None and graphs_at is not None
     pairs = [(int(a), int(b)) for a, b in _numbers(edges_at, encoding, 2)]
@@ -102,6 +103,7 @@ def read_tu(path: Path, problems: Problems | None, directed: bool | None, encodi
 
 
 def read_ogb(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
+    """Tables without headings: how many nodes and edges each graph has, then those of all graphs on end."""
     at = {part: file for part in OGB if (file := _ogb_part(path, part)) is not None}
     whole = {"edge": 2, "num-node-list": 1, "num-edge-list": 1}
     rows = {part: _numbers(file, encoding, whole.get(part)) for part, file in at.items()}

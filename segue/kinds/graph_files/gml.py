@@ -16,6 +16,7 @@ SIGNS = re.compile(r'"[^"]*"|\[|\]|[^\s\[\]"]+')
 
 
 def read_gml(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """Each block graph [ node [ id ... ] edge [ source ... target ... ] ]."""
     number = 0
     for graph in _blocks(path, text):
         number += 1
@@ -67,6 +68,7 @@ def _blocks(path: Path, text: str) -> Iterator[dict[str, list[Any]]]:
 
 
 def as_gml(graphs: Sequence[Found]) -> str:
+    """A block for each graph."""
     def said(own: Attributes) -> str:
         return "".join(f' {key} "{html.escape(str(value))}"' for key, value in own.items())
 

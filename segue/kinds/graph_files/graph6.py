@@ -14,6 +14,7 @@ from segue.kinds.graph_files.base import MOST, Found, one_way
 
 
 def read_graph6(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """A graph a line; the mark of the format in front, if there is one, is passed over."""
     text = re.sub(r">>(graph6|sparse6|digraph6)<<", "", text)
     for number, line in enumerate(text.split("\n"), 1):
         if not (line := line.strip()):
@@ -73,6 +74,7 @@ def _sparse(nodes: int, bits: np.ndarray) -> list[tuple[int, int]]:
 
 
 def as_graph6(graphs: Sequence[Found]) -> str:
+    """A graph a line; a SegueError where one has more than graph6 holds."""
     return "".join(_graph6_line(graph) + "\n" for graph in graphs)
 
 

@@ -17,6 +17,7 @@ LINKS = ("links", "edges")
 
 
 def is_json(text: str) -> bool:
+    """Whether a text that begins as JSON begins as one of these forms."""
     links = re.search(r'"(links|edges)"\s*:\s*\[', text)
     nodes = re.search(r'"nodes"\s*:\s*[\[{]', text)
     said = re.search(r'"(directed|multigraph|elements)"\s*:', text)
@@ -26,6 +27,7 @@ def is_json(text: str) -> bool:
 
 
 def read_json(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """What is said of several graphs is a list, or one a line."""
     number = 0
     for where, value in _values(path, text, problems):
         number += 1

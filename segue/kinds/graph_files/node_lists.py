@@ -28,6 +28,7 @@ def _neighbours(cells: Sequence[str]) -> list[int] | None:
 
 
 def read_dgcnn(path: Path, text: str, problems: Problems | None, directed: bool | None) -> Iterator[Found]:
+    """How many graphs; of each "nodes class", and of each node "label degree neighbour neighbour ... attributes"."""
     lines = [(number, line.split()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     count, at = int(lines[0][1][0]), 1
     for graph in range(1, count + 1):

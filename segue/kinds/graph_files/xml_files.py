@@ -17,6 +17,7 @@ from segue.kinds.packed import opened
 
 
 def read_graphml(path: Path, problems: Problems | None, directed: bool | None, encoding: str) -> Iterator[Found]:
+    """Graph by graph, as they are parsed; the file says its own encoding."""
     with opened(path) as handle:
         keys: dict[str, str] = {}
         usual: dict[str, dict[str, str]] = {"node": {}, "edge": {}, "graph": {}}  # what is so where nothing is said
@@ -112,6 +113,7 @@ def read_gexf(path: Path, text: str, problems: Problems | None, directed: bool |
 
 
 def as_graphml(graphs: Sequence[Found]) -> str:
+    """All graphs, edges with and without a direction among them."""
     said = [("graph", graph.attributes) for graph in graphs] \
         + [("node", node) for graph in graphs for node in graph.nodes] \
         + [("edge", edge[3]) for graph in graphs for edge in graph.edges]
