@@ -482,8 +482,8 @@ def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
      "The river is high 0", "a"),
     ("fast.txt", "".join(f"__label__{'ab'[i % 2]} __label__z The river is high.\n" for i in range(6)), "text",
      "The river is high.", "a"),
-    ("promoters.data", "".join(f"{'+-'[i % 2]},S{i},\t\t{'acgt' * 6}{'acgtn'[:i]}\n" for i in range(6)), "dna",
-     "ACGT" * 6, "+"),
+    ("promoters.data", "".join(f"{'+-'[i % 2]},S{i},\t\t{'acgt' * 6}{f'{i:03b}'.replace('0', 'a').replace('1', 'c')}\n"
+                               for i in range(8)), "dna", "ACGT" * 6 + "AAA", "+"),
     ("kmers.tsv", "sequence\tlabel\n" + "".join(f"ACGTA CGTAC GTACG {'TACGA' if i % 2 else 'TACGG'}\t{i % 2}\n"
                                               for i in range(6)), "dna", "ACGTACGG", "0"),
 ])
@@ -1107,7 +1107,8 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
     ("traces.csv", "BlockId,Label,Features,TimeInterval\n" + "".join(
         f'blk_{i},Fail,"[E5,E2,E{i % 3}]","[0.0, 1.5, 0.5]"\n' for i in range(20)), "what=Features", 20),
     ("mind.tsv", "".join(f"{i}\tU{i % 4}\t11/13/2019 8:36:5{i % 10} AM\t"
-                         f"{' '.join(f'N{k * k % 7}' for k in range(i % 5))}\tN{i}-1 N2-0{' N3-0' * (i % 3)}\n" for i in range(2, 40)), "who=2, what=4", 31),
+                         f"{' '.join(f'N{k * k % 7}' for k in range(i % 5))}\tN{i}-1 N2-0{' N3-0' * (i % 3)}\n"
+                         for i in range(2, 40)), "who=2, what=4", 31),
     ("seq.csv", "user_id,item_seq\n" + "".join(f"{i},{' '.join(f'{k * i % 7}' for k in range(i % 4 + 2))}\n"
                                                for i in range(20)), "who=user_id, what=item_seq", 20),
     ("ner.csv", "Sentence #,Word,Tag\n" + "".join(f"{'' if i % 4 else f'Sentence: {i // 4}'},w{i * i % 7},O\n"
