@@ -883,7 +883,7 @@ RECORDINGS: list[tuple[str, dict[str, str | bytes], list[str], str]] = [
      [f"{x / 20:.7g}" for x in DIGITAL], ""),
     ("a.txt", {"a.txt": "START\n65.25,-19.5,0\n65.5,-21.5,66\nBREAK\n1,-2,99\n"},
      ["x=65.25", "y=-19.5", "pen=1", "x=65.5", "y=-21.5", "pen=0", "x=1", "y=-2", "pen=0"], ""),
-    ("cat.ndjson", {"cat.ndjson": '{"word":"cat","recognized":true,"key_id":"5","drawing":[[[1,2],[3,4]],[[5],[6]]]}\n'},
+    ("cat.ndjson", {"cat.ndjson": '{"word":"cat","key_id":"5","drawing":[[[1,2],[3,4]],[[5],[6]]]}\n'},
      ["x=1", "y=3", "pen=1", "x=2", "y=4", "pen=0", "x=5", "y=6", "pen=0"], "cat"),
     ("a.plt", {"a.plt": "Geolife trajectory\nWGS 84\n\n\n\n0\n39.5,116.25,0,492,39744.12,2008-10-23,02:53:04\n"},
      ["latitude=39.5", "longitude=116.25", "altitude=492"], ""),
