@@ -482,8 +482,8 @@ def test_parts_of_a_message_are_its_text(tmp_path: Path) -> None:
      "The river is high 0", "a"),
     ("fast.txt", "".join(f"__label__{'ab'[i % 2]} __label__z The river is high.\n" for i in range(6)), "text",
      "The river is high.", "a"),
-    ("promoters.data", "".join(f"{'+-'[i % 2]},S{i},\t\t{'acgt' * 6}{'acgtn'[:i]}\n" for i in range(6)), "dna",
-     "ACGT" * 6, "+"),
+    ("promoters.data", "".join(f"{'+-'[i % 2]},S{i},\t\t{'acgt' * 6}{f'{i:03b}'.replace('0', 'a').replace('1', 'c')}\n"
+                               for i in range(8)), "dna", "ACGT" * 6 + "AAA", "+"),
     ("kmers.tsv", "sequence\tlabel\n" + "".join(f"ACGTA CGTAC GTACG {'TACGA' if i % 2 else 'TACGG'}\t{i % 2}\n"
                                               for i in range(6)), "dna", "ACGTACGG", "0"),
 ])
@@ -881,6 +881,12 @@ RECORDINGS: list[tuple[str, dict[str, str | bytes], list[str], str]] = [
     ("a.edf", {"a.edf": edf(["EEG", "EDF Annotations"], [20, 4], b"".join(
         part.astype("<i2").tobytes() + bytes(8) for part in (DIGITAL[:20], DIGITAL[20:])))},
      [f"{x / 20:.7g}" for x in DIGITAL], ""),
+    ("a.txt", {"a.txt": "START\n65.25,-19.5,0\n65.5,-21.5,66\nBREAK\n1,-2,99\n"},
+     ["x=65.25", "y=-19.5", "pen=1", "x=65.5", "y=-21.5", "pen=0", "x=1", "y=-2", "pen=0"], ""),
+    ("cat.ndjson", {"cat.ndjson": '{"word":"cat","key_id":"5","drawing":[[[1,2],[3,4]],[[5],[6]]]}\n'},
+     ["x=1", "y=3", "pen=1", "x=2", "y=4", "pen=0", "x=5", "y=6", "pen=0"], "cat"),
+    ("a.plt", {"a.plt": "Geolife trajectory\nWGS 84\n\n\n\n0\n39.5,116.25,0,492,39744.12,2008-10-23,02:53:04\n"},
+     ["latitude=39.5", "longitude=116.25", "altitude=492"], ""),
     ("four.tsp", {"four.tsp": SPACES, "four.opt.tour": "NAME: x\nTYPE: TOUR\nTOUR_SECTION\n2\n1\n3\n-1\nEOF\n"},
      ["x=3.5", "y=4", "x=1.5", "y=2", "x=5.5", "y=6"], "")]
 

@@ -378,7 +378,7 @@ def _delimiter(lines: list[str], suffix: str) -> tuple[str, bool]:
             usual = max(set(counts), key=counts.count, default=1)
             agreement = counts.count(usual) / len(counts) if usual > 1 else 0.0
             tabs = delimiter == "\t" and 0 < agreement == most and usual == cells and not all(
-                "\t\t" in line for line in lines[:ROWS])  # texts hold commas, but no tabs
+                "\t\t" in line for line in lines[:ROWS] if line.strip())  # texts hold commas, but no tabs
             if delimiter == " " and suffix in DELIMITED and (agreement < 1 or not any(map(str.isdigit, text))):
                 continue  # words of names
             if agreement > most or tabs:

@@ -1,8 +1,9 @@
-"""Recordings of instruments in forms of their own: WFDB (PhysioNet), EDF and BDF, and the places of TSPLIB, as columns
-of numbers for `segue.kinds.series`."""
+"""Recordings of instruments in forms of their own: WFDB (PhysioNet), EDF and BDF, the places of TSPLIB, strokes of pens
+(Omniglot, Quick, Draw!) and tracks (Geolife), as columns of numbers for `segue.kinds.series`."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterator
 from itertools import takewhile
@@ -11,13 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import as_utf8
+from segue.kinds.base import as_utf8, of_class
 from segue.kinds.packed import is_there, opened
 
 Columns = dict[str, np.ndarray]
 HEADER = re.compile(rb"(#[^\n]*\n|\s*\n)*\S+[ \t]+[1-9]\d{0,3}([ \t]+[\d.]\S*([ \t]+\d+.*)?)?\r?\n(#[^\n]*\n)*"
                     rb"\S+[ \t]+(8|16|24|32|61|80|160|212|310|311)\b")
 PLACES = re.compile(rb"\s*[A-Z_]+\s*:(.*\n)+?\s*(NODE_COORD|EDGE_WEIGHT|DISPLAY_DATA)_SECTION")
+
+STROKES = re.compile(rb"\s*START\s*\n\s*[-+.\d]+\s*,\s*[-+.\d]")
+DRAWINGS = re.compile(rb"\s*\{(\"[a-z_]+\": *(\"[^\"]*\"|\w+), *)*\"drawing\": *\[\s*\[\s*\[")
+TRACK = b"Geolife trajectory"
 
 
 def form_of(path: Path, head: bytes) -> str:
@@ -26,12 +31,14 @@ def form_of(path: Path, head: bytes) -> str:
         return "edf"
     if path.suffix.lower() == ".hea":
         return "wfdb" if HEADER.match(head) else ""
-    return "tsplib" if PLACES.match(head) else ""
+    drawn = "strokes" if STROKES.match(head) else "drawings" if DRAWINGS.match(head) else ""
+    return drawn or ("track" if head.startswith(TRACK) else "tsplib" if PLACES.match(head) else "")
 
 
 def recorded(path: Path, form: str) -> Iterator[tuple[str, Columns]]:
     """The columns of a file of that form, with a name of each part where these are not of one length."""
-    yield from {"wfdb": _wfdb, "edf": _edf, "tsplib": _tsplib}[form](path)
+    yield from {"wfdb": _wfdb, "edf": _edf, "tsplib": _tsplib, "strokes": _strokes, "drawings": _drawings,
+                "track": _track}[form](path)
 
 
 def _bytes(path: Path) -> bytes:
@@ -43,6 +50,61 @@ def _different(names: list[str]) -> list[str]:
     """Names of columns, none twice, and none with what stands between columns and numbers."""
     plain = [" ".join(name.replace("=", " ").split()) or f"x{i}" for i, name in enumerate(names, 1)]
     return [name if name not in plain[:i] else f"{name} ({i + 1})" for i, name in enumerate(plain)]
+
+
+# -- Strokes of a pen, and tracks
+
+def _drawn(strokes: list[list[tuple[float, float]]]) -> Columns:
+    """x and y of each point, and whether the pen stays down behind it."""
+    down = [float(i < len(stroke) - 1) for stroke in strokes for i in range(len(stroke))]
+    points = np.array([point for stroke in strokes for point in stroke], dtype=np.float64).reshape(-1, 2)
+    return {"x": points[:, 0], "y": points[:, 1], "pen": np.array(down)}
+
+
+def _strokes(path: Path) -> Iterator[tuple[str, Columns]]:
+    """x, y and perhaps a time a line, BREAK behind each stroke; the times are left out."""
+    strokes: list[list[tuple[float, float]]] = [[]]
+    for number, line in enumerate(as_utf8(path, _bytes(path), "utf-8").decode().splitlines(), 1):
+        if line.strip() in ("BREAK", "START", ""):
+            strokes.append([])
+            continue
+        try:
+            x, y = map(float, line.split(",")[:2])
+        except ValueError as error:
+            raise SegueError(f"{path}, line {number}: neither x,y nor BREAK ({error}); mend it") from error
+        strokes[-1].append((x, y))
+    if not any(strokes):
+        raise SegueError(f"{path}: there is no stroke in this file; is it cut short?")
+    yield "", _drawn(strokes)
+
+
+def _drawings(path: Path) -> Iterator[tuple[str, Columns]]:
+    """A drawing a line as JSON: [[xs, ys], ...], and what it shows."""
+    for number, line in enumerate(_bytes(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            strokes = [[(float(x), float(y)) for x, y in zip(*stroke[:2])] for stroke in row["drawing"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise SegueError(f"{path}, line {number}: not a drawing ({error}); mend or remove it") from error
+        if any(strokes):
+            yield of_class(str(row.get("key_id", number)), str(row.get("word", ""))), _drawn(strokes)
+
+
+def _track(path: Path) -> Iterator[tuple[str, Columns]]:
+    """Latitude, longitude, 0, feet above the sea (-777: not known), days and times a line, behind six lines."""
+    lines = as_utf8(path, _bytes(path), "utf-8").decode().splitlines()[6:]
+    rows = [line.split(",")[:4] for line in lines if line.strip()]
+    try:
+        points = np.array(rows, dtype=np.float64).reshape(-1, 4)[:, [0, 1, 3]]
+    except ValueError as error:
+        raise SegueError(f"{path}: not all lines behind the sixth are of a track ({error}); mend or remove them"
+                         ) from error
+    if not len(points):
+        raise SegueError(f"{path}: there is no place in this track; is it cut short?")
+    points[points[:, 2] == -777, 2] = np.nan
+    yield "", dict(zip(("latitude", "longitude", "altitude"), points.T))
 
 
 # -- WFDB: a header in text, and the samples in files beside it
