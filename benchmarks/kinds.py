@@ -212,9 +212,10 @@ def series(minutes: float, grids: Sequence[np.ndarray], cuts: Sequence[int], col
         line = linear(learned, steps, min(2 * steps, max(map(len, learned)) - steps - 1))
         for number, (row, place) in enumerate(places):
             past, truth = grids[row][:place, c], grids[row][place : place + steps, c]
+            back = min(lag, len(past))
             told = {SEGUE: np.median(draws[number, :, :, c], 0), "last value": np.repeat(past[-1], steps),
                     "drift": past[-1] + (past[-1] - past[0]) / (len(past) - 1) * np.arange(1, steps + 1),
-                    "season ago": np.array([past[-lag + h % lag] for h in range(steps)]), "linear": line(past)}
+                    "season ago": np.array([past[-back + h % back] for h in range(steps)]), "linear": line(past)}
             size = scale(grids[row][: cuts[row] or place, c], 1) or 1.0
             scores.append(crps(draws[number, :, :, c].T, truth) / size)
             for name, points in told.items():

@@ -155,6 +155,19 @@ def test_regression_knows_what_stays_and_what_comes_often() -> None:
     assert chances[~stays].mean() > 2 / 82 * (~stays).mean()  # of any number, twice what all alike have
 
 
+def test_counts_are_heard_beside_a_regression_where_courses_come_again() -> None:
+    draw = np.random.default_rng(0)
+    course = draw.integers(0, 81, 90).astype(np.int32)  # no law, but always the same
+    model = Advised(83, Regression(83, [list(range(82))], [LEVELS.tolist()], 8, 0))
+    model.count([course] * 4)
+    model.learn_trust([course], positions=80, epochs=1)
+    model.heed([course] * 2)
+    assert model.gated and model.log_probabilities(course)[40:].mean() > -0.5
+    model.count([each[1:-1:2] for each in waves(20, 0)])
+    model.heed([waves(1, 30)[0][1:-1:2]])
+    assert not model.gated  # of noisy swings the regression knows more
+
+
 def test_a_wave_of_any_pace_is_predicted_by_the_normal_equations() -> None:
     model, ids = prediction(), voices(1, 7, 240)[0]
     model.learn(voices(20, 0))

@@ -21,12 +21,13 @@ from segue.models.counts import CELLS, TRUSTED, BlendedCounts, ids_of, loading, 
 from segue.models.gate import Gate, fit_gate
 
 POSITIONS = 12_000  # that the gate is fitted on at most
+CLEARLY = 0.1  # of the bits of an advisor that speaks in the counts' place: what they must save to be heard beside it
 NOTHING = -1  # a token of a tail that reaches back beyond the document's begin
 
 
 class Advisor(ABC):
     """Predicts the next of `vocabulary` tokens from the `reach` latest ones of a document. gated: whether a gate mixes
-    it with the counts; else it speaks in their place, where it speaks."""
+    it with the counts; else it speaks in their place, where it speaks, unless they tell clearly more."""
 
     name: ClassVar[str]
     gated: ClassVar[bool] = True
@@ -77,7 +78,7 @@ class Advised(BlendedCounts):
         if advisor.vocabulary != vocabulary or not 1 <= advisor.reach <= window:
             raise SegueError(f"an advisor of {advisor.vocabulary} tokens that reaches {advisor.reach} back does not "
                              f"fit counts of {vocabulary} and {window}")
-        self.advisor, self.gate = advisor, Gate()
+        self.advisor, self.gate, self.gated = advisor, Gate(), advisor.gated
 
     @property
     def path(self) -> str:
@@ -111,6 +112,7 @@ class Advised(BlendedCounts):
         own = Advised(self.vocabulary, revived(self.advisor.name, self.advisor.settings()), self.window)
         own.advisor.restore(self.advisor.arrays())
         own.gate.load_state_dict(self.gate.state_dict())
+        own.gated = self.gated
         own.trust, own.tables = made.trust, made.tables
         own._learn_stream()
         return own
@@ -122,31 +124,34 @@ class Advised(BlendedCounts):
         if not ids:
             raise SegueError("there is too little data to learn the advisor's part on: give more, or longer, sequences")
         self.advisor.tune(ids)
-        if not self.advisor.gated:
-            return 0.0
         some = stretches([len(each) for each in ids], min(positions, TRUSTED, (1 << 26) // self.vocabulary + 1),
                          np.random.default_rng(seed), first=1)
-        size, found = max(64, CELLS // self.vocabulary), list[tuple[torch.Tensor, torch.Tensor]]()
+        size, found = max(64, CELLS // self.vocabulary), list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]()
         for number, begin, stop in some:
             for at in range(begin, stop, size):
                 end = min(at + size, stop)
                 counted = np.empty((end - at, self.vocabulary))
                 super().distributions(ids[number], at, end, counted)
-                said = self.advisor.after(tails(ids[number], np.arange(at, end), self.advisor.reach))
-                found.append((_log(said).half(), _log(counted).half()))
-        targets = np.concatenate([ids[number][begin:stop] for number, begin, stop in some]).astype(np.int64)
-        p, q = (torch.cat(side) for side in zip(*found))
-        return fit_gate(self.gate, p, q, torch.from_numpy(targets), seed, epochs)
+                behind = tails(ids[number], np.arange(at, end), self.advisor.reach)
+                speaks = self.advisor.speaks(behind)
+                targets = torch.from_numpy(ids[number][at:end][speaks].astype(np.int64))
+                found.append((_log(self.advisor.after(behind[speaks])).half(), _log(counted[speaks]).half(), targets))
+        p, q, targets = (torch.cat(side) for side in zip(*found))
+        if not len(targets):
+            return 0.0
+        bits = fit_gate(self.gate, p, q, targets, seed, epochs)
+        alone = -float(p.gather(1, targets[:, None]).float().mean() / np.log(2))
+        self.gated = self.advisor.gated or bits < (1 - CLEARLY) * alone
+        return bits if self.gated else alone
 
     def _both(self, behind: np.ndarray, out: np.ndarray) -> None:
         """Mix into `out` (N, V), what the counts say, what the advisor says behind these tails."""
-        if not self.advisor.gated:
-            speaks = self.advisor.speaks(behind)
-            out[speaks] = self.advisor.after(behind[speaks])
-            return
-        with torch.no_grad():
-            mixed = self.gate.mix(_log(self.advisor.after(behind)), _log(out))
-        out[:] = mixed.exp().numpy()
+        speaks = self.advisor.speaks(behind)
+        said = self.advisor.after(behind[speaks])
+        if self.gated:
+            with torch.no_grad():
+                said = self.gate.mix(_log(said), _log(out[speaks])).exp().numpy()
+        out[speaks] = said
 
     def _nodes(self, past: np.ndarray, begins: np.ndarray, whole: np.ndarray, tokens: np.ndarray, parents: np.ndarray,
                chain: bool, at: np.ndarray, out: np.ndarray) -> None:
@@ -162,7 +167,7 @@ class Advised(BlendedCounts):
 
     def _settings(self) -> dict[str, Any]:
         return {**super()._settings(), "kind": "advised counts", "advisor": self.advisor.name,
-                "settings": self.advisor.settings()}
+                "settings": self.advisor.settings(), "gated": self.gated}
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {**super()._arrays(), **{f"advisor.{name}": value for name, value in self.advisor.arrays().items()},
@@ -175,7 +180,7 @@ class Advised(BlendedCounts):
         with loading(folder, name) as (settings, arrays):
             advisor = revived(settings["advisor"], settings["settings"])
             made = cls(plain.vocabulary, advisor, plain.window)
-            made.tables, made.trust = plain.tables, plain.trust
+            made.tables, made.trust, made.gated = plain.tables, plain.trust, settings.get("gated", advisor.gated)
             made.gate.load_state_dict({key: torch.from_numpy(arrays[f"gate.{key}"]) for key in made.gate.state_dict()})
             advisor.restore({key.partition(".")[2]: value for key, value in arrays.items()
                              if key.startswith("advisor.")})
