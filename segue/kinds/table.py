@@ -629,7 +629,7 @@ def _is_merged(cells: Sequence[Any]) -> bool:
     """Whether each cell holds for the empty ones below it, as merged ones of a sheet do: the first is filled, few
     others are, and none of them comes again."""
     filled = [cell for cell in cells if cell is not None]
-    texts = all(isinstance(cell, str) for cell in filled) and cells[0] is not None
+    texts = bool(filled) and all(isinstance(cell, str) for cell in filled) and cells[0] is not None
     return texts and 1 < len(filled) == len(set(filled)) and 2 * len(filled) < len(cells)
 
 
