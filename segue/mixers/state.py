@@ -159,6 +159,11 @@ def gather_nodes(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
 
+def may_look(x: Tensor) -> bool:
+    """Whether the numbers of x can be read here: what compiles or records the work of a GPU cannot wait for them."""
+    return not torch.compiler.is_compiling() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def check_parents(parents: Tensor, batch: int, n: int) -> None:
     """Refuse what is no forest of `n` nodes per row in topological order; a kernel would wait on it for ever."""
     later = parents >= torch.arange(parents.shape[-1], device=parents.device)

@@ -131,26 +131,36 @@ class Fitted:
             model.eval()
 
     def decodable(self, weights: str = "float32") -> Decodable:
-        """What decoders run: the network in the compiled CPU engine where it has a compiled form, mixed with counts if
-        it was fitted so. weights: "float32", or "int8": matrices rounded to bytes, smaller and faster, a little worse.
+        """What decoders run: the network in the compiled CPU engine where it has a compiled form, or with its steps
+        recorded on a GPU, mixed with counts if it was fitted so. weights: "float32", or "int8": matrices rounded to
+        bytes, smaller and faster, a little worse.
         """
-        from segue.models.compiled import accelerate
-
         network: Decodable = self.model
-        if isinstance(self.model, Stack) and self.model.embedding.weight.device.type == "cpu":
-            # The engine holds weights of its own: they are made again when the network has moved.
+        where = self.device.type
+        if isinstance(self.model, Stack) and (where == "cpu" or (where == "cuda" and weights == "float32")):
+            # The engine holds weights of its own, a recording their addresses: made again when the network has moved.
             key = (weights, sum(p._version for p in self.model.parameters()))
             if self._engine is None or self._engine[0] != key:
-                try:
-                    self._engine = key, accelerate(self.model, weights)
-                except SegueError:
-                    if weights != "float32":
-                        raise
-                    self._engine = key, self.model
+                self._engine = key, self._fast(self.model, weights, where)
             network = self._engine[1]
         elif weights != "float32":
             raise SegueError(f"weights '{weights}' need a native model on the CPU: leave them out")
         return network if self.mixture is None else self.mixture.over(network)
+
+    @staticmethod
+    def _fast(stack: Stack, weights: str, where: str) -> Decodable:
+        """The fastest form of a stack there."""
+        from segue.models.compiled import accelerate
+        from segue.models.recorded import Recorded
+
+        if where == "cuda":
+            return Recorded(stack)
+        try:
+            return accelerate(stack, weights)
+        except SegueError:
+            if weights != "float32":
+                raise
+            return stack
 
     @property
     def device(self) -> torch.device:
