@@ -5,6 +5,7 @@ A recording needs a GPU; without one, the same step runs over the same buffers.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ import torch
 from test_models import stack
 
 from segue.decoding import generate
-from segue.models.recorded import KEPT, ROOM, LentState, Recorded
+from segue.errors import SegueError
+from segue.mixers import MIXERS
+from segue.mixers.state import unread
+from segue.models.recorded import KEPT, ROOM, LentState, Recorded, Recording, Unread
 
 GPU = torch.cuda.is_available()
 PATTERNS = ["attention", "attention:places", "attention:near+gru", "attention:shared+mamba", "gla+slstm",
@@ -97,3 +101,30 @@ def test_what_is_not_recorded_runs_as_it_did(pattern: str) -> None:
     model = recorded(pattern)
     expected = [a.tokens for a in generate(model.stack, PROMPTS, 12)]
     assert [a.tokens for a in generate(model, PROMPTS, 12)] == expected and not model.recordings
+
+
+def test_what_looks_at_numbers_is_told_before_it_is_recorded() -> None:
+    x, places, empty = torch.arange(2.0), torch.tensor([1, 0]), torch.zeros(2, device="meta")
+    looks = [lambda: x.max().item(), lambda: bool(x.any()), lambda: x[x > 1], lambda: x.nonzero(),
+             lambda: x.unique(), lambda: torch.linalg.inv(x[:, None] + x), lambda: x.new_tensor([1.0]),
+             lambda: x.repeat_interleave(places), lambda: x.to("meta"), lambda: empty.copy_(x)]
+    for grad in (torch.inference_mode, torch.enable_grad):
+        with grad(), Unread():
+            for look in looks:
+                with pytest.raises(SegueError, match="cannot be recorded"):
+                    look()
+            x[places].repeat_interleave(2).to(torch.float64).norm().add(torch.ones(2)).copy_(x)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", [name for name, mixer in MIXERS.items() if mixer.causal])
+def test_a_step_of_a_mixer_looks_at_no_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stack(name, options={}, width=32, hidden=48).to(torch.bfloat16).eval()  # a type that no compiled loop takes
+    state = Recorded(model).init_state(2)
+    if not Recorded(model)._fits(state):
+        assert name in ("hyena", "jrt", "palm")
+        return
+    recording = Recording(model, state, 8, graph=False)
+    recording.play()
+    with unread(), Unread(), pytest.raises(SegueError) if name in ("block-recurrent", "lssl") else nullcontext():
+        recording.play()

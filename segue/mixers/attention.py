@@ -205,7 +205,7 @@ class Attention(Mixer):
         in place of `qkv`."""
         if self.places is not None:
             limit = self.places.num_embeddings
-            if may_look(positions) and positions.numel() and int(positions.max()) >= limit:
+            if may_look() and positions.numel() and int(positions.max()) >= limit:
                 raise SegueError(f"position {int(positions.max())} is beyond the {limit} learned positions of this "
                                  "attention: give a shorter sequence or choose a larger length")
             x = x + self.places(positions)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
@@ -159,9 +161,22 @@ def gather_nodes(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
 
-def may_look(x: Tensor) -> bool:
-    """Whether the numbers of x can be read here: what compiles or records the work of a GPU cannot wait for them."""
-    return not torch.compiler.is_compiling() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+_UNREAD = ContextVar("unread", default=False)
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Within, nobody checks the numbers of tensors: the work is recorded, and a recording cannot wait for them."""
+    token = _UNREAD.set(True)
+    try:
+        yield
+    finally:
+        _UNREAD.reset(token)
+
+
+def may_look() -> bool:
+    """Whether the numbers of tensors can be checked here: not while torch compiles, nor `unread`."""
+    return not torch.compiler.is_compiling() and not _UNREAD.get()
 
 
 def check_parents(parents: Tensor, batch: int, n: int) -> None:

@@ -15,15 +15,48 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from segue.errors import SegueError
 from segue.mixers.attention import Attention
 from segue.mixers.cache import Cache, Slots
-from segue.mixers.state import Carry, Part, State, check_rows
+from segue.mixers.state import Carry, Part, State, check_rows, unread
 from segue.models.base import Decoding, Output, reads_whole
 from segue.models.stack import Stack
 
 ROOM = 256  # tokens more than a state has, at least, that its recording has a place for
 KEPT = 4  # recordings; the oldest makes room for the next
+
+
+class Unread(TorchDispatchMode):
+    """Within, it is an error to look at the numbers of a tensor or to bring them from device to device: a GPU would be
+    waited for, which a recording cannot. This must be known before: what fails while it is recorded leaves torch's
+    memory and random numbers in disorder (seen: dropout could not draw any more)."""
+
+    LOOKS = frozenset(("item", "_local_scalar_dense", "is_nonzero", "nonzero", "nonzero_numpy", "argwhere", "equal",
+                       "allclose", "masked_select", "cpu", "lift_fresh"))
+    PLAIN = frozenset(("linalg_norm", "linalg_vector_norm", "linalg_matrix_norm", "linalg_matrix_power"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        if self.looks(name, args, kwargs):
+            raise SegueError(f"a step with the operation {name} cannot be recorded")
+        return func(*args, **kwargs)
+
+    def looks(self, name: str, args: Any, kwargs: Any) -> bool:
+        if name in self.LOOKS or "unique" in name:
+            return True
+        if "linalg_" in name:  # a matrix that cannot be inverted is told of
+            return name not in self.PLAIN
+        if name in ("index", "index_put", "index_put_"):
+            return any(each is not None and each.dtype in (torch.bool, torch.uint8) for each in args[1])
+        if name == "repeat_interleave":
+            return isinstance(args[-1], Tensor)
+        if name in ("copy_", "to", "_to_copy"):
+            devices = [each.device if isinstance(each, Tensor) else each for each in (*args, *kwargs.values())
+                       if isinstance(each, Tensor | torch.device)]
+            return any(device.type != devices[0].type for device in devices)
+        return False
 
 
 class LentState(State):
@@ -98,11 +131,12 @@ class Recording:
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what is prepared at a first run must not be part of the recording
-            for _ in range(2):
+            self._step()
+            with unread(), Unread():
                 self._step()
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with unread(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             logits = self._step()
 
         def play() -> Tensor:
@@ -217,8 +251,8 @@ class Recorded:
                 self.recordings.pop(next(iter(self.recordings))).evict()
             try:
                 recording = Recording(self.stack, state, capacity, self.graph)
-            except RuntimeError as error:  # some operation looked at a number, which a recording cannot wait for
-                self.trouble = str(error).splitlines()[0]
+            except SegueError as error:
+                self.trouble = str(error)
                 return None
         self.recordings[key] = recording
         recording.take(state, most)

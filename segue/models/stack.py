@@ -429,7 +429,7 @@ class Stack(Forms, nn.Module):
         return f"torch {str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
 
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        eager = may_look(tokens)
+        eager = may_look()
         if self.config.tables and tokens.shape[2:] != (1 + len(self.config.tables),):
             raise SegueError(f"elements of this model are an id and a row of each of the tables "
                              f"{', '.join(self.config.tables)}, not {tuple(tokens.shape[2:])} numbers")
