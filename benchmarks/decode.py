@@ -352,6 +352,7 @@ def measure_gpu(threads: int, tokens: int, rounds: int) -> str:
                     "transformers": theirs(peer)}
             for batch in (1, 8):
                 best, same = speeds(runs, batch, tokens, rounds, SHAPES[name.split("-")[1]]["vocabulary"])
+                print(name, precision, batch, best, flush=True)
                 rows += [[f"{name}, {str(precision).removeprefix('torch.')}, batch {batch}", run, f"{speed:,.0f}",
                           f"{speed / best['transformers']:.2f}", f"{same[run]:.0%}"] for run, speed in best.items()]
     text = table(["", "", "tokens/s", "times transformers", "same tokens"], rows)
@@ -365,6 +366,7 @@ def measure_gpu(threads: int, tokens: int, rounds: int) -> str:
             continue
         model = Recorded(stack)
         best, _ = speeds({"graph": ours(model), "transformers": ours(stack)}, 1, tokens, rounds, 2000)
+        print(name, best, model.trouble or "", flush=True)
         graph, plain = best["graph"], best["transformers"]
         told = [f"{graph:,.0f}", f"{graph / plain:.1f}"] if model.recordings else ["-", "not recorded"]
         lines.append([name, told[0], f"{plain:,.0f}", told[1]])
