@@ -108,6 +108,14 @@ def test_gcg_keeps_what_it_has_and_may_be_told_which_ids() -> None:
     assert {i for u in brute_force(task, 2).values() for i in u} <= {2, 5}
     started = gcg(task, 0, 3, steps=0, start=[5, 2])
     assert started.control[1:] == (5, 2)
+    # From the best there is it goes nowhere: all it looks at is one swap away.
+    every = torch.tensor(list(itertools.product(range(V), repeat=2)))
+    out = min(set(range(V)) - set(brute_force(whole := Control(model, [1]), 2)))
+    best, looked = every[whole.scores(every, out)[1].argmax()], list[torch.Tensor]()
+    score = whole.scores
+    whole.scores = lambda controls, target=0: looked.append(controls) or score(controls, target)  # type: ignore
+    assert gcg(whole, out, 2, steps=6, candidates=20, start=best.tolist(), patience=9).control == tuple(best.tolist())
+    assert len(looked) == 7 and int((torch.cat(looked) != best).sum(1).max()) == 1
 
 
 def test_backoff_takes_the_shortest_that_reaches() -> None:
