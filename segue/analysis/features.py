@@ -1,6 +1,6 @@
 """Features that a model's vectors are made of: a sparse autoencoder finds them, steering exchanges them, and so do
-maps that take a place in an order apart from which order it is (Bricken et al.
-2023; Gould et al. 2023, arXiv 2312.09230)."""
+maps that take a place in an order apart from which order it is (Bricken et al. 2023; Gould et al. 2023, arXiv
+2312.09230)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def exchangeable(x: Tensor, index: Tensor, group: Tensor, ridge: float = 1e-3) -
     """
     places = {pair: at for at, pair in enumerate(zip(index.tolist(), group.tolist()))}
     if len(places) < len(x):
-        raise SegueError(f"{len(x)} vectors have {len(places)} different pairs of index and group: give each vector one "
+        raise SegueError(f"{len(x)} vectors have {len(places)} different pairs of index and group: give each one "
                          "of its own")
     found = [(t, s, places[i, g]) for t, i in enumerate(index.tolist()) for s, g in enumerate(group.tolist())
              if (i, g) in places]
