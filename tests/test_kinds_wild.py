@@ -1176,3 +1176,57 @@ def test_long_rows_are_told_from_sentences_at_once() -> None:
     """A search for blank lines took minutes where rows are long."""
     head = b"\n".join(b" 1.5000000e+00" * 90 for _ in range(50))
     assert not KINDS["events"].sniff(Path("TRAIN.txt"), head)
+
+
+ASKED_FOR = [f"What is number {i} of the river called" for i in range(8)]
+LABELLED = "".join(f"{['DESC:manner', 'HUM:ind', 'LOC:other'][i % 3]} {ASKED_FOR[i % 8]} ?\n" for i in range(30))
+SENTENCES = "".join("".join(f"{k}\t{word}\t{word.lower()}\tNOUN\n" for k, word in enumerate(text.split(), 1)) + "\n"
+                    for text in RIVER * 2)
+TOLD = [{"text": "add "}, {"text": "a tune", "entity": "name"}, {"text": " to my list"}]
+TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
+    {"text": "Nobody.", "role": "assistant", "replies": [{"text": "So?", "role": "prompter", "replies": []}]},
+    {"text": "I.", "role": "assistant", "replies": []}]}
+
+
+@pytest.mark.parametrize("name, content, count, said, label", [
+    ("trec.label", LABELLED, 30, f"{ASKED_FOR[0]} ?", "DESC:manner"),
+    ("rt.all", "".join(f"{i * i % 3 % 2} {text}\n" for i, text in enumerate(ASKED_FOR * 4)), 32, ASKED_FOR[0], "0"),
+    ("phrases.txt", "".join(f"{text} .@{'ab'[i * i % 3 % 2]}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
+     f"{ASKED_FOR[0]} .", "a"),
+    ("sms.txt", "".join(f"{'hs'[i * i % 3 % 2]}am\t{text} {i}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
+     f"{ASKED_FOR[0]} 0", "ham"),
+    ("ud.conllu", f"# newdoc\n# text = {RIVER[0]}\n" + SENTENCES, 8, RIVER[0], ""),
+    ("eng.testa", "-DOCSTART- -X-\n\n" + SENTENCES.replace("\t", " "), 8, RIVER[0], ""),
+    ("babi.txt", ("1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1\n" * 9), 9,
+     "1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1", ""),
+    ("tiny.txt", "<|endoftext|>\n".join(f"{text}\nAnd so on.\n" for text in RIVER), 4, f"{RIVER[0]}\nAnd so on.", ""),
+    ("daily.txt", "".join(f"{text} __eou__ {text} __eou__\n" for text in RIVER * 5), 20,
+     f"{RIVER[0]} __eou__ {RIVER[0]} __eou__", ""),
+    ("meld.csv", "Utterance,Speaker,Emotion,Dialogue_ID\n" + "".join(
+        f"{text},{'AB'[i % 2]},joy,{i // 4}\n" for i, text in enumerate(RIVER * 3)), 3,
+     f"A: {RIVER[0]}\nB: {RIVER[1]}\nA: {RIVER[2]}\nB: {RIVER[3]}", ""),
+    ("piqa.jsonl", "".join(json.dumps({"goal": text, "sol1": "wade", "sol2": "swim"}) + "\n" for text in RIVER), 4,
+     f"{RIVER[0]}\nwade\nswim", ""),
+    ("swag.jsonl", "".join(json.dumps({"ind": i, "ctx_b": "he", "ctx": text, "label": 1, "split": "val",
+                                       "endings": ["swims.", "runs."]}) + "\n" for i, text in enumerate(RIVER)), 4,
+     f"{RIVER[0]}\nswims.\nruns.\n1", ""),
+    ("oasst.jsonl", json.dumps({"id": "x", "prompt": TREE}) + "\n", 1,
+     "prompter: Who was it?\nassistant: Nobody.\nprompter: So?", ""),
+    ("bench.jsonl", json.dumps({"id": 1, "kind": "a", "turns": ["Who was it then?", "And why so?"]}) + "\n", 1,
+     "Who was it then?\nAnd why so?", ""),
+    ("shp.jsonl", json.dumps({"history": "Who was it then?", "n": 1, "human_ref_A": "I was.", "human_ref_B": "No."}), 1,
+     "Who was it then?\nI was.", ""),
+    ("snips.json", json.dumps({"AddTo": [{"data": TOLD}] * 3}, indent=1), 3, "add a tune to my list", ""),
+    ("one.json", json.dumps({"problem": "How many are there?", "level": "5", "solution": "Two."}, indent=1), 1,
+     "How many are there?\nTwo.", ""),
+    ("coqa.json", json.dumps({"version": "1.0", "data": [
+        {"story": f"{text} {i}, so, " * 40, "questions": [{"input_text": "Why so?"}], "answers": [{"input_text": "So"}]}
+        for i, text in enumerate(RIVER * 20)]}), 80, f"{RIVER[0]} 0, so, " * 40 + "\nWhy so?\nSo", ""),
+])
+def test_many_texts_in_a_file(tmp_path: Path, name: str, content: str, count: int, said: str, label: str) -> None:
+    data = read(put(tmp_path / name, content))
+    assert (data.kind.name, len(data), texts(data)[0], class_in(data.name(0))[1]) == ("text", count, said, "")
+    if label:
+        assert class_in(read(tmp_path / name, classes="").name(0))[1] == label
+    if name == "ud.conllu":
+        assert texts(read(tmp_path / name, field=["4"]))[1] == " ".join(["NOUN"] * len(RIVER[1].split()))
