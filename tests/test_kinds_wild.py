@@ -1230,3 +1230,33 @@ def test_many_texts_in_a_file(tmp_path: Path, name: str, content: str, count: in
         assert class_in(read(tmp_path / name, classes="").name(0))[1] == label
     if name == "ud.conllu":
         assert texts(read(tmp_path / name, field=["4"]))[1] == " ".join(["NOUN"] * len(RIVER[1].split()))
+
+
+RESIDUES = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ"
+BASES = "GGGAAACUUCGGUUUCCC"
+
+
+@pytest.mark.parametrize("name, content, kind, said, label", [
+    ("signalp.fasta", "".join(f">P{i}|EUK|{'AB'[i % 2]}|{i}\n{RESIDUES}\n{'S' * 9}{'O' * 24}\n" for i in range(9)),
+     "protein", RESIDUES, "A"),
+    ("masks.fasta", "".join(f">P{i}\n{RESIDUES}\n{'0' * 30}111\n" for i in range(9)), "protein", RESIDUES, ""),
+    ("fold.dbn", "".join(f">r{i}\n{BASES}\n((((((......)))))) (-4.20)\n" for i in range(4)), "dna", BASES, ""),
+    ("one.dbn", f"#Name: one\n{BASES * 2}\n{'((((((......))))))' * 2}\nSSSSSSHHHHHH\n", "dna", BASES * 2, ""),
+    ("one.ct", "  4  ENERGY = -1  one\n" + "".join(f" {i} {base} {i - 1} {(i + 1) % 5} 0 {i}\n" for i, base in
+                                                 enumerate("GAAC", 1)), "dna", "GAAC", ""),
+    ("one.bpseq", "".join(f"{i} {base} 0\n" for i, base in enumerate(BASES, 1)), "dna", BASES, ""),
+    ("flip.fa", "".join(f">S{i} TARGET={'AB'[i % 2]} SET=train\n{RESIDUES}\n" for i in range(9)), "protein", RESIDUES,
+     "A"),
+    ("deep.fa", "".join(f">S{i} {'AB'[i % 2]}.x-M{' test' * (i % 2)}\n{RESIDUES}\n" for i in range(9)), "protein",
+     RESIDUES, "A.x-M"),
+    ("swiss.fa", "".join(f">sp|S{i}|X_HUMAN PE={i % 2}\n{RESIDUES}\n" for i in range(9)), "protein", RESIDUES, ""),
+    ("amp.csv", "".join(f"{RESIDUES[i : i + 11]},{i % 2}\n" for i in range(22)), "protein", RESIDUES[:11], "0"),
+    ("amp.txt", "".join(f"{RESIDUES[i : i + 7 + i % 4]}\n" for i in range(22)), "protein", RESIDUES[:7], ""),
+])
+def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str, kind: str, said: str,
+                                        label: str) -> None:
+    data = read(put(tmp_path / name, content), classes="")
+    assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, said, label)
+    assert read(tmp_path / name)[0].object == said and not data.problems
+    if name in ("fold.dbn", "one.ct"):
+        check_kind(KINDS["dna"], [tmp_path / name], mutations=6)

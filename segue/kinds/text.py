@@ -70,7 +70,7 @@ FIELDS = words("text content code body document sentence article story passage d
 ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
              "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2")
 ANSWERS = words("completion output response answer answers rationale solution solutions canonical_solution chosen "
-                "answerkey hypothesis sentence fixed patch ref correct")
+                "answerkey hypothesis sentence fixed patch ref correct gt")
 SOURCES = words("text question dialogue dialog conversation transcript document article body content description "
                 "intent")
 MADE = words("code snippet sql query cmd summary highlights")
