@@ -1228,6 +1228,9 @@ def test_many_texts_in_a_file(tmp_path: Path, name: str, content: str, count: in
     assert (data.kind.name, len(data), texts(data)[0], class_in(data.name(0))[1]) == ("text", count, said, "")
     if label:
         assert class_in(read(tmp_path / name, classes="").name(0))[1] == label
+    if name == "piqa.jsonl":
+        put(tmp_path / "piqa-labels.lst", "0\n1\n1\n0\n")
+        assert [class_in(read(tmp_path, classes="").name(i))[1] for i in range(4)] == ["0", "1", "1", "0"]
     if name == "ud.conllu":
         assert texts(read(tmp_path / name, field=["4"]))[1] == " ".join(["NOUN"] * len(RIVER[1].split()))
 
@@ -1260,3 +1263,15 @@ def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str,
     assert read(tmp_path / name)[0].object == said and not data.problems
     if name in ("fold.dbn", "one.ct"):
         check_kind(KINDS["dna"], [tmp_path / name], mutations=6)
+
+
+def test_lines_with_classes_in_another_file(tmp_path: Path) -> None:
+    put(tmp_path / "train_text.txt", "".join(f"{text} {i}\n" for i, text in enumerate(RIVER * 3)))
+    put(tmp_path / "train_labels.txt", "0\n2\n" * 6)
+    data = read(tmp_path, classes="")
+    assert len(data) == 12 and class_in(data.name(1))[1] == "2" and len(read(tmp_path / "train_text.txt")) == 12
+    put(tmp_path / "train_labels.txt", "0\n2\n")
+    assert len(read(tmp_path / "train_text.txt")) == 1, "not as many"
+    put(tmp_path / "a/seq.in", "".join(f"{text}\n" for text in RIVER * 4))
+    put(tmp_path / "a/label", "to_go\nto_come\n" * 8)
+    assert class_in(read(tmp_path / "a", classes="").name(3))[1] == "to_come"

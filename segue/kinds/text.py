@@ -31,6 +31,7 @@ from segue.kinds.base import (
     of_class,
     words,
 )
+from segue.kinds.beside import classes_beside
 from segue.kinds.codecs import BPECodec, ByteCodec, Codec, as_bytes
 from segue.kinds.columns import both, class_column, class_of, told
 from segue.kinds.documents import as_row, flat
@@ -149,12 +150,26 @@ class Text(Kind):
         that holds the text, one record a row (found if not given, by its name or by what is in it; a table without one
         is plain text). Several fields, such as a question and its answer, follow each other line by line, and so do the
         turns of a dialogue, each behind who says it, within a row or in rows of their own. Plain text whose lines each
-        begin or end with a class is a text a line, without it; sentences of a word a line (CoNLL) are a text each, of
-        the words or of the columns that `field` counts; so are numbered lines up to the next that is numbered 1, and
-        what stands between <|endoftext|>. classes: the field or column that says of which class each record is ("": one
-        that seems to, or what is in front of or behind each line), which its name then tells.
+        begin or end with a class is a text a line, without it, and so are lines for which a file beside it says as many
+        classes; sentences of a word a line (CoNLL) are a text each, of the words or of the columns that `field` counts;
+        so are numbered lines up to the next that is numbered 1, and what stands between <|endoftext|>. classes: the
+        field or column that says of which class each record is ("": one that seems to, what is in front of or behind
+        each line, or in a file beside it), which its name then tells.
         """
+        beside = classes_beside(path) if self.name == "text" and not (field or classes) else None
+        if beside is not None:
+            each = list(self._read(path, problems, encoding, errors, bare(path).suffix.lower() not in JSON, [], None))
+            if len(each) == len(beside):
+                if problems is not None:
+                    problems.note = "; ".join(filter(None, (problems.note, "classes from the file beside it")))
+                yield from (Record(record.object, name=of_class(record.name, label if classes == "" else ""))
+                            for record, label in zip(each, beside))
+                return
         field = [field] if isinstance(field, str) else list(field)
+        yield from self._read(path, problems, encoding, errors, lines, field, classes)
+
+    def _read(self, path: Path, problems: Problems | None, encoding: str, errors: str, lines: bool, field: list[str],
+              classes: str | None) -> Iterator[Record]:
         if errors not in ("strict", "keep"):
             raise SegueError(f"errors is 'strict' or 'keep', not {errors!r}")
         try:
