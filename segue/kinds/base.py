@@ -298,9 +298,11 @@ def check_text(path: Path, data: bytes, offset: int = 0) -> None:
 
 def likely_encoding(data: bytes) -> str:
     """The encoding of before Unicode in which a text has the most of the usual letters."""
-    shares = {}
+    shares: dict[str, tuple[bool, float]] = {}
     ascii = len(data.translate(None, bytes(range(128, 256))))
     for encoding, letters in (LATIN if 2 * ascii > len(data) else OTHER).items():
         beyond = [sign for sign in data.decode(encoding, "replace") if sign > "\x7f"]
-        shares[encoding] = sum(sign in letters for sign in beyond) / max(1, len(beyond))
+        usual = [sign for sign in beyond if sign in letters]
+        few = encoding in ("cp1250", "cp1254") and len(set(usual)) < 3  # by chance, perhaps
+        shares[encoding] = not few, len(usual) / max(1, len(beyond))
     return max(shares, key=lambda encoding: shares[encoding])

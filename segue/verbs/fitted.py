@@ -39,6 +39,7 @@ from segue.training.evaluate import (
     ranked_by,
     score,
     summarise,
+    uniform_bits,
     unigram_nats,
     xz_bits,
 )
@@ -359,6 +360,8 @@ class Fitted:
         units = predicted_units(store, self.codec)
         total = max(1, int(units.sum()))
         baselines = {"uniform": math.log2(self.codec.size) * int(scored.counts.sum()) / total}
+        if self.kind.storage == "letters" and self.counts is not None:
+            baselines["uniform"] = uniform_bits(self.counts, store, self.codec.weights()) / total
         if self.counts is not None:
             baselines["unigram"] = unigram_nats(self.counts, store) / total / math.log(2)
         ngram = self.mixture.counts.classical() if self.mixture is not None else self.ngram
