@@ -385,7 +385,7 @@ def test_logs_in_the_encoding_that_they_name(tmp_path: Path) -> None:
     assert segue.read(tmp_path / "log.xes", encoding="latin-1")[0].object == ["über", "ein"]
     for told in ("klingon", "utf-7"):
         (tmp_path / "log.xes").write_bytes(log.format(told).encode("latin-1"))
-        with pytest.raises(SegueError, match="XML"):
+        with pytest.raises(SegueError, match="XES"):
             segue.read(tmp_path / "log.xes")
 
 
