@@ -436,6 +436,9 @@ class Fitted:
 
     def write(self, folder: Path) -> None:
         """The files of `save`, one by one, into a new folder."""
+        if not isinstance(self.model, Stack | ClozeModel):
+            raise SegueError(f"a {type(self.model).__name__} has no folder that load knows: keep its weights with "
+                             "segue.training.checkpoint.save_tensors(path, model.state_dict())")
         tensors = weights_of(self.model)
         if self.counts is not None:
             tensors["unigram"] = torch.from_numpy(np.asarray(self.counts, dtype=np.int64))
