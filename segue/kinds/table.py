@@ -34,9 +34,10 @@ from segue.kinds.frame import (
     times_a_line,
 )
 from segue.kinds.frame import number as is_number
+from segue.kinds.moments import CLOCK, spelled, together
 from segue.kinds.packed import bare, opened, twin
 from segue.kinds.text import text_columns
-from segue.kinds.times import DATE, NUMBER, seconds_of, span, steady, timelike, written
+from segue.kinds.times import NUMBER, seconds_of, span, steady, timelike, written
 
 
 def plain(name: str) -> str:
@@ -73,7 +74,6 @@ ENDINGS = ("", *words("id name number no idx index code key num uri en nummer nr
 IDS = re.compile(r"(?i:(^|[ _.-])(id|no|number|nr|num|key))$|[a-z](Id|ID|No|Number|Nr|Key)$")
 MOMENTS = ("timestamp", "datetime", "date", "time", "at", "ts", "datum", "zeit")  # what other names end on
 UNITS = re.compile(r"(utc|gmt|local|epoch|unix|iso|seconds?|secs?|millis(econds)?|micros|nanos|[mun]?s)+$")  # behind
-CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?( ?[AaPp]\.?[Mm]\.?)?")  # a time of day alone
 BETWEEN = re.compile(r"\s*[→,]\s*|\s+")  # what may stand between items that somebody types
 LONGEST = 40  # words of an item
 MANY = 100_000  # rows by which a column is judged
@@ -112,6 +112,7 @@ class Events(Kind):
         table = with_lists(glance(path, head))
         if table is None:
             return 0.9 if suffix in PARQUET or is_parquet(head) else 0.0
+        table = with_moments(table)
         sorts = DELIMITED | JSON | PARQUET
         if suffix not in sorts and table.form == "delimited" and not table.regular:
             return 0.0
@@ -695,25 +696,38 @@ def _events_not_measured(frame: Frame, what: str, values: Iterable[Any]) -> None
 
 
 def when_of(frame: Frame, names: list[str]) -> str | None:
-    """The column of times (see `timed`). A date and a time of day in two columns become one."""
+    """The column of times (see `timed`). Several that say when only together become one (see `together`)."""
     import pyarrow as pa
-    import pyarrow.compute as compute
 
     def cells(name: str) -> list[Any]:
-        return [cell for cell in frame.columns[name][:100].to_pylist() if cell not in (None, "")]
+        return [cell for cell in frame.columns[name][:1000].to_pylist() if cell not in (None, "")]
 
-    found = timed(names, cells)
-    if found is None or not pa.types.is_string(frame.columns[found].type):
-        return found
-    texts = [name for name in names if pa.types.is_string(frame.columns[name].type) and cells(name)]
-    clocks = [name for name in texts if all(CLOCK.fullmatch(cell.strip()) for cell in cells(name))]
-    dates = [name for name in texts if all(DATE.fullmatch(cell) and ":" not in cell for cell in cells(name))]
-    date, clock = (found if found in each else next(iter(each), None) for each in (dates, clocks))
-    if date is None or clock is None or found not in (date, clock):
-        return found
-    both = f"{date} {clock}"
-    frame.columns[both] = compute.binary_join_element_wise(frame.columns.pop(date), frame.columns.pop(clock), " ")
-    return both
+    parts = _parts([name for name in names if "list" not in str(frame.columns[name].type)], cells)
+    if not parts:
+        return timed(names, lambda name: cells(name)[:100])
+    said = spelled(parts, [frame.columns.pop(name).to_pylist() for name in parts])
+    frame.columns[" ".join(parts)] = pa.array(said, pa.string())
+    return " ".join(parts)
+
+
+def with_moments(table: Look) -> Look:
+    """The beginning of a table, as `when_of` makes it."""
+    parts = _parts(table.names, table.column) if table.headed else {}
+    if not parts:
+        return table
+    places = [table.names.index(name) for name in parts]
+    said = spelled(parts, [[row[place] if place < len(row) else None for row in table.rows] for place in places])
+    rest = [place for place in range(len(table.names)) if place not in places]
+    rows = [[*([*row, *[None] * len(table.names)][place] for place in rest), moment]
+            for row, moment in zip(table.rows, said)]
+    return replace(table, names=[*(table.names[place] for place in rest), " ".join(parts)], rows=rows)
+
+
+def _parts(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> dict[str, str]:
+    """See `together`; nothing where one of the other columns says when."""
+    parts = together(names := list(names), cells)
+    alone = timed(names, cells) if parts else None
+    return parts if alone is None or alone in parts or not timelike(cells(alone)) else {}
 
 
 def timed(names: Iterable[str], cells: Callable[[str], Sequence[Any]]) -> str | None:
@@ -735,7 +749,8 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
                what: str | None = None) -> tuple[str | None, str | None]:
     """Who and what by what is in columns: the first that names something that comes again, and the next. Numbers do so
     where their column is called as numbers of things are. Where one of the two is known, it is the other one's only
-    column, if there is one. A table of more measurements than names is of neither."""
+    column, if there is one, though not one that what happened tells. A table of more measurements than names is of
+    neither."""
     able, sizes = [], 0  # columns of names, and how many of sizes
     for name in names:
         values = [str(cell) for cell in cells(name) if cell not in (None, "") and not isinstance(cell, list)]
@@ -745,12 +760,19 @@ def told_apart(names: Iterable[str], cells: Callable[[str], Sequence[Any]], who:
                 sum(map(len, values)) <= 40 * len(values):
             able.append(name)
         sizes += bool(values) and measured(values)
+    if what is not None:
+        able = [name for name in able if not _follows(cells(name), cells(what))]
     if who is None and what is None:
         return (able[0], able[1]) if len(able) > max(1, sizes) else (None, None)
     alone = able[0] if len(able) == 1 or (what is None and able) else None
     if who is None and len(able) > 1:
         alone = next((name for name in able if IDS.search(name)), None)
     return who or alone, what or alone
+
+
+def _follows(cells: Sequence[Any], things: Sequence[Any]) -> bool:
+    """Whether what happened says who it was, as the template of a line of a log says which component wrote it."""
+    return len(cells) == len(things) and len({*zip(map(str, cells), map(str, things))}) == len({*map(str, things)})
 
 
 def _wordy(cells: Sequence[Any]) -> bool:

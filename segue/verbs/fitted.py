@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from segue.verbs.update import Update
 
 FORMAT = "segue model 1"
+SELDOM = 0.005  # of items that their sequence had already
 ASIDE = {"classes", "columns", "encoding"}  # options of reading that are of files, or that a codec knows itself
 SAVING = "saving"  # in a model's folder, where the next one is written
 KEPT = "classes.safetensors"  # what `segue.verbs.classify` keeps in a model's folder
@@ -208,6 +209,11 @@ class Fitted:
         finally:
             self.states[state].detach()
             self._engine = before
+
+    @property
+    def once(self) -> bool:
+        """Whether hardly an item came again within the sequences that it was fitted on."""
+        return float(self.report.get("repeats", 1.0)) < SELDOM
 
     @property
     def reading(self) -> dict[str, Any]:
