@@ -145,7 +145,8 @@ PAPERS: dict[str, Paper] = {
         ("tasks.functions", "objectives.regression", "analysis.curves")),
     "just-read-twice": Paper(
         "Just read twice: closing the recall gap for recurrent language models",
-        "2024, arXiv 2407.05483", "just_read_twice", ("mixers.jrt", "kernels.linear", "tasks.sets")),
+        "2024, arXiv 2407.05483", "just_read_twice",
+        ("mixers.jrt", "kernels.linear", "objectives.prefix", "tasks.sets")),
     "lightnet": Paper(
         "You Only Scan Once: Efficient Multi-dimension Sequential Modeling with LightNet",
         "2024, arXiv 2405.21022", "lightnet", ("mixers.lightnet", "mixers.average", "kernels.linear")),
