@@ -33,7 +33,10 @@ LONG = 1000  # letters: that two records are the same is then no chance
 PHRED = bytes(range(33, 127))
 COLUMNS = {"sequence", "seq", "dna", "protein", "peptide", "cdr3", "sequences", "dna_sequence", "protein_sequence",
            "aa_sequence"}
-NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name"}
+SITES = {"site", "recognition_site", "recognition_sequence", "recognition sequence", "recognition site"}
+CUTS = re.compile(r"\^|\(-?\d+/-?\d+\)")
+NAMES = {"id", "name", "accession", "identifier", "header", "sequence_id", "protein_id", "gene", "instance_name",
+         "enzyme"}
 BLANKS = b" \t\r\n\v\f"
 BASE_WORD = re.compile(r"[ACGTUN]{6,}|[acgtun]{6,}")  # shorter than a `LONG_WORD`, and yet no other word
 LEAST = 20  # columns of one letter each at least that are a sequence
@@ -320,6 +323,8 @@ def sequence_column(table: Look) -> str | None:
     shorter ones of bases."""
     if table.headed and (named := next((name for name in table.names if name.lower() in COLUMNS), None)):
         return named
+    if table.headed and (site := next((name for name in table.names if name.lower() in SITES), None)):
+        return site
     for name in table.names[:ROWS]:
         cells = table.column(name)
         letters = [_unwound(cell) if isinstance(cell, str) else "" for cell in cells]
@@ -358,7 +363,9 @@ def _runs(marked: list[bool]) -> Iterator[tuple[int, int]]:
 
 
 def _unwound(cell: str) -> str:
-    """The letters of a cell; words of k letters each of which goes on one letter further are one sequence."""
+    """The letters of a cell; words of k letters each of which goes on one letter further are one sequence. Where a site
+    is cut, as in G^AATTC or GGATG(9/13), is no letter."""
+    cell = CUTS.sub("", cell)
     words = cell.split()
     if len(words) > 1 and len(words[0]) > 1 and all(a[1:] == b[:-1] for a, b in pairwise(words)):
         return words[0] + "".join(word[-1] for word in words[1:])

@@ -81,6 +81,7 @@ CHOICE = re.compile(r"(choice|option|sol|ending|answer|opt|hyp)[ _]?[0-9a-f]|[a-
 VERSION = re.compile(r"(response|output|completion|human_ref|answer)[ _]?[01aj]", re.IGNORECASE)  # and others
 LANGUAGE = re.compile(r"(translation\.)?([a-z]{2,3}([_-]\w{2,4})?|(english|french|german|spanish|italian|russian|"
                       r"chinese|japanese)\b.*)", re.IGNORECASE)
+NAMED = words("name word surname lastname firstname fullname")  # what holds short texts
 DIALOGUES = words("dialogue dialog conversation transcript context")
 TOKENS = ("tokens", "words", "token")  # a text in lists of its words
 TURNS, ROLES = words("content value text utterance message"), words("role from speaker author agent")  # of a dialogue
@@ -131,7 +132,8 @@ class Text(Kind):
         several = self.name == "text" and suffix not in self.extensions and form_of(head.decode("utf-8", "replace"))
         surely = 0.8 if suffix in self.extensions or several else 0.2
         if suffix in DELIMITED:
-            surely = 0.7 if _holds_text(path, head) else 0.2
+            table = glance(path, head)
+            surely = 0.7 if _holds_text(path, head) else 0.5 if table is not None and named_columns(table) else 0.2
         if not head.translate(None, b"0123456789 .,;:+-eE\t\r\n"):
             return 0.02  # numbers alone
         try:
@@ -260,13 +262,16 @@ class Text(Kind):
         tabbed = table is not None and table.delimiter == "\t" and (table.headed or (
             classes is None and table.regular and len(table.names) == 2 and suffix in (".txt", "")
             and class_column(path, table, "") is not None))
+        if self.name == "code" and suffix == ".json" and not (field or classes):
+            return None  # one of the files of a program
         if table is None or not (sure or classes == "" or tabbed or table.form != "delimited"):
             return None
         column = class_column(path, table, classes)
         if column in field and classes:
             raise both(path, classes)
         rest = table.without(column)
-        asked, field = field, field or text_columns(rest) or (rest.names if column and len(rest.names) == 1 else [])
+        asked, field = field, field or text_columns(rest) or named_columns(rest) or (
+            rest.names if column and len(rest.names) == 1 else [])
         if classes and not field:
             raise SegueError(f"{path}: no column holds text; name one with field= (columns: {', '.join(rest.names)})")
         if column in field or not field:  # one that only by chance is called as classes are
@@ -637,6 +642,16 @@ def text_columns(table: Look) -> list[str]:
         return turns[:1]
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
+
+
+def named_columns(table: Look) -> list[str]:
+    """The column of a table without prose that is called as names and titles are, most of them different."""
+    for name in table.names if table.headed else ():
+        cells = table.column(name)
+        if re.sub("[ _]", "", name.lower()) in NAMED and cells and all(isinstance(cell, str) for cell in cells) and \
+                2 * len(set(cells)) > len(cells) and not all(map(number, cells)):
+            return [name]
+    return []
 
 
 def _multiple_choice(table: Look) -> list[str]:
