@@ -1253,7 +1253,7 @@ BASES = "GGGAAACUUCGGUUUCCC"
     ("deep.fa", "".join(f">S{i} {'AB'[i % 2]}.x-M{' test' * (i % 2)}\n{RESIDUES}\n" for i in range(9)), "protein",
      RESIDUES, "A.x-M"),
     ("swiss.fa", "".join(f">sp|S{i}|X_HUMAN PE={i % 2}\n{RESIDUES}\n" for i in range(9)), "protein", RESIDUES, ""),
-    ("sites.tsv", "enzyme\tsite\tsold\nEcoRI\tG^AATTC\tBN\nFokI\tGGATG(9/13)\tN\nAvaII\tG^GWCC\t\n", "dna", "GAATTC", ""),
+    ("sites.tsv", "enzyme\tsite\tn\nEcoRI\tG^AATTC\tBN\nFokI\tGGATG(9/13)\tN\nAvaII\tG^GWCC\t\n", "dna", "GAATTC", ""),
     ("amp.csv", "".join(f"{RESIDUES[i : i + 11]},{i % 2}\n" for i in range(22)), "protein", RESIDUES[:11], "0"),
     ("amp.txt", "".join(f"{RESIDUES[i : i + 7 + i % 4]}\n" for i in range(22)), "protein", RESIDUES[:7], ""),
 ])
