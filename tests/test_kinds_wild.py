@@ -1196,6 +1196,7 @@ TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
     ("sms.txt", "".join(f"{'hs'[i * i % 3 % 2]}am\t{text} {i}\n" for i, text in enumerate(ASKED_FOR * 4)), 32,
      f"{ASKED_FOR[0]} 0", "ham"),
     ("ud.conllu", f"# newdoc\n# text = {RIVER[0]}\n" + SENTENCES, 8, RIVER[0], ""),
+    ("germeval.tsv", "# source\n" + SENTENCES, 8, RIVER[0], ""),
     ("eng.testa", "-DOCSTART- -X-\n\n" + SENTENCES.replace("\t", " "), 8, RIVER[0], ""),
     ("babi.txt", ("1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1\n" * 9), 9,
      "1 Ann went out.\n2 Bo came in.\n3 Where is Ann? \tout\t1", ""),
@@ -1262,6 +1263,9 @@ def test_letters_with_marks_and_classes(tmp_path: Path, name: str, content: str,
     data = read(put(tmp_path / name, content), classes="")
     assert (data.kind.name, data[0].object, class_in(data.name(0))[1]) == (kind, said, label)
     assert read(tmp_path / name)[0].object == said and not data.problems
+    if name == "signalp.fasta":
+        cut = read(put(tmp_path / name, content[:-5]))
+        assert len(cut) == 8 and "cut short" in str(cut.problems[0])
     if name in ("fold.dbn", "one.ct"):
         check_kind(KINDS["dna"], [tmp_path / name], mutations=6)
 

@@ -59,7 +59,6 @@ FLAT = {  # what files of databases and aligners begin with, and the name of the
     r"[^\s@][^\t\n]*\t\d+\t\S+\t\d+\t\d+\t(\*|(\d+[MIDNSHPX=])+)\t\S+\t\d+\t-?\d+\t([A-Za-z=.]+|\*)(\t|$)": "sam",
 }
 SIZES = re.compile(r"\s*(\d+)[ \t]+(\d+)[ \t]*[A-Za-z]?[ \t]*")  # the first line of PHYLIP: sequences, letters of each
-NO_LETTER = re.compile(rb"[^A-Za-z*-]|$")
 PAIRED = re.compile(rb"[().,\[\]{}<>|:~_-]*[()][().,\[\]{}<>|:~_A-Za-z-]*([ \t]+\([ \d.-]+\))?\s*")  # who pairs
 REVERSED = bytes.maketrans(b"ACGTUacgtu", b"TGCAAtgcaa")
 GENBANK = {".gb", ".gbk", ".gbff", ".genbank", ".gp", ".gpff"}
@@ -613,10 +612,12 @@ def _fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: bool 
     notes = ["class=a part of the headers"] * (label is not None) + ["not read: the marks below the letters"] * marks
     if problems is not None and notes:
         problems.note = "; ".join(notes)
-    for number, (header, sequence) in enumerate(_headed(handle), 1):
-        name = _name(header, number)
-        if marks:
-            sequence = sequence[: min(len(NO_LETTER.split(sequence, maxsplit=1)[0]), len(sequence) // 2)]
+    for number, (header, body) in enumerate(_headed(handle), 1):
+        name, lines = _name(header, number), body.split() if marks else []
+        if marks and (len(lines) < 2 or len(lines[0]) != len(lines[1])):
+            bad(problems, path, name, None, "not as many marks below as letters; is the file cut short?")
+            continue
+        sequence = lines[0] if marks else body.translate(None, BLANKS)
         if label is not None:
             name = of_class(name, label(header.decode("utf-8", "replace").strip()))
         if sequence:
@@ -626,11 +627,11 @@ def _fasta(path: Path, handle: BinaryIO, problems: Problems | None, marks: bool 
 
 
 def _headed(handle: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Header and letters of each FASTA record; read in blocks, since one may be a whole chromosome."""
+    """Header and lines of each FASTA record; read in blocks, since one may be a whole chromosome."""
 
     def record() -> tuple[bytes, bytes]:
         header, _, body = b"".join(parts).partition(b"\n")
-        return header, body.translate(None, BLANKS)
+        return header, body
 
     parts: list[bytes] = []  # the record being read, without its ">"
     carry, begun = b"\n", False

@@ -180,8 +180,8 @@ class Text(Kind):
         except (LookupError, ValueError) as error:
             raise SegueError(f"there is no text encoding called '{encoding}'; try utf-8, latin-1 or utf-16") from error
         suffix = bare(path).suffix.lower()
-        if self.name == "text" and not lines and suffix not in DELIMITED | JSON | PARQUET and (
-                several := form_of(self._head(path, encoding), field)):
+        if self.name == "text" and not lines and suffix not in {".csv", ".arff", ".inter"} | JSON | PARQUET and (
+                several := form_of(self._head(path, encoding), field, suffix in DELIMITED)):
             if problems is not None:
                 problems.note = several.note if classes is None else several.note.replace("not read:", "read:")
             for number, text, label in several.cut(self._lines(path, encoding, errors)):
