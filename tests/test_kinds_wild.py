@@ -27,6 +27,7 @@ from segue.kinds.frame import Look
 from segue.kinds.packed import FOREIGN
 from segue.models import Stack, StackConfig
 from segue.testing.kinds import check_kind
+from segue.verbs.fit import repeats
 from segue.verbs.fitted import Fitted, Report
 
 
@@ -384,7 +385,7 @@ def test_logs_in_the_encoding_that_they_name(tmp_path: Path) -> None:
     assert segue.read(tmp_path / "log.xes", encoding="latin-1")[0].object == ["über", "ein"]
     for told in ("klingon", "utf-7"):
         (tmp_path / "log.xes").write_bytes(log.format(told).encode("latin-1"))
-        with pytest.raises(SegueError, match="XML"):
+        with pytest.raises(SegueError, match="XES"):
             segue.read(tmp_path / "log.xes")
 
 
@@ -652,6 +653,25 @@ def _series(row: str, of: int = 60) -> str:
      "T1:2020-01-01 00-00-00:1.5,2,?\nT2:2020-01-01 00-00-00:1,2.5\n", 2, ""),
     ("gluon.jsonl", '{"start": "2020-01-01", "target": [1.5, 2, 2.5], "feat_static_cat": [0]}\n' * 3, 3,
      "columns=target, a series a row"),
+    ("prsa.csv", "No,year,month,day,hour,pm2.5,cbwd\n" + "".join(
+        f"{i + 1},2010,{1 + i // 48},{1 + i // 24 % 2},{i % 24},{i * 7 % 5 if i else 'NA'},{'NW' if i % 3 else 'cv'}\n"
+        for i in range(96)), 1, "columns=pm2.5, when=year month day hour (2010-01-01 00:00:00 to 2010-02-02 23:00:00, "
+     "every 1:00:00); not read: No, cbwd"),
+    ("hour.csv", "instant,dteday,hr,cnt\n" + "".join(f"{i},2011-01-0{1 + i // 24},{i % 24},{i * 7 % 5}\n"
+                                                     for i in range(48)), 1,
+     "columns=cnt, when=dteday hr (2011-01-01 00:00:00 to 2011-01-02 23:00:00, every 1:00:00); not read: instant"),
+    ("shampoo.csv", '"Month","Sales"\n' + "".join(f'"{1 + i // 12}-{1 + i % 12:02}",{WAVE[i]}\n' for i in range(36)), 1,
+     "columns=Sales; not read: Month"),
+    ("water.csv", "Year,Water\n" + "".join(f"{1885 + i},{300 + i * i % 7}\n" for i in range(30)), 1,
+     "columns=Water, when=Year (1885 to 1914, every 1)"),
+    ("deaths.csv", "Entity,Year,Deaths\n" + "".join(f"{who},{1900 + i},{i * i % 7}\n" for who in ("All", "Flood")
+                                                    for i in range(30)), 2,
+     "columns=Deaths, who=Entity, when=Year (1900 to 1929, every 1)"),
+    ("lstnet.txt", "".join(",".join(str(int((40 + 37 * k % 29) * WAVE[i // 5])) for k in range(30)) + "\n"
+                           for i in range(60)), 1,
+     "columns=" + ",".join(map(str, range(1, 21))) + ",... (30 in all)"),
+    ("pens.tra", "".join(",".join(f"{50 + (20 + i % 9) * np.sin(k / 3 + i * i):3.0f}" for k in range(16))
+                         + f", {i % 10}\n" for i in range(40)), 40, "a row a series, the last number its class"),
     ("meteo.json", json.dumps({"elevation": 38.0, "hourly": {"time": [str(each) for each in CLOCK], "rain": WAVE,
                                                              "heat": WAVE}}), 1,
      "columns=hourly.rain,hourly.heat, when=hourly.time (*)")])
@@ -959,6 +979,18 @@ def test_pictures_in_tables_and_with_classes(tmp_path: Path, name: str, content:
         check_kind(KINDS["picture"], [tmp_path / name], mutations=4)
 
 
+def test_pictures_of_few_steps_are_as_bright_as_others(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    on = [[int(cell) > 99 for cell in each.split()] for each in BRIGHT]
+    semeion = "".join(" ".join(f"{cell:d}.0000" for cell in each) + f" {i % 2:d} {1 - i % 2:d} \n"
+                      for i, each in enumerate(on))
+    optdigits = "".join(",".join(f"{16 * cell}" for cell in each) + f",{1 - i % 2}\n" for i, each in enumerate(on))
+    for name, text in (("semeion.data", semeion), ("optdigits.tra", optdigits)):
+        data = read(put(tmp_path / name, text), side=0)
+        assert (data.kind.name, [class_in(data.name(i))[1] for i in range(4)]) == ("picture", ["1", "0", "1", "0"])
+        assert [record.object[1:] for record in data] == [[str(7 * cell) for cell in each] for each in on]
+
+
 def test_arrays_of_pictures_whatever_their_axes(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     colours = np.stack([INK] * 3, 1).repeat(2, 2).repeat(2, 3)  # four of three channels of 16 x 16
@@ -1016,6 +1048,20 @@ def test_a_model_reads_new_files_as_its_own(tmp_path: Path) -> None:
         "the data were read without lines=, those that the model was fitted on with lines=true"]
     read(path, lines=True).save(tmp_path / "saved")
     assert not model.otherwise(read(tmp_path / "saved")) + model.otherwise(model.read(["name"]))
+
+
+def test_what_nobody_does_twice_is_not_recommended_twice(tmp_path: Path) -> None:
+    rows = "".join(f"u{i // 4},m{i * 5 % 12}\n" for i in range(40))
+    rated = read(put(tmp_path / "ratings.csv", "user,movie\n" + rows))
+    codec = KINDS["events"].codec(rated)
+    assert repeats(rated.encode(codec), len(codec.items)) == 0
+    heard = read(put(tmp_path / "plays.csv", "user,song\n" + "".join(f"u{i // 4},m{i % 2}\n" for i in range(40))))
+    assert repeats(heard.encode(codec), len(codec.items)) == 0.5
+    stack = Stack(StackConfig(codec.size, 8, ["gru"])).eval()
+    for share, once in ((0.0, True), (0.5, False)):
+        model = Fitted(stack, codec, KINDS["events"], Report({"repeats": share}), 16)
+        whole = model.continue_(["m0", "m5"], n=8, min_new_tokens=8).whole
+        assert (model.once, len(set(whole)) == len(whole) == 10) == (once, once)
 
 
 def test_sequences_of_objects_and_times_a_line(tmp_path: Path) -> None:
@@ -1110,6 +1156,9 @@ DAYS = [f"2016-03-{1 + i:02d} 10:0{i % 7}:00" for i in range(20)]
     ("log_structured.csv", "LineId,Time,Level,EventId\n" + "".join(
         f"{i},{day},{'ab'[i % 2]},E{i * i % 3}\n" for i, day in enumerate(DAYS)),
      "who=the file, what=EventId, when=Time (*)", 1),
+    ("linux_structured.csv", "LineId,Month,Date,Time,Component,EventId\n" + "".join(
+        f"{i},{'Jun' if i < 9 else 'Jul'},{14 + i % 9},0{i % 9}:15:16,{'ab'[i * i % 3 % 2]},E{i * i % 3}\n"
+        for i in range(20)), "who=the file, what=EventId, when=Month Date Time (*)", 1),
     ("traces.csv", "BlockId,Label,Features,TimeInterval\n" + "".join(
         f'blk_{i},Fail,"[E5,E2,E{i % 3}]","[0.0, 1.5, 0.5]"\n' for i in range(20)), "what=Features", 20),
     ("mind.tsv", "".join(f"{i}\tU{i % 4}\t11/13/2019 8:36:5{i % 10} AM\t"

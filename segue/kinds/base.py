@@ -11,6 +11,7 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -251,6 +252,19 @@ def as_utf8(path: Path, data: bytes, encoding: str) -> bytes:
     data = data.removeprefix(MARK)
     check_text(path, data)
     return data
+
+
+@contextmanager
+def parsed_xml(path: Path, name: str) -> Iterator[None]:
+    """Within it, a file of the format `name` that is not whole XML, or in an encoding that there is not, is a
+    SegueError."""
+    from xml.etree.ElementTree import ParseError
+
+    try:
+        yield
+    except (ParseError, LookupError, ValueError) as error:
+        raise SegueError(f"{path}: no {name} that can be read ({error}); is it cut short? Save it again, as "
+                         "UTF-8") from error
 
 
 def words(text: str) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from segue.errors import SegueError
-from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, words
+from segue.kinds.base import ARFF, HEAD, MOST, Problems, as_utf8, bad, looks_binary, marked, parsed_xml, words
 from segue.kinds.documents import as_row, document, flat, rows_of, spread
 from segue.kinds.packed import actual, bare, opened
 from segue.kinds.times import DATE
@@ -44,7 +44,7 @@ DELIMITED = frozenset((".csv", ".tsv", ".tab", ".arff", ".inter"))  # the last a
 LINES = frozenset((".jsonl", ".ndjson"))
 JSON = LINES | {".json"}
 PARQUET = frozenset((".parquet", ".pq", ".arrow", ".feather", ".ipc", ".orc"))  # and its like
-TABULAR = DELIMITED | JSON | PARQUET | {"", ".txt", ".dat", ".data", ".log", ".list"}  # files that may hold a table
+TABULAR = DELIMITED | JSON | PARQUET | {"", *words(".txt .dat .data .log .list .trn .tra .tst .tes")}  # may be tables
 SINGLE = re.compile(r"'[^'\n]*'([,;\t]'[^'\n]*')+\s*\n")  # a heading in quotation marks of another sort
 IDS = re.compile(r"[A-Za-z_]{0,4}\d+(-\d+)?( +[A-Za-z_]{0,4}\d+(-\d+)?)*")  # N55528 N19639
 BARE = re.compile(r"\[\w[\w-]*(\s*,\s*\w[\w-]*)+\]")  # [E5,E22], a list of words without quotation marks
@@ -621,7 +621,7 @@ def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
 
     rows: list[dict[str, Any]] = []
     traces = 0
-    try:
+    with parsed_xml(path, "XES"):
         said = None if codecs.lookup(encoding).name == "utf-8" else encoding
         parser = ElementTree.XMLParser(encoding=said)
         for _, element in ElementTree.iterparse(io.BytesIO(raw), ("end",), parser):
@@ -631,10 +631,6 @@ def _load_xes(path: Path, raw: bytes, encoding: str) -> Frame:
                 rows += [{"case:concept:name": case, **attributes(event)} for event in element
                          if event.tag.rpartition("}")[2] == "event"]
                 element.clear()
-    except ElementTree.ParseError as error:
-        raise SegueError(f"{path}: not whole XML ({error}); is the file cut short?") from error
-    except (LookupError, ValueError) as error:  # an encoding that there is not
-        raise SegueError(f"{path}: no XML that can be read ({error}); save it as UTF-8") from error
     if not rows:
         raise SegueError(f"{path}: there is no event in this log (XES: log, trace, event)")
     return _of_objects(path, rows, "event")

@@ -37,14 +37,29 @@ from segue.kinds.frame import (
 )
 from segue.kinds.packed import bare, opened
 from segue.kinds.recordings import form_of, recorded
-from segue.kinds.table import ENDINGS, WEAKLY, WHAT, WHEN, WHO, laid_out, measured, named_by, plain, timed, when_of
-from segue.kinds.times import DATE, EPOCH, Clock, lasting, seconds_of, span, steady, timelike
+from segue.kinds.table import (
+    ENDINGS,
+    WEAKLY,
+    WHAT,
+    WHEN,
+    WHO,
+    laid_out,
+    measured,
+    named_by,
+    plain,
+    timed,
+    when_of,
+    with_moments,
+)
+from segue.kinds.times import DATE, Clock, lasting, of_calendar, seconds_of, span, steady, timelike
 
-WHOLE = 24  # so many columns without a header: a row is a series
+WHOLE = 24  # so many columns without a header: a row is a series, where nothing speaks against it
+SHORT = 8  # so many, where something speaks for it
 COUNTERS = words("row index unnamed step no nr instant")  # columns that may count the rows
 MONTH = re.compile(r"\d{4}[-/. ]?(0?[1-9]|1[0-2]|Q[1-4])|[A-Za-z]{3,9}[-. ]\d{1,2},? ?\d{4}", re.IGNORECASE)
 SHOWN = 20  # columns that are told
 BARS = "▁▂▃▄▅▆▇█"
+PERIODS = words("month week quarter period hour minute")  # of moments, beside WHEN
 # Columns that may name series, beside WHO.
 SERIES = words("series unique id station sensor ticker symbol stock site city country region location parameter "
                "variable metric channel field tag")
@@ -53,6 +68,8 @@ GROUPS = re.compile(r"(?<=\d)['’ \u202f\xa0](?=\d{3}(\D|$))")  # what may stan
 SCALES = {"K": 1e3, "M": 1e6, "B": 1e9}
 ARCHIVES = {".ts", ".tsf"}
 RELATIONAL = re.compile(rb"(?i)@attribute\s+\S+\s+relational\b")
+ALIKE = 0.4  # so much neighbours are, where one goes on from the other
+MANY = 1000  # rows by which a table is judged
 PART = 1 << 20  # values of a recording that are one record
 
 Columns = dict[str, np.ndarray]
@@ -96,6 +113,7 @@ class Series(Kind):
 
     def sniff_table(self, path: Path, look: Look) -> float:
         """`sniff`, of a table by its first rows."""
+        look = with_moments(look)
         names = look.names if look.headed else []
         columns = {name: cells for name in look.names if (cells := look.column(name))}
         if lists := [name for name, cells in columns.items() if any(isinstance(cell, list) for cell in cells)]:
@@ -104,33 +122,35 @@ class Series(Kind):
         if look.headed and wide(names, [name for name in columns if name not in numbers],
                                 [name for name in numbers if _says_class(name)]):
             return 0.84
-        times = [name for name in columns if name not in numbers and (_dated(columns[name]) or (
-            len(columns[name]) > 3 and _dated(columns[name][1:])))]  # behind their units
+        numbers, times, texts = _sorts(names, columns, numbers)
         when = timed(names, lambda name: columns.get(name, []))
-        if when in numbers and timelike(columns[when]):
+        if when in numbers and look.headed and named_by(names, WHAT) is None and \
+                paced(path, look, when, list(columns)) is not None:
             numbers.remove(when)
             times.append(when)
-        texts = [name for name in columns if name not in (*numbers, *times)]
         known = np.concatenate([np.zeros(0), *(_column(columns[name]) for name in numbers)])
         known = known[np.isfinite(known)]
-        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN]) is None
-                    and len(set(map(str, columns[name]))) > 1]
-        once = any(len(set(map(str, columns[name]))) == len(columns[name]) > 2 for name in times)  # a row a moment
         if not len(known):
             return 0.0
+        nameless = [name for name in texts if named_by([name], [*WHO, *SERIES, *WHEN, *PERIODS]) is None
+                    and len(set(map(str, columns[name]))) > 1]
+        once = any(len(set(map(str, columns[name]))) == len(columns[name]) > 2 for name in times)  # a row a moment
         if look.headed and times and (whose := paced(path, look, times[0], [*texts, *numbers])) is not None:
-            nameless = [name for name in nameless if name != whose]
             if all(name == whose or named_by([name], (*WHO, *WEAKLY)) for name in numbers):
                 return 0.0
-            return 0.81 if not nameless else 0.5 if once else 0.0
+            return 0.81 if not set(nameless) - {whose} else 0.5 if once else 0.0
         if named_by(names, WHAT):
             return 0.0
-        if ((known == np.round(known)) & (known >= 0)).all() and \
-                not (once and named_by(names, (*WHO, *WEAKLY)) is None):
+        if not (look.headed or texts) and look.regular and len({len(cells) for cells in columns.values()}) == 1 and \
+                whole_rows(known.reshape(len(numbers), -1).T if len(known) == sum(map(len, columns.values()))
+                            else np.zeros((0, 0))):
+            return 0.84
+        counts = ((known == np.round(known)) & (known >= 0)).all()  # or numbers that name things
+        if counts and not (once and named_by(names, (*WHO, *WEAKLY)) is None):
             return 0.0
         if nameless:  # sorts of weather, on and off: left out where all else speaks for measurements
-            sorts = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
-            return 0.5 if once and sorts and len(nameless) <= len(numbers) else 0.0
+            again = all(len(set(map(str, columns[name]))) < len(columns[name]) for name in nameless)
+            return 0.5 if once and again and len(nameless) <= len(numbers) else 0.0
         if not look.headed and path.suffix.lower() not in DELIMITED and len(look.rows) < 3:
             return 0.0
         return 0.81 if look.headed or len(numbers) >= WHOLE else 0.6
@@ -146,8 +166,9 @@ class Series(Kind):
         who, when: the columns that name series and say when; found from names and contents if None. Rows are put in the
             order of time. when_format: of text times, as for `strptime`, where none of the usual ways is meant.
         rows: each row is a series, as in the UCR archive, where the first number, if they all are whole, is its class
-            and is left out; None: tables without a header and arrays do so from 24 columns, and tables whose columns
-            are called by dates, or numbered. An array of three axes holds series of moments of columns.
+            and is left out (of whole numbers alone the first or last, if these are few and small); None: arrays do so
+            from 24 columns, tables without a header as `rows_are_series` says, and tables whose columns are called by
+            dates, or numbered. An array of three axes holds series of moments of columns.
         classes: the column that says of which class each series is, the same in all its rows ("": one called so, if
             there is one), which its name then tells.
         """
@@ -179,7 +200,9 @@ class Series(Kind):
                    classes: str | None) -> Iterator[Record]:
         """`read`, of a table: lists in its cells, a series in each row, or a moment in each."""
         if rows is None and not frame.headed:
-            rows = len(frame.columns) >= WHOLE
+            found = [_numbers(frame, name) for name in frame.columns]
+            rows = rows_are_series(np.stack([values[:MANY] for values in found if values is not None] or
+                                            [np.zeros(0)], 1))
         of = take_classes(frame, classes, (who, when, column, *chosen))
         lists = {name: values[:100].to_pylist() for name, values in frame.columns.items()
                  if "list" in str(values.type)}
@@ -359,6 +382,34 @@ def _apart(whose: Sequence[str], times: np.ndarray, steadily: bool = False) -> b
         steadily and 2 * sum(bool(np.isfinite(steady(part))) for part in long) <= len(long))
 
 
+def likeness(grid: np.ndarray) -> tuple[float, float]:
+    """How alike neighbours are in a table (N, C) of numbers, from -1 to 1: along rows, where columns may take turns, up
+    to four of them; and down columns."""
+    def correlation(lines: np.ndarray, lag: int) -> float:
+        spread = lines.std(1, keepdims=True)
+        lines = ((lines - lines.mean(1, keepdims=True)) / np.where(spread > 0, spread, 1))[spread[:, 0] > 0]
+        return float((lines[:, lag:] * lines[:, :-lag]).mean()) if lines.size and lines.shape[1] > lag else 0.0
+
+    grid = np.nan_to_num(grid)
+    return max(correlation(grid, lag) for lag in (1, 2, 3, 4)), correlation(grid.T, 1)
+
+
+def rows_are_series(grid: np.ndarray) -> bool:
+    """Whether the rows of a table without a header (N, C) are series: of many columns, if those are not more alike
+    downwards, as moments of several sensors are; of some, if rows are alike along them, and columns are not."""
+    along, down = likeness(grid) if grid.shape[1] >= SHORT else (0.0, 0.0)
+    return along > ALIKE and down < 0.3 if grid.shape[1] < WHOLE else not (down > 0.5 and down > along)
+
+
+def whole_rows(grid: np.ndarray) -> bool:
+    """Whether whole numbers in a table without a header (N, C) are measurements, not symbols: they say many things,
+    neighbours are alike, and rows are not filled up at their ends."""
+    if len(grid) < 8 or grid.shape[1] < SHORT or len(np.unique(grid)) <= 16:
+        return False
+    filled = (grid[:, -1] == grid[:, -2]) & (grid[:, -1] == np.median(grid[:, -1]))
+    return max(likeness(grid)) > ALIKE and 4 * filled.sum() < len(grid)
+
+
 def one_a_line(head: bytes) -> bool:
     """Whether each line is one measured number, of eight or more; the last may be cut."""
     lines = head.decode("utf-8", "ignore").lstrip("\ufeff").split("\n")
@@ -409,6 +460,19 @@ def table(obj: Sequence[str]) -> Columns:
             moments.append({})
         moments[-1][column], last = number, order[column]
     return {column: np.array([moment.get(column, np.nan) for moment in moments]) for column in order}
+
+
+def _sorts(names: Sequence[str], columns: Mapping[str, Sequence[Any]],
+           numbers: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """The names of columns of measured numbers, of times and of texts. names: as the header has them, if there is one.
+    numbers: the columns that hold some, of which one may be the time."""
+    times = [name for name in columns if name not in numbers and (_dated(columns[name]) or (
+        len(columns[name]) > 3 and _dated(columns[name][1:])))]  # behind their units
+    when = timed(names, lambda name: columns.get(name, []))
+    if when is not None and when in numbers and timelike(columns[when]):
+        times.append(when)
+    return ([name for name in numbers if name not in times], times,
+            [name for name in columns if name not in (*numbers, *times)])
 
 
 def _dated(cells: Sequence[Any]) -> bool:
@@ -611,25 +675,34 @@ def _whole_rows(frame: Frame, along: Sequence[str], of: str | None, problems: Pr
     if not numbers:
         raise SegueError(f"{frame.path}: there are no numbers in this table")
     grid = np.stack(list(numbers.values()), 1)
-    first = grid[:, 0]
-    whole = bool((first == np.round(first)).all()) and not bool((grid == np.round(grid)).all())
-    labelled = not along and frame.classes is None and grid.shape[1] > 2 and whole
+    first, last = grid[:, 0], grid[:, -1]
+    labelled = not along and frame.classes is None and grid.shape[1] > 2
+    whole, front = bool((grid == np.round(grid)).all()), bool((first == np.round(first)).all())
+    behind = labelled and (whole or not front) and _few(last, grid[:, :-1])
+    labelled = labelled and (behind or (_few(first, grid[:, 1:]) if whole else front))
+    grid, first = (np.roll(grid, 1, 1), last) if behind else (grid, first)
     rest = _wordy(frame, [name for name in frame.columns if name not in numbers]) if along else []
     if problems is not None:
-        whose = ", the first number its class" if labelled else f", class={of}" if of else ""
+        whose = f", the {'last' if behind else 'first'} number its class" if labelled else f", class={of}" if of else ""
         whose += f", named by {', '.join(rest)}" if rest else ""
         problems.note = f"a row a series{whose}"
     called = [frame.columns[name].to_pylist() for name in rest]
     for row, values in enumerate(grid[:, labelled:]):
-        last = np.flatnonzero(np.isfinite(values))
+        known = np.flatnonzero(np.isfinite(values))
         label = decimal(first[row]) if labelled else "" if frame.classes is None else frame.classes[row]
         if of and not told(problems, frame.path, frame.place(row), of, label):
             continue
-        if not len(last):
+        if not len(known):
             bad(problems, frame.path, frame.place(row), None, "there is no number in this row; remove it")
             continue
         name = ", ".join(str(cells[row]) for cells in called if cells[row] is not None) or frame.place(row)
-        yield Record(flat({"": values[: last[-1] + 1]}), name=of_class(f"{frame.path}:{name}", label))
+        yield Record(flat({"": values[: known[-1] + 1]}), name=of_class(f"{frame.path}:{name}", label))
+
+
+def _few(numbers: np.ndarray, others: np.ndarray) -> bool:
+    """Whether whole numbers (N,) may be classes beside measured ones: few, and small."""
+    few = len(np.unique(numbers)) <= min(50, max(2, len(numbers) // 4)) and bool((numbers == np.round(numbers)).all())
+    return few and bool(3 * np.ptp(numbers) < np.nanmax(others) - np.nanmin(others))
 
 
 @dataclass
@@ -661,7 +734,7 @@ class _Moments:
         """Which columns are read as what; names: all there are, of: where classes were found."""
         between = "" if self.times is None else span(self.times)
         if self.times is not None and np.isfinite(pace := steady(self.times[self.series[0]])):
-            real = np.nanmax(np.abs(self.times)) >= EPOCH
+            real = of_calendar(self.times)
             between += f", every {lasting(pace) if real else f'{pace:g}'}"
         roles = said([("class", of), ("who", self.who), ("when", self.when)],
                      [name for name in names if name not in self.numbers], between)
