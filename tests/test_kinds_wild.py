@@ -1264,6 +1264,13 @@ TREE = {"text": "Who was it?", "role": "prompter", "lang": "en", "replies": [
      "prompter: Who was it?\nassistant: Nobody.\nprompter: So?", ""),
     ("bench.jsonl", json.dumps({"id": 1, "kind": "a", "turns": ["Who was it then?", "And why so?"]}) + "\n", 1,
      "Who was it then?\nAnd why so?", ""),
+    ("bbh.json", json.dumps({"canary": "no", "examples": [{"input": text, "target": "Yes"} for text in RIVER]}), 4,
+     f"{RIVER[0]}\nYes", ""),
+    ("trivia.json", json.dumps({"Data": [{"Question": text, "Answer": {"Value": "Rain", "Aliases": ["a"]}}
+                                         for text in RIVER], "Version": 1}), 4, f"{RIVER[0]}\nRain", ""),
+    ("pairs.csv", "said,answered\n" + "".join(f"{text} Yes.,{text} No.\n" for text in RIVER), 4,
+     f"{RIVER[0]} Yes.\n{RIVER[0]} No.", ""),
+    ("arxiv.jsonl", json.dumps({"id": 1, "article_text": RIVER, "labels": None}), 1, "\n".join(RIVER), ""),
     ("shp.jsonl", json.dumps({"history": "Who was it then?", "n": 1, "human_ref_A": "I was.", "human_ref_B": "No."}), 1,
      "Who was it then?\nI was.", ""),
     ("snips.json", json.dumps({"AddTo": [{"data": TOLD}] * 3}, indent=1), 3, "add a tune to my list", ""),

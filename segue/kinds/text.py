@@ -71,7 +71,7 @@ FIELDS = words("text content code body document sentence article story passage d
 ASKS = words("instruction instructions question questions stem problem problem_statement prompt input context passage "
              "article story body query options choices endings premise buggy mr goal ctx history sent1 obs1 obs2")
 ANSWERS = words("completion output response answer answers rationale solution solutions canonical_solution chosen "
-                "answerkey hypothesis sentence fixed patch ref correct gt")
+                "answerkey hypothesis sentence fixed patch ref correct gt target targets")
 SOURCES = words("text question dialogue dialog conversation transcript document article body content description "
                 "intent")
 MADE = words("code snippet sql query cmd summary highlights")
@@ -495,7 +495,7 @@ def _role(name: str, names: Iterable[str]) -> str | None:
 def _is(name: str, usual: Collection[str]) -> bool:
     """Whether a field is called so: by its last part, or by the one before, as in answers.text."""
     *_, before, last = ("", *name.lower().split("."))
-    return last in usual or (before in usual and last in ("text", "input_text", "spans", "number"))
+    return last in usual or (before in usual and last in ("text", "input_text", "spans", "number", "value"))
 
 
 def _joined(cells: Mapping[str, Any], field: Sequence[str]) -> str | None:
@@ -634,14 +634,25 @@ def text_columns(table: Look) -> list[str]:
                                                              for cell in table.column(names[-1])):
         return names  # a question, its choices, and the letter of one
     if prose:
-        if not table.headed or (len(prose) > 1 and all(map(LANGUAGE.fullmatch, prose))):
+        alone = len(prose) == len(names) < 4  # there is nothing but texts
+        if not table.headed or alone or (len(prose) > 1 and all(map(LANGUAGE.fullmatch, prose))):
             return list(prose)
-        return _siblings(max(prose, key=lambda name: prose[name]), table)
+        groups = [_siblings(name, table) for name in prose]
+        return max(groups, key=lambda group: sum(prose.get(name, 0) for name in group))
     if turns := [name for name in names if ((_last(name) in TURNS and "." in name) or _last(name) in LISTED) and
                  (cells := table.column(name)) and all(map(_are_texts, cells))]:
         return turns[:1]
+    if long := [name for name in names if (cells := table.column(name)) and all(map(_are_texts, cells)) and
+                _mean_words(cells) > 4 and not any(isinstance(cell[0], list) for cell in cells)]:
+        return long
     return [name for name in names if _last(name) in TOKENS and (cells := table.column(name)) and len(names) > 1 and
             all(isinstance(cell, list) and all(isinstance(word, str) for word in cell) for cell in cells)][:1]
+
+
+def _mean_words(cells: Sequence[Any]) -> float:
+    """How many words the texts in lists have on average."""
+    counts = [len(each.split()) for cell in cells for each in _unnested(cell)]
+    return sum(counts) / len(counts)
 
 
 def named_columns(table: Look) -> list[str]:
